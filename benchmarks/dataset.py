@@ -1,0 +1,154 @@
+"""How fast training samples come, against the access pattern that the reference has.
+
+    python benchmarks/dataset.py [--quick] [--steps N] [--batches N] [--json OUT]
+
+All read the same dataset (320x180, one frame a chunk, Blosc) in one call, in this process without workers: windows of
+16 steps with 2 observed, in random order, in batches of 64; rates are those of the median batch. The reference's
+pattern is a Python loop over samples, each a slice of the zarr array put into a window-sized array, made float32 and
+divided by 255. Memory is what is resident and not a mapped file, after each run; the mapped cache lies in the system's
+page cache instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from recordings import scene  # type: ignore[import-not-found]
+from rich.console import Console
+from rich.table import Table
+
+from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
+from diffusion_policy.dataset.replay_buffer import ArrayLayout, ReplayBuffer, image_layout, low_dim_layout
+from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER
+
+WIDTH, HEIGHT, HORIZON, OBSERVED, BATCH, EPISODE = 320, 180, 16, 2, 64, 115
+SHAPE_META: dict[str, dict[str, Any]] = {
+    "obs": {
+        "image": {"shape": [3, HEIGHT, WIDTH], "type": "rgb"},
+        "robot_eef_pose": {"shape": [7]},
+        "robot_gripper_state": {"shape": [1]},
+    },
+    "action": {"shape": [8]},
+}
+
+
+def write_dataset(path: Path, n_steps: int) -> None:
+    layout = {
+        "image": image_layout(WIDTH, HEIGHT),
+        "robot_eef_pose": low_dim_layout(POSE),
+        "robot_gripper_state": low_dim_layout((GRIPPER,)),
+        "action": low_dim_layout(POSE_GRIPPER),
+        "timestamp": ArrayLayout((), np.float64),
+    }
+    buffer = ReplayBuffer.create(path, layout, n_steps=n_steps)
+    frames = np.stack([cv2.resize(scene(10 * i, 0), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA) for i in range(32)])
+    for start in range(0, n_steps, 32):
+        buffer["image"][start : start + 32] = np.roll(frames, start, axis=2)[: n_steps - start]
+    for key in ("robot_eef_pose", "robot_gripper_state", "action"):
+        buffer[key][:] = np.random.default_rng(0).random((n_steps, buffer[key].shape[1]), dtype=np.float32)
+    buffer.set_episode_ends(np.append(np.arange(EPISODE, n_steps - 40, EPISODE), n_steps))
+
+
+def reference_batches(path: Path, dataset: CogActImageDataset) -> Iterator[dict[str, Any]]:
+    """Sample after sample: slice, pad to the window, float32, divide; then stack."""
+    data = {key: ReplayBuffer.open(path)[key] for key in (*SHAPE_META["obs"], "action")}
+    held = {key: np.asarray(array[:]) for key, array in data.items() if key != "image"}
+
+    def sample(index: int) -> dict[str, torch.Tensor]:
+        steps = dataset.windows.steps(index)
+        window = np.full((HORIZON, HEIGHT, WIDTH, 3), 0, dtype=np.uint8)
+        first, last = int(steps[0]), int(steps[OBSERVED - 1])
+        read = np.asarray(data["image"][first : last + 1])
+        window[:OBSERVED] = read[steps[:OBSERVED] - first]
+        made = {"image": np.moveaxis(window[:OBSERVED], -1, 1).astype(np.float32) / 255.0}
+        made |= {key: values[steps][: HORIZON if key == "action" else OBSERVED] for key, values in held.items()}
+        return {key: torch.from_numpy(value) for key, value in made.items()}
+
+    for batch in random_batches(len(dataset)):
+        yield torch.utils.data.default_collate([sample(index) for index in batch])
+
+
+def random_batches(n_windows: int) -> Iterator[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        order = torch.randperm(n_windows, generator=generator).tolist()
+        yield from (order[start : start + BATCH] for start in range(0, n_windows - BATCH + 1, BATCH))
+
+
+def samples_per_second(batches: Iterator[Any], n_batches: int) -> float:
+    next(batches)
+    seconds = []
+    for _ in range(n_batches):
+        start = time.perf_counter()
+        next(batches)
+        seconds.append(time.perf_counter() - start)
+    return BATCH / float(np.median(seconds))
+
+
+def resident_mb() -> float:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1024
+
+
+def own_batches(dataset: CogActImageDataset) -> Iterator[Any]:
+    return (dataset.get_batch(batch) for batch in random_batches(len(dataset)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="600 steps, 5 batches")
+    parser.add_argument("--steps", type=int, default=4000, help="steps of the dataset; 20000 are 3.4 GB of pixels")
+    parser.add_argument("--batches", type=int, default=30)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args(argv)
+    n_steps, n_batches = (600, 5) if arguments.quick else (arguments.steps, arguments.batches)
+    torch.set_num_threads(2)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bench.zarr"
+        write_dataset(path, n_steps)
+
+        def make(cache: str) -> CogActImageDataset:
+            return CogActImageDataset(SHAPE_META, path, HORIZON, 1, 7, OBSERVED, cache=cache)
+
+        runs: dict[str, Callable[[], Iterator[Any]]] = {
+            "the reference's pattern": lambda: reference_batches(path, make("none")),
+            "cache: none": lambda: own_batches(make("none")),
+            "cache: mmap": lambda: own_batches(make("mmap")),
+            "cache: mmap, DataLoader": lambda: iter(
+                torch.utils.data.DataLoader(make("mmap"), batch_size=BATCH, sampler=list(range(n_steps // 2)) * 50)
+            ),
+            "cache: memory": lambda: own_batches(make("memory")),
+        }
+        if torch.cuda.is_available():
+            runs["cache: device"] = lambda: own_batches(make("device"))
+        rows: dict[str, dict[str, float]] = {}
+        for name, run in runs.items():
+            batches = run()
+            rate = samples_per_second(batches, n_batches)
+            rows[name] = {"samples_per_s": rate, "resident_mb": resident_mb()}
+            del batches
+    base = rows["the reference's pattern"]["samples_per_s"]
+    table = Table("", "samples/s", "times", "resident MB")
+    for name, row in rows.items():
+        rate = row["samples_per_s"]
+        table.add_row(name, f"{rate:.0f}", f"{rate / base:.1f}", f"{row['resident_mb']:.0f}")
+    console = Console()
+    console.print(table)
+    console.print(f"{n_steps} steps, {n_steps * WIDTH * HEIGHT * 3 / 1e9:.2f} GB of pixels; batches of {BATCH}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"rows": rows, "steps": n_steps}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,15 @@
+"""Checkpoint to checkpoint, by declared rules, with every tensor accounted for.
+
+    source tensors --+
+    target tensors --+--> plan --> apply --> checkpoint + ledger
+    rules (YAML)   --+      |
+                            +--> or an error that says why the names differ and which rule would settle it
+
+Nothing here guesses: a tensor that no rule explains is an error, a rule that explains nothing is one too.
+"""
+
+from diffusion_policy.spec import WorkspaceError
+
+
+class AdaptError(WorkspaceError):
+    """Weights cannot be taken over as asked; says which, why, and what would settle it."""

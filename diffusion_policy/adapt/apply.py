@@ -1,0 +1,236 @@
+"""A plan becomes tensors, and those a checkpoint: copied, grown slot by slot, recomputed and fresh from the target.
+
+Copied tensors are the source's own (memory-mapped) storage, so adapting costs no second copy of the weights; tensors
+with two names stay one tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_policy.adapt import AdaptError
+from diffusion_policy.adapt.checkpoint_plan import NEW_RUN, CheckpointPlan, plan_checkpoint
+from diffusion_policy.adapt.initial import Init
+from diffusion_policy.adapt.ledger import Count, Entry, Ledger, Ref
+from diffusion_policy.adapt.plan import Plan, describe_state
+from diffusion_policy.adapt.proof import Proof, prove
+from diffusion_policy.adapt.rules import Rules
+from diffusion_policy.adapt.target import Target
+from diffusion_policy.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from diffusion_policy.spec import action_semantics
+
+State = dict[str, Tensor]
+
+
+def adapt_checkpoint(
+    source: Checkpoint,
+    target: Target,
+    rules: Rules,
+    out: str | Path,
+    *,
+    ledger_path: str | Path | None = None,
+    must_preserve: bool = False,
+    overwrite: bool = False,
+) -> Ledger:
+    """Make a checkpoint of another shape from a checkpoint: plan, fill, prove, write, read back.
+
+    Args:
+        source: the checkpoint at hand; never written to.
+        target: what is wanted; its config becomes the new checkpoint's.
+        rules: what may differ.
+        out: the new checkpoint.
+        ledger_path: where the ledger's JSON goes; None: `<out>.ledger.json`.
+        must_preserve: refuse to write unless shared action dimensions come out the same.
+        overwrite: an existing `out` is replaced.
+
+    Returns:
+        The ledger, with what the proof found among its notes.
+
+    Raises:
+        AdaptError: `out` exists or is the source, weights are not accounted for, a tensor is not finite, the function
+            is not preserved where it must be, or the written file is not what was planned.
+    """
+    out = Path(out)
+    refuse_overwriting(out, source.path, overwrite=overwrite)
+    if target.cfg is None:
+        raise AdaptError(f"{target.name} has no config, so no checkpoint can be made for it; name a config instead")
+    plan = plan_checkpoint(source, target, rules)
+    before = {part: source.state_dicts[plan.origins[part]] for part in plan.parts}
+    states = {part: apply_plan(plan.parts[part], state, target.state) for part, state in before.items()}
+    proofs = [prove(part, (source.cfg, before[part]), (target.cfg, state)) for part, state in states.items()]
+    if must_preserve and not all(proof.preserved for proof in proofs):
+        raise AdaptError("nothing was written: " + "; ".join(proof.describe() for proof in proofs))
+    ledger = replace(plan.ledger, notes=(*plan.ledger.notes, *(proof.describe() for proof in proofs)))
+    digest = sha256_of(source.path)
+    provenance = _provenance(source, digest, target, rules, ledger, proofs)
+    write_checkpoint(out, cfg=target.cfg, state_dicts=states, pickles=NEW_RUN, provenance=provenance)
+    _check_written(out, plan, states)
+    write_ledger(ledger_path or f"{out}.ledger.json", ledger, rules, source.path, digest)
+    return ledger
+
+
+def refuse_overwriting(out: Path, source: Path, *, overwrite: bool) -> None:
+    """AdaptError if `out` is the source, or exists and may not be replaced."""
+    if out.exists() and source.exists() and out.samefile(source):
+        raise AdaptError(f"{out} is the source itself; inputs are never written to, give another name")
+    if out.exists() and not overwrite:
+        raise AdaptError(f"{out} exists; give another name, or --overwrite to replace it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_ledger(path: str | Path, ledger: Ledger, rules: Rules, source: str | Path, sha256: str) -> None:
+    """The ledger as JSON, with the rules and the source's name and hash."""
+    origin = {"name": Path(source).name, "sha256": sha256}
+    write_json(path, {**ledger.to_json(), "rules": rules.to_json(), "source": origin})
+
+
+def write_json(path: str | Path, data: Any) -> None:
+    """Write JSON beside its name, then rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside.write_text(json.dumps(data, indent=1) + "\n", encoding="ascii")
+    os.replace(beside, path)
+
+
+def _provenance(
+    source: Checkpoint, digest: str, target: Target, rules: Rules, ledger: Ledger, proofs: list[Proof]
+) -> dict[str, Any]:
+    origin: dict[str, Any] = {"name": source.path.name, "sha256": digest, "which": rules.weights}
+    if source.provenance:
+        origin["provenance"] = source.provenance
+    adaptation = {
+        "ledger": ledger.to_json(),
+        "rules": rules.to_json(),
+        "source": origin,
+        "proof": {proof.part: proof.to_json() for proof in proofs},
+    }
+    return {"adaptation": adaptation, "action_semantics": action_semantics(target.layout.slots["action"])}
+
+
+def _check_written(out: Path, plan: CheckpointPlan, states: Mapping[str, State]) -> None:
+    """Open what was written and compare it with the plan: totals, then every number."""
+    written = read_checkpoint(out)
+    for part, state in states.items():
+        found = written.state_dicts[part]
+        infos = describe_state(found).values()
+        count = Count.of(Ref(info.name, info.shape, info.storage) for info in infos)
+        planned = plan.ledger.target_totals[part]
+        if count != planned:
+            raise AdaptError(f"{out}: {part} holds {count} after writing; planned were {planned}")
+        differing = [key for key in state if not torch.equal(found[key], state[key])]
+        if differing:
+            raise AdaptError(f"{out}: {part} differs from the plan after writing, at {differing[:5]}")
+
+
+def apply_plan(plan: Plan, source_state: Mapping[str, Tensor], target_state: Mapping[str, Tensor]) -> State:
+    """Carry out a plan.
+
+    Args:
+        plan: from `make_plan`, for exactly these two sets of tensors.
+        source_state: the weights at hand; read only, returned tensors may share its storage.
+        target_state: as a freshly built target holds them; gives fresh and recomputed tensors and the order of names.
+
+    Returns:
+        The target's state dict.
+
+    Raises:
+        AdaptError: two source tensors with different values would become one tensor, a tensor holds NaN or +inf, or no
+            value is known for a new slot.
+    """
+    made: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    rows = {entry.target.key: entry for entry in plan.ledger.of(part=plan.part) if entry.target is not None}
+    state: State = {}
+    for key in target_state:
+        entry = rows[key]
+        assert entry.target is not None
+        known = made.get(entry.target.tensor)
+        if known is None:
+            known = _fill(plan, entry, source_state, target_state[key])
+            # A source tensor that fills two tensors of the target (a copied encoder) must not make them one.
+            known = made[entry.target.tensor] = known.clone() if known.data_ptr() in taken else known
+            taken.add(known.data_ptr())
+        elif entry.action == "copied":
+            _check_same(entry, source_state, known)
+        state[key] = known
+    return state
+
+
+def _check_finite(key: str, tensor: Tensor, where: str) -> None:
+    # A finite sum means finite numbers: one pass over almost every tensor, the look at each number only in doubt.
+    if not tensor.is_floating_point() or torch.isfinite(tensor.sum(dtype=torch.float64)):
+        return
+    broken = int((torch.isnan(tensor) | torch.isposinf(tensor)).sum())
+    if broken:
+        raise AdaptError(f"{where}: {key} holds {broken} numbers that are NaN or infinite, of {tensor.numel()}")
+
+
+def _fill(plan: Plan, entry: Entry, source_state: Mapping[str, Tensor], target: Tensor) -> Tensor:
+    assert entry.target is not None
+    key = entry.target.key
+    rule = plan.rules.get(key)
+    if entry.action == "recomputed":
+        return target
+    if entry.action == "fresh":
+        filled = (rule.init if rule else Init("target")).whole(key, target)
+        _check_known(filled, key, "the whole tensor")
+        return filled
+    assert entry.source is not None
+    source = source_state[entry.source.key]
+    _check_finite(entry.source.key, source, "source")
+    if entry.action == "copied":
+        return source if source.dtype == target.dtype else source.to(target.dtype)
+    assert rule is not None
+    return _grow(entry, source.to(target.dtype), target, rule.init)
+
+
+def _grow(entry: Entry, source: Tensor, target: Tensor, init: Init) -> Tensor:
+    """The target's shape filled with `init`, kept slots written over it."""
+    key = entry.key
+    grows = any(slot.new for slot in entry.slots)
+    filled = init.background(key, source, target, entry.slots) if grows else torch.empty_like(target)
+    kept = source
+    places = [torch.arange(width) for width in target.shape]
+    for slot in entry.slots:
+        old, new = torch.tensor(slot.kept, dtype=torch.long).reshape(-1, 2).T
+        kept = kept.index_select(slot.axis, old)
+        places[slot.axis] = new
+    below = len(places) - 1
+    filled[tuple(place.reshape(-1, *[1] * (below - axis)) for axis, place in enumerate(places))] = kept
+    _check_known(filled, key, ", ".join(slot.describe() for slot in entry.slots))
+    return filled
+
+
+def _check_known(filled: Tensor, key: str, what: str) -> None:
+    if filled.is_floating_point() and torch.isnan(filled).any():
+        raise AdaptError(
+            f"{key}: no value is known for {what}; statistics of new dimensions come from a dataset that has them "
+            "(--dataset)"
+        )
+
+
+def _check_same(entry: Entry, source_state: Mapping[str, Tensor], known: Tensor) -> None:
+    assert entry.source is not None
+    other = source_state[entry.source.key]
+    same_storage = other.data_ptr() == known.data_ptr() and other.shape == known.shape
+    if not same_storage and not torch.equal(other.to(known.dtype), known):
+        raise AdaptError(
+            f"{entry.source.key}: the source holds another value here than under its other name, but in the target "
+            "both names are one tensor; the file lost its sharing and does not say which of the two counts"
+        )

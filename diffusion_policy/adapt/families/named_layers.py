@@ -1,0 +1,26 @@
+"""Names and shapes that torch gives the tensors of common layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from diffusion_policy.adapt.families.family import Shape
+
+Tensors = Iterator[tuple[str, Shape]]
+
+
+def linear(name: str, rows: int, columns: int) -> Tensors:
+    """A linear layer from `columns` to `rows` numbers, with a bias."""
+    yield f"{name}.weight", (rows, columns)
+    yield f"{name}.bias", (rows,)
+
+
+def affine(name: str, width: int) -> Tensors:
+    """A norm's scales and offsets."""
+    yield f"{name}.weight", (width,)
+    yield f"{name}.bias", (width,)
+
+
+def under(prefix: str, tensors: Iterable[tuple[str, Shape]]) -> Tensors:
+    """The same tensors under a prefix."""
+    return ((prefix + name, shape) for name, shape in tensors)

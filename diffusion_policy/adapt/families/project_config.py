@@ -1,0 +1,184 @@
+"""A config of the project as a model under change: what a changed value does to the policy trained with it.
+
+Other families are formulas; this one is the project's own class, so the class itself is built, on torch's meta device:
+names and shapes, no numbers and no memory. The settings are whatever the config holds, plus the arguments of the
+policy's constructor that it leaves out; one that reaches neither the policy nor its scheduler cannot touch the model.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffusion_policy.adapt.families.family import (
+    ABSENT,
+    REQUIRED,
+    Clash,
+    Config,
+    ConstructionError,
+    Effect,
+    FamilyError,
+    Setting,
+    Shape,
+    closest,
+    lookup,
+)
+from diffusion_policy.adapt.target import ENTRIES, NORMALIZER
+from diffusion_policy.checkpoint import build_policy
+from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.resolvers import register_resolvers
+from diffusion_policy.spec import StepSpec, WorkspaceError
+
+CONFIG_DIRECTORY = Path(__file__).resolve().parents[3] / "config"
+
+_TRAINING_ONLY = ("p_drop_emb", "p_drop_attn", "color_jitter")
+_FUNCTION_NOTES = {
+    "n_head": "the same attention matrices are cut into other heads",
+    "num_inference_steps": "another number of denoising steps",
+    "noise_scheduler": "another noise schedule than the one the weights were trained on",
+    "n_action_steps": "another slice of the predicted actions is executed",
+    "crop_shape": "the network sees another part of the image",
+    "eval_fixed_crop": "the network sees another crop of the image",
+    "shape_meta": "the same widths carry other quantities",
+}
+
+
+@dataclass(frozen=True)
+class PolicyDefinition:
+    """A config of the project as a model under change; the same questions as `family.ModelDefinition`.
+
+    config is the composed config as plain data, with its interpolations unresolved: a change of `horizon` reaches all
+    that refers to it.
+    """
+
+    name: str
+    config: Config
+
+    @property
+    def title(self) -> str:
+        """The name of the config."""
+        return f"the policy of {self.name}"
+
+    @cached_property
+    def settings(self) -> dict[str, Setting]:
+        """Every leaf of the config, and the policy's own arguments that it leaves to their defaults."""
+        found = {path: Setting("any", ABSENT) for path, _ in _leaves(self.config)}
+        for argument in inspect.signature(DiffusionTransformerHybridImagePolicy).parameters.values():
+            path = f"policy.{argument.name}"
+            if not isinstance(lookup(self.config, path), Mapping):
+                found[path] = Setting("any", REQUIRED if argument.default is argument.empty else argument.default)
+        return found
+
+    def locate(self, key: str) -> str:
+        """`key` itself, if it is a setting; FamilyError names the closest one otherwise."""
+        if key in self.settings:
+            return key
+        if isinstance(lookup(self.config, key), Mapping):
+            raise FamilyError(f"{key!r} of {self.name} is a group; set one of its values")
+        raise FamilyError(f"{self.name} has no setting {key!r}; {closest(key, list(self.settings))}")
+
+    def spelling(self, path: str) -> str:
+        """The path itself: nothing is left out."""
+        return path
+
+    def parts(self, paths: Sequence[str]) -> list[str]:
+        """One part, the policy."""
+        return ["model"]
+
+    def shapes(self, config: Config, parts: Sequence[str]) -> dict[str, Shape]:
+        """Names and shapes of the policy's state_dict; ConstructionError with the constructor's own words."""
+        try:
+            cfg = _resolved(config)
+            with torch.device("meta"):
+                policy = build_policy(cfg)
+        except (WorkspaceError, TypeError, ValueError, AssertionError, RuntimeError) as error:
+            raise ConstructionError(f"the policy refuses this config: {error}", "") from error
+        return {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()} | _normalizer(policy.spec)
+
+    def clashes(self, config: Config) -> list[Clash]:
+        """Samplers that cannot run; all else that does not fit is refused by the policy's constructor."""
+        policy = _policy_section(config)
+        trained = policy["noise_scheduler"]["num_train_timesteps"]
+        steps = policy.get("num_inference_steps") or trained
+        if steps <= trained:
+            return []
+        keys = ("policy.num_inference_steps", "policy.noise_scheduler.num_train_timesteps")
+        return [Clash(keys, f"num_inference_steps {steps} is more than the {trained} that the scheduler trains with")]
+
+    def effect(self, path: str, before: Config, after: Config) -> tuple[Effect, str]:
+        """What a change does where no tensor shows it: nothing, unless it reaches the policy's arguments."""
+        old, new = dict(_leaves(_policy_section(before))), dict(_leaves(_policy_section(after)))
+        changed = [key for key in {**old, **new} if old.get(key, ABSENT) != new.get(key, ABSENT)]
+        reached = sorted({key.partition(".")[0] for key in changed})
+        if not reached:
+            return Effect.UNUSED, ""
+        if all(argument in _TRAINING_ONLY for argument in reached):
+            return Effect.TRAINING, ""
+        argument = next(argument for argument in reached if argument not in _TRAINING_ONLY)
+        note = _FUNCTION_NOTES.get(argument, f"the policy's {argument} changes how the same tensors are used")
+        return Effect.FUNCTION, note
+
+
+def open_project_config(path: Path) -> PolicyDefinition | None:
+    """The config of that name in config/, or at that path, composed by Hydra; None if there is no such file."""
+    candidates = (path, CONFIG_DIRECTORY / path, CONFIG_DIRECTORY / f"{path}.yaml")
+    found = next((one for one in candidates if one.is_file() and one.suffix == ".yaml"), None)
+    if found is None:
+        return None
+    register_resolvers()
+    try:
+        with initialize_config_dir(str(found.parent.resolve()), version_base=None):
+            cfg = compose(found.stem)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise FamilyError(f"{found}: cannot be composed: {error}") from error
+    if "policy" not in cfg:
+        raise FamilyError(f"{found}: has no `policy` section, so there is no model to change")
+    config = OmegaConf.to_container(cfg)
+    assert isinstance(config, dict)
+    return PolicyDefinition(found.stem, {str(key): value for key, value in config.items()})
+
+
+def project_configs() -> list[str]:
+    """Names of the training configs of the project."""
+    return sorted(path.stem for path in CONFIG_DIRECTORY.glob("*.yaml"))
+
+
+def _leaves(node: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _normalizer(spec: StepSpec) -> dict[str, Shape]:
+    """The normaliser's tensors, which a policy has from its first fit on."""
+    widths = {"action": spec.action_dim, **{low_dim.key: len(low_dim.names) for low_dim in spec.low_dim}}
+    widths |= {image.key: 1 for image in spec.rgb}
+    return {f"{NORMALIZER}{key}.{entry}": (width,) for key, width in widths.items() for entry in ENTRIES}
+
+
+def _resolved(config: Config) -> DictConfig:
+    register_resolvers()
+    cfg = OmegaConf.create(dict(config))
+    try:
+        OmegaConf.resolve(cfg)
+    except OmegaConfBaseException as error:
+        raise FamilyError(f"the changed config cannot be resolved: {error}") from error
+    return cfg
+
+
+def _policy_section(config: Config) -> dict[str, Any]:
+    section = OmegaConf.to_container(_resolved(config).policy)
+    assert isinstance(section, dict)
+    return {str(key): value for key, value in section.items()}

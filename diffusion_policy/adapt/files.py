@@ -1,0 +1,158 @@
+"""Sources and targets as users name them: files, configs, models; and what may be done with each pair.
+
+A checkpoint of the policy is planned as a whole (live and averaged weights, optimiser, counters). Any other file of
+weights is one set of names, and what is made of it is a file of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from diffusion_policy.adapt import AdaptError
+from diffusion_policy.adapt.apply import adapt_checkpoint, apply_plan, refuse_overwriting, write_ledger
+from diffusion_policy.adapt.checkpoint_plan import plan_checkpoint
+from diffusion_policy.adapt.families.definitions import DEFINITIONS, open_definition
+from diffusion_policy.adapt.families.groot_n1_5 import read_config
+from diffusion_policy.adapt.families.project_config import open_project_config
+from diffusion_policy.adapt.ledger import Count, Ledger, Ref
+from diffusion_policy.adapt.plan import make_plan
+from diffusion_policy.adapt.rules import Rules, read_rules
+from diffusion_policy.adapt.target import (
+    Target,
+    target_from_checkpoint,
+    target_from_config,
+    target_from_manifest,
+    target_from_shapes,
+)
+from diffusion_policy.adapt.whatif import parse_change, with_changes
+from diffusion_policy.checkpoint import read_checkpoint
+from diffusion_policy.tensor_file import TensorFile, open_tensor_file
+from diffusion_policy.tensor_file.saving import save_torch_zip
+
+_ABSENT = object()
+WEIGHTS_SUFFIXES = (".pt", ".pth", ".weights")
+
+
+def open_target(name: str | Path, dataset: str | Path | None = None, changes: Sequence[str] = ()) -> Target:
+    """A target by name: a checkpoint, a JSON manifest, a training config (name or path), or a model such as `vpt`.
+
+    Args:
+        name: as above. A checkpoint with changes stands for its config, so changed.
+        dataset: for a config: statistics of new dimensions come from this zarr.
+        changes: of its config: "a.b=v", or "+a.b=v" for a key that a training config does not have.
+
+    Raises:
+        AdaptError: there is nothing of that name, or a change names a key that is not there.
+    """
+    path = Path(name)
+    if path.suffix == ".ckpt":
+        if not changes:
+            return target_from_checkpoint(path)
+        return target_from_config(_changed(read_checkpoint(path).cfg, changes), path.name, dataset)
+    if path.suffix == ".json" and read_config(path) is None:
+        if changes:
+            raise AdaptError(f"{name} is a manifest and has no config to change")
+        return target_from_manifest(path)
+    definition = open_definition(name)
+    if definition is not None:
+        config = with_changes(definition.config, [parse_change(definition, change) for change in changes])
+        return target_from_shapes(definition.file_shapes(config), definition.name)
+    project = open_project_config(path)
+    if project is None:
+        raise AdaptError(f"no target {str(name)!r}; expected a training config, .ckpt, .json, {', '.join(DEFINITIONS)}")
+    return target_from_config(_changed(OmegaConf.create(dict(project.config)), changes), project.name, dataset)
+
+
+def _changed(cfg: DictConfig, changes: Sequence[str]) -> DictConfig:
+    for change in changes:
+        key, equals, _ = change.removeprefix("+").partition("=")
+        if not equals:
+            raise AdaptError(f"cannot read the change {change!r}; expected key=value")
+        if not change.startswith("+") and OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT:
+            raise AdaptError(f"the config has no {key!r} to change; write +{change} to add it")
+    merged = OmegaConf.merge(cfg, OmegaConf.from_dotlist([change.removeprefix("+") for change in changes]))
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def plan_file(source: str | Path, target: Target, rules: Rules) -> Ledger:
+    """The ledger of an adaptation, nothing written.
+
+    Raises:
+        AdaptError: not everything is accounted for.
+    """
+    file = open_tensor_file(source)
+    if is_checkpoint(file):
+        return plan_checkpoint(read_checkpoint(source), target, rules).ledger
+    return make_plan(file.tensors, target.infos, rules, part="weights", target_layout=target.layout).ledger
+
+
+def apply_file(
+    source: str | Path,
+    target: Target,
+    rules: Rules,
+    out: str | Path,
+    *,
+    ledger_path: str | Path | None = None,
+    must_preserve: bool = False,
+    overwrite: bool = False,
+) -> Ledger:
+    """Plan, carry out, write and read back; see `apply.adapt_checkpoint` for checkpoints.
+
+    Raises:
+        AdaptError: as there; for other files also if `out` is not named as a file of weights.
+    """
+    file, out = open_tensor_file(source), Path(out)
+    if is_checkpoint(file):
+        return adapt_checkpoint(
+            read_checkpoint(source), target, rules, out,
+            ledger_path=ledger_path, must_preserve=must_preserve, overwrite=overwrite,
+        )  # fmt: skip
+    if must_preserve:
+        raise AdaptError(f"{source} is no checkpoint with a config, so it cannot be run; nothing can be proven of it")
+    if out.suffix not in WEIGHTS_SUFFIXES:
+        raise AdaptError(f"{out}: weights without a config are written as {', '.join(WEIGHTS_SUFFIXES)}")
+    refuse_overwriting(out, Path(source), overwrite=overwrite)
+    plan = make_plan(file.tensors, target.infos, rules, part="weights", target_layout=target.layout)
+    state = apply_plan(plan, _Mapped(file), target.state)
+    save_torch_zip(out, state)
+    written = open_tensor_file(out)
+    count = Count.of(Ref(info.name, info.shape, info.storage) for info in written.tensors.values())
+    if count != plan.ledger.target_totals["weights"] or any(
+        not torch.equal(written.load(key), tensor) for key, tensor in state.items()
+    ):
+        raise AdaptError(f"{out}: holds {count} after writing, which is not what was planned")
+    write_ledger(ledger_path or f"{out}.ledger.json", plan.ledger, rules, source, file.sha256())
+    return plan.ledger
+
+
+def is_checkpoint(file: TensorFile) -> bool:
+    """Whether a file is a checkpoint of the policy, with config and weights."""
+    return isinstance(file.tree, Mapping) and {"cfg", "state_dicts"} <= file.tree.keys()
+
+
+def rules_of(names: Sequence[str]) -> Rules:
+    """The rules of these files joined; none: source and target must be identical."""
+    return read_rules(*names) if names else Rules()
+
+
+@dataclass(frozen=True)
+class _Mapped(Mapping[str, Tensor]):
+    """A file's tensors by name, mapped when asked for."""
+
+    file: TensorFile
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.file.load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.file.tensors)
+
+    def __len__(self) -> int:
+        return len(self.file.tensors)

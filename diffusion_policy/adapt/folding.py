@@ -1,0 +1,22 @@
+"""Long lists of dotted names as few globs, for messages that a reader takes in at a glance."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+
+def fold(keys: Iterable[str], everything: Collection[str]) -> list[str]:
+    """The keys as few globs: a subtree that lies wholly among them becomes ``name.*``."""
+    wanted = set(keys)
+    others = set(everything) - wanted
+    taken: set[str] = set()
+    for key in others:
+        parts = key.split(".")
+        taken.update(".".join(parts[:depth]) for depth in range(1, len(parts)))
+    folded: dict[str, list[str]] = {}
+    for key in sorted(wanted):
+        parts = key.split(".")
+        heads = (".".join(parts[:depth]) for depth in range(1, len(parts)))
+        head = next((head for head in heads if head not in taken), None)
+        folded.setdefault(f"{head}.*" if head else key, []).append(key)
+    return [members[0] if len(members) == 1 else pattern for pattern, members in folded.items()]

@@ -1,0 +1,99 @@
+"""How numbers that come from no source are made: zeros, small normal, a copy of another slot, a mean, the target's own.
+
+Draws are seeded by rule and key, so the same plan gives the same checkpoint, and model and EMA start from the same
+numbers.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffusion_policy.adapt import AdaptError
+from diffusion_policy.adapt.slots import SlotMap
+
+Kind = Literal["zeros", "normal", "copy", "mean", "target"]
+SHORT_KINDS: tuple[Kind, ...] = ("zeros", "mean", "target")
+
+
+@dataclass(frozen=True)
+class Init:
+    """One way to make numbers.
+
+    Attributes:
+        kind: "zeros"; "normal" (mean 0, deviation `std`); "copy" (of the source's slot `slot`); "mean" (over the kept
+            slots); "target" (as a freshly built target holds them).
+        std: deviation of "normal".
+        slot: name of the slot that "copy" repeats.
+        seed: of "normal".
+    """
+
+    kind: Kind
+    std: float = 0.0
+    slot: str = ""
+    seed: int = 0
+
+    def describe(self) -> str:
+        """In words, for the ledger."""
+        return {
+            "zeros": "zeros",
+            "normal": f"normal(0, {self.std:g}), seed {self.seed}",
+            "copy": f"copy of slot {self.slot}",
+            "mean": "mean of the kept slots",
+            "target": "as the target initialises it",
+        }[self.kind]
+
+    def whole(self, key: str, target: Tensor) -> Tensor:
+        """Numbers for a whole fresh tensor; `target` is the freshly built one."""
+        if self.kind == "target":
+            return target
+        if self.kind == "zeros":
+            return torch.zeros_like(target)
+        if self.kind == "normal":
+            return self._normal(key, target)
+        raise AdaptError(f"{key}: init {self.kind!r} needs slots of a source; a fresh tensor has none")
+
+    def background(self, key: str, source: Tensor, target: Tensor, slots: tuple[SlotMap, ...]) -> Tensor:
+        """A tensor of the target's shape that holds this init everywhere; kept slots are written over it later."""
+        if self.kind in ("zeros", "normal", "target"):
+            return self.whole(key, target).clone()
+        changed = [slot for slot in slots if slot.new]
+        if len(changed) != 1:
+            raise AdaptError(f"{key}: init {self.kind!r} works along one grown axis, found {len(changed)}")
+        slot = changed[0]
+        if self.kind == "copy":
+            if self.slot not in slot.source:
+                raise AdaptError(f"{key}: no slot {self.slot!r} to copy; axis {slot.name} has {list(slot.source)}")
+            row = source.narrow(slot.axis, slot.source.index(self.slot), 1)
+        else:
+            kept = torch.tensor([old for old, _ in slot.kept])
+            row = source.index_select(slot.axis, kept).float().mean(slot.axis, keepdim=True).to(source.dtype)
+        return row.expand([*_but(source.shape, slot.axis, len(slot.target))]).clone()
+
+    def _normal(self, key: str, target: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {key}".encode()))
+        return (torch.randn(target.shape, generator=generator) * self.std).to(target.dtype)
+
+
+def read_init(value: Any, where: str, seed: int) -> Init:
+    """Read an `init` entry: a word (zeros, mean, target), {normal: std} or {copy: slot}; AdaptError otherwise."""
+    if isinstance(value, str) and value in SHORT_KINDS:
+        return Init(value, seed=seed)
+    if isinstance(value, Mapping) and len(value) == 1:
+        ((kind, argument),) = value.items()
+        if kind == "normal" and isinstance(argument, int | float) and argument >= 0:
+            return Init("normal", std=float(argument), seed=seed)
+        if kind == "copy":
+            return Init("copy", slot=str(argument))
+    raise AdaptError(f"{where}: init is {value!r}; expected zeros, mean, target, {{normal: 0.02}} or {{copy: slot}}")
+
+
+def _but(shape: torch.Size, axis: int, width: int) -> list[int]:
+    widths = list(shape)
+    widths[axis] = width
+    return widths

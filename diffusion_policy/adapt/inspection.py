@@ -1,0 +1,192 @@
+"""What is in a file of weights, without running code from it and without reading its tensors.
+
+Only the file's headers are read; of the tensors themselves no more than the action's range, a few numbers that tell
+which layout of seven dimensions a policy was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from diffusion_policy.adapt.families import ENTRIES, Recognised, recognise
+from diffusion_policy.adapt.layout import policy_config
+from diffusion_policy.adapt.ledger import Count, Ref
+from diffusion_policy.adapt.target import NORMALIZER
+from diffusion_policy.checkpoint import read_checkpoint
+from diffusion_policy.spec import layout_from_range, read_shape_meta
+from diffusion_policy.tensor_file import TensorFile, TensorInfo, open_tensor_file
+
+CONFIG_SUMMARY = (
+    "horizon", "n_obs_steps", "n_action_steps", "crop_shape", "obs_encoder_group_norm", "n_layer", "n_cond_layers",
+    "n_head", "n_emb", "causal_attn", "time_as_cond", "obs_as_cond", "num_inference_steps",
+)  # fmt: skip
+LAYOUTS = {
+    "xyz_quat": "position and quaternion (xyzw), by the range of its numbers",
+    "xyz_quat_gripper": "position, quaternion (xyzw) and gripper, by the range of its numbers",
+    "xyz_rotvec_width": "position, rotation vector and gripper width in metres, by the range of its numbers",
+    "unknown": "the range of its numbers does not tell the layout",
+}
+
+
+@dataclass(frozen=True)
+class GroupOfTensors:
+    """The tensors under one leading part of their names."""
+
+    name: str
+    count: Count
+    nbytes: int
+    dtypes: tuple[str, ...]
+    double_names: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "name": self.name, **self.count.to_json(), "bytes": self.nbytes,
+            "dtypes": list(self.dtypes), "double_names": self.double_names,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect_file` found.
+
+    Attributes:
+        path: of the file.
+        format: of the container.
+        nbytes: size of all its tensors, each counted once.
+        family: a sentence; says so if it is of no known family.
+        settings: shape-bearing settings read off the tensors, by the family.
+        nesting: names at the top level of the file.
+        groups: tensors by leading name, the parts of a checkpoint apart.
+        action: names of the action's dimensions and what their ranges say; empty if no config tells.
+        observations: per key what it is; empty if no config tells.
+        config: the policy's settings; empty if the file has no config.
+        provenance: what an own checkpoint says of its origin.
+    """
+
+    path: Path
+    format: str
+    nbytes: int
+    family: str
+    settings: Mapping[str, Any]
+    nesting: tuple[str, ...]
+    groups: tuple[GroupOfTensors, ...]
+    action: Mapping[str, Any]
+    observations: Mapping[str, str]
+    config: Mapping[str, Any]
+    provenance: Mapping[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "file": self.path.name, "format": self.format, "bytes": self.nbytes, "family": self.family,
+            "settings": dict(self.settings), "nesting": list(self.nesting),
+            "groups": [group.to_json() for group in self.groups], "action": dict(self.action),
+            "observations": dict(self.observations), "config": dict(self.config), "provenance": self.provenance,
+        }  # fmt: skip
+
+    def table(self) -> Group:
+        """For the terminal."""
+        facts = Table.grid(padding=(0, 2))
+        for name, value in self._facts():
+            facts.add_row(Text(name, "dim"), str(value))
+        groups = Table("group", "keys", "tensors", "parameters", "MB", "types", "double names", box=None,
+                       header_style="dim", title_justify="left")  # fmt: skip
+        groups.columns[0].overflow = facts.columns[1].overflow = "fold"
+        for column in groups.columns[1:5]:
+            column.justify = "right"
+        for group in self.groups:
+            count = (f"{number:,}" for number in (group.count.keys, group.count.tensors, group.count.parameters))
+            groups.add_row(group.name, *count, f"{group.nbytes / 1e6:,.1f}", " ".join(group.dtypes),
+                           str(group.double_names or ""))  # fmt: skip
+        return Group(facts, Text(), groups)
+
+    def _facts(self) -> list[tuple[str, Any]]:
+        facts: list[tuple[str, Any]] = [
+            ("file", f"{self.path.name}, {self.format}, {self.nbytes / 1e6:,.1f} MB of tensors"),
+            ("family", self.family),
+            ("top level", ", ".join(self.nesting[:12])),
+        ]
+        if self.settings:
+            facts.append(("read off shapes", ", ".join(f"{key} {value}" for key, value in self.settings.items())))
+        if self.action:
+            facts.append(("action", f"{' '.join(self.action['names'])}: {self.action['layout']}"))
+        facts.extend((f"sees {key}", what) for key, what in self.observations.items())
+        if self.config:
+            facts.append(("policy", ", ".join(f"{key} {value}" for key, value in self.config.items())))
+        adaptation = (self.provenance or {}).get("adaptation")
+        if adaptation:
+            source = adaptation["source"]
+            facts.append(("adapted from", f"{source['name']}, sha256 {source['sha256']}"))
+        return facts
+
+
+def inspect_file(path: str | Path) -> Inspection:
+    """Look into a file of weights.
+
+    Raises:
+        WorkspaceError: it cannot be opened safely; the subclass and its message say why.
+    """
+    file = open_tensor_file(path)
+    found = recognise({name: info.shape for name, info in file.tensors.items()})
+    tree = file.tree if isinstance(file.tree, Mapping) else {}
+    cfg = read_checkpoint(path).cfg if {"cfg", "state_dicts"} <= tree.keys() else None
+    described = _policy(file, cfg) if cfg is not None and "policy" in cfg else ({}, {}, {})
+    provenance = tree.get("provenance")
+    return Inspection(
+        Path(path), file.format, sum({info.storage: info.nbytes for info in file.tensors.values()}.values()),
+        _family(found, is_checkpoint=cfg is not None), found.settings if found else {},
+        tuple(dict.fromkeys(name.split(".", 1)[0] for name in (tree or file.tensors))),
+        _groups(file), *described, provenance if isinstance(provenance, Mapping) else None,
+    )  # fmt: skip
+
+
+def _family(found: Recognised | None, *, is_checkpoint: bool) -> str:
+    if found is None:
+        return "no known family"
+    return f"{found.family.title}, a checkpoint of it" if is_checkpoint else found.sentence
+
+
+def _groups(file: TensorFile) -> tuple[GroupOfTensors, ...]:
+    """Tensors by the first part of their names, after the entry of the file that they lie in."""
+    heads = {name.split(".", 1)[0] for name in file.tensors}
+    nested = 1 if set(ENTRIES[2:]) <= heads else 0
+    members: dict[str, list[TensorInfo]] = {}
+    for name, info in file.tensors.items():
+        parts = name.split(".")
+        depth = 3 if parts[0] == "state_dicts" else 1 + nested
+        members.setdefault(".".join(parts[:depth]), []).append(info)
+    return tuple(_group(name, infos) for name, infos in members.items())
+
+
+def _group(name: str, infos: list[TensorInfo]) -> GroupOfTensors:
+    count = Count.of(Ref(info.name, info.shape, info.storage) for info in infos)
+    nbytes = sum({info.storage: info.nbytes for info in infos}.values())
+    dtypes = tuple(sorted({info.dtype for info in infos}))
+    return GroupOfTensors(name, count, nbytes, dtypes, count.keys - count.tensors)
+
+
+def _policy(file: TensorFile, cfg: DictConfig) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
+    """Action, observations and settings that a checkpoint's config tells."""
+    options = policy_config(cfg)
+    spec = read_shape_meta(options["shape_meta"])
+    action: dict[str, Any] = {"names": list(spec.action_names), "layout": LAYOUTS["unknown"]}
+    bounds = [f"state_dicts.model.{NORMALIZER}action.input_stats.{bound}" for bound in ("min", "max")]
+    if all(name in file.tensors for name in bounds):
+        low, high = (file.load(name).tolist() for name in bounds)
+        action |= {"layout": LAYOUTS[layout_from_range(low, high)], "min": low, "max": high}
+    observations = {
+        field.key: f"image {field.shape[2]}x{field.shape[1]}" if field.kind == "rgb" else " ".join(field.names)
+        for field in spec.obs
+    }
+    summary = {key: options[key] for key in CONFIG_SUMMARY if key in options}
+    counters = OmegaConf.select(cfg, "task.name")
+    return action, observations, {**({"task": counters} if counters else {}), **summary}

@@ -1,0 +1,331 @@
+"""The ledger of an adaptation: what became of every key and tensor, with sums that must match both files.
+
+Each row says one thing: a target entry was *copied*, *grown*, *recomputed* or started *fresh*, or a source entry was
+*dropped*. A stripped tensor is two rows, dropped in the source and fresh in the target. The totals are counted from the
+files, not from the rows, so `Ledger.check` can tell when a row is missing.
+
+"Tensor" is one block of storage: the observation encoder registers its backbone under two names, so a checkpoint has
+more keys than tensors. "Parameters" are numbers in tensors, each counted once, buffers and statistics included.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from diffusion_policy.adapt import AdaptError
+from diffusion_policy.adapt.folding import fold
+from diffusion_policy.adapt.slots import SlotMap
+
+Action = Literal["copied", "grown", "recomputed", "fresh", "dropped"]
+ACTIONS: tuple[Action, ...] = ("copied", "grown", "recomputed", "fresh", "dropped")
+FILLS_TARGET = ("copied", "grown", "recomputed", "fresh")
+LEDGER_VERSION = 1
+STYLES = {"copied": "green", "grown": "cyan", "recomputed": "blue", "fresh": "yellow", "dropped": "red"}
+
+
+@dataclass(frozen=True)
+class Ref:
+    """One name of one tensor.
+
+    Attributes:
+        key: name in its state dict.
+        shape: of the tensor; () also for entries that are no tensor.
+        tensor: identity; equal for two names of the same tensor, empty for entries that are no tensor (such as a
+            pickled step counter).
+    """
+
+    key: str
+    shape: tuple[int, ...] = ()
+    tensor: str = ""
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it holds; 0 for an entry that is no tensor."""
+        if not self.tensor:
+            return 0
+        count = 1
+        for width in self.shape:
+            count *= width
+        return count
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row.
+
+    Attributes:
+        part: entry of the checkpoint it lies in: model, ema_model, optimizer, pickles.
+        action: what became of it.
+        rule: what decided so, in words.
+        source: where numbers came from (or what was dropped); None for fresh ones.
+        target: what was filled; None for dropped ones.
+        slots: for grown tensors, per changed axis, which slots came from where.
+        init: how numbers that come from no source slot are made.
+        origin: the part that the source lies in, if it is not `part`.
+    """
+
+    part: str
+    action: Action
+    rule: str
+    source: Ref | None = None
+    target: Ref | None = None
+    slots: tuple[SlotMap, ...] = ()
+    init: str = ""
+    origin: str = ""
+
+    @property
+    def key(self) -> str:
+        """The target's name, or the dropped source's."""
+        ref = self.target or self.source
+        assert ref is not None
+        return ref.key
+
+    @property
+    def new_numel(self) -> int:
+        """Numbers of the target that come from no source: all of a fresh tensor, the new slots of a grown one."""
+        if self.target is None or self.action == "copied":
+            return 0
+        kept = 1 if self.action == "grown" else 0
+        by_axis = {slot.axis: len(slot.kept) for slot in self.slots}
+        for axis, width in enumerate(self.target.shape):
+            kept *= by_axis.get(axis, width)
+        return self.target.numel - kept
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, empty fields left out."""
+        row: dict[str, Any] = {"part": self.part, "action": self.action, "rule": self.rule}
+        for side, ref in (("source", self.source), ("target", self.target)):
+            if ref is not None:
+                row[side] = {"key": ref.key, "shape": list(ref.shape), "tensor": ref.tensor}
+        if self.slots:
+            row["slots"] = [slot.to_json() for slot in self.slots]
+        row.update({name: value for name, value in (("init", self.init), ("origin", self.origin)) if value})
+        return row
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Entry:
+        """Inverse of `to_json`."""
+
+        def ref(side: str) -> Ref | None:
+            found = row.get(side)
+            return Ref(found["key"], tuple(found["shape"]), found["tensor"]) if found else None
+
+        slots = tuple(SlotMap.from_json(slot) for slot in row.get("slots", ()))
+        return cls(
+            row["part"], row["action"], row["rule"], ref("source"), ref("target"),
+            slots, row.get("init", ""), row.get("origin", ""),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Count:
+    """A sum over some entries."""
+
+    keys: int = 0
+    tensors: int = 0
+    parameters: int = 0
+
+    @classmethod
+    def of(cls, refs: Iterable[Ref]) -> Count:
+        """Count names, distinct tensors and the numbers in them."""
+        by_key = {ref.key: ref for ref in refs}
+        tensors = {ref.tensor: ref.numel for ref in by_key.values() if ref.tensor}
+        return cls(len(by_key), len(tensors), sum(tensors.values()))
+
+    def __str__(self) -> str:
+        return f"{self.keys} keys, {self.tensors} tensors, {self.parameters:,} parameters"
+
+    def to_json(self) -> dict[str, int]:
+        """Plain JSON."""
+        return {"keys": self.keys, "tensors": self.tensors, "parameters": self.parameters}
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Every key and tensor of source and target, and the totals of both as counted from the files.
+
+    Attributes:
+        entries: the rows.
+        source_totals: per part, what the source holds.
+        target_totals: per part, what the target holds.
+        notes: what a reader must know besides, one sentence each.
+    """
+
+    entries: tuple[Entry, ...]
+    source_totals: dict[str, Count]
+    target_totals: dict[str, Count]
+    notes: tuple[str, ...] = field(default=())
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def of(self, *actions: str, part: str | None = None) -> tuple[Entry, ...]:
+        """The rows of these actions (all, if none is named), in one part or all."""
+        return tuple(
+            entry for entry in self.entries if (not actions or entry.action in actions) and part in (None, entry.part)
+        )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts, in order of appearance."""
+        return tuple(dict.fromkeys(entry.part for entry in self.entries))
+
+    def counts(self, part: str | None = None) -> dict[Action, Count]:
+        """Per action: target keys, tensors and parameters; for dropped, those of the source."""
+        totals: dict[Action, Count] = {}
+        for action in ACTIONS:
+            per_part = (
+                Count.of(_side(entry) for entry in self.of(action, part=name))
+                for name in ((part,) if part else self.parts)
+            )
+            totals[action] = _sum(per_part)
+        return totals
+
+    def parameters(self, part: str) -> dict[str, int]:
+        """Numbers of one part's target by where they come from: inherited, grown (new slots), fresh, recomputed."""
+        by_tensor: dict[str, tuple[Action, int, int]] = {}
+        for entry in self.of(*FILLS_TARGET, part=part):
+            assert entry.target is not None
+            by_tensor.setdefault(entry.target.tensor, (entry.action, entry.target.numel, entry.new_numel))
+        sums = {"inherited": 0, "grown": 0, "fresh": 0, "recomputed": 0}
+        for action, numel, new in by_tensor.values():
+            if action == "recomputed":
+                sums["recomputed"] += numel
+                continue
+            sums["inherited"] += numel - new
+            sums["grown" if action == "grown" else "fresh"] += new
+        return sums
+
+    def coverage(self, part: str) -> float:
+        """Share of the part's target numbers, recomputed ones left out, that come from the source; 1.0 if none."""
+        sums = self.parameters(part)
+        counted = sums["inherited"] + sums["grown"] + sums["fresh"]
+        return sums["inherited"] / counted if counted else 1.0
+
+    def summary(self) -> str:
+        """One line per part, for a log."""
+        lines = []
+        for part in self.parts:
+            counts = {action: count for action, count in self.counts(part).items() if count.keys}
+            said = "; ".join(f"{action} {count}" for action, count in counts.items())
+            lines.append(f"{part}: {said}")
+        return "\n".join(lines)
+
+    def check(self) -> None:
+        """Compare the rows with the totals of the files.
+
+        Raises:
+            AdaptError: a key is accounted for twice or not at all, or a sum differs; says which.
+        """
+        for part in dict.fromkeys((*self.source_totals, *self.target_totals)):
+            read = [entry.source for entry in self if entry.source and (entry.origin or entry.part) == part]
+            filled = [entry.target for entry in self if entry.target and entry.part == part]
+            twice = [key for key, times in Counter(ref.key for ref in filled).items() if times > 1]
+            if twice:
+                raise AdaptError(f"ledger: {part} fills {twice} more than once")
+            sides = (("source", read, self.source_totals), ("target", filled, self.target_totals))
+            for side, refs, totals in sides:
+                counted, total = Count.of(refs), totals.get(part, Count())
+                if counted != total:
+                    raise AdaptError(f"ledger: the {side}'s {part} holds {total}, but the rows account for {counted}")
+
+    def table(self, lines: int = 12) -> Group:
+        """For the terminal: counts per part and action, then the rows that are no plain copies, long lists folded."""
+        return ledger_table(self, lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON: counts first, then every row."""
+
+        def totals(side: dict[str, Count]) -> dict[str, dict[str, int]]:
+            return {part: count.to_json() for part, count in side.items()}
+
+        return {
+            "version": LEDGER_VERSION,
+            "counts": {
+                part: {action: count.to_json() for action, count in self.counts(part).items()} for part in self.parts
+            },
+            "source_totals": totals(self.source_totals),
+            "target_totals": totals(self.target_totals),
+            "notes": list(self.notes),
+            "entries": [entry.to_json() for entry in self.entries],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Ledger:
+        """Inverse of `to_json`; AdaptError if it is not a ledger of this version."""
+        if data.get("version") != LEDGER_VERSION:
+            raise AdaptError(f"ledger has version {data.get('version')!r}; this code reads {LEDGER_VERSION}")
+
+        def totals(side: str) -> dict[str, Count]:
+            return {part: Count(**count) for part, count in data[side].items()}
+
+        return cls(
+            tuple(Entry.from_json(row) for row in data["entries"]),
+            totals("source_totals"), totals("target_totals"), tuple(data["notes"]),
+        )  # fmt: skip
+
+
+def merged(ledgers: Iterable[Ledger], notes: Iterable[str] = ()) -> Ledger:
+    """One ledger of several parts; each part must occur once."""
+    ledgers = tuple(ledgers)
+    source: dict[str, Count] = {}
+    target: dict[str, Count] = {}
+    for ledger in ledgers:
+        source.update(ledger.source_totals)
+        target.update(ledger.target_totals)
+    entries = tuple(entry for ledger in ledgers for entry in ledger)
+    return Ledger(entries, source, target, tuple(note for ledger in ledgers for note in ledger.notes) + tuple(notes))
+
+
+def _side(entry: Entry) -> Ref:
+    ref = entry.target if entry.action in FILLS_TARGET else entry.source
+    assert ref is not None
+    return ref
+
+
+def _sum(counts: Iterable[Count]) -> Count:
+    keys = tensors = parameters = 0
+    for count in counts:
+        keys, tensors, parameters = keys + count.keys, tensors + count.tensors, parameters + count.parameters
+    return Count(keys, tensors, parameters)
+
+
+def ledger_table(ledger: Ledger, lines: int) -> Group:
+    """What `Ledger.table` shows."""
+    sums = Table("part", "", "keys", "tensors", "parameters", box=None, header_style="dim")
+    for column in sums.columns[2:]:
+        column.justify = "right"
+    for part in ledger.parts:
+        for action, count in ledger.counts(part).items():
+            if count.keys:
+                numbers = (f"{count.keys:,}", f"{count.tensors:,}", f"{count.parameters:,}")
+                sums.add_row(part, Text(action, STYLES[action]), *numbers)
+    blocks: list[Any] = [sums]
+    rows: dict[tuple[str, str, str], list[Entry]] = {}
+    for entry in ledger.of("grown", "recomputed", "fresh", "dropped"):
+        rows.setdefault((entry.action, entry.rule, entry.init), []).append(entry)
+    everything = {entry.key for entry in ledger}
+    for (name, rule, init), entries in rows.items():
+        text = Text(f"\n{name} ", STYLES[name]).append(rule, "default").append(f"; new: {init}" if init else "", "dim")
+        grown = dict.fromkeys(_row_text(entry) for entry in entries if entry.slots)
+        folded = [*grown, *fold({entry.key for entry in entries if not entry.slots}, everything)]
+        for line in folded[:lines]:
+            text.append(f"\n  {line}", "default")
+        if len(folded) > lines:
+            text.append(f"\n  ... and {len(folded) - lines} more", "dim")
+        blocks.append(text)
+    blocks.extend(Text(f"\nnote: {note}") for note in ledger.notes)
+    return Group(*blocks)
+
+
+def _row_text(entry: Entry) -> str:
+    shapes = " -> ".join(str(list(ref.shape)) for ref in (entry.source, entry.target) if ref and ref.tensor)
+    slots = "; ".join(slot.describe() for slot in entry.slots)
+    return "  ".join(text for text in (entry.key, shapes, slots) if text)

@@ -1,0 +1,132 @@
+"""The users' case: a checkpoint that predicts poses (7 numbers) becomes one that predicts pose and gripper (8).
+
+"grow" keeps what was learned: the seven pose slots of the action projections and of the normaliser stay, the gripper's
+input column is zero, its output row small, and the poses that come out are proven to be the same. "strip" leaves the
+action projections out, as the old guide asked for, and keeps everything else.
+
+Both are rules files; this module finds out what the seven numbers are, writes the target's config, and refuses sources
+for which "one more number" would be wrong: another layout of seven, or one that has a gripper already.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from diffusion_policy.adapt import AdaptError
+from diffusion_policy.adapt.apply import adapt_checkpoint, refuse_overwriting
+from diffusion_policy.adapt.layout import policy_config
+from diffusion_policy.adapt.ledger import Ledger
+from diffusion_policy.adapt.rules import read_rules
+from diffusion_policy.adapt.target import NORMALIZER, target_from_config
+from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
+from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.spec import POSE, POSE_GRIPPER, layout_from_range, read_shape_meta
+
+logger = logging.getLogger(__name__)
+
+Mode = Literal["grow", "strip"]
+
+RULES: Mapping[str, str] = {"grow": "pose_to_gripper", "strip": "pose_to_gripper_strip"}
+
+
+def grow_7d_to_8d(
+    old_ckpt: str | Path,
+    new_ckpt: str | Path,
+    mode: Mode = "grow",
+    dataset: str | Path | None = None,
+    *,
+    ledger_path: str | Path | None = None,
+    overwrite: bool = False,
+) -> Ledger:
+    """Make an 8-D (pose and gripper) checkpoint of a 7-D (pose) one.
+
+    Args:
+        old_ckpt: the 7-D checkpoint; model and EMA are adapted alike, the optimiser is dropped.
+        new_ckpt: where the 8-D one goes; its config's action shape is 8, with names.
+        mode: "grow" keeps the action projections' pose slots and proves that poses come out the same; "strip" starts
+            the projections anew.
+        dataset: a zarr whose action's gripper column gives the gripper's normaliser entry; None: its range 0 to 1.
+        ledger_path: where the ledger goes; None: `<new_ckpt>.ledger.json`.
+        overwrite: an existing `new_ckpt` is replaced.
+
+    Raises:
+        AdaptError: the source is not a 7-D pose policy, or anything that `adapt_checkpoint` refuses.
+    """
+    if mode not in get_args(Mode):
+        raise AdaptError(f"mode is {mode!r}; expected grow or strip")
+    refuse_overwriting(Path(new_ckpt), Path(old_ckpt), overwrite=overwrite)
+    checkpoint = read_checkpoint(old_ckpt)
+    check_pose_layout(checkpoint)
+    if dataset is not None:
+        _check_dataset(dataset)
+    target = target_from_config(gripper_config(checkpoint.cfg), "8-D (pose and gripper)", dataset)
+    return adapt_checkpoint(
+        checkpoint, target, read_rules(RULES[mode]), new_ckpt,
+        ledger_path=ledger_path, must_preserve=mode == "grow", overwrite=overwrite,
+    )  # fmt: skip
+
+
+def check_pose_layout(checkpoint: Checkpoint) -> None:
+    """Refuse a source whose action is not a 7-D pose x y z qx qy qz qw.
+
+    Raises:
+        AdaptError: it has 8 numbers, or seven of another meaning, by its config's names or its normaliser's statistics.
+    """
+    where = str(checkpoint.path)
+    names = read_shape_meta(policy_config(checkpoint.cfg)["shape_meta"]).action_names
+    state = checkpoint.state_dicts.get("model", {})
+    bounds = [state.get(f"{NORMALIZER}action.input_stats.{bound}") for bound in ("min", "max")]
+    if any(bound is None for bound in bounds):
+        raise AdaptError(f"{where}: no normaliser statistics of the action; without them its layout is not known")
+    low, high = (np.asarray(bound) for bound in bounds)
+    if len(low) == len(POSE_GRIPPER) or len(names) == len(POSE_GRIPPER):
+        raise AdaptError(f"{where}: its action has 8 numbers already ({' '.join(names)}); there is nothing to grow")
+    layout = layout_from_range(low.tolist(), high.tolist())
+    if layout == "xyz_rotvec_width":
+        raise AdaptError(
+            f"{where}: its seven action numbers are x y z, a rotation vector and the gripper's width in metres (the "
+            f"seventh lies in {low[6]:.3f} to {high[6]:.3f}, and numbers 4 to 7 cannot be a unit quaternion), not a "
+            "pose with quaternion; an eighth number would not make them one. Train on the quaternion layout instead"
+        )
+    if names != POSE:
+        raise AdaptError(f"{where}: its action is named {' '.join(names)}; expected {' '.join(POSE)}")
+    if layout != "xyz_quat":
+        logger.warning(
+            "%s: the normaliser's statistics do not show that action numbers 4 to 7 are a unit quaternion (%s to %s); "
+            "taken for one because the config says so",
+            where, low[3:].round(3).tolist(), high[3:].round(3).tolist(),
+        )  # fmt: skip
+
+
+def gripper_config(cfg: DictConfig) -> DictConfig:
+    """The same config with an 8-D action, with names, wherever a shape_meta says its shape."""
+    grown = copy.deepcopy(cfg)
+    action = {"shape": [len(POSE_GRIPPER)], "names": list(POSE_GRIPPER)}
+    with open_dict(grown):
+        for path in ("task.shape_meta", "task.dataset.shape_meta", "shape_meta", "policy.shape_meta"):
+            section, _, entry = path.rpartition(".")
+            holder = OmegaConf.select(grown, section) if section else grown
+            # An interpolation such as ${task.shape_meta} follows by itself.
+            if isinstance(holder, DictConfig) and entry in holder and not OmegaConf.is_interpolation(holder, entry):
+                holder[entry].action = action
+    return grown
+
+
+def _check_dataset(path: str | Path) -> None:
+    buffer = ReplayBuffer.open(path)
+    names = buffer.names("action")
+    if POSE_GRIPPER[-1] not in names:
+        raise AdaptError(f"{path}: its action is {' '.join(names)}; expected a gripper column to take statistics from")
+    column = np.asarray(buffer["action"][:, names.index(POSE_GRIPPER[-1])])
+    if column.size == 0 or float(np.ptp(column)) == 0:
+        raise AdaptError(
+            f"{path}: the gripper never moves in {column.size} steps, so its statistics say nothing; leave --dataset "
+            "out to use the range 0 to 1, and add episodes in which it opens and closes before training"
+        )

@@ -1,0 +1,195 @@
+"""Run the policy before and after on the same noise and say by how much their outputs differ.
+
+The proof of a growth: dimensions that both policies have must come out the same, whatever the new ones hold. The new
+slots of the noise take several values (closed, open, random), one per batch row; everything both policies know is
+equal for all rows. Where a change cannot preserve the function (another crop, another observation step), the same run
+measures by how much outputs move.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from omegaconf import DictConfig, open_dict
+from torch import Tensor
+from torch.nn import functional
+
+from diffusion_policy.adapt import AdaptError
+from diffusion_policy.adapt.layout import policy_config, robot_layout
+from diffusion_policy.adapt.slots import Names
+from diffusion_policy.checkpoint import build_policy
+from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.spec import StepSpec, read_shape_meta
+
+TOLERANCE = 1e-5
+SAMPLING_STEPS = 4
+# What the new slots of the initial noise hold, one value per batch row; the last row is random.
+NEW_SLOT_VALUES = (-1.0, 1.0)
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Outcome of one comparison.
+
+    Attributes:
+        part: model or ema_model.
+        preserved: largest difference <= tolerance, over all compared numbers.
+        largest_difference: absolute, in the action's own units (metres, quaternion parts).
+        typical_difference: median of the same.
+        tolerance: the limit.
+        names: action dimensions that were compared.
+        steps: positions of the horizon that were compared.
+        new_names: action dimensions that only the adapted policy has.
+        new_values: what they held in the initial noise, one per run; the last run's are random.
+        sampling_steps: of DDIM.
+    """
+
+    part: str
+    preserved: bool
+    largest_difference: float
+    typical_difference: float
+    tolerance: float
+    names: Names
+    steps: int
+    new_names: Names
+    new_values: tuple[float, ...] = NEW_SLOT_VALUES
+    sampling_steps: int = SAMPLING_STEPS
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """One sentence."""
+        what = f"{self.part}: {len(self.names)} shared action dimensions over {self.steps} steps"
+        if self.preserved:
+            return f"{what} agree within {self.tolerance:g} (largest difference {self.largest_difference:.1e})"
+        return (
+            f"{what} are not preserved: outputs move by {self.largest_difference:.2g} at most, "
+            f"{self.typical_difference:.2g} in the median (action units)"
+        )
+
+
+def prove(
+    part: str,
+    before: tuple[DictConfig, Mapping[str, Tensor]],
+    after: tuple[DictConfig, Mapping[str, Tensor]],
+    tolerance: float = TOLERANCE,
+) -> Proof:
+    """Compare the policy before with the policy after.
+
+    Args:
+        part: name for the record.
+        before: config and state dict of the source.
+        after: config and state dict of what was made of it.
+        tolerance: on outputs in real units.
+
+    Raises:
+        AdaptError: the two share no action dimension or observation key, so nothing can be compared.
+    """
+    old, new = (_Side(*pair) for pair in (before, after))
+    shared = tuple(name for name in new.spec.action_names if name in old.spec.action_names)
+    if not shared:
+        raise AdaptError(f"{old.spec.action_names} and {new.spec.action_names} share no action dimension to compare")
+    steps = min(old.length, new.length)
+    rows = len(NEW_SLOT_VALUES) + 1
+    generator = torch.Generator().manual_seed(SEED)
+    noise = {name: torch.randn(1, max(old.length, new.length), generator=generator) for name in old.sample}
+    wanted = new.observations(rows, generator)
+    known = old.take(wanted, rows, generator)
+    outputs = [
+        side.run(observations, _noise(noise, side, old.sample, rows, generator))
+        for side, observations in ((old, known), (new, wanted))
+    ]
+    columns = [[side.spec.action_names.index(name) for name in shared] for side in (old, new)]
+    compared = [output[:, :steps, picked] for output, picked in zip(outputs, columns, strict=True)]
+    difference = (compared[0] - compared[1]).abs()
+    largest = float(difference.max())
+    new_names = tuple(name for name in new.spec.action_names if name not in shared)
+    return Proof(part, largest <= tolerance, largest, float(difference.median()), tolerance, shared, steps, new_names)
+
+
+class _Side:
+    """One of the two policies, ready to run."""
+
+    def __init__(self, cfg: DictConfig, state: Mapping[str, Tensor]) -> None:
+        options = policy_config(cfg)
+        self.spec: StepSpec = read_shape_meta(options["shape_meta"])
+        self.n_obs_steps: int = options["n_obs_steps"]
+        self.sample = robot_layout(cfg).slots["sample"]
+        self.length: int = options["n_action_steps"] if options.get("pred_action_steps_only") else options["horizon"]
+        self.policy = _policy(cfg, state)
+        self.statistics = {
+            field.key: tuple(
+                state[f"normalizer.params_dict.{field.key}.input_stats.{bound}"].float() for bound in ("min", "max")
+            )
+            for field in self.spec.low_dim
+        }
+
+    def observations(self, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The same random observation for every row: images in [0, 1], states within the normaliser's range."""
+        made = {}
+        for field in self.spec.obs:
+            drawn = torch.rand(1, self.n_obs_steps, *field.shape, generator=generator)
+            if field.kind == "low_dim":
+                low, high = self.statistics[field.key]
+                drawn = low + drawn * (high - low)
+            made[field.key] = drawn.expand(rows, *drawn.shape[1:])
+        return made
+
+    def take(self, other: Mapping[str, Tensor], rows: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Another policy's observations as this one sees them: its keys, its first steps, its image size."""
+        own = self.observations(rows, generator)
+        for field in self.spec.obs:
+            seen = other.get(field.key)
+            if seen is None or (field.kind == "low_dim" and seen.shape[2:] != field.shape):
+                continue
+            steps = min(self.n_obs_steps, seen.shape[1])
+            seen = seen[:, :steps]
+            if field.kind == "rgb" and tuple(seen.shape[2:]) != field.shape:
+                flat = functional.interpolate(seen.flatten(0, 1), size=field.shape[1:], mode="area")
+                seen = flat.unflatten(0, seen.shape[:2])
+            own[field.key] = torch.cat([seen, own[field.key][:, steps:]], dim=1)
+        return own
+
+    def run(self, observations: dict[str, Tensor], noise: Tensor) -> Tensor:
+        """(rows, T, Da) in action units."""
+        with torch.inference_mode():
+            return self.policy.predict_action(observations, initial_noise=noise)["action_pred"]
+
+
+def _noise(shared: Mapping[str, Tensor], side: _Side, known: Names, rows: int, generator: torch.Generator) -> Tensor:
+    """(rows, T, width): shared slots the same in all rows, slots that only this side has one value per row."""
+    noise = torch.empty(rows, side.length, len(side.sample))
+    for index, name in enumerate(side.sample):
+        if name in known:
+            noise[:, :, index] = shared[name][:, : side.length]
+        else:
+            noise[:-1, :, index] = torch.tensor(NEW_SLOT_VALUES)[:, None]
+            noise[-1, :, index] = torch.randn(side.length, generator=generator)
+    return noise
+
+
+def _policy(cfg: DictConfig, state: Mapping[str, Tensor]) -> DiffusionTransformerHybridImagePolicy:
+    fixed = copy.deepcopy(cfg)
+    with open_dict(fixed):
+        fixed.policy.eval_fixed_crop = True  # a random crop would differ between the two for its own sake
+    # Built without numbers, then given the (mapped) tensors that will be written: no initialisation, no second copy.
+    with torch.device("meta"):
+        policy = build_policy(fixed)
+    policy.load_state_dict(dict(state), assign=True)
+    assert not any(tensor.is_meta for tensor in (*policy.parameters(), *policy.buffers()))
+    policy.eval()
+    # Not DDIMScheduler.from_config: it imports every scheduler of diffusers to compare their options.
+    known = inspect.signature(DDIMScheduler.__init__).parameters
+    options = {name: value for name, value in policy.noise_scheduler.config.items() if name in known}
+    policy.noise_scheduler = DDIMScheduler(**options)
+    policy.num_inference_steps = SAMPLING_STEPS
+    return policy

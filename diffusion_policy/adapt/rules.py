@@ -1,0 +1,248 @@
+"""Rules of an adaptation, as data: what may be renamed, dropped, grown, recomputed or started anew.
+
+A rules file is a YAML mapping::
+
+    name: pose_to_gripper
+    weights: each            # each: model from model, EMA from EMA; or model, or ema_model: both from that one
+    seed: 0                  # of normal initialisations
+    slots:                   # optional: names along an axis, when no config tells them
+      action: {source: [x, y, z], target: [x, y, z, gripper]}
+    rules:
+      - rename: {prefix: "module.", to: ""}           # or {pattern: '^blocks\\.(\\d+)\\.', to: 'layers.\\1.'}
+      - drop: aux_value_head.*                        # source names that the target lacks
+        why: a head that this target does not have
+      - fresh: model.decoder.layers.8.*               # target names that the source lacks
+        init: target                                  # zeros, target (default), {normal: 0.02}
+      - strip: model.head.*                           # names that both have: the source's is left out, a new one starts
+      - grow: model.input_emb.weight                  # names that both have, of other slots
+        axes: {1: action}                             # optional where the family knows its axes; `first`: by position
+        init: zeros                                   # of new slots: zeros, target, mean, {normal: std}, {copy: slot}
+      - copy: obs_encoder.obs_nets.wrist.*            # target names, filled from other source names
+        from: obs_encoder.obs_nets.image.*
+      - recompute: "*.pos_x"                          # buffers that follow from the target's config
+
+Patterns are shell globs in which ``*`` crosses dots; each entry takes one or a list. Renames come first and apply to
+the source's names, in order. For each name the first rule that can decide it does; a rule that decides nothing is an
+error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from diffusion_policy.adapt import AdaptError
+from diffusion_policy.adapt.initial import Init, read_init
+from diffusion_policy.adapt.slots import Names
+
+Kind = Literal["rename", "drop", "fresh", "strip", "grow", "copy", "recompute"]
+Weights = Literal["each", "model", "ema_model"]
+FIRST = "first"
+AS_TARGET = Init("target")
+RULES_DIRECTORY = Path(__file__).resolve().parents[2] / "config" / "adapt"
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "rename": ("why",),
+    "drop": ("why",),
+    "fresh": ("init", "why"),
+    "strip": ("init", "why"),
+    "grow": ("axes", "init", "from", "why"),
+    "copy": ("from", "why"),
+    "recompute": ("why",),
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        kind: what it does.
+        patterns: globs of the names it may decide; for a rename the regular expression.
+        to: replacement of a rename.
+        source: glob of the source names of a copy, or of a grown tensor that has another name there.
+        axes: of a grow: dimension -> name of its axis, or "first" (slots are positions, the first ones are kept).
+        init: of numbers without a source.
+        why: the reason, for the ledger.
+    """
+
+    kind: Kind
+    patterns: tuple[str, ...]
+    to: str = ""
+    source: str = ""
+    axes: Mapping[int, str] = field(default_factory=dict)
+    init: Init = AS_TARGET
+    why: str = ""
+
+    def matches(self, key: str) -> bool:
+        """Whether one of the globs matches the name."""
+        return any(glob_regex(pattern).fullmatch(key) for pattern in self.patterns)
+
+    def says_the_same(self, other: Rule) -> bool:
+        """Whether both would do the same to a name that both match."""
+        return (self.kind, self.init, self.source, self.axes) == (other.kind, other.init, other.source, other.axes)
+
+    def renamed(self, key: str) -> str:
+        """The name after a rename; the same name if it does not apply."""
+        return re.sub(self.patterns[0], self.to, key, count=1)
+
+    def source_name(self, key: str) -> str:
+        """The source's name for a target name: stars of `source` take what the pattern's stars matched."""
+        if not self.source:
+            return key
+        for pattern in self.patterns:
+            match = glob_regex(pattern).fullmatch(key)
+            if match:
+                pieces = self.source.split("*")
+                stars = [*match.groups(), *[""] * len(pieces)][: len(pieces) - 1]
+                return "".join(piece + star for piece, star in zip(pieces, [*stars, ""], strict=True))
+        return key
+
+    def __str__(self) -> str:
+        if self.kind == "rename":
+            return f"rename {self.patterns[0]!r} to {self.to!r}"
+        text = f"{self.kind} {', '.join(self.patterns)}"
+        text += f" from {self.source}" if self.source else ""
+        return f"{text} ({self.why})" if self.why else text
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rules of one adaptation, in order.
+
+    Attributes:
+        name: of the set, for the ledger.
+        rules: in order.
+        weights: which copy of the source's weights fills which of the target's.
+        slots: axis name -> (names in the source, names in the target), where they are given by the rules themselves.
+    """
+
+    name: str = "identical"
+    rules: tuple[Rule, ...] = ()
+    weights: Weights = "each"
+    slots: Mapping[str, tuple[Names, Names]] = field(default_factory=dict)
+    text: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def renames(self) -> tuple[Rule, ...]:
+        """The renames."""
+        return tuple(rule for rule in self.rules if rule.kind == "rename")
+
+    @property
+    def decisions(self) -> tuple[Rule, ...]:
+        """All rules but the renames."""
+        return tuple(rule for rule in self.rules if rule.kind != "rename")
+
+    def to_json(self) -> list[Mapping[str, Any]]:
+        """The rules as they were written, one mapping per file."""
+        return list(self.text)
+
+
+def read_rules(*paths: str | Path) -> Rules:
+    """Read rules files and join them in order; a bare name is one of config/adapt.
+
+    Raises:
+        AdaptError: a file cannot be read, or an entry of it is not what this module describes; names the entry.
+    """
+    joined = Rules(name="")
+    for path in map(_rules_path, paths):
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise AdaptError(f"{path}: cannot be read as YAML rules: {error}") from error
+        rules = parse_rules(data, where=str(path))
+        if joined.text and rules.weights != joined.weights:
+            raise AdaptError(f"{path}: weights is {rules.weights!r}, a file before it says {joined.weights!r}")
+        name = f"{joined.name} + {rules.name}" if joined.name else rules.name
+        slots = {**joined.slots, **rules.slots}
+        joined = Rules(name, joined.rules + rules.rules, rules.weights, slots, joined.text + rules.text)
+    return joined
+
+
+def parse_rules(data: Any, where: str = "rules") -> Rules:
+    """Turn the mapping of a rules file into `Rules`; AdaptError names the entry that is wrong."""
+    if not isinstance(data, Mapping):
+        raise AdaptError(f"{where}: expected a mapping with name and rules, found {type(data).__name__}")
+    _known(data, ("name", "weights", "seed", "slots", "rules"), where)
+    weights = data.get("weights", "each")
+    if weights not in ("each", "model", "ema_model"):
+        raise AdaptError(f"{where}: weights is {weights!r}; expected each, model or ema_model")
+    entries = data.get("rules", [])
+    if not isinstance(entries, Sequence) or isinstance(entries, str):
+        raise AdaptError(f"{where}: rules is {entries!r}; expected a list")
+    seed = int(data.get("seed", 0))
+    rules = tuple(_read_rule(entry, f"{where}: rule {number}", seed) for number, entry in enumerate(entries, start=1))
+    slots = {str(axis): _read_slots(names, f"{where}: slots.{axis}") for axis, names in data.get("slots", {}).items()}
+    return Rules(str(data.get("name", Path(where).stem)), rules, weights, slots, (data,))
+
+
+def glob_regex(pattern: str) -> re.Pattern[str]:
+    """The regular expression of a glob, with a group for each star."""
+    return re.compile("".join("(.*)" if part == "*" else re.escape(part) for part in re.split(r"(\*)", pattern)))
+
+
+def _rules_path(path: str | Path) -> Path:
+    own = RULES_DIRECTORY / f"{path}.yaml"
+    return own if own.is_file() else Path(path)
+
+
+def _read_rule(entry: Any, where: str, seed: int) -> Rule:
+    if not isinstance(entry, Mapping):
+        raise AdaptError(f"{where}: expected a mapping such as {{drop: name}}, found {entry!r}")
+    kinds = [key for key in entry if key in _OPTIONS]
+    if len(kinds) != 1:
+        raise AdaptError(f"{where}: expected exactly one of {', '.join(_OPTIONS)}; found {list(entry)}")
+    kind: Kind = kinds[0]
+    _known(entry, (kind, *_OPTIONS[kind]), where)
+    why = str(entry.get("why", ""))
+    if kind == "rename":
+        return _read_rename(entry[kind], where, why)
+    globs = [entry[kind]] if isinstance(entry[kind], str) else entry[kind]
+    if not isinstance(globs, Sequence) or not globs or not all(isinstance(glob, str) for glob in globs):
+        raise AdaptError(f"{where}: {kind} is {entry[kind]!r}; expected a pattern or a list of them")
+    if kind == "copy" and "from" not in entry:
+        raise AdaptError(f"{where}: copy needs `from`, the source's names")
+    if kind == "grow" and "init" not in entry:
+        raise AdaptError(f"{where}: grow needs `init`, how new slots are made")
+    init = read_init(entry.get("init", "target"), where, seed)
+    axes = _read_axes(entry.get("axes", {}), where)
+    return Rule(kind, tuple(globs), source=str(entry.get("from", "")), axes=axes, init=init, why=why)
+
+
+def _read_rename(value: Any, where: str, why: str) -> Rule:
+    if not isinstance(value, Mapping) or "to" not in value or len(value) != 2:
+        raise AdaptError(f"{where}: rename is {value!r}; expected {{prefix or pattern: old, to: new}}")
+    _known(value, ("prefix", "pattern", "to"), where)
+    to = str(value["to"])
+    if "prefix" in value:
+        return Rule("rename", ("^" + re.escape(str(value["prefix"])),), to=to.replace("\\", r"\\"), why=why)
+    try:
+        re.compile(str(value["pattern"]))
+    except re.error as error:
+        raise AdaptError(f"{where}: pattern {value['pattern']!r} is no regular expression: {error}") from error
+    return Rule("rename", (str(value["pattern"]),), to=to, why=why)
+
+
+def _read_axes(value: Any, where: str) -> dict[int, str]:
+    if not isinstance(value, Mapping) or not all(str(axis).isdigit() for axis in value):
+        raise AdaptError(f"{where}: axes is {value!r}; expected {{dimension: axis name}}, or {{dimension: {FIRST}}}")
+    return {int(axis): str(name) for axis, name in value.items()}
+
+
+def _read_slots(value: Any, where: str) -> tuple[Names, Names]:
+    if not isinstance(value, Mapping) or set(value) != {"source", "target"}:
+        raise AdaptError(f"{where}: is {value!r}; expected {{source: [names], target: [names]}}")
+    return tuple(map(str, value["source"])), tuple(map(str, value["target"]))
+
+
+def _known(entry: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:
+    for key in entry:
+        if key not in allowed:
+            near = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise AdaptError(f"{where}: unknown entry {key!r}; allowed are {', '.join(allowed)}{hint}")

@@ -1,0 +1,201 @@
+"""What an adaptation aims at: a config, another checkpoint, or a manifest of names and shapes.
+
+A config's names and shapes come from the policy built on torch's meta device, without numbers or memory, so a plan
+costs nothing and an absurd config is found out first. For its numbers the policy is built once more, seeded, so that
+fresh tensors have the numbers that the policy itself would start with and buffers that follow from the config
+(attention masks, spatial grids) are right. The normaliser is no part of a fresh policy: its entries are laid out here,
+with numbers only where they are known (a range that the semantics fix, or a dataset's statistics) and NaN elsewhere,
+which `apply_plan` refuses to write.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from diffusion_policy.adapt import AdaptError
+from diffusion_policy.adapt.layout import Layout, policy_config, robot_layout
+from diffusion_policy.adapt.plan import describe_state
+from diffusion_policy.checkpoint import build_policy, read_checkpoint
+from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.model.normalizer import SingleFieldLinearNormalizer
+from diffusion_policy.spec import (
+    GRIPPER,
+    StepSpec,
+    action_semantics,
+    check_semantics,
+    read_shape_meta,
+)  # fmt: skip
+from diffusion_policy.tensor_file import TensorInfo
+
+NORMALIZER = "normalizer.params_dict."
+# Ranges that the meaning of a number fixes, whatever was recorded: the gripper is 0 closed, 1 open; images are [0, 1].
+KNOWN_RANGES: Mapping[str, tuple[float, float]] = {GRIPPER: (0.0, 1.0)}
+IMAGE_RANGE = (0.0, 1.0)
+ENTRIES = ("offset", "scale", "input_stats.max", "input_stats.mean", "input_stats.min", "input_stats.std")
+
+SAFETENSORS_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
+
+Statistics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is wanted.
+
+    Attributes:
+        name: for messages and the ledger.
+        infos: names and shapes.
+        layout: named axes.
+        build: makes the values of a fresh target, normaliser included; NaN where only shapes are known.
+        cfg: the config, if there is one.
+        notes: where numbers of the normaliser came from.
+    """
+
+    name: str
+    infos: Mapping[str, TensorInfo]
+    layout: Layout = field(default_factory=Layout)
+    build: Callable[[], Mapping[str, Tensor]] = dict
+    cfg: DictConfig | None = None
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def state(self) -> Mapping[str, Tensor]:
+        """Values of a fresh target, built when they are first asked for."""
+        return self.build()
+
+
+def target_from_config(cfg: DictConfig, name: str, dataset: str | Path | None = None, seed: int = 0) -> Target:
+    """Build the policy of a config once and lay out its normaliser.
+
+    Args:
+        cfg: a training config with a `policy` section.
+        name: for messages.
+        dataset: a zarr whose statistics fill the normaliser's new dimensions.
+        seed: of the policy's own initialisation.
+    """
+    spec = read_shape_meta(policy_config(cfg)["shape_meta"])
+    buffer = ReplayBuffer.open(dataset) if dataset is not None else None
+    entries, notes = _normalizer_entries(spec, buffer)
+
+    def build() -> dict[str, Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            state = build_policy(cfg).state_dict()
+        return {**{key: tensor for key, tensor in state.items() if not key.startswith(NORMALIZER)}, **entries}
+
+    with torch.device("meta"):
+        infos = describe_state(build())
+    return Target(name, infos, robot_layout(cfg), build, cfg, tuple(notes))
+
+
+def target_from_checkpoint(path: str | Path, which: str = "model") -> Target:
+    """Names, shapes and values of another checkpoint, with its config."""
+    checkpoint = read_checkpoint(path)
+    if which not in checkpoint.state_dicts:
+        raise AdaptError(f"{path} holds {list(checkpoint.state_dicts)}, not {which!r}")
+    state = checkpoint.state_dicts[which]
+    return Target(Path(path).name, describe_state(state), robot_layout(checkpoint.cfg), lambda: state, checkpoint.cfg)
+
+
+def target_from_manifest(path: str | Path) -> Target:
+    """Names and shapes from a JSON manifest: {name: shape}, {name: [shape, dtype]} or {name: {"shape", "dtype"}}.
+
+    The mapping may also stand under "tensors", beside notes on where it came from.
+
+    Raises:
+        AdaptError: the file is no such mapping.
+    """
+    try:
+        manifest = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise AdaptError(f"{path}: cannot be read as a JSON manifest: {error}") from error
+    if not isinstance(manifest, Mapping) or not manifest:
+        raise AdaptError(f"{path}: expected a JSON object of names and shapes")
+    if isinstance(manifest.get("tensors"), Mapping):
+        manifest = manifest["tensors"]
+    infos = {key: _manifest_entry(key, entry, path) for key, entry in manifest.items()}
+    return Target(Path(path).name, infos, build=lambda: _unknown(infos))
+
+
+def target_from_shapes(shapes: Mapping[str, tuple[int, ...]], name: str) -> Target:
+    """Names and shapes of float32 tensors that a model's definition lists."""
+    infos = {key: TensorInfo(key, tuple(shape), "float32", 4 * math.prod(shape), key) for key, shape in shapes.items()}
+    return Target(name, infos, build=lambda: _unknown(infos))
+
+
+def _unknown(infos: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
+    """Tensors that say shape and type and whose every number is NaN, not known; they take no memory."""
+    return {
+        key: torch.tensor(math.nan).to(getattr(torch, info.dtype)).expand(info.shape) for key, info in infos.items()
+    }
+
+
+def _manifest_entry(key: str, entry: Any, path: str | Path) -> TensorInfo:
+    shape, dtype = entry, "float32"
+    if isinstance(entry, Mapping):
+        shape, dtype = entry.get("shape"), entry.get("dtype", dtype)
+    elif isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], list):
+        shape, dtype = entry
+    dtype = str(SAFETENSORS_TYPES.get(dtype, dtype)).removeprefix("torch.")
+    torch_type = getattr(torch, dtype, None)
+    sized = isinstance(shape, list) and all(isinstance(n, int) and n >= 0 for n in shape)
+    if not sized or not isinstance(torch_type, torch.dtype):
+        raise AdaptError(f"{path}: {key} is {entry!r}; expected a shape such as [256, 7], or [shape, dtype]")
+    return TensorInfo(key, tuple(shape), dtype, math.prod(shape) * torch_type.itemsize, storage=key)
+
+
+def range_statistics(low: float, high: float) -> Statistics:
+    """Normaliser numbers that map [low, high] to [-1, 1]; mean and deviation of a uniform draw."""
+    scale = 2 / (high - low)
+    mean, std = (low + high) / 2, (high - low) / math.sqrt(12)
+    numbers = (-1 - scale * low, scale, high, mean, low, std)
+    return dict(zip(ENTRIES, numbers, strict=True))
+
+
+def _normalizer_entries(spec: StepSpec, buffer: ReplayBuffer | None) -> tuple[dict[str, Tensor], list[str]]:
+    """All normaliser tensors of a spec, NaN where nothing tells a number, and notes on what was used."""
+    vectors = {"action": spec.action_names, **{low_dim.key: low_dim.names for low_dim in spec.low_dim}}
+    entries: dict[str, Tensor] = {}
+    notes: list[str] = []
+    if buffer is not None:
+        check_semantics(buffer.semantics, action_semantics(spec.action_names), buffer.where)
+    for key, names in vectors.items():
+        measured = _measured(buffer, key) if buffer is not None else {}
+        known = [measured.get(name) or _fixed(name) for name in names]
+        taken = [name for name in names if name in measured]
+        if buffer is not None and taken:
+            notes.append(f"normaliser numbers of new dimensions of {key} come from {buffer.where}: {', '.join(taken)}")
+        for entry in ENTRIES:
+            numbers = [statistics[entry] if statistics else math.nan for statistics in known]
+            entries[f"{NORMALIZER}{key}.{entry}"] = torch.tensor(numbers, dtype=torch.float32)
+    for image in spec.rgb:
+        statistics = range_statistics(*IMAGE_RANGE)
+        entries.update({f"{NORMALIZER}{image.key}.{entry}": torch.tensor([statistics[entry]]) for entry in ENTRIES})
+    return dict(sorted(entries.items(), key=lambda item: (item[0].split(".")[2], item[0].count("."), item[0]))), notes
+
+
+def _fixed(name: str) -> Statistics | None:
+    return range_statistics(*KNOWN_RANGES[name]) if name in KNOWN_RANGES else None
+
+
+def _measured(buffer: ReplayBuffer, key: str) -> dict[str, Statistics]:
+    """Statistics per named column of one array of a dataset; empty if it has no such array."""
+    if key not in buffer:
+        return {}
+    fitted = SingleFieldLinearNormalizer.create_fit(np.asarray(buffer[key][:]))
+    stats = {f"input_stats.{name}": numbers for name, numbers in fitted.get_input_stats().items()}
+    columns = {**stats, "scale": fitted.params_dict["scale"], "offset": fitted.params_dict["offset"]}
+    return {
+        name: {entry: float(columns[entry][index]) for entry in ENTRIES} for index, name in enumerate(buffer.names(key))
+    }

@@ -1,0 +1,219 @@
+"""What would a config change cost a pretrained model: which parameters survive, and does it still compute the same?
+
+    report = what_if("groot_n1_5", ["vl_self_attention_cfg.num_layers=8"])
+    report.counts["tensors"]      # {"loads": 314, "shape_mismatch": 0, "missing_new_init": 64, "unexpected_dropped": 0}
+    report.verdicts[0].sentence   # "partly: 64 new tensors ..."
+
+Both models, before and after the change, exist as names and shapes only: no weights are read and no memory is taken. A
+comparison of names and shapes is half of the answer. The other half is what it cannot show: widths of the forward pass
+that no longer agree, and tensors that load perfectly and are used for another computation.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diffusion_policy.adapt.families.definitions import DEFINITIONS, open_definition
+from diffusion_policy.adapt.families.family import (
+    ABSENT,
+    Clash,
+    Config,
+    ConstructionError,
+    Effect,
+    FamilyError,
+    ModelUnderChange,
+    Setting,
+    Shape,
+    Verdict,
+    closest,
+    lookup,
+)
+from diffusion_policy.adapt.families.project_config import open_project_config, project_configs
+from diffusion_policy.adapt.whatif_report import Change, Comparison, Judgement, WhatIfReport
+
+__all__ = ["WhatIfReport", "open_model", "what_if"]
+
+
+def what_if(model: str | Path, changes: Sequence[str]) -> WhatIfReport:
+    """What the changes do to the pretrained model.
+
+    model: `vpt` (also `vpt_1x`, `vpt_3x`), `groot_n1_5`, a path to a GR00T config.json, or a config of the project (its
+    name in config/, or a path). changes: "a.b=v" with a YAML value, or "~a.b", which removes a key so that the class
+    default applies. Raises FamilyError for an unknown model, an unknown or misspelt key, or a value of another kind.
+    """
+    under = open_model(model)
+    parsed, refused = [], []
+    for text in changes:
+        try:
+            parsed.append(parse_change(under, text))
+        except ConstructionError as error:  # the model's own constructor would raise: an answer, not a misuse
+            refused.append(_refused(text, error))
+    twice = {change.spelling for change in parsed if sum(other.path == change.path for other in parsed) > 1}
+    if twice:
+        raise FamilyError(f"{', '.join(sorted(twice))} is changed more than once")
+    return _report(under, parsed, refused)
+
+
+def open_model(model: str | Path) -> ModelUnderChange:
+    """The model of that name or file; FamilyError names what there is."""
+    found = open_definition(model) or open_project_config(Path(model))
+    if found is None:
+        known = [*DEFINITIONS, *project_configs()]
+        raise FamilyError(
+            f"no model or config {str(model)!r}; {closest(str(model), known)}; there are {', '.join(known)}"
+        )
+    return found
+
+
+def parse_change(under: ModelUnderChange, text: str) -> Change:
+    """Read "a.b=v" or "~a.b"; FamilyError for anything else."""
+    removes = text.startswith("~")
+    key, equals, value = text.removeprefix("~").partition("=")
+    if not key or removes == bool(equals):
+        raise FamilyError(f"cannot read the change {text!r}: expected key=value, or ~key to remove a key")
+    path = under.locate(key.strip())
+    before = lookup(under.config, path)
+    if removes:
+        if before is ABSENT:
+            raise FamilyError(f"{key} is not in the config of {under.name}: its class default applies already")
+        _check_removable(under, path)
+        return Change(path, under.spelling(path), before, ABSENT)
+    try:
+        after = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise FamilyError(f"{key}: {value!r} is no YAML value: {error}") from error
+    under.settings[path].check(after, key)
+    return Change(path, under.spelling(path), before, after)
+
+
+def _check_removable(under: ModelUnderChange, path: str) -> None:
+    """ConstructionError where the class has no default for the key; FamilyError where the default is not described."""
+    setting = under.settings[path]
+    if not setting.has_default:
+        raise ConstructionError(
+            f"{under.spelling(path)} has no class default: without the key nothing can be built", path
+        )
+    if setting.only:
+        setting.check(setting.default, under.spelling(path))
+
+
+def with_changes(config: Config, changes: Sequence[Change]) -> dict[str, Any]:
+    """A copy of the config with the changes made."""
+    changed = copy.deepcopy(dict(config))
+    for change in changes:
+        *sections, last = change.path.split(".")
+        node = changed
+        for section in sections:
+            node = node.setdefault(section, {})
+        if change.after is ABSENT:
+            del node[last]
+        else:
+            node[last] = change.after
+    return changed
+
+
+def _report(under: ModelUnderChange, changes: Sequence[Change], refused: Sequence[Judgement]) -> WhatIfReport:
+    """Both models by names and shapes, then a verdict on each change; refused: verdicts that are known already."""
+    parts = under.parts([change.path for change in changes])
+    config = with_changes(under.config, changes)
+    try:
+        comparison = Comparison(under.shapes(under.config, parts), under.shapes(config, parts))
+        clashes = tuple(under.clashes(config))
+    except ConstructionError as error:
+        judged = [_blamed(under, change, error, alone=len(changes) == 1) for change in changes]
+        return WhatIfReport(under.name, under.title, None, (*judged, *refused), (), str(error))
+    court = _Court(under, parts, config, comparison, clashes)
+    verdicts = (*map(court.judge, changes), *refused)
+    if refused:
+        return WhatIfReport(under.name, under.title, None, verdicts, (), refused[0].why)
+    return WhatIfReport(under.name, under.title, comparison, verdicts, clashes)
+
+
+def _refused(text: str, error: ConstructionError) -> Judgement:
+    """The verdict on a change that the model's constructor takes no note of but to raise."""
+    key, equals, value = text.removeprefix("~").partition("=")
+    after = yaml.safe_load(value) if equals else ABSENT
+    return Judgement(Change(error.setting, key, ABSENT, after), Verdict.NOT_CONSTRUCTED, str(error))
+
+
+def _blamed(under: ModelUnderChange, change: Change, error: ConstructionError, *, alone: bool) -> Judgement:
+    """The verdict on one of the changes that together cannot be constructed: to blame, or judged alone."""
+    if change.path != error.setting and not alone:
+        by_itself = _report(under, [change], [])
+        if by_itself.comparison is not None:
+            return by_itself.verdicts[0]
+    return _with_belief(under.settings[change.path], change, Verdict.NOT_CONSTRUCTED, str(error))
+
+
+@dataclass(frozen=True)
+class _Court:
+    """Judges each change in the company of the others: `config` holds all of them, `joint` compares what they make."""
+
+    under: ModelUnderChange
+    parts: Sequence[str]
+    config: Config
+    joint: Comparison
+    clashes: Sequence[Clash]
+
+    def judge(self, change: Change) -> Judgement:
+        """The verdict on one change, the gravest first."""
+        setting = self.under.settings[change.path]
+        if _value_used(setting, change.before) == _value_used(setting, change.after):
+            return Judgement(change, Verdict.SAFE, "the model uses this value already")
+        reasons = [clash.reason for clash in self.clashes if change.path in clash.settings]
+        touched = self._touched(change)
+        cost = touched.cost()
+        if reasons:
+            return _with_belief(setting, change, Verdict.CANNOT_RUN, "; ".join(filter(None, [*reasons, cost])))
+        if touched.shape_mismatch:
+            return _with_belief(setting, change, Verdict.BREAKING, f"{cost}: loaders raise")
+        if cost:
+            why = f"{cost}; the others load, with a warning at most"
+            return _with_belief(setting, change, Verdict.PARTLY, why)
+        return self._judge_unseen(setting, change)
+
+    def _judge_unseen(self, setting: Setting, change: Change) -> Judgement:
+        """The verdict where no tensor shows the change."""
+        undone = Change(change.path, change.spelling, change.after, change.before)
+        effect, note = self.under.effect(change.path, with_changes(self.config, [undone]), self.config)
+        if effect is Effect.FUNCTION:
+            return _with_belief(setting, change, Verdict.DIFFERS, f"no key or shape changes, but {note}")
+        why = note if effect is Effect.UNUSED and note else effect.value + (f": {note}" if note else "")
+        return _with_belief(setting, change, Verdict.SAFE, why)
+
+    def _touched(self, change: Change) -> Comparison:
+        """The part of the joint comparison that this change alone would touch too."""
+        try:
+            alone = self.under.shapes(with_changes(self.under.config, [change]), self.parts)
+        except ConstructionError:  # only in company does this value work: all that does not load is its doing too
+            return self.joint
+        old = self.joint.old
+        names = {name for name in {**old, **alone} if old.get(name) != alone.get(name)}
+        return Comparison(_only(old, names), _only(self.joint.new, names))
+
+
+def _value_used(setting: Setting, value: object) -> object:
+    """What the model's class sees: the default where the key is absent."""
+    return setting.default if value is ABSENT else value
+
+
+def _only(shapes: Mapping[str, Shape], names: set[str]) -> dict[str, Shape]:
+    return {name: shape for name, shape in shapes.items() if name in names}
+
+
+def _with_belief(setting: Setting, change: Change, verdict: Verdict, why: str) -> Judgement:
+    """Attach advice, and the common belief where this verdict contradicts it."""
+    if setting.advice and verdict is not Verdict.SAFE:
+        why = f"{why}; {setting.advice}"
+    if change.after is ABSENT and setting.default is not ABSENT:
+        why = f"without the key the class default {setting.default!r} applies: {why}"
+    believed = setting.believed
+    safer, graver = believed is Verdict.SAFE, believed is Verdict.BREAKING
+    wrong = (safer and verdict is not Verdict.SAFE) or (graver and verdict.severity < Verdict.BREAKING.severity)
+    return Judgement(change, verdict, why, f"commonly believed to be {believed}: it is not" if wrong else "")

@@ -1,0 +1,247 @@
+"""The answer of `adapt.whatif`: counts, the lists beside them, and one verdict per changed value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from diffusion_policy.adapt.families.family import ABSENT, Clash, Shape, Verdict
+
+COUNTED = ("loads", "shape_mismatch", "missing_new_init", "unexpected_dropped")
+LISTED = 8  # names of each kind shown in the table; the JSON has all
+_COLOURS = {
+    Verdict.SAFE: "green", Verdict.DIFFERS: "yellow", Verdict.PARTLY: "yellow",
+    Verdict.BREAKING: "red", Verdict.CANNOT_RUN: "red", Verdict.NOT_CONSTRUCTED: "red",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Change:
+    """One value of the config that changes: from `before` to `after`, either of which may be ABSENT."""
+
+    path: str
+    spelling: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        if self.after is ABSENT:
+            return f"~{self.spelling}"
+        return f"{self.spelling}: {_shown(self.before)} -> {_shown(self.after)}"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on one changed value, why, and the common belief that it contradicts, if there is one."""
+
+    change: Change
+    verdict: Verdict
+    why: str
+    belief: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """Verdict, reason and belief in one line."""
+        return f"{self.verdict}: {self.why}" + (f" ({self.belief})" if self.belief else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; an absent value is null with `removed` or `added` set."""
+        change = self.change
+        return {
+            "key": change.spelling,
+            "from": None if change.before is ABSENT else change.before,
+            "to": None if change.after is ABSENT else change.after,
+            "added": change.before is ABSENT,
+            "removed": change.after is ABSENT,
+            "verdict": str(self.verdict),
+            "why": self.why,
+            "common_belief": self.belief or None,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Names and shapes of a pretrained model (old) against those of a changed one (new)."""
+
+    old: Mapping[str, Shape]
+    new: Mapping[str, Shape]
+
+    @property
+    def loads(self) -> list[str]:
+        """Names on both sides with one shape."""
+        return [name for name, shape in self.old.items() if self.new.get(name) == shape]
+
+    @property
+    def shape_mismatch(self) -> dict[str, dict[str, Any]]:
+        """Names on both sides with two shapes; the overlap is what a copy of the leading block could keep."""
+        return {
+            name: {
+                "checkpoint": list(shape),
+                "model": list(self.new[name]),
+                "leading_block_overlap_elements": _overlap(shape, self.new[name]),
+            }
+            for name, shape in self.old.items()
+            if name in self.new and self.new[name] != shape
+        }
+
+    @property
+    def missing_new_init(self) -> dict[str, list[int]]:
+        """Names that only the changed model has."""
+        return {name: list(shape) for name, shape in self.new.items() if name not in self.old}
+
+    @property
+    def unexpected_dropped(self) -> dict[str, list[int]]:
+        """Names that only the pretrained model has."""
+        return {name: list(shape) for name, shape in self.old.items() if name not in self.new}
+
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """Tensors and elements of each kind, and the shares of model and checkpoint that meet."""
+        mismatch, missing, dropped = self.shape_mismatch, self.missing_new_init, self.unexpected_dropped
+        loads = _elements(self.old[name] for name in self.loads)
+        model, checkpoint = _elements(self.new.values()), _elements(self.old.values())
+        return {
+            "tensors": dict(zip(COUNTED, (len(self.loads), len(mismatch), len(missing), len(dropped)), strict=True)),
+            "elements": {
+                "loads": loads,
+                "shape_mismatch_in_checkpoint": _elements(self.old[name] for name in mismatch),
+                "shape_mismatch_in_model": _elements(self.new[name] for name in mismatch),
+                "missing_new_init": _elements(missing.values()),
+                "unexpected_dropped": _elements(dropped.values()),
+                "pretrained_fraction_of_model": round(loads / max(model, 1), 6),
+                "checkpoint_fraction_used": round(loads / max(checkpoint, 1), 6),
+            },
+        }
+
+    def cost(self) -> str:
+        """What does not load, in words: "3 tensors of another shape (2,622,464 elements in the checkpoint)"."""
+        mismatch, missing, dropped = self.shape_mismatch, self.missing_new_init, self.unexpected_dropped
+        kinds = (
+            (len(mismatch), "of another shape", _elements(self.old[name] for name in mismatch), "pretrained"),
+            (len(missing), "new", _elements(missing.values()), "not pretrained"),
+            (len(dropped), "dropped", _elements(dropped.values()), "pretrained"),
+        )
+        return ", ".join(
+            f"{count} tensor{'s' * (count > 1)} {kind} ({elements:,} elements, {whose})"
+            for count, kind, elements, whose in kinds
+            if count
+        )
+
+
+@dataclass(frozen=True)
+class WhatIfReport:
+    """The answer. comparison is None where the changed model cannot even be constructed."""
+
+    model: str
+    title: str
+    comparison: Comparison | None
+    verdicts: tuple[Judgement, ...]
+    clashes: tuple[Clash, ...]
+    error: str = ""
+
+    @property
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """Counts by tensors and by elements; empty where the model cannot be constructed."""
+        return self.comparison.counts() if self.comparison else {}
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of all: of each change, and of what they make together."""
+        whole = (
+            Verdict.NOT_CONSTRUCTED if self.comparison is None else Verdict.CANNOT_RUN if self.clashes else Verdict.SAFE
+        )
+        return max((whole, *(one.verdict for one in self.verdicts)), key=lambda verdict: verdict.severity)
+
+    @property
+    def runs(self) -> bool:
+        """Whether the changed model can be constructed and its forward pass can run."""
+        return self.comparison is not None and not self.clashes
+
+    @property
+    def breaking(self) -> bool:
+        """Whether a loader would refuse, or the model would not run."""
+        return self.verdict.severity >= Verdict.BREAKING.severity
+
+    @property
+    def exit_status(self) -> int:
+        """0 if the pretrained weights can be loaded and run, if only in part; 1 otherwise."""
+        return int(self.breaking)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain data: counts, the lists beside them, and a verdict per changed value."""
+        one = self.comparison
+        lists = {kind: getattr(one, kind) for kind in COUNTED} if one else {}
+        return {
+            "model": self.model,
+            "verdict": str(self.verdict),
+            "verdicts": [verdict.to_json() for verdict in self.verdicts],
+            "constructs": one is not None,
+            "construct_error": self.error or None,
+            "runs": self.runs,
+            "clashes": [clash.reason for clash in self.clashes],
+            "counts": self.counts or None,
+            **lists,
+        }
+
+    def table(self) -> RenderableType:
+        """Verdicts, counts, and the first names of each kind that does not load."""
+        verdicts = Table(title=f"what if: {self.title}", title_justify="left", expand=False)
+        for column in ("change", "verdict", "why"):
+            verdicts.add_column(column, overflow="fold")
+        for one in self.verdicts:
+            why = f"{one.why}\n{one.belief}" if one.belief else one.why
+            verdicts.add_row(str(one.change), Text(str(one.verdict), style=_COLOURS[one.verdict]), Text(why))
+        rows: list[RenderableType] = [verdicts]
+        if self.comparison is None:
+            return Group(*rows, Text(f"does not construct: {self.error}", style="red"))
+        rows += [Text(f"cannot run: {clash.reason}", style="red") for clash in self.clashes]
+        return Group(*rows, _counts_table(self.comparison), *_lists(self.comparison))
+
+
+def _counts_table(comparison: Comparison) -> Table:
+    counts = comparison.counts()
+    tensors, elements = counts["tensors"], counts["elements"]
+    table = Table(expand=False)
+    for column in ("", "tensors", "elements"):
+        table.add_column(column, justify="left" if not column else "right")
+    for kind in COUNTED:
+        size = elements["shape_mismatch_in_model" if kind == "shape_mismatch" else kind]
+        table.add_row(kind.replace("_", " "), f"{tensors[kind]:,}", f"{size:,}")
+    share = elements["pretrained_fraction_of_model"]
+    table.add_section()
+    table.add_row("pretrained share of the model", "", f"{share:.2%}")
+    return table
+
+
+def _lists(comparison: Comparison) -> list[Text]:
+    """The first names of each kind that does not load."""
+    lines = []
+    mismatch = {name: f"{both['checkpoint']} -> {both['model']}" for name, both in comparison.shape_mismatch.items()}
+    for kind, names in (("shape mismatch", mismatch), ("missing, new", comparison.missing_new_init),
+                        ("unexpected, dropped", comparison.unexpected_dropped)):  # fmt: skip
+        lines += [Text(f"{kind}: {name} {shape}") for name, shape in list(names.items())[:LISTED]]
+        if len(names) > LISTED:
+            lines.append(Text(f"{kind}: ... and {len(names) - LISTED} more", style="dim"))
+    return lines
+
+
+def _elements(shapes: Iterable[Iterable[int]]) -> int:
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def _overlap(one: Shape, other: Shape) -> int:
+    """Elements of the block that both shapes have from the origin; 0 where dimensions differ in number."""
+    return math.prod(map(min, one, other)) if len(one) == len(other) else 0
+
+
+def _shown(value: object) -> str:
+    """A value as it would be written in YAML."""
+    if value is ABSENT:
+        return "(absent)"
+    return str(yaml.safe_dump(value, default_flow_style=True)).removesuffix("...\n").strip()

@@ -1,0 +1,275 @@
+"""Checkpoints of the robot policy: the users' file format, read without running code and written atomically.
+
+    {"cfg": DictConfig,
+     "state_dicts": {"model": {...}, "ema_model": {...}, "optimizer": {...}},
+     "pickles": {"_output_dir": ..., "global_step": ..., "epoch": ...},     # dill dumps of a text, an int, an int
+     "run_state": {...}, "provenance": {...}}                               # ours; the users' code base ignores them
+
+A checkpoint is untrusted: its pickle goes through `safe_pickle`, its config may refer to its own entries and do
+sums but nothing else, and only the classes listed here are built from it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dill
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+from diffusion_policy import safe_pickle
+from diffusion_policy.resolvers import check_interpolations, register_resolvers
+from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.tensor_file import TensorFileError, read_torch_zip
+from diffusion_policy.tensor_file.saving import Portable, save_torch_zip
+
+if TYPE_CHECKING:
+    from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+
+WEIGHTS = ("model", "ema_model")
+NORMALIZER = "normalizer."
+POLICY_TARGET = (
+    "diffusion_policy.policy.diffusion_transformer_hybrid_image_policy.DiffusionTransformerHybridImagePolicy"
+)
+SCHEDULER_TARGETS = tuple(
+    f"{module}.{name}"
+    for module, name in (
+        ("diffusers.schedulers.scheduling_ddpm", "DDPMScheduler"),
+        ("diffusers.schedulers.scheduling_ddim", "DDIMScheduler"),
+        ("diffusers.schedulers.scheduling_dpmsolver_multistep", "DPMSolverMultistepScheduler"),
+    )
+)
+# Sizes that take time or memory before any tensor can be compared with the file's.
+LARGEST = {"num_train_timesteps": 100_000, "num_inference_steps": 100_000, "n_layer": 1000, "n_cond_layers": 1000}
+
+
+class CheckpointError(WorkspaceError):
+    """A checkpoint that is absent, damaged, not one of the policy's, or that cannot be written or built."""
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint file holds. Tensors are mapped from the file; names that share a tensor share one object."""
+
+    path: Path
+    cfg: DictConfig
+    state_dicts: dict[str, dict[str, Any]]  # "model", "ema_model", "optimizer", in the file's order of keys
+    pickles: dict[str, Any]  # decoded: "_output_dir", "global_step", "epoch"
+    run_state: dict[str, Any] | None = None
+    provenance: dict[str, Any] | None = None
+
+    def state_dict(self, which: str) -> dict[str, Tensor]:
+        """The weights under a name, usually "model" or "ema_model".
+
+        Raises:
+            CheckpointError: not there; the message lists what is.
+        """
+        if which not in self.state_dicts:
+            raise CheckpointError(
+                f"{self.path}: it holds no {which!r}; its state_dicts are {', '.join(self.state_dicts) or 'empty'}."
+            )
+        return self.state_dicts[which]
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint, the users' or our own. No code from it runs; no tensor's bytes are read yet.
+
+    Raises:
+        CheckpointError: absent, damaged, or not of this layout.
+        UnsafePickleError: its pickles ask for something that is not on the allow-list.
+        InterpolationError: its config asks for more than references and sums.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such checkpoint file.")
+    try:
+        content = read_torch_zip(path).content
+    except TensorFileError as error:
+        raise CheckpointError(str(error)) from error
+    _check_layout(content, path)
+    return Checkpoint(
+        path=path,
+        cfg=_config(content["cfg"], path),
+        state_dicts=content["state_dicts"],
+        pickles={name: _decoded(name, value, path) for name, value in content.get("pickles", {}).items()},
+        run_state=content.get("run_state"),
+        provenance=content.get("provenance"),
+    )
+
+
+def _check_layout(content: Any, path: Path) -> None:
+    names = ", ".join(map(str, content)) if isinstance(content, dict) else f"a {type(content).__name__}"
+    if not isinstance(content, dict) or not {"cfg", "state_dicts"} <= content.keys():
+        hint = "the weights are one level too high" if "ema_model" in names else "is it a plain state_dict?"
+        raise CheckpointError(
+            f"{path}: it is not a checkpoint of the policy: expected cfg, state_dicts and pickles at its top level, "
+            f"found {names[:200]} ({hint})."
+        )
+    state_dicts = content["state_dicts"]
+    if not isinstance(state_dicts, dict) or not all(isinstance(state, dict) for state in state_dicts.values()):
+        raise CheckpointError(f"{path}: its state_dicts are not dictionaries of tensors by name.")
+    for which in state_dicts.keys() & set(WEIGHTS):
+        for key, value in state_dicts[which].items():
+            if not isinstance(key, str) or not isinstance(value, Tensor):
+                raise CheckpointError(f"{path}: {which}[{key!r}] is a {type(value).__name__}, not a tensor.")
+    for part in ("pickles", "run_state", "provenance"):
+        if not isinstance(content.get(part), (dict, type(None))):
+            raise CheckpointError(f"{path}: its {part} is a {type(content[part]).__name__}, not a dictionary.")
+
+
+def _config(content: Any, path: Path) -> DictConfig:
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: its cfg is a {type(content).__name__}, not a config.")
+    check_interpolations(content, str(path))
+    try:
+        return OmegaConf.create(content)
+    except OmegaConfBaseException as error:
+        raise CheckpointError(f"{path}: its cfg is not a valid config ({error}).") from error
+
+
+def _decoded(name: str, dump: Any, path: Path) -> Any:
+    if not isinstance(dump, bytes):
+        raise CheckpointError(f"{path}: its pickles entry {name!r} is a {type(dump).__name__}, not bytes.")
+    return safe_pickle.load(dump, allowed={}, where=f"{path}, entry {name!r}", max_bytes=2**20)
+
+
+def write_checkpoint(
+    path: str | Path,
+    *,
+    cfg: DictConfig,
+    state_dicts: Mapping[str, Mapping[str, Any]],
+    pickles: Mapping[str, Any],
+    run_state: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint that the users' code base opens too; `path` is replaced as a whole or not at all.
+
+    `pickles` holds plain values ("_output_dir" text or None, "global_step", "epoch"). Everything but `cfg` must be
+    plain containers, numbers, text and tensors. Tensors are saved from the CPU, each once, whatever its names.
+
+    Raises:
+        CheckpointError: something else was given, the config could not be read back, or writing failed (a full disk);
+            a file that was there before is then untouched.
+    """
+    path = Path(path)
+    portable = Portable()
+    try:
+        plain_cfg = OmegaConf.to_container(cfg, resolve=False, enum_to_str=True)
+        content: dict[str, Any] = {
+            "cfg": _config(portable.of(plain_cfg, "cfg"), path),
+            "state_dicts": portable.of(dict(state_dicts), "state_dicts"),
+            "pickles": {name: dill.dumps(portable.of(value, f"pickles.{name}")) for name, value in pickles.items()},
+        }
+        for name, part in (("run_state", run_state), ("provenance", provenance)):
+            if part is not None:
+                content[name] = portable.of(dict(part), name)
+        save_torch_zip(path, content)
+    except TensorFileError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def build_policy(cfg: DictConfig | Mapping[str, Any]) -> DiffusionTransformerHybridImagePolicy:
+    """The policy that `cfg.policy` describes, with fresh weights and an empty normaliser.
+
+    Raises:
+        CheckpointError: a class that is not one of ours or of diffusers' samplers, an option that the class does not
+            have (with the closest one), a missing option, or values that it refuses.
+    """
+    kind, options = _policy_options(cfg)
+    return _constructed(kind, options)
+
+
+def load_policy(
+    path: str | Path, which: str = "ema_model", device: str | torch.device = "cpu"
+) -> DiffusionTransformerHybridImagePolicy:
+    """The policy of a checkpoint, the users' or our own, with the weights `which`, on `device`, in eval mode.
+
+    Raises:
+        CheckpointError: see `read_checkpoint` and `build_policy`; or keys and shapes that differ from the config's, or
+            a device that is not there.
+    """
+    checkpoint = read_checkpoint(path)
+    state = checkpoint.state_dict(which)
+    kind, options = _policy_options(checkpoint.cfg)
+    with torch.device("meta"):  # an absurd size in the config must not take memory
+        expected = _constructed(kind, options).state_dict()
+    _check_fit(state, expected, f"{path}, {which}")
+    policy = _constructed(kind, options)
+    policy.load_state_dict(state, strict=True)
+    try:
+        return policy.to(device).eval()
+    except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
+        raise CheckpointError(f"the policy cannot be put on the device {str(device)!r}: {error}.") from error
+
+
+def _check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
+    missing = [key for key in expected if key not in state]
+    extra = [key for key in state if key not in expected and not key.startswith(NORMALIZER)]
+    if missing or extra:
+        raise CheckpointError(
+            f"{where}: the weights do not fit the checkpoint's own config: {len(missing)} keys are missing "
+            f"{missing[:2]}, {len(extra)} are unexpected {extra[:2]}."
+        )
+    for key, tensor in expected.items():
+        if state[key].shape != tensor.shape:
+            raise CheckpointError(
+                f"{where}: {key} has shape {tuple(state[key].shape)}, but the checkpoint's own config makes it "
+                f"{tuple(tensor.shape)}."
+            )
+    if f"{NORMALIZER}params_dict.action.scale" not in state:
+        raise CheckpointError(f"{where}: it holds no normaliser for the action, so the policy cannot answer in metres.")
+
+
+def _policy_options(cfg: DictConfig | Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
+    """The policy's class and its constructor's arguments, the sampler built."""
+    register_resolvers()
+    config = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
+    try:
+        options = OmegaConf.to_container(config.policy, resolve=True) if "policy" in config else None
+    except OmegaConfBaseException as error:
+        raise CheckpointError(f"cfg.policy cannot be resolved ({str(error).splitlines()[0]}).") from error
+    if not isinstance(options, dict):
+        raise CheckpointError(f"the config has no section 'policy'; it has {', '.join(map(str, config))}.")
+    scheduler = options.get("noise_scheduler")
+    if not isinstance(scheduler, dict):
+        raise CheckpointError("cfg.policy.noise_scheduler is missing; expected a sampler of diffusers by its _target_.")
+    kind, options = _allowed_class(options, (POLICY_TARGET,), "cfg.policy")
+    sampler = _allowed_class(scheduler, SCHEDULER_TARGETS, "cfg.policy.noise_scheduler")
+    return kind, {**options, "noise_scheduler": _constructed(*sampler)}
+
+
+def _allowed_class(entry: Mapping[Any, Any], targets: tuple[str, ...], where: str) -> tuple[type, dict[str, Any]]:
+    """The class of an allow-listed `_target_`, and the options that go with it, checked."""
+    options = {str(option): value for option, value in entry.items() if option != "_target_"}
+    target = entry.get("_target_")
+    if target not in targets:
+        raise CheckpointError(f"{where}._target_ is {target!r}; a checkpoint may only name {' or '.join(targets)}.")
+    module, _, name = target.rpartition(".")
+    kind: type = getattr(importlib.import_module(module), name)
+    known = dict(list(inspect.signature(kind.__init__).parameters.items())[1:])  # type: ignore[misc]
+    for option, value in options.items():
+        if option not in known:
+            closest = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean {closest[0]!r}?" if closest else f"it has {', '.join(known)}."
+            raise CheckpointError(f"{where}.{option} is not an option of {name}; {hint}")
+        if isinstance(value, int) and value > LARGEST.get(option, 2**31):
+            raise CheckpointError(f"{where}.{option} is {value}, beyond {LARGEST.get(option, 2**31)}.")
+    missing = [option for option, spec in known.items() if spec.default is spec.empty and option not in options]
+    if missing:
+        raise CheckpointError(f"{where} lacks {', '.join(missing)}, which {name} needs.")
+    return kind, options
+
+
+def _constructed(kind: type, options: Mapping[str, Any]) -> Any:
+    try:
+        return kind(**options)
+    except (TypeError, ValueError, KeyError, ArithmeticError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{kind.__name__} cannot be built from its options: {error}.") from error

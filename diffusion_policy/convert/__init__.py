@@ -1,0 +1,16 @@
+"""Recorded trajectories -> dataset: in parallel, in bounded memory, resumable, with an account of every frame.
+
+    survey      open and check every episode before anything is decoded          (survey)
+    frames      blocks of frames: decode, resize, pack                           (frames)
+    staging     finished episodes, beside the output; what --resume starts from  (staging)
+    assembly    staged episodes -> one dataset, renamed into place when whole    (assembly)
+    ledger      every episode and frame of the source: kept or dropped, and why  (ledger)
+
+`run.convert` is the whole verb.
+"""
+
+from diffusion_policy.convert.ledger import ConversionReport
+from diffusion_policy.convert.run import convert
+from diffusion_policy.convert.settings import ConversionError, ConversionSettings
+
+__all__ = ["ConversionError", "ConversionReport", "ConversionSettings", "convert"]

@@ -1,0 +1,198 @@
+"""Staged episodes -> one dataset, put in its place by a rename when it is whole.
+
+Frames are packed already: their files are linked into the dataset, not read again, so that this takes seconds. The
+staged ones, and an existing dataset that episodes are added to, stay untouched until the end; whoever is killed here
+assembles again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from diffusion_policy import __version__
+from diffusion_policy.convert.existing import CONTENT_HASH, CONVERSION, EPISODES, HEMISPHERE, ExistingDataset
+from diffusion_policy.convert.ledger import ConversionReport, EpisodeEntry
+from diffusion_policy.convert.placement import place_frames, put_in_place
+from diffusion_policy.convert.quaternions import majority_hemisphere, turn_towards
+from diffusion_policy.convert.settings import ConversionSettings, write_json
+from diffusion_policy.convert.staging import StagedEpisode
+from diffusion_policy.dataset.content_hash import content_sha256, episode_sha256
+from diffusion_policy.dataset.replay_buffer import (
+    ACTION_KEY,
+    GRIPPER_KEY,
+    POSE_KEY,
+    SEMANTICS,
+    TIMESTAMP_KEY,
+    ArrayLayout,
+    ReplayBuffer,
+    image_layout,
+    low_dim_layout,
+)
+from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, action_semantics
+
+TOOL = {"name": "diffusion-policy", "version": __version__}
+Rows = Mapping[str, NDArray[Any]]
+Hemisphere = NDArray[np.float64]
+
+
+def assemble(
+    staged: Sequence[StagedEpisode],
+    left_out: Sequence[EpisodeEntry],
+    settings: ConversionSettings,
+    existing: ExistingDataset | None = None,
+) -> ConversionReport:
+    """Make the dataset of all staged episodes, behind those of an existing one, and put it in place with its ledger."""
+    target = settings.partial / "dataset"
+    shutil.rmtree(target, ignore_errors=True)
+    writer = _Writer(_create(staged, settings, existing), staged[0].cameras)
+    episodes: list[Mapping[str, Any]] = []
+    entries: list[EpisodeEntry] = []
+    if existing is not None:
+        writer.add_existing(existing.buffer)
+        episodes += existing.episodes
+        entries += existing.report.episodes
+    hemisphere = _hemisphere(staged, settings, existing)
+    added: list[EpisodeEntry] = []
+    for episode in staged:
+        rows, flipped = _turn(episode.rows(), hemisphere)
+        lengths = [end - start for start, end in episode.entry.kept]
+        writer.add(rows, {camera: episode.frames(camera) for camera in episode.cameras}, lengths)
+        episodes += _describe(episode, rows)
+        added.append(replace(episode.entry, flipped=flipped))
+    writer.finish()
+    report = ConversionReport(
+        output=settings.output,
+        episodes=(*entries, *sorted([*added, *left_out], key=lambda entry: (entry.number, entry.name))),
+        settings=settings.as_json(),
+        tool=TOOL,
+        content_sha256=content_sha256([episode["sha256"] for episode in episodes]),
+    )
+    writer.buffer.root.attrs.update(
+        {
+            SEMANTICS: action_semantics(POSE_GRIPPER),
+            CONTENT_HASH: report.content_sha256,
+            EPISODES: [dict(episode) for episode in episodes],
+            HEMISPHERE: None if hemisphere is None else hemisphere.tolist(),
+            CONVERSION: json.loads(json.dumps(report.as_json())),
+        }
+    )
+    write_json(settings.ledger_file, report.as_json())
+    put_in_place(target, settings)
+    return report
+
+
+def layouts(cameras: Sequence[str], settings: ConversionSettings) -> dict[str, ArrayLayout]:
+    """The arrays of a dataset with these cameras."""
+    width, height = settings.resolution
+    return {
+        **{camera: image_layout(width, height, settings.codec, settings.shard) for camera in cameras},
+        POSE_KEY: low_dim_layout(POSE),
+        GRIPPER_KEY: low_dim_layout((GRIPPER,)),
+        ACTION_KEY: low_dim_layout(POSE_GRIPPER),
+        TIMESTAMP_KEY: ArrayLayout((), np.float64),
+    }
+
+
+def _create(
+    staged: Sequence[StagedEpisode], settings: ConversionSettings, existing: ExistingDataset | None
+) -> ReplayBuffer:
+    """The empty dataset, with room for everything."""
+    n_steps = sum(episode.entry.n_kept for episode in staged) + (existing.buffer.n_steps if existing else 0)
+    arrays = layouts(staged[0].cameras, settings)
+    target = settings.partial / "dataset"
+    return ReplayBuffer.create(target, arrays, zarr_format=settings.zarr_format, n_steps=n_steps)
+
+
+def _hemisphere(
+    staged: Sequence[StagedEpisode], settings: ConversionSettings, existing: ExistingDataset | None
+) -> Hemisphere | None:
+    """Where quaternions are turned to: as in the dataset that is there, else where most of them lie already."""
+    if settings.quaternion_sign == "keep":
+        return None
+    if existing is not None:
+        return existing.hemisphere
+    return majority_hemisphere(rows[key][:, 3:7] for rows in _all_rows(staged) for key in (POSE_KEY, ACTION_KEY))
+
+
+def _all_rows(staged: Sequence[StagedEpisode]) -> Iterator[Rows]:
+    return (episode.rows() for episode in staged)
+
+
+def _turn(rows: Rows, hemisphere: Hemisphere | None) -> tuple[Rows, dict[str, int]]:
+    """The rows with the dataset's quaternion signs, and how many each array had flipped."""
+    if hemisphere is None:
+        return rows, {}
+    turned = {key: turn_towards(rows[key], hemisphere) for key in (POSE_KEY, ACTION_KEY)}
+    return {**rows, **{key: poses for key, (poses, _) in turned.items()}}, {key: n for key, (_, n) in turned.items()}
+
+
+def _describe(episode: StagedEpisode, rows: Rows) -> list[dict[str, Any]]:
+    """Name, number, recorded steps and hash of each episode that a recording becomes; several if it is split."""
+    digests = {camera: episode.digests(camera) for camera in episode.cameras}
+    described, first = [], 0
+    for start, end in episode.entry.kept:
+        part = slice(first, first + end - start)
+        first = part.stop
+        sha256 = episode_sha256(
+            {key: values[part] for key, values in rows.items()},
+            {camera: [digest.tobytes() for digest in found[part]] for camera, found in digests.items()},
+        )
+        named = {"name": episode.entry.name, "number": episode.entry.number}
+        described.append({**named, "steps": [start, end], "sha256": sha256})
+    return described
+
+
+class _Writer:
+    """Fills a dataset episode by episode; low-dimensional rows are written a chunk at a time."""
+
+    def __init__(self, buffer: ReplayBuffer, cameras: Sequence[str]) -> None:
+        self.buffer = buffer
+        self._images = {camera: buffer[camera] for camera in cameras}
+        self._arrays = {key: buffer[key] for key in buffer.keys if key not in cameras}
+        self._waiting: dict[str, list[NDArray[Any]]] = {key: [] for key in self._arrays}
+        self._written = 0
+        self._n_rows = 0
+        self._ends: list[int] = []
+
+    def add_existing(self, existing: ReplayBuffer) -> None:
+        """All episodes of another dataset."""
+        for camera, array in self._images.items():
+            place_frames(existing[camera], array, 0)
+        rows = self._arrays[TIMESTAMP_KEY].chunks[0]
+        for start in range(0, existing.n_steps, rows):
+            self._add_rows({key: np.asarray(existing[key][start : start + rows]) for key in self._arrays})
+        self._ends += existing.episode_ends.tolist()
+
+    def add(self, rows: Rows, frames: Mapping[str, Any], lengths: Sequence[int]) -> None:
+        """A staged recording that becomes episodes of these lengths; `frames` has the path of an array per camera."""
+        for camera, path in frames.items():
+            place_frames(zarr.open_array(str(path), mode="r"), self._images[camera], self._n_rows)
+        self._ends += [self._n_rows + int(end) for end in np.cumsum(lengths)]
+        self._add_rows(rows)
+
+    def finish(self) -> None:
+        """Write what waits, and where the episodes end."""
+        self._flush()
+        self.buffer.set_episode_ends(np.asarray(self._ends, dtype=np.int64))
+
+    def _add_rows(self, rows: Rows) -> None:
+        for key, waiting in self._waiting.items():
+            waiting.append(rows[key])
+        self._n_rows += len(rows[TIMESTAMP_KEY])
+        if self._n_rows - self._written >= self._arrays[TIMESTAMP_KEY].chunks[0]:
+            self._flush()
+
+    def _flush(self) -> None:
+        for key, waiting in self._waiting.items():
+            if waiting:
+                self._arrays[key][self._written : self._n_rows] = np.concatenate(waiting)
+                waiting.clear()
+        self._written = self._n_rows

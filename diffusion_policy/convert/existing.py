@@ -1,0 +1,75 @@
+"""A dataset that an earlier conversion made: what `--append` builds on, and how `--resume` knows that all is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.convert.ledger import ConversionReport, report_from_json
+from diffusion_policy.convert.settings import ConversionError, ConversionSettings
+from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+
+# Attributes of a dataset's root, beside its semantics.
+CONVERSION = "conversion"
+EPISODES = "episodes"
+CONTENT_HASH = "content_sha256"
+HEMISPHERE = "quaternion_hemisphere"
+
+
+@dataclass(frozen=True)
+class ExistingDataset:
+    """A finished dataset and the record of how it was made.
+
+    Attributes:
+        buffer: the dataset, read-only.
+        report: its ledger.
+        episodes: one mapping per episode: name, number, steps and hash.
+        hemisphere: (4,) that its quaternions point to; None if their signs were kept.
+    """
+
+    buffer: ReplayBuffer
+    report: ConversionReport
+    episodes: tuple[Mapping[str, Any], ...]
+    hemisphere: NDArray[np.float64] | None
+
+    @classmethod
+    def open(cls, path: Path) -> ExistingDataset:
+        """Open a dataset that this converter made.
+
+        Raises:
+            ConversionError: it carries no record of a conversion.
+            DatasetError: it is no dataset.
+        """
+        buffer = ReplayBuffer.open(path)
+        attributes = buffer.root.attrs.asdict()
+        if not {CONVERSION, EPISODES, HEMISPHERE} <= attributes.keys():
+            raise ConversionError(f"{path} carries no record of its conversion; convert its recordings anew")
+        hemisphere = attributes[HEMISPHERE]
+        return cls(
+            buffer=buffer,
+            report=report_from_json(path, attributes[CONVERSION]),  # type: ignore[arg-type]
+            episodes=tuple(attributes[EPISODES]),  # type: ignore[arg-type]
+            hemisphere=None if hemisphere is None else np.asarray(hemisphere, dtype=np.float64),
+        )
+
+    @property
+    def recordings(self) -> frozenset[str]:
+        """Hashes of the recordings that it holds."""
+        return frozenset(entry.recording for entry in self.report.kept if entry.recording)
+
+    def check_same_content(self, settings: ConversionSettings) -> None:
+        """Refuse to add episodes made in another way.
+
+        Raises:
+            ConversionError: names the settings that differ.
+        """
+        wanted = {**settings.content(), "quaternion_sign": settings.quaternion_sign}
+        differing = [key for key, value in wanted.items() if self.report.settings.get(key) != value]
+        if differing:
+            found = {key: self.report.settings.get(key) for key in differing}
+            raise ConversionError(f"{settings.output} was made with other settings: {found}; append with the same ones")

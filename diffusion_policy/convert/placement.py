@@ -1,0 +1,68 @@
+"""Packed frames change their place without being unpacked; a finished dataset gets its name."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+from diffusion_policy.convert.settings import ConversionSettings
+
+Frames = zarr.Array[Any]
+
+
+def place_frames(source: Frames, target: Frames, first: int) -> None:
+    """Put all frames of one array into rows `first` and on of another: by a second name for their files if possible.
+
+    A shard is a file of many frames. Where those of both arrays fall together they are linked, but for a last one that
+    is not full: more frames will be added to it, so it is copied. Frames that come one a file are packed into shards.
+    """
+    per_file = target.chunks[0] if target.shards is None else target.shards[0]
+    if source.shards == target.shards and first % per_file == 0:
+        for i in range(math.ceil(source.shape[0] / per_file)):
+            is_full = (i + 1) * per_file <= source.shape[0]
+            (_link if is_full else _copy)(_file(source, i), _file(target, first // per_file + i))
+        return
+    for row in range(0, source.shape[0], per_file):
+        end = min(row + per_file, source.shape[0])
+        target[first + row : first + end] = source[row:end]
+
+
+def put_in_place(finished: Path, settings: ConversionSettings) -> None:
+    """Rename the finished dataset to its name; one that is to be replaced is set aside until then."""
+    replaced = settings.partial / "replaced"
+    if settings.output.exists():
+        os.rename(settings.output, replaced)
+    os.rename(finished, settings.output)
+    shutil.rmtree(settings.partial)
+
+
+def restore_replaced(settings: ConversionSettings) -> None:
+    """Give back a dataset that was set aside by a conversion which was killed before the new one had its name."""
+    replaced = settings.partial / "replaced"
+    if replaced.exists() and not settings.output.exists():
+        os.rename(replaced, settings.output)
+
+
+def _file(array: Frames, index: int) -> Path:
+    """The file of the chunk or shard with this index along the first axis."""
+    root = Path(str(array.store_path).removeprefix("file://"))
+    return root / array.metadata.encode_chunk_key((index, *(0 for _ in array.shape[1:])))
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file; a copy where the file system has no such thing."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        _copy(source, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)

@@ -1,0 +1,206 @@
+"""The whole conversion: survey, stage episode by episode, assemble."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+
+from diffusion_policy.convert.assembly import assemble
+from diffusion_policy.convert.existing import ExistingDataset
+from diffusion_policy.convert.frames import Block, BlockReport, write_block
+from diffusion_policy.convert.ledger import ConversionReport, EpisodeEntry
+from diffusion_policy.convert.placement import restore_replaced
+from diffusion_policy.convert.settings import ConversionError, ConversionSettings
+from diffusion_policy.convert.staging import StagedEpisode, Staging
+from diffusion_policy.convert.survey import Plan, Survey, survey
+from diffusion_policy.trajectory import TrajectoryError
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called with the frames done and the frames there are."""
+# Blocks handed out per worker: enough to keep it busy, few enough to bound memory.
+_BLOCKS_AHEAD = 2
+
+
+def convert(
+    settings: ConversionSettings, *, executor: Executor | None = None, on_progress: Progress | None = None
+) -> ConversionReport:
+    """Convert recorded trajectories to a dataset.
+
+    Resuming a conversion that is finished, and appending recordings that are all there, change nothing.
+
+    The source is only read. The output appears under its name when it is complete, never before.
+
+    Args:
+        settings: what to do.
+        executor: runs the blocks of frames; threads of this process by default. Its workers must see the same files.
+        on_progress: told after every block.
+
+    Raises:
+        ConversionError: the output exists, nothing is to be converted, or the disk is full.
+        DatasetError: there is no dataset to append to.
+        TrajectoryError: a bad episode, unless they are to be skipped.
+        UnsafePickleError: a data.pkl that asks for more than arrays, unless such episodes are to be skipped.
+    """
+    restore_replaced(settings)
+    existing = _existing(settings)
+    if existing is not None and not settings.append:
+        return existing.report
+    found = survey(settings, existing.recordings if existing else frozenset())
+    if existing is not None and not found.plans:
+        return existing.report
+    staging = Staging(settings)
+    try:
+        with staging.open(), _workers(settings, executor) as workers:
+            stage = _Stage(staging, workers, settings, found, on_progress)
+            staged = stage.run()
+            if not staged:
+                raise ConversionError(f"{settings.source}: every episode was left out; nothing is written")
+            return assemble(staged, [*found.left_out, *stage.left_out], settings, existing)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise ConversionError(
+            f"{settings.output} cannot be made: {error.strerror or error}{where}; finished episodes are kept in "
+            f"{settings.partial}: put that right and go on with --resume"
+        ) from error
+
+
+def _existing(settings: ConversionSettings) -> ExistingDataset | None:
+    """The dataset to append to, or the one that a conversion to be resumed has finished; None to begin or to replace.
+
+    Raises:
+        ConversionError: something else is there, or there is nothing to append to.
+    """
+    output = settings.output
+    if settings.append:
+        existing = ExistingDataset.open(output)
+        existing.check_same_content(settings)
+        return existing
+    if not output.exists():
+        return None
+    if not any((output / name).is_file() for name in (".zgroup", "zarr.json")):
+        raise ConversionError(f"{output} exists and is not a zarr dataset; it is not replaced, choose another name")
+    if settings.overwrite:
+        return None
+    if settings.resume:
+        existing = ExistingDataset.open(output)
+        if existing.report.settings == settings.as_json():
+            shutil.rmtree(settings.partial, ignore_errors=True)
+            return existing
+    raise ConversionError(
+        f"{output} exists; choose another name, add to it with --append, or replace it with --overwrite"
+    )
+
+
+@contextmanager
+def _workers(settings: ConversionSettings, executor: Executor | None) -> Iterator[Executor]:
+    """The given executor, or threads; OpenCV's own threads would only compete with these."""
+    if executor is not None:
+        yield executor
+        return
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    pool = ThreadPoolExecutor(settings.n_workers, thread_name_prefix="convert")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        cv2.setNumThreads(threads)
+
+
+@dataclass
+class _Episode:
+    """An episode on its way."""
+
+    plan: Plan
+    n_blocks: int
+    reports: dict[Block, BlockReport] = field(default_factory=dict)
+    is_bad: bool = False
+
+
+class _Stage:
+    """Keeps the workers busy with blocks, in order of episodes, and takes in what they report."""
+
+    def __init__(
+        self,
+        staging: Staging,
+        executor: Executor,
+        settings: ConversionSettings,
+        found: Survey,
+        on_progress: Progress | None,
+    ) -> None:
+        self.staging = staging
+        self.executor = executor
+        self.settings = settings
+        self.plans: Sequence[Plan] = found.plans
+        self.staged: dict[Path, StagedEpisode] = {}
+        self.left_out: list[EpisodeEntry] = []
+        self._pending: dict[Future[BlockReport], tuple[_Episode, Block]] = {}
+        self._on_progress = on_progress or (lambda done, total: None)
+        self._total = sum(_frames(plan) for plan in self.plans)
+        self._done = 0
+
+    def run(self) -> list[StagedEpisode]:
+        """Stage every episode; those that turn out bad are left out, or end the conversion."""
+        try:
+            for episode, block in self._blocks():
+                while len(self._pending) >= _BLOCKS_AHEAD * self.settings.n_workers:
+                    self._take_in()
+                if not episode.is_bad:
+                    self._pending[self.executor.submit(write_block, block)] = (episode, block)
+            while self._pending:
+                self._take_in()
+        finally:
+            for future in self._pending:
+                future.cancel()
+            wait(self._pending)
+        return [self.staged[plan.path] for plan in self.plans if plan.path in self.staged]
+
+    def _blocks(self) -> Iterator[tuple[_Episode, Block]]:
+        for plan in self.plans:
+            finished = self.staging.finished(plan) if self.settings.resume else None
+            if finished is not None:
+                self.staged[plan.path] = finished
+                self._advance(_frames(plan))
+                continue
+            blocks = self.staging.begin(plan)
+            episode = _Episode(plan, len(blocks))
+            for block in blocks:
+                yield episode, block
+
+    def _take_in(self) -> None:
+        done, _ = wait(self._pending, return_when=FIRST_COMPLETED)
+        for future in done:
+            episode, block = self._pending.pop(future)
+            if episode.is_bad:
+                continue
+            try:
+                episode.reports[block] = future.result()
+                if len(episode.reports) == episode.n_blocks:
+                    self.staged[episode.plan.path] = self.staging.finish(episode.plan, episode.reports)
+            except TrajectoryError as error:
+                self._leave_out(episode, error)
+            self._advance(len(block.files))
+
+    def _leave_out(self, episode: _Episode, error: TrajectoryError) -> None:
+        if self.settings.on_error == "stop":
+            raise error
+        logger.warning("left out %s: %s", episode.plan.entry.name, error)
+        episode.is_bad = True
+        self.left_out.append(episode.plan.entry.left_out(str(error)))
+
+    def _advance(self, frames: int) -> None:
+        self._done += frames
+        self._on_progress(self._done, self._total)
+
+
+def _frames(plan: Plan) -> int:
+    return plan.entry.n_kept * len(plan.cameras)

@@ -1,0 +1,141 @@
+"""What a conversion is asked to do."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec
+from diffusion_policy.dataset.replay_buffer import ZARR_FORMATS
+from diffusion_policy.spec import WorkspaceError
+
+CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
+    "on_error": (("stop", "skip"), "at a bad episode: end with an error, or leave it out and say so in the ledger"),
+    "gaps": (("refuse", "split"), "steps without an image amid others: the episode is bad, or becomes two"),
+    "decode": (("exact", "fast"), "decode whole JPEGs, or at a part of their size (57 dB from exact, half the time)"),
+    "quaternion_sign": (("continuous", "keep"), "choose between q and -q so that no sign flips, or leave them"),
+    "gripper_command": (("recorded", "next-measured"), "the command as recorded, or what was measured a step later"),
+}
+"""Settings that take one of a few words, the default first, and what they decide."""
+
+
+class ConversionError(WorkspaceError):
+    """A conversion that cannot begin or cannot go on: says why and what to do."""
+
+
+@dataclass(frozen=True)
+class ConversionSettings:
+    """One conversion.
+
+    Attributes:
+        source: folder that holds the episodes.
+        output: the dataset to make.
+        resolution: (width, height) of its images, pixels.
+        start_episode: lowest episode number that takes part.
+        max_episodes: how many episodes take part, from there on in order of number; all by default. Bad ones that are
+            skipped count.
+        codec: how frames are packed.
+        zarr_format: 2 or 3.
+        shard: frames in a file (format 3 only); None for one file a frame.
+        on_error: "stop" at a bad episode, or "skip" it and say so in the ledger.
+        gaps: steps without an image at the beginning or end of an episode are left out; with such steps in between,
+            "refuse" the episode, or "split" it there in two.
+        decode: "exact", the full image, or "fast", with the JPEG decoder's own down-scaling.
+        quaternion_sign: "continuous" chooses between q and -q so that neither steps nor episodes differ in sign without
+            need; "keep" leaves them as recorded.
+        gripper_command: "recorded", or "next-measured": the measured gripper of the next step.
+        gripper_lead: steps by which the gripper's command is brought forward.
+        overwrite: replace an existing dataset, once the new one is complete.
+        resume: go on with an unfinished conversion to the same output.
+        append: add episodes to an existing dataset.
+        workers: threads; as many as there are cores by default.
+    """
+
+    source: Path
+    output: Path
+    resolution: tuple[int, int] = (320, 180)
+    start_episode: int = 0
+    max_episodes: int | None = None
+    codec: ImageCodec = field(default_factory=image_codec)
+    zarr_format: int = 2
+    shard: int | None = None
+    on_error: Literal["stop", "skip"] = "stop"
+    gaps: Literal["refuse", "split"] = "refuse"
+    decode: Literal["exact", "fast"] = "exact"
+    quaternion_sign: Literal["continuous", "keep"] = "continuous"
+    gripper_command: Literal["recorded", "next-measured"] = "recorded"
+    gripper_lead: int = 0
+    overwrite: bool = False
+    resume: bool = False
+    append: bool = False
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, (choices, _) in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConversionError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
+        if min(self.resolution) < 1:
+            raise ConversionError(f"resolution {self.resolution}: expected a positive width and height")
+        if self.max_episodes is not None and self.max_episodes < 1:
+            raise ConversionError(f"max_episodes is {self.max_episodes}; expected at least 1")
+        if self.gripper_lead < 0:
+            raise ConversionError(f"gripper_lead is {self.gripper_lead}; expected 0 or more steps")
+        if self.zarr_format not in ZARR_FORMATS:
+            raise ConversionError(f"zarr format {self.zarr_format} does not exist; expected 2 or 3")
+        if self.shard is not None and (self.zarr_format == 2 or self.shard < 1):
+            raise ConversionError(f"shards of {self.shard} frames: they need zarr format 3 and at least 1 frame")
+        if self.append and self.overwrite:
+            raise ConversionError("append adds to a dataset and overwrite replaces it; give one of them")
+        source, output = Path(self.source).resolve(), Path(self.output).resolve()
+        if source == output or output in source.parents or source in output.parents:
+            raise ConversionError(f"output {output} and input {source} lie in one another; choose another output")
+
+    @property
+    def n_workers(self) -> int:
+        """Threads to use; the cores that this process may run on, by default."""
+        return self.workers or len(os.sched_getaffinity(0))
+
+    @property
+    def partial(self) -> Path:
+        """Folder of unfinished work, beside the output."""
+        return self.output.with_name(self.output.name + ".partial")
+
+    @property
+    def ledger_file(self) -> Path:
+        """`<output>.conversion.json`."""
+        return self.output.with_name(self.output.name + ".conversion.json")
+
+    def content(self) -> dict[str, Any]:
+        """What decides the content of each episode, as plain JSON: equal content can be resumed and appended to."""
+        return {
+            "resolution": list(self.resolution),
+            "codec": self.codec.name,
+            "level": self.codec.level,
+            "zarr_format": self.zarr_format,
+            "shard": self.shard,
+            "gaps": self.gaps,
+            "decode": self.decode,
+            "gripper_command": self.gripper_command,
+            "gripper_lead": self.gripper_lead,
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """All that a reader of the dataset may want to know of how it was made, as plain JSON."""
+        return {
+            "source": Path(self.source).resolve().name,
+            "start_episode": self.start_episode,
+            "max_episodes": self.max_episodes,
+            "on_error": self.on_error,
+            "quaternion_sign": self.quaternion_sign,
+            **self.content(),
+        }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON beside `path`, then rename: it is there whole or not at all."""
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, path)

@@ -1,0 +1,209 @@
+"""Finished episodes beside the output: what an interrupted conversion resumes from.
+
+    <output>.partial/
+      settings.json          what decides the content of an episode
+      episode_0007/
+        frames.zarr/<camera>   kept frames, packed as in the dataset
+        rows.npz               kept rows of the other arrays, and a digest per frame
+        entry.json             written last: the episode is finished
+      dataset/               see assembly
+
+Nothing here is needed once the dataset is in place.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from diffusion_policy.convert.frames import FRAMES_IN_BLOCK, Block, BlockReport
+from diffusion_policy.convert.ledger import EpisodeEntry, entry_from_json
+from diffusion_policy.convert.settings import ConversionError, ConversionSettings, write_json
+from diffusion_policy.convert.survey import Plan
+from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec
+from diffusion_policy.dataset.replay_buffer import (
+    ACTION_KEY,
+    GRIPPER_KEY,
+    POSE_KEY,
+    TIMESTAMP_KEY,
+    create_array,
+    image_layout,
+)
+from diffusion_policy.trajectory import Trajectory, TrajectoryError, open_trajectory
+
+logger = logging.getLogger(__name__)
+
+Rows = Mapping[str, NDArray[Any]]
+_DIGESTS = "digests of "
+
+
+@dataclass(frozen=True)
+class StagedEpisode:
+    """A finished episode in its staging folder."""
+
+    folder: Path
+    entry: EpisodeEntry
+    cameras: tuple[str, ...]
+
+    def rows(self) -> dict[str, NDArray[Any]]:
+        """Kept rows of each array but the images."""
+        with np.load(self.folder / "rows.npz") as rows:
+            return {key: rows[key] for key in rows.files if not key.startswith(_DIGESTS)}
+
+    def digests(self, camera: str) -> NDArray[np.uint8]:
+        """(n, 32) SHA-256 of each kept frame."""
+        with np.load(self.folder / "rows.npz") as rows:
+            return np.asarray(rows[_DIGESTS + camera])
+
+    def frames(self, camera: str) -> Path:
+        """The zarr array of a camera's kept frames."""
+        return self.folder / "frames.zarr" / camera
+
+
+class Staging:
+    """The folder of unfinished work of one conversion."""
+
+    def __init__(self, settings: ConversionSettings) -> None:
+        self.settings = settings
+        self.path = settings.partial
+        # A shard can only be packed when all its frames are known; until then its frames wait, unchanged, one a file.
+        self.codec: ImageCodec = settings.codec if settings.shard is None else image_codec("blosc")
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Hold the folder for this conversion alone; discard what lies in it unless it is to be resumed.
+
+        Raises:
+            ConversionError: another conversion writes there, or the work to resume was done with other settings.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConversionError(
+                    f"{self.path}: another conversion writes there; wait for it or stop it"
+                ) from error
+            self._begin()
+            yield
+
+    def _begin(self) -> None:
+        file = self.path / "settings.json"
+        content = self.settings.content()
+        if file.is_file() and self.settings.resume:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            differing = [key for key in content if found.get(key) != content[key]]
+            if differing:
+                raise ConversionError(
+                    f"{self.path} was begun with other settings ({', '.join(differing)}); resume with the same "
+                    "ones, or start anew without --resume"
+                )
+            return
+        for leftover in self.path.iterdir():
+            if leftover.is_dir():
+                logger.warning("unfinished work is discarded: %s", leftover)
+                shutil.rmtree(leftover)
+        write_json(file, content)
+
+    def finished(self, plan: Plan) -> StagedEpisode | None:
+        """The episode, if it was finished earlier and its source has not changed since."""
+        folder = self.path / plan.path.name
+        file = folder / "entry.json"
+        if not file.is_file():
+            return None
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if found["fingerprint"] != plan.fingerprint:
+            return None
+        return StagedEpisode(folder, entry_from_json(found["entry"]), plan.cameras)
+
+    def begin(self, plan: Plan) -> list[Block]:
+        """Make room for an episode and cut it into blocks."""
+        folder = self.path / plan.path.name
+        shutil.rmtree(folder, ignore_errors=True)
+        trajectory = open_trajectory(plan.path)
+        steps = [step for start, end in plan.entry.kept for step in range(start, end)]
+        group = zarr.open_group(str(folder / "frames.zarr"), mode="w", zarr_format=self.settings.zarr_format)  # type: ignore[arg-type]
+        width, height = self.settings.resolution
+        blocks = []
+        for camera in plan.cameras:
+            create_array(group, camera, image_layout(width, height, self.codec), len(steps))
+            files = [trajectory.frame_path(step, camera) for step in steps]
+            blocks += [
+                Block(
+                    files=tuple(files[start : start + FRAMES_IN_BLOCK]),
+                    array=folder / "frames.zarr" / camera,
+                    start=start,
+                    width=width,
+                    height=height,
+                    decode=self.settings.decode,
+                    lossless=self.codec.lossless,
+                )
+                for start in range(0, len(files), FRAMES_IN_BLOCK)
+            ]
+        np.savez(folder / "rows.npz", **recorded_rows(trajectory, steps, self.settings))  # type: ignore[arg-type]
+        return blocks
+
+    def finish(self, plan: Plan, reports: Mapping[Block, BlockReport]) -> StagedEpisode:
+        """Note that all blocks of an episode are written.
+
+        Raises:
+            TrajectoryError: its frames differ in size.
+        """
+        folder = self.path / plan.path.name
+        by_camera = {camera: folder / "frames.zarr" / camera for camera in plan.cameras}
+        digests: dict[str, NDArray[np.uint8]] = {}
+        sizes: dict[str, tuple[int, int]] = {}
+        agreement: dict[str, float] = {}
+        for camera, array in by_camera.items():
+            parts = [report for block, report in sorted(reports.items(), key=_first_row) if block.array == array]
+            if len({part.frame_size for part in parts}) > 1:
+                found = ", ".join(f"{w}x{h}" for w, h in sorted({part.frame_size for part in parts}))
+                raise TrajectoryError(f"{plan.path}: frames of camera {camera!r} differ in size: {found} pixels")
+            joined = b"".join(digest for part in parts for digest in part.digests)
+            digests[_DIGESTS + camera] = np.frombuffer(joined, dtype=np.uint8).reshape(-1, 32)
+            sizes[camera] = parts[0].frame_size
+            measured = [part.psnr_db for part in parts if part.psnr_db is not None]
+            if measured:
+                agreement[camera] = round(min(measured), 2)
+        with np.load(folder / "rows.npz") as rows:
+            recorded = {key: rows[key] for key in rows.files}
+        np.savez(folder / "rows.npz", **recorded, **digests)  # type: ignore[arg-type]
+        entry = replace(plan.entry, frame_size=sizes, psnr_db=agreement)
+        write_json(folder / "entry.json", {"fingerprint": plan.fingerprint, "entry": asdict(entry)})
+        return StagedEpisode(folder, entry, plan.cameras)
+
+    def discard(self, plan: Plan) -> None:
+        """Remove what was staged of an episode that is left out."""
+        shutil.rmtree(self.path / plan.path.name, ignore_errors=True)
+
+
+def _first_row(item: tuple[Block, BlockReport]) -> int:
+    return item[0].start
+
+
+def recorded_rows(trajectory: Trajectory, steps: list[int], settings: ConversionSettings) -> Rows:
+    """Rows of the dataset's low-dimensional arrays at these steps, quaternions as recorded.
+
+    `gripper_command` and `gripper_lead` say which command a step is given; the survey has dropped the steps at the end
+    that would have none.
+    """
+    source = trajectory.gripper if settings.gripper_command == "next-measured" else trajectory.action_gripper
+    ahead = settings.gripper_lead + (settings.gripper_command == "next-measured")
+    at = np.asarray(steps)
+    return {
+        POSE_KEY: trajectory.pose[at],
+        GRIPPER_KEY: trajectory.gripper[at, None],
+        ACTION_KEY: np.concatenate([trajectory.action[at], source[at + ahead, None]], axis=1),
+        TIMESTAMP_KEY: trajectory.timestamp[at],
+    }

@@ -1,0 +1,220 @@
+"""What training reads: windows of converted datasets, as batches of tensors.
+
+    window    |<------------------- horizon + n_latency_steps ------------------->|
+    obs       o o ...                    the first n_obs_steps
+    action    . . ... a a a a a a a a    after the first n_latency_steps
+
+Observations go through `spec.policy_observation`, as those that a robot sends do (law 4); images stay uint8.
+
+Legend: E episodes, W windows, B batch, To observation steps, T horizon, Da action dimensions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffusion_policy.dataset.observations import gather, prepare
+from diffusion_policy.dataset.replay_buffer import ACTION_KEY, DatasetError
+from diffusion_policy.dataset.sources import open_source
+from diffusion_policy.dataset.windows import IndexArray, Mask, cut_windows, thin_episodes, validation_episodes
+from diffusion_policy.model.normalizer import (
+    LinearNormalizer,
+    SingleFieldLinearNormalizer,
+    get_image_range_normalizer,
+)
+from diffusion_policy.spec import read_shape_meta
+
+Sample = dict[str, Any]
+
+
+class CogActImageDataset(torch.utils.data.Dataset[Sample]):
+    """Windows of the training episodes of one or several datasets on disk.
+
+    Attributes:
+        spec: what a step is, from shape_meta.
+        episode_ends: (E,) int64, exclusive end of every episode, over all datasets.
+        episode_names: (E,) as recorded.
+        semantics: what the recorded action's numbers mean; None in files that do not say.
+        windows: those of the episodes in use.
+        train_episodes: (E,) bool.
+        validation_episodes: (E,) bool.
+        sample_weights: (W,) float64, how often to draw each window; None where all count alike.
+    """
+
+    def __init__(
+        self,
+        shape_meta: Mapping[str, Any],
+        zarr_path: str | Path | Sequence[str | Path],
+        horizon: int = 1,
+        pad_before: int = 0,
+        pad_after: int = 0,
+        n_obs_steps: int | None = None,
+        n_latency_steps: int = 0,
+        seed: int = 42,
+        val_ratio: float = 0.0,
+        max_train_episodes: int | None = None,
+        cache: str = "none",
+        device: str = "cuda",
+        weights: Sequence[float] | None = None,
+        only_episodes: Sequence[str] | None = None,
+        exclude_episodes: Sequence[str] = (),
+        obs_dropout: Mapping[str, float] | None = None,
+    ) -> None:
+        """Open datasets and check them against `shape_meta`.
+
+        Args:
+            shape_meta: keys, shapes and (optionally) names of what the policy reads and predicts.
+            zarr_path: the dataset, or several that become one.
+            horizon: T, steps in a window.
+            pad_before: steps by which a window may begin before its episode.
+            pad_after: steps by which it may end after it.
+            n_obs_steps: To, how many of a window's observations are returned; all by default.
+            n_latency_steps: how many steps the action lags behind the observation.
+            seed: of the validation split and of the thinning.
+            val_ratio: part of the episodes of each dataset that is held out.
+            max_train_episodes: at most so many training episodes of each dataset, drawn at random.
+            cache: where prepared observations are kept: none, memory, mmap or device (see `observations`).
+            device: of cache: device.
+            weights: per dataset, its part in what `sample_weights` draws; by number of windows if not given.
+            only_episodes: names ("episode_0066") of those that are used; all by default.
+            exclude_episodes: names of episodes that are not used. Neither filter changes the validation split.
+            obs_dropout: per low-dimensional key, how often training hides it behind the middle of its range, so that a
+                policy cannot copy what it observes.
+
+        Raises:
+            DatasetError: no dataset, a key or dimension missing, another image size, an unknown episode, no room for
+                the cache, or no window fits.
+            SpecError: shape_meta is wrong, or the dataset's numbers mean something else.
+        """
+        self.spec = read_shape_meta(shape_meta)
+        self.n_obs_steps = horizon if n_obs_steps is None else n_obs_steps
+        self.n_latency_steps = n_latency_steps
+        self._span = {"horizon": horizon + n_latency_steps, "pad_before": pad_before, "pad_after": pad_after}
+        paths = [zarr_path] if isinstance(zarr_path, str | Path) else list(zarr_path)
+        if not paths:
+            raise DatasetError("zarr_path is empty; expected a dataset or several")
+        self._sources = [open_source(path, self.spec) for path in paths]
+        self.semantics = next((source.semantics for source in self._sources if source.semantics), None)
+        self.episode_names = tuple(name for source in self._sources for name in source.episode_names)
+        lengths = [np.diff(source.episode_ends, prepend=0) for source in self._sources]
+        self.episode_ends: IndexArray = np.cumsum(np.concatenate(lengths))
+        held_out = [validation_episodes(len(source.episode_ends), val_ratio, seed) for source in self._sources]
+        trained = [thin_episodes(~mask, max_train_episodes, seed) for mask in held_out]
+        wanted = self._filter(only_episodes, exclude_episodes)
+        self.validation_episodes: Mask = np.concatenate(held_out) & wanted
+        self.train_episodes: Mask = np.concatenate(trained) & wanted
+        self._weights = _checked_weights(weights, len(paths))
+        self._dropout = self._checked_dropout(obs_dropout or {})
+        self._use(self.train_episodes)
+        if len(self) == 0:
+            raise DatasetError(
+                f"{', '.join(map(str, paths))}: no window of {self._span['horizon']} steps (padded by {pad_before} "
+                f"before and {pad_after} after) fits into {self.train_episodes.sum()} training episodes"
+            )
+        self._action = torch.from_numpy(np.concatenate([source.action for source in self._sources]))
+        self._observations = prepare(self.spec, self._sources, cache, device)
+        if cache == "device":
+            self._action = self._action.to(device)
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> Sample:
+        """{"obs": {key: (To, ...)}, "action": (T, Da) float32}; images (To, 3, H, W) uint8."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        batch = self.get_batch([index])
+        return {"obs": {key: value[0] for key, value in batch["obs"].items()}, "action": batch["action"][0]}
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        """Several samples, read together: what a DataLoader asks for."""
+        batch = self.get_batch(indices)
+        return [
+            {"obs": {key: value[i] for key, value in batch["obs"].items()}, "action": batch["action"][i]}
+            for i in range(len(indices))
+        ]
+
+    def get_batch(self, indices: Sequence[int] | IndexArray) -> Sample:
+        """Several samples at once, stacked: {"obs": {key: (B, To, ...)}, "action": (B, T, Da)}."""
+        index = np.asarray(indices, dtype=np.int64)
+        obs = self._observations.at(self.windows.steps(index, self.n_obs_steps))
+        for key, (probability, middle) in self._dropout.items():
+            hidden = torch.rand(len(index)) < probability
+            obs[key] = torch.where(hidden[:, None, None].to(obs[key].device), middle.to(obs[key].device), obs[key])
+        action: Tensor = gather(self._action, self.windows.steps(index)[:, self.n_latency_steps :])
+        return {"obs": obs, "action": action}
+
+    def get_validation_dataset(self) -> CogActImageDataset:
+        """The windows of the held-out episodes, nothing hidden from them; empty if none is held out."""
+        held_out = copy.copy(self)
+        held_out._dropout = {}
+        held_out._use(self.validation_episodes)
+        return held_out
+
+    def get_normalizer(self) -> LinearNormalizer:
+        """Fitted to all episodes: actions and low-dimensional keys to [-1, 1] by their limits, images from [0, 1]."""
+        normalizer = LinearNormalizer()
+        normalizer[ACTION_KEY] = SingleFieldLinearNormalizer.create_fit(self._action.cpu())
+        for field in self.spec.low_dim:
+            normalizer[field.key] = SingleFieldLinearNormalizer.create_fit(self._low_dim(field.key))
+        for field in self.spec.rgb:
+            normalizer[field.key] = get_image_range_normalizer()
+        return normalizer
+
+    @property
+    def sample_weights(self) -> NDArray[np.float64] | None:
+        """(W,) how often to draw each window, so that each dataset has its part; None where all count alike."""
+        if self._weights is None:
+            return None
+        firsts = np.cumsum([0, *(source.n_steps for source in self._sources[:-1])])
+        source_of = np.searchsorted(firsts, self.windows.low, side="right") - 1
+        counts = np.bincount(source_of, minlength=len(firsts))
+        weights: NDArray[np.float64] = (np.asarray(self._weights) / np.maximum(counts, 1))[source_of]
+        return weights / weights.sum()
+
+    def _use(self, episodes: Mask) -> None:
+        self.windows = cut_windows(self.episode_ends, episodes=episodes, **self._span)
+
+    def _low_dim(self, key: str) -> NDArray[np.float32]:
+        return np.concatenate([source.low_dim[key] for source in self._sources])
+
+    def _filter(self, only: Sequence[str] | None, exclude: Sequence[str]) -> Mask:
+        """(E,) which episodes the filters leave."""
+        unknown = sorted({*(only or ()), *exclude} - set(self.episode_names))
+        if unknown:
+            raise DatasetError(f"no episode is called {', '.join(unknown)}; there are {_some(self.episode_names)}")
+        wanted = [(only is None or name in only) and name not in exclude for name in self.episode_names]
+        return np.asarray(wanted, dtype=bool)
+
+    def _checked_dropout(self, dropout: Mapping[str, float]) -> dict[str, tuple[float, Tensor]]:
+        """Per key its probability and the middle of its range (D,)."""
+        checked = {}
+        for key, probability in dropout.items():
+            if key not in {field.key for field in self.spec.low_dim} or not 0 <= probability < 1:
+                raise DatasetError(
+                    f"obs_dropout is {{{key!r}: {probability}}}; expected a low-dimensional key of shape_meta and a "
+                    "probability from 0 to below 1"
+                )
+            values = self._low_dim(key)
+            checked[key] = (probability, torch.from_numpy((values.min(axis=0) + values.max(axis=0)) / 2))
+        return checked
+
+
+def _checked_weights(weights: Sequence[float] | None, n_sources: int) -> tuple[float, ...] | None:
+    if weights is None:
+        return None
+    if len(weights) != n_sources or min(weights) < 0 or sum(weights) <= 0:
+        raise DatasetError(f"weights are {list(weights)}; expected {n_sources} numbers, none negative, not all zero")
+    return tuple(float(weight) for weight in weights)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,228 @@
+"""The dataset's layout on disk: a zarr group that the reference's readers know, in zarr format 2 or 3.
+
+    data/<key>           (N, ...)  one row per step, all episodes one after another
+    meta/episode_ends    (E,)      int64, exclusive end of each episode
+
+Attributes of the root carry what the numbers mean (`action_semantics`), and those of each array the `names` of its
+dimensions. Files that the reference wrote have neither, and chunks of many frames; they open all the same.
+
+A missing chunk of a zarr array reads as zeros. Writers here store every chunk, also one of zeros, so that a lost one
+can be told from a black image (`missing_chunks`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numcodecs
+import numpy as np
+import zarr
+import zarr.errors
+from numpy.typing import DTypeLike, NDArray
+from zarr.codecs import BloscCodec
+from zarr.core.array_spec import ArrayConfigParams
+
+from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec, zarr_arguments
+from diffusion_policy.spec import WorkspaceError, default_names
+
+IMAGE_KEY = "image"
+POSE_KEY = "robot_eef_pose"
+GRIPPER_KEY = "robot_gripper_state"
+ACTION_KEY = "action"
+TIMESTAMP_KEY = "timestamp"
+SEMANTICS = "action_semantics"
+# Rows of a low-dimensional chunk: 8192 actions are 262 kB.
+_ROWS = 8192
+ZARR_FORMATS = (2, 3)
+# A choice of the writing program in zarr, not of the file.
+STORE_EVERY_CHUNK: ArrayConfigParams = {"write_empty_chunks": True}
+
+
+class DatasetError(WorkspaceError):
+    """A dataset that is absent, damaged, or not what was asked for."""
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """One array of `data/`.
+
+    Attributes:
+        shape: of one step; (H, W, 3) for images.
+        dtype: of its numbers.
+        names: of its dimensions, where it is a vector with names.
+        codec: how frames are packed, one a chunk; None for an array that is not an image.
+        shard: frames in a file of a format-3 image array; None for one file a frame.
+    """
+
+    shape: tuple[int, ...]
+    dtype: DTypeLike
+    names: tuple[str, ...] = ()
+    codec: ImageCodec | None = None
+    shard: int | None = None
+
+
+class ReplayBuffer:
+    """A dataset on disk. Nothing is read until it is asked for."""
+
+    def __init__(self, root: zarr.Group, where: str) -> None:
+        self.root = root
+        self.where = where
+        self._data = _group(root, "data", where)
+        ends = _group(root, "meta", where).get("episode_ends")
+        if not isinstance(ends, zarr.Array):
+            raise DatasetError(f"{where}: has no meta/episode_ends; expected a converted dataset")
+        self._ends = ends
+        self.episode_ends: NDArray[np.int64] = np.asarray(ends[:], dtype=np.int64)
+        self._check()
+
+    @classmethod
+    def open(cls, path: Path | str, *, mode: str = "r") -> ReplayBuffer:
+        """Open a dataset, read-only by default.
+
+        Raises:
+            DatasetError: no dataset there, or one whose arrays and episodes disagree.
+        """
+        try:
+            root = zarr.open_group(str(path), mode=mode)  # type: ignore[arg-type]
+        except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
+            raise DatasetError(f"{path}: no zarr dataset there; convert recordings to one first") from error
+        return cls(root, str(path))
+
+    @classmethod
+    def create(
+        cls, path: Path | str, arrays: Mapping[str, ArrayLayout], *, zarr_format: int = 2, n_steps: int = 0
+    ) -> ReplayBuffer:
+        """A new dataset without episodes, whose arrays have room for `n_steps`.
+
+        Raises:
+            DatasetError: something lies at `path` already, or a format that does not exist.
+        """
+        if zarr_format not in ZARR_FORMATS:
+            raise DatasetError(f"no zarr format {zarr_format}; expected 2 or 3")
+        try:
+            root = zarr.open_group(str(path), mode="w-", zarr_format=zarr_format)  # type: ignore[arg-type]
+        except (FileExistsError, zarr.errors.ContainsGroupError) as error:
+            raise DatasetError(f"{path}: something lies there already; it is not overwritten") from error
+        data = root.create_group("data")
+        for key, layout in arrays.items():
+            create_array(data, key, layout, n_steps)
+        root.create_group("meta").create_array("episode_ends", shape=(0,), chunks=(_ROWS,), dtype="int64")
+        return cls(root, str(path))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names of the arrays of data/."""
+        return tuple(sorted(self._data.array_keys()))
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of all episodes."""
+        return int(self.episode_ends[-1]) if len(self.episode_ends) else 0
+
+    @property
+    def n_episodes(self) -> int:
+        """E, the number of episodes."""
+        return len(self.episode_ends)
+
+    @property
+    def semantics(self) -> dict[str, Any] | None:
+        """What the action's numbers mean; None in files that do not say."""
+        found = self.root.attrs.get(SEMANTICS)
+        return dict(found) if isinstance(found, Mapping) else None
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._data
+
+    def __getitem__(self, key: str) -> zarr.Array[Any]:
+        array = self._data.get(key)
+        if not isinstance(array, zarr.Array):
+            raise DatasetError(f"{self.where}: has no data/{key}; it has {', '.join(self.keys)}")
+        return array.with_config(STORE_EVERY_CHUNK)
+
+    def names(self, key: str) -> tuple[str, ...]:
+        """Names of the dimensions of a vector array (N, D): its own, or by its width."""
+        array = self[key]
+        names = array.attrs.get("names")
+        if isinstance(names, list):
+            return tuple(map(str, names))
+        return default_names(array.shape[-1], prefix="a" if key == ACTION_KEY else f"{key}.")
+
+    def append(self, episode: Mapping[str, NDArray[Any]]) -> None:
+        """Add one episode; every array of data/ gets one row per step.
+
+        Raises:
+            DatasetError: an array is missing or too many, lengths differ, or there are no steps.
+        """
+        lengths = {key: len(rows) for key, rows in episode.items()}
+        if set(lengths) != set(self.keys):
+            raise DatasetError(f"an episode with {sorted(lengths)}; {self.where} has {list(self.keys)}")
+        if len(set(lengths.values())) != 1 or 0 in lengths.values():
+            raise DatasetError(f"an episode with lengths {lengths}; expected one positive number of steps")
+        start = self.n_steps
+        end = start + next(iter(lengths.values()))
+        for key, rows in episode.items():
+            array = self[key]
+            if array.shape[0] != end:
+                array.resize((end, *array.shape[1:]))
+            array[start:end] = rows
+        self.set_episode_ends(np.append(self.episode_ends, end))
+
+    def set_episode_ends(self, episode_ends: NDArray[np.int64]) -> None:
+        """Write meta/episode_ends."""
+        self._ends.resize((len(episode_ends),))
+        self._ends[:] = episode_ends
+        self.episode_ends = np.asarray(episode_ends, dtype=np.int64)
+
+    def missing_chunks(self, key: str) -> int:
+        """How many chunk files of an array are not there, and read as its fill value."""
+        array = self[key]
+        return int(array.nchunks - array.nchunks_initialized)
+
+    def _check(self) -> None:
+        ends = self.episode_ends
+        if len(ends) and (np.diff(ends, prepend=0) <= 0).any():
+            raise DatasetError(f"{self.where}: meta/episode_ends does not increase: {ends[:10].tolist()} ...")
+        lengths = {key: self[key].shape[0] for key in self.keys}
+        if len(ends) and set(lengths.values()) != {self.n_steps}:
+            raise DatasetError(f"{self.where}: episodes end at step {self.n_steps}, arrays have {lengths} rows")
+
+
+def create_array(group: zarr.Group, key: str, layout: ArrayLayout, n_steps: int) -> zarr.Array[Any]:
+    """An array of `n_steps` rows: images one frame a chunk, other arrays in chunks of many rows."""
+    zarr_format = group.metadata.zarr_format
+    options: dict[str, Any]
+    if layout.codec is not None:
+        options = {"chunks": (1, *layout.shape), **zarr_arguments(layout.codec, zarr_format)}
+        if layout.shard is not None:
+            options["shards"] = (layout.shard, *layout.shape)
+    else:
+        lossless = numcodecs.Blosc("zstd", clevel=3) if zarr_format == 2 else BloscCodec(cname="zstd", clevel=3)
+        options = {"chunks": (_ROWS, *layout.shape), "compressors": lossless}
+    return group.create_array(
+        key,
+        shape=(n_steps, *layout.shape),
+        dtype=np.dtype(layout.dtype),
+        attributes={"names": list(layout.names)} if layout.names else {},
+        config=STORE_EVERY_CHUNK,
+        **options,
+    )
+
+
+def low_dim_layout(names: tuple[str, ...]) -> ArrayLayout:
+    """A float32 vector with named dimensions."""
+    return ArrayLayout((len(names),), np.float32, names)
+
+
+def image_layout(width: int, height: int, codec: ImageCodec | None = None, shard: int | None = None) -> ArrayLayout:
+    """RGB frames (height, width, 3) uint8, one a chunk."""
+    return ArrayLayout((height, width, 3), np.uint8, codec=codec or image_codec(), shard=shard)
+
+
+def _group(root: zarr.Group, name: str, where: str) -> zarr.Group:
+    group = root.get(name)
+    if not isinstance(group, zarr.Group):
+        raise DatasetError(f"{where}: has no group {name}/; expected a converted dataset with data/ and meta/")
+    return group

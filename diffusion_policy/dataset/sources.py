@@ -1,0 +1,159 @@
+"""The datasets on disk behind one training set: one or several, opened, checked and laid end to end.
+
+Steps are counted over all of them; whoever reads a step need not know which file it lies in.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from diffusion_policy.dataset.replay_buffer import ACTION_KEY, DatasetError, ReplayBuffer
+from diffusion_policy.dataset.windows import IndexArray
+from diffusion_policy.spec import (
+    POSE,
+    ObsField,
+    StepSpec,
+    action_semantics,
+    check_semantics,
+    layout_from_range,
+)
+
+Semantics = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One dataset on disk.
+
+    Attributes:
+        path: of the zarr.
+        episode_ends: (E,) int64.
+        episode_names: (E,) as recorded ("episode_0066"); by position in files that do not say.
+        semantics: what its action's numbers mean; None in files that do not say.
+        action: (N, Da) float32, the columns that `spec` names.
+        low_dim: per key (N, D) float32, likewise.
+        content: changes when the images do.
+    """
+
+    path: str
+    episode_ends: IndexArray
+    episode_names: tuple[str, ...]
+    semantics: Semantics | None
+    action: NDArray[np.float32]
+    low_dim: Mapping[str, NDArray[np.float32]]
+    content: str
+
+    @property
+    def n_steps(self) -> int:
+        """N, steps of all its episodes."""
+        return int(self.episode_ends[-1])
+
+
+def open_source(path: str | Path, spec: StepSpec) -> Source:
+    """Open a dataset and check it against what a policy reads and predicts.
+
+    Raises:
+        DatasetError: no dataset, no episode, a key or dimension missing, or another image size.
+        SpecError: its numbers mean something else.
+    """
+    buffer = ReplayBuffer.open(path)
+    if buffer.n_episodes == 0:
+        raise DatasetError(f"{buffer.where}: has no episode")
+    for field in spec.rgb:
+        _check_images(buffer, field)
+    check_semantics(buffer.semantics, action_semantics(spec.action_names), buffer.where)
+    action = _named_columns(buffer, ACTION_KEY, spec.action_names)
+    _check_layout(action, spec, buffer)
+    return Source(
+        path=str(path),
+        episode_ends=buffer.episode_ends,
+        episode_names=_episode_names(buffer),
+        semantics=buffer.semantics,
+        action=action,
+        low_dim={field.key: _named_columns(buffer, field.key, field.names) for field in spec.low_dim},
+        content=str(buffer.root.attrs.get("content_sha256", "")),
+    )
+
+
+class Frames:
+    """The frames of one camera in several datasets, unpacked when asked for; opened anew in every process."""
+
+    def __init__(self, sources: Sequence[Source], key: str) -> None:
+        self._paths = [source.path for source in sources]
+        self._key = key
+        self._firsts = np.cumsum([0, *(source.n_steps for source in sources)])
+        self._arrays: list[zarr.Array[Any]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arrays": None}
+
+    def read(self, steps: IndexArray) -> NDArray[np.uint8]:
+        """Frames (..., H, W, 3) of `steps` (...); a step that occurs twice is unpacked once."""
+        if self._arrays is None:
+            self._arrays = [ReplayBuffer.open(path)[self._key] for path in self._paths]
+        wanted, where = np.unique(steps, return_inverse=True)
+        height, width, channels = self._arrays[0].shape[1:]
+        frames = np.empty((len(wanted), height, width, channels), dtype=np.uint8)
+        source_of = np.searchsorted(self._firsts, wanted, side="right") - 1
+        for run in _consecutive_runs(wanted, source_of):
+            source = int(source_of[run.start])
+            first = int(wanted[run.start] - self._firsts[source])
+            frames[run] = self._arrays[source][first : first + run.stop - run.start]
+        return frames if np.array_equal(wanted, steps) else frames[where.reshape(steps.shape)]
+
+
+def _consecutive_runs(wanted: IndexArray, source_of: IndexArray) -> list[slice]:
+    """Slices of increasing steps that follow one another within one source: each is one read."""
+    breaks = np.flatnonzero((np.diff(wanted) != 1) | (np.diff(source_of) != 0)) + 1
+    edges = [0, *breaks.tolist(), len(wanted)]
+    return [slice(start, end) for start, end in itertools.pairwise(edges)]
+
+
+def _episode_names(buffer: ReplayBuffer) -> tuple[str, ...]:
+    described = buffer.root.attrs.get("episodes")
+    if isinstance(described, list) and len(described) == buffer.n_episodes:
+        return tuple(str(episode["name"]) for episode in described)
+    return tuple(f"episode_{index:04d}" for index in range(buffer.n_episodes))
+
+
+def _check_images(buffer: ReplayBuffer, field: ObsField) -> None:
+    images = buffer[field.key]
+    channels, height, width = field.shape
+    if images.shape[1:] != (height, width, channels) or images.dtype != np.uint8:
+        raise DatasetError(
+            f"{buffer.where}: data/{field.key} is {images.dtype} {images.shape[1:]}; shape_meta wants uint8 "
+            f"{(height, width, channels)} (height, width, channels): convert with --resolution {width} {height}, "
+            "or correct shape_meta"
+        )
+
+
+def _named_columns(buffer: ReplayBuffer, key: str, names: Sequence[str]) -> NDArray[np.float32]:
+    """The columns (N, D) of a low-dimensional array that bear these names, in this order."""
+    array = buffer[key]
+    if array.ndim != 2:
+        raise DatasetError(f"{buffer.where}: data/{key} has shape {array.shape}; expected (N, {len(names)})")
+    found = buffer.names(key)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise DatasetError(f"{buffer.where}: data/{key} has dimensions {list(found)}; shape_meta also wants {missing}")
+    rows = np.asarray(array[:], dtype=np.float32)
+    return np.ascontiguousarray(rows[:, [found.index(name) for name in names]])
+
+
+def _check_layout(action: NDArray[np.float32], spec: StepSpec, buffer: ReplayBuffer) -> None:
+    """Without attributes only the numbers can tell a rotation vector from a quaternion."""
+    if buffer.semantics is None and spec.action_names == POSE:
+        layout = layout_from_range(action.min(axis=0), action.max(axis=0))
+        if layout == "xyz_rotvec_width":
+            raise DatasetError(
+                f"{buffer.where}: data/action looks like x y z, rotation vector, gripper width; shape_meta wants "
+                f"{list(POSE)}"
+            )

@@ -1,0 +1,1 @@
+"""Rollouts of a policy while it trains, where there is something to roll out in."""

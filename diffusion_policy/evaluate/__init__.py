@@ -1,0 +1,1 @@
+"""Did it learn? Events of the gripper, errors of the pose, and verdicts with their evidence."""

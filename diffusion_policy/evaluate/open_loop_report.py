@@ -1,0 +1,313 @@
+"""Open-loop evaluation of a checkpoint on held-out episodes, beside baselines that it must beat, and beside another.
+
+The policy is sampled with the scheduler that will be deployed, several times at each step: the spread is its own
+uncertainty, the error that of one sample. Two checkpoints are compared by paired bootstrap over episodes, since steps
+of one episode are not independent.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from diffusion_policy.evaluate.events import EventScore, score_gripper_events, tolerance_steps
+from diffusion_policy.evaluate.intervals import paired_bootstrap
+from diffusion_policy.evaluate.open_loop import (
+    PHASES,
+    ChunkErrors,
+    FloatArray,
+    baselines,
+    phases,
+    sample_spread,
+    score_chunks,
+    transition_error,
+)
+from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes, Sampling, open_recorded, predict_chunks
+from diffusion_policy.evaluate.writing import EvaluateError
+from diffusion_policy.policy.sampler import set_sampler
+from diffusion_policy.spec import POSE_GRIPPER, ROTVEC_WIDTH
+
+POLICY = "policy"
+COPYCAT = "copy the measured gripper"
+_COLUMNS = {
+    "position_mm": "position mm",
+    "rotation_deg": "rotation deg",
+    "gripper_at_transitions": "wrong at transitions",
+    "gripper_f1": "events F1",
+}
+
+
+@dataclass(frozen=True)
+class EpisodeOpenLoop:
+    """One episode, as arrays: N steps, S samples, T actions of a chunk, D dimensions.
+
+    Attributes:
+        episode: its number in the dataset.
+        samples: (S, N, T, D) predicted chunks.
+        recorded: (N, T, D) recorded ones.
+        inside: (N, T) which of them lie inside the episode.
+        measured: (N, 8) pose and gripper.
+        baselines: chunks (N, T, D) by name.
+        step_seconds: between two steps, None if the dataset has no times.
+    """
+
+    episode: int
+    samples: FloatArray
+    recorded: FloatArray
+    inside: NDArray[np.bool_]
+    measured: FloatArray
+    baselines: Mapping[str, FloatArray]
+    step_seconds: float | None
+
+    def predictors(self) -> dict[str, list[FloatArray]]:
+        """Chunks by predictor: the policy's samples, and each baseline as one sample."""
+        return {POLICY: list(self.samples), **{name: [chunks] for name, chunks in self.baselines.items()}}
+
+
+@dataclass(frozen=True)
+class PredictorScore:
+    """How one predictor does over all episodes; ``per_episode`` holds the same means by episode."""
+
+    errors: ChunkErrors
+    phase: NDArray[np.str_]
+    gripper_at_transitions: float | None
+    events: EventScore | None
+    per_episode: tuple[Mapping[str, float | None], ...]
+
+    def means(self) -> dict[str, float | None]:
+        """The numbers of the table, by the names of its columns."""
+        errors = self.errors.means()
+        return {
+            "position_mm": errors["position_mm"],
+            "rotation_deg": errors["rotation_deg"],
+            "gripper_at_transitions": self.gripper_at_transitions,
+            "gripper_f1": None if self.events is None else self.events.f1,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Means, per horizon step, per phase, and gripper events; plain JSON."""
+        return {
+            **self.means(),
+            "per_horizon_step": self.errors.per_horizon_step(),
+            "per_phase": {phase: self.errors.select(self.phase == phase).means() for phase in PHASES},
+            "events": None if self.events is None else self.events.to_json(),
+            "per_episode": [dict(means) for means in self.per_episode],
+        }
+
+
+@dataclass(frozen=True)
+class OpenLoopReport:
+    """Scores of a checkpoint and of the baselines on the same episodes."""
+
+    checkpoint: str
+    episodes: tuple[EpisodeOpenLoop, ...]
+    sampling: Sampling
+    scores: Mapping[str, PredictorScore] = field(default_factory=dict)
+
+    def shortcomings(self) -> list[str]:
+        """Baselines that the policy does not beat, each as a sentence; the copycat first."""
+        ours = self.scores[POLICY].means()
+        found = []
+        for name, score in sorted(self.scores.items(), key=lambda entry: entry[0] != COPYCAT):
+            for column, theirs in score.means().items():
+                value = ours[column]
+                if name == POLICY or column == "gripper_f1" or theirs is None or value is None or value < theirs:
+                    continue
+                found.append(f"does not beat '{name}' in {_COLUMNS[column]}: {value:.3g} against {theirs:.3g}")
+        return found
+
+    def spread(self) -> dict[str, Any]:
+        """Spread of the samples over all steps, see ``sample_spread``."""
+        return sample_spread(np.concatenate([episode.samples for episode in self.episodes], axis=1))
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the arrays, as plain JSON."""
+        return {
+            "checkpoint": self.checkpoint,
+            "scheduler": self.sampling.scheduler,
+            "steps": self.sampling.steps,
+            "seed": self.sampling.seed,
+            "samples": len(self.episodes[0].samples),
+            "episodes": [episode.episode for episode in self.episodes],
+            "scores": {name: score.to_json() for name, score in self.scores.items()},
+            "spread": self.spread(),
+            "shortcomings": self.shortcomings(),
+        }
+
+    def table(self) -> Group:
+        """A rich renderable: one row a predictor, then what the policy does not beat, in red."""
+        table = Table(box=None, pad_edge=False, title=Path(self.checkpoint).name, title_justify="left")
+        table.add_column("predictor")
+        for heading in _COLUMNS.values():
+            table.add_column(heading, justify="right")
+        for name, score in self.scores.items():
+            cells = ["-" if value is None else f"{value:.3g}" for value in score.means().values()]
+            table.add_row(name, *cells, style="bold" if name == POLICY else "")
+        lines = [Text(line, style="red") for line in self.shortcomings()]
+        return Group(table, *(lines or [Text("beats every baseline", style="green")]))
+
+
+def evaluate_open_loop(
+    checkpoint_path: str | Path,
+    zarr_path: str | Path,
+    episodes: str | Sequence[int] | None = None,
+    sampling: Sampling | None = None,
+    samples: int = 4,
+    device: str = "cpu",
+    which: str = "ema_model",
+) -> OpenLoopReport:
+    """Evaluate a checkpoint on recorded episodes.
+
+    Args:
+        checkpoint_path: any checkpoint of the reference or of this project.
+        zarr_path: a converted dataset.
+        episodes: "held-out" (default), "all", or episode numbers.
+        sampling: scheduler, steps and seed of deployment; DDIM with 8 steps by default.
+        samples: noise samples at each step.
+        device: "cpu", "cuda:0", ...
+        which: "ema_model" or "model".
+
+    Raises:
+        WorkspaceError: of the checkpoint, the dataset, their meaning, or the choice of episodes.
+    """
+    if samples < 1:
+        raise EvaluateError(f"samples is {samples}; expected 1 or more")
+    sampling = sampling or Sampling()
+    recorded, checkpoint = open_recorded(checkpoint_path, zarr_path, device, which)
+    if recorded.policy.spec.action_names == ROTVEC_WIDTH:
+        raise EvaluateError(f"{checkpoint_path}: predicts rotation vectors; open-loop errors are of quaternion poses")
+    set_sampler(recorded.policy, sampling.scheduler, sampling.steps)
+    chosen = recorded.choose(episodes, checkpoint)
+    mean_action = _mean_action(recorded, chosen)
+    runs = tuple(_run_episode(recorded, episode, sampling, samples, mean_action) for episode in chosen)
+    return OpenLoopReport(str(checkpoint_path), runs, sampling, score_episodes(runs))
+
+
+def _mean_action(recorded: RecordedEpisodes, left_out: Sequence[int]) -> FloatArray:
+    """(D,) over the episodes that are not evaluated; over all if none is left."""
+    others = [episode for episode in range(recorded.n_episodes) if episode not in left_out]
+    steps = np.concatenate([recorded.steps(episode) for episode in others or range(recorded.n_episodes)])
+    return recorded.recorded_chunks(steps)[0][:, 0].mean(axis=0)
+
+
+def _run_episode(
+    recorded: RecordedEpisodes, episode: int, sampling: Sampling, samples: int, mean_action: FloatArray
+) -> EpisodeOpenLoop:
+    steps = recorded.steps(episode)
+    chunks, inside = recorded.recorded_chunks(steps)
+    measured, times = recorded.logged_states(steps), recorded.timestamps(steps)
+    return EpisodeOpenLoop(
+        episode=episode,
+        samples=np.stack([predict_chunks(recorded, steps, sampling, sample)[0] for sample in range(samples)]),
+        recorded=chunks,
+        inside=inside,
+        measured=measured,
+        baselines=baselines(chunks, measured, mean_action),
+        step_seconds=float(np.median(np.diff(times))) if times is not None and len(times) > 1 else None,
+    )
+
+
+def score_episodes(episodes: Sequence[EpisodeOpenLoop]) -> dict[str, PredictorScore]:
+    """Scores by predictor, over all episodes; samples of a step count as so many predictions."""
+    labels = [_phases(episode) for episode in episodes]
+    found = {}
+    for name in episodes[0].predictors():
+        parts = [
+            _score(episode, chunks, label)
+            for episode, label in zip(episodes, labels, strict=True)
+            for chunks in episode.predictors()[name]
+        ]
+        samples = len(parts) // len(episodes)
+        joined = _join(parts)
+        per_episode = tuple(_join(parts[i : i + samples]).means() for i in range(0, len(parts), samples))
+        found[name] = PredictorScore(
+            joined.errors, joined.phase, joined.gripper_at_transitions, joined.events, per_episode
+        )
+    return found
+
+
+def _phases(episode: EpisodeOpenLoop) -> NDArray[np.str_]:
+    """Phases by the recorded command, or by the measured gripper where the action has none."""
+    has_gripper = episode.recorded.shape[-1] == len(POSE_GRIPPER)
+    gripper = episode.recorded[:, 0, -1] if has_gripper else episode.measured[:, -1]
+    return phases(gripper, margin=max(1, tolerance_steps(episode.step_seconds) // 2))
+
+
+def _score(episode: EpisodeOpenLoop, chunks: FloatArray, labels: NDArray[np.str_]) -> PredictorScore:
+    errors = score_chunks(chunks, episode.recorded, episode.inside)
+    has_gripper = episode.recorded.shape[-1] == len(POSE_GRIPPER) and bool(np.isfinite(chunks[1:, :, -1]).all())
+    transitions, events = None, None
+    if has_gripper:
+        transitions = transition_error(chunks[..., -1], episode.recorded[..., -1], episode.inside)
+        commands = np.where(np.isfinite(chunks[:, 0, -1]), chunks[:, 0, -1], episode.measured[:, -1])
+        events = score_gripper_events(
+            commands,
+            episode.recorded[:, 0, -1],
+            tolerance_steps(episode.step_seconds),
+            step_seconds=episode.step_seconds,
+        )
+    return PredictorScore(errors, labels, transitions, events, ())
+
+
+def _join(parts: Sequence[PredictorScore]) -> PredictorScore:
+    transitions = [part.gripper_at_transitions for part in parts if part.gripper_at_transitions is not None]
+    events = [part.events for part in parts if part.events is not None]
+    errors = ChunkErrors(
+        np.concatenate([part.errors.position_mm for part in parts]),
+        np.concatenate([part.errors.rotation_deg for part in parts]),
+        np.concatenate([part.errors.gripper for part in parts]),
+    )
+    return PredictorScore(
+        errors,
+        np.concatenate([part.phase for part in parts]),
+        float(np.mean(transitions)) if transitions else None,
+        functools.reduce(operator.add, events) if events else None,
+        (),
+    )
+
+
+def compare_open_loop(first: OpenLoopReport, second: OpenLoopReport) -> dict[str, dict[str, Any]]:
+    """Second minus first, per number of the table: mean over episodes and its 95 % paired bootstrap interval.
+
+    Raises:
+        EvaluateError: the reports are of different episodes.
+    """
+    ours, theirs = ([episode.episode for episode in report.episodes] for report in (first, second))
+    if ours != theirs:
+        raise EvaluateError(f"compared on different episodes, {ours} and {theirs}; evaluate both on the same")
+    found: dict[str, dict[str, Any]] = {}
+    for column in _COLUMNS:
+        before = [means[column] for means in first.scores[POLICY].per_episode]
+        after = [means[column] for means in second.scores[POLICY].per_episode]
+        pairs = [(a, b) for a, b in zip(before, after, strict=True) if a is not None and b is not None]
+        if pairs:
+            mean, (low, high) = paired_bootstrap(*np.array(pairs).T)
+            bounded = len(pairs) > 1
+            found[column] = {
+                "difference": mean,
+                "interval": [low, high] if bounded else None,
+                "episodes": len(pairs),
+                "differs": bounded and not low <= 0 <= high,
+            }
+    return found
+
+
+def comparison_table(differences: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The comparison as a rich table; a difference whose interval holds 0 is called none."""
+    table = Table("second - first", "difference", "95 % interval", "finding", box=None, pad_edge=False)
+    for column, entry in differences.items():
+        interval = "one episode: none" if entry["interval"] is None else "{:+.3g} to {:+.3g}".format(*entry["interval"])
+        improved = (entry["difference"] > 0) == (column == "gripper_f1")
+        finding = ("better" if improved else "worse") if entry["differs"] else "no difference can be claimed"
+        table.add_row(_COLUMNS[column], f"{entry['difference']:+.3g}", interval, finding)
+    return table

@@ -1,0 +1,292 @@
+"""What a checkpoint would have done in recorded episodes: inference step by step, as the robot runs it.
+
+At every recorded step the policy sees that step and the ones before it, as training showed them (the episode's first
+step stands in before its beginning), and answers a chunk of actions. Nothing is fed back: the next observation is the
+recorded one. A log per episode has the shape that the robot's server writes, so every reader of logs reads it.
+
+The initial noise is drawn per step from the seed and the step: the same whatever the batch size and the device.
+
+Legend: N steps of an episode, To observation steps, Ta executed actions, Da action dimensions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+
+from diffusion_policy.checkpoint import Checkpoint, load_policy, read_checkpoint
+from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
+from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY, ReplayBuffer
+from diffusion_policy.dataset.windows import validation_episodes
+from diffusion_policy.evaluate.writing import EvaluateError
+from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.policy.sampler import set_sampler
+from diffusion_policy.run_log import LogStep, write_inference_log
+from diffusion_policy.spec import POSE, POSE_GRIPPER, ROTVEC_WIDTH, action_semantics, check_semantics
+
+logger = logging.getLogger(__name__)
+
+JPEG_QUALITY = 95
+# The robot's numbers, in the order in which a log holds them.
+LOGGED_ACTIONS = (POSE, POSE_GRIPPER, ROTVEC_WIDTH)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How chunks are drawn; ``scheduler`` and ``steps`` as ``set_sampler`` takes them."""
+
+    scheduler: str = "ddim"
+    steps: int = 8
+    seed: int = 42
+    batch_size: int = 16
+
+
+class RecordedEpisodes:
+    """A dataset as one window per recorded step: what a policy sees there, and the chunk that was recorded there."""
+
+    def __init__(self, policy: DiffusionTransformerHybridImagePolicy, zarr_path: str | Path, n_latency_steps: int = 0):
+        """Open the dataset for this policy.
+
+        Raises:
+            DatasetError, SpecError: no dataset, or not what the policy reads (keys, sizes, meaning of the numbers).
+        """
+        before, after = policy.n_obs_steps - 1, policy.n_action_steps - 1
+        self.policy = policy
+        self.where = str(zarr_path)
+        self.buffer = ReplayBuffer.open(zarr_path)
+        self._windows = CogActImageDataset(
+            policy.shape_meta,
+            zarr_path,
+            horizon=before + policy.n_action_steps,
+            pad_before=before,
+            pad_after=after + n_latency_steps,
+            n_obs_steps=policy.n_obs_steps,
+            n_latency_steps=n_latency_steps,
+        )
+        assert len(self._windows) == self.buffer.n_steps, "one window per step"
+
+    @property
+    def n_episodes(self) -> int:
+        """Episodes of the dataset."""
+        return self.buffer.n_episodes
+
+    def steps(self, episode: int, stride: int = 1) -> NDArray[np.int64]:
+        """Every ``stride``-th step of an episode, counted over the whole dataset."""
+        low = int(self.buffer.episode_ends[episode - 1]) if episode else 0
+        return np.arange(low, int(self.buffer.episode_ends[episode]), stride)
+
+    def choose(self, episodes: str | Sequence[int] | None, checkpoint: Checkpoint) -> list[int]:
+        """Episode numbers: "held-out" (or None) as the checkpoint's training left them out, "all", or a list.
+
+        Raises:
+            EvaluateError: no episode was held out, or a number is out of range.
+        """
+        if isinstance(episodes, str) and episodes == "all":
+            return list(range(self.n_episodes))
+        if episodes is None or isinstance(episodes, str):
+            if episodes not in (None, "held-out"):
+                raise EvaluateError(f"episodes is {episodes!r}; expected 'held-out', 'all' or a list of numbers")
+            ratio = float(OmegaConf.select(checkpoint.cfg, "task.dataset.val_ratio", default=0.0))
+            seed = int(OmegaConf.select(checkpoint.cfg, "task.dataset.seed", default=42))
+            held_out = np.flatnonzero(validation_episodes(self.n_episodes, ratio, seed)).tolist()
+            if not held_out:
+                raise EvaluateError(
+                    f"{checkpoint.path}: training held no episode of {self.where} out (val_ratio {ratio}, "
+                    f"{self.n_episodes} episodes); ask for 'all' or for a list"
+                )
+            return held_out
+        unknown = [episode for episode in episodes if not 0 <= episode < self.n_episodes]
+        if unknown or not episodes:
+            raise EvaluateError(f"{self.where}: no episodes {unknown}; it has 0 to {self.n_episodes - 1}")
+        return list(episodes)
+
+    def recorded_chunks(self, steps: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Recorded actions (N, Ta, Da) from each step on, and (N, Ta) which of them lie inside the episode."""
+        windows, n_executed = self._windows.windows, self.policy.n_action_steps
+        inside = windows.start[steps][:, None] + np.arange(windows.horizon) < windows.high[steps][:, None]
+        names = self.buffer.names(ACTION_KEY)
+        columns = [names.index(name) for name in self.policy.spec.action_names]
+        actions = np.asarray(self.buffer[ACTION_KEY][:], dtype=np.float64)[:, columns]
+        return actions[windows.steps(steps)[:, -n_executed:]], inside[:, -n_executed:]
+
+    def observations(self, steps: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        """What the policy sees at these steps: {key: (N, To, ...)}, through the one way in."""
+        return dict(self._windows.get_batch(steps)["obs"])
+
+    def logged_states(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(N, 8) measured pose, then gripper."""
+        pose, gripper = (np.asarray(self.buffer[key][:], dtype=np.float64) for key in (POSE_KEY, GRIPPER_KEY))
+        return np.concatenate([pose[steps], gripper[steps]], axis=1)
+
+    def timestamps(self, steps: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """(N,) seconds, or None if the dataset holds no times."""
+        return np.asarray(self.buffer[TIMESTAMP_KEY][:])[steps] if TIMESTAMP_KEY in self.buffer else None
+
+
+def predict_chunks(
+    episodes: RecordedEpisodes, steps: NDArray[np.int64], sampling: Sampling, sample: int = 0
+) -> tuple[NDArray[np.float64], list[bytes]]:
+    """What the policy answers at these steps of the dataset.
+
+    Args:
+        episodes: with the policy, whose sampler is set.
+        steps: (N,) counted over the whole dataset.
+        sampling: the seed and the batch size are used.
+        sample: which noise, for several samples of the same steps.
+
+    Returns:
+        chunks (N, Ta, Da) in the dataset's units, and the newest frame of each step as JPEG (none without a camera).
+    """
+    policy = episodes.policy
+    chunks, frames = [], []
+    for batch in np.array_split(steps, range(sampling.batch_size, len(steps), sampling.batch_size)):
+        obs = episodes.observations(batch)
+        noise = torch.stack([_noise(policy, sampling.seed, sample, step) for step in batch.tolist()])
+        generator = torch.Generator().manual_seed(_seed(sampling.seed, sample, int(batch[0])))
+        answer = policy.predict_action(obs, initial_noise=noise, generator=generator)
+        chunks.append(answer["action"].cpu().double().numpy())
+        if policy.spec.rgb and sample == 0:
+            frames += [_jpeg(image) for image in obs[policy.spec.rgb[0].key][:, -1].numpy()]
+    return np.concatenate(chunks), frames
+
+
+def run_recorded_inference(
+    checkpoint_path: str | Path,
+    zarr_path: str | Path,
+    out_dir: str | Path,
+    episodes: str | Sequence[int] | None = None,
+    scheduler: str = "ddim",
+    steps: int = 8,
+    device: str = "cpu",
+    seed: int = 42,
+    stride: int = 1,
+    which: str = "ema_model",
+) -> list[Path]:
+    """Run a checkpoint over recorded episodes and write one log of the third generation for each.
+
+    Args:
+        checkpoint_path: any checkpoint of the reference or of this project.
+        zarr_path: a converted dataset.
+        out_dir: where the logs go; existing logs are never replaced.
+        episodes: "held-out" (default), "all", or episode numbers.
+        scheduler: "ddim", "ddpm" or "dpm-solver++".
+        steps: denoising steps.
+        device: "cpu", "cuda:0", ...
+        seed: of the noise.
+        stride: one inference every so many recorded steps.
+        which: "ema_model" or "model".
+
+    Returns:
+        the logs, in the order of the episodes.
+
+    Raises:
+        WorkspaceError: of the checkpoint, the dataset, their meaning, or the choice of episodes.
+    """
+    if stride < 1:
+        raise EvaluateError(f"stride is {stride}; expected 1 or more")
+    checkpoint_path = Path(checkpoint_path)
+    recorded, checkpoint = open_recorded(checkpoint_path, zarr_path, device, which)
+    set_sampler(recorded.policy, scheduler, steps)
+    sampling = Sampling(scheduler, steps, seed)
+    chosen = recorded.choose(episodes, checkpoint)
+    names = recorded.policy.spec.action_names
+    meta = {
+        "checkpoint": str(checkpoint_path),
+        "checkpoint_sha256": _sha256(checkpoint_path),
+        "weights": which,
+        "scheduler": scheduler,
+        "steps": steps,
+        "seed": seed,
+        "stride": stride,
+        "dataset": str(zarr_path),
+        "action_semantics": action_semantics(names),
+    }
+    paths = []
+    for episode in chosen:
+        log_steps = _episode_log(recorded, recorded.steps(episode, stride), sampling)
+        paths.append(write_inference_log(out_dir, log_steps, {**meta, "episode": episode}))
+        logger.info("episode %d: %d steps -> %s", episode, len(log_steps), paths[-1])
+    return paths
+
+
+def open_recorded(
+    checkpoint_path: str | Path, zarr_path: str | Path, device: str = "cpu", which: str = "ema_model"
+) -> tuple[RecordedEpisodes, Checkpoint]:
+    """A checkpoint's policy beside recorded episodes that mean what it learned from.
+
+    Raises:
+        EvaluateError: no such device, or the policy's action is not one that a log of this robot holds.
+        CheckpointError, DatasetError, SpecError: of the files and their meaning.
+    """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise EvaluateError(f"device is {device!r}, but no CUDA device is at hand; use --device cpu")
+    checkpoint = read_checkpoint(checkpoint_path)
+    policy = load_policy(checkpoint_path, which=which, device=device)
+    if policy.spec.action_names not in LOGGED_ACTIONS:
+        raise EvaluateError(
+            f"{checkpoint_path}: its action is {list(policy.spec.action_names)}; expected one of "
+            f"{[list(names) for names in LOGGED_ACTIONS]}"
+        )
+    latency = int(OmegaConf.select(checkpoint.cfg, "n_latency_steps", default=0))
+    recorded = RecordedEpisodes(policy, zarr_path, latency)
+    learned_from = (checkpoint.provenance or {}).get("action_semantics")
+    if recorded.buffer.semantics is not None:
+        check_semantics(learned_from, recorded.buffer.semantics, f"{checkpoint_path} beside {zarr_path}")
+    return recorded, checkpoint
+
+
+def parse_episodes(words: Sequence[str]) -> str | list[int]:
+    """The episodes that a command line names: "held-out", "all", or numbers; EvaluateError for anything else."""
+    if len(words) == 1 and words[0] in ("held-out", "all"):
+        return words[0]
+    if not all(word.isdecimal() for word in words):
+        raise EvaluateError(f"--episodes {' '.join(words)}: expected held-out, all, or episode numbers")
+    return [int(word) for word in words]
+
+
+def _episode_log(recorded: RecordedEpisodes, steps: NDArray[np.int64], sampling: Sampling) -> list[LogStep]:
+    chunks, frames = predict_chunks(recorded, steps, sampling)
+    states, times = recorded.logged_states(steps), recorded.timestamps(steps)
+    return [
+        LogStep(
+            number=int(step - steps[0]),
+            state=states[i],
+            actions=chunks[i],
+            timing={} if times is None else {"timestamp": float(times[i])},
+            jpeg=frames[i] if frames else None,
+        )
+        for i, step in enumerate(steps)
+    ]
+
+
+def _seed(seed: int, sample: int, step: int) -> int:
+    """One seed of three, such that neighbouring ones share no noise."""
+    return int(np.random.SeedSequence([seed, sample, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _noise(policy: DiffusionTransformerHybridImagePolicy, seed: int, sample: int, step: int) -> torch.Tensor:
+    """Initial noise of one step, (T, sample width), drawn on the CPU whatever the device."""
+    generator = torch.Generator().manual_seed(_seed(seed, sample, step))
+    return torch.randn(policy.sequence_length, policy.model.input_emb.in_features, generator=generator)
+
+
+def _jpeg(image: NDArray[Any]) -> bytes:
+    """(3, H, W) uint8 RGB as JPEG."""
+    bgr = cv2.cvtColor(np.ascontiguousarray(np.moveaxis(image, 0, -1)), cv2.COLOR_RGB2BGR)
+    _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return bytes(encoded.tobytes())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

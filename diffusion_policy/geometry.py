@@ -1,0 +1,64 @@
+"""Poses and rotations, on top of SciPy.
+
+A pose is seven numbers: x y z in metres, then a quaternion qx qy qz qw (scalar last), in the robot's base frame.
+q and -q are the same rotation; distances here respect that, component-wise differences do not.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.transform import Rotation
+
+from diffusion_policy.spec import SpecError
+
+FloatArray = NDArray[np.float64]
+
+
+def align_quaternion_signs(quaternions: ArrayLike, reference: ArrayLike | None = None) -> FloatArray:
+    """Choose the sign of each quaternion (N, 4) so that it lies in the hemisphere of the one before it.
+
+    Args:
+        quaternions: (N, 4) xyzw.
+        reference: (4,) that the first one is aligned to; the first keeps its sign without it.
+
+    Returns:
+        (N, 4): the same rotations without sign flips from one step to the next.
+    """
+    q = np.array(quaternions, dtype=np.float64)
+    if len(q) == 0:
+        return q
+    dots = np.einsum("ij,ij->i", q[1:], q[:-1])
+    first = 1.0 if reference is None or np.dot(q[0], np.asarray(reference)) >= 0 else -1.0
+    signs = np.cumprod(np.concatenate([[first], np.where(dots < 0, -1.0, 1.0)]))
+    return q * signs[:, None]
+
+
+def geodesic_distance(a: ArrayLike, b: ArrayLike) -> FloatArray:
+    """Angle in radians of the rotation from a to b, both (..., 4) xyzw; 0 for q and -q. Norms need not be exactly 1."""
+    first, second = np.broadcast_arrays(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
+    flat = (Rotation.from_quat(first.reshape(-1, 4)).inv() * Rotation.from_quat(second.reshape(-1, 4))).magnitude()
+    return np.asarray(flat).reshape(first.shape[:-1])
+
+
+def pose_steps(poses: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """How far each pose (N, 7) is from the one before it: metres (N-1,) and radians on SO(3) (N-1,)."""
+    p = np.asarray(poses, dtype=np.float64)
+    return np.linalg.norm(np.diff(p[:, :3], axis=0), axis=1), geodesic_distance(p[:-1, 3:7], p[1:, 3:7])
+
+
+def check_unit_quaternions(quaternions: ArrayLike, where: str, tolerance: float = 0.02) -> None:
+    """Refuse quaternions (..., 4) whose norm is further than ``tolerance`` from 1.
+
+    Recorded and predicted quaternions of the real robot have norms of 0.995-1.005.
+
+    Raises:
+        SpecError: names the first offender and its norm, in ``where``.
+    """
+    norms = np.linalg.norm(np.asarray(quaternions, dtype=np.float64), axis=-1).reshape(-1)
+    off = np.flatnonzero(~(np.abs(norms - 1) <= tolerance))
+    if off.size:
+        raise SpecError(
+            f"{where}: quaternion {off[0]} has norm {norms[off[0]]:.4f}; expected 1 within {tolerance} "
+            f"({off.size} of {norms.size} are off); is this the rotation-vector layout?"
+        )

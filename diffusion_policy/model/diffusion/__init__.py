@@ -1,0 +1,1 @@
+"""The denoiser, what it may see, and the running average of its weights."""

@@ -1,0 +1,216 @@
+"""Observation encoder: camera images and states -> one feature vector a step.
+
+    rgb key      (N, 3, H, W) -> crop -> jitter -> ResNet-18 -> 1x1 conv -> spatial softmax -> Linear -> ReLU  (N, 64)
+    low_dim key  (N, D) -------------------------------------------------------------------------------------  (N, D)
+                                                         concatenated in the order of shape_meta.obs:          (N, Do)
+
+Input is normalised: images in [-1, 1]. The network is written on torch alone; its parameter names, also the ones that
+name a tensor twice, are those of existing files.
+
+Legend of shapes: N batch times observation steps, K = 32 keypoints, h w size of the feature map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_policy.model import ModelError
+from diffusion_policy.model.image_augmentation import ColorJitter, CropRandomizer
+from diffusion_policy.spec import StepSpec
+
+KEYPOINTS = 32
+IMAGE_FEATURES = 64
+# Five layers of stride two.
+STRIDE = 32
+
+Norm = Callable[[int], nn.Module]
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Groups of 16 channels: the reference's replacement of BatchNorm2d, which an EMA copy cannot average."""
+    return nn.GroupNorm(channels // 16, channels)
+
+
+class BasicBlock(nn.Module):
+    """Residual block of ResNet-18: two 3x3 convolutions and a shortcut (He et al. 2016, figure 5 left)."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = norm(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = norm(channels)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != channels:
+            self.downsample = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), norm(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, channels, ceil(H / stride), ceil(W / stride))."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(x)) + shortcut)
+
+
+class ResNet18Conv(nn.Module):
+    """The convolutions of ResNet-18: (N, 3, H, W) -> (N, 512, ceil(H/32), ceil(W/32)).
+
+    ``nets`` lists the children of torchvision's model in order: 0 conv1, 1 bn1, 2 relu, 3 maxpool, 4-7 stages.
+    """
+
+    def __init__(self, norm: Norm) -> None:
+        super().__init__()
+        widths = (64, 64, 128, 256, 512)
+        stages = [
+            nn.Sequential(BasicBlock(before, width, 1 if stage == 0 else 2, norm), BasicBlock(width, width, 1, norm))
+            for stage, (before, width) in enumerate(pairwise(widths))
+        ]
+        stem = [
+            nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
+            norm(64),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, stride=2, padding=1),
+        ]
+        self.nets = nn.Sequential(*stem, *stages)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Feature map of the images."""
+        return self.nets(images)
+
+
+class SpatialSoftmax(nn.Module):
+    """Expected image position of each of K keypoints, in [-1, 1] (Finn et al. 2016).
+
+    ``pos_x`` and ``pos_y`` (1, h*w) depend on the size of the feature map alone, and so on the crop.
+    """
+
+    def __init__(self, in_channels: int, feature_size: tuple[int, int], keypoints: int = KEYPOINTS) -> None:
+        super().__init__()
+        h, w = feature_size
+        grid_y, grid_x = torch.meshgrid(
+            torch.linspace(-1, 1, h, dtype=torch.float64), torch.linspace(-1, 1, w, dtype=torch.float64), indexing="ij"
+        )
+        self.temperature: Tensor
+        self.pos_x: Tensor
+        self.pos_y: Tensor
+        self.register_buffer("temperature", torch.ones(1))
+        self.register_buffer("pos_x", grid_x.reshape(1, h * w).float())
+        self.register_buffer("pos_y", grid_y.reshape(1, h * w).float())
+        self.nets = nn.Conv2d(in_channels, keypoints, kernel_size=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, channels, h, w) -> (N, K, 2), x before y."""
+        attention = torch.softmax(self.nets(features).flatten(2) / self.temperature, dim=-1)  # (N, K, h*w)
+        positions = torch.stack((self.pos_x[0], self.pos_y[0]), dim=-1)  # (h*w, 2)
+        return attention @ positions
+
+
+class VisualCore(nn.Module):
+    """From one camera's cropped images (N, 3, h, w) to (N, 64).
+
+    Backbone and pool are registered twice, by name and in ``nets``: files hold each of their tensors under two names.
+    """
+
+    def __init__(self, image_size: tuple[int, int], norm: Norm) -> None:
+        super().__init__()
+        height, width = image_size
+        self.backbone = ResNet18Conv(norm)
+        self.pool = SpatialSoftmax(512, (-(-height // STRIDE), -(-width // STRIDE)))
+        projection = nn.Linear(2 * KEYPOINTS, IMAGE_FEATURES)
+        self.nets = nn.Sequential(self.backbone, self.pool, nn.Flatten(1), projection)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features before the ReLU."""
+        return self.nets(images)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, *reports: Any
+    ) -> None:
+        """Refuse a file whose two names for one tensor disagree: the last read would win."""
+        errors: list[str] = reports[-1]
+        for name, twin in ((f"{prefix}backbone.", f"{prefix}nets.0."), (f"{prefix}pool.", f"{prefix}nets.1.")):
+            for key in [key for key in state_dict if key.startswith(name)]:
+                other = twin + key.removeprefix(name)
+                if other in state_dict and not _same(state_dict[key], state_dict[other]):
+                    errors.append(f"{key} and {other} name one tensor, but the file has two values for it")
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *reports)
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    if first.data_ptr() == second.data_ptr() and first.shape == second.shape:
+        return True
+    return torch.equal(first, second)
+
+
+class ObsEncoder(nn.Module):
+    """All observation keys of one step -> features (N, Do).
+
+    Args:
+        spec: the keys, in the order in which their features are concatenated.
+        crop_shape: (h, w) of the crop, or None for whole images; cameras may differ in size.
+        use_group_norm: GroupNorm instead of BatchNorm2d.
+        eval_fixed_crop: centre crop outside training (else random there too).
+        color_jitter: strengths, see :class:`ColorJitter`; None: off.
+
+    Raises:
+        ModelError: a crop larger than an image, or a camera that is not RGB.
+    """
+
+    def __init__(
+        self,
+        spec: StepSpec,
+        crop_shape: tuple[int, int] | None,
+        *,
+        use_group_norm: bool,
+        eval_fixed_crop: bool,
+        color_jitter: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        norm: Norm = group_norm if use_group_norm else nn.BatchNorm2d
+        self.spec = spec
+        self.crop = CropRandomizer(crop_shape, centre_in_eval=eval_fixed_crop) if crop_shape else None
+        self.color_jitter = ColorJitter(color_jitter) if color_jitter else None
+        self.obs_nets = nn.ModuleDict()
+        for field in spec.rgb:
+            channels, height, width = field.shape
+            if channels != 3:
+                raise ModelError(f"camera {field.key!r} has {channels} channels; the encoder reads RGB")
+            if crop_shape and (crop_shape[0] > height or crop_shape[1] > width):
+                raise ModelError(f"crop_shape {crop_shape} exceeds the images of {field.key!r}, {height}x{width}")
+            self.obs_nets[field.key] = VisualCore(crop_shape or (height, width), norm)
+
+    def output_shape(self) -> tuple[int]:
+        """(Do,): 64 a camera and the width of each low-dimensional key."""
+        return (sum(IMAGE_FEATURES if field.kind == "rgb" else field.shape[0] for field in self.spec.obs),)
+
+    def forward(self, obs: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        """Encode normalised observations: images (N, 3, H, W) in [-1, 1], states (N, D).
+
+        ``generator`` draws the places of random crops.
+
+        Raises:
+            ModelError: a key is missing or has another shape.
+        """
+        features = []
+        for field in self.spec.obs:
+            value = obs.get(field.key)
+            if value is None or tuple(value.shape[1:]) != field.shape:
+                found = "is missing" if value is None else f"has shape {tuple(value.shape)}"
+                raise ModelError(f"observation {field.key!r} {found}; expected (N, {', '.join(map(str, field.shape))})")
+            features.append(self._encode_images(field.key, value, generator) if field.kind == "rgb" else value)
+        return torch.cat(features, dim=-1)
+
+    def _encode_images(self, key: str, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        if self.crop is not None:
+            images = self.crop(images, generator)
+        if self.color_jitter is not None:
+            images = self.color_jitter(images)
+        return torch.relu(self.obs_nets[key](images))

@@ -1,0 +1,1 @@
+"""The policy: observations in, a sequence of actions out."""

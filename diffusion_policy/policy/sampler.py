@@ -1,0 +1,31 @@
+"""How a policy is sampled: the scheduler and its number of steps, chosen anew for a policy that was trained with DDPM.
+
+Training takes 100 denoising steps of DDPM; a robot cannot wait for them. The other schedulers walk the same noise
+levels in fewer steps, with the training's settings (beta schedule, prediction type, clipping) carried over.
+"""
+
+from __future__ import annotations
+
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.policy.observation_batch import PolicyError
+
+SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "dpm-solver++": DPMSolverMultistepScheduler}
+
+
+def set_sampler(policy: DiffusionTransformerHybridImagePolicy, scheduler: str, steps: int) -> None:
+    """Replace the policy's scheduler by another over the same noise levels, and set its number of steps.
+
+    Raises:
+        PolicyError: no such scheduler, or a number of steps outside 1 to the steps of training.
+    """
+    if scheduler not in SCHEDULERS:
+        raise PolicyError(f"no scheduler {scheduler!r}; expected one of {', '.join(SCHEDULERS)}")
+    trained = int(policy.noise_scheduler.config.num_train_timesteps)
+    if not 1 <= steps <= trained:
+        raise PolicyError(f"{steps} denoising steps; expected 1 to the {trained} of training")
+    policy.noise_scheduler = SCHEDULERS[scheduler].from_config(policy.noise_scheduler.config)
+    policy.num_inference_steps = steps

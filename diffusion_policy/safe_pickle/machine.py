@@ -1,0 +1,299 @@
+"""The interpreter of pickles: a stack, a memo and the instructions that data needs."""
+
+from __future__ import annotations
+
+import pickletools
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from diffusion_policy.spec import WorkspaceError
+
+MAX_BYTES = 256 * 2**20
+MAX_INSTRUCTIONS = 2_000_000
+MAX_INTEGER_BITS = 512
+
+
+class UnsafePickleError(WorkspaceError):
+    """A pickle that names something outside the allow-list, or that is broken or absurdly large."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a permitted callable name stands for: our function in its place.
+
+    `build` gets the arguments that the file gives and checks them itself (TypeError or ValueError). `set_state` gets an
+    object of type `makes` and the state that the file has for it.
+    """
+
+    build: Callable[..., Any]
+    makes: type | None = None
+    set_state: Callable[[Any, Any], None] | None = None
+
+
+Allowed = Mapping[tuple[str, str], Any]
+
+
+def load(
+    data: bytes | BinaryIO,
+    *,
+    allowed: Allowed,
+    where: str,
+    persistent_load: Callable[[Any], Any] | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> Any:
+    """The object that a pickle describes, made of plain containers and of what `allowed` makes.
+
+    `allowed` maps (module, name) to a `Recipe` or to a constant. `where` names the file in messages.
+    `persistent_load` resolves references to outside storage (PyTorch's tensors). What follows STOP is ignored.
+
+    Raises:
+        UnsafePickleError: a name that is not in `allowed`, an instruction that data does not need, a broken or too
+            large file.
+    """
+    content = data if isinstance(data, bytes) else data.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise UnsafePickleError(f"{where}: the pickle is larger than {max_bytes} bytes, the most that is read from it.")
+    return _Machine(allowed, persistent_load, where, budget=4 * len(content) + 2**20).run(content)
+
+
+class _Machine:
+    """The pickle machine's stack, memo and instructions, less everything that could run code."""
+
+    def __init__(self, allowed: Allowed, persistent_load: Callable[[Any], Any] | None, where: str, budget: int) -> None:
+        self.allowed = allowed
+        self.persistent_load = persistent_load
+        self.where = where
+        self.budget = budget
+        self.setters = [
+            (recipe.makes, recipe.set_state)
+            for recipe in allowed.values()
+            if isinstance(recipe, Recipe) and recipe.makes is not None and recipe.set_state is not None
+        ]
+        self.stack: list[Any] = []
+        self.below: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self, content: bytes) -> Any:
+        position = 0
+        try:
+            for count, (opcode, argument, at) in enumerate(pickletools.genops(content)):
+                position = at or 0
+                if count >= MAX_INSTRUCTIONS:
+                    raise self._refusal(f"the pickle has more than {MAX_INSTRUCTIONS} instructions")
+                if opcode.name == "STOP":
+                    break
+                handler = _INSTRUCTIONS.get(opcode.name)
+                if handler is None:
+                    raise self._refusal(f"the pickle uses the instruction {opcode.name}, which data does not need")
+                handler(self, argument)
+            return self.stack.pop()
+        except (IndexError, KeyError, TypeError, ValueError, OverflowError, ArithmeticError) as error:
+            reason = f"{type(error).__name__}: {error}"[:200]
+            raise UnsafePickleError(f"{self.where}: the pickle is broken near byte {position} ({reason}).") from error
+
+    def _refusal(self, what: str) -> UnsafePickleError:
+        return UnsafePickleError(f"{self.where}: {what}; it was refused and nothing was run.")
+
+    # names and calls
+
+    def _find(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str) or (module, name) not in self.allowed:
+            raise self._refusal(f"the pickle asks for {module}.{name}"[:200] + ", which is not on the allow-list")
+        self.stack.append(self.allowed[(module, name)])
+
+    def find_global(self, argument: str) -> None:
+        module, _, name = argument.partition(" ")
+        self._find(module, name)
+
+    def find_stack_global(self, _: None) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        self._find(module, name)
+
+    def refuse_instance(self, argument: str) -> None:
+        raise self._refusal(f"the pickle asks for an instance of {argument.replace(' ', '.')}"[:200])
+
+    def call(self, _: None) -> None:
+        arguments, recipe = self.stack.pop(), self.stack.pop()
+        if not isinstance(recipe, Recipe) or type(arguments) is not tuple:
+            raise self._refusal(f"the pickle calls a {type(recipe).__name__}, which is not a thing to call")
+        self._push_made(recipe.build(*arguments))
+
+    def refer(self, _: None) -> None:
+        if self.persistent_load is None:
+            raise self._refusal("the pickle refers to outside storage, which this kind of file does not have")
+        self._push_made(self.persistent_load(self.stack.pop()))
+
+    def _push_made(self, made: Any) -> None:
+        self._spend(made)
+        self.stack.append(made)
+
+    def _spend(self, made: Any) -> None:
+        size = len(made) if isinstance(made, bytes) else made.nbytes if isinstance(made, np.ndarray) else 0
+        self.budget -= size
+        if self.budget < 0:
+            raise self._refusal("the pickle unfolds to far more memory than its own size")
+
+    def set_state(self, _: None) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        setter = next((setter for made, setter in self.setters if isinstance(target, made)), None)
+        if setter is None:
+            raise self._refusal(f"the pickle sets the state of a {type(target).__name__}, which has none")
+        setter(target, state)
+        self._spend(target)
+
+    # containers
+
+    def mark(self, _: None) -> None:
+        self.below.append(self.stack)
+        self.stack = []
+
+    def _since_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.below.pop()
+        return items
+
+    def pop(self, _: None) -> None:
+        if self.stack:
+            self.stack.pop()
+        else:
+            self._since_mark()
+
+    def pop_mark(self, _: None) -> None:
+        self._since_mark()
+
+    def make_tuple(self, _: None) -> None:
+        items = tuple(self._since_mark())
+        self.stack.append(items)
+
+    def make_list(self, _: None) -> None:
+        items = self._since_mark()
+        self.stack.append(items)
+
+    def make_dict(self, _: None) -> None:
+        items = self._since_mark()
+        self.stack.append({})
+        self._set_items(items)
+
+    def append(self, _: None) -> None:
+        self._extend([self.stack.pop()])
+
+    def extend(self, _: None) -> None:
+        self._extend(self._since_mark())
+
+    def _extend(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is not list:
+            raise self._refusal(f"the pickle appends to a {type(self.stack[-1]).__name__}")
+        self.stack[-1].extend(items)
+
+    def set_item(self, _: None) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set_items([key, value])
+
+    def set_items(self, _: None) -> None:
+        self._set_items(self._since_mark())
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) not in (dict, OrderedDict, defaultdict) or len(items) % 2:
+            raise self._refusal(f"the pickle sets items of a {type(target).__name__}")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[self._flat(key)] = value
+
+    def add_items(self, _: None) -> None:
+        items = self._since_mark()
+        if type(self.stack[-1]) is not set:
+            raise self._refusal(f"the pickle adds members to a {type(self.stack[-1]).__name__}")
+        self.stack[-1].update(self._flat(item) for item in items)
+
+    def make_frozenset(self, _: None) -> None:
+        items = self._since_mark()
+        self.stack.append(frozenset(self._flat(item) for item in items))
+
+    def _flat(self, key: Any) -> Any:
+        parts = key if type(key) is tuple else (key,)
+        if not all(type(part) in _KEY_TYPES for part in parts):
+            raise self._refusal(f"the pickle uses a {type(key).__name__} as a key or set member, which is not plain")
+        return key
+
+    # constants and the memo
+
+    def push(self, argument: Any) -> None:
+        self.stack.append(argument)
+
+    def push_integer(self, argument: int) -> None:
+        if argument.bit_length() > MAX_INTEGER_BITS:
+            raise self._refusal(f"the pickle has an integer of {argument.bit_length()} bits")
+        self.stack.append(argument)
+
+    def remember(self, argument: int) -> None:
+        self.memo[argument] = self.stack[-1]
+
+    def remember_next(self, _: None) -> None:
+        self.memo[len(self.memo)] = self.stack[-1]
+
+    def recall(self, argument: int) -> None:
+        self.stack.append(self.memo[argument])
+
+
+_KEY_TYPES = frozenset({str, int, float, bool, bytes, type(None)})
+
+
+def _pushes(make: Callable[[], Any]) -> Callable[[_Machine, Any], None]:
+    return lambda machine, _: machine.stack.append(make())
+
+
+def _pushes_tuple(width: int) -> Callable[[_Machine, Any], None]:
+    def handler(machine: _Machine, _: Any) -> None:
+        if len(machine.stack) < width:
+            raise IndexError("the stack is too short for a tuple")
+        machine.stack[-width:] = [tuple(machine.stack[-width:])]
+
+    return handler
+
+
+def _ignore(machine: _Machine, argument: Any) -> None:
+    """PROTO and FRAME say how the file is cut, not what is in it."""
+
+
+_INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    **dict.fromkeys(("PROTO", "FRAME"), _ignore),
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT"), _Machine.push),
+    **dict.fromkeys(("INT", "LONG", "LONG1", "LONG4"), _Machine.push_integer),
+    **dict.fromkeys(("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), _Machine.push),
+    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"), _Machine.push),
+    "BYTEARRAY8": lambda machine, argument: machine.push(bytes(argument)),
+    "NONE": _pushes(lambda: None),
+    "NEWTRUE": _pushes(lambda: True),
+    "NEWFALSE": _pushes(lambda: False),
+    "EMPTY_TUPLE": _pushes(tuple),
+    "EMPTY_LIST": _pushes(list),
+    "EMPTY_DICT": _pushes(dict),
+    "EMPTY_SET": _pushes(set),
+    "TUPLE1": _pushes_tuple(1),
+    "TUPLE2": _pushes_tuple(2),
+    "TUPLE3": _pushes_tuple(3),
+    "MARK": _Machine.mark,
+    "POP": _Machine.pop,
+    "POP_MARK": _Machine.pop_mark,
+    "TUPLE": _Machine.make_tuple,
+    "LIST": _Machine.make_list,
+    "DICT": _Machine.make_dict,
+    "APPEND": _Machine.append,
+    "APPENDS": _Machine.extend,
+    "SETITEM": _Machine.set_item,
+    "SETITEMS": _Machine.set_items,
+    "ADDITEMS": _Machine.add_items,
+    "FROZENSET": _Machine.make_frozenset,
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.remember),
+    "MEMOIZE": _Machine.remember_next,
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.recall),
+    "GLOBAL": _Machine.find_global,
+    "STACK_GLOBAL": _Machine.find_stack_global,
+    "INST": _Machine.refuse_instance,
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), _Machine.call),
+    "BUILD": _Machine.set_state,
+    "BINPERSID": _Machine.refer,
+}

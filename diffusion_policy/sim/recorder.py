@@ -1,0 +1,107 @@
+"""Write episodes of the scripted expert in the robot's recording format: data.pkl, meta.json, images/frame_0000.jpg.
+
+The recording is as a robot makes it: at step t the measured pose, the measured gripper and the frame, then the command
+given at that moment, which is the pose wanted next.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.sim.camera import Camera
+from diffusion_policy.sim.expert import plan
+from diffusion_policy.sim.tabletop import STEP_SECONDS, Tabletop, draw_scene
+from diffusion_policy.spec import ImageArray, WorkspaceError
+
+_JPEG_QUALITY = 95
+_FIRST_DAY = 1_767_225_600.0  # 2026-01-01 UTC; recordings of one seed are equal to the last byte
+
+
+def make_trajectories(
+    directory: Path | str, episodes: int, seed: int, image_size: tuple[int, int] = (640, 360)
+) -> list[Path]:
+    """Record ``episodes`` pick and places as ``directory/episode_0000`` and so on, equal for equal seeds.
+
+    Args:
+        directory: made if absent.
+        episodes: at least 1.
+        seed: episode i depends on (seed, i) alone.
+        image_size: (width, height) of the frames.
+
+    Returns:
+        the episodes' folders, in order.
+
+    Raises:
+        WorkspaceError: ``episodes`` is not positive, or an episode's folder is there already.
+    """
+    if episodes < 1:
+        raise WorkspaceError(f"{episodes} episodes asked for; expected at least 1")
+    directory = Path(directory)
+    folders = [directory / f"episode_{index:04d}" for index in range(episodes)]
+    for folder in folders:
+        if folder.exists():
+            raise WorkspaceError(f"{folder} exists already; name another directory, or remove it")
+    for index, folder in enumerate(folders):
+        _record(folder, index, np.random.default_rng([seed, index]), image_size)
+    return folders
+
+
+def _record(folder: Path, index: int, rng: np.random.Generator, image_size: tuple[int, int]) -> None:
+    scene = draw_scene(rng)
+    tabletop, camera = Tabletop(scene), Camera(scene, image_size)
+    rows: dict[str, list[Any]] = {
+        key: [] for key in ("robot_eef_pose", "robot_gripper", "action", "action_gripper", "timestamp", "image_index")
+    }
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    (aside / "images").mkdir(parents=True)
+    start = _FIRST_DAY + 60.0 * index
+    for step, command in enumerate(plan(scene, rng)):
+        _write_frame(aside / "images" / f"frame_{step:04d}.jpg", camera.render(tabletop))
+        observed = (tabletop.pose, tabletop.gripper, command.pose, command.gripper, start + step * STEP_SECONDS, step)
+        for column, value in zip(rows.values(), observed, strict=True):
+            column.append(value)
+        tabletop.step(command.pose, command.gripper)
+    assert tabletop.placed, f"the scripted expert dropped the block of episode {index}"
+    _write_tables(aside, index, _as_arrays(rows))
+    os.replace(aside, folder)
+
+
+def _as_arrays(rows: dict[str, list[Any]]) -> dict[str, NDArray[Any]]:
+    """Columns in the dtypes of the real recordings: poses float32, seconds float64, the rest int64."""
+    dtypes = {"robot_eef_pose": np.float32, "action": np.float32, "timestamp": np.float64}
+    return {key: np.asarray(column, dtype=dtypes.get(key, np.int64)) for key, column in rows.items()}
+
+
+def _write_tables(folder: Path, index: int, data: dict[str, NDArray[Any]]) -> None:
+    (folder / "data.pkl").write_bytes(pickle.dumps(data))
+    n_steps = len(data["timestamp"])
+    meta = {
+        "episode_id": index,
+        "start_time": str(np.datetime64(int(data["timestamp"][0]), "s")).replace("T", " "),
+        "duration": n_steps * STEP_SECONDS,
+        "n_steps": n_steps,
+        "n_images": n_steps,
+        "data_shapes": {key: list(column.shape) for key, column in data.items()},
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+
+
+def encode_jpeg(frame: ImageArray) -> bytes:
+    """Encode an RGB frame (H, W, 3) as the robot's recorder does: JPEG, quality 95."""
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    assert done, "OpenCV encodes every uint8 image"
+    return data.tobytes()
+
+
+def _write_frame(path: Path, frame: ImageArray) -> None:
+    path.write_bytes(encode_jpeg(frame))

@@ -1,0 +1,153 @@
+"""Harmless stand-ins for what the users' pickles name: config containers, dill's types, VPT's spaces.
+
+None of the libraries named is imported to read a file. An OmegaConf container becomes an `Inert` that remembers its
+state, and `to_plain` turns the whole content into dictionaries, lists, numbers, text and tensors.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffusion_policy.safe_pickle import NUMPY_GLOBALS, Allowed, Recipe
+from diffusion_policy.tensor_file.opened import TensorFileError
+
+MAX_DEPTH = 64
+MAX_NODES = 500_000
+
+_TYPE_NAMES = frozenset({"dict", "list", "tuple", "str", "int", "float", "bool", "bytes", "set", "NoneType"})
+_SCALARS = (str, int, float, bool, bytes, type(None))
+
+
+class Inert:
+    """An object of a class that is not loaded: the name of its class, and its state as the file has it."""
+
+    __slots__ = ("kind", "state")
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.state: dict[str, Any] = {}
+
+
+def to_plain(content: Any, where: str) -> Any:
+    """The content as plain Python: `Inert` containers opened, tuples and lists kept, arrays as tensors.
+
+    Raises:
+        TensorFileError: nested deeper than `MAX_DEPTH`, more than `MAX_NODES` entries once shared parts are counted
+            each time they occur, or something that is not data.
+    """
+    return _Plainer(where).of(content, MAX_DEPTH)
+
+
+class _Plainer:
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.left = MAX_NODES
+        self.arrays: dict[int, torch.Tensor] = {}
+
+    def of(self, value: Any, depth: int) -> Any:
+        self.left -= 1
+        if self.left < 0 or depth < 0:
+            limit = f"more than {MAX_NODES} entries" if depth >= 0 else f"more than {MAX_DEPTH} levels"
+            raise TensorFileError(f"{self.where}: the content unfolds to {limit}; it was refused.")
+        if type(value) in _SCALARS or isinstance(value, torch.Tensor):
+            return value
+        if isinstance(value, Inert):
+            return self._opened(value, depth)
+        if isinstance(value, dict):
+            return {key: self.of(child, depth - 1) for key, child in value.items()}
+        if isinstance(value, (list, tuple, set, frozenset)):
+            children = [self.of(child, depth - 1) for child in value]
+            return tuple(children) if isinstance(value, tuple) else children
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, np.ndarray):
+            return self._tensor(value)
+        raise TensorFileError(f"{self.where}: the content holds a {type(value).__name__}, which is not data.")
+
+    def _opened(self, node: Inert, depth: int) -> Any:
+        if node.kind in ("DictConfig", "ListConfig"):
+            return self.of(node.state.get("_content"), depth)
+        if node.kind == "AnyNode":
+            return self.of(node.state.get("_val"), depth)
+        return self.of({"type": node.kind, **node.state}, depth)
+
+    def _tensor(self, array: np.ndarray[Any, Any]) -> Any:
+        if array.dtype.kind in "SU":
+            return self.of(array.tolist(), MAX_DEPTH)
+        if id(array) not in self.arrays:
+            try:
+                self.arrays[id(array)] = torch.from_numpy(array.copy())
+            except TypeError as error:
+                raise TensorFileError(f"{self.where}: an array of {array.dtype} has no counterpart.") from error
+        return self.arrays[id(array)]
+
+
+def _set_inert_state(node: Inert, state: Any) -> None:
+    if type(state) is not dict or not all(type(key) is str for key in state):
+        raise ValueError(f"a {node.kind} whose state is not a dictionary")
+    node.state = state
+
+
+def _inert(kind: str) -> Recipe:
+    def build() -> Inert:
+        return Inert(kind)
+
+    return Recipe(build, Inert, _set_inert_state)
+
+
+def _set_dict_state(target: OrderedDict[Any, Any], state: Any) -> None:
+    """A module's state_dict carries `_metadata`, versions of its layers; no layer of ours reads it."""
+    if type(state) is not dict or set(state) - {"_metadata"}:
+        raise ValueError("an OrderedDict with attributes of its own")
+
+
+def _ordered_dict() -> OrderedDict[Any, Any]:
+    """Empty, always: its items follow as instructions of their own, and those are counted."""
+    return OrderedDict()
+
+
+def _default_dict(factory: Any = None) -> dict[Any, Any]:
+    return {}
+
+
+def _type_name(name: Any) -> str:
+    """`dill._dill._load_type`, which would look any type up by its name."""
+    if name not in _TYPE_NAMES:
+        raise ValueError(f"the type {name!r}, which is not a plain one"[:200])
+    return f"type {name}"
+
+
+def _tuple(items: Any = ()) -> tuple[Any, ...]:
+    if type(items) not in (tuple, list) or len(items) > 64 or not all(type(item) is int for item in items):
+        raise ValueError("a torch.Size that is not a few integers")
+    return tuple(items)
+
+
+CONTENT_GLOBALS: Allowed = {
+    **NUMPY_GLOBALS,
+    ("collections", "OrderedDict"): Recipe(_ordered_dict, OrderedDict, _set_dict_state),
+    ("collections", "defaultdict"): Recipe(_default_dict),
+    ("typing", "Any"): "typing.Any",
+    ("torch", "Size"): Recipe(_tuple),
+    ("dill._dill", "_load_type"): Recipe(_type_name),
+    ("omegaconf.base", "ContainerMetadata"): _inert("ContainerMetadata"),
+    ("omegaconf.base", "Metadata"): _inert("Metadata"),
+    ("omegaconf.dictconfig", "DictConfig"): _inert("DictConfig"),
+    ("omegaconf.listconfig", "ListConfig"): _inert("ListConfig"),
+    ("omegaconf.nodes", "AnyNode"): _inert("AnyNode"),
+    **{
+        (module, name): f"type {name}"
+        for module in ("__builtin__", "builtins")
+        for name in sorted(_TYPE_NAMES - {"bytes"})
+    },
+}
+"""What checkpoints name, but for tensors (`torch_zip` adds those)."""
+
+GYM3_GLOBALS: Allowed = {
+    ("gym3.types", name): _inert(f"gym3.types.{name}") for name in ("DictType", "TensorType", "Discrete")
+}
+"""The spaces that VPT's `.model` files describe; they become dictionaries with their class under `type`."""

@@ -1,0 +1,101 @@
+"""Writing PyTorch archives: beside the target first, read back, and only then in its place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import dill
+import numpy as np
+import torch
+
+from diffusion_policy.safe_pickle import UnsafePickleError
+from diffusion_policy.tensor_file.opened import TensorFileError
+from diffusion_policy.tensor_file.torch_zip import read_torch_zip
+
+_SCALARS = (str, int, float, bool, bytes, type(None))
+
+
+def save_torch_zip(path: Path, content: dict[str, Any]) -> None:
+    """`torch.save` with dill, atomically: whatever happens, `path` holds the former file or the whole new one.
+
+    The new file is flushed to disk and opened with our own reader before it takes the former one's place.
+
+    Raises:
+        TensorFileError: it could not be written (a full disk, no permission) or not read back; the former file is
+            untouched and the unfinished one is removed.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            torch.save(content, file, pickle_module=dill)
+            file.flush()
+            os.fsync(file.fileno())
+        read_torch_zip(unfinished)
+        os.replace(unfinished, path)
+        _flush_folder(path.parent)
+    except (OSError, RuntimeError, TensorFileError, UnsafePickleError) as error:
+        kept = "the file that was there before is kept" if path.exists() else "nothing was left behind"
+        raise TensorFileError(f"{path}: could not be written ({_cause(error)}); {kept}.") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _cause(error: BaseException) -> str:
+    """The operating system's reason, which PyTorch wraps in errors of its own."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.strerror:
+            return link.strerror
+        link = link.__cause__ or link.__context__
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _flush_folder(folder: Path) -> None:
+    """A rename is on disk only when its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Portable:
+    """Turns what is to be saved into what every reader reads: plain containers, numbers, text and CPU tensors.
+
+    Names that shared a tensor share it afterwards. A tensor that covers only a part of its storage is copied, since
+    PyTorch saves storages whole.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def of(self, value: Any, where: str) -> Any:
+        """`value`, portable. Raises TensorFileError with the dotted path `where` of what is no plain data."""
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
+        if isinstance(value, np.generic):
+            return value.item()
+        if type(value) in _SCALARS:
+            return value
+        if isinstance(value, dict):
+            for key in value:
+                if type(key) not in (str, int, float, bool, type(None)):
+                    raise TensorFileError(f"{where}: the key {key!r} is a {type(key).__name__}; use text or a number.")
+            return {key: self.of(child, f"{where}.{key}") for key, child in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(self.of(child, f"{where}.{index}") for index, child in enumerate(value))
+        raise TensorFileError(
+            f"{where}: a {type(value).__name__} cannot be saved, because files are read back without running code; "
+            "use dictionaries, lists, numbers, text and tensors."
+        )
+
+    def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        view = (storage._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if view not in self._tensors:
+            saved = tensor.detach().cpu()
+            whole = saved.untyped_storage().nbytes() == saved.numel() * saved.element_size()
+            self._tensors[view] = saved if whole else saved.clone(memory_format=torch.contiguous_format)
+        return self._tensors[view]

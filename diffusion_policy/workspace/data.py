@@ -1,0 +1,172 @@
+"""The dataset of a run: opened, checked, split, and given out as batches."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import hydra
+import torch
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from torch import Tensor
+
+from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
+from diffusion_policy.model.normalizer import LinearNormalizer
+from diffusion_policy.spec import StepSpec, WorkspaceError, read_shape_meta
+from diffusion_policy.workspace import TrainingError
+from diffusion_policy.workspace.batches import Batches, CachedBatches, EpochOrder, LoaderBatches, Nested
+from diffusion_policy.workspace.processes import Processes
+
+logger = logging.getLogger(__name__)
+
+CACHES = ("none", "memory", "device")
+_READ_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains and is validated on.
+
+    Attributes:
+        dataset: training windows.
+        held_out: validation windows; may be none.
+        train: batches of the training windows, shuffled.
+        validation: batches of the validation windows in their order; None if there are none.
+        normalizer: fitted to the dataset.
+    """
+
+    dataset: CogActImageDataset
+    held_out: CogActImageDataset
+    train: Batches
+    validation: Batches | None
+    normalizer: LinearNormalizer
+
+    def order(self) -> dict[str, Any]:
+        """What the order of the data depends on."""
+        order = self.train.order
+        return {"n_windows": order.n_windows, "batch_size": order.batch_size, "seed": order.seed, "batches": len(order)}
+
+    def episodes_of(self, windows: list[int]) -> list[int]:
+        """Numbers of the episodes that training windows come from, each once."""
+        ends = torch.from_numpy(self.dataset.episode_ends)
+        high = torch.from_numpy(self.dataset.windows.high)[torch.tensor(windows, dtype=torch.long)]
+        return sorted(set(torch.searchsorted(ends, high).tolist()))
+
+
+def open_data(cfg: DictConfig, processes: Processes) -> Data:
+    """Open the dataset of `task.dataset`.
+
+    Raises:
+        DatasetError, SpecError: it is missing, lacks something, or means something else.
+        TrainingError: it does not fit the task, or the settings of loading are wrong.
+    """
+    spec = read_shape_meta(cfg.task.shape_meta)
+    dataset = instantiate(cfg.task.dataset, "task.dataset")
+    _check_dataset(dataset, spec, cfg)
+    held_out = dataset.get_validation_dataset()
+    logger.info(
+        "dataset %s: %d training windows, %d held out, of %d episodes",
+        cfg.task.dataset.zarr_path, len(dataset), len(held_out), len(dataset.episode_ends),
+    )  # fmt: skip
+    settings = cfg.training
+    train_order = EpochOrder(
+        len(dataset),
+        cfg.dataloader.batch_size,
+        seed=settings.seed,
+        shuffle=cfg.dataloader.shuffle,
+        max_batches=settings.max_train_steps,
+    )
+    validation_order = None
+    if len(held_out):
+        validation_order = EpochOrder(
+            len(held_out), cfg.val_dataloader.batch_size, seed=0, shuffle=False, max_batches=settings.max_val_steps
+        )
+    train, validation = _batches(cfg, processes, dataset, held_out, train_order, validation_order)
+    return Data(dataset, held_out, train, validation, dataset.get_normalizer())
+
+
+def instantiate(settings: DictConfig, where: str, **more: Any) -> Any:
+    """Build what a config section names; its own errors stay, a wrong option becomes a clear one.
+
+    Raises:
+        TrainingError: the class does not exist or does not have that option.
+    """
+    try:
+        return hydra.utils.instantiate(settings, **more)
+    except HydraException as error:
+        cause = error.__cause__
+        if isinstance(cause, WorkspaceError):
+            raise cause from error
+        raise TrainingError(f"{where} cannot be built: {cause or error}") from error
+
+
+def _check_dataset(dataset: CogActImageDataset, spec: StepSpec, cfg: DictConfig) -> None:
+    if dataset.spec != spec:
+        theirs, ours = dataset.spec.action_names, spec.action_names
+        raise TrainingError(
+            f"task.dataset.shape_meta and task.shape_meta differ (actions {list(theirs)} and {list(ours)}); the "
+            "dataset must read what the policy predicts: leave task.dataset.shape_meta at ${task.shape_meta}"
+        )
+    if cfg.training.cache not in CACHES:
+        raise TrainingError(f"training.cache is {cfg.training.cache!r}; expected one of {', '.join(CACHES)}")
+
+
+def _batches(
+    cfg: DictConfig,
+    processes: Processes,
+    dataset: CogActImageDataset,
+    held_out: CogActImageDataset,
+    train_order: EpochOrder,
+    validation_order: EpochOrder | None,
+) -> tuple[Batches, Batches | None]:
+    device, rank, world_size = processes.device, processes.rank, processes.world_size
+    if cfg.training.cache == "none":
+        train: Batches = LoaderBatches(dataset, cfg.dataloader, train_order, device, rank, world_size)
+        if validation_order is None:
+            return train, None
+        return train, LoaderBatches(held_out, cfg.val_dataloader, validation_order, device, rank, world_size)
+    home = processes.device if cfg.training.cache == "device" else torch.device("cpu")
+    steps = read_all_steps(cfg, home)
+    train = CachedBatches(steps, *window_rows(dataset), train_order, device, rank, world_size)
+    if validation_order is None:
+        return train, None
+    return train, CachedBatches(steps, *window_rows(held_out), validation_order, device, rank, world_size)
+
+
+def read_all_steps(cfg: DictConfig, home: torch.device) -> Nested:
+    """Every recorded step once, {"obs": {key: (N, ...)}, "action": (N, Da)}, in memory or on the device.
+
+    Read as windows of one step, so that the observations take the same way in as those of any window.
+    """
+    single: CogActImageDataset = instantiate(
+        cfg.task.dataset, "task.dataset", horizon=1, pad_before=0, pad_after=0, n_obs_steps=1, n_latency_steps=0,
+        val_ratio=0.0, max_train_episodes=None,
+    )  # fmt: skip
+    first = single.get_batch([0])
+    steps: Nested = {
+        "obs": {key: _room(value, len(single), home) for key, value in first["obs"].items()},
+        "action": _room(first["action"], len(single), home),
+    }
+    for start in range(0, len(single), _READ_AT_ONCE):
+        rows = range(start, min(start + _READ_AT_ONCE, len(single)))
+        part = single.get_batch(rows)
+        steps["action"][rows.start : rows.stop] = part["action"][:, 0].to(home)
+        for key, value in part["obs"].items():
+            steps["obs"][key][rows.start : rows.stop] = value[:, 0].to(home)
+    size = sum(value.numel() * value.element_size() for value in (*steps["obs"].values(), steps["action"]))
+    logger.info("cached %d steps, %.2f GiB, on %s", len(single), size / 2**30, home)
+    return steps
+
+
+def _room(example: Tensor, n_steps: int, home: torch.device) -> Tensor:
+    return torch.empty((n_steps, *example.shape[2:]), dtype=example.dtype, device=home)
+
+
+def window_rows(dataset: CogActImageDataset) -> tuple[Tensor, Tensor]:
+    """(W, To) and (W, T): numbers of the steps that each window observes and acts in."""
+    every = torch.arange(len(dataset)).numpy()
+    observed = dataset.windows.steps(every, dataset.n_obs_steps)
+    acted = dataset.windows.steps(every)[:, dataset.n_latency_steps :]
+    return torch.from_numpy(observed), torch.from_numpy(acted)

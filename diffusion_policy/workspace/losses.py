@@ -1,0 +1,157 @@
+"""The loss of one batch: what is drawn for it, how steps and dimensions count, and the module that goes through DDP.
+
+What is drawn is a function of seed and batch, the same for any number of processes: each draws for the whole batch and
+keeps its share.
+
+Legend of shapes: B batch, T horizon, S width of a sample (Da, with features if observations are inpainted), Da action
+width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.nn import functional
+
+from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.spec import GRIPPER, GRIPPER_CLOSED, GRIPPER_OPEN
+from diffusion_policy.workspace import TrainingError
+from diffusion_policy.workspace.batches import NOISE, Batch, derived_seed
+
+GRIPPER_THRESHOLD = (GRIPPER_OPEN + GRIPPER_CLOSED) / 2
+HIDDEN_GRIPPER = GRIPPER_THRESHOLD  # neither open nor closed
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Random numbers of one process's share of a batch.
+
+    Attributes:
+        noise: (B, T, S) standard normal.
+        timesteps: (B,) diffusion times.
+        hidden: (B,) uniform in [0, 1); windows below the share to hide are hidden.
+    """
+
+    noise: Tensor
+    timesteps: Tensor
+    hidden: Tensor
+
+
+class Drawing:
+    """Draws for batches of one policy, on its device.
+
+    Args:
+        policy: gives the shape of a sample and the number of diffusion times.
+        seed: of the run.
+        stream: purpose; training and validation are independent.
+    """
+
+    def __init__(self, policy: DiffusionTransformerHybridImagePolicy, seed: int, stream: int = NOISE):
+        self._sample = (policy.sequence_length, policy.model.input_emb.in_features)
+        self._n_times = int(policy.noise_scheduler.config.num_train_timesteps)
+        self._seed, self._stream, self._device = seed, stream, policy.device
+        self._generator = torch.Generator(policy.device)
+
+    def draw(self, batch: Batch, *key: int) -> Draw:
+        """The numbers of this process's share of the batch that `key` (such as epoch, batch) names."""
+        n, generator, device = len(batch.indices), self._generator, self._device
+        generator.manual_seed(derived_seed(self._seed, self._stream, *key))
+        noise = torch.randn((n, *self._sample), generator=generator, device=device)
+        timesteps = torch.randint(0, self._n_times, (n,), generator=generator, device=device)
+        hidden = torch.rand(n, generator=generator, device=device)
+        share = batch.share or range(1)
+        if len(share) < n:
+            rows = slice(share[0], None, share[1] - share[0]) if len(share) > 1 else slice(share[0], share[0] + 1)
+            noise, timesteps, hidden = noise[rows], timesteps[rows], hidden[rows]
+        return Draw(noise, timesteps, hidden)
+
+
+class BatchLoss(nn.Module):
+    """Loss of a policy on a batch, as a module: DDP and torch.compile work on its forward.
+
+    Args:
+        policy: the live one.
+        weights: `loss` of the config: how much the gripper and the steps around its changes count.
+        dropout: `observation_dropout` of the config: how often the observed gripper is hidden.
+
+    Raises:
+        TrainingError: weights that are negative, or settings for a gripper that the task has not.
+    """
+
+    def __init__(self, policy: DiffusionTransformerHybridImagePolicy, weights: DictConfig, dropout: DictConfig):
+        super().__init__()
+        self.policy = policy
+        self.gripper_weight, self.event_weight = float(weights.gripper_weight), float(weights.event_weight)
+        self.event_radius = int(weights.event_radius)
+        self.hide_share, self.hide_key = float(dropout.gripper), str(dropout.key)
+        self._check(policy.spec.action_names)
+
+    def _check(self, names: tuple[str, ...]) -> None:
+        if min(self.gripper_weight, self.event_weight) < 0 or self.event_radius < 0:
+            raise TrainingError(
+                f"loss.gripper_weight {self.gripper_weight}, loss.event_weight {self.event_weight} and "
+                f"loss.event_radius {self.event_radius} must not be negative"
+            )
+        if not 0 <= self.hide_share <= 1:
+            raise TrainingError(f"observation_dropout.gripper is {self.hide_share}; expected a share from 0 to 1")
+        if self.weighted and GRIPPER not in names:
+            raise TrainingError(f"loss weights the gripper, but actions are {list(names)}; set loss=plain")
+        epsilon = self.policy.noise_scheduler.config.prediction_type == "epsilon"
+        if self.weighted and not (epsilon and self.policy.obs_as_cond):
+            raise TrainingError(
+                "loss weights need a policy that predicts the noise (prediction_type: epsilon) of actions (obs_as_cond)"
+            )
+        if self.hide_share:
+            self.policy.spec.field(self.hide_key)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether anything counts differently."""
+        return (self.gripper_weight, self.event_weight) != (1.0, 1.0)
+
+    def forward(self, data: Mapping[str, Any], noise: Tensor, timesteps: Tensor, hidden: Tensor) -> Tensor:
+        """Mean loss of the windows in `data`, a scalar."""
+        if self.hide_share:
+            data = {**data, "obs": self._hide_gripper(data["obs"], hidden)}
+        if not self.weighted:
+            return self.policy.compute_loss(data, noise=noise, timesteps=timesteps)
+        # The policy's loss is the mean of (prediction - noise) ** 2: stretching that difference by the weights' roots
+        # weighs its squares.
+        stretch = self._sample_weights(data["action"]).sqrt()
+        hook = self.policy.model.register_forward_hook(lambda _, __, prediction: noise + stretch * (prediction - noise))
+        with hook:
+            return self.policy.compute_loss(data, noise=noise, timesteps=timesteps)
+
+    def _sample_weights(self, action: Tensor) -> Tensor:
+        """Weights of the steps that are denoised."""
+        weights = self.weights_of(action)
+        if not self.policy.pred_action_steps_only:
+            return weights
+        first = self.policy.n_obs_steps - 1
+        return weights[:, first : first + self.policy.n_action_steps]
+
+    def _hide_gripper(self, obs: Mapping[str, Tensor], hidden: Tensor) -> dict[str, Tensor]:
+        seen = obs[self.hide_key]
+        hide = (hidden < self.hide_share).view(-1, *(1,) * (seen.ndim - 1))
+        return {**obs, self.hide_key: seen.masked_fill(hide, HIDDEN_GRIPPER)}
+
+    def weights_of(self, action: Tensor) -> Tensor:
+        """(B, T, Da) how much each number of these actions counts."""
+        gripper = self.policy.spec.action_names.index(GRIPPER)
+        weights = torch.ones_like(action)
+        near = near_gripper_change(action[..., gripper], self.event_radius)
+        weights = weights * torch.where(near, self.event_weight, 1.0)[..., None]
+        weights[..., gripper] *= self.gripper_weight
+        return weights
+
+
+def near_gripper_change(gripper: Tensor, radius: int) -> Tensor:
+    """(B, T) bool: which steps lie within `radius` of a change of the gripper command (B, T)."""
+    is_open = gripper > GRIPPER_THRESHOLD
+    changed = functional.pad(is_open[:, 1:] != is_open[:, :-1], (1, 0)).to(gripper.dtype)
+    return functional.max_pool1d(changed[:, None], 2 * radius + 1, stride=1, padding=radius)[:, 0] > 0

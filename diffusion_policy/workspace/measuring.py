@@ -1,0 +1,155 @@
+"""When what is measured: before the first update, and after each epoch."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from diffusion_policy.dataset.replay_buffer import TIMESTAMP_KEY, ReplayBuffer
+from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.workspace.data import Data, instantiate
+from diffusion_policy.workspace.metrics import MetricsLog
+from diffusion_policy.workspace.pictures import draw_episode
+from diffusion_policy.workspace.processes import Processes
+from diffusion_policy.workspace.progress import TrainingBar
+from diffusion_policy.workspace.run_state import Progress
+from diffusion_policy.workspace.validation import (
+    EpisodePrediction,
+    FixedNoise,
+    early_warning,
+    fixed_noise_loss,
+    gripper_scores,
+    median_step_seconds,
+    pose_errors,
+    predict_episodes,
+)
+
+logger = logging.getLogger(__name__)
+
+Policy = DiffusionTransformerHybridImagePolicy
+# Batches of training windows whose loss is taken before the first update.
+FIRST_LOOK_BATCHES = 4
+# Validation episodes that are drawn.
+PICTURES = 2
+
+
+class Measuring:
+    """Measures the live policy and its average.
+
+    Args:
+        cfg: of the run.
+        folder: of the run.
+        data: training and validation windows.
+        model: the live policy.
+        ema_model: its average, or None.
+        processes: that share the work.
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        folder: Path,
+        data: Data,
+        model: Policy,
+        ema_model: Policy | None,
+        processes: Processes,
+    ):
+        self._cfg, self._data, self._processes = cfg, data, processes
+        self._model, self._deployed = model, ema_model if ema_model is not None else model
+        self._has_average = ema_model is not None
+        self._noise = FixedNoise(model, len(data.held_out)) if len(data.held_out) else None
+        self._zarr_path = str(cfg.task.dataset.zarr_path)
+        held_out = np.flatnonzero(data.dataset.validation_episodes).tolist()
+        self._episodes: list[int] = held_out[: cfg.sampler.max_episodes]
+        buffer = ReplayBuffer.open(self._zarr_path)
+        timestamps = np.asarray(buffer[TIMESTAMP_KEY][:]) if TIMESTAMP_KEY in buffer else None
+        self._step_seconds = median_step_seconds(timestamps, data.dataset.episode_ends)
+        self._runner: Any = None
+        if cfg.training.rollout_every and processes.writes:
+            self._runner = instantiate(cfg.task.env_runner, "task.env_runner", output_dir=str(folder))
+
+    def before_first_update(self) -> dict[str, Any]:
+        """The first line of metrics: losses of the weights that training starts from, with fixed noise, no dropout."""
+        noise = FixedNoise(self._model, len(self._data.dataset))
+        train = fixed_noise_loss(self._model, self._data.train, noise, self._processes, FIRST_LOOK_BATCHES)
+        line: dict[str, Any] = {"global_step": 0, "epoch": 0, "train_loss_before_first_update": train}
+        validation = self._validation_loss(self._model)
+        if validation is not None:
+            line["val_loss_before_first_update"] = validation
+        logger.info(
+            "loss before the first update: training windows %.4f, held-out windows %s",
+            train, "none" if validation is None else f"{validation:.4f}",
+        )  # fmt: skip
+        return line
+
+    def _validation_loss(self, policy: Policy) -> float | None:
+        if self._data.validation is None or self._noise is None:
+            return None
+        return fixed_noise_loss(policy, self._data.validation, self._noise, self._processes)
+
+    def after_epoch(
+        self, progress: Progress, train_loss: float, log: MetricsLog | None, bar: TrainingBar
+    ) -> dict[str, Any]:
+        """What is due after this epoch: val_loss, sampled figures, rollouts.
+
+        Args:
+            progress: of the run, at the end of the epoch.
+            train_loss: mean of the epoch.
+            log: for pictures; None in processes that do not write.
+            bar: shows the last figures.
+
+        Names without suffix are of the deployed weights (the average); those with `_model` of the live ones.
+        """
+        epoch, metrics = progress.epoch, dict[str, Any]()
+        if self._due(epoch, "val_every"):
+            metrics |= self._losses()
+        if self._processes.writes and self._episodes and self._due(epoch, "sample_every"):
+            metrics |= self._sampled(progress, train_loss, log)
+        if self._runner is not None and self._due(epoch, "rollout_every"):
+            metrics |= self._runner.run(self._deployed)
+        if "val_loss" in metrics:
+            bar.validated(f"val {metrics['val_loss']:.4f}")
+        return metrics
+
+    def _due(self, epoch: int, setting: str) -> bool:
+        """Every so many epochs and after the last one; never if the setting is 0 or null."""
+        every = self._cfg.training[setting]
+        return bool(every) and (epoch % every == 0 or epoch + 1 == self._cfg.training.num_epochs)
+
+    def _losses(self) -> dict[str, Any]:
+        deployed = self._validation_loss(self._deployed)
+        if deployed is None:
+            return {}
+        if not self._has_average:
+            return {"val_loss": deployed}
+        return {"val_loss": deployed, "val_loss_model": self._validation_loss(self._model)}
+
+    def _sampled(self, progress: Progress, train_loss: float, log: MetricsLog | None) -> dict[str, Any]:
+        names = self._model.spec.action_names
+        predictions = self._predict(self._deployed)
+        metrics: dict[str, Any] = self._figures(predictions)
+        if self._has_average:
+            live = self._figures(self._predict(self._model))
+            metrics |= {f"{key}_model": value for key, value in live.items() if "_step_" not in key}
+        warning = early_warning(progress.first_epoch_loss, train_loss, metrics)
+        if warning is not None:
+            logger.warning(warning)
+        if log is not None:
+            for prediction in predictions[:PICTURES]:
+                log.image(f"episode_{prediction.episode}", draw_episode(prediction, names), progress.global_step)
+        return metrics
+
+    def _predict(self, policy: Policy) -> list[EpisodePrediction]:
+        latency = int(self._cfg.n_latency_steps)
+        return predict_episodes(policy, self._zarr_path, self._episodes, self._cfg.sampler, latency)
+
+    def _figures(self, predictions: list[EpisodePrediction]) -> dict[str, float]:
+        names, tolerance = self._model.spec.action_names, self._cfg.sampler.tolerance_steps
+        return {
+            **pose_errors(predictions, names),
+            **gripper_scores(predictions, names, tolerance, self._step_seconds),
+        }

@@ -1,0 +1,122 @@
+"""Everything of a run that evolves, besides weights and optimiser: into a checkpoint and out of it again.
+
+Law: a run killed at any instant and resumed equals one never stopped. So this holds the position in the data, the
+learning-rate schedule, the EMA's step, the state of every random generator of every process, the running sums of the
+epoch, and which checkpoints are the best so far. All of it is plain data that the checkpoint's restricted reader
+reads.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffusion_policy.workspace import TrainingError
+from diffusion_policy.workspace.batches import PROCESS, derived_seed
+
+VERSION = 1
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        epoch: number of the epoch under way, from 0.
+        batch: batches of it that are done.
+        global_step: updates made.
+        loss_sum: of the epoch's updates so far, each weighted with its windows.
+        windows: of the epoch's updates so far.
+        skipped: updates left out because their gradients were not finite.
+        first_epoch_loss: mean training loss of epoch 0, for comparison.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    global_step: int = 0
+    loss_sum: float = 0.0
+    windows: int = 0
+    skipped: int = 0
+    first_epoch_loss: float | None = None
+
+
+@dataclass
+class RunState:
+    """What `capture` gathers; see `Progress` for the position.
+
+    Attributes:
+        progress: the position.
+        ema: state of the EMA's step counter, or None.
+        lr_scheduler: its state_dict.
+        generators: per process, the states of its random generators.
+        ranking: which checkpoints were kept and what is best so far.
+        data: what the order of the data depends on: windows, batch size, seed.
+    """
+
+    progress: Progress
+    lr_scheduler: dict[str, Any]
+    generators: list[dict[str, Any]]
+    ema: dict[str, Any] | None = None
+    ranking: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Containers, numbers and tensors."""
+        return {"version": VERSION, **{entry.name: getattr(self, entry.name) for entry in fields(self)}} | {
+            "progress": asdict(self.progress)
+        }
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any], where: str) -> RunState:
+        """Inverse of `to_plain`; TrainingError if it was written by a newer version."""
+        entries = dict(plain)
+        version = entries.pop("version", None)
+        if version != VERSION:
+            raise TrainingError(f"{where}: run state of version {version!r}; this program reads version {VERSION}")
+        entries["progress"] = Progress(**entries["progress"])
+        return cls(**entries)
+
+
+def generator_states() -> dict[str, Any]:
+    """States of the generators of Python, NumPy and torch (CPU and current GPU) in this process."""
+    version, numbers, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    states: dict[str, Any] = {
+        "python": [version, list(numbers), gauss],
+        "numpy": [kind, [int(key) for key in np.asarray(keys)], int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_generator_states(states: dict[str, Any]) -> None:
+    """Inverse of `generator_states`; a GPU's state is ignored where there is none."""
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((kind, np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def seed_process(seed: int, rank: int = 0, global_step: int = 0) -> None:
+    """Seed every generator of this process; processes and positions get independent ones."""
+    own = seed if (rank, global_step) == (0, 0) else derived_seed(seed, PROCESS, rank, global_step)
+    random.seed(own)
+    np.random.seed(own % 2**32)
+    torch.manual_seed(own)
+
+
+def resume_generators(state: RunState, seed: int, rank: int, world_size: int) -> None:
+    """Put this process's generators where they were; with another number of processes each starts a new stream."""
+    if len(state.generators) == world_size:
+        set_generator_states(state.generators[rank])
+    else:
+        seed_process(seed, rank, state.progress.global_step)

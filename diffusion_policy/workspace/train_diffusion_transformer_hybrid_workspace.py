@@ -1,0 +1,342 @@
+"""The only training loop: a config and a run folder become checkpoints and metrics.
+
+    decide where to start -> weights for model and EMA -> loss before the first update -> epochs -> summary
+
+An epoch is its updates, then validation, then (every so many epochs) a checkpoint. The position in that order is part
+of every checkpoint, so a run that was stopped anywhere goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_policy.checkpoint import build_policy
+from diffusion_policy.workspace import TrainingError
+from diffusion_policy.workspace.batches import Batch
+from diffusion_policy.workspace.checkpointing import CheckpointFolder, Names, Payload, snapshot
+from diffusion_policy.workspace.data import open_data
+from diffusion_policy.workspace.interruption import StopRequest
+from diffusion_policy.workspace.losses import BatchLoss, Drawing
+from diffusion_policy.workspace.measuring import Measuring
+from diffusion_policy.workspace.metrics import MetricsLog
+from diffusion_policy.workspace.optimization import Stages, make_optimizer, make_schedule, roles_of
+from diffusion_policy.workspace.processes import Processes, join_processes
+from diffusion_policy.workspace.progress import TrainingBar
+from diffusion_policy.workspace.run_state import (
+    Progress,
+    RunState,
+    generator_states,
+    resume_generators,
+    seed_process,
+)
+from diffusion_policy.workspace.start import LATEST
+from diffusion_policy.workspace.summary import RunSummary
+from diffusion_policy.workspace.updates import Seen, Updates, Watch, write_dump
+from diffusion_policy.workspace.weights import Beginning, begin
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY = {"cpu": 1, "cuda": 50}
+
+
+class TrainDiffusionTransformerHybridWorkspace:
+    """Everything one run needs; `run` makes it.
+
+    Args:
+        cfg: `config/train_cogact_robot.yaml` and what overrides it.
+        output_dir: the run folder; None: the one that Hydra made.
+
+    Attributes:
+        model: the live policy.
+        ema_model: its average, which is deployed; None without `training.use_ema`.
+        progress: how far the run has come.
+    """
+
+    def __init__(self, cfg: DictConfig, output_dir: str | Path | None = None):
+        self.cfg = debug_settings(cfg) if cfg.training.debug else cfg
+        self.output_dir = Path(HydraConfig.get().runtime.output_dir if output_dir is None else output_dir)
+        seed_process(self.cfg.training.seed)
+        self.model = build_policy(self.cfg)
+        self.ema_model = copy.deepcopy(self.model) if self.cfg.training.use_ema else None
+        self.progress = Progress()
+
+    @property
+    def global_step(self) -> int:
+        """Updates made."""
+        return self.progress.global_step
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch under way, from 0."""
+        return self.progress.epoch
+
+    def run(self) -> RunSummary | None:
+        """Train until `training.num_epochs` epochs are done, or someone stops it.
+
+        Returns:
+            What it came to; None in processes that leave files and words to the first one.
+
+        Raises:
+            WorkspaceError: the run cannot start as asked for, or cannot go on; says what to do.
+        """
+        try:
+            with ExitStack() as stack:
+                return self._run(stack)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"out of memory on {self.cfg.training.device}: lower dataloader.batch_size (now "
+                f"{self.cfg.dataloader.batch_size}) and raise training.gradient_accumulate_every by as much, or "
+                "set training.cache=none"
+            ) from error
+
+    def _run(self, stack: ExitStack) -> RunSummary | None:
+        processes = stack.enter_context(join_processes(self.cfg.training.device))
+        self._prepare(processes, stack)
+        self._stop = stack.enter_context(StopRequest())
+        if self.progress.global_step == 0:
+            self._write_line(self._measuring.before_first_update() | self._beginning.figures())
+        while self.progress.epoch < self.cfg.training.num_epochs and not self._stop.signal:
+            self._epoch()
+        if self._stop.signal:
+            self._save(Names((LATEST,)))
+        self._checkpoints.wait(last=True)
+        if not processes.writes:
+            return None
+        return RunSummary.of(self.cfg, self.output_dir, self.progress, self._checkpoints, self._stop.signal)
+
+    # ---- before the first update ----
+
+    def _prepare(self, processes: Processes, stack: ExitStack) -> None:
+        """Data, starting point, everything that learns and everything that is written; errors come from here."""
+        cfg = self.cfg
+        self._processes = processes
+        self.output_dir = processes.from_first(self.output_dir)
+        policies = [policy for policy in (self.model, self.ema_model) if policy is not None]
+        self._data = open_data(cfg, processes)
+        self._beginning = begin(cfg, self.output_dir, self.model, self.ema_model, self._data)
+        for policy in policies:
+            policy.to(processes.device)
+        self.model.train()
+        self._make_updates(self._beginning)
+        self._measuring = Measuring(cfg, self.output_dir, self._data, self.model, self.ema_model, processes)
+        every = cfg.training.log_every or LOOK_EVERY[processes.device.type]
+        self._watch = Watch(every, cfg.training.max_skipped_updates, processes, self.progress.skipped)
+        state = self._beginning.run_state
+        self._checkpoints = CheckpointFolder(
+            self.output_dir / "checkpoints", cfg.checkpoint, state.ranking if state else None
+        )
+        stack.callback(self._checkpoints.close)
+        self._log: MetricsLog | None = None
+        if processes.writes:
+            self._log = stack.enter_context(MetricsLog(self.output_dir, self.progress.global_step, cfg.logging, cfg))
+        total = cfg.training.num_epochs * self._updates_per_epoch
+        self._bar = stack.enter_context(
+            TrainingBar(
+                total,
+                self.progress.global_step,
+                visible=processes.writes,
+                refresh_seconds=cfg.training.tqdm_interval_sec,
+            )
+        )
+
+    @property
+    def _updates_per_epoch(self) -> int:
+        return -(-len(self._data.train.order) // self.cfg.training.gradient_accumulate_every)
+
+    def _make_updates(self, beginning: Beginning) -> None:
+        """Optimiser, schedule, stages and EMA; in the state that a resumed run left them in."""
+        cfg, training = self.cfg, self.cfg.training
+        roles = roles_of(self.model, beginning.ledger)
+        optimizer = make_optimizer(self.model, cfg.optimizer, cfg.learning_rates, roles)
+        schedule = make_schedule(optimizer, training, training.num_epochs * self._updates_per_epoch)
+        ema = None if self.ema_model is None else beginning.make_ema(cfg.ema, self.ema_model)
+        state = beginning.run_state
+        if state is not None:
+            optimizer.load_state_dict(beginning.optimizer_state())
+            schedule.load_state_dict(state.lr_scheduler)
+            self.progress = state.progress
+            resume_generators(state, training.seed, self._processes.rank, self._processes.world_size)
+        else:
+            seed_process(training.seed, self._processes.rank)
+        loss = BatchLoss(self.model, cfg.loss, cfg.observation_dropout)
+        stages = Stages(cfg.stages, self.model, roles, optimizer)
+        drawing = Drawing(self.model, training.seed)
+        self._updates = Updates(loss, optimizer, schedule, stages, ema, drawing, training, self._processes)
+
+    # ---- one epoch ----
+
+    def _epoch(self) -> None:
+        """The rest of the epoch under way: updates, validation, checkpoint."""
+        training, progress = self.cfg.training, self.progress
+        begun, first = time.monotonic(), progress.windows
+        closing = self._train()
+        if self._stop.signal:
+            return
+        epoch, train_loss = progress.epoch, progress.loss_sum / max(progress.windows, 1)
+        rate = (progress.windows - first) / (time.monotonic() - begun)
+        if progress.first_epoch_loss is None:
+            progress.first_epoch_loss = train_loss
+        metrics = {**closing, "train_loss": train_loss, "samples_per_second": rate}
+        metrics |= self._measuring.after_epoch(progress, train_loss, self._log, self._bar)
+        self._write_line(metrics)
+        logger.info(_epoch_line(epoch, training.num_epochs, metrics))
+        progress.epoch, progress.batch, progress.loss_sum, progress.windows = epoch + 1, 0, 0.0, 0
+        if epoch % training.checkpoint_every == 0 or progress.epoch == training.num_epochs:
+            self._save(self._checkpoints.name(metrics))
+
+    def _train(self) -> dict[str, Any]:
+        """The epoch's remaining updates; the last one's line, to be completed with what is measured after it."""
+        training, progress = self.cfg.training, self.progress
+        closing: dict[str, Any] = {"global_step": progress.global_step, "epoch": progress.epoch}
+        n_batches = len(self._data.train.order)
+        batches = self._data.train.epoch(progress.epoch, progress.batch)
+        for group in grouped(batches, training.gradient_accumulate_every):
+            outcome = self._updates.make(group, progress.epoch, progress.global_step)
+            progress.global_step, progress.batch = outcome.global_step, group[-1].number + 1
+            ended = progress.batch == n_batches
+            due = training.checkpoint_every_steps and progress.global_step % training.checkpoint_every_steps == 0
+            seen = self._watch.add(outcome)
+            if ended or due or self._stop.signal:
+                seen += self._watch.look()
+            for entry in seen:
+                line = self._account(entry)
+                if ended and entry.outcome.global_step == progress.global_step:
+                    closing = line
+                else:
+                    self._write_line(line)
+            if ended:
+                break
+            if self._must_stop():
+                break
+            if due:
+                self._save(Names((LATEST,)))
+        return closing
+
+    def _account(self, seen: Seen) -> dict[str, Any]:
+        """Add an update to the epoch's figures; its line of the log. Stops the run if it was not finite."""
+        outcome, progress = seen.outcome, self.progress
+        if not seen.finite:
+            self._refuse_or_skip(seen)
+            return {"global_step": outcome.global_step, "epoch": progress.epoch, "skipped": True, "lr": outcome.lr}
+        progress.loss_sum += seen.loss * len(outcome.windows)
+        progress.windows += len(outcome.windows)
+        self._bar.update(outcome.global_step, progress.epoch, seen.loss, self._rate(len(outcome.windows)))
+        return {
+            "train_loss": seen.loss,
+            "global_step": outcome.global_step,
+            "epoch": progress.epoch,
+            "lr": outcome.lr,
+            "gradient_norm": seen.norm,
+        }
+
+    def _refuse_or_skip(self, seen: Seen) -> None:
+        episodes = self._data.episodes_of(seen.outcome.windows)
+        stop = self._watch.judge(seen, episodes)
+        self.progress.skipped = self._watch.skipped
+        if not stop:
+            return
+        where = ""
+        if self._processes.writes:
+            batch = self._data.dataset.get_batch(seen.outcome.windows)
+            where = f"; {write_dump(self.output_dir, seen, episodes, self.model, batch)} holds batch and weights"
+        raise TrainingError(
+            f"update {seen.outcome.global_step}: loss {seen.loss}, gradient norm {seen.norm}; its windows come from "
+            f"episodes {episodes}{where}. The weights were not changed by it; look at these episodes, lower "
+            "optimizer.learning_rate, or let training.max_skipped_updates of them pass"
+        )
+
+    def _must_stop(self) -> bool:
+        """Whether someone asked any process to stop; all processes agree."""
+        if self._processes.world_size == 1:
+            return self._stop.signal is not None
+        signals = [signal for signal in self._processes.gather(self._stop.signal) if signal is not None]
+        self._stop.signal = signals[0] if signals else None
+        return bool(signals)
+
+    def _rate(self, n_windows: int) -> float:
+        """Windows a second since the last update that was looked at."""
+        now = time.monotonic()
+        elapsed, self._looked = now - getattr(self, "_looked", now), now
+        return n_windows / elapsed if elapsed > 0 else 0.0
+
+    def _write_line(self, line: dict[str, Any]) -> None:
+        if self._log is not None:
+            self._log.write(line)
+
+    # ---- checkpoints ----
+
+    def _save(self, names: Names) -> None:
+        """Copy everything that evolves and have it written under these names."""
+        generators = self._processes.gather(generator_states())
+        if not self._processes.writes:
+            return
+        self._checkpoints.wait()  # never two copies
+        updates, progress = self._updates, self.progress
+        state = RunState(
+            progress=copy.copy(progress),
+            lr_scheduler=plain_schedule(updates.schedule.state_dict()),
+            generators=generators,
+            ema=None if updates.ema is None else updates.ema.state_dict(),
+            ranking=self._checkpoints.state(),
+            data=self._data.order(),
+        )
+        state_dicts: dict[str, Any] = {"model": self.model.state_dict()}
+        if self.ema_model is not None:
+            state_dicts["ema_model"] = self.ema_model.state_dict()
+        state_dicts["optimizer"] = updates.optimizer.state_dict()
+        finished = progress.epoch if progress.batch else progress.epoch - 1
+        payload = Payload(
+            cfg=self.cfg,
+            state_dicts=snapshot(state_dicts),
+            pickles={
+                "_output_dir": str(self.output_dir),
+                "global_step": progress.global_step,
+                "epoch": max(finished, 0),
+            },
+            run_state=state.to_plain(),
+            provenance=self._beginning.provenance,
+        )
+        self._checkpoints.write(names, payload)
+
+
+def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Batches of one update each; a group never spans two epochs and starts at a multiple of `size`."""
+    group: list[Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if (batch.number + 1) % size == 0:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def plain_schedule(state: dict[str, Any]) -> dict[str, Any]:
+    """A schedule's state without the functions, which follow from the config."""
+    return {key: value for key, value in state.items() if key != "lr_lambdas"} | {
+        "lr_lambdas": [None] * len(state["lr_lambdas"])
+    }
+
+
+def debug_settings(cfg: DictConfig) -> DictConfig:
+    """Two epochs of three batches, everything switched on."""
+    cfg = copy.deepcopy(cfg)
+    once = {"checkpoint_every": 1, "val_every": 1, "sample_every": 1, "rollout_every": 1}
+    OmegaConf.update(cfg, "training", {"num_epochs": 2, "max_train_steps": 3, "max_val_steps": 3, **once})
+    return cfg
+
+
+def _epoch_line(epoch: int, num_epochs: int, metrics: dict[str, Any]) -> str:
+    shown = ("train_loss", "val_loss", "val_position_error_mm", "val_rotation_error_deg", "val_gripper_f1")
+    figures = "  ".join(f"{key} {metrics[key]:.4g}" for key in shown if key in metrics)
+    return f"epoch {epoch + 1}/{num_epochs}  {figures}  {metrics['samples_per_second']:.1f} samples/s"

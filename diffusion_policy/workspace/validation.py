@@ -1,0 +1,207 @@
+"""What is measured while training, on held-out episodes.
+
+`val_loss` uses the same noise and diffusion times for every window at every epoch and in every run, so its changes are
+those of the weights. The sampled figures run the deployed sampler at every recorded step where the robot would ask for
+a new chunk.
+
+Legend: W windows, N steps, T horizon, Ta executed steps, Da action width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+
+from diffusion_policy.evaluate.events import EventScore, score_gripper_events
+from diffusion_policy.evaluate.intervals import wilson_interval
+from diffusion_policy.evaluate.open_loop import score_chunks
+from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes, Sampling, predict_chunks
+from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.policy.sampler import set_sampler
+from diffusion_policy.spec import GRIPPER, POSE
+from diffusion_policy.workspace.batches import Batches
+from diffusion_policy.workspace.losses import GRIPPER_THRESHOLD
+from diffusion_policy.workspace.processes import Processes
+
+Policy = DiffusionTransformerHybridImagePolicy
+# Never that of a run: validation losses of runs with different seeds are comparable.
+VALIDATION_SEED = 0
+
+
+@contextlib.contextmanager
+def evaluating(policy: Policy) -> Iterator[None]:
+    """The policy in eval mode, without gradients; as before afterwards."""
+    training = policy.training
+    policy.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        policy.train(training)
+
+
+class FixedNoise:
+    """Noise and diffusion times of each window, the same whenever they are asked for.
+
+    Args:
+        policy: gives the shape of a sample and the number of diffusion times.
+        n_windows: W.
+    """
+
+    def __init__(self, policy: Policy, n_windows: int):
+        generator = torch.Generator().manual_seed(VALIDATION_SEED)
+        shape = n_windows, policy.sequence_length, policy.model.input_emb.in_features
+        self.noise = torch.randn(shape, generator=generator)
+        n_times = policy.noise_scheduler.config.num_train_timesteps
+        self.timesteps = torch.randint(0, n_times, (n_windows,), generator=generator)
+
+
+def fixed_noise_loss(
+    policy: Policy, batches: Batches, noise: FixedNoise, processes: Processes, max_batches: int | None = None
+) -> float:
+    """Mean loss over all windows of the first epoch of `batches` (of its first `max_batches`), with fixed noise."""
+    total = torch.zeros(2, device=processes.device, dtype=torch.float64)
+    with evaluating(policy):
+        for batch in batches.epoch(0, end=max_batches):
+            if batch.is_filler:
+                continue
+            rows = torch.tensor([batch.indices[i] for i in batch.share])
+            loss = policy.compute_loss(
+                batch.data,
+                noise=noise.noise[rows].to(processes.device),
+                timesteps=noise.timesteps[rows].to(processes.device),
+            )
+            total += torch.stack([loss.double() * len(rows), loss.new_tensor(len(rows), dtype=torch.float64)])
+    loss_sum, windows = processes.sum(total).tolist()
+    return loss_sum / windows if windows else math.nan
+
+
+@dataclass(frozen=True)
+class EpisodePrediction:
+    """What the deployed sampler would have commanded in one recorded episode.
+
+    Attributes:
+        episode: its number in the dataset.
+        predicted: (N, Da) commands, chunk after chunk as the robot executes them.
+        recorded: (N, Da).
+        chunks: (C, Ta, Da) the predicted chunks.
+        targets: (C, Ta, Da) what was recorded there.
+        inside: (C, Ta) which of them lie inside the episode.
+    """
+
+    episode: int
+    predicted: NDArray[np.float64]
+    recorded: NDArray[np.float64]
+    chunks: NDArray[np.float64]
+    targets: NDArray[np.float64]
+    inside: NDArray[np.bool_]
+
+
+@contextlib.contextmanager
+def deployed_sampler(policy: Policy, settings: DictConfig) -> Iterator[None]:
+    """The policy with the sampler that serving uses; as before afterwards."""
+    scheduler, steps = policy.noise_scheduler, policy.num_inference_steps
+    set_sampler(policy, settings.scheduler, settings.steps)
+    try:
+        yield
+    finally:
+        policy.noise_scheduler, policy.num_inference_steps = scheduler, steps
+
+
+def predict_episodes(
+    policy: Policy, zarr_path: str, episodes: list[int], settings: DictConfig, n_latency_steps: int
+) -> list[EpisodePrediction]:
+    """Run the policy over recorded episodes, one chunk every Ta steps, with noise that is fixed per step."""
+    predictions = []
+    with evaluating(policy), deployed_sampler(policy, settings):
+        recorded = RecordedEpisodes(policy, zarr_path, n_latency_steps)
+        sampling = Sampling(settings.scheduler, settings.steps, VALIDATION_SEED)
+        for episode in episodes:
+            steps = recorded.steps(episode, policy.n_action_steps)
+            chunks, _ = predict_chunks(recorded, steps, sampling)
+            targets, inside = recorded.recorded_chunks(steps)
+            predictions.append(
+                EpisodePrediction(episode, chunks[inside], targets[inside].astype(np.float64), chunks, targets, inside)
+            )
+    return predictions
+
+
+def pose_errors(predictions: list[EpisodePrediction], names: tuple[str, ...]) -> dict[str, float]:
+    """Mean error of position (mm) and rotation (degrees, geodesic), over all and by step of the chunk."""
+    if not set(POSE) <= set(names) or not predictions:
+        return {}
+    chunks, targets, inside = (
+        np.concatenate([getattr(p, x) for p in predictions]) for x in ("chunks", "targets", "inside")
+    )
+    errors = score_chunks(chunks, targets, inside)
+    means, by_step = errors.means(), errors.per_horizon_step()
+    metrics = {
+        "val_position_error_mm": means["position_mm"],
+        "val_rotation_error_deg": means["rotation_deg"],
+        **{f"val_position_error_mm_step_{i}": error for i, error in enumerate(by_step["position_mm"], start=1)},
+        **{f"val_rotation_error_deg_step_{i}": error for i, error in enumerate(by_step["rotation_deg"], start=1)},
+    }
+    return {key: error for key, error in metrics.items() if error is not None}
+
+
+def gripper_scores(
+    predictions: list[EpisodePrediction], names: tuple[str, ...], tolerance_steps: int, step_seconds: float | None
+) -> dict[str, float]:
+    """Events found and missed, how early or late, and how many frames are right; empty without a gripper command.
+
+    Precision and recall are left out where they are not defined (no event predicted, none recorded).
+    """
+    if GRIPPER not in names or not predictions:
+        return {}
+    column = names.index(GRIPPER)
+    pairs = [(p.predicted[:, column], p.recorded[:, column]) for p in predictions]
+    total = EventScore((), (), (), 0)
+    for predicted, recorded in pairs:
+        total += score_gripper_events(predicted, recorded, tolerance_steps, step_seconds=step_seconds)
+    right = sum(int(((p > GRIPPER_THRESHOLD) == (r > GRIPPER_THRESHOLD)).sum()) for p, r in pairs)
+    matched, missed, false = len(total.matched), len(total.missed), len(total.false)
+    metrics = {
+        "val_gripper_f1": total.f1,
+        "val_gripper_recall": total.recall,
+        "val_gripper_precision": total.precision,
+        "val_gripper_events_recorded": matched + missed,
+        "val_gripper_events_found": matched,
+        "val_gripper_false_flips": false,
+        "val_gripper_frame_accuracy": right / sum(len(r) for _, r in pairs),
+    }
+    for name, successes, trials in (("recall", matched, matched + missed), ("precision", matched, matched + false)):
+        low, high = wilson_interval(successes, trials)
+        metrics |= {f"val_gripper_{name}_low": low, f"val_gripper_{name}_high": high}
+    if matched:
+        lag = float(total.offsets.mean())
+        metrics["val_gripper_lag_steps"] = lag
+        if step_seconds is not None:
+            metrics["val_gripper_lag_ms"] = lag * step_seconds * 1000
+    return {key: value for key, value in metrics.items() if math.isfinite(value)}
+
+
+def median_step_seconds(timestamps: NDArray[np.float64] | None, episode_ends: NDArray[np.int64]) -> float | None:
+    """Median time between steps of one episode, or None without timestamps."""
+    if timestamps is None or len(timestamps) < 2:
+        return None
+    inner = np.ones(len(timestamps) - 1, dtype=bool)
+    inner[episode_ends[:-1] - 1] = False
+    return float(np.median(np.diff(timestamps)[inner])) if inner.any() else None
+
+
+def early_warning(first_loss: float | None, loss: float, metrics: dict[str, float]) -> str | None:
+    """A sentence if the training loss falls while no recorded gripper event is predicted; None if all is well."""
+    recorded, found = metrics.get("val_gripper_events_recorded"), metrics.get("val_gripper_events_found")
+    if not recorded or found or first_loss is None or loss > 0.5 * first_loss:
+        return None
+    return (
+        f"the training loss fell from {first_loss:.4f} to {loss:.4f}, but none of {recorded:.0f} recorded gripper "
+        "events is predicted yet; if that stays, try loss=gripper_events or observation_dropout=gripper"
+    )

@@ -1,0 +1,144 @@
+"""The starting point, carried out: weights and normaliser in both models, and the record of where they came from."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from diffusion_policy.adapt.ledger import Ledger
+from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
+from diffusion_policy.model.diffusion.ema_model import EMAModel
+from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.spec import action_semantics, check_semantics
+from diffusion_policy.workspace import TrainingError
+from diffusion_policy.workspace.data import Data, instantiate
+from diffusion_policy.workspace.normalizing import choose_normalizer
+from diffusion_policy.workspace.run_state import RunState
+from diffusion_policy.workspace.start import Start, config_changes, decide_start, describe_ledger, load_pretrained
+
+logger = logging.getLogger(__name__)
+
+Policy = DiffusionTransformerHybridImagePolicy
+
+
+@dataclass
+class Beginning:
+    """Where the run started and what it brought along.
+
+    Attributes:
+        start: the decision.
+        ledger: of the weights taken from a pretrained checkpoint, also when the run is resumed later; None: scratch.
+        run_state: of the run that is resumed, or None.
+        provenance: for every checkpoint of this run.
+    """
+
+    start: Start
+    ledger: Ledger | None
+    run_state: RunState | None
+    provenance: dict[str, Any]
+    _resumed: Checkpoint | None = field(default=None, repr=False)
+
+    def figures(self) -> dict[str, Any]:
+        """For the first line of metrics: the decision, and what was inherited, grown and fresh."""
+        counts = {} if self.ledger is None else describe_ledger(self.ledger)
+        return {"start": self.start.origin, **counts}
+
+    def make_ema(self, settings: DictConfig, averaged: Policy) -> EMAModel:
+        """The average over `averaged`; a resumed run's step counter goes on."""
+        ema: EMAModel = instantiate(settings, "ema", model=averaged)
+        if self.run_state is not None and self.run_state.ema is not None:
+            ema.load_state_dict(self.run_state.ema)
+        return ema
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Of the run that is resumed."""
+        assert self._resumed is not None
+        return self._resumed.state_dicts["optimizer"]
+
+
+def begin(cfg: DictConfig, folder: Path, model: Policy, ema_model: Policy | None, data: Data) -> Beginning:
+    """Decide where to start and fill both models; nothing is half loaded.
+
+    Raises:
+        TrainingError, AdaptError, CheckpointError, SpecError: what was asked for is not there, does not fit, or means
+            something else than the dataset.
+    """
+    start = decide_start(cfg, folder)
+    logger.info("start: %s%s (%s)", start.origin, f" {start.path}" if start.path else "", start.reason)
+    if start.origin == "own checkpoint":
+        assert start.path is not None
+        return _resume(start, start.path, cfg, model, ema_model, data)
+    ledger, provenance = None, {"action_semantics": action_semantics(model.spec.action_names)}
+    if start.path is not None:
+        checkpoint, ledger = load_pretrained(start.path, cfg.pretrained, model.spec, model, ema_model)
+        _check_dataset_against(checkpoint, data)
+        provenance |= _ancestry(checkpoint, start.path)
+        logger.info("inherited %(inherited_tensors)d tensors (%(inherited_parameters)d parameters), grown "
+                    "%(grown_tensors)d (%(grown_parameters)d new parameters), fresh %(fresh_tensors)d "
+                    "(%(fresh_parameters)d parameters)", describe_ledger(ledger))  # fmt: skip
+        provenance["inheritance"] = ledger.to_json()
+    policies = [policy for policy in (model, ema_model) if policy is not None]
+    choose_normalizer(cfg.normalizer, data.normalizer, model.spec, policies, pretrained=start.path is not None)
+    provenance["start"] = start.to_json()
+    return Beginning(start, ledger, None, provenance)
+
+
+def _resume(
+    start: Start, path: Path, cfg: DictConfig, model: Policy, ema_model: Policy | None, data: Data
+) -> Beginning:
+    """Put everything back where the run was."""
+    checkpoint = read_checkpoint(path)
+    if checkpoint.run_state is None:
+        raise TrainingError(
+            f"{path} was not written by this program: it lacks the EMA's step, the schedule and the position in the "
+            f"data, so the run cannot be continued; start a new one from it with pretrained.path={path} in a new folder"
+        )
+    state = RunState.from_plain(checkpoint.run_state, str(path))
+    for change in config_changes(checkpoint.cfg, cfg):
+        logger.warning("the config differs from that of the run: %s", change)
+    order = data.order()
+    if state.progress.batch and state.data != order:
+        changed = [f"{key}: {state.data[key]} -> {order[key]}" for key in order if state.data.get(key) != order[key]]
+        raise TrainingError(
+            f"{path} was saved in the middle of an epoch whose batches are different now ({'; '.join(changed)}); "
+            "resume with the settings and the dataset of the run"
+        )
+    for part, policy in (("model", model), ("ema_model", ema_model)):
+        if policy is not None:
+            _load(policy, checkpoint, part)
+    provenance = dict(checkpoint.provenance or {})
+    ledger = Ledger.from_json(provenance["inheritance"]) if "inheritance" in provenance else None
+    logger.info("resumed at epoch %d, update %d", state.progress.epoch, state.progress.global_step)
+    return Beginning(start, ledger, state, provenance, checkpoint)
+
+
+def _load(policy: Policy, checkpoint: Checkpoint, part: str) -> None:
+    try:
+        policy.load_state_dict(checkpoint.state_dict(part))
+    except RuntimeError as error:
+        raise TrainingError(
+            f"{checkpoint.path}: its {part} does not fit the config: {error}; resume with the config of the run"
+        ) from error
+
+
+def _check_dataset_against(checkpoint: Checkpoint, data: Data) -> None:
+    """What the checkpoint's and the dataset's numbers mean, beside each other."""
+    semantics = (checkpoint.provenance or {}).get("action_semantics")
+    if semantics is not None and data.dataset.semantics is not None:
+        check_semantics(data.dataset.semantics, semantics, f"the dataset beside {checkpoint.path}")
+
+
+def _ancestry(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
+    """Where the weights came from: the file, and what it says about its own adaptation."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    ancestry: dict[str, Any] = {"pretrained": {"name": path.name, "sha256": digest}}
+    adaptation = (checkpoint.provenance or {}).get("adaptation")
+    if adaptation is not None:
+        ancestry["adaptation"] = adaptation
+    return ancestry

@@ -1,0 +1,76 @@
+"""Convert recorded CogACT trajectories to the dataset that training reads.
+
+Example:
+    python scripts/convert_cogact_to_zarr.py --input data/raw/trajectories --output data/zarr/out.zarr \
+        --resolution 320 180 --start-episode 66 --max-episodes 36
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from diffusion_policy.convert import ConversionSettings, convert
+from diffusion_policy.convert.settings import CHOICES
+from diffusion_policy.dataset.image_codecs import LEVELS, image_codec
+from diffusion_policy.spec import WorkspaceError
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Both generations of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--input", "--input_dir", required=True, type=Path, help="folder that holds episode_0000/ and so on")
+    add("--output", "--output_zarr", required=True, type=Path, help="dataset to make; refused if it exists")
+    add("--resolution", "--target_resolution", nargs=2, type=int, default=(320, 180), metavar=("WIDTH", "HEIGHT"),
+        help="size of the images in the dataset, pixels (default: 320 180)")  # fmt: skip
+    add("--start-episode", type=int, default=0, metavar="N", help="lowest episode number to convert (default: 0)")
+    add("--max-episodes", type=int, metavar="N", help="convert so many episodes from there on (default: all)")
+    add("--compressor", choices=LEVELS, default="blosc", help="codec of the images (default: blosc, lossless)")
+    add("--compression-level", type=int, metavar="L", help="effort of blosc (0-9, default 1), PSNR of jpeg2k in dB "
+        "(default 50), quality of jpeg (default 95) and jpegxl (default 90)")  # fmt: skip
+    add("--zarr-format", type=int, choices=(2, 3), default=2, help="format of the dataset (default: 2)")
+    add("--shard", type=int, metavar="FRAMES", help="frames in a file; needs --zarr-format 3 (default: 1)")
+    add("--workers", type=int, metavar="N", help="threads (default: one per core)")
+    add("--overwrite", action="store_true", help="replace an existing dataset once the new one is complete")
+    add("--resume", action="store_true", help="go on with an interrupted conversion")
+    add("--append", action="store_true", help="add recordings that are not there yet to an existing dataset")
+    for name, (choices, meaning) in CHOICES.items():
+        flag = "--" + name.replace("_", "-")
+        add(flag, choices=choices, default=choices[0], help=f"{meaning} (default: {choices[0]})")
+    add("--gripper-lead", type=int, default=0, metavar="STEPS", help="bring the gripper's command forward (default: 0)")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert, and print what became of the episodes."""
+    arguments = vars(parse_arguments(argv))
+    console = Console()
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    bar = Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True))
+    try:
+        codec = image_codec(arguments.pop("compressor"), arguments.pop("compression_level"))
+        renamed = {"source": arguments.pop("input"), "resolution": tuple(arguments.pop("resolution")), "codec": codec}
+        settings = ConversionSettings(**renamed, **arguments)
+        with bar:
+            task = bar.add_task("frames", total=None, rate="")
+
+            def show(done: int, total: int) -> None:
+                rate = f"{bar.tasks[task].speed or 0:.0f} frames/s"
+                bar.update(task, completed=done, total=total, rate=rate)
+
+            report = convert(settings, on_progress=show)
+    except WorkspaceError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    console.print(report.table())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Make an 8-D (pose and gripper) checkpoint of a 7-D (pose) one, ready to be fine-tuned.
+
+    python scripts/finetune_from_7d_to_8d.py --old_ckpt data/pretrained/cogact_7d.ckpt \
+        --new_ckpt data/pretrained/cogact_7d_to_8d_init.ckpt
+
+Then train with `pretrained.path=data/pretrained/cogact_7d_to_8d_init.ckpt`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
+from diffusion_policy.spec import WorkspaceError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse arguments, adapt, print the ledger; 2 on refusal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--old_ckpt", required=True, help="7-D checkpoint (x y z qx qy qz qw); never written to")
+    parser.add_argument("--new_ckpt", required=True, help="8-D checkpoint to write")
+    parser.add_argument("--mode", choices=("grow", "strip"), default="grow",
+                        help="grow: keep what the action projections know, proven; strip: start them anew")  # fmt: skip
+    parser.add_argument("--dataset", metavar="ZARR", help="take the gripper's normaliser entry from this dataset")
+    parser.add_argument("--ledger", metavar="JSON", help="where the ledger goes (default: NEW_CKPT.ledger.json)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing NEW_CKPT")
+    arguments = parser.parse_args(argv)
+    try:
+        ledger = grow_7d_to_8d(
+            arguments.old_ckpt, arguments.new_ckpt, arguments.mode, arguments.dataset,
+            ledger_path=arguments.ledger, overwrite=arguments.overwrite,
+        )  # fmt: skip
+    except WorkspaceError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    Console().print(ledger.table(), f"wrote {arguments.new_ckpt}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""Fixtures that every room's tests share."""
+
+import lzma
+import shutil
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real recordings and reference numbers, kept beside the checkout and never in it."""
+    path = REPOSITORY.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("real recordings and reference numbers (../shared/data) are not on this machine")
+    return path
+
+
+@pytest.fixture(scope="session")
+def reference_checkpoint(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 7-D checkpoint that the reference wrote, unpacked."""
+    path = tmp_path_factory.mktemp("reference") / "cogact_7d_tiny.ckpt"
+    with lzma.open(shared_data / "reference" / "cogact_7d_tiny.ckpt.xz") as packed, path.open("wb") as file:
+        shutil.copyfileobj(packed, file)
+    return path

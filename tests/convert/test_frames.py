@@ -1,0 +1,77 @@
+"""Decoding and resizing of frames: exact, and fast within what it promises."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from trajectory_factory import draw_frame, write_trajectory
+
+from diffusion_policy.convert import ConversionSettings, convert
+from diffusion_policy.convert.frames import IDENTICAL_DB, jpeg_size, psnr, read_frame
+from diffusion_policy.trajectory import TrajectoryError
+
+
+@pytest.fixture
+def frame(tmp_path: Path) -> Path:
+    """A 960x540 frame with texture."""
+    image = draw_frame(3, 10, (960, 540))
+    texture = np.random.default_rng(0).integers(0, 30, (270, 480, 3), dtype=np.uint8)
+    image = cv2.add(image, cv2.resize(texture, (960, 540)))
+    file = tmp_path / "frame_0000.jpg"
+    cv2.imwrite(str(file), image, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    return file
+
+
+def test_exact_is_decode_then_area(frame: Path) -> None:
+    image, size = read_frame(frame, 160, 90)
+    expected = cv2.resize(cv2.imread(str(frame)), (160, 90), interpolation=cv2.INTER_AREA)[..., ::-1]
+    np.testing.assert_array_equal(image, expected)
+    assert size == (960, 540)
+
+
+@pytest.mark.parametrize("resolution", [(240, 135), (160, 90), (96, 96), (60, 34)])
+def test_fast_is_close(frame: Path, resolution: tuple[int, int]) -> None:
+    exact, _ = read_frame(frame, *resolution)
+    fast, size = read_frame(frame, *resolution, "fast")
+    assert size == (960, 540)
+    assert psnr(exact, fast) > 45
+    assert not np.array_equal(exact, fast)
+
+
+def test_fast_is_exact_where_there_is_nothing_to_spare(frame: Path, tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read_frame(frame, 640, 360, "fast")[0], read_frame(frame, 640, 360)[0])
+    cv2.imwrite(str(tmp_path / "frame_0001.png"), cv2.imread(str(frame)))
+    lossless = tmp_path / "frame_0001.png"
+    np.testing.assert_array_equal(read_frame(lossless, 96, 54, "fast")[0], read_frame(lossless, 96, 54)[0])
+
+
+def test_size_comes_from_the_header() -> None:
+    for size in ((64, 36), (1920, 1080)):
+        for flags in ([], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]):
+            data = cv2.imencode(".jpg", np.zeros((size[1], size[0], 3), np.uint8), flags)[1].tobytes()
+            assert jpeg_size(data) == size
+    assert jpeg_size(b"") is None
+    assert jpeg_size(b"\x89PNG\r\n\x1a\n") is None
+    assert jpeg_size(b"\xff\xd8\xff\xe0\x00\x04") is None
+
+
+@pytest.mark.parametrize("decode", ["exact", "fast"])
+def test_damaged_files_are_refused(frame: Path, decode: str) -> None:
+    data = frame.read_bytes()
+    frame.write_bytes(data[:-200])
+    with pytest.raises(TrajectoryError, match="the JPEG is cut off"):
+        read_frame(frame, 160, 90, decode)  # type: ignore[arg-type]
+    frame.write_bytes(data[:400] + b"\xff\xd9")
+    with pytest.raises(TrajectoryError, match="do not decode"):
+        read_frame(frame, 160, 90, decode)  # type: ignore[arg-type]
+    frame.unlink()
+    with pytest.raises(TrajectoryError, match="cannot be read"):
+        read_frame(frame, 160, 90, decode)  # type: ignore[arg-type]
+
+
+def test_the_ledger_says_how_close_fast_is(tmp_path: Path) -> None:
+    write_trajectory(tmp_path / "in", n_steps=18, size=(320, 180))
+    settings = ConversionSettings(tmp_path / "in", tmp_path / "out.zarr", (80, 45), decode="fast", workers=1)
+    (entry,) = convert(settings).kept
+    assert 45 < entry.psnr_db["image"] < IDENTICAL_DB

@@ -1,0 +1,222 @@
+"""Killed, resumed, appended to: nothing is lost, nothing is done twice, nothing is there before it is whole."""
+
+import errno
+import fcntl
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from trajectory_factory import write_trajectory
+
+from diffusion_policy.convert import ConversionError, ConversionReport, ConversionSettings, convert
+from diffusion_policy.convert.frames import Block
+from diffusion_policy.dataset.image_codecs import image_codec
+from diffusion_policy.dataset.replay_buffer import DatasetError, ReplayBuffer
+
+SIZE = (64, 36)
+LENGTHS = (20, 33, 7, 40)
+
+
+class FailingExecutor(ThreadPoolExecutor):
+    """Runs so many blocks, then fails as a full disk does; counts what it was given."""
+
+    def __init__(self, after: int = 10**9, error: OSError | None = None) -> None:
+        super().__init__(1)
+        self.left = after
+        self.error = error or OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.blocks: list[Block] = []
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.blocks += [argument for argument in args if isinstance(argument, Block)]
+        if self.left <= 0:
+            future: Future[Any] = Future()
+            future.set_exception(self.error)
+            return future
+        self.left -= 1
+        return super().submit(fn, *args, **kwargs)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    for number, n_steps in enumerate(LENGTHS):
+        write_trajectory(tmp_path / "in", number, n_steps=n_steps, size=SIZE)
+    return tmp_path / "in"
+
+
+def settings(source: Path, output: Path, **options: Any) -> ConversionSettings:
+    return ConversionSettings(source, output, **{"resolution": (32, 18), "workers": 1, **options})
+
+
+def run(source: Path, output: Path, **options: Any) -> ConversionReport:
+    return convert(settings(source, output, **options))
+
+
+def content(path: Path) -> dict[str, np.ndarray]:
+    buffer = ReplayBuffer.open(path)
+    return {"ends": buffer.episode_ends, **{key: np.asarray(buffer[key][:]) for key in buffer.keys}}
+
+
+def assert_same(a: Path, b: Path) -> None:
+    first, second = content(a), content(b)
+    assert first.keys() == second.keys()
+    for key, values in first.items():
+        np.testing.assert_array_equal(values, second[key], err_msg=key)
+
+
+def test_a_full_disk_loses_no_finished_episode(tmp_path: Path, source: Path) -> None:
+    output = tmp_path / "out.zarr"
+    with pytest.raises(ConversionError, match=r"No space left on device; finished episodes are kept .* --resume"):
+        convert(settings(source, output), executor=FailingExecutor(after=4))
+    assert not output.exists()
+    executor = FailingExecutor()
+    report = convert(settings(source, output, resume=True), executor=executor)
+    redone = {block.array.parent.parent.name for block in executor.blocks}
+    assert "episode_0000" not in redone
+    assert redone
+    run(source, tmp_path / "whole.zarr")
+    assert_same(output, tmp_path / "whole.zarr")
+    assert report.n_steps == sum(LENGTHS)
+    assert not output.with_name("out.zarr.partial").exists()
+
+
+def test_a_failing_disk_is_named(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(ConversionError, match=r"weird \(/dev/sdz\); finished episodes are kept"):
+        convert(
+            settings(source, tmp_path / "out.zarr"),
+            executor=FailingExecutor(0, OSError(errno.EIO, "weird", "/dev/sdz")),
+        )
+
+
+def test_an_episode_that_changed_is_done_again(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(ConversionError):
+        convert(settings(source, tmp_path / "out.zarr"), executor=FailingExecutor(after=6))
+    frame = source / "episode_0000" / "images" / "frame_0003.jpg"
+    cv2.imwrite(str(frame), np.full((36, 64, 3), 200, dtype=np.uint8))
+    run(source, tmp_path / "out.zarr", resume=True)
+    run(source, tmp_path / "whole.zarr")
+    assert_same(tmp_path / "out.zarr", tmp_path / "whole.zarr")
+
+
+def test_work_begun_with_other_settings_is_not_mixed_in(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(ConversionError):
+        convert(settings(source, tmp_path / "out.zarr"), executor=FailingExecutor(after=4))
+    with pytest.raises(ConversionError, match=r"begun with other settings \(resolution\)"):
+        run(source, tmp_path / "out.zarr", resume=True, resolution=(16, 9))
+    run(source, tmp_path / "out.zarr", resolution=(16, 9))
+    assert ReplayBuffer.open(tmp_path / "out.zarr")["image"].shape[1:3] == (9, 16)
+
+
+def test_resuming_what_is_finished_changes_nothing(tmp_path: Path, source: Path) -> None:
+    first = run(source, tmp_path / "out.zarr")
+    before = (tmp_path / "out.zarr").stat().st_mtime_ns
+    assert run(source, tmp_path / "out.zarr", resume=True) == first
+    assert (tmp_path / "out.zarr").stat().st_mtime_ns == before
+    with pytest.raises(ConversionError, match="exists"):
+        run(source, tmp_path / "out.zarr", resume=True, resolution=(16, 9))
+
+
+def test_two_conversions_do_not_share_an_output(tmp_path: Path, source: Path) -> None:
+    partial = tmp_path / "out.zarr.partial"
+    partial.mkdir()
+    with (partial / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConversionError, match="another conversion writes there"):
+            run(source, tmp_path / "out.zarr")
+
+
+def test_a_dataset_set_aside_is_given_back(tmp_path: Path, source: Path) -> None:
+    """Killed between the two renames of an overwrite."""
+    output = tmp_path / "out.zarr"
+    run(source, output, max_episodes=1)
+    output.with_name("out.zarr.partial").mkdir()
+    output.rename(tmp_path / "out.zarr.partial" / "replaced")
+    with pytest.raises(ConversionError, match="exists"):
+        run(source, output)
+    assert ReplayBuffer.open(output).n_episodes == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"zarr_format": 3}, {"zarr_format": 3, "shard": 16}], ids=["2", "3", "shards"])
+def test_appending_equals_converting_at_once(tmp_path: Path, source: Path, options: dict[str, Any]) -> None:
+    output = tmp_path / "out.zarr"
+    run(source, output, max_episodes=2, **options)
+    report = run(source, output, append=True, **options)
+    whole = run(source, tmp_path / "whole.zarr", **options)
+    assert_same(output, tmp_path / "whole.zarr")
+    assert report.content_sha256 == whole.content_sha256
+    assert report.n_steps == sum(LENGTHS)
+    again = run(source, output, append=True, **options)
+    assert again.content_sha256 == whole.content_sha256
+
+
+def test_recordings_are_known_by_content_not_by_name(tmp_path: Path, source: Path) -> None:
+    output = tmp_path / "out.zarr"
+    run(source, output)
+    write_trajectory(tmp_path / "tuesday", 0, n_steps=5, size=SIZE, seed=77)
+    report = run(tmp_path / "tuesday", output, append=True)
+    assert report.n_steps == sum(LENGTHS) + 5
+    assert [(entry.source, entry.name) for entry in report.kept][-1] == ("tuesday", "episode_0000")
+    (tmp_path / "moved").mkdir()
+    (source / "episode_0003").rename(tmp_path / "moved" / "episode_0500")
+    write_trajectory(tmp_path / "moved", 501, n_steps=6, size=SIZE)
+    report = run(tmp_path / "moved", output, append=True)
+    assert report.n_steps == sum(LENGTHS) + 5 + 6
+    assert report.dropped[-1].reason == "already in the dataset"
+
+
+def test_lossy_frames_are_not_packed_twice(tmp_path: Path, source: Path) -> None:
+    options = {"codec": image_codec("jpeg", 60), "zarr_format": 3, "shard": 16}
+    run(source, tmp_path / "out.zarr", max_episodes=1, **options)
+    before = content(tmp_path / "out.zarr")["image"]
+    run(source, tmp_path / "out.zarr", append=True, **options)
+    np.testing.assert_array_equal(content(tmp_path / "out.zarr")["image"][:20], before)
+
+
+def test_appending_refuses_what_does_not_match(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(DatasetError, match="no zarr dataset there"):
+        run(source, tmp_path / "nowhere.zarr", append=True)
+    run(source, tmp_path / "out.zarr", max_episodes=1)
+    with pytest.raises(ConversionError, match=r"made with other settings: .'resolution': "):
+        run(source, tmp_path / "out.zarr", append=True, resolution=(16, 9))
+    with pytest.raises(ConversionError, match="give one of them"):
+        run(source, tmp_path / "out.zarr", append=True, overwrite=True)
+    ReplayBuffer.open(tmp_path / "out.zarr", mode="r+").root.attrs.clear()
+    with pytest.raises(ConversionError, match="carries no record of its conversion"):
+        run(source, tmp_path / "out.zarr", append=True)
+
+
+def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path, source: Path) -> None:
+    """SIGKILL at twenty random moments; each run resumes what the one before it left."""
+    output = tmp_path / "out.zarr"
+    arguments = (source, output)
+    program = (
+        "import sys, time; from pathlib import Path; from diffusion_policy.convert import *; "
+        "print('ready', flush=True); "
+        "convert(ConversionSettings(Path(sys.argv[1]), Path(sys.argv[2]), (32, 18), workers=1, resume=True), "
+        "on_progress=lambda done, total: time.sleep(0.02))"
+    )
+    moments = random.Random(7)
+    for _ in range(20):
+        process = subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(moments.uniform(0, 0.5))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        if output.exists():
+            assert ReplayBuffer.open(output).n_steps == sum(LENGTHS)
+    report = run(source, output, resume=True)
+    run(source, tmp_path / "whole.zarr")
+    assert_same(output, tmp_path / "whole.zarr")
+    assert json.loads((tmp_path / "out.zarr.conversion.json").read_text())["content_sha256"] == report.content_sha256

@@ -1,0 +1,48 @@
+"""Packing of frames: exact where it must be, close where it says so, in both formats."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import zarr
+from trajectory_factory import draw_frame
+
+from diffusion_policy.dataset.image_codecs import LEVELS, CodecError, ImageChunkCodec, image_codec
+from diffusion_policy.dataset.replay_buffer import create_array, image_layout
+
+FRAMES = np.stack([draw_frame(i, 4, (64, 36))[..., ::-1] for i in range(4)])
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("name", LEVELS)
+def test_frames_come_back(tmp_path: Path, name: str, zarr_format: int) -> None:
+    codec = image_codec(name)
+    group = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=zarr_format)  # type: ignore[arg-type]
+    create_array(group, "image", image_layout(64, 36, codec), len(FRAMES))[:] = FRAMES
+    read = zarr.open_group(str(tmp_path / "a.zarr"), mode="r")["image"][:]
+    if codec.lossless:
+        np.testing.assert_array_equal(read, FRAMES)
+    else:
+        assert cv2.PSNR(read, FRAMES) > 30
+
+
+@pytest.mark.parametrize("name", ["jpeg2k", "jpeg", "jpegxl"])
+def test_a_higher_level_is_closer(tmp_path: Path, name: str) -> None:
+    agreement = []
+    for level in (30, 60, 90):
+        group = zarr.open_group(str(tmp_path / f"{level}.zarr"), mode="w", zarr_format=2)
+        array = create_array(group, "image", image_layout(64, 36, image_codec(name, level)), len(FRAMES))
+        array[:] = FRAMES
+        agreement.append(cv2.PSNR(array[:], FRAMES))
+    assert agreement == sorted(agreement)
+    assert agreement[0] < agreement[-1]
+
+
+def test_refuses_what_does_not_exist() -> None:
+    with pytest.raises(CodecError, match="no codec 'webp'; there are blosc, none"):
+        image_codec("webp")
+    with pytest.raises(CodecError, match="codec 'blosc' has no level 10; expected 0 to 9"):
+        image_codec("blosc", 10)
+    with pytest.raises(CodecError, match="has no configuration"):
+        ImageChunkCodec.from_dict({"name": ImageChunkCodec.NAME})

@@ -1,0 +1,182 @@
+"""Verdicts: each one planted, and all real logs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from log_factory import document, write_log
+
+from diffusion_policy.evaluate.gripper import GripperReport, Unreadable, judge_file
+from diffusion_policy.evaluate.gripper_table import GroupComparison, validate_logs
+from diffusion_policy.evaluate.writing import EvaluateError
+from diffusion_policy.run_log import RunLogError
+
+RNG = np.random.default_rng(7)
+GRASP = [1.0] * 20 + [0.02] * 15 + [0.97] * 10
+WANDERING = (1 - 0.02 * RNG.random(60)).tolist()
+
+
+def report(tmp_path: Path, *arguments: Any, **options: Any) -> GripperReport:
+    found = judge_file(write_log(tmp_path / "log.json", *arguments, **options))
+    assert isinstance(found, GripperReport)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("commands", "verdict", "evidence", "naive"),
+    [
+        (GRASP, "learned", "closes at step 20, opens at step 35; 2 changes in 45 steps", "learned"),
+        ([1.0] * 20 + [0.1] * 3, "learned", "closes at step 20; 1 change in 23 steps", "learned"),
+        ([0.0] * 5 + [1.0] * 5, "learned", "starts closed, opens at step 5", "learned"),
+        ([*GRASP, 0.0, 1.0, 1.0], "learned", "hesitates: 1 undone within 2 steps", "learned"),
+        (WANDERING, "never closes", "commands stay in 0.98", "learned"),
+        ([0.999] * 30, "never closes", "commands stay in 0.999-0.999", "not learned"),
+        ([0.5, 0.6, 0.4] * 10, "never closes", "commands stay in 0.400-0.600", "learned"),
+        ([0.0, 0.01] * 5, "never opens", r"10 steps, too few to be sure", "learned"),
+        ([1.0, 0.0] * 10, "chatters", "19 changes in 20 steps, 18 of them undone within 2 steps", "learned"),
+        ([0.9, 0.95, 0.9], "too short", "3 steps without a change", "learned"),
+        ([1.0, 0.0], "learned", "closes at step 1", "learned"),
+    ],
+)
+def test_verdicts(tmp_path: Path, commands: list[float], verdict: str, evidence: str, naive: str) -> None:
+    found = report(tmp_path, commands)
+    assert found.verdict == verdict
+    assert evidence in found.reason
+    assert found.naive["verdict"] == naive
+    assert found.learned == (verdict == "learned")
+
+
+def test_hesitation_in_a_long_run_is_not_chatter(tmp_path: Path) -> None:
+    bursts = ([1.0] * 100 + [0.0, 1.0]) * 10
+    assert report(tmp_path, bursts).verdict == "learned"
+    assert report(tmp_path, [1.0, 0.0] * 12 + [1.0] * 100).verdict == "chatters"
+
+
+def test_pass_through(tmp_path: Path) -> None:
+    found = report(tmp_path, GRASP, measured=GRASP)
+    assert found.verdict == "pass-through of the measured gripper"
+    assert found.equals_measured_gripper
+    assert found.leads_measurement == 0
+    nearly = [*GRASP[:-1], 0.96]
+    assert report(tmp_path, nearly, measured=GRASP).verdict == "learned"
+
+
+def test_statistics(tmp_path: Path) -> None:
+    found = report(tmp_path, GRASP, generation=3)
+    assert found.events == ((20, "close"), (35, "open"))
+    assert found.duty_closed == pytest.approx(15 / 45)
+    assert found.dwell_steps == (15, 10)
+    assert found.flips_per_minute == pytest.approx(2 / (45 * 0.8 / 60))
+    assert (found.undecided, found.margin) == (0.0, pytest.approx(0.96))
+    assert found.leads_measurement == 1, "the measurement stays open: closing leads, opening does not"
+    assert found.firmness == 1.0
+    assert {entry["events"] for entry in found.sweep} == {2}
+    assert json.loads(json.dumps(found.to_json()))["events"] == [[20, "close"], [35, "open"]]
+
+
+def test_settled_events_ignore_hesitation(tmp_path: Path) -> None:
+    found = report(tmp_path, [1.0] * 10 + [0.0, 1.0] + [0.0] * 10)
+    assert (len(found.events), found.bounces, found.settled_events) == (3, 2, 1)
+
+
+def test_a_verdict_near_a_threshold_is_not_firm(tmp_path: Path) -> None:
+    found = report(tmp_path, [1.0] * 10 + [0.27] * 10 + [1.0] * 10)
+    assert found.verdict == "learned"
+    assert found.firmness == pytest.approx(0.5)
+
+
+def test_layouts_without_a_gripper_command(tmp_path: Path) -> None:
+    width = document([0.08, 0.07, 0.03, 0.03, 0.08], 1, layout="rotvec")
+    for entry in width["outputs"]:
+        entry["action"] = [row[:7] for row in entry["action"]]
+    path = tmp_path / "width.json"
+    for entry, command in zip(width["outputs"], [0.08, 0.07, 0.03, 0.03, 0.08], strict=True):
+        entry["action"] = [[*row[:6], command] for row in entry["action"]]
+    path.write_text(json.dumps(width))
+    found = judge_file(path)
+    assert isinstance(found, GripperReport)
+    assert (found.verdict, found.layout, found.events, found.opens) == (
+        "no gripper command",
+        "xyz_rotvec_width",
+        (),
+        None,
+    )
+    assert found.width_events == ((2, "close"), (4, "open"))
+    assert "2 changes" in found.reason
+
+    poses = document([1.0] * 6)
+    for step in poses["steps"]:
+        step["action"]["values"] = [row[:7] for row in step["action"]["values"]]
+    path.write_text(json.dumps(poses))
+    found = judge_file(path)
+    assert (found.verdict, found.reason) == (
+        "no gripper command",
+        "seven numbers, x y z qx qy qz qw: a pose without a gripper",
+    )
+
+    for step in poses["steps"]:
+        step["action"]["values"] = [row[:3] for row in step["action"]["values"]]
+    path.write_text(json.dumps(poses))
+    assert "3 numbers a command that fit no known layout" in judge_file(path).reason
+    path.write_text('{"steps": []}')
+    assert judge_file(path).verdict == "too short"
+
+
+def test_unreadable_logs_hide_no_other(tmp_path: Path) -> None:
+    good = write_log(tmp_path / "inference_log_1.json", GRASP)
+    torn = tmp_path / "inference_log_2.json"
+    torn.write_text(good.read_text()[:-30])
+    found = validate_logs([tmp_path])
+    assert [type(entry) for entry in found.entries] == [GripperReport, Unreadable]
+    assert found.exit_status == 2
+    assert "torn" in found.entries[1].reason
+    assert validate_logs([good], before=[torn]).exit_status == 2
+
+
+def test_folders_without_logs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunLogError, match=r"no inference_log_\*.json"):
+        validate_logs([tmp_path])
+
+
+def test_groups_are_compared(tmp_path: Path) -> None:
+    good, bad = write_log(tmp_path / "good.json", GRASP), write_log(tmp_path / "bad.json", WANDERING)
+    short = write_log(tmp_path / "short.json", [1.0])
+    better = validate_logs([good] * 12, before=[bad] * 12 + [short])
+    assert better.comparison == GroupComparison((0, 12), (12, 12))
+    assert better.comparison.probability > 0.999
+    assert "the gripper improved: learned in 0 of 12 logs before, 12 of 12 after" in better.summary()
+    assert "the gripper got worse" in validate_logs([bad] * 12, before=[good] * 12).summary()
+    assert "no difference can be claimed" in validate_logs([good], before=[bad]).summary()
+    assert json.dumps(better.comparison.to_json())
+
+
+def test_pages_escape_what_logs_say(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "<b>log.json", GRASP)
+    page = tmp_path / "pages" / "page.html"
+    validate_logs([log]).write(html_path=page)
+    assert "&lt;b&gt;log.json" in page.read_text()
+    assert "<b>log" not in page.read_text()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EvaluateError, match="cannot be written"):
+        validate_logs([log]).write(json_path=tmp_path / "file" / "out.json")
+
+
+def test_all_real_logs(shared_data: Path) -> None:
+    expected = json.loads((shared_data / "real_logs" / "expected.json").read_text())
+    found = {entry.file: entry.to_json() for entry in validate_logs([shared_data / "real_logs"]).entries}
+    assert found.keys() == expected.keys()
+    for name, facts in expected.items():
+        assert {key: json.loads(json.dumps(found[name][key])) for key in facts} == facts, name
+        verdict = found[name]["verdict"]
+        if facts["action_dim"] == 7:
+            assert verdict == "no gripper command"
+        elif facts["equals_measured_gripper"]:
+            assert verdict == "pass-through of the measured gripper"
+        elif not facts["closes"]:
+            assert verdict == "never closes"
+        elif not facts["opens"]:
+            assert verdict == "never opens"
+        else:
+            assert verdict == ("chatters" if len(facts["events"]) == 83 else "learned")

@@ -1,0 +1,244 @@
+"""Damaged, lying and exploding files around the pickles."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hostile.assembling import Case, archive, assemble, call, checkpoint_with, entering, plain_file, saved, text
+
+CASES: list[Case] = []
+case = entering(CASES)
+
+# Archives.
+
+EMPTY = assemble(b"}")
+
+
+def honest(folder: Path) -> Path:
+    return saved(folder, checkpoint_with(state_dicts={"model": {"w": torch.zeros(10_000)}, "ema_model": {}}))
+
+
+@case("truncated")
+def cut_in_half(folder: Path, command: str) -> Path:
+    path = honest(folder)
+    os.truncate(path, path.stat().st_size // 2)
+    return path
+
+
+@case("damaged or truncated|has no end")
+def cut_by_ten_bytes(folder: Path, command: str) -> Path:
+    path = honest(folder)
+    os.truncate(path, path.stat().st_size - 10)
+    return path
+
+
+@case("damaged or truncated|not where the directory says")
+def with_its_head_cut_off(folder: Path, command: str) -> Path:
+    path = honest(folder)
+    path.write_bytes(b"PK\x03\x04" + path.read_bytes()[5000:])
+    return path
+
+
+@case("compressed or encrypted")
+def bomb_in_the_pickle(folder: Path, command: str) -> Path:
+    program = assemble(text("x" * 2**26))
+    return archive(folder, program, compression=zipfile.ZIP_DEFLATED)
+
+
+@case("compressed or encrypted")
+def bomb_in_a_storage(folder: Path, command: str) -> Path:
+    path = archive(folder, EMPTY)
+    with zipfile.ZipFile(path, "a", compression=zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data/0", bytes(2**26))
+    return path
+
+
+def _patched_end(folder: Path, position: int, value: int) -> Path:
+    """An honest archive with one number of its end record changed."""
+    path = archive(folder, EMPTY)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<I", content, content.rfind(b"PK\x05\x06") + position, value)
+    path.write_bytes(content)
+    return path
+
+
+@case("its zip directory claims 4294967294 bytes")
+def directory_of_4_gigabytes(folder: Path, command: str) -> Path:
+    return _patched_end(folder, 12, 2**32 - 2)
+
+
+@case("damaged or truncated|not where the directory says")
+def directory_somewhere_else(folder: Path, command: str) -> Path:
+    return _patched_end(folder, 16, 2**31)
+
+
+def _patched_entry(folder: Path, position: int, value: int) -> Path:
+    """An honest archive with one number of its only directory entry changed."""
+    path = archive(folder, EMPTY)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<I", content, content.rfind(b"PK\x01\x02") + position, value)
+    path.write_bytes(content)
+    return path
+
+
+@case("compressed or encrypted")
+def entry_that_unpacks_to_4_gigabytes(folder: Path, command: str) -> Path:
+    return _patched_entry(folder, 24, 2**32 - 2)
+
+
+@case("not where the directory says|damaged or truncated")
+def entry_that_begins_elsewhere(folder: Path, command: str) -> Path:
+    return _patched_entry(folder, 42, 2**30)
+
+
+@case("claim .* bytes, but the file has")
+def entries_on_top_of_each_other(folder: Path, command: str) -> Path:
+    path = archive(folder, EMPTY, {"archive/data/0": bytes(4096), "archive/data/1": bytes(4096)})
+    content = bytearray(path.read_bytes())
+    last = content.rfind(b"PK\x01\x02")
+    first = content.rfind(b"PK\x01\x02", 0, last)
+    content[last + 42 : last + 46] = content[first + 42 : first + 46]
+    struct.pack_into("<II", content, last + 20, 8192, 8192)
+    struct.pack_into("<II", content, first + 20, 8192, 8192)
+    path.write_bytes(content)
+    return path
+
+
+@case("'archive/../../../escaped' points outside the archive")
+def entry_that_climbs(folder: Path, command: str) -> Path:
+    return archive(folder, EMPTY, {"archive/../../../escaped": b"x"})
+
+
+@case("'/etc/cron.d/job' points outside the archive")
+def entry_with_an_absolute_path(folder: Path, command: str) -> Path:
+    return archive(folder, EMPTY, {"/etc/cron.d/job": b"x"})
+
+
+@case("points outside the archive")
+def entry_with_a_drive(folder: Path, command: str) -> Path:
+    return archive(folder, EMPTY, {"C:\\windows\\x": b"x"})
+
+
+@case("is there twice")
+def entry_that_is_there_twice(folder: Path, command: str) -> Path:
+    path = archive(folder, EMPTY, {"archive/data/0": bytes(32), "archive/data/1": bytes(32)})
+    path.write_bytes(path.read_bytes().replace(b"archive/data/1", b"archive/data/0"))
+    return path
+
+
+@case("it has 2 data.pkl, expected one")
+def two_programs(folder: Path, command: str) -> Path:
+    return archive(folder, EMPTY, {"other/data.pkl": assemble(call("os.system", text(command)))})
+
+
+@case("it has 0 data.pkl, expected one")
+def archive_of_something_else(folder: Path, command: str) -> Path:
+    path = folder / "hostile.ckpt"
+    np.savez(folder / "arrays.npz", a=np.zeros(3))
+    (folder / "arrays.npz").rename(path)
+    return path
+
+
+@case("TorchScript program")
+def torchscript(folder: Path, command: str) -> Path:
+    return archive(folder, EMPTY, {"archive/constants.pkl": EMPTY, "archive/code/__torch__.py": b"import os"})
+
+
+@case("big-endian")
+def bytes_in_the_other_order(folder: Path, command: str) -> Path:
+    return archive(folder, EMPTY, {"archive/byteorder": b"big"})
+
+
+@case("no such checkpoint")
+def folder_instead_of_a_file(folder: Path, command: str) -> Path:
+    return folder
+
+
+@case("no such checkpoint")
+def pipe_that_never_answers(folder: Path, command: str) -> Path:
+    path = folder / "hostile.ckpt"
+    os.mkfifo(path)
+    return path
+
+
+@case("from before 1.6", door="tensors")
+def file_of_old_pytorch(folder: Path, command: str) -> Path:
+    path = folder / "hostile.pt"
+    torch.save({"w": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
+    return path
+
+
+@case("none of the formats", door="tensors")
+def empty_file(folder: Path, command: str) -> Path:
+    return plain_file(folder, "hostile.pt", b"")
+
+
+@case("none of the formats", door="tensors")
+def page_of_text(folder: Path, command: str) -> Path:
+    return plain_file(folder, "hostile.pt", b"<html>404 not found</html>")
+
+
+@case("has no end|not a zip", door="checkpoint")
+def checkpoint_that_is_text(folder: Path, command: str) -> Path:
+    return plain_file(folder, "hostile.ckpt", b"version https://git-lfs.example/spec/v1\n")
+
+
+# safetensors.
+
+
+def safetensors(folder: Path, header: Any, claimed: int | None = None, content: bytes = b"") -> Path:
+    data = header if isinstance(header, bytes) else json.dumps(header).encode()
+    length = len(data) if claimed is None else claimed
+    return plain_file(folder, "hostile.safetensors", struct.pack("<Q", length) + data + content)
+
+
+@case("claims a header of 2147483648 bytes", door="tensors")
+def header_of_2_gigabytes(folder: Path, command: str) -> Path:
+    path = safetensors(folder, b"{", claimed=2**31)
+    os.truncate(path, 2**31 + 16)
+    return path
+
+
+@case("claims a header of 18446744073709551615 bytes", door="tensors")
+def header_of_16_exabytes(folder: Path, command: str) -> Path:
+    return safetensors(folder, b"{}", claimed=2**64 - 1)
+
+
+HEADERS: dict[str, tuple[Any, str]] = {
+    "data_beyond_the_end": ({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, "header is not valid"),
+    "shape_unlike_its_bytes": ({"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 8]}}, "not valid"),
+    "shape_that_overflows": ({"w": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 8]}}, "not valid"),
+    "offsets_reversed": ({"w": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}, "not valid"),
+    "type_unheard_of": ({"w": {"dtype": "OBJECT", "shape": [2], "data_offsets": [0, 8]}}, "not valid"),
+    "header_that_is_a_list": ([1, 2], "not valid"),
+    "header_that_is_not_json": (b"{]]]]]]]]]", "not valid"),
+    "header_nested_deeply": (b'{"a":' * 5000 + b"1" + b"}" * 5000, "not valid"),
+}
+CASES.extend(
+    Case(name, lambda folder, _, header=header: safetensors(folder, header, content=bytes(8)), refusal, "tensors")
+    for name, (header, refusal) in HEADERS.items()
+)
+
+INDEXES: dict[str, tuple[bytes, str]] = {
+    "shard_that_climbs": (b'{"weight_map": {"w": "../../secret.safetensors"}}', "outside its own folder"),
+    "shard_with_an_absolute_path": (b'{"weight_map": {"w": "/etc/passwd"}}', "outside its own folder"),
+    "shard_that_is_the_parent": (b'{"weight_map": {"w": ".."}}', "is not beside it"),
+    "shard_that_is_missing": (b'{"weight_map": {"w": "model-1.safetensors"}}', "is not beside it"),
+    "shard_that_is_a_number": (b'{"weight_map": {"w": 1}}', "no weight_map"),
+    "index_without_a_map": (b"[]", "no weight_map"),
+    "index_that_is_not_json": (b"\xff\xfe{", "not valid JSON"),
+    "index_nested_deeply": (b'{"a":' * 100_000, "not valid JSON"),
+}
+CASES.extend(
+    Case(
+        name, lambda folder, _, data=data: plain_file(folder, "model.safetensors.index.json", data), refusal, "tensors"
+    )
+    for name, (data, refusal) in INDEXES.items()
+)

@@ -1,0 +1,169 @@
+"""The bash launchers: they check their inputs, stop at the first error, and pass the pretrained path on."""
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ADAPT_AND_TRAIN = "finetune_7d_to_8d.sh"
+TRAIN = "train_cogact_finetune.sh"
+
+# Stands in for the interpreter: notes its arguments, one call a line, and does what the doors would leave behind.
+FAKE_PYTHON = """#!/usr/bin/env bash
+printf '%s|' "$@" >> "$CALLS"; echo >> "$CALLS"
+[[ "$1" != "${FAIL_AT:-}" ]] || exit 7
+previous=
+for word in "$@"; do
+    [[ "$previous" != --new_ckpt ]] || touch "$word"
+    [[ "$previous" != --output ]] || { mkdir -p "$word"; touch "$word"/inference_log_{1,2}.json; }
+    previous=$word
+done
+"""
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A folder with the launchers' inputs, and an interpreter that only notes what it is asked to do."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, launcher: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", str(REPOSITORY / "scripts" / launcher), *arguments],
+            env=self.environment | settings,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def calls(self) -> list[list[str]]:
+        notes = self.folder / "calls.txt"
+        return [line.rstrip("|").split("|") for line in notes.read_text().splitlines()] if notes.exists() else []
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    python = tmp_path / "fake_python"
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+    (tmp_path / "old.ckpt").touch()
+    (tmp_path / "set of mine.zarr").mkdir()
+    environment = {
+        "PATH": os.environ["PATH"],
+        "CALLS": str(tmp_path / "calls.txt"),
+        "PYTHON": str(python),
+        "OLD_CKPT": str(tmp_path / "old.ckpt"),
+        "INIT_CKPT": str(tmp_path / "new folder" / "init.ckpt"),
+        "DATASET": str(tmp_path / "set of mine.zarr"),
+        "RUN_DIR": str(tmp_path / "run"),
+    }
+    return Workbench(tmp_path, environment)
+
+
+def with_init(bench: Workbench) -> Path:
+    init = Path(bench.environment["INIT_CKPT"])
+    init.parent.mkdir()
+    init.touch()
+    return init
+
+
+def test_adapts_then_trains_from_what_it_adapted(bench: Workbench) -> None:
+    finished = bench.run(ADAPT_AND_TRAIN, "1", "5", "dataloader.batch_size=8")
+    assert finished.returncode == 0, finished.stderr
+    adapt, train = bench.calls()
+    init, dataset = bench.environment["INIT_CKPT"], bench.environment["DATASET"]
+    assert adapt[0] == "scripts/finetune_from_7d_to_8d.py"
+    assert adapt[1:5] == ["--old_ckpt", bench.environment["OLD_CKPT"], "--new_ckpt", init]
+    assert adapt[5:] == ["--mode", "grow", "--dataset", dataset]
+    assert train[:3] == ["train.py", "--config-name=train_cogact_robot", "experiment=finetune_8d"]
+    assert {f"pretrained.path='{init}'", f"task.dataset_path='{dataset}'"} <= set(train)
+    assert {"training.device=cuda:1", "training.num_epochs=5", "dataloader.batch_size=8"} <= set(train)
+
+
+def test_defaults_without_arguments(bench: Workbench) -> None:
+    assert bench.run(ADAPT_AND_TRAIN).returncode == 0
+    assert {"training.device=cuda:0", "training.num_epochs=200"} <= set(bench.calls()[1])
+
+
+def test_a_failing_step_is_the_last(bench: Workbench) -> None:
+    finished = bench.run(ADAPT_AND_TRAIN, FAIL_AT="scripts/finetune_from_7d_to_8d.py")
+    assert finished.returncode == 7
+    assert len(bench.calls()) == 1, "nothing trains after the adapter failed"
+
+
+def test_logs_are_judged_when_asked_for(bench: Workbench) -> None:
+    init = with_init(bench)
+    finished = bench.run(TRAIN, LOGS="1", GPU="cpu")
+    assert finished.returncode == 0, finished.stderr
+    train, infer, validate = bench.calls()
+    assert f"pretrained.path='{init}'" in train
+    run = bench.environment["RUN_DIR"]
+    assert infer[1:] == [
+        f"{run}/checkpoints/latest.ckpt",
+        bench.environment["DATASET"],
+        *["--output", f"{run}/logs", "--device", "cpu"],
+    ]
+    assert validate[0] == "scripts/validate_gripper.py"
+    assert [Path(log).name for log in validate[1:]] == ["inference_log_1.json", "inference_log_2.json"]
+
+
+def test_the_verdict_is_the_exit_status(bench: Workbench) -> None:
+    with_init(bench)
+    assert bench.run(TRAIN, LOGS="1", FAIL_AT="scripts/validate_gripper.py").returncode == 7
+
+
+@pytest.mark.parametrize("launcher", [ADAPT_AND_TRAIN, TRAIN])
+def test_help_says_every_setting(bench: Workbench, launcher: str) -> None:
+    finished = bench.run(launcher, "-h")
+    assert finished.returncode == 0
+    assert all(word in finished.stdout for word in ("usage: bash scripts/", "INIT_CKPT", "DATASET", "Exit status"))
+    assert bench.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        (["first"], {}, "GPU is 'first'; expected an index"),
+        (["0", "0"], {}, "EPOCHS is '0'; expected a positive number"),
+        (["0", "many"], {}, "EPOCHS is 'many'"),
+        ([], {"MODE": "guess"}, "MODE is 'guess'; expected grow or strip"),
+        ([], {"OLD_CKPT": "absent.ckpt"}, "no checkpoint absent.ckpt"),
+        ([], {"DATASET": "absent.zarr"}, "no dataset absent.zarr; make it with: python scripts/convert_cogact"),
+    ],
+)
+def test_adapting_refuses(bench: Workbench, arguments: list[str], settings: dict[str, str], message: str) -> None:
+    finished = bench.run(ADAPT_AND_TRAIN, *arguments, **settings)
+    assert finished.returncode == 2
+    assert message in finished.stderr
+    assert bench.calls() == [], "nothing ran"
+
+
+def test_an_adapted_checkpoint_is_never_overwritten(bench: Workbench) -> None:
+    init = with_init(bench)
+    finished = bench.run(ADAPT_AND_TRAIN)
+    assert finished.returncode == 2
+    assert f"{init} exists already" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"GPU": "-1"}, "GPU is '-1'"),
+        ({"EPOCHS": "1.5"}, "EPOCHS is '1.5'"),
+        ({"LOGS": "yes"}, "LOGS is 'yes'; expected 0 or 1"),
+        ({"EXPERIMENT": "absent"}, "no config/experiment/absent.yaml"),
+        ({"INIT_CKPT": "absent.ckpt"}, "make it with: python scripts/finetune_from_7d_to_8d.py"),
+        ({"DATASET": "absent.zarr"}, "no dataset absent.zarr"),
+    ],
+)
+def test_training_refuses(bench: Workbench, settings: dict[str, str], message: str) -> None:
+    with_init(bench)
+    finished = bench.run(TRAIN, **settings)
+    assert finished.returncode == 2
+    assert message in finished.stderr
+    assert bench.calls() == []

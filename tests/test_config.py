@@ -1,0 +1,187 @@
+"""Everything in config/ that trains: each file composes, says how it is run, and builds."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from diffusion_policy.checkpoint import build_policy
+from diffusion_policy.resolvers import register_resolvers
+from diffusion_policy.spec import read_shape_meta
+from diffusion_policy.workspace.overrides import keys_of
+from diffusion_policy.workspace.start import config_changes
+
+CONFIG = Path(__file__).resolve().parents[1] / "config"
+GROUPS = ("experiment", "learning_rates", "loss", "observation_dropout", "stages", "task")
+CHOICES = sorted(f"{group}={path.stem}" for group in GROUPS for path in (CONFIG / group).glob("*.yaml"))
+
+# Keys of configs inside released checkpoints: other programs read them by these names.
+REFERENCE_KEYS = [
+    "name",
+    "_target_",
+    "task_name",
+    "shape_meta",
+    "exp_name",
+    "horizon",
+    "n_obs_steps",
+    "n_action_steps",
+    "n_latency_steps",
+    "dataset_obs_steps",
+    "past_action_visible",
+    "keypoint_visible_rate",
+    "obs_as_cond",
+    "policy._target_",
+    "policy.shape_meta",
+    "policy.noise_scheduler._target_",
+    "policy.noise_scheduler.num_train_timesteps",
+    "policy.noise_scheduler.beta_start",
+    "policy.noise_scheduler.beta_end",
+    "policy.noise_scheduler.beta_schedule",
+    "policy.noise_scheduler.clip_sample",
+    "policy.noise_scheduler.prediction_type",
+    "policy.noise_scheduler.variance_type",
+    "policy.horizon",
+    "policy.n_action_steps",
+    "policy.n_obs_steps",
+    "policy.num_inference_steps",
+    "policy.crop_shape",
+    "policy.obs_encoder_group_norm",
+    "policy.eval_fixed_crop",
+    "policy.n_layer",
+    "policy.n_cond_layers",
+    "policy.n_head",
+    "policy.n_emb",
+    "policy.p_drop_emb",
+    "policy.p_drop_attn",
+    "policy.causal_attn",
+    "policy.time_as_cond",
+    "policy.obs_as_cond",
+    "ema._target_",
+    "ema.update_after_step",
+    "ema.inv_gamma",
+    "ema.power",
+    "ema.min_value",
+    "ema.max_value",
+    "dataloader.batch_size",
+    "dataloader.num_workers",
+    "dataloader.shuffle",
+    "dataloader.pin_memory",
+    "dataloader.persistent_workers",
+    "val_dataloader.batch_size",
+    "val_dataloader.num_workers",
+    "val_dataloader.shuffle",
+    "val_dataloader.pin_memory",
+    "val_dataloader.persistent_workers",
+    "optimizer.transformer_weight_decay",
+    "optimizer.obs_encoder_weight_decay",
+    "optimizer.learning_rate",
+    "optimizer.betas",
+    "training.device",
+    "training.seed",
+    "training.debug",
+    "training.resume",
+    "training.lr_scheduler",
+    "training.lr_warmup_steps",
+    "training.num_epochs",
+    "training.gradient_accumulate_every",
+    "training.use_ema",
+    "training.rollout_every",
+    "training.checkpoint_every",
+    "training.val_every",
+    "training.sample_every",
+    "training.max_train_steps",
+    "training.max_val_steps",
+    "training.tqdm_interval_sec",
+    "logging.project",
+    "logging.resume",
+    "logging.mode",
+    "logging.name",
+    "logging.tags",
+    "logging.id",
+    "logging.group",
+    "checkpoint.topk.monitor_key",
+    "checkpoint.topk.mode",
+    "checkpoint.topk.k",
+    "checkpoint.topk.format_str",
+    "checkpoint.save_last_ckpt",
+    "checkpoint.save_last_snapshot",
+    "task.name",
+    "task.image_shape",
+    "task.dataset_path",
+    "task.env_runner._target_",
+    "task.dataset._target_",
+    "task.dataset.shape_meta",
+    "task.dataset.zarr_path",
+    "task.dataset.horizon",
+    "task.dataset.pad_before",
+    "task.dataset.pad_after",
+    "task.dataset.n_obs_steps",
+    "task.dataset.n_latency_steps",
+    "task.dataset.seed",
+    "task.dataset.val_ratio",
+    "task.dataset.max_train_episodes",
+]
+
+
+def composed(*overrides):
+    register_resolvers()
+    with initialize_config_dir(str(CONFIG), version_base="1.2"):
+        return compose("train_cogact_robot", overrides=list(overrides))
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes_and_resolves(choice):
+    config = composed(choice)
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert read_shape_meta(config.task.shape_meta) == read_shape_meta(config.task.dataset.shape_meta)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG.glob("task/*.yaml")) + sorted(CONFIG.glob("experiment/*.yaml")), ids=str)
+def test_every_task_and_experiment_opens_with_its_command_and_what_to_expect(path):
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any(f"{path.parent.name}={path.stem}" in line for line in head), path
+    assert any(line.startswith("# Expect:") for line in head), path
+
+
+@pytest.mark.parametrize("group", ["learning_rates", "loss", "observation_dropout", "stages"])
+def test_every_setting_opens_with_its_reason(group):
+    for path in (CONFIG / group).glob("*.yaml"):
+        assert f"# {group}={path.stem}: " in path.read_text(), path
+
+
+def test_all_keys_of_released_configs_are_there():
+    assert set(REFERENCE_KEYS) <= set(keys_of(composed()))
+
+
+def test_the_defaults_are_what_the_released_policies_were_trained_with():
+    config = composed()
+    assert (config.horizon, config.n_obs_steps, config.n_action_steps) == (16, 2, 8)
+    assert config.policy.crop_shape == [162, 288]
+    assert (config.policy.n_layer, config.policy.n_head, config.policy.n_emb) == (8, 4, 256)
+    assert (config.ema.power, config.ema.max_value) == (0.75, 0.9999)
+    assert (config.dataloader.batch_size, config.training.num_epochs, config.training.checkpoint_every) == (
+        128,
+        600,
+        50,
+    )
+    assert (config.task.dataset.pad_before, config.task.dataset.pad_after) == (1, 7)
+    assert (config.task.dataset.seed, config.task.dataset.val_ratio) == (42, 0.1)
+    assert (config.training.lr_scheduler, config.training.lr_warmup_steps) == ("cosine", 500)
+    assert composed("experiment=finetune_8d").training.num_epochs == 200
+
+
+def test_both_names_of_the_dataset_path_work():
+    assert composed("task.dataset_path=/one").task.dataset.zarr_path == "/one"
+    assert composed("task.dataset.zarr_path=/two").task.dataset.zarr_path == "/two"
+
+
+def test_the_colour_jitter_of_its_experiment_is_in_the_policy():
+    policy = build_policy(composed("experiment=color_jitter", "policy.n_layer=1"))
+    assert policy.obs_encoder.color_jitter is not None
+    assert build_policy(composed("policy.n_layer=1")).obs_encoder.color_jitter is None
+
+
+def test_a_resumed_config_is_compared_entry_by_entry():
+    changes = config_changes(composed(), composed("training.num_epochs=7", "training.device=cpu"))
+    assert changes == ["training.num_epochs: 600 -> 7"]

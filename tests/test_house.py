@@ -1,0 +1,193 @@
+"""The house itself: import direction, sizes, plain speech, and the import paths that old checkpoints name."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGE = REPOSITORY / "diffusion_policy"
+
+# A module imports only from floors below, or from its own room.
+FLOORS = {
+    "spec": 0,
+    "geometry": 0,
+    "safe_pickle": 0,
+    "resolvers": 0,
+    "run_log": 0,
+    "model": 0,
+    "trajectory": 1,
+    "tensor_file": 1,
+    "dataset": 1,
+    "policy": 1,
+    "sim": 1,
+    "convert": 2,
+    "checkpoint": 2,
+    "env_runner": 2,
+    "adapt": 3,
+    "workspace": 3,
+    "serve": 3,
+    "evaluate": 3,
+    "report": 4,
+}
+# Modules of floor 0 that others of floor 0 may build on, and the two rooms that training looks into.
+FOUNDATIONS = {"spec", "geometry", "safe_pickle"}
+NEIGHBOURS = {("workspace", "adapt"), ("workspace", "evaluate")}
+
+WITHOUT_TORCH = [
+    "diffusion_policy.spec",
+    "diffusion_policy.geometry",
+    "diffusion_policy.safe_pickle",
+    "diffusion_policy.run_log",
+    "diffusion_policy.trajectory",
+    "diffusion_policy.convert",
+]
+OLD_IMPORT_PATHS = [
+    "diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace.TrainDiffusionTransformerHybridWorkspace",
+    "diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace_ddp."
+    "TrainDiffusionTransformerHybridWorkspaceDDP",
+    "diffusion_policy.policy.diffusion_transformer_hybrid_image_policy.DiffusionTransformerHybridImagePolicy",
+    "diffusion_policy.dataset.cogact_image_dataset.CogActImageDataset",
+    "diffusion_policy.model.diffusion.ema_model.EMAModel",
+    "diffusion_policy.env_runner.real_pusht_image_runner.RealPushTImageRunner",
+]
+MAX_LINES = 400
+MAX_FUNCTION_LINES = 50
+# Names of rooms without a purpose.
+ATTIC = {"utils", "util", "common", "misc", "helpers", "base"}
+
+
+def python_files(*folders: str) -> list[Path]:
+    files = [path for folder in folders for path in (REPOSITORY / folder).rglob("*.py")]
+    return sorted(files)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_rooms(path: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "diffusion_policy" and len(parts) > 1 and parts[1] in FLOORS:
+                yield node.lineno, parts[1]
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.name not in {"__init__.py", "__pycache__", "py.typed"}}
+    assert rooms <= FLOORS.keys(), f"rooms without a floor: {sorted(rooms - FLOORS.keys())}"
+
+
+@pytest.mark.parametrize("path", python_files("diffusion_policy"), ids=module_name)
+def test_imports_point_down(path: Path) -> None:
+    parts = path.relative_to(PACKAGE).parts
+    room = parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    for line, other in imported_rooms(path):
+        allowed = (
+            other == room
+            or FLOORS[other] < FLOORS[room]
+            or (other in FOUNDATIONS and FLOORS[room] == 0)
+            or (room, other) in NEIGHBOURS
+        )
+        assert allowed, f"{path.relative_to(REPOSITORY)}:{line}: {room} (floor {FLOORS[room]}) imports {other}"
+        assert other != "workspace" or room == "workspace", "Hydra finds workspaces by name; nothing imports them"
+
+
+@pytest.mark.parametrize("path", python_files("diffusion_policy", "scripts"), ids=module_name)
+def test_files_and_functions_are_small(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= MAX_LINES, f"{path} has {text.count(chr(10))} lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            docstring = ast.get_docstring(node, clean=False)
+            length -= docstring.count("\n") + 1 if docstring else 0
+            assert length <= MAX_FUNCTION_LINES, f"{path}:{node.lineno}: {node.name} has {length} lines"
+
+
+def test_no_attic() -> None:
+    names = {path.stem for path in PACKAGE.rglob("*") if path.name != "__pycache__"}
+    assert not names & ATTIC
+
+
+@pytest.mark.parametrize("path", python_files("diffusion_policy"), ids=module_name)
+def test_constructors_swallow_nothing(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            assert node.args.kwarg is None, f"{path}:{node.lineno}: **{node.args.kwarg.arg} swallows misspelt options"
+
+
+@pytest.mark.parametrize("path", python_files("diffusion_policy", "scripts", "benchmarks"), ids=module_name)
+def test_weights_and_pickles_have_one_door(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        assert called not in {"torch.load", "pickle.load", "pickle.loads", "dill.load", "dill.loads", "eval", "exec"}, (
+            f"{path}:{node.lineno}: {called} runs what the file says; use checkpoint or safe_pickle"
+        )
+        loose = called.endswith("load_state_dict") and any(
+            keyword.arg == "strict" and getattr(keyword.value, "value", True) is False for keyword in node.keywords
+        )
+        assert not loose, f"{path}:{node.lineno}: strict=False loads what it likes"
+
+
+def spoken_files() -> list[Path]:
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\n")
+    suffixes = {".py", ".md", ".yaml", ".yml", ".toml", ".sh", ".txt", ""}
+    return [
+        REPOSITORY / name
+        for name in tracked
+        if name and Path(name).suffix in suffixes and (REPOSITORY / name).is_file()
+    ]
+
+
+@pytest.mark.parametrize("path", spoken_files(), ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_plain_speech(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    strange = sorted({character for character in text if ord(character) > 126})
+    assert not strange, f"{path.name} holds {strange}; plain ASCII only"
+    homes = re.findall(r"/home/\w+|/Users/\w+|/root/", text)
+    assert path.name == "test_house.py" or not homes, f"{path.name} names somebody's home: {homes}"
+    unfinished = re.findall(r"#\s*(?:TODO|FIXME|XXX)", text)
+    assert path.name == "test_house.py" or not unfinished, f"{path.name} leaves {unfinished}"
+
+
+@pytest.mark.parametrize("dotted", OLD_IMPORT_PATHS, ids=lambda dotted: dotted.rsplit(".", 1)[-1])
+def test_old_import_paths_resolve(dotted: str) -> None:
+    module, name = dotted.rsplit(".", 1)
+    assert isinstance(getattr(importlib.import_module(module), name), type)
+
+
+def test_light_rooms_do_not_load_torch() -> None:
+    program = f"import sys, {', '.join(WITHOUT_TORCH)}; sys.exit('torch' in sys.modules)"
+    finished = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=False)
+    assert finished.returncode == 0, "one of the light rooms imports torch"
+
+
+@pytest.mark.parametrize("script", python_files("scripts"), ids=lambda path: path.name)
+def test_doors_explain_themselves(script: Path) -> None:
+    finished = subprocess.run(
+        [sys.executable, script, "--help"], capture_output=True, text=True, check=False, cwd=REPOSITORY
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "usage:" in finished.stdout

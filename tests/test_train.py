@@ -1,0 +1,104 @@
+"""The door of training, as it is typed."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_run
+
+from diffusion_policy.workspace import TrainingError
+from diffusion_policy.workspace.overrides import check_overrides
+from diffusion_policy.workspace.summary import resume_command
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "set.zarr")
+
+
+def command(*overrides):
+    return [sys.executable, str(REPOSITORY / "train.py"), "--config-name=train_cogact_robot", *overrides]
+
+
+def train(*overrides, cwd):
+    return subprocess.run(command(*overrides), capture_output=True, text=True, cwd=cwd, timeout=300, check=False)
+
+
+def check(*arguments):
+    check_overrides(tiny_run.CONFIG, "train_cogact_robot", arguments)
+
+
+@pytest.mark.slow
+def test_the_line_that_users_type_trains_into_a_dated_folder_and_can_be_interrupted(dataset, tmp_path):
+    overrides = [
+        *tiny_run.OVERRIDES,
+        f"task.dataset_path={dataset}",
+        "training.resume=False",
+        "training.num_epochs=200",
+    ]
+    running = subprocess.Popen(
+        command(*overrides), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path
+    )
+    deadline = time.monotonic() + 200
+    pattern = "data/outputs/*/*_train_diffusion_transformer_hybrid_cogact_robot_8d/logs.json.txt"
+    while time.monotonic() < deadline:
+        logs = list(tmp_path.glob(pattern))
+        if logs and logs[0].read_text().count("\n") >= 3:
+            break
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    output, _ = running.communicate(timeout=200)
+    assert running.returncode == 128 + signal.SIGINT, output
+    (log,) = tmp_path.glob(pattern)
+    assert (log.parent / "checkpoints" / "latest.ckpt").is_file()
+    assert "go on with: python train.py --config-name=train_cogact_robot 'task.image_shape=[3,36,40]' " in output
+    assert f"training.resume=True hydra.run.dir={log.parent}" in output
+    assert "Traceback" not in output
+
+
+def test_a_refusal_is_one_line_and_status_two(tmp_path):
+    ended = train("task.dataset_path=absent.zarr", "training.device=cpu", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr == "error: absent.zarr: no zarr dataset there; convert recordings to one first\n"
+
+
+def test_a_misspelt_setting_names_the_closest_one_before_anything_starts(tmp_path):
+    ended = train("training.num_epoch=3", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: training.num_epoch=3: no such setting; did you mean training.num_epochs?")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trainig.device=cpu"], r"trainig.device=cpu: no such setting; did you mean training.device\?"),
+        (["task=cogact_robot_9d"], r"did you mean task=cogact_robot_8d\? there are task=cogact_robot_7d"),
+        (["experiment=finetune8d"], r"did you mean experiment=finetune_8d\?"),
+        (["--config-name=train_cogact"], "no such config; there are .*train_cogact_robot"),
+        (["pretrained.path=a/epoch=1.ckpt"], "needs quotes: .*pretrained.path="),
+    ],
+)
+def test_what_hydra_refuses_is_explained(arguments, message):
+    with pytest.raises(TrainingError, match=message):
+        check(*arguments)
+
+
+@pytest.mark.parametrize("arguments", [[], ["+task.dataset.extra=1"], ["hydra.run.dir=x"], ["-m", "training.seed=1,2"]])
+def test_what_hydra_accepts_is_left_alone(arguments):
+    check(*arguments)
+
+
+def test_the_command_to_go_on_repeats_the_overrides_of_the_run(tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- task.dataset_path=a b\n- training.resume=False\n")
+    (tmp_path / ".hydra" / "hydra.yaml").write_text("hydra: {job: {config_name: mine}}")
+    command = (
+        f"python train.py --config-name=mine 'task.dataset_path=a b' training.resume=True hydra.run.dir={tmp_path}"
+    )
+    assert resume_command(tmp_path) == command

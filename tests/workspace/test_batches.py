@@ -1,0 +1,103 @@
+"""Which windows make up which update."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from diffusion_policy.workspace import TrainingError
+from diffusion_policy.workspace.batches import CachedBatches, EpochOrder, LoaderBatches, derived_seed, process_share
+
+CPU = torch.device("cpu")
+
+
+class Numbers:
+    """Window i holds the number i."""
+
+    def __len__(self):
+        return 11
+
+    def get_batch(self, indices):
+        numbers = torch.tensor(indices, dtype=torch.float32)[:, None, None]
+        return {"obs": {"state": numbers}, "action": numbers}
+
+
+def settings(workers=0):
+    return OmegaConf.create({"num_workers": workers, "pin_memory": False, "persistent_workers": True})
+
+
+def order(**changes):
+    return EpochOrder(**{"n_windows": 11, "batch_size": 4, "seed": 7, "shuffle": True} | changes)
+
+
+def flat(batches):
+    return [index for batch in batches for index in batch]
+
+
+def seen(batches, epoch, first=0):
+    return [batch.data["action"].flatten().int().tolist() for batch in batches.epoch(epoch, first)]
+
+
+def test_every_window_comes_once_an_epoch_and_in_another_order_each_time():
+    assert [len(batch) for batch in order().batches(0)] == [4, 4, 3]
+    first, second = (flat(order().batches(epoch)) for epoch in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(11))
+    assert first != second != list(range(11))
+    assert flat(order(shuffle=False).batches(3)) == list(range(11))
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    torch.manual_seed(1)
+    before = order().batches(5)
+    torch.manual_seed(2)
+    assert order().batches(5) == before
+    assert order(seed=8).batches(5) != before
+
+
+def test_max_batches_cuts_an_epoch_short():
+    assert len(order(max_batches=2)) == len(order(max_batches=2).batches(0)) == 2
+    assert len(order(max_batches=20)) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_loader_gives_the_order_from_any_position_and_draws_no_random_number(workers):
+    batches = LoaderBatches(Numbers(), settings(workers), order(), CPU)
+    state = torch.get_rng_state()
+    assert seen(batches, 0) == order().batches(0)
+    assert seen(batches, 1, first=2) == order().batches(1)[2:]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_processes_share_each_batch_between_them(world_size):
+    kinds = [LoaderBatches(Numbers(), settings(), order(), CPU, rank, world_size) for rank in range(world_size)]
+    for parts in zip(*(list(batches.epoch(0)) for batches in kinds), strict=True):
+        held = [parts[0].indices[i] for part in parts for i in part.share]
+        assert sorted(held) == sorted(parts[0].indices)
+        assert sum(part.weight for part in parts) == pytest.approx(1)
+        for part in parts:
+            expected = [part.indices[i] for i in part.share] or [part.indices[0]]
+            assert part.data["action"].flatten().int().tolist() == expected
+            assert part.is_filler == (part.weight == 0)
+
+
+def test_cached_batches_are_those_of_the_loader():
+    rows = torch.arange(11)[:, None]
+    steps = {"obs": {"state": torch.arange(11.0)[:, None]}, "action": torch.arange(11.0)[:, None]}
+    for rank in (0, 1):
+        cached = CachedBatches(steps, rows, rows, order(), CPU, rank, 2)
+        loaded = LoaderBatches(Numbers(), settings(), order(), CPU, rank, 2)
+        assert seen(cached, 4, 1) == seen(loaded, 4, 1)
+        first, second = next(cached.epoch(0)), next(loaded.epoch(0))
+        assert torch.equal(first.data["obs"]["state"], second.data["obs"]["state"])
+
+
+def test_derived_seeds_are_independent():
+    assert len({derived_seed(42, stream, i) for stream in range(4) for i in range(50)}) == 200
+    assert list(process_share(5, 1, 2)) == [1, 3]
+
+
+def test_nothing_to_train_on_is_an_error():
+    with pytest.raises(TrainingError, match="no window to train on"):
+        order(n_windows=0)
+    with pytest.raises(TrainingError, match="batch_size is 0"):
+        order(batch_size=0)

@@ -1,0 +1,89 @@
+"""Several processes: the same run as one, from the same batches, with weights that never drift apart."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import tiny_run
+import torch
+
+from diffusion_policy.checkpoint import read_checkpoint
+from diffusion_policy.workspace import TrainingError
+from diffusion_policy.workspace.metrics import read_metrics
+from diffusion_policy.workspace.processes import Processes, find_device
+from diffusion_policy.workspace.start import LATEST
+from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
+    TrainDiffusionTransformerHybridWorkspace,
+)
+
+# Without dropout, and with crops of the whole image, nothing is left to chance but what all processes draw alike.
+# 17 windows in batches of 8: the last batch has one window, so one process has none of its own.
+SETTINGS = ("policy.p_drop_attn=0", "policy.crop_shape=null", "training.sample_every=0", "checkpoint.topk.k=0")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "set.zarr")
+
+
+def run_together(dataset, cwd, world_size, *overrides):
+    """`torchrun --nproc-per-node N train.py ...`, as torchrun would start it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    door = tiny_run.CONFIG.parent / "train.py"
+    command = [sys.executable, str(door), *tiny_run.OVERRIDES, f"task.dataset_path={dataset}", *SETTINGS, *overrides]
+    together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
+    running = [
+        subprocess.Popen(
+            command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=os.environ | together | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(world_size)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * world_size, outputs
+    return outputs
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_and_either_can_go_on(dataset, tmp_path):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    TrainDiffusionTransformerHybridWorkspace(tiny_run.settings(dataset, *SETTINGS), alone).run()
+    first, second = run_together(dataset, tmp_path, 2, "hydra.run.dir=together", "training.gradient_accumulate_every=1")
+    assert "finished after 2 epochs" in first
+    assert second == ""
+    lines = [read_metrics(folder / "logs.json.txt") for folder in (alone, together)]
+    assert len(lines[0]) == len(lines[1])
+    for one, two in zip(*lines, strict=True):
+        assert one["global_step"] == two["global_step"]
+        for key in ("train_loss", "val_loss", "train_loss_before_first_update", "val_loss_before_first_update"):
+            assert one.get(key, 0.0) == pytest.approx(two.get(key, 0.0), rel=1e-4), (one, two)
+    states = [read_checkpoint(folder / "checkpoints" / LATEST) for folder in (alone, together)]
+    for part in ("model", "ema_model"):
+        for key, tensor in states[0].state_dicts[part].items():
+            assert torch.allclose(tensor, states[1].state_dicts[part][key], atol=1e-4), (part, key)
+    assert len(states[1].run_state["generators"]) == 2
+
+    settings = tiny_run.settings(dataset, *SETTINGS, "training.num_epochs=3")
+    summary = TrainDiffusionTransformerHybridWorkspace(settings, together).run()
+    assert summary.updates == 9
+
+
+def test_a_process_alone_is_all_there_is():
+    alone = Processes(torch.device("cpu"))
+    assert alone.writes
+    assert alone.gather("x") == ["x"]
+    assert alone.from_first(3) == 3
+    assert alone.sum(torch.tensor(2.0)) == 2
+
+
+def test_devices_that_are_not_there():
+    assert find_device("cpu", local_rank=3, world_size=8) == torch.device("cpu")
+    with pytest.raises(TrainingError, match="no such kind of device; expected cpu, cuda or cuda:N"):
+        find_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(TrainingError, match=r"sees no CUDA GPU\); set training\.device=cpu"):
+            find_device("cuda:0")

@@ -1,0 +1,134 @@
+"""Law 6: a run killed at any instant and resumed equals one never stopped, to the bit."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import killed_run
+import pytest
+import tiny_run
+import torch
+
+from diffusion_policy.checkpoint import read_checkpoint
+from diffusion_policy.workspace import TrainingError
+from diffusion_policy.workspace.metrics import read_metrics
+from diffusion_policy.workspace.start import LATEST
+from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
+    TrainDiffusionTransformerHybridWorkspace,
+)
+
+EPOCHS = 4
+# 17 windows in batches of 4, two batches an update: 5 batches and 3 updates an epoch, the last of a single window.
+SETTINGS = (
+    f"training.num_epochs={EPOCHS}",
+    "training.gradient_accumulate_every=2",
+    "training.sample_every=0",
+    "dataloader.batch_size=4",
+    "checkpoint.topk.k=1",
+    "experiment=color_jitter",
+    "observation_dropout=gripper",
+    "loss=gripper_events",
+)
+UPDATES_PER_EPOCH = 3
+WORKERS = ("dataloader.num_workers=2", "val_dataloader.num_workers=1")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "set.zarr")
+
+
+def run(dataset: Path, folder: Path, *overrides: str):
+    return TrainDiffusionTransformerHybridWorkspace(tiny_run.settings(dataset, *SETTINGS, *overrides), folder).run()
+
+
+@pytest.fixture(scope="module")
+def straight(dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight")
+    run(dataset, folder)
+    return folder
+
+
+def killed(dataset: Path, folder: Path, when: str, *overrides: str) -> None:
+    script = Path(killed_run.__file__)
+    command = [sys.executable, str(script), str(dataset), str(folder), when, *SETTINGS, *overrides]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+
+
+def assert_same(first, second, where=""):
+    assert type(first) is type(second), where
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_same(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for i, pair in enumerate(zip(first, second, strict=True)):
+            assert_same(*pair, f"{where}[{i}]")
+    else:
+        assert first == second, where
+
+
+def assert_equal_runs(folder: Path, straight: Path) -> None:
+    ours, theirs = (read_checkpoint(path / "checkpoints" / LATEST) for path in (folder, straight))
+    assert_same(ours.state_dicts, theirs.state_dicts)
+    assert_same(ours.run_state, theirs.run_state)
+    assert ours.pickles["global_step"] == theirs.pickles["global_step"] == EPOCHS * UPDATES_PER_EPOCH
+    assert ours.pickles["epoch"] == EPOCHS - 1
+    lines = [read_metrics(path / "logs.json.txt") for path in (folder, straight)]
+    for line in (*lines[0], *lines[1]):
+        line.pop("samples_per_second", None)
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("when", "overrides"),
+    [
+        pytest.param(f"update:{UPDATES_PER_EPOCH + 2}", WORKERS, id="middle of an epoch, with workers"),
+        pytest.param(f"write:{2 * UPDATES_PER_EPOCH}", (), id="middle of a checkpoint"),
+        pytest.param(
+            f"update:{UPDATES_PER_EPOCH + 2}",
+            ("training.checkpoint_every_steps=2", "training.cache=memory"),
+            id="mid-epoch",
+        ),
+    ],
+)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(when, overrides, dataset, straight, tmp_path):
+    killed(dataset, tmp_path, when, *overrides)
+    before = read_checkpoint(tmp_path / "checkpoints" / LATEST)
+    assert 0 < before.pickles["global_step"] < int(when.split(":")[1]) + 1
+    run(dataset, tmp_path, *overrides)
+    assert_equal_runs(tmp_path, straight)
+
+
+@pytest.mark.slow
+def test_a_stopped_run_says_how_to_go_on_and_equals_one_never_stopped(dataset, straight, tmp_path):
+    class Stopped(TrainDiffusionTransformerHybridWorkspace):
+        def _write_line(self, line):
+            super()._write_line(line)
+            if line["global_step"] == UPDATES_PER_EPOCH + 1:
+                signal.raise_signal(signal.SIGINT)
+
+    summary = Stopped(tiny_run.settings(dataset, *SETTINGS), tmp_path).run()
+    assert summary.interrupted == signal.SIGINT
+    assert "training.resume=True" in summary.next_command
+    assert str(tmp_path) in summary.next_command
+    state = read_checkpoint(tmp_path / "checkpoints" / LATEST).run_state
+    assert state["progress"]["epoch"] == 1
+    assert state["progress"]["global_step"] == UPDATES_PER_EPOCH + 1
+    with pytest.raises(TrainingError, match=r"middle of an epoch whose batches are different now .batch_size: 4 -> 8"):
+        run(dataset, tmp_path, "dataloader.batch_size=8")
+    run(dataset, tmp_path)
+    assert_equal_runs(tmp_path, straight)
+
+
+def test_a_finished_run_has_nothing_left_to_do(dataset, straight):
+    before = (straight / "logs.json.txt").read_text()
+    summary = run(dataset, straight)
+    assert summary.updates == EPOCHS * UPDATES_PER_EPOCH
+    assert (straight / "logs.json.txt").read_text() == before

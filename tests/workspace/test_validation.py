@@ -1,0 +1,140 @@
+"""What is measured while training."""
+
+import math
+
+import numpy as np
+import pytest
+import tiny_run
+import torch
+
+from diffusion_policy.checkpoint import build_policy
+from diffusion_policy.spec import POSE, POSE_GRIPPER
+from diffusion_policy.workspace.data import open_data, read_all_steps, window_rows
+from diffusion_policy.workspace.processes import Processes
+from diffusion_policy.workspace.validation import (
+    EpisodePrediction,
+    FixedNoise,
+    deployed_sampler,
+    early_warning,
+    evaluating,
+    fixed_noise_loss,
+    gripper_scores,
+    median_step_seconds,
+    pose_errors,
+    predict_episodes,
+)
+
+ALONE = Processes(torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return tiny_run.settings(tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "set.zarr"))
+
+
+@pytest.fixture(scope="module")
+def policy(config):
+    torch.manual_seed(0)
+    made = build_policy(config)
+    made.set_normalizer(open_data(config, ALONE).normalizer)
+    return made
+
+
+def test_val_loss_is_the_same_whenever_and_in_whatever_batches_it_is_taken(config, policy):
+    losses = []
+    for batch_size in (2, 5):
+        config.val_dataloader.batch_size = batch_size
+        data = open_data(config, ALONE)
+        noise = FixedNoise(policy, len(data.held_out))
+        torch.manual_seed(batch_size)
+        state = torch.get_rng_state()
+        losses.append(fixed_noise_loss(policy, data.validation, noise, ALONE))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert policy.training
+    data = open_data(config, ALONE)
+    parts = [Processes(torch.device("cpu"), rank, 4) for rank in range(4)]
+    for part in parts:
+        assert len(list(open_data(config, part).validation.epoch(0))) == len(data.validation.order)
+
+
+def test_the_deployed_sampler_is_taken_off_again(config, policy):
+    scheduler, steps = policy.noise_scheduler, policy.num_inference_steps
+    with evaluating(policy), deployed_sampler(policy, config.sampler):
+        assert type(policy.noise_scheduler).__name__ == "DDIMScheduler"
+        assert policy.num_inference_steps == 2
+        assert not policy.training
+    assert (policy.noise_scheduler, policy.num_inference_steps) == (scheduler, steps)
+
+
+def test_predicted_episodes_cover_every_step_once(config, policy):
+    (prediction,) = predict_episodes(policy, config.task.dataset_path, [2], config.sampler, 0)
+    assert prediction.predicted.shape == prediction.recorded.shape == (14, 8)
+    expected = tiny_run.episode(14, 2)["action"]
+    assert np.allclose(prediction.recorded, expected)
+    assert prediction.inside.sum() == 14
+
+
+def prediction(predicted_gripper, recorded_gripper, offset=0.0):
+    n = len(recorded_gripper)
+    recorded = np.tile([0.4, 0, 0.2, 1, 0, 0, 0, 0.0], (n, 1))
+    recorded[:, 7] = recorded_gripper
+    predicted = recorded.copy()
+    predicted[:, 7], predicted[:, 0] = predicted_gripper, 0.4 + offset
+    shape, inside = (n // 8, 8, 8), np.ones((n // 8, 8), dtype=bool)
+    return EpisodePrediction(0, predicted, recorded, predicted.reshape(shape), recorded.reshape(shape), inside)
+
+
+def test_scores_of_the_gripper_come_with_counts_and_intervals():
+    recorded = [1] * 4 + [0] * 8 + [1] * 4
+    late = [1] * 6 + [0] * 6 + [1] * 4
+    scores = gripper_scores([prediction(late, recorded)], POSE_GRIPPER, 3, 0.1)
+    assert scores["val_gripper_f1"] == scores["val_gripper_recall"] == 1
+    assert (scores["val_gripper_events_recorded"], scores["val_gripper_events_found"]) == (2, 2)
+    assert scores["val_gripper_lag_steps"] == 1
+    assert scores["val_gripper_lag_ms"] == pytest.approx(100)
+    assert scores["val_gripper_frame_accuracy"] == 14 / 16
+    assert 0 < scores["val_gripper_recall_low"] < 1 == scores["val_gripper_recall_high"]
+    never = gripper_scores([prediction([1] * 16, recorded)], POSE_GRIPPER, 3, None)
+    assert never["val_gripper_f1"] == never["val_gripper_recall"] == 0
+    assert "val_gripper_precision" not in never
+    assert "val_gripper_lag_ms" not in never
+    assert gripper_scores([prediction(late, recorded)], POSE, 3, None) == {}
+
+
+def test_errors_of_the_pose_are_in_millimetres_and_degrees():
+    errors = pose_errors([prediction([1] * 16, [1] * 16, offset=0.002)], POSE_GRIPPER)
+    assert errors["val_position_error_mm"] == pytest.approx(2)
+    assert errors["val_rotation_error_deg"] == pytest.approx(0)
+    assert errors["val_position_error_mm_step_8"] == pytest.approx(2)
+    assert pose_errors([], POSE_GRIPPER) == {}
+
+
+def test_a_warning_comes_early_if_the_loss_falls_and_the_gripper_stays():
+    scores = {"val_gripper_events_recorded": 6, "val_gripper_events_found": 0}
+    assert "none of 6 recorded gripper events" in early_warning(1.0, 0.1, scores)
+    assert early_warning(1.0, 0.9, scores) is None
+    assert early_warning(1.0, 0.1, scores | {"val_gripper_events_found": 1}) is None
+    assert early_warning(None, 0.1, scores) is None
+    assert early_warning(1.0, 0.1, {}) is None
+
+
+def test_step_times_ignore_the_gap_between_episodes():
+    times = np.concatenate([np.arange(5) * 0.1, 50 + np.arange(5) * 0.1])
+    assert median_step_seconds(times, np.array([5, 10])) == pytest.approx(0.1)
+    assert median_step_seconds(None, np.array([5])) is None
+    assert math.isclose(median_step_seconds(np.array([0, 0.5]), np.array([2])), 0.5)
+
+
+def test_cached_windows_are_those_of_the_dataset(config):
+    data = open_data(config, ALONE)
+    steps = read_all_steps(config, torch.device("cpu"))
+    obs_rows, action_rows = window_rows(data.dataset)
+    expected = data.dataset.get_batch([0, 3, len(data.dataset) - 1])
+    rows = torch.tensor([0, 3, len(data.dataset) - 1])
+    assert torch.equal(steps["action"][action_rows[rows]], expected["action"])
+    for key, value in expected["obs"].items():
+        assert torch.equal(steps["obs"][key][obs_rows[rows]], value)
+    assert data.episodes_of([0, len(data.dataset) - 1]) == [
+        int(np.flatnonzero(data.dataset.train_episodes)[i]) for i in (0, -1)
+    ]

@@ -1,0 +1,50 @@
+"""The door of training: `python train.py --config-name=train_cogact_robot task.dataset_path=data/zarr/mine.zarr`.
+
+Settings are Hydra overrides of config/; the head of each file there says what it is for. Exit status: 0 done, 2 refused
+with one sentence, 128 + N stopped by signal N (the checkpoint is saved and the command to go on is printed).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+from rich import get_console
+
+from diffusion_policy.resolvers import register_resolvers
+from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.workspace.overrides import check_overrides, follower_overrides
+
+CONFIG = Path(__file__).parent / "config"
+
+
+@hydra.main(version_base="1.2", config_path=str(CONFIG), config_name="train_cogact_robot")
+def train(cfg: DictConfig) -> None:
+    """Build the workspace that the config names and run it."""
+    summary = None
+    try:
+        summary = hydra.utils.get_class(cfg._target_)(cfg).run()
+    except WorkspaceError as error:
+        refuse(error)
+    if summary is not None:
+        get_console().print(str(summary), markup=False, highlight=False, soft_wrap=True)
+        if summary.interrupted is not None:
+            sys.exit(128 + summary.interrupted)
+
+
+def refuse(error: WorkspaceError) -> None:
+    """Say what is wrong and leave with status 2."""
+    sys.stderr.write(f"error: {error}\n")
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    register_resolvers()
+    sys.argv += follower_overrides()
+    try:
+        check_overrides(CONFIG, "train_cogact_robot", sys.argv[1:])
+    except WorkspaceError as error:
+        refuse(error)
+    train()
