@@ -1,12 +1,13 @@
 """The log of a run: what the robot saw, what the policy answered, step by step.
 
 Inference servers of this robot wrote ``inference_log_YYYYMMDD_HHMMSS.json`` in three shapes; ``read_log`` reads all of
-them into one ``RunLog``, and ``write_inference_log`` writes the third:
+them into one ``RunLog``, and ``write_inference_log`` writes the third. The fourth is this server's folder:
 
 1. ``{"inputs": [{"step", "state"}], "outputs": [{"step", "action": [[A] x T]}]}``;
 2. ``{"steps": [{"step", "input": {"state", "timestamp"}, "action": {"values": [[A] x T]}}]}``;
 3. ``{"meta": {"checkpoint", "start_time", ...}, "steps": [{"step", "timing": {...}, "input": {"state", "image_base64"},
-   "action": {"values": [[A] x T]}}]}``.
+   "action": {"values": [[A] x T]}}]}``;
+4. a folder with ``meta.json``, ``steps.jsonl`` and ``images/``, see ``serve.session_log``.
 
 A log is untrusted input: its size is bounded, every number is checked, and whatever does not fit is refused by file and
 place. Which layout its numbers have (pose + gripper, or rotation vector + width) is told from the numbers themselves
@@ -83,7 +84,7 @@ class RunLog:
 
     Attributes:
         path: the file it was read from.
-        generation: 1, 2 or 3.
+        generation: 1 to 4.
         meta: what the third generation says of the run; empty in older ones.
         steps: in the order logged; all have the same S, T and A.
         unanswered: observations at the end that got no action (the run was cut while the policy was thinking).
@@ -158,7 +159,7 @@ def read_log(path: str | Path) -> RunLog:
             wrong type, NaN or infinite; steps differ in their dimensions.
     """
     path = Path(path)
-    document = _read_json(path)
+    document = _read_folder(path) if (path / "steps.jsonl").is_file() else _read_json(path)
     if not isinstance(document, dict):
         raise RunLogError(f"{path}: holds a {type(document).__name__}; expected an object with 'steps', or 'inputs'")
     meta: Mapping[str, Any] = {}
@@ -166,7 +167,7 @@ def read_log(path: str | Path) -> RunLog:
     if "inputs" in document and "outputs" in document:
         generation, (steps, unanswered) = 1, _read_parallel_lists(document, str(path))
     elif "steps" in document:
-        generation = 3 if "meta" in document else 2
+        generation = 4 if path.is_dir() else 3 if "meta" in document else 2
         meta = _mapping(document.get("meta", {}), f"{path}: meta")
         entries = _list(document["steps"], f"{path}: steps")
         steps = [_read_step(entry, f"{path}: steps[{i}]") for i, entry in enumerate(entries)]
@@ -177,6 +178,19 @@ def read_log(path: str | Path) -> RunLog:
         )
     _check_same_dimensions(steps, path)
     return RunLog(path, generation, meta, tuple(steps), unanswered)
+
+
+def _read_folder(path: Path) -> dict[str, Any]:
+    """A run's folder, one JSON line a step; a torn last line, and lines that are no step, are left out."""
+    try:
+        lines = [json.loads(line) for line in (path / "steps.jsonl").read_bytes().split(b"\n")[:-1]]
+        steps = [line for line in lines if "action" in line]
+        for seen in (step["input"] for step in steps):
+            newest = path / "images" / Path(seen["images"][-1]).name
+            seen["image_base64"] = base64.b64encode(newest.read_bytes()).decode("ascii")
+    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+        raise RunLogError(f"{path}: no run's folder, or a line of steps.jsonl is none ({error!r})") from error
+    return {"meta": _read_json(path / "meta.json"), "steps": steps}
 
 
 def _read_json(path: Path) -> Any:

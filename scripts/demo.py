@@ -45,27 +45,22 @@ def recipe(work: Path, seed: int, *, quick: bool) -> list[Step]:
     """The commands, in order; ``quick`` makes them so small that nothing can be learned."""
     data, grown, logs, ledger = (f"{work}/{name}" for name in ("tabletop.zarr", "grown.ckpt", "logs", "ledger.json"))
     recordings, pose, tuned = (f"{work}/{name}" for name in ("trajectories", "pose_policy", "finetuned"))
-    episodes = "3" if quick else "16"
+    episodes = "3" if quick else "40"
     size = ("training.num_epochs=1", "training.max_train_steps=2") if quick else ()
-    record = ("scripts/make_demo_trajectories.py", "--output", recordings, "--episodes", episodes, "--seed", str(seed))
+    record = ("scripts/make_demo_trajectories.py", "--output", recordings, "--episodes", episodes)
+    scene = ("--seed", str(seed), "--resolution", "320", "180")
     convert = ("scripts/convert_cogact_to_zarr.py", "--input", recordings, "--output", data, "--resolution", "96", "54")
-    train = (
-        "train.py",
-        "--config-name=train_cogact_robot",
-        f"task.dataset_path={data}",
-        f"training.seed={seed}",
-        *size,
-    )
+    train = ("train.py", "--config-name=train_cogact_robot", f"task.dataset_path={data}", f"training.seed={seed}")
     poses = ("experiment=demo", "task=cogact_robot_7d", f"hydra.run.dir={pose}")
     grow = ("--old_ckpt", f"{pose}/checkpoints/latest.ckpt", "--new_ckpt", grown, "--dataset", data, "--ledger", ledger)
     gripper = ("experiment=demo_finetune", f"pretrained.path={grown}", f"hydra.run.dir={tuned}")
     infer = ("scripts/run_offline_inference.py", f"{tuned}/checkpoints/latest.ckpt", data, "--output", logs)
     return [
-        Step("Record a scripted pick and place", record),
+        Step("Record a scripted pick and place", (*record, *scene)),
         Step("Convert the recordings", convert),
-        Step("Train a 7-D policy on the poses", (*train, *poses)),
+        Step("Train a 7-D policy on the poses", (*train, *poses, *size)),
         Step("Grow it to 8-D", ("scripts/finetune_from_7d_to_8d.py", *grow)),
-        Step("Fine-tune it", (*train, *gripper)),
+        Step("Fine-tune it", (*train, *gripper, *size)),
         Step("Run it over the held-out episodes", infer),
         Step("Judge the gripper", ("scripts/validate_gripper.py", logs, "--json", f"{work}/verdicts.json")),
     ]

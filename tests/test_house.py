@@ -37,7 +37,7 @@ FLOORS = {
 }
 # Modules of floor 0 that others of floor 0 may build on, and the two rooms that training looks into.
 FOUNDATIONS = {"spec", "geometry", "safe_pickle"}
-NEIGHBOURS = {("workspace", "adapt"), ("workspace", "evaluate")}
+NEIGHBOURS = {("workspace", "adapt"), ("workspace", "evaluate"), ("serve", "evaluate")}
 
 WITHOUT_TORCH = [
     "diffusion_policy.spec",

@@ -22,6 +22,7 @@ OVERRIDES = (
     "policy.n_head=2",
     "policy.noise_scheduler.num_train_timesteps=20",
     "training.device=cpu",
+    "training.precision=float32",
     "training.num_epochs=2",
     "training.lr_warmup_steps=2",
     "training.checkpoint_every=1",

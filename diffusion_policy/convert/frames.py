@@ -18,7 +18,7 @@ import zarr
 from numpy.typing import NDArray
 
 from diffusion_policy.dataset.content_hash import frame_digest
-from diffusion_policy.dataset.replay_buffer import STORE_EVERY_CHUNK
+from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.spec import ImageArray, SpecError, decode_jpeg, resize_frame
 from diffusion_policy.trajectory import TrajectoryError
 
@@ -88,9 +88,9 @@ def write_block(block: Block) -> BlockReport:
     if len(sizes) > 1:
         (first, _), (second, file) = list(sizes.items())[:2]
         raise TrajectoryError(f"{file} is {second[0]}x{second[1]} pixels, frames before it {first[0]}x{first[1]}")
-    array = zarr.open_array(str(block.array), mode="r+").with_config(STORE_EVERY_CHUNK)
-    array[block.start : block.start + len(rows)] = rows
-    stored = rows if block.lossless else np.asarray(array[block.start : block.start + len(rows)])
+    files = FrameFiles(zarr.open_array(str(block.array), mode="r+"))
+    files.write(block.start, rows)
+    stored = rows if block.lossless else files.read(block.start, block.start + len(rows))
     return BlockReport(
         digests=tuple(frame_digest(row) for row in stored),
         frame_size=next(iter(sizes)),

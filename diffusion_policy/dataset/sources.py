@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
+from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, DatasetError, ReplayBuffer
 from diffusion_policy.dataset.windows import IndexArray
 from diffusion_policy.spec import (
@@ -90,23 +90,22 @@ class Frames:
         self._paths = [source.path for source in sources]
         self._key = key
         self._firsts = np.cumsum([0, *(source.n_steps for source in sources)])
-        self._arrays: list[zarr.Array[Any]] | None = None
+        self._files: list[FrameFiles] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_arrays": None}
+        return {**self.__dict__, "_files": None}
 
     def read(self, steps: IndexArray) -> NDArray[np.uint8]:
         """Frames (..., H, W, 3) of `steps` (...); a step that occurs twice is unpacked once."""
-        if self._arrays is None:
-            self._arrays = [ReplayBuffer.open(path)[self._key] for path in self._paths]
+        if self._files is None:
+            self._files = [FrameFiles(ReplayBuffer.open(path)[self._key]) for path in self._paths]
         wanted, where = np.unique(steps, return_inverse=True)
-        height, width, channels = self._arrays[0].shape[1:]
-        frames = np.empty((len(wanted), height, width, channels), dtype=np.uint8)
+        frames = np.empty((len(wanted), *self._files[0].shape), dtype=np.uint8)
         source_of = np.searchsorted(self._firsts, wanted, side="right") - 1
         for run in _consecutive_runs(wanted, source_of):
             source = int(source_of[run.start])
             first = int(wanted[run.start] - self._firsts[source])
-            frames[run] = self._arrays[source][first : first + run.stop - run.start]
+            frames[run] = self._files[source].read(first, first + run.stop - run.start)
         return frames if np.array_equal(wanted, steps) else frames[where.reshape(steps.shape)]
 
 

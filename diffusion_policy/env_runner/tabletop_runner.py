@@ -68,7 +68,7 @@ class TabletopRunner:
         shape_meta: of the policy; image size and action names are read from it.
         n_episodes: scenes, all at once.
         seed: of the first scene and of the sampling noise.
-        max_steps: tenths of a second after which an episode has failed; the expert needs about 60.
+        max_steps: tenths of a second after which an episode has failed; the expert needs about 70.
         executed_steps: how many of the predicted actions are carried out before the policy is asked again.
         camera_size: (width, height) of the camera, as recorded; frames are JPEG-coded and resized as in a dataset.
 

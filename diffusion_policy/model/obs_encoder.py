@@ -213,4 +213,6 @@ class ObsEncoder(nn.Module):
             images = self.crop(images, generator)
         if self.color_jitter is not None:
             images = self.color_jitter(images)
+        if self.training:  # channels innermost in memory: the fastest order for convolutions and their gradients
+            images = images.contiguous(memory_format=torch.channels_last)
         return torch.relu(self.obs_nets[key](images))

@@ -265,7 +265,11 @@ class DiffusionTransformerHybridImagePolicy(PlacedModule):
         return result
 
     def compute_loss(
-        self, batch: Mapping[str, Any], noise: Tensor | None = None, timesteps: Tensor | None = None
+        self,
+        batch: Mapping[str, Any],
+        noise: Tensor | None = None,
+        timesteps: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """Mean squared error of the predicted noise (or sample, as the scheduler's prediction_type says).
 
@@ -274,9 +278,11 @@ class DiffusionTransformerHybridImagePolicy(PlacedModule):
                 "action" (B, T, Da) in the dataset's units.
             noise: of the shape of a sample, see :meth:`predict_action`; None: drawn.
             timesteps: (B,) diffusion times from 0 on; None: drawn uniformly.
+            weights: (B, T, Da) how much each number of the action counts in the mean; None: all the same. Only with
+                obs_as_cond, where a sample is nothing but actions.
 
         Raises:
-            PolicyError: a shape, type or image value does not fit.
+            PolicyError: a shape, type or image value does not fit, or weights are given for an inpainted sample.
         """
         clean, cond = self._training_sample(batch)
         noise = torch.randn_like(clean) if noise is None else noise.to(clean)
@@ -292,7 +298,16 @@ class DiffusionTransformerHybridImagePolicy(PlacedModule):
         prediction = self.model(noisy, timesteps, cond)
         target = noise if self.noise_scheduler.config.prediction_type == "epsilon" else clean
         # Known entries count as 0, and the mean is over all: the reference's weighting.
-        return (functional.mse_loss(prediction, target, reduction="none") * ~mask).mean()
+        errors = functional.mse_loss(prediction, target, reduction="none") * ~mask
+        return errors.mean() if weights is None else (errors * self._loss_weights(weights, batch["action"])).mean()
+
+    def _loss_weights(self, weights: Tensor, action: Tensor) -> Tensor:
+        """Weights of the steps that are denoised."""
+        if not self.obs_as_cond:
+            raise PolicyError("loss weights count actions, but an inpainted sample holds features too; set obs_as_cond")
+        if weights.shape != action.shape:
+            raise PolicyError(f"loss weights have shape {tuple(weights.shape)}; expected {tuple(action.shape)}")
+        return weights[:, self._executed] if self.pred_action_steps_only else weights
 
     def _training_sample(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
         """Normalised sample without noise, and the condition."""

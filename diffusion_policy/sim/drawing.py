@@ -31,6 +31,7 @@ _FACES = (
     ((0, 0, -1), (0, 2, 6, 4)),
     ((0, 0, 1), (1, 5, 7, 3)),
 )
+_CIRCLE = np.array([[np.cos(angle), np.sin(angle)] for angle in np.linspace(0, 2 * np.pi, 16, endpoint=False)])
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Rod:
     def shadow(self, light: Light) -> FloatArray:
         """Points (N, 3) on the table whose hull is the shadow."""
         rings = [
-            light.cast(point[None]) + np.column_stack([_disc(np.zeros(2), radius), np.zeros(16)])
+            light.cast(point[None]) + np.column_stack([_disc(np.zeros(2), radius), np.zeros(len(_CIRCLE))])
             for point, radius in zip((self.start, self.end), self.radii, strict=True)
         ]
         return np.concatenate(rings)
@@ -166,8 +167,9 @@ def darken_by_shadows(canvas: ImageArray, solids: Sequence[Solid], view: Pinhole
     for solid in solids:
         fill(mask, _hull(view.project(solid.shadow(light))) / scale, (255, 255, 255))
     mask = cv2.GaussianBlur(mask, (0, 0), sigmaX=2.2)
-    keep = 1 - depth / 255 * cv2.resize(mask, canvas.shape[1::-1], interpolation=cv2.INTER_LINEAR).astype(np.float32)
-    canvas[:] = (canvas * keep[..., None]).astype(np.uint8)
+    shade = cv2.resize(mask, canvas.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    keep = cv2.cvtColor(255 - (depth * shade).astype(np.uint8), cv2.COLOR_GRAY2BGR)
+    cv2.multiply(canvas, keep, dst=canvas, scale=1 / 255)
 
 
 def fill(canvas: NDArray[np.uint8], polygon: FloatArray, colour: Sequence[float]) -> None:
@@ -185,5 +187,4 @@ def _hull(points: FloatArray) -> FloatArray:
 
 
 def _disc(centre: FloatArray, radius: float) -> FloatArray:
-    angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
-    return centre + radius * np.column_stack([np.cos(angles), np.sin(angles)])
+    return centre + radius * _CIRCLE

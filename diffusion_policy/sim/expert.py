@@ -1,7 +1,8 @@
 """The scripted expert: one pick and place, planned before it is played.
 
-Home, above the block, down, close and dwell, up, above the tray, down, open and dwell, up. Every move is minimum jerk
-(Flash and Hogan 1985): it starts and ends at rest, so the gripper's changes lie in the pauses, as in teleoperation.
+Home, above the block, down, close and dwell, up, above the tray, down, open and dwell, up to rest. Every move is
+minimum jerk (Flash and Hogan 1985): it starts and ends at rest, so the gripper's changes lie in the pauses, as in
+teleoperation.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from diffusion_policy.spec import GRIPPER_CLOSED, GRIPPER_OPEN
 
 _HOVER = 0.15
 _CLEARANCE = 0.012
+# Training never looks from an episode's last steps on (windows end half a horizon after it): rest longer than those.
+_REST_STEPS = 12
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class _Leg:
 
 
 def plan(scene: Scene, rng: np.random.Generator) -> list[Command]:
-    """Plan the commands of one episode: about sixty, six seconds; the tempo varies with ``rng``."""
+    """Plan the commands of one episode: about seventy, seven seconds; the tempo varies with ``rng``."""
     start, yaw = np.array(HOME), 0.0
     commands = []
     for leg in _legs(scene, rng):
@@ -54,6 +57,7 @@ def _legs(scene: Scene, rng: np.random.Generator) -> list[_Leg]:
     above_block = (*scene.block_xy, _HOVER)
     drop = (*scene.tray_xy, BLOCK_SIZE / 2 + TRAY_FLOOR + _CLEARANCE)
     above_tray = (*scene.tray_xy, _HOVER)
+    rest = (*scene.tray_xy, HOME[2])
     turned = scene.block_yaw
     return [
         _Leg(above_block, turned, steps(11), GRIPPER_OPEN),
@@ -63,7 +67,8 @@ def _legs(scene: Scene, rng: np.random.Generator) -> list[_Leg]:
         _Leg(above_tray, 0.0, steps(12), GRIPPER_CLOSED),
         _Leg(drop, 0.0, steps(7), GRIPPER_CLOSED),
         _Leg(drop, 0.0, 4, GRIPPER_OPEN),
-        _Leg(above_tray, 0.0, steps(8), GRIPPER_OPEN),
+        _Leg(rest, 0.0, steps(9), GRIPPER_OPEN),
+        _Leg(rest, 0.0, _REST_STEPS, GRIPPER_OPEN),
     ]
 
 

@@ -109,6 +109,11 @@ def _check_dataset(dataset: CogActImageDataset, spec: StepSpec, cfg: DictConfig)
             f"task.dataset.shape_meta and task.shape_meta differ (actions {list(theirs)} and {list(ours)}); the "
             "dataset must read what the policy predicts: leave task.dataset.shape_meta at ${task.shape_meta}"
         )
+    if dataset.sample_weights is not None:
+        raise TrainingError(
+            "task.dataset.weights is set, but an epoch of training holds every window once; leave it out and repeat or "
+            "thin datasets instead (task.dataset.max_train_episodes)"
+        )
     if cfg.training.cache not in CACHES:
         raise TrainingError(f"training.cache is {cfg.training.cache!r}; expected one of {', '.join(CACHES)}")
 

@@ -101,11 +101,8 @@ class BatchLoss(nn.Module):
             raise TrainingError(f"observation_dropout.gripper is {self.hide_share}; expected a share from 0 to 1")
         if self.weighted and GRIPPER not in names:
             raise TrainingError(f"loss weights the gripper, but actions are {list(names)}; set loss=plain")
-        epsilon = self.policy.noise_scheduler.config.prediction_type == "epsilon"
-        if self.weighted and not (epsilon and self.policy.obs_as_cond):
-            raise TrainingError(
-                "loss weights need a policy that predicts the noise (prediction_type: epsilon) of actions (obs_as_cond)"
-            )
+        if self.weighted and not self.policy.obs_as_cond:
+            raise TrainingError("loss weights need a policy that denoises actions alone (obs_as_cond: true)")
         if self.hide_share:
             self.policy.spec.field(self.hide_key)
 
@@ -118,22 +115,8 @@ class BatchLoss(nn.Module):
         """Mean loss of the windows in `data`, a scalar."""
         if self.hide_share:
             data = {**data, "obs": self._hide_gripper(data["obs"], hidden)}
-        if not self.weighted:
-            return self.policy.compute_loss(data, noise=noise, timesteps=timesteps)
-        # The policy's loss is the mean of (prediction - noise) ** 2: stretching that difference by the weights' roots
-        # weighs its squares.
-        stretch = self._sample_weights(data["action"]).sqrt()
-        hook = self.policy.model.register_forward_hook(lambda _, __, prediction: noise + stretch * (prediction - noise))
-        with hook:
-            return self.policy.compute_loss(data, noise=noise, timesteps=timesteps)
-
-    def _sample_weights(self, action: Tensor) -> Tensor:
-        """Weights of the steps that are denoised."""
-        weights = self.weights_of(action)
-        if not self.policy.pred_action_steps_only:
-            return weights
-        first = self.policy.n_obs_steps - 1
-        return weights[:, first : first + self.policy.n_action_steps]
+        weights = self.weights_of(data["action"]) if self.weighted else None
+        return self.policy.compute_loss(data, noise=noise, timesteps=timesteps, weights=weights)
 
     def _hide_gripper(self, obs: Mapping[str, Tensor], hidden: Tensor) -> dict[str, Tensor]:
         seen = obs[self.hide_key]

@@ -88,6 +88,7 @@ def join_processes(device_name: str) -> Iterator[Processes]:
     device = find_device(device_name, local_rank, world_size)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # all batches but the last of an epoch have one shape
     if world_size == 1:
         yield Processes(device)
         return

@@ -99,7 +99,15 @@ def load_pretrained(
     checkpoint = read_checkpoint(path)
     check_actions(checkpoint, spec)
     chosen = checkpoint
-    if settings.which != "same":
+    if settings.which == "same":
+        if ema_model is not None and _average_differs(checkpoint):
+            logger.warning(
+                "pretrained.which=same: training goes on from the live weights of %s; its averaged ones are forgotten "
+                "in the first updates, since the EMA starts with decay 0. pretrained.which=ema_model trains on from "
+                "the average",
+                path,
+            )
+    else:
         if settings.which not in checkpoint.state_dicts:
             raise TrainingError(f"{path} has no {settings.which}; it has {', '.join(checkpoint.state_dicts)}")
         weights = checkpoint.state_dicts[settings.which]
@@ -107,6 +115,13 @@ def load_pretrained(
     ledger = inherit(chosen, model, ema_model, min_coverage=float(settings.min_coverage))
     logger.info("weights of %s: %s", path, ledger.summary())
     return checkpoint, ledger
+
+
+def _average_differs(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's averaged weights are not simply its live ones."""
+    live, averaged = (checkpoint.state_dicts.get(which, {}) for which in ("model", "ema_model"))
+    shared = live.keys() & averaged.keys()
+    return not all(torch.equal(live[key], averaged[key]) for key in shared)
 
 
 def check_actions(checkpoint: Checkpoint, spec: StepSpec) -> None:

@@ -35,8 +35,21 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """
     if precision not in PRECISIONS:
         raise TrainingError(f"training.precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
-    capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and capable) else None
+    return (
+        torch.bfloat16
+        if precision == "bf16" or (precision == "auto" and device.type == "cuda" and multiplies_bf16(device))
+        else None
+    )
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for it; a CPU without them emulates bf16, slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if not hasattr(torch.cpu, "get_capabilities"):  # older torch does not tell
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ def test_groot_grows_by_its_own_config(shared_data: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("[]", "expected a JSON object"), ("{", "cannot be read as a JSON configuration"), ('{"a": "x"}', "a is 'x'; expected"),
+    [("[]", "expected a JSON object"), ("{", "cannot be read as a JSON configuration"),
+     ('{"a": "x"}', "a is 'x'; expected"),
      ('{"a": [[1], "float3"]}', "expected a shape such as")],
 )  # fmt: skip
 def test_manifests_that_are_none(tmp_path: Path, content: str, message: str) -> None:

@@ -23,7 +23,7 @@ from diffusion_policy.evaluate.recorded_inference import (
 from diffusion_policy.evaluate.writing import EvaluateError
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.run_log import read_log
-from diffusion_policy.spec import SpecError, decode_jpeg, policy_observation
+from diffusion_policy.spec import SpecError, WorkspaceError, decode_jpeg, policy_observation
 
 HELD_OUT = np.flatnonzero(validation_episodes(N_EPISODES, 0.5, 42)).tolist()
 
@@ -114,7 +114,7 @@ def test_episodes_and_strides_are_chosen(tiny_checkpoint: Path, recorded_zarr: P
 def test_refuses_what_cannot_be_run(
     tiny_checkpoint: Path, recorded_zarr: Path, tmp_path: Path, options: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(EvaluateError, match=message):
+    with pytest.raises(WorkspaceError, match=message):
         run_recorded_inference(tiny_checkpoint, recorded_zarr, tmp_path / "logs", **options)  # type: ignore[arg-type]
     assert not (tmp_path / "logs").exists()
 

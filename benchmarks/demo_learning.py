@@ -1,0 +1,65 @@
+"""Whether the fast mode learns what float32 learns: the demo's 8-D task from scratch, three seeds each.
+
+Everything but `training.precision` is the same between the two runs of a seed: weights at the start, batches, noise.
+Seeds differ in all of these. The modes are equal within noise if their difference is below the spread of the seeds.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from rich.table import Table
+
+from diffusion_policy.convert import ConversionSettings, convert
+from diffusion_policy.resolvers import register_resolvers
+from diffusion_policy.sim.recorder import make_trajectories
+from diffusion_policy.workspace.metrics import read_metrics
+from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
+    TrainDiffusionTransformerHybridWorkspace,
+)
+
+CONFIG = str(Path(__file__).resolve().parents[1] / "config")
+FIGURES = ("val_loss", "val_position_error_mm", "val_rotation_error_deg", "val_gripper_frame_accuracy")
+SEEDS, MODES = (0, 1, 2), ("float32", "bf16")
+
+
+def compare_learning(folder: Path, n_epochs: int, quick: bool) -> dict[str, Any]:
+    """Train each mode with each seed; last figures of all runs, and a table."""
+    recordings, dataset = folder / "trajectories", folder / "demo.zarr"
+    make_trajectories(recordings, 4 if quick else 24, 0, (320, 180))
+    convert(ConversionSettings(source=recordings, output=dataset, resolution=(96, 54)))
+    seeds = SEEDS[:1] if quick else SEEDS
+    figures = {mode: [train(dataset, folder, mode, seed, n_epochs, quick) for seed in seeds] for mode in MODES}
+    return {"figures": figures, "epochs": n_epochs, "seeds": len(seeds), "table": table(figures, n_epochs)}
+
+
+def train(dataset: Path, folder: Path, mode: str, seed: int, n_epochs: int, quick: bool) -> dict[str, float]:
+    """One run; what was validated after its last epoch."""
+    register_resolvers()
+    overrides = [
+        "experiment=demo", f"task.dataset_path={dataset}", f"training.seed={seed}", f"training.precision={mode}",
+        f"training.num_epochs={n_epochs}", f"training.max_train_steps={2 if quick else 'null'}", "checkpoint.topk.k=0",
+        "checkpoint.save_last_ckpt=false", "task.dataset.val_ratio=0.2",
+    ]  # fmt: skip
+    with initialize_config_dir(CONFIG, version_base="1.2"):
+        cfg = compose("train_cogact_robot", overrides=overrides)
+    run = folder / f"{mode}_{seed}"
+    TrainDiffusionTransformerHybridWorkspace(cfg, run).run()
+    last = read_metrics(run / "logs.json.txt")[-1]
+    return {name: float(last[name]) for name in (*FIGURES, "samples_per_second")}
+
+
+def table(figures: dict[str, list[dict[str, float]]], n_epochs: int) -> Table:
+    """Means over seeds, the spread between seeds, and the mean difference of the modes."""
+    n_seeds = len(next(iter(figures.values())))
+    found = Table("", *MODES, "spread of seeds", "difference", title=f"{n_epochs} epochs, {n_seeds} seeds")
+    for name in (*FIGURES, "samples_per_second"):
+        values = {mode: [run[name] for run in runs] for mode, runs in figures.items()}
+        means = {mode: statistics.mean(numbers) for mode, numbers in values.items()}
+        spread = statistics.stdev(values["float32"]) if n_seeds > 1 else float("nan")
+        difference = means["bf16"] - means["float32"]
+        found.add_row(name, *(f"{means[mode]:.4g}" for mode in MODES), f"{spread:.3g}", f"{difference:+.3g}")
+    return found

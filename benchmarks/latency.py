@@ -1,0 +1,219 @@
+"""How long a robot waits for its actions, stage by stage, beside a plain server of the same policy.
+
+    python benchmarks/latency.py [--quick] [--requests N] [--steps 10] [--device cpu] [--json OUT]
+
+One process, one policy of the users' size (ResNet-18 on 162x288 crops, 8 layers of width 256, horizon 16), 1280x720
+JPEGs over real sockets. The baseline runs ``predict_action`` on every request: both frames encoded, the whole network
+at each denoising step. Requests alternate between the servers, so both see the same machine; seeds are equal, so the
+actions must be, too. "new frames": the client executes six steps and asks again. "one shared": it asks at every step.
+Milliseconds, from the message's first byte to the reply's last; "client" is the round trip that the robot sees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from recordings import scene  # type: ignore[import-not-found]
+from rich.console import Console
+from rich.table import Table
+
+from diffusion_policy.geometry import geodesic_distance
+from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
+from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.serve.client import LineClient
+from diffusion_policy.serve.engine import PolicyEngine
+from diffusion_policy.serve.server import listening
+from diffusion_policy.serve.session import Reply
+from diffusion_policy.serve.settings import EngineSettings, ServeSettings, read_settings
+from diffusion_policy.serve.stages import STAGES
+
+POSE = np.array([0.5, 0.0, 0.4, 1.0, 0.0, 0.0, 0.0])
+LOW = np.array([0.2, -0.3, 0.1, 0.95, -0.1, -0.1, -0.1, 0.0])
+HIGH = np.array([0.8, 0.3, 0.7, 1.05, 0.1, 0.1, 0.1, 1.0])
+
+
+def users_policy() -> DiffusionTransformerHybridImagePolicy:
+    """The users' settings, with random weights: time does not depend on what was learned."""
+    torch.manual_seed(0)
+    low_dim = {"robot_eef_pose": 7, "robot_gripper_state": 1}
+    policy = DiffusionTransformerHybridImagePolicy(
+        shape_meta={
+            "obs": {"image": {"shape": [3, 180, 320], "type": "rgb"}}
+            | {key: {"shape": [width], "type": "low_dim"} for key, width in low_dim.items()},
+            "action": {"shape": [8]},
+        },
+        noise_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=True),
+        horizon=16,
+        n_action_steps=8,
+        n_obs_steps=2,
+        crop_shape=(162, 288),
+        obs_encoder_group_norm=True,
+        eval_fixed_crop=True,
+    ).eval()
+    limits = torch.from_numpy(np.stack([LOW, HIGH])).float()
+    normalizer = LinearNormalizer()
+    normalizer.fit({"robot_eef_pose": limits[:, :7], "robot_gripper_state": limits[:, 7:], "action": limits})
+    normalizer["image"] = get_image_range_normalizer()
+    policy.set_normalizer(normalizer)
+    return policy
+
+
+@dataclass
+class Candidate:
+    """One server, and what was measured of it."""
+
+    name: str
+    client: LineClient
+    replies: list[Reply]
+    stages: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    actions: dict[str, list[Any]] = field(default_factory=dict)
+
+    def ask(self, scenario: str, frames: Sequence[bytes], now: float) -> None:
+        """One request of a scenario."""
+        start = time.perf_counter()
+        chunk = self.client.infer(frames, [POSE] * 2, [1, 1], [now - 0.1, now])
+        client_ms = (time.perf_counter() - start) * 1000
+        while not self.replies or "log" not in self.replies[-1].stages.milliseconds:
+            time.sleep(0.0005)
+        measured = self.replies.pop().stages.milliseconds
+        self.stages.setdefault(scenario, []).append({**measured, "total": sum(measured.values()), "client": client_ms})
+        self.actions.setdefault(scenario, []).append(chunk.actions)
+
+
+@contextmanager
+def serving(name: str, options: EngineSettings, folder: Path, device: str) -> Iterator[Candidate]:
+    """A server in a thread, and a client of it."""
+    options.device = device
+    words = ["ckpt=random", "port=0", "deadline_s=60", "max_age_s=60", "guard.quaternion_tolerance=0.9"]
+    settings: ServeSettings = read_settings(None, [*words, "guard.on_workspace=clip", f"log.directory={folder / name}"])
+    engine = PolicyEngine(users_policy().to(device), options)
+    engine.warm_up()
+    replies: list[Reply] = []
+    ready, ports = threading.Event(), {}
+    loop, stop = asyncio.new_event_loop(), asyncio.Event()
+
+    async def run() -> None:
+        async with listening(engine, settings, replies.append) as (_, found):
+            ports.update(found)
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(run()), daemon=True)
+    thread.start()
+    ready.wait()
+    with LineClient(port=ports["line"], timeout=60) as client:
+        yield Candidate(name, client, replies)
+    loop.call_soon_threadsafe(stop.set)
+    thread.join()
+
+
+def measure(candidates: Sequence[Candidate], n_requests: int) -> None:
+    """Alternate between the servers; the first two requests of a scenario warm up and are left out."""
+    encoded = [
+        cv2.imencode(".jpg", scene(i, 0, (1280, 720)), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes() for i in range(40)
+    ]
+    for scenario, stride in (("new frames", 2), ("one shared", 1)):
+        for candidate in candidates:
+            candidate.client.reset()
+        for request in range(n_requests + 2):
+            at = request * stride
+            frames = [encoded[at % 40], encoded[(at + 1) % 40]]
+            for candidate in candidates:
+                candidate.replies.clear()
+                candidate.ask(scenario, frames, at / 10)
+        for candidate in candidates:
+            del candidate.stages[scenario][:2]
+
+
+def percentiles(candidate: Candidate, scenario: str) -> dict[str, list[float]]:
+    """p50, p95 and p99 of each stage and of the whole, milliseconds."""
+    rows = candidate.stages[scenario]
+    return {
+        name: [round(float(value), 3) for value in np.percentile([row.get(name, 0.0) for row in rows], (50, 95, 99))]
+        for name in (*STAGES, "total", "client")
+    }
+
+
+def difference(candidate: Candidate, baseline: Candidate) -> dict[str, float]:
+    """How far actions lie from the baseline's: largest number, millimetres, degrees."""
+    pairs = [(candidate.actions[name], baseline.actions[name]) for name in baseline.actions]
+    ours, theirs = (np.concatenate([np.stack(pair[side]) for pair in pairs]) for side in (0, 1))
+    return {
+        "largest": float(np.abs(ours - theirs).max()),
+        "largest_mm": float(np.linalg.norm(ours[..., :3] - theirs[..., :3], axis=-1).max() * 1000),
+        "largest_degrees": float(np.degrees(geodesic_distance(ours[..., 3:7], theirs[..., 3:7])).max()),
+    }
+
+
+def report(candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """Print the tables; returns the numbers."""
+    console, baseline = Console(), candidates[0]
+    found: dict[str, Any] = {"scenarios": {}, "difference": {}}
+    for scenario in baseline.stages:
+        table = Table(f"{scenario}: p50 / p95 / p99 ms", *(candidate.name for candidate in candidates))
+        rows = {candidate.name: percentiles(candidate, scenario) for candidate in candidates}
+        for stage in (*STAGES, "total", "client"):
+            table.add_row(stage, *(" / ".join(f"{ms:.1f}" for ms in rows[c.name][stage]) for c in candidates))
+        speedups = {name: rows[baseline.name]["total"][0] / stages["total"][0] for name, stages in rows.items()}
+        table.add_row("times faster", *(f"{speedups[candidate.name]:.2f}" for candidate in candidates))
+        console.print(table)
+        found["scenarios"][scenario] = {"milliseconds": rows, "times_faster": speedups}
+    for candidate in candidates[1:]:
+        apart = found["difference"][candidate.name] = difference(candidate, baseline)
+        console.print(
+            f"{candidate.name}: actions at most {apart['largest']:.1e} from the baseline's, "
+            f"{apart['largest_mm']:.3f} mm and {apart['largest_degrees']:.3f} degrees"
+        )
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="6 requests")
+    parser.add_argument("--requests", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=10, help="DDIM steps")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    arguments = parser.parse_args(argv)
+    kinds = {
+        "baseline": EngineSettings(steps=arguments.steps, fast=False),
+        "float32": EngineSettings(steps=arguments.steps),
+        "bfloat16": EngineSettings(steps=arguments.steps, precision="bfloat16"),
+    }
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        candidates = [
+            stack.enter_context(serving(name, options, Path(folder), arguments.device))
+            for name, options in kinds.items()
+        ]
+        measure(candidates, 6 if arguments.quick else arguments.requests)
+    found = report(candidates) | {
+        "steps": arguments.steps,
+        "device": torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""Frames that lie one in a file: packed and unpacked directly, without the way through zarr's event loop.
+
+That way costs more than the default codec does (docs/data.md). The short one is taken where it is the same: format 2, a
+local folder, a chunk that is one whole frame, a compressor and nothing else. Everywhere else zarr is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.storage import LocalStore
+
+from diffusion_policy.dataset.replay_buffer import STORE_EVERY_CHUNK
+
+
+class FrameFiles:
+    """Frames (N, H, W, 3) uint8 of a zarr array."""
+
+    def __init__(self, array: zarr.Array[Any]) -> None:
+        self._array = array.with_config(STORE_EVERY_CHUNK)
+        self.shape: tuple[int, ...] = array.shape[1:]
+        self._folder = _folder_of_frames(array)
+        # In format 2 these are numcodecs objects, which zarr's types do not say.
+        codecs: Sequence[Any] = array.compressors if self._folder is not None else ()
+        self._codec = codecs[0] if codecs else None
+
+    def write(self, first: int, frames: NDArray[np.uint8]) -> None:
+        """Put frames (n, H, W, 3) into rows `first` and on."""
+        if self._folder is None:
+            self._array[first : first + len(frames)] = frames
+            return
+        for row, frame in enumerate(np.ascontiguousarray(frames), start=first):
+            packed = frame if self._codec is None else self._codec.encode(frame[None])
+            self._file(self._folder, row).write_bytes(packed)
+
+    def read(self, first: int, end: int) -> NDArray[np.uint8]:
+        """Frames (n, H, W, 3) of the rows from `first` to before `end`."""
+        if self._folder is None:
+            return np.asarray(self._array[first:end])
+        frames = np.empty((end - first, *self.shape), dtype=np.uint8)
+        for i, row in enumerate(range(first, end)):
+            try:
+                packed = self._file(self._folder, row).read_bytes()
+            except FileNotFoundError:  # zarr leaves out what equals the fill value
+                frames[i] = self._array[row]
+                continue
+            pixels = packed if self._codec is None else self._codec.decode(packed)
+            frames[i] = np.frombuffer(pixels, dtype=np.uint8).reshape(self.shape)
+        return frames
+
+    def _file(self, folder: Path, row: int) -> Path:
+        return folder / self._array.metadata.encode_chunk_key((row, 0, 0, 0))
+
+
+def _folder_of_frames(array: zarr.Array[Any]) -> Path | None:
+    """Where the files of an array lie, if each is one frame that only a compressor has changed; else None."""
+    metadata = array.metadata
+    is_plain = (
+        metadata.zarr_format == 2
+        and isinstance(array.store, LocalStore)
+        and array.dtype == np.uint8
+        and array.chunks == (1, *array.shape[1:])
+        and metadata.order == "C"
+        and not metadata.filters
+    )
+    return Path(str(array.store.root)) / array.path if is_plain else None  # type: ignore[attr-defined]

@@ -1,0 +1,256 @@
+"""What a dataset shows of itself: the numbers that findings about data are made from.
+
+Everything is read once; of the images only a few frames are unpacked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.dataset.replay_buffer import (
+    ACTION_KEY,
+    GRIPPER_KEY,
+    IMAGE_KEY,
+    POSE_KEY,
+    TIMESTAMP_KEY,
+    ReplayBuffer,
+)
+from diffusion_policy.evaluate.events import GRIPPER_BAND, OPEN, UNDECIDED, gripper_events, gripper_states
+from diffusion_policy.geometry import geodesic_distance
+from diffusion_policy.report import ReportError
+from diffusion_policy.spec import Layout, layout_from_range
+
+FloatArray = NDArray[np.float64]
+
+EXPECTED_KEYS = (IMAGE_KEY, POSE_KEY, GRIPPER_KEY, ACTION_KEY)
+# Frames of the dataset that are unpacked and looked at, evenly spread.
+LOOKED_AT = 24
+# An arm that moves less than this between two steps, by position and angle, stands still.
+STILL_METRES, STILL_RADIANS = 5e-4, 2e-3
+# A frame whose brightest pixel is darker than this is black.
+BLACK = 8
+# A time between two steps is uneven if it differs from the median by more than this share of it.
+UNEVEN = 0.5
+
+
+@dataclass(frozen=True)
+class GripperEvidence:
+    """The commanded gripper of a dataset, 1 = open, beside the measured one.
+
+    Attributes:
+        low, high: of the commands.
+        closings, openings: events under the dead band, over all episodes.
+        starting_open, starting_closed: episodes by the state they begin in.
+        without_closing: numbers of the episodes that never close.
+        equals_measured: share of steps at which command and measurement are the same number.
+        leading: of the events, how many command a state the measurement is not in yet.
+        undecided: share of commands inside the dead band.
+    """
+
+    low: float
+    high: float
+    closings: int
+    openings: int
+    starting_open: int
+    starting_closed: int
+    without_closing: tuple[int, ...]
+    equals_measured: float
+    leading: int
+    undecided: float
+
+
+@dataclass(frozen=True)
+class DatasetEvidence:
+    """A dataset in numbers; E episodes, D action dimensions.
+
+    Attributes:
+        path: of the dataset.
+        keys: arrays under data/.
+        lengths: (E,) steps of each episode.
+        action_names: (D,) of the action, by its own labels or by its width.
+        low, high: (D,) range of the action.
+        semantics: what the numbers mean, as the dataset says; None if it does not.
+        layout: what the action is, told from its range.
+        image_size: (width, height), None without images.
+        missing_frames: image chunks that are not on disk.
+        black_frames: of those looked at.
+        looked_at: frames that were unpacked.
+        not_finite: NaN and infinite numbers in low-dimensional arrays.
+        quaternion_error: largest distance of a quaternion's norm from 1, action and pose.
+        sign_flips: steps from q to nearly -q within an episode, action and pose.
+        step_seconds: median time between steps, None without times.
+        uneven: share of steps whose time differs from the median by more than UNEVEN of it.
+        still: share of steps in which the measured pose does not change.
+        command_distance_m: median distance between commanded and measured position at the same step.
+        gripper: None without a gripper command.
+        dropped: episodes and steps that the conversion left out; None without its ledger.
+        settings: of the conversion; empty without its ledger.
+    """
+
+    path: str
+    keys: tuple[str, ...]
+    lengths: tuple[int, ...]
+    action_names: tuple[str, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    semantics: Mapping[str, Any] | None
+    layout: Layout
+    image_size: tuple[int, int] | None = None
+    missing_frames: int = 0
+    black_frames: int = 0
+    looked_at: int = 0
+    not_finite: int = 0
+    quaternion_error: float = 0.0
+    sign_flips: int = 0
+    step_seconds: float | None = None
+    uneven: float = 0.0
+    still: float = 0.0
+    command_distance_m: float | None = None
+    gripper: GripperEvidence | None = None
+    dropped: tuple[int, int] | None = None
+    settings: Mapping[str, Any] | None = None
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of all episodes."""
+        return sum(self.lengths)
+
+
+def look_at_dataset(path: str | Path) -> DatasetEvidence:
+    """Gather the evidence.
+
+    Raises:
+        DatasetError: no dataset there, or a damaged one.
+        ReportError: it has no action, or no step.
+    """
+    buffer = ReplayBuffer.open(path)
+    if ACTION_KEY not in buffer or buffer.n_steps == 0 or buffer[ACTION_KEY].ndim != 2:
+        raise ReportError(f"{path}: has the arrays {list(buffer.keys)} and {buffer.n_steps} steps; expected actions")
+    numbers = {key: np.asarray(buffer[key][:], dtype=np.float64) for key in buffer.keys if buffer[key].ndim <= 2}
+    not_finite = sum(int((~np.isfinite(array)).sum()) for array in numbers.values())
+    numbers = {key: np.nan_to_num(array) for key, array in numbers.items()}
+    action, starts = numbers[ACTION_KEY], _starts(buffer)
+    low, high = action.min(axis=0), action.max(axis=0)
+    dropped, settings = _conversion(Path(path))
+    return DatasetEvidence(
+        path=str(path),
+        keys=buffer.keys,
+        lengths=tuple(np.diff(buffer.episode_ends, prepend=0).tolist()),
+        action_names=buffer.names(ACTION_KEY),
+        low=tuple(low.tolist()),
+        high=tuple(high.tolist()),
+        semantics=buffer.semantics,
+        layout=layout_from_range(low, high),
+        not_finite=not_finite,
+        gripper=_gripper(numbers, buffer),
+        dropped=dropped,
+        settings=settings,
+        **_motion(numbers, starts),
+        **_times(numbers.get(TIMESTAMP_KEY), starts),
+        **_images(buffer),
+    )
+
+
+def episode_slices(ends: NDArray[np.int64]) -> list[slice]:
+    """The steps of each episode, from exclusive ends (E,)."""
+    return [slice(int(low), int(high)) for low, high in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _starts(buffer: ReplayBuffer) -> NDArray[np.bool_]:
+    """(N - 1,) whether the way from a step to the next stays within an episode."""
+    inside = np.ones(buffer.n_steps - 1, dtype=bool)
+    inside[buffer.episode_ends[:-1] - 1] = False
+    return inside
+
+
+def _motion(numbers: Mapping[str, FloatArray], inside: NDArray[np.bool_]) -> dict[str, Any]:
+    action, pose = numbers[ACTION_KEY], numbers.get(POSE_KEY)
+    vectors = [array for array in (action, pose) if array is not None and array.shape[1] >= 7]
+    quaternions = [array[:, 3:7] for array in vectors]
+    found: dict[str, Any] = {
+        "quaternion_error": max((float(np.abs(np.linalg.norm(q, axis=1) - 1).max()) for q in quaternions), default=0.0),
+        "sign_flips": sum(int(((q[1:] * q[:-1]).sum(axis=1)[inside] < -0.5).sum()) for q in quaternions),
+    }
+    if pose is not None and pose.shape[1] >= 7 and inside.any():
+        metres = np.linalg.norm(np.diff(pose[:, :3], axis=0), axis=1)[inside]
+        radians = geodesic_distance(pose[1:, 3:7], pose[:-1, 3:7])[inside]
+        found["still"] = float(((metres < STILL_METRES) & (radians < STILL_RADIANS)).mean())
+    if pose is not None and action.shape[1] >= 3:
+        found["command_distance_m"] = float(np.median(np.linalg.norm(action[:, :3] - pose[:, :3], axis=1)))
+    return found
+
+
+def _times(timestamps: FloatArray | None, inside: NDArray[np.bool_]) -> dict[str, Any]:
+    if timestamps is None or not inside.any():
+        return {}
+    seconds = np.diff(timestamps)[inside]
+    median = float(np.median(seconds))
+    uneven = float((np.abs(seconds - median) > UNEVEN * abs(median)).mean())
+    return {"step_seconds": median, "uneven": uneven}
+
+
+def _gripper(numbers: Mapping[str, FloatArray], buffer: ReplayBuffer) -> GripperEvidence | None:
+    names = buffer.names(ACTION_KEY)
+    if "gripper" not in names:
+        return None
+    command = numbers[ACTION_KEY][:, names.index("gripper")]
+    measured = numbers[GRIPPER_KEY][:, 0] if GRIPPER_KEY in numbers else None
+    episodes = [command[steps] for steps in episode_slices(buffer.episode_ends)]
+    events = [gripper_events(values) for values in episodes]
+    firsts = [states[0] for states in (_decided(values) for values in episodes) if len(states)]
+    leading = 0
+    if measured is not None:
+        for steps, found in zip(episode_slices(buffer.episode_ends), events, strict=True):
+            seen = gripper_states(measured[steps])
+            leading += sum((seen[step] == OPEN) == (kind == "close") for step, kind in found)
+    kinds = [kind for found in events for _, kind in found]
+    return GripperEvidence(
+        low=float(command.min()),
+        high=float(command.max()),
+        closings=kinds.count("close"),
+        openings=kinds.count("open"),
+        starting_open=firsts.count(OPEN),
+        starting_closed=len(firsts) - firsts.count(OPEN),
+        without_closing=tuple(i for i, values in enumerate(episodes) if values.min() > GRIPPER_BAND.closed),
+        equals_measured=0.0 if measured is None else float((command == measured).mean()),
+        leading=leading,
+        undecided=float(((command > GRIPPER_BAND.closed) & (command < GRIPPER_BAND.open)).mean()),
+    )
+
+
+def _decided(values: FloatArray) -> NDArray[np.int8]:
+    states = gripper_states(values)
+    return states[states != UNDECIDED]
+
+
+def _images(buffer: ReplayBuffer) -> dict[str, Any]:
+    if IMAGE_KEY not in buffer or buffer[IMAGE_KEY].ndim != 4:
+        return {}
+    frames = buffer[IMAGE_KEY]
+    steps = np.unique(np.linspace(0, buffer.n_steps - 1, LOOKED_AT).astype(int))
+    return {
+        "image_size": (int(frames.shape[2]), int(frames.shape[1])),
+        "missing_frames": buffer.missing_chunks(IMAGE_KEY),
+        "black_frames": sum(int(np.asarray(frames[int(step)]).max() < BLACK) for step in steps),
+        "looked_at": len(steps),
+    }
+
+
+def _conversion(path: Path) -> tuple[tuple[int, int] | None, Mapping[str, Any] | None]:
+    """Episodes and steps left out, and the settings, from the ledger that the converter writes beside a dataset."""
+    ledger = path.with_name(f"{path.name}.conversion.json")
+    if not ledger.is_file():
+        return None, None
+    try:
+        document = json.loads(ledger.read_text(encoding="utf-8"))
+        totals = document["totals"]
+        return (totals["episodes_dropped"], totals["steps_recorded"] - totals["steps_kept"]), document["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReportError(f"{ledger}: not the ledger of a conversion ({error}); convert again, or remove it") from error

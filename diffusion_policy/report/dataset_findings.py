@@ -1,0 +1,238 @@
+"""Findings about a dataset, before anything is trained on it. Pure: evidence in, finding out."""
+
+from __future__ import annotations
+
+from diffusion_policy.report.dataset_evidence import EXPECTED_KEYS, DatasetEvidence
+from diffusion_policy.report.findings import Finding, ok, run_checks
+from diffusion_policy.spec import POSE_GRIPPER, SpecError, action_semantics, check_semantics
+
+CONVERT = "python scripts/convert_cogact_to_zarr.py --input TRAJECTORIES --output NEW.zarr"
+# The robot executes one action in 0.1 s.
+CONTROL_SECONDS = 0.1
+# A dataset recorded at another rate than this far from the robot's moves the arm too fast or too slowly.
+SPACING_SLACK = 0.25
+# Sets of fewer episodes or closings than these taught no released policy; the real set has 153 episodes.
+FEW_EPISODES, FEW_CLOSINGS = 20, 20
+# Commands that equal the measurement at this share of the steps are copies of it.
+COPIED = 0.999
+# A position that is commanded this far from where the arm is, at most of the steps, is no target for the next step.
+FAR_COMMAND_M = 0.2
+QUATERNION_SLACK = 0.01
+
+
+def dataset_findings(evidence: DatasetEvidence) -> list[Finding]:
+    """Everything that can be said of a dataset by itself, in the order in which to act on it."""
+    return run_checks(CHECKS, evidence)
+
+
+def size(data: DatasetEvidence) -> Finding:
+    """Whether there is enough of it."""
+    said = f"{len(data.lengths)} episodes, {data.n_steps} steps ({min(data.lengths)} to {max(data.lengths)} each)"
+    if len(data.lengths) < FEW_EPISODES:
+        return Finding("size", "warning", f"{said}: few", "record more episodes of the task", about=data.path)
+    return ok("size", said, data.path)
+
+
+def arrays(data: DatasetEvidence) -> Finding:
+    """Whether the arrays that training reads are there."""
+    missing = [key for key in EXPECTED_KEYS if key not in data.keys]
+    if missing:
+        remedy = f"convert again, or take {', '.join(missing)} out of shape_meta"
+        return Finding("arrays", "error", f"no data/{', data/'.join(missing)}", remedy, CONVERT, data.path)
+    return ok("arrays", f"data/{', data/'.join(data.keys)}", data.path)
+
+
+def action_shape(data: DatasetEvidence) -> Finding:
+    """Whether actions are (N, 8): pose and gripper."""
+    said = f"actions are (N, {len(data.action_names)}): {' '.join(data.action_names)}"
+    if len(data.action_names) == len(POSE_GRIPPER) and data.layout != "xyz_quat_gripper":
+        evidence = f"{said}, but their ranges are not those of metres, a unit quaternion and a gripper"
+        return Finding("action-shape", "error", evidence, "check the order of the recorded numbers", CONVERT, data.path)
+    if data.layout == "xyz_quat_gripper":
+        return ok("action-shape", said, data.path)
+    if data.layout == "xyz_quat":
+        evidence = f"{said}: a pose without gripper; a policy trained on it commands none"
+        return Finding("action-shape", "warning", evidence, "convert to eight numbers a step", CONVERT, data.path)
+    if data.layout == "xyz_rotvec_width":
+        evidence = f"{said}: they look like rotation vector and gripper width, not a quaternion"
+        return Finding("action-shape", "error", evidence, "record with the current recorder", about=data.path)
+    return Finding("action-shape", "error", f"{said}; expected (N, 8)", "convert again", CONVERT, data.path)
+
+
+def semantics(data: DatasetEvidence) -> Finding:
+    """Whether the numbers mean what this project's do."""
+    if data.semantics is None:
+        evidence = "it does not say what its numbers mean; read as metres, quaternion xyzw, gripper 1 = open"
+        return Finding("semantics", "note", evidence, "convert again to have it labelled", CONVERT, data.path)
+    try:
+        check_semantics(data.semantics, action_semantics(data.action_names), data.path)
+    except SpecError as error:
+        return Finding("semantics", "error", str(error), "convert with the right labels", CONVERT, data.path)
+    return ok("semantics", "labelled: metres, quaternion xyzw, gripper 1 = open", data.path)
+
+
+def not_finite(data: DatasetEvidence) -> Finding:
+    """NaN and infinity."""
+    if data.not_finite:
+        evidence = f"{data.not_finite} numbers are NaN or infinite"
+        return Finding("not-finite", "error", evidence, "convert again; it leaves such steps out", CONVERT, data.path)
+    return ok("not-finite", "every number is finite", data.path)
+
+
+def quaternions(data: DatasetEvidence) -> Finding:
+    """Norms and signs."""
+    if data.quaternion_error > QUATERNION_SLACK:
+        evidence = f"a quaternion's norm is {data.quaternion_error:.3g} away from 1"
+        return Finding("quaternions", "error", evidence, "find the step: it is no rotation", about=data.path)
+    if data.sign_flips:
+        evidence = f"quaternions jump from q to -q at {data.sign_flips} steps: the same rotation, far apart in numbers"
+        command = f"{CONVERT} --quaternion-sign continuous"
+        return Finding("quaternions", "warning", evidence, "convert with continuous signs", command, data.path)
+    return ok("quaternions", f"norms within {data.quaternion_error:.1g} of 1, no sign flips", data.path)
+
+
+def command_is_absolute(data: DatasetEvidence) -> Finding | None:
+    """Actions are absolute poses near the measured one: differences, or another frame, are not."""
+    if data.command_distance_m is None:
+        return None
+    said = f"commanded positions lie {data.command_distance_m * 1000:.0f} mm from the measured ones (median)"
+    if data.command_distance_m > FAR_COMMAND_M:
+        evidence = f"{said}: relative actions, or another frame"
+        remedy = "actions must be absolute poses in the frame of the measured pose"
+        return Finding("command-is-absolute", "error", evidence, remedy, CONVERT, data.path)
+    return ok("command-is-absolute", said, data.path)
+
+
+def step_spacing(data: DatasetEvidence) -> Finding | None:
+    """Time between steps, beside the robot's."""
+    if data.step_seconds is None:
+        return None
+    said = f"steps are {data.step_seconds:.3g} s apart"
+    if data.step_seconds <= 0:
+        return Finding("step-spacing", "error", f"{said}: time does not go on", "check the recorder", about=data.path)
+    if abs(data.step_seconds / CONTROL_SECONDS - 1) > SPACING_SLACK:
+        speed = data.step_seconds / CONTROL_SECONDS
+        faster = f"{speed:.1f} times as fast as" if speed > 1 else f"at {speed:.0%} of the speed"
+        evidence = f"{said}, the robot executes one in {CONTROL_SECONDS} s: it will move {faster} it was shown"
+        remedy = "record at the robot's rate, or have the client execute at the recorded one"
+        return Finding("step-spacing", "warning", evidence, remedy, about=data.path)
+    if data.uneven > 0.05:
+        evidence = f"{said}, but {data.uneven:.0%} of them are off by more than half"
+        return Finding("step-spacing", "warning", evidence, "look for lost frames in the recorder", about=data.path)
+    return ok("step-spacing", f"{said}, evenly", data.path)
+
+
+def polarity(data: DatasetEvidence) -> Finding | None:
+    """Whether 1 is open: an arm that has nothing in its hand yet starts open."""
+    gripper = data.gripper
+    if gripper is None:
+        return None
+    if gripper.low < -0.05 or gripper.high > 1.05 or gripper.high < 0.2:
+        evidence = f"the gripper's command is {gripper.low:.3g} to {gripper.high:.3g}; expected 0 (closed) to 1 (open)"
+        remedy = "a width in metres or another unit: convert it to 0..1"
+        return Finding("polarity", "error", evidence, remedy, CONVERT, data.path)
+    said = f"{gripper.starting_open} episodes start open, {gripper.starting_closed} closed"
+    if gripper.starting_closed > gripper.starting_open:
+        evidence = f"{said}: is the gripper recorded as 1 = closed?"
+        return Finding("polarity", "warning", evidence, "look at frames with 0; 1 must be open", about=data.path)
+    return ok("polarity", f"{said} (1 = open)", data.path)
+
+
+def closings(data: DatasetEvidence) -> Finding | None:
+    """Whether there is enough to learn closing from."""
+    gripper = data.gripper
+    if gripper is None:
+        return None
+    said = f"the gripper closes {gripper.closings} times and opens {gripper.openings} times"
+    never = len(gripper.without_closing)
+    without = f"; {never} of {len(data.lengths)} episodes never close" if never else ""
+    if gripper.closings == 0:
+        return Finding("closings", "error", said, "record episodes that grasp", about=data.path)
+    if gripper.closings < FEW_CLOSINGS:
+        evidence = f"{said} in the whole set{without}: few to learn from"
+        command = "python train.py loss=gripper_events task.dataset_path=" + data.path
+        return Finding("closings", "warning", evidence, "record more, or weight them higher", command, data.path)
+    if never > len(data.lengths) / 4:
+        evidence = f"{said}{without}"
+        return Finding("closings", "note", evidence, "leave out episodes that were broken off", about=data.path)
+    return ok("closings", said + without, data.path)
+
+
+def copycat_labels(data: DatasetEvidence) -> Finding | None:
+    """Whether the command can be copied from the measured gripper instead of decided."""
+    gripper = data.gripper
+    if gripper is None:
+        return None
+    events = gripper.closings + gripper.openings
+    said = f"command and measured gripper are equal at {gripper.equals_measured:.1%} of the steps"
+    lead = f"{gripper.leading} of {events} events command a state that is not measured yet"
+    if gripper.equals_measured >= COPIED and not gripper.leading:
+        evidence = f"{said}, at transitions too: a policy can copy its input and never decide to close"
+        remedy = "take the command from the next measurement, or hide the input now and then while training"
+        return Finding(
+            "copycat-labels", "warning", evidence, remedy, f"{CONVERT} --gripper-command next-measured", data.path
+        )
+    return ok("copycat-labels", f"{said}; {lead}", data.path)
+
+
+def dead_band(data: DatasetEvidence) -> Finding | None:
+    """Whether commands say open or closed, or something between."""
+    if data.gripper is None:
+        return None
+    said = f"{data.gripper.undecided:.1%} of the commands are neither open (>= 0.7) nor closed (<= 0.3)"
+    if data.gripper.undecided > 0.02:
+        remedy = "a policy learns what lies between too; record a command of 0 or 1"
+        return Finding("dead-band", "warning", said, remedy, about=data.path)
+    return ok("dead-band", said, data.path)
+
+
+def images(data: DatasetEvidence) -> Finding | None:
+    """Lost and black frames."""
+    if data.image_size is None:
+        return None
+    said = "{} x {} pixels".format(*data.image_size)
+    if data.missing_frames:
+        evidence = f"{said}; {data.missing_frames} chunks of frames are not on disk and read as black"
+        return Finding("images", "error", evidence, "convert again: the dataset is damaged", CONVERT, data.path)
+    if data.black_frames:
+        evidence = f"{said}; {data.black_frames} of the {data.looked_at} frames looked at are black"
+        return Finding("images", "warning", evidence, "look at the recording: the camera was off", about=data.path)
+    return ok("images", f"{said}; none of {data.looked_at} frames looked at is black", data.path)
+
+
+def standing_still(data: DatasetEvidence) -> Finding:
+    """How much of it teaches the policy to stay where it is."""
+    said = f"the arm stands still in {data.still:.0%} of the steps"
+    if data.still > 0.5:
+        return Finding("standing-still", "note", said, "cut pauses: a policy learns to wait from them", about=data.path)
+    return ok("standing-still", said, data.path)
+
+
+def left_out(data: DatasetEvidence) -> Finding | None:
+    """What the conversion could not use."""
+    if data.dropped is None:
+        return None
+    episodes, steps = data.dropped
+    if episodes or steps:
+        evidence = f"the conversion left out {episodes} episodes, {steps} steps in all"
+        return Finding("left-out", "note", evidence, f"{data.path}.conversion.json says why", about=data.path)
+    return ok("left-out", "the conversion left nothing out", data.path)
+
+
+CHECKS = (
+    size,
+    arrays,
+    action_shape,
+    semantics,
+    not_finite,
+    quaternions,
+    command_is_absolute,
+    polarity,
+    closings,
+    copycat_labels,
+    dead_band,
+    step_spacing,
+    images,
+    standing_still,
+    left_out,
+)

@@ -1,0 +1,181 @@
+"""The doctor: goes through the known troubles in order, over whatever it is given, and ends with the cause."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from diffusion_policy.checkpoint import CheckpointError
+from diffusion_policy.report.checkpoint_evidence import CheckpointEvidence, look_at_checkpoint
+from diffusion_policy.report.checkpoint_findings import checkpoint_findings, together_findings
+from diffusion_policy.report.dataset_evidence import DatasetEvidence, look_at_dataset
+from diffusion_policy.report.dataset_findings import dataset_findings
+from diffusion_policy.report.environment import environment_findings, look_at_environment
+from diffusion_policy.report.findings import SEVERITIES, Diagnosis, Finding, diagnose
+from diffusion_policy.report.log_evidence import look_at_log
+from diffusion_policy.report.log_findings import log_findings
+from diffusion_policy.report.run_folder import RunFolder, open_run
+from diffusion_policy.report.training_evidence import config_of_run, look_at_config
+from diffusion_policy.report.training_findings import config_findings, run_findings
+
+STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
+Groups = Mapping[str, Sequence[Finding]]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Findings by what they are about, in the order in which to act on them."""
+
+    groups: Groups
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All, in order."""
+        return [finding for group in self.groups.values() for finding in group]
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """The cause."""
+        return diagnose(self.findings)
+
+    @property
+    def exit_status(self) -> int:
+        """0 fine, 1 trouble found."""
+        return 1 if self.diagnosis.cause is not None else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON: findings by group, and the diagnosis."""
+        diagnosis = self.diagnosis
+        return {
+            "groups": {name: [finding.to_json() for finding in group] for name, group in self.groups.items()},
+            "worst": max((f.severity for f in self.findings), key=SEVERITIES.index, default="ok"),
+            "cause": None if diagnosis.cause is None else diagnosis.cause.to_json(),
+            "diagnosis": diagnosis.sentence(),
+        }
+
+    def table(self) -> Group:
+        """For the terminal: every finding, then the cause and the next command."""
+        table = Table(box=None, pad_edge=False, show_header=False)
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, group in self.groups.items():
+            for i, finding in enumerate(group):
+                about = f" [dim]({escape(Path(finding.about).name)})[/]" if finding.about and finding.trouble else ""
+                style = STYLES[finding.severity]
+                table.add_row(
+                    name if i == 0 else "", f"[{style}]{finding.severity}[/]", escape(finding.evidence) + about
+                )
+        return Group(table, Text(), *_conclusion(self.diagnosis))
+
+
+def _conclusion(diagnosis: Diagnosis) -> list[Text]:
+    cause = diagnosis.cause
+    head = "" if cause is None else "The cause: " if cause.severity == "error" else "The likeliest cause: "
+    lines = [Text(f"{head}{diagnosis.sentence()}.", style="green" if cause is None else STYLES[cause.severity])]
+    if cause is not None and cause.remedy:
+        lines.append(Text(f"What to do: {cause.remedy}"))
+    if cause is not None and cause.command:  # not folded, to be copied
+        lines.append(Text.assemble("next: ", (cause.command, "bold"), no_wrap=True, overflow="ignore"))
+    if diagnosis.others:
+        count = len(diagnosis.others)
+        lines.append(Text(f"Then look at the other {count} finding{'s' if count > 1 else ''} above.", "dim"))
+    return lines
+
+
+def examine(
+    dataset: Path | None = None,
+    checkpoint: Path | None = None,
+    config: tuple[str, DictConfig] | None = None,
+    run: Path | None = None,
+    logs: Sequence[Path] = (),
+    outputs: Path = Path(),
+) -> Examination:
+    """Examine whatever is given; a run brings its dataset and its checkpoint, as far as they are there.
+
+    Args:
+        dataset: converted dataset.
+        checkpoint: of the policy.
+        config: its name and content.
+        run: folder of a training run.
+        logs: inference logs.
+        outputs: where runs are written, to see how much disk is free.
+
+    Raises:
+        WorkspaceError: something that was named is not there or cannot be read.
+    """
+    opened = None if run is None else open_run(run)
+    dataset = dataset or (opened.dataset if opened else None)
+    checkpoint = checkpoint or (opened.deployable if opened else None)
+    groups: dict[str, list[Finding]] = {"environment": environment_findings(look_at_environment(outputs))}
+    data = None if dataset is None else look_at_dataset(dataset)
+    if data is not None:
+        groups["dataset"] = dataset_findings(data)
+    weights: CheckpointEvidence | None = None
+    if checkpoint is not None:
+        weights, found = _checkpoint(checkpoint)
+        groups["checkpoint"] = found
+    if weights is not None and data is not None:
+        groups["together"] = together_findings(weights, data)
+    if config is not None:
+        groups["config"] = _config(config, data, weights)
+    if opened is not None:
+        groups["run"] = _run(opened, data)
+    for path in logs:
+        groups.setdefault("log", []).extend(log_findings(look_at_log(path)))
+    return Examination(groups)
+
+
+def _checkpoint(path: Path) -> tuple[CheckpointEvidence | None, list[Finding]]:
+    """A file that is there but is no checkpoint is a finding; one that is not there is bad input."""
+    try:
+        evidence = look_at_checkpoint(path)
+    except CheckpointError as error:
+        if not path.is_file():
+            raise
+        remedy = "name a checkpoint of the policy, or adapt this file to one"
+        command = f"python scripts/adapt.py inspect {shlex.quote(str(path))}"
+        return None, [Finding("checkpoint-opens", "error", str(error), remedy, command, str(path))]
+    return evidence, checkpoint_findings(evidence)
+
+
+def _config(
+    named: tuple[str, DictConfig], data: DatasetEvidence | None, weights: CheckpointEvidence | None
+) -> list[Finding]:
+    name, content = named
+    evidence = look_at_config(content, name)
+    found = config_findings(evidence, data)
+    if weights is not None and weights.spec is not None and evidence.spec is not None:
+        found.append(fits_config(weights, evidence.spec.action_names, name))
+    return found
+
+
+def fits_config(weights: CheckpointEvidence, action_names: tuple[str, ...], name: str) -> Finding:
+    """Whether a checkpoint's actions are those that a config trains."""
+    assert weights.spec is not None
+    ours = weights.spec.action_names
+    if ours == action_names:
+        return Finding("checkpoint-fits-config", "ok", "checkpoint and config have the same actions", about=name)
+    evidence = f"size mismatch: the checkpoint predicts {len(ours)} numbers, the config {len(action_names)}"
+    command = f"python scripts/finetune_from_7d_to_8d.py --old_ckpt {weights.path} --new_ckpt GROWN.ckpt"
+    remedy = "grow the checkpoint" if len(ours) < len(action_names) else "take the task of the checkpoint"
+    return Finding("checkpoint-fits-config", "error", evidence, remedy, command if len(ours) == 7 else "", name)
+
+
+def _run(run: RunFolder, data: DatasetEvidence | None) -> list[Finding]:
+    """The config first, as the run was started with it; what the numbers say of the same is the better evidence."""
+    found = run_findings(run)
+    evidence = config_of_run(run)
+    if evidence is None:
+        return found
+    told = {finding.code for finding in found}
+    return [finding for finding in config_findings(evidence, data) if finding.code not in told] + found

@@ -1,0 +1,210 @@
+"""The page of a fine-tune, from whatever is given: a dataset, a checkpoint, a run, logs, open-loop errors.
+
+A run brings along its dataset, its best checkpoint, the ledger of its weights and the logs below its folder, as far as
+they are there. The verdict stands on top, in one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from diffusion_policy.adapt.ledger import Ledger
+from diffusion_policy.checkpoint import read_checkpoint
+from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.evaluate.intervals import wilson_interval
+from diffusion_policy.evaluate.writing import write_report
+from diffusion_policy.report import ReportError
+from diffusion_policy.report.dataset_evidence import look_at_dataset
+from diffusion_policy.report.doctor import Examination, examine
+from diffusion_policy.report.log_evidence import LogEvidence, look_at_log
+from diffusion_policy.report.log_findings import open_loop_findings
+from diffusion_policy.report.page import Section, render
+from diffusion_policy.report.playback import dataset_of_log, playback_of_episode, playback_of_log
+from diffusion_policy.report.replay import replay_section
+from diffusion_policy.report.run_folder import RunFolder, open_run
+from diffusion_policy.report.sections import (
+    data_section,
+    findings_section,
+    gripper_section,
+    ledger_section,
+    training_section,
+)
+from diffusion_policy.report.sections_of_errors import (
+    guard_section,
+    horizon_section,
+    latency_section,
+    open_loop_section,
+    pooled,
+    trajectory_section,
+)
+
+MOST_BYTES = 15 * 2**20
+# Recorded episodes that are played back where no log is given.
+EPISODES = 4
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the page is made of; every part may be missing."""
+
+    dataset: Path | None = None
+    checkpoint: Path | None = None
+    run: Path | None = None
+    logs: tuple[Path, ...] = ()
+    open_loop: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The sentence on top, and how it is coloured: "good", "doubt" or "bad"."""
+
+    level: str
+    sentence: str
+
+
+def write_dossier(path: Path, sources: Sources) -> Verdict:
+    """Write the page beside its name, then rename; returns the verdict that stands on top.
+
+    Raises:
+        ReportError: nothing was given, or the page became larger than MOST_BYTES.
+        WorkspaceError: a source is not there or cannot be read.
+    """
+    verdict, page = make_dossier(sources)
+    if len(page) > MOST_BYTES:
+        raise ReportError(f"{path}: the page would have {len(page) / 2**20:.0f} MB, more than 15; give it fewer logs")
+    write_report(path, page)
+    return verdict
+
+
+def make_dossier(sources: Sources) -> tuple[Verdict, str]:
+    """The verdict and the page."""
+    if not any((sources.dataset, sources.checkpoint, sources.run, sources.logs, sources.open_loop)):
+        raise ReportError("nothing to report on; give a dataset, a checkpoint, a run, logs or open-loop errors")
+    run = None if sources.run is None else open_run(sources.run)
+    logs = [look_at_log(path) for path in sources.logs or (run.logs if run else ())]
+    dataset = sources.dataset or (run.dataset if run else None)
+    dataset = dataset or next((found for found in (dataset_of_log(e.log) for e in logs) if found is not None), None)
+    documents = [document for path in sources.open_loop for document in read_open_loop(path)]
+    examination = examine(dataset, sources.checkpoint, None, sources.run, [e.log.path for e in logs])
+    if documents:
+        found = [finding for document in documents for finding in open_loop_findings(document, document["checkpoint"])]
+        examination = Examination({**examination.groups, "open loop": found})
+    verdict = conclude(examination, logs, run)
+    ledger_of = sources.checkpoint or (run.deployable if run else None)
+    sections = _sections(examination, dataset, run, logs, documents, ledger_of)
+    return verdict, render(_title(sources), _lead(verdict, examination), sections)
+
+
+def _sections(
+    examination: Examination,
+    dataset: Path | None,
+    run: RunFolder | None,
+    logs: Sequence[LogEvidence],
+    documents: Sequence[Mapping[str, Any]],
+    checkpoint: Path | None,
+) -> list[Section]:
+    """Those that something was given for, in reading order."""
+    buffer = None if dataset is None else ReplayBuffer.open(dataset)
+    played = [found for found in (playback_of_log(evidence.log, buffer) for evidence in logs) if found is not None]
+    if not played and buffer is not None:
+        played = [playback_of_episode(buffer, episode) for episode in range(min(EPISODES, buffer.n_episodes))]
+    gripping = [playback for playback in played if playback.commands is not None and (playback.predicted or not logs)]
+    ledger = None if checkpoint is None else ledger_of_checkpoint(checkpoint)
+    stages = pooled([evidence.stages for evidence in logs])
+    made: list[Section | None] = [findings_section(examination.groups)]
+    if dataset is not None and buffer is not None:
+        made.append(data_section(look_at_dataset(dataset), buffer))
+    made.append(ledger_section(*ledger) if ledger is not None else None)
+    made.append(training_section(run) if run is not None and run.metrics else None)
+    made.append(gripper_section(gripping, _verdicts(logs)) if gripping else None)
+    made.append(open_loop_section(documents) if documents else None)
+    made.append(horizon_section(run) if run is not None and not documents else None)
+    made.append(trajectory_section(played) if played else None)
+    made.append(latency_section(stages) if stages else None)
+    made.append(guard_section([evidence.log for evidence in logs]))
+    made.append(replay_section(played) if played else None)
+    return [section for section in made if section is not None]
+
+
+def ledger_of_checkpoint(path: Path) -> tuple[Ledger, str] | None:
+    """The ledger that a checkpoint carries, and its title: of its adaptation, else of what training inherited."""
+    provenance = read_checkpoint(path).provenance or {}
+    adaptation = provenance.get("adaptation") or {}
+    if "ledger" in adaptation:
+        source = (adaptation.get("source") or {}).get("name", "its source")
+        return Ledger.from_json(adaptation["ledger"]), f"Adapted from {source}"
+    if "inheritance" in provenance:
+        source = (provenance.get("pretrained") or {}).get("name", "its source")
+        return Ledger.from_json(provenance["inheritance"]), f"Inherited from {source}"
+    return None
+
+
+def read_open_loop(path: Path) -> list[Mapping[str, Any]]:
+    """Reports of scripts/evaluate_open_loop.py --json.
+
+    Raises:
+        ReportError: not there, or something else.
+    """
+    try:
+        reports = json.loads(path.read_text(encoding="utf-8"))["reports"]
+        for report in reports:
+            for needed in ("checkpoint", "scores", "episodes", "shortcomings", "scheduler", "steps", "samples"):
+                report[needed]
+            report["scores"]["policy"]["per_horizon_step"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReportError(f"{path}: not the JSON of scripts/evaluate_open_loop.py ({error})") from error
+    return list(reports)
+
+
+def conclude(examination: Examination, logs: Sequence[LogEvidence], run: RunFolder | None) -> Verdict:
+    """The verdict: the cause if something is wrong, else what was learned."""
+    diagnosis = examination.diagnosis
+    cause = diagnosis.cause
+    where = f"{cause.about}: " if cause is not None and len(logs) > 1 and cause in examination.groups["log"] else ""
+    said = f"{where}{diagnosis.sentence()}"
+    deploys = bool(logs or run or "checkpoint" in examination.groups or "open loop" in examination.groups)
+    if any(finding.severity == "error" for finding in examination.findings):
+        return Verdict("bad", f"{'Do not deploy it' if deploys else 'Do not train on it yet'}: {said}.")
+    learned = _learned(logs)
+    if cause is None:
+        return Verdict("good", f"{'It can be deployed' if deploys else 'It can be trained on'}: {learned}{said}.")
+    return Verdict("doubt", f"{'It runs' if deploys else 'It can be trained on'}, with doubts: {learned}{said}.")
+
+
+def _learned(logs: Sequence[LogEvidence]) -> str:
+    """In how many logs the gripper is learned, of those that can tell."""
+    verdicts = [evidence.gripper.verdict for evidence in logs]
+    judged = [verdict for verdict in verdicts if verdict not in ("no gripper command", "too short")]
+    if not judged:
+        return ""
+    count = judged.count("learned")
+    low, high = wilson_interval(count, len(judged))
+    return f"the gripper is learned in {count} of {len(judged)} logs (95 % interval {low:.0%}-{high:.0%}); "
+
+
+def _lead(verdict: Verdict, examination: Examination) -> str:
+    cause = examination.diagnosis.cause
+    remedy = f'<p class="dim">What to do: {escape(cause.remedy)}</p>' if cause is not None and cause.remedy else ""
+    command = (
+        f'<p class="dim">next: <code>{escape(cause.command)}</code></p>' if cause is not None and cause.command else ""
+    )
+    said = f"<p><strong>{escape(verdict.sentence)}</strong></p>"
+    return f'<div class="verdict {verdict.level}" role="status">{said}{remedy}{command}</div>'
+
+
+def _verdicts(logs: Sequence[LogEvidence]) -> dict[str, str]:
+    return {
+        evidence.log.path.stem.removeprefix("inference_log_"): f"{evidence.gripper.verdict}; {evidence.gripper.reason}"
+        for evidence in logs
+    }
+
+
+def _title(sources: Sources) -> str:
+    named = [path.name for path in (sources.run, sources.checkpoint, sources.dataset) if path is not None]
+    named += [f"{len(sources.logs)} logs"] if sources.logs else []
+    return "Report: " + (", ".join(named) or "open-loop errors")

@@ -1,0 +1,136 @@
+"""What this machine offers: versions, GPU, memory, disk; and findings about them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+import torch
+from packaging.requirements import Requirement
+
+from diffusion_policy.report.findings import Finding, ok, run_checks
+
+DISTRIBUTION = "diffusion-policy"
+# A run keeps about eight checkpoints of 180 MB (20 M parameters, average and optimiser).
+DISK_NEEDED = 2 * 2**30
+# Loader workers and the model together.
+MEMORY_NEEDED = 4 * 2**30
+GPU_NEEDED = 6 * 2**30
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A machine.
+
+    Attributes:
+        python: version.
+        versions: of the packages that this project needs, None for one that is not installed.
+        unmet: requirements that are not met, as they are written.
+        cores: that this process may use.
+        memory: bytes that are free for programs; None where the system does not say.
+        disk: free bytes where outputs go.
+        gpus: name and free bytes of each.
+        cuda_build: the CUDA that torch was built for; None for a build without.
+    """
+
+    python: str
+    versions: dict[str, str | None]
+    unmet: tuple[str, ...]
+    cores: int
+    memory: int | None
+    disk: int
+    gpus: tuple[tuple[str, int], ...] = ()
+    cuda_build: str | None = None
+
+
+def look_at_environment(outputs: Path = Path()) -> Environment:
+    """Gather it; `outputs` is where runs will be written."""
+    wanted = [Requirement(text) for text in requires(DISTRIBUTION) or []]
+    needed = [requirement for requirement in wanted if requirement.marker is None or requirement.marker.evaluate()]
+    versions = {requirement.name: _version(requirement.name) for requirement in needed}
+    found = ((requirement, versions[requirement.name]) for requirement in needed)
+    existing = next(folder for folder in (outputs.resolve(), *outputs.resolve().parents) if folder.is_dir())
+    return Environment(
+        python=platform.python_version(),
+        versions=versions,
+        unmet=tuple(str(r) for r, has in found if has is None or not r.specifier.contains(has, prereleases=True)),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory=_free_memory(),
+        disk=shutil.disk_usage(existing).free,
+        gpus=tuple(
+            (torch.cuda.get_device_name(i), torch.cuda.mem_get_info(i)[0]) for i in range(torch.cuda.device_count())
+        ),
+        cuda_build=torch.version.cuda,
+    )
+
+
+def environment_findings(environment: Environment) -> list[Finding]:
+    """Whether training and serving can work here."""
+    return run_checks((packages, gpu, memory, disk), environment)
+
+
+def packages(environment: Environment) -> Finding:
+    """Versions."""
+    if environment.unmet:
+        evidence = f"not met: {', '.join(environment.unmet)}"
+        return Finding("packages", "error", evidence, "install what the project needs", "pip install -e .")
+    shown = ("torch", "numpy", "zarr", "diffusers")
+    listed = ", ".join(f"{name} {environment.versions[name]}" for name in shown if environment.versions.get(name))
+    return ok("packages", f"Python {environment.python}, {listed}; every requirement is met")
+
+
+def gpu(environment: Environment) -> Finding:
+    """Whether there is a GPU with room."""
+    if not environment.gpus:
+        why = "torch was built without CUDA" if environment.cuda_build is None else "torch finds no CUDA device"
+        evidence = f"no GPU ({why}), {environment.cores} CPU cores: a fine-tune of hours takes days"
+        return Finding("gpu", "note", evidence, "fine for tests and small data; else train where a GPU is")
+    listed = ", ".join(f"{name} with {free / 2**30:.0f} GiB free" for name, free in environment.gpus)
+    if max(free for _, free in environment.gpus) < GPU_NEEDED:
+        evidence = f"{listed}: less than {GPU_NEEDED >> 30} GiB"
+        return Finding("gpu", "warning", evidence, "end what holds it (nvidia-smi), or lower dataloader.batch_size")
+    return ok("gpu", f"{listed}, {environment.cores} CPU cores")
+
+
+def memory(environment: Environment) -> Finding | None:
+    """Free memory."""
+    if environment.memory is None:
+        return None
+    said = f"{environment.memory / 2**30:.1f} GiB of memory are free"
+    if environment.memory < MEMORY_NEEDED:
+        remedy = "fewer loader workers, and training.cache=none"
+        return Finding(
+            "memory", "warning", said, remedy, "python train.py dataloader.num_workers=2 training.cache=none"
+        )
+    return ok("memory", said)
+
+
+def disk(environment: Environment) -> Finding:
+    """Free disk."""
+    said = f"{environment.disk / 2**30:.1f} GiB of disk are free"
+    if environment.disk < DISK_NEEDED:
+        remedy = "free some: a run keeps several checkpoints; lower checkpoint.topk.k"
+        return Finding("disk", "error", said, remedy, "python train.py checkpoint.topk.k=1")
+    return ok("disk", said)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _free_memory() -> int | None:
+    """What the kernel says is available without swapping."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return None
+    for line in meminfo.read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,168 @@
+"""Findings: what was found, how bad it is, on what evidence, and what to do; and the cause behind what is seen.
+
+A check is a pure function from evidence to one finding, or None where it cannot be told. Doctor, page, comparison and
+the checks after a conversion all show these, in this order: environment, dataset, checkpoint, config, how they fit
+together, run, log, open loop. What comes first is the likelier cause of what comes later.
+
+Some findings are symptoms ("the loss does not fall"): `diagnose` looks for the finding that explains them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar
+
+Severity = Literal["ok", "note", "warning", "error"]
+SEVERITIES: tuple[Severity, ...] = ("ok", "note", "warning", "error")
+Evidence = TypeVar("Evidence")
+
+# What a symptom may come from, the likeliest first; codes of findings.
+EXPLAINS: dict[str, tuple[str, ...]] = {
+    "size-mismatch": (
+        "projection",
+        "checkpoint-fits-dataset",
+        "checkpoint-fits-config",
+        "action-shape",
+        "config-action",
+    ),
+    "loss-does-not-fall": (
+        "not-finite",
+        "learning-rate",
+        "warm-up",
+        "start",
+        "loss-before-first-update",
+        "normaliser-range",
+        "command-is-absolute",
+        "checkpoint-fits-dataset",
+        "few-updates",
+    ),
+    "gripper-verdict": (
+        "action-shape",
+        "projection",
+        "log-action",
+        "gripper-statistics",
+        "gripper-row",
+        "polarity",
+        "closings",
+        "copycat-labels",
+        "start",
+        "loss-before-first-update",
+        "normaliser-range",
+        "ema-weights",
+        "log-weights",
+        "dead-band",
+        "step-spacing",
+        "learning-rate",
+        "warm-up",
+        "few-updates",
+    ),
+    "beats-baselines": ("copycat-labels", "start", "warm-up", "learning-rate", "normaliser-range", "few-updates"),
+}
+
+OF_ONE_LOG = "log-"
+SYMPTOMS = {
+    "size-mismatch": "the sizes do not match",
+    "loss-does-not-fall": "the loss does not fall",
+    "gripper-verdict": "the gripper is not learned",
+    "beats-baselines": "baselines are not beaten",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        code: stable name of the check.
+        severity: "ok", "note" (worth knowing), "warning" (may be the cause), "error" (is wrong).
+        evidence: what was found, with its numbers.
+        remedy: what to do; empty if there is nothing to do.
+        command: the next command line, where there is one.
+        about: file that it is about.
+    """
+
+    code: str
+    severity: Severity
+    evidence: str
+    remedy: str = ""
+    command: str = ""
+    about: str = ""
+
+    @property
+    def trouble(self) -> bool:
+        """Whether it is more than a note."""
+        return self.severity in ("warning", "error")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+
+def ok(code: str, evidence: str, about: str = "") -> Finding:
+    """A finding that all is well."""
+    return Finding(code, "ok", evidence, about=about)
+
+
+def run_checks(checks: Iterable[Callable[[Evidence], Finding | None]], evidence: Evidence) -> list[Finding]:
+    """What the checks find, in their order."""
+    return [finding for finding in (check(evidence) for check in checks) if finding is not None]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is wrong, and why.
+
+    Attributes:
+        cause: the finding to act on; None if there is no trouble.
+        explains: symptoms that the cause may be behind.
+        others: further trouble.
+    """
+
+    cause: Finding | None
+    explains: tuple[Finding, ...] = ()
+    others: tuple[Finding, ...] = ()
+
+    def sentence(self) -> str:
+        """The diagnosis in one sentence."""
+        if self.cause is None:
+            return "no trouble found"
+        *most, last = dict.fromkeys(SYMPTOMS[symptom.code] for symptom in self.explains) or [""]
+        seen = f"{', '.join(most)} and {last}" if most else last
+        likely = "is" if self.cause.severity == "error" else "is likely to be"
+        return self.cause.evidence + (f"; it {likely} why {seen}" if seen else "")
+
+
+def diagnose(findings: Sequence[Finding]) -> Diagnosis:
+    """The finding to act on first.
+
+    An error that is no symptom comes first; then what may explain a symptom, by EXPLAINS; then the symptom itself; then
+    a warning.
+    """
+    trouble = [finding for finding in findings if finding.trouble]
+    symptoms = [finding for finding in trouble if finding.code in EXPLAINS]
+    others = [finding for finding in trouble if finding.code not in EXPLAINS]
+    candidates = [
+        *(finding for finding in others if finding.severity == "error"),
+        *(
+            finding
+            for symptom in symptoms
+            for code in EXPLAINS[symptom.code]
+            for finding in others
+            if finding.code == code and _may_explain(finding, symptom)
+        ),
+        *sorted(symptoms, key=lambda finding: -SEVERITIES.index(finding.severity)),
+        *others,
+    ]
+    if not candidates:
+        return Diagnosis(None)
+    cause = candidates[0]
+    explained = tuple(symptom for symptom in symptoms if _may_explain(cause, symptom))
+    rest = tuple(finding for finding in trouble if finding is not cause and finding not in explained)
+    return Diagnosis(cause, explained, rest)
+
+
+def _may_explain(finding: Finding, symptom: Finding) -> bool:
+    """What is found in one log explains nothing in another."""
+    same = finding.about == symptom.about or not finding.code.startswith(OF_ONE_LOG)
+    return finding.code in EXPLAINS[symptom.code] and same

@@ -1,0 +1,132 @@
+"""One self-contained page: sections of text, tables, figures and frames, in one file that opens from disk.
+
+Figures are Plotly's, its program is put into the page once; style and behaviour lie in page.css and page.js beside this
+file. Nothing is fetched, ever: images are data, and a policy in the head of the page forbids the network.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from plotly.graph_objects import Figure
+from plotly.offline import get_plotlyjs
+
+from diffusion_policy.spec import resize_frame
+
+WIDEST_FRAME = 320
+JPEG_QUALITY = 72
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; font-src data:; "
+    "frame-src 'self'"
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        anchor: its id.
+        title: its heading.
+        body: HTML; text in it is escaped already.
+        figures: Plotly figures that `body` has places for, by id.
+    """
+
+    anchor: str
+    title: str
+    body: str
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+
+def render(title: str, lead: str, sections: Sequence[Section]) -> str:
+    """The whole page; `lead` is HTML that stands above all sections."""
+    figures = {_plot(name): figure for section in sections for name, figure in section.figures.items()}
+    links = "".join(f'<a href="#{s.anchor}">{escape(s.title)}</a>' for s in sections)
+    body = "".join(
+        f'<section id="{s.anchor}" aria-labelledby="{s.anchor}-title"><h2 id="{s.anchor}-title">{escape(s.title)}</h2>'
+        f"{s.body}</section>"
+        for s in sections
+    )
+    plotly = f"<script>{get_plotlyjs()}</script>" if figures else ""
+    drawn = {name: json.loads(figure.to_json()) for name, figure in figures.items()}
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{asset('page.css')}</style></head><body>"
+        f'<a class="skip" href="#main">Skip to the report</a><header><h1>{escape(title)}</h1>{lead}'
+        f'<nav aria-label="Sections">{links}</nav></header><main id="main">{body}</main>'
+        f"{plotly}{embedded('figures', drawn)}<script>{asset('page.js')}</script></body></html>\n"
+    )
+
+
+def _plot(name: str) -> str:
+    """Id of a figure's place; sections have ids of their own."""
+    return f"plot-{name}"
+
+
+def asset(name: str) -> str:
+    """A file that lies beside this one."""
+    return files("diffusion_policy.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def embedded(name: str, data: Any) -> str:
+    """Data for the page's program; no text in it can end the element."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return f'<script type="application/json" id="data-{name}">{text}</script>'
+
+
+def place(name: str, alt: str, height: int = 320) -> str:
+    """Room for a figure, with the text that stands for it where it cannot be seen."""
+    return (
+        f'<figure class="plot"><div id="{_plot(name)}" role="img" aria-label="{escape(alt, quote=True)}" '
+        f'style="height:{height}px"></div><figcaption>{escape(alt)}</figcaption></figure>'
+    )
+
+
+def grid(*parts: str) -> str:
+    """Parts beside each other where there is room."""
+    return f'<div class="grid">{"".join(parts)}</div>'
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", marks: Sequence[str] = ()) -> str:
+    """A table; cells are text and are escaped here. `marks` are classes of the rows."""
+    classes = list(marks) + [""] * (len(rows) - len(marks))
+    heading = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    body = "".join(
+        f"<tr{f' class={chr(34)}{mark}{chr(34)}' if mark else ''}>"
+        + "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        + "</tr>"
+        for row, mark in zip(rows, classes, strict=True)
+    )
+    shown = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f'<div class="scroll"><table>{shown}<thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def paragraph(text: str, kind: str = "") -> str:
+    """Text as a paragraph."""
+    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+
+
+def image_data(frame: NDArray[np.uint8], widest: int = WIDEST_FRAME) -> str:
+    """An RGB frame (H, W, 3) as a data URI, JPEG, at most so wide."""
+    height, width = frame.shape[:2]
+    if width > widest:
+        frame = resize_frame(frame, widest, max(1, round(height * widest / width)))
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
+
+
+def picture(frame: NDArray[np.uint8], alt: str, caption: str = "") -> str:
+    """A frame with its caption."""
+    said = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<figure class="frame"><img src="{image_data(frame)}" alt="{escape(alt, quote=True)}">{said}</figure>'

@@ -1,0 +1,164 @@
+"""Something that can be played back: a log of inferences, or a recorded episode, step by step.
+
+A log that names the dataset and the episode it was made over is put beside the recording, if the measured poses show
+that it is the same one: then predicted and recorded gripper commands can be compared at every step.
+
+Legend: N steps, T actions of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.dataset.replay_buffer import (
+    ACTION_KEY,
+    GRIPPER_KEY,
+    IMAGE_KEY,
+    POSE_KEY,
+    TIMESTAMP_KEY,
+    ReplayBuffer,
+)
+from diffusion_policy.report.dataset_evidence import episode_slices
+from diffusion_policy.run_log import RunLog
+from diffusion_policy.spec import GRIPPER, SpecError, decode_jpeg
+
+FloatArray = NDArray[np.float64]
+Frame = NDArray[np.uint8]
+
+# Actions of a recorded episode that are drawn as if they were a chunk.
+RECORDED_CHUNK = 8
+# A log's measured positions are those of a recording if they are this near, in metres.
+SAME_METRES = 1e-3
+
+
+@dataclass(frozen=True)
+class Playback:
+    """N steps.
+
+    Attributes:
+        name: of the log or the episode.
+        positions: (N, 3) measured, metres.
+        chunks: (N, T, 3) positions that are commanded from each step on.
+        chunk_grippers: (N, T) gripper commands of the chunk, 1 = open; None without a 0..1 gripper.
+        measured: (N,) gripper before the command, or None.
+        recorded: (N,) gripper that was commanded in the recording, or None.
+        recorded_positions: (N, 3) that were commanded in the recording, or None.
+        seconds: (N,) since the first step, or None.
+        frame: the image of a step, or None where there is none that decodes.
+        predicted: whether the commands are a policy's, not a recording's.
+    """
+
+    name: str
+    positions: FloatArray
+    chunks: FloatArray
+    chunk_grippers: FloatArray | None
+    measured: FloatArray | None
+    recorded: FloatArray | None
+    recorded_positions: FloatArray | None
+    seconds: FloatArray | None
+    frame: Callable[[int], Frame | None]
+    predicted: bool
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def commands(self) -> FloatArray | None:
+        """(N,) the next gripper command at each step."""
+        return None if self.chunk_grippers is None else self.chunk_grippers[:, 0]
+
+
+def playback_of_log(log: RunLog, dataset: ReplayBuffer | None = None) -> Playback | None:
+    """A log as a playback, beside its recording where `dataset` holds it; None for a log without poses."""
+    if not log.steps or log.layout == "unknown":
+        return None
+    has_gripper = log.layout == "xyz_quat_gripper"
+    steps = None if dataset is None else recorded_steps(log, dataset)
+    recorded = recorded_positions = None
+    if dataset is not None and steps is not None:
+        action = np.asarray(dataset[ACTION_KEY][:], dtype=np.float64)[steps]
+        recorded_positions = action[:, :3]
+        names = dataset.names(ACTION_KEY)
+        recorded = action[:, names.index(GRIPPER)] if GRIPPER in names and has_gripper else None
+    return Playback(
+        name=log.path.stem.removeprefix("inference_log_"),
+        positions=log.states[:, :3],
+        chunks=log.actions[..., :3],
+        chunk_grippers=log.actions[..., 7] if has_gripper else None,
+        measured=log.measured_gripper if has_gripper else None,
+        recorded=recorded,
+        recorded_positions=recorded_positions,
+        seconds=None if log.step_period is None else np.arange(len(log.steps), dtype=np.float64) * log.step_period,
+        frame=lambda step: _decoded(log.steps[step].jpeg, f"{log.path}, step {step}"),
+        predicted=True,
+    )
+
+
+def recorded_steps(log: RunLog, dataset: ReplayBuffer) -> NDArray[np.int64] | None:
+    """(N,) the dataset's steps that a log was made over, None if it was not made over this dataset."""
+    episode, stride = log.meta.get("episode"), log.meta.get("stride", 1)
+    if type(episode) is not int or type(stride) is not int or not 0 <= episode < dataset.n_episodes or stride < 1:
+        return None
+    steps = _steps(dataset, episode)[::stride]
+    if len(steps) != len(log.steps) or POSE_KEY not in dataset:
+        return None
+    measured = np.asarray(dataset[POSE_KEY][:], dtype=np.float64)[steps, :3]
+    return steps if np.abs(measured - log.states[:, :3]).max() < SAME_METRES else None
+
+
+def playback_of_episode(dataset: ReplayBuffer, episode: int) -> Playback:
+    """A recorded episode as a playback: its chunks are what was commanded from each step on."""
+    steps = _steps(dataset, episode)
+    numbers: dict[str, FloatArray] = {
+        key: np.asarray(dataset[key][:], dtype=np.float64)[steps]
+        for key in (ACTION_KEY, POSE_KEY, GRIPPER_KEY, TIMESTAMP_KEY)
+        if key in dataset
+    }
+    action, names = numbers[ACTION_KEY], dataset.names(ACTION_KEY)
+    window = np.minimum(np.arange(len(steps))[:, None] + np.arange(RECORDED_CHUNK), len(steps) - 1)
+    times = numbers.get(TIMESTAMP_KEY)
+    return Playback(
+        name=f"episode {episode}",
+        positions=numbers.get(POSE_KEY, action)[:, :3],
+        chunks=action[window][..., :3],
+        chunk_grippers=action[window][..., names.index(GRIPPER)] if GRIPPER in names else None,
+        measured=numbers[GRIPPER_KEY][:, 0] if GRIPPER_KEY in numbers else None,
+        recorded=None,
+        recorded_positions=None,
+        seconds=None if times is None else times - times[0],
+        frame=_reader(dataset, steps),
+        predicted=False,
+    )
+
+
+def dataset_of_log(log: RunLog) -> Path | None:
+    """The dataset that a log says it was made over, if it is there."""
+    named: Any = log.meta.get("dataset")
+    return Path(named) if isinstance(named, str) and Path(named).is_dir() else None
+
+
+def _steps(dataset: ReplayBuffer, episode: int) -> NDArray[np.int64]:
+    found = episode_slices(dataset.episode_ends)[episode]
+    return np.arange(found.start, found.stop)
+
+
+def _reader(dataset: ReplayBuffer, steps: NDArray[np.int64]) -> Callable[[int], Frame | None]:
+    if IMAGE_KEY not in dataset or dataset[IMAGE_KEY].ndim != 4:
+        return lambda step: None
+    images = dataset[IMAGE_KEY]
+    return lambda step: np.asarray(images[int(steps[step])], dtype=np.uint8)
+
+
+def _decoded(jpeg: bytes | None, where: str) -> Frame | None:
+    if jpeg is None:
+        return None
+    try:
+        return decode_jpeg(jpeg, where)
+    except SpecError:
+        return None

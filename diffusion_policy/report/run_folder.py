@@ -1,0 +1,155 @@
+"""A training run as it lies on disk: its config, its numbers, its checkpoints. Also folders of the users' code base.
+
+RUN/.hydra/config.yaml, overrides.yaml     what was asked for
+RUN/logs.json.txt                          one JSON object a line
+RUN/checkpoints/*.ckpt                     latest, best, and the best few
+RUN/logs/inference_log_*.json              what the policy did in held-out episodes, if that was run
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffusion_policy.report import ReportError
+from diffusion_policy.report.checkpoint_evidence import read_config
+
+LOG_NAME = "logs.json.txt"
+Metrics = dict[str, Any]
+Curve = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run.
+
+    Attributes:
+        path: of the folder.
+        config: as Hydra composed it; None where it was not kept.
+        metrics: lines of the log, in order.
+        checkpoints: by file name.
+        logs: inference logs below it.
+    """
+
+    path: Path
+    config: DictConfig | None
+    metrics: tuple[Metrics, ...]
+    checkpoints: Mapping[str, Path] = field(default_factory=dict)
+    logs: tuple[Path, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the run is called: its folder, by date and name."""
+        return self.path.name if len(self.path.name) > 6 else "/".join(self.path.parts[-2:])
+
+    @property
+    def first(self) -> Metrics:
+        """The line before the first update; empty in logs of the users' code base."""
+        head = self.metrics[0] if self.metrics else {}
+        return head if "train_loss_before_first_update" in head else {}
+
+    @property
+    def deployable(self) -> Path | None:
+        """The checkpoint to deploy: best.ckpt, else latest.ckpt, else None."""
+        return next((self.checkpoints[name] for name in ("best.ckpt", "latest.ckpt") if name in self.checkpoints), None)
+
+    @property
+    def dataset(self) -> Path | None:
+        """The dataset that it was trained on, if it is still there."""
+        if self.config is None:
+            return None
+        try:
+            found = OmegaConf.select(self.config, "task.dataset.zarr_path")
+        except OmegaConfBaseException:
+            return None
+        return Path(found) if found and Path(found).is_dir() else None
+
+    @property
+    def updates(self) -> int:
+        """Updates made."""
+        return int(self.metrics[-1].get("global_step", 0)) if self.metrics else 0
+
+    def curve(self, key: str) -> Curve:
+        """(update, value) of one figure, where it was finite."""
+        return [
+            (int(line["global_step"]), float(line[key]))
+            for line in self.metrics
+            if _finite(line.get(key)) and "global_step" in line
+        ]
+
+    def last(self, key: str) -> float | None:
+        """The newest value of a figure."""
+        curve = self.curve(key)
+        return curve[-1][1] if curve else None
+
+    def flat_config(self) -> dict[str, Any]:
+        """Settings by dotted name, references resolved where they can be."""
+        return {} if self.config is None else flatten(self.config)
+
+
+def open_run(path: str | Path) -> RunFolder:
+    """Open a run folder.
+
+    Raises:
+        ReportError: no run there, or a torn config or log.
+    """
+    path = Path(path)
+    config_file = path / ".hydra" / "config.yaml"
+    if not path.is_dir() or not (config_file.is_file() or (path / LOG_NAME).is_file()):
+        raise ReportError(f"{path}: no run there; expected a folder with .hydra/config.yaml and {LOG_NAME}")
+    return RunFolder(
+        path=path,
+        config=read_config(config_file) if config_file.is_file() else None,
+        metrics=tuple(_read_metrics(path / LOG_NAME)),
+        checkpoints={file.name: file for file in sorted((path / "checkpoints").glob("*.ckpt"))},
+        logs=tuple(sorted((path / "logs").glob("inference_log_*.json"))),
+    )
+
+
+def flatten(config: DictConfig) -> dict[str, Any]:
+    """Entries by dotted name; a reference that cannot be resolved stays as it is written."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, entry in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), entry)
+        else:
+            flat[prefix] = value
+
+    try:
+        walk("", OmegaConf.to_container(config, resolve=True))
+    except OmegaConfBaseException:
+        flat.clear()
+        walk("", OmegaConf.to_container(config, resolve=False))
+    return flat
+
+
+def _read_metrics(path: Path) -> list[Metrics]:
+    """Whole lines of a log; the last one may have been cut short by a kill."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.endswith("\n"):
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise ReportError(f"{path}: line {number} is not JSON ({error})") from error
+        if not isinstance(entry, dict):
+            raise ReportError(f"{path}: line {number} holds a {type(entry).__name__}; expected an object")
+        found.append(entry)
+    return found
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

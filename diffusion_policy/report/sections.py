@@ -1,0 +1,197 @@
+"""The sections of the page, each from what it is given; see dossier.py for which appear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from plotly.graph_objects import Figure
+
+from diffusion_policy.adapt.ledger import Ledger
+from diffusion_policy.adapt.ledger_page import page as ledger_page
+from diffusion_policy.dataset.replay_buffer import ACTION_KEY, IMAGE_KEY, ReplayBuffer
+from diffusion_policy.evaluate.events import gripper_events
+from diffusion_policy.report import figures as plot
+from diffusion_policy.report.dataset_evidence import DatasetEvidence, episode_slices
+from diffusion_policy.report.findings import Finding
+from diffusion_policy.report.page import Section, grid, paragraph, picture, place, table
+from diffusion_policy.report.playback import Playback
+from diffusion_policy.report.run_folder import RunFolder
+from diffusion_policy.spec import GRIPPER
+
+CLASSES = {"ok": "good", "note": "note", "warning": "doubt", "error": "bad"}
+SAMPLE_FRAMES = 8
+MOST_TIMELINES = 6
+MOST_EVENT_FRAMES = 8
+STRIPS = 60
+
+
+def findings_section(groups: Mapping[str, Sequence[Finding]]) -> Section:
+    """Every finding, the troubled ones first in each group; those that are well are folded."""
+    parts = []
+    for name, group in groups.items():
+        shown = [finding for finding in group if finding.severity != "ok"]
+        fine = [finding for finding in group if finding.severity == "ok"]
+        parts.append(f"<h3>{escape(name)}</h3>{_findings(shown) if shown else ''}")
+        if fine:
+            count = f"{len(fine)} check{'s' if len(fine) > 1 else ''} found nothing wrong"
+            parts.append(f"<details><summary>{count}</summary>{_findings(fine)}</details>")
+    return Section("findings", "Findings", "".join(parts))
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    rows = "".join(
+        f'<tr><td class="{CLASSES[f.severity]}"><span class="tag">{f.severity}</span></td><td>{escape(f.evidence)}'
+        f"{f'<br><span class=dim>{escape(f.remedy)}</span>' if f.remedy else ''}"
+        f"{f'<br><code>{escape(f.command)}</code>' if f.command else ''}</td></tr>"
+        for f in findings
+    )
+    head = '<thead><tr><th scope="col">severity</th><th scope="col">what was found, and what to do</th></tr></thead>'
+    return f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>'
+
+
+def data_section(data: DatasetEvidence, buffer: ReplayBuffer) -> Section:
+    """Sizes, ranges, the gripper of every episode, and a few frames."""
+    spacing = "unknown" if data.step_seconds is None else f"{data.step_seconds:.3g} s between steps"
+    rows = [
+        [name, f"{low:.4g}", f"{high:.4g}"]
+        for name, low, high in zip(data.action_names, data.low, data.high, strict=True)
+    ]
+    drawn = {
+        "lengths": plot.bars(
+            "Steps of each episode", [str(i) for i in range(len(data.lengths))], {"steps": data.lengths}, "steps"
+        )
+    }
+    alt = f"{len(data.lengths)} episodes of {min(data.lengths)} to {max(data.lengths)} steps"
+    parts = [place("lengths", alt)]
+    if GRIPPER in data.action_names:
+        command = np.asarray(buffer[ACTION_KEY][:], dtype=np.float64)[:, data.action_names.index(GRIPPER)]
+        strips = [command[steps] for steps in episode_slices(buffer.episode_ends)[:STRIPS]]
+        drawn["strips"] = plot.state_strips("Commanded gripper of each episode (orange: closed)", strips)
+        gripper = data.gripper
+        closings = "" if gripper is None else f": {gripper.closings} closings, {gripper.openings} openings"
+        parts.append(place("strips", f"when each episode's gripper is commanded open or closed{closings}"))
+    ranges = table(("dimension", "lowest", "highest"), rows)
+    body = (
+        paragraph(f"{data.n_steps} steps in {len(data.lengths)} episodes, {spacing}; {data.path}")
+        + grid(*parts)
+        + f"<details><summary>Range of each action dimension</summary>{ranges}</details>"
+        + _sample_frames(buffer)
+    )
+    return Section("data", "Data quality", body, drawn)
+
+
+def _sample_frames(buffer: ReplayBuffer) -> str:
+    if IMAGE_KEY not in buffer or buffer[IMAGE_KEY].ndim != 4:
+        return ""
+    steps = np.unique(np.linspace(0, buffer.n_steps - 1, SAMPLE_FRAMES).astype(int))
+    shown = "".join(
+        picture(
+            np.asarray(buffer[IMAGE_KEY][int(s)]),
+            f"camera frame of step {s}",
+            f"step {s}, episode {np.searchsorted(buffer.episode_ends, s, side='right')}",
+        )
+        for s in steps
+    )
+    return f'<h3>Frames, evenly spread</h3><div class="frames">{shown}</div>'
+
+
+def ledger_section(ledger: Ledger, title: str) -> Section:
+    """The map of the network, as the adapter draws it, in a frame of its own."""
+    page = escape(ledger_page(ledger, title), quote=True)
+    frame = f'<iframe title="map of the network and what became of every tensor" srcdoc="{page}"></iframe>'
+    return Section("ledger", "Where the weights came from", frame)
+
+
+def training_section(run: RunFolder) -> Section:
+    """Losses, with the one before the first update, pose errors, the gripper's events, the learning rate."""
+    start = run.first.get("train_loss_before_first_update")
+    loss = _curves(
+        run, {"training": "train_loss", "held out, averaged": "val_loss", "held out, live": "val_loss_model"}
+    )
+    drawn = {"loss": plot.curves("Loss (logarithmic)", loss, "loss", logarithmic=True, start=start)}
+    ends = "; ".join(f"{name} ends at {curve[-1][1]:.3g}" for name, curve in loss.items())
+    before = "" if start is None else f"; before the first update it is {start:.3g}"
+    parts = [place("loss", f"loss over updates: {ends}{before}")]
+    for name, title, unit, keys in (
+        (
+            "position",
+            "Position error of held-out episodes",
+            "mm",
+            ("val_position_error_mm", "val_position_error_mm_model"),
+        ),
+        (
+            "rotation",
+            "Rotation error of held-out episodes",
+            "degrees",
+            ("val_rotation_error_deg", "val_rotation_error_deg_model"),
+        ),
+        ("rate", "Learning rate", "", ("lr",)),
+    ):
+        lines = _curves(
+            run, dict(zip(("averaged", "live") if len(keys) > 1 else ("learning rate",), keys, strict=True))
+        )
+        if lines:
+            drawn[name] = plot.curves(title, lines, unit)
+            parts.append(place(name, f"{title.lower()}: {next(iter(lines.values()))[-1][1]:.3g} {unit} at the end"))
+    shares = {
+        name: (
+            run.curve(f"val_gripper_{name}"),
+            run.curve(f"val_gripper_{name}_low"),
+            run.curve(f"val_gripper_{name}_high"),
+        )
+        for name in ("recall", "precision", "f1")
+        if run.curve(f"val_gripper_{name}")
+    }
+    if shares:
+        drawn["gripper-scores"] = plot.shares("Gripper events of held-out episodes, 95 % intervals", shares)
+        values = ", ".join(f"{name} {curve[0][-1][1]:.2f}" for name, curve in shares.items())
+        parts.append(place("gripper-scores", f"gripper events found over updates; at the end {values}"))
+    facts = [run.name, f"{run.updates} updates", f"started from: {run.first.get('start', 'unknown')}"]
+    return Section("training", "Training", paragraph("; ".join(facts)) + grid(*parts), drawn)
+
+
+def _curves(run: RunFolder, keys: Mapping[str, str]) -> dict[str, Any]:
+    return {name: run.curve(key) for name, key in keys.items() if run.curve(key)}
+
+
+def gripper_section(playbacks: Sequence[Playback], verdicts: Mapping[str, str]) -> Section:
+    """A timeline of each log, predicted beside measured and recorded, with the frames at its events."""
+    drawn: dict[str, Figure] = {}
+    parts: list[str] = []
+    for i, playback in enumerate(playbacks[:MOST_TIMELINES]):
+        commands = playback.commands
+        assert commands is not None
+        events = gripper_events(commands)
+        recorded = [] if playback.recorded is None else gripper_events(playback.recorded)
+        drawn[f"gripper-{i}"] = plot.gripper_timeline(playback, events, recorded)
+        listed = ", ".join(f"{kind} at {step}" for step, kind in events[:12]) or "none"
+        more = f" and {len(events) - 12} more" if len(events) > 12 else ""
+        alt = f"gripper of {playback.name}: {len(events)} events ({listed}{more})"
+        alt += (
+            f"; recorded: {', '.join(f'{kind} at {step}' for step, kind in recorded[:12]) or 'none'}"
+            if playback.recorded is not None
+            else ""
+        )
+        verdict = verdicts.get(playback.name)
+        parts.append(
+            (paragraph(f"{playback.name}: {verdict}") if verdict else "")
+            + place(f"gripper-{i}", alt, 300)
+            + _event_frames(playback, events)
+        )
+    hidden = len(playbacks) - MOST_TIMELINES
+    more_said = paragraph(f"{hidden} more are not shown.", "dim") if hidden > 0 else ""
+    return Section("gripper", "Gripper", "".join(parts) + more_said, drawn)
+
+
+def _event_frames(playback: Playback, events: Sequence[tuple[int, str]]) -> str:
+    shown: list[str] = []
+    for step, kind in events:
+        frame = playback.frame(step)
+        if frame is not None and len(shown) < MOST_EVENT_FRAMES:
+            shown.append(
+                picture(frame, f"camera frame at step {step}, where the gripper {kind}s", f"step {step}: {kind}s")
+            )
+    return f'<div class="frames">{"".join(shown)}</div>' if shown else ""

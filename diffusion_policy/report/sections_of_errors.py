@@ -1,0 +1,221 @@
+"""The sections of the page about how far off a policy is, how fast, and what the motion guard makes of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from plotly.graph_objects import Figure
+
+from diffusion_policy.evaluate.events import gripper_events
+from diffusion_policy.report import figures as plot
+from diffusion_policy.report.latency import Stage
+from diffusion_policy.report.page import Section, grid, paragraph, place, table
+from diffusion_policy.report.playback import Playback
+from diffusion_policy.report.run_folder import RunFolder
+from diffusion_policy.run_log import RunLog
+from diffusion_policy.serve.motion_guard import GuardSettings, MotionGuard, MotionRefusedError
+from diffusion_policy.serve.session_log import read_lines
+
+MOST_TRAJECTORIES = 4
+# Workspace of a guard that looks at a log afterwards, around the way that the arm took.
+BOX_MARGIN_M = 0.1
+REFUSED = "refused: "
+POLICY = "policy"
+COLUMNS = (
+    ("position_mm", "position (mm)"),
+    ("rotation_deg", "rotation (degrees)"),
+    ("gripper_at_transitions", "wrong at transitions"),
+    ("gripper_f1", "events F1"),
+)
+
+
+def open_loop_section(documents: Sequence[Mapping[str, Any]]) -> Section:
+    """Tables beside the baselines, what is not beaten, and errors per horizon step and phase."""
+    parts: list[str] = []
+    drawn: dict[str, Figure] = {}
+    for i, document in enumerate(documents):
+        scores = document["scores"]
+        rows = [[name, *(_cell(score.get(key)) for key, _ in COLUMNS)] for name, score in scores.items()]
+        sampler = f"{document['scheduler']}, {document['steps']} steps, {document['samples']} samples a step"
+        caption = f"{document['checkpoint']}; episodes {document['episodes']}; {sampler}"
+        parts.append(table(["predictor", *(title for _, title in COLUMNS)], rows, caption, _marks(scores)))
+        for line in document["shortcomings"]:
+            parts.append(f'<p class="bad"><span class="tag">{_escaped(line)}</span></p>')
+        parts.append(
+            grid(
+                *(
+                    _horizon(f"{i}-{key}", key, unit, scores, drawn)
+                    for key, unit in (
+                        ("position_mm", "mm"),
+                        ("rotation_deg", "degrees"),
+                        ("gripper", "difference of the command"),
+                    )
+                )
+            )
+        )
+        parts.append(_phases(f"phases-{i}", scores[POLICY], drawn))
+    return Section("open-loop", "Open loop: errors per horizon step", "".join(parts), drawn)
+
+
+def _horizon(name: str, key: str, unit: str, scores: Mapping[str, Any], drawn: dict[str, Figure]) -> str:
+    lines = {predictor: score["per_horizon_step"][key] for predictor, score in scores.items()}
+    ours = [value for value in lines[POLICY] if value is not None]
+    if not ours:
+        return ""
+    title = f"{key.split('_')[0].capitalize()} error per step of the chunk"
+    drawn[f"horizon-{name}"] = plot.horizon_errors(title, lines, unit)
+    alt = f"{title.lower()}: policy {ours[0]:.3g} at the first, {ours[-1]:.3g} at the last ({unit})"
+    return place(f"horizon-{name}", alt)
+
+
+def _phases(name: str, score: Mapping[str, Any], drawn: dict[str, Figure]) -> str:
+    phases = {phase: means for phase, means in score["per_phase"].items() if means["position_mm"] is not None}
+    if not phases:
+        return ""
+    drawn[name] = plot.bars(
+        "Position error by phase", list(phases), {POLICY: [m["position_mm"] for m in phases.values()]}, "mm"
+    )
+    alt = "position error by phase: " + ", ".join(f"{phase} {m['position_mm']:.3g} mm" for phase, m in phases.items())
+    return place(name, alt, 260)
+
+
+def _marks(scores: Mapping[str, Any]) -> list[str]:
+    return ["best" if name == POLICY else "" for name in scores]
+
+
+def horizon_section(run: RunFolder) -> Section | None:
+    """Errors per horizon step as training validated them; None if it did not."""
+    drawn: dict[str, Figure] = {}
+    parts: list[str] = []
+    for key, unit in (("position_error_mm", "mm"), ("rotation_error_deg", "degrees")):
+        values: list[float] = []
+        while (value := run.last(f"val_{key}_step_{len(values) + 1}")) is not None:
+            values.append(value)
+        if values:
+            title = f"{key.split('_')[0].capitalize()} error per step of the chunk"
+            drawn[f"steps-{key}"] = plot.horizon_errors(title, {"held-out episodes": values}, unit)
+            parts.append(place(f"steps-{key}", f"{title.lower()}: {values[0]:.3g} to {values[-1]:.3g} {unit}"))
+    return Section("horizon", "Errors per horizon step", grid(*parts), drawn) if parts else None
+
+
+def trajectory_section(playbacks: Sequence[Playback]) -> Section:
+    """Ways of the arm in three dimensions, with predicted chunks and the places of gripper events."""
+    drawn: dict[str, Figure] = {}
+    parts: list[str] = []
+    for i, playback in enumerate(playbacks[:MOST_TRAJECTORIES]):
+        paths = {"measured": (playback.positions, plot.RECORDED, "solid")}
+        if playback.recorded_positions is not None:
+            paths["recorded command"] = (playback.recorded_positions, plot.GOOD, "solid")
+        figure = plot.trajectories(playback.name, paths, playback.chunks if playback.predicted else None)
+        events = [] if playback.commands is None else gripper_events(playback.commands)
+        for kind, symbol in (("close", "diamond"), ("open", "circle-open")):
+            points = playback.positions[[step for step, found in events if found == kind]]
+            plot.mark_points(figure, points, f"{kind}s", plot.MEASURED, symbol)
+        drawn[f"trajectory-{i}"] = figure
+        spans = " x ".join(f"{span * 100:.0f}" for span in np.ptp(playback.positions, axis=0))
+        alt = f"way of the arm in {playback.name}, within {spans} cm, with {len(events)} gripper events"
+        parts.append(place(f"trajectory-{i}", alt, 460))
+    hidden = len(playbacks) - MOST_TRAJECTORIES
+    said = "Drag to turn, scroll to zoom." + (f" {hidden} more are not shown." if hidden > 0 else "")
+    return Section("trajectories", "Trajectories", paragraph(said, "dim") + grid(*parts), drawn)
+
+
+def latency_section(stages: Sequence[Stage]) -> Section:
+    """Where the time goes."""
+    rows = [
+        [
+            stage.name,
+            str(len(stage.milliseconds)),
+            *(f"{value:.1f}" for value in stage.quantiles()),
+            str(stage.left_out),
+        ]
+        for stage in stages
+    ]
+    head = ("stage", "inferences", "median (ms)", "95 %", "99 %", "left out")
+    figure = plot.boxes("Latency by stage", {stage.name: stage.milliseconds for stage in stages}, "ms")
+    alt = "latency by stage: " + ", ".join(f"{stage.name} {stage.quantiles()[0]:.3g} ms" for stage in stages)
+    note = (
+        "Stages of the server come from one clock. What crosses robot and server compares two clocks that nobody "
+        "synchronised; values below 0 or above a minute cannot be true and are left out."
+    )
+    body = place("latency", alt, 60 + 46 * len(stages)) + table(head, rows) + paragraph(note, "dim")
+    return Section("latency", "Latency by stage", body, {"latency": figure})
+
+
+def pooled(stages: Sequence[Sequence[Stage]]) -> list[Stage]:
+    """Stages of several logs together, by name, in the order of their first appearance."""
+    names = dict.fromkeys(stage.name for found in stages for stage in found)
+    parts = {name: [stage for found in stages for stage in found if stage.name == name] for name in names}
+    return [
+        Stage(name, np.concatenate([p.milliseconds for p in same]), sum(p.left_out for p in same))
+        for name, same in parts.items()
+    ]
+
+
+def guard_section(logs: Sequence[RunLog]) -> Section | None:
+    """What the motion guard did in served runs, and what it makes of the chunks of other 8-D logs; None without."""
+    served = {log.path.name: served_interventions(log) for log in logs if log.path.is_dir()}
+    replayed = {
+        log.path.name: guarded(log) for log in logs if not log.path.is_dir() and log.layout == "xyz_quat_gripper"
+    }
+    totals = {**served, **replayed}
+    if not totals:
+        return None
+    pool = sum(totals.values(), Counter[str]())
+    limits = sorted(pool)
+    # A refused chunk of a served run is no step of its log.
+    lengths = {log.path.name: len(log.steps) + _refused(served.get(log.path.name, Counter())) for log in logs}
+    rows = [[name, str(lengths[name]), *(str(c[limit]) for limit in limits)] for name, c in totals.items()]
+    refused = _refused(pool)
+    said = f"Of {sum(lengths[name] for name in totals)} chunks {refused} were refused"
+    body = paragraph(f"{said}; {pool.total() - refused} actions of the others were limited.")
+    if replayed:
+        box = f"a workspace of {BOX_MARGIN_M} m around the way that the arm took"
+        body += paragraph(
+            f"Logs without a guard were put through it afterwards, with its default limits and {box}.", "dim"
+        )
+    body += table(("log", "chunks", *limits), rows)
+    drawn: dict[str, Figure] = {}
+    if pool:
+        drawn["guard"] = plot.bars("Interventions", limits, {"all logs": [pool[limit] for limit in limits]}, "count")
+        body += place("guard", "interventions by limit: " + ", ".join(f"{k} {pool[k]}" for k in limits), 280)
+    return Section("guard", "Motion guard", body, drawn)
+
+
+def _refused(counts: Counter[str]) -> int:
+    return sum(count for limit, count in counts.items() if limit.startswith(REFUSED))
+
+
+def guarded(log: RunLog, settings: GuardSettings | None = None) -> Counter[str]:
+    """How often each limit would act on the chunks of a log, each starting at the measured pose."""
+    positions = log.states[:, :3]
+    low, high = positions.min(axis=0) - BOX_MARGIN_M, positions.max(axis=0) + BOX_MARGIN_M
+    guard = MotionGuard((settings or GuardSettings()).within(low, high))
+    for step in log.steps:
+        try:
+            guard.accept(guard.check(step.actions, step.state[:7]))
+        except MotionRefusedError:
+            continue  # counted by the guard
+    return guard.totals
+
+
+def served_interventions(log: RunLog) -> Counter[str]:
+    """What the guard did while a run was served, by its own lines."""
+    _, lines = read_lines(log.path)
+    counts = Counter[str]()
+    for line in lines:
+        counts.update(line.get("interventions") or {})
+        if line.get("event") == "error" and line.get("code") == "refused":
+            counts[f"{REFUSED}{str(line.get('message')).partition(':')[0]}"] += 1
+    return counts
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;")

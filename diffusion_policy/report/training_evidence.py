@@ -1,0 +1,135 @@
+"""What a config asks for, told before it is run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffusion_policy.report import ReportError
+from diffusion_policy.report.checkpoint_evidence import spec_of
+from diffusion_policy.report.run_folder import RunFolder
+from diffusion_policy.resolvers import register_resolvers
+from diffusion_policy.spec import StepSpec
+
+
+@dataclass(frozen=True)
+class ConfigEvidence:
+    """The settings that runs fail by.
+
+    Attributes:
+        name: of the config, with its overrides; or the run folder.
+        spec: what the policy reads and predicts.
+        dataset: path; None if the config names none.
+        dataset_exists: whether something is there.
+        pretrained: path of the checkpoint to start from, or None.
+        pretrained_exists: whether it is there.
+        load_weights: whether it is used.
+        learning_rate, warm_up, epochs, batch_size, steps_of_epoch: of the training; None where the config says nothing.
+        val_ratio: share of the episodes held out.
+        device: to train on.
+        device_exists: whether this machine has it.
+        finished: whether it is the config of a run that was made, whose files may have moved since.
+    """
+
+    name: str
+    spec: StepSpec | None
+    dataset: str | None
+    dataset_exists: bool
+    pretrained: str | None
+    pretrained_exists: bool
+    load_weights: bool
+    learning_rate: float | None
+    warm_up: int | None
+    epochs: int | None
+    batch_size: int | None
+    steps_of_epoch: int | None
+    val_ratio: float
+    device: str
+    device_exists: bool
+    finished: bool = False
+
+    def updates(self, n_windows: int | None) -> int | None:
+        """Updates that the run makes on so many windows; None if it cannot be told."""
+        if not self.epochs or not self.batch_size:
+            return None
+        of_epoch = None if n_windows is None else math.ceil(n_windows / self.batch_size)
+        known = [steps for steps in (of_epoch, self.steps_of_epoch) if steps is not None]
+        return self.epochs * min(known) if known else None
+
+
+def compose_config(folder: Path, name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The config that `python train.py --config-name=NAME OVERRIDES` would run.
+
+    Raises:
+        ReportError: no such config, or an override that does not exist.
+    """
+    register_resolvers()
+    with initialize_config_dir(str(folder.resolve()), version_base="1.2"):
+        try:
+            return compose(name, overrides=list(overrides))
+        except HydraException as error:
+            raise ReportError(f"--config {name} {' '.join(overrides)}: {str(error).strip().splitlines()[0]}") from error
+
+
+def look_at_config(config: DictConfig, name: str, *, finished: bool = False) -> ConfigEvidence:
+    """Gather the evidence.
+
+    Raises:
+        ReportError: shape_meta or an entry cannot be resolved.
+        SpecError: shape_meta is wrong.
+    """
+    dataset = _text(_select(config, "task.dataset.zarr_path"))
+    pretrained = _text(_select(config, "pretrained.path"))
+    device = str(_select(config, "training.device") or "cpu")
+    return ConfigEvidence(
+        name=name,
+        spec=spec_of(config),
+        dataset=dataset,
+        dataset_exists=dataset is not None and Path(dataset).is_dir(),
+        pretrained=pretrained,
+        pretrained_exists=pretrained is not None and Path(pretrained).is_file(),
+        load_weights=_select(config, "pretrained.load_weights") is not False,
+        learning_rate=_number(_select(config, "optimizer.learning_rate")),
+        warm_up=_whole(_select(config, "training.lr_warmup_steps")),
+        epochs=_whole(_select(config, "training.num_epochs")),
+        batch_size=_whole(_select(config, "dataloader.batch_size")),
+        steps_of_epoch=_whole(_select(config, "training.max_train_steps")),
+        val_ratio=_number(_select(config, "task.dataset.val_ratio")) or 0.0,
+        device=device,
+        device_exists=not device.startswith("cuda") or torch.cuda.is_available(),
+        finished=finished,
+    )
+
+
+def config_of_run(run: RunFolder) -> ConfigEvidence | None:
+    """What the config of a run asked for; None where it was not kept."""
+    return None if run.config is None else look_at_config(run.config, run.name, finished=True)
+
+
+def _select(config: DictConfig, entry: str) -> Any:
+    try:
+        return OmegaConf.select(config, entry)
+    except OmegaConfBaseException as error:
+        raise ReportError(f"the config's {entry} cannot be resolved: {str(error).splitlines()[0]}") from error
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return None if number is None else int(number)

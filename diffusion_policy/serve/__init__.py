@@ -1,0 +1,1 @@
+"""From a policy to a robot: the session, its guard and its transports."""

@@ -1,0 +1,291 @@
+"""A policy behind one function: an observation in, a chunk of actions out.
+
+    images --decode--> RGB --resize, policy_observation--> input --encode--> features --denoise--> actions
+                       '--------- prepare ----------'       (kept by content)
+
+``prepare`` is what training does to its frames (``spec.resize_frame``, ``spec.policy_observation``), plus the one thing
+that a dataset does beforehand: quaternions are turned to the side on which they were recorded.
+
+A feature does not depend on whether its neighbour was known, so a log can be replayed to the last bit.
+
+Legend of shapes: To observation steps, T horizon, Ta executed steps, Da = 8 action dimensions, Do feature width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffusion_policy.checkpoint import load_policy, read_checkpoint
+from diffusion_policy.geometry import align_quaternion_signs
+from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.policy.sampler import set_sampler
+from diffusion_policy.serve.fast_path import FastPath
+from diffusion_policy.serve.images import decode_image
+from diffusion_policy.serve.protocol import Observation
+from diffusion_policy.serve.settings import EngineSettings, ServeError
+from diffusion_policy.serve.stages import Stages
+from diffusion_policy.spec import POSE_GRIPPER, ImageArray, action_semantics, policy_observation, resize_frame
+
+FloatArray = NDArray[np.float64]
+Prepared = dict[str, NDArray[Any]]
+# A state that never moved in training may be off by this much: metres, or a quaternion's component.
+RANGE_EPSILON = 0.005
+QUATERNION = ("qx", "qy", "qz", "qw")
+
+
+@dataclass(frozen=True)
+class Inference:
+    """The policy's answer, before any guard.
+
+    Attributes:
+        actions: (Ta, Da) float64, from now on.
+        sequence: (T, Da) the whole sequence that was denoised.
+        first: index in ``sequence`` of ``actions[0]``.
+        encoded: how many frames had to be encoded; the others were known.
+    """
+
+    actions: FloatArray
+    sequence: FloatArray
+    first: int
+    encoded: int
+
+
+class Engine(Protocol):
+    """What a session needs of a policy."""
+
+    n_obs_steps: int
+    n_action_steps: int
+
+    def infer(self, observation: Observation, seed: int, remainder: FloatArray | None, stages: Stages) -> Inference:
+        """Answer one observation; ``remainder`` (n, Da), what the last sequence holds from now on, is a start."""
+
+    def inspect(self, observation: Observation, seed: int) -> tuple[Prepared, Inference]:
+        """The model's input beside the answer."""
+
+    def outside_training(self, observation: Observation, margin: float) -> list[str]:
+        """A sentence for each state that lies outside the training range by more than this share of it."""
+
+    def action_range(self) -> tuple[FloatArray, FloatArray]:
+        """(8,) smallest and largest actions of training."""
+
+    def describe(self) -> dict[str, Any]:
+        """What a client and a log should know: hashes, scheduler, steps, names, units."""
+
+
+@dataclass
+class PolicyEngine:
+    """The engine of a checkpoint; see :meth:`open`.
+
+    Attributes:
+        policy: in eval mode, its sampler set.
+        settings: how it is run.
+        max_pixels: of one image.
+        identity: what :meth:`describe` says of the checkpoint.
+    """
+
+    policy: DiffusionTransformerHybridImagePolicy
+    settings: EngineSettings
+    max_pixels: int = 4096 * 2160
+    identity: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        spec = self.policy.spec
+        if spec.action_names != POSE_GRIPPER:
+            raise ServeError(
+                f"the policy's action is {list(spec.action_names)}; clients expect {list(POSE_GRIPPER)}. A 7-D pose "
+                "policy grows a gripper by scripts/finetune_from_7d_to_8d.py"
+            )
+        unknown = [f.key for f in spec.low_dim if not set(f.names) <= set(POSE_GRIPPER)]
+        if unknown or len(spec.rgb) != 1:
+            raise ServeError(
+                f"the policy reads the cameras {[f.key for f in spec.rgb]} and the states "
+                f"{[f.key for f in spec.low_dim]}; the protocol carries one camera, a pose and a gripper"
+            )
+        set_sampler(self.policy, self.settings.scheduler, self.settings.steps)
+        self.n_obs_steps = self.policy.n_obs_steps
+        self.n_action_steps = self.policy.n_action_steps
+        self._camera = spec.rgb[0]
+        self._hemisphere = self._recorded_side()
+        self._fast = FastPath(self.policy, self.settings) if self.settings.fast else None
+
+    @classmethod
+    def open(cls, path: str | Path, settings: EngineSettings, max_pixels: int = 4096 * 2160) -> PolicyEngine:
+        """Load a checkpoint as everywhere (``checkpoint.load_policy``), and hash it.
+
+        Raises:
+            WorkspaceError: the checkpoint cannot be read, or its policy cannot be served.
+        """
+        if torch.device(settings.device).type == "cuda" and not torch.cuda.is_available():
+            raise ServeError(f"engine.device is {settings.device!r}, but no CUDA device is at hand")
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        checkpoint = read_checkpoint(path)
+        policy = load_policy(path, which=settings.weights, device=settings.device)
+        with Path(path).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        identity = {
+            "checkpoint": str(path),
+            "checkpoint_sha256": digest,
+            "epoch": checkpoint.pickles.get("epoch"),
+            "normalizer_sha256": _normalizer_hash(policy),
+        }
+        return cls(policy, settings, max_pixels, identity)
+
+    def infer(self, observation: Observation, seed: int, remainder: FloatArray | None, stages: Stages) -> Inference:
+        """Answer one observation; equal for equal observation, seed and remainder.
+
+        Raises:
+            ProtocolError: an image is too large or does not decode.
+            WorkspaceError: anything else that the policy cannot act on.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        length, width = self.policy.sequence_length, self.policy.model.input_emb.in_features
+        noise = torch.randn((1, length, width), generator=generator)
+        if self._fast is None:
+            sequence, encoded = self._answer_plainly(observation, noise, generator, stages), self.n_obs_steps
+        else:
+            features, encoded = self._features(self._fast, observation, stages)
+            with stages.measure("denoise"):
+                sequence = self._fast.denoise(features, noise, generator, remainder)
+        first = 0 if self.policy.pred_action_steps_only else self.n_obs_steps - 1
+        chunk = sequence.double().cpu().numpy()
+        return Inference(chunk[first : first + self.n_action_steps], chunk, first, encoded)
+
+    def inspect(self, observation: Observation, seed: int) -> tuple[Prepared, Inference]:
+        """The model's input, (To, ...) per key, beside the answer."""
+        frames = [self.decode(observation, step) for step in range(self.n_obs_steps)]
+        prepared = self.prepare(frames, self._turned(observation.states))
+        return prepared, self.infer(observation, seed, None, Stages())
+
+    def _features(self, fast: FastPath, observation: Observation, stages: Stages) -> tuple[Tensor, int]:
+        """(To, Do), and how many steps had to be encoded."""
+        states = self._turned(observation.states)
+        keys = [fast.key(image, state) for image, state in zip(observation.images, states, strict=True)]
+        known = {key: fast.known(key) for key in keys}
+        unseen = {key: step for step, key in enumerate(keys) if known[key] is None}
+        if unseen:
+            steps = list(unseen.values())
+            with stages.measure("decode"):
+                frames = [self.decode(observation, step) for step in steps]
+            with stages.measure("prepare"):
+                prepared = self.prepare(frames, states[steps])
+            with stages.measure("encode"):
+                known |= fast.encode(prepared, list(unseen))
+        return torch.cat([features for key in keys if (features := known[key]) is not None]), len(unseen)
+
+    def _answer_plainly(
+        self, observation: Observation, noise: Tensor, generator: torch.Generator, stages: Stages
+    ) -> Tensor:
+        """As training evaluates: the whole policy, nothing kept; (T, Da)."""
+        with stages.measure("decode"):
+            frames = [self.decode(observation, step) for step in range(self.n_obs_steps)]
+        with stages.measure("prepare"):
+            prepared = self.prepare(frames, self._turned(observation.states))
+        with stages.measure("denoise"):
+            batch = {key: torch.from_numpy(value)[None] for key, value in prepared.items()}
+            return self.policy.predict_action(batch, initial_noise=noise, generator=generator)["action_pred"][0]
+
+    def decode(self, observation: Observation, step: int) -> ImageArray:
+        """The frame of one step, RGB; ProtocolError if it is none."""
+        return decode_image(observation.images[step], self.max_pixels, f"images[{step}]")
+
+    def prepare(self, frames: Sequence[ImageArray], states: FloatArray) -> Prepared:
+        """Frames of any size and states (n, 8) -> policy input (n, ...), by the way that training takes, too."""
+        raw: Prepared = {self._camera.key: np.stack([resize_frame(f, *self._camera.width_height) for f in frames])}
+        columns = {name: states[:, index] for index, name in enumerate(POSE_GRIPPER)}
+        for field_ in self.policy.spec.low_dim:
+            raw[field_.key] = np.stack([columns[name] for name in field_.names], axis=1)
+        return policy_observation(self.policy.spec, raw)
+
+    def warm_up(self, requests: int = 3) -> None:
+        """Answer a grey image at the middle of the training range, so that the first robot does not wait longer."""
+        frame = np.full((*self._camera.width_height[::-1], 3), 128, dtype=np.uint8)
+        low, high = self.action_range()
+        pose = (low + high)[:7] / 2
+        pose[3:7] /= np.linalg.norm(pose[3:7])
+        n = self.n_obs_steps
+        for request in range(requests):
+            images = tuple(frame + np.uint8(request) for _ in range(n))
+            observation = Observation(images, np.tile(pose, (n, 1)), np.ones((n, 1)), np.arange(n) / 10)
+            self.infer(observation, request, None, Stages())
+
+    # ---- what training saw ----
+
+    def outside_training(self, observation: Observation, margin: float) -> list[str]:
+        """A sentence for each state that lies outside the training range by more than this share of it."""
+        newest = self._turned(observation.states)[-1]
+        found = []
+        for field_ in self.policy.spec.low_dim:
+            low, high = self._range(field_.key)
+            value = newest[[POSE_GRIPPER.index(name) for name in field_.names]]
+            slack = np.maximum(margin * (high - low), RANGE_EPSILON)
+            for i in np.flatnonzero((value < low - slack) | (value > high + slack)):
+                found.append(
+                    f"{field_.key} {field_.names[i]} is {value[i]:.4f}; training saw {low[i]:.4f} to {high[i]:.4f}"
+                )
+        return found
+
+    def action_range(self) -> tuple[FloatArray, FloatArray]:
+        """(8,) smallest and largest actions of training."""
+        return self._range("action")
+
+    def _range(self, key: str) -> tuple[FloatArray, FloatArray]:
+        stats = self.policy.normalizer[key].get_input_stats()
+        low, high = (stats[name].detach().double().cpu().numpy() for name in ("min", "max"))
+        return low, high
+
+    def _recorded_side(self) -> FloatArray | None:
+        """The mean quaternion (4,) of training, or None where the policy reads none or its signs were mixed."""
+        for field_ in self.policy.spec.low_dim:
+            if set(QUATERNION) <= set(field_.names):
+                mean = self.policy.normalizer[field_.key].get_input_stats()["mean"].detach().double().cpu().numpy()
+                side = mean[[field_.names.index(name) for name in QUATERNION]]
+                return side if np.linalg.norm(side) > 0.1 else None
+        return None
+
+    def _turned(self, states: FloatArray) -> FloatArray:
+        """States (To, 8) with continuous quaternion signs, on the side on which they were recorded."""
+        if self._hemisphere is None:
+            return states
+        turned = states.copy()
+        turned[:, 3:7] = align_quaternion_signs(states[:, 3:7])
+        if (turned[:, 3:7] @ self._hemisphere).sum() < 0:
+            turned[:, 3:7] *= -1
+        return turned
+
+    def describe(self) -> dict[str, Any]:
+        """What a client and a log should know."""
+        return {
+            **self.identity,
+            "weights": self.settings.weights,
+            "scheduler": self.settings.scheduler,
+            "steps": self.settings.steps,
+            "precision": self.settings.precision,
+            "warm_start": self.settings.warm_start,
+            "seed": self.settings.seed,
+            "device": self.settings.device,
+            "fast": self._fast is not None,
+            "n_obs_steps": self.n_obs_steps,
+            "n_action_steps": self.n_action_steps,
+            "horizon": self.policy.horizon,
+            "image_size": list(self._camera.width_height),
+            "action_semantics": action_semantics(self.policy.spec.action_names),
+        }
+
+
+def _normalizer_hash(policy: DiffusionTransformerHybridImagePolicy) -> str:
+    """SHA-256 over the normaliser's names and numbers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(policy.normalizer.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

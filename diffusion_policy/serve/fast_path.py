@@ -1,0 +1,127 @@
+"""A trained policy, run for one robot: what was computed before is not computed again.
+
+* A step's features are kept by its content (image and state), so a frame that two requests share is encoded once.
+* The denoiser's condition is folded once a request, its time token once for all (``fast_denoiser``).
+* Convolutions run in the memory layout that suits them, in bfloat16 if asked for; the spatial softmax, whose sums
+  decide where a keypoint is, stays float32.
+
+The policy itself is not changed: its plain ``predict_action`` remains the measure of what is computed here.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.policy.observation_batch import observation_batch
+from diffusion_policy.serve.fast_denoiser import FastDenoiser, is_supported
+from diffusion_policy.serve.settings import EngineSettings, ServeError
+from diffusion_policy.spec import ImageArray
+
+
+class FastPath:
+    """The accelerated halves of ``predict_action``: :meth:`encode` and :meth:`denoise`.
+
+    Raises:
+        ServeError: a policy whose condition tokens see each other, or whose crops are random when it acts.
+    """
+
+    def __init__(self, policy: DiffusionTransformerHybridImagePolicy, settings: EngineSettings) -> None:
+        if not is_supported(policy.model) or (policy.crop_shape is not None and not policy.eval_fixed_crop):
+            raise ServeError(
+                "the fast path needs obs_as_cond, n_cond_layers 0 and eval_fixed_crop; set engine.fast=false"
+            )
+        self._policy = policy
+        self._warm_start = settings.warm_start
+        self._dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
+        (self._camera,) = policy.spec.rgb
+        core: Any = policy.obs_encoder.obs_nets[self._camera.key]
+        backbone = copy.deepcopy(core.backbone).to(dtype=self._dtype, memory_format=torch.channels_last)
+        self._backbone = torch.compile(backbone) if settings.compile else backbone
+        self._after = core.nets[1:]
+        self._features: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._capacity = settings.cached_frames
+        self._denoiser = FastDenoiser(policy.model, policy.sequence_length, self._dtype)
+        policy.noise_scheduler.set_timesteps(policy.num_inference_steps)
+        self._timesteps: list[int] = policy.noise_scheduler.timesteps.tolist()
+        self._denoiser.set_timesteps(policy.noise_scheduler.timesteps)
+
+    # ---- features ----
+
+    def key(self, image: bytes | ImageArray, state: NDArray[np.float64]) -> bytes:
+        """What a step's features depend on, as a short key."""
+        content = image if isinstance(image, bytes) else np.ascontiguousarray(image).data
+        shape = b"" if isinstance(image, bytes) else repr(image.shape).encode()
+        return hashlib.blake2b(content, digest_size=16, key=shape).digest() + state.tobytes()
+
+    def known(self, key: bytes) -> Tensor | None:
+        """Features (1, Do) of a step that was seen before."""
+        features = self._features.get(key)
+        if features is not None:
+            self._features.move_to_end(key)
+        return features
+
+    @torch.no_grad()
+    def encode(self, prepared: Mapping[str, NDArray[Any]], keys: Sequence[bytes]) -> dict[bytes, Tensor]:
+        """Features (1, Do) by key of n steps of policy input (n, ...); they are kept.
+
+        Convolutions take all n at once, which changes no bit of a result; what follows is done one by one, since
+        products of other sizes may sum in another order.
+        """
+        policy, encoder = self._policy, self._policy.obs_encoder
+        tensors = {name: torch.from_numpy(value)[:, None] for name, value in prepared.items()}
+        batch = observation_batch(policy.spec, tensors, 1, policy.device, check_finite=True)
+        steps = {name: value[:, 0] for name, value in policy.normalizer.normalize(batch).items()}
+        images = steps.pop(self._camera.key)
+        if encoder.crop is not None:
+            images = encoder.crop(images)
+        maps = self._backbone(images.to(dtype=self._dtype, memory_format=torch.channels_last)).float()
+        encoded = {}
+        for row, key in enumerate(keys):
+            step = {name: value[row : row + 1] for name, value in steps.items()}
+            step[self._camera.key] = torch.relu(self._after(maps[row : row + 1]))
+            encoded[key] = torch.cat([step[field.key] for field in policy.spec.obs], dim=-1)
+        self._features.update(encoded)
+        while len(self._features) > self._capacity:
+            self._features.popitem(last=False)
+        return encoded
+
+    # ---- actions ----
+
+    @torch.no_grad()
+    def denoise(
+        self, features: Tensor, noise: Tensor, generator: torch.Generator, remainder: NDArray[np.float64] | None
+    ) -> Tensor:
+        """Features (To, Do) and noise (1, T, Da) -> actions (T, Da) in the dataset's units.
+
+        A remainder (n, Da) of the last sequence is noised to a later timestep, and denoising goes on from there; its
+        missing end repeats its last row, as a guess that is denoised like the rest.
+        """
+        policy, scheduler = self._policy, self._policy.noise_scheduler
+        options = {} if policy.eta is None else {"eta": policy.eta}
+        self._denoiser.set_condition(features)
+        scheduler.set_timesteps(policy.num_inference_steps)
+        sample, skipped = noise.to(policy.device), 0
+        if self._warm_start and remainder is not None and len(remainder):
+            skipped = int(self._warm_start * len(self._timesteps))
+            sample = self._noised(remainder, sample, self._timesteps[skipped])
+        for timestep in self._timesteps[skipped:]:
+            prediction = self._denoiser.predict(sample, timestep)
+            sample = scheduler.step(prediction, timestep, sample, generator=generator, **options).prev_sample
+        return policy.normalizer["action"].unnormalize(sample)[0]
+
+    def _noised(self, remainder: NDArray[np.float64], noise: Tensor, timestep: int) -> Tensor:
+        """The remainder, normalised and at the noise level of a timestep: (1, T, Da)."""
+        start = self._policy.normalizer["action"].normalize(torch.from_numpy(remainder).float())
+        rows = torch.arange(noise.shape[1], device=start.device).clamp(max=len(start) - 1)
+        alpha = self._policy.noise_scheduler.alphas_cumprod[timestep].to(noise)
+        return alpha.sqrt() * start[rows][None] + (1 - alpha).sqrt() * noise

@@ -1,0 +1,177 @@
+"""What the transports share: sessions, the one worker thread, the deadline, and an orderly end.
+
+The event loop only reads, waits and writes. Parsing, inference and the guard run in one worker thread, one message
+after another: there is one policy, one robot, and no race between two answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import numpy as np
+
+from diffusion_policy.serve.engine import Engine
+from diffusion_policy.serve.motion_guard import GuardSettings, MotionGuard
+from diffusion_policy.serve.protocol import ErrorCode, Message, error_reply
+from diffusion_policy.serve.session import Arrival, Reply, Session, Slot, Ticket
+from diffusion_policy.serve.session_log import SessionLog
+from diffusion_policy.serve.settings import ServeSettings
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Connection:
+    """One client's connection: its session, its rate, and whether it waits for a message."""
+
+    def __init__(self, host: Host, session: Session) -> None:
+        self.session = session
+        self._host = host
+        self._task = asyncio.current_task()
+        self._waiting = False
+        self._allowance = host.settings.traffic.messages_per_s
+        self._last = time.monotonic()
+
+    def stop_waiting(self) -> None:
+        """End at once if no request is under way; one that is will be answered first."""
+        if self._waiting and self._task is not None:
+            self._task.cancel()
+
+    async def wait_for(self, message: Awaitable[T]) -> T:
+        """Wait for (a part of) a message; the only place at which the server's end cuts in."""
+        self._waiting = True
+        try:
+            return await message
+        finally:
+            self._waiting = False
+
+    def is_too_fast(self) -> bool:
+        """Count one message; whether it is one too many (a bucket that holds one second of messages)."""
+        rate, now = self._host.settings.traffic.messages_per_s, time.monotonic()
+        self._allowance = min(rate, self._allowance + (now - self._last) * rate) - 1
+        self._last = now
+        if self._allowance < 0:
+            self._allowance += 1
+            return True
+        return False
+
+    async def exchange(
+        self, read: Callable[[], Message], arrival: Arrival, send: Callable[[Reply], Awaitable[None]]
+    ) -> bool:
+        """Answer one message and log it; whether the connection goes on.
+
+        Raises:
+            OSError: of ``send``, when the client is gone; logged as not delivered.
+        """
+        if self.is_too_fast():
+            reply = self.session.refuse("rate", "more messages a second than the limit allows", arrival)
+        else:
+            reply = await self._host.reply(self.session, read, arrival)
+        return await self.deliver(reply, send)
+
+    async def refuse(
+        self, code: ErrorCode, message: str, arrival: Arrival, send: Callable[[Reply], Awaitable[None]]
+    ) -> bool:
+        """Answer what could not even be read."""
+        return await self.deliver(self.session.refuse(code, message, arrival), send)
+
+    async def deliver(self, reply: Reply, send: Callable[[Reply], Awaitable[None]]) -> bool:
+        """Send, then log; whether the connection goes on."""
+        delivered = False
+        try:
+            with reply.stages.measure("reply"):
+                await send(reply)
+            delivered = True
+        finally:
+            self.session.record(reply, delivered=delivered)
+            self._host.on_answer(reply)
+        return not reply.ends and not self._host.stopping.is_set()
+
+
+class Host:
+    """Serves one robot at a time with one engine.
+
+    Args:
+        engine: the policy, warmed up.
+        settings: all of them; the guard's box is filled in from the engine's training range.
+        on_answer: sees every reply with its stages once it is logged; for measurements.
+    """
+
+    def __init__(
+        self, engine: Engine, settings: ServeSettings, on_answer: Callable[[Reply], None] = lambda reply: None
+    ) -> None:
+        self.on_answer = on_answer
+        self.engine = engine
+        self.settings = settings
+        low, high = engine.action_range()
+        margin = settings.workspace_margin_m
+        self.guard: GuardSettings = settings.guard.within(np.asarray(low)[:3] - margin, np.asarray(high)[:3] + margin)
+        self.stopping = asyncio.Event()
+        self.slot = Slot()
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
+        self._connections: set[Connection] = set()
+
+    @asynccontextmanager
+    async def connection(self, *, authorized: bool = False) -> AsyncIterator[Connection | None]:
+        """A client's connection while it lasts; None if there are too many."""
+        if len(self._connections) >= self.settings.traffic.connections or self.stopping.is_set():
+            logger.warning("a connection was closed: %d are open", len(self._connections))
+            yield None
+            return
+        session = Session(
+            self.engine, self.settings, MotionGuard(self.guard), self.slot, self._new_log(), authorized=authorized
+        )
+        connection = Connection(self, session)
+        self._connections.add(connection)
+        try:
+            yield connection
+        finally:
+            await asyncio.to_thread(session.end)
+            self._connections.discard(connection)
+
+    async def reply(self, session: Session, read: Callable[[], Message], arrival: Arrival) -> Reply:
+        """The session's reply, or "late" once the deadline is over; a late answer is logged and never sent."""
+        if self.slot.holder not in (None, session):
+            return session.refuse("busy", "another robot is being served", arrival)
+        ticket = Ticket()
+        future = self._worker.submit(session.answer, read, arrival, ticket)
+        waiting = asyncio.wrap_future(future)
+        deadline = arrival.received + self.settings.deadline_s
+        await asyncio.wait({waiting}, timeout=max(0.0, deadline - time.monotonic()))
+        if waiting.done() or not ticket.expire():
+            return await waiting
+        logger.warning("late: no answer within %s s", self.settings.deadline_s)
+
+        def record(finished: Future[Reply]) -> None:
+            if not finished.cancelled():
+                session.record(finished.result(), delivered=False)
+
+        future.add_done_callback(record)
+        return Reply(error_reply("late", f"no answer within {self.settings.deadline_s} s; no action"))
+
+    async def stop(self) -> None:
+        """Let requests that are under way finish, end the others, and write the logs."""
+        self.stopping.set()
+        for connection in tuple(self._connections):
+            connection.stop_waiting()
+        while self._connections:
+            await asyncio.sleep(0.01)
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def _new_log(self) -> SessionLog | None:
+        log = self.settings.log
+        if log.directory is None:
+            return None
+        return SessionLog(log.directory, self._log_meta(), log.max_bytes, log.queue)
+
+    def _log_meta(self) -> dict[str, Any]:
+        settings = asdict(self.settings)
+        return {**self.engine.describe(), "guard": asdict(self.guard), "settings": settings}

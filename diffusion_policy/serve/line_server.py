@@ -1,0 +1,88 @@
+"""The line protocol over TCP: what robot clients have always spoken (``protocol``).
+
+Nothing is sent unasked. A client that vanished is noticed by keep-alive probes within about 15 s, one that stops in the
+middle of a message by ``traffic.message_s``, one that falls silent by ``traffic.idle_s``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import socket
+import time
+
+from diffusion_policy.serve.host import Connection, Host
+from diffusion_policy.serve.protocol import encode_line, parse_line
+from diffusion_policy.serve.session import Arrival, Reply
+from diffusion_policy.serve.stages import Stages
+
+logger = logging.getLogger(__name__)
+
+_KEEP_ALIVE = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 2))
+
+
+async def start_line_server(host: Host) -> asyncio.Server:
+    """Listen; the port is that of the settings, or a free one for 0."""
+    settings = host.settings
+    return await asyncio.start_server(
+        functools.partial(_serve, host), settings.host, settings.port, limit=settings.limits.message_bytes
+    )
+
+
+async def _serve(host: Host, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    _keep_alive(writer.get_extra_info("socket"))
+    peer = writer.get_extra_info("peername")
+    async with host.connection() as connection:
+        try:
+            if connection is not None:
+                logger.info("%s connected", peer)
+                while await _exchange(host, connection, reader, writer):
+                    pass
+        except (TimeoutError, asyncio.IncompleteReadError, OSError) as error:
+            logger.info("%s is gone: %s", peer, error or type(error).__name__)
+        except asyncio.CancelledError:
+            logger.info("%s: the server stops", peer)
+        finally:
+            writer.close()
+
+
+async def _exchange(
+    host: Host, connection: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> bool:
+    """One message and its reply; whether there may be another.
+
+    Raises:
+        TimeoutError, IncompleteReadError, OSError: the client is gone, or has stopped in the middle.
+    """
+
+    async def send(reply: Reply) -> None:
+        writer.write(encode_line(reply.message))
+        async with asyncio.timeout(host.settings.traffic.message_s):
+            await writer.drain()
+
+    async with asyncio.timeout(host.settings.traffic.idle_s):
+        line = await connection.wait_for(reader.readexactly(1))
+    stages, started = Stages(), time.perf_counter()
+    try:
+        if line != b"\n":
+            async with asyncio.timeout(host.settings.traffic.message_s):
+                line += await connection.wait_for(reader.readuntil(b"\n"))
+    except asyncio.LimitOverrunError:
+        limit = host.settings.limits.message_bytes
+        return await connection.refuse("oversized", f"more than {limit} bytes in a line", _now(stages), send)
+    stages.add("receive", time.perf_counter() - started)
+    read = functools.partial(parse_line, line, host.engine.n_obs_steps, host.settings.limits)
+    return await connection.exchange(read, _now(stages), send)
+
+
+def _now(stages: Stages) -> Arrival:
+    return Arrival(time.monotonic(), stages)
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for name, value in _KEEP_ALIVE:
+        if hasattr(socket, name):  # not on every system
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,0 +1,260 @@
+"""Does the server feed its policy what training fed it? Recorded frames through both, and a culprit by name.
+
+Recorded frames go to a live server as "inspect" requests; it answers with the model's input and the actions, and the
+same frames come through the dataset. Where the inputs differ, known mistakes are tried on the training side: the one
+that explains the difference is named. Frames are sent as PNG, so that nothing but the server is measured, or as JPEG,
+to see what the robot's compression costs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from diffusion_policy.checkpoint import load_policy
+from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes
+from diffusion_policy.policy.sampler import set_sampler
+from diffusion_policy.serve.client import LineClient, observation
+from diffusion_policy.serve.protocol import array_from_json
+from diffusion_policy.spec import POSE_GRIPPER, WorkspaceError
+
+Array = NDArray[Any]
+Images = dict[str, NDArray[np.uint8]]
+
+# Input values: one grey level, and the last digits of float32.
+IMAGE_TOLERANCE, STATE_TOLERANCE = 1.0, 1e-6
+ACTION_TOLERANCE = 1e-3
+# JPEG of quality 75 and better stays within this mean difference of grey levels on camera images.
+JPEG_LEVELS = 6.0
+# A mistake explains a difference if it leaves less than this part of it.
+EXPLAINED = 0.25
+
+
+@dataclass(frozen=True)
+class KeyParity:
+    """One observation key: largest and mean difference, and what explains it."""
+
+    key: str
+    largest: float
+    mean: float
+    culprit: str | None
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """What was compared.
+
+    Attributes:
+        requests: how many.
+        keys: per observation key.
+        action_difference: largest difference of executed actions; None without a checkpoint.
+        same_checkpoint: whether the server serves the file it was compared with; None without one.
+    """
+
+    requests: int
+    keys: tuple[KeyParity, ...]
+    action_difference: float | None = None
+    same_checkpoint: bool | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Inputs equal, and actions as far as they were compared."""
+        actions = self.action_difference is None or self.action_difference <= ACTION_TOLERANCE
+        return actions and all(entry.culprit is None for entry in self.keys) and self.same_checkpoint is not False
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {**asdict(self), "passed": self.passed}
+
+    def table(self) -> Group:
+        """For the terminal."""
+        table = Table("input", "largest difference", "mean", "culprit")
+        for entry in self.keys:
+            table.add_row(entry.key, f"{entry.largest:.3g}", f"{entry.mean:.3g}", entry.culprit or "equal")
+        lines = [f"{self.requests} requests; {'the inputs agree' if self.passed else 'NOT equal'}"]
+        if self.action_difference is not None:
+            lines.append(f"actions differ by at most {self.action_difference:.2e}")
+        if self.same_checkpoint is False:
+            lines.append("the server serves another checkpoint than the one given")
+        return Group(table, *map(Text, lines))
+
+
+@dataclass
+class _Collected:
+    """Inputs of all requests, side by side."""
+
+    trained: dict[str, list[Array]] = field(default_factory=dict)
+    served: dict[str, list[Array]] = field(default_factory=dict)
+
+    def add(self, trained: dict[str, Array], served: dict[str, Array]) -> None:
+        if trained.keys() != served.keys():
+            raise WorkspaceError(f"the server's policy reads {sorted(served)}, the dataset gives {sorted(trained)}")
+        for key, value in trained.items():
+            self.trained.setdefault(key, []).append(value)
+            self.served.setdefault(key, []).append(served[key])
+
+
+def check_parity(
+    checkpoint: str | Path, zarr_path: str | Path, client: LineClient, requests: int = 8, encoding: str = ".png"
+) -> ParityReport:
+    """Push recorded frames through a live server, and through training's way.
+
+    Args:
+        checkpoint: the file that the server should be serving.
+        zarr_path: recorded data.
+        client: connected; the server must allow inspection.
+        requests: spread over the dataset.
+        encoding: ".png" or ".jpg".
+
+    Raises:
+        WorkspaceError: the server does not answer, or reads other keys.
+    """
+    about = client.metadata
+    policy = load_policy(checkpoint, which=about["weights"])
+    set_sampler(policy, about["scheduler"], about["steps"])
+    recorded = RecordedEpisodes(policy, zarr_path)
+    collected, differences = _Collected(), []
+    for step in np.linspace(policy.n_obs_steps, recorded.buffer.n_steps - 1, requests).astype(np.int64):
+        trained = recorded.observations(np.array([step]))
+        reply = client.ask(_request(recorded, int(step), trained, encoding))
+        collected.add(
+            {key: value[0].numpy() for key, value in trained.items()},
+            {key: array_from_json(value) for key, value in reply["inputs"].items()},
+        )
+        generator = torch.Generator().manual_seed(reply["seed"])
+        noise = torch.randn((1, policy.sequence_length, policy.action_dim), generator=generator)
+        expected = policy.predict_action(trained, initial_noise=noise, generator=generator)["action"][0].numpy()
+        differences.append(float(np.abs(expected - array_from_json(reply["actions"])).max()))
+    digest = _sha256(checkpoint)
+    return ParityReport(requests, compare_inputs(collected), max(differences), about["checkpoint_sha256"] == digest)
+
+
+def _request(recorded: RecordedEpisodes, step: int, trained: dict[str, torch.Tensor], encoding: str) -> dict[str, Any]:
+    camera = recorded.policy.spec.rgb[0].key
+    images = [_encode(np.moveaxis(image, 0, -1), encoding) for image in trained[camera][0].numpy()]
+    low = max(int(end) for end in (0, *recorded.buffer.episode_ends) if end <= step)
+    window = np.maximum(np.arange(step - recorded.policy.n_obs_steps + 1, step + 1), low)
+    states = recorded.logged_states(window)
+    assert states.shape[1] == len(POSE_GRIPPER)
+    return observation("inspect", images, states[:, :7], states[:, 7:], np.arange(len(window)) / 10)
+
+
+def _encode(frame: Array, encoding: str) -> bytes:
+    bgr = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2BGR)
+    return bytes(cv2.imencode(encoding, bgr)[1].tobytes())
+
+
+def compare_inputs(collected: _Collected) -> tuple[KeyParity, ...]:
+    """Per key (To, ...): how far the inputs are apart, and the mistake that explains it."""
+    found = []
+    for key in collected.trained:
+        trained, served = np.stack(collected.trained[key]), np.stack(collected.served[key])
+        if trained.shape != served.shape:
+            found.append(
+                KeyParity(key, float("inf"), float("inf"), f"shape {served.shape[1:]}, not {trained.shape[1:]}")
+            )
+            continue
+        apart = np.abs(trained.astype(np.float64) - served)
+        is_image = trained.ndim == 5
+        tolerance = IMAGE_TOLERANCE if is_image else STATE_TOLERANCE
+        culprit = None
+        if apart.max() > tolerance:
+            culprit = name_culprit(trained, served, IMAGE_MISTAKES if is_image else STATE_MISTAKES)
+            if culprit is None and is_image and apart.mean() < JPEG_LEVELS:
+                culprit = "JPEG compression, or a slightly different interpolation"
+            culprit = culprit or "unknown: none of the known mistakes explains it"
+        found.append(KeyParity(key, float(apart.max()), float(apart.mean()), culprit))
+    return tuple(found)
+
+
+def name_culprit(trained: Array, served: Array, mistakes: Sequence[tuple[str, Callable[[Array], Array]]]) -> str | None:
+    """The mistake that, made on the training side, comes nearest to what the server did; None if none explains it."""
+    before = np.abs(trained.astype(np.float64) - served).mean()
+    left = [(float(np.abs(apply(trained).astype(np.float64) - served).mean()), name) for name, apply in mistakes]
+    distance, name = min(left)
+    return name if distance < EXPLAINED * before else None
+
+
+def _resized(interpolation: int) -> Callable[[Array], Array]:
+    """To half and back: what another interpolation does to detail."""
+
+    def apply(images: Array) -> Array:
+        flat = images.reshape(-1, *images.shape[-3:])
+        changed = []
+        for image in flat:
+            frame = np.ascontiguousarray(np.moveaxis(image, 0, -1))
+            height, width = frame.shape[:2]
+            small = cv2.resize(frame, (width // 2, height // 2), interpolation=interpolation)
+            changed.append(np.moveaxis(cv2.resize(small, (width, height), interpolation=interpolation), -1, 0))
+        return np.stack(changed).reshape(images.shape)
+
+    return apply
+
+
+def _cropped(images: Array) -> Array:
+    """A centre crop of nine tenths, stretched to the whole: cropping before resizing."""
+    height, width = images.shape[-2:]
+    top, left = height // 20, width // 20
+    flat = images[..., top : height - top, left : width - left].reshape(-1, 3, height - 2 * top, width - 2 * left)
+    resized = [cv2.resize(np.ascontiguousarray(np.moveaxis(image, 0, -1)), (width, height)) for image in flat]
+    return np.stack([np.moveaxis(image, -1, 0) for image in resized]).reshape(images.shape)
+
+
+IMAGE_MISTAKES: tuple[tuple[str, Callable[[Array], Array]], ...] = (
+    ("colour order: BGR where RGB is expected", lambda images: images[:, :, ::-1]),
+    ("step order: newest first", lambda images: images[:, ::-1]),
+    ("step spacing: the newest frame twice", lambda images: np.repeat(images[:, -1:], images.shape[1], axis=1)),
+    ("step spacing: the oldest frame twice", lambda images: np.repeat(images[:, :1], images.shape[1], axis=1)),
+    ("mirrored left to right", lambda images: images[..., ::-1]),
+    ("upside down", lambda images: images[..., ::-1, :]),
+    ("crop: cut before resizing", _cropped),
+    ("interpolation: nearest", _resized(cv2.INTER_NEAREST)),
+    ("interpolation: through a smaller size", _resized(cv2.INTER_LINEAR)),
+)
+
+
+def _quaternions(order: Sequence[int], sign: float = 1.0) -> Callable[[Array], Array]:
+    def apply(states: Array) -> Array:
+        changed = states.copy()
+        if states.shape[-1] >= 7:
+            changed[..., 3:7] = sign * states[..., 3:7][..., list(order)]
+        return changed
+
+    return apply
+
+
+def _first_three(scale: float) -> Callable[[Array], Array]:
+    def apply(states: Array) -> Array:
+        changed = states.copy()
+        if states.shape[-1] >= 7:
+            changed[..., :3] *= scale
+        return changed
+
+    return apply
+
+
+STATE_MISTAKES: tuple[tuple[str, Callable[[Array], Array]], ...] = (
+    ("quaternion order: wxyz where xyzw is expected", _quaternions((3, 0, 1, 2))),
+    ("quaternion order: xyzw read as wxyz", _quaternions((1, 2, 3, 0))),
+    ("quaternion sign: the other hemisphere", _quaternions((0, 1, 2, 3), -1.0)),
+    ("units: millimetres where metres are expected", _first_three(1000.0)),
+    ("polarity: 1 = closed where 1 = open is expected", lambda states: 1.0 - states),
+    ("step order: newest first", lambda states: states[:, ::-1]),
+    ("step spacing: the newest state twice", lambda states: np.repeat(states[:, -1:], states.shape[1], axis=1)),
+)
+
+
+def _sha256(path: str | Path) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,249 @@
+"""The line protocol of the existing robot clients: one JSON object a line over TCP, UTF-8, "\\n" at the end.
+
+    -> {"type": "reset"}                                      <- {"type": "reset_ack"}
+    -> {"type": "hello", "token": ...}                        <- {"type": "metadata", ...}
+    -> {"type": "observation", "images": [base64 JPEG, oldest first], "poses": [[7] ...], "grippers": [[1] ...],
+        "timestamps": [s ...], "send_timestamp": unix s}      <- {"type": "action", "action": [[8] ...]}
+                                                              <- {"type": "error", "code": ..., "message": ...}
+
+Old clients never send "hello", read one line per observation, hold their pose when its type is not "action", and ignore
+fields they do not know. "inspect" is an observation that is answered with the model's input and no action, where the
+server allows it (scripts/check_parity.py). The second transport carries the same messages as msgpack. A message is
+untrusted: everything in it is checked before any of it is used, sizes first.
+
+This module imports neither torch nor the policy, so that a robot's machine can use it alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.geometry import check_unit_quaternions
+from diffusion_policy.spec import POSE, ImageArray, SpecError, WorkspaceError
+
+DEFAULT_PORT = 8007
+
+ErrorCode = Literal[
+    "malformed",  # not one JSON object a line, or fields of the wrong type
+    "oversized",  # more bytes or pixels than the limits allow
+    "unknown_type",  # a message type this server does not know
+    "wrong_frames",  # not n_obs_steps images, poses, grippers and timestamps
+    "bad_image",  # does not decode
+    "bad_state",  # NaN, or a quaternion that is none
+    "stale",  # older than the limit, or older than the one before
+    "late",  # the answer took longer than its deadline, or the client was gone by then
+    "rate",  # more messages a second than the limits allow
+    "refused",  # the motion guard lets nothing of the chunk out
+    "busy",  # another robot is being served
+    "unauthorized",  # no token, or a wrong one
+    "internal",  # an unforeseen failure; the session ends
+]
+# After these the connection is closed: framing or trust is lost, or the slot is somebody else's.
+ENDING: frozenset[ErrorCode] = frozenset({"oversized", "busy", "unauthorized", "internal"})
+
+
+class ProtocolError(WorkspaceError):
+    """A message that is not acted upon; ``code`` goes to the client and into the log."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code: ErrorCode = code
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one message may ask for.
+
+    Attributes:
+        message_bytes: of one line.
+        image_bytes: of one encoded image.
+        image_pixels: of one image, read from its header before it is decoded.
+    """
+
+    message_bytes: int = 16 * 2**20
+    image_bytes: int = 4 * 2**20
+    image_pixels: int = 4096 * 2160
+
+
+@dataclass(frozen=True)
+class Reset:
+    """Start of an episode."""
+
+
+@dataclass(frozen=True)
+class Hello:
+    """A new client asks who answers."""
+
+    token: str | None = None
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The last n_obs_steps steps, oldest first.
+
+    Attributes:
+        images: encoded JPEGs or PNGs, or raw frames (H, W, 3) uint8 RGB (new transport only).
+        poses: (To, 7) float64, metres and quaternion xyzw.
+        grippers: (To, 1) float64, 1 = open.
+        timestamps: (To,) seconds on the client's clock.
+        send_timestamp: unix seconds on the client's clock; None from the oldest clients.
+        inspect: asks for the model's input in place of an action; see ``inspection_reply``.
+    """
+
+    images: tuple[bytes | ImageArray, ...]
+    poses: NDArray[np.float64]
+    grippers: NDArray[np.float64]
+    timestamps: NDArray[np.float64]
+    send_timestamp: float | None = None
+    inspect: bool = False
+
+    @property
+    def states(self) -> NDArray[np.float64]:
+        """(To, 8) pose and gripper of each step, in the order of ``spec.POSE_GRIPPER``."""
+        return np.concatenate([self.poses, self.grippers], axis=1)
+
+
+Message = Reset | Hello | Observation
+
+
+def parse_line(line: bytes, n_obs_steps: int, limits: Limits) -> Message:
+    """Read one line of a client.
+
+    Raises:
+        ProtocolError: with the code that the client is told.
+    """
+    if len(line) > limits.message_bytes:
+        raise ProtocolError("oversized", f"message of {len(line)} bytes; at most {limits.message_bytes} are read")
+    try:
+        message = json.loads(line, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # also: not UTF-8, or an integer of thousands of digits
+        raise ProtocolError("malformed", f"not one JSON object a line: {error}") from error
+    return parse_message(message, n_obs_steps, limits)
+
+
+def parse_message(message: Any, n_obs_steps: int, limits: Limits) -> Message:
+    """Read a decoded message of either transport; ProtocolError with the code that the client is told."""
+    if not isinstance(message, dict):
+        raise ProtocolError("malformed", f"expected an object, found {type(message).__name__}")
+    match message.get("type"):
+        case "reset":
+            return Reset()
+        case "hello":
+            token = message.get("token")
+            return Hello(token if isinstance(token, str) else None)
+        case "observation" | "inspect":
+            return parse_observation(message, n_obs_steps, limits)
+        case other:
+            raise ProtocolError("unknown_type", f"type {str(other)[:40]!r}; expected observation, reset or hello")
+
+
+def parse_observation(message: Mapping[str, Any], n_obs_steps: int, limits: Limits) -> Observation:
+    """Check an observation message, decode its base64, and leave the images encoded.
+
+    Raises:
+        ProtocolError: malformed, oversized, wrong_frames or bad_state.
+    """
+    steps = {key: _sequence(message, key, n_obs_steps) for key in ("images", "poses", "grippers", "timestamps")}
+    poses = _numbers(steps["poses"], (n_obs_steps, len(POSE)), "poses")
+    try:
+        check_unit_quaternions(poses[:, 3:7], "poses", tolerance=0.05)
+    except SpecError as error:
+        raise ProtocolError("bad_state", str(error)) from error
+    timestamps = _numbers(steps["timestamps"], (n_obs_steps,), "timestamps")
+    if (np.diff(timestamps) < 0).any():
+        raise ProtocolError("bad_state", f"timestamps {timestamps.tolist()} run backwards; oldest first is expected")
+    sent = message.get("send_timestamp")
+    return Observation(
+        images=tuple(_read_image(image, limits) for image in steps["images"]),
+        poses=poses,
+        grippers=_numbers(steps["grippers"], (n_obs_steps, 1), "grippers"),
+        timestamps=timestamps,
+        send_timestamp=None if sent is None else float(_numbers([sent], (1,), "send_timestamp")[0]),
+        inspect=message.get("type") == "inspect",
+    )
+
+
+def _refuse_constant(name: str) -> float:
+    raise ProtocolError("bad_state", f"{name} is no number an arm can be at")
+
+
+def _sequence(message: Mapping[str, Any], key: str, n_obs_steps: int) -> list[Any]:
+    value = message.get(key)
+    if isinstance(value, np.ndarray) and value.ndim:
+        value = list(value) if key == "images" else value.tolist()
+    if not isinstance(value, list):
+        raise ProtocolError("malformed", f"{key} is {type(value).__name__}; expected a list of {n_obs_steps}")
+    if len(value) != n_obs_steps:
+        raise ProtocolError("wrong_frames", f"{key} has {len(value)} entries; expected {n_obs_steps}, oldest first")
+    return value
+
+
+def _numbers(values: Sequence[Any], shape: tuple[int, ...], key: str) -> NDArray[np.float64]:
+    flat = values if len(shape) == 1 else [number for row in values if isinstance(row, list) for number in row]
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in flat):
+        raise ProtocolError("malformed", f"{key} holds something that is not a number")
+    try:
+        array = np.array(values, dtype=np.float64)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ProtocolError("malformed", f"{key} is no table of numbers: {error}") from error
+    if array.shape != shape:
+        raise ProtocolError("malformed", f"{key} has shape {array.shape}; expected {shape}")
+    if not np.isfinite(array).all():
+        raise ProtocolError("bad_state", f"{key} holds NaN or infinity")
+    return array
+
+
+def _read_image(image: Any, limits: Limits) -> bytes | ImageArray:
+    """Base64 text (lines), encoded bytes or a raw RGB frame (new transport), not decoded yet."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise ProtocolError("bad_image", f"a frame is {image.dtype} {image.shape}; expected uint8 (H, W, 3) RGB")
+        if image.size > 3 * limits.image_pixels:
+            raise ProtocolError("oversized", f"a frame of {image.size // 3} pixels; at most {limits.image_pixels}")
+        return image
+    if not isinstance(image, str | bytes):
+        raise ProtocolError("malformed", f"an image is {type(image).__name__}; expected base64 text")
+    size = len(image) if isinstance(image, bytes) else len(image) * 3 // 4
+    if size > limits.image_bytes:
+        raise ProtocolError("oversized", f"an image of {size} bytes; at most {limits.image_bytes} are read")
+    if isinstance(image, bytes):
+        return image
+    try:
+        return base64.b64decode(image, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ProtocolError("bad_image", f"an image is not base64: {error}") from error
+
+
+def encode_line(message: Mapping[str, Any]) -> bytes:
+    """One reply as a line; NaN cannot be written."""
+    return json.dumps(message, allow_nan=False, separators=(",", ":"), default=_array_to_json).encode() + b"\n"
+
+
+def _array_to_json(array: Any) -> dict[str, Any]:
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{type(array).__name__} cannot be sent")
+    text = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode("ascii")
+    return {"dtype": array.dtype.str, "shape": list(array.shape), "base64": text}
+
+
+def array_from_json(entry: Mapping[str, Any]) -> NDArray[Any]:
+    """An array of an "inspection" reply."""
+    return np.frombuffer(base64.b64decode(entry["base64"]), np.dtype(entry["dtype"])).reshape(entry["shape"])
+
+
+def action_reply(actions: NDArray[np.floating[Any]]) -> dict[str, Any]:
+    """The reply that moves an arm: (n_action_steps, 8), finite."""
+    return {"type": "action", "action": actions.tolist()}
+
+
+def error_reply(code: ErrorCode, message: str) -> dict[str, Any]:
+    """The reply that does not: old clients ignore its type and hold their pose."""
+    return {"type": "error", "code": code, "message": message}

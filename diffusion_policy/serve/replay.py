@@ -1,0 +1,179 @@
+"""A log is a test: the same observations and seeds again, with the same policy or with another.
+
+With what the log was made with, every sequence must come out equal: to the last bit on a CPU of the same kind, within a
+tolerance elsewhere. With another checkpoint, scheduler or number of steps the same moments show what would have been
+decided otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from diffusion_policy.evaluate.events import Event, gripper_events
+from diffusion_policy.evaluate.open_loop import score_chunks
+from diffusion_policy.serve.engine import Engine, PolicyEngine
+from diffusion_policy.serve.protocol import Observation
+from diffusion_policy.serve.session_log import SessionLogError, read_image, read_lines
+from diffusion_policy.serve.settings import EngineSettings
+from diffusion_policy.serve.stages import Stages
+
+FloatArray = NDArray[np.float64]
+
+# Equal settings, another kind of processor: sums in another order.
+TOLERANCE = 1e-4
+SAME = ("checkpoint_sha256", "weights", "scheduler", "steps", "precision", "warm_start")
+
+
+@dataclass(frozen=True)
+class LoggedStep:
+    """One answered observation, as it can be asked again."""
+
+    number: int
+    seed: int
+    observation: Observation
+    remainder: FloatArray | None
+    sequence: FloatArray
+    first: int
+
+
+@dataclass(frozen=True)
+class ReplayReport:
+    """What came out.
+
+    Attributes:
+        steps: how many were recomputed.
+        same_settings: whether checkpoint, sampler and precision are those of the log.
+        bit_equal: steps whose sequence is equal to the last bit.
+        largest: largest absolute difference of any number.
+        position_mm, rotation_deg: mean difference of the executed actions.
+        differences: sentences on gripper events that moved, appeared or vanished.
+    """
+
+    steps: int
+    same_settings: bool
+    bit_equal: int
+    largest: float
+    position_mm: float
+    rotation_deg: float
+    differences: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Equal where it must be; another policy may differ."""
+        return not self.same_settings or self.largest <= TOLERANCE
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {**asdict(self), "passed": self.passed}
+
+    def table(self) -> Group:
+        """For the terminal."""
+        table = Table("", "")
+        kind = "the log's own settings" if self.same_settings else "another policy, or other settings"
+        for name, value in (
+            ("replayed with", kind),
+            ("steps", str(self.steps)),
+            ("equal to the last bit", f"{self.bit_equal} of {self.steps}"),
+            ("largest difference", f"{self.largest:.2e}"),
+            ("executed actions differ by", f"{self.position_mm:.2f} mm, {self.rotation_deg:.2f} degrees on average"),
+        ):
+            table.add_row(name, value)
+        verdict = "the log is reproduced" if self.passed else f"NOT reproduced: more than {TOLERANCE:.0e} apart"
+        return Group(table, *map(Text, self.differences), Text(verdict if self.same_settings else "compared"))
+
+
+def read_steps(folder: str | Path) -> tuple[dict[str, Any], list[LoggedStep]]:
+    """The answered observations of a run.
+
+    Raises:
+        SessionLogError: no run's folder; older logs hold neither seeds nor every frame, so they cannot be replayed.
+    """
+    if Path(folder).is_file():
+        raise SessionLogError(f"{folder}: a log of a predecessor; it holds no seeds, so nothing can be recomputed")
+    meta, lines = read_lines(folder)
+    steps = [_step(folder, line) for line in lines if "action" in line]
+    if not steps:
+        raise SessionLogError(f"{folder}: no observation of this run was answered with an action")
+    return meta, steps
+
+
+def _step(folder: str | Path, line: Mapping[str, Any]) -> LoggedStep:
+    try:
+        seen, remainder = line["input"], line.get("remainder")
+        states = np.asarray(seen["states"], dtype=np.float64)
+        images = tuple(read_image(folder, name) for name in seen["images"])
+        observation = Observation(images, states[:, :7], states[:, 7:8], np.asarray(seen["timestamps"]))
+        sequence = np.asarray(line["predicted"]["values"], dtype=np.float64)
+        rest = None if remainder is None else np.asarray(remainder, dtype=np.float64)
+        return LoggedStep(line["step"], line["seed"], observation, rest, sequence, line["predicted"]["first"])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise SessionLogError(f"{folder}: step {line.get('step')} lacks what a replay needs ({error!r})") from error
+
+
+def replay(folder: str | Path, checkpoint: str | Path, overrides: Mapping[str, Any] | None = None) -> ReplayReport:
+    """Recompute a run.
+
+    Args:
+        folder: of the run.
+        checkpoint: the log's own, or another.
+        overrides: of the log's engine settings, such as scheduler, steps or device.
+
+    Raises:
+        WorkspaceError: the log or the checkpoint cannot be read.
+    """
+    meta, steps = read_steps(folder)
+    logged = meta.get("settings", {}).get("engine", {})
+    known = {name: value for name, value in logged.items() if name in EngineSettings.__dataclass_fields__}
+    engine = PolicyEngine.open(checkpoint, EngineSettings(**{**known, **(overrides or {})}))
+    about = engine.describe()
+    return compare(steps, engine, same_settings=all(about[name] == meta.get(name) for name in SAME))
+
+
+def compare(steps: Sequence[LoggedStep], engine: Engine, *, same_settings: bool) -> ReplayReport:
+    """Ask an engine the logged questions, and compare its answers."""
+    answers = [engine.infer(step.observation, step.seed, step.remainder, Stages()) for step in steps]
+    before = np.stack([step.sequence[step.first : step.first + engine.n_action_steps] for step in steps])
+    after = np.stack([answer.actions for answer in answers])
+    if before.shape != after.shape:
+        raise SessionLogError(f"the log's chunks are {before.shape[1:]}, this policy's {after.shape[1:]}")
+    sequences = [(step.sequence, answer.sequence) for step, answer in zip(steps, answers, strict=True)]
+    errors = score_chunks(after, before).means()
+    return ReplayReport(
+        steps=len(steps),
+        same_settings=same_settings,
+        bit_equal=sum(np.array_equal(*pair) for pair in sequences),
+        largest=float(np.abs(before - after).max()),
+        position_mm=errors["position_mm"] or 0.0,
+        rotation_deg=errors["rotation_deg"] or 0.0,
+        differences=tuple(event_differences(before[:, 0, 7], after[:, 0, 7], [step.number for step in steps])),
+    )
+
+
+def event_differences(before: FloatArray, after: FloatArray, numbers: Sequence[int]) -> list[str]:
+    """Sentences on the gripper's events in commands (N,): "B closes 3 steps earlier, at step 41 (A at 44)"."""
+    ours, theirs = gripper_events(before), gripper_events(after)
+    found, unmatched = [], list(theirs)
+    for step, kind in ours:
+        same_kind = [event for event in unmatched if event[1] == kind]
+        if not same_kind:
+            found.append(f"B does not {kind} where A does, at step {numbers[step]}")
+            continue
+        nearest: Event = min(same_kind, key=lambda event: abs(event[0] - step))
+        unmatched.remove(nearest)
+        if nearest[0] != step:
+            offset = nearest[0] - step
+            word = "later" if offset > 0 else "earlier"
+            found.append(
+                f"B {kind}s {abs(offset)} step{'s' if abs(offset) > 1 else ''} {word}, at step {numbers[nearest[0]]} "
+                f"(A at {numbers[step]})"
+            )
+    return found + [f"B {kind}s at step {numbers[step]}, where A does not" for step, kind in unmatched]

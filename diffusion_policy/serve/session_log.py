@@ -1,0 +1,195 @@
+"""The run log as it happens: one JSON line a step, written by a thread of its own.
+
+    run_20260108_171739/
+      meta.json            what ran: checkpoint and normaliser hash, scheduler, steps, guard, settings, versions
+      steps.jsonl          one line a step or event, whole or not at all; SIGKILL loses at most the last
+      images/<hash>.jpg    as they came, each once; raw frames as PNG
+
+Writing never holds up an answer: lines are handed over after the answer has left, and when the disk is slower than the
+robot, steps are left out and counted. When the disk refuses, the log stops and says so; the arm does not notice.
+Beyond ``max_bytes`` the run goes on in a new folder. Nothing is deleted.
+
+Times are seconds of the server's monotonic clock; those that begin with ``client_`` are of the client's clock. The two
+are never subtracted. ``wall_start`` in meta.json is the one reading of the wall clock, beside the monotonic one.
+``run_log.read_log`` reads a folder; this is the writer, and the reader of what only a replay needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+import queue
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+import numpy as np
+
+from diffusion_policy.serve.images import mime_suffix
+from diffusion_policy.spec import ImageArray, WorkspaceError
+
+logger = logging.getLogger(__name__)
+
+LOG_VERSION = 4
+SOFTWARE = ("diffusion-policy", "torch", "numpy", "diffusers", "opencv-python")
+Images = Sequence[bytes | ImageArray]
+
+
+class SessionLogError(WorkspaceError):
+    """A run's folder cannot be read; says which file, and what was expected."""
+
+
+def software_versions() -> dict[str, str]:
+    """What computed the actions."""
+    return {"python": platform.python_version(), **{name: version(name) for name in SOFTWARE}}
+
+
+class SessionLog:
+    """The log of one session; folders and files appear with its first line.
+
+    Args:
+        directory: runs are folders in it.
+        meta: plain JSON; start time, clocks and versions are added.
+        max_bytes: of one folder.
+        capacity: lines that may wait.
+    """
+
+    def __init__(self, directory: str | Path, meta: Mapping[str, Any], max_bytes: int = 2**31, capacity: int = 64):
+        self.directory = Path(directory)
+        self.dropped = 0
+        self.stopped: str | None = None
+        self.folders: list[Path] = []
+        self._meta = meta
+        self._max_bytes = max_bytes
+        self._lines: IO[str] | None = None
+        self._bytes = 0
+        self._images: set[str] = set()
+        self._queue: queue.Queue[tuple[dict[str, Any], Images] | None] = queue.Queue(capacity)
+        self._thread = threading.Thread(target=self._run, name="session log", daemon=True)
+        self._thread.start()
+
+    def write(self, line: Mapping[str, Any], images: Images = ()) -> None:
+        """Hand over one line and the images it shows; returns at once."""
+        if self.stopped:
+            return
+        try:
+            self._queue.put_nowait((dict(line), images))
+        except queue.Full:
+            self.dropped += 1
+            logger.warning("the disk is slower than the robot: %d lines are not in the log", self.dropped)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Write what waits, and end the thread."""
+        self._queue.put(None)
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            logger.error("the log was not written to its end within %s s", timeout)
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            try:
+                self._write(*item)
+            except OSError as error:
+                self.stopped = f"{self.directory}: the log stopped: {error}"
+                logger.error("%s; the robot is served all the same", self.stopped)
+                break
+        if self._lines is not None:
+            with contextlib.suppress(OSError):  # what the disk refused is still in the file's buffer
+                self._lines.close()
+
+    def _write(self, line: dict[str, Any], images: Images) -> None:
+        if self._lines is None or self._bytes >= self._max_bytes:
+            self._open_folder()
+        assert self._lines is not None
+        if images:
+            line["input"] = {**line.get("input", {}), "images": [self._save(image) for image in images]}
+        text = json.dumps({**line, "dropped": self.dropped}, allow_nan=False) + "\n"
+        self._lines.write(text)
+        self._lines.flush()
+        self._bytes += len(text)
+
+    def _open_folder(self) -> None:
+        if self._lines is not None:
+            self._lines.close()
+        start = datetime.now()
+        folder, number = self.directory / f"run_{start:%Y%m%d_%H%M%S}", 1
+        while folder.exists():
+            number += 1
+            folder = self.directory / f"run_{start:%Y%m%d_%H%M%S}_{number}"
+        (folder / "images").mkdir(parents=True)
+        meta = {
+            "format": "run log",
+            "version": LOG_VERSION,
+            "start_time": f"{start:%Y-%m-%d %H:%M:%S}",
+            "wall_start": time.time(),
+            "monotonic_start": time.monotonic(),
+            "continues": self.folders[-1].name if self.folders else None,
+            "software": software_versions(),
+            **self._meta,
+        }
+        beside = folder / ".meta.json.part"
+        beside.write_text(json.dumps(meta, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(beside, folder / "meta.json")
+        self._lines = (folder / "steps.jsonl").open("a", encoding="utf-8")
+        self._bytes, self._images = 0, set()
+        self.folders.append(folder)
+
+    def _save(self, image: bytes | ImageArray) -> str:
+        data = image if isinstance(image, bytes) else _png(image)
+        name = f"images/{hashlib.blake2b(data, digest_size=12).hexdigest()}{mime_suffix(data)}"
+        if name not in self._images:
+            path = self.folders[-1] / name
+            beside = path.with_name(f".{path.name}.part")
+            beside.write_bytes(data)
+            os.replace(beside, path)
+            self._images.add(name)
+            self._bytes += len(data)
+        return name
+
+
+def _png(frame: ImageArray) -> bytes:
+    done, data = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    assert done, "OpenCV encodes every uint8 image"
+    return bytes(np.asarray(data).tobytes())
+
+
+def read_lines(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """meta.json and every whole line of a run's folder; a torn last line is left out.
+
+    Raises:
+        SessionLogError: no run's folder, or a line that is not JSON before the last.
+    """
+    folder = Path(folder)
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        lines = (folder / "steps.jsonl").read_bytes().split(b"\n")
+    except (OSError, ValueError) as error:
+        raise SessionLogError(f"{folder} is no run's folder: {error}; expected meta.json and steps.jsonl") from error
+    found = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn, or empty
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise SessionLogError(f"{folder}/steps.jsonl: line {number} is not JSON ({error})") from error
+    if not isinstance(meta, dict) or not all(isinstance(line, dict) for line in found):
+        raise SessionLogError(f"{folder}: meta.json or a line of steps.jsonl is no object")
+    return meta, found
+
+
+def read_image(folder: str | Path, name: Any) -> bytes:
+    """An image that a line names; SessionLogError if it is not there or lies outside the run's folder."""
+    if not isinstance(name, str) or Path(name).parent != Path("images"):
+        raise SessionLogError(f"{folder}: {name!r} is no image of this run; expected images/<hash>.jpg")
+    try:
+        return (Path(folder) / name).read_bytes()
+    except OSError as error:
+        raise SessionLogError(f"{folder}/{name}: cannot be read ({error.strerror})") from error

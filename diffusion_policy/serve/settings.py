@@ -1,0 +1,199 @@
+"""Every setting of the server, with the meaning of each; ``config/serve.yaml`` holds the defaults that users see.
+
+A misspelt key, a missing checkpoint or a value of the wrong type is an error before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffusion_policy.serve.motion_guard import GuardSettings
+from diffusion_policy.serve.protocol import DEFAULT_PORT, Limits
+from diffusion_policy.spec import WorkspaceError
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+class ServeError(WorkspaceError):
+    """The server cannot start as asked for; says which setting, what was found and what was expected."""
+
+
+@dataclass
+class EngineSettings:
+    """How the policy is run.
+
+    Attributes:
+        weights: "ema_model" or "model".
+        device: "cpu", "cuda:0", ...
+        scheduler: "ddim", "ddpm" or "dpm-solver++".
+        steps: denoising steps.
+        precision: "float32", or "bfloat16" for the convolutions and the denoiser's large products.
+        fast: False runs ``predict_action`` as training does, without any cache.
+        compile: torch.compile for the convolutions; its warm-up takes a minute.
+        cached_frames: features kept, by content; 0 encodes every frame anew.
+        seed: of the noise; request i of an episode draws from (seed, i).
+        warm_start: share of the denoising steps that is skipped by starting from the remainder of the last chunk.
+        threads: of torch; None: all cores.
+    """
+
+    weights: str = "ema_model"
+    device: str = "cpu"
+    scheduler: str = "ddim"
+    steps: int = 10
+    precision: str = "float32"
+    fast: bool = True
+    compile: bool = False
+    cached_frames: int = 8
+    seed: int = 0
+    warm_start: float = 0.0
+    threads: Optional[int] = None  # noqa: UP045 - OmegaConf reads this form
+
+    def __post_init__(self) -> None:
+        """Refuse values that no policy can be run with."""
+        if self.precision not in PRECISIONS:
+            raise ServeError(f"engine.precision is {self.precision!r}; expected {' or '.join(PRECISIONS)}")
+        if not 0 <= self.warm_start < 1:
+            raise ServeError(f"engine.warm_start is {self.warm_start}; expected 0 <= warm_start < 1")
+        if not self.fast and (self.warm_start or self.precision != "float32"):
+            raise ServeError("engine.fast is off: warm_start and bfloat16 need it")
+
+
+@dataclass
+class LogSettings:
+    """Where the run log goes.
+
+    Attributes:
+        directory: one folder a run is made in it; None: no log.
+        max_bytes: a run goes on in a new folder beyond this size, images included.
+        queue: steps that may wait to be written; beyond it steps are left out of the log, and counted.
+    """
+
+    directory: Optional[str] = "data/logs/serve"  # noqa: UP045
+    max_bytes: int = 2 * 2**30
+    queue: int = 64
+
+
+@dataclass
+class Traffic:
+    """What connections may do.
+
+    Attributes:
+        connections: open at once, the robot's and those that are told "busy".
+        messages_per_s: of one connection, over a second.
+        message_s: from the first byte of a message to its last.
+        idle_s: without a message; a robot that pauses longer reconnects.
+        errors_in_a_row: after which the connection is closed.
+    """
+
+    connections: int = 8
+    messages_per_s: float = 50.0
+    message_s: float = 10.0
+    idle_s: float = 600.0
+    errors_in_a_row: int = 20
+
+
+@dataclass
+class ServeSettings:
+    """The whole of it.
+
+    Attributes:
+        ckpt: the checkpoint.
+        host, port: of the line protocol.
+        websocket_port: of the second transport; None: off.
+        token_file: a file whose first line new clients must know; None: no token.
+        allow_unauthenticated: lets old clients in, who have no token, on an address other than the loopback.
+        allow_inspection: answers "inspect" with the model's input, for scripts/check_parity.py.
+        deadline_s: from the last byte of an observation to its answer; later there is an error and no action.
+        max_age_s: how much later than the session's fastest message an observation may arrive; see ``freshness``.
+        control_hz: rate at which the client executes actions.
+        range_margin: observations further outside the training range than this share of it are warned about.
+        workspace_margin_m: the workspace box is the training range of actions, widened by this, unless
+            ``guard.workspace_low`` and ``guard.workspace_high`` say otherwise.
+        guard: the motion limits.
+    """
+
+    ckpt: str = MISSING
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    websocket_port: Optional[int] = None  # noqa: UP045
+    token_file: Optional[str] = None  # noqa: UP045
+    allow_unauthenticated: bool = False
+    allow_inspection: bool = False
+    deadline_s: float = 1.0
+    max_age_s: float = 0.5
+    control_hz: float = 10.0
+    range_margin: float = 0.1
+    workspace_margin_m: float = 0.05
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    guard: GuardSettings = field(default_factory=GuardSettings)
+    limits: Limits = field(default_factory=Limits)
+    traffic: Traffic = field(default_factory=Traffic)
+    log: LogSettings = field(default_factory=LogSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse times and rates that are none."""
+        for name in ("deadline_s", "max_age_s", "control_hz"):
+            if not getattr(self, name) > 0:
+                raise ServeError(f"{name} is {getattr(self, name)}; expected more than 0")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def token(self) -> str | None:
+        """The shared token.
+
+        Raises:
+            ServeError: the file cannot be read or is empty; or an address that others reach has neither a token nor
+                ``allow_unauthenticated``.
+        """
+        if self.token_file is None:
+            if not self.is_local and not self.allow_unauthenticated:
+                raise ServeError(
+                    f"host is {self.host}: everybody on that network could move the arm. Keep 127.0.0.1 and use an SSH "
+                    "tunnel, or set token_file (new clients), or --allow-unauthenticated (old clients)"
+                )
+            return None
+        try:
+            lines = Path(self.token_file).read_text(encoding="utf-8").split()
+        except (OSError, ValueError) as error:
+            raise ServeError(f"token_file {self.token_file}: cannot be read ({error})") from error
+        if not lines:
+            raise ServeError(f"token_file {self.token_file} is empty; expected a token in its first line")
+        return lines[0]
+
+
+def read_settings(config: str | Path | None, overrides: Sequence[str] = ()) -> ServeSettings:
+    """Defaults, then the file, then ``key=value`` words of the command line.
+
+    Raises:
+        ServeError: an unknown key, a wrong type, no checkpoint, or a file that cannot be read.
+        WorkspaceError: a value that is refused.
+    """
+    try:
+        schema = OmegaConf.structured(ServeSettings)
+        for frozen in (schema.guard, schema.limits):  # OmegaConf reads a frozen dataclass as read-only
+            OmegaConf.set_readonly(frozen, False)  # noqa: FBT003
+        layers: list[Any] = [schema]
+        if config is not None:
+            layers.append(OmegaConf.load(config))
+        merged = OmegaConf.merge(*layers, OmegaConf.from_dotlist(list(overrides)))
+        settings = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, OSError, ValueError) as error:
+        key = getattr(error, "full_key", None)
+        raise ServeError(f"{config or 'settings'}: {f'{key}: ' if key else ''}{str(error).splitlines()[0]}") from error
+    assert isinstance(settings, ServeSettings)
+    return settings

@@ -1,0 +1,103 @@
+"""The second transport: WebSocket and msgpack, as openpi's clients speak it.
+
+On connect the server sends its metadata, as those clients expect. A request is a map with the entries of the line
+protocol (``images`` as encoded bytes or raw RGB frames, ``poses``, ``grippers``, ``timestamps``); without "type" it is
+an observation. The answer is a map with ``actions`` (n_action_steps, 8) and the line protocol's extra entries; an error
+is a text frame, "code: message", after which openpi's client raises. ``GET /healthz`` answers OK.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hmac
+import http
+import logging
+import time
+from typing import Any
+
+import numpy as np
+from websockets.asyncio.server import Server, ServerConnection
+from websockets.asyncio.server import serve as serve_websocket
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from diffusion_policy.serve.arrays import pack, unpack
+from diffusion_policy.serve.host import Host
+from diffusion_policy.serve.protocol import Limits, Message, ProtocolError, parse_message
+from diffusion_policy.serve.session import Arrival, Reply
+from diffusion_policy.serve.stages import Stages
+
+logger = logging.getLogger(__name__)
+
+
+async def start_websocket_server(host: Host) -> Server:
+    """Listen on ``websocket_port``; a dead peer is noticed by pings."""
+    settings = host.settings
+    return await serve_websocket(
+        functools.partial(_serve, host),
+        settings.host,
+        settings.websocket_port,
+        process_request=functools.partial(_admit, host),
+        compression=None,
+        max_size=settings.limits.message_bytes,
+        max_queue=2,
+        ping_interval=5,
+        ping_timeout=10,
+        close_timeout=1,
+    )
+
+
+def _admit(host: Host, connection: ServerConnection, request: Request) -> Response | None:
+    """Answer health checks, and refuse a wrong key before anything else is read."""
+    if request.path == "/healthz":
+        return connection.respond(http.HTTPStatus.OK, "OK\n")
+    token = host.settings.token()
+    given = request.headers.get("Authorization", "").removeprefix("Api-Key ").strip()
+    if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
+        logger.warning("a connection without the token was refused")
+        return connection.respond(http.HTTPStatus.UNAUTHORIZED, "unauthorized: expected Authorization: Api-Key TOKEN\n")
+    return None
+
+
+async def _serve(host: Host, websocket: ServerConnection) -> None:
+    async def send(reply: Reply) -> None:
+        try:
+            await websocket.send(_encode(reply.message))
+        except ConnectionClosed as error:
+            raise ConnectionError(str(error)) from error
+
+    async with host.connection(authorized=True) as connection:
+        if connection is None:
+            return
+        try:
+            await websocket.send(pack(connection.session.metadata()))
+            goes_on = True
+            while goes_on:
+                data = await connection.wait_for(websocket.recv())
+                read = functools.partial(_parse, data, host.engine.n_obs_steps, host.settings.limits)
+                goes_on = await connection.exchange(read, Arrival(time.monotonic(), Stages()), send)
+        except (ConnectionClosed, OSError) as error:
+            logger.info("%s is gone: %s", websocket.remote_address, error)
+        except asyncio.CancelledError:
+            logger.info("%s: the server stops", websocket.remote_address)
+
+
+def _parse(data: str | bytes, n_obs_steps: int, limits: Limits) -> Message:
+    if isinstance(data, str):
+        raise ProtocolError("malformed", "a text frame; expected binary msgpack")
+    message = unpack(data)
+    if isinstance(message, dict):
+        message = {"type": "observation", **message}
+    return parse_message(message, n_obs_steps, limits)
+
+
+def _encode(message: dict[str, Any]) -> str | bytes:
+    """A reply as openpi's clients read it."""
+    if message["type"] == "error":
+        return f"{message['code']}: {message['message']}"
+    if message["type"] == "action":
+        timing = {**message["server_timing"], "infer_ms": sum(message["server_timing"].values())}
+        rest = {name: value for name, value in message.items() if name != "action"}
+        return pack({**rest, "actions": np.asarray(message["action"], dtype=np.float32), "server_timing": timing})
+    return pack(message)

@@ -1,0 +1,49 @@
+"""One self-contained page about a fine-tune: verdict, findings, data, ledger, curves, gripper, errors, latency, replay.
+
+    python scripts/report.py --run data/outputs/... --out report.html
+    python scripts/report.py --dataset data/zarr/set.zarr --out data.html
+    python scripts/report.py --log data/logs/inference_log_*.json --open-loop errors.json --out report.html
+
+Sections appear for what is given; a run brings its dataset, best checkpoint and logs along. Exit status: 0 the verdict
+is good or has doubts, 1 it is bad, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from diffusion_policy.report.dossier import Sources, write_dossier
+from diffusion_policy.spec import WorkspaceError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the door; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", type=Path, metavar="ZARR", help="a converted dataset")
+    parser.add_argument("--checkpoint", type=Path, metavar="CKPT", help="a checkpoint of the policy")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="folder of a training run")
+    parser.add_argument("--log", nargs="+", type=Path, default=[], metavar="LOG", help="inference_log_*.json")
+    parser.add_argument(
+        "--open-loop", nargs="+", type=Path, default=[], metavar="JSON", help="of evaluate_open_loop.py"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="HTML", help="the page to write")
+    arguments = parser.parse_args(argv)
+    sources = Sources(
+        arguments.dataset, arguments.checkpoint, arguments.run, tuple(arguments.log), tuple(arguments.open_loop)
+    )
+    try:
+        verdict = write_dossier(arguments.out, sources)
+    except WorkspaceError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    Console().print(f"{verdict.sentence}\n{arguments.out}", markup=False, highlight=False, soft_wrap=True)
+    return 1 if verdict.level == "bad" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""Serve a checkpoint to a robot.
+
+python scripts/serve.py --config config/serve.yaml ckpt=data/outputs/finetune/checkpoints/latest.ckpt
+python scripts/serve.py ckpt=latest.ckpt engine.steps=8 guard.max_step_m=0.02 websocket_port=8008
+
+Prints the limits that are in force, then listens until SIGTERM or Ctrl-C. Other settings: config/serve.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from diffusion_policy.serve.server import serve_checkpoint
+from diffusion_policy.serve.settings import read_settings
+from diffusion_policy.spec import WorkspaceError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the door; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, metavar="YAML", help="config/serve.yaml, or one of your own")
+    parser.add_argument(
+        "--allow-unauthenticated", action="store_true", help="let clients without a token in, on any address"
+    )
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    flag = ["allow_unauthenticated=true"] if arguments.allow_unauthenticated else []
+    try:
+        serve_checkpoint(read_settings(arguments.config, [*arguments.settings, *flag]))
+    except (WorkspaceError, OSError) as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,16 @@
+"""A checkpoint to serve, made once for the tests of this room."""
+
+from pathlib import Path
+
+import pytest
+from evaluation_factory import write_dataset, write_tiny_checkpoint
+
+
+@pytest.fixture(scope="session")
+def served_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("served") / "latest.ckpt")
+
+
+@pytest.fixture(scope="session")
+def recorded_zarr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("served_data") / "set.zarr")

@@ -1,0 +1,135 @@
+"""diffusion_policy.serve.engine and its fast path: equal to the plain policy, and faster for a reason."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from evaluation_factory import write_tiny_checkpoint
+from serve_factory import parsed
+
+from diffusion_policy.checkpoint import load_policy
+from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
+from diffusion_policy.model.diffusion.transformer_for_diffusion import TransformerForDiffusion
+from diffusion_policy.serve.engine import PolicyEngine
+from diffusion_policy.serve.fast_denoiser import FastDenoiser, is_supported
+from diffusion_policy.serve.protocol import Observation
+from diffusion_policy.serve.settings import EngineSettings, ServeError
+from diffusion_policy.serve.stages import Stages
+
+
+def opened(checkpoint: Path, **options: object) -> PolicyEngine:
+    return PolicyEngine.open(checkpoint, EngineSettings(**{"steps": 4, **options}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("length", [6, 3], ids=["whole", "executed steps only"])
+def test_the_fast_denoiser_is_the_denoiser(causal: bool, length: int) -> None:
+    torch.manual_seed(0)
+    model = TransformerForDiffusion(
+        8, 8, horizon=6, n_obs_steps=3, cond_dim=20, n_layer=3, n_head=4, n_emb=32, causal_attn=causal
+    ).eval()
+    for parameter in model.parameters():  # biases too, which are born as zeros
+        torch.nn.init.normal_(parameter, std=0.3)
+    fast = FastDenoiser(model, length)
+    fast.set_timesteps(torch.tensor([90, 40, 0]))
+    for _ in range(2):  # a second request overwrites the first
+        sample, features = torch.randn(1, length, 8), torch.randn(3, 20)
+        fast.set_condition(features)
+        for timestep in (90, 40, 0):
+            expected = model(sample, timestep, features[None])
+            assert (fast.predict(sample, timestep) - expected).abs().max() < 1e-4 * expected.abs().max().clamp(min=1)
+
+
+def test_denoisers_whose_condition_changes_as_a_whole_are_not_folded() -> None:
+    mixing = TransformerForDiffusion(8, 8, 6, 2, cond_dim=20, n_layer=1, n_head=2, n_emb=16, n_cond_layers=1)
+    assert not is_supported(mixing)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "ddpm", "dpm-solver++"])
+def test_the_fast_path_gives_the_plain_path_s_actions(served_checkpoint: Path, scheduler: str) -> None:
+    fast, plain = (opened(served_checkpoint, scheduler=scheduler, fast=fast) for fast in (True, False))
+    for seed in range(3):
+        observed = parsed(seed, (160, 120))
+        answers = [engine.infer(observed, seed, None, Stages()).sequence for engine in (fast, plain)]
+        np.testing.assert_allclose(*answers, atol=1e-4)
+
+
+def test_bfloat16_is_near(served_checkpoint: Path) -> None:
+    half, plain = opened(served_checkpoint, precision="bfloat16"), opened(served_checkpoint, fast=False)
+    answers = [engine.infer(parsed(), 0, None, Stages()).actions for engine in (half, plain)]
+    assert np.abs(answers[0] - answers[1]).max() < 0.05
+
+
+def test_a_step_seen_before_is_not_encoded_again_and_its_features_are_the_same(served_checkpoint: Path) -> None:
+    engine = opened(served_checkpoint)
+    first, second = parsed(0), parsed(1)  # they share a frame
+    assert engine.infer(first, 0, None, Stages()).encoded == 2
+    stages = Stages()
+    warm = engine.infer(second, 1, None, stages)
+    assert warm.encoded == 1
+    cold = opened(served_checkpoint, cached_frames=0).infer(second, 1, None, Stages())
+    assert cold.encoded == 2
+    np.testing.assert_array_equal(warm.sequence, cold.sequence)
+    moved = Observation(
+        second.images, second.poses + np.array([0.01, 0, 0, 0, 0, 0, 0]), second.grippers, second.timestamps
+    )
+    assert engine.infer(moved, 1, None, Stages()).encoded == 2, "the pose belongs to the step"
+
+
+def test_serving_prepares_what_training_prepares(served_checkpoint: Path, recorded_zarr: Path) -> None:
+    """Law 4: recorded frames through both ways give equal tensors."""
+    engine = opened(served_checkpoint)
+    policy = load_policy(served_checkpoint)
+    dataset = CogActImageDataset(policy.shape_meta, recorded_zarr, horizon=2, n_obs_steps=2)
+    sample = dataset[3]["obs"]
+    frames = [np.ascontiguousarray(np.moveaxis(frame.numpy(), 0, -1)) for frame in sample["image"]]
+    poses, grippers = (sample[key].double().numpy() for key in ("robot_eef_pose", "robot_gripper_state"))
+    inputs, _ = engine.inspect(Observation(tuple(frames), poses, grippers, np.array([0.0, 0.1])), 0)
+    assert inputs.keys() == sample.keys()
+    for key, value in sample.items():
+        np.testing.assert_array_equal(inputs[key], value.numpy())
+
+
+def test_a_quaternion_of_the_other_sign_is_the_same_observation(served_checkpoint: Path) -> None:
+    engine = opened(served_checkpoint)
+    observed = parsed()
+    flipped = observed.poses * [1, 1, 1, -1, -1, -1, -1]
+    other = Observation(observed.images, flipped, observed.grippers, observed.timestamps)
+    answers = [engine.infer(each, 0, None, Stages()).sequence for each in (observed, other)]
+    np.testing.assert_array_equal(*answers)
+
+
+def test_a_warm_start_goes_on_from_the_remainder(served_checkpoint: Path) -> None:
+    cold, warm = opened(served_checkpoint, steps=8), opened(served_checkpoint, steps=8, warm_start=0.5)
+    observed = parsed()
+    first = cold.infer(observed, 0, None, Stages())
+    remainder = first.sequence[4:]
+    distances = {
+        name: np.abs(engine.infer(observed, 5, remainder, Stages()).sequence[:4] - remainder).mean()
+        for name, engine in (("cold", cold), ("warm", warm))
+    }
+    assert distances["warm"] < distances["cold"]
+    np.testing.assert_array_equal(
+        warm.infer(observed, 0, None, Stages()).sequence, first.sequence, "without a remainder nothing is skipped"
+    )
+
+
+def test_what_a_client_is_told(served_checkpoint: Path) -> None:
+    about = opened(served_checkpoint).describe()
+    assert about["action_semantics"]["names"][-1] == "gripper"
+    assert len(about["checkpoint_sha256"]) == len(about["normalizer_sha256"]) == 64
+    assert (about["scheduler"], about["steps"], about["n_action_steps"]) == ("ddim", 4, 4)
+
+
+def test_a_policy_without_a_gripper_is_not_served(tmp_path: Path) -> None:
+    path = write_tiny_checkpoint(tmp_path / "seven.ckpt", width=7)
+    with pytest.raises(ServeError, match="grows a gripper by scripts"):
+        opened(path)
+
+
+def test_an_absent_device_is_refused(served_checkpoint: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is at hand")
+    with pytest.raises(ServeError, match="no CUDA device"):
+        opened(served_checkpoint, device="cuda:0")

@@ -1,0 +1,144 @@
+"""diffusion_policy.serve.motion_guard: limits that engage, in metres and radians, and say so."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from diffusion_policy import geometry
+from diffusion_policy.serve.motion_guard import GuardSettings, MotionGuard, MotionRefusedError
+from diffusion_policy.spec import WorkspaceError
+
+DOWN = Rotation.from_euler("x", np.pi)
+BOX = {"workspace_low": (-0.2, -0.8, -0.05), "workspace_high": (0.9, 0.8, 1.2)}
+HERE = np.array([0.5, 0.0, 0.3, *DOWN.as_quat()])
+
+
+def chunk(steps: int = 8, dx: float = 0.01, yaw: float = 0.02, gripper: float = 1.0) -> np.ndarray:
+    moved = np.arange(1, steps + 1)[:, None]
+    positions = HERE[:3] + moved * [dx, 0, 0]
+    rotations = (DOWN * Rotation.from_rotvec(moved * [0, 0, yaw])).as_quat()
+    return np.concatenate([positions, rotations, np.full((steps, 1), gripper)], axis=1)
+
+
+def test_a_gentle_chunk_passes_unchanged() -> None:
+    guarded = MotionGuard(GuardSettings(**BOX)).check(chunk(), HERE)
+    assert not guarded.interventions
+    np.testing.assert_allclose(guarded.actions, chunk(), atol=1e-9)
+
+
+@given(
+    dx=st.floats(-0.2, 0.2),
+    yaw=st.floats(-1, 1),
+    signs=st.lists(st.sampled_from([-1.0, 1.0]), min_size=8, max_size=8),
+    norm=st.floats(0.96, 1.04),
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_comes_in_the_steps_that_leave_are_within_the_limits(
+    dx: float, yaw: float, signs: list[float], norm: float
+) -> None:
+    limits = GuardSettings(on_workspace="clip", **BOX)
+    wild = chunk(dx=dx, yaw=yaw)
+    wild[:, 3:7] *= np.array(signs)[:, None] * norm
+    actions = MotionGuard(limits).check(wild, HERE).actions
+    metres, radians = geometry.pose_steps(np.vstack([HERE, actions[:, :7]]))
+    assert metres.max() <= limits.max_step_m + 1e-9
+    assert radians.max() <= limits.max_step_rad + 1e-6
+    np.testing.assert_allclose(np.linalg.norm(actions[:, 3:7], axis=1), 1)
+    path = np.vstack([HERE[3:7], actions[:, 3:7]])
+    assert (np.einsum("ij,ij->i", path[1:], path[:-1]) > 0).all(), "a sign flip left the guard"
+
+
+def test_clipping_is_counted_and_keeps_direction() -> None:
+    guard = MotionGuard(GuardSettings(**BOX))
+    guarded = guard.check(chunk(steps=1, dx=0.3, yaw=0.5), HERE)
+    assert guarded.interventions == {"step distance": 1, "step angle": 1}
+    np.testing.assert_allclose(guarded.actions[0, :3], np.add(HERE[:3], [0.04, 0, 0]))
+    turned = (DOWN.inv() * Rotation.from_quat(guarded.actions[0, 3:7])).as_rotvec()
+    np.testing.assert_allclose(turned, [0, 0, 0.1], atol=1e-9)
+    assert not guard.totals, "a chunk that has not left is not counted"
+    guard.accept(guarded)
+    assert guard.totals == guarded.interventions
+
+
+@pytest.mark.parametrize(
+    ("wrong", "limits", "limit"),
+    [
+        (chunk() * np.nan, {}, "not finite"),
+        (np.zeros((8, 8)), {}, "quaternion norm"),
+        (chunk()[:, :7], {}, "shape"),
+        (chunk()[:0], {}, "shape"),
+        (chunk(dx=0.2), {"on_step": "refuse"}, "step distance"),
+        (chunk(yaw=0.2), {"on_step": "refuse"}, "step angle"),
+        (chunk(dx=0.06), {"max_step_m": 1.0}, "workspace"),
+    ],
+)
+def test_refusals_name_the_limit_and_are_counted(wrong: np.ndarray, limits: dict[str, object], limit: str) -> None:
+    guard = MotionGuard(GuardSettings(**(BOX | limits)))
+    with pytest.raises(MotionRefusedError) as refused:
+        guard.check(wrong, HERE)
+    assert refused.value.limit == limit
+    assert guard.totals == {f"refused: {limit}": 1}
+
+
+def test_the_gripper_is_debounced_by_dead_band_and_dwell() -> None:
+    guard = MotionGuard(GuardSettings(gripper_min_dwell=3, **BOX))
+    values = [1.0, 0.6, 0.4, 0.2, 0.9, 0.9, 0.9, 0.1]
+    wanted = chunk()
+    wanted[:, 7] = values
+    guarded = guard.check(wanted, HERE)
+    assert guarded.actions[:, 7].tolist() == [1, 1, 1, 0, 0, 0, 1, 1]
+    assert guarded.interventions == {"gripper dwell": 3}
+
+
+def test_scale_and_smoothing_shorten_position_and_rotation_alike() -> None:
+    half = MotionGuard(GuardSettings(action_scale=0.5, **BOX)).check(chunk(steps=1), HERE).actions[0]
+    np.testing.assert_allclose(half[:3] - HERE[:3], [0.005, 0, 0])
+    assert geometry.geodesic_distance(HERE[3:7], half[3:7]) == pytest.approx(0.01)
+    smooth = MotionGuard(GuardSettings(smoothing=0.75, **BOX)).check(chunk(steps=1), HERE).actions[0]
+    np.testing.assert_allclose(smooth[:3] - HERE[:3], [0.0025, 0, 0])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_step_m": 0.0},
+        {"max_step_rad": float("nan")},
+        {"action_scale": 2.0},
+        {"smoothing": 1.0},
+        {"gripper_closed": 0.8},
+        {"workspace_low": (1.0, 1.0, 1.0)},
+        {"on_step": "ignore"},
+    ],
+)
+def test_settings_that_limit_nothing_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(WorkspaceError, match="motion guard"):
+        GuardSettings(**(BOX | wrong))
+
+
+def test_the_start_up_message_says_what_the_limits_are() -> None:
+    assert "0.04 m and 0.1 rad a step" in GuardSettings(**BOX).describe()
+
+
+def test_a_chunk_that_never_left_changes_no_later_one() -> None:
+    guard = MotionGuard(GuardSettings(gripper_min_dwell=4, **BOX))
+    guard.check(chunk(gripper=0.0), HERE)
+    assert guard.check(chunk(gripper=1.0), HERE).interventions == {}
+
+
+def test_the_dwell_counts_the_actions_that_were_executed() -> None:
+    guard = MotionGuard(GuardSettings(gripper_min_dwell=4, **BOX))
+    guard.accept(guard.check(chunk(gripper=1.0), HERE))
+    assert guard.check(chunk(gripper=0.0), HERE, executed=2).interventions == {"gripper dwell": 2}
+    assert guard.check(chunk(gripper=0.0), HERE, executed=6).interventions == {}
+    assert guard.check(chunk(gripper=0.5), HERE, executed=6).actions[:, 7].tolist() == [1.0] * 8
+    guard.reset()
+    assert guard.check(chunk(gripper=0.5), HERE).actions[0, 7] == 0.5, "nothing was commanded yet"
+
+
+def test_the_box_is_the_training_range_unless_the_settings_say_otherwise() -> None:
+    limits = GuardSettings(workspace_low=(0.0, 0.0, 0.0)).within([0.1, 0.1, 0.1], [0.6, 0.4, 0.5])
+    assert (limits.workspace_low, limits.workspace_high) == ((0.0, 0.0, 0.0), (0.6, 0.4, 0.5))
+    with pytest.raises(WorkspaceError, match="workspace_low and workspace_high are not set"):
+        MotionGuard(GuardSettings())
