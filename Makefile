@@ -17,11 +17,13 @@ help:
 
 setup: $(READY)
 
+# The last line installs programs that tests talk to as they are, without their pins (numpy < 2, another OpenCV).
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps openpi-client vlalab
 	@touch $@
 
 demo: $(READY)

@@ -1,4 +1,4 @@
-"""A training step as the reference describes it: float32, eager, one thing after the other. What ours is measured against.
+"""A training step as the reference describes it, float32 and eager: what ours is measured against.
 
 It uses our network's layers (the arithmetic is the same) and nothing else of the training code: samples are read one by
 one from the zarr array and made float32 on the host, crops are cut image by image, AdamW and EMA are torch's and a

@@ -6,9 +6,10 @@
 
 The users' model (18.9 million parameters, two 162x288 crops a window) on a generated dataset of 320x180 frames, batch
 16 on a CPU and 128 on a GPU. All variants live in this process and take turns, one update each a round, so that a busy
-machine slows all of them; rates are those of the median update, the load of the machine is printed beside them. Parts
-are timed in further updates, with the device waited for at each border. Memory is what weights, average, optimiser and
-gradients take, and the most that an update adds to it.
+machine slows all of them. Rates are those of the median update; beside them stand the fastest update and the CPU time
+of the median one, which a busy machine disturbs less (CPU time best with OMP_NUM_THREADS=1: waiting threads spin). The
+load of the machine is in the title. Parts are timed in further updates, with the device waited for at each border.
+Memory is what weights, average, optimiser and gradients take, and the most that an update adds to it.
 """
 
 from __future__ import annotations
@@ -219,6 +220,7 @@ class PeakMemory:
 def measure(trainers: dict[str, Trainer], batch: int, rounds: int, device: torch.device) -> dict[str, dict[str, Any]]:
     """Rate, parts and memory of each, taking turns."""
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
+    cpu: dict[str, list[float]] = {name: [] for name in trainers}
     added: dict[str, int] = {}
     for name, trainer in trainers.items():  # warm up: compilation, autotuning, optimiser state
         trainer.step()
@@ -228,10 +230,11 @@ def measure(trainers: dict[str, Trainer], batch: int, rounds: int, device: torch
         added[name] = memory.added
     for _ in range(rounds):
         for name, trainer in trainers.items():
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.process_time()
             trainer.step()
             finish(device)
             seconds[name].append(time.perf_counter() - start)
+            cpu[name].append(time.process_time() - used)
     rows = {}
     for name, trainer in trainers.items():
         with timed_parts(trainer, device) as parts:
@@ -241,6 +244,8 @@ def measure(trainers: dict[str, Trainer], batch: int, rounds: int, device: torch
         state = sum(tensor.numel() * tensor.element_size() for tensor in trainer.tensors())
         rows[name] = {
             "samples_per_s": batch / statistics.median(seconds[name]),
+            "fastest_samples_per_s": batch / min(seconds[name]),
+            "cpu_s": statistics.median(cpu[name]),
             "seconds": seconds[name],
             "share": {part: parts[part] / whole for part in PARTS},
             "state_gb": state / 1e9,
@@ -324,16 +329,18 @@ def measure_saving(arguments: argparse.Namespace, folder: Path) -> dict[str, Any
 
 def speed_table(result: dict[str, Any]) -> Table:
     rows = result["rows"]
-    base = rows["plain float32"]["samples_per_s"]
+    base = rows["plain float32"]
     table = Table(
-        "", "samples/s", "times", *PARTS, "kept GB", "added GB",
+        "", "samples/s", "times", "fastest", "times", "CPU s", "times", *PARTS, "kept GB", "added GB",
         title=f"{result['device']}, batch {result['batch']}, load {result['load'][0]:.1f} to {result['load'][1]:.1f}",
     )  # fmt: skip
     for name, row in rows.items():
         shares = [f"{100 * row['share'][part]:.1f} %" for part in PARTS]
-        rate = row["samples_per_s"]
-        memory = [f"{row['state_gb']:.2f}", f"{row['added_gb']:.2f}"]
-        table.add_row(name, f"{rate:.2f}", f"{rate / base:.2f}", *shares, *memory)
+        figures = []
+        for key in ("samples_per_s", "fastest_samples_per_s", "cpu_s"):
+            times = base[key] / row[key] if key == "cpu_s" else row[key] / base[key]
+            figures += [f"{row[key]:.2f}", f"{times:.2f}"]
+        table.add_row(name, *figures, *shares, f"{row['state_gb']:.2f}", f"{row['added_gb']:.2f}")
     return table
 
 
@@ -354,7 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--learning", action="store_true", help="compare what is learned instead")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
-    console = Console(width=160)
+    console = Console(width=180)
     with tempfile.TemporaryDirectory() as name:
         if arguments.learning:
             result = compare_learning(Path(name), arguments.rounds or (1 if arguments.quick else 4), arguments.quick)

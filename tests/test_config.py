@@ -150,6 +150,27 @@ def test_every_setting_opens_with_its_reason(group):
         assert f"# {group}={path.stem}: " in path.read_text(), path
 
 
+def test_the_sweep_is_made_of_settings_that_exist():
+    with initialize_config_dir(str(CONFIG), version_base="1.2"):
+        swept = compose("train_cogact_robot", overrides=["experiment=sweep_gripper"], return_hydra_config=True)
+    axes = {key: values.split(",") for key, values in swept.hydra.sweeper.params.items()}
+    assert {key: len(values) for key, values in axes.items()} == {
+        "loss": 2,
+        "observation_dropout": 2,
+        "training.seed": 3,
+    }
+    for key, values in axes.items():
+        for value in values:
+            composed("experiment=sweep_gripper", f"{key}={value}")
+
+
+def test_the_launcher_for_slurm_composes_where_its_plugin_is_installed():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install hydra-submitit-launcher")
+    with initialize_config_dir(str(CONFIG), version_base="1.2"):
+        cfg = compose("train_cogact_robot", overrides=["hydra/launcher=slurm"], return_hydra_config=True)
+    assert (cfg.hydra.launcher.gpus_per_node, cfg.hydra.launcher.tasks_per_node) == (1, 1)
+
+
 def test_all_keys_of_released_configs_are_there():
     assert set(REFERENCE_KEYS) <= set(keys_of(composed()))
 

@@ -15,7 +15,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
-from diffusion_policy.dataset.replay_buffer import STORE_EVERY_CHUNK
+from diffusion_policy.dataset.replay_buffer import STORE_EVERY_CHUNK, DatasetError
 
 
 class FrameFiles:
@@ -39,7 +39,20 @@ class FrameFiles:
             self._file(self._folder, row).write_bytes(packed)
 
     def read(self, first: int, end: int) -> NDArray[np.uint8]:
-        """Frames (n, H, W, 3) of the rows from `first` to before `end`."""
+        """Frames (n, H, W, 3) of the rows from `first` to before `end`.
+
+        Raises:
+            DatasetError: a file of them does not unpack.
+        """
+        try:
+            return self._read(first, end)
+        except (RuntimeError, ValueError) as error:  # of the codecs, and of an array that has another size
+            rows = f"row {first}" if end == first + 1 else f"one of the rows {first} to {end - 1}"
+            raise DatasetError(
+                f"{self._array.store_path}: {rows} does not unpack ({error}); the dataset is damaged: convert again"
+            ) from error
+
+    def _read(self, first: int, end: int) -> NDArray[np.uint8]:
         if self._folder is None:
             return np.asarray(self._array[first:end])
         frames = np.empty((end - first, *self.shape), dtype=np.uint8)

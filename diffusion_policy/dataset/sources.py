@@ -75,7 +75,7 @@ def open_source(path: str | Path, spec: StepSpec) -> Source:
     return Source(
         path=str(path),
         episode_ends=buffer.episode_ends,
-        episode_names=_episode_names(buffer),
+        episode_names=episode_names(buffer),
         semantics=buffer.semantics,
         action=action,
         low_dim={field.key: _named_columns(buffer, field.key, field.names) for field in spec.low_dim},
@@ -116,7 +116,8 @@ def _consecutive_runs(wanted: IndexArray, source_of: IndexArray) -> list[slice]:
     return [slice(start, end) for start, end in itertools.pairwise(edges)]
 
 
-def _episode_names(buffer: ReplayBuffer) -> tuple[str, ...]:
+def episode_names(buffer: ReplayBuffer) -> tuple[str, ...]:
+    """(E,) names of the episodes as recorded; by position in files that do not say."""
     described = buffer.root.attrs.get("episodes")
     if isinstance(described, list) and len(described) == buffer.n_episodes:
         return tuple(str(episode["name"]) for episode in described)

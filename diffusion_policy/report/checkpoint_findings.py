@@ -11,6 +11,7 @@ from diffusion_policy.report.checkpoint_evidence import CheckpointEvidence
 from diffusion_policy.report.dataset_evidence import DatasetEvidence
 from diffusion_policy.report.dataset_findings import CONVERT
 from diffusion_policy.report.findings import Finding, Severity, ok, run_checks
+from diffusion_policy.report.quaternion_sign import quaternion_sign
 from diffusion_policy.spec import GRIPPER, POSE, SpecError, check_semantics
 
 # Averaged weights this far from the live ones, relative to their size, do not average them.
@@ -219,5 +220,10 @@ def normaliser_range(both: Together) -> Finding | None:
     return ok("normaliser-range", f"normalised data reaches {worst:.2f} (1 expected)", data.path)
 
 
+def sign_of_quaternions(both: Together) -> Finding | None:
+    """Whether the data has q where the checkpoint knows -q."""
+    return quaternion_sign(both.checkpoint, both.dataset)
+
+
 CHECKS = (projection, weights_finite, gripper_statistics, gripper_row, ema_weights, start, adaptation)
-TOGETHER = (fits_dataset, normaliser_range)
+TOGETHER = (fits_dataset, sign_of_quaternions, normaliser_range)

@@ -25,9 +25,8 @@ from diffusion_policy.dataset.replay_buffer import (
 from diffusion_policy.evaluate.events import GRIPPER_BAND, OPEN, UNDECIDED, gripper_events, gripper_states
 from diffusion_policy.geometry import geodesic_distance
 from diffusion_policy.report import ReportError
-from diffusion_policy.spec import Layout, layout_from_range
-
-FloatArray = NDArray[np.float64]
+from diffusion_policy.report.steps import FloatArray, Steps, steps_of_dataset
+from diffusion_policy.spec import Layout, action_semantics, layout_from_range
 
 EXPECTED_KEYS = (IMAGE_KEY, POSE_KEY, GRIPPER_KEY, ACTION_KEY)
 # Frames of the dataset that are unpacked and looked at, evenly spread.
@@ -131,43 +130,50 @@ def look_at_dataset(path: str | Path) -> DatasetEvidence:
         ReportError: it has no action, or no step.
     """
     buffer = ReplayBuffer.open(path)
-    if ACTION_KEY not in buffer or buffer.n_steps == 0 or buffer[ACTION_KEY].ndim != 2:
-        raise ReportError(f"{path}: has the arrays {list(buffer.keys)} and {buffer.n_steps} steps; expected actions")
-    numbers = {key: np.asarray(buffer[key][:], dtype=np.float64) for key in buffer.keys if buffer[key].ndim <= 2}
-    not_finite = sum(int((~np.isfinite(array)).sum()) for array in numbers.values())
-    numbers = {key: np.nan_to_num(array) for key, array in numbers.items()}
-    action, starts = numbers[ACTION_KEY], _starts(buffer)
-    low, high = action.min(axis=0), action.max(axis=0)
+    steps = steps_of_dataset(buffer)
     dropped, settings = _conversion(Path(path))
     return DatasetEvidence(
         path=str(path),
         keys=buffer.keys,
-        lengths=tuple(np.diff(buffer.episode_ends, prepend=0).tolist()),
-        action_names=buffer.names(ACTION_KEY),
-        low=tuple(low.tolist()),
-        high=tuple(high.tolist()),
         semantics=buffer.semantics,
-        layout=layout_from_range(low, high),
-        not_finite=not_finite,
-        gripper=_gripper(numbers, buffer),
         dropped=dropped,
         settings=settings,
-        **_motion(numbers, starts),
-        **_times(numbers.get(TIMESTAMP_KEY), starts),
+        **_measure(steps),
         **_images(buffer),
     )
+
+
+def look_at_recordings(steps: Steps) -> DatasetEvidence:
+    """The same of recordings that are not converted yet; of their frames nothing is said here (`camera_evidence`)."""
+    return DatasetEvidence(
+        path=steps.where,
+        keys=(*steps.numbers, *steps.cameras),
+        semantics=action_semantics(),
+        **_measure(steps),
+    )
+
+
+def _measure(steps: Steps) -> dict[str, Any]:
+    not_finite = sum(int((~np.isfinite(array)).sum()) for array in steps.numbers.values())
+    numbers = {key: np.nan_to_num(array) for key, array in steps.numbers.items()}
+    action, inside = numbers[ACTION_KEY], steps.within
+    low, high = action.min(axis=0), action.max(axis=0)
+    return {
+        "lengths": tuple(np.diff(steps.episode_ends, prepend=0).tolist()),
+        "action_names": steps.names[ACTION_KEY],
+        "low": tuple(low.tolist()),
+        "high": tuple(high.tolist()),
+        "layout": layout_from_range(low, high),
+        "not_finite": not_finite,
+        "gripper": _gripper(numbers, steps),
+        **_motion(numbers, inside),
+        **_times(numbers.get(TIMESTAMP_KEY), inside),
+    }
 
 
 def episode_slices(ends: NDArray[np.int64]) -> list[slice]:
     """The steps of each episode, from exclusive ends (E,)."""
     return [slice(int(low), int(high)) for low, high in zip([0, *ends[:-1]], ends, strict=True)]
-
-
-def _starts(buffer: ReplayBuffer) -> NDArray[np.bool_]:
-    """(N - 1,) whether the way from a step to the next stays within an episode."""
-    inside = np.ones(buffer.n_steps - 1, dtype=bool)
-    inside[buffer.episode_ends[:-1] - 1] = False
-    return inside
 
 
 def _motion(numbers: Mapping[str, FloatArray], inside: NDArray[np.bool_]) -> dict[str, Any]:
@@ -196,20 +202,20 @@ def _times(timestamps: FloatArray | None, inside: NDArray[np.bool_]) -> dict[str
     return {"step_seconds": median, "uneven": uneven}
 
 
-def _gripper(numbers: Mapping[str, FloatArray], buffer: ReplayBuffer) -> GripperEvidence | None:
-    names = buffer.names(ACTION_KEY)
+def _gripper(numbers: Mapping[str, FloatArray], steps: Steps) -> GripperEvidence | None:
+    names = steps.names[ACTION_KEY]
     if "gripper" not in names:
         return None
     command = numbers[ACTION_KEY][:, names.index("gripper")]
     measured = numbers[GRIPPER_KEY][:, 0] if GRIPPER_KEY in numbers else None
-    episodes = [command[steps] for steps in episode_slices(buffer.episode_ends)]
+    episodes = [command[part] for part in steps.slices]
     events = [gripper_events(values) for values in episodes]
     firsts = [states[0] for states in (_decided(values) for values in episodes) if len(states)]
     leading = 0
     if measured is not None:
-        for steps, found in zip(episode_slices(buffer.episode_ends), events, strict=True):
-            seen = gripper_states(measured[steps])
-            leading += sum((seen[step] == OPEN) == (kind == "close") for step, kind in found)
+        for part, found in zip(steps.slices, events, strict=True):
+            seen = gripper_states(measured[part])
+            leading += sum(bool(seen[step] == OPEN) == (kind == "close") for step, kind in found)
     kinds = [kind for found in events for _, kind in found]
     return GripperEvidence(
         low=float(command.min()),

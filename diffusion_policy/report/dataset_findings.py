@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diffusion_policy.dataset.replay_buffer import IMAGE_KEY, TIMESTAMP_KEY
 from diffusion_policy.report.dataset_evidence import EXPECTED_KEYS, DatasetEvidence
 from diffusion_policy.report.findings import Finding, ok, run_checks
 from diffusion_policy.spec import POSE_GRIPPER, SpecError, action_semantics, check_semantics
@@ -36,6 +37,10 @@ def size(data: DatasetEvidence) -> Finding:
 def arrays(data: DatasetEvidence) -> Finding:
     """Whether the arrays that training reads are there."""
     missing = [key for key in EXPECTED_KEYS if key not in data.keys]
+    cameras = [key for key in data.keys if key not in (*EXPECTED_KEYS, TIMESTAMP_KEY)]
+    if missing == [IMAGE_KEY] and cameras:
+        evidence = f"the cameras are called {', '.join(cameras)}"
+        return Finding("arrays", "note", evidence, "name them in shape_meta.obs instead of image", about=data.path)
     if missing:
         remedy = f"convert again, or take {', '.join(missing)} out of shape_meta"
         return Finding("arrays", "error", f"no data/{', data/'.join(missing)}", remedy, CONVERT, data.path)
@@ -168,7 +173,10 @@ def copycat_labels(data: DatasetEvidence) -> Finding | None:
     lead = f"{gripper.leading} of {events} events command a state that is not measured yet"
     if gripper.equals_measured >= COPIED and not gripper.leading:
         evidence = f"{said}, at transitions too: a policy can copy its input and never decide to close"
-        remedy = "take the command from the next measurement, or hide the input now and then while training"
+        remedy = (
+            "take the command from the next measurement, or some steps early (--gripper-lead), or hide the input now "
+            "and then while training (+task.dataset.obs_dropout={robot_gripper_state: 0.3})"
+        )
         return Finding(
             "copycat-labels", "warning", evidence, remedy, f"{CONVERT} --gripper-command next-measured", data.path
         )

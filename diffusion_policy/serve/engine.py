@@ -14,6 +14,7 @@ Legend of shapes: To observation steps, T horizon, Ta executed steps, Da = 8 act
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,12 +29,14 @@ from diffusion_policy.checkpoint import load_policy, read_checkpoint
 from diffusion_policy.geometry import align_quaternion_signs
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.policy.sampler import set_sampler
-from diffusion_policy.serve.fast_path import FastPath
+from diffusion_policy.serve.fast_path import UNSUPPORTED, FastPath, is_accelerable
 from diffusion_policy.serve.images import decode_image
 from diffusion_policy.serve.protocol import Observation
 from diffusion_policy.serve.settings import EngineSettings, ServeError
 from diffusion_policy.serve.stages import Stages
 from diffusion_policy.spec import POSE_GRIPPER, ImageArray, action_semantics, policy_observation, resize_frame
+
+logger = logging.getLogger(__name__)
 
 FloatArray = NDArray[np.float64]
 Prepared = dict[str, NDArray[Any]]
@@ -115,7 +118,16 @@ class PolicyEngine:
         self.n_action_steps = self.policy.n_action_steps
         self._camera = spec.rgb[0]
         self._hemisphere = self._recorded_side()
-        self._fast = FastPath(self.policy, self.settings) if self.settings.fast else None
+        self._fast = FastPath(self.policy, self.settings) if self._takes_the_fast_path() else None
+
+    def _takes_the_fast_path(self) -> bool:
+        """Whether it is asked for and possible; ServeError where an option needs it and the policy cannot take it."""
+        if not self.settings.fast or is_accelerable(self.policy):
+            return self.settings.fast
+        if self.settings.warm_start or self.settings.precision != "float32":
+            raise ServeError(f"engine.warm_start and engine.precision need the fast path, and {UNSUPPORTED}")
+        logger.warning("served by the plain path: %s", UNSUPPORTED)
+        return False
 
     @classmethod
     def open(cls, path: str | Path, settings: EngineSettings, max_pixels: int = 4096 * 2160) -> PolicyEngine:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from diffusion_policy.model.diffusion.transformer_for_diffusion import TransformerForDiffusion
 
 
-def is_supported(model: TransformerForDiffusion) -> bool:
+def is_foldable(model: TransformerForDiffusion) -> bool:
     """Whether condition tokens are independent of each other, so that only the time token changes with the step."""
     return model.obs_as_cond and model.time_as_cond and isinstance(model.encoder, nn.Sequential)
 
@@ -56,7 +56,7 @@ class FastDenoiser:
     """
 
     def __init__(self, model: TransformerForDiffusion, length: int, dtype: torch.dtype = torch.float32) -> None:
-        assert is_supported(model)
+        assert is_foldable(model)
         assert model.decoder is not None
         assert model.cond_pos_emb is not None
         self._model = model
@@ -234,3 +234,23 @@ class FastDenoiser:
 
 def _norm(module: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     return module.weight.detach().clone(), module.bias.detach().clone()
+
+
+class WholeDenoiser:
+    """The same three calls for a model whose condition tokens see each other, and so cannot be folded."""
+
+    def __init__(self, model: TransformerForDiffusion) -> None:
+        self._model = model
+        self._features: Tensor | None = None
+
+    def set_timesteps(self, timesteps: Tensor) -> None:
+        """Nothing to prepare."""
+
+    def set_condition(self, features: Tensor) -> None:
+        """Keep the features (To, Do)."""
+        self._features = features[None]
+
+    @torch.no_grad()
+    def predict(self, sample: Tensor, timestep: int) -> Tensor:
+        """Noise in (1, t, Da), by the model itself."""
+        return self._model(sample, timestep, self._features)

@@ -23,23 +23,26 @@ from torch import Tensor
 
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.policy.observation_batch import observation_batch
-from diffusion_policy.serve.fast_denoiser import FastDenoiser, is_supported
-from diffusion_policy.serve.settings import EngineSettings, ServeError
+from diffusion_policy.serve.fast_denoiser import FastDenoiser, WholeDenoiser, is_foldable
+from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.spec import ImageArray
+
+UNSUPPORTED = "its observations are no condition (obs_as_cond False), or its crops are random (eval_fixed_crop False)"
+
+
+def is_accelerable(policy: DiffusionTransformerHybridImagePolicy) -> bool:
+    """Whether a policy's features depend on the frame alone, and are a condition."""
+    return policy.obs_as_cond and (policy.crop_shape is None or policy.eval_fixed_crop)
 
 
 class FastPath:
     """The accelerated halves of ``predict_action``: :meth:`encode` and :meth:`denoise`.
 
-    Raises:
-        ServeError: a policy whose condition tokens see each other, or whose crops are random when it acts.
+    The policy must be accelerable.
     """
 
     def __init__(self, policy: DiffusionTransformerHybridImagePolicy, settings: EngineSettings) -> None:
-        if not is_supported(policy.model) or (policy.crop_shape is not None and not policy.eval_fixed_crop):
-            raise ServeError(
-                "the fast path needs obs_as_cond, n_cond_layers 0 and eval_fixed_crop; set engine.fast=false"
-            )
+        assert is_accelerable(policy), UNSUPPORTED
         self._policy = policy
         self._warm_start = settings.warm_start
         self._dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
@@ -50,7 +53,11 @@ class FastPath:
         self._after = core.nets[1:]
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
         self._capacity = settings.cached_frames
-        self._denoiser = FastDenoiser(policy.model, policy.sequence_length, self._dtype)
+        self._denoiser: FastDenoiser | WholeDenoiser = (
+            FastDenoiser(policy.model, policy.sequence_length, self._dtype)
+            if is_foldable(policy.model)
+            else WholeDenoiser(policy.model)
+        )
         policy.noise_scheduler.set_timesteps(policy.num_inference_steps)
         self._timesteps: list[int] = policy.noise_scheduler.timesteps.tolist()
         self._denoiser.set_timesteps(policy.noise_scheduler.timesteps)

@@ -35,7 +35,7 @@ class EngineSettings:
         scheduler: "ddim", "ddpm" or "dpm-solver++".
         steps: denoising steps.
         precision: "float32", or "bfloat16" for the convolutions and the denoiser's large products.
-        fast: False runs ``predict_action`` as training does, without any cache.
+        fast: False runs ``predict_action`` as training does, without any cache; so do policies that need it.
         compile: torch.compile for the convolutions; its warm-up takes a minute.
         cached_frames: features kept, by content; 0 encodes every frame anew.
         seed: of the noise; request i of an episode draws from (seed, i).

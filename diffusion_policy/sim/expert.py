@@ -17,6 +17,7 @@ from diffusion_policy.spec import GRIPPER_CLOSED, GRIPPER_OPEN
 
 _HOVER = 0.15
 _CLEARANCE = 0.012
+_DWELL_STEPS = 6  # until the fingers have moved
 # Training never looks from an episode's last steps on (windows end half a horizon after it): rest longer than those.
 _REST_STEPS = 12
 
@@ -40,7 +41,7 @@ class _Leg:
 
 
 def plan(scene: Scene, rng: np.random.Generator) -> list[Command]:
-    """Plan the commands of one episode: about seventy, seven seconds; the tempo varies with ``rng``."""
+    """Plan the commands of one episode: about 75, seven and a half seconds; the tempo varies with ``rng``."""
     start, yaw = np.array(HOME), 0.0
     commands = []
     for leg in _legs(scene, rng):
@@ -62,11 +63,11 @@ def _legs(scene: Scene, rng: np.random.Generator) -> list[_Leg]:
     return [
         _Leg(above_block, turned, steps(11), GRIPPER_OPEN),
         _Leg(grasp, turned, steps(8), GRIPPER_OPEN),
-        _Leg(grasp, turned, 4, GRIPPER_CLOSED),
+        _Leg(grasp, turned, _DWELL_STEPS, GRIPPER_CLOSED),
         _Leg(above_block, turned, steps(7), GRIPPER_CLOSED),
         _Leg(above_tray, 0.0, steps(12), GRIPPER_CLOSED),
         _Leg(drop, 0.0, steps(7), GRIPPER_CLOSED),
-        _Leg(drop, 0.0, 4, GRIPPER_OPEN),
+        _Leg(drop, 0.0, _DWELL_STEPS, GRIPPER_OPEN),
         _Leg(rest, 0.0, steps(9), GRIPPER_OPEN),
         _Leg(rest, 0.0, _REST_STEPS, GRIPPER_OPEN),
     ]

@@ -28,9 +28,9 @@ TRAY_FLOOR = 0.006
 FINGER_SPAN = 0.092  # metres between the open fingers
 HOME = (0.40, 0.0, 0.24)
 
-# How the hardware follows its commands. With a block, the measured gripper flips two steps after the command: it is no
-# label to copy from.
-_FINGER_SPEED = 0.28  # of the span, a step
+# How the hardware follows its commands. With a block, the measured gripper flips four steps after the command to close
+# and three after the one to open, as on real grippers: it is no label to copy from.
+_FINGER_SPEED = 0.14  # of the span, a step
 _MEASURED_CLOSED_BELOW, _MEASURED_OPEN_ABOVE = 0.55, 0.85  # between them the last value stays
 _ARM_GAIN = 0.9
 _GRASP_REACH = 0.024  # metres, sideways, from the middle of the fingers to the middle of the block

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,11 +36,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """
     if precision not in PRECISIONS:
         raise TrainingError(f"training.precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
-    return (
-        torch.bfloat16
-        if precision == "bf16" or (precision == "auto" and device.type == "cuda" and multiplies_bf16(device))
-        else None
-    )
+    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and multiplies_bf16(device)) else None
 
 
 def multiplies_bf16(device: torch.device) -> bool:
@@ -102,6 +99,8 @@ class Updates:
         if settings.compile:
             module.compile()
         if processes.world_size > 1:
+            # Of 1x1 convolutions; strides of dimensions of size one mean nothing.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             module = DistributedDataParallel(module, gradient_as_bucket_view=True)
         self._loss = module
 

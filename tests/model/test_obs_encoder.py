@@ -126,3 +126,12 @@ def test_crops_and_cameras_that_do_not_fit_are_refused() -> None:
     depth = read_shape_meta({"obs": {"depth": {"shape": [1, 40, 40], "type": "rgb"}}, "action": {"shape": [7]}})
     with pytest.raises(ModelError, match="'depth' has 1 channels"):
         make_encoder(depth)
+
+
+@pytest.mark.parametrize("jitter", [None, {"hue": 0.1}])
+def test_channels_are_innermost_in_memory_while_training(jitter: dict[str, float] | None) -> None:
+    encoder = make_encoder(color_jitter=jitter).train()
+    seen: list[torch.Tensor] = []
+    encoder.obs_nets["front"].register_forward_pre_hook(lambda _, images: seen.extend(images))
+    encoder(observation(2))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)

@@ -221,6 +221,30 @@ def test_loss_is_the_mean_squared_error_of_the_prediction(
     torch.testing.assert_close(loss, functional.mse_loss(seen[1], noise if prediction == "epsilon" else clean))
 
 
+@pytest.mark.parametrize("executed_only", [False, True])
+def test_loss_weights_count_the_numbers_of_the_action(
+    executed_only: bool, make_policy: Maker, make_batch: Maker
+) -> None:
+    policy = make_policy(pred_action_steps_only=executed_only)
+    batch, steps = make_batch(policy), slice(1, 4) if executed_only else slice(None)
+    noise, timesteps = torch.randn(2, policy.sequence_length, 8), torch.tensor([3, 80])
+    weights = torch.rand(2, 6, 8)
+    seen: list[torch.Tensor] = []
+    policy.model.register_forward_hook(lambda _, __, output: seen.append(output))
+    loss = policy.compute_loss(batch, noise, timesteps, weights)
+    torch.testing.assert_close(loss, (weights[:, steps] * (seen[0] - noise) ** 2).mean())
+    ones = policy.compute_loss(batch, noise, timesteps, torch.ones_like(weights))
+    assert torch.equal(ones, policy.compute_loss(batch, noise, timesteps))
+    with pytest.raises(PolicyError, match=r"loss weights have shape \(2, 6, 1\); expected \(2, 6, 8\)"):
+        policy.compute_loss(batch, noise, timesteps, weights[..., :1])
+
+
+def test_loss_weights_of_an_inpainted_sample_are_refused(make_policy: Maker, make_batch: Maker) -> None:
+    policy = make_policy(obs_as_cond=False)
+    with pytest.raises(PolicyError, match="an inpainted sample holds features too"):
+        policy.compute_loss(make_batch(policy), weights=torch.ones(2, 6, 8))
+
+
 def test_a_solver_in_use_does_not_change_the_loss(
     make_policy: Maker, make_observation: Maker, make_batch: Maker
 ) -> None:

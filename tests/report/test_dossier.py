@@ -11,10 +11,13 @@ import cv2
 import numpy as np
 import pytest
 from browser import Browser, chromium
+from evaluation_factory import write_tiny_checkpoint
 from log_factory import document, pose, write_log
 from report_factory import write_run
 from tiny_run import write_dataset
 
+from diffusion_policy.adapt.ledger import Entry, Ledger, Ref
+from diffusion_policy.checkpoint import read_checkpoint, write_checkpoint
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.report import ReportError, dossier
 from diffusion_policy.report.dossier import Sources, make_dossier, read_open_loop, write_dossier
@@ -50,8 +53,23 @@ def open_loop(path: Path) -> Path:
     return path
 
 
+def checkpoint_with_ledger(path: Path) -> Path:
+    """A checkpoint that says where its weights came from."""
+    whole = read_checkpoint(write_tiny_checkpoint(path))
+    kept, grown = Ref("model.kept.weight", (64, 64), "t0"), Ref("model.head.weight", (8, 64), "t1")
+    entries = (
+        Entry("model", "copied", "same name and shape", kept, kept),
+        Entry("model", "grown", "one new row", Ref("model.head.weight", (7, 64), "t1"), grown, init="zeros"),
+    )
+    provenance = {"adaptation": {"ledger": Ledger(entries, {}, {}).to_json(), "source": {"name": "old.ckpt"}}}
+    parts = {"cfg": whole.cfg, "state_dicts": whole.state_dicts, "pickles": whole.pickles}
+    write_checkpoint(path, **parts, provenance=provenance)
+    return path
+
+
 @dataclass
 class Files:
+    checkpoint: Path
     dataset: Path
     run: Path
     log: Path
@@ -59,7 +77,7 @@ class Files:
     open_loop: Path
 
     def sources(self, *names: str) -> Sources:
-        every = Sources(self.dataset, None, self.run, (self.log, self.server_log), (self.open_loop,))
+        every = Sources(self.dataset, self.checkpoint, self.run, (self.log, self.server_log), (self.open_loop,))
         empty: dict[str, Any] = {"logs": (), "open_loop": ()}
         values = {name: getattr(every, name) if name in names else empty.get(name) for name in vars(every)}
         return Sources(**values)
@@ -87,10 +105,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
         }
     server = folder / "inference_log_20260108_101112.json"
     server.write_text(json.dumps(log))
-    return Files(dataset, write_run(folder / "run"), over, server, open_loop(folder / "errors.json"))
+    checkpoint = checkpoint_with_ledger(folder / "grown.ckpt")
+    return Files(checkpoint, dataset, write_run(folder / "run"), over, server, open_loop(folder / "errors.json"))
 
 
-ALL = ("dataset", "run", "logs", "open_loop")
+ALL = ("dataset", "checkpoint", "run", "logs", "open_loop")
 
 
 @pytest.mark.parametrize(
@@ -100,9 +119,10 @@ ALL = ("dataset", "run", "logs", "open_loop")
         (("logs",), "findings data gripper trajectories latency guard replay"),
         (("run",), "findings training horizon"),
         (("open_loop",), "findings open-loop"),
-        (ALL, "findings data training gripper open-loop trajectories latency guard replay"),
+        (("checkpoint",), "findings ledger"),
+        (ALL, "findings data ledger training gripper open-loop trajectories latency guard replay"),
     ],
-    ids=["dataset", "logs", "run", "open loop", "all"],
+    ids=["dataset", "logs", "run", "open loop", "checkpoint", "all"],
 )
 def test_sections_appear_for_what_is_given(
     files: Files, given: tuple[str, ...], sections: str, monkeypatch: pytest.MonkeyPatch
@@ -231,9 +251,7 @@ def logged_steps(count: int) -> tuple[LogStep, ...]:
 @pytest.fixture(scope="module")
 def page(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("page") / "report.html"
-    with pytest.MonkeyPatch.context() as patch:
-        no_weights(patch)
-        write_dossier(out, files.sources(*ALL))
+    write_dossier(out, files.sources(*ALL))
     return out
 
 
@@ -256,6 +274,9 @@ def test_every_section_and_figure_is_drawn_without_a_word_in_the_console(browser
     titles = browser.evaluate("[...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title).join(' ')")
     assert "Zoom" in titles
     assert "Share" not in titles
+    ledger = "document.querySelector('iframe').contentDocument"
+    assert browser.evaluate(f"{ledger}.querySelectorAll('rect.leaf').length") == 2
+    assert browser.evaluate(f"{ledger}.documentElement.scrollHeight <= document.querySelector('iframe').clientHeight")
     assert browser.messages == []
 
 

@@ -76,6 +76,20 @@ def test_the_first_failure_is_the_last_command(tmp_path: Path, second: str, stat
     assert (tmp_path / "ran").read_text() == "x" * ran
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "ahead", "said"),
+    [
+        (["learned", "learned"], 2, "The gripper was learned"),
+        (["learned", "never closes"], 2, "The gripper was not learned"),
+        (["learned", "learned"], 0, "only 0 of 4 times before the measured one: it may be a copy"),
+    ],
+)
+def test_the_headline_is_the_verdict(verdicts: list[str], ahead: int, said: str) -> None:
+    events = [[10, "close"], [20, "open"]]
+    logs = [{"verdict": verdict, "events": events, "leads_measurement": ahead} for verdict in verdicts]
+    assert said in demo.headline(logs)
+
+
 def test_recording_is_a_door(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--output", str(tmp_path), "--episodes", "1", "--resolution", "64", "36"]
     assert make_demo_trajectories.main(arguments) == 0

@@ -5,14 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation_factory import write_tiny_checkpoint
+from evaluation_factory import tiny_config, write_tiny_checkpoint
+from omegaconf import OmegaConf
 from serve_factory import parsed
 
-from diffusion_policy.checkpoint import load_policy
+from diffusion_policy.checkpoint import build_policy, load_policy
+from diffusion_policy.convert.frames import read_frame
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.model.diffusion.transformer_for_diffusion import TransformerForDiffusion
+from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
 from diffusion_policy.serve.engine import PolicyEngine
-from diffusion_policy.serve.fast_denoiser import FastDenoiser, is_supported
+from diffusion_policy.serve.fast_denoiser import FastDenoiser, is_foldable
 from diffusion_policy.serve.protocol import Observation
 from diffusion_policy.serve.settings import EngineSettings, ServeError
 from diffusion_policy.serve.stages import Stages
@@ -43,7 +46,31 @@ def test_the_fast_denoiser_is_the_denoiser(causal: bool, length: int) -> None:
 
 def test_denoisers_whose_condition_changes_as_a_whole_are_not_folded() -> None:
     mixing = TransformerForDiffusion(8, 8, 6, 2, cond_dim=20, n_layer=1, n_head=2, n_emb=16, n_cond_layers=1)
-    assert not is_supported(mixing)
+    assert not is_foldable(mixing)
+
+
+@pytest.mark.parametrize("changed", [{"n_cond_layers": 1}, {"eval_fixed_crop": False}], ids=str)
+def test_policies_that_cannot_be_folded_are_served_all_the_same(changed: dict[str, object]) -> None:
+    cfg = tiny_config()
+    cfg["policy"] |= changed  # type: ignore[operator]
+    policy = build_policy(OmegaConf.create(cfg)).eval()
+    policy.set_normalizer(load_normalizer())
+    answers = [
+        PolicyEngine(policy, EngineSettings(steps=3, fast=fast)).infer(parsed(), 0, None, Stages()).sequence
+        for fast in (True, False)
+    ]
+    np.testing.assert_allclose(*answers, atol=1e-4)
+    if "eval_fixed_crop" in changed:
+        with pytest.raises(ServeError, match="crops are random"):
+            PolicyEngine(policy, EngineSettings(steps=3, warm_start=0.5))
+
+
+def load_normalizer() -> LinearNormalizer:
+    normalizer = LinearNormalizer()
+    action = torch.tensor([[0.2, -0.3, 0.1, 0.9, -0.1, -0.1, -0.1, 0.0], [0.8, 0.3, 0.7, 1.0, 0.1, 0.1, 0.1, 1.0]])
+    normalizer.fit({"robot_eef_pose": action[:, :7], "robot_gripper_state": action[:, 7:], "action": action})
+    normalizer["image"] = get_image_range_normalizer()
+    return normalizer
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm", "dpm-solver++"])
@@ -89,6 +116,17 @@ def test_serving_prepares_what_training_prepares(served_checkpoint: Path, record
     assert inputs.keys() == sample.keys()
     for key, value in sample.items():
         np.testing.assert_array_equal(inputs[key], value.numpy())
+
+
+def test_serving_resizes_as_the_converter_does(served_checkpoint: Path, tmp_path: Path) -> None:
+    engine = opened(served_checkpoint)
+    observed = parsed(0, (1280, 720))
+    inputs, _ = engine.inspect(observed, 0)
+    for step, image in enumerate(observed.images):
+        assert isinstance(image, bytes)
+        (tmp_path / "frame_0000.jpg").write_bytes(image)
+        converted, _ = read_frame(tmp_path / "frame_0000.jpg", 40, 36)
+        np.testing.assert_array_equal(np.moveaxis(inputs["image"][step], 0, -1), converted)
 
 
 def test_a_quaternion_of_the_other_sign_is_the_same_observation(served_checkpoint: Path) -> None:

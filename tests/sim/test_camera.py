@@ -32,7 +32,7 @@ def test_scenes_look_different() -> None:
 def test_closed_fingers_are_visible() -> None:
     tabletop, camera = scene_and_camera()
     before = camera.render(tabletop)
-    for _ in range(4):
+    for _ in range(8):
         tabletop.step(downward_pose(HOME), 0)
     changed = difference(before, camera.render(tabletop))
     rows, columns = np.nonzero(changed)

@@ -26,7 +26,7 @@ def test_episodes_open_as_trajectories(tmp_path: Path) -> None:
     assert [first.name, second.name] == ["episode_0000", "episode_0001"]
     trajectory = open_trajectory(first)
     n_steps = len(trajectory.timestamp)
-    assert 50 < n_steps < 80
+    assert 60 < n_steps < 90
     assert trajectory.pose.shape == trajectory.action.shape == (n_steps, 7)
     check_unit_quaternions(trajectory.pose[:, 3:7], "pose")
     np.testing.assert_allclose(np.diff(trajectory.timestamp), 0.1, atol=1e-6)
@@ -43,7 +43,7 @@ def test_commands_lead_the_measurement(tmp_path: Path) -> None:
     trajectory = open_trajectory(folder)
     commanded, measured = np.asarray(trajectory.action_gripper), np.asarray(trajectory.gripper)
     lag = np.flatnonzero(np.diff(measured)) - np.flatnonzero(np.diff(commanded))
-    np.testing.assert_array_equal(lag, [2, 2])
+    np.testing.assert_array_equal(lag, [4, 3])
     next_error = np.linalg.norm(trajectory.pose[1:, :3] - trajectory.action[:-1, :3], axis=1)
     assert next_error.max() < 0.01, "the commanded pose is the pose reached at the next step, nearly"
 

@@ -30,10 +30,10 @@ def test_yaw_survives_the_pose(yaw: float) -> None:
 def test_measured_gripper_lags_the_command() -> None:
     tabletop = tabletop_of(0)
     measured = []
-    for command in [1, 0, 0, 0, 1, 1, 1]:
+    for command in [1, 0, 0, 0, 0, 1, 1, 1]:
         measured.append(tabletop.gripper)
         tabletop.step(downward_pose(HOME), command)
-    assert measured == [1, 1, 1, 0, 0, 0, 0]
+    assert measured == [1, 1, 1, 1, 1, 0, 0, 0]
     assert tabletop.gripper == 1
 
 
@@ -67,7 +67,7 @@ def test_expert_moves_smoothly() -> None:
 def test_closing_beside_the_block_grasps_nothing() -> None:
     tabletop = tabletop_of(5)
     x, y = tabletop.scene.block_xy
-    for gripper in [1, 1, 1, 0, 0, 0, 0, 0]:
+    for gripper in [1] * 3 + [0] * 8:
         tabletop.step(downward_pose([x + 0.05, y, BLOCK_SIZE / 2]), gripper)
     assert not tabletop.holding
     assert tabletop.opening == 0
@@ -77,11 +77,11 @@ def test_closing_beside_the_block_grasps_nothing() -> None:
 def test_a_block_let_go_in_the_air_falls() -> None:
     tabletop = tabletop_of(6)
     x, y = tabletop.scene.block_xy
-    for height, gripper in [(0.02, 1)] * 4 + [(0.02, 0)] * 4 + [(0.2, 0)] * 6:
+    for height, gripper in [(0.02, 1)] * 4 + [(0.02, 0)] * 6 + [(0.2, 0)] * 6:
         tabletop.step(downward_pose([x, y, height]), gripper)
     assert tabletop.holding
     assert tabletop.block_position[2] > 0.15
-    for _ in range(6):
+    for _ in range(8):
         tabletop.step(downward_pose([x, y, 0.2]), 1)
     assert not tabletop.holding
     assert tabletop.block_position[2] == pytest.approx(BLOCK_SIZE / 2)

@@ -1,6 +1,7 @@
 """Which checkpoints are kept, how they are written, and what a full disk does."""
 
 import math
+import resource
 
 import pytest
 import torch
@@ -113,17 +114,22 @@ def test_a_failed_write_keeps_the_previous_file_and_says_so(tmp_path, caplog):
         checkpoints.close()
 
 
-def test_a_disk_that_is_full_is_named(tmp_path, monkeypatch, caplog):
-    def refuse(*_, **__):
-        raise OSError(28, "No space left on device")
-
+def test_a_disk_that_is_full_keeps_the_previous_file_and_is_named(tmp_path, caplog):
     checkpoints = folder(tmp_path)
     save(checkpoints, 0, 0.5)
-    monkeypatch.setattr(torch, "save", refuse)
-    checkpoints.write(Names(("latest.ckpt",)), payload(1.0))
-    checkpoints.wait()
-    assert "No space left on device" in caplog.text
-    assert read_checkpoint(tmp_path / "latest.ckpt").state_dicts["model"]["a"][0] == 0
+    large = Payload(**{**vars(payload()), "state_dicts": {"model": {"a": torch.ones(500_000)}}})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))  # half of the file fits
+    try:
+        checkpoints.write(Names(("latest.ckpt",)), large)
+        checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "the checkpoint could not be saved, the previous one is kept" in caplog.text
+    assert "File too large" in caplog.text  # where the disk is full: No space left on device
+    assert listed(tmp_path) == ["epoch=0000-0.500.ckpt", "latest.ckpt"]
+    assert len(read_checkpoint(tmp_path / "latest.ckpt").state_dicts["model"]["a"]) == 4
+    save(checkpoints, 1, 0.4)
 
 
 def test_a_pattern_for_what_was_not_measured_is_an_error(tmp_path):

@@ -18,12 +18,14 @@ from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace imp
     TrainDiffusionTransformerHybridWorkspace,
 )
 
-EPOCHS = 4
+EPOCHS = 6
 # 17 windows in batches of 4, two batches an update: 5 batches and 3 updates an epoch, the last of a single window.
 SETTINGS = (
     f"training.num_epochs={EPOCHS}",
     "training.gradient_accumulate_every=2",
     "training.sample_every=0",
+    "training.checkpoint_every=2",  # after epochs 1, 3, 5 and 6
+    "training.val_every=2",
     "dataloader.batch_size=4",
     "checkpoint.topk.k=1",
     "experiment=color_jitter",
@@ -31,6 +33,7 @@ SETTINGS = (
     "loss=gripper_events",
 )
 UPDATES_PER_EPOCH = 3
+HALF = EPOCHS // 2 * UPDATES_PER_EPOCH
 WORKERS = ("dataloader.num_workers=2", "val_dataloader.num_workers=1")
 
 
@@ -89,12 +92,12 @@ def assert_equal_runs(folder: Path, straight: Path) -> None:
 @pytest.mark.parametrize(
     ("when", "overrides"),
     [
-        pytest.param(f"update:{UPDATES_PER_EPOCH + 2}", WORKERS, id="middle of an epoch, with workers"),
-        pytest.param(f"write:{2 * UPDATES_PER_EPOCH}", (), id="middle of a checkpoint"),
+        pytest.param(f"update:{HALF + 2}", WORKERS, id="middle of an epoch, with workers"),
+        pytest.param(f"write:{HALF}", (), id="middle of a checkpoint"),
         pytest.param(
-            f"update:{UPDATES_PER_EPOCH + 2}",
+            f"update:{HALF + 2}",
             ("training.checkpoint_every_steps=2", "training.cache=memory"),
-            id="mid-epoch",
+            id="middle of an epoch, from a checkpoint in the middle of one",
         ),
     ],
 )

@@ -105,6 +105,17 @@ def test_model_and_average_start_from_the_grown_weights_and_the_log_says_so(data
     assert said in caplog.text
 
 
+def test_that_an_average_will_be_forgotten_is_said(dataset, grown, tmp_path, caplog):
+    overrides = (f"pretrained.path={grown}", "training.num_epochs=0")
+    workspace(dataset, tmp_path / "same", *overrides).run()
+    said = "pretrained.which=same: training goes on from the live weights"
+    assert said in caplog.text
+    caplog.clear()
+    workspace(dataset, tmp_path / "average", *overrides, "pretrained.which=ema_model").run()
+    workspace(dataset, tmp_path / "without", *overrides, "training.use_ema=False").run()
+    assert said not in caplog.text
+
+
 def test_either_kind_of_weights_can_be_where_both_start(dataset, grown, tmp_path):
     run = workspace(
         dataset, tmp_path, f"pretrained.path={grown}", "pretrained.which=ema_model", "training.num_epochs=0"
@@ -180,19 +191,18 @@ def test_data_outside_the_inherited_range_is_named(pose_run, grown, tmp_path, ca
         values = np.asarray(buffer[key][:])
         values[:, 2] += 0.5
         buffer[key][:] = values
-    run = workspace(shifted, tmp_path / "run", f"pretrained.path={grown}", "training.num_epochs=0")
+    overrides = (f"pretrained.path={grown}", "pretrained.which=ema_model", "training.num_epochs=0")
+    run = workspace(shifted, tmp_path / "run", *overrides)
     run.run()
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert [text.split(" is ")[0] for text in warnings] == [
         "data outside the inherited range: action.z",
         "data outside the inherited range: robot_eef_pose.z",
     ]
-    inherited = read_checkpoint(grown).state_dicts["model"]["normalizer.params_dict.action.scale"]
+    inherited = read_checkpoint(grown).state_dicts["ema_model"]["normalizer.params_dict.action.scale"]
     assert torch.equal(run.model.normalizer["action"].params_dict["scale"], inherited)
     caplog.clear()
-    refitted = workspace(
-        shifted, tmp_path / "refit", f"pretrained.path={grown}", "normalizer=refit", "training.num_epochs=0"
-    )
+    refitted = workspace(shifted, tmp_path / "refit", *overrides, "normalizer=refit")
     refitted.run()
     assert not [record for record in caplog.records if record.levelno == logging.WARNING]
     for policy in (refitted.model, refitted.ema_model):
@@ -231,6 +241,12 @@ REFUSALS = {
         ["task.dataset.shape_meta={obs: {robot_eef_pose: {shape: [7], type: low_dim}}, action: {shape: [7]}}"],
         TrainingError,
         r"task.dataset.shape_meta and task.shape_meta differ",
+    ),
+    "dataset weights": (["+task.dataset.weights=[1.0]"], TrainingError, "an epoch of training holds every window once"),
+    "loss weights of an inpainted sample": (
+        ["loss=gripper_events", "obs_as_cond=False", "policy.n_obs_steps=2"],
+        TrainingError,
+        "loss weights need a policy that denoises actions alone",
     ),
     "dataset option": (["+task.dataset.val_rato=0.1"], TrainingError, "task.dataset cannot be built"),
 }

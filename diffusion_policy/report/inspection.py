@@ -1,0 +1,162 @@
+"""The checks before anyone trains: of recordings, and of the dataset that is made from them.
+
+One `Inspection` holds what was seen and what is to be said of it; it prints as text, writes as JSON, and its steps are
+drawn by `inspection_pictures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.report.checkpoint_evidence import look_at_checkpoint
+from diffusion_policy.report.checkpoint_findings import together_findings
+from diffusion_policy.report.dataset_evidence import DatasetEvidence, look_at_dataset, look_at_recordings
+from diffusion_policy.report.dataset_findings import dataset_findings
+from diffusion_policy.report.doctor import STYLES
+from diffusion_policy.report.findings import Finding
+from diffusion_policy.report.step_evidence import Dimension, StepEvidence, look_at_steps
+from diffusion_policy.report.step_findings import step_findings
+from diffusion_policy.report.steps import Steps, steps_of_dataset, steps_of_recordings
+
+Progress = Callable[[int, int], None]
+# Findings of the summary that every frame and every step is looked at for here.
+_SAID_BETTER = {"images", "copycat-labels", "standing-still"}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was inspected, what was seen, and what is to be said of it."""
+
+    steps: Steps
+    summary: DatasetEvidence
+    details: StepEvidence
+    findings: tuple[Finding, ...]
+
+    @property
+    def is_advisable(self) -> bool:
+        """Whether training on it is: no finding is an error."""
+        return not any(finding.severity == "error" for finding in self.findings)
+
+    @property
+    def exit_status(self) -> int:
+        """0 train on it, 1 better not."""
+        return 0 if self.is_advisable else 1
+
+    def verdict(self) -> str:
+        """In one sentence."""
+        warnings = sum(finding.severity == "warning" for finding in self.findings)
+        errors = sum(finding.severity == "error" for finding in self.findings)
+        if errors:
+            return f"Training on it is not advisable: {_count(errors, 'error')}, {_count(warnings, 'warning')}."
+        return f"Training on it is advisable, with {_count(warnings, 'warning')}."
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON: verdict, findings and all evidence."""
+        return {
+            "inspected": self.steps.where,
+            "training_advisable": self.is_advisable,
+            "findings": [finding.to_json() for finding in self.findings],
+            "summary": asdict(self.summary),
+            "details": asdict(self.details),
+        }
+
+    def table(self, pictures: Sequence[Path] = ()) -> RenderableType:
+        """For the terminal: counts, dimensions, findings, pictures that were drawn, verdict."""
+        style = "green" if self.is_advisable else "red"
+        dimensions, findings = _dimensions(self.details.dimensions), _findings(self.findings)
+        drawn = [Text(f"drawn: {', '.join(map(str, pictures))}")] if pictures else []
+        verdict = Text(self.verdict(), f"bold {style}")
+        return Group(self._counts(), Text(), dimensions, Text(), findings, Text(), *drawn, verdict)
+
+    def _counts(self) -> Text:
+        lengths = self.summary.lengths
+        events = [len(episode.events) for episode in self.details.episodes]
+        lines = [
+            f"{self.steps.where}: {_count(len(lengths), 'episode')}, {sum(lengths)} steps; shortest {min(lengths)}, "
+            f"longest {max(lengths)}, mean {sum(lengths) / len(lengths):.0f}",
+            f"gripper events by episode: {' '.join(map(str, events[:40]))}{' ...' if len(events) > 40 else ''}",
+        ]
+        for camera in self.details.cameras:
+            sizes = ", ".join(f"{width} x {height}" for width, height in camera.sizes) or "no frame decodes"
+            lines.append(f"camera {camera.name}: {sizes}; {camera.shown} frames, {camera.repeated} repeated")
+        return Text("\n".join(lines))
+
+
+def _count(n: int, word: str) -> str:
+    return f"{n} {word}" + ("" if n == 1 else "s")
+
+
+def _dimensions(dimensions: tuple[Dimension, ...]) -> Table:
+    table = Table("dimension", *("lowest", "highest", "mean", "deviation"), "normalised", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for one in dimensions:
+        made = "constant: moved to 0" if one.is_constant else f"x {one.scale:.3g}"
+        numbers = (f"{value:.4f}" for value in (one.low, one.high, one.mean, one.deviation))
+        table.add_row(f"{one.key}.{one.name}", *numbers, made)
+    return table
+
+
+def _findings(findings: tuple[Finding, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        said = Text(finding.evidence)
+        if finding.remedy:
+            said.append(f"\n-> {finding.remedy}", "dim" if finding.severity == "note" else "bold")
+        table.add_row(Text(finding.severity, STYLES[finding.severity]), said)
+    return table
+
+
+def inspect_recordings(directory: Path, on_progress: Progress | None = None) -> Inspection:
+    """Inspect a folder of recordings; nothing in it is changed.
+
+    Raises:
+        TrajectoryError: no recordings there, or none that opens.
+    """
+    steps = steps_of_recordings(directory)
+    return _inspect(steps, look_at_recordings(steps), [], on_progress)
+
+
+def inspect_dataset(path: Path, checkpoint: Path | None = None, on_progress: Progress | None = None) -> Inspection:
+    """Inspect a converted dataset, and whether a checkpoint's statistics fit it.
+
+    Raises:
+        DatasetError, ReportError: no dataset there, or one without actions or steps.
+        CheckpointError: the checkpoint cannot be read.
+    """
+    summary = look_at_dataset(path)
+    together: list[Finding] = []
+    if checkpoint is not None:
+        together = together_findings(look_at_checkpoint(checkpoint), summary)
+    return _inspect(steps_of_dataset(ReplayBuffer.open(path)), summary, together, on_progress)
+
+
+def _inspect(
+    steps: Steps, summary: DatasetEvidence, together: list[Finding], on_progress: Progress | None
+) -> Inspection:
+    details = look_at_steps(steps, on_progress)
+    seen = [camera for camera in details.cameras if camera.sizes]
+    if seen:
+        summary = replace(
+            summary,
+            image_size=seen[0].sizes[0],
+            black_frames=sum(len(camera.black) for camera in seen),
+            looked_at=sum(camera.shown for camera in seen),
+        )
+    missing = summary.missing_frames > 0
+    findings = [
+        finding
+        for finding in dataset_findings(summary)
+        if finding.code not in _SAID_BETTER or (finding.code == "images" and missing)
+    ]
+    return Inspection(steps, summary, details, (*findings, *step_findings(details), *together))

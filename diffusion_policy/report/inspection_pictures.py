@@ -1,0 +1,228 @@
+"""Pictures of recordings or of a dataset, to be looked at before training: one file each, by the names in PICTURES.
+
+Drawn without a display. Colours are those of the report's page.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY
+from diffusion_policy.report import ReportError
+from diffusion_policy.report.figures import GOOD, MEASURED, OTHER, PREDICTED, RECORDED
+from diffusion_policy.report.inspection import Inspection
+from diffusion_policy.report.step_evidence import finite
+from diffusion_policy.report.steps import FloatArray, Steps
+from diffusion_policy.spec import GRIPPER, ImageArray, WorkspaceError
+
+# Episodes and moments of the contact sheet, and the size of its frames.
+SHEET_EPISODES, SHEET_MOMENTS, SHEET_FRAME = 6, 6, (240, 135)
+CURVE_EPISODES = 3
+TIMELINE_EPISODES = 60
+BINS = 36
+_OPEN, _CLOSED = "#d9e6f2", PREDICTED
+_CURVES = ((("x", "y", "z"), "metres"), (("qx", "qy", "qz", "qw"), "quaternion"))
+
+
+def draw_pictures(inspection: Inspection, folder: Path) -> list[Path]:
+    """Write every picture that can be drawn; returns their files.
+
+    Raises:
+        ReportError: the folder cannot be written to.
+    """
+    written = []
+    for name, draw in PICTURES.items():
+        figure = draw(inspection)
+        if figure is not None:
+            written.append(_save(figure, folder / name))
+    return written
+
+
+def contact_sheet(inspection: Inspection) -> Figure | None:
+    """Frames of episodes spread over the set, a row each, from their first step to their last; the first camera."""
+    steps = inspection.steps
+    if not steps.cameras:
+        return None
+    chosen = _spread(len(steps.episode_names), SHEET_EPISODES)
+    width, height = SHEET_FRAME
+    figure = Figure(
+        figsize=(SHEET_MOMENTS * width / 100, len(chosen) * (height / 100 + 0.25) + 0.3), layout="compressed"
+    )
+    grid = figure.subplots(len(chosen), SHEET_MOMENTS, squeeze=False)
+    name = next(iter(steps.cameras))
+    for row, episode in zip(grid, chosen, strict=True):
+        part = steps.slices[episode]
+        for axes, step in zip(row, np.linspace(part.start, part.stop - 1, SHEET_MOMENTS).astype(int), strict=True):
+            frame, why = _frame(steps, name, int(step))
+            if frame is None:
+                axes.text(0.5, 0.5, why, ha="center", va="center", color="#d1495b", fontsize=8)
+                axes.set_facecolor("#eeeeee")
+            else:
+                axes.imshow(frame)
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(f"{steps.episode_names[episode]}, step {step - part.start}", fontsize=7, pad=2)
+    figure.suptitle(f"camera {name}", fontsize=9)
+    return figure
+
+
+def _frame(steps: Steps, camera: str, step: int) -> tuple[ImageArray | None, str]:
+    try:
+        found = steps.cameras[camera].frame(step, *SHEET_FRAME)
+    except WorkspaceError:
+        return None, "does not decode"
+    return (None, "no image") if found is None else (found[0], "")
+
+
+def action_curves(inspection: Inspection) -> Figure | None:
+    """Commanded and measured pose over time, and the gripper with its events, of the episodes with most events."""
+    steps = inspection.steps
+    names = steps.names[ACTION_KEY]
+    counts = [len(episode.events) for episode in inspection.details.episodes]
+    chosen = sorted(np.argsort(counts, kind="stable")[::-1][:CURVE_EPISODES].tolist())
+    groups = [(wanted, unit) for wanted, unit in _CURVES if set(wanted) <= set(names)]
+    if not groups and GRIPPER not in names:
+        return None
+    rows = [*groups, *([((GRIPPER,), "1 = open")] if GRIPPER in names else [])]
+    figure = Figure(figsize=(4.6 * len(chosen), 2.3 * len(rows) + 0.4), layout="constrained")
+    grid = figure.subplots(len(rows), len(chosen), squeeze=False, sharex="col", sharey="row")
+    for column, episode in zip(grid.T, chosen, strict=True):
+        times = _times(steps, episode)
+        for axes, (wanted, unit) in zip(column, rows, strict=True):
+            _curves(axes, steps, steps.slices[episode], times, wanted)
+            axes.set_ylabel(unit if episode == chosen[0] else "")
+            for step, kind in inspection.details.episodes[episode].events:
+                axes.axvline(times[step], color=MEASURED if kind == "close" else GOOD, lw=0.8, alpha=0.7, zorder=0)
+        column[0].set_title(steps.episode_names[episode], fontsize=9)
+        column[-1].set_xlabel("seconds" if TIMESTAMP_KEY in steps.numbers else "step")
+    for axes in grid[:, -1]:
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.suptitle(
+        "commanded (solid) and measured (dotted); vertical lines: gripper closes (orange), opens (green)", fontsize=9
+    )
+    return figure
+
+
+def _curves(axes: Axes, steps: Steps, part: slice, times: FloatArray, wanted: Sequence[str]) -> None:
+    for name, colour in zip(wanted, (PREDICTED, MEASURED, GOOD, OTHER), strict=False):
+        commanded, measured = (ACTION_KEY, "-", colour, name), (POSE_KEY, ":", colour, None)
+        if name == GRIPPER:  # the two lie on one another where a recorder writes one value as both
+            measured = (GRIPPER_KEY, ":", MEASURED, None)
+        for key, line, drawn, label in (commanded, measured):
+            values = steps.column(key, name)
+            if values is not None:
+                shape = "steps-post" if name == GRIPPER else "default"
+                axes.plot(times, values[part], line, lw=1.4, color=drawn, drawstyle=shape, label=label)
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.25)
+
+
+def workspace(inspection: Inspection) -> Figure | None:
+    """Where the arm has been, from above, from the front and from the side, and where the gripper closes and opens."""
+    steps = inspection.steps
+    key = POSE_KEY if POSE_KEY in steps.numbers else ACTION_KEY
+    if not {"x", "y", "z"} <= set(steps.names[key]):
+        return None
+    position = finite(steps, key)[:, :3]
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    views = ((0, 1, "from above"), (1, 2, "from the front"), (0, 2, "from the side"))
+    for axes, (across, up, title) in zip(figure.subplots(1, 3), views, strict=True):
+        x, y = position[:, across], position[:, up]
+        # The lightest blue is one step: a place visited once is to be seen, too.
+        picture = axes.hist2d(x, y, bins=BINS, cmap="Blues", cmin=1, norm=LogNorm(vmin=0.3))[3]
+        for kind, colour, marker in (("close", MEASURED, "v"), ("open", GOOD, "^")):
+            at = _events(inspection, kind)
+            axes.scatter(position[at, across], position[at, up], c=colour, marker=marker, s=22, label=f"{kind}s", lw=0)
+        axes.set(xlabel=f"{'xyz'[across]} (m)", ylabel=f"{'xyz'[up]} (m)", title=title)
+        axes.set_aspect("equal", adjustable="datalim")
+        figure.colorbar(picture, ax=axes, label="steps", shrink=0.8)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _events(inspection: Inspection, wanted: str) -> list[int]:
+    parts = inspection.steps.slices
+    episodes = inspection.details.episodes
+    return [
+        part.start + step
+        for part, episode in zip(parts, episodes, strict=True)
+        for step, kind in episode.events
+        if kind == wanted
+    ]
+
+
+def episode_timeline(inspection: Inspection) -> Figure | None:
+    """Every episode as a bar: light where the gripper is commanded open, dark where closed; pauses, jumps and gaps."""
+    steps, details = inspection.steps, inspection.details
+    shown = _spread(len(details.episodes), TIMELINE_EPISODES)
+    command = steps.column(ACTION_KEY, GRIPPER)
+    figure = Figure(figsize=(10, 1.3 + 0.22 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    for row, episode in enumerate(shown):
+        part, seen = steps.slices[episode], details.episodes[episode]
+        closed = np.zeros(seen.steps, dtype=bool) if command is None else command[part] < 0.5
+        edges = [0, *(np.flatnonzero(np.diff(closed)) + 1).tolist(), seen.steps]
+        for start, end in itertools.pairwise(edges):
+            axes.barh(row, end - start, left=start, height=0.8, color=_CLOSED if closed[start] else _OPEN)
+        for start, end in seen.idle:
+            axes.barh(row, end - start, left=start, height=0.8, color="none", hatch="////", edgecolor=RECORDED, lw=0)
+        for marker, at in (("x", _at(details.jumps, seen.name)), ("|", _gaps(inspection, seen.name))):
+            axes.plot(at, [row] * len(at), marker, color="#d1495b", ms=6, ls="")
+    axes.set_yticks(range(len(shown)), [steps.episode_names[episode] for episode in shown], fontsize=7)
+    axes.invert_yaxis()
+    axes.set(xlabel="step")
+    axes.set_title(
+        "dark: gripper commanded closed; hatched: idle; red x: jump of the pose; red bar: gap in time", fontsize=9
+    )
+    return figure
+
+
+def _at(jumps: Sequence[Any], episode: str) -> list[int]:
+    return [jump.step for jump in jumps if jump.episode == episode]
+
+
+def _gaps(inspection: Inspection, episode: str) -> list[int]:
+    times = inspection.details.times
+    return [] if times is None else [step for name, step, _ in times.gaps if name == episode]
+
+
+def _times(steps: Steps, episode: int) -> FloatArray:
+    part = steps.slices[episode]
+    if TIMESTAMP_KEY not in steps.numbers:
+        return np.arange(part.stop - part.start, dtype=np.float64)
+    times = steps.numbers[TIMESTAMP_KEY][part]
+    return times - times[0]
+
+
+def _spread(n: int, at_most: int) -> list[int]:
+    """Numbers below n, evenly spread."""
+    return np.unique(np.linspace(0, n - 1, min(n, at_most)).astype(int)).tolist()
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        FigureCanvasAgg(figure).print_figure(str(beside), dpi=100, format="png")
+        os.replace(beside, path)
+    except OSError as error:
+        raise ReportError(f"{path}: cannot be written ({error.strerror})") from error
+    return path
+
+
+PICTURES: dict[str, Callable[[Inspection], Figure | None]] = {
+    "sample_images.png": contact_sheet,
+    "action_trajectory.png": action_curves,
+    "workspace.png": workspace,
+    "episode_timeline.png": episode_timeline,
+}
+"""Files, and what draws them; None where the set has nothing to be drawn so."""

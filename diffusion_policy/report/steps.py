@@ -1,0 +1,181 @@
+"""Every step of a converted dataset, or of the recordings it is made from, in one form: what checks of data look at.
+
+Numbers are held, frames are read when asked for. Arrays go by the names that a dataset gives them.
+
+Legend: N steps, E episodes, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.convert.frames import read_frame
+from diffusion_policy.dataset.frame_files import FrameFiles
+from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY, ReplayBuffer
+from diffusion_policy.dataset.sources import episode_names
+from diffusion_policy.report import ReportError
+from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, ImageArray, WorkspaceError
+from diffusion_policy.trajectory import NO_IMAGE, Trajectory, TrajectoryError, find_trajectories, open_trajectory
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+class Camera(Protocol):
+    """The frames of one camera, one for each of N steps."""
+
+    def frame(self, step: int, width: int, height: int) -> tuple[ImageArray, tuple[int, int]] | None:
+        """The frame (height, width, 3) RGB of a step and the (width, height) it is stored at; None if there is none.
+
+        Raises:
+            WorkspaceError: it does not decode.
+        """
+
+
+@dataclass(frozen=True)
+class RecordedCamera:
+    """Frames as the robot recorded them; `files` has one for each step, None for a step without an image."""
+
+    files: Sequence[Path | None]
+
+    def frame(self, step: int, width: int, height: int) -> tuple[ImageArray, tuple[int, int]] | None:
+        """See `Camera.frame`; decoded at a part of its size where that is enough."""
+        file = self.files[step]
+        return None if file is None else read_frame(file, width, height, "fast")
+
+
+@dataclass(frozen=True)
+class ConvertedCamera:
+    """Frames of a dataset."""
+
+    frames: FrameFiles
+
+    def frame(self, step: int, width: int, height: int) -> tuple[ImageArray, tuple[int, int]] | None:
+        """See `Camera.frame`."""
+        pixels = self.frames.read(step, step + 1)[0]
+        size = (pixels.shape[1], pixels.shape[0])
+        small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+        return small, size
+
+
+@dataclass(frozen=True)
+class Steps:
+    """All steps of a dataset, or of all recordings that open.
+
+    Attributes:
+        where: the dataset, or the folder of the recordings.
+        numbers: (N, D) or (N,) by key of the dataset, as stored: may hold NaN.
+        names: (D,) of each vector.
+        episode_ends: (E,) exclusive.
+        episode_names: (E,) as recorded.
+        cameras: by key of the dataset.
+        refused: recordings that do not open, and why.
+        notes: of each recording that is odd, and why.
+    """
+
+    where: str
+    numbers: Mapping[str, FloatArray]
+    names: Mapping[str, tuple[str, ...]]
+    episode_ends: IntArray
+    episode_names: tuple[str, ...]
+    cameras: Mapping[str, Camera]
+    refused: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def n_steps(self) -> int:
+        """N."""
+        return int(self.episode_ends[-1])
+
+    @property
+    def slices(self) -> list[slice]:
+        """The steps of each episode."""
+        return [slice(int(a), int(b)) for a, b in zip([0, *self.episode_ends[:-1]], self.episode_ends, strict=True)]
+
+    @property
+    def within(self) -> NDArray[np.bool_]:
+        """(N - 1,) whether the way from a step to the next stays within an episode."""
+        inside = np.ones(self.n_steps - 1, dtype=bool)
+        inside[self.episode_ends[:-1] - 1] = False
+        return inside
+
+    def column(self, key: str, name: str) -> FloatArray | None:
+        """(N,) one dimension of a vector; None where there is none of that name."""
+        if key not in self.numbers or name not in self.names[key]:
+            return None
+        return self.numbers[key][:, self.names[key].index(name)]
+
+    def position_in_episode(self, step: int) -> tuple[int, int]:
+        """Number of the episode that a step belongs to, and its step within it."""
+        episode = int(np.searchsorted(self.episode_ends, step, side="right"))
+        return episode, step - self.slices[episode].start
+
+
+def steps_of_dataset(buffer: ReplayBuffer) -> Steps:
+    """Of a converted dataset.
+
+    Raises:
+        ReportError: it has no action, or no step.
+    """
+    if ACTION_KEY not in buffer or buffer.n_steps == 0 or buffer[ACTION_KEY].ndim != 2:
+        where, found = buffer.where, f"the arrays {list(buffer.keys)} and {buffer.n_steps} steps"
+        raise ReportError(f"{where}: has {found}; expected actions")
+    arrays = {key: buffer[key] for key in buffer.keys}
+    return Steps(
+        where=buffer.where,
+        numbers={key: np.asarray(a[:], dtype=np.float64) for key, a in arrays.items() if a.ndim <= 2},
+        names={key: buffer.names(key) for key, array in arrays.items() if array.ndim == 2},
+        episode_ends=buffer.episode_ends,
+        episode_names=episode_names(buffer),
+        cameras={key: ConvertedCamera(FrameFiles(array)) for key, array in arrays.items() if array.ndim == 4},
+    )
+
+
+def steps_of_recordings(directory: Path) -> Steps:
+    """Of a folder of recordings; those that do not open are listed with the reason.
+
+    Raises:
+        TrajectoryError: no recordings there, or none that opens.
+    """
+    opened: list[Trajectory] = []
+    refused: dict[str, str] = {}
+    folders = find_trajectories(directory)
+    for folder in folders:
+        try:
+            opened.append(open_trajectory(folder))
+        except WorkspaceError as error:
+            refused[folder.name] = str(error)
+    if not opened:
+        raise TrajectoryError(f"none of the {len(folders)} recordings opens; the first: {next(iter(refused.values()))}")
+    cameras = [name for name in opened[0].cameras if all(name in one.cameras for one in opened)]
+    return Steps(
+        where=str(directory),
+        numbers={
+            POSE_KEY: _joined(one.pose for one in opened),
+            GRIPPER_KEY: _joined(one.gripper[:, None] for one in opened),
+            ACTION_KEY: _joined(np.column_stack([one.action, one.action_gripper]) for one in opened),
+            TIMESTAMP_KEY: _joined(one.timestamp for one in opened),
+        },
+        names={POSE_KEY: POSE, GRIPPER_KEY: (GRIPPER,), ACTION_KEY: POSE_GRIPPER},
+        episode_ends=np.cumsum([one.n_steps for one in opened]),
+        episode_names=tuple(one.path.name for one in opened),
+        cameras={name: RecordedCamera([file for one in opened for file in _files(one, name)]) for name in cameras},
+        refused=refused,
+        notes={one.path.name: "; ".join(one.notes) for one in opened if one.notes},
+    )
+
+
+def _joined(parts: Any) -> FloatArray:
+    return np.concatenate(list(parts)).astype(np.float64)
+
+
+def _files(recording: Trajectory, camera: str) -> list[Path | None]:
+    shown = recording.image_index.tolist()
+    return [None if index == NO_IMAGE else recording.frames[camera][index] for index in shown]

@@ -1,0 +1,140 @@
+"""A run's folder in the forms that other tools read: the predecessor's log, VLA-Lab's run directory, Rerun.
+
+Exports are written beside, then renamed, and never replace anything. The run itself is not changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_policy.run_log import RunLogError, read_log, write_inference_log
+from diffusion_policy.serve.session_log import SessionLogError, read_image, read_lines
+from diffusion_policy.spec import decode_jpeg
+
+# Stages that make up an inference, for tools that know only one number.
+_INFERENCE = ("decode_ms", "prepare_ms", "encode_ms", "denoise_ms")
+
+
+def to_inference_log(run: str | Path, directory: str | Path) -> Path:
+    """Write ``inference_log_YYYYMMDD_HHMMSS.json``, third generation; returns its path.
+
+    Raises:
+        RunLogError: the run cannot be read, or the log cannot be written.
+    """
+    log = read_log(run)
+    if log.generation != 4:
+        raise RunLogError(f"{run}: a log of generation {log.generation} already; expected a run's folder")
+    start = datetime.strptime(log.meta["start_time"], "%Y-%m-%d %H:%M:%S")
+    return write_inference_log(directory, log.steps, dict(log.meta), start)
+
+
+def to_vlalab(run: str | Path, directory: str | Path) -> Path:
+    """Write a run directory of VLA-Lab (meta.json, steps.jsonl, artifacts/images/) named like the run; returns it.
+
+    VLA-Lab's timestamps are unix times: the server's monotonic ones are moved by the one reading of both clocks in
+    meta.json. The client's clock stays out, since VLA-Lab would subtract it from the server's.
+
+    Raises:
+        SessionLogError: the run cannot be read, or the export is there already.
+    """
+    run = Path(run)
+    meta, lines = read_lines(run)
+    steps = [line for line in lines if "action" in line]
+    target = Path(directory) / run.name
+    if target.exists():
+        raise SessionLogError(f"{target} exists already; name another directory")
+    aside = target.with_name(f".{target.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    (aside / "artifacts" / "images").mkdir(parents=True)
+    (aside / "meta.json").write_text(json.dumps(_vlalab_meta(run.name, meta, len(steps)), indent=1) + "\n")
+    offset = meta["wall_start"] - meta["monotonic_start"]
+    with (aside / "steps.jsonl").open("w", encoding="utf-8") as file:
+        for line in steps:
+            names = line["input"]["images"]
+            for name in names:
+                (aside / "artifacts" / name).write_bytes(read_image(run, name))
+            file.write(json.dumps(_vlalab_step(line, offset)) + "\n")
+    os.replace(aside, target)
+    return target
+
+
+def _vlalab_meta(name: str, meta: Mapping[str, Any], n_steps: int) -> dict[str, Any]:
+    return {
+        "run_name": name,
+        "start_time": meta["start_time"].replace(" ", "T"),
+        "model_name": "diffusion_policy",
+        "model_type": "diffusion_policy",
+        "model_path": meta.get("checkpoint"),
+        "cameras": [{"name": "image"}],
+        "inference_freq": meta["settings"]["control_hz"] / meta.get("n_action_steps", 1),
+        "action_dim": 8,
+        "action_horizon": meta.get("n_action_steps"),
+        "total_steps": n_steps,
+        "framework_version": meta["software"]["torch"],
+        "server_config": meta["settings"],
+        "extra": {key: meta[key] for key in ("checkpoint_sha256", "scheduler", "steps", "guard") if key in meta},
+    }
+
+
+def _vlalab_step(line: Mapping[str, Any], offset: float) -> dict[str, Any]:
+    timing, state, actions = line["timing"], line["input"]["state"], line["action"]["values"]
+    clocks = {name: timing[name] + offset for name in ("server_recv", "infer_start", "infer_end") if name in timing}
+    infer_ms = sum(timing.get(stage, 0.0) for stage in _INFERENCE)
+    return {
+        "step_idx": line["step"],
+        "obs": {
+            "state": state,
+            "pose": state[:7],
+            "gripper": state[7],
+            "images": [{"path": f"artifacts/{line['input']['images'][-1]}", "camera_name": "image"}],
+        },
+        "action": {"values": actions, "action_dim": len(actions[0]), "chunk_size": len(actions)},
+        "timing": {**clocks, "inference_latency_ms": infer_ms},
+        "tags": {name: line[name] for name in ("episode", "interventions", "warnings", "seam") if line.get(name)},
+    }
+
+
+def to_rerun(run: str | Path, path: str | Path) -> Path:
+    """Write a Rerun recording (.rrd): frames, measured pose, commanded chunk, gripper, milliseconds by stage.
+
+    Raises:
+        SessionLogError: the run cannot be read, the file is there already, or ``rerun-sdk`` is not installed.
+    """
+    path = Path(path)
+    try:
+        import rerun
+    except ImportError as error:
+        raise SessionLogError(
+            "the Rerun export needs the optional extra: pip install 'diffusion-policy[rerun]'"
+        ) from error
+    if path.exists():
+        raise SessionLogError(f"{path} exists already; name another file")
+    _, lines = read_lines(run)
+    aside = path.with_name(f".{path.name}.part")
+    recording = rerun.RecordingStream("diffusion_policy")
+    recording.save(aside)
+    for line in (line for line in lines if "action" in line):
+        recording.set_time("step", sequence=line["step"])
+        image = decode_jpeg(read_image(run, line["input"]["images"][-1]), str(run))
+        recording.log("camera", rerun.Image(image).compress(90))
+        state, actions = np.asarray(line["input"]["state"]), np.asarray(line["action"]["values"])
+        pose = rerun.Transform3D(translation=state[:3], quaternion=rerun.Quaternion(xyzw=state[3:7]))
+        recording.log("measured/pose", pose)
+        recording.log("commanded/path", rerun.LineStrips3D([actions[:, :3]]))
+        recording.log("measured/gripper", rerun.Scalars(state[7]))
+        recording.log("commanded/gripper", rerun.Scalars(actions[0, 7]))
+        for stage, milliseconds in line["timing"].items():
+            if stage.endswith("_ms"):
+                recording.log(f"timing/{stage}", rerun.Scalars(milliseconds))
+    recording.flush()
+    recording.disconnect()
+    os.replace(aside, path)
+    return path

@@ -1,0 +1,156 @@
+"""Logs back to data: what the robot saw and was told, as CogACT trajectories for the converter.
+
+A log becomes an episode: at each step the measured pose and gripper, the frame, and the first action that was sent. So
+failures can be looked at, corrected and trained on:
+
+* ``marks.json`` in the episode's folder says at which steps the guard intervened, and which actions were corrected;
+* corrections, a JSON file of ``{"step": [8 numbers]}``, replace actions, by the log's step numbers.
+
+Nothing is invented: a log without an image, or with a rotation vector, is refused; a gripper between open and closed
+counts as its last clear state, and steps before the first clear one are left out and counted.
+
+Legend of shapes: N steps; states and actions are (N, 8), pose then gripper.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.evaluate.events import UNDECIDED, gripper_states
+from diffusion_policy.geometry import check_unit_quaternions
+from diffusion_policy.run_log import RunLog, RunLogError, read_log
+from diffusion_policy.serve.images import mime_suffix
+from diffusion_policy.serve.session_log import read_lines
+from diffusion_policy.spec import POSE_GRIPPER
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class WrittenEpisode:
+    """What became of a log: its folder, the steps in it, those left out, and those whose action was corrected."""
+
+    path: Path
+    n_steps: int
+    left_out: int
+    corrected: int
+
+
+def convert_logs(
+    logs: Sequence[str | Path], directory: str | Path, corrections: Mapping[int, Sequence[float]] | None = None
+) -> list[WrittenEpisode]:
+    """Write an episode for each log, numbered after those that are in ``directory`` already.
+
+    Raises:
+        RunLogError: a log cannot be read, or is not one that training can use; episodes before it stay.
+    """
+    directory = Path(directory)
+    taken = [int(path.name[8:]) for path in directory.glob("episode_*") if path.name[8:].isdecimal()]
+    first = max(taken, default=-1) + 1
+    return [_convert(read_log(log), directory, first + i, corrections or {}) for i, log in enumerate(logs)]
+
+
+def read_corrections(path: str | Path) -> dict[int, list[float]]:
+    """Corrected actions by step number; RunLogError if the file is not of that shape."""
+    try:
+        found = {
+            int(step): [float(value) for value in action] for step, action in json.loads(Path(path).read_text()).items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise RunLogError(f'{path}: expected a JSON object {{"step": [8 numbers]}} ({error})') from error
+    for step, action in found.items():
+        if len(action) != len(POSE_GRIPPER) or not np.isfinite(action).all():
+            raise RunLogError(
+                f"{path}: the action of step {step} is {action}; expected {len(POSE_GRIPPER)} finite numbers"
+            )
+    return found
+
+
+def _convert(log: RunLog, directory: Path, number: int, corrections: Mapping[int, Sequence[float]]) -> WrittenEpisode:
+    _check(log)
+    numbers = [step.number for step in log.steps]
+    actions = log.commands.copy()
+    corrected = [step for step in numbers if step in corrections]
+    for step in corrected:
+        actions[numbers.index(step)] = corrections[step]
+    check_unit_quaternions(actions[:, 3:7], f"{log.path}: actions")
+    states, commands = gripper_states(log.states[:, 7]), gripper_states(actions[:, 7])
+    decided = np.flatnonzero((states != UNDECIDED) & (commands != UNDECIDED))
+    if not decided.size:
+        raise RunLogError(f"{log.path}: the gripper is never clearly open or closed")
+    rows = np.arange(decided[0], len(numbers))
+    arrays: dict[str, NDArray[Any]] = {
+        "robot_eef_pose": log.states[rows, :7].astype(np.float32),
+        "robot_gripper": states[rows].astype(np.int64),
+        "action": actions[rows, :7].astype(np.float32),
+        "action_gripper": commands[rows].astype(np.int64),
+        "timestamp": _times(log)[rows],
+        "image_index": np.arange(len(rows), dtype=np.int64),
+    }
+    marks = {
+        "log": str(log.path),
+        "steps": [numbers[row] for row in rows],
+        "corrected": corrected,
+        "interventions": _interventions(log),
+    }
+    images = [log.steps[row].jpeg for row in rows]
+    path = _write(directory / f"episode_{number:04d}", number, arrays, [image for image in images if image], marks)
+    return WrittenEpisode(path, len(rows), int(rows[0]), len(corrected))
+
+
+def _check(log: RunLog) -> None:
+    """Refuse what the converter would refuse later, with the log's name."""
+    if not log.steps or log.layout != "xyz_quat_gripper" or log.states.shape[1] != len(POSE_GRIPPER):
+        raise RunLogError(f"{log.path}: its actions are {log.layout}; expected pose and gripper, xyz_quat_gripper")
+    missing = [step.number for step in log.steps if not step.jpeg]
+    if missing:
+        raise RunLogError(f"{log.path}: {len(missing)} steps have no image, the first is {missing[0]}")
+    check_unit_quaternions(log.states[:, 3:7], f"{log.path}: states")
+
+
+def _times(log: RunLog) -> FloatArray:
+    """(N,) seconds of one clock of the log."""
+    for clock in ("client_obs", "timestamp", "infer_start", "process_start", "server_recv"):
+        if all(clock in step.timing for step in log.steps):
+            return np.array([step.timing[clock] for step in log.steps])
+    raise RunLogError(f"{log.path}: no clock has stamped every step")
+
+
+def _interventions(log: RunLog) -> dict[str, Any]:
+    """What the guard did, by step; older logs do not say."""
+    if log.generation != 4:
+        return {}
+    return {str(line["step"]): line["interventions"] for line in read_lines(log.path)[1] if line.get("interventions")}
+
+
+def _write(
+    folder: Path, number: int, arrays: Mapping[str, NDArray[Any]], images: Sequence[bytes], marks: Mapping[str, Any]
+) -> Path:
+    aside = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    (aside / "images").mkdir(parents=True)
+    for index, image in enumerate(images):
+        (aside / "images" / f"frame_{index:04d}{mime_suffix(image)}").write_bytes(image)
+    (aside / "data.pkl").write_bytes(pickle.dumps(dict(arrays)))
+    times = arrays["timestamp"]
+    meta = {
+        "episode_id": number,
+        "duration": float(times[-1] - times[0]),
+        "n_steps": len(times),
+        "n_images": len(images),
+        "data_shapes": {key: list(value.shape) for key, value in arrays.items()},
+    }
+    for name, content in (("meta.json", meta), ("marks.json", marks)):
+        (aside / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, folder)
+    return folder

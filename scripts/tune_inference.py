@@ -1,0 +1,64 @@
+"""Measure samplers on recorded data and this machine, and propose the cheapest that is good enough.
+
+python scripts/tune_inference.py latest.ckpt data/zarr/set.zarr --candidates ddim:4 ddim:8 ddim:16 ddim:8:0.5 ddpm:100
+A candidate is SCHEDULER:STEPS, or SCHEDULER:STEPS:WARM to start from the remainder of the last chunk.
+
+Exit status: 0 one is proposed, 1 none fits the budget, 2 cannot be measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from diffusion_policy.serve.settings import PRECISIONS, EngineSettings
+from diffusion_policy.serve.tuning import Budget, parse_candidate, tune
+from diffusion_policy.spec import WorkspaceError
+
+CANDIDATES = ["ddim:4", "ddim:6", "ddim:8", "ddim:10", "ddim:16", "ddim:50", "dpm-solver++:8", "ddim:8:0.5"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the door; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT")
+    parser.add_argument("dataset", type=Path, metavar="ZARR")
+    parser.add_argument("--candidates", nargs="+", default=CANDIDATES, metavar="SCHEDULER:STEPS[:WARM]")
+    parser.add_argument("--episodes", nargs="+", type=int, help="default: all")
+    parser.add_argument("--stride", type=int, default=6, help="steps executed before the client asks again")
+    parser.add_argument("--hz", type=float, default=10.0, help="control rate")
+    parser.add_argument("--budget-mm", type=float, default=1.0, help="more position error than the best")
+    parser.add_argument("--budget-deg", type=float, default=0.5, help="more rotation error than the best")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        tuning = tune(
+            arguments.checkpoint,
+            arguments.dataset,
+            [parse_candidate(word) for word in arguments.candidates],
+            Budget(arguments.budget_mm, arguments.budget_deg, arguments.stride / arguments.hz),
+            EngineSettings(device=arguments.device, precision=arguments.precision),
+            arguments.episodes,
+            arguments.stride,
+            arguments.hz,
+        )
+    except WorkspaceError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    if arguments.json:
+        arguments.json.write_text(json.dumps(tuning.to_json(), indent=1) + "\n")
+    Console().print(tuning.table())
+    return 1 if tuning.proposed is None else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

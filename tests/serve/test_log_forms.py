@@ -1,0 +1,124 @@
+"""A run in other forms: the predecessor's log, VLA-Lab, Rerun, and trajectories to train on."""
+
+import json
+import runpy
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from log_factory import write_log
+from serve_factory import FakeEngine, ServerThread, jpeg, observation_message, settings
+
+from diffusion_policy.run_log import RunLogError, read_log
+from diffusion_policy.serve.log_export import to_inference_log, to_rerun, to_vlalab
+from diffusion_policy.serve.log_to_trajectory import convert_logs, read_corrections
+from diffusion_policy.serve.session_log import SessionLogError, read_lines
+from diffusion_policy.trajectory import open_trajectory
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five steps; the policy wants a jump that the guard shortens at the third."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def mischief(observation: object) -> np.ndarray | None:
+        states = observation.states[-1]  # type: ignore[attr-defined]
+        if abs(observation.timestamps[-1] - 0.3) > 0.01:  # type: ignore[attr-defined]
+            return None
+        return np.tile(states + np.array([0.2, 0, 0, 0, 0, 0, 0, 0]), (10, 1))
+
+    with ServerThread(FakeEngine(mischief), settings(folder)) as server, server.client() as client:
+        for step in range(5):
+            assert client.ask(observation_message(step))["type"] == "action"
+    (found,) = folder.glob("run_*")
+    return found
+
+
+def test_the_predecessor_s_form(run: Path, tmp_path: Path) -> None:
+    log = read_log(to_inference_log(run, tmp_path))
+    assert (log.generation, len(log.steps)) == (3, 5)
+    assert log.steps[1].jpeg == jpeg(2)
+    with pytest.raises(RunLogError, match="of generation 3 already"):
+        to_inference_log(log.path, tmp_path)
+
+
+def test_vlalab_reads_its_form(run: Path, tmp_path: Path) -> None:
+    target = to_vlalab(run, tmp_path)
+    first = json.loads((target / "steps.jsonl").read_text().splitlines()[0])
+    assert "client_send" not in first["timing"], "another clock"
+    with pytest.raises(SessionLogError, match="exists already"):
+        to_vlalab(run, tmp_path)
+    loader = pytest.importorskip("vlalab.logging.run_loader", reason="vlalab is not installed").RunLoader(target)
+    assert loader.meta.action_dim == 8
+    assert loader.step_count == 5
+    assert loader.get_all_states().shape == (5, 8)
+    assert loader.get_all_actions()[0].shape == (8, 8)
+    step = loader.get_step(2)
+    assert step.tags["interventions"] == {"step distance": 4}
+    expected = cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg(3), np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    np.testing.assert_array_equal(loader.load_image(step), expected)
+    assert abs(step.timing.server_recv - read_lines(run)[0]["wall_start"]) < 60
+
+
+def test_rerun_records_it(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("rerun", reason="the extra 'rerun' is not installed")
+    path = to_rerun(run, tmp_path / "run.rrd")
+    assert path.read_bytes()[:3] == b"RRF"
+    with pytest.raises(SessionLogError, match="exists already"):
+        to_rerun(run, path)
+
+
+def test_the_doors(run: Path, tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export = runpy.run_path(str(repository / "scripts" / "export_run.py"))["main"]
+    assert export([str(run), "--vlalab", str(tmp_path / "lab")]) == 0
+    assert str(tmp_path / "lab" / run.name) in capsys.readouterr().out
+    assert export([str(tmp_path), "--vlalab", str(tmp_path / "lab")]) == 2
+    convert = runpy.run_path(str(repository / "scripts" / "convert_logs_to_trajectories.py"))["main"]
+    assert convert([str(run), "--output", str(tmp_path / "data")]) == 0
+    assert "5 steps, 0 left out, 0 corrected" in capsys.readouterr().out
+    assert convert([str(tmp_path), "--output", str(tmp_path / "data")]) == 2
+
+
+def test_a_run_becomes_an_episode_with_marks(run: Path, tmp_path: Path) -> None:
+    fixed = tmp_path / "fixed.json"
+    fixed.write_text(json.dumps({"2": [0.5, 0.01, 0.3, 1, 0, 0, 0, 0]}))
+    (tmp_path / "data" / "episode_0007").mkdir(parents=True)
+    (written,) = convert_logs([run], tmp_path / "data", read_corrections(fixed))
+    assert (written.path.name, written.n_steps, written.corrected) == ("episode_0008", 5, 1)
+    episode = open_trajectory(written.path)
+    np.testing.assert_allclose(episode.pose[0], [0.5, 0, 0.3, 1, 0, 0, 0])
+    np.testing.assert_allclose(episode.action[2], [0.5, 0.01, 0.3, 1, 0, 0, 0])
+    assert episode.action_gripper.tolist() == [1, 1, 0, 1, 1]
+    np.testing.assert_allclose(np.diff(episode.timestamp), 0.1)
+    assert episode.frame_path(4).read_bytes() == jpeg(5)
+    marks = json.loads((written.path / "marks.json").read_text())
+    assert marks["corrected"] == [2]
+    assert marks["interventions"] == {"2": {"step distance": 4}}
+
+
+def test_old_logs_with_images_become_episodes(shared_data: Path, tmp_path: Path) -> None:
+    logs = []
+    for path in sorted((shared_data / "real_logs").glob("inference_log_*.json")):
+        log = read_log(path)
+        if log.steps and log.layout == "xyz_quat_gripper" and all(step.jpeg for step in log.steps):
+            logs.append(path)
+    if not logs:
+        pytest.skip("none of the real logs holds images")
+    for episode in convert_logs(logs[:2], tmp_path):
+        assert open_trajectory(episode.path).n_steps == episode.n_steps
+
+
+def test_logs_that_training_cannot_use_are_refused(tmp_path: Path) -> None:
+
+    with pytest.raises(RunLogError, match="steps have no image, the first is 0"):
+        convert_logs([write_log(tmp_path / "a.json", [1.0, 0.0])], tmp_path)
+    with pytest.raises(RunLogError, match="xyz_rotvec_width; expected pose and gripper"):
+        convert_logs([write_log(tmp_path / "b.json", [0.05, 0.05], 1, layout="rotvec")], tmp_path)
+    wandering = write_log(tmp_path / "c.json", [0.5, 0.5], 3)
+    with pytest.raises(RunLogError, match="never clearly open or closed"):
+        convert_logs([wandering], tmp_path)
+    for text, match in (("[]", "expected a JSON object"), ('{"1": [1, 2]}', "expected 8 finite numbers")):
+        (tmp_path / "fix.json").write_text(text)
+        with pytest.raises(RunLogError, match=match):
+            read_corrections(tmp_path / "fix.json")
