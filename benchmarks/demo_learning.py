@@ -29,7 +29,7 @@ SEEDS, MODES = (0, 1, 2), ("float32", "bf16")
 def compare_learning(folder: Path, n_epochs: int, quick: bool) -> dict[str, Any]:
     """Train each mode with each seed; last figures of all runs, and a table."""
     recordings, dataset = folder / "trajectories", folder / "demo.zarr"
-    make_trajectories(recordings, 4 if quick else 24, 0, (320, 180))
+    make_trajectories(recordings, 4 if quick else 16, 0, (320, 180))
     convert(ConversionSettings(source=recordings, output=dataset, resolution=(96, 54)))
     seeds = SEEDS[:1] if quick else SEEDS
     figures = {mode: [train(dataset, folder, mode, seed, n_epochs, quick) for seed in seeds] for mode in MODES}

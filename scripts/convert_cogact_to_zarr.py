@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from diffusion_policy.convert import ConversionSettings, convert
+from diffusion_policy.convert.cluster import cluster
 from diffusion_policy.convert.settings import CHOICES
 from diffusion_policy.dataset.image_codecs import LEVELS, image_codec
 from diffusion_policy.spec import WorkspaceError
@@ -37,6 +38,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--zarr-format", type=int, choices=(2, 3), default=2, help="format of the dataset (default: 2)")
     add("--shard", type=int, metavar="FRAMES", help="frames in a file; needs --zarr-format 3 (default: 1)")
     add("--workers", type=int, metavar="N", help="threads (default: one per core)")
+    add("--scheduler", metavar="tcp://HOST:PORT", help="decode on a Dask cluster whose workers see the same files")
     add("--overwrite", action="store_true", help="replace an existing dataset once the new one is complete")
     add("--resume", action="store_true", help="go on with an interrupted conversion")
     add("--append", action="store_true", help="add recordings that are not there yet to an existing dataset")
@@ -56,15 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         codec = image_codec(arguments.pop("compressor"), arguments.pop("compression_level"))
         renamed = {"source": arguments.pop("input"), "resolution": tuple(arguments.pop("resolution")), "codec": codec}
+        scheduler = arguments.pop("scheduler")
         settings = ConversionSettings(**renamed, **arguments)
-        with bar:
+        with cluster(scheduler) as executor, bar:
             task = bar.add_task("frames", total=None, rate="")
 
             def show(done: int, total: int) -> None:
                 rate = f"{bar.tasks[task].speed or 0:.0f} frames/s"
                 bar.update(task, completed=done, total=total, rate=rate)
 
-            report = convert(settings, on_progress=show)
+            report = convert(settings, executor=executor, on_progress=show)
     except WorkspaceError as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2

@@ -18,7 +18,17 @@ from diffusion_policy.resolvers import register_resolvers
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # What turns the users' job into a matter of seconds; the commands are otherwise run as they stand.
-TRAINING = "training.debug=true training.device=cpu dataloader.batch_size=2 val_dataloader.batch_size=2 sampler.steps=1"
+SMALL_POLICY = ["policy.n_layer=2", "policy.n_emb=32", "policy.crop_shape=[36,64]", "policy.num_inference_steps=2"]
+TRAINING = " ".join(
+    [
+        "training.debug=true",
+        "training.device=cpu",
+        "dataloader.batch_size=2",
+        "val_dataloader.batch_size=2",
+        "sampler.steps=1",
+        *(f"'{setting}'" for setting in SMALL_POLICY),
+    ]
+)
 ON_A_SMALL_MACHINE = [
     (re.compile(r"(python train\.py .*)"), rf"\1 {TRAINING}"),
     (re.compile(r"(finetune_7d_to_8d\.sh) 0 200"), rf"\1 cpu 2 {TRAINING}"),
@@ -37,7 +47,7 @@ def readme_commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the doors of the repository, six short recordings and a 7-D checkpoint of the users' size."""
+    """A folder with the doors of the repository, six short recordings and a small 7-D checkpoint."""
     folder = tmp_path_factory.mktemp("readme")
     for name in ("scripts", "config", "train.py", "diffusion_policy", "benchmarks"):
         (folder / name).symlink_to(REPOSITORY / name)
@@ -49,10 +59,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_pose_checkpoint(path: Path) -> None:
-    """A 7-D checkpoint with the shipped settings, as the users have one; its weights are random."""
+    """A small 7-D checkpoint with the shipped settings otherwise; its weights are random."""
     register_resolvers()
     with hydra.initialize_config_dir(str(REPOSITORY / "config"), version_base="1.2"):
-        cfg = hydra.compose("train_cogact_robot", overrides=["task=cogact_robot_7d"])
+        cfg = hydra.compose("train_cogact_robot", overrides=["task=cogact_robot_7d", *SMALL_POLICY])
     torch.manual_seed(0)
     policy = checkpoint.build_policy(cfg)
     normalizer = LinearNormalizer()

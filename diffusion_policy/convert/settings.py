@@ -15,7 +15,7 @@ from diffusion_policy.spec import WorkspaceError
 CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
     "on_error": (("stop", "skip"), "at a bad episode: end with an error, or leave it out and say so in the ledger"),
     "gaps": (("refuse", "split"), "steps without an image amid others: the episode is bad, or becomes two"),
-    "decode": (("exact", "fast"), "decode whole JPEGs, or at a part of their size (57 dB from exact, half the time)"),
+    "decode": (("exact", "fast"), "decode whole JPEGs, or at a part of their size (45 dB or more, half the time)"),
     "quaternion_sign": (("continuous", "keep"), "choose between q and -q so that no sign flips, or leave them"),
     "gripper_command": (("recorded", "next-measured"), "the command as recorded, or what was measured a step later"),
 }

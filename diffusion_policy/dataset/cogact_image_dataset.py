@@ -170,6 +170,11 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         return normalizer
 
     @property
+    def obs_dropout(self) -> dict[str, float]:
+        """How often each low-dimensional key is hidden; empty where none is."""
+        return {key: probability for key, (probability, _) in self._dropout.items()}
+
+    @property
     def sample_weights(self) -> NDArray[np.float64] | None:
         """(W,) how often to draw each window, so that each dataset has its part; None where all count alike."""
         if self._weights is None:

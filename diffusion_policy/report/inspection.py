@@ -96,6 +96,7 @@ def _count(n: int, word: str) -> str:
 
 def _dimensions(dimensions: tuple[Dimension, ...]) -> Table:
     table = Table("dimension", *("lowest", "highest", "mean", "deviation"), "normalised", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     for one in dimensions:

@@ -98,7 +98,7 @@ def repeated_frames(data: StepEvidence) -> Finding | None:
         evidence = f"{said}: is an episode there twice?"
         return Finding("repeated-frames", "warning", evidence, "leave out one of the two", about=data.where)
     if repeated > MANY * shown:
-        evidence = f"{said}: the camera is slower than the recorder"
+        evidence = f"{said}: the camera is slower than the recorder, or nothing moves"
         return Finding("repeated-frames", "note", evidence, "record at the camera's rate", about=data.where)
     return ok("repeated-frames", said, data.where)
 

@@ -75,3 +75,19 @@ def test_the_ledger_says_how_close_fast_is(tmp_path: Path) -> None:
     settings = ConversionSettings(tmp_path / "in", tmp_path / "out.zarr", (80, 45), decode="fast", workers=1)
     (entry,) = convert(settings).kept
     assert 45 < entry.psnr_db["image"] < IDENTICAL_DB
+
+
+@pytest.mark.parametrize(("contrast", "spares"), [(4, True), (120, False)])
+def test_fast_decodes_as_little_as_the_picture_allows(tmp_path: Path, contrast: int, spares: bool) -> None:
+    """Fine texture needs more decoded pixels: at a quarter of the size it would be further from exact than promised."""
+    folder = write_trajectory(tmp_path / "in", n_steps=3, size=(960, 540))
+    noise = np.random.default_rng(0).integers(0, contrast, (540, 960, 3), dtype=np.uint8)
+    files = sorted((folder / "images").iterdir())
+    for file in files:
+        cv2.imwrite(str(file), cv2.add(cv2.imread(str(file)), noise), [cv2.IMWRITE_JPEG_QUALITY, 95])
+    settings = ConversionSettings(tmp_path / "in", tmp_path / "out.zarr", (160, 90), decode="fast", workers=1)
+    (entry,) = convert(settings).kept
+    exact, quick = read_frame(files[0], 160, 90)[0], read_frame(files[0], 160, 90, "fast", 1.5)[0]
+    assert (psnr(exact, quick) >= 47) == spares
+    assert (entry.psnr_db["image"] == pytest.approx(psnr(exact, quick), abs=0.01)) == spares
+    assert entry.psnr_db["image"] > 45

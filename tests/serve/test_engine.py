@@ -82,6 +82,14 @@ def test_the_fast_path_gives_the_plain_path_s_actions(served_checkpoint: Path, s
         np.testing.assert_allclose(*answers, atol=1e-4)
 
 
+def test_compiled_convolutions_are_the_same_convolutions(served_checkpoint: Path) -> None:
+    with torch.compiler.set_stance("force_eager"):  # the wiring; compiling takes a minute
+        compiled = opened(served_checkpoint, compile=True).infer(parsed(), 0, None, Stages())
+    np.testing.assert_array_equal(
+        compiled.sequence, opened(served_checkpoint).infer(parsed(), 0, None, Stages()).sequence
+    )
+
+
 def test_bfloat16_is_near(served_checkpoint: Path) -> None:
     half, plain = opened(served_checkpoint, precision="bfloat16"), opened(served_checkpoint, fast=False)
     answers = [engine.infer(parsed(), 0, None, Stages()).actions for engine in (half, plain)]

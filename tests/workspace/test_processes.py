@@ -20,7 +20,13 @@ from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace imp
 
 # Without dropout, and with crops of the whole image, nothing is left to chance but what all processes draw alike.
 # 17 windows in batches of 8: the last batch has one window, so one process has none of its own.
-SETTINGS = ("policy.p_drop_attn=0", "policy.crop_shape=null", "training.sample_every=0", "checkpoint.topk.k=0")
+SETTINGS = (
+    "policy.p_drop_attn=0",
+    "policy.crop_shape=null",
+    "training.sample_every=0",
+    "training.checkpoint_every=50",
+    "checkpoint.topk.k=0",
+)
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,7 @@ def assert_equal_runs(folder: Path, straight: Path) -> None:
         pytest.param(f"write:{HALF}", (), id="middle of a checkpoint"),
         pytest.param(
             f"update:{HALF + 2}",
-            ("training.checkpoint_every_steps=2", "training.cache=memory"),
+            ("training.checkpoint_every_steps=5", "training.cache=memory"),
             id="middle of an epoch, from a checkpoint in the middle of one",
         ),
     ],
