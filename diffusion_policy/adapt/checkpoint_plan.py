@@ -7,7 +7,7 @@ old shapes and to a loss that is no longer optimised. Counters start anew, since
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +17,7 @@ from diffusion_policy.adapt.layout import Layout, robot_layout
 from diffusion_policy.adapt.ledger import Count, Entry, Ledger, Ref, merged
 from diffusion_policy.adapt.plan import Plan, describe_state, make_plan
 from diffusion_policy.adapt.rules import Rules
-from diffusion_policy.adapt.target import Target
+from diffusion_policy.adapt.target import NORMALIZER, Target
 from diffusion_policy.checkpoint import Checkpoint
 
 WEIGHTS = ("model", "ema_model")
@@ -70,9 +70,26 @@ def plan_checkpoint(source: Checkpoint, target: Target, rules: Rules) -> Checkpo
     others.append(_counters(source))
     if source.run_state:
         others.append(_dropped_part("run_state", source.run_state, RUN_RULE))
-    ledger = merged([*(plan.ledger for plan in plans.values()), *others], target.notes)
+    ledger = merged([*(plan.ledger for plan in plans.values()), *others])
+    ledger = replace(ledger, notes=(*ledger.notes, *_statistics_taken(ledger, target)))
     ledger.check()
     return CheckpointPlan(plans, origins, ledger)
+
+
+def _statistics_taken(ledger: Ledger, target: Target) -> list[str]:
+    """Which dimensions of the normaliser got the dataset's numbers: new ones that it has, and no others."""
+    notes = []
+    for key, measured in target.measured.items():
+        rows = [entry for entry in ledger.of("grown", "fresh") if entry.key == f"{NORMALIZER}{key}.scale"]
+        if not rows:
+            continue
+        new = {slot.target[index] for slot in rows[0].slots for index in slot.new} if rows[0].slots else set(measured)
+        taken = [name for name in measured if name in new]
+        if taken:
+            notes.append(
+                f"normaliser numbers of new dimensions of {key} come from {target.dataset}: {', '.join(taken)}"
+            )
+    return notes
 
 
 def _dropped_part(part: str, content: Any, rule: str) -> Ledger:

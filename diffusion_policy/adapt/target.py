@@ -59,7 +59,8 @@ class Target:
         layout: named axes.
         build: makes the values of a fresh target, normaliser included; NaN where only shapes are known.
         cfg: the config, if there is one.
-        notes: where numbers of the normaliser came from.
+        dataset: whose statistics the normaliser's new dimensions take; "" without one.
+        measured: per normaliser key, the names of dimensions that the dataset has.
     """
 
     name: str
@@ -67,7 +68,8 @@ class Target:
     layout: Layout = field(default_factory=Layout)
     build: Callable[[], Mapping[str, Tensor]] = dict
     cfg: DictConfig | None = None
-    notes: tuple[str, ...] = ()
+    dataset: str = ""
+    measured: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
     def state(self) -> Mapping[str, Tensor]:
@@ -86,7 +88,7 @@ def target_from_config(cfg: DictConfig, name: str, dataset: str | Path | None = 
     """
     spec = read_shape_meta(policy_config(cfg)["shape_meta"])
     buffer = ReplayBuffer.open(dataset) if dataset is not None else None
-    entries, notes = _normalizer_entries(spec, buffer)
+    entries, measured = _normalizer_entries(spec, buffer)
 
     def build() -> dict[str, Tensor]:
         with torch.random.fork_rng(devices=[]):
@@ -96,7 +98,7 @@ def target_from_config(cfg: DictConfig, name: str, dataset: str | Path | None = 
 
     with torch.device("meta"):
         infos = describe_state(build())
-    return Target(name, infos, robot_layout(cfg), build, cfg, tuple(notes))
+    return Target(name, infos, robot_layout(cfg), build, cfg, buffer.where if buffer else "", measured)
 
 
 def target_from_checkpoint(path: str | Path, which: str = "model") -> Target:
@@ -163,26 +165,26 @@ def range_statistics(low: float, high: float) -> Statistics:
     return dict(zip(ENTRIES, numbers, strict=True))
 
 
-def _normalizer_entries(spec: StepSpec, buffer: ReplayBuffer | None) -> tuple[dict[str, Tensor], list[str]]:
-    """All normaliser tensors of a spec, NaN where nothing tells a number, and notes on what was used."""
+def _normalizer_entries(
+    spec: StepSpec, buffer: ReplayBuffer | None
+) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]]]:
+    """All normaliser tensors of a spec, NaN where nothing tells a number, and which dimensions the dataset told."""
     vectors = {"action": spec.action_names, **{low_dim.key: low_dim.names for low_dim in spec.low_dim}}
     entries: dict[str, Tensor] = {}
-    notes: list[str] = []
+    told: dict[str, tuple[str, ...]] = {}
     if buffer is not None:
         check_semantics(buffer.semantics, action_semantics(spec.action_names), buffer.where)
     for key, names in vectors.items():
         measured = _measured(buffer, key) if buffer is not None else {}
         known = [measured.get(name) or _fixed(name) for name in names]
-        taken = [name for name in names if name in measured]
-        if buffer is not None and taken:
-            notes.append(f"normaliser numbers of new dimensions of {key} come from {buffer.where}: {', '.join(taken)}")
+        told[key] = tuple(name for name in names if name in measured)
         for entry in ENTRIES:
             numbers = [statistics[entry] if statistics else math.nan for statistics in known]
             entries[f"{NORMALIZER}{key}.{entry}"] = torch.tensor(numbers, dtype=torch.float32)
     for image in spec.rgb:
         statistics = range_statistics(*IMAGE_RANGE)
         entries.update({f"{NORMALIZER}{image.key}.{entry}": torch.tensor([statistics[entry]]) for entry in ENTRIES})
-    return dict(sorted(entries.items(), key=lambda item: (item[0].split(".")[2], item[0].count("."), item[0]))), notes
+    return dict(sorted(entries.items(), key=lambda item: (item[0].split(".")[2], item[0].count("."), item[0]))), told
 
 
 def _fixed(name: str) -> Statistics | None:

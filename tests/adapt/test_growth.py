@@ -69,7 +69,9 @@ def test_action_dimension_without_known_range_needs_a_dataset(source: Checkpoint
     zarr = numbers(tmp_path / "d.zarr", action=(*POSE, "force"))
     ledger = adapt(source, cfg, tmp_path / "new.ckpt", "action_dims", dataset=zarr)
     assert PRESERVED in ledger.notes[-1]
-    assert any("of new dimensions of action come from" in note for note in ledger.notes)
+    taken = [note for note in ledger.notes if "normaliser numbers of new dimensions" in note]
+    assert len(taken) == 1, "only what is new takes the dataset's numbers, and the notes say no more than that"
+    assert "of new dimensions of action come from" in taken[0]
 
 
 def test_new_low_dimensional_observation(source: Checkpoint, tmp_path: Path) -> None:
