@@ -22,6 +22,7 @@ from diffusion_policy.evaluate.intervals import wilson_interval
 
 EventKind = Literal["open", "close"]
 Event = tuple[int, EventKind]
+Order = Literal["ahead", "behind", "back"]
 
 UNDECIDED, CLOSED, OPEN = -1, 0, 1
 # A state that is left again within this many steps was no decision.
@@ -93,6 +94,39 @@ def gripper_events(
 def count_bounces(events: Sequence[Event], within: int = BOUNCE_STEPS) -> int:
     """How many events are undone by the next one within that many steps."""
     return int(np.count_nonzero(np.diff([step for step, _ in events]) <= within))
+
+
+def order_of_events(
+    events: Sequence[Event], chunks: ArrayLike, measured: ArrayLike, band: DeadBand = GRIPPER_BAND
+) -> tuple[Order, ...]:
+    """Of each event, whether the policy commanded it before the measurement had made it.
+
+    A chunk is executed before the next one is asked for, so the gripper may have moved by the time that a chunk begins
+    with the new state. The decision is looked for where it was made: in the last chunk since the event before that was
+    answered while the old state was still measured. If no command in it asks for the new state, the change came from
+    elsewhere (a hand, a recording), and the policy only repeats what it measures.
+
+    Args:
+        events: of the first command of each chunk, as ``gripper_events`` gives them.
+        chunks: (N, T) commands of each chunk.
+        measured: (N,) gripper that was measured before each chunk.
+        band: for commands and measurement alike.
+
+    Returns:
+        "ahead": commanded first; "behind": measured first; "back": the measurement was in the new state all along.
+    """
+    said, seen = np.asarray(chunks, dtype=np.float64), gripper_states(measured, band)
+    if said.ndim != 2 or len(said) != len(seen):
+        raise ValueError(f"chunks have shape {said.shape} for {len(seen)} measurements; expected (N, T)")
+    opens, closes = np.max(said, axis=1) >= band.open, np.min(said, axis=1) <= band.closed
+    found: list[Order] = []
+    since = 0
+    for step, kind in events:
+        (old,) = np.nonzero(seen[since : step + 1] == (CLOSED if kind == "open" else OPEN))
+        asks = opens if kind == "open" else closes
+        found.append("back" if not old.size else "ahead" if asks[since + old[-1]] else "behind")
+        since = step
+    return tuple(found)
 
 
 def tolerance_steps(step_seconds: float | None) -> int:

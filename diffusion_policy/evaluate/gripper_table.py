@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import html
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from diffusion_policy.evaluate.gripper import GripperReport, Unreadable, judge_file
+from diffusion_policy.evaluate.gripper_page import short_name, verdict_page
 from diffusion_policy.evaluate.intervals import difference_interval, probability_improved, wilson_interval
 from diffusion_policy.evaluate.writing import write_json, write_report
 from diffusion_policy.run_log import RunLogError
@@ -22,13 +22,9 @@ Entry = GripperReport | Unreadable
 
 # Below this probability a difference between groups is not called one.
 _SURE = 0.95
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Gripper verdicts</title><style>:root{{color-scheme:light dark}}
-body{{font:15px/1.5 system-ui;margin:2em;max-width:70em}} table{{border-collapse:collapse}} .learned{{font-weight:600}}
-td,th{{text-align:left;padding:.3em .8em;border-bottom:1px solid #8886;vertical-align:top}}</style>
-<h1>Gripper verdicts</h1><p>{summary}</p><table><thead><tr><th>log</th><th>steps</th><th>verdict</th><th>evidence</th>
-<th>firm</th><th>naive check</th></tr></thead><tbody>{rows}</tbody></table></html>
-"""
+# These say nothing of what a policy learned.
+_UNJUDGED = ("no gripper command", "too short")
+_COLUMNS = ("log", "steps", "verdict", "firm", "evidence")
 
 
 @dataclass(frozen=True)
@@ -50,21 +46,25 @@ class GroupComparison:
             "after": {"learned": self.after[0], "judged": self.after[1], "interval": wilson_interval(*self.after)},
             "difference_interval": difference_interval(self.before, self.after),
             "probability_improved": self.probability,
+            "finding": self.finding,
         }
+
+    @property
+    def finding(self) -> str:
+        """What can be claimed at 95 %."""
+        if self.probability >= _SURE:
+            return "the gripper improved"
+        if self.probability <= 1 - _SURE:
+            return "the gripper got worse"
+        return "no difference can be claimed"
 
     def sentence(self) -> str:
         """The comparison in words."""
         low, high = difference_interval(self.before, self.after)
-        probability = self.probability
-        if probability >= _SURE:
-            finding = "the gripper improved"
-        elif probability <= 1 - _SURE:
-            finding = "the gripper got worse"
-        else:
-            finding = "no difference can be claimed"
         return (
-            f"{finding}: learned in {self.before[0]} of {self.before[1]} logs before, {self.after[0]} of "
-            f"{self.after[1]} after; difference {low:+.0%} to {high:+.0%}, probability of improvement {probability:.1%}"
+            f"{self.finding}: learned in {self.before[0]} of {self.before[1]} logs before, {self.after[0]} of "
+            f"{self.after[1]} after; difference {low:+.0%} to {high:+.0%}, probability of improvement "
+            f"{self.probability:.1%}"
         )
 
 
@@ -87,37 +87,66 @@ class Validation:
         """Of ``entries`` against ``before``; None without the latter."""
         return GroupComparison(_count(self.before), _count(self.entries)) if self.before else None
 
-    def summary(self) -> str:
-        """One sentence: shares with their interval, then the comparison."""
+    def sentences(self) -> list[str]:
+        """Shares with their interval, the other verdicts, and the comparison; one sentence each."""
         learned, judged = _count(self.entries)
         low, high = wilson_interval(learned, judged)
-        naive = sum(isinstance(e, GripperReport) and e.naive["verdict"] == "learned" for e in self.entries)
+        reports = [entry for entry in self.entries if isinstance(entry, GripperReport)]
+        naive = sum(report.naive["verdict"] == "learned" for report in reports)
         share = f" ({learned / judged:.0%}, 95 % interval {low:.0%}-{high:.0%})" if judged else ""
-        text = f"learned: {learned} of {judged} logs with a gripper command{share}; the naive check would say {naive}"
-        return f"{text}. {self.comparison.sentence()}" if self.comparison else text
+        said = [f"learned: {learned} of {judged} logs with a gripper command{share}; the naive check would say {naive}"]
+        others = Counter("unreadable" if isinstance(e, Unreadable) else e.verdict for e in self.entries)
+        del others["learned"]
+        if others:
+            said.append("the others: " + ", ".join(f"{count} {verdict}" for verdict, count in others.most_common()))
+        widths = [report.width_verdict for report in reports if report.width_verdict is not None]
+        if widths:
+            count = widths.count("learned")
+            said.append(f"{len(widths)} command a gripper width: by its own thresholds {count} of them are learned")
+        return [*said, self.comparison.sentence()] if self.comparison else said
+
+    def summary(self) -> str:
+        """The sentences as one text."""
+        return ". ".join(self.sentences())
 
     def table(self) -> Group:
         """A rich renderable: one row a log, then the summary."""
         table = Table(box=None, pad_edge=False)
-        for heading in ("log", "steps", "verdict", "evidence", "firm", "naive check"):
-            table.add_column(heading, justify="right" if heading in ("steps", "firm") else "left", overflow="fold")
+        for heading in _COLUMNS:
+            number = heading in ("steps", "firm")
+            table.add_column(
+                heading,
+                justify="right" if number else "left",
+                overflow="fold",
+                no_wrap=number,
+                max_width=22 if heading == "verdict" else None,
+                min_width=15 if heading == "log" else None,
+            )
         for entry in self.entries:
-            colour = "green" if isinstance(entry, GripperReport) and entry.learned else "red"
-            name, steps, verdict, evidence, firm, naive = map(escape, _cells(entry))
-            table.add_row(name, steps, f"[{colour}]{verdict}[/]", evidence, firm, naive)
-        return Group(table, Text(self.summary()))
+            name, steps, verdict, firm, evidence = map(Text, _cells(entry))
+            verdict.stylize("green" if isinstance(entry, GripperReport) and entry.learned else "red")
+            table.add_row(name, steps, verdict, firm, evidence)
+        return Group(table, *map(Text, self.sentences()))
 
     def write(self, json_path: Path | None = None, html_path: Path | None = None) -> None:
-        """Write the verdicts as JSON (a list of objects) and as one page; EvaluateError if the disk refuses."""
+        """Write the verdicts as JSON and as one page; EvaluateError if the disk refuses.
+
+        The JSON is a list with one object a log; with a group to compare with, an object with both lists (``logs``,
+        ``before``) and the ``comparison``.
+        """
         if json_path is not None:
-            write_json(json_path, [entry.to_json() for entry in self.entries])
+            logs = [entry.to_json() for entry in self.entries]
+            before = [entry.to_json() for entry in self.before]
+            comparison = self.comparison
+            compared = {"logs": logs, "before": before, "comparison": comparison and comparison.to_json()}
+            write_json(json_path, compared if comparison else logs)
         if html_path is not None:
-            rows = "".join(_html_row(entry) for entry in self.entries)
-            write_report(html_path, _PAGE.format(summary=html.escape(self.summary()), rows=rows))
+            groups = {"after": self.entries, "before": self.before} if self.before else {"": self.entries}
+            write_report(html_path, verdict_page(self.sentences(), groups))
 
 
 def validate_logs(paths: Sequence[Path], before: Sequence[Path] = ()) -> Validation:
-    """Judge logs, or all ``inference_log_*.json`` of folders; ``before`` is a second group to compare with.
+    """Judge logs, or all logs of folders (see ``find_logs``); ``before`` is a second group to compare with.
 
     Raises:
         RunLogError: a folder holds no log. A log that cannot be read is an entry, not an error.
@@ -126,35 +155,30 @@ def validate_logs(paths: Sequence[Path], before: Sequence[Path] = ()) -> Validat
 
 
 def _judge_all(paths: Iterable[Path]) -> tuple[Entry, ...]:
-    return tuple(judge_file(log) for path in paths for log in _expand(path))
+    return tuple(judge_file(log) for path in paths for log in find_logs(path))
 
 
-def _expand(path: Path) -> list[Path]:
-    if not path.is_dir():
+def find_logs(path: Path) -> list[Path]:
+    """The logs that a path names: a file, a run's folder of this server, or a folder that holds such.
+
+    Raises:
+        RunLogError: a folder without a log.
+    """
+    if not path.is_dir() or (path / "steps.jsonl").is_file():
         return [path]
-    logs = sorted(path.glob("inference_log_*.json"))
+    logs = sorted([*path.glob("inference_log_*.json"), *(found.parent for found in path.glob("*/steps.jsonl"))])
     if not logs:
-        raise RunLogError(f"{path}: no inference_log_*.json in this folder")
+        raise RunLogError(f"{path}: no log in this folder; expected inference_log_*.json, or folders with steps.jsonl")
     return logs
 
 
 def _count(entries: Iterable[Entry]) -> tuple[int, int]:
-    judged = [
-        entry
-        for entry in entries
-        if isinstance(entry, GripperReport) and entry.verdict not in ("no gripper command", "too short")
-    ]
+    judged = [entry for entry in entries if isinstance(entry, GripperReport) and entry.verdict not in _UNJUDGED]
     return sum(entry.learned for entry in judged), len(judged)
 
 
-def _cells(entry: Entry) -> tuple[str, str, str, str, str, str]:
+def _cells(entry: Entry) -> tuple[str, str, str, str, str]:
     if isinstance(entry, Unreadable):
-        return Path(entry.file).name, "-", "unreadable", entry.reason, "-", "-"
+        return short_name(entry.file), "-", "unreadable", "-", entry.reason
     firm = "-" if entry.firmness is None else f"{entry.firmness:.0%}"
-    naive = f"{entry.naive['verdict']} ({entry.naive['distinct_values']} values, {entry.naive['changes']} changes)"
-    return entry.file, str(entry.steps), entry.verdict, entry.reason, firm, naive
-
-
-def _html_row(entry: Entry) -> str:
-    marked = ' class="learned"' if isinstance(entry, GripperReport) and entry.learned else ""
-    return f"<tr{marked}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(entry)) + "</tr>"
+    return short_name(entry.file), str(entry.steps), entry.verdict, firm, entry.reason

@@ -97,6 +97,11 @@ def gripper(evidence: LogEvidence) -> Finding:
         if report.firmness is not None and report.firmness < FIRM:
             evidence_text = f"{said}; but only {report.firmness:.0%} of the dead bands agree"
             return Finding("gripper-verdict", "note", evidence_text, "look at its timeline", about=evidence.name)
+        ahead = report.leads_measurement
+        if ahead is not None and 2 * ahead < len(report.events):
+            evidence_text = f"{said}; most of its changes only repeat what is measured"
+            remedy = "hide the measured gripper now and then while training (observation_dropout=gripper)"
+            return Finding("gripper-verdict", "note", evidence_text, remedy, about=evidence.name)
         return ok("gripper-verdict", said, evidence.name)
     if report.verdict == "too short":
         return Finding("gripper-verdict", "note", said, "log a whole run", about=evidence.name)
@@ -106,6 +111,10 @@ def gripper(evidence: LogEvidence) -> Finding:
 
 REMEDIES = {
     "pass-through of the measured gripper": "the server copies what it measures: serve a policy of eight numbers",
+    "follows the measured gripper": (
+        "it repeats the measured gripper: hide it now and then while training (observation_dropout=gripper), and look "
+        "for labels that can be copied (doctor --dataset)"
+    ),
     "never closes": "doctor the dataset and the checkpoint that it was served from: --dataset, --checkpoint",
     "never opens": "doctor the dataset and the checkpoint that it was served from: --dataset, --checkpoint",
     "chatters": "require a dwell of the gripper in the motion guard (gripper_min_dwell), or train longer",

@@ -16,6 +16,7 @@ from diffusion_policy.evaluate.events import (
     count_bounces,
     gripper_events,
     gripper_states,
+    order_of_events,
     score_gripper_events,
     tolerance_steps,
 )
@@ -147,3 +148,19 @@ def test_refuses_different_lengths_and_bands() -> None:
         score_gripper_events(np.ones(3), np.ones(4))
     with pytest.raises(ValueError, match="expected closed <= open"):
         DeadBand(0.1, 0.2)
+
+
+def test_the_order_of_command_and_measurement() -> None:
+    measured = [1.0] * 4 + [0.0] * 4 + [1.0] * 2
+    first = np.array([1.0] * 4 + [0.0] * 5 + [1.0])
+    chunks = np.repeat(first[:, None], 3, axis=1)
+    events = gripper_events(first)
+    assert events == [(4, "close"), (9, "open")]
+    assert order_of_events(events, chunks, measured) == ("behind", "behind")
+    chunks[3, 2] = 0.1
+    assert order_of_events(events, chunks, measured) == ("ahead", "behind")
+    assert order_of_events(events, chunks, [1.0] * 10) == ("ahead", "back")
+    chunks[2:4, 2] = [0.1, 1.0]  # taken back in the last chunk before the hand closed
+    assert order_of_events(events, chunks, measured)[0] == "behind"
+    with pytest.raises(ValueError, match=r"chunks have shape \(10,\)"):
+        order_of_events(events, first, measured)

@@ -19,6 +19,7 @@ from diffusion_policy.run_log import RunLog, read_log
 
 GRASP = [1.0] * 20 + [0.02] * 15 + [0.97] * 10
 CHATTER = [1.0, 0.0] * 30
+ECHO = [1.0] * 4 + [0.0] * 4 + [1.0] * 4 + [0.0] * 4
 
 
 @pytest.fixture
@@ -37,11 +38,22 @@ def test_a_sound_log_has_no_trouble(good: LogEvidence) -> None:
         ([0.99] * 30, {}, "error", "never closes"),
         ([0.01] * 30, {}, "error", "never opens"),
         ([1.0] * 10 + [0.0] * 10, {"measured": [1.0] * 10 + [0.0] * 10}, "error", "pass-through"),
+        ([0.98] * 10 + [0.0] * 10, {"measured": [1.0] * 10 + [0.0] * 10}, "error", "follows the measured gripper"),
+        (ECHO, {"measured": [*ECHO[:4], 1.0, *ECHO[5:]]}, "note", "most of its changes only repeat what is measured"),
         (CHATTER, {}, "warning", "chatters"),
         ([1.0] * 3, {}, "note", "too short"),
         ([1.0] * 20 + [0.28] * 5 + [0.72] * 9, {}, "note", "only 50% of the dead bands agree"),
     ],
-    ids=["never closes", "never opens", "pass-through", "chatters", "too short", "dead band"],
+    ids=[
+        "never closes",
+        "never opens",
+        "pass-through",
+        "follows",
+        "mostly follows",
+        "chatters",
+        "too short",
+        "dead band",
+    ],
 )
 def test_gripper_trouble_is_found(
     tmp_path: Path, commands: list[float], options: dict[str, Any], severity: str, says: str

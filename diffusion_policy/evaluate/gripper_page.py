@@ -1,0 +1,134 @@
+"""Verdicts on many logs as one self-contained page: the commands of each drawn, and what the verdict rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from diffusion_policy.evaluate.gripper import GripperReport, Unreadable
+from diffusion_policy.evaluate.verdicts import COMMAND, WIDTH, Scale
+
+WIDE, HIGH = 220, 42
+_POINTS = 440
+STYLE = """
+:root{color-scheme:light dark;--bg:#fff;--ink:#1b1f24;--dim:#59626d;--line:#d8dce1;--good:#1c7a53;--bad:#b3261e;
+--draw:#2f86d1;--band:#8b929c33;--link:#14639e}
+@media(prefers-color-scheme:dark){:root{--bg:#14171b;--ink:#e7eaed;--dim:#a2abb6;--line:#363d46;--good:#5cc898;
+--bad:#f08a80;--draw:#5aa9ea;--band:#a2abb633;--link:#7dbdf0}}
+body{margin:0 auto;max-width:1240px;padding:20px 20px 60px;background:var(--bg);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
+h1{font-size:22px;margin:0 0 8px}h2{font-size:17px;margin:26px 0 6px}p{margin:4px 0;max-width:90ch}
+.dim,dt{color:var(--dim)}.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:14px}
+th{text-align:left;color:var(--dim);font-weight:500}td,th{padding:6px 16px 6px 0;border-bottom:1px solid var(--line);
+vertical-align:top}td.number{text-align:right;font-variant-numeric:tabular-nums}td.log{white-space:nowrap}
+.verdict{font-weight:600;min-width:9em}.good{color:var(--good)}.bad{color:var(--bad)}
+svg{display:block}polyline{fill:none;stroke:var(--draw);stroke-width:1.5}rect{fill:var(--band)}
+summary{cursor:pointer;color:var(--link);font-size:13px}dl{display:grid;grid-template-columns:max-content 1fr;
+gap:0 12px;margin:4px 0;font-size:13px}dd{margin:0}
+:focus-visible{outline:3px solid var(--link);outline-offset:2px}
+@media print{:root{--bg:#fff;--ink:#000;--dim:#444;--line:#bbb;--good:#1c7a53;--bad:#b3261e;--draw:#14639e}
+tr{break-inside:avoid}thead{display:table-header-group}body{padding:0;max-width:none;font-size:10pt}}
+"""
+
+
+def verdict_page(summary: Sequence[str], groups: Mapping[str, Sequence[GripperReport | Unreadable]]) -> str:
+    """The page; ``groups`` has a heading for each list of verdicts, empty for a single one."""
+    said = "".join(f"<p>{escape(sentence)}.</p>" for sentence in summary)
+    tables = "".join(
+        (f"<h2>{escape(heading)}</h2>" if heading else "") + _table(entries) for heading, entries in groups.items()
+    )
+    legend = (
+        '<p class="dim">Each line is the commanded gripper over the steps of a log, open at the top; the grey band is '
+        "the dead band, in which the gripper keeps its state. Firm is the share of other dead bands that give the same "
+        "verdict.</p>"
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width, initial-scale=1"><title>Gripper verdicts</title><style>{STYLE}</style></head>'
+        f"<body><main><h1>Gripper verdicts</h1>{said}{legend}{tables}</main></body></html>\n"
+    )
+
+
+def short_name(file: str) -> str:
+    """What tells a log from the others: its date and time."""
+    return Path(file).name.removeprefix("inference_log_").removesuffix(".json")
+
+
+def _table(entries: Sequence[GripperReport | Unreadable]) -> str:
+    heads = ("log", "steps", "command", "verdict", "firm", "evidence")
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    rows = "".join(_unreadable(e) if isinstance(e, Unreadable) else _row(e) for e in entries)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _unreadable(entry: Unreadable) -> str:
+    cells = (
+        f'<td class="log">{escape(entry.file)}</td><td></td><td></td><td class="verdict bad">unreadable</td><td></td>'
+    )
+    return f"<tr>{cells}<td>{escape(entry.reason)}</td></tr>"
+
+
+def _row(report: GripperReport) -> str:
+    kind = "good" if report.learned else "bad"
+    firm = "-" if report.firmness is None else f"{report.firmness:.0%}"
+    width = (
+        "" if report.width_verdict is None else f'<br><span class="dim">width: {escape(report.width_verdict)}</span>'
+    )
+    return (
+        f'<tr><td class="log">{escape(short_name(report.file))}</td><td class="number">{report.steps}</td>'
+        f'<td>{_drawn(report)}</td><td class="verdict {kind}">{escape(report.verdict)}{width}</td>'
+        f'<td class="number">{firm}</td><td>{escape(report.reason)}{_numbers(report)}</td></tr>'
+    )
+
+
+def _drawn(report: GripperReport) -> str:
+    """The commands as a line; nothing where there is no gripper number."""
+    scale = COMMAND if report.layout == "xyz_quat_gripper" else WIDTH
+    if len(report.commands) < 2:
+        return ""
+    stride = -(-len(report.commands) // _POINTS)
+    values = report.commands[::stride]
+    across = (WIDE - 2) / (len(values) - 1)
+    points = " ".join(f"{1 + i * across:.1f},{_level(value, scale):.1f}" for i, value in enumerate(values))
+    top, bottom = _level(scale.band.open, scale), _level(scale.band.closed, scale)
+    said = escape(f"gripper of {report.file}: {report.verdict}", quote=True)
+    return (
+        f'<svg role="img" aria-label="{said}" width="{WIDE}" height="{HIGH}" viewBox="0 0 {WIDE} {HIGH}">'
+        f'<rect x="0" y="{top:.1f}" width="{WIDE}" height="{bottom - top:.1f}"/><polyline points="{points}"/></svg>'
+    )
+
+
+def _level(value: float, scale: Scale) -> float:
+    """Height of a command in the drawing, open at the top; what lies beyond the range is drawn at its end."""
+    share = min(max((value - scale.middle) / scale.reach, -1.1), 1.1)
+    return HIGH / 2 - share * (HIGH / 2 - 4)
+
+
+def _numbers(report: GripperReport) -> str:
+    if not report.sweep:
+        return ""
+    facts = {
+        "naive check": f"{report.naive['verdict']} ({report.naive['distinct_values']} distinct values, "
+        f"{report.naive['changes']} changes)",
+        "closed": _share(report.duty_closed, "of the time"),
+        "dwell": f"{', '.join(map(str, report.dwell_steps[:12])) or '-'} steps",
+        "undone at once": f"{report.bounces} of {len(report.events or report.width_events)} changes",
+        "flips": "no clock" if report.flips_per_minute is None else f"{report.flips_per_minute:.1f} a minute",
+        "undecided": _share(report.undecided, "of the commands lie in the dead band"),
+        "margin": _share(report.margin, "of the way to the end of the range (median)"),
+        "beside the measured gripper": "not logged"
+        if report.leads_measurement is None
+        else f"{report.leads_measurement} changes commanded before it was measured; the same state "
+        f"{_share(report.agrees_with_measurement, 'of the time')}",
+        "other dead bands": "; ".join(
+            f"{entry['closed']:g}-{entry['open']:g} {entry['verdict']} ({entry['events']} changes)"
+            for entry in report.sweep
+        ),
+    }
+    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    return f"<details><summary>numbers</summary><dl>{listed}</dl></details>"
+
+
+def _share(value: float | None, of: str) -> str:
+    return "-" if value is None else f"{value:.0%} {of}"
