@@ -15,7 +15,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from diffusion_policy.evaluate.open_loop_report import compare_open_loop, comparison_table, evaluate_open_loop
+from diffusion_policy.evaluate.open_loop_report import compare_open_loop, evaluate_open_loop
+from diffusion_policy.evaluate.open_loop_table import comparison_table, open_loop_table
 from diffusion_policy.evaluate.recorded_inference import Sampling, parse_episodes
 from diffusion_policy.evaluate.writing import write_json
 from diffusion_policy.policy.sampler import SCHEDULERS
@@ -52,9 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
     for report in reports:
-        console.print(report.table())
+        console.print(open_loop_table(report), highlight=False)
+        console.print()
     if differences:
-        console.print(comparison_table(differences))
+        console.print(comparison_table(differences, *(report.checkpoint for report in reports)), highlight=False)
     return 1 if reports[-1].shortcomings() else 0
 
 

@@ -144,6 +144,7 @@ class EventScore:
         false: predicted events without a recording.
         bounces: predicted events that the next one undoes within BOUNCE_STEPS.
         step_seconds: length of a step, or None where it is not known.
+        samples: predictions that were made of the same recording; the intervals are those of one.
     """
 
     matched: tuple[tuple[int, int, EventKind], ...]
@@ -151,6 +152,7 @@ class EventScore:
     false: tuple[Event, ...]
     bounces: int
     step_seconds: float | None = None
+    samples: int = 1
 
     @property
     def offsets(self) -> NDArray[np.int64]:
@@ -183,6 +185,7 @@ class EventScore:
             self.false + other.false,
             self.bounces + other.bounces,
             self.step_seconds if self.step_seconds is not None else other.step_seconds,
+            max(self.samples, other.samples),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -196,11 +199,30 @@ class EventScore:
             "median_offset_steps": float(np.median(offsets)) if n_matched else None,
             "offsets_ms": None if self.step_seconds is None else (offsets * self.step_seconds * 1000).round(1).tolist(),
             "recall": None if np.isnan(self.recall) else self.recall,
-            "recall_interval": wilson_interval(n_matched, n_matched + n_missed),
+            "recall_interval": self._interval(n_matched, n_matched + n_missed),
             "precision": None if np.isnan(self.precision) else self.precision,
-            "precision_interval": wilson_interval(n_matched, n_matched + n_false),
+            "precision_interval": self._interval(n_matched, n_matched + n_false),
             "f1": self.f1,
         }
+
+    def _interval(self, successes: int, trials: int) -> tuple[float, float]:
+        """Several predictions of one event are not several events: counted as their mean."""
+        return wilson_interval(round(successes / self.samples), round(trials / self.samples))
+
+    def sentence(self) -> str:
+        """The counts in one line; of several predictions together."""
+        low, high = self.to_json()["recall_interval"]
+        offsets, counted = self.offsets, f" in {self.samples} samples" if self.samples > 1 else ""
+        recorded = len(self.matched) + len(self.missed)
+        late, early = int((offsets > 0).sum()), int((offsets < 0).sum())
+        middle = float(np.median(offsets)) if offsets.size else None
+        clock = "" if self.step_seconds is None or middle is None else f", {middle * self.step_seconds * 1000:+.0f} ms"
+        median = "" if middle is None else f" (median {middle:+.3g} steps{clock})"
+        return (
+            f"{len(self.matched)} of {recorded} recorded events found{counted} (95 % interval {low:.0%}-{high:.0%}): "
+            f"{early} early, {late} late{median}; {len(self.missed)} missed, {len(self.false)} false, "
+            f"{self.bounces} undone at once"
+        )
 
 
 def score_gripper_events(

@@ -7,6 +7,7 @@ of one episode are not independent.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from diffusion_policy.evaluate.events import EventScore, score_gripper_events, tolerance_steps
 from diffusion_policy.evaluate.intervals import paired_bootstrap
@@ -39,7 +37,7 @@ from diffusion_policy.spec import POSE_GRIPPER, ROTVEC_WIDTH
 
 POLICY = "policy"
 COPYCAT = "copy the measured gripper"
-_COLUMNS = {
+COLUMNS = {
     "position_mm": "position mm",
     "rotation_deg": "rotation deg",
     "gripper_at_transitions": "wrong at transitions",
@@ -84,6 +82,10 @@ class PredictorScore:
     events: EventScore | None
     per_episode: tuple[Mapping[str, float | None], ...]
 
+    def per_phase(self) -> dict[str, dict[str, float | None]]:
+        """Mean errors of the chunks that begin in each phase."""
+        return {phase: self.errors.select(self.phase == phase).means() for phase in PHASES}
+
     def means(self) -> dict[str, float | None]:
         """The numbers of the table, by the names of its columns."""
         errors = self.errors.means()
@@ -99,7 +101,7 @@ class PredictorScore:
         return {
             **self.means(),
             "per_horizon_step": self.errors.per_horizon_step(),
-            "per_phase": {phase: self.errors.select(self.phase == phase).means() for phase in PHASES},
+            "per_phase": self.per_phase(),
             "events": None if self.events is None else self.events.to_json(),
             "per_episode": [dict(means) for means in self.per_episode],
         }
@@ -123,8 +125,15 @@ class OpenLoopReport:
                 value = ours[column]
                 if name == POLICY or column == "gripper_f1" or theirs is None or value is None or value < theirs:
                     continue
-                found.append(f"does not beat '{name}' in {_COLUMNS[column]}: {value:.3g} against {theirs:.3g}")
+                found.append(f"does not beat '{name}' in {COLUMNS[column]}: {value:.3g} against {theirs:.3g}")
         return found
+
+    def beside_copycat(self) -> dict[str, Any] | None:
+        """Policy minus copycat, share of wrong gripper states at transitions, by episode; None without a gripper."""
+        if COPYCAT not in self.scores:
+            return None
+        pair = (self.scores[COPYCAT].per_episode, self.scores[POLICY].per_episode)
+        return _paired(*pair, "gripper_at_transitions")
 
     def spread(self) -> dict[str, Any]:
         """Spread of the samples over all steps, see ``sample_spread``."""
@@ -141,20 +150,9 @@ class OpenLoopReport:
             "episodes": [episode.episode for episode in self.episodes],
             "scores": {name: score.to_json() for name, score in self.scores.items()},
             "spread": self.spread(),
+            "beside_copycat": self.beside_copycat(),
             "shortcomings": self.shortcomings(),
         }
-
-    def table(self) -> Group:
-        """A rich renderable: one row a predictor, then what the policy does not beat, in red."""
-        table = Table(box=None, pad_edge=False, title=Path(self.checkpoint).name, title_justify="left")
-        table.add_column("predictor")
-        for heading in _COLUMNS.values():
-            table.add_column(heading, justify="right")
-        for name, score in self.scores.items():
-            cells = ["-" if value is None else f"{value:.3g}" for value in score.means().values()]
-            table.add_row(name, *cells, style="bold" if name == POLICY else "")
-        lines = [Text(line, style="red") for line in self.shortcomings()]
-        return Group(table, *(lines or [Text("beats every baseline", style="green")]))
 
 
 def evaluate_open_loop(
@@ -228,8 +226,8 @@ def score_episodes(episodes: Sequence[EpisodeOpenLoop]) -> dict[str, PredictorSc
             for chunks in episode.predictors()[name]
         ]
         samples = len(parts) // len(episodes)
-        joined = _join(parts)
-        per_episode = tuple(_join(parts[i : i + samples]).means() for i in range(0, len(parts), samples))
+        joined = _join(parts, samples)
+        per_episode = tuple(_join(parts[i : i + samples], samples).means() for i in range(0, len(parts), samples))
         found[name] = PredictorScore(
             joined.errors, joined.phase, joined.gripper_at_transitions, joined.events, per_episode
         )
@@ -259,9 +257,9 @@ def _score(episode: EpisodeOpenLoop, chunks: FloatArray, labels: NDArray[np.str_
     return PredictorScore(errors, labels, transitions, events, ())
 
 
-def _join(parts: Sequence[PredictorScore]) -> PredictorScore:
+def _join(parts: Sequence[PredictorScore], samples: int) -> PredictorScore:
     transitions = [part.gripper_at_transitions for part in parts if part.gripper_at_transitions is not None]
-    events = [part.events for part in parts if part.events is not None]
+    events = [dataclasses.replace(part.events, samples=samples) for part in parts if part.events is not None]
     errors = ChunkErrors(
         np.concatenate([part.errors.position_mm for part in parts]),
         np.concatenate([part.errors.rotation_deg for part in parts]),
@@ -285,29 +283,26 @@ def compare_open_loop(first: OpenLoopReport, second: OpenLoopReport) -> dict[str
     ours, theirs = ([episode.episode for episode in report.episodes] for report in (first, second))
     if ours != theirs:
         raise EvaluateError(f"compared on different episodes, {ours} and {theirs}; evaluate both on the same")
-    found: dict[str, dict[str, Any]] = {}
-    for column in _COLUMNS:
-        before = [means[column] for means in first.scores[POLICY].per_episode]
-        after = [means[column] for means in second.scores[POLICY].per_episode]
-        pairs = [(a, b) for a, b in zip(before, after, strict=True) if a is not None and b is not None]
-        if pairs:
-            mean, (low, high) = paired_bootstrap(*np.array(pairs).T)
-            bounded = len(pairs) > 1
-            found[column] = {
-                "difference": mean,
-                "interval": [low, high] if bounded else None,
-                "episodes": len(pairs),
-                "differs": bounded and not low <= 0 <= high,
-            }
-    return found
+    compared = {
+        column: _paired(first.scores[POLICY].per_episode, second.scores[POLICY].per_episode, column)
+        for column in COLUMNS
+    }
+    return {column: entry for column, entry in compared.items() if entry is not None}
 
 
-def comparison_table(differences: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The comparison as a rich table; a difference whose interval holds 0 is called none."""
-    table = Table("second - first", "difference", "95 % interval", "finding", box=None, pad_edge=False)
-    for column, entry in differences.items():
-        interval = "one episode: none" if entry["interval"] is None else "{:+.3g} to {:+.3g}".format(*entry["interval"])
-        improved = (entry["difference"] > 0) == (column == "gripper_f1")
-        finding = ("better" if improved else "worse") if entry["differs"] else "no difference can be claimed"
-        table.add_row(_COLUMNS[column], f"{entry['difference']:+.3g}", interval, finding)
-    return table
+def _paired(
+    first: Sequence[Mapping[str, float | None]], second: Sequence[Mapping[str, float | None]], column: str
+) -> dict[str, Any] | None:
+    """Second minus first of one number, paired by episode; None if no episode has it in both."""
+    both = [(a[column], b[column]) for a, b in zip(first, second, strict=True)]
+    pairs = [(a, b) for a, b in both if a is not None and b is not None]
+    if not pairs:
+        return None
+    mean, (low, high) = paired_bootstrap(*np.array(pairs).T)
+    bounded = len(pairs) > 1
+    return {
+        "difference": mean,
+        "interval": [low, high] if bounded else None,
+        "episodes": len(pairs),
+        "differs": bounded and not low <= 0 <= high,
+    }

@@ -9,15 +9,16 @@ import pytest
 from evaluation_factory import write_dataset, write_tiny_checkpoint
 from rich.console import Console
 
+from diffusion_policy.evaluate.intervals import wilson_interval
 from diffusion_policy.evaluate.open_loop_report import (
     COPYCAT,
     POLICY,
     OpenLoopReport,
     compare_open_loop,
-    comparison_table,
     evaluate_open_loop,
     score_episodes,
 )
+from diffusion_policy.evaluate.open_loop_table import comparison_table, open_loop_table
 from diffusion_policy.evaluate.recorded_inference import Sampling
 from diffusion_policy.evaluate.writing import EvaluateError
 
@@ -53,7 +54,7 @@ def test_a_random_policy_is_called_out(report: OpenLoopReport) -> None:
     assert len(found["spread"]["position_mm"]) == 4
     assert found["episodes"] == [0, 1, 2, 3]
     assert any(line.startswith("does not beat 'hold pose' in position mm: ") for line in found["shortcomings"])
-    assert "does not beat 'hold pose' in position mm" in shown(report.table())
+    assert "does not beat 'hold pose' in position mm" in shown(open_loop_table(report))
 
 
 def test_baselines_are_scored_where_they_say_something(report: OpenLoopReport) -> None:
@@ -73,7 +74,24 @@ def test_a_perfect_policy_beats_every_baseline(report: OpenLoopReport) -> None:
     assert perfect.scores[POLICY].means() == pytest.approx(
         {"position_mm": 0.0, "rotation_deg": 0.0, "gripper_at_transitions": 0.0, "gripper_f1": 1.0}, abs=1e-4
     )
-    assert "beats every baseline" in shown(perfect.table())
+    assert "beats every baseline" in shown(open_loop_table(perfect))
+
+
+def test_the_table_says_where_and_how_sure(report: OpenLoopReport) -> None:
+    said = " ".join(shown(open_loop_table(predicting(report, 0.010))).split())
+    assert "episodes 0, 1, 2, 3; ddim, 2 steps, 2 noise samples at each step" in said
+    assert all(phase in said for phase in ("approach", "grasp", "move", "release"))
+    assert "position by step of the chunk: 11.5, 11.5, 11.5, 11.5 mm" in said
+    assert "spread of the samples: 0 mm at the first action, 0 at the last; gripper 0 and 0" in said
+    assert "gripper: 16 of 16 recorded events found in 2 samples (95 % interval 68%-100%): 0 early, 0 late" in said
+    assert "of a copy of the measured gripper: better (-0.583 to -0.583)" in said
+
+
+def test_samples_of_one_event_are_not_several_events(report: OpenLoopReport) -> None:
+    """Sixteen predictions of eight events say as much as eight do."""
+    events = predicting(report, 0.0).scores[POLICY].to_json()["events"]
+    assert (len(events["matched"]), events["samples"]) == (16, 2)
+    assert events["recall_interval"] == wilson_interval(8, 8)
 
 
 def test_a_copycat_is_called_out_first(report: OpenLoopReport) -> None:
@@ -104,7 +122,7 @@ def test_one_episode_claims_nothing(report: OpenLoopReport) -> None:
     )
     found = compare_open_loop(first, second)
     assert (found["position_mm"]["interval"], found["position_mm"]["differs"]) == (None, False)
-    assert "one episode: none" in shown(comparison_table(found))
+    assert "one episode: no interval" in shown(comparison_table(found))
     with pytest.raises(EvaluateError, match=r"compared on different episodes, \[0\] and \[0, 1, 2, 3\]"):
         compare_open_loop(first, report)
 

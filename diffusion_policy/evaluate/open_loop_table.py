@@ -1,0 +1,110 @@
+"""Open-loop errors for the terminal: beside baselines, by phase and step of the chunk, and two checkpoints compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from diffusion_policy.evaluate.open_loop import PHASES
+from diffusion_policy.evaluate.open_loop_report import COLUMNS, COPYCAT, POLICY, OpenLoopReport
+
+_HOLD = "hold pose"
+# Of these columns the larger number is the better one.
+_RISING = ("gripper_f1",)
+
+
+def open_loop_table(report: OpenLoopReport) -> Group:
+    """One row a predictor; the policy by phase; events and spread; then what the policy does not beat, in red."""
+    episodes = ", ".join(str(episode.episode) for episode in report.episodes)
+    sampling, count = report.sampling, len(report.episodes[0].samples)
+    said = f"episodes {episodes}; {sampling.scheduler}, {sampling.steps} steps, {count} noise samples at each step"
+    lines = [Text(line, style="red") for line in report.shortcomings()]
+    return Group(
+        Text(report.checkpoint, style="bold"),
+        Text(said),
+        _predictors(report),
+        Text(),
+        _by_phase(report),
+        Text(),
+        *_in_words(report),
+        *(lines or [Text("beats every baseline", style="green")]),
+    )
+
+
+def _predictors(report: OpenLoopReport) -> Table:
+    table = _table("predictor", *COLUMNS.values())
+    for name, score in report.scores.items():
+        cells = [_number(value) for value in score.means().values()]
+        table.add_row(name, *cells, style="bold" if name == POLICY else "")
+    return table
+
+
+def _by_phase(report: OpenLoopReport) -> Table:
+    """Where in the task the errors are, and how much of them standing still would make."""
+    table = _table("phase", "position mm", f"({_HOLD})", "rotation deg", f"({_HOLD})", "gripper")
+    ours, held = report.scores[POLICY].per_phase(), report.scores[_HOLD].per_phase()
+    for phase in PHASES:
+        means, still = ours[phase], held[phase]
+        pose = [_number(found[key]) for key in ("position_mm", "rotation_deg") for found in (means, still)]
+        table.add_row(phase, *pose, _number(means["gripper"]))
+    return table
+
+
+def _in_words(report: OpenLoopReport) -> list[RenderableType]:
+    score, spread, beside = report.scores[POLICY], report.spread(), report.beside_copycat()
+    steps = score.errors.per_horizon_step()["position_mm"]
+    said = [f"position by step of the chunk: {', '.join(map(_number, steps))} mm"]
+    if spread["position_mm"] is not None:
+        apart, known = spread["position_mm"], spread["gripper"]
+        gripper = "" if known is None else f"; gripper {known[0]:.2g} and {known[-1]:.2g}"
+        said.append(
+            f"spread of the samples: {apart[0]:.3g} mm at the first action, {apart[-1]:.3g} at the last{gripper}"
+        )
+    if score.events is not None:
+        said.append(f"gripper: {score.events.sentence()}")
+    if beside is not None:
+        against = report.scores[COPYCAT].means()["gripper_at_transitions"]
+        found = _finding("gripper_at_transitions", beside)
+        said.append(
+            f"at transitions {_number(score.gripper_at_transitions)} of the gripper states are wrong, "
+            f"{_number(against)} of a copy of the measured gripper: {found} ({_interval(beside)})"
+        )
+    return [Text(line) for line in said]
+
+
+def comparison_table(
+    differences: Mapping[str, Mapping[str, Any]], first: str = "first", second: str = "second"
+) -> Group:
+    """The comparison; a difference whose interval holds 0 is called none."""
+    table = _table("", "difference", "95 % interval", "finding")
+    for column, entry in differences.items():
+        cells = (f"{entry['difference']:+.3g}", _interval(entry), _finding(column, entry))
+        table.add_row(COLUMNS[column], *cells)
+    return Group(Text(f"{second} minus {first}, paired by episode", style="bold"), table)
+
+
+def _finding(column: str, entry: Mapping[str, Any]) -> str:
+    if not entry["differs"]:
+        return "no difference can be claimed"
+    return "better" if (entry["difference"] > 0) == (column in _RISING) else "worse"
+
+
+def _interval(entry: Mapping[str, Any]) -> str:
+    return "one episode: no interval" if entry["interval"] is None else "{:+.3g} to {:+.3g}".format(*entry["interval"])
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column(first)
+    for heading in others:
+        table.add_column(escape(heading), justify="right")
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
