@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = None
         if arguments.config:
             name, *overrides = arguments.config
-            config = name, compose_config(ROOT / "config", name, overrides)
+            config = arguments.config, compose_config(ROOT / "config", name, overrides)
         examination = examine(
             arguments.dataset, arguments.checkpoint, config, arguments.run, arguments.log, ROOT / "data" / "outputs"
         )

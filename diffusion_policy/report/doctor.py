@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from diffusion_policy.report.environment import environment_findings, look_at_en
 from diffusion_policy.report.findings import SEVERITIES, Diagnosis, Finding, diagnose
 from diffusion_policy.report.log_evidence import look_at_log
 from diffusion_policy.report.log_findings import log_findings
-from diffusion_policy.report.run_folder import RunFolder, open_run
+from diffusion_policy.report.run_folder import TRAIN, RunFolder, open_run
 from diffusion_policy.report.training_evidence import config_of_run, look_at_config
 from diffusion_policy.report.training_findings import config_findings, run_findings
 
@@ -33,9 +33,24 @@ Groups = Mapping[str, Sequence[Finding]]
 
 @dataclass(frozen=True)
 class Examination:
-    """Findings by what they are about, in the order in which to act on them."""
+    """Findings by what they are about, in the order in which to act on them.
+
+    Attributes:
+        groups: findings by group.
+        looks: by group, the command line that shows what its findings were found in.
+    """
 
     groups: Groups
+    looks: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def next_command(self) -> str:
+        """The command line of the cause; where it has none, the one that shows what the cause was found in."""
+        cause = self.diagnosis.cause
+        if cause is None or cause.command:
+            return "" if cause is None else cause.command
+        group = next(name for name, found in self.groups.items() if cause in found)
+        return self.looks.get(group, "python scripts/doctor.py")
 
     @property
     def findings(self) -> list[Finding]:
@@ -60,6 +75,7 @@ class Examination:
             "worst": max((f.severity for f in self.findings), key=SEVERITIES.index, default="ok"),
             "cause": None if diagnosis.cause is None else diagnosis.cause.to_json(),
             "diagnosis": diagnosis.sentence(),
+            "next_command": self.next_command,
         }
 
     def table(self) -> Group:
@@ -75,17 +91,17 @@ class Examination:
                 table.add_row(
                     name if i == 0 else "", f"[{style}]{finding.severity}[/]", escape(finding.evidence) + about
                 )
-        return Group(table, Text(), *_conclusion(self.diagnosis))
+        return Group(table, Text(), *_conclusion(self.diagnosis, self.next_command))
 
 
-def _conclusion(diagnosis: Diagnosis) -> list[Text]:
+def _conclusion(diagnosis: Diagnosis, command: str) -> list[Text]:
     cause = diagnosis.cause
     head = "" if cause is None else "The cause: " if cause.severity == "error" else "The likeliest cause: "
     lines = [Text(f"{head}{diagnosis.sentence()}.", style="green" if cause is None else STYLES[cause.severity])]
     if cause is not None and cause.remedy:
         lines.append(Text(f"What to do: {cause.remedy}"))
-    if cause is not None and cause.command:  # not folded, to be copied
-        lines.append(Text.assemble("next: ", (cause.command, "bold"), no_wrap=True, overflow="ignore"))
+    if command:  # not folded, to be copied
+        lines.append(Text.assemble("next: ", (command, "bold"), no_wrap=True, overflow="ignore"))
     if diagnosis.others:
         count = len(diagnosis.others)
         lines.append(Text(f"Then look at the other {count} finding{'s' if count > 1 else ''} above.", "dim"))
@@ -95,7 +111,7 @@ def _conclusion(diagnosis: Diagnosis) -> list[Text]:
 def examine(
     dataset: Path | None = None,
     checkpoint: Path | None = None,
-    config: tuple[str, DictConfig] | None = None,
+    config: tuple[Sequence[str], DictConfig] | None = None,
     run: Path | None = None,
     logs: Sequence[Path] = (),
     outputs: Path = Path(),
@@ -105,7 +121,7 @@ def examine(
     Args:
         dataset: converted dataset.
         checkpoint: of the policy.
-        config: its name and content.
+        config: its name with overrides, as words, and its content.
         run: folder of a training run.
         logs: inference logs.
         outputs: where runs are written, to see how much disk is free.
@@ -132,7 +148,24 @@ def examine(
         groups["run"] = _run(opened, data)
     for path in logs:
         groups.setdefault("log", []).extend(log_findings(look_at_log(path)))
-    return Examination(groups)
+    return Examination(groups, _looks(dataset, checkpoint, run, logs))
+
+
+def _looks(dataset: Path | None, checkpoint: Path | None, run: Path | None, logs: Sequence[Path]) -> dict[str, str]:
+    """By group, the command line that shows what was examined."""
+    page = ("python", "scripts/report.py", "--out", "report.html")
+    found: dict[str, tuple[str, ...]] = {}
+    if dataset is not None:
+        found["dataset"] = (*page, "--dataset", str(dataset))
+    if checkpoint is not None:
+        found["checkpoint"] = ("python", "scripts/adapt.py", "inspect", str(checkpoint))
+    if dataset is not None and checkpoint is not None:
+        found["together"] = (*page, "--dataset", str(dataset), "--checkpoint", str(checkpoint))
+    if run is not None:
+        found["run"] = (*page, "--run", str(run))
+    if logs:
+        found["log"] = (*page, "--log", *map(str, logs))
+    return {group: shlex.join(words) for group, words in found.items()}
 
 
 def _checkpoint(path: Path) -> tuple[CheckpointEvidence | None, list[Finding]]:
@@ -149,10 +182,10 @@ def _checkpoint(path: Path) -> tuple[CheckpointEvidence | None, list[Finding]]:
 
 
 def _config(
-    named: tuple[str, DictConfig], data: DatasetEvidence | None, weights: CheckpointEvidence | None
+    named: tuple[Sequence[str], DictConfig], data: DatasetEvidence | None, weights: CheckpointEvidence | None
 ) -> list[Finding]:
-    name, content = named
-    evidence = look_at_config(content, name)
+    (name, *overrides), content = named
+    evidence = look_at_config(content, name, started_with=(*TRAIN, f"--config-name={name}", *overrides))
     found = config_findings(evidence, data)
     if weights is not None and weights.spec is not None and evidence.spec is not None:
         found.append(fits_config(weights, evidence.spec.action_names, name))

@@ -93,7 +93,11 @@ def make_dossier(sources: Sources) -> tuple[Verdict, str]:
     examination = examine(dataset, sources.checkpoint, None, sources.run, [e.log.path for e in logs])
     if documents:
         found = [finding for document in documents for finding in open_loop_findings(document, document["checkpoint"])]
-        examination = Examination({**examination.groups, "open loop": found})
+        looks = {
+            **examination.looks,
+            "open loop": "python scripts/doctor.py --checkpoint " + documents[0]["checkpoint"],
+        }
+        examination = Examination({**examination.groups, "open loop": found}, looks)
     verdict = conclude(examination, logs, run)
     ledger_of = sources.checkpoint or (run.deployable if run else None)
     sections = _sections(examination, dataset, run, logs, documents, ledger_of)
@@ -190,9 +194,8 @@ def _learned(logs: Sequence[LogEvidence]) -> str:
 def _lead(verdict: Verdict, examination: Examination) -> str:
     cause = examination.diagnosis.cause
     remedy = f'<p class="dim">What to do: {escape(cause.remedy)}</p>' if cause is not None and cause.remedy else ""
-    command = (
-        f'<p class="dim">next: <code>{escape(cause.command)}</code></p>' if cause is not None and cause.command else ""
-    )
+    following = examination.next_command
+    command = f'<p class="dim">next: <code>{escape(following)}</code></p>' if following else ""
     said = f"<p><strong>{escape(verdict.sentence)}</strong></p>"
     return f'<div class="verdict {verdict.level}" role="status">{said}{remedy}{command}</div>'
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -22,6 +24,7 @@ from diffusion_policy.report import ReportError
 from diffusion_policy.report.checkpoint_evidence import read_config
 
 LOG_NAME = "logs.json.txt"
+TRAIN = ("python", "train.py")
 Metrics = dict[str, Any]
 Curve = list[tuple[int, float]]
 
@@ -36,6 +39,7 @@ class RunFolder:
         metrics: lines of the log, in order.
         checkpoints: by file name.
         logs: inference logs below it.
+        started_with: words of the command line; without its settings where they were not kept.
     """
 
     path: Path
@@ -43,6 +47,16 @@ class RunFolder:
     metrics: tuple[Metrics, ...]
     checkpoints: Mapping[str, Path] = field(default_factory=dict)
     logs: tuple[Path, ...] = ()
+    started_with: tuple[str, ...] = TRAIN
+
+    def again(self, *changes: str) -> str:
+        """The command line that makes this run again with other settings, in a folder of its own."""
+        kept = [word for word in self.started_with if setting_of(word) not in ("hydra.run.dir", "training.resume")]
+        return command_line(kept, *changes)
+
+    def resumed(self, *changes: str) -> str:
+        """The command line that goes on with this run."""
+        return command_line(self.started_with, "training.resume=True", f"hydra.run.dir={self.path}", *changes)
 
     @property
     def name(self) -> str:
@@ -110,7 +124,33 @@ def open_run(path: str | Path) -> RunFolder:
         metrics=tuple(_read_metrics(path / LOG_NAME)),
         checkpoints={file.name: file for file in sorted((path / "checkpoints").glob("*.ckpt"))},
         logs=tuple(sorted((path / "logs").glob("inference_log_*.json"))),
+        started_with=_started_with(path / ".hydra"),
     )
+
+
+def _started_with(folder: Path) -> tuple[str, ...]:
+    """The command line of a run, as Hydra keeps it in overrides.yaml and hydra.yaml."""
+    files = (folder / "hydra.yaml", folder / "overrides.yaml")
+    if not all(file.is_file() for file in files):
+        return TRAIN
+    try:
+        hydra, settings = (yaml.safe_load(file.read_bytes()) for file in files)
+        name = hydra["hydra"]["job"]["config_name"]
+        return (*TRAIN, f"--config-name={name}", *map(str, settings or ()))
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ReportError(f"{folder}: hydra.yaml or overrides.yaml is not as Hydra writes it ({error!r})") from error
+
+
+def setting_of(word: str) -> str:
+    """Which setting an override is of: `optimizer.learning_rate` for `+optimizer.learning_rate=1e-4`."""
+    return word.lstrip("+~").partition("=")[0]
+
+
+def command_line(words: Sequence[str], *changes: str) -> str:
+    """A command line in which changes take the place of what it says of the same settings."""
+    changed = {setting_of(change) for change in changes}
+    kept = [word for word in words if "=" not in word or setting_of(word) not in changed]
+    return shlex.join([*kept, *changes])
 
 
 def flatten(config: DictConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.checkpoint_evidence import spec_of
-from diffusion_policy.report.run_folder import RunFolder
+from diffusion_policy.report.run_folder import TRAIN, RunFolder, command_line
 from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.spec import StepSpec
 
@@ -38,6 +38,7 @@ class ConfigEvidence:
         device: to train on.
         device_exists: whether this machine has it.
         finished: whether it is the config of a run that was made, whose files may have moved since.
+        started_with: words of the command line that trains it.
     """
 
     name: str
@@ -56,6 +57,11 @@ class ConfigEvidence:
     device: str
     device_exists: bool
     finished: bool = False
+    started_with: tuple[str, ...] = TRAIN
+
+    def again(self, *changes: str) -> str:
+        """The command line that trains this config with other settings."""
+        return command_line(self.started_with, *changes)
 
     def updates(self, n_windows: int | None) -> int | None:
         """Updates that the run makes on so many windows; None if it cannot be told."""
@@ -80,7 +86,9 @@ def compose_config(folder: Path, name: str, overrides: Sequence[str] = ()) -> Di
             raise ReportError(f"--config {name} {' '.join(overrides)}: {str(error).strip().splitlines()[0]}") from error
 
 
-def look_at_config(config: DictConfig, name: str, *, finished: bool = False) -> ConfigEvidence:
+def look_at_config(
+    config: DictConfig, name: str, *, finished: bool = False, started_with: tuple[str, ...] = TRAIN
+) -> ConfigEvidence:
     """Gather the evidence.
 
     Raises:
@@ -107,12 +115,15 @@ def look_at_config(config: DictConfig, name: str, *, finished: bool = False) -> 
         device=device,
         device_exists=not device.startswith("cuda") or torch.cuda.is_available(),
         finished=finished,
+        started_with=started_with,
     )
 
 
 def config_of_run(run: RunFolder) -> ConfigEvidence | None:
     """What the config of a run asked for; None where it was not kept."""
-    return None if run.config is None else look_at_config(run.config, run.name, finished=True)
+    if run.config is None:
+        return None
+    return look_at_config(run.config, run.name, finished=True, started_with=run.started_with)
 
 
 def _select(config: DictConfig, entry: str) -> Any:

@@ -72,12 +72,12 @@ def config_action(planned: Planned) -> Finding | None:
             "error",
             evidence,
             "set task= to the dataset's",
-            "python train.py task=cogact_robot_7d",
+            config.again("task=cogact_robot_7d"),
             config.name,
         )
     if config.spec.action_names != POSE_GRIPPER:
         evidence = f"{said}: {' '.join(config.spec.action_names)}; without a gripper the client keeps it open"
-        command = "python train.py task=cogact_robot_8d"
+        command = config.again("task=cogact_robot_8d")
         return Finding("config-action", "warning", evidence, "take the 8-D task", command, config.name)
     return ok("config-action", f"{said}: pose and gripper", config.name)
 
@@ -89,7 +89,7 @@ def config_start(planned: Planned) -> Finding | None:
         return None
     if config.pretrained is None:
         remedy = "to fine-tune, name a checkpoint; from scratch it takes hundreds of epochs"
-        command = "python train.py experiment=finetune_8d pretrained.path=GROWN.ckpt"
+        command = config.again("experiment=finetune_8d", "pretrained.path=GROWN.ckpt")
         return Finding(
             "start", "note", "it trains from scratch: pretrained.path is not set", remedy, command, config.name
         )
@@ -107,7 +107,7 @@ def learning_rate(planned: Planned) -> Finding | None:
     said = f"the learning rate is {config.learning_rate:g}"
     if not LOWEST_RATE <= config.learning_rate <= HIGHEST_RATE:
         evidence = f"{said}, outside {LOWEST_RATE:g} to {HIGHEST_RATE:g}"
-        command = "python train.py optimizer.learning_rate=1e-4"
+        command = config.again("optimizer.learning_rate=1e-4")
         return Finding("learning-rate", "error", evidence, "1e-4 trains this policy", command, config.name)
     return ok("learning-rate", said, config.name)
 
@@ -121,7 +121,7 @@ def warm_up(planned: Planned) -> Finding | None:
     said = f"warm-up takes {config.warm_up} of about {updates} updates"
     if config.warm_up > updates / 2:
         evidence = f"{said}: the learning rate is hardly reached"
-        command = f"python train.py training.lr_warmup_steps={max(updates // 20, 1)}"
+        command = config.again(f"training.lr_warmup_steps={max(updates // 20, 1)}")
         return Finding("warm-up", "warning", evidence, "train longer, or warm up for less", command, config.name)
     return ok("warm-up", said, config.name)
 
@@ -134,7 +134,7 @@ def few_updates(planned: Planned) -> Finding | None:
         return None
     if updates < FEW_UPDATES:
         evidence = f"about {updates} updates in all: too few to learn from"
-        command = "python train.py training.num_epochs=200"
+        command = config.again("training.num_epochs=200")
         return Finding("few-updates", "warning", evidence, "train longer", command, config.name)
     return ok("few-updates", f"about {updates} updates", config.name)
 
@@ -144,7 +144,7 @@ def held_out(planned: Planned) -> Finding:
     config = planned.config
     if config.val_ratio <= 0:
         evidence = "no episode is held out: nothing will tell learning from memorising"
-        command = "python train.py task.dataset.val_ratio=0.1"
+        command = config.again("task.dataset.val_ratio=0.1")
         return Finding("held-out", "warning", evidence, "hold a tenth out", command, config.name)
     return ok("held-out", f"{config.val_ratio:.0%} of the episodes are held out", config.name)
 
@@ -156,7 +156,7 @@ def device(planned: Planned) -> Finding | None:
         return None
     if not config.device_exists:
         evidence = f"training.device is {config.device}, but this machine shows no CUDA device"
-        command = "python train.py training.device=cpu"
+        command = config.again("training.device=cpu")
         return Finding("device", "error", evidence, "train on the CPU, or mend the driver", command, config.name)
     return ok("device", f"training.device is {config.device}", config.name)
 
@@ -184,7 +184,7 @@ def run_start(run: RunFolder) -> Finding | None:
     if origin == "scratch":
         severity: Severity = "error" if asked else "note"
         evidence = "it started from scratch" + (f", although pretrained.path is {asked}" if asked else "")
-        command = "python train.py experiment=finetune_8d pretrained.path=GROWN.ckpt"
+        command = run.again("experiment=finetune_8d", "pretrained.path=GROWN.ckpt")
         return Finding(
             "start", severity, evidence, "fine-tune from a checkpoint in a new run folder", command, run.name
         )
@@ -222,7 +222,7 @@ def rate_reached(run: RunFolder) -> Finding | None:
         evidence = (
             f"the learning rate only reached {max(rates):.2g} of {wanted:g} (warm-up {steps}, {run.updates} updates)"
         )
-        command = "python train.py training.lr_warmup_steps=" + str(max(run.updates // 20, 1))
+        command = run.again(f"training.lr_warmup_steps={max(run.updates // 20, 1)}")
         return Finding("warm-up", "warning", evidence, "train longer, or warm up for less", command, run.name)
     return ok("warm-up", f"the learning rate reached {max(rates):.2g}", run.name)
 
@@ -231,9 +231,7 @@ def enough_updates(run: RunFolder) -> Finding:
     """Whether it ran long enough."""
     if run.updates < FEW_UPDATES:
         evidence = f"only {run.updates} updates"
-        command = (
-            f"python train.py training.resume=True hydra.run.dir={shlex.quote(str(run.path))} training.num_epochs=200"
-        )
+        command = run.resumed("training.num_epochs=200")
         return Finding("few-updates", "warning", evidence, "train longer", command, run.name)
     return ok("few-updates", f"{run.updates} updates", run.name)
 
@@ -263,9 +261,7 @@ def average_follows(run: RunFolder) -> Finding | None:
     if average > LAGGING * live:
         evidence = f"{said}: the EMA does not follow; were the pretrained weights loaded into it?"
         remedy = "train longer, or start both from the EMA: pretrained.which=ema_model"
-        return Finding(
-            "ema-weights", "warning", evidence, remedy, "python train.py pretrained.which=ema_model", run.name
-        )
+        return Finding("ema-weights", "warning", evidence, remedy, run.again("pretrained.which=ema_model"), run.name)
     return ok("ema-weights", said, run.name)
 
 
@@ -273,7 +269,7 @@ def overfitting(run: RunFolder) -> Finding | None:
     """Whether the validation loss rises again; success may rise all the same, so it is only a note."""
     curve = run.curve("val_loss")
     if not curve:
-        command = "python train.py task.dataset.val_ratio=0.1"
+        command = run.again("task.dataset.val_ratio=0.1")
         return Finding("held-out", "warning", "nothing was validated", "hold a tenth out", command, run.name)
     step, lowest = min(curve, key=lambda point: point[1])
     if curve[-1][1] > 1.2 * lowest:
