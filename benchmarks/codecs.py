@@ -23,7 +23,7 @@ from recordings import scene  # type: ignore[import-not-found]
 from rich.console import Console
 from rich.table import Table
 
-from diffusion_policy.convert.frames import psnr, read_frame
+from diffusion_policy.convert.decoding import psnr, read_frame
 from diffusion_policy.dataset.image_codecs import LEVELS, image_codec
 from diffusion_policy.dataset.replay_buffer import create_array, image_layout
 from diffusion_policy.trajectory import find_trajectories, open_trajectory

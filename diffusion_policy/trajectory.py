@@ -8,7 +8,7 @@
 Everything that training would silently learn from is refused here with one sentence: rotation vectors in place of
 quaternions, NaN, a gripper that is neither 0 nor 1, a step whose frame is not there. What is merely odd (frames that no
 step shows, a step shown twice) becomes a note. `data.pkl` is a pickle and goes through `safe_pickle`: nothing in it
-is run. Nothing is ever written to an episode's folder.
+is run. Nothing is ever written to an episode's folder, which may lie in an object store ("s3://bucket/recordings").
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from diffusion_policy import safe_pickle
 from diffusion_policy.geometry import check_unit_quaternions
+from diffusion_policy.places import place, reaching, read_bytes
 from diffusion_policy.spec import POSE, SpecError, WorkspaceError, episode_number, layout_from_range
 
 RECORDED: dict[str, tuple[tuple[int, ...], str]] = {
@@ -106,21 +107,23 @@ class Trajectory:
 
 
 def find_trajectories(directory: Path | str) -> list[Path]:
-    """Episode folders in a directory, ordered by number, then name.
+    """Episode folders in a directory or below a URL, ordered by number, then name.
 
     A folder is an episode if its name begins with "episode" or if it holds data.pkl.
 
     Raises:
         TrajectoryError: no such directory, no episode in it, or an episode without a number in its name.
+        PlaceError: the URL's store cannot be reached.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise TrajectoryError(f"{directory} is not a directory; expected one that holds episode_0000/ and so on")
-    folders = [
-        path
-        for path in directory.iterdir()
-        if path.is_dir() and (path.name.lower().startswith("episode") or (path / "data.pkl").is_file())
-    ]
+    directory = place(directory)
+    with reaching(directory):
+        if not directory.is_dir():
+            raise TrajectoryError(f"{directory} is not a directory; expected one that holds episode_0000/ and so on")
+        folders = [
+            path
+            for path in directory.iterdir()
+            if path.is_dir() and (path.name.lower().startswith("episode") or (path / "data.pkl").is_file())
+        ]
     if not folders:
         hint = "; this looks like one episode: give the folder above it" if (directory / "data.pkl").is_file() else ""
         raise TrajectoryError(f"{directory} holds no episode (episode_0000/data.pkl and so on){hint}")
@@ -133,8 +136,9 @@ def open_trajectory(path: Path | str) -> Trajectory:
     Raises:
         TrajectoryError: the folder, its data.pkl, its meta.json or its frames are not as they must be.
         UnsafePickleError: data.pkl asks for anything but NumPy arrays of numbers.
+        PlaceError: it lies in a store that cannot be reached.
     """
-    path = Path(path)
+    path = place(path)
     number = _number(path)
     arrays = _read_arrays(path)
     n_steps = len(arrays["timestamp"])
@@ -143,7 +147,8 @@ def open_trajectory(path: Path | str) -> Trajectory:
     for key in ("robot_gripper", "action_gripper"):
         _check_gripper(arrays[key], f"{path}: {key}")
     image_index = arrays["image_index"].astype(np.int64)
-    frames = _list_frames(path)
+    with reaching(path):
+        frames = _list_frames(path)
     _check_image_index(image_index, frames, path)
     notes = [*_check_meta(path, number, n_steps, frames), *_image_notes(image_index, frames)]
     return Trajectory(
@@ -171,9 +176,9 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """The six arrays of data.pkl, each of its shape and kind, all of one length, all finite."""
     file = path / "data.pkl"
     try:
-        content = file.read_bytes()
+        content = read_bytes(file)
     except OSError as error:
-        raise TrajectoryError(f"{file}: cannot be read ({error.strerror}); an episode needs it") from error
+        raise TrajectoryError(f"{file}: cannot be read ({error.strerror or error}); an episode needs it") from error
     data = safe_pickle.load(content, allowed=safe_pickle.NUMPY_GLOBALS, where=str(file))
     if not isinstance(data, dict):
         raise TrajectoryError(f"{file}: holds a {type(data).__name__}; expected a dict of arrays")
@@ -274,10 +279,11 @@ def _check_image_index(index: NDArray[np.int64], frames: Mapping[str, Mapping[in
 def _check_meta(path: Path, number: int, n_steps: int, frames: Mapping[str, Mapping[int, Path]]) -> list[str]:
     """Notes on meta.json; the number of steps is the one thing in which it may not differ."""
     file = path / "meta.json"
-    if not file.is_file():
-        return ["meta.json is absent"]
+    with reaching(file):
+        if not file.is_file():
+            return ["meta.json is absent"]
     try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
+        meta = json.loads(read_bytes(file).decode("utf-8"))
     except (OSError, ValueError) as error:
         raise TrajectoryError(f"{file}: cannot be read as JSON ({error})") from error
     if not isinstance(meta, dict):

@@ -26,8 +26,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Both generations of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--input", "--input_dir", required=True, type=Path, help="folder that holds episode_0000/ and so on")
-    add("--output", "--output_zarr", required=True, type=Path, help="dataset to make; refused if it exists")
+    add("--input", "--input_dir", required=True, help="folder that holds episode_0000/ and so on, or s3://BUCKET/...")
+    add("--output", "--output_zarr", required=True, help="dataset to make, or s3://BUCKET/...; refused if it exists")
+    add(
+        "--scratch", type=Path, metavar="DIR", help="unfinished work for an output that is a URL (default: in ~/.cache)"
+    )
     add("--resolution", "--target_resolution", nargs=2, type=int, default=(320, 180), metavar=("WIDTH", "HEIGHT"),
         help="size of the images in the dataset, pixels (default: 320 180)")  # fmt: skip
     add("--start-episode", type=int, default=0, metavar="N", help="lowest episode number to convert (default: 0)")

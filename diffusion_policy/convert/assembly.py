@@ -1,4 +1,4 @@
-"""Staged episodes -> one dataset, put in its place by a rename when it is whole.
+"""Staged episodes -> one dataset, put in its place by a rename when it is whole (by `publication` in an object store).
 
 Frames are packed already: their files are linked into the dataset, not read again, so that this takes seconds. The
 staged ones, and an existing dataset that episodes are added to, stay untouched until the end; whoever is killed here
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from diffusion_policy import __version__
 from diffusion_policy.convert.existing import CONTENT_HASH, CONVERSION, EPISODES, HEMISPHERE, ExistingDataset
 from diffusion_policy.convert.ledger import ConversionReport, EpisodeEntry
-from diffusion_policy.convert.placement import place_frames, put_in_place
+from diffusion_policy.convert.placement import leave_frames, place_frames, put_in_place
+from diffusion_policy.convert.publication import Progress, publish
 from diffusion_policy.convert.quaternions import majority_hemisphere, turn_towards
 from diffusion_policy.convert.settings import ConversionSettings, write_json
 from diffusion_policy.convert.staging import StagedEpisode
@@ -36,6 +37,7 @@ from diffusion_policy.dataset.replay_buffer import (
     image_layout,
     low_dim_layout,
 )
+from diffusion_policy.places import is_remote, place
 from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, action_semantics
 
 TOOL = {"name": "diffusion-policy", "version": __version__}
@@ -48,8 +50,13 @@ def assemble(
     left_out: Sequence[EpisodeEntry],
     settings: ConversionSettings,
     existing: ExistingDataset | None = None,
+    on_progress: Progress | None = None,
 ) -> ConversionReport:
-    """Make the dataset of all staged episodes, behind those of an existing one, and put it in place with its ledger."""
+    """Make the dataset of all staged episodes, behind those of an existing one, and put it in place with its ledger.
+
+    Raises:
+        PlaceError: its place is a URL whose store cannot be reached; the dataset can be sent there later.
+    """
     target = settings.partial / "dataset"
     shutil.rmtree(target, ignore_errors=True)
     writer = _Writer(_create(staged, settings, existing), staged[0].cameras)
@@ -84,8 +91,11 @@ def assemble(
             CONVERSION: json.loads(json.dumps(report.as_json())),
         }
     )
-    write_json(settings.ledger_file, report.as_json())
-    put_in_place(target, settings)
+    if is_remote(settings.output):
+        publish(settings, report.as_json(), on_progress)
+    else:
+        write_json(settings.ledger_file, report.as_json())
+        put_in_place(target, settings)
     return report
 
 
@@ -164,8 +174,12 @@ class _Writer:
 
     def add_existing(self, existing: ReplayBuffer) -> None:
         """All episodes of another dataset."""
+        home = place(existing.where)
         for camera, array in self._images.items():
-            place_frames(existing[camera], array, 0)
+            if is_remote(home):
+                leave_frames(home / "data" / camera, existing[camera], array)
+            else:
+                place_frames(existing[camera], array, 0)
         rows = self._arrays[TIMESTAMP_KEY].chunks[0]
         for start in range(0, existing.n_steps, rows):
             self._add_rows({key: np.asarray(existing[key][start : start + rows]) for key in self._arrays})

@@ -11,6 +11,7 @@ from typing import Any
 import zarr
 
 from diffusion_policy.convert.settings import ConversionSettings
+from diffusion_policy.places import read_bytes
 
 Frames = zarr.Array[Any]
 
@@ -30,6 +31,19 @@ def place_frames(source: Frames, target: Frames, first: int) -> None:
     for row in range(0, source.shape[0], per_file):
         end = min(row + per_file, source.shape[0])
         target[first + row : first + end] = source[row:end]
+
+
+def leave_frames(home: Path, source: Frames, target: Frames) -> None:
+    """Frames of a dataset in an object store that episodes are added to: they stay there.
+
+    Only a last shard that is not full is fetched from `home`, the place of the array, since frames are added to it.
+    """
+    per_file = target.chunks[0] if target.shards is None else target.shards[0]
+    if source.shape[0] % per_file:
+        last = target.metadata.encode_chunk_key((source.shape[0] // per_file, *(0 for _ in target.shape[1:])))
+        file = _file(target, source.shape[0] // per_file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(read_bytes(home / last))
 
 
 def put_in_place(finished: Path, settings: ConversionSettings) -> None:

@@ -17,15 +17,22 @@ from diffusion_policy.convert.existing import ExistingDataset
 from diffusion_policy.convert.frames import Block, BlockReport, write_block
 from diffusion_policy.convert.ledger import ConversionReport, EpisodeEntry
 from diffusion_policy.convert.placement import restore_replaced
+from diffusion_policy.convert.publication import (
+    check_can_be_added_to,
+    finish_publication,
+    is_dataset,
+    was_interrupted,
+)
 from diffusion_policy.convert.settings import ConversionError, ConversionSettings
 from diffusion_policy.convert.staging import StagedEpisode, Staging
 from diffusion_policy.convert.survey import Plan, Survey, survey
+from diffusion_policy.places import PlaceError, is_remote, reaching
 from diffusion_policy.trajectory import TrajectoryError
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-"""Called with the frames done and the frames there are."""
+"""Called with the frames (then the files to be sent) done, and how many there are."""
 # Blocks handed out per worker: enough to keep it busy, few enough to bound memory.
 _BLOCKS_AHEAD = 2
 
@@ -42,15 +49,15 @@ def convert(
     Args:
         settings: what to do.
         executor: runs the blocks of frames; threads of this process by default. Its workers must see the same files.
-        on_progress: told after every block.
+        on_progress: told after every block; for an output that is a URL, then of the files that are sent there.
 
     Raises:
-        ConversionError: the output exists, nothing is to be converted, or the disk is full.
+        ConversionError: the output exists, nothing is to be converted, the disk is full, or a store cannot be reached.
         DatasetError: there is no dataset to append to.
         TrajectoryError: a bad episode, unless they are to be skipped.
         UnsafePickleError: a data.pkl that asks for more than arrays, unless such episodes are to be skipped.
     """
-    restore_replaced(settings)
+    _finish_interrupted(settings, on_progress)
     existing = _existing(settings)
     if existing is not None and not settings.append:
         return existing.report
@@ -64,13 +71,24 @@ def convert(
             staged = stage.run()
             if not staged:
                 raise ConversionError(f"{settings.source}: every episode was left out; nothing is written")
-            return assemble(staged, [*found.left_out, *stage.left_out], settings, existing)
+            return assemble(staged, [*found.left_out, *stage.left_out], settings, existing, on_progress)
+    except PlaceError as error:
+        raise ConversionError(f"{error}; finished episodes are kept in {settings.partial}: --resume goes on") from error
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise ConversionError(
             f"{settings.output} cannot be made: {error.strerror or error}{where}; finished episodes are kept in "
             f"{settings.partial}: put that right and go on with --resume"
         ) from error
+
+
+def _finish_interrupted(settings: ConversionSettings, on_progress: Progress | None) -> None:
+    """Put in its place what was whole when a conversion was killed, or give back what it was to replace."""
+    if not is_remote(settings.output):
+        restore_replaced(settings)
+    elif settings.partial.exists():
+        with Staging(settings).locked():
+            finish_publication(settings, on_progress)
 
 
 def _existing(settings: ConversionSettings) -> ExistingDataset | None:
@@ -81,12 +99,17 @@ def _existing(settings: ConversionSettings) -> ExistingDataset | None:
     """
     output = settings.output
     if settings.append:
+        if is_remote(output):
+            check_can_be_added_to(settings)
         existing = ExistingDataset.open(output)
         existing.check_same_content(settings)
         return existing
-    if not output.exists():
-        return None
-    if not any((output / name).is_file() for name in (".zgroup", "zarr.json")):
+    with reaching(output):
+        if not output.exists():
+            return None
+    if not is_dataset(output):
+        if is_remote(output) and was_interrupted(settings):
+            return None
         raise ConversionError(f"{output} exists and is not a zarr dataset; it is not replaced, choose another name")
     if settings.overwrite:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec
 from diffusion_policy.dataset.replay_buffer import ZARR_FORMATS
+from diffusion_policy.places import is_remote, local_cache, place
 from diffusion_policy.spec import WorkspaceError
 
 CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -31,8 +33,8 @@ class ConversionSettings:
     """One conversion.
 
     Attributes:
-        source: folder that holds the episodes.
-        output: the dataset to make.
+        source: folder that holds the episodes, or its URL in an object store.
+        output: the dataset to make, or its URL.
         resolution: (width, height) of its images, pixels.
         start_episode: lowest episode number that takes part.
         max_episodes: how many episodes take part, from there on in order of number; all by default. Bad ones that are
@@ -52,6 +54,8 @@ class ConversionSettings:
         resume: go on with an unfinished conversion to the same output.
         append: add episodes to an existing dataset.
         workers: threads; as many as there are cores by default.
+        scratch: of an output that is a URL, the folder of this machine for its unfinished work; that of the user's
+            caches by default.
     """
 
     source: Path
@@ -72,8 +76,11 @@ class ConversionSettings:
     resume: bool = False
     append: bool = False
     workers: int | None = None
+    scratch: Path | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "source", place(self.source))
+        object.__setattr__(self, "output", place(self.output))
         for name, (choices, _) in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConversionError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
@@ -89,7 +96,11 @@ class ConversionSettings:
             raise ConversionError(f"shards of {self.shard} frames: they need zarr format 3 and at least 1 frame")
         if self.append and self.overwrite:
             raise ConversionError("append adds to a dataset and overwrite replaces it; give one of them")
-        source, output = Path(self.source).resolve(), Path(self.output).resolve()
+        if self.scratch is not None and not is_remote(self.output):
+            raise ConversionError(
+                f"scratch {self.scratch} is for outputs that are URLs; others are made beside {self.output}"
+            )
+        source, output = self.source.resolve(), self.output.resolve()
         if source == output or output in source.parents or source in output.parents:
             raise ConversionError(f"output {output} and input {source} lie in one another; choose another output")
 
@@ -100,8 +111,11 @@ class ConversionSettings:
 
     @property
     def partial(self) -> Path:
-        """Folder of unfinished work, beside the output."""
-        return self.output.with_name(self.output.name + ".partial")
+        """Folder of unfinished work: beside the output, and of this machine for one in an object store."""
+        if not is_remote(self.output):
+            return self.output.with_name(self.output.name + ".partial")
+        key = hashlib.sha256(str(self.output).encode()).hexdigest()[:12]
+        return (self.scratch or local_cache() / "conversions") / f"{self.output.name}-{key}.partial"
 
     @property
     def ledger_file(self) -> Path:
@@ -125,7 +139,7 @@ class ConversionSettings:
     def as_json(self) -> dict[str, Any]:
         """All that a reader of the dataset may want to know of how it was made, as plain JSON."""
         return {
-            "source": Path(self.source).resolve().name,
+            "source": self.source.resolve().name,
             "start_episode": self.start_episode,
             "max_episodes": self.max_episodes,
             "on_error": self.on_error,

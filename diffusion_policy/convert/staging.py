@@ -1,6 +1,6 @@
 """Finished episodes beside the output: what an interrupted conversion resumes from.
 
-    <output>.partial/
+    <output>.partial/          (for an output in an object store: in the scratch folder of this machine)
       settings.json          what decides the content of an episode
       episode_0007/
         frames.zarr/<camera>   kept frames, packed as in the dataset
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from diffusion_policy.convert.frames import FRAMES_IN_BLOCK, Block, BlockReport
 from diffusion_policy.convert.ledger import EpisodeEntry, entry_from_json
+from diffusion_policy.convert.publication import announce
 from diffusion_policy.convert.settings import ConversionError, ConversionSettings, write_json
 from diffusion_policy.convert.survey import Plan
 from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec
@@ -40,6 +41,7 @@ from diffusion_policy.dataset.replay_buffer import (
     create_array,
     image_layout,
 )
+from diffusion_policy.places import is_remote
 from diffusion_policy.trajectory import Trajectory, TrajectoryError, open_trajectory
 
 logger = logging.getLogger(__name__)
@@ -86,7 +88,17 @@ class Staging:
 
         Raises:
             ConversionError: another conversion writes there, or the work to resume was done with other settings.
+            PlaceError: the output is a URL whose store cannot be reached, or refuses.
         """
+        with self.locked():
+            self._begin()
+            if is_remote(self.settings.output):
+                announce(self.settings)
+            yield
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this conversion alone."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("w") as lock:
             try:
@@ -95,7 +107,6 @@ class Staging:
                 raise ConversionError(
                     f"{self.path}: another conversion writes there; wait for it or stop it"
                 ) from error
-            self._begin()
             yield
 
     def _begin(self) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from diffusion_policy.convert.ledger import Dropped, EpisodeEntry, runs
 from diffusion_policy.convert.settings import ConversionError, ConversionSettings
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY
+from diffusion_policy.places import PlaceError, reaching, read_bytes
 from diffusion_policy.spec import WorkspaceError, episode_number
 from diffusion_policy.trajectory import NO_IMAGE, Trajectory, find_trajectories, open_trajectory
 
@@ -60,6 +61,7 @@ def survey(settings: ConversionSettings, known: frozenset[str] = frozenset()) ->
     Raises:
         TrajectoryError: a bad episode, unless they are to be skipped.
         ConversionError: two episodes with one number, cameras that differ, or nothing left to convert.
+        PlaceError: the source lies in a store that cannot be reached.
     """
     folders = find_trajectories(settings.source)
     _check_numbers(folders)
@@ -77,6 +79,8 @@ def survey(settings: ConversionSettings, known: frozenset[str] = frozenset()) ->
             continue
         try:
             plan = plan_episode(open_trajectory(folder), settings)
+        except PlaceError:  # says nothing of the episode
+            raise
         except WorkspaceError as error:
             if settings.on_error == "stop":
                 raise
@@ -124,7 +128,7 @@ def plan_episode(trajectory: Trajectory, settings: ConversionSettings) -> Plan:
         name=trajectory.path.name,
         number=trajectory.number,
         source=trajectory.path.parent.name,
-        recording=hashlib.sha256((trajectory.path / "data.pkl").read_bytes()).hexdigest(),
+        recording=hashlib.sha256(read_bytes(trajectory.path / "data.pkl")).hexdigest(),
         kept=kept,
         steps=trajectory.n_steps,
         dropped_steps=_dropped_steps(trajectory, kept),
@@ -139,9 +143,10 @@ def fingerprint(trajectory: Trajectory) -> str:
     """Changes when a file of the episode does: hash of names, sizes and times of modification."""
     digest = hashlib.sha256()
     files = [trajectory.path / "data.pkl", *(file for files in trajectory.frames.values() for file in files.values())]
-    for file in files:
-        status = file.stat()
-        digest.update(f"{file.relative_to(trajectory.path)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    with reaching(trajectory.path):
+        for file in files:
+            status = file.stat()
+            digest.update(f"{file.relative_to(trajectory.path)} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

@@ -5,7 +5,7 @@ All of them are made by `spec.policy_observation` (law 4); a cache holds what th
     none      nowhere: frames are unpacked from disk each time; the least memory
     memory    in memory: 172 kB a step and camera at 320x180 (3.4 GB for 20,000 steps)
     mmap      in a file beside the dataset, mapped: as fast once the system has it in its page cache, shared by all
-              processes, and not part of anyone's own memory
+              processes, and not part of anyone's own memory; of a dataset at a URL, in the user's cache folder
     device    on the GPU: batches are gathered there and nothing is copied to it
 
 Legend: N steps in all, S a shape of step numbers.
@@ -31,6 +31,7 @@ from torch import Tensor
 from diffusion_policy.dataset.replay_buffer import DatasetError
 from diffusion_policy.dataset.sources import Frames, Source
 from diffusion_policy.dataset.windows import IndexArray
+from diffusion_policy.places import file_system, is_remote, local_cache, place, reaching
 from diffusion_policy.spec import StepSpec, policy_observation
 
 logger = logging.getLogger(__name__)
@@ -147,8 +148,8 @@ def _mapped(live: LiveObservations, sources: Sequence[Source]) -> dict[str, Tens
     """Images in files beside the first dataset, mapped; low-dimensional keys, a few bytes a step, in memory."""
     n_steps = sum(source.n_steps for source in sources)
     every = np.arange(n_steps)
-    folder = Path(sources[0].path + ".cache")
-    folder.mkdir(exist_ok=True)
+    folder = _cache_folder(place(sources[0].path))
+    folder.mkdir(parents=True, exist_ok=True)
     low_dim = {key: torch.from_numpy(values[every]) for key, values in live._low_dim.items()}
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be writing the same file
@@ -157,6 +158,13 @@ def _mapped(live: LiveObservations, sources: Sequence[Source]) -> dict[str, Tens
             for field in live.spec.rgb
         }
     return {field.key: {**low_dim, **images}[field.key] for field in live.spec.obs}
+
+
+def _cache_folder(dataset: Path) -> Path:
+    if not is_remote(dataset):
+        return dataset.with_name(dataset.name + ".cache")
+    key = hashlib.sha256(str(dataset).encode()).hexdigest()[:12]
+    return local_cache() / "images" / f"{dataset.name}-{key}"
 
 
 def _mapped_images(
@@ -181,6 +189,13 @@ def _mapped_images(
 
 
 def _identity(source: Source) -> tuple[Any, ...]:
-    """Changes when the dataset does: its content hash, or for files without one the time they were written."""
-    path = Path(source.path).resolve()
-    return (source.content or (str(path), (path / "meta" / "episode_ends").stat().st_mtime_ns), source.n_steps)
+    """Changes when the dataset does: its content hash, or for files without one when they were written."""
+    if source.content:
+        return (source.content, source.n_steps)
+    path = place(source.path)
+    if not is_remote(path):
+        path = path.resolve()
+        return ((str(path), (path / "meta" / "episode_ends").stat().st_mtime_ns), source.n_steps)
+    store, root = file_system(path)
+    with reaching(path):
+        return (str(path), repr(store.find(f"{root}/meta/episode_ends", detail=True)), source.n_steps)

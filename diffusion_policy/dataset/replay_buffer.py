@@ -26,6 +26,7 @@ from zarr.codecs import BloscCodec
 from zarr.core.array_spec import ArrayConfigParams
 
 from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec, zarr_arguments
+from diffusion_policy.places import place, reaching
 from diffusion_policy.spec import WorkspaceError, default_names
 
 IMAGE_KEY = "image"
@@ -80,16 +81,23 @@ class ReplayBuffer:
 
     @classmethod
     def open(cls, path: Path | str, *, mode: str = "r") -> ReplayBuffer:
-        """Open a dataset, read-only by default.
+        """Open a dataset, in a folder or at a URL, read-only by default.
 
         Raises:
             DatasetError: no dataset there, or one whose arrays and episodes disagree.
+            PlaceError: the URL's store cannot be reached.
         """
-        try:
-            root = zarr.open_group(str(path), mode=mode)  # type: ignore[arg-type]
-        except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
-            raise DatasetError(f"{path}: no zarr dataset there; convert recordings to one first") from error
-        return cls(root, str(path))
+        found = place(path)
+        with reaching(found):
+            try:
+                root = zarr.open_group(str(found), mode=mode)  # type: ignore[arg-type]
+            except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
+                begun = found.with_name(found.name + ".partial").exists()
+                todo = (
+                    "a conversion to it is unfinished, --resume goes on" if begun else "convert recordings to one first"
+                )
+                raise DatasetError(f"{found}: no zarr dataset there; {todo}") from error
+            return cls(root, str(found))
 
     @classmethod
     def create(

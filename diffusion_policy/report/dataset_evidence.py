@@ -24,6 +24,7 @@ from diffusion_policy.dataset.replay_buffer import (
 )
 from diffusion_policy.evaluate.events import GRIPPER_BAND, OPEN, UNDECIDED, gripper_events, gripper_states
 from diffusion_policy.geometry import geodesic_distance
+from diffusion_policy.places import place, reaching, read_bytes
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.steps import FloatArray, Steps, steps_of_dataset
 from diffusion_policy.spec import Layout, action_semantics, layout_from_range
@@ -131,7 +132,7 @@ def look_at_dataset(path: str | Path) -> DatasetEvidence:
     """
     buffer = ReplayBuffer.open(path)
     steps = steps_of_dataset(buffer)
-    dropped, settings = _conversion(Path(path))
+    dropped, settings = _conversion(place(path))
     return DatasetEvidence(
         path=str(path),
         keys=buffer.keys,
@@ -252,10 +253,11 @@ def _images(buffer: ReplayBuffer) -> dict[str, Any]:
 def _conversion(path: Path) -> tuple[tuple[int, int] | None, Mapping[str, Any] | None]:
     """Episodes and steps left out, and the settings, from the ledger that the converter writes beside a dataset."""
     ledger = path.with_name(f"{path.name}.conversion.json")
-    if not ledger.is_file():
-        return None, None
+    with reaching(ledger):
+        if not ledger.is_file():
+            return None, None
     try:
-        document = json.loads(ledger.read_text(encoding="utf-8"))
+        document = json.loads(read_bytes(ledger).decode("utf-8"))
         totals = document["totals"]
         return (totals["episodes_dropped"], totals["steps_recorded"] - totals["steps_kept"]), document["settings"]
     except (ValueError, KeyError, TypeError) as error:

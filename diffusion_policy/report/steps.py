@@ -16,10 +16,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_policy.convert.frames import read_frame
+from diffusion_policy.convert.decoding import read_frame
 from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY, ReplayBuffer
 from diffusion_policy.dataset.sources import episode_names
+from diffusion_policy.places import place
 from diffusion_policy.report import ReportError
 from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, ImageArray, WorkspaceError
 from diffusion_policy.trajectory import NO_IMAGE, Trajectory, TrajectoryError, find_trajectories, open_trajectory
@@ -156,7 +157,7 @@ def steps_of_recordings(directory: Path) -> Steps:
         raise TrajectoryError(f"none of the {len(folders)} recordings opens; the first: {next(iter(refused.values()))}")
     cameras = [name for name in opened[0].cameras if all(name in one.cameras for one in opened)]
     return Steps(
-        where=str(directory),
+        where=str(place(directory)),
         numbers={
             POSE_KEY: _joined(one.pose for one in opened),
             GRIPPER_KEY: _joined(one.gripper[:, None] for one in opened),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from diffusion_policy.convert.frames import jpeg_size
+from diffusion_policy.convert.decoding import jpeg_size
 from diffusion_policy.serve.protocol import ProtocolError
 from diffusion_policy.spec import ImageArray, SpecError, decode_jpeg
 

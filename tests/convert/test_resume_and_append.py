@@ -100,7 +100,7 @@ def test_a_failing_disk_is_named(tmp_path: Path, source: Path) -> None:
 
 def test_an_episode_that_changed_is_done_again(tmp_path: Path, source: Path) -> None:
     with pytest.raises(ConversionError):
-        convert(settings(source, tmp_path / "out.zarr"), executor=FailingExecutor(after=6))
+        convert(settings(source, tmp_path / "out.zarr"), executor=FailingExecutor(after=5))
     frame = source / "episode_0000" / "images" / "frame_0003.jpg"
     cv2.imwrite(str(frame), np.full((36, 64, 3), 200, dtype=np.uint8))
     run(source, tmp_path / "out.zarr", resume=True)

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from serve_factory import parsed
 
 from diffusion_policy.checkpoint import build_policy, load_policy
-from diffusion_policy.convert.frames import read_frame
+from diffusion_policy.convert.decoding import read_frame
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.model.diffusion.transformer_for_diffusion import TransformerForDiffusion
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer

@@ -1,0 +1,148 @@
+"""A finished dataset goes to an object store, where nothing can be renamed: piece by piece, what makes it one last.
+
+    <out>.partial               from the beginning of a conversion to its end: it is unfinished
+    <out>/data/ <out>/meta/     chunks, then the metadata of the arrays
+    <out>.conversion.json       the ledger
+    <out>/.zattrs .zgroup       (zarr.json in format 3) last: without it there is no group, and every reader refuses
+
+The dataset was assembled on this machine and stays there until all of it is sent; a conversion that was killed goes on
+with what is not sent yet. A dataset that is replaced is withdrawn when the new one is whole on this machine; one that
+episodes are added to, only while its metadata is exchanged.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusion_policy.convert.settings import ConversionError, ConversionSettings, write_json
+from diffusion_policy.places import file_system, reaching
+
+# Those of a group make it one and are sent last, in this order.
+_ROOT_METADATA = (".zattrs", ".zgroup", "zarr.json")
+_METADATA = {".zarray", *_ROOT_METADATA}
+# Files sent between two notes of what is sent, and at a time: shards of 25 MB must fit into memory.
+_SENT_TOGETHER, _SENT_AT_A_TIME = 64, 8
+Progress = Callable[[int, int], None]
+
+
+def announce(settings: ConversionSettings) -> None:
+    """Say beside the output that a conversion to it has begun: whoever may not write there learns it now.
+
+    Raises:
+        PlaceError: the store cannot be reached, lacks the bucket, or refuses.
+    """
+    with reaching(settings.output):
+        _mark(settings).write_text(json.dumps({"unfinished": settings.as_json()}, indent=1) + "\n", encoding="utf-8")
+
+
+def is_dataset(output: Path) -> bool:
+    """Whether a whole dataset, or at least a zarr group, lies there."""
+    with reaching(output):
+        return any((output / name).is_file() for name in (".zgroup", "zarr.json"))
+
+
+def was_interrupted(settings: ConversionSettings) -> bool:
+    """Whether what lies at the output, and is no dataset, is what an unfinished conversion has sent of one."""
+    with reaching(settings.output):
+        return _mark(settings).is_file()
+
+
+def finish_publication(settings: ConversionSettings, on_progress: Progress | None = None) -> None:
+    """Send the rest of a dataset that was whole when its conversion was interrupted; nothing without one."""
+    if _plan_file(settings).is_file():
+        _publish(settings, on_progress)
+
+
+def publish(settings: ConversionSettings, ledger: Any, on_progress: Progress | None = None) -> None:
+    """Send the dataset that lies whole in `partial/dataset`, with its ledger.
+
+    Raises:
+        PlaceError: the store cannot be reached, or refuses; what is not sent yet can be sent later.
+    """
+    write_json(settings.partial / "conversion.json", ledger)
+    write_json(_plan_file(settings), {"adds": settings.append})
+    _publish(settings, on_progress)
+
+
+def _publish(settings: ConversionSettings, on_progress: Progress | None) -> None:
+    whole = settings.partial / "dataset"
+    names = sorted(str(file.relative_to(whole)) for file in whole.rglob("*") if file.is_file())
+    root = [name for name in _ROOT_METADATA if name in names]
+    metadata = [name for name in names if name not in root and Path(name).name in _METADATA]
+    chunks = sorted(set(names).difference(root, metadata))
+    adds = json.loads(_plan_file(settings).read_text(encoding="utf-8"))["adds"]
+    with reaching(settings.output):
+        if not adds:
+            _withdraw(settings)
+            _remove_strangers(settings, names)
+        _send(settings, chunks, on_progress)
+        _withdraw(settings)
+        store, path = file_system(settings.output)
+        store.put([str(whole / name) for name in metadata], [f"{path}/{name}" for name in metadata])
+        ledger = (settings.partial / "conversion.json").read_bytes()
+        settings.ledger_file.write_bytes(ledger)
+        for name in root:
+            store.put_file(str(whole / name), f"{path}/{name}")
+        _mark(settings).unlink()
+        store.invalidate_cache()
+    shutil.rmtree(settings.partial)
+
+
+def _withdraw(settings: ConversionSettings) -> None:
+    """Take away what makes a dataset of what lies there."""
+    store, path = file_system(settings.output)
+    store.invalidate_cache()
+    for name in reversed(_ROOT_METADATA):
+        if store.exists(f"{path}/{name}"):
+            store.rm_file(f"{path}/{name}")
+
+
+def _remove_strangers(settings: ConversionSettings, names: Sequence[str]) -> None:
+    """Remove what the replaced dataset has, or an interrupted conversion has sent, and the new one has not."""
+    store, path = file_system(settings.output)
+    mine = {f"{path}/{name}" for name in names}
+    strangers = [found for found in store.find(path) if found not in mine]
+    if strangers:
+        store.rm(strangers)
+
+
+def _send(settings: ConversionSettings, names: Sequence[str], on_progress: Progress | None) -> None:
+    """Send chunks; what is sent is noted on this machine."""
+    store, path = file_system(settings.output)
+    journal = settings.partial / "sent"
+    sent = set(journal.read_text(encoding="utf-8").splitlines()) if journal.is_file() else set()
+    waiting = [name for name in names if name not in sent]
+    with journal.open("a", encoding="utf-8") as notes:
+        for start in range(0, len(waiting), _SENT_TOGETHER):
+            batch = waiting[start : start + _SENT_TOGETHER]
+            files = [str(settings.partial / "dataset" / name) for name in batch]
+            store.put(files, [f"{path}/{name}" for name in batch], batch_size=_SENT_AT_A_TIME)
+            notes.write("".join(name + "\n" for name in batch))
+            notes.flush()
+            if on_progress is not None:
+                on_progress(len(names) - len(waiting) + start + len(batch), len(names))
+
+
+def check_can_be_added_to(settings: ConversionSettings) -> None:
+    """Refuse to add to a dataset whose metadata another machine was exchanging when it was interrupted.
+
+    Raises:
+        ConversionError: there is none, but an unfinished conversion.
+    """
+    if not is_dataset(settings.output) and was_interrupted(settings):
+        raise ConversionError(
+            f"{settings.output}: a conversion to it was interrupted on another machine or with another --scratch; go "
+            "on there, or convert everything anew with --overwrite"
+        )
+
+
+def _mark(settings: ConversionSettings) -> Path:
+    return settings.output.with_name(settings.output.name + ".partial")
+
+
+def _plan_file(settings: ConversionSettings) -> Path:
+    return settings.partial / "publication.json"

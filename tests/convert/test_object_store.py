@@ -1,0 +1,362 @@
+"""Recordings and datasets in an object store: a local S3 server, loopback only."""
+
+import fcntl
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from object_store import environment, s3_server
+from trajectory_factory import write_trajectory
+
+from diffusion_policy.convert import ConversionError, ConversionReport, ConversionSettings, convert, publication
+from diffusion_policy.convert.frames import Block, write_block
+from diffusion_policy.dataset.image_codecs import image_codec
+from diffusion_policy.dataset.replay_buffer import DatasetError, ReplayBuffer
+from diffusion_policy.places import PlaceError, file_system, place, read_bytes
+from diffusion_policy.trajectory import TrajectoryError, open_trajectory
+
+SIZE = (64, 36)
+LENGTHS = (5, 34, 4)
+FORMATS: dict[str, dict[str, Any]] = {
+    "2": {},
+    "3": {"zarr_format": 3},
+    "shards": {"zarr_format": 3, "shard": 16, "codec": image_codec("jpeg", 60)},
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with s3_server() as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def home(server: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A part of the bucket for one test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return f"s3://{server}/{hashlib.sha256(request.node.name.encode()).hexdigest()[:8]}"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    for number, n_steps in enumerate(LENGTHS):
+        write_trajectory(tmp_path / "in", number, n_steps=n_steps, size=SIZE)
+    return tmp_path / "in"
+
+
+def run(source: Path | str, output: Path | str, **settings: Any) -> ConversionReport:
+    options = {"resolution": (32, 18), "workers": 2, **settings}
+    return convert(ConversionSettings(source, output, **options))  # type: ignore[arg-type]
+
+
+def objects(url: str) -> dict[str, str]:
+    """What lies below a URL, and the MD5 of each; S3 tells it without sending the content."""
+    store, path = file_system(place(url))
+    found = store.find(path, detail=True)
+    return {name.removeprefix(path): info["ETag"].strip('"') for name, info in found.items()}
+
+
+def files(folder: Path) -> dict[str, str]:
+    found = [file for file in folder.rglob("*") if file.is_file()]
+    return {f"/{file.relative_to(folder)}": hashlib.md5(file.read_bytes()).hexdigest() for file in found}
+
+
+def assert_same(url: str, folder: Path) -> None:
+    """Every array is the same, byte for byte; attributes of the root may tell of another history."""
+    stored, expected = (
+        {k: md5 for k, md5 in found.items() if k.count("/") > 1} for found in (objects(url), files(folder))
+    )
+    assert stored == expected
+    assert ReplayBuffer.open(url).episode_ends.tolist() == ReplayBuffer.open(folder).episode_ends.tolist()
+
+
+def upload(folder: Path, url: str) -> str:
+    store, path = file_system(place(url))
+    store.put(str(folder), path, recursive=True)
+    return url
+
+
+@pytest.mark.parametrize("options", FORMATS.values(), ids=FORMATS)
+def test_from_a_store_to_a_store(home: str, source: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    url = upload(source, f"{home}/in")
+    report = run(url, f"{home}/out.zarr", **options)
+    local = run(source, tmp_path / "out.zarr", **options)
+    assert report.content_sha256 == local.content_sha256
+    assert objects(f"{home}/out.zarr") == files(tmp_path / "out.zarr")
+    assert not place(f"{home}/out.zarr.partial").exists()
+    ledger = (tmp_path / "out.zarr.conversion.json").read_bytes()
+    assert read_bytes(place(f"{home}/out.zarr.conversion.json")) == ledger
+    assert not list((tmp_path / "cache").rglob("*.partial"))
+
+
+def test_zarr_opens_it_without_this_package(home: str, source: Path) -> None:
+    run(source, f"{home}/out.zarr")
+    root = zarr.open_group(f"{home}/out.zarr", mode="r")
+    assert root["meta/episode_ends"][:].tolist() == np.cumsum(LENGTHS).tolist()
+    assert root["data/image"][40].any()
+    assert root.attrs["conversion"]["totals"]["steps_kept"] == sum(LENGTHS)
+
+
+@pytest.mark.parametrize("options", FORMATS.values(), ids=FORMATS)
+def test_appending_sends_what_is_new(
+    home: str, source: Path, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(source, f"{home}/out.zarr", max_episodes=2, **options)
+    sent: list[str] = []
+    send = publication._send
+    monkeypatch.setattr(publication, "_send", lambda s, names, p: (sent.extend(names), send(s, names, p)))
+    report = run(source, f"{home}/out.zarr", append=True, **options)
+    whole = run(source, tmp_path / "whole.zarr", **options)
+    assert report.content_sha256 == whole.content_sha256
+    assert_same(f"{home}/out.zarr", tmp_path / "whole.zarr")
+    frames = [name for name in sent if name.startswith("data/image")]
+    assert len(frames) == (1 if "shard" in options else LENGTHS[2])
+    assert run(source, f"{home}/out.zarr", append=True, **options).content_sha256 == whole.content_sha256
+
+
+def test_an_existing_dataset_is_refused_or_replaced_whole(home: str, source: Path, tmp_path: Path) -> None:
+    output = f"{home}/out.zarr"
+    run(source, output)
+    with pytest.raises(ConversionError, match=r"out.zarr exists; choose another name, add to it with --append"):
+        run(source, output)
+    with pytest.raises(ConversionError, match="is not a zarr dataset; it is not replaced"):
+        run(source, upload(tmp_path / "in" / "episode_0002", f"{home}/thesis"), overwrite=True)
+    assert place(f"{home}/thesis/data.pkl").is_file()
+    run(source, output, overwrite=True, max_episodes=1, zarr_format=3)
+    run(source, tmp_path / "one.zarr", max_episodes=1, zarr_format=3)
+    assert_same(output, tmp_path / "one.zarr")
+    assert not any(name.endswith(".zarray") for name in objects(output))
+    assert run(source, output, resume=True, max_episodes=1, zarr_format=3).n_steps == LENGTHS[0]
+
+
+PROGRAM = """
+import sys
+from diffusion_policy.convert import ConversionSettings, convert, publication
+
+publication._SENT_TOGETHER = 4
+settings = ConversionSettings(sys.argv[1], sys.argv[2], (32, 18), workers=1, resume=True)
+convert(settings, on_progress=lambda done, total: print(done, total, flush=True))
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_loses_nothing(home: str, source: Path, tmp_path: Path) -> None:
+    """While it is decoded and while it is sent: what is there is whole or refused, and what was sent is not lost."""
+    url, output = upload(source, f"{home}/in"), f"{home}/out.zarr"
+    moments, refused, sending = random.Random(3), 0, 0
+    for last in (0, 1, 2, 4, 5, 6):
+        process = subprocess.Popen([sys.executable, "-c", PROGRAM, url, output], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(last)]
+        time.sleep(moments.uniform(0, 0.2))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        lines += process.stdout.readlines()
+        process.stdout.close()
+        sending += any(int(line.split()[1]) > sum(LENGTHS) for line in lines if line.strip())
+        if place(f"{output}/.zgroup").is_file():
+            assert ReplayBuffer.open(output).n_steps == sum(LENGTHS)
+        elif place(f"{output}.partial").is_file():
+            refused += 1
+            with pytest.raises(DatasetError, match=r"a conversion to it is unfinished, --resume goes on"):
+                ReplayBuffer.open(output)
+    assert refused
+    assert sending
+    report = run(url, output, resume=True)
+    whole = run(source, tmp_path / "whole.zarr")
+    assert report.content_sha256 == whole.content_sha256
+    assert_same(output, tmp_path / "whole.zarr")
+    assert not place(f"{output}.partial").exists()
+
+
+@pytest.mark.parametrize("append", [False, True], ids=["new", "append"])
+@pytest.mark.parametrize("moment", ["_send", "_withdraw"])
+def test_an_interrupted_publication_is_finished(
+    home: str, source: Path, tmp_path: Path, append: bool, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = f"{home}/out.zarr"
+    if append:
+        run(source, output, max_episodes=1)
+
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(publication, moment, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(source, output, append=append)
+    if append:
+        assert ReplayBuffer.open(output).n_steps == LENGTHS[0]
+    decoded: list[Any] = []
+    monkeypatch.setattr("diffusion_policy.convert.run.write_block", decoded.append)
+    report = run(source, output, append=append, resume=not append)
+    assert not decoded
+    assert report.n_steps == sum(LENGTHS)
+    monkeypatch.undo()
+    run(source, tmp_path / "whole.zarr")
+    assert_same(output, tmp_path / "whole.zarr")
+
+
+def test_interrupted_on_another_machine(
+    home: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its scratch folder: what was sent is no dataset, is not added to, and is replaced by a new conversion."""
+    output = f"{home}/out.zarr"
+
+    def interrupt(settings: ConversionSettings, *arguments: Any) -> None:
+        store, path = file_system(settings.output)
+        store.pipe_file(f"{path}/data/image/999.0.0.0", b"of another dataset")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(publication, "_send", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(source, output)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+    with pytest.raises(ConversionError, match="was interrupted on another machine"):
+        run(source, output, append=True)
+    assert run(source, output).n_steps == sum(LENGTHS)
+    assert "/data/image/999.0.0.0" not in objects(output)
+
+
+def test_two_conversions_here_do_not_share_a_url(home: str, source: Path) -> None:
+    settings = ConversionSettings(source, f"{home}/out.zarr")  # type: ignore[arg-type]
+    settings.partial.mkdir(parents=True)
+    with (settings.partial / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConversionError, match="another conversion writes there"):
+            run(source, f"{home}/out.zarr")
+
+
+def test_a_bucket_that_is_not_there(home: str, source: Path) -> None:
+    with pytest.raises(TrajectoryError, match="s3://nobodys/in is not a directory"):
+        run("s3://nobodys/in", f"{home}/out.zarr")
+    decoded: list[int] = []
+    settings = ConversionSettings(source, "s3://nobodys/out.zarr", (32, 18))  # type: ignore[arg-type]
+    with pytest.raises(ConversionError, match=r"s3://nobodys/out.zarr cannot be reached .*bucket does not exist"):
+        convert(settings, on_progress=lambda done, total: decoded.append(done))
+    assert not decoded
+    with pytest.raises(DatasetError, match="no zarr dataset there"):
+        ReplayBuffer.open("s3://nobodys/out.zarr")
+
+
+def test_nobody_at_the_address(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed (extra 'cloud')")
+    for name, value in environment("http://127.0.0.1:9").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    s3fs.S3FileSystem.clear_instance_cache()
+    for attempt in (
+        lambda: run("s3://robot/in", "out.zarr"),
+        lambda: run(source, "s3://robot/out.zarr"),
+        lambda: ReplayBuffer.open("s3://robot/out.zarr"),
+        lambda: read_bytes(place("s3://robot/in/episode_0000/data.pkl")),
+    ):
+        with pytest.raises(PlaceError, match=r"s3://robot/.* cannot be reached .*AWS_ENDPOINT_URL"):
+            attempt()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_wrong_credentials(home: str, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server asks who is there from now on, and nobody of that name is."""
+    requests = pytest.importorskip("requests", reason="requests comes with moto")
+    s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed (extra 'cloud')")
+
+    url = upload(source, f"{home}/in")
+    run(source, f"{home}/out.zarr")
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    requests.post(f"{endpoint}/moto-api/reset-auth", data="0", timeout=10)
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        for attempt in (
+            lambda: run(url, f"{home}/other.zarr"),
+            lambda: run(source, f"{home}/other.zarr"),
+            lambda: ReplayBuffer.open(f"{home}/out.zarr"),
+        ):
+            with pytest.raises((PlaceError, ConversionError), match=r"cannot be reached .access is refused"):
+                attempt()
+    finally:
+        requests.post(f"{endpoint}/moto-api/reset-auth", data="inf", timeout=10)
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_store_that_fails_is_no_bad_episode(
+    home: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--on-error skip` leaves out what is damaged, not what cannot be reached just now."""
+    s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed (extra 'cloud')")
+
+    url = upload(source, f"{home}/in")
+    (file,) = (name for name in objects(url) if name.endswith("episode_0001/images/frame_0003.jpg"))
+    with monkeypatch.context() as patched:
+        fetch = s3fs.S3FileSystem._cat_file
+
+        async def expired(self: Any, path: str, *arguments: Any, **options: Any) -> Any:
+            if "frame_" in path:
+                raise PermissionError("the token has expired")
+            return await fetch(self, path, *arguments, **options)
+
+        patched.setattr(s3fs.S3FileSystem, "_cat_file", expired)
+        with pytest.raises(ConversionError, match=r"the token has expired.* --resume goes on"):
+            run(url, tmp_path / "out.zarr", on_error="skip")
+    assert not (tmp_path / "out.zarr").exists()
+    store, path = file_system(place(url))
+    store.pipe_file(path + file, b"damaged")
+    report = run(url, tmp_path / "out.zarr", on_error="skip", resume=True)
+    assert [(entry.name, "frame_0003.jpg" in str(entry.reason)) for entry in report.dropped] == [("episode_0001", True)]
+
+
+def test_a_frame_that_vanishes_is_named(home: str, source: Path) -> None:
+    url = upload(source, f"{home}/in")
+    trajectory = open_trajectory(f"{url}/episode_0000")
+    gone = trajectory.frame_path(4)
+    gone.unlink()
+    shown = tuple(trajectory.frame_path(step) for step in range(5))
+    with pytest.raises(TrajectoryError, match=r"frame_0004.jpg: cannot be read .No such file"):
+        write_block(Block(shown, source / "nothing", 0, 32, 18, "exact", lossless=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("s3://robot/in", "s3://robot/in"),
+        (Path("s3://robot/in"), "s3://robot/in"),
+        ("file:///data/in", "/data/in"),
+        ("data/in", "data/in"),
+        ("C:/data", "C:/data"),
+    ],
+)
+def test_what_a_place_is(server: str, text: Any, expected: str) -> None:
+    assert str(place(text)) == expected
+    assert place(place(text)) == place(text)
+
+
+def test_other_kinds_of_urls(source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("upath", reason="universal-pathlib is not installed (extra 'cloud')")
+    with pytest.raises(PlaceError, match=r"ftq:// is no kind of URL that fsspec knows"):
+        place("ftq://robot/in")
+    report = run(source, "memory://robot/out.zarr", scratch=tmp_path / "scratch")
+    assert report.n_steps == sum(LENGTHS)
+    assert place("memory://robot/out.zarr/.zgroup").is_file()
+    assert not place("memory://robot/out.zarr.partial").exists()
+
+
+def test_the_package_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "upath", None)
+    with pytest.raises(PlaceError, match=r"s3://robot/in needs a package .*pip install 'diffusion-policy\[cloud\]'"):
+        place("s3://robot/in")
+
+
+def test_scratch_is_for_urls(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match=r"scratch .* is for outputs that are URLs"):
+        run(source, tmp_path / "out.zarr", scratch=tmp_path)

@@ -1,0 +1,35 @@
+"""A local S3 server (moto) on loopback, and the environment in which programs find it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import pytest
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """Runs while in use; yields the name of a bucket that is there. Skips, saying so, without the extra packages."""
+    server_module = pytest.importorskip("moto.server", reason="moto is not installed (extra 'dev')")
+    s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed (extra 'cloud')")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with mock.patch.dict(os.environ, environment(f"http://{host}:{port}")):
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir("robot")
+        yield "robot"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def environment(endpoint: str, key: str = "somebody") -> dict[str, str]:
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_MAX_ATTEMPTS": "1",
+    }
