@@ -2,10 +2,13 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from trajectory_factory import write_trajectory
 
@@ -58,6 +61,48 @@ def test_a_target_without_permission(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o555)
     with pytest.raises(ConversionError, match="cannot be made: Permission denied"):
         run(source, tmp_path / "locked" / "out.zarr")
+
+
+REAL_FAULTS = """
+set -e
+mkdir disk
+mount -t tmpfs -o size=400k none disk
+mount --bind in in && mount -o remount,bind,ro in
+! touch in/episode_0000/new 2>/dev/null
+convert() { "$1" "$2" --input in --output disk/out.zarr --resolution 160 90 --compressor none --workers 1 $3; }
+convert "$1" "$2" > full.txt 2>&1 || echo "status $?" >> full.txt
+ls disk > after.txt
+ls disk/out.zarr.partial/*/entry.json >> after.txt
+mount -o remount,size=20m disk
+stat -c %Y disk/out.zarr.partial/episode_0000/frames.zarr/image/0.0.0.0 > before.txt
+convert "$1" "$2" --resume > whole.txt 2>&1
+stat -c %Y disk/out.zarr/data/image/0.0.0.0 >> before.txt
+cp -r disk/out.zarr resumed.zarr
+mount -o remount,ro disk
+convert "$1" "$2" "--overwrite" > readonly.txt 2>&1 || echo "status $?" >> readonly.txt
+"""
+
+
+def test_a_disk_that_is_really_full_and_a_source_that_is_really_read_only(tmp_path: Path, repository: Path) -> None:
+    """Mounted for this test alone: 400 kB for what needs 540 kB, then more; the recordings read-only throughout."""
+    recorded(tmp_path / "in")
+    script = str(repository / "scripts" / "convert_cogact_to_zarr.py")
+    if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a file system of their own (unshare -rm)")
+    command = ["unshare", "-rm", "sh", "-c", REAL_FAULTS, "sh", sys.executable, script]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    said = {name: (tmp_path / f"{name}.txt").read_text() for name in ("full", "after", "before", "readonly")}
+    assert "No space left on device" in said["full"]
+    assert "go on with --resume" in said["full"]
+    assert "status 2" in said["full"]
+    assert said["after"].split() == ["out.zarr.partial", "disk/out.zarr.partial/episode_0000/entry.json"]
+    assert len(set(said["before"].split())) == 1  # the finished episode was not written again
+    assert "Read-only file system" in said["readonly"]
+    assert "status 2" in said["readonly"]
+    whole = run(tmp_path / "in", tmp_path / "whole.zarr", resolution=(160, 90), codec=image_codec("none"))
+    resumed = ReplayBuffer.open(tmp_path / "resumed.zarr")
+    assert resumed.root.attrs["content_sha256"] == whole.content_sha256
+    np.testing.assert_array_equal(resumed["image"][:], ReplayBuffer.open(tmp_path / "whole.zarr")["image"][:])
 
 
 def test_a_target_that_refuses_files(tmp_path: Path) -> None:

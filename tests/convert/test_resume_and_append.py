@@ -205,7 +205,7 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path, source: Path) -> Non
         "convert(ConversionSettings(Path(sys.argv[1]), Path(sys.argv[2]), (32, 18), workers=1, resume=True), "
         "on_progress=lambda done, total: time.sleep(0.02))"
     )
-    moments = random.Random(7)
+    moments, frames = random.Random(7), dict[str, int]()
     for _ in range(20):
         process = subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE)
         assert process.stdout is not None
@@ -216,7 +216,13 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path, source: Path) -> Non
         process.stdout.close()
         if output.exists():
             assert ReplayBuffer.open(output).n_steps == sum(LENGTHS)
+        for entry in (tmp_path / "out.zarr.partial").glob("episode_*/entry.json"):
+            inode = (entry.parent / "frames.zarr" / "image" / "0.0.0.0").stat().st_ino
+            assert frames.setdefault(entry.parent.name, inode) == inode, "a finished episode was written again"
+    assert frames
     report = run(source, output, resume=True)
     run(source, tmp_path / "whole.zarr")
     assert_same(output, tmp_path / "whole.zarr")
+    for first, name in zip((0, *np.cumsum(LENGTHS)), sorted(frames), strict=False):
+        assert (output / "data" / "image" / f"{first}.0.0.0").stat().st_ino == frames[name]
     assert json.loads((tmp_path / "out.zarr.conversion.json").read_text())["content_sha256"] == report.content_sha256
