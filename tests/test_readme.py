@@ -1,9 +1,14 @@
 """Every command of the README runs, as it is written, in a folder that has the repository's doors and small data."""
 
 import os
+import pickle
 import re
+import shlex
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import hydra
@@ -15,6 +20,7 @@ from trajectory_factory import recorded_arrays, write_trajectory
 from diffusion_policy import checkpoint
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
 from diffusion_policy.resolvers import register_resolvers
+from diffusion_policy.serve.client import ServerError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # What turns the users' job into a matter of seconds; the commands are otherwise run as they stand.
@@ -34,6 +40,8 @@ ON_A_SMALL_MACHINE = [
     (re.compile(r"(finetune_7d_to_8d\.sh) 0 200"), rf"\1 cpu 2 {TRAINING}"),
     (re.compile(r"EPOCHS=200 (bash scripts/train_cogact_finetune\.sh)"), rf"GPU=cpu EPOCHS=2 \1 {TRAINING}"),
 ]
+# So little training leaves quaternions of any length, which the guard refuses as it should.
+GUARD = ("guard.quaternion_tolerance=0.95",)
 # A policy that has seen six batches has learned nothing, and the commands that judge it may say so by status 1.
 NOT_LEARNED = re.compile(r"validate_gripper\.py|LOGS=1|evaluate_open_loop\.py|doctor\.py|report\.py")
 
@@ -91,11 +99,75 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def serve(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Start the server, let the README's client drive it over a recorded episode, and end it as systemd would."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [sys.executable, *shlex.split(command)[1:], f"port={port}", *GUARD]
+    with (folder / "server.txt").open("w") as said:
+        server = subprocess.Popen(words, cwd=folder, stdout=said, stderr=subprocess.STDOUT)
+        try:
+            wait_for(port, server)
+            drive(port, folder / "data" / "raw" / "trajectories" / "episode_0005")
+        finally:
+            server.send_signal(signal.SIGTERM)
+            status = server.wait(60)
+    return subprocess.CompletedProcess(words, status, (folder / "server.txt").read_text(), "")
+
+
+def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    """Until the port answers; a server that ended is no reason to wait on."""
+    for _ in range(600):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        assert server.poll() is None, "the server ended before it listened"
+        time.sleep(0.1)
+    raise AssertionError("the server did not listen within a minute")
+
+
+def drive(port: int, episode: Path) -> None:
+    """Run the README's Python lines; the arm shows what it recorded and keeps what it is told."""
+    (lines,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
+    arm = RecordedArm(episode)
+    exec(lines.replace('LineClient("127.0.0.1")', f'LineClient("127.0.0.1", {port})'), {"arm": arm})  # noqa: S102
+    assert arm.shown == len(arm.frames) - 1
+    assert len(arm.moves) >= arm.shown
+    assert all(move.shape == (8,) for move in arm.moves)
+
+
+class RecordedArm:
+    """An arm that looks back at two recorded steps at a time, as if they were now."""
+
+    def __init__(self, episode: Path) -> None:
+        self.data = pickle.loads((episode / "data.pkl").read_bytes())
+        self.frames = [path.read_bytes() for path in sorted((episode / "images").iterdir())]
+        self.moves: list[np.ndarray] = []
+        self.shown = 0
+
+    @property
+    def done(self) -> bool:
+        return self.shown == len(self.frames) - 1
+
+    def observe(self) -> tuple[list[bytes], np.ndarray, np.ndarray, np.ndarray]:
+        pair = slice(self.shown, self.shown + 2)
+        self.shown += 1
+        pose, gripper = self.data["robot_eef_pose"][pair], self.data["robot_gripper"][pair, None]
+        return self.frames[pair], pose, gripper, time.time() + np.array([-0.1, 0.0])
+
+    def move(self, action: np.ndarray) -> None:
+        self.moves.append(action)
+
+    def hold(self, error: ServerError) -> None:
+        raise error
+
+
 def test_the_recipe_runs_as_written(workplace: Path) -> None:
     commands = [command for command in readme_commands() if not command.startswith("make ")]
     assert any("finetune_from_7d_to_8d.py" in command for command in commands)
     for command in commands:
-        finished = run(command, workplace)
+        finished = (serve if "scripts/serve.py" in command else run)(command, workplace)
         accepted = {0, 1} if NOT_LEARNED.search(command) else {0}
         assert finished.returncode in accepted, f"{command}\n{finished.stdout[-3000:]}\n{finished.stderr[-3000:]}"
 
