@@ -124,13 +124,20 @@ def gripper_timeline(playback: Playback, events: Sequence[Event], recorded_event
     return figure
 
 
-def horizon_errors(title: str, lines: Mapping[str, Sequence[float | None]], unit: str) -> go.Figure:
-    """Errors at each step of the chunk; a line without a number is left out, and keeps its colour for other figures."""
+def horizon_errors(
+    title: str, lines: Mapping[str, Sequence[float | None]], unit: str, spread: Sequence[float] | None = None
+) -> go.Figure:
+    """Errors at each step of the chunk; a line without a number is left out, and keeps its colour for other figures.
+
+    `spread`, of the samples of one step, is drawn dashed.
+    """
     figure = base(title, "step of the chunk", unit)
     for i, (name, values) in enumerate(lines.items()):
         if any(value is not None for value in values):
             steps = np.arange(1, len(values) + 1)
             line(figure, steps, list(values), name, PALETTE[i % len(PALETTE)], mode="lines+markers")
+    if spread is not None:
+        line(figure, np.arange(1, len(spread) + 1), spread, "spread of the samples", PREDICTED, dash="dot")
     figure.update_yaxes(rangemode="tozero")
     return figure
 
@@ -189,7 +196,7 @@ def trajectories(title: str, paths: Mapping[str, tuple[FloatArray, str, str]], c
 def _distance(paths: Mapping[str, tuple[FloatArray, str, str]]) -> float:
     """How far the camera stands away: a long thin way needs more room than a cube."""
     spans = np.ptp(np.concatenate([path for path, _, _ in paths.values()]), axis=0).clip(0.02)
-    return 1.25 * max(1.0, float(spans.max() / np.cbrt(spans.prod())) / 1.25)
+    return 1.5 * max(1.0, float(spans.max() / np.cbrt(spans.prod())) / 1.25)
 
 
 def mark_points(figure: go.Figure, points: FloatArray, name: str, colour: str, symbol: str) -> None:

@@ -69,7 +69,7 @@ def data_section(data: DatasetEvidence, buffer: ReplayBuffer) -> Section:
     if GRIPPER in data.action_names:
         command = np.asarray(buffer[ACTION_KEY][:], dtype=np.float64)[:, data.action_names.index(GRIPPER)]
         strips = [command[steps] for steps in episode_slices(buffer.episode_ends)[:STRIPS]]
-        drawn["strips"] = plot.state_strips("Commanded gripper of each episode (orange: closed)", strips)
+        drawn["strips"] = plot.state_strips("Commanded gripper (orange: closed)", strips)
         gripper = data.gripper
         closings = "" if gripper is None else f": {gripper.closings} closings, {gripper.openings} openings"
         parts.append(place("strips", f"when each episode's gripper is commanded open or closed{closings}"))

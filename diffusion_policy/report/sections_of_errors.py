@@ -23,7 +23,7 @@ MOST_TRAJECTORIES = 4
 # Workspace of a guard that looks at a log afterwards, around the way that the arm took.
 BOX_MARGIN_M = 0.1
 REFUSED = "refused: "
-POLICY = "policy"
+POLICY, HOLD = "policy", "hold pose"
 COLUMNS = (
     ("position_mm", "position (mm)"),
     ("rotation_deg", "rotation (degrees)"),
@@ -42,12 +42,13 @@ def open_loop_section(documents: Sequence[Mapping[str, Any]]) -> Section:
         sampler = f"{document['scheduler']}, {document['steps']} steps, {document['samples']} samples a step"
         caption = f"{document['checkpoint']}; episodes {document['episodes']}; {sampler}"
         parts.append(table(["predictor", *(title for _, title in COLUMNS)], rows, caption, _marks(scores)))
+        parts += [paragraph(line) for line in _in_words(document)]
         for line in document["shortcomings"]:
             parts.append(f'<p class="bad"><span class="tag">{_escaped(line)}</span></p>')
         parts.append(
             grid(
                 *(
-                    _horizon(f"{i}-{key}", key, unit, scores, drawn)
+                    _horizon(f"{i}-{key}", key, unit, document, drawn)
                     for key, unit in (
                         ("position_mm", "mm"),
                         ("rotation_deg", "degrees"),
@@ -56,29 +57,58 @@ def open_loop_section(documents: Sequence[Mapping[str, Any]]) -> Section:
                 )
             )
         )
-        parts.append(_phases(f"phases-{i}", scores[POLICY], drawn))
+        parts.append(_phases(f"phases-{i}", scores, drawn))
     return Section("open-loop", "Open loop: errors per horizon step", "".join(parts), drawn)
 
 
-def _horizon(name: str, key: str, unit: str, scores: Mapping[str, Any], drawn: dict[str, Figure]) -> str:
-    lines = {predictor: score["per_horizon_step"][key] for predictor, score in scores.items()}
+def _in_words(document: Mapping[str, Any]) -> list[str]:
+    """Gripper events and the copycat; nothing of what an older file does not hold."""
+    events, beside = document["scores"][POLICY].get("events"), document.get("beside_copycat")
+    said = []
+    if events is not None:
+        found, recorded = len(events["matched"]), len(events["matched"]) + len(events["missed"])
+        low, high = events["recall_interval"]
+        offset = events["median_offset_steps"]
+        median = "" if offset is None else f", median {offset:+.3g} steps"
+        said.append(
+            f"Gripper: {found} of {recorded} recorded events found in {document['samples']} samples (95 % interval "
+            f"{low:.0%}-{high:.0%}), {events['early']} early and {events['late']} late{median}; {len(events['false'])} "
+            f"false, {events['bounces']} undone at once."
+        )
+    if beside is not None:
+        low, high = beside["interval"] or (None, None)
+        interval = "one episode, no interval" if low is None else f"95 % interval {low:+.3g} to {high:+.3g}"
+        said.append(
+            f"Wrong at transitions, beside a copy of the measured gripper: {beside['difference']:+.3g} ({interval})."
+        )
+    return said
+
+
+def _horizon(name: str, key: str, unit: str, document: Mapping[str, Any], drawn: dict[str, Figure]) -> str:
+    lines = {predictor: score["per_horizon_step"][key] for predictor, score in document["scores"].items()}
     ours = [value for value in lines[POLICY] if value is not None]
     if not ours:
         return ""
     title = f"{key.split('_')[0].capitalize()} error per step of the chunk"
-    drawn[f"horizon-{name}"] = plot.horizon_errors(title, lines, unit)
+    spread = (document.get("spread") or {}).get(key)
+    drawn[f"horizon-{name}"] = plot.horizon_errors(title, lines, unit, spread)
     alt = f"{title.lower()}: policy {ours[0]:.3g} at the first, {ours[-1]:.3g} at the last ({unit})"
+    if spread is not None:
+        alt += f"; samples lie {spread[0]:.2g} to {spread[-1]:.2g} apart"
     return place(f"horizon-{name}", alt)
 
 
-def _phases(name: str, score: Mapping[str, Any], drawn: dict[str, Figure]) -> str:
-    phases = {phase: means for phase, means in score["per_phase"].items() if means["position_mm"] is not None}
-    if not phases:
+def _phases(name: str, scores: Mapping[str, Any], drawn: dict[str, Figure]) -> str:
+    ours = {phase: means for phase, means in scores[POLICY]["per_phase"].items() if means["position_mm"] is not None}
+    if not ours:
         return ""
-    drawn[name] = plot.bars(
-        "Position error by phase", list(phases), {POLICY: [m["position_mm"] for m in phases.values()]}, "mm"
-    )
-    alt = "position error by phase: " + ", ".join(f"{phase} {m['position_mm']:.3g} mm" for phase, m in phases.items())
+    series = {
+        predictor: [scores[predictor]["per_phase"].get(phase, {}).get("position_mm") for phase in ours]
+        for predictor in (POLICY, HOLD)
+        if predictor in scores
+    }
+    drawn[name] = plot.bars("Position error by phase", list(ours), series, "mm")
+    alt = "position error by phase: " + ", ".join(f"{phase} {m['position_mm']:.3g} mm" for phase, m in ours.items())
     return place(name, alt, 260)
 
 

@@ -40,6 +40,10 @@ def errors_of(scale: float) -> dict[str, Any]:
         "position_mm": scale, "rotation_deg": scale / 10, "gripper_at_transitions": 0.2, "gripper_f1": 0.8,
         "per_horizon_step": {"position_mm": steps, "rotation_deg": steps, "gripper": [None] * 4},
         "per_phase": {"approach": {"position_mm": scale}, "grasp": {"position_mm": None}},
+        "events": {
+            "matched": [[3, 4, "close"]] * 6, "missed": [[9, "open"]], "false": [], "bounces": 1, "early": 0, "late": 6,
+            "median_offset_steps": 1.0, "recall_interval": [0.49, 0.97],
+        },
     }  # fmt: skip
 
 
@@ -47,7 +51,9 @@ def open_loop(path: Path) -> Path:
     report = {
         "checkpoint": "best<b>.ckpt", "scheduler": "ddim", "steps": 8, "samples": 2, "episodes": [0, 3],
         "scores": {"policy": errors_of(9.0), "hold pose": errors_of(30.0)},
-        "shortcomings": ["does not beat 'hold <pose>' in position mm: 9 against 8"],
+        "shortcomings": ["does not beat 'hold <pose>' in position mm: 9 against 8, at every step of a chunk, and more"],
+        "spread": {"position_mm": [1.0, 2.0, 3.0, 4.0], "gripper": [0.1] * 4},
+        "beside_copycat": {"difference": -0.3, "interval": [-0.4, -0.2], "episodes": 2, "differs": True},
     }  # fmt: skip
     path.write_text(json.dumps({"reports": [report]}))
     return path
@@ -147,6 +153,23 @@ def test_the_verdict_is_one_sentence_about_the_cause(files: Files, monkeypatch: 
     bad, _ = make_dossier(files.sources("open_loop"))
     assert bad.level == "bad"
     assert bad.sentence.startswith("Do not deploy it: open loop: 9 mm")
+
+
+def test_open_loop_errors_are_told_in_words(files: Files) -> None:
+    _, page = make_dossier(files.sources("open_loop"))
+    assert "Gripper: 6 of 7 recorded events found in 2 samples (95 % interval 49%-97%), 0 early and 6 late" in page
+    assert "beside a copy of the measured gripper: -0.3 (95 % interval -0.4 to -0.2)" in page
+    assert "samples lie 1 to 4 apart" in page
+
+
+def test_errors_of_an_older_file_are_shown_without_what_it_lacks(files: Files, tmp_path: Path) -> None:
+    document = json.loads(files.open_loop.read_text())
+    del document["reports"][0]["spread"], document["reports"][0]["beside_copycat"]
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(document))
+    _, page = make_dossier(Sources(open_loop=(old,)))
+    assert "samples lie" not in page
+    assert "position error per step of the chunk: policy 9 at the first" in page
 
 
 def test_good_logs_make_a_good_verdict(tmp_path: Path) -> None:
@@ -336,6 +359,12 @@ def test_text_has_contrast(browser: Browser, scheme: str) -> None:
     browser.wait_for(f"matchMedia('(prefers-color-scheme: {scheme})').matches")
     assert browser.evaluate(CONTRAST) >= 4.5
     assert browser.messages == []
+
+
+def test_a_narrow_window_needs_no_sideways_scrolling(browser: Browser) -> None:
+    browser.call("Emulation.setDeviceMetricsOverride", width=420, height=900, deviceScaleFactor=1, mobile=False)
+    browser.wait_for("innerWidth === 420 && document.documentElement.scrollWidth <= innerWidth", seconds=30)
+    browser.call("Emulation.clearDeviceMetricsOverride")
 
 
 def test_it_prints_in_black_on_white(browser: Browser) -> None:
