@@ -43,6 +43,10 @@ td,th{text-align:left;padding:4px 10px 4px 0;vertical-align:top;
 border-bottom:1px solid var(--line)}th{color:var(--dim);font-weight:500}code{font:12.5px ui-monospace,Menlo,monospace}
 .tag{display:inline-block;border-radius:4px;padding:0 7px;color:var(--on);background:var(--c)}
 .tag.copied{color:var(--oncopied)}
+@media(max-width:760px){code{overflow-wrap:anywhere}}
+@media print{:root{--bg:#fff;--ink:#000;--dim:#444;--line:#bbb;--copied:#c9d6cf;--grown:#1f8fd6;--recomputed:#8a7fd1;
+--fresh:#f0a020;--dropped:#d8493f;--oncopied:#2c3a33}body{max-width:none;padding:0}tr{break-inside:avoid}
+code{overflow-wrap:anywhere}}
 """
 
 
@@ -57,21 +61,33 @@ def write_page(path: str | Path, ledger: Ledger, title: str) -> None:
 
 def page(ledger: Ledger, title: str) -> str:
     """The page as HTML. The map shows the live weights; the averaged ones follow the same rules."""
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1>{_body(ledger)}</html>\n"
+    )
+
+
+def part_of_page(ledger: Ledger, title: str) -> str:
+    """The same as a part of another page, in a shadow tree: neither page's style reaches the other."""
+    style = STYLE.replace(":root", ":host").replace("body{", ".page{")
+    inside = f'<style>{style}</style><div class="page"><h3>{escape(title)}</h3>{_body(ledger)}</div>'
+    return f'<div class="ledger"><template shadowrootmode="open">{inside}</template></div>'
+
+
+def _body(ledger: Ledger) -> str:
     part = ledger.parts[0]
     sums = ledger.parameters(part)
     total = sum(sums.values())
     share = f"{sums['inherited'] / total:.2%}" if total else "none"
     others = ", ".join(name for name in ledger.parts if name != part)
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1>"
         f"<p>{share} of the {total:,} numbers of <b>{escape(part)}</b> come from the source; "
         f"{sums['grown']:,} are new slots of grown tensors, {sums['fresh']:,} start anew."
         f"{f' Also accounted for: {escape(others)}.' if others else ''}</p>"
         f"{_tiles(ledger, part)}{_map(ledger, part)}"
         '<p class="dim">Area is the number of parameters; what changed is drawn large enough to be seen. '
         "Point at a box for its name, shape and rule.</p>"
-        f"{_changes(ledger)}{_notes(ledger)}</html>\n"
+        f"{_changes(ledger)}{_notes(ledger)}"
     )
 
 

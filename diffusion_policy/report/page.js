@@ -26,26 +26,33 @@ function themed(layout, isDark) {
 
 const figures = read("figures");
 
-function draw(isDark) {
+// Room above a figure for as many rows as its legend takes at this width, so that it does not lie on the title.
+function withLegend(layout, data, width) {
+  const names = data.filter((trace) => trace.name && trace.type !== "heatmap").map((trace) => trace.name);
+  if (names.length < 2 || layout.showlegend === false || layout.scene || !layout.margin) return layout;
+  const widest = 46 + 6.2 * Math.max(...names.map((name) => name.length));
+  const columns = Math.max(1, Math.floor((width - layout.margin.l - layout.margin.r) / widest));
+  return { ...layout, margin: { ...layout.margin, t: 44 + 19 * Math.ceil(names.length / columns) } };
+}
+
+function draw(isDark, paper = false) {
+  document.documentElement.classList.toggle("printing", paper);
   // "Share" would send the data of the figure to a server.
   const removed = ["lasso2d", "select2d", "sendChartToCloud"];
   const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: removed, plotlyServerURL: "" };
-  const drawn = Object.entries(figures).map(([name, figure]) =>
-    Plotly.react(name, figure.data, themed(figure.layout, isDark), options));
+  const drawn = Object.entries(figures).map(([name, figure]) => {
+    const width = document.getElementById(name).clientWidth;
+    const layout = withLegend(themed(figure.layout, isDark), figure.data, width);
+    if (paper) layout.width = width;
+    return Plotly.react(name, figure.data, layout, options);
+  });
   return Promise.all(drawn).then(() => { document.documentElement.dataset.figures = drawn.length; });
 }
 
 draw(dark.matches);
 dark.addEventListener("change", () => draw(dark.matches));
-addEventListener("beforeprint", () => draw(false));
+addEventListener("beforeprint", () => draw(false, true));
 addEventListener("afterprint", () => draw(dark.matches));
-
-for (const frame of document.querySelectorAll("iframe")) {
-  const fit = () => { frame.style.height = `${frame.contentDocument.documentElement.scrollHeight + 8}px`; };
-  frame.addEventListener("load", fit);
-  if (frame.contentDocument?.readyState === "complete") fit();
-  addEventListener("resize", fit);
-}
 
 // ---- replay ----------------------------------------------------------------------------------------------------------
 

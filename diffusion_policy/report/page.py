@@ -24,10 +24,7 @@ from diffusion_policy.spec import resize_frame
 
 WIDEST_FRAME = 320
 JPEG_QUALITY = 72
-POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; font-src data:; "
-    "frame-src 'self'"
-)
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; font-src data:"
 
 
 @dataclass(frozen=True)

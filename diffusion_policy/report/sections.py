@@ -10,7 +10,7 @@ import numpy as np
 from plotly.graph_objects import Figure
 
 from diffusion_policy.adapt.ledger import Ledger
-from diffusion_policy.adapt.ledger_page import page as ledger_page
+from diffusion_policy.adapt.ledger_page import part_of_page
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, IMAGE_KEY, ReplayBuffer
 from diffusion_policy.evaluate.events import gripper_events
 from diffusion_policy.report import figures as plot
@@ -99,10 +99,8 @@ def _sample_frames(buffer: ReplayBuffer) -> str:
 
 
 def ledger_section(ledger: Ledger, title: str) -> Section:
-    """The map of the network, as the adapter draws it, in a frame of its own."""
-    page = escape(ledger_page(ledger, title), quote=True)
-    frame = f'<iframe title="map of the network and what became of every tensor" srcdoc="{page}"></iframe>'
-    return Section("ledger", "Where the weights came from", frame)
+    """The map of the network, as the adapter draws it."""
+    return Section("ledger", "Where the weights came from", part_of_page(ledger, title))
 
 
 def training_section(run: RunFolder) -> Section:

@@ -297,9 +297,7 @@ def test_every_section_and_figure_is_drawn_without_a_word_in_the_console(browser
     titles = browser.evaluate("[...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title).join(' ')")
     assert "Zoom" in titles
     assert "Share" not in titles
-    ledger = "document.querySelector('iframe').contentDocument"
-    assert browser.evaluate(f"{ledger}.querySelectorAll('rect.leaf').length") == 2
-    assert browser.evaluate(f"{ledger}.documentElement.scrollHeight <= document.querySelector('iframe').clientHeight")
+    assert browser.evaluate("document.querySelector('.ledger').shadowRoot.querySelectorAll('rect.leaf').length") == 2
     assert browser.messages == []
 
 
@@ -371,6 +369,13 @@ def test_it_prints_in_black_on_white(browser: Browser) -> None:
     browser.emulate("dark", media="print")
     assert browser.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
     assert browser.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
+    browser.evaluate("dispatchEvent(new Event('beforeprint'))")
+    wide = "[...document.querySelectorAll('.plot > div')].filter(d => d.querySelector('.main-svg').clientWidth > {})"
+    browser.wait_for(f"{wide.format('d.clientWidth')}.length === 0 && document.body.clientWidth === 700")
+    ledger = "getComputedStyle(document.querySelector('.ledger').shadowRoot.querySelector('.page'))"
+    assert browser.evaluate(f"{ledger}.backgroundColor") == "rgb(255, 255, 255)"
+    browser.evaluate("dispatchEvent(new Event('afterprint'))")
+    browser.wait_for(f"{wide.format('400')}.length > 0")
     pages = browser.call("Page.printToPDF", printBackground=True)["data"]
     assert len(pages) > 10_000
     browser.emulate("light")
