@@ -21,9 +21,9 @@ from rich.text import Text
 from diffusion_policy.evaluate.intervals import wilson_interval
 from diffusion_policy.report import ReportError
 from diffusion_policy.report import figures as plot
-from diffusion_policy.report.findings import diagnose
+from diffusion_policy.report.findings import Finding, diagnose
 from diffusion_policy.report.page import Section, grid, place, render, table
-from diffusion_policy.report.run_folder import RunFolder, open_run
+from diffusion_policy.report.run_folder import Curve, RunFolder, open_run
 from diffusion_policy.report.sections import findings_section
 from diffusion_policy.report.training_findings import run_findings
 
@@ -35,7 +35,6 @@ CURVES = {
     "Training loss (logarithmic)": ("train_loss", "loss"),
     "Validation loss": ("val_loss", "loss"),
     "Position error of held-out episodes": ("val_position_error_mm", "mm"),
-    "Gripper events: F1": ("val_gripper_f1", "share"),
 }
 
 
@@ -129,6 +128,22 @@ class Comparison:
         deployable = [score for score in measured if score.run.deployable is not None]
         return min(deployable, key=lambda score: score.rank) if deployable and self.comparable else None
 
+    @property
+    def second(self) -> RunScore:
+        """The next best of the runs that are not `best`."""
+        return min((score for score in self.scores if score is not self.best), key=lambda score: score.rank)
+
+    @property
+    def sure(self) -> bool:
+        """Whether the best run is better by more than chance, and without trouble of its own."""
+        best = self.best
+        return best is not None and _apart(best.interval, self.second.interval) and self.trouble is None
+
+    @property
+    def trouble(self) -> Finding | None:
+        """What is wrong with the best run."""
+        return None if self.best is None else diagnose(run_findings(self.best.run)).cause
+
     def advice(self) -> str:
         """Which to deploy and why, in one sentence."""
         if not self.comparable:
@@ -139,8 +154,7 @@ class Comparison:
         best = self.best
         if best is None:
             return "None can be chosen: no run has both a checkpoint and a measurement on held-out episodes."
-        others = sorted((score for score in self.scores if score is not best), key=lambda score: score.rank)
-        second, troubled = others[0], diagnose(run_findings(best.run)).cause
+        second, troubled = self.second, self.trouble
         sure = (
             "clearly" if _apart(best.interval, second.interval) else "though the intervals overlap: this may be chance"
         )
@@ -186,8 +200,13 @@ class Comparison:
                 drawn[f"compare-{key}"] = plot.curves(title, lines, unit, logarithmic=key == "train_loss")
                 ends = ", ".join(f"{name} {curve[-1][1]:.3g}" for name, curve in lines.items())
                 places.append(place(f"compare-{key}", f"{title.lower()} at the end: {ends}"))
+        recalls = {s.run.name: _with_interval(s.run) for s in self.scores if s.run.curve("val_gripper_recall")}
+        if recalls:
+            drawn["compare-recall"] = plot.shares("Gripper events found, 95 % intervals", recalls)
+            ends = ", ".join(f"{name} {curve[-1][1]:.2f}" for name, (curve, _, _) in recalls.items())
+            places.append(place("compare-recall", f"share of recorded gripper events found at the end: {ends}"))
         findings = findings_section({score.run.name: run_findings(score.run) for score in self.scores})
-        level = "good" if self.best is not None else "doubt"
+        level = "good" if self.sure else "doubt"
         lead = f'<div class="verdict {level}" role="status"><p><strong>{escape(self.advice())}</strong></p></div>'
         sections = [
             Section("scores", "Scores", body),
@@ -231,6 +250,14 @@ def score_run(run: RunFolder) -> RunScore:
         int(line.get("val_gripper_false_flips") or 0),
         line.get("val_position_error_mm"),
         line.get("val_loss") or lowest,
+    )
+
+
+def _with_interval(run: RunFolder) -> tuple[Curve, Curve, Curve]:
+    return (
+        run.curve("val_gripper_recall"),
+        run.curve("val_gripper_recall_low"),
+        run.curve("val_gripper_recall_high"),
     )
 
 

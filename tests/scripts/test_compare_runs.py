@@ -36,14 +36,17 @@ def test_the_run_that_finds_the_events_is_recommended(
     low, high = told["runs"][1]["interval"]
     assert 0.7 < low < 0.95 < high
     assert page.read_text().count("<section") == 4
+    assert 'class="verdict good"' in page.read_text()
+    assert "share of recorded gripper events found at the end: run_poor 0.90" in page.read_text()
     assert "policy.n_layer" in capsys.readouterr().out
 
 
 def test_a_small_difference_may_be_chance(tmp_path: Path, main: Main) -> None:
     runs = [write_run(tmp_path / f"run_of_{n}", scored(n, n / 20)) for n in (17, 18)]
-    out = tmp_path / "out.json"
-    assert main([*map(str, runs), "--json", str(out)]) == 0
+    out, page = tmp_path / "out.json", tmp_path / "out.html"
+    assert main([*map(str, runs), "--json", str(out), "--html", str(page)]) == 0
     assert "though the intervals overlap: this may be chance" in json.loads(out.read_text())["advice"]
+    assert 'class="verdict doubt"' in page.read_text()
 
 
 def test_position_breaks_a_tie(tmp_path: Path, main: Main) -> None:
