@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffusion_policy.dataset.joined_datasets import dataset_paths
 from diffusion_policy.dataset.observations import gather, prepare
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, DatasetError
 from diffusion_policy.dataset.sources import open_source
@@ -98,9 +99,7 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         self.n_obs_steps = horizon if n_obs_steps is None else n_obs_steps
         self.n_latency_steps = n_latency_steps
         self._span = {"horizon": horizon + n_latency_steps, "pad_before": pad_before, "pad_after": pad_after}
-        paths = [zarr_path] if isinstance(zarr_path, str | Path) else list(zarr_path)
-        if not paths:
-            raise DatasetError("zarr_path is empty; expected a dataset or several")
+        paths = dataset_paths(zarr_path)
         self._sources = [open_source(path, self.spec) for path in paths]
         self.semantics = next((source.semantics for source in self._sources if source.semantics), None)
         self.episode_names = tuple(name for source in self._sources for name in source.episode_names)

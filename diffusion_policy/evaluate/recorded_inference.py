@@ -26,7 +26,8 @@ from omegaconf import OmegaConf
 
 from diffusion_policy.checkpoint import Checkpoint, load_policy, read_checkpoint
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
-from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY, ReplayBuffer
+from diffusion_policy.dataset.joined_datasets import JoinedDatasets
+from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY
 from diffusion_policy.dataset.windows import validation_episodes
 from diffusion_policy.evaluate.writing import EvaluateError
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
@@ -54,16 +55,21 @@ class Sampling:
 class RecordedEpisodes:
     """A dataset as one window per recorded step: what a policy sees there, and the chunk that was recorded there."""
 
-    def __init__(self, policy: DiffusionTransformerHybridImagePolicy, zarr_path: str | Path, n_latency_steps: int = 0):
-        """Open the dataset for this policy.
+    def __init__(
+        self,
+        policy: DiffusionTransformerHybridImagePolicy,
+        zarr_path: str | Path | Sequence[str | Path],
+        n_latency_steps: int = 0,
+    ):
+        """Open the dataset, or several as one, for this policy.
 
         Raises:
             DatasetError, SpecError: no dataset, or not what the policy reads (keys, sizes, meaning of the numbers).
         """
         before, after = policy.n_obs_steps - 1, policy.n_action_steps - 1
         self.policy = policy
-        self.where = str(zarr_path)
-        self.buffer = ReplayBuffer.open(zarr_path)
+        self.buffer = JoinedDatasets(zarr_path)
+        self.where = self.buffer.where
         self._windows = CogActImageDataset(
             policy.shape_meta,
             zarr_path,
@@ -116,7 +122,7 @@ class RecordedEpisodes:
         inside = windows.start[steps][:, None] + np.arange(windows.horizon) < windows.high[steps][:, None]
         names = self.buffer.names(ACTION_KEY)
         columns = [names.index(name) for name in self.policy.spec.action_names]
-        actions = np.asarray(self.buffer[ACTION_KEY][:], dtype=np.float64)[:, columns]
+        actions = self.buffer.rows(ACTION_KEY).astype(np.float64)[:, columns]
         return actions[windows.steps(steps)[:, -n_executed:]], inside[:, -n_executed:]
 
     def observations(self, steps: NDArray[np.int64]) -> dict[str, torch.Tensor]:
@@ -125,12 +131,12 @@ class RecordedEpisodes:
 
     def logged_states(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
         """(N, 8) measured pose, then gripper."""
-        pose, gripper = (np.asarray(self.buffer[key][:], dtype=np.float64) for key in (POSE_KEY, GRIPPER_KEY))
+        pose, gripper = (self.buffer.rows(key).astype(np.float64) for key in (POSE_KEY, GRIPPER_KEY))
         return np.concatenate([pose[steps], gripper[steps]], axis=1)
 
     def timestamps(self, steps: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """(N,) seconds, or None if the dataset holds no times."""
-        return np.asarray(self.buffer[TIMESTAMP_KEY][:])[steps] if TIMESTAMP_KEY in self.buffer else None
+        return self.buffer.rows(TIMESTAMP_KEY)[steps] if TIMESTAMP_KEY in self.buffer else None
 
 
 def predict_chunks(

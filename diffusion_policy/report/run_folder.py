@@ -76,14 +76,15 @@ class RunFolder:
 
     @property
     def dataset(self) -> Path | None:
-        """The dataset that it was trained on, if it is still there."""
+        """The dataset that it was trained on, the first of several, if it is still there."""
         if self.config is None:
             return None
         try:
             found = OmegaConf.select(self.config, "task.dataset.zarr_path")
         except OmegaConfBaseException:
             return None
-        return Path(found) if found and Path(found).is_dir() else None
+        first = found if found is None or isinstance(found, str) else next(iter(found), None)
+        return Path(first) if first and Path(first).is_dir() else None
 
     @property
     def updates(self) -> int:

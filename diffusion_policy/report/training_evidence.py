@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffusion_policy.dataset.joined_datasets import dataset_paths
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.checkpoint_evidence import spec_of
 from diffusion_policy.report.run_folder import TRAIN, RunFolder, command_line
@@ -95,14 +96,15 @@ def look_at_config(
         ReportError: shape_meta or an entry cannot be resolved.
         SpecError: shape_meta is wrong.
     """
-    dataset = _text(_select(config, "task.dataset.zarr_path"))
+    named = _select(config, "task.dataset.zarr_path")
+    datasets = dataset_paths(named) if named else []
     pretrained = _text(_select(config, "pretrained.path"))
     device = str(_select(config, "training.device") or "cpu")
     return ConfigEvidence(
         name=name,
         spec=spec_of(config),
-        dataset=dataset,
-        dataset_exists=dataset is not None and Path(dataset).is_dir(),
+        dataset=", ".join(datasets) or None,
+        dataset_exists=bool(datasets) and all(Path(path).is_dir() for path in datasets),
         pretrained=pretrained,
         pretrained_exists=pretrained is not None and Path(pretrained).is_file(),
         load_weights=_select(config, "pretrained.load_weights") is not False,

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -41,24 +42,39 @@ class EpochOrder:
         seed: of the order; epoch e is shuffled by a generator of its own, derived from (seed, e).
         shuffle: False keeps the dataset's order.
         max_batches: None, or how many batches an epoch has at most.
+        weights: (W,) how often each window is drawn, with replacement; None: each once an epoch.
     """
 
-    def __init__(self, n_windows: int, batch_size: int, *, seed: int, shuffle: bool, max_batches: int | None = None):
+    def __init__(
+        self,
+        n_windows: int,
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        max_batches: int | None = None,
+        weights: NDArray[np.float64] | None = None,
+    ):
         if n_windows < 1:
             raise TrainingError("the dataset has no window to train on; record longer episodes or lower horizon")
         if batch_size < 1:
             raise TrainingError(f"batch_size is {batch_size}; expected at least 1")
         self.n_windows, self.batch_size = n_windows, batch_size
+        if weights is not None and not shuffle:
+            raise TrainingError("windows with weights are drawn at random; set dataloader.shuffle=True")
         self.seed, self.shuffle, self.max_batches = seed, shuffle, max_batches
+        self.weights = None if weights is None else torch.from_numpy(weights)
 
     def __len__(self) -> int:
         n_batches = -(-self.n_windows // self.batch_size)
         return n_batches if self.max_batches is None else min(n_batches, self.max_batches)
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """All batches of that epoch, each window once (unless max_batches cuts it short)."""
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(derived_seed(self.seed, _ORDER, epoch))
+        """All batches of that epoch: each window once, or as the weights draw it (unless max_batches cuts it short)."""
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, _ORDER, epoch))
+        if self.weights is not None:
+            order = torch.multinomial(self.weights, self.n_windows, replacement=True, generator=generator).tolist()
+        elif self.shuffle:
             order = torch.randperm(self.n_windows, generator=generator).tolist()
         else:
             order = list(range(self.n_windows))

@@ -77,6 +77,7 @@ def open_data(cfg: DictConfig, processes: Processes) -> Data:
         seed=settings.seed,
         shuffle=cfg.dataloader.shuffle,
         max_batches=settings.max_train_steps,
+        weights=dataset.sample_weights,
     )
     validation_order = None
     if len(held_out):
@@ -108,11 +109,6 @@ def _check_dataset(dataset: CogActImageDataset, spec: StepSpec, cfg: DictConfig)
         raise TrainingError(
             f"task.dataset.shape_meta and task.shape_meta differ (actions {list(theirs)} and {list(ours)}); the "
             "dataset must read what the policy predicts: leave task.dataset.shape_meta at ${task.shape_meta}"
-        )
-    if dataset.sample_weights is not None:
-        raise TrainingError(
-            "task.dataset.weights is set, but an epoch of training holds every window once; leave it out and repeat or "
-            "thin datasets instead (task.dataset.max_train_episodes)"
         )
     if dataset.obs_dropout and cfg.training.cache != "none":
         raise TrainingError(

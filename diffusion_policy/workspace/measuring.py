@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from diffusion_policy.dataset.replay_buffer import TIMESTAMP_KEY, ReplayBuffer
+from diffusion_policy.dataset.joined_datasets import JoinedDatasets, dataset_paths
+from diffusion_policy.dataset.replay_buffer import TIMESTAMP_KEY
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.workspace.data import Data, instantiate
 from diffusion_policy.workspace.metrics import MetricsLog
@@ -62,11 +63,11 @@ class Measuring:
         self._model, self._deployed = model, ema_model if ema_model is not None else model
         self._has_average = ema_model is not None
         self._noise = FixedNoise(model, len(data.held_out)) if len(data.held_out) else None
-        self._zarr_path = str(cfg.task.dataset.zarr_path)
+        self._dataset: list[str] = dataset_paths(cfg.task.dataset.zarr_path)
         held_out = np.flatnonzero(data.dataset.validation_episodes).tolist()
         self._episodes: list[int] = held_out[: cfg.sampler.max_episodes]
-        buffer = ReplayBuffer.open(self._zarr_path)
-        timestamps = np.asarray(buffer[TIMESTAMP_KEY][:]) if TIMESTAMP_KEY in buffer else None
+        recorded = JoinedDatasets(self._dataset)
+        timestamps = recorded.rows(TIMESTAMP_KEY) if TIMESTAMP_KEY in recorded else None
         self._step_seconds = median_step_seconds(timestamps, data.dataset.episode_ends)
         self._runner: Any = None
         if cfg.training.rollout_every and processes.writes:
@@ -145,7 +146,7 @@ class Measuring:
 
     def _predict(self, policy: Policy) -> list[EpisodePrediction]:
         latency = int(self._cfg.n_latency_steps)
-        return predict_episodes(policy, self._zarr_path, self._episodes, self._cfg.sampler, latency)
+        return predict_episodes(policy, self._dataset, self._episodes, self._cfg.sampler, latency)
 
     def _figures(self, predictions: list[EpisodePrediction]) -> dict[str, float]:
         names, tolerance = self._model.spec.action_names, self._cfg.sampler.tolerance_steps

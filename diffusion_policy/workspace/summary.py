@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig
 
+from diffusion_policy.dataset.joined_datasets import dataset_paths
 from diffusion_policy.workspace.checkpointing import BEST, CheckpointFolder
 from diffusion_policy.workspace.run_state import Progress
 from diffusion_policy.workspace.start import LATEST
@@ -53,7 +54,7 @@ class RunSummary:
         if interrupted is not None:
             command = resume_command(folder)
         else:
-            dataset = str(cfg.task.dataset.zarr_path)
+            dataset = dataset_paths(cfg.task.dataset.zarr_path)[0]
             command = shlex.join(
                 [
                     "python",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,7 +116,7 @@ def deployed_sampler(policy: Policy, settings: DictConfig) -> Iterator[None]:
 
 
 def predict_episodes(
-    policy: Policy, zarr_path: str, episodes: list[int], settings: DictConfig, n_latency_steps: int
+    policy: Policy, zarr_path: str | Sequence[str], episodes: list[int], settings: DictConfig, n_latency_steps: int
 ) -> list[EpisodePrediction]:
     """Run the policy over recorded episodes, one chunk every Ta steps, with noise that is fixed per step."""
     predictions = []

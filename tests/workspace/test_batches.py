@@ -1,5 +1,6 @@
 """Which windows make up which update."""
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -51,6 +52,17 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     torch.manual_seed(2)
     assert order().batches(5) == before
     assert order(seed=8).batches(5) != before
+
+
+def test_weights_say_how_often_windows_are_drawn():
+    weights = np.asarray([0.9 / 4] * 4 + [0.1 / 7] * 7)
+    drawn = order(weights=weights, batch_size=11)
+    counts = np.bincount(flat(batch for epoch in range(200) for batch in drawn.batches(epoch)), minlength=11)
+    assert counts.sum() == 2200
+    assert counts[:4].sum() / 2200 == pytest.approx(0.9, abs=0.03)  # five standard deviations
+    assert drawn.batches(3) == order(weights=weights, batch_size=11).batches(3) != drawn.batches(4)
+    with pytest.raises(TrainingError, match="windows with weights are drawn at random"):
+        order(weights=weights, shuffle=False)
 
 
 def test_max_batches_cuts_an_epoch_short():

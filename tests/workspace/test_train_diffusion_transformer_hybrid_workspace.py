@@ -242,7 +242,11 @@ REFUSALS = {
         TrainingError,
         r"task.dataset.shape_meta and task.shape_meta differ",
     ),
-    "dataset weights": (["+task.dataset.weights=[1.0]"], TrainingError, "an epoch of training holds every window once"),
+    "dataset weights": (
+        ["+task.dataset.weights=[1.0]", "dataloader.shuffle=False"],
+        TrainingError,
+        "windows with weights are drawn at random; set dataloader.shuffle=True",
+    ),
     "loss weights of an inpainted sample": (
         ["loss=gripper_events", "obs_as_cond=False", "policy.n_obs_steps=2"],
         TrainingError,
