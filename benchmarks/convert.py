@@ -1,10 +1,12 @@
 """How fast recordings become a dataset, against the loop that everybody writes first.
 
-    python benchmarks/convert.py [--quick] [--episodes N] [--steps N] [--json OUT]
+    python benchmarks/convert.py [--quick] [--episodes N] [--steps N] [--rounds N] [--json OUT]
 
-Both convert the same 1920x1080 JPEGs to 320x180 in one call: the loop decodes, resizes and appends episode by episode
-in one process; the converter runs exact and fast. Rates are frames per second, by the wall clock and by seconds of CPU
-(what one core would do alone, whatever else the machine is busy with). Decoding alone is the limit.
+Both convert the same 1920x1080 JPEGs to 320x180 in one call, in turn, several rounds: the loop decodes, resizes and
+appends episode by episode in one process; the converter runs exact and fast. Rates are medians of frames per second, by
+the wall clock and by seconds of CPU (what one core would do alone, whatever else the machine is busy with); ratios are
+medians of those within a round. Decoding alone is the limit. Memory is the peak of a process that converts and does
+nothing else, for these episodes and for ones ten times as long.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -68,52 +70,83 @@ def measure(run: Callable[[], Any], n_frames: int) -> tuple[float, float, Any]:
     return n_frames / (time.perf_counter() - wall), n_frames / (time.process_time() - cpu), result
 
 
+PROGRAM = """
+import resource, sys
+from diffusion_policy.convert import ConversionSettings, convert
+convert(ConversionSettings(sys.argv[1], sys.argv[2], (320, 180), decode=sys.argv[3]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def peak_mb(source: Path, output: Path, decode: str) -> float:
+    command = [sys.executable, "-c", PROGRAM, str(source), str(output), decode]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def compare(source: Path, out: Path, n_frames: int, n_rounds: int) -> tuple[dict[str, dict[str, float]], float]:
+    """Per way its median rates and ratio to the loop, and the lowest PSNR of fast decoding."""
+
+    def converted(**options: Any) -> ConversionReport:
+        return convert(ConversionSettings(source, out / "made.zarr", (WIDTH, HEIGHT), overwrite=True, **options))
+
+    runs: dict[str, Callable[[], Any]] = {
+        "decoding alone": lambda: decode_only(source),
+        "plain loop": lambda: plain_loop(source, out / "loop.zarr"),
+        "convert, exact, 1 worker": lambda: converted(workers=1),
+        "convert, exact": converted,
+        "convert, fast, 1 worker": lambda: converted(workers=1, decode="fast"),
+        "convert, fast": lambda: converted(decode="fast"),
+    }
+    rounds = [{name: measure(run, n_frames) for name, run in runs.items()} for _ in range(n_rounds)]
+    rows = {
+        name: {
+            "frames_per_s": float(np.median([found[name][0] for found in rounds])),
+            "frames_per_cpu_s": float(np.median([found[name][1] for found in rounds])),
+            "per_core_against_loop": float(np.median([found[name][1] / found["plain loop"][1] for found in rounds])),
+        }
+        for name in runs
+    }
+    return rows, min(entry.psnr_db["image"] for entry in rounds[0]["convert, fast"][2].kept)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="2 episodes of 40 steps")
+    parser.add_argument("--quick", action="store_true", help="2 episodes of 40 steps, 1 round, longer ones left out")
     parser.add_argument("--episodes", type=int, default=6)
     parser.add_argument("--steps", type=int, default=115)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
-    n_episodes, n_steps = (2, 40) if arguments.quick else (arguments.episodes, arguments.steps)
+    n_episodes, n_steps, n_rounds = (
+        (2, 40, 1) if arguments.quick else (arguments.episodes, arguments.steps, arguments.rounds)
+    )
     n_frames = n_episodes * n_steps
     cv2.setNumThreads(1)
     numcodecs.blosc.set_nthreads(1)
+    peaks: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "in", Path(folder) / "out"
         out.mkdir()
         kilobytes = write_recordings(source, n_episodes, n_steps) / n_frames / 1e3
-
-        def converted(**options: Any) -> ConversionReport:
-            settings = ConversionSettings(source, out / f"{len(list(out.iterdir()))}.zarr", (WIDTH, HEIGHT), **options)
-            return convert(settings)
-
-        runs: dict[str, Callable[[], Any]] = {
-            "decoding alone": lambda: decode_only(source),
-            "plain loop": lambda: plain_loop(source, out / "loop.zarr"),
-            "convert, exact, 1 worker": lambda: converted(workers=1),
-            "convert, exact": converted,
-            "convert, fast": lambda: converted(decode="fast"),
-        }
-        measured = {name: measure(run, n_frames) for name, run in runs.items()}
-    rows = {name: {"frames_per_s": wall, "frames_per_cpu_s": cpu} for name, (wall, cpu, _) in measured.items()}
-    loop = rows["plain loop"]["frames_per_cpu_s"]
-    psnr = min(entry.psnr_db["image"] for entry in measured["convert, fast"][2].kept)
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        rows, psnr = compare(source, out, n_frames, n_rounds)
+        for decode in ("exact", "fast"):
+            peaks[f"{n_episodes} episodes of {n_steps}, {decode}"] = peak_mb(source, out / f"{decode}.zarr", decode)
+        if not arguments.quick:
+            write_recordings(Path(folder) / "long", 2, 10 * n_steps)
+            peaks[f"2 episodes of {10 * n_steps}, exact"] = peak_mb(Path(folder) / "long", out / "long.zarr", "exact")
     console = Console()
     table = Table("", "frames/s", "frames/CPU s", "per core against the loop")
     for name, row in rows.items():
-        table.add_row(
-            name,
-            f"{row['frames_per_s']:.1f}",
-            f"{row['frames_per_cpu_s']:.1f}",
-            f"{row['frames_per_cpu_s'] / loop:.2f}",
-        )
+        table.add_row(name, *(f"{row[key]:{form}}" for key, form in zip(row, (".1f", ".1f", ".2f"), strict=True)))
     console.print(table)
-    console.print(f"{n_frames} frames of {kilobytes:.0f} kB; {len(os.sched_getaffinity(0))} cores; "
-                  f"fast decoding: {psnr:.1f} dB; peak memory of all runs: {peak_mb:.0f} MB")  # fmt: skip
+    share = rows["convert, exact, 1 worker"]["frames_per_cpu_s"] / rows["decoding alone"]["frames_per_cpu_s"]
+    n_cores = len(os.sched_getaffinity(0))
+    console.print(f"{n_frames} frames of {kilobytes:.0f} kB; {n_cores} cores; {n_rounds} rounds; fast: {psnr:.1f} dB")
+    console.print(f"decoding alone is {share:.0%} of what exact takes")
+    for name, peak in peaks.items():
+        console.print(f"peak memory, {name}: {peak:.0f} MB")
     if arguments.json:
-        found = {"rows": rows, "psnr_db": psnr, "peak_mb": peak_mb, "frame_kb": kilobytes, "frames": n_frames}
+        found = {"rows": rows, "psnr_db": psnr, "peak_mb": peaks, "frame_kb": kilobytes, "frames": n_frames}
         arguments.json.write_text(json.dumps(found, indent=1))
     return 0
 

@@ -13,13 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
-
-from diffusion_policy.evaluate.writing import write_json
 from diffusion_policy.report.inspection import inspect_recordings
-from diffusion_policy.report.inspection_pictures import draw_pictures
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.report.inspection_door import add_output_flags, inspect_and_say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,25 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("directory", nargs="?", type=Path, default=Path("data/raw/trajectories"), metavar="DIR",
-        help="folder that holds episode_0000/ and so on (default: data/raw/trajectories)")  # fmt: skip
-    add("--output-dir", type=Path, default=Path(), metavar="DIR", help="where the pictures go (default: here)")
-    add("--no-pictures", action="store_true", help="draw nothing")
-    add("--json", type=Path, metavar="OUT", help="write findings and evidence")
+        help="folder or URL that holds episode_0000/ and so on (default: data/raw/trajectories)")  # fmt: skip
+    add_output_flags(parser)
     arguments = parser.parse_args(argv)
-    try:
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("frames", total=None)
-            inspection = inspect_recordings(
-                arguments.directory, lambda done, total: bar.update(task, completed=done, total=total)
-            )
-        pictures = [] if arguments.no_pictures else draw_pictures(inspection, arguments.output_dir)
-        if arguments.json:
-            write_json(arguments.json, inspection.to_json())
-    except WorkspaceError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    Console().print(inspection.table(pictures), highlight=False)
-    return inspection.exit_status
+    return inspect_and_say(arguments, lambda bar: inspect_recordings(arguments.directory, bar))
 
 
 if __name__ == "__main__":

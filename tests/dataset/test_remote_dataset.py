@@ -1,0 +1,90 @@
+"""A dataset in an object store, read by training and by the checks as one on this machine."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from object_store import s3_server
+from trajectory_factory import write_trajectory
+
+from diffusion_policy.convert import ConversionSettings, convert
+from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
+from diffusion_policy.dataset.replay_buffer import DatasetError, ReplayBuffer
+from diffusion_policy.report.inspection import inspect_dataset, inspect_recordings
+
+SHAPE_META = {
+    "obs": {
+        "image": {"shape": [3, 18, 32], "type": "rgb"},
+        "robot_eef_pose": {"shape": [7]},
+        "robot_gripper_state": {"shape": [1]},
+    },
+    "action": {"shape": [8]},
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The same recordings and dataset in a store ("in", "out.zarr") and in a folder."""
+    folder = tmp_path_factory.mktemp("here")
+    for number in range(2):
+        write_trajectory(folder / "in", number, n_steps=12, size=(64, 36))
+    with s3_server() as bucket:
+        url = f"s3://{bucket}/there"
+        from upath import UPath
+
+        UPath(url).fs.put(str(folder / "in"), f"{bucket}/there/in", recursive=True)
+        for output in (folder / "out.zarr", f"{url}/out.zarr"):
+            options = {"scratch": folder / "scratch"} if isinstance(output, str) else {}
+            convert(ConversionSettings(folder / "in", output, (32, 18), workers=1, **options))  # type: ignore[arg-type]
+        yield url, folder
+
+
+@pytest.mark.parametrize("cache", ["none", "memory", "mmap"])
+def test_training_reads_the_same_samples(
+    places: tuple[str, Path], cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    url, folder = places
+    there, here = (
+        CogActImageDataset(SHAPE_META, path, 4, 1, 3, 2, cache=how)
+        for path, how in ((f"{url}/out.zarr", cache), (folder / "out.zarr", "none"))
+    )
+    assert len(there) == len(here)
+    torch.testing.assert_close(there.get_batch([0, 7, 20]), here.get_batch([0, 7, 20]), rtol=0, atol=0)
+    kept = list((tmp_path / "diffusion_policy" / "images").glob("out.zarr-*/image-*.npy"))
+    assert len(kept) == (cache == "mmap")
+
+
+def test_a_mapped_cache_notices_another_dataset_without_hashes(
+    places: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    url, _ = places
+    root = ReplayBuffer.open(f"{url}/out.zarr", mode="r+").root
+    attributes = root.attrs.asdict()
+    del root.attrs["content_sha256"]
+    try:
+        first = CogActImageDataset(SHAPE_META, f"{url}/out.zarr", 4, 1, 3, 2, cache="mmap")
+        CogActImageDataset(SHAPE_META, f"{url}/out.zarr", 4, 1, 3, 2, cache="mmap")
+        files = list(tmp_path.rglob("image-*.npy"))
+        assert len(files) == 1
+        np.testing.assert_array_equal(np.load(files[0])[3], first.get_batch([4])["obs"]["image"][0, 0])
+    finally:
+        root.attrs.update(attributes)
+
+
+def test_the_checks_find_the_same(places: tuple[str, Path]) -> None:
+    url, folder = places
+    for inspect, name in ((inspect_dataset, "out.zarr"), (inspect_recordings, "in")):
+        there, here = inspect(f"{url}/{name}"), inspect(folder / name)  # type: ignore[operator]
+        said = [[(one.code, one.severity, one.evidence) for one in found.findings] for found in (there, here)]
+        assert said[0] == said[1]
+        assert there.summary.settings == here.summary.settings
+        assert there.details == here.details
+
+
+def test_an_absent_dataset_is_named(places: tuple[str, Path]) -> None:
+    with pytest.raises(DatasetError, match=r"s3://robot/there/none\.zarr: no zarr dataset there"):
+        CogActImageDataset(SHAPE_META, f"{places[0]}/none.zarr")
