@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_policy.model import ModelError
+from diffusion_policy.model.convolution import Convolution
 from diffusion_policy.model.image_augmentation import ColorJitter, CropRandomizer
 from diffusion_policy.spec import StepSpec
 
@@ -41,14 +42,14 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int, norm: Norm) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.conv1 = Convolution(in_channels, channels, 3, stride, padding=1)
         self.bn1 = norm(channels)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = Convolution(channels, channels, 3, padding=1)
         self.bn2 = norm(channels)
         self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != channels:
-            self.downsample = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), norm(channels))
+            self.downsample = nn.Sequential(Convolution(in_channels, channels, 1, stride), norm(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, channels, ceil(H / stride), ceil(W / stride))."""
@@ -71,7 +72,7 @@ class ResNet18Conv(nn.Module):
             for stage, (before, width) in enumerate(pairwise(widths))
         ]
         stem = [
-            nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
+            Convolution(3, 64, 7, stride=2, padding=3),
             norm(64),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, stride=2, padding=1),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
+from diffusion_policy.model.convolution import train_fast_on_cpu
 from diffusion_policy.model.diffusion.ema_model import EMAModel
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import Batch
@@ -94,6 +95,9 @@ class Updates:
         self.policy, self.optimizer, self.schedule, self.stages = loss.policy, optimizer, schedule, stages
         self.ema, self.drawing, self.processes = ema, drawing, processes
         self._dtype = autocast_dtype(settings.precision, processes.device)
+        on_cpu = processes.device.type == "cpu"
+        if on_cpu and self._dtype is None and settings.precision == "auto" and not settings.compile:
+            train_fast_on_cpu(self.policy)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         module: nn.Module = loss
         if settings.compile:

@@ -11,6 +11,7 @@ from diffusers.optimization import get_scheduler
 from diffusion_policy.adapt.param_groups import Role
 from diffusion_policy.checkpoint import build_policy
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.model.convolution import Convolution
 from diffusion_policy.model.diffusion.ema_model import EMAModel
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
 from diffusion_policy.workspace import TrainingError
@@ -194,6 +195,22 @@ def test_bf16_follows_float32_and_keeps_float32_weights(config):
         assert all(p.dtype == torch.float32 for p in updates.policy.parameters())
     assert losses["bf16"] == pytest.approx(losses["float32"], rel=0.02)
     assert losses["bf16"] != losses["float32"]
+
+
+def test_auto_is_float32_with_faster_convolutions_where_a_cpu_lacks_bf16(config, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+    config.policy.p_drop_attn = 0.0
+    losses, weights = {}, {}
+    for precision in ("float32", "auto"):
+        config.training.precision = precision
+        updates = updates_of(policy_with_normalizer(config), config)
+        losses[precision] = [float(updates.make([batch(step)], 0, step).loss) for step in range(6)]
+        layers = [module for module in updates.policy.modules() if isinstance(module, Convolution)]
+        assert len(layers) == 20
+        assert {layer.fast for layer in layers} == {precision == "auto"}
+        weights[precision] = torch.cat([p.detach().flatten() for p in updates.policy.parameters()])
+    assert losses["auto"] == pytest.approx(losses["float32"], rel=1e-4)
+    assert not torch.equal(weights["auto"], weights["float32"])
 
 
 def test_a_compiled_loss_has_no_graph_break(config):
