@@ -16,6 +16,7 @@ import asyncio
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
 import threading
@@ -35,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusion_policy.geometry import geodesic_distance
+from diffusion_policy.model.arithmetic import multiplies_bf16
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.serve.client import LineClient
@@ -101,7 +103,7 @@ class Candidate:
 def serving(name: str, options: EngineSettings, folder: Path, device: str) -> Iterator[Candidate]:
     """A server in a thread, and a client of it."""
     options.device = device
-    words = ["ckpt=random", "port=0", "deadline_s=60", "max_age_s=60", "guard.quaternion_tolerance=0.9"]
+    words = ["ckpt=random", "port=0", "deadline_s=60", "max_age_s=1e6", "guard.quaternion_tolerance=0.9"]
     settings: ServeSettings = read_settings(None, [*words, "guard.on_workspace=clip", f"log.directory={folder / name}"])
     engine = PolicyEngine(users_policy().to(device), options)
     engine.warm_up()
@@ -184,6 +186,13 @@ def report(candidates: Sequence[Candidate]) -> dict[str, Any]:
     return found
 
 
+def _cpu_name() -> str:
+    """The processor's name and the vector instructions that torch uses."""
+    listing = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", listing.read_text()) if listing.is_file() else []
+    return f"{(names or [platform.processor()])[0]}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="6 requests")
@@ -195,8 +204,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     kinds = {
         "baseline": EngineSettings(steps=arguments.steps, fast=False),
         "float32": EngineSettings(steps=arguments.steps),
-        "bfloat16": EngineSettings(steps=arguments.steps, precision="bfloat16"),
     }
+    device, console = torch.device(arguments.device), Console()
+    if device.type == "cpu":
+        kinds["float16"] = EngineSettings(steps=arguments.steps, precision="float16")
+    if multiplies_bf16(device):
+        kinds["bfloat16"] = EngineSettings(steps=arguments.steps, precision="bfloat16")
+    else:
+        console.print("bfloat16 is left out: this device has no instructions for it, and would emulate it")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         candidates = [
             stack.enter_context(serving(name, options, Path(folder), arguments.device))
@@ -205,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         measure(candidates, 6 if arguments.quick else arguments.requests)
     found = report(candidates) | {
         "steps": arguments.steps,
-        "device": torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.processor(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

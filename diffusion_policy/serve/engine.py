@@ -13,9 +13,11 @@ Legend of shapes: To observation steps, T horizon, Ta executed steps, Da = 8 act
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +29,7 @@ from torch import Tensor
 
 from diffusion_policy.checkpoint import load_policy, read_checkpoint
 from diffusion_policy.geometry import align_quaternion_signs
+from diffusion_policy.model.arithmetic import multiplies_bf16
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.serve.fast_path import UNSUPPORTED, FastPath, is_accelerable
@@ -51,7 +54,7 @@ class Inference:
 
     Attributes:
         actions: (Ta, Da) float64, from now on.
-        sequence: (T, Da) the whole sequence that was denoised.
+        sequence: (t, Da) all that was denoised: T steps, or on the fast path those that are executed and one more.
         first: index in ``sequence`` of ``actions[0]``.
         encoded: how many frames had to be encoded; the others were known.
     """
@@ -118,10 +121,16 @@ class PolicyEngine:
         self.n_action_steps = self.policy.n_action_steps
         self._camera = spec.rgb[0]
         self._hemisphere = self._recorded_side()
+        self._decoders = ThreadPoolExecutor(self.n_obs_steps, "decode")  # frames of a request side by side
         self._fast = FastPath(self.policy, self.settings) if self._takes_the_fast_path() else None
 
     def _takes_the_fast_path(self) -> bool:
         """Whether it is asked for and possible; ServeError where an option needs it and the policy cannot take it."""
+        if self.settings.precision == "bfloat16" and not multiplies_bf16(self.policy.device):
+            logger.warning(
+                "engine.precision is bfloat16, but this device has no instructions for it: emulated, it is many times "
+                "slower than float32. On a CPU, engine.precision=float16 is the faster one"
+            )
         if not self.settings.fast or is_accelerable(self.policy):
             return self.settings.fast
         if self.settings.warm_start or self.settings.precision != "float32":
@@ -187,7 +196,7 @@ class PolicyEngine:
         if unseen:
             steps = list(unseen.values())
             with stages.measure("decode"):
-                frames = [self.decode(observation, step) for step in steps]
+                frames = list(self._decoders.map(functools.partial(self.decode, observation), steps))
             with stages.measure("prepare"):
                 prepared = self.prepare(frames, states[steps])
             with stages.measure("encode"):
@@ -286,6 +295,8 @@ class PolicyEngine:
             "seed": self.settings.seed,
             "device": self.settings.device,
             "fast": self._fast is not None,
+            "cuda_graphs": self._fast is not None and self._fast.uses_cuda_graphs,
+            "denoised_steps": self.policy.sequence_length if self._fast is None else self._fast.denoised_steps,
             "n_obs_steps": self.n_obs_steps,
             "n_action_steps": self.n_action_steps,
             "horizon": self.policy.horizon,

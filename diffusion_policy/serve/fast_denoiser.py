@@ -7,7 +7,11 @@ from one denoising step to the next is computed once:
   observations' once a request. They are even folded with the query and output projections around them: with few
   condition tokens, ``(h Wq) K'`` is ``h (Wq K')`` and ``(p V) Wo`` is ``p (V Wo)``, and two large products a layer and
   step become two small ones;
-* every intermediate buffer: the loop writes into tensors that exist (``out=``), so nothing is allocated in it.
+* the norms' scales and shifts, which are folded into the product that follows;
+* every intermediate buffer: the loop writes into tensors that exist (``out=``), so nothing is allocated in it (but the
+  results of products with float16 weights, whose kernel brings its own).
+
+With causal attention a step does not see later ones, so steps that nobody executes need not be denoised: ``rows``.
 
 Legend of shapes: t action tokens, S = 1 + To condition tokens, E = n_emb, H heads, L layers, R = H * S. Batch is 1: one
 robot asks for one answer.
@@ -23,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_policy.model.diffusion.transformer_for_diffusion import TransformerForDiffusion
+from diffusion_policy.serve.settings import ServeError
 
 
 def is_foldable(model: TransformerForDiffusion) -> bool:
@@ -31,16 +36,28 @@ def is_foldable(model: TransformerForDiffusion) -> bool:
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """Weights of one decoder layer, transposed for ``x @ W``."""
+class _Product:
+    """``x @ weight + bias`` with the weight (in, out) as it is, or packed as float16 for a CPU."""
 
-    norm1: tuple[Tensor, Tensor]
-    qkv: tuple[Tensor, Tensor]
-    out: tuple[Tensor, Tensor]
-    norm2: tuple[Tensor, Tensor]
-    norm3: tuple[Tensor, Tensor]
-    linear1: tuple[Tensor, Tensor]
-    linear2: tuple[Tensor, Tensor]
+    bias: Tensor
+    weight: Tensor | None = None
+    packed: Any = None
+
+    def write(self, x: Tensor, out: Tensor) -> Tensor:
+        """The product (t, out); in ``out``, where the kernel can write to it."""
+        if self.weight is None:
+            return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+        return torch.addmm(self.bias, x, self.weight, out=out)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Products of one decoder layer, the norms before them folded in."""
+
+    qkv: _Product
+    out: _Product
+    linear1: _Product
+    linear2: _Product
     cross_out_bias: Tensor
 
 
@@ -48,71 +65,96 @@ class FastDenoiser:
     """Predicts the noise in one sequence, given condition tokens that were folded beforehand.
 
     Call :meth:`set_timesteps` once a sampler, :meth:`set_condition` once a request, then :meth:`predict` step by step.
+    ``device`` is the model's, ``sample_shape`` is (1, t, Da).
 
     Args:
         model: in eval mode; its weights are copied, later changes to it are not seen.
-        length: t, tokens of the sequence.
-        dtype: of the large products; sums, norms and the condition stay float32.
+        length: steps of a whole sequence.
+        precision: of the large products; sums, norms and the condition stay float32. "bfloat16" rounds what is
+            multiplied; "float16" (CPU alone) stores the weights so, which halves what a product reads from memory.
+        rows: t, the first steps, which are denoised; None: all. Fewer only where attention is causal.
+
+    Raises:
+        ServeError: float16 on a device, or for weights, that cannot have it.
     """
 
-    def __init__(self, model: TransformerForDiffusion, length: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, model: TransformerForDiffusion, length: int, precision: str = "float32", rows: int | None = None
+    ) -> None:
         assert is_foldable(model)
         assert model.decoder is not None
         assert model.cond_pos_emb is not None
+        assert rows is None or model.causal_attn, "without causal attention every step sees every other"
         self._model = model
-        self._dtype = dtype
-        self._device = model.device
+        self._precision = precision
+        self._dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32  # of what is multiplied
+        self.device = model.device
         self._n_tokens = model.cond_pos_emb.shape[1]
         self._n_head = model.decoder.layers[0].self_attn.num_heads
         self._width = model.pos_emb.shape[2]
+        self._scale = 1 / math.sqrt(self._width // self._n_head)
         self._layers = [self._read_layer(layer) for layer in model.decoder.layers]
-        self._read_cross_attention([layer.multihead_attn for layer in model.decoder.layers])
-        self._head = self._linear(model.head.weight, model.head.bias)
-        self._ln_f = _norm(model.ln_f)
-        self._input = self._linear(model.input_emb.weight, model.input_emb.bias)
-        self._position = (model.pos_emb[0, :length] + model.input_emb.bias).detach().clone()
-        self._read_masks(model, length)
-        self._allocate(length)
+        self._read_cross_attention(list(model.decoder.layers))
+        self._head = self._product(model.head.weight, model.head.bias, model.ln_f)
+        self._input = model.input_emb.weight.detach().t().contiguous()
+        rows = length if rows is None else rows
+        self._position = (model.pos_emb[0, :rows] + model.input_emb.bias).detach().clone()
+        self._read_masks(model, length, rows)
+        self._allocate(rows)
+        self.sample_shape = (1, rows, model.input_emb.in_features)
         self._time_rows: dict[int, int] = {}
 
-    def _linear(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        return weight.detach().t().contiguous().to(self._dtype), bias.detach().clone().to(self._dtype)
+    def _product(self, weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None = None) -> _Product:
+        weight, bias = _after_norm(weight, bias, norm)
+        if self._precision != "float16":
+            return _Product(bias.to(self._dtype), weight.t().contiguous().to(self._dtype))
+        if self.device.type != "cpu":
+            raise ServeError(f"engine.precision float16 is for CPUs; bfloat16 is what {self.device} multiplies fast")
+        if weight.abs().max() > torch.finfo(torch.float16).max:
+            raise ServeError("engine.precision float16: a weight of the denoiser is larger than float16 holds")
+        try:
+            return _Product(bias, packed=torch.ops.quantized.linear_prepack_fp16(weight, bias))
+        except RuntimeError as error:
+            raise ServeError(f"engine.precision float16: torch has no kernel for this CPU ({error})") from error
 
     def _read_layer(self, layer: Any) -> _Layer:
         attention, cross = layer.self_attn, layer.multihead_attn
         return _Layer(
-            norm1=_norm(layer.norm1),
-            qkv=self._linear(attention.in_proj_weight, attention.in_proj_bias),
-            out=self._linear(attention.out_proj.weight, attention.out_proj.bias),
-            norm2=_norm(layer.norm2),
-            norm3=_norm(layer.norm3),
-            linear1=self._linear(layer.linear1.weight, layer.linear1.bias),
-            linear2=self._linear(layer.linear2.weight, layer.linear2.bias),
+            qkv=self._product(attention.in_proj_weight, attention.in_proj_bias, layer.norm1),
+            out=self._product(attention.out_proj.weight, attention.out_proj.bias),
+            linear1=self._product(layer.linear1.weight, layer.linear1.bias, layer.norm3),
+            linear2=self._product(layer.linear2.weight, layer.linear2.bias),
             cross_out_bias=cross.out_proj.bias.detach().clone(),
         )
 
     def _read_cross_attention(self, layers: list[Any]) -> None:
         """Projections around the condition, of all layers: (L, E, E) of keys and values, (L, H, d, E) of the rest."""
         size = self._width // self._n_head
+        attentions = [layer.multihead_attn for layer in layers]
         weights, biases = (
-            torch.stack([getattr(layer, name).detach() for layer in layers]).chunk(3, dim=1)
+            torch.stack([getattr(attention, name).detach() for attention in attentions]).chunk(3, dim=1)
             for name in ("in_proj_weight", "in_proj_bias")
         )
-        self._query = weights[0].unflatten(1, (self._n_head, size)) / math.sqrt(size)
-        self._query_bias = biases[0].unflatten(1, (self._n_head, size))[..., None] / math.sqrt(size)
+        queries = [
+            _after_norm(weight, bias, layer.norm2)
+            for weight, bias, layer in zip(weights[0], biases[0], layers, strict=True)
+        ]
+        query, query_bias = (torch.stack(tensors) / math.sqrt(size) for tensors in zip(*queries, strict=True))
+        self._query = query.unflatten(1, (self._n_head, size))
+        self._query_bias = query_bias.unflatten(1, (self._n_head, size))[..., None]
         self._to_keys, self._to_values = (weight.transpose(1, 2).contiguous() for weight in weights[1:])
         self._to_keys_bias, self._to_values_bias = biases[1][:, None], biases[2][:, None]
-        out = torch.stack([layer.out_proj.weight.detach().t() for layer in layers])
+        out = torch.stack([attention.out_proj.weight.detach().t() for attention in attentions])
         self._out = out.unflatten(1, (self._n_head, size)).contiguous()
 
-    def _read_masks(self, model: TransformerForDiffusion, length: int) -> None:
+    def _read_masks(self, model: TransformerForDiffusion, length: int, rows: int) -> None:
         heads, tokens = self._n_head, self._n_tokens
         first = model.n_obs_steps - 1 if length < model.horizon else 0
-        nothing = torch.zeros(length, length, device=self._device)
-        mask = nothing if model.mask is None else model.mask[:length, :length]
-        seen = torch.zeros(length, tokens, device=self._device)
+        nothing = torch.zeros(rows, rows, device=self.device)
+        mask = nothing if model.mask is None else model.mask[:rows, :rows]
+        seen = torch.zeros(rows, tokens, device=self.device)
         if model.memory_mask is not None:
-            seen = model.memory_mask[first : first + length]
+            seen = model.memory_mask[first : first + rows]
         self._mask = mask.expand(heads, -1, -1).contiguous()  # (H, t, t)
         self._memory_mask = seen[:, None, :].expand(-1, heads, -1).contiguous()  # (t, H, S)
 
@@ -121,10 +163,10 @@ class FastDenoiser:
         heads, width, tokens, layers = self._n_head, self._width, self._n_tokens, len(self._layers)
 
         def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=self._device)
+            return torch.empty(shape, dtype=dtype, device=self.device)
 
         self._x = buffer(length, width)
-        self._normed, self._mean, self._rstd = buffer(length, width), buffer(length, 1), buffer(length, 1)
+        self._normed, self._mean, self._rstd = buffer(length, width), buffer(length), buffer(length)
         plain = self._dtype == torch.float32
         self._half = self._normed if plain else buffer(length, width, dtype=self._dtype)
         self._qkv = buffer(length, 3 * width)
@@ -139,6 +181,21 @@ class FastDenoiser:
         self._key_bias = buffer(layers, heads, tokens)
         self._values = buffer(layers, heads, tokens, width)  # V Wo
         self._output = buffer(length, self._model.head.out_features, dtype=self._dtype)
+        self._x_view, self._norm_out = self._x[None], (self._normed[None], self._mean, self._rstd)
+        # Views are made once: in a loop of small products they cost as much as some of them.
+        self._query_view, self._key_view, self._value_view = (
+            self._qkv.view(length, 3, heads, -1).permute(1, 2, 0, 3).unbind()  # (H, t, d) each
+        )
+        self._key_view = self._key_view.transpose(1, 2)
+        self._mixed_view, self._joined_view = self._mixed.transpose(0, 1), self._joined.view(length, -1)
+        self._cross_view, self._cross_shares_view = (
+            self._cross.view(length, heads, tokens),
+            self._cross_shares.view(length, -1),
+        )
+        self._folded = [
+            (self._key_bias[layer].view(-1), self._keys[layer].view(width, -1), self._values[layer].view(-1, width))
+            for layer in range(layers)
+        ]
 
     # ---- once ----
 
@@ -147,7 +204,7 @@ class FastDenoiser:
         """Fold the time token of every timestep of a sampler: (n,) diffusion times."""
         model = self._model
         assert model.cond_pos_emb is not None
-        time = model.time_emb(timesteps.to(self._device)).to(model.dtype) + model.cond_pos_emb[0, :1]
+        time = model.time_emb(timesteps.to(self.device)).to(model.dtype) + model.cond_pos_emb[0, :1]
         self._time_keys, self._time_bias, self._time_values = self._fold(model.encoder(time))
         self._time_rows = {int(timestep): row for row, timestep in enumerate(timesteps.tolist())}
 
@@ -176,64 +233,70 @@ class FastDenoiser:
     @torch.no_grad()
     def predict(self, sample: Tensor, timestep: int) -> Tensor:
         """Noise in (1, t, Da) at one of the timesteps; the result is valid until the next call."""
+        self.set_time(timestep)
+        return self.step(sample)
+
+    def set_time(self, timestep: int) -> None:
+        """Put the time token of one of the timesteps beside the observations' tokens."""
         row = self._time_rows[timestep]
         self._keys[..., 0].copy_(self._time_keys[..., row])
         self._key_bias[..., 0].copy_(self._time_bias[..., row])
         self._values[:, :, 0].copy_(self._time_values[:, :, row])
-        torch.addmm(self._position, sample[0], self._input[0].float(), out=self._x)
+
+    @torch.no_grad()
+    def step(self, sample: Tensor) -> Tensor:
+        """Noise in (1, t, Da) at the time that was set; the same kernels on the same memory at each call."""
+        torch.addmm(self._position, sample[0], self._input, out=self._x)
         for index, layer in enumerate(self._layers):
             self._attend_to_itself(layer)
             self._attend_to_condition(index, layer)
             self._feed_forward(layer)
-        self._normalize(self._ln_f)
-        weight, bias = self._head
-        torch.addmm(bias, self._half, weight, out=self._output)
-        return self._output[None].float()
+        self._normalize()
+        return self._head.write(self._half, self._output)[None].float()
 
-    def _normalize(self, norm: tuple[Tensor, Tensor]) -> None:
-        """LayerNorm of x, as float32 and in the dtype of the products."""
-        weight, bias = norm
-        torch.ops.aten.native_layer_norm.out(
-            self._x, (self._width,), weight, bias, 1e-5, out0=self._normed, out1=self._mean, out2=self._rstd
+    def _normalize(self) -> None:
+        """Each row of x to mean 0 and variance 1, as float32 and as it is multiplied.
+
+        A batch norm in training, whose channels are the rows: the one kernel for it that writes where it is told to.
+        """
+        torch.native_batch_norm(
+            self._x_view, None, None, None, None, training=True, momentum=0.0, eps=1e-5, out=self._norm_out
         )
         if self._half is not self._normed:
             self._half.copy_(self._normed)
 
     def _attend_to_itself(self, layer: _Layer) -> None:
-        length, heads = len(self._x), self._n_head
-        self._normalize(layer.norm1)
-        torch.addmm(layer.qkv[1], self._half, layer.qkv[0], out=self._qkv_half)
-        if self._qkv_half is not self._qkv:
-            self._qkv.copy_(self._qkv_half)
-        query, key, value = self._qkv.view(length, 3, heads, -1).permute(1, 2, 0, 3)  # (H, t, d) each
-        torch.baddbmm(self._mask, query, key.transpose(1, 2), alpha=1 / math.sqrt(query.shape[2]), out=self._scores)
+        self._normalize()
+        qkv = layer.qkv.write(self._half, self._qkv_half)
+        if qkv is not self._qkv:
+            self._qkv.copy_(qkv)
+        torch.baddbmm(self._mask, self._query_view, self._key_view, alpha=self._scale, out=self._scores)
         torch.softmax(self._scores, dim=-1, out=self._shares)
-        torch.bmm(self._shares, value, out=self._mixed)
-        self._joined.copy_(self._mixed.transpose(0, 1))
-        torch.addmm(layer.out[1], self._joined.view(length, -1), layer.out[0], out=self._projected)
-        self._x.add_(self._projected)
+        torch.bmm(self._shares, self._value_view, out=self._mixed)
+        self._joined.copy_(self._mixed_view)
+        self._x.add_(layer.out.write(self._joined_view, self._projected))
 
     def _attend_to_condition(self, index: int, layer: _Layer) -> None:
-        length = len(self._x)
-        self._normalize(layer.norm2)
-        torch.addmm(
-            self._key_bias[index].view(-1), self._normed, self._keys[index].view(self._width, -1), out=self._cross
-        )
-        scores = self._cross.view(self._memory_mask.shape).add_(self._memory_mask)
-        torch.softmax(scores, dim=-1, out=self._cross_shares)
-        self._x.addmm_(self._cross_shares.view(length, -1), self._values[index].view(-1, self._width))
+        key_bias, keys, values = self._folded[index]
+        self._normalize()
+        torch.addmm(key_bias, self._normed, keys, out=self._cross)
+        torch.softmax(self._cross_view.add_(self._memory_mask), dim=-1, out=self._cross_shares)
+        self._x.addmm_(self._cross_shares_view, values)
         self._x.add_(layer.cross_out_bias)
 
     def _feed_forward(self, layer: _Layer) -> None:
-        self._normalize(layer.norm3)
-        torch.addmm(layer.linear1[1], self._half, layer.linear1[0], out=self._hidden)
-        torch.ops.aten.gelu.out(self._hidden, out=self._active)
-        torch.addmm(layer.linear2[1], self._active, layer.linear2[0], out=self._projected)
-        self._x.add_(self._projected)
+        self._normalize()
+        torch.ops.aten.gelu.out(layer.linear1.write(self._half, self._hidden), out=self._active)
+        self._x.add_(layer.linear2.write(self._active, self._projected))
 
 
-def _norm(module: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    return module.weight.detach().clone(), module.bias.detach().clone()
+def _after_norm(weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None) -> tuple[Tensor, Tensor]:
+    """A product's weight (out, in) and bias, the scale and shift of the norm before it folded in."""
+    weight, bias = weight.detach(), bias.detach()
+    if norm is None:
+        return weight.clone(), bias.clone()
+    shifted = bias.double() + weight.double() @ norm.bias.detach().double()
+    return weight * norm.weight.detach(), shifted.to(bias)
 
 
 class WholeDenoiser:

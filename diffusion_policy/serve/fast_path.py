@@ -2,8 +2,10 @@
 
 * A step's features are kept by its content (image and state), so a frame that two requests share is encoded once.
 * The denoiser's condition is folded once a request, its time token once for all (``fast_denoiser``).
+* Steps of the sequence that no executed one depends on are not denoised (causal attention, samplers without noise).
 * Convolutions run in the memory layout that suits them, in bfloat16 if asked for; the spatial softmax, whose sums
   decide where a keypoint is, stays float32.
+* On a CUDA device a denoising step is one CUDA graph (``cuda_graph``).
 
 The policy itself is not changed: its plain ``predict_action`` remains the measure of what is computed here.
 """
@@ -12,20 +14,25 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.policy.observation_batch import observation_batch
+from diffusion_policy.serve.cuda_graph import GraphedDenoiser
 from diffusion_policy.serve.fast_denoiser import FastDenoiser, WholeDenoiser, is_foldable
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.spec import ImageArray
+
+logger = logging.getLogger(__name__)
 
 UNSUPPORTED = "its observations are no condition (obs_as_cond False), or its crops are random (eval_fixed_crop False)"
 
@@ -33,6 +40,11 @@ UNSUPPORTED = "its observations are no condition (obs_as_cond False), or its cro
 def is_accelerable(policy: DiffusionTransformerHybridImagePolicy) -> bool:
     """Whether a policy's features depend on the frame alone, and are a condition."""
     return policy.obs_as_cond and (policy.crop_shape is None or policy.eval_fixed_crop)
+
+
+def is_cuda(device: torch.device) -> bool:
+    """Whether it can replay CUDA graphs."""
+    return device.type == "cuda"
 
 
 class FastPath:
@@ -53,14 +65,31 @@ class FastPath:
         self._after = core.nets[1:]
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
         self._capacity = settings.cached_frames
-        self._denoiser: FastDenoiser | WholeDenoiser = (
-            FastDenoiser(policy.model, policy.sequence_length, self._dtype)
-            if is_foldable(policy.model)
-            else WholeDenoiser(policy.model)
-        )
         policy.noise_scheduler.set_timesteps(policy.num_inference_steps)
         self._timesteps: list[int] = policy.noise_scheduler.timesteps.tolist()
-        self._denoiser.set_timesteps(policy.noise_scheduler.timesteps)
+        self.denoised_steps = _steps_to_denoise(policy, settings)
+        self._denoiser = self._build_denoiser(settings)
+
+    @property
+    def uses_cuda_graphs(self) -> bool:
+        """Whether a denoising step is launched as a whole."""
+        return isinstance(self._denoiser, GraphedDenoiser)
+
+    def _build_denoiser(self, settings: EngineSettings) -> FastDenoiser | GraphedDenoiser | WholeDenoiser:
+        """The fastest one that the model and the device allow."""
+        policy = self._policy
+        if not is_foldable(policy.model):
+            return WholeDenoiser(policy.model)
+        length, rows = policy.sequence_length, self.denoised_steps
+        denoiser = FastDenoiser(policy.model, length, settings.precision, rows if rows < length else None)
+        denoiser.set_timesteps(policy.noise_scheduler.timesteps)
+        if not is_cuda(policy.device) or not settings.cuda_graphs:
+            return denoiser
+        try:
+            return GraphedDenoiser(denoiser, self._timesteps[0])
+        except RuntimeError as error:
+            logger.warning("a denoising step cannot be recorded as a CUDA graph; its kernels are launched: %s", error)
+            return denoiser
 
     # ---- features ----
 
@@ -108,7 +137,7 @@ class FastPath:
     def denoise(
         self, features: Tensor, noise: Tensor, generator: torch.Generator, remainder: NDArray[np.float64] | None
     ) -> Tensor:
-        """Features (To, Do) and noise (1, T, Da) -> actions (T, Da) in the dataset's units.
+        """Features (To, Do) and noise (1, T, Da) -> actions (t, Da) in the dataset's units, t = ``denoised_steps``.
 
         A remainder (n, Da) of the last sequence is noised to a later timestep, and denoising goes on from there; its
         missing end repeats its last row, as a guess that is denoised like the rest.
@@ -117,12 +146,12 @@ class FastPath:
         options = {} if policy.eta is None else {"eta": policy.eta}
         self._denoiser.set_condition(features)
         scheduler.set_timesteps(policy.num_inference_steps)
-        sample, skipped = noise.to(policy.device), 0
+        sample, skipped = noise[:, : self.denoised_steps].to(policy.device), 0
         if self._warm_start and remainder is not None and len(remainder):
             skipped = int(self._warm_start * len(self._timesteps))
             sample = self._noised(remainder, sample, self._timesteps[skipped])
         for timestep in self._timesteps[skipped:]:
-            prediction = self._denoiser.predict(sample, timestep)
+            prediction = self._denoiser.predict(sample, timestep).clone()  # a multistep solver keeps it
             sample = scheduler.step(prediction, timestep, sample, generator=generator, **options).prev_sample
         return policy.normalizer["action"].unnormalize(sample)[0]
 
@@ -132,3 +161,27 @@ class FastPath:
         rows = torch.arange(noise.shape[1], device=start.device).clamp(max=len(start) - 1)
         alpha = self._policy.noise_scheduler.alphas_cumprod[timestep].to(noise)
         return alpha.sqrt() * start[rows][None] + (1 - alpha).sqrt() * noise
+
+
+def _steps_to_denoise(policy: DiffusionTransformerHybridImagePolicy, settings: EngineSettings) -> int:
+    """How many steps of the sequence must be denoised: those executed, and the one that the next chunk's seam needs.
+
+    All of them where a step sees later ones, where the remainder is a start for the next chunk, where the sampler draws
+    noise (in one draw for the whole sequence) or scales a sample by all of its numbers.
+    """
+    needed = policy.n_obs_steps - 1 + policy.n_action_steps + 1
+    config = policy.noise_scheduler.config
+    draws = (
+        isinstance(policy.noise_scheduler, DDPMScheduler)
+        or bool(policy.eta)
+        or str(config.get("algorithm_type", "")).startswith("sde")
+    )
+    whole = (
+        not is_foldable(policy.model)
+        or not policy.causal_attn
+        or policy.pred_action_steps_only
+        or bool(settings.warm_start)
+        or draws
+        or bool(config.get("thresholding"))
+    )
+    return policy.sequence_length if whole else min(needed, policy.sequence_length)

@@ -145,7 +145,7 @@ def compare(steps: Sequence[LoggedStep], engine: Engine, *, same_settings: bool)
     after = np.stack([answer.actions for answer in answers])
     if before.shape != after.shape:
         raise SessionLogError(f"the log's chunks are {before.shape[1:]}, this policy's {after.shape[1:]}")
-    sequences = [(step.sequence, answer.sequence) for step, answer in zip(steps, answers, strict=True)]
+    sequences = [_common(step.sequence, answer.sequence) for step, answer in zip(steps, answers, strict=True)]
     errors = score_chunks(after, before).means()
     return ReplayReport(
         steps=len(steps),
@@ -156,6 +156,12 @@ def compare(steps: Sequence[LoggedStep], engine: Engine, *, same_settings: bool)
         rotation_deg=errors["rotation_deg"] or 0.0,
         differences=tuple(event_differences(before[:, 0, 7], after[:, 0, 7], [step.number for step in steps])),
     )
+
+
+def _common(before: FloatArray, after: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The steps that both denoised: those executed, and more where a setting needs more."""
+    rows = min(len(before), len(after))
+    return before[:rows], after[:rows]
 
 
 def event_differences(before: FloatArray, after: FloatArray, numbers: Sequence[int]) -> list[str]:

@@ -18,7 +18,7 @@ from diffusion_policy.serve.motion_guard import GuardSettings
 from diffusion_policy.serve.protocol import DEFAULT_PORT, Limits
 from diffusion_policy.spec import WorkspaceError
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 class ServeError(WorkspaceError):
@@ -34,9 +34,11 @@ class EngineSettings:
         device: "cpu", "cuda:0", ...
         scheduler: "ddim", "ddpm" or "dpm-solver++".
         steps: denoising steps.
-        precision: "float32", or "bfloat16" for the convolutions and the denoiser's large products.
+        precision: "float32"; "bfloat16" for the convolutions and the denoiser's large products, fast where the device
+            has instructions for it; or "float16" for the denoiser's weights alone, on any x86 CPU.
         fast: False runs ``predict_action`` as training does, without any cache; so do policies that need it.
         compile: torch.compile for the convolutions; its warm-up takes a minute.
+        cuda_graphs: on a CUDA device, launch a denoising step as one graph; without effect elsewhere.
         cached_frames: features kept, by content; 0 encodes every frame anew.
         seed: of the noise; request i of an episode draws from (seed, i).
         warm_start: share of the denoising steps that is skipped by starting from the remainder of the last chunk.
@@ -50,6 +52,7 @@ class EngineSettings:
     precision: str = "float32"
     fast: bool = True
     compile: bool = False
+    cuda_graphs: bool = True
     cached_frames: int = 8
     seed: int = 0
     warm_start: float = 0.0
@@ -58,11 +61,11 @@ class EngineSettings:
     def __post_init__(self) -> None:
         """Refuse values that no policy can be run with."""
         if self.precision not in PRECISIONS:
-            raise ServeError(f"engine.precision is {self.precision!r}; expected {' or '.join(PRECISIONS)}")
+            raise ServeError(f"engine.precision is {self.precision!r}; expected {', '.join(PRECISIONS)}")
         if not 0 <= self.warm_start < 1:
             raise ServeError(f"engine.warm_start is {self.warm_start}; expected 0 <= warm_start < 1")
         if not self.fast and (self.warm_start or self.precision != "float32"):
-            raise ServeError("engine.fast is off: warm_start and bfloat16 need it")
+            raise ServeError("engine.fast is off: warm_start and precisions other than float32 need it")
 
 
 @dataclass

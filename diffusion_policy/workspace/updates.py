@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
+from diffusion_policy.model.arithmetic import multiplies_bf16
 from diffusion_policy.model.convolution import train_fast_on_cpu
 from diffusion_policy.model.diffusion.ema_model import EMAModel
 from diffusion_policy.workspace import TrainingError
@@ -38,16 +39,6 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision not in PRECISIONS:
         raise TrainingError(f"training.precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
     return torch.bfloat16 if precision == "bf16" or (precision == "auto" and multiplies_bf16(device)) else None
-
-
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions for it; a CPU without them emulates bf16, slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if not hasattr(torch.cpu, "get_capabilities"):  # older torch does not tell
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 @dataclass(frozen=True)

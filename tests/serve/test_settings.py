@@ -34,7 +34,7 @@ def test_every_setting_can_be_given_as_a_word() -> None:
         ([], "ckpt: .*missing mandatory value"),
         (["ckpt=a", "guard.max_step=1"], "Key 'max_step' not in 'GuardSettings'"),
         (["ckpt=a", "port=x"], "port: .*could not be converted to Integer"),
-        (["ckpt=a", "engine.precision=float16"], "engine.precision is 'float16'"),
+        (["ckpt=a", "engine.precision=float8"], "engine.precision is 'float8'"),
         (["ckpt=a", "engine.warm_start=1"], "engine.warm_start is 1"),
         (["ckpt=a", "engine.fast=false", "engine.warm_start=0.5"], "engine.fast is off"),
         (["ckpt=a", "deadline_s=0"], "deadline_s is 0"),
