@@ -13,6 +13,7 @@ import hydra
 from omegaconf import DictConfig
 from rich import get_console
 
+from diffusion_policy.report.doctor import examine_numbers
 from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.workspace.overrides import check_overrides, follower_overrides
@@ -26,6 +27,8 @@ def train(cfg: DictConfig) -> None:
     summary = None
     try:
         summary = hydra.utils.get_class(cfg._target_)(cfg).run()
+        if summary is not None and summary.interrupted is None:  # what doctor and page say of it too
+            get_console().print(examine_numbers(summary.folder).table(), highlight=False, crop=False)
     except WorkspaceError as error:
         refuse(error)
     if summary is not None:

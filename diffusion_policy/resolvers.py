@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import GrammarParseError
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from omegaconf.grammar_parser import parse
 
 from diffusion_policy.spec import WorkspaceError
@@ -94,6 +94,25 @@ def _value(node: ast.expr, text: str) -> Number:
     if not isinstance(result, (int, float)) or abs(result) > MAX_MAGNITUDE:
         raise ArithmeticTextError(f"cannot evaluate {text!r}: a part of it is beyond {MAX_MAGNITUDE}.")
     return result
+
+
+def flat_config(config: DictConfig) -> dict[str, Any]:
+    """Entries by dotted name; if a reference cannot be resolved, all stay as they are written."""
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException:
+        plain = OmegaConf.to_container(config, resolve=False)
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, entry in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), entry)
+        else:
+            flat[prefix] = value
+
+    walk("", plain)
+    return flat
 
 
 def check_interpolations(config: Any, where: str) -> None:

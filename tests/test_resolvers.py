@@ -8,6 +8,7 @@ from diffusion_policy.resolvers import (
     InterpolationError,
     check_interpolations,
     evaluate_arithmetic,
+    flat_config,
     register_resolvers,
 )
 from diffusion_policy.spec import WorkspaceError
@@ -113,3 +114,9 @@ def test_harmful_interpolations_are_refused_by_name(config, reason):
         check_interpolations(config, "a.ckpt")
     assert isinstance(caught.value, WorkspaceError)
     assert len(str(caught.value)) < 400
+
+
+def test_a_config_is_laid_flat_and_a_dangling_reference_stays_as_written():
+    config = OmegaConf.create({"a": {"b": 1, "empty": {}}, "c": "${a.b}", "d": [1, 2]})
+    assert flat_config(config) == {"a.b": 1, "a.empty": {}, "c": 1, "d": [1, 2]}
+    assert flat_config(OmegaConf.create({"a": {"b": "${nowhere}"}})) == {"a.b": "${nowhere}"}

@@ -61,6 +61,20 @@ def test_the_line_that_users_type_trains_into_a_dated_folder_and_can_be_interrup
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
+def test_a_finished_run_ends_with_its_findings_the_best_checkpoint_and_the_next_command(dataset, tmp_path):
+    overrides = [*tiny_run.OVERRIDES, f"task.dataset_path={dataset}", "training.num_epochs=1", "hydra.run.dir=run"]
+    ended = train(*overrides, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    findings, summary = ended.stdout.split("finished after 1 epochs, ")
+    assert "starts from scratch" in findings
+    assert "held-out gripper events found (95 % interval " in findings
+    assert findings.index("What to do: ") < findings.index("next: ")
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    assert f"checkpoint: {checkpoint} (" in summary
+    assert f"next: python scripts/run_offline_inference.py {checkpoint} {dataset} --output " in summary
+
+
 def test_a_refusal_is_one_line_and_status_two(tmp_path):
     ended = train("task.dataset_path=absent.zarr", "training.device=cpu", cwd=tmp_path)
     assert ended.returncode == 2

@@ -168,6 +168,15 @@ def _looks(dataset: Path | None, checkpoint: Path | None, run: Path | None, logs
     return {group: shlex.join(words) for group, words in found.items()}
 
 
+def examine_numbers(run: Path) -> Examination:
+    """What config and numbers of a run say; neither dataset nor checkpoint is opened.
+
+    Raises:
+        ReportError: no run there, or a torn config or log.
+    """
+    return Examination({"run": _run(open_run(run), None)})
+
+
 def _checkpoint(path: Path) -> tuple[CheckpointEvidence | None, list[Finding]]:
     """A file that is there but is no checkpoint is a finding; one that is not there is bad input."""
     try:

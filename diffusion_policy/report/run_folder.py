@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.checkpoint_evidence import read_config
+from diffusion_policy.resolvers import flat_config
 
 LOG_NAME = "logs.json.txt"
 TRAIN = ("python", "train.py")
@@ -106,7 +107,7 @@ class RunFolder:
 
     def flat_config(self) -> dict[str, Any]:
         """Settings by dotted name, references resolved where they can be."""
-        return {} if self.config is None else flatten(self.config)
+        return {} if self.config is None else flat_config(self.config)
 
 
 def open_run(path: str | Path) -> RunFolder:
@@ -152,25 +153,6 @@ def command_line(words: Sequence[str], *changes: str) -> str:
     changed = {setting_of(change) for change in changes}
     kept = [word for word in words if "=" not in word or setting_of(word) not in changed]
     return shlex.join([*kept, *changes])
-
-
-def flatten(config: DictConfig) -> dict[str, Any]:
-    """Entries by dotted name; a reference that cannot be resolved stays as it is written."""
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict) and value:
-            for key, entry in value.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), entry)
-        else:
-            flat[prefix] = value
-
-    try:
-        walk("", OmegaConf.to_container(config, resolve=True))
-    except OmegaConfBaseException:
-        flat.clear()
-        walk("", OmegaConf.to_container(config, resolve=False))
-    return flat
 
 
 def _read_metrics(path: Path) -> list[Metrics]:

@@ -130,7 +130,7 @@ def _start_wandb(folder: Path, settings: DictConfig, config: DictConfig | None) 
         )
     import wandb
 
-    plain = OmegaConf.to_container(config, resolve=True) if config is not None else None
+    plain: Any = OmegaConf.to_container(config, resolve=True) if config is not None else None
     options = OmegaConf.to_container(settings, resolve=True)
     assert isinstance(options, dict)
     return wandb.init(dir=str(folder), config=plain, **{str(key): value for key, value in options.items()})

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from diffusion_policy.adapt.inherit import inherit
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
+from diffusion_policy.resolvers import flat_config
 from diffusion_policy.spec import POSE, StepSpec, action_semantics, check_semantics, layout_from_range, read_shape_meta
 from diffusion_policy.workspace import TrainingError
 
@@ -176,7 +177,7 @@ def describe_ledger(ledger: Ledger) -> dict[str, int]:
 
 def config_changes(old: DictConfig, new: DictConfig) -> list[str]:
     """What a resumed run does differently, one line an entry."""
-    before, after = _flat(old), _flat(new)
+    before, after = flat_config(old), flat_config(new)
     ignored = ("training.resume", "pretrained.", "training.device", "logging.")
     names = sorted(before.keys() | after.keys())
     return [
@@ -184,17 +185,3 @@ def config_changes(old: DictConfig, new: DictConfig) -> list[str]:
         for name in names
         if before.get(name) != after.get(name) and not name.startswith(ignored)
     ]
-
-
-def _flat(cfg: DictConfig) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict) and value:
-            for key, entry in value.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), entry)
-        else:
-            flat[prefix] = value
-
-    walk("", OmegaConf.to_container(cfg, resolve=True))
-    return flat
