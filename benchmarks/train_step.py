@@ -2,14 +2,16 @@
 
     python benchmarks/train_step.py [--quick] [--compile] [--batch N] [--rounds N] [--json OUT]
     python benchmarks/train_step.py --saving      # what a checkpoint costs a run that goes on
-    python benchmarks/train_step.py --learning    # float32 and bf16 learn the same: three seeds on the demo's task
+    python benchmarks/train_step.py --learning    # the fast mode learns what float32 learns: three seeds, demo task
 
 The users' model (18.9 million parameters, two 162x288 crops a window) on a generated dataset of 320x180 frames, batch
-16 on a CPU and 128 on a GPU. All variants live in this process and take turns, one update each a round, so that a busy
-machine slows all of them. Rates are those of the median update; beside them stand the fastest update and the CPU time
-of the median one, which a busy machine disturbs less (CPU time best with OMP_NUM_THREADS=1: waiting threads spin). The
-load of the machine is in the title. Parts are timed in further updates, with the device waited for at each border.
-Memory is what weights, average, optimiser and gradients take, and the most that an update adds to it.
+16 on a CPU and 128 on a GPU. The fast mode is training.precision=auto: bf16 where the device multiplies it, else (on a
+CPU) float32 with the convolutions of model/convolution.py. All variants live in this process and take turns, one update
+each a round, so that a busy machine slows all of them. Rates are those of the median update; beside them stand the
+fastest update and the CPU time of the median one, which a busy machine disturbs less (CPU time best with
+OMP_NUM_THREADS=1: waiting threads spin). The load of the machine is in the title. Parts are timed in further updates,
+with the device waited for at each border. Memory is what weights, average, optimiser and gradients take, and the most
+that an update adds to it.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace imp
     TrainDiffusionTransformerHybridWorkspace,
     grouped,
 )
+from diffusion_policy.workspace.updates import autocast_dtype
 
 CONFIG = str(Path(__file__).resolve().parents[1] / "config")
 PARTS = ("data", "encoder", "denoiser", "backward", "optimiser", "EMA", "logging")
@@ -270,15 +273,23 @@ def compare_speed(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
             folder / "plain.log",
         )  # fmt: skip
         trainers: dict[str, Trainer] = {"plain float32": plain, "ours, float32": ours}
-        trainers["ours, bf16"] = Ours(
-            settings(path, batch, str(device), "training.precision=bf16"), folder / "bf16", stack
-        )
+        mode = fast_mode(device)
+        trainers[f"ours, {mode}"] = Ours(settings(path, batch, str(device)), folder / "fast", stack)
         if arguments.compile:
-            compiled = settings(path, batch, str(device), "training.precision=bf16", "training.compile=True")
-            trainers["ours, bf16, compiled"] = Ours(compiled, folder / "compiled", stack)
+            compiled = settings(path, batch, str(device), "training.compile=True")
+            trainers[f"ours, {'bf16' if mode == 'bf16' else 'float32'}, compiled"] = Ours(
+                compiled, folder / "compiled", stack
+            )
         load = os.getloadavg()[0]
         rows = measure(trainers, batch, rounds, device)
     return {"rows": rows, "batch": batch, "device": device_name(device), "load": [load, os.getloadavg()[0]]}
+
+
+def fast_mode(device: torch.device) -> str:
+    """What training.precision=auto is on this device."""
+    if autocast_dtype("auto", device) is not None:
+        return "bf16"
+    return "float32, fast convolutions" if device.type == "cpu" else "float32"
 
 
 def device_name(device: torch.device) -> str:
@@ -364,7 +375,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(width=180)
     with tempfile.TemporaryDirectory() as name:
         if arguments.learning:
-            result = compare_learning(Path(name), arguments.rounds or (1 if arguments.quick else 4), arguments.quick)
+            epochs = arguments.rounds or (1 if arguments.quick else 2)
+            mode = fast_mode(torch.device("cpu"))
+            result = compare_learning(Path(name), epochs, mode, quick=arguments.quick)
             console.print(result.pop("table"))
         elif arguments.saving:
             result = measure_saving(arguments, Path(name))
