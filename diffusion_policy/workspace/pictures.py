@@ -1,7 +1,7 @@
 """One episode as a picture: recorded and predicted commands, a panel for each action dimension.
 
 grey   recorded             the gripper's panel also shows the dead band (open >= 0.7, closed <= 0.3)
-blue   predicted, chunk after chunk as the robot executes them
+blue   predicted, chunk after chunk as the robot executes them; a chunk begins at each upright line
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from diffusion_policy.evaluate.events import GRIPPER_BAND
 from diffusion_policy.spec import GRIPPER
 from diffusion_policy.workspace.validation import EpisodePrediction
 
-WIDTH, HEIGHT, MARGIN = 640, 72, 8
+WIDTH, HEIGHT, HEADER, MARGIN = 640, 72, 24, 8
 LABEL_WIDTH = 96
 RECORDED, PREDICTED, BAND, INK = (150, 150, 150), (30, 90, 200), (225, 225, 225), (60, 60, 60)
 # Ranges smaller than this are drawn as flat lines, not blown up to full height.
@@ -26,13 +26,35 @@ Image = NDArray[np.uint8]
 
 
 def draw_episode(prediction: EpisodePrediction, names: Sequence[str]) -> Image:
-    """RGB picture (D * HEIGHT, WIDTH, 3) of one episode's commands."""
-    panels = [_panel(prediction.recorded[:, i], prediction.predicted[:, i], name) for i, name in enumerate(names)]
-    return np.concatenate(panels)
+    """RGB picture (HEADER + D * HEIGHT, WIDTH, 3) of one episode's commands."""
+    starts = np.cumsum(prediction.inside.sum(axis=1))[:-1]  # of all chunks but the first
+    header = _blank(HEADER)
+    said = f"episode {prediction.episode}, {len(prediction.recorded)} steps, {len(prediction.inside)} chunks:"
+    x = _write(header, said, 4, HEADER - 8, INK)
+    x = _write(header, "recorded", x + 12, HEADER - 8, RECORDED)
+    _write(header, "predicted", x + 12, HEADER - 8, PREDICTED)
+    columns = enumerate(names)
+    panels = [_panel(prediction.recorded[:, i], prediction.predicted[:, i], name, starts) for i, name in columns]
+    return np.concatenate([header, *panels])
 
 
-def _panel(recorded: NDArray[np.float64], predicted: NDArray[np.float64], name: str) -> Image:
-    canvas = np.full((HEIGHT, WIDTH, 3), 255, dtype=np.uint8)
+def _blank(height: int) -> Image:
+    return np.full((height, WIDTH, 3), 255, dtype=np.uint8)
+
+
+def _write(canvas: Image, text: str, x: int, y: int, colour: tuple[int, int, int]) -> int:
+    """Put text there; where it ends."""
+    (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.36, 1)
+    cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.36, colour, 1, cv2.LINE_AA)
+    return x + width
+
+
+def _panel(
+    recorded: NDArray[np.float64], predicted: NDArray[np.float64], name: str, starts: NDArray[np.int64]
+) -> Image:
+    canvas = _blank(HEIGHT)
+    for x in _columns(len(recorded))[starts[starts < len(recorded)]]:
+        cv2.line(canvas, (int(x), MARGIN), (int(x), HEIGHT - MARGIN), BAND, 1)
     both = np.concatenate([recorded, predicted])
     low, high = (0.0, 1.0) if name == GRIPPER else (float(both.min()), float(both.max()))
     if high - low < SMALLEST_RANGE:
@@ -43,8 +65,13 @@ def _panel(recorded: NDArray[np.float64], predicted: NDArray[np.float64], name: 
     _draw(canvas, _line(recorded, low, high), RECORDED, 3)
     _draw(canvas, _line(predicted, low, high), PREDICTED, 2)
     for text, y in ((name, HEIGHT // 2), (f"{low:.3g} .. {high:.3g}", HEIGHT // 2 + 16)):
-        cv2.putText(canvas, text, (4, y), cv2.FONT_HERSHEY_SIMPLEX, 0.36, INK, 1, cv2.LINE_AA)
+        _write(canvas, text, 4, y, INK)
     return canvas
+
+
+def _columns(n_steps: int) -> NDArray[np.int64]:
+    """Pixel column of each step."""
+    return np.linspace(LABEL_WIDTH, WIDTH - MARGIN, n_steps).round().astype(np.int64)
 
 
 def _draw(canvas: Image, line: NDArray[np.int32], colour: tuple[int, int, int], thickness: int) -> None:
@@ -53,6 +80,6 @@ def _draw(canvas: Image, line: NDArray[np.int32], colour: tuple[int, int, int], 
 
 def _line(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.int32]:
     """(N, 1, 2) pixel positions."""
-    x = np.linspace(LABEL_WIDTH, WIDTH - MARGIN, len(values))
+    x = _columns(len(values))
     y = HEIGHT - MARGIN - np.clip((values - low) / (high - low), -0.1, 1.1) * (HEIGHT - 2 * MARGIN)
     return np.stack([x, y], axis=-1).round().astype(np.int32)[:, None]

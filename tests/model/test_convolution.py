@@ -8,7 +8,7 @@ from torch import nn
 
 from diffusion_policy.model.convolution import Convolution, train_fast_on_cpu
 
-# Sixth digit of the largest number; a direct float32 convolution is two to eight times nearer to float64.
+# Of the largest number.
 ROUNDING = 2e-5
 
 
