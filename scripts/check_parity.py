@@ -9,16 +9,13 @@ Exit status: 0 equal, 1 not equal (the culprit is named), 2 cannot be compared.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from diffusion_policy.serve.client import LineClient
-from diffusion_policy.serve.parity import check_parity
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.serve.parity import ParityReport, check_parity
+from diffusion_policy.serve.verdict import conclude
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,16 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments = parser.parse_args(argv)
     host, _, port = arguments.server.rpartition(":")
-    try:
+
+    def compare() -> ParityReport:
         with LineClient(host, int(port) if port.isdecimal() else 0, arguments.token, timeout=60) as client:
-            report = check_parity(arguments.ckpt, arguments.dataset, client, arguments.requests, arguments.encoding)
-    except WorkspaceError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report.to_json(), indent=1) + "\n")
-    Console().print(report.table())
-    return 0 if report.passed else 1
+            return check_parity(arguments.ckpt, arguments.dataset, client, arguments.requests, arguments.encoding)
+
+    return conclude(compare, arguments.json)
 
 
 if __name__ == "__main__":

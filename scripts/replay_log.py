@@ -9,16 +9,13 @@ Exit status: 0 reproduced (or compared with another policy), 1 not reproduced, 2
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from diffusion_policy.policy.sampler import SCHEDULERS
 from diffusion_policy.serve.replay import replay
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.serve.verdict import conclude
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,15 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     wanted = {name: getattr(arguments, name) for name in ("scheduler", "steps", "device")}
     overrides = {name: value for name, value in wanted.items() if value is not None}
-    try:
-        report = replay(arguments.run, arguments.ckpt, overrides)
-    except WorkspaceError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report.to_json(), indent=1) + "\n")
-    Console().print(report.table())
-    return 0 if report.passed else 1
+    return conclude(lambda: replay(arguments.run, arguments.ckpt, overrides), arguments.json)
 
 
 if __name__ == "__main__":

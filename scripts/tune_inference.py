@@ -9,17 +9,14 @@ Exit status: 0 one is proposed, 1 none fits the budget, 2 cannot be measured.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from diffusion_policy.serve.settings import PRECISIONS, EngineSettings
 from diffusion_policy.serve.tuning import Budget, parse_candidate, tune
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.serve.verdict import conclude
 
 CANDIDATES = ["ddim:4", "ddim:6", "ddim:8", "ddim:10", "ddim:16", "ddim:50", "dpm-solver++:8", "ddim:8:0.5"]
 
@@ -40,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        tuning = tune(
+    return conclude(
+        lambda: tune(
             arguments.checkpoint,
             arguments.dataset,
             [parse_candidate(word) for word in arguments.candidates],
@@ -50,14 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.episodes,
             arguments.stride,
             arguments.hz,
-        )
-    except WorkspaceError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    if arguments.json:
-        arguments.json.write_text(json.dumps(tuning.to_json(), indent=1) + "\n")
-    Console().print(tuning.table())
-    return 1 if tuning.proposed is None else 0
+        ),
+        arguments.json,
+    )
 
 
 if __name__ == "__main__":

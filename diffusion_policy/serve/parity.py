@@ -37,6 +37,10 @@ IMAGE_TOLERANCE, STATE_TOLERANCE = 1.0, 1e-6
 ACTION_TOLERANCE = 1e-3
 # JPEG of quality 75 and better stays within this mean difference of grey levels on camera images.
 JPEG_LEVELS = 6.0
+# Camera pixels a side for each pixel of a recorded frame, and how far a block's rim lies from its mean, grey levels.
+ENLARGED, RIM = 4, 6
+# Larger frames would not fit the limits of a message, and are sent as they are.
+MAX_ENLARGED_PIXELS = 640 * 360
 # A mistake explains a difference if it leaves less than this part of it.
 EXPLAINED = 0.25
 
@@ -60,12 +64,14 @@ class ParityReport:
         keys: per observation key.
         action_difference: largest difference of executed actions; None without a checkpoint.
         same_checkpoint: whether the server serves the file it was compared with; None without one.
+        resize_tested: whether frames were sent larger than the policy's, so that the server had to resize them.
     """
 
     requests: int
     keys: tuple[KeyParity, ...]
     action_difference: float | None = None
     same_checkpoint: bool | None = None
+    resize_tested: bool = False
 
     @property
     def passed(self) -> bool:
@@ -74,8 +80,11 @@ class ParityReport:
         return actions and all(entry.culprit is None for entry in self.keys) and self.same_checkpoint is not False
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return {**asdict(self), "passed": self.passed}
+        """Plain JSON; it has no infinity, so the differences of inputs of two shapes are null."""
+        found = asdict(self)
+        for entry in found["keys"]:
+            entry |= {name: entry[name] if np.isfinite(entry[name]) else None for name in ("largest", "mean")}
+        return {**found, "passed": self.passed}
 
     def table(self) -> Group:
         """For the terminal."""
@@ -85,19 +94,22 @@ class ParityReport:
         lines = [f"{self.requests} requests; {'the inputs agree' if self.passed else 'NOT equal'}"]
         if self.action_difference is not None:
             lines.append(f"actions differ by at most {self.action_difference:.2e}")
+        if not self.resize_tested:
+            lines.append("frames were sent at the policy's own size: the server's resize was not tested")
         if self.same_checkpoint is False:
             lines.append("the server serves another checkpoint than the one given")
         return Group(table, *map(Text, lines))
 
 
 @dataclass
-class _Collected:
+class Collected:
     """Inputs of all requests, side by side."""
 
     trained: dict[str, list[Array]] = field(default_factory=dict)
     served: dict[str, list[Array]] = field(default_factory=dict)
 
     def add(self, trained: dict[str, Array], served: dict[str, Array]) -> None:
+        """One request's inputs (To, ...) by key; WorkspaceError if the two sides read other keys."""
         if trained.keys() != served.keys():
             raise WorkspaceError(f"the server's policy reads {sorted(served)}, the dataset gives {sorted(trained)}")
         for key, value in trained.items():
@@ -124,7 +136,7 @@ def check_parity(
     policy = load_policy(checkpoint, which=about["weights"])
     set_sampler(policy, about["scheduler"], about["steps"])
     recorded = RecordedEpisodes(policy, zarr_path)
-    collected, differences = _Collected(), []
+    collected, differences = Collected(), []
     for step in np.linspace(policy.n_obs_steps, recorded.buffer.n_steps - 1, requests).astype(np.int64):
         trained = recorded.observations(np.array([step]))
         reply = client.ask(_request(recorded, int(step), trained, encoding))
@@ -137,7 +149,14 @@ def check_parity(
         expected = policy.predict_action(trained, initial_noise=noise, generator=generator)["action"][0].numpy()
         differences.append(float(np.abs(expected - array_from_json(reply["actions"])).max()))
     digest = _sha256(checkpoint)
-    return ParityReport(requests, compare_inputs(collected), max(differences), about["checkpoint_sha256"] == digest)
+    frame = np.empty((*policy.spec.rgb[0].shape[1:], 3), dtype=np.uint8)
+    return ParityReport(
+        requests,
+        compare_inputs(collected),
+        max(differences),
+        about["checkpoint_sha256"] == digest,
+        resize_tested=is_enlarged(frame, encoding),
+    )
 
 
 def _request(recorded: RecordedEpisodes, step: int, trained: dict[str, torch.Tensor], encoding: str) -> dict[str, Any]:
@@ -150,12 +169,31 @@ def _request(recorded: RecordedEpisodes, step: int, trained: dict[str, torch.Ten
     return observation("inspect", images, states[:, :7], states[:, 7:], np.arange(len(window)) / 10)
 
 
+def is_enlarged(frame: Array, encoding: str) -> bool:
+    """Whether a frame (H, W, 3) is sent at a camera's size, so that the server's resize is tested, too."""
+    return encoding == ".png" and frame.shape[0] * frame.shape[1] <= MAX_ENLARGED_PIXELS  # JPEG would change the blocks
+
+
+def enlarge(frame: Array) -> Array:
+    """A frame (H, W, 3) at ENLARGED times its size, which area interpolation turns back into the very frame.
+
+    In a block of 4 x 4 the 12 pixels of the rim are darker by n, the 4 in its centre brighter by 3 n.
+    """
+    rim = np.minimum(RIM, np.minimum(frame, (255 - frame) // 3)).astype(np.uint8)
+    large, darker = (value.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1) for value in (frame, rim))
+    rows, columns = (np.isin(np.arange(size) % ENLARGED, (1, 2)) for size in large.shape[:2])
+    centre = (rows[:, None] & columns[None, :])[..., None]
+    return np.where(centre, large + 3 * darker, large - darker)
+
+
 def _encode(frame: Array, encoding: str) -> bytes:
+    if is_enlarged(frame, encoding):
+        frame = enlarge(frame)
     bgr = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2BGR)
     return bytes(cv2.imencode(encoding, bgr)[1].tobytes())
 
 
-def compare_inputs(collected: _Collected) -> tuple[KeyParity, ...]:
+def compare_inputs(collected: Collected) -> tuple[KeyParity, ...]:
     """Per key (To, ...): how far the inputs are apart, and the mistake that explains it."""
     found = []
     for key in collected.trained:
@@ -172,7 +210,7 @@ def compare_inputs(collected: _Collected) -> tuple[KeyParity, ...]:
         if apart.max() > tolerance:
             culprit = name_culprit(trained, served, IMAGE_MISTAKES if is_image else STATE_MISTAKES)
             if culprit is None and is_image and apart.mean() < JPEG_LEVELS:
-                culprit = "JPEG compression, or a slightly different interpolation"
+                culprit = "JPEG compression, or a slightly different resize"
             culprit = culprit or "unknown: none of the known mistakes explains it"
         found.append(KeyParity(key, float(apart.max()), float(apart.mean()), culprit))
     return tuple(found)
@@ -186,29 +224,32 @@ def name_culprit(trained: Array, served: Array, mistakes: Sequence[tuple[str, Ca
     return name if distance < EXPLAINED * before else None
 
 
-def _resized(interpolation: int) -> Callable[[Array], Array]:
-    """To half and back: what another interpolation does to detail."""
+def _each(change: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """A change of frames (H, W, 3), for a stack (..., 3, H, W)."""
 
     def apply(images: Array) -> Array:
-        flat = images.reshape(-1, *images.shape[-3:])
-        changed = []
-        for image in flat:
-            frame = np.ascontiguousarray(np.moveaxis(image, 0, -1))
-            height, width = frame.shape[:2]
-            small = cv2.resize(frame, (width // 2, height // 2), interpolation=interpolation)
-            changed.append(np.moveaxis(cv2.resize(small, (width, height), interpolation=interpolation), -1, 0))
-        return np.stack(changed).reshape(images.shape)
+        frames = np.moveaxis(images.reshape(-1, *images.shape[-3:]), 1, -1)
+        changed = np.stack([change(np.ascontiguousarray(frame)) for frame in frames])
+        return np.moveaxis(changed, -1, 1).reshape(images.shape)
 
     return apply
 
 
-def _cropped(images: Array) -> Array:
-    """A centre crop of nine tenths, stretched to the whole: cropping before resizing."""
-    height, width = images.shape[-2:]
-    top, left = height // 20, width // 20
-    flat = images[..., top : height - top, left : width - left].reshape(-1, 3, height - 2 * top, width - 2 * left)
-    resized = [cv2.resize(np.ascontiguousarray(np.moveaxis(image, 0, -1)), (width, height)) for image in flat]
-    return np.stack([np.moveaxis(image, -1, 0) for image in resized]).reshape(images.shape)
+def _resized(interpolation: int) -> Callable[[Array], Array]:
+    """What another interpolation makes of the frame that was sent."""
+    return _each(lambda frame: cv2.resize(enlarge(frame), frame.shape[1::-1], interpolation=interpolation))
+
+
+def _cropped(share: float) -> Callable[[Array], Array]:
+    """A centre crop of the frame that was sent, stretched to the whole."""
+
+    def cut(frame: Array) -> Array:
+        large = enlarge(frame)
+        top, left = (round(size * (1 - share) / 2) for size in large.shape[:2])
+        inner = np.ascontiguousarray(large[top : large.shape[0] - top, left : large.shape[1] - left])
+        return cv2.resize(inner, frame.shape[1::-1], interpolation=cv2.INTER_AREA)
+
+    return _each(cut)
 
 
 IMAGE_MISTAKES: tuple[tuple[str, Callable[[Array], Array]], ...] = (
@@ -218,9 +259,13 @@ IMAGE_MISTAKES: tuple[tuple[str, Callable[[Array], Array]], ...] = (
     ("step spacing: the oldest frame twice", lambda images: np.repeat(images[:, :1], images.shape[1], axis=1)),
     ("mirrored left to right", lambda images: images[..., ::-1]),
     ("upside down", lambda images: images[..., ::-1, :]),
-    ("crop: cut before resizing", _cropped),
-    ("interpolation: nearest", _resized(cv2.INTER_NEAREST)),
-    ("interpolation: through a smaller size", _resized(cv2.INTER_LINEAR)),
+    ("crop: cut to 95 % before resizing", _cropped(0.95)),
+    ("crop: cut to 90 % before resizing", _cropped(0.9)),
+    ("crop: cut to 80 % before resizing", _cropped(0.8)),
+    ("interpolation: nearest, where area is expected", _resized(cv2.INTER_NEAREST)),
+    ("interpolation: linear, where area is expected", _resized(cv2.INTER_LINEAR)),
+    ("interpolation: cubic, where area is expected", _resized(cv2.INTER_CUBIC)),
+    ("interpolation: Lanczos, where area is expected", _resized(cv2.INTER_LANCZOS4)),
 )
 
 

@@ -88,9 +88,11 @@ class SessionLog:
             logger.warning("the disk is slower than the robot: %d lines are not in the log", self.dropped)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Write what waits, and end the thread."""
-        self._queue.put(None)
-        self._thread.join(timeout)
+        """Write what waits, and end the thread; waits no longer than ``timeout`` for a disk that hangs."""
+        deadline = time.monotonic() + timeout
+        with contextlib.suppress(queue.Full):  # nobody takes from the queue of a log that has stopped
+            self._queue.put(None, timeout=0 if self.stopped else timeout)
+        self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             logger.error("the log was not written to its end within %s s", timeout)
 
@@ -98,7 +100,7 @@ class SessionLog:
         while (item := self._queue.get()) is not None:
             try:
                 self._write(*item)
-            except OSError as error:
+            except (OSError, ValueError, TypeError) as error:  # a full disk, or a line that JSON cannot hold
                 self.stopped = f"{self.directory}: the log stopped: {error}"
                 logger.error("%s; the robot is served all the same", self.stopped)
                 break

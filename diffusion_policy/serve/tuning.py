@@ -103,6 +103,11 @@ class Tuning:
     budget: Budget
     proposed: Candidate | None
 
+    @property
+    def passed(self) -> bool:
+        """Whether one fits the budget."""
+        return self.proposed is not None
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
         return asdict(self)

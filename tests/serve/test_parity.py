@@ -2,18 +2,29 @@
 
 import json
 import runpy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from evaluation_factory import HEIGHT, WIDTH
 from serve_factory import ServerThread, settings
 
+from diffusion_policy.serve.client import LineClient
 from diffusion_policy.serve.engine import PolicyEngine, Prepared
-from diffusion_policy.serve.parity import IMAGE_MISTAKES, STATE_MISTAKES, name_culprit
+from diffusion_policy.serve.parity import (
+    IMAGE_MISTAKES,
+    STATE_MISTAKES,
+    Collected,
+    ParityReport,
+    check_parity,
+    compare_inputs,
+    enlarge,
+    name_culprit,
+)
 from diffusion_policy.serve.settings import EngineSettings
-from diffusion_policy.spec import ImageArray
+from diffusion_policy.spec import ImageArray, resize_frame
 
 
 def door(repository: Path, *arguments: object) -> int:
@@ -21,18 +32,81 @@ def door(repository: Path, *arguments: object) -> int:
     return int(main([str(argument) for argument in arguments]))
 
 
-class SwappingEngine(PolicyEngine):
-    """A server with the predecessor's mistake: blue and red exchanged."""
+Frames, States = Sequence[ImageArray], np.ndarray
 
-    def prepare(self, frames: Sequence[ImageArray], states: np.ndarray) -> Prepared:
-        return super().prepare([frame[..., ::-1] for frame in frames], states)
+
+def engine_with(trouble: Callable[[Frames, States], tuple[Frames, States]]) -> type[PolicyEngine]:
+    """A server that makes a mistake between decoding and the policy."""
+
+    class TroubledEngine(PolicyEngine):
+        def prepare(self, frames: Frames, states: States) -> Prepared:
+            return super().prepare(*trouble(frames, states.copy()))
+
+    return TroubledEngine
+
+
+def interpolated(flag: int) -> Callable[[Frames, States], tuple[Frames, States]]:
+    return lambda frames, states: ([cv2.resize(frame, (WIDTH, HEIGHT), interpolation=flag) for frame in frames], states)
+
+
+def turned_polarity(frames: Frames, states: States) -> tuple[Frames, States]:
+    states[:, 7] = 1 - states[:, 7]
+    return frames, states
+
+
+def scalar_first(frames: Frames, states: States) -> tuple[Frames, States]:
+    states[:, 3:7] = states[:, [6, 3, 4, 5]]
+    return frames, states
+
+
+PLANTED = {
+    "linear": (interpolated(cv2.INTER_LINEAR), "image", "interpolation: linear"),
+    "nearest": (interpolated(cv2.INTER_NEAREST), "image", "interpolation: nearest"),
+    "cubic": (interpolated(cv2.INTER_CUBIC), "image", "interpolation: cubic"),
+    "colours": (lambda frames, states: ([frame[..., ::-1] for frame in frames], states), "image", "colour order: BGR"),
+    "crop": (lambda frames, states: ([frame[7:-7, 8:-8] for frame in frames], states), "image", "crop: cut to 90 %"),
+    "spacing": (lambda frames, states: ([frames[-1]] * 2, states), "image", "step spacing: the newest frame twice"),
+    "order": (lambda frames, states: (frames[::-1], states), "image", "step order: newest first"),
+    "polarity": (turned_polarity, "robot_gripper_state", "polarity: 1 = closed"),
+    "quaternion": (scalar_first, "robot_eef_pose", "quaternion order: wxyz"),
+}
+
+
+@pytest.mark.parametrize(("trouble", "key", "said"), PLANTED.values(), ids=PLANTED.keys())
+def test_a_server_s_mistake_is_named(
+    trouble: Callable[[Frames, States], tuple[Frames, States]],
+    key: str,
+    said: str,
+    served_checkpoint: Path,
+    recorded_zarr: Path,
+) -> None:
+    engine = engine_with(trouble).open(served_checkpoint, EngineSettings(steps=1))
+    allowing = settings(None, "allow_inspection=true", "engine.steps=1")
+    with ServerThread(engine, allowing) as server, LineClient(port=server.ports["line"], timeout=20) as client:
+        report = check_parity(served_checkpoint, recorded_zarr, client, 4)
+    assert report.resize_tested
+    assert not report.passed
+    culprits = {entry.key: entry.culprit for entry in report.keys if entry.culprit}
+    assert culprits.keys() == {key}
+    assert culprits[key].startswith(said), culprits
+
+
+def test_area_interpolation_alone_gives_an_enlarged_frame_back() -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    large = enlarge(frame)
+    assert large.shape == (4 * HEIGHT, 4 * WIDTH, 3)
+    np.testing.assert_array_equal(resize_frame(large, WIDTH, HEIGHT), frame)
+    assert (cv2.resize(large, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR) != frame).mean() > 0.9
+
+
+SwappingEngine = engine_with(lambda frames, states: ([frame[..., ::-1] for frame in frames], states))
 
 
 @pytest.mark.parametrize(
     ("kind", "encoding", "status", "said"),
     [
         (PolicyEngine, ".png", 0, None),
-        (PolicyEngine, ".jpg", 1, "JPEG compression, or a slightly different interpolation"),
+        (PolicyEngine, ".jpg", 1, "JPEG compression, or a slightly different resize"),
         (SwappingEngine, ".png", 1, "colour order: BGR where RGB is expected"),
     ],
 )
@@ -69,6 +143,14 @@ def test_without_a_server_or_permission_there_is_no_verdict(
     with ServerThread(engine, settings()) as server:
         place = f"127.0.0.1:{server.ports['line']}"
         assert door(repository, recorded_zarr, "--ckpt", served_checkpoint, "--server", place) == 2
+
+
+def test_inputs_of_two_shapes_are_told_apart_and_can_be_written() -> None:
+    collected = Collected()
+    collected.add({"robot_eef_pose": np.zeros((2, 7))}, {"robot_eef_pose": np.zeros((2, 6))})
+    (entry,) = compare_inputs(collected)
+    assert entry.culprit == "shape (2, 6), not (2, 7)"
+    assert json.loads(json.dumps(ParityReport(1, (entry,)).to_json(), allow_nan=False))["keys"][0]["largest"] is None
 
 
 def pictures() -> np.ndarray:

@@ -119,6 +119,36 @@ def test_a_full_disk_stops_the_log_and_not_the_arm(tmp_path: Path, caplog: pytes
     assert "the robot is served all the same" in caplog.text
 
 
+def test_a_log_that_stopped_with_lines_waiting_still_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, full = threading.Event(), threading.Event()
+
+    def fail(self: SessionLog, *item: object) -> None:
+        entered.set()
+        full.wait(60)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SessionLog, "_write", fail)
+    log = SessionLog(tmp_path, {}, capacity=1)
+    log.write({"step": 0})
+    assert entered.wait(10)
+    log.write({"step": 1})  # the one that waits
+    full.set()
+    while not log.stopped:
+        time.sleep(0.001)
+    closing = threading.Thread(target=log.close, daemon=True)
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive(), "a session that ends must not wait for a log that nobody writes"
+
+
+def test_a_line_that_cannot_be_written_stops_the_log_and_is_said(tmp_path: Path) -> None:
+    log = SessionLog(tmp_path, {})
+    log.write({"step": 0, "state": float("nan")})
+    log.close()
+    assert log.stopped is not None
+    assert "the log stopped" in log.stopped
+
+
 def test_a_slow_disk_leaves_steps_out_and_counts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written, disk_is_back = SessionLog._write, threading.Event()
     monkeypatch.setattr(SessionLog, "_write", lambda self, *item: (disk_is_back.wait(60), written(self, *item)))
@@ -129,7 +159,9 @@ def test_a_slow_disk_leaves_steps_out_and_counts_them(tmp_path: Path, monkeypatc
     disk_is_back.set()
     log.close()
     (run,) = tmp_path.glob("run_*")
-    assert [line["step"] for line in read_lines(run)[1]] == list(range(20 - log.dropped))
+    steps = [line["step"] for line in read_lines(run)[1]]
+    assert len(steps) == 20 - log.dropped
+    assert steps == sorted(set(steps)), "those that are there are in order"
 
 
 def test_a_large_run_goes_on_in_a_new_folder(tmp_path: Path) -> None:
