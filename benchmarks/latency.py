@@ -17,12 +17,13 @@ import json
 import os
 import platform
 import re
+import resource
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from diffusion_policy.model.arithmetic import multiplies_bf16
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.serve.client import LineClient
-from diffusion_policy.serve.engine import PolicyEngine
+from diffusion_policy.serve.engine import Engine, PolicyEngine
 from diffusion_policy.serve.server import listening
 from diffusion_policy.serve.session import Reply
 from diffusion_policy.serve.settings import EngineSettings, ServeSettings, read_settings
@@ -99,14 +100,20 @@ class Candidate:
         self.actions.setdefault(scenario, []).append(chunk.actions)
 
 
-@contextmanager
-def serving(name: str, options: EngineSettings, folder: Path, device: str) -> Iterator[Candidate]:
-    """A server in a thread, and a client of it."""
+def serving(name: str, options: EngineSettings, folder: Path, device: str) -> AbstractContextManager[Candidate]:
+    """A server of the users' policy in a thread, and a client of it."""
     options.device = device
-    words = ["ckpt=random", "port=0", "deadline_s=60", "max_age_s=1e6", "guard.quaternion_tolerance=0.9"]
-    settings: ServeSettings = read_settings(None, [*words, "guard.on_workspace=clip", f"log.directory={folder / name}"])
     engine = PolicyEngine(users_policy().to(device), options)
     engine.warm_up()
+    return serving_engine(name, engine, [f"log.directory={folder / name}"])
+
+
+@contextmanager
+def serving_engine(name: str, engine: Engine, words: Sequence[str]) -> Iterator[Candidate]:
+    """A server in a thread, and a client of it; ``words`` are settings."""
+    patient = ["ckpt=random", "port=0", "deadline_s=60", "max_age_s=1e6", "traffic.messages_per_s=1e6"]
+    loose = ["guard.quaternion_tolerance=0.9", "guard.on_workspace=clip"]
+    settings: ServeSettings = read_settings(None, [*patient, *loose, *words])
     replies: list[Reply] = []
     ready, ports = threading.Event(), {}
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
@@ -224,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
