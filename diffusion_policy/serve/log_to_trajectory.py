@@ -1,9 +1,10 @@
 """Logs back to data: what the robot saw and was told, as CogACT trajectories for the converter.
 
-A log becomes an episode: at each step the measured pose and gripper, the frame, and the first action that was sent. So
-failures can be looked at, corrected and trained on:
+A log becomes an episode, or one for each reset in it: at each step the measured pose and gripper, the frame, and the
+first action that was sent. So failures can be looked at, corrected and trained on:
 
-* ``marks.json`` in the episode's folder says at which steps the guard intervened, and which actions were corrected;
+* ``marks.json`` in the episode's folder says at which steps the guard intervened, which actions were corrected, and
+  which never reached the network (``not_delivered``);
 * corrections, a JSON file of ``{"step": [8 numbers]}``, replace actions, by the log's step numbers.
 
 Nothing is invented: a log without an image, or with a rotation vector, is refused; a gripper between open and closed
@@ -19,7 +20,8 @@ import os
 import pickle
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ class WrittenEpisode:
 def convert_logs(
     logs: Sequence[str | Path], directory: str | Path, corrections: Mapping[int, Sequence[float]] | None = None
 ) -> list[WrittenEpisode]:
-    """Write an episode for each log, numbered after those that are in ``directory`` already.
+    """Write the episodes of each log, numbered after those that are in ``directory`` already.
 
     Raises:
         RunLogError: a log cannot be read, or is not one that training can use; episodes before it stay.
@@ -57,7 +59,13 @@ def convert_logs(
     directory = Path(directory)
     taken = [int(path.name[8:]) for path in directory.glob("episode_*") if path.name[8:].isdecimal()]
     first = max(taken, default=-1) + 1
-    return [_convert(read_log(log), directory, first + i, corrections or {}) for i, log in enumerate(logs)]
+    written: list[WrittenEpisode] = []
+    for path in logs:
+        log = read_log(path)
+        lines = _lines(log)
+        for part in _episodes(log, lines):
+            written.append(_convert(part, lines, directory, first + len(written), corrections or {}))
+    return written
 
 
 def read_corrections(path: str | Path) -> dict[int, list[float]]:
@@ -76,7 +84,26 @@ def read_corrections(path: str | Path) -> dict[int, list[float]]:
     return found
 
 
-def _convert(log: RunLog, directory: Path, number: int, corrections: Mapping[int, Sequence[float]]) -> WrittenEpisode:
+def _lines(log: RunLog) -> dict[int, dict[str, Any]]:
+    """What a run's folder says of each step, by number; older logs do not say it."""
+    return {line["step"]: line for line in read_lines(log.path)[1] if "action" in line} if log.generation == 4 else {}
+
+
+def _episodes(log: RunLog, lines: Mapping[int, Mapping[str, Any]]) -> list[RunLog]:
+    """The log, cut where the client sent a reset: what follows is another scene."""
+    if not lines:
+        return [log]
+    parts = groupby(log.steps, key=lambda step: lines[step.number].get("episode"))
+    return [replace(log, steps=tuple(steps)) for _, steps in parts]
+
+
+def _convert(
+    log: RunLog,
+    lines: Mapping[int, Mapping[str, Any]],
+    directory: Path,
+    number: int,
+    corrections: Mapping[int, Sequence[float]],
+) -> WrittenEpisode:
     _check(log)
     numbers = [step.number for step in log.steps]
     actions = log.commands.copy()
@@ -101,7 +128,10 @@ def _convert(log: RunLog, directory: Path, number: int, corrections: Mapping[int
         "log": str(log.path),
         "steps": [numbers[row] for row in rows],
         "corrected": corrected,
-        "interventions": _interventions(log),
+        "interventions": {
+            str(step): lines[step]["interventions"] for step in numbers if lines.get(step, {}).get("interventions")
+        },
+        "not_delivered": [step for step in numbers if lines.get(step, {}).get("delivered") is False],
     }
     images = [log.steps[row].jpeg for row in rows]
     path = _write(directory / f"episode_{number:04d}", number, arrays, [image for image in images if image], marks)
@@ -124,13 +154,6 @@ def _times(log: RunLog) -> FloatArray:
         if all(clock in step.timing for step in log.steps):
             return np.array([step.timing[clock] for step in log.steps])
     raise RunLogError(f"{log.path}: no clock has stamped every step")
-
-
-def _interventions(log: RunLog) -> dict[str, Any]:
-    """What the guard did, by step; older logs do not say."""
-    if log.generation != 4:
-        return {}
-    return {str(line["step"]): line["interventions"] for line in read_lines(log.path)[1] if line.get("interventions")}
 
 
 def _write(

@@ -97,6 +97,23 @@ def test_a_run_becomes_an_episode_with_marks(run: Path, tmp_path: Path) -> None:
     assert marks["interventions"] == {"2": {"step distance": 4}}
 
 
+def test_a_reset_begins_another_episode(tmp_path: Path) -> None:
+    with ServerThread(FakeEngine(), settings(tmp_path / "runs")) as server, server.client() as client:
+        for asked in (0, 1, 2, None, 0, 1):
+            client.ask({"type": "reset"} if asked is None else observation_message(asked))
+    (run,) = (tmp_path / "runs").glob("run_*")
+    steps = run / "steps.jsonl"
+    steps.write_text(steps.read_text().replace('"delivered": true', '"delivered": false', 1))
+    first, second = convert_logs([run], tmp_path / "data", {4: [0.5, 0.01, 0.3, 1, 0, 0, 0, 0]})
+    assert (first.path.name, first.n_steps, first.corrected) == ("episode_0000", 3, 0)
+    assert (second.path.name, second.n_steps, second.corrected) == ("episode_0001", 2, 1)
+    for episode in (first, second):
+        assert (np.diff(open_trajectory(episode.path).timestamp) > 0).all(), "time runs forwards within an episode"
+    marks = [json.loads((episode.path / "marks.json").read_text()) for episode in (first, second)]
+    assert [mark["steps"] for mark in marks] == [[0, 1, 2], [3, 4]]
+    assert [mark["not_delivered"] for mark in marks] == [[0], []]
+
+
 def test_old_logs_with_images_become_episodes(shared_data: Path, tmp_path: Path) -> None:
     logs = []
     for path in sorted((shared_data / "real_logs").glob("inference_log_*.json")):
