@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from diffusion_policy.evaluate.gripper_table import find_logs
 from diffusion_policy.evaluate.writing import write_json
 from diffusion_policy.report.doctor import examine
 from diffusion_policy.report.training_evidence import compose_config
@@ -34,16 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--config", nargs="+", metavar="NAME", help="a config of config/, then overrides as for train.py"
     )
     parser.add_argument("--run", type=Path, metavar="DIR", help="folder of a training run; brings its files along")
-    parser.add_argument("--log", nargs="+", type=Path, default=[], metavar="LOG", help="inference_log_*.json")
+    parser.add_argument("--log", nargs="+", type=Path, default=[], metavar="LOG", help="logs, or folders of them")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write findings and diagnosis")
     arguments = parser.parse_args(argv)
     try:
+        logs = [log for path in arguments.log for log in find_logs(path)]
         config = None
         if arguments.config:
             name, *overrides = arguments.config
             config = arguments.config, compose_config(ROOT / "config", name, overrides)
         examination = examine(
-            arguments.dataset, arguments.checkpoint, config, arguments.run, arguments.log, ROOT / "data" / "outputs"
+            arguments.dataset, arguments.checkpoint, config, arguments.run, logs, ROOT / "data" / "outputs"
         )
         if arguments.json:
             write_json(arguments.json, examination.to_json())

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from diffusion_policy.evaluate.gripper_table import find_logs
 from diffusion_policy.report.dossier import Sources, write_dossier
 from diffusion_policy.spec import WorkspaceError
 
@@ -27,16 +28,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", type=Path, metavar="ZARR", help="a converted dataset")
     parser.add_argument("--checkpoint", type=Path, metavar="CKPT", help="a checkpoint of the policy")
     parser.add_argument("--run", type=Path, metavar="DIR", help="folder of a training run")
-    parser.add_argument("--log", nargs="+", type=Path, default=[], metavar="LOG", help="inference_log_*.json")
+    parser.add_argument("--log", nargs="+", type=Path, default=[], metavar="LOG", help="logs, or folders of them")
     parser.add_argument(
         "--open-loop", nargs="+", type=Path, default=[], metavar="JSON", help="of evaluate_open_loop.py"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="HTML", help="the page to write")
     arguments = parser.parse_args(argv)
-    sources = Sources(
-        arguments.dataset, arguments.checkpoint, arguments.run, tuple(arguments.log), tuple(arguments.open_loop)
-    )
     try:
+        logs = tuple(log for path in arguments.log for log in find_logs(path))
+        given = (arguments.dataset, arguments.checkpoint, arguments.run)
+        sources = Sources(*given, logs, tuple(arguments.open_loop))
         verdict = write_dossier(arguments.out, sources)
     except WorkspaceError as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)

@@ -27,6 +27,14 @@ def test_exit_status_follows_the_verdict(
     assert "Do not deploy it: bad.json: never closes" in capsys.readouterr().out
 
 
+def test_a_folder_of_logs_names_all_of_them(tmp_path: Path, main: Callable[[Sequence[str]], int]) -> None:
+    for name in ("inference_log_1.json", "inference_log_2.json"):
+        write_log(tmp_path / name, GRASP)
+    out = tmp_path / "report.html"
+    assert main(["--log", str(tmp_path), "--out", str(out)]) == 0
+    assert "the gripper is learned in 2 of 2 logs" in out.read_text()
+
+
 def test_bad_input_is_refused(
     tmp_path: Path, main: Callable[[Sequence[str]], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
