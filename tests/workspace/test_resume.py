@@ -110,6 +110,19 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(when, overrides, datase
 
 
 @pytest.mark.slow
+def test_the_fast_mode_of_this_machine_is_as_exact(dataset, straight, tmp_path):
+    fast, short = tmp_path / "straight", ("training.precision=auto", "training.num_epochs=2")
+    run(dataset, fast, *short)
+    killed(dataset, tmp_path / "killed", f"update:{UPDATES_PER_EPOCH + 2}", *short)
+    run(dataset, tmp_path / "killed", *short)
+    ours, theirs = (read_checkpoint(path / "checkpoints" / LATEST) for path in (tmp_path / "killed", fast))
+    assert_same(ours.state_dicts, theirs.state_dicts)
+    assert_same(ours.run_state, theirs.run_state)
+    first = [read_metrics(path / "logs.json.txt")[1]["train_loss"] for path in (fast, straight)]
+    assert first[0] == pytest.approx(first[1], rel=0.02)
+
+
+@pytest.mark.slow
 def test_a_stopped_run_says_how_to_go_on_and_equals_one_never_stopped(dataset, straight, tmp_path):
     class Stopped(TrainDiffusionTransformerHybridWorkspace):
         def _write_line(self, line):
