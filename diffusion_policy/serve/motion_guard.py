@@ -229,11 +229,11 @@ class MotionGuard:
         position = fraction * min(1.0, self.settings.max_step_m / max(metres, 1e-12))
         rotation = fraction * min(1.0, self.settings.max_step_rad / max(radians, 1e-12))
         place = previous[:3] + position * (wanted[:3] - previous[:3])
-        if rotation == 1.0:  # nothing to shorten
-            return np.concatenate([place, wanted[3:7]])
-        start = Rotation.from_quat(previous[3:7])
-        turn = (start.inv() * Rotation.from_quat(wanted[3:7])).as_rotvec()
-        reached = (start * Rotation.from_rotvec(rotation * turn)).as_quat()
+        reached = wanted[3:7]
+        if rotation != 1.0:  # else nothing is shortened
+            start = Rotation.from_quat(previous[3:7])
+            turn = (start.inv() * Rotation.from_quat(wanted[3:7])).as_rotvec()
+            reached = (start * Rotation.from_rotvec(rotation * turn)).as_quat()
         aligned = align_quaternion_signs(reached[None], reference=previous[3:7])[0]
         return np.concatenate([place, aligned])
 
