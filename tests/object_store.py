@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -16,7 +17,10 @@ def s3_server() -> Iterator[str]:
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    with mock.patch.dict(os.environ, environment(f"http://{host}:{port}")):
+    address = f"http://{host}:{port}"
+    # What the servers of one process hold is shared: this one begins empty.
+    urlopen(Request(f"{address}/moto-api/reset", method="POST")).close()
+    with mock.patch.dict(os.environ, environment(address)):
         s3fs.S3FileSystem.clear_instance_cache()
         s3fs.S3FileSystem().mkdir("robot")
         yield "robot"

@@ -19,7 +19,7 @@ def page(repository: Path) -> str:
 
 
 def test_the_table_of_errors_is_the_protocol_s(page: str) -> None:
-    table = dict(PLAIN.findall(page))
+    table = dict(PLAIN.findall(page.split("## Errors\n")[1].split("\n## ")[0]))
     assert table.keys() == set(get_args(ErrorCode))
     assert {code for code, end in table.items() if end.startswith("ends")} == ENDING
     assert all(end.startswith(("ends", "goes on")) for end in table.values())
