@@ -13,7 +13,6 @@ import hydra
 from omegaconf import DictConfig
 from rich import get_console
 
-from diffusion_policy.report.doctor import examine_numbers
 from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.workspace.overrides import check_overrides, follower_overrides
@@ -27,14 +26,26 @@ def train(cfg: DictConfig) -> None:
     summary = None
     try:
         summary = hydra.utils.get_class(cfg._target_)(cfg).run()
-        if summary is not None and summary.interrupted is None:  # what doctor and page say of it too
-            get_console().print(examine_numbers(summary.folder).table(), highlight=False, crop=False)
     except WorkspaceError as error:
         refuse(error)
     if summary is not None:
+        if summary.interrupted is None:
+            print_findings(summary.folder)
         get_console().print(str(summary), markup=False, highlight=False, soft_wrap=True)
         if summary.interrupted is not None:
             sys.exit(128 + summary.interrupted)
+
+
+def print_findings(folder: Path) -> None:
+    """What doctor and page say of a finished run; the run stays a good one if they cannot read it."""
+    from diffusion_policy.report.doctor import examine_numbers  # takes a second, which a refusal need not wait for
+
+    try:
+        table = examine_numbers(folder).table()
+    except WorkspaceError as error:
+        sys.stderr.write(f"the run is finished, but nothing can be said of it: {error}\n")
+    else:
+        get_console().print(table, highlight=False, crop=False)
 
 
 def refuse(error: WorkspaceError) -> None:

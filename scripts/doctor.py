@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write findings and diagnosis")
     arguments = parser.parse_args(argv)
     try:
-        logs = [log for path in arguments.log for log in find_logs(path)]
+        logs = find_logs(arguments.log)
         config = None
         if arguments.config:
             name, *overrides = arguments.config

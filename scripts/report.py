@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="HTML", help="the page to write")
     arguments = parser.parse_args(argv)
     try:
-        logs = tuple(log for path in arguments.log for log in find_logs(path))
+        logs = tuple(find_logs(arguments.log))
         given = (arguments.dataset, arguments.checkpoint, arguments.run)
         sources = Sources(*given, logs, tuple(arguments.open_loop))
         verdict = write_dossier(arguments.out, sources)

@@ -1,5 +1,6 @@
 """The door of training, as it is typed."""
 
+import runpy
 import signal
 import subprocess
 import sys
@@ -116,3 +117,18 @@ def test_the_command_to_go_on_repeats_the_overrides_of_the_run(tmp_path):
         f"python train.py --config-name=mine 'task.dataset_path=a b' training.resume=True hydra.run.dir={tmp_path}"
     )
     assert resume_command(tmp_path) == command
+
+
+def test_a_finished_run_whose_numbers_cannot_be_read_stays_a_good_one(tmp_path, capsys):
+    runpy.run_path(str(REPOSITORY / "train.py"))["print_findings"](tmp_path / "nowhere")
+    said = capsys.readouterr()
+    assert "the run is finished, but nothing can be said of it" in said.err
+    assert "nowhere" in said.err
+
+
+def test_a_refusal_does_not_wait_for_the_report(tmp_path):
+    words = [sys.executable, "-X", "importtime", str(REPOSITORY / "train.py"), "training.num_epoch=1"]
+    refused = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
+    assert refused.returncode == 2
+    assert "training.num_epochs" in refused.stderr
+    assert "diffusion_policy.report" not in refused.stderr

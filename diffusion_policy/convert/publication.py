@@ -27,6 +27,7 @@ _METADATA = {".zarray", *_ROOT_METADATA}
 # Files sent between two notes of what is sent, and at a time: shards of 25 MB must fit into memory.
 _SENT_TOGETHER, _SENT_AT_A_TIME = 64, 8
 Progress = Callable[[int, int], None]
+"""Called with the frames (then the files to be sent) done, and how many there are."""
 
 
 def announce(settings: ConversionSettings) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from diffusion_policy.convert.frames import Block, BlockReport, write_block
 from diffusion_policy.convert.ledger import ConversionReport, EpisodeEntry
 from diffusion_policy.convert.placement import restore_replaced
 from diffusion_policy.convert.publication import (
+    Progress,
     check_can_be_added_to,
     finish_publication,
     is_dataset,
@@ -31,8 +32,6 @@ from diffusion_policy.trajectory import TrajectoryError
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
-"""Called with the frames (then the files to be sent) done, and how many there are."""
 # Blocks handed out per worker: enough to keep it busy, few enough to bound memory.
 _BLOCKS_AHEAD = 2
 

@@ -37,7 +37,26 @@ Sample = dict[str, Any]
 
 
 class CogActImageDataset(torch.utils.data.Dataset[Sample]):
-    """Windows of the training episodes of one or several datasets on disk.
+    """Windows of the training episodes of one or several datasets on disk, checked against `shape_meta`.
+
+    Args:
+        shape_meta: keys, shapes and (optionally) names of what the policy reads and predicts.
+        zarr_path: the dataset, or several that become one.
+        horizon: T, steps in a window.
+        pad_before: steps by which a window may begin before its episode.
+        pad_after: steps by which it may end after it.
+        n_obs_steps: To, how many of a window's observations are returned; all by default.
+        n_latency_steps: how many steps the action lags behind the observation.
+        seed: of the validation split and of the thinning.
+        val_ratio: part of the episodes of each dataset that is held out.
+        max_train_episodes: at most so many training episodes of each dataset, drawn at random.
+        cache: where prepared observations are kept: none, memory, mmap or device (see `observations`).
+        device: of cache: device.
+        weights: per dataset, its part in what `sample_weights` draws; by number of windows if not given.
+        only_episodes: names ("episode_0066") of those that are used; all by default.
+        exclude_episodes: names of episodes that are not used. Neither filter changes the validation split.
+        obs_dropout: per low-dimensional key, how often training hides it behind the middle of its range, so that a
+            policy cannot copy what it observes.
 
     Attributes:
         spec: what a step is, from shape_meta.
@@ -48,6 +67,11 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         train_episodes: (E,) bool.
         validation_episodes: (E,) bool.
         sample_weights: (W,) float64, how often to draw each window; None where all count alike.
+
+    Raises:
+        DatasetError: no dataset, a key or dimension missing, another image size, an unknown episode, no room for
+            the cache, or no window fits.
+        SpecError: shape_meta is wrong, or the dataset's numbers mean something else.
     """
 
     def __init__(
@@ -69,32 +93,6 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         exclude_episodes: Sequence[str] = (),
         obs_dropout: Mapping[str, float] | None = None,
     ) -> None:
-        """Open datasets and check them against `shape_meta`.
-
-        Args:
-            shape_meta: keys, shapes and (optionally) names of what the policy reads and predicts.
-            zarr_path: the dataset, or several that become one.
-            horizon: T, steps in a window.
-            pad_before: steps by which a window may begin before its episode.
-            pad_after: steps by which it may end after it.
-            n_obs_steps: To, how many of a window's observations are returned; all by default.
-            n_latency_steps: how many steps the action lags behind the observation.
-            seed: of the validation split and of the thinning.
-            val_ratio: part of the episodes of each dataset that is held out.
-            max_train_episodes: at most so many training episodes of each dataset, drawn at random.
-            cache: where prepared observations are kept: none, memory, mmap or device (see `observations`).
-            device: of cache: device.
-            weights: per dataset, its part in what `sample_weights` draws; by number of windows if not given.
-            only_episodes: names ("episode_0066") of those that are used; all by default.
-            exclude_episodes: names of episodes that are not used. Neither filter changes the validation split.
-            obs_dropout: per low-dimensional key, how often training hides it behind the middle of its range, so that a
-                policy cannot copy what it observes.
-
-        Raises:
-            DatasetError: no dataset, a key or dimension missing, another image size, an unknown episode, no room for
-                the cache, or no window fits.
-            SpecError: shape_meta is wrong, or the dataset's numbers mean something else.
-        """
         self.spec = read_shape_meta(shape_meta)
         self.n_obs_steps = horizon if n_obs_steps is None else n_obs_steps
         self.n_latency_steps = n_latency_steps

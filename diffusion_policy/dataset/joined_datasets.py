@@ -71,14 +71,7 @@ class JoinedDatasets:
         Raises:
             DatasetError: a dataset lacks the array, or a dimension of it.
         """
-        parts = []
-        for buffer in self._buffers:
-            values = np.asarray(buffer[key][:])
-            if values.ndim == 2 and buffer.names(key) != self.names(key):
-                names = buffer.names(key)
-                missing = [name for name in self.names(key) if name not in names]
-                if missing:
-                    raise DatasetError(f"{buffer.where}: data/{key} has dimensions {list(names)}; it lacks {missing}")
-                values = values[:, [names.index(name) for name in self.names(key)]]
-            parts.append(values)
-        return np.concatenate(parts)
+        if self._buffers[0][key].ndim != 2:
+            return np.concatenate([np.asarray(buffer[key][:]) for buffer in self._buffers])
+        names = self.names(key)
+        return np.concatenate([buffer.columns(key, names) for buffer in self._buffers])

@@ -12,7 +12,7 @@ can be told from a black image (`missing_chunks`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,21 @@ class ReplayBuffer:
         if isinstance(names, list):
             return tuple(map(str, names))
         return default_names(array.shape[-1], prefix="a" if key == ACTION_KEY else f"{key}.")
+
+    def columns(self, key: str, names: Sequence[str], lacking: str = "it lacks") -> NDArray[Any]:
+        """The columns (N, D) of a vector array that bear these names, in this order.
+
+        Raises:
+            DatasetError: the array is no vector, or has not all of them; `lacking` are the words before those.
+        """
+        array = self[key]
+        if array.ndim != 2:
+            raise DatasetError(f"{self.where}: data/{key} has shape {array.shape}; expected (N, {len(names)})")
+        found = self.names(key)
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise DatasetError(f"{self.where}: data/{key} has dimensions {list(found)}; {lacking} {missing}")
+        return np.ascontiguousarray(np.asarray(array[:])[:, [found.index(name) for name in names]])
 
     def append(self, episode: Mapping[str, NDArray[Any]]) -> None:
         """Add one episode; every array of data/ gets one row per step.

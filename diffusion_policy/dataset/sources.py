@@ -136,16 +136,7 @@ def _check_images(buffer: ReplayBuffer, field: ObsField) -> None:
 
 
 def _named_columns(buffer: ReplayBuffer, key: str, names: Sequence[str]) -> NDArray[np.float32]:
-    """The columns (N, D) of a low-dimensional array that bear these names, in this order."""
-    array = buffer[key]
-    if array.ndim != 2:
-        raise DatasetError(f"{buffer.where}: data/{key} has shape {array.shape}; expected (N, {len(names)})")
-    found = buffer.names(key)
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise DatasetError(f"{buffer.where}: data/{key} has dimensions {list(found)}; shape_meta also wants {missing}")
-    rows = np.asarray(array[:], dtype=np.float32)
-    return np.ascontiguousarray(rows[:, [found.index(name) for name in names]])
+    return buffer.columns(key, names, "shape_meta also wants").astype(np.float32, copy=False)
 
 
 def _check_layout(action: NDArray[np.float32], spec: StepSpec, buffer: ReplayBuffer) -> None:

@@ -155,15 +155,19 @@ def validate_logs(paths: Sequence[Path], before: Sequence[Path] = ()) -> Validat
 
 
 def _judge_all(paths: Iterable[Path]) -> tuple[Entry, ...]:
-    return tuple(judge_file(log) for path in paths for log in find_logs(path))
+    return tuple(judge_file(log) for log in find_logs(paths))
 
 
-def find_logs(path: Path) -> list[Path]:
-    """The logs that a path names: a file, a run's folder of this server, or a folder that holds such.
+def find_logs(paths: Iterable[Path]) -> list[Path]:
+    """The logs that paths name: each a file, a run's folder of this server, or a folder that holds such.
 
     Raises:
         RunLogError: a folder without a log.
     """
+    return [log for path in paths for log in _logs_at(path)]
+
+
+def _logs_at(path: Path) -> list[Path]:
     if not path.is_dir() or (path / "steps.jsonl").is_file():
         return [path]
     logs = sorted([*path.glob("inference_log_*.json"), *(found.parent for found in path.glob("*/steps.jsonl"))])

@@ -27,6 +27,8 @@ PHASES: tuple[Phase, ...] = ("approach", "grasp", "move", "release")
 PHASE_STEPS = 5
 # The robot's client opens for commands above this.
 CLIENT_THRESHOLD = 0.5
+# Names of what is compared; "previous action" and "mean action" stand beside them.
+POLICY, HOLD, COPYCAT = "policy", "hold pose", "copy the measured gripper"
 
 
 @dataclass(frozen=True)
@@ -127,14 +129,14 @@ def baselines(recorded: FloatArray, measured: FloatArray, mean_action: FloatArra
     previous = np.full(recorded.shape, np.nan)
     previous[1:] = recorded[:-1, :1]
     found = {
-        "hold pose": held,
+        HOLD: held,
         "previous action": previous,
         "mean action": np.broadcast_to(mean_action, (n_steps, n_actions, width)).copy(),
     }
     if width == len(POSE_GRIPPER):
         copied = np.full(recorded.shape, np.nan)
         copied[..., -1] = measured[:, None, -1]
-        found["copy the measured gripper"] = copied
+        found[COPYCAT] = copied
     return found
 
 

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from diffusion_policy.evaluate.events import EventScore, score_gripper_events, tolerance_steps
 from diffusion_policy.evaluate.intervals import paired_bootstrap
 from diffusion_policy.evaluate.open_loop import (
+    COPYCAT,
     PHASES,
+    POLICY,
     ChunkErrors,
     FloatArray,
     baselines,
@@ -35,8 +37,6 @@ from diffusion_policy.evaluate.writing import EvaluateError
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.spec import POSE_GRIPPER, ROTVEC_WIDTH
 
-POLICY = "policy"
-COPYCAT = "copy the measured gripper"
 COLUMNS = {
     "position_mm": "position mm",
     "rotation_deg": "rotation deg",

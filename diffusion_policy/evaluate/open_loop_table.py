@@ -10,10 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from diffusion_policy.evaluate.open_loop import PHASES
-from diffusion_policy.evaluate.open_loop_report import COLUMNS, COPYCAT, POLICY, OpenLoopReport
+from diffusion_policy.evaluate.open_loop import COPYCAT, HOLD, PHASES, POLICY
+from diffusion_policy.evaluate.open_loop_report import COLUMNS, OpenLoopReport
 
-_HOLD = "hold pose"
 # Of these columns the larger number is the better one.
 _RISING = ("gripper_f1",)
 
@@ -46,8 +45,8 @@ def _predictors(report: OpenLoopReport) -> Table:
 
 def _by_phase(report: OpenLoopReport) -> Table:
     """Where in the task the errors are, and how much of them standing still would make."""
-    table = _table("phase", "position mm", f"({_HOLD})", "rotation deg", f"({_HOLD})", "gripper")
-    ours, held = report.scores[POLICY].per_phase(), report.scores[_HOLD].per_phase()
+    table = _table("phase", "position mm", f"({HOLD})", "rotation deg", f"({HOLD})", "gripper")
+    ours, held = report.scores[POLICY].per_phase(), report.scores[HOLD].per_phase()
     for phase in PHASES:
         means, still = ours[phase], held[phase]
         pose = [_number(found[key]) for key in ("position_mm", "rotation_deg") for found in (means, still)]

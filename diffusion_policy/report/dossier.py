@@ -7,6 +7,7 @@ they are there. The verdict stands on top, in one sentence.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -95,7 +96,7 @@ def make_dossier(sources: Sources) -> tuple[Verdict, str]:
         found = [finding for document in documents for finding in open_loop_findings(document, document["checkpoint"])]
         looks = {
             **examination.looks,
-            "open loop": "python scripts/doctor.py --checkpoint " + documents[0]["checkpoint"],
+            "open loop": shlex.join(["python", "scripts/doctor.py", "--checkpoint", documents[0]["checkpoint"]]),
         }
         examination = Examination({**examination.groups, "open loop": found}, looks)
     verdict = conclude(examination, logs, run)

@@ -10,6 +10,7 @@ import numpy as np
 from plotly.graph_objects import Figure
 
 from diffusion_policy.evaluate.events import gripper_events
+from diffusion_policy.evaluate.open_loop import HOLD, POLICY
 from diffusion_policy.report import figures as plot
 from diffusion_policy.report.latency import Stage
 from diffusion_policy.report.page import Section, grid, paragraph, place, table
@@ -23,7 +24,6 @@ MOST_TRAJECTORIES = 4
 # Workspace of a guard that looks at a log afterwards, around the way that the arm took.
 BOX_MARGIN_M = 0.1
 REFUSED = "refused: "
-POLICY, HOLD = "policy", "hold pose"
 COLUMNS = (
     ("position_mm", "position (mm)"),
     ("rotation_deg", "rotation (degrees)"),

@@ -149,13 +149,13 @@ def check_parity(
         expected = policy.predict_action(trained, initial_noise=noise, generator=generator)["action"][0].numpy()
         differences.append(float(np.abs(expected - array_from_json(reply["actions"])).max()))
     digest = _sha256(checkpoint)
-    frame = np.empty((*policy.spec.rgb[0].shape[1:], 3), dtype=np.uint8)
+    _, height, width = policy.spec.rgb[0].shape
     return ParityReport(
         requests,
         compare_inputs(collected),
         max(differences),
         about["checkpoint_sha256"] == digest,
-        resize_tested=is_enlarged(frame, encoding),
+        resize_tested=is_enlarged(height, width, encoding),
     )
 
 
@@ -169,9 +169,9 @@ def _request(recorded: RecordedEpisodes, step: int, trained: dict[str, torch.Ten
     return observation("inspect", images, states[:, :7], states[:, 7:], np.arange(len(window)) / 10)
 
 
-def is_enlarged(frame: Array, encoding: str) -> bool:
-    """Whether a frame (H, W, 3) is sent at a camera's size, so that the server's resize is tested, too."""
-    return encoding == ".png" and frame.shape[0] * frame.shape[1] <= MAX_ENLARGED_PIXELS  # JPEG would change the blocks
+def is_enlarged(height: int, width: int, encoding: str) -> bool:
+    """Whether a frame is sent at a camera's size, so that the server's resize is tested, too."""
+    return encoding == ".png" and height * width <= MAX_ENLARGED_PIXELS  # JPEG would change the blocks
 
 
 def enlarge(frame: Array) -> Array:
@@ -187,7 +187,7 @@ def enlarge(frame: Array) -> Array:
 
 
 def _encode(frame: Array, encoding: str) -> bytes:
-    if is_enlarged(frame, encoding):
+    if is_enlarged(frame.shape[0], frame.shape[1], encoding):
         frame = enlarge(frame)
     bgr = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2BGR)
     return bytes(cv2.imencode(encoding, bgr)[1].tobytes())
