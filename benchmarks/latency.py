@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,7 @@ from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.serve.client import LineClient
 from diffusion_policy.serve.engine import Engine, PolicyEngine
+from diffusion_policy.serve.host import computing_thread
 from diffusion_policy.serve.server import listening
 from diffusion_policy.serve.session import Reply
 from diffusion_policy.serve.settings import EngineSettings, ServeSettings, read_settings
@@ -100,16 +102,24 @@ class Candidate:
         self.actions.setdefault(scenario, []).append(chunk.actions)
 
 
-def serving(name: str, options: EngineSettings, folder: Path, device: str) -> AbstractContextManager[Candidate]:
+def serving(
+    name: str, options: EngineSettings, folder: Path, device: str, worker: ThreadPoolExecutor
+) -> AbstractContextManager[Candidate]:
     """A server of the users' policy in a thread, and a client of it."""
     options.device = device
-    engine = PolicyEngine(users_policy().to(device), options)
-    engine.warm_up()
-    return serving_engine(name, engine, [f"log.directory={folder / name}"])
+
+    def open_engine() -> PolicyEngine:
+        engine = PolicyEngine(users_policy().to(device), options)
+        engine.warm_up()
+        return engine
+
+    return serving_engine(name, worker.submit(open_engine).result(), [f"log.directory={folder / name}"], worker)
 
 
 @contextmanager
-def serving_engine(name: str, engine: Engine, words: Sequence[str]) -> Iterator[Candidate]:
+def serving_engine(
+    name: str, engine: Engine, words: Sequence[str], worker: ThreadPoolExecutor | None = None
+) -> Iterator[Candidate]:
     """A server in a thread, and a client of it; ``words`` are settings."""
     patient = ["ckpt=random", "port=0", "deadline_s=60", "max_age_s=1e6", "traffic.messages_per_s=1e6"]
     loose = ["guard.quaternion_tolerance=0.9", "guard.on_workspace=clip"]
@@ -119,7 +129,7 @@ def serving_engine(name: str, engine: Engine, words: Sequence[str]) -> Iterator[
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
 
     async def run() -> None:
-        async with listening(engine, settings, replies.append) as (_, found):
+        async with listening(engine, settings, replies.append, worker) as (_, found):
             ports.update(found)
             ready.set()
             await stop.wait()
@@ -213,15 +223,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "float32": EngineSettings(steps=arguments.steps),
     }
     device, console = torch.device(arguments.device), Console()
-    if device.type == "cpu":
-        kinds["float16"] = EngineSettings(steps=arguments.steps, precision="float16")
     if multiplies_bf16(device):
         kinds["bfloat16"] = EngineSettings(steps=arguments.steps, precision="bfloat16")
     else:
         console.print("bfloat16 is left out: this device has no instructions for it, and would emulate it")
+    worker = computing_thread()  # of all of them, as each would have one alone
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         candidates = [
-            stack.enter_context(serving(name, options, Path(folder), arguments.device))
+            stack.enter_context(serving(name, options, Path(folder), arguments.device, worker))
             for name, options in kinds.items()
         ]
         measure(candidates, 6 if arguments.quick else arguments.requests)

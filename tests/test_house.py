@@ -18,6 +18,7 @@ FLOORS = {
     "spec": 0,
     "geometry": 0,
     "safe_pickle": 0,
+    "host_memory": 0,
     "places": 0,
     "resolvers": 0,
     "run_log": 0,

@@ -1,8 +1,13 @@
-"""What a device multiplies fast."""
+"""What a device multiplies fast, and the parts of a model that make use of it."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
+
+from diffusion_policy.model import kernels
+from diffusion_policy.model.convolution import Convolution
+from diffusion_policy.model.group_norm import GroupNorm
 
 
 def multiplies_bf16(device: torch.device) -> bool:
@@ -13,3 +18,23 @@ def multiplies_bf16(device: torch.device) -> bool:
         return False
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def use_fast_layers(model: nn.Module, *, frozen: bool = False) -> str | None:
+    """Let a float32 model on a CPU compute its convolutions and norms the fast way, to rounding the same.
+
+    Args:
+        model: whose layers are set.
+        frozen: its weights will not change from now on, and nobody asks for gradients.
+
+    Returns:
+        Why nothing was changed, or None if it was.
+    """
+    reason = kernels.why_unavailable()
+    if reason is None:
+        for module in model.modules():
+            if isinstance(module, Convolution | GroupNorm):
+                module.fast = True
+            if isinstance(module, Convolution):
+                module.frozen = frozen
+    return reason

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from diffusion_policy.model import ModelError
 from diffusion_policy.model.convolution import Convolution
+from diffusion_policy.model.group_norm import GroupNorm, normalize, normalize_and_pool
 from diffusion_policy.model.image_augmentation import ColorJitter, CropRandomizer
 from diffusion_policy.spec import StepSpec
 
@@ -32,11 +33,6 @@ STRIDE = 32
 Norm = Callable[[int], nn.Module]
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Groups of 16 channels: the reference's replacement of BatchNorm2d, which an EMA copy cannot average."""
-    return nn.GroupNorm(channels // 16, channels)
-
-
 class BasicBlock(nn.Module):
     """Residual block of ResNet-18: two 3x3 convolutions and a shortcut (He et al. 2016, figure 5 left)."""
 
@@ -44,18 +40,20 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = Convolution(in_channels, channels, 3, stride, padding=1)
         self.bn1 = norm(channels)
-        self.relu = nn.ReLU(inplace=True)
         self.conv2 = Convolution(channels, channels, 3, padding=1)
         self.bn2 = norm(channels)
-        self.downsample: nn.Module | None = None
+        self.downsample: nn.Sequential | None = None
         if stride != 1 or in_channels != channels:
             self.downsample = nn.Sequential(Convolution(in_channels, channels, 1, stride), norm(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, channels, ceil(H / stride), ceil(W / stride))."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(x)) + shortcut)
+        shortcut = x
+        if self.downsample is not None:
+            convolution, norm = self.downsample
+            shortcut = normalize(norm, convolution(x), rectify=False)
+        x = normalize(self.bn1, self.conv1(x))
+        return normalize(self.bn2, self.conv2(x), shortcut)
 
 
 class ResNet18Conv(nn.Module):
@@ -84,7 +82,11 @@ class ResNet18Conv(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Feature map of the images."""
-        return self.nets(images)
+        convolution, norm, _, pool, *stages = self.nets
+        images = normalize_and_pool(norm, pool, convolution(images))
+        for stage in stages:
+            images = stage(images)
+        return images
 
 
 class SpatialSoftmax(nn.Module):
@@ -175,7 +177,7 @@ class ObsEncoder(nn.Module):
         color_jitter: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        norm: Norm = group_norm if use_group_norm else nn.BatchNorm2d
+        norm: Norm = GroupNorm if use_group_norm else nn.BatchNorm2d  # GroupNorm, since an EMA cannot average BatchNorm
         self.spec = spec
         self.crop = CropRandomizer(crop_shape, centre_in_eval=eval_fixed_crop) if crop_shape else None
         self.color_jitter = ColorJitter(color_jitter) if color_jitter else None

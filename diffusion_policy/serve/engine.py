@@ -129,7 +129,7 @@ class PolicyEngine:
         if self.settings.precision == "bfloat16" and not multiplies_bf16(self.policy.device):
             logger.warning(
                 "engine.precision is bfloat16, but this device has no instructions for it: emulated, it is many times "
-                "slower than float32. On a CPU, engine.precision=float16 is the faster one"
+                "slower than float32"
             )
         if not self.settings.fast or is_accelerable(self.policy):
             return self.settings.fast

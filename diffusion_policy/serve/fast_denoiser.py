@@ -8,8 +8,9 @@ from one denoising step to the next is computed once:
   condition tokens, ``(h Wq) K'`` is ``h (Wq K')`` and ``(p V) Wo`` is ``p (V Wo)``, and two large products a layer and
   step become two small ones;
 * the norms' scales and shifts, which are folded into the product that follows;
-* every intermediate buffer: the loop writes into tensors that exist (``out=``), so nothing is allocated in it (but the
-  results of products with float16 weights, whose kernel brings its own).
+* every intermediate buffer: the loop writes into tensors that exist (``out=``), so nothing is allocated in it.
+
+In float32 on a CPU the large products and the norms are the compiled ones of ``model.kernels``, where there are any.
 
 With causal attention a step does not see later ones, so steps that nobody executes need not be denoised: ``rows``.
 
@@ -26,8 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion_policy.model import kernels
 from diffusion_policy.model.diffusion.transformer_for_diffusion import TransformerForDiffusion
-from diffusion_policy.serve.settings import ServeError
+
+NORM_EPS = 1e-5  # of torch's LayerNorm
 
 
 def is_foldable(model: TransformerForDiffusion) -> bool:
@@ -35,19 +38,37 @@ def is_foldable(model: TransformerForDiffusion) -> bool:
     return model.obs_as_cond and model.time_as_cond and isinstance(model.encoder, nn.Sequential)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Product:
-    """``x @ weight + bias`` with the weight (in, out) as it is, or packed as float16 for a CPU."""
+    """``x @ weight + bias``: the weight is (in, out), or in strips for the compiled kernel.
+
+    The kernel's call is made once, for the buffers of the first call, which are those of all.
+    """
 
     bias: Tensor
     weight: Tensor | None = None
-    packed: Any = None
+    strips: Tensor | None = None
+    _call: kernels.Prepared | None = None
 
     def write(self, x: Tensor, out: Tensor) -> Tensor:
-        """The product (t, out); in ``out``, where the kernel can write to it."""
-        if self.weight is None:
-            return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+        """Write the product (t, out) to ``out``."""
+        if self.strips is not None:
+            return self._run(self.strips, x, out, add=False)
+        assert self.weight is not None
         return torch.addmm(self.bias, x, self.weight, out=out)
+
+    def add_to(self, total: Tensor, x: Tensor, between: Tensor) -> None:
+        """Add the product to ``total``; ``between`` takes it where that cannot be done in one go."""
+        if self.strips is not None:
+            self._run(self.strips, x, total, add=True)
+        else:
+            total.add_(self.write(x, between))
+
+    def _run(self, strips: Tensor, x: Tensor, out: Tensor, *, add: bool) -> Tensor:
+        if self._call is None:
+            self._call = kernels.prepare_product(x, strips, out, self.bias, add=add)
+        self._call()
+        return out
 
 
 @dataclass(frozen=True)
@@ -71,11 +92,8 @@ class FastDenoiser:
         model: in eval mode; its weights are copied, later changes to it are not seen.
         length: steps of a whole sequence.
         precision: of the large products; sums, norms and the condition stay float32. "bfloat16" rounds what is
-            multiplied; "float16" (CPU alone) stores the weights so, which halves what a product reads from memory.
+            multiplied.
         rows: t, the first steps, which are denoised; None: all. Fewer only where attention is causal.
-
-    Raises:
-        ServeError: float16 on a device, or for weights, that cannot have it.
     """
 
     def __init__(
@@ -86,9 +104,9 @@ class FastDenoiser:
         assert model.cond_pos_emb is not None
         assert rows is None or model.causal_attn, "without causal attention every step sees every other"
         self._model = model
-        self._precision = precision
         self._dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32  # of what is multiplied
         self.device = model.device
+        self._compiled = precision == "float32" and self.device.type == "cpu" and kernels.why_unavailable() is None
         self._n_tokens = model.cond_pos_emb.shape[1]
         self._n_head = model.decoder.layers[0].self_attn.num_heads
         self._width = model.pos_emb.shape[2]
@@ -106,16 +124,9 @@ class FastDenoiser:
 
     def _product(self, weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None = None) -> _Product:
         weight, bias = _after_norm(weight, bias, norm)
-        if self._precision != "float16":
-            return _Product(bias.to(self._dtype), weight.t().contiguous().to(self._dtype))
-        if self.device.type != "cpu":
-            raise ServeError(f"engine.precision float16 is for CPUs; bfloat16 is what {self.device} multiplies fast")
-        if weight.abs().max() > torch.finfo(torch.float16).max:
-            raise ServeError("engine.precision float16: a weight of the denoiser is larger than float16 holds")
-        try:
-            return _Product(bias, packed=torch.ops.quantized.linear_prepack_fp16(weight, bias))
-        except RuntimeError as error:
-            raise ServeError(f"engine.precision float16: torch has no kernel for this CPU ({error})") from error
+        if self._compiled and len(weight) % kernels.STRIP == 0:
+            return _Product(bias, strips=kernels.strips_of(weight.t()))
+        return _Product(bias.to(self._dtype), weight.t().contiguous().to(self._dtype))
 
     def _read_layer(self, layer: Any) -> _Layer:
         attention, cross = layer.self_attn, layer.multihead_attn
@@ -182,6 +193,9 @@ class FastDenoiser:
         self._values = buffer(layers, heads, tokens, width)  # V Wo
         self._output = buffer(length, self._model.head.out_features, dtype=self._dtype)
         self._x_view, self._norm_out = self._x[None], (self._normed[None], self._mean, self._rstd)
+        self._normalize_compiled = (
+            kernels.prepare_normalization(self._x, self._normed, NORM_EPS) if self._compiled else None
+        )
         # Views are made once: in a loop of small products they cost as much as some of them.
         self._query_view, self._key_view, self._value_view = (
             self._qkv.view(length, 3, heads, -1).permute(1, 2, 0, 3).unbind()  # (H, t, d) each
@@ -257,10 +271,14 @@ class FastDenoiser:
     def _normalize(self) -> None:
         """Each row of x to mean 0 and variance 1, as float32 and as it is multiplied.
 
-        A batch norm in training, whose channels are the rows: the one kernel for it that writes where it is told to.
+        Without the compiled kernel by a batch norm in training, whose channels are the rows: torch's one kernel for it
+        that writes where it is told to.
         """
+        if self._normalize_compiled is not None:
+            self._normalize_compiled()
+            return
         torch.native_batch_norm(
-            self._x_view, None, None, None, None, training=True, momentum=0.0, eps=1e-5, out=self._norm_out
+            self._x_view, None, None, None, None, training=True, momentum=0.0, eps=NORM_EPS, out=self._norm_out
         )
         if self._half is not self._normed:
             self._half.copy_(self._normed)
@@ -274,7 +292,7 @@ class FastDenoiser:
         torch.softmax(self._scores, dim=-1, out=self._shares)
         torch.bmm(self._shares, self._value_view, out=self._mixed)
         self._joined.copy_(self._mixed_view)
-        self._x.add_(layer.out.write(self._joined_view, self._projected))
+        layer.out.add_to(self._x, self._joined_view, self._projected)
 
     def _attend_to_condition(self, index: int, layer: _Layer) -> None:
         key_bias, keys, values = self._folded[index]
@@ -287,7 +305,7 @@ class FastDenoiser:
     def _feed_forward(self, layer: _Layer) -> None:
         self._normalize()
         torch.ops.aten.gelu.out(layer.linear1.write(self._half, self._hidden), out=self._active)
-        self._x.add_(layer.linear2.write(self._active, self._projected))
+        layer.linear2.add_to(self._x, self._active, self._projected)
 
 
 def _after_norm(weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None) -> tuple[Tensor, Tensor]:

@@ -23,8 +23,10 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from diffusion_policy.host_memory import keep_freed_memory
+from diffusion_policy.model.arithmetic import use_fast_layers
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.policy.observation_batch import observation_batch
 from diffusion_policy.serve.cuda_graph import GraphedDenoiser
@@ -61,6 +63,8 @@ class FastPath:
         (self._camera,) = policy.spec.rgb
         core: Any = policy.obs_encoder.obs_nets[self._camera.key]
         backbone = copy.deepcopy(core.backbone).to(dtype=self._dtype, memory_format=torch.channels_last)
+        if policy.device.type == "cpu":
+            self._settle_on_cpu(backbone, settings)
         self._backbone = torch.compile(backbone) if settings.compile else backbone
         self._after = core.nets[1:]
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
@@ -69,6 +73,13 @@ class FastPath:
         self._timesteps: list[int] = policy.noise_scheduler.timesteps.tolist()
         self.denoised_steps = _steps_to_denoise(policy, settings)
         self._denoiser = self._build_denoiser(settings)
+
+    def _settle_on_cpu(self, backbone: nn.Module, settings: EngineSettings) -> None:
+        keep_freed_memory()
+        if self._dtype == torch.float32 and not settings.compile:
+            reason = use_fast_layers(backbone, frozen=True)
+            if reason is not None:
+                logger.warning("images are encoded at half the speed, without the compiled kernels: %s", reason)
 
     @property
     def uses_cuda_graphs(self) -> bool:
@@ -110,8 +121,8 @@ class FastPath:
     def encode(self, prepared: Mapping[str, NDArray[Any]], keys: Sequence[bytes]) -> dict[bytes, Tensor]:
         """Features (1, Do) by key of n steps of policy input (n, ...); they are kept.
 
-        Convolutions take all n at once, which changes no bit of a result; what follows is done one by one, since
-        products of other sizes may sum in another order.
+        One by one on a CPU, and after the convolutions everywhere: products of other sizes may sum in another order,
+        and equal frames are to have equal features.
         """
         policy, encoder = self._policy, self._policy.obs_encoder
         tensors = {name: torch.from_numpy(value)[:, None] for name, value in prepared.items()}
@@ -120,11 +131,13 @@ class FastPath:
         images = steps.pop(self._camera.key)
         if encoder.crop is not None:
             images = encoder.crop(images)
-        maps = self._backbone(images.to(dtype=self._dtype, memory_format=torch.channels_last)).float()
+        images = images.to(dtype=self._dtype, memory_format=torch.channels_last)
+        at_once = 1 if images.device.type == "cpu" else len(images)
+        maps = [one.float() for part in images.split(at_once) for one in self._backbone(part).split(1)]
         encoded = {}
         for row, key in enumerate(keys):
             step = {name: value[row : row + 1] for name, value in steps.items()}
-            step[self._camera.key] = torch.relu(self._after(maps[row : row + 1]))
+            step[self._camera.key] = torch.relu(self._after(maps[row]))
             encoded[key] = torch.cat([step[field.key] for field in policy.spec.obs], dim=-1)
         self._features.update(encoded)
         while len(self._features) > self._capacity:

@@ -96,6 +96,16 @@ class Connection:
         return not reply.ends and not self._host.stopping.is_set()
 
 
+def computing_thread() -> ThreadPoolExecutor:
+    """The one thread of a server that computes, from loading the checkpoint to the last answer.
+
+    OpenMP gives every thread that computes helpers of its own. Once there are more of them than cores, they no longer
+    stay awake between products: a second computing thread, even an idle one, makes denoising on a CPU several times
+    slower (libgomp's throttled spin count).
+    """
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
+
+
 class Host:
     """Serves one robot at a time with one engine.
 
@@ -103,10 +113,15 @@ class Host:
         engine: the policy, warmed up.
         settings: all of them; the guard's box is filled in from the engine's training range.
         on_answer: sees every reply with its stages once it is logged; for measurements.
+        worker: the thread that computes, see :func:`computing_thread`; None: one of the host's own.
     """
 
     def __init__(
-        self, engine: Engine, settings: ServeSettings, on_answer: Callable[[Reply], None] = lambda reply: None
+        self,
+        engine: Engine,
+        settings: ServeSettings,
+        on_answer: Callable[[Reply], None] = lambda reply: None,
+        worker: ThreadPoolExecutor | None = None,
     ) -> None:
         self.on_answer = on_answer
         self.engine = engine
@@ -116,7 +131,7 @@ class Host:
         self.guard: GuardSettings = settings.guard.within(np.asarray(low)[:3] - margin, np.asarray(high)[:3] + margin)
         self.stopping = asyncio.Event()
         self.slot = Slot()
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
+        self._worker = worker or computing_thread()
         self._connections: set[Connection] = set()
 
     @asynccontextmanager

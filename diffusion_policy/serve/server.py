@@ -6,10 +6,11 @@ import asyncio
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from diffusion_policy.serve.engine import Engine, PolicyEngine
-from diffusion_policy.serve.host import Host
+from diffusion_policy.serve.host import Host, computing_thread
 from diffusion_policy.serve.line_server import start_line_server
 from diffusion_policy.serve.session import Reply
 from diffusion_policy.serve.settings import ServeSettings
@@ -28,12 +29,13 @@ def serve_checkpoint(settings: ServeSettings) -> None:
         OSError: the port is taken.
     """
     settings.token()  # before the checkpoint is loaded: an open door is refused at once
-    engine = PolicyEngine.open(settings.ckpt, settings.engine, settings.limits.image_pixels)
-    engine.warm_up()
-    asyncio.run(serve(engine, settings))
+    worker = computing_thread()
+    engine = worker.submit(PolicyEngine.open, settings.ckpt, settings.engine, settings.limits.image_pixels).result()
+    worker.submit(engine.warm_up).result()
+    asyncio.run(serve(engine, settings, worker))
 
 
-async def serve(engine: Engine, settings: ServeSettings) -> None:
+async def serve(engine: Engine, settings: ServeSettings, worker: ThreadPoolExecutor | None = None) -> None:
     """Listen until SIGTERM or SIGINT.
 
     Raises:
@@ -43,7 +45,7 @@ async def serve(engine: Engine, settings: ServeSettings) -> None:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with listening(engine, settings) as (host, ports):
+    async with listening(engine, settings, worker=worker) as (host, ports):
         _announce(host, ports)
         await stop.wait()
         logger.info("stopping: the request under way is answered, the log is written")
@@ -51,11 +53,14 @@ async def serve(engine: Engine, settings: ServeSettings) -> None:
 
 @asynccontextmanager
 async def listening(
-    engine: Engine, settings: ServeSettings, on_answer: Callable[[Reply], None] = lambda reply: None
+    engine: Engine,
+    settings: ServeSettings,
+    on_answer: Callable[[Reply], None] = lambda reply: None,
+    worker: ThreadPoolExecutor | None = None,
 ) -> AsyncIterator[tuple[Host, Ports]]:
     """Both transports while the block lasts, then the orderly end; ports are "line" and perhaps "websocket"."""
     settings.token()
-    host = Host(engine, settings, on_answer)
+    host = Host(engine, settings, on_answer, worker)
     line = await start_line_server(host)
     ports: Ports = {"line": line.sockets[0].getsockname()[1]}
     websocket = None

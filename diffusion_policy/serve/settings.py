@@ -18,7 +18,7 @@ from diffusion_policy.serve.motion_guard import GuardSettings
 from diffusion_policy.serve.protocol import DEFAULT_PORT, Limits
 from diffusion_policy.spec import WorkspaceError
 
-PRECISIONS = ("float32", "bfloat16", "float16")
+PRECISIONS = ("float32", "bfloat16")
 
 
 class ServeError(WorkspaceError):
@@ -34,8 +34,8 @@ class EngineSettings:
         device: "cpu", "cuda:0", ...
         scheduler: "ddim", "ddpm" or "dpm-solver++".
         steps: denoising steps.
-        precision: "float32"; "bfloat16" for the convolutions and the denoiser's large products, fast where the device
-            has instructions for it; or "float16" for the denoiser's weights alone, on any x86 CPU.
+        precision: "float32", or "bfloat16" for the convolutions and the denoiser's large products, fast where the
+            device has instructions for it.
         fast: False runs ``predict_action`` as training does, without any cache; so do policies that need it.
         compile: torch.compile for the convolutions; its warm-up takes a minute.
         cuda_graphs: on a CUDA device, launch a denoising step as one graph; without effect elsewhere.

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from diffusion_policy.model.arithmetic import multiplies_bf16
-from diffusion_policy.model.convolution import train_fast_on_cpu
+from diffusion_policy.host_memory import keep_freed_memory
+from diffusion_policy.model.arithmetic import multiplies_bf16, use_fast_layers
 from diffusion_policy.model.diffusion.ema_model import EMAModel
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import Batch
@@ -86,9 +86,14 @@ class Updates:
         self.policy, self.optimizer, self.schedule, self.stages = loss.policy, optimizer, schedule, stages
         self.ema, self.drawing, self.processes = ema, drawing, processes
         self._dtype = autocast_dtype(settings.precision, processes.device)
-        on_cpu = processes.device.type == "cpu"
-        if on_cpu and self._dtype is None and settings.precision == "auto" and not settings.compile:
-            train_fast_on_cpu(self.policy)
+        if processes.device.type == "cpu":
+            keep_freed_memory()
+            if self._dtype is None and settings.precision == "auto" and not settings.compile:
+                reason = use_fast_layers(self.policy)
+                if ema is not None:
+                    use_fast_layers(ema.averaged_model)
+                if reason is not None:
+                    logger.warning("training.precision auto: half as fast without the compiled kernels: %s", reason)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         module: nn.Module = loss
         if settings.compile:

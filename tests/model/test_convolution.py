@@ -1,4 +1,4 @@
-"""Convolutions that train fast on a CPU give what torch's own give, to rounding."""
+"""Convolutions that are fast on a CPU give what torch's own give, to rounding."""
 
 import copy
 
@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_policy.model.convolution import Convolution, train_fast_on_cpu
+from diffusion_policy.model import convolution
+from diffusion_policy.model.arithmetic import use_fast_layers
+from diffusion_policy.model.convolution import Convolution
 
 # Of the largest number.
 ROUNDING = 2e-5
@@ -38,7 +40,7 @@ def test_value_and_both_gradients_are_those_of_a_direct_convolution(
     torch.manual_seed(0)
     direct = Convolution(n_inputs, n_outputs, size, stride, padding=size // 2)
     fast = copy.deepcopy(direct)
-    train_fast_on_cpu(fast)
+    assert use_fast_layers(fast) is None
     images = torch.randn(3, n_inputs, height, width).contiguous(memory_format=order)
     gradient = torch.randn_like(direct(images))
     exact = value_and_gradients(copy.deepcopy(direct).double(), images.double(), gradient.double())
@@ -51,10 +53,48 @@ def test_value_and_both_gradients_are_those_of_a_direct_convolution(
 def test_images_without_gradient_and_a_model_in_eval_mode():
     layer = nn.Sequential(Convolution(128, 128, 3, padding=1), Convolution(128, 8, 3, 2, padding=1))
     fast = copy.deepcopy(layer)
-    train_fast_on_cpu(fast)
+    assert use_fast_layers(fast) is None
     images = torch.randn(2, 128, 10, 12)
-    assert not torch.equal(fast(images), layer(images))  # else the test below proves nothing
+    expected = layer(images)
+    assert not torch.equal(fast(images), expected)  # else nothing here proves anything
     fast(images).sum().backward()
     assert all(p.grad is not None for p in fast.parameters())
-    assert torch.equal(fast.eval()(images), layer(images))
+    with torch.inference_mode():
+        assert (fast.eval()(images) - expected).abs().max() < ROUNDING * expected.abs().max()
     assert fast.state_dict().keys() == layer.state_dict().keys()
+
+
+def test_many_images_are_brought_to_points_in_several_goes(monkeypatch):
+    torch.manual_seed(0)
+    whole, parts = (torch.randn(7, 13, 9, 64) for _ in range(2))
+    kernel = torch.randn(36, 64, 64)
+    one_go = convolution.convolve(whole, kernel, 4), convolution.kernel_gradient(whole, parts, 4)
+    monkeypatch.setattr(convolution, "images_at_a_time", lambda *_: 3)
+    several = convolution.convolve(whole, kernel, 4), convolution.kernel_gradient(whole, parts, 4)
+    for one, other in zip(one_go, several, strict=True):
+        assert (one - other).abs().max() < ROUNDING * one.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("n_inputs", "n_outputs", "size", "stride", "height", "width"),
+    [
+        (64, 80, 3, 1, 21, 36),  # Winograd
+        (128, 64, 3, 1, 6, 9),  # a small map: one product
+        (64, 96, 3, 2, 11, 18),
+        (64, 32, 1, 2, 11, 18),
+        (64, 40, 3, 2, 11, 18),  # channels that make no whole strips: the library's
+        (3, 64, 7, 2, 31, 42),
+    ],
+)
+def test_frozen_weights(n_inputs, n_outputs, size, stride, height, width):
+    torch.manual_seed(0)
+    direct = Convolution(n_inputs, n_outputs, size, stride, padding=size // 2)
+    frozen = copy.deepcopy(direct)
+    assert use_fast_layers(frozen, frozen=True) is None
+    images = torch.randn(2, n_inputs, height, width)
+    with torch.inference_mode():
+        exact = copy.deepcopy(direct).double()(images.double())
+        for _ in range(2):  # what is kept of the weights, too
+            found = frozen(images)
+            assert found.shape == exact.shape
+            assert (found - exact).abs().max() < ROUNDING * exact.abs().max()

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from diffusion_policy.model import ModelError
-from diffusion_policy.model.obs_encoder import ObsEncoder, ResNet18Conv, SpatialSoftmax, group_norm
+from diffusion_policy.model.group_norm import GroupNorm
+from diffusion_policy.model.obs_encoder import ObsEncoder, ResNet18Conv, SpatialSoftmax
 from diffusion_policy.spec import StepSpec, read_shape_meta
 
 CAMERAS = read_shape_meta(
@@ -72,23 +73,23 @@ def test_a_file_with_two_values_for_one_tensor_is_refused() -> None:
 def test_normalisation_layers(use_group_norm: bool) -> None:
     encoder = make_encoder(use_group_norm=use_group_norm)
     kinds = {type(module) for module in encoder.modules()}
-    assert (torch.nn.GroupNorm in kinds) is use_group_norm
+    assert (GroupNorm in kinds) is use_group_norm
     assert (torch.nn.BatchNorm2d in kinds) is not use_group_norm
     assert any("running_mean" in name for name in encoder.state_dict()) is not use_group_norm
 
 
 def test_group_norm_has_groups_of_sixteen() -> None:
-    assert group_norm(128).num_groups == 8
+    assert GroupNorm(128).num_groups == 8
 
 
 def test_feature_map_is_a_thirty_second_rounded_up() -> None:
     with torch.no_grad():
-        assert ResNet18Conv(group_norm)(torch.zeros(1, 3, 162, 33)).shape == (1, 512, 6, 2)
+        assert ResNet18Conv(GroupNorm)(torch.zeros(1, 3, 162, 33)).shape == (1, 512, 6, 2)
 
 
 def test_convolutions_start_as_in_the_reference() -> None:
     torch.manual_seed(0)
-    weight = ResNet18Conv(group_norm).nets[7][1].conv2.weight
+    weight = ResNet18Conv(GroupNorm).nets[7][1].conv2.weight
     assert weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
 
 

@@ -1,0 +1,223 @@
+"""The compiled functions of norms.cpp, winograd.cpp and products.cpp, with tensors for arguments.
+
+They are built when the package is installed, where a C++ compiler with OpenMP is at hand, and share torch's threads.
+Whoever uses them asks :func:`why_unavailable` first. All tensors are float32 on the CPU, contiguous, channels last:
+images (N, H, W, C). Points are (Q, P, C): Q numbers of each of P tiles and C channels (see :mod:`convolution`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+GROUP = 16  # channels in each group of GroupNorm
+LANES = 8  # the channels of points are a multiple of it
+STRIP = 16  # and columns of a product are one of this
+
+
+@cache
+def why_unavailable() -> str | None:
+    """Why this installation or this CPU cannot use them; None if it can."""
+    library = _library_path()
+    if library is None:
+        return "they were not built when diffusion_policy was installed, for want of a C++ compiler with OpenMP"
+    sources = [*library.parent.glob("*.cpp"), *library.parent.glob("*.h")]
+    if any(source.stat().st_mtime > library.stat().st_mtime for source in sources):
+        return f"{library.name} is older than its sources; install diffusion_policy again (make setup)"
+    if platform.machine() in ("x86_64", "AMD64") and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return "this CPU has no AVX2"
+    return None
+
+
+def _library_path() -> Path | None:
+    built = importlib.util.find_spec("diffusion_policy.model.kernels._compiled")
+    return None if built is None or built.origin is None else Path(built.origin)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    path = _library_path()
+    assert path is not None, why_unavailable()
+    return ctypes.CDLL(str(path))
+
+
+def _address(tensor: Tensor | None, *shape: int, dtype: torch.dtype = torch.float32) -> ctypes.c_void_p:
+    """Where the numbers of a tensor begin.
+
+    Raises:
+        ValueError: another shape, type or order in memory than the function reads.
+    """
+    if tensor is None:
+        return ctypes.c_void_p(None)
+    if tensor.shape != shape or tensor.dtype != dtype or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        order = "contiguous" if tensor.is_contiguous() else "not contiguous"
+        raise ValueError(
+            f"found {order} {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}; expected contiguous {dtype} "
+            f"{shape} on the CPU"
+        )
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _sizes(*sizes: int) -> list[ctypes.c_int64]:
+    return [ctypes.c_int64(size) for size in sizes]
+
+
+def group_norm(
+    images: Tensor, weight: Tensor, bias: Tensor, eps: float, shortcut: Tensor | None = None, *, rectify: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """GroupNorm over groups of 16 channels, then the shortcut is added, then ReLU.
+
+    Returns:
+        The result (N, H, W, C); means and 1 / standard deviations (N, C / 16), which the gradients need.
+    """
+    n, height, width, channels = images.shape
+    y = torch.empty_like(images)
+    mean, rstd = (images.new_empty(n, channels // GROUP) for _ in range(2))
+    _library().group_norm(
+        _address(images, *y.shape), _address(weight, channels), _address(bias, channels), _address(shortcut, *y.shape),
+        _address(y, *y.shape), _address(mean, *mean.shape), _address(rstd, *mean.shape),
+        *_sizes(n, height * width, channels), ctypes.c_double(eps), int(rectify),
+    )  # fmt: skip
+    return y, mean, rstd
+
+
+def group_norm_gradients(
+    incoming: Tensor, images: Tensor, y: Tensor | None, weight: Tensor, mean: Tensor, rstd: Tensor, *, shortcut: bool
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Gradients of images, of the shortcut (None without one), weight (C,) and bias (C,) of :func:`group_norm`.
+
+    ``y`` is its result after ReLU, or None if there was no ReLU.
+    """
+    n, height, width, channels = images.shape
+    of_images = torch.empty_like(images)
+    of_shortcut = torch.empty_like(images) if shortcut else None
+    of_weight, of_bias = (images.new_empty(n, channels) for _ in range(2))
+    shape, groups = images.shape, (n, channels // GROUP)
+    _library().group_norm_gradients(
+        _address(incoming, *shape), _address(images, *shape), _address(y, *shape), _address(weight, channels),
+        _address(mean, *groups), _address(rstd, *groups), _address(of_images, *shape), _address(of_shortcut, *shape),
+        _address(of_weight, n, channels), _address(of_bias, n, channels), *_sizes(n, height * width, channels),
+    )  # fmt: skip
+    return of_images, of_shortcut, of_weight.sum(0), of_bias.sum(0)
+
+
+def group_norm_pool(images: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """GroupNorm over groups of 16 channels, ReLU, maximum over 3x3 pixels at stride 2 (padding 1).
+
+    Returns:
+        The maxima (N, ceil(H/2), ceil(W/2), C); from which of the nine pixels each came, 9 for none above zero (uint8);
+        means and 1 / standard deviations (N, C / 16).
+    """
+    n, height, width, channels = images.shape
+    pooled = images.new_empty(n, (height + 1) // 2, (width + 1) // 2, channels)
+    origin = torch.empty_like(pooled, dtype=torch.uint8)
+    mean, rstd = (images.new_empty(n, channels // GROUP) for _ in range(2))
+    _library().group_norm_pool(
+        _address(images, *images.shape), _address(weight, channels), _address(bias, channels),
+        _address(pooled, *pooled.shape), _address(origin, *pooled.shape, dtype=torch.uint8),
+        _address(mean, *mean.shape), _address(rstd, *mean.shape), *_sizes(n, height, width, channels),
+        ctypes.c_double(eps),
+    )  # fmt: skip
+    return pooled, origin, mean, rstd
+
+
+def group_norm_pool_gradients(
+    incoming: Tensor, images: Tensor, origin: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of images, weight (C,) and bias (C,) of :func:`group_norm_pool`."""
+    n, height, width, channels = images.shape
+    of_images = torch.empty_like(images)
+    of_weight, of_bias = (images.new_empty(n, channels) for _ in range(2))
+    small, groups = (n, (height + 1) // 2, (width + 1) // 2, channels), (n, channels // GROUP)
+    _library().group_norm_pool_gradients(
+        _address(incoming, *small), _address(images, *images.shape), _address(origin, *small, dtype=torch.uint8),
+        _address(weight, channels), _address(mean, *groups), _address(rstd, *groups),
+        _address(of_images, *images.shape), _address(of_weight, n, channels), _address(of_bias, n, channels),
+        *_sizes(n, height, width, channels),
+    )  # fmt: skip
+    return of_images, of_weight.sum(0), of_bias.sum(0)
+
+
+def strips_of(weight: Tensor) -> Tensor:
+    """A matrix (K, N) in the order in which :func:`product` reads it, (N / 16, K, 16)."""
+    depth, columns = weight.shape
+    return weight.reshape(depth, columns // STRIP, STRIP).transpose(0, 1).contiguous()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A call with all arguments bound. It works on these very tensors, each time on what they hold then."""
+
+    run: Callable[[], object]
+    tensors: tuple[Tensor | None, ...]
+
+    def __call__(self) -> None:
+        """Run it."""
+        self.run()
+
+
+def prepare_product(
+    x: Tensor, strips: Tensor, out: Tensor, bias: Tensor | None = None, *, add: bool = False
+) -> Prepared:
+    """A call that writes x (M, K) times a matrix in strips, plus bias (N,), to ``out`` (M, N), or adds it there.
+
+    For few rows: the matrix is read once, in the order in which it lies in memory.
+    """
+    rows, depth = x.shape
+    columns = len(strips) * STRIP
+    run = partial(
+        _library().product, _address(x, rows, depth), _address(strips, len(strips), depth, STRIP),
+        _address(bias, columns), _address(out, rows, columns), *_sizes(rows, depth, columns), int(add),
+    )  # fmt: skip
+    return Prepared(run, (x, strips, out, bias))
+
+
+def product(x: Tensor, strips: Tensor, out: Tensor) -> Tensor:
+    """Write x (M, K) times a matrix in strips to ``out`` (M, N)."""
+    prepare_product(x, strips, out)()
+    return out
+
+
+def prepare_normalization(x: Tensor, out: Tensor, eps: float) -> Prepared:
+    """A call that writes the rows of x (M, N), each at mean 0 and variance 1, to ``out`` (M, N)."""
+    run = partial(
+        _library().normalize_rows, _address(x, *x.shape), _address(out, *x.shape), *_sizes(*x.shape),
+        ctypes.c_double(eps),
+    )  # fmt: skip
+    return Prepared(run, (x, out))
+
+
+def input_points(images: Tensor, tile: int) -> Tensor:
+    """What a 3x3 convolution with padding 1 reads of images (N, H, W, C), at the (tile + 2)^2 points of each tile."""
+    return _to_points("input_points", images, tile)
+
+
+def gradient_points(gradient: Tensor, tile: int) -> Tensor:
+    """The gradient of :func:`write_output`: of images (N, H, W, C) to that of points."""
+    return _to_points("gradient_points", gradient, tile)
+
+
+def _to_points(name: str, images: Tensor, tile: int) -> Tensor:
+    n, height, width, channels = images.shape
+    points = images.new_empty((tile + 2) ** 2, n * -(-height // tile) * -(-width // tile), channels)
+    getattr(_library(), name)(
+        _address(images, *images.shape), _address(points, *points.shape), tile, *_sizes(n, height, width, channels)
+    )
+    return points
+
+
+def write_output(points: Tensor, images: Tensor, tile: int) -> None:
+    """Write the images (N, H, W, K) that points (Q, P, K) stand for."""
+    n, height, width, channels = images.shape
+    shape = (tile + 2) ** 2, n * -(-height // tile) * -(-width // tile), channels
+    _library().output_pixels(
+        _address(points, *shape), _address(images, *images.shape), tile, *_sizes(n, height, width, channels)
+    )
