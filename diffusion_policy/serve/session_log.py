@@ -85,7 +85,8 @@ class SessionLog:
             self._queue.put_nowait((dict(line), images))
         except queue.Full:
             self.dropped += 1
-            logger.warning("the disk is slower than the robot: %d lines are not in the log", self.dropped)
+            if self.dropped.bit_count() == 1:  # at 1, 2, 4, 8, ...: not once a step
+                logger.warning("the disk is slower than the robot: %d lines are not in the log", self.dropped)
 
     def close(self, timeout: float = 5.0) -> None:
         """Write what waits, and end the thread; waits no longer than ``timeout`` for a disk that hangs."""
