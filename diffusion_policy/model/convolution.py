@@ -12,6 +12,7 @@ images.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -67,11 +68,14 @@ def images_at_a_time(images: Tensor, tile: int, kernel: Tensor) -> int:
 
 
 def convolve(images: Tensor, kernel: Tensor, tile: int) -> Tensor:
-    """Images (N, H, W, C) with a kernel at points (Q, C, K) -> (N, H, W, K)."""
-    output = images.new_empty(*images.shape[:3], kernel.shape[2])
+    """Images (N, H, W, C) with a kernel at points (Q, C, K), or these in strips, -> (N, H, W, K)."""
+    in_strips = kernel.ndim > 3
+    multiply: Callable[[Tensor, Tensor], Tensor] = kernels.product if in_strips else torch.bmm
+    outputs = kernel.shape[1] * kernels.STRIP if in_strips else kernel.shape[2]
+    output = images.new_empty(*images.shape[:3], outputs)
     number = images_at_a_time(images, tile, kernel)
     for read, written in zip(images.split(number), output.split(number), strict=True):
-        kernels.write_output(torch.bmm(kernels.input_points(read, tile), kernel), written, tile)
+        kernels.write_output(multiply(kernels.input_points(read, tile), kernel), written, tile)
     return output
 
 
@@ -91,7 +95,7 @@ def patches_of(images: Tensor, size: int, stride: int, padding: int) -> Tensor:
     image, row, pixel, _ = padded.stride()
     shape = n, (height - size) // stride + 1, (width - size) // stride + 1, size, size * channels
     # Pixels beside each other lie behind each other in memory.
-    return padded.as_strided(shape, (image, stride * row, stride * pixel, row, 1)).flatten(3)
+    return padded.as_strided(shape, (image, stride * row, stride * pixel, row, 1)).flatten(3).contiguous()
 
 
 class _Winograd(torch.autograd.Function):
@@ -120,7 +124,7 @@ class Convolution(nn.Conv2d):
 
     `frozen` says that the weights will not change and nobody asks for gradients: what depends on the weights alone is
     computed once, and images are few, so that strided convolutions and those of the smallest maps become one product
-    of few rows each.
+    of few rows each. An image's result does not depend on those beside it.
     """
 
     def __init__(self, in_channels: int, channels: int, size: int, stride: int = 1, *, padding: int = 0) -> None:
@@ -139,21 +143,21 @@ class Convolution(nn.Conv2d):
         return super().forward(images)
 
     def _infer(self, images: Tensor) -> Tensor:
+        if self.in_channels < FEWEST_CHANNELS or self.out_channels % kernels.STRIP:
+            return torch.cat([super(Convolution, self).forward(image) for image in images.split(1)])
         last = images.permute(0, 2, 3, 1).contiguous()
         # On the smallest maps reading a kernel at points takes longer than the multiplications that it saves.
         if self._is_cheaper_at_points() and tile_of(last) == LARGE_TILE:
             if self._at_points is None:
-                self._at_points = kernel_points(self.weight.detach(), LARGE_TILE).transpose(1, 2).contiguous()
+                points = kernel_points(self.weight.detach(), LARGE_TILE).transpose(1, 2)
+                self._at_points = kernels.strips_of(points)
             return convolve(last, self._at_points, LARGE_TILE).permute(0, 3, 1, 2)
-        if self.in_channels < FEWEST_CHANNELS or self.out_channels % kernels.STRIP:
-            return super().forward(images)
         if self._in_strips is None:
             matrix = self.weight.detach().permute(2, 3, 1, 0).reshape(-1, self.out_channels)
             self._in_strips = kernels.strips_of(matrix)
         patches = patches_of(last, self.kernel_size[0], self.stride[0], int(self.padding[0]))
-        output = images.new_empty(*patches.shape[:3], self.out_channels)
-        kernels.product(patches.flatten(0, 2), self._in_strips, output.flatten(0, 2))
-        return output.permute(0, 3, 1, 2)
+        output = kernels.product(patches.flatten(0, 2), self._in_strips)
+        return output.view(*patches.shape[:3], -1).permute(0, 3, 1, 2)
 
     def _is_cheaper_at_points(self) -> bool:
         plain = self.kernel_size == (3, 3) and self.stride == (1, 1) and self.padding == (1, 1)

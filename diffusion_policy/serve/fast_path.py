@@ -121,8 +121,8 @@ class FastPath:
     def encode(self, prepared: Mapping[str, NDArray[Any]], keys: Sequence[bytes]) -> dict[bytes, Tensor]:
         """Features (1, Do) by key of n steps of policy input (n, ...); they are kept.
 
-        One by one on a CPU, and after the convolutions everywhere: products of other sizes may sum in another order,
-        and equal frames are to have equal features.
+        Convolutions take all n at once, which changes no bit of a result; what follows is done one by one, since
+        products of other sizes may sum in another order.
         """
         policy, encoder = self._policy, self._policy.obs_encoder
         tensors = {name: torch.from_numpy(value)[:, None] for name, value in prepared.items()}
@@ -131,13 +131,11 @@ class FastPath:
         images = steps.pop(self._camera.key)
         if encoder.crop is not None:
             images = encoder.crop(images)
-        images = images.to(dtype=self._dtype, memory_format=torch.channels_last)
-        at_once = 1 if images.device.type == "cpu" else len(images)
-        maps = [one.float() for part in images.split(at_once) for one in self._backbone(part).split(1)]
+        maps = self._backbone(images.to(dtype=self._dtype, memory_format=torch.channels_last)).float()
         encoded = {}
         for row, key in enumerate(keys):
             step = {name: value[row : row + 1] for name, value in steps.items()}
-            step[self._camera.key] = torch.relu(self._after(maps[row]))
+            step[self._camera.key] = torch.relu(self._after(maps[row : row + 1]))
             encoded[key] = torch.cat([step[field.key] for field in policy.spec.obs], dim=-1)
         self._features.update(encoded)
         while len(self._features) > self._capacity:

@@ -98,3 +98,5 @@ def test_frozen_weights(n_inputs, n_outputs, size, stride, height, width):
             found = frozen(images)
             assert found.shape == exact.shape
             assert (found - exact).abs().max() < ROUNDING * exact.abs().max()
+        alone = torch.cat([frozen(image[None]) for image in images])
+        assert torch.equal(alone, found), "an image's result depends on the one beside it"

@@ -90,6 +90,12 @@ def test_product_of_few_rows(rows, depth, strips, with_bias, add):
     assert torch.equal(out, bias.expand_as(out) if with_bias else torch.zeros_like(out))
 
 
+def test_products_beside_each_other():
+    torch.manual_seed(0)
+    x, matrices = torch.randn(3, 7, 50), torch.randn(3, 50, 32)
+    torch.testing.assert_close(kernels.product(x, kernels.strips_of(matrices)), x @ matrices, atol=1e-4, rtol=1e-5)
+
+
 def test_rows_at_mean_zero_and_variance_one():
     x, out = torch.randn(7, 40) * 3 + 5, torch.empty(7, 40)
     kernels.prepare_normalization(x, out, 1e-5)()

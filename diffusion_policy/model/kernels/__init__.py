@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -147,9 +148,8 @@ def group_norm_pool_gradients(
 
 
 def strips_of(weight: Tensor) -> Tensor:
-    """A matrix (K, N) in the order in which :func:`product` reads it, (N / 16, K, 16)."""
-    depth, columns = weight.shape
-    return weight.reshape(depth, columns // STRIP, STRIP).transpose(0, 1).contiguous()
+    """Matrices (..., K, N) in the order in which products read them, (..., N / 16, K, 16)."""
+    return weight.unflatten(-1, (-1, STRIP)).movedim(-2, -3).contiguous()
 
 
 @dataclass(frozen=True)
@@ -167,21 +167,24 @@ class Prepared:
 def prepare_product(
     x: Tensor, strips: Tensor, out: Tensor, bias: Tensor | None = None, *, add: bool = False
 ) -> Prepared:
-    """A call that writes x (M, K) times a matrix in strips, plus bias (N,), to ``out`` (M, N), or adds it there.
+    """A call that writes x (..., M, K) times matrices in strips, plus bias (N,), to ``out`` (..., M, N); or adds it.
 
-    For few rows: the matrix is read once, in the order in which it lies in memory.
+    For few rows: each matrix is read once, in the order in which it lies in memory. A row's sums do not depend on the
+    number of rows.
     """
-    rows, depth = x.shape
-    columns = len(strips) * STRIP
+    *number, rows, depth = x.shape
+    columns = strips.shape[-3] * STRIP
     run = partial(
-        _library().product, _address(x, rows, depth), _address(strips, len(strips), depth, STRIP),
-        _address(bias, columns), _address(out, rows, columns), *_sizes(rows, depth, columns), int(add),
+        _library().product, _address(x, *x.shape),
+        _address(strips, *number, columns // STRIP, depth, STRIP), _address(bias, columns),
+        _address(out, *number, rows, columns), *_sizes(math.prod(number), rows, depth, columns), int(add),
     )  # fmt: skip
     return Prepared(run, (x, strips, out, bias))
 
 
-def product(x: Tensor, strips: Tensor, out: Tensor) -> Tensor:
-    """Write x (M, K) times a matrix in strips to ``out`` (M, N)."""
+def product(x: Tensor, strips: Tensor) -> Tensor:
+    """x (..., M, K) times matrices in strips (..., N / 16, K, 16) -> (..., M, N)."""
+    out = x.new_empty(*x.shape[:-1], strips.shape[-3] * STRIP)
     prepare_product(x, strips, out)()
     return out
 

@@ -43,16 +43,18 @@ inline void rest_of_strip(int64_t rows, const float *x, const float *strip, cons
 
 extern "C" {
 
-void product(const float *x, const float *strips, const float *bias, float *out, int64_t rows, int64_t depth,
-             int64_t columns, int add) {
-    const int64_t parts = (rows + ROWS - 1) / ROWS;
-#pragma omp parallel for schedule(static)
-    for (int64_t strip = 0; strip < columns / STRIP; strip++)
-        for (int64_t part = 0; part < parts; part++) {  // of equal size, to one row
-            const int64_t first = rows * part / parts, last = rows * (part + 1) / parts;
-            rest_of_strip(last - first, x + first * depth, strips + strip * depth * STRIP,
-                          bias ? bias + strip * STRIP : nullptr, out + first * columns + strip * STRIP, depth, columns,
-                          add != 0);
-        }
+void product(const float *x, const float *strips, const float *bias, float *out, int64_t number, int64_t rows,
+             int64_t depth, int64_t columns, int add) {
+    const int64_t parts = (rows + ROWS - 1) / ROWS, n_strips = columns / STRIP;
+#pragma omp parallel for collapse(2) schedule(static)
+    for (int64_t which = 0; which < number; which++)
+        for (int64_t strip = 0; strip < n_strips; strip++)
+            for (int64_t part = 0; part < parts; part++) {  // of equal size, to one row
+                const int64_t first = rows * part / parts, last = rows * (part + 1) / parts;
+                rest_of_strip(last - first, x + (which * rows + first) * depth,
+                              strips + (which * n_strips + strip) * depth * STRIP,
+                              bias ? bias + strip * STRIP : nullptr,
+                              out + (which * rows + first) * columns + strip * STRIP, depth, columns, add != 0);
+            }
 }
 }
