@@ -10,7 +10,7 @@ from one denoising step to the next is computed once:
 * the norms' scales and shifts, which are folded into the product that follows;
 * every intermediate buffer: the loop writes into tensors that exist (``out=``), so nothing is allocated in it.
 
-In float32 on a CPU the large products and the norms are the compiled ones of ``model.kernels``, where there are any.
+On a CPU :class:`CompiledDenoiser` computes the same steps with the compiled kernels.
 
 With causal attention a step does not see later ones, so steps that nobody executes need not be denoised: ``rows``.
 
@@ -38,37 +38,16 @@ def is_foldable(model: TransformerForDiffusion) -> bool:
     return model.obs_as_cond and model.time_as_cond and isinstance(model.encoder, nn.Sequential)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Product:
-    """``x @ weight + bias``: the weight is (in, out), or in strips for the compiled kernel.
-
-    The kernel's call is made once, for the buffers of the first call, which are those of all.
-    """
+    """``x @ weight + bias`` with the weight (in, out)."""
 
     bias: Tensor
-    weight: Tensor | None = None
-    strips: Tensor | None = None
-    _call: kernels.Prepared | None = None
+    weight: Tensor
 
     def write(self, x: Tensor, out: Tensor) -> Tensor:
         """Write the product (t, out) to ``out``."""
-        if self.strips is not None:
-            return self._run(self.strips, x, out, add=False)
-        assert self.weight is not None
         return torch.addmm(self.bias, x, self.weight, out=out)
-
-    def add_to(self, total: Tensor, x: Tensor, between: Tensor) -> None:
-        """Add the product to ``total``; ``between`` takes it where that cannot be done in one go."""
-        if self.strips is not None:
-            self._run(self.strips, x, total, add=True)
-        else:
-            total.add_(self.write(x, between))
-
-    def _run(self, strips: Tensor, x: Tensor, out: Tensor, *, add: bool) -> Tensor:
-        if self._call is None:
-            self._call = kernels.prepare_product(x, strips, out, self.bias, add=add)
-        self._call()
-        return out
 
 
 @dataclass(frozen=True)
@@ -106,7 +85,6 @@ class FastDenoiser:
         self._model = model
         self._dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32  # of what is multiplied
         self.device = model.device
-        self._compiled = precision == "float32" and self.device.type == "cpu" and kernels.why_unavailable() is None
         self._n_tokens = model.cond_pos_emb.shape[1]
         self._n_head = model.decoder.layers[0].self_attn.num_heads
         self._width = model.pos_emb.shape[2]
@@ -124,8 +102,6 @@ class FastDenoiser:
 
     def _product(self, weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None = None) -> _Product:
         weight, bias = _after_norm(weight, bias, norm)
-        if self._compiled and len(weight) % kernels.STRIP == 0:
-            return _Product(bias, strips=kernels.strips_of(weight.t()))
         return _Product(bias.to(self._dtype), weight.t().contiguous().to(self._dtype))
 
     def _read_layer(self, layer: Any) -> _Layer:
@@ -193,9 +169,6 @@ class FastDenoiser:
         self._values = buffer(layers, heads, tokens, width)  # V Wo
         self._output = buffer(length, self._model.head.out_features, dtype=self._dtype)
         self._x_view, self._norm_out = self._x[None], (self._normed[None], self._mean, self._rstd)
-        self._normalize_compiled = (
-            kernels.prepare_normalization(self._x, self._normed, NORM_EPS) if self._compiled else None
-        )
         # Views are made once: in a loop of small products they cost as much as some of them.
         self._query_view, self._key_view, self._value_view = (
             self._qkv.view(length, 3, heads, -1).permute(1, 2, 0, 3).unbind()  # (H, t, d) each
@@ -271,12 +244,8 @@ class FastDenoiser:
     def _normalize(self) -> None:
         """Each row of x to mean 0 and variance 1, as float32 and as it is multiplied.
 
-        Without the compiled kernel by a batch norm in training, whose channels are the rows: torch's one kernel for it
-        that writes where it is told to.
+        A batch norm in training, whose channels are the rows: the one kernel for it that writes where it is told to.
         """
-        if self._normalize_compiled is not None:
-            self._normalize_compiled()
-            return
         torch.native_batch_norm(
             self._x_view, None, None, None, None, training=True, momentum=0.0, eps=NORM_EPS, out=self._norm_out
         )
@@ -292,7 +261,7 @@ class FastDenoiser:
         torch.softmax(self._scores, dim=-1, out=self._shares)
         torch.bmm(self._shares, self._value_view, out=self._mixed)
         self._joined.copy_(self._mixed_view)
-        layer.out.add_to(self._x, self._joined_view, self._projected)
+        self._x.add_(layer.out.write(self._joined_view, self._projected))
 
     def _attend_to_condition(self, index: int, layer: _Layer) -> None:
         key_bias, keys, values = self._folded[index]
@@ -305,7 +274,7 @@ class FastDenoiser:
     def _feed_forward(self, layer: _Layer) -> None:
         self._normalize()
         torch.ops.aten.gelu.out(layer.linear1.write(self._half, self._hidden), out=self._active)
-        layer.linear2.add_to(self._x, self._active, self._projected)
+        self._x.add_(layer.linear2.write(self._active, self._projected))
 
 
 def _after_norm(weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None) -> tuple[Tensor, Tensor]:
@@ -315,6 +284,55 @@ def _after_norm(weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None) -> tupl
         return weight.clone(), bias.clone()
     shifted = bias.double() + weight.double() @ norm.bias.detach().double()
     return weight * norm.weight.detach(), shifted.to(bias)
+
+
+class CompiledDenoiser(FastDenoiser):
+    """The same steps in float32 on a CPU, each a list of compiled calls on the same buffers.
+
+    Torch's own operations on so few rows take longer to be started, and to wait for each other, than to compute.
+    """
+
+    def __init__(self, model: TransformerForDiffusion, length: int, rows: int | None = None) -> None:
+        super().__init__(model, length, rows=rows)
+        norm = kernels.prepare_normalization(self._x, self._normed, NORM_EPS)
+        qkv = self._qkv.view(len(self._qkv), 3, self._n_head, -1)
+        attend = kernels.prepare_self_attention(qkv, self._mask[0], self._joined)
+        joined, tokens = self._joined_view, (self._n_head, self._n_tokens)
+        self._calls: list[kernels.Prepared] = []
+        for layer, folded in zip(self._layers, self._folded, strict=True):
+            key_bias, keys, values = folded
+            self._calls += [
+                norm, _prepared(layer.qkv, self._normed, self._qkv), attend,
+                _prepared(layer.out, joined, self._x, "add"),
+                norm, kernels.prepare_cross_attention(
+                    self._normed, keys.view(-1, *tokens), key_bias.view(tokens), self._memory_mask,
+                    values.view(*tokens, -1), layer.cross_out_bias, self._x,
+                ),
+                norm, _prepared(layer.linear1, self._normed, self._hidden, "gelu"),
+                _prepared(layer.linear2, self._hidden, self._x, "add"),
+            ]  # fmt: skip
+        self._calls.append(norm)
+        self._layers.clear()  # their weights are in the calls
+
+    @classmethod
+    def suits(cls, model: TransformerForDiffusion) -> bool:
+        """Whether the kernels can be used here, and take a model of this width."""
+        assert model.decoder is not None
+        width, heads = model.pos_emb.shape[2], model.decoder.layers[0].self_attn.num_heads
+        fits = width % kernels.STRIP == 0 and width // heads % kernels.LANES == 0
+        return fits and model.device.type == "cpu" and kernels.why_unavailable() is None
+
+    @torch.no_grad()
+    def step(self, sample: Tensor) -> Tensor:
+        """Noise in (1, t, Da) at the time that was set."""
+        torch.addmm(self._position, sample[0], self._input, out=self._x)
+        for call in self._calls:
+            call.run()
+        return self._head.write(self._normed, self._output)[None]
+
+
+def _prepared(product: _Product, x: Tensor, out: Tensor, then: str = "write") -> kernels.Prepared:
+    return kernels.prepare_product(x, kernels.strips_of(product.weight), out, product.bias, then=then)
 
 
 class WholeDenoiser:

@@ -30,7 +30,7 @@ from diffusion_policy.model.arithmetic import use_fast_layers
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.policy.observation_batch import observation_batch
 from diffusion_policy.serve.cuda_graph import GraphedDenoiser
-from diffusion_policy.serve.fast_denoiser import FastDenoiser, WholeDenoiser, is_foldable
+from diffusion_policy.serve.fast_denoiser import CompiledDenoiser, FastDenoiser, WholeDenoiser, is_foldable
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.spec import ImageArray
 
@@ -91,8 +91,12 @@ class FastPath:
         policy = self._policy
         if not is_foldable(policy.model):
             return WholeDenoiser(policy.model)
-        length, rows = policy.sequence_length, self.denoised_steps
-        denoiser = FastDenoiser(policy.model, length, settings.precision, rows if rows < length else None)
+        length = policy.sequence_length
+        rows = self.denoised_steps if self.denoised_steps < length else None
+        if settings.precision == "float32" and CompiledDenoiser.suits(policy.model):
+            denoiser: FastDenoiser = CompiledDenoiser(policy.model, length, rows)
+        else:
+            denoiser = FastDenoiser(policy.model, length, settings.precision, rows)
         denoiser.set_timesteps(policy.noise_scheduler.timesteps)
         if not is_cuda(policy.device) or not settings.cuda_graphs:
             return denoiser

@@ -75,19 +75,60 @@ def test_a_mean_far_from_zero_costs_one_digit():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 20), st.integers(1, 70), st.integers(1, 4), st.booleans(), st.booleans())
-def test_product_of_few_rows(rows, depth, strips, with_bias, add):
+@given(st.integers(1, 20), st.integers(1, 70), st.integers(1, 4), st.booleans(), st.sampled_from(kernels.THEN))
+def test_product_of_few_rows(rows, depth, strips, with_bias, then):
     torch.manual_seed(rows + depth + strips)
     x, matrix, bias = torch.randn(rows, depth), torch.randn(depth, 16 * strips), torch.randn(16 * strips)
     out = torch.randn(rows, 16 * strips)
-    exact = x.double() @ matrix.double() + (bias.double() if with_bias else 0) + (out.double() if add else 0)
-    call = kernels.prepare_product(x, kernels.strips_of(matrix), out, bias if with_bias else None, add=add)
+    exact = x.double() @ matrix.double() + (bias.double() if with_bias else 0)
+    exact = {"write": exact, "add": exact + out, "gelu": torch.nn.functional.gelu(exact)}[then]
+    call = kernels.prepare_product(x, kernels.strips_of(matrix), out, bias if with_bias else None, then=then)
     call()
     assert (out - exact).abs().max() < 1e-5 * max(1, exact.abs().max())
     x.zero_()  # a prepared call sees what its tensors hold when it is made
     out.zero_()
     call()
-    assert torch.equal(out, bias.expand_as(out) if with_bias else torch.zeros_like(out))
+    expected = bias.expand_as(out) if with_bias else torch.zeros_like(out)
+    if then == "gelu":
+        expected = torch.nn.functional.gelu(expected)
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
+
+
+def test_gelu_from_one_end_to_the_other():
+    numbers = torch.cat([torch.linspace(-12, 12, 100_000), torch.tensor([0.0, -1e30, 1e30, float("inf"), 1e-30])])
+    x = numbers[: len(numbers) // 16 * 16].reshape(1, -1).contiguous()
+    out = torch.empty_like(x)
+    kernels.prepare_product(torch.zeros(1, 1), torch.zeros(x.shape[1] // 16, 1, 16), out, x[0], then="gelu")()
+    exact = torch.nn.functional.gelu(x.double())
+    assert (out - exact).abs().max() < 1e-6
+    for bad in (float("nan"), float("inf")):
+        bias = torch.full((16,), bad)
+        out = torch.zeros(1, 16)
+        kernels.prepare_product(torch.zeros(1, 1), torch.zeros(1, 1, 16), out, bias, then="gelu")()
+        assert torch.equal(out.isfinite(), torch.zeros(1, 16, dtype=torch.bool)), bad
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_self_attention(causal):
+    torch.manual_seed(0)
+    qkv, out = torch.randn(10, 3, 4, 16) * 2, torch.empty(10, 4, 16)
+    mask = torch.full((10, 10), -torch.inf).triu(1) if causal else torch.zeros(10, 10)
+    kernels.prepare_self_attention(qkv, mask, out)()
+    query, key, value = (part.transpose(0, 1) for part in qkv.unbind(1))
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    torch.testing.assert_close(out.transpose(0, 1), expected, atol=2e-6, rtol=1e-5)
+
+
+def test_cross_attention():
+    torch.manual_seed(0)
+    x, keys, values = torch.randn(10, 32), torch.randn(32, 4, 3), torch.randn(4, 3, 32)
+    key_bias, bias, before = torch.randn(4, 3), torch.randn(32), torch.randn(10, 32)
+    mask = torch.zeros(10, 4, 3)
+    mask[:2, :, 2] = -torch.inf
+    out = before.clone()
+    kernels.prepare_cross_attention(x, keys, key_bias, mask, values, bias, out)()
+    shares = (torch.einsum("te,ehs->ths", x, keys) + key_bias + mask).softmax(-1)
+    torch.testing.assert_close(out, before + torch.einsum("ths,hse->te", shares, values) + bias, atol=1e-5, rtol=1e-5)
 
 
 def test_products_beside_each_other():

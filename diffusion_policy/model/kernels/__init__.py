@@ -1,4 +1,4 @@
-"""The compiled functions of norms.cpp, winograd.cpp and products.cpp, with tensors for arguments.
+"""The compiled functions of the C++ files beside it, with tensors for arguments.
 
 They are built when the package is installed, where a C++ compiler with OpenMP is at hand, and share torch's threads.
 Whoever uses them asks :func:`why_unavailable` first. All tensors are float32 on the CPU, contiguous, channels last:
@@ -22,6 +22,7 @@ from torch import Tensor
 GROUP = 16  # channels in each group of GroupNorm
 LANES = 8  # the channels of points are a multiple of it
 STRIP = 16  # and columns of a product are one of this
+THEN = ("write", "add", "gelu")  # what is done with a product
 
 
 @cache
@@ -165,9 +166,11 @@ class Prepared:
 
 
 def prepare_product(
-    x: Tensor, strips: Tensor, out: Tensor, bias: Tensor | None = None, *, add: bool = False
+    x: Tensor, strips: Tensor, out: Tensor, bias: Tensor | None = None, *, then: str = "write"
 ) -> Prepared:
-    """A call that writes x (..., M, K) times matrices in strips, plus bias (N,), to ``out`` (..., M, N); or adds it.
+    """A call that writes x (..., M, K) times matrices in strips, plus bias (N,), to ``out`` (..., M, N).
+
+    ``then`` "add" adds it there instead, and "gelu" writes its GELU.
 
     For few rows: each matrix is read once, in the order in which it lies in memory. A row's sums do not depend on the
     number of rows.
@@ -177,7 +180,7 @@ def prepare_product(
     run = partial(
         _library().product, _address(x, *x.shape),
         _address(strips, *number, columns // STRIP, depth, STRIP), _address(bias, columns),
-        _address(out, *number, rows, columns), *_sizes(math.prod(number), rows, depth, columns), int(add),
+        _address(out, *number, rows, columns), *_sizes(math.prod(number), rows, depth, columns), THEN.index(then),
     )  # fmt: skip
     return Prepared(run, (x, strips, out, bias))
 
@@ -196,6 +199,34 @@ def prepare_normalization(x: Tensor, out: Tensor, eps: float) -> Prepared:
         ctypes.c_double(eps),
     )  # fmt: skip
     return Prepared(run, (x, out))
+
+
+def prepare_self_attention(qkv: Tensor, mask: Tensor, out: Tensor) -> Prepared:
+    """A call that writes attention over t tokens, ``qkv`` (t, 3, H, d), to ``out`` (t, H, d); mask (t, t) is added."""
+    rows, _, heads, size = qkv.shape
+    run = partial(
+        _library().self_attention, _address(qkv, rows, 3, heads, size), _address(mask, rows, rows),
+        _address(out, rows, heads, size), *_sizes(rows, heads, size), ctypes.c_double(size**-0.5),
+    )  # fmt: skip
+    return Prepared(run, (qkv, mask, out))
+
+
+def prepare_cross_attention(
+    x: Tensor, keys: Tensor, key_bias: Tensor, mask: Tensor, values: Tensor, bias: Tensor, out: Tensor
+) -> Prepared:
+    """A call that adds to ``out`` (t, E) what x (t, E) finds at S tokens, and bias (E,).
+
+    Keys (E, H, S) and values (H, S, E) have the projections around them in them; key_bias (H, S) and mask (t, H, S) are
+    added to the scores.
+    """
+    rows, width = x.shape
+    _, heads, tokens = keys.shape
+    run = partial(
+        _library().cross_attention, _address(x, rows, width), _address(keys, width, heads, tokens),
+        _address(key_bias, heads, tokens), _address(mask, rows, heads, tokens), _address(values, heads, tokens, width),
+        _address(bias, width), _address(out, rows, width), *_sizes(rows, width, heads, tokens),
+    )  # fmt: skip
+    return Prepared(run, (x, keys, key_bias, mask, values, bias, out))
 
 
 def input_points(images: Tensor, tile: int) -> Tensor:
