@@ -11,6 +11,7 @@ from diffusers.optimization import get_scheduler
 from diffusion_policy.adapt.param_groups import Role
 from diffusion_policy.checkpoint import build_policy
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.model import kernels
 from diffusion_policy.model.convolution import Convolution
 from diffusion_policy.model.diffusion.ema_model import EMAModel
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
@@ -351,3 +352,12 @@ def test_a_budget_lets_some_pass(dataset, tmp_path):
     lines = read_metrics(tmp_path / "logs.json.txt")
     assert [line.get("skipped", False) for line in lines] == [False, False, True, False]
     assert np.isfinite(lines[-1]["train_loss"])
+
+
+def test_without_the_compiled_kernels_training_says_that_it_is_slower(config, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+    monkeypatch.setattr(kernels, "why_unavailable", lambda: "they were not built")
+    config.training.precision = "auto"
+    updates = updates_of(policy_with_normalizer(config), config)
+    assert "training.precision auto: half as fast without the compiled kernels: they were not built" in caplog.text
+    assert not any(module.fast for module in updates.policy.modules() if isinstance(module, Convolution))
