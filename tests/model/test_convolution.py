@@ -4,11 +4,14 @@ import copy
 
 import pytest
 import torch
+from kernel_marker import needs_kernels
 from torch import nn
 
 from diffusion_policy.model import convolution
 from diffusion_policy.model.arithmetic import use_fast_layers
 from diffusion_policy.model.convolution import Convolution
+
+pytestmark = needs_kernels
 
 # Of the largest number.
 ROUNDING = 2e-5

@@ -7,6 +7,7 @@ import pytest
 import tiny_run
 import torch
 from diffusers.optimization import get_scheduler
+from kernel_marker import needs_kernels
 
 from diffusion_policy.adapt.param_groups import Role
 from diffusion_policy.checkpoint import build_policy
@@ -198,6 +199,7 @@ def test_bf16_follows_float32_and_keeps_float32_weights(config):
     assert losses["bf16"] != losses["float32"]
 
 
+@needs_kernels
 def test_auto_is_float32_with_faster_convolutions_where_a_cpu_lacks_bf16(config, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
     config.policy.p_drop_attn = 0.0

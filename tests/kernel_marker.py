@@ -1,0 +1,8 @@
+"""Marks tests of what is compiled: they are skipped, and say why, where there is no compiler."""
+
+import pytest
+
+from diffusion_policy.model import kernels
+
+WHY = kernels.why_unavailable()
+needs_kernels = pytest.mark.skipif(WHY is not None, reason=f"the compiled kernels cannot be used: {WHY}")
