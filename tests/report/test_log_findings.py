@@ -162,6 +162,7 @@ def test_a_sound_machine_has_no_trouble() -> None:
         ("packages", "error", {"unmet": ("zarr>=3.0",)}),
         ("gpu", "note", {"gpus": ()}),
         ("gpu", "warning", {"gpus": (("a GPU", 1 << 30),)}),
+        ("kernels", "note", {"no_kernels": "they were not built"}),
         ("memory", "warning", {"memory": 1 << 30}),
         ("disk", "error", {"disk": 1 << 30}),
     ],
