@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import linear_sum_assignment
 
 from diffusion_policy.evaluate.intervals import wilson_interval
 
@@ -261,6 +260,8 @@ def _pair(
 ) -> list[tuple[int, int, EventKind]]:
     recorded = np.array([step for step, name in theirs if name == kind], dtype=np.int64)
     predicted = np.array([step for step, name in ours if name == kind], dtype=np.int64)
+    from scipy.optimize import linear_sum_assignment  # takes long to import, and logs alone never match events
+
     distance = np.abs(recorded[:, None] - predicted[None, :])
     # One pair outside the tolerance costs more than any number inside it: most matches first, then smallest offsets.
     cost = np.where(distance <= tolerance, distance, (tolerance + 1) * (min(distance.shape, default=0) + 1))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from diffusion_policy.evaluate.intervals import (
     difference_interval,
@@ -45,3 +46,17 @@ def test_paired_bootstrap() -> None:
     assert paired_bootstrap([1.0], [3.0]) == (2.0, (-np.inf, np.inf))
     with pytest.raises(ValueError, match=r"shape \(0,\)"):
         paired_bootstrap([], [])
+
+
+@pytest.mark.parametrize("trials", [1, 2, 7, 200])
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_wilson_s_interval_is_scipy_s(trials: int, confidence: float) -> None:
+    for successes in {0, 1, trials // 2, trials}:
+        expected = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+        assert wilson_interval(successes, trials, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_probability_improved_is_the_area_under_both_posteriors() -> None:
+    draws = np.random.default_rng(0)
+    before, after = draws.beta(3.5, 7.5, 400_000), draws.beta(6.5, 4.5, 400_000)
+    assert probability_improved((3, 10), (6, 10)) == pytest.approx((after > before).mean(), abs=0.005)
