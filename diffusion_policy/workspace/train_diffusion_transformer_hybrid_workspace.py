@@ -102,7 +102,7 @@ class TrainDiffusionTransformerHybridWorkspace:
     def _run(self, stack: ExitStack) -> RunSummary | None:
         processes = stack.enter_context(join_processes(self.cfg.training.device))
         self._prepare(processes, stack)
-        self._stop = stack.enter_context(StopRequest())
+        self._stop = stack.enter_context(StopRequest(says=processes.writes))
         if self.progress.global_step == 0:
             self._write_line(self._measuring.before_first_update() | self._beginning.figures())
         while self.progress.epoch < self.cfg.training.num_epochs and not self._stop.signal:
@@ -144,6 +144,7 @@ class TrainDiffusionTransformerHybridWorkspace:
             TrainingBar(
                 total,
                 self.progress.global_step,
+                cfg.training.num_epochs,
                 visible=processes.writes,
                 refresh_seconds=cfg.training.tqdm_interval_sec,
             )
