@@ -28,6 +28,7 @@ from diffusion_policy.workspace.data import open_data
 from diffusion_policy.workspace.interruption import StopRequest
 from diffusion_policy.workspace.losses import BatchLoss, Drawing
 from diffusion_policy.workspace.measuring import Measuring
+from diffusion_policy.workspace.metric_names import check_metric_names
 from diffusion_policy.workspace.metrics import MetricsLog
 from diffusion_policy.workspace.optimization import Stages, make_optimizer, make_schedule, roles_of
 from diffusion_policy.workspace.processes import Processes, join_processes
@@ -123,6 +124,7 @@ class TrainDiffusionTransformerHybridWorkspace:
         self.output_dir = processes.from_first(self.output_dir)
         policies = [policy for policy in (self.model, self.ema_model) if policy is not None]
         self._data = open_data(cfg, processes)
+        check_metric_names(cfg, self.model.spec.action_names, held_out=len(self._data.held_out) > 0)
         self._beginning = begin(cfg, self.output_dir, self.model, self.ema_model, self._data)
         for policy in policies:
             policy.to(processes.device)
