@@ -99,6 +99,9 @@ def test_a_misspelt_setting_names_the_closest_one_before_anything_starts(tmp_pat
         (["task=cogact_robot_9d"], r"did you mean task=cogact_robot_8d\? there are task=cogact_robot_7d"),
         (["experiment=finetune8d"], r"did you mean experiment=finetune_8d\?"),
         (["--config-name=train_cogact"], "no such config; there are .*train_cogact_robot"),
+        (["training.num_epochs=abc"], r"training.num_epochs=abc: expected a whole number .it is 600 by default"),
+        (["training.num_epochs=1.5"], "training.num_epochs=1.5: expected a whole number"),
+        (["optimizer.learning_rate=1e-4x"], "optimizer.learning_rate=1e-4x: expected a number"),
         (["pretrained.path=a/epoch=1.ckpt"], "needs quotes: .*pretrained.path="),
     ],
 )
@@ -107,7 +110,17 @@ def test_what_hydra_refuses_is_explained(arguments, message):
         check(*arguments)
 
 
-@pytest.mark.parametrize("arguments", [[], ["+task.dataset.extra=1"], ["hydra.run.dir=x"], ["-m", "training.seed=1,2"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["+task.dataset.extra=1"],
+        ["hydra.run.dir=x"],
+        ["-m", "training.seed=1,2"],
+        ["optimizer.learning_rate=1", "training.rollout_every=null", "training.resume=a/run", "policy.crop_shape=null"],
+        ["experiment=finetune_8d", "training.max_train_steps=3"],
+    ],
+)
 def test_what_hydra_accepts_is_left_alone(arguments):
     check(*arguments)
 

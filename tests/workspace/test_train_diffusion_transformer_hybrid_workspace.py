@@ -175,6 +175,17 @@ def test_a_fine_tuned_run_resumes_with_its_groups(fine_tuned, dataset, grown, tm
     assert summary.updates == 9
 
 
+def test_that_a_weighted_loss_is_not_the_one_before_the_first_update_is_said(dataset, tmp_path, caplog):
+    said = "train_loss counts the gripper 2 times and steps near its changes 4 times"
+    with caplog.at_level(logging.INFO):
+        workspace(dataset, tmp_path / "plain", "training.num_epochs=0").run()
+        assert said not in caplog.text
+        summary = workspace(dataset, tmp_path / "weighted", "training.num_epochs=0", "loss=gripper_events").run()
+    assert said in caplog.text
+    assert summary.next_command is None
+    assert "checkpoint: none was saved" in str(summary)
+
+
 def test_debug_is_two_short_epochs_with_everything_on(dataset, tmp_path):
     summary = workspace(
         dataset, tmp_path, "training.debug=True", "training.num_epochs=50", "dataloader.batch_size=2"
