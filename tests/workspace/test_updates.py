@@ -166,6 +166,18 @@ def test_an_update_that_is_not_finite_changes_nothing(config):
     assert any(not torch.equal(before[name], p) for name, p in policy.named_parameters())
 
 
+def test_gradients_that_are_infinite_under_a_finite_loss_change_nothing(config):
+    policy = policy_with_normalizer(config)
+    updates = updates_of(policy, config)
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    handle = policy.model.head.bias.register_hook(lambda gradient: gradient.fill_(torch.inf))
+    outcome = updates.make([batch(0)], 0, 5)
+    handle.remove()
+    assert torch.isfinite(outcome.loss)
+    assert not torch.isfinite(outcome.norm)
+    assert all(torch.equal(before[name], p) for name, p in policy.named_parameters())
+
+
 def test_weights_count_and_ones_change_nothing(config):
     policy = policy_with_normalizer(config)
     data, draw = batch(0).data, Drawing(policy, SEED).draw(batch(0), 0, 0)
