@@ -82,7 +82,8 @@ def test_a_finished_run_ends_with_its_findings_the_best_checkpoint_and_the_next_
 def test_a_refusal_is_one_line_and_status_two(tmp_path):
     ended = train("task.dataset_path=absent.zarr", "training.device=cpu", cwd=tmp_path)
     assert ended.returncode == 2
-    assert ended.stderr == "error: absent.zarr: no zarr dataset there; convert recordings to one first\n"
+    todo = "convert recordings to one first (scripts/convert_cogact_to_zarr.py)"
+    assert ended.stderr == f"error: absent.zarr: no zarr dataset there; {todo}\n"
 
 
 def test_a_misspelt_setting_names_the_closest_one_before_anything_starts(tmp_path):

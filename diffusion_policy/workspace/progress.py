@@ -77,8 +77,9 @@ class TrainingBar:
         )
 
     def update(self, done: int, epoch: int, loss: float, samples_per_second: float) -> None:
-        """After some updates of epoch number `epoch`, counted from 0."""
-        at, said, rate = f"{epoch + 1}/{self._epochs}", f"loss {loss:.4f}", f"{samples_per_second:.0f} samples/s"
+        """After some updates of epoch number `epoch`, counted from 0; a rate of 0 is one that is not known yet."""
+        at, said = f"{epoch + 1}/{self._epochs}", f"loss {loss:.4f}"
+        rate = f"{samples_per_second:.0f} samples/s" if samples_per_second else ""
         self._bar.update(self._task, completed=done, epoch=at, loss=said, rate=rate)
         if torch.cuda.is_available():
             self._say("memory", f"GPU memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")

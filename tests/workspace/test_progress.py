@@ -31,6 +31,10 @@ def shown(screen):
 
 def test_everything_is_there_in_eighty_columns(screen):
     with TrainingBar(28_200, 100, 200) as bar:
+        bar.update(101, 0, 2.0, 0.0)  # no rate after the first update
+        bar._bar.refresh()
+        assert "loss 2.0000" in "".join(shown(screen))
+        assert " 0 samples/s" not in "".join(shown(screen))
         bar.update(28_100, 198, 0.01234, 4000.0)
         bar.validated(VALIDATED)
         bar.validated({"val_loss": 0.0701})  # the sampler runs less often; its last figures stay
