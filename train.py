@@ -6,10 +6,12 @@ with one sentence, 128 + N stopped by signal N (the checkpoint is saved and the 
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich import get_console
 
@@ -28,6 +30,8 @@ def train(cfg: DictConfig) -> None:
         summary = hydra.utils.get_class(cfg._target_)(cfg).run()
     except WorkspaceError as error:
         refuse(error)
+    except KeyboardInterrupt:
+        end_at_once(Path(HydraConfig.get().runtime.output_dir))
     if summary is not None:
         if summary.interrupted is None:
             print_findings(summary.folder)
@@ -48,6 +52,23 @@ def print_findings(folder: Path) -> None:
         get_console().print(table, highlight=False, crop=False)
 
 
+def end_at_once(folder: Path | None) -> None:
+    """Ctrl-C before the first update, or a second one: say what is left of the run and leave with its status.
+
+    Args:
+        folder: of the run; None: it has none yet.
+    """
+    from diffusion_policy.workspace.start import LATEST  # takes seconds, which a refusal need not wait for
+    from diffusion_policy.workspace.summary import resume_command
+
+    if folder is not None and (folder / "checkpoints" / LATEST).is_file():
+        left = f"updates since its last checkpoint are lost\ngo on with: {resume_command(folder)}"
+    else:
+        left = "nothing was saved; the same command starts it again"
+    sys.stderr.write(f"ended at once: {left}\n")
+    sys.exit(128 + signal.SIGINT)
+
+
 def refuse(error: WorkspaceError) -> None:
     """Say what is wrong and leave with status 2."""
     sys.stderr.write(f"error: {error}\n")
@@ -59,6 +80,8 @@ if __name__ == "__main__":
     sys.argv += follower_overrides()
     try:
         check_overrides(CONFIG, "train_cogact_robot", sys.argv[1:])
+        train()
     except WorkspaceError as error:
         refuse(error)
-    train()
+    except KeyboardInterrupt:
+        end_at_once(None)

@@ -144,6 +144,11 @@ def test_every_task_and_experiment_opens_with_its_command_and_what_to_expect(pat
     assert any(line.startswith("# Expect:") for line in head), path
 
 
+def test_the_recommended_recipe_says_how_many_hours_it_takes():
+    head = [line for line in (CONFIG / "experiment" / "finetune_8d.yaml").read_text().splitlines() if line[:1] == "#"]
+    assert any(line.startswith("# Hours: 200 epochs of 18,000 windows took ") for line in head)
+
+
 @pytest.mark.parametrize("group", ["learning_rates", "loss", "observation_dropout", "stages"])
 def test_every_setting_opens_with_its_reason(group):
     for path in (CONFIG / group).glob("*.yaml"):

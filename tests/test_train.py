@@ -57,6 +57,7 @@ def test_the_line_that_users_type_trains_into_a_dated_folder_and_can_be_interrup
     assert running.returncode == 128 + signal.SIGINT, output
     (log,) = tmp_path.glob(pattern)
     assert (log.parent / "checkpoints" / "latest.ckpt").is_file()
+    assert "SIGINT: the update or validation under way is finished, then a checkpoint is saved; once more" in output
     assert "go on with: python train.py --config-name=train_cogact_robot 'task.image_shape=[3,36,40]' " in output
     assert f"training.resume=True hydra.run.dir={log.parent}" in output
     assert "Traceback" not in output
@@ -72,14 +73,17 @@ def test_a_finished_run_ends_with_its_findings_the_best_checkpoint_and_the_next_
     assert "held-out gripper events found (95 % interval " in findings
     assert findings.index("What to do: ") < findings.index("next: ")
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    assert f"checkpoint: {checkpoint} (" in summary
-    assert f"next: python scripts/run_offline_inference.py {checkpoint} {dataset} --output " in summary
+    assert f"checkpoint: {checkpoint} (after epoch 1, " in summary
+    assert findings.count("next: ") + summary.count("next: ") == 1
+    following = f"python scripts/run_offline_inference.py {checkpoint} {dataset} --output "
+    assert f"see what it does in held-out episodes: {following}" in summary
 
 
 def test_a_refusal_is_one_line_and_status_two(tmp_path):
     ended = train("task.dataset_path=absent.zarr", "training.device=cpu", cwd=tmp_path)
     assert ended.returncode == 2
-    assert ended.stderr == "error: absent.zarr: no zarr dataset there; convert recordings to one first\n"
+    todo = "convert recordings to one first (scripts/convert_cogact_to_zarr.py)"
+    assert ended.stderr == f"error: absent.zarr: no zarr dataset there; {todo}\n"
 
 
 def test_a_misspelt_setting_names_the_closest_one_before_anything_starts(tmp_path):
@@ -96,6 +100,9 @@ def test_a_misspelt_setting_names_the_closest_one_before_anything_starts(tmp_pat
         (["task=cogact_robot_9d"], r"did you mean task=cogact_robot_8d\? there are task=cogact_robot_7d"),
         (["experiment=finetune8d"], r"did you mean experiment=finetune_8d\?"),
         (["--config-name=train_cogact"], "no such config; there are .*train_cogact_robot"),
+        (["training.num_epochs=abc"], r"training.num_epochs=abc: expected a whole number .it is 600 by default"),
+        (["training.num_epochs=1.5"], "training.num_epochs=1.5: expected a whole number"),
+        (["optimizer.learning_rate=1e-4x"], "optimizer.learning_rate=1e-4x: expected a number"),
         (["pretrained.path=a/epoch=1.ckpt"], "needs quotes: .*pretrained.path="),
     ],
 )
@@ -104,7 +111,17 @@ def test_what_hydra_refuses_is_explained(arguments, message):
         check(*arguments)
 
 
-@pytest.mark.parametrize("arguments", [[], ["+task.dataset.extra=1"], ["hydra.run.dir=x"], ["-m", "training.seed=1,2"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["+task.dataset.extra=1"],
+        ["hydra.run.dir=x"],
+        ["-m", "training.seed=1,2"],
+        ["optimizer.learning_rate=1", "training.rollout_every=null", "training.resume=a/run", "policy.crop_shape=null"],
+        ["experiment=finetune_8d", "training.max_train_steps=3"],
+    ],
+)
 def test_what_hydra_accepts_is_left_alone(arguments):
     check(*arguments)
 
@@ -117,6 +134,44 @@ def test_the_command_to_go_on_repeats_the_overrides_of_the_run(tmp_path):
         f"python train.py --config-name=mine 'task.dataset_path=a b' training.resume=True hydra.run.dir={tmp_path}"
     )
     assert resume_command(tmp_path) == command
+
+
+def test_the_command_to_go_on_starts_as_many_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    end = f"train.py --config-name=train_cogact_robot training.resume=True hydra.run.dir={tmp_path}"
+    assert resume_command(tmp_path) == f"torchrun --nproc-per-node 4 {end}"
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    assert resume_command(tmp_path) == f"torchrun --nnodes 2 --nproc-per-node 4 {end}"
+
+
+def test_ctrl_c_before_the_first_update_and_a_second_one_say_what_is_left(tmp_path, capsys):
+    end_at_once = runpy.run_path(str(REPOSITORY / "train.py"))["end_at_once"]
+    with pytest.raises(SystemExit, match="130"):
+        end_at_once(tmp_path)
+    said = capsys.readouterr().err
+    assert said == "ended at once: nothing was saved; the same command starts it again\n"
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest.ckpt").touch()
+    with pytest.raises(SystemExit, match="130"):
+        end_at_once(tmp_path)
+    said = capsys.readouterr().err
+    assert "updates since its last checkpoint are lost\ngo on with: python train.py " in said
+    assert f"training.resume=True hydra.run.dir={tmp_path}\n" in said
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_a_run_starts_is_no_traceback(dataset, tmp_path):
+    overrides = [*tiny_run.OVERRIDES, f"task.dataset_path={dataset}", "hydra.run.dir=run"]
+    running = subprocess.Popen(command(*overrides), stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not (tmp_path / "run" / ".hydra" / "overrides.yaml").is_file():
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=200)
+    assert (running.returncode, errors) == (
+        128 + signal.SIGINT,
+        "ended at once: nothing was saved; the same command starts it again\n",
+    )
 
 
 def test_a_finished_run_whose_numbers_cannot_be_read_stays_a_good_one(tmp_path, capsys):

@@ -93,9 +93,9 @@ class ReplayBuffer:
                 root = zarr.open_group(str(found), mode=mode)  # type: ignore[arg-type]
             except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
                 begun = found.with_name(found.name + ".partial").exists()
-                todo = (
-                    "a conversion to it is unfinished, --resume goes on" if begun else "convert recordings to one first"
-                )
+                todo = "convert recordings to one first (scripts/convert_cogact_to_zarr.py)"
+                if begun:
+                    todo = "a conversion to it is unfinished, --resume goes on"
                 raise DatasetError(f"{found}: no zarr dataset there; {todo}") from error
             return cls(root, str(found))
 

@@ -114,6 +114,7 @@ class CheckpointFolder:
         self._save_last = bool(settings.save_last_ckpt)
         self._kept: dict[str, Score] = {}
         self._best: Score | None = None
+        self._before: dict[str, Any] | None = None  # the last decision on names, until its file is written
         self.best_metrics: dict[str, float] = {}
         if state:
             self._restore(state)
@@ -137,11 +138,13 @@ class CheckpointFolder:
         self.best_metrics = dict(state["best_metrics"])
 
     def name(self, metrics: Mapping[str, Any]) -> Names:
-        """Decide what a checkpoint with these metrics is called; remembered as if it were written.
+        """Decide what a checkpoint with these metrics is called; remembered until its write fails.
 
         Raises:
             TrainingError: the name's pattern asks for a metric that was not measured.
         """
+        self.wait()
+        self._before = self.state()
         names = [LATEST] if self._save_last else []
         displaced = None
         score = self._ranking.score(metrics)
@@ -183,9 +186,12 @@ class CheckpointFolder:
         pending, self._pending = self._pending, None
         if pending is None:
             return
+        before, self._before = self._before, None
         try:
             pending.result()
         except (OSError, CheckpointError) as error:
+            if before is not None:
+                self._restore(before)
             message = f"the checkpoint could not be saved, the previous one is kept: {error}"
             if last:
                 raise TrainingError(f"{message}; make room and resume from it") from error

@@ -112,8 +112,7 @@ class Measuring:
             metrics |= self._sampled(progress, train_loss, log)
         if self._runner is not None and self._due(epoch, "rollout_every"):
             metrics |= self._runner.run(self._deployed)
-        if "val_loss" in metrics:
-            bar.validated(f"val {metrics['val_loss']:.4f}")
+        bar.validated(metrics)
         return metrics
 
     def _due(self, epoch: int, setting: str) -> bool:

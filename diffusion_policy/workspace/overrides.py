@@ -38,10 +38,29 @@ def check_overrides(config_folder: Path, config_name: str, arguments: Sequence[s
         raise TrainingError(f"--config-name={name}: no such config; there are {', '.join(configs)}")
     with initialize_config_dir(str(config_folder.resolve()), version_base="1.2"):
         try:
-            compose(name, overrides=parsed.overrides)
+            composed = compose(name, overrides=parsed.overrides)
         except HydraException as error:
             known = keys_of(compose(name)) + _choices(config_folder)
             raise TrainingError(_explain(error, parsed.overrides, known)) from error
+        _check_numbers(composed, compose(name), parsed.overrides)
+
+
+def _check_numbers(composed: DictConfig, default: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse an override that puts something else where a number stands; null may stand anywhere.
+
+    Raises:
+        TrainingError: the first such override.
+    """
+    for override in OverridesParser.create().parse_overrides(list(overrides)) if overrides else []:
+        key = override.key_or_group
+        before, after = OmegaConf.select(default, key), OmegaConf.select(composed, key)
+        if isinstance(before, bool) or not isinstance(before, (int, float)) or after is None:
+            continue
+        whole = isinstance(before, int)
+        if isinstance(after, bool) or not isinstance(after, int if whole else (int, float)):
+            raise TrainingError(
+                f"{override.input_line}: expected a {'whole number' if whole else 'number'} (it is {before} by default)"
+            )
 
 
 def follower_overrides() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class RunSummary:
         checkpoint: the best one, or the latest if none was measured; None if none was saved.
         figures: of the best one.
         interrupted: the signal that ended the run, or None.
-        next_command: to go on with: evaluation, or the rest of an interrupted run.
+        next_command: to go on with: evaluation, or the rest of an interrupted run; None without a checkpoint.
     """
 
     folder: Path
@@ -37,7 +38,7 @@ class RunSummary:
     checkpoint: Path | None
     figures: dict[str, float]
     interrupted: signal.Signals | None
-    next_command: str
+    next_command: str | None
 
     @classmethod
     def of(
@@ -51,42 +52,55 @@ class RunSummary:
         """Look at what lies in the run folder."""
         found = [folder / "checkpoints" / name for name in (BEST, LATEST)]
         checkpoint = next((path for path in found if path.is_file()), None)
+        command = None
         if interrupted is not None:
             command = resume_command(folder)
-        else:
+        elif checkpoint is not None:
             dataset = dataset_paths(cfg.task.dataset.zarr_path)[0]
-            command = shlex.join(
-                [
-                    "python",
-                    "scripts/run_offline_inference.py",
-                    str(checkpoint),
-                    dataset,
-                    "--output",
-                    str(folder / "logs"),
-                ]
-            )
+            words = ["python", "scripts/run_offline_inference.py", str(checkpoint), dataset]
+            command = shlex.join([*words, "--output", str(folder / "logs")])
         figures = checkpoints.best_metrics if checkpoint == found[0] else {}
         return cls(folder, progress.epoch, progress.global_step, checkpoint, figures, interrupted, command)
 
     def __str__(self) -> str:
         what = "finished" if self.interrupted is None else f"stopped by {self.interrupted.name}"
-        figures = ", ".join(f"{key} {value:.4g}" for key, value in self.figures.items())
         lines = [
             f"{what} after {self.epochs} epochs, {self.updates} updates: {self.folder}",
-            f"checkpoint: {self.checkpoint}{f' ({figures})' if figures else ''}",
-            f"{'go on with' if self.interrupted else 'next'}: {self.next_command}",
+            f"checkpoint: {self.checkpoint or 'none was saved'}{self._measured()}",
         ]
+        if self.next_command is not None:
+            what_for = "go on with" if self.interrupted else "see what it does in held-out episodes"
+            lines.append(f"{what_for}: {self.next_command}")
         return "\n".join(lines)
+
+    def _measured(self) -> str:
+        """Figures of the checkpoint; epochs are counted from 1 for people, from 0 in files."""
+        if not self.figures:
+            return ""
+        epoch, shown = self.figures.get("epoch"), {k: v for k, v in self.figures.items() if k != "epoch"}
+        after = [] if epoch is None else [f"after epoch {int(epoch) + 1}"]
+        return f" ({', '.join([*after, *(f'{key} {value:.4g}' for key, value in shown.items())])})"
 
 
 def resume_command(folder: Path) -> str:
-    """The command that continues a run: its own config and overrides, which Hydra keeps in the run folder."""
+    """The command that continues a run: its own config and overrides, which Hydra keeps in the run folder.
+
+    Under torchrun it starts as many processes; with several machines, each needs its launcher's rendezvous options too.
+    """
     hydra, overrides = (_kept(folder / ".hydra" / name) for name in ("hydra.yaml", "overrides.yaml"))
     config = hydra["hydra"]["job"]["config_name"] if hydra else "train_cogact_robot"
     replaced = ("training.resume=", "hydra.run.dir=")
     same = [text for text in overrides or [] if not text.lstrip("+~").startswith(replaced)]
-    door = ["python", "train.py", f"--config-name={config}"]
+    door = [*_launcher(), "train.py", f"--config-name={config}"]
     return shlex.join([*door, *same, "training.resume=True", f"hydra.run.dir={folder}"])
+
+
+def _launcher() -> list[str]:
+    """What starts train.py: torchrun tells the processes it starts how many there are."""
+    local, machines = (os.environ.get(name, "1") for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
+    if (local, machines) == ("1", "1"):
+        return ["python"]
+    return ["torchrun", *(["--nnodes", machines] if machines != "1" else []), "--nproc-per-node", local]
 
 
 def _kept(path: Path) -> Any:

@@ -28,6 +28,7 @@ from diffusion_policy.workspace.data import open_data
 from diffusion_policy.workspace.interruption import StopRequest
 from diffusion_policy.workspace.losses import BatchLoss, Drawing
 from diffusion_policy.workspace.measuring import Measuring
+from diffusion_policy.workspace.metric_names import check_metric_names
 from diffusion_policy.workspace.metrics import MetricsLog
 from diffusion_policy.workspace.optimization import Stages, make_optimizer, make_schedule, roles_of
 from diffusion_policy.workspace.processes import Processes, join_processes
@@ -92,17 +93,15 @@ class TrainDiffusionTransformerHybridWorkspace:
         try:
             with ExitStack() as stack:
                 return self._run(stack)
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"out of memory on {self.cfg.training.device}: lower dataloader.batch_size (now "
-                f"{self.cfg.dataloader.batch_size}) and raise training.gradient_accumulate_every by as much, or "
-                "set training.cache=none"
-            ) from error
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise TrainingError(_less_memory(self.cfg)) from error
 
     def _run(self, stack: ExitStack) -> RunSummary | None:
         processes = stack.enter_context(join_processes(self.cfg.training.device))
         self._prepare(processes, stack)
-        self._stop = stack.enter_context(StopRequest())
+        self._stop = stack.enter_context(StopRequest(says=processes.writes))
         if self.progress.global_step == 0:
             self._write_line(self._measuring.before_first_update() | self._beginning.figures())
         while self.progress.epoch < self.cfg.training.num_epochs and not self._stop.signal:
@@ -123,6 +122,7 @@ class TrainDiffusionTransformerHybridWorkspace:
         self.output_dir = processes.from_first(self.output_dir)
         policies = [policy for policy in (self.model, self.ema_model) if policy is not None]
         self._data = open_data(cfg, processes)
+        check_metric_names(cfg, self.model.spec.action_names, held_out=len(self._data.held_out) > 0)
         self._beginning = begin(cfg, self.output_dir, self.model, self.ema_model, self._data)
         for policy in policies:
             policy.to(processes.device)
@@ -144,6 +144,7 @@ class TrainDiffusionTransformerHybridWorkspace:
             TrainingBar(
                 total,
                 self.progress.global_step,
+                cfg.training.num_epochs,
                 visible=processes.writes,
                 refresh_seconds=cfg.training.tqdm_interval_sec,
             )
@@ -169,6 +170,12 @@ class TrainDiffusionTransformerHybridWorkspace:
         else:
             seed_process(training.seed, self._processes.rank)
         loss = BatchLoss(self.model, cfg.loss, cfg.observation_dropout)
+        if loss.weighted:
+            logger.info(
+                "train_loss counts the gripper %g times and steps near its changes %g times; losses before the first "
+                "update and on held-out windows count all alike, so they are smaller",
+                loss.gripper_weight, loss.event_weight,
+            )  # fmt: skip
         stages = Stages(cfg.stages, self.model, roles, optimizer)
         drawing = Drawing(self.model, training.seed)
         self._updates = Updates(loss, optimizer, schedule, stages, ema, drawing, training, self._processes)
@@ -319,6 +326,20 @@ def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
             group = []
     if group:
         yield group
+
+
+def out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether an error says that a GPU or the machine has no memory left; on a CPU, torch has no class for it."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _less_memory(cfg: DictConfig) -> str:
+    cache = "" if cfg.training.cache == "none" else f" Or set training.cache=none (now {cfg.training.cache})"
+    return (
+        f"out of memory on {cfg.training.device}: lower dataloader.batch_size (now {cfg.dataloader.batch_size}) and "
+        "raise training.gradient_accumulate_every by as much; if it was in a validation, lower "
+        f"val_dataloader.batch_size (now {cfg.val_dataloader.batch_size}).{cache}"
+    )
 
 
 def plain_schedule(state: dict[str, Any]) -> dict[str, Any]:

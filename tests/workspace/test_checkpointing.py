@@ -2,6 +2,7 @@
 
 import math
 import resource
+import threading
 
 import pytest
 import torch
@@ -112,6 +113,33 @@ def test_a_failed_write_keeps_the_previous_file_and_says_so(tmp_path, caplog):
     checkpoints.write(Names(("latest.ckpt",)), full)
     with pytest.raises(TrainingError, match="could not be saved, the previous one is kept"):
         checkpoints.close()
+
+
+def test_what_could_not_be_written_is_not_the_best(tmp_path):
+    checkpoints = folder(tmp_path)
+    save(checkpoints, 0, 0.5, f1=0.2)
+    names = checkpoints.name({"epoch": 1, "train_loss": 0.4, "f1": 0.9})
+    assert "best.ckpt" in names.keep
+    checkpoints.write(names, Payload(**{**vars(payload()), "run_state": {"unsaveable": object()}}))
+    names = checkpoints.name({"epoch": 2, "train_loss": 0.3, "f1": 0.5})
+    assert checkpoints.state()["best"] is not None
+    assert "best.ckpt" in names.keep  # better than what is on the disk
+    checkpoints.write(names, payload(2.0))
+    checkpoints.wait(last=True)
+    assert checkpoints.best_metrics == {"epoch": 2, "f1": 0.5, "train_loss": 0.3}
+    assert listed(tmp_path) == ["best.ckpt", "epoch=0000-0.500.ckpt", "epoch=0002-0.300.ckpt", "latest.ckpt"]
+    save(checkpoints, 3, 0.2)
+    assert listed(tmp_path) == ["best.ckpt", "epoch=0002-0.300.ckpt", "epoch=0003-0.200.ckpt", "latest.ckpt"]
+
+
+def test_the_next_copy_waits_for_the_last_write(tmp_path, monkeypatch):
+    checkpoints, released = folder(tmp_path), threading.Event()
+    written = []
+    monkeypatch.setattr(checkpoints, "_write", lambda names, _: (released.wait(60), written.append(names.keep)))
+    checkpoints.write(Names(("first",)), payload())
+    threading.Timer(0.2, released.set).start()
+    checkpoints.wait()  # what a run does before it copies
+    assert written == [("first",)]
 
 
 def test_a_disk_that_is_full_keeps_the_previous_file_and_is_named(tmp_path, caplog):

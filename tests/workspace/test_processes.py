@@ -76,6 +76,11 @@ def test_two_processes_learn_what_one_does_and_either_can_go_on(dataset, tmp_pat
     settings = tiny_run.settings(dataset, *SETTINGS, "training.num_epochs=3")
     summary = TrainDiffusionTransformerHybridWorkspace(settings, together).run()
     assert summary.updates == 9
+    run_together(dataset, tmp_path, 2, "hydra.run.dir=alone", "training.num_epochs=3")  # and the other way round
+    one, two = (read_metrics(folder / "logs.json.txt")[-1] for folder in (together, alone))
+    assert one["global_step"] == two["global_step"] == 9
+    for key in ("train_loss", "val_loss", "val_loss_model"):
+        assert one[key] == pytest.approx(two[key], rel=1e-3), key
 
 
 def test_a_process_alone_is_all_there_is():

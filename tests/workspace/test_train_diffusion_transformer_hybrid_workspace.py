@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import tiny_run
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
 from diffusion_policy.checkpoint import load_policy, read_checkpoint
 from diffusion_policy.dataset.replay_buffer import DatasetError, ReplayBuffer
 from diffusion_policy.spec import SpecError
-from diffusion_policy.workspace import TrainingError
+from diffusion_policy.workspace import TrainingError, measuring
 from diffusion_policy.workspace.metrics import read_metrics
 from diffusion_policy.workspace.start import LATEST
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
@@ -173,6 +174,32 @@ def test_a_fine_tuned_run_resumes_with_its_groups(fine_tuned, dataset, grown, tm
     overrides = ("experiment=finetune_8d", "training.num_epochs=3", "learning_rates=by_ledger")
     summary = workspace(dataset, tmp_path, *overrides, f"training.resume='{folder}'").run()
     assert summary.updates == 9
+
+
+def test_that_a_weighted_loss_is_not_the_one_before_the_first_update_is_said(dataset, tmp_path, caplog):
+    said = "train_loss counts the gripper 2 times and steps near its changes 4 times"
+    with caplog.at_level(logging.INFO):
+        workspace(dataset, tmp_path / "plain", "training.num_epochs=0").run()
+        assert said not in caplog.text
+        summary = workspace(dataset, tmp_path / "weighted", "training.num_epochs=0", "loss=gripper_events").run()
+    assert said in caplog.text
+    assert summary.next_command is None
+    assert "checkpoint: none was saved" in str(summary)
+
+
+def test_a_run_whose_loss_falls_without_gripper_events_warns_and_draws_pictures(dataset, tmp_path, caplog, monkeypatch):
+    run = workspace(dataset, tmp_path, "training.num_epochs=1", "training.sample_every=1")
+    run.progress.first_epoch_loss = 1000.0  # as if it had begun there
+    monkeypatch.setattr(
+        measuring, "gripper_scores", lambda *_: {"val_gripper_events_recorded": 2, "val_gripper_events_found": 0}
+    )
+    run.run()
+    assert "the training loss fell from 1000.0000 to " in caplog.text
+    assert "none of 2 recorded gripper events is predicted yet" in caplog.text
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (picture,) = board.Tags()["images"]
+    assert picture.startswith("episode_")
+    assert {"train_loss", "val_loss", "val_position_error_mm_step_8", "lr"} <= set(board.Tags()["scalars"])
 
 
 def test_debug_is_two_short_epochs_with_everything_on(dataset, tmp_path):

@@ -24,6 +24,7 @@ from diffusion_policy.workspace.optimization import Stages, make_optimizer, make
 from diffusion_policy.workspace.processes import Processes
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
     TrainDiffusionTransformerHybridWorkspace,
+    out_of_memory,
 )
 from diffusion_policy.workspace.updates import Updates, autocast_dtype
 
@@ -165,6 +166,18 @@ def test_an_update_that_is_not_finite_changes_nothing(config):
     updates.make([batch(2)], 0, 2)
     assert all(torch.isfinite(p).all() for p in policy.parameters())
     assert any(not torch.equal(before[name], p) for name, p in policy.named_parameters())
+
+
+def test_gradients_that_are_infinite_under_a_finite_loss_change_nothing(config):
+    policy = policy_with_normalizer(config)
+    updates = updates_of(policy, config)
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    handle = policy.model.head.bias.register_hook(lambda gradient: gradient.fill_(torch.inf))
+    outcome = updates.make([batch(0)], 0, 5)
+    handle.remove()
+    assert torch.isfinite(outcome.loss)
+    assert not torch.isfinite(outcome.norm)
+    assert all(torch.equal(before[name], p) for name, p in policy.named_parameters())
 
 
 def test_weights_count_and_ones_change_nothing(config):
@@ -338,15 +351,36 @@ def test_nan_stops_the_run_with_step_episodes_and_a_dump(dataset, tmp_path):
     assert [line["global_step"] for line in read_metrics(tmp_path / "logs.json.txt")] == [0, 1]
 
 
-def test_a_device_without_memory_names_the_settings_to_lower(dataset, tmp_path):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_a_device_without_memory_names_the_settings_to_lower(error, dataset, tmp_path):
     run = TrainDiffusionTransformerHybridWorkspace(tiny_run.settings(dataset), tmp_path)
 
     def exhausted(processes, stack):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     run._prepare = exhausted
-    with pytest.raises(TrainingError, match=r"lower dataloader\.batch_size \(now 8\) and raise training\.gradient_acc"):
+    with pytest.raises(
+        TrainingError, match=r"lower dataloader\.batch_size \(now 8\) and raise training\.gradient_acc"
+    ) as said:
         run.run()
+    assert "cache" not in str(said.value)
+    run.cfg.training.cache = "memory"
+    with pytest.raises(TrainingError, match=r"Or set training\.cache=none \(now memory\)"):
+        run.run()
+
+
+def test_memory_of_the_machine_that_is_not_there_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert out_of_memory(caught.value)
+    assert not out_of_memory(RuntimeError("shapes differ"))
 
 
 def test_a_budget_lets_some_pass(dataset, tmp_path):

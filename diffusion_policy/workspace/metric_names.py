@@ -1,0 +1,84 @@
+"""Which metrics a run measures, so that a ranking of checkpoints by one that it does not is known before it starts."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Mapping, Sequence
+
+from omegaconf import DictConfig
+
+from diffusion_policy.env_runner.real_pusht_image_runner import RealPushTImageRunner
+from diffusion_policy.spec import GRIPPER
+from diffusion_policy.workspace import TrainingError
+from diffusion_policy.workspace.checkpointing import Ranking
+
+logger = logging.getLogger(__name__)
+
+ALWAYS = ("global_step", "epoch", "train_loss", "lr", "gradient_norm", "samples_per_second")
+POSE_ERRORS = ("val_position_error_mm", "val_rotation_error_deg")
+GRIPPER_SCORES = tuple(
+    f"val_gripper_{name}"
+    for name in (
+        "f1", "recall", "precision", "events_recorded", "events_found", "false_flips", "frame_accuracy", "recall_low",
+        "recall_high", "precision_low", "precision_high", "lag_steps", "lag_ms",
+    )
+)  # fmt: skip
+
+
+def known_names(n_action_steps: int) -> list[str]:
+    """Names of everything that some run may measure, rollouts aside."""
+    by_step = [f"{name}_step_{i}" for name in POSE_ERRORS for i in range(1, n_action_steps + 1)]
+    validated = ["val_loss", *POSE_ERRORS, *GRIPPER_SCORES]
+    return [*ALWAYS, *validated, *(f"{name}_model" for name in validated), *by_step]
+
+
+def unmeasured(name: str, cfg: DictConfig, action_names: Sequence[str], *, held_out: bool) -> str | None:
+    """Why this run does not measure a known metric; None if it does."""
+    if name in ALWAYS:
+        return None
+    if not held_out:
+        return "no episode is held out"
+    every = "val_every" if name.startswith("val_loss") else "sample_every"
+    if not cfg.training[every]:
+        return f"training.{every} is {cfg.training[every]}"
+    if name.startswith("val_gripper") and GRIPPER not in action_names:
+        return "the task has no gripper"
+    return "training.use_ema is false" if name.endswith("_model") and not cfg.training.use_ema else None
+
+
+def check_metric_names(cfg: DictConfig, action_names: Sequence[str], *, held_out: bool) -> None:
+    """Refuse names that no run measures; warn if checkpoints are ranked by nothing that this one measures.
+
+    Args:
+        cfg: of the run.
+        action_names: of the task.
+        held_out: whether there are validation episodes.
+
+    Raises:
+        TrainingError: an unknown metric in `checkpoint.topk` or `checkpoint.best`.
+    """
+    topk, best = cfg.checkpoint.topk, cfg.checkpoint.best
+    real_robot = cfg.task.env_runner._target_.endswith(f".{RealPushTImageRunner.__name__}")
+    ranked = {
+        "checkpoint.topk.monitor_key": Ranking.read(topk.monitor_key, topk.mode).keys if topk.k else (),
+        "checkpoint.best": tuple(entry.monitor_key for entry in best),
+    }
+    if real_robot or not cfg.training.rollout_every:  # other rollouts name what they measure
+        _refuse_unknown(ranked, known_names(int(cfg.n_action_steps)))
+    for setting, names in ranked.items():
+        reasons = [unmeasured(name, cfg, action_names, held_out=held_out) for name in names]
+        if names and all(reasons):
+            logger.warning(
+                "%s ranks checkpoints by %s, which this run does not measure (%s), so none is chosen by it; deploy "
+                "latest.ckpt, or rank by train_loss",
+                setting, ", ".join(names), reasons[0],
+            )  # fmt: skip
+
+
+def _refuse_unknown(ranked: Mapping[str, Sequence[str]], known: Sequence[str]) -> None:
+    for setting, names in ranked.items():
+        for name in (name for name in names if name not in known):
+            closest = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {closest[0]}?" if closest else f"there are {', '.join(known)}"
+            raise TrainingError(f"{setting}: no metric is called {name}; {hint}")
