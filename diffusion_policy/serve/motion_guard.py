@@ -87,6 +87,8 @@ class GuardSettings:
             raise WorkspaceError(
                 f"motion guard: gripper_closed {self.gripper_closed} is not below gripper_open {self.gripper_open}"
             )
+        if self.gripper_min_dwell < 0:
+            raise WorkspaceError(f"motion guard: gripper_min_dwell is {self.gripper_min_dwell}; expected 0 or more")
         edges = zip(self.workspace_low or (), self.workspace_high or (), strict=False)
         if not all(low < high for low, high in edges):
             raise WorkspaceError(f"motion guard: workspace_low {self.workspace_low} is not below {self.workspace_high}")

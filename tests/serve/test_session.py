@@ -188,3 +188,10 @@ def test_an_open_door_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
         _announce(server.host, server.ports)
     assert "anybody who reaches 0.0.0.0 can move the arm" in caplog.text
     assert "limits: at most 0.04 m and 0.1 rad a step (clip)" in caplog.text
+
+
+def test_a_clock_that_jumps_to_the_end_of_time_is_survived() -> None:
+    with ServerThread(FakeEngine(), settings()) as server, server.client() as client:
+        assert client.ask(observation_message(0))["type"] == "action"
+        assert client.ask(observation_message(1, timestamps=[1e308, 1e308]))["type"] == "action", "the chunk is over"
+        assert client.ask(observation_message(2))["code"] == "stale"
