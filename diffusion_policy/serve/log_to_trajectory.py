@@ -16,6 +16,7 @@ Legend of shapes: N steps; states and actions are (N, 8), pose then gripper.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -35,6 +36,8 @@ from diffusion_policy.serve.images import mime_suffix
 from diffusion_policy.serve.session_log import read_lines
 from diffusion_policy.spec import POSE_GRIPPER
 
+logger = logging.getLogger(__name__)
+
 FloatArray = NDArray[np.float64]
 
 
@@ -53,6 +56,8 @@ def convert_logs(
 ) -> list[WrittenEpisode]:
     """Write the episodes of each log, numbered after those that are in ``directory`` already.
 
+    A log without an answered observation is left out, with a warning.
+
     Raises:
         RunLogError: a log cannot be read, or is not one that training can use; episodes before it stay.
     """
@@ -62,6 +67,9 @@ def convert_logs(
     written: list[WrittenEpisode] = []
     for path in logs:
         log = read_log(path)
+        if not log.steps:
+            logger.warning("%s: left out, none of its observations was answered", log.path)
+            continue
         absent = sorted(set(corrections or {}) - {step.number for step in log.steps})
         if absent:
             raise RunLogError(f"{log.path}: corrections name the steps {absent}, which it does not have")

@@ -212,6 +212,8 @@ class Session:
     def end(self, patience_s: float = 5.0) -> None:
         """Give the slot back and finish the log, which waits so long for an answer that was called late."""
         self._slot.release(self)
+        if self._guard.totals:
+            logger.info("the guard of this session: %s", ", ".join(f"{n} x {k}" for k, n in self._guard.totals.items()))
         if self.late is not None:
             self.late.wait(patience_s)
         if self._log is not None:

@@ -166,3 +166,14 @@ def test_an_episode_from_a_log_goes_through_the_converter(run: Path, tmp_path: P
     buffer = ReplayBuffer.open(tmp_path / "set.zarr")
     assert buffer.n_steps == 5
     assert buffer.episode_ends.tolist() == [5]
+
+
+def test_runs_without_an_answer_are_left_out_and_said(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ServerThread(FakeEngine(), settings(tmp_path)) as server, server.client() as client:
+        assert client.ask({"type": "?"})["code"] == "unknown_type"
+    (silent,) = tmp_path.glob("run_*")
+    (episode,) = convert_logs([silent, run], tmp_path / "raw")
+    assert episode.path.name == "episode_0000"
+    assert f"{silent}: left out, none of its observations was answered" in caplog.text
