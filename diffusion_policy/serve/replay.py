@@ -58,6 +58,7 @@ class ReplayReport:
         bit_equal: steps whose sequence is equal to the last bit.
         largest: largest absolute difference of any number.
         position_mm, rotation_deg: mean difference of the executed actions.
+        furthest_step, furthest_mm: where the next commands' positions are furthest apart, and how far.
         differences: sentences on gripper events that moved, appeared or vanished.
     """
 
@@ -68,6 +69,8 @@ class ReplayReport:
     largest: float
     position_mm: float
     rotation_deg: float
+    furthest_step: int
+    furthest_mm: float
     differences: tuple[str, ...]
 
     @property
@@ -91,6 +94,7 @@ class ReplayReport:
             ("equal to the last bit", f"{self.bit_equal} of {self.steps}"),
             ("largest difference", f"{self.largest:.2e}"),
             ("executed actions differ by", f"{self.position_mm:.2f} mm, {self.rotation_deg:.2f} degrees on average"),
+            ("furthest apart", f"{self.furthest_mm:.2f} mm at step {self.furthest_step}"),
         ):
             table.add_row(name, value)
         demanded = "not equal to the last bit on the same machine" if self.same_machine else f"beyond {TOLERANCE:.0e}"
@@ -158,6 +162,7 @@ def compare(steps: Sequence[LoggedStep], engine: Engine, *, same_settings: bool,
         raise SessionLogError(f"the log's chunks are {before.shape[1:]}, this policy's {after.shape[1:]}")
     sequences = [_common(step.sequence, answer.sequence) for step, answer in zip(steps, answers, strict=True)]
     errors = score_chunks(after, before).means()
+    apart = np.linalg.norm(after[:, 0, :3] - before[:, 0, :3], axis=1) * 1000
     return ReplayReport(
         steps=len(steps),
         same_settings=same_settings,
@@ -166,6 +171,8 @@ def compare(steps: Sequence[LoggedStep], engine: Engine, *, same_settings: bool,
         largest=float(np.abs(before - after).max()),
         position_mm=errors["position_mm"] or 0.0,
         rotation_deg=errors["rotation_deg"] or 0.0,
+        furthest_step=steps[int(apart.argmax())].number,
+        furthest_mm=float(apart.max()),
         differences=tuple(event_differences(before[:, 0, 7], after[:, 0, 7], [step.number for step in steps])),
     )
 

@@ -49,6 +49,13 @@ def test_other_steps_and_other_checkpoints_are_compared_and_not_judged(served_ch
     assert not fewer.same_settings
     assert fewer.passed
     assert fewer.largest > 0
+    lines = [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
+    moved = next(line for line in lines if line.get("step") == 2)
+    moved["predicted"]["values"][moved["predicted"]["first"]][0] += 5.0
+    (run / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    far = replay(run, served_checkpoint, {"steps": 2})
+    assert far.furthest_step == 2
+    assert far.furthest_mm > 3000
     other = write_tiny_checkpoint(tmp_path / "other.ckpt", seed=3)
     assert not replay(run, other).same_settings
 
