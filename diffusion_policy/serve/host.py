@@ -144,6 +144,7 @@ class Host:
         low, high = engine.action_range()
         margin = settings.workspace_margin_m
         self.guard: GuardSettings = settings.guard.within(np.asarray(low)[:3] - margin, np.asarray(high)[:3] + margin)
+        self.token = settings.token()  # once: a file that is gone later neither opens the door nor breaks it
         self.stopping = asyncio.Event()
         self.slot = Slot()
         self._worker = worker or computing_thread()
@@ -157,7 +158,13 @@ class Host:
             yield None
             return
         session = Session(
-            self.engine, self.settings, MotionGuard(self.guard), self.slot, self._new_log(), authorized=authorized
+            self.engine,
+            self.settings,
+            MotionGuard(self.guard),
+            self.slot,
+            self._new_log(),
+            token=self.token,
+            authorized=authorized,
         )
         connection = Connection(self, session)
         self._connections.add(connection)

@@ -124,6 +124,7 @@ class Session:
         guard: the session's own; its limits are those of the start-up message.
         slot: shared by all sessions of a server.
         log: of this session; None: nothing is logged.
+        token: that a hello must name; None: everybody may come.
         authorized: whether the transport has checked the token already.
 
     Attributes:
@@ -139,6 +140,7 @@ class Session:
         slot: Slot,
         log: SessionLog | None = None,
         *,
+        token: str | None = None,
         authorized: bool = False,
     ) -> None:
         self._engine = engine
@@ -146,7 +148,7 @@ class Session:
         self._guard = guard
         self._slot = slot
         self._log = log
-        self._token = settings.token()
+        self._token = token
         self._authorized = authorized or self._token is None or settings.allow_unauthenticated
         self._freshness = Freshness(settings.max_age_s)
         self._served: ServedChunk | None = None

@@ -54,7 +54,7 @@ def _admit(host: Host, connection: ServerConnection, request: Request) -> Respon
     """Answer health checks, and refuse a wrong key before anything else is read."""
     if request.path == "/healthz":
         return connection.respond(http.HTTPStatus.OK, "OK\n")
-    token = host.settings.token()
+    token = host.token
     given = request.headers.get("Authorization", "").removeprefix("Api-Key ").strip()
     if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
         logger.warning("a connection without the token was refused")

@@ -195,3 +195,13 @@ def test_a_clock_that_jumps_to_the_end_of_time_is_survived() -> None:
         assert client.ask(observation_message(0))["type"] == "action"
         assert client.ask(observation_message(1, timestamps=[1e308, 1e308]))["type"] == "action", "the chunk is over"
         assert client.ask(observation_message(2))["code"] == "stale"
+
+
+def test_a_token_file_that_is_gone_neither_opens_nor_breaks_the_door(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret")
+    with ServerThread(FakeEngine(), settings(None, f"token_file={tmp_path / 'token'}")) as server:
+        (tmp_path / "token").unlink()
+        with server.client() as client:
+            assert client.ask({"type": "hello", "token": "other"})["code"] == "unauthorized"
+        with server.client() as client:
+            assert client.ask({"type": "hello", "token": "secret"})["type"] == "metadata"
