@@ -41,6 +41,7 @@ async def start_websocket_server(host: Host) -> Server:
         settings.host,
         settings.websocket_port,
         process_request=functools.partial(_admit, host),
+        origins=[None],  # no robot sends one: it is a page in somebody's browser that wants to take the slot
         compression=None,
         max_size=settings.limits.message_bytes,
         max_queue=2,

@@ -11,7 +11,7 @@ import msgpack
 import numpy as np
 import pytest
 from serve_factory import N_ACTIONS, POSE, FakeEngine, ServerThread, jpeg, parsed, settings
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from diffusion_policy.serve.arrays import pack, unpack
@@ -169,3 +169,10 @@ def test_mutated_msgpack_gets_an_error_or_is_a_whole_observation(caplog: pytest.
             socket.send(pack({"type": "reset"}))
             assert unpack(socket.recv(20))["type"] == "reset_ack", "the session lives"  # type: ignore[arg-type]
     assert seen["error"] > 500, seen
+
+
+def test_a_page_in_a_browser_cannot_take_the_slot() -> None:
+    with ServerThread(FakeEngine(), settings(None, FREE)) as server:
+        uri = f"ws://127.0.0.1:{server.ports['websocket']}"
+        with pytest.raises(InvalidStatus, match="403"), connect(uri, origin="http://example.org"):  # type: ignore[arg-type]
+            pass
