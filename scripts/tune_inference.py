@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments = parser.parse_args(argv)
+    if not arguments.hz > 0:
+        parser.error(f"--hz is {arguments.hz}; expected more than 0")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return conclude(
         lambda: tune(

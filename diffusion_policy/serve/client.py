@@ -76,7 +76,11 @@ class LineClient:
             raise ServerError("unreachable", f"{host}:{port}: {error}") from error
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._lines = self._socket.makefile("rb")
-        self.metadata = self.ask({"type": "hello", "token": token})
+        try:
+            self.metadata = self.ask({"type": "hello", "token": token})
+        except ServerError:
+            self.close()
+            raise
 
     def reset(self) -> None:
         """Begin an episode."""
@@ -103,9 +107,10 @@ class LineClient:
         except OSError as error:
             self.close()  # an answer that comes later must not be taken for the next one
             raise ServerError("silent", f"no answer: {error}; the connection is closed") from error
-        if not line:
+        if not line.endswith(b"\n"):  # nothing, or the beginning of an answer
+            self.close()
             raise ServerError("closed", "the server closed the connection")
-        reply: dict[str, Any] = json.loads(line)
+        reply = _read_reply(line)
         if reply.get("type") == "error":
             raise ServerError(reply["code"], reply["message"])
         return reply
@@ -120,6 +125,17 @@ class LineClient:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _read_reply(line: bytes) -> dict[str, Any]:
+    """One line as an object; ServerError if it is none, which no server of this protocol sends."""
+    try:
+        reply = json.loads(line)
+    except ValueError as error:
+        raise ServerError("malformed", f"the answer is not JSON: {error}") from error
+    if not isinstance(reply, dict):
+        raise ServerError("malformed", f"the answer is {type(reply).__name__}; expected an object")
+    return reply
 
 
 class WebSocketClient:

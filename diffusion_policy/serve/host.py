@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,10 +20,11 @@ import numpy as np
 
 from diffusion_policy.serve.engine import Engine
 from diffusion_policy.serve.motion_guard import GuardSettings, MotionGuard
-from diffusion_policy.serve.protocol import ErrorCode, Message, error_reply
+from diffusion_policy.serve.protocol import ErrorCode, Message
 from diffusion_policy.serve.session import Arrival, Reply, Session, Slot, Ticket
 from diffusion_policy.serve.session_log import SessionLog
 from diffusion_policy.serve.settings import ServeSettings
+from diffusion_policy.serve.stages import Stages
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +85,22 @@ class Connection:
         """Answer what could not even be read."""
         return await self.deliver(self.session.refuse(code, message, arrival), send)
 
+    def note(self, code: ErrorCode, message: str) -> None:
+        """Log an error that the transport has told the client in its own way."""
+        self.session.record(self.session.refuse(code, message, Arrival(time.monotonic())), delivered=True)
+
     async def deliver(self, reply: Reply, send: Callable[[Reply], Awaitable[None]]) -> bool:
         """Send, then log; whether the connection goes on."""
+        try:
+            await self._send_and_log(reply, send)
+        except (TypeError, ValueError, OverflowError):  # it cannot be written down, so nothing of it has left
+            logger.exception("a reply cannot be encoded; the session ends")
+            failed = "the server failed on this message; its log says why"
+            reply = self.session.refuse("internal", failed, Arrival(time.monotonic()))
+            await self._send_and_log(reply, send)
+        return not reply.ends and not self._host.stopping.is_set()
+
+    async def _send_and_log(self, reply: Reply, send: Callable[[Reply], Awaitable[None]]) -> None:
         delivered = False
         try:
             with reply.stages.measure("reply"):
@@ -93,7 +109,6 @@ class Connection:
         finally:
             self.session.record(reply, delivered=delivered)
             self._host.on_answer(reply)
-        return not reply.ends and not self._host.stopping.is_set()
 
 
 def computing_thread() -> ThreadPoolExecutor:
@@ -129,6 +144,7 @@ class Host:
         low, high = engine.action_range()
         margin = settings.workspace_margin_m
         self.guard: GuardSettings = settings.guard.within(np.asarray(low)[:3] - margin, np.asarray(high)[:3] + margin)
+        self.token = settings.token()  # once: a file that is gone later neither opens the door nor breaks it
         self.stopping = asyncio.Event()
         self.slot = Slot()
         self._worker = worker or computing_thread()
@@ -142,7 +158,13 @@ class Host:
             yield None
             return
         session = Session(
-            self.engine, self.settings, MotionGuard(self.guard), self.slot, self._new_log(), authorized=authorized
+            self.engine,
+            self.settings,
+            MotionGuard(self.guard),
+            self.slot,
+            self._new_log(),
+            token=self.token,
+            authorized=authorized,
         )
         connection = Connection(self, session)
         self._connections.add(connection)
@@ -163,14 +185,17 @@ class Host:
         await asyncio.wait({waiting}, timeout=max(0.0, deadline - time.monotonic()))
         if waiting.done() or not ticket.expire():
             return await waiting
-        logger.warning("late: no answer within %s s", self.settings.deadline_s)
+        late = session.refuse("late", f"no answer within {self.settings.deadline_s} s; no action", arrival)
+        late.line, late.stages = None, Stages()  # what the worker finds goes into the log, once it is done
+        session.late = logged = threading.Event()
 
         def record(finished: Future[Reply]) -> None:
             if not finished.cancelled():
                 session.record(finished.result(), delivered=False)
+            logged.set()
 
         future.add_done_callback(record)
-        return Reply(error_reply("late", f"no answer within {self.settings.deadline_s} s; no action"))
+        return late
 
     async def stop(self) -> None:
         """Let requests that are under way finish, end the others, and write the logs."""

@@ -1,7 +1,8 @@
 """The line protocol over TCP: what robot clients have always spoken (``protocol``).
 
 Nothing is sent unasked. A client that vanished is noticed by keep-alive probes within about 15 s, one that stops in the
-middle of a message by ``traffic.message_s``, one that falls silent by ``traffic.idle_s``.
+middle of a message by ``traffic.message_s``, one that falls silent by ``traffic.idle_s``. One that has closed its side
+of the connection is gone: it gets no action.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from diffusion_policy.serve.stages import Stages
 
 logger = logging.getLogger(__name__)
 
-_KEEP_ALIVE = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 2))
+# The last one, in milliseconds, is for a client that vanished with an answer on its way: no probes are sent then.
+_KEEP_ALIVE = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 2), ("TCP_USER_TIMEOUT", 15_000))
 
 
 async def start_line_server(host: Host) -> asyncio.Server:
@@ -57,6 +59,8 @@ async def _exchange(
     """
 
     async def send(reply: Reply) -> None:
+        if reply.message["type"] == "action" and reader.at_eof():
+            raise ConnectionAbortedError("it hung up before its action was ready")
         writer.write(encode_line(reply.message))
         async with asyncio.timeout(host.settings.traffic.message_s):
             await writer.drain()

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from diffusion_policy.run_log import RunLogError, read_log, write_inference_log
 from diffusion_policy.serve.session_log import SessionLogError, read_image, read_lines
 from diffusion_policy.spec import decode_jpeg
 
+_SERVER_CLOCKS = ("server_recv", "infer_start", "infer_end")
 # Stages that make up an inference, for tools that know only one number.
 _INFERENCE = ("decode_ms", "prepare_ms", "encode_ms", "denoise_ms")
 
 
 def to_inference_log(run: str | Path, directory: str | Path) -> Path:
-    """Write ``inference_log_YYYYMMDD_HHMMSS.json``, third generation; returns its path.
+    """Write ``inference_log_YYYYMMDD_HHMMSS.json``, third generation, as its readers expect it; returns its path.
 
     Raises:
         RunLogError: the run cannot be read, or the log cannot be written.
@@ -33,7 +35,18 @@ def to_inference_log(run: str | Path, directory: str | Path) -> Path:
     if log.generation != 4:
         raise RunLogError(f"{run}: a log of generation {log.generation} already; expected a run's folder")
     start = datetime.strptime(log.meta["start_time"], "%Y-%m-%d %H:%M:%S")
-    return write_inference_log(directory, log.steps, dict(log.meta), start)
+    offset = log.meta["wall_start"] - log.meta["monotonic_start"]
+    steps = [replace(step, timing=_predecessor_timing(step.timing, offset)) for step in log.steps]
+    return write_inference_log(directory, steps, dict(log.meta), start)
+
+
+def _predecessor_timing(timing: Mapping[str, float], offset: float) -> dict[str, float]:
+    """Its keys: the server's times as unix times (they are monotonic here), and seconds of inference.
+
+    Transport and total latency stay out: they were a client's clock taken from the server's.
+    """
+    moved = {name: value + offset if name in _SERVER_CLOCKS else value for name, value in timing.items()}
+    return {**moved, "inference_latency": sum(timing.get(stage, 0.0) for stage in _INFERENCE) / 1000}
 
 
 def to_vlalab(run: str | Path, directory: str | Path) -> Path:
@@ -86,7 +99,7 @@ def _vlalab_meta(name: str, meta: Mapping[str, Any], n_steps: int) -> dict[str, 
 
 def _vlalab_step(line: Mapping[str, Any], offset: float) -> dict[str, Any]:
     timing, state, actions = line["timing"], line["input"]["state"], line["action"]["values"]
-    clocks = {name: timing[name] + offset for name in ("server_recv", "infer_start", "infer_end") if name in timing}
+    clocks = {name: timing[name] + offset for name in _SERVER_CLOCKS if name in timing}
     infer_ms = sum(timing.get(stage, 0.0) for stage in _INFERENCE)
     return {
         "step_idx": line["step"],

@@ -16,6 +16,7 @@ Legend of shapes: N steps; states and actions are (N, 8), pose then gripper.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -35,6 +36,8 @@ from diffusion_policy.serve.images import mime_suffix
 from diffusion_policy.serve.session_log import read_lines
 from diffusion_policy.spec import POSE_GRIPPER
 
+logger = logging.getLogger(__name__)
+
 FloatArray = NDArray[np.float64]
 
 
@@ -53,6 +56,8 @@ def convert_logs(
 ) -> list[WrittenEpisode]:
     """Write the episodes of each log, numbered after those that are in ``directory`` already.
 
+    A log without an answered observation is left out, with a warning.
+
     Raises:
         RunLogError: a log cannot be read, or is not one that training can use; episodes before it stay.
     """
@@ -62,6 +67,12 @@ def convert_logs(
     written: list[WrittenEpisode] = []
     for path in logs:
         log = read_log(path)
+        if not log.steps:
+            logger.warning("%s: left out, none of its observations was answered", log.path)
+            continue
+        absent = sorted(set(corrections or {}) - {step.number for step in log.steps})
+        if absent:
+            raise RunLogError(f"{log.path}: corrections name the steps {absent}, which it does not have")
         lines = _lines(log)
         for part in _episodes(log, lines):
             written.append(_convert(part, lines, directory, first + len(written), corrections or {}))
@@ -116,6 +127,12 @@ def _convert(
     if not decided.size:
         raise RunLogError(f"{log.path}: the gripper is never clearly open or closed")
     rows = np.arange(decided[0], len(numbers))
+    kept = numbers[decided[0] :]
+    lost = [step for step in corrected if step not in kept]
+    if lost:
+        raise RunLogError(
+            f"{log.path}: the steps {lost} are corrected, but left out: the gripper is first clear at step {kept[0]}"
+        )
     arrays: dict[str, NDArray[Any]] = {
         "robot_eef_pose": log.states[rows, :7].astype(np.float32),
         "robot_gripper": states[rows].astype(np.int64),
@@ -126,12 +143,12 @@ def _convert(
     }
     marks = {
         "log": str(log.path),
-        "steps": [numbers[row] for row in rows],
+        "steps": kept,
         "corrected": corrected,
         "interventions": {
-            str(step): lines[step]["interventions"] for step in numbers if lines.get(step, {}).get("interventions")
+            str(step): lines[step]["interventions"] for step in kept if lines.get(step, {}).get("interventions")
         },
-        "not_delivered": [step for step in numbers if lines.get(step, {}).get("delivered") is False],
+        "not_delivered": [step for step in kept if lines.get(step, {}).get("delivered") is False],
     }
     images = [log.steps[row].jpeg for row in rows]
     path = _write(directory / f"episode_{number:04d}", number, arrays, [image for image in images if image], marks)

@@ -53,7 +53,8 @@ class GuardSettings:
         action_scale: fraction of each step that is executed, position and rotation alike; 1 changes nothing.
         smoothing: weight of the previous action in (0, 1) (lerp for positions, slerp for orientations); 0 is off.
         gripper_open: commands at or above it open.
-        gripper_closed: commands at or below it close; between the two the last command holds.
+        gripper_closed: commands at or below it close; between the two the last command holds, and before the first
+            one the measured state.
         gripper_min_dwell: actions for which a gripper command holds before it may change again.
     """
 
@@ -86,6 +87,8 @@ class GuardSettings:
             raise WorkspaceError(
                 f"motion guard: gripper_closed {self.gripper_closed} is not below gripper_open {self.gripper_open}"
             )
+        if self.gripper_min_dwell < 0:
+            raise WorkspaceError(f"motion guard: gripper_min_dwell is {self.gripper_min_dwell}; expected 0 or more")
         edges = zip(self.workspace_low or (), self.workspace_high or (), strict=False)
         if not all(low < high for low, high in edges):
             raise WorkspaceError(f"motion guard: workspace_low {self.workspace_low} is not below {self.workspace_high}")
@@ -159,18 +162,20 @@ class MotionGuard:
         chunk: Sequence[Sequence[float]] | FloatArray,
         current_pose: Sequence[float] | FloatArray,
         executed: int | None = None,
+        gripper: float | None = None,
     ) -> GuardedChunk:
         """Limit a chunk (T, 8) that starts from the measured ``current_pose`` (7,).
 
         ``executed`` says how many actions of the last accepted chunk the arm has carried out; all of them if None.
+        ``gripper`` is the measured one: it stays as it is until the first clear command.
 
         Raises:
             MotionRefusedError: nothing of this chunk may be executed.
         """
+        actions, current = np.asarray(chunk, dtype=np.float64), np.asarray(current_pose, dtype=np.float64)
+        measured = None if gripper is None else self._clear_state(gripper)
         try:
-            return self._check(
-                np.asarray(chunk, dtype=np.float64), np.asarray(current_pose, dtype=np.float64), self._hold(executed)
-            )
+            return self._check(actions, current, self._hold(executed), measured)
         except MotionRefusedError as error:
             self.totals[f"refused: {error.limit}"] += 1
             raise
@@ -186,7 +191,7 @@ class MotionGuard:
         last = len(self._holds) if executed is None else min(executed, len(self._holds))
         return self._holds[last - 1]
 
-    def _check(self, chunk: FloatArray, current: FloatArray, hold: GripperHold) -> GuardedChunk:
+    def _check(self, chunk: FloatArray, current: FloatArray, hold: GripperHold, measured: float | None) -> GuardedChunk:
         if chunk.ndim != 2 or chunk.shape[1] != len(POSE_GRIPPER) or len(chunk) == 0:
             raise MotionRefusedError(
                 "shape", f"action chunk has shape {chunk.shape}; expected (T, {len(POSE_GRIPPER)})"
@@ -204,8 +209,8 @@ class MotionGuard:
         for step, action in enumerate(guarded.actions):
             action[3:7] = quaternions[step]
             action[:7] = self._limit_step(previous, action[:7], guarded.interventions, step)
-            self._limit_workspace(action, guarded.interventions, step)
-            hold = self._debounce(hold, action[7], guarded.interventions)
+            self._limit_workspace(previous, action, guarded.interventions, step)
+            hold = self._debounce(hold, action[7], measured, guarded.interventions)
             guarded.holds.append(hold)
             action[7] = action[7] if hold.command is None else hold.command
             previous = action[:7]
@@ -237,7 +242,10 @@ class MotionGuard:
         aligned = align_quaternion_signs(reached[None], reference=previous[3:7])[0]
         return np.concatenate([place, aligned])
 
-    def _limit_workspace(self, action: FloatArray, interventions: Counter[str], step: int) -> None:
+    def _limit_workspace(
+        self, previous: FloatArray, action: FloatArray, interventions: Counter[str], step: int
+    ) -> None:
+        """Into the box; from a place outside of it by steps that are no longer than any other."""
         inside = np.clip(action[:3], *self._box)
         if np.array_equal(inside, action[:3]):
             return
@@ -245,19 +253,32 @@ class MotionGuard:
             place = ", ".join(f"{value:.3f}" for value in action[:3])
             raise MotionRefusedError("workspace", f"action {step} at ({place}) m is outside the workspace")
         interventions["workspace"] += 1
-        action[:3] = inside
+        metres, longest = float(np.linalg.norm(inside - previous[:3])), self.settings.max_step_m
+        if metres > longest * (1 + 1e-9) and self.settings.on_step == "refuse":
+            raise MotionRefusedError(
+                "step distance", f"action {step}: the workspace is {metres:.4f} m away; at most {longest} is allowed"
+            )
+        action[:3] = previous[:3] + min(1.0, longest / max(metres, 1e-12)) * (inside - previous[:3])
 
-    def _debounce(self, hold: GripperHold, command: float, interventions: Counter[str]) -> GripperHold:
-        """The gripper after dead band and dwell: exactly open or closed once either was commanded."""
-        wanted = hold.command
-        if command >= self.settings.gripper_open:
-            wanted = GRIPPER_OPEN
-        elif command <= self.settings.gripper_closed:
-            wanted = GRIPPER_CLOSED
+    def _debounce(
+        self, hold: GripperHold, command: float, measured: float | None, interventions: Counter[str]
+    ) -> GripperHold:
+        """The gripper after dead band and dwell: exactly open or closed once either was commanded or measured."""
+        wanted = self._clear_state(command)
+        if wanted is None:
+            wanted = measured if hold.command is None else hold.command
+            if wanted is not None:
+                interventions["gripper dead band"] += 1
         if hold.command is not None and wanted != hold.command and hold.held < self.settings.gripper_min_dwell:
             interventions["gripper dwell"] += 1
             wanted = hold.command
         return GripperHold(wanted, hold.held + 1 if wanted == hold.command else 1)
+
+    def _clear_state(self, value: float) -> float | None:
+        """Open, closed, or None within the dead band."""
+        if value >= self.settings.gripper_open:
+            return GRIPPER_OPEN
+        return GRIPPER_CLOSED if value <= self.settings.gripper_closed else None
 
 
 def _corner(values: Sequence[float] | FloatArray) -> Box:

@@ -132,6 +132,8 @@ def check_parity(
     Raises:
         WorkspaceError: the server does not answer, or reads other keys.
     """
+    if requests < 1:
+        raise WorkspaceError(f"{requests} requests; expected one or more")
     about = client.metadata
     policy = load_policy(checkpoint, which=about["weights"])
     set_sampler(policy, about["scheduler"], about["steps"])

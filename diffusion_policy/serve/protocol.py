@@ -133,7 +133,8 @@ def parse_message(message: Any, n_obs_steps: int, limits: Limits) -> Message:
     """Read a decoded message of either transport; ProtocolError with the code that the client is told."""
     if not isinstance(message, dict):
         raise ProtocolError("malformed", f"expected an object, found {type(message).__name__}")
-    match message.get("type"):
+    kind = message.get("type")
+    match kind if isinstance(kind, str) else None:  # an array cannot be compared with a word
         case "reset":
             return Reset()
         case "hello":
@@ -141,8 +142,9 @@ def parse_message(message: Any, n_obs_steps: int, limits: Limits) -> Message:
             return Hello(token if isinstance(token, str) else None)
         case "observation" | "inspect":
             return parse_observation(message, n_obs_steps, limits)
-        case other:
-            raise ProtocolError("unknown_type", f"type {str(other)[:40]!r}; expected observation, reset or hello")
+        case _:
+            shown = repr(kind[:40]) if isinstance(kind, str) else f"is {type(kind).__name__}"
+            raise ProtocolError("unknown_type", f"type {shown}; expected observation, reset or hello")
 
 
 def parse_observation(message: Mapping[str, Any], n_obs_steps: int, limits: Limits) -> Observation:

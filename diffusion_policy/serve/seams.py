@@ -43,7 +43,7 @@ class ServedChunk:
 
     def elapsed(self, timestamp: float, hz: float) -> int:
         """Steps of the client's control rate between two of its own times."""
-        return max(0, round((timestamp - self.timestamp) * hz))
+        return max(0, round(min((timestamp - self.timestamp) * hz, len(self.sequence))))  # beyond its end: its end
 
     def remainder(self, timestamp: float, hz: float) -> FloatArray:
         """(n, Da) what is left, aligned with a sequence that starts as this one did, at a later observation."""

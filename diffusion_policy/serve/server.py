@@ -59,7 +59,6 @@ async def listening(
     worker: ThreadPoolExecutor | None = None,
 ) -> AsyncIterator[tuple[Host, Ports]]:
     """Both transports while the block lasts, then the orderly end; ports are "line" and perhaps "websocket"."""
-    settings.token()
     host = Host(engine, settings, on_answer, worker)
     line = await start_line_server(host)
     ports: Ports = {"line": line.sockets[0].getsockname()[1]}

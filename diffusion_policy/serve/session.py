@@ -18,7 +18,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -58,6 +58,11 @@ class Ticket:
         """Whether the answer may leave."""
         return self._decide("claimed")
 
+    @property
+    def expired(self) -> bool:
+        """Whether nobody waits any more."""
+        return self._decided == "expired"
+
     def expire(self) -> bool:
         """Whether nobody claimed it before; then nobody can any more."""
         return self._decide("expired")
@@ -70,22 +75,23 @@ class Ticket:
 
 
 class Slot:
-    """The one place at the robot: the first session with a valid message has it until it ends."""
+    """The one place at the robot: the first session with a valid message has it until it ends, and not afterwards."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.holder: Session | None = None
 
     def take(self, session: Session) -> bool:
-        """Whether this session has it now."""
+        """Whether this session has it now; one that has ended, with a message still waiting, gets it no more."""
         with self._lock:
-            if self.holder is None:
+            if self.holder is None and not session.ended:
                 self.holder = session
             return self.holder is session
 
     def release(self, session: Session) -> None:
-        """Free for the next one."""
+        """Free for the next one; the session has ended."""
         with self._lock:
+            session.ended = True
             if self.holder is session:
                 self.holder = None
 
@@ -118,7 +124,12 @@ class Session:
         guard: the session's own; its limits are those of the start-up message.
         slot: shared by all sessions of a server.
         log: of this session; None: nothing is logged.
+        token: that a hello must name; None: everybody may come.
         authorized: whether the transport has checked the token already.
+
+    Attributes:
+        ended: its connection is closed.
+        late: set once the last message that was called late is in the log; None if there was none.
     """
 
     def __init__(
@@ -129,6 +140,7 @@ class Session:
         slot: Slot,
         log: SessionLog | None = None,
         *,
+        token: str | None = None,
         authorized: bool = False,
     ) -> None:
         self._engine = engine
@@ -136,12 +148,14 @@ class Session:
         self._guard = guard
         self._slot = slot
         self._log = log
-        self._token = settings.token()
+        self._token = token
         self._authorized = authorized or self._token is None or settings.allow_unauthenticated
         self._freshness = Freshness(settings.max_age_s)
         self._served: ServedChunk | None = None
         self._step, self._episode, self._requests = 0, 0, 0
         self._errors_in_a_row = 0
+        self.ended = False
+        self.late: threading.Event | None = None
 
     def metadata(self) -> dict[str, Any]:
         """What a new client is told: names, units, horizon, rate, checkpoint hash, limits."""
@@ -171,7 +185,8 @@ class Session:
         except Exception:  # the one broad one: whatever failed, the arm must get no action
             logger.exception("session failed; it ends")
             return self.refuse("internal", "the server failed on this message; its log says why", arrival)
-        self._errors_in_a_row = 0
+        if reply.message["type"] != "error":
+            self._errors_in_a_row = 0
         return reply
 
     def refuse(self, code: ErrorCode, message: str, arrival: Arrival, line: dict[str, Any] | None = None) -> Reply:
@@ -179,23 +194,30 @@ class Session:
         self._errors_in_a_row += 1
         ends = code in ENDING or self._errors_in_a_row >= self._settings.traffic.errors_in_a_row
         logger.warning("%s: %s%s", code, message, "; the session ends" if ends else "")
+        return self._error(code, message, arrival, line or {}, ends=ends)
+
+    def _error(
+        self, code: ErrorCode, message: str, arrival: Arrival, line: Mapping[str, Any], *, ends: bool = False
+    ) -> Reply:
         event = {"event": "error", "code": code, "message": message, "episode": self._episode, "ends": ends}
-        return Reply(
-            error_reply(code, message), ends, event | self._times(arrival) | (line or {}), stages=arrival.stages
-        )
+        return Reply(error_reply(code, message), ends, {**event, **self._times(arrival), **line}, stages=arrival.stages)
 
     def record(self, reply: Reply, *, delivered: bool) -> None:
-        """Log a reply after it has left, or failed to."""
-        if self._log is None or reply.line is None:
+        """Log a reply after it has left, or failed to. Who was turned away at the door is no part of any run."""
+        if self._log is None or reply.line is None or reply.line.get("code") in ("busy", "unauthorized"):
             return
         timing = {f"{stage}_ms": ms for stage, ms in reply.stages.milliseconds.items()}
         line = {**reply.line, "timing": {**reply.line.get("timing", {}), **timing}, "delivered": delivered}
         with reply.stages.measure("log"):
             self._log.write(line, reply.images)
 
-    def end(self) -> None:
-        """Give the slot back and finish the log."""
+    def end(self, patience_s: float = 5.0) -> None:
+        """Give the slot back and finish the log, which waits so long for an answer that was called late."""
         self._slot.release(self)
+        if self._guard.totals:
+            logger.info("the guard of this session: %s", ", ".join(f"{n} x {k}" for k, n in self._guard.totals.items()))
+        if self.late is not None:
+            self.late.wait(patience_s)
         if self._log is not None:
             self._log.close()
 
@@ -204,7 +226,7 @@ class Session:
     def _admit(self, message: Message) -> None:
         """Authorise, then take the slot; ProtocolError if either is refused."""
         if isinstance(message, Hello) and self._token is not None and message.token is not None:
-            if not hmac.compare_digest(message.token.encode(), self._token.encode()):
+            if not hmac.compare_digest(message.token.encode("utf-8", "surrogatepass"), self._token.encode()):
                 raise ProtocolError("unauthorized", "wrong token")
             self._authorized = True
         if not self._authorized:
@@ -242,21 +264,26 @@ class Session:
         try:
             age = self._freshness.check(observation, arrival.received)
             remainder = None if self._served is None else self._served.remainder(now, hz)
+            if ticket.expired:
+                return self._late(arrival, line, observation)
             line["timing"]["infer_start"] = time.monotonic()
             inference = self._engine.infer(observation, line["seed"], remainder, stages)
             line["timing"]["infer_end"] = time.monotonic()
             line["predicted"] = {"values": _loggable(inference.sequence), "first": inference.first}
+            if not np.isfinite(inference.sequence).all():
+                raise MotionRefusedError("not finite", "the denoised sequence holds NaN or infinity")
             seam = None if self._served is None else self._served.seam(inference.sequence, now, hz)
             with stages.measure("guard"):
                 executed = None if self._served is None else self._served.elapsed(now, hz)
-                guarded = self._guard.check(inference.actions, observation.poses[-1], executed)
+                pose, gripper = observation.poses[-1], float(observation.grippers[-1, 0])
+                guarded = self._guard.check(inference.actions, pose, executed, gripper)
             warnings = self._warnings(observation)
         except MotionRefusedError as error:
             return self._refuse_observation("refused", f"{error.limit}: {error}", arrival, line, observation)
         except ProtocolError as error:
             return self._refuse_observation(error.code, str(error), arrival, line, observation)
         if not ticket.claim():
-            return self._refuse_observation("late", "its answer was not waited for", arrival, line, observation)
+            return self._late(arrival, line, observation)
         self._served = ServedChunk(inference.sequence, inference.first, now)
         self._guard.accept(guarded)
         if self._settings.engine.warm_start and remainder is not None:
@@ -271,8 +298,13 @@ class Session:
         self, code: ErrorCode, message: str, arrival: Arrival, line: dict[str, Any], observation: Observation
     ) -> Reply:
         """With the observation in the log, so that it can be looked at; it is no step."""
-        kept = {name: value for name, value in line.items() if name != "step"}
-        reply = self.refuse(code, message, arrival, kept)
+        reply = self.refuse(code, message, arrival, _no_step(line))
+        reply.images = observation.images
+        return reply
+
+    def _late(self, arrival: Arrival, line: Mapping[str, Any], observation: Observation) -> Reply:
+        """For the log alone: the client has had its error."""
+        reply = self._error("late", "its answer was not waited for", arrival, _no_step(line))
         reply.images = observation.images
         return reply
 
@@ -328,6 +360,11 @@ class Session:
 
     def _times(self, arrival: Arrival) -> dict[str, Any]:
         return {"timing": {"server_recv": arrival.received}}
+
+
+def _no_step(line: Mapping[str, Any]) -> dict[str, Any]:
+    """An observation's line without the number that only answered ones have."""
+    return {name: value for name, value in line.items() if name != "step"}
 
 
 def _loggable(sequence: FloatArray) -> list[list[float | None]]:

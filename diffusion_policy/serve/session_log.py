@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -124,11 +125,9 @@ class SessionLog:
         if self._lines is not None:
             self._lines.close()
         start = datetime.now()
-        folder, number = self.directory / f"run_{start:%Y%m%d_%H%M%S}", 1
-        while folder.exists():
-            number += 1
-            folder = self.directory / f"run_{start:%Y%m%d_%H%M%S}_{number}"
-        (folder / "images").mkdir(parents=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        folder = _new_folder(self.directory, f"run_{start:%Y%m%d_%H%M%S}")
+        (folder / "images").mkdir()
         meta = {
             "format": "run log",
             "version": LOG_VERSION,
@@ -157,6 +156,18 @@ class SessionLog:
             self._images.add(name)
             self._bytes += len(data)
         return name
+
+
+def _new_folder(directory: Path, name: str) -> Path:
+    """Make ``name``, or the first of ``name_2``, ... that is free; two sessions of one second never share one."""
+    for number in itertools.count(1):
+        folder = directory / (name if number == 1 else f"{name}_{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("there is always another number")
 
 
 def _png(frame: ImageArray) -> bytes:

@@ -6,7 +6,8 @@ A misspelt key, a missing checkpoint or a value of the wrong type is an error be
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -23,6 +24,13 @@ PRECISIONS = ("float32", "bfloat16")
 
 class ServeError(WorkspaceError):
     """The server cannot start as asked for; says which setting, what was found and what was expected."""
+
+
+def _at_least(settings: object, group: str, smallest: Mapping[str, int]) -> None:
+    """Refuse settings below their smallest useful value, by name."""
+    for name, least in smallest.items():
+        if not getattr(settings, name) >= least:
+            raise ServeError(f"{group}.{name} is {getattr(settings, name)}; expected {least} or more")
 
 
 @dataclass
@@ -60,6 +68,11 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that no policy can be run with."""
+        _at_least(self, "engine", {"cached_frames": 0} | ({} if self.threads is None else {"threads": 1}))
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ServeError(
+                f"engine.device is {self.device!r}; expected cpu, cuda, or cuda:0 for the first of several"
+            )
         if self.precision not in PRECISIONS:
             raise ServeError(f"engine.precision is {self.precision!r}; expected {', '.join(PRECISIONS)}")
         if not 0 <= self.warm_start < 1:
@@ -82,6 +95,10 @@ class LogSettings:
     max_bytes: int = 2 * 2**30
     queue: int = 64
 
+    def __post_init__(self) -> None:
+        """Refuse a queue without an end, or folders that hold nothing."""
+        _at_least(self, "log", {"max_bytes": 1, "queue": 1})
+
 
 @dataclass
 class Traffic:
@@ -100,6 +117,13 @@ class Traffic:
     message_s: float = 10.0
     idle_s: float = 600.0
     errors_in_a_row: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuse numbers with which no robot could be served."""
+        _at_least(self, "traffic", {"connections": 1, "messages_per_s": 1, "errors_in_a_row": 1})
+        for name in ("message_s", "idle_s"):
+            if not getattr(self, name) > 0:
+                raise ServeError(f"traffic.{name} is {getattr(self, name)}; expected more than 0")
 
 
 @dataclass
@@ -145,6 +169,10 @@ class ServeSettings:
         for name in ("deadline_s", "max_age_s", "control_hz"):
             if not getattr(self, name) > 0:
                 raise ServeError(f"{name} is {getattr(self, name)}; expected more than 0")
+        for name in ("port", "websocket_port"):
+            number = getattr(self, name)
+            if number is not None and not 0 <= number <= 65535:
+                raise ServeError(f"{name} is {number}; expected 0 (a free one) to 65535")
 
     @property
     def is_local(self) -> bool:

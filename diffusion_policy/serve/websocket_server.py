@@ -30,6 +30,8 @@ from diffusion_policy.serve.stages import Stages
 
 logger = logging.getLogger(__name__)
 
+_TOO_BIG = 1009  # the close code with which ``websockets`` itself answers more than ``max_size`` bytes
+
 
 async def start_websocket_server(host: Host) -> Server:
     """Listen on ``websocket_port``; a dead peer is noticed by pings."""
@@ -39,6 +41,7 @@ async def start_websocket_server(host: Host) -> Server:
         settings.host,
         settings.websocket_port,
         process_request=functools.partial(_admit, host),
+        origins=[None],  # no robot sends one: it is a page in somebody's browser that wants to take the slot
         compression=None,
         max_size=settings.limits.message_bytes,
         max_queue=2,
@@ -52,7 +55,7 @@ def _admit(host: Host, connection: ServerConnection, request: Request) -> Respon
     """Answer health checks, and refuse a wrong key before anything else is read."""
     if request.path == "/healthz":
         return connection.respond(http.HTTPStatus.OK, "OK\n")
-    token = host.settings.token()
+    token = host.token
     given = request.headers.get("Authorization", "").removeprefix("Api-Key ").strip()
     if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
         logger.warning("a connection without the token was refused")
@@ -74,11 +77,14 @@ async def _serve(host: Host, websocket: ServerConnection) -> None:
             await websocket.send(pack(connection.session.metadata()))
             goes_on = True
             while goes_on:
-                data = await connection.wait_for(websocket.recv())
+                async with asyncio.timeout(host.settings.traffic.idle_s):
+                    data = await connection.wait_for(websocket.recv())
                 read = functools.partial(_parse, data, host.engine.n_obs_steps, host.settings.limits)
                 goes_on = await connection.exchange(read, Arrival(time.monotonic(), Stages()), send)
         except (ConnectionClosed, OSError) as error:
-            logger.info("%s is gone: %s", websocket.remote_address, error)
+            if isinstance(error, ConnectionClosed) and error.sent is not None and error.sent.code == _TOO_BIG:
+                connection.note("oversized", f"more than {host.settings.limits.message_bytes} bytes in a message")
+            logger.info("%s is gone: %s", websocket.remote_address, error or type(error).__name__)
         except asyncio.CancelledError:
             logger.info("%s: the server stops", websocket.remote_address)
 

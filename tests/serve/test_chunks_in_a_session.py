@@ -48,7 +48,9 @@ def test_actions_carry_times_on_the_client_s_clock() -> None:
     np.testing.assert_allclose(reply["timestamps"], 0.6 + np.arange(N_ACTIONS) / 10)
 
 
-def test_interventions_are_reported_and_counted_in_the_log(tmp_path: Path) -> None:
+def test_interventions_are_reported_and_counted_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "diffusion_policy")
+
     def close(observation: object) -> np.ndarray:
         sequence = np.tile(observation.states[-1], (10, 1))  # type: ignore[attr-defined]
         sequence[:, 7] = 0.0 if observation.timestamps[-1] > 0.15 else 1.0  # type: ignore[attr-defined]
@@ -62,3 +64,4 @@ def test_interventions_are_reported_and_counted_in_the_log(tmp_path: Path) -> No
     assert [action[7] for action in reply["action"]] == [1, 1, 1, 0, 0, 0, 0, 0]
     (run,) = tmp_path.glob("run_*")
     assert read_lines(run)[1][1]["interventions"] == {"gripper dwell": 3}
+    assert "the guard of this session: 3 x gripper dwell" in caplog.text

@@ -194,13 +194,15 @@ def test_a_client_that_only_errs_is_sent_away() -> None:
         assert client.receive() is None
 
 
-def test_far_outside_the_training_range_there_is_a_warning() -> None:
-    with ServerThread(FakeEngine(), settings(None, "guard.on_workspace=clip")) as server, server.client() as client:
+def test_far_outside_the_training_range_there_is_a_warning(tmp_path: Path) -> None:
+    with ServerThread(FakeEngine(), settings(tmp_path, "guard.on_workspace=clip")) as server, server.client() as client:
         far = client.ask(observation_message(poses=[[2.0, *POSE[1:]]] * 2))
         assert far["warnings"] == ["x is 2.0000; training saw 0 to 1"]
         assert far["type"] == "action"
         slow = client.ask(observation_message(timestamps=[5.0, 5.8]))
         assert "frames are [0.7" in slow["warnings"][0]
+    (run,) = tmp_path.glob("run_*")
+    assert [line["warnings"] for line in read_lines(run)[1]] == [far["warnings"], slow["warnings"]]
 
 
 def test_the_engine_warns_of_states_that_training_has_not_seen(served_checkpoint: Path) -> None:
@@ -261,6 +263,7 @@ def test_ten_thousand_mutated_messages_bring_nothing_down(caplog: pytest.LogCapt
                 if reply is None:  # the table ended the session: what was sent after it is lost
                     client = reconnected(server, client)
                     break
+                assert reply.get("code") != "internal", entry
                 replies[reply["type"]] = replies.get(reply["type"], 0) + 1
                 if reply["type"] == "action":
                     assert says_the_same(entry, good), entry

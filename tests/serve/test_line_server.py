@@ -1,5 +1,6 @@
 """diffusion_policy.serve.line_server: the old robot clients, unchanged, over real sockets."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from serve_factory import FakeEngine, OldClient, ServerThread, observation_message, settings
 
 from diffusion_policy.serve.engine import PolicyEngine
+from diffusion_policy.serve.replay import replay
 from diffusion_policy.serve.settings import EngineSettings
 
 LOOSE = "guard.quaternion_tolerance=0.9"  # the policy of these tests has learned nothing
@@ -133,30 +136,54 @@ def test_stopping_answers_the_request_under_way() -> None:
             socket.create_connection(("127.0.0.1", server.ports["line"]), timeout=1)
 
 
-def test_sigterm_ends_the_process_in_order(repository: Path, served_checkpoint: Path, tmp_path: Path) -> None:
+@contextlib.contextmanager
+def served_process(repository: Path, checkpoint: Path, log: Path) -> Iterator[tuple[subprocess.Popen[str], int, str]]:
+    """The door in a process of its own: the process, its port, and what it said until it listened."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    words = [f"ckpt={served_checkpoint}", f"port={port}", f"log.directory={tmp_path}", LOOSE, "max_age_s=30"]
+    words = [f"ckpt={checkpoint}", f"port={port}", f"log.directory={log}", LOOSE, "max_age_s=30", "deadline_s=30"]
     process = subprocess.Popen(
-        [sys.executable, "scripts/serve.py", "--config", "config/serve.yaml", *words, "deadline_s=30"],
-        cwd=repository, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "scripts/serve.py", "--config", "config/serve.yaml", *words, "guard.on_workspace=clip"],
+        cwd=repository, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)},
     )  # fmt: skip
     assert process.stderr is not None
-    said = []
+    said = ""
     for line in process.stderr:
-        said.append(line)
-        if "listening on" in line:
+        said += line
+        if "listening on" in line and "limits" in said:
             break
-    assert "at most 0.04 m and 0.1 rad a step" in "".join(said), "the limits are said at the start"
-    with OldClient(port) as client:
-        client.send(observation_message())
-        time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        assert client.receive()["type"] == "action"
-    assert process.wait(20) == 0
+    try:
+        yield process, port, said
+    finally:
+        process.kill()
+        process.wait(20)
+        process.stderr.close()
+
+
+def test_sigterm_ends_the_process_in_order(repository: Path, served_checkpoint: Path, tmp_path: Path) -> None:
+    with served_process(repository, served_checkpoint, tmp_path) as (process, port, said):
+        assert "at most 0.04 m and 0.1 rad a step" in said, "the limits are said at the start"
+        with OldClient(port) as client:
+            client.send(observation_message())
+            time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            assert client.receive()["type"] == "action"
+        assert process.wait(20) == 0
     (steps,) = tmp_path.glob("run_*/steps.jsonl")
     assert len(steps.read_text().splitlines()) == 1
-    process.stderr.close()
+
+
+def test_a_killed_server_leaves_a_log_that_replays(repository: Path, served_checkpoint: Path, tmp_path: Path) -> None:
+    with served_process(repository, served_checkpoint, tmp_path) as (process, port, _), OldClient(port) as client:
+        for step in range(4):
+            assert client.ask(observation_message(step))["type"] == "action"
+        process.kill()
+        process.wait(20)
+    (run,) = tmp_path.glob("run_*")
+    report = replay(run, served_checkpoint)
+    assert report.steps >= 3, "at most the last one is lost"
+    assert report.largest < 1e-6
 
 
 def wait_until(condition: object, seconds: float = 5.0) -> None:

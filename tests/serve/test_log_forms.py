@@ -10,6 +10,7 @@ import pytest
 from log_factory import write_log
 from serve_factory import FakeEngine, ServerThread, jpeg, observation_message, settings
 
+from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.run_log import RunLogError, read_log
 from diffusion_policy.serve.log_export import to_inference_log, to_rerun, to_vlalab
 from diffusion_policy.serve.log_to_trajectory import convert_logs, read_corrections
@@ -39,6 +40,11 @@ def test_the_predecessor_s_form(run: Path, tmp_path: Path) -> None:
     log = read_log(to_inference_log(run, tmp_path))
     assert (log.generation, len(log.steps)) == (3, 5)
     assert log.steps[1].jpeg == jpeg(2)
+    timing = log.steps[1].timing
+    for clock in ("server_recv", "infer_start", "infer_end"):
+        assert abs(timing[clock] - read_lines(run)[0]["wall_start"]) < 60, "unix times, as the predecessor's"
+    assert 0 < timing["inference_latency"] < 60, "seconds"
+    assert not {"transport_latency", "total_latency"} & timing.keys(), "of two clocks"
     with pytest.raises(RunLogError, match="of generation 3 already"):
         to_inference_log(log.path, tmp_path)
 
@@ -139,3 +145,35 @@ def test_logs_that_training_cannot_use_are_refused(tmp_path: Path) -> None:
         (tmp_path / "fix.json").write_text(text)
         with pytest.raises(RunLogError, match=match):
             read_corrections(tmp_path / "fix.json")
+
+
+def test_a_correction_of_a_step_that_is_not_there_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunLogError, match=r"corrections name the steps \[41\], which it does not have"):
+        convert_logs([run], tmp_path, {1: [0.5, 0, 0.3, 1, 0, 0, 0, 0], 41: [0.5, 0, 0.3, 1, 0, 0, 0, 0]})
+    unclear = write_log(tmp_path / "inference_log.json", [0.5, 1.0, 1.0], 3)
+    with pytest.raises(
+        RunLogError, match=r"steps \[0\] are corrected, but left out: the gripper is first clear at step 1"
+    ):
+        convert_logs([unclear], tmp_path, {0: [0.5, 0, 0.3, 1, 0, 0, 0, 0.5]})
+    assert not list(tmp_path.glob("episode_*"))
+
+
+def test_an_episode_from_a_log_goes_through_the_converter(run: Path, tmp_path: Path, repository: Path) -> None:
+    convert_logs([run], tmp_path / "raw")
+    main = runpy.run_path(str(repository / "scripts" / "convert_cogact_to_zarr.py"))["main"]
+    words = ["--input", str(tmp_path / "raw"), "--output", str(tmp_path / "set.zarr"), "--resolution", "32", "24"]
+    assert main(words) == 0
+    buffer = ReplayBuffer.open(tmp_path / "set.zarr")
+    assert buffer.n_steps == 5
+    assert buffer.episode_ends.tolist() == [5]
+
+
+def test_runs_without_an_answer_are_left_out_and_said(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ServerThread(FakeEngine(), settings(tmp_path)) as server, server.client() as client:
+        assert client.ask({"type": "?"})["code"] == "unknown_type"
+    (silent,) = tmp_path.glob("run_*")
+    (episode,) = convert_logs([silent, run], tmp_path / "raw")
+    assert episode.path.name == "episode_0000"
+    assert f"{silent}: left out, none of its observations was answered" in caplog.text

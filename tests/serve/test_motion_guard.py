@@ -90,7 +90,7 @@ def test_the_gripper_is_debounced_by_dead_band_and_dwell() -> None:
     wanted[:, 7] = values
     guarded = guard.check(wanted, HERE)
     assert guarded.actions[:, 7].tolist() == [1, 1, 1, 0, 0, 0, 1, 1]
-    assert guarded.interventions == {"gripper dwell": 3}
+    assert guarded.interventions == {"gripper dead band": 2, "gripper dwell": 3}
 
 
 def test_scale_and_smoothing_shorten_position_and_rotation_alike() -> None:
@@ -143,3 +143,27 @@ def test_the_box_is_the_training_range_unless_the_settings_say_otherwise() -> No
     assert (limits.workspace_low, limits.workspace_high) == ((0.0, 0.0, 0.0), (0.6, 0.4, 0.5))
     with pytest.raises(WorkspaceError, match="workspace_low and workspace_high are not set"):
         MotionGuard(GuardSettings())
+
+
+@pytest.mark.parametrize(("measured", "kept"), [(1.0, 1.0), (0.0, 0.0), (0.5, 0.55)])
+def test_before_the_first_clear_command_the_gripper_stays_as_it_is(measured: float, kept: float) -> None:
+    guard = MotionGuard(GuardSettings(gripper_min_dwell=4, **BOX))
+    wanted = chunk(gripper=0.55)  # an old client would open for it
+    assert guard.check(wanted, HERE, gripper=measured).actions[:, 7].tolist() == [kept] * 8
+    wanted[1:, 7] = 1 - measured
+    assert guard.check(wanted, HERE, gripper=measured).actions[-1, 7] == (1 - measured if measured != 0.5 else 0.5)
+
+
+def test_an_arm_outside_the_workspace_comes_back_by_steps_within_the_limits() -> None:
+    outside = HERE + [1.0, 0, 0, 0, 0, 0, 0]  # noqa: RUF005 - arrays
+    limits = GuardSettings(on_workspace="clip", **BOX)
+    for wanted in (chunk(), chunk() + [1.0, 0, 0, 0, 0, 0, 0, 0]):  # noqa: RUF005 - arrays
+        guarded = MotionGuard(limits).check(wanted, outside)
+        metres, _ = geometry.pose_steps(np.vstack([outside, guarded.actions[:, :7]]))
+        assert metres.max() <= limits.max_step_m + 1e-9
+        assert (np.diff(guarded.actions[:, 0]) < 0).all(), "towards the box"
+        assert guarded.interventions["workspace"] == 8
+    with pytest.raises(MotionRefusedError, match=r"the workspace is 0\.6000 m away"):
+        MotionGuard(GuardSettings(on_workspace="clip", on_step="refuse", **BOX)).check(
+            np.tile([*outside, 1.0], (8, 1)), outside
+        )

@@ -143,6 +143,7 @@ def test_without_a_server_or_permission_there_is_no_verdict(
     with ServerThread(engine, settings()) as server:
         place = f"127.0.0.1:{server.ports['line']}"
         assert door(repository, recorded_zarr, "--ckpt", served_checkpoint, "--server", place) == 2
+        assert door(repository, recorded_zarr, "--ckpt", served_checkpoint, "--server", place, "--requests", 0) == 2
 
 
 def test_inputs_of_two_shapes_are_told_apart_and_can_be_written() -> None:

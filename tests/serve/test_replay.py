@@ -37,6 +37,7 @@ def test_the_same_settings_give_the_same_bits(served_checkpoint: Path, tmp_path:
     run = run_of(served_checkpoint, tmp_path, *overrides)
     report = replay(run, served_checkpoint)
     assert report.same_settings
+    assert report.same_machine
     assert (report.bit_equal, report.steps, report.largest) == (4, 4, 0.0)
     assert report.passed
     assert report.differences == ()
@@ -48,6 +49,13 @@ def test_other_steps_and_other_checkpoints_are_compared_and_not_judged(served_ch
     assert not fewer.same_settings
     assert fewer.passed
     assert fewer.largest > 0
+    lines = [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
+    moved = next(line for line in lines if line.get("step") == 2)
+    moved["predicted"]["values"][moved["predicted"]["first"]][0] += 5.0
+    (run / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    far = replay(run, served_checkpoint, {"steps": 2})
+    assert far.furthest_step == 2
+    assert far.furthest_mm > 3000
     other = write_tiny_checkpoint(tmp_path / "other.ckpt", seed=3)
     assert not replay(run, other).same_settings
 
@@ -63,10 +71,17 @@ def test_the_door_says_whether_the_log_is_reproduced(
     assert json.loads((tmp_path / "out.json").read_text())["passed"] is True
     steps = run / "steps.jsonl"
     lines = [json.loads(line) for line in steps.read_text().splitlines()]
+    lines[0]["predicted"]["values"][1][0] += 1e-6
+    steps.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(arguments) == 1
+    assert "NOT reproduced: not equal to the last bit on the same machine" in capsys.readouterr().out
+    meta = json.loads((run / "meta.json").read_text())
+    (run / "meta.json").write_text(json.dumps({**meta, "processor": "another, 64 threads"}))
+    assert main(arguments) == 0, "elsewhere a tolerance holds"
     lines[0]["predicted"]["values"][1][0] += 0.01
     steps.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert main(arguments) == 1
-    assert "NOT reproduced" in capsys.readouterr().out
+    assert "NOT reproduced: beyond 1e-04" in capsys.readouterr().out
     assert main([str(tmp_path), "--ckpt", str(served_checkpoint)]) == 2
 
 
@@ -90,3 +105,15 @@ def test_what_cannot_be_replayed_is_said(tmp_path: Path) -> None:
     (tmp_path / "steps.jsonl").write_text('{"step": 0, "action": {}}\n')
     with pytest.raises(SessionLogError, match="step 0 lacks what a replay needs"):
         read_steps(tmp_path)
+
+
+def test_a_log_with_fewer_frames_than_the_policy_reads_is_refused(served_checkpoint: Path, tmp_path: Path) -> None:
+    run = run_of(served_checkpoint, tmp_path, "engine.steps=2")
+    steps = run / "steps.jsonl"
+    lines = [json.loads(line) for line in steps.read_text().splitlines()]
+    for line in (line for line in lines if "action" in line):
+        for key in ("states", "images", "timestamps"):
+            line["input"][key] = line["input"][key][-1:]
+    steps.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(SessionLogError, match="have 1 frames, this policy reads 2"):
+        replay(run, served_checkpoint)

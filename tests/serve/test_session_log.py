@@ -183,6 +183,16 @@ def test_raw_frames_are_kept_without_loss(tmp_path: Path) -> None:
     np.testing.assert_array_equal(cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), frame)
 
 
+def test_sessions_of_one_second_have_folders_of_their_own(tmp_path: Path) -> None:
+    logs = [SessionLog(tmp_path, {}) for _ in range(12)]
+    for number, log in enumerate(logs):
+        log.write({"step": number})
+    for log in logs:
+        log.close()
+    assert [log.stopped for log in logs] == [None] * 12
+    assert len(list(tmp_path.glob("run_*"))) == 12
+
+
 def test_no_folder_without_a_line(tmp_path: Path) -> None:
     SessionLog(tmp_path / "logs", {}).close()
     assert not (tmp_path / "logs").exists()

@@ -1,5 +1,7 @@
 """diffusion_policy.serve.websocket_server: openpi's own client, unmodified, and ours."""
 
+import logging
+import random
 import subprocess
 import sys
 import urllib.request
@@ -9,7 +11,7 @@ import msgpack
 import numpy as np
 import pytest
 from serve_factory import N_ACTIONS, POSE, FakeEngine, ServerThread, jpeg, parsed, settings
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from diffusion_policy.serve.arrays import pack, unpack
@@ -140,3 +142,37 @@ def test_a_text_frame_and_an_oversized_one() -> None:
 def test_the_client_runs_without_torch() -> None:
     program = "import sys, diffusion_policy.serve.client; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_mutated_msgpack_gets_an_error_or_is_a_whole_observation(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "diffusion_policy")
+    whole, rng = pack(request(images=[jpeg(0, (8, 8)), jpeg(1, (8, 8))])), random.Random(3)
+    words = [FREE, "traffic.errors_in_a_row=1000000", "traffic.messages_per_s=1e9", "deadline_s=30"]
+    seen = {"error": 0, "actions": 0}
+    with ServerThread(FakeEngine(), settings(None, *words)) as server:
+        uri = f"ws://127.0.0.1:{server.ports['websocket']}"
+        with connect(uri, compression=None) as socket:
+            socket.recv()
+            for _ in range(2000):
+                data = bytearray(whole)
+                for _ in range(rng.choice([1, 1, 2, 8])):
+                    at = rng.randrange(len(data))
+                    data[at : at + rng.choice([0, 1, 1, 30])] = bytes([rng.randrange(256)])
+                socket.send(bytes(data))
+                answer = socket.recv(20)
+                if isinstance(answer, str):
+                    assert not answer.startswith("internal"), bytes(data)
+                    seen["error"] += 1
+                else:
+                    assert np.isfinite(unpack(answer)["actions"]).all()
+                    seen["actions"] += 1
+            socket.send(pack({"type": "reset"}))
+            assert unpack(socket.recv(20))["type"] == "reset_ack", "the session lives"  # type: ignore[arg-type]
+    assert seen["error"] > 500, seen
+
+
+def test_a_page_in_a_browser_cannot_take_the_slot() -> None:
+    with ServerThread(FakeEngine(), settings(None, FREE)) as server:
+        uri = f"ws://127.0.0.1:{server.ports['websocket']}"
+        with pytest.raises(InvalidStatus, match="403"), connect(uri, origin="http://example.org"):  # type: ignore[arg-type]
+            pass
