@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tiny_run
@@ -36,11 +37,16 @@ def dataset(tmp_path_factory):
 
 def run_together(dataset, cwd, world_size, *overrides):
     """`torchrun --nproc-per-node N train.py ...`, as torchrun would start it."""
+    door = tiny_run.CONFIG.parent / "train.py"
+    return start([door, *tiny_run.OVERRIDES, f"task.dataset_path={dataset}", *SETTINGS, *overrides], cwd, world_size)
+
+
+def start(arguments, cwd, world_size):
+    """What each of the processes printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    door = tiny_run.CONFIG.parent / "train.py"
-    command = [sys.executable, str(door), *tiny_run.OVERRIDES, f"task.dataset_path={dataset}", *SETTINGS, *overrides]
+    command = [sys.executable, *map(str, arguments)]
     together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
     running = [
         subprocess.Popen(
@@ -81,6 +87,16 @@ def test_two_processes_learn_what_one_does_and_either_can_go_on(dataset, tmp_pat
     assert one["global_step"] == two["global_step"] == 9
     for key in ("train_loss", "val_loss", "val_loss_model"):
         assert one[key] == pytest.approx(two[key], rel=1e-3), key
+
+
+@pytest.mark.slow
+def test_weights_average_and_moments_are_the_same_bits_in_all_processes(dataset, tmp_path):
+    """So gradients were, too: each process makes its own step with what it holds."""
+    script = Path(__file__).parents[1] / "rank_digest.py"
+    outputs = start([script, dataset, tmp_path / "run", *SETTINGS], tmp_path, 2)
+    digests = [output.splitlines()[-1].split() for output in outputs]
+    assert len(digests[0]) == len(set(digests[0])) == 3
+    assert digests[0] == digests[1]
 
 
 def test_a_process_alone_is_all_there_is():
