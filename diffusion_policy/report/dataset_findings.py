@@ -155,8 +155,10 @@ def closings(data: DatasetEvidence) -> Finding | None:
         return Finding("closings", "error", said, "record episodes that grasp", about=data.path)
     if gripper.closings < FEW_CLOSINGS:
         evidence = f"{said} in the whole set{without}: few to learn from"
-        command = "python train.py loss=gripper_events task.dataset_path=" + data.path
-        return Finding("closings", "warning", evidence, "record more, or weight them higher", command, data.path)
+        remedy = (
+            "record more; loss=gripper_events, which experiment=finetune_8d sets, weights the steps around them higher"
+        )
+        return Finding("closings", "warning", evidence, remedy, about=data.path)
     if never > len(data.lengths) / 4:
         evidence = f"{said}{without}"
         return Finding("closings", "note", evidence, "leave out episodes that were broken off", about=data.path)
