@@ -15,8 +15,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
-import re
 import resource
 import sys
 import tempfile
@@ -42,7 +40,7 @@ from diffusion_policy.model.arithmetic import multiplies_bf16
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.serve.client import LineClient
-from diffusion_policy.serve.engine import Engine, PolicyEngine
+from diffusion_policy.serve.engine import Engine, PolicyEngine, processor_name
 from diffusion_policy.serve.host import computing_thread
 from diffusion_policy.serve.server import listening
 from diffusion_policy.serve.session import Reply
@@ -205,9 +203,7 @@ def report(candidates: Sequence[Candidate]) -> dict[str, Any]:
 
 def _cpu_name() -> str:
     """The processor's name and the vector instructions that torch uses."""
-    listing = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", listing.read_text()) if listing.is_file() else []
-    return f"{(names or [platform.processor()])[0]}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,7 +20,6 @@ import argparse
 import ctypes
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -44,6 +43,7 @@ from rich.table import Table
 from diffusion_policy.checkpoint import build_policy
 from diffusion_policy.host_memory import MMAP_THRESHOLD, TRIM_THRESHOLD, keep_freed_memory, set_malloc
 from diffusion_policy.resolvers import register_resolvers
+from diffusion_policy.serve.engine import processor_name
 from diffusion_policy.workspace.checkpointing import Names
 from diffusion_policy.workspace.processes import Processes
 from diffusion_policy.workspace.start import LATEST
@@ -312,8 +312,7 @@ def fast_mode(device: torch.device) -> str:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name()
-    names = [line.split(":")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return f"{(names or [platform.machine()])[0].strip()}, {torch.get_num_threads()} threads"
+    return f"{processor_name()}, {torch.get_num_threads()} threads"
 
 
 def measure_saving(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:

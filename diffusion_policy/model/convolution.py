@@ -101,7 +101,7 @@ def patches_of(images: Tensor, size: int, stride: int, padding: int) -> Tensor:
 class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor) -> Tensor:
-        images = images.permute(0, 2, 3, 1).contiguous()
+        images = kernels.channels_last(images)
         ctx.save_for_backward(images, weight)
         tile = tile_of(images)
         return convolve(images, kernel_points(weight, tile).transpose(1, 2), tile).permute(0, 3, 1, 2)
@@ -111,7 +111,7 @@ class _Winograd(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         images, weight = ctx.saved_tensors
         tile = tile_of(images)
-        gradient = gradient.permute(0, 2, 3, 1).contiguous()
+        gradient = kernels.channels_last(gradient)
         kernel = kernel_gradient(images, gradient, tile)
         of_weight = (of_kernel(tile).T @ kernel.view(len(kernel), -1)).T.reshape(weight.shape)
         # The gradient of the input is the convolution of the output's gradient with the turned kernel.
@@ -145,7 +145,7 @@ class Convolution(nn.Conv2d):
     def _infer(self, images: Tensor) -> Tensor:
         if self.in_channels < FEWEST_CHANNELS or self.out_channels % kernels.STRIP:
             return torch.cat([super(Convolution, self).forward(image) for image in images.split(1)])
-        last = images.permute(0, 2, 3, 1).contiguous()
+        last = kernels.channels_last(images)
         # On the smallest maps reading a kernel at points takes longer than the multiplications that it saves.
         if self._is_cheaper_at_points() and tile_of(last) == LARGE_TILE:
             if self._at_points is None:

@@ -16,18 +16,13 @@ from torch.nn import functional
 from diffusion_policy.model import kernels
 
 
-def _channels_last(images: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, H, W, C), contiguous; without a copy where memory is in that order already."""
-    return images.permute(0, 2, 3, 1).contiguous()
-
-
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, eps: float, shortcut: Tensor | None, rectify: bool
     ) -> Tensor:
-        images = _channels_last(images)
-        added = None if shortcut is None else _channels_last(shortcut)
+        images = kernels.channels_last(images)
+        added = None if shortcut is None else kernels.channels_last(shortcut)
         y, mean, rstd = kernels.group_norm(images, weight, bias, eps, added, rectify=rectify)
         ctx.has_shortcut = shortcut is not None
         ctx.save_for_backward(images, y if rectify else None, weight, mean, rstd)
@@ -37,7 +32,7 @@ class _Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
         of_images, of_shortcut, of_weight, of_bias = kernels.group_norm_gradients(
-            _channels_last(incoming), *ctx.saved_tensors, shortcut=ctx.has_shortcut
+            kernels.channels_last(incoming), *ctx.saved_tensors, shortcut=ctx.has_shortcut
         )
         if of_shortcut is not None:
             of_shortcut = of_shortcut.permute(0, 3, 1, 2)
@@ -47,7 +42,7 @@ class _Norm(torch.autograd.Function):
 class _NormAndPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        images = _channels_last(images)
+        images = kernels.channels_last(images)
         pooled, origin, mean, rstd = kernels.group_norm_pool(images, weight, bias, eps)
         ctx.save_for_backward(images, origin, weight, mean, rstd)
         return pooled.permute(0, 3, 1, 2)
@@ -55,7 +50,9 @@ class _NormAndPool(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
-        of_images, of_weight, of_bias = kernels.group_norm_pool_gradients(_channels_last(incoming), *ctx.saved_tensors)
+        of_images, of_weight, of_bias = kernels.group_norm_pool_gradients(
+            kernels.channels_last(incoming), *ctx.saved_tensors
+        )
         return of_images.permute(0, 3, 1, 2), of_weight, of_bias, None
 
 
@@ -70,11 +67,7 @@ class GroupNorm(nn.GroupNorm):
 def normalize(norm: nn.Module, images: Tensor, shortcut: Tensor | None = None, *, rectify: bool = True) -> Tensor:
     """Norm of (N, C, H, W), plus the shortcut, then ReLU."""
     if isinstance(norm, GroupNorm) and norm.fast:
-        if torch.is_grad_enabled():
-            return _Norm.apply(images, norm.weight, norm.bias, norm.eps, shortcut, rectify)
-        added = None if shortcut is None else _channels_last(shortcut)
-        arguments = _channels_last(images), norm.weight, norm.bias, norm.eps, added
-        return kernels.group_norm(*arguments, rectify=rectify)[0].permute(0, 3, 1, 2)
+        return _Norm.apply(images, norm.weight, norm.bias, norm.eps, shortcut, rectify)
     images = norm(images)
     if shortcut is not None:
         images = images + shortcut

@@ -296,7 +296,7 @@ class PolicyEngine:
             "warm_start": self.settings.warm_start,
             "seed": self.settings.seed,
             "device": self.settings.device,
-            "processor": f"{_processor()}, {torch.get_num_threads()} threads",
+            "processor": f"{processor_name()}, {torch.get_num_threads()} threads",
             "fast": self._fast is not None,
             "cuda_graphs": self._fast is not None and self._fast.uses_cuda_graphs,
             "denoised_steps": self.policy.sequence_length if self._fast is None else self._fast.denoised_steps,
@@ -308,7 +308,7 @@ class PolicyEngine:
         }
 
 
-def _processor() -> str:
+def processor_name() -> str:
     """The CPU's name: sums come out equal to the last bit on the same kind only."""
     with contextlib.suppress(OSError):  # not on every system
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():

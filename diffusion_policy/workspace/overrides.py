@@ -42,7 +42,8 @@ def check_overrides(config_folder: Path, config_name: str, arguments: Sequence[s
         except HydraException as error:
             known = keys_of(compose(name)) + _choices(config_folder)
             raise TrainingError(_explain(error, parsed.overrides, known)) from error
-        _check_numbers(composed, compose(name), parsed.overrides)
+        if parsed.overrides:
+            _check_numbers(composed, compose(name), parsed.overrides)
 
 
 def _check_numbers(composed: DictConfig, default: DictConfig, overrides: Sequence[str]) -> None:
@@ -51,7 +52,7 @@ def _check_numbers(composed: DictConfig, default: DictConfig, overrides: Sequenc
     Raises:
         TrainingError: the first such override.
     """
-    for override in OverridesParser.create().parse_overrides(list(overrides)) if overrides else []:
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
         before, after = OmegaConf.select(default, key), OmegaConf.select(composed, key)
         if isinstance(before, bool) or not isinstance(before, (int, float)) or after is None:
@@ -98,7 +99,7 @@ def _explain(error: HydraException, overrides: Sequence[str], known: Sequence[st
         quoted = shlex.quote(f"{key}='{value}'")
         return f"{written}: cannot be read ({first_line}); a value with = or other signs needs quotes: {quoted}"
     groups = {name.split("=")[0] for name in known if "=" in name}
-    for override in OverridesParser.create().parse_overrides(list(overrides)) if overrides else []:
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
         written = f"{key}={override.value()}"
         if key in groups and written in known:

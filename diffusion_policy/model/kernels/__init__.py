@@ -68,6 +68,11 @@ def _address(tensor: Tensor | None, *shape: int, dtype: torch.dtype = torch.floa
     return ctypes.c_void_p(tensor.data_ptr())
 
 
+def channels_last(images: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, H, W, C), contiguous; without a copy where memory is in that order already."""
+    return images.permute(0, 2, 3, 1).contiguous()
+
+
 def _sizes(*sizes: int) -> list[ctypes.c_int64]:
     return [ctypes.c_int64(size) for size in sizes]
 

@@ -36,31 +36,29 @@ template <int TILE> struct OfGradient {
     static constexpr float at(int row, int column) { return Points<TILE>::TO_OUTPUT[column][row]; }
 };
 
-// matrix @ tile @ matrix.T, unrolled, without the products with zero.
-template <typename Matrix>
-__attribute__((always_inline)) inline void both_ways(const Vector (&tile)[Matrix::COLUMNS][Matrix::COLUMNS],
-                                                     Vector (&out)[Matrix::ROWS][Matrix::ROWS]) {
-    Vector half[Matrix::ROWS][Matrix::COLUMNS];
+// (matrix @ tile).T, unrolled, without the products with zero.
+template <typename Matrix, int WIDTH>
+__attribute__((always_inline)) inline void one_way(const Vector (&tile)[Matrix::COLUMNS][WIDTH],
+                                                   Vector (&out)[WIDTH][Matrix::ROWS]) {
 #pragma GCC unroll 8
-    for (int column = 0; column < Matrix::COLUMNS; column++)
+    for (int column = 0; column < WIDTH; column++)
 #pragma GCC unroll 8
         for (int row = 0; row < Matrix::ROWS; row++) {
             Vector sum{};
 #pragma GCC unroll 8
             for (int k = 0; k < Matrix::COLUMNS; k++)
                 if (Matrix::at(row, k) != 0) sum += Matrix::at(row, k) * tile[k][column];
-            half[row][column] = sum;
+            out[column][row] = sum;
         }
-#pragma GCC unroll 8
-    for (int row = 0; row < Matrix::ROWS; row++)
-#pragma GCC unroll 8
-        for (int column = 0; column < Matrix::ROWS; column++) {
-            Vector sum{};
-#pragma GCC unroll 8
-            for (int k = 0; k < Matrix::COLUMNS; k++)
-                if (Matrix::at(column, k) != 0) sum += Matrix::at(column, k) * half[row][k];
-            out[row][column] = sum;
-        }
+}
+
+// matrix @ tile @ matrix.T
+template <typename Matrix>
+__attribute__((always_inline)) inline void both_ways(const Vector (&tile)[Matrix::COLUMNS][Matrix::COLUMNS],
+                                                     Vector (&out)[Matrix::ROWS][Matrix::ROWS]) {
+    Vector half[Matrix::COLUMNS][Matrix::ROWS];
+    one_way<Matrix>(tile, half);
+    one_way<Matrix>(half, out);
 }
 
 struct Images {
