@@ -15,6 +15,14 @@ from diffusion_policy.places import read_bytes
 
 Frames = zarr.Array[Any]
 
+# Files of the folder of unfinished work.
+LOCK = "lock"
+SENT = "sent"
+PUBLICATION = "publication.json"
+SETTINGS = "settings.json"
+# In the order in which they may go: without SENT all is sent again, without PUBLICATION nothing is.
+MARKS = (SENT, PUBLICATION, SETTINGS)
+
 
 def place_frames(source: Frames, target: Frames, first: int) -> None:
     """Put all frames of one array into rows `first` and on of another: by a second name for their files if possible.
@@ -52,7 +60,28 @@ def put_in_place(finished: Path, settings: ConversionSettings) -> None:
     if settings.output.exists():
         os.rename(settings.output, replaced)
     os.rename(finished, settings.output)
-    shutil.rmtree(settings.partial)
+    remove_work(settings.partial)
+
+
+def remove_work(partial: Path) -> None:
+    """Remove the folder of unfinished work."""
+    clear_work(partial)
+    shutil.rmtree(partial)
+
+
+def clear_work(partial: Path) -> None:
+    """Empty the folder of unfinished work, but for its lock.
+
+    What says that there is something to go on with goes first: whoever is killed here leaves rests that nobody takes
+    for finished episodes, or for a dataset that is to be sent.
+    """
+    for mark in MARKS:
+        (partial / mark).unlink(missing_ok=True)
+    for leftover in partial.iterdir():
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        elif leftover.name != LOCK:
+            leftover.unlink()
 
 
 def restore_replaced(settings: ConversionSettings) -> None:

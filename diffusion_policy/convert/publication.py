@@ -13,11 +13,11 @@ episodes are added to, only while its metadata is exchanged.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusion_policy.convert.placement import PUBLICATION, SENT, remove_work
 from diffusion_policy.convert.settings import ConversionError, ConversionSettings, write_json
 from diffusion_policy.places import file_system, reaching
 
@@ -90,7 +90,7 @@ def _publish(settings: ConversionSettings, on_progress: Progress | None) -> None
             store.put_file(str(whole / name), f"{path}/{name}")
         _mark(settings).unlink()
         store.invalidate_cache()
-    shutil.rmtree(settings.partial)
+    remove_work(settings.partial)
 
 
 def _withdraw(settings: ConversionSettings) -> None:
@@ -114,7 +114,7 @@ def _remove_strangers(settings: ConversionSettings, names: Sequence[str]) -> Non
 def _send(settings: ConversionSettings, names: Sequence[str], on_progress: Progress | None) -> None:
     """Send chunks; what is sent is noted on this machine."""
     store, path = file_system(settings.output)
-    journal = settings.partial / "sent"
+    journal = settings.partial / SENT
     sent = set(journal.read_text(encoding="utf-8").splitlines()) if journal.is_file() else set()
     waiting = [name for name in names if name not in sent]
     with journal.open("a", encoding="utf-8") as notes:
@@ -146,4 +146,4 @@ def _mark(settings: ConversionSettings) -> Path:
 
 
 def _plan_file(settings: ConversionSettings) -> Path:
-    return settings.partial / "publication.json"
+    return settings.partial / PUBLICATION

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from diffusion_policy.convert.assembly import assemble
 from diffusion_policy.convert.existing import ExistingDataset
 from diffusion_policy.convert.frames import Block, BlockReport, write_block
 from diffusion_policy.convert.ledger import ConversionReport, EpisodeEntry
-from diffusion_policy.convert.placement import restore_replaced
+from diffusion_policy.convert.placement import remove_work, restore_replaced
 from diffusion_policy.convert.publication import (
     Progress,
     check_can_be_added_to,
@@ -115,7 +114,8 @@ def _existing(settings: ConversionSettings) -> ExistingDataset | None:
     if settings.resume:
         existing = ExistingDataset.open(output)
         if existing.report.settings == settings.as_json():
-            shutil.rmtree(settings.partial, ignore_errors=True)
+            if settings.partial.exists():
+                remove_work(settings.partial)
             return existing
     raise ConversionError(
         f"{output} exists; choose another name, add to it with --append, or replace it with --overwrite"

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from diffusion_policy.convert.frames import FRAMES_IN_BLOCK, Block, BlockReport
 from diffusion_policy.convert.ledger import EpisodeEntry, entry_from_json
+from diffusion_policy.convert.placement import LOCK, SETTINGS, clear_work
 from diffusion_policy.convert.publication import announce
 from diffusion_policy.convert.settings import ConversionError, ConversionSettings, write_json
 from diffusion_policy.convert.survey import Plan
@@ -100,7 +101,7 @@ class Staging:
     def locked(self) -> Iterator[None]:
         """Hold the folder for this conversion alone."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("w") as lock:
+        with (self.path / LOCK).open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -110,7 +111,7 @@ class Staging:
             yield
 
     def _begin(self) -> None:
-        file = self.path / "settings.json"
+        file = self.path / SETTINGS
         content = self.settings.content()
         if file.is_file() and self.settings.resume:
             found = json.loads(file.read_text(encoding="utf-8"))
@@ -124,7 +125,7 @@ class Staging:
         for leftover in self.path.iterdir():
             if leftover.is_dir():
                 logger.warning("unfinished work is discarded: %s", leftover)
-                shutil.rmtree(leftover)
+        clear_work(self.path)
         write_json(file, content)
 
     def finished(self, plan: Plan) -> StagedEpisode | None:
@@ -141,6 +142,7 @@ class Staging:
     def begin(self, plan: Plan) -> list[Block]:
         """Make room for an episode and cut it into blocks."""
         folder = self.path / plan.path.name
+        (folder / "entry.json").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         trajectory = open_trajectory(plan.path)
         steps = [step for start, end in plan.entry.kept for step in range(start, end)]
@@ -193,10 +195,6 @@ class Staging:
         entry = replace(plan.entry, frame_size=sizes, psnr_db=agreement)
         write_json(folder / "entry.json", {"fingerprint": plan.fingerprint, "entry": asdict(entry)})
         return StagedEpisode(folder, entry, plan.cameras)
-
-    def discard(self, plan: Plan) -> None:
-        """Remove what was staged of an episode that is left out."""
-        shutil.rmtree(self.path / plan.path.name, ignore_errors=True)
 
 
 def _first_row(item: tuple[Block, BlockReport]) -> int:

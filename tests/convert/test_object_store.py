@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import zarr
 from object_store import environment, s3_server
+from removal import killed_amid_removal
 from trajectory_factory import write_trajectory
 
 from diffusion_policy.convert import ConversionError, ConversionReport, ConversionSettings, convert, publication
@@ -203,6 +204,16 @@ def test_an_interrupted_publication_is_finished(
     assert not decoded
     assert report.n_steps == sum(LENGTHS)
     monkeypatch.undo()
+    run(source, tmp_path / "whole.zarr")
+    assert_same(output, tmp_path / "whole.zarr")
+
+
+def test_killed_while_what_was_sent_is_removed(home: str, source: Path, tmp_path: Path) -> None:
+    """The local copy is half removed: it is not sent again over the whole one."""
+    output = f"{home}/out.zarr"
+    with killed_amid_removal():
+        run(source, output)
+    assert run(source, output, resume=True).n_steps == sum(LENGTHS)
     run(source, tmp_path / "whole.zarr")
     assert_same(output, tmp_path / "whole.zarr")
 

@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from removal import killed_amid_removal
 from trajectory_factory import write_trajectory
 
 from diffusion_policy.convert import ConversionError, ConversionReport, ConversionSettings, convert
@@ -195,6 +196,30 @@ def test_appending_refuses_what_does_not_match(tmp_path: Path, source: Path) -> 
         run(source, tmp_path / "out.zarr", append=True)
 
 
+def test_killed_while_unfinished_work_is_discarded(tmp_path: Path, source: Path) -> None:
+    """Half of an episode is left beside the note that it is finished: it is no episode to resume from."""
+    output = tmp_path / "out.zarr"
+    with pytest.raises(ConversionError, match="No space left"):
+        convert(settings(source, output), executor=FailingExecutor(after=4))
+    with killed_amid_removal():
+        run(source, output)
+    assert list((tmp_path / "out.zarr.partial").glob("episode_*/entry.json"))
+    run(source, output, resume=True)
+    run(source, tmp_path / "whole.zarr")
+    assert_same(output, tmp_path / "whole.zarr")
+    assert not (tmp_path / "out.zarr.partial").exists()
+
+
+def test_killed_while_finished_work_is_removed(tmp_path: Path, source: Path) -> None:
+    """The dataset is in its place; what is left of the work is neither needed nor used for another one."""
+    output = tmp_path / "out.zarr"
+    with killed_amid_removal():
+        run(source, output)
+    os.rename(output, tmp_path / "kept.zarr")
+    run(source, output, resume=True)
+    assert_same(output, tmp_path / "kept.zarr")
+
+
 def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path, source: Path) -> None:
     """SIGKILL at twenty random moments; each run resumes what the one before it left."""
     output = tmp_path / "out.zarr"
@@ -216,6 +241,8 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path, source: Path) -> Non
         process.stdout.close()
         if output.exists():
             assert ReplayBuffer.open(output).n_steps == sum(LENGTHS)
+        if not (tmp_path / "out.zarr.partial" / "settings.json").is_file():
+            continue
         for entry in (tmp_path / "out.zarr.partial").glob("episode_*/entry.json"):
             inode = (entry.parent / "frames.zarr" / "image" / "0.0.0.0").stat().st_ino
             assert frames.setdefault(entry.parent.name, inode) == inode, "a finished episode was written again"
