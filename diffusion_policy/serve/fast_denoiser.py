@@ -38,6 +38,11 @@ def is_foldable(model: TransformerForDiffusion) -> bool:
     return model.obs_as_cond and model.time_as_cond and isinstance(model.encoder, nn.Sequential)
 
 
+def _dtype_of(precision: str) -> torch.dtype:
+    """Of what is multiplied."""
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
 @dataclass(frozen=True)
 class _Product:
     """``x @ weight + bias`` with the weight (in, out)."""
@@ -83,7 +88,7 @@ class FastDenoiser:
         assert model.cond_pos_emb is not None
         assert rows is None or model.causal_attn, "without causal attention every step sees every other"
         self._model = model
-        self._dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32  # of what is multiplied
+        self._dtype = _dtype_of(precision)
         self.device = model.device
         self._n_tokens = model.cond_pos_emb.shape[1]
         self._n_head = model.decoder.layers[0].self_attn.num_heads
@@ -164,7 +169,7 @@ class FastDenoiser:
         self._projected = buffer(length, width, dtype=self._dtype)
         self._hidden, self._active = (buffer(length, 4 * width, dtype=self._dtype) for _ in range(2))
         self._cross, self._cross_shares = buffer(length, heads * tokens), buffer(length, heads, tokens)
-        self._keys = buffer(layers, width, heads, tokens)  # Wq K' / sqrt(d), by head and token
+        self._keys = buffer(layers, heads, tokens, width)  # Wq K' / sqrt(d)
         self._key_bias = buffer(layers, heads, tokens)
         self._values = buffer(layers, heads, tokens, width)  # V Wo
         self._output = buffer(length, self._model.head.out_features, dtype=self._dtype)
@@ -180,7 +185,7 @@ class FastDenoiser:
             self._cross_shares.view(length, -1),
         )
         self._folded = [
-            (self._key_bias[layer].view(-1), self._keys[layer].view(width, -1), self._values[layer].view(-1, width))
+            (self._key_bias[layer].view(-1), self._keys[layer].view(-1, width).t(), self._values[layer].view(-1, width))
             for layer in range(layers)
         ]
 
@@ -203,17 +208,16 @@ class FastDenoiser:
         assert model.cond_pos_emb is not None
         tokens = model.encoder(model.cond_obs_emb(features) + model.cond_pos_emb[0, 1:])
         keys, bias, values = self._fold(tokens)
-        self._keys[..., 1:].copy_(keys)
+        self._keys[:, :, 1:].copy_(keys)
         self._key_bias[..., 1:].copy_(bias)
         self._values[:, :, 1:].copy_(values)
 
     def _fold(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Condition tokens (n, E) -> Wq K' (L, E, H, n), bq K' (L, H, n) and V Wo (L, H, n, E)."""
+        """Condition tokens (n, E) -> Wq K' (L, H, n, E), bq K' (L, H, n) and V Wo (L, H, n, E)."""
         keys = (tokens @ self._to_keys + self._to_keys_bias).unflatten(2, (self._n_head, -1))  # (L, n, H, d)
         values = (tokens @ self._to_values + self._to_values_bias).unflatten(2, (self._n_head, -1))
         keys, values = keys.transpose(1, 2), values.transpose(1, 2)  # (L, H, n, d)
-        folded = (keys @ self._query).permute(0, 3, 1, 2).contiguous()
-        return folded, (keys @ self._query_bias).squeeze(-1), values @ self._out
+        return keys @ self._query, (keys @ self._query_bias).squeeze(-1), values @ self._out
 
     # ---- every denoising step ----
 
@@ -226,7 +230,7 @@ class FastDenoiser:
     def set_time(self, timestep: int) -> None:
         """Put the time token of one of the timesteps beside the observations' tokens."""
         row = self._time_rows[timestep]
-        self._keys[..., 0].copy_(self._time_keys[..., row])
+        self._keys[:, :, 0].copy_(self._time_keys[:, :, row])
         self._key_bias[..., 0].copy_(self._time_bias[..., row])
         self._values[:, :, 0].copy_(self._time_values[:, :, row])
 
@@ -287,13 +291,20 @@ def _after_norm(weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None) -> tupl
 
 
 class CompiledDenoiser(FastDenoiser):
-    """The same steps in float32 on a CPU, each a list of compiled calls on the same buffers.
+    """The same steps on a CPU, each a list of compiled calls on the same buffers.
 
     Torch's own operations on so few rows take longer to be started, and to wait for each other, than to compute.
     """
 
-    def __init__(self, model: TransformerForDiffusion, length: int, rows: int | None = None) -> None:
-        super().__init__(model, length, rows=rows)
+    def __init__(
+        self, model: TransformerForDiffusion, length: int, precision: str = "float32", rows: int | None = None
+    ) -> None:
+        super().__init__(model, length, rows=rows)  # all that is not multiplied is float32
+        dtype = _dtype_of(precision)
+
+        def prepared(product: _Product, x: Tensor, out: Tensor, then: str = "write") -> kernels.Prepared:
+            return kernels.prepare_product(x, kernels.strips_of(product.weight.to(dtype)), out, product.bias, then=then)
+
         norm = kernels.prepare_normalization(self._x, self._normed, NORM_EPS)
         qkv = self._qkv.view(len(self._qkv), 3, self._n_head, -1)
         attend = kernels.prepare_self_attention(qkv, self._mask[0], self._joined)
@@ -302,25 +313,26 @@ class CompiledDenoiser(FastDenoiser):
         for layer, folded in zip(self._layers, self._folded, strict=True):
             key_bias, keys, values = folded
             self._calls += [
-                norm, _prepared(layer.qkv, self._normed, self._qkv), attend,
-                _prepared(layer.out, joined, self._x, "add"),
+                norm, prepared(layer.qkv, self._normed, self._qkv), attend,
+                prepared(layer.out, joined, self._x, "add"),
                 norm, kernels.prepare_cross_attention(
-                    self._normed, keys.view(-1, *tokens), key_bias.view(tokens), self._memory_mask,
+                    self._normed, keys.t().view(*tokens, -1), key_bias.view(tokens), self._memory_mask,
                     values.view(*tokens, -1), layer.cross_out_bias, self._x,
                 ),
-                norm, _prepared(layer.linear1, self._normed, self._hidden, "gelu"),
-                _prepared(layer.linear2, self._hidden, self._x, "add"),
+                norm, prepared(layer.linear1, self._normed, self._hidden, "gelu"),
+                prepared(layer.linear2, self._hidden, self._x, "add"),
             ]  # fmt: skip
         self._calls.append(norm)
         self._layers.clear()  # their weights are in the calls
 
     @classmethod
-    def suits(cls, model: TransformerForDiffusion) -> bool:
-        """Whether the kernels can be used here, and take a model of this width."""
+    def suits(cls, model: TransformerForDiffusion, precision: str = "float32") -> bool:
+        """Whether the kernels can be used here in this precision, and take a model of this width."""
         assert model.decoder is not None
         width, heads = model.pos_emb.shape[2], model.decoder.layers[0].self_attn.num_heads
         fits = width % kernels.STRIP == 0 and width // heads % kernels.LANES == 0
-        return fits and model.device.type == "cpu" and kernels.why_unavailable() is None
+        can = kernels.multiplies_bf16() if precision == "bfloat16" else kernels.why_unavailable() is None
+        return fits and model.device.type == "cpu" and can
 
     @torch.no_grad()
     def step(self, sample: Tensor) -> Tensor:
@@ -329,10 +341,6 @@ class CompiledDenoiser(FastDenoiser):
         for call in self._calls:
             call.run()
         return self._head.write(self._normed, self._output)[None]
-
-
-def _prepared(product: _Product, x: Tensor, out: Tensor, then: str = "write") -> kernels.Prepared:
-    return kernels.prepare_product(x, kernels.strips_of(product.weight), out, product.bias, then=then)
 
 
 class WholeDenoiser:

@@ -93,10 +93,9 @@ class FastPath:
             return WholeDenoiser(policy.model)
         length = policy.sequence_length
         rows = self.denoised_steps if self.denoised_steps < length else None
-        if settings.precision == "float32" and CompiledDenoiser.suits(policy.model):
-            denoiser: FastDenoiser = CompiledDenoiser(policy.model, length, rows)
-        else:
-            denoiser = FastDenoiser(policy.model, length, settings.precision, rows)
+        suits = CompiledDenoiser.suits(policy.model, settings.precision)
+        kind = CompiledDenoiser if suits else FastDenoiser
+        denoiser = kind(policy.model, length, settings.precision, rows)
         denoiser.set_timesteps(policy.noise_scheduler.timesteps)
         if not is_cuda(policy.device) or not settings.cuda_graphs:
             return denoiser

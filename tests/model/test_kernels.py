@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_marker import needs_kernels
+from kernel_marker import needs_bf16, needs_kernels
 from torch import nn
 
 from diffusion_policy.model import kernels
@@ -97,6 +97,31 @@ def test_product_of_few_rows(rows, depth, strips, with_bias, then):
     torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
 
 
+@needs_bf16
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.booleans(), st.sampled_from(kernels.THEN))
+def test_product_in_bf16(rows, depth, strips, with_bias, then):
+    """What is multiplied is rounded as torch rounds it; nothing else is."""
+    torch.manual_seed(rows + depth + strips)
+    depth *= 16
+    x, matrix, bias = torch.randn(rows, depth), torch.randn(depth, 16 * strips).bfloat16(), torch.randn(16 * strips)
+    out = torch.randn(rows, 16 * strips)
+    exact = x.bfloat16().double() @ matrix.double() + (bias.double() if with_bias else 0)
+    exact = {"write": exact, "add": exact + out, "gelu": torch.nn.functional.gelu(exact)}[then]
+    kernels.prepare_product(x, kernels.strips_of(matrix), out, bias if with_bias else None, then=then)()
+    assert (out - exact).abs().max() < 1e-5 * max(1, exact.abs().max())
+
+
+@needs_bf16
+def test_products_in_bf16_beside_each_other():
+    torch.manual_seed(0)
+    x, matrices = torch.randn(3, 7, 48), torch.randn(3, 48, 32).bfloat16()
+    expected = x.bfloat16().float() @ matrices.float()
+    torch.testing.assert_close(kernels.product(x, kernels.strips_of(matrices)), expected, atol=1e-4, rtol=1e-5)
+    with pytest.raises(ValueError, match="found products of 40 numbers; expected a multiple of 16 in bf16"):
+        kernels.product(x[..., :40].contiguous(), kernels.strips_of(matrices[:, :40]))
+
+
 def test_gelu_from_one_end_to_the_other():
     numbers = torch.cat([torch.linspace(-12, 12, 100_000), torch.tensor([0.0, -1e30, 1e30, float("inf"), 1e-30])])
     x = numbers[: len(numbers) // 16 * 16].reshape(1, -1).contiguous()
@@ -124,13 +149,13 @@ def test_self_attention(causal):
 
 def test_cross_attention():
     torch.manual_seed(0)
-    x, keys, values = torch.randn(10, 32), torch.randn(32, 4, 3), torch.randn(4, 3, 32)
+    x, keys, values = torch.randn(10, 32), torch.randn(4, 3, 32), torch.randn(4, 3, 32)
     key_bias, bias, before = torch.randn(4, 3), torch.randn(32), torch.randn(10, 32)
     mask = torch.zeros(10, 4, 3)
     mask[:2, :, 2] = -torch.inf
     out = before.clone()
     kernels.prepare_cross_attention(x, keys, key_bias, mask, values, bias, out)()
-    shares = (torch.einsum("te,ehs->ths", x, keys) + key_bias + mask).softmax(-1)
+    shares = (torch.einsum("te,hse->ths", x, keys) + key_bias + mask).softmax(-1)
     torch.testing.assert_close(out, before + torch.einsum("ths,hse->te", shares, values) + bias, atol=1e-5, rtol=1e-5)
 
 
@@ -141,9 +166,9 @@ def test_products_beside_each_other():
 
 
 def test_rows_at_mean_zero_and_variance_one():
-    x, out = torch.randn(7, 40) * 3 + 5, torch.empty(7, 40)
+    x, out = torch.randn(7, 40) * 3 + 50, torch.empty(7, 40)
     kernels.prepare_normalization(x, out, 1e-5)()
-    torch.testing.assert_close(out, torch.nn.functional.layer_norm(x, (40,)), atol=2e-6, rtol=0)
+    torch.testing.assert_close(out, torch.nn.functional.layer_norm(x.double(), (40,)).float(), atol=5e-6, rtol=0)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

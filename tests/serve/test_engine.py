@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from evaluation_factory import tiny_config, write_tiny_checkpoint
-from kernel_marker import needs_kernels
+from kernel_marker import needs_bf16, needs_kernels
 from omegaconf import OmegaConf
 from serve_factory import parsed
 
@@ -18,6 +18,7 @@ from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.model import kernels
 from diffusion_policy.model.diffusion.transformer_for_diffusion import TransformerForDiffusion
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
+from diffusion_policy.serve import engine as engine_module
 from diffusion_policy.serve import fast_path, server
 from diffusion_policy.serve.cuda_graph import GraphedDenoiser
 from diffusion_policy.serve.engine import PolicyEngine
@@ -62,6 +63,21 @@ def test_the_fast_denoiser_is_the_denoiser(kind: type[FastDenoiser], causal: boo
         for timestep in (90, 40, 0):
             expected = model(sample, timestep, features[None])
             assert (fast.predict(sample, timestep) - expected).abs().max() < 1e-4 * expected.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("kind", [FastDenoiser, pytest.param(CompiledDenoiser, marks=needs_bf16)])
+def test_in_bf16_only_what_is_multiplied_is_rounded(kind: type[FastDenoiser]) -> None:
+    model = denoiser()
+    assert kind is FastDenoiser or CompiledDenoiser.suits(model, "bfloat16")
+    exact, rounded = FastDenoiser(model, 6), kind(model, 6, "bfloat16")
+    sample, features = torch.randn(1, 6, 8), torch.randn(3, 20)
+    answers = []
+    for fast in (exact, rounded):
+        fast.set_timesteps(torch.tensor([40]))
+        fast.set_condition(features)
+        answers.append(fast.predict(sample, 40).clone())
+    apart = (answers[0] - answers[1]).abs().max() / answers[0].abs().max()
+    assert 0 < apart < 0.03, "eight bits a number"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -196,7 +212,7 @@ def test_a_solver_that_remembers_predictions_gets_its_own_copies() -> None:
 def test_a_precision_that_a_device_only_emulates_is_warned_about(
     emulated: bool, served_checkpoint: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": not emulated}, raising=False)
+    monkeypatch.setattr(engine_module, "multiplies_bf16", lambda device: not emulated)
     opened(served_checkpoint, precision="bfloat16")
     assert ("no instructions for it" in caplog.text) is emulated
 

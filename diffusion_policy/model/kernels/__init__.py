@@ -1,8 +1,9 @@
 """The compiled functions of the C++ files beside it, with tensors for arguments.
 
 They are built when the package is installed, where a C++ compiler with OpenMP is at hand, and share torch's threads.
-Whoever uses them asks :func:`why_unavailable` first. All tensors are float32 on the CPU, contiguous, channels last:
-images (N, H, W, C). Points are (Q, P, C): Q numbers of each of P tiles and C channels (see :mod:`convolution`).
+Whoever uses them asks :func:`why_unavailable` first. All tensors are float32 (matrices may be bf16) on the CPU,
+contiguous, channels last: images (N, H, W, C). Points are (Q, P, C): Q numbers of each of P tiles and C channels (see
+:mod:`convolution`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 GROUP = 16  # channels in each group of GroupNorm
-LANES = 8  # the channels of points are a multiple of it
+LANES = 8  # the channels of points, and rows of attention, are a multiple of it
 STRIP = 16  # and columns of a product are one of this
 THEN = ("write", "add", "gelu")  # what is done with a product
 
@@ -66,6 +67,16 @@ def _address(tensor: Tensor | None, *shape: int, dtype: torch.dtype = torch.floa
             f"{shape} on the CPU"
         )
     return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _check_vectors(size: int) -> None:
+    """What is computed in whole vectors alone must be a multiple of them.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if size % LANES:
+        raise ValueError(f"found rows of {size} numbers; expected a multiple of {LANES}")
 
 
 def channels_last(images: Tensor) -> Tensor:
@@ -153,8 +164,23 @@ def group_norm_pool_gradients(
     return of_images, of_weight.sum(0), of_bias.sum(0)
 
 
+@cache
+def multiplies_bf16() -> bool:
+    """Whether products may be of bf16: the CPU has instructions for it, and the compiler knew them."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # older torch does not tell
+        return False
+    can = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    return can and why_unavailable() is None and hasattr(_library(), "bf16_product")
+
+
 def strips_of(weight: Tensor) -> Tensor:
-    """Matrices (..., K, N) in the order in which products read them, (..., N / 16, K, 16)."""
+    """Matrices (..., K, N) in the order in which products read them: (..., N / 16, K, 16).
+
+    Those of bf16, for which K is even, with two rows side by side: (..., N / 16, K / 2, 16, 2).
+    """
+    if weight.dtype == torch.bfloat16:
+        pairs = weight.unflatten(-1, (-1, STRIP)).unflatten(-3, (-1, 2))  # (..., K / 2, 2, N / 16, 16)
+        return pairs.movedim((-2, -4, -1, -3), (-4, -3, -2, -1)).contiguous()
     return weight.unflatten(-1, (-1, STRIP)).movedim(-2, -3).contiguous()
 
 
@@ -175,30 +201,38 @@ def prepare_product(
 ) -> Prepared:
     """A call that writes x (..., M, K) times matrices in strips, plus bias (N,), to ``out`` (..., M, N).
 
-    ``then`` "add" adds it there instead, and "gelu" writes its GELU.
+    ``then`` "add" adds it there instead, and "gelu" writes its GELU. With strips of bf16, x is rounded to bf16 as well,
+    and K is a multiple of 16; sums are of float32.
 
     For few rows: each matrix is read once, in the order in which it lies in memory. A row's sums do not depend on the
     number of rows.
     """
     *number, rows, depth = x.shape
-    columns = strips.shape[-3] * STRIP
+    halves = strips.dtype == torch.bfloat16
+    columns = strips.shape[len(number)] * STRIP
+    in_strip = (depth // 2, STRIP, 2) if halves else (depth, STRIP)
+    rounded = torch.empty_like(x, dtype=torch.bfloat16) if halves else None
+    if halves and depth % STRIP:
+        raise ValueError(f"found products of {depth} numbers; expected a multiple of {STRIP} in bf16")
     run = partial(
-        _library().product, _address(x, *x.shape),
-        _address(strips, *number, columns // STRIP, depth, STRIP), _address(bias, columns),
+        _library().bf16_product if halves else _library().product, _address(x, *x.shape),
+        _address(strips, *number, columns // STRIP, *in_strip, dtype=strips.dtype), _address(bias, columns),
         _address(out, *number, rows, columns), *_sizes(math.prod(number), rows, depth, columns), THEN.index(then),
+        *([] if rounded is None else [_address(rounded, *x.shape, dtype=torch.bfloat16)]),
     )  # fmt: skip
-    return Prepared(run, (x, strips, out, bias))
+    return Prepared(run, (x, strips, out, bias, rounded))
 
 
 def product(x: Tensor, strips: Tensor) -> Tensor:
     """x (..., M, K) times matrices in strips (..., N / 16, K, 16) -> (..., M, N)."""
-    out = x.new_empty(*x.shape[:-1], strips.shape[-3] * STRIP)
+    out = x.new_empty(*x.shape[:-1], strips.shape[x.ndim - 2] * STRIP)
     prepare_product(x, strips, out)()
     return out
 
 
 def prepare_normalization(x: Tensor, out: Tensor, eps: float) -> Prepared:
     """A call that writes the rows of x (M, N), each at mean 0 and variance 1, to ``out`` (M, N)."""
+    _check_vectors(x.shape[1])
     run = partial(
         _library().normalize_rows, _address(x, *x.shape), _address(out, *x.shape), *_sizes(*x.shape),
         ctypes.c_double(eps),
@@ -209,6 +243,7 @@ def prepare_normalization(x: Tensor, out: Tensor, eps: float) -> Prepared:
 def prepare_self_attention(qkv: Tensor, mask: Tensor, out: Tensor) -> Prepared:
     """A call that writes attention over t tokens, ``qkv`` (t, 3, H, d), to ``out`` (t, H, d); mask (t, t) is added."""
     rows, _, heads, size = qkv.shape
+    _check_vectors(size)
     run = partial(
         _library().self_attention, _address(qkv, rows, 3, heads, size), _address(mask, rows, rows),
         _address(out, rows, heads, size), *_sizes(rows, heads, size), ctypes.c_double(size**-0.5),
@@ -221,13 +256,14 @@ def prepare_cross_attention(
 ) -> Prepared:
     """A call that adds to ``out`` (t, E) what x (t, E) finds at S tokens, and bias (E,).
 
-    Keys (E, H, S) and values (H, S, E) have the projections around them in them; key_bias (H, S) and mask (t, H, S) are
+    Keys and values (H, S, E) have the projections around them in them; key_bias (H, S) and mask (t, H, S) are
     added to the scores.
     """
     rows, width = x.shape
-    _, heads, tokens = keys.shape
+    heads, tokens, _ = keys.shape
+    _check_vectors(width)
     run = partial(
-        _library().cross_attention, _address(x, rows, width), _address(keys, width, heads, tokens),
+        _library().cross_attention, _address(x, rows, width), _address(keys, heads, tokens, width),
         _address(key_bias, heads, tokens), _address(mask, rows, heads, tokens), _address(values, heads, tokens, width),
         _address(bias, width), _address(out, rows, width), *_sizes(rows, width, heads, tokens),
     )  # fmt: skip

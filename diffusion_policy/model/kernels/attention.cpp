@@ -11,12 +11,18 @@ void softmax(float *scores, int64_t number) {
     for (int64_t i = 0; i < number; i++) scores[i] /= sum;
 }
 
-inline float product_of(const float *a, const float *b, int64_t size) {
-    Vector sums{};
-    for (int64_t i = 0; i < size; i += LANES) sums += load(a + i) * load(b + i);
-    float sum = 0;
-    for (int i = 0; i < LANES; i++) sum += sums[i];
-    return sum;
+// Products of x with ROWS rows that lie `stride` numbers apart.
+template <int ROWS> inline void products_of(const float *x, const float *rows, int64_t stride, int64_t size, float *to) {
+    Vector sums[ROWS] = {};
+    for (int64_t i = 0; i < size; i += LANES)
+        for (int row = 0; row < ROWS; row++) sums[row] += load(x + i) * load(rows + row * stride + i);
+    for (int row = 0; row < ROWS; row++) to[row] = sum_of(sums[row]);
+}
+
+inline void products_of(const float *x, const float *rows, int64_t number, int64_t stride, int64_t size, float *to) {
+    int64_t row = 0;
+    for (; row + 4 <= number; row += 4) products_of<4>(x, rows + row * stride, stride, size, to + row);
+    for (; row < number; row++) products_of<1>(x, rows + row * stride, stride, size, to + row);
 }
 
 // to += factor * from
@@ -35,11 +41,10 @@ void self_attention(const float *qkv, const float *mask, float *out, int64_t row
     std::memset(out, 0, sizeof(float) * rows * width);
     for (int64_t head = 0; head < heads; head++)
         for (int64_t row = 0; row < rows; row++) {
-            const float *query = qkv + row * 3 * width + head * size;
-            for (int64_t other = 0; other < rows; other++) {
-                const float *key = qkv + (other * 3 + 1) * width + head * size;
-                shares[other] = product_of(query, key, size) * float(scale) + mask[row * rows + other];
-            }
+            products_of(qkv + row * 3 * width + head * size, qkv + width + head * size, rows, 3 * width, size,
+                        shares.data());
+            for (int64_t other = 0; other < rows; other++)
+                shares[other] = shares[other] * float(scale) + mask[row * rows + other];
             softmax(shares.data(), rows);
             for (int64_t other = 0; other < rows; other++)
                 add_scaled(shares[other], qkv + (other * 3 + 2) * width + head * size, out + row * width + head * size,
@@ -52,9 +57,8 @@ void cross_attention(const float *x, const float *keys, const float *key_bias, c
     const int64_t columns = heads * tokens;
     std::vector<float> shares(columns);
     for (int64_t row = 0; row < rows; row++) {
-        for (int64_t c = 0; c < columns; c++) shares[c] = key_bias[c] + mask[row * columns + c];
-        for (int64_t k = 0; k < width; k++)
-            for (int64_t c = 0; c < columns; c++) shares[c] += x[row * width + k] * keys[k * columns + c];
+        products_of(x + row * width, keys, columns, width, width, shares.data());
+        for (int64_t c = 0; c < columns; c++) shares[c] += key_bias[c] + mask[row * columns + c];
         for (int64_t head = 0; head < heads; head++) softmax(shares.data() + head * tokens, tokens);
         add_scaled(1, bias, out + row * width, width);
         for (int64_t c = 0; c < columns; c++) add_scaled(shares[c], values + c * width, out + row * width, width);

@@ -114,12 +114,12 @@ extern "C" {
 void normalize_rows(const float *x, float *y, int64_t rows, int64_t width, double eps) {
     for (int64_t row = 0; row < rows; row++) {
         const float *from = x + row * width;
-        double sum = 0, squares = 0;
-        for (int64_t i = 0; i < width; i++) sum += from[i];
-        const double mean = sum / double(width);
-        for (int64_t i = 0; i < width; i++) squares += (from[i] - mean) * (from[i] - mean);
-        const float centre = float(mean), scale = float(1 / std::sqrt(squares / double(width) + eps));
-        for (int64_t i = 0; i < width; i++) y[row * width + i] = (from[i] - centre) * scale;
+        Vector sum{}, squares{};
+        for (int64_t i = 0; i < width; i += LANES) sum += load(from + i);
+        const float mean = sum_of(sum) / float(width);
+        for (int64_t i = 0; i < width; i += LANES) squares += (load(from + i) - mean) * (load(from + i) - mean);
+        const float scale = 1 / std::sqrt(sum_of(squares) / float(width) + float(eps));
+        for (int64_t i = 0; i < width; i += LANES) store(y + row * width + i, (load(from + i) - mean) * scale);
     }
 }
 

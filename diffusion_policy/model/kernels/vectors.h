@@ -28,4 +28,10 @@ inline Vector load(const float *from) {
 
 inline void store(float *to, Vector v) { std::memcpy(to, &v, sizeof v); }
 
+inline float sum_of(Vector v) {
+    float sum = 0;
+    for (int i = 0; i < LANES; i++) sum += v[i];
+    return sum;
+}
+
 }  // namespace
