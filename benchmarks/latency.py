@@ -169,13 +169,19 @@ def percentiles(candidate: Candidate, scenario: str) -> dict[str, list[float]]:
 
 
 def difference(candidate: Candidate, baseline: Candidate) -> dict[str, float]:
-    """How far actions lie from the baseline's: largest number, millimetres, degrees."""
+    """How far actions lie from the baseline's: poses (median and largest), and gripper commands that are others."""
     pairs = [(candidate.actions[name], baseline.actions[name]) for name in baseline.actions]
     ours, theirs = (np.concatenate([np.stack(pair[side]) for pair in pairs]) for side in (0, 1))
+    mm = np.linalg.norm(ours[..., :3] - theirs[..., :3], axis=-1) * 1000
+    degrees = np.degrees(geodesic_distance(ours[..., 3:7], theirs[..., 3:7]))
     return {
-        "largest": float(np.abs(ours - theirs).max()),
-        "largest_mm": float(np.linalg.norm(ours[..., :3] - theirs[..., :3], axis=-1).max() * 1000),
-        "largest_degrees": float(np.degrees(geodesic_distance(ours[..., 3:7], theirs[..., 3:7])).max()),
+        "largest_in_pose": float(np.abs(ours - theirs)[..., :7].max()),
+        "median_mm": float(np.median(mm)),
+        "largest_mm": float(mm.max()),
+        "median_degrees": float(np.median(degrees)),
+        "largest_degrees": float(degrees.max()),
+        "other_gripper_commands": int((ours[..., 7] != theirs[..., 7]).sum()),
+        "gripper_commands": ours[..., 7].size,
     }
 
 
@@ -195,8 +201,10 @@ def report(candidates: Sequence[Candidate]) -> dict[str, Any]:
     for candidate in candidates[1:]:
         apart = found["difference"][candidate.name] = difference(candidate, baseline)
         console.print(
-            f"{candidate.name}: actions at most {apart['largest']:.1e} from the baseline's, "
-            f"{apart['largest_mm']:.3f} mm and {apart['largest_degrees']:.3f} degrees"
+            f"{candidate.name}: poses at most {apart['largest_in_pose']:.1e} from the baseline's; "
+            f"{apart['median_mm']:.3f} mm and {apart['median_degrees']:.3f} degrees by median, at most "
+            f"{apart['largest_mm']:.3f} mm and {apart['largest_degrees']:.3f} degrees; "
+            f"{apart['other_gripper_commands']} of {apart['gripper_commands']} gripper commands are others"
         )
     return found
 

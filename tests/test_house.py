@@ -19,6 +19,7 @@ FLOORS = {
     "geometry": 0,
     "safe_pickle": 0,
     "host_memory": 0,
+    "cores": 0,
     "places": 0,
     "resolvers": 0,
     "run_log": 0,

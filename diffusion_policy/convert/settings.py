@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from diffusion_policy.cores import usable_cores
 from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec
 from diffusion_policy.dataset.replay_buffer import ZARR_FORMATS
 from diffusion_policy.places import is_remote, local_cache, place
@@ -107,7 +108,7 @@ class ConversionSettings:
     @property
     def n_workers(self) -> int:
         """Threads to use; the cores that this process may run on, by default."""
-        return self.workers or len(os.sched_getaffinity(0))
+        return self.workers or usable_cores()
 
     @property
     def partial(self) -> Path:

@@ -44,27 +44,36 @@ class FrameFiles:
         Raises:
             DatasetError: a file of them does not unpack.
         """
+        frames = np.empty((end - first, *self.shape), dtype=np.uint8)
+        self.read_into(frames, first)
+        return frames
+
+    def read_into(self, frames: NDArray[np.uint8], first: int) -> None:
+        """Fill (n, H, W, 3) with the rows from `first` on; different rows may be read in several threads at a time.
+
+        Raises:
+            DatasetError: a file of them does not unpack.
+        """
         try:
-            return self._read(first, end)
+            self._read(frames, first)
         except (RuntimeError, ValueError) as error:  # of the codecs, and of an array that has another size
-            rows = f"row {first}" if end == first + 1 else f"one of the rows {first} to {end - 1}"
+            rows = f"row {first}" if len(frames) == 1 else f"one of the rows {first} to {first + len(frames) - 1}"
             raise DatasetError(
                 f"{self._array.store_path}: {rows} does not unpack ({error}); the dataset is damaged: convert again"
             ) from error
 
-    def _read(self, first: int, end: int) -> NDArray[np.uint8]:
+    def _read(self, frames: NDArray[np.uint8], first: int) -> None:
         if self._folder is None:
-            return np.asarray(self._array[first:end])
-        frames = np.empty((end - first, *self.shape), dtype=np.uint8)
-        for i, row in enumerate(range(first, end)):
+            frames[:] = self._array[first : first + len(frames)]
+            return
+        for frame, row in zip(frames, range(first, first + len(frames)), strict=True):
             try:
                 packed = self._file(self._folder, row).read_bytes()
             except FileNotFoundError:  # zarr leaves out what equals the fill value
-                frames[i] = self._array[row]
+                frame[:] = self._array[row]
                 continue
             pixels = packed if self._codec is None else self._codec.decode(packed)
-            frames[i] = np.frombuffer(pixels, dtype=np.uint8).reshape(self.shape)
-        return frames
+            frame[:] = np.frombuffer(pixels, dtype=np.uint8).reshape(self.shape)
 
     def _file(self, folder: Path, row: int) -> Path:
         return folder / self._array.metadata.encode_chunk_key((row, 0, 0, 0))

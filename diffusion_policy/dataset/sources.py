@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
 
+from diffusion_policy.cores import usable_cores
 from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, DatasetError, ReplayBuffer
 from diffusion_policy.dataset.windows import IndexArray
@@ -84,33 +87,53 @@ def open_source(path: str | Path, spec: StepSpec) -> Source:
 
 
 class Frames:
-    """The frames of one camera in several datasets, unpacked when asked for; opened anew in every process."""
+    """The frames of one camera in several datasets, unpacked when asked for; opened anew in every process.
+
+    The main process unpacks on all its cores; loader workers, which are several themselves, on one each.
+    """
 
     def __init__(self, sources: Sequence[Source], key: str) -> None:
         self._paths = [source.path for source in sources]
         self._key = key
         self._firsts = np.cumsum([0, *(source.n_steps for source in sources)])
         self._files: list[FrameFiles] | None = None
+        self._threads: ThreadPoolExecutor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": None}
+        return {**self.__dict__, "_files": None, "_threads": None}
 
     def read(self, steps: IndexArray) -> NDArray[np.uint8]:
         """Frames (..., H, W, 3) of `steps` (...); a step that occurs twice is unpacked once."""
         if self._files is None:
             self._files = [FrameFiles(ReplayBuffer.open(path)[self._key]) for path in self._paths]
+        size = self._files[0].shape
         wanted, where = np.unique(steps, return_inverse=True)
-        frames = np.empty((len(wanted), *self._files[0].shape), dtype=np.uint8)
+        if len(wanted) == steps.size:
+            return self._read_all(self._files, steps.reshape(-1)).reshape(*steps.shape, *size)
+        return self._read_all(self._files, wanted)[where.reshape(steps.shape)]
+
+    def _read_all(self, files: Sequence[FrameFiles], wanted: IndexArray) -> NDArray[np.uint8]:
+        """Frames (n, H, W, 3) of steps (n,) in any order."""
+        frames = np.empty((len(wanted), *files[0].shape), dtype=np.uint8)
         source_of = np.searchsorted(self._firsts, wanted, side="right") - 1
-        for run in _consecutive_runs(wanted, source_of):
+
+        def read_run(run: slice) -> None:
             source = int(source_of[run.start])
-            first = int(wanted[run.start] - self._firsts[source])
-            frames[run] = self._files[source].read(first, first + run.stop - run.start)
-        return frames if np.array_equal(wanted, steps) else frames[where.reshape(steps.shape)]
+            files[source].read_into(frames[run], int(wanted[run.start] - self._firsts[source]))
+
+        runs = _consecutive_runs(wanted, source_of)
+        for _ in map(read_run, runs) if get_worker_info() is not None else self._pool().map(read_run, runs):
+            pass
+        return frames
+
+    def _pool(self) -> ThreadPoolExecutor:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="frames")
+        return self._threads
 
 
 def _consecutive_runs(wanted: IndexArray, source_of: IndexArray) -> list[slice]:
-    """Slices of increasing steps that follow one another within one source: each is one read."""
+    """Slices of steps that follow one another within one source: each is one read."""
     breaks = np.flatnonzero((np.diff(wanted) != 1) | (np.diff(source_of) != 0)) + 1
     edges = [0, *breaks.tolist(), len(wanted)]
     return [slice(start, end) for start, end in itertools.pairwise(edges)]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_policy.cores import usable_cores
 from diffusion_policy.report.steps import Camera, Steps
 from diffusion_policy.spec import WorkspaceError
 
@@ -76,7 +76,7 @@ def look_at_cameras(
     total = steps.n_steps * len(steps.cameras)
     done = 0
     found = []
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for name, camera in steps.cameras.items():
             looks = []
             for seen in pool.map(partial(_look, camera), range(steps.n_steps)):

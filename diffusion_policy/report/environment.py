@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
+from diffusion_policy.cores import usable_cores
 from diffusion_policy.model import kernels
 from diffusion_policy.report.findings import Finding, ok, run_checks
 
@@ -61,7 +61,7 @@ def look_at_environment(outputs: Path = Path()) -> Environment:
         python=platform.python_version(),
         versions=versions,
         unmet=tuple(str(r) for r, has in found if has is None or not r.specifier.contains(has, prereleases=True)),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
         memory=_free_memory(),
         disk=shutil.disk_usage(existing).free,
         gpus=tuple(
@@ -105,6 +105,8 @@ def compiled_kernels(environment: Environment) -> Finding:
     if environment.no_kernels is None:
         return ok("kernels", "the compiled kernels can be used: a CPU trains and serves about twice as fast with them")
     evidence = f"no compiled kernels ({environment.no_kernels}): a CPU trains and serves about half as fast"
+    if environment.no_kernels == kernels.NO_AVX2:
+        return Finding("kernels", "note", evidence, "use a machine whose CPU has it, or a GPU")
     remedy = "with a C++ compiler (apt install g++), install the package again"
     return Finding("kernels", "note", evidence, remedy, "pip install -e .")
 

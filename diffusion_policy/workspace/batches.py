@@ -9,7 +9,6 @@ Legend of shapes: B batch, T horizon, To observation steps, N recorded steps of 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,6 +20,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from diffusion_policy.cores import usable_cores
 from diffusion_policy.workspace import TrainingError
 
 logger = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ class LoaderBatches:
     ):
         self.order, self.device, self.rank, self.world_size = order, device, rank, world_size
         self._position = _Positioned()
-        workers = min(int(settings.num_workers), os.cpu_count() or 1)
+        workers = min(int(settings.num_workers), usable_cores())
         if workers < settings.num_workers:
             logger.debug("%d loader workers instead of %d: as many as there are cores", workers, settings.num_workers)
         self._loader = DataLoader(

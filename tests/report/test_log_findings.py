@@ -11,6 +11,7 @@ import pytest
 from log_factory import document, write_log
 from report_factory import MACHINE, only, troubled
 
+from diffusion_policy.model import kernels
 from diffusion_policy.report.environment import environment_findings, look_at_environment
 from diffusion_policy.report.latency import latency_stages
 from diffusion_policy.report.log_evidence import LogEvidence, look_at_log
@@ -171,6 +172,13 @@ def test_a_machine_that_cannot_work(code: str, severity: str, changes: dict[str,
     finding = only(environment_findings(replace(MACHINE, **changes)), code)
     assert finding.severity == severity
     assert finding.remedy
+
+
+def test_a_cpu_without_avx2_is_not_helped_by_a_compiler() -> None:
+    finding = only(environment_findings(replace(MACHINE, no_kernels=kernels.NO_AVX2)), "kernels")
+    assert "CPU" in finding.remedy
+    assert "compiler" not in finding.remedy
+    assert not finding.command
 
 
 def test_this_machine_is_looked_at(tmp_path: Path) -> None:

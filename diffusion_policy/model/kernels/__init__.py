@@ -23,6 +23,7 @@ from torch import Tensor
 GROUP = 16  # channels in each group of GroupNorm
 LANES = 8  # the channels of points, and rows of attention, are a multiple of it
 STRIP = 16  # and columns of a product are one of this
+NO_AVX2 = "this CPU has no AVX2"
 THEN = ("write", "add", "gelu")  # what is done with a product
 
 
@@ -36,7 +37,7 @@ def why_unavailable() -> str | None:
     if any(source.stat().st_mtime > library.stat().st_mtime for source in sources):
         return f"{library.name} is older than its sources; install diffusion_policy again (make setup)"
     if platform.machine() in ("x86_64", "AMD64") and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        return "this CPU has no AVX2"
+        return NO_AVX2
     return None
 
 
