@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the door; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", type=Path, metavar="ZARR", help="a converted dataset")
+    parser.add_argument("--dataset", nargs="+", type=Path, default=[], metavar="ZARR", help="converted datasets")
     parser.add_argument("--checkpoint", type=Path, metavar="CKPT", help="a checkpoint of the policy")
     parser.add_argument(
         "--config", nargs="+", metavar="NAME", help="a config of config/, then overrides as for train.py"

@@ -4,7 +4,7 @@
     python scripts/report.py --dataset data/zarr/set.zarr --out data.html
     python scripts/report.py --log data/logs/inference_log_*.json --open-loop errors.json --out report.html
 
-Sections appear for what is given; a run brings its dataset, best checkpoint and logs along. Exit status: 0 the verdict
+Sections appear for what is given; a run brings its datasets, best checkpoint and logs along. Exit status: 0 the verdict
 is good or has doubts, 1 it is bad, 2 bad input.
 """
 
@@ -25,7 +25,7 @@ from diffusion_policy.spec import WorkspaceError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the door; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", type=Path, metavar="ZARR", help="a converted dataset")
+    parser.add_argument("--dataset", nargs="+", type=Path, default=[], metavar="ZARR", help="converted datasets")
     parser.add_argument("--checkpoint", type=Path, metavar="CKPT", help="a checkpoint of the policy")
     parser.add_argument("--run", type=Path, metavar="DIR", help="folder of a training run")
     parser.add_argument("--log", nargs="+", type=Path, default=[], metavar="LOG", help="logs, or folders of them")
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         logs = tuple(find_logs(arguments.log))
-        given = (arguments.dataset, arguments.checkpoint, arguments.run)
+        given = (tuple(arguments.dataset), arguments.checkpoint, arguments.run)
         sources = Sources(*given, logs, tuple(arguments.open_loop))
         verdict = write_dossier(arguments.out, sources)
     except WorkspaceError as error:

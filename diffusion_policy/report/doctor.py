@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,17 +109,17 @@ def _conclusion(diagnosis: Diagnosis, command: str) -> list[Text]:
 
 
 def examine(
-    dataset: Path | None = None,
+    datasets: Sequence[Path] = (),
     checkpoint: Path | None = None,
     config: tuple[Sequence[str], DictConfig] | None = None,
     run: Path | None = None,
     logs: Sequence[Path] = (),
     outputs: Path = Path(),
 ) -> Examination:
-    """Examine whatever is given; a run brings its dataset and its checkpoint, as far as they are there.
+    """Examine whatever is given; a run brings its datasets and its checkpoint, as far as they are there.
 
     Args:
-        dataset: converted dataset.
+        datasets: converted datasets, of one policy.
         checkpoint: of the policy.
         config: its name with overrides, as words, and its content.
         run: folder of a training run.
@@ -130,37 +130,39 @@ def examine(
         WorkspaceError: something that was named is not there or cannot be read.
     """
     opened = None if run is None else open_run(run)
-    dataset = dataset or (opened.dataset if opened else None)
+    datasets = datasets or (opened.datasets if opened else ())
     checkpoint = checkpoint or (opened.deployable if opened else None)
     groups: dict[str, list[Finding]] = {"environment": environment_findings(look_at_environment(outputs))}
-    data = None if dataset is None else look_at_dataset(dataset)
-    if data is not None:
-        groups["dataset"] = dataset_findings(data)
+    looked = [look_at_dataset(path) for path in datasets]
+    if looked:
+        groups["dataset"] = [finding for data in looked for finding in dataset_findings(data)]
     weights: CheckpointEvidence | None = None
     if checkpoint is not None:
         weights, found = _checkpoint(checkpoint)
         groups["checkpoint"] = found
-    if weights is not None and data is not None:
-        groups["together"] = together_findings(weights, data)
+    if weights is not None and looked:
+        groups["together"] = [finding for data in looked for finding in together_findings(weights, data)]
+    # A plan sees several as one with the episodes of all.
+    data = replace(looked[0], lengths=tuple(length for each in looked for length in each.lengths)) if looked else None
     if config is not None:
         groups["config"] = _config(config, data, weights)
     if opened is not None:
         groups["run"] = _run(opened, data)
     for path in logs:
         groups.setdefault("log", []).extend(log_findings(look_at_log(path)))
-    return Examination(groups, _looks(dataset, checkpoint, run, logs))
+    return Examination(groups, _looks(datasets, checkpoint, run, logs))
 
 
-def _looks(dataset: Path | None, checkpoint: Path | None, run: Path | None, logs: Sequence[Path]) -> dict[str, str]:
+def _looks(datasets: Sequence[Path], checkpoint: Path | None, run: Path | None, logs: Sequence[Path]) -> dict[str, str]:
     """By group, the command line that shows what was examined."""
     page = ("python", "scripts/report.py", "--out", "report.html")
     found: dict[str, tuple[str, ...]] = {}
-    if dataset is not None:
-        found["dataset"] = (*page, "--dataset", str(dataset))
+    if datasets:
+        found["dataset"] = (*page, "--dataset", *map(str, datasets))
     if checkpoint is not None:
         found["checkpoint"] = ("python", "scripts/adapt.py", "inspect", str(checkpoint))
-    if dataset is not None and checkpoint is not None:
-        found["together"] = (*page, "--dataset", str(dataset), "--checkpoint", str(checkpoint))
+    if datasets and checkpoint is not None:
+        found["together"] = (*page, "--dataset", *map(str, datasets), "--checkpoint", str(checkpoint))
     if run is not None:
         found["run"] = (*page, "--run", str(run))
     if logs:

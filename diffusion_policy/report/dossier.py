@@ -25,7 +25,13 @@ from diffusion_policy.report.doctor import Examination, examine
 from diffusion_policy.report.log_evidence import LogEvidence, look_at_log
 from diffusion_policy.report.log_findings import open_loop_findings
 from diffusion_policy.report.page import Section, render
-from diffusion_policy.report.playback import dataset_of_log, playback_of_episode, playback_of_log
+from diffusion_policy.report.playback import (
+    Playback,
+    dataset_of_log,
+    playback_of_episode,
+    playback_of_log,
+    recorded_steps,
+)
 from diffusion_policy.report.replay import replay_section
 from diffusion_policy.report.run_folder import RunFolder, open_run
 from diffusion_policy.report.sections import (
@@ -43,6 +49,7 @@ from diffusion_policy.report.sections_of_errors import (
     pooled,
     trajectory_section,
 )
+from diffusion_policy.run_log import RunLog
 
 MOST_BYTES = 15 * 2**20
 # Recorded episodes that are played back where no log is given.
@@ -53,7 +60,7 @@ EPISODES = 4
 class Sources:
     """What the page is made of; every part may be missing."""
 
-    dataset: Path | None = None
+    datasets: tuple[Path, ...] = ()
     checkpoint: Path | None = None
     run: Path | None = None
     logs: tuple[Path, ...] = ()
@@ -84,14 +91,14 @@ def write_dossier(path: Path, sources: Sources) -> Verdict:
 
 def make_dossier(sources: Sources) -> tuple[Verdict, str]:
     """The verdict and the page."""
-    if not any((sources.dataset, sources.checkpoint, sources.run, sources.logs, sources.open_loop)):
+    if not any((sources.datasets, sources.checkpoint, sources.run, sources.logs, sources.open_loop)):
         raise ReportError("nothing to report on; give a dataset, a checkpoint, a run, logs or open-loop errors")
     run = None if sources.run is None else open_run(sources.run)
     logs = [look_at_log(path) for path in sources.logs or (run.logs if run else ())]
-    dataset = sources.dataset or (run.dataset if run else None)
-    dataset = dataset or next((found for found in (dataset_of_log(e.log) for e in logs) if found is not None), None)
+    datasets = sources.datasets or (run.datasets if run else ())
+    datasets = datasets or tuple({found: None for found in (dataset_of_log(e.log) for e in logs) if found is not None})
     documents = [document for path in sources.open_loop for document in read_open_loop(path)]
-    examination = examine(dataset, sources.checkpoint, None, sources.run, [e.log.path for e in logs])
+    examination = examine(datasets, sources.checkpoint, None, sources.run, [e.log.path for e in logs])
     if documents:
         found = [finding for document in documents for finding in open_loop_findings(document, document["checkpoint"])]
         looks = {
@@ -101,29 +108,31 @@ def make_dossier(sources: Sources) -> tuple[Verdict, str]:
         examination = Examination({**examination.groups, "open loop": found}, looks)
     verdict = conclude(examination, logs, run)
     ledger_of = sources.checkpoint or (run.deployable if run else None)
-    sections = _sections(examination, dataset, run, logs, documents, ledger_of)
+    sections = _sections(examination, datasets, run, logs, documents, ledger_of)
     return verdict, render(_title(sources), _lead(verdict, examination), sections)
 
 
 def _sections(
     examination: Examination,
-    dataset: Path | None,
+    datasets: Sequence[Path],
     run: RunFolder | None,
     logs: Sequence[LogEvidence],
     documents: Sequence[Mapping[str, Any]],
     checkpoint: Path | None,
 ) -> list[Section]:
     """Those that something was given for, in reading order."""
-    buffer = None if dataset is None else ReplayBuffer.open(dataset)
-    played = [found for found in (playback_of_log(evidence.log, buffer) for evidence in logs) if found is not None]
-    if not played and buffer is not None:
-        played = [playback_of_episode(buffer, episode) for episode in range(min(EPISODES, buffer.n_episodes))]
+    buffers = {path: ReplayBuffer.open(path) for path in datasets}
+    first = next(iter(buffers.values()), None)
+    playbacks = (_playback_of(evidence.log, list(buffers.values())) for evidence in logs)
+    played = [found for found in playbacks if found is not None]
+    if not played and first is not None:
+        played = [playback_of_episode(first, episode) for episode in range(min(EPISODES, first.n_episodes))]
     gripping = [playback for playback in played if playback.commands is not None and (playback.predicted or not logs)]
     ledger = None if checkpoint is None else ledger_of_checkpoint(checkpoint)
     stages = pooled([evidence.stages for evidence in logs])
     made: list[Section | None] = [findings_section(examination.groups)]
-    if dataset is not None and buffer is not None:
-        made.append(data_section(look_at_dataset(dataset), buffer))
+    for number, (path, buffer) in enumerate(buffers.items()):
+        made.append(data_section(look_at_dataset(path), buffer, number))
     made.append(ledger_section(*ledger) if ledger is not None else None)
     made.append(training_section(run) if run is not None and run.metrics else None)
     made.append(gripper_section(gripping, _verdicts(logs)) if gripping else None)
@@ -134,6 +143,11 @@ def _sections(
     made.append(guard_section([evidence.log for evidence in logs]))
     made.append(replay_section(played) if played else None)
     return [section for section in made if section is not None]
+
+
+def _playback_of(log: RunLog, datasets: Sequence[ReplayBuffer]) -> Playback | None:
+    """A log beside its recording, in the first of the datasets that holds it."""
+    return playback_of_log(log, next((found for found in datasets if recorded_steps(log, found) is not None), None))
 
 
 def ledger_of_checkpoint(path: Path) -> tuple[Ledger, str] | None:
@@ -209,6 +223,6 @@ def _verdicts(logs: Sequence[LogEvidence]) -> dict[str, str]:
 
 
 def _title(sources: Sources) -> str:
-    named = [path.name for path in (sources.run, sources.checkpoint, sources.dataset) if path is not None]
+    named = [path.name for path in (sources.run, sources.checkpoint, *sources.datasets) if path is not None]
     named += [f"{len(sources.logs)} logs"] if sources.logs else []
     return "Report: " + (", ".join(named) or "open-loop errors")

@@ -20,6 +20,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffusion_policy.dataset.joined_datasets import dataset_paths
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.checkpoint_evidence import read_config
 from diffusion_policy.resolvers import flat_config
@@ -76,16 +77,15 @@ class RunFolder:
         return next((self.checkpoints[name] for name in ("best.ckpt", "latest.ckpt") if name in self.checkpoints), None)
 
     @property
-    def dataset(self) -> Path | None:
-        """The dataset that it was trained on, the first of several, if it is still there."""
+    def datasets(self) -> tuple[Path, ...]:
+        """The datasets that it was trained on, those that are still there."""
         if self.config is None:
-            return None
+            return ()
         try:
-            found = OmegaConf.select(self.config, "task.dataset.zarr_path")
+            named = OmegaConf.select(self.config, "task.dataset.zarr_path")
         except OmegaConfBaseException:
-            return None
-        first = found if found is None or isinstance(found, str) else next(iter(found), None)
-        return Path(first) if first and Path(first).is_dir() else None
+            return ()
+        return tuple(Path(path) for path in dataset_paths(named) if Path(path).is_dir()) if named else ()
 
     @property
     def updates(self) -> int:

@@ -52,27 +52,28 @@ def _findings(findings: Sequence[Finding]) -> str:
     return f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>'
 
 
-def data_section(data: DatasetEvidence, buffer: ReplayBuffer) -> Section:
-    """Sizes, ranges, the gripper of every episode, and a few frames."""
+def data_section(data: DatasetEvidence, buffer: ReplayBuffer, number: int = 0) -> Section:
+    """Sizes, ranges, the gripper of every episode, and a few frames; `number` counts the datasets of a page."""
+    suffix = f"-{number + 1}" if number else ""
     spacing = "unknown" if data.step_seconds is None else f"{data.step_seconds:.3g} s between steps"
     rows = [
         [name, f"{low:.4g}", f"{high:.4g}"]
         for name, low, high in zip(data.action_names, data.low, data.high, strict=True)
     ]
     drawn = {
-        "lengths": plot.bars(
+        f"lengths{suffix}": plot.bars(
             "Steps of each episode", [str(i) for i in range(len(data.lengths))], {"steps": data.lengths}, "steps"
         )
     }
     alt = f"{len(data.lengths)} episodes of {min(data.lengths)} to {max(data.lengths)} steps"
-    parts = [place("lengths", alt)]
+    parts = [place(f"lengths{suffix}", alt)]
     if GRIPPER in data.action_names:
         command = np.asarray(buffer[ACTION_KEY][:], dtype=np.float64)[:, data.action_names.index(GRIPPER)]
         strips = [command[steps] for steps in episode_slices(buffer.episode_ends)[:STRIPS]]
-        drawn["strips"] = plot.state_strips("Commanded gripper (orange: closed)", strips)
+        drawn[f"strips{suffix}"] = plot.state_strips("Commanded gripper (orange: closed)", strips)
         gripper = data.gripper
         closings = "" if gripper is None else f": {gripper.closings} closings, {gripper.openings} openings"
-        parts.append(place("strips", f"when each episode's gripper is commanded open or closed{closings}"))
+        parts.append(place(f"strips{suffix}", f"when each episode's gripper is commanded open or closed{closings}"))
     ranges = table(("dimension", "lowest", "highest"), rows)
     body = (
         paragraph(f"{data.n_steps} steps in {len(data.lengths)} episodes, {spacing}; {data.path}")
@@ -80,7 +81,7 @@ def data_section(data: DatasetEvidence, buffer: ReplayBuffer) -> Section:
         + f"<details><summary>Range of each action dimension</summary>{ranges}</details>"
         + _sample_frames(buffer)
     )
-    return Section("data", "Data quality", body, drawn)
+    return Section(f"data{suffix}", "Data quality" + (f" ({number + 1})" if number else ""), body, drawn)
 
 
 def _sample_frames(buffer: ReplayBuffer) -> str:

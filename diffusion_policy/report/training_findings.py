@@ -206,7 +206,7 @@ def loss_before_first_update(run: RunFolder) -> Finding | None:
         evidence = f"{said}: the pretrained weights know nothing of this data (1 is knowing nothing)"
         remedy = "are they trained weights, and is it the robot, frame and normaliser that they were trained with?"
         parts = ["python", "scripts/doctor.py", "--run", str(run.path)]
-        parts += ["--dataset", str(run.dataset)] if run.dataset else []
+        parts += ["--dataset", *map(str, run.datasets)] if run.datasets else []
         return Finding("loss-before-first-update", "warning", evidence, remedy, shlex.join(parts), run.name)
     return ok("loss-before-first-update", said, run.name)
 

@@ -83,8 +83,8 @@ class Files:
     open_loop: Path
 
     def sources(self, *names: str) -> Sources:
-        every = Sources(self.dataset, self.checkpoint, self.run, (self.log, self.server_log), (self.open_loop,))
-        empty: dict[str, Any] = {"logs": (), "open_loop": ()}
+        every = Sources((self.dataset,), self.checkpoint, self.run, (self.log, self.server_log), (self.open_loop,))
+        empty: dict[str, Any] = {"datasets": (), "logs": (), "open_loop": ()}
         values = {name: getattr(every, name) if name in names else empty.get(name) for name in vars(every)}
         return Sources(**values)
 
@@ -115,13 +115,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Files(checkpoint, dataset, write_run(folder / "run"), over, server, open_loop(folder / "errors.json"))
 
 
-ALL = ("dataset", "checkpoint", "run", "logs", "open_loop")
+ALL = ("datasets", "checkpoint", "run", "logs", "open_loop")
 
 
 @pytest.mark.parametrize(
     ("given", "sections"),
     [
-        (("dataset",), "findings data gripper trajectories replay"),
+        (("datasets",), "findings data gripper trajectories replay"),
         (("logs",), "findings data gripper trajectories latency guard replay"),
         (("run",), "findings training horizon"),
         (("open_loop",), "findings open-loop"),
@@ -139,6 +139,15 @@ def test_sections_appear_for_what_is_given(
     assert page.count('type="application/json"') == 1 + ("replay" in sections)
 
 
+def test_several_datasets_have_a_section_each(files: Files, tmp_path: Path) -> None:
+    other = write_dataset(tmp_path / "other.zarr")
+    _, page = make_dossier(Sources((files.dataset, other)))
+    anchors = [part.split('"')[0] for part in page.split('<section id="')[1:]]
+    assert anchors == ["findings", "data", "data-2", "gripper", "trajectories", "replay"]
+    assert page.count('id="plot-lengths"') == page.count('id="plot-lengths-2"') == 1
+    assert f"{other}</p>" in page
+
+
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run of these tests has an empty checkpoint; only its numbers are looked at."""
     monkeypatch.setattr("diffusion_policy.report.run_folder.RunFolder.deployable", None)
@@ -146,7 +155,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_verdict_is_one_sentence_about_the_cause(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     no_weights(monkeypatch)
-    verdict, page = make_dossier(files.sources("dataset"))
+    verdict, page = make_dossier(files.sources("datasets"))
     assert verdict.level == "doubt"
     assert verdict.sentence.startswith("It can be trained on, with doubts: 4 episodes")
     assert page.index(verdict.sentence) < page.index("<section")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from report_factory import CONFIG, DATASET, POSE_SPEC, metrics, only, troubled, write_run
 
 from diffusion_policy.report import ReportError
@@ -105,6 +106,18 @@ def test_a_run_without_checkpoint(tmp_path: Path) -> None:
     assert run.deployable is None
 
 
+def test_a_run_brings_all_its_datasets(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    named = [tmp_path / "a.zarr", tmp_path / "gone.zarr", tmp_path / "b.zarr"]
+    for path in (named[0], named[2]):
+        path.mkdir()
+    config = folder / ".hydra" / "config.yaml"
+    cfg = OmegaConf.load(config)
+    OmegaConf.update(cfg, "task.dataset.zarr_path", [str(path) for path in named])
+    OmegaConf.save(cfg, config)
+    assert open_run(folder).datasets == (named[0], named[2])
+
+
 def test_a_run_folder_is_read(tmp_path: Path) -> None:
     run = open_run(write_run(tmp_path / "some run"))
     assert run.updates == 1000
@@ -112,7 +125,7 @@ def test_a_run_folder_is_read(tmp_path: Path) -> None:
     assert run.last("val_loss") == 0.03
     assert run.last("absent") is None
     assert run.flat_config()["task.dataset.val_ratio"] == 0.1
-    assert run.dataset is None
+    assert run.datasets == ()
     evidence = config_of_run(run)
     assert evidence is not None
     assert evidence.updates(None) is None

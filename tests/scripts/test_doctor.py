@@ -47,6 +47,19 @@ def test_size_mismatch(tmp_path: Path, dataset: Path, main: Main, capsys: pytest
     assert f"next: python scripts/finetune_from_7d_to_8d.py --old_ckpt {pose}" in said
 
 
+def test_every_dataset_is_looked_at(tmp_path: Path, dataset: Path, main: Main) -> None:
+    """The trouble is in the second, and both grippers are counted."""
+    still = write_dataset(tmp_path / "still.zarr")
+    gripper = ReplayBuffer.open(still, mode="r+")["action"]
+    gripper[:, 7] = 1.0
+    out = tmp_path / "out.json"
+    assert main(["--dataset", str(dataset), str(still), "--json", str(out)]) == 1
+    told = json.loads(out.read_text())
+    assert told["cause"]["about"] == str(still)
+    assert [finding["code"] for finding in told["groups"]["dataset"]].count("closings") == 2
+    assert told["next_command"].endswith(f"--dataset {dataset} {still}")
+
+
 def test_a_projection_that_was_not_adapted(tmp_path: Path, main: Main) -> None:
     """What the predecessor's adapter wrote: the config says eight numbers, the tensors are as they were."""
     pose = read_checkpoint(write_tiny_checkpoint(tmp_path / "pose.ckpt", width=7))
