@@ -117,7 +117,7 @@ def metrics(updates: int = 1000, *, last_loss: float = 0.02, **head: Any) -> lis
         "val_position_error_mm_step_1": 5.0, "val_position_error_mm_step_2": 8.0, "val_gripper_f1": 0.9,
         "val_gripper_recall": 0.9, "val_gripper_precision": 0.9, "val_gripper_recall_low": 0.7,
         "val_gripper_recall_high": 0.97, "val_gripper_events_recorded": 20, "val_gripper_events_found": 18,
-        "val_gripper_false_flips": 2,
+        "val_gripper_false_flips": 2, "val_image_features": 40,
     }  # fmt: skip
     lines[len(lines) // 2] |= measured
     lines[-1] |= measured

@@ -55,9 +55,18 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
         "step-spacing",
         "learning-rate",
         "warm-up",
+        "sight",
         "few-updates",
     ),
-    "beats-baselines": ("copycat-labels", "start", "warm-up", "learning-rate", "normaliser-range", "few-updates"),
+    "beats-baselines": (
+        "sight",
+        "copycat-labels",
+        "start",
+        "warm-up",
+        "learning-rate",
+        "normaliser-range",
+        "few-updates",
+    ),
 }
 
 OF_ONE_LOG = "log-"

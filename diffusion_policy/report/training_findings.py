@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffusion_policy.evaluate.intervals import wilson_interval
+from diffusion_policy.model.obs_encoder import IMAGE_FEATURES
 from diffusion_policy.report.dataset_evidence import DatasetEvidence
 from diffusion_policy.report.findings import Finding, Severity, ok, run_checks
 from diffusion_policy.report.run_folder import RunFolder
@@ -297,6 +298,18 @@ def gripper_learned(run: RunFolder) -> Finding | None:
     return ok("gripper-verdict", f"{said}: F1 {f1:.2f}", run.name)
 
 
+def sight(run: RunFolder) -> Finding | None:
+    """Whether what the policy makes of its images depends on them."""
+    features = run.last("val_image_features")
+    if features is None:
+        return None
+    if features == 0:
+        evidence = "the policy sees nothing: no image feature changes between held-out frames"
+        remedy = "train anew with a slower observation encoder: its units are at zero for every image, and stay there"
+        return Finding("sight", "error", evidence, remedy, run.again("learning_rates.obs_encoder=0.1"), run.name)
+    return ok("sight", f"{features:.0f} of {IMAGE_FEATURES} image features change between held-out frames", run.name)
+
+
 def checkpoints(run: RunFolder) -> Finding:
     """Whether there is something to deploy."""
     if run.deployable is None:
@@ -315,6 +328,7 @@ RUN_CHECKS = (
     loss_falls,
     average_follows,
     overfitting,
+    sight,
     gripper_learned,
     checkpoints,
 )

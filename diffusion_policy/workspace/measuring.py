@@ -21,9 +21,11 @@ from diffusion_policy.workspace.run_state import Progress
 from diffusion_policy.workspace.validation import (
     EpisodePrediction,
     FixedNoise,
+    blindness,
     early_warning,
     fixed_noise_loss,
     gripper_scores,
+    image_features_in_use,
     median_step_seconds,
     pose_errors,
     predict_episodes,
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 Policy = DiffusionTransformerHybridImagePolicy
 # Batches of training windows whose loss is taken before the first update.
 FIRST_LOOK_BATCHES = 4
+# Held-out windows whose image features are looked at.
+FRAMES_LOOKED_AT = 32
 # Validation episodes that are drawn.
 PICTURES = 2
 
@@ -81,6 +85,9 @@ class Measuring:
         validation = self._validation_loss(self._model)
         if validation is not None:
             line["val_loss_before_first_update"] = validation
+            sight = self._sight(self._model)
+            line |= {f"{key}_before_first_update": value for key, value in sight.items()}
+            _warn(blindness(sight))
         logger.info(
             "loss before the first update: training windows %.4f, held-out windows %s",
             train, "none" if validation is None else f"{validation:.4f}",
@@ -131,13 +138,12 @@ class Measuring:
     def _sampled(self, progress: Progress, train_loss: float, log: MetricsLog | None) -> dict[str, Any]:
         names = self._model.spec.action_names
         predictions = self._predict(self._deployed)
-        metrics: dict[str, Any] = self._figures(predictions)
+        metrics: dict[str, Any] = self._figures(predictions) | self._sight(self._deployed)
         if self._has_average:
-            live = self._figures(self._predict(self._model))
+            live = self._figures(self._predict(self._model)) | self._sight(self._model)
             metrics |= {f"{key}_model": value for key, value in live.items() if "_step_" not in key}
-        warning = early_warning(progress.first_epoch_loss, train_loss, metrics)
-        if warning is not None:
-            logger.warning(warning)
+        _warn(early_warning(progress.first_epoch_loss, train_loss, metrics))
+        _warn(blindness(metrics))
         if log is not None:
             for prediction in predictions[:PICTURES]:
                 log.image(f"episode_{prediction.episode}", draw_episode(prediction, names), progress.global_step)
@@ -147,9 +153,19 @@ class Measuring:
         latency = int(self._cfg.n_latency_steps)
         return predict_episodes(policy, self._dataset, self._episodes, self._cfg.sampler, latency)
 
+    def _sight(self, policy: Policy) -> dict[str, int]:
+        windows = np.unique(np.linspace(0, len(self._data.held_out) - 1, FRAMES_LOOKED_AT).astype(int))
+        seen = image_features_in_use(policy, self._data.held_out.get_batch(windows)["obs"])
+        return {} if seen is None else {"val_image_features": seen}
+
     def _figures(self, predictions: list[EpisodePrediction]) -> dict[str, float]:
         names, tolerance = self._model.spec.action_names, self._cfg.sampler.tolerance_steps
         return {
             **pose_errors(predictions, names),
             **gripper_scores(predictions, names, tolerance, self._step_seconds),
         }
+
+
+def _warn(said: str | None) -> None:
+    if said is not None:
+        logger.warning(said)

@@ -16,6 +16,7 @@ from diffusion_policy.workspace.checkpointing import Ranking
 logger = logging.getLogger(__name__)
 
 ALWAYS = ("global_step", "epoch", "train_loss", "lr", "gradient_norm", "samples_per_second")
+SIGHT = "val_image_features"
 POSE_ERRORS = ("val_position_error_mm", "val_rotation_error_deg")
 GRIPPER_SCORES = tuple(
     f"val_gripper_{name}"
@@ -29,7 +30,7 @@ GRIPPER_SCORES = tuple(
 def known_names(n_action_steps: int) -> list[str]:
     """Names of everything that some run may measure, rollouts aside."""
     by_step = [f"{name}_step_{i}" for name in POSE_ERRORS for i in range(1, n_action_steps + 1)]
-    validated = ["val_loss", *POSE_ERRORS, *GRIPPER_SCORES]
+    validated = ["val_loss", *POSE_ERRORS, *GRIPPER_SCORES, SIGHT]
     return [*ALWAYS, *validated, *(f"{name}_model" for name in validated), *by_step]
 
 

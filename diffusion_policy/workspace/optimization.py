@@ -51,7 +51,7 @@ def make_optimizer(
     Args:
         policy: whose parameters learn.
         settings: `optimizer` of the config.
-        rates: `learning_rates` of the config: factors by kind, and the decay by layer.
+        rates: `learning_rates` of the config: factors by kind and of the observation encoder, and the decay by layer.
         roles: from `roles_of`.
     """
     base = policy.get_optimizer(
@@ -70,6 +70,10 @@ def make_optimizer(
         groups = [{**group, "lr": settings.learning_rate * factors["inherited"]} for group in groups]
     if rates.layer_decay != 1.0:
         groups = split_by_layer(groups, policy, float(rates.layer_decay))
+    encoder = {id(parameter) for parameter in policy.obs_encoder.parameters()}
+    for group in groups:
+        if id(group["params"][0]) in encoder:  # no group holds parameters of both
+            group["lr"] *= rates.obs_encoder
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=tuple(settings.betas), fused=True)
 
 

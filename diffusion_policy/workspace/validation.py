@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
+from torch import Tensor
 
 from diffusion_policy.evaluate.events import EventScore, score_gripper_events
 from diffusion_policy.evaluate.intervals import wilson_interval
 from diffusion_policy.evaluate.open_loop import score_chunks
 from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes, Sampling, predict_chunks
+from diffusion_policy.model.obs_encoder import IMAGE_FEATURES
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.policy.observation_batch import observation_batch
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.spec import GRIPPER, POSE
 from diffusion_policy.workspace.batches import Batches
@@ -187,6 +190,26 @@ def gripper_scores(
     return {key: value for key, value in metrics.items() if math.isfinite(value)}
 
 
+def image_features_in_use(policy: Policy, obs: Mapping[str, Tensor]) -> int | None:
+    """How many of a camera's 64 features change at all between observations (B, To, ...); None without a camera.
+
+    Of several cameras, that of which the fewest do. Features are those after the ReLU, of the first observed step. If
+    none changes, the policy sees nothing: units that are at zero for every image get no gradient and stay there.
+    """
+    counts, start = [], 0
+    with evaluating(policy):
+        batch = observation_batch(policy.spec, obs, 1, policy.device, check_finite=True)
+        steps = {key: value[:, 0] for key, value in policy.normalizer.normalize(batch).items()}
+        features = policy.obs_encoder(steps, torch.Generator(policy.device).manual_seed(VALIDATION_SEED))
+    for field in policy.spec.obs:
+        width = IMAGE_FEATURES if field.kind == "rgb" else field.shape[0]
+        if field.kind == "rgb":
+            of_camera = features[:, start : start + width]
+            counts.append(int((of_camera.amax(0) > of_camera.amin(0)).sum()))
+        start += width
+    return min(counts, default=None)
+
+
 def median_step_seconds(timestamps: NDArray[np.float64] | None, episode_ends: NDArray[np.int64]) -> float | None:
     """Median time between steps of one episode, or None without timestamps."""
     if timestamps is None or len(timestamps) < 2:
@@ -194,6 +217,16 @@ def median_step_seconds(timestamps: NDArray[np.float64] | None, episode_ends: ND
     inner = np.ones(len(timestamps) - 1, dtype=bool)
     inner[episode_ends[:-1] - 1] = False
     return float(np.median(np.diff(timestamps)[inner])) if inner.any() else None
+
+
+def blindness(metrics: Mapping[str, float]) -> str | None:
+    """A sentence if no image feature changes between the held-out frames; None if some do."""
+    if metrics.get("val_image_features", 1) > 0:
+        return None
+    return (
+        "the policy sees nothing: none of its image features changes between held-out frames, and training cannot "
+        "bring them back; begin again with learning_rates.obs_encoder=0.1, or a lower learning rate"
+    )
 
 
 def early_warning(first_loss: float | None, loss: float, metrics: dict[str, float]) -> str | None:

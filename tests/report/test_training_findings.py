@@ -59,6 +59,7 @@ RUNS: list[tuple[str, str, list[dict[str, Any]], str, str]] = [
     ("ema-weights", "warning", spoiled(val_loss=0.3, val_loss_model=0.03), "", "the EMA does not follow"),
     ("overfitting", "note", spoiled(val_loss=0.09, val_loss_model=0.09), "", "rises from 0.03 at update"),
     ("held-out", "warning", LOST, "", "nothing was validated"),
+    ("sight", "error", spoiled(val_image_features=0), "", "sees nothing"),
     ("gripper-verdict", "error", spoiled(val_gripper_f1=0.0, val_gripper_events_found=0), "", "not learned: 0 of 20"),
     ("gripper-verdict", "warning", spoiled(val_gripper_f1=0.3, val_gripper_events_found=6), "", "F1 0.30"),
 ]
@@ -86,7 +87,7 @@ def test_a_config_beside_a_narrower_dataset() -> None:
 def test_a_sound_run_has_no_trouble(tmp_path: Path) -> None:
     run = open_run(write_run(tmp_path / "run"))
     assert {finding.severity for finding in run_findings(run)} == {"ok"}
-    assert len(run_findings(run)) == 10
+    assert len(run_findings(run)) == 11
 
 
 @pytest.mark.parametrize(

@@ -312,6 +312,7 @@ def hydra_of(run: Path, dataset: Path) -> None:
 RUNS = [
     ("loss-does-not-fall", "warm-up", {"lr": 0.0}, {}, "it is likely to be why the loss does not fall"),
     ("loss-does-not-fall", "loss-before-first-update", {}, {"train_loss_before_first_update": 1.1}, "know nothing"),
+    ("sight", "sight", {"val_image_features": 0}, {}, "the policy sees nothing"),
     ("not-finite", "not-finite", {"train_loss": None}, {}, "training losses are not finite"),
 ]
 

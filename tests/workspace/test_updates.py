@@ -277,6 +277,11 @@ def test_learning_rates_by_role_and_by_layer(config):
     rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert rates["model.head.weight"] == pytest.approx(1e-4)
     assert rates["model.ln_f.weight"] == pytest.approx(1e-5)
+    config.learning_rates.obs_encoder = 0.5
+    optimizer = make_optimizer(policy, config.optimizer, config.learning_rates, roles)
+    halved = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, rate in rates.items():
+        assert halved[name] == pytest.approx(rate * (0.5 if name.startswith("obs_encoder.") else 1)), name
     groups = split_by_layer([{"params": list(policy.parameters()), "lr": 1.0}], policy, 0.5)
     rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
     assert rates["model.head.weight"] == rates["model.decoder.layers.1.linear1.weight"] == 1.0

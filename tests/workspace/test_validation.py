@@ -1,5 +1,6 @@
 """What is measured while training."""
 
+import copy
 import math
 
 import numpy as np
@@ -14,11 +15,13 @@ from diffusion_policy.workspace.processes import Processes
 from diffusion_policy.workspace.validation import (
     EpisodePrediction,
     FixedNoise,
+    blindness,
     deployed_sampler,
     early_warning,
     evaluating,
     fixed_noise_loss,
     gripper_scores,
+    image_features_in_use,
     median_step_seconds,
     pose_errors,
     predict_episodes,
@@ -138,3 +141,25 @@ def test_cached_windows_are_those_of_the_dataset(config):
     assert data.episodes_of([0, len(data.dataset) - 1]) == [
         int(np.flatnonzero(data.dataset.train_episodes)[i]) for i in (0, -1)
     ]
+
+
+def test_a_policy_that_does_not_see_is_told(config, policy):
+    """Units at zero for every image: what a learning rate too high for the encoder ends in."""
+    windows = open_data(config, ALONE).held_out
+    obs = windows.get_batch(np.arange(len(windows)))["obs"]
+    state = torch.get_rng_state()
+    seeing = image_features_in_use(policy, obs)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert 8 < seeing <= 64
+    assert blindness({"val_image_features": seeing}) is None
+    assert blindness({}) is None
+    blind = copy.deepcopy(policy)
+    projection = blind.obs_encoder.obs_nets["image"].nets[-1]
+    with torch.no_grad():
+        projection.bias[:60] = -100
+    few = image_features_in_use(blind, obs)
+    assert few <= 4
+    with torch.no_grad():
+        projection.bias[60:] = -100
+    assert image_features_in_use(blind, obs) == 0
+    assert "the policy sees nothing" in blindness({"val_image_features": 0})
