@@ -25,6 +25,8 @@ FALLEN = 0.9
 # An average whose loss is so many times that of the live weights does not follow them.
 LAGGING = 1.5
 POOR_F1 = 0.5
+# Fewer image features in use are worth a note: a choice, not a measurement.
+FEW_FEATURES = 8
 
 
 @dataclass(frozen=True)
@@ -307,6 +309,10 @@ def sight(run: RunFolder) -> Finding | None:
         evidence = "the policy sees nothing: no image feature changes between held-out frames"
         remedy = "train anew with a slower observation encoder: its units are at zero for every image, and stay there"
         return Finding("sight", "error", evidence, remedy, run.again("learning_rates.obs_encoder=0.1"), run.name)
+    if features < FEW_FEATURES:
+        evidence = f"only {features:.0f} of {IMAGE_FEATURES} image features change between held-out frames"
+        remedy = "watch val_image_features: units that reach zero for every image stay there; slow the encoder down"
+        return Finding("sight", "note", evidence, remedy, run.again("learning_rates.obs_encoder=0.1"), run.name)
     return ok("sight", f"{features:.0f} of {IMAGE_FEATURES} image features change between held-out frames", run.name)
 
 
