@@ -25,13 +25,7 @@ from diffusion_policy.report.doctor import Examination, examine
 from diffusion_policy.report.log_evidence import LogEvidence, look_at_log
 from diffusion_policy.report.log_findings import open_loop_findings
 from diffusion_policy.report.page import Section, render
-from diffusion_policy.report.playback import (
-    Playback,
-    dataset_of_log,
-    playback_of_episode,
-    playback_of_log,
-    recorded_steps,
-)
+from diffusion_policy.report.playback import dataset_of_log, playback_of_episode, playback_of_log
 from diffusion_policy.report.replay import replay_section
 from diffusion_policy.report.run_folder import RunFolder, open_run
 from diffusion_policy.report.sections import (
@@ -49,7 +43,6 @@ from diffusion_policy.report.sections_of_errors import (
     pooled,
     trajectory_section,
 )
-from diffusion_policy.run_log import RunLog
 
 MOST_BYTES = 15 * 2**20
 # Recorded episodes that are played back where no log is given.
@@ -123,7 +116,7 @@ def _sections(
     """Those that something was given for, in reading order."""
     buffers = {path: ReplayBuffer.open(path) for path in datasets}
     first = next(iter(buffers.values()), None)
-    playbacks = (_playback_of(evidence.log, list(buffers.values())) for evidence in logs)
+    playbacks = (playback_of_log(evidence.log, *buffers.values()) for evidence in logs)
     played = [found for found in playbacks if found is not None]
     if not played and first is not None:
         played = [playback_of_episode(first, episode) for episode in range(min(EPISODES, first.n_episodes))]
@@ -143,11 +136,6 @@ def _sections(
     made.append(guard_section([evidence.log for evidence in logs]))
     made.append(replay_section(played) if played else None)
     return [section for section in made if section is not None]
-
-
-def _playback_of(log: RunLog, datasets: Sequence[ReplayBuffer]) -> Playback | None:
-    """A log beside its recording, in the first of the datasets that holds it."""
-    return playback_of_log(log, next((found for found in datasets if recorded_steps(log, found) is not None), None))
 
 
 def ledger_of_checkpoint(path: Path) -> tuple[Ledger, str] | None:

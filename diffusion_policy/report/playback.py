@@ -74,18 +74,21 @@ class Playback:
         return None if self.chunk_grippers is None else self.chunk_grippers[:, 0]
 
 
-def playback_of_log(log: RunLog, dataset: ReplayBuffer | None = None) -> Playback | None:
-    """A log as a playback, beside its recording where `dataset` holds it; None for a log without poses."""
+def playback_of_log(log: RunLog, *datasets: ReplayBuffer) -> Playback | None:
+    """A log as a playback, beside its recording in the first dataset that holds it; None for a log without poses."""
     if not log.steps or log.layout == "unknown":
         return None
     has_gripper = log.layout == "xyz_quat_gripper"
-    steps = None if dataset is None else recorded_steps(log, dataset)
     recorded = recorded_positions = None
-    if dataset is not None and steps is not None:
+    for dataset in datasets:
+        steps = recorded_steps(log, dataset)
+        if steps is None:
+            continue
         action = np.asarray(dataset[ACTION_KEY][:], dtype=np.float64)[steps]
         recorded_positions = action[:, :3]
         names = dataset.names(ACTION_KEY)
         recorded = action[:, names.index(GRIPPER)] if GRIPPER in names and has_gripper else None
+        break
     return Playback(
         name=log.path.stem.removeprefix("inference_log_"),
         positions=log.states[:, :3],

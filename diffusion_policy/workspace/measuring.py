@@ -85,6 +85,7 @@ class Measuring:
         validation = self._validation_loss(self._model)
         if validation is not None:
             line["val_loss_before_first_update"] = validation
+        if validation is not None and self._processes.writes:
             sight = self._sight(self._model)
             line |= {f"{key}_before_first_update": value for key, value in sight.items()}
             _warn(blindness(sight))

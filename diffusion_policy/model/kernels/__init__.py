@@ -165,13 +165,16 @@ def group_norm_pool_gradients(
     return of_images, of_weight.sum(0), of_bias.sum(0)
 
 
+def cpu_has(*instructions: str) -> bool:
+    """Whether the CPU has one of these instruction sets, by torch's names; older torch does not tell."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(bool(capabilities.get(name)) for name in instructions)
+
+
 @cache
 def multiplies_bf16() -> bool:
     """Whether products may be of bf16: the CPU has instructions for it, and the compiler knew them."""
-    if not hasattr(torch.cpu, "get_capabilities"):  # older torch does not tell
-        return False
-    can = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-    return can and why_unavailable() is None and hasattr(_library(), "bf16_product")
+    return cpu_has("avx512_bf16") and why_unavailable() is None and hasattr(_library(), "bf16_product")
 
 
 def strips_of(weight: Tensor) -> Tensor:
