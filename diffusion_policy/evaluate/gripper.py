@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_policy.evaluate.events import DeadBand, Event, EventScore, gripper_events, score_gripper_events
 from diffusion_policy.evaluate.verdicts import (
     COMMAND,
     WIDTH,
@@ -28,6 +27,7 @@ from diffusion_policy.evaluate.verdicts import (
     reason,
     statistics,
 )
+from diffusion_policy.gripper_events import DeadBand, Event, EventScore, gripper_events, score_gripper_events
 from diffusion_policy.run_log import RunLog, RunLogError, read_log
 
 __all__ = [

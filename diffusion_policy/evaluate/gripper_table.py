@@ -14,8 +14,8 @@ from rich.text import Text
 
 from diffusion_policy.evaluate.gripper import GripperReport, Unreadable, judge_file
 from diffusion_policy.evaluate.gripper_page import short_name, verdict_page
-from diffusion_policy.evaluate.intervals import difference_interval, probability_improved, wilson_interval
 from diffusion_policy.evaluate.writing import write_json, write_report
+from diffusion_policy.intervals import difference_interval, probability_improved, wilson_interval
 from diffusion_policy.run_log import RunLogError
 
 Entry = GripperReport | Unreadable

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_policy.evaluate.events import CLOSED, gripper_events, gripper_states
 from diffusion_policy.geometry import geodesic_distance
+from diffusion_policy.gripper_events import CLOSED, gripper_events, gripper_states
 from diffusion_policy.spec import POSE_GRIPPER
 
 FloatArray = NDArray[np.float64]

@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_policy.evaluate.events import EventScore, score_gripper_events, tolerance_steps
-from diffusion_policy.evaluate.intervals import paired_bootstrap
 from diffusion_policy.evaluate.open_loop import (
     COPYCAT,
     PHASES,
@@ -34,6 +32,8 @@ from diffusion_policy.evaluate.open_loop import (
 )
 from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes, Sampling, open_recorded, predict_chunks
 from diffusion_policy.evaluate.writing import EvaluateError
+from diffusion_policy.gripper_events import EventScore, score_gripper_events, tolerance_steps
+from diffusion_policy.intervals import paired_bootstrap
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.spec import POSE_GRIPPER, ROTVEC_WIDTH
 

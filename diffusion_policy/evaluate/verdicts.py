@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_policy.evaluate.events import (
+from diffusion_policy.gripper_events import (
     BOUNCE_STEPS,
     CLOSED,
     GRIPPER_BAND,

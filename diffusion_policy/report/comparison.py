@@ -18,7 +18,7 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 from rich.text import Text
 
-from diffusion_policy.evaluate.intervals import wilson_interval
+from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.report import ReportError
 from diffusion_policy.report import figures as plot
 from diffusion_policy.report.findings import Finding, diagnose

@@ -22,8 +22,8 @@ from diffusion_policy.dataset.replay_buffer import (
     TIMESTAMP_KEY,
     ReplayBuffer,
 )
-from diffusion_policy.evaluate.events import GRIPPER_BAND, OPEN, UNDECIDED, gripper_events, gripper_states
 from diffusion_policy.geometry import geodesic_distance
+from diffusion_policy.gripper_events import GRIPPER_BAND, OPEN, UNDECIDED, gripper_events, gripper_states
 from diffusion_policy.places import place, reaching, read_bytes
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.steps import FloatArray, Steps, steps_of_dataset

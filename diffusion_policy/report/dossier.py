@@ -17,8 +17,8 @@ from typing import Any
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
-from diffusion_policy.evaluate.intervals import wilson_interval
 from diffusion_policy.evaluate.writing import write_report
+from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.dataset_evidence import look_at_dataset
 from diffusion_policy.report.doctor import Examination, examine

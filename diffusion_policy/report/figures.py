@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from diffusion_policy.evaluate.events import GRIPPER_BAND, Event
+from diffusion_policy.gripper_events import GRIPPER_BAND, Event
 from diffusion_policy.report.playback import Playback
 
 FloatArray = NDArray[np.float64]

@@ -12,7 +12,7 @@ from plotly.graph_objects import Figure
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.adapt.ledger_page import part_of_page
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, IMAGE_KEY, ReplayBuffer
-from diffusion_policy.evaluate.events import gripper_events
+from diffusion_policy.gripper_events import gripper_events
 from diffusion_policy.report import figures as plot
 from diffusion_policy.report.dataset_evidence import DatasetEvidence, episode_slices
 from diffusion_policy.report.findings import Finding

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from plotly.graph_objects import Figure
 
-from diffusion_policy.evaluate.events import gripper_events
 from diffusion_policy.evaluate.open_loop import HOLD, POLICY
+from diffusion_policy.gripper_events import gripper_events
 from diffusion_policy.report import figures as plot
 from diffusion_policy.report.latency import Stage
 from diffusion_policy.report.page import Section, grid, paragraph, place, table

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY
-from diffusion_policy.evaluate.events import GRIPPER_BAND, OPEN, Event, gripper_events, gripper_states
 from diffusion_policy.geometry import pose_steps
+from diffusion_policy.gripper_events import GRIPPER_BAND, OPEN, Event, gripper_events, gripper_states
 from diffusion_policy.model.normalizer import SingleFieldLinearNormalizer
 from diffusion_policy.report.camera_evidence import CameraEvidence, Stretch, look_at_cameras, set_runs
 from diffusion_policy.report.dataset_evidence import STILL_METRES, STILL_RADIANS

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffusion_policy.evaluate.intervals import wilson_interval
+from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.model.obs_encoder import IMAGE_FEATURES
 from diffusion_policy.report.dataset_evidence import DatasetEvidence
 from diffusion_policy.report.findings import Finding, Severity, ok, run_checks

@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_policy.evaluate.events import UNDECIDED, gripper_states
 from diffusion_policy.geometry import check_unit_quaternions
+from diffusion_policy.gripper_events import UNDECIDED, gripper_states
 from diffusion_policy.run_log import RunLog, RunLogError, read_log
 from diffusion_policy.serve.images import mime_suffix
 from diffusion_policy.serve.session_log import read_lines

@@ -18,8 +18,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from diffusion_policy.evaluate.events import Event, gripper_events
 from diffusion_policy.evaluate.open_loop import score_chunks
+from diffusion_policy.gripper_events import Event, gripper_events
 from diffusion_policy.serve.engine import Engine, PolicyEngine
 from diffusion_policy.serve.protocol import Observation
 from diffusion_policy.serve.session_log import SessionLogError, read_image, read_lines, software_versions

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from diffusion_policy.checkpoint import load_policy
-from diffusion_policy.evaluate.events import TOLERANCE_STEPS, score_gripper_events
 from diffusion_policy.evaluate.open_loop import score_chunks
 from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes
+from diffusion_policy.gripper_events import TOLERANCE_STEPS, score_gripper_events
 from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.protocol import Observation
 from diffusion_policy.serve.seams import Seam, ServedChunk

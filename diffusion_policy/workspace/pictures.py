@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_policy.evaluate.events import GRIPPER_BAND
+from diffusion_policy.gripper_events import GRIPPER_BAND
 from diffusion_policy.spec import GRIPPER
 from diffusion_policy.workspace.validation import EpisodePrediction
 

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion_policy.evaluate.events import EventScore, score_gripper_events
-from diffusion_policy.evaluate.intervals import wilson_interval
 from diffusion_policy.evaluate.open_loop import score_chunks
 from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes, Sampling, predict_chunks
+from diffusion_policy.gripper_events import EventScore, score_gripper_events
+from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.model.obs_encoder import IMAGE_FEATURES
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.policy.observation_batch import observation_batch

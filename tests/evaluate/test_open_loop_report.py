@@ -9,7 +9,6 @@ import pytest
 from evaluation_factory import write_dataset, write_tiny_checkpoint
 from rich.console import Console
 
-from diffusion_policy.evaluate.intervals import wilson_interval
 from diffusion_policy.evaluate.open_loop_report import (
     COPYCAT,
     POLICY,
@@ -21,6 +20,7 @@ from diffusion_policy.evaluate.open_loop_report import (
 from diffusion_policy.evaluate.open_loop_table import comparison_table, open_loop_table
 from diffusion_policy.evaluate.recorded_inference import Sampling
 from diffusion_policy.evaluate.writing import EvaluateError
+from diffusion_policy.intervals import wilson_interval
 
 
 @pytest.fixture(scope="module")

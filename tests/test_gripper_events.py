@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_policy.evaluate.events import (
+from diffusion_policy.gripper_events import (
     CLOSED,
     OPEN,
     UNDECIDED,

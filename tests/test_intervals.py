@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusion_policy.evaluate.intervals import (
+from diffusion_policy.intervals import (
     difference_interval,
     paired_bootstrap,
     probability_improved,
