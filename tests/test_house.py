@@ -19,6 +19,7 @@ FLOORS = {
     "geometry": 0,
     "gripper_events": 0,
     "intervals": 0,
+    "gripper_scale": 0,
     "safe_pickle": 0,
     "host_memory": 0,
     "cores": 0,
@@ -41,13 +42,14 @@ FLOORS = {
     "report": 4,
 }
 # Modules of floor 0 that others of floor 0 may build on, and the two rooms that training looks into.
-FOUNDATIONS = {"spec", "geometry", "intervals", "safe_pickle"}
+FOUNDATIONS = {"spec", "geometry", "gripper_scale", "intervals", "safe_pickle"}
 NEIGHBOURS = {("workspace", "adapt"), ("workspace", "evaluate"), ("serve", "evaluate")}
 
 WITHOUT_TORCH = [
     "diffusion_policy.spec",
     "diffusion_policy.geometry",
     "diffusion_policy.gripper_events",
+    "diffusion_policy.gripper_scale",
     "diffusion_policy.safe_pickle",
     "diffusion_policy.run_log",
     "diffusion_policy.trajectory",
