@@ -1,5 +1,6 @@
 """A dataset and a checkpoint to evaluate, both small enough to be made in a test."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +47,10 @@ def write_dataset(path: Path, width: int = 8) -> Path:
     return path
 
 
-def tiny_config(width: int = 8, val_ratio: float = 0.5) -> dict[str, object]:
-    """The config of a checkpoint, as far as evaluation reads it."""
+def tiny_config(
+    width: int = 8, val_ratio: float = 0.5, policy: Mapping[str, object] | None = None
+) -> dict[str, object]:
+    """The config of a checkpoint, as far as evaluation reads it; ``policy`` replaces options of the policy."""
     shape_meta = {
         "obs": {
             "image": {"shape": [3, HEIGHT, WIDTH], "type": "rgb"},
@@ -76,12 +79,13 @@ def tiny_config(width: int = 8, val_ratio: float = 0.5) -> dict[str, object]:
             "n_layer": 1,
             "n_head": 2,
             "n_emb": 16,
+            **(policy or {}),
         },
         "task": {"dataset": {"seed": 42, "val_ratio": val_ratio}},
     }
 
 
-def write_tiny_checkpoint(path: Path, seed: int = 0, **options: float) -> Path:
+def write_tiny_checkpoint(path: Path, seed: int = 0, **options: object) -> Path:
     """A policy with random weights, and a normaliser of the dataset's ranges."""
     cfg = OmegaConf.create(tiny_config(**options))  # type: ignore[arg-type]
     torch.manual_seed(seed)

@@ -27,8 +27,8 @@ from diffusion_policy.spec import StepSpec
 
 KEYPOINTS = 32
 IMAGE_FEATURES = 64
-# Five layers of stride two.
-STRIDE = 32
+WIDTH = 64  # channels of ResNet-18's first stage
+STRIDE = 32  # five layers of stride two
 
 Norm = Callable[[int], nn.Module]
 
@@ -57,21 +57,23 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18Conv(nn.Module):
-    """The convolutions of ResNet-18: (N, 3, H, W) -> (N, 512, ceil(H/32), ceil(W/32)).
+    """The convolutions of ResNet-18: (N, 3, H, W) -> (N, 8 * width, ceil(H/stride), ceil(W/stride)).
 
-    ``nets`` lists the children of torchvision's model in order: 0 conv1, 1 bn1, 2 relu, 3 maxpool, 4-7 stages.
+    ``nets`` lists the children of torchvision's model in order: 0 conv1, 1 bn1, 2 relu, 3 maxpool, 4-7 stages. The stem
+    has stride 4, each stage after the first 2; with ``stride`` 16 or 8 the last one or two stages keep their size.
     """
 
-    def __init__(self, norm: Norm) -> None:
+    def __init__(self, norm: Norm, width: int = WIDTH, stride: int = STRIDE) -> None:
         super().__init__()
-        widths = (64, 64, 128, 256, 512)
+        widths = (width, width, 2 * width, 4 * width, 8 * width)
+        strides = (1, *(2 if stride >= 4 * 2**stage else 1 for stage in (1, 2, 3)))
         stages = [
-            nn.Sequential(BasicBlock(before, width, 1 if stage == 0 else 2, norm), BasicBlock(width, width, 1, norm))
-            for stage, (before, width) in enumerate(pairwise(widths))
+            nn.Sequential(BasicBlock(before, after, step, norm), BasicBlock(after, after, 1, norm))
+            for (before, after), step in zip(pairwise(widths), strides, strict=True)
         ]
         stem = [
-            Convolution(3, 64, 7, stride=2, padding=3),
-            norm(64),
+            Convolution(3, width, 7, stride=2, padding=3),
+            norm(width),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, stride=2, padding=1),
         ]
@@ -122,11 +124,11 @@ class VisualCore(nn.Module):
     Backbone and pool are registered twice, by name and in ``nets``: files hold each of their tensors under two names.
     """
 
-    def __init__(self, image_size: tuple[int, int], norm: Norm) -> None:
+    def __init__(self, image_size: tuple[int, int], norm: Norm, channels: int = WIDTH, stride: int = STRIDE) -> None:
         super().__init__()
         height, width = image_size
-        self.backbone = ResNet18Conv(norm)
-        self.pool = SpatialSoftmax(512, (-(-height // STRIDE), -(-width // STRIDE)))
+        self.backbone = ResNet18Conv(norm, channels, stride)
+        self.pool = SpatialSoftmax(8 * channels, (-(-height // stride), -(-width // stride)))
         projection = nn.Linear(2 * KEYPOINTS, IMAGE_FEATURES)
         self.nets = nn.Sequential(self.backbone, self.pool, nn.Flatten(1), projection)
 
@@ -162,9 +164,11 @@ class ObsEncoder(nn.Module):
         use_group_norm: GroupNorm instead of BatchNorm2d.
         eval_fixed_crop: centre crop outside training (else random there too).
         color_jitter: strengths, see :class:`ColorJitter`; None: off.
+        width: channels of the first stage, a multiple of 16; 64 is ResNet-18, the parameters go with the square.
+        stride: pixels of the image a cell of the last feature map, 32 (ResNet-18), 16 or 8.
 
     Raises:
-        ModelError: a crop larger than an image, or a camera that is not RGB.
+        ModelError: a crop larger than an image, a camera that is not RGB, or another width or stride.
     """
 
     def __init__(
@@ -175,20 +179,26 @@ class ObsEncoder(nn.Module):
         use_group_norm: bool,
         eval_fixed_crop: bool,
         color_jitter: Mapping[str, float] | None = None,
+        width: int = WIDTH,
+        stride: int = STRIDE,
     ) -> None:
         super().__init__()
+        if width < 16 or width % 16:
+            raise ModelError(f"encoder_width is {width}; expected a multiple of 16, the channels of one norm group")
+        if stride not in (8, 16, 32):
+            raise ModelError(f"encoder_stride is {stride}; expected 32 (ResNet-18), 16 or 8")
         norm: Norm = GroupNorm if use_group_norm else nn.BatchNorm2d  # GroupNorm, since an EMA cannot average BatchNorm
         self.spec = spec
         self.crop = CropRandomizer(crop_shape, centre_in_eval=eval_fixed_crop) if crop_shape else None
         self.color_jitter = ColorJitter(color_jitter) if color_jitter else None
         self.obs_nets = nn.ModuleDict()
         for field in spec.rgb:
-            channels, height, width = field.shape
+            channels, *size = field.shape
             if channels != 3:
                 raise ModelError(f"camera {field.key!r} has {channels} channels; the encoder reads RGB")
-            if crop_shape and (crop_shape[0] > height or crop_shape[1] > width):
-                raise ModelError(f"crop_shape {crop_shape} exceeds the images of {field.key!r}, {height}x{width}")
-            self.obs_nets[field.key] = VisualCore(crop_shape or (height, width), norm)
+            if crop_shape and (crop_shape[0] > size[0] or crop_shape[1] > size[1]):
+                raise ModelError(f"crop_shape {crop_shape} exceeds the images of {field.key!r}, {size[0]}x{size[1]}")
+            self.obs_nets[field.key] = VisualCore(crop_shape or (size[0], size[1]), norm, width, stride)
 
     def output_shape(self) -> tuple[int]:
         """(Do,): 64 a camera and the width of each low-dimensional key."""

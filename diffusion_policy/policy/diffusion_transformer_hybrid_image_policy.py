@@ -18,7 +18,7 @@ from torch.nn import functional
 from diffusion_policy.model.diffusion.mask_generator import LowdimMaskGenerator
 from diffusion_policy.model.diffusion.transformer_for_diffusion import TransformerForDiffusion
 from diffusion_policy.model.normalizer import LinearNormalizer
-from diffusion_policy.model.obs_encoder import ObsEncoder
+from diffusion_policy.model.obs_encoder import STRIDE, WIDTH, ObsEncoder
 from diffusion_policy.model.placed_module import PlacedModule
 from diffusion_policy.policy.observation_batch import PolicyError, observation_batch
 from diffusion_policy.spec import read_shape_meta
@@ -70,6 +70,8 @@ class DiffusionTransformerHybridImagePolicy(PlacedModule):
         pred_action_steps_only: denoise only the Ta executed steps.
         color_jitter: strengths of colour jitter after the crop, while training; None: off.
         eta: for schedulers that take it (DDIM: 0 deterministic, 1 as random as DDPM); None: the scheduler's default.
+        encoder_width, encoder_stride: channels of the image encoder's first stage and pixels a cell of its last map,
+            see :class:`ObsEncoder`; 64 and 32 are ResNet-18, as in the reference.
 
     Every option is an attribute of the same name.
 
@@ -100,6 +102,8 @@ class DiffusionTransformerHybridImagePolicy(PlacedModule):
         pred_action_steps_only: bool = False,
         color_jitter: Mapping[str, float] | None = None,
         eta: float | None = None,
+        encoder_width: int = WIDTH,
+        encoder_stride: int = STRIDE,
     ) -> None:
         super().__init__()
         self.shape_meta = shape_meta
@@ -123,6 +127,8 @@ class DiffusionTransformerHybridImagePolicy(PlacedModule):
         self.pred_action_steps_only = pred_action_steps_only
         self.color_jitter = color_jitter
         self.eta = eta
+        self.encoder_width = encoder_width
+        self.encoder_stride = encoder_stride
         self._check_options()
         self.spec = read_shape_meta(shape_meta)
         self.action_dim = self.spec.action_dim
@@ -136,6 +142,8 @@ class DiffusionTransformerHybridImagePolicy(PlacedModule):
             use_group_norm=self.obs_encoder_group_norm,
             eval_fixed_crop=self.eval_fixed_crop,
             color_jitter=self.color_jitter,
+            width=self.encoder_width,
+            stride=self.encoder_stride,
         )
         (self.obs_feature_dim,) = self.obs_encoder.output_shape()
         sample_dim = self.action_dim if self.obs_as_cond else self.action_dim + self.obs_feature_dim

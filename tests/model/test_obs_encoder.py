@@ -87,6 +87,35 @@ def test_feature_map_is_a_thirty_second_rounded_up() -> None:
         assert ResNet18Conv(GroupNorm)(torch.zeros(1, 3, 162, 33)).shape == (1, 512, 6, 2)
 
 
+@pytest.mark.parametrize(
+    ("width", "stride", "shape"),
+    [(64, 32, (512, 3, 5)), (16, 32, (128, 3, 5)), (16, 16, (128, 5, 9)), (32, 8, (256, 10, 18))],
+)
+def test_width_and_stride_make_the_backbone_smaller_and_its_map_larger(
+    width: int, stride: int, shape: tuple[int, int, int]
+) -> None:
+    backbone = ResNet18Conv(GroupNorm, width, stride)
+    with torch.no_grad():
+        assert backbone(torch.zeros(1, 3, 80, 144)).shape == (1, *shape)
+    assert backbone.state_dict().keys() == ResNet18Conv(GroupNorm).state_dict().keys(), "the same names at any size"
+    encoder = make_encoder(width=width, stride=stride)
+    with torch.no_grad():
+        assert encoder(observation(1)).shape == (1, *encoder.output_shape())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 24}, "encoder_width is 24; expected a multiple of 16"),
+        ({"width": 0}, "encoder_width is 0"),
+        ({"stride": 4}, "encoder_stride is 4; expected 32"),
+    ],
+)
+def test_other_widths_and_strides_are_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        make_encoder(**options)
+
+
 def test_convolutions_start_as_in_the_reference() -> None:
     torch.manual_seed(0)
     weight = ResNet18Conv(GroupNorm).nets[7][1].conv2.weight

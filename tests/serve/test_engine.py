@@ -105,6 +105,16 @@ def test_without_the_compiled_kernels_the_path_is_torch_s(
     np.testing.assert_allclose(*answers, atol=1e-4)
 
 
+@pytest.mark.parametrize("stride", [32, 16, 8])
+def test_a_small_encoder_is_served_fast_as_well(tmp_path: Path, stride: int) -> None:
+    small = {"encoder_width": 16, "encoder_stride": stride}
+    checkpoint = write_tiny_checkpoint(tmp_path / "small.ckpt", policy=small)
+    fast, plain = opened(checkpoint), opened(checkpoint, fast=False)
+    assert fast._fast is not None
+    answers = [each.infer(parsed(), 0, None, Stages()).actions for each in (fast, plain)]
+    np.testing.assert_allclose(*answers, atol=1e-4)
+
+
 def test_everything_that_computes_runs_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second thread that has computed, idle or not, makes each denoising step several times slower."""
     threads: list[int] = []
