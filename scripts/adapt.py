@@ -16,60 +16,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console, RenderableType
+from diffusion_policy.command_line import Answer, run_command
 
-from diffusion_policy.adapt.apply import write_json
-from diffusion_policy.adapt.files import apply_file, open_target, plan_file, rules_of
-from diffusion_policy.adapt.inspection import Inspection, inspect_file
-from diffusion_policy.adapt.ledger import Ledger
-from diffusion_policy.adapt.ledger_page import write_page
-from diffusion_policy.adapt.whatif import WhatIfReport, what_if
-from diffusion_policy.spec import WorkspaceError
+if TYPE_CHECKING:
+    from diffusion_policy.adapt.ledger import Ledger
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse arguments, call one function, print its answer once."""
-    arguments = _parser().parse_args(argv)
-    try:
-        shown, status = _answer(arguments)
-    except WorkspaceError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    Console().print(shown)
-    return status
-
-
-def _answer(arguments: argparse.Namespace) -> tuple[RenderableType, int]:
-    answer: Inspection | WhatIfReport | Ledger
-    if arguments.command == "inspect":
-        answer = inspect_file(arguments.file)
-    elif arguments.command == "whatif":
-        answer = what_if(arguments.model, arguments.set)
-    else:
-        answer = _ledger(arguments)
-    if arguments.json:
-        write_json(arguments.json, answer.to_json())
-    cannot_run = isinstance(answer, WhatIfReport) and not answer.runs
-    return answer.table(), int(cannot_run)
-
-
-def _ledger(arguments: argparse.Namespace) -> Ledger:
-    target, rules = open_target(arguments.target, arguments.dataset, arguments.set), rules_of(arguments.rules)
-    if arguments.command == "plan":
-        ledger = plan_file(arguments.source, target, rules)
-    else:
-        ledger = apply_file(
-            arguments.source, target, rules, arguments.out,
-            ledger_path=arguments.ledger, must_preserve=arguments.must_preserve, overwrite=arguments.overwrite,
-        )  # fmt: skip
-    if arguments.page:
-        write_page(arguments.page, ledger, f"{Path(arguments.source).name} -> {target.name}")
-    return ledger
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the four commands."""
     commands = parser.add_subparsers(dest="command", required=True)
     inspect = commands.add_parser("inspect", help="what is in a file")
     inspect.add_argument("file")
@@ -98,7 +54,40 @@ def _parser() -> argparse.ArgumentParser:
     whatif.add_argument("--set", nargs="+", action="extend", required=True, metavar="CHANGE", help="a.b=v, or ~a.b")
     for command in (inspect, plan, apply, whatif):
         command.add_argument("--json", metavar="OUT", help="also write the answer as JSON")
-    return parser
+
+
+def work(arguments: argparse.Namespace) -> Answer:
+    """Inspect, ask what a change costs, or make the ledger, and perhaps the file."""
+    from diffusion_policy.adapt.inspection import inspect_file
+    from diffusion_policy.adapt.whatif import what_if
+
+    if arguments.command == "whatif":
+        report = what_if(arguments.model, arguments.set)
+        return Answer(report.table(), 0 if report.runs else 1, report.to_json())
+    answer = inspect_file(arguments.file) if arguments.command == "inspect" else _ledger(arguments)
+    return Answer(answer.table(), 0, answer.to_json())
+
+
+def _ledger(arguments: argparse.Namespace) -> Ledger:
+    from diffusion_policy.adapt.files import apply_file, open_target, plan_file, rules_of
+    from diffusion_policy.adapt.ledger_page import write_page
+
+    target, rules = open_target(arguments.target, arguments.dataset, arguments.set), rules_of(arguments.rules)
+    if arguments.command == "plan":
+        ledger = plan_file(arguments.source, target, rules)
+    else:
+        ledger = apply_file(
+            arguments.source, target, rules, arguments.out,
+            ledger_path=arguments.ledger, must_preserve=arguments.must_preserve, overwrite=arguments.overwrite,
+        )  # fmt: skip
+    if arguments.page:
+        write_page(arguments.page, ledger, f"{Path(arguments.source).name} -> {target.name}")
+    return ledger
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(__doc__, add_arguments, work, argv, outputs=("out", "ledger", "page"))
 
 
 if __name__ == "__main__":

@@ -13,14 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.serve.client import LineClient
-from diffusion_policy.serve.parity import ParityReport, check_parity
-from diffusion_policy.serve.verdict import conclude
+from diffusion_policy.command_line import Answer, run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the door; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
     parser.add_argument("dataset", type=Path, metavar="ZARR")
     parser.add_argument("--ckpt", type=Path, required=True, help="the checkpoint that is served")
     parser.add_argument("--server", default="127.0.0.1:8007", metavar="HOST:PORT")
@@ -28,14 +25,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=8)
     parser.add_argument("--encoding", choices=[".png", ".jpg"], default=".png", help=".jpg shows what compression does")
     parser.add_argument("--json", type=Path, metavar="OUT")
-    arguments = parser.parse_args(argv)
+
+
+def work(arguments: argparse.Namespace) -> Answer:
+    """Compare what the server answers with the checkpoint's own way."""
+    from diffusion_policy.serve.client import LineClient
+    from diffusion_policy.serve.parity import check_parity
+
     host, _, port = arguments.server.rpartition(":")
+    with LineClient(host, int(port) if port.isdecimal() else 0, arguments.token, timeout=60) as client:
+        report = check_parity(arguments.ckpt, arguments.dataset, client, arguments.requests, arguments.encoding)
+    return Answer(report.table(), 0 if report.passed else 1, report.to_json())
 
-    def compare() -> ParityReport:
-        with LineClient(host, int(port) if port.isdecimal() else 0, arguments.token, timeout=60) as client:
-            return check_parity(arguments.ckpt, arguments.dataset, client, arguments.requests, arguments.encoding)
 
-    return conclude(compare, arguments.json)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(__doc__, add_arguments, work, argv)
 
 
 if __name__ == "__main__":

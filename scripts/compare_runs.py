@@ -12,31 +12,30 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from diffusion_policy.evaluate.writing import write_json, write_report
-from diffusion_policy.report.comparison import compare
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.command_line import Answer, run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the door; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of training runs, two or more")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all numbers")
     parser.add_argument("--html", type=Path, metavar="OUT", help="write one self-contained page")
-    arguments = parser.parse_args(argv)
-    try:
-        comparison = compare(arguments.runs)
-        if arguments.json:
-            write_json(arguments.json, comparison.to_json())
-        if arguments.html:
-            write_report(arguments.html, comparison.page())
-    except WorkspaceError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    Console().print(comparison.table(), highlight=False)
-    return 0 if comparison.best is not None else 1
+
+
+def work(arguments: argparse.Namespace) -> Answer:
+    """Compare the runs."""
+    from diffusion_policy.evaluate.writing import write_report
+    from diffusion_policy.report.comparison import compare
+
+    comparison = compare(arguments.runs)
+    if arguments.html:
+        write_report(arguments.html, comparison.page())
+    return Answer(comparison.table(), 0 if comparison.best is not None else 1, comparison.to_json())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(__doc__, add_arguments, work, argv, outputs=("html",))
 
 
 if __name__ == "__main__":

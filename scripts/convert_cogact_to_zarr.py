@@ -12,19 +12,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from diffusion_policy.convert import ConversionSettings, convert
-from diffusion_policy.convert.cluster import cluster
-from diffusion_policy.convert.settings import CHOICES
-from diffusion_policy.dataset.image_codecs import LEVELS, image_codec
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.command_line import Answer, progress, run_command
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Both generations of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    from diffusion_policy.convert.settings import CHOICES
+    from diffusion_policy.dataset.image_codecs import LEVELS
+
     add = parser.add_argument
     add("--input", "--input_dir", required=True, help="folder that holds episode_0000/ and so on, or s3://BUCKET/...")
     add("--output", "--output_zarr", required=True, help="dataset to make, or s3://BUCKET/...; refused if it exists")
@@ -49,33 +44,27 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         flag = "--" + name.replace("_", "-")
         add(flag, choices=choices, default=choices[0], help=f"{meaning} (default: {choices[0]})")
     add("--gripper-lead", type=int, default=0, metavar="STEPS", help="bring the gripper's command forward (default: 0)")
-    return parser.parse_args(argv)
+
+
+def work(arguments: argparse.Namespace) -> Answer:
+    """Convert, and tell what became of the episodes."""
+    from diffusion_policy.convert import ConversionSettings, convert
+    from diffusion_policy.convert.cluster import cluster
+    from diffusion_policy.dataset.image_codecs import image_codec
+
+    options = vars(arguments)
+    codec = image_codec(options.pop("compressor"), options.pop("compression_level"))
+    renamed = {"source": options.pop("input"), "resolution": tuple(options.pop("resolution")), "codec": codec}
+    scheduler = options.pop("scheduler")
+    settings = ConversionSettings(**renamed, **options)
+    with cluster(scheduler) as executor, progress("frames") as bar:
+        report = convert(settings, executor=executor, on_progress=bar)
+    return Answer(report.table())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Convert, and print what became of the episodes."""
-    arguments = vars(parse_arguments(argv))
-    console = Console()
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    bar = Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True))
-    try:
-        codec = image_codec(arguments.pop("compressor"), arguments.pop("compression_level"))
-        renamed = {"source": arguments.pop("input"), "resolution": tuple(arguments.pop("resolution")), "codec": codec}
-        scheduler = arguments.pop("scheduler")
-        settings = ConversionSettings(**renamed, **arguments)
-        with cluster(scheduler) as executor, bar:
-            task = bar.add_task("frames", total=None, rate="")
-
-            def show(done: int, total: int) -> None:
-                rate = f"{bar.tasks[task].speed or 0:.0f} frames/s"
-                bar.update(task, completed=done, total=total, rate=rate)
-
-            report = convert(settings, executor=executor, on_progress=show)
-    except WorkspaceError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    console.print(report.table())
-    return 0
+    """Run the command; returns the exit status."""
+    return run_command(__doc__, add_arguments, work, argv)
 
 
 if __name__ == "__main__":

@@ -11,30 +11,32 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from diffusion_policy.serve.log_to_trajectory import convert_logs, read_corrections
+from diffusion_policy.command_line import Answer, run_command
 from diffusion_policy.spec import WorkspaceError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the door; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
     parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="runs' folders, or inference_log_*.json")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--corrections", type=Path, metavar="JSON", help="corrected actions by step, for one log")
-    arguments = parser.parse_args(argv)
+
+
+def work(arguments: argparse.Namespace) -> Answer:
+    """Convert the logs."""
+    from diffusion_policy.serve.log_to_trajectory import convert_logs, read_corrections
+
     if arguments.corrections and len(arguments.logs) > 1:
-        parser.error("--corrections belongs to one log")
-    try:
-        corrections = read_corrections(arguments.corrections) if arguments.corrections else None
-        episodes = convert_logs(arguments.logs, arguments.output, corrections)
-    except WorkspaceError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
+        raise WorkspaceError(f"--corrections belongs to one log; there are {len(arguments.logs)}")
+    corrections = read_corrections(arguments.corrections) if arguments.corrections else None
+    episodes = convert_logs(arguments.logs, arguments.output, corrections)
     lines = [f"{e.path}: {e.n_steps} steps, {e.left_out} left out, {e.corrected} corrected" for e in episodes]
-    Console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-    return 0
+    return Answer("\n".join(lines))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(__doc__, add_arguments, work, argv)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import argparse
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,13 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
-from diffusion_policy.dataset.replay_buffer import ReplayBuffer
-from diffusion_policy.evaluate.gripper import gripper_events
+from diffusion_policy.command_line import Answer, Stopped, run_child, run_command
 from diffusion_policy.spec import WorkspaceError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -90,7 +88,10 @@ def play(steps: Sequence[Step], console: Console) -> tuple[int, list[float]]:
         console.rule(f"[bold]{number}/{len(steps)}  {step.title}", align="left")
         console.print(f"$ python {shlex.join(step.words)}", style="cyan", markup=False, highlight=False, soft_wrap=True)
         begun = time.monotonic()
-        status = subprocess.run([sys.executable, *step.words], cwd=REPOSITORY, check=False).returncode
+        try:
+            status = run_child([sys.executable, *step.words], REPOSITORY)
+        except KeyboardInterrupt as error:
+            raise Stopped(f"step {number} of {len(steps)} was under way, and all of them are made anew") from error
         seconds.append(time.monotonic() - begun)
         console.print(f"{seconds[-1]:.0f} s", style="dim")
         if status != 0:
@@ -137,6 +138,11 @@ def weights_line(first: Mapping[str, Any], ledger: Mapping[str, Any]) -> str:
 
 def verdict_table(work: Path, verdicts: Sequence[Mapping[str, Any]]) -> Table:
     """One held-out episode a row: what the expert commanded, what the policy does, and the verdict."""
+    import numpy as np
+
+    from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+    from diffusion_policy.gripper_events import gripper_events
+
     dataset = ReplayBuffer.open(work / "tabletop.zarr")
     commands = np.split(np.asarray(dataset["action"][:, -1]), dataset.episode_ends[:-1])
     table = Table("held-out episode", "expert's gripper", "policy's gripper", "ahead of the measured one", "verdict")
@@ -157,38 +163,38 @@ def events_text(events: Sequence[Sequence[Any]]) -> str:
     return ", ".join(f"{kind} {step}" for step, kind in events) or "never moves"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the recipe and say what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
     parser.add_argument("--workdir", type=Path, default=Path("data/demo"), help="made anew (default: data/demo)")
     parser.add_argument("--seed", type=int, default=0, help="of the episodes and of training (default: 0)")
     parser.add_argument("--quick", action="store_true", help="see every step run; far too little to learn from")
-    arguments = parser.parse_args(argv)
+
+
+def work(arguments: argparse.Namespace) -> Answer:
+    """Run the recipe and tell what came of it."""
     console = Console()
-    work = arguments.workdir
-    steps = recipe(work, arguments.seed, quick=arguments.quick)
-    try:
-        prepare(REPOSITORY / work)
-    except WorkspaceError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
+    folder = arguments.workdir
+    steps = recipe(folder, arguments.seed, quick=arguments.quick)
+    prepare(REPOSITORY / folder)
     status, seconds = play(steps, console)
     judged = len(seconds) == len(steps) and status in (0, 1)
     if not judged:
-        console.print(
-            f"{steps[len(seconds) - 1].title!r} failed with status {status}; its message is above", style="red"
-        )
-        return status
-    verdicts = json.loads((REPOSITORY / work / "verdicts.json").read_text())
-    result = outcome(REPOSITORY / work, verdicts)
-    console.print(Panel(result, title=headline(verdicts), subtitle=times_text(steps, seconds), expand=False))
-    return status
+        failed = f"{steps[len(seconds) - 1].title!r} failed with status {status}; its message is above"
+        return Answer(Text(failed, style="red"), status)
+    verdicts = json.loads((REPOSITORY / folder / "verdicts.json").read_text())
+    result = outcome(REPOSITORY / folder, verdicts)
+    return Answer(Panel(result, title=headline(verdicts), subtitle=times_text(steps, seconds), expand=False), status)
 
 
 def times_text(steps: Sequence[Step], seconds: Sequence[float]) -> str:
     """Where the time went."""
     slowest = max(range(len(steps)), key=seconds.__getitem__)
     return f"{sum(seconds):.0f} s, of which {seconds[slowest]:.0f} s: {steps[slowest].title.lower()}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(__doc__, add_arguments, work, argv)
 
 
 if __name__ == "__main__":

@@ -12,29 +12,30 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from diffusion_policy.serve.log_export import to_inference_log, to_rerun, to_vlalab
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.command_line import Answer, run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the door; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     kinds = parser.add_mutually_exclusive_group(required=True)
     kinds.add_argument("--inference-log", type=Path, metavar="DIR")
     kinds.add_argument("--vlalab", type=Path, metavar="DIR")
     kinds.add_argument("--rerun", type=Path, metavar="FILE")
-    arguments = parser.parse_args(argv)
+
+
+def work(arguments: argparse.Namespace) -> Answer:
+    """Export the run."""
+    from diffusion_policy.serve.log_export import to_inference_log, to_rerun, to_vlalab
+
     exports = ((to_inference_log, arguments.inference_log), (to_vlalab, arguments.vlalab), (to_rerun, arguments.rerun))
-    try:
-        (written,) = [export(arguments.run, target) for export, target in exports if target is not None]
-    except WorkspaceError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    Console().print(str(written), markup=False, highlight=False, soft_wrap=True)
-    return 0
+    (written,) = [export(arguments.run, target) for export, target in exports if target is not None]
+    return Answer(str(written))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(__doc__, add_arguments, work, argv)
 
 
 if __name__ == "__main__":

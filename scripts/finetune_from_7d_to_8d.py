@@ -12,15 +12,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
-from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.command_line import Answer, run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse arguments, adapt, print the ledger; 2 on refusal."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
     parser.add_argument("--old_ckpt", required=True, help="7-D checkpoint (x y z qx qy qz qw); never written to")
     parser.add_argument("--new_ckpt", required=True, help="8-D checkpoint to write")
     parser.add_argument("--mode", choices=("grow", "strip"), default="grow",
@@ -28,17 +24,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", metavar="ZARR", help="take the gripper's normaliser entry from this dataset")
     parser.add_argument("--ledger", metavar="JSON", help="where the ledger goes (default: NEW_CKPT.ledger.json)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing NEW_CKPT")
-    arguments = parser.parse_args(argv)
-    try:
-        ledger = grow_7d_to_8d(
-            arguments.old_ckpt, arguments.new_ckpt, arguments.mode, arguments.dataset,
-            ledger_path=arguments.ledger, overwrite=arguments.overwrite,
-        )  # fmt: skip
-    except WorkspaceError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    Console().print(ledger.table(), f"wrote {arguments.new_ckpt}")
-    return 0
+
+
+def work(arguments: argparse.Namespace) -> Answer:
+    """Grow the checkpoint, with its ledger."""
+    from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
+
+    ledger = grow_7d_to_8d(
+        arguments.old_ckpt, arguments.new_ckpt, arguments.mode, arguments.dataset,
+        ledger_path=arguments.ledger, overwrite=arguments.overwrite,
+    )  # fmt: skip
+    return Answer([ledger.table(), f"wrote {arguments.new_ckpt}"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(__doc__, add_arguments, work, argv, outputs=("new_ckpt", "ledger"))
 
 
 if __name__ == "__main__":

@@ -13,19 +13,33 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.report.inspection import inspect_recordings
-from diffusion_policy.report.inspection_door import add_output_flags, inspect_and_say
+from diffusion_policy.command_line import Answer, progress, run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the door; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
     add = parser.add_argument
     add("directory", nargs="?", type=Path, default=Path("data/raw/trajectories"), metavar="DIR",
         help="folder or URL that holds episode_0000/ and so on (default: data/raw/trajectories)")  # fmt: skip
-    add_output_flags(parser)
-    arguments = parser.parse_args(argv)
-    return inspect_and_say(arguments, lambda bar: inspect_recordings(arguments.directory, bar))
+    add("--output-dir", type=Path, default=Path(), metavar="DIR", help="where the pictures go (default: here)")
+    add("--no-pictures", action="store_true", help="draw nothing")
+    add("--json", type=Path, metavar="OUT", help="write findings and evidence")
+
+
+def work(arguments: argparse.Namespace) -> Answer:
+    """Inspect, and draw."""
+    from diffusion_policy.report.inspection import inspect_recordings
+    from diffusion_policy.report.inspection_pictures import draw_pictures
+
+    with progress("frames") as bar:
+        inspection = inspect_recordings(arguments.directory, bar)
+    pictures = [] if arguments.no_pictures else draw_pictures(inspection, arguments.output_dir)
+    return Answer(inspection.table(pictures), inspection.exit_status, inspection.to_json())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(__doc__, add_arguments, work, argv)
 
 
 if __name__ == "__main__":

@@ -13,24 +13,33 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.policy.sampler import SCHEDULERS
-from diffusion_policy.serve.replay import replay
-from diffusion_policy.serve.verdict import conclude
+from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.policy import SCHEDULER_NAMES
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the door; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument("--ckpt", type=Path, required=True, help="the log's own checkpoint, or another")
-    parser.add_argument("--scheduler", choices=SCHEDULERS, help="default: the log's")
+    parser.add_argument("--scheduler", choices=SCHEDULER_NAMES, help="default: the log's")
     parser.add_argument("--steps", type=int, help="default: the log's")
     parser.add_argument("--device", help="default: the log's")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the comparison")
-    arguments = parser.parse_args(argv)
+
+
+def work(arguments: argparse.Namespace) -> Answer:
+    """Recompute the run."""
+    from diffusion_policy.serve.replay import replay
+
     wanted = {name: getattr(arguments, name) for name in ("scheduler", "steps", "device")}
     overrides = {name: value for name, value in wanted.items() if value is not None}
-    return conclude(lambda: replay(arguments.run, arguments.ckpt, overrides), arguments.json)
+    comparison = replay(arguments.run, arguments.ckpt, overrides)
+    return Answer(comparison.table(), 0 if comparison.passed else 1, comparison.to_json())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(__doc__, add_arguments, work, argv)
 
 
 if __name__ == "__main__":

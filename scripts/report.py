@@ -15,16 +15,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from diffusion_policy.evaluate.gripper_table import find_logs
-from diffusion_policy.report.dossier import Sources, write_dossier
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.command_line import Answer, run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the door; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
     parser.add_argument("--dataset", nargs="+", type=Path, default=[], metavar="ZARR", help="converted datasets")
     parser.add_argument("--checkpoint", type=Path, metavar="CKPT", help="a checkpoint of the policy")
     parser.add_argument("--run", type=Path, metavar="DIR", help="folder of a training run")
@@ -33,17 +28,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--open-loop", nargs="+", type=Path, default=[], metavar="JSON", help="of evaluate_open_loop.py"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="HTML", help="the page to write")
-    arguments = parser.parse_args(argv)
-    try:
-        logs = tuple(find_logs(arguments.log))
-        given = (tuple(arguments.dataset), arguments.checkpoint, arguments.run)
-        sources = Sources(*given, logs, tuple(arguments.open_loop))
-        verdict = write_dossier(arguments.out, sources)
-    except WorkspaceError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    Console().print(f"{verdict.sentence}\n{arguments.out}", markup=False, highlight=False, soft_wrap=True)
-    return 1 if verdict.level == "bad" else 0
+
+
+def work(arguments: argparse.Namespace) -> Answer:
+    """Write the page."""
+    from diffusion_policy.evaluate.gripper_table import find_logs
+    from diffusion_policy.report.dossier import Sources, write_dossier
+
+    logs = tuple(find_logs(arguments.log))
+    given = (tuple(arguments.dataset), arguments.checkpoint, arguments.run)
+    verdict = write_dossier(arguments.out, Sources(*given, logs, tuple(arguments.open_loop)))
+    return Answer(f"{verdict.sentence}\n{arguments.out}", 1 if verdict.level == "bad" else 0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(__doc__, add_arguments, work, argv, outputs=("out",))
 
 
 if __name__ == "__main__":

@@ -14,30 +14,32 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from diffusion_policy.serve.server import serve_checkpoint
-from diffusion_policy.serve.settings import read_settings
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.command_line import Answer, run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the door; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
     parser.add_argument("--config", type=Path, metavar="YAML", help="config/serve.yaml, or one of your own")
     parser.add_argument(
         "--allow-unauthenticated", action="store_true", help="let clients without a token in, on any address"
     )
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
-    arguments = parser.parse_args(argv)
+
+
+def work(arguments: argparse.Namespace) -> Answer:
+    """Serve until someone stops it."""
+    from diffusion_policy.serve.server import serve_checkpoint
+    from diffusion_policy.serve.settings import read_settings
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     flag = ["allow_unauthenticated=true"] if arguments.allow_unauthenticated else []
-    try:
-        serve_checkpoint(read_settings(arguments.config, [*arguments.settings, *flag]))
-    except (WorkspaceError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    return 0
+    serve_checkpoint(read_settings(arguments.config, [*arguments.settings, *flag]))
+    return Answer()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(__doc__, add_arguments, work, argv)
 
 
 if __name__ == "__main__":

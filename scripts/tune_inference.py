@@ -14,16 +14,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.serve.settings import PRECISIONS, EngineSettings
-from diffusion_policy.serve.tuning import Budget, parse_candidate, tune
-from diffusion_policy.serve.verdict import conclude
+from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.spec import WorkspaceError
 
 CANDIDATES = ["ddim:4", "ddim:6", "ddim:8", "ddim:10", "ddim:16", "ddim:50", "dpm-solver++:8", "ddim:8:0.5"]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the door; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    from diffusion_policy.serve.settings import PRECISIONS
+
     parser.add_argument("checkpoint", type=Path, metavar="CKPT")
     parser.add_argument("dataset", type=Path, metavar="ZARR")
     parser.add_argument("--candidates", nargs="+", default=CANDIDATES, metavar="SCHEDULER:STEPS[:WARM]")
@@ -35,23 +35,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--json", type=Path, metavar="OUT")
-    arguments = parser.parse_args(argv)
+
+
+def work(arguments: argparse.Namespace) -> Answer:
+    """Measure the candidates."""
+    from diffusion_policy.serve.settings import EngineSettings
+    from diffusion_policy.serve.tuning import Budget, parse_candidate, tune
+
     if not arguments.hz > 0:
-        parser.error(f"--hz is {arguments.hz}; expected more than 0")
+        raise WorkspaceError(f"--hz is {arguments.hz}; expected more than 0")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return conclude(
-        lambda: tune(
-            arguments.checkpoint,
-            arguments.dataset,
-            [parse_candidate(word) for word in arguments.candidates],
-            Budget(arguments.budget_mm, arguments.budget_deg, arguments.stride / arguments.hz),
-            EngineSettings(device=arguments.device, precision=arguments.precision),
-            arguments.episodes,
-            arguments.stride,
-            arguments.hz,
-        ),
-        arguments.json,
+    report = tune(
+        arguments.checkpoint,
+        arguments.dataset,
+        [parse_candidate(word) for word in arguments.candidates],
+        Budget(arguments.budget_mm, arguments.budget_deg, arguments.stride / arguments.hz),
+        EngineSettings(device=arguments.device, precision=arguments.precision),
+        arguments.episodes,
+        arguments.stride,
+        arguments.hz,
     )
+    return Answer(report.table(), 0 if report.passed else 1, report.to_json())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(__doc__, add_arguments, work, argv)
 
 
 if __name__ == "__main__":

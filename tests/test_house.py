@@ -22,6 +22,8 @@ FLOORS = {
     "gripper_scale": 0,
     "safe_pickle": 0,
     "host_memory": 0,
+    "storage": 0,
+    "command_line": 0,
     "cores": 0,
     "places": 0,
     "resolvers": 0,
@@ -42,7 +44,7 @@ FLOORS = {
     "report": 4,
 }
 # Modules of floor 0 that others of floor 0 may build on, and the two rooms that training looks into.
-FOUNDATIONS = {"spec", "geometry", "gripper_scale", "intervals", "safe_pickle"}
+FOUNDATIONS = {"spec", "geometry", "gripper_scale", "intervals", "safe_pickle", "storage"}
 NEIGHBOURS = {("workspace", "adapt"), ("workspace", "evaluate"), ("serve", "evaluate")}
 
 WITHOUT_TORCH = [
@@ -54,6 +56,7 @@ WITHOUT_TORCH = [
     "diffusion_policy.run_log",
     "diffusion_policy.trajectory",
     "diffusion_policy.convert",
+    "diffusion_policy.command_line",
 ]
 OLD_IMPORT_PATHS = [
     "diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace.TrainDiffusionTransformerHybridWorkspace",

@@ -6,14 +6,18 @@ levels in fewer steps, with the training's settings (beta schedule, prediction t
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
+from diffusion_policy.policy import SCHEDULER_NAMES
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.policy.observation_batch import PolicyError
 
-SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "dpm-solver++": DPMSolverMultistepScheduler}
+_CLASSES = (DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler)
+SCHEDULERS: dict[str, Any] = dict(zip(SCHEDULER_NAMES, _CLASSES, strict=True))
 
 
 def set_sampler(policy: DiffusionTransformerHybridImagePolicy, scheduler: str, steps: int) -> None:

@@ -41,8 +41,7 @@ def test_the_door_measures_recorded_episodes(
     assert all(np.isfinite([entry["position_mm"], entry["seam_mm"], entry["p95_ms"]]).all() for entry in found)
     assert main([*arguments, "--candidates", "ddim"]) == 2
     assert main([*arguments, "--candidates", "euler:4"]) == 2
-    with pytest.raises(SystemExit):
-        main([*arguments[:2], "--hz", "0"])
+    assert main([*arguments[:2], "--hz", "0"]) == 2
     assert "--hz is 0.0; expected more than 0" in capsys.readouterr().err
 
 

@@ -1,0 +1,276 @@
+"""The border of every script: arguments in; one answer, one error or one line about an interruption out.
+
+A script declares its arguments, names the function that works, and hands both to `run_command`:
+
+    def add_arguments(parser):
+        parser.add_argument("dataset", type=Path)
+        parser.add_argument("--json", type=Path, metavar="OUT")
+
+    def work(arguments):
+        from diffusion_policy.some.room import function  # heavy imports come after the arguments are read
+
+        found = function(arguments.dataset)
+        return Answer(found.table(), found.exit_status, found.to_json())
+
+    def main(argv=None):
+        return run_command(__doc__, add_arguments, work, argv)
+
+Exit status: that of the answer; 2 refused, with one message on stderr; 128 + N ended by signal N (130: Ctrl-C), with
+one line that says what was kept and which command goes on; 141 nobody reads the output any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.storage import write_json
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+REFUSED = 2
+OUTPUT_CLOSED = 128 + signal.SIGPIPE
+
+
+class Stopped(KeyboardInterrupt):
+    """An interruption that knows what was kept. Work that keeps something raises it in place of KeyboardInterrupt.
+
+    Args:
+        kept: what is left of the work, such as "3 of 9 episodes are kept in DIR".
+        added: arguments that make the same command go on instead of starting anew, such as "--resume"; an option that
+            is given twice counts as given last.
+        done: arguments of the same command that are done with and are left out.
+        command: the command to go on with, where it is another one.
+
+    Without the last three, the same command starts anew.
+    """
+
+    def __init__(
+        self, kept: str, added: Sequence[str] = (), done: Sequence[str | Path] = (), command: str | None = None
+    ):
+        super().__init__(kept)
+        self.kept, self.added, self.command = kept, tuple(added), command
+        self.done = {Path(word) for word in done}
+        self.goes_on = bool(added or done or command)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a script found.
+
+    Attributes:
+        shown: printed on stdout, once; text as it is, or anything that rich can draw.
+        status: exit status.
+        document: plain JSON, written where `--json` says.
+    """
+
+    shown: RenderableType | Sequence[RenderableType] = ()
+    status: int = 0
+    document: Any = None
+
+
+def run_command(
+    description: str | None,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    work: Callable[[argparse.Namespace], Answer],
+    argv: Sequence[str] | None = None,
+    *,
+    outputs: Sequence[str] = (),
+) -> int:
+    """Read the arguments, do the work, print its answer; returns the exit status.
+
+    Args:
+        description: shown by -h as it is: what the script does, examples, exit statuses.
+        add_arguments: declares the arguments. The answer's document goes where `--json` says, if that is declared.
+        work: what the script does. It must leave no unfinished file when it is interrupted.
+        argv: arguments; None: those of the process.
+        outputs: names of the arguments that are files to be written, for the line about an interruption.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    before: dict[Path, tuple[int, int] | None] = {}
+    with StopSignals(keep=argv is None) as stop:
+        try:
+            add_arguments(parser)
+            arguments = parser.parse_args(argv)
+            before = {path: _signature(path) for path in _files(arguments, ("json", *outputs))}
+            answer = work(arguments)
+            if answer.document is not None and getattr(arguments, "json", None) is not None:
+                write_json(arguments.json, answer.document)
+            _show(answer.shown)
+            return answer.status
+        except (KeyboardInterrupt, Exception) as error:
+            # A library may turn an interruption into an error of its own.
+            if stop.signal is not None or isinstance(error, KeyboardInterrupt):
+                written = [path for path, signature in before.items() if _signature(path) != signature]
+                return _stopped(error, stop.signal, written, same_command(parser, argv))
+            if isinstance(error, BrokenPipeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still in the buffer
+                return OUTPUT_CLOSED
+            if isinstance(error, (WorkspaceError, OSError)):
+                return refuse(error)
+            raise
+
+
+@contextmanager
+def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr while something is counted; gives the function to call with (done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(unit, total=None, rate="")
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, rate=f"{bar.tasks[task].speed or 0:.0f}/s")
+
+        yield show
+
+
+def refuse(error: WorkspaceError | OSError) -> int:
+    """Write the one message of an error to stderr; returns the exit status of a refusal."""
+    text = str(error)
+    if not isinstance(error, WorkspaceError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    sys.stderr.write(f"error: {text}\n")
+    return REFUSED
+
+
+def same_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> list[str]:
+    """The words of the command that runs, to be started again."""
+    if argv is not None:
+        return [parser.prog, *argv]
+    typed = list(sys.orig_argv)
+    program = Path(sys.argv[0])
+    if len(typed) > 1 and typed[1] == sys.argv[0] and program.suffix != ".py":  # an entry point, by its first line
+        found = shutil.which(program.name)
+        known = found is not None and Path(found).absolute() == program.absolute()
+        return [program.name if known else sys.argv[0], *typed[2:]]
+    return typed
+
+
+class StopSignals:
+    """Makes Ctrl-C, SIGTERM and SIGHUP a KeyboardInterrupt while it is entered; a second one ends the process at once.
+
+    Signals that the process was started to ignore (nohup, a shell's background jobs) stay ignored.
+
+    Args:
+        keep: after an interruption, a further signal ends the process also once this is left.
+
+    Attributes:
+        signal: the one that came, or None.
+    """
+
+    def __init__(self, *, keep: bool = False):
+        self.signal: signal.Signals | None = None
+        self._keep = keep
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._first) for number in heard}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.signal is not None and self._keep:
+            return
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _first(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number)
+        for heard in self._before:
+            signal.signal(heard, _end_at_once)
+        raise KeyboardInterrupt
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    for child in _children:
+        child.kill()
+    os.write(2, b"\nended at once\n")
+    os._exit(128 + number)
+
+
+_children: list[subprocess.Popen[bytes]] = []
+
+
+def run_child(words: Sequence[str], folder: Path) -> int:
+    """Run a command of ours, pass an interruption on to it once, and wait for its end; returns its exit status.
+
+    The child has a process group of its own: Ctrl-C in a terminal reaches it through this process alone, so that it
+    does not take one Ctrl-C for two.
+    """
+    child = subprocess.Popen(words, cwd=folder, process_group=0)
+    _children.append(child)
+    try:
+        return child.wait()
+    except KeyboardInterrupt:
+        child.send_signal(signal.SIGINT)
+        child.wait()
+        raise
+    finally:
+        _children.remove(child)
+
+
+def _stopped(
+    error: BaseException, number: signal.Signals | None, written: Sequence[Path], command: Sequence[str]
+) -> int:
+    """Write the line about an interruption; returns the exit status."""
+    number = number or signal.SIGINT
+    if isinstance(error, Stopped):
+        again = error.command or shlex.join(_continued(command, error))
+        line = f"{error.kept}; {'go on' if error.goes_on else 'start it again'} with: {again}"
+    else:
+        kept = f"written: {', '.join(map(str, written))}" if written else "nothing was written"
+        line = f"{kept}; start it again with: {shlex.join(command)}"
+    after_ctrl_c = "\n" if sys.stderr.isatty() else ""
+    sys.stderr.write(f"{after_ctrl_c}stopped by {number.name}: {line}\n")
+    return 128 + number
+
+
+def _continued(command: Sequence[str], stopped: Stopped) -> list[str]:
+    words = [word for word in command if Path(word) not in stopped.done]
+    return words if len(stopped.added) == 1 and stopped.added[0] in words else [*words, *stopped.added]
+
+
+def _files(arguments: argparse.Namespace, names: Sequence[str]) -> list[Path]:
+    return [Path(path) for name in names if (path := getattr(arguments, name, None)) is not None]
+
+
+def _show(shown: RenderableType | Sequence[RenderableType]) -> None:
+    from rich.console import Console  # after the arguments: -h needs none of it
+
+    console = Console()
+    parts: Iterable[Any] = shown if isinstance(shown, (list, tuple)) else (shown,)
+    for part in parts:
+        if isinstance(part, str):
+            console.print(part, markup=False, highlight=False, soft_wrap=True)
+        else:
+            console.print(part, highlight=False, crop=False)
+    sys.stdout.flush()
+
+
+def _signature(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns

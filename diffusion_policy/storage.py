@@ -1,0 +1,38 @@
+"""How a small file comes to be: written beside its name, then renamed; whole or not there at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from diffusion_policy.spec import WorkspaceError
+
+
+class StorageError(WorkspaceError, OSError):
+    """A file cannot be written; says which and why."""
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replace a file as a whole, making its folder; an interrupted write leaves nothing behind.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            beside.write_text(text, encoding="utf-8")
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write plain finite JSON, indented, as `write_text` does."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
