@@ -2,8 +2,9 @@
 
     python scripts/demo.py
 
-Every command it runs is printed first; they are those of the README's recipe with other paths. Exit status: 0 every
-held-out episode is learned, 1 the verdict is another one, else the status of the command that failed.
+Every command it runs is printed first; they are those of the README's recipe with other paths. Exit status: 0 the
+gripper opens and closes in every held-out episode, 1 the verdict is another one, else the status of the command that
+failed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from rich.table import Table
 from rich.text import Text
 
 from diffusion_policy.command_line import Answer, Stopped, run_child, run_command
+from diffusion_policy.evaluate.verdicts import FORMER_VERDICTS, OPENS_AND_CLOSES
+from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.spec import WorkspaceError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -101,16 +104,38 @@ def play(steps: Sequence[Step], console: Console) -> tuple[int, list[float]]:
 
 def headline(verdicts: Sequence[Mapping[str, Any]]) -> str:
     """The verdict on all episodes; a policy that mostly moves after the measured gripper did may only copy it."""
-    if any(verdict["verdict"] != "learned" for verdict in verdicts):
-        return "The gripper was not learned"
-    ahead, events = sum(verdict["leads_measurement"] for verdict in verdicts), sum(len(v["events"]) for v in verdicts)
+    count = sum(is_good(verdict) for verdict in verdicts)
+    if count < len(verdicts):
+        return f"The gripper opens and closes in {count} of {len(verdicts)} held-out episodes"
+    ahead, events = leading(verdicts)
     if 2 * ahead < events:
         return f"The gripper moves, but only {ahead} of {events} times before the measured one: it may be a copy"
-    return "The gripper was learned"
+    return "The gripper opens and closes, by its commands on recordings"
+
+
+def is_good(verdict: Mapping[str, Any]) -> bool:
+    """Whether the gripper opens and closes in a log; in files of earlier versions, too."""
+    return FORMER_VERDICTS.get(verdict["verdict"], verdict["verdict"]) == OPENS_AND_CLOSES
+
+
+def leading(verdicts: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """Changes that were commanded before they were measured (0 where that was not judged), and all changes."""
+    return sum(verdict["leads_measurement"] or 0 for verdict in verdicts), sum(len(v["events"]) for v in verdicts)
+
+
+def how_firm(verdicts: Sequence[Mapping[str, Any]]) -> str:
+    """What the verdicts show, how firmly, and what they do not."""
+    count, (ahead, events) = sum(map(is_good, verdicts)), leading(verdicts)
+    low, high = wilson_interval(count, len(verdicts))
+    return (
+        f"opens and closes in {count} of {len(verdicts)} held-out episodes (95 % interval {low:.0%}-{high:.0%}), "
+        f"{ahead} of {events} changes before they were measured.\nThat is when it would close; whether it then holds "
+        "anything, only a rollout shows"
+    )
 
 
 def outcome(work: Path, verdicts: Sequence[Mapping[str, Any]]) -> Group:
-    """What the files in ``work`` say was inherited, learned and commanded."""
+    """What the files in ``work`` say was inherited, measured and commanded."""
     ledger = json.loads((work / "ledger.json").read_text())
     first, *_, last = (json.loads(line) for line in (work / "finetuned" / "logs.json.txt").read_text().splitlines())
     facts = Table.grid(padding=(0, 2))
@@ -124,6 +149,7 @@ def outcome(work: Path, verdicts: Sequence[Mapping[str, Any]]) -> Group:
     )
     if "val_position_error_mm" in last:
         facts.add_row("held-out poses", f"{last['val_position_error_mm']:.0f} mm mean error of the predicted positions")
+    facts.add_row("gripper", how_firm(verdicts))
     return Group(facts, "", verdict_table(work, verdicts))
 
 

@@ -1,8 +1,10 @@
-"""Say of inference logs whether the gripper was learned.
+"""Say of inference logs when the policy commands its gripper to close and to open, and how firm that is.
 
     python scripts/validate_gripper.py data/logs/inference_log_*.json --json verdicts.json
 
-Exit status: 0 if every log is learned, 1 if one is not, 2 if one cannot be read.
+Commands show when the gripper would close; that it then holds something, only a rollout shows. Commands that are not
+0 (closed) to 1 (open) need their scale: --gripper-scale NAME, or COMMAND/MEASURED, with the names of docs/data.md.
+Exit status: 0 if it opens and closes in every log, 1 if not in one (also: unknown scale), 2 if one cannot be read.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.gripper_scale import add_gripper_scale, parse_scales
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,13 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--before", nargs="+", type=Path, default=[], metavar="LOG", help="logs to compare with")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write a list of objects, one a log")
     parser.add_argument("--html", type=Path, metavar="OUT", help="write the table as one page")
+    add_gripper_scale(parser)
 
 
 def work(arguments: argparse.Namespace) -> Answer:
     """Judge the logs."""
     from diffusion_policy.evaluate.gripper_table import validate_logs
 
-    validation = validate_logs(arguments.logs, arguments.before)
+    validation = validate_logs(arguments.logs, arguments.before, parse_scales(arguments.gripper_scale))
     validation.write(json_path=arguments.json, html_path=arguments.html)
     return Answer(validation.table(), validation.exit_status)
 

@@ -3,6 +3,9 @@
 import lzma
 import shutil
 import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,3 +42,20 @@ def reference_checkpoint(shared_data: Path, tmp_path_factory: pytest.TempPathFac
     with lzma.open(shared_data / "reference" / "cogact_7d_tiny.ckpt.xz") as packed, path.open("wb") as file:
         shutil.copyfileobj(packed, file)
     return path
+
+
+@pytest.fixture(scope="session")
+def trial(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes the inputs of a trial ("40", with more arguments where it takes them) once, and returns their folder."""
+    written: dict[tuple[str, ...], Path] = {}
+
+    def write(number: str, *arguments: str) -> Path:
+        if (number, *arguments) not in written:
+            (script,) = (shared_data / "trials").glob(f"{number}_*.py")
+            folder = tmp_path_factory.mktemp(f"trial_{number}")
+            command = [sys.executable, str(script), str(folder), *arguments]
+            subprocess.run(command, check=True, capture_output=True)
+            written[number, *arguments] = folder
+        return written[number, *arguments]
+
+    return write

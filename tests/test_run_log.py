@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from log_factory import document, write_log
 
-from diffusion_policy import run_log
-from diffusion_policy.run_log import LogStep, RunLogError, read_log, write_inference_log
+from diffusion_policy.run_log import LogStep, RunLogError, read_log, reading, write_inference_log
 
 START = datetime(2026, 1, 8, 12, 34, 56)
 COMMANDS = [1.0, 0.9, 0.1, 0.0]
@@ -176,7 +175,7 @@ def test_refuses_missing_binary_and_huge_files(tmp_path: Path, monkeypatch: pyte
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RunLogError, match="not UTF-8 text at byte 0"):
         read_log(path)
-    monkeypatch.setattr(run_log, "MAX_LOG_BYTES", 2)
+    monkeypatch.setattr(reading, "MAX_LOG_BYTES", 2)
     with pytest.raises(RunLogError, match="3 bytes; a log has at most 2"):
         read_log(path)
 

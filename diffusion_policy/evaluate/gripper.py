@@ -1,8 +1,9 @@
-"""Did the policy learn to grasp? The verdict on one log, with its evidence in one line.
+"""Does the policy command its gripper to close and to open? The verdict on one log, with its evidence in one line.
 
-How a verdict is decided stands in ``verdicts``. A log without a 0..1 gripper has the verdict "no gripper command";
-where its numbers are rotation vector and gripper width, the width is judged in the same way under thresholds of its
-own (``width_verdict``).
+How a verdict is decided, and what it does not say, stands in ``verdicts``. Commands in another scale than 0..1 are
+converted where the scale is known (declared, labeled or found: ``gripper_scale``); else the verdict is "unknown scale".
+A log without a gripper command has the verdict "no gripper command"; where its numbers are rotation vector and gripper
+width, and no scale is declared, the width is judged in the same way under thresholds of its own (``width_verdict``).
 
 The naive check ("more than one distinct value, and it changes") stands beside it: it calls every one of these learned
 that is not constant.
@@ -16,18 +17,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffusion_policy.evaluate.verdicts import (
     COMMAND,
+    MIN_STEPS,
+    OPENS_AND_CLOSES,
+    PASS_THROUGH,
+    UNKNOWN_SCALE,
     WIDTH,
     Commands,
+    Scale,
     Verdict,
     asked_again,
+    counted,
     decide,
     reason,
     statistics,
 )
 from diffusion_policy.gripper_events import DeadBand, Event, EventScore, gripper_events, score_gripper_events
+from diffusion_policy.gripper_scale import DeclaredScales, FoundScales, GripperScale
 from diffusion_policy.run_log import RunLog, RunLogError, read_log
 
 __all__ = [
@@ -41,6 +50,8 @@ __all__ = [
     "score_gripper_events",
 ]
 
+FloatArray = NDArray[np.float64]
+
 _DECIMALS = 6
 
 
@@ -53,10 +64,11 @@ class GripperReport:
         verdict: see the module's text.
         reason: the evidence in one line.
         generation, layout, steps, action_dim, images: what the log is.
-        gripper_min, gripper_max, distinct_values: of the commands, in the log's unit (a width in metres for
+        gripper_min, gripper_max, distinct_values: of the commands, in the log's unit (a width in meters for
             ``xyz_rotvec_width``); None without any gripper number.
-        events: (step, "open" | "close") under the dead band; empty without a 0..1 gripper.
-        opens, closes: whether any command lies at or beyond the open or closed threshold; None without a 0..1 gripper.
+        events: (step, "open" | "close") under the dead band, by the log's own numbers; empty without a gripper command
+            of a known scale.
+        opens, closes: whether any command lies at or beyond the open or closed threshold; None without such a command.
         equals_measured_gripper: the command is the measurement at every step.
         naive: what the naive check says: its verdict, the distinct values and the changes it counts.
         duty_closed: share of decided steps in which the gripper is commanded closed.
@@ -74,7 +86,13 @@ class GripperReport:
         width_verdict: verdict on a gripper width in metres under WIDTH_BAND; None for other layouts. The statistics are
             then those of the width.
         width_events: its events.
-        commands: (N,) the gripper numbers of the log, to be drawn; not part of ``to_json``.
+        gripper_scale, measured_scale: names of the scales of command and measurement; None where they are not known, or
+            there is none.
+        scale_origin: how the command's scale is known: "declared", "labeled", "found" or "unknown"; None without one.
+        missing_steps: (first, last) number of each run of steps that the log lacks.
+        oddities: what else is odd about the log, one sentence each.
+        commands: (N,) the gripper numbers of the log, to be drawn: 0..1 where their scale is known, else as logged; not
+            part of ``to_json``.
     """
 
     file: str
@@ -106,12 +124,22 @@ class GripperReport:
     firmness: float | None = None
     width_verdict: Verdict | None = None
     width_events: tuple[Event, ...] = ()
+    gripper_scale: str | None = None
+    measured_scale: str | None = None
+    scale_origin: str | None = None
+    missing_steps: tuple[tuple[int, int], ...] = ()
+    oddities: tuple[str, ...] = ()
     commands: tuple[float, ...] = ()
 
     @property
+    def opens_and_closes(self) -> bool:
+        """Whether the gripper is commanded to close and to open by the policy's own decision, and stays so."""
+        return self.verdict == OPENS_AND_CLOSES
+
+    @property
     def learned(self) -> bool:
-        """Whether the gripper is commanded to close and to open, and keeps its mind."""
-        return self.verdict == "learned"
+        """The former name of `opens_and_closes`."""
+        return self.opens_and_closes
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; events are [step, kind]."""
@@ -132,17 +160,38 @@ class Unreadable:
         return {"file": self.file, "verdict": "unreadable", "reason": self.reason}
 
 
-def judge_file(path: str | Path) -> GripperReport | Unreadable:
+def judge_file(path: str | Path, declared: DeclaredScales | None = None) -> GripperReport | Unreadable:
     """Read and judge one log; a log that cannot be read becomes an entry that says why, and hides no other."""
     try:
-        return judge(read_log(path))
+        return judge(read_log(path), declared)
     except RunLogError as error:
         return Unreadable(str(path), str(error))
 
 
-def judge(log: RunLog) -> GripperReport:
-    """Judge the gripper of one log."""
-    gripper = log.commands[:, -1] if log.layout in ("xyz_quat_gripper", "xyz_rotvec_width") else None
+def judge(log: RunLog, declared: DeclaredScales | None = None) -> GripperReport:
+    """Judge the gripper of one log.
+
+    Args:
+        log: of any generation.
+        declared: in which scale its gripper is, where somebody says so.
+
+    Raises:
+        RunLogError: its numbers contradict what was declared.
+    """
+    scales = log.gripper_scales(declared)
+    facts = _facts(log, scales)
+    if scales is None:
+        return _without_gripper(log, facts)
+    if log.layout == "xyz_rotvec_width" and declared is None:
+        return _of_width(log, scales, facts)
+    if scales.command.scale is None:
+        return _of_unknown_scale(log, scales, facts)
+    return _of_command(log, scales.command.scale, scales, facts)
+
+
+def _facts(log: RunLog, scales: FoundScales | None) -> dict[str, Any]:
+    """What stands in every report, whatever the verdict."""
+    gripper = None if scales is None else log.commands[:, -1]
     distinct = 0 if gripper is None else len(np.unique(gripper))
     changes = 0 if gripper is None else int(np.count_nonzero(np.diff(gripper)))
     facts: dict[str, Any] = {
@@ -155,6 +204,8 @@ def judge(log: RunLog) -> GripperReport:
         "gripper_max": None if gripper is None else round(float(gripper.max()), _DECIMALS),
         "distinct_values": distinct,
         "images": sum(step.jpeg is not None for step in log.steps),
+        "missing_steps": log.missing,
+        "oddities": log.oddities,
         "commands": () if gripper is None else tuple(gripper.tolist()),
         "naive": {
             "verdict": "learned" if distinct > 1 and changes else "not learned",
@@ -162,49 +213,92 @@ def judge(log: RunLog) -> GripperReport:
             "changes": changes,
         },
     }
-    if gripper is not None:
-        commands = Commands(gripper, log.actions[..., -1], log.measured_gripper)
-        return (
-            _of_command(log, commands, facts) if log.layout == "xyz_quat_gripper" else _of_width(log, commands, facts)
-        )
-    return _without_gripper(log, facts)
+    if scales is not None:
+        facts |= {"gripper_scale": _name(scales.command.scale), "scale_origin": scales.command.origin}
+        facts["measured_scale"] = None if scales.measured is None else _name(scales.measured.scale)
+    return facts
 
 
-def _of_command(log: RunLog, commands: Commands, facts: Mapping[str, Any]) -> GripperReport:
-    verdict, band = decide(commands, COMMAND.band), COMMAND.band
-    sweep = asked_again(commands, COMMAND)
+def _name(scale: GripperScale | None) -> str | None:
+    return None if scale is None else scale.name
+
+
+def _commands(log: RunLog, scale: GripperScale | None, measured: FloatArray | None) -> Commands:
+    """The log's commands in 0..1 (as logged without a scale), beside a measurement in the same."""
+    gripper = log.actions[..., -1] if scale is None else scale.to_internal(log.actions[..., -1])
+    return Commands(gripper[:, 0], gripper, measured, log.numbers, log.stride, _is_copied(log))
+
+
+def _is_copied(log: RunLog) -> bool:
+    return log.measured_gripper is not None and bool((log.commands[:, -1] == log.measured_gripper).all())
+
+
+def _judged(commands: Commands, scale: Scale, log: RunLog) -> dict[str, Any]:
+    """Verdict, events and statistics under a scale's thresholds, by the names of ``GripperReport``."""
+    verdict, sweep = decide(commands, scale.band), asked_again(commands, scale)
+    return {
+        "verdict": verdict,
+        "reason": reason(verdict, commands, scale),
+        "events": commands.named(commands.events(scale.band)),
+        "opens": bool((commands.first >= scale.band.open).any()),
+        "closes": bool((commands.first <= scale.band.closed).any()),
+        "equals_measured_gripper": commands.copied,
+        "sweep": sweep,
+        "firmness": sum(entry["verdict"] == verdict for entry in sweep) / len(sweep),
+        **statistics(commands, scale, log.step_period),
+    }
+
+
+def _of_command(log: RunLog, scale: GripperScale, scales: FoundScales, facts: dict[str, Any]) -> GripperReport:
+    measured, aside = log.measured_gripper, ""
+    if scales.measured is not None and measured is not None:
+        known = scales.measured.scale
+        measured = None if known is None else known.to_internal(measured)
+        if known is None:
+            aside = (
+                f"; the measured gripper ({scales.measured.low:.3g} to {scales.measured.high:.3g}) is in an unknown "
+                f"scale and was left aside: {scales.flag()}"
+            )
+    commands = _commands(log, scale, measured)
+    found = _judged(commands, COMMAND, log)
+    if not scale.is_internal:
+        aside += f"; {scales.command.reason}, converted to 0..1"
+    facts |= {"commands": tuple(commands.first.tolist())}
+    return GripperReport(**facts | found | {"reason": found["reason"] + aside + _odd(log)})
+
+
+def _of_width(log: RunLog, scales: FoundScales, facts: dict[str, Any]) -> GripperReport:
+    measured = log.measured_gripper
+    if measured is not None and scales.measured is not None and scales.measured.is_internal:
+        measured = WIDTH.of_share(measured)  # a measurement of 0..1 beside a command in meters
+    found = _judged(_commands(log, None, measured), WIDTH, log)
+    said = f"a width in meters, no 0..1 gripper: by its own thresholds {found['verdict']}; {found['reason']}{_odd(log)}"
+    unsaid = {"events": (), "opens": None, "closes": None, "equals_measured_gripper": False}
+    judged = {"width_verdict": found["verdict"], "width_events": found["events"]}
+    return GripperReport(**facts | found | unsaid | judged | {"verdict": "no gripper command", "reason": said})
+
+
+def _of_unknown_scale(log: RunLog, scales: FoundScales, facts: dict[str, Any]) -> GripperReport:
+    command, copied, steps = scales.command, _is_copied(log), counted(len(log.steps), "step")
+    said = f"commands are {command.low:.3g} to {command.high:.3g} in {steps}: {command.reason}"
+    verdict, said = UNKNOWN_SCALE, f"{said}; say which: {scales.advice()}"
+    if copied and len(log.steps) >= MIN_STEPS:
+        copy = f"the command equals the measured gripper at all {steps}: it is copied, not decided"
+        verdict, said = PASS_THROUGH, f"{copy}; {said}"
     return GripperReport(
         **facts,
         verdict=verdict,
-        reason=reason(verdict, commands, COMMAND),
-        events=tuple(commands.events(band)),
-        opens=bool((commands.first >= band.open).any()),
-        closes=bool((commands.first <= band.closed).any()),
-        equals_measured_gripper=commands.copied,
-        sweep=sweep,
-        firmness=sum(entry["verdict"] == verdict for entry in sweep) / len(sweep),
-        **statistics(commands, COMMAND, log.step_period),
-    )
-
-
-def _of_width(log: RunLog, commands: Commands, facts: Mapping[str, Any]) -> GripperReport:
-    verdict, band = decide(commands, WIDTH.band), WIDTH.band
-    sweep = asked_again(commands, WIDTH)
-    said = f"a width in metres, no 0..1 gripper: by its own thresholds {verdict}; {reason(verdict, commands, WIDTH)}"
-    return GripperReport(
-        **facts,
-        verdict="no gripper command",
-        reason=said,
+        reason=said + _odd(log),
         events=(),
         opens=None,
         closes=None,
-        equals_measured_gripper=False,
-        width_verdict=verdict,
-        width_events=tuple(commands.events(band)),
-        sweep=sweep,
-        firmness=sum(entry["verdict"] == verdict for entry in sweep) / len(sweep),
-        **statistics(commands, WIDTH, log.step_period),
+        equals_measured_gripper=copied,
     )
+
+
+def _odd(log: RunLog) -> str:
+    """Missing steps, behind a reason."""
+    return "".join(f"; {oddity}" for oddity in log.oddities)
 
 
 def _without_gripper(log: RunLog, facts: Mapping[str, Any]) -> GripperReport:
@@ -216,5 +310,6 @@ def _without_gripper(log: RunLog, facts: Mapping[str, Any]) -> GripperReport:
     else:
         said = f"{log.commands.shape[1]} numbers a command that fit no known layout"
     return GripperReport(
-        **facts, verdict=verdict, reason=said, events=(), opens=None, closes=None, equals_measured_gripper=False
-    )
+        **facts, verdict=verdict, reason=said + _odd(log), events=(), opens=None, closes=None,
+        equals_measured_gripper=False,
+    )  # fmt: skip

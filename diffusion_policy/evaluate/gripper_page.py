@@ -8,6 +8,7 @@ from pathlib import Path
 
 from diffusion_policy.evaluate.gripper import GripperReport, Unreadable
 from diffusion_policy.evaluate.verdicts import COMMAND, WIDTH, Scale
+from diffusion_policy.gripper_events import DeadBand
 
 WIDE, HIGH = 220, 42
 _POINTS = 440
@@ -40,8 +41,8 @@ def verdict_page(summary: Sequence[str], groups: Mapping[str, Sequence[GripperRe
     )
     legend = (
         '<p class="dim">Each line is the commanded gripper over the steps of a log, open at the top; the grey band is '
-        "the dead band, in which the gripper keeps its state. Firm is the share of other dead bands that give the same "
-        "verdict.</p>"
+        "the dead band, in which the gripper keeps its state (where the scale is unknown, a line in the middle). "
+        "Firm is the share of other dead bands that give the same verdict.</p>"
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
@@ -70,7 +71,7 @@ def _unreadable(entry: Unreadable) -> str:
 
 
 def _row(report: GripperReport) -> str:
-    kind = "good" if report.learned else "bad"
+    kind = "good" if report.opens_and_closes else "bad"
     firm = "-" if report.firmness is None else f"{report.firmness:.0%}"
     width = (
         "" if report.width_verdict is None else f'<br><span class="dim">width: {escape(report.width_verdict)}</span>'
@@ -84,9 +85,9 @@ def _row(report: GripperReport) -> str:
 
 def _drawn(report: GripperReport) -> str:
     """The commands as a line; nothing where there is no gripper number."""
-    scale = COMMAND if report.layout == "xyz_quat_gripper" else WIDTH
     if len(report.commands) < 2:
         return ""
+    scale = WIDTH if report.width_verdict is not None else COMMAND if report.gripper_scale else _own_range(report)
     stride = -(-len(report.commands) // _POINTS)
     values = report.commands[::stride]
     across = (WIDE - 2) / (len(values) - 1)
@@ -99,6 +100,13 @@ def _drawn(report: GripperReport) -> str:
     )
 
 
+def _own_range(report: GripperReport) -> Scale:
+    """Of commands whose scale is not known: from their lowest to their highest, without a dead band."""
+    low, high = min(report.commands), max(report.commands)
+    middle = (low + high) / 2
+    return Scale(DeadBand(middle, middle), (), max((high - low) / 2, 1e-9))
+
+
 def _level(value: float, scale: Scale) -> float:
     """Height of a command in the drawing, open at the top; what lies beyond the range is drawn at its end."""
     share = min(max((value - scale.middle) / scale.reach, -1.1), 1.1)
@@ -109,6 +117,7 @@ def _numbers(report: GripperReport) -> str:
     if not report.sweep:
         return ""
     facts = {
+        "scale": f"{report.gripper_scale} ({report.scale_origin})",
         "naive check": f"{report.naive['verdict']} ({report.naive['distinct_values']} distinct values, "
         f"{report.naive['changes']} changes)",
         "closed": _share(report.duty_closed, "of the time"),

@@ -14,7 +14,9 @@ from rich.text import Text
 
 from diffusion_policy.evaluate.gripper import GripperReport, Unreadable, judge_file
 from diffusion_policy.evaluate.gripper_page import short_name, verdict_page
+from diffusion_policy.evaluate.verdicts import OPENS_AND_CLOSES, Verdict
 from diffusion_policy.evaluate.writing import write_json, write_report
+from diffusion_policy.gripper_scale import DeclaredScales
 from diffusion_policy.intervals import difference_interval, probability_improved, wilson_interval
 from diffusion_policy.run_log import RunLogError
 
@@ -22,14 +24,16 @@ Entry = GripperReport | Unreadable
 
 # Below this probability a difference between groups is not called one.
 _SURE = 0.95
-# These say nothing of what a policy learned.
-_UNJUDGED = ("no gripper command", "too short")
+# These say nothing of when a policy would close its gripper.
+UNJUDGED: tuple[Verdict, ...] = ("no gripper command", "unknown scale", "too short")
+# What every verdict on commands leaves open.
+_LIMIT = "commands show when the gripper would close; whether it then holds anything, only a rollout shows"
 _COLUMNS = ("log", "steps", "verdict", "firm", "evidence")
 
 
 @dataclass(frozen=True)
 class GroupComparison:
-    """Shares of learned logs in two groups; logs without a gripper command, unreadable or too short do not count."""
+    """Shares of logs whose gripper opens and closes, in two groups; logs that cannot be judged do not count."""
 
     before: tuple[int, int]
     after: tuple[int, int]
@@ -40,7 +44,7 @@ class GroupComparison:
         return probability_improved(self.before, self.after)
 
     def to_json(self) -> dict[str, Any]:
-        """Counts (learned, judged) and intervals, plain JSON."""
+        """Counts and intervals, plain JSON; "learned" is the former name of "opens and closes"."""
         return {
             "before": {"learned": self.before[0], "judged": self.before[1], "interval": wilson_interval(*self.before)},
             "after": {"learned": self.after[0], "judged": self.after[1], "interval": wilson_interval(*self.after)},
@@ -62,9 +66,9 @@ class GroupComparison:
         """The comparison in words."""
         low, high = difference_interval(self.before, self.after)
         return (
-            f"{self.finding}: learned in {self.before[0]} of {self.before[1]} logs before, {self.after[0]} of "
-            f"{self.after[1]} after; difference {low:+.0%} to {high:+.0%}, probability of improvement "
-            f"{self.probability:.1%}"
+            f"{self.finding}: it opens and closes in {self.before[0]} of {self.before[1]} logs before, "
+            f"{self.after[0]} of {self.after[1]} after; difference {low:+.0%} to {high:+.0%}, "
+            f"probability of improvement {self.probability:.1%}"
         )
 
 
@@ -77,10 +81,10 @@ class Validation:
 
     @property
     def exit_status(self) -> int:
-        """0 every log learned, 1 one is not, 2 one (of either group) could not be read."""
+        """0 the gripper opens and closes in every log, 1 not in one, 2 one (of either group) could not be read."""
         if any(isinstance(entry, Unreadable) for entry in (*self.entries, *self.before)):
             return 2
-        return 0 if all(isinstance(entry, GripperReport) and entry.learned for entry in self.entries) else 1
+        return 0 if all(isinstance(entry, GripperReport) and entry.opens_and_closes for entry in self.entries) else 1
 
     @property
     def comparison(self) -> GroupComparison | None:
@@ -89,20 +93,25 @@ class Validation:
 
     def sentences(self) -> list[str]:
         """Shares with their interval, the other verdicts, and the comparison; one sentence each."""
-        learned, judged = _count(self.entries)
-        low, high = wilson_interval(learned, judged)
+        count, judged = _count(self.entries)
+        low, high = wilson_interval(count, judged)
         reports = [entry for entry in self.entries if isinstance(entry, GripperReport)]
         naive = sum(report.naive["verdict"] == "learned" for report in reports)
-        share = f" ({learned / judged:.0%}, 95 % interval {low:.0%}-{high:.0%})" if judged else ""
-        said = [f"learned: {learned} of {judged} logs with a gripper command{share}; the naive check would say {naive}"]
+        share = f" ({count / judged:.0%}, 95 % interval {low:.0%}-{high:.0%})" if judged else ""
+        said = [
+            f"{OPENS_AND_CLOSES}: {count} of {judged} logs with a gripper command{share}; the naive check would call "
+            f"{naive} learned"
+        ]
         others = Counter("unreadable" if isinstance(e, Unreadable) else e.verdict for e in self.entries)
-        del others["learned"]
+        del others[OPENS_AND_CLOSES]
         if others:
             said.append("the others: " + ", ".join(f"{count} {verdict}" for verdict, count in others.most_common()))
         widths = [report.width_verdict for report in reports if report.width_verdict is not None]
         if widths:
-            count = widths.count("learned")
-            said.append(f"{len(widths)} command a gripper width: by its own thresholds {count} of them are learned")
+            count = widths.count(OPENS_AND_CLOSES)
+            said.append(f"{len(widths)} command a gripper width: by its own thresholds {count} of them open and close")
+        if judged:
+            said.append(_LIMIT)
         return [*said, self.comparison.sentence()] if self.comparison else said
 
     def summary(self) -> str:
@@ -124,7 +133,7 @@ class Validation:
             )
         for entry in self.entries:
             name, steps, verdict, firm, evidence = map(Text, _cells(entry))
-            verdict.stylize("green" if isinstance(entry, GripperReport) and entry.learned else "red")
+            verdict.stylize("green" if isinstance(entry, GripperReport) and entry.opens_and_closes else "red")
             table.add_row(name, steps, verdict, firm, evidence)
         return Group(table, *map(Text, self.sentences()))
 
@@ -145,17 +154,24 @@ class Validation:
             write_report(html_path, verdict_page(self.sentences(), groups))
 
 
-def validate_logs(paths: Sequence[Path], before: Sequence[Path] = ()) -> Validation:
-    """Judge logs, or all logs of folders (see ``find_logs``); ``before`` is a second group to compare with.
+def validate_logs(
+    paths: Sequence[Path], before: Sequence[Path] = (), declared: DeclaredScales | None = None
+) -> Validation:
+    """Judge logs, or all logs of folders (see ``find_logs``).
+
+    Args:
+        paths: of logs and folders.
+        before: a second group to compare with.
+        declared: the scale of the grippers in all of them, where somebody says so.
 
     Raises:
         RunLogError: a folder holds no log. A log that cannot be read is an entry, not an error.
     """
-    return Validation(_judge_all(paths), _judge_all(before))
+    return Validation(_judge_all(paths, declared), _judge_all(before, declared))
 
 
-def _judge_all(paths: Iterable[Path]) -> tuple[Entry, ...]:
-    return tuple(judge_file(log) for log in find_logs(paths))
+def _judge_all(paths: Iterable[Path], declared: DeclaredScales | None) -> tuple[Entry, ...]:
+    return tuple(judge_file(log, declared) for log in find_logs(paths))
 
 
 def find_logs(paths: Iterable[Path]) -> list[Path]:
@@ -177,8 +193,8 @@ def _logs_at(path: Path) -> list[Path]:
 
 
 def _count(entries: Iterable[Entry]) -> tuple[int, int]:
-    judged = [entry for entry in entries if isinstance(entry, GripperReport) and entry.verdict not in _UNJUDGED]
-    return sum(entry.learned for entry in judged), len(judged)
+    judged = [entry for entry in entries if isinstance(entry, GripperReport) and entry.verdict not in UNJUDGED]
+    return sum(entry.opens_and_closes for entry in judged), len(judged)
 
 
 def _cells(entry: Entry) -> tuple[str, str, str, str, str]:

@@ -1,17 +1,20 @@
 """The verdict on a sequence of gripper commands: how it is decided, in which words, and how firm it is.
 
-Decided in this order; the numbers are the constants below:
+A log shows *when* a policy commands its gripper to close and to open. Whether it then holds anything, only a rollout
+shows; no verdict here says so. Decided in this order; the numbers are the constants below:
 
 1. too short: fewer than MIN_STEPS steps and no change;
 2. pass-through of the measured gripper: the command equals the measurement at every step, to the last digit;
-3. never closes: no command at or below the closed threshold;  4. never opens: none at or above the open one;
-5. chatters: at least CHATTER_BOUNCES changes are undone within BOUNCE_STEPS steps, and the gripper changes at least
+3. unknown scale: the commands are in a unit that is neither told nor unmistakable (``gripper_scale``): nothing is said;
+4. never closes: no command at or below the closed threshold;  5. never opens: none at or above the open one;
+6. chatters: at least CHATTER_BOUNCES changes are undone within BOUNCE_STEPS steps, and the gripper changes at least
    once in CHATTER_STEPS_PER_EVENT steps. A few quick reversals around one grasp are hesitation: named, not condemned;
-6. follows the measured gripper: it changes after the measurement did, and not one change was commanded, anywhere in a
+7. follows the measured gripper: it changes after the measurement did, and not one change was commanded, anywhere in a
    chunk, before. Somebody else closed the gripper, or the recording did, and the policy repeats it;
-7. learned: it closes or opens by its own decision, and stays so.
+8. opens and closes: it closes or opens by its own decision, and stays so. Earlier versions called this "learned".
 
-Pure functions on arrays. N steps, T actions of a chunk; a command of 1 is open, 0 closed, a width is in metres.
+Pure functions on arrays. N steps, T actions of a chunk; a command of 1 is open, 0 closed, a width is in meters. Steps
+are counted by the log's own numbers: what a log lacks has passed all the same.
 """
 
 from __future__ import annotations
@@ -39,8 +42,10 @@ from diffusion_policy.gripper_events import (
 )
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 Verdict = Literal[
-    "learned",
+    "opens and closes",
+    "unknown scale",
     "never closes",
     "never opens",
     "pass-through of the measured gripper",
@@ -49,6 +54,12 @@ Verdict = Literal[
     "no gripper command",
     "too short",
 ]
+
+OPENS_AND_CLOSES: Verdict = "opens and closes"
+PASS_THROUGH: Verdict = "pass-through of the measured gripper"
+UNKNOWN_SCALE: Verdict = "unknown scale"
+# Verdicts of files that earlier versions wrote, by the names of today.
+FORMER_VERDICTS: dict[str, Verdict] = {"learned": OPENS_AND_CLOSES}
 
 # 4 s at six executed actions of 10 Hz a step. Of the 58 real logs of 8-D models none is shorter.
 MIN_STEPS = 5
@@ -80,6 +91,10 @@ class Scale:
         """Between open and closed."""
         return (self.band.open + self.band.closed) / 2
 
+    def of_share(self, shares: FloatArray) -> FloatArray:
+        """0 closed .. 1 open, (N,) -> this scale."""
+        return self.middle + (2 * shares - 1) * self.reach
+
 
 def _bands(middle: float, halves: Sequence[float]) -> tuple[DeadBand, ...]:
     return tuple(DeadBand(round(middle + half, 4), round(middle - half, 4)) for half in halves)
@@ -92,26 +107,55 @@ WIDTH = Scale(WIDTH_BAND, _bands(0.05, (0, 0.0025, 0.005, 0.0075, 0.01, 0.0125, 
 
 @dataclass(frozen=True)
 class Commands:
-    """What a log says of one gripper.
+    """What a log says of one gripper, in a scale whose thresholds are known.
 
     Attributes:
         first: (N,) the next command at each step.
         chunks: (N, T) all commands of each chunk.
-        measured: (N,) the gripper before each command; None where the log does not hold it.
+        measured: (N,) the gripper before each command, in the same scale; None where the log does not hold it, or its
+            scale is not known.
+        numbers: (N,) the steps' own numbers, rising; 0, 1, ... by default.
+        stride: by how much they usually go up.
+        copied: whether the command is the measurement at every step, as logged.
     """
 
     first: FloatArray
     chunks: FloatArray
     measured: FloatArray | None = None
+    numbers: IntArray | None = None
+    stride: int = 1
+    copied: bool = False
 
     @property
-    def copied(self) -> bool:
-        """Whether the command is the measurement at every step."""
-        return self.measured is not None and bool((self.first == self.measured).all())
+    def at(self) -> IntArray:
+        """(N,) when each step was, in inferences since the first: what the log lacks is counted."""
+        numbers = np.arange(len(self.first)) if self.numbers is None else self.numbers
+        return (numbers - numbers[:1].sum()) // self.stride
+
+    @property
+    def duration(self) -> int:
+        """Steps from the first to the last, those that the log lacks included."""
+        return int(self.at[-1]) + 1 if len(self.first) else 0
 
     def events(self, band: DeadBand) -> list[Event]:
-        """Changes of the commanded state."""
+        """Changes of the commanded state, by position in the log."""
         return gripper_events(self.first, band.open, band.closed)
+
+    def named(self, events: Sequence[Event]) -> tuple[Event, ...]:
+        """Events by the log's own numbers."""
+        return tuple((step if self.numbers is None else int(self.numbers[step]), kind) for step, kind in events)
+
+    def timed(self, events: Sequence[Event]) -> list[Event]:
+        """Events by when they were (`at`)."""
+        return [(int(self.at[step]), kind) for step, kind in events]
+
+    def when(self, step: int) -> str:
+        """The step of an event in words; between two where the log lacks what lies before it."""
+        ((number, _),) = self.named([(step, "close")])
+        if step and self.at[step] - self.at[step - 1] > 1:
+            ((before, _),) = self.named([(step - 1, "close")])
+            return f"between steps {before} and {number}"
+        return f"at step {number}"
 
     def order(self, band: DeadBand) -> tuple[Order, ...] | None:
         """Of each event, whether it was commanded before it was measured; None without a measurement."""
@@ -121,22 +165,23 @@ class Commands:
 
 
 def decide(commands: Commands, band: DeadBand) -> Verdict:
-    """The verdict, in the order of the module's text."""
+    """The verdict on commands whose scale is known, in the order of the module's text."""
     events, values = commands.events(band), commands.first
     if len(values) < MIN_STEPS and not events:
         return "too short"
     if commands.copied:
-        return "pass-through of the measured gripper"
+        return PASS_THROUGH
     if not (values <= band.closed).any():
         return "never closes"
     if not (values >= band.open).any():
         return "never opens"
-    if count_bounces(events) >= CHATTER_BOUNCES and len(events) * CHATTER_STEPS_PER_EVENT >= len(values):
+    chatter = count_bounces(commands.timed(events)) >= CHATTER_BOUNCES
+    if chatter and len(events) * CHATTER_STEPS_PER_EVENT >= commands.duration:
         return "chatters"
     order = commands.order(band) or ()
     if "ahead" not in order and "behind" in order:
         return "follows the measured gripper"
-    return "learned"
+    return OPENS_AND_CLOSES
 
 
 def asked_again(commands: Commands, scale: Scale) -> tuple[dict[str, Any], ...]:
@@ -155,41 +200,43 @@ def asked_again(commands: Commands, scale: Scale) -> tuple[dict[str, Any], ...]:
 def reason(verdict: Verdict, commands: Commands, scale: Scale) -> str:
     """The evidence in one line."""
     values, events = commands.first, commands.events(scale.band)
-    steps = _counted(len(values), "step")
+    steps = counted(len(values), "step")
     weak = ", too few to be sure" if len(values) < WEAK_STEPS else ""
     span = f"{values.min():.3f}-{values.max():.3f}{scale.unit}"
     if verdict == "too short":
         return f"{steps} without a change; at least {MIN_STEPS} are needed to say anything"
-    if verdict == "pass-through of the measured gripper":
+    if verdict == PASS_THROUGH:
         return f"the command equals the measured gripper at all {steps}: it is copied, not decided"
     if verdict == "never closes":
         return f"commands stay in {span}, none is <= {scale.band.closed}{scale.unit} ({steps}{weak})"
     if verdict == "never opens":
         return f"commands stay in {span}, none is >= {scale.band.open}{scale.unit} ({steps}{weak})"
     if verdict == "chatters":
-        bounces = count_bounces(events)
+        bounces = count_bounces(commands.timed(events))
         return f"{len(events)} changes in {steps}, {bounces} of them undone within {BOUNCE_STEPS} steps"
     if verdict == "follows the measured gripper":
         first, kind = events[0]
         count = f"{len(events)} changes, the first" if len(events) > 1 else "its one change, a"
-        return f"{count} {kind} at step {first}: none was commanded before it was measured; it is repeated, not decided"
+        when = commands.when(first)
+        return f"{count} {kind} {when}: none was commanded before it was measured; it is repeated, not decided"
     return _story(commands, events, scale.band)
 
 
 def _story(commands: Commands, events: Sequence[Event], band: DeadBand) -> str:
-    """What a gripper that was learned does."""
+    """What a gripper that opens and closes does, and when."""
     first = next((step for step, kind in events if kind == "close"), None)
-    opening = "starts closed" if first is None else f"closes at step {first}"
+    opening = "starts closed" if first is None else f"closes {commands.when(first)}"
     following = next((step for step, kind in events if kind == "open" and (first is None or step > first)), None)
-    ending = "" if following is None else f", opens at step {following}"
-    order, bounces = commands.order(band), count_bounces(events)
+    ending = "" if following is None else f", opens {commands.when(following)}"
+    order, bounces = commands.order(band), count_bounces(commands.timed(events))
     decided = "" if order is None else f", {order.count('ahead')} of them before the measured gripper"
     hesitation = f"; hesitates: {bounces} undone within {BOUNCE_STEPS} steps" if bounces else ""
-    changes = f"{_counted(len(events), 'change')} in {_counted(len(commands.first), 'step')}"
+    changes = f"{counted(len(events), 'change')} in {counted(len(commands.first), 'step')}"
     return f"{opening}{ending}; {changes}{decided}{hesitation}"
 
 
-def _counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """A number and its noun."""
     return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
@@ -201,12 +248,13 @@ def statistics(commands: Commands, scale: Scale, step_period: float | None) -> d
     measured = None if commands.measured is None else gripper_states(commands.measured, band)
     order = commands.order(band)
     both = None if measured is None else (measured != UNDECIDED) & (states != UNDECIDED)
+    timed = commands.timed(events)
     return {
         "duty_closed": float((decided == CLOSED).mean()) if decided.size else None,
-        "dwell_steps": tuple(np.diff([step for step, _ in events], append=len(values)).tolist()) if events else (),
-        "bounces": count_bounces(events),
+        "dwell_steps": tuple(np.diff([step for step, _ in timed], append=commands.duration).tolist()) if events else (),
+        "bounces": count_bounces(timed),
         "settled_events": len(gripper_events(values, band.open, band.closed, min_dwell=BOUNCE_STEPS + 1)),
-        "flips_per_minute": len(events) / (len(values) * step_period / 60) if step_period else None,
+        "flips_per_minute": len(events) / (commands.duration * step_period / 60) if step_period else None,
         "undecided": float(((values > band.closed) & (values < band.open)).mean()),
         "margin": float(min(1.0, np.median(np.abs(values - scale.middle)) / scale.reach)),
         "leads_measurement": None if order is None else order.count("ahead"),

@@ -66,10 +66,6 @@ class FoundScale:
         """Whether it is known to be 0 closed to 1 open."""
         return self.scale is not None and self.scale.is_internal
 
-    def advice(self) -> str:
-        """The words that settle it, "NAME or NAME"; as a flag takes them."""
-        return " or ".join(dict.fromkeys(scale.name for scale in self.candidates)) or "NAME"
-
 
 @dataclass(frozen=True)
 class FoundScales:
@@ -92,6 +88,11 @@ class FoundScales:
             return prefix + _likeliest(self.command)
         names = (_likeliest(self.command), _likeliest(self.measured))
         return prefix + (names[0] if names[0] == names[1] else "/".join(names))
+
+    def advice(self, prefix: str = f"{FLAG} ") -> str:
+        """The flag, and the other names that the first unknown column may have."""
+        others = [scale.name for _, found in self.unknown[:1] for scale in found.candidates[1:]]
+        return self.flag(prefix) + (f" (or {', or '.join(others)})" if others else "")
 
 
 def _likeliest(found: FoundScale) -> str:
@@ -253,10 +254,11 @@ def _of_itself(column: _Column) -> FoundScale:
         "0..1 without 1": "within 0..1, but it never reaches 1: 0..1, or an angle, or a width",
         "near 0": "near 0 throughout: closed in 0..1, or the lower end of any scale",
         "nothing": "without a number",
+        "radians": "it looks like an angle, of which the range tells neither the polarity nor the full opening",
         "counts": "no unit that is known here",
     }
-    known = "it looks like {}, of which the range tells neither the polarity nor the full opening"
-    return _unknown(column, reasons.get(column.family, known.format(column.family)))
+    known = f"it looks like {column.family}, and the range does not tell which end is open"
+    return _unknown(column, reasons.get(column.family, known))
 
 
 def _unknown(column: _Column, reason: str) -> FoundScale:
@@ -270,23 +272,26 @@ def _candidates(column: _Column) -> tuple[GripperScale, ...]:
     bottom = min(column.low, 0.0)
     top = column.high if column.high > bottom else 0.0
     low, high = f"{bottom:.4g}", f"{top:.2g}"
+    span = (f"range:{low}:{top:.4g}", f"range:{top:.4g}:{low}")
     angle = (f"radians:{high}", f"radians_closed:{high}")
     if column.family == "radians" and column.low < -SLACK:
-        angle = (f"radians:{low}:{high}", f"radians:{high}:{low}")
+        span = (f"range:{low}:{top:.4g}", f"range:{top:.4g}:{low}")
+    angle = (f"radians:{low}:{high}", f"radians:{high}:{low}")
     names: dict[Family, tuple[str, str]] = {
         "0..1": ("open1", "closed1"),
         "near 0": ("open1", "closed1"),
         "-1..1": ("signed_open1", "signed_closed1"),
-        "0..100": ("percent", "percent_closed"),
-        "0..255": ("byte", "byte_closed"),
+        "0..100": ("percent", "percent_closed") if top > _REACHES_ONE * 100 else span,
+        "0..255": ("byte", "byte_closed") if top > _REACHES_ONE * 255 else span,
         "meters": (f"meters:{high}", f"meters_closed:{high}"),
         "radians": angle,
         "0..1 without 1": angle,
-        "counts": (f"range:{low}:{top:.4g}", f"range:{top:.4g}:{low}"),
+        "counts": span,
     }
     opened, closed = names[column.family]
     turned = column.begins_high is False and column.family != "meters"
-    more = ("open1",) if column.family == "0..1 without 1" else ()
+    others: dict[Family, str] = {"0..1 without 1": "open1", "0..100": "percent", "0..255": "byte"}
+    more = tuple(name for family, name in others.items() if family == column.family and name not in (opened, closed))
     return tuple(parse_scale(name) for name in ((closed, opened) if turned else (opened, closed)) + more)
 
 

@@ -15,6 +15,7 @@ measurement: ``signed_closed1/meters:0.08``.
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -137,6 +138,16 @@ def parse_scales(name: str | None) -> DeclaredScales | None:
     if len(parts) > 2:
         raise SpecError(f"gripper scale {name!r} has {len(parts)} names; expected one, or COMMAND/MEASURED")
     return DeclaredScales(*parts)
+
+
+def add_gripper_scale(parser: argparse.ArgumentParser) -> None:
+    """The flag ``--gripper-scale``, the same in every script; ``parse_scales`` reads it."""
+    parser.add_argument(
+        FLAG,
+        metavar="NAME",
+        help="scale of the gripper's numbers, or COMMAND/MEASURED: open1 (0..1, 1 = open; the default), closed1, "
+        "signed_open1, signed_closed1, percent, byte, meters:0.08, radians:0.8, ... (docs/data.md)",
+    )
 
 
 def labeled_scales(semantics: Mapping[str, Any] | None, where: str) -> DeclaredScales | None:

@@ -17,6 +17,8 @@ from typing import Any
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.evaluate.gripper_table import UNJUDGED
+from diffusion_policy.evaluate.verdicts import OPENS_AND_CLOSES
 from diffusion_policy.evaluate.writing import write_report
 from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.report import ReportError
@@ -169,7 +171,7 @@ def read_open_loop(path: Path) -> list[Mapping[str, Any]]:
 
 
 def conclude(examination: Examination, logs: Sequence[LogEvidence], run: RunFolder | None) -> Verdict:
-    """The verdict: the cause if something is wrong, else what was learned."""
+    """The verdict: the cause if something is wrong, else what was found of the gripper."""
     diagnosis = examination.diagnosis
     cause = diagnosis.cause
     where = f"{cause.about}: " if cause is not None and len(logs) > 1 and cause in examination.groups["log"] else ""
@@ -177,21 +179,21 @@ def conclude(examination: Examination, logs: Sequence[LogEvidence], run: RunFold
     deploys = bool(logs or run or "checkpoint" in examination.groups or "open loop" in examination.groups)
     if any(finding.severity == "error" for finding in examination.findings):
         return Verdict("bad", f"{'Do not deploy it' if deploys else 'Do not train on it yet'}: {said}.")
-    learned = _learned(logs)
+    gripper = _opens_and_closes(logs)
     if cause is None:
-        return Verdict("good", f"{'It can be deployed' if deploys else 'It can be trained on'}: {learned}{said}.")
-    return Verdict("doubt", f"{'It runs' if deploys else 'It can be trained on'}, with doubts: {learned}{said}.")
+        return Verdict("good", f"{'It can be deployed' if deploys else 'It can be trained on'}: {gripper}{said}.")
+    return Verdict("doubt", f"{'It runs' if deploys else 'It can be trained on'}, with doubts: {gripper}{said}.")
 
 
-def _learned(logs: Sequence[LogEvidence]) -> str:
-    """In how many logs the gripper is learned, of those that can tell."""
+def _opens_and_closes(logs: Sequence[LogEvidence]) -> str:
+    """In how many logs the gripper is commanded to close and to open, of those that can tell."""
     verdicts = [evidence.gripper.verdict for evidence in logs]
-    judged = [verdict for verdict in verdicts if verdict not in ("no gripper command", "too short")]
+    judged = [verdict for verdict in verdicts if verdict not in UNJUDGED]
     if not judged:
         return ""
-    count = judged.count("learned")
+    count = judged.count(OPENS_AND_CLOSES)
     low, high = wilson_interval(count, len(judged))
-    return f"the gripper is learned in {count} of {len(judged)} logs (95 % interval {low:.0%}-{high:.0%}); "
+    return f"the gripper opens and closes in {count} of {len(judged)} logs (95 % interval {low:.0%}-{high:.0%}); "
 
 
 def _lead(verdict: Verdict, examination: Examination) -> str:

@@ -73,7 +73,7 @@ OF_ONE_LOG = "log-"
 SYMPTOMS = {
     "size-mismatch": "the sizes do not match",
     "loss-does-not-fall": "the loss does not fall",
-    "gripper-verdict": "the gripper is not learned",
+    "gripper-verdict": "the gripper is not commanded to close and to open",
     "beats-baselines": "baselines are not beaten",
 }
 

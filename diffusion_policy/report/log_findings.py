@@ -93,7 +93,7 @@ def gripper(evidence: LogEvidence) -> Finding:
     """The verdict."""
     report = evidence.gripper
     said = f"{report.verdict}: {report.reason}"
-    if report.verdict == "learned":
+    if report.opens_and_closes:
         if report.firmness is not None and report.firmness < FIRM:
             evidence_text = f"{said}; but only {report.firmness:.0%} of the dead bands agree"
             return Finding("gripper-verdict", "note", evidence_text, "look at its timeline", about=evidence.name)

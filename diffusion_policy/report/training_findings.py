@@ -282,7 +282,7 @@ def overfitting(run: RunFolder) -> Finding | None:
     return ok("overfitting", f"the validation loss ends at {curve[-1][1]:.3g}, its lowest is {lowest:.3g}", run.name)
 
 
-def gripper_learned(run: RunFolder) -> Finding | None:
+def gripper_events_found(run: RunFolder) -> Finding | None:
     """Whether recorded events were found in held-out episodes."""
     f1, recorded = run.last("val_gripper_f1"), run.last("val_gripper_events_recorded")
     if f1 is None or not recorded:
@@ -294,7 +294,9 @@ def gripper_learned(run: RunFolder) -> Finding | None:
         f"{found} of {int(recorded)} held-out gripper events found (95 % interval {low:.0%}-{high:.0%}), {flips} false"
     )
     if not found:
-        return Finding("gripper-verdict", "error", f"the gripper is not learned: {said}", "see above", about=run.name)
+        return Finding(
+            "gripper-verdict", "error", f"no recorded gripper event is predicted: {said}", "see above", about=run.name
+        )
     if f1 < POOR_F1:
         return Finding("gripper-verdict", "warning", f"{said}: F1 {f1:.2f}", "train longer; see above", about=run.name)
     return ok("gripper-verdict", f"{said}: F1 {f1:.2f}", run.name)
@@ -335,6 +337,6 @@ RUN_CHECKS = (
     average_follows,
     overfitting,
     sight,
-    gripper_learned,
+    gripper_events_found,
     checkpoints,
 )

@@ -27,17 +27,17 @@ def report(tmp_path: Path, *arguments: Any, **options: Any) -> GripperReport:
 @pytest.mark.parametrize(
     ("commands", "verdict", "evidence", "naive"),
     [
-        (GRASP, "learned", "closes at step 20, opens at step 35; 2 changes in 45 steps", "learned"),
-        ([1.0] * 20 + [0.1] * 3, "learned", "closes at step 20; 1 change in 23 steps", "learned"),
-        ([0.0] * 5 + [1.0] * 5, "learned", "starts closed, opens at step 5", "learned"),
-        ([*GRASP, 0.0, 1.0, 1.0], "learned", "hesitates: 1 undone within 2 steps", "learned"),
+        (GRASP, "opens and closes", "closes at step 20, opens at step 35; 2 changes in 45 steps", "learned"),
+        ([1.0] * 20 + [0.1] * 3, "opens and closes", "closes at step 20; 1 change in 23 steps", "learned"),
+        ([0.0] * 5 + [1.0] * 5, "opens and closes", "starts closed, opens at step 5", "learned"),
+        ([*GRASP, 0.0, 1.0, 1.0], "opens and closes", "hesitates: 1 undone within 2 steps", "learned"),
         (WANDERING, "never closes", "commands stay in 0.98", "learned"),
         ([0.999] * 30, "never closes", "commands stay in 0.999-0.999", "not learned"),
         ([0.5, 0.6, 0.4] * 10, "never closes", "commands stay in 0.400-0.600", "learned"),
         ([0.0, 0.01] * 5, "never opens", r"10 steps, too few to be sure", "learned"),
         ([1.0, 0.0] * 10, "chatters", "19 changes in 20 steps, 18 of them undone within 2 steps", "learned"),
         ([0.9, 0.95, 0.9], "too short", "3 steps without a change", "learned"),
-        ([1.0, 0.0], "learned", "closes at step 1", "learned"),
+        ([1.0, 0.0], "opens and closes", "closes at step 1", "learned"),
     ],
 )
 def test_verdicts(tmp_path: Path, commands: list[float], verdict: str, evidence: str, naive: str) -> None:
@@ -45,12 +45,12 @@ def test_verdicts(tmp_path: Path, commands: list[float], verdict: str, evidence:
     assert found.verdict == verdict
     assert evidence in found.reason
     assert found.naive["verdict"] == naive
-    assert found.learned == (verdict == "learned")
+    assert found.opens_and_closes == found.learned == (verdict == "opens and closes")
 
 
 def test_hesitation_in_a_long_run_is_not_chatter(tmp_path: Path) -> None:
     bursts = ([1.0] * 100 + [0.0, 1.0]) * 10
-    assert report(tmp_path, bursts).verdict == "learned"
+    assert report(tmp_path, bursts).verdict == "opens and closes"
     assert report(tmp_path, [1.0, 0.0] * 12 + [1.0] * 100).verdict == "chatters"
 
 
@@ -61,7 +61,7 @@ def test_pass_through(tmp_path: Path) -> None:
     assert found.leads_measurement == 0
 
 
-def test_a_noisy_copy_of_the_measurement_is_not_learned(tmp_path: Path) -> None:
+def test_a_noisy_copy_of_the_measurement_decides_nothing(tmp_path: Path) -> None:
     """The failure that the last digit hides: what is measured now is commanded now, with a little noise."""
     noisy = (np.array(GRASP) + 0.01 * RNG.standard_normal(len(GRASP))).tolist()
     found = report(tmp_path, noisy, measured=GRASP)
@@ -84,7 +84,7 @@ def test_a_decision_inside_a_chunk_counts(tmp_path: Path) -> None:
     path.write_text(json.dumps(log))
     found = judge_file(path)
     assert isinstance(found, GripperReport)
-    assert (found.verdict, found.leads_measurement) == ("learned", 1)
+    assert (found.verdict, found.leads_measurement) == ("opens and closes", 1)
     assert found.reason.endswith("1 change in 20 steps, 1 of them before the measured gripper")
     assert found.agrees_with_measurement == 1.0
 
@@ -109,7 +109,7 @@ def test_settled_events_ignore_hesitation(tmp_path: Path) -> None:
 
 def test_a_verdict_near_a_threshold_is_not_firm(tmp_path: Path) -> None:
     found = report(tmp_path, [1.0] * 10 + [0.27] * 10 + [1.0] * 10)
-    assert found.verdict == "learned"
+    assert found.verdict == "opens and closes"
     assert found.firmness == pytest.approx(0.5)
 
 
@@ -130,10 +130,14 @@ def test_layouts_without_a_gripper_command(tmp_path: Path) -> None:
         None,
     )
     assert found.width_events == ((2, "close"), (4, "open"))
-    assert found.width_verdict == "learned"
-    assert "a width in metres, no 0..1 gripper: by its own thresholds learned; closes at step 2" in found.reason
+    assert found.width_verdict == "opens and closes"
+    assert (
+        "a width in meters, no 0..1 gripper: by its own thresholds opens and closes; closes at step 2" in found.reason
+    )
     assert (found.duty_closed, found.dwell_steps) == (pytest.approx(2 / 5), (2, 1))
-    assert "1 command a gripper width: by its own thresholds 1 of them are learned" in validate_logs([path]).summary()
+    assert (
+        "1 command a gripper width: by its own thresholds 1 of them open and close" in validate_logs([path]).summary()
+    )
 
     poses = document([1.0] * 6)
     for step in poses["steps"]:
@@ -190,7 +194,7 @@ def test_runs_of_the_server_are_found_beside_old_logs(tmp_path: Path) -> None:
     found = validate_logs([tmp_path]).entries
     assert [(entry.file, entry.verdict) for entry in found if isinstance(entry, GripperReport)] == [
         ("inference_log_20260108_101112.json", "never closes"),
-        ("run_20260108_171739", "learned"),
+        ("run_20260108_171739", "opens and closes"),
     ]
     (alone,) = validate_logs([session]).entries
     assert isinstance(alone, GripperReport)
@@ -203,7 +207,7 @@ def test_groups_are_compared(tmp_path: Path) -> None:
     better = validate_logs([good] * 12, before=[bad] * 12 + [short])
     assert better.comparison == GroupComparison((0, 12), (12, 12))
     assert better.comparison.probability > 0.999
-    assert "the gripper improved: learned in 0 of 12 logs before, 12 of 12 after" in better.summary()
+    assert "the gripper improved: it opens and closes in 0 of 12 logs before, 12 of 12 after" in better.summary()
     assert "the gripper got worse" in validate_logs([bad] * 12, before=[good] * 12).summary()
     assert "no difference can be claimed" in validate_logs([good], before=[bad]).summary()
     better.write(json_path=tmp_path / "out.json", html_path=tmp_path / "out.html")
@@ -222,7 +226,7 @@ def test_pages_escape_what_logs_say(tmp_path: Path) -> None:
     assert "<b>log" not in page.read_text()
     (tmp_path / "file").write_text("")
     assert page.read_text().count("<polyline") == 1
-    assert "0.3-0.7 learned (2 changes)" in page.read_text()
+    assert "0.3-0.7 opens and closes (2 changes)" in page.read_text()
     with pytest.raises(EvaluateError, match="cannot be written"):
         validate_logs([log]).write(json_path=tmp_path / "file" / "out.json")
 
@@ -246,5 +250,5 @@ def test_all_real_logs(shared_data: Path) -> None:
             assert verdict == "chatters"
         else:
             # In one log something else closes the hand for one step; no chunk had asked for it.
-            assert (verdict != "learned") == (name == "inference_log_20251124_230323.json")
-            assert (verdict == "learned") == (found[name]["leads_measurement"] > 0)
+            assert (verdict != "opens and closes") == (name == "inference_log_20251124_230323.json")
+            assert (verdict == "opens and closes") == (found[name]["leads_measurement"] > 0)

@@ -40,7 +40,9 @@ def test_a_cause_may_explain_several_symptoms() -> None:
     gripper = Finding("gripper-verdict", "error", "never closes")
     baselines = Finding("beats-baselines", "error", "does not beat hold pose")
     sentence = diagnose([WARM_UP, FLAT, gripper, baselines]).sentence()
-    assert sentence.endswith("why the loss does not fall, the gripper is not learned and baselines are not beaten")
+    assert sentence.endswith(
+        "why the loss does not fall, the gripper is not commanded to close and to open and baselines are not beaten"
+    )
 
 
 def test_one_log_explains_nothing_in_another() -> None:

@@ -61,7 +61,13 @@ RUNS: list[tuple[str, str, list[dict[str, Any]], str, str]] = [
     ("held-out", "warning", LOST, "", "nothing was validated"),
     ("sight", "note", spoiled(val_image_features=7), "", "only 7 of 64"),
     ("sight", "error", spoiled(val_image_features=0), "", "sees nothing"),
-    ("gripper-verdict", "error", spoiled(val_gripper_f1=0.0, val_gripper_events_found=0), "", "not learned: 0 of 20"),
+    (
+        "gripper-verdict",
+        "error",
+        spoiled(val_gripper_f1=0.0, val_gripper_events_found=0),
+        "",
+        "event is predicted: 0 of 20",
+    ),
     ("gripper-verdict", "warning", spoiled(val_gripper_f1=0.3, val_gripper_events_found=6), "", "F1 0.30"),
 ]
 

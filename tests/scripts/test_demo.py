@@ -79,15 +79,18 @@ def test_the_first_failure_is_the_last_command(tmp_path: Path, second: str, stat
 @pytest.mark.parametrize(
     ("verdicts", "ahead", "said"),
     [
-        (["learned", "learned"], 2, "The gripper was learned"),
-        (["learned", "never closes"], 2, "The gripper was not learned"),
-        (["learned", "learned"], 0, "only 0 of 4 times before the measured one: it may be a copy"),
+        (["opens and closes", "learned"], 2, "The gripper opens and closes, by its commands on recordings"),
+        (["opens and closes", "never closes"], 2, "opens and closes in 1 of 2 held-out episodes"),
+        (["opens and closes", "opens and closes"], 0, "only 0 of 4 times before the measured one: it may be a copy"),
     ],
 )
 def test_the_headline_is_the_verdict(verdicts: list[str], ahead: int, said: str) -> None:
     events = [[10, "close"], [20, "open"]]
     logs = [{"verdict": verdict, "events": events, "leads_measurement": ahead} for verdict in verdicts]
     assert said in demo.headline(logs)
+    for word in ("learned", "grasp"):
+        assert word not in demo.headline(logs) + demo.how_firm(logs), "commands on recordings do not show that"
+    assert "only a rollout shows" in demo.how_firm(logs)
 
 
 def test_recording_is_a_door(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -164,7 +164,7 @@ def test_why_the_gripper_is_always_open(
     told = doctor("--dataset", dataset, "--log", log)
     assert (told["status"], told["cause"]["code"]) == (1, code)
     assert says in told["cause"]["evidence"]
-    assert told["diagnosis"].endswith("why the gripper is not learned")
+    assert told["diagnosis"].endswith("why the gripper is not commanded to close and to open")
     assert told["next_command"].startswith("python scripts/")
 
 
@@ -190,7 +190,7 @@ def test_a_normaliser_that_never_saw_the_gripper_move(tmp_path: Path, sound: Sou
     told = doctor("--checkpoint", path, "--dataset", sound.dataset, "--log", write_log(tmp_path / "log", [0.99] * 30))
     assert told["cause"]["code"] == "gripper-statistics"
     assert "it was fitted where the gripper never moved" in told["diagnosis"]
-    assert told["diagnosis"].endswith("it is why the gripper is not learned")
+    assert told["diagnosis"].endswith("it is why the gripper is not commanded to close and to open")
 
 
 def from_scratch(parts: dict) -> None:

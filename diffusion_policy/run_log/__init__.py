@@ -1,0 +1,24 @@
+"""The log of a run: what the robot saw, what the policy answered, step by step.
+
+Inference servers of this robot wrote ``inference_log_YYYYMMDD_HHMMSS.json`` in three shapes; ``read_log`` reads all of
+them into one ``RunLog``, and ``write_inference_log`` writes the third. The fourth is this server's folder:
+
+1. ``{"inputs": [{"step", "state"}], "outputs": [{"step", "action": [[A] x T]}]}``;
+2. ``{"steps": [{"step", "input": {"state", "timestamp"}, "action": {"values": [[A] x T]}}]}``;
+3. ``{"meta": {"checkpoint", "start_time", ...}, "steps": [{"step", "timing": {...}, "input": {"state", "image_base64"},
+   "action": {"values": [[A] x T]}}]}``;
+4. a folder with ``meta.json``, ``steps.jsonl`` and ``images/``, see ``serve.session_log``.
+
+A log is untrusted input: its size is bounded, every number is checked, and whatever does not fit is refused by file and
+place. Which layout its numbers have (pose + gripper, or rotation vector + width) is told from the numbers themselves
+where the log does not name them; old logs do not.
+
+Legend of shapes: N steps, S state dimensions, T actions of a chunk, A action dimensions. Positions are metres,
+quaternions xyzw, gripper 1 = open.
+"""
+
+from diffusion_policy.run_log.log import LogStep, RunLog, RunLogError, layout_of_commands
+from diffusion_policy.run_log.reading import read_log
+from diffusion_policy.run_log.writing import write_inference_log
+
+__all__ = ["LogStep", "RunLog", "RunLogError", "layout_of_commands", "read_log", "write_inference_log"]

@@ -1,0 +1,192 @@
+"""A log in memory: its steps, what its numbers are, and what is odd about it. Legend of shapes: see the package."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.gripper_scale import DeclaredScales, FoundScales, find_scales, labeled_scales
+from diffusion_policy.spec import POSE, POSE_GRIPPER, ROTVEC_WIDTH, Layout, SpecError, WorkspaceError
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+Missing = tuple[int, int]
+
+# Served poses were once smoothed component by component: single norms of 0.81-1.16, their median within 0.02 of 1.
+_MEDIAN_NORM_SLACK = 0.05
+# Of seven numbers the last four are a quaternion only if they say so at every step.
+_EVERY_NORM_SLACK = 0.05
+# Metres; 0.03-0.08 on the real robot.
+_WIDEST_GRIPPER = 0.2
+_NAMED_LAYOUTS: dict[Layout, tuple[str, ...]] = {
+    "xyz_quat": POSE,
+    "xyz_quat_gripper": POSE_GRIPPER,
+    "xyz_rotvec_width": ROTVEC_WIDTH,
+}
+# Where a step's time is found, on one clock: the server's in the third generation, the client's in the second.
+_STEP_CLOCKS = ("infer_start", "process_start", "server_recv", "timestamp")
+
+
+class RunLogError(WorkspaceError, ValueError):
+    """A log cannot be read or written; says which file, where in it, what was found and what was expected."""
+
+
+@dataclass(frozen=True)
+class LogStep:
+    """One inference.
+
+    Attributes:
+        number: as the log counts.
+        state: (S,) measured pose, then gripper if S is 8 (or 7 with a rotation vector).
+        actions: (T, A) the chunk the policy answered; ``actions[0]`` is the next command.
+        timing: seconds by name of the event, as logged. Clocks of client and server are not synchronised.
+        jpeg: the newest camera frame, or None.
+    """
+
+    number: int
+    state: FloatArray
+    actions: FloatArray
+    timing: Mapping[str, float] = field(default_factory=dict)
+    jpeg: bytes | None = None
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """A whole log.
+
+    Attributes:
+        path: the file it was read from.
+        generation: 1 to 4.
+        meta: what the third generation says of the run; empty in older ones.
+        steps: in the order logged; all have the same S, T and A.
+        unanswered: observations at the end that got no action (the run was cut while the policy was thinking).
+    """
+
+    path: Path
+    generation: int
+    meta: Mapping[str, Any]
+    steps: tuple[LogStep, ...]
+    unanswered: int = 0
+
+    @cached_property
+    def actions(self) -> FloatArray:
+        """(N, T, A) all chunks; (0, 0, 0) of an empty log."""
+        return np.stack([step.actions for step in self.steps]) if self.steps else np.zeros((0, 0, 0))
+
+    @cached_property
+    def states(self) -> FloatArray:
+        """(N, S) all measured states."""
+        return np.stack([step.state for step in self.steps]) if self.steps else np.zeros((0, 0))
+
+    @property
+    def commands(self) -> FloatArray:
+        """(N, A) the next command at each step: the first action of each chunk."""
+        return self.actions[:, 0] if self.steps else np.zeros((0, 0))
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What the action numbers are: as meta's action semantics name them, else told from the commands."""
+        semantics = self.meta.get("action_semantics")
+        names = semantics.get("names") if isinstance(semantics, Mapping) else None
+        for layout, known in _NAMED_LAYOUTS.items():
+            if names == list(known) and self.commands.shape[1] == len(known):
+                return layout
+        return layout_of_commands(self.commands)
+
+    @property
+    def measured_gripper(self) -> FloatArray | None:
+        """(N,) the gripper that was measured before each command, or None where the state holds a pose only."""
+        holds_gripper = self.states.shape[1] == len(POSE_GRIPPER) or self.layout == "xyz_rotvec_width"
+        return self.states[:, -1] if self.steps and holds_gripper else None
+
+    def gripper_scales(self, declared: DeclaredScales | None = None) -> FoundScales | None:
+        """In which scales commands and measurements of the gripper are; None without a gripper command.
+
+        Args:
+            declared: what somebody said of them; else the log's own ``action_semantics``, else what the numbers show.
+
+        Raises:
+            RunLogError: the numbers contradict what was declared, or the log's label is none.
+        """
+        if not self.steps or self.layout not in ("xyz_quat_gripper", "xyz_rotvec_width"):
+            return None
+        semantics = self.meta.get("action_semantics") if self.layout == "xyz_quat_gripper" else None
+        try:
+            labeled = labeled_scales(semantics if isinstance(semantics, Mapping) else None, "meta.action_semantics")
+            return find_scales(self.commands[:, -1], self.measured_gripper, declared=declared, labeled=labeled)
+        except SpecError as error:
+            raise RunLogError(f"{self.path}: {error}") from error
+
+    @cached_property
+    def numbers(self) -> IntArray:
+        """(N,) the steps' own numbers; their positions (0, 1, ...) where those repeat or go back."""
+        numbers = np.array([step.number for step in self.steps], dtype=np.int64)
+        return numbers if (np.diff(numbers) > 0).all() else np.arange(len(self.steps), dtype=np.int64)
+
+    @cached_property
+    def stride(self) -> int:
+        """By how much the steps' numbers go up where nothing is missing: the least that is not rare."""
+        steps = Counter(np.diff(self.numbers).tolist())
+        return int(min(step for step, count in steps.items() if 10 * count >= steps.total())) if steps else 1
+
+    @cached_property
+    def missing(self) -> tuple[Missing, ...]:
+        """The first and the last number of each run of steps that the log lacks between its first step and its last."""
+        (before,) = np.nonzero(np.diff(self.numbers) >= 2 * self.stride)
+        return tuple(
+            (int(self.numbers[at]) + self.stride, int(self.numbers[at + 1]) - self.stride) for at in before.tolist()
+        )
+
+    @cached_property
+    def oddities(self) -> tuple[str, ...]:
+        """What is odd about the log, one sentence each: missing steps, numbers that do not go on."""
+        said = []
+        if self.missing:
+            count = sum((last - first) // self.stride + 1 for first, last in self.missing)
+            runs = [f"{first}-{last}" if first < last else str(first) for first, last in self.missing]
+            listed = ", ".join(runs[:3]) + (f" and {len(runs) - 3} more runs" if len(runs) > 3 else "")
+            said.append(f"steps {listed} are missing ({count} of {count + len(self.steps)})")
+        if len(self.steps) > 1 and not (np.diff([step.number for step in self.steps]) > 0).all():
+            said.append("step numbers repeat or go back; steps are counted by their position")
+        return tuple(said)
+
+    @property
+    def step_period(self) -> float | None:
+        """Median seconds between two inferences, from the first clock that stamped every step; None without one."""
+        for clock in _STEP_CLOCKS:
+            stamps = [step.timing[clock] for step in self.steps if clock in step.timing]
+            if len(stamps) == len(self.steps) >= 2:
+                period = float(np.median(np.diff(stamps)))
+                return period if period > 0 else None
+        return None
+
+
+def layout_of_commands(commands: FloatArray) -> Layout:
+    """Tell the layout of commands (N, A): the last four numbers of a quaternion pose have norm 1, a width is 3-8 cm."""
+    if len(commands) == 0 or commands.shape[1] not in (len(POSE), len(POSE_GRIPPER)):
+        return "unknown"
+    norms = np.linalg.norm(commands[:, 3:7], axis=1)
+    if commands.shape[1] == len(POSE_GRIPPER):
+        return "xyz_quat_gripper" if abs(np.median(norms) - 1) <= _MEDIAN_NORM_SLACK else "unknown"
+    if (np.abs(norms - 1) <= _EVERY_NORM_SLACK).all():
+        return "xyz_quat"
+    width = commands[:, 6]
+    return "xyz_rotvec_width" if width.min() >= -0.01 and width.max() <= _WIDEST_GRIPPER else "unknown"
+
+
+def check_same_dimensions(steps: Sequence[LogStep], where: Path | str) -> None:
+    """RunLogError if states or actions differ in shape from one step to another."""
+    for name in ("state", "actions"):
+        for i, step in enumerate(steps):
+            first, shape = getattr(steps[0], name).shape, getattr(step, name).shape
+            if shape != first:
+                raise RunLogError(
+                    f"{where}: {name} of step {i} has shape {shape}, of step 0 {first}; expected one layout"
+                )

@@ -1,0 +1,90 @@
+"""Writes logs of the third generation."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_policy.run_log.log import LogStep, RunLogError, check_same_dimensions
+
+
+def write_inference_log(
+    directory: str | Path, steps: Sequence[LogStep], meta: Mapping[str, Any], start: datetime | None = None
+) -> Path:
+    """Write a log of the third generation: beside, then linked to its name; an existing log is never replaced.
+
+    Args:
+        directory: made if absent.
+        steps: at least one; all with the same S, T and A.
+        meta: JSON values; should name the ``checkpoint``. ``start_time`` is added from ``start`` unless it is given.
+        start: of the run, now by default. The name carries it to the second; taken names push it to the next free one.
+
+    Returns:
+        the file's path.
+
+    Raises:
+        RunLogError: no step, a number that is not finite, mixed dimensions, meta that is not JSON, or the disk refuses.
+    """
+    directory = Path(directory)
+    start = start or datetime.now()
+    document = {"meta": {"start_time": f"{start:%Y-%m-%d %H:%M:%S}", **meta}, "steps": _step_entries(steps, directory)}
+    try:
+        text = json.dumps(document, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise RunLogError(f"{directory}: the run's meta or timing is not plain finite JSON ({error})") from error
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return _write_new(directory, text, start)
+    except OSError as error:
+        raise RunLogError(f"{directory}: the log cannot be written ({error.strerror})") from error
+
+
+def _step_entries(steps: Sequence[LogStep], directory: Path) -> list[dict[str, Any]]:
+    if not steps:
+        raise RunLogError(f"{directory}: a run without a step; nothing to log")
+    check_same_dimensions(steps, directory)
+    entries = []
+    for i, step in enumerate(steps):
+        if not (np.isfinite(step.state).all() and np.isfinite(step.actions).all()):
+            raise RunLogError(f"{directory}: step {i} holds NaN or infinity; it was not logged as an action")
+        seen: dict[str, Any] = {"state": step.state.tolist()}
+        if step.jpeg is not None:
+            seen["image_base64"] = base64.b64encode(step.jpeg).decode("ascii")
+        entries.append(
+            {
+                "step": step.number,
+                "timing": dict(step.timing),
+                "input": seen,
+                "action": {"values": step.actions.tolist()},
+            }
+        )
+    return entries
+
+
+def _write_new(directory: Path, text: str, start: datetime) -> Path:
+    """Write ``text`` under the first free second's name; a link fails where a rename would replace."""
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=directory, prefix=".inference_log_", delete=False
+    ) as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            while True:
+                path = directory / f"inference_log_{start:%Y%m%d_%H%M%S}.json"
+                try:
+                    os.link(file.name, path)
+                    return path
+                except FileExistsError:
+                    start += timedelta(seconds=1)
+        finally:
+            os.unlink(file.name)
