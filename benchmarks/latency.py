@@ -42,8 +42,8 @@ from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import Di
 from diffusion_policy.serve.client import LineClient
 from diffusion_policy.serve.engine import Engine, PolicyEngine, processor_name
 from diffusion_policy.serve.host import computing_thread
+from diffusion_policy.serve.request import Reply
 from diffusion_policy.serve.server import listening
-from diffusion_policy.serve.session import Reply
 from diffusion_policy.serve.settings import EngineSettings, ServeSettings, read_settings
 from diffusion_policy.serve.stages import STAGES
 

@@ -2,11 +2,12 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,72 @@ class OldClient:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class PublicClient(OldClient):
+    """The public robot client, as it was seen to behave: it sends whenever its timer fires, answered or not, looks into
+    its socket without waiting, acts on actions alone, commands every step of a chunk at once, and never reconnects.
+
+    Attributes:
+        replies: all of them, in order; the client itself knows only of ``chunks``.
+        chunks: actions (n, 8) that it executed.
+        dead: how often it has found its socket closed.
+    """
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.socket.setblocking(False)
+        self.replies: list[dict[str, Any]] = []
+        self.chunks: list[np.ndarray] = []
+        self.dead = 0
+        self._rest = b""
+
+    def send_once(self, message: Mapping[str, Any]) -> None:
+        data = json.dumps(message).encode() + b"\n"
+        with contextlib.suppress(OSError):  # it does not look
+            self.socket.settimeout(5)
+            self.socket.sendall(data)
+        self.socket.setblocking(False)
+
+    def poll(self) -> None:
+        try:
+            data = self.socket.recv(2**20)
+        except OSError:  # nothing there, or reset: all the same to it
+            return
+        self.dead += data == b""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            reply = json.loads(line)
+            self.replies.append(reply)
+            if reply["type"] in ("action", "action_sequence"):
+                self.chunks.append(np.array(reply["action"]))
+
+    def run(self, messages: Iterable[Mapping[str, Any]], period: float, patience: float = 5.0) -> None:
+        """Send one every ``period`` seconds; then look until there is a reply for each, or patience is over."""
+        count = 0
+        for message in messages:
+            self.send_once(message)
+            count += 1
+            begun = time.monotonic()
+            while time.monotonic() - begun < period:
+                self.poll()
+                time.sleep(0.002)
+        begun = time.monotonic()
+        while len(self.replies) < count and time.monotonic() - begun < patience:
+            self.poll()
+            time.sleep(0.002)
+
+    @property
+    def codes(self) -> list[str]:
+        """Of each reply: the code of an error, else its type."""
+        return [reply.get("code", reply["type"]) for reply in self.replies]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def jpeg(step: int = 0, size: tuple[int, int] = (64, 48)) -> bytes:

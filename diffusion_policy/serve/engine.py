@@ -168,6 +168,7 @@ class PolicyEngine:
 
         Raises:
             ProtocolError: an image is too large or does not decode.
+            GivenUpError: nobody waits for the answer any more (``stages.check``, asked before each denoising step).
             WorkspaceError: anything else that the policy cannot act on.
         """
         generator = torch.Generator().manual_seed(seed)
@@ -178,7 +179,7 @@ class PolicyEngine:
         else:
             features, encoded = self._features(self._fast, observation, stages)
             with stages.measure("denoise"):
-                sequence = self._fast.denoise(features, noise, generator, remainder)
+                sequence = self._fast.denoise(features, noise, generator, remainder, stages.check)
         first = 0 if self.policy.pred_action_steps_only else self.n_obs_steps - 1
         chunk = sequence.double().cpu().numpy()
         return Inference(chunk[first : first + self.n_action_steps], chunk, first, encoded)
@@ -215,7 +216,11 @@ class PolicyEngine:
             prepared = self.prepare(frames, self._turned(observation.states))
         with stages.measure("denoise"):
             batch = {key: torch.from_numpy(value)[None] for key, value in prepared.items()}
-            return self.policy.predict_action(batch, initial_noise=noise, generator=generator)["action_pred"][0]
+            before_step = self.policy.model.register_forward_pre_hook(lambda *_: stages.check())
+            try:
+                return self.policy.predict_action(batch, initial_noise=noise, generator=generator)["action_pred"][0]
+            finally:
+                before_step.remove()
 
     def decode(self, observation: Observation, step: int) -> ImageArray:
         """The frame of one step, RGB; ProtocolError if it is none."""

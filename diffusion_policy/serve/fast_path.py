@@ -16,7 +16,7 @@ import copy
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,12 +149,18 @@ class FastPath:
 
     @torch.no_grad()
     def denoise(
-        self, features: Tensor, noise: Tensor, generator: torch.Generator, remainder: NDArray[np.float64] | None
+        self,
+        features: Tensor,
+        noise: Tensor,
+        generator: torch.Generator,
+        remainder: NDArray[np.float64] | None,
+        before_step: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """Features (To, Do) and noise (1, T, Da) -> actions (t, Da) in the dataset's units, t = ``denoised_steps``.
 
         A remainder (n, Da) of the last sequence is noised to a later timestep, and denoising goes on from there; its
-        missing end repeats its last row, as a guess that is denoised like the rest.
+        missing end repeats its last row, as a guess that is denoised like the rest. ``before_step`` is called
+        before each step; what it raises ends the loop.
         """
         policy, scheduler = self._policy, self._policy.noise_scheduler
         options = {} if policy.eta is None else {"eta": policy.eta}
@@ -165,6 +171,7 @@ class FastPath:
             skipped = int(self._warm_start * len(self._timesteps))
             sample = self._noised(remainder, sample, self._timesteps[skipped])
         for timestep in self._timesteps[skipped:]:
+            before_step()
             prediction = self._denoiser.predict(sample, timestep).clone()  # a multistep solver keeps it
             sample = scheduler.step(prediction, timestep, sample, generator=generator, **options).prev_sample
         return policy.normalizer["action"].unnormalize(sample)[0]

@@ -1,34 +1,135 @@
-"""How old an observation is, without synchronised clocks.
+"""How old an observation is, without synchronized clocks.
 
-The client stamps with its clock, the server receives by its own; their difference is the offset of the two clocks plus
-the delay. The offset does not change within an episode, so the smallest difference seen is the offset plus the smallest
-delay, and everything above it is how much longer this message took than the fastest one. That is the only use made of
-two clocks at once. A client's clock that is set back or forth counts as stale until the next reset.
+The client stamps with its clock, the server receives by its own; their difference is the offset of the clocks plus the
+delay. The smallest difference seen is the offset plus the smallest delay, and everything above it is how much longer
+this message took than the fastest one. That is the only use made of two clocks at once.
+
+The offset drifts: a crystal is off by up to 100 ppm, NTP slews a clock by up to 500 (``MAX_DRIFT``). So the smallest
+difference may rise at that rate from one accepted observation to the next. A delay that grows as slowly as that (0.5 s
+in a quarter of an hour) cannot be told from a clock; a refused observation moves nothing.
+
+A clock that begins anew (a second episode whose client sends no reset, a restart, NTP setting it back) is followed when
+it is unmistakable: after a pause, or once observations in a row agree on the new time. Until then they are stale.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
 from diffusion_policy.serve.protocol import Observation, ProtocolError
+
+MAX_DRIFT = 600e-6
+# Seconds without an observation: after this one, what comes is another episode.
+EPISODE_GAP_S = 10.0
+# Seconds without an observation after which a clock that runs backwards has begun anew.
+PAUSE_S = 2.0
+# Observations in a row that must agree on a time before the newest one: a single old frame does not.
+AGREEING = 3
+UNITS = {"milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
+# Seconds since 1970 reach this in the year 5138; in a finer unit they are beyond it today. The last end is the year
+# 5138 in nanoseconds.
+_UNIX_LIMIT = 1e11
+
+
+class _Candidate(NamedTuple):
+    """A time before the newest observation's, on which observations agree: the last stamp, its offset, how many."""
+
+    stamp: float
+    difference: float
+    agreeing: int
+
+
+def _check_unit(timestamps: NDArray[np.float64], period_s: float, silence: float | None) -> None:
+    """Refuse times (To,) that are no seconds in float64, by name of what they are.
+
+    A finer unit shows in the size of a time since 1970, or in the distance of frames that are ``period_s`` apart;
+    after a silence of that length, a large distance of two frames may be true.
+    """
+    newest, spacing = abs(float(timestamps[-1])), float(np.diff(timestamps).max(initial=0.0))
+    apart = (u for u, n in UNITS.items() if 0.3 <= spacing / (period_s * n) <= 3)
+    since_1970 = (u for u, n in UNITS.items() if _UNIX_LIMIT * n / 1e3 < newest <= _UNIX_LIMIT * n)
+    unit = next(apart, None) if silence is None or silence < spacing / 2 else None
+    unit = unit or next(since_1970, None)
+    if unit is not None:
+        shown = ", ".join(f"{time:.12g}" for time in timestamps)
+        raise ProtocolError("bad_state", f"timestamps ({shown}) are {unit}; expected seconds")
+    with np.errstate(over="ignore"):
+        narrow = timestamps.astype(np.float32)
+        resolution = float(np.spacing(narrow[-1]))
+    if resolution > period_s / 2 and np.array_equal(narrow.astype(np.float64), timestamps):
+        raise ProtocolError(
+            "bad_state",
+            f"timestamps such as {newest:.12g} were rounded to float32, whose steps are {resolution:g} s there; "
+            "expected seconds in float64",
+        )
 
 
 class Freshness:
     """Refuses observations that are older than the last one, or much later than the fastest.
 
     Args:
-        max_age_s: how much later than the session's fastest message.
+        max_age_s: how much later than the fastest message of the episode.
+        period_s: at which the client observes, to tell the unit of its times.
     """
 
-    def __init__(self, max_age_s: float) -> None:
+    def __init__(self, max_age_s: float, period_s: float = 0.1) -> None:
         self.max_age_s = max_age_s
+        self.period_s = period_s
         self.reset()
 
     def reset(self) -> None:
         """Forget both clocks' relation, as at the start of an episode."""
         self._newest: float | None = None
         self._offset: float | None = None
+        self._updated = 0.0
+        self._heard: float | None = None
+        self._candidate: _Candidate | None = None
 
-    def check(self, observation: Observation, received: float) -> float:
-        """Seconds by which it was slower than the fastest; ``received`` is the server's monotonic clock.
+    def check_unit(self, observation: Observation, received: float) -> None:
+        """Refuse times in milliseconds, microseconds, nanoseconds or float32.
+
+        Raises:
+            ProtocolError: bad_state.
+        """
+        _check_unit(observation.timestamps, self.period_s, None if self._heard is None else received - self._heard)
+
+    def new_episode(self, observation: Observation, received: float) -> str | None:
+        """Whether this observation begins an episode that no reset announced: a sentence, or None.
+
+        Where its clock has begun anew, the relation of both clocks is forgotten.
+        """
+        stamp, heard, newest = float(observation.timestamps[-1]), self._heard, self._newest
+        self._heard = received
+        if heard is None or newest is None:
+            return None
+        silence = received - heard
+        if stamp >= newest:
+            self._candidate = None
+            return f"a new episode begins: no observation for {silence:.1f} s" if silence > EPISODE_GAP_S else None
+        back = newest - stamp
+        if (silence > PAUSE_S and back > self.max_age_s) or self._agrees(stamp, received - stamp):
+            self.reset()
+            self._heard = received
+            return f"a new episode begins: the client's clock began anew, {back:.3f} s before the newest observation"
+        return None
+
+    def _agrees(self, stamp: float, difference: float) -> bool:
+        """Count observations that run on from one before the newest; whether they are enough."""
+        last, self._candidate = self._candidate, _Candidate(stamp, difference, 1)
+        if last is not None and stamp > last.stamp and abs(difference - last.difference) <= self.max_age_s:
+            self._candidate = _Candidate(stamp, difference, last.agreeing + 1)
+        return self._candidate.agreeing >= AGREEING
+
+    def check(self, observation: Observation, received: float, now: float | None = None) -> float:
+        """Seconds by which it is older than the freshest of the episode was on arrival.
+
+        Args:
+            observation: its newest timestamp counts, seconds on the client's clock.
+            received: seconds on the server's monotonic clock.
+            now: the same clock when its turn came; None: at once.
 
         Raises:
             ProtocolError: stale.
@@ -36,14 +137,22 @@ class Freshness:
         stamp = float(observation.timestamps[-1])
         if self._newest is not None and stamp < self._newest:
             raise ProtocolError(
-                "stale", f"observed at {stamp:.3f} s, after one of {self._newest:.3f} s; send reset for a new episode"
+                "stale",
+                f"observed at {stamp:.3f} s, after one of {self._newest:.3f} s: an old frame, or the client's clock "
+                "was set back or began anew; send reset for a new episode",
             )
-        difference = received - stamp
-        self._offset = difference if self._offset is None else min(self._offset, difference)
-        age = difference - self._offset
+        offset = difference = received - stamp
+        if self._offset is not None:
+            offset = min(difference, self._offset + MAX_DRIFT * (received - self._updated))
+        waited = 0.0 if now is None else now - received
+        age = difference - offset + waited
         if age > self.max_age_s:
+            self._updated = received  # what is refused is no evidence of a drift
+            waiting = f", {waited:.3f} s of it waiting for its turn" if waited > 0.001 else ""
             raise ProtocolError(
-                "stale", f"{age:.3f} s older on arrival than the freshest of this episode; limit {self.max_age_s} s"
+                "stale",
+                f"{age:.3f} s older than the freshest of this episode was on arrival{waiting}; limit {self.max_age_s} "
+                "s. Slower cameras or network, or the client's clock was set back: reset begins anew",
             )
-        self._newest = stamp
+        self._newest, self._offset, self._updated = stamp, offset, received
         return age

@@ -1,7 +1,10 @@
-"""What the transports share: sessions, the one worker thread, the deadline, and an orderly end.
+"""What the transports share: connections, the one worker thread, the deadline, and an orderly end.
 
 The event loop only reads, waits and writes. Parsing, inference and the guard run in one worker thread, one message
 after another: there is one policy, one robot, and no race between two answers.
+
+A connection reads on while an answer is computed, so the newest observation is known when the worker is free (older
+ones get a ``superseded`` error), and an inference is given up as soon as its client has hung up or was told ``late``.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from diffusion_policy.serve.engine import Engine
+from diffusion_policy.serve.inbox import Inbox
 from diffusion_policy.serve.motion_guard import GuardSettings, MotionGuard
-from diffusion_policy.serve.protocol import ErrorCode, Message
-from diffusion_policy.serve.session import Arrival, Reply, Session, Slot, Ticket
+from diffusion_policy.serve.protocol import ErrorCode, ProtocolError
+from diffusion_policy.serve.request import Arrival, Reply, Request, Ticket
+from diffusion_policy.serve.session import Session, Slot
 from diffusion_policy.serve.session_log import SessionLog
 from diffusion_policy.serve.settings import ServeSettings
 from diffusion_policy.serve.stages import Stages
@@ -29,33 +34,80 @@ from diffusion_policy.serve.stages import Stages
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Send = Callable[[Reply], Awaitable[None]]
+# Framing or trust is lost: closed at once. After any other end of a session the connection stays open for a client
+# that goes on asking: the robot clients of the predecessor never reconnect.
+CLOSING = frozenset({"oversized", "unauthorized"})
+
+
+class SilenceError(TimeoutError):
+    """The client has sent nothing for too long."""
 
 
 class Connection:
-    """One client's connection: its session, its rate, and whether it waits for a message."""
+    """One client's connection: its session, the messages that wait, its rate."""
 
     def __init__(self, host: Host, session: Session) -> None:
         self.session = session
         self._host = host
-        self._task = asyncio.current_task()
-        self._waiting = False
+        self._inbox = Inbox(2 * host.settings.limits.message_bytes)
+        self._reading: asyncio.Task[None] | None = None
+        self._ticket: Ticket | None = None  # of the request under way
+        self._hung_up = False
         self._allowance = host.settings.traffic.messages_per_s
-        self._last = time.monotonic()
+        self._last = self._active = time.monotonic()
 
-    def stop_waiting(self) -> None:
-        """End at once if no request is under way; one that is will be answered first."""
-        if self._waiting and self._task is not None:
-            self._task.cancel()
+    async def serve(self, receive: Callable[[], Awaitable[Request]], send: Send) -> None:
+        """Read and answer until the client is gone, the session ends for good, or the server stops.
+
+        Args:
+            receive: the next message of the transport; a request with a refusal is its last.
+            send: a reply to the client.
+
+        Raises:
+            Exception: whatever ended ``receive`` (the client is gone, or stuck), or an OSError of ``send``.
+        """
+        self._reading = asyncio.create_task(self._read(receive))
+        try:
+            while (request := await self._inbox.take()) is not None:
+                if not await self._answer(request, send):
+                    break
+            else:
+                if not self._host.stopping.is_set():
+                    await self._reading  # raises what ended it
+        finally:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+
+    async def stop_waiting(self) -> None:
+        """No further message is answered; the one that is under way is."""
+        await self._inbox.close(discard=True)
 
     async def wait_for(self, message: Awaitable[T]) -> T:
-        """Wait for (a part of) a message; the only place at which the server's end cuts in."""
-        self._waiting = True
+        """The first part of a message; SilenceError if it does not come while nothing is under way."""
+        waiting, traffic = asyncio.ensure_future(message), self._host.settings.traffic
         try:
-            return await message
+            while True:
+                patience = self._patience_s - (time.monotonic() - self._active)
+                if patience <= 0 and self._ticket is None and not self._inbox.waiting:
+                    raise SilenceError(f"silent for {self._patience_s} s")
+                # looked at again and again, for the session may come to rest meanwhile
+                done, _ = await asyncio.wait({waiting}, timeout=max(0.05, min(patience, traffic.linger_s)))
+                if done:
+                    return waiting.result()
         finally:
-            self._waiting = False
+            waiting.cancel()
 
-    def is_too_fast(self) -> bool:
+    def note(self, code: ErrorCode, message: str) -> None:
+        """Log an error that the transport has told the client in its own way."""
+        self.session.record(self.session.refuse(code, message, Arrival(time.monotonic())), delivered=True)
+
+    @property
+    def _patience_s(self) -> float:
+        traffic = self._host.settings.traffic
+        return traffic.linger_s if self.session.resting else traffic.idle_s
+
+    def _is_too_fast(self) -> bool:
         """Count one message; whether it is one too many (a bucket that holds one second of messages)."""
         rate, now = self._host.settings.traffic.messages_per_s, time.monotonic()
         self._allowance = min(rate, self._allowance + (now - self._last) * rate) - 1
@@ -65,31 +117,49 @@ class Connection:
             return True
         return False
 
-    async def exchange(
-        self, read: Callable[[], Message], arrival: Arrival, send: Callable[[Reply], Awaitable[None]]
-    ) -> bool:
+    async def _read(self, receive: Callable[[], Awaitable[Request]]) -> None:
+        """Messages into the inbox until there are no more."""
+        try:
+            while True:
+                request = await receive()
+                self._active = time.monotonic()
+                last = request.refusal is not None
+                if not last and self._is_too_fast():
+                    request.refusal = ProtocolError("rate", "more messages a second than the limit allows")
+                await self._inbox.put(request)
+                if last:
+                    return
+        except Exception:
+            self._hang_up()
+            raise
+        finally:
+            await self._inbox.close()
+
+    def _hang_up(self) -> None:
+        """Nobody waits for an answer any more."""
+        self._hung_up = True
+        if self._ticket is not None:
+            self._ticket.expire("gone")
+
+    async def _answer(self, request: Request, send: Send) -> bool:
         """Answer one message and log it; whether the connection goes on.
 
         Raises:
             OSError: of ``send``, when the client is gone; logged as not delivered.
         """
-        if self.is_too_fast():
-            reply = self.session.refuse("rate", "more messages a second than the limit allows", arrival)
-        else:
-            reply = await self._host.reply(self.session, read, arrival)
-        return await self.deliver(reply, send)
+        self._ticket = ticket = Ticket()
+        if self._hung_up:
+            ticket.expire("gone")
+        try:
+            if request.refusal is not None:
+                reply = self.session.refuse(request.refusal.code, str(request.refusal), request.arrival)
+            else:
+                reply = await self._host.reply(self.session, request, lambda: self._inbox.waiting, ticket)
+            return await self._deliver(reply, send)
+        finally:
+            self._ticket, self._active = None, time.monotonic()
 
-    async def refuse(
-        self, code: ErrorCode, message: str, arrival: Arrival, send: Callable[[Reply], Awaitable[None]]
-    ) -> bool:
-        """Answer what could not even be read."""
-        return await self.deliver(self.session.refuse(code, message, arrival), send)
-
-    def note(self, code: ErrorCode, message: str) -> None:
-        """Log an error that the transport has told the client in its own way."""
-        self.session.record(self.session.refuse(code, message, Arrival(time.monotonic())), delivered=True)
-
-    async def deliver(self, reply: Reply, send: Callable[[Reply], Awaitable[None]]) -> bool:
+    async def _deliver(self, reply: Reply, send: Send) -> bool:
         """Send, then log; whether the connection goes on."""
         try:
             await self._send_and_log(reply, send)
@@ -98,14 +168,15 @@ class Connection:
             failed = "the server failed on this message; its log says why"
             reply = self.session.refuse("internal", failed, Arrival(time.monotonic()))
             await self._send_and_log(reply, send)
-        return not reply.ends and not self._host.stopping.is_set()
+        return reply.message.get("code") not in CLOSING and not self._host.stopping.is_set()
 
-    async def _send_and_log(self, reply: Reply, send: Callable[[Reply], Awaitable[None]]) -> None:
+    async def _send_and_log(self, reply: Reply, send: Send) -> None:
         delivered = False
         try:
-            with reply.stages.measure("reply"):
-                await send(reply)
-            delivered = True
+            if not reply.withheld:
+                with reply.stages.measure("reply"):
+                    await send(reply)
+                delivered = True
         finally:
             self.session.record(reply, delivered=delivered)
             self._host.on_answer(reply)
@@ -174,18 +245,29 @@ class Host:
             await asyncio.to_thread(session.end)
             self._connections.discard(connection)
 
-    async def reply(self, session: Session, read: Callable[[], Message], arrival: Arrival) -> Reply:
-        """The session's reply, or "late" once the deadline is over; a late answer is logged and never sent."""
+    async def reply(
+        self, session: Session, request: Request, behind: Callable[[], tuple[Request, ...]], ticket: Ticket
+    ) -> Reply:
+        """The session's reply, or "late" once the deadline is over; a late answer is given up, logged and never sent.
+
+        Args:
+            session: whose message it is.
+            request: the message.
+            behind: what waits behind it by now; called from the worker thread.
+            ticket: of this answer; expires if the client hangs up.
+        """
+        arrival, begun = request.arrival, time.monotonic()
+        arrival.stages.add("wait", begun - arrival.received)
         if self.slot.holder not in (None, session):
             return session.refuse("busy", "another robot is being served", arrival)
-        ticket = Ticket()
-        future = self._worker.submit(session.answer, read, arrival, ticket)
+        future = self._worker.submit(session.answer, request, behind, ticket)
         waiting = asyncio.wrap_future(future)
-        deadline = arrival.received + self.settings.deadline_s
-        await asyncio.wait({waiting}, timeout=max(0.0, deadline - time.monotonic()))
-        if waiting.done() or not ticket.expire():
+        await asyncio.wait({waiting}, timeout=self.settings.deadline_s)
+        ticket.expire("late")
+        if waiting.done() or not ticket.expired:
             return await waiting
         late = session.refuse("late", f"no answer within {self.settings.deadline_s} s; no action", arrival)
+        late.withheld = ticket.outcome == "gone"
         late.line, late.stages = None, Stages()  # what the worker finds goes into the log, once it is done
         session.late = logged = threading.Event()
 
@@ -201,7 +283,7 @@ class Host:
         """Let requests that are under way finish, end the others, and write the logs."""
         self.stopping.set()
         for connection in tuple(self._connections):
-            connection.stop_waiting()
+            await connection.stop_waiting()
         while self._connections:
             await asyncio.sleep(0.01)
         self._worker.shutdown(wait=False, cancel_futures=True)

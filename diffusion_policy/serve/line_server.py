@@ -14,8 +14,8 @@ import socket
 import time
 
 from diffusion_policy.serve.host import Connection, Host
-from diffusion_policy.serve.protocol import encode_line, parse_line
-from diffusion_policy.serve.session import Arrival, Reply
+from diffusion_policy.serve.protocol import ProtocolError, encode_line, parse_line
+from diffusion_policy.serve.request import Arrival, Reply, Request
 from diffusion_policy.serve.stages import Stages
 
 logger = logging.getLogger(__name__)
@@ -35,28 +35,6 @@ async def start_line_server(host: Host) -> asyncio.Server:
 async def _serve(host: Host, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     _keep_alive(writer.get_extra_info("socket"))
     peer = writer.get_extra_info("peername")
-    async with host.connection() as connection:
-        try:
-            if connection is not None:
-                logger.info("%s connected", peer)
-                while await _exchange(host, connection, reader, writer):
-                    pass
-        except (TimeoutError, asyncio.IncompleteReadError, OSError) as error:
-            logger.info("%s is gone: %s", peer, error or type(error).__name__)
-        except asyncio.CancelledError:
-            logger.info("%s: the server stops", peer)
-        finally:
-            writer.close()
-
-
-async def _exchange(
-    host: Host, connection: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> bool:
-    """One message and its reply; whether there may be another.
-
-    Raises:
-        TimeoutError, IncompleteReadError, OSError: the client is gone, or has stopped in the middle.
-    """
 
     async def send(reply: Reply) -> None:
         if reply.message["type"] == "action" and reader.at_eof():
@@ -65,23 +43,35 @@ async def _exchange(
         async with asyncio.timeout(host.settings.traffic.message_s):
             await writer.drain()
 
-    async with asyncio.timeout(host.settings.traffic.idle_s):
-        line = await connection.wait_for(reader.readexactly(1))
-    stages, started = Stages(), time.perf_counter()
+    async with host.connection() as connection:
+        try:
+            if connection is not None:
+                logger.info("%s connected", peer)
+                await connection.serve(functools.partial(_receive, host, connection, reader), send)
+        except (TimeoutError, asyncio.IncompleteReadError, OSError) as error:
+            logger.info("%s is gone: %s", peer, error or type(error).__name__)
+        finally:
+            writer.close()
+
+
+async def _receive(host: Host, connection: Connection, reader: asyncio.StreamReader) -> Request:
+    """The next message.
+
+    Raises:
+        TimeoutError, IncompleteReadError, OSError: the client is gone, or has stopped in the middle.
+    """
+    limits = host.settings.limits
+    line = await connection.wait_for(reader.readexactly(1))
+    stages, started, refusal = Stages(), time.perf_counter(), None
     try:
         if line != b"\n":
             async with asyncio.timeout(host.settings.traffic.message_s):
-                line += await connection.wait_for(reader.readuntil(b"\n"))
+                line += await reader.readuntil(b"\n")
     except asyncio.LimitOverrunError:
-        limit = host.settings.limits.message_bytes
-        return await connection.refuse("oversized", f"more than {limit} bytes in a line", _now(stages), send)
+        refusal = ProtocolError("oversized", f"more than {limits.message_bytes} bytes in a line")
     stages.add("receive", time.perf_counter() - started)
-    read = functools.partial(parse_line, line, host.engine.n_obs_steps, host.settings.limits)
-    return await connection.exchange(read, _now(stages), send)
-
-
-def _now(stages: Stages) -> Arrival:
-    return Arrival(time.monotonic(), stages)
+    read = functools.partial(parse_line, line, host.engine.n_obs_steps, limits)
+    return Request(read, Arrival(time.monotonic(), stages), len(line), refusal)
 
 
 def _keep_alive(connection: socket.socket) -> None:

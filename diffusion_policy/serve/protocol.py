@@ -39,6 +39,7 @@ ErrorCode = Literal[
     "bad_image",  # does not decode
     "bad_state",  # NaN, or a quaternion that is none
     "stale",  # older than the limit, or older than the one before
+    "superseded",  # a newer observation was waiting when its turn came
     "late",  # the answer took longer than its deadline, or the client was gone by then
     "rate",  # more messages a second than the limits allow
     "refused",  # the motion guard lets nothing of the chunk out

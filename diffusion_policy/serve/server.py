@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from diffusion_policy.serve.engine import Engine, PolicyEngine
 from diffusion_policy.serve.host import Host, computing_thread
 from diffusion_policy.serve.line_server import start_line_server
-from diffusion_policy.serve.session import Reply
+from diffusion_policy.serve.request import Reply
 from diffusion_policy.serve.settings import ServeSettings
 from diffusion_policy.serve.websocket_server import start_websocket_server
 

@@ -2,10 +2,12 @@
 
 State, and what leads out of it (docs/serving.md draws it):
 
-    NEW    -- hello with the token, or any message where none is needed, and the slot is free --> READY
-    READY  -- observation --> an action, or an error; READY
-    READY  -- reset --> READY, a new episode
-    any    -- oversized, busy, unauthorized, internal, too many errors in a row --> ENDED
+    NEW     -- hello with the token, or any message where none is needed, and the slot is free --> READY
+    READY   -- observation --> an action, or an error; READY
+    READY   -- reset, or an observation of a new episode --> READY, a new episode
+    any     -- busy, internal, too many errors in a row --> RESTING: the slot is free for others
+    RESTING -- any valid message, and the slot is free --> READY, a new episode
+    any     -- oversized, unauthorized, client gone or silent --> ENDED
 
 Exactly one reply leaves for a message. An action leaves only if nothing was in doubt, and only if the server has not
 given up waiting for it: the ticket decides that once, so an answer that was called late is never sent later.
@@ -15,16 +17,15 @@ from __future__ import annotations
 
 import hmac
 import logging
-import math
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from diffusion_policy.serve.engine import Engine, FloatArray, Inference
+from diffusion_policy.serve.engine import Engine, Inference
 from diffusion_policy.serve.freshness import Freshness
 from diffusion_policy.serve.motion_guard import GuardedChunk, MotionGuard, MotionRefusedError
 from diffusion_policy.serve.protocol import (
@@ -38,44 +39,21 @@ from diffusion_policy.serve.protocol import (
     action_reply,
     error_reply,
 )
+from diffusion_policy.serve.request import Arrival, Reply, Request, Ticket
 from diffusion_policy.serve.seams import Seam, ServedChunk
 from diffusion_policy.serve.session_log import Images, SessionLog
 from diffusion_policy.serve.settings import ServeSettings
-from diffusion_policy.serve.stages import Stages
+from diffusion_policy.serve.stages import GivenUpError, Stages
+from diffusion_policy.serve.step_lines import describe_observation, loggable, noise_seed, times_of, without_step
 from diffusion_policy.spec import WorkspaceError
 
 logger = logging.getLogger(__name__)
 
-
-class Ticket:
-    """Decides once whether an answer leaves (the session claims it) or not (the server lets it expire)."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._decided: str | None = None
-
-    def claim(self) -> bool:
-        """Whether the answer may leave."""
-        return self._decide("claimed")
-
-    @property
-    def expired(self) -> bool:
-        """Whether nobody waits any more."""
-        return self._decided == "expired"
-
-    def expire(self) -> bool:
-        """Whether nobody claimed it before; then nobody can any more."""
-        return self._decide("expired")
-
-    def _decide(self, outcome: str) -> bool:
-        with self._lock:
-            if self._decided is None:
-                self._decided = outcome
-            return self._decided == outcome
+NOT_WAITED_FOR = {"late": "its answer was not waited for", "gone": "its client had hung up before the answer was ready"}
 
 
 class Slot:
-    """The one place at the robot: the first session with a valid message has it until it ends, and not afterwards."""
+    """The one place at the robot: the first session with a valid message has it until it ends or rests."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -88,31 +66,12 @@ class Slot:
                 self.holder = session
             return self.holder is session
 
-    def release(self, session: Session) -> None:
-        """Free for the next one; the session has ended."""
+    def release(self, session: Session, *, ended: bool) -> None:
+        """Free for the next one; ``ended``: this session never takes it again."""
         with self._lock:
-            session.ended = True
+            session.ended = session.ended or ended
             if self.holder is session:
                 self.holder = None
-
-
-@dataclass
-class Reply:
-    """What goes back, what is logged once it has gone, and whether the connection ends."""
-
-    message: dict[str, Any]
-    ends: bool = False
-    line: dict[str, Any] | None = None
-    images: Images = ()
-    stages: Stages = field(default_factory=Stages)
-
-
-@dataclass
-class Arrival:
-    """When a message was complete, on the server's monotonic clock, and where time went so far."""
-
-    received: float
-    stages: Stages = field(default_factory=Stages)
 
 
 class Session:
@@ -129,6 +88,7 @@ class Session:
 
     Attributes:
         ended: its connection is closed.
+        resting: it has given the slot back after an error that ends a session; its connection is still open.
         late: set once the last message that was called late is in the log; None if there was none.
     """
 
@@ -150,11 +110,11 @@ class Session:
         self._log = log
         self._token = token
         self._authorized = authorized or self._token is None or settings.allow_unauthenticated
-        self._freshness = Freshness(settings.max_age_s)
+        self._freshness = Freshness(settings.max_age_s, 1 / settings.control_hz)
         self._served: ServedChunk | None = None
         self._step, self._episode, self._requests = 0, 0, 0
         self._errors_in_a_row = 0
-        self.ended = False
+        self.ended = self.resting = False
         self.late: threading.Event | None = None
 
     def metadata(self) -> dict[str, Any]:
@@ -168,22 +128,30 @@ class Session:
             "log_stopped": None if self._log is None else self._log.stopped,
         }
 
-    def answer(self, read: Callable[[], Message], arrival: Arrival, ticket: Ticket) -> Reply:
+    def answer(self, request: Request, behind: Callable[[], Sequence[Request]], ticket: Ticket) -> Reply:
         """Read a message and answer it. Never raises: this is the border at which every failure becomes an error reply.
 
-        ``read`` parses what the transport received. Runs in the server's one worker thread.
+        ``behind`` gives what has come since; a newer observation there supersedes this one. Runs in the server's one
+        worker thread.
         """
+        arrival = request.arrival
+        arrival.stages.wanted = lambda: not ticket.expired
         try:
-            with arrival.stages.measure("parse"):
-                message = read()
+            message = request.message()
+            if ticket.expired:  # while it waited for the worker: it takes no slot
+                line = describe_observation(message, arrival) if isinstance(message, Observation) else {}
+                return self._give_up(ticket, arrival, line)
             self._admit(message)
+            if isinstance(message, Observation) and is_superseded(message, behind()):
+                return self._supersede(message, arrival)
             reply = self._answer(message, arrival, ticket)
         except ProtocolError as error:
             return self.refuse(error.code, str(error), arrival)
         except WorkspaceError as error:
             return self.refuse("bad_state", str(error), arrival)
         except Exception:  # the one broad one: whatever failed, the arm must get no action
-            logger.exception("session failed; it ends")
+            if self._is_told():
+                logger.exception("session failed; it ends")
             return self.refuse("internal", "the server failed on this message; its log says why", arrival)
         if reply.message["type"] != "error":
             self._errors_in_a_row = 0
@@ -192,19 +160,31 @@ class Session:
     def refuse(self, code: ErrorCode, message: str, arrival: Arrival, line: dict[str, Any] | None = None) -> Reply:
         """The reply without an action, and its line in the log."""
         self._errors_in_a_row += 1
-        ends = code in ENDING or self._errors_in_a_row >= self._settings.traffic.errors_in_a_row
-        logger.warning("%s: %s%s", code, message, "; the session ends" if ends else "")
+        limit = self._settings.traffic.errors_in_a_row
+        ends = code in ENDING or self._errors_in_a_row >= limit
+        if self._is_told():
+            logger.warning("%s: %s%s", code, message, "; the session ends" if ends else "")
+        if ends:
+            self.resting = True
+            self._slot.release(self, ended=False)
         return self._error(code, message, arrival, line or {}, ends=ends)
+
+    def _is_told(self) -> bool:
+        """Whether an error is logged: the first ones, then the 32nd, 64th, ...; a client that errs on fills no disk."""
+        count = self._errors_in_a_row
+        return count <= self._settings.traffic.errors_in_a_row or count.bit_count() == 1
 
     def _error(
         self, code: ErrorCode, message: str, arrival: Arrival, line: Mapping[str, Any], *, ends: bool = False
     ) -> Reply:
         event = {"event": "error", "code": code, "message": message, "episode": self._episode, "ends": ends}
-        return Reply(error_reply(code, message), ends, {**event, **self._times(arrival), **line}, stages=arrival.stages)
+        return Reply(error_reply(code, message), ends, {**event, **times_of(arrival), **line}, stages=arrival.stages)
 
     def record(self, reply: Reply, *, delivered: bool) -> None:
         """Log a reply after it has left, or failed to. Who was turned away at the door is no part of any run."""
         if self._log is None or reply.line is None or reply.line.get("code") in ("busy", "unauthorized"):
+            return
+        if not self._is_told():
             return
         timing = {f"{stage}_ms": ms for stage, ms in reply.stages.milliseconds.items()}
         line = {**reply.line, "timing": {**reply.line.get("timing", {}), **timing}, "delivered": delivered}
@@ -213,7 +193,7 @@ class Session:
 
     def end(self, patience_s: float = 5.0) -> None:
         """Give the slot back and finish the log, which waits so long for an answer that was called late."""
-        self._slot.release(self)
+        self._slot.release(self, ended=True)
         if self._guard.totals:
             logger.info("the guard of this session: %s", ", ".join(f"{n} x {k}" for k, n in self._guard.totals.items()))
         if self.late is not None:
@@ -233,17 +213,24 @@ class Session:
             raise ProtocolError("unauthorized", "this server wants a hello with its token first")
         if not self._slot.take(self):
             raise ProtocolError("busy", "another robot is being served")
+        if self.resting:
+            self.resting = False
+            self._begin_episode()
+
+    def _begin_episode(self) -> None:
+        """Forget the last chunk and the last gripper command: the arm may have been moved."""
+        self._episode, self._requests, self._served = self._episode + 1, 0, None
+        self._guard.reset()
 
     def _answer(self, message: Message, arrival: Arrival, ticket: Ticket) -> Reply:
         match message:
             case Hello():
                 return Reply(self.metadata(), stages=arrival.stages)
             case Reset():
-                self._episode, self._requests, self._served = self._episode + 1, 0, None
-                self._guard.reset()
+                self._begin_episode()
                 self._freshness.reset()
                 event = {"event": "reset", "episode": self._episode}
-                return Reply({"type": "reset_ack"}, line=event | self._times(arrival), stages=arrival.stages)
+                return Reply({"type": "reset_ack"}, line=event | times_of(arrival), stages=arrival.stages)
             case Observation(inspect=True):
                 return self._inspect(message, arrival)
             case Observation():
@@ -260,16 +247,19 @@ class Session:
     def _act(self, observation: Observation, arrival: Arrival, ticket: Ticket) -> Reply:
         """An observation's way to an action; whatever is in doubt raises on it."""
         stages, hz, now = arrival.stages, self._settings.control_hz, float(observation.timestamps[-1])
+        self._freshness.check_unit(observation, arrival.received)
+        began = self._freshness.new_episode(observation, arrival.received)
+        if began is not None:
+            self._begin_episode()
         line = self._describe(observation, arrival)
         try:
-            age = self._freshness.check(observation, arrival.received)
+            age = self._freshness.check(observation, arrival.received, time.monotonic())
             remainder = None if self._served is None else self._served.remainder(now, hz)
-            if ticket.expired:
-                return self._late(arrival, line, observation)
+            stages.check()
             line["timing"]["infer_start"] = time.monotonic()
             inference = self._engine.infer(observation, line["seed"], remainder, stages)
             line["timing"]["infer_end"] = time.monotonic()
-            line["predicted"] = {"values": _loggable(inference.sequence), "first": inference.first}
+            line["predicted"] = {"values": loggable(inference.sequence), "first": inference.first}
             if not np.isfinite(inference.sequence).all():
                 raise MotionRefusedError("not finite", "the denoised sequence holds NaN or infinity")
             seam = None if self._served is None else self._served.seam(inference.sequence, now, hz)
@@ -277,13 +267,15 @@ class Session:
                 executed = None if self._served is None else self._served.elapsed(now, hz)
                 pose, gripper = observation.poses[-1], float(observation.grippers[-1, 0])
                 guarded = self._guard.check(inference.actions, pose, executed, gripper)
-            warnings = self._warnings(observation)
+            warnings = [*([] if began is None else [began]), *self._warnings(observation)]
         except MotionRefusedError as error:
             return self._refuse_observation("refused", f"{error.limit}: {error}", arrival, line, observation)
         except ProtocolError as error:
             return self._refuse_observation(error.code, str(error), arrival, line, observation)
+        except GivenUpError:
+            return self._give_up(ticket, arrival, line, observation.images)
         if not ticket.claim():
-            return self._late(arrival, line, observation)
+            return self._give_up(ticket, arrival, line, observation.images)
         self._served = ServedChunk(inference.sequence, inference.first, now)
         self._guard.accept(guarded)
         if self._settings.engine.warm_start and remainder is not None:
@@ -298,14 +290,19 @@ class Session:
         self, code: ErrorCode, message: str, arrival: Arrival, line: dict[str, Any], observation: Observation
     ) -> Reply:
         """With the observation in the log, so that it can be looked at; it is no step."""
-        reply = self.refuse(code, message, arrival, _no_step(line))
+        reply = self.refuse(code, message, arrival, without_step(line))
         reply.images = observation.images
         return reply
 
-    def _late(self, arrival: Arrival, line: Mapping[str, Any], observation: Observation) -> Reply:
-        """For the log alone: the client has had its error."""
-        reply = self._error("late", "its answer was not waited for", arrival, _no_step(line))
-        reply.images = observation.images
+    def _supersede(self, observation: Observation, arrival: Arrival) -> Reply:
+        """No fault of the client's, so it does not count towards the end of the session."""
+        said = "a newer observation was waiting when this one's turn came; only the newest is answered"
+        return self._error("superseded", said, arrival, describe_observation(observation, arrival))
+
+    def _give_up(self, ticket: Ticket, arrival: Arrival, line: Mapping[str, Any], images: Images = ()) -> Reply:
+        """For the log alone: the client has had its error, or is gone."""
+        reply = self._error("late", NOT_WAITED_FOR[ticket.outcome or "late"], arrival, without_step(line))
+        reply.images, reply.withheld = images, True
         return reply
 
     def _action(
@@ -341,32 +338,28 @@ class Session:
 
     def _describe(self, observation: Observation, arrival: Arrival) -> dict[str, Any]:
         """The line of a step, as far as it is known before the policy has run."""
-        states = observation.states
-        seen = {"state": states[-1].tolist(), "states": states.tolist(), "timestamps": observation.timestamps.tolist()}
-        times = self._times(arrival)
-        times["timing"]["client_obs"] = float(observation.timestamps[-1])
-        if observation.send_timestamp is not None:
-            times["timing"]["client_send"] = observation.send_timestamp
-        entropy = [self._settings.engine.seed, self._episode, self._requests]
+        seed = noise_seed(self._settings.engine.seed, self._episode, self._requests)
         self._requests += 1
         return {
             "step": self._step,
             "episode": self._episode,
             "request": self._requests - 1,
-            "seed": int(np.random.SeedSequence(entropy).generate_state(1)[0]),
-            "input": seen,
-            **times,
+            "seed": seed,
+            **describe_observation(observation, arrival),
         }
 
-    def _times(self, arrival: Arrival) -> dict[str, Any]:
-        return {"timing": {"server_recv": arrival.received}}
 
-
-def _no_step(line: Mapping[str, Any]) -> dict[str, Any]:
-    """An observation's line without the number that only answered ones have."""
-    return {name: value for name, value in line.items() if name != "step"}
-
-
-def _loggable(sequence: FloatArray) -> list[list[float | None]]:
-    """Numbers for JSON, which has no NaN: None in its place."""
-    return [[value if math.isfinite(value) else None for value in row] for row in sequence.tolist()]
+def is_superseded(observation: Observation, behind: Sequence[Request]) -> bool:
+    """Whether a newer valid observation of the same episode waits behind this one."""
+    if observation.inspect:
+        return False
+    for request in behind:
+        try:
+            message = request.message()
+        except ProtocolError:
+            continue
+        if isinstance(message, Reset):
+            return False
+        if isinstance(message, Observation) and not message.inspect:
+            return bool(message.timestamps[-1] >= observation.timestamps[-1])
+    return False

@@ -109,19 +109,21 @@ class Traffic:
         messages_per_s: of one connection, over a second.
         message_s: from the first byte of a message to its last.
         idle_s: without a message; a robot that pauses longer reconnects.
-        errors_in_a_row: after which the connection is closed.
+        linger_s: without a message after the session has ended; a client that goes on asking is served again.
+        errors_in_a_row: after which the session ends: the slot is free for others.
     """
 
     connections: int = 8
     messages_per_s: float = 50.0
     message_s: float = 10.0
     idle_s: float = 600.0
+    linger_s: float = 2.0
     errors_in_a_row: int = 20
 
     def __post_init__(self) -> None:
         """Refuse numbers with which no robot could be served."""
         _at_least(self, "traffic", {"connections": 1, "messages_per_s": 1, "errors_in_a_row": 1})
-        for name in ("message_s", "idle_s"):
+        for name in ("message_s", "idle_s", "linger_s"):
             if not getattr(self, name) > 0:
                 raise ServeError(f"traffic.{name} is {getattr(self, name)}; expected more than 0")
 
@@ -137,8 +139,8 @@ class ServeSettings:
         token_file: a file whose first line new clients must know; None: no token.
         allow_unauthenticated: lets old clients in, who have no token, on an address other than the loopback.
         allow_inspection: answers "inspect" with the model's input, for scripts/check_parity.py.
-        deadline_s: from the last byte of an observation to its answer; later there is an error and no action.
-        max_age_s: how much later than the session's fastest message an observation may arrive; see ``freshness``.
+        deadline_s: from an observation's turn to its answer; later there is an error and no action.
+        max_age_s: how much older, at its turn, than the episode's freshest on arrival; see ``freshness``.
         control_hz: rate at which the client executes actions.
         range_margin: observations further outside the training range than this share of it are warned about.
         workspace_margin_m: the workspace box is the training range of actions, widened by this, unless

@@ -1,20 +1,35 @@
-"""Where the time of one request goes, by name of the stage, on one monotonic clock."""
+"""Where the time of one request goes, by name of the stage, on one monotonic clock; and whether anybody still waits."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# In order. receive: first to last byte of a message; parse: JSON and base64; log: handing the step to its thread.
-STAGES = ("receive", "parse", "decode", "prepare", "encode", "denoise", "guard", "reply", "log")
+# In order. receive: first to last byte of a message; wait: until its turn; parse: JSON and base64; log: handing the
+# step to its thread.
+STAGES = ("receive", "wait", "parse", "decode", "prepare", "encode", "denoise", "guard", "reply", "log")
+
+
+class GivenUpError(Exception):
+    """Nobody waits for this request any more, so it is not computed to its end."""
 
 
 class Stages:
-    """Milliseconds by stage; a stage that is entered twice adds up."""
+    """Milliseconds by stage; a stage that is entered twice adds up.
+
+    Attributes:
+        wanted: whether somebody still waits for the result; asked between denoising steps.
+    """
 
     def __init__(self) -> None:
         self.milliseconds: dict[str, float] = {}
+        self.wanted: Callable[[], bool] = lambda: True
+
+    def check(self) -> None:
+        """Raise GivenUpError if nobody waits any more."""
+        if not self.wanted():
+            raise GivenUpError
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:

@@ -8,7 +8,6 @@ is a text frame, "code: message", after which openpi's client raises. ``GET /hea
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import hmac
 import http
@@ -20,12 +19,13 @@ import numpy as np
 from websockets.asyncio.server import Server, ServerConnection
 from websockets.asyncio.server import serve as serve_websocket
 from websockets.exceptions import ConnectionClosed
-from websockets.http11 import Request, Response
+from websockets.http11 import Request as HttpRequest
+from websockets.http11 import Response
 
 from diffusion_policy.serve.arrays import pack, unpack
 from diffusion_policy.serve.host import Host
 from diffusion_policy.serve.protocol import Limits, Message, ProtocolError, parse_message
-from diffusion_policy.serve.session import Arrival, Reply
+from diffusion_policy.serve.request import Arrival, Reply, Request
 from diffusion_policy.serve.stages import Stages
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ async def start_websocket_server(host: Host) -> Server:
     )
 
 
-def _admit(host: Host, connection: ServerConnection, request: Request) -> Response | None:
+def _admit(host: Host, connection: ServerConnection, request: HttpRequest) -> Response | None:
     """Answer health checks, and refuse a wrong key before anything else is read."""
     if request.path == "/healthz":
         return connection.respond(http.HTTPStatus.OK, "OK\n")
@@ -73,20 +73,19 @@ async def _serve(host: Host, websocket: ServerConnection) -> None:
     async with host.connection(authorized=True) as connection:
         if connection is None:
             return
+
+        async def receive() -> Request:
+            data = await connection.wait_for(websocket.recv())
+            read = functools.partial(_parse, data, host.engine.n_obs_steps, host.settings.limits)
+            return Request(read, Arrival(time.monotonic(), Stages()), len(data))
+
         try:
             await websocket.send(pack(connection.session.metadata()))
-            goes_on = True
-            while goes_on:
-                async with asyncio.timeout(host.settings.traffic.idle_s):
-                    data = await connection.wait_for(websocket.recv())
-                read = functools.partial(_parse, data, host.engine.n_obs_steps, host.settings.limits)
-                goes_on = await connection.exchange(read, Arrival(time.monotonic(), Stages()), send)
+            await connection.serve(receive, send)
         except (ConnectionClosed, OSError) as error:
             if isinstance(error, ConnectionClosed) and error.sent is not None and error.sent.code == _TOO_BIG:
                 connection.note("oversized", f"more than {host.settings.limits.message_bytes} bytes in a message")
             logger.info("%s is gone: %s", websocket.remote_address, error or type(error).__name__)
-        except asyncio.CancelledError:
-            logger.info("%s: the server stops", websocket.remote_address)
 
 
 def _parse(data: str | bytes, n_obs_steps: int, limits: Limits) -> Message:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serve_factory import FakeEngine, OldClient, ServerThread, observation_message, settings
+from serve_factory import FakeEngine, OldClient, ServerThread, observation_message, settings, wait_until
 
 from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.replay import replay
@@ -184,10 +184,3 @@ def test_a_killed_server_leaves_a_log_that_replays(repository: Path, served_chec
     report = replay(run, served_checkpoint)
     assert report.steps >= 3, "at most the last one is lost"
     assert report.largest < 1e-6
-
-
-def wait_until(condition: object, seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

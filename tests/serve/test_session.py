@@ -4,12 +4,11 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from serve_factory import POSE, FakeEngine, OldClient, ServerThread, observation_message, settings
+from serve_factory import POSE, FakeEngine, OldClient, ServerThread, observation_message, settings, wait_until
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -17,13 +16,6 @@ from diffusion_policy.serve.arrays import pack
 from diffusion_policy.serve.line_server import _keep_alive
 from diffusion_policy.serve.server import _announce
 from diffusion_policy.serve.session_log import read_lines
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 class Gate:

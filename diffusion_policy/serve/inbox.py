@@ -1,0 +1,65 @@
+"""Messages of one connection that wait for their turn.
+
+A client may send faster than a policy answers. What waits is read at once, so that the newest observation is known when
+the policy is free, and a client that hangs up is noticed while its answer is still computed. Bounded in bytes: beyond
+that, reading pauses and TCP holds the client back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from diffusion_policy.serve.request import Request
+
+# What a message costs beside its own bytes, so that a flood of empty ones is bounded, too.
+_OVERHEAD_BYTES = 1024
+
+
+class Inbox:
+    """Requests in the order in which they came.
+
+    Args:
+        max_bytes: that may wait; one message always may.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._requests: tuple[Request, ...] = ()
+        self._changed = asyncio.Condition()
+        self._closed = False
+
+    @property
+    def waiting(self) -> tuple[Request, ...]:
+        """All of them, oldest first; may be read from another thread."""
+        return self._requests
+
+    async def put(self, request: Request) -> None:
+        """Add one; waits while the inbox is full."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._closed or not self._requests or self._fits(request))
+            if not self._closed:
+                self._requests = (*self._requests, request)
+            self._changed.notify_all()
+
+    async def take(self) -> Request | None:
+        """The oldest one, once there is one; None after :meth:`close`, when all have been taken."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._closed or self._requests)
+            if not self._requests:
+                return None
+            first, *rest = self._requests
+            self._requests = tuple(rest)
+            self._changed.notify_all()
+            return first
+
+    async def close(self, *, discard: bool = False) -> None:
+        """Nothing more will come; ``discard``: what waits is not answered either."""
+        async with self._changed:
+            self._closed = True
+            if discard:
+                self._requests = ()
+            self._changed.notify_all()
+
+    def _fits(self, request: Request) -> bool:
+        held = sum(other.size + _OVERHEAD_BYTES for other in self._requests)
+        return held + request.size + _OVERHEAD_BYTES <= self._max_bytes

@@ -1,0 +1,48 @@
+"""A step of a run as a line of its log, as far as it is known before the policy has run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from diffusion_policy.serve.engine import FloatArray
+from diffusion_policy.serve.protocol import Observation
+from diffusion_policy.serve.request import Arrival
+
+
+def describe_observation(observation: Observation, arrival: Arrival) -> dict[str, Any]:
+    """What was measured and when; clocks of client and server stand side by side and are never subtracted."""
+    states = observation.states
+    times = times_of(arrival)
+    times["timing"]["client_obs"] = float(observation.timestamps[-1])
+    if observation.send_timestamp is not None:
+        times["timing"]["client_send"] = observation.send_timestamp
+    measured = {
+        "state": states[-1].tolist(),
+        "states": states.tolist(),
+        "timestamps": observation.timestamps.tolist(),
+    }
+    return {"input": measured, **times}
+
+
+def noise_seed(seed: int, episode: int, request: int) -> int:
+    """Of the noise of one request; another for each request of each episode."""
+    return int(np.random.SeedSequence([seed, episode, request]).generate_state(1)[0])
+
+
+def times_of(arrival: Arrival) -> dict[str, Any]:
+    """The entry that every line has."""
+    return {"timing": {"server_recv": arrival.received}}
+
+
+def without_step(line: Mapping[str, Any]) -> dict[str, Any]:
+    """An observation's line without the number that only answered ones have."""
+    return {name: value for name, value in line.items() if name != "step"}
+
+
+def loggable(sequence: FloatArray) -> list[list[float | None]]:
+    """Numbers (t, Da) for JSON, which has no NaN: None in its place."""
+    return [[value if math.isfinite(value) else None for value in row] for row in sequence.tolist()]
