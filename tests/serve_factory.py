@@ -135,7 +135,7 @@ class PublicClient(OldClient):
 
     def __init__(self, port: int) -> None:
         super().__init__(port)
-        self.socket.setblocking(False)
+        self.socket.settimeout(0)
         self.replies: list[dict[str, Any]] = []
         self.chunks: list[np.ndarray] = []
         self.dead = 0
@@ -146,7 +146,7 @@ class PublicClient(OldClient):
         with contextlib.suppress(OSError):  # it does not look
             self.socket.settimeout(5)
             self.socket.sendall(data)
-        self.socket.setblocking(False)
+        self.socket.settimeout(0)
 
     def poll(self) -> None:
         try:

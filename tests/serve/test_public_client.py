@@ -1,5 +1,6 @@
 """A robot whose client behaves as the public one: it re-sends by a timer, ignores errors, and never reconnects."""
 
+import contextlib
 import itertools
 import socket
 import time
@@ -54,9 +55,9 @@ class Steps(FakeEngine):
 
 def test_a_client_that_sends_faster_than_the_policy_answers_gets_all_that_can_be_computed(tmp_path: Path) -> None:
     engine = Steps(itertools.cycle([0.16, 0.24, 0.2]))
-    with ServerThread(engine, settings(tmp_path, "deadline_s=0.5", "max_age_s=0.25")) as server:
-        with PublicClient(server.ports["line"]) as client:
-            client.run(stamped(20), PERIOD)
+    chosen = settings(tmp_path, "deadline_s=0.5", "max_age_s=0.25")
+    with ServerThread(engine, chosen) as server, PublicClient(server.ports["line"]) as client:
+        client.run(stamped(20), PERIOD)
     assert len(client.replies) == 20, "one reply for each, in order"
     assert set(client.codes) <= {"action", "superseded"}, client.codes
     # 3 s of sending and one answer each 0.2 s on average: 15, and the machine may be slow.
@@ -74,14 +75,15 @@ def test_a_client_that_sends_faster_than_the_policy_answers_gets_all_that_can_be
 
 def test_over_the_websocket_too() -> None:
     engine = Steps(itertools.cycle([0.2]))
-    with ServerThread(engine, settings(None, "websocket_port=0")) as server:
-        with connect(f"ws://127.0.0.1:{server.ports['websocket']}", compression=None) as client:
-            client.recv()
-            for message in stamped(10):
-                images = [b"\x89PNG not looked at"] * 2 if message is None else message["images"]
-                client.send(pack({**message, "images": images}))
-                time.sleep(0.05)
-            replies = [client.recv(10) for _ in range(10)]
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(ServerThread(engine, settings(None, "websocket_port=0")))
+        uri = f"ws://127.0.0.1:{server.ports['websocket']}"
+        client = stack.enter_context(connect(uri, compression=None))
+        client.recv()
+        for message in stamped(10):
+            client.send(pack(message))
+            time.sleep(0.05)
+        replies = [client.recv(10) for _ in range(10)]
     kinds = ["superseded" if isinstance(reply, str) else "actions" for reply in replies]
     assert all(reply.startswith("superseded: ") for reply in replies if isinstance(reply, str))
     assert kinds[0] == kinds[-1] == "actions"
