@@ -15,11 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich import get_console
 
+from diffusion_policy.installation import CONFIG
 from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.workspace.overrides import check_overrides, follower_overrides
-
-CONFIG = Path(__file__).parent / "config"
 
 
 @hydra.main(version_base="1.2", config_path=str(CONFIG), config_name="train_cogact_robot")

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from diffusion_policy.commands import install_extra
 from diffusion_policy.spec import WorkspaceError
 
 # "s3://bucket/key"; a Path has made "s3:/bucket/key" of it.
@@ -56,7 +57,7 @@ def place(path: Any) -> Path:
         found = UPath(url)
         found.fs.invalidate_cache()
     except ImportError as error:
-        raise PlaceError(f"{url} needs a package ({error}): pip install 'diffusion-policy[cloud]'") from error
+        raise PlaceError(f"{url} needs a package ({error}): {install_extra('cloud')}") from error
     except ValueError as error:
         raise PlaceError(f"{url}: {kind}:// is no kind of URL that fsspec knows ({error})") from error
     return cast(Path, found)

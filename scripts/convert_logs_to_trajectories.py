@@ -1,7 +1,7 @@
 """Turn logs of runs (and old ones with images) into CogACT trajectories for the converter.
 
 python scripts/convert_logs_to_trajectories.py data/logs/serve/run_* --output data/raw/from_logs
-python scripts/convert_logs_to_trajectories.py RUN --output DIR --corrections fixed.json     {"41": [8 numbers], ...}
+python scripts/convert_logs_to_trajectories.py RUN --output DIR --corrections fixed.json     # {"41": [8 numbers], ...}
 """
 
 from __future__ import annotations

@@ -17,8 +17,6 @@ from pathlib import Path
 
 from diffusion_policy.command_line import Answer, run_command
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
@@ -35,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def work(arguments: argparse.Namespace) -> Answer:
     """Examine what is given."""
     from diffusion_policy.evaluate.gripper_table import find_logs
+    from diffusion_policy.installation import CONFIG
     from diffusion_policy.report.doctor import examine
     from diffusion_policy.report.training_evidence import compose_config
 
@@ -42,10 +41,8 @@ def work(arguments: argparse.Namespace) -> Answer:
     config = None
     if arguments.config:
         name, *overrides = arguments.config
-        config = arguments.config, compose_config(ROOT / "config", name, overrides)
-    examination = examine(
-        arguments.dataset, arguments.checkpoint, config, arguments.run, logs, ROOT / "data" / "outputs"
-    )
+        config = arguments.config, compose_config(CONFIG, name, overrides)
+    examination = examine(arguments.dataset, arguments.checkpoint, config, arguments.run, logs, Path("data/outputs"))
     return Answer(examination.table(), examination.exit_status, examination.to_json())
 
 

@@ -1,8 +1,8 @@
 """Export a logged run for other tools; the run itself stays as it is.
 
-python scripts/export_run.py RUN --inference-log data/logs     the predecessor's inference_log_*.json
-python scripts/export_run.py RUN --vlalab vlalab_runs          a run directory of VLA-Lab
-python scripts/export_run.py RUN --rerun run.rrd               a Rerun recording (extra: rerun)
+python scripts/export_run.py RUN --inference-log data/logs     # the predecessor's inference_log_*.json
+python scripts/export_run.py RUN --vlalab vlalab_runs          # a run directory of VLA-Lab
+python scripts/export_run.py RUN --rerun run.rrd               # a Rerun recording (extra: rerun)
 """
 
 from __future__ import annotations

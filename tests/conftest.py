@@ -1,6 +1,7 @@
 """Fixtures that every room's tests share."""
 
 import lzma
+import os
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,12 @@ def ctrl_c_as_in_a_terminal() -> None:
     """Shells start background jobs with SIGINT ignored, which every process that a test starts would inherit."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment_as_activated() -> None:
+    """`python` is the interpreter that runs the tests, as after `source .venv/bin/activate`; messages say so."""
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
 @pytest.fixture(scope="session")

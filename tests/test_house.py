@@ -15,6 +15,8 @@ PACKAGE = REPOSITORY / "diffusion_policy"
 
 # A module imports only from floors below, or from its own room.
 FLOORS = {
+    "installation": 0,
+    "commands": 0,
     "spec": 0,
     "geometry": 0,
     "gripper_events": 0,
@@ -44,7 +46,7 @@ FLOORS = {
     "report": 4,
 }
 # Modules of floor 0 that others of floor 0 may build on, and the two rooms that training looks into.
-FOUNDATIONS = {"spec", "geometry", "gripper_scale", "intervals", "safe_pickle", "storage"}
+FOUNDATIONS = {"installation", "commands", "spec", "geometry", "gripper_scale", "intervals", "safe_pickle", "storage"}
 NEIGHBOURS = {("workspace", "adapt"), ("workspace", "evaluate"), ("serve", "evaluate")}
 
 WITHOUT_TORCH = [

@@ -58,7 +58,8 @@ def test_the_line_that_users_type_trains_into_a_dated_folder_and_can_be_interrup
     (log,) = tmp_path.glob(pattern)
     assert (log.parent / "checkpoints" / "latest.ckpt").is_file()
     assert "SIGINT: the update or validation under way is finished, then a checkpoint is saved; once more" in output
-    assert "go on with: python train.py --config-name=train_cogact_robot 'task.image_shape=[3,36,40]' " in output
+    start = f"go on with: python {REPOSITORY / 'train.py'} --config-name=train_cogact_robot"
+    assert f"{start} 'task.image_shape=[3,36,40]' " in output
     assert f"training.resume=True hydra.run.dir={log.parent}" in output
     assert "Traceback" not in output
 
@@ -75,14 +76,16 @@ def test_a_finished_run_ends_with_its_findings_the_best_checkpoint_and_the_next_
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
     assert f"checkpoint: {checkpoint} (after epoch 1, " in summary
     assert findings.count("next: ") + summary.count("next: ") == 1
-    following = f"python scripts/run_offline_inference.py {checkpoint} {dataset} --output "
+    script = REPOSITORY / "scripts" / "run_offline_inference.py"
+    following = f"python {script} {checkpoint} {dataset} --output "
     assert f"see what it does in held-out episodes: {following}" in summary
 
 
 def test_a_refusal_is_one_line_and_status_two(tmp_path):
     ended = train("task.dataset_path=absent.zarr", "training.device=cpu", cwd=tmp_path)
     assert ended.returncode == 2
-    todo = "convert recordings to one first (scripts/convert_cogact_to_zarr.py)"
+    script = REPOSITORY / "scripts" / "convert_cogact_to_zarr.py"
+    todo = f"convert recordings to one first: python {script} --input TRAJECTORIES --output absent.zarr"
     assert ended.stderr == f"error: absent.zarr: no zarr dataset there; {todo}\n"
 
 

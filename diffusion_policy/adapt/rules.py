@@ -40,12 +40,13 @@ import yaml
 from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.initial import Init, read_init
 from diffusion_policy.adapt.slots import Names
+from diffusion_policy.installation import CONFIG
 
 Kind = Literal["rename", "drop", "fresh", "strip", "grow", "copy", "recompute"]
 Weights = Literal["each", "model", "ema_model"]
 FIRST = "first"
 AS_TARGET = Init("target")
-RULES_DIRECTORY = Path(__file__).resolve().parents[2] / "config" / "adapt"
+RULES_DIRECTORY = CONFIG / "adapt"
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "rename": ("why",),
     "drop": ("why",),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 
+from diffusion_policy.commands import install_extra
 from diffusion_policy.convert.settings import ConversionError
 
 # Until a scheduler answers, and until its workers are there.
@@ -29,7 +30,7 @@ def cluster(address: str | None) -> Iterator[Executor | None]:
     try:
         from distributed import Client
     except ImportError as error:
-        raise ConversionError("a scheduler needs Dask: pip install 'diffusion-policy[cluster]'") from error
+        raise ConversionError(f"a scheduler needs Dask: {install_extra('cluster')}") from error
     try:
         client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:

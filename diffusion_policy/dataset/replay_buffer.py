@@ -25,6 +25,7 @@ from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import BloscCodec
 from zarr.core.array_spec import ArrayConfigParams
 
+from diffusion_policy.commands import command
 from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec, zarr_arguments
 from diffusion_policy.places import place, reaching
 from diffusion_policy.spec import WorkspaceError, default_names
@@ -93,9 +94,10 @@ class ReplayBuffer:
                 root = zarr.open_group(str(found), mode=mode)  # type: ignore[arg-type]
             except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
                 begun = found.with_name(found.name + ".partial").exists()
-                todo = "convert recordings to one first (scripts/convert_cogact_to_zarr.py)"
+                convert = command("convert_cogact_to_zarr", "--input", "TRAJECTORIES", "--output", found)
+                todo = f"convert recordings to one first: {convert}"
                 if begun:
-                    todo = "a conversion to it is unfinished, --resume goes on"
+                    todo = "a conversion to it is unfinished; the command that made it goes on with --resume"
                 raise DatasetError(f"{found}: no zarr dataset there; {todo}") from error
             return cls(root, str(found))
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 
 import numpy as np
 
+from diffusion_policy.commands import command, setting
 from diffusion_policy.report.checkpoint_evidence import CheckpointEvidence
 from diffusion_policy.report.dataset_evidence import DatasetEvidence
-from diffusion_policy.report.dataset_findings import CONVERT
+from diffusion_policy.report.dataset_findings import reconvert
 from diffusion_policy.report.findings import Finding, Severity, ok, run_checks
 from diffusion_policy.report.quaternion_sign import quaternion_sign
 from diffusion_policy.spec import GRIPPER, POSE, SpecError, check_semantics
@@ -42,8 +42,8 @@ def together_findings(checkpoint: CheckpointEvidence, dataset: DatasetEvidence) 
 
 def grow_command(path: str, dataset: str | None = None) -> str:
     """The command that grows a 7-D checkpoint to 8-D."""
-    words = ["python", "scripts/finetune_from_7d_to_8d.py", "--old_ckpt", path, "--new_ckpt", "GROWN.ckpt"]
-    return shlex.join([*words, *(["--dataset", dataset] if dataset else [])])
+    data = () if dataset is None else ("--dataset", dataset)
+    return command("finetune_from_7d_to_8d", "--old_ckpt", path, "--new_ckpt", "GROWN.ckpt", *data)
 
 
 def projection(checkpoint: CheckpointEvidence) -> Finding | None:
@@ -85,8 +85,8 @@ def gripper_statistics(checkpoint: CheckpointEvidence) -> Finding | None:
     names = checkpoint.spec.action_names
     if len(action.low) != len(names):
         evidence = f"the normaliser has {len(action.low)} action dimensions, the config {len(names)}"
-        command = grow_command("ORIGINAL.ckpt", "DATASET.zarr")
-        return Finding("gripper-statistics", "error", evidence, "grow it", command, checkpoint.path)
+        grow = grow_command("ORIGINAL.ckpt", "DATASET.zarr")
+        return Finding("gripper-statistics", "error", evidence, "grow it", grow, checkpoint.path)
     if GRIPPER not in names:
         return ok("gripper-statistics", "no gripper among its actions", checkpoint.path)
     i = names.index(GRIPPER)
@@ -108,8 +108,8 @@ def gripper_row(checkpoint: CheckpointEvidence) -> Finding | None:
     if checkpoint.gripper_row == 0:
         if not checkpoint.updates or checkpoint.start is None:
             evidence = "the gripper's output is new and says nothing yet"
-            command = "python train.py experiment=finetune_8d pretrained.path=" + shlex.quote(checkpoint.path)
-            return Finding("gripper-row", "note", evidence, "fine-tune it", command, checkpoint.path)
+            train = command("train", "experiment=finetune_8d", setting("pretrained.path", checkpoint.path))
+            return Finding("gripper-row", "note", evidence, "fine-tune it", train, checkpoint.path)
         evidence = f"the gripper's output is still zero after {checkpoint.updates} updates: it was never trained"
         remedy = "is the gripper in the loss, and its rows not frozen?"
         return Finding("gripper-row", "error", evidence, remedy, about=checkpoint.path)
@@ -147,8 +147,8 @@ def start(checkpoint: CheckpointEvidence) -> Finding | None:
     if checkpoint.start == "scratch":
         evidence = "trained from scratch: no pretrained weights were loaded"
         remedy = "if it was meant to be fine-tuned, set pretrained.path and a new run folder"
-        command = "python train.py experiment=finetune_8d pretrained.path=GROWN.ckpt"
-        return Finding("start", "warning", evidence, remedy, command, checkpoint.path)
+        train = command("train", "experiment=finetune_8d", "pretrained.path=GROWN.ckpt")
+        return Finding("start", "warning", evidence, remedy, train, checkpoint.path)
     share = (
         "" if checkpoint.inherited is None else f"; {checkpoint.inherited:.1%} of its parameters in inherited tensors"
     )
@@ -179,9 +179,9 @@ def fits_dataset(both: Together) -> Finding | None:
             f"dataset's actions have {len(data.action_names)} ({' '.join(data.action_names)})"
         )
         grows = spec.action_names == POSE and set(POSE) < set(data.action_names)
-        command = grow_command(both.checkpoint.path, data.path) if grows else ""
+        grow = grow_command(both.checkpoint.path, data.path) if grows else ""
         remedy = "grow the checkpoint" if grows else "use a dataset and a checkpoint of the same actions"
-        return Finding("checkpoint-fits-dataset", "error", evidence, remedy, command, both.checkpoint.path)
+        return Finding("checkpoint-fits-dataset", "error", evidence, remedy, grow, both.checkpoint.path)
     if both.checkpoint.semantics is not None:
         try:
             check_semantics(data.semantics, both.checkpoint.semantics, f"{data.path} beside {both.checkpoint.path}")
@@ -191,8 +191,8 @@ def fits_dataset(both: Together) -> Finding | None:
         if data.image_size is not None and field.key in data.keys and field.width_height != data.image_size:
             width, height = field.width_height
             evidence = f"the checkpoint sees {width} x {height} pixels, the dataset has {data.image_size}"
-            command = f"{CONVERT} --resolution {width} {height}"
-            return Finding("checkpoint-fits-dataset", "error", evidence, "convert at its size", command, data.path)
+            again = reconvert("--resolution", width, height)
+            return Finding("checkpoint-fits-dataset", "error", evidence, "convert at its size", again, data.path)
     return ok("checkpoint-fits-dataset", "checkpoint and dataset have the same actions and images", data.path)
 
 

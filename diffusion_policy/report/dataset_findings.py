@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from diffusion_policy.commands import command
 from diffusion_policy.dataset.replay_buffer import IMAGE_KEY, TIMESTAMP_KEY
 from diffusion_policy.report.dataset_evidence import EXPECTED_KEYS, DatasetEvidence
 from diffusion_policy.report.findings import Finding, ok, run_checks
 from diffusion_policy.spec import POSE_GRIPPER, SpecError, action_semantics, check_semantics
 
-CONVERT = "python scripts/convert_cogact_to_zarr.py --input TRAJECTORIES --output NEW.zarr"
 # The robot executes one action in 0.1 s.
 CONTROL_SECONDS = 0.1
 # A dataset recorded at another rate than this far from the robot's moves the arm too fast or too slowly.
@@ -24,6 +24,11 @@ QUATERNION_SLACK = 0.01
 def dataset_findings(evidence: DatasetEvidence) -> list[Finding]:
     """Everything that can be said of a dataset by itself, in the order in which to act on it."""
     return run_checks(CHECKS, evidence)
+
+
+def reconvert(*flags: object) -> str:
+    """The command that converts the recordings, wherever they lie, to a new dataset."""
+    return command("convert_cogact_to_zarr", "--input", "TRAJECTORIES", "--output", "NEW.zarr", *flags)
 
 
 def size(data: DatasetEvidence) -> Finding:
@@ -43,7 +48,7 @@ def arrays(data: DatasetEvidence) -> Finding:
         return Finding("arrays", "note", evidence, "name them in shape_meta.obs instead of image", about=data.path)
     if missing:
         remedy = f"convert again, or take {', '.join(missing)} out of shape_meta"
-        return Finding("arrays", "error", f"no data/{', data/'.join(missing)}", remedy, CONVERT, data.path)
+        return Finding("arrays", "error", f"no data/{', data/'.join(missing)}", remedy, reconvert(), data.path)
     return ok("arrays", f"data/{', data/'.join(data.keys)}", data.path)
 
 
@@ -52,27 +57,29 @@ def action_shape(data: DatasetEvidence) -> Finding:
     said = f"actions are (N, {len(data.action_names)}): {' '.join(data.action_names)}"
     if len(data.action_names) == len(POSE_GRIPPER) and data.layout != "xyz_quat_gripper":
         evidence = f"{said}, but their ranges are not those of metres, a unit quaternion and a gripper"
-        return Finding("action-shape", "error", evidence, "check the order of the recorded numbers", CONVERT, data.path)
+        return Finding(
+            "action-shape", "error", evidence, "check the order of the recorded numbers", reconvert(), data.path
+        )
     if data.layout == "xyz_quat_gripper":
         return ok("action-shape", said, data.path)
     if data.layout == "xyz_quat":
         evidence = f"{said}: a pose without gripper; a policy trained on it commands none"
-        return Finding("action-shape", "warning", evidence, "convert to eight numbers a step", CONVERT, data.path)
+        return Finding("action-shape", "warning", evidence, "convert to eight numbers a step", reconvert(), data.path)
     if data.layout == "xyz_rotvec_width":
         evidence = f"{said}: they look like rotation vector and gripper width, not a quaternion"
         return Finding("action-shape", "error", evidence, "record with the current recorder", about=data.path)
-    return Finding("action-shape", "error", f"{said}; expected (N, 8)", "convert again", CONVERT, data.path)
+    return Finding("action-shape", "error", f"{said}; expected (N, 8)", "convert again", reconvert(), data.path)
 
 
 def semantics(data: DatasetEvidence) -> Finding:
     """Whether the numbers mean what this project's do."""
     if data.semantics is None:
         evidence = "it does not say what its numbers mean; read as metres, quaternion xyzw, gripper 1 = open"
-        return Finding("semantics", "note", evidence, "convert again to have it labelled", CONVERT, data.path)
+        return Finding("semantics", "note", evidence, "convert again to have it labelled", reconvert(), data.path)
     try:
         check_semantics(data.semantics, action_semantics(data.action_names), data.path)
     except SpecError as error:
-        return Finding("semantics", "error", str(error), "convert with the right labels", CONVERT, data.path)
+        return Finding("semantics", "error", str(error), "convert with the right labels", reconvert(), data.path)
     return ok("semantics", "labelled: metres, quaternion xyzw, gripper 1 = open", data.path)
 
 
@@ -80,7 +87,9 @@ def not_finite(data: DatasetEvidence) -> Finding:
     """NaN and infinity."""
     if data.not_finite:
         evidence = f"{data.not_finite} numbers are NaN or infinite"
-        return Finding("not-finite", "error", evidence, "convert again; it leaves such steps out", CONVERT, data.path)
+        return Finding(
+            "not-finite", "error", evidence, "convert again; it leaves such steps out", reconvert(), data.path
+        )
     return ok("not-finite", "every number is finite", data.path)
 
 
@@ -91,8 +100,8 @@ def quaternions(data: DatasetEvidence) -> Finding:
         return Finding("quaternions", "error", evidence, "find the step: it is no rotation", about=data.path)
     if data.sign_flips:
         evidence = f"quaternions jump from q to -q at {data.sign_flips} steps: the same rotation, far apart in numbers"
-        command = f"{CONVERT} --quaternion-sign continuous"
-        return Finding("quaternions", "warning", evidence, "convert with continuous signs", command, data.path)
+        again = reconvert("--quaternion-sign", "continuous")
+        return Finding("quaternions", "warning", evidence, "convert with continuous signs", again, data.path)
     return ok("quaternions", f"norms within {data.quaternion_error:.1g} of 1, no sign flips", data.path)
 
 
@@ -104,7 +113,7 @@ def command_is_absolute(data: DatasetEvidence) -> Finding | None:
     if data.command_distance_m > FAR_COMMAND_M:
         evidence = f"{said}: relative actions, or another frame"
         remedy = "actions must be absolute poses in the frame of the measured pose"
-        return Finding("command-is-absolute", "error", evidence, remedy, CONVERT, data.path)
+        return Finding("command-is-absolute", "error", evidence, remedy, reconvert(), data.path)
     return ok("command-is-absolute", said, data.path)
 
 
@@ -135,7 +144,7 @@ def polarity(data: DatasetEvidence) -> Finding | None:
     if gripper.low < -0.05 or gripper.high > 1.05 or gripper.high < 0.2:
         evidence = f"the gripper's command is {gripper.low:.3g} to {gripper.high:.3g}; expected 0 (closed) to 1 (open)"
         remedy = "a width in metres or another unit: convert it to 0..1"
-        return Finding("polarity", "error", evidence, remedy, CONVERT, data.path)
+        return Finding("polarity", "error", evidence, remedy, reconvert(), data.path)
     said = f"{gripper.starting_open} episodes start open, {gripper.starting_closed} closed"
     if gripper.starting_closed > gripper.starting_open:
         evidence = f"{said}: is the gripper recorded as 1 = closed?"
@@ -177,10 +186,15 @@ def copycat_labels(data: DatasetEvidence) -> Finding | None:
         evidence = f"{said}, at transitions too: a policy can copy its input and never decide to close"
         remedy = (
             "take the command from the next measurement, or some steps early (--gripper-lead), or hide the input now "
-            "and then while training (+task.dataset.obs_dropout={robot_gripper_state: 0.3})"
+            "and then while training (observation_dropout=gripper)"
         )
         return Finding(
-            "copycat-labels", "warning", evidence, remedy, f"{CONVERT} --gripper-command next-measured", data.path
+            "copycat-labels",
+            "warning",
+            evidence,
+            remedy,
+            reconvert("--gripper-command", "next-measured"),
+            data.path,
         )
     return ok("copycat-labels", f"{said}; {lead}", data.path)
 
@@ -203,7 +217,7 @@ def images(data: DatasetEvidence) -> Finding | None:
     said = "{} x {} pixels".format(*data.image_size)
     if data.missing_frames:
         evidence = f"{said}; {data.missing_frames} chunks of frames are not on disk and read as black"
-        return Finding("images", "error", evidence, "convert again: the dataset is damaged", CONVERT, data.path)
+        return Finding("images", "error", evidence, "convert again: the dataset is damaged", reconvert(), data.path)
     if data.black_frames:
         evidence = f"{said}; {data.black_frames} of the {data.looked_at} frames looked at are black"
         return Finding("images", "warning", evidence, "look at the recording: the camera was off", about=data.path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from diffusion_policy.checkpoint import CheckpointError
+from diffusion_policy.commands import command
 from diffusion_policy.report.checkpoint_evidence import CheckpointEvidence, look_at_checkpoint
 from diffusion_policy.report.checkpoint_findings import checkpoint_findings, together_findings
 from diffusion_policy.report.dataset_evidence import DatasetEvidence, look_at_dataset
@@ -23,7 +23,7 @@ from diffusion_policy.report.environment import environment_findings, look_at_en
 from diffusion_policy.report.findings import SEVERITIES, Diagnosis, Finding, diagnose
 from diffusion_policy.report.log_evidence import look_at_log
 from diffusion_policy.report.log_findings import log_findings
-from diffusion_policy.report.run_folder import TRAIN, RunFolder, open_run
+from diffusion_policy.report.run_folder import RunFolder, open_run
 from diffusion_policy.report.training_evidence import config_of_run, look_at_config
 from diffusion_policy.report.training_findings import config_findings, run_findings
 
@@ -50,7 +50,7 @@ class Examination:
         if cause is None or cause.command:
             return "" if cause is None else cause.command
         group = next(name for name, found in self.groups.items() if cause in found)
-        return self.looks.get(group, "python scripts/doctor.py")
+        return self.looks.get(group, command("doctor"))
 
     @property
     def findings(self) -> list[Finding]:
@@ -94,14 +94,14 @@ class Examination:
         return Group(table, Text(), *_conclusion(self.diagnosis, self.next_command))
 
 
-def _conclusion(diagnosis: Diagnosis, command: str) -> list[Text]:
+def _conclusion(diagnosis: Diagnosis, following: str) -> list[Text]:
     cause = diagnosis.cause
     head = "" if cause is None else "The cause: " if cause.severity == "error" else "The likeliest cause: "
     lines = [Text(f"{head}{diagnosis.sentence()}.", style="green" if cause is None else STYLES[cause.severity])]
     if cause is not None and cause.remedy:
         lines.append(Text(f"What to do: {cause.remedy}"))
-    if command:  # not folded, to be copied
-        lines.append(Text.assemble("next: ", (command, "bold"), no_wrap=True, overflow="ignore"))
+    if following:  # not folded, to be copied
+        lines.append(Text.assemble("next: ", (following, "bold"), no_wrap=True, overflow="ignore"))
     if diagnosis.others:
         count = len(diagnosis.others)
         lines.append(Text(f"Then look at the other {count} finding{'s' if count > 1 else ''} above.", "dim"))
@@ -155,19 +155,20 @@ def examine(
 
 def _looks(datasets: Sequence[Path], checkpoint: Path | None, run: Path | None, logs: Sequence[Path]) -> dict[str, str]:
     """By group, the command line that shows what was examined."""
-    page = ("python", "scripts/report.py", "--out", "report.html")
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, str] = {}
     if datasets:
-        found["dataset"] = (*page, "--dataset", *map(str, datasets))
+        found["dataset"] = command("report", "--out", "report.html", "--dataset", *datasets)
     if checkpoint is not None:
-        found["checkpoint"] = ("python", "scripts/adapt.py", "inspect", str(checkpoint))
+        found["checkpoint"] = command("adapt", "inspect", checkpoint)
     if datasets and checkpoint is not None:
-        found["together"] = (*page, "--dataset", *map(str, datasets), "--checkpoint", str(checkpoint))
+        found["together"] = command(
+            "report", "--out", "report.html", "--dataset", *datasets, "--checkpoint", checkpoint
+        )
     if run is not None:
-        found["run"] = (*page, "--run", str(run))
+        found["run"] = command("report", "--out", "report.html", "--run", run)
     if logs:
-        found["log"] = (*page, "--log", *map(str, logs))
-    return {group: shlex.join(words) for group, words in found.items()}
+        found["log"] = command("report", "--out", "report.html", "--log", *logs)
+    return found
 
 
 def examine_numbers(run: Path) -> Examination:
@@ -187,8 +188,8 @@ def _checkpoint(path: Path) -> tuple[CheckpointEvidence | None, list[Finding]]:
         if not path.is_file():
             raise
         remedy = "name a checkpoint of the policy, or adapt this file to one"
-        command = f"python scripts/adapt.py inspect {shlex.quote(str(path))}"
-        return None, [Finding("checkpoint-opens", "error", str(error), remedy, command, str(path))]
+        look = command("adapt", "inspect", path)
+        return None, [Finding("checkpoint-opens", "error", str(error), remedy, look, str(path))]
     return evidence, checkpoint_findings(evidence)
 
 
@@ -196,7 +197,7 @@ def _config(
     named: tuple[Sequence[str], DictConfig], data: DatasetEvidence | None, weights: CheckpointEvidence | None
 ) -> list[Finding]:
     (name, *overrides), content = named
-    evidence = look_at_config(content, name, started_with=(*TRAIN, f"--config-name={name}", *overrides))
+    evidence = look_at_config(content, name, started_with=(f"--config-name={name}", *overrides))
     found = config_findings(evidence, data)
     if weights is not None and weights.spec is not None and evidence.spec is not None:
         found.append(fits_config(weights, evidence.spec.action_names, name))
@@ -210,9 +211,9 @@ def fits_config(weights: CheckpointEvidence, action_names: tuple[str, ...], name
     if ours == action_names:
         return Finding("checkpoint-fits-config", "ok", "checkpoint and config have the same actions", about=name)
     evidence = f"size mismatch: the checkpoint predicts {len(ours)} numbers, the config {len(action_names)}"
-    command = f"python scripts/finetune_from_7d_to_8d.py --old_ckpt {weights.path} --new_ckpt GROWN.ckpt"
+    grow = command("finetune_from_7d_to_8d", "--old_ckpt", weights.path, "--new_ckpt", "GROWN.ckpt")
     remedy = "grow the checkpoint" if len(ours) < len(action_names) else "take the task of the checkpoint"
-    return Finding("checkpoint-fits-config", "error", evidence, remedy, command if len(ours) == 7 else "", name)
+    return Finding("checkpoint-fits-config", "error", evidence, remedy, grow if len(ours) == 7 else "", name)
 
 
 def _run(run: RunFolder, data: DatasetEvidence | None) -> list[Finding]:

@@ -7,7 +7,6 @@ they are there. The verdict stands on top, in one sentence.
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -16,6 +15,7 @@ from typing import Any
 
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.checkpoint import read_checkpoint
+from diffusion_policy.commands import command
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.evaluate.gripper_table import UNJUDGED
 from diffusion_policy.evaluate.verdicts import OPENS_AND_CLOSES
@@ -98,7 +98,7 @@ def make_dossier(sources: Sources) -> tuple[Verdict, str]:
         found = [finding for document in documents for finding in open_loop_findings(document, document["checkpoint"])]
         looks = {
             **examination.looks,
-            "open loop": shlex.join(["python", "scripts/doctor.py", "--checkpoint", documents[0]["checkpoint"]]),
+            "open loop": command("doctor", "--checkpoint", documents[0]["checkpoint"]),
         }
         examination = Examination({**examination.groups, "open loop": found}, looks)
     verdict = conclude(examination, logs, run)
@@ -200,9 +200,9 @@ def _lead(verdict: Verdict, examination: Examination) -> str:
     cause = examination.diagnosis.cause
     remedy = f'<p class="dim">What to do: {escape(cause.remedy)}</p>' if cause is not None and cause.remedy else ""
     following = examination.next_command
-    command = f'<p class="dim">next: <code>{escape(following)}</code></p>' if following else ""
+    shown = f'<p class="dim">next: <code>{escape(following)}</code></p>' if following else ""
     said = f"<p><strong>{escape(verdict.sentence)}</strong></p>"
-    return f'<div class="verdict {verdict.level}" role="status">{said}{remedy}{command}</div>'
+    return f'<div class="verdict {verdict.level}" role="status">{said}{remedy}{shown}</div>'
 
 
 def _verdicts(logs: Sequence[LogEvidence]) -> dict[str, str]:

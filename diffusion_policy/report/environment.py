@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
+from diffusion_policy.commands import command, pip_install, rebuild
 from diffusion_policy.cores import usable_cores
 from diffusion_policy.model import kernels
 from diffusion_policy.report.findings import Finding, ok, run_checks
@@ -81,7 +82,7 @@ def packages(environment: Environment) -> Finding:
     """Versions."""
     if environment.unmet:
         evidence = f"not met: {', '.join(environment.unmet)}"
-        return Finding("packages", "error", evidence, "install what the project needs", "pip install -e .")
+        return Finding("packages", "error", evidence, "install what the project needs", pip_install(*environment.unmet))
     shown = ("torch", "numpy", "zarr", "diffusers")
     listed = ", ".join(f"{name} {environment.versions[name]}" for name in shown if environment.versions.get(name))
     return ok("packages", f"Python {environment.python}, {listed}; every requirement is met")
@@ -108,7 +109,7 @@ def compiled_kernels(environment: Environment) -> Finding:
     if environment.no_kernels == kernels.NO_AVX2:
         return Finding("kernels", "note", evidence, "use a machine whose CPU has it, or a GPU")
     remedy = "with a C++ compiler (apt install g++), install the package again"
-    return Finding("kernels", "note", evidence, remedy, "pip install -e .")
+    return Finding("kernels", "note", evidence, remedy, rebuild())
 
 
 def memory(environment: Environment) -> Finding | None:
@@ -119,7 +120,7 @@ def memory(environment: Environment) -> Finding | None:
     if environment.memory < MEMORY_NEEDED:
         remedy = "fewer loader workers, and training.cache=none"
         return Finding(
-            "memory", "warning", said, remedy, "python train.py dataloader.num_workers=2 training.cache=none"
+            "memory", "warning", said, remedy, command("train", "dataloader.num_workers=2", "training.cache=none")
         )
     return ok("memory", said)
 
@@ -129,7 +130,7 @@ def disk(environment: Environment) -> Finding:
     said = f"{environment.disk / 2**30:.1f} GiB of disk are free"
     if environment.disk < DISK_NEEDED:
         remedy = "free some: a run keeps several checkpoints; lower checkpoint.topk.k"
-        return Finding("disk", "error", said, remedy, "python train.py checkpoint.topk.k=1")
+        return Finding("disk", "error", said, remedy, command("train", "checkpoint.topk.k=1"))
     return ok("disk", said)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from diffusion_policy.commands import command
 from diffusion_policy.report.findings import Finding, Severity, ok, run_checks
 from diffusion_policy.report.latency import INFERENCE
 from diffusion_policy.report.log_evidence import LogEvidence
@@ -36,8 +37,8 @@ def action(evidence: LogEvidence) -> Finding | None:
     width = log.commands.shape[1]
     said = f"actions have {width} numbers ({log.layout.replace('_', ' ')}), expected {len(POSE_GRIPPER)}"
     remedy = "the served policy commands no 0..1 gripper: grow its checkpoint, or serve another"
-    command = "python scripts/finetune_from_7d_to_8d.py --old_ckpt SERVED.ckpt --new_ckpt GROWN.ckpt"
-    return Finding("log-action", "warning", said, remedy, command, evidence.name)
+    grow = command("finetune_from_7d_to_8d", "--old_ckpt", "SERVED.ckpt", "--new_ckpt", "GROWN.ckpt")
+    return Finding("log-action", "warning", said, remedy, grow, evidence.name)
 
 
 def weights(evidence: LogEvidence) -> Finding | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +19,13 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffusion_policy.commands import command, setting
 from diffusion_policy.dataset.joined_datasets import dataset_paths
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.checkpoint_evidence import read_config
 from diffusion_policy.resolvers import flat_config
 
 LOG_NAME = "logs.json.txt"
-TRAIN = ("python", "train.py")
 Metrics = dict[str, Any]
 Curve = list[tuple[int, float]]
 
@@ -41,7 +40,7 @@ class RunFolder:
         metrics: lines of the log, in order.
         checkpoints: by file name.
         logs: inference logs below it.
-        started_with: words of the command line; without its settings where they were not kept.
+        started_with: arguments of its command line; empty where they were not kept.
     """
 
     path: Path
@@ -49,7 +48,7 @@ class RunFolder:
     metrics: tuple[Metrics, ...]
     checkpoints: Mapping[str, Path] = field(default_factory=dict)
     logs: tuple[Path, ...] = ()
-    started_with: tuple[str, ...] = TRAIN
+    started_with: tuple[str, ...] = ()
 
     def again(self, *changes: str) -> str:
         """The command line that makes this run again with other settings, in a folder of its own."""
@@ -58,7 +57,8 @@ class RunFolder:
 
     def resumed(self, *changes: str) -> str:
         """The command line that goes on with this run."""
-        return command_line(self.started_with, "training.resume=True", f"hydra.run.dir={self.path}", *changes)
+        resumed = ("training.resume=True", setting("hydra.run.dir", self.path))
+        return command_line(self.started_with, *resumed, *changes)
 
     @property
     def name(self) -> str:
@@ -131,14 +131,14 @@ def open_run(path: str | Path) -> RunFolder:
 
 
 def _started_with(folder: Path) -> tuple[str, ...]:
-    """The command line of a run, as Hydra keeps it in overrides.yaml and hydra.yaml."""
+    """Arguments of a run's command line, as Hydra keeps them in overrides.yaml and hydra.yaml."""
     files = (folder / "hydra.yaml", folder / "overrides.yaml")
     if not all(file.is_file() for file in files):
-        return TRAIN
+        return ()
     try:
         hydra, settings = (yaml.safe_load(file.read_bytes()) for file in files)
         name = hydra["hydra"]["job"]["config_name"]
-        return (*TRAIN, f"--config-name={name}", *map(str, settings or ()))
+        return (f"--config-name={name}", *map(str, settings or ()))
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ReportError(f"{folder}: hydra.yaml or overrides.yaml is not as Hydra writes it ({error!r})") from error
 
@@ -148,11 +148,11 @@ def setting_of(word: str) -> str:
     return word.lstrip("+~").partition("=")[0]
 
 
-def command_line(words: Sequence[str], *changes: str) -> str:
-    """A command line in which changes take the place of what it says of the same settings."""
+def command_line(arguments: Sequence[str], *changes: str) -> str:
+    """A command line of train.py in which changes take the place of what it says of the same settings."""
     changed = {setting_of(change) for change in changes}
-    kept = [word for word in words if "=" not in word or setting_of(word) not in changed]
-    return shlex.join([*kept, *changes])
+    kept = [word for word in arguments if "=" not in word or setting_of(word) not in changed]
+    return command("train", *kept, *changes)
 
 
 def _read_metrics(path: Path) -> list[Metrics]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from diffusion_policy.report.camera_evidence import CameraEvidence
-from diffusion_policy.report.dataset_findings import CONVERT
+from diffusion_policy.report.dataset_findings import reconvert
 from diffusion_policy.report.findings import Finding, Severity, ok, run_checks
 from diffusion_policy.report.step_evidence import StepEvidence
 from diffusion_policy.spec import GRIPPER
@@ -37,7 +37,12 @@ def recordings(data: StepEvidence) -> Finding | None:
         evidence = f"{len(data.refused)} of {total} recordings do not open: {listed}"
         severity: Severity = "error" if len(data.refused) > MANY * total else "warning"
         return Finding(
-            "recordings", severity, evidence, "repair or leave them out", f"{CONVERT} --on-error skip", data.where
+            "recordings",
+            severity,
+            evidence,
+            "repair or leave them out",
+            reconvert("--on-error", "skip"),
+            data.where,
         )
     if data.notes:
         listed = _some([f"{name}: {note}" for name, note in data.notes.items()])
@@ -55,7 +60,12 @@ def undecodable(data: StepEvidence) -> Finding | None:
     if bad:
         evidence = f"{len(bad)} of {shown} frames do not decode: {_some([why for _, _, why in bad])}"
         return Finding(
-            "undecodable", "error", evidence, "leave out their episodes", f"{CONVERT} --on-error skip", data.where
+            "undecodable",
+            "error",
+            evidence,
+            "leave out their episodes",
+            reconvert("--on-error", "skip"),
+            data.where,
         )
     return ok("undecodable", f"all {shown} frames decode", data.where)
 
@@ -216,9 +226,9 @@ def copycat_delays(data: StepEvidence) -> Finding | None:
     if copying.equal_transitions > copying.transitions / 2:
         remedy = (
             "bring the command forward (--gripper-command next-measured, or --gripper-lead STEPS), or hide the "
-            "measured gripper while training: +task.dataset.obs_dropout={robot_gripper_state: 0.3}"
+            "measured gripper while training: observation_dropout=gripper"
         )
-        command = f"{CONVERT} --gripper-command next-measured"
+        command = reconvert("--gripper-command", "next-measured")
         return Finding("copycat-delays", "warning", said, remedy, command, data.where)
     return ok("copycat-delays", said, data.where)
 

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from diffusion_policy.dataset.joined_datasets import dataset_paths
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.checkpoint_evidence import spec_of
-from diffusion_policy.report.run_folder import TRAIN, RunFolder, command_line
+from diffusion_policy.report.run_folder import RunFolder, command_line
 from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.spec import StepSpec
 
@@ -58,7 +58,7 @@ class ConfigEvidence:
     device: str
     device_exists: bool
     finished: bool = False
-    started_with: tuple[str, ...] = TRAIN
+    started_with: tuple[str, ...] = ()
 
     def again(self, *changes: str) -> str:
         """The command line that trains this config with other settings."""
@@ -88,7 +88,7 @@ def compose_config(folder: Path, name: str, overrides: Sequence[str] = ()) -> Di
 
 
 def look_at_config(
-    config: DictConfig, name: str, *, finished: bool = False, started_with: tuple[str, ...] = TRAIN
+    config: DictConfig, name: str, *, finished: bool = False, started_with: tuple[str, ...] = ()
 ) -> ConfigEvidence:
     """Gather the evidence.
 

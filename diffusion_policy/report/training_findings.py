@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 
 import numpy as np
 
+from diffusion_policy.commands import command
 from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.model.obs_encoder import IMAGE_FEATURES
 from diffusion_policy.report.dataset_evidence import DatasetEvidence
@@ -54,8 +54,8 @@ def paths(planned: Planned) -> Finding | None:
         return None
     if not config.dataset_exists:
         evidence = f"there is no dataset at {config.dataset}"
-        command = f"python scripts/convert_cogact_to_zarr.py --input TRAJECTORIES --output {config.dataset}"
-        return Finding("paths", "error", evidence, "convert one, or set task.dataset_path", command, config.name)
+        convert = command("convert_cogact_to_zarr", "--input", "TRAJECTORIES", "--output", config.dataset)
+        return Finding("paths", "error", evidence, "convert one, or set task.dataset_path", convert, config.name)
     if config.pretrained is not None and config.load_weights and not config.pretrained_exists:
         evidence = f"there is no checkpoint at {config.pretrained}"
         return Finding("paths", "error", evidence, "correct pretrained.path", about=config.name)
@@ -80,8 +80,8 @@ def config_action(planned: Planned) -> Finding | None:
         )
     if config.spec.action_names != POSE_GRIPPER:
         evidence = f"{said}: {' '.join(config.spec.action_names)}; without a gripper the client keeps it open"
-        command = config.again("task=cogact_robot_8d")
-        return Finding("config-action", "warning", evidence, "take the 8-D task", command, config.name)
+        again = config.again("task=cogact_robot_8d")
+        return Finding("config-action", "warning", evidence, "take the 8-D task", again, config.name)
     return ok("config-action", f"{said}: pose and gripper", config.name)
 
 
@@ -92,9 +92,9 @@ def config_start(planned: Planned) -> Finding | None:
         return None
     if config.pretrained is None:
         remedy = "to fine-tune, name a checkpoint; from scratch it takes hundreds of epochs"
-        command = config.again("experiment=finetune_8d", "pretrained.path=GROWN.ckpt")
+        again = config.again("experiment=finetune_8d", "pretrained.path=GROWN.ckpt")
         return Finding(
-            "start", "note", "it trains from scratch: pretrained.path is not set", remedy, command, config.name
+            "start", "note", "it trains from scratch: pretrained.path is not set", remedy, again, config.name
         )
     if not config.load_weights:
         evidence = f"pretrained.load_weights is false: {config.pretrained} is ignored"
@@ -110,8 +110,8 @@ def learning_rate(planned: Planned) -> Finding | None:
     said = f"the learning rate is {config.learning_rate:g}"
     if not LOWEST_RATE <= config.learning_rate <= HIGHEST_RATE:
         evidence = f"{said}, outside {LOWEST_RATE:g} to {HIGHEST_RATE:g}"
-        command = config.again("optimizer.learning_rate=1e-4")
-        return Finding("learning-rate", "error", evidence, "1e-4 trains this policy", command, config.name)
+        again = config.again("optimizer.learning_rate=1e-4")
+        return Finding("learning-rate", "error", evidence, "1e-4 trains this policy", again, config.name)
     return ok("learning-rate", said, config.name)
 
 
@@ -124,8 +124,8 @@ def warm_up(planned: Planned) -> Finding | None:
     said = f"warm-up takes {config.warm_up} of about {updates} updates"
     if config.warm_up > updates / 2:
         evidence = f"{said}: the learning rate is hardly reached"
-        command = config.again(f"training.lr_warmup_steps={max(updates // 20, 1)}")
-        return Finding("warm-up", "warning", evidence, "train longer, or warm up for less", command, config.name)
+        again = config.again(f"training.lr_warmup_steps={max(updates // 20, 1)}")
+        return Finding("warm-up", "warning", evidence, "train longer, or warm up for less", again, config.name)
     return ok("warm-up", said, config.name)
 
 
@@ -137,8 +137,8 @@ def few_updates(planned: Planned) -> Finding | None:
         return None
     if updates < FEW_UPDATES:
         evidence = f"about {updates} updates in all: too few to learn from"
-        command = config.again("training.num_epochs=200")
-        return Finding("few-updates", "warning", evidence, "train longer", command, config.name)
+        again = config.again("training.num_epochs=200")
+        return Finding("few-updates", "warning", evidence, "train longer", again, config.name)
     return ok("few-updates", f"about {updates} updates", config.name)
 
 
@@ -147,8 +147,8 @@ def held_out(planned: Planned) -> Finding:
     config = planned.config
     if config.val_ratio <= 0:
         evidence = "no episode is held out: nothing will tell learning from memorising"
-        command = config.again("task.dataset.val_ratio=0.1")
-        return Finding("held-out", "warning", evidence, "hold a tenth out", command, config.name)
+        again = config.again("task.dataset.val_ratio=0.1")
+        return Finding("held-out", "warning", evidence, "hold a tenth out", again, config.name)
     return ok("held-out", f"{config.val_ratio:.0%} of the episodes are held out", config.name)
 
 
@@ -159,8 +159,8 @@ def device(planned: Planned) -> Finding | None:
         return None
     if not config.device_exists:
         evidence = f"training.device is {config.device}, but this machine shows no CUDA device"
-        command = config.again("training.device=cpu")
-        return Finding("device", "error", evidence, "train on the CPU, or mend the driver", command, config.name)
+        again = config.again("training.device=cpu")
+        return Finding("device", "error", evidence, "train on the CPU, or mend the driver", again, config.name)
     return ok("device", f"training.device is {config.device}", config.name)
 
 
@@ -174,7 +174,8 @@ def losses_finite(run: RunFolder) -> Finding | None:
     if bad:
         evidence = f"{bad} of {len(losses)} training losses are not finite"
         remedy = "lower the learning rate, and check the dataset for NaN"
-        return Finding("not-finite", "error", evidence, remedy, "python scripts/doctor.py --dataset ZARR", run.name)
+        look = command("doctor", "--run", run.path)
+        return Finding("not-finite", "error", evidence, remedy, look, run.name)
     return ok("not-finite", f"{len(losses)} training losses, all finite", run.name)
 
 
@@ -187,10 +188,8 @@ def run_start(run: RunFolder) -> Finding | None:
     if origin == "scratch":
         severity: Severity = "error" if asked else "note"
         evidence = "it started from scratch" + (f", although pretrained.path is {asked}" if asked else "")
-        command = run.again("experiment=finetune_8d", "pretrained.path=GROWN.ckpt")
-        return Finding(
-            "start", severity, evidence, "fine-tune from a checkpoint in a new run folder", command, run.name
-        )
+        again = run.again("experiment=finetune_8d", "pretrained.path=GROWN.ckpt")
+        return Finding("start", severity, evidence, "fine-tune from a checkpoint in a new run folder", again, run.name)
     counts = {name: run.first.get(f"{name}_parameters") for name in ("inherited", "grown", "fresh")}
     listed = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count is not None)
     if (counts["fresh"] or 0) > (counts["inherited"] or 0):
@@ -208,9 +207,8 @@ def loss_before_first_update(run: RunFolder) -> Finding | None:
     if run.first.get("start") == "pretrained" and loss > KNOWS_NOTHING:
         evidence = f"{said}: the pretrained weights know nothing of this data (1 is knowing nothing)"
         remedy = "are they trained weights, and is it the robot, frame and normaliser that they were trained with?"
-        parts = ["python", "scripts/doctor.py", "--run", str(run.path)]
-        parts += ["--dataset", *map(str, run.datasets)] if run.datasets else []
-        return Finding("loss-before-first-update", "warning", evidence, remedy, shlex.join(parts), run.name)
+        look = command("doctor", "--run", run.path)
+        return Finding("loss-before-first-update", "warning", evidence, remedy, look, run.name)
     return ok("loss-before-first-update", said, run.name)
 
 
@@ -225,8 +223,8 @@ def rate_reached(run: RunFolder) -> Finding | None:
         evidence = (
             f"the learning rate only reached {max(rates):.2g} of {wanted:g} (warm-up {steps}, {run.updates} updates)"
         )
-        command = run.again(f"training.lr_warmup_steps={max(run.updates // 20, 1)}")
-        return Finding("warm-up", "warning", evidence, "train longer, or warm up for less", command, run.name)
+        again = run.again(f"training.lr_warmup_steps={max(run.updates // 20, 1)}")
+        return Finding("warm-up", "warning", evidence, "train longer, or warm up for less", again, run.name)
     return ok("warm-up", f"the learning rate reached {max(rates):.2g}", run.name)
 
 
@@ -234,8 +232,8 @@ def enough_updates(run: RunFolder) -> Finding:
     """Whether it ran long enough."""
     if run.updates < FEW_UPDATES:
         evidence = f"only {run.updates} updates"
-        command = run.resumed("training.num_epochs=200")
-        return Finding("few-updates", "warning", evidence, "train longer", command, run.name)
+        again = run.resumed("training.num_epochs=200")
+        return Finding("few-updates", "warning", evidence, "train longer", again, run.name)
     return ok("few-updates", f"{run.updates} updates", run.name)
 
 
@@ -272,8 +270,8 @@ def overfitting(run: RunFolder) -> Finding | None:
     """Whether the validation loss rises again; success may rise all the same, so it is only a note."""
     curve = run.curve("val_loss")
     if not curve:
-        command = run.again("task.dataset.val_ratio=0.1")
-        return Finding("held-out", "warning", "nothing was validated", "hold a tenth out", command, run.name)
+        again = run.again("task.dataset.val_ratio=0.1")
+        return Finding("held-out", "warning", "nothing was validated", "hold a tenth out", again, run.name)
     step, lowest = min(curve, key=lambda point: point[1])
     if curve[-1][1] > 1.2 * lowest:
         evidence = f"the validation loss rises from {lowest:.3g} at update {step} to {curve[-1][1]:.3g}"

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_policy.checkpoint import load_policy, read_checkpoint
+from diffusion_policy.commands import command
 from diffusion_policy.geometry import align_quaternion_signs
 from diffusion_policy.model.arithmetic import multiplies_bf16
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
@@ -108,9 +109,10 @@ class PolicyEngine:
     def __post_init__(self) -> None:
         spec = self.policy.spec
         if spec.action_names != POSE_GRIPPER:
+            grow = command("finetune_from_7d_to_8d", "--old_ckpt", "SERVED.ckpt", "--new_ckpt", "GROWN.ckpt")
             raise ServeError(
                 f"the policy's action is {list(spec.action_names)}; clients expect {list(POSE_GRIPPER)}. A 7-D pose "
-                "policy grows a gripper by scripts/finetune_from_7d_to_8d.py"
+                f"policy grows a gripper: {grow}"
             )
         unknown = [f.key for f in spec.low_dim if not set(f.names) <= set(POSE_GRIPPER)]
         if unknown or len(spec.rgb) != 1:

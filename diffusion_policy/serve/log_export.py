@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_policy.commands import install_extra
 from diffusion_policy.run_log import RunLogError, read_log, write_inference_log
 from diffusion_policy.serve.session_log import SessionLogError, read_image, read_lines
 from diffusion_policy.spec import decode_jpeg
@@ -126,7 +127,7 @@ def to_rerun(run: str | Path, path: str | Path) -> Path:
         import rerun
     except ImportError as error:
         raise SessionLogError(
-            "the Rerun export needs the optional extra: pip install 'diffusion-policy[rerun]'"
+            f"the Rerun export needs a package that is not installed: {install_extra('rerun')}"
         ) from error
     if path.exists():
         raise SessionLogError(f"{path} exists already; name another file")

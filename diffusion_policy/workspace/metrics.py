@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_policy.commands import install_extra
 from diffusion_policy.workspace import TrainingError
 
 logger = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ def _start_wandb(folder: Path, settings: DictConfig, config: DictConfig | None) 
     if find_spec("wandb") is None:
         raise TrainingError(
             f"logging.mode={settings.mode} needs the package wandb, which is not installed; install it "
-            "(pip install wandb) or set logging.mode=disabled"
+            f"({install_extra('wandb')}) or set logging.mode=disabled"
         )
     import wandb
 

@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_policy.commands import setting
 from diffusion_policy.workspace import TrainingError
 
 
@@ -96,7 +97,7 @@ def _explain(error: HydraException, overrides: Sequence[str], known: Sequence[st
     if isinstance(error, OverrideParseException):
         written = error.override or ""
         key, _, value = written.partition("=")
-        quoted = shlex.quote(f"{key}='{value}'")
+        quoted = shlex.quote(setting(key, value))
         return f"{written}: cannot be read ({first_line}); a value with = or other signs needs quotes: {quoted}"
     groups = {name.split("=")[0] for name in known if "=" in name}
     for override in OverridesParser.create().parse_overrides(list(overrides)):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from diffusion_policy.adapt.inherit import inherit
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
+from diffusion_policy.commands import command
 from diffusion_policy.resolvers import flat_config
 from diffusion_policy.spec import POSE, StepSpec, action_semantics, check_semantics, layout_from_range, read_shape_meta
 from diffusion_policy.workspace import TrainingError
@@ -139,7 +140,8 @@ def check_actions(checkpoint: Checkpoint, spec: StepSpec) -> None:
         if names != spec.action_names:
             advice = ""
             if set(names) < set(spec.action_names):
-                advice = "; grow it first: python scripts/finetune_from_7d_to_8d.py --old_ckpt A --new_ckpt B"
+                grow = command("finetune_from_7d_to_8d", "--old_ckpt", where, "--new_ckpt", "GROWN.ckpt")
+                advice = f"; grow it first: {grow}"
             raise TrainingError(
                 f"{where} predicts {len(names)} numbers {list(names)}, the task has {spec.action_dim} "
                 f"{list(spec.action_names)}{advice}"

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig
 
+from diffusion_policy.commands import command, script_words, setting
 from diffusion_policy.dataset.joined_datasets import dataset_paths
 from diffusion_policy.workspace.checkpointing import BEST, CheckpointFolder
 from diffusion_policy.workspace.run_state import Progress
@@ -52,15 +53,14 @@ class RunSummary:
         """Look at what lies in the run folder."""
         found = [folder / "checkpoints" / name for name in (BEST, LATEST)]
         checkpoint = next((path for path in found if path.is_file()), None)
-        command = None
+        following = None
         if interrupted is not None:
-            command = resume_command(folder)
+            following = resume_command(folder)
         elif checkpoint is not None:
             dataset = dataset_paths(cfg.task.dataset.zarr_path)[0]
-            words = ["python", "scripts/run_offline_inference.py", str(checkpoint), dataset]
-            command = shlex.join([*words, "--output", str(folder / "logs")])
+            following = command("run_offline_inference", checkpoint, dataset, "--output", folder / "logs")
         figures = checkpoints.best_metrics if checkpoint == found[0] else {}
-        return cls(folder, progress.epoch, progress.global_step, checkpoint, figures, interrupted, command)
+        return cls(folder, progress.epoch, progress.global_step, checkpoint, figures, interrupted, following)
 
     def __str__(self) -> str:
         what = "finished" if self.interrupted is None else f"stopped by {self.interrupted.name}"
@@ -91,15 +91,15 @@ def resume_command(folder: Path) -> str:
     config = hydra["hydra"]["job"]["config_name"] if hydra else "train_cogact_robot"
     replaced = ("training.resume=", "hydra.run.dir=")
     same = [text for text in overrides or [] if not text.lstrip("+~").startswith(replaced)]
-    door = [*_launcher(), "train.py", f"--config-name={config}"]
-    return shlex.join([*door, *same, "training.resume=True", f"hydra.run.dir={folder}"])
+    resumed = ("training.resume=True", setting("hydra.run.dir", folder))
+    return shlex.join([*script_words("train", _launcher()), f"--config-name={config}", *same, *resumed])
 
 
 def _launcher() -> list[str]:
-    """What starts train.py: torchrun tells the processes it starts how many there are."""
+    """What starts train.py in place of the interpreter: torchrun tells its processes how many there are."""
     local, machines = (os.environ.get(name, "1") for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
     if (local, machines) == ("1", "1"):
-        return ["python"]
+        return []
     return ["torchrun", *(["--nnodes", machines] if machines != "1" else []), "--nproc-per-node", local]
 
 

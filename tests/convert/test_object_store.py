@@ -367,7 +367,7 @@ def test_other_kinds_of_urls(source: Path, tmp_path: Path) -> None:
 
 def test_the_package_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "upath", None)
-    with pytest.raises(PlaceError, match=r"s3://robot/in needs a package .*pip install 'diffusion-policy\[cloud\]'"):
+    with pytest.raises(PlaceError, match=r"s3://robot/in needs a package .*python -m pip install 's3fs"):
         place("s3://robot/in")
 
 

@@ -112,7 +112,7 @@ def test_copycat(tmp_path: Path) -> None:
     finding = only(inspection.findings, "copycat-delays")
     assert "at 60 of 60 steps and at 4 of 4 transitions" in finding.evidence
     assert "--gripper-lead" in finding.remedy
-    assert "obs_dropout" in finding.remedy
+    assert "observation_dropout=gripper" in finding.remedy
     settings = ConversionSettings(tmp_path, tmp_path.parent / "out.zarr", resolution=(32, 18))
     convert(replace(settings, gripper_command="next-measured"))
     repaired = inspect_dataset(tmp_path.parent / "out.zarr")

@@ -334,7 +334,7 @@ def test_what_a_client_is_told(served_checkpoint: Path) -> None:
 
 def test_a_policy_without_a_gripper_is_not_served(tmp_path: Path) -> None:
     path = write_tiny_checkpoint(tmp_path / "seven.ckpt", width=7)
-    with pytest.raises(ServeError, match="grows a gripper by scripts"):
+    with pytest.raises(ServeError, match=r"grows a gripper: python .*scripts/finetune_from_7d_to_8d\.py --old_ckpt"):
         opened(path)
 
 

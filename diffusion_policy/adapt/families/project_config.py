@@ -35,11 +35,10 @@ from diffusion_policy.adapt.families.family import (
 )
 from diffusion_policy.adapt.target import ENTRIES, NORMALIZER
 from diffusion_policy.checkpoint import build_policy
+from diffusion_policy.installation import CONFIG
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.spec import StepSpec, WorkspaceError
-
-CONFIG_DIRECTORY = Path(__file__).resolve().parents[3] / "config"
 
 _TRAINING_ONLY = ("p_drop_emb", "p_drop_attn", "color_jitter")
 _FUNCTION_NOTES = {
@@ -131,7 +130,7 @@ class PolicyDefinition:
 
 def open_project_config(path: Path) -> PolicyDefinition | None:
     """The config of that name in config/, or at that path, composed by Hydra; None if there is no such file."""
-    candidates = (path, CONFIG_DIRECTORY / path, CONFIG_DIRECTORY / f"{path}.yaml")
+    candidates = (path, CONFIG / path, CONFIG / f"{path}.yaml")
     found = next((one for one in candidates if one.is_file() and one.suffix == ".yaml"), None)
     if found is None:
         return None
@@ -150,7 +149,7 @@ def open_project_config(path: Path) -> PolicyDefinition | None:
 
 def project_configs() -> list[str]:
     """Names of the training configs of the project."""
-    return sorted(path.stem for path in CONFIG_DIRECTORY.glob("*.yaml"))
+    return sorted(path.stem for path in CONFIG.glob("*.yaml"))
 
 
 def _leaves(node: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:

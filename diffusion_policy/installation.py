@@ -1,0 +1,52 @@
+"""Where config/ and the scripts lie, and what runs them: beside the package in a checkout, inside of it once installed.
+
+The wheel holds copies (setup.py makes them) and a command for each script, so that everything runs in any folder.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+CHECKOUT = PACKAGE.parent
+IS_INSTALLED = (PACKAGE / "config").is_dir()
+CONFIG = (PACKAGE if IS_INSTALLED else CHECKOUT) / "config"
+SCRIPTS = (PACKAGE if IS_INSTALLED else CHECKOUT) / "scripts"
+
+# Command of the shell -> script.
+ENTRY_POINTS = {
+    "dp-adapt": "adapt",
+    "dp-check-parity": "check_parity",
+    "dp-compare": "compare_runs",
+    "dp-convert": "convert_cogact_to_zarr",
+    "dp-demo": "demo",
+    "dp-doctor": "doctor",
+    "dp-export": "export_run",
+    "dp-grow": "finetune_from_7d_to_8d",
+    "dp-infer": "run_offline_inference",
+    "dp-inspect": "inspect_cogact_data",
+    "dp-logs-to-trajectories": "convert_logs_to_trajectories",
+    "dp-open-loop": "evaluate_open_loop",
+    "dp-record-demo": "make_demo_trajectories",
+    "dp-replay": "replay_log",
+    "dp-report": "report",
+    "dp-serve": "serve",
+    "dp-train": "train",
+    "dp-tune": "tune_inference",
+    "dp-validate": "validate_gripper",
+    "dp-verify": "verify_converted_data",
+}
+
+
+def script_path(script: str) -> Path:
+    """The file of a script by its name without suffix; `train` stands at the top of a checkout."""
+    folder = CHECKOUT if script == "train" and not IS_INSTALLED else SCRIPTS
+    return folder / f"{script}.py"
+
+
+def run_entry_point() -> None:
+    """Run the script that the command of this process is for, as `python scripts/NAME.py` would."""
+    command = Path(sys.argv[0]).stem
+    runpy.run_path(str(script_path(ENTRY_POINTS[command])), run_name="__main__")
