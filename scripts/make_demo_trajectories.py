@@ -1,6 +1,7 @@
-"""Record pick and places of the scripted expert on the built-in tabletop, in the robot's recording format.
+"""Record demonstrations of the scripted expert on the built-in tabletop, in the robot's recording format.
 
 python scripts/make_demo_trajectories.py --output data/demo/trajectories --episodes 16
+python scripts/make_demo_trajectories.py --output data/varied --task distractors --variation 1 --referee physics
 """
 
 from __future__ import annotations
@@ -21,13 +22,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resolution", type=int, nargs=2, default=(640, 360), metavar=("WIDTH", "HEIGHT"), help="(default: 640 360)"
     )
+    parser.add_argument(
+        "--task",
+        default="pick_and_place",
+        help="pick_and_place (the default), two_in_order, distractors, or pose_only: the gripper stays open",
+    )
+    parser.add_argument(
+        "--variation", type=float, default=0.0, help="0 (always the same, the default) to 1 (as people differ)"
+    )
+    parser.add_argument(
+        "--referee", default="kinematic", help="what moves the blocks: kinematic (the default) or physics"
+    )
 
 
 def work(arguments: argparse.Namespace) -> Answer:
     """Record the episodes."""
     from diffusion_policy.sim.recorder import make_trajectories
 
-    folders = make_trajectories(arguments.output, arguments.episodes, arguments.seed, tuple(arguments.resolution))
+    folders = make_trajectories(
+        arguments.output,
+        arguments.episodes,
+        arguments.seed,
+        tuple(arguments.resolution),
+        task=arguments.task,
+        variation=arguments.variation,
+        referee=arguments.referee,
+    )
     return Answer(f"recorded {len(folders)} episodes in {arguments.output}")
 
 

@@ -21,7 +21,7 @@ from diffusion_policy.sim.drawing import (
     fill,
     paint_solids,
 )
-from diffusion_policy.sim.tabletop import (
+from diffusion_policy.sim.scene import (
     BLOCK_COLOURS,
     BLOCK_SIZE,
     FINGER_SPAN,
@@ -30,8 +30,9 @@ from diffusion_policy.sim.tabletop import (
     TRAY_SIZE,
     FloatArray,
     Scene,
-    Tabletop,
+    tray_walls,
 )
+from diffusion_policy.sim.tabletop import Tabletop
 from diffusion_policy.spec import ImageArray, resize_frame
 
 _OVERSAMPLING = 2
@@ -68,17 +69,19 @@ class Camera:
         width, height = (side * _OVERSAMPLING for side in image_size)
         self._view = Pinhole(_POSITION, _TARGET, (width, height), _FOCAL)
         self._light = Light(np.array(scene.light), scene.brightness)
-        self._block_colour: Colour = BLOCK_COLOURS[scene.block_colour]
+        self._block_colours: list[Colour] = [BLOCK_COLOURS[block.colour] for block in scene.blocks]
         self._walls = _tray_walls(scene)
         self._still = self._paint_still(scene)
 
     def render(self, tabletop: Tabletop) -> ImageArray:
         """The frame (H, W, 3) uint8 RGB of this moment."""
-        moving = [_block(tabletop, self._block_colour), *_gripper(tabletop), *_arm(tabletop)]
+        moving = [*_blocks(tabletop, self._block_colours), *_gripper(tabletop), *_arm(tabletop)]
         canvas = self._still.copy()
         darken_by_shadows(canvas, moving, self._view, self._light, _SHADOW_DEPTH)
         paint_solids(canvas, [*moving, *self._walls], self._view, self._light)
-        return resize_frame(canvas, *self._image_size)
+        frame = resize_frame(canvas, *self._image_size)
+        level = tabletop.scene.light_level(tabletop.steps)
+        return frame if level == 1.0 else cv2.convertScaleAbs(frame, alpha=level)  # type: ignore[return-value]
 
     def _paint_still(self, scene: Scene) -> ImageArray:
         width, height = self._view.size
@@ -131,21 +134,15 @@ def _tray_floor(scene: Scene) -> Box:
 
 
 def _tray_walls(scene: Scene) -> list[Box]:
-    (length, width), thickness, middle = TRAY_SIZE, 0.004, TRAY_HEIGHT / 2
-    centre = np.array([*scene.tray_xy, middle])
+    centre = np.array([*scene.tray_xy, TRAY_HEIGHT / 2])
+    return [Box(centre + np.array(offset), np.array(half), np.eye(3), _TRAY) for offset, half in tray_walls()]
+
+
+def _blocks(tabletop: Tabletop, colours: list[Colour]) -> list[Solid]:
+    half = np.full(3, BLOCK_SIZE / 2)
     return [
-        Box(centre + np.array(offset), np.array(half), np.eye(3), _TRAY)
-        for sign in (-1, 1)
-        for offset, half in (
-            ((sign * length / 2, 0.0, 0.0), (thickness, width / 2 + thickness, middle)),
-            ((0.0, sign * width / 2, 0.0), (length / 2 - thickness, thickness, middle)),
-        )
+        Box(block.position, half, block.turn, colour) for block, colour in zip(tabletop.blocks, colours, strict=True)
     ]
-
-
-def _block(tabletop: Tabletop, colour: Colour) -> Box:
-    turn = Rotation.from_euler("z", tabletop.block_yaw).as_matrix()
-    return Box(tabletop.block_position, np.full(3, BLOCK_SIZE / 2), turn, colour)
 
 
 def _gripper(tabletop: Tabletop) -> list[Solid]:

@@ -1,7 +1,7 @@
 """Drawing solids with OpenCV: a pinhole camera, shaded boxes and rods, and their shadows on the table.
 
 Solids are convex, so a box is its visible faces and a rod is the hull of two discs; a picture is solids painted from
-far to near. Frame and units as in tabletop.py; pixels are (x right, y down).
+far to near. Frame and units as in scene.py; pixels are (x right, y down).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_policy.sim.tabletop import FloatArray
+from diffusion_policy.sim.scene import FloatArray
 from diffusion_policy.spec import ImageArray
 
 Colour = tuple[float, float, float]

@@ -1,25 +1,40 @@
-"""The scripted expert: one pick and place, planned before it is played.
+"""The scripted expert: one task, planned before it is played.
 
-Home, above the block, down, close and dwell, up, above the tray, down, open and dwell, up to rest. Every move is
-minimum jerk (Flash and Hogan 1985): it starts and ends at rest, so the gripper's changes lie in the pauses, as in
-teleoperation.
+Home, above the block, down, close and dwell, up, above the tray, down, open and dwell, up to rest; with two targets the
+same again before the rest. Every move is minimum jerk (Flash and Hogan 1985): it starts and ends at rest, so the
+gripper's changes lie in the pauses, as in teleoperation.
+
+With a ``variation`` the expert differs between episodes as people do: tempo, pauses, detours, a hand that is never
+quite still, grasps a little off, and now and then a first try that closes beside the block and is corrected.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from diffusion_policy.sim.tabletop import BLOCK_SIZE, HOME, TRAY_FLOOR, FloatArray, Scene, downward_pose
-from diffusion_policy.spec import GRIPPER_CLOSED, GRIPPER_OPEN
+from diffusion_policy.sim.scene import BLOCK_SIZE, HOME, TRAY_FLOOR, FloatArray, Scene, Triple, downward_pose
+from diffusion_policy.sim.tasks import POSE_ONLY
+from diffusion_policy.spec import GRIPPER_CLOSED, GRIPPER_OPEN, WorkspaceError
 
 _HOVER = 0.15
+_GRASP_HEIGHT = BLOCK_SIZE / 2 - 0.002
 _CLEARANCE = 0.012
 _DWELL_STEPS = 6  # until the fingers have moved
 # Training never looks from an episode's last steps on (windows end half a horizon after it): rest longer than those.
 _REST_STEPS = 12
+_DROP_APART = 0.042  # metres from the tray's centre to where each of two blocks is let go, along x
+
+# What variation 1 means; smaller values shrink each of these.
+_TEMPO, _LEG_TEMPO = 0.35, 0.15  # of the logarithm of a duration: half range per episode, deviation per move
+_PAUSE_SHARE, _PAUSE_STEPS = 0.15, (2, 8)
+_DETOUR_SHARE, _DETOUR = 0.35, 0.06  # of the long moves; metres sideways and up
+_MISS_SHARE, _MISS = 0.25, (0.046, 0.060)  # of the grasps; metres beside the block, where the open hand touches nothing
+_MISS_ROOM = 0.08  # metres that must be free around such a try
+_GRASP_OFF = 0.003  # metres, deviation
+_TREMOR, _TREMOR_MEMORY = 0.0012, 0.8  # metres, deviation; share of it that stays from step to step
 
 
 @dataclass(frozen=True)
@@ -32,49 +47,131 @@ class Command:
 
 @dataclass(frozen=True)
 class _Leg:
-    """One part of the plan: move to (position, yaw) in so many steps, with this gripper command."""
+    """One part of the plan: move to (position, yaw) in so many steps, with this gripper command.
 
-    position: tuple[float, float, float]
+    ``bow`` (3,) is how far its middle lies beside the straight line, in metres; only ``long`` legs get one.
+    """
+
+    position: Triple
     yaw: float
     steps: int
     gripper: float
+    long: bool = False
+    bow: Triple = (0.0, 0.0, 0.0)
 
 
-def plan(scene: Scene, rng: np.random.Generator) -> list[Command]:
-    """Plan the commands of one episode: about 75, seven and a half seconds; the tempo varies with ``rng``."""
+def plan(scene: Scene, rng: np.random.Generator, variation: float = 0.0) -> list[Command]:
+    """Plan the commands of one episode: about 75 with one target, seven and a half seconds.
+
+    Args:
+        scene: what stands where, and the task.
+        rng: what differs between episodes; at variation 0 only the tempo of each move, by a step.
+        variation: 0 to 1, how much the expert differs from itself; see the module's docstring.
+
+    Raises:
+        WorkspaceError: ``variation`` is not within 0 and 1.
+    """
+    if not 0 <= variation <= 1:
+        raise WorkspaceError(f"variation is {variation}; expected 0 (always the same) to 1 (as people differ)")
+    legs = _legs(scene, rng, variation)
+    if variation > 0:
+        legs = _vary_moves(legs, rng, variation)
     start, yaw = np.array(HOME), 0.0
     commands = []
-    for leg in _legs(scene, rng):
+    for leg in legs:
         commands += list(_play(start, yaw, leg))
         start, yaw = np.array(leg.position), leg.yaw
-    return commands
+    return _tremble(commands, rng, variation) if variation > 0 else commands
 
 
-def _legs(scene: Scene, rng: np.random.Generator) -> list[_Leg]:
+def _legs(scene: Scene, rng: np.random.Generator, variation: float) -> list[_Leg]:
     def steps(usual: int) -> int:
         return usual + int(rng.integers(-1, 2))
 
-    grasp = (*scene.block_xy, BLOCK_SIZE / 2 - 0.002)
-    above_block = (*scene.block_xy, _HOVER)
-    drop = (*scene.tray_xy, BLOCK_SIZE / 2 + TRAY_FLOOR + _CLEARANCE)
-    above_tray = (*scene.tray_xy, _HOVER)
-    rest = (*scene.tray_xy, HOME[2])
-    turned = scene.block_yaw
+    closed = GRIPPER_OPEN if scene.task == POSE_ONLY else GRIPPER_CLOSED
+    legs: list[_Leg] = []
+    for number, block in enumerate(scene.blocks[: scene.n_targets]):
+        off_x, off_y = rng.normal(scale=_GRASP_OFF * variation, size=2) if variation > 0 else (0.0, 0.0)
+        grasp = (block.xy[0] + off_x, block.xy[1] + off_y, _GRASP_HEIGHT)
+        above_block = (*block.xy, _HOVER)
+        tray_x, tray_y = _drop_xy(scene, number)
+        drop = (tray_x, tray_y, BLOCK_SIZE / 2 + TRAY_FLOOR + _CLEARANCE)
+        above_tray = (tray_x, tray_y, _HOVER)
+        rest = (tray_x, tray_y, HOME[2])
+        if variation > 0 and rng.random() < _MISS_SHARE * variation:
+            legs += _first_try(scene, number, rng, closed)
+        legs += [
+            _Leg(above_block, block.yaw, steps(11), GRIPPER_OPEN, long=True),
+            _Leg(grasp, block.yaw, steps(8), GRIPPER_OPEN),
+            _Leg(grasp, block.yaw, _DWELL_STEPS, closed),
+            _Leg(above_block, block.yaw, steps(7), closed),
+            _Leg(above_tray, 0.0, steps(12), closed, long=True),
+            _Leg(drop, 0.0, steps(7), closed),
+            _Leg(drop, 0.0, _DWELL_STEPS, GRIPPER_OPEN),
+            _Leg(rest, 0.0, steps(9), GRIPPER_OPEN),
+        ]
+    return [*legs, replace(legs[-1], steps=_REST_STEPS)]
+
+
+def _drop_xy(scene: Scene, number: int) -> tuple[float, float]:
+    x, y = scene.tray_xy
+    return (x, y) if scene.n_targets == 1 else (x + (_DROP_APART if number == 0 else -_DROP_APART), y)
+
+
+def _first_try(scene: Scene, number: int, rng: np.random.Generator, closed: float) -> list[_Leg]:
+    """Down beside the block, close on nothing, up a little, open again; nothing where another block would be hit."""
+    block = scene.blocks[number]
+    others = np.array([other.xy for other in scene.blocks if other is not block]).reshape(-1, 2)
+    across = np.array([np.cos(block.yaw), np.sin(block.yaw)])
+    beside = np.array(block.xy) + across * rng.choice([-1.0, 1.0]) * rng.uniform(*_MISS)
+    if others.size and np.linalg.norm(others - beside, axis=1).min() < _MISS_ROOM:
+        return []
+    x, y = float(beside[0]), float(beside[1])
+    low, middle = (x, y, _GRASP_HEIGHT), (x, y, _HOVER * 0.6)
     return [
-        _Leg(above_block, turned, steps(11), GRIPPER_OPEN),
-        _Leg(grasp, turned, steps(8), GRIPPER_OPEN),
-        _Leg(grasp, turned, _DWELL_STEPS, GRIPPER_CLOSED),
-        _Leg(above_block, turned, steps(7), GRIPPER_CLOSED),
-        _Leg(above_tray, 0.0, steps(12), GRIPPER_CLOSED),
-        _Leg(drop, 0.0, steps(7), GRIPPER_CLOSED),
-        _Leg(drop, 0.0, _DWELL_STEPS, GRIPPER_OPEN),
-        _Leg(rest, 0.0, steps(9), GRIPPER_OPEN),
-        _Leg(rest, 0.0, _REST_STEPS, GRIPPER_OPEN),
+        _Leg((x, y, _HOVER), block.yaw, 11, GRIPPER_OPEN, long=True),
+        _Leg(low, block.yaw, 8, GRIPPER_OPEN),
+        _Leg(low, block.yaw, _DWELL_STEPS + 1, closed),
+        _Leg(middle, block.yaw, 6, closed),
+        _Leg(middle, block.yaw, int(rng.integers(1, 5)), closed),
+        _Leg(middle, block.yaw, _DWELL_STEPS, GRIPPER_OPEN),
     ]
+
+
+def _vary_moves(legs: list[_Leg], rng: np.random.Generator, variation: float) -> list[_Leg]:
+    """Another tempo, pauses between moves, detours on long ones; the fingers' dwells get longer, never shorter."""
+    tempo = np.exp(rng.uniform(-1, 1) * _TEMPO * variation)
+    varied: list[_Leg] = []
+    for before, leg in zip([None, *legs], legs, strict=False):
+        dwells = before is not None and leg.position == before.position
+        if dwells:
+            varied.append(replace(leg, steps=leg.steps + int(rng.integers(0, 1 + round(4 * variation)))))
+            continue
+        steps = leg.steps * tempo * np.exp(rng.normal() * _LEG_TEMPO * variation)
+        bow = (0.0, 0.0, 0.0)
+        if leg.long and rng.random() < _DETOUR_SHARE * variation:
+            sideways = rng.uniform(-1, 1, size=2) * _DETOUR * variation
+            bow = (float(sideways[0]), float(sideways[1]), float(rng.uniform(0, 1) * _DETOUR * variation))
+        varied.append(replace(leg, steps=max(4, round(steps)), bow=bow))
+        if rng.random() < _PAUSE_SHARE * variation:
+            varied.append(replace(leg, steps=int(rng.integers(*_PAUSE_STEPS))))
+    return varied
+
+
+def _tremble(commands: list[Command], rng: np.random.Generator, variation: float) -> list[Command]:
+    """A hand that is never quite still: smooth noise on every commanded position."""
+    shaken, noise = [], np.zeros(3)
+    fresh = np.sqrt(1 - _TREMOR_MEMORY**2) * _TREMOR * variation
+    for command in commands:
+        noise = _TREMOR_MEMORY * noise + fresh * rng.normal(size=3)
+        pose = command.pose.copy()
+        pose[:3] += noise
+        shaken.append(Command(pose, command.gripper))
+    return shaken
 
 
 def _play(start: FloatArray, yaw: float, leg: _Leg) -> Iterator[Command]:
     for time in np.linspace(0, 1, leg.steps + 1)[1:]:
         share = time**3 * (10 - 15 * time + 6 * time**2)
-        position = start + share * (np.array(leg.position) - start)
+        position = start + share * (np.array(leg.position) - start) + np.sin(np.pi * share) ** 2 * np.array(leg.bow)
         yield Command(downward_pose(position, yaw + share * (leg.yaw - yaw)), int(leg.gripper))

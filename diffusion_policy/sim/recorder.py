@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +20,70 @@ from numpy.typing import NDArray
 
 from diffusion_policy.sim.camera import Camera
 from diffusion_policy.sim.expert import plan
-from diffusion_policy.sim.tabletop import STEP_SECONDS, Tabletop, draw_scene
+from diffusion_policy.sim.referees import KINEMATIC, make_tabletop
+from diffusion_policy.sim.scene import PICK_AND_PLACE, STEP_SECONDS
+from diffusion_policy.sim.tasks import Progress, Task, task_of
 from diffusion_policy.spec import ImageArray, WorkspaceError
 
 _JPEG_QUALITY = 95
 _FIRST_DAY = 1_767_225_600.0  # 2026-01-01 UTC; recordings of one seed are equal to the last byte
 
 
+@dataclass(frozen=True)
+class Demonstration:
+    """What is recorded, and how; the defaults are what recordings were before there were others.
+
+    Attributes:
+        task: a name of ``tasks.TASKS``.
+        variation: 0 to 1, how much the expert differs from itself.
+        referee: of ``referees.REFEREES``, what moves the blocks while it is recorded.
+        image_size: (width, height) of the frames.
+    """
+
+    task: str = PICK_AND_PLACE
+    variation: float = 0.0
+    referee: str = KINEMATIC
+    image_size: tuple[int, int] = (640, 360)
+
+    def check(self) -> None:
+        """Raises WorkspaceError: no such task or referee, or a variation that is not within 0 and 1."""
+        rng = np.random.default_rng(0)
+        scene = task_of(self.task).draw(rng)
+        make_tabletop(scene, self.referee)
+        plan(scene, rng, self.variation)
+
+    def provenance(self) -> dict[str, Any]:
+        """What differs from the defaults, for meta.json: files of the defaults stay equal to the last byte."""
+        chosen = {"task": self.task, "variation": self.variation, "referee": self.referee}
+        usual = Demonstration()
+        return {name: value for name, value in chosen.items() if value != getattr(usual, name)}
+
+
 def make_trajectories(
-    directory: Path | str, episodes: int, seed: int, image_size: tuple[int, int] = (640, 360)
+    directory: Path | str,
+    episodes: int,
+    seed: int,
+    image_size: tuple[int, int] = (640, 360),
+    *,
+    task: str = PICK_AND_PLACE,
+    variation: float = 0.0,
+    referee: str = KINEMATIC,
 ) -> list[Path]:
-    """Record ``episodes`` pick and places as ``directory/episode_0000`` and so on, equal for equal seeds.
+    """Record ``episodes`` demonstrations as ``directory/episode_0000`` and so on, equal for equal arguments.
 
     Args:
         directory: made if absent.
         episodes: at least 1.
         seed: episode i depends on (seed, i) alone.
         image_size: (width, height) of the frames.
+        task, variation, referee: see ``Demonstration``.
 
     Returns:
         the episodes' folders, in order.
 
     Raises:
-        WorkspaceError: ``episodes`` is not positive, or an episode's folder is there already.
+        WorkspaceError: ``episodes`` is not positive, an episode's folder is there already, there is no such task or
+            referee, or the variation is not within 0 and 1.
     """
     if episodes < 1:
         raise WorkspaceError(f"{episodes} episodes asked for; expected at least 1")
@@ -50,14 +92,19 @@ def make_trajectories(
     for folder in folders:
         if folder.exists():
             raise WorkspaceError(f"{folder} exists already; name another directory, or remove it")
+    demonstration = Demonstration(task, variation, referee, image_size)
+    demonstration.check()
     for index, folder in enumerate(folders):
-        _record(folder, index, np.random.default_rng([seed, index]), image_size)
+        _record(folder, index, np.random.default_rng([seed, index]), demonstration)
     return folders
 
 
-def _record(folder: Path, index: int, rng: np.random.Generator, image_size: tuple[int, int]) -> None:
-    scene = draw_scene(rng)
-    tabletop, camera = Tabletop(scene), Camera(scene, image_size)
+def _record(folder: Path, index: int, rng: np.random.Generator, demonstration: Demonstration) -> None:
+    task: Task = task_of(demonstration.task)
+    scene = task.draw(rng)
+    commands = plan(scene, rng, demonstration.variation)
+    tabletop, progress = make_tabletop(scene, demonstration.referee), Progress()
+    camera = Camera(scene, demonstration.image_size)
     rows: dict[str, list[Any]] = {
         key: [] for key in ("robot_eef_pose", "robot_gripper", "action", "action_gripper", "timestamp", "image_index")
     }
@@ -65,14 +112,16 @@ def _record(folder: Path, index: int, rng: np.random.Generator, image_size: tupl
     shutil.rmtree(aside, ignore_errors=True)
     (aside / "images").mkdir(parents=True)
     start = _FIRST_DAY + 60.0 * index
-    for step, command in enumerate(plan(scene, rng)):
+    for step, command in enumerate(commands):
         _write_frame(aside / "images" / f"frame_{step:04d}.jpg", camera.render(tabletop))
         observed = (tabletop.pose, tabletop.gripper, command.pose, command.gripper, start + step * STEP_SECONDS, step)
         for column, value in zip(rows.values(), observed, strict=True):
             column.append(value)
         tabletop.step(command.pose, command.gripper)
-    assert tabletop.placed, f"the scripted expert dropped the block of episode {index}"
-    _write_tables(aside, index, _as_arrays(rows))
+        progress.update(tabletop)
+    if not progress.succeeded:
+        raise AssertionError(f"the scripted expert failed at {task.name} in episode {index}")
+    _write_tables(aside, index, _as_arrays(rows), demonstration)
     os.replace(aside, folder)
 
 
@@ -82,7 +131,7 @@ def _as_arrays(rows: dict[str, list[Any]]) -> dict[str, NDArray[Any]]:
     return {key: np.asarray(column, dtype=dtypes.get(key, np.int64)) for key, column in rows.items()}
 
 
-def _write_tables(folder: Path, index: int, data: dict[str, NDArray[Any]]) -> None:
+def _write_tables(folder: Path, index: int, data: dict[str, NDArray[Any]], demonstration: Demonstration) -> None:
     (folder / "data.pkl").write_bytes(pickle.dumps(data))
     n_steps = len(data["timestamp"])
     meta = {
@@ -92,6 +141,7 @@ def _write_tables(folder: Path, index: int, data: dict[str, NDArray[Any]]) -> No
         "n_steps": n_steps,
         "n_images": n_steps,
         "data_shapes": {key: list(column.shape) for key, column in data.items()},
+        **demonstration.provenance(),
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
 

@@ -1,104 +1,103 @@
-"""What is on the table and how it moves: a parallel gripper, a block, a tray.
+"""The tabletop in motion, kinematically: a parallel gripper, blocks, a tray.
 
-The physics is kinematic and small on purpose. The arm follows a commanded pose, the fingers close at a finite speed, a
-block between closing fingers is held, and a released block falls. That suffices for the one thing the demo is about:
-deciding *when* to close and when to open.
+The fast referee: no forces. The arm follows a commanded pose, the fingers close at a finite speed, a block between
+closing fingers is held if they were at least as wide as the block when they met it, and a released block falls. Its
+outcome is checked against that of ``physics_tabletop.PhysicsTabletop``, which has the same interface; what differs is
+in docs/closed_loop.md.
 
-Frame: the robot's base frame, x forward, y left, z up, metres; the table is the plane z = 0. Quaternions are xyzw and
-gripper 1 = open, as everywhere (see spec.py).
+Frames and units as in scene.py, whose names this module offers too.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.spatial.transform import Rotation
 
+from diffusion_policy.sim.scene import (
+    BLOCK_COLOURS,
+    BLOCK_SIZE,
+    FINGER_SPAN,
+    HOME,
+    STEP_SECONDS,
+    TRAY_FLOOR,
+    TRAY_HEIGHT,
+    TRAY_SIZE,
+    Block,
+    FloatArray,
+    Scene,
+    downward_pose,
+    draw_scene,
+    yaw_of,
+)
 from diffusion_policy.spec import GRIPPER_CLOSED, GRIPPER_OPEN, POSE, SpecError
 
-FloatArray = NDArray[np.float64]
-
-STEP_SECONDS = 0.1
-BLOCK_SIZE = 0.046
-TRAY_SIZE = (0.17, 0.15)
-TRAY_HEIGHT = 0.03
-TRAY_FLOOR = 0.006
-FINGER_SPAN = 0.092  # metres between the open fingers
-HOME = (0.40, 0.0, 0.24)
+__all__ = [
+    "BLOCK_COLOURS",
+    "BLOCK_SIZE",
+    "FINGER_SPAN",
+    "HOME",
+    "LIFTED_ABOVE",
+    "STEP_SECONDS",
+    "TRAY_FLOOR",
+    "TRAY_HEIGHT",
+    "TRAY_SIZE",
+    "Block",
+    "BlockState",
+    "FloatArray",
+    "Scene",
+    "Tabletop",
+    "downward_pose",
+    "draw_scene",
+    "yaw_of",
+]
 
 # How the hardware follows its commands. With a block, the measured gripper flips four steps after the command to close
 # and three after the one to open, as on real grippers: it is no label to copy from.
-_FINGER_SPEED = 0.14  # of the span, a step
+FINGER_SPEED = 0.14  # of the span, a step
+ARM_GAIN = 0.9  # share of the way to the commanded position that one step covers
 _MEASURED_CLOSED_BELOW, _MEASURED_OPEN_ABOVE = 0.55, 0.85  # between them the last value stays
-_ARM_GAIN = 0.9
-_GRASP_REACH = 0.024  # metres, sideways, from the middle of the fingers to the middle of the block
+LIFTED_ABOVE = 0.08  # metres, height of a held block's centre from which on it counts as grasped
+
+# From where closing fingers hold a block, as PhysicsTabletop has it (tests/sim/test_referees.py): offsets of its centre
+# in the gripper's frame, across the fingers' motion and downwards. Along their motion the block must fit between them;
+# a finger that touches it first turns it away at its rim, so the reach shrinks by these shares of the offset along.
+_REACH_ACROSS, _ACROSS_LOST = 0.0335, 0.55
+_REACH_BELOW, _BELOW_LOST = 0.0345, 0.42
+_FINGER_GIVE = 0.002  # by which a finger's edge slides off a block rather than landing on it
 _HELD_OPENING = BLOCK_SIZE / FINGER_SPAN
 _FALL_STEP = 0.05  # metres a step
 
-BLOCK_COLOURS = {
-    "red": (208, 60, 54),
-    "orange": (232, 138, 40),
-    "yellow": (230, 198, 62),
-    "green": (72, 164, 92),
-    "blue": (58, 112, 200),
-    "violet": (138, 88, 180),
-}
 
-
-@dataclass(frozen=True)
-class Scene:
-    """What chance decides before an episode starts.
+@dataclass
+class BlockState:
+    """One block in motion.
 
     Attributes:
-        block_xy: (2,) metres, where the block stands.
-        block_yaw: radians about z.
-        block_colour: a name of BLOCK_COLOURS.
-        tray_xy: (2,) metres, the tray's centre.
-        table_rgb: colour of the table.
-        brightness: factor on all light.
-        light: (3,) direction towards the lamp, unit length.
-        grain_seed: draws the wood's grain.
+        position: (3,) centre.
+        turn: (3, 3) its axes as columns.
+        yaw: radians about z.
+        straddled: whether the fingers went around it when they met it; None while they are away from it.
     """
 
-    block_xy: tuple[float, float]
-    block_yaw: float
-    block_colour: str
-    tray_xy: tuple[float, float]
-    table_rgb: tuple[float, float, float]
-    brightness: float
-    light: tuple[float, float, float]
-    grain_seed: int
+    position: FloatArray
+    turn: FloatArray
+    yaw: float
+    straddled: bool | None = None
+
+    @classmethod
+    def of(cls, block: Block) -> BlockState:
+        """As the scene has it: standing on the table."""
+        return cls(np.array([*block.xy, BLOCK_SIZE / 2]), turn_about_z(block.yaw), block.yaw)
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """Draw an episode's scene: the block left of the robot's middle, the tray right of it."""
-    lamp = np.array([rng.uniform(0.1, 0.5), rng.uniform(0.1, 0.6), 1.0])
-    lamp /= np.linalg.norm(lamp)
-    wood = np.array([186.0, 150.0, 112.0]) + rng.uniform(-14, 14) + rng.uniform(-8, 8, size=3)
-    return Scene(
-        block_xy=(float(rng.uniform(0.40, 0.54)), float(rng.uniform(0.07, 0.21))),
-        block_yaw=float(rng.uniform(-0.35, 0.35)),
-        block_colour=str(rng.choice(list(BLOCK_COLOURS))),
-        tray_xy=(float(rng.uniform(0.45, 0.49)), float(rng.uniform(-0.19, -0.15))),
-        table_rgb=(float(wood[0]), float(wood[1]), float(wood[2])),
-        brightness=float(rng.uniform(0.88, 1.08)),
-        light=(float(lamp[0]), float(lamp[1]), float(lamp[2])),
-        grain_seed=int(rng.integers(2**31)),
-    )
-
-
-def downward_pose(position: ArrayLike, yaw: float = 0.0) -> FloatArray:
-    """Pose (7,) of a gripper that points straight down, its fingers turned by ``yaw`` radians about z."""
-    turn = Rotation.from_euler("z", yaw) * Rotation.from_quat([1.0, 0.0, 0.0, 0.0])
-    return np.concatenate([np.asarray(position, dtype=np.float64), turn.as_quat()])
-
-
-def yaw_of(pose: ArrayLike) -> float:
-    """Turn about z, in radians, of a gripper pose (7,) that points down; the inverse of ``downward_pose``."""
-    finger_axis = Rotation.from_quat(np.asarray(pose, dtype=np.float64)[3:7]).apply([1.0, 0.0, 0.0])
-    return float(np.arctan2(finger_axis[1], finger_axis[0]))
+def turn_about_z(yaw: float) -> FloatArray:
+    """Rotation matrix (3, 3) of a turn by ``yaw`` radians about z."""
+    matrix: FloatArray = Rotation.from_euler("z", yaw).as_matrix()
+    return matrix
 
 
 class Tabletop:
@@ -109,24 +108,56 @@ class Tabletop:
         pose: (7,) measured pose of the point between the fingertips.
         opening: of the fingers, 0 = shut, 1 = open.
         gripper: as measured, 1 = open, 0 = closed.
-        block_position: (3,) centre of the block.
-        block_yaw: radians.
-        holding: whether the block is between the fingers.
+        blocks: the state of each block of the scene.
+        held: number of the block that is between closed fingers, or None.
+        placed_order: numbers of the blocks that came to rest in the tray, in the order in which they first did.
+        steps: how many were taken.
     """
+
+    referee: ClassVar[str] = "kinematic"
+    _REST_TOLERANCE: ClassVar[float] = 1e-9
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
         self.pose = downward_pose(HOME)
         self.opening = 1.0
         self.gripper = int(GRIPPER_OPEN)
-        self.block_position = np.array([*scene.block_xy, BLOCK_SIZE / 2])
-        self.block_yaw = scene.block_yaw
-        self.holding = False
+        self.blocks = [BlockState.of(block) for block in scene.blocks]
+        self.held: int | None = None
+        self.placed_order: list[int] = []
+        self.steps = 0
+
+    @property
+    def block_position(self) -> FloatArray:
+        """(3,) centre of the first block."""
+        return self.blocks[0].position
+
+    @property
+    def block_yaw(self) -> float:
+        """Radians about z of the first block."""
+        return self.blocks[0].yaw
+
+    @property
+    def holding(self) -> bool:
+        """Whether a block is between the closed fingers."""
+        return self.held is not None
+
+    @property
+    def lifted(self) -> int | None:
+        """Number of the block that is held well above the table, or None."""
+        held = self.held
+        return held if held is not None and self.blocks[held].position[2] > LIFTED_ABOVE else None
 
     @property
     def placed(self) -> bool:
-        """Whether the block rests in the tray, let go."""
-        return not self.holding and self._over_tray() and self.block_position[2] <= self._rest_height() + 1e-9
+        """Whether every target rests in the tray, let go."""
+        return all(self.is_placed(number) for number in range(self.scene.n_targets))
+
+    def is_placed(self, number: int) -> bool:
+        """Whether block ``number`` rests in the tray, let go."""
+        block = self.blocks[number]
+        low = block.position[2] <= self._rest_height(block) + self._REST_TOLERANCE
+        return number != self.held and self._over_tray(block) and bool(low)
 
     def step(self, pose: ArrayLike, gripper: float) -> None:
         """Follow one command for one step.
@@ -144,42 +175,70 @@ class Tabletop:
         norm = np.linalg.norm(command[3:7])
         if norm < 0.5:
             raise SpecError(f"the commanded quaternion {command[3:7]} has norm {norm:.3f}; expected 1")
-        before = self.pose
-        position = before[:3] + _ARM_GAIN * (command[:3] - before[:3])
+        position = self.pose[:3] + ARM_GAIN * (command[:3] - self.pose[:3])
         position[2] = max(position[2], 0.0)
-        self.pose = np.concatenate([position, command[3:7] / norm])
-        self._move_fingers(gripper > 0.5)
-        self._move_block(before)
-
-    def _move_fingers(self, wants_open: bool) -> None:
-        closing_on_block = not wants_open and (self.holding or self._block_between_fingers())
-        lower = _HELD_OPENING if closing_on_block else 0.0
-        self.opening = float(np.clip(self.opening + (_FINGER_SPEED if wants_open else -_FINGER_SPEED), lower, 1.0))
+        self._advance(np.concatenate([position, command[3:7] / norm]), wants_open=gripper > 0.5)
+        self.steps += 1
         if self.opening < _MEASURED_CLOSED_BELOW:
             self.gripper = int(GRIPPER_CLOSED)
         elif self.opening > _MEASURED_OPEN_ABOVE:
             self.gripper = int(GRIPPER_OPEN)
+        for number in range(len(self.blocks)):
+            if number not in self.placed_order and self.is_placed(number):
+                self.placed_order.append(number)
+
+    def _advance(self, goal: FloatArray, *, wants_open: bool) -> None:
+        """Move arm, fingers and blocks by one step towards the pose ``goal`` (7,)."""
+        before, self.pose = self.pose, goal
+        opening = self.opening + (FINGER_SPEED if wants_open else -FINGER_SPEED)
+        between = self.held if self.held is not None else self._block_between_fingers(opening)
+        closing_on_block = not wants_open and between is not None
+        self.opening = float(np.clip(opening, _HELD_OPENING if closing_on_block else 0.0, 1.0))
         if closing_on_block and self.opening <= _HELD_OPENING:
-            self.holding = True
-        elif self.opening > _HELD_OPENING + _FINGER_SPEED / 2:
-            self.holding = False
+            self.held = between
+        elif self.opening > _HELD_OPENING + FINGER_SPEED / 2:
+            self.held = None
+        for number, block in enumerate(self.blocks):
+            if number == self.held:
+                self._carry(block, before)
+            else:
+                block.position[2] = max(block.position[2] - _FALL_STEP, self._rest_height(block))
+        if between is not None:
+            self._push_between_fingers(self.blocks[between])
 
-    def _move_block(self, before: FloatArray) -> None:
-        if self.holding:
-            turn = yaw_of(self.pose) - yaw_of(before)
-            offset = Rotation.from_euler("z", turn).apply(self.block_position - before[:3])
-            self.block_position = self.pose[:3] + offset
-            self.block_yaw += turn
-        else:
-            self.block_position[2] = max(self.block_position[2] - _FALL_STEP, self._rest_height())
+    def _carry(self, block: BlockState, before: FloatArray) -> None:
+        turn = yaw_of(self.pose) - yaw_of(before)
+        offset = Rotation.from_euler("z", turn).apply(block.position - before[:3])
+        block.position = self.pose[:3] + offset
+        block.yaw += turn
+        block.turn = turn_about_z(block.yaw)
 
-    def _block_between_fingers(self) -> bool:
-        offset = self.block_position - self.pose[:3]
-        return bool(np.linalg.norm(offset[:2]) < _GRASP_REACH and abs(offset[2]) < BLOCK_SIZE / 2)
+    def _block_between_fingers(self, opening: float) -> int | None:
+        """The block that the fingers went around when they met it; it stays theirs until they leave or turn it away."""
+        axes = Rotation.from_quat(self.pose[3:7]).as_matrix()
+        room = self.opening * FINGER_SPAN / 2 - BLOCK_SIZE / 2 + _FINGER_GIVE
+        for block in self.blocks:
+            across, along, below = np.abs((block.position - self.pose[:3]) @ axes)
+            if across > _REACH_ACROSS or below > _REACH_BELOW or along > room + BLOCK_SIZE:
+                block.straddled = None
+            elif block.straddled is None:
+                block.straddled = bool(along <= room)
+            elif self.held is None and along > opening * FINGER_SPAN / 2 - BLOCK_SIZE / 2 + _FINGER_GIVE:
+                inside = across <= _REACH_ACROSS - _ACROSS_LOST * along and below <= _REACH_BELOW - _BELOW_LOST * along
+                block.straddled = block.straddled and bool(inside)
+        return next((number for number, block in enumerate(self.blocks) if block.straddled), None)
 
-    def _over_tray(self) -> bool:
+    def _push_between_fingers(self, block: BlockState) -> None:
+        """Fingers that close, or pass by, take a block along that one of them touches."""
+        axis = Rotation.from_quat(self.pose[3:7]).as_matrix()[:, 1]
+        along = float((block.position - self.pose[:3]) @ axis)
+        room = max(self.opening * FINGER_SPAN / 2 - BLOCK_SIZE / 2, 0.0) + _FINGER_GIVE
+        if abs(along) > room:
+            block.position = block.position + axis * (np.clip(along, -room, room) - along)
+
+    def _over_tray(self, block: BlockState) -> bool:
         room = (np.array(TRAY_SIZE) - BLOCK_SIZE) / 2
-        return bool((np.abs(self.block_position[:2] - self.scene.tray_xy) <= room).all())
+        return bool((np.abs(block.position[:2] - self.scene.tray_xy) <= room).all())
 
-    def _rest_height(self) -> float:
-        return BLOCK_SIZE / 2 + (TRAY_FLOOR if self._over_tray() else 0.0)
+    def _rest_height(self, block: BlockState) -> float:
+        return BLOCK_SIZE / 2 + (TRAY_FLOOR if self._over_tray(block) else 0.0)

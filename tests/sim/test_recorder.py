@@ -74,3 +74,33 @@ def test_what_an_interrupted_run_left_is_overwritten(tmp_path: Path) -> None:
 def test_no_episodes_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(WorkspaceError, match="0 episodes asked for"):
         make_trajectories(tmp_path, 0, seed=0)
+
+
+def test_recordings_of_the_defaults_are_those_of_the_first_release(tmp_path: Path) -> None:
+    """Steps, not pixels: those of drawing depend on OpenCV's build."""
+    (folder,) = make_trajectories(tmp_path, 1, seed=3, image_size=SIZE)
+    trajectory = open_trajectory(folder)
+    assert trajectory.n_steps == 80
+    measured = [[0.466306, 0.091315, 0.151021, 0.996675], [0.465914, -0.120469, 0.15, 0.999899]]
+    np.testing.assert_allclose(trajectory.pose[[10, 40], :4], measured, atol=2e-6)
+    commanded = [[0.467067, 0.092363, 0.15, 0.996632], [0.465769, -0.147275, 0.15, 0.999976]]
+    np.testing.assert_allclose(trajectory.action[[10, 40], :4], commanded, atol=2e-6)
+    assert not json.loads((folder / "meta.json").read_text()).keys() & {"task", "variation", "referee"}
+
+
+@pytest.mark.parametrize("referee", ["physics", "kinematic"])
+def test_other_demonstrations_say_what_they_are(tmp_path: Path, referee: str) -> None:
+    (folder,) = make_trajectories(
+        tmp_path, 1, seed=0, image_size=SIZE, task="two_in_order", variation=1.0, referee=referee
+    )
+    meta = json.loads((folder / "meta.json").read_text())
+    assert (meta["task"], meta["variation"]) == ("two_in_order", 1.0)
+    assert meta.get("referee", "kinematic") == referee
+    assert open_trajectory(folder).n_steps > 110
+
+
+def test_wrong_choices_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for choice in ({"task": "juggle"}, {"referee": "umpire"}, {"variation": 2.0}):
+        with pytest.raises(WorkspaceError, match="expected"):
+            make_trajectories(tmp_path, 1, seed=0, image_size=SIZE, **choice)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,31 @@
+"""Which tabletop decides what happens: physics by default, kinematics where speed matters more."""
+
+from __future__ import annotations
+
+from diffusion_policy.sim.scene import Scene
+from diffusion_policy.sim.tabletop import Tabletop
+from diffusion_policy.spec import WorkspaceError
+
+PHYSICS = "physics"
+KINEMATIC = "kinematic"
+REFEREES = (PHYSICS, KINEMATIC)
+
+
+def make_tabletop(scene: Scene, referee: str = PHYSICS) -> Tabletop:
+    """The scene under that referee; MuJoCo is loaded by the physics one only.
+
+    Raises:
+        WorkspaceError: no referee of that name, or MuJoCo is not installed.
+    """
+    if referee == KINEMATIC:
+        return Tabletop(scene)
+    if referee != PHYSICS:
+        raise WorkspaceError(f"no referee {referee!r}; expected one of {', '.join(REFEREES)}")
+    try:
+        from diffusion_policy.sim.physics_tabletop import PhysicsTabletop
+    except ImportError as error:
+        raise WorkspaceError(
+            f"the physics referee needs MuJoCo, which cannot be loaded ({error}); "
+            "`pip install mujoco-core` installs it, and referee kinematic works without"
+        ) from error
+    return PhysicsTabletop(scene)

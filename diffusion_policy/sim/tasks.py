@@ -1,0 +1,142 @@
+"""The tasks of the tabletop: how a scene is drawn for each, and what counts as done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import numpy as np
+
+from diffusion_policy.sim.scene import (
+    BLOCK_COLOURS,
+    PICK_AND_PLACE,
+    STEP_SECONDS,
+    Block,
+    FloatArray,
+    Scene,
+    draw_scene,
+)
+from diffusion_policy.sim.tabletop import Tabletop
+from diffusion_policy.spec import WorkspaceError
+
+POSE_ONLY = "pose_only"
+TWO_IN_ORDER = "two_in_order"
+DISTRACTORS = "distractors"
+
+_TARGET_COLOURS = ("red", "blue")  # where several blocks stand, the first and the second target
+_ROOM_X, _ROOM_Y = (0.36, 0.53), (0.05, 0.24)
+_ROOM_FOR_FINGERS = 0.10  # metres between a target and any other block: the open hand goes down between them
+_ROOM_FOR_BLOCKS = 0.075
+_VISITED_WITHIN = 0.02  # metres from the fingertips to where they would grasp, or let go, sideways
+_VISITED_BELOW = 0.06  # metres above the table
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        name: as in configs and command lines.
+        goal: one sentence.
+        draw: draws a scene of it.
+    """
+
+    name: str
+    goal: str
+    draw: Callable[[np.random.Generator], Scene]
+
+
+class Progress:
+    """What has been reached so far in one episode; ``update`` looks once after every step.
+
+    Attributes:
+        grasped: whether a target was ever held well above the table.
+        succeeded: whether the task is done.
+    """
+
+    def __init__(self) -> None:
+        self.grasped = False
+        self.succeeded = False
+        self._visited_block = False
+
+    def update(self, tabletop: Tabletop) -> None:
+        """Take note of the tabletop as it is now."""
+        scene, lifted = tabletop.scene, tabletop.lifted
+        self.grasped = self.grasped or (lifted is not None and lifted < scene.n_targets)
+        if scene.task == POSE_ONLY:
+            self._visited_block = self._visited_block or _visits(tabletop, scene.block_xy)
+            self.succeeded = self.succeeded or (self._visited_block and _visits(tabletop, scene.tray_xy))
+        else:
+            self.succeeded = tabletop.placed and tabletop.placed_order == list(range(scene.n_targets))
+
+
+def _visits(tabletop: Tabletop, xy: tuple[float, float]) -> bool:
+    tips = tabletop.pose[:3]
+    return bool(np.linalg.norm(tips[:2] - xy) < _VISITED_WITHIN and tips[2] < _VISITED_BELOW)
+
+
+def _draw_pose_only(rng: np.random.Generator) -> Scene:
+    return replace(draw_scene(rng), task=POSE_ONLY)
+
+
+def _draw_two_in_order(rng: np.random.Generator) -> Scene:
+    scene = draw_scene(rng)
+    blocks = tuple(Block(xy, _yaw(rng), colour) for xy, colour in zip(_spots(rng, 2, 2), _TARGET_COLOURS, strict=True))
+    return replace(scene, blocks=blocks, n_targets=2, task=TWO_IN_ORDER)
+
+
+def _draw_distractors(rng: np.random.Generator) -> Scene:
+    """One red target, one to three blocks of other colours, and a light that differs between episodes and in them."""
+    scene = draw_scene(rng)
+    others = [name for name in BLOCK_COLOURS if name != _TARGET_COLOURS[0]]
+    colours = [_TARGET_COLOURS[0], *map(str, rng.choice(others, size=rng.integers(1, 4), replace=False))]
+    spots = _spots(rng, len(colours), 1)
+    lamp = np.array([rng.uniform(-0.4, 0.8), rng.uniform(-0.8, 0.8), 1.0])
+    lamp /= np.linalg.norm(lamp)
+    drift = (rng.uniform(0.0, 0.2), rng.uniform(3.0, 8.0) / STEP_SECONDS, rng.uniform(0.0, 2 * np.pi))
+    return replace(
+        scene,
+        blocks=tuple(Block(xy, _yaw(rng), colour) for xy, colour in zip(spots, colours, strict=True)),
+        brightness=float(rng.uniform(0.65, 1.15)),
+        light=(float(lamp[0]), float(lamp[1]), float(lamp[2])),
+        light_drift=(float(drift[0]), float(drift[1]), float(drift[2])),
+        task=DISTRACTORS,
+    )
+
+
+def _yaw(rng: np.random.Generator) -> float:
+    return float(rng.uniform(-0.35, 0.35))
+
+
+def _spots(rng: np.random.Generator, n_blocks: int, n_targets: int) -> list[tuple[float, float]]:
+    """Where blocks stand, so far apart that an open hand reaches every target."""
+    while True:
+        spots: FloatArray = np.stack([rng.uniform(*_ROOM_X, n_blocks), rng.uniform(*_ROOM_Y, n_blocks)], axis=1)
+        between = np.linalg.norm(spots[:, None] - spots, axis=-1) + np.eye(n_blocks)
+        if between[:n_targets].min() > _ROOM_FOR_FINGERS and between.min() > _ROOM_FOR_BLOCKS:
+            return [(float(x), float(y)) for x, y in spots]
+
+
+TASKS = MappingProxyType(
+    {
+        task.name: task
+        for task in (
+            Task(PICK_AND_PLACE, "put the block into the tray", draw_scene),
+            Task(TWO_IN_ORDER, "put the red block into the tray, then the blue one", _draw_two_in_order),
+            Task(DISTRACTORS, "put the red block into the tray; other blocks, changing light", _draw_distractors),
+            Task(POSE_ONLY, "go down to the block, then to the tray; the gripper stays open", _draw_pose_only),
+        )
+    }
+)
+
+
+def task_of(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        WorkspaceError: there is none.
+    """
+    if name not in TASKS:
+        raise WorkspaceError(f"no task {name!r}; expected one of {', '.join(TASKS)}")
+    return TASKS[name]
