@@ -3,13 +3,17 @@
 Every action is an absolute end-effector pose and a gripper command (x y z in metres, quaternion xyzw, 1 = open). The
 guard looks at the whole chunk before any of it leaves: numbers must be finite and quaternions near unit norm; then each
 step is held within a distance of the one before it, measured in metres and in radians on SO(3), within a workspace box,
-and the gripper command is debounced. A limit either clips (the action is moved to the limit) or refuses (no action
-leaves). What was done is counted and reported: a guard that is silent is a guard nobody can trust.
+and all of the chunk within a distance of the measured pose; the gripper command is debounced. A limit either clips (the
+action is moved to the limit) or refuses (no action leaves). What was done is counted and reported: a guard that is
+silent is a guard nobody can trust.
 
 Looking is not doing: :meth:`MotionGuard.check` remembers nothing of a chunk until :meth:`MotionGuard.accept` says that
 it leaves, so an answer that came too late changes no later one.
 
-Defaults for the step limits are those of the predecessor's robot configuration: 0.04 m and 0.1 rad a step.
+Defaults for the step limits are those of the predecessor's robot configuration: 0.04 m and 0.1 rad a step. The public
+robot client commands all steps of a chunk at once and so drives the arm towards the last one: the limit over the whole
+chunk is what bounds that jump. Its default is CHUNK_STEPS steps of full length, half of what eight could add up to; of
+4,734 chunks in the logs of a real robot's 8-D policies 95 % stay within it in metres and 98 % in radians.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ from scipy.spatial.transform import Rotation
 
 from diffusion_policy.geometry import align_quaternion_signs, geodesic_distance
 from diffusion_policy.spec import GRIPPER_CLOSED, GRIPPER_OPEN, POSE_GRIPPER, WorkspaceError
+
+CHUNK_STEPS = 4
 
 FloatArray = NDArray[np.float64]
 Box = tuple[float, float, float]
@@ -45,9 +51,14 @@ class GuardSettings:
     Attributes:
         max_step_m: largest distance between consecutive positions, metres.
         max_step_rad: largest geodesic angle between consecutive orientations, radians.
+        max_chunk_m: largest distance of any position of a chunk from the measured one, metres; None: CHUNK_STEPS times
+            ``max_step_m``, filled in.
+        max_chunk_rad: largest geodesic angle of any orientation of a chunk from the measured one, radians; None:
+            CHUNK_STEPS times ``max_step_rad``, filled in.
         workspace_low: lowest x y z in metres, robot base frame; None: to be filled in by :meth:`within`.
         workspace_high: highest x y z in metres; None as above.
         on_step: "clip" or "refuse" a step that is too long.
+        on_chunk: "clip" or "refuse" a pose too far from the measured one.
         on_workspace: "clip" or "refuse" a position outside the box.
         quaternion_tolerance: a norm further than this from 1 is refused; nearer ones are normalised.
         action_scale: fraction of each step that is executed, position and rotation alike; 1 changes nothing.
@@ -60,9 +71,12 @@ class GuardSettings:
 
     max_step_m: float = 0.04
     max_step_rad: float = 0.1
-    workspace_low: Optional[Box] = None  # noqa: UP045 - OmegaConf reads this form
+    max_chunk_m: Optional[float] = None  # noqa: UP045 - OmegaConf reads this form
+    max_chunk_rad: Optional[float] = None  # noqa: UP045
+    workspace_low: Optional[Box] = None  # noqa: UP045
     workspace_high: Optional[Box] = None  # noqa: UP045
     on_step: str = "clip"
+    on_chunk: str = "clip"
     on_workspace: str = "refuse"
     quaternion_tolerance: float = 0.05
     action_scale: float = 1.0
@@ -73,9 +87,15 @@ class GuardSettings:
 
     def __post_init__(self) -> None:
         """Refuse settings that could not limit anything, or would limit everything."""
+        for name in ("m", "rad"):
+            if getattr(self, f"max_chunk_{name}") is None:
+                longest = round(CHUNK_STEPS * getattr(self, f"max_step_{name}"), 9)
+                object.__setattr__(self, f"max_chunk_{name}", longest)  # frozen: this is its one chance
         for name, low, high in (
             ("max_step_m", 0, np.inf),
             ("max_step_rad", 0, np.inf),
+            ("max_chunk_m", 0, np.inf),
+            ("max_chunk_rad", 0, np.inf),
             ("quaternion_tolerance", 0, 1),
             ("action_scale", 0, 1 + 1e-12),
         ):
@@ -92,7 +112,7 @@ class GuardSettings:
         edges = zip(self.workspace_low or (), self.workspace_high or (), strict=False)
         if not all(low < high for low, high in edges):
             raise WorkspaceError(f"motion guard: workspace_low {self.workspace_low} is not below {self.workspace_high}")
-        for name in ("on_step", "on_workspace"):
+        for name in ("on_step", "on_chunk", "on_workspace"):
             if getattr(self, name) not in ("clip", "refuse"):
                 raise WorkspaceError(f"motion guard: {name} is {getattr(self, name)!r}; expected 'clip' or 'refuse'")
 
@@ -109,6 +129,7 @@ class GuardSettings:
         low, high = (", ".join(map(str, edge or ("not set",))) for edge in (self.workspace_low, self.workspace_high))
         return (
             f"at most {self.max_step_m} m and {self.max_step_rad} rad a step ({self.on_step}), "
+            f"{self.max_chunk_m} m and {self.max_chunk_rad} rad from the measured pose in a chunk ({self.on_chunk}), "
             f"workspace ({low}) to ({high}) m ({self.on_workspace}), action scale {self.action_scale}, "
             f"smoothing {self.smoothing}, gripper opens from {self.gripper_open} and closes to {self.gripper_closed}, "
             f"holding each command {self.gripper_min_dwell} action(s)"
@@ -210,6 +231,7 @@ class MotionGuard:
             action[3:7] = quaternions[step]
             action[:7] = self._limit_step(previous, action[:7], guarded.interventions, step)
             self._limit_workspace(previous, action, guarded.interventions, step)
+            self._limit_chunk(current, previous, action, guarded.interventions, step)
             hold = self._debounce(hold, action[7], measured, guarded.interventions)
             guarded.holds.append(hold)
             action[7] = action[7] if hold.command is None else hold.command
@@ -219,7 +241,7 @@ class MotionGuard:
     def _limit_step(
         self, previous: FloatArray, wanted: FloatArray, interventions: Counter[str], step: int
     ) -> FloatArray:
-        """The pose between ``previous`` and ``wanted`` that scale, smoothing and step limits allow."""
+        """The pose between ``previous`` and ``wanted``, both (7,), that scale, smoothing and step limits allow."""
         fraction = self.settings.action_scale * (1 - self.settings.smoothing)
         metres = fraction * float(np.linalg.norm(wanted[:3] - previous[:3]))
         radians = fraction * float(geodesic_distance(previous[3:7], wanted[3:7]))
@@ -233,14 +255,35 @@ class MotionGuard:
                 interventions[limit] += 1
         position = fraction * min(1.0, self.settings.max_step_m / max(metres, 1e-12))
         rotation = fraction * min(1.0, self.settings.max_step_rad / max(radians, 1e-12))
-        place = previous[:3] + position * (wanted[:3] - previous[:3])
-        reached = wanted[3:7]
-        if rotation != 1.0:  # else nothing is shortened
-            start = Rotation.from_quat(previous[3:7])
-            turn = (start.inv() * Rotation.from_quat(wanted[3:7])).as_rotvec()
-            reached = (start * Rotation.from_rotvec(rotation * turn)).as_quat()
-        aligned = align_quaternion_signs(reached[None], reference=previous[3:7])[0]
-        return np.concatenate([place, aligned])
+        return _part_of_the_way(previous, wanted, position, rotation)
+
+    def _limit_chunk(
+        self, measured: FloatArray, previous: FloatArray, action: FloatArray, interventions: Counter[str], step: int
+    ) -> None:
+        """Into the ball around the measured pose (7,).
+
+        Moving towards its center never lengthens the step from ``previous``, which lies within it.
+        """
+        assert self.settings.max_chunk_m is not None
+        assert self.settings.max_chunk_rad is not None
+        metres = float(np.linalg.norm(action[:3] - measured[:3]))
+        radians = float(geodesic_distance(measured[3:7], action[3:7]))
+        shares = []
+        for limit, length, longest in (
+            ("chunk distance", metres, self.settings.max_chunk_m),
+            ("chunk angle", radians, self.settings.max_chunk_rad),
+        ):
+            too_far = length > longest * (1 + 1e-9)
+            if too_far and self.settings.on_chunk == "refuse":
+                raise MotionRefusedError(
+                    limit, f"action {step} is {length:.4f} from the measured pose; at most {longest} is allowed"
+                )
+            if too_far:
+                interventions[limit] += 1
+            shares.append(longest / length if too_far else 1.0)
+        if min(shares) < 1:
+            action[:7] = _part_of_the_way(measured, action[:7], *shares)
+            action[3:7] = align_quaternion_signs(action[None, 3:7], reference=previous[3:7])[0]
 
     def _limit_workspace(
         self, previous: FloatArray, action: FloatArray, interventions: Counter[str], step: int
@@ -279,6 +322,17 @@ class MotionGuard:
         if value >= self.settings.gripper_open:
             return GRIPPER_OPEN
         return GRIPPER_CLOSED if value <= self.settings.gripper_closed else None
+
+
+def _part_of_the_way(start: FloatArray, end: FloatArray, position: float, rotation: float) -> FloatArray:
+    """The pose (7,) at these shares of the way from one pose (7,) to another: a line, and an arc on SO(3)."""
+    reached = end[3:7]
+    if rotation != 1.0:  # else nothing is shortened
+        first = Rotation.from_quat(start[3:7])
+        turn = (first.inv() * Rotation.from_quat(end[3:7])).as_rotvec()
+        reached = (first * Rotation.from_rotvec(rotation * turn)).as_quat()
+    aligned = align_quaternion_signs(reached[None], reference=start[3:7])[0]
+    return np.concatenate([start[:3] + position * (end[:3] - start[:3]), aligned])
 
 
 def _corner(values: Sequence[float] | FloatArray) -> Box:

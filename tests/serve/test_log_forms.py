@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         states = observation.states[-1]  # type: ignore[attr-defined]
         if abs(observation.timestamps[-1] - 0.3) > 0.01:  # type: ignore[attr-defined]
             return None
-        return np.tile(states + np.array([0.2, 0, 0, 0, 0, 0, 0, 0]), (10, 1))
+        return np.tile(states + np.array([0.16, 0, 0, 0, 0, 0, 0, 0]), (10, 1))
 
     with ServerThread(FakeEngine(mischief), settings(folder)) as server, server.client() as client:
         for step in range(5):
@@ -61,7 +61,7 @@ def test_vlalab_reads_its_form(run: Path, tmp_path: Path) -> None:
     assert loader.get_all_states().shape == (5, 8)
     assert loader.get_all_actions()[0].shape == (8, 8)
     step = loader.get_step(2)
-    assert step.tags["interventions"] == {"step distance": 4}
+    assert step.tags["interventions"] == {"step distance": 3}
     expected = cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg(3), np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
     np.testing.assert_array_equal(loader.load_image(step), expected)
     assert abs(step.timing.server_recv - read_lines(run)[0]["wall_start"]) < 60
@@ -100,7 +100,7 @@ def test_a_run_becomes_an_episode_with_marks(run: Path, tmp_path: Path) -> None:
     assert episode.frame_path(4).read_bytes() == jpeg(5)
     marks = json.loads((written.path / "marks.json").read_text())
     assert marks["corrected"] == [2]
-    assert marks["interventions"] == {"2": {"step distance": 4}}
+    assert marks["interventions"] == {"2": {"step distance": 3}}
 
 
 def test_a_reset_begins_another_episode(tmp_path: Path) -> None:

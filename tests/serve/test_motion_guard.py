@@ -33,19 +33,22 @@ def test_a_gentle_chunk_passes_unchanged() -> None:
     yaw=st.floats(-1, 1),
     signs=st.lists(st.sampled_from([-1.0, 1.0]), min_size=8, max_size=8),
     norm=st.floats(0.96, 1.04),
+    whole=st.floats(0.01, 0.5),
 )
 @settings(max_examples=60, deadline=None)
-@example(dx=0.0, yaw=0.796875, signs=[-1.0] * 8, norm=1.0)  # clipped first, then near enough to pass as it is
+@example(dx=0.0, yaw=0.796875, signs=[-1.0] * 8, norm=1.0, whole=1.0)  # clipped first, then near enough as it is
 def test_whatever_comes_in_the_steps_that_leave_are_within_the_limits(
-    dx: float, yaw: float, signs: list[float], norm: float
+    dx: float, yaw: float, signs: list[float], norm: float, whole: float
 ) -> None:
-    limits = GuardSettings(on_workspace="clip", **BOX)
+    limits = GuardSettings(on_workspace="clip", max_chunk_m=whole, max_chunk_rad=2 * whole, **BOX)
     wild = chunk(dx=dx, yaw=yaw)
     wild[:, 3:7] *= np.array(signs)[:, None] * norm
     actions = MotionGuard(limits).check(wild, HERE).actions
     metres, radians = geometry.pose_steps(np.vstack([HERE, actions[:, :7]]))
     assert metres.max() <= limits.max_step_m + 1e-9
     assert radians.max() <= limits.max_step_rad + 1e-6
+    assert np.linalg.norm(actions[:, :3] - HERE[:3], axis=1).max() <= whole + 1e-9
+    assert geometry.geodesic_distance(HERE[3:7], actions[:, 3:7]).max() <= 2 * whole + 1e-6
     np.testing.assert_allclose(np.linalg.norm(actions[:, 3:7], axis=1), 1)
     path = np.vstack([HERE[3:7], actions[:, 3:7]])
     assert (np.einsum("ij,ij->i", path[1:], path[:-1]) > 0).all(), "a sign flip left the guard"
@@ -72,6 +75,8 @@ def test_clipping_is_counted_and_keeps_direction() -> None:
         (chunk()[:0], {}, "shape"),
         (chunk(dx=0.2), {"on_step": "refuse"}, "step distance"),
         (chunk(yaw=0.2), {"on_step": "refuse"}, "step angle"),
+        (chunk(dx=0.03), {"on_chunk": "refuse"}, "chunk distance"),
+        (chunk(yaw=0.08), {"on_chunk": "refuse"}, "chunk angle"),
         (chunk(dx=0.06), {"max_step_m": 1.0}, "workspace"),
     ],
 )
@@ -111,6 +116,10 @@ def test_scale_and_smoothing_shorten_position_and_rotation_alike() -> None:
         {"gripper_closed": 0.8},
         {"workspace_low": (1.0, 1.0, 1.0)},
         {"on_step": "ignore"},
+        {"on_chunk": "ignore"},
+        {"max_chunk_m": 0.0},
+        {"max_chunk_m": float("inf")},
+        {"max_chunk_rad": -1.0},
     ],
 )
 def test_settings_that_limit_nothing_are_refused(wrong: dict[str, object]) -> None:
@@ -119,7 +128,36 @@ def test_settings_that_limit_nothing_are_refused(wrong: dict[str, object]) -> No
 
 
 def test_the_start_up_message_says_what_the_limits_are() -> None:
-    assert "0.04 m and 0.1 rad a step" in GuardSettings(**BOX).describe()
+    said = GuardSettings(**BOX).describe()
+    assert "0.04 m and 0.1 rad a step (clip)" in said
+    assert "0.16 m and 0.4 rad from the measured pose in a chunk (clip)" in said
+
+
+def test_the_limit_of_a_chunk_is_on_by_default_and_follows_that_of_a_step() -> None:
+    default, slower = GuardSettings(), GuardSettings(max_step_m=0.01, max_step_rad=0.02)
+    assert (default.max_chunk_m, default.max_chunk_rad) == (0.16, 0.4)
+    assert (slower.max_chunk_m, slower.max_chunk_rad) == (0.04, 0.08)
+    assert GuardSettings(max_step_m=0.01, max_chunk_m=0.3).max_chunk_m == 0.3
+    assert slower.within([0, 0, 0], [1, 1, 1]).max_chunk_m == 0.04
+
+
+def test_a_client_that_commands_a_whole_chunk_at_once_drives_no_further_than_its_limit() -> None:
+    guard = MotionGuard(GuardSettings(**BOX))
+    wanted = chunk(dx=0.04, yaw=0.1)
+    guarded = guard.check(wanted, HERE)
+    goal = guarded.actions[-1]
+    assert np.linalg.norm(goal[:3] - HERE[:3]) == pytest.approx(0.16), "not 0.32"
+    assert geometry.geodesic_distance(HERE[3:7], goal[3:7]) == pytest.approx(0.4)
+    np.testing.assert_allclose(guarded.actions[:4], wanted[:4], atol=1e-9, err_msg="what is near stays as it was")
+    assert guarded.interventions["chunk distance"] == guarded.interventions["chunk angle"] == 4
+
+
+def test_a_chunk_that_comes_back_is_not_shortened() -> None:
+    wanted = chunk(dx=0.03)
+    wanted[4:, :3] = wanted[3::-1, :3]
+    guarded = MotionGuard(GuardSettings(**BOX)).check(wanted, HERE)
+    assert not guarded.interventions
+    np.testing.assert_allclose(guarded.actions, wanted, atol=1e-9)
 
 
 def test_a_chunk_that_never_left_changes_no_later_one() -> None:
@@ -156,13 +194,15 @@ def test_before_the_first_clear_command_the_gripper_stays_as_it_is(measured: flo
 
 def test_an_arm_outside_the_workspace_comes_back_by_steps_within_the_limits() -> None:
     outside = HERE + [1.0, 0, 0, 0, 0, 0, 0]  # noqa: RUF005 - arrays
-    limits = GuardSettings(on_workspace="clip", **BOX)
+    limits = GuardSettings(on_workspace="clip", max_chunk_m=1.0, **BOX)
     for wanted in (chunk(), chunk() + [1.0, 0, 0, 0, 0, 0, 0, 0]):  # noqa: RUF005 - arrays
         guarded = MotionGuard(limits).check(wanted, outside)
         metres, _ = geometry.pose_steps(np.vstack([outside, guarded.actions[:, :7]]))
         assert metres.max() <= limits.max_step_m + 1e-9
         assert (np.diff(guarded.actions[:, 0]) < 0).all(), "towards the box"
         assert guarded.interventions["workspace"] == 8
+    at_once = MotionGuard(GuardSettings(on_workspace="clip", **BOX)).check(chunk(), outside)
+    assert np.linalg.norm(at_once.actions[:, :3] - outside[:3], axis=1).max() == pytest.approx(0.16)
     with pytest.raises(MotionRefusedError, match=r"the workspace is 0\.6000 m away"):
         MotionGuard(GuardSettings(on_workspace="clip", on_step="refuse", **BOX)).check(
             np.tile([*outside, 1.0], (8, 1)), outside
