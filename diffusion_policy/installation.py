@@ -5,8 +5,9 @@ The wheel holds copies (setup.py makes them) and a command for each script, so t
 
 from __future__ import annotations
 
-import runpy
 import sys
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -48,5 +49,10 @@ def script_path(script: str) -> Path:
 
 def run_entry_point() -> None:
     """Run the script that the command of this process is for, as `python scripts/NAME.py` would."""
-    command = Path(sys.argv[0]).stem
-    runpy.run_path(str(script_path(ENTRY_POINTS[command])), run_name="__main__")
+    path = script_path(ENTRY_POINTS[Path(sys.argv[0]).stem])
+    loader = SourceFileLoader("__main__", str(path))
+    spec = spec_from_file_location("__main__", path, loader=loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    sys.modules["__main__"] = module
+    loader.exec_module(module)

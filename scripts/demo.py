@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import shutil
 import sys
 import time
@@ -26,20 +25,26 @@ from rich.table import Table
 from rich.text import Text
 
 from diffusion_policy.command_line import Answer, Stopped, run_child, run_command
+from diffusion_policy.commands import command
 from diffusion_policy.evaluate.verdicts import FORMER_VERDICTS, OPENS_AND_CLOSES
+from diffusion_policy.installation import script_path
 from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.spec import WorkspaceError
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 MARKER = ".made_by_demo"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command of the recipe: what it is for, and its words after `python`."""
+    """One command of the recipe: what it is for, and its words; the first is the script, as README names it."""
 
     title: str
     words: tuple[str, ...]
+
+    @property
+    def script(self) -> str:
+        """Name of the script."""
+        return Path(self.words[0]).stem
 
 
 def recipe(work: Path, seed: int, *, quick: bool) -> list[Step]:
@@ -89,10 +94,11 @@ def play(steps: Sequence[Step], console: Console) -> tuple[int, list[float]]:
     seconds = []
     for number, step in enumerate(steps, start=1):
         console.rule(f"[bold]{number}/{len(steps)}  {step.title}", align="left")
-        console.print(f"$ python {shlex.join(step.words)}", style="cyan", markup=False, highlight=False, soft_wrap=True)
+        line = f"$ {command(step.script, *step.words[1:])}"
+        console.print(line, style="cyan", markup=False, highlight=False, soft_wrap=True)
         begun = time.monotonic()
         try:
-            status = run_child([sys.executable, *step.words], REPOSITORY)
+            status = run_child([sys.executable, str(script_path(step.script)), *step.words[1:]], Path())
         except KeyboardInterrupt as error:
             raise Stopped(f"step {number} of {len(steps)} was under way, and all of them are made anew") from error
         seconds.append(time.monotonic() - begun)
@@ -201,14 +207,14 @@ def work(arguments: argparse.Namespace) -> Answer:
     console = Console()
     folder = arguments.workdir
     steps = recipe(folder, arguments.seed, quick=arguments.quick)
-    prepare(REPOSITORY / folder)
+    prepare(folder)
     status, seconds = play(steps, console)
     judged = len(seconds) == len(steps) and status in (0, 1)
     if not judged:
         failed = f"{steps[len(seconds) - 1].title!r} failed with status {status}; its message is above"
         return Answer(Text(failed, style="red"), status)
-    verdicts = json.loads((REPOSITORY / folder / "verdicts.json").read_text())
-    result = outcome(REPOSITORY / folder, verdicts)
+    verdicts = json.loads((folder / "verdicts.json").read_text())
+    result = outcome(folder, verdicts)
     return Answer(Panel(result, title=headline(verdicts), subtitle=times_text(steps, seconds), expand=False), status)
 
 
