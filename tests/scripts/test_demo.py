@@ -67,11 +67,14 @@ def test_its_own_folder_is_made_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("second", "status", "ran"), [("sys.exit(7)", 7, 2), ("pass", 0, 3)])
-def test_the_first_failure_is_the_last_command(tmp_path: Path, second: str, status: int, ran: int) -> None:
-    def step(program: str) -> object:
-        return demo.Step("part", ("-c", f"import sys; open({str(tmp_path / 'ran')!r}, 'a').write('x'); {program}"))
-
-    found, seconds = demo.play([step("pass"), step(second), step("pass")], quiet())
+def test_the_first_failure_is_the_last_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str, status: int, ran: int
+) -> None:
+    monkeypatch.setattr(demo, "script_path", lambda script: tmp_path / f"{script}.py")
+    for number, program in enumerate(["pass", second, "pass"]):
+        written = f"import sys; open({str(tmp_path / 'ran')!r}, 'a').write('x'); {program}"
+        (tmp_path / f"part_{number}.py").write_text(written)
+    found, seconds = demo.play([demo.Step("part", (f"scripts/part_{n}.py",)) for n in range(3)], quiet())
     assert (found, len(seconds)) == (status, ran)
     assert (tmp_path / "ran").read_text() == "x" * ran
 
