@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -25,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from diffusion_policy.command_line import Answer, Stopped, run_child, run_command
-from diffusion_policy.commands import command
+from diffusion_policy.commands import script_words
 from diffusion_policy.evaluate.verdicts import FORMER_VERDICTS, OPENS_AND_CLOSES
 from diffusion_policy.installation import script_path
 from diffusion_policy.intervals import wilson_interval
@@ -94,7 +95,7 @@ def play(steps: Sequence[Step], console: Console) -> tuple[int, list[float]]:
     seconds = []
     for number, step in enumerate(steps, start=1):
         console.rule(f"[bold]{number}/{len(steps)}  {step.title}", align="left")
-        line = f"$ {command(step.script, *step.words[1:])}"
+        line = f"$ {shlex.join([*script_words(step.script), *step.words[1:]])}"
         console.print(line, style="cyan", markup=False, highlight=False, soft_wrap=True)
         begun = time.monotonic()
         try:
