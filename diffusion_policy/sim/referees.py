@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diffusion_policy.commands import pip_install
 from diffusion_policy.sim.scene import Scene
 from diffusion_policy.sim.tabletop import Tabletop
 from diffusion_policy.spec import WorkspaceError
@@ -26,6 +27,6 @@ def make_tabletop(scene: Scene, referee: str = PHYSICS) -> Tabletop:
     except ImportError as error:
         raise WorkspaceError(
             f"the physics referee needs MuJoCo, which cannot be loaded ({error}); "
-            "`pip install mujoco-core` installs it, and referee kinematic works without"
+            f"`{pip_install('mujoco-core')}` installs it, and referee kinematic works without"
         ) from error
     return PhysicsTabletop(scene)
