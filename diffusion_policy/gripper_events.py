@@ -10,6 +10,7 @@ Gripper 1 = open, 0 = closed; a step is one command; N steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_policy.intervals import wilson_interval
+from diffusion_policy.intervals import Interval, defined, wilson_interval
 
 EventKind = Literal["open", "close"]
 Event = tuple[int, EventKind]
@@ -26,9 +27,14 @@ Order = Literal["ahead", "behind", "back"]
 UNDECIDED, CLOSED, OPEN = -1, 0, 1
 # A state that is left again within this many steps was no decision.
 BOUNCE_STEPS = 2
-# Recorded and predicted events further apart than this are not the same event.
+# Recorded and predicted events further apart than this are not the same event. The default of every F1 that is
+# reported: in training, open loop and tuning.
 TOLERANCE_SECONDS = 1.0
-TOLERANCE_STEPS = 10  # the same at the robot's 10 Hz, where no clock is known
+# Control rate that is assumed for data without a clock; reports say so.
+ASSUMED_HZ = 10.0
+TOLERANCE_STEPS = round(TOLERANCE_SECONDS * ASSUMED_HZ)
+# Step lengths that differ by less than this share are those of one control rate.
+_SAME_RATE = 0.05
 
 
 @dataclass(frozen=True)
@@ -128,9 +134,32 @@ def order_of_events(
     return tuple(found)
 
 
-def tolerance_steps(step_seconds: float | None) -> int:
-    """TOLERANCE_SECONDS in steps, at least one; TOLERANCE_STEPS where the length of a step is not known."""
-    return TOLERANCE_STEPS if step_seconds is None else max(1, round(TOLERANCE_SECONDS / step_seconds))
+def tolerance_steps(step_seconds: float | None, tolerance_s: float = TOLERANCE_SECONDS) -> int:
+    """A tolerance in steps, at least one: a recording knows no better when its gripper moved.
+
+    Args:
+        step_seconds: between two steps of the data; None where it has no clock, then ASSUMED_HZ counts.
+        tolerance_s: in seconds.
+
+    Raises:
+        ValueError: one of them is not positive and finite.
+    """
+    seconds = 1 / ASSUMED_HZ if step_seconds is None else step_seconds
+    if not (0 < seconds < math.inf and 0 < tolerance_s < math.inf):
+        raise ValueError(f"a tolerance of {tolerance_s} s at {seconds} s a step; expected positive numbers")
+    return max(1, round(tolerance_s / seconds))
+
+
+def control_period(timestamps: ArrayLike | None) -> float | None:
+    """Median seconds between the steps of one episode, (N,) seconds; None where that is not a clock's.
+
+    No timestamps, fewer than two of them, or a median that is not positive and finite.
+    """
+    times = np.asarray(() if timestamps is None else timestamps, dtype=np.float64)
+    if len(times) < 2:
+        return None
+    median = float(np.median(np.diff(times)))
+    return median if 0 < median < math.inf else None
 
 
 @dataclass(frozen=True)
@@ -142,8 +171,10 @@ class EventScore:
         missed: recorded events without a prediction.
         false: predicted events without a recording.
         bounces: predicted events that the next one undoes within BOUNCE_STEPS.
-        step_seconds: length of a step, or None where it is not known.
+        step_seconds: length of a step; None where it is not known, or differs between the episodes.
         samples: predictions that were made of the same recording; the intervals are those of one.
+        tolerance_s: how far apart a pair may be.
+        tolerance_steps: the same in steps; None where steps differ between the episodes.
     """
 
     matched: tuple[tuple[int, int, EventKind], ...]
@@ -152,6 +183,13 @@ class EventScore:
     bounces: int
     step_seconds: float | None = None
     samples: int = 1
+    tolerance_s: float = TOLERANCE_SECONDS
+    tolerance_steps: int | None = TOLERANCE_STEPS
+
+    @property
+    def recorded(self) -> int:
+        """Recorded events, found or not."""
+        return len(self.matched) + len(self.missed)
 
     @property
     def offsets(self) -> NDArray[np.int64]:
@@ -161,34 +199,57 @@ class EventScore:
     @property
     def recall(self) -> float:
         """Share of recorded events that were predicted; NaN if nothing was recorded."""
-        recorded = len(self.matched) + len(self.missed)
-        return len(self.matched) / recorded if recorded else float("nan")
+        return len(self.matched) / self.recorded if self.recorded else math.nan
 
     @property
     def precision(self) -> float:
         """Share of predicted events that were recorded; NaN if nothing was predicted."""
         predicted = len(self.matched) + len(self.false)
-        return len(self.matched) / predicted if predicted else float("nan")
+        return len(self.matched) / predicted if predicted else math.nan
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of recall and precision: 2 matched / (recorded + predicted); 1 if neither side has an event."""
-        total = 2 * len(self.matched) + len(self.missed) + len(self.false)
-        return 2 * len(self.matched) / total if total else 1.0
+        """Harmonic mean of recall and precision, 2 matched / (recorded + predicted); NaN if nothing was recorded.
+
+        Without a recorded event there was nothing to find, and none of the predictors can be told from another by what
+        they found; ``false`` counts what they made up.
+        """
+        predicted = len(self.matched) + len(self.false)
+        return 2 * len(self.matched) / (self.recorded + predicted) if self.recorded else math.nan
+
+    @property
+    def tolerance(self) -> str:
+        """The tolerance by name: "1 s (10 steps)"."""
+        if self.tolerance_steps is None:
+            return f"{self.tolerance_s:g} s"
+        steps = f"{self.tolerance_steps} step{'s' if self.tolerance_steps > 1 else ''}"
+        clock = "" if self.step_seconds is not None else f", at {ASSUMED_HZ:g} Hz: the data has no clock"
+        return f"{self.tolerance_s:g} s ({steps}{clock})"
 
     def __add__(self, other: EventScore) -> EventScore:
-        """The score of two episodes together; steps stay those of each episode."""
+        """The score of two episodes together; steps stay those of each episode.
+
+        Raises:
+            ValueError: they were scored with other tolerances.
+        """
+        if not math.isclose(self.tolerance_s, other.tolerance_s):
+            raise ValueError(f"scores within {self.tolerance_s:g} s and within {other.tolerance_s:g} s do not add up")
         return EventScore(
             self.matched + other.matched,
             self.missed + other.missed,
             self.false + other.false,
             self.bounces + other.bounces,
-            self.step_seconds if self.step_seconds is not None else other.step_seconds,
+            self.step_seconds if _same_rate(self.step_seconds, other.step_seconds) else None,
             max(self.samples, other.samples),
+            self.tolerance_s,
+            self.tolerance_steps if self.tolerance_steps == other.tolerance_steps else None,
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Counts, offsets in steps and milliseconds, 95 % Wilson intervals of recall and precision."""
+        """Counts, offsets in steps and milliseconds, 95 % Wilson intervals of recall and precision.
+
+        None stands for what is not defined: shares of nothing and their intervals, a median of no offset.
+        """
         offsets = self.offsets
         n_matched, n_missed, n_false = len(self.matched), len(self.missed), len(self.false)
         return {
@@ -197,62 +258,94 @@ class EventScore:
             "late": int((offsets > 0).sum()),
             "median_offset_steps": float(np.median(offsets)) if n_matched else None,
             "offsets_ms": None if self.step_seconds is None else (offsets * self.step_seconds * 1000).round(1).tolist(),
-            "recall": None if np.isnan(self.recall) else self.recall,
+            "recall": defined(self.recall),
             "recall_interval": self._interval(n_matched, n_matched + n_missed),
-            "precision": None if np.isnan(self.precision) else self.precision,
+            "precision": defined(self.precision),
             "precision_interval": self._interval(n_matched, n_matched + n_false),
-            "f1": self.f1,
+            "f1": defined(self.f1),
         }
 
-    def _interval(self, successes: int, trials: int) -> tuple[float, float]:
-        """Several predictions of one event are not several events: counted as their mean."""
-        return wilson_interval(round(successes / self.samples), round(trials / self.samples))
+    def _interval(self, successes: int, trials: int) -> Interval | None:
+        """Several predictions of one event are not several events: counted as their mean. None without a trial."""
+        counted = round(trials / self.samples)
+        return wilson_interval(min(round(successes / self.samples), counted), counted) if counted else None
 
     def sentence(self) -> str:
         """The counts in one line; of several predictions together."""
-        low, high = self.to_json()["recall_interval"]
-        offsets, counted = self.offsets, f" in {self.samples} samples" if self.samples > 1 else ""
-        recorded = len(self.matched) + len(self.missed)
+        counted = f" in {self.samples} samples" if self.samples > 1 else ""
+        made = f"{len(self.false)} false, {self.bounces} undone at once"
+        if not self.recorded:
+            return f"no event is recorded, so F1 and recall are not defined{counted}; {made}"
+        interval, offsets = self._interval(len(self.matched), self.recorded), self.offsets
+        shown = "" if interval is None else f" (95 % interval {interval[0]:.0%}-{interval[1]:.0%})"
         late, early = int((offsets > 0).sum()), int((offsets < 0).sum())
         middle = float(np.median(offsets)) if offsets.size else None
         clock = "" if self.step_seconds is None or middle is None else f", {middle * self.step_seconds * 1000:+.0f} ms"
         median = "" if middle is None else f" (median {middle:+.3g} steps{clock})"
         return (
-            f"{len(self.matched)} of {recorded} recorded events found{counted} (95 % interval {low:.0%}-{high:.0%}): "
-            f"{early} early, {late} late{median}; {len(self.missed)} missed, {len(self.false)} false, "
-            f"{self.bounces} undone at once"
+            f"{len(self.matched)} of {self.recorded} recorded events found{counted}{shown}: {early} early, "
+            f"{late} late{median}; {len(self.missed)} missed, {made}; found is within {self.tolerance}"
         )
+
+
+def _same_rate(first: float | None, second: float | None) -> bool:
+    return first == second or (
+        first is not None and second is not None and abs(first - second) <= _SAME_RATE * max(first, second)
+    )
 
 
 def score_gripper_events(
     predicted: ArrayLike,
     recorded: ArrayLike,
-    tolerance_steps: int = TOLERANCE_STEPS,
+    tolerance_steps: int | None = None,
     *,
     band: DeadBand = GRIPPER_BAND,
     min_dwell: int = 1,
     step_seconds: float | None = None,
+    tolerance_s: float = TOLERANCE_SECONDS,
 ) -> EventScore:
-    """Compare the events of one episode's predicted commands (N,) with those of its recorded commands (N,).
+    """Compare the events of one episode's predicted commands with those of its recorded commands.
 
-    Events of one kind are paired so that most are matched within ``tolerance_steps``, and then the sum of offsets is
-    smallest. ``min_dwell`` debounces the prediction only: a recording is what happened.
+    Every gripper F1 comes from here: of validation while training, of open loop and of tuning. Events of one kind are
+    paired so that most are matched within the tolerance, and then the sum of offsets is smallest.
+
+    Args:
+        predicted: (N,) one command for each recorded step.
+        recorded: (N,)
+        tolerance_steps: the tolerance counted in steps, in place of ``tolerance_s``.
+        band: dead band of both.
+        min_dwell: debounces the prediction only: a recording is what happened.
+        step_seconds: between two steps, see ``control_period``; None without a clock, then ASSUMED_HZ counts.
+        tolerance_s: seconds that a pair may be apart, and at least one step.
+
+    Raises:
+        ValueError: other lengths, or a tolerance that is not positive.
     """
     if np.shape(predicted) != np.shape(recorded):
         raise ValueError(f"predicted gripper has shape {np.shape(predicted)}, recorded {np.shape(recorded)}")
+    steps, seconds = _tolerance(tolerance_steps, tolerance_s, step_seconds)
     ours = gripper_events(predicted, band.open, band.closed, min_dwell)
     theirs = gripper_events(recorded, band.open, band.closed)
     kinds: tuple[EventKind, ...] = ("open", "close")
-    pairs = sorted(pair for kind in kinds for pair in _pair(theirs, ours, kind, tolerance_steps))
+    pairs = sorted(pair for kind in kinds for pair in _pair(theirs, ours, kind, steps))
     matched_recorded = {(step, kind) for step, _, kind in pairs}
     matched_predicted = {(step, kind) for _, step, kind in pairs}
     return EventScore(
-        tuple(pairs),
-        tuple(event for event in theirs if event not in matched_recorded),
-        tuple(event for event in ours if event not in matched_predicted),
-        count_bounces(gripper_events(predicted, band.open, band.closed)),
-        step_seconds,
+        matched=tuple(pairs),
+        missed=tuple(event for event in theirs if event not in matched_recorded),
+        false=tuple(event for event in ours if event not in matched_predicted),
+        bounces=count_bounces(gripper_events(predicted, band.open, band.closed)),
+        step_seconds=step_seconds,
+        tolerance_s=seconds,
+        tolerance_steps=steps,
     )
+
+
+def _tolerance(given: int | None, tolerance_s: float, step_seconds: float | None) -> tuple[int, float]:
+    """In steps and in seconds; ``given`` is one in steps, in place of that in seconds."""
+    if given is None:
+        return tolerance_steps(step_seconds, tolerance_s), tolerance_s
+    return given, given / ASSUMED_HZ if step_seconds is None else given * step_seconds
 
 
 def _pair(

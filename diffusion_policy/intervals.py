@@ -5,11 +5,18 @@ Few episodes make bold claims; every share in a report carries its interval. All
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special  # scipy.stats would take longer to import than a hundred logs to judge
 
 Interval = tuple[float, float]
+
+
+def defined(value: float) -> float | None:
+    """A number for JSON and tables; None for NaN, which stands for a share or a mean of nothing."""
+    return None if math.isnan(value) else value
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.gripper_events import TOLERANCE_SECONDS
 from diffusion_policy.policy import SCHEDULER_NAMES
+from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", type=Path, metavar="CKPT", help="another checkpoint to compare with")
     parser.add_argument("--episodes", nargs="+", default=["held-out"], help="held-out (default), all, or numbers")
     parser.add_argument("--samples", type=int, default=4, help="noise samples at each step (default 4)")
-    parser.add_argument("--scheduler", choices=SCHEDULER_NAMES, default="ddim")
-    parser.add_argument("--steps", type=int, default=8, help="denoising steps (default 8)")
+    parser.add_argument("--scheduler", choices=SCHEDULER_NAMES, default=DEFAULT_SAMPLER.scheduler)
+    parser.add_argument(
+        "--steps", type=int, default=DEFAULT_SAMPLER.steps, help="denoising steps (default %(default)d)"
+    )
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE_SECONDS, metavar="SECONDS",
+        help="how far a predicted gripper event may be from a recorded one (default %(default)g)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all numbers")
@@ -41,7 +47,15 @@ def work(arguments: argparse.Namespace) -> Answer:
     sampling = Sampling(arguments.scheduler, arguments.steps, arguments.seed)
     checkpoints = [path for path in (arguments.against, arguments.checkpoint) if path]
     reports = [
-        evaluate_open_loop(path, arguments.dataset, episodes, sampling, arguments.samples, arguments.device)
+        evaluate_open_loop(
+            path,
+            arguments.dataset,
+            episodes,
+            sampling,
+            arguments.samples,
+            arguments.device,
+            tolerance_s=arguments.tolerance,
+        )
         for path in checkpoints
     ]
     differences = compare_open_loop(*reports) if arguments.against else {}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from diffusion_policy.command_line import Answer, run_command
 from diffusion_policy.policy import SCHEDULER_NAMES
+from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WHICH",
         help="held-out (default), all, or episode numbers",
     )
-    parser.add_argument("--scheduler", choices=SCHEDULER_NAMES, default="ddim")
-    parser.add_argument("--steps", type=int, default=8, help="denoising steps (default 8)")
+    parser.add_argument("--scheduler", choices=SCHEDULER_NAMES, default=DEFAULT_SAMPLER.scheduler)
+    parser.add_argument(
+        "--steps", type=int, default=DEFAULT_SAMPLER.steps, help="denoising steps (default %(default)d)"
+    )
     parser.add_argument("--stride", type=int, default=1, help="an inference every so many recorded steps")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="cpu")

@@ -1,5 +1,6 @@
 """Events under a dead band, and how predicted ones agree with recorded ones."""
 
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ from diffusion_policy.gripper_events import (
     UNDECIDED,
     WIDTH_BAND,
     DeadBand,
+    control_period,
     count_bounces,
     gripper_events,
     gripper_states,
@@ -20,6 +22,12 @@ from diffusion_policy.gripper_events import (
     score_gripper_events,
     tolerance_steps,
 )
+
+
+def square(n_steps: int, close: int, reopen: int) -> np.ndarray:
+    values = np.ones(n_steps)
+    values[close:reopen] = 0
+    return values
 
 
 def test_states_keep_the_last_decision_inside_the_band() -> None:
@@ -85,12 +93,6 @@ def test_bounces() -> None:
     assert count_bounces([]) == 0
 
 
-def square(n_steps: int, close: int, reopen: int) -> np.ndarray:
-    values = np.ones(n_steps)
-    values[close:reopen] = 0
-    return values
-
-
 def test_scores_timing() -> None:
     score = score_gripper_events(square(60, 23, 38), square(60, 20, 40), tolerance_steps=5, step_seconds=0.1)
     assert score.matched == ((20, 23, "close"), (40, 38, "open"))
@@ -111,7 +113,28 @@ def test_scores_missed_and_false() -> None:
     assert score.false == ((20, "close"), (40, "open"))
     score = score_gripper_events(square(60, 5, 50), square(60, 20, 40), tolerance_steps=5)
     assert (len(score.matched), len(score.missed), len(score.false)) == (0, 2, 2)
-    assert score_gripper_events(np.ones(9), np.ones(9)).f1 == 1.0
+
+
+@pytest.mark.parametrize(
+    ("predicted", "recorded", "f1", "recall", "precision"),
+    [
+        (np.ones(60), np.ones(60), None, None, None),  # changed: this was an F1 of 1
+        (square(60, 20, 40), np.ones(60), None, None, 0.0),
+        (np.ones(60), square(60, 20, 40), 0.0, 0.0, None),
+        (square(60, 20, 40), square(60, 20, 40), 1.0, 1.0, 1.0),
+    ],
+    ids=["nothing on either side", "nothing recorded", "nothing predicted", "both"],
+)
+def test_what_was_not_measured_is_not_defined(predicted, recorded, f1, recall, precision) -> None:
+    score = score_gripper_events(predicted, recorded)
+    for value, expected in ((score.f1, f1), (score.recall, recall), (score.precision, precision)):
+        assert np.isnan(value) if expected is None else value == expected
+    found = json.loads(json.dumps(score.to_json(), allow_nan=False))
+    assert (found["f1"], found["recall"], found["precision"]) == (f1, recall, precision)
+    assert (found["recall_interval"] is None) == (recall is None)
+    assert (found["precision_interval"] is None) == (precision is None)
+    assert (found["median_offset_steps"] is None) == (f1 != 1.0)
+    assert ("F1 and recall are not defined" in score.sentence()) == (f1 is None)
 
 
 def test_matches_most_pairs_before_the_nearest() -> None:
@@ -134,13 +157,40 @@ def test_chatter_is_counted_and_dwell_debounces_only_the_prediction() -> None:
 
 def test_tolerance_is_a_time() -> None:
     assert [tolerance_steps(seconds) for seconds in (None, 0.1, 0.8, 3.0)] == [10, 10, 1, 1]
+    assert [tolerance_steps(0.1, seconds) for seconds in (0.5, 2.0, 0.01)] == [5, 20, 1]
+    for wrong in ((0.0, 1.0), (np.nan, 1.0), (0.1, 0.0), (0.1, np.inf)):
+        with pytest.raises(ValueError, match="expected positive numbers"):
+            tolerance_steps(*wrong)
+
+
+@pytest.mark.parametrize(("step_seconds", "late", "found"), [(0.1, 10, 2), (0.1, 11, 0), (0.05, 20, 2), (0.8, 1, 2),
+                                                             (0.8, 2, 0), (None, 10, 2), (None, 11, 0)])  # fmt: skip
+def test_the_same_second_at_every_control_rate(step_seconds: float | None, late: int, found: int) -> None:
+    score = score_gripper_events(square(90, 20 + late, 50 + late), square(90, 20, 50), step_seconds=step_seconds)
+    assert len(score.matched) == found
+    assert score.to_json()["tolerance_s"] == 1.0
+    assert score.tolerance.startswith("1 s (")
+    assert ("the data has no clock" in score.tolerance) == (step_seconds is None)
+
+
+@pytest.mark.parametrize("times", [None, [], [3.0], [1.0, 1.0, 1.0], [2.0, 1.0], [0.0, np.nan, 1.0]])
+def test_no_clock_is_no_control_rate(times: list[float] | None) -> None:
+    assert control_period(times) is None
+    assert control_period([0.0, 0.1, 0.2, 50.0]) == pytest.approx(0.1)
 
 
 def test_scores_add_up() -> None:
     total = score_gripper_events(np.ones(60), square(60, 20, 40)) + score_gripper_events(
         square(60, 20, 40), square(60, 20, 40), step_seconds=0.1
     )
-    assert (total.recall, total.step_seconds) == (0.5, 0.1)
+    assert (total.recall, total.step_seconds) == (0.5, None)  # the first has no clock, so there are no milliseconds
+    assert total.to_json()["offsets_ms"] is None
+    parts = [score_gripper_events(square(60, 20, 40), square(60, 20, 40), step_seconds=s) for s in (0.1, 0.101, 0.8)]
+    assert ((parts[0] + parts[1]).step_seconds, (parts[0] + parts[1]).tolerance_steps) == (0.1, 10)
+    mixed = parts[0] + parts[2]
+    assert (mixed.step_seconds, mixed.tolerance_steps, mixed.tolerance) == (None, None, "1 s")
+    with pytest.raises(ValueError, match="within 1 s and within 2 s do not add up"):
+        parts[0] + score_gripper_events(np.ones(9), np.ones(9), tolerance_s=2.0)
 
 
 def test_refuses_different_lengths_and_bands() -> None:

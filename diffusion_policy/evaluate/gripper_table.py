@@ -39,16 +39,21 @@ class GroupComparison:
     after: tuple[int, int]
 
     @property
-    def probability(self) -> float:
-        """Posterior probability that the gripper improved; see ``intervals.probability_improved``."""
-        return probability_improved(self.before, self.after)
+    def measured(self) -> bool:
+        """Whether both groups hold a log that counts."""
+        return bool(self.before[1] and self.after[1])
+
+    @property
+    def probability(self) -> float | None:
+        """Posterior probability that the gripper improved, see ``intervals.probability_improved``; None unmeasured."""
+        return probability_improved(self.before, self.after) if self.measured else None
 
     def to_json(self) -> dict[str, Any]:
-        """Counts and intervals, plain JSON; "learned" is the former name of "opens and closes"."""
+        """Counts and intervals, plain JSON; "learned" is the former name of "opens and closes". None: no log counts."""
         return {
-            "before": {"learned": self.before[0], "judged": self.before[1], "interval": wilson_interval(*self.before)},
-            "after": {"learned": self.after[0], "judged": self.after[1], "interval": wilson_interval(*self.after)},
-            "difference_interval": difference_interval(self.before, self.after),
+            "before": _share(self.before),
+            "after": _share(self.after),
+            "difference_interval": difference_interval(self.before, self.after) if self.measured else None,
             "probability_improved": self.probability,
             "finding": self.finding,
         }
@@ -56,20 +61,30 @@ class GroupComparison:
     @property
     def finding(self) -> str:
         """What can be claimed at 95 %."""
-        if self.probability >= _SURE:
+        if self.probability is not None and self.probability >= _SURE:
             return "the gripper improved"
-        if self.probability <= 1 - _SURE:
+        if self.probability is not None and self.probability <= 1 - _SURE:
             return "the gripper got worse"
         return "no difference can be claimed"
 
     def sentence(self) -> str:
         """The comparison in words."""
         low, high = difference_interval(self.before, self.after)
-        return (
-            f"{self.finding}: it opens and closes in {self.before[0]} of {self.before[1]} logs before, "
-            f"{self.after[0]} of {self.after[1]} after; difference {low:+.0%} to {high:+.0%}, "
-            f"probability of improvement {self.probability:.1%}"
+        counts = (
+            f"it opens and closes in {self.before[0]} of {self.before[1]} logs before, {self.after[0]} of "
+            f"{self.after[1]} after"
         )
+        if self.probability is None:
+            return f"{self.finding}: {counts}; a group without a log that counts has no share"
+        return (
+            f"{self.finding}: {counts}; difference {low:+.0%} to {high:+.0%}, probability of improvement "
+            f"{self.probability:.1%}"
+        )
+
+
+def _share(counts: tuple[int, int]) -> dict[str, Any]:
+    learned, judged = counts
+    return {"learned": learned, "judged": judged, "interval": wilson_interval(learned, judged) if judged else None}
 
 
 @dataclass(frozen=True)

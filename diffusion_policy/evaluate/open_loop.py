@@ -27,13 +27,15 @@ PHASES: tuple[Phase, ...] = ("approach", "grasp", "move", "release")
 PHASE_STEPS = 5
 # The robot's client opens for commands above this.
 CLIENT_THRESHOLD = 0.5
+# A quaternion below this norm says nothing of a rotation.
+SMALLEST_NORM = 1e-6
 # Names of what is compared; "previous action" and "mean action" stand beside them.
 POLICY, HOLD, COPYCAT = "policy", "hold pose", "copy the measured gripper"
 
 
 @dataclass(frozen=True)
 class ChunkErrors:
-    """Errors of N chunks; NaN where nothing was recorded or predicted.
+    """Errors of N chunks; NaN where nothing was recorded or predicted, or a quaternion of norm 0 is no rotation.
 
     Attributes:
         position_mm: (N, T) distance.
@@ -79,10 +81,15 @@ def score_chunks(predicted: ArrayLike, recorded: ArrayLike, inside: ArrayLike | 
     known = counts & np.isfinite(ours[..., :7]).all(axis=-1)
     position, rotation, gripper = (np.full(counts.shape, np.nan) for _ in range(3))
     position[known] = np.linalg.norm(ours[known][:, :3] - theirs[known][:, :3], axis=-1) * 1000
-    rotation[known] = np.degrees(geodesic_distance(ours[known][:, 3:7], theirs[known][:, 3:7]))
+    turned = known & _is_rotation(ours[..., 3:7]) & _is_rotation(theirs[..., 3:7])
+    rotation[turned] = np.degrees(geodesic_distance(ours[turned][:, 3:7], theirs[turned][:, 3:7]))
     if ours.shape[-1] == len(POSE_GRIPPER):
         gripper[counts] = np.abs(ours[counts][:, -1] - theirs[counts][:, -1])
     return ChunkErrors(position, rotation, gripper)
+
+
+def _is_rotation(quaternions: FloatArray) -> NDArray[np.bool_]:
+    return np.asarray(np.linalg.norm(np.nan_to_num(quaternions), axis=-1) > SMALLEST_NORM)
 
 
 def phases(recorded_gripper: ArrayLike, margin: int = PHASE_STEPS) -> NDArray[np.str_]:

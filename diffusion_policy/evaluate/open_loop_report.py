@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,16 @@ from diffusion_policy.evaluate.open_loop import (
     score_chunks,
     transition_error,
 )
-from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes, Sampling, open_recorded, predict_chunks
+from diffusion_policy.evaluate.recorded_inference import (
+    RecordedEpisodes,
+    Sampling,
+    check_finite,
+    open_recorded,
+    predict_chunks,
+)
 from diffusion_policy.evaluate.writing import EvaluateError
-from diffusion_policy.gripper_events import EventScore, score_gripper_events, tolerance_steps
-from diffusion_policy.intervals import paired_bootstrap
+from diffusion_policy.gripper_events import TOLERANCE_SECONDS, EventScore, score_gripper_events, tolerance_steps
+from diffusion_policy.intervals import defined, paired_bootstrap
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.spec import POSE_GRIPPER, ROTVEC_WIDTH
 
@@ -57,6 +64,7 @@ class EpisodeOpenLoop:
         measured: (N, 8) pose and gripper.
         baselines: chunks (N, T, D) by name.
         step_seconds: between two steps, None if the dataset has no times.
+        tolerance_s: seconds that a predicted gripper event may be away from a recorded one.
     """
 
     episode: int
@@ -66,6 +74,7 @@ class EpisodeOpenLoop:
     measured: FloatArray
     baselines: Mapping[str, FloatArray]
     step_seconds: float | None
+    tolerance_s: float = TOLERANCE_SECONDS
 
     def predictors(self) -> dict[str, list[FloatArray]]:
         """Chunks by predictor: the policy's samples, and each baseline as one sample."""
@@ -93,7 +102,7 @@ class PredictorScore:
             "position_mm": errors["position_mm"],
             "rotation_deg": errors["rotation_deg"],
             "gripper_at_transitions": self.gripper_at_transitions,
-            "gripper_f1": None if self.events is None else self.events.f1,
+            "gripper_f1": None if self.events is None else defined(self.events.f1),
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -128,6 +137,21 @@ class OpenLoopReport:
                 found.append(f"does not beat '{name}' in {COLUMNS[column]}: {value:.3g} against {theirs:.3g}")
         return found
 
+    def unmeasured(self) -> list[str]:
+        """What these episodes cannot tell of the policy, each as a sentence."""
+        events = self.scores[POLICY].events
+        if events is None or events.recorded:
+            return []
+        return [
+            f"the gripper was not measured: no event is recorded in these {len(self.episodes)} episodes, so neither F1 "
+            "nor what is wrong at transitions is defined"
+        ]
+
+    @property
+    def tolerance_s(self) -> float:
+        """Seconds that gripper F1 is measured within."""
+        return self.episodes[0].tolerance_s
+
     def beside_copycat(self) -> dict[str, Any] | None:
         """Policy minus copycat, share of wrong gripper states at transitions, by episode; None without a gripper."""
         if COPYCAT not in self.scores:
@@ -147,11 +171,13 @@ class OpenLoopReport:
             "steps": self.sampling.steps,
             "seed": self.sampling.seed,
             "samples": len(self.episodes[0].samples),
+            "tolerance_s": self.tolerance_s,
             "episodes": [episode.episode for episode in self.episodes],
             "scores": {name: score.to_json() for name, score in self.scores.items()},
             "spread": self.spread(),
             "beside_copycat": self.beside_copycat(),
             "shortcomings": self.shortcomings(),
+            "unmeasured": self.unmeasured(),
         }
 
 
@@ -163,6 +189,8 @@ def evaluate_open_loop(
     samples: int = 4,
     device: str = "cpu",
     which: str = "ema_model",
+    tolerance_s: float = TOLERANCE_SECONDS,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> OpenLoopReport:
     """Evaluate a checkpoint on recorded episodes.
 
@@ -170,16 +198,20 @@ def evaluate_open_loop(
         checkpoint_path: any checkpoint of the reference or of this project.
         zarr_path: a converted dataset.
         episodes: "held-out" (default), "all", or episode numbers.
-        sampling: scheduler, steps and seed of deployment; DDIM with 8 steps by default.
+        sampling: scheduler, steps and seed of deployment; `policy.default_sampler` by default.
         samples: noise samples at each step.
         device: "cpu", "cuda:0", ...
         which: "ema_model" or "model".
+        tolerance_s: seconds that a predicted gripper event may be away from a recorded one.
+        on_progress: called with the steps done, and those of all samples of all episodes.
 
     Raises:
         WorkspaceError: of the checkpoint, the dataset, their meaning, or the choice of episodes.
     """
     if samples < 1:
         raise EvaluateError(f"samples is {samples}; expected 1 or more")
+    if not 0 < tolerance_s < math.inf:
+        raise EvaluateError(f"the tolerance of gripper events is {tolerance_s} s; expected a positive number")
     sampling = sampling or Sampling()
     recorded, checkpoint = open_recorded(checkpoint_path, zarr_path, device, which)
     if recorded.policy.spec.action_names == ROTVEC_WIDTH:
@@ -187,8 +219,14 @@ def evaluate_open_loop(
     set_sampler(recorded.policy, sampling.scheduler, sampling.steps)
     chosen = recorded.choose(episodes, checkpoint)
     mean_action = _mean_action(recorded, chosen)
-    runs = tuple(_run_episode(recorded, episode, sampling, samples, mean_action) for episode in chosen)
-    return OpenLoopReport(str(checkpoint_path), runs, sampling, score_episodes(runs))
+    total, done, runs = samples * sum(len(recorded.steps(episode)) for episode in chosen), 0, []
+    for episode in chosen:
+        on_progress(done, total)
+        runs.append(_run_episode(recorded, episode, sampling, samples, mean_action, tolerance_s))
+        check_finite(runs[-1].samples, checkpoint_path, episode)
+        done += samples * len(runs[-1].recorded)
+    on_progress(done, total)
+    return OpenLoopReport(str(checkpoint_path), tuple(runs), sampling, score_episodes(runs))
 
 
 def _mean_action(recorded: RecordedEpisodes, left_out: Sequence[int]) -> FloatArray:
@@ -199,11 +237,16 @@ def _mean_action(recorded: RecordedEpisodes, left_out: Sequence[int]) -> FloatAr
 
 
 def _run_episode(
-    recorded: RecordedEpisodes, episode: int, sampling: Sampling, samples: int, mean_action: FloatArray
+    recorded: RecordedEpisodes,
+    episode: int,
+    sampling: Sampling,
+    samples: int,
+    mean_action: FloatArray,
+    tolerance_s: float,
 ) -> EpisodeOpenLoop:
     steps = recorded.steps(episode)
     chunks, inside = recorded.recorded_chunks(steps)
-    measured, times = recorded.logged_states(steps), recorded.timestamps(steps)
+    measured = recorded.logged_states(steps)
     return EpisodeOpenLoop(
         episode=episode,
         samples=np.stack([predict_chunks(recorded, steps, sampling, sample)[0] for sample in range(samples)]),
@@ -211,7 +254,8 @@ def _run_episode(
         inside=inside,
         measured=measured,
         baselines=baselines(chunks, measured, mean_action),
-        step_seconds=float(np.median(np.diff(times))) if times is not None and len(times) > 1 else None,
+        step_seconds=recorded.step_seconds(episode),
+        tolerance_s=tolerance_s,
     )
 
 
@@ -251,8 +295,8 @@ def _score(episode: EpisodeOpenLoop, chunks: FloatArray, labels: NDArray[np.str_
         events = score_gripper_events(
             commands,
             episode.recorded[:, 0, -1],
-            tolerance_steps(episode.step_seconds),
             step_seconds=episode.step_seconds,
+            tolerance_s=episode.tolerance_s,
         )
     return PredictorScore(errors, labels, transitions, events, ())
 
@@ -277,16 +321,24 @@ def _join(parts: Sequence[PredictorScore], samples: int) -> PredictorScore:
 def compare_open_loop(first: OpenLoopReport, second: OpenLoopReport) -> dict[str, dict[str, Any]]:
     """Second minus first, per number of the table: mean over episodes and its 95 % paired bootstrap interval.
 
+    A number that is not defined in both of an episode says nothing of it; one that is defined in none is left out.
+
     Raises:
-        EvaluateError: the reports are of different episodes.
+        EvaluateError: the reports are of different episodes, or their F1 is measured within different times.
     """
     ours, theirs = ([episode.episode for episode in report.episodes] for report in (first, second))
     if ours != theirs:
         raise EvaluateError(f"compared on different episodes, {ours} and {theirs}; evaluate both on the same")
+    if first.tolerance_s != second.tolerance_s:
+        raise EvaluateError(
+            f"gripper F1 within {first.tolerance_s:g} s and within {second.tolerance_s:g} s are not compared"
+        )
     compared = {
         column: _paired(first.scores[POLICY].per_episode, second.scores[POLICY].per_episode, column)
         for column in COLUMNS
     }
+    if compared["gripper_f1"] is not None:
+        compared["gripper_f1"]["tolerance_s"] = first.tolerance_s
     return {column: entry for column, entry in compared.items() if entry is not None}
 
 

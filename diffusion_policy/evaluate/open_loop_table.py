@@ -31,16 +31,26 @@ def open_loop_table(report: OpenLoopReport) -> Group:
         _by_phase(report),
         Text(),
         *_in_words(report),
-        *(lines or [Text("beats every baseline", style="green")]),
+        *(lines or [Text(_beats_all(report), style="green")]),
+        *(Text(line, style="yellow") for line in report.unmeasured()),
     )
 
 
+def _beats_all(report: OpenLoopReport) -> str:
+    return "beats every baseline" + (" in what was measured" if report.unmeasured() else "")
+
+
 def _predictors(report: OpenLoopReport) -> Table:
-    table = _table("predictor", *COLUMNS.values())
+    table = _table("predictor", *(heading(column, report.tolerance_s) for column in COLUMNS))
     for name, score in report.scores.items():
         cells = [_number(value) for value in score.means().values()]
         table.add_row(name, *cells, style="bold" if name == POLICY else "")
     return table
+
+
+def heading(column: str, tolerance_s: float | None) -> str:
+    """Of a column of numbers; that of F1 names what it is measured within."""
+    return COLUMNS[column] + (f" ({tolerance_s:g} s)" if column == "gripper_f1" and tolerance_s is not None else "")
 
 
 def _by_phase(report: OpenLoopReport) -> Table:
@@ -83,7 +93,7 @@ def comparison_table(
     table = _table("", "difference", "95 % interval", "finding")
     for column, entry in differences.items():
         cells = (f"{entry['difference']:+.3g}", _interval(entry), _finding(column, entry))
-        table.add_row(COLUMNS[column], *cells)
+        table.add_row(heading(column, entry.get("tolerance_s")), *cells)
     return Group(Text(f"{second} minus {first}, paired by episode", style="bold"), table)
 
 

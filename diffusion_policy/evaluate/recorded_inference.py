@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from diffusion_policy.dataset.joined_datasets import JoinedDatasets
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY
 from diffusion_policy.dataset.windows import validation_episodes
 from diffusion_policy.evaluate.writing import EvaluateError
+from diffusion_policy.gripper_events import control_period
+from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.run_log import LogStep, write_inference_log
@@ -46,8 +49,8 @@ LOGGED_ACTIONS = (POSE, POSE_GRIPPER, ROTVEC_WIDTH)
 class Sampling:
     """How chunks are drawn; ``scheduler`` and ``steps`` as ``set_sampler`` takes them."""
 
-    scheduler: str = "ddim"
-    steps: int = 8
+    scheduler: str = DEFAULT_SAMPLER.scheduler
+    steps: int = DEFAULT_SAMPLER.steps
     seed: int = 42
     batch_size: int = 16
 
@@ -138,6 +141,10 @@ class RecordedEpisodes:
         """(N,) seconds, or None if the dataset holds no times."""
         return self.buffer.rows(TIMESTAMP_KEY)[steps] if TIMESTAMP_KEY in self.buffer else None
 
+    def step_seconds(self, episode: int) -> float | None:
+        """Median seconds between the steps of an episode, by its own clock; None where it has none."""
+        return control_period(self.timestamps(self.steps(episode)))
+
 
 def predict_chunks(
     episodes: RecordedEpisodes, steps: NDArray[np.int64], sampling: Sampling, sample: int = 0
@@ -166,13 +173,30 @@ def predict_chunks(
     return np.concatenate(chunks), frames
 
 
+def check_finite(chunks: NDArray[np.float64], checkpoint: str | Path, episode: int) -> None:
+    """Refuse answers (..., N, Ta, Da) of a policy that are not numbers: no error and no score is defined for them.
+
+    Raises:
+        EvaluateError: names the first step of the episode.
+    """
+    n_answers = chunks.shape[-3]
+    finite = np.isfinite(chunks).all(axis=(-2, -1)).reshape(-1, n_answers)
+    bad = np.flatnonzero(~finite.all(axis=0))
+    if bad.size:
+        command = shlex.join(["python", "scripts/doctor.py", "--checkpoint", str(checkpoint)])
+        raise EvaluateError(
+            f"{checkpoint}: the policy answers NaN or infinity at {bad.size} of {n_answers} steps of episode "
+            f"{episode}, the first of them number {bad[0]}; look for the cause with: {command}"
+        )
+
+
 def run_recorded_inference(
     checkpoint_path: str | Path,
     zarr_path: str | Path,
     out_dir: str | Path,
     episodes: str | Sequence[int] | None = None,
-    scheduler: str = "ddim",
-    steps: int = 8,
+    scheduler: str = DEFAULT_SAMPLER.scheduler,
+    steps: int = DEFAULT_SAMPLER.steps,
     device: str = "cpu",
     seed: int = 42,
     stride: int = 1,
@@ -220,6 +244,7 @@ def run_recorded_inference(
     paths = []
     for episode in chosen:
         log_steps = _episode_log(recorded, recorded.steps(episode, stride), sampling)
+        check_finite(np.stack([step.actions for step in log_steps]), checkpoint_path, episode)
         paths.append(write_inference_log(out_dir, log_steps, {**meta, "episode": episode}))
         logger.info("episode %d: %d steps -> %s", episode, len(log_steps), paths[-1])
     return paths

@@ -1,8 +1,9 @@
 """Runs beside each other: settings that differ, curves over each other, gripper scores with intervals, which to deploy.
 
 The choice is made by what was measured on held-out episodes with the deployed sampler, in this order: gripper events
-found (F1), then position error, then validation loss. It is only called a difference if the Wilson intervals of the
-share of events found do not overlap; runs that were measured on other episodes are never ranked.
+found (F1), then position error, then validation loss. What is not defined in one of the runs ranks none of them: the
+next figure does. It is only called a difference if the Wilson intervals of the share of events found do not overlap;
+runs that were measured on other episodes are never ranked, and F1 of other tolerances is not compared.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 from rich.text import Text
 
-from diffusion_policy.intervals import wilson_interval
+from diffusion_policy.intervals import Interval, wilson_interval
 from diffusion_policy.report import ReportError
 from diffusion_policy.report import figures as plot
 from diffusion_policy.report.findings import Finding, diagnose
 from diffusion_policy.report.page import Section, grid, place, render, table
-from diffusion_policy.report.run_folder import Curve, RunFolder, open_run
+from diffusion_policy.report.run_folder import Curve, RunFolder, is_finite, open_run
 from diffusion_policy.report.sections import findings_section
 from diffusion_policy.report.training_findings import run_findings
 
@@ -31,6 +32,8 @@ from diffusion_policy.report.training_findings import run_findings
 INCIDENTAL = ("hydra.", "logging.", "training.resume", "multi_run.")
 # Measured on the same episodes, if these settings agree.
 MEASURED_ON = ("task.dataset.zarr_path", "task.dataset.val_ratio", "task.dataset.seed", "sampler.max_episodes")
+# Figures that rank epochs of a run, in order, and which sign makes a larger one the better one.
+RANKED = (("val_gripper_f1", 1), ("val_position_error_mm", -1), ("val_loss", -1))
 CURVES = {
     "Training loss (logarithmic)": ("train_loss", "loss"),
     "Validation loss": ("val_loss", "loss"),
@@ -40,12 +43,13 @@ CURVES = {
 
 @dataclass(frozen=True)
 class RunScore:
-    """What a run came to, at its best measured epoch; None where it was not measured.
+    """What a run came to, at its best measured epoch; None where it was not measured or is not defined.
 
     Attributes:
         run: the run.
         update: of the best epoch.
         f1: of gripper events.
+        tolerance: that F1 was measured within, "1 s"; None where it is not known.
         found, recorded, false_flips: gripper events of held-out episodes.
         position_mm: mean error.
         val_loss: at that epoch, or the lowest one.
@@ -54,37 +58,38 @@ class RunScore:
     run: RunFolder
     update: int | None
     f1: float | None
-    found: int
-    recorded: int
-    false_flips: int
+    found: int | None
+    recorded: int | None
+    false_flips: int | None
     position_mm: float | None
     val_loss: float | None
+    tolerance: str | None = None
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of the share of events found."""
-        return wilson_interval(self.found, self.recorded)
+    def interval(self) -> Interval | None:
+        """95 % Wilson interval of the share of events found; None where none is recorded."""
+        return wilson_interval(self.found or 0, self.recorded) if self.recorded else None
 
     @property
-    def rank(self) -> tuple[float, float, float]:
-        """Smaller is better; what was not measured is worst."""
-        worst = float("inf")
-        return (
-            worst if self.f1 is None else -self.f1,
-            worst if self.position_mm is None else self.position_mm,
-            worst if self.val_loss is None else self.val_loss,
-        )
+    def measured(self) -> bool:
+        """Whether any figure is defined by which runs are ranked."""
+        return any(value is not None for value in self.figures())
+
+    def figures(self) -> tuple[float | None, float | None, float | None]:
+        """By which runs are ranked, in order; smaller is better."""
+        return None if self.f1 is None else -self.f1, self.position_mm, self.val_loss
 
     def cells(self) -> list[str]:
         """The row of the table."""
-        low, high = self.interval
-        found = f"{self.found} of {self.recorded} ({low:.0%}-{high:.0%})" if self.recorded else "-"
+        interval = self.interval
+        found = "-" if interval is None else f"{self.found} of {self.recorded} ({interval[0]:.0%}-{interval[1]:.0%})"
+        within = "" if self.f1 is None or self.tolerance is None else f" ({self.tolerance})"
         return [
             self.run.name,
             str(self.run.updates),
-            _cell(self.f1),
+            f"{_cell(self.f1)}{within}",
             found,
-            str(self.false_flips) if self.recorded else "-",
+            "-" if self.false_flips is None else str(self.false_flips),
             _cell(self.position_mm),
             _cell(self.val_loss),
         ]
@@ -96,9 +101,10 @@ class RunScore:
             "updates": self.run.updates,
             "best_update": self.update,
             "gripper_f1": self.f1,
+            "gripper_tolerance": self.tolerance,
             "events_found": self.found,
             "events_recorded": self.recorded,
-            "interval": list(self.interval),
+            "interval": None if self.interval is None else list(self.interval),
             "false_flips": self.false_flips,
             "position_error_mm": self.position_mm,
             "val_loss": self.val_loss,
@@ -106,7 +112,15 @@ class RunScore:
         }
 
 
-HEAD = ("run", "updates", "F1", "events found (95 % interval)", "false flips", "position (mm)", "validation loss")
+HEAD = (
+    "run",
+    "updates",
+    "F1 (tolerance)",
+    "events found (95 % interval)",
+    "false flips",
+    "position (mm)",
+    "validation loss",
+)
 
 
 @dataclass(frozen=True)
@@ -122,22 +136,47 @@ class Comparison:
         return not any(name in self.differences for name in MEASURED_ON)
 
     @property
-    def best(self) -> RunScore | None:
-        """The run to deploy; None if they were measured on different episodes, or none was measured."""
-        measured = [score for score in self.scores if score.f1 is not None or score.val_loss is not None]
-        deployable = [score for score in measured if score.run.deployable is not None]
-        return min(deployable, key=lambda score: score.rank) if deployable and self.comparable else None
+    def candidates(self) -> list[RunScore]:
+        """Runs that can be deployed and were measured; none if they were measured on different episodes."""
+        if not self.comparable:
+            return []
+        return [score for score in self.scores if score.measured and score.run.deployable is not None]
 
     @property
-    def second(self) -> RunScore:
-        """The next best of the runs that are not `best`."""
-        return min((score for score in self.scores if score is not self.best), key=lambda score: score.rank)
+    def same_tolerance(self) -> bool:
+        """Whether the F1 of all candidates are of one measure."""
+        return len({score.tolerance for score in self.candidates if score.f1 is not None}) <= 1
+
+    def rank(self, score: RunScore) -> tuple[float, ...]:
+        """Of a candidate, by the figures that all candidates have; smaller is better."""
+        columns = list(zip(*(other.figures() for other in self.candidates), strict=True))
+        ranking = [all(value is not None for value in column) for column in columns]
+        ranking[0] = ranking[0] and self.same_tolerance
+        return tuple(
+            value for value, ranks in zip(score.figures(), ranking, strict=True) if ranks and value is not None
+        )
+
+    @property
+    def best(self) -> RunScore | None:
+        """The run to deploy; None if no figure was measured of all that could be deployed, on the same episodes."""
+        candidates = self.candidates
+        if not candidates or not self.rank(candidates[0]):
+            return None
+        return min(candidates, key=self.rank)
+
+    @property
+    def second(self) -> RunScore | None:
+        """The next best of the candidates; None if there is no other."""
+        others = [score for score in self.candidates if score is not self.best]
+        return min(others, key=self.rank) if others else None
 
     @property
     def sure(self) -> bool:
         """Whether the best run is better by more than chance, and without trouble of its own."""
-        best = self.best
-        return best is not None and _apart(best.interval, self.second.interval) and self.trouble is None
+        best, second = self.best, self.second
+        if best is None or second is None or not self.same_tolerance:
+            return False
+        return _apart(best.interval, second.interval) and self.trouble is None
 
     @property
     def trouble(self) -> Finding | None:
@@ -151,16 +190,30 @@ class Comparison:
             return (
                 f"They were measured on different episodes ({names} differ): evaluate their checkpoints on one dataset."
             )
-        best = self.best
+        best, second, troubled = self.best, self.second, self.trouble
         if best is None:
+            if len(self.candidates) > 1:
+                return "None can be chosen: no figure was measured of all of them."
             return "None can be chosen: no run has both a checkpoint and a measurement on held-out episodes."
-        second, troubled = self.second, self.trouble
-        sure = (
-            "clearly" if _apart(best.interval, second.interval) else "though the intervals overlap: this may be chance"
-        )
-        why = _reason(best, second)
         doubt = f"; but first look at this: {troubled.evidence}" if troubled is not None else ""
-        return f"Deploy {best.run.deployable}: {why}, {sure}{doubt}."
+        if second is None:
+            why = "it is the only run with a checkpoint and a measurement on held-out episodes"
+            return f"Deploy {best.run.deployable}: {why}{doubt}."
+        apart = self.same_tolerance and _apart(best.interval, second.interval)
+        sure = "clearly" if apart else _unsure(best, second)
+        other = "" if self.same_tolerance else "; their gripper F1 are of different tolerances and were not compared"
+        return f"Deploy {best.run.deployable}: {self._reason(best, second)}, {sure}{other}{doubt}."
+
+    def _reason(self, best: RunScore, second: RunScore) -> str:
+        """The first figure of the ranking in which they differ."""
+        pairs = zip(self.rank(best), self.rank(second), strict=True)
+        first = next((ours for ours, theirs in pairs if ours != theirs), None)
+        if first is not None and best.f1 is not None and first == -best.f1 and self.same_tolerance:
+            within = "" if best.tolerance is None else f" within {best.tolerance}"
+            return f"it finds the gripper's events best (F1{within} {best.f1:.2f}, next {_cell(second.f1)})"
+        if first is not None and first == best.position_mm:
+            return f"its positions are nearest ({best.position_mm:.3g} mm, next {_cell(second.position_mm)})"
+        return f"its validation loss is lowest ({_cell(best.val_loss)}, next {_cell(second.val_loss)})"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -234,23 +287,41 @@ def compare(paths: Sequence[Path]) -> Comparison:
 
 
 def score_run(run: RunFolder) -> RunScore:
-    """A run at its best measured epoch: highest F1, then lowest position error, then lowest validation loss."""
-    measured = [line for line in run.metrics if line.get("val_gripper_f1") is not None]
+    """A run at its best measured epoch: highest F1, then lowest position error, then lowest validation loss.
+
+    An epoch at which a figure is not defined is not ranked by it, as in `checkpoint.best`.
+    """
     lowest = min((value for _, value in run.curve("val_loss")), default=None)
+    measured = [line for line in run.metrics if any(figure(line, key) is not None for key, _ in RANKED)]
     if not measured:
-        return RunScore(run, None, None, 0, 0, 0, run.last("val_position_error_mm"), lowest)
-    worst = float("inf")
-    line = min(measured, key=lambda m: (-m["val_gripper_f1"], m.get("val_position_error_mm") or worst))
+        return RunScore(run, None, None, None, None, None, None, lowest)
+    line = max(measured, key=lambda line: [_rank(figure(line, key), sign) for key, sign in RANKED])
+    loss = figure(line, "val_loss")
     return RunScore(
         run,
         int(line["global_step"]),
-        float(line["val_gripper_f1"]),
-        int(line.get("val_gripper_events_found") or 0),
-        int(line.get("val_gripper_events_recorded") or 0),
-        int(line.get("val_gripper_false_flips") or 0),
-        line.get("val_position_error_mm"),
-        line.get("val_loss") or lowest,
+        figure(line, "val_gripper_f1"),
+        _count(line, "val_gripper_events_found"),
+        _count(line, "val_gripper_events_recorded"),
+        _count(line, "val_gripper_false_flips"),
+        figure(line, "val_position_error_mm"),
+        lowest if loss is None else loss,
+        run.tolerance,
     )
+
+
+def figure(line: Mapping[str, Any], key: str) -> float | None:
+    """A figure of a line of metrics; None where it was not measured or is not defined."""
+    return float(line[key]) if is_finite(line.get(key)) else None
+
+
+def _rank(value: float | None, sign: int) -> tuple[bool, float]:
+    return value is not None, 0.0 if value is None else sign * value
+
+
+def _count(line: Mapping[str, Any], key: str) -> int | None:
+    value = figure(line, key)
+    return None if value is None else int(value)
 
 
 def _with_interval(run: RunFolder) -> tuple[Curve, Curve, Curve]:
@@ -261,16 +332,14 @@ def _with_interval(run: RunFolder) -> tuple[Curve, Curve, Curve]:
     )
 
 
-def _reason(best: RunScore, second: RunScore) -> str:
-    if best.f1 != second.f1 and best.f1 is not None:
-        return f"it finds the gripper's events best (F1 {best.f1:.2f}, next {_cell(second.f1)})"
-    if best.position_mm != second.position_mm and best.position_mm is not None:
-        return f"its positions are nearest ({best.position_mm:.3g} mm, next {_cell(second.position_mm)})"
-    return f"its validation loss is lowest ({_cell(best.val_loss)}, next {_cell(second.val_loss)})"
+def _unsure(best: RunScore, second: RunScore) -> str:
+    if best.interval is None or second.interval is None:
+        return "though no gripper event was measured that could tell them apart"
+    return "though the intervals overlap: this may be chance"
 
 
-def _apart(first: tuple[float, float], second: tuple[float, float]) -> bool:
-    return first[0] > second[1] or second[0] > first[1]
+def _apart(first: Interval | None, second: Interval | None) -> bool:
+    return first is not None and second is not None and (first[0] > second[1] or second[0] > first[1])
 
 
 def _cell(value: float | None) -> str:

@@ -78,7 +78,7 @@ def curves(
 
 
 def shares(title: str, lines: Mapping[str, tuple[Curve, Curve, Curve]]) -> go.Figure:
-    """Shares over updates with their 95 % intervals: name -> (value, low, high)."""
+    """Shares over updates with their 95 % intervals: name -> (value, low, high); no bar where there is no interval."""
     figure = base(title, "update", "share")
     for i, (name, (middle, low, high)) in enumerate(lines.items()):
         colour = PALETTE[i % len(PALETTE)]
@@ -88,8 +88,8 @@ def shares(title: str, lines: Mapping[str, tuple[Curve, Curve, Curve]]) -> go.Fi
         error = {
             "type": "data",
             "symmetric": False,
-            "array": [known_high.get(s, v) - v for s, v in middle],
-            "arrayminus": [v - known_low.get(s, v) for s, v in middle],
+            "array": [known_high[s] - v if s in known_high else None for s, v in middle],
+            "arrayminus": [v - known_low[s] if s in known_low else None for s, v in middle],
             "thickness": 1,
             "width": 4,
         }

@@ -127,7 +127,9 @@ def open_loop_findings(document: Mapping[str, Any], about: str = "") -> list[Fin
     """Whether a policy beats what needs no learning; `document` is a report of scripts/evaluate_open_loop.py."""
     ours = document["scores"]["policy"]
     known = [
-        f"{ours[key]:.3g} {unit}" for key, unit in (("position_mm", "mm"), ("rotation_deg", "degrees")) if ours.get(key)
+        f"{ours[key]:.3g} {unit}"
+        for key, unit in (("position_mm", "mm"), ("rotation_deg", "degrees"))
+        if ours.get(key) is not None
     ]
     said = f"open loop: {', '.join(known)} over {len(document['episodes'])} held-out episodes"
     shortcomings = document["shortcomings"]
@@ -135,7 +137,8 @@ def open_loop_findings(document: Mapping[str, Any], about: str = "") -> list[Fin
         more = f", and {len(shortcomings) - 1} more" if len(shortcomings) > 1 else ""
         evidence = f"{said}; it {shortcomings[0]}{more}"
         return [Finding("beats-baselines", "error", evidence, "do not deploy it; see the findings above", about=about)]
-    return [ok("beats-baselines", f"{said}; it beats every baseline", about)]
+    unmeasured = "".join(f"; {sentence}" for sentence in document.get("unmeasured", ()))
+    return [ok("beats-baselines", f"{said}; it beats every baseline{unmeasured}", about)]
 
 
 CHECKS = (action, weights, near, unit_quaternions, in_time, gripper)

@@ -97,13 +97,22 @@ class RunFolder:
         return [
             (int(line["global_step"]), float(line[key]))
             for line in self.metrics
-            if _finite(line.get(key)) and "global_step" in line
+            if is_finite(line.get(key)) and "global_step" in line
         ]
 
     def last(self, key: str) -> float | None:
         """The newest value of a figure."""
         curve = self.curve(key)
         return curve[-1][1] if curve else None
+
+    @property
+    def tolerance(self) -> str | None:
+        """What gripper F1 was last measured within, "1 s"; older runs counted steps. None where that is not known."""
+        seconds = self.last("val_gripper_tolerance_s")
+        steps = self.flat_config().get("sampler.tolerance_steps")
+        if seconds is not None:
+            return f"{seconds:g} s"
+        return None if steps is None else f"{steps} steps"
 
     def flat_config(self) -> dict[str, Any]:
         """Settings by dotted name, references resolved where they can be."""
@@ -170,9 +179,17 @@ def _read_metrics(path: Path) -> list[Metrics]:
             raise ReportError(f"{path}: line {number} is not JSON ({error})") from error
         if not isinstance(entry, dict):
             raise ReportError(f"{path}: line {number} holds a {type(entry).__name__}; expected an object")
-        found.append(entry)
+        found.append(_without_invented(entry))
     return found
 
 
-def _finite(value: Any) -> bool:
+def _without_invented(line: Metrics) -> Metrics:
+    """The line without the F1 of 1 that older programs wrote where no gripper event is recorded."""
+    if line.get("val_gripper_events_recorded") != 0:
+        return line
+    return {key: value for key, value in line.items() if not key.startswith("val_gripper_f1")}
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a figure of a line was measured and is defined."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -145,7 +145,9 @@ def training_section(run: RunFolder) -> Section:
         if run.curve(f"val_gripper_{name}")
     }
     if shares:
-        drawn["gripper-scores"] = plot.shares("Gripper events of held-out episodes, 95 % intervals", shares)
+        within = "" if run.tolerance is None else f" (found is within {run.tolerance})"
+        title = f"Gripper events of held-out episodes, 95 % intervals{within}"
+        drawn["gripper-scores"] = plot.shares(title, shares)
         values = ", ".join(f"{name} {curve[0][-1][1]:.2f}" for name, curve in shares.items())
         parts.append(place("gripper-scores", f"gripper events found over updates; at the end {values}"))
     facts = [run.name, f"{run.updates} updates", f"started from: {run.first.get('start', 'unknown')}"]

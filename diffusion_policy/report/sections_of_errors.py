@@ -38,11 +38,14 @@ def open_loop_section(documents: Sequence[Mapping[str, Any]]) -> Section:
     drawn: dict[str, Figure] = {}
     for i, document in enumerate(documents):
         scores = document["scores"]
-        rows = [[name, *(_cell(score.get(key)) for key, _ in COLUMNS)] for name, score in scores.items()]
+        rows = [[name, *(_cell(_defined(score, key)) for key, _ in COLUMNS)] for name, score in scores.items()]
         sampler = f"{document['scheduler']}, {document['steps']} steps, {document['samples']} samples a step"
         caption = f"{document['checkpoint']}; episodes {document['episodes']}; {sampler}"
-        parts.append(table(["predictor", *(title for _, title in COLUMNS)], rows, caption, _marks(scores)))
+        within = f" ({document['tolerance_s']:g} s)" if "tolerance_s" in document else ""
+        head = ["predictor", *(title + (within if key == "gripper_f1" else "") for key, title in COLUMNS)]
+        parts.append(table(head, rows, caption, _marks(scores)))
         parts += [paragraph(line) for line in _in_words(document)]
+        parts += [paragraph(line) for line in document.get("unmeasured", ())]
         for line in document["shortcomings"]:
             parts.append(f'<p class="bad"><span class="tag">{_escaped(line)}</span></p>')
         parts.append(
@@ -61,19 +64,28 @@ def open_loop_section(documents: Sequence[Mapping[str, Any]]) -> Section:
     return Section("open-loop", "Open loop: errors per horizon step", "".join(parts), drawn)
 
 
+def _defined(score: Mapping[str, Any], key: str) -> Any:
+    """A number of a predictor; older files hold an F1 of 1 where no event is recorded."""
+    events = score.get("events")
+    nothing = events is not None and not events["matched"] and not events["missed"]
+    return None if key == "gripper_f1" and nothing else score.get(key)
+
+
 def _in_words(document: Mapping[str, Any]) -> list[str]:
     """Gripper events and the copycat; nothing of what an older file does not hold."""
     events, beside = document["scores"][POLICY].get("events"), document.get("beside_copycat")
     said = []
     if events is not None:
         found, recorded = len(events["matched"]), len(events["matched"]) + len(events["missed"])
-        low, high = events["recall_interval"]
+        made = f"{len(events['false'])} false, {events['bounces']} undone at once"
+        low, high = events["recall_interval"] or (0.0, 1.0)
         offset = events["median_offset_steps"]
         median = "" if offset is None else f", median {offset:+.3g} steps"
         said.append(
             f"Gripper: {found} of {recorded} recorded events found in {document['samples']} samples (95 % interval "
-            f"{low:.0%}-{high:.0%}), {events['early']} early and {events['late']} late{median}; {len(events['false'])} "
-            f"false, {events['bounces']} undone at once."
+            f"{low:.0%}-{high:.0%}), {events['early']} early and {events['late']} late{median}; {made}."
+            if recorded
+            else f"Gripper: no event is recorded in these episodes, so F1 and recall are not defined; {made}."
         )
     if beside is not None:
         low, high = beside["interval"] or (None, None)

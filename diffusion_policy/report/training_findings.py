@@ -283,6 +283,11 @@ def overfitting(run: RunFolder) -> Finding | None:
 def gripper_events_found(run: RunFolder) -> Finding | None:
     """Whether recorded events were found in held-out episodes."""
     f1, recorded = run.last("val_gripper_f1"), run.last("val_gripper_events_recorded")
+    if recorded == 0:
+        evidence = "the gripper was not measured: no event is recorded in the held-out episodes, so F1 is not defined"
+        remedy = "hold out episodes that grasp: another task.dataset.seed, or a larger task.dataset.val_ratio"
+        command = run.again("task.dataset.val_ratio=0.2")
+        return Finding("gripper-measured", "note", evidence, remedy, command, run.name)
     if f1 is None or not recorded:
         return None
     found = int(run.last("val_gripper_events_found") or 0)
@@ -295,9 +300,10 @@ def gripper_events_found(run: RunFolder) -> Finding | None:
         return Finding(
             "gripper-verdict", "error", f"no recorded gripper event is predicted: {said}", "see above", about=run.name
         )
+    scored = f"{said}: F1 {f1:.2f}" + ("" if run.tolerance is None else f" within {run.tolerance}")
     if f1 < POOR_F1:
-        return Finding("gripper-verdict", "warning", f"{said}: F1 {f1:.2f}", "train longer; see above", about=run.name)
-    return ok("gripper-verdict", f"{said}: F1 {f1:.2f}", run.name)
+        return Finding("gripper-verdict", "warning", scored, "train longer; see above", about=run.name)
+    return ok("gripper-verdict", scored, run.name)
 
 
 def sight(run: RunFolder) -> Finding | None:

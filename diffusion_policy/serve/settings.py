@@ -15,6 +15,7 @@ from typing import Any, Optional
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
 from diffusion_policy.serve.motion_guard import GuardSettings
 from diffusion_policy.serve.protocol import DEFAULT_PORT, Limits
 from diffusion_policy.spec import WorkspaceError
@@ -55,8 +56,8 @@ class EngineSettings:
 
     weights: str = "ema_model"
     device: str = "cpu"
-    scheduler: str = "ddim"
-    steps: int = 10
+    scheduler: str = DEFAULT_SAMPLER.scheduler
+    steps: int = DEFAULT_SAMPLER.steps
     precision: str = "float32"
     fast: bool = True
     compile: bool = False

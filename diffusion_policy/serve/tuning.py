@@ -10,7 +10,9 @@ Legend of shapes: N requests, Ta executed actions, 8 action dimensions.
 
 from __future__ import annotations
 
+import functools
 import logging
+import operator
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +26,8 @@ from rich.table import Table
 from diffusion_policy.checkpoint import load_policy
 from diffusion_policy.evaluate.open_loop import score_chunks
 from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes
-from diffusion_policy.gripper_events import TOLERANCE_STEPS, score_gripper_events
+from diffusion_policy.gripper_events import TOLERANCE_SECONDS, EventScore, score_gripper_events
+from diffusion_policy.intervals import defined
 from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.protocol import Observation
 from diffusion_policy.serve.seams import Seam, ServedChunk
@@ -76,32 +79,45 @@ class Budget:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a candidate costs and gives.
+    """What a candidate costs and gives; None where it is not defined.
 
     Attributes:
         position_mm, rotation_deg: mean error of executed actions.
-        event_f1: of gripper events in the first commands, against the recorded ones.
+        event_f1: of gripper events in the commands that a client executes, against the recorded ones; None where no
+            event is recorded.
+        false_events: events that no recorded one is near.
         p50_ms, p95_ms: of an inference, decoding included.
         seam_mm, seam_deg: median jump between chunks; None where requests are further apart than chunks are long.
     """
 
     candidate: Candidate
-    position_mm: float
-    rotation_deg: float
-    event_f1: float
+    position_mm: float | None
+    rotation_deg: float | None
+    event_f1: float | None
     p50_ms: float
     p95_ms: float
     seam_mm: float | None
     seam_deg: float | None
+    false_events: int = 0
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """All candidates, and the one that is proposed (None: none fits)."""
+    """All candidates, and the one that is proposed (None: none fits).
+
+    Attributes:
+        measured: one row a candidate.
+        budget: what is good enough.
+        proposed: the cheapest that is.
+        tolerance_s: seconds that F1 is measured within.
+        episodes: that were measured, by number.
+    """
 
     measured: tuple[Measured, ...]
     budget: Budget
     proposed: Candidate | None
+    tolerance_s: float = TOLERANCE_SECONDS
+    episodes: tuple[int, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -115,13 +131,20 @@ class Tuning:
     def table(self) -> Table:
         """For the terminal."""
         caption = "nothing fits the budget" if self.proposed is None else f"proposed: {self.proposed.name}"
-        table = Table("", "mm", "deg", "event F1", "p50 ms", "p95 ms", "seam mm", "seam deg", caption=caption)
+        if all(row.event_f1 is None for row in self.measured):
+            caption += "; no gripper event is recorded in these episodes, so events chose nothing"
+        head = ("mm", "deg", f"F1 ({self.tolerance_s:g} s)", "p50 ms", "p95 ms", "seam mm", "seam deg")
+        table = Table("", *head, caption=caption)
         table.columns[0].no_wrap = True
         for row in self.measured:
-            seams = ["-" if value is None else f"{value:.2f}" for value in (row.seam_mm, row.seam_deg)]
-            errors = [f"{row.position_mm:.2f}", f"{row.rotation_deg:.2f}", f"{row.event_f1:.2f}"]
+            numbers = (row.position_mm, row.rotation_deg, row.event_f1)
+            errors, seams = ([_number(value) for value in values] for values in (numbers, (row.seam_mm, row.seam_deg)))
             table.add_row(row.candidate.name, *errors, f"{row.p50_ms:.0f}", f"{row.p95_ms:.0f}", *seams)
         return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 class RecordedRequests:
@@ -131,11 +154,12 @@ class RecordedRequests:
         self, engine: PolicyEngine, zarr_path: str | Path, episodes: Sequence[int] | None, stride: int, hz: float
     ):
         self._recorded = RecordedEpisodes(engine.policy, zarr_path)
-        self.tolerance = max(1, TOLERANCE_STEPS // stride)  # of gripper events, in requests
+        self.stride = stride
         self._hz = hz
         self._n_obs = engine.n_obs_steps
         chosen = range(self._recorded.n_episodes) if episodes is None else episodes
-        self.episodes = [self._recorded.steps(episode, stride) for episode in chosen]
+        self.numbers = tuple(chosen)
+        self.episodes = [self._recorded.steps(episode, stride) for episode in self.numbers]
 
     def observations(self, steps: NDArray[np.int64]) -> list[Observation]:
         """Requests at these steps of one episode, with times of the control rate."""
@@ -151,18 +175,34 @@ class RecordedRequests:
             found.append(Observation(frames, states[:, :7], states[:, 7:], times))
         return found
 
+    def score_events(self, number: int, chunks: NDArray[np.float64], tolerance_s: float) -> EventScore:
+        """Gripper events of what a client executes: ``stride`` actions of each chunk (N, Ta, 8), then the next one.
+
+        Where a chunk is shorter than the stride its last command is held, as a gripper does.
+        """
+        recorded, _ = self._recorded.recorded_chunks(self._recorded.steps(number))
+        within = np.minimum(np.arange(self.stride), chunks.shape[1] - 1)
+        executed = chunks[:, within, 7].reshape(-1)[: len(recorded)]
+        seconds = self._recorded.step_seconds(number)
+        return score_gripper_events(executed, recorded[:, 0, 7], step_seconds=seconds, tolerance_s=tolerance_s)
+
     def recorded(self, steps: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """(N, Ta, 8) recorded actions and which lie inside the episode."""
         return self._recorded.recorded_chunks(steps)
 
 
 def measure(
-    engine: PolicyEngine, requests: RecordedRequests, candidate: Candidate, hz: float, seed: int = 0
+    engine: PolicyEngine,
+    requests: RecordedRequests,
+    candidate: Candidate,
+    hz: float,
+    seed: int = 0,
+    tolerance_s: float = TOLERANCE_SECONDS,
 ) -> Measured:
     """Answer every request with an engine that is set to the candidate."""
-    ours, theirs, inside, score, times = [], [], [], None, []
+    ours, theirs, inside, scores, times = [], [], [], [], []
     seams: list[Seam] = []
-    for steps in requests.episodes:
+    for number, steps in zip(requests.numbers, requests.episodes, strict=True):
         chunks: list[NDArray[np.float64]] = []
         served: ServedChunk | None = None
         for step, observation in zip(steps.tolist(), requests.observations(steps), strict=True):
@@ -179,20 +219,22 @@ def measure(
         ours.append(np.stack(chunks))
         theirs.append(recorded)
         inside.append(within)
-        episode = score_gripper_events(ours[-1][:, 0, 7], recorded[:, 0, 7], requests.tolerance)
-        score = episode if score is None else score + episode
-    assert score is not None
-    errors = score_chunks(np.concatenate(ours), np.concatenate(theirs), np.concatenate(inside)).means()
+        scores.append(requests.score_events(number, ours[-1], tolerance_s))
+    predicted = np.concatenate(ours)
+    finite = bool(np.isfinite(predicted).all())  # what answers NaN has no error and no score, at any step
+    score = functools.reduce(operator.add, scores)
+    errors = score_chunks(predicted, np.concatenate(theirs), np.concatenate(inside)).means() if finite else {}
     p50, p95 = np.percentile(times, (50, 95))
     return Measured(
         candidate,
-        errors["position_mm"] or 0.0,
-        errors["rotation_deg"] or 0.0,
-        score.f1,
+        errors.get("position_mm"),
+        errors.get("rotation_deg"),
+        defined(score.f1) if finite else None,
         float(p50),
         float(p95),
-        float(np.median([seam.millimetres for seam in seams])) if seams else None,
-        float(np.median([seam.degrees for seam in seams])) if seams else None,
+        float(np.median([seam.millimetres for seam in seams])) if seams and finite else None,
+        float(np.median([seam.degrees for seam in seams])) if seams and finite else None,
+        len(score.false),
     )
 
 
@@ -205,6 +247,7 @@ def tune(
     episodes: Sequence[int] | None = None,
     stride: int = 6,
     hz: float = 10.0,
+    tolerance_s: float = TOLERANCE_SECONDS,
 ) -> Tuning:
     """Measure all candidates and propose one.
 
@@ -217,6 +260,7 @@ def tune(
         episodes: numbers; all by default.
         stride: steps that a client executes before it asks again.
         hz: control rate.
+        tolerance_s: seconds that a predicted gripper event may be away from a recorded one.
 
     Raises:
         WorkspaceError: the checkpoint, the dataset or a candidate does not fit.
@@ -232,25 +276,37 @@ def tune(
         engine = PolicyEngine(policy, options)
         engine.warm_up()
         requests = RecordedRequests(engine, zarr_path, episodes, stride, hz)
-        measured.append(measure(engine, requests, candidate, hz))
-        logger.info("%s: %.2f mm, %.0f ms", candidate.name, measured[-1].position_mm, measured[-1].p50_ms)
-    return Tuning(tuple(measured), budget, propose(measured, budget))
+        measured.append(measure(engine, requests, candidate, hz, tolerance_s=tolerance_s))
+        logger.info("%s: %s mm, %.0f ms", candidate.name, _number(measured[-1].position_mm), measured[-1].p50_ms)
+    return Tuning(tuple(measured), budget, propose(measured, budget), tolerance_s, requests.numbers)
 
 
 def propose(measured: Sequence[Measured], budget: Budget) -> Candidate | None:
     """The fastest (p50) of those within the budget; None if none is.
 
-    Gripper events count first: a candidate that loses events which the best one finds is never proposed.
+    Gripper events count first: a candidate that loses events which the best one finds is never proposed, nor is one
+    that makes up more than the best one does where no event is recorded. What is not defined is not ranked: a candidate
+    without errors (it answers NaN) is out.
     """
-    position = min(row.position_mm for row in measured) + budget.position_mm
-    rotation = min(row.rotation_deg for row in measured) + budget.rotation_deg
-    events = max(row.event_f1 for row in measured)
+    rows = [row for row in measured if row.position_mm is not None and row.rotation_deg is not None]
+    if not rows:
+        return None
+    position = min(_known(row.position_mm) for row in rows) + budget.position_mm
+    rotation = min(_known(row.rotation_deg) for row in rows) + budget.rotation_deg
+    found = [row.event_f1 for row in rows if row.event_f1 is not None]
+    events, made_up = max(found, default=None), min(row.false_events for row in rows)
     fitting = [
         row
-        for row in measured
-        if row.position_mm <= position
-        and row.rotation_deg <= rotation
-        and row.event_f1 >= events - 1e-9
+        for row in rows
+        if _known(row.position_mm) <= position
+        and _known(row.rotation_deg) <= rotation
+        and (row.false_events <= made_up if events is None else _known(row.event_f1) >= events - 1e-9)
         and row.p95_ms <= budget.period_s * 1000
     ]
     return min(fitting, key=lambda row: row.p50_ms).candidate if fitting else None
+
+
+def _known(value: float | None) -> float:
+    """A number that was looked for before; F1 is defined for all candidates or none: all see the same recordings."""
+    assert value is not None
+    return value

@@ -7,12 +7,11 @@ more than one. The file is written once; its other names are hard links (copies 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,10 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
-from diffusion_policy.checkpoint import CheckpointError, write_checkpoint
+from diffusion_policy.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
+from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.workspace import TrainingError
+from diffusion_policy.workspace.metrics import TOLERANCE, is_defined
 from diffusion_policy.workspace.start import LATEST
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def _words(entry: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _key_score(value: Any, mode: str) -> tuple[bool, float]:
-    if value is None or not math.isfinite(value):
+    if not is_defined(value):
         return False, 0.0
     return True, float(value) if mode == "max" else -float(value)
 
@@ -91,6 +92,46 @@ class Names:
     displaced: str | None = None
 
 
+def _score(entries: Any) -> Score:
+    return tuple((bool(found), float(value)) for found, value in entries)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best measurement so far.
+
+    Attributes:
+        score: by which it is compared; None before there is one.
+        metrics: its figures, and the epoch.
+        global_step: updates that its weights had made.
+        measured_with: sampler, tolerance and episodes; empty where an older program chose it.
+    """
+
+    score: Score | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    global_step: int | None = None
+    measured_with: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Entries of a run's state."""
+        return {
+            "best": None if self.score is None else [list(entry) for entry in self.score],
+            "best_metrics": dict(self.metrics),
+            "best_global_step": self.global_step,
+            "best_measured_with": dict(self.measured_with),
+        }
+
+    @classmethod
+    def from_plain(cls, state: Mapping[str, Any]) -> Best:
+        """Inverse of `to_plain`; states of older programs hold less."""
+        return cls(
+            _score(state["best"]) if state.get("best") else None,
+            dict(state.get("best_metrics") or {}),
+            state.get("best_global_step"),
+            dict(state.get("best_measured_with") or {}),
+        )
+
+
 class CheckpointFolder:
     """The checkpoints of a run.
 
@@ -98,9 +139,19 @@ class CheckpointFolder:
         folder: `checkpoints/` of the run.
         settings: `checkpoint` of the config.
         state: what `state` gave when the run was saved.
+        resumed_at: updates that the run had made then.
+        measured_with: sampler, tolerance and episodes behind the figures of this run; figures that were measured with
+            something else are not compared with these.
     """
 
-    def __init__(self, folder: Path, settings: DictConfig, state: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        settings: DictConfig,
+        state: Mapping[str, Any] | None = None,
+        resumed_at: int | None = None,
+        measured_with: Mapping[str, Any] | None = None,
+    ):
         if settings.save_last_snapshot:
             raise TrainingError(
                 "checkpoint.save_last_snapshot would pickle the whole program, which only this version could read; "
@@ -112,56 +163,101 @@ class CheckpointFolder:
         best: ListConfig = settings.best
         self._best_ranking = Ranking(tuple(e.monitor_key for e in best), tuple(e.mode for e in best))
         self._save_last = bool(settings.save_last_ckpt)
+        self._measured_with = dict(measured_with or {})
         self._kept: dict[str, Score] = {}
-        self._best: Score | None = None
+        self._best = Best()
         self._before: dict[str, Any] | None = None  # the last decision on names, until its file is written
-        self.best_metrics: dict[str, float] = {}
         if state:
             self._restore(state)
+            self._reconcile(resumed_at)
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+
+    @property
+    def best_metrics(self) -> dict[str, float]:
+        """Figures of best.ckpt; empty before there is one."""
+        return self._best.metrics
 
     def state(self) -> dict[str, Any]:
         """Which checkpoints are kept and what is best, as plain data."""
         return {
             "kept": {name: [list(entry) for entry in score] for name, score in self._kept.items()},
-            "best": None if self._best is None else [list(entry) for entry in self._best],
-            "best_metrics": dict(self.best_metrics),
+            **self._best.to_plain(),
         }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        def score(entries: Any) -> Score:
-            return tuple((bool(found), float(value)) for found, value in entries)
+        kept = {name: _score(entries) for name, entries in state["kept"].items()}
+        self._kept = {name: score for name, score in kept.items() if (self.folder / name).is_file()}
+        self._best = Best.from_plain(state)
 
-        self._kept = {name: score(entries) for name, entries in state["kept"].items() if (self.folder / name).is_file()}
-        self._best = None if state["best"] is None else score(state["best"])
-        self.best_metrics = dict(state["best_metrics"])
-
-    def name(self, metrics: Mapping[str, Any]) -> Names:
+    def name(self, metrics: Mapping[str, Any], *, due: bool = True) -> Names:
         """Decide what a checkpoint with these metrics is called; remembered until its write fails.
+
+        Args:
+            metrics: of the epoch that ended.
+            due: whether latest and the best k are to be saved; best.ckpt is whenever these metrics are the best so far.
+
+        Returns:
+            The names; none if there is nothing to save.
 
         Raises:
             TrainingError: the name's pattern asks for a metric that was not measured.
         """
+        if due or (self._pending is not None and self._pending.done()):
+            self.wait()
+        if not (due or self._improves(metrics)):
+            return Names(())
         self.wait()
         self._before = self.state()
+        # A checkpoint that is written for best.ckpt costs no more if latest.ckpt is another name of it.
         names = [LATEST] if self._save_last else []
         displaced = None
         score = self._ranking.score(metrics)
-        if self._topk and (len(self._kept) < self._topk or score > min(self._kept.values())):
+        fits = len(self._kept) < self._topk or (self._topk and score > min(self._kept.values()))
+        if due and fits and self._ranking.measured(score):
             name = self._formatted(metrics)
             if name not in self._kept and len(self._kept) >= self._topk:
                 displaced = min(self._kept, key=lambda kept: self._kept[kept])
                 del self._kept[displaced]
             self._kept[name] = score
             names.append(name)
-        score = self._best_ranking.score(metrics)
-        if self._best_ranking.measured(score) and (self._best is None or score > self._best):
-            self._best = score
-            wanted = {*self._best_ranking.keys, "epoch", "train_loss"}
-            self.best_metrics = {key: metrics[key] for key in sorted(wanted) if metrics.get(key) is not None}
+        if self._improves(metrics):
+            wanted = {*self._best_ranking.keys, "epoch", "train_loss", TOLERANCE}
+            figures = {key: metrics[key] for key in sorted(wanted) if is_defined(metrics.get(key))}
+            best = self._best_ranking.score(metrics)
+            self._best = Best(best, figures, metrics.get("global_step"), self._measured_with)
             names.append(BEST)
         return Names(tuple(names), displaced)
+
+    def _improves(self, metrics: Mapping[str, Any]) -> bool:
+        score = self._best_ranking.score(metrics)
+        return self._best_ranking.measured(score) and (self._best.score is None or score > self._best.score)
+
+    def _reconcile(self, resumed_at: int | None) -> None:
+        """Make best.ckpt and what the run remembers of it agree: a kill, a rewind or a person may have parted them."""
+        if self._best.score is None:
+            return
+        path, own = self.folder / BEST, self.folder / LATEST
+        found = _checkpoint_at(path)
+        if found is None or self._best.global_step not in (None, found.pickles.get("global_step")):
+            latest = _checkpoint_at(own) if self._best.global_step == resumed_at else None
+            if latest is not None and latest.pickles.get("global_step") == resumed_at:
+                _link(own, path)  # killed after the file had its first name
+                return
+            remembered = ((found.run_state or {}) if found is not None else {}).get("ranking")
+            self._best = Best() if not remembered else Best.from_plain(remembered)
+            if self._best.score is None:
+                logger.warning("%s is not that of this run any more: the next measurement is the best one", path)
+        if self._best.score is not None and dict(self._best.measured_with) != self._measured_with:
+            kept = path.with_name(f"best_until_update_{resumed_at}.ckpt")
+            if path.is_file():
+                os.replace(path, kept)
+            logger.warning(
+                "best.ckpt was chosen by figures that were measured with %s, this run measures with %s: they are not "
+                "compared. It is kept as %s, and the next measurement is the best one",
+                _words_of(self._best.measured_with), _words_of(self._measured_with), kept.name,
+            )  # fmt: skip
+            self._best = Best()
 
     def _formatted(self, metrics: Mapping[str, Any]) -> str:
         try:
@@ -219,6 +315,19 @@ class CheckpointFolder:
             _link(self.folder / first, self.folder / other)
         if names.displaced is not None:
             (self.folder / names.displaced).unlink(missing_ok=True)
+
+
+def _checkpoint_at(path: Path) -> Checkpoint | None:
+    """A checkpoint of the run; None where there is none, or one that cannot be read."""
+    try:
+        return read_checkpoint(path) if path.is_file() else None
+    except WorkspaceError as error:
+        logger.warning("%s", error)
+        return None
+
+
+def _words_of(measured_with: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in measured_with.items()) or "unknown settings"
 
 
 def _link(path: Path, other: Path) -> None:

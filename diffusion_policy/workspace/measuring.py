@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy.dataset.joined_datasets import JoinedDatasets, dataset_paths
 from diffusion_policy.dataset.replay_buffer import TIMESTAMP_KEY
+from diffusion_policy.gripper_events import control_period
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.workspace.data import Data, instantiate
-from diffusion_policy.workspace.metrics import MetricsLog
+from diffusion_policy.workspace.metrics import TOLERANCE, MetricsLog, is_defined
 from diffusion_policy.workspace.pictures import draw_episode
 from diffusion_policy.workspace.processes import Processes
 from diffusion_policy.workspace.progress import TrainingBar
 from diffusion_policy.workspace.run_state import Progress
+from diffusion_policy.workspace.sampler_settings import read_sampler
 from diffusion_policy.workspace.validation import (
     EpisodePrediction,
     FixedNoise,
@@ -26,9 +30,9 @@ from diffusion_policy.workspace.validation import (
     fixed_noise_loss,
     gripper_scores,
     image_features_in_use,
-    median_step_seconds,
     pose_errors,
     predict_episodes,
+    undefined_scores,
 )
 
 logger = logging.getLogger(__name__)
@@ -69,13 +73,21 @@ class Measuring:
         self._noise = FixedNoise(model, len(data.held_out)) if len(data.held_out) else None
         self._dataset: list[str] = dataset_paths(cfg.task.dataset.zarr_path)
         held_out = np.flatnonzero(data.dataset.validation_episodes).tolist()
-        self._episodes: list[int] = held_out[: cfg.sampler.max_episodes]
-        recorded = JoinedDatasets(self._dataset)
-        timestamps = recorded.rows(TIMESTAMP_KEY) if TIMESTAMP_KEY in recorded else None
-        self._step_seconds = median_step_seconds(timestamps, data.dataset.episode_ends)
+        self.sampler = read_sampler(OmegaConf.select(cfg, "sampler"), self._step_seconds(held_out))
+        self._episodes: list[int] = held_out[: self.sampler.max_episodes]
+        self._undefined: str | None = None
         self._runner: Any = None
         if cfg.training.rollout_every and processes.writes:
             self._runner = instantiate(cfg.task.env_runner, "task.env_runner", output_dir=str(folder))
+
+    def _step_seconds(self, episodes: Sequence[int]) -> float | None:
+        """Median over these episodes of the time between their steps; None without a clock."""
+        recorded = JoinedDatasets(self._dataset)
+        if TIMESTAMP_KEY not in recorded:
+            return None
+        parts = np.split(recorded.rows(TIMESTAMP_KEY), recorded.episode_ends[:-1])
+        known = [period for period in (control_period(parts[episode]) for episode in episodes) if period is not None]
+        return statistics.median(known) if known else None
 
     def before_first_update(self) -> dict[str, Any]:
         """The first line of metrics: losses of the weights that training starts from, with fixed noise, no dropout."""
@@ -124,9 +136,17 @@ class Measuring:
         return metrics
 
     def _due(self, epoch: int, setting: str) -> bool:
-        """Every so many epochs and after the last one; never if the setting is 0 or null."""
-        every = self._cfg.training[setting]
-        return bool(every) and (epoch % every == 0 or epoch + 1 == self._cfg.training.num_epochs)
+        return is_due(epoch, self._cfg.training[setting], self._cfg.training.num_epochs)
+
+    def measured_with(self) -> dict[str, Any]:
+        """What figures of two measurements must share to be compared."""
+        weights = "ema_model" if self._has_average else "model"
+        return {"weights": weights, **self.sampler.to_plain(), "episodes": list(self._episodes)}
+
+    def record(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """For a checkpoint: how this run measures, and what it measured of these weights (None where it did not)."""
+        figures = {key: value for key, value in metrics.items() if key.startswith("val_") and is_defined(value)}
+        return {"with": self.measured_with(), "figures": figures or None}
 
     def _losses(self) -> dict[str, Any]:
         deployed = self._validation_loss(self._deployed)
@@ -142,7 +162,11 @@ class Measuring:
         metrics: dict[str, Any] = self._figures(predictions) | self._sight(self._deployed)
         if self._has_average:
             live = self._figures(self._predict(self._model)) | self._sight(self._model)
-            metrics |= {f"{key}_model": value for key, value in live.items() if "_step_" not in key}
+            metrics |= {f"{key}_model": value for key, value in live.items() if not _of_both(key)}
+        undefined = undefined_scores(predictions, names)
+        if undefined != self._undefined:  # not at every measurement
+            _warn(undefined)
+        self._undefined = undefined
         _warn(early_warning(progress.first_epoch_loss, train_loss, metrics))
         _warn(blindness(metrics))
         if log is not None:
@@ -152,21 +176,30 @@ class Measuring:
 
     def _predict(self, policy: Policy) -> list[EpisodePrediction]:
         latency = int(self._cfg.n_latency_steps)
-        return predict_episodes(policy, self._dataset, self._episodes, self._cfg.sampler, latency)
+        return predict_episodes(policy, self._dataset, self._episodes, self.sampler, latency)
 
     def _sight(self, policy: Policy) -> dict[str, int]:
+        if not len(self._data.held_out):  # held-out episodes too short for a window
+            return {}
         windows = np.unique(np.linspace(0, len(self._data.held_out) - 1, FRAMES_LOOKED_AT).astype(int))
         seen = image_features_in_use(policy, self._data.held_out.get_batch(windows)["obs"])
         return {} if seen is None else {"val_image_features": seen}
 
     def _figures(self, predictions: list[EpisodePrediction]) -> dict[str, float]:
-        names, tolerance = self._model.spec.action_names, self._cfg.sampler.tolerance_steps
-        return {
-            **pose_errors(predictions, names),
-            **gripper_scores(predictions, names, tolerance, self._step_seconds),
-        }
+        names = self._model.spec.action_names
+        return pose_errors(predictions, names) | gripper_scores(predictions, names, self.sampler.tolerance_s)
 
 
-def _warn(said: str | None) -> None:
-    if said is not None:
-        logger.warning(said)
+def is_due(epoch: int, every: int | None, num_epochs: int) -> bool:
+    """Every so many epochs and after the last one; never if that is 0 or null."""
+    return every is not None and every > 0 and (epoch % every == 0 or epoch + 1 == num_epochs)
+
+
+def _of_both(key: str) -> bool:
+    """Of what is measured of the live weights too, the figures that are said of the deployed ones only."""
+    return "_step_" in key or key == TOLERANCE
+
+
+def _warn(message: str | None) -> None:
+    if message is not None:
+        logger.warning(message)

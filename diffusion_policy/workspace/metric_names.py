@@ -6,12 +6,13 @@ import difflib
 import logging
 from collections.abc import Mapping, Sequence
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy.env_runner.real_pusht_image_runner import RealPushTImageRunner
 from diffusion_policy.spec import GRIPPER
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.checkpointing import Ranking
+from diffusion_policy.workspace.metrics import TOLERANCE
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def known_names(n_action_steps: int) -> list[str]:
     """Names of everything that some run may measure, rollouts aside."""
     by_step = [f"{name}_step_{i}" for name in POSE_ERRORS for i in range(1, n_action_steps + 1)]
     validated = ["val_loss", *POSE_ERRORS, *GRIPPER_SCORES, SIGHT]
-    return [*ALWAYS, *validated, *(f"{name}_model" for name in validated), *by_step]
+    return [*ALWAYS, *validated, *(f"{name}_model" for name in validated), *by_step, TOLERANCE]
 
 
 def unmeasured(name: str, cfg: DictConfig, action_names: Sequence[str], *, held_out: bool) -> str | None:
@@ -43,6 +44,8 @@ def unmeasured(name: str, cfg: DictConfig, action_names: Sequence[str], *, held_
     every = "val_every" if name.startswith("val_loss") else "sample_every"
     if not cfg.training[every]:
         return f"training.{every} is {cfg.training[every]}"
+    if every == "sample_every" and OmegaConf.select(cfg, "sampler.max_episodes") == 0:
+        return "sampler.max_episodes is 0"
     if name.startswith("val_gripper") and GRIPPER not in action_names:
         return "the task has no gripper"
     return "training.use_ema is false" if name.endswith("_model") and not cfg.training.use_ema else None

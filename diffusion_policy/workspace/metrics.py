@@ -27,6 +27,8 @@ from diffusion_policy.workspace import TrainingError
 logger = logging.getLogger(__name__)
 
 LOG_NAME = "logs.json.txt"
+F1 = "val_gripper_f1"
+TOLERANCE = "val_gripper_tolerance_s"  # seconds that F1 is measured within
 Metrics = dict[str, Any]
 
 
@@ -93,6 +95,20 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def is_defined(value: Any) -> bool:
+    """Whether a figure was measured and is a number."""
+    return value is not None and math.isfinite(value)
+
+
+def figure(name: str, metrics: Mapping[str, Any], form: str = ".4g") -> str:
+    """A figure for people, "-" where it is not defined; a gripper F1 with the tolerance that it was measured within."""
+    value = metrics.get(name)
+    if not is_defined(value):
+        return "-"
+    within = f" (within {metrics[TOLERANCE]:g} s)" if name.startswith(F1) and TOLERANCE in metrics else ""
+    return f"{value:{form}}{within}"
 
 
 def read_metrics(path: Path) -> list[Metrics]:

@@ -13,6 +13,8 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from diffusion_policy.workspace.metrics import figure
+
 
 class ConsoleHandler(logging.Handler):
     """Log lines through rich's console, above the progress bar; long lines are not broken."""
@@ -26,12 +28,12 @@ class ConsoleHandler(logging.Handler):
         get_console().print(self.format(record), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-# Of what is validated, the figures by which a run is judged, and how each is shown.
+# Of what is validated, the figures by which a run is judged, and how each is shown: words, form, unit.
 SHOWN = {
-    "val_loss": "held-out loss {:.4f}",
-    "val_position_error_mm": "position {:.3g} mm",
-    "val_rotation_error_deg": "rotation {:.3g} deg",
-    "val_gripper_f1": "gripper F1 {:.2f}",
+    "val_loss": ("held-out loss", ".4f", ""),
+    "val_position_error_mm": ("position", ".3g", " mm"),
+    "val_rotation_error_deg": ("rotation", ".3g", " deg"),
+    "val_gripper_f1": ("gripper F1", ".2f", ""),
 }
 
 
@@ -86,9 +88,9 @@ class TrainingBar:
 
     def validated(self, metrics: Mapping[str, Any]) -> None:
         """After a validation; figures that it did not measure stay as they were."""
-        for key, text in SHOWN.items():
+        for key, (words, form, unit) in SHOWN.items():
             if key in metrics:
-                self._say(key, text.format(metrics[key]))
+                self._say(key, f"{words} {figure(key, metrics, form)}{unit}")
 
     def _say(self, key: str, text: str) -> None:
         self._figures[key] = text

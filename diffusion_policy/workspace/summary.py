@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from diffusion_policy.commands import command, script_words, setting
 from diffusion_policy.dataset.joined_datasets import dataset_paths
 from diffusion_policy.workspace.checkpointing import BEST, CheckpointFolder
+from diffusion_policy.workspace.metrics import TOLERANCE, figure
 from diffusion_policy.workspace.run_state import Progress
 from diffusion_policy.workspace.start import LATEST
 
@@ -77,9 +78,9 @@ class RunSummary:
         """Figures of the checkpoint; epochs are counted from 1 for people, from 0 in files."""
         if not self.figures:
             return ""
-        epoch, shown = self.figures.get("epoch"), {k: v for k, v in self.figures.items() if k != "epoch"}
+        epoch, shown = self.figures.get("epoch"), [k for k in self.figures if k not in ("epoch", TOLERANCE)]
         after = [] if epoch is None else [f"after epoch {int(epoch) + 1}"]
-        return f" ({', '.join([*after, *(f'{key} {value:.4g}' for key, value in shown.items())])})"
+        return f" ({', '.join([*after, *(f'{key} {figure(key, self.figures)}' for key in shown)])})"
 
 
 def resume_command(folder: Path) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ from diffusion_policy.workspace.checkpointing import CheckpointFolder, Names, Pa
 from diffusion_policy.workspace.data import open_data
 from diffusion_policy.workspace.interruption import StopRequest
 from diffusion_policy.workspace.losses import BatchLoss, Drawing
-from diffusion_policy.workspace.measuring import Measuring
+from diffusion_policy.workspace.measuring import Measuring, is_due
 from diffusion_policy.workspace.metric_names import check_metric_names
-from diffusion_policy.workspace.metrics import MetricsLog
+from diffusion_policy.workspace.metrics import MetricsLog, figure
 from diffusion_policy.workspace.optimization import Stages, make_optimizer, make_schedule, roles_of
 from diffusion_policy.workspace.processes import Processes, join_processes
 from diffusion_policy.workspace.progress import TrainingBar
@@ -131,9 +132,13 @@ class TrainDiffusionTransformerHybridWorkspace:
         self._measuring = Measuring(cfg, self.output_dir, self._data, self.model, self.ema_model, processes)
         every = cfg.training.log_every or LOOK_EVERY[processes.device.type]
         self._watch = Watch(every, cfg.training.max_skipped_updates, processes, self.progress.skipped)
-        state = self._beginning.run_state
+        state = self._beginning.run_state if processes.writes else None
         self._checkpoints = CheckpointFolder(
-            self.output_dir / "checkpoints", cfg.checkpoint, state.ranking if state else None
+            self.output_dir / "checkpoints",
+            cfg.checkpoint,
+            state.ranking if state else None,
+            self.progress.global_step,
+            self._measuring.measured_with(),
         )
         stack.callback(self._checkpoints.close)
         self._log: MetricsLog | None = None
@@ -189,17 +194,22 @@ class TrainDiffusionTransformerHybridWorkspace:
         closing = self._train()
         if self._stop.signal:
             return
-        epoch, train_loss = progress.epoch, progress.loss_sum / max(progress.windows, 1)
+        epoch = progress.epoch
+        train_loss = progress.loss_sum / progress.windows if progress.windows else math.nan  # every update was skipped
         rate = (progress.windows - first) / (time.monotonic() - begun)
-        if progress.first_epoch_loss is None:
+        if progress.first_epoch_loss is None and progress.windows:
             progress.first_epoch_loss = train_loss
         metrics = {**closing, "train_loss": train_loss, "samples_per_second": rate}
         metrics |= self._measuring.after_epoch(progress, train_loss, self._log, self._bar)
         self._write_line(metrics)
         logger.info(_epoch_line(epoch, training.num_epochs, metrics))
         progress.epoch, progress.batch, progress.loss_sum, progress.windows = epoch + 1, 0, 0.0, 0
-        if epoch % training.checkpoint_every == 0 or progress.epoch == training.num_epochs:
-            self._save(self._checkpoints.name(metrics))
+        ended = progress.epoch == training.num_epochs
+        due = ended or is_due(epoch, training.checkpoint_every, training.num_epochs)
+        names = self._checkpoints.name(metrics, due=due) if self._processes.writes else None
+        names = self._processes.from_first(names)  # only the first process measures
+        if names.keep:
+            self._save(names, metrics)
 
     def _train(self) -> dict[str, Any]:
         """The epoch's remaining updates; the last one's line, to be completed with what is measured after it."""
@@ -282,8 +292,13 @@ class TrainDiffusionTransformerHybridWorkspace:
 
     # ---- checkpoints ----
 
-    def _save(self, names: Names) -> None:
-        """Copy everything that evolves and have it written under these names."""
+    def _save(self, names: Names, metrics: Mapping[str, Any] | None = None) -> None:
+        """Copy everything that evolves and have it written under these names.
+
+        Args:
+            names: of the file.
+            metrics: what was measured of these weights, if anything was.
+        """
         generators = self._processes.gather(generator_states())
         if not self._processes.writes:
             return
@@ -311,7 +326,7 @@ class TrainDiffusionTransformerHybridWorkspace:
                 "epoch": max(finished, 0),
             },
             run_state=state.to_plain(),
-            provenance=self._beginning.provenance,
+            provenance=self._beginning.provenance | {"measured": self._measuring.record(metrics or {})},
         )
         self._checkpoints.write(names, payload)
 
@@ -359,5 +374,5 @@ def debug_settings(cfg: DictConfig) -> DictConfig:
 
 def _epoch_line(epoch: int, num_epochs: int, metrics: dict[str, Any]) -> str:
     shown = ("train_loss", "val_loss", "val_position_error_mm", "val_rotation_error_deg", "val_gripper_f1")
-    figures = "  ".join(f"{key} {metrics[key]:.4g}" for key in shown if key in metrics)
+    figures = "  ".join(f"{key} {figure(key, metrics)}" for key in shown if key in metrics)
     return f"epoch {epoch + 1}/{num_epochs}  {figures}  {metrics['samples_per_second']:.1f} samples/s"

@@ -10,19 +10,20 @@ Legend: W windows, N steps, T horizon, Ta executed steps, Da action width.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_policy.evaluate.open_loop import score_chunks
 from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes, Sampling, predict_chunks
-from diffusion_policy.gripper_events import EventScore, score_gripper_events
+from diffusion_policy.gripper_events import TOLERANCE_SECONDS, gripper_events, score_gripper_events
 from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.model.obs_encoder import IMAGE_FEATURES
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
@@ -32,6 +33,7 @@ from diffusion_policy.spec import GRIPPER, POSE
 from diffusion_policy.workspace.batches import Batches
 from diffusion_policy.workspace.losses import GRIPPER_THRESHOLD
 from diffusion_policy.workspace.processes import Processes
+from diffusion_policy.workspace.sampler_settings import SamplerSettings
 
 Policy = DiffusionTransformerHybridImagePolicy
 # Never that of a run: validation losses of runs with different seeds are comparable.
@@ -97,6 +99,7 @@ class EpisodePrediction:
         chunks: (C, Ta, Da) the predicted chunks.
         targets: (C, Ta, Da) what was recorded there.
         inside: (C, Ta) which of them lie inside the episode.
+        step_seconds: between two steps, None without a clock.
     """
 
     episode: int
@@ -105,10 +108,16 @@ class EpisodePrediction:
     chunks: NDArray[np.float64]
     targets: NDArray[np.float64]
     inside: NDArray[np.bool_]
+    step_seconds: float | None = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether every command is a number."""
+        return bool(np.isfinite(self.predicted).all())
 
 
 @contextlib.contextmanager
-def deployed_sampler(policy: Policy, settings: DictConfig) -> Iterator[None]:
+def deployed_sampler(policy: Policy, settings: SamplerSettings) -> Iterator[None]:
     """The policy with the sampler that serving uses; as before afterwards."""
     scheduler, steps = policy.noise_scheduler, policy.num_inference_steps
     set_sampler(policy, settings.scheduler, settings.steps)
@@ -119,7 +128,7 @@ def deployed_sampler(policy: Policy, settings: DictConfig) -> Iterator[None]:
 
 
 def predict_episodes(
-    policy: Policy, zarr_path: str | Sequence[str], episodes: list[int], settings: DictConfig, n_latency_steps: int
+    policy: Policy, zarr_path: str | Sequence[str], episodes: list[int], settings: SamplerSettings, n_latency_steps: int
 ) -> list[EpisodePrediction]:
     """Run the policy over recorded episodes, one chunk every Ta steps, with noise that is fixed per step."""
     predictions = []
@@ -131,14 +140,25 @@ def predict_episodes(
             chunks, _ = predict_chunks(recorded, steps, sampling)
             targets, inside = recorded.recorded_chunks(steps)
             predictions.append(
-                EpisodePrediction(episode, chunks[inside], targets[inside].astype(np.float64), chunks, targets, inside)
+                EpisodePrediction(
+                    episode=episode,
+                    predicted=chunks[inside],
+                    recorded=targets[inside].astype(np.float64),
+                    chunks=chunks,
+                    targets=targets,
+                    inside=inside,
+                    step_seconds=recorded.step_seconds(episode),
+                )
             )
     return predictions
 
 
 def pose_errors(predictions: list[EpisodePrediction], names: tuple[str, ...]) -> dict[str, float]:
-    """Mean error of position (mm) and rotation (degrees, geodesic), over all and by step of the chunk."""
-    if not set(POSE) <= set(names) or not predictions:
+    """Mean error of position (mm) and rotation (degrees, geodesic), over all and by step of the chunk.
+
+    What is not defined is left out: everything without a pose, without an episode, or where the policy predicts NaN.
+    """
+    if not set(POSE) <= set(names) or not predictions or not all(p.finite for p in predictions):
         return {}
     chunks, targets, inside = (
         np.concatenate([getattr(p, x) for p in predictions]) for x in ("chunks", "targets", "inside")
@@ -155,39 +175,62 @@ def pose_errors(predictions: list[EpisodePrediction], names: tuple[str, ...]) ->
 
 
 def gripper_scores(
-    predictions: list[EpisodePrediction], names: tuple[str, ...], tolerance_steps: int, step_seconds: float | None
+    predictions: list[EpisodePrediction], names: tuple[str, ...], tolerance_s: float = TOLERANCE_SECONDS
 ) -> dict[str, float]:
     """Events found and missed, how early or late, and how many frames are right; empty without a gripper command.
 
-    Precision and recall are left out where they are not defined (no event predicted, none recorded).
+    What is not defined is left out: F1 and recall where no event is recorded, precision where none is predicted, their
+    intervals, and everything where the policy predicts NaN. `val_gripper_tolerance_s` is what F1 is measured within.
     """
-    if GRIPPER not in names or not predictions:
+    if GRIPPER not in names or not predictions or not all(p.finite for p in predictions):
         return {}
     column = names.index(GRIPPER)
     pairs = [(p.predicted[:, column], p.recorded[:, column]) for p in predictions]
-    total = EventScore((), (), (), 0)
-    for predicted, recorded in pairs:
-        total += score_gripper_events(predicted, recorded, tolerance_steps, step_seconds=step_seconds)
+    total = functools.reduce(
+        operator.add,
+        (
+            score_gripper_events(predicted, recorded, step_seconds=p.step_seconds, tolerance_s=tolerance_s)
+            for p, (predicted, recorded) in zip(predictions, pairs, strict=True)
+        ),
+    )
     right = sum(int(((p > GRIPPER_THRESHOLD) == (r > GRIPPER_THRESHOLD)).sum()) for p, r in pairs)
-    matched, missed, false = len(total.matched), len(total.missed), len(total.false)
+    matched, false = len(total.matched), len(total.false)
     metrics = {
         "val_gripper_f1": total.f1,
         "val_gripper_recall": total.recall,
         "val_gripper_precision": total.precision,
-        "val_gripper_events_recorded": matched + missed,
+        "val_gripper_tolerance_s": tolerance_s,
+        "val_gripper_events_recorded": total.recorded,
         "val_gripper_events_found": matched,
         "val_gripper_false_flips": false,
         "val_gripper_frame_accuracy": right / sum(len(r) for _, r in pairs),
     }
-    for name, successes, trials in (("recall", matched, matched + missed), ("precision", matched, matched + false)):
-        low, high = wilson_interval(successes, trials)
-        metrics |= {f"val_gripper_{name}_low": low, f"val_gripper_{name}_high": high}
+    for name, successes, trials in (("recall", matched, total.recorded), ("precision", matched, matched + false)):
+        if trials:
+            low, high = wilson_interval(successes, trials)
+            metrics |= {f"val_gripper_{name}_low": low, f"val_gripper_{name}_high": high}
     if matched:
         lag = float(total.offsets.mean())
         metrics["val_gripper_lag_steps"] = lag
-        if step_seconds is not None:
-            metrics["val_gripper_lag_ms"] = lag * step_seconds * 1000
+        if total.step_seconds is not None:
+            metrics["val_gripper_lag_ms"] = lag * total.step_seconds * 1000
     return {key: value for key, value in metrics.items() if math.isfinite(value)}
+
+
+def undefined_scores(predictions: list[EpisodePrediction], names: tuple[str, ...]) -> str | None:
+    """A sentence about what these held-out episodes cannot measure; None if they can measure everything."""
+    if not all(p.finite for p in predictions):
+        return "the policy predicts NaN or infinity in held-out episodes: its errors and its gripper F1 are not defined"
+    if GRIPPER not in names:
+        return None
+    column = names.index(GRIPPER)
+    if any(gripper_events(p.recorded[:, column]) for p in predictions):
+        return None
+    return (
+        f"no gripper event is recorded in the {len(predictions)} held-out episodes that are measured: gripper F1 and "
+        "recall are not defined, and choose no checkpoint; hold out episodes that grasp (task.dataset.seed, "
+        "task.dataset.val_ratio, sampler.max_episodes)"
+    )
 
 
 def image_features_in_use(policy: Policy, obs: Mapping[str, Tensor]) -> int | None:
@@ -208,15 +251,6 @@ def image_features_in_use(policy: Policy, obs: Mapping[str, Tensor]) -> int | No
             counts.append(int((of_camera.amax(0) > of_camera.amin(0)).sum()))
         start += width
     return min(counts, default=None)
-
-
-def median_step_seconds(timestamps: NDArray[np.float64] | None, episode_ends: NDArray[np.int64]) -> float | None:
-    """Median time between steps of one episode, or None without timestamps."""
-    if timestamps is None or len(timestamps) < 2:
-        return None
-    inner = np.ones(len(timestamps) - 1, dtype=bool)
-    inner[episode_ends[:-1] - 1] = False
-    return float(np.median(np.diff(timestamps)[inner])) if inner.any() else None
 
 
 def blindness(metrics: Mapping[str, float]) -> str | None:

@@ -25,24 +25,28 @@ SETTINGS = {
 }
 
 
-def folder(path, state=None, **changes):
-    return CheckpointFolder(path, OmegaConf.create(SETTINGS | changes), state)
+MEASURED_WITH = {"scheduler": "ddim", "steps": 8, "tolerance_s": 1.0}
 
 
-def payload(value=0.0):
+def folder(path, state=None, resumed_at=None, measured_with=MEASURED_WITH, **changes):
+    return CheckpointFolder(path, OmegaConf.create(SETTINGS | changes), state, resumed_at, measured_with)
+
+
+def payload(value=0.0, global_step=1, ranking=None):
     weights = torch.full((4,), value)
     return Payload(
         cfg=OmegaConf.create({"name": "x"}),
         state_dicts={"model": {"a": weights, "b": weights}},
-        pickles={"_output_dir": None, "global_step": 1, "epoch": 0},
-        run_state={"step": 1},
+        pickles={"_output_dir": None, "global_step": global_step, "epoch": 0},
+        run_state={"step": 1, "ranking": ranking or {}},
         provenance={},
     )
 
 
-def save(checkpoints, epoch, loss, **metrics):
-    names = checkpoints.name({"epoch": epoch, "train_loss": loss} | metrics)
-    checkpoints.write(names, payload(float(epoch)))
+def save(checkpoints, epoch, loss, *, due=True, global_step=None, **metrics):
+    step = {} if global_step is None else {"global_step": global_step}
+    names = checkpoints.name({"epoch": epoch, "train_loss": loss} | step | metrics, due=due)
+    checkpoints.write(names, payload(float(epoch), **step, ranking=checkpoints.state()))
     checkpoints.wait(last=True)
     return names
 
@@ -81,6 +85,77 @@ def test_best_is_told_by_the_first_key_and_then_by_the_next(tmp_path):
     ]
     assert ["best.ckpt" in names.keep for names in saved] == [True, True, False, True, False, False]
     assert checkpoints.best_metrics == {"epoch": 3, "error": 8.0, "f1": 0.2, "train_loss": 0.5}
+
+
+def test_every_measurement_can_become_the_best(tmp_path):
+    """Between two checkpoints, too; nothing is written for one that is not the best."""
+    checkpoints = folder(tmp_path)
+    measured = [None, 0.3, 0.2, 0.5, None, math.nan, 0.5]
+    saved = [
+        save(checkpoints, epoch, 0.5, due=epoch == 0, global_step=10 * epoch, **({} if f1 is None else {"f1": f1}))
+        for epoch, f1 in enumerate(measured)
+    ]
+    assert [names.keep for names in saved[1:]] == [
+        ("latest.ckpt", "best.ckpt"), (), ("latest.ckpt", "best.ckpt"), (), (), (),
+    ]  # fmt: skip
+    assert read_checkpoint(tmp_path / "best.ckpt").state_dicts["model"]["a"][0] == 3
+    assert (tmp_path / "best.ckpt").stat().st_ino == (tmp_path / "latest.ckpt").stat().st_ino
+    assert checkpoints.state()["best_global_step"] == 30
+    assert checkpoints.state()["best_measured_with"] == MEASURED_WITH
+
+
+@pytest.mark.parametrize("key", ["f1", "train_loss"])
+def test_what_was_not_measured_is_none_of_the_best(tmp_path, key):
+    checkpoints = folder(tmp_path, topk=SETTINGS["topk"] | {"monitor_key": key})
+    assert save(checkpoints, 0, math.nan).keep == ("latest.ckpt",)
+    assert listed(tmp_path) == ["latest.ckpt"]
+    assert checkpoints.best_metrics == {}
+
+
+def test_a_kill_between_the_names_of_one_file_is_made_good(tmp_path):
+    checkpoints = folder(tmp_path)
+    save(checkpoints, 1, 0.5, global_step=10, f1=0.2)
+    old = (tmp_path / "best.ckpt").read_bytes()
+    save(checkpoints, 2, 0.5, global_step=20, f1=0.6)
+    (tmp_path / "best.ckpt").unlink()
+    (tmp_path / "best.ckpt").write_bytes(old)  # as after a kill before latest.ckpt had its second name
+    state = read_checkpoint(tmp_path / "latest.ckpt").run_state["ranking"]
+    again = folder(tmp_path, state, resumed_at=20)
+    assert read_checkpoint(tmp_path / "best.ckpt").pickles["global_step"] == 20
+    assert again.state() == checkpoints.state()
+
+
+def test_a_run_that_goes_back_does_not_lose_a_better_checkpoint(tmp_path):
+    checkpoints = folder(tmp_path)
+    save(checkpoints, 1, 0.5, global_step=10, f1=0.2)
+    early = checkpoints.state()
+    save(checkpoints, 2, 0.5, global_step=20, f1=0.9)
+    again = folder(tmp_path, early, resumed_at=10)
+    assert again.best_metrics["f1"] == 0.9
+    assert "best.ckpt" not in save(again, 3, 0.5, global_step=30, f1=0.5).keep
+
+
+@pytest.mark.parametrize("content", [None, b"torn"], ids=["removed", "damaged"])
+def test_without_a_best_checkpoint_the_next_measurement_is_the_best(tmp_path, content, caplog):
+    checkpoints = folder(tmp_path)
+    save(checkpoints, 1, 0.5, global_step=10, f1=0.9)
+    save(checkpoints, 2, 0.4, global_step=20)
+    (tmp_path / "best.ckpt").unlink()
+    if content is not None:
+        (tmp_path / "best.ckpt").write_bytes(content)
+    again = folder(tmp_path, checkpoints.state(), resumed_at=20)
+    assert "best.ckpt" in caplog.text
+    assert "best.ckpt" in save(again, 3, 0.5, global_step=30, f1=0.1).keep
+
+
+@pytest.mark.parametrize("before", [MEASURED_WITH | {"steps": 10}, {}], ids=["another sampler", "not said"])
+def test_figures_of_another_measure_are_not_compared(tmp_path, before, caplog):
+    first = folder(tmp_path, measured_with=before)
+    save(first, 1, 0.5, global_step=10, f1=0.9)
+    again = folder(tmp_path, first.state(), resumed_at=10)
+    assert "chosen by figures that were measured with" in caplog.text
+    assert (tmp_path / "best_until_update_10.ckpt").is_file(), "what was best is kept"
+    assert "best.ckpt" in save(again, 2, 0.5, global_step=20, f1=0.4).keep
 
 
 def test_a_resumed_run_remembers_what_was_best(tmp_path):

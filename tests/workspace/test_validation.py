@@ -1,7 +1,7 @@
 """What is measured while training."""
 
 import copy
-import math
+import re
 
 import numpy as np
 import pytest
@@ -10,8 +10,10 @@ import torch
 
 from diffusion_policy.checkpoint import build_policy
 from diffusion_policy.spec import POSE, POSE_GRIPPER
+from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.data import open_data, read_all_steps, window_rows
 from diffusion_policy.workspace.processes import Processes
+from diffusion_policy.workspace.sampler_settings import read_sampler
 from diffusion_policy.workspace.validation import (
     EpisodePrediction,
     FixedNoise,
@@ -22,9 +24,9 @@ from diffusion_policy.workspace.validation import (
     fixed_noise_loss,
     gripper_scores,
     image_features_in_use,
-    median_step_seconds,
     pose_errors,
     predict_episodes,
+    undefined_scores,
 )
 
 ALONE = Processes(torch.device("cpu"))
@@ -78,31 +80,74 @@ def test_predicted_episodes_cover_every_step_once(config, policy):
     assert prediction.inside.sum() == 14
 
 
-def prediction(predicted_gripper, recorded_gripper, offset=0.0):
+def prediction(predicted_gripper, recorded_gripper, offset=0.0, step_seconds=0.1):
     n = len(recorded_gripper)
     recorded = np.tile([0.4, 0, 0.2, 1, 0, 0, 0, 0.0], (n, 1))
     recorded[:, 7] = recorded_gripper
     predicted = recorded.copy()
     predicted[:, 7], predicted[:, 0] = predicted_gripper, 0.4 + offset
     shape, inside = (n // 8, 8, 8), np.ones((n // 8, 8), dtype=bool)
-    return EpisodePrediction(0, predicted, recorded, predicted.reshape(shape), recorded.reshape(shape), inside)
+    chunks, targets = predicted.reshape(shape), recorded.reshape(shape)
+    return EpisodePrediction(0, predicted, recorded, chunks, targets, inside, step_seconds)
 
 
 def test_scores_of_the_gripper_come_with_counts_and_intervals():
     recorded = [1] * 4 + [0] * 8 + [1] * 4
     late = [1] * 6 + [0] * 6 + [1] * 4
-    scores = gripper_scores([prediction(late, recorded)], POSE_GRIPPER, 3, 0.1)
+    scores = gripper_scores([prediction(late, recorded)], POSE_GRIPPER, 0.3)
     assert scores["val_gripper_f1"] == scores["val_gripper_recall"] == 1
     assert (scores["val_gripper_events_recorded"], scores["val_gripper_events_found"]) == (2, 2)
     assert scores["val_gripper_lag_steps"] == 1
     assert scores["val_gripper_lag_ms"] == pytest.approx(100)
     assert scores["val_gripper_frame_accuracy"] == 14 / 16
     assert 0 < scores["val_gripper_recall_low"] < 1 == scores["val_gripper_recall_high"]
-    never = gripper_scores([prediction([1] * 16, recorded)], POSE_GRIPPER, 3, None)
+    never = gripper_scores([prediction([1] * 16, recorded, step_seconds=None)], POSE_GRIPPER, 0.3)
     assert never["val_gripper_f1"] == never["val_gripper_recall"] == 0
     assert "val_gripper_precision" not in never
     assert "val_gripper_lag_ms" not in never
-    assert gripper_scores([prediction(late, recorded)], POSE, 3, None) == {}
+    assert gripper_scores([prediction(late, recorded)], POSE) == {}
+
+
+def test_what_the_held_out_episodes_cannot_measure_is_left_out_and_told():
+    still, grasp = [1] * 16, [1] * 4 + [0] * 8 + [1] * 4
+    nothing = prediction(still, still)
+    scores = gripper_scores([nothing], POSE_GRIPPER)
+    assert not {name for name in scores if re.search("f1|recall|precision|lag", name)}
+    assert (scores["val_gripper_events_recorded"], scores["val_gripper_false_flips"]) == (0, 0)
+    assert "no gripper event is recorded in the 1 held-out episodes" in undefined_scores([nothing], POSE_GRIPPER)
+    made_up = gripper_scores([prediction(grasp, still)], POSE_GRIPPER)
+    assert (made_up["val_gripper_false_flips"], made_up["val_gripper_precision"]) == (2, 0)
+    assert "val_gripper_f1" not in made_up, "it would rank a policy above one that does nothing wrong"
+    broken = prediction(grasp, grasp, offset=np.nan)
+    assert gripper_scores([broken], POSE_GRIPPER) == pose_errors([broken], POSE_GRIPPER) == {}
+    assert "predicts NaN" in undefined_scores([prediction(grasp, grasp), broken], POSE_GRIPPER)
+    assert undefined_scores([prediction(grasp, grasp)], POSE_GRIPPER) is None
+    assert undefined_scores([nothing], POSE) is None
+
+
+@pytest.mark.parametrize(
+    ("section", "step_seconds", "seconds"),
+    [
+        (None, 0.1, 1.0),
+        ({}, 0.1, 1.0),
+        ({"tolerance_s": 0.4}, 0.1, 0.4),
+        ({"tolerance_steps": 5}, 0.1, 0.5),
+        ({"tolerance_steps": 5, "tolerance_s": 1.0}, 0.8, 4.0),
+        ({"tolerance_steps": 5}, None, 0.5),
+        ({"tolerance_steps": None, "tolerance_s": 2}, 0.1, 2.0),
+    ],
+)
+def test_the_former_tolerance_in_steps_is_read_with_a_note(section, step_seconds, seconds, caplog):
+    settings = read_sampler(section, step_seconds)
+    assert settings.tolerance_s == pytest.approx(seconds)
+    mapped = bool(section) and section.get("tolerance_steps") is not None
+    assert ("is read as sampler.tolerance_s=" in caplog.text) == mapped
+
+
+@pytest.mark.parametrize("section", [{"tolerance_s": 0}, {"tolerance_s": "1 s"}, {"tolerance_steps": -5}])
+def test_a_tolerance_that_is_none_is_refused(section):
+    with pytest.raises(TrainingError, match=r"sampler.tolerance_s(teps)? is .*expected a positive number"):
+        read_sampler(section, 0.1)
 
 
 def test_errors_of_the_pose_are_in_millimetres_and_degrees():
@@ -120,13 +165,6 @@ def test_a_warning_comes_early_if_the_loss_falls_and_the_gripper_stays():
     assert early_warning(1.0, 0.1, scores | {"val_gripper_events_found": 1}) is None
     assert early_warning(None, 0.1, scores) is None
     assert early_warning(1.0, 0.1, {}) is None
-
-
-def test_step_times_ignore_the_gap_between_episodes():
-    times = np.concatenate([np.arange(5) * 0.1, 50 + np.arange(5) * 0.1])
-    assert median_step_seconds(times, np.array([5, 10])) == pytest.approx(0.1)
-    assert median_step_seconds(None, np.array([5])) is None
-    assert math.isclose(median_step_seconds(np.array([0, 0.5]), np.array([2])), 0.5)
 
 
 def test_cached_windows_are_those_of_the_dataset(config):
