@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.spec import WorkspaceError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,14 +23,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds.add_argument("--inference-log", type=Path, metavar="DIR")
     kinds.add_argument("--vlalab", type=Path, metavar="DIR")
     kinds.add_argument("--rerun", type=Path, metavar="FILE")
+    parser.add_argument("--project", metavar="NAME", help="of --vlalab (default: diffusion_policy)")
 
 
 def work(arguments: argparse.Namespace) -> Answer:
     """Export the run."""
-    from diffusion_policy.serve.log_export import to_inference_log, to_rerun, to_vlalab
+    from diffusion_policy.serve.log_export import PROJECT, to_inference_log, to_rerun, to_vlalab
 
-    exports = ((to_inference_log, arguments.inference_log), (to_vlalab, arguments.vlalab), (to_rerun, arguments.rerun))
-    (written,) = [export(arguments.run, target) for export, target in exports if target is not None]
+    if arguments.vlalab is not None:
+        written = to_vlalab(arguments.run, arguments.vlalab, arguments.project or PROJECT)
+    elif arguments.project is not None:
+        raise WorkspaceError("--project belongs to --vlalab")
+    elif arguments.inference_log is not None:
+        written = to_inference_log(arguments.run, arguments.inference_log)
+    else:
+        written = to_rerun(arguments.run, arguments.rerun)
     return Answer(str(written))
 
 

@@ -12,7 +12,7 @@ that is not constant.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.evaluate.verdicts import (
+    ALL_REFUSED,
     COMMAND,
     MIN_STEPS,
     OPENS_AND_CLOSES,
@@ -90,6 +91,7 @@ class GripperReport:
             there is none.
         scale_origin: how the command's scale is known: "declared", "labeled", "found" or "unknown"; None without one.
         missing_steps: (first, last) number of each run of steps that the log lacks.
+        errors: how many messages the server answered with an error in place of an action, by code.
         oddities: what else is odd about the log, one sentence each.
         commands: (N,) the gripper numbers of the log, to be drawn: 0..1 where their scale is known, else as logged; not
             part of ``to_json``.
@@ -128,6 +130,7 @@ class GripperReport:
     measured_scale: str | None = None
     scale_origin: str | None = None
     missing_steps: tuple[tuple[int, int], ...] = ()
+    errors: Mapping[str, int] = field(default_factory=dict)
     oddities: tuple[str, ...] = ()
     commands: tuple[float, ...] = ()
 
@@ -205,6 +208,7 @@ def _facts(log: RunLog, scales: FoundScales | None) -> dict[str, Any]:
         "distinct_values": distinct,
         "images": sum(step.jpeg is not None for step in log.steps),
         "missing_steps": log.missing,
+        "errors": dict(log.errors),
         "oddities": log.oddities,
         "commands": () if gripper is None else tuple(gripper.tolist()),
         "naive": {
@@ -297,15 +301,18 @@ def _of_unknown_scale(log: RunLog, scales: FoundScales, facts: dict[str, Any]) -
 
 
 def _odd(log: RunLog) -> str:
-    """Missing steps, behind a reason."""
+    """Missing steps and refused messages, behind a reason."""
     return "".join(f"; {oddity}" for oddity in log.oddities)
 
 
 def _without_gripper(log: RunLog, facts: Mapping[str, Any]) -> GripperReport:
     verdict: Verdict = "no gripper command"
     if not log.steps:
-        verdict, said = "too short", "the log holds no step"
-    elif log.layout == "xyz_quat":
+        return GripperReport(
+            **facts, verdict=ALL_REFUSED if log.is_refused else "too short", reason=log.why_empty, events=(),
+            opens=None, closes=None, equals_measured_gripper=False,
+        )  # fmt: skip
+    if log.layout == "xyz_quat":
         said = "seven numbers, x y z qx qy qz qw: a pose without a gripper"
     else:
         said = f"{log.commands.shape[1]} numbers a command that fit no known layout"

@@ -25,7 +25,7 @@ Entry = GripperReport | Unreadable
 # Below this probability a difference between groups is not called one.
 _SURE = 0.95
 # These say nothing of when a policy would close its gripper.
-UNJUDGED: tuple[Verdict, ...] = ("no gripper command", "unknown scale", "too short")
+UNJUDGED: tuple[Verdict, ...] = ("no gripper command", "unknown scale", "every answer refused", "too short")
 # What every verdict on commands leaves open.
 _LIMIT = "commands show when the gripper would close; whether it then holds anything, only a rollout shows"
 _COLUMNS = ("log", "steps", "verdict", "firm", "evidence")

@@ -3,7 +3,7 @@
 A log shows *when* a policy commands its gripper to close and to open. Whether it then holds anything, only a rollout
 shows; no verdict here says so. Decided in this order; the numbers are the constants below:
 
-1. too short: fewer than MIN_STEPS steps and no change;
+1. too short: fewer than MIN_STEPS steps and no change (every answer refused: none, because the server sent errors);
 2. pass-through of the measured gripper: the command equals the measurement at every step, to the last digit;
 3. unknown scale: the commands are in a unit that is neither told nor unmistakable (``gripper_scale``): nothing is said;
 4. never closes: no command at or below the closed threshold;  5. never opens: none at or above the open one;
@@ -52,12 +52,14 @@ Verdict = Literal[
     "follows the measured gripper",
     "chatters",
     "no gripper command",
+    "every answer refused",
     "too short",
 ]
 
 OPENS_AND_CLOSES: Verdict = "opens and closes"
 PASS_THROUGH: Verdict = "pass-through of the measured gripper"
 UNKNOWN_SCALE: Verdict = "unknown scale"
+ALL_REFUSED: Verdict = "every answer refused"
 # Verdicts of files that earlier versions wrote, by the names of today.
 FORMER_VERDICTS: dict[str, Verdict] = {"learned": OPENS_AND_CLOSES}
 

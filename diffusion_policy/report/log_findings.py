@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusion_policy.commands import command
+from diffusion_policy.evaluate.verdicts import ALL_REFUSED
 from diffusion_policy.report.findings import Finding, Severity, ok, run_checks
 from diffusion_policy.report.latency import INFERENCE
 from diffusion_policy.report.log_evidence import LogEvidence
+from diffusion_policy.run_log.log import SUPERSEDED
 from diffusion_policy.spec import POSE_GRIPPER
 
 # Seconds that the client's six actions at 10 Hz last: inference must be done by then.
@@ -16,6 +18,7 @@ CHUNK_SECONDS = 0.6
 FAR_COMMAND_M = 0.15
 QUATERNION_SLACK = 0.05
 FIRM = 0.7
+MANY_REFUSED = 0.1
 
 
 def log_findings(evidence: LogEvidence) -> list[Finding]:
@@ -39,6 +42,22 @@ def action(evidence: LogEvidence) -> Finding | None:
     remedy = "the served policy commands no 0..1 gripper: grow its checkpoint, or serve another"
     grow = command("finetune_from_7d_to_8d", "--old_ckpt", "SERVED.ckpt", "--new_ckpt", "GROWN.ckpt")
     return Finding("log-action", "warning", said, remedy, grow, evidence.name)
+
+
+def answered(evidence: LogEvidence) -> Finding | None:
+    """Whether the server's answers were actions."""
+    log = evidence.log
+    refused = {code: count for code, count in log.errors.items() if code != SUPERSEDED}
+    if not refused:
+        return None
+    code = max(refused, key=lambda name: refused[name])
+    remedy = f"most were {code}; the messages are in steps.jsonl, the codes in docs/serving.md"
+    if log.is_refused:
+        return Finding("log-answered", "error", log.why_empty, remedy, about=evidence.name)
+    share = sum(refused.values()) / (sum(refused.values()) + len(log.steps))
+    severity: Severity = "warning" if share > MANY_REFUSED else "note"
+    said = next(oddity for oddity in log.oddities if "got an error" in oddity)
+    return Finding("log-answered", severity, said, remedy, about=evidence.name)
 
 
 def weights(evidence: LogEvidence) -> Finding | None:
@@ -90,8 +109,8 @@ def in_time(evidence: LogEvidence) -> Finding | None:
     return ok("latency", said, evidence.name)
 
 
-def gripper(evidence: LogEvidence) -> Finding:
-    """The verdict."""
+def gripper(evidence: LogEvidence) -> Finding | None:
+    """The verdict; None where there is no answer to judge."""
     report = evidence.gripper
     said = f"{report.verdict}: {report.reason}"
     if report.opens_and_closes:
@@ -104,6 +123,8 @@ def gripper(evidence: LogEvidence) -> Finding:
             remedy = "hide the measured gripper now and then while training (observation_dropout=gripper)"
             return Finding("gripper-verdict", "note", evidence_text, remedy, about=evidence.name)
         return ok("gripper-verdict", said, evidence.name)
+    if report.verdict == ALL_REFUSED:
+        return None
     if report.verdict == "too short":
         return Finding("gripper-verdict", "note", said, "log a whole run", about=evidence.name)
     severity: Severity = "warning" if report.verdict in ("chatters", "no gripper command") else "error"
@@ -141,4 +162,4 @@ def open_loop_findings(document: Mapping[str, Any], about: str = "") -> list[Fin
     return [ok("beats-baselines", f"{said}; it beats every baseline{unmeasured}", about)]
 
 
-CHECKS = (action, weights, near, unit_quaternions, in_time, gripper)
+CHECKS = (answered, action, weights, near, unit_quaternions, in_time, gripper)

@@ -30,6 +30,9 @@ _NAMED_LAYOUTS: dict[Layout, tuple[str, ...]] = {
     "xyz_quat_gripper": POSE_GRIPPER,
     "xyz_rotvec_width": ROTVEC_WIDTH,
 }
+NO_STEP = "the log holds no step"
+# The error of an observation that a newer one has overtaken: nothing was wrong with it.
+SUPERSEDED = "superseded"
 # Where a step's time is found, on one clock: the server's in the third generation, the client's in the second.
 _STEP_CLOCKS = ("infer_start", "process_start", "server_recv", "timestamp")
 
@@ -67,6 +70,7 @@ class RunLog:
         meta: what the third generation says of the run; empty in older ones.
         steps: in the order logged; all have the same S, T and A.
         unanswered: observations at the end that got no action (the run was cut while the policy was thinking).
+        errors: how many messages got an error in place of an action, by its code; empty for predecessors' logs.
     """
 
     path: Path
@@ -74,6 +78,7 @@ class RunLog:
     meta: Mapping[str, Any]
     steps: tuple[LogStep, ...]
     unanswered: int = 0
+    errors: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def actions(self) -> FloatArray:
@@ -155,7 +160,22 @@ class RunLog:
             said.append(f"steps {listed} are missing ({count} of {count + len(self.steps)})")
         if len(self.steps) > 1 and not (np.diff([step.number for step in self.steps]) > 0).all():
             said.append("step numbers repeat or go back; steps are counted by their position")
+        if refused := {code: count for code, count in self.errors.items() if code != SUPERSEDED}:
+            total = sum(refused.values())
+            codes = ", ".join(f"{count} {code}" for code, count in sorted(refused.items(), key=lambda item: -item[1]))
+            said.append(f"{total} of {total + len(self.steps)} messages got an error and no action ({codes})")
         return tuple(said)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether there were messages, and none of them was answered with an action."""
+        return not self.steps and bool(self.errors)
+
+    @property
+    def why_empty(self) -> str:
+        """Why the log holds no step, in words; it must hold none."""
+        assert not self.steps
+        return "; ".join(("no message was answered with an action", *self.oddities)) if self.errors else NO_STEP
 
     @property
     def step_period(self) -> float | None:

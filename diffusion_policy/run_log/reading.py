@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,7 +44,8 @@ def read_log(path: str | Path) -> RunLog:
             "expected 'steps' or both 'inputs' and 'outputs'"
         )
     check_same_dimensions(steps, path)
-    return RunLog(path, generation, meta, tuple(steps), unanswered)
+    errors = document.get("errors", {}) if generation == 4 else {}
+    return RunLog(path, generation, meta, tuple(steps), unanswered, errors)
 
 
 def _read_folder(path: Path) -> dict[str, Any]:
@@ -56,7 +58,26 @@ def _read_folder(path: Path) -> dict[str, Any]:
             seen["image_base64"] = base64.b64encode(newest.read_bytes()).decode("ascii")
     except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
         raise RunLogError(f"{path}: no run's folder, or a line of steps.jsonl is none ({error!r})") from error
-    return {"meta": _read_json(path / "meta.json"), "steps": steps}
+    return {"meta": _read_json(path / "meta.json"), "steps": steps, "errors": _count_errors(lines)}
+
+
+def _count_errors(lines: Sequence[Any]) -> dict[str, int]:
+    """Errors by code; of many in a row the server logs only some, each with how many there were by then."""
+    counts: Counter[str] = Counter()
+    before = 0
+    for line in lines:
+        if not isinstance(line, dict):
+            continue
+        if line.get("event") == "error" and isinstance(code := line.get("code"), str):
+            in_a_row = line.get("in_a_row")
+            if isinstance(in_a_row, int) and in_a_row > before:
+                counts[code] += in_a_row - before
+                before = in_a_row
+            else:
+                counts[code] += 1
+        elif "action" in line:
+            before = 0
+    return dict(counts)
 
 
 def _read_json(path: Path) -> Any:

@@ -21,6 +21,7 @@ from diffusion_policy.run_log import RunLogError, read_log, write_inference_log
 from diffusion_policy.serve.session_log import SessionLogError, read_image, read_lines
 from diffusion_policy.spec import decode_jpeg
 
+PROJECT = "diffusion_policy"
 _SERVER_CLOCKS = ("server_recv", "infer_start", "infer_end")
 # Stages that make up an inference, for tools that know only one number.
 _INFERENCE = ("decode_ms", "prepare_ms", "encode_ms", "denoise_ms")
@@ -30,11 +31,13 @@ def to_inference_log(run: str | Path, directory: str | Path) -> Path:
     """Write ``inference_log_YYYYMMDD_HHMMSS.json``, third generation, as its readers expect it; returns its path.
 
     Raises:
-        RunLogError: the run cannot be read, or the log cannot be written.
+        RunLogError: the run cannot be read, none of its messages was answered, or the log cannot be written.
     """
     log = read_log(run)
     if log.generation != 4:
         raise RunLogError(f"{run}: a log of generation {log.generation} already; expected a run's folder")
+    if not log.steps:
+        raise RunLogError(f"{run}: nothing to export: {log.why_empty}")
     start = datetime.strptime(log.meta["start_time"], "%Y-%m-%d %H:%M:%S")
     offset = log.meta["wall_start"] - log.meta["monotonic_start"]
     steps = [replace(step, timing=_predecessor_timing(step.timing, offset)) for step in log.steps]
@@ -50,34 +53,48 @@ def _predecessor_timing(timing: Mapping[str, float], offset: float) -> dict[str,
     return {**moved, "inference_latency": sum(timing.get(stage, 0.0) for stage in _INFERENCE) / 1000}
 
 
-def to_vlalab(run: str | Path, directory: str | Path) -> Path:
-    """Write a run directory of VLA-Lab (meta.json, steps.jsonl, artifacts/images/) named like the run; returns it.
+def to_vlalab(run: str | Path, directory: str | Path, project: str = PROJECT) -> Path:
+    """Write a run directory of VLA-Lab (meta.json, steps.jsonl, artifacts/images/), named like the run; returns it.
 
-    VLA-Lab's timestamps are unix times: the server's monotonic ones are moved by the one reading of both clocks in
-    meta.json. The client's clock stays out, since VLA-Lab would subtract it from the server's.
+    VLA-Lab lists DIRECTORY/PROJECT/RUN. Its timestamps are unix times: the server's monotonic ones are moved by the
+    one reading of both clocks in meta.json. The client's clock stays out, since VLA-Lab would subtract it.
 
     Raises:
-        SessionLogError: the run cannot be read, or the export is there already.
+        SessionLogError: the run cannot be read, none of its messages was answered, the project's name is no folder's,
+            or the export is there already.
     """
-    run = Path(run)
+    run = Path(run).resolve()
+    meta, steps = _answered(run)
+    if Path(project).name != project or project.startswith("."):
+        raise SessionLogError(f"project {project!r}; expected the name of one folder, without a dot before it")
+    target = Path(directory) / project / run.name
+    if target.exists():
+        raise SessionLogError(f"{target} exists already; name another directory or project")
+    aside = Path(directory) / f".{project}.{run.name}.part"  # not in the project: there it would be listed
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        (aside / "artifacts" / "images").mkdir(parents=True)
+        (aside / "meta.json").write_text(json.dumps(_vlalab_meta(run.name, meta, len(steps)), indent=1) + "\n")
+        offset = meta["wall_start"] - meta["monotonic_start"]
+        with (aside / "steps.jsonl").open("w", encoding="utf-8") as file:
+            for line in steps:
+                for name in line["input"]["images"]:
+                    (aside / "artifacts" / name).write_bytes(read_image(run, name))
+                file.write(json.dumps(_vlalab_step(line, offset)) + "\n")
+        target.parent.mkdir(exist_ok=True)
+        os.replace(aside, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def _answered(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """meta.json and the lines of a run that were answered with an action; SessionLogError if there are none."""
     meta, lines = read_lines(run)
     steps = [line for line in lines if "action" in line]
-    target = Path(directory) / run.name
-    if target.exists():
-        raise SessionLogError(f"{target} exists already; name another directory")
-    aside = target.with_name(f".{target.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    (aside / "artifacts" / "images").mkdir(parents=True)
-    (aside / "meta.json").write_text(json.dumps(_vlalab_meta(run.name, meta, len(steps)), indent=1) + "\n")
-    offset = meta["wall_start"] - meta["monotonic_start"]
-    with (aside / "steps.jsonl").open("w", encoding="utf-8") as file:
-        for line in steps:
-            names = line["input"]["images"]
-            for name in names:
-                (aside / "artifacts" / name).write_bytes(read_image(run, name))
-            file.write(json.dumps(_vlalab_step(line, offset)) + "\n")
-    os.replace(aside, target)
-    return target
+    if not steps:
+        raise SessionLogError(f"{run}: nothing to export: {read_log(run).why_empty}")
+    return meta, steps
 
 
 def _vlalab_meta(name: str, meta: Mapping[str, Any], n_steps: int) -> dict[str, Any]:
@@ -120,7 +137,8 @@ def to_rerun(run: str | Path, path: str | Path) -> Path:
     """Write a Rerun recording (.rrd): frames, measured pose, commanded chunk, gripper, milliseconds by stage.
 
     Raises:
-        SessionLogError: the run cannot be read, the file is there already, or ``rerun-sdk`` is not installed.
+        SessionLogError: the run cannot be read, none of its messages was answered, the file is there already, or
+            ``rerun-sdk`` is not installed.
     """
     path = Path(path)
     try:
@@ -131,11 +149,11 @@ def to_rerun(run: str | Path, path: str | Path) -> Path:
         ) from error
     if path.exists():
         raise SessionLogError(f"{path} exists already; name another file")
-    _, lines = read_lines(run)
+    _, steps = _answered(Path(run))
     aside = path.with_name(f".{path.name}.part")
     recording = rerun.RecordingStream("diffusion_policy")
     recording.save(aside)
-    for line in (line for line in lines if "action" in line):
+    for line in steps:
         recording.set_time("step", sequence=line["step"])
         image = decode_jpeg(read_image(run, line["input"]["images"][-1]), str(run))
         recording.log("camera", rerun.Image(image).compress(90))

@@ -15,12 +15,13 @@ Legend of shapes: N steps; states and actions are (N, 8), pose then gripper.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import pickle
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_policy.command_line import Stopped
 from diffusion_policy.geometry import check_unit_quaternions
 from diffusion_policy.gripper_events import UNDECIDED, gripper_states
 from diffusion_policy.run_log import RunLog, RunLogError, read_log
@@ -59,24 +61,49 @@ def convert_logs(
     A log without an answered observation is left out, with a warning.
 
     Raises:
+        Stopped: interrupted; the episodes of the logs before stay.
+        RunLogError: no log has an answered observation.
         RunLogError: a log cannot be read, or is not one that training can use; episodes before it stay.
     """
     directory = Path(directory)
     taken = [int(path.name[8:]) for path in directory.glob("episode_*") if path.name[8:].isdecimal()]
     first = max(taken, default=-1) + 1
     written: list[WrittenEpisode] = []
+    empty: list[str] = []
+    done: list[str | Path] = []
     for path in logs:
         log = read_log(path)
         if not log.steps:
-            logger.warning("%s: left out, none of its observations was answered", log.path)
-            continue
-        absent = sorted(set(corrections or {}) - {step.number for step in log.steps})
-        if absent:
-            raise RunLogError(f"{log.path}: corrections name the steps {absent}, which it does not have")
-        lines = _lines(log)
-        for part in _episodes(log, lines):
-            written.append(_convert(part, lines, directory, first + len(written), corrections or {}))
+            logger.warning("%s: left out, none of its observations was answered: %s", log.path, log.why_empty)
+            empty.append(f"{log.path}: {log.why_empty}")
+        else:
+            with _whole_or_not(written, done, directory):
+                lines = _lines(log)
+                _check_corrections(log, corrections or {})
+                for part in _episodes(log, lines):
+                    written.append(_convert(part, lines, directory, first + len(written), corrections or {}))
+        done.append(path)
+    if empty and not written:
+        raise RunLogError("\n".join(["no episode was written:", *empty]))
     return written
+
+
+@contextlib.contextmanager
+def _whole_or_not(written: list[WrittenEpisode], done: Sequence[str | Path], directory: Path) -> Iterator[None]:
+    """Of a log that is interrupted no episode stays, so that the same command goes on with it."""
+    before = len(written)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        for episode in written[before:]:
+            shutil.rmtree(episode.path)
+        raise Stopped(f"{before} episodes of {len(done)} logs are kept in {directory}", done=done) from error
+
+
+def _check_corrections(log: RunLog, corrections: Mapping[int, Sequence[float]]) -> None:
+    absent = sorted(set(corrections) - {step.number for step in log.steps})
+    if absent:
+        raise RunLogError(f"{log.path}: corrections name the steps {absent}, which it does not have")
 
 
 def read_corrections(path: str | Path) -> dict[int, list[float]]:
@@ -176,12 +203,6 @@ def _times(log: RunLog) -> FloatArray:
 def _write(
     folder: Path, number: int, arrays: Mapping[str, NDArray[Any]], images: Sequence[bytes], marks: Mapping[str, Any]
 ) -> Path:
-    aside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    (aside / "images").mkdir(parents=True)
-    for index, image in enumerate(images):
-        (aside / "images" / f"frame_{index:04d}{mime_suffix(image)}").write_bytes(image)
-    (aside / "data.pkl").write_bytes(pickle.dumps(dict(arrays)))
     times = arrays["timestamp"]
     meta = {
         "episode_id": number,
@@ -190,7 +211,16 @@ def _write(
         "n_images": len(images),
         "data_shapes": {key: list(value.shape) for key, value in arrays.items()},
     }
-    for name, content in (("meta.json", meta), ("marks.json", marks)):
-        (aside / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, folder)
+    aside = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        (aside / "images").mkdir(parents=True)
+        for index, image in enumerate(images):
+            (aside / "images" / f"frame_{index:04d}{mime_suffix(image)}").write_bytes(image)
+        (aside / "data.pkl").write_bytes(pickle.dumps(dict(arrays)))
+        for name, content in (("meta.json", meta), ("marks.json", marks)):
+            (aside / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return folder

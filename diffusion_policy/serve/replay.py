@@ -20,6 +20,7 @@ from rich.text import Text
 
 from diffusion_policy.evaluate.open_loop import score_chunks
 from diffusion_policy.gripper_events import Event, gripper_events
+from diffusion_policy.run_log import read_log
 from diffusion_policy.serve.engine import Engine, PolicyEngine
 from diffusion_policy.serve.protocol import Observation
 from diffusion_policy.serve.session_log import SessionLogError, read_image, read_lines, software_versions
@@ -113,7 +114,9 @@ def read_steps(folder: str | Path) -> tuple[dict[str, Any], list[LoggedStep]]:
     meta, lines = read_lines(folder)
     steps = [_step(folder, line) for line in lines if "action" in line]
     if not steps:
-        raise SessionLogError(f"{folder}: no observation of this run was answered with an action")
+        raise SessionLogError(
+            f"{folder}: no observation of this run was answered with an action: {read_log(folder).why_empty}"
+        )
     return meta, steps
 
 

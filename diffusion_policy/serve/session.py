@@ -167,7 +167,7 @@ class Session:
         if ends:
             self.resting = True
             self._slot.release(self, ended=False)
-        return self._error(code, message, arrival, line or {}, ends=ends)
+        return self._error(code, message, arrival, {"in_a_row": self._errors_in_a_row} | (line or {}), ends=ends)
 
     def _is_told(self) -> bool:
         """Whether an error is logged: the first ones, then the 32nd, 64th, ...; a client that errs on fills no disk."""

@@ -1,7 +1,10 @@
 """A run in other forms: the predecessor's log, VLA-Lab, Rerun, and trajectories to train on."""
 
+import itertools
 import json
+import os
 import runpy
+import shutil
 from pathlib import Path
 
 import cv2
@@ -50,11 +53,14 @@ def test_the_predecessor_s_form(run: Path, tmp_path: Path) -> None:
 
 
 def test_vlalab_reads_its_form(run: Path, tmp_path: Path) -> None:
-    target = to_vlalab(run, tmp_path)
+    target = to_vlalab(run, tmp_path, "pick_and_place")
     first = json.loads((target / "steps.jsonl").read_text().splitlines()[0])
     assert "client_send" not in first["timing"], "another clock"
     with pytest.raises(SessionLogError, match="exists already"):
-        to_vlalab(run, tmp_path)
+        to_vlalab(run, tmp_path, "pick_and_place")
+    vlalab = pytest.importorskip("vlalab", reason="vlalab is not installed")
+    assert vlalab.list_projects(dir=tmp_path) == ["pick_and_place"]
+    assert vlalab.list_runs(project="pick_and_place", dir=tmp_path) == vlalab.list_runs(dir=tmp_path) == [target]
     loader = pytest.importorskip("vlalab.logging.run_loader", reason="vlalab is not installed").RunLoader(target)
     assert loader.meta.action_dim == 8
     assert loader.step_count == 5
@@ -78,7 +84,10 @@ def test_rerun_records_it(run: Path, tmp_path: Path) -> None:
 def test_the_doors(run: Path, tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export = runpy.run_path(str(repository / "scripts" / "export_run.py"))["main"]
     assert export([str(run), "--vlalab", str(tmp_path / "lab")]) == 0
-    assert str(tmp_path / "lab" / run.name) in capsys.readouterr().out
+    assert str(tmp_path / "lab" / "diffusion_policy" / run.name) in capsys.readouterr().out
+    assert export([str(run), "--vlalab", str(tmp_path / "lab"), "--project", "../out"]) == 2
+    assert export([str(run), "--rerun", str(tmp_path / "a.rrd"), "--project", "x"]) == 2
+    assert "--project belongs to --vlalab" in capsys.readouterr().err
     assert export([str(tmp_path), "--vlalab", str(tmp_path / "lab")]) == 2
     convert = runpy.run_path(str(repository / "scripts" / "convert_logs_to_trajectories.py"))["main"]
     assert convert([str(run), "--output", str(tmp_path / "data")]) == 0
@@ -166,6 +175,43 @@ def test_an_episode_from_a_log_goes_through_the_converter(run: Path, tmp_path: P
     buffer = ReplayBuffer.open(tmp_path / "set.zarr")
     assert buffer.n_steps == 5
     assert buffer.episode_ends.tolist() == [5]
+
+
+def test_an_export_that_is_interrupted_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("diffusion_policy.serve.log_export.read_image", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        to_vlalab(run, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_conversion_keeps_whole_logs_and_goes_on_with_the_others(
+    run: Path, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    lines = (other / "steps.jsonl").read_text().splitlines()
+    two = [line.replace('"episode": 0', '"episode": 1') if i > 2 else line for i, line in enumerate(lines)]
+    (other / "steps.jsonl").write_text("\n".join(two) + "\n")
+    replace, calls = os.replace, itertools.count()
+
+    def stop_at_the_third(source: Path, target: Path) -> None:
+        if next(calls) == 2:  # one of the first log, the first of two of the second
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr("diffusion_policy.serve.log_to_trajectory.os.replace", stop_at_the_third)
+    main = runpy.run_path(str(repository / "scripts" / "convert_logs_to_trajectories.py"))["main"]
+    assert main([str(run), str(other), "--output", str(tmp_path / "data")]) == 130
+    said = capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["episode_0000"]
+    assert f"1 episodes of 1 logs are kept in {tmp_path / 'data'}; go on with: " in said
+    assert f"{other} --output" in said
+    assert f"{run} {other}" not in said
 
 
 def test_runs_without_an_answer_are_left_out_and_said(
