@@ -12,7 +12,7 @@ GPU: its index, or cpu (default 0). EPOCHS: a positive number (default 200). OVE
 Settings, from the environment; relative paths start at the repository's root:
   OLD_CKPT     7-D checkpoint                data/pretrained/cogact_7d.ckpt
   INIT_CKPT    8-D checkpoint to write       data/pretrained/cogact_7d_to_8d_init.ckpt   (never overwritten)
-  DATASET      dataset to learn from         data/zarr/cogact.zarr
+  DATASET      dataset, or its URL (s3://)   data/zarr/cogact.zarr
   MODE         grow, or strip: the action projections start anew
 and EXPERIMENT, RUN_DIR, LOGS, PYTHON of scripts/train_cogact_finetune.sh.
 
@@ -32,6 +32,7 @@ case "${1:-}" in
         ;;
 esac
 
+export CALLED_FROM=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 export GPU=${1:-${GPU:-0}}
@@ -47,17 +48,14 @@ if [[ -z "${PYTHON:-}" ]]; then
 fi
 export PYTHON
 
-# What training needs is checked here too, so that a slip is found before a checkpoint is written.
-[[ "$GPU" == cpu || "$GPU" =~ ^[0-9]+$ ]] || refuse "GPU is '$GPU'; expected an index such as 0, or cpu"
-[[ "$EPOCHS" =~ ^[1-9][0-9]*$ ]] || refuse "EPOCHS is '$EPOCHS'; expected a positive number"
 [[ "$MODE" == grow || "$MODE" == strip ]] || refuse "MODE is '$MODE'; expected grow or strip"
 [[ -f "$OLD_CKPT" ]] || refuse "no checkpoint $OLD_CKPT; OLD_CKPT names the 7-D checkpoint to grow"
-[[ -d "$DATASET" ]] || refuse "no dataset $DATASET; make it with:" \
-    "python scripts/convert_cogact_to_zarr.py --input TRAJECTORIES --output $DATASET --resolution 320 180"
 [[ ! -e "$INIT_CKPT" ]] || refuse "$INIT_CKPT exists already; train from it with" \
     "scripts/train_cogact_finetune.sh, or name another INIT_CKPT"
+# What training needs is asked first, so that a slip is found before a checkpoint is written.
+CHECK=1 bash scripts/train_cogact_finetune.sh "$@"
 
 mkdir -p "$(dirname "$INIT_CKPT")"
 "$PYTHON" scripts/finetune_from_7d_to_8d.py --old_ckpt "$OLD_CKPT" --new_ckpt "$INIT_CKPT" --mode "$MODE" \
     --dataset "$DATASET"
-bash scripts/train_cogact_finetune.sh "$@"
+CHECKED=1 bash scripts/train_cogact_finetune.sh "$@"

@@ -6,6 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import tiny_run
+from hydra import compose, initialize_config_dir
+from script_parsers import refusal
+
+from diffusion_policy.resolvers import register_resolvers
+from diffusion_policy.workspace import preflight
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ADAPT_AND_TRAIN = "finetune_7d_to_8d.sh"
@@ -15,6 +21,7 @@ TRAIN = "train_cogact_finetune.sh"
 FAKE_PYTHON = """#!/usr/bin/env bash
 printf '%s|' "$@" >> "$CALLS"; echo >> "$CALLS"
 [[ "$1" != "${FAIL_AT:-}" ]] || exit 7
+[[ "$2" != "${FAIL_AT:-}" ]] || exit 2
 previous=
 for word in "$@"; do
     [[ "$previous" != --new_ckpt ]] || touch "$word"
@@ -44,6 +51,10 @@ class Workbench:
     def calls(self) -> list[list[str]]:
         notes = self.folder / "calls.txt"
         return [line.rstrip("|").split("|") for line in notes.read_text().splitlines()] if notes.exists() else []
+
+    def scripts(self) -> list[str]:
+        """What ran, but for the checks before it."""
+        return [words[0] for words in self.calls() if words[0] != "-m"]
 
 
 @pytest.fixture
@@ -75,7 +86,9 @@ def with_init(bench: Workbench) -> Path:
 def test_adapts_then_trains_from_what_it_adapted(bench: Workbench) -> None:
     finished = bench.run(ADAPT_AND_TRAIN, "1", "5", "dataloader.batch_size=8")
     assert finished.returncode == 0, finished.stderr
-    adapt, train = bench.calls()
+    check, adapt, train = bench.calls()
+    assert check[:2] == ["-m", "diffusion_policy.workspace.preflight"]
+    assert check[2:] == train[1:-1] + train[-1:], "what is trained is what was checked"
     init, dataset = bench.environment["INIT_CKPT"], bench.environment["DATASET"]
     assert adapt[0] == "scripts/finetune_from_7d_to_8d.py"
     assert adapt[1:5] == ["--old_ckpt", bench.environment["OLD_CKPT"], "--new_ckpt", init]
@@ -87,20 +100,20 @@ def test_adapts_then_trains_from_what_it_adapted(bench: Workbench) -> None:
 
 def test_defaults_without_arguments(bench: Workbench) -> None:
     assert bench.run(ADAPT_AND_TRAIN).returncode == 0
-    assert {"training.device=cuda:0", "training.num_epochs=200"} <= set(bench.calls()[1])
+    assert {"training.device=cuda:0", "training.num_epochs=200"} <= set(bench.calls()[-1])
 
 
 def test_a_failing_step_is_the_last(bench: Workbench) -> None:
     finished = bench.run(ADAPT_AND_TRAIN, FAIL_AT="scripts/finetune_from_7d_to_8d.py")
     assert finished.returncode == 7
-    assert len(bench.calls()) == 1, "nothing trains after the adapter failed"
+    assert bench.scripts() == ["scripts/finetune_from_7d_to_8d.py"], "nothing trains after the adapter failed"
 
 
 def test_logs_are_judged_when_asked_for(bench: Workbench) -> None:
     init = with_init(bench)
     finished = bench.run(TRAIN, LOGS="1", GPU="cpu")
     assert finished.returncode == 0, finished.stderr
-    train, infer, validate = bench.calls()
+    _, train, infer, validate = bench.calls()
     assert f"pretrained.path='{init}'" in train
     run = bench.environment["RUN_DIR"]
     assert infer[1:] == [
@@ -133,7 +146,7 @@ def test_help_says_every_setting(bench: Workbench, launcher: str) -> None:
         (["0", "many"], {}, "EPOCHS is 'many'"),
         ([], {"MODE": "guess"}, "MODE is 'guess'; expected grow or strip"),
         ([], {"OLD_CKPT": "absent.ckpt"}, "no checkpoint absent.ckpt"),
-        ([], {"DATASET": "absent.zarr"}, "no dataset absent.zarr; make it with: python scripts/convert_cogact"),
+        ([], {"DATASET": "absent.zarr"}, "no dataset absent.zarr; make it with: "),
     ],
 )
 def test_adapting_refuses(bench: Workbench, arguments: list[str], settings: dict[str, str], message: str) -> None:
@@ -157,7 +170,7 @@ def test_an_adapted_checkpoint_is_never_overwritten(bench: Workbench) -> None:
         ({"EPOCHS": "1.5"}, "EPOCHS is '1.5'"),
         ({"LOGS": "yes"}, "LOGS is 'yes'; expected 0 or 1"),
         ({"EXPERIMENT": "absent"}, "no config/experiment/absent.yaml"),
-        ({"INIT_CKPT": "absent.ckpt"}, "make it with: python scripts/finetune_from_7d_to_8d.py"),
+        ({"INIT_CKPT": "absent.ckpt"}, "make it with: "),
         ({"DATASET": "absent.zarr"}, "no dataset absent.zarr"),
     ],
 )
@@ -167,3 +180,64 @@ def test_training_refuses(bench: Workbench, settings: dict[str, str], message: s
     assert finished.returncode == 2
     assert message in finished.stderr
     assert bench.calls() == []
+
+
+@pytest.mark.parametrize("launcher", [ADAPT_AND_TRAIN, TRAIN])
+def test_nothing_is_written_if_training_could_not_start(bench: Workbench, launcher: str) -> None:
+    """The device, the dataset behind a URL and every override are asked about first."""
+    if launcher == TRAIN:
+        with_init(bench)
+    before = sorted(bench.folder.rglob("*"))
+    finished = bench.run(launcher, FAIL_AT="diffusion_policy.workspace.preflight", DATASET="s3://bucket/set.zarr")
+    assert finished.returncode == 2, finished.stderr
+    assert bench.scripts() == []
+    assert sorted(path for path in bench.folder.rglob("*") if path.name != "calls.txt") == before
+
+
+@pytest.mark.parametrize(
+    "dataset", ["s3://bucket/a set.zarr", "it's a set.zarr", "set [1], ${x}=2.zarr", "set.zarr.zip"]
+)
+def test_datasets_of_any_name_and_in_a_store(bench: Workbench, dataset: str) -> None:
+    with_init(bench)
+    if "://" not in dataset:
+        dataset = str(bench.folder / dataset)
+        Path(dataset).touch()
+    assert bench.run(TRAIN, DATASET=dataset).returncode == 0
+    _, train = bench.calls()
+    with initialize_config_dir(str(REPOSITORY / "config"), version_base="1.2"):
+        register_resolvers()
+        composed = compose("train_cogact_robot", overrides=train[2:])
+    assert composed.task.dataset_path == dataset
+
+
+def test_the_device_of_an_override_is_used_throughout(bench: Workbench) -> None:
+    with_init(bench)
+    assert bench.run(TRAIN, "training.device=cpu", LOGS="1").returncode == 0
+    *_, infer, _ = bench.calls()
+    assert infer[-2:] == ["--device", "cpu"]
+
+
+def test_remedies_run_from_where_the_launcher_was_called(bench: Workbench) -> None:
+    """Pasted into bash, with an interpreter that only notes what it is asked to do."""
+    absent = str(bench.folder / "an absent, 'quoted' set.zarr")
+    finished = bench.run(ADAPT_AND_TRAIN, DATASET=absent)
+    remedy = finished.stderr.strip().partition("make it with: ")[2]
+    subprocess.run(["bash", "-c", remedy], cwd=bench.folder, env=bench.environment, check=True)
+    (convert,) = bench.calls()
+    assert convert[0] == "scripts/convert_cogact_to_zarr.py"
+    assert refusal("convert_cogact_to_zarr", convert[1:]) is None
+    assert absent in convert
+
+
+def test_preflight(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = tiny_run.write_dataset(tmp_path / "set.zarr")
+    fine = [f"task.dataset_path={dataset}", "training.device=cpu"]
+    assert preflight.main(fine) == 0
+    for wrong, message in [
+        ("training.device=cuda:7", "training.device=cuda:7: "),
+        (f"task.dataset_path={tmp_path / 'absent.zarr'}", "no zarr dataset there"),
+        ("training.num_epoch=3", "did you mean training.num_epochs?"),
+    ]:
+        assert preflight.main([*fine, wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["set.zarr"], "asking writes nothing"

@@ -1,0 +1,57 @@
+"""Whether a training run could start here, asked before anything is written: settings, device, datasets.
+
+    python -m diffusion_policy.workspace.preflight ARGUMENTS OF train.py
+
+The launchers ask it before they adapt a checkpoint. Exit status: 0 it could, 2 it could not, with one message.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+
+from diffusion_policy.command_line import refuse
+from diffusion_policy.dataset.joined_datasets import dataset_paths
+from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.installation import CONFIG
+from diffusion_policy.resolvers import register_resolvers
+from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.workspace.overrides import check_overrides
+from diffusion_policy.workspace.processes import find_device
+
+DEFAULT = "train_cogact_robot"
+
+
+def check_start(arguments: Sequence[str]) -> None:
+    """Check what `train.py` would need first.
+
+    Args:
+        arguments: of its command line.
+
+    Raises:
+        WorkspaceError: a setting that does not exist, a device that is not there, or a dataset that does not open.
+    """
+    register_resolvers()
+    check_overrides(CONFIG, DEFAULT, arguments)
+    parsed = get_args_parser().parse_args(list(arguments))
+    with initialize_config_dir(str(CONFIG), version_base="1.2"):
+        cfg = compose(parsed.config_name or DEFAULT, overrides=parsed.overrides)
+    find_device(cfg.training.device)
+    for path in dataset_paths(cfg.task.dataset.zarr_path):
+        ReplayBuffer.open(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the check; returns the exit status."""
+    try:
+        check_start(sys.argv[1:] if arguments is None else arguments)
+    except (WorkspaceError, OSError) as error:
+        return refuse(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
