@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.gripper_scale import add_gripper_scale
 
 if TYPE_CHECKING:
     from diffusion_policy.adapt.ledger import Ledger
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help="change TARGET's config: a.b=v, +a.b=v",
         )
         command.add_argument("--dataset", metavar="ZARR", help="statistics of new dimensions come from this dataset")
+        add_gripper_scale(command)
         command.add_argument("--page", metavar="HTML", help="also write the ledger as a map of the network")
     apply.add_argument("--out", required=True)
     apply.add_argument("--ledger", metavar="JSON", help="where the ledger goes (default: OUT.ledger.json)")
@@ -72,7 +74,8 @@ def _ledger(arguments: argparse.Namespace) -> Ledger:
     from diffusion_policy.adapt.files import apply_file, open_target, plan_file, rules_of
     from diffusion_policy.adapt.ledger_page import write_page
 
-    target, rules = open_target(arguments.target, arguments.dataset, arguments.set), rules_of(arguments.rules)
+    target = open_target(arguments.target, arguments.dataset, arguments.set, arguments.gripper_scale)
+    rules = rules_of(arguments.rules)
     if arguments.command == "plan":
         ledger = plan_file(arguments.source, target, rules)
     else:

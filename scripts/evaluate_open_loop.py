@@ -15,6 +15,7 @@ from pathlib import Path
 
 from diffusion_policy.command_line import Answer, run_command
 from diffusion_policy.gripper_events import TOLERANCE_SECONDS
+from diffusion_policy.gripper_scale import add_gripper_scale
 from diffusion_policy.policy import SCHEDULER_NAMES
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
 
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", type=Path, metavar="ZARR")
     parser.add_argument("--against", type=Path, metavar="CKPT", help="another checkpoint to compare with")
     parser.add_argument("--episodes", nargs="+", default=["held-out"], help="held-out (default), all, or numbers")
+    add_gripper_scale(parser)
     parser.add_argument("--samples", type=int, default=4, help="noise samples at each step (default 4)")
     parser.add_argument("--scheduler", choices=SCHEDULER_NAMES, default=DEFAULT_SAMPLER.scheduler)
     parser.add_argument(
@@ -55,6 +57,7 @@ def work(arguments: argparse.Namespace) -> Answer:
             arguments.samples,
             arguments.device,
             tolerance_s=arguments.tolerance,
+            gripper_scale=arguments.gripper_scale,
         )
         for path in checkpoints
     ]

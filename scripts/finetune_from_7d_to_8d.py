@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.gripper_scale import add_gripper_scale
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", choices=("grow", "strip"), default="grow",
                         help="grow: keep what the action projections know, proven; strip: start them anew")  # fmt: skip
     parser.add_argument("--dataset", metavar="ZARR", help="take the gripper's normaliser entry from this dataset")
+    add_gripper_scale(parser)
     parser.add_argument("--ledger", metavar="JSON", help="where the ledger goes (default: NEW_CKPT.ledger.json)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing NEW_CKPT")
 
@@ -32,7 +34,7 @@ def work(arguments: argparse.Namespace) -> Answer:
 
     ledger = grow_7d_to_8d(
         arguments.old_ckpt, arguments.new_ckpt, arguments.mode, arguments.dataset,
-        ledger_path=arguments.ledger, overwrite=arguments.overwrite,
+        ledger_path=arguments.ledger, overwrite=arguments.overwrite, gripper_scale=arguments.gripper_scale,
     )  # fmt: skip
     return Answer([ledger.table(), f"wrote {arguments.new_ckpt}"])
 

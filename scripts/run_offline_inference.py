@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.gripper_scale import add_gripper_scale
 from diffusion_policy.policy import SCHEDULER_NAMES
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
 
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WHICH",
         help="held-out (default), all, or episode numbers",
     )
+    add_gripper_scale(parser)
     parser.add_argument("--scheduler", choices=SCHEDULER_NAMES, default=DEFAULT_SAMPLER.scheduler)
     parser.add_argument(
         "--steps", type=int, default=DEFAULT_SAMPLER.steps, help="denoising steps (default %(default)d)"
@@ -55,6 +57,7 @@ def work(arguments: argparse.Namespace) -> Answer:
         seed=arguments.seed,
         stride=arguments.stride,
         which=arguments.weights,
+        gripper_scale=arguments.gripper_scale,
     )
     return Answer(f"{len(logs)} logs in {arguments.output}")
 

@@ -1,5 +1,10 @@
 """Every kind of gripper scale, as tests plant it: a name, and what is found of it without a word from anyone."""
 
+from pathlib import Path
+
+import numpy as np
+
+from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, ReplayBuffer
 from diffusion_policy.gripper_scale import parse_scale
 
 # Open, closed on an object, open: 0 closed .. 1 open.
@@ -29,3 +34,14 @@ FOREIGN = (
 def written(name: str, values: list[float] | None = None) -> list[float]:
     """Gripper values of 0 closed .. 1 open (GRASP by default), as a recorder of that scale writes them."""
     return [float(value) for value in parse_scale(name).from_internal(GRASP if values is None else values)]
+
+
+def rewrite_gripper(dataset: Path, command: str, measured: str | None = None) -> Path:
+    """Store the gripper of a dataset of 0..1 in other scales, and take its label away."""
+    buffer = ReplayBuffer.open(dataset, mode="r+")
+    for key, name in ((ACTION_KEY, command), (GRIPPER_KEY, measured or command)):
+        rows = np.asarray(buffer[key][:], dtype=np.float64)
+        rows[:, -1] = parse_scale(name).from_internal(rows[:, -1])
+        buffer[key][:] = rows
+    buffer.root.attrs.pop("action_semantics", None)
+    return dataset

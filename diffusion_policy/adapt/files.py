@@ -39,12 +39,18 @@ _ABSENT = object()
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".weights")
 
 
-def open_target(name: str | Path, dataset: str | Path | None = None, changes: Sequence[str] = ()) -> Target:
+def open_target(
+    name: str | Path,
+    dataset: str | Path | None = None,
+    changes: Sequence[str] = (),
+    gripper_scale: str | None = None,
+) -> Target:
     """A target by name: a checkpoint, a JSON manifest, a training config (name or path), or a model such as `vpt`.
 
     Args:
         name: as above. A checkpoint with changes stands for its config, so changed.
         dataset: for a config: statistics of new dimensions come from this zarr.
+        gripper_scale: that the dataset's gripper is stored in where it is not 0..1.
         changes: of its config: "a.b=v", or "+a.b=v" for a key that a training config does not have.
 
     Raises:
@@ -54,7 +60,9 @@ def open_target(name: str | Path, dataset: str | Path | None = None, changes: Se
     if path.suffix == ".ckpt":
         if not changes:
             return target_from_checkpoint(path)
-        return target_from_config(_changed(read_checkpoint(path).cfg, changes), path.name, dataset)
+        return target_from_config(
+            _changed(read_checkpoint(path).cfg, changes), path.name, dataset, gripper_scale=gripper_scale
+        )
     if path.suffix == ".json" and read_config(path) is None:
         if changes:
             raise AdaptError(f"{name} is a manifest and has no config to change")
@@ -66,7 +74,8 @@ def open_target(name: str | Path, dataset: str | Path | None = None, changes: Se
     project = open_project_config(path)
     if project is None:
         raise AdaptError(f"no target {str(name)!r}; expected a training config, .ckpt, .json, {', '.join(DEFINITIONS)}")
-    return target_from_config(_changed(OmegaConf.create(dict(project.config)), changes), project.name, dataset)
+    changed = _changed(OmegaConf.create(dict(project.config)), changes)
+    return target_from_config(changed, project.name, dataset, gripper_scale=gripper_scale)
 
 
 def _changed(cfg: DictConfig, changes: Sequence[str]) -> DictConfig:

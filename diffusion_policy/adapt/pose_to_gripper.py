@@ -44,6 +44,7 @@ def grow_7d_to_8d(
     *,
     ledger_path: str | Path | None = None,
     overwrite: bool = False,
+    gripper_scale: str | None = None,
 ) -> Ledger:
     """Make an 8-D (pose and gripper) checkpoint of a 7-D (pose) one.
 
@@ -55,6 +56,7 @@ def grow_7d_to_8d(
         dataset: a zarr whose action's gripper column gives the gripper's normaliser entry; None: its range 0 to 1.
         ledger_path: where the ledger goes; None: `<new_ckpt>.ledger.json`.
         overwrite: an existing `new_ckpt` is replaced.
+        gripper_scale: that the dataset's gripper is stored in where it is not 0..1; the checkpoint's is 0..1.
 
     Raises:
         AdaptError: the source is not a 7-D pose policy, or anything that `adapt_checkpoint` refuses.
@@ -66,7 +68,8 @@ def grow_7d_to_8d(
     check_pose_layout(checkpoint)
     if dataset is not None:
         _check_dataset(dataset)
-    target = target_from_config(gripper_config(checkpoint.cfg), "8-D (pose and gripper)", dataset)
+    config = gripper_config(checkpoint.cfg)
+    target = target_from_config(config, "8-D (pose and gripper)", dataset, gripper_scale=gripper_scale)
     return adapt_checkpoint(
         checkpoint, target, read_rules(RULES[mode]), new_ckpt,
         ledger_path=ledger_path, must_preserve=mode == "grow", overwrite=overwrite,

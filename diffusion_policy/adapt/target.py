@@ -18,7 +18,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
@@ -28,6 +27,7 @@ from diffusion_policy.adapt.layout import Layout, policy_config, robot_layout
 from diffusion_policy.adapt.plan import describe_state
 from diffusion_policy.checkpoint import build_policy, read_checkpoint
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.model.normalizer import SingleFieldLinearNormalizer
 from diffusion_policy.spec import (
     GRIPPER,
@@ -77,7 +77,9 @@ class Target:
         return self.build()
 
 
-def target_from_config(cfg: DictConfig, name: str, dataset: str | Path | None = None, seed: int = 0) -> Target:
+def target_from_config(
+    cfg: DictConfig, name: str, dataset: str | Path | None = None, seed: int = 0, gripper_scale: str | None = None
+) -> Target:
     """Build the policy of a config once and lay out its normaliser.
 
     Args:
@@ -85,9 +87,10 @@ def target_from_config(cfg: DictConfig, name: str, dataset: str | Path | None = 
         name: for messages.
         dataset: a zarr whose statistics fill the normaliser's new dimensions.
         seed: of the policy's own initialisation.
+        gripper_scale: that the dataset's gripper is stored in where it is not 0..1; its statistics are of 0..1.
     """
     spec = read_shape_meta(policy_config(cfg)["shape_meta"])
-    buffer = ReplayBuffer.open(dataset) if dataset is not None else None
+    buffer = None if dataset is None else ReplayBuffer.open(dataset, gripper_scale=parse_scales(gripper_scale))
     entries, measured = _normalizer_entries(spec, buffer)
 
     def build() -> dict[str, Tensor]:
@@ -195,7 +198,7 @@ def _measured(buffer: ReplayBuffer, key: str) -> dict[str, Statistics]:
     """Statistics per named column of one array of a dataset; empty if it has no such array."""
     if key not in buffer:
         return {}
-    fitted = SingleFieldLinearNormalizer.create_fit(np.asarray(buffer[key][:]))
+    fitted = SingleFieldLinearNormalizer.create_fit(buffer.columns(key, buffer.names(key)))
     stats = {f"input_stats.{name}": numbers for name, numbers in fitted.get_input_stats().items()}
     columns = {**stats, "scale": fitted.params_dict["scale"], "offset": fitted.params_dict["offset"]}
     return {

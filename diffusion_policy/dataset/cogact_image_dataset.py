@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffusion_policy.dataset.gripper_columns import ScaleSetting, scale_of_each
 from diffusion_policy.dataset.joined_datasets import dataset_paths
 from diffusion_policy.dataset.observations import gather, prepare
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, DatasetError
@@ -57,12 +58,15 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         exclude_episodes: names of episodes that are not used. Neither filter changes the validation split.
         obs_dropout: per low-dimensional key, how often training hides it behind the middle of its range, so that a
             policy cannot copy what it observes.
+        gripper_scale: that the gripper is stored in where it is not 0 (closed) to 1 (open) (`gripper_scale`): one name,
+            or one or None for each dataset; it is converted.
 
     Attributes:
         spec: what a step is, from shape_meta.
         episode_ends: (E,) int64, exclusive end of every episode, over all datasets.
         episode_names: (E,) as recorded.
-        semantics: what the recorded action's numbers mean; None in files that do not say.
+        semantics: what the action's numbers mean as they are read; None in files that do not say.
+        gripper_scale: names of the scales that a gripper was converted from; empty where it is stored as 0..1.
         windows: those of the episodes in use.
         train_episodes: (E,) bool.
         validation_episodes: (E,) bool.
@@ -92,13 +96,16 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         only_episodes: Sequence[str] | None = None,
         exclude_episodes: Sequence[str] = (),
         obs_dropout: Mapping[str, float] | None = None,
+        gripper_scale: ScaleSetting = None,
     ) -> None:
         self.spec = read_shape_meta(shape_meta)
         self.n_obs_steps = horizon if n_obs_steps is None else n_obs_steps
         self.n_latency_steps = n_latency_steps
         self._span = {"horizon": horizon + n_latency_steps, "pad_before": pad_before, "pad_after": pad_after}
         paths = dataset_paths(zarr_path)
-        self._sources = [open_source(path, self.spec) for path in paths]
+        scales = scale_of_each(gripper_scale, len(paths))
+        self._sources = [open_source(path, self.spec, scale) for path, scale in zip(paths, scales, strict=True)]
+        self.gripper_scale = tuple(source.gripper_scale for source in self._sources if source.gripper_scale)
         self.semantics = next((source.semantics for source in self._sources if source.semantics), None)
         self.episode_names = tuple(name for source in self._sources for name in source.episode_names)
         lengths = [np.diff(source.episode_ends, prepend=0) for source in self._sources]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_policy.dataset.gripper_columns import ScaleSetting, scale_of_each
 from diffusion_policy.dataset.replay_buffer import DatasetError, ReplayBuffer
 
 
@@ -32,13 +33,17 @@ class JoinedDatasets:
         episode_ends: (E,) int64, exclusive end of every episode, counted over all of them.
     """
 
-    def __init__(self, zarr_path: str | Path | Sequence[str | Path]) -> None:
-        """Open them.
+    def __init__(self, zarr_path: str | Path | Sequence[str | Path], gripper_scale: ScaleSetting = None) -> None:
+        """Open them; ``gripper_scale`` as `CogActImageDataset` takes it.
 
         Raises:
             DatasetError: there is none, or one of them is no dataset.
         """
-        self._buffers = [ReplayBuffer.open(path) for path in dataset_paths(zarr_path)]
+        paths = dataset_paths(zarr_path)
+        scales = scale_of_each(gripper_scale, len(paths))
+        self._buffers = [
+            ReplayBuffer.open(path, gripper_scale=scale) for path, scale in zip(paths, scales, strict=True)
+        ]
         self.where = ", ".join(buffer.where for buffer in self._buffers)
         lengths = [np.diff(buffer.episode_ends, prepend=0) for buffer in self._buffers]
         self.episode_ends: NDArray[np.int64] = np.cumsum(np.concatenate(lengths))
@@ -58,8 +63,13 @@ class JoinedDatasets:
 
     @property
     def semantics(self) -> Mapping[str, Any] | None:
-        """What the action's numbers mean; None in files that do not say."""
+        """What the action's numbers mean as `rows` gives them; None in files that do not say."""
         return next((buffer.semantics for buffer in self._buffers if buffer.semantics is not None), None)
+
+    @property
+    def needs_gripper_scale(self) -> bool:
+        """Whether the scale of a gripper in one of them is not known."""
+        return any(scales is not None and scales.unknown for scales in (b.gripper_scales for b in self._buffers))
 
     def names(self, key: str) -> tuple[str, ...]:
         """Names of the dimensions of a vector array (N, D), as the first dataset orders them."""
@@ -70,6 +80,7 @@ class JoinedDatasets:
 
         Raises:
             DatasetError: a dataset lacks the array, or a dimension of it.
+            SpecError: it holds a gripper whose scale is not known.
         """
         if self._buffers[0][key].ndim != 2:
             return np.concatenate([np.asarray(buffer[key][:]) for buffer in self._buffers])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from zarr.codecs import BloscCodec
 from zarr.core.array_spec import ArrayConfigParams
 
 from diffusion_policy.commands import command
+from diffusion_policy.dataset.gripper_columns import converted, internal_label, is_gripper, scales_of_dataset
 from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec, zarr_arguments
+from diffusion_policy.gripper_scale import DeclaredScales, FoundScales
 from diffusion_policy.places import place, reaching
-from diffusion_policy.spec import WorkspaceError, default_names
+from diffusion_policy.spec import GRIPPER, WorkspaceError, default_names
 
 IMAGE_KEY = "image"
 POSE_KEY = "robot_eef_pose"
@@ -69,9 +72,10 @@ class ArrayLayout:
 class ReplayBuffer:
     """A dataset on disk. Nothing is read until it is asked for."""
 
-    def __init__(self, root: zarr.Group, where: str) -> None:
+    def __init__(self, root: zarr.Group, where: str, gripper_scale: DeclaredScales | None = None) -> None:
         self.root = root
         self.where = where
+        self._declared_scale = gripper_scale
         self._data = _group(root, "data", where)
         ends = _group(root, "meta", where).get("episode_ends")
         if not isinstance(ends, zarr.Array):
@@ -81,8 +85,13 @@ class ReplayBuffer:
         self._check()
 
     @classmethod
-    def open(cls, path: Path | str, *, mode: str = "r") -> ReplayBuffer:
+    def open(cls, path: Path | str, *, mode: str = "r", gripper_scale: DeclaredScales | None = None) -> ReplayBuffer:
         """Open a dataset, in a folder or at a URL, read-only by default.
+
+        Args:
+            path: of the dataset.
+            mode: of zarr.
+            gripper_scale: that its gripper is stored in, where somebody says so.
 
         Raises:
             DatasetError: no dataset there, or one whose arrays and episodes disagree.
@@ -99,7 +108,7 @@ class ReplayBuffer:
                 if begun:
                     todo = "a conversion to it is unfinished; the command that made it goes on with --resume"
                 raise DatasetError(f"{found}: no zarr dataset there; {todo}") from error
-            return cls(root, str(found))
+            return cls(root, str(found), gripper_scale)
 
     @classmethod
     def create(
@@ -138,10 +147,30 @@ class ReplayBuffer:
         return len(self.episode_ends)
 
     @property
-    def semantics(self) -> dict[str, Any] | None:
-        """What the action's numbers mean; None in files that do not say."""
+    def label(self) -> dict[str, Any] | None:
+        """What the action's numbers mean as stored; None in files that do not say."""
         found = self.root.attrs.get(SEMANTICS)
         return dict(found) if isinstance(found, Mapping) else None
+
+    @property
+    def semantics(self) -> dict[str, Any] | None:
+        """What the action's numbers mean as `columns` gives them; None in files that do not say."""
+        return internal_label(self.label, self.gripper_scales)
+
+    @cached_property
+    def gripper_scales(self) -> FoundScales | None:
+        """The scales that its gripper is stored in; None without one.
+
+        Raises:
+            SpecError: the numbers contradict what is declared, or the label is none.
+        """
+        return scales_of_dataset(self, ACTION_KEY, GRIPPER_KEY, self._declared_scale)
+
+    def stored_column(self, key: str, name: str) -> NDArray[Any] | None:
+        """(N,) one dimension of a vector array as stored; None where there is none of that name."""
+        if key not in self or self[key].ndim != 2 or name not in self.names(key):
+            return None
+        return np.asarray(self[key][:])[:, self.names(key).index(name)]
 
     def __contains__(self, key: str) -> bool:
         return key in self._data
@@ -161,10 +190,11 @@ class ReplayBuffer:
         return default_names(array.shape[-1], prefix="a" if key == ACTION_KEY else f"{key}.")
 
     def columns(self, key: str, names: Sequence[str], lacking: str = "it lacks") -> NDArray[Any]:
-        """The columns (N, D) of a vector array that bear these names, in this order.
+        """The columns (N, D) of a vector array that bear these names, in this order; a gripper as 0 closed .. 1 open.
 
         Raises:
             DatasetError: the array is no vector, or has not all of them; `lacking` are the words before those.
+            SpecError: a gripper is asked for whose scale is not known.
         """
         array = self[key]
         if array.ndim != 2:
@@ -173,7 +203,12 @@ class ReplayBuffer:
         missing = [name for name in names if name not in found]
         if missing:
             raise DatasetError(f"{self.where}: data/{key} has dimensions {list(found)}; {lacking} {missing}")
-        return np.ascontiguousarray(np.asarray(array[:])[:, [found.index(name) for name in names]])
+        rows = np.ascontiguousarray(np.asarray(array[:])[:, [found.index(name) for name in names]])
+        scales = self.gripper_scales if GRIPPER in names and is_gripper(key, ACTION_KEY) else None
+        if scales is None:
+            return rows
+        scale = scales.command if key == ACTION_KEY or scales.measured is None else scales.measured
+        return converted(rows, names, scale, scales, f"{self.where}: data/{key}")
 
     def append(self, episode: Mapping[str, NDArray[Any]]) -> None:
         """Add one episode; every array of data/ gets one row per step.

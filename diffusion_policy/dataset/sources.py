@@ -6,6 +6,7 @@ Steps are counted over all of them; whoever reads a step need not know which fil
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from diffusion_policy.cores import usable_cores
 from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, DatasetError, ReplayBuffer
 from diffusion_policy.dataset.windows import IndexArray
+from diffusion_policy.gripper_scale import DeclaredScales
 from diffusion_policy.spec import (
     POSE,
     ObsField,
@@ -28,6 +30,8 @@ from diffusion_policy.spec import (
     check_semantics,
     layout_from_range,
 )
+
+logger = logging.getLogger(__name__)
 
 Semantics = Mapping[str, Any]
 
@@ -42,7 +46,8 @@ class Source:
         episode_names: (E,) as recorded ("episode_0066"); by position in files that do not say.
         semantics: what its action's numbers mean; None in files that do not say.
         action: (N, Da) float32, the columns that `spec` names.
-        low_dim: per key (N, D) float32, likewise.
+        low_dim: per key (N, D) float32, likewise. A gripper is 0 closed .. 1 open in both.
+        gripper_scale: name of the scale that its gripper is stored in and converted from; None where it is 0..1.
         content: changes when the images do.
     """
 
@@ -53,6 +58,7 @@ class Source:
     action: NDArray[np.float32]
     low_dim: Mapping[str, NDArray[np.float32]]
     content: str
+    gripper_scale: str | None = None
 
     @property
     def n_steps(self) -> int:
@@ -60,14 +66,14 @@ class Source:
         return int(self.episode_ends[-1])
 
 
-def open_source(path: str | Path, spec: StepSpec) -> Source:
+def open_source(path: str | Path, spec: StepSpec, gripper_scale: DeclaredScales | None = None) -> Source:
     """Open a dataset and check it against what a policy reads and predicts.
 
     Raises:
         DatasetError: no dataset, no episode, a key or dimension missing, or another image size.
-        SpecError: its numbers mean something else.
+        SpecError: its numbers mean something else, or its gripper is in a scale that is not known.
     """
-    buffer = ReplayBuffer.open(path)
+    buffer = ReplayBuffer.open(path, gripper_scale=gripper_scale)
     if buffer.n_episodes == 0:
         raise DatasetError(f"{buffer.where}: has no episode")
     for field in spec.rgb:
@@ -83,7 +89,20 @@ def open_source(path: str | Path, spec: StepSpec) -> Source:
         action=action,
         low_dim={field.key: _named_columns(buffer, field.key, field.names) for field in spec.low_dim},
         content=str(buffer.root.attrs.get("content_sha256", "")),
+        gripper_scale=_stored_scale(buffer),
     )
+
+
+def _stored_scale(buffer: ReplayBuffer) -> str | None:
+    """The scale of a gripper that is converted, as a flag names it; said in the log."""
+    scales = buffer.gripper_scales
+    found = [] if scales is None else [one for one in (scales.command, scales.measured) if one is not None]
+    names = [one.scale.name for one in found if one.scale is not None]
+    if all(one.is_internal for one in found if one.scale is not None):
+        return None
+    name = "/".join(dict.fromkeys(names))
+    logger.info("%s: its gripper is %s and read as 0 (closed) to 1 (open)", buffer.where, name)
+    return name
 
 
 class Frames:

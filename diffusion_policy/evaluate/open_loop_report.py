@@ -191,6 +191,7 @@ def evaluate_open_loop(
     which: str = "ema_model",
     tolerance_s: float = TOLERANCE_SECONDS,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    gripper_scale: str | None = None,
 ) -> OpenLoopReport:
     """Evaluate a checkpoint on recorded episodes.
 
@@ -204,6 +205,7 @@ def evaluate_open_loop(
         which: "ema_model" or "model".
         tolerance_s: seconds that a predicted gripper event may be away from a recorded one.
         on_progress: called with the steps done, and those of all samples of all episodes.
+        gripper_scale: that the dataset's gripper is stored in, see `open_recorded`; errors are of 0 closed .. 1 open.
 
     Raises:
         WorkspaceError: of the checkpoint, the dataset, their meaning, or the choice of episodes.
@@ -213,7 +215,7 @@ def evaluate_open_loop(
     if not 0 < tolerance_s < math.inf:
         raise EvaluateError(f"the tolerance of gripper events is {tolerance_s} s; expected a positive number")
     sampling = sampling or Sampling()
-    recorded, checkpoint = open_recorded(checkpoint_path, zarr_path, device, which)
+    recorded, checkpoint = open_recorded(checkpoint_path, zarr_path, device, which, gripper_scale)
     if recorded.policy.spec.action_names == ROTVEC_WIDTH:
         raise EvaluateError(f"{checkpoint_path}: predicts rotation vectors; open-loop errors are of quaternion poses")
     set_sampler(recorded.policy, sampling.scheduler, sampling.steps)

@@ -27,11 +27,13 @@ from omegaconf import OmegaConf
 
 from diffusion_policy.checkpoint import Checkpoint, load_policy, read_checkpoint
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
+from diffusion_policy.dataset.gripper_columns import ScaleSetting
 from diffusion_policy.dataset.joined_datasets import JoinedDatasets
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY
 from diffusion_policy.dataset.windows import validation_episodes
 from diffusion_policy.evaluate.writing import EvaluateError
 from diffusion_policy.gripper_events import control_period
+from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.policy.sampler import set_sampler
@@ -63,15 +65,16 @@ class RecordedEpisodes:
         policy: DiffusionTransformerHybridImagePolicy,
         zarr_path: str | Path | Sequence[str | Path],
         n_latency_steps: int = 0,
+        gripper_scale: ScaleSetting = None,
     ):
-        """Open the dataset, or several as one, for this policy.
+        """Open the dataset, or several as one, for this policy; ``gripper_scale`` as `CogActImageDataset` takes it.
 
         Raises:
             DatasetError, SpecError: no dataset, or not what the policy reads (keys, sizes, meaning of the numbers).
         """
         before, after = policy.n_obs_steps - 1, policy.n_action_steps - 1
         self.policy = policy
-        self.buffer = JoinedDatasets(zarr_path)
+        self.buffer = JoinedDatasets(zarr_path, gripper_scale)
         self.where = self.buffer.where
         self._windows = CogActImageDataset(
             policy.shape_meta,
@@ -81,6 +84,7 @@ class RecordedEpisodes:
             pad_after=after + n_latency_steps,
             n_obs_steps=policy.n_obs_steps,
             n_latency_steps=n_latency_steps,
+            gripper_scale=gripper_scale,
         )
         assert len(self._windows) == self.buffer.n_steps, "one window per step"
 
@@ -133,7 +137,7 @@ class RecordedEpisodes:
         return dict(self._windows.get_batch(steps)["obs"])
 
     def logged_states(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(N, 8) measured pose, then gripper."""
+        """(N, 8) measured pose, then gripper (0 closed .. 1 open)."""
         pose, gripper = (self.buffer.rows(key).astype(np.float64) for key in (POSE_KEY, GRIPPER_KEY))
         return np.concatenate([pose[steps], gripper[steps]], axis=1)
 
@@ -201,6 +205,7 @@ def run_recorded_inference(
     seed: int = 42,
     stride: int = 1,
     which: str = "ema_model",
+    gripper_scale: str | None = None,
 ) -> list[Path]:
     """Run a checkpoint over recorded episodes and write one log of the third generation for each.
 
@@ -215,6 +220,7 @@ def run_recorded_inference(
         seed: of the noise.
         stride: one inference every so many recorded steps.
         which: "ema_model" or "model".
+        gripper_scale: that the dataset's gripper is stored in, see `open_recorded`; logs hold 0 closed .. 1 open.
 
     Returns:
         the logs, in the order of the episodes.
@@ -225,7 +231,7 @@ def run_recorded_inference(
     if stride < 1:
         raise EvaluateError(f"stride is {stride}; expected 1 or more")
     checkpoint_path = Path(checkpoint_path)
-    recorded, checkpoint = open_recorded(checkpoint_path, zarr_path, device, which)
+    recorded, checkpoint = open_recorded(checkpoint_path, zarr_path, device, which, gripper_scale)
     set_sampler(recorded.policy, scheduler, steps)
     sampling = Sampling(scheduler, steps, seed)
     chosen = recorded.choose(episodes, checkpoint)
@@ -251,9 +257,21 @@ def run_recorded_inference(
 
 
 def open_recorded(
-    checkpoint_path: str | Path, zarr_path: str | Path, device: str = "cpu", which: str = "ema_model"
+    checkpoint_path: str | Path,
+    zarr_path: str | Path,
+    device: str = "cpu",
+    which: str = "ema_model",
+    gripper_scale: str | None = None,
 ) -> tuple[RecordedEpisodes, Checkpoint]:
     """A checkpoint's policy beside recorded episodes that mean what it learned from.
+
+    Args:
+        checkpoint_path: of the policy.
+        zarr_path: the dataset.
+        device: of the policy.
+        which: "ema_model" or "model".
+        gripper_scale: that the dataset's gripper is stored in; where that is neither said here nor to be found in the
+            dataset, what training was told of its own dataset.
 
     Raises:
         EvaluateError: no such device, or the policy's action is not one that a log of this robot holds.
@@ -269,11 +287,18 @@ def open_recorded(
             f"{[list(names) for names in LOGGED_ACTIONS]}"
         )
     latency = int(OmegaConf.select(checkpoint.cfg, "n_latency_steps", default=0))
-    recorded = RecordedEpisodes(policy, zarr_path, latency)
+    scale = gripper_scale or _told_when_training(checkpoint, zarr_path)
+    recorded = RecordedEpisodes(policy, zarr_path, latency, scale)
     learned_from = (checkpoint.provenance or {}).get("action_semantics")
     if recorded.buffer.semantics is not None:
         check_semantics(learned_from, recorded.buffer.semantics, f"{checkpoint_path} beside {zarr_path}")
     return recorded, checkpoint
+
+
+def _told_when_training(checkpoint: Checkpoint, zarr_path: str | Path) -> str | None:
+    """The declaration that training was given, for a dataset whose gripper needs one."""
+    told = OmegaConf.select(checkpoint.cfg, CONFIG_KEY, default=None)
+    return told if isinstance(told, str) and JoinedDatasets(zarr_path).needs_gripper_scale else None
 
 
 def parse_episodes(words: Sequence[str]) -> str | list[int]:

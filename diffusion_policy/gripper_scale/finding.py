@@ -241,7 +241,12 @@ def _without_a_word(ours: _Column, theirs: _Column | None, moves: float) -> Foun
     if beside.scale is not None and ours.is_within(_BEYOND) and ours.family != "meters":
         reason = "0..1, as the measured gripper, which begins open"
         return FoundScales(FoundScale(beside.scale, "found", ours.low, ours.high, reason), beside)
-    return FoundScales(_of_itself(ours), beside)
+    found = _of_itself(ours)
+    if found.scale is not None and theirs.family == "near 0":  # a sensor that says nothing
+        beside = FoundScale(
+            found.scale, "found", theirs.low, theirs.high, "near 0 throughout, beside a command of 0..1"
+        )
+    return FoundScales(found, beside)
 
 
 def _of_itself(column: _Column) -> FoundScale:

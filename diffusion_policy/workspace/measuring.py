@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_policy.dataset.joined_datasets import JoinedDatasets, dataset_paths
 from diffusion_policy.dataset.replay_buffer import TIMESTAMP_KEY
 from diffusion_policy.gripper_events import control_period
+from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.workspace.data import Data, instantiate
 from diffusion_policy.workspace.metrics import TOLERANCE, MetricsLog, is_defined
@@ -176,7 +177,8 @@ class Measuring:
 
     def _predict(self, policy: Policy) -> list[EpisodePrediction]:
         latency = int(self._cfg.n_latency_steps)
-        return predict_episodes(policy, self._dataset, self._episodes, self.sampler, latency)
+        scale = OmegaConf.select(self._cfg, CONFIG_KEY, default=None)
+        return predict_episodes(policy, self._dataset, self._episodes, self.sampler, latency, scale)
 
     def _sight(self, policy: Policy) -> dict[str, int]:
         if not len(self._data.held_out):  # held-out episodes too short for a window

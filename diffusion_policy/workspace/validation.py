@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffusion_policy.dataset.gripper_columns import ScaleSetting
 from diffusion_policy.evaluate.open_loop import score_chunks
 from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes, Sampling, predict_chunks
 from diffusion_policy.gripper_events import TOLERANCE_SECONDS, gripper_events, score_gripper_events
@@ -128,12 +129,17 @@ def deployed_sampler(policy: Policy, settings: SamplerSettings) -> Iterator[None
 
 
 def predict_episodes(
-    policy: Policy, zarr_path: str | Sequence[str], episodes: list[int], settings: SamplerSettings, n_latency_steps: int
+    policy: Policy,
+    zarr_path: str | Sequence[str],
+    episodes: list[int],
+    settings: SamplerSettings,
+    n_latency_steps: int,
+    gripper_scale: ScaleSetting = None,
 ) -> list[EpisodePrediction]:
     """Run the policy over recorded episodes, one chunk every Ta steps, with noise that is fixed per step."""
     predictions = []
     with evaluating(policy), deployed_sampler(policy, settings):
-        recorded = RecordedEpisodes(policy, zarr_path, n_latency_steps)
+        recorded = RecordedEpisodes(policy, zarr_path, n_latency_steps, gripper_scale)
         sampling = Sampling(settings.scheduler, settings.steps, VALIDATION_SEED)
         for episode in episodes:
             steps = recorded.steps(episode, policy.n_action_steps)

@@ -73,7 +73,10 @@ def begin(cfg: DictConfig, folder: Path, model: Policy, ema_model: Policy | None
     if start.origin == "own checkpoint":
         assert start.path is not None
         return _resume(start, start.path, cfg, model, ema_model, data)
-    ledger, provenance = None, {"action_semantics": action_semantics(model.spec.action_names)}
+    ledger = None
+    provenance: dict[str, Any] = {"action_semantics": action_semantics(model.spec.action_names)}
+    if data.dataset.gripper_scale:
+        provenance["gripper_scale"] = list(data.dataset.gripper_scale)  # of the recordings; the policy's is 0..1
     if start.path is not None:
         checkpoint, ledger = load_pretrained(start.path, cfg.pretrained, model.spec, model, ema_model)
         _check_dataset_against(checkpoint, data)

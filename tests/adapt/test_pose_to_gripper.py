@@ -15,7 +15,7 @@ from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.adapt.pose_to_gripper import gripper_config, grow_7d_to_8d
 from diffusion_policy.checkpoint import Checkpoint, load_policy, read_checkpoint, write_checkpoint
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer, low_dim_layout
-from diffusion_policy.spec import POSE_GRIPPER, ROTVEC_WIDTH
+from diffusion_policy.spec import POSE_GRIPPER, ROTVEC_WIDTH, SpecError
 
 STATS = "normalizer.params_dict.action."
 
@@ -135,7 +135,9 @@ def test_strip_starts_the_projections_anew_and_keeps_the_rest(pose_checkpoint: C
 
 def test_normaliser_of_the_gripper_comes_from_the_dataset(pose_checkpoint: Checkpoint, tmp_path: Path) -> None:
     zarr = dataset(tmp_path / "d.zarr", [0.0, 0.5, 0.5])
-    grow_7d_to_8d(pose_checkpoint.path, tmp_path / "n.ckpt", dataset=zarr)
+    with pytest.raises(SpecError, match="it never reaches 1"):
+        grow_7d_to_8d(pose_checkpoint.path, tmp_path / "n.ckpt", dataset=zarr)
+    grow_7d_to_8d(pose_checkpoint.path, tmp_path / "n.ckpt", dataset=zarr, gripper_scale="open1")
     state = read_checkpoint(tmp_path / "n.ckpt").state_dicts["ema_model"]
     assert state[STATS + "scale"][7] == 4
     assert state[STATS + "input_stats.max"][7] == 0.5

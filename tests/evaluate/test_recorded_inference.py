@@ -136,8 +136,14 @@ def test_refuses_unknown_words_and_absent_devices(tiny_checkpoint: Path, recorde
 def test_refuses_data_of_another_meaning(tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = write_dataset(tmp_path / "set.zarr")
     root = zarr.open_group(str(path), mode="r+")
-    root.attrs["action_semantics"] = {**root.attrs["action_semantics"], "gripper": {"open": 0.0, "closed": 1.0}}
-    with pytest.raises(SpecError, match="gripper is"):
+    sound = open_recorded(tiny_checkpoint, path)[0].buffer.rows("action")
+    label = dict(root.attrs["action_semantics"])
+    # A gripper that is labeled the other way round is read as it is labeled: what it means is known.
+    root.attrs["action_semantics"] = {**label, "gripper": {"open": 0.0, "closed": 1.0}}
+    turned = open_recorded(tiny_checkpoint, path)[0].buffer.rows("action")
+    np.testing.assert_array_equal(turned[:, -1], 1 - sound[:, -1])
+    root.attrs["action_semantics"] = {**label, "quaternion_order": "wxyz"}
+    with pytest.raises(SpecError, match="quaternion_order is"):
         open_recorded(tiny_checkpoint, path)
 
 

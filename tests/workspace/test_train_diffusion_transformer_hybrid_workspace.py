@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import tiny_run
 import torch
+from gripper_scales import rewrite_gripper
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
 from diffusion_policy.checkpoint import load_policy, read_checkpoint
 from diffusion_policy.dataset.replay_buffer import DatasetError, ReplayBuffer
+from diffusion_policy.evaluate.recorded_inference import open_recorded
 from diffusion_policy.spec import SpecError
 from diffusion_policy.workspace import TrainingError, measuring
 from diffusion_policy.workspace.metrics import read_metrics
@@ -315,8 +317,8 @@ def test_semantics_of_dataset_and_checkpoint_are_compared(grown, tmp_path):
     group = ReplayBuffer.open(other, mode="r+").root
     from diffusion_policy.spec import action_semantics
 
-    group.attrs["action_semantics"] = {**action_semantics(), "gripper": {"open": 0.0, "closed": 1.0}}
-    with pytest.raises(SpecError, match="gripper"):
+    group.attrs["action_semantics"] = {**action_semantics(), "quaternion_order": "wxyz"}
+    with pytest.raises(SpecError, match="quaternion_order"):
         workspace(other, tmp_path / "run", f"pretrained.path={grown}").run()
 
 
@@ -341,3 +343,23 @@ def test_a_checkpoint_of_the_predecessor_cannot_be_resumed(dataset, grown, tmp_p
     (tmp_path / CHECKPOINT_OF_7D).symlink_to(grown)
     with pytest.raises(TrainingError, match=r"was not written by this program.*pretrained\.path="):
         workspace(dataset, tmp_path).run()
+
+
+def test_a_foreign_gripper_is_refused_before_anything_is_written(tmp_path):
+    path = rewrite_gripper(tiny_run.write_dataset(tmp_path / "set.zarr"), "signed_closed1")
+    with pytest.raises(SpecError, match=r"task\.dataset\.gripper_scale=signed_closed1"):
+        workspace(path, tmp_path / "run", "training.num_epochs=1").run()
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_declared_scale_is_trained_on_as_0_to_1_and_remembered(tmp_path):
+    path = rewrite_gripper(tiny_run.write_dataset(tmp_path / "set.zarr"), "signed_closed1", "meters:0.08")
+    scale = "signed_closed1/meters:0.08"
+    workspace(path, tmp_path / "run", "training.num_epochs=1", f"task.dataset.gripper_scale={scale}").run()
+    written = tmp_path / "run" / "checkpoints" / LATEST
+    provenance = read_checkpoint(written).provenance
+    assert provenance["gripper_scale"] == [scale]
+    assert provenance["action_semantics"]["gripper"] == {"open": 1.0, "closed": 0.0}, "the policy's own"
+    recorded, _ = open_recorded(written, path)
+    assert set(recorded.buffer.rows("action")[:, 7]) == {0.0, 1.0}, "evaluation knows what training was told"
+    assert "val_gripper_f1" in read_metrics(tmp_path / "run" / "logs.json.txt")[-1]
