@@ -245,21 +245,6 @@ def _holds_unit_quaternions(low: NDArray[np.float64], high: NDArray[np.float64])
     )
 
 
-def decode_jpeg(data: bytes, where: str) -> ImageArray:
-    """Decode a JPEG (or any image OpenCV reads) to RGB (H, W, 3) uint8; SpecError with ``where`` if that fails."""
-    bgr = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR) if data else None
-    if bgr is None:
-        raise SpecError(f"{where}: {len(data)} bytes that do not decode as an image")
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
-
-
-def resize_frame(frame: ImageArray, width: int, height: int) -> ImageArray:
-    """Resize one (H, W, 3) frame by area interpolation: the one resize of converter and server."""
-    if frame.shape[:2] == (height, width):
-        return frame
-    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
-
-
 def policy_observation(spec: StepSpec, raw: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Turn observed steps into policy input: the one way in, for training and for serving.
 
@@ -312,3 +297,12 @@ def episode_number(name: str) -> int | None:
     """The number at the end of an episode folder's name ("episode_0066" -> 66), or None."""
     match = re.search(r"(\d+)$", name)
     return int(match.group(1)) if match else None
+
+
+def __getattr__(name: str) -> Any:
+    """`decode_jpeg` and `resize_frame` had their home here; they are in `diffusion_policy.images`."""
+    if name in ("decode_jpeg", "resize_frame"):
+        from diffusion_policy import images
+
+        return getattr(images, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

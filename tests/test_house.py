@@ -18,6 +18,7 @@ FLOORS = {
     "installation": 0,
     "commands": 0,
     "spec": 0,
+    "images": 0,
     "geometry": 0,
     "gripper_events": 0,
     "intervals": 0,
@@ -46,12 +47,23 @@ FLOORS = {
     "report": 4,
 }
 # Modules of floor 0 that others of floor 0 may build on, and the two rooms that training looks into.
-FOUNDATIONS = {"installation", "commands", "spec", "geometry", "gripper_scale", "intervals", "safe_pickle", "storage"}
+FOUNDATIONS = {
+    "installation",
+    "commands",
+    "spec",
+    "images",
+    "geometry",
+    "gripper_scale",
+    "intervals",
+    "safe_pickle",
+    "storage",
+}
 NEIGHBOURS = {("workspace", "adapt"), ("workspace", "evaluate"), ("serve", "evaluate")}
 
 WITHOUT_TORCH = [
     "diffusion_policy.spec",
     "diffusion_policy.geometry",
+    "diffusion_policy.images",
     "diffusion_policy.gripper_events",
     "diffusion_policy.gripper_scale",
     "diffusion_policy.safe_pickle",

@@ -1,73 +1,37 @@
-"""One recorded frame: read, decoded, made small. JPEGs go through libjpeg-turbo and may not be damaged inside.
-
-OpenCV reads a JPEG whose compressed data is damaged and fills in grey; libjpeg only warns of it. `simplejpeg`, a thin
-binding of libjpeg-turbo, turns that warning into an error and decodes to the same pixels, a little faster. What it
-does not read as OpenCV does (other formats, four colours, a camera that turns its pictures) goes through OpenCV.
-"""
+"""One recorded frame: read, decoded, made small. The decoder and its judgment are those of the server (`images`)."""
 
 from __future__ import annotations
 
-import struct
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 
+from diffusion_policy.images import FEWEST_PIXELS, SAFE_PIXELS, DecodedImage, ImageError, decode_image, resize_frame
+from diffusion_policy.images.jpeg import jpeg_header, jpeg_size
 from diffusion_policy.places import read_bytes
-from diffusion_policy.spec import ImageArray, SpecError, decode_jpeg, resize_frame
+from diffusion_policy.spec import ImageArray
 from diffusion_policy.trajectory import TrajectoryError
 
-Decode = Literal["exact", "fast"]
+__all__ = [
+    "FEWEST_PIXELS",
+    "IDENTICAL_DB",
+    "SAFE_PIXELS",
+    "Decode",
+    "decode_frame",
+    "decode_recorded",
+    "jpeg_header",
+    "jpeg_size",
+    "psnr",
+    "read_frame",
+]
 
+Decode = Literal["exact", "fast"]
 # PSNR of two images without a difference, in dB.
 IDENTICAL_DB = 99.0
-# Decoded pixels left for each one wanted, per side, that are enough whatever the picture (57 dB, as measured); and the
-# fewest, which spare half of the decoding again and are enough for pictures without much fine texture.
-SAFE_PIXELS, FEWEST_PIXELS = 2.0, 1.5
-# By which a JPEG can be reduced while it is decoded; odd eighths lack fast code in libjpeg-turbo and cost more.
-_REDUCTIONS = (8, 4, 2)
-_START_OF_JPEG, _END_OF_JPEG = b"\xff\xd8", b"\xff\xd9"
-_EXIF = 0xE1
-
-
-@dataclass(frozen=True)
-class JpegHeader:
-    """What a JPEG says of itself before its pixels.
-
-    Attributes:
-        size: (width, height), pixels.
-        is_plain: whether libjpeg-turbo gives what OpenCV does: Huffman-coded 8-bit grey or colour, nothing to turn.
-    """
-
-    size: tuple[int, int]
-    is_plain: bool
-
-
-def jpeg_header(data: bytes) -> JpegHeader | None:
-    """The header of a JPEG; None if it is none.
-
-    Segments begin with 0xFF, a code and a length; a frame header is C0-CF but not C4, C8 or CC (ITU T.81, B.1.1).
-    """
-    at, has_exif = 2, False
-    while data[:2] == _START_OF_JPEG and at + 10 <= len(data) and data[at] == 0xFF:
-        code = data[at + 1]
-        if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):
-            precision, height, width, components = struct.unpack(">BHHB", data[at + 4 : at + 10])
-            is_plain = code <= 0xC2 and precision == 8 and components in (1, 3) and not has_exif
-            return JpegHeader((width, height), is_plain)
-        has_exif = has_exif or code == _EXIF
-        at += 1 if code == 0xFF else 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]
-    return None
-
-
-def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) from the header of a JPEG; None if it is none."""
-    header = jpeg_header(data)
-    return None if header is None else header.size
 
 
 def read_frame(
@@ -89,10 +53,18 @@ def read_frame(
 def decode_frame(
     data: bytes, where: str, width: int, height: int, decode: Decode = "exact", pixels: float = SAFE_PIXELS
 ) -> tuple[ImageArray, tuple[int, int]]:
-    """A frame (height, width, 3) RGB by area interpolation, and (width, height) as recorded.
+    """The frame of `decode_recorded`, and (width, height) as recorded."""
+    decoded = decode_recorded(data, where, width, height, decode, pixels)
+    return decoded.frame, decoded.size
+
+
+def decode_recorded(
+    data: bytes, where: str, width: int, height: int, decode: Decode = "exact", pixels: float = SAFE_PIXELS
+) -> DecodedImage:
+    """A recorded frame, resized to (height, width, 3) by area interpolation.
 
     Args:
-        data: JPEG, or any image that OpenCV reads.
+        data: JPEG or 8-bit PNG.
         where: its name, for errors.
         width: wanted.
         height: wanted.
@@ -100,30 +72,14 @@ def decode_frame(
         pixels: of "fast", how many decoded pixels must be left for each one wanted, per side.
 
     Raises:
-        TrajectoryError: it is cut, damaged inside, or does not decode.
+        TrajectoryError: it is cut, damaged inside, or not what a color camera writes.
     """
-    if data[:2] == _START_OF_JPEG and _END_OF_JPEG not in data[-64:]:
-        raise TrajectoryError(f"{where}: the JPEG is cut off after {len(data)} bytes")
-    header = jpeg_header(data)
-    if header is None or not header.is_plain:
-        try:
-            image = decode_jpeg(data, where)
-        except SpecError as error:
-            raise TrajectoryError(str(error)) from error
-        return resize_frame(image, width, height), (image.shape[1], image.shape[0])
-    least = max(width / header.size[0], height / header.size[1]) * pixels
-    reduction = next((n for n in _REDUCTIONS if decode == "fast" and n * least <= 1), 1)
-    return resize_frame(_decode_plain(data, header, reduction, where), width, height), header.size
-
-
-def _decode_plain(data: bytes, header: JpegHeader, reduction: int, where: str) -> ImageArray:
-    """Decode at 1 / reduction of the size, which spares most of the inverse transform."""
-    width, height = (-(-side // reduction) for side in header.size)
+    wanted = (width, height) if decode == "fast" else None
     try:
-        decoded: ImageArray = simplejpeg.decode_jpeg(data, "RGB", min_width=width, min_height=height)
-    except ValueError as error:
-        raise TrajectoryError(f"{where}: {len(data)} bytes that do not decode: a damaged JPEG ({error})") from error
-    return decoded
+        decoded = decode_image(data, where, wanted=wanted, pixels=pixels)
+    except ImageError as error:
+        raise TrajectoryError(str(error)) from error
+    return replace(decoded, frame=resize_frame(decoded.frame, width, height))
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:

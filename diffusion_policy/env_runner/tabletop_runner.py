@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from diffusion_policy.images import decode_jpeg, resize_frame
 from diffusion_policy.sim.camera import Camera
 from diffusion_policy.sim.recorder import encode_jpeg
 from diffusion_policy.sim.tabletop import Tabletop, draw_scene
@@ -25,10 +26,8 @@ from diffusion_policy.spec import (
     GRIPPER,
     POSE,
     SpecError,
-    decode_jpeg,
     policy_observation,
     read_shape_meta,
-    resize_frame,
 )
 
 RawStep = dict[str, NDArray[Any]]

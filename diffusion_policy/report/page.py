@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
-from diffusion_policy.spec import resize_frame
+from diffusion_policy.images import resize_frame
 
 WIDEST_FRAME = 320
 JPEG_QUALITY = 72

@@ -24,9 +24,10 @@ from diffusion_policy.dataset.replay_buffer import (
     TIMESTAMP_KEY,
     ReplayBuffer,
 )
+from diffusion_policy.images import decode_jpeg
 from diffusion_policy.report.dataset_evidence import episode_slices
 from diffusion_policy.run_log import RunLog
-from diffusion_policy.spec import GRIPPER, SpecError, decode_jpeg
+from diffusion_policy.spec import GRIPPER, SpecError
 
 FloatArray = NDArray[np.float64]
 Frame = NDArray[np.uint8]

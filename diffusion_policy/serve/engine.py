@@ -3,8 +3,8 @@
     images --decode--> RGB --resize, policy_observation--> input --encode--> features --denoise--> actions
                        '--------- prepare ----------'       (kept by content)
 
-``prepare`` is what training does to its frames (``spec.resize_frame``, ``spec.policy_observation``), plus the one thing
-that a dataset does beforehand: quaternions are turned to the side on which they were recorded.
+``prepare`` is what training does to its frames (``images.resize_frame``, ``spec.policy_observation``), plus the one
+thing that a dataset does beforehand: quaternions are turned to the side on which they were recorded.
 
 A feature does not depend on whether its neighbour was known, so a log can be replayed to the last bit.
 
@@ -32,6 +32,7 @@ from torch import Tensor
 from diffusion_policy.checkpoint import load_policy, read_checkpoint
 from diffusion_policy.commands import command
 from diffusion_policy.geometry import align_quaternion_signs
+from diffusion_policy.images import resize_frame
 from diffusion_policy.model.arithmetic import multiplies_bf16
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.policy.sampler import set_sampler
@@ -40,7 +41,7 @@ from diffusion_policy.serve.images import decode_image
 from diffusion_policy.serve.protocol import Observation
 from diffusion_policy.serve.settings import EngineSettings, ServeError
 from diffusion_policy.serve.stages import Stages
-from diffusion_policy.spec import POSE_GRIPPER, ImageArray, action_semantics, policy_observation, resize_frame
+from diffusion_policy.spec import POSE_GRIPPER, ImageArray, action_semantics, policy_observation
 
 logger = logging.getLogger(__name__)
 

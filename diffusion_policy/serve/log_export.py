@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from diffusion_policy.commands import install_extra
+from diffusion_policy.images import decode_jpeg
 from diffusion_policy.run_log import RunLogError, read_log, write_inference_log
 from diffusion_policy.serve.session_log import SessionLogError, read_image, read_lines
-from diffusion_policy.spec import decode_jpeg
 
 PROJECT = "diffusion_policy"
 _SERVER_CLOCKS = ("server_recv", "infer_start", "infer_end")

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from diffusion_policy.images import resize_frame
 from diffusion_policy.sim.drawing import (
     Box,
     Colour,
@@ -33,7 +34,7 @@ from diffusion_policy.sim.scene import (
     tray_walls,
 )
 from diffusion_policy.sim.tabletop import Tabletop
-from diffusion_policy.spec import ImageArray, resize_frame
+from diffusion_policy.spec import ImageArray
 
 _OVERSAMPLING = 2
 _SHADOW_DEPTH = 0.42

@@ -26,6 +26,7 @@ from serve_factory import (
     settings,
 )
 
+from diffusion_policy.images import decode_image
 from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.protocol import ENDING, Observation
 from diffusion_policy.serve.session_log import read_lines
@@ -293,6 +294,6 @@ def says_the_same(line: bytes, good: dict[str, Any]) -> bool:
         and bool(np.isfinite(poses).all() and np.isfinite(grippers).all())
         and bool((np.abs(np.linalg.norm(poses[:, 3:], axis=1) - 1) <= 0.05).all())
         and len(message["timestamps"]) == 2
-        and all(cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR) is not None for image in images)
+        and all(decode_image(image, "image").frame.shape == (8, 8, 3) for image in images)
         and good.keys() >= {"type"}
     )

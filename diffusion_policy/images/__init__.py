@@ -1,0 +1,32 @@
+"""Encoded images -> RGB frames: one decoder and one judgment for recordings (converter) and observations (server).
+
+An image is accepted if all of its pixels are there, and refused if one is missing or damaged, whatever surrounds them:
+bytes after the end marker, stray bytes before it, or Huffman tables that a webcam left out become notes of the result.
+What an 8-bit color camera does not write (16-bit depth, an animation, another format) is refused by name.
+"""
+
+from diffusion_policy.images.decoding import (
+    FEWEST_PIXELS,
+    MAX_PIXELS,
+    SAFE_PIXELS,
+    DecodedImage,
+    ImageNote,
+    decode_image,
+    decode_jpeg,
+    image_size,
+    resize_frame,
+)
+from diffusion_policy.images.errors import ImageError
+
+__all__ = [
+    "FEWEST_PIXELS",
+    "MAX_PIXELS",
+    "SAFE_PIXELS",
+    "DecodedImage",
+    "ImageError",
+    "ImageNote",
+    "decode_image",
+    "decode_jpeg",
+    "image_size",
+    "resize_frame",
+]
