@@ -127,15 +127,14 @@ class DiffusionTransformerHybridImagePolicy(PlacedModule):
         self.pred_action_steps_only = pred_action_steps_only
         self.color_jitter = color_jitter
         self.eta = eta
-        self.encoder_width = encoder_width
-        self.encoder_stride = encoder_stride
-        self._check_options()
-        self.spec = read_shape_meta(shape_meta)
-        self.action_dim = self.spec.action_dim
+        self.encoder_width, self.encoder_stride = encoder_width, encoder_stride
         self._build()
 
     def _build(self) -> None:
-        """Make the parts, in the order of existing files."""
+        """Check the options and make the parts, in the order of existing files."""
+        self._check_options()
+        self.spec = read_shape_meta(self.shape_meta)
+        self.action_dim = self.spec.action_dim
         self.obs_encoder = ObsEncoder(
             self.spec,
             self.crop_shape,
