@@ -40,6 +40,7 @@ _FINGER_FORCE = 10.0  # N, each
 _FINGER_MASS, _BLOCK_MASS = 0.05, 0.08
 # The finger as the camera draws it, with its pad: half sizes, and its middle above the point between the tips.
 _FINGER_HALF, _FINGER_MIDDLE = (0.012, 0.0075, 0.046), 0.036
+_SIDEWAYS = 0.7  # share of a contact's normal that lies along the fingers' motion
 _HAND_DOFS = 6
 _HAND_NUMBERS = 7  # of qpos: position, quaternion wxyz
 
@@ -47,7 +48,7 @@ _HAND_NUMBERS = 7  # of qpos: position, quaternion wxyz
 class PhysicsTabletop(Tabletop):
     """The scene in motion under MuJoCo; attributes and methods are those of ``Tabletop``.
 
-    ``held`` is the block that both fingers touch.
+    ``held`` is the block that both fingers press from the sides.
     """
 
     referee: ClassVar[str] = "physics"
@@ -106,8 +107,10 @@ class PhysicsTabletop(Tabletop):
         self.held = self._block_in_touch()
 
     def _block_in_touch(self) -> int | None:
-        """The block that both fingers touch."""
-        pairs = {frozenset(pair) for pair in self._data.contact.geom.tolist()}
+        """The block that both fingers press from the sides; shut fingers that stand on one do not hold it."""
+        contact = self._data.contact
+        across = np.abs(contact.frame[:, :3] @ Rotation.from_quat(self.pose[3:7]).as_matrix()[:, 1]) > _SIDEWAYS
+        pairs = {frozenset(pair) for pair in contact.geom[across].tolist()}
         for number, block in enumerate(self._block_geoms):
             if all(frozenset((finger, block)) in pairs for finger in self._fingers):
                 return number

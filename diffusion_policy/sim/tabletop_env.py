@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.sim.camera import Camera
+from diffusion_policy.sim.failures import FailureWitness
 from diffusion_policy.sim.referees import PHYSICS, make_tabletop
 from diffusion_policy.sim.scene import PICK_AND_PLACE, STEP_SECONDS
 from diffusion_policy.sim.tabletop import Tabletop
@@ -19,6 +20,7 @@ Observation = dict[str, NDArray[Any]]
 
 _REACH = 1.0  # metres from the base, on each axis: the arm goes no further, whatever is commanded
 _SHORTEST_QUATERNION = 1e-6
+_STEPS_PER_TARGET = 150
 
 
 class TabletopEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
@@ -29,14 +31,14 @@ class TabletopEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     beyond the arm's reach is brought back to it, a quaternion of any length but zero is normalised. A step is a tenth
     of a second. Reward 1 at the step that completes the task, else 0; the episode terminates there.
 
-    ``info`` holds ``success``, ``grasped``, ``referee`` and ``task``. ``tabletop`` is the state itself, ``progress``
-    what has been reached.
+    ``info`` holds ``success``, ``grasped``, ``failure`` (why it would have failed, if it ended here; None after
+    success), ``target_xy`` (where the first target stood), ``referee`` and ``task``. ``tabletop`` is the state itself.
 
     Args:
         task: a name of ``tasks.TASKS``.
         referee: "physics" or "kinematic".
         image_size: (width, height) of the camera's frames.
-        max_steps: after which an episode is truncated; the expert needs about 80 for each target.
+        max_steps: after which an episode is truncated; None: 150 for each target, of which the expert needs about 80.
         render_mode: "rgb_array" or None.
 
     Raises:
@@ -50,7 +52,7 @@ class TabletopEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         task: str = PICK_AND_PLACE,
         referee: str = PHYSICS,
         image_size: tuple[int, int] = (320, 180),
-        max_steps: int = 150,
+        max_steps: int | None = None,
         render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
@@ -78,7 +80,9 @@ class TabletopEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         scene = self.task.draw(rng)
         self.tabletop: Tabletop = make_tabletop(scene, self.referee)
         self.progress = Progress()
+        self._witness = FailureWitness(self.tabletop)
         self._camera = Camera(scene, self._image_size)
+        self._truncate_at = self._max_steps or _STEPS_PER_TARGET * scene.n_targets
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -102,8 +106,9 @@ class TabletopEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         numbers[3:7] /= norm if norm > _SHORTEST_QUATERNION else 1.0
         self.tabletop.step(numbers[: len(POSE)], float(numbers[len(POSE)]))
         self.progress.update(self.tabletop)
+        self._witness.update(wants_open=numbers[len(POSE)] > 0.5)
         done = self.progress.succeeded
-        return self._observe(), float(done), done, self.tabletop.steps >= self._max_steps, self._info()
+        return self._observe(), float(done), done, self.tabletop.steps >= self._truncate_at, self._info()
 
     def render(self) -> ImageArray:
         """The camera's frame (H, W, 3) of this moment."""
@@ -120,6 +125,8 @@ class TabletopEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         return {
             "success": self.progress.succeeded,
             "grasped": self.progress.grasped,
+            "failure": None if self.progress.succeeded else self._witness.reason,
+            "target_xy": self.tabletop.scene.block_xy,
             "referee": self.tabletop.referee,
             "task": self.task.name,
         }

@@ -28,7 +28,14 @@ def test_gymnasium_finds_nothing_to_complain_about(task: str, referee: str) -> N
 def test_the_expert_succeeds_and_the_episode_ends() -> None:
     env = TabletopEnv(referee=KINEMATIC, image_size=(64, 36))
     observation, info = env.reset(seed=4)
-    assert info == {"success": False, "grasped": False, "referee": "kinematic", "task": "pick_and_place"}
+    assert info.pop("target_xy") == env.tabletop.scene.block_xy
+    assert info == {
+        "success": False,
+        "grasped": False,
+        "failure": "timeout",
+        "referee": "kinematic",
+        "task": "pick_and_place",
+    }
     for command in plan(env.tabletop.scene, np.random.default_rng(0)):
         action = np.append(command.pose, command.gripper).astype(np.float32)
         observation, reward, terminated, truncated, info = env.step(action)
