@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.spec import WorkspaceError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +34,9 @@ def work(arguments: argparse.Namespace) -> Answer:
     from diffusion_policy.serve.parity import check_parity
 
     host, _, port = arguments.server.rpartition(":")
-    with LineClient(host, int(port) if port.isdecimal() else 0, arguments.token, timeout=60) as client:
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise WorkspaceError(f"--server {arguments.server}: expected HOST:PORT, such as 127.0.0.1:8007")
+    with LineClient(host, int(port), arguments.token, timeout=60) as client:
         report = check_parity(arguments.ckpt, arguments.dataset, client, arguments.requests, arguments.encoding)
     return Answer(report.table(), 0 if report.passed else 1, report.to_json())
 

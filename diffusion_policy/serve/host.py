@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -220,6 +221,7 @@ class Host:
         self.slot = Slot()
         self._worker = worker or computing_thread()
         self._connections: set[Connection] = set()
+        self.run_folders: list[Path] = []  # of sessions that have ended
 
     @asynccontextmanager
     async def connection(self, *, authorized: bool = False) -> AsyncIterator[Connection | None]:
@@ -228,12 +230,13 @@ class Host:
             logger.warning("a connection was closed: %d are open", len(self._connections))
             yield None
             return
+        log = self._new_log()
         session = Session(
             self.engine,
             self.settings,
             MotionGuard(self.guard),
             self.slot,
-            self._new_log(),
+            log,
             token=self.token,
             authorized=authorized,
         )
@@ -243,6 +246,7 @@ class Host:
             yield connection
         finally:
             await asyncio.to_thread(session.end)
+            self.run_folders += [] if log is None else log.folders
             self._connections.discard(connection)
 
     async def reply(

@@ -103,7 +103,7 @@ class GuardSettings:
                 raise WorkspaceError(f"motion guard: {name} is {getattr(self, name)}; expected more than {low}, finite")
         if not 0 <= self.smoothing < 1:
             raise WorkspaceError(f"motion guard: smoothing is {self.smoothing}; expected 0 <= smoothing < 1")
-        if not self.gripper_closed < self.gripper_open:
+        if not -np.inf < self.gripper_closed < self.gripper_open < np.inf:
             raise WorkspaceError(
                 f"motion guard: gripper_closed {self.gripper_closed} is not below gripper_open {self.gripper_open}"
             )

@@ -73,6 +73,12 @@ class Limits:
     image_bytes: int = 4 * 2**20
     image_pixels: int = 4096 * 2160
 
+    def __post_init__(self) -> None:
+        """Refuse limits that let nothing through."""
+        for name in ("message_bytes", "image_bytes", "image_pixels"):
+            if getattr(self, name) < 1:
+                raise WorkspaceError(f"limits.{name} is {getattr(self, name)}; expected 1 or more")
+
 
 @dataclass(frozen=True)
 class Reset:

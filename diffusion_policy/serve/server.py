@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+from diffusion_policy.command_line import STOP_SIGNALS
+from diffusion_policy.commands import command
 from diffusion_policy.serve.engine import Engine, PolicyEngine
 from diffusion_policy.serve.host import Host, computing_thread
 from diffusion_policy.serve.line_server import start_line_server
+from diffusion_policy.serve.ports import check_ports, why_not
 from diffusion_policy.serve.request import Reply
-from diffusion_policy.serve.settings import ServeSettings
+from diffusion_policy.serve.settings import LogSettings, ServeError, ServeSettings
 from diffusion_policy.serve.websocket_server import start_websocket_server
 
 logger = logging.getLogger(__name__)
@@ -22,33 +28,70 @@ Ports = dict[str, int]
 
 
 def serve_checkpoint(settings: ServeSettings) -> None:
-    """Load, warm up, listen until SIGTERM or SIGINT, finish the request under way, and return.
+    """Load, warm up, listen until SIGTERM, SIGINT or SIGHUP, finish the request under way, and return.
 
     Raises:
-        WorkspaceError: the settings, the checkpoint or its policy do not allow serving.
-        OSError: the port is taken.
+        WorkspaceError: the settings, the ports, the log's folder, the checkpoint or its policy do not allow serving.
     """
-    settings.token()  # before the checkpoint is loaded: an open door is refused at once
+    settings.token()  # before the checkpoint is loaded: what cannot work is refused at once
+    check_ports(settings)
+    _check_log_folder(settings.log)
     worker = computing_thread()
     engine = worker.submit(PolicyEngine.open, settings.ckpt, settings.engine, settings.limits.image_pixels).result()
     worker.submit(engine.warm_up).result()
     asyncio.run(serve(engine, settings, worker))
 
 
+def _check_log_folder(log: LogSettings) -> None:
+    """Make the folder of the logs; a disk that fills later stops the log and not the arm."""
+    if log.directory is None:
+        return
+    try:
+        Path(log.directory).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=log.directory):
+            pass
+    except OSError as error:
+        raise ServeError(
+            f"log.directory {log.directory}: cannot be written ({error.strerror}); name another folder, or "
+            "log.directory=null for no log"
+        ) from error
+
+
 async def serve(engine: Engine, settings: ServeSettings, worker: ThreadPoolExecutor | None = None) -> None:
-    """Listen until SIGTERM or SIGINT.
+    """Listen until SIGTERM, SIGINT or SIGHUP; a second one ends the process at once.
 
     Raises:
-        OSError: a port is taken.
+        ServeError: a port is taken.
         WorkspaceError: see ``ServeSettings.token``.
     """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+
+    def hear(number: signal.Signals) -> None:
+        if stop.is_set():
+            os.write(2, b"ended at once\n")
+            os._exit(128 + number)
+        stop.set()
+
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            loop.add_signal_handler(number, hear, number)
     async with listening(engine, settings, worker=worker) as (host, ports):
         _announce(host, ports)
         await stop.wait()
         logger.info("stopping: the request under way is answered, the log is written")
+    logger.info("stopped; %s", _kept(host))
+
+
+def _kept(host: Host) -> str:
+    """What is left of the runs that were served."""
+    if host.settings.log.directory is None:
+        return "nothing was logged (log.directory is null)"
+    runs = [str(folder) for folder in host.run_folders]
+    if not runs:
+        return "nothing was logged: nobody was served"
+    several = f"{len(runs)} runs are" if len(runs) > 1 else "1 run is"
+    listed = f"{runs[0]} to {Path(runs[-1]).name}" if len(runs) > 1 else runs[0]
+    return f"{several} kept: {listed}; judge with: {command('validate_gripper', *runs[-1:])}"
 
 
 @asynccontextmanager
@@ -58,14 +101,24 @@ async def listening(
     on_answer: Callable[[Reply], None] = lambda reply: None,
     worker: ThreadPoolExecutor | None = None,
 ) -> AsyncIterator[tuple[Host, Ports]]:
-    """Both transports while the block lasts, then the orderly end; ports are "line" and perhaps "websocket"."""
+    """Both transports while the block lasts, then the orderly end; ports are "line" and perhaps "websocket".
+
+    Raises:
+        ServeError: a port cannot be listened on.
+    """
     host = Host(engine, settings, on_answer, worker)
-    line = await start_line_server(host)
+    try:
+        line = await start_line_server(host)
+    except OSError as error:
+        raise ServeError(why_not(settings.host, "port", settings.port, error)) from error
     ports: Ports = {"line": line.sockets[0].getsockname()[1]}
     websocket = None
     try:
         if settings.websocket_port is not None:
-            websocket = await start_websocket_server(host)
+            try:
+                websocket = await start_websocket_server(host)
+            except OSError as error:
+                raise ServeError(why_not(settings.host, "websocket_port", settings.websocket_port, error)) from error
             ports["websocket"] = next(iter(websocket.sockets)).getsockname()[1]
         yield host, ports
     finally:

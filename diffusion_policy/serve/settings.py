@@ -5,16 +5,23 @@ A misspelt key, a missing checkpoint or a value of the wrong type is an error be
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
+import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING as MISSING_FACTORY
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+import yaml
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from diffusion_policy.commands import command
+from diffusion_policy.installation import CONFIG
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
 from diffusion_policy.serve.motion_guard import GuardSettings
 from diffusion_policy.serve.protocol import DEFAULT_PORT, Limits
@@ -69,7 +76,11 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that no policy can be run with."""
-        _at_least(self, "engine", {"cached_frames": 0} | ({} if self.threads is None else {"threads": 1}))
+        _at_least(
+            self,
+            "engine",
+            {"cached_frames": 0, "seed": 0, "steps": 1} | ({} if self.threads is None else {"threads": 1}),
+        )
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise ServeError(
                 f"engine.device is {self.device!r}; expected cpu, cuda, or cuda:0 for the first of several"
@@ -124,9 +135,9 @@ class Traffic:
     def __post_init__(self) -> None:
         """Refuse numbers with which no robot could be served."""
         _at_least(self, "traffic", {"connections": 1, "messages_per_s": 1, "errors_in_a_row": 1})
-        for name in ("message_s", "idle_s", "linger_s"):
-            if not getattr(self, name) > 0:
-                raise ServeError(f"traffic.{name} is {getattr(self, name)}; expected more than 0")
+        for name in ("messages_per_s", "message_s", "idle_s", "linger_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ServeError(f"traffic.{name} is {getattr(self, name)}; expected more than 0, finite")
 
 
 @dataclass
@@ -170,8 +181,11 @@ class ServeSettings:
     def __post_init__(self) -> None:
         """Refuse times and rates that are none."""
         for name in ("deadline_s", "max_age_s", "control_hz"):
-            if not getattr(self, name) > 0:
-                raise ServeError(f"{name} is {getattr(self, name)}; expected more than 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ServeError(f"{name} is {getattr(self, name)}; expected more than 0, finite")
+        for name in ("range_margin", "workspace_margin_m"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ServeError(f"{name} is {getattr(self, name)}; expected 0 or more, finite")
         for name in ("port", "websocket_port"):
             number = getattr(self, name)
             if number is not None and not 0 <= number <= 65535:
@@ -214,20 +228,91 @@ def read_settings(config: str | Path | None, overrides: Sequence[str] = ()) -> S
     """Defaults, then the file, then ``key=value`` words of the command line.
 
     Raises:
-        ServeError: an unknown key, a wrong type, no checkpoint, or a file that cannot be read.
+        ServeError: an unknown key (the nearest is named), a wrong type, no checkpoint, or a file that cannot be read.
         WorkspaceError: a value that is refused.
     """
+    merged = OmegaConf.structured(ServeSettings)
+    for frozen in (merged.guard, merged.limits):  # OmegaConf reads a frozen dataclass as read-only
+        OmegaConf.set_readonly(frozen, False)  # noqa: FBT003
+    if config is not None:
+        merged = _merge(merged, lambda: _read_yaml(config), str(config))
+    for word in overrides:
+        _check_word(word)
+        merged = _merge(merged, lambda word=word: OmegaConf.from_dotlist([word]), repr(word))  # type: ignore[misc]
+    if OmegaConf.is_missing(merged, "ckpt") or not merged.ckpt:
+        raise ServeError(f"ckpt: missing mandatory value; which checkpoint is to be served? {_example(config)}")
     try:
-        schema = OmegaConf.structured(ServeSettings)
-        for frozen in (schema.guard, schema.limits):  # OmegaConf reads a frozen dataclass as read-only
-            OmegaConf.set_readonly(frozen, False)  # noqa: FBT003
-        layers: list[Any] = [schema]
-        if config is not None:
-            layers.append(OmegaConf.load(config))
-        merged = OmegaConf.merge(*layers, OmegaConf.from_dotlist(list(overrides)))
         settings = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, OSError, ValueError) as error:
+    except (OmegaConfBaseException, RecursionError) as error:  # an interpolation that leads nowhere
         key = getattr(error, "full_key", None)
-        raise ServeError(f"{config or 'settings'}: {f'{key}: ' if key else ''}{str(error).splitlines()[0]}") from error
+        raise ServeError(f"{f'{key}: ' if key else ''}{str(error).splitlines()[0]}") from error
     assert isinstance(settings, ServeSettings)
     return settings
+
+
+def _merge(settings: DictConfig, read: Callable[[], Any], where: str) -> DictConfig:
+    try:
+        layer = read()
+        if not isinstance(layer, DictConfig):
+            raise ServeError(
+                f"{where} holds a {type(OmegaConf.to_container(layer)).__name__}; expected keys and values"
+            )
+        merged = OmegaConf.merge(settings, layer)
+    except (OmegaConfBaseException, OSError, ValueError, yaml.YAMLError) as error:
+        key = getattr(error, "full_key", None)
+        said = " ".join(str(error).split("\n    full_key")[0].split())
+        hint = _nearest(str(key)) if isinstance(error, ConfigKeyError) else ""
+        if "is not a subclass of" in said:
+            said = f"one value where a group of settings is expected; settings are {', '.join(setting_names())}"
+        raise ServeError(f"{where}: {f'{key}: ' if key else ''}{said}{hint}") from error
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _read_yaml(config: str | Path) -> Any:
+    if not Path(config).is_file():
+        shipped = CONFIG / "serve.yaml"
+        raise ServeError(f"{config}: No such file; leave --config out for the defaults, which {shipped} shows")
+    return OmegaConf.load(config)
+
+
+def _check_word(word: str) -> None:
+    """Refuse a word of the command line that sets nothing."""
+    key, equals, _ = word.partition("=")
+    if equals and key:
+        return
+    if word.endswith((".yaml", ".yml")):
+        hint = f"did you mean --config {shlex.quote(word)}?"
+    elif word.endswith(".ckpt") or Path(word).exists():
+        hint = f"did you mean {shlex.quote(f'ckpt={word}')}?"
+    else:
+        hint = "such as ckpt=latest.ckpt, engine.steps=8"
+    raise ServeError(f"{word!r} sets nothing; expected KEY=VALUE, {hint}")
+
+
+def setting_names() -> list[str]:
+    """Every setting by its dotted name."""
+    names = []
+    for entry in fields(ServeSettings):
+        group = entry.default_factory() if entry.default_factory is not MISSING_FACTORY else None
+        names += [f"{entry.name}.{inner.name}" for inner in fields(group)] if is_dataclass(group) else [entry.name]
+    return names
+
+
+def _nearest(key: str) -> str:
+    """The settings that an unknown key may mean: the same last word first, then what is spelt alike."""
+    names = setting_names()
+    last = key.rpartition(".")[2]
+    by_last = {name.rpartition(".")[2]: name for name in reversed(names)}
+    alike = [by_last[name] for name in difflib.get_close_matches(last, by_last, n=2, cutoff=0.6)]
+    found = dict.fromkeys(alike + difflib.get_close_matches(key, names, n=1, cutoff=0.7))
+    return f"; nearest: {', '.join(found)}" if found else f"; settings are {', '.join(names)}"
+
+
+def _example(config: str | Path | None) -> str:
+    """A command that serves the newest checkpoint that training left here."""
+    outputs = Path("data/outputs")
+    found = [path for depth in ("*", "*/*") for path in outputs.glob(f"{depth}/checkpoints/latest.ckpt")]
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=outputs / "finetune/checkpoints/latest.ckpt")
+    options = [] if config is None else ["--config", config]
+    return f"For instance: {command('serve', *options, f'ckpt={newest}')}"

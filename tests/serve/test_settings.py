@@ -1,13 +1,16 @@
 """diffusion_policy.serve.settings: a misspelt key, an open door or an impossible value is an error at the start."""
 
 import dataclasses
+import math
+import os
+import re
 import runpy
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from diffusion_policy.serve.settings import ServeError, ServeSettings, read_settings
+from diffusion_policy.serve.settings import ServeError, ServeSettings, read_settings, setting_names
 from diffusion_policy.spec import WorkspaceError
 
 CONFIG = Path(__file__).resolve().parents[2] / "config" / "serve.yaml"
@@ -54,6 +57,110 @@ def test_what_cannot_be_meant_is_refused(words: list[str], match: str) -> None:
         read_settings(CONFIG, words)
 
 
+@pytest.mark.parametrize(
+    ("word", "nearest"),
+    [
+        ("guard.max_step=1", "guard.max_step_m"),
+        ("steps=8", "engine.steps"),
+        ("max_step_m=0.02", "guard.max_step_m"),
+        ("engine.step=8", "engine.steps"),
+        ("engin.steps=8", "engine.steps"),
+        ("prot=9", "port"),
+        ("checkpoint=a.ckpt", "ckpt"),
+        ("websocketport=8008", "websocket_port"),
+        ("Guard.Max_Step_M=1", "guard.max_step_m"),
+        ("log.dir=null", "log.directory"),
+        ("entirely.else=1", "settings are ckpt, host, port"),
+    ],
+)
+def test_the_nearest_of_a_misspelt_key_is_named(word: str, nearest: str, tmp_path: Path) -> None:
+    with pytest.raises(ServeError, match=f"{re.escape(repr(word))}: .*{nearest}") as caught:
+        read_settings(CONFIG, ["ckpt=a", word])
+    assert "\n" not in str(caught.value)
+    group, _, key = word.partition("=")[0].rpartition(".")
+    path = tmp_path / "own.yaml"
+    path.write_text(f"{group}:\n  {key}: 1\n" if group else f"{key}: 1\n")
+    with pytest.raises(ServeError, match=f"{re.escape(str(path))}: .*{nearest}"):
+        read_settings(path, ["ckpt=a"])
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("latest.ckpt", "did you mean ckpt=latest.ckpt"),
+        ("my run/latest.ckpt", "did you mean 'ckpt=my run/latest.ckpt'"),
+        ("config/serve.yaml", "did you mean --config config/serve.yaml"),
+        ("8007", "expected KEY=VALUE"),
+        ("=3", "expected KEY=VALUE"),
+        ("engine=5", "a group of settings is expected"),
+        ("port=${port}", "Recursive interpolation"),
+        ("port=${nothing}", "'nothing' not found"),
+    ],
+)
+def test_a_word_that_sets_nothing_is_refused(word: str, hint: str) -> None:
+    with pytest.raises(ServeError, match=re.escape(hint)) as caught:
+        read_settings(None, ["ckpt=a", word])
+    assert "\n" not in str(caught.value)
+
+
+FILES = {
+    "empty": ("", None),
+    "broken": ("a: [", "own.yaml"),
+    "two mappings": ("a: 1\n---\nb: 2\n", "own.yaml"),
+    "a list": ("- 1\n", "holds a list"),
+    "text": ("hello\n", "own.yaml"),
+    "one key twice": ("port: 1\nport: 2\n", "own.yaml"),
+    "a number as a key": ("1: 2\n", "own.yaml"),
+    "a group as a number": ("engine: 5\n", "group of settings"),
+    "a tag that runs code": ("port: !!python/object/apply:os.getpid []\n", "own.yaml"),
+    "not UTF-8": (b"\xff\xfe\x00", "own.yaml"),
+}
+
+
+@pytest.mark.parametrize(("text", "match"), FILES.values(), ids=FILES.keys())
+def test_a_file_that_is_none_is_one_error(text: str | bytes, match: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    if match is None:
+        assert read_settings(path, ["ckpt=a"]) == read_settings(None, ["ckpt=a"])
+        return
+    with pytest.raises(ServeError, match=match) as caught:
+        read_settings(path, ["ckpt=a"])
+    assert "\n" not in str(caught.value)
+
+
+def is_sane(name: str, value: object) -> bool:
+    """Finite, and not below 0 but for thresholds on policies' numbers."""
+    return not isinstance(value, float) or (math.isfinite(value) and (value >= 0 or "gripper" in name))
+
+
+@pytest.mark.parametrize("value", ["nan", "-1", "-0.5", "0", "1e400", "null", "text", "[1]", "{a: 1}", "true", "''"])
+@pytest.mark.parametrize("name", setting_names())
+def test_a_value_is_taken_or_refused_in_one_line(name: str, value: str) -> None:
+    try:
+        found = read_settings(None, ["ckpt=a", f"{name}={value}"])
+    except WorkspaceError as error:
+        assert name.rpartition(".")[2] in str(error)
+        assert "\n" not in str(error)
+        return
+    group, _, key = name.rpartition(".")
+    taken = getattr(getattr(found, group) if group else found, key)
+    assert is_sane(name, taken), f"{name}={value} is taken as {taken}"
+
+
+def test_a_missing_checkpoint_is_named_with_a_command_that_serves_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for age, run in enumerate(("b/old", "new", "c/older")):
+        path = tmp_path / "data" / "outputs" / run / "checkpoints" / "latest.ckpt"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (1000 - abs(age - 1), 1000 - abs(age - 1)))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ServeError, match=r"ckpt: missing mandatory value; .* ckpt=data/outputs/new/checkpoints/latest"):
+        read_settings(None, [])
+
+
 def test_a_file_that_is_not_there() -> None:
     with pytest.raises(ServeError, match="No such file"):
         read_settings("absent.yaml", ["ckpt=a"])
@@ -86,5 +193,5 @@ def test_the_door_refuses_before_anything_is_loaded(repository: Path, capsys: py
     main = runpy.run_path(str(repository / "scripts" / "serve.py"))["main"]
     assert main(["ckpt=absent.ckpt", "host=0.0.0.0"]) == 2
     assert "everybody on that network could move the arm" in capsys.readouterr().err
-    assert main(["ckpt=absent.ckpt"]) == 2
+    assert main(["ckpt=absent.ckpt", "port=0", "log.directory=null"]) == 2
     assert "there is no such checkpoint file" in capsys.readouterr().err
