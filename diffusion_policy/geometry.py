@@ -35,10 +35,18 @@ def align_quaternion_signs(quaternions: ArrayLike, reference: ArrayLike | None =
 
 
 def geodesic_distance(a: ArrayLike, b: ArrayLike) -> FloatArray:
-    """Angle in radians of the rotation from a to b, both (..., 4) xyzw; 0 for q and -q. Norms need not be exactly 1."""
+    """Angle in radians of the rotation from a to b, both (..., 4) xyzw; 0 for q and -q. Norms need not be exactly 1.
+
+    NaN where one of the two is no rotation: zero, or not finite.
+    """
     first, second = np.broadcast_arrays(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
-    flat = (Rotation.from_quat(first.reshape(-1, 4)).inv() * Rotation.from_quat(second.reshape(-1, 4))).magnitude()
-    return np.asarray(flat).reshape(first.shape[:-1])
+    one, other = first.reshape(-1, 4), second.reshape(-1, 4)
+    rotations = np.isfinite(one).all(axis=1) & np.isfinite(other).all(axis=1) & one.any(axis=1) & other.any(axis=1)
+    flat = np.full(len(one), np.nan)
+    if rotations.any():
+        turned = Rotation.from_quat(one[rotations]).inv() * Rotation.from_quat(other[rotations])
+        flat[rotations] = turned.magnitude()
+    return flat.reshape(first.shape[:-1])
 
 
 def pose_steps(poses: ArrayLike) -> tuple[FloatArray, FloatArray]:

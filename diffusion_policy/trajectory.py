@@ -25,7 +25,9 @@ from numpy.typing import NDArray
 
 from diffusion_policy import safe_pickle
 from diffusion_policy.geometry import check_unit_quaternions
+from diffusion_policy.gripper_scale import FLAG, DeclaredScales, FoundScale, find_scales
 from diffusion_policy.places import place, reaching, read_bytes
+from diffusion_policy.pose_check import order_fault, pose_faults
 from diffusion_policy.spec import POSE, SpecError, WorkspaceError, episode_number, layout_from_range
 
 RECORDED: dict[str, tuple[tuple[int, ...], str]] = {
@@ -43,7 +45,8 @@ SINGLE_CAMERA = "image"
 # Nothing but these may stand before or after the dot of a frame.
 _FRAME = re.compile(r"frame_(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 _QUATERNION_TOLERANCE = 0.02
-_KINDS = {"f": "floating-point numbers", "iub": "integers", "iu": "integers"}
+GRIPPERS = ("robot_gripper", "action_gripper")
+_KINDS = {"iubf": "numbers", "f": "floating-point numbers", "iub": "integers", "iu": "integers"}
 
 
 class TrajectoryError(WorkspaceError):
@@ -130,8 +133,13 @@ def find_trajectories(directory: Path | str) -> list[Path]:
     return sorted(folders, key=lambda path: (_number(path), path.name))
 
 
-def open_trajectory(path: Path | str) -> Trajectory:
+def open_trajectory(path: Path | str, gripper_scale: DeclaredScales | None = None) -> Trajectory:
     """Open one episode and check everything that can be checked without decoding its frames.
+
+    Args:
+        path: its folder.
+        gripper_scale: that its gripper is recorded in where it is not 1 (open) and 0 (closed); it is converted, and
+            numbers between the two are then accepted.
 
     Raises:
         TrajectoryError: the folder, its data.pkl, its meta.json or its frames are not as they must be.
@@ -140,12 +148,14 @@ def open_trajectory(path: Path | str) -> Trajectory:
     """
     path = place(path)
     number = _number(path)
-    arrays = _read_arrays(path)
+    arrays = _read_arrays(path, any_gripper=gripper_scale is not None)
     n_steps = len(arrays["timestamp"])
     for key in ("robot_eef_pose", "action"):
         _check_poses(arrays[key], f"{path}: {key}")
-    for key in ("robot_gripper", "action_gripper"):
-        _check_gripper(arrays[key], f"{path}: {key}")
+    order = order_fault(arrays["action"], arrays["robot_eef_pose"], "action")
+    if order is not None:
+        raise TrajectoryError(f"{path}: {order}")
+    command, measured = _grippers(arrays, path, gripper_scale)
     image_index = arrays["image_index"].astype(np.int64)
     with reaching(path):
         frames = _list_frames(path)
@@ -155,9 +165,9 @@ def open_trajectory(path: Path | str) -> Trajectory:
         path=path,
         number=number,
         pose=arrays["robot_eef_pose"].astype(np.float32),
-        gripper=arrays["robot_gripper"].astype(np.float32),
+        gripper=measured.astype(np.float32),
         action=arrays["action"].astype(np.float32),
-        action_gripper=arrays["action_gripper"].astype(np.float32),
+        action_gripper=command.astype(np.float32),
         timestamp=arrays["timestamp"].astype(np.float64),
         image_index=image_index,
         frames=frames,
@@ -172,7 +182,7 @@ def _number(path: Path) -> int:
     return number
 
 
-def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+def _read_arrays(path: Path, *, any_gripper: bool) -> dict[str, NDArray[Any]]:
     """The six arrays of data.pkl, each of its shape and kind, all of one length, all finite."""
     file = path / "data.pkl"
     try:
@@ -185,7 +195,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     missing = [key for key in RECORDED if key not in data]
     if missing:
         raise TrajectoryError(f"{file}: lacks {', '.join(missing)}; it has {', '.join(sorted(map(str, data)))}")
-    arrays = {key: _read_array(data[key], key, file) for key in RECORDED}
+    arrays = {key: _read_array(data[key], key, file, any_gripper=any_gripper) for key in RECORDED}
     lengths = {key: len(array) for key, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise TrajectoryError(f"{file}: lengths differ: {lengths}; expected one number of steps")
@@ -194,12 +204,14 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _read_array(array: Any, key: str, file: Path) -> NDArray[Any]:
+def _read_array(array: Any, key: str, file: Path, *, any_gripper: bool) -> NDArray[Any]:
     shape, kinds = RECORDED[key]
+    kinds = "iubf" if any_gripper and key in GRIPPERS else kinds
     if not isinstance(array, np.ndarray):
         raise TrajectoryError(f"{file}: {key} is a {type(array).__name__}; expected a NumPy array")
     if array.dtype.kind not in kinds:
-        raise TrajectoryError(f"{file}: {key} has dtype {array.dtype}; expected {_KINDS[kinds]}")
+        told = f", or say what they are with {FLAG} NAME" if key in GRIPPERS and array.dtype.kind == "f" else ""
+        raise TrajectoryError(f"{file}: {key} has dtype {array.dtype}; expected {_KINDS[kinds]}{told}")
     if array.ndim != 1 + len(shape) or array.shape[1:] != shape:
         expected = ", ".join(["N", *map(str, shape)])
         raise TrajectoryError(f"{file}: {key} has shape {array.shape}; expected ({expected})")
@@ -220,12 +232,39 @@ def _check_poses(poses: NDArray[Any], where: str) -> None:
                 "expected x y z qx qy qz qw: convert the recording first"
             ) from error
         raise TrajectoryError(str(error)) from error
+    faults = pose_faults(poses, POSE, where)
+    if faults:
+        raise TrajectoryError(str(faults[0]))
 
 
-def _check_gripper(gripper: NDArray[Any], where: str) -> None:
-    odd = np.setdiff1d(gripper, (0, 1))
-    if odd.size:
-        raise TrajectoryError(f"{where} holds {odd[:5].tolist()}; expected only 1 (open) and 0 (closed)")
+def _grippers(
+    arrays: Mapping[str, NDArray[Any]], path: Path, declared: DeclaredScales | None
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Commanded and measured gripper, 1 = open."""
+    command, measured = arrays["action_gripper"], arrays["robot_gripper"]
+    try:
+        scales = find_scales(command, measured, declared=declared)
+    except SpecError as error:
+        raise TrajectoryError(f"{path}: {error}") from error
+    if declared is not None:
+        for key, found in (("action_gripper", scales.command), ("robot_gripper", scales.measured)):
+            if found is None or found.scale is None:
+                raise TrajectoryError(f"{path}: {key} is in a scale that is not known; say both: {scales.advice()}")
+        assert scales.measured is not None
+        return _internal(command, scales.command), _internal(measured, scales.measured)
+    for key in GRIPPERS:
+        odd = np.setdiff1d(arrays[key], (0, 1))
+        if odd.size:
+            raise TrajectoryError(
+                f"{path}: {key} holds {odd[:5].tolist()}; expected only 1 (open) and 0 (closed); say what they are: "
+                f"{scales.advice()}"
+            )
+    return command, measured
+
+
+def _internal(values: NDArray[Any], found: FoundScale) -> NDArray[np.float64]:
+    assert found.scale is not None
+    return found.scale.to_internal(values)
 
 
 def _list_frames(path: Path) -> dict[str, dict[int, Path]]:

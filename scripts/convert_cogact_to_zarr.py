@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (choices, meaning) in CHOICES.items():
         flag = "--" + name.replace("_", "-")
         add(flag, choices=choices, default=choices[0], help=f"{meaning} (default: {choices[0]})")
+    add_gripper_scale(parser)
     add("--gripper-lead", type=int, default=0, metavar="STEPS", help="bring the gripper's command forward (default: 0)")
 
 

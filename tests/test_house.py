@@ -22,6 +22,7 @@ FLOORS = {
     "geometry": 0,
     "gripper_events": 0,
     "intervals": 0,
+    "pose_check": 0,
     "gripper_scale": 0,
     "safe_pickle": 0,
     "host_memory": 0,

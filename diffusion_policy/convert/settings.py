@@ -12,6 +12,7 @@ from typing import Any, Literal
 from diffusion_policy.cores import usable_cores
 from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec
 from diffusion_policy.dataset.replay_buffer import ZARR_FORMATS
+from diffusion_policy.gripper_scale import DeclaredScales, parse_scales
 from diffusion_policy.places import is_remote, local_cache, place
 from diffusion_policy.spec import WorkspaceError
 
@@ -51,6 +52,8 @@ class ConversionSettings:
             need; "keep" leaves them as recorded.
         gripper_command: "recorded", or "next-measured": the measured gripper of the next step.
         gripper_lead: steps by which the gripper's command is brought forward.
+        gripper_scale: that the gripper is recorded in where it is not 1 (open) and 0 (closed), as ``--gripper-scale``
+            names it; the dataset holds 0 (closed) to 1 (open).
         overwrite: replace an existing dataset, once the new one is complete.
         resume: go on with an unfinished conversion to the same output.
         append: add episodes to an existing dataset.
@@ -73,6 +76,7 @@ class ConversionSettings:
     quaternion_sign: Literal["continuous", "keep"] = "continuous"
     gripper_command: Literal["recorded", "next-measured"] = "recorded"
     gripper_lead: int = 0
+    gripper_scale: str | None = None
     overwrite: bool = False
     resume: bool = False
     append: bool = False
@@ -91,6 +95,7 @@ class ConversionSettings:
             raise ConversionError(f"max_episodes is {self.max_episodes}; expected at least 1")
         if self.gripper_lead < 0:
             raise ConversionError(f"gripper_lead is {self.gripper_lead}; expected 0 or more steps")
+        parse_scales(self.gripper_scale)
         if self.zarr_format not in ZARR_FORMATS:
             raise ConversionError(f"zarr format {self.zarr_format} does not exist; expected 2 or 3")
         if self.shard is not None and (self.zarr_format == 2 or self.shard < 1):
@@ -104,6 +109,11 @@ class ConversionSettings:
         source, output = self.source.resolve(), self.output.resolve()
         if source == output or output in source.parents or source in output.parents:
             raise ConversionError(f"output {output} and input {source} lie in one another; choose another output")
+
+    @property
+    def declared_scale(self) -> DeclaredScales | None:
+        """What ``gripper_scale`` names."""
+        return parse_scales(self.gripper_scale)
 
     @property
     def n_workers(self) -> int:
@@ -135,6 +145,7 @@ class ConversionSettings:
             "decode": self.decode,
             "gripper_command": self.gripper_command,
             "gripper_lead": self.gripper_lead,
+            "gripper_scale": self.gripper_scale,
         }
 
     def as_json(self) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class Staging:
         folder = self.path / plan.path.name
         (folder / "entry.json").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
-        trajectory = open_trajectory(plan.path)
+        trajectory = open_trajectory(plan.path, self.settings.declared_scale)
         steps = [step for start, end in plan.entry.kept for step in range(start, end)]
         group = zarr.open_group(str(folder / "frames.zarr"), mode="w", zarr_format=self.settings.zarr_format)  # type: ignore[arg-type]
         width, height = self.settings.resolution

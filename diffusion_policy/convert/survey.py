@@ -78,7 +78,7 @@ def survey(settings: ConversionSettings, known: frozenset[str] = frozenset()) ->
             left_out.append(_left_out(folder, f"not selected: {reason}"))
             continue
         try:
-            plan = plan_episode(open_trajectory(folder), settings)
+            plan = plan_episode(open_trajectory(folder, settings.declared_scale), settings)
         except PlaceError:  # says nothing of the episode
             raise
         except WorkspaceError as error:

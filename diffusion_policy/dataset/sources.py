@@ -22,6 +22,7 @@ from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, DatasetError, ReplayBuffer
 from diffusion_policy.dataset.windows import IndexArray
 from diffusion_policy.gripper_scale import DeclaredScales
+from diffusion_policy.pose_check import order_fault, pose_faults
 from diffusion_policy.spec import (
     POSE,
     ObsField,
@@ -70,7 +71,8 @@ def open_source(path: str | Path, spec: StepSpec, gripper_scale: DeclaredScales 
     """Open a dataset and check it against what a policy reads and predicts.
 
     Raises:
-        DatasetError: no dataset, no episode, a key or dimension missing, or another image size.
+        DatasetError: no dataset, no episode, a key or dimension missing, another image size, or numbers that are no
+            poses (`pose_check`).
         SpecError: its numbers mean something else, or its gripper is in a scale that is not known.
     """
     buffer = ReplayBuffer.open(path, gripper_scale=gripper_scale)
@@ -81,13 +83,15 @@ def open_source(path: str | Path, spec: StepSpec, gripper_scale: DeclaredScales 
     check_semantics(buffer.semantics, action_semantics(spec.action_names), buffer.where)
     action = _named_columns(buffer, ACTION_KEY, spec.action_names)
     _check_layout(action, spec, buffer)
+    low_dim = {field.key: _named_columns(buffer, field.key, field.names) for field in spec.low_dim}
+    _check_poses(action, low_dim, spec, buffer)
     return Source(
         path=str(path),
         episode_ends=buffer.episode_ends,
         episode_names=episode_names(buffer),
         semantics=buffer.semantics,
         action=action,
-        low_dim={field.key: _named_columns(buffer, field.key, field.names) for field in spec.low_dim},
+        low_dim=low_dim,
         content=str(buffer.root.attrs.get("content_sha256", "")),
         gripper_scale=_stored_scale(buffer),
     )
@@ -190,3 +194,23 @@ def _check_layout(action: NDArray[np.float32], spec: StepSpec, buffer: ReplayBuf
                 f"{buffer.where}: data/action looks like x y z, rotation vector, gripper width; shape_meta wants "
                 f"{list(POSE)}"
             )
+
+
+def _check_poses(
+    action: NDArray[np.float32], low_dim: Mapping[str, NDArray[np.float32]], spec: StepSpec, buffer: ReplayBuffer
+) -> None:
+    """Refuse what the checks of data call an error: NaN, other units, rotations that are no unit quaternions."""
+    vectors = {ACTION_KEY: (action, spec.action_names)}
+    vectors |= {field.key: (low_dim[field.key], field.names) for field in spec.low_dim}
+    faults = [
+        fault
+        for key, (numbers, names) in vectors.items()
+        for fault in pose_faults(numbers, names, f"data/{key}", buffer.episode_ends)
+    ]
+    measured = [numbers for key, (numbers, names) in vectors.items() if key != ACTION_KEY and names == POSE]
+    if not faults and measured and spec.action_names[: len(POSE)] == POSE:
+        order = order_fault(action, measured[0], "data/action")
+        faults += [] if order is None else [order]
+    if faults:
+        others = "".join(f"; {fault.said}" for fault in faults[1:])
+        raise DatasetError(f"{buffer.where}: {faults[0]}{others}")
