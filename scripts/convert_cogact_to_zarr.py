@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_policy.command_line import Answer, progress, run_command
+from diffusion_policy.gripper_scale import add_gripper_scale
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.gripper_scale import add_gripper_scale
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--run", type=Path, metavar="DIR", help="folder of a training run; brings its files along")
     parser.add_argument("--log", nargs="+", type=Path, default=[], metavar="LOG", help="logs, or folders of them")
+    add_gripper_scale(parser)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write findings and diagnosis")
 
 
@@ -42,7 +44,8 @@ def work(arguments: argparse.Namespace) -> Answer:
     if arguments.config:
         name, *overrides = arguments.config
         config = arguments.config, compose_config(CONFIG, name, overrides)
-    examination = examine(arguments.dataset, arguments.checkpoint, config, arguments.run, logs, Path("data/outputs"))
+    given = arguments.dataset, arguments.checkpoint, config, arguments.run, logs, Path("data/outputs")
+    examination = examine(*given, gripper_scale=arguments.gripper_scale)
     return Answer(examination.table(), examination.exit_status, examination.to_json())
 
 

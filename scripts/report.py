@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.gripper_scale import add_gripper_scale
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--open-loop", nargs="+", type=Path, default=[], metavar="JSON", help="of evaluate_open_loop.py"
     )
+    add_gripper_scale(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="HTML", help="the page to write")
 
 
@@ -37,7 +39,7 @@ def work(arguments: argparse.Namespace) -> Answer:
 
     logs = tuple(find_logs(arguments.log))
     given = (tuple(arguments.dataset), arguments.checkpoint, arguments.run)
-    verdict = write_dossier(arguments.out, Sources(*given, logs, tuple(arguments.open_loop)))
+    verdict = write_dossier(arguments.out, Sources(*given, logs, tuple(arguments.open_loop), arguments.gripper_scale))
     return Answer(f"{verdict.sentence}\n{arguments.out}", 1 if verdict.level == "bad" else 0)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_policy.command_line import Answer, progress, run_command
+from diffusion_policy.gripper_scale import add_gripper_scale
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--zarr-path", required=True, type=Path, metavar="ZARR", help="converted dataset, or its URL")
     add("--checkpoint", type=Path, metavar="CKPT", help="policy that is to be trained further on it")
+    add_gripper_scale(parser)
     add("--output-dir", type=Path, default=Path(), metavar="DIR", help="where the pictures go (default: here)")
     add("--no-pictures", action="store_true", help="draw nothing")
     add("--json", type=Path, metavar="OUT", help="write findings and evidence")
@@ -33,7 +35,7 @@ def work(arguments: argparse.Namespace) -> Answer:
     from diffusion_policy.report.inspection_pictures import draw_pictures
 
     with progress("frames") as bar:
-        inspection = inspect_dataset(arguments.zarr_path, arguments.checkpoint, bar)
+        inspection = inspect_dataset(arguments.zarr_path, arguments.checkpoint, bar, arguments.gripper_scale)
     pictures = [] if arguments.no_pictures else draw_pictures(inspection, arguments.output_dir)
     return Answer(inspection.table(pictures), inspection.exit_status, inspection.to_json())
 

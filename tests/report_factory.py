@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusion_policy.gripper_scale import INTERNAL, FoundScale, FoundScales
 from diffusion_policy.report.checkpoint_evidence import CheckpointEvidence, Statistics
 from diffusion_policy.report.dataset_evidence import DatasetEvidence, GripperEvidence
 from diffusion_policy.report.environment import Environment
@@ -33,6 +34,8 @@ DATASET = DatasetEvidence(
     still=0.1,
     command_distance_m=0.01,
     gripper=GRIPPER,
+    scales=FoundScales(FoundScale(INTERNAL, "labeled", 0.0, 1.0, "labeled")),
+    tool_tilt=(10.0, 90.0),
     dropped=(0, 0),
     settings={},
 )

@@ -93,7 +93,7 @@ def converted(
     """
     if found.scale is None:
         raise SpecError(
-            f"{where}: its gripper is {found.low:.3g} to {found.high:.3g}: {found.reason}. A gripper is 0 (closed) to "
+            f"{where}: its gripper is {found.span}: {found.reason}. A gripper is 0 (closed) to "
             f"1 (open) here; say what this one is: {scales.advice()}, when training "
             f"{scales.flag(f'{CONFIG_KEY}=')}, or the attribute action_semantics (docs/data.md)"
         )

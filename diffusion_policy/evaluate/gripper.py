@@ -260,7 +260,7 @@ def _of_command(log: RunLog, scale: GripperScale, scales: FoundScales, facts: di
         measured = None if known is None else known.to_internal(measured)
         if known is None:
             aside = (
-                f"; the measured gripper ({scales.measured.low:.3g} to {scales.measured.high:.3g}) is in an unknown "
+                f"; the measured gripper ({scales.measured.span}) is in an unknown "
                 f"scale and was left aside: {scales.flag()}"
             )
     commands = _commands(log, scale, measured)
@@ -284,7 +284,7 @@ def _of_width(log: RunLog, scales: FoundScales, facts: dict[str, Any]) -> Grippe
 
 def _of_unknown_scale(log: RunLog, scales: FoundScales, facts: dict[str, Any]) -> GripperReport:
     command, copied, steps = scales.command, _is_copied(log), counted(len(log.steps), "step")
-    said = f"commands are {command.low:.3g} to {command.high:.3g} in {steps}: {command.reason}"
+    said = f"commands are {command.span} in {steps}: {command.reason}"
     verdict, said = UNKNOWN_SCALE, f"{said}; say which: {scales.advice()}"
     if copied and len(log.steps) >= MIN_STEPS:
         copy = f"the command equals the measured gripper at all {steps}: it is copied, not decided"

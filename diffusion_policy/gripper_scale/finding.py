@@ -49,15 +49,15 @@ class FoundScale:
     Attributes:
         scale: None where it is not known.
         origin: "declared" (flag or key), "labeled" (attribute), "found" (unmistakable), or "unknown".
-        low, high: the range of the numbers; NaN without any.
+        low, high: the range of the numbers; None without any.
         reason: in words, what speaks for it, or why it is not known.
         candidates: what it may be if it is not known, the likeliest first.
     """
 
     scale: GripperScale | None
     origin: Origin
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     reason: str
     candidates: tuple[GripperScale, ...] = field(default=())
 
@@ -65,6 +65,11 @@ class FoundScale:
     def is_internal(self) -> bool:
         """Whether it is known to be 0 closed to 1 open."""
         return self.scale is not None and self.scale.is_internal
+
+    @property
+    def span(self) -> str:
+        """The range in words."""
+        return "no number" if self.low is None else f"{self.low:.3g} to {self.high:.3g}"
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,11 @@ class _Column:
     @property
     def high(self) -> float:
         return float(self.values.max()) if self.values.size else float("nan")
+
+    @property
+    def range(self) -> tuple[float | None, float | None]:
+        """Lowest and highest number."""
+        return (self.low, self.high) if self.values.size else (None, None)
 
     @property
     def family(self) -> Family:
@@ -204,13 +214,11 @@ def _beside(said: DeclaredScales, ours: _Column, theirs: _Column, origin: Origin
 def _believed(scale: GripperScale, column: _Column, origin: Origin, what: str) -> FoundScale:
     against = _contradiction(scale, column)
     if against is None:
-        return FoundScale(scale, origin, column.low, column.high, f"{origin} as {scale}")
+        return FoundScale(scale, origin, *column.range, f"{origin} as {scale}")
     if origin == "declared":
         names = " or ".join(candidate.name for candidate in _candidates(column))
         raise SpecError(f"gripper scale {scale}: the {what} is {against}; that looks like {names}")
-    return FoundScale(
-        None, "unknown", column.low, column.high, f"labeled {scale}, but it is {against}", _candidates(column)
-    )
+    return FoundScale(None, "unknown", *column.range, f"labeled {scale}, but it is {against}", _candidates(column))
 
 
 def _contradiction(scale: GripperScale, column: _Column) -> str | None:
@@ -235,24 +243,22 @@ def _without_a_word(ours: _Column, theirs: _Column | None, moves: float) -> Foun
         reason = f"{ours.family}, and it moves {turned} the measured gripper (correlation {moves:+.2f})"
         if ours.family in ("0..1", "-1..1"):
             scale = next(one for one in _candidates(ours) if (one.open > one.closed) == (moves > 0))
-            return FoundScales(FoundScale(scale, "found", ours.low, ours.high, reason), beside)
+            return FoundScales(FoundScale(scale, "found", *ours.range, reason), beside)
         if moves < 0:
             return FoundScales(_unknown(ours, reason), beside)
     if beside.scale is not None and ours.is_within(_BEYOND) and ours.family != "meters":
         reason = "0..1, as the measured gripper, which begins open"
-        return FoundScales(FoundScale(beside.scale, "found", ours.low, ours.high, reason), beside)
+        return FoundScales(FoundScale(beside.scale, "found", *ours.range, reason), beside)
     found = _of_itself(ours)
     if found.scale is not None and theirs.family == "near 0":  # a sensor that says nothing
-        beside = FoundScale(
-            found.scale, "found", theirs.low, theirs.high, "near 0 throughout, beside a command of 0..1"
-        )
+        beside = FoundScale(found.scale, "found", *theirs.range, "near 0 throughout, beside a command of 0..1")
     return FoundScales(found, beside)
 
 
 def _of_itself(column: _Column) -> FoundScale:
     """What a column shows without the other."""
     if column.family == "0..1" and column.begins_high is not False:
-        return FoundScale(INTERNAL, "found", column.low, column.high, "0..1, and it begins open if 1 is open")
+        return FoundScale(INTERNAL, "found", *column.range, "0..1, and it begins open if 1 is open")
     reasons: dict[Family, str] = {
         "meters": "it looks like a width in meters, of which the range does not tell the full opening",
         "0..1": "0..1, but it begins at 0: 1 may be open or closed",
@@ -267,7 +273,7 @@ def _of_itself(column: _Column) -> FoundScale:
 
 
 def _unknown(column: _Column, reason: str) -> FoundScale:
-    return FoundScale(None, "unknown", column.low, column.high, reason, _candidates(column))
+    return FoundScale(None, "unknown", *column.range, reason, _candidates(column))
 
 
 def _candidates(column: _Column) -> tuple[GripperScale, ...]:

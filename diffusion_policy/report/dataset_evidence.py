@@ -24,10 +24,12 @@ from diffusion_policy.dataset.replay_buffer import (
 )
 from diffusion_policy.geometry import geodesic_distance
 from diffusion_policy.gripper_events import GRIPPER_BAND, OPEN, UNDECIDED, gripper_events, gripper_states
+from diffusion_policy.gripper_scale import DeclaredScales, FoundScales, parse_scales
 from diffusion_policy.places import place, reaching, read_bytes
+from diffusion_policy.pose_check import PoseFault, order_fault, pose_faults, tilt_from_down, tool_axis
 from diffusion_policy.report import ReportError
-from diffusion_policy.report.steps import FloatArray, Steps, steps_of_dataset
-from diffusion_policy.spec import Layout, action_semantics, layout_from_range
+from diffusion_policy.report.steps import FloatArray, Steps, finite, is_pose, steps_of_dataset
+from diffusion_policy.spec import GRIPPER, Layout, action_semantics, layout_from_range
 
 EXPECTED_KEYS = (IMAGE_KEY, POSE_KEY, GRIPPER_KEY, ACTION_KEY)
 # Frames of the dataset that are unpacked and looked at, evenly spread.
@@ -90,6 +92,11 @@ class DatasetEvidence:
         still: share of steps in which the measured pose does not change.
         command_distance_m: median distance between commanded and measured position at the same step.
         gripper: None without a gripper command.
+        scales: in which its gripper is stored; None without one. ``gripper``, ``low`` and ``high`` are of 0 closed ..
+            1 open where the scale is known, and ``gripper`` is None where it is not.
+        faults: what keeps its numbers from being poses (`pose_check`).
+        tool_tilt: degrees between the tool's z axis and straight down (mean), with quaternions read scalar-last as they
+            must be, and scalar-first; None without poses.
         dropped: episodes and steps that the conversion left out; None without its ledger.
         settings: of the conversion; empty without its ledger.
     """
@@ -114,6 +121,9 @@ class DatasetEvidence:
     still: float = 0.0
     command_distance_m: float | None = None
     gripper: GripperEvidence | None = None
+    scales: FoundScales | None = None
+    faults: tuple[PoseFault, ...] = ()
+    tool_tilt: tuple[float, float] | None = None
     dropped: tuple[int, int] | None = None
     settings: Mapping[str, Any] | None = None
 
@@ -123,14 +133,19 @@ class DatasetEvidence:
         return sum(self.lengths)
 
 
-def look_at_dataset(path: str | Path) -> DatasetEvidence:
+def look_at_dataset(path: str | Path, gripper_scale: DeclaredScales | None = None) -> DatasetEvidence:
     """Gather the evidence.
+
+    Args:
+        path: of the dataset.
+        gripper_scale: that its gripper is stored in, where somebody says so.
 
     Raises:
         DatasetError: no dataset there, or a damaged one.
+        SpecError: its gripper contradicts the declared scale.
         ReportError: it has no action, or no step.
     """
-    buffer = ReplayBuffer.open(path)
+    buffer = ReplayBuffer.open(path, gripper_scale=gripper_scale)
     steps = steps_of_dataset(buffer)
     dropped, settings = _conversion(place(path))
     return DatasetEvidence(
@@ -142,6 +157,19 @@ def look_at_dataset(path: str | Path) -> DatasetEvidence:
         **_measure(steps),
         **_images(buffer),
     )
+
+
+def scale_of_dataset(path: str | Path, said: str | None, told: str | None) -> DeclaredScales | None:
+    """The declared scale of a dataset's gripper: what is said now, or what a run was told where that is needed.
+
+    Raises:
+        DatasetError: no dataset there.
+        SpecError: an unknown name.
+    """
+    if said is not None or told is None:
+        return parse_scales(said)
+    scales = ReplayBuffer.open(path).gripper_scales
+    return parse_scales(told) if scales is not None and scales.unknown else None
 
 
 def look_at_recordings(steps: Steps) -> DatasetEvidence:
@@ -156,8 +184,8 @@ def look_at_recordings(steps: Steps) -> DatasetEvidence:
 
 def _measure(steps: Steps) -> dict[str, Any]:
     not_finite = sum(int((~np.isfinite(array)).sum()) for array in steps.numbers.values())
-    numbers = {key: np.nan_to_num(array) for key, array in steps.numbers.items()}
-    action, inside = numbers[ACTION_KEY], steps.within
+    numbers = {key: finite(steps, key) for key in steps.numbers}
+    action, inside = np.nan_to_num(steps.numbers[ACTION_KEY]), steps.within
     low, high = action.min(axis=0), action.max(axis=0)
     return {
         "lengths": tuple(np.diff(steps.episode_ends, prepend=0).tolist()),
@@ -166,8 +194,11 @@ def _measure(steps: Steps) -> dict[str, Any]:
         "high": tuple(high.tolist()),
         "layout": layout_from_range(low, high),
         "not_finite": not_finite,
-        "gripper": _gripper(numbers, steps),
-        **_motion(numbers, inside),
+        "gripper": _gripper(steps),
+        "scales": steps.scales,
+        "faults": _faults(steps),
+        "tool_tilt": _tool_tilt(steps),
+        **_motion(numbers, steps),
         **_times(numbers.get(TIMESTAMP_KEY), inside),
     }
 
@@ -177,10 +208,34 @@ def episode_slices(ends: NDArray[np.int64]) -> list[slice]:
     return [slice(int(low), int(high)) for low, high in zip([0, *ends[:-1]], ends, strict=True)]
 
 
-def _motion(numbers: Mapping[str, FloatArray], inside: NDArray[np.bool_]) -> dict[str, Any]:
+def _faults(steps: Steps) -> tuple[PoseFault, ...]:
+    """What training refuses, by the same check."""
+    keys = [key for key in (ACTION_KEY, POSE_KEY) if key in steps.numbers]
+    faults = [
+        fault
+        for key in keys
+        for fault in pose_faults(steps.numbers[key], steps.names[key], f"data/{key}", steps.episode_ends)
+    ]
+    if not faults and len(keys) == 2 and all(is_pose(steps, key) for key in keys):
+        order = order_fault(steps.numbers[ACTION_KEY], steps.numbers[POSE_KEY], "data/action")
+        faults += [] if order is None else [order]
+    return tuple(faults)
+
+
+def _tool_tilt(steps: Steps) -> tuple[float, float] | None:
+    key = next((key for key in (POSE_KEY, ACTION_KEY) if is_pose(steps, key)), None)
+    if key is None:
+        return None
+    quaternions = finite(steps, key)[:, 3:7]
+    axes = [tool_axis(quaternions, scalar_first=scalar_first) for scalar_first in (False, True)]
+    return tilt_from_down(axes[0]), tilt_from_down(axes[1])
+
+
+def _motion(numbers: Mapping[str, FloatArray], steps: Steps) -> dict[str, Any]:
+    inside = steps.within
     action, pose = numbers[ACTION_KEY], numbers.get(POSE_KEY)
-    vectors = [array for array in (action, pose) if array is not None and array.shape[1] >= 7]
-    quaternions = [array[:, 3:7] for array in vectors]
+    vectors = [np.nan_to_num(steps.numbers[key]) for key in (ACTION_KEY, POSE_KEY) if key in steps.numbers]
+    quaternions = [array[:, 3:7] for array in vectors if array.shape[1] >= 7]
     found: dict[str, Any] = {
         "quaternion_error": max((float(np.abs(np.linalg.norm(q, axis=1) - 1).max()) for q in quaternions), default=0.0),
         "sign_flips": sum(int(((q[1:] * q[:-1]).sum(axis=1)[inside] < -0.5).sum()) for q in quaternions),
@@ -203,12 +258,12 @@ def _times(timestamps: FloatArray | None, inside: NDArray[np.bool_]) -> dict[str
     return {"step_seconds": median, "uneven": uneven}
 
 
-def _gripper(numbers: Mapping[str, FloatArray], steps: Steps) -> GripperEvidence | None:
-    names = steps.names[ACTION_KEY]
-    if "gripper" not in names:
+def _gripper(steps: Steps) -> GripperEvidence | None:
+    stored, seen_there = steps.column(ACTION_KEY, GRIPPER), steps.column(GRIPPER_KEY, GRIPPER)
+    if stored is None:
         return None
-    command = numbers[ACTION_KEY][:, names.index("gripper")]
-    measured = numbers[GRIPPER_KEY][:, 0] if GRIPPER_KEY in numbers else None
+    command = np.nan_to_num(stored)
+    measured = None if seen_there is None else np.nan_to_num(seen_there)
     episodes = [command[part] for part in steps.slices]
     events = [gripper_events(values) for values in episodes]
     firsts = [states[0] for states in (_decided(values) for values in episodes) if len(states)]

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from diffusion_policy.commands import command
 from diffusion_policy.dataset.replay_buffer import IMAGE_KEY, TIMESTAMP_KEY
 from diffusion_policy.report.dataset_evidence import EXPECTED_KEYS, DatasetEvidence
 from diffusion_policy.report.findings import Finding, ok, run_checks
-from diffusion_policy.spec import POSE_GRIPPER, SpecError, action_semantics, check_semantics
+from diffusion_policy.report.unit_findings import (
+    action_shape,
+    not_finite,
+    polarity,
+    position_unit,
+    quaternion_order,
+    quaternions,
+    reconvert,
+)
+from diffusion_policy.spec import SpecError, action_semantics, check_semantics
 
 # The robot executes one action in 0.1 s.
 CONTROL_SECONDS = 0.1
@@ -18,17 +26,11 @@ FEW_EPISODES, FEW_CLOSINGS = 20, 20
 COPIED = 0.999
 # A position that is commanded this far from where the arm is, at most of the steps, is no target for the next step.
 FAR_COMMAND_M = 0.2
-QUATERNION_SLACK = 0.01
 
 
 def dataset_findings(evidence: DatasetEvidence) -> list[Finding]:
     """Everything that can be said of a dataset by itself, in the order in which to act on it."""
     return run_checks(CHECKS, evidence)
-
-
-def reconvert(*flags: object) -> str:
-    """The command that converts the recordings, wherever they lie, to a new dataset."""
-    return command("convert_cogact_to_zarr", "--input", "TRAJECTORIES", "--output", "NEW.zarr", *flags)
 
 
 def size(data: DatasetEvidence) -> Finding:
@@ -52,25 +54,6 @@ def arrays(data: DatasetEvidence) -> Finding:
     return ok("arrays", f"data/{', data/'.join(data.keys)}", data.path)
 
 
-def action_shape(data: DatasetEvidence) -> Finding:
-    """Whether actions are (N, 8): pose and gripper."""
-    said = f"actions are (N, {len(data.action_names)}): {' '.join(data.action_names)}"
-    if len(data.action_names) == len(POSE_GRIPPER) and data.layout != "xyz_quat_gripper":
-        evidence = f"{said}, but their ranges are not those of metres, a unit quaternion and a gripper"
-        return Finding(
-            "action-shape", "error", evidence, "check the order of the recorded numbers", reconvert(), data.path
-        )
-    if data.layout == "xyz_quat_gripper":
-        return ok("action-shape", said, data.path)
-    if data.layout == "xyz_quat":
-        evidence = f"{said}: a pose without gripper; a policy trained on it commands none"
-        return Finding("action-shape", "warning", evidence, "convert to eight numbers a step", reconvert(), data.path)
-    if data.layout == "xyz_rotvec_width":
-        evidence = f"{said}: they look like rotation vector and gripper width, not a quaternion"
-        return Finding("action-shape", "error", evidence, "record with the current recorder", about=data.path)
-    return Finding("action-shape", "error", f"{said}; expected (N, 8)", "convert again", reconvert(), data.path)
-
-
 def semantics(data: DatasetEvidence) -> Finding:
     """Whether the numbers mean what this project's do."""
     if data.semantics is None:
@@ -81,28 +64,6 @@ def semantics(data: DatasetEvidence) -> Finding:
     except SpecError as error:
         return Finding("semantics", "error", str(error), "convert with the right labels", reconvert(), data.path)
     return ok("semantics", "labelled: metres, quaternion xyzw, gripper 1 = open", data.path)
-
-
-def not_finite(data: DatasetEvidence) -> Finding:
-    """NaN and infinity."""
-    if data.not_finite:
-        evidence = f"{data.not_finite} numbers are NaN or infinite"
-        return Finding(
-            "not-finite", "error", evidence, "convert again; it leaves such steps out", reconvert(), data.path
-        )
-    return ok("not-finite", "every number is finite", data.path)
-
-
-def quaternions(data: DatasetEvidence) -> Finding:
-    """Norms and signs."""
-    if data.quaternion_error > QUATERNION_SLACK:
-        evidence = f"a quaternion's norm is {data.quaternion_error:.3g} away from 1"
-        return Finding("quaternions", "error", evidence, "find the step: it is no rotation", about=data.path)
-    if data.sign_flips:
-        evidence = f"quaternions jump from q to -q at {data.sign_flips} steps: the same rotation, far apart in numbers"
-        again = reconvert("--quaternion-sign", "continuous")
-        return Finding("quaternions", "warning", evidence, "convert with continuous signs", again, data.path)
-    return ok("quaternions", f"norms within {data.quaternion_error:.1g} of 1, no sign flips", data.path)
 
 
 def command_is_absolute(data: DatasetEvidence) -> Finding | None:
@@ -134,22 +95,6 @@ def step_spacing(data: DatasetEvidence) -> Finding | None:
         evidence = f"{said}, but {data.uneven:.0%} of them are off by more than half"
         return Finding("step-spacing", "warning", evidence, "look for lost frames in the recorder", about=data.path)
     return ok("step-spacing", f"{said}, evenly", data.path)
-
-
-def polarity(data: DatasetEvidence) -> Finding | None:
-    """Whether 1 is open: an arm that has nothing in its hand yet starts open."""
-    gripper = data.gripper
-    if gripper is None:
-        return None
-    if gripper.low < -0.05 or gripper.high > 1.05 or gripper.high < 0.2:
-        evidence = f"the gripper's command is {gripper.low:.3g} to {gripper.high:.3g}; expected 0 (closed) to 1 (open)"
-        remedy = "a width in metres or another unit: convert it to 0..1"
-        return Finding("polarity", "error", evidence, remedy, reconvert(), data.path)
-    said = f"{gripper.starting_open} episodes start open, {gripper.starting_closed} closed"
-    if gripper.starting_closed > gripper.starting_open:
-        evidence = f"{said}: is the gripper recorded as 1 = closed?"
-        return Finding("polarity", "warning", evidence, "look at frames with 0; 1 must be open", about=data.path)
-    return ok("polarity", f"{said} (1 = open)", data.path)
 
 
 def closings(data: DatasetEvidence) -> Finding | None:
@@ -249,7 +194,9 @@ CHECKS = (
     action_shape,
     semantics,
     not_finite,
+    position_unit,
     quaternions,
+    quaternion_order,
     command_is_absolute,
     polarity,
     closings,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
@@ -15,9 +15,10 @@ from rich.text import Text
 
 from diffusion_policy.checkpoint import CheckpointError
 from diffusion_policy.commands import command
+from diffusion_policy.gripper_scale import CONFIG_KEY, parse_scales
 from diffusion_policy.report.checkpoint_evidence import CheckpointEvidence, look_at_checkpoint
 from diffusion_policy.report.checkpoint_findings import checkpoint_findings, together_findings
-from diffusion_policy.report.dataset_evidence import DatasetEvidence, look_at_dataset
+from diffusion_policy.report.dataset_evidence import DatasetEvidence, look_at_dataset, scale_of_dataset
 from diffusion_policy.report.dataset_findings import dataset_findings
 from diffusion_policy.report.environment import environment_findings, look_at_environment
 from diffusion_policy.report.findings import SEVERITIES, Diagnosis, Finding, diagnose
@@ -115,6 +116,7 @@ def examine(
     run: Path | None = None,
     logs: Sequence[Path] = (),
     outputs: Path = Path(),
+    gripper_scale: str | None = None,
 ) -> Examination:
     """Examine whatever is given; a run brings its datasets and its checkpoint, as far as they are there.
 
@@ -125,6 +127,8 @@ def examine(
         run: folder of a training run.
         logs: inference logs.
         outputs: where runs are written, to see how much disk is free.
+        gripper_scale: of datasets and logs whose gripper is not 0..1, as ``--gripper-scale`` names it; by default, of a
+            dataset that needs it, what the run or the config was told.
 
     Raises:
         WorkspaceError: something that was named is not there or cannot be read.
@@ -133,7 +137,10 @@ def examine(
     datasets = datasets or (opened.datasets if opened else ())
     checkpoint = checkpoint or (opened.deployable if opened else None)
     groups: dict[str, list[Finding]] = {"environment": environment_findings(look_at_environment(outputs))}
-    looked = [look_at_dataset(path) for path in datasets]
+    told = opened.gripper_scale if opened else None
+    if config is not None:
+        told = OmegaConf.select(config[1], CONFIG_KEY, default=told)
+    looked = [look_at_dataset(path, scale_of_dataset(path, gripper_scale, told)) for path in datasets]
     if looked:
         groups["dataset"] = [finding for data in looked for finding in dataset_findings(data)]
     weights: CheckpointEvidence | None = None
@@ -149,7 +156,7 @@ def examine(
     if opened is not None:
         groups["run"] = _run(opened, data)
     for path in logs:
-        groups.setdefault("log", []).extend(log_findings(look_at_log(path)))
+        groups.setdefault("log", []).extend(log_findings(look_at_log(path, parse_scales(gripper_scale))))
     return Examination(groups, _looks(datasets, checkpoint, run, logs))
 
 

@@ -20,9 +20,10 @@ from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.evaluate.gripper_table import UNJUDGED
 from diffusion_policy.evaluate.verdicts import OPENS_AND_CLOSES
 from diffusion_policy.evaluate.writing import write_report
+from diffusion_policy.gripper_scale import DeclaredScales, parse_scales
 from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.report import ReportError
-from diffusion_policy.report.dataset_evidence import look_at_dataset
+from diffusion_policy.report.dataset_evidence import look_at_dataset, scale_of_dataset
 from diffusion_policy.report.doctor import Examination, examine
 from diffusion_policy.report.log_evidence import LogEvidence, look_at_log
 from diffusion_policy.report.log_findings import open_loop_findings
@@ -53,13 +54,14 @@ EPISODES = 4
 
 @dataclass(frozen=True)
 class Sources:
-    """What the page is made of; every part may be missing."""
+    """What the page is made of; every part may be missing. ``gripper_scale``: of datasets and logs, where declared."""
 
     datasets: tuple[Path, ...] = ()
     checkpoint: Path | None = None
     run: Path | None = None
     logs: tuple[Path, ...] = ()
     open_loop: tuple[Path, ...] = ()
+    gripper_scale: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,15 @@ def make_dossier(sources: Sources) -> tuple[Verdict, str]:
     if not any((sources.datasets, sources.checkpoint, sources.run, sources.logs, sources.open_loop)):
         raise ReportError("nothing to report on; give a dataset, a checkpoint, a run, logs or open-loop errors")
     run = None if sources.run is None else open_run(sources.run)
-    logs = [look_at_log(path) for path in sources.logs or (run.logs if run else ())]
+    logs = [
+        look_at_log(path, parse_scales(sources.gripper_scale)) for path in sources.logs or (run.logs if run else ())
+    ]
     datasets = sources.datasets or (run.datasets if run else ())
     datasets = datasets or tuple({found: None for found in (dataset_of_log(e.log) for e in logs) if found is not None})
     documents = [document for path in sources.open_loop for document in read_open_loop(path)]
-    examination = examine(datasets, sources.checkpoint, None, sources.run, [e.log.path for e in logs])
+    examination = examine(
+        datasets, sources.checkpoint, None, sources.run, [e.log.path for e in logs], gripper_scale=sources.gripper_scale
+    )
     if documents:
         found = [finding for document in documents for finding in open_loop_findings(document, document["checkpoint"])]
         looks = {
@@ -103,20 +109,22 @@ def make_dossier(sources: Sources) -> tuple[Verdict, str]:
         examination = Examination({**examination.groups, "open loop": found}, looks)
     verdict = conclude(examination, logs, run)
     ledger_of = sources.checkpoint or (run.deployable if run else None)
-    sections = _sections(examination, datasets, run, logs, documents, ledger_of)
+    told = run.gripper_scale if run else None
+    scales = {path: scale_of_dataset(path, sources.gripper_scale, told) for path in datasets}
+    sections = _sections(examination, scales, run, logs, documents, ledger_of)
     return verdict, render(_title(sources), _lead(verdict, examination), sections)
 
 
 def _sections(
     examination: Examination,
-    datasets: Sequence[Path],
+    datasets: Mapping[Path, DeclaredScales | None],
     run: RunFolder | None,
     logs: Sequence[LogEvidence],
     documents: Sequence[Mapping[str, Any]],
     checkpoint: Path | None,
 ) -> list[Section]:
     """Those that something was given for, in reading order."""
-    buffers = {path: ReplayBuffer.open(path) for path in datasets}
+    buffers = {path: ReplayBuffer.open(path, gripper_scale=scale) for path, scale in datasets.items()}
     first = next(iter(buffers.values()), None)
     playbacks = (playback_of_log(evidence.log, *buffers.values()) for evidence in logs)
     played = [found for found in playbacks if found is not None]
@@ -127,7 +135,7 @@ def _sections(
     stages = pooled([evidence.stages for evidence in logs])
     made: list[Section | None] = [findings_section(examination.groups)]
     for number, (path, buffer) in enumerate(buffers.items()):
-        made.append(data_section(look_at_dataset(path), buffer, number))
+        made.append(data_section(look_at_dataset(path, datasets[path]), buffer, number))
     made.append(ledger_section(*ledger) if ledger is not None else None)
     made.append(training_section(run) if run is not None and run.metrics else None)
     made.append(gripper_section(gripping, _verdicts(logs)) if gripping else None)

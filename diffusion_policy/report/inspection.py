@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.report.checkpoint_evidence import look_at_checkpoint
 from diffusion_policy.report.checkpoint_findings import together_findings
 from diffusion_policy.report.dataset_evidence import DatasetEvidence, look_at_dataset, look_at_recordings
@@ -118,28 +119,42 @@ def _findings(findings: tuple[Finding, ...]) -> Table:
     return table
 
 
-def inspect_recordings(directory: Path, on_progress: Progress | None = None) -> Inspection:
-    """Inspect a folder of recordings; nothing in it is changed.
+def inspect_recordings(
+    directory: Path, on_progress: Progress | None = None, gripper_scale: str | None = None
+) -> Inspection:
+    """Inspect a folder of recordings, whose gripper may be declared to be in another scale; nothing in it is changed.
 
     Raises:
         TrajectoryError: no recordings there, or none that opens.
     """
-    steps = steps_of_recordings(directory)
+    steps = steps_of_recordings(directory, parse_scales(gripper_scale))
     return _inspect(steps, look_at_recordings(steps), [], on_progress)
 
 
-def inspect_dataset(path: Path, checkpoint: Path | None = None, on_progress: Progress | None = None) -> Inspection:
+def inspect_dataset(
+    path: Path,
+    checkpoint: Path | None = None,
+    on_progress: Progress | None = None,
+    gripper_scale: str | None = None,
+) -> Inspection:
     """Inspect a converted dataset, and whether a checkpoint's statistics fit it.
+
+    Args:
+        path: of the dataset.
+        checkpoint: of a policy to be trained further on it.
+        on_progress: told of the frames that are decoded.
+        gripper_scale: that the gripper is stored in where it is not 0..1.
 
     Raises:
         DatasetError, ReportError: no dataset there, or one without actions or steps.
         CheckpointError: the checkpoint cannot be read.
     """
-    summary = look_at_dataset(path)
+    declared = parse_scales(gripper_scale)
+    summary = look_at_dataset(path, declared)
     together: list[Finding] = []
     if checkpoint is not None:
         together = together_findings(look_at_checkpoint(checkpoint), summary)
-    return _inspect(steps_of_dataset(ReplayBuffer.open(path)), summary, together, on_progress)
+    return _inspect(steps_of_dataset(ReplayBuffer.open(path, gripper_scale=declared)), summary, together, on_progress)
 
 
 def _inspect(

@@ -30,7 +30,7 @@ SHEET_EPISODES, SHEET_MOMENTS, SHEET_FRAME = 6, 6, (240, 135)
 CURVE_EPISODES = 3
 TIMELINE_EPISODES = 60
 BINS = 36
-_OPEN, _CLOSED = "#d9e6f2", PREDICTED
+_OPEN, _CLOSED, _UNKNOWN = "#d9e6f2", PREDICTED, "#e3e3e3"
 _CURVES = ((("x", "y", "z"), "metres"), (("qx", "qy", "qz", "qw"), "quaternion"))
 
 
@@ -90,9 +90,10 @@ def action_curves(inspection: Inspection) -> Figure | None:
     counts = [len(episode.events) for episode in inspection.details.episodes]
     chosen = sorted(np.argsort(counts, kind="stable")[::-1][:CURVE_EPISODES].tolist())
     groups = [(wanted, unit) for wanted, unit in _CURVES if set(wanted) <= set(names)]
-    if not groups and GRIPPER not in names:
+    has_gripper = steps.column(ACTION_KEY, GRIPPER) is not None
+    if not groups and not has_gripper:
         return None
-    rows = [*groups, *([((GRIPPER,), "1 = open")] if GRIPPER in names else [])]
+    rows = [*groups, *([((GRIPPER,), "1 = open")] if has_gripper else [])]
     figure = Figure(figsize=(4.6 * len(chosen), 2.3 * len(rows) + 0.4), layout="constrained")
     grid = figure.subplots(len(rows), len(chosen), squeeze=False, sharex="col", sharey="row")
     for column, episode in zip(grid.T, chosen, strict=True):
@@ -172,7 +173,8 @@ def episode_timeline(inspection: Inspection) -> Figure | None:
         closed = np.zeros(seen.steps, dtype=bool) if command is None else command[part] < 0.5
         edges = [0, *(np.flatnonzero(np.diff(closed)) + 1).tolist(), seen.steps]
         for start, end in itertools.pairwise(edges):
-            axes.barh(row, end - start, left=start, height=0.8, color=_CLOSED if closed[start] else _OPEN)
+            state = _UNKNOWN if command is None else _CLOSED if closed[start] else _OPEN
+            axes.barh(row, end - start, left=start, height=0.8, color=state)
         for start, end in seen.idle:
             axes.barh(row, end - start, left=start, height=0.8, color="none", hatch="////", edgecolor=RECORDED, lw=0)
         for marker, at in (("x", _at(details.jumps, seen.name)), ("|", _gaps(inspection, seen.name))):

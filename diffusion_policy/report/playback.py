@@ -79,16 +79,16 @@ def playback_of_log(log: RunLog, *datasets: ReplayBuffer) -> Playback | None:
     """A log as a playback, beside its recording in the first dataset that holds it; None for a log without poses."""
     if not log.steps or log.layout == "unknown":
         return None
-    has_gripper = log.layout == "xyz_quat_gripper"
+    scales = log.gripper_scales() if log.layout == "xyz_quat_gripper" else None
+    has_gripper = scales is not None and scales.command.is_internal
     recorded = recorded_positions = None
     for dataset in datasets:
         steps = recorded_steps(log, dataset)
         if steps is None:
             continue
-        action = np.asarray(dataset[ACTION_KEY][:], dtype=np.float64)[steps]
-        recorded_positions = action[:, :3]
-        names = dataset.names(ACTION_KEY)
-        recorded = action[:, names.index(GRIPPER)] if GRIPPER in names and has_gripper else None
+        recorded_positions = np.asarray(dataset[ACTION_KEY][:], dtype=np.float64)[steps, :3]
+        command = gripper_column(dataset, ACTION_KEY) if has_gripper else None
+        recorded = None if command is None else command[steps]
         break
     return Playback(
         name=log.path.stem.removeprefix("inference_log_"),
@@ -116,23 +116,33 @@ def recorded_steps(log: RunLog, dataset: ReplayBuffer) -> NDArray[np.int64] | No
     return steps if np.abs(measured - log.states[:, :3]).max() < SAME_METRES else None
 
 
+def gripper_column(dataset: ReplayBuffer, key: str) -> FloatArray | None:
+    """(N,) commanded or measured gripper of a dataset, 1 = open; None without one whose scale is known."""
+    column, scales = dataset.stored_column(key, GRIPPER), dataset.gripper_scales
+    if column is None or scales is None:
+        return None
+    found = scales.command if key == ACTION_KEY else scales.measured
+    return None if found is None or found.scale is None else found.scale.to_internal(column)
+
+
 def playback_of_episode(dataset: ReplayBuffer, episode: int) -> Playback:
     """A recorded episode as a playback: its chunks are what was commanded from each step on."""
     steps = _steps(dataset, episode)
     numbers: dict[str, FloatArray] = {
         key: np.asarray(dataset[key][:], dtype=np.float64)[steps]
-        for key in (ACTION_KEY, POSE_KEY, GRIPPER_KEY, TIMESTAMP_KEY)
+        for key in (ACTION_KEY, POSE_KEY, TIMESTAMP_KEY)
         if key in dataset
     }
-    action, names = numbers[ACTION_KEY], dataset.names(ACTION_KEY)
+    action, command = numbers[ACTION_KEY], gripper_column(dataset, ACTION_KEY)
+    measured = gripper_column(dataset, GRIPPER_KEY)
     window = np.minimum(np.arange(len(steps))[:, None] + np.arange(RECORDED_CHUNK), len(steps) - 1)
     times = numbers.get(TIMESTAMP_KEY)
     return Playback(
         name=f"episode {episode}",
         positions=numbers.get(POSE_KEY, action)[:, :3],
         chunks=action[window][..., :3],
-        chunk_grippers=action[window][..., names.index(GRIPPER)] if GRIPPER in names else None,
-        measured=numbers[GRIPPER_KEY][:, 0] if GRIPPER_KEY in numbers else None,
+        chunk_grippers=None if command is None else command[steps][window],
+        measured=None if measured is None else measured[steps],
         recorded=None,
         recorded_positions=None,
         seconds=None if times is None else times - times[0],

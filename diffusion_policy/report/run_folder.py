@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_policy.commands import command, setting
 from diffusion_policy.dataset.joined_datasets import dataset_paths
+from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.checkpoint_evidence import read_config
 from diffusion_policy.resolvers import flat_config
@@ -113,6 +114,12 @@ class RunFolder:
         if seconds is not None:
             return f"{seconds:g} s"
         return None if steps is None else f"{steps} steps"
+
+    @property
+    def gripper_scale(self) -> str | None:
+        """That its datasets were declared to have; None where nothing was said, or something else of each."""
+        told = None if self.config is None else OmegaConf.select(self.config, CONFIG_KEY, default=None)
+        return told if isinstance(told, str) else None
 
     def flat_config(self) -> dict[str, Any]:
         """Settings by dotted name, references resolved where they can be."""

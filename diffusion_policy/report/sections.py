@@ -17,9 +17,8 @@ from diffusion_policy.report import figures as plot
 from diffusion_policy.report.dataset_evidence import DatasetEvidence, episode_slices
 from diffusion_policy.report.findings import Finding
 from diffusion_policy.report.page import Section, grid, paragraph, picture, place, table
-from diffusion_policy.report.playback import Playback
+from diffusion_policy.report.playback import Playback, gripper_column
 from diffusion_policy.report.run_folder import RunFolder
-from diffusion_policy.spec import GRIPPER
 
 CLASSES = {"ok": "good", "note": "note", "warning": "doubt", "error": "bad"}
 SAMPLE_FRAMES = 8
@@ -67,8 +66,8 @@ def data_section(data: DatasetEvidence, buffer: ReplayBuffer, number: int = 0) -
     }
     alt = f"{len(data.lengths)} episodes of {min(data.lengths)} to {max(data.lengths)} steps"
     parts = [place(f"lengths{suffix}", alt)]
-    if GRIPPER in data.action_names:
-        command = np.asarray(buffer[ACTION_KEY][:], dtype=np.float64)[:, data.action_names.index(GRIPPER)]
+    command = gripper_column(buffer, ACTION_KEY)
+    if command is not None:
         strips = [command[steps] for steps in episode_slices(buffer.episode_ends)[:STRIPS]]
         drawn[f"strips{suffix}"] = plot.state_strips("Commanded gripper (orange: closed)", strips)
         gripper = data.gripper

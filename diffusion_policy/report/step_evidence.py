@@ -17,7 +17,7 @@ from diffusion_policy.gripper_events import GRIPPER_BAND, OPEN, Event, gripper_e
 from diffusion_policy.model.normalizer import SingleFieldLinearNormalizer
 from diffusion_policy.report.camera_evidence import CameraEvidence, Stretch, look_at_cameras, set_runs
 from diffusion_policy.report.dataset_evidence import STILL_METRES, STILL_RADIANS
-from diffusion_policy.report.steps import FloatArray, Steps
+from diffusion_policy.report.steps import FloatArray, Steps, finite, is_pose
 from diffusion_policy.spec import GRIPPER
 
 # An arm that is told to be this much faster between two steps has jumped: a cut recording, or a tracker that slipped.
@@ -159,7 +159,7 @@ class StepEvidence:
 def look_at_steps(steps: Steps, on_progress: Callable[[int, int], None] | None = None) -> StepEvidence:
     """Gather the evidence; decodes every frame, at a part of its size."""
     seconds = _seconds(steps)
-    poses = {key: finite(steps, key) for key in (POSE_KEY, ACTION_KEY) if _is_pose(steps, key)}
+    poses = {key: finite(steps, key) for key in (POSE_KEY, ACTION_KEY) if is_pose(steps, key)}
     moves = {key: pose_steps(array) for key, array in poses.items()}
     metres, radians = moves.get(POSE_KEY) or moves.get(ACTION_KEY) or (np.zeros(steps.n_steps - 1),) * 2
     inside = steps.within
@@ -175,19 +175,6 @@ def look_at_steps(steps: Steps, on_progress: Callable[[int, int], None] | None =
         copying=_copying(steps),
         cameras=look_at_cameras(steps, np.concatenate([[0.0], np.cumsum(metres)]), on_progress),
     )
-
-
-def finite(steps: Steps, key: str) -> FloatArray:
-    """(N, D) with zeros for NaN; rotations that are none become the identity, so that angles can be told."""
-    values = np.nan_to_num(steps.numbers[key])
-    if _is_pose(steps, key):
-        values = values.copy()
-        values[np.linalg.norm(values[:, 3:7], axis=1) < 0.5, 3:7] = (0, 0, 0, 1)
-    return values
-
-
-def _is_pose(steps: Steps, key: str) -> bool:
-    return steps.names.get(key, ())[3:7] == ("qx", "qy", "qz", "qw")
 
 
 def _seconds(steps: Steps) -> FloatArray:

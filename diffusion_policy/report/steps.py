@@ -20,12 +20,15 @@ from diffusion_policy.convert.decoding import read_frame
 from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY, ReplayBuffer
 from diffusion_policy.dataset.sources import episode_names
+from diffusion_policy.gripper_scale import INTERNAL, DeclaredScales, FoundScale, FoundScales, GripperScale
 from diffusion_policy.places import place
 from diffusion_policy.report import ReportError
 from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, ImageArray, WorkspaceError
 from diffusion_policy.trajectory import NO_IMAGE, Trajectory, TrajectoryError, find_trajectories, open_trajectory
 
 FloatArray = NDArray[np.float64]
+# Recordings that open hold 1 (open) and 0 (closed), or are converted to it.
+OPEN1_SCALES = FoundScales(*(FoundScale(INTERNAL, "labeled", 0.0, 1.0, "as recorded"),) * 2)
 IntArray = NDArray[np.int64]
 
 
@@ -79,6 +82,8 @@ class Steps:
         cameras: by key of the dataset.
         refused: recordings that do not open, and why.
         notes: of each recording that is odd, and why.
+        scales: in which its gripper is stored; None without one. In ``numbers`` it is 0 closed .. 1 open where that is
+            known.
     """
 
     where: str
@@ -89,6 +94,7 @@ class Steps:
     cameras: Mapping[str, Camera]
     refused: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    scales: FoundScales | None = None
 
     @property
     def n_steps(self) -> int:
@@ -108,8 +114,10 @@ class Steps:
         return inside
 
     def column(self, key: str, name: str) -> FloatArray | None:
-        """(N,) one dimension of a vector; None where there is none of that name."""
+        """(N,) one dimension of a vector; None where there is none of that name, or a gripper of an unknown scale."""
         if key not in self.numbers or name not in self.names[key]:
+            return None
+        if name == GRIPPER and scale_of(self.scales, key) is None:
             return None
         return self.numbers[key][:, self.names[key].index(name)]
 
@@ -129,18 +137,52 @@ def steps_of_dataset(buffer: ReplayBuffer) -> Steps:
         where, found = buffer.where, f"the arrays {list(buffer.keys)} and {buffer.n_steps} steps"
         raise ReportError(f"{where}: has {found}; expected actions")
     arrays = {key: buffer[key] for key in buffer.keys}
+    numbers = {key: np.asarray(a[:], dtype=np.float64) for key, a in arrays.items() if a.ndim <= 2}
+    names = {key: buffer.names(key) for key, array in arrays.items() if array.ndim == 2}
+    for key in (ACTION_KEY, GRIPPER_KEY):
+        scale = scale_of(buffer.gripper_scales, key)
+        if scale is not None and GRIPPER in names.get(key, ()):
+            index = names[key].index(GRIPPER)
+            numbers[key][:, index] = scale.to_internal(numbers[key][:, index])
     return Steps(
         where=buffer.where,
-        numbers={key: np.asarray(a[:], dtype=np.float64) for key, a in arrays.items() if a.ndim <= 2},
-        names={key: buffer.names(key) for key, array in arrays.items() if array.ndim == 2},
+        numbers=numbers,
+        names=names,
         episode_ends=buffer.episode_ends,
         episode_names=episode_names(buffer),
         cameras={key: ConvertedCamera(FrameFiles(array)) for key, array in arrays.items() if array.ndim == 4},
+        scales=buffer.gripper_scales,
     )
 
 
-def steps_of_recordings(directory: Path) -> Steps:
+def finite(steps: Steps, key: str) -> FloatArray:
+    """(N, D) with zeros for NaN; rotations that are none become the identity, so that angles can be told."""
+    values = np.nan_to_num(steps.numbers[key])
+    if is_pose(steps, key):
+        values = values.copy()
+        values[np.linalg.norm(values[:, 3:7], axis=1) < 0.5, 3:7] = (0, 0, 0, 1)
+    return values
+
+
+def is_pose(steps: Steps, key: str) -> bool:
+    """Whether an array's dimensions are called a position and a quaternion."""
+    return steps.names.get(key, ())[:7] == POSE
+
+
+def scale_of(scales: FoundScales | None, key: str) -> GripperScale | None:
+    """The scale of the commanded gripper, or of the measured one; None where it is not known."""
+    if scales is None:
+        return None
+    found = scales.command if key == ACTION_KEY or scales.measured is None else scales.measured
+    return found.scale
+
+
+def steps_of_recordings(directory: Path, gripper_scale: DeclaredScales | None = None) -> Steps:
     """Of a folder of recordings; those that do not open are listed with the reason.
+
+    Args:
+        directory: holds episode_0000/ and so on.
+        gripper_scale: that the gripper is recorded in where it is not 1 (open) and 0 (closed).
 
     Raises:
         TrajectoryError: no recordings there, or none that opens.
@@ -150,7 +192,7 @@ def steps_of_recordings(directory: Path) -> Steps:
     folders = find_trajectories(directory)
     for folder in folders:
         try:
-            opened.append(open_trajectory(folder))
+            opened.append(open_trajectory(folder, gripper_scale))
         except WorkspaceError as error:
             refused[folder.name] = str(error)
     if not opened:
@@ -170,6 +212,7 @@ def steps_of_recordings(directory: Path) -> Steps:
         cameras={name: RecordedCamera([file for one in opened for file in _files(one, name)]) for name in cameras},
         refused=refused,
         notes={one.path.name: "; ".join(one.notes) for one in opened if one.notes},
+        scales=OPEN1_SCALES,
     )
 
 

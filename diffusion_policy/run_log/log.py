@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_policy.gripper_scale import DeclaredScales, FoundScales, find_scales, labeled_scales
+from diffusion_policy.gripper_scale import INTERNAL, DeclaredScales, FoundScales, find_scales, labeled_scales
 from diffusion_policy.spec import POSE, POSE_GRIPPER, ROTVEC_WIDTH, Layout, SpecError, WorkspaceError
 
 FloatArray = NDArray[np.float64]
@@ -128,6 +128,26 @@ class RunLog:
             return find_scales(self.commands[:, -1], self.measured_gripper, declared=declared, labeled=labeled)
         except SpecError as error:
             raise RunLogError(f"{self.path}: {error}") from error
+
+    def converted(self, scales: FoundScales) -> RunLog:
+        """The same log with its gripper as 0 closed .. 1 open, as far as the scales are known, and labeled so.
+
+        Args:
+            scales: of this log; the command's must be known.
+        """
+        command, measured = scales.command.scale, None if scales.measured is None else scales.measured.scale
+        assert command is not None
+        steps = []
+        for step in self.steps:
+            actions, state = step.actions.copy(), step.state.copy()
+            actions[:, -1] = command.to_internal(actions[:, -1])
+            if measured is not None and self.measured_gripper is not None:
+                state[-1] = measured.to_internal(state[-1])
+            steps.append(replace(step, actions=actions, state=state))
+        label = self.meta.get("action_semantics")
+        named = dict(label) if isinstance(label, Mapping) else {}
+        meta = {**self.meta, "action_semantics": {**named, "gripper": INTERNAL.label}}
+        return replace(self, steps=tuple(steps), meta=meta)
 
     @cached_property
     def numbers(self) -> IntArray:

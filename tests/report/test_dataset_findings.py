@@ -12,10 +12,19 @@ from report_factory import DATASET, GRIPPER, only, troubled
 from tiny_run import episode, write_dataset
 
 from diffusion_policy.dataset.replay_buffer import ArrayLayout, DatasetError, ReplayBuffer, image_layout, low_dim_layout
+from diffusion_policy.gripper_scale import find_scales
+from diffusion_policy.pose_check import FaultCode, PoseFault
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.dataset_evidence import look_at_dataset
 from diffusion_policy.report.dataset_findings import dataset_findings
 from diffusion_policy.spec import POSE, POSE_GRIPPER, action_semantics
+
+WIDTHS = find_scales([0.08, 0.0, 0.08])
+
+
+def fault(code: FaultCode) -> PoseFault:
+    return PoseFault(code, f"planted {code}", "cut it")
+
 
 PLANTED: list[tuple[str, str, dict[str, Any], str]] = [
     ("size", "warning", {"lengths": (100,) * 5}, "5 episodes, 500 steps"),
@@ -23,15 +32,20 @@ PLANTED: list[tuple[str, str, dict[str, Any], str]] = [
     ("action-shape", "warning", {"action_names": POSE, "layout": "xyz_quat"}, "a pose without gripper"),
     ("action-shape", "error", {"action_names": POSE, "layout": "xyz_rotvec_width"}, "gripper width, not a quaternion"),
     ("action-shape", "error", {"action_names": POSE[:6], "layout": "unknown"}, r"\(N, 6\).*expected \(N, 8\)"),
-    ("action-shape", "error", {"layout": "unknown"}, "not those of metres, a unit quaternion"),
+    ("action-shape", "error", {"layout": "unknown"}, "not those of meters, a unit quaternion"),
     ("semantics", "note", {"semantics": None}, "does not say what its numbers mean"),
     ("semantics", "error", {"semantics": {**action_semantics(), "quaternion_order": "wxyz"}}, "quaternion_order"),
     ("semantics", "error", {"semantics": {**action_semantics(), "gripper": {"open": 0.0, "closed": 1.0}}}, "gripper"),
     ("not-finite", "error", {"not_finite": 3}, "3 numbers are NaN"),
-    ("quaternions", "error", {"quaternion_error": 0.2}, "0.2 away from 1"),
+    ("action-shape", "error", {"faults": (fault("rotation"),)}, "planted rotation"),
+    ("quaternions", "error", {"faults": (fault("zero-quaternion"),)}, "planted zero-quaternion"),
+    ("quaternions", "error", {"faults": (fault("quaternion-norm"),)}, "planted quaternion-norm"),
+    ("position-unit", "error", {"faults": (fault("position-unit"),)}, "planted position-unit"),
+    ("quaternion-order", "error", {"faults": (fault("quaternion-order"),)}, "planted quaternion-order"),
+    ("quaternion-order", "warning", {"tool_tilt": (80.0, 5.0)}, "80 degrees .* read as w x y z 5: .* scalar-first"),
     ("quaternions", "warning", {"sign_flips": 4}, "from q to -q at 4 steps"),
     ("command-is-absolute", "error", {"command_distance_m": 0.5}, "500 mm .* relative actions"),
-    ("polarity", "error", {"gripper": replace(GRIPPER, high=0.08)}, "0 to 0.08; expected 0 .closed. to 1"),
+    ("polarity", "error", {"gripper": None, "scales": WIDTHS}, "0 to 0.08: .*; expected 0 .closed. to 1"),
     ("polarity", "warning", {"gripper": replace(GRIPPER, starting_open=3, starting_closed=37)}, "1 = closed"),
     ("closings", "error", {"gripper": replace(GRIPPER, closings=0)}, "closes 0 times"),
     ("closings", "warning", {"gripper": replace(GRIPPER, closings=7)}, "closes 7 times .* few to learn from"),
@@ -52,7 +66,7 @@ PLANTED: list[tuple[str, str, dict[str, Any], str]] = [
 def test_a_sound_dataset_has_no_trouble() -> None:
     found = dataset_findings(DATASET)
     assert {finding.severity for finding in found} == {"ok"}
-    assert len(found) == 15
+    assert len(found) == 17
 
 
 @pytest.mark.parametrize(("code", "severity", "changes", "says"), PLANTED, ids=[f"{p[0]}-{p[3][:20]}" for p in PLANTED])
@@ -102,6 +116,13 @@ def planted(path: Path, change: str) -> Path:
             rows["action"][3, 0] = np.nan
         if change == "black":
             rows["image"][:] = 0
+        if change == "zero":
+            rows["action"][3:5, 3:7] = 0
+        if change == "mm":
+            rows["action"][:, :3] *= 1000
+            rows["robot_eef_pose"][:, :3] *= 1000
+        if change == "percent":
+            rows["action"][:, 7] *= 100
         if change == "flip":
             rows["robot_eef_pose"][5:, 3:7] *= -1
         buffer.append(rows)
@@ -110,7 +131,15 @@ def planted(path: Path, change: str) -> Path:
 
 @pytest.mark.parametrize(
     ("change", "code"),
-    [("copied", "copycat-labels"), ("nan", "not-finite"), ("black", "images"), ("flip", "quaternions")],
+    [
+        ("copied", "copycat-labels"),
+        ("nan", "not-finite"),
+        ("black", "images"),
+        ("flip", "quaternions"),
+        ("zero", "quaternions"),
+        ("mm", "position-unit"),
+        ("percent", "polarity"),
+    ],
 )
 def test_trouble_on_disk_is_found(tmp_path: Path, change: str, code: str) -> None:
     sound = troubled(dataset_findings(look_at_dataset(planted(tmp_path / "sound.zarr", ""))))
