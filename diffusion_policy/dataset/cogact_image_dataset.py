@@ -56,8 +56,6 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         weights: per dataset, its part in what `sample_weights` draws; by number of windows if not given.
         only_episodes: names ("episode_0066") of those that are used; all by default.
         exclude_episodes: names of episodes that are not used. Neither filter changes the validation split.
-        obs_dropout: per low-dimensional key, how often training hides it behind the middle of its range, so that a
-            policy cannot copy what it observes.
         gripper_scale: that the gripper is stored in where it is not 0 (closed) to 1 (open) (`gripper_scale`): one name,
             or one or None for each dataset; it is converted.
 
@@ -95,7 +93,6 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         weights: Sequence[float] | None = None,
         only_episodes: Sequence[str] | None = None,
         exclude_episodes: Sequence[str] = (),
-        obs_dropout: Mapping[str, float] | None = None,
         gripper_scale: ScaleSetting = None,
     ) -> None:
         self.spec = read_shape_meta(shape_meta)
@@ -116,7 +113,6 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         self.validation_episodes: Mask = np.concatenate(held_out) & wanted
         self.train_episodes: Mask = np.concatenate(trained) & wanted
         self._weights = _checked_weights(weights, len(paths))
-        self._dropout = self._checked_dropout(obs_dropout or {})
         self._use(self.train_episodes)
         if len(self) == 0:
             raise DatasetError(
@@ -150,16 +146,12 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         """Several samples at once, stacked: {"obs": {key: (B, To, ...)}, "action": (B, T, Da)}."""
         index = np.asarray(indices, dtype=np.int64)
         obs = self._observations.at(self.windows.steps(index, self.n_obs_steps))
-        for key, (probability, middle) in self._dropout.items():
-            hidden = torch.rand(len(index)) < probability
-            obs[key] = torch.where(hidden[:, None, None].to(obs[key].device), middle.to(obs[key].device), obs[key])
         action: Tensor = gather(self._action, self.windows.steps(index)[:, self.n_latency_steps :])
         return {"obs": obs, "action": action}
 
     def get_validation_dataset(self) -> CogActImageDataset:
-        """The windows of the held-out episodes, nothing hidden from them; empty if none is held out."""
+        """The windows of the held-out episodes; empty if none is held out."""
         held_out = copy.copy(self)
-        held_out._dropout = {}
         held_out._use(self.validation_episodes)
         return held_out
 
@@ -172,11 +164,6 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         for field in self.spec.rgb:
             normalizer[field.key] = get_image_range_normalizer()
         return normalizer
-
-    @property
-    def obs_dropout(self) -> dict[str, float]:
-        """How often each low-dimensional key is hidden; empty where none is."""
-        return {key: probability for key, (probability, _) in self._dropout.items()}
 
     @property
     def sample_weights(self) -> NDArray[np.float64] | None:
@@ -202,19 +189,6 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
             raise DatasetError(f"no episode is called {', '.join(unknown)}; there are {_some(self.episode_names)}")
         wanted = [(only is None or name in only) and name not in exclude for name in self.episode_names]
         return np.asarray(wanted, dtype=bool)
-
-    def _checked_dropout(self, dropout: Mapping[str, float]) -> dict[str, tuple[float, Tensor]]:
-        """Per key its probability and the middle of its range (D,)."""
-        checked = {}
-        for key, probability in dropout.items():
-            if key not in {field.key for field in self.spec.low_dim} or not 0 <= probability < 1:
-                raise DatasetError(
-                    f"obs_dropout is {{{key!r}: {probability}}}; expected a low-dimensional key of shape_meta and a "
-                    "probability from 0 to below 1"
-                )
-            values = self._low_dim(key)
-            checked[key] = (probability, torch.from_numpy((values.min(axis=0) + values.max(axis=0)) / 2))
-        return checked
 
 
 def _checked_weights(weights: Sequence[float] | None, n_sources: int) -> tuple[float, ...] | None:

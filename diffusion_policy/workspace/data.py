@@ -110,11 +110,6 @@ def _check_dataset(dataset: CogActImageDataset, spec: StepSpec, cfg: DictConfig)
             f"task.dataset.shape_meta and task.shape_meta differ (actions {list(theirs)} and {list(ours)}); the "
             "dataset must read what the policy predicts: leave task.dataset.shape_meta at ${task.shape_meta}"
         )
-    if dataset.obs_dropout and cfg.training.cache != "none":
-        raise TrainingError(
-            f"task.dataset.obs_dropout hides observations anew in every epoch, training.cache={cfg.training.cache} "
-            "keeps them as they are; set training.cache=none"
-        )
     if cfg.training.cache not in CACHES:
         raise TrainingError(f"training.cache is {cfg.training.cache!r}; expected one of {', '.join(CACHES)}")
 
@@ -148,7 +143,7 @@ def read_all_steps(cfg: DictConfig, home: torch.device) -> Nested:
     """
     single: CogActImageDataset = instantiate(
         cfg.task.dataset, "task.dataset", horizon=1, pad_before=0, pad_after=0, n_obs_steps=1, n_latency_steps=0,
-        val_ratio=0.0, max_train_episodes=None, only_episodes=None, exclude_episodes=(), obs_dropout=None,
+        val_ratio=0.0, max_train_episodes=None, only_episodes=None, exclude_episodes=(),
     )  # fmt: skip
     first = single.get_batch([0])
     steps: Nested = {

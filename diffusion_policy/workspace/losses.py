@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diffusion_policy.model.normalizer import LinearNormalizer
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.spec import GRIPPER, GRIPPER_CLOSED, GRIPPER_OPEN
 from diffusion_policy.workspace import TrainingError
@@ -35,11 +36,13 @@ class Draw:
         noise: (B, T, S) standard normal.
         timesteps: (B,) diffusion times.
         hidden: (B,) uniform in [0, 1); windows below the share to hide are hidden.
+        low_dim: (B, K) the same for each key of `observation_dropout.low_dim`.
     """
 
     noise: Tensor
     timesteps: Tensor
     hidden: Tensor
+    low_dim: Tensor
 
 
 class Drawing:
@@ -49,12 +52,15 @@ class Drawing:
         policy: gives the shape of a sample and the number of diffusion times.
         seed: of the run.
         stream: purpose; training and validation are independent.
+        n_low_dim: K, keys of `observation_dropout.low_dim`.
     """
 
-    def __init__(self, policy: DiffusionTransformerHybridImagePolicy, seed: int, stream: int = NOISE):
+    def __init__(
+        self, policy: DiffusionTransformerHybridImagePolicy, seed: int, stream: int = NOISE, n_low_dim: int = 0
+    ):
         self._sample = (policy.sequence_length, policy.model.input_emb.in_features)
         self._n_times = int(policy.noise_scheduler.config.num_train_timesteps)
-        self._seed, self._stream, self._device = seed, stream, policy.device
+        self._seed, self._stream, self._device, self._n_low_dim = seed, stream, policy.device, n_low_dim
         self._generator = torch.Generator(policy.device)
 
     def draw(self, batch: Batch, *key: int) -> Draw:
@@ -64,11 +70,12 @@ class Drawing:
         noise = torch.randn((n, *self._sample), generator=generator, device=device)
         timesteps = torch.randint(0, self._n_times, (n,), generator=generator, device=device)
         hidden = torch.rand(n, generator=generator, device=device)
+        low_dim = torch.rand((n, self._n_low_dim), generator=generator, device=device)
         share = batch.share or range(1)
         if len(share) < n:
             rows = slice(share[0], None, share[1] - share[0]) if len(share) > 1 else slice(share[0], share[0] + 1)
-            noise, timesteps, hidden = noise[rows], timesteps[rows], hidden[rows]
-        return Draw(noise, timesteps, hidden)
+            noise, timesteps, hidden, low_dim = noise[rows], timesteps[rows], hidden[rows], low_dim[rows]
+        return Draw(noise, timesteps, hidden, low_dim)
 
 
 class BatchLoss(nn.Module):
@@ -77,19 +84,31 @@ class BatchLoss(nn.Module):
     Args:
         policy: the live one.
         weights: `loss` of the config: how much the gripper and the steps around its changes count.
-        dropout: `observation_dropout` of the config: how often the observed gripper is hidden.
+        dropout: `observation_dropout` of the config: how often the observed gripper, and other low-dimensional keys,
+            are hidden.
+        fitted: statistics of the dataset, of which hidden keys get the middle; None: those of the policy.
 
     Raises:
-        TrainingError: weights that are negative, or settings for a gripper that the task has not.
+        TrainingError: weights that are negative, settings for a gripper that the task has not, or a share of
+            something else than a low-dimensional key.
     """
 
-    def __init__(self, policy: DiffusionTransformerHybridImagePolicy, weights: DictConfig, dropout: DictConfig):
+    def __init__(
+        self,
+        policy: DiffusionTransformerHybridImagePolicy,
+        weights: DictConfig,
+        dropout: DictConfig,
+        fitted: LinearNormalizer | None = None,
+    ):
         super().__init__()
         self.policy = policy
         self.gripper_weight, self.event_weight = float(weights.gripper_weight), float(weights.event_weight)
         self.event_radius = int(weights.event_radius)
         self.hide_share, self.hide_key = float(dropout.gripper), str(dropout.key)
+        shares = OmegaConf.select(dropout, "low_dim", default=None) or {}
+        self.low_dim = {str(key): float(shares[key]) for key in sorted(shares)}
         self._check(policy.spec.action_names)
+        self._middles = {key: _middle(fitted or policy.normalizer, key).to(policy.device) for key in self.low_dim}
 
     def _check(self, names: tuple[str, ...]) -> None:
         if min(self.gripper_weight, self.event_weight) < 0 or self.event_radius < 0:
@@ -99,6 +118,13 @@ class BatchLoss(nn.Module):
             )
         if not 0 <= self.hide_share <= 1:
             raise TrainingError(f"observation_dropout.gripper is {self.hide_share}; expected a share from 0 to 1")
+        known = [field.key for field in self.policy.spec.low_dim]
+        for key, share in self.low_dim.items():
+            if key not in known or not 0 <= share <= 1:
+                raise TrainingError(
+                    f"observation_dropout.low_dim.{key} is {share}; expected a share from 0 to 1 for one of "
+                    f"{', '.join(known)}"
+                )
         if self.weighted and GRIPPER not in names:
             raise TrainingError(f"loss weights the gripper, but actions are {list(names)}; set loss=plain")
         if self.weighted and not self.policy.obs_as_cond:
@@ -111,8 +137,13 @@ class BatchLoss(nn.Module):
         """Whether anything counts differently."""
         return (self.gripper_weight, self.event_weight) != (1.0, 1.0)
 
-    def forward(self, data: Mapping[str, Any], noise: Tensor, timesteps: Tensor, hidden: Tensor) -> Tensor:
-        """Mean loss of the windows in `data`, a scalar."""
+    def forward(
+        self, data: Mapping[str, Any], noise: Tensor, timesteps: Tensor, hidden: Tensor, low_dim: Tensor | None = None
+    ) -> Tensor:
+        """Mean loss of the windows in `data`, a scalar; the random numbers are those of a `Draw`."""
+        if self.low_dim:
+            assert low_dim is not None
+            data = {**data, "obs": self._hide_low_dim(data["obs"], low_dim)}
         if self.hide_share:
             data = {**data, "obs": self._hide_gripper(data["obs"], hidden)}
         weights = self.weights_of(data["action"]) if self.weighted else None
@@ -123,6 +154,13 @@ class BatchLoss(nn.Module):
         hide = (hidden < self.hide_share).view(-1, *(1,) * (seen.ndim - 1))
         return {**obs, self.hide_key: seen.masked_fill(hide, HIDDEN_GRIPPER)}
 
+    def _hide_low_dim(self, obs: Mapping[str, Tensor], drawn: Tensor) -> dict[str, Tensor]:
+        hidden = dict(obs)
+        for column, (key, share) in enumerate(self.low_dim.items()):
+            hide = (drawn[:, column] < share).view(-1, *(1,) * (obs[key].ndim - 1))
+            hidden[key] = torch.where(hide, self._middles[key], obs[key])
+        return hidden
+
     def weights_of(self, action: Tensor) -> Tensor:
         """(B, T, Da) how much each number of these actions counts."""
         gripper = self.policy.spec.action_names.index(GRIPPER)
@@ -131,6 +169,12 @@ class BatchLoss(nn.Module):
         weights = weights * torch.where(near, self.event_weight, 1.0)[..., None]
         weights[..., gripper] *= self.gripper_weight
         return weights
+
+
+def _middle(normalizer: LinearNormalizer, key: str) -> Tensor:
+    """(D,) middle of the range of a key."""
+    statistics = normalizer[key].get_input_stats()
+    return ((statistics["min"] + statistics["max"]) / 2).detach()
 
 
 def near_gripper_change(gripper: Tensor, radius: int) -> Tensor:

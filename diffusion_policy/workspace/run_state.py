@@ -55,6 +55,7 @@ class RunState:
         generators: per process, the states of its random generators.
         ranking: which checkpoints were kept and what is best so far.
         data: what the order of the data depends on: windows, batch size, seed.
+        threads: that compute on a CPU, by which sums are grouped; None: on a GPU, or an older program did not say.
     """
 
     progress: Progress
@@ -63,6 +64,7 @@ class RunState:
     ema: dict[str, Any] | None = None
     ranking: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    threads: int | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """Containers, numbers and tensors."""

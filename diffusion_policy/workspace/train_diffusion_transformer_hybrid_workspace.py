@@ -22,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy.checkpoint import build_policy
+from diffusion_policy.cores import CpuTimes
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import Batch
 from diffusion_policy.workspace.checkpointing import CheckpointFolder, Names, Payload, snapshot
@@ -31,6 +32,7 @@ from diffusion_policy.workspace.losses import BatchLoss, Drawing
 from diffusion_policy.workspace.measuring import Measuring, is_due
 from diffusion_policy.workspace.metric_names import check_metric_names
 from diffusion_policy.workspace.metrics import MetricsLog, figure
+from diffusion_policy.workspace.older_settings import with_present_keys
 from diffusion_policy.workspace.optimization import Stages, make_optimizer, make_schedule, roles_of
 from diffusion_policy.workspace.processes import Processes, join_processes
 from diffusion_policy.workspace.progress import TrainingBar
@@ -43,6 +45,7 @@ from diffusion_policy.workspace.run_state import (
 )
 from diffusion_policy.workspace.start import LATEST
 from diffusion_policy.workspace.summary import RunSummary
+from diffusion_policy.workspace.threads import settle_threads
 from diffusion_policy.workspace.updates import Seen, Updates, Watch, write_dump
 from diffusion_policy.workspace.weights import Beginning, begin
 
@@ -65,6 +68,8 @@ class TrainDiffusionTransformerHybridWorkspace:
     """
 
     def __init__(self, cfg: DictConfig, output_dir: str | Path | None = None):
+        self._begun = CpuTimes.now()
+        cfg = with_present_keys(cfg)
         self.cfg = debug_settings(cfg) if cfg.training.debug else cfg
         self.output_dir = Path(HydraConfig.get().runtime.output_dir if output_dir is None else output_dir)
         seed_process(self.cfg.training.seed)
@@ -125,10 +130,12 @@ class TrainDiffusionTransformerHybridWorkspace:
         self._data = open_data(cfg, processes)
         check_metric_names(cfg, self.model.spec.action_names, held_out=len(self._data.held_out) > 0)
         self._beginning = begin(cfg, self.output_dir, self.model, self.ema_model, self._data)
+        self._settle_threads()
         for policy in policies:
             policy.to(processes.device)
         self.model.train()
         self._make_updates(self._beginning)
+        stack.callback(self._updates.release)
         self._measuring = Measuring(cfg, self.output_dir, self._data, self.model, self.ema_model, processes)
         every = cfg.training.log_every or LOOK_EVERY[processes.device.type]
         self._watch = Watch(every, cfg.training.max_skipped_updates, processes, self.progress.skipped)
@@ -155,6 +162,13 @@ class TrainDiffusionTransformerHybridWorkspace:
             )
         )
 
+    def _settle_threads(self) -> None:
+        self._threads: int | None = None
+        if self._processes.device.type == "cpu":
+            state = self._beginning.run_state
+            asked = OmegaConf.select(self.cfg, "training.threads")
+            self._threads = settle_threads(asked, state.threads if state else None, self._begun)
+
     @property
     def _updates_per_epoch(self) -> int:
         return -(-len(self._data.train.order) // self.cfg.training.gradient_accumulate_every)
@@ -174,7 +188,7 @@ class TrainDiffusionTransformerHybridWorkspace:
             resume_generators(state, training.seed, self._processes.rank, self._processes.world_size)
         else:
             seed_process(training.seed, self._processes.rank)
-        loss = BatchLoss(self.model, cfg.loss, cfg.observation_dropout)
+        loss = BatchLoss(self.model, cfg.loss, cfg.observation_dropout, self._data.normalizer)
         if loss.weighted:
             logger.info(
                 "train_loss counts the gripper %g times and steps near its changes %g times; losses before the first "
@@ -182,7 +196,7 @@ class TrainDiffusionTransformerHybridWorkspace:
                 loss.gripper_weight, loss.event_weight,
             )  # fmt: skip
         stages = Stages(cfg.stages, self.model, roles, optimizer)
-        drawing = Drawing(self.model, training.seed)
+        drawing = Drawing(self.model, training.seed, n_low_dim=len(loss.low_dim))
         self._updates = Updates(loss, optimizer, schedule, stages, ema, drawing, training, self._processes)
 
     # ---- one epoch ----
@@ -311,6 +325,7 @@ class TrainDiffusionTransformerHybridWorkspace:
             ema=None if updates.ema is None else updates.ema.state_dict(),
             ranking=self._checkpoints.state(),
             data=self._data.order(),
+            threads=self._threads,
         )
         state_dicts: dict[str, Any] = {"model": self.model.state_dict()}
         if self.ema_model is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import warnings
 from collections.abc import Sequence
@@ -102,7 +103,17 @@ class Updates:
             # Of 1x1 convolutions; strides of dimensions of size one mean nothing.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             module = DistributedDataParallel(module, gradient_as_bucket_view=True)
-        self._loss = module
+        self._loss, self._plain_loss = module, loss
+
+    def release(self) -> None:
+        """Let go of what exchanges gradients, before the processes part.
+
+        Whoever drops the last reference to gloo's process group waits for its threads; Python's own clean-up does so
+        with the interpreter's lock in hand, which they may need.
+        """
+        if self._loss is not self._plain_loss:
+            self._loss = self._plain_loss
+            gc.collect()
 
     def make(self, batches: Sequence[Batch], epoch: int, global_step: int) -> Outcome:
         """One update on the windows of these batches, each counting the same.
@@ -135,7 +146,7 @@ class Updates:
         device = self.processes.device.type
         with self._loss.no_sync() if waiting else contextlib.nullcontext():  # type: ignore[operator]
             with torch.autocast(device, dtype=self._dtype, enabled=self._dtype is not None):
-                loss: Tensor = self._loss(batch.data, draw.noise, draw.timesteps, draw.hidden)
+                loss: Tensor = self._loss(batch.data, draw.noise, draw.timesteps, draw.hidden, draw.low_dim)
             # DDP takes the mean over processes of what are parts of one sum.
             (loss * (part * self.processes.world_size)).backward()
         return loss

@@ -271,18 +271,3 @@ def test_episode_filters_leave_the_split_alone(zarr_path: Path) -> None:
     assert set(only.windows.low.tolist()) == {20}
     with pytest.raises(DatasetError, match="no episode is called episode_0099; there are episode_0000"):
         make(zarr_path, exclude_episodes=["episode_0099"])
-
-
-def test_a_hidden_gripper_is_the_middle_of_its_range(zarr_path: Path) -> None:
-    dataset = make(zarr_path, obs_dropout={"robot_gripper_state": 0.5}, val_ratio=0.3)
-    torch.manual_seed(0)
-    seen = dataset.get_batch(range(len(dataset)))["obs"]["robot_gripper_state"]
-    hidden = (seen == 0.5).all(dim=(1, 2))
-    assert 0.3 < hidden.float().mean() < 0.7
-    assert set(seen[~hidden].unique().tolist()) <= {0.0, 1.0}
-    held_out = dataset.get_validation_dataset()
-    shown = held_out.get_batch(range(len(held_out)))["obs"]["robot_gripper_state"]
-    assert set(shown.unique().tolist()) <= {0.0, 1.0}
-    for dropout in ({"image": 0.1}, {"robot_gripper_state": 1.0}):
-        with pytest.raises(DatasetError, match="obs_dropout is"):
-            make(zarr_path, obs_dropout=dropout)

@@ -1,12 +1,10 @@
 """Steps kept in memory are those that the windows number, whatever part of the dataset is used."""
 
 import numpy as np
-import pytest
 import torch
 from omegaconf import OmegaConf
 from tiny_run import settings, write_dataset
 
-from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.data import open_data, read_all_steps, window_rows
 from diffusion_policy.workspace.processes import Processes
 
@@ -25,13 +23,3 @@ def test_episode_filters_do_not_shift_the_steps(tmp_path):
     assert torch.equal(steps["action"][action_rows], expected["action"])
     for key, value in expected["obs"].items():
         assert torch.equal(steps["obs"][key][obs_rows], value)
-
-
-@pytest.mark.parametrize("cache", ["memory", "device"])
-def test_hidden_observations_are_not_cached(tmp_path, cache):
-    config = settings(write_dataset(tmp_path / "set.zarr"), f"training.cache={cache}")
-    OmegaConf.update(config, "task.dataset.obs_dropout", {"robot_gripper_state": 0.5}, force_add=True)
-    with pytest.raises(TrainingError, match=r"obs_dropout hides observations anew.*set training.cache=none"):
-        open_data(config, ALONE)
-    OmegaConf.update(config, "training.cache", "none")
-    assert open_data(config, ALONE).dataset.obs_dropout == {"robot_gripper_state": 0.5}

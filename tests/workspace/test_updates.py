@@ -254,6 +254,29 @@ def test_the_observed_gripper_is_hidden_in_its_share_of_windows(config):
     assert hidden["robot_eef_pose"] is obs["robot_eef_pose"]
 
 
+def test_other_observations_are_hidden_each_in_its_share_behind_the_middle_of_their_range(config):
+    config.observation_dropout.low_dim = {"robot_eef_pose": 0.4, "robot_gripper_state": 1.0}
+    policy = policy_with_normalizer(config)
+    loss = BatchLoss(policy, config.loss, config.observation_dropout)
+    obs = {"robot_gripper_state": torch.ones(2, 2, 1), "robot_eef_pose": torch.ones(2, 2, 7), "image": torch.ones(2)}
+    hidden = loss._hide_low_dim(obs, torch.tensor([[0.3, 0.9], [0.5, 0.9]]))
+    limits = policy.normalizer["robot_eef_pose"].get_input_stats()
+    assert torch.equal(hidden["robot_eef_pose"][0, 0], (limits["min"] + limits["max"]) / 2)
+    assert torch.equal(hidden["robot_eef_pose"][1], obs["robot_eef_pose"][1])
+    gripper = policy.normalizer["robot_gripper_state"].get_input_stats()
+    assert hidden["robot_gripper_state"].unique().tolist() == [float(gripper["min"] + gripper["max"]) / 2]
+    assert hidden["image"] is obs["image"]
+
+
+def test_hiding_another_observation_leaves_what_else_is_drawn(config):
+    policy = policy_with_normalizer(config)
+    alone, beside = (Drawing(policy, SEED, n_low_dim=n).draw(batch(0), 0, 0) for n in (0, 2))
+    for name in ("noise", "timesteps", "hidden"):
+        assert torch.equal(getattr(alone, name), getattr(beside, name))
+    assert beside.low_dim.shape == (WINDOWS, 2)
+    assert not torch.equal(beside.low_dim[:, 0], beside.low_dim[:, 1])
+
+
 def test_a_share_of_a_batch_draws_what_the_whole_batch_would(config):
     drawing = Drawing(policy_with_normalizer(config), SEED)
     data, indices = {}, list(range(5))
