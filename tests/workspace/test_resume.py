@@ -8,7 +8,7 @@ from pathlib import Path
 import killed_run
 import pytest
 import tiny_run
-import torch
+from same_runs import assert_same, assert_same_runs
 
 from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.workspace import TrainingError
@@ -60,32 +60,10 @@ def killed(dataset: Path, folder: Path, when: str, *overrides: str) -> None:
     assert ended.returncode == -signal.SIGKILL, ended.stderr
 
 
-def assert_same(first, second, where=""):
-    assert type(first) is type(second), where
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), where
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_same(first[key], second[key], f"{where}.{key}")
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second), where
-        for i, pair in enumerate(zip(first, second, strict=True)):
-            assert_same(*pair, f"{where}[{i}]")
-    else:
-        assert first == second, where
-
-
 def assert_equal_runs(folder: Path, straight: Path) -> None:
-    ours, theirs = (read_checkpoint(path / "checkpoints" / LATEST) for path in (folder, straight))
-    assert_same(ours.state_dicts, theirs.state_dicts)
-    assert_same(ours.run_state, theirs.run_state)
-    assert ours.pickles["global_step"] == theirs.pickles["global_step"] == EPOCHS * UPDATES_PER_EPOCH
+    ours = assert_same_runs(folder, straight)
+    assert ours.pickles["global_step"] == EPOCHS * UPDATES_PER_EPOCH
     assert ours.pickles["epoch"] == EPOCHS - 1
-    lines = [read_metrics(path / "logs.json.txt") for path in (folder, straight)]
-    for line in (*lines[0], *lines[1]):
-        line.pop("samples_per_second", None)
-    assert lines[0] == lines[1]
 
 
 @pytest.mark.slow

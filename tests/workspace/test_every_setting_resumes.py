@@ -1,0 +1,239 @@
+"""Law 6 for every setting: stopped at any update and resumed, a run equals one never stopped, to the bit.
+
+Configs are found in config/: a file that is added there is tested from then on. Keys and options that no file of a
+group sets have cases here, and one that appears in neither is found by the last tests.
+"""
+
+import copy
+import inspect
+import shutil
+
+import pytest
+import tiny_run
+import torch
+from same_runs import assert_same_runs
+
+from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
+from diffusion_policy.checkpoint import read_checkpoint
+from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
+from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.workspace.overrides import keys_of
+from diffusion_policy.workspace.start import LATEST
+from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
+    TrainDiffusionTransformerHybridWorkspace,
+)
+
+# 23 windows in batches of 5, two batches an update: 5 batches and 3 updates an epoch; a small encoder.
+TINY = (
+    "task.dataset.val_ratio=0.2",
+    "+policy.encoder_width=16",
+    "policy.n_cond_layers=0",
+    "dataloader.batch_size=5",
+    "val_dataloader.batch_size=32",
+    "training.gradient_accumulate_every=2",
+    "training.num_epochs=2",
+    "training.lr_warmup_steps=2",
+    "training.checkpoint_every=50",
+    "training.val_every=1",
+    "training.sample_every=0",
+    "training.rollout_every=0",
+    "training.cache=none",
+    "training.resume=True",
+    "checkpoint.topk.k=0",
+)
+GROUPS = sorted(
+    path.name
+    for path in tiny_run.CONFIG.iterdir()
+    if path.is_dir() and path.name not in ("adapt", "hydra")  # rules of the adapter; where jobs are started
+)
+FILES = sorted(f"{group}={path.stem}" for group in GROUPS for path in (tiny_run.CONFIG / group).glob("*.yaml"))
+
+# Settings that no file above sets, or not so: some draw random numbers, some decide who draws them, and when.
+CASES = {
+    "everything that draws": (
+        "policy.eval_fixed_crop=False",
+        "+policy.color_jitter={brightness: 0.2, contrast: 0.2, saturation: 0.2, hue: 0.5}",
+        "policy.p_drop_emb=0.2",
+        "policy.p_drop_attn=0.2",
+        "observation_dropout.gripper=0.3",
+        "+observation_dropout.low_dim.robot_eef_pose=0.5",
+    ),
+    "dropout by its older name, with workers": (
+        "+task.dataset.obs_dropout={robot_gripper_state: 0.5, robot_eef_pose: 0.3}",
+        "dataloader.num_workers=2",
+    ),
+    "two datasets by weight, with workers": (
+        "task.dataset_path=[{data},{other}]",
+        "+task.dataset.weights=[3,1]",
+        "dataloader.num_workers=1",
+        "val_dataloader.num_workers=1",
+    ),
+    "kept in memory, few episodes, another seed": (
+        "training.cache=memory",
+        "task.dataset.max_train_episodes=3",
+        "+task.dataset.exclude_episodes=[episode_0001]",
+        "training.seed=7",
+        "task.dataset.seed=3",
+    ),
+    "kept on the device, in their order": (
+        "training.cache=device",
+        "dataloader.shuffle=False",
+        "normalizer=refit",
+    ),
+    "kept by the dataset, features in the sequence, looked at rarely": (
+        "+task.dataset.cache=memory",
+        "obs_as_cond=False",
+        "dataset_obs_steps=16",
+        "training.log_every=4",
+        "training.max_skipped_updates=1",
+    ),
+    "mapped by the dataset, workers started anew": (
+        "+task.dataset.cache=mmap",
+        "dataloader.num_workers=1",
+        "dataloader.persistent_workers=False",
+    ),
+    "the machine's fast arithmetic": ("training.precision=auto",),
+    "bf16": ("training.precision=bf16",),
+    "every batch an update": ("training.gradient_accumulate_every=1",),
+    "three batches an update": ("training.gradient_accumulate_every=3", "training.max_train_steps=4"),
+    "no average": ("training.use_ema=False",),
+    "sampled while it trains": ("training.sample_every=1", "checkpoint.topk.k=1", "sampler.steps=1"),
+}
+# Options and keys that draw nothing and decide nothing about who draws: what is computed, measured, kept and shown.
+NO_DRAWS = {
+    "policy": "_target_ shape_meta noise_scheduler horizon n_action_steps n_obs_steps num_inference_steps crop_shape "
+    "obs_encoder_group_norm n_layer n_cond_layers n_head n_emb causal_attn time_as_cond obs_as_cond eta "
+    "pred_action_steps_only encoder_width encoder_stride",
+    "task.dataset": "_target_ shape_meta zarr_path horizon pad_before pad_after n_obs_steps n_latency_steps val_ratio "
+    "device only_episodes",
+    "training": "device debug resume lr_scheduler lr_warmup_steps num_epochs rollout_every checkpoint_every "
+    "checkpoint_every_steps val_every max_val_steps tqdm_interval_sec threads compile",
+    "dataloader": "batch_size pin_memory",
+    "observation_dropout": "key",
+}
+# Whole sections of that kind; those of a group's files are covered by the files.
+NO_DRAWS_BELOW = (
+    "task", "shape_meta", "pretrained", "ema", "val_dataloader", "optimizer", "sampler", "logging", "checkpoint",
+    "loss", "stages", "learning_rates",
+)  # fmt: skip
+NO_DRAWS_AT_TOP = (
+    "name _target_ task_name exp_name horizon n_obs_steps n_action_steps n_latency_steps past_action_visible "
+    "keypoint_visible_rate"
+)
+
+
+class Saved(TrainDiffusionTransformerHybridWorkspace):
+    """A run whose folder is copied as it is when update `at` is saved: there it was stopped."""
+
+    def __init__(self, cfg, folder, name, copy_to):
+        super().__init__(cfg, folder)
+        self.name, self.copy_to = name, copy_to
+
+    def _make_updates(self, beginning):
+        """Another update for every case: at an epoch's border, before it, after it, in its middle."""
+        super()._make_updates(beginning)
+        self.at = 1 + sum(map(ord, self.name)) % (self.cfg.training.num_epochs * self._updates_per_epoch - 1)
+        self.cfg.training.checkpoint_every_steps = self.at
+
+    def _save(self, *arguments):
+        super()._save(*arguments)
+        self._checkpoints.wait()
+        if self.progress.global_step == self.at and not self.copy_to.exists():
+            shutil.copytree(self.output_dir, self.copy_to)
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    other = tiny_run.write_dataset(folder / "other.zarr", lengths=(15, 12))
+    return {"data": tiny_run.write_dataset(folder / "set.zarr", lengths=(13, 12, 14, 12, 13)), "other": other}
+
+
+@pytest.fixture(scope="module")
+def pose_checkpoint(datasets, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pose")
+    cfg = settings(datasets, "task=cogact_robot_7d", "training.max_train_steps=1", "training.num_epochs=1")
+    TrainDiffusionTransformerHybridWorkspace(cfg, folder).run()
+    return folder / "checkpoints" / LATEST
+
+
+@pytest.fixture(scope="module")
+def grown_checkpoint(pose_checkpoint, tmp_path_factory):
+    path = tmp_path_factory.mktemp("grown") / "grown.ckpt"
+    grow_7d_to_8d(pose_checkpoint, path)
+    return path
+
+
+def settings(datasets, *overrides):
+    filled = [override.replace("{data}", str(datasets["data"])) for override in overrides]
+    filled = [override.replace("{other}", str(datasets["other"])) for override in filled]
+    return tiny_run.settings(datasets["data"], *TINY, *filled)
+
+
+def stages_in_reach(cfg):
+    """Stages that change within the few updates of this run."""
+    for stage in cfg.stages:
+        if "steps" in stage:
+            stage.steps = 4
+    return cfg
+
+
+def assert_resumes(cfg, name, folder):
+    """One run straight through; a second one from where the first was saved in between."""
+    straight, stopped = folder / "straight", folder / "stopped"
+    run = Saved(copy.deepcopy(cfg), straight, name, stopped)
+    run.run()
+    assert read_checkpoint(stopped / "checkpoints" / LATEST).run_state["progress"]["global_step"] == run.at
+    torch.manual_seed(1)  # whatever this process drew in between
+    TrainDiffusionTransformerHybridWorkspace(copy.deepcopy(cfg), stopped).run()
+    assert assert_same_runs(stopped, straight).run_state["progress"]["epoch"] == cfg.training.num_epochs
+
+
+@pytest.fixture(scope="module")
+def shown():
+    """Configs that were tried: a group's default, named, is the default again."""
+    return []
+
+
+@pytest.mark.parametrize("choice", FILES)
+def test_every_config_resumes_to_the_bit(choice, datasets, pose_checkpoint, grown_checkpoint, shown, tmp_path):
+    cfg = stages_in_reach(settings(datasets, choice))
+    cfg.pretrained.path = str(pose_checkpoint if cfg.task.shape_meta.action.shape[0] == 7 else grown_checkpoint)
+    cfg.exp_name = ""
+    if cfg not in shown:
+        assert_resumes(cfg, choice, tmp_path)
+        shown.append(cfg)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_setting_resumes_to_the_bit(case, datasets, tmp_path):
+    assert_resumes(settings(datasets, *CASES[case]), case, tmp_path)
+
+
+def settings_of_cases():
+    """Every key that a case sets."""
+    return {word.lstrip("+").split("=")[0] for case in CASES.values() for word in case}
+
+
+def test_there_is_a_case_for_every_key_that_may_draw(datasets):
+    known = settings_of_cases() | set(NO_DRAWS_AT_TOP.split()) | set(NO_DRAWS)
+    known |= {f"{section}.{name}" for section, names in NO_DRAWS.items() for name in names.split()}
+    below = tuple(f"{section}." for section in (*NO_DRAWS_BELOW, "policy.noise_scheduler"))
+    for key in keys_of(settings(datasets)):
+        elsewhere = key in NO_DRAWS_BELOW or (key.startswith(below) and not key.startswith("task.dataset."))
+        held = any(name.startswith(f"{key}.") for name in known)
+        assert elsewhere or held or key in known, (
+            f"{key}: add it to CASES if it draws random numbers or decides who draws them, else to NO_DRAWS"
+        )
+
+
+@pytest.mark.parametrize(
+    ("section", "kind"),
+    [("policy", DiffusionTransformerHybridImagePolicy), ("task.dataset", CogActImageDataset)],
+)
+def test_there_is_a_case_for_every_option_that_may_draw(section, kind):
+    covered = settings_of_cases()
+    for name in list(inspect.signature(kind.__init__).parameters)[1:]:
+        assert f"{section}.{name}" in covered or name in NO_DRAWS[section].split(), (
+            f"{section}.{name}: add it to CASES if it draws random numbers or decides who draws them, else to NO_DRAWS"
+        )
