@@ -80,10 +80,10 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint, the users' or our own. No code from it runs; no tensor's bytes are read yet.
+    """Read a checkpoint, the users' or our own. No code from it runs; its bytes are those that were written.
 
     Raises:
-        CheckpointError: absent, damaged, or not of this layout.
+        CheckpointError: absent, damaged (a record of the archive fails its CRC-32), or not of this layout.
         UnsafePickleError: its pickles ask for something that is not on the allow-list.
         InterpolationError: its config asks for more than references and sums.
     """
@@ -97,7 +97,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     _check_layout(content, path)
     return Checkpoint(
         path=path,
-        cfg=_config(content["cfg"], path),
+        cfg=config_of(content["cfg"], path),
         state_dicts=content["state_dicts"],
         pickles={name: _decoded(name, value, path) for name, value in content.get("pickles", {}).items()},
         run_state=content.get("run_state"),
@@ -125,7 +125,13 @@ def _check_layout(content: Any, path: Path) -> None:
             raise CheckpointError(f"{path}: its {part} is a {type(content[part]).__name__}, not a dictionary.")
 
 
-def _config(content: Any, path: Path) -> DictConfig:
+def config_of(content: Any, path: Path) -> DictConfig:
+    """The `cfg` entry of a file as a config, once it asks for nothing but references and sums.
+
+    Raises:
+        CheckpointError: it is no config.
+        InterpolationError: it asks for more.
+    """
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: its cfg is a {type(content).__name__}, not a config.")
     check_interpolations(content, str(path))
@@ -164,7 +170,7 @@ def write_checkpoint(
     try:
         plain_cfg = OmegaConf.to_container(cfg, resolve=False, enum_to_str=True)
         content: dict[str, Any] = {
-            "cfg": _config(portable.of(plain_cfg, "cfg"), path),
+            "cfg": config_of(portable.of(plain_cfg, "cfg"), path),
             "state_dicts": portable.of(dict(state_dicts), "state_dicts"),
             "pickles": {name: dill.dumps(portable.of(value, f"pickles.{name}")) for name, value in pickles.items()},
         }
@@ -188,20 +194,25 @@ def build_policy(cfg: DictConfig | Mapping[str, Any]) -> DiffusionTransformerHyb
 
 
 def load_policy(
-    path: str | Path, which: str = "ema_model", device: str | torch.device = "cpu"
+    source: str | Path | Checkpoint, which: str = "ema_model", device: str | torch.device = "cpu"
 ) -> DiffusionTransformerHybridImagePolicy:
     """The policy of a checkpoint, the users' or our own, with the weights `which`, on `device`, in eval mode.
+
+    Args:
+        source: the file, or what `read_checkpoint` made of it.
+        which: "model" or "ema_model".
+        device: where it is put.
 
     Raises:
         CheckpointError: see `read_checkpoint` and `build_policy`; or keys and shapes that differ from the config's, or
             a device that is not there.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
     state = checkpoint.state_dict(which)
     kind, options = _policy_options(checkpoint.cfg)
     with torch.device("meta"):  # an absurd size in the config must not take memory
         expected = _constructed(kind, options).state_dict()
-    _check_fit(state, expected, f"{path}, {which}")
+    _check_fit(state, expected, f"{checkpoint.path}, {which}")
     policy = _constructed(kind, options)
     policy.load_state_dict(state, strict=True)
     try:

@@ -99,6 +99,7 @@ def plan_file(source: str | Path, target: Target, rules: Rules) -> Ledger:
     file = open_tensor_file(source)
     if is_checkpoint(file):
         return plan_checkpoint(read_checkpoint(source), target, rules).ledger
+    file.check_format()
     return make_plan(file.tensors, target.infos, rules, part="weights", target_layout=target.layout).ledger
 
 
@@ -129,6 +130,7 @@ def apply_file(
         raise AdaptError(f"{out}: weights without a config are written as {', '.join(WEIGHTS_SUFFIXES)}")
     refuse_overwriting(out, Path(source), overwrite=overwrite)
     plan = make_plan(file.tensors, target.infos, rules, part="weights", target_layout=target.layout)
+    file.integrity.check()
     state = apply_plan(plan, _Mapped(file), target.state)
     save_torch_zip(out, state)
     written = open_tensor_file(out)

@@ -1,7 +1,8 @@
-"""What is in a file of weights, without running code from it and without reading its tensors.
+"""What is in a file of weights, without running code from it, and whether its bytes are those that were written.
 
-Only the file's headers are read; of the tensors themselves no more than the action's range, a few numbers that tell
-which layout of seven dimensions a policy was trained on.
+Names and shapes come from the file's headers; of the tensors themselves no more is looked at than the action's range,
+a few numbers that tell which layout of seven dimensions a policy was trained on. An archive of PyTorch's carries
+checksums, which are compared; a file without is not read for its own sake.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from diffusion_policy.adapt.families import ENTRIES, Recognised, recognise
 from diffusion_policy.adapt.layout import policy_config
 from diffusion_policy.adapt.ledger import Count, Ref
 from diffusion_policy.adapt.target import NORMALIZER
-from diffusion_policy.checkpoint import read_checkpoint
+from diffusion_policy.checkpoint import config_of
 from diffusion_policy.spec import layout_from_range, read_shape_meta
 from diffusion_policy.tensor_file import TensorFile, TensorInfo, open_tensor_file
 
@@ -70,6 +71,7 @@ class Inspection:
         observations: per key what it is; empty if no config tells.
         config: the policy's settings; empty if the file has no config.
         provenance: what an own checkpoint says of its origin.
+        integrity: what tells whether the bytes are those that were written, in words.
     """
 
     path: Path
@@ -83,6 +85,7 @@ class Inspection:
     observations: Mapping[str, str]
     config: Mapping[str, Any]
     provenance: Mapping[str, Any] | None
+    integrity: str
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -91,6 +94,7 @@ class Inspection:
             "settings": dict(self.settings), "nesting": list(self.nesting),
             "groups": [group.to_json() for group in self.groups], "action": dict(self.action),
             "observations": dict(self.observations), "config": dict(self.config), "provenance": self.provenance,
+            "integrity": self.integrity,
         }  # fmt: skip
 
     def table(self) -> Group:
@@ -112,6 +116,7 @@ class Inspection:
     def _facts(self) -> list[tuple[str, Any]]:
         facts: list[tuple[str, Any]] = [
             ("file", f"{self.path.name}, {self.format}, {self.nbytes / 1e6:,.1f} MB of tensors"),
+            ("bytes", self.integrity),
             ("family", self.family),
             ("top level", ", ".join(self.nesting[:12])),
         ]
@@ -136,9 +141,10 @@ def inspect_file(path: str | Path) -> Inspection:
         WorkspaceError: it cannot be opened safely; the subclass and its message say why.
     """
     file = open_tensor_file(path)
+    file.check_format()
     found = recognise({name: info.shape for name, info in file.tensors.items()})
     tree = file.tree if isinstance(file.tree, Mapping) else {}
-    cfg = read_checkpoint(path).cfg if {"cfg", "state_dicts"} <= tree.keys() else None
+    cfg = config_of(tree["cfg"], Path(path)) if {"cfg", "state_dicts"} <= tree.keys() else None
     described = _policy(file, cfg) if cfg is not None and "policy" in cfg else ({}, {}, {})
     provenance = tree.get("provenance")
     return Inspection(
@@ -146,6 +152,7 @@ def inspect_file(path: str | Path) -> Inspection:
         _family(found, is_checkpoint=cfg is not None), found.settings if found else {},
         tuple(dict.fromkeys(name.split(".", 1)[0] for name in (tree or file.tensors))),
         _groups(file), *described, provenance if isinstance(provenance, Mapping) else None,
+        file.integrity.describe(),
     )  # fmt: skip
 
 

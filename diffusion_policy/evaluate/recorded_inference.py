@@ -280,7 +280,7 @@ def open_recorded(
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise EvaluateError(f"device is {device!r}, but no CUDA device is at hand; use --device cpu")
     checkpoint = read_checkpoint(checkpoint_path)
-    policy = load_policy(checkpoint_path, which=which, device=device)
+    policy = load_policy(checkpoint, which=which, device=device)
     if policy.spec.action_names not in LOGGED_ACTIONS:
         raise EvaluateError(
             f"{checkpoint_path}: its action is {list(policy.spec.action_names)}; expected one of "

@@ -155,7 +155,7 @@ class PolicyEngine:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         checkpoint = read_checkpoint(path)
-        policy = load_policy(path, which=settings.weights, device=settings.device)
+        policy = load_policy(checkpoint, which=settings.weights, device=settings.device)
         with Path(path).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         identity = {

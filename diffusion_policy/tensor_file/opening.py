@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 
 from diffusion_policy.safe_pickle import load
 from diffusion_policy.tensor_file.inert import CONTENT_GLOBALS, GYM3_GLOBALS, to_plain
-from diffusion_policy.tensor_file.opened import TensorFile, TensorFileError, TensorInfo, describe, walk
+from diffusion_policy.tensor_file.integrity import RecordedHashes
+from diffusion_policy.tensor_file.opened import Integrity, TensorFile, TensorFileError, TensorInfo, describe, walk
 from diffusion_policy.tensor_file.safetensors_file import open_safetensors, open_sharded
 from diffusion_policy.tensor_file.torch_zip import MAX_PICKLE_BYTES, read_torch_zip
 
@@ -35,8 +37,7 @@ def open_tensor_file(path: str | Path) -> TensorFile:
     with path.open("rb") as file:
         start = file.read(9)
     if start.startswith(_ZIP_START):
-        archive = read_torch_zip(path)
-        return _with_tensors_in_memory(path, "torch", archive.content, archive.identities)
+        return _open_archive(path)
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         return open_safetensors(path)
     if start.startswith(_PICKLE_START):
@@ -47,6 +48,17 @@ def open_tensor_file(path: str | Path) -> TensorFile:
     )
 
 
+def _open_archive(path: Path) -> TensorFile:
+    archive = read_torch_zip(path, check=False)
+    loaded = dict(walk(archive.content, path.name))
+
+    def load(name: str) -> torch.Tensor:
+        archive.check((loaded[name],))
+        return loaded[name]
+
+    return _described(path, "torch", archive.content, loaded, archive.identities, load, archive)
+
+
 def _open_pickle(path: Path) -> TensorFile:
     with path.open("rb") as file:
         content = load(file, allowed={**CONTENT_GLOBALS, **GYM3_GLOBALS}, where=path.name, max_bytes=MAX_PICKLE_BYTES)
@@ -55,15 +67,26 @@ def _open_pickle(path: Path) -> TensorFile:
             f"{path.name}: it is in PyTorch's format from before 1.6; open it with the code that wrote it and save it "
             "again with torch.save."
         )
-    return _with_tensors_in_memory(path, "pickle", to_plain(content, path.name), {})
+    plain = to_plain(content, path.name)
+    loaded = dict(walk(plain, path.name))
+    hashes = RecordedHashes(path, (path,))
+    hashes.check()
+    return _described(path, "pickle", plain, loaded, {}, loaded.__getitem__, hashes)
 
 
-def _with_tensors_in_memory(path: Path, kind: str, content: Any, identities: dict[int, str]) -> TensorFile:
-    loaded = dict(walk(content, path.name))
+def _described(
+    path: Path,
+    kind: str,
+    content: Any,
+    loaded: Mapping[str, torch.Tensor],
+    identities: Mapping[int, str],
+    load: Callable[[str], torch.Tensor],
+    integrity: Integrity,
+) -> TensorFile:
     tensors = {
         name: describe(name, tensor, identities.get(id(tensor), f"array of {name}")) for name, tensor in loaded.items()
     }
-    return TensorFile(path, kind, (path,), _with_leaves(content, tensors, ""), tensors, loaded.__getitem__)
+    return TensorFile(path, kind, (path,), _with_leaves(content, tensors, ""), tensors, load, integrity)
 
 
 def _with_leaves(value: Any, tensors: dict[str, TensorInfo], path: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from diffusion_policy.tensor_file.integrity import RecordedHashes
 from diffusion_policy.tensor_file.opened import TensorFile, TensorFileError, TensorInfo
 
 MAX_HEADER_BYTES = 64 * 2**20
@@ -39,12 +40,14 @@ _DTYPES = {
 def open_safetensors(path: Path) -> TensorFile:
     """One file. Raises TensorFileError when its header is larger than the file, too large, or not what it should be."""
     tensors, metadata = _read_header(path)
+    hashes = RecordedHashes(path, (path,))
 
     def load(name: str) -> torch.Tensor:
+        hashes.check_file(path)
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(name)
 
-    return TensorFile(path, "safetensors", (path,), dict(tensors), tensors, load, metadata)
+    return TensorFile(path, "safetensors", (path,), dict(tensors), tensors, load, hashes, metadata)
 
 
 def open_sharded(path: Path) -> TensorFile:
@@ -71,12 +74,14 @@ def open_sharded(path: Path) -> TensorFile:
             )
         headers.update(found)
     tensors = {name: headers[name] for name in shard_of}
+    hashes = RecordedHashes(path, files)
 
     def load(name: str) -> torch.Tensor:
+        hashes.check_file(home / shard_of[name])
         with safe_open(home / shard_of[name], framework="pt") as file:
             return file.get_tensor(name)
 
-    return TensorFile(path, "sharded safetensors", files, dict(tensors), tensors, load)
+    return TensorFile(path, "sharded safetensors", files, dict(tensors), tensors, load, hashes)
 
 
 def _read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:

@@ -32,7 +32,7 @@ def save_torch_zip(path: Path, content: dict[str, Any]) -> None:
             torch.save(content, file, pickle_module=dill)
             file.flush()
             os.fsync(file.fileno())
-        read_torch_zip(unfinished)
+        read_torch_zip(unfinished, check=False)  # what was just written lies in memory, not yet on a disk to blame
         os.replace(unfinished, path)
         _flush_folder(path.parent)
     except (OSError, RuntimeError, TensorFileError, UnsafePickleError) as error:

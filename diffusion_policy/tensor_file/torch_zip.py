@@ -1,14 +1,16 @@
 """PyTorch's zip archives: one pickle, and one uncompressed entry for each storage.
 
 The directory is checked before anything in it is believed: sizes against the file, names against tricks, no entry
-compressed (PyTorch never does; a zip bomb must). The pickle goes through `safe_pickle`. Storages are mapped
-copy-on-write, so opening costs the headers, and tensors that shared a storage share it again.
+compressed (PyTorch never does; a zip bomb must). Records are compared with their CRC-32 before they are believed. The
+pickle goes through `safe_pickle`. Storages are mapped copy-on-write, and tensors that shared a storage share it again.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,12 +19,15 @@ import torch
 
 from diffusion_policy.safe_pickle import Allowed, Recipe, load
 from diffusion_policy.tensor_file.inert import CONTENT_GLOBALS, to_plain
-from diffusion_policy.tensor_file.opened import TensorFileError
+from diffusion_policy.tensor_file.integrity import REMEDY, Record, Records
+from diffusion_policy.tensor_file.opened import TensorFileError, walk
 
 MAX_DIRECTORY_BYTES = 4 * 2**20
 MAX_PICKLE_BYTES = 64 * 2**20
 MAX_DIMENSIONS = 32
 MAX_SIDE = 2**48
+# A run that is training replaces its checkpoint; one that is read at that instant is read again.
+ATTEMPTS = 3
 
 _END_RECORD = struct.Struct("<4s4H2LH")  # end of central directory: the directory's size is its sixth value
 _END64_LOCATOR = struct.Struct("<4sLQL")
@@ -64,34 +69,82 @@ _STORAGE_TYPES = {
 
 @dataclass(frozen=True)
 class TorchArchive:
-    """`content` is plain Python with mapped tensors; `identities` names the storage and view of each, by `id`."""
+    """An open archive.
+
+    Attributes:
+        content: plain Python with mapped tensors.
+        identities: names the storage and view of each tensor, by `id`.
+        records: by name, with their checksums.
+        storages: the record that holds the bytes of each tensor, by `id`.
+    """
 
     content: Any
     identities: dict[int, str]
+    records: Records
+    storages: dict[int, str]
+
+    def check(self, tensors: Iterable[torch.Tensor] | None = None) -> None:
+        """Compare the bytes of some of its tensors, or of all that is in it, with what was written.
+
+        Raises:
+            TensorFileError: they differ; names the record and what it holds.
+        """
+        names = (
+            None
+            if tensors is None
+            else [self.storages[id(tensor)] for tensor in tensors if id(tensor) in self.storages]
+        )
+        self.records.check(names, self._holds)
+
+    def describe(self) -> str:
+        """What is recorded, and whether it was compared."""
+        return self.records.describe()
+
+    def _holds(self, record: str) -> str:
+        """The first tensor of a record by its dotted path; empty for what is no storage."""
+        tensors = walk(self.content, self.records.where)
+        return next((path for path, tensor in tensors if self.storages.get(id(tensor)) == record), "")
 
 
-def read_torch_zip(path: Path) -> TorchArchive:
-    """Open a file that `torch.save` wrote; nothing in it is run and no tensor's bytes are read.
+def read_torch_zip(path: Path, *, check: bool = True) -> TorchArchive:
+    """Open a file that `torch.save` wrote; nothing in it is run.
+
+    Args:
+        path: of the file.
+        check: compare every record with its CRC-32 now. False: only those that are read at once; for those that look at
+            names and shapes, or that call `TorchArchive.check` before they look at numbers.
 
     Raises:
         TensorFileError: not such an archive, damaged, or with sizes and names that cannot be right.
         UnsafePickleError: its pickle names something that is not on the allow-list.
     """
+    for _ in range(ATTEMPTS):
+        with path.open("rb") as file:
+            archive = _read(file, path)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+    else:
+        raise TensorFileError(f"{path}: it is replaced again and again while it is read; take a copy of it")
+    if check:
+        archive.check()
+    return archive
+
+
+def _read(file: BinaryIO, path: Path) -> TorchArchive:
     where = str(path)
-    with path.open("rb") as file:
-        entries = _read_directory(file, where)
-        root = _root(entries, where)
-        pickle_at, pickle_size = entries[f"{root}data.pkl"]
-        if pickle_size > MAX_PICKLE_BYTES:
-            raise TensorFileError(f"{where}: its data.pkl has {pickle_size} bytes, more than {MAX_PICKLE_BYTES}.")
-        pickle = _read_at(file, pickle_at, pickle_size)
-        order_at, order_size = entries.get(f"{root}byteorder", (0, 0))
-        if order_size and _read_at(file, order_at, min(order_size, 8)) != b"little":
-            raise TensorFileError(f"{where}: it was written on a big-endian machine; save it again on a usual one.")
-    tensors = _Tensors(path, {name.removeprefix(f"{root}data/"): at for name, at in entries.items()})
+    records = Records(file, where, _read_directory(file, where))
+    root = _root(records.by_name, where)
+    pickle_size = records.by_name[f"{root}data.pkl"].size
+    if pickle_size > MAX_PICKLE_BYTES:
+        raise TensorFileError(f"{where}: its data.pkl has {pickle_size} bytes, more than {MAX_PICKLE_BYTES}.")
+    order = f"{root}byteorder"
+    if order in records.by_name and records.read(order, 8) != b"little":
+        raise TensorFileError(f"{where}: it was written on a big-endian machine; save it again on a usual one.")
+    pickle = records.read(f"{root}data.pkl", MAX_PICKLE_BYTES)
+    tensors = _Tensors(path, f"{root}data/", records.by_name)
     allowed: Allowed = {**CONTENT_GLOBALS, **tensors.recipes()}
     content = load(pickle, allowed=allowed, where=where, persistent_load=tensors.storage, max_bytes=MAX_PICKLE_BYTES)
-    return TorchArchive(to_plain(content, where), tensors.identities)
+    return TorchArchive(to_plain(content, where), tensors.identities, records, tensors.records)
 
 
 def _read_at(file: BinaryIO, at: int, size: int) -> bytes:
@@ -99,7 +152,7 @@ def _read_at(file: BinaryIO, at: int, size: int) -> bytes:
     return file.read(size)
 
 
-def _root(entries: dict[str, tuple[int, int]], where: str) -> str:
+def _root(entries: dict[str, Record], where: str) -> str:
     """The one folder that PyTorch puts everything in, as a prefix."""
     pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
@@ -112,22 +165,22 @@ def _root(entries: dict[str, tuple[int, int]], where: str) -> str:
     return root
 
 
-def _read_directory(file: BinaryIO, where: str) -> dict[str, tuple[int, int]]:
-    """Each entry's (offset of its data, size), once the directory has been found credible."""
+def _read_directory(file: BinaryIO, where: str) -> dict[str, Record]:
+    """Where each entry's data lie, once the directory has been found credible."""
     file_size = file.seek(0, 2)
     _check_directory_size(file, file_size, where)
     try:
         with zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OSError) as error:
-        raise TensorFileError(f"{where}: it is a damaged or truncated zip archive ({error}).") from error
-    entries: dict[str, tuple[int, int]] = {}
+        raise TensorFileError(f"{where}: it is a damaged or truncated zip archive ({error}): {REMEDY}.") from error
+    entries: dict[str, Record] = {}
     for info in infos:
         _check_entry(info, where)
         if info.filename in entries:
             raise TensorFileError(f"{where}: the zip entry {info.filename!r} is there twice.")
         entries[info.filename] = _locate(file, info, file_size, where)
-    total = sum(size for _, size in entries.values())
+    total = sum(entry.size for entry in entries.values())
     if total > file_size:
         raise TensorFileError(f"{where}: its zip entries claim {total} bytes, but the file has {file_size}.")
     return entries
@@ -139,11 +192,12 @@ def _check_directory_size(file: BinaryIO, file_size: int, where: str) -> None:
     tail = _read_at(file, tail_at, file_size - tail_at)
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) - at < _END_RECORD.size:
-        raise TensorFileError(f"{where}: it begins like a zip archive but has no end; it is truncated.")
+        raise TensorFileError(f"{where}: it begins like a zip archive but has no end; it is truncated: {REMEDY}.")
     size = _END_RECORD.unpack_from(tail, at)[5]
     locator_at = at - _END64_LOCATOR.size
     if locator_at >= 0 and tail[locator_at : locator_at + 4] == b"PK\x06\x07":
-        record = _read_at(file, _END64_LOCATOR.unpack_from(tail, locator_at)[2], _END64_RECORD.size)
+        record_at = _END64_LOCATOR.unpack_from(tail, locator_at)[2]
+        record = _read_at(file, min(record_at, file_size), _END64_RECORD.size)
         size = max(_END64_RECORD.unpack(record)[8] if len(record) == _END64_RECORD.size else 0, size % _UNSET)
     if size > MAX_DIRECTORY_BYTES:
         raise TensorFileError(f"{where}: its zip directory claims {size} bytes, more than {MAX_DIRECTORY_BYTES}.")
@@ -157,33 +211,39 @@ def _check_entry(info: zipfile.ZipInfo, where: str) -> None:
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
         raise TensorFileError(
             f"{where}: the zip entry {name[:80]!r} is compressed or encrypted ({info.compress_size} bytes for "
-            f"{info.file_size}); PyTorch writes plain entries, so this one is refused."
+            f"{info.file_size}); PyTorch writes plain entries, so this one is refused. If the archive was packed anew, "
+            "unpack it and pack it without compression (zip -0 -r)."
         )
 
 
-def _locate(file: BinaryIO, info: zipfile.ZipInfo, file_size: int, where: str) -> tuple[int, int]:
+def _locate(file: BinaryIO, info: zipfile.ZipInfo, file_size: int, where: str) -> Record:
     header = _read_at(file, info.header_offset, _LOCAL_HEADER.size) if 0 <= info.header_offset < file_size else b""
     if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
         raise TensorFileError(f"{where}: the zip entry {info.filename[:80]!r} is not where the directory says.")
     *_, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+    name = _read_at(file, info.header_offset + _LOCAL_HEADER.size, name_length)
+    if name.decode("utf-8" if info.flag_bits & 0x800 else "cp437", "replace") != info.orig_filename:
+        raise TensorFileError(f"{where}: the zip entry {info.filename[:80]!r} is called {name[:80]!r} where it lies.")
     at = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     if at + info.file_size > file_size:
         raise TensorFileError(
             f"{where}: the zip entry {info.filename[:80]!r} claims {info.file_size} bytes, beyond the file's end."
         )
-    return at, info.file_size
+    return Record(info.filename, at, info.file_size, info.CRC)
 
 
 class _Tensors:
     """Makes the tensors that the pickle describes, over one mapping of the file."""
 
-    def __init__(self, path: Path, entries: dict[str, tuple[int, int]]) -> None:
+    def __init__(self, path: Path, folder: str, entries: dict[str, Record]) -> None:
         self.where = str(path)
+        self.folder = folder
         self.entries = entries
         self.mapped = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)  # noqa: FBT003 (C signature)
         self.storages: dict[str, torch.UntypedStorage] = {}
         self.tensors: dict[str, torch.Tensor] = {}
         self.identities: dict[int, str] = {}
+        self.records: dict[int, str] = {}
 
     def recipes(self) -> Allowed:
         return {
@@ -199,9 +259,10 @@ class _Tensors:
         _, kind, key, _, numel = reference
         if not isinstance(kind, StorageType) or type(key) is not str or type(numel) is not int:
             raise TensorFileError(f"{self.where}: a reference to outside storage of an unknown kind.")
-        if key not in self.entries:
+        entry = self.entries.get(f"{self.folder}{key}")
+        if entry is None:
             raise TensorFileError(f"{self.where}: the storage {key[:80]!r} is missing; the archive is incomplete.")
-        at, size = self.entries[key]
+        at, size = entry.at, entry.size
         if numel < 0 or numel * kind.dtype.itemsize != size:
             raise TensorFileError(
                 f"{self.where}: the storage {key!r} should hold {numel} numbers of {kind.dtype}, but has {size} bytes."
@@ -238,6 +299,7 @@ class _Tensors:
             tensor = torch.empty(0, dtype=storage.dtype).set_(storage.content, offset, size, stride)
             self.tensors[identity] = tensor
             self.identities[id(tensor)] = identity
+            self.records[id(tensor)] = f"{self.folder}{storage.key}"
         return self.tensors[identity]
 
     @staticmethod

@@ -98,17 +98,28 @@ def entry_that_begins_elsewhere(folder: Path, command: str) -> Path:
     return _patched_entry(folder, 42, 2**30)
 
 
-@case("claim .* bytes, but the file has")
-def entries_on_top_of_each_other(folder: Path, command: str) -> Path:
+def _two_entries(folder: Path, *, one_place: bool, claimed: int) -> Path:
+    """An archive with two entries of 4096 bytes that claim another size."""
     path = archive(folder, EMPTY, {"archive/data/0": bytes(4096), "archive/data/1": bytes(4096)})
     content = bytearray(path.read_bytes())
     last = content.rfind(b"PK\x01\x02")
     first = content.rfind(b"PK\x01\x02", 0, last)
-    content[last + 42 : last + 46] = content[first + 42 : first + 46]
-    struct.pack_into("<II", content, last + 20, 8192, 8192)
-    struct.pack_into("<II", content, first + 20, 8192, 8192)
+    if one_place:
+        content[last + 42 : last + 46] = content[first + 42 : first + 46]
+    struct.pack_into("<II", content, last + 20, *[claimed] * 2)
+    struct.pack_into("<II", content, first + 20, *[claimed] * 2)
     path.write_bytes(content)
     return path
+
+
+@case("'archive/data/1' is called b'archive/data/0' where it lies")
+def entries_on_top_of_each_other(folder: Path, command: str) -> Path:
+    return _two_entries(folder, one_place=True, claimed=8192)
+
+
+@case("claim .* bytes, but the file has|beyond the file's end")
+def entries_that_overlap(folder: Path, command: str) -> Path:
+    return _two_entries(folder, one_place=False, claimed=4400)
 
 
 @case("'archive/../../../escaped' points outside the archive")

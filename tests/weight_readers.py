@@ -1,0 +1,137 @@
+"""Every way in for weights: what opens a file of them, from the library's functions to whole training runs.
+
+`READERS` names the modules that each covers; `test_integrity` holds that no module which opens weights is missing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import tiny_run
+import torch
+from omegaconf import DictConfig
+
+from diffusion_policy.adapt.files import apply_file, open_target, plan_file
+from diffusion_policy.adapt.inspection import inspect_file
+from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
+from diffusion_policy.adapt.rules import Rules
+from diffusion_policy.adapt.target import target_from_config
+from diffusion_policy.checkpoint import build_policy, load_policy, write_checkpoint
+from diffusion_policy.evaluate.recorded_inference import open_recorded
+from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
+from diffusion_policy.report.checkpoint_evidence import look_at_checkpoint
+from diffusion_policy.report.dossier import ledger_of_checkpoint
+from diffusion_policy.serve.engine import PolicyEngine
+from diffusion_policy.serve.parity import check_parity
+from diffusion_policy.serve.settings import EngineSettings
+from diffusion_policy.serve.tuning import Budget, Candidate, tune
+from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
+    TrainDiffusionTransformerHybridWorkspace,
+)
+
+TASKS = {7: "cogact_robot_7d", 8: "cogact_robot_8d"}
+
+
+@dataclass(frozen=True)
+class World:
+    """What readers need beside the file: a dataset, and a folder to write into."""
+
+    dataset: Path
+    folder: Path
+
+    def config(self, width: int = 8, *overrides: str) -> DictConfig:
+        """The config of a small run."""
+        return tiny_run.settings(self.dataset, f"task={TASKS[width]}", *overrides)
+
+    def train(self, *overrides: str) -> Any:
+        """Prepare a run up to its first update."""
+        cfg = self.config(8, "training.num_epochs=0", *overrides)
+        workspace = TrainDiffusionTransformerHybridWorkspace(cfg, self.folder / "run")
+        workspace.run()
+        return workspace
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One way in."""
+
+    name: str
+    modules: tuple[str, ...]
+    read: Callable[[World, Path], Any]
+    width: int = 8
+
+
+READERS = [
+    Reader("load", ("checkpoint",), lambda world, path: load_policy(path)),
+    Reader("adapt inspect", ("adapt.inspection",), lambda world, path: inspect_file(path)),
+    Reader(
+        "adapt plan",
+        ("adapt.files",),
+        lambda world, path: plan_file(path, target_from_config(world.config(), "config"), Rules()),
+    ),
+    Reader(
+        "adapt apply",
+        ("adapt.files", "adapt.apply"),
+        lambda world, path: apply_file(
+            path, target_from_config(world.config(), "config"), Rules(), world.folder / "out.ckpt"
+        ),
+    ),
+    Reader("adapt target", ("adapt.target",), lambda world, path: open_target(path)),
+    Reader(
+        "7-D recipe",
+        ("adapt.pose_to_gripper",),
+        lambda world, path: grow_7d_to_8d(path, world.folder / "grown.ckpt"),
+        7,
+    ),
+    Reader(
+        "train pretrained.path",
+        ("workspace.start",),
+        lambda world, path: world.train(f"pretrained.path={path}", "training.resume=false"),
+    ),
+    Reader("train resume", ("workspace.weights",), lambda world, path: world.train(f"training.resume={path}")),
+    Reader(
+        "offline inference, open loop",
+        ("evaluate.recorded_inference",),
+        lambda world, path: open_recorded(path, world.dataset),
+    ),
+    Reader("serve", ("serve.engine",), lambda world, path: PolicyEngine.open(path, EngineSettings())),
+    Reader(
+        "tune",
+        ("serve.tuning",),
+        lambda world, path: tune(path, world.dataset, [Candidate("ddim", 1)], Budget(), EngineSettings(), [0]),
+    ),
+    Reader(
+        "check parity",
+        ("serve.parity",),
+        lambda world, path: check_parity(path, world.dataset, SimpleNamespace(metadata={"weights": "ema_model"})),
+    ),
+    Reader("doctor", ("report.checkpoint_evidence",), lambda world, path: look_at_checkpoint(path)),
+    Reader("report", ("report.dossier",), lambda world, path: ledger_of_checkpoint(path)),
+]
+BY_NAME = {reader.name: reader for reader in READERS}
+
+
+def policy_states(cfg: DictConfig, seed: int = 0) -> dict[str, Any]:
+    """Live and averaged weights of a config's policy, which differ, with a normaliser; and some optimiser."""
+    torch.manual_seed(seed)
+    policy = build_policy(cfg)
+    rows = torch.from_numpy(
+        np.concatenate([tiny_run.episode(12, i)["action"] for i in range(3)])[:, : policy.action_dim]
+    )
+    normalizer = LinearNormalizer()
+    normalizer.fit({"action": rows, "robot_eef_pose": rows[:, :7], "robot_gripper_state": torch.tensor([[0.0], [1.0]])})
+    normalizer["image"] = get_image_range_normalizer()
+    policy.set_normalizer(normalizer)
+    live = policy.state_dict()
+    averaged = {key: tensor * 1.01 if key.startswith("model.") else tensor for key, tensor in live.items()}
+    moments = {0: {"step": torch.tensor(1.0), "exp_avg": torch.ones(64), "exp_avg_sq": torch.ones(64)}}
+    return {"model": live, "ema_model": averaged, "optimizer": {"state": moments, "param_groups": []}}
+
+
+def write(path: Path, cfg: DictConfig, states: dict[str, Any]) -> Path:
+    """A checkpoint as training leaves it."""
+    write_checkpoint(path, cfg=cfg, state_dicts=states, pickles={"_output_dir": None, "global_step": 3, "epoch": 0})
+    return path
