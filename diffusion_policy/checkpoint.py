@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +27,21 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from diffusion_policy import safe_pickle
+from diffusion_policy.commands import command
 from diffusion_policy.resolvers import check_interpolations, register_resolvers
 from diffusion_policy.spec import WorkspaceError
-from diffusion_policy.tensor_file import TensorFileError, read_torch_zip
+from diffusion_policy.tensor_file import TensorFileError, read_torch
 from diffusion_policy.tensor_file.saving import Portable, save_torch_zip
+from diffusion_policy.tensor_file.wrapped_names import wrapping_of
 
 if TYPE_CHECKING:
     from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 
+logger = logging.getLogger(__name__)
+
 WEIGHTS = ("model", "ema_model")
 NORMALIZER = "normalizer."
+ACTION_SCALE = f"{NORMALIZER}params_dict.action.scale"
 POLICY_TARGET = (
     "diffusion_policy.policy.diffusion_transformer_hybrid_image_policy.DiffusionTransformerHybridImagePolicy"
 )
@@ -52,12 +58,23 @@ LARGEST = {"num_train_timesteps": 100_000, "num_inference_steps": 100_000, "n_la
 
 
 class CheckpointError(WorkspaceError):
-    """A checkpoint that is absent, damaged, not one of the policy's, or that cannot be written or built."""
+    """A checkpoint that is absent, damaged, not one of the policy's, or that cannot be written or built.
+
+    Attributes:
+        command: the command line that puts it right; "" where none does.
+    """
+
+    def __init__(self, message: str, command: str = "") -> None:
+        super().__init__(message)
+        self.command = command
 
 
 @dataclass
 class Checkpoint:
-    """What a checkpoint file holds. Tensors are mapped from the file; names that share a tensor share one object."""
+    """What a checkpoint file holds. Tensors are mapped from the file; names that share a tensor share one object.
+
+    Weights are float32, whatever the file has; `notes` says what was converted.
+    """
 
     path: Path
     cfg: DictConfig
@@ -65,6 +82,7 @@ class Checkpoint:
     pickles: dict[str, Any]  # decoded: "_output_dir", "global_step", "epoch"
     run_state: dict[str, Any] | None = None
     provenance: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     def state_dict(self, which: str) -> dict[str, Tensor]:
         """The weights under a name, usually "model" or "ema_model".
@@ -79,39 +97,84 @@ class Checkpoint:
         return self.state_dicts[which]
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(path: str | Path, *, wrapped: bool = False) -> Checkpoint:
     """Read a checkpoint, the users' or our own. No code from it runs; its bytes are those that were written.
 
+    Args:
+        path: of the file.
+        wrapped: let names pass that a wrapper such as torch.compile has put a part into; for those that rename them.
+
     Raises:
-        CheckpointError: absent, damaged (a record of the archive fails its CRC-32), or not of this layout.
+        CheckpointError: absent, something else (named for what it is), damaged (a record of the archive fails its
+            CRC-32), not of this layout, or with wrapped names.
         UnsafePickleError: its pickles ask for something that is not on the allow-list.
         InterpolationError: its config asks for more than references and sums.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint file.")
     try:
-        content = read_torch_zip(path).content
+        content = read_torch(path).content
     except TensorFileError as error:
         raise CheckpointError(str(error)) from error
     _check_layout(content, path)
+    if not wrapped:
+        _check_names(content["state_dicts"], path)
+    state_dicts, notes = _in_float32(content["state_dicts"])
+    for note in notes:
+        logger.warning("%s: %s", path, note)
     return Checkpoint(
         path=path,
         cfg=config_of(content["cfg"], path),
-        state_dicts=content["state_dicts"],
+        state_dicts=state_dicts,
         pickles={name: _decoded(name, value, path) for name, value in content.get("pickles", {}).items()},
         run_state=content.get("run_state"),
         provenance=content.get("provenance"),
+        notes=notes,
     )
 
 
+def _check_names(state_dicts: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Refuse names that nobody looks for, with the command that puts them right."""
+    for which in WEIGHTS:
+        wrapping = wrapping_of(state_dicts.get(which, ()), ACTION_SCALE)
+        if wrapping is not None:
+            out = path.with_name(f"{path.stem}.bare.ckpt")
+            fix = command("adapt", "apply", path, "--target", path, "--rules", *wrapping.rules, "--out", out)
+            raise CheckpointError(
+                f"{path}: in {which} {wrapping.describe()}; the weights are whole. Write them under their own names: "
+                f"{fix}",
+                fix,
+            )
+
+
+def _in_float32(state_dicts: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Weights as float32, names that share a tensor sharing one still; and what was converted, in words."""
+    made: dict[int, Tensor] = {}
+    types: dict[str, dict[str, int]] = {}
+    states: dict[str, Any] = dict(state_dicts)
+    for which in states.keys() & set(WEIGHTS):
+        for key, tensor in (state := dict(states[which])).items():
+            if tensor.is_floating_point() and tensor.dtype != torch.float32:
+                counts = types.setdefault(which, {})
+                name = str(tensor.dtype).removeprefix("torch.")
+                counts[name] = counts.get(name, 0) + 1
+                state[key] = made.setdefault(id(tensor), tensor.to(torch.float32))
+        states[which] = state
+    notes = tuple(
+        f"{which} holds {' and '.join(f'{count} tensors of {name}' for name, count in types[which].items())}; they are "
+        "read as float32"
+        for which in WEIGHTS
+        if which in types
+    )
+    return states, notes
+
+
 def _check_layout(content: Any, path: Path) -> None:
-    names = ", ".join(map(str, content)) if isinstance(content, dict) else f"a {type(content).__name__}"
     if not isinstance(content, dict) or not {"cfg", "state_dicts"} <= content.keys():
-        hint = "the weights are one level too high" if "ema_model" in names else "is it a plain state_dict?"
+        names = ", ".join(map(str, content))[:200] if isinstance(content, dict) else f"a {type(content).__name__}"
+        look = command("adapt", "inspect", path)
         raise CheckpointError(
-            f"{path}: it is not a checkpoint of the policy: expected cfg, state_dicts and pickles at its top level, "
-            f"found {names[:200]} ({hint})."
+            f"{path}: it is {_what_instead(content)}, not a checkpoint of the policy: expected cfg, state_dicts and "
+            f"pickles at its top level, found {names}. See what is in it: {look}"
         )
     state_dicts = content["state_dicts"]
     if not isinstance(state_dicts, dict) or not all(isinstance(state, dict) for state in state_dicts.values()):
@@ -123,6 +186,19 @@ def _check_layout(content: Any, path: Path) -> None:
     for part in ("pickles", "run_state", "provenance"):
         if not isinstance(content.get(part), (dict, type(None))):
             raise CheckpointError(f"{path}: its {part} is a {type(content[part]).__name__}, not a dictionary.")
+
+
+def _what_instead(content: Any) -> str:
+    """What a file of PyTorch's holds that is no checkpoint of the policy."""
+    if not isinstance(content, dict):
+        return f"a {type(content).__name__} that torch.save wrote"
+    if "pytorch-lightning_version" in content:
+        return "a checkpoint of PyTorch Lightning, which keeps weights and no config of ours"
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        return "a plain state_dict, weights without the config that tells what they are of"
+    if set(WEIGHTS) & content.keys():
+        return "weights one level too high, without a config"
+    return "a file of another program"
 
 
 def config_of(content: Any, path: Path) -> DictConfig:
@@ -230,12 +306,17 @@ def _check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], wher
             f"{missing[:2]}, {len(extra)} are unexpected {extra[:2]}."
         )
     for key, tensor in expected.items():
+        if state[key].is_floating_point() != tensor.is_floating_point():
+            raise CheckpointError(
+                f"{where}: {key} holds {state[key].dtype} where {tensor.dtype} is expected; quantized weights are not "
+                "read, use the checkpoint that they were made of."
+            )
         if state[key].shape != tensor.shape:
             raise CheckpointError(
                 f"{where}: {key} has shape {tuple(state[key].shape)}, but the checkpoint's own config makes it "
                 f"{tuple(tensor.shape)}."
             )
-    if f"{NORMALIZER}params_dict.action.scale" not in state:
+    if ACTION_SCALE not in state:
         raise CheckpointError(f"{where}: it holds no normaliser for the action, so the policy cannot answer in metres.")
 
 

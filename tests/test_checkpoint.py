@@ -141,14 +141,14 @@ def test_loads_the_users_policy_ready_to_answer(reference_checkpoint, shared_dat
 def test_a_file_with_the_weights_one_level_too_high_says_so(tmp_path):
     path = tmp_path / "wrong.ckpt"
     torch.save({"model": {}, "ema_model": {}, "optimizer": {}}, path)
-    with pytest.raises(CheckpointError, match=r"found model, ema_model, optimizer .the weights are one level too high"):
+    with pytest.raises(CheckpointError, match=r"weights one level too high, .*found model, ema_model, optimizer"):
         read_checkpoint(path)
 
 
 def test_a_plain_state_dict_is_named_as_one(tmp_path):
     path = tmp_path / "weights.pt"
     torch.save({"head.weight": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match=r"found head.weight \(is it a plain state_dict\?\)"):
+    with pytest.raises(CheckpointError, match=r"it is a plain state_dict, .*found head\.weight"):
         read_checkpoint(path)
 
 

@@ -6,7 +6,6 @@ with two names stay one tensor.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from diffusion_policy.adapt.rules import Rules
 from diffusion_policy.adapt.target import Target
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from diffusion_policy.spec import action_semantics
+from diffusion_policy.tensor_file.opened import sha256_of
 
 State = dict[str, Tensor]
 
@@ -66,7 +66,8 @@ def adapt_checkpoint(
     plan = plan_checkpoint(source, target, rules)
     before = {part: source.state_dicts[plan.origins[part]] for part in plan.parts}
     states = {part: apply_plan(plan.parts[part], state, target.state) for part, state in before.items()}
-    proofs = [prove(part, (source.cfg, before[part]), (target.cfg, state)) for part, state in states.items()]
+    renamed = {part: {rules.renamed(key): tensor for key, tensor in state.items()} for part, state in before.items()}
+    proofs = [prove(part, (source.cfg, renamed[part]), (target.cfg, state)) for part, state in states.items()]
     if must_preserve and not all(proof.preserved for proof in proofs):
         raise AdaptError("nothing was written: " + "; ".join(proof.describe() for proof in proofs))
     ledger = replace(plan.ledger, notes=(*plan.ledger.notes, *(proof.describe() for proof in proofs)))
@@ -85,12 +86,6 @@ def refuse_overwriting(out: Path, source: Path, *, overwrite: bool) -> None:
     if out.exists() and not overwrite:
         raise AdaptError(f"{out} exists; give another name, or --overwrite to replace it")
     out.parent.mkdir(parents=True, exist_ok=True)
-
-
-def sha256_of(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_ledger(path: str | Path, ledger: Ledger, rules: Rules, source: str | Path, sha256: str) -> None:

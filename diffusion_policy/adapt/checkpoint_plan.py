@@ -48,6 +48,8 @@ def plan_checkpoint(source: Checkpoint, target: Target, rules: Rules) -> Checkpo
     if unknown:
         raise AdaptError(f"{source.path}: its state_dicts hold {unknown}, unknown to this version; expected {WEIGHTS}")
     layout = robot_layout(source.cfg) if "policy" in source.cfg else Layout()
+    names = [key for part in WEIGHTS for key in source.state_dicts.get(part, ())]
+    renaming = [rule for rule in rules.renames if any(rule.renamed(key) != key for key in names)]
     plans: dict[str, Plan] = {}
     origins: dict[str, str] = {}
     for part in WEIGHTS:
@@ -59,7 +61,7 @@ def plan_checkpoint(source: Checkpoint, target: Target, rules: Rules) -> Checkpo
         infos = describe_state(source.state_dicts[origin])
         plans[part] = make_plan(
             infos, target.infos, rules,
-            part=part, origin=origin, source_layout=layout, target_layout=target.layout,
+            part=part, origin=origin, source_layout=layout, target_layout=target.layout, elsewhere=renaming,
         )  # fmt: skip
     if not plans:
         raise AdaptError(f"{source.path}: no weights; its state_dicts hold {list(source.state_dicts)}")
@@ -71,9 +73,18 @@ def plan_checkpoint(source: Checkpoint, target: Target, rules: Rules) -> Checkpo
     if source.run_state:
         others.append(_dropped_part("run_state", source.run_state, RUN_RULE))
     ledger = merged([*(plan.ledger for plan in plans.values()), *others])
-    ledger = replace(ledger, notes=(*ledger.notes, *_statistics_taken(ledger, target)))
+    ledger = replace(ledger, notes=(*ledger.notes, *source.notes, *_absent(source), *_statistics_taken(ledger, target)))
     ledger.check()
     return CheckpointPlan(plans, origins, ledger)
+
+
+def _absent(source: Checkpoint) -> list[str]:
+    """Which copies of the weights the source has not."""
+    return [
+        f"the source holds no {part}, so the new checkpoint has none"
+        for part in WEIGHTS
+        if part not in source.state_dicts
+    ]
 
 
 def _statistics_taken(ledger: Ledger, target: Target) -> list[str]:

@@ -1,8 +1,9 @@
 """Why names or shapes do not match, in one sentence each, with the rule that would settle it.
 
-Two sets of names that differ almost always differ for one of six reasons: the file's nesting was not opened, a prefix
-is missing or too much, a group was renamed, tensors are transposed, the shape follows from a config change, or it is
-another network. Each is recognised by counting how many names (and shapes) agree once it is undone.
+Two sets of names that differ almost always differ for one of seven reasons: the file's nesting was not opened, a
+wrapper has put parts into them, a prefix is missing or too much, a group was renamed, tensors are transposed, the shape
+follows from a config change, or it is another network. Each is recognised by counting how many names (and shapes) agree
+once it is undone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from diffusion_policy.adapt.families import recognise
 from diffusion_policy.adapt.folding import fold
 from diffusion_policy.adapt.layout import Layout
 from diffusion_policy.tensor_file import TensorInfo
+from diffusion_policy.tensor_file.wrapped_names import unwrapped, wrapping_of
 
 Shape = tuple[int, ...]
 Infos = Mapping[str, TensorInfo]
@@ -117,6 +119,21 @@ def _nesting(source: Infos, target: Infos, problems: Problems) -> str:
     return ""
 
 
+def _wrapped(source: Infos, target: Infos, problems: Problems) -> str:
+    """Parts that a wrapper has put into names, at their beginning or anywhere."""
+    missing = set(problems.missing)
+    bare = {key: unwrapped(key) for key in problems.unexpected}
+    found = [key for key, name in bare.items() if name != key and name in missing]
+    if not found or len(found) < CONVINCING * len(missing):
+        return ""
+    wrapping = wrapping_of(found, "")
+    assert wrapping is not None
+    return (
+        f"Wrapped names: {len(found)} of the {len(missing)} missing names are in the source; {wrapping.describe()}. "
+        "Fix: --rules bare_weights, which leaves such parts out (rename: wrappers)."
+    )
+
+
 def _prefix(source: Infos, target: Infos, problems: Problems) -> str:
     """A prefix is missing or too much."""
     best = ("", "", 0)
@@ -176,7 +193,14 @@ def _network(source: Infos, target: Infos, problems: Problems) -> str:
     return f"Another network: {shared} of {len(target)} target names occur in the source{looks}"
 
 
-_CAUSES: tuple[Callable[[Infos, Infos, Problems], str], ...] = (_nesting, _prefix, _family, _renamed_group, _network)
+_CAUSES: tuple[Callable[[Infos, Infos, Problems], str], ...] = (
+    _nesting,
+    _wrapped,
+    _prefix,
+    _family,
+    _renamed_group,
+    _network,
+)
 
 
 def suggest(source: Infos, target: Infos, problems: Problems, target_layout: Layout) -> list[dict[str, Any]]:
@@ -200,6 +224,9 @@ def suggest(source: Infos, target: Infos, problems: Problems, target_layout: Lay
 def _rename_rules(problems: Problems) -> list[dict[str, Any]]:
     """One rename that would make most missing names match."""
     missing, unexpected = set(problems.missing), set(problems.unexpected)
+    bare = [key for key in unexpected if (name := unwrapped(key)) != key and name in missing]
+    if missing and len(bare) >= CONVINCING * len(missing):
+        return [{"rename": "wrappers"}]
     for prefix in _leading(unexpected):
         stripped = {key.removeprefix(prefix) for key in unexpected if key.startswith(prefix)}
         if missing and len(stripped & missing) >= CONVINCING * len(missing):

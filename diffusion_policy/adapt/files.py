@@ -61,7 +61,7 @@ def open_target(
         if not changes:
             return target_from_checkpoint(path)
         return target_from_config(
-            _changed(read_checkpoint(path).cfg, changes), path.name, dataset, gripper_scale=gripper_scale
+            _changed(read_checkpoint(path, wrapped=True).cfg, changes), path.name, dataset, gripper_scale=gripper_scale
         )
     if path.suffix == ".json" and read_config(path) is None:
         if changes:
@@ -98,7 +98,7 @@ def plan_file(source: str | Path, target: Target, rules: Rules) -> Ledger:
     """
     file = open_tensor_file(source)
     if is_checkpoint(file):
-        return plan_checkpoint(read_checkpoint(source), target, rules).ledger
+        return plan_checkpoint(read_checkpoint(source, wrapped=True), target, rules).ledger
     file.check_format()
     return make_plan(file.tensors, target.infos, rules, part="weights", target_layout=target.layout).ledger
 
@@ -121,7 +121,7 @@ def apply_file(
     file, out = open_tensor_file(source), Path(out)
     if is_checkpoint(file):
         return adapt_checkpoint(
-            read_checkpoint(source), target, rules, out,
+            read_checkpoint(source, wrapped=True), target, rules, out,
             ledger_path=ledger_path, must_preserve=must_preserve, overwrite=overwrite,
         )  # fmt: skip
     if must_preserve:

@@ -21,9 +21,10 @@ from diffusion_policy.adapt.families import ENTRIES, Recognised, recognise
 from diffusion_policy.adapt.layout import policy_config
 from diffusion_policy.adapt.ledger import Count, Ref
 from diffusion_policy.adapt.target import NORMALIZER
-from diffusion_policy.checkpoint import config_of
+from diffusion_policy.checkpoint import ACTION_SCALE, WEIGHTS, config_of
 from diffusion_policy.spec import layout_from_range, read_shape_meta
 from diffusion_policy.tensor_file import TensorFile, TensorInfo, open_tensor_file
+from diffusion_policy.tensor_file.wrapped_names import Wrapping, wrapping_of
 
 CONFIG_SUMMARY = (
     "horizon", "n_obs_steps", "n_action_steps", "crop_shape", "obs_encoder_group_norm", "n_layer", "n_cond_layers",
@@ -72,6 +73,7 @@ class Inspection:
         config: the policy's settings; empty if the file has no config.
         provenance: what an own checkpoint says of its origin.
         integrity: what tells whether the bytes are those that were written, in words.
+        wrapping: what wrappers such as torch.compile have done to the names, and the rules that undo it; or None.
     """
 
     path: Path
@@ -86,6 +88,7 @@ class Inspection:
     config: Mapping[str, Any]
     provenance: Mapping[str, Any] | None
     integrity: str
+    wrapping: Wrapping | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -94,7 +97,7 @@ class Inspection:
             "settings": dict(self.settings), "nesting": list(self.nesting),
             "groups": [group.to_json() for group in self.groups], "action": dict(self.action),
             "observations": dict(self.observations), "config": dict(self.config), "provenance": self.provenance,
-            "integrity": self.integrity,
+            "integrity": self.integrity, "wrapping": None if self.wrapping is None else self.wrapping.describe(),
         }  # fmt: skip
 
     def table(self) -> Group:
@@ -120,6 +123,9 @@ class Inspection:
             ("family", self.family),
             ("top level", ", ".join(self.nesting[:12])),
         ]
+        if self.wrapping is not None:
+            rules = " ".join(self.wrapping.rules)
+            facts.append(("names", f"{self.wrapping.describe()}; left out by --rules {rules}"))
         if self.settings:
             facts.append(("read off shapes", ", ".join(f"{key} {value}" for key, value in self.settings.items())))
         if self.action:
@@ -148,12 +154,29 @@ def inspect_file(path: str | Path) -> Inspection:
     described = _policy(file, cfg) if cfg is not None and "policy" in cfg else ({}, {}, {})
     provenance = tree.get("provenance")
     return Inspection(
-        Path(path), file.format, sum({info.storage: info.nbytes for info in file.tensors.values()}.values()),
-        _family(found, is_checkpoint=cfg is not None), found.settings if found else {},
-        tuple(dict.fromkeys(name.split(".", 1)[0] for name in (tree or file.tensors))),
-        _groups(file), *described, provenance if isinstance(provenance, Mapping) else None,
-        file.integrity.describe(),
-    )  # fmt: skip
+        path=Path(path),
+        format=file.format,
+        nbytes=sum({info.storage: info.nbytes for info in file.tensors.values()}.values()),
+        family=_family(found, is_checkpoint=cfg is not None),
+        settings=found.settings if found else {},
+        nesting=tuple(dict.fromkeys(name.split(".", 1)[0] for name in (tree or file.tensors))),
+        groups=_groups(file),
+        action=described[0],
+        observations=described[1],
+        config=described[2],
+        provenance=provenance if isinstance(provenance, Mapping) else None,
+        integrity=file.integrity.describe(),
+        wrapping=_wrapping(file, is_checkpoint=cfg is not None),
+    )
+
+
+def _wrapping(file: TensorFile, *, is_checkpoint: bool) -> Wrapping | None:
+    """Of a checkpoint's weights, the first that have any; else what wrappers did to any name in the file."""
+    if not is_checkpoint:
+        return wrapping_of(file.tensors, "")
+    parts = (f"state_dicts.{which}." for which in WEIGHTS)
+    names = [[name.removeprefix(part) for name in file.tensors if name.startswith(part)] for part in parts]
+    return next(filter(None, (wrapping_of(each, ACTION_SCALE) for each in names)), None)
 
 
 def _family(found: Recognised | None, *, is_checkpoint: bool) -> str:

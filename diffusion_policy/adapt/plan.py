@@ -7,7 +7,7 @@ problem.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -61,6 +61,7 @@ def make_plan(
     origin: str = "",
     source_layout: Layout | None = None,
     target_layout: Layout | None = None,
+    elsewhere: Collection[Rule] = (),
 ) -> Plan:
     """Decide what becomes of every source and target tensor.
 
@@ -72,12 +73,14 @@ def make_plan(
         origin: part that the source's tensors lie in, if it is another one.
         source_layout: named axes of the source, if its config is known.
         target_layout: named axes of the target.
+        elsewhere: rules that decide something in another part of the same file, so that they need not here.
 
     Raises:
         PlanError: a name is not accounted for, or a rule decides nothing; carries the diagnosis and the missing rules.
         AdaptError: a rule cannot be carried out, such as two names renamed to one.
     """
     planner = _Planner(source, target, rules, part, origin, source_layout or Layout(), target_layout or Layout())
+    planner.used_rules.update(map(id, elsewhere))
     return planner.plan()
 
 

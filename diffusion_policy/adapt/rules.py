@@ -8,7 +8,8 @@ A rules file is a YAML mapping::
     slots:                   # optional: names along an axis, when no config tells them
       action: {source: [x, y, z], target: [x, y, z, gripper]}
     rules:
-      - rename: {prefix: "module.", to: ""}           # or {pattern: '^blocks\\.(\\d+)\\.', to: 'layers.\\1.'}
+      - rename: {prefix: "policy.", to: ""}           # or {pattern: '^blocks\\.(\\d+)\\.', to: 'layers.\\1.'}
+      - rename: wrappers                              # leaves out `module.`, `_orig_mod.` and their like, wherever
       - drop: aux_value_head.*                        # source names that the target lacks
         why: a head that this target does not have
       - fresh: model.decoder.layers.8.*               # target names that the source lacks
@@ -41,6 +42,7 @@ from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.initial import Init, read_init
 from diffusion_policy.adapt.slots import Names
 from diffusion_policy.installation import CONFIG
+from diffusion_policy.tensor_file.wrapped_names import PART
 
 Kind = Literal["rename", "drop", "fresh", "strip", "grow", "copy", "recompute"]
 Weights = Literal["each", "model", "ema_model"]
@@ -66,6 +68,7 @@ class Rule:
         kind: what it does.
         patterns: globs of the names it may decide; for a rename the regular expression.
         to: replacement of a rename.
+        every: whether a rename replaces every match in a name, or the first.
         source: glob of the source names of a copy, or of a grown tensor that has another name there.
         axes: of a grow: dimension -> name of its axis, or "first" (slots are positions, the first ones are kept).
         init: of numbers without a source.
@@ -75,6 +78,7 @@ class Rule:
     kind: Kind
     patterns: tuple[str, ...]
     to: str = ""
+    every: bool = False
     source: str = ""
     axes: Mapping[int, str] = field(default_factory=dict)
     init: Init = AS_TARGET
@@ -90,7 +94,7 @@ class Rule:
 
     def renamed(self, key: str) -> str:
         """The name after a rename; the same name if it does not apply."""
-        return re.sub(self.patterns[0], self.to, key, count=1)
+        return re.sub(self.patterns[0], self.to, key, count=0 if self.every else 1)
 
     def source_name(self, key: str) -> str:
         """The source's name for a target name: stars of `source` take what the pattern's stars matched."""
@@ -106,7 +110,7 @@ class Rule:
 
     def __str__(self) -> str:
         if self.kind == "rename":
-            return f"rename {self.patterns[0]!r} to {self.to!r}"
+            return "rename wrappers" if self.every else f"rename {self.patterns[0]!r} to {self.to!r}"
         text = f"{self.kind} {', '.join(self.patterns)}"
         text += f" from {self.source}" if self.source else ""
         return f"{text} ({self.why})" if self.why else text
@@ -134,6 +138,12 @@ class Rules:
         """The renames."""
         return tuple(rule for rule in self.rules if rule.kind == "rename")
 
+    def renamed(self, key: str) -> str:
+        """A source's name after all renames."""
+        for rule in self.renames:
+            key = rule.renamed(key)
+        return key
+
     @property
     def decisions(self) -> tuple[Rule, ...]:
         """All rules but the renames."""
@@ -145,18 +155,19 @@ class Rules:
 
 
 def read_rules(*paths: str | Path) -> Rules:
-    """Read rules files and join them in order; a bare name is one of config/adapt.
+    """Read rules files and join them in order; a bare name is one of config/adapt, text in braces the rules themselves.
 
     Raises:
         AdaptError: a file cannot be read, or an entry of it is not what this module describes; names the entry.
     """
     joined = Rules(name="")
-    for path in map(_rules_path, paths):
+    for path in paths:
         try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+            inline = str(path).lstrip().startswith("{")
+            data = yaml.safe_load(str(path) if inline else _rules_path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise AdaptError(f"{path}: cannot be read as YAML rules: {error}") from error
-        rules = parse_rules(data, where=str(path))
+        rules = parse_rules(data, where="rules" if inline else str(path))
         if joined.text and rules.weights != joined.weights:
             raise AdaptError(f"{path}: weights is {rules.weights!r}, a file before it says {joined.weights!r}")
         name = f"{joined.name} + {rules.name}" if joined.name else rules.name
@@ -216,8 +227,10 @@ def _read_rule(entry: Any, where: str, seed: int) -> Rule:
 
 
 def _read_rename(value: Any, where: str, why: str) -> Rule:
+    if value == "wrappers":
+        return Rule("rename", (PART.pattern,), every=True, why=why)
     if not isinstance(value, Mapping) or "to" not in value or len(value) != 2:
-        raise AdaptError(f"{where}: rename is {value!r}; expected {{prefix or pattern: old, to: new}}")
+        raise AdaptError(f"{where}: rename is {value!r}; expected {{prefix or pattern: old, to: new}}, or wrappers")
     _known(value, ("prefix", "pattern", "to"), where)
     to = str(value["to"])
     if "prefix" in value:

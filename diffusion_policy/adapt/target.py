@@ -25,7 +25,7 @@ from torch import Tensor
 from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.layout import Layout, policy_config, robot_layout
 from diffusion_policy.adapt.plan import describe_state
-from diffusion_policy.checkpoint import build_policy, read_checkpoint
+from diffusion_policy.checkpoint import ACTION_SCALE, build_policy, read_checkpoint
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.model.normalizer import SingleFieldLinearNormalizer
@@ -37,6 +37,7 @@ from diffusion_policy.spec import (
     read_shape_meta,
 )  # fmt: skip
 from diffusion_policy.tensor_file import TensorInfo
+from diffusion_policy.tensor_file.wrapped_names import wrapping_of
 
 NORMALIZER = "normalizer.params_dict."
 # Ranges that the meaning of a number fixes, whatever was recorded: the gripper is 0 closed, 1 open; images are [0, 1].
@@ -105,11 +106,16 @@ def target_from_config(
 
 
 def target_from_checkpoint(path: str | Path, which: str = "model") -> Target:
-    """Names, shapes and values of another checkpoint, with its config."""
-    checkpoint = read_checkpoint(path)
+    """Names, shapes and values of another checkpoint, with its config.
+
+    Where a wrapper has changed its names, its config tells what they should be.
+    """
+    checkpoint = read_checkpoint(path, wrapped=True)
     if which not in checkpoint.state_dicts:
         raise AdaptError(f"{path} holds {list(checkpoint.state_dicts)}, not {which!r}")
     state = checkpoint.state_dicts[which]
+    if wrapping_of(state, ACTION_SCALE) is not None:
+        return target_from_config(checkpoint.cfg, f"{Path(path).name} under its own names")
     return Target(Path(path).name, describe_state(state), robot_layout(checkpoint.cfg), lambda: state, checkpoint.cfg)
 
 

@@ -195,7 +195,7 @@ def _checkpoint(path: Path) -> tuple[CheckpointEvidence | None, list[Finding]]:
         if not path.is_file():
             raise
         remedy = "name a checkpoint of the policy, or adapt this file to one"
-        look = command("adapt", "inspect", path)
+        look = error.command or command("adapt", "inspect", path)
         return None, [Finding("checkpoint-opens", "error", str(error), remedy, look, str(path))]
     return evidence, checkpoint_findings(evidence)
 

@@ -11,7 +11,7 @@ Bounded on purpose: size of the file, number of instructions, size of integers, 
 dictionary keys (flat ones only: a nested tuple can take exponential time to hash).
 """
 
-from diffusion_policy.safe_pickle.machine import Allowed, Recipe, UnsafePickleError, load
+from diffusion_policy.safe_pickle.machine import Allowed, Recipe, UnsafePickleError, length_of_first, load
 from diffusion_policy.safe_pickle.numpy_recipes import NUMPY_GLOBALS
 
-__all__ = ["NUMPY_GLOBALS", "Allowed", "Recipe", "UnsafePickleError", "load"]
+__all__ = ["NUMPY_GLOBALS", "Allowed", "Recipe", "UnsafePickleError", "length_of_first", "load"]

@@ -60,6 +60,23 @@ def load(
     return _Machine(allowed, persistent_load, where, budget=4 * len(content) + 2**20).run(content)
 
 
+def length_of_first(data: bytes, where: str) -> int:
+    """How many bytes the pickle takes that some data begins with; nothing of it is carried out.
+
+    Raises:
+        UnsafePickleError: it does not end, or is broken or absurdly long.
+    """
+    try:
+        for count, (opcode, _, at) in enumerate(pickletools.genops(data)):
+            if opcode.name == "STOP":
+                return (at or 0) + 1
+            if count >= MAX_INSTRUCTIONS:
+                break
+    except (ValueError, IndexError, OverflowError) as error:
+        raise UnsafePickleError(f"{where}: the pickle is broken or cut off ({error}).") from error
+    raise UnsafePickleError(f"{where}: the pickle has more than {MAX_INSTRUCTIONS} instructions, or no end.")
+
+
 class _Machine:
     """The pickle machine's stack, memo and instructions, less everything that could run code."""
 

@@ -51,7 +51,7 @@ class TensorFile:
     """
 
     path: Path
-    format: str  # "torch", "safetensors", "sharded safetensors" or "pickle"
+    format: str  # "torch", "torch before 1.6", "safetensors", "sharded safetensors" or "pickle"
     files: tuple[Path, ...]
     tree: Any
     tensors: dict[str, TensorInfo]

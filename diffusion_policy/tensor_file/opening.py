@@ -1,4 +1,4 @@
-"""Which format a file is in, by its first bytes rather than by its name."""
+"""The one way in: a path becomes an open file, whatever its format."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ import torch
 from diffusion_policy.safe_pickle import load
 from diffusion_policy.tensor_file.inert import CONTENT_GLOBALS, GYM3_GLOBALS, to_plain
 from diffusion_policy.tensor_file.integrity import RecordedHashes
+from diffusion_policy.tensor_file.kinds import kind_of, of_weights_only
 from diffusion_policy.tensor_file.opened import Integrity, TensorFile, TensorFileError, TensorInfo, describe, walk
 from diffusion_policy.tensor_file.safetensors_file import open_safetensors, open_sharded
-from diffusion_policy.tensor_file.torch_zip import MAX_PICKLE_BYTES, read_torch_zip
-
-_ZIP_START = b"PK\x03\x04"
-_PICKLE_START = b"\x80"
-_LEGACY_TORCH = 0x1950A86A20F9469CFC6C  # the first pickle of a file from torch.save before PyTorch 1.6
+from diffusion_policy.tensor_file.torch_legacy import read_torch_legacy
+from diffusion_policy.tensor_file.torch_zip import MAX_PICKLE_BYTES, TorchArchive, read_torch_zip
 
 
 def open_tensor_file(path: str | Path) -> TensorFile:
@@ -26,47 +24,51 @@ def open_tensor_file(path: str | Path) -> TensorFile:
     Only headers are read: a file of several gigabytes opens in about a second.
 
     Raises:
-        TensorFileError: absent, of no known format, damaged, or absurd.
+        TensorFileError: absent, of no known format (named for what it is), damaged, or absurd.
         UnsafePickleError: its pickle names something that is not on the allow-list.
     """
     path = Path(path)
-    if path.is_dir() or (path.suffix == ".json" and path.is_file()):
-        return open_sharded(path)
-    if not path.is_file():
-        raise TensorFileError(f"{path}: there is no such file.")
-    with path.open("rb") as file:
-        start = file.read(9)
-    if start.startswith(_ZIP_START):
-        return _open_archive(path)
-    if path.suffix == ".safetensors" or start[8:9] == b"{":
-        return open_safetensors(path)
-    if start.startswith(_PICKLE_START):
-        return _open_pickle(path)
-    raise TensorFileError(
-        f"{path.name}: it is none of the formats that are read: a PyTorch zip archive, safetensors, or a pickle of "
-        f"settings (it begins with {start[:4]!r})."
-    )
+    match kind_of(path):
+        case "shards":
+            return open_sharded(path)
+        case "safetensors":
+            return open_safetensors(path)
+        case "pickle":
+            return _open_pickle(path)
+        case "torch zip":
+            return _open_archive(path, "torch", read_torch_zip(path, check=False))
+        case "torch legacy":
+            return _open_archive(path, "torch before 1.6", read_torch_legacy(path, check=False))
 
 
-def _open_archive(path: Path) -> TensorFile:
-    archive = read_torch_zip(path, check=False)
+def read_torch(path: Path) -> TorchArchive:
+    """Open a file that `torch.save` wrote, today or before PyTorch 1.6, and compare it with its checksums.
+
+    Raises:
+        TensorFileError: it is another file (named for what it is), damaged, or absurd.
+        UnsafePickleError: its pickle names something that is not on the allow-list.
+    """
+    kind = kind_of(path)
+    if kind == "torch zip":
+        return read_torch_zip(path)
+    if kind == "torch legacy":
+        return read_torch_legacy(path)
+    raise TensorFileError(of_weights_only(path, kind))
+
+
+def _open_archive(path: Path, kind: str, archive: TorchArchive) -> TensorFile:
     loaded = dict(walk(archive.content, path.name))
 
     def load(name: str) -> torch.Tensor:
         archive.check((loaded[name],))
         return loaded[name]
 
-    return _described(path, "torch", archive.content, loaded, archive.identities, load, archive)
+    return _described(path, kind, archive.content, loaded, archive.identities, load, archive)
 
 
 def _open_pickle(path: Path) -> TensorFile:
     with path.open("rb") as file:
         content = load(file, allowed={**CONTENT_GLOBALS, **GYM3_GLOBALS}, where=path.name, max_bytes=MAX_PICKLE_BYTES)
-    if content == _LEGACY_TORCH:
-        raise TensorFileError(
-            f"{path.name}: it is in PyTorch's format from before 1.6; open it with the code that wrote it and save it "
-            "again with torch.save."
-        )
     plain = to_plain(content, path.name)
     loaded = dict(walk(plain, path.name))
     hashes = RecordedHashes(path, (path,))

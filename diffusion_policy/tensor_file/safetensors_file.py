@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from diffusion_policy.tensor_file.integrity import RecordedHashes
+from diffusion_policy.tensor_file.kinds import kind_of
 from diffusion_policy.tensor_file.opened import TensorFile, TensorFileError, TensorInfo
 
 MAX_HEADER_BYTES = 64 * 2**20
@@ -64,6 +65,8 @@ def open_sharded(path: Path) -> TensorFile:
     files = tuple(home / name for name in sorted(set(shard_of.values())))
     headers: dict[str, TensorInfo] = {}
     for file in files:
+        if kind_of(file) != "safetensors":
+            raise TensorFileError(f"{index_path.name}: the shard {file.name} is not a safetensors file.")
         found, _ = _read_header(file)
         expected = {name for name, shard in shard_of.items() if shard == file.name}
         if found.keys() != expected:

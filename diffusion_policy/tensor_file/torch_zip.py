@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +19,8 @@ import torch
 
 from diffusion_policy.safe_pickle import Allowed, Recipe, load
 from diffusion_policy.tensor_file.inert import CONTENT_GLOBALS, to_plain
-from diffusion_policy.tensor_file.integrity import REMEDY, Record, Records
+from diffusion_policy.tensor_file.integrity import REMEDY, Record, RecordedHashes, Records
+from diffusion_policy.tensor_file.kinds import foreign_zip
 from diffusion_policy.tensor_file.opened import TensorFileError, walk
 
 MAX_DIRECTORY_BYTES = 4 * 2**20
@@ -51,6 +52,12 @@ class _Storage:
     numel: int
 
 
+# Types of number without a storage class of their own: such tensors name their type beside an untyped storage.
+_PLAIN_TYPES = tuple(
+    name
+    for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "uint16", "uint32", "uint64")
+    if hasattr(torch, name)
+)
 _STORAGE_TYPES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -74,13 +81,13 @@ class TorchArchive:
     Attributes:
         content: plain Python with mapped tensors.
         identities: names the storage and view of each tensor, by `id`.
-        records: by name, with their checksums.
-        storages: the record that holds the bytes of each tensor, by `id`.
+        integrity: what tells whether its bytes are those that were written.
+        storages: the record that holds the bytes of each tensor, by `id`; empty where records have no checksums.
     """
 
     content: Any
     identities: dict[int, str]
-    records: Records
+    integrity: Records | RecordedHashes
     storages: dict[int, str]
 
     def check(self, tensors: Iterable[torch.Tensor] | None = None) -> None:
@@ -89,20 +96,21 @@ class TorchArchive:
         Raises:
             TensorFileError: they differ; names the record and what it holds.
         """
-        names = (
-            None
-            if tensors is None
-            else [self.storages[id(tensor)] for tensor in tensors if id(tensor) in self.storages]
-        )
-        self.records.check(names, self._holds)
+        if isinstance(self.integrity, RecordedHashes):
+            self.integrity.check()
+            return
+        names = None
+        if tensors is not None:
+            names = [self.storages[id(tensor)] for tensor in tensors if id(tensor) in self.storages]
+        self.integrity.check(names, self._holds)
 
     def describe(self) -> str:
         """What is recorded, and whether it was compared."""
-        return self.records.describe()
+        return self.integrity.describe()
 
     def _holds(self, record: str) -> str:
         """The first tensor of a record by its dotted path; empty for what is no storage."""
-        tensors = walk(self.content, self.records.where)
+        tensors = walk(self.content, "the archive")
         return next((path for path, tensor in tensors if self.storages.get(id(tensor)) == record), "")
 
 
@@ -141,7 +149,7 @@ def _read(file: BinaryIO, path: Path) -> TorchArchive:
     if order in records.by_name and records.read(order, 8) != b"little":
         raise TensorFileError(f"{where}: it was written on a big-endian machine; save it again on a usual one.")
     pickle = records.read(f"{root}data.pkl", MAX_PICKLE_BYTES)
-    tensors = _Tensors(path, f"{root}data/", records.by_name)
+    tensors = Tensors(path, f"{root}data/", records.by_name)
     allowed: Allowed = {**CONTENT_GLOBALS, **tensors.recipes()}
     content = load(pickle, allowed=allowed, where=where, persistent_load=tensors.storage, max_bytes=MAX_PICKLE_BYTES)
     return TorchArchive(to_plain(content, where), tensors.identities, records, tensors.records)
@@ -157,7 +165,8 @@ def _root(entries: dict[str, Record], where: str) -> str:
     pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         raise TensorFileError(
-            f"{where}: it is a zip archive, but not one of PyTorch's (it has {len(pickles)} data.pkl, expected one)."
+            foreign_zip(where, list(entries))
+            or f"{where}: it is a zip archive, but not one of PyTorch's (it has {len(pickles)} data.pkl, expected one)."
         )
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}constants.pkl" in entries:
@@ -232,7 +241,19 @@ def _locate(file: BinaryIO, info: zipfile.ZipInfo, file_size: int, where: str) -
     return Record(info.filename, at, info.file_size, info.CRC)
 
 
-class _Tensors:
+def tensor_globals(rebuild: Callable[..., Any], typed: Callable[..., Any], parameter: Callable[..., Any]) -> Allowed:
+    """What PyTorch's pickles name beside plain content, with our functions in place of its own."""
+    return {
+        ("torch._utils", "_rebuild_tensor_v2"): Recipe(rebuild),
+        ("torch._utils", "_rebuild_tensor_v3"): Recipe(typed),
+        ("torch._utils", "_rebuild_parameter"): Recipe(parameter),
+        ("torch.storage", "UntypedStorage"): StorageType(torch.uint8),
+        **{("torch", name): getattr(torch, name) for name in _PLAIN_TYPES},
+        **{("torch", name): StorageType(dtype) for name, dtype in _STORAGE_TYPES.items()},
+    }
+
+
+class Tensors:
     """Makes the tensors that the pickle describes, over one mapping of the file."""
 
     def __init__(self, path: Path, folder: str, entries: dict[str, Record]) -> None:
@@ -246,11 +267,8 @@ class _Tensors:
         self.records: dict[int, str] = {}
 
     def recipes(self) -> Allowed:
-        return {
-            ("torch._utils", "_rebuild_tensor_v2"): Recipe(self.rebuild),
-            ("torch._utils", "_rebuild_parameter"): Recipe(self.parameter),
-            **{("torch", name): StorageType(dtype) for name, dtype in _STORAGE_TYPES.items()},
-        }
+        """What the pickle may name of PyTorch's."""
+        return tensor_globals(self.rebuild, self.rebuild_typed, self.parameter)
 
     def storage(self, reference: Any) -> _Storage:
         """A storage from ("storage", type, key, device, count)."""
@@ -301,6 +319,17 @@ class _Tensors:
             self.identities[id(tensor)] = identity
             self.records[id(tensor)] = f"{self.folder}{storage.key}"
         return self.tensors[identity]
+
+    def rebuild_typed(
+        self, storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any, *_: Any
+    ) -> torch.Tensor:
+        """`torch._utils._rebuild_tensor_v3`: an untyped storage, and the type beside it."""
+        if not isinstance(storage, _Storage) or not isinstance(dtype, torch.dtype):
+            raise TypeError("a tensor without a storage or a type")
+        numel, left = divmod(storage.numel * storage.dtype.itemsize, dtype.itemsize)
+        if left:
+            raise TensorFileError(f"{self.where}: the storage {storage.key!r} does not hold whole numbers of {dtype}.")
+        return self.rebuild(_Storage(storage.key, dtype, storage.content, numel), offset, size, stride)
 
     @staticmethod
     def parameter(data: Any, requires_grad: Any = False, hooks: Any = None) -> torch.Tensor:

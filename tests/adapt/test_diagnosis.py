@@ -11,8 +11,9 @@ from torch import Tensor
 
 from diffusion_policy.adapt.folding import fold
 from diffusion_policy.adapt.plan import PlanError, describe_state, make_plan
-from diffusion_policy.adapt.rules import Rules, parse_rules
+from diffusion_policy.adapt.rules import Rules, parse_rules, read_rules
 from diffusion_policy.adapt.target import target_from_config, target_from_manifest
+from diffusion_policy.tensor_file.wrapped_names import WRAPPERS
 
 State = dict[str, Tensor]
 
@@ -65,7 +66,20 @@ def test_accident_vpt_without_net(shared_data: Path) -> None:
     assert plan.ledger.counts()["dropped"].keys == 5
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "policy.", "net.", "module.policy."])
+@pytest.mark.parametrize("prefix", [*(f"{part}." for part in WRAPPERS), "_orig_mod.module."])
+@pytest.mark.parametrize("where", ["", "deep."])
+def test_wrapped_names(prefix: str, where: str) -> None:
+    keys = ("deep.a.w", "deep.a.b", "deep.c.w", "deep.d.w")
+    wrapped = [where + prefix + key.removeprefix(where) for key in keys[1:]]
+    error = refusal(names(keys[0], *wrapped), names(*keys))
+    assert f"Wrapped names: 3 of the 3 missing names are in the source; 3 of 3 names carry '{prefix[:6]}" in str(error)
+    assert "Fix: --rules bare_weights" in str(error)
+    assert "- rename: wrappers" in str(error)
+    infos = (describe_state(side) for side in (names(keys[0], *wrapped), names(*keys)))
+    assert make_plan(*infos, read_rules("bare_weights")).ledger.counts("model")["copied"].keys == 4
+
+
+@pytest.mark.parametrize("prefix", ["policy.", "net.", "module.policy."])
 def test_a_prefix_too_much(prefix: str) -> None:
     keys = ("a.w", "a.b", "c.w")
     error = refusal(names(*(prefix + key for key in keys)), names(*keys))

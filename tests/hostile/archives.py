@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import struct
 import zipfile
 from pathlib import Path
@@ -11,7 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from hostile.assembling import Case, archive, assemble, call, checkpoint_with, entering, plain_file, saved, text
+from hostile.assembling import (
+    Case,
+    archive,
+    assemble,
+    call,
+    checkpoint_with,
+    entering,
+    named,
+    plain_file,
+    saved,
+    text,
+)
 
 CASES: list[Case] = []
 case = entering(CASES)
@@ -149,7 +161,7 @@ def two_programs(folder: Path, command: str) -> Path:
     return archive(folder, EMPTY, {"other/data.pkl": assemble(call("os.system", text(command)))})
 
 
-@case("it has 0 data.pkl, expected one")
+@case("an .npz of NumPy arrays, not a file of weights")
 def archive_of_something_else(folder: Path, command: str) -> Path:
     path = folder / "hostile.ckpt"
     np.savez(folder / "arrays.npz", a=np.zeros(3))
@@ -167,38 +179,109 @@ def bytes_in_the_other_order(folder: Path, command: str) -> Path:
     return archive(folder, EMPTY, {"archive/byteorder": b"big"})
 
 
-@case("no such checkpoint")
+@case("an empty folder, not a file of weights")
 def folder_instead_of_a_file(folder: Path, command: str) -> Path:
     return folder
 
 
-@case("no such checkpoint")
+@case("a pipe, not a file of weights")
 def pipe_that_never_answers(folder: Path, command: str) -> Path:
     path = folder / "hostile.ckpt"
     os.mkfifo(path)
     return path
 
 
-@case("from before 1.6", door="tensors")
-def file_of_old_pytorch(folder: Path, command: str) -> Path:
-    path = folder / "hostile.pt"
-    torch.save({"w": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
-    return path
-
-
-@case("none of the formats", door="tensors")
+@case("an empty file", door="tensors")
 def empty_file(folder: Path, command: str) -> Path:
     return plain_file(folder, "hostile.pt", b"")
 
 
-@case("none of the formats", door="tensors")
+@case("a web page", door="tensors")
 def page_of_text(folder: Path, command: str) -> Path:
     return plain_file(folder, "hostile.pt", b"<html>404 not found</html>")
 
 
-@case("has no end|not a zip", door="checkpoint")
+@case("a text that begins with", door="checkpoint")
 def checkpoint_that_is_text(folder: Path, command: str) -> Path:
-    return plain_file(folder, "hostile.ckpt", b"version https://git-lfs.example/spec/v1\n")
+    return plain_file(folder, "hostile.ckpt", f"#!/bin/sh\n{command}\n".encode())
+
+
+# PyTorch's format from before 1.6.
+
+
+def legacy(folder: Path, *parts: bytes, data: bytes = b"", facts: bytes | None = None) -> Path:
+    """Such a file of a content by hand; `parts` are its program and its list of storages."""
+    head = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001)]
+    system = facts or pickle.dumps({"protocol_version": 1001, "little_endian": True}, 2)
+    return plain_file(folder, "hostile.ckpt", b"".join([*head, system, *parts]) + data)
+
+
+def storage_of(numel: int, shape: int) -> bytes:
+    """A program of one tensor over one storage."""
+    count, side = (b"\x8a\x08" + struct.pack("<q", number) for number in (numel, shape))
+    reference = b"(" + text("storage") + named("torch.FloatStorage") + text("0") + text("cpu") + count + b"NtQ"
+    shaped = b"K\x00" + b"(" + side + b"t" + b"(K\x01t" + b"\x89N"
+    return assemble(named("torch._utils._rebuild_tensor_v2") + b"(" + reference + shaped + b"tR")
+
+
+KEYS = pickle.dumps(["0"], 2)
+
+
+@case(r"asks for os\.system")
+def legacy_that_calls(folder: Path, command: str) -> Path:
+    return legacy(folder, assemble(call("os.system", text(command))), pickle.dumps([], 2))
+
+
+@case(r"asks for os\.system")
+def legacy_that_calls_in_its_facts(folder: Path, command: str) -> Path:
+    return legacy(folder, EMPTY, facts=assemble(call("os.system", text(command))))
+
+
+@case(r"asks for os\.system")
+def legacy_that_calls_in_its_list(folder: Path, command: str) -> Path:
+    return legacy(folder, EMPTY, assemble(call("os.system", text(command))))
+
+
+@case("should hold 1099511627776 numbers; the file has 4, or ends")
+def legacy_storage_of_4_terabytes(folder: Path, command: str) -> Path:
+    return legacy(folder, storage_of(2**40, 2**40), KEYS, data=struct.pack("<q", 4) + bytes(16))
+
+
+@case("should hold 1099511627776 numbers; the file has 1099511627776, or ends")
+def legacy_storage_beyond_the_end(folder: Path, command: str) -> Path:
+    return legacy(folder, storage_of(2**40, 2**40), KEYS, data=struct.pack("<q", 2**40) + bytes(16))
+
+
+@case("does not fit into the storage '0' of 4 numbers")
+def legacy_tensor_beyond_its_storage(folder: Path, command: str) -> Path:
+    return legacy(folder, storage_of(4, 2**40), KEYS, data=struct.pack("<q", 4) + bytes(16))
+
+
+@case("the storage '0' is missing")
+def legacy_storage_that_is_not_listed(folder: Path, command: str) -> Path:
+    return legacy(folder, storage_of(4, 4), pickle.dumps([], 2), data=struct.pack("<q", 4) + bytes(16))
+
+
+@case("'1', which nothing in it refers to")
+def legacy_storage_that_nothing_uses(folder: Path, command: str) -> Path:
+    return legacy(folder, EMPTY, pickle.dumps(["1"], 2), data=struct.pack("<q", 4) + bytes(16))
+
+
+@case("list of storages is not one")
+def legacy_list_that_is_a_number(folder: Path, command: str) -> Path:
+    return legacy(folder, EMPTY, pickle.dumps(7, 2))
+
+
+@case("or from a big-endian machine")
+def legacy_of_a_big_endian_machine(folder: Path, command: str) -> Path:
+    return legacy(folder, EMPTY, facts=pickle.dumps({"little_endian": False}, 2))
+
+
+@case("cut off or damaged")
+def legacy_cut_in_its_pickle(folder: Path, command: str) -> Path:
+    path = legacy(folder, storage_of(4, 4), KEYS, data=struct.pack("<q", 4) + bytes(16))
+    os.truncate(path, 120)
+    return path
 
 
 # safetensors.
@@ -244,7 +327,7 @@ INDEXES: dict[str, tuple[bytes, str]] = {
     "shard_that_is_missing": (b'{"weight_map": {"w": "model-1.safetensors"}}', "is not beside it"),
     "shard_that_is_a_number": (b'{"weight_map": {"w": 1}}', "no weight_map"),
     "index_without_a_map": (b"[]", "no weight_map"),
-    "index_that_is_not_json": (b"\xff\xfe{", "not valid JSON"),
+    "index_that_is_not_json": (b'{"weight_map": {"w": ', "not valid JSON"),
     "index_nested_deeply": (b'{"a":' * 100_000, "not valid JSON"),
 }
 CASES.extend(

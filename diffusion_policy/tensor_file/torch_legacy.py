@@ -1,0 +1,136 @@
+"""PyTorch's format from before 1.6, which torch.save still writes when it is told to: pickles, then storages.
+
+    magic number | protocol | facts of the system | content | names of the storages | per storage: count, numbers
+
+The content refers to storages whose place is known only after it, so it is read twice: first for their sizes. There are
+no checksums in it; a SHA-256 that lies beside the file counts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from diffusion_policy.safe_pickle import Allowed, UnsafePickleError, length_of_first, load
+from diffusion_policy.tensor_file.inert import CONTENT_GLOBALS, to_plain
+from diffusion_policy.tensor_file.integrity import REMEDY, Record, RecordedHashes
+from diffusion_policy.tensor_file.opened import TensorFileError
+from diffusion_policy.tensor_file.torch_zip import MAX_PICKLE_BYTES, StorageType, Tensors, TorchArchive, tensor_globals
+
+PROTOCOL = 1001
+_COUNT_BYTES = 8
+
+Sizes = tuple[int, int]
+
+
+def read_torch_legacy(path: Path, *, check: bool = True) -> TorchArchive:
+    """Open such a file; nothing in it is run.
+
+    Args:
+        path: of the file.
+        check: compare it now with the SHA-256 that somebody recorded for it, if there is one.
+
+    Raises:
+        TensorFileError: cut off, damaged, or with sizes that cannot be right.
+        UnsafePickleError: a pickle in it names something that is not on the allow-list.
+    """
+    where = str(path)
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        pickles = _Pickles(file, where)
+        pickles.plain()  # the magic number, by which the file was recognized
+        protocol, system = pickles.plain(), pickles.plain()
+        if protocol != PROTOCOL or not isinstance(system, dict) or not system.get("little_endian", False):
+            raise TensorFileError(
+                f"{where}: it is in protocol {protocol!r} of PyTorch's format from before 1.6, or from a big-endian "
+                f"machine; expected {PROTOCOL}. Open it with the PyTorch that wrote it and save it again."
+            )
+        program = pickles.program()
+        sizes = _sizes_of(program, where)
+        records = _records(file, pickles, sizes, size, where)
+    tensors = Tensors(path, "", records)
+    content = load(program, allowed={**CONTENT_GLOBALS, **tensors.recipes()}, where=where,
+                   persistent_load=lambda reference: tensors.storage(_reference(reference, where)))  # fmt: skip
+    archive = TorchArchive(to_plain(content, where), tensors.identities, RecordedHashes(path, (path,)), {})
+    if check:
+        archive.check()
+    return archive
+
+
+class _Pickles:
+    """The pickles at the beginning of a file, one after the other."""
+
+    def __init__(self, file: BinaryIO, where: str) -> None:
+        self.file = file
+        self.where = where
+        self.at = 0
+
+    def program(self) -> bytes:
+        """The next one, not yet run."""
+        self.file.seek(self.at)
+        ahead = self.file.read(MAX_PICKLE_BYTES)
+        try:
+            length = length_of_first(ahead, self.where)
+        except UnsafePickleError as error:
+            raise TensorFileError(f"{self.where}: its content is cut off or damaged: {REMEDY}.") from error
+        self.at += length
+        return ahead[:length]
+
+    def plain(self) -> Any:
+        """The next one, of numbers, texts and containers."""
+        return load(self.program(), allowed={}, where=self.where)
+
+
+def _reference(reference: Any, where: str) -> tuple[Any, ...]:
+    """A reference to a storage as later versions write it: without the view that it may be."""
+    if type(reference) is not tuple or len(reference) != 6 or reference[5] is not None:
+        raise TensorFileError(
+            f"{where}: it refers to outside storage as PyTorch did before 0.4, or not as PyTorch does; open it with "
+            "the PyTorch that wrote it and save it again."
+        )
+    return reference[:5]
+
+
+def _sizes_of(program: bytes, where: str) -> dict[str, Sizes]:
+    """How many numbers of how many bytes each storage holds that the content refers to."""
+    sizes: dict[str, Sizes] = {}
+
+    def note(reference: Any) -> None:
+        _, kind, key, _, numel = _reference(reference, where)
+        if not isinstance(kind, StorageType) or type(key) is not str or type(numel) is not int or numel < 0:
+            raise TensorFileError(f"{where}: a reference to outside storage of an unknown kind.")
+        sizes[key] = numel, kind.dtype.itemsize
+
+    allowed: Allowed = {**CONTENT_GLOBALS, **tensor_globals(_no_tensor, _no_tensor, _no_tensor)}
+    load(program, allowed=allowed, where=where, persistent_load=note)
+    return sizes
+
+
+def _no_tensor(*_: Any) -> None:
+    """In place of a tensor, while only storages are looked for."""
+
+
+def _records(
+    file: BinaryIO, pickles: _Pickles, sizes: dict[str, Sizes], file_size: int, where: str
+) -> dict[str, Record]:
+    """Where each storage lies."""
+    keys = pickles.plain()
+    if not isinstance(keys, list) or not all(type(key) is str for key in keys) or len(set(keys)) != len(keys):
+        raise TensorFileError(f"{where}: its list of storages is not one; it is damaged: {REMEDY}.")
+    records: dict[str, Record] = {}
+    at = pickles.at
+    for key in keys:
+        if key not in sizes:
+            raise TensorFileError(f"{where}: it holds the storage {key[:80]!r}, which nothing in it refers to.")
+        file.seek(at)
+        at += _COUNT_BYTES
+        counted = int.from_bytes(file.read(_COUNT_BYTES), "little", signed=True)
+        numel, itemsize = sizes[key]
+        if counted != numel or at + numel * itemsize > file_size:
+            raise TensorFileError(
+                f"{where}: the storage {key[:80]!r} should hold {numel} numbers; the file has {counted}, or ends "
+                f"before: it is cut off or damaged: {REMEDY}."
+            )
+        records[key] = Record(key, at, numel * itemsize, 0)
+        at += numel * itemsize
+    return records
