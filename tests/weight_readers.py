@@ -3,6 +3,7 @@
 `READERS` names the modules that each covers; `test_integrity` holds that no module which opens weights is missing.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.parity import check_parity
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.tuning import Budget, Candidate, tune
+from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.workspace import checkpointing
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
     TrainDiffusionTransformerHybridWorkspace,
 )
@@ -64,6 +67,30 @@ class Reader:
     width: int = 8
 
 
+class Said(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def former_checkpoint(world: World, path: Path) -> Any:
+    """What a run looks up of its own earlier checkpoints; one that cannot be read is told and passed over."""
+    said = Said()
+    checkpointing.logger.addHandler(said)
+    try:
+        found = checkpointing._checkpoint_at(path)
+    finally:
+        checkpointing.logger.removeHandler(said)
+    if found is None:
+        raise WorkspaceError("\n".join(said.lines))
+    return found
+
+
 READERS = [
     Reader("load", ("checkpoint",), lambda world, path: load_policy(path)),
     Reader("adapt inspect", ("adapt.inspection",), lambda world, path: inspect_file(path)),
@@ -92,6 +119,7 @@ READERS = [
         lambda world, path: world.train(f"pretrained.path={path}", "training.resume=false"),
     ),
     Reader("train resume", ("workspace.weights",), lambda world, path: world.train(f"training.resume={path}")),
+    Reader("train's own former checkpoints", ("workspace.checkpointing",), former_checkpoint),
     Reader(
         "offline inference, open loop",
         ("evaluate.recorded_inference",),
