@@ -20,6 +20,7 @@ SCRIPTS = (PACKAGE if IS_INSTALLED else CHECKOUT) / "scripts"
 ENTRY_POINTS = {
     "dp-adapt": "adapt",
     "dp-check-parity": "check_parity",
+    "dp-closed-loop": "evaluate_closed_loop",
     "dp-compare": "compare_runs",
     "dp-convert": "convert_cogact_to_zarr",
     "dp-demo": "demo",

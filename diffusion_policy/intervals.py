@@ -67,3 +67,11 @@ def paired_bootstrap(
     tail = (1 - confidence) / 2
     low, high = np.quantile(difference[draws].mean(axis=1), [tail, 1 - tail])
     return float(difference.mean()), (float(low), float(high))
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """Two-sided p-value of the exact test of McNemar (1947): units in which one of two paired results holds alone."""
+    discordant = only_first + only_second
+    if discordant == 0:
+        return 1.0
+    return min(1.0, 2 * float(special.bdtr(min(only_first, only_second), discordant, 0.5)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ from diffusion_policy.spec import WorkspaceError
 
 
 class StorageError(WorkspaceError, OSError):
-    """A file cannot be written; says which and why."""
+    """A file cannot be written or read; says which and why."""
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -31,6 +32,19 @@ def write_text(path: str | Path, text: str) -> None:
             beside.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -45,6 +45,7 @@ FLOORS = {
     "workspace": 3,
     "serve": 3,
     "evaluate": 3,
+    "closed_loop": 4,
     "report": 4,
 }
 # Modules of floor 0 that others of floor 0 may build on, and the two rooms that training looks into.

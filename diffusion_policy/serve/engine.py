@@ -31,10 +31,11 @@ from torch import Tensor
 
 from diffusion_policy.checkpoint import load_policy, read_checkpoint
 from diffusion_policy.commands import command
-from diffusion_policy.geometry import align_quaternion_signs
 from diffusion_policy.images import resize_frame
 from diffusion_policy.model.arithmetic import multiplies_bf16
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.policy.noise import window_noise
+from diffusion_policy.policy.quaternion_side import QuaternionSide
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.serve.fast_path import UNSUPPORTED, FastPath, is_accelerable
 from diffusion_policy.serve.images import decode_image
@@ -49,7 +50,6 @@ FloatArray = NDArray[np.float64]
 Prepared = dict[str, NDArray[Any]]
 # A state that never moved in training may be off by this much: metres, or a quaternion's component.
 RANGE_EPSILON = 0.005
-QUATERNION = ("qx", "qy", "qz", "qw")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class PolicyEngine:
         self.n_obs_steps = self.policy.n_obs_steps
         self.n_action_steps = self.policy.n_action_steps
         self._camera = spec.rgb[0]
-        self._hemisphere = self._recorded_side()
+        self._side = QuaternionSide.of(spec, self.policy.normalizer)
         self._decoders = ThreadPoolExecutor(self.n_obs_steps, "decode")  # frames of a request side by side
         self._fast = FastPath(self.policy, self.settings) if self._takes_the_fast_path() else None
 
@@ -175,8 +175,7 @@ class PolicyEngine:
             WorkspaceError: anything else that the policy cannot act on.
         """
         generator = torch.Generator().manual_seed(seed)
-        length, width = self.policy.sequence_length, self.policy.model.input_emb.in_features
-        noise = torch.randn((1, length, width), generator=generator)
+        noise = window_noise(self.policy, generator)[None]
         if self._fast is None:
             sequence, encoded = self._answer_plainly(observation, noise, generator, stages), self.n_obs_steps
         else:
@@ -274,24 +273,9 @@ class PolicyEngine:
         low, high = (stats[name].detach().double().cpu().numpy() for name in ("min", "max"))
         return low, high
 
-    def _recorded_side(self) -> FloatArray | None:
-        """The mean quaternion (4,) of training, or None where the policy reads none or its signs were mixed."""
-        for field_ in self.policy.spec.low_dim:
-            if set(QUATERNION) <= set(field_.names):
-                mean = self.policy.normalizer[field_.key].get_input_stats()["mean"].detach().double().cpu().numpy()
-                side = mean[[field_.names.index(name) for name in QUATERNION]]
-                return side if np.linalg.norm(side) > 0.1 else None
-        return None
-
     def _turned(self, states: FloatArray) -> FloatArray:
         """States (To, 8) with continuous quaternion signs, on the side on which they were recorded."""
-        if self._hemisphere is None:
-            return states
-        turned = states.copy()
-        turned[:, 3:7] = align_quaternion_signs(states[:, 3:7])
-        if (turned[:, 3:7] @ self._hemisphere).sum() < 0:
-            turned[:, 3:7] *= -1
-        return turned
+        return self._side.turned(states, range(3, 7))
 
     def describe(self) -> dict[str, Any]:
         """What a client and a log should know."""

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_policy.policy.noise import noise_seed
 from diffusion_policy.serve.engine import Engine, Inference
 from diffusion_policy.serve.freshness import Freshness
 from diffusion_policy.serve.motion_guard import GuardedChunk, MotionGuard, MotionRefusedError
@@ -44,7 +45,7 @@ from diffusion_policy.serve.seams import Seam, ServedChunk
 from diffusion_policy.serve.session_log import Images, SessionLog
 from diffusion_policy.serve.settings import ServeSettings
 from diffusion_policy.serve.stages import GivenUpError, Stages
-from diffusion_policy.serve.step_lines import describe_observation, loggable, noise_seed, times_of, without_step
+from diffusion_policy.serve.step_lines import describe_observation, loggable, times_of, without_step
 from diffusion_policy.spec import WorkspaceError
 
 logger = logging.getLogger(__name__)

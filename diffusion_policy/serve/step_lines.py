@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from diffusion_policy.serve.engine import FloatArray
 from diffusion_policy.serve.protocol import Observation
 from diffusion_policy.serve.request import Arrival
@@ -26,11 +24,6 @@ def describe_observation(observation: Observation, arrival: Arrival) -> dict[str
         "timestamps": observation.timestamps.tolist(),
     }
     return {"input": measured, **times}
-
-
-def noise_seed(seed: int, episode: int, request: int) -> int:
-    """Of the noise of one request; another for each request of each episode."""
-    return int(np.random.SeedSequence([seed, episode, request]).generate_state(1)[0])
 
 
 def times_of(arrival: Arrival) -> dict[str, Any]:

@@ -1,0 +1,222 @@
+"""A checkpoint in closed loop: the settings of an evaluation, the evaluation, and its result as a document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion_policy.checkpoint import load_policy
+from diffusion_policy.closed_loop.server_actor import serve_settings, served
+from diffusion_policy.cores import choose_threads
+from diffusion_policy.env_runner.actors import Actor, PolicyActor
+from diffusion_policy.env_runner.results import ResultError, SceneResult, summary
+from diffusion_policy.env_runner.rollout import Film, Rules, roll_out, usual_action_steps
+from diffusion_policy.env_runner.simulator import Simulator
+from diffusion_policy.policy.sampler import set_sampler
+from diffusion_policy.storage import file_sha256
+
+DOCUMENT_VERSION = 1
+_MAX_STEPS = 1000
+_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated, and how.
+
+    Attributes:
+        simulator: where.
+        n_scenes: episodes.
+        seed: of the first scene's environment (scene i: seed + i), and of the noise.
+        n_action_steps: steps of a chunk that are carried out; None: ``rollout.USUAL_ACTION_STEPS``.
+        latency_ms: injected; the world goes on for so long while an answer is awaited.
+        weights: "ema_model" or "model".
+        scheduler, steps: the sampler, as ``set_sampler`` takes them; with a server its settings decide.
+        device: "cpu", "cuda:0", ...
+        threads: of torch; None: as many as other processes leave cores.
+        through_server: whether the real server stands between policy and simulator.
+        serve_config: its settings' file.
+        serve_words: its settings as ``key=value``.
+    """
+
+    simulator: Simulator
+    n_scenes: int = 100
+    seed: int = 100_000
+    n_action_steps: int | None = None
+    latency_ms: float = 0.0
+    weights: str = "ema_model"
+    scheduler: str = "ddim"
+    steps: int = 8
+    device: str = "cpu"
+    threads: int | None = None
+    through_server: bool = False
+    serve_config: Path | None = None
+    serve_words: tuple[str, ...] = ()
+
+    def scenes(self) -> dict[int, int]:
+        """Number of each scene to the seed of its environment."""
+        return {scene: self.seed + scene for scene in range(self.n_scenes)}
+
+
+@dataclass
+class ClosedLoop:
+    """One checkpoint's episodes so far.
+
+    Attributes:
+        about: what was evaluated and how, as plain data.
+        scenes: how many were asked for.
+        results: those that ended.
+    """
+
+    about: dict[str, Any]
+    scenes: int
+    results: list[SceneResult]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every scene has ended."""
+        return len(self.results) == self.scenes
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that ``--json`` writes; ``read_document`` reads it."""
+        return {
+            "format": "closed_loop",
+            "version": DOCUMENT_VERSION,
+            **self.about,
+            "scenes_asked": self.scenes,
+            "interrupted": not self.is_complete,
+            **summary(self.results),
+        }
+
+
+def evaluate(
+    checkpoint: Path,
+    evaluation: Evaluation,
+    *,
+    earlier: Mapping[str, Any] | None = None,
+    done: Sequence[SceneResult] = (),
+    show: Callable[[int, int], None] = lambda done, total: None,
+    film: Callable[[int], Film | None] = lambda scene: None,
+    kept: Callable[[ClosedLoop], None] = lambda found: None,
+) -> ClosedLoop:
+    """Run a checkpoint through its scenes.
+
+    Args:
+        checkpoint: any checkpoint of the reference or of this project.
+        evaluation: where and how.
+        earlier: the document of an interrupted evaluation, and ``done``, its scenes: they are not run again.
+        show: told (scenes ended, scenes in all).
+        film: by number of a scene, what takes its frames.
+        kept: gets the episodes so far if an interruption ends the evaluation; the interruption then goes on.
+
+    Raises:
+        WorkspaceError: the checkpoint, the simulator or the settings do not fit together.
+    """
+    with _acting(checkpoint, evaluation) as (actor, described):
+        rules = Rules(
+            usual_action_steps(actor, evaluation.n_action_steps),
+            _MAX_STEPS,
+            1 if evaluation.through_server else _AT_ONCE,
+            evaluation.latency_ms / 1000,
+        )
+        about = {**described, **_about(evaluation, actor, rules)}
+        if earlier:
+            check_same(about, earlier, "the result to go on with")
+        done = [result for result in done if result.scene < evaluation.n_scenes]
+        found = ClosedLoop(about, evaluation.n_scenes, list(done))
+        ran = {result.scene for result in done}
+        scenes = {scene: seed for scene, seed in evaluation.scenes().items() if scene not in ran}
+        show(len(found.results), found.scenes)
+        try:
+            for result in roll_out(evaluation.simulator, actor, scenes, rules, film):
+                found.results.append(result)
+                show(len(found.results), found.scenes)
+        except KeyboardInterrupt:
+            kept(found)
+            raise
+    return found
+
+
+@contextmanager
+def _acting(checkpoint: Path, evaluation: Evaluation) -> Iterator[tuple[Actor, dict[str, Any]]]:
+    """Who answers, and what is said of it in the result."""
+    threads = choose_threads(evaluation.threads).count
+    if evaluation.through_server:
+        words = (f"engine.device={evaluation.device}", f"engine.weights={evaluation.weights}")
+        settings = serve_settings(checkpoint, evaluation.serve_config, (*words, *evaluation.serve_words))
+        settings.engine.threads = settings.engine.threads or threads
+        with served(settings, evaluation.simulator) as (actor, engine):
+            about = engine.describe()
+            keys = ("checkpoint", "checkpoint_sha256", "weights", "scheduler", "steps", "precision", "warm_start")
+            yield actor, {key: about[key] for key in keys}
+        return
+    torch.set_num_threads(threads)
+    policy = load_policy(checkpoint, which=evaluation.weights, device=evaluation.device)
+    set_sampler(policy, evaluation.scheduler, evaluation.steps)
+    identity = {"checkpoint": str(checkpoint), "checkpoint_sha256": file_sha256(checkpoint)}
+    chosen = {key: getattr(evaluation, key) for key in ("weights", "scheduler", "steps")}
+    yield PolicyActor(policy, evaluation.simulator, evaluation.seed), {**identity, **chosen}
+
+
+def _about(evaluation: Evaluation, actor: Actor, rules: Rules) -> dict[str, Any]:
+    env = evaluation.simulator.env
+    return {
+        "simulator": evaluation.simulator.describe(),
+        "task": env.get("task"),
+        "referee": env.get("referee"),
+        "n_action_steps": rules.n_action_steps,
+        "seed": evaluation.seed,
+        "latency_injected_ms": evaluation.latency_ms,
+        "through_server": evaluation.through_server,
+        "serve_settings": list(evaluation.serve_words),
+        "notes": evaluation.simulator.check_policy(actor.spec),
+    }
+
+
+_SAME = (
+    "checkpoint_sha256", "weights", "scheduler", "steps", "simulator", "n_action_steps", "seed", "latency_injected_ms",
+    "through_server", "serve_settings",
+)  # fmt: skip
+_WHERE = ("simulator", "seed")
+
+
+def read_document(path: Path) -> tuple[dict[str, Any], list[SceneResult]]:
+    """What ``--json`` wrote: the document and its scenes.
+
+    Raises:
+        ResultError: it cannot be read, or is something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResultError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, Mapping) or content.get("format") != "closed_loop" or "scenes" not in content:
+        raise ResultError(f"{path}: expected what scripts/evaluate_closed_loop.py --json wrote")
+    if content.get("version") != DOCUMENT_VERSION:
+        raise ResultError(f"{path}: version {content.get('version')}; this code reads {DOCUMENT_VERSION}")
+    return dict(content), [SceneResult.read(entry, str(path)) for entry in content["scenes"]]
+
+
+def check_same(found: Mapping[str, Any], other: Mapping[str, Any], where: str, *, scenes_only: bool = False) -> None:
+    """Refuse to put two results together that were made otherwise.
+
+    Args:
+        found: of the one.
+        other: of the other.
+        where: the other's name.
+        scenes_only: only simulator and seed must agree, for a comparison of two checkpoints.
+
+    Raises:
+        ResultError: names what differs.
+    """
+    keys = _WHERE if scenes_only else _SAME
+    differing = [key for key in keys if found.get(key) != other.get(key)]
+    if differing:
+        key = differing[0]
+        raise ResultError(f"{where} was made with another {key}: {other.get(key)!r}; here it is {found.get(key)!r}")

@@ -1,0 +1,86 @@
+"""Episodes as MP4 videos (H.264), written while they run; the outcome is in the name."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from diffusion_policy.env_runner.results import ResultError, SceneResult
+from diffusion_policy.spec import ImageArray
+
+_CODEC = "libx264"
+_STRIP = 18  # pixels below the frame, for the caption
+_HOLD_S = 1.0  # the last frame stays
+
+
+class Video:
+    """One episode's video.
+
+    Args:
+        folder: where it goes.
+        scene: number of the scene.
+        hz: frames a second.
+
+    Raises:
+        ResultError: it cannot be written.
+    """
+
+    def __init__(self, folder: Path, scene: int, hz: float) -> None:
+        self._folder, self._scene = folder, scene
+        self._rate = Fraction(hz).limit_denominator(1000)
+        self._beside = folder / f".scene_{scene:04d}.part.mp4"
+        self._stream: av.VideoStream | None = None
+        self._last: ImageArray | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._container = av.open(str(self._beside), "w", format="mp4")
+        except OSError as error:
+            raise ResultError(f"{self._beside}: cannot be written ({error.strerror})") from error
+
+    def add(self, frame: ImageArray, caption: str) -> None:
+        """One frame (H, W, 3) RGB and a line of text below it."""
+        self._last = _captioned(frame, caption)
+        self._encode(self._last)
+
+    def finish(self, result: SceneResult | None) -> None:
+        """Close the file and name it by its outcome; a broken-off one is removed."""
+        if self._last is not None and result is not None:
+            for _ in range(round(_HOLD_S * self._rate)):
+                self._encode(self._last)
+        if self._stream is not None:
+            self._container.mux(self._stream.encode())
+        self._container.close()
+        if result is None or self._last is None:
+            self._beside.unlink(missing_ok=True)
+            return
+        self._beside.replace(self._folder / video_name(result))
+
+    def _encode(self, frame: ImageArray) -> None:
+        if self._stream is None:
+            stream = self._container.add_stream(_CODEC, rate=self._rate, options={"crf": "23"})
+            assert isinstance(stream, av.VideoStream), "an H.264 encoder makes a video stream"
+            stream.height, stream.width = frame.shape[:2]
+            stream.pix_fmt = "yuv420p"
+            self._stream = stream
+        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+
+
+def video_name(result: SceneResult) -> str:
+    """``scene_0003_failed_closed_beside.mp4``."""
+    outcome = "success" if result.success else f"failed_{result.reason}"
+    return f"scene_{result.scene:04d}_{re.sub(r'[^a-z0-9]+', '_', outcome.lower()).strip('_')}.mp4"
+
+
+def _captioned(frame: ImageArray, caption: str) -> ImageArray:
+    """The frame over a dark strip with the caption; both sides even, as the codec wants."""
+    height, width = (side - side % 2 for side in frame.shape[:2])
+    picture = np.zeros((height + _STRIP, width, 3), dtype=np.uint8)
+    picture[:height] = frame[:height, :width]
+    at = (6, height + _STRIP - 5)
+    cv2.putText(picture, caption, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (235, 235, 235), 1, cv2.LINE_AA)
+    return picture

@@ -1,0 +1,129 @@
+"""Who answers when an episode asks for actions: a policy in this process, many episodes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from diffusion_policy.env_runner.simulator import FloatArray, RawStep, Simulator
+from diffusion_policy.policy.noise import DenoisingPolicy, initial_noise, noise_seed
+from diffusion_policy.policy.quaternion_side import QuaternionSide, quaternion_columns
+from diffusion_policy.spec import StepSpec, policy_observation
+
+
+@dataclass(frozen=True)
+class Question:
+    """One episode's request for actions.
+
+    Attributes:
+        scene: its number, from 0.
+        request: how many requests the episode made before.
+        step: how many steps it has taken.
+        history: the last To observed steps, oldest first, as the environment gives them.
+    """
+
+    scene: int
+    request: int
+    step: int
+    history: Sequence[RawStep]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back.
+
+    Attributes:
+        actions: (Ta, D) from now on, in the policy's order; None: none, the arm holds.
+        refusal: why there are none.
+        limited: how many actions each limit of a guard changed.
+        latency_s: from asking to the answer; None where several episodes were answered at once.
+    """
+
+    actions: FloatArray | None
+    refusal: str | None = None
+    limited: Mapping[str, int] = field(default_factory=dict)
+    latency_s: float | None = None
+
+
+class Actor(Protocol):
+    """Answers episodes."""
+
+    spec: StepSpec
+    n_obs_steps: int
+    n_action_steps: int
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """One answer for each question, in order."""
+
+
+class ActingPolicy(DenoisingPolicy, Protocol):
+    """What a policy must offer to act here."""
+
+    spec: StepSpec
+    n_obs_steps: int
+    n_action_steps: int
+    normalizer: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    def predict_action(
+        self,
+        obs: Mapping[str, torch.Tensor],
+        initial_noise: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Observations (B, To, ...) to {"action": (B, Ta, D)}."""
+
+
+class PolicyActor:
+    """A policy in this process, asked for many episodes in one call.
+
+    The noise of a request depends on (seed, scene, request) alone, so neither the number of episodes at once nor an
+    interruption changes an outcome; a server that is asked for the same scenes in order draws the same.
+
+    Args:
+        policy: in eval mode, its sampler set.
+        simulator: whose observations it gets.
+        seed: of the noise.
+    """
+
+    def __init__(self, policy: ActingPolicy, simulator: Simulator, seed: int = 0) -> None:
+        self.spec, self.n_obs_steps, self.n_action_steps = policy.spec, policy.n_obs_steps, policy.n_action_steps
+        self._policy, self._simulator, self._seed = policy, simulator, seed
+        self._side = QuaternionSide.of(policy.spec, policy.normalizer)
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """Chunks of the policy; one that holds NaN or infinity is refused."""
+        if not questions:
+            return []
+        seeds = [noise_seed(self._seed, question.scene + 1, question.request) for question in questions]
+        noise = initial_noise(self._policy, seeds)
+        generator = torch.Generator(device=self._policy.device).manual_seed(seeds[0])
+        with torch.inference_mode():
+            answer = self._policy.predict_action(self._batch(questions), initial_noise=noise, generator=generator)
+        actions: NDArray[np.float64] = answer["action"].double().cpu().numpy()
+        return [
+            Answer(chunk) if np.isfinite(chunk).all() else Answer(None, "not finite: the chunk holds NaN or infinity")
+            for chunk in actions
+        ]
+
+    def _batch(self, questions: Sequence[Question]) -> dict[str, torch.Tensor]:
+        """Policy input (B, To, ...), by the way that training takes."""
+        raw: dict[str, NDArray[Any]] = {}
+        for entry in self.spec.obs:
+            steps = [np.stack([step[entry.key] for step in question.history]) for question in questions]
+            if entry.kind == "rgb":
+                size = entry.width_height
+                steps = [np.stack([self._simulator.small(frame, *size) for frame in frames]) for frames in steps]
+            else:
+                steps = [self._side.turned(values, quaternion_columns(entry)) for values in steps]
+            raw[entry.key] = np.stack(steps)
+        observed = policy_observation(self.spec, raw)
+        return {key: torch.from_numpy(value).to(self._policy.device) for key, value in observed.items()}

@@ -1,0 +1,90 @@
+"""Closed loop while a policy trains: episodes in any Gymnasium simulator, as ``task.env_runner`` of a config.
+
+    task:
+      env_runner:
+        _target_: diffusion_policy.env_runner.gym_runner.GymRunner
+        _recursive_: false
+        shape_meta: ${task.shape_meta}
+        n_scenes: 20
+        simulator: {...}    # as config/simulator/tabletop.yaml
+
+Metrics: ``test_success`` with its 95 % interval, ``test_grasped`` where the simulator tells, ``test_scenes`` and
+``test_n_action_steps``; ``checkpoint.best`` ranks by the first where it is measured.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig
+
+from diffusion_policy.env_runner.actors import ActingPolicy, PolicyActor
+from diffusion_policy.env_runner.results import grasped_of, reasons_of, success_of
+from diffusion_policy.env_runner.rollout import Rules, roll_out, usual_action_steps
+from diffusion_policy.env_runner.simulator import Simulator
+from diffusion_policy.spec import WorkspaceError, read_shape_meta
+
+logger = logging.getLogger(__name__)
+
+
+class GymRunner:
+    """Rolls a policy out in a simulator.
+
+    Args:
+        output_dir: unused; the interface of runners.
+        shape_meta: of the policy.
+        simulator: see ``Simulator.read``.
+        n_scenes: episodes of one measurement; always the same scenes, so that epochs are compared.
+        seed: of the first scene's environment; scene i is reset with seed + i.
+        n_action_steps: steps of a chunk that are carried out; null: ``rollout.USUAL_ACTION_STEPS``.
+        max_steps: after which an episode has failed.
+        at_once: episodes that advance together.
+
+    Raises:
+        WorkspaceError: the settings are wrong, or simulator and policy do not fit.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str] | None,
+        shape_meta: Mapping[str, Any],
+        simulator: Simulator | Mapping[str, Any] | DictConfig,
+        n_scenes: int = 20,
+        seed: int = 100_000,
+        n_action_steps: int | None = None,
+        max_steps: int = 1000,
+        at_once: int = 16,
+    ):
+        self.output_dir = output_dir
+        self.simulator = Simulator.read(simulator)
+        self.n_scenes, self.seed = n_scenes, seed
+        self._asked, self._max_steps, self._at_once = n_action_steps, max_steps, at_once
+        if n_scenes < 1:
+            raise WorkspaceError(f"n_scenes is {n_scenes}; expected 1 or more")
+        for note in self.simulator.check_policy(read_shape_meta(shape_meta)):
+            logger.info("closed loop: %s", note)
+
+    def run(self, policy: ActingPolicy) -> dict[str, float]:
+        """Roll out; metrics by name. The policy must be in eval mode; no global random state is touched."""
+        actor = PolicyActor(policy, self.simulator, self.seed)
+        rules = Rules(usual_action_steps(actor, self._asked), self._max_steps, self._at_once)
+        scenes = {scene: self.seed + scene for scene in range(self.n_scenes)}
+        results = list(roll_out(self.simulator, actor, scenes, rules))
+        success, grasped = success_of(results), grasped_of(results)
+        reasons = ", ".join(f"{reason} {count}" for reason, count in reasons_of(results).items())
+        logger.info(
+            "closed loop: success %s, %d steps of a chunk executed, %s%s",
+            success, rules.n_action_steps, self.simulator.name, f"; {reasons}" if reasons else "",
+        )  # fmt: skip
+        low, high = success.interval
+        metrics = {
+            "test_success": success.count / success.of,
+            "test_success_low": low,
+            "test_success_high": high,
+            "test_scenes": float(success.of),
+            "test_n_action_steps": float(rules.n_action_steps),
+        }
+        return metrics if grasped is None else {**metrics, "test_grasped": grasped.count / grasped.of}

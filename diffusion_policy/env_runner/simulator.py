@@ -1,0 +1,228 @@
+"""A Gymnasium environment as closed loop sees it: where a policy finds what it reads, and what an action means.
+
+Everything that differs between simulators is in here, as settings; ``config/simulator/tabletop.yaml`` explains each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import hydra
+import numpy as np
+from hydra.errors import HydraException
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffusion_policy.images import decode_jpeg, resize_frame
+from diffusion_policy.sim.recorder import encode_jpeg
+from diffusion_policy.spec import POSE_GRIPPER, ImageArray, SpecError, StepSpec, WorkspaceError
+
+FloatArray = NDArray[np.float64]
+RawStep = dict[str, NDArray[Any]]
+Env = gymnasium.Env[Any, Any]
+
+
+class SimulatorError(WorkspaceError):
+    """A simulator cannot be made or read as its settings say."""
+
+
+@dataclass(frozen=True)
+class InfoKeys:
+    """Keys of the environment's info; None where it has none.
+
+    Attributes:
+        success: true once the task is done. None: a terminated episode with a positive reward counts as done.
+        grasped: true once the object was held.
+        failure: why the episode would have failed, if it ended here.
+        position: (2,) after reset, by which outcomes are drawn.
+    """
+
+    success: str | None = "success"
+    grasped: str | None = None
+    failure: str | None = None
+    position: str | None = None
+
+
+@dataclass(frozen=True)
+class Simulator:
+    """How to make an environment, and how to read it.
+
+    Attributes:
+        env: a Hydra section: ``_target_`` and its arguments.
+        observations: key of the policy to path in the environment's observation.
+        action: names of the numbers of the environment's action, in its order.
+        absent: by name, the value at which a number is held that the policy does not command.
+        jpeg: whether frames go through JPEG, as recorded and served ones do.
+        control_hz: steps a second.
+        info: keys of the environment's info.
+    """
+
+    env: Mapping[str, Any]
+    observations: Mapping[str, str]
+    action: tuple[str, ...] = POSE_GRIPPER
+    absent: Mapping[str, float] = field(default_factory=dict)
+    jpeg: bool = True
+    control_hz: float = 10.0
+    info: InfoKeys = InfoKeys()
+
+    @classmethod
+    def read(cls, settings: Simulator | Mapping[str, Any] | DictConfig) -> Simulator:
+        """From a config section; one that is read already stays as it is.
+
+        Raises:
+            SimulatorError: an unknown key, or one of the wrong kind.
+        """
+        if isinstance(settings, Simulator):
+            return settings
+        content: dict[str, Any] = dict(OmegaConf.to_container(OmegaConf.create(dict(settings)), resolve=True))  # type: ignore[arg-type]
+        known = set(cls.__dataclass_fields__)
+        if set(content) - known or not {"env", "observations"} <= set(content):
+            raise SimulatorError(f"simulator has the keys {sorted(map(str, content))}; expected {sorted(known)}")
+        if not isinstance(content["env"], Mapping) or "_target_" not in content["env"]:
+            raise SimulatorError(
+                f"simulator.env is {content['env']!r}; expected _target_ and its arguments (in an env_runner section "
+                "of Hydra with _recursive_: false)"
+            )
+        info = dict(content.pop("info", None) or {})
+        if set(info) - set(InfoKeys.__dataclass_fields__):
+            raise SimulatorError(
+                f"simulator.info has the keys {sorted(info)}; expected {list(InfoKeys.__dataclass_fields__)}"
+            )
+        content["action"] = tuple(content.get("action", POSE_GRIPPER))
+        return cls(**content, info=InfoKeys(**info))
+
+    @classmethod
+    def load(cls, path: str | Path, **env: Any) -> Simulator:
+        """From a YAML file; ``env`` replaces arguments of the environment.
+
+        Raises:
+            SimulatorError: the file cannot be read, or see ``read``.
+        """
+        try:
+            settings = OmegaConf.load(path)
+        except (OSError, OmegaConfBaseException, ValueError) as error:
+            raise SimulatorError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+        if not isinstance(settings, DictConfig):
+            raise SimulatorError(f"{path}: holds no mapping; config/simulator/tabletop.yaml is an example")
+        for key, value in env.items():
+            OmegaConf.update(settings, f"env.{key}", value)
+        return cls.read(settings)
+
+    def with_camera(self, key: str) -> Simulator:
+        """The same with its one camera under another key of the policy."""
+        cameras = [known for known, path in self.observations.items() if path == "image"]
+        others = {known: path for known, path in self.observations.items() if known not in cameras}
+        return replace(self, observations={key: "image", **others})
+
+    @property
+    def name(self) -> str:
+        """For messages: the environment's class and what was chosen."""
+        chosen = [str(value) for key, value in self.env.items() if key in ("task", "referee")]
+        return " ".join([str(self.env["_target_"]).rpartition(".")[2], *chosen])
+
+    def make(self) -> Env:
+        """A new environment.
+
+        Raises:
+            SimulatorError: its class does not exist or refuses its arguments.
+        """
+        try:
+            env = hydra.utils.instantiate(dict(self.env))
+        except HydraException as error:
+            cause = error.__cause__
+            if isinstance(cause, WorkspaceError):
+                raise cause from error
+            raise SimulatorError(f"simulator.env cannot be made: {cause or error}") from error
+        if not isinstance(env, gymnasium.Env):
+            raise SimulatorError(f"simulator.env makes a {type(env).__name__}; expected a Gymnasium environment")
+        return env
+
+    def check_policy(self, spec: StepSpec) -> list[str]:
+        """What the policy and this simulator do not share; sentences for the result.
+
+        Raises:
+            SpecError: the policy reads what the simulator does not offer, or commands what it does not take.
+        """
+        unread = [entry.key for entry in spec.obs if entry.key not in self.observations]
+        if unread:
+            raise SpecError(f"the policy reads {unread}; simulator.observations offers {list(self.observations)}")
+        unknown = [name for name in spec.action_names if name not in self.action]
+        if unknown:
+            raise SpecError(f"the policy commands {unknown}; the simulator's action is {list(self.action)}")
+        missing = [name for name in self.action if name not in spec.action_names]
+        unsettled = [name for name in missing if name not in self.absent]
+        if unsettled:
+            raise SpecError(
+                f"the simulator needs {unsettled}, which the policy does not command (it has "
+                f"{list(spec.action_names)}); simulator.absent can hold them at a value"
+            )
+        return [f"the policy commands no {name}: held at {self.absent[name]:g}" for name in missing]
+
+    def read_step(self, observation: Any, spec: StepSpec) -> RawStep:
+        """One observed step in the environment's own sizes and units, by key of the policy.
+
+        Raises:
+            SimulatorError: the observation holds no such entry, or a frame is not (H, W, 3) uint8.
+        """
+        step: RawStep = {}
+        for entry in spec.obs:
+            value = np.asarray(_found(observation, self.observations[entry.key], entry.key))
+            if entry.kind == "rgb" and (value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3):
+                raise SimulatorError(
+                    f"{entry.key}: the environment's {self.observations[entry.key]} is {value.dtype} {value.shape}; "
+                    "expected uint8 (H, W, 3) RGB"
+                )
+            step[entry.key] = value if entry.kind == "rgb" else value.astype(np.float64).reshape(-1)
+        return step
+
+    def small(self, frame: ImageArray, width: int, height: int) -> ImageArray:
+        """A frame as the policy's training set holds it: through JPEG if recorded so, then area interpolation."""
+        if self.jpeg:
+            frame = decode_jpeg(encode_jpeg(frame), "simulator")
+        return resize_frame(frame, width, height)
+
+    def to_env(self, actions: FloatArray, names: tuple[str, ...]) -> FloatArray:
+        """Actions (..., D) in the policy's order as the environment takes them."""
+        columns = [
+            actions[..., names.index(name)] if name in names else np.full(actions.shape[:-1], self.absent[name])
+            for name in self.action
+        ]
+        return np.stack(columns, axis=-1)
+
+    def succeeded(self, info: Mapping[str, Any], reward: float, *, terminated: bool) -> bool:
+        """Whether the task is done.
+
+        Raises:
+            SimulatorError: info has no such key.
+        """
+        if self.info.success is None:
+            return terminated and reward > 0
+        if self.info.success not in info:
+            raise SimulatorError(
+                f"simulator.info.success is {self.info.success!r}, but the environment's info has {sorted(info)}"
+            )
+        return bool(info[self.info.success])
+
+    def noted(self, info: Mapping[str, Any], key: str) -> Any:
+        """An optional entry of info, by name of ``InfoKeys``; None where there is none."""
+        name = getattr(self.info, key)
+        return None if name is None else info.get(name)
+
+    def describe(self) -> dict[str, Any]:
+        """For results: the environment and its arguments, as plain data."""
+        return {"env": dict(self.env), "control_hz": self.control_hz, "jpeg": self.jpeg}
+
+
+def _found(observation: Any, path: str, key: str) -> Any:
+    value = observation
+    for part in path.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            there = sorted(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+            raise SimulatorError(f"simulator.observations.{key} is {path!r}; the environment's observation has {there}")
+        value = value[part]
+    return value

@@ -1,0 +1,53 @@
+"""On which side of the sphere training saw the quaternions: q and -q are one rotation, but not one input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.geometry import align_quaternion_signs
+from diffusion_policy.spec import ObsField, StepSpec
+
+FloatArray = NDArray[np.float64]
+QUATERNION = ("qx", "qy", "qz", "qw")
+
+
+class QuaternionSide:
+    """Turns observed quaternions to the side on which they were recorded.
+
+    Args:
+        mean: (4,) mean quaternion of training, xyzw; None where there is none, or where signs were mixed: nothing is
+            turned.
+    """
+
+    def __init__(self, mean: FloatArray | None) -> None:
+        self._mean = mean
+
+    @classmethod
+    def of(cls, spec: StepSpec, normalizer: Any) -> QuaternionSide:
+        """The side of a policy, by the statistics in its normalizer."""
+        for entry in spec.low_dim:
+            if set(QUATERNION) <= set(entry.names):
+                mean = normalizer[entry.key].get_input_stats()["mean"].detach().double().cpu().numpy()
+                side = mean[quaternion_columns(entry)]
+                return cls(side if np.linalg.norm(side) > 0.1 else None)
+        return cls(None)
+
+    def turned(self, states: FloatArray, columns: Sequence[int]) -> FloatArray:
+        """States (To, D), with the quaternions in ``columns`` continuous and on that side; the others as they are."""
+        if self._mean is None or not columns:
+            return states
+        columns, turned = list(columns), states.copy()
+        turned[:, columns] = align_quaternion_signs(states[:, columns])
+        if (turned[:, columns] @ self._mean).sum() < 0:
+            turned[:, columns] *= -1
+        return turned
+
+
+def quaternion_columns(entry: ObsField) -> list[int]:
+    """Where the quaternion of a low-dimensional entry is, xyzw; empty if it has none."""
+    names = entry.names
+    return [names.index(name) for name in QUATERNION] if set(QUATERNION) <= set(names) else []

@@ -1,0 +1,170 @@
+"""A checkpoint in a simulator: how often it does the task, with an interval, and what goes wrong where it does not.
+
+    python scripts/evaluate_closed_loop.py data/outputs/.../latest.ckpt
+    python scripts/evaluate_closed_loop.py latest.ckpt --scenes 40 --json closed_loop.json --picture --video 4
+    python scripts/evaluate_closed_loop.py latest.ckpt --compare best.ckpt       # the same scenes, paired
+    python scripts/evaluate_closed_loop.py latest.ckpt --through-server --set guard.max_step_m=0.08 --latency 200
+
+An interrupted evaluation with --json keeps the scenes that have ended; the same command with --resume goes on. Exit
+status: 0 measured, 2 refused, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion_policy.command_line import Answer, Stopped, progress, run_command
+from diffusion_policy.installation import CONFIG
+from diffusion_policy.policy import SCHEDULER_NAMES
+
+if TYPE_CHECKING:
+    from diffusion_policy.closed_loop.evaluation import ClosedLoop, Evaluation
+    from diffusion_policy.env_runner.results import SceneResult
+
+TABLETOP = CONFIG / "simulator" / "tabletop.yaml"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT")
+    parser.add_argument("--scenes", type=int, default=100, metavar="N", help="episodes (default 100)")
+    parser.add_argument(
+        "--seed", type=int, default=100_000, help="of the first scene and of the noise (default 100000)"
+    )
+    parser.add_argument("--referee", help="of the tabletop: physics (default) or kinematic, which is faster")
+    parser.add_argument(
+        "--task", help="of the tabletop: pick_and_place (default), two_in_order, distractors, pose_only"
+    )
+    parser.add_argument("--simulator", type=Path, default=TABLETOP, metavar="YAML", help="another simulator's settings")
+    parser.add_argument(
+        "--n-action-steps", type=int, metavar="N", help="steps of a chunk that are executed (default 6)"
+    )
+    parser.add_argument(
+        "--latency", type=float, default=0.0, metavar="MS", help="injected: the world goes on meanwhile"
+    )
+    parser.add_argument("--through-server", action="store_true", help="the real server, client and guard between")
+    parser.add_argument("--serve-config", type=Path, default=CONFIG / "serve.yaml", metavar="YAML", help="its settings")
+    parser.add_argument(
+        "--set", dest="serve_words", action="append", default=[], metavar="KEY=VALUE", help="a setting of the server"
+    )
+    parser.add_argument("--compare", type=Path, metavar="OTHER", help="a checkpoint, or what --json wrote of one")
+    parser.add_argument("--weights", choices=["ema_model", "model"], default="ema_model")
+    parser.add_argument("--scheduler", choices=SCHEDULER_NAMES, default="ddim")
+    parser.add_argument("--steps", type=int, default=8, help="denoising steps (default 8)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="compute threads (default: as many as other processes leave cores)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("data/closed_loop"), metavar="DIR", help="picture and videos"
+    )
+    parser.add_argument("--picture", action="store_true", help="draw outcomes over positions: DIR/outcomes.png")
+    parser.add_argument(
+        "--video", type=int, default=0, metavar="N", help="film the first N scenes: DIR/scene_0000_*.mp4"
+    )
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write all numbers")
+    parser.add_argument("--resume", action="store_true", help="run only the scenes that --json OUT does not hold yet")
+
+
+def work(arguments: argparse.Namespace) -> Answer:
+    """Run the scenes; then the other checkpoint's, if there is one."""
+    from diffusion_policy.closed_loop.pictures import draw_outcomes
+    from diffusion_policy.closed_loop.tables import comparison_table, result_table
+    from diffusion_policy.env_runner.results import compare
+
+    evaluation = evaluation_of(arguments)
+    found = run(arguments.checkpoint, evaluation, arguments, arguments.json)
+    shown: list[Any] = [str(arguments.checkpoint), result_table(found)]
+    document = found.to_json()
+    if arguments.picture:
+        picture = arguments.output / "outcomes.png"
+        draw_outcomes(found.results, f"{arguments.checkpoint.name}, {evaluation.simulator.name}", picture)
+        shown.append(f"picture: {picture}")
+    if arguments.video:
+        shown.append(f"videos: {arguments.output}")
+    if arguments.compare:
+        other, others = other_results(arguments, evaluation, document)
+        comparison = compare(others, found.results)
+        shown += [*other, comparison_table(comparison, arguments.compare.name, arguments.checkpoint.name)]
+        document["comparison"] = {"with": str(arguments.compare), **comparison.to_json()}
+    return Answer(shown, document=document)
+
+
+def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
+    """What the command line asks for; WorkspaceError where it makes no sense."""
+    from diffusion_policy.closed_loop.evaluation import Evaluation
+    from diffusion_policy.env_runner.simulator import Simulator
+    from diffusion_policy.spec import WorkspaceError
+
+    if arguments.scenes < 1:
+        raise WorkspaceError(f"--scenes is {arguments.scenes}; expected 1 or more")
+    if arguments.resume and arguments.json is None:
+        raise WorkspaceError("--resume needs --json OUT: it goes on with the scenes that OUT holds")
+    if arguments.serve_words and not arguments.through_server:
+        raise WorkspaceError("--set is for the server; add --through-server")
+    chosen = {key: getattr(arguments, key) for key in ("task", "referee") if getattr(arguments, key) is not None}
+    simulator = Simulator.load(arguments.simulator, **chosen)
+    simulator.make().close()
+    return Evaluation(
+        simulator,
+        arguments.scenes,
+        arguments.seed,
+        arguments.n_action_steps,
+        arguments.latency,
+        arguments.weights,
+        arguments.scheduler,
+        arguments.steps,
+        arguments.device,
+        arguments.threads,
+        arguments.through_server,
+        arguments.serve_config,
+        tuple(arguments.serve_words),
+    )
+
+
+def run(checkpoint: Path, evaluation: Evaluation, arguments: argparse.Namespace, kept_in: Path | None) -> ClosedLoop:
+    """One checkpoint's scenes, with a bar, films, and what an interruption keeps."""
+    from diffusion_policy.closed_loop.evaluation import evaluate, read_document
+    from diffusion_policy.closed_loop.videos import Video
+    from diffusion_policy.storage import write_json
+
+    earlier, done = read_document(kept_in) if arguments.resume and kept_in else ({}, [])
+
+    def film(scene: int) -> Video | None:
+        is_filmed = checkpoint == arguments.checkpoint and scene < arguments.video
+        return Video(arguments.output, scene, evaluation.simulator.control_hz) if is_filmed else None
+
+    def keep(found: ClosedLoop) -> None:
+        if kept_in is None or not found.results:
+            raise Stopped("no scene is kept without --json OUT")
+        write_json(kept_in, found.to_json())
+        raise Stopped(f"{len(found.results)} of {found.scenes} scenes are kept in {kept_in}", added=["--resume"])
+
+    with progress("scenes") as show:
+        return evaluate(checkpoint, evaluation, earlier=earlier, done=done, show=show, film=film, kept=keep)
+
+
+def other_results(
+    arguments: argparse.Namespace, evaluation: Evaluation, document: dict[str, Any]
+) -> tuple[list[Any], list[SceneResult]]:
+    """What to show of the other checkpoint, and its scenes: read from a result, or run."""
+    from diffusion_policy.closed_loop.evaluation import check_same, read_document
+    from diffusion_policy.closed_loop.tables import result_table
+
+    if arguments.compare.suffix == ".json":
+        other, results = read_document(arguments.compare)
+        check_same(document, other, str(arguments.compare), scenes_only=True)
+        return [], results
+    found = run(arguments.compare, evaluation, arguments, None)
+    return ["", str(arguments.compare), result_table(found)], found.results
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(__doc__, add_arguments, work, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
