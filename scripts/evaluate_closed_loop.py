@@ -39,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task", help="of the tabletop: pick_and_place (default), two_in_order, distractors, pose_only"
     )
+    parser.add_argument(
+        "--camera-size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="of the recordings (default 320 180)"
+    )
     parser.add_argument("--simulator", type=Path, default=TABLETOP, metavar="YAML", help="another simulator's settings")
     parser.add_argument(
         "--n-action-steps", type=int, metavar="N", help="steps of a chunk that are executed (default 6)"
@@ -104,7 +107,11 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
         raise WorkspaceError("--resume needs --json OUT: it goes on with the scenes that OUT holds")
     if arguments.serve_words and not arguments.through_server:
         raise WorkspaceError("--set is for the server; add --through-server")
-    chosen = {key: getattr(arguments, key) for key in ("task", "referee") if getattr(arguments, key) is not None}
+    chosen: dict[str, Any] = {
+        key: getattr(arguments, key) for key in ("task", "referee") if getattr(arguments, key) is not None
+    }
+    if arguments.camera_size is not None:
+        chosen["image_size"] = arguments.camera_size
     simulator = Simulator.load(arguments.simulator, **chosen)
     simulator.make().close()
     return Evaluation(

@@ -148,8 +148,9 @@ def _acting(checkpoint: Path, evaluation: Evaluation) -> Iterator[tuple[Actor, d
     """Who answers, and what is said of it in the result."""
     threads = choose_threads(evaluation.threads).count
     if evaluation.through_server:
-        words = (f"engine.device={evaluation.device}", f"engine.weights={evaluation.weights}")
-        settings = serve_settings(checkpoint, evaluation.serve_config, (*words, *evaluation.serve_words))
+        chosen = {key: getattr(evaluation, key) for key in ("device", "weights", "seed")}
+        words = [f"engine.{key}={value}" for key, value in chosen.items()]
+        settings = serve_settings(checkpoint, evaluation.serve_config, [*words, *evaluation.serve_words])
         settings.engine.threads = settings.engine.threads or threads
         with served(settings, evaluation.simulator) as (actor, engine):
             about = engine.describe()

@@ -53,7 +53,9 @@ def draw_outcomes(results: Sequence[SceneResult], title: str, path: Path) -> Non
 
 def _cells(axes: object, points: np.ndarray, success: np.ndarray) -> None:
     """Shade each cell by its share of success, with the counts."""
-    edges = [np.linspace(low, high + 1e-9, _CELLS + 1) for low, high in zip(points.min(0), points.max(0), strict=True)]
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = np.maximum(0.04 * (high - low), 0.004)
+    edges = [np.linspace(*ends, _CELLS + 1) for ends in zip(low - margin, high + margin, strict=True)]
     total, _, _ = np.histogram2d(points[:, 0], points[:, 1], bins=edges)
     done, _, _ = np.histogram2d(points[success, 0], points[success, 1], bins=edges)
     share = np.divide(done, total, out=np.full_like(done, np.nan), where=total > 0)

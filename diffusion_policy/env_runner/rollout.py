@@ -235,7 +235,7 @@ class _Episode:
         return result
 
     def _reason(self) -> str:
-        if self._count.refusals.total() > _MOSTLY_REFUSED * self._count.requests:
+        if self._count.refusals.total() > _MOSTLY_REFUSED * self._steps:  # each holds the arm for one step
             return REFUSED_BY_GUARD
         return str(self._simulator.noted(self._info, "failure") or TIMEOUT)
 

@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium
 import hydra
 import numpy as np
+import yaml
 from hydra.errors import HydraException
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
@@ -79,15 +80,17 @@ class Simulator:
         """
         if isinstance(settings, Simulator):
             return settings
+        if not isinstance(settings.get("env"), Mapping | DictConfig | None):
+            raise SimulatorError(
+                f"simulator.env is a {type(settings['env']).__name__}; expected _target_ and its arguments: write "
+                "_recursive_: false beside the runner's _target_"
+            )
         content: dict[str, Any] = dict(OmegaConf.to_container(OmegaConf.create(dict(settings)), resolve=True))  # type: ignore[arg-type]
         known = set(cls.__dataclass_fields__)
         if set(content) - known or not {"env", "observations"} <= set(content):
             raise SimulatorError(f"simulator has the keys {sorted(map(str, content))}; expected {sorted(known)}")
         if not isinstance(content["env"], Mapping) or "_target_" not in content["env"]:
-            raise SimulatorError(
-                f"simulator.env is {content['env']!r}; expected _target_ and its arguments (in an env_runner section "
-                "of Hydra with _recursive_: false)"
-            )
+            raise SimulatorError(f"simulator.env is {content['env']!r}; expected _target_ and its arguments")
         info = dict(content.pop("info", None) or {})
         if set(info) - set(InfoKeys.__dataclass_fields__):
             raise SimulatorError(
@@ -105,7 +108,7 @@ class Simulator:
         """
         try:
             settings = OmegaConf.load(path)
-        except (OSError, OmegaConfBaseException, ValueError) as error:
+        except (OSError, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             raise SimulatorError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
         if not isinstance(settings, DictConfig):
             raise SimulatorError(f"{path}: holds no mapping; config/simulator/tabletop.yaml is an example")
