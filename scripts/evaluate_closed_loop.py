@@ -78,6 +78,7 @@ def work(arguments: argparse.Namespace) -> Answer:
     from diffusion_policy.env_runner.results import compare
 
     evaluation = evaluation_of(arguments)
+    other = None if arguments.compare is None else readable(arguments.compare, evaluation)
     found = run(arguments.checkpoint, evaluation, arguments, arguments.json)
     shown: list[Any] = [str(arguments.checkpoint), result_table(found)]
     document = found.to_json()
@@ -88,9 +89,14 @@ def work(arguments: argparse.Namespace) -> Answer:
     if arguments.video:
         shown.append(f"videos: {arguments.output}")
     if arguments.compare:
-        other, others = other_results(arguments, evaluation, document)
-        comparison = compare(others, found.results)
-        shown += [*other, comparison_table(comparison, arguments.compare.name, arguments.checkpoint.name)]
+        if other is None:
+            second = run(arguments.compare, evaluation, arguments, None)
+            shown += ["", str(arguments.compare), result_table(second)]
+            other = second.results
+        comparison = compare(other, found.results)
+        alike = arguments.compare.name == arguments.checkpoint.name
+        names = [str(path) if alike else path.name for path in (arguments.compare, arguments.checkpoint)]
+        shown.append(comparison_table(comparison, *names))
         document["comparison"] = {"with": str(arguments.compare), **comparison.to_json()}
     return Answer(shown, document=document)
 
@@ -153,19 +159,22 @@ def run(checkpoint: Path, evaluation: Evaluation, arguments: argparse.Namespace,
         return evaluate(checkpoint, evaluation, earlier=earlier, done=done, show=show, film=film, kept=keep)
 
 
-def other_results(
-    arguments: argparse.Namespace, evaluation: Evaluation, document: dict[str, Any]
-) -> tuple[list[Any], list[SceneResult]]:
-    """What to show of the other checkpoint, and its scenes: read from a result, or run."""
-    from diffusion_policy.closed_loop.evaluation import check_same, read_document
-    from diffusion_policy.closed_loop.tables import result_table
+def readable(path: Path, evaluation: Evaluation) -> list[SceneResult] | None:
+    """The scenes of a result to compare with; None for a checkpoint, which is to be run.
 
-    if arguments.compare.suffix == ".json":
-        other, results = read_document(arguments.compare)
-        check_same(document, other, str(arguments.compare), scenes_only=True)
-        return [], results
-    found = run(arguments.compare, evaluation, arguments, None)
-    return ["", str(arguments.compare), result_table(found)], found.results
+    Raises:
+        WorkspaceError: it is neither, or a result of other scenes.
+    """
+    from diffusion_policy.checkpoint import read_checkpoint
+    from diffusion_policy.closed_loop.evaluation import check_same, read_document
+
+    if path.suffix != ".json":
+        read_checkpoint(path)
+        return None
+    document, results = read_document(path)
+    here = {"simulator": evaluation.simulator.describe(), "seed": evaluation.seed}
+    check_same(here, document, str(path), scenes_only=True)
+    return results
 
 
 def main(argv: Sequence[str] | None = None) -> int:

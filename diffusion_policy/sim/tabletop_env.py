@@ -61,6 +61,8 @@ class TabletopEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self.referee = referee
         self.render_mode = render_mode
         self._image_size = (int(image_size[0]), int(image_size[1]))
+        if min(self._image_size) < 1:
+            raise WorkspaceError(f"image_size is {self._image_size}; expected a width and a height, in pixels")
         self._max_steps = max_steps
         width, height = self._image_size
         observation_space: gymnasium.Space[Any] = gymnasium.spaces.Dict(
