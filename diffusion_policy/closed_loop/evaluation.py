@@ -13,6 +13,7 @@ import torch
 
 from diffusion_policy.checkpoint import load_policy
 from diffusion_policy.closed_loop.server_actor import serve_settings, served
+from diffusion_policy.commands import command
 from diffusion_policy.cores import choose_threads
 from diffusion_policy.env_runner.actors import Actor, PolicyActor
 from diffusion_policy.env_runner.results import ResultError, SceneResult, summary
@@ -198,7 +199,8 @@ def read_document(path: Path) -> tuple[dict[str, Any], list[SceneResult]]:
     except (OSError, ValueError) as error:
         raise ResultError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, Mapping) or content.get("format") != "closed_loop" or "scenes" not in content:
-        raise ResultError(f"{path}: expected what scripts/evaluate_closed_loop.py --json wrote")
+        made = command("evaluate_closed_loop", "CKPT", "--json", path)
+        raise ResultError(f"{path}: no result of a closed loop; one is made by: {made}")
     if content.get("version") != DOCUMENT_VERSION:
         raise ResultError(f"{path}: version {content.get('version')}; this code reads {DOCUMENT_VERSION}")
     return dict(content), [SceneResult.read(entry, str(path)) for entry in content["scenes"]]
