@@ -9,7 +9,7 @@ import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Source:
         low_dim: per key (N, D) float32, likewise. A gripper is 0 closed .. 1 open in both.
         gripper_scale: name of the scale that its gripper is stored in and converted from; None where it is 0..1.
         content: changes when the images do.
+        frame_sizes: per camera, (width, height) of its pictures before a conversion resized them; empty where unknown.
     """
 
     path: str
@@ -60,6 +61,7 @@ class Source:
     low_dim: Mapping[str, NDArray[np.float32]]
     content: str
     gripper_scale: str | None = None
+    frame_sizes: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
 
     @property
     def n_steps(self) -> int:
@@ -78,8 +80,8 @@ def open_source(path: str | Path, spec: StepSpec, gripper_scale: DeclaredScales 
     buffer = ReplayBuffer.open(path, gripper_scale=gripper_scale)
     if buffer.n_episodes == 0:
         raise DatasetError(f"{buffer.where}: has no episode")
-    for field in spec.rgb:
-        _check_images(buffer, field)
+    for camera in spec.rgb:
+        _check_images(buffer, camera)
     check_semantics(buffer.semantics, action_semantics(spec.action_names), buffer.where)
     action = _named_columns(buffer, ACTION_KEY, spec.action_names)
     _check_layout(action, spec, buffer)
@@ -94,7 +96,21 @@ def open_source(path: str | Path, spec: StepSpec, gripper_scale: DeclaredScales 
         low_dim=low_dim,
         content=str(buffer.root.attrs.get("content_sha256", "")),
         gripper_scale=_stored_scale(buffer),
+        frame_sizes=recorded_sizes(buffer, [camera.key for camera in spec.rgb]),
     )
+
+
+def recorded_sizes(buffer: ReplayBuffer, cameras: Sequence[str]) -> dict[str, tuple[tuple[int, int], ...]]:
+    """(width, height) of each camera's pictures before a conversion resized them, as far as that is recorded."""
+    conversion = buffer.root.attrs.get("conversion")
+    episodes = conversion.get("episodes") if isinstance(conversion, Mapping) else None
+    found: dict[str, set[tuple[int, int]]] = {}
+    for episode in episodes if isinstance(episodes, list) else []:
+        sizes = episode.get("frame_size") if isinstance(episode, Mapping) else None
+        for camera, size in sizes.items() if isinstance(sizes, Mapping) else ():
+            if camera in cameras and isinstance(size, list) and len(size) == 2:
+                found.setdefault(camera, set()).add((int(size[0]), int(size[1])))
+    return {camera: tuple(sorted(sizes)) for camera, sizes in found.items()}
 
 
 def _stored_scale(buffer: ReplayBuffer) -> str | None:

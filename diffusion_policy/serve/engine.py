@@ -48,8 +48,14 @@ logger = logging.getLogger(__name__)
 
 FloatArray = NDArray[np.float64]
 Prepared = dict[str, NDArray[Any]]
+# What a checkpoint says of the recordings it was trained on: (width, height) of pictures by camera, gripper scales.
+TRAINED_ON = ("frame_sizes", "gripper_scale")
 # A state that never moved in training may be off by this much: metres, or a quaternion's component.
 RANGE_EPSILON = 0.005
+# A state of two values may be off by this share of their distance.
+BINARY_SLACK = 0.01
+# By this share, the variance of float32 numbers may miss that of two values; a thousandth of values between would, too.
+TWO_VALUES_SLACK = 1e-3
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ class Engine(Protocol):
         """The model's input beside the answer."""
 
     def outside_training(self, observation: Observation, margin: float) -> list[str]:
-        """A sentence for each state that lies outside the training range by more than this share of it."""
+        """A sentence for each state that training never saw; ``margin``: share of the range by which it may be left."""
 
     def action_range(self) -> tuple[FloatArray, FloatArray]:
         """(8,) smallest and largest actions of training."""
@@ -155,6 +161,7 @@ class PolicyEngine:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         checkpoint = read_checkpoint(path)
+        provenance = checkpoint.provenance or {}
         policy = load_policy(checkpoint, which=settings.weights, device=settings.device)
         with Path(path).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -163,6 +170,7 @@ class PolicyEngine:
             "checkpoint_sha256": digest,
             "epoch": checkpoint.pickles.get("epoch"),
             "normalizer_sha256": _normalizer_hash(policy),
+            "trained_on": {name: provenance[name] for name in TRAINED_ON if name in provenance},
         }
         return cls(policy, settings, max_pixels, identity)
 
@@ -226,6 +234,8 @@ class PolicyEngine:
 
     def decode(self, observation: Observation, step: int) -> ImageArray:
         """The frame of one step, RGB; ProtocolError if it is none."""
+        if observation.decoded is not None and (frame := observation.decoded[step]) is not None:
+            return frame
         return decode_image(observation.images[step], self.max_pixels, f"images[{step}]")
 
     def prepare(self, frames: Sequence[ImageArray], states: FloatArray) -> Prepared:
@@ -251,17 +261,22 @@ class PolicyEngine:
     # ---- what training saw ----
 
     def outside_training(self, observation: Observation, margin: float) -> list[str]:
-        """A sentence for each state that lies outside the training range by more than this share of it."""
+        """A sentence for each state that training never saw.
+
+        That is one outside the range by more than this share of it, or between two values where there were only these.
+        """
         newest = self._turned(observation.states)[-1]
         found = []
         for field_ in self.policy.spec.low_dim:
             low, high = self._range(field_.key)
             value = newest[[POSE_GRIPPER.index(name) for name in field_.names]]
             slack = np.maximum(margin * (high - low), RANGE_EPSILON)
-            for i in np.flatnonzero((value < low - slack) | (value > high + slack)):
-                found.append(
-                    f"{field_.key} {field_.names[i]} is {value[i]:.4f}; training saw {low[i]:.4f} to {high[i]:.4f}"
-                )
+            outside = (value < low - slack) | (value > high + slack)
+            off = np.minimum(np.abs(value - low), np.abs(value - high)) > BINARY_SLACK * (high - low)
+            between = self._has_two_values(field_.key) & off
+            for i in np.flatnonzero(outside | between):
+                seen = f"only {low[i]:g} and {high[i]:g}" if between[i] else f"{low[i]:.4f} to {high[i]:.4f}"
+                found.append(f"{field_.key} {field_.names[i]} is {value[i]:.4f}; training saw {seen}")
         return found
 
     def action_range(self) -> tuple[FloatArray, FloatArray]:
@@ -269,9 +284,22 @@ class PolicyEngine:
         return self._range("action")
 
     def _range(self, key: str) -> tuple[FloatArray, FloatArray]:
-        stats = self.policy.normalizer[key].get_input_stats()
-        low, high = (stats[name].detach().double().cpu().numpy() for name in ("min", "max"))
-        return low, high
+        return self._statistic(key, "min"), self._statistic(key, "max")
+
+    def _statistic(self, key: str, name: str) -> FloatArray:
+        values: FloatArray = self.policy.normalizer[key].get_input_stats()[name].detach().double().cpu().numpy()
+        return values
+
+    def _has_two_values(self, key: str) -> NDArray[np.bool_]:
+        """(D,) whether training saw nothing but the smallest and the largest value.
+
+        Of all numbers with a range and a mean, only those have the largest variance, (max - mean) (mean - min)
+        (Bhatia and Davis, 2000), so four statistics tell.
+        """
+        low, high = self._range(key)
+        mean, deviation = self._statistic(key, "mean"), self._statistic(key, "std")
+        largest = (high - mean) * (mean - low)
+        return (high > low) & (deviation**2 >= (1 - TWO_VALUES_SLACK) * largest)
 
     def _turned(self, states: FloatArray) -> FloatArray:
         """States (To, 8) with continuous quaternion signs, on the side on which they were recorded."""
@@ -295,6 +323,7 @@ class PolicyEngine:
             "n_obs_steps": self.n_obs_steps,
             "n_action_steps": self.n_action_steps,
             "horizon": self.policy.horizon,
+            "cameras": [self._camera.key],
             "image_size": list(self._camera.width_height),
             "action_semantics": action_semantics(self.policy.spec.action_names),
         }

@@ -9,18 +9,26 @@ from diffusion_policy.spec import ImageArray
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def decode_image(image: bytes | ImageArray, max_pixels: int, where: str) -> ImageArray:
-    """An image of a message as RGB (H, W, 3) uint8; raw frames pass as they are.
+def decode_observed(
+    image: bytes | ImageArray, max_pixels: int, where: str
+) -> tuple[ImageArray, tuple[images.ImageNote, ...]]:
+    """An image of a message as RGB (H, W, 3) uint8, and what is odd about it; raw frames pass as they are.
 
     Raises:
         ProtocolError: oversized, or bad_image.
     """
     if not isinstance(image, bytes):
-        return image
+        return image, ()
     try:
-        return images.decode_image(image, where, max_pixels=max_pixels).frame
+        decoded = images.decode_image(image, where, max_pixels=max_pixels)
     except images.ImageError as error:
         raise ProtocolError(error.code, str(error)) from error
+    return decoded.frame, decoded.notes
+
+
+def decode_image(image: bytes | ImageArray, max_pixels: int, where: str) -> ImageArray:
+    """The frame of ``decode_observed`` alone."""
+    return decode_observed(image, max_pixels, where)[0]
 
 
 def mime_suffix(image: bytes) -> str:

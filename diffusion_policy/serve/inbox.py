@@ -8,7 +8,9 @@ that, reading pauses and TCP holds the client back.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
+from diffusion_policy.serve.protocol import Observation, ProtocolError, Reset
 from diffusion_policy.serve.request import Request
 
 # What a message costs beside its own bytes, so that a flood of empty ones is bounded, too.
@@ -63,3 +65,19 @@ class Inbox:
     def _fits(self, request: Request) -> bool:
         held = sum(other.size + _OVERHEAD_BYTES for other in self._requests)
         return held + request.size + _OVERHEAD_BYTES <= self._max_bytes
+
+
+def is_superseded(observation: Observation, behind: Sequence[Request]) -> bool:
+    """Whether a newer valid observation of the same episode waits behind this one."""
+    if observation.inspect:
+        return False
+    for request in behind:
+        try:
+            message = request.message()
+        except ProtocolError:
+            continue
+        if isinstance(message, Reset):
+            return False
+        if isinstance(message, Observation) and not message.inspect:
+            return bool(message.timestamps[-1] >= observation.timestamps[-1])
+    return False

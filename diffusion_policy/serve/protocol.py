@@ -19,6 +19,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -103,6 +104,7 @@ class Observation:
         timestamps: (To,) seconds on the client's clock.
         send_timestamp: unix seconds on the client's clock; None from the oldest clients.
         inspect: asks for the model's input in place of an action; see ``inspection_reply``.
+        decoded: frames (H, W, 3) uint8 RGB of the images as far as they are decoded already; None for the others.
     """
 
     images: tuple[bytes | ImageArray, ...]
@@ -111,6 +113,7 @@ class Observation:
     timestamps: NDArray[np.float64]
     send_timestamp: float | None = None
     inspect: bool = False
+    decoded: tuple[ImageArray | None, ...] | None = None
 
     @property
     def states(self) -> NDArray[np.float64]:
@@ -228,7 +231,23 @@ def _read_image(image: Any, limits: Limits) -> bytes | ImageArray:
     try:
         return base64.b64decode(image, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ProtocolError("bad_image", f"an image is not base64: {error}") from error
+        raise ProtocolError("bad_image", f"an image is not base64: {_why_not_base64(image) or error}") from error
+
+
+def _why_not_base64(text: str) -> str | None:
+    """What is in a text that the standard alphabet (RFC 4648, section 4) does not allow; None if it is the padding."""
+    if text.startswith("data:"):
+        return f"it begins with the prefix {text.partition(',')[0][:40]!r}; expected what follows the comma"
+    odd = re.search(r"[^A-Za-z0-9+/=]", text)
+    if odd is None:
+        return None
+    sign, where = odd.group(), f"at character {odd.start()}"
+    if sign.isspace():
+        kind = "a newline" if sign in "\r\n" else "white space"
+        return f"it holds {kind} {where}; expected one line without any"
+    if sign in "-_":
+        return f"it holds {sign!r} {where}, of the url-safe alphabet; expected the standard one, with + and /"
+    return f"it holds {sign!r} {where}; expected letters, digits, +, / and ="
 
 
 def encode_line(message: Mapping[str, Any]) -> bytes:

@@ -135,6 +135,14 @@ def _announce(host: Host, ports: Ports) -> None:
         "policy: %s", ", ".join(f"{name} {value}" for name, value in about.items() if name != "action_semantics")
     )
     logger.info("limits: %s", host.guard.describe())
+    recorded = about.get("trained_on", {}).get("gripper_scale")
+    if recorded and settings.gripper_scale is None:
+        logger.warning(
+            "the recordings' gripper was in the scale %s; clients are expected to speak 0 (closed) to 1 (open). If "
+            "this robot speaks as they did, say so: gripper_scale=%s",
+            ", ".join(recorded),
+            recorded[0],
+        )
     logger.info("log: %s", settings.log.directory or "none")
     if not settings.is_local and settings.allow_unauthenticated:
         logger.warning("anybody who reaches %s can move the arm: allow_unauthenticated is on", settings.host)

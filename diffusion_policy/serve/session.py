@@ -17,17 +17,22 @@ from __future__ import annotations
 
 import hmac
 import logging
+import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
+from diffusion_policy.gripper_scale import find_scales
 from diffusion_policy.policy.noise import noise_seed
-from diffusion_policy.serve.engine import Engine, Inference
+from diffusion_policy.serve.cameras import CameraWatch
+from diffusion_policy.serve.engine import Engine
 from diffusion_policy.serve.freshness import Freshness
+from diffusion_policy.serve.inbox import is_superseded
 from diffusion_policy.serve.motion_guard import GuardedChunk, MotionGuard, MotionRefusedError
 from diffusion_policy.serve.protocol import (
     ENDING,
@@ -46,7 +51,7 @@ from diffusion_policy.serve.session_log import Images, SessionLog
 from diffusion_policy.serve.settings import ServeSettings
 from diffusion_policy.serve.stages import GivenUpError, Stages
 from diffusion_policy.serve.step_lines import describe_observation, loggable, times_of, without_step
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.spec import GRIPPER, WorkspaceError
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +117,10 @@ class Session:
         self._token = token
         self._authorized = authorized or self._token is None or settings.allow_unauthenticated
         self._freshness = Freshness(settings.max_age_s, 1 / settings.control_hz)
+        self._gripper = settings.gripper
+        self._grippers: deque[float] = deque(maxlen=1000)  # as measured, to tell their scale
+        self._camera = CameraWatch.of(engine.describe(), settings, engine.n_obs_steps)
+        self._told: set[str] = set()
         self._served: ServedChunk | None = None
         self._step, self._episode, self._requests = 0, 0, 0
         self._errors_in_a_row = 0
@@ -125,6 +134,7 @@ class Session:
             **self._engine.describe(),
             "control_hz": self._settings.control_hz,
             "deadline_s": self._settings.deadline_s,
+            "gripper_scale": self._gripper.name,
             "guard": asdict(self._guard.settings),
             "log_stopped": None if self._log is None else self._log.stopped,
         }
@@ -199,6 +209,7 @@ class Session:
             logger.info("the guard of this session: %s", ", ".join(f"{n} x {k}" for k, n in self._guard.totals.items()))
         if self.late is not None:
             self.late.wait(patience_s)
+        self._camera.close()
         if self._log is not None:
             self._log.close()
 
@@ -222,6 +233,7 @@ class Session:
         """Forget the last chunk and the last gripper command: the arm may have been moved."""
         self._episode, self._requests, self._served = self._episode + 1, 0, None
         self._guard.reset()
+        self._camera.reset()
 
     def _answer(self, message: Message, arrival: Arrival, ticket: Ticket) -> Reply:
         match message:
@@ -232,10 +244,12 @@ class Session:
                 self._freshness.reset()
                 event = {"event": "reset", "episode": self._episode}
                 return Reply({"type": "reset_ack"}, line=event | times_of(arrival), stages=arrival.stages)
-            case Observation(inspect=True):
-                return self._inspect(message, arrival)
             case Observation():
-                return self._act(message, arrival, ticket)
+                scale = self._gripper.measured or self._gripper.command
+                observation = replace(message, grippers=scale.to_internal(message.grippers))
+                if observation.inspect:
+                    return self._inspect(observation, arrival)
+                return self._act(observation, arrival, ticket)
 
     def _inspect(self, observation: Observation, arrival: Arrival) -> Reply:
         if not self._settings.allow_inspection:
@@ -256,9 +270,12 @@ class Session:
         try:
             age = self._freshness.check(observation, arrival.received, time.monotonic())
             remainder = None if self._served is None else self._served.remainder(now, hz)
+            with stages.measure("decode"):
+                seen, warnings = self._camera.look(observation)
+            warnings = [*([] if began is None else [began]), *warnings, *self._warnings(observation)]
             stages.check()
             line["timing"]["infer_start"] = time.monotonic()
-            inference = self._engine.infer(observation, line["seed"], remainder, stages)
+            inference = self._engine.infer(seen, line["seed"], remainder, stages)
             line["timing"]["infer_end"] = time.monotonic()
             line["predicted"] = {"values": loggable(inference.sequence), "first": inference.first}
             if not np.isfinite(inference.sequence).all():
@@ -268,7 +285,6 @@ class Session:
                 executed = None if self._served is None else self._served.elapsed(now, hz)
                 pose, gripper = observation.poses[-1], float(observation.grippers[-1, 0])
                 guarded = self._guard.check(inference.actions, pose, executed, gripper)
-            warnings = [*([] if began is None else [began]), *self._warnings(observation)]
         except MotionRefusedError as error:
             return self._refuse_observation("refused", f"{error.limit}: {error}", arrival, line, observation)
         except ProtocolError as error:
@@ -281,7 +297,8 @@ class Session:
         self._guard.accept(guarded)
         if self._settings.engine.warm_start and remainder is not None:
             line["remainder"] = remainder.tolist()
-        reply = self._action(inference, guarded, observation, seam, warnings, stages)
+        self._tell(warnings)
+        reply = self._action(guarded, observation, seam, warnings, stages)
         line |= {"action": {"values": guarded.actions.tolist()}, "age_s": age, "encoded": inference.encoded}
         line |= {name: reply[name] for name in ("interventions", "warnings", "seam")}
         self._step += 1
@@ -308,17 +325,18 @@ class Session:
 
     def _action(
         self,
-        inference: Inference,
         guarded: GuardedChunk,
         observation: Observation,
         seam: Seam | None,
         warnings: list[str],
         stages: Stages,
     ) -> dict[str, Any]:
-        """The reply that moves the arm. Old clients read "action" alone."""
+        """The reply that moves the arm, its gripper in the robot's scale. Old clients read "action" alone."""
         start, hz = float(observation.timestamps[-1]), self._settings.control_hz
+        actions = guarded.actions.copy()
+        actions[:, -1] = self._gripper.command.from_internal(actions[:, -1])
         return {
-            **action_reply(guarded.actions),
+            **action_reply(actions),
             "step": self._step,
             "timestamps": [start + i / hz for i in range(len(guarded.actions))],
             "interventions": dict(guarded.interventions),
@@ -328,7 +346,14 @@ class Session:
         }
 
     def _warnings(self, observation: Observation) -> list[str]:
+        """What is odd about an observation; ProtocolError where the settings refuse it."""
         found = self._engine.outside_training(observation, self._settings.range_margin)
+        self._grippers.append(float(observation.grippers[-1, 0]))
+        if self._settings.gripper_scale is None and any(f" {GRIPPER} is " in sentence for sentence in found):
+            advice = find_scales(self._grippers).advice("gripper_scale=")
+            found.append(f"if the robot's gripper is in another scale than 0 closed to 1 open, say which: {advice}")
+        if found and self._settings.on_unseen_state == "refuse":
+            raise ProtocolError("bad_state", "; ".join(found))
         spacing = np.diff(observation.timestamps)
         period = 1 / self._settings.control_hz
         if spacing.size and np.abs(spacing / period - 1).max() > 0.5:
@@ -336,6 +361,14 @@ class Session:
         if self._log is not None and self._log.stopped:
             found.append(self._log.stopped)
         return found
+
+    def _tell(self, warnings: Sequence[str]) -> None:
+        """Show each kind of warning once on the server: old clients do not read them."""
+        for warning in warnings:
+            kind = re.sub(r"[\d.]+", "", warning)
+            if kind not in self._told:
+                self._told.add(kind)
+                logger.warning("warning to the client: %s", warning)
 
     def _describe(self, observation: Observation, arrival: Arrival) -> dict[str, Any]:
         """The line of a step, as far as it is known before the policy has run."""
@@ -348,19 +381,3 @@ class Session:
             "seed": seed,
             **describe_observation(observation, arrival),
         }
-
-
-def is_superseded(observation: Observation, behind: Sequence[Request]) -> bool:
-    """Whether a newer valid observation of the same episode waits behind this one."""
-    if observation.inspect:
-        return False
-    for request in behind:
-        try:
-            message = request.message()
-        except ProtocolError:
-            continue
-        if isinstance(message, Reset):
-            return False
-        if isinstance(message, Observation) and not message.inspect:
-            return bool(message.timestamps[-1] >= observation.timestamps[-1])
-    return False

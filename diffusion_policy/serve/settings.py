@@ -21,11 +21,12 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from diffusion_policy.commands import command
+from diffusion_policy.gripper_scale import INTERNAL, DeclaredScales, parse_scales
 from diffusion_policy.installation import CONFIG
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
 from diffusion_policy.serve.motion_guard import GuardSettings
 from diffusion_policy.serve.protocol import DEFAULT_PORT, Limits
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.spec import SpecError, WorkspaceError
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -94,6 +95,37 @@ class EngineSettings:
 
 
 @dataclass
+class CameraSettings:
+    """How pictures are judged that decode; see ``cameras``.
+
+    Attributes:
+        on_black: "warn" or "refuse" a picture that is black or of one color.
+        on_aspect: "warn" or "refuse" a picture of another aspect ratio than in training.
+        on_frozen: "warn" or "refuse" a camera that has stopped.
+        frozen_frames: frames in a row that are the same picture, after which a camera has stopped, ...
+        frozen_m: ... if the arm has moved at least so far meanwhile, metres, ...
+        frozen_rad: ... or turned so far, radians.
+    """
+
+    on_black: str = "warn"
+    on_aspect: str = "warn"
+    on_frozen: str = "refuse"
+    frozen_frames: int = 5
+    frozen_m: float = 0.03
+    frozen_rad: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse choices that are none, and limits that every still camera would exceed."""
+        for name in ("on_black", "on_aspect", "on_frozen"):
+            if getattr(self, name) not in ("warn", "refuse"):
+                raise ServeError(f"cameras.{name} is {getattr(self, name)!r}; expected 'warn' or 'refuse'")
+        _at_least(self, "cameras", {"frozen_frames": 2})
+        for name in ("frozen_m", "frozen_rad"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ServeError(f"cameras.{name} is {getattr(self, name)}; expected more than 0, finite")
+
+
+@dataclass
 class LogSettings:
     """Where the run log goes.
 
@@ -157,6 +189,10 @@ class ServeSettings:
         range_margin: observations further outside the training range than this share of it are warned about.
         workspace_margin_m: the workspace box is the training range of actions, widened by this, unless
             ``guard.workspace_low`` and ``guard.workspace_high`` say otherwise.
+        on_unseen_state: "warn" or "refuse" a measured state that training never saw.
+        gripper_scale: of the robot's gripper, where it is not 0 (closed) to 1 (open): a name of ``gripper_scale``, or
+            COMMAND/MEASURED. What is measured is converted on its way in, commands on their way out.
+        cameras: how pictures are judged.
         guard: the motion limits.
     """
 
@@ -172,7 +208,10 @@ class ServeSettings:
     control_hz: float = 10.0
     range_margin: float = 0.1
     workspace_margin_m: float = 0.05
+    on_unseen_state: str = "warn"
+    gripper_scale: Optional[str] = None  # noqa: UP045
     engine: EngineSettings = field(default_factory=EngineSettings)
+    cameras: CameraSettings = field(default_factory=CameraSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
     limits: Limits = field(default_factory=Limits)
     traffic: Traffic = field(default_factory=Traffic)
@@ -186,6 +225,12 @@ class ServeSettings:
         for name in ("range_margin", "workspace_margin_m"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ServeError(f"{name} is {getattr(self, name)}; expected 0 or more, finite")
+        if self.on_unseen_state not in ("warn", "refuse"):
+            raise ServeError(f"on_unseen_state is {self.on_unseen_state!r}; expected 'warn' or 'refuse'")
+        try:
+            parse_scales(self.gripper_scale)
+        except SpecError as error:
+            raise ServeError(f"gripper_scale: {error}") from error
         for name in ("port", "websocket_port"):
             number = getattr(self, name)
             if number is not None and not 0 <= number <= 65535:
@@ -200,6 +245,11 @@ class ServeSettings:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @property
+    def gripper(self) -> DeclaredScales:
+        """The scales of the robot's gripper: commands, and measurements where they differ."""
+        return parse_scales(self.gripper_scale) or DeclaredScales(INTERNAL)
 
     def token(self) -> str | None:
         """The shared token.

@@ -75,6 +75,10 @@ def begin(cfg: DictConfig, folder: Path, model: Policy, ema_model: Policy | None
         return _resume(start, start.path, cfg, model, ema_model, data)
     ledger = None
     provenance: dict[str, Any] = {"action_semantics": action_semantics(model.spec.action_names)}
+    if data.dataset.frame_sizes:
+        provenance["frame_sizes"] = {
+            camera: [list(size) for size in sizes] for camera, sizes in data.dataset.frame_sizes.items()
+        }
     if data.dataset.gripper_scale:
         provenance["gripper_scale"] = list(data.dataset.gripper_scale)  # of the recordings; the policy's is 0..1
     if start.path is not None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import cv2
@@ -71,6 +72,12 @@ BAD: dict[str, tuple[str, Any]] = {
     "times running backwards": ("bad_state", observation_message(timestamps=[1.0, 0.5])),
     "an image that is no base64": ("bad_image", observation_message(images=["&&&", GOOD[0]])),
     "an image that is a number": ("malformed", observation_message(images=[1, 2])),
+    "an image as a data: URI": ("bad_image", observation_message(images=["data:image/jpeg;base64," + GOOD[0]] * 2)),
+    "an image of many lines": ("bad_image", observation_message(images=["\n".join(wrap(GOOD[0]))] * 2)),
+    "an image with blanks": ("bad_image", observation_message(images=[" " + GOOD[0]] * 2)),
+    "url-safe base64": ("bad_image", observation_message(images=["-_" + GOOD[0][2:]] * 2)),
+    "base64 without its padding": ("bad_image", observation_message(images=["YQ"] * 2)),
+    "base64 with a letter of another alphabet": ("bad_image", observation_message(images=["\u00e9" + GOOD[0]] * 2)),
     "an image of noise": ("bad_image", observation_message(images=[encoded(b"noise" * 99)] * 2)),
     "an image cut off": ("bad_image", observation_message(images=[encoded(jpeg()[:-200])] * 2)),
     "an empty image": ("bad_image", observation_message(images=["", ""])),

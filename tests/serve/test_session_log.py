@@ -15,6 +15,7 @@ from serve_factory import FakeEngine, ServerThread, jpeg, observation_message, s
 
 from diffusion_policy.run_log import RunLogError, read_log
 from diffusion_policy.serve.session_log import SessionLog, SessionLogError, read_image, read_lines
+from diffusion_policy.serve.settings import EngineSettings
 
 
 def served(folder: Path, n_steps: int = 3, *overrides: str) -> list[Path]:
@@ -34,7 +35,7 @@ def test_a_run_is_read_back_with_everything_that_computed_it(tmp_path: Path) -> 
     assert {"torch", "numpy", "python"} <= meta["software"].keys()
     assert meta["checkpoint_sha256"] == "0" * 64
     assert meta["guard"]["max_step_rad"] == 0.1
-    assert meta["settings"]["engine"]["steps"] == 10
+    assert meta["settings"]["engine"]["steps"] == EngineSettings().steps
     assert [line.get("event", line.get("step")) for line in lines] == [0, 1, 2, "error", "reset"]
     step = lines[0]
     assert {"receive_ms", "parse_ms", "decode_ms", "guard_ms", "reply_ms", "server_recv"} <= step["timing"].keys()
