@@ -81,8 +81,8 @@ class Connection:
             await asyncio.gather(self._reading, return_exceptions=True)
 
     async def stop_waiting(self) -> None:
-        """No further message is answered; the one that is under way is."""
-        await self._inbox.close(discard=True)
+        """No further message is read; those that came before are answered."""
+        await self._inbox.close()
 
     async def wait_for(self, message: Awaitable[T]) -> T:
         """The first part of a message; SilenceError if it does not come while nothing is under way."""
@@ -169,7 +169,7 @@ class Connection:
             failed = "the server failed on this message; its log says why"
             reply = self.session.refuse("internal", failed, Arrival(time.monotonic()))
             await self._send_and_log(reply, send)
-        return reply.message.get("code") not in CLOSING and not self._host.stopping.is_set()
+        return reply.message.get("code") not in CLOSING
 
     async def _send_and_log(self, reply: Reply, send: Send) -> None:
         delivered = False

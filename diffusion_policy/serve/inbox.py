@@ -54,12 +54,10 @@ class Inbox:
             self._changed.notify_all()
             return first
 
-    async def close(self, *, discard: bool = False) -> None:
-        """Nothing more will come; ``discard``: what waits is not answered either."""
+    async def close(self) -> None:
+        """Nothing more is taken in; what waits can still be taken out."""
         async with self._changed:
             self._closed = True
-            if discard:
-                self._requests = ()
             self._changed.notify_all()
 
     def _fits(self, request: Request) -> bool:
