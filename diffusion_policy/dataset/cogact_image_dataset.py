@@ -65,8 +65,6 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         episode_names: (E,) as recorded.
         semantics: what the action's numbers mean as they are read; None in files that do not say.
         gripper_scale: names of the scales that a gripper was converted from; empty where it is stored as 0..1.
-        frame_sizes: per camera, (width, height) of its pictures as recorded, before a conversion resized them; without
-            those that a dataset does not record.
         windows: those of the episodes in use.
         train_episodes: (E,) bool.
         validation_episodes: (E,) bool.
@@ -105,11 +103,6 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         scales = scale_of_each(gripper_scale, len(paths))
         self._sources = [open_source(path, self.spec, scale) for path, scale in zip(paths, scales, strict=True)]
         self.gripper_scale = tuple(source.gripper_scale for source in self._sources if source.gripper_scale)
-        self.frame_sizes = {
-            camera: sorted({size for source in self._sources for size in source.frame_sizes[camera]})
-            for camera in (image.key for image in self.spec.rgb)
-            if all(camera in source.frame_sizes for source in self._sources)
-        }
         self.semantics = next((source.semantics for source in self._sources if source.semantics), None)
         self.episode_names = tuple(name for source in self._sources for name in source.episode_names)
         lengths = [np.diff(source.episode_ends, prepend=0) for source in self._sources]
@@ -171,6 +164,18 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         for field in self.spec.rgb:
             normalizer[field.key] = get_image_range_normalizer()
         return normalizer
+
+    @property
+    def frame_sizes(self) -> dict[str, list[tuple[int, int]]]:
+        """Per camera, (width, height) of its pictures as recorded, before a conversion resized them.
+
+        Without cameras of which a dataset does not record it.
+        """
+        return {
+            camera.key: sorted({size for source in self._sources for size in source.frame_sizes[camera.key]})
+            for camera in self.spec.rgb
+            if all(camera.key in source.frame_sizes for source in self._sources)
+        }
 
     @property
     def sample_weights(self) -> NDArray[np.float64] | None:
