@@ -5,6 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation_factory import write_tiny_checkpoint
+
+from diffusion_policy.adapt.ledger import Entry, Ledger, Ref
+from diffusion_policy.checkpoint import read_checkpoint, write_checkpoint
 from diffusion_policy.gripper_scale import INTERNAL, FoundScale, FoundScales
 from diffusion_policy.report.checkpoint_evidence import CheckpointEvidence, Statistics
 from diffusion_policy.report.dataset_evidence import DatasetEvidence, GripperEvidence
@@ -141,4 +145,43 @@ def write_run(
     (path / "logs.json.txt").write_text("".join(json.dumps(line) + "\n" for line in rows))
     if checkpoint:
         (path / "checkpoints" / "best.ckpt").write_bytes(b"")
+    return path
+
+
+def errors_of(scale: float) -> dict[str, Any]:
+    steps = [scale * (i + 1) for i in range(4)]
+    return {
+        "position_mm": scale, "rotation_deg": scale / 10, "gripper_at_transitions": 0.2, "gripper_f1": 0.8,
+        "per_horizon_step": {"position_mm": steps, "rotation_deg": steps, "gripper": [None] * 4},
+        "per_phase": {"approach": {"position_mm": scale}, "grasp": {"position_mm": None}},
+        "events": {
+            "matched": [[3, 4, "close"]] * 6, "missed": [[9, "open"]], "false": [], "bounces": 1, "early": 0, "late": 6,
+            "median_offset_steps": 1.0, "recall_interval": [0.49, 0.97],
+        },
+    }  # fmt: skip
+
+
+def open_loop(path: Path) -> Path:
+    report = {
+        "checkpoint": "best<b>.ckpt", "scheduler": "ddim", "steps": 8, "samples": 2, "episodes": [0, 3],
+        "scores": {"policy": errors_of(9.0), "hold pose": errors_of(30.0)},
+        "shortcomings": ["does not beat 'hold <pose>' in position mm: 9 against 8, at every step of a chunk, and more"],
+        "spread": {"position_mm": [1.0, 2.0, 3.0, 4.0], "gripper": [0.1] * 4},
+        "beside_copycat": {"difference": -0.3, "interval": [-0.4, -0.2], "episodes": 2, "differs": True},
+    }  # fmt: skip
+    path.write_text(json.dumps({"reports": [report]}))
+    return path
+
+
+def checkpoint_with_ledger(path: Path) -> Path:
+    """A checkpoint that says where its weights came from."""
+    whole = read_checkpoint(write_tiny_checkpoint(path))
+    kept, grown = Ref("model.kept.weight", (64, 64), "t0"), Ref("model.head.weight", (8, 64), "t1")
+    entries = (
+        Entry("model", "copied", "same name and shape", kept, kept),
+        Entry("model", "grown", "one new row", Ref("model.head.weight", (7, 64), "t1"), grown, init="zeros"),
+    )
+    provenance = {"adaptation": {"ledger": Ledger(entries, {}, {}).to_json(), "source": {"name": "old.ckpt"}}}
+    parts = {"cfg": whole.cfg, "state_dicts": whole.state_dicts, "pickles": whole.pickles}
+    write_checkpoint(path, **parts, provenance=provenance)
     return path

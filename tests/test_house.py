@@ -17,6 +17,7 @@ PACKAGE = REPOSITORY / "diffusion_policy"
 FLOORS = {
     "installation": 0,
     "commands": 0,
+    "listing": 0,
     "spec": 0,
     "images": 0,
     "geometry": 0,
@@ -50,6 +51,7 @@ FLOORS = {
 }
 # Modules of floor 0 that others of floor 0 may build on, and the two rooms that training looks into.
 FOUNDATIONS = {
+    "listing",
     "installation",
     "commands",
     "spec",

@@ -6,6 +6,7 @@ that changed as a whole are drawn at least large enough to be seen; the caption 
 
 from __future__ import annotations
 
+import math
 import os
 from html import escape
 from pathlib import Path
@@ -38,15 +39,16 @@ svg{width:100%;height:auto;display:block;border-radius:6px}
 rect.leaf{stroke:var(--bg);stroke-width:.8}rect.group{fill:none;stroke:var(--line)}
 text{font:11px system-ui,sans-serif;fill:var(--dim);pointer-events:none}text.on{fill:var(--on);font-weight:600}
 text.oncopied{fill:var(--oncopied)}rect.leaf:hover{stroke:var(--ink);stroke-width:2}
-table{border-collapse:collapse;width:100%;font-size:13.5px}
+table{border-collapse:collapse;width:100%;font-size:13.5px}td{min-width:6em}
 td,th{text-align:left;padding:4px 10px 4px 0;vertical-align:top;
 border-bottom:1px solid var(--line)}th{color:var(--dim);font-weight:500}code{font:12.5px ui-monospace,Menlo,monospace}
 .tag{display:inline-block;border-radius:4px;padding:0 7px;color:var(--on);background:var(--c)}
 .tag.copied{color:var(--oncopied)}
-@media(max-width:760px){code{overflow-wrap:anywhere}}
+@media(max-width:1000px){code{overflow-wrap:anywhere}thead{position:absolute;left:-9999px}tr,td{display:block}
+tr{border-bottom:1px solid var(--line);padding:8px 0}td{border:0;padding:2px 0}
+td[data-label]:not(:empty)::before{content:attr(data-label) " ";color:var(--dim)}}
 @media print{:root{--bg:#fff;--ink:#000;--dim:#444;--line:#bbb;--copied:#c9d6cf;--grown:#1f8fd6;--recomputed:#8a7fd1;
---fresh:#f0a020;--dropped:#d8493f;--oncopied:#2c3a33}body{max-width:none;padding:0}tr{break-inside:avoid}
-code{overflow-wrap:anywhere}}
+--fresh:#f0a020;--dropped:#d8493f;--oncopied:#2c3a33}body{max-width:none;padding:0}tr{break-inside:avoid}}
 """
 
 
@@ -78,7 +80,8 @@ def _body(ledger: Ledger) -> str:
     part = ledger.parts[0]
     sums = ledger.parameters(part)
     total = sum(sums.values())
-    share = f"{sums['inherited'] / total:.2%}" if total else "none"
+    # Rounded down: one new number among millions is not 100 %.
+    share = f"{math.floor(sums['inherited'] / total * 1e4) / 100:.2f}%" if total else "none"
     others = ", ".join(name for name in ledger.parts if name != part)
     return (
         f"<p>{share} of the {total:,} numbers of <b>{escape(part)}</b> come from the source; "
@@ -154,13 +157,13 @@ def _told(entry: Entry) -> str:
 
 
 def _changes(ledger: Ledger) -> str:
-    """One row per grown tensor; tensors without slots are one row per rule, their names folded."""
+    """One row for what one rule did alike: tensors of the same shapes and slots together, their names folded."""
     rows: dict[tuple[str, ...], dict[str, None]] = {}
     parts: dict[tuple[str, ...], dict[str, None]] = {}
     for entry in ledger.of("grown", "recomputed", "fresh", "dropped"):
         shapes = " \u2192 ".join(str(list(ref.shape)) for ref in (entry.source, entry.target) if ref and ref.tensor)
         told = "; ".join([*(slot.describe() for slot in entry.slots), *([f"new: {entry.init}"] if entry.init else [])])
-        row = (entry.action, entry.rule, told, *((entry.key, shapes) if entry.slots else ("", "")))
+        row = (entry.action, entry.rule, told, shapes if entry.slots else "")
         rows.setdefault(row, {})[entry.key] = None
         parts.setdefault(row, {})[entry.part] = None
     if not rows:
@@ -169,12 +172,14 @@ def _changes(ledger: Ledger) -> str:
     body = "".join(
         f'<tr><td><span class="tag" style="--c:var(--{row[0]})">{row[0]}</span></td>'
         f"<td><code>{'<br>'.join(map(escape, fold(keys, everything)))}</code><br>"
-        f'<span class="dim">{escape(", ".join(parts[row]))}</span></td><td><code>{escape(row[4])}</code></td>'
-        f"<td>{escape(row[2])}</td><td>{escape(row[1])}</td></tr>"
+        f'<span class="dim">{escape(", ".join(parts[row]))}</span></td>'
+        f'<td data-label="shape">{f"<code>{escape(row[3])}</code>" if row[3] else ""}</td>'
+        f'<td data-label="slots">{escape(row[2])}</td>'
+        f'<td data-label="rule">{escape(row[1])}</td></tr>'
         for row, keys in rows.items()
     )
-    head = "<tr><th></th><th>name</th><th>shape</th><th>slots</th><th>rule</th></tr>"
-    return f"<h2>What changed</h2><table>{head}{body}</table>"
+    head = "<thead><tr><th></th><th>name</th><th>shape</th><th>slots</th><th>rule</th></tr></thead>"
+    return f"<h2>What changed</h2><table>{head}<tbody>{body}</tbody></table>"
 
 
 def _notes(ledger: Ledger) -> str:

@@ -28,6 +28,14 @@ svg{display:block}polyline{fill:none;stroke:var(--draw);stroke-width:1.5}rect{fi
 summary{cursor:pointer;color:var(--link);font-size:13px}dl{display:grid;grid-template-columns:max-content 1fr;
 gap:0 12px;margin:4px 0;font-size:13px}dd{margin:0}
 :focus-visible{outline:3px solid var(--link);outline-offset:2px}
+@media(max-width:1000px){thead{position:absolute;left:-9999px}td{border:0;padding:0}td.number{text-align:left}
+tr{display:grid;grid-template:"log verdict steps firm" "drawn evidence evidence evidence"/220px 1fr auto auto;
+gap:2px 18px;padding:8px 0;border-bottom:1px solid var(--line)}td.log{grid-area:log;overflow:hidden}
+td.verdict{grid-area:verdict}td.steps{grid-area:steps}td.firm{grid-area:firm}td.drawn{grid-area:drawn}
+td.evidence{grid-area:evidence}td.steps:not(:empty)::after{content:" steps"}td.firm:not(:empty)::before{content:"firm "}
+td br{display:none}}
+@media(max-width:640px){tr{grid-template:"log verdict" "steps firm" "drawn drawn" "evidence evidence"/1fr 1fr}}
+td.evidence,p{overflow-wrap:anywhere}
 @media print{:root{--bg:#fff;--ink:#000;--dim:#444;--line:#bbb;--good:#1c7a53;--bad:#b3261e;--draw:#14639e}
 tr{break-inside:avoid}thead{display:table-header-group}body{padding:0;max-width:none;font-size:10pt}}
 """
@@ -35,7 +43,7 @@ tr{break-inside:avoid}thead{display:table-header-group}body{padding:0;max-width:
 
 def verdict_page(summary: Sequence[str], groups: Mapping[str, Sequence[GripperReport | Unreadable]]) -> str:
     """The page; ``groups`` has a heading for each list of verdicts, empty for a single one."""
-    said = "".join(f"<p>{escape(sentence)}.</p>" for sentence in summary)
+    said = "".join(f"<p>{escape(sentence[:1].upper() + sentence[1:])}.</p>" for sentence in summary)
     tables = "".join(
         (f"<h2>{escape(heading)}</h2>" if heading else "") + _table(entries) for heading, entries in groups.items()
     )
@@ -65,21 +73,22 @@ def _table(entries: Sequence[GripperReport | Unreadable]) -> str:
 
 def _unreadable(entry: Unreadable) -> str:
     cells = (
-        f'<td class="log">{escape(entry.file)}</td><td></td><td></td><td class="verdict bad">unreadable</td><td></td>'
+        f'<td class="log">{escape(short_name(entry.file))}</td><td class="steps"></td><td class="drawn"></td>'
+        '<td class="verdict bad">unreadable</td><td class="firm"></td>'
     )
-    return f"<tr>{cells}<td>{escape(entry.reason)}</td></tr>"
+    return f'<tr>{cells}<td class="evidence">{escape(entry.reason)}</td></tr>'
 
 
 def _row(report: GripperReport) -> str:
     kind = "good" if report.opens_and_closes else "bad"
     firm = "-" if report.firmness is None else f"{report.firmness:.0%}"
     width = (
-        "" if report.width_verdict is None else f'<br><span class="dim">width: {escape(report.width_verdict)}</span>'
+        "" if report.width_verdict is None else f'<br> <span class="dim">width: {escape(report.width_verdict)}</span>'
     )
     return (
-        f'<tr><td class="log">{escape(short_name(report.file))}</td><td class="number">{report.steps}</td>'
-        f'<td>{_drawn(report)}</td><td class="verdict {kind}">{escape(report.verdict)}{width}</td>'
-        f'<td class="number">{firm}</td><td>{escape(report.reason)}{_numbers(report)}</td></tr>'
+        f'<tr><td class="log">{escape(short_name(report.file))}</td><td class="number steps">{report.steps}</td>'
+        f'<td class="drawn">{_drawn(report)}</td><td class="verdict {kind}">{escape(report.verdict)}{width}</td>'
+        f'<td class="number firm">{firm}</td><td class="evidence">{escape(report.reason)}{_numbers(report)}</td></tr>'
     )
 
 

@@ -111,11 +111,11 @@ class Validation:
         count, judged = _count(self.entries)
         low, high = wilson_interval(count, judged)
         reports = [entry for entry in self.entries if isinstance(entry, GripperReport)]
-        naive = sum(report.naive["verdict"] == "learned" for report in reports)
+        naive = sum(report.naive["verdict"] == "learned" for report in reports if report.verdict not in UNJUDGED)
         share = f" ({count / judged:.0%}, 95 % interval {low:.0%}-{high:.0%})" if judged else ""
         said = [
             f"{OPENS_AND_CLOSES}: {count} of {judged} logs with a gripper command{share}; the naive check would call "
-            f"{naive} learned"
+            f"{naive} of them learned"
         ]
         others = Counter("unreadable" if isinstance(e, Unreadable) else e.verdict for e in self.entries)
         del others[OPENS_AND_CLOSES]

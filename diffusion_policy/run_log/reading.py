@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from diffusion_policy.listing import listed
 from diffusion_policy.run_log.log import FloatArray, LogStep, RunLog, RunLogError, check_same_dimensions
 
 # The largest log of the real robot holds 457 steps in 1.7 MB, images included.
@@ -40,7 +41,7 @@ def read_log(path: str | Path) -> RunLog:
         steps = [_read_step(entry, f"{path}: steps[{i}]") for i, entry in enumerate(entries)]
     else:
         raise RunLogError(
-            f"{path}: no inference log; it has the entries {sorted(document)}, "
+            f"{path}: no inference log; it has the entries [{listed(map(repr, sorted(document)))}], "
             "expected 'steps' or both 'inputs' and 'outputs'"
         )
     check_same_dimensions(steps, path)

@@ -11,13 +11,10 @@ import cv2
 import numpy as np
 import pytest
 from browser import Browser, chromium
-from evaluation_factory import write_tiny_checkpoint
 from log_factory import document, pose, write_log
-from report_factory import write_run
+from report_factory import checkpoint_with_ledger, open_loop, write_run
 from tiny_run import write_dataset
 
-from diffusion_policy.adapt.ledger import Entry, Ledger, Ref
-from diffusion_policy.checkpoint import read_checkpoint, write_checkpoint
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.report import ReportError, dossier
 from diffusion_policy.report.dossier import Sources, make_dossier, read_open_loop, write_dossier
@@ -32,45 +29,6 @@ GRASP = [1.0] * 6 + [0.02] * 5 + [0.97] * 4
 def jpeg() -> bytes:
     frame = np.tile(np.arange(64, dtype=np.uint8)[None, :, None] * 3, (36, 1, 3))
     return cv2.imencode(".jpg", frame)[1].tobytes()
-
-
-def errors_of(scale: float) -> dict[str, Any]:
-    steps = [scale * (i + 1) for i in range(4)]
-    return {
-        "position_mm": scale, "rotation_deg": scale / 10, "gripper_at_transitions": 0.2, "gripper_f1": 0.8,
-        "per_horizon_step": {"position_mm": steps, "rotation_deg": steps, "gripper": [None] * 4},
-        "per_phase": {"approach": {"position_mm": scale}, "grasp": {"position_mm": None}},
-        "events": {
-            "matched": [[3, 4, "close"]] * 6, "missed": [[9, "open"]], "false": [], "bounces": 1, "early": 0, "late": 6,
-            "median_offset_steps": 1.0, "recall_interval": [0.49, 0.97],
-        },
-    }  # fmt: skip
-
-
-def open_loop(path: Path) -> Path:
-    report = {
-        "checkpoint": "best<b>.ckpt", "scheduler": "ddim", "steps": 8, "samples": 2, "episodes": [0, 3],
-        "scores": {"policy": errors_of(9.0), "hold pose": errors_of(30.0)},
-        "shortcomings": ["does not beat 'hold <pose>' in position mm: 9 against 8, at every step of a chunk, and more"],
-        "spread": {"position_mm": [1.0, 2.0, 3.0, 4.0], "gripper": [0.1] * 4},
-        "beside_copycat": {"difference": -0.3, "interval": [-0.4, -0.2], "episodes": 2, "differs": True},
-    }  # fmt: skip
-    path.write_text(json.dumps({"reports": [report]}))
-    return path
-
-
-def checkpoint_with_ledger(path: Path) -> Path:
-    """A checkpoint that says where its weights came from."""
-    whole = read_checkpoint(write_tiny_checkpoint(path))
-    kept, grown = Ref("model.kept.weight", (64, 64), "t0"), Ref("model.head.weight", (8, 64), "t1")
-    entries = (
-        Entry("model", "copied", "same name and shape", kept, kept),
-        Entry("model", "grown", "one new row", Ref("model.head.weight", (7, 64), "t1"), grown, init="zeros"),
-    )
-    provenance = {"adaptation": {"ledger": Ledger(entries, {}, {}).to_json(), "source": {"name": "old.ckpt"}}}
-    parts = {"cfg": whole.cfg, "state_dicts": whole.state_dicts, "pickles": whole.pickles}
-    write_checkpoint(path, **parts, provenance=provenance)
-    return path
 
 
 @dataclass

@@ -1,0 +1,92 @@
+"""Pages on narrow screens: nothing lies off the screen, and no text is squeezed to a word a line."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import Browser, chromium
+from evaluation_factory import write_tiny_checkpoint
+from log_factory import write_log
+from report_factory import checkpoint_with_ledger, metrics, open_loop, write_run
+
+from diffusion_policy.adapt.files import open_target, plan_file, rules_of
+from diffusion_policy.adapt.ledger_page import write_page
+from diffusion_policy.checkpoint import read_checkpoint
+from diffusion_policy.evaluate.gripper_table import validate_logs
+from diffusion_policy.report.comparison import compare
+from diffusion_policy.report.dossier import Sources, write_dossier
+
+WIDTHS = [1400, 1000, 800, 390]
+# Text of which no more than so much stands on a line is squeezed.
+NARROWEST = 110
+# Every box with text of its own, in shadow trees too, that shows more than three lines of it in less than NARROWEST px;
+# headings of columns may.
+SQUEEZED = f"""(() => {{
+  const all = (root) => [...root.querySelectorAll('*')].flatMap((e) => [e, ...(e.shadowRoot ? all(e.shadowRoot) : [])]);
+  return all(document.body).filter((e) => {{
+    const spoken = (n) => n.nodeType === 3 && /^\\s*\\S.{{15,}} .{{10,}}/.test(n.textContent);
+    const own = [...e.childNodes].some(spoken);
+    const box = e.getBoundingClientRect();
+    return own && box.height > 70 && box.width > 0 && box.width < {NARROWEST} && !e.closest('svg, script, style, th');
+  }}).map((e) => `${{e.tagName}} ${{e.textContent.trim().slice(0, 60)}}`);
+}})()"""
+# Boxes that hold more than they show; on a phone tables of numbers may be scrolled.
+OFF_SCREEN = """(() => {
+  const all = (root) => [...root.querySelectorAll('*')].flatMap((e) => [e, ...(e.shadowRoot ? all(e.shadowRoot) : [])]);
+  const wide = all(document.body).filter((e) => e.matches('.scroll, .ledger') && e.scrollWidth > e.clientWidth + 1);
+  return wide.map((e) => `${e.className} ${e.scrollWidth} in ${e.clientWidth}: ${e.textContent.trim().slice(0, 60)}`);
+})()"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+def ledger_page(folder: Path) -> Path:
+    pose, eight = (write_tiny_checkpoint(folder / f"{width}.ckpt", width=width) for width in (7, 8))
+    write_page(folder / "ledger.html", plan_file(pose, open_target(eight), rules_of(["pose_to_gripper"])), "7 -> 8")
+    return folder / "ledger.html"
+
+
+def gripper_page(folder: Path) -> Path:
+    for i, commands in enumerate([[1.0] * 6 + [0.02] * 5 + [0.97] * 4, [0.98] * 30, [1.0, 0.0] * 20]):
+        write_log(folder / f"inference_log_20260108_10111{i}.json", commands)
+    (folder / "inference_log_20260108_101119.json").write_text(json.dumps({f"key_{i}" * 20: 1 for i in range(500)}))
+    validate_logs([folder]).write(html_path=folder / "gripper.html")
+    return folder / "gripper.html"
+
+
+def comparison_page(folder: Path) -> Path:
+    runs = [write_run(folder / name, metrics()) for name in ("2026.01.08_a_run_of_a_long_name", "another")]
+    (folder / "compare.html").write_text(compare(runs).page())
+    return folder / "compare.html"
+
+
+def report_page(folder: Path) -> Path:
+    log = write_log(folder / "inference_log_20260108_101112.json", [1.0] * 6 + [0.02] * 5 + [0.97] * 4)
+    checkpoint = checkpoint_with_ledger(folder / "grown.ckpt")
+    assert read_checkpoint(checkpoint).provenance
+    sources = Sources((), checkpoint, write_run(folder / "run"), (log,), (open_loop(folder / "errors.json"),))
+    write_dossier(folder / "report.html", sources)
+    return folder / "report.html"
+
+
+@pytest.mark.parametrize(
+    "make", [ledger_page, gripper_page, comparison_page, report_page], ids=lambda make: make.__name__
+)
+def test_a_page_fits_every_screen(make, tmp_path: Path, browser: Browser) -> None:
+    browser.open(make(tmp_path))
+    for width in WIDTHS:
+        browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        browser.wait_for(f"document.documentElement.scrollWidth <= {width}", seconds=10)  # figures are drawn anew
+        assert browser.evaluate(OFF_SCREEN) == [] or width < 800, f"{width} px"
+        assert browser.evaluate(SQUEEZED) == [], f"{width} px"
+
+
+def test_a_foreign_file_fills_no_screen(tmp_path: Path, browser: Browser) -> None:
+    browser.open(gripper_page(tmp_path))
+    browser.call("Emulation.setDeviceMetricsOverride", width=800, height=900, deviceScaleFactor=1, mobile=False)
+    assert browser.evaluate("Math.max(...[...document.querySelectorAll('tr')].map((r) => r.offsetHeight))") < 250
