@@ -6,6 +6,8 @@ with one sentence, 128 + N stopped by signal N (the checkpoint is saved and the 
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -20,12 +22,15 @@ from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.workspace.overrides import check_overrides, follower_overrides
 
+logger = logging.getLogger("train")
+
 
 @hydra.main(version_base="1.2", config_path=str(CONFIG), config_name="train_cogact_robot")
 def train(cfg: DictConfig) -> None:
     """Build the workspace that the config names and run it."""
     summary = None
     try:
+        warn_of_data(cfg)
         summary = hydra.utils.get_class(cfg._target_)(cfg).run()
     except WorkspaceError as error:
         refuse(error)
@@ -37,6 +42,22 @@ def train(cfg: DictConfig) -> None:
         get_console().print(str(summary), markup=False, highlight=False, soft_wrap=True)
         if summary.interrupted is not None:
             sys.exit(128 + summary.interrupted)
+
+
+def warn_of_data(cfg: DictConfig) -> None:
+    """Log the gravest that the data shows, before the first update; the first process does.
+
+    What cannot be read is refused by the run itself, with its reason.
+    """
+    if int(os.environ.get("RANK", "0")):
+        return
+    from diffusion_policy.report.gravest import gravest_before_training  # reads the numbers: under a second
+
+    try:
+        for line in gravest_before_training(cfg):
+            logger.warning("data: %s", line)
+    except WorkspaceError as error:
+        logger.debug("the data cannot be looked at: %s", error)
 
 
 def print_findings(folder: Path) -> None:

@@ -5,7 +5,7 @@
     python scripts/doctor.py --config train_cogact_robot task.dataset_path=data/zarr/set.zarr
     python scripts/doctor.py --run data/outputs/... --log data/logs/inference_log_*.json
 
-Exit status: 0 fine, 1 trouble found, 2 bad input.
+Exit status: 0 nothing forbids to go on (warnings may remain), 1 an error does, 2 bad input.
 """
 
 from __future__ import annotations

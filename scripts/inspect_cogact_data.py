@@ -3,7 +3,7 @@
     python scripts/inspect_cogact_data.py data/raw/trajectories --output-dir data/inspection
 
 Writes sample_images.png, action_trajectory.png, workspace.png and episode_timeline.png. The recordings are only read.
-Exit status: 0 training on them is advisable, 1 it is not, 2 bad input.
+Exit status: 0 nothing forbids to train on them (warnings may remain), 1 an error does, 2 bad input.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     python scripts/verify_converted_data.py --zarr-path data/zarr/out.zarr --checkpoint data/pretrained/old.ckpt
 
 With a checkpoint: whether its statistics, and its quaternion sign, fit the dataset.
-Exit status: 0 training on it is advisable, 1 it is not, 2 bad input.
+Exit status: 0 nothing forbids to train on it (warnings may remain), 1 an error does, 2 bad input.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from diffusion_policy.dataset.replay_buffer import (
     TIMESTAMP_KEY,
     ReplayBuffer,
 )
-from diffusion_policy.dataset.split import EpisodeIdentity, episode_identities
 from diffusion_policy.geometry import geodesic_distance
 from diffusion_policy.gripper_events import GRIPPER_BAND, OPEN, UNDECIDED, gripper_events, gripper_states
 from diffusion_policy.gripper_scale import DeclaredScales, FoundScales, parse_scales
@@ -100,7 +99,6 @@ class DatasetEvidence:
             must be, and scalar-first; None without poses.
         dropped: episodes and steps that the conversion left out; None without its ledger.
         settings: of the conversion; empty without its ledger.
-        identities: (E,) by which a checkpoint knows its episodes; empty for recordings that are not converted yet.
     """
 
     path: str
@@ -128,7 +126,6 @@ class DatasetEvidence:
     tool_tilt: tuple[float, float] | None = None
     dropped: tuple[int, int] | None = None
     settings: Mapping[str, Any] | None = None
-    identities: tuple[EpisodeIdentity, ...] = ()
 
     @property
     def n_steps(self) -> int:
@@ -157,9 +154,16 @@ def look_at_dataset(path: str | Path, gripper_scale: DeclaredScales | None = Non
         semantics=buffer.semantics,
         dropped=dropped,
         settings=settings,
-        identities=episode_identities(buffer),
         **_measure(steps),
         **_images(buffer),
+    )
+
+
+def look_at_numbers(path: str | Path, gripper_scale: DeclaredScales | None = None) -> DatasetEvidence:
+    """The evidence without that of the frames, which takes a fraction of a second; see `look_at_dataset`."""
+    buffer = ReplayBuffer.open(path, gripper_scale=gripper_scale)
+    return DatasetEvidence(
+        path=str(path), keys=buffer.keys, semantics=buffer.semantics, **_measure(steps_of_dataset(buffer))
     )
 
 

@@ -33,6 +33,11 @@ def dataset_findings(evidence: DatasetEvidence) -> list[Finding]:
     return run_checks(CHECKS, evidence)
 
 
+def number_findings(evidence: DatasetEvidence) -> list[Finding]:
+    """What can be said of its numbers, whatever its frames and its size."""
+    return run_checks([check for check in CHECKS if check not in (size, arrays, images, left_out)], evidence)
+
+
 def size(data: DatasetEvidence) -> Finding:
     """Whether there is enough of it."""
     said = f"{len(data.lengths)} episodes, {data.n_steps} steps ({min(data.lengths)} to {max(data.lengths)} each)"
@@ -89,7 +94,7 @@ def step_spacing(data: DatasetEvidence) -> Finding | None:
         speed = data.step_seconds / CONTROL_SECONDS
         faster = f"{speed:.1f} times as fast as" if speed > 1 else f"at {speed:.0%} of the speed"
         evidence = f"{said}, the robot executes one in {CONTROL_SECONDS} s: it will move {faster} it was shown"
-        remedy = "record at the robot's rate, or have the client execute at the recorded one"
+        remedy = f"record at the robot's rate, or serve at the recorded one (control_hz={1 / data.step_seconds:.3g})"
         return Finding("step-spacing", "warning", evidence, remedy, about=data.path)
     if data.uneven > 0.05:
         evidence = f"{said}, but {data.uneven:.0%} of them are off by more than half"

@@ -21,7 +21,7 @@ from diffusion_policy.report.checkpoint_findings import checkpoint_findings, tog
 from diffusion_policy.report.dataset_evidence import DatasetEvidence, look_at_dataset, scale_of_dataset
 from diffusion_policy.report.dataset_findings import dataset_findings
 from diffusion_policy.report.environment import environment_findings, look_at_environment
-from diffusion_policy.report.findings import SEVERITIES, Diagnosis, Finding, diagnose
+from diffusion_policy.report.findings import SEVERITIES, Diagnosis, Finding, diagnose, exit_status
 from diffusion_policy.report.log_evidence import look_at_log
 from diffusion_policy.report.log_findings import log_findings
 from diffusion_policy.report.run_folder import RunFolder, open_run
@@ -65,8 +65,8 @@ class Examination:
 
     @property
     def exit_status(self) -> int:
-        """0 fine, 1 trouble found."""
-        return 1 if self.diagnosis.cause is not None else 0
+        """0 nothing forbids to go on (warnings may remain), 1 an error does."""
+        return exit_status(self.findings)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: findings by group, and the diagnosis."""

@@ -108,6 +108,11 @@ class Finding:
         return asdict(self)
 
 
+def exit_status(findings: Iterable[Finding]) -> int:
+    """Of doctor, inspect, verify and report: 0 nothing forbids to go on (warnings may remain), 1 an error does."""
+    return 1 if any(finding.severity == "error" for finding in findings) else 0
+
+
 def ok(code: str, evidence: str, about: str = "") -> Finding:
     """A finding that all is well."""
     return Finding(code, "ok", evidence, about=about)

@@ -22,7 +22,8 @@ from diffusion_policy.report.checkpoint_findings import together_findings
 from diffusion_policy.report.dataset_evidence import DatasetEvidence, look_at_dataset, look_at_recordings
 from diffusion_policy.report.dataset_findings import dataset_findings
 from diffusion_policy.report.doctor import STYLES
-from diffusion_policy.report.findings import Finding
+from diffusion_policy.report.findings import Finding, exit_status
+from diffusion_policy.report.gravest import verdict_of
 from diffusion_policy.report.step_evidence import Dimension, StepEvidence, look_at_steps
 from diffusion_policy.report.step_findings import step_findings
 from diffusion_policy.report.steps import Steps, steps_of_dataset, steps_of_recordings
@@ -43,21 +44,17 @@ class Inspection:
 
     @property
     def is_advisable(self) -> bool:
-        """Whether training on it is: no finding is an error."""
-        return not any(finding.severity == "error" for finding in self.findings)
+        """Whether nothing forbids to train on it: no finding is an error."""
+        return exit_status(self.findings) == 0
 
     @property
     def exit_status(self) -> int:
-        """0 train on it, 1 better not."""
-        return 0 if self.is_advisable else 1
+        """0 nothing forbids to train on it (warnings may remain), 1 an error does."""
+        return exit_status(self.findings)
 
     def verdict(self) -> str:
-        """In one sentence."""
-        warnings = sum(finding.severity == "warning" for finding in self.findings)
-        errors = sum(finding.severity == "error" for finding in self.findings)
-        if errors:
-            return f"Training on it is not advisable: {_count(errors, 'error')}, {_count(warnings, 'warning')}."
-        return f"Training on it is advisable, with {_count(warnings, 'warning')}."
+        """What was found, in one or two sentences: how many, and the gravest."""
+        return verdict_of(self.findings)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: verdict, findings and all evidence."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import statistics
 from collections.abc import Mapping, Sequence
@@ -143,9 +142,7 @@ class Measuring:
     def measured_with(self) -> dict[str, Any]:
         """What figures of two measurements must share to be compared."""
         weights = "ema_model" if self._has_average else "model"
-        keys = [self._data.identities[episode].key for episode in self._episodes]
-        digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()
-        return {"weights": weights, **self.sampler.to_plain(), "episodes": len(keys), "episodes_sha256": digest}
+        return {"weights": weights, **self.sampler.to_plain(), "episodes": list(self._episodes)}
 
     def record(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """For a checkpoint: how this run measures, and what it measured of these weights (None where it did not)."""

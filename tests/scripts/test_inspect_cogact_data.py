@@ -25,7 +25,7 @@ def test_text_json_and_pictures(main: Main, tmp_path: Path, capsys: pytest.Captu
     said = " ".join(capsys.readouterr().out.split())
     assert "2 episodes, 60 steps; shortest 30, longest 30, mean 30 gripper events by episode: 2 2" in said
     assert "action.x" in said
-    assert "Training on it is advisable, with 2 warnings." in said
+    assert "No error was found: 2 warnings. The gravest: the gripper closes 2 times" in said
     found = json.loads(written.read_text())
     assert found["training_advisable"]
     assert found["details"]["episodes"][0]["events"] == [[10, "close"], [20, "open"]]
@@ -42,7 +42,7 @@ def test_status_says_whether_to_train(
     (folder / "images" / "frame_0004.jpg").write_bytes(b"no image")
     monkeypatch.chdir(tmp_path)
     assert main([]) == 1
-    assert "not advisable" in capsys.readouterr().out
+    assert "Do not train on it yet: 1 error" in capsys.readouterr().out
     assert (tmp_path / "sample_images.png").is_file()
     assert main(["nowhere", "--no-pictures"]) == 2
     assert "error: nowhere is not a directory" in capsys.readouterr().err
