@@ -11,35 +11,38 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-from rich import get_console
-
+from diffusion_policy.command_line import StopSignals
+from diffusion_policy.command_line import refuse as write_refusal
 from diffusion_policy.installation import CONFIG
-from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.spec import WorkspaceError
-from diffusion_policy.workspace.overrides import check_overrides, follower_overrides
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+STOP = StopSignals(keep=True)
 
 logger = logging.getLogger("train")
 
 
-@hydra.main(version_base="1.2", config_path=str(CONFIG), config_name="train_cogact_robot")
 def train(cfg: DictConfig) -> None:
     """Build the workspace that the config names and run it."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.utils import get_class
+
     summary = None
     try:
         warn_of_data(cfg)
-        summary = hydra.utils.get_class(cfg._target_)(cfg).run()
+        summary = get_class(cfg._target_)(cfg).run()
     except WorkspaceError as error:
         refuse(error)
     except KeyboardInterrupt:
-        end_at_once(Path(HydraConfig.get().runtime.output_dir))
+        end_at_once(Path(HydraConfig.get().runtime.output_dir), STOP.signal)
     if summary is not None:
         if summary.interrupted is None:
             print_findings(summary.folder)
-        get_console().print(str(summary), markup=False, highlight=False, soft_wrap=True)
+        print_summary(str(summary))
         if summary.interrupted is not None:
             sys.exit(128 + summary.interrupted)
 
@@ -60,8 +63,17 @@ def warn_of_data(cfg: DictConfig) -> None:
         logger.debug("the data cannot be looked at: %s", error)
 
 
+def print_summary(text: str) -> None:
+    """The end of a run on the terminal, lines not folded, to be copied."""
+    from rich import get_console
+
+    get_console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def print_findings(folder: Path) -> None:
     """What doctor and page say of a finished run; the run stays a good one if they cannot read it."""
+    from rich import get_console
+
     from diffusion_policy.report.doctor import examine_numbers  # takes a second, which a refusal need not wait for
 
     try:
@@ -72,36 +84,50 @@ def print_findings(folder: Path) -> None:
         get_console().print(table, highlight=False, crop=False)
 
 
-def end_at_once(folder: Path | None) -> None:
-    """Ctrl-C before the first update, or a second one: say what is left of the run and leave with its status.
+def end_at_once(folder: Path | None, number: signal.Signals | None = None) -> None:
+    """A signal before the first update, or a second one: say what is left of the run and leave with its status.
 
     Args:
         folder: of the run; None: it has none yet.
+        number: the signal; None: Ctrl-C.
     """
-    from diffusion_policy.workspace.start import LATEST  # takes seconds, which a refusal need not wait for
-    from diffusion_policy.workspace.summary import resume_command
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"ended at once: {what_is_left(folder)}\n")
+    sys.exit(128 + (number or signal.SIGINT))
+
+
+def what_is_left(folder: Path | None) -> str:
+    """What a run that is ended leaves, and how to go on."""
+    from diffusion_policy.workspace.resuming import LATEST, resume_command
 
     if folder is not None and (folder / "checkpoints" / LATEST).is_file():
-        left = f"updates since its last checkpoint are lost\ngo on with: {resume_command(folder)}"
-    else:
-        left = "nothing was saved; the same command starts it again"
-    sys.stderr.write(f"ended at once: {left}\n")
-    sys.exit(128 + signal.SIGINT)
+        return f"updates since its last checkpoint are lost\ngo on with: {resume_command(folder)}"
+    return "nothing was saved; the same command starts it again"
 
 
 def refuse(error: WorkspaceError) -> None:
     """Say what is wrong and leave with status 2."""
-    sys.stderr.write(f"error: {error}\n")
-    sys.exit(2)
+    sys.exit(write_refusal(error))
+
+
+def main() -> None:
+    """Check what is asked for, then hand over to Hydra, which composes the config and calls `train`."""
+    with STOP:
+        try:
+            import hydra
+
+            from diffusion_policy.resolvers import register_resolvers
+            from diffusion_policy.workspace.overrides import check_overrides, follower_overrides
+
+            register_resolvers()
+            sys.argv += follower_overrides()
+            check_overrides(CONFIG, "train_cogact_robot", sys.argv[1:])
+            hydra.main(version_base="1.2", config_path=str(CONFIG), config_name="train_cogact_robot")(train)()
+        except WorkspaceError as error:
+            refuse(error)
+        except KeyboardInterrupt:
+            end_at_once(None, STOP.signal)
 
 
 if __name__ == "__main__":
-    register_resolvers()
-    sys.argv += follower_overrides()
-    try:
-        check_overrides(CONFIG, "train_cogact_robot", sys.argv[1:])
-        train()
-    except WorkspaceError as error:
-        refuse(error)
-    except KeyboardInterrupt:
-        end_at_once(None)
+    main()

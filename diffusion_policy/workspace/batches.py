@@ -9,6 +9,7 @@ Legend of shapes: B batch, T horizon, To observation steps, N recorded steps of 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffusion_policy.cores import usable_cores
 from diffusion_policy.workspace import TrainingError
+from diffusion_policy.workspace.interruption import deaf_children, listen_to_parent_only
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +164,20 @@ class _WholeBatches(Dataset[Nested]):
         return self.windows.get_batch(indices)
 
 
+@dataclass(frozen=True)
+class _Worker:
+    """What a loader worker does first.
+
+    Attributes:
+        parent: process that starts it.
+    """
+
+    parent: int
+
+    def __call__(self, number: int) -> None:
+        listen_to_parent_only(self.parent)
+
+
 class LoaderBatches:
     """Batches read by a DataLoader; for datasets that do not fit into memory.
 
@@ -189,6 +205,7 @@ class LoaderBatches:
             num_workers=workers,
             pin_memory=bool(settings.pin_memory) and device.type == "cuda",
             persistent_workers=bool(settings.persistent_workers) and workers > 0,
+            worker_init_fn=_Worker(os.getpid()) if workers else None,
             # Without a generator of its own the loader would draw from the one that training draws from.
             generator=torch.Generator().manual_seed(0),
         )
@@ -200,7 +217,9 @@ class LoaderBatches:
         self._position.lists = [
             [indices[i] for i in share] or indices[:1] for indices, share in zip(batches, shares, strict=True)
         ]
-        loaded = zip(batches, shares, self._loader, strict=True)
+        with deaf_children():
+            read = iter(self._loader)
+        loaded = zip(batches, shares, read, strict=True)
         for number, (indices, share, data) in enumerate(loaded, start=first):
             yield Batch(to_device(data, self.device), indices, share, number)
 

@@ -23,7 +23,7 @@ from diffusion_policy.checkpoint import Checkpoint, CheckpointError, read_checkp
 from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.metrics import TOLERANCE, is_defined
-from diffusion_policy.workspace.start import LATEST
+from diffusion_policy.workspace.resuming import LATEST
 
 logger = logging.getLogger(__name__)
 

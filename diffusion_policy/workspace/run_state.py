@@ -33,6 +33,7 @@ class Progress:
         windows: of the epoch's updates so far.
         skipped: updates left out because their gradients were not finite.
         first_epoch_loss: mean training loss of epoch 0, for comparison.
+        closing: the line of the epoch's last update, between that update and the line's completion by what is measured.
     """
 
     epoch: int = 0
@@ -42,6 +43,7 @@ class Progress:
     windows: int = 0
     skipped: int = 0
     first_epoch_loss: float | None = None
+    closing: dict[str, Any] | None = None
 
 
 @dataclass

@@ -27,10 +27,10 @@ from diffusion_policy.commands import command
 from diffusion_policy.resolvers import flat_config
 from diffusion_policy.spec import POSE, StepSpec, action_semantics, check_semantics, layout_from_range, read_shape_meta
 from diffusion_policy.workspace import TrainingError
+from diffusion_policy.workspace.resuming import LATEST
 
 logger = logging.getLogger(__name__)
 
-LATEST = "latest.ckpt"
 Origin = Literal["own checkpoint", "pretrained", "scratch"]
 WHICH = ("same", "ema_model", "model")
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
 from omegaconf import DictConfig
 
-from diffusion_policy.commands import command, script_words, setting
+from diffusion_policy.commands import command
 from diffusion_policy.dataset.joined_datasets import dataset_paths
 from diffusion_policy.workspace.checkpointing import BEST, CheckpointFolder
 from diffusion_policy.workspace.metrics import TOLERANCE, figure
+from diffusion_policy.workspace.resuming import LATEST, resume_command
 from diffusion_policy.workspace.run_state import Progress
-from diffusion_policy.workspace.start import LATEST
 
 
 @dataclass(frozen=True)
@@ -81,28 +77,3 @@ class RunSummary:
         epoch, shown = self.figures.get("epoch"), [k for k in self.figures if k not in ("epoch", TOLERANCE)]
         after = [] if epoch is None else [f"after epoch {int(epoch) + 1}"]
         return f" ({', '.join([*after, *(f'{key} {figure(key, self.figures)}' for key in shown)])})"
-
-
-def resume_command(folder: Path) -> str:
-    """The command that continues a run: its own config and overrides, which Hydra keeps in the run folder.
-
-    Under torchrun it starts as many processes; with several machines, each needs its launcher's rendezvous options too.
-    """
-    hydra, overrides = (_kept(folder / ".hydra" / name) for name in ("hydra.yaml", "overrides.yaml"))
-    config = hydra["hydra"]["job"]["config_name"] if hydra else "train_cogact_robot"
-    replaced = ("training.resume=", "hydra.run.dir=")
-    same = [text for text in overrides or [] if not text.lstrip("+~").startswith(replaced)]
-    resumed = ("training.resume=True", setting("hydra.run.dir", folder))
-    return shlex.join([*script_words("train", _launcher()), f"--config-name={config}", *same, *resumed])
-
-
-def _launcher() -> list[str]:
-    """What starts train.py in place of the interpreter: torchrun tells its processes how many there are."""
-    local, machines = (os.environ.get(name, "1") for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
-    if (local, machines) == ("1", "1"):
-        return []
-    return ["torchrun", *(["--nnodes", machines] if machines != "1" else []), "--nproc-per-node", local]
-
-
-def _kept(path: Path) -> Any:
-    return yaml.safe_load(path.read_text()) if path.is_file() else None

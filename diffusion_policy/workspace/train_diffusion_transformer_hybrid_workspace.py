@@ -36,6 +36,7 @@ from diffusion_policy.workspace.older_settings import with_present_keys
 from diffusion_policy.workspace.optimization import Stages, make_optimizer, make_schedule, roles_of
 from diffusion_policy.workspace.processes import Processes, join_processes
 from diffusion_policy.workspace.progress import TrainingBar
+from diffusion_policy.workspace.resuming import LATEST
 from diffusion_policy.workspace.run_state import (
     Progress,
     RunState,
@@ -43,7 +44,6 @@ from diffusion_policy.workspace.run_state import (
     resume_generators,
     seed_process,
 )
-from diffusion_policy.workspace.start import LATEST
 from diffusion_policy.workspace.summary import RunSummary
 from diffusion_policy.workspace.threads import settle_threads
 from diffusion_policy.workspace.updates import Seen, Updates, Watch, write_dump
@@ -110,14 +110,14 @@ class TrainDiffusionTransformerHybridWorkspace:
         self._stop = stack.enter_context(StopRequest(says=processes.writes))
         if self.progress.global_step == 0:
             self._write_line(self._measuring.before_first_update() | self._beginning.figures())
-        while self.progress.epoch < self.cfg.training.num_epochs and not self._stop.signal:
+        while self.progress.epoch < self.cfg.training.num_epochs and not self._stop.ask(processes):
             self._epoch()
-        if self._stop.signal:
+        if self._stop.agreed:
             self._save(Names((LATEST,)))
         self._checkpoints.wait(last=True)
         if not processes.writes:
             return None
-        return RunSummary.of(self.cfg, self.output_dir, self.progress, self._checkpoints, self._stop.signal)
+        return RunSummary.of(self.cfg, self.output_dir, self.progress, self._checkpoints, self._stop.agreed)
 
     # ---- before the first update ----
 
@@ -206,7 +206,7 @@ class TrainDiffusionTransformerHybridWorkspace:
         training, progress = self.cfg.training, self.progress
         begun, first = time.monotonic(), progress.windows
         closing = self._train()
-        if self._stop.signal:
+        if self._stop.agreed:
             return
         epoch = progress.epoch
         train_loss = progress.loss_sum / progress.windows if progress.windows else math.nan  # every update was skipped
@@ -218,6 +218,7 @@ class TrainDiffusionTransformerHybridWorkspace:
         self._write_line(metrics)
         logger.info(_epoch_line(epoch, training.num_epochs, metrics))
         progress.epoch, progress.batch, progress.loss_sum, progress.windows = epoch + 1, 0, 0.0, 0
+        progress.closing = None
         ended = progress.epoch == training.num_epochs
         due = ended or is_due(epoch, training.checkpoint_every, training.num_epochs)
         names = self._checkpoints.name(metrics, due=due) if self._processes.writes else None
@@ -228,7 +229,7 @@ class TrainDiffusionTransformerHybridWorkspace:
     def _train(self) -> dict[str, Any]:
         """The epoch's remaining updates; the last one's line, to be completed with what is measured after it."""
         training, progress = self.cfg.training, self.progress
-        closing: dict[str, Any] = {"global_step": progress.global_step, "epoch": progress.epoch}
+        closing = progress.closing or {"global_step": progress.global_step, "epoch": progress.epoch}
         n_batches = len(self._data.train.order)
         batches = self._data.train.epoch(progress.epoch, progress.batch)
         for group in grouped(batches, training.gradient_accumulate_every):
@@ -237,17 +238,19 @@ class TrainDiffusionTransformerHybridWorkspace:
             ended = progress.batch == n_batches
             due = training.checkpoint_every_steps and progress.global_step % training.checkpoint_every_steps == 0
             seen = self._watch.add(outcome)
-            if ended or due or self._stop.signal:
+            if ended or due:
                 seen += self._watch.look()
             for entry in seen:
                 line = self._account(entry)
-                if ended and entry.outcome.global_step == progress.global_step:
-                    closing = line
+                if ended and entry is seen[-1]:
+                    closing = progress.closing = line
                 else:
                     self._write_line(line)
-            if ended:
-                break
-            if self._must_stop():
+            stopping = self._stop.ask(self._processes)
+            if stopping:
+                for entry in self._watch.look():
+                    self._write_line(self._account(entry))
+            if ended or stopping:
                 break
             if due:
                 self._save(Names((LATEST,)))
@@ -285,14 +288,6 @@ class TrainDiffusionTransformerHybridWorkspace:
             f"episodes {episodes}{where}. The weights were not changed by it; look at these episodes, lower "
             "optimizer.learning_rate, or let training.max_skipped_updates of them pass"
         )
-
-    def _must_stop(self) -> bool:
-        """Whether someone asked any process to stop; all processes agree."""
-        if self._processes.world_size == 1:
-            return self._stop.signal is not None
-        signals = [signal for signal in self._processes.gather(self._stop.signal) if signal is not None]
-        self._stop.signal = signals[0] if signals else None
-        return bool(signals)
 
     def _rate(self, n_windows: int) -> float:
         """Windows a second since the last update that was looked at."""

@@ -1,11 +1,38 @@
-"""The first signal ends a run properly and is answered; the second one is not held back."""
+"""The first signal ends a run properly and is answered; the second one is not held back; workers hear neither."""
 
 import os
 import signal
+import subprocess
+import time
 
 import pytest
+import tiny_run
+import torch
+from same_runs import assert_same_runs
 
+from diffusion_policy.checkpoint import read_checkpoint
+from diffusion_policy.workspace import interruption
+from diffusion_policy.workspace.data import open_data
 from diffusion_policy.workspace.interruption import StopRequest
+from diffusion_policy.workspace.processes import Processes
+from diffusion_policy.workspace.resuming import LATEST
+from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
+    TrainDiffusionTransformerHybridWorkspace,
+)
+
+
+@pytest.fixture
+def handlers():
+    """What was listening before is listening afterwards."""
+    before = {number: signal.getsignal(number) for number in interruption.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "set.zarr")
 
 
 def test_the_first_signal_is_remembered_and_answered_and_the_second_ends_at_once(capfd):
@@ -18,13 +45,151 @@ def test_the_first_signal_is_remembered_and_answered_and_the_second_ends_at_once
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("second", interruption.SIGNALS)
+def test_what_comes_within_moments_is_the_same_request(handlers, monkeypatch, capfd, first, second):
+    """`timeout` signals a process and then its group; systemd may send two kinds."""
+    heard = []
+    for number in interruption.SIGNALS:
+        signal.signal(number, lambda number, _: heard.append(number))
+    with StopRequest() as stop:
+        signal.raise_signal(first)
+        signal.raise_signal(second)
+        assert (stop.signal, heard) == (first, [])
+        later = time.monotonic() + interruption.SAME_REQUEST_S
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        signal.raise_signal(second)
+        assert heard == [second]
+    assert capfd.readouterr().err.count("finished, then a checkpoint is saved") == (first == signal.SIGTERM)
+
+
+def test_torchrun_passes_a_signal_on_that_the_run_has_heard(handlers, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+
+
+def test_a_run_that_was_started_to_outlive_its_terminal_does(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.signal is None
+
+
+def test_all_processes_agree(handlers):
+    class Several(Processes):
+        def gather(self, value):
+            return [None, value, signal.SIGTERM]
+
+    with StopRequest() as stop:
+        assert not stop.ask(Processes(torch.device("cpu")))
+        assert stop.ask(Several(torch.device("cpu")))
+        assert (stop.signal, stop.agreed) == (None, signal.SIGTERM)
+
+
 def test_only_the_process_that_talks_to_the_user_answers(capfd):
     with StopRequest(says=False):
         signal.raise_signal(signal.SIGTERM)
     with StopRequest():
         child = os.fork()
-        if child == 0:  # as a loader worker
+        if child == 0:  # as a process that has not said yet that it does not listen
             signal.raise_signal(signal.SIGINT)
             os._exit(0)
         os.waitpid(child, 0)
     assert capfd.readouterr().err == ""
+
+
+def children():
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True
+    )
+    return {int(pid) for pid in listed.stdout.split()}
+
+
+@pytest.mark.parametrize("number", interruption.SIGNALS)
+def test_loader_workers_read_on_whatever_they_are_sent_and_end_with_their_parent(dataset, number):
+    workers = ("dataloader.num_workers=2", "dataloader.batch_size=2")
+    data = open_data(tiny_run.settings(dataset, *workers), Processes(torch.device("cpu")))
+    before = children()
+    batches = data.train.epoch(0)
+    read = [next(batches)]
+    started = children() - before
+    assert started
+    subprocess.run(["kill", f"-{number.value}", *map(str, started)], check=False)  # another process, as scancel
+    read += list(batches)
+    assert [batch.number for batch in read] == list(range(len(data.train.order)))
+    begun = time.monotonic()
+    data.train._loader._iterator._shutdown_workers()
+    assert time.monotonic() - begun < 4  # torch terminates what does not end within five seconds
+    assert not (children() & started)
+
+
+def test_loader_workers_end_when_their_parent_terminates_them(dataset):
+    data = open_data(tiny_run.settings(dataset, "dataloader.num_workers=1"), Processes(torch.device("cpu")))
+    next(data.train.epoch(0))
+    (worker,) = data.train._loader._iterator._workers
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
+
+
+# 17 windows in batches of 4, two batches an update: 3 updates an epoch.
+SETTINGS = (
+    "+policy.encoder_width=16",
+    "training.gradient_accumulate_every=2",
+    "training.sample_every=0",
+    "training.checkpoint_every=50",
+    "dataloader.batch_size=4",
+    "checkpoint.topk.k=0",
+)
+
+
+@pytest.fixture(scope="module")
+def straight(dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight")
+    TrainDiffusionTransformerHybridWorkspace(tiny_run.settings(dataset, *SETTINGS), folder).run()
+    return folder
+
+
+class StoppedWorkspace(TrainDiffusionTransformerHybridWorkspace):
+    """Is asked to stop while it makes update `at`, or while it validates after epoch 0."""
+
+    at = None
+
+    def _make_updates(self, beginning):
+        super()._make_updates(beginning)
+        make = self._updates.make
+
+        def make_and_stop(*arguments):
+            outcome = make(*arguments)
+            if outcome.global_step == self.at:
+                signal.raise_signal(signal.SIGTERM)
+            return outcome
+
+        self._updates.make = make_and_stop
+
+    def _prepare(self, *arguments):
+        super()._prepare(*arguments)
+        measure = self._measuring.after_epoch
+
+        def measure_and_stop(*arguments):
+            found = measure(*arguments)
+            if self.at is None and self.progress.epoch == 0:
+                signal.raise_signal(signal.SIGTERM)
+            return found
+
+        self._measuring.after_epoch = measure_and_stop
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 5, 6, None], ids=lambda at: f"update {at}" if at else "validation")
+def test_a_run_that_is_stopped_anywhere_goes_on_as_if_it_had_not(dataset, straight, tmp_path, at):
+    """Also at the last update of an epoch, whose validation is then made by the run that goes on."""
+    stopped = StoppedWorkspace(tiny_run.settings(dataset, *SETTINGS), tmp_path)
+    stopped.at = at
+    summary = stopped.run()
+    assert summary.interrupted == signal.SIGTERM
+    assert read_checkpoint(tmp_path / "checkpoints" / LATEST).pickles["global_step"] == (at or 3)
+    TrainDiffusionTransformerHybridWorkspace(tiny_run.settings(dataset, *SETTINGS), tmp_path).run()
+    assert_same_runs(tmp_path, straight)
