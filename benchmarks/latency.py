@@ -1,12 +1,17 @@
 """How long a robot waits for its actions, stage by stage, beside a plain server of the same policy.
 
     python benchmarks/latency.py [--quick] [--requests N] [--steps 10] [--device cpu] [--json OUT]
+    python benchmarks/latency.py --busy [N]     # beside N processes that compute all the time; default: one per core
 
 One process, one policy of the users' size (ResNet-18 on 162x288 crops, 8 layers of width 256, horizon 16), 1280x720
 JPEGs over real sockets. The baseline runs ``predict_action`` on every request: both frames encoded, the whole network
 at each denoising step. Requests alternate between the servers, so both see the same machine; seeds are equal, so the
 actions must be, too. "new frames": the client executes six steps and asks again. "one shared": it asks at every step.
 Milliseconds, from the message's first byte to the reply's last; "client" is the round trip that the robot sees.
+
+With --busy the machine is one that others use. A client asks every 0.6 s under the server's default deadline and age;
+what is counted is how many observations are answered with an action, by number of compute threads: as many as the
+server chooses, all cores, and one.
 """
 
 from __future__ import annotations
@@ -14,13 +19,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import resource
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -35,11 +41,13 @@ from recordings import scene  # type: ignore[import-not-found]
 from rich.console import Console
 from rich.table import Table
 
+from diffusion_policy.cores import CpuTimes, usable_cores
 from diffusion_policy.geometry import geodesic_distance
 from diffusion_policy.model.arithmetic import multiplies_bf16
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
-from diffusion_policy.serve.client import LineClient
+from diffusion_policy.serve.client import LineClient, ServerError
+from diffusion_policy.serve.compute_threads import ComputeThreads
 from diffusion_policy.serve.engine import Engine, PolicyEngine, processor_name
 from diffusion_policy.serve.host import computing_thread
 from diffusion_policy.serve.request import Reply
@@ -209,6 +217,82 @@ def report(candidates: Sequence[Candidate]) -> dict[str, Any]:
     return found
 
 
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """So many processes that compute all the time."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def measure_busy(n_busy: int, n_requests: int, steps: int) -> dict[str, Any]:
+    """Answered observations and round trips by number of threads, beside busy processes."""
+    found: dict[str, Any] = {}
+    with busy_processes(n_busy), tempfile.TemporaryDirectory() as folder:
+        time.sleep(1.0)
+        for name, asked in {"chosen": None, "all cores": usable_cores(), "one": 1}.items():
+
+            def open_engine(asked: int | None = asked) -> PolicyEngine:
+                threads = ComputeThreads(asked, CpuTimes.now())
+                engine = PolicyEngine(users_policy(), EngineSettings(steps=steps, threads=asked), threads=threads)
+                engine.warm_up()
+                return engine
+
+            worker = computing_thread()  # the one before has ended with its server
+            engine = worker.submit(open_engine).result()
+            words = [f"log.directory={Path(folder) / name}", "deadline_s=1.0", "max_age_s=0.5"]
+            with serving_engine(name, engine, words, worker) as candidate:
+                found[name] = {"threads": engine.describe()["threads"], **ask_on_time(candidate.client, n_requests)}
+    return found
+
+
+def ask_on_time(client: LineClient, n_requests: int, period_s: float = 0.6) -> dict[str, Any]:
+    """One observation every ``period_s``; what came of each, and the round trips of the answered, milliseconds."""
+    encoded = [cv2.imencode(".jpg", scene(i, 0, (1280, 720)))[1].tobytes() for i in range(40)]
+    outcomes: Counter[str] = Counter()
+    trips = []
+    for request in range(n_requests):
+        begun = time.perf_counter()
+        now = time.time()
+        try:
+            client.infer(
+                [encoded[2 * request % 40], encoded[(2 * request + 1) % 40]], [POSE] * 2, [1, 1], [now - 0.1, now]
+            )
+            outcomes["answered"] += 1
+            trips.append((time.perf_counter() - begun) * 1000)
+        except ServerError as error:
+            outcomes[error.code] += 1
+        time.sleep(max(0.0, period_s - (time.perf_counter() - begun)))
+    quantiles = np.percentile(trips, (50, 95, 99)).round(1).tolist() if trips else None
+    return {"observations": n_requests, "outcomes": dict(outcomes), "client_ms": quantiles}
+
+
+def report_busy(found: Mapping[str, Any], n_busy: int) -> None:
+    """Print the table of ``measure_busy``."""
+    table = Table(f"beside {n_busy} busy processes", "threads", "answered", "other outcomes", "p50 / p95 / p99 ms")
+    for name, row in found.items():
+        others = {code: count for code, count in row["outcomes"].items() if code != "answered"}
+        trips = "-" if row["client_ms"] is None else " / ".join(f"{ms:.0f}" for ms in row["client_ms"])
+        answered = f"{row['outcomes'].get('answered', 0)} of {row['observations']}"
+        table.add_row(name, str(row["threads"]), answered, str(others or "-"), trips)
+    Console().print(table)
+
+
+def _about_machine(device: torch.device, steps: int) -> dict[str, Any]:
+    return {
+        "steps": steps,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else _cpu_name(),
+        "cores": usable_cores(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
 def _cpu_name() -> str:
     """The processor's name and the vector instructions that torch uses."""
     return f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}"
@@ -221,16 +305,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=10, help="DDIM steps")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, metavar="OUT")
+    parser.add_argument("--busy", type=int, nargs="?", const=0, metavar="N", help="beside N busy processes")
     arguments = parser.parse_args(argv)
+    device = torch.device(arguments.device)
+    if arguments.busy is not None:
+        n_busy, n_requests = arguments.busy or usable_cores(), 5 if arguments.quick else 31
+        busy = measure_busy(n_busy, n_requests, arguments.steps)
+        report_busy(busy, n_busy)
+        found = {"busy_processes": n_busy, "by_threads": busy}
+    else:
+        found = _beside_a_plain_server(arguments, device)
+    if arguments.json:
+        document = found | _about_machine(device, arguments.steps)
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+    return 0
+
+
+def _beside_a_plain_server(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     kinds = {
         "baseline": EngineSettings(steps=arguments.steps, fast=False),
         "float32": EngineSettings(steps=arguments.steps),
     }
-    device, console = torch.device(arguments.device), Console()
     if multiplies_bf16(device):
         kinds["bfloat16"] = EngineSettings(steps=arguments.steps, precision="bfloat16")
     else:
-        console.print("bfloat16 is left out: this device has no instructions for it, and would emulate it")
+        Console().print("bfloat16 is left out: this device has no instructions for it, and would emulate it")
     worker = computing_thread()  # of all of them, as each would have one alone
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         candidates = [
@@ -238,17 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name, options in kinds.items()
         ]
         measure(candidates, 6 if arguments.quick else arguments.requests)
-    found = report(candidates) | {
-        "steps": arguments.steps,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
-    return 0
+    return report(candidates)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,16 @@ class FakeEngine:
 class ServerThread:
     """A listening server in a thread of its own; leaving the block stops it in an orderly way."""
 
-    def __init__(self, engine: Any, settings: ServeSettings) -> None:
+    def __init__(self, engine: Any, settings: ServeSettings, worker: ThreadPoolExecutor | None = None) -> None:
         self.engine = engine
+        self.worker = worker
         self.settings = settings
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
 
     async def _run(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        async with listening(self.engine, self.settings) as (self.host, self.ports):
+        async with listening(self.engine, self.settings, worker=self.worker) as (self.host, self.ports):
             self._ready.set()
             await self._stop.wait()
 

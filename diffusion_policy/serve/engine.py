@@ -31,18 +31,20 @@ from torch import Tensor
 
 from diffusion_policy.checkpoint import load_policy, read_checkpoint
 from diffusion_policy.commands import command
+from diffusion_policy.cores import CpuTimes
 from diffusion_policy.images import resize_frame
 from diffusion_policy.model.arithmetic import multiplies_bf16
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.policy.noise import window_noise
 from diffusion_policy.policy.quaternion_side import QuaternionSide
 from diffusion_policy.policy.sampler import set_sampler
+from diffusion_policy.serve.compute_threads import ComputeThreads
 from diffusion_policy.serve.fast_path import UNSUPPORTED, FastPath, is_accelerable
 from diffusion_policy.serve.images import decode_image
 from diffusion_policy.serve.protocol import Observation
 from diffusion_policy.serve.settings import EngineSettings, ServeError
 from diffusion_policy.serve.stages import Stages
-from diffusion_policy.spec import POSE_GRIPPER, ImageArray, action_semantics, policy_observation
+from diffusion_policy.spec import POSE, POSE_GRIPPER, ImageArray, action_semantics, policy_observation
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +69,14 @@ class Inference:
         sequence: (t, Da) all that was denoised: T steps, or on the fast path those that are executed and one more.
         first: index in ``sequence`` of ``actions[0]``.
         encoded: how many frames had to be encoded; the others were known.
+        threads: how many computed it; 0: not known.
     """
 
     actions: FloatArray
     sequence: FloatArray
     first: int
     encoded: int
+    threads: int = 0
 
 
 class Engine(Protocol):
@@ -106,12 +110,14 @@ class PolicyEngine:
         settings: how it is run.
         max_pixels: of one image.
         identity: what :meth:`describe` says of the checkpoint.
+        threads: judged again before each answer; None: torch's number stays as it is.
     """
 
     policy: DiffusionTransformerHybridImagePolicy
     settings: EngineSettings
     max_pixels: int = 4096 * 2160
     identity: dict[str, Any] = field(default_factory=dict)
+    threads: ComputeThreads | None = None
 
     def __post_init__(self) -> None:
         spec = self.policy.spec
@@ -158,8 +164,7 @@ class PolicyEngine:
         """
         if torch.device(settings.device).type == "cuda" and not torch.cuda.is_available():
             raise ServeError(f"engine.device is {settings.device!r}, but no CUDA device is at hand")
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
+        since = CpuTimes.now()
         checkpoint = read_checkpoint(path)
         provenance = checkpoint.provenance or {}
         policy = load_policy(checkpoint, which=settings.weights, device=settings.device)
@@ -172,7 +177,7 @@ class PolicyEngine:
             "normalizer_sha256": _normalizer_hash(policy),
             "trained_on": {name: provenance[name] for name in TRAINED_ON if name in provenance},
         }
-        return cls(policy, settings, max_pixels, identity)
+        return cls(policy, settings, max_pixels, identity, ComputeThreads(settings.threads, since))
 
     def infer(self, observation: Observation, seed: int, remainder: FloatArray | None, stages: Stages) -> Inference:
         """Answer one observation; equal for equal observation, seed and remainder.
@@ -182,6 +187,8 @@ class PolicyEngine:
             GivenUpError: nobody waits for the answer any more (``stages.check``, asked before each denoising step).
             WorkspaceError: anything else that the policy cannot act on.
         """
+        if self.threads is not None:
+            self.threads.judge_again()
         generator = torch.Generator().manual_seed(seed)
         noise = window_noise(self.policy, generator)[None]
         if self._fast is None:
@@ -192,7 +199,7 @@ class PolicyEngine:
                 sequence = self._fast.denoise(features, noise, generator, remainder, stages.check)
         first = 0 if self.policy.pred_action_steps_only else self.n_obs_steps - 1
         chunk = sequence.double().cpu().numpy()
-        return Inference(chunk[first : first + self.n_action_steps], chunk, first, encoded)
+        return Inference(chunk[first : first + self.n_action_steps], chunk, first, encoded, torch.get_num_threads())
 
     def inspect(self, observation: Observation, seed: int) -> tuple[Prepared, Inference]:
         """The model's input, (To, ...) per key, beside the answer."""
@@ -273,7 +280,7 @@ class PolicyEngine:
             slack = np.maximum(margin * (high - low), RANGE_EPSILON)
             outside = (value < low - slack) | (value > high + slack)
             off = np.minimum(np.abs(value - low), np.abs(value - high)) > BINARY_SLACK * (high - low)
-            between = self._has_two_values(field_.key) & off
+            between = self._has_two_values(field_.key) & off & [name not in POSE for name in field_.names]
             for i in np.flatnonzero(outside | between):
                 seen = f"only {low[i]:g} and {high[i]:g}" if between[i] else f"{low[i]:.4f} to {high[i]:.4f}"
                 found.append(f"{field_.key} {field_.names[i]} is {value[i]:.4f}; training saw {seen}")
@@ -307,6 +314,7 @@ class PolicyEngine:
 
     def describe(self) -> dict[str, Any]:
         """What a client and a log should know."""
+        threads = torch.get_num_threads() if self.threads is None else self.threads.count  # torch's is of each thread
         return {
             **self.identity,
             "weights": self.settings.weights,
@@ -316,7 +324,8 @@ class PolicyEngine:
             "warm_start": self.settings.warm_start,
             "seed": self.settings.seed,
             "device": self.settings.device,
-            "processor": f"{processor_name()}, {torch.get_num_threads()} threads",
+            "processor": f"{processor_name()}, {threads} threads",
+            "threads": threads,
             "fast": self._fast is not None,
             "cuda_graphs": self._fast is not None and self._fast.uses_cuda_graphs,
             "denoised_steps": self.policy.sequence_length if self._fast is None else self._fast.denoised_steps,

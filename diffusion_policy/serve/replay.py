@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from diffusion_policy.cores import usable_cores
 from diffusion_policy.evaluate.open_loop import score_chunks
 from diffusion_policy.gripper_events import Event, gripper_events
 from diffusion_policy.run_log import read_log
-from diffusion_policy.serve.engine import Engine, PolicyEngine
+from diffusion_policy.serve.engine import Engine, Inference, PolicyEngine
 from diffusion_policy.serve.protocol import Observation
 from diffusion_policy.serve.session_log import SessionLogError, read_image, read_lines, software_versions
 from diffusion_policy.serve.settings import EngineSettings
@@ -45,6 +47,7 @@ class LoggedStep:
     remainder: FloatArray | None
     sequence: FloatArray
     first: int
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,8 @@ def _step(folder: str | Path, line: Mapping[str, Any]) -> LoggedStep:
         observation = Observation(images, states[:, :7], states[:, 7:8], np.asarray(seen["timestamps"]))
         sequence = np.asarray(line["predicted"]["values"], dtype=np.float64)
         rest = None if remainder is None else np.asarray(remainder, dtype=np.float64)
-        return LoggedStep(line["step"], line["seed"], observation, rest, sequence, line["predicted"]["first"])
+        first, threads = line["predicted"]["first"], line.get("threads")
+        return LoggedStep(line["step"], line["seed"], observation, rest, sequence, first, _usable_threads(threads))
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise SessionLogError(f"{folder}: step {line.get('step')} lacks what a replay needs ({error!r})") from error
 
@@ -147,6 +151,7 @@ def replay(folder: str | Path, checkpoint: str | Path, overrides: Mapping[str, A
     meta, steps = read_steps(folder)
     logged = meta.get("settings", {}).get("engine", {})
     known = {name: value for name, value in logged.items() if name in EngineSettings.__dataclass_fields__}
+    known["threads"] = _usable_threads(known.get("threads")) or _usable_threads(meta.get("threads"))
     engine = PolicyEngine.open(checkpoint, EngineSettings(**{**known, **(overrides or {})}))
     about = {**engine.describe(), "software": software_versions()}
     same, machine = (all(about[name] == meta.get(name) for name in names) for names in (SAME, SAME_MACHINE))
@@ -158,7 +163,7 @@ def compare(steps: Sequence[LoggedStep], engine: Engine, *, same_settings: bool,
     frames = len(steps[0].observation.images)
     if frames != engine.n_obs_steps:
         raise SessionLogError(f"the log's observations have {frames} frames, this policy reads {engine.n_obs_steps}")
-    answers = [engine.infer(step.observation, step.seed, step.remainder, Stages()) for step in steps]
+    answers = [_ask(engine, step) for step in steps]
     before = np.stack([step.sequence[step.first : step.first + engine.n_action_steps] for step in steps])
     after = np.stack([answer.actions for answer in answers])
     if before.shape != after.shape:
@@ -178,6 +183,18 @@ def compare(steps: Sequence[LoggedStep], engine: Engine, *, same_settings: bool,
         furthest_mm=float(apart.max()),
         differences=tuple(event_differences(before[:, 0, 7], after[:, 0, 7], [step.number for step in steps])),
     )
+
+
+def _usable_threads(logged: Any) -> int | None:
+    """A logged number of threads, if this machine has as many cores."""
+    return logged if isinstance(logged, int) and 1 <= logged <= usable_cores() else None
+
+
+def _ask(engine: Engine, step: LoggedStep) -> Inference:
+    """As many threads as the step had, for another number adds up in another order."""
+    if step.threads is not None:
+        torch.set_num_threads(step.threads)
+    return engine.infer(step.observation, step.seed, step.remainder, Stages())
 
 
 def _common(before: FloatArray, after: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -300,6 +300,7 @@ class Session:
         self._tell(warnings)
         reply = self._action(guarded, observation, seam, warnings, stages)
         line |= {"action": {"values": guarded.actions.tolist()}, "age_s": age, "encoded": inference.encoded}
+        line |= {"threads": inference.threads} if inference.threads else {}
         line |= {name: reply[name] for name in ("interventions", "warnings", "seam")}
         self._step += 1
         return Reply(reply, line=line, images=observation.images, stages=stages)

@@ -59,7 +59,7 @@ class EngineSettings:
         cached_frames: features kept, by content; 0 encodes every frame anew.
         seed: of the noise; request i of an episode draws from (seed, i).
         warm_start: share of the denoising steps that is skipped by starting from the remainder of the last chunk.
-        threads: of torch; None: all cores.
+        threads: of torch; None: one for each core that other processes leave, judged again while serving.
     """
 
     weights: str = "ema_model"
