@@ -67,6 +67,15 @@ class GymRunner:
         for note in self.simulator.check_policy(read_shape_meta(shape_meta)):
             logger.info("closed loop: %s", note)
 
+    def describe(self) -> dict[str, Any]:
+        """What two measurements must share to be compared."""
+        return {
+            "simulator": self.simulator.name,
+            "scenes": self.n_scenes,
+            "seed": self.seed,
+            "n_action_steps": self._asked,
+        }
+
     def run(self, policy: ActingPolicy) -> dict[str, float]:
         """Roll out; metrics by name. The policy must be in eval mode; no global random state is touched."""
         actor = PolicyActor(policy, self.simulator, self.seed)

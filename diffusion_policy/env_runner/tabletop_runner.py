@@ -57,6 +57,10 @@ class TabletopRunner:
         simulator.make().close()  # a wrong task or referee is refused before training starts
         self.runner = GymRunner(output_dir, shape_meta, simulator, n_episodes, seed, executed_steps)
 
+    def describe(self) -> dict[str, Any]:
+        """What two measurements must share to be compared."""
+        return self.runner.describe()
+
     def run(self, policy: ActingPolicy) -> dict[str, float]:
         """Metrics of ``GymRunner``, and the share grasped and placed under the names that older runs have."""
         metrics = self.runner.run(policy)

@@ -248,6 +248,12 @@ class CheckpointFolder:
             self._best = Best() if not remembered else Best.from_plain(remembered)
             if self._best.score is None:
                 logger.warning("%s is not that of this run any more: the next measurement is the best one", path)
+        if self._best.score is not None and len(self._best.score) != len(self._best_ranking.keys):
+            logger.warning(
+                "best.ckpt was chosen by %d metrics, checkpoint.best has %d now: the next measurement is the best one",
+                len(self._best.score), len(self._best_ranking.keys),
+            )  # fmt: skip
+            self._best = Best()
         if self._best.score is not None and dict(self._best.measured_with) != self._measured_with:
             kept = path.with_name(f"best_until_update_{resumed_at}.ckpt")
             if path.is_file():

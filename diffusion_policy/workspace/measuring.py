@@ -27,7 +27,9 @@ from diffusion_policy.workspace.validation import (
     EpisodePrediction,
     FixedNoise,
     blindness,
+    deployed_sampler,
     early_warning,
+    evaluating,
     fixed_noise_loss,
     gripper_scores,
     image_features_in_use,
@@ -132,7 +134,8 @@ class Measuring:
         if self._processes.writes and self._episodes and self._due(epoch, "sample_every"):
             metrics |= self._sampled(progress, train_loss, log)
         if self._runner is not None and self._due(epoch, "rollout_every"):
-            metrics |= self._runner.run(self._deployed)
+            with evaluating(self._deployed), deployed_sampler(self._deployed, self.sampler):
+                metrics |= self._runner.run(self._deployed)
         bar.validated(metrics)
         return metrics
 
@@ -142,11 +145,15 @@ class Measuring:
     def measured_with(self) -> dict[str, Any]:
         """What figures of two measurements must share to be compared."""
         weights = "ema_model" if self._has_average else "model"
-        return {"weights": weights, **self.sampler.to_plain(), "episodes": list(self._episodes)}
+        found = {"weights": weights, **self.sampler.to_plain(), "episodes": list(self._episodes)}
+        describe = getattr(self._runner, "describe", None)  # runners of others have none
+        return found if describe is None else {**found, "closed_loop": describe()}
 
     def record(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """For a checkpoint: how this run measures, and what it measured of these weights (None where it did not)."""
-        figures = {key: value for key, value in metrics.items() if key.startswith("val_") and is_defined(value)}
+        figures = {
+            key: value for key, value in metrics.items() if key.startswith(("val_", "test_")) and is_defined(value)
+        }
         return {"with": self.measured_with(), "figures": figures or None}
 
     def _losses(self) -> dict[str, Any]:

@@ -26,19 +26,26 @@ GRIPPER_SCORES = tuple(
         "recall_high", "precision_low", "precision_high", "lag_steps", "lag_ms",
     )
 )  # fmt: skip
+ROLLOUTS = tuple(
+    f"test_{name}" for name in ("success", "success_low", "success_high", "grasped", "scenes", "n_action_steps")
+)
 
 
 def known_names(n_action_steps: int) -> list[str]:
-    """Names of everything that some run may measure, rollouts aside."""
+    """Names of everything that some run may measure; rollouts of others' runners aside."""
     by_step = [f"{name}_step_{i}" for name in POSE_ERRORS for i in range(1, n_action_steps + 1)]
     validated = ["val_loss", *POSE_ERRORS, *GRIPPER_SCORES, SIGHT]
-    return [*ALWAYS, *validated, *(f"{name}_model" for name in validated), *by_step, TOLERANCE]
+    return [*ALWAYS, *validated, *(f"{name}_model" for name in validated), *by_step, TOLERANCE, *ROLLOUTS]
 
 
 def unmeasured(name: str, cfg: DictConfig, action_names: Sequence[str], *, held_out: bool) -> str | None:
     """Why this run does not measure a known metric; None if it does."""
     if name in ALWAYS:
         return None
+    if name in ROLLOUTS:
+        if not cfg.training.rollout_every:
+            return f"training.rollout_every is {cfg.training.rollout_every}"
+        return "the task has no simulator" if is_real_robot(cfg) else None
     if not held_out:
         return "no episode is held out"
     every = "val_every" if name.startswith("val_loss") else "sample_every"
@@ -49,6 +56,11 @@ def unmeasured(name: str, cfg: DictConfig, action_names: Sequence[str], *, held_
     if name.startswith("val_gripper") and GRIPPER not in action_names:
         return "the task has no gripper"
     return "training.use_ema is false" if name.endswith("_model") and not cfg.training.use_ema else None
+
+
+def is_real_robot(cfg: DictConfig) -> bool:
+    """Whether the task has no simulator to roll out in."""
+    return str(cfg.task.env_runner._target_).endswith(f".{RealPushTImageRunner.__name__}")
 
 
 def check_metric_names(cfg: DictConfig, action_names: Sequence[str], *, held_out: bool) -> None:
@@ -63,20 +75,20 @@ def check_metric_names(cfg: DictConfig, action_names: Sequence[str], *, held_out
         TrainingError: an unknown metric in `checkpoint.topk` or `checkpoint.best`.
     """
     topk, best = cfg.checkpoint.topk, cfg.checkpoint.best
-    real_robot = cfg.task.env_runner._target_.endswith(f".{RealPushTImageRunner.__name__}")
     ranked = {
         "checkpoint.topk.monitor_key": Ranking.read(topk.monitor_key, topk.mode).keys if topk.k else (),
         "checkpoint.best": tuple(entry.monitor_key for entry in best),
     }
-    if real_robot or not cfg.training.rollout_every:  # other rollouts name what they measure
+    if is_real_robot(cfg) or not cfg.training.rollout_every:  # other rollouts name what they measure
         _refuse_unknown(ranked, known_names(int(cfg.n_action_steps)))
     for setting, names in ranked.items():
         reasons = [unmeasured(name, cfg, action_names, held_out=held_out) for name in names]
         if names and all(reasons):
+            told = [reason for name, reason in zip(names, reasons, strict=True) if name not in ROLLOUTS] or reasons
             logger.warning(
                 "%s ranks checkpoints by %s, which this run does not measure (%s), so none is chosen by it; deploy "
                 "latest.ckpt, or rank by train_loss",
-                setting, ", ".join(names), reasons[0],
+                setting, ", ".join(names), told[0],
             )  # fmt: skip
 
 

@@ -44,7 +44,8 @@ TINY = (
 GROUPS = sorted(
     path.name
     for path in tiny_run.CONFIG.iterdir()
-    if path.is_dir() and path.name not in ("adapt", "hydra")  # rules of the adapter; where jobs are started
+    # rules of the adapter; where jobs are started; simulators, which have a case
+    if path.is_dir() and path.name not in ("adapt", "hydra", "env_runner", "simulator")
 )
 FILES = sorted(f"{group}={path.stem}" for group in GROUPS for path in (tiny_run.CONFIG / group).glob("*.yaml"))
 
@@ -97,6 +98,14 @@ CASES = {
     "every batch an update": ("training.gradient_accumulate_every=1",),
     "three batches an update": ("training.gradient_accumulate_every=3", "training.max_train_steps=4"),
     "no average": ("training.use_ema=False",),
+    "closed loop while it trains": (
+        "env_runner@task.env_runner=tabletop",
+        "task.env_runner.n_episodes=1",
+        "+task.env_runner.max_steps=12",
+        "task.env_runner.camera_size=[64,36]",
+        "training.rollout_every=1",
+        "checkpoint.topk.k=1",
+    ),
     "sampled while it trains": ("training.sample_every=1", "checkpoint.topk.k=1", "sampler.steps=1"),
 }
 # Options and keys that draw nothing and decide nothing about who draws: what is computed, measured, kept and shown.

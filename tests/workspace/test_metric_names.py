@@ -29,7 +29,11 @@ def check(*overrides, names=POSE_GRIPPER, held_out=True):
         ),
         (
             ["checkpoint.best.0.monitor_key=success"],
-            "checkpoint.best: no metric is called success; there are .*val_loss",
+            r"checkpoint.best: no metric is called success; did you mean test_success\?",
+        ),
+        (
+            ["checkpoint.best.0.monitor_key=zzz"],
+            "checkpoint.best: no metric is called zzz; there are .*val_loss",
         ),
     ],
 )
