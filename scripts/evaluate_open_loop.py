@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import Answer, progress, run_command
 from diffusion_policy.gripper_events import TOLERANCE_SECONDS
 from diffusion_policy.gripper_scale import add_gripper_scale
 from diffusion_policy.policy import SCHEDULER_NAMES
@@ -48,19 +48,22 @@ def work(arguments: argparse.Namespace) -> Answer:
     episodes = parse_episodes(arguments.episodes)
     sampling = Sampling(arguments.scheduler, arguments.steps, arguments.seed)
     checkpoints = [path for path in (arguments.against, arguments.checkpoint) if path]
-    reports = [
-        evaluate_open_loop(
-            path,
-            arguments.dataset,
-            episodes,
-            sampling,
-            arguments.samples,
-            arguments.device,
-            tolerance_s=arguments.tolerance,
-            gripper_scale=arguments.gripper_scale,
-        )
-        for path in checkpoints
-    ]
+    reports = []
+    for path in checkpoints:
+        with progress("predictions") as show:
+            reports.append(
+                evaluate_open_loop(
+                    path,
+                    arguments.dataset,
+                    episodes,
+                    sampling,
+                    arguments.samples,
+                    arguments.device,
+                    tolerance_s=arguments.tolerance,
+                    gripper_scale=arguments.gripper_scale,
+                    on_progress=show,
+                )
+            )
     differences = compare_open_loop(*reports) if arguments.against else {}
     shown = [part for report in reports for part in (open_loop_table(report), "")]
     if differences:

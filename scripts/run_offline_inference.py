@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import Answer, progress, run_command
 from diffusion_policy.gripper_scale import add_gripper_scale
 from diffusion_policy.policy import SCHEDULER_NAMES
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
@@ -45,20 +45,22 @@ def work(arguments: argparse.Namespace) -> Answer:
     """Run the checkpoint over the episodes."""
     from diffusion_policy.evaluate.recorded_inference import parse_episodes, run_recorded_inference
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logs = run_recorded_inference(
-        arguments.checkpoint,
-        arguments.dataset,
-        arguments.output,
-        parse_episodes(arguments.episodes),
-        scheduler=arguments.scheduler,
-        steps=arguments.steps,
-        device=arguments.device,
-        seed=arguments.seed,
-        stride=arguments.stride,
-        which=arguments.weights,
-        gripper_scale=arguments.gripper_scale,
-    )
+    with progress("inferences") as show:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")  # above the bar
+        logs = run_recorded_inference(
+            arguments.checkpoint,
+            arguments.dataset,
+            arguments.output,
+            parse_episodes(arguments.episodes),
+            scheduler=arguments.scheduler,
+            steps=arguments.steps,
+            device=arguments.device,
+            seed=arguments.seed,
+            stride=arguments.stride,
+            which=arguments.weights,
+            gripper_scale=arguments.gripper_scale,
+            on_progress=show,
+        )
     return Answer(f"{len(logs)} logs in {arguments.output}")
 
 

@@ -155,7 +155,7 @@ def _describe(episode: StagedEpisode, rows: Rows) -> list[dict[str, Any]]:
             {key: values[part] for key, values in rows.items()},
             {camera: [digest.tobytes() for digest in found[part]] for camera, found in digests.items()},
         )
-        named = {"name": episode.entry.name, "number": episode.entry.number}
+        named = {"name": episode.entry.name, "number": episode.entry.number, "recording": episode.entry.recording}
         described.append({**named, "steps": [start, end], "sha256": sha256})
     return described
 

@@ -107,16 +107,15 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         self.episode_names = tuple(name for source in self._sources for name in source.episode_names)
         lengths = [np.diff(source.episode_ends, prepend=0) for source in self._sources]
         self.episode_ends: IndexArray = np.cumsum(np.concatenate(lengths))
-        held_out = [validation_episodes(len(source.episode_ends), val_ratio, seed) for source in self._sources]
-        trained = [thin_episodes(~mask, max_train_episodes, seed) for mask in held_out]
-        wanted = self._filter(only_episodes, exclude_episodes)
-        self.validation_episodes: Mask = np.concatenate(held_out) & wanted
-        self.train_episodes: Mask = np.concatenate(trained) & wanted
+        self._wanted = self._filter(only_episodes, exclude_episodes)
+        self._thinning = max_train_episodes, seed
+        drawn = [validation_episodes(len(source.episode_ends), val_ratio, seed) for source in self._sources]
+        self._divide(np.concatenate(drawn))
         self._weights = _checked_weights(weights, len(paths))
         self._use(self.train_episodes)
         if len(self) == 0:
             raise DatasetError(
-                f"{', '.join(map(str, paths))}: no window of {self._span['horizon']} steps (padded by {pad_before} "
+                f"{self.where}: no window of {self._span['horizon']} steps (padded by {pad_before} "
                 f"before and {pad_after} after) fits into {self.train_episodes.sum()} training episodes"
             )
         self._action = torch.from_numpy(np.concatenate([source.action for source in self._sources]))
@@ -164,6 +163,34 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         for field in self.spec.rgb:
             normalizer[field.key] = get_image_range_normalizer()
         return normalizer
+
+    def hold_out(self, episodes: Mask) -> None:
+        """Hold these episodes (E,) out in place of those that were drawn; filters and thinning stay as they are.
+
+        Raises:
+            DatasetError: no window is left to train on.
+        """
+        self._divide(episodes)
+        self._use(self.train_episodes)
+        if len(self) == 0:
+            raise DatasetError(
+                f"{self.where}: with {int(episodes.sum())} episodes held out no window is left to train on"
+            )
+
+    def of_each_dataset(self, episodes: NDArray[Any]) -> list[NDArray[Any]]:
+        """What is known of each episode (E,), by the datasets that they lie in."""
+        return np.split(episodes, np.cumsum([len(source.episode_ends) for source in self._sources])[:-1])
+
+    def _divide(self, held_out: Mask) -> None:
+        """Into episodes that are trained on and held out."""
+        trained = [thin_episodes(~mask, *self._thinning) for mask in self.of_each_dataset(held_out)]
+        self.validation_episodes: Mask = held_out & self._wanted
+        self.train_episodes: Mask = np.concatenate(trained) & self._wanted
+
+    @property
+    def where(self) -> str:
+        """Paths of the datasets."""
+        return ", ".join(source.path for source in self._sources)
 
     @property
     def frame_sizes(self) -> dict[str, list[tuple[int, int]]]:

@@ -52,6 +52,11 @@ class JoinedDatasets:
         return all(key in buffer for buffer in self._buffers)
 
     @property
+    def buffers(self) -> tuple[ReplayBuffer, ...]:
+        """Each of them."""
+        return tuple(self._buffers)
+
+    @property
     def n_steps(self) -> int:
         """Steps of all episodes."""
         return sum(buffer.n_steps for buffer in self._buffers)

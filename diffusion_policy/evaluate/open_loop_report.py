@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_policy.evaluate.episode_choice import EpisodeChoice, choose_episodes
 from diffusion_policy.evaluate.open_loop import (
     COPYCAT,
     PHASES,
@@ -32,6 +33,7 @@ from diffusion_policy.evaluate.open_loop import (
     transition_error,
 )
 from diffusion_policy.evaluate.recorded_inference import (
+    Counted,
     RecordedEpisodes,
     Sampling,
     check_finite,
@@ -41,6 +43,7 @@ from diffusion_policy.evaluate.recorded_inference import (
 from diffusion_policy.evaluate.writing import EvaluateError
 from diffusion_policy.gripper_events import TOLERANCE_SECONDS, EventScore, score_gripper_events, tolerance_steps
 from diffusion_policy.intervals import defined, paired_bootstrap
+from diffusion_policy.policy.default_sampler import Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.spec import POSE_GRIPPER, ROTVEC_WIDTH
 
@@ -118,12 +121,23 @@ class PredictorScore:
 
 @dataclass(frozen=True)
 class OpenLoopReport:
-    """Scores of a checkpoint and of the baselines on the same episodes."""
+    """Scores of a checkpoint and of the baselines on the same episodes.
+
+    Attributes:
+        checkpoint: its path.
+        episodes: what was predicted.
+        sampling: how.
+        scores: by predictor.
+        choice: whether the policy was trained on these episodes; None where it was not asked.
+        sampler_note: a sentence if training measured the policy with another sampler.
+    """
 
     checkpoint: str
     episodes: tuple[EpisodeOpenLoop, ...]
     sampling: Sampling
     scores: Mapping[str, PredictorScore] = field(default_factory=dict)
+    choice: EpisodeChoice | None = None
+    sampler_note: str | None = None
 
     def shortcomings(self) -> list[str]:
         """Baselines that the policy does not beat, each as a sentence; the copycat first."""
@@ -178,6 +192,8 @@ class OpenLoopReport:
             "beside_copycat": self.beside_copycat(),
             "shortcomings": self.shortcomings(),
             "unmeasured": self.unmeasured(),
+            "split": None if self.choice is None else self.choice.to_json(),
+            "sampler_note": self.sampler_note,
         }
 
 
@@ -219,16 +235,18 @@ def evaluate_open_loop(
     if recorded.policy.spec.action_names == ROTVEC_WIDTH:
         raise EvaluateError(f"{checkpoint_path}: predicts rotation vectors; open-loop errors are of quaternion poses")
     set_sampler(recorded.policy, sampling.scheduler, sampling.steps)
-    chosen = recorded.choose(episodes, checkpoint)
-    mean_action = _mean_action(recorded, chosen)
-    total, done, runs = samples * sum(len(recorded.steps(episode)) for episode in chosen), 0, []
-    for episode in chosen:
-        on_progress(done, total)
-        runs.append(_run_episode(recorded, episode, sampling, samples, mean_action, tolerance_s))
-        check_finite(runs[-1].samples, checkpoint_path, episode)
-        done += samples * len(runs[-1].recorded)
-    on_progress(done, total)
-    return OpenLoopReport(str(checkpoint_path), tuple(runs), sampling, score_episodes(runs))
+    choice = choose_episodes(recorded.buffer, checkpoint, episodes)
+    mean_action = _mean_action(recorded, choice.numbers)
+    counted = Counted(on_progress, samples * sum(len(recorded.steps(episode)) for episode in choice.numbers))
+    runs = []
+    for episode in choice.numbers:
+        draw = functools.partial(predict_chunks, recorded, recorded.steps(episode), sampling, on_steps=counted.add)
+        drawn = np.stack([draw(sample)[0] for sample in range(samples)])
+        check_finite(drawn, checkpoint_path, episode)
+        runs.append(_episode(recorded, episode, drawn, mean_action, tolerance_s))
+    trained = sampler_of_training(checkpoint.provenance, checkpoint.cfg)
+    note = sampler_note(trained, Sampler(sampling.scheduler, sampling.steps))
+    return OpenLoopReport(str(checkpoint_path), tuple(runs), sampling, score_episodes(runs), choice, note)
 
 
 def _mean_action(recorded: RecordedEpisodes, left_out: Sequence[int]) -> FloatArray:
@@ -238,20 +256,15 @@ def _mean_action(recorded: RecordedEpisodes, left_out: Sequence[int]) -> FloatAr
     return recorded.recorded_chunks(steps)[0][:, 0].mean(axis=0)
 
 
-def _run_episode(
-    recorded: RecordedEpisodes,
-    episode: int,
-    sampling: Sampling,
-    samples: int,
-    mean_action: FloatArray,
-    tolerance_s: float,
+def _episode(
+    recorded: RecordedEpisodes, episode: int, samples: FloatArray, mean_action: FloatArray, tolerance_s: float
 ) -> EpisodeOpenLoop:
     steps = recorded.steps(episode)
     chunks, inside = recorded.recorded_chunks(steps)
     measured = recorded.logged_states(steps)
     return EpisodeOpenLoop(
         episode=episode,
-        samples=np.stack([predict_chunks(recorded, steps, sampling, sample)[0] for sample in range(samples)]),
+        samples=samples,
         recorded=chunks,
         inside=inside,
         measured=measured,

@@ -26,6 +26,8 @@ def open_loop_table(report: OpenLoopReport) -> Group:
     return Group(
         Text(report.checkpoint, style="bold"),
         Text(said),
+        *([Text(report.choice.note)] if report.choice is not None else []),
+        *([Text(report.sampler_note, style="yellow")] if report.sampler_note is not None else []),
         _predictors(report),
         Text(),
         _by_phase(report),

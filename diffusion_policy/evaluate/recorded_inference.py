@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,17 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from diffusion_policy.checkpoint import Checkpoint, load_policy, read_checkpoint
+from diffusion_policy.command_line import Stopped
+from diffusion_policy.commands import command
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.dataset.gripper_columns import ScaleSetting
 from diffusion_policy.dataset.joined_datasets import JoinedDatasets
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY
-from diffusion_policy.dataset.windows import validation_episodes
+from diffusion_policy.evaluate.episode_choice import choose_episodes
 from diffusion_policy.evaluate.writing import EvaluateError
 from diffusion_policy.gripper_events import control_period
 from diffusion_policy.gripper_scale import CONFIG_KEY
-from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
+from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER, Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.run_log import LogStep, write_inference_log
@@ -55,6 +56,19 @@ class Sampling:
     steps: int = DEFAULT_SAMPLER.steps
     seed: int = 42
     batch_size: int = 16
+
+
+class Counted:
+    """Counts what was done, for a progress bar."""
+
+    def __init__(self, on_progress: Callable[[int, int], None], total: int):
+        self._on_progress, self._done, self._total = on_progress, 0, total
+        on_progress(0, total)
+
+    def add(self, count: int) -> None:
+        """So much more was done."""
+        self._done += count
+        self._on_progress(self._done, self._total)
 
 
 class RecordedEpisodes:
@@ -99,29 +113,12 @@ class RecordedEpisodes:
         return np.arange(low, int(self.buffer.episode_ends[episode]), stride)
 
     def choose(self, episodes: str | Sequence[int] | None, checkpoint: Checkpoint) -> list[int]:
-        """Episode numbers: "held-out" (or None) as the checkpoint's training left them out, "all", or a list.
+        """Episode numbers, see `episode_choice.choose_episodes`.
 
         Raises:
             EvaluateError: no episode was held out, or a number is out of range.
         """
-        if isinstance(episodes, str) and episodes == "all":
-            return list(range(self.n_episodes))
-        if episodes is None or isinstance(episodes, str):
-            if episodes not in (None, "held-out"):
-                raise EvaluateError(f"episodes is {episodes!r}; expected 'held-out', 'all' or a list of numbers")
-            ratio = float(OmegaConf.select(checkpoint.cfg, "task.dataset.val_ratio", default=0.0))
-            seed = int(OmegaConf.select(checkpoint.cfg, "task.dataset.seed", default=42))
-            held_out = np.flatnonzero(validation_episodes(self.n_episodes, ratio, seed)).tolist()
-            if not held_out:
-                raise EvaluateError(
-                    f"{checkpoint.path}: training held no episode of {self.where} out (val_ratio {ratio}, "
-                    f"{self.n_episodes} episodes); ask for 'all' or for a list"
-                )
-            return held_out
-        unknown = [episode for episode in episodes if not 0 <= episode < self.n_episodes]
-        if unknown or not episodes:
-            raise EvaluateError(f"{self.where}: no episodes {unknown}; it has 0 to {self.n_episodes - 1}")
-        return list(episodes)
+        return list(choose_episodes(self.buffer, checkpoint, episodes).numbers)
 
     def recorded_chunks(self, steps: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Recorded actions (N, Ta, Da) from each step on, and (N, Ta) which of them lie inside the episode."""
@@ -151,7 +148,11 @@ class RecordedEpisodes:
 
 
 def predict_chunks(
-    episodes: RecordedEpisodes, steps: NDArray[np.int64], sampling: Sampling, sample: int = 0
+    episodes: RecordedEpisodes,
+    steps: NDArray[np.int64],
+    sampling: Sampling,
+    sample: int = 0,
+    on_steps: Callable[[int], None] = lambda n_steps: None,
 ) -> tuple[NDArray[np.float64], list[bytes]]:
     """What the policy answers at these steps of the dataset.
 
@@ -160,6 +161,7 @@ def predict_chunks(
         steps: (N,) counted over the whole dataset.
         sampling: the seed and the batch size are used.
         sample: which noise, for several samples of the same steps.
+        on_steps: called with the number of steps that were answered since the last call.
 
     Returns:
         chunks (N, Ta, Da) in the dataset's units, and the newest frame of each step as JPEG (none without a camera).
@@ -174,6 +176,7 @@ def predict_chunks(
         chunks.append(answer["action"].cpu().double().numpy())
         if policy.spec.rgb and sample == 0:
             frames += [_jpeg(image) for image in obs[policy.spec.rgb[0].key][:, -1].numpy()]
+        on_steps(len(batch))
     return np.concatenate(chunks), frames
 
 
@@ -187,10 +190,10 @@ def check_finite(chunks: NDArray[np.float64], checkpoint: str | Path, episode: i
     finite = np.isfinite(chunks).all(axis=(-2, -1)).reshape(-1, n_answers)
     bad = np.flatnonzero(~finite.all(axis=0))
     if bad.size:
-        command = shlex.join(["python", "scripts/doctor.py", "--checkpoint", str(checkpoint)])
         raise EvaluateError(
             f"{checkpoint}: the policy answers NaN or infinity at {bad.size} of {n_answers} steps of episode "
-            f"{episode}, the first of them number {bad[0]}; look for the cause with: {command}"
+            f"{episode}, the first of them number {bad[0]}; look for the cause with: "
+            f"{command('doctor', '--checkpoint', checkpoint)}"
         )
 
 
@@ -206,6 +209,7 @@ def run_recorded_inference(
     stride: int = 1,
     which: str = "ema_model",
     gripper_scale: str | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Path]:
     """Run a checkpoint over recorded episodes and write one log of the third generation for each.
 
@@ -221,12 +225,14 @@ def run_recorded_inference(
         stride: one inference every so many recorded steps.
         which: "ema_model" or "model".
         gripper_scale: that the dataset's gripper is stored in, see `open_recorded`; logs hold 0 closed .. 1 open.
+        on_progress: called with the inferences made, and those of all episodes.
 
     Returns:
         the logs, in the order of the episodes.
 
     Raises:
         WorkspaceError: of the checkpoint, the dataset, their meaning, or the choice of episodes.
+        Stopped: interrupted after some of the logs were written.
     """
     if stride < 1:
         raise EvaluateError(f"stride is {stride}; expected 1 or more")
@@ -234,7 +240,11 @@ def run_recorded_inference(
     recorded, checkpoint = open_recorded(checkpoint_path, zarr_path, device, which, gripper_scale)
     set_sampler(recorded.policy, scheduler, steps)
     sampling = Sampling(scheduler, steps, seed)
-    chosen = recorded.choose(episodes, checkpoint)
+    choice = choose_episodes(recorded.buffer, checkpoint, episodes)
+    logger.info("%s", choice.note)
+    note = sampler_note(sampler_of_training(checkpoint.provenance, checkpoint.cfg), Sampler(scheduler, steps))
+    if note is not None:
+        logger.warning(note)
     names = recorded.policy.spec.action_names
     meta = {
         "checkpoint": str(checkpoint_path),
@@ -247,11 +257,19 @@ def run_recorded_inference(
         "dataset": str(zarr_path),
         "action_semantics": action_semantics(names),
     }
-    paths = []
-    for episode in chosen:
-        log_steps = _episode_log(recorded, recorded.steps(episode, stride), sampling)
-        check_finite(np.stack([step.actions for step in log_steps]), checkpoint_path, episode)
-        paths.append(write_inference_log(out_dir, log_steps, {**meta, "episode": episode}))
+    counted = Counted(on_progress, sum(len(recorded.steps(episode, stride)) for episode in choice.numbers))
+    paths: list[Path] = []
+    for episode, status in zip(choice.numbers, choice.statuses, strict=True):
+        try:
+            log_steps = _episode_log(recorded, recorded.steps(episode, stride), sampling, counted.add)
+            check_finite(np.stack([step.actions for step in log_steps]), checkpoint_path, episode)
+            paths.append(write_inference_log(out_dir, log_steps, {**meta, "episode": episode, "split": status}))
+        except KeyboardInterrupt as error:
+            if not paths:
+                raise
+            rest = map(str, choice.numbers[len(paths) :])
+            kept = f"logs of {len(paths)} of {len(choice.numbers)} episodes are kept in {out_dir}"
+            raise Stopped(kept, ("--episodes", *rest)) from error
         logger.info("episode %d: %d steps -> %s", episode, len(log_steps), paths[-1])
     return paths
 
@@ -310,8 +328,10 @@ def parse_episodes(words: Sequence[str]) -> str | list[int]:
     return [int(word) for word in words]
 
 
-def _episode_log(recorded: RecordedEpisodes, steps: NDArray[np.int64], sampling: Sampling) -> list[LogStep]:
-    chunks, frames = predict_chunks(recorded, steps, sampling)
+def _episode_log(
+    recorded: RecordedEpisodes, steps: NDArray[np.int64], sampling: Sampling, on_steps: Callable[[int], None]
+) -> list[LogStep]:
+    chunks, frames = predict_chunks(recorded, steps, sampling, on_steps=on_steps)
     states, times = recorded.logged_states(steps), recorded.timestamps(steps)
     return [
         LogStep(

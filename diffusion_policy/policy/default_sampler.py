@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,3 +21,31 @@ class Sampler:
 # What a policy is measured with while it trains, evaluated, tuned and served with, unless another is asked for.
 # config/train_cogact_robot.yaml (sampler) and config/serve.yaml (engine) show users the same; a test holds them to it.
 DEFAULT_SAMPLER = Sampler("ddim", 8)
+
+
+def sampler_of_training(provenance: Mapping[str, Any] | None, cfg: Mapping[str, Any] | None) -> Sampler | None:
+    """The sampler that a checkpoint was measured with while it was trained, and best.ckpt chosen; None if not stored.
+
+    Args:
+        provenance: of the checkpoint. Older ones of this project say it in their config only.
+        cfg: its config.
+    """
+    measured: Any = provenance or {}
+    for name in ("measured", "with"):
+        measured = measured.get(name) if isinstance(measured, Mapping) else None
+    for found in (measured, (cfg or {}).get("sampler")):
+        if isinstance(found, Mapping):
+            scheduler, steps = found.get("scheduler"), found.get("steps")
+            if isinstance(scheduler, str) and isinstance(steps, int):
+                return Sampler(scheduler, steps)
+    return None
+
+
+def sampler_note(trained: Sampler | None, runs: Sampler) -> str | None:
+    """A sentence where a policy runs with another sampler than its figures in training are of; None if it does not."""
+    if trained is None or trained == runs:
+        return None
+    return (
+        f"this runs {runs}; the checkpoint was measured and chosen with {trained} while it was trained, so its figures "
+        "there are not those of this sampler"
+    )

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
+from diffusion_policy.dataset.split import Split, split_of
 from diffusion_policy.report import ReportError
 from diffusion_policy.resolvers import check_interpolations, register_resolvers
 from diffusion_policy.spec import GRIPPER, Layout, StepSpec, layout_from_range, read_shape_meta
@@ -52,6 +53,7 @@ class CheckpointEvidence:
         start: how training started, as stored: "pretrained", "scratch", "own checkpoint", or None.
         inherited: share of the parameters that came from another checkpoint, None if not stored.
         proofs: per part, whether growing it kept its function.
+        split: the episodes that it was trained on; None if not stored.
     """
 
     path: str
@@ -71,6 +73,7 @@ class CheckpointEvidence:
     start: str | None = None
     inherited: float | None = None
     proofs: Mapping[str, bool] = field(default_factory=dict)
+    split: Split | None = None
 
 
 def look_at_checkpoint(path: str | Path, checkpoint: Checkpoint | None = None) -> CheckpointEvidence:
@@ -78,6 +81,7 @@ def look_at_checkpoint(path: str | Path, checkpoint: Checkpoint | None = None) -
 
     Raises:
         CheckpointError: absent, damaged or of another kind.
+        DatasetError: the episodes that it says it was trained on are none.
     """
     checkpoint = checkpoint or read_checkpoint(path)
     model = checkpoint.state_dicts.get("model", {})
@@ -110,6 +114,7 @@ def look_at_checkpoint(path: str | Path, checkpoint: Checkpoint | None = None) -
         start=(provenance.get("start") or {}).get("origin"),
         inherited=_inherited(provenance.get("inheritance")),
         proofs={part: bool(proof["preserved"]) for part, proof in (adaptation.get("proof") or {}).items()},
+        split=split_of(provenance, str(path)),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffusion_policy.commands import command, setting
+from diffusion_policy.dataset.split import words_of
 from diffusion_policy.report.checkpoint_evidence import CheckpointEvidence
 from diffusion_policy.report.dataset_evidence import DatasetEvidence
 from diffusion_policy.report.dataset_findings import reconvert
@@ -225,5 +226,22 @@ def sign_of_quaternions(both: Together) -> Finding | None:
     return quaternion_sign(both.checkpoint, both.dataset)
 
 
+def training_episodes(both: Together) -> Finding | None:
+    """Which of the dataset's episodes the policy was trained on."""
+    split, identities = both.checkpoint.split, both.dataset.identities
+    if not identities:
+        return None
+    if split is None:
+        evidence = "its episodes may have been trained on: the checkpoint does not say which ones it was trained on"
+        remedy = "call no error on them held-out, unless you know that they were not"
+        return Finding("split", "note", evidence, remedy, about=both.dataset.path)
+    statuses = split.statuses([identities])
+    evidence = f"of its {len(statuses)} episodes: {words_of(statuses)}"
+    if not {"held out", "unseen"} & set(statuses):
+        remedy = "nothing in it can tell learning from memorizing: evaluate on other episodes"
+        return Finding("split", "note", evidence, remedy, about=both.dataset.path)
+    return ok("split", evidence, both.dataset.path)
+
+
 CHECKS = (projection, weights_finite, gripper_statistics, gripper_row, ema_weights, start, adaptation)
-TOGETHER = (fits_dataset, sign_of_quaternions, normaliser_range)
+TOGETHER = (fits_dataset, sign_of_quaternions, normaliser_range, training_episodes)

@@ -31,7 +31,8 @@ from diffusion_policy.report.training_findings import run_findings
 # Settings that differ between any two runs and say nothing about them.
 INCIDENTAL = ("hydra.", "logging.", "training.resume", "multi_run.")
 # Measured on the same episodes, if these settings agree.
-MEASURED_ON = ("task.dataset.zarr_path", "task.dataset.val_ratio", "task.dataset.seed", "sampler.max_episodes")
+HOW_MANY = ("sampler.max_episodes",)
+MEASURED_ON = ("task.dataset.zarr_path", "task.dataset.val_ratio", "task.dataset.seed", *HOW_MANY)
 # Figures that rank epochs of a run, in order, and which sign makes a larger one the better one.
 RANKED = (("val_gripper_f1", 1), ("val_position_error_mm", -1), ("val_loss", -1))
 CURVES = {
@@ -133,7 +134,19 @@ class Comparison:
     @property
     def comparable(self) -> bool:
         """Whether all were measured on the same episodes."""
-        return not any(name in self.differences for name in MEASURED_ON)
+        return not self.measured_otherwise
+
+    @property
+    def measured_otherwise(self) -> tuple[str, ...]:
+        """What makes the measured episodes different ones.
+
+        Runs tell their held-out episodes by content; where one is older and does not, the settings count that chose
+        them.
+        """
+        digests = {score.run.first.get("held_out_sha256") for score in self.scores}
+        told = MEASURED_ON if None in digests else HOW_MANY
+        differing = tuple(name for name in told if name in self.differences)
+        return differing if None in digests or len(digests) == 1 else ("the held-out episodes", *differing)
 
     @property
     def candidates(self) -> list[RunScore]:
@@ -186,7 +199,7 @@ class Comparison:
     def advice(self) -> str:
         """Which to deploy and why, in one sentence."""
         if not self.comparable:
-            names = ", ".join(name for name in MEASURED_ON if name in self.differences)
+            names = ", ".join(self.measured_otherwise)
             return (
                 f"They were measured on different episodes ({names} differ): evaluate their checkpoints on one dataset."
             )

@@ -22,6 +22,7 @@ from diffusion_policy.dataset.replay_buffer import (
     TIMESTAMP_KEY,
     ReplayBuffer,
 )
+from diffusion_policy.dataset.split import EpisodeIdentity, episode_identities
 from diffusion_policy.geometry import geodesic_distance
 from diffusion_policy.gripper_events import GRIPPER_BAND, OPEN, UNDECIDED, gripper_events, gripper_states
 from diffusion_policy.gripper_scale import DeclaredScales, FoundScales, parse_scales
@@ -99,6 +100,7 @@ class DatasetEvidence:
             must be, and scalar-first; None without poses.
         dropped: episodes and steps that the conversion left out; None without its ledger.
         settings: of the conversion; empty without its ledger.
+        identities: (E,) by which a checkpoint knows its episodes; empty for recordings that are not converted yet.
     """
 
     path: str
@@ -126,6 +128,7 @@ class DatasetEvidence:
     tool_tilt: tuple[float, float] | None = None
     dropped: tuple[int, int] | None = None
     settings: Mapping[str, Any] | None = None
+    identities: tuple[EpisodeIdentity, ...] = ()
 
     @property
     def n_steps(self) -> int:
@@ -154,6 +157,7 @@ def look_at_dataset(path: str | Path, gripper_scale: DeclaredScales | None = Non
         semantics=buffer.semantics,
         dropped=dropped,
         settings=settings,
+        identities=episode_identities(buffer),
         **_measure(steps),
         **_images(buffer),
     )

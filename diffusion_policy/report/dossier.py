@@ -173,7 +173,8 @@ def read_open_loop(path: Path) -> list[Mapping[str, Any]]:
             for needed in ("checkpoint", "scores", "episodes", "shortcomings", "scheduler", "steps", "samples"):
                 report[needed]
             report["scores"]["policy"]["per_horizon_step"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            float(report.get("tolerance_s", 0)), dict((report.get("split") or {}).get("episodes", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReportError(f"{path}: not the JSON of scripts/evaluate_open_loop.py ({error})") from error
     return list(reports)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusion_policy.commands import command
+from diffusion_policy.dataset.split import WORDS, read_status, words_of
 from diffusion_policy.evaluate.verdicts import ALL_REFUSED
 from diffusion_policy.report.findings import Finding, Severity, ok, run_checks
 from diffusion_policy.report.latency import INFERENCE
@@ -42,6 +43,18 @@ def action(evidence: LogEvidence) -> Finding | None:
     remedy = "the served policy commands no 0..1 gripper: grow its checkpoint, or serve another"
     grow = command("finetune_from_7d_to_8d", "--old_ckpt", "SERVED.ckpt", "--new_ckpt", "GROWN.ckpt")
     return Finding("log-action", "warning", said, remedy, grow, evidence.name)
+
+
+def recorded_episode(evidence: LogEvidence) -> Finding | None:
+    """Whether the policy was trained on the recorded episode that it was run over; None for logs of a robot."""
+    if not evidence.offline:
+        return None
+    status = read_status(evidence.log.meta.get("split"))
+    said = f"recorded episode {evidence.log.meta.get('episode', '')}: {WORDS[status]}"
+    if status in ("held out", "unseen"):
+        return ok("log-split", said, evidence.name)
+    remedy = "what it does there may be memorized: run it over held-out episodes"
+    return Finding("log-split", "note", said, remedy, about=evidence.name)
 
 
 def answered(evidence: LogEvidence) -> Finding | None:
@@ -144,6 +157,13 @@ REMEDIES = {
 }
 
 
+def _episodes_of(document: Mapping[str, Any]) -> str:
+    """How many episodes errors are of, and whether the policy was trained on them."""
+    episodes = ((document.get("split") or {}).get("episodes") or {}).values()
+    statuses = [read_status(status) for status in episodes] or [read_status(None)] * len(document["episodes"])
+    return f"{len(statuses)} episode{'s' if len(statuses) > 1 else ''} ({words_of(statuses)})"
+
+
 def open_loop_findings(document: Mapping[str, Any], about: str = "") -> list[Finding]:
     """Whether a policy beats what needs no learning; `document` is a report of scripts/evaluate_open_loop.py."""
     ours = document["scores"]["policy"]
@@ -152,7 +172,7 @@ def open_loop_findings(document: Mapping[str, Any], about: str = "") -> list[Fin
         for key, unit in (("position_mm", "mm"), ("rotation_deg", "degrees"))
         if ours.get(key) is not None
     ]
-    said = f"open loop: {', '.join(known)} over {len(document['episodes'])} held-out episodes"
+    said = f"open loop: {', '.join(known)} over {_episodes_of(document)}"
     shortcomings = document["shortcomings"]
     if shortcomings:
         more = f", and {len(shortcomings) - 1} more" if len(shortcomings) > 1 else ""
@@ -162,4 +182,4 @@ def open_loop_findings(document: Mapping[str, Any], about: str = "") -> list[Fin
     return [ok("beats-baselines", f"{said}; it beats every baseline{unmeasured}", about)]
 
 
-CHECKS = (answered, action, weights, near, unit_quaternions, in_time, gripper)
+CHECKS = (recorded_episode, answered, action, weights, near, unit_quaternions, in_time, gripper)

@@ -150,6 +150,9 @@ def training_section(run: RunFolder) -> Section:
         values = ", ".join(f"{name} {curve[0][-1][1]:.2f}" for name, curve in shares.items())
         parts.append(place("gripper-scores", f"gripper events found over updates; at the end {values}"))
     facts = [run.name, f"{run.updates} updates", f"started from: {run.first.get('start', 'unknown')}"]
+    trained, held_out = (run.first.get(f"episodes_{name}") for name in ("trained", "held_out"))
+    if trained is not None:
+        facts.append(f"{trained} episodes trained on, {held_out} held out")
     return Section("training", "Training", paragraph("; ".join(facts)) + grid(*parts), drawn)
 
 

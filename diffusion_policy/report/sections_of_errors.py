@@ -44,7 +44,7 @@ def open_loop_section(documents: Sequence[Mapping[str, Any]]) -> Section:
         within = f" ({document['tolerance_s']:g} s)" if "tolerance_s" in document else ""
         head = ["predictor", *(title + (within if key == "gripper_f1" else "") for key, title in COLUMNS)]
         parts.append(table(head, rows, caption, _marks(scores)))
-        parts += [paragraph(line) for line in _in_words(document)]
+        parts += [paragraph(line) for line in (*_about_episodes(document), *_in_words(document))]
         parts += [paragraph(line) for line in document.get("unmeasured", ())]
         for line in document["shortcomings"]:
             parts.append(f'<p class="bad"><span class="tag">{_escaped(line)}</span></p>')
@@ -62,6 +62,12 @@ def open_loop_section(documents: Sequence[Mapping[str, Any]]) -> Section:
         )
         parts.append(_phases(f"phases-{i}", scores, drawn))
     return Section("open-loop", "Open loop: errors per horizon step", "".join(parts), drawn)
+
+
+def _about_episodes(document: Mapping[str, Any]) -> list[str]:
+    """Whether the policy was trained on these episodes, and whether it was chosen with this sampler."""
+    note = (document.get("split") or {}).get("note") or "It is not known whether the policy was trained on them."
+    return [f"Episodes: {note}", *([document["sampler_note"]] if document.get("sampler_note") else [])]
 
 
 def _defined(score: Mapping[str, Any], key: str) -> Any:

@@ -34,6 +34,7 @@ from diffusion_policy.commands import command
 from diffusion_policy.cores import CpuTimes
 from diffusion_policy.images import resize_frame
 from diffusion_policy.model.arithmetic import multiplies_bf16
+from diffusion_policy.policy.default_sampler import Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.policy.noise import window_noise
 from diffusion_policy.policy.quaternion_side import QuaternionSide
@@ -170,10 +171,15 @@ class PolicyEngine:
         policy = load_policy(checkpoint, which=settings.weights, device=settings.device)
         with Path(path).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+        trained = sampler_of_training(checkpoint.provenance, checkpoint.cfg)
+        note = sampler_note(trained, Sampler(settings.scheduler, settings.steps))
+        if note is not None:
+            logger.warning("%s: %s", path, note)
         identity = {
             "checkpoint": str(path),
             "checkpoint_sha256": digest,
             "epoch": checkpoint.pickles.get("epoch"),
+            "measured_with": None if trained is None else str(trained),
             "normalizer_sha256": _normalizer_hash(policy),
             "trained_on": {name: provenance[name] for name in TRAINED_ON if name in provenance},
         }

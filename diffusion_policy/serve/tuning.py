@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from diffusion_policy.checkpoint import load_policy
+from diffusion_policy.evaluate.episode_choice import EpisodeChoice, choose_episodes
 from diffusion_policy.evaluate.open_loop import score_chunks
-from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes
+from diffusion_policy.evaluate.recorded_inference import Counted, RecordedEpisodes, open_recorded
 from diffusion_policy.gripper_events import TOLERANCE_SECONDS, EventScore, score_gripper_events
 from diffusion_policy.intervals import defined
+from diffusion_policy.policy.default_sampler import Sampler, sampler_of_training
 from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.protocol import Observation
 from diffusion_policy.serve.seams import Seam, ServedChunk
@@ -110,14 +112,16 @@ class Tuning:
         budget: what is good enough.
         proposed: the cheapest that is.
         tolerance_s: seconds that F1 is measured within.
-        episodes: that were measured, by number.
+        choice: the episodes, and whether the policy was trained on them.
+        trained_with: sampler that training measured and chose the checkpoint with; None where it does not say.
     """
 
     measured: tuple[Measured, ...]
     budget: Budget
     proposed: Candidate | None
     tolerance_s: float = TOLERANCE_SECONDS
-    episodes: tuple[int, ...] = ()
+    choice: EpisodeChoice | None = None
+    trained_with: Sampler | None = None
 
     @property
     def passed(self) -> bool:
@@ -126,13 +130,19 @@ class Tuning:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
-        return asdict(self)
+        plain = asdict(self)
+        del plain["choice"]
+        return {**plain, "split": None if self.choice is None else self.choice.to_json()}
 
     def table(self) -> Table:
         """For the terminal."""
         caption = "nothing fits the budget" if self.proposed is None else f"proposed: {self.proposed.name}"
         if all(row.event_f1 is None for row in self.measured):
             caption += "; no gripper event is recorded in these episodes, so events chose nothing"
+        if self.trained_with is not None:
+            caption += f"\ntraining measured the checkpoint with {self.trained_with}"
+        if self.choice is not None:
+            caption += f"\n{self.choice.note}"
         head = ("mm", "deg", f"F1 ({self.tolerance_s:g} s)", "p50 ms", "p95 ms", "seam mm", "seam deg")
         table = Table("", *head, caption=caption)
         table.columns[0].no_wrap = True
@@ -150,16 +160,13 @@ def _number(value: float | None) -> str:
 class RecordedRequests:
     """Recorded episodes as the requests of a client, with what was recorded there."""
 
-    def __init__(
-        self, engine: PolicyEngine, zarr_path: str | Path, episodes: Sequence[int] | None, stride: int, hz: float
-    ):
-        self._recorded = RecordedEpisodes(engine.policy, zarr_path)
-        self.stride = stride
-        self._hz = hz
-        self._n_obs = engine.n_obs_steps
-        chosen = range(self._recorded.n_episodes) if episodes is None else episodes
-        self.numbers = tuple(chosen)
-        self.episodes = [self._recorded.steps(episode, stride) for episode in self.numbers]
+    def __init__(self, recorded: RecordedEpisodes, numbers: Sequence[int], n_obs_steps: int, stride: int, hz: float):
+        self._recorded, self._n_obs, self._hz = recorded, n_obs_steps, hz
+        self.stride, self.numbers = stride, tuple(numbers)
+        self.episodes = [recorded.steps(episode, stride) for episode in self.numbers]
+
+    def __len__(self) -> int:
+        return sum(len(steps) for steps in self.episodes)
 
     def observations(self, steps: NDArray[np.int64]) -> list[Observation]:
         """Requests at these steps of one episode, with times of the control rate."""
@@ -198,6 +205,7 @@ def measure(
     hz: float,
     seed: int = 0,
     tolerance_s: float = TOLERANCE_SECONDS,
+    on_requests: Callable[[int], None] = lambda n_requests: None,
 ) -> Measured:
     """Answer every request with an engine that is set to the candidate."""
     ours, theirs, inside, scores, times = [], [], [], [], []
@@ -215,6 +223,7 @@ def measure(
             seams += [] if seam is None else [seam]
             served = ServedChunk(answer.sequence, answer.first, now)
             chunks.append(answer.actions)
+            on_requests(1)
         recorded, within = requests.recorded(steps)
         ours.append(np.stack(chunks))
         theirs.append(recorded)
@@ -244,41 +253,50 @@ def tune(
     candidates: Sequence[Candidate],
     budget: Budget,
     settings: EngineSettings,
-    episodes: Sequence[int] | None = None,
+    episodes: str | Sequence[int] | None = None,
     stride: int = 6,
     hz: float = 10.0,
     tolerance_s: float = TOLERANCE_SECONDS,
+    gripper_scale: str | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tuning:
     """Measure all candidates and propose one.
 
     Args:
         checkpoint: to be served.
-        zarr_path: recorded data, best of episodes that training held out.
+        zarr_path: recorded data.
         candidates: at least one.
         budget: what is good enough.
         settings: device, precision and threads; sampler and warm start are the candidates'.
-        episodes: numbers; all by default.
+        episodes: "held-out" (default), "all", or numbers; see `episode_choice.choose_episodes`.
         stride: steps that a client executes before it asks again.
         hz: control rate.
         tolerance_s: seconds that a predicted gripper event may be away from a recorded one.
+        gripper_scale: that the dataset's gripper is stored in, see `open_recorded`.
+        on_progress: called with the requests answered, and those of all candidates.
 
     Raises:
-        WorkspaceError: the checkpoint, the dataset or a candidate does not fit.
+        WorkspaceError: the checkpoint, the dataset, the choice of episodes or a candidate does not fit.
     """
     if not candidates or stride < 1:
         raise WorkspaceError(f"{len(candidates)} candidates and a stride of {stride}; expected at least one of both")
+    if not 0 < tolerance_s < math.inf:
+        raise WorkspaceError(f"the tolerance of gripper events is {tolerance_s} s; expected a positive number")
+    recorded, opened = open_recorded(checkpoint, zarr_path, settings.device, settings.weights, gripper_scale)
+    choice = choose_episodes(recorded.buffer, opened, episodes)
+    requests = RecordedRequests(recorded, choice.numbers, recorded.policy.n_obs_steps, stride, hz)
+    counted = Counted(on_progress, len(candidates) * len(requests))
     measured = []
-    policy = load_policy(checkpoint, which=settings.weights, device=settings.device)
     for candidate in candidates:
         options = replace(
             settings, scheduler=candidate.scheduler, steps=candidate.steps, warm_start=candidate.warm_start
         )
-        engine = PolicyEngine(policy, options)
+        engine = PolicyEngine(recorded.policy, options)
         engine.warm_up()
-        requests = RecordedRequests(engine, zarr_path, episodes, stride, hz)
-        measured.append(measure(engine, requests, candidate, hz, tolerance_s=tolerance_s))
+        measured.append(measure(engine, requests, candidate, hz, tolerance_s=tolerance_s, on_requests=counted.add))
         logger.info("%s: %s mm, %.0f ms", candidate.name, _number(measured[-1].position_mm), measured[-1].p50_ms)
-    return Tuning(tuple(measured), budget, propose(measured, budget), tolerance_s, requests.numbers)
+    trained = sampler_of_training(opened.provenance, opened.cfg)
+    return Tuning(tuple(measured), budget, propose(measured, budget), tolerance_s, choice, trained)
 
 
 def propose(measured: Sequence[Measured], budget: Budget) -> Candidate | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +14,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
+from diffusion_policy.dataset.split import EpisodeIdentity, Split
 from diffusion_policy.model.normalizer import LinearNormalizer
 from diffusion_policy.spec import StepSpec, WorkspaceError, read_shape_meta
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import Batches, CachedBatches, EpochOrder, LoaderBatches, Nested
+from diffusion_policy.workspace.episode_roles import History, divide_episodes
 from diffusion_policy.workspace.processes import Processes
 
 logger = logging.getLogger(__name__)
@@ -35,6 +38,8 @@ class Data:
         train: batches of the training windows, shuffled.
         validation: batches of the validation windows in their order; None if there are none.
         normalizer: fitted to the dataset.
+        split: which episodes are trained on and held out, for checkpoints.
+        identities: (E,) of every episode of the dataset.
     """
 
     dataset: CogActImageDataset
@@ -42,6 +47,15 @@ class Data:
     train: Batches
     validation: Batches | None
     normalizer: LinearNormalizer
+    split: Split
+    identities: tuple[EpisodeIdentity, ...]
+
+    def figures(self) -> dict[str, Any]:
+        """For the first line of metrics: how many episodes are trained on and held out, and which are the latter."""
+        keys = sorted(identity.key for identity in self.split.held_out)
+        digest = hashlib.sha256("\n".join(keys).encode()).hexdigest() if keys else None
+        counts = {"episodes_trained": len(self.split.trained), "episodes_held_out": len(keys)}
+        return {**counts, "held_out_sha256": digest}
 
     def order(self) -> dict[str, Any]:
         """What the order of the data depends on."""
@@ -55,8 +69,13 @@ class Data:
         return sorted(set(torch.searchsorted(ends, high).tolist()))
 
 
-def open_data(cfg: DictConfig, processes: Processes) -> Data:
+def open_data(cfg: DictConfig, processes: Processes, history: History | None = None) -> Data:
     """Open the dataset of `task.dataset`.
+
+    Args:
+        cfg: of the run.
+        processes: that share the work.
+        history: which episodes the checkpoint that the run starts from knows; None: none.
 
     Raises:
         DatasetError, SpecError: it is missing, lacks something, or means something else.
@@ -65,6 +84,7 @@ def open_data(cfg: DictConfig, processes: Processes) -> Data:
     spec = read_shape_meta(cfg.task.shape_meta)
     dataset = instantiate(cfg.task.dataset, "task.dataset")
     _check_dataset(dataset, spec, cfg)
+    split, identities = divide_episodes(dataset, cfg, history or History("scratch"))
     held_out = dataset.get_validation_dataset()
     logger.info(
         "dataset %s: %d training windows, %d held out, of %d episodes",
@@ -85,7 +105,7 @@ def open_data(cfg: DictConfig, processes: Processes) -> Data:
             len(held_out), cfg.val_dataloader.batch_size, seed=0, shuffle=False, max_batches=settings.max_val_steps
         )
     train, validation = _batches(cfg, processes, dataset, held_out, train_order, validation_order)
-    return Data(dataset, held_out, train, validation, dataset.get_normalizer())
+    return Data(dataset, held_out, train, validation, dataset.get_normalizer(), split, identities)
 
 
 def instantiate(settings: DictConfig, where: str, **more: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import statistics
 from collections.abc import Mapping, Sequence
@@ -145,7 +146,9 @@ class Measuring:
     def measured_with(self) -> dict[str, Any]:
         """What figures of two measurements must share to be compared."""
         weights = "ema_model" if self._has_average else "model"
-        found = {"weights": weights, **self.sampler.to_plain(), "episodes": list(self._episodes)}
+        keys = [self._data.identities[episode].key for episode in self._episodes]
+        digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()
+        found = {"weights": weights, **self.sampler.to_plain(), "episodes": len(keys), "episodes_sha256": digest}
         describe = getattr(self._runner, "describe", None)  # runners of others have none
         return found if describe is None else {**found, "closed_loop": describe()}
 

@@ -23,10 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy.checkpoint import build_policy
 from diffusion_policy.cores import CpuTimes
+from diffusion_policy.dataset.split import SPLIT
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import Batch
 from diffusion_policy.workspace.checkpointing import CheckpointFolder, Names, Payload, snapshot
 from diffusion_policy.workspace.data import open_data
+from diffusion_policy.workspace.episode_roles import read_history
 from diffusion_policy.workspace.interruption import StopRequest
 from diffusion_policy.workspace.losses import BatchLoss, Drawing
 from diffusion_policy.workspace.measuring import Measuring, is_due
@@ -109,7 +111,7 @@ class TrainDiffusionTransformerHybridWorkspace:
         self._prepare(processes, stack)
         self._stop = stack.enter_context(StopRequest(says=processes.writes))
         if self.progress.global_step == 0:
-            self._write_line(self._measuring.before_first_update() | self._beginning.figures())
+            self._write_line(self._measuring.before_first_update() | self._beginning.figures() | self._data.figures())
         while self.progress.epoch < self.cfg.training.num_epochs and not self._stop.ask(processes):
             self._epoch()
         if self._stop.agreed:
@@ -127,7 +129,7 @@ class TrainDiffusionTransformerHybridWorkspace:
         self._processes = processes
         self.output_dir = processes.from_first(self.output_dir)
         policies = [policy for policy in (self.model, self.ema_model) if policy is not None]
-        self._data = open_data(cfg, processes)
+        self._data = open_data(cfg, processes, read_history(cfg, self.output_dir))
         check_metric_names(cfg, self.model.spec.action_names, held_out=len(self._data.held_out) > 0)
         self._beginning = begin(cfg, self.output_dir, self.model, self.ema_model, self._data)
         self._settle_threads()
@@ -336,7 +338,11 @@ class TrainDiffusionTransformerHybridWorkspace:
                 "epoch": max(finished, 0),
             },
             run_state=state.to_plain(),
-            provenance=self._beginning.provenance | {"measured": self._measuring.record(metrics or {})},
+            provenance={
+                **self._beginning.provenance,
+                SPLIT: self._data.split.to_plain(),
+                "measured": self._measuring.record(metrics or {}),
+            },
         )
         self._checkpoints.write(names, payload)
 
