@@ -31,7 +31,7 @@ from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.dataset.gripper_columns import ScaleSetting
 from diffusion_policy.dataset.joined_datasets import JoinedDatasets
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY
-from diffusion_policy.evaluate.episode_choice import choose_episodes
+from diffusion_policy.evaluate.episode_choice import EpisodeChoice, choose_episodes
 from diffusion_policy.evaluate.writing import EvaluateError
 from diffusion_policy.gripper_events import control_period
 from diffusion_policy.gripper_scale import CONFIG_KEY
@@ -245,7 +245,6 @@ def run_recorded_inference(
     note = sampler_note(sampler_of_training(checkpoint.provenance, checkpoint.cfg), Sampler(scheduler, steps))
     if note is not None:
         logger.warning(note)
-    names = recorded.policy.spec.action_names
     meta = {
         "checkpoint": str(checkpoint_path),
         "checkpoint_sha256": _sha256(checkpoint_path),
@@ -255,7 +254,7 @@ def run_recorded_inference(
         "seed": seed,
         "stride": stride,
         "dataset": str(zarr_path),
-        "action_semantics": action_semantics(names),
+        "action_semantics": action_semantics(recorded.policy.spec.action_names),
     }
     counted = Counted(on_progress, sum(len(recorded.steps(episode, stride)) for episode in choice.numbers))
     paths: list[Path] = []
@@ -265,13 +264,18 @@ def run_recorded_inference(
             check_finite(np.stack([step.actions for step in log_steps]), checkpoint_path, episode)
             paths.append(write_inference_log(out_dir, log_steps, {**meta, "episode": episode, "split": status}))
         except KeyboardInterrupt as error:
-            if not paths:
-                raise
-            rest = map(str, choice.numbers[len(paths) :])
-            kept = f"logs of {len(paths)} of {len(choice.numbers)} episodes are kept in {out_dir}"
-            raise Stopped(kept, ("--episodes", *rest)) from error
+            raise _stopped(paths, choice, out_dir) from error
         logger.info("episode %d: %d steps -> %s", episode, len(log_steps), paths[-1])
     return paths
+
+
+def _stopped(paths: Sequence[Path], choice: EpisodeChoice, out_dir: str | Path) -> KeyboardInterrupt:
+    """What was kept, and that the same command goes on with the episodes that are left."""
+    if not paths:
+        return KeyboardInterrupt()
+    rest = map(str, choice.numbers[len(paths) :])
+    kept = f"logs of {len(paths)} of {len(choice.numbers)} episodes are kept in {out_dir}"
+    return Stopped(kept, ("--episodes", *rest))
 
 
 def open_recorded(

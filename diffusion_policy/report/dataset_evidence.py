@@ -52,8 +52,8 @@ class GripperEvidence:
         closings, openings: events under the dead band, over all episodes.
         starting_open, starting_closed: episodes by the state they begin in.
         without_closing: numbers of the episodes that never close.
-        equals_measured: share of steps at which command and measurement are the same number.
-        leading: of the events, how many command a state the measurement is not in yet.
+        equals_measured: share of steps at which command and measurement are the same number; None: nothing is measured.
+        leading: of the events, how many command a state the measurement is not in yet; None where none is measured.
         undecided: share of commands inside the dead band.
     """
 
@@ -64,8 +64,8 @@ class GripperEvidence:
     starting_open: int
     starting_closed: int
     without_closing: tuple[int, ...]
-    equals_measured: float
-    leading: int
+    equals_measured: float | None
+    leading: int | None
     undecided: float
 
 
@@ -90,7 +90,7 @@ class DatasetEvidence:
         sign_flips: steps from q to nearly -q within an episode, action and pose.
         step_seconds: median time between steps, None without times.
         uneven: share of steps whose time differs from the median by more than UNEVEN of it.
-        still: share of steps in which the measured pose does not change.
+        still: share of steps in which the measured pose does not change; None without measured poses.
         command_distance_m: median distance between commanded and measured position at the same step.
         gripper: None without a gripper command.
         scales: in which its gripper is stored; None without one. ``gripper``, ``low`` and ``high`` are of 0 closed ..
@@ -120,7 +120,7 @@ class DatasetEvidence:
     sign_flips: int = 0
     step_seconds: float | None = None
     uneven: float = 0.0
-    still: float = 0.0
+    still: float | None = None
     command_distance_m: float | None = None
     gripper: GripperEvidence | None = None
     scales: FoundScales | None = None
@@ -279,8 +279,9 @@ def _gripper(steps: Steps) -> GripperEvidence | None:
     episodes = [command[part] for part in steps.slices]
     events = [gripper_events(values) for values in episodes]
     firsts = [states[0] for states in (_decided(values) for values in episodes) if len(states)]
-    leading = 0
+    leading = None
     if measured is not None:
+        leading = 0
         for part, found in zip(steps.slices, events, strict=True):
             seen = gripper_states(measured[part])
             leading += sum(bool(seen[step] == OPEN) == (kind == "close") for step, kind in found)
@@ -293,7 +294,7 @@ def _gripper(steps: Steps) -> GripperEvidence | None:
         starting_open=firsts.count(OPEN),
         starting_closed=len(firsts) - firsts.count(OPEN),
         without_closing=tuple(i for i, values in enumerate(episodes) if values.min() > GRIPPER_BAND.closed),
-        equals_measured=0.0 if measured is None else float((command == measured).mean()),
+        equals_measured=None if measured is None else float((command == measured).mean()),
         leading=leading,
         undecided=float(((command > GRIPPER_BAND.closed) & (command < GRIPPER_BAND.open)).mean()),
     )

@@ -127,11 +127,13 @@ def closings(data: DatasetEvidence) -> Finding | None:
 def copycat_labels(data: DatasetEvidence) -> Finding | None:
     """Whether the command can be copied from the measured gripper instead of decided."""
     gripper = data.gripper
-    if gripper is None:
+    if gripper is None or gripper.equals_measured is None:
         return None
     events = gripper.closings + gripper.openings
     said = f"command and measured gripper are equal at {gripper.equals_measured:.1%} of the steps"
     lead = f"{gripper.leading} of {events} events command a state that is not measured yet"
+    if not events:
+        return ok("copycat-labels", f"{said}; without an event this tells nothing", data.path)
     if gripper.equals_measured >= COPIED and not gripper.leading:
         evidence = f"{said}, at transitions too: a policy can copy its input and never decide to close"
         remedy = (
@@ -174,8 +176,10 @@ def images(data: DatasetEvidence) -> Finding | None:
     return ok("images", f"{said}; none of {data.looked_at} frames looked at is black", data.path)
 
 
-def standing_still(data: DatasetEvidence) -> Finding:
+def standing_still(data: DatasetEvidence) -> Finding | None:
     """How much of it teaches the policy to stay where it is."""
+    if data.still is None:
+        return None
     said = f"the arm stands still in {data.still:.0%} of the steps"
     if data.still > 0.5:
         return Finding("standing-still", "note", said, "cut pauses: a policy learns to wait from them", about=data.path)

@@ -61,7 +61,7 @@ class ReplayReport:
             must be equal, else a tolerance holds.
         bit_equal: steps whose sequence is equal to the last bit.
         largest: largest absolute difference of any number.
-        position_mm, rotation_deg: mean difference of the executed actions.
+        position_mm, rotation_deg: mean difference of the executed actions; None where no rotation is one.
         furthest_step, furthest_mm: where the next commands' positions are furthest apart, and how far.
         differences: sentences on gripper events that moved, appeared or vanished.
     """
@@ -71,8 +71,8 @@ class ReplayReport:
     same_machine: bool
     bit_equal: int
     largest: float
-    position_mm: float
-    rotation_deg: float
+    position_mm: float | None
+    rotation_deg: float | None
     furthest_step: int
     furthest_mm: float
     differences: tuple[str, ...]
@@ -97,7 +97,10 @@ class ReplayReport:
             ("steps", str(self.steps)),
             ("equal to the last bit", f"{self.bit_equal} of {self.steps}"),
             ("largest difference", f"{self.largest:.2e}"),
-            ("executed actions differ by", f"{self.position_mm:.2f} mm, {self.rotation_deg:.2f} degrees on average"),
+            (
+                "executed actions differ by",
+                f"{_shown(self.position_mm)} mm, {_shown(self.rotation_deg)} degrees on average",
+            ),
             ("furthest apart", f"{self.furthest_mm:.2f} mm at step {self.furthest_step}"),
         ):
             table.add_row(name, value)
@@ -177,8 +180,8 @@ def compare(steps: Sequence[LoggedStep], engine: Engine, *, same_settings: bool,
         same_machine=same_machine,
         bit_equal=sum(np.array_equal(*pair) for pair in sequences),
         largest=float(np.abs(before - after).max()),
-        position_mm=errors["position_mm"] or 0.0,
-        rotation_deg=errors["rotation_deg"] or 0.0,
+        position_mm=errors["position_mm"],
+        rotation_deg=errors["rotation_deg"],
         furthest_step=steps[int(apart.argmax())].number,
         furthest_mm=float(apart.max()),
         differences=tuple(event_differences(before[:, 0, 7], after[:, 0, 7], [step.number for step in steps])),
@@ -195,6 +198,10 @@ def _ask(engine: Engine, step: LoggedStep) -> Inference:
     if step.threads is not None:
         torch.set_num_threads(step.threads)
     return engine.infer(step.observation, step.seed, step.remainder, Stages())
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _common(before: FloatArray, after: FloatArray) -> tuple[FloatArray, FloatArray]:
