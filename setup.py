@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the wheel holds config/ and the scripts, and a command for each of them.
+"""What pyproject.toml cannot say: the wheel holds config/, the demo's pose policy and the scripts, each with a command.
 
 In a checkout they stay where they are; diffusion_policy/installation.py finds them in either place.
 """
@@ -17,7 +17,7 @@ COMMANDS = {script: command for command, script in ENTRY_POINTS.items()}
 
 
 class BuildPackage(build_py):
-    """Copies config/ and the scripts into the package."""
+    """Copies config/, the scripts and the demo's pose policy into the package."""
 
     def run(self):
         """Run as setuptools does, then copy."""
@@ -34,6 +34,8 @@ class BuildPackage(build_py):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(as_installed(file.read_text(encoding="utf-8")), encoding="utf-8")
             shutil.copystat(file, target)
+        (package / "pretrained").mkdir(exist_ok=True)
+        shutil.copy2(ROOT / "data" / "pretrained" / "tabletop_7d.ckpt", package / "pretrained")
 
 
 def as_installed(text):

@@ -39,7 +39,7 @@ def compare_learning(folder: Path, n_epochs: int, fast: str, *, quick: bool) -> 
     """Train each mode with each seed; last figures of all runs, and a table. `fast` says what auto is here."""
     recordings, dataset = folder / "trajectories", folder / "demo.zarr"
     make_trajectories(recordings, 4 if quick else EPISODES, 0, (320, 180))
-    convert(ConversionSettings(source=recordings, output=dataset, resolution=(96, 54)))
+    convert(ConversionSettings(source=recordings, output=dataset, resolution=(160, 90)))
     seeds = SEEDS[:1] if quick else SEEDS
     figures = {mode: [train(dataset, folder, mode, seed, n_epochs, quick) for seed in seeds] for mode in MODES}
     return {

@@ -1,6 +1,7 @@
-"""Where config/ and the scripts lie, and what runs them: beside the package in a checkout, inside of it once installed.
+"""Where config/, the scripts and the demo's pose policy lie, and what runs them.
 
-The wheel holds copies (setup.py makes them) and a command for each script, so that everything runs in any folder.
+In a checkout they lie beside the package, once installed inside of it: the wheel holds copies (setup.py makes them) and
+a command for each script, so that everything runs in any folder.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ CHECKOUT = PACKAGE.parent
 IS_INSTALLED = (PACKAGE / "config").is_dir()
 CONFIG = (PACKAGE if IS_INSTALLED else CHECKOUT) / "config"
 SCRIPTS = (PACKAGE if IS_INSTALLED else CHECKOUT) / "scripts"
+PRETRAINED = (PACKAGE if IS_INSTALLED else CHECKOUT / "data") / "pretrained"
 
 # Command of the shell -> script.
 ENTRY_POINTS = {
@@ -31,6 +33,7 @@ ENTRY_POINTS = {
     "dp-inspect": "inspect_cogact_data",
     "dp-logs-to-trajectories": "convert_logs_to_trajectories",
     "dp-open-loop": "evaluate_open_loop",
+    "dp-pretrain-demo": "pretrain_demo_policy",
     "dp-record-demo": "make_demo_trajectories",
     "dp-replay": "replay_log",
     "dp-report": "report",

@@ -1,22 +1,20 @@
-"""The whole way on data it makes itself: record, convert, train 7-D, grow to 8-D, fine-tune, infer, judge the gripper.
+"""The whole way on data it makes itself: a pose policy that cannot grasp learns when to close, and then it grasps.
 
     python scripts/demo.py
 
-Every command it runs is printed first; they are those of the README's recipe with other paths. Exit status: 0 the
-gripper opens and closes in every held-out episode, 1 the verdict is another one, else the status of the command that
-failed.
+The pose policy (7-D) ships with the project (scripts/pretrain_demo_policy.py made it). The demo rolls it out, grows it
+to 8-D, fine-tunes it on 30 demonstrations, trains the same network from scratch for as long, and rolls all of them out
+in the same scenes before the physics referee. Every command is printed first; those between recording and rollout are
+the README's recipe with other paths. Exit status: 0 the gripper opens and closes in every held-out episode, 1 the
+verdict is another one, else the status of the command that failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import shutil
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,99 +23,80 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from diffusion_policy.command_line import Answer, Stopped, run_child, run_command
-from diffusion_policy.commands import script_words
+from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.commands import command
 from diffusion_policy.evaluate.verdicts import FORMER_VERDICTS, OPENS_AND_CLOSES
-from diffusion_policy.installation import script_path
+from diffusion_policy.installation import PRETRAINED
 from diffusion_policy.intervals import wilson_interval
+from diffusion_policy.recipe import Played, Step, play, prepare
 from diffusion_policy.spec import WorkspaceError
 
 MARKER = ".made_by_demo"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command of the recipe: what it is for, and its words; the first is the script, as README names it."""
-
-    title: str
-    words: tuple[str, ...]
-
-    @property
-    def script(self) -> str:
-        """Name of the script."""
-        return Path(self.words[0]).stem
+DEMONSTRATIONS, SCENES, SCENES_BEFORE = 30, 40, 20
+EXECUTED = 8  # steps of a chunk; chosen in scenes of other seeds, in which 6 did worse
 
 
 def recipe(work: Path, seed: int, *, quick: bool) -> list[Step]:
     """The commands, in order; ``quick`` makes them so small that nothing can be learned."""
     data, grown, logs, ledger = (f"{work}/{name}" for name in ("tabletop.zarr", "grown.ckpt", "logs", "ledger.json"))
-    recordings, pose, tuned = (f"{work}/{name}" for name in ("trajectories", "pose_policy", "finetuned"))
-    episodes = "3" if quick else "32"
+    recordings, scratch, tuned = (f"{work}/{name}" for name in ("trajectories", "scratch", "finetuned"))
     size = ("training.num_epochs=1", "training.max_train_steps=2") if quick else ()
-    record = ("scripts/make_demo_trajectories.py", "--output", recordings, "--episodes", episodes)
-    scene = ("--seed", str(seed), "--resolution", "320", "180")
-    convert = ("scripts/convert_cogact_to_zarr.py", "--input", recordings, "--output", data, "--resolution", "96", "54")
+    record = ("scripts/make_demo_trajectories.py", "--output", recordings, "--seed", str(seed), "--variation", "0.3")
+    scene = ("--episodes", "3" if quick else str(DEMONSTRATIONS), "--resolution", "320", "180")
+    convert = ("scripts/convert_cogact_to_zarr.py", "--input", recordings, "--output", data)
+    pose = str(PRETRAINED / "tabletop_7d.ckpt")
+    grow = ("--old_ckpt", pose, "--new_ckpt", grown, "--dataset", data, "--ledger", ledger)
     train = ("train.py", "--config-name=train_cogact_robot", f"task.dataset_path={data}", f"training.seed={seed}")
-    poses = ("experiment=demo", "task=cogact_robot_7d", f"hydra.run.dir={pose}")
-    grow = ("--old_ckpt", f"{pose}/checkpoints/latest.ckpt", "--new_ckpt", grown, "--dataset", data, "--ledger", ledger)
-    gripper = ("experiment=demo_finetune", f"pretrained.path={grown}", f"hydra.run.dir={tuned}")
+    from_grown = ("experiment=demo_finetune", f"pretrained.path={grown}", f"hydra.run.dir={tuned}")
+    from_scratch = ("experiment=demo_scratch", f"hydra.run.dir={scratch}")
     infer = ("scripts/run_offline_inference.py", f"{tuned}/checkpoints/latest.ckpt", data, "--output", logs)
+    scenes_before, scenes = (2, 2) if quick else (SCENES_BEFORE, SCENES)
+    pictures = ("--output", f"{work}/rollouts", "--picture", "--video", "2" if quick else "4")
+    paired = ("--compare", f"{work}/rollouts_finetuned.json")
+    judge = ("scripts/validate_gripper.py", logs, "--json", f"{work}/verdicts.json")
     return [
-        Step("Record a scripted pick and place", (*record, *scene)),
-        Step("Convert the recordings", convert),
-        Step("Train a 7-D policy on the poses", (*train, *poses, *size)),
-        Step("Grow it to 8-D", ("scripts/finetune_from_7d_to_8d.py", *grow)),
-        Step("Fine-tune it", (*train, *gripper, *size)),
-        Step("Run it over the held-out episodes", infer),
-        Step("Judge the gripper", ("scripts/validate_gripper.py", logs, "--json", f"{work}/verdicts.json")),
+        Step("Roll out the pose policy", rollout(pose, work, "pose", scenes_before)),
+        Step("Record demonstrations", (*record, *scene, "--referee", "physics")),
+        Step("Convert the recordings", (*convert, "--resolution", "160", "90")),
+        Step("Grow the policy to 8-D", ("scripts/finetune_from_7d_to_8d.py", *grow)),
+        Step("Fine-tune it", (*train, *from_grown, *size)),
+        Step("Train the same network from scratch", (*train, *from_scratch, *size)),
+        Step("Roll out the fine-tuned policy", rollout(tuned, work, "finetuned", scenes, *pictures)),
+        Step("Roll out the one from scratch", rollout(scratch, work, "scratch", scenes, *paired)),
+        Step("Run the fine-tuned policy over held-out episodes", infer),
+        Step("Judge the gripper's commands", judge, accepted=(0, 1)),
     ]
 
 
-def prepare(work: Path) -> None:
-    """Make ``work`` empty; what is in it is removed only if an earlier demo made it.
-
-    Raises:
-        WorkspaceError: it holds somebody else's files.
-    """
-    if work.exists() and any(work.iterdir()):
-        if not (work / MARKER).is_file():
-            raise WorkspaceError(f"{work} is not empty and was not made by the demo; name another --workdir")
-        shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
-    (work / MARKER).touch()
+def rollout(policy: str, work: Path, name: str, scenes: int, *options: str) -> tuple[str, ...]:
+    """The words that roll a checkpoint, or the latest one of a run folder, out in the scenes that all share."""
+    checkpoint = policy if policy.endswith(".ckpt") else f"{policy}/checkpoints/latest.ckpt"
+    words = ("scripts/evaluate_closed_loop.py", checkpoint, "--scenes", str(scenes), "--n-action-steps", str(EXECUTED))
+    return (*words, "--json", f"{work}/rollouts_{name}.json", *options)
 
 
-def play(steps: Sequence[Step], console: Console) -> tuple[int, list[float]]:
-    """Run the commands, stopping at the first that fails; the last exit status and the seconds of each.
-
-    A negative verdict (status 1 of the judge) is a result, not a failure: it is the last command.
-    """
-    seconds = []
-    for number, step in enumerate(steps, start=1):
-        console.rule(f"[bold]{number}/{len(steps)}  {step.title}", align="left")
-        line = f"$ {shlex.join([*script_words(step.script), *step.words[1:]])}"
-        console.print(line, style="cyan", markup=False, highlight=False, soft_wrap=True)
-        begun = time.monotonic()
-        try:
-            status = run_child([sys.executable, str(script_path(step.script)), *step.words[1:]], Path())
-        except KeyboardInterrupt as error:
-            raise Stopped(f"step {number} of {len(steps)} was under way, and all of them are made anew") from error
-        seconds.append(time.monotonic() - begun)
-        console.print(f"{seconds[-1]:.0f} s", style="dim")
-        if status != 0:
-            return status, seconds
-    return 0, seconds
+def headline(rollouts: Mapping[str, Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]) -> str:
+    """What the rollouts show, and what the commands on recordings do."""
+    before, after = (rollouts[name]["success"] for name in ("pose", "finetuned"))
+    count = sum(map(is_good, verdicts))
+    return (
+        f"Rolled out: block in the tray in {before['count']} of {before['of']} scenes before, {after['count']} of "
+        f"{after['of']} after. On recordings: opens and closes in {count} of {len(verdicts)} held-out episodes"
+    )
 
 
-def headline(verdicts: Sequence[Mapping[str, Any]]) -> str:
-    """The verdict on all episodes; a policy that mostly moves after the measured gripper did may only copy it."""
-    count = sum(is_good(verdict) for verdict in verdicts)
-    if count < len(verdicts):
-        return f"The gripper opens and closes in {count} of {len(verdicts)} held-out episodes"
-    ahead, events = leading(verdicts)
-    if 2 * ahead < events:
-        return f"The gripper moves, but only {ahead} of {events} times before the measured one: it may be a copy"
-    return "The gripper opens and closes, by its commands on recordings"
+def rollout_table(rollouts: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One policy a row, in the same scenes: success with its interval, grasps, and why it failed."""
+    table = Table("policy", "block in the tray", "95 % interval", "grasped", "what went wrong")
+    titles = {"pose": "7-D, as shipped", "finetuned": "grown to 8-D and fine-tuned", "scratch": "from scratch, as long"}
+    for name, title in titles.items():
+        found = rollouts[name]
+        success, grasped = found["success"], found["grasped"]
+        low, high = success["interval"]
+        reasons = ", ".join(f"{reason} {count}" for reason, count in found["reasons"].items()) or "-"
+        share = f"{success['count']} of {success['of']}"
+        table.add_row(title, share, f"{low:.0%}-{high:.0%}", f"{grasped['count']} of {grasped['of']}", reasons)
+    return table
 
 
 def is_good(verdict: Mapping[str, Any]) -> bool:
@@ -137,12 +116,12 @@ def how_firm(verdicts: Sequence[Mapping[str, Any]]) -> str:
     return (
         f"opens and closes in {count} of {len(verdicts)} held-out episodes (95 % interval {low:.0%}-{high:.0%}), "
         f"{ahead} of {events} changes before they were measured.\nThat is when it would close; whether it then holds "
-        "anything, only a rollout shows"
+        "anything, the rollouts show"
     )
 
 
-def outcome(work: Path, verdicts: Sequence[Mapping[str, Any]]) -> Group:
-    """What the files in ``work`` say was inherited, measured and commanded."""
+def outcome(work: Path, rollouts: Mapping[str, Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]) -> Group:
+    """What the files in ``work`` say was inherited, measured, commanded and done."""
     ledger = json.loads((work / "ledger.json").read_text())
     first, *_, last = (json.loads(line) for line in (work / "finetuned" / "logs.json.txt").read_text().splitlines())
     facts = Table.grid(padding=(0, 2))
@@ -157,7 +136,11 @@ def outcome(work: Path, verdicts: Sequence[Mapping[str, Any]]) -> Group:
     if "val_position_error_mm" in last:
         facts.add_row("held-out poses", f"{last['val_position_error_mm']:.0f} mm mean error of the predicted positions")
     facts.add_row("gripper", how_firm(verdicts))
-    return Group(facts, "", verdict_table(work, verdicts))
+    facts.add_row("look at", f"{work}/rollouts/outcomes.png and the videos beside it")
+    referee = (
+        f"Rollouts before the physics referee, {rollouts['finetuned']['n_action_steps']} steps of a chunk executed"
+    )
+    return Group(facts, "", referee, rollout_table(rollouts), "", "On recordings", verdict_table(work, verdicts))
 
 
 def weights_line(first: Mapping[str, Any], ledger: Mapping[str, Any]) -> str:
@@ -205,24 +188,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(arguments: argparse.Namespace) -> Answer:
     """Run the recipe and tell what came of it."""
-    console = Console()
     folder = arguments.workdir
     steps = recipe(folder, arguments.seed, quick=arguments.quick)
-    prepare(folder)
-    status, seconds = play(steps, console)
-    judged = len(seconds) == len(steps) and status in (0, 1)
-    if not judged:
-        failed = f"{steps[len(seconds) - 1].title!r} failed with status {status}; its message is above"
-        return Answer(Text(failed, style="red"), status)
+    if not (PRETRAINED / "tabletop_7d.ckpt").is_file():
+        absent = f"{PRETRAINED / 'tabletop_7d.ckpt'}: the pose policy is not there"
+        raise WorkspaceError(f"{absent}; make it with {command('pretrain_demo_policy')}")
+    prepare(folder, MARKER)
+    played = play(steps, Console())
+    last = steps[len(played.statuses) - 1]
+    if played.statuses[-1] not in last.accepted:
+        failed = f"{last.title!r} failed with status {played.statuses[-1]}; its message is above"
+        return Answer(Text(failed, style="red"), played.statuses[-1])
     verdicts = json.loads((folder / "verdicts.json").read_text())
-    result = outcome(folder, verdicts)
-    return Answer(Panel(result, title=headline(verdicts), subtitle=times_text(steps, seconds), expand=False), status)
+    names = ("pose", "finetuned", "scratch")
+    rollouts = {name: json.loads((folder / f"rollouts_{name}.json").read_text()) for name in names}
+    result = outcome(folder, rollouts, verdicts)
+    panel = Panel(result, title=headline(rollouts, verdicts), subtitle=times_text(steps, played), expand=False)
+    return Answer(panel, played.statuses[-1])
 
 
-def times_text(steps: Sequence[Step], seconds: Sequence[float]) -> str:
+def times_text(steps: Sequence[Step], played: Played) -> str:
     """Where the time went."""
-    slowest = max(range(len(steps)), key=seconds.__getitem__)
-    return f"{sum(seconds):.0f} s, of which {seconds[slowest]:.0f} s: {steps[slowest].title.lower()}"
+    slowest = max(range(len(steps)), key=played.seconds.__getitem__)
+    longest = played.seconds[slowest]
+    return f"{sum(played.seconds):.0f} s, of which {longest:.0f} s: {steps[slowest].title.lower()}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

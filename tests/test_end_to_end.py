@@ -37,11 +37,11 @@ def check_sums(ledger: dict[str, Any]) -> None:
         assert counted == ledger["target_totals"][part]["keys"] > 0
 
 
-def test_made_recordings_to_verdict(tmp_path: Path) -> None:
+def test_made_recordings_to_verdict_and_rollout(tmp_path: Path) -> None:
     """The demo in its quick form: every step runs, and two updates have taught nothing, which it says."""
     work = tmp_path / "demo"
     printed = run("scripts/demo.py", "--quick", "--workdir", work, expect=1)
-    assert "The gripper was not learned" in printed
+    assert "block in the tray in 0 of 2 scenes before, 0 of 2 after" in " ".join(printed.split())
     assert "157 tensors inherited" in printed
     check_sums(json.loads((work / "ledger.json").read_text()))
     first, *_, last = metrics(work / "finetuned")
@@ -49,9 +49,12 @@ def test_made_recordings_to_verdict(tmp_path: Path) -> None:
     assert (first["inherited_tensors"], first["grown_tensors"], first["fresh_tensors"]) == (157, 9, 0)
     assert f"{first['val_loss_before_first_update']:.4f} before the first update" in printed
     assert last["global_step"] == 2
+    assert metrics(work / "scratch")[0]["start"] == "scratch"
     (verdict,) = json.loads((work / "verdicts.json").read_text())
     assert (verdict["generation"], verdict["layout"], verdict["action_dim"]) == (3, "xyz_quat_gripper", 8)
     assert verdict["equals_measured_gripper"] is False
+    assert (work / "rollouts" / "outcomes.png").stat().st_size > 10_000
+    assert len(list((work / "rollouts").glob("*.mp4"))) == 2
 
 
 def test_real_recordings_and_a_real_checkpoint(shared_data: Path, reference_checkpoint: Path, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ FLOORS = {
     "serve": 3,
     "evaluate": 3,
     "closed_loop": 4,
+    "recipe": 4,
     "report": 4,
 }
 # Modules of floor 0 that others of floor 0 may build on, and the two rooms that training looks into.

@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -38,6 +39,7 @@ TRAINING = " ".join(
 ON_A_SMALL_MACHINE = [
     (re.compile(r"(python train\.py .*)"), rf"\1 {TRAINING}"),
     (re.compile(r"(finetune_7d_to_8d\.sh) 0 200"), rf"\1 cpu 2 {TRAINING}"),
+    (re.compile(r"(evaluate_closed_loop\.py .*) --scenes 20"), r"\1 --scenes 2"),
     (re.compile(r"EPOCHS=200 (bash scripts/train_cogact_finetune\.sh)"), rf"GPU=cpu EPOCHS=2 \1 {TRAINING}"),
 ]
 # So little training leaves quaternions of any length, which the guard refuses as it should.
@@ -62,6 +64,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for episode in range(6):
         write_trajectory(folder / "data" / "raw" / "trajectories", episode_id=episode, n_steps=20, size=(320, 180))
     (folder / "data" / "pretrained").mkdir()
+    shutil.copy(REPOSITORY / "data" / "pretrained" / "tabletop_7d.ckpt", folder / "data" / "pretrained")
     write_pose_checkpoint(folder / "data" / "pretrained" / "cogact_7d.ckpt")
     return folder
 

@@ -4,11 +4,14 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy import recipe
+from diffusion_policy.checkpoint import read_checkpoint
+from diffusion_policy.spec import POSE, WorkspaceError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -24,76 +27,129 @@ def door(name: str) -> ModuleType:
 
 demo = door("demo")
 make_demo_trajectories = door("make_demo_trajectories")
+pretrain_demo_policy = door("pretrain_demo_policy")
+
+SHIPPED = REPOSITORY / "data" / "pretrained" / "tabletop_7d.ckpt"
+EVENTS = [[10, "close"], [20, "open"]]
 
 
 def quiet() -> Console:
     return Console(quiet=True)
 
 
-def test_the_recipe_uses_the_doors_of_the_readme() -> None:
+def test_the_recipe_uses_the_scripts_of_the_readme() -> None:
     steps = demo.recipe(Path("data/demo"), seed=3, quick=False)
     readme = (REPOSITORY / "README.md").read_text()
-    doors = [step.words[0] for step in steps]
-    assert all((REPOSITORY / path).is_file() for path in doors)
-    assert all(path in readme for path in doors[1:]), "the recording is made; the rest is the README's recipe"
+    scripts = {step.words[0] for step in steps} - {"scripts/make_demo_trajectories.py"}
+    assert all((REPOSITORY / path).is_file() for path in scripts)
+    assert all(path in readme for path in scripts), "the recording is made; the rest is the README's recipe"
     assert not any("max_train_steps" in word for step in steps for word in step.words)
 
 
 def test_each_step_reads_what_an_earlier_one_wrote() -> None:
     words = [" ".join(step.words) for step in demo.recipe(Path("work"), seed=0, quick=True)]
-    assert "--output work/trajectories" in words[0]
-    assert "--input work/trajectories --output work/tabletop.zarr" in words[1]
-    assert "hydra.run.dir=work/pose_policy" in words[2]
-    assert "--old_ckpt work/pose_policy/checkpoints/latest.ckpt --new_ckpt work/grown.ckpt" in words[3]
+    assert f"evaluate_closed_loop.py {SHIPPED} --scenes 2" in words[0]
+    assert "--output work/trajectories" in words[1]
+    assert "--input work/trajectories --output work/tabletop.zarr" in words[2]
+    assert f"--old_ckpt {SHIPPED} --new_ckpt work/grown.ckpt" in words[3]
     assert "pretrained.path=work/grown.ckpt hydra.run.dir=work/finetuned" in words[4]
-    assert "work/finetuned/checkpoints/latest.ckpt work/tabletop.zarr --output work/logs" in words[5]
-    assert "work/logs" in words[6]
+    assert "experiment=demo_scratch hydra.run.dir=work/scratch" in words[5]
+    assert "work/finetuned/checkpoints/latest.ckpt" in words[6]
+    assert "work/scratch/checkpoints/latest.ckpt" in words[7]
+    assert "--compare work/rollouts_finetuned.json" in words[7]
+    assert "work/finetuned/checkpoints/latest.ckpt work/tabletop.zarr --output work/logs" in words[8]
+    assert "work/logs" in words[9]
+
+
+def test_all_policies_are_rolled_out_alike() -> None:
+    steps = demo.recipe(Path("work"), seed=5, quick=False)
+    rollouts = [step.words for step in steps if step.script == "evaluate_closed_loop"]
+    assert len(rollouts) == 3
+    for words in rollouts:
+        assert words[words.index("--n-action-steps") + 1] == "8"
+        assert "--seed" not in words, "the scenes are those of every demo"
+
+
+def test_the_shipped_policy_is_small_and_tells_where_it_comes_from() -> None:
+    assert SHIPPED.stat().st_size < 5_000_000
+    found = read_checkpoint(SHIPPED)
+    assert found.provenance is not None
+    origin = found.provenance["pretraining"]
+    commands = pretrain_demo_policy.recipe(Path("data/demo_pretraining"), episodes=160, seed=7, epochs=25)
+    assert origin["commands"] == [" ".join(step.words) for step in commands]
+    assert tuple(found.cfg.shape_meta.action.names) == POSE
+    weights = found.state_dict("ema_model")
+    assert {str(value.dtype) for name, value in weights.items() if name.startswith("normalizer.")} == {"torch.float32"}
 
 
 def test_somebody_elses_folder_is_not_emptied(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("three years")
-    with pytest.raises(WorkspaceError, match="is not empty and was not made by the demo"):
-        demo.prepare(tmp_path)
+    with pytest.raises(WorkspaceError, match="is not empty and was not made by this command"):
+        recipe.prepare(tmp_path, demo.MARKER)
     assert demo.main(["--workdir", str(tmp_path)]) == 2
     assert (tmp_path / "thesis.txt").read_text() == "three years"
 
 
 def test_its_own_folder_is_made_anew(tmp_path: Path) -> None:
     work = tmp_path / "data" / "demo"
-    demo.prepare(work)
+    recipe.prepare(work, demo.MARKER)
     (work / "old.txt").touch()
-    demo.prepare(work)
+    recipe.prepare(work, demo.MARKER)
     assert [path.name for path in work.iterdir()] == [demo.MARKER]
 
 
-@pytest.mark.parametrize(("second", "status", "ran"), [("sys.exit(7)", 7, 2), ("pass", 0, 3)])
-def test_the_first_failure_is_the_last_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str, status: int, ran: int
+@pytest.mark.parametrize(
+    ("second", "accepted", "statuses"), [("sys.exit(7)", (0,), (0, 7)), ("sys.exit(1)", (0, 1), (0, 1, 0))]
+)
+def test_a_status_that_is_no_result_is_the_last(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    second: str,
+    accepted: tuple[int, ...],
+    statuses: tuple[int, ...],
 ) -> None:
-    monkeypatch.setattr(demo, "script_path", lambda script: tmp_path / f"{script}.py")
+    monkeypatch.setattr(recipe, "script_path", lambda script: tmp_path / f"{script}.py")
     for number, program in enumerate(["pass", second, "pass"]):
         written = f"import sys; open({str(tmp_path / 'ran')!r}, 'a').write('x'); {program}"
         (tmp_path / f"part_{number}.py").write_text(written)
-    found, seconds = demo.play([demo.Step("part", (f"scripts/part_{n}.py",)) for n in range(3)], quiet())
-    assert (found, len(seconds)) == (status, ran)
-    assert (tmp_path / "ran").read_text() == "x" * ran
+    steps = [recipe.Step("part", (f"scripts/part_{n}.py",), accepted) for n in range(3)]
+    played = recipe.play(steps, quiet())
+    assert played.statuses == statuses
+    assert len(played.seconds) == len(statuses)
+    assert (tmp_path / "ran").read_text() == "x" * len(statuses)
+
+
+def rollouts(before: int, after: int) -> dict[str, Any]:
+    def share(count: int) -> dict[str, Any]:
+        return {"success": {"count": count, "of": 40, "interval": [0.0, 1.0]}, "grasped": None, "reasons": {}}
+
+    return {"pose": share(before), "finetuned": share(after), "scratch": share(0)}
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "ahead", "said"),
+    ("verdicts", "told"),
     [
-        (["opens and closes", "learned"], 2, "The gripper opens and closes, by its commands on recordings"),
-        (["opens and closes", "never closes"], 2, "opens and closes in 1 of 2 held-out episodes"),
-        (["opens and closes", "opens and closes"], 0, "only 0 of 4 times before the measured one: it may be a copy"),
+        (["opens and closes", "learned"], "opens and closes in 2 of 2 held-out episodes"),
+        (["opens and closes", "never closes"], "opens and closes in 1 of 2 held-out episodes"),
     ],
 )
-def test_the_headline_is_the_verdict(verdicts: list[str], ahead: int, said: str) -> None:
-    events = [[10, "close"], [20, "open"]]
-    logs = [{"verdict": verdict, "events": events, "leads_measurement": ahead} for verdict in verdicts]
-    assert said in demo.headline(logs)
+def test_the_headline_names_rollouts_and_recordings_apart(verdicts: list[str], told: str) -> None:
+    logs = [{"verdict": verdict, "events": EVENTS, "leads_measurement": 2} for verdict in verdicts]
+    found = demo.headline(rollouts(0, 35), logs)
+    assert "0 of 40 scenes before, 35 of 40 after" in found
+    assert told in found
     for word in ("learned", "grasp"):
-        assert word not in demo.headline(logs) + demo.how_firm(logs), "commands on recordings do not show that"
-    assert "only a rollout shows" in demo.how_firm(logs)
+        assert word not in found + demo.how_firm(logs), "commands on recordings do not show that"
+    assert "the rollouts show" in demo.how_firm(logs)
+
+
+def test_a_missing_pose_policy_is_an_error_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "PRETRAINED", tmp_path)
+    assert demo.main(["--workdir", str(tmp_path / "demo")]) == 2
+    assert "pretrain_demo_policy" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
 
 
 def test_recording_is_a_door(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
