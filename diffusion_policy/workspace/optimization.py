@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers.optimization import get_scheduler
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.adapt.param_groups import (
@@ -29,6 +27,7 @@ from diffusion_policy.adapt.param_groups import (
 )
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.workspace import TrainingError
+from diffusion_policy.workspace.schedule import make_schedule as make_schedule
 
 Groups = list[dict[str, Any]]
 
@@ -102,19 +101,6 @@ def split_by_layer(groups: Groups, policy: nn.Module, decay: float) -> Groups:
         for steps, parameters in sorted(by_distance.items()):
             split.append({**group, "params": parameters, "lr": group["lr"] * decay**steps})
     return split
-
-
-def make_schedule(optimizer: torch.optim.Optimizer, settings: DictConfig, n_updates: int) -> LambdaLR:
-    """The learning-rate schedule over all updates of the run (`training.lr_scheduler`, `lr_warmup_steps`)."""
-    try:
-        return get_scheduler(
-            settings.lr_scheduler,
-            optimizer=optimizer,
-            num_warmup_steps=settings.lr_warmup_steps,
-            num_training_steps=n_updates,
-        )
-    except ValueError as error:
-        raise TrainingError(f"training.lr_scheduler: {error}") from error
 
 
 class Stages:

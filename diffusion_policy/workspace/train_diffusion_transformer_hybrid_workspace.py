@@ -35,7 +35,7 @@ from diffusion_policy.workspace.measuring import Measuring, is_due
 from diffusion_policy.workspace.metric_names import check_metric_names
 from diffusion_policy.workspace.metrics import MetricsLog, figure
 from diffusion_policy.workspace.older_settings import with_present_keys
-from diffusion_policy.workspace.optimization import Stages, make_optimizer, make_schedule, roles_of
+from diffusion_policy.workspace.optimization import Stages, make_optimizer, roles_of
 from diffusion_policy.workspace.processes import Processes, join_processes
 from diffusion_policy.workspace.progress import TrainingBar
 from diffusion_policy.workspace.resuming import LATEST
@@ -46,6 +46,7 @@ from diffusion_policy.workspace.run_state import (
     resume_generators,
     seed_process,
 )
+from diffusion_policy.workspace.schedule import make_schedule, plain_schedule, resume_rates, updates_in_all
 from diffusion_policy.workspace.summary import RunSummary
 from diffusion_policy.workspace.threads import settle_threads
 from diffusion_policy.workspace.updates import Seen, Updates, Watch, write_dump
@@ -153,10 +154,9 @@ class TrainDiffusionTransformerHybridWorkspace:
         self._log: MetricsLog | None = None
         if processes.writes:
             self._log = stack.enter_context(MetricsLog(self.output_dir, self.progress.global_step, cfg.logging, cfg))
-        total = cfg.training.num_epochs * self._updates_per_epoch
         self._bar = stack.enter_context(
             TrainingBar(
-                total,
+                self._updates_in_all,
                 self.progress.global_step,
                 cfg.training.num_epochs,
                 visible=processes.writes,
@@ -172,21 +172,19 @@ class TrainDiffusionTransformerHybridWorkspace:
             self._threads = settle_threads(asked, state.threads if state else None, self._begun)
 
     @property
-    def _updates_per_epoch(self) -> int:
-        return -(-len(self._data.train.order) // self.cfg.training.gradient_accumulate_every)
+    def _updates_in_all(self) -> int:
+        return updates_in_all(self.progress, len(self._data.train.order), self.cfg.training)
 
     def _make_updates(self, beginning: Beginning) -> None:
         """Optimiser, schedule, stages and EMA; in the state that a resumed run left them in."""
-        cfg, training = self.cfg, self.cfg.training
+        cfg, training, state = self.cfg, self.cfg.training, beginning.run_state
         roles = roles_of(self.model, beginning.ledger)
         optimizer = make_optimizer(self.model, cfg.optimizer, cfg.learning_rates, roles)
-        schedule = make_schedule(optimizer, training, training.num_epochs * self._updates_per_epoch)
+        self.progress = state.progress if state is not None else self.progress
+        schedule = make_schedule(optimizer, training, self._updates_in_all)
         ema = None if self.ema_model is None else beginning.make_ema(cfg.ema, self.ema_model)
-        state = beginning.run_state
         if state is not None:
-            optimizer.load_state_dict(beginning.optimizer_state())
-            schedule.load_state_dict(state.lr_scheduler)
-            self.progress = state.progress
+            resume_rates(optimizer, schedule, beginning.optimizer_state(), state.lr_scheduler)
             resume_generators(state, training.seed, self._processes.rank, self._processes.world_size)
         else:
             seed_process(training.seed, self._processes.rank)
@@ -371,13 +369,6 @@ def _less_memory(cfg: DictConfig) -> str:
         "raise training.gradient_accumulate_every by as much; if it was in a validation, lower "
         f"val_dataloader.batch_size (now {cfg.val_dataloader.batch_size}).{cache}"
     )
-
-
-def plain_schedule(state: dict[str, Any]) -> dict[str, Any]:
-    """A schedule's state without the functions, which follow from the config."""
-    return {key: value for key, value in state.items() if key != "lr_lambdas"} | {
-        "lr_lambdas": [None] * len(state["lr_lambdas"])
-    }
 
 
 def debug_settings(cfg: DictConfig) -> DictConfig:

@@ -141,7 +141,7 @@ class Saved(TrainDiffusionTransformerHybridWorkspace):
     def _make_updates(self, beginning):
         """Another update for every case: at an epoch's border, before it, after it, in its middle."""
         super()._make_updates(beginning)
-        self.at = 1 + sum(map(ord, self.name)) % (self.cfg.training.num_epochs * self._updates_per_epoch - 1)
+        self.at = 1 + sum(map(ord, self.name)) % (self._updates_in_all - 1)
         self.cfg.training.checkpoint_every_steps = self.at
 
     def _save(self, *arguments):
