@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion_policy.command_line import Answer, Stopped, progress, run_command
 from diffusion_policy.installation import CONFIG
 from diffusion_policy.policy import SCHEDULER_NAMES
+from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
 
 if TYPE_CHECKING:
     from diffusion_policy.closed_loop.evaluation import ClosedLoop, Evaluation
@@ -56,8 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--compare", type=Path, metavar="OTHER", help="a checkpoint, or what --json wrote of one")
     parser.add_argument("--weights", choices=["ema_model", "model"], default="ema_model")
-    parser.add_argument("--scheduler", choices=SCHEDULER_NAMES, default="ddim")
-    parser.add_argument("--steps", type=int, default=8, help="denoising steps (default 8)")
+    parser.add_argument("--scheduler", choices=SCHEDULER_NAMES, default=DEFAULT_SAMPLER.scheduler)
+    parser.add_argument(
+        "--steps", type=int, default=DEFAULT_SAMPLER.steps, help="denoising steps (default %(default)d)"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="compute threads (default: as many as other processes leave cores)")
     parser.add_argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from diffusion_policy.checkpoint import load_policy
+from diffusion_policy.checkpoint import load_policy, read_checkpoint
 from diffusion_policy.closed_loop.server_actor import serve_settings, served
 from diffusion_policy.commands import command
 from diffusion_policy.cores import choose_threads
@@ -19,8 +20,11 @@ from diffusion_policy.env_runner.actors import Actor, PolicyActor
 from diffusion_policy.env_runner.results import ResultError, SceneResult, summary
 from diffusion_policy.env_runner.rollout import Film, Rules, roll_out, usual_action_steps
 from diffusion_policy.env_runner.simulator import Simulator
+from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER, Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.storage import file_sha256
+
+logger = logging.getLogger(__name__)
 
 DOCUMENT_VERSION = 1
 _MAX_STEPS = 1000
@@ -52,8 +56,8 @@ class Evaluation:
     n_action_steps: int | None = None
     latency_ms: float = 0.0
     weights: str = "ema_model"
-    scheduler: str = "ddim"
-    steps: int = 8
+    scheduler: str = DEFAULT_SAMPLER.scheduler
+    steps: int = DEFAULT_SAMPLER.steps
     device: str = "cpu"
     threads: int | None = None
     through_server: bool = False
@@ -159,7 +163,13 @@ def _acting(checkpoint: Path, evaluation: Evaluation) -> Iterator[tuple[Actor, d
             yield actor, {key: about[key] for key in keys}
         return
     torch.set_num_threads(threads)
-    policy = load_policy(checkpoint, which=evaluation.weights, device=evaluation.device)
+    opened = read_checkpoint(checkpoint)
+    note = sampler_note(
+        sampler_of_training(opened.provenance, opened.cfg), Sampler(evaluation.scheduler, evaluation.steps)
+    )
+    if note is not None:
+        logger.warning("%s: %s", checkpoint, note)
+    policy = load_policy(opened, which=evaluation.weights, device=evaluation.device)
     set_sampler(policy, evaluation.scheduler, evaluation.steps)
     identity = {"checkpoint": str(checkpoint), "checkpoint_sha256": file_sha256(checkpoint)}
     chosen = {key: getattr(evaluation, key) for key in ("weights", "scheduler", "steps")}
