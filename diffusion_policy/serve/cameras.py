@@ -76,11 +76,17 @@ class CameraWatch:
     """
 
     def __init__(
-        self, name: str, settings: CameraSettings, sizes: Sequence[Size], max_pixels: int, n_frames: int
+        self,
+        name: str,
+        settings: CameraSettings,
+        recorded: Sequence[Size],
+        read: Size | None,
+        max_pixels: int,
+        n_frames: int,
     ) -> None:
         self.name = name
         self._settings = settings
-        self._sizes = tuple(sizes)
+        self._recorded, self._read = tuple(recorded), read
         self._max_pixels = max_pixels
         self._decoders = ThreadPoolExecutor(n_frames, "decode")
         self._seen: OrderedDict[bytes, Picture] = OrderedDict()  # by the bytes as they came
@@ -91,10 +97,9 @@ class CameraWatch:
     def of(cls, about: Mapping[str, Any], settings: ServeSettings, n_frames: int) -> CameraWatch:
         """The watch of the one camera that the protocol carries; ``about``: what an engine says of its policy."""
         (name,) = about.get("cameras", ["image"])
-        sizes = about.get("trained_on", {}).get("frame_sizes", {}).get(name, [])
-        sizes = sizes or ([about["image_size"]] if "image_size" in about else [])
-        limit = settings.limits.image_pixels
-        return cls(name, settings.cameras, [(width, height) for width, height in sizes], limit, n_frames)
+        recorded = [(w, h) for w, h in about.get("trained_on", {}).get("frame_sizes", {}).get(name, [])]
+        read = tuple(about["image_size"]) if "image_size" in about else None
+        return cls(name, settings.cameras, recorded, read, settings.limits.image_pixels, n_frames)
 
     def reset(self) -> None:
         """Another episode: whether the camera has stopped is asked anew."""
@@ -148,10 +153,18 @@ class CameraWatch:
                 f"camera {self.name}: the picture is {kind} (mean level {picture.level:.0f} of 255): covered, or dead?"
             )
             found += self._find(self._settings.on_black, "bad_image", said)
-        if self._sizes and not any(_is_alike(picture.size, size) for size in self._sizes):
-            known = " or ".join(f"{w}x{h}" for w, h in self._sizes)
-            said = f"camera {self.name}: the picture is {width}x{height}, of another shape than in training ({known})"
-            found += self._find(self._settings.on_aspect, "bad_image", said + ": it is squeezed")
+        sizes = self._recorded or (() if self._read is None else (self._read,))
+        if sizes and not any(_is_alike(picture.size, size) for size in sizes):
+            known = " or ".join(f"{w}x{h}" for w, h in sizes)
+            where = (
+                f"than in training ({known})"
+                if self._recorded
+                else (
+                    f"than the policy reads ({known}; what its training's pictures were, the checkpoint does not say)"
+                )
+            )
+            said = f"camera {self.name}: the picture is {width}x{height}, of another shape {where}: it is squeezed"
+            found += self._find(self._settings.on_aspect, "bad_image", said)
         return found
 
     def _judge_motion(self, observation: Observation, pictures: Sequence[Picture]) -> list[str]:

@@ -16,7 +16,7 @@ from diffusion_policy.cores import CpuTimes, Threads, choose_threads
 logger = logging.getLogger(__name__)
 
 # Seconds over which other processes are watched between two judgments; a much longer look says nothing of now.
-LOOK_S, OLD_S = 5.0, 30.0
+LOOK_S, OLD_S = 2.0, 30.0
 
 
 class ComputeThreads:

@@ -48,7 +48,9 @@ async def _serve(host: Host, reader: asyncio.StreamReader, writer: asyncio.Strea
             if connection is not None:
                 logger.info("%s connected", peer)
                 await connection.serve(functools.partial(_receive, host, connection, reader), send)
-        except (TimeoutError, asyncio.IncompleteReadError, OSError) as error:
+        except asyncio.IncompleteReadError as error:
+            logger.info("%s hung up%s", peer, " in the middle of a message" if error.partial else "")
+        except OSError as error:  # also: silent, or stuck, for too long
             logger.info("%s is gone: %s", peer, error or type(error).__name__)
         finally:
             writer.close()

@@ -57,7 +57,10 @@ SHOWN: dict[str, tuple[dict[str, Any], str | None]] = {
     "white": (two(lambda step: BLACK + np.uint8(255 - step)), "the picture is of one color (mean level 254 of 255)"),
     "one color": (two(lambda step: BLACK + np.array([9, 99, 30 + step], np.uint8)), "of one color"),
     "dark, with something in it": (two(lambda step: scene(step) // 8), None),
-    "4:3": (two(lambda step: scene(step, (640, 480))), "the picture is 640x480, of another shape than in training"),
+    "4:3": (
+        two(lambda step: scene(step, (640, 480))),
+        "the picture is 640x480, of another shape than the policy reads (320x180; ",
+    ),
     "portrait": (two(lambda step: scene(step, (180, 320))), "the picture is 180x320"),
     "square": (two(lambda step: scene(step, (256, 256))), "the picture is 256x256"),
     "nearly 16:9": (two(lambda step: scene(step, (848, 480))), None),
@@ -192,7 +195,7 @@ def test_a_stopped_camera_may_be_a_warning_and_its_limits_are_settings() -> None
 
 def test_every_camera_is_judged_by_itself() -> None:
     """Two watches, as a policy of two cameras needs them: one stops, the other does not."""
-    watches = [CameraWatch(name, CameraSettings(), [(320, 180)], 10**6, 2) for name in ("front", "wrist")]
+    watches = [CameraWatch(name, CameraSettings(), [(320, 180)], None, 10**6, 2) for name in ("front", "wrist")]
     stale = []
     for step in range(8):
         change = moved(step, 0.02)
