@@ -60,6 +60,11 @@ def pip_install(*requirements: str) -> str:
     return shlex.join([_python(), "-m", "pip", "install", *requirements])
 
 
+def python_code(code: str) -> str:
+    """The command that runs a line of Python with the interpreter that runs."""
+    return shlex.join([_python(), "-c", code])
+
+
 def install_extra(extra: str) -> str:
     """The command that installs the packages of an optional extra of this project."""
     try:

@@ -127,7 +127,7 @@ def _check_dataset(path: str | Path) -> None:
     names = buffer.names("action")
     if POSE_GRIPPER[-1] not in names:
         raise AdaptError(f"{path}: its action is {' '.join(names)}; expected a gripper column to take statistics from")
-    column = np.asarray(buffer["action"][:, names.index(POSE_GRIPPER[-1])])
+    column = buffer.read("action")[:, names.index(POSE_GRIPPER[-1])]
     if column.size == 0 or float(np.ptp(column)) == 0:
         raise AdaptError(
             f"{path}: the gripper never moves in {column.size} steps, so its statistics say nothing; leave --dataset "

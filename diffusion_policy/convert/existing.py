@@ -43,12 +43,13 @@ class ExistingDataset:
 
         Raises:
             ConversionError: it carries no record of a conversion.
-            DatasetError: it is no dataset.
+            DatasetError: it is no dataset, or a file of it is absent or cut.
         """
-        buffer = ReplayBuffer.open(path)
+        buffer = ReplayBuffer.open(path, check_files=False)
         attributes = buffer.root.attrs.asdict()
         if not {CONVERSION, EPISODES, HEMISPHERE} <= attributes.keys():
             raise ConversionError(f"{path} carries no record of its conversion; convert its recordings anew")
+        buffer.refuse(buffer.file_faults())
         hemisphere = attributes[HEMISPHERE]
         return cls(
             buffer=buffer,

@@ -1,7 +1,8 @@
 """Frames that lie one in a file: packed and unpacked directly, without the way through zarr's event loop.
 
 That way costs more than the default codec does (docs/data.md). The short one is taken where it is the same: format 2, a
-local folder, a chunk that is one whole frame, a compressor and nothing else. Everywhere else zarr is asked.
+local folder or a zip archive, a chunk that is one whole frame, a compressor and nothing else. Everywhere else zarr is
+asked. A frame whose file is not there is an error: there is nothing to read in its place.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
-from diffusion_policy.dataset.replay_buffer import STORE_EVERY_CHUNK, DatasetError
+from diffusion_policy.dataset.archive import Archive, ArchiveStore
+from diffusion_policy.dataset.replay_buffer import STORE_EVERY_CHUNK, UNPACKING, DatasetError
 
 
 class FrameFiles:
@@ -25,13 +27,15 @@ class FrameFiles:
         self._array = array.with_config(STORE_EVERY_CHUNK)
         self.shape: tuple[int, ...] = array.shape[1:]
         self._folder = _folder_of_frames(array)
+        self._archive = _archive_of_frames(array)
         # In format 2 these are numcodecs objects, which zarr's types do not say.
-        codecs: Sequence[Any] = array.compressors if self._folder is not None else ()
+        is_plain = self._folder is not None or self._archive is not None
+        codecs: Sequence[Any] = array.compressors if is_plain else ()
         self._codec = codecs[0] if codecs else None
 
     def write(self, first: int, frames: NDArray[np.uint8]) -> None:
         """Put frames (n, H, W, 3) into rows `first` and on."""
-        if self._folder is None:
+        if self._folder is None:  # an archive refuses
             self._array[first : first + len(frames)] = frames
             return
         for row, frame in enumerate(np.ascontiguousarray(frames), start=first):
@@ -56,24 +60,34 @@ class FrameFiles:
         """
         try:
             self._read(frames, first)
-        except (RuntimeError, ValueError) as error:  # of the codecs, and of an array that has another size
+        except FileNotFoundError as error:
+            raise DatasetError(
+                f"{self._array.store_path}: the file of row {error.args[-1]} is not there; the dataset is damaged: "
+                "copy it again from where it is whole, or convert again"
+            ) from error
+        except UNPACKING as error:  # of the codecs, and of an array that has another size
             rows = f"row {first}" if len(frames) == 1 else f"one of the rows {first} to {first + len(frames) - 1}"
             raise DatasetError(
                 f"{self._array.store_path}: {rows} does not unpack ({error}); the dataset is damaged: convert again"
             ) from error
 
     def _read(self, frames: NDArray[np.uint8], first: int) -> None:
-        if self._folder is None:
+        if self._folder is None and self._archive is None:
             frames[:] = self._array[first : first + len(frames)]
             return
         for frame, row in zip(frames, range(first, first + len(frames)), strict=True):
-            try:
-                packed = self._file(self._folder, row).read_bytes()
-            except FileNotFoundError:  # zarr leaves out what equals the fill value
-                frame[:] = self._array[row]
-                continue
+            packed = self._packed(row)
             pixels = packed if self._codec is None else self._codec.decode(packed)
             frame[:] = np.frombuffer(pixels, dtype=np.uint8).reshape(self.shape)
+
+    def _packed(self, row: int) -> bytes:
+        name = self._array.metadata.encode_chunk_key((row, 0, 0, 0))
+        try:
+            if self._archive is not None:
+                return self._archive.read(f"{self._array.path}/{name}")
+            return (self._folder / name).read_bytes()  # type: ignore[operator]
+        except (FileNotFoundError, KeyError) as error:
+            raise FileNotFoundError(row) from error
 
     def _file(self, folder: Path, row: int) -> Path:
         return folder / self._array.metadata.encode_chunk_key((row, 0, 0, 0))
@@ -81,13 +95,20 @@ class FrameFiles:
 
 def _folder_of_frames(array: zarr.Array[Any]) -> Path | None:
     """Where the files of an array lie, if each is one frame that only a compressor has changed; else None."""
+    is_local = isinstance(array.store, LocalStore) and _is_plain(array)
+    return Path(str(array.store.root)) / array.path if is_local else None  # type: ignore[attr-defined]
+
+
+def _archive_of_frames(array: zarr.Array[Any]) -> Archive | None:
+    return array.store.archive if isinstance(array.store, ArchiveStore) and _is_plain(array) else None
+
+
+def _is_plain(array: zarr.Array[Any]) -> bool:
     metadata = array.metadata
-    is_plain = (
+    return (
         metadata.zarr_format == 2
-        and isinstance(array.store, LocalStore)
         and array.dtype == np.uint8
         and array.chunks == (1, *array.shape[1:])
         and metadata.order == "C"
         and not metadata.filters
     )
-    return Path(str(array.store.root)) / array.path if is_plain else None  # type: ignore[attr-defined]

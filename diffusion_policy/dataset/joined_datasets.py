@@ -88,6 +88,6 @@ class JoinedDatasets:
             SpecError: it holds a gripper whose scale is not known.
         """
         if self._buffers[0][key].ndim != 2:
-            return np.concatenate([np.asarray(buffer[key][:]) for buffer in self._buffers])
+            return np.concatenate([buffer.read(key) for buffer in self._buffers])
         names = self.names(key)
         return np.concatenate([buffer.columns(key, names) for buffer in self._buffers])

@@ -6,12 +6,13 @@
 Attributes of the root carry what the numbers mean (`action_semantics`), and those of each array the `names` of its
 dimensions. Files that the reference wrote have neither, and chunks of many frames; they open all the same.
 
-A missing chunk of a zarr array reads as zeros. Writers here store every chunk, also one of zeros, so that a lost one
-can be told from a black image (`missing_chunks`).
+A missing chunk of a zarr array reads as zeros. Writers here store every chunk, also one of zeros, and whoever opens a
+dataset is refused if a file of it is absent or cut (`chunk_files`): nothing is read in its place.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,14 +27,17 @@ from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import BloscCodec
 from zarr.core.array_spec import ArrayConfigParams
 
-from diffusion_policy.commands import command
+from diffusion_policy.dataset.chunk_files import ChunkFault
+from diffusion_policy.dataset.errors import DatasetError
 from diffusion_policy.dataset.gripper_columns import converted, internal_label, is_gripper, scales_of_dataset
 from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec, zarr_arguments
+from diffusion_policy.dataset.opening import Opened, check_attributes, open_dataset
 from diffusion_policy.gripper_scale import DeclaredScales, FoundScales
 from diffusion_policy.places import place, reaching
-from diffusion_policy.spec import GRIPPER, WorkspaceError, default_names
+from diffusion_policy.spec import GRIPPER, default_names
 
 IMAGE_KEY = "image"
+IMAGE_NDIM = 4
 POSE_KEY = "robot_eef_pose"
 GRIPPER_KEY = "robot_gripper_state"
 ACTION_KEY = "action"
@@ -42,12 +46,10 @@ SEMANTICS = "action_semantics"
 # Rows of a low-dimensional chunk: 8192 actions are 262 kB.
 _ROWS = 8192
 ZARR_FORMATS = (2, 3)
+# What codecs raise for bytes that do not unpack, or not to as many as the array says.
+UNPACKING = (RuntimeError, ValueError, TypeError, EOFError, MemoryError, zlib.error)
 # A choice of the writing program in zarr, not of the file.
 STORE_EVERY_CHUNK: ArrayConfigParams = {"write_empty_chunks": True}
-
-
-class DatasetError(WorkspaceError):
-    """A dataset that is absent, damaged, or not what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -72,43 +74,57 @@ class ArrayLayout:
 class ReplayBuffer:
     """A dataset on disk. Nothing is read until it is asked for."""
 
-    def __init__(self, root: zarr.Group, where: str, gripper_scale: DeclaredScales | None = None) -> None:
+    def __init__(
+        self,
+        root: zarr.Group,
+        where: str,
+        gripper_scale: DeclaredScales | None = None,
+        opened: Opened | None = None,
+    ) -> None:
         self.root = root
         self.where = where
         self._declared_scale = gripper_scale
+        self._opened = opened
         self._data = _group(root, "data", where)
         ends = _group(root, "meta", where).get("episode_ends")
         if not isinstance(ends, zarr.Array):
             raise DatasetError(f"{where}: has no meta/episode_ends; expected a converted dataset")
         self._ends = ends
-        self.episode_ends: NDArray[np.int64] = np.asarray(ends[:], dtype=np.int64)
+        self.episode_ends: NDArray[np.int64] = _all_rows(ends, where).astype(np.int64)
         self._check()
 
     @classmethod
-    def open(cls, path: Path | str, *, mode: str = "r", gripper_scale: DeclaredScales | None = None) -> ReplayBuffer:
-        """Open a dataset, in a folder or at a URL, read-only by default.
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        mode: str = "r",
+        gripper_scale: DeclaredScales | None = None,
+        check_files: bool = True,
+    ) -> ReplayBuffer:
+        """Open a dataset, in a folder, at a URL or in a zip archive, read-only by default.
 
         Args:
             path: of the dataset.
             mode: of zarr.
             gripper_scale: that its gripper is stored in, where somebody says so.
+            check_files: whether an absent or cut chunk of data/ is refused, and lost attributes; who says no asks for
+                `file_faults`.
 
         Raises:
-            DatasetError: no dataset there, or one whose arrays and episodes disagree.
+            DatasetError: no dataset there, a file of it is absent or damaged, or its arrays and episodes disagree.
             PlaceError: the URL's store cannot be reached.
         """
         found = place(path)
         with reaching(found):
-            try:
-                root = zarr.open_group(str(found), mode=mode)  # type: ignore[arg-type]
-            except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
-                begun = found.with_name(found.name + ".partial").exists()
-                convert = command("convert_cogact_to_zarr", "--input", "TRAJECTORIES", "--output", found)
-                todo = f"convert recordings to one first: {convert}"
-                if begun:
-                    todo = "a conversion to it is unfinished; the command that made it goes on with --resume"
-                raise DatasetError(f"{found}: no zarr dataset there; {todo}") from error
-            return cls(root, str(found), gripper_scale)
+            opened = open_dataset(found, mode)
+            if mode == "r":
+                opened.refuse(opened.faults("meta"))
+            buffer = cls(opened.root, str(found), gripper_scale, opened)
+            if mode == "r" and check_files:
+                check_attributes(opened, found)
+                opened.refuse(buffer.file_faults())
+            return buffer
 
     @classmethod
     def create(
@@ -135,6 +151,11 @@ class ReplayBuffer:
     def keys(self) -> tuple[str, ...]:
         """Names of the arrays of data/."""
         return tuple(sorted(self._data.array_keys()))
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the arrays of images (N, H, W, C)."""
+        return tuple(key for key in self.keys if self[key].ndim == IMAGE_NDIM)
 
     @property
     def n_steps(self) -> int:
@@ -170,7 +191,7 @@ class ReplayBuffer:
         """(N,) one dimension of a vector array as stored; None where there is none of that name."""
         if key not in self or self[key].ndim != 2 or name not in self.names(key):
             return None
-        return np.asarray(self[key][:])[:, self.names(key).index(name)]
+        return self.read(key)[:, self.names(key).index(name)]
 
     def __contains__(self, key: str) -> bool:
         return key in self._data
@@ -203,7 +224,7 @@ class ReplayBuffer:
         missing = [name for name in names if name not in found]
         if missing:
             raise DatasetError(f"{self.where}: data/{key} has dimensions {list(found)}; {lacking} {missing}")
-        rows = np.ascontiguousarray(np.asarray(array[:])[:, [found.index(name) for name in names]])
+        rows = np.ascontiguousarray(self.read(key)[:, [found.index(name) for name in names]])
         scales = self.gripper_scales if GRIPPER in names and is_gripper(key, ACTION_KEY) else None
         if scales is None:
             return rows
@@ -236,8 +257,30 @@ class ReplayBuffer:
         self._ends[:] = episode_ends
         self.episode_ends = np.asarray(episode_ends, dtype=np.int64)
 
+    def file_faults(self) -> list[ChunkFault]:
+        """Files of data/ that are absent or damaged, as far as a listing and a few bytes of each show."""
+        with reaching(self.where):
+            return [] if self._opened is None else self._opened.faults("data")
+
+    def refuse(self, faults: Sequence[ChunkFault]) -> None:
+        """Raise what these faults of its files amount to; nothing without any.
+
+        Raises:
+            DatasetError: names the first file, and how many there are.
+        """
+        if self._opened is not None:
+            self._opened.refuse(faults)
+
+    def read(self, key: str) -> NDArray[Any]:
+        """All rows (N, ...) of an array of numbers.
+
+        Raises:
+            DatasetError: no such array, or a file of it does not unpack.
+        """
+        return _all_rows(self[key], self.where)
+
     def missing_chunks(self, key: str) -> int:
-        """How many chunk files of an array are not there, and read as its fill value."""
+        """How many chunk files of an array are not there, and would read as its fill value."""
         array = self[key]
         return int(array.nchunks - array.nchunks_initialized)
 
@@ -269,6 +312,35 @@ def create_array(group: zarr.Group, key: str, layout: ArrayLayout, n_steps: int)
         config=STORE_EVERY_CHUNK,
         **options,
     )
+
+
+def _all_rows(array: zarr.Array[Any], where: str) -> NDArray[Any]:
+    """All of an array of numbers.
+
+    Raises:
+        DatasetError: names the first file that does not unpack.
+        PlaceError: its store cannot be reached.
+    """
+    with reaching(where):
+        try:
+            return np.asarray(array[...])
+        except UNPACKING as error:
+            rows = (array.shards or array.chunks)[0]
+            file = f"{array.path}/{array.metadata.encode_chunk_key((_first_bad(array, rows), *[0] * (array.ndim - 1)))}"
+            raise DatasetError(
+                f"{where}/{file} does not unpack ({error}): it is damaged. Copy the dataset again from where it is "
+                "whole, or convert again"
+            ) from error
+
+
+def _first_bad(array: zarr.Array[Any], rows: int) -> int:
+    """Number of the first file along the first axis that does not unpack."""
+    for index, start in enumerate(range(0, array.shape[0], rows)):
+        try:
+            array[start : start + rows]
+        except UNPACKING:
+            return index
+    return 0
 
 
 def low_dim_layout(names: tuple[str, ...]) -> ArrayLayout:

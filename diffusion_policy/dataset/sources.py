@@ -144,7 +144,7 @@ class Frames:
     def read(self, steps: IndexArray) -> NDArray[np.uint8]:
         """Frames (..., H, W, 3) of `steps` (...); a step that occurs twice is unpacked once."""
         if self._files is None:
-            self._files = [FrameFiles(ReplayBuffer.open(path)[self._key]) for path in self._paths]
+            self._files = [FrameFiles(ReplayBuffer.open(path, check_files=False)[self._key]) for path in self._paths]
         size = self._files[0].shape
         wanted, where = np.unique(steps, return_inverse=True)
         if len(wanted) == steps.size:

@@ -6,7 +6,7 @@ Everything is read once; of the images only a few frames are unpacked.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_policy.dataset.chunk_files import ChunkFault
+from diffusion_policy.dataset.errors import DatasetError
 from diffusion_policy.dataset.replay_buffer import (
     ACTION_KEY,
     GRIPPER_KEY,
@@ -29,12 +31,14 @@ from diffusion_policy.gripper_scale import DeclaredScales, FoundScales, parse_sc
 from diffusion_policy.places import place, reaching, read_bytes
 from diffusion_policy.pose_check import PoseFault, order_fault, pose_faults, tilt_from_down, tool_axis
 from diffusion_policy.report import ReportError
-from diffusion_policy.report.steps import FloatArray, Steps, finite, is_pose, steps_of_dataset
+from diffusion_policy.report.steps import FloatArray, Steps, finite, is_pose, open_for_report, steps_of_dataset
 from diffusion_policy.spec import GRIPPER, Layout, action_semantics, layout_from_range
 
 EXPECTED_KEYS = (IMAGE_KEY, POSE_KEY, GRIPPER_KEY, ACTION_KEY)
 # Frames of the dataset that are unpacked and looked at, evenly spread.
 LOOKED_AT = 24
+# Lost files that are named.
+LOST_SHOWN = 3
 # An arm that moves less than this between two steps, by position and angle, stands still.
 STILL_METRES, STILL_RADIANS = 5e-4, 2e-3
 # A frame whose brightest pixel is darker than this is black.
@@ -82,7 +86,8 @@ class DatasetEvidence:
         semantics: what the numbers mean, as the dataset says; None if it does not.
         layout: what the action is, told from its range.
         image_size: (width, height), None without images.
-        missing_frames: image chunks that are not on disk.
+        missing_frames: files of frames, of all cameras, that are absent or cut.
+        lost_files: the first of them, and what is wrong with each.
         black_frames: of those looked at.
         looked_at: frames that were unpacked.
         not_finite: NaN and infinite numbers in low-dimensional arrays.
@@ -113,6 +118,7 @@ class DatasetEvidence:
     layout: Layout
     image_size: tuple[int, int] | None = None
     missing_frames: int = 0
+    lost_files: tuple[str, ...] = ()
     black_frames: int = 0
     looked_at: int = 0
     not_finite: int = 0
@@ -148,8 +154,8 @@ def look_at_dataset(path: str | Path, gripper_scale: DeclaredScales | None = Non
         SpecError: its gripper contradicts the declared scale.
         ReportError: it has no action, or no step.
     """
-    buffer = ReplayBuffer.open(path, gripper_scale=gripper_scale)
-    steps = steps_of_dataset(buffer)
+    buffer, faults = open_for_report(path, gripper_scale)
+    steps = steps_of_dataset(buffer, faults)
     dropped, settings = _conversion(place(path))
     return DatasetEvidence(
         path=str(path),
@@ -159,7 +165,7 @@ def look_at_dataset(path: str | Path, gripper_scale: DeclaredScales | None = Non
         settings=settings,
         identities=episode_identities(buffer),
         **_measure(steps),
-        **_images(buffer),
+        **_images(buffer, steps, faults),
     )
 
 
@@ -305,17 +311,28 @@ def _decided(values: FloatArray) -> NDArray[np.int8]:
     return states[states != UNDECIDED]
 
 
-def _images(buffer: ReplayBuffer) -> dict[str, Any]:
-    if IMAGE_KEY not in buffer or buffer[IMAGE_KEY].ndim != 4:
-        return {}
-    frames = buffer[IMAGE_KEY]
-    steps = np.unique(np.linspace(0, buffer.n_steps - 1, LOOKED_AT).astype(int))
+def _images(buffer: ReplayBuffer, steps: Steps, faults: Sequence[ChunkFault]) -> dict[str, Any]:
+    if IMAGE_KEY not in buffer.cameras:
+        return {"missing_frames": len(faults), "lost_files": _lost_files(faults)}
+    _, height, width, _ = buffer[IMAGE_KEY].shape
+    brightest = []
+    for step in np.unique(np.linspace(0, buffer.n_steps - 1, LOOKED_AT).astype(int)):
+        try:
+            found = steps.cameras[IMAGE_KEY].frame(int(step), width, height)
+        except DatasetError:  # it does not unpack: `camera_evidence` says so, and which
+            continue
+        brightest += [] if found is None else [int(found[0].max())]
     return {
-        "image_size": (int(frames.shape[2]), int(frames.shape[1])),
-        "missing_frames": buffer.missing_chunks(IMAGE_KEY),
-        "black_frames": sum(int(np.asarray(frames[int(step)]).max() < BLACK) for step in steps),
-        "looked_at": len(steps),
+        "image_size": (width, height),
+        "missing_frames": len(faults),
+        "lost_files": _lost_files(faults),
+        "black_frames": sum(value < BLACK for value in brightest),
+        "looked_at": len(brightest),
     }
+
+
+def _lost_files(faults: Sequence[ChunkFault]) -> tuple[str, ...]:
+    return tuple(f"{fault.file} {fault.what}" for fault in faults[:LOST_SHOWN])
 
 
 def _conversion(path: Path) -> tuple[tuple[int, int] | None, Mapping[str, Any] | None]:

@@ -164,12 +164,14 @@ def dead_band(data: DatasetEvidence) -> Finding | None:
 
 def images(data: DatasetEvidence) -> Finding | None:
     """Lost and black frames."""
+    if data.missing_frames:
+        named = f": {', '.join(data.lost_files)}" if data.lost_files else ""
+        evidence = f"{data.missing_frames} files of frames are not on disk, or cut{named}"
+        remedy = "copy the dataset again from where it is whole, or convert again: training refuses it"
+        return Finding("images", "error", evidence, remedy, reconvert(), data.path)
     if data.image_size is None:
         return None
     said = "{} x {} pixels".format(*data.image_size)
-    if data.missing_frames:
-        evidence = f"{said}; {data.missing_frames} chunks of frames are not on disk and read as black"
-        return Finding("images", "error", evidence, "convert again: the dataset is damaged", reconvert(), data.path)
     if data.black_frames:
         evidence = f"{said}; {data.black_frames} of the {data.looked_at} frames looked at are black"
         return Finding("images", "warning", evidence, "look at the recording: the camera was off", about=data.path)

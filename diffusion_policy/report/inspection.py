@@ -15,7 +15,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.report.checkpoint_evidence import look_at_checkpoint
 from diffusion_policy.report.checkpoint_findings import together_findings
@@ -26,7 +25,7 @@ from diffusion_policy.report.findings import Finding, exit_status
 from diffusion_policy.report.gravest import verdict_of
 from diffusion_policy.report.step_evidence import Dimension, StepEvidence, look_at_steps
 from diffusion_policy.report.step_findings import step_findings
-from diffusion_policy.report.steps import Steps, steps_of_dataset, steps_of_recordings
+from diffusion_policy.report.steps import Steps, open_for_report, steps_of_dataset, steps_of_recordings
 
 Progress = Callable[[int, int], None]
 # Findings of the summary that every frame and every step is looked at for here.
@@ -151,7 +150,7 @@ def inspect_dataset(
     together: list[Finding] = []
     if checkpoint is not None:
         together = together_findings(look_at_checkpoint(checkpoint), summary)
-    return _inspect(steps_of_dataset(ReplayBuffer.open(path, gripper_scale=declared)), summary, together, on_progress)
+    return _inspect(steps_of_dataset(*open_for_report(path, declared)), summary, together, on_progress)
 
 
 def _inspect(

@@ -86,7 +86,7 @@ def playback_of_log(log: RunLog, *datasets: ReplayBuffer) -> Playback | None:
         steps = recorded_steps(log, dataset)
         if steps is None:
             continue
-        recorded_positions = np.asarray(dataset[ACTION_KEY][:], dtype=np.float64)[steps, :3]
+        recorded_positions = dataset.read(ACTION_KEY).astype(np.float64)[steps, :3]
         command = gripper_column(dataset, ACTION_KEY) if has_gripper else None
         recorded = None if command is None else command[steps]
         break
@@ -112,7 +112,7 @@ def recorded_steps(log: RunLog, dataset: ReplayBuffer) -> NDArray[np.int64] | No
     steps = _steps(dataset, episode)[::stride]
     if len(steps) != len(log.steps) or POSE_KEY not in dataset:
         return None
-    measured = np.asarray(dataset[POSE_KEY][:], dtype=np.float64)[steps, :3]
+    measured = dataset.read(POSE_KEY).astype(np.float64)[steps, :3]
     return steps if np.abs(measured - log.states[:, :3]).max() < SAME_METRES else None
 
 
@@ -129,7 +129,7 @@ def playback_of_episode(dataset: ReplayBuffer, episode: int) -> Playback:
     """A recorded episode as a playback: its chunks are what was commanded from each step on."""
     steps = _steps(dataset, episode)
     numbers: dict[str, FloatArray] = {
-        key: np.asarray(dataset[key][:], dtype=np.float64)[steps]
+        key: dataset.read(key).astype(np.float64)[steps]
         for key in (ACTION_KEY, POSE_KEY, TIMESTAMP_KEY)
         if key in dataset
     }

@@ -11,6 +11,7 @@ from plotly.graph_objects import Figure
 
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.adapt.ledger_page import part_of_page
+from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, IMAGE_KEY, ReplayBuffer
 from diffusion_policy.gripper_events import gripper_events
 from diffusion_policy.report import figures as plot
@@ -86,10 +87,11 @@ def data_section(data: DatasetEvidence, buffer: ReplayBuffer, number: int = 0) -
 def _sample_frames(buffer: ReplayBuffer) -> str:
     if IMAGE_KEY not in buffer or buffer[IMAGE_KEY].ndim != 4:
         return ""
+    frames = FrameFiles(buffer[IMAGE_KEY])
     steps = np.unique(np.linspace(0, buffer.n_steps - 1, SAMPLE_FRAMES).astype(int))
     shown = "".join(
         picture(
-            np.asarray(buffer[IMAGE_KEY][int(s)]),
+            frames.read(int(s), int(s) + 1)[0],
             f"camera frame of step {s}",
             f"step {s}, episode {np.searchsorted(buffer.episode_ends, s, side='right')}",
         )

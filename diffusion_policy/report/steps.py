@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.convert.decoding import read_frame
+from diffusion_policy.dataset.chunk_files import ChunkFault
+from diffusion_policy.dataset.errors import DatasetError
 from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY, ReplayBuffer
 from diffusion_policy.dataset.sources import episode_names
@@ -57,12 +59,15 @@ class RecordedCamera:
 
 @dataclass(frozen=True)
 class ConvertedCamera:
-    """Frames of a dataset."""
+    """Frames of a dataset; `lost` says of steps whose file is absent or cut what is wrong with it."""
 
     frames: FrameFiles
+    lost: Mapping[int, str] = field(default_factory=dict)
 
     def frame(self, step: int, width: int, height: int) -> tuple[ImageArray, tuple[int, int]] | None:
         """See `Camera.frame`."""
+        if step in self.lost:
+            raise DatasetError(self.lost[step])
         pixels = self.frames.read(step, step + 1)[0]
         size = (pixels.shape[1], pixels.shape[0])
         small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
@@ -127,8 +132,22 @@ class Steps:
         return episode, step - self.slices[episode].start
 
 
-def steps_of_dataset(buffer: ReplayBuffer) -> Steps:
-    """Of a converted dataset.
+def open_for_report(
+    path: Path | str, gripper_scale: DeclaredScales | None = None
+) -> tuple[ReplayBuffer, list[ChunkFault]]:
+    """Open a dataset that is to be reported on, though frames of it are lost; these are listed.
+
+    Raises:
+        DatasetError: no dataset there, or a file of numbers is absent or damaged.
+    """
+    buffer = ReplayBuffer.open(path, gripper_scale=gripper_scale, check_files=False)
+    faults = buffer.file_faults()
+    buffer.refuse([fault for fault in faults if fault.key not in buffer.cameras])
+    return buffer, faults
+
+
+def steps_of_dataset(buffer: ReplayBuffer, faults: Sequence[ChunkFault] = ()) -> Steps:
+    """Of a converted dataset; `faults` are the lost frames that `open_for_report` lists.
 
     Raises:
         ReportError: it has no action, or no step.
@@ -137,7 +156,7 @@ def steps_of_dataset(buffer: ReplayBuffer) -> Steps:
         where, found = buffer.where, f"the arrays {list(buffer.keys)} and {buffer.n_steps} steps"
         raise ReportError(f"{where}: has {found}; expected actions")
     arrays = {key: buffer[key] for key in buffer.keys}
-    numbers = {key: np.asarray(a[:], dtype=np.float64) for key, a in arrays.items() if a.ndim <= 2}
+    numbers = {key: buffer.read(key).astype(np.float64) for key, a in arrays.items() if a.ndim <= 2}
     names = {key: buffer.names(key) for key, array in arrays.items() if array.ndim == 2}
     for key in (ACTION_KEY, GRIPPER_KEY):
         scale = scale_of(buffer.gripper_scales, key)
@@ -150,9 +169,13 @@ def steps_of_dataset(buffer: ReplayBuffer) -> Steps:
         names=names,
         episode_ends=buffer.episode_ends,
         episode_names=episode_names(buffer),
-        cameras={key: ConvertedCamera(FrameFiles(array)) for key, array in arrays.items() if array.ndim == 4},
+        cameras={key: ConvertedCamera(FrameFiles(arrays[key]), _lost(faults, key)) for key in buffer.cameras},
         scales=buffer.gripper_scales,
     )
+
+
+def _lost(faults: Sequence[ChunkFault], key: str) -> dict[int, str]:
+    return {row: f"{f.file} {f.what}" for f in faults if f.key == key for row in range(*f.rows)}
 
 
 def finite(steps: Steps, key: str) -> FloatArray:

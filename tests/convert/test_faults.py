@@ -179,7 +179,10 @@ def test_a_damaged_frame_of_a_dataset_is_named(tmp_path: Path, zarr_format: int,
     run(recorded(tmp_path / "in", 0), tmp_path / "out.zarr", zarr_format=zarr_format, codec=image_codec(codec))
     name = "4.0.0.0" if zarr_format == 2 else "c/4/0/0/0"
     (tmp_path / "out.zarr" / "data" / "image" / name).write_bytes(b"nothing that any codec knows")
-    frames = FrameFiles(ReplayBuffer.open(tmp_path / "out.zarr")["image"])
+    if codec == "blosc":  # whose header says how long it is: refused when it is opened
+        with pytest.raises(DatasetError, match=rf"data/image/{name} has 28 bytes, its header says \d+"):
+            ReplayBuffer.open(tmp_path / "out.zarr")
+    frames = FrameFiles(ReplayBuffer.open(tmp_path / "out.zarr", check_files=False)["image"])
     assert frames.read(0, 4).any()
     with pytest.raises(DatasetError, match=r"data/image: row 4 does not unpack .* the dataset is damaged"):
         frames.read(4, 5)

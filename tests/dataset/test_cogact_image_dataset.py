@@ -161,7 +161,7 @@ def _unlabelled(path: Path, action: np.ndarray) -> Path:
     root = zarr.open_group(str(path), mode="w", zarr_format=2)
     n = len(action)
     arrays = {
-        "image": np.zeros((n, 18, 32, 3), dtype=np.uint8),
+        "image": np.ones((n, 18, 32, 3), dtype=np.uint8),
         "robot_eef_pose": action[:, :7],
         "robot_gripper_state": np.ones((n, 1), dtype=np.float32),
         "action": action,

@@ -10,7 +10,7 @@ from trajectory_factory import draw_frame
 
 from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.dataset.image_codecs import LEVELS, image_codec
-from diffusion_policy.dataset.replay_buffer import create_array, image_layout
+from diffusion_policy.dataset.replay_buffer import DatasetError, create_array, image_layout
 
 FRAMES = np.stack([draw_frame(i, 6, (64, 36))[..., ::-1] for i in range(6)])
 
@@ -33,12 +33,13 @@ def test_each_way_reads_what_the_other_wrote(tmp_path: Path, codec: str, zarr_fo
     assert array.nchunks_initialized == plain.nchunks_initialized
 
 
-def test_a_frame_that_zarr_left_out_reads_as_zarr_reads_it(tmp_path: Path) -> None:
+def test_a_frame_whose_file_is_not_there_is_not_made_up(tmp_path: Path) -> None:
+    """It used to read as black, as zarr reads it: a lost file and a black frame were the same."""
     array = make(tmp_path / "a.zarr")
     FrameFiles(array).write(0, FRAMES[:2])
-    read = FrameFiles(array).read(0, 3)
-    np.testing.assert_array_equal(read[:2], FRAMES[:2])
-    assert not read[2].any()
+    np.testing.assert_array_equal(FrameFiles(array).read(0, 2), FRAMES[:2])
+    with pytest.raises(DatasetError, match=r"a\.zarr/image: the file of row 2 is not there"):
+        FrameFiles(array).read(0, 3)
 
 
 @pytest.mark.parametrize("options", [{"order": "F"}, {"filters": [numcodecs.Delta("u1")]}, {"chunks": (4, 36, 64, 3)}])

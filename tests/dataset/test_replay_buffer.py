@@ -108,7 +108,7 @@ def test_opens_what_the_reference_wrote(tmp_path: Path, codec: str) -> None:
     chunks = (5, 6, 8, 3) if codec == "blosc" else (1, 6, 8, 3)
     data = root.create_group("data")
     data.create_array("image", data=frames, chunks=chunks, compressors=compressor)
-    data.create_array("action", data=np.zeros((12, 8), dtype=np.float32), chunks=(12, 8))
+    data.create_array("action", data=np.ones((12, 8), dtype=np.float32), chunks=(12, 8))
     root.create_group("meta").create_array("episode_ends", data=np.asarray([7, 12]))
     buffer = ReplayBuffer.open(tmp_path / "old.zarr")
     assert buffer.n_episodes == 2

@@ -56,7 +56,7 @@ PLANTED: list[tuple[str, str, dict[str, Any], str]] = [
     ("step-spacing", "warning", {"step_seconds": 0.05}, "at 50% of the speed"),
     ("step-spacing", "warning", {"uneven": 0.2}, "20% of them are off"),
     ("step-spacing", "error", {"step_seconds": 0.0}, "time does not go on"),
-    ("images", "error", {"missing_frames": 2}, "2 chunks of frames are not on disk"),
+    ("images", "error", {"missing_frames": 2}, "2 files of frames are not on disk"),
     ("images", "warning", {"black_frames": 3}, "3 of the 24 frames looked at are black"),
     ("standing-still", "note", {"still": 0.7}, "stands still in 70%"),
     ("left-out", "note", {"dropped": (2, 250)}, "2 episodes, 250 steps"),

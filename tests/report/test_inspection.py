@@ -216,8 +216,8 @@ def test_a_damaged_dataset(tmp_path: Path) -> None:
     buffer["action"][3, 0] = np.nan
     inspection = inspect_dataset(path)
     assert not inspection.is_advisable
-    assert "row 31 does not unpack" in only(inspection.findings, "undecodable").evidence
-    assert "1 chunks of frames are not on disk" in only(inspection.findings, "images").evidence
+    assert "data/image/31.0.0.0 has 24 bytes" in only(inspection.findings, "undecodable").evidence
+    assert "2 files of frames are not on disk, or cut: " in only(inspection.findings, "images").evidence
     assert only(inspection.findings, "not-finite").severity == "error"
     json.dumps(inspection.to_json(), allow_nan=False)
     draw_pictures(inspection, tmp_path / "pictures")

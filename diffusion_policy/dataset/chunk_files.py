@@ -1,0 +1,250 @@
+"""Every file of a dataset must be there: a chunk that is absent reads as zeros, and a cut one may not read at all.
+
+What a listing and a few bytes of each file show is looked at whenever a dataset is opened: that each chunk has its
+file, that raw chunks have their size, that Blosc chunks are as long as their header says, and that the index of a shard
+names all of its chunks. What only decoding shows is found by whoever decodes (`verification` decodes all).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numcodecs
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, BytesCodec, ShardingCodec
+
+from diffusion_policy.dataset.archive import Archive
+from diffusion_policy.places import file_system
+
+# Bytes of a Blosc header; at 12 stands the length of the whole chunk (little-endian).
+_BLOSC_HEADER, _BLOSC_LENGTH = 16, slice(12, 16)
+_ABSENT = np.uint64(2**64 - 1)
+# A packed chunk may be somewhat larger than its pixels, never this many times.
+_LARGEST = 4
+_NOT_THERE = "is not there"
+
+
+@dataclass(frozen=True)
+class ChunkFault:
+    """A file of an array that is absent or damaged.
+
+    Attributes:
+        key: of the array within its group, such as "image".
+        file: name of the file within the dataset.
+        what: is wrong with it.
+        rows: (first, exclusive end) of the array's rows that it holds.
+        is_absent: whether the file is not there at all.
+    """
+
+    key: str
+    file: str
+    what: str
+    rows: tuple[int, int]
+    is_absent: bool = False
+
+    @property
+    def array(self) -> str:
+        """Path of the array within the dataset."""
+        return self.file[: self.file.index(f"/{self.key}/") + len(self.key) + 1]
+
+
+class Files(Protocol):
+    """The files of a dataset, by name within it."""
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of each file below a folder, by name relative to it."""
+
+    def beginnings(self, names: Sequence[str], n: int) -> Iterator[bytes] | None:
+        """The first n bytes of each, or None where that is not cheap."""
+
+    def endings(self, names: Sequence[str], n: int) -> Iterable[bytes]:
+        """The last n bytes of each."""
+
+
+class LocalFiles:
+    """Of a folder of this machine."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """See `Files`; a link that leads nowhere is no file."""
+        found: dict[str, int] = {}
+        waiting = [(str(self.root / folder), "")]
+        while waiting:
+            path, prefix = waiting.pop()
+            try:
+                entries = os.scandir(path)
+            except FileNotFoundError:
+                continue
+            with entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        waiting.append((entry.path, f"{prefix}{entry.name}/"))
+                    elif entry.is_file():
+                        found[prefix + entry.name] = entry.stat().st_size
+        return found
+
+    def beginnings(self, names: Sequence[str], n: int) -> Iterator[bytes]:
+        """See `Files`."""
+        return (self._read(name, lambda file: os.read(file, n)) for name in names)
+
+    def endings(self, names: Sequence[str], n: int) -> Iterator[bytes]:
+        """See `Files`."""
+        return (self._read(name, lambda file: os.pread(file, n, max(os.fstat(file).st_size - n, 0))) for name in names)
+
+    def _read(self, name: str, part: Any) -> bytes:
+        file = os.open(f"{self.root}/{name}", os.O_RDONLY)
+        try:
+            content: bytes = part(file)
+            return content
+        finally:
+            os.close(file)
+
+
+class RemoteFiles:
+    """Of an object store: one listing, and ranges of many objects at once."""
+
+    def __init__(self, root: Path) -> None:
+        self._store, self._root = file_system(root)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """See `Files`."""
+        path = f"{self._root}/{folder}"
+        found = self._store.find(path, detail=True)
+        return {name.removeprefix(f"{path}/"): int(entry["size"]) for name, entry in found.items()}
+
+    def beginnings(self, names: Sequence[str], n: int) -> None:
+        """See `Files`: a request for each."""
+        return
+
+    def endings(self, names: Sequence[str], n: int) -> Iterable[bytes]:
+        """See `Files`."""
+        paths = [f"{self._root}/{name}" for name in names]
+        found: list[bytes] = self._store.cat_ranges(paths, [-n] * len(paths), [None] * len(paths))
+        return found
+
+
+class ArchiveFiles:
+    """Of a zip archive, whose records have a checksum of their own."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """See `Files`."""
+        begin = f"{folder}/"
+        return {name[len(begin) :]: n for name, n in self._archive.sizes.items() if name.startswith(begin)}
+
+    def beginnings(self, names: Sequence[str], n: int) -> None:
+        """See `Files`: the CRC-32 of a record tells more."""
+        return
+
+    def endings(self, names: Sequence[str], n: int) -> Iterator[bytes]:
+        """See `Files`."""
+        return (self._archive.read(name, max(self._archive.sizes[name] - n, 0)) for name in names)
+
+
+def chunk_faults(array: zarr.Array[Any], files: Files) -> list[ChunkFault]:
+    """What is wrong with the files of an array, as far as a listing and a few bytes of each show."""
+    per_file = array.shards or array.chunks
+    grid = [math.ceil(n / size) for n, size in zip(array.shape, per_file, strict=True)]
+    sizes, folder = files.sizes(array.path), array.path
+    faults: list[ChunkFault] = []
+    there: list[tuple[str, tuple[int, ...]]] = []
+    exact, most = _expected_size(array, per_file)
+    for at in itertools.product(*map(range, grid)):
+        name = array.metadata.encode_chunk_key(at)
+        size = sizes.get(name)
+        what = _of_size(size, exact, most)
+        if what is None:
+            there.append((name, at))
+        else:
+            faults.append(_fault(array, per_file, name, at, what))
+    names = [f"{folder}/{name}" for name, _ in there]
+    for (name, at), what in zip(there, _looked_inside(array, files, names, sizes, there), strict=True):
+        if what is not None:
+            faults.append(_fault(array, per_file, name, at, what))
+    return faults
+
+
+def _fault(array: zarr.Array[Any], per_file: tuple[int, ...], name: str, at: tuple[int, ...], what: str) -> ChunkFault:
+    first = at[0] * per_file[0] if at else 0
+    end = min(first + per_file[0], array.shape[0]) if at else 0
+    return ChunkFault(array.basename, f"{array.path}/{name}", what, (first, end), what == _NOT_THERE)
+
+
+def _expected_size(array: zarr.Array[Any], per_file: tuple[int, ...]) -> tuple[int | None, int]:
+    """Bytes of a file of raw numbers (None if they are packed), and the most that any file may have."""
+    raw = math.prod(per_file) * array.dtype.itemsize
+    is_raw = not array.compressors and not array.filters and array.shards is None
+    is_raw = is_raw and (array.metadata.zarr_format == 2 or isinstance(array.serializer, BytesCodec))
+    return (raw if is_raw else None), _LARGEST * raw + 2**16 + 64 * math.prod(per_file[:1])
+
+
+def _of_size(size: int | None, exact: int | None, most: int) -> str | None:
+    if size is None:
+        return _NOT_THERE
+    if size == 0:
+        return "is empty"
+    if exact is not None and size != exact:
+        return f"has {size} bytes instead of {exact}"
+    return f"has {size} bytes, more than its numbers can take" if size > most else None
+
+
+def _looked_inside(
+    array: zarr.Array[Any],
+    files: Files,
+    names: Sequence[str],
+    sizes: dict[str, int],
+    there: Sequence[tuple[str, tuple[int, ...]]],
+) -> Iterator[str | None]:
+    """For each file that is there, what its first or last bytes say against it."""
+    if array.shards is not None:
+        yield from _shards(array, files, names, sizes, there)
+        return
+    is_blosc = len(array.compressors) == 1 and isinstance(array.compressors[0], numcodecs.Blosc | BloscCodec)
+    headers = files.beginnings(names, _BLOSC_HEADER) if is_blosc else None
+    for (name, _), header in zip(there, headers or itertools.repeat(b""), strict=False):
+        length = int.from_bytes(header[_BLOSC_LENGTH], "little")
+        is_cut = headers is not None and (len(header) < _BLOSC_HEADER or length != sizes[name])
+        yield f"has {sizes[name]} bytes, its header says {length}" if is_cut else None
+
+
+def _shards(
+    array: zarr.Array[Any],
+    files: Files,
+    names: Sequence[str],
+    sizes: dict[str, int],
+    there: Sequence[tuple[str, tuple[int, ...]]],
+) -> Iterator[str | None]:
+    """What the index at the end of each shard (offset and length of each chunk, then a CRC-32C) says against it."""
+    codec, shards = array.metadata.codecs[0], array.shards or ()  # type: ignore[union-attr]
+    if not isinstance(codec, ShardingCodec) or str(codec.index_location.value) != "end" or len(codec.index_codecs) != 2:
+        yield from itertools.repeat(None, len(names))
+        return
+    inner = [n // size for n, size in zip(shards, array.chunks, strict=True)]
+    n_bytes = 16 * math.prod(inner) + 4
+    for (name, at), ending in zip(there, files.endings(names, n_bytes), strict=True):
+        if len(ending) < n_bytes:
+            yield f"has {len(ending)} bytes, fewer than its index"
+            continue
+        entries = np.frombuffer(ending[:-4], dtype="<u8").reshape(*inner, 2)
+        needed = tuple(
+            slice(0, math.ceil((length - index * n) / size))
+            for length, index, n, size in zip(array.shape, at, shards, array.chunks, strict=True)
+        )
+        absent = (entries[needed] == _ABSENT).all(axis=-1)
+        room = sizes[name] - n_bytes
+        beyond = ~absent & ((entries[needed] > room).any(axis=-1) | (entries[needed].sum(axis=-1) > room))
+        if absent.any():
+            yield f"lacks {int(absent.sum())} of its {absent.size} chunks"
+        else:
+            yield f"is cut or its index is damaged ({int(beyond.sum())} chunks)" if beyond.any() else None

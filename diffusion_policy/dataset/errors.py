@@ -1,0 +1,9 @@
+"""The one error of this package."""
+
+from __future__ import annotations
+
+from diffusion_policy.spec import WorkspaceError
+
+
+class DatasetError(WorkspaceError):
+    """A dataset that is absent, damaged, or not what was asked for."""

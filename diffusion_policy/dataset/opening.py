@@ -1,0 +1,151 @@
+"""Where a dataset lies: a folder, a URL or a zip archive; opened as a zarr group, with its files looked through."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zarr
+import zarr.errors
+
+from diffusion_policy.commands import command, python_code
+from diffusion_policy.dataset.archive import Archive, ArchiveStore
+from diffusion_policy.dataset.chunk_files import (
+    ArchiveFiles,
+    ChunkFault,
+    Files,
+    LocalFiles,
+    RemoteFiles,
+    chunk_faults,
+)
+from diffusion_policy.dataset.errors import DatasetError
+from diffusion_policy.places import is_remote, read_bytes
+
+# What zarr raises for metadata that is cut, is not JSON, or does not say what it must.
+_BAD_METADATA = (ValueError, KeyError, TypeError, AttributeError)
+_CONVERSION, _CONTENT_HASH = "conversion", "content_sha256"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A zarr group, and the files behind it.
+
+    Attributes:
+        root: the group.
+        files: of it.
+        where: its path or URL.
+        archive: that it lies in; None for a folder or a URL.
+    """
+
+    root: zarr.Group
+    files: Files
+    where: str
+    archive: Archive | None = None
+
+    def faults(self, group: str) -> list[ChunkFault]:
+        """What is wrong with the files of all arrays of a group, "data" or "meta".
+
+        Raises:
+            DatasetError: metadata of an array is damaged.
+        """
+        try:
+            found = self.root.get(group)
+            arrays = [array for _, array in found.arrays()] if isinstance(found, zarr.Group) else []
+        except _BAD_METADATA as error:
+            raise _damaged_metadata(f"{self.where}/{group}", error) from error
+        return [fault for array in arrays for fault in chunk_faults(array, self.files)]
+
+    def refuse(self, faults: Sequence[ChunkFault]) -> None:
+        """Raise what the faults amount to; nothing without any.
+
+        Raises:
+            DatasetError: names the first file, and how many there are.
+        """
+        if not faults:
+            return
+        first = faults[0]
+        rows = f" (rows {first.rows[0]} to {first.rows[1] - 1})" if first.rows[1] - first.rows[0] > 1 else ""
+        others = f"; {len(faults)} of its files are absent or damaged" if len(faults) > 1 else ""
+        raise DatasetError(
+            f"{self.where}/{first.file}{rows} {first.what}{others}: nothing is read in its place. "
+            f"Copy the dataset again from where it is whole, or convert again{self._zeros(faults)}"
+        )
+
+    def _zeros(self, faults: Sequence[ChunkFault]) -> str:
+        """The way out for a file of another writer, which may have left out chunks of zeros on purpose."""
+        if self.archive is not None or _CONVERSION in self.root.attrs or not all(fault.is_absent for fault in faults):
+            return ""
+        array = f"{self.where}/{faults[0].array}"
+        code = (
+            f'import zarr; a = zarr.open_array({json.dumps(array)}, mode="r+")'
+            '.with_config({"write_empty_chunks": True}); a[:] = a[:]'
+        )
+        return (
+            ". Only if it was all zeros when it was written (some writers leave such chunks out), write the zeros: "
+            f"{python_code(code)}"
+        )
+
+
+def open_dataset(found: Path, mode: str) -> Opened:
+    """Open the zarr group of a dataset.
+
+    Raises:
+        DatasetError: there is none, its metadata is damaged, or it is a zip that is not read in place.
+        OSError: it cannot be reached.
+    """
+    archive = _archive(found, mode)
+    store: Any = str(found) if archive is None else ArchiveStore(archive)
+    try:
+        root = zarr.open_group(store, path=archive.root() if archive else None, mode=mode)  # type: ignore[arg-type]
+    except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
+        raise DatasetError(f"{found}: no zarr dataset there; {_todo(found)}") from error
+    except _BAD_METADATA as error:
+        raise _damaged_metadata(str(found), error) from error
+    files: Files = RemoteFiles(found) if is_remote(found) else LocalFiles(found)
+    return Opened(root, ArchiveFiles(archive) if archive else files, str(found), archive)
+
+
+def check_attributes(opened: Opened, found: Path) -> None:
+    """Refuse a dataset of ours that has lost the attributes of its root; its ledger, beside it, still says it had some.
+
+    Raises:
+        DatasetError: it has.
+    """
+    ledger = found.with_name(f"{found.name}.conversion.json")
+    if not opened.root.attrs.asdict() and ledger.is_file() and f'"{_CONTENT_HASH}"'.encode() in read_bytes(ledger):
+        name = ".zattrs" if opened.root.metadata.zarr_format == 2 else "zarr.json"
+        raise DatasetError(
+            f"{found}/{name} is not there or empty: what its numbers mean is lost, and it carries no record of its "
+            f"conversion ({ledger.name} says it had one); copy it again from where it is whole, or convert again"
+        )
+
+
+def _archive(found: Path, mode: str) -> Archive | None:
+    """The archive that a path is; None if it is none."""
+    if is_remote(found):
+        if found.suffix == ".zip":
+            raise DatasetError(f"{found}: zip archives are read in place from a disk only; copy it to this machine")
+        return None
+    if not found.is_file():
+        return None
+    if not zipfile.is_zipfile(found) and found.suffix != ".zip":
+        raise DatasetError(f"{found}: a file, and no zip archive; expected the folder of a zarr dataset, or its .zip")
+    if mode != "r":
+        raise DatasetError(f"{found}: an archive is only read; unpack it to change it")
+    return Archive(found)
+
+
+def _todo(found: Path) -> str:
+    if found.with_name(found.name + ".partial").exists():
+        return "a conversion to it is unfinished; the command that made it goes on with --resume"
+    convert = command("convert_cogact_to_zarr", "--input", "TRAJECTORIES", "--output", found)
+    return f"convert recordings to one first: {convert}"
+
+
+def _damaged_metadata(where: str, error: Exception) -> DatasetError:
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return DatasetError(f"{where}: its zarr metadata is damaged ({said}); copy it again, or convert again")
