@@ -51,6 +51,9 @@ class Archive:
             names = [record.filename for record in records]
             twice = next(name for name in names if names.count(name) > 1)
             raise DatasetError(f"{path}: its record {twice} is there twice; pack it again")
+        outside = [name for name in self._records if not _is_within(name)]
+        if outside:
+            raise DatasetError(f"{path}: its record {outside[0]!r} has a name that leads out of it; it is not read")
         self.sizes = {name: record.file_size for name, record in self._records.items()}
         self._file = path.open("rb")
 
@@ -173,6 +176,10 @@ class ArchiveStore(Store):
     async def set_partial_values(self, key_start_values: Iterable[Any]) -> None:
         """Refused."""
         raise DatasetError(f"{self.archive.path}: an archive is only read; unpack it to change it")
+
+
+def _is_within(name: str) -> bool:
+    return not name.startswith("/") and "\\" not in name and ":" not in name and ".." not in name.split("/")
 
 
 def _bounds(byte_range: ByteRequest | None, size: int) -> tuple[int, int | None]:

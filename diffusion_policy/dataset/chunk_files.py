@@ -21,11 +21,14 @@ import zarr
 from zarr.codecs import BloscCodec, BytesCodec, ShardingCodec
 
 from diffusion_policy.dataset.archive import Archive
+from diffusion_policy.dataset.image_codecs import ImageChunkCodec
 from diffusion_policy.places import file_system
 
 # Bytes of a Blosc header; at 12 stands the length of the whole chunk (little-endian).
 _BLOSC_HEADER, _BLOSC_LENGTH = 16, slice(12, 16)
 _ABSENT = np.uint64(2**64 - 1)
+# Codecs whose bytes end with a marker, without which they are read and the rest is filled with gray.
+_MARKED, _END_OF_IMAGE = ("imagecodecs_jpeg", "imagecodecs_jpeg2k"), b"\xff\xd9"
 # A packed chunk may be somewhat larger than its pixels, never this many times.
 _LARGEST = 4
 _NOT_THERE = "is not there"
@@ -61,8 +64,11 @@ class Files(Protocol):
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of each file below a folder, by name relative to it."""
 
-    def beginnings(self, names: Sequence[str], n: int) -> Iterator[bytes] | None:
-        """The first n bytes of each, or None where that is not cheap."""
+    are_at_hand: bool
+    """Whether a few bytes of every file are read in no time; if not, only those of shards are."""
+
+    def beginnings(self, names: Sequence[str], n: int) -> Iterable[bytes]:
+        """The first n bytes of each."""
 
     def endings(self, names: Sequence[str], n: int) -> Iterable[bytes]:
         """The last n bytes of each."""
@@ -70,6 +76,8 @@ class Files(Protocol):
 
 class LocalFiles:
     """Of a folder of this machine."""
+
+    are_at_hand = True
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -112,6 +120,8 @@ class LocalFiles:
 class RemoteFiles:
     """Of an object store: one listing, and ranges of many objects at once."""
 
+    are_at_hand = False
+
     def __init__(self, root: Path) -> None:
         self._store, self._root = file_system(root)
 
@@ -121,9 +131,11 @@ class RemoteFiles:
         found = self._store.find(path, detail=True)
         return {name.removeprefix(f"{path}/"): int(entry["size"]) for name, entry in found.items()}
 
-    def beginnings(self, names: Sequence[str], n: int) -> None:
-        """See `Files`: a request for each."""
-        return
+    def beginnings(self, names: Sequence[str], n: int) -> Iterable[bytes]:
+        """See `Files`."""
+        paths = [f"{self._root}/{name}" for name in names]
+        found: list[bytes] = self._store.cat_ranges(paths, [0] * len(paths), [n] * len(paths))
+        return found
 
     def endings(self, names: Sequence[str], n: int) -> Iterable[bytes]:
         """See `Files`."""
@@ -135,6 +147,8 @@ class RemoteFiles:
 class ArchiveFiles:
     """Of a zip archive, whose records have a checksum of their own."""
 
+    are_at_hand = False
+
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
 
@@ -143,9 +157,9 @@ class ArchiveFiles:
         begin = f"{folder}/"
         return {name[len(begin) :]: n for name, n in self._archive.sizes.items() if name.startswith(begin)}
 
-    def beginnings(self, names: Sequence[str], n: int) -> None:
-        """See `Files`: the CRC-32 of a record tells more."""
-        return
+    def beginnings(self, names: Sequence[str], n: int) -> Iterator[bytes]:
+        """See `Files`."""
+        return (self._archive.read(name, 0, n) for name in names)
 
     def endings(self, names: Sequence[str], n: int) -> Iterator[bytes]:
         """See `Files`."""
@@ -210,12 +224,27 @@ def _looked_inside(
     if array.shards is not None:
         yield from _shards(array, files, names, sizes, there)
         return
-    is_blosc = len(array.compressors) == 1 and isinstance(array.compressors[0], numcodecs.Blosc | BloscCodec)
-    headers = files.beginnings(names, _BLOSC_HEADER) if is_blosc else None
-    for (name, _), header in zip(there, headers or itertools.repeat(b""), strict=False):
-        length = int.from_bytes(header[_BLOSC_LENGTH], "little")
-        is_cut = headers is not None and (len(header) < _BLOSC_HEADER or length != sizes[name])
-        yield f"has {sizes[name]} bytes, its header says {length}" if is_cut else None
+    codec = _codec_name(array) if files.are_at_hand else ""
+    if codec == "blosc":
+        for (name, _), header in zip(there, files.beginnings(names, _BLOSC_HEADER), strict=True):
+            length = int.from_bytes(header[_BLOSC_LENGTH], "little")
+            is_whole = len(header) == _BLOSC_HEADER and length == sizes[name]
+            yield None if is_whole else f"has {sizes[name]} bytes, its header says {length}"
+    elif codec in _MARKED:
+        for ending in files.endings(names, len(_END_OF_IMAGE)):
+            yield None if ending == _END_OF_IMAGE else "is cut off"
+    else:
+        yield from itertools.repeat(None, len(names))
+
+
+def _codec_name(array: zarr.Array[Any]) -> str:
+    """What packs each chunk last, as numcodecs calls it; empty where that is nothing, or several codecs."""
+    if len(array.compressors) == 1:
+        codec = array.compressors[0]
+        return "blosc" if isinstance(codec, numcodecs.Blosc | BloscCodec) else str(getattr(codec, "codec_id", ""))
+    serializer = array.serializer if array.metadata.zarr_format == 3 else None
+    is_image = isinstance(serializer, ImageChunkCodec) and not array.compressors
+    return str(serializer.configuration["id"]) if is_image else ""  # type: ignore[union-attr]
 
 
 def _shards(

@@ -195,6 +195,8 @@ def _identity(source: Source) -> tuple[Any, ...]:
     path = place(source.path)
     if not is_remote(path):
         path = path.resolve()
+        if path.is_file():  # an archive
+            return ((str(path), path.stat().st_mtime_ns, path.stat().st_size), source.n_steps)
         return ((str(path), (path / "meta" / "episode_ends").stat().st_mtime_ns), source.n_steps)
     store, root = file_system(path)
     with reaching(path):

@@ -47,17 +47,8 @@ class Opened:
     archive: Archive | None = None
 
     def faults(self, group: str) -> list[ChunkFault]:
-        """What is wrong with the files of all arrays of a group, "data" or "meta".
-
-        Raises:
-            DatasetError: metadata of an array is damaged.
-        """
-        try:
-            found = self.root.get(group)
-            arrays = [array for _, array in found.arrays()] if isinstance(found, zarr.Group) else []
-        except _BAD_METADATA as error:
-            raise _damaged_metadata(f"{self.where}/{group}", error) from error
-        return [fault for array in arrays for fault in chunk_faults(array, self.files)]
+        """What is wrong with the files of all arrays of a group, "data" or "meta"."""
+        return [fault for array in _arrays(self.root, group, self.where) for fault in chunk_faults(array, self.files)]
 
     def refuse(self, faults: Sequence[ChunkFault]) -> None:
         """Raise what the faults amount to; nothing without any.
@@ -105,6 +96,8 @@ def open_dataset(found: Path, mode: str) -> Opened:
         raise DatasetError(f"{found}: no zarr dataset there; {_todo(found)}") from error
     except _BAD_METADATA as error:
         raise _damaged_metadata(str(found), error) from error
+    for group in ("data", "meta"):
+        _arrays(root, group, str(found))
     files: Files = RemoteFiles(found) if is_remote(found) else LocalFiles(found)
     return Opened(root, ArchiveFiles(archive) if archive else files, str(found), archive)
 
@@ -122,6 +115,22 @@ def check_attributes(opened: Opened, found: Path) -> None:
             f"{found}/{name} is not there or empty: what its numbers mean is lost, and it carries no record of its "
             f"conversion ({ledger.name} says it had one); copy it again from where it is whole, or convert again"
         )
+
+
+def _arrays(root: zarr.Group, group: str, where: str) -> list[zarr.Array[Any]]:
+    """The arrays of a group; none where there is no such group.
+
+    Raises:
+        DatasetError: metadata of the group or of an array in it is damaged.
+    """
+    try:
+        found = root.get(group)
+        arrays = [array for _, array in found.arrays()] if isinstance(found, zarr.Group) else []
+        if not all(isinstance(array.metadata.attributes, dict) for array in arrays):
+            raise TypeError("attributes that are no object")
+    except _BAD_METADATA as error:
+        raise _damaged_metadata(f"{where}/{group}", error) from error
+    return arrays
 
 
 def _archive(found: Path, mode: str) -> Archive | None:

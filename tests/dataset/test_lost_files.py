@@ -1,0 +1,224 @@
+"""No file of a dataset may be absent or cut: whoever opens it is refused, with the file's name, and nothing is made up.
+
+Each way in which a file is lost, in each array, in each form that a dataset has.
+"""
+
+import ast
+import json
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dataset_factory import FORMS, SHAPE_META, write
+
+from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
+from diffusion_policy.dataset.errors import DatasetError
+from diffusion_policy.dataset.image_codecs import LEVELS, image_codec
+from diffusion_policy.dataset.joined_datasets import JoinedDatasets
+from diffusion_policy.dataset.replay_buffer import ReplayBuffer, image_layout, low_dim_layout
+from diffusion_policy.report.dataset_evidence import look_at_dataset
+from diffusion_policy.report.inspection import inspect_dataset
+from diffusion_policy.spec import POSE_GRIPPER
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ARRAYS = ("image", "wrist", "action", "robot_eef_pose", "robot_gripper_state", "timestamp", "episode_ends")
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    return request.param, write(tmp_path_factory.mktemp("whole") / "set.zarr", request.param)
+
+
+def a_file_of(path: Path, array: str) -> Path:
+    """A file of numbers of an array, not the first one where there are several."""
+    folder = path / ("meta" if array == "episode_ends" else "data") / array
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith((".z", "zarr")))
+    return files[len(files) // 2]
+
+
+def linked_nowhere(file: Path) -> None:
+    file.unlink()
+    file.symlink_to(file.parent / "unmounted")
+
+
+def made_a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+LOSSES: dict[str, Callable[[Path], Any]] = {
+    "absent": Path.unlink,
+    "empty": lambda file: file.write_bytes(b""),
+    "a link that leads nowhere": linked_nowhere,
+    "a folder": made_a_folder,
+}
+
+
+@pytest.mark.parametrize("array", ARRAYS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_lost_file_is_refused_by_name(whole: tuple[str, Path], tmp_path: Path, array: str, loss: str) -> None:
+    path = shutil.copytree(whole[1], tmp_path / "set.zarr")
+    file = a_file_of(path, array)
+    LOSSES[loss](file)
+    what = "is empty" if loss == "empty" else "is not there"
+    with pytest.raises(DatasetError, match=rf"{file}.* {what}.*: nothing is read in its place"):
+        ReplayBuffer.open(path)
+
+
+@pytest.mark.parametrize("array", ARRAYS)
+@pytest.mark.parametrize("share", [0.5, 0.95])
+def test_a_cut_file_is_refused_by_name(whole: tuple[str, Path], tmp_path: Path, array: str, share: float) -> None:
+    form, path = whole[0], shutil.copytree(whole[1], tmp_path / "set.zarr")
+    file = a_file_of(path, array)
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+    if form == "of another writer" and array in ("image", "wrist"):  # whose frames do not say how long they are
+        buffer = ReplayBuffer.open(path)
+        codes = [finding.code for finding in inspect_dataset(path).findings if finding.severity == "error"]
+        assert "undecodable" in codes
+        assert array in buffer.cameras
+        return
+    with pytest.raises(DatasetError, match=rf"{file}.*(does not unpack|has \d+ bytes|is cut|lacks)"):
+        ReplayBuffer.open(path).read(array)
+
+
+@pytest.mark.parametrize("array", ["image", "action", "episode_ends"])
+def test_a_file_that_grew_is_refused(whole: tuple[str, Path], tmp_path: Path, array: str) -> None:
+    path = shutil.copytree(whole[1], tmp_path / "set.zarr")
+    file = a_file_of(path, array)
+    with file.open("ab") as appended:
+        appended.truncate(2**22)
+    with pytest.raises(DatasetError, match=rf"{file}"):
+        ReplayBuffer.open(path).read(array)
+
+
+@pytest.mark.parametrize("array", ["action", "robot_eef_pose", "robot_gripper_state", "timestamp", "episode_ends"])
+def test_numbers_that_do_not_unpack_are_named(whole: tuple[str, Path], tmp_path: Path, array: str) -> None:
+    path = shutil.copytree(whole[1], tmp_path / "set.zarr")
+    file = a_file_of(path, array)
+    content = file.read_bytes()
+    kept = min(16, len(content) // 2)
+    file.write_bytes(content[:kept] + b"\xff" * (len(content) - kept))
+    with pytest.raises(DatasetError, match=rf"{file}.* does not unpack|does not increase|has \d+ bytes"):
+        ReplayBuffer.open(path).read(array)
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "training": lambda path: CogActImageDataset(SHAPE_META, str(path), 4, 1, 3, 2),
+    "open loop": JoinedDatasets,
+    "a window of it": lambda path: ReplayBuffer.open(path)["image"],
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("array", ARRAYS)
+def test_no_reader_goes_on(tmp_path: Path, reader: str, array: str) -> None:
+    path = write(tmp_path / "set.zarr", "format 2")
+    READERS[reader](path)
+    file = a_file_of(path, array)
+    file.unlink()
+    with pytest.raises(DatasetError, match=rf"{file}.* is not there"):
+        READERS[reader](path)
+
+
+@pytest.mark.parametrize("array", ["image", "wrist"])
+def test_the_checks_list_lost_frames_and_go_on(tmp_path: Path, array: str) -> None:
+    path = write(tmp_path / "set.zarr", "format 2")
+    for row in (3, 11):
+        (path / "data" / array / f"{row}.0.0.0").unlink()
+    evidence = look_at_dataset(path)
+    assert evidence.missing_frames == 2
+    inspection = inspect_dataset(path)
+    assert inspection.exit_status == 1
+    (found,) = [finding for finding in inspection.findings if finding.code == "images"]
+    assert f"2 files of frames are not on disk, or cut: data/{array}/3.0.0.0 is not there" in found.evidence
+    assert all(not camera.black for camera in inspection.details.cameras), "a lost frame is no black one"
+
+
+@pytest.mark.parametrize("array", ["action", "timestamp"])
+def test_the_checks_refuse_lost_numbers(tmp_path: Path, array: str) -> None:
+    path = write(tmp_path / "set.zarr", "format 2")
+    a_file_of(path, array).unlink()
+    with pytest.raises(DatasetError, match=f"data/{array}/.* is not there"):
+        inspect_dataset(path)
+
+
+def metadata_of(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file() and file.name.startswith((".z", "zarr")))
+
+
+UNRECOGNIZED = (b"{}", b"null")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"null", b"\xff\xfe", b'{"zarr_format": 9}'])
+@pytest.mark.parametrize("form", ["format 2", "format 3"])
+def test_damaged_metadata_is_one_error(tmp_path: Path, form: str, content: bytes) -> None:
+    whole = write(tmp_path / "whole.zarr", form)
+    for number, file in enumerate(metadata_of(whole)):
+        if file.name == ".zattrs" and content in (b"{}", b"null", b'{"zarr_format": 9}'):
+            continue  # other attributes, or none
+        path = shutil.copytree(whole, tmp_path / f"{number}.zarr")
+        (path / file.relative_to(whole)).write_bytes(content)
+        if file.parent.name in ("timestamp", "wrist", "whole.zarr") and content in UNRECOGNIZED:
+            continue  # what zarr does not recognize is no array, and training does not need this one
+        with pytest.raises(DatasetError) as caught:
+            CogActImageDataset(SHAPE_META, str(path), 4, 1, 3, 2)
+        assert "\n" not in str(caught.value)
+
+
+def test_lost_attributes_of_a_converted_dataset_are_noticed(tmp_path: Path) -> None:
+    path = write(tmp_path / "set.zarr", "format 2")
+    (tmp_path / "set.zarr.conversion.json").write_text(json.dumps({"content_sha256": "x"}))
+    ReplayBuffer.open(path)
+    (path / ".zattrs").unlink()
+    with pytest.raises(DatasetError, match=r"set\.zarr/\.zattrs is not there or empty"):
+        ReplayBuffer.open(path)
+
+
+def test_the_way_out_for_chunks_that_were_zeros_runs_as_printed(tmp_path: Path) -> None:
+    """zarr 3 leaves out chunks of zeros unless it is told otherwise, as the public code did not have to."""
+    path = write(tmp_path / "it's a set.zarr", "of another writer")
+    a_file_of(path, "robot_gripper_state").unlink()
+    with pytest.raises(DatasetError, match="Only if it was all zeros when it was written") as caught:
+        ReplayBuffer.open(path)
+    command = str(caught.value).rsplit("write the zeros: ", 1)[1]
+    subprocess.run(["bash", "-c", command], check=True, cwd=REPOSITORY)
+    assert shlex.split(command)[1] == "-c"
+    buffer = ReplayBuffer.open(path)
+    assert not buffer.read("robot_gripper_state")[10:15].any()
+    assert buffer.read("robot_gripper_state")[:5].any()
+
+
+def test_the_way_out_is_not_offered_for_our_own_datasets(tmp_path: Path) -> None:
+    path = write(tmp_path / "set.zarr", "format 2")
+    a_file_of(path, "action").unlink()
+    with pytest.raises(DatasetError) as caught:
+        ReplayBuffer.open(path)
+    assert "zeros" not in str(caught.value)
+
+
+@pytest.mark.parametrize("codec", sorted(set(LEVELS) - {"jpeg2k"}))  # which makes gray 14 of black, at any level
+@pytest.mark.parametrize("form", [(2, None), (3, None), (3, 8)])
+def test_frames_of_zeros_are_stored_and_read(tmp_path: Path, codec: str, form: tuple[int, int | None]) -> None:
+    layout = {"image": image_layout(32, 18, image_codec(codec), form[1]), "action": low_dim_layout(POSE_GRIPPER)}
+    buffer = ReplayBuffer.create(tmp_path / "a.zarr", layout, zarr_format=form[0])
+    buffer.append({"image": np.zeros((10, 18, 32, 3), np.uint8), "action": np.zeros((10, 8), np.float32)})
+    assert not ReplayBuffer.open(tmp_path / "a.zarr").read("image").any()
+
+
+OPENERS = {"zarr.open_group", "zarr.open", "zarr.load", "zarr.open_array"}
+
+
+def test_datasets_are_opened_in_one_way() -> None:
+    """Whoever reads a dataset goes through `ReplayBuffer.open`, which looks for lost files."""
+    allowed = {"dataset/opening.py", "dataset/replay_buffer.py"}
+    for file in (REPOSITORY / "diffusion_policy").rglob("*.py"):
+        name = str(file.relative_to(REPOSITORY / "diffusion_policy"))
+        calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        opens = {ast.unparse(call.func) for call in calls} & OPENERS
+        # The converter's own staged frames are no dataset yet.
+        assert not opens or name in allowed or name.startswith("convert/"), f"{name} calls {opens}"
