@@ -1,4 +1,7 @@
-"""Every command of the README runs, as it is written, in a folder that has the repository's doors and small data."""
+"""Every command of the README runs, as it is written, in a folder that has the repository's scripts and small data.
+
+The shell that they are pasted into is one in which no environment is active: README's own line activates it.
+"""
 
 import os
 import pickle
@@ -45,6 +48,7 @@ ON_A_SMALL_MACHINE = [
 # So little training leaves quaternions of any length, which the guard refuses as it should.
 GUARD = ("guard.quaternion_tolerance=0.95",)
 # A policy that has seen six batches has learned nothing, and the commands that judge it may say so by status 1.
+ACTIVATE = "source .venv/bin/activate"
 NOT_LEARNED = re.compile(r"validate_gripper\.py|LOGS=1|evaluate_open_loop\.py|doctor\.py|report\.py")
 
 
@@ -57,16 +61,32 @@ def readme_commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the doors of the repository, six short recordings and a small 7-D checkpoint."""
+    """As `make demo` leaves a clone, with six short recordings and a small 7-D checkpoint."""
     folder = tmp_path_factory.mktemp("readme")
     for name in ("scripts", "config", "train.py", "diffusion_policy", "benchmarks"):
         (folder / name).symlink_to(REPOSITORY / name)
+    link_environment(folder / ".venv")
     for episode in range(6):
         write_trajectory(folder / "data" / "raw" / "trajectories", episode_id=episode, n_steps=20, size=(320, 180))
     (folder / "data" / "pretrained").mkdir()
     shutil.copy(REPOSITORY / "data" / "pretrained" / "tabletop_7d.ckpt", folder / "data" / "pretrained")
     write_pose_checkpoint(folder / "data" / "pretrained" / "cogact_7d.ckpt")
     return folder
+
+
+def link_environment(target: Path) -> None:
+    """The environment of the tests under another path, as `make setup` would have made it there."""
+    source = Path(sys.prefix)
+    if not (source / "bin" / "activate").is_file():
+        pytest.skip("the tests run in no virtual environment, so there is none to activate")
+    (target / "bin").mkdir(parents=True)
+    for entry in [*source.iterdir(), *(source / "bin").iterdir()]:
+        if entry.name not in ("bin", "activate"):
+            (target / entry.relative_to(source)).symlink_to(entry)
+    script = (source / "bin" / "activate").read_text()
+    (target / "bin" / "activate").write_text(
+        re.sub(r"^( *VIRTUAL_ENV=).*", rf"\g<1>{target}", script, flags=re.MULTILINE)
+    )
 
 
 def write_pose_checkpoint(path: Path) -> None:
@@ -95,11 +115,21 @@ def write_pose_checkpoint(path: Path) -> None:
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     for written, small in ON_A_SMALL_MACHINE:
         command = written.sub(small, command)
-    # The launchers go to the folder that their own path lies in, which is the workplace's.
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHON": sys.executable}
+    # The launchers go to the folder that their own path lies in, which is the workplace's, and find .venv there.
+    pasted = command if ".sh " in command else f"{ACTIVATE}\n{command}"
+    shell = ["bash", "-c", pasted]
     return subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=900
+        shell, cwd=folder, env=no_environment(), capture_output=True, text=True, check=False, timeout=900
     )
+
+
+def no_environment() -> dict[str, str]:
+    """A shell's variables without an active environment, and without its programs."""
+    active = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
+    here = Path(sys.executable).parent
+    folders = [folder for folder in os.environ["PATH"].split(os.pathsep) if Path(folder) != here]
+    kept = {name: value for name, value in os.environ.items() if name not in active}
+    return kept | {"PATH": os.pathsep.join(folders)}
 
 
 def serve(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -167,12 +197,19 @@ class RecordedArm:
 
 
 def test_the_recipe_runs_as_written(workplace: Path) -> None:
-    commands = [command for command in readme_commands() if not command.startswith("make ")]
+    commands = [command for command in readme_commands() if not command.startswith("make ") and command != ACTIVATE]
     assert any("finetune_from_7d_to_8d.py" in command for command in commands)
     for command in commands:
         finished = (serve if "scripts/serve.py" in command else run)(command, workplace)
         accepted = {0, 1} if NOT_LEARNED.search(command) else {0}
         assert finished.returncode in accepted, f"{command}\n{finished.stdout[-3000:]}\n{finished.stderr[-3000:]}"
+
+
+def test_the_environment_is_activated_as_the_readme_says(workplace: Path) -> None:
+    commands = readme_commands()
+    assert commands.index("make demo") < commands.index(ACTIVATE)
+    found = run("command -v python tensorboard", workplace).stdout.split()
+    assert found == [str(workplace / ".venv" / "bin" / program) for program in ("python", "tensorboard")]
 
 
 @pytest.mark.parametrize(("target", "does"), [("demo", "scripts/demo.py"), ("test", "-m pytest")])
