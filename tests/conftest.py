@@ -15,10 +15,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def ctrl_c_as_in_a_terminal() -> None:
-    """Shells start background jobs with SIGINT ignored, which every process that a test starts would inherit."""
+def signals_as_in_a_terminal() -> None:
+    """Background jobs may ignore SIGINT (shells) and SIGHUP (nohup), as would every process that a test starts."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,6 +15,7 @@ from diffusion_policy.installation import ENTRY_POINTS
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCES = ("diffusion_policy", "config", "scripts")
 FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "train.py", "constraints.txt")
+POSE_POLICY = "data/pretrained/tabletop_7d.ckpt"
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         shutil.copytree(REPOSITORY / name, work / "source" / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    for name in FILES:
+    for name in (*FILES, POSE_POLICY):
+        (work / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(REPOSITORY / name, work / "source" / name)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     without_compiler = os.environ | {"CC": "false", "CXX": "false"}

@@ -21,7 +21,10 @@ from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
 from diffusion_policy.adapt.rules import Rules
 from diffusion_policy.adapt.target import target_from_config
 from diffusion_policy.checkpoint import build_policy, load_policy, write_checkpoint
+from diffusion_policy.closed_loop import evaluation
+from diffusion_policy.env_runner.simulator import Simulator
 from diffusion_policy.evaluate.recorded_inference import open_recorded
+from diffusion_policy.installation import CONFIG
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
 from diffusion_policy.report.checkpoint_evidence import look_at_checkpoint
 from diffusion_policy.report.dossier import ledger_of_checkpoint
@@ -35,6 +38,7 @@ from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace imp
     TrainDiffusionTransformerHybridWorkspace,
 )
 
+TABLETOP = CONFIG / "simulator" / "tabletop.yaml"
 TASKS = {7: "cogact_robot_7d", 8: "cogact_robot_8d"}
 
 
@@ -91,6 +95,12 @@ def former_checkpoint(world: World, path: Path) -> Any:
     return found
 
 
+def acting_policy(world: World, path: Path) -> Any:
+    """What answers in closed loop; no scene is run."""
+    with evaluation._acting(path, evaluation.Evaluation(Simulator.load(TABLETOP), threads=1)) as (actor, _):
+        return actor
+
+
 READERS = [
     Reader("load", ("checkpoint",), lambda world, path: load_policy(path)),
     Reader("adapt inspect", ("adapt.inspection",), lambda world, path: inspect_file(path)),
@@ -115,7 +125,7 @@ READERS = [
     ),
     Reader(
         "train pretrained.path",
-        ("workspace.start",),
+        ("workspace.start", "workspace.episode_roles"),
         lambda world, path: world.train(f"pretrained.path={path}", "training.resume=false"),
     ),
     Reader("train resume", ("workspace.weights",), lambda world, path: world.train(f"training.resume={path}")),
@@ -125,6 +135,7 @@ READERS = [
         ("evaluate.recorded_inference",),
         lambda world, path: open_recorded(path, world.dataset),
     ),
+    Reader("closed loop", ("closed_loop.evaluation",), acting_policy),
     Reader("serve", ("serve.engine",), lambda world, path: PolicyEngine.open(path, EngineSettings())),
     Reader(
         "tune",

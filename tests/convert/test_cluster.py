@@ -21,7 +21,7 @@ def test_without_an_address_there_is_no_cluster() -> None:
 
 def test_dask_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(ConversionError, match=r"pip install 'diffusion-policy\[cluster\]'"), cluster("tcp://nowhere:1"):
+    with pytest.raises(ConversionError, match=r"python -m pip install 'distributed>="), cluster("tcp://nowhere:1"):
         pass
 
 

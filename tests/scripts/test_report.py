@@ -32,7 +32,7 @@ def test_a_folder_of_logs_names_all_of_them(tmp_path: Path, main: Callable[[Sequ
         write_log(tmp_path / name, GRASP)
     out = tmp_path / "report.html"
     assert main(["--log", str(tmp_path), "--out", str(out)]) == 0
-    assert "the gripper is learned in 2 of 2 logs" in out.read_text()
+    assert "opens and closes in 2 of 2 logs" in out.read_text()
 
 
 def test_bad_input_is_refused(
