@@ -75,13 +75,11 @@ def rollout(policy: str, work: Path, name: str, scenes: int, *options: str) -> t
     return (*words, "--json", f"{work}/rollouts_{name}.json", *options)
 
 
-def headline(rollouts: Mapping[str, Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]) -> str:
-    """What the rollouts show, and what the commands on recordings do."""
+def headline(rollouts: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the rollouts show."""
     before, after = (rollouts[name]["success"] for name in ("pose", "finetuned"))
-    count = sum(map(is_good, verdicts))
     return (
-        f"Rolled out: block in the tray in {before['count']} of {before['of']} scenes before, {after['count']} of "
-        f"{after['of']} after. On recordings: opens and closes in {count} of {len(verdicts)} held-out episodes"
+        f"Block in the tray: {before['count']} of {before['of']} scenes before, {after['count']} of {after['of']} after"
     )
 
 
@@ -203,7 +201,7 @@ def work(arguments: argparse.Namespace) -> Answer:
     names = ("pose", "finetuned", "scratch")
     rollouts = {name: json.loads((folder / f"rollouts_{name}.json").read_text()) for name in names}
     result = outcome(folder, rollouts, verdicts)
-    panel = Panel(result, title=headline(rollouts, verdicts), subtitle=times_text(steps, played), expand=False)
+    panel = Panel(result, title=headline(rollouts), subtitle=times_text(steps, played), expand=False)
     return Answer(panel, played.statuses[-1])
 
 

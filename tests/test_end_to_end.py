@@ -41,7 +41,7 @@ def test_made_recordings_to_verdict_and_rollout(tmp_path: Path) -> None:
     """The demo in its quick form: every step runs, and two updates have taught nothing, which it says."""
     work = tmp_path / "demo"
     printed = run("scripts/demo.py", "--quick", "--workdir", work, expect=1)
-    assert "block in the tray in 0 of 2 scenes before, 0 of 2 after" in " ".join(printed.split())
+    assert "Block in the tray: 0 of 2 scenes before, 0 of 2 after" in printed
     assert "157 tensors inherited" in printed
     check_sums(json.loads((work / "ledger.json").read_text()))
     first, *_, last = metrics(work / "finetuned")

@@ -133,14 +133,15 @@ def rollouts(before: int, after: int) -> dict[str, Any]:
         (["opens and closes", "never closes"], "opens and closes in 1 of 2 held-out episodes"),
     ],
 )
-def test_the_headline_names_rollouts_and_recordings_apart(verdicts: list[str], told: str) -> None:
+def test_rollouts_and_recordings_are_told_apart(verdicts: list[str], told: str) -> None:
     logs = [{"verdict": verdict, "events": EVENTS, "leads_measurement": 2} for verdict in verdicts]
-    found = demo.headline(rollouts(0, 35), logs)
-    assert "0 of 40 scenes before, 35 of 40 after" in found
-    assert told in found
+    title, recordings = demo.headline(rollouts(0, 35)), demo.how_firm(logs)
+    assert title == "Block in the tray: 0 of 40 scenes before, 35 of 40 after"
+    assert len(title) < 76, "it fits a terminal of 80 columns"
+    assert told in recordings
+    assert "the rollouts show" in recordings
     for word in ("learned", "grasp"):
-        assert word not in found + demo.how_firm(logs), "commands on recordings do not show that"
-    assert "the rollouts show" in demo.how_firm(logs)
+        assert word not in title + recordings, "commands on recordings do not show that"
 
 
 def test_a_missing_pose_policy_is_an_error_with_the_command(
