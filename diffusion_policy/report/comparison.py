@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ from rich.text import Text
 from diffusion_policy.intervals import Interval, wilson_interval
 from diffusion_policy.report import ReportError
 from diffusion_policy.report import figures as plot
-from diffusion_policy.report.findings import Finding, diagnose
+from diffusion_policy.report.findings import Finding, diagnose, level_of
 from diffusion_policy.report.page import Section, grid, place, render, table
 from diffusion_policy.report.run_folder import Curve, RunFolder, is_finite, open_run
 from diffusion_policy.report.sections import findings_section
-from diffusion_policy.report.training_findings import run_findings
+from diffusion_policy.report.training_findings import findings_of_run
 
 # Settings that differ between any two runs and say nothing about them.
 INCIDENTAL = ("hydra.", "logging.", "training.resume", "multi_run.")
@@ -75,6 +76,21 @@ class RunScore:
     def measured(self) -> bool:
         """Whether any figure is defined by which runs are ranked."""
         return any(value is not None for value in self.figures())
+
+    @property
+    def may_be_deployed(self) -> bool:
+        """Whether it has a checkpoint, and nothing forbids to deploy it."""
+        return self.run.deployable is not None and level_of(self.findings) != "bad"
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """What doctor and report say of it."""
+        return findings_of_run(self.run)
+
+    @property
+    def cause(self) -> Finding | None:
+        """What is wrong with it."""
+        return diagnose(self.findings).cause
 
     def figures(self) -> tuple[float | None, float | None, float | None]:
         """By which runs are ranked, in order; smaller is better."""
@@ -150,10 +166,16 @@ class Comparison:
 
     @property
     def candidates(self) -> list[RunScore]:
-        """Runs that can be deployed and were measured; none if they were measured on different episodes."""
+        """Runs that may be deployed and were measured; none if they were measured on different episodes."""
         if not self.comparable:
             return []
-        return [score for score in self.scores if score.measured and score.run.deployable is not None]
+        return [score for score in self.scores if score.measured and score.may_be_deployed]
+
+    @property
+    def ruled_out(self) -> list[tuple[RunScore, Finding]]:
+        """Runs with a checkpoint of which report and doctor say that they must not be deployed, and why."""
+        causes = [(score, score.cause) for score in self.scores if score.run.deployable is not None]
+        return [(score, cause) for score, cause in causes if cause is not None and not score.may_be_deployed]
 
     @property
     def same_tolerance(self) -> bool:
@@ -194,7 +216,7 @@ class Comparison:
     @property
     def trouble(self) -> Finding | None:
         """What is wrong with the best run."""
-        return None if self.best is None else diagnose(run_findings(self.best.run)).cause
+        return None if self.best is None else self.best.cause
 
     def advice(self) -> str:
         """Which to deploy and why, in one sentence."""
@@ -205,12 +227,18 @@ class Comparison:
             )
         best, second, troubled = self.best, self.second, self.trouble
         if best is None:
+            if self.ruled_out and not self.candidates:
+                score, cause = self.ruled_out[0]
+                return f"None can be chosen: do not deploy {score.run.name}: {cause.evidence}."
             if len(self.candidates) > 1:
                 return "None can be chosen: no figure was measured of all of them."
             return "None can be chosen: no run has both a checkpoint and a measurement on held-out episodes."
         doubt = f"; but first look at this: {troubled.evidence}" if troubled is not None else ""
         if second is None:
             why = "it is the only run with a checkpoint and a measurement on held-out episodes"
+            if self.ruled_out:
+                score, cause = self.ruled_out[0]
+                why = f"it is the only one that may be; do not deploy {score.run.name}: {cause.evidence}"
             return f"Deploy {best.run.deployable}: {why}{doubt}."
         apart = self.same_tolerance and _apart(best.interval, second.interval)
         sure = "clearly" if apart else _unsure(best, second)
@@ -271,7 +299,7 @@ class Comparison:
             drawn["compare-recall"] = plot.shares("Gripper events found, 95 % intervals", recalls)
             ends = ", ".join(f"{name} {curve[-1][1]:.2f}" for name, (curve, _, _) in recalls.items())
             places.append(place("compare-recall", f"share of recorded gripper events found at the end: {ends}"))
-        findings = findings_section({score.run.name: run_findings(score.run) for score in self.scores})
+        findings = findings_section({score.run.name: score.findings for score in self.scores})
         level = "good" if self.sure else "doubt"
         lead = f'<div class="verdict {level}" role="status"><p><strong>{escape(self.advice())}</strong></p></div>'
         sections = [

@@ -20,13 +20,14 @@ from diffusion_policy.report.checkpoint_evidence import CheckpointEvidence, look
 from diffusion_policy.report.checkpoint_findings import checkpoint_findings, together_findings
 from diffusion_policy.report.dataset_evidence import DatasetEvidence, look_at_dataset, scale_of_dataset
 from diffusion_policy.report.dataset_findings import dataset_findings
+from diffusion_policy.report.disk_need import disk_need
 from diffusion_policy.report.environment import environment_findings, look_at_environment
 from diffusion_policy.report.findings import SEVERITIES, Diagnosis, Finding, diagnose, exit_status
 from diffusion_policy.report.log_evidence import look_at_log
 from diffusion_policy.report.log_findings import log_findings
-from diffusion_policy.report.run_folder import RunFolder, open_run
-from diffusion_policy.report.training_evidence import config_of_run, look_at_config
-from diffusion_policy.report.training_findings import config_findings, run_findings
+from diffusion_policy.report.run_folder import open_run
+from diffusion_policy.report.training_evidence import look_at_config
+from diffusion_policy.report.training_findings import config_findings, findings_of_run
 
 STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
 Groups = Mapping[str, Sequence[Finding]]
@@ -136,7 +137,9 @@ def examine(
     opened = None if run is None else open_run(run)
     datasets = datasets or (opened.datasets if opened else ())
     checkpoint = checkpoint or (opened.deployable if opened else None)
-    groups: dict[str, list[Finding]] = {"environment": environment_findings(look_at_environment(outputs))}
+    need = disk_need(None if config is None else config[1], opened)
+    machine = look_at_environment(outputs if run is None else run, need)
+    groups: dict[str, list[Finding]] = {"environment": environment_findings(machine)}
     told = opened.gripper_scale if opened else None
     if config is not None:
         told = OmegaConf.select(config[1], CONFIG_KEY, default=told)
@@ -154,7 +157,7 @@ def examine(
     if config is not None:
         groups["config"] = _config(config, data, weights)
     if opened is not None:
-        groups["run"] = _run(opened, data)
+        groups["run"] = findings_of_run(opened, data)
     for path in logs:
         groups.setdefault("log", []).extend(log_findings(look_at_log(path, parse_scales(gripper_scale))))
     return Examination(groups, _looks(datasets, checkpoint, run, logs))
@@ -184,7 +187,7 @@ def examine_numbers(run: Path) -> Examination:
     Raises:
         ReportError: no run there, or a torn config or log.
     """
-    return Examination({"run": _run(open_run(run), None)})
+    return Examination({"run": findings_of_run(open_run(run))})
 
 
 def _checkpoint(path: Path) -> tuple[CheckpointEvidence | None, list[Finding]]:
@@ -221,13 +224,3 @@ def fits_config(weights: CheckpointEvidence, action_names: tuple[str, ...], name
     grow = command("finetune_from_7d_to_8d", "--old_ckpt", weights.path, "--new_ckpt", "GROWN.ckpt")
     remedy = "grow the checkpoint" if len(ours) < len(action_names) else "take the task of the checkpoint"
     return Finding("checkpoint-fits-config", "error", evidence, remedy, grow if len(ours) == 7 else "", name)
-
-
-def _run(run: RunFolder, data: DatasetEvidence | None) -> list[Finding]:
-    """The config first, as the run was started with it; what the numbers say of the same is the better evidence."""
-    found = run_findings(run)
-    evidence = config_of_run(run)
-    if evidence is None:
-        return found
-    told = {finding.code for finding in found}
-    return [finding for finding in config_findings(evidence, data) if finding.code not in told] + found

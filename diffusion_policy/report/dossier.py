@@ -25,6 +25,7 @@ from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.dataset_evidence import look_at_dataset, scale_of_dataset
 from diffusion_policy.report.doctor import Examination, examine
+from diffusion_policy.report.findings import level_of
 from diffusion_policy.report.log_evidence import LogEvidence, look_at_log
 from diffusion_policy.report.log_findings import open_loop_findings
 from diffusion_policy.report.page import Section, render
@@ -186,10 +187,11 @@ def conclude(examination: Examination, logs: Sequence[LogEvidence], run: RunFold
     where = f"{cause.about}: " if cause is not None and len(logs) > 1 and cause in examination.groups["log"] else ""
     said = f"{where}{diagnosis.sentence()}"
     deploys = bool(logs or run or "checkpoint" in examination.groups or "open loop" in examination.groups)
-    if any(finding.severity == "error" for finding in examination.findings):
+    level = level_of(examination.findings)
+    if level == "bad":
         return Verdict("bad", f"{'Do not deploy it' if deploys else 'Do not train on it yet'}: {said}.")
     gripper = _opens_and_closes(logs)
-    if cause is None:
+    if level == "good":
         return Verdict("good", f"{'It can be deployed' if deploys else 'It can be trained on'}: {gripper}{said}.")
     return Verdict("doubt", f"{'It runs' if deploys else 'It can be trained on'}, with doubts: {gripper}{said}.")
 

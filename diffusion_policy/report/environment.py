@@ -14,11 +14,12 @@ from packaging.requirements import Requirement
 from diffusion_policy.commands import command, pip_install, rebuild
 from diffusion_policy.cores import usable_cores
 from diffusion_policy.model import kernels
+from diffusion_policy.report.disk_need import DiskNeed
 from diffusion_policy.report.findings import Finding, ok, run_checks
 
 DISTRIBUTION = "diffusion-policy"
-# A run keeps about eight checkpoints of 180 MB (20 M parameters, average and optimiser).
-DISK_NEEDED = 2 * 2**30
+# Where neither a run nor a config is at hand: eight checkpoints of the users' model (weights, average, optimizer).
+DISK_NEEDED = 8 * 323_000_000
 # Loader workers and the model together.
 MEMORY_NEEDED = 4 * 2**30
 GPU_NEEDED = 6 * 2**30
@@ -38,6 +39,7 @@ class Environment:
         gpus: name and free bytes of each.
         cuda_build: the CUDA that torch was built for; None for a build without.
         no_kernels: why the compiled kernels cannot be used; None if they can.
+        disk_need: what the checkpoints of the run in question take; None: no run is in question.
     """
 
     python: str
@@ -49,10 +51,11 @@ class Environment:
     gpus: tuple[tuple[str, int], ...] = ()
     cuda_build: str | None = None
     no_kernels: str | None = None
+    disk_need: DiskNeed | None = None
 
 
-def look_at_environment(outputs: Path = Path()) -> Environment:
-    """Gather it; `outputs` is where runs will be written."""
+def look_at_environment(outputs: Path = Path(), need: DiskNeed | None = None) -> Environment:
+    """Gather it; `outputs` is where runs will be written, and `need` what one takes there."""
     wanted = [Requirement(text) for text in requires(DISTRIBUTION) or []]
     needed = [requirement for requirement in wanted if requirement.marker is None or requirement.marker.evaluate()]
     versions = {requirement.name: _version(requirement.name) for requirement in needed}
@@ -70,6 +73,7 @@ def look_at_environment(outputs: Path = Path()) -> Environment:
         ),
         cuda_build=torch.version.cuda,
         no_kernels=kernels.why_unavailable(),
+        disk_need=need,
     )
 
 
@@ -126,9 +130,12 @@ def memory(environment: Environment) -> Finding | None:
 
 
 def disk(environment: Environment) -> Finding:
-    """Free disk."""
+    """Free disk, beside what the checkpoints of a run take."""
+    need = environment.disk_need
     said = f"{environment.disk / 2**30:.1f} GiB of disk are free"
-    if environment.disk < DISK_NEEDED:
+    if need is not None:
+        said = f"{said}; {need.describe()}"
+    if environment.disk < (DISK_NEEDED if need is None else need.needed):
         remedy = "free some: a run keeps several checkpoints; lower checkpoint.topk.k"
         return Finding("disk", "error", said, remedy, command("train", "checkpoint.topk.k=1"))
     return ok("disk", said)

@@ -28,6 +28,7 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     ),
     "loss-does-not-fall": (
         "not-finite",
+        "stopped",
         "learning-rate",
         "warm-up",
         "start",
@@ -38,6 +39,7 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
         "few-updates",
     ),
     "gripper-verdict": (
+        "stopped",
         "action-shape",
         "projection",
         "log-action",
@@ -59,6 +61,7 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
         "few-updates",
     ),
     "beats-baselines": (
+        "stopped",
         "sight",
         "copycat-labels",
         "start",
@@ -108,9 +111,18 @@ class Finding:
         return asdict(self)
 
 
+Level = Literal["good", "doubt", "bad"]
+
+
+def level_of(findings: Iterable[Finding]) -> Level:
+    """The one answer to whether it may be deployed, or trained on: bad with an error, doubtful with a warning."""
+    severities = {finding.severity for finding in findings}
+    return "bad" if "error" in severities else "doubt" if "warning" in severities else "good"
+
+
 def exit_status(findings: Iterable[Finding]) -> int:
     """Of doctor, inspect, verify and report: 0 nothing forbids to go on (warnings may remain), 1 an error does."""
-    return 1 if any(finding.severity == "error" for finding in findings) else 0
+    return 1 if level_of(findings) == "bad" else 0
 
 
 def ok(code: str, evidence: str, about: str = "") -> Finding:
@@ -150,14 +162,15 @@ class Diagnosis:
 def diagnose(findings: Sequence[Finding]) -> Diagnosis:
     """The finding to act on first.
 
-    An error that is no symptom comes first; then what may explain a symptom, by EXPLAINS; then the symptom itself; then
-    a warning.
+    An error that is no symptom comes first; then that a run was stopped before its end; then what may explain a
+    symptom, by EXPLAINS; then the symptom itself; then a warning.
     """
     trouble = [finding for finding in findings if finding.trouble]
     symptoms = [finding for finding in trouble if finding.code in EXPLAINS]
     others = [finding for finding in trouble if finding.code not in EXPLAINS]
     candidates = [
         *(finding for finding in others if finding.severity == "error"),
+        *(finding for finding in others if finding.code == "stopped"),
         *(
             finding
             for symptom in symptoms

@@ -2,6 +2,7 @@
 
 RUN/.hydra/config.yaml, overrides.yaml     what was asked for
 RUN/logs.json.txt                          one JSON object a line
+RUN/status.json                            under way, stopped, failed or finished; absent in older folders
 RUN/checkpoints/*.ckpt                     latest, best, and the best few
 RUN/logs/inference_log_*.json              what the policy did in held-out episodes, if that was run
 """
@@ -27,6 +28,7 @@ from diffusion_policy.report.checkpoint_evidence import read_config
 from diffusion_policy.resolvers import flat_config
 
 LOG_NAME = "logs.json.txt"
+STATUS_NAME = "status.json"
 Metrics = dict[str, Any]
 Curve = list[tuple[int, float]]
 
@@ -42,6 +44,8 @@ class RunFolder:
         checkpoints: by file name.
         logs: inference logs below it.
         started_with: arguments of its command line; empty where they were not kept.
+        status: how it stands: "state", "signal", "error", "epochs", "of_epochs", "updates", "of_updates"; None in
+            folders that do not say.
     """
 
     path: Path
@@ -50,6 +54,12 @@ class RunFolder:
     checkpoints: Mapping[str, Path] = field(default_factory=dict)
     logs: tuple[Path, ...] = ()
     started_with: tuple[str, ...] = ()
+    status: Mapping[str, Any] | None = None
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it is known to have made fewer epochs than it was to make."""
+        return self.status is not None and self.status["state"] != "finished"
 
     def again(self, *changes: str) -> str:
         """The command line that makes this run again with other settings, in a folder of its own."""
@@ -143,6 +153,7 @@ def open_run(path: str | Path) -> RunFolder:
         checkpoints={file.name: file for file in sorted((path / "checkpoints").glob("*.ckpt"))},
         logs=tuple(sorted((path / "logs").glob("inference_log_*.json"))),
         started_with=_started_with(path / ".hydra"),
+        status=_read_status(path / STATUS_NAME),
     )
 
 
@@ -157,6 +168,20 @@ def _started_with(folder: Path) -> tuple[str, ...]:
         return (f"--config-name={name}", *map(str, settings or ()))
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ReportError(f"{folder}: hydra.yaml or overrides.yaml is not as Hydra writes it ({error!r})") from error
+
+
+def _read_status(path: Path) -> Mapping[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        numbers = [int(found[key]) for key in ("epochs", "of_epochs", "updates", "of_updates")]
+        texts = [found[key] for key in ("state", "signal", "error")]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReportError(f"{path}: not as training writes it ({error!r}); remove it") from error
+    if min(numbers) < 0 or not all(text is None or isinstance(text, str) for text in texts):
+        raise ReportError(f"{path}: not as training writes it ({found}); remove it")
+    return dict(found)
 
 
 def setting_of(word: str) -> str:

@@ -12,7 +12,7 @@ from diffusion_policy.model.obs_encoder import IMAGE_FEATURES
 from diffusion_policy.report.dataset_evidence import DatasetEvidence
 from diffusion_policy.report.findings import Finding, Severity, ok, run_checks
 from diffusion_policy.report.run_folder import RunFolder
-from diffusion_policy.report.training_evidence import ConfigEvidence
+from diffusion_policy.report.training_evidence import ConfigEvidence, config_of_run
 from diffusion_policy.spec import POSE_GRIPPER
 
 # Learning rates of Adam outside these taught no released policy of this kind.
@@ -45,6 +45,16 @@ def config_findings(config: ConfigEvidence, dataset: DatasetEvidence | None = No
 def run_findings(run: RunFolder) -> list[Finding]:
     """What the numbers of a run say."""
     return run_checks(RUN_CHECKS, run)
+
+
+def findings_of_run(run: RunFolder, data: DatasetEvidence | None = None) -> list[Finding]:
+    """The config first, as the run was started with it; what the numbers say of the same is the better evidence."""
+    found = run_findings(run)
+    evidence = config_of_run(run)
+    if evidence is None:
+        return found
+    told = {finding.code for finding in found}
+    return [finding for finding in config_findings(evidence, data) if finding.code not in told] + found
 
 
 def paths(planned: Planned) -> Finding | None:
@@ -164,6 +174,22 @@ def device(planned: Planned) -> Finding | None:
     return ok("device", f"training.device is {config.device}", config.name)
 
 
+def stopped(run: RunFolder) -> Finding | None:
+    """Whether it made all of its epochs; where not, its other numbers say what an unfinished run learned."""
+    status = run.status
+    if status is None:
+        return None
+    if not run.unfinished:
+        return ok("stopped", f"it made all of its {status['of_epochs']} epochs", run.name)
+    updates, epochs = max(run.updates, status["updates"]), status["epochs"]
+    how = {
+        "stopped": f"it was stopped{' by ' + status['signal'] if status['signal'] else ''} after",
+        "failed": f"it ended with an error ({status['error']}) after",
+    }.get(status["state"], "it has not ended (it is still running, or was killed):")
+    evidence = f"{how} {updates} of about {status['of_updates']} updates, {epochs} of {status['of_epochs']} epochs"
+    return Finding("stopped", "warning", evidence, "go on with it", run.resumed(), run.name)
+
+
 def losses_finite(run: RunFolder) -> Finding | None:
     """NaN in the loss is written as null."""
     losses = [line["train_loss"] for line in run.metrics if "train_loss" in line]
@@ -216,7 +242,7 @@ def rate_reached(run: RunFolder) -> Finding | None:
     """Whether the learning rate that was asked for was reached."""
     wanted = run.flat_config().get("optimizer.learning_rate")
     rates = [rate for _, rate in run.curve("lr")]
-    if not isinstance(wanted, (int, float)) or not rates:
+    if not isinstance(wanted, (int, float)) or not rates or run.unfinished:
         return None
     if max(rates) < wanted / 2:
         steps = run.flat_config().get("training.lr_warmup_steps")
@@ -228,8 +254,10 @@ def rate_reached(run: RunFolder) -> Finding | None:
     return ok("warm-up", f"the learning rate reached {max(rates):.2g}", run.name)
 
 
-def enough_updates(run: RunFolder) -> Finding:
+def enough_updates(run: RunFolder) -> Finding | None:
     """Whether it ran long enough."""
+    if run.unfinished:
+        return None
     if run.updates < FEW_UPDATES:
         evidence = f"only {run.updates} updates"
         again = run.resumed("training.num_epochs=200")
@@ -269,6 +297,8 @@ def average_follows(run: RunFolder) -> Finding | None:
 def overfitting(run: RunFolder) -> Finding | None:
     """Whether the validation loss rises again; success may rise all the same, so it is only a note."""
     curve = run.curve("val_loss")
+    if not curve and run.unfinished:
+        return None
     if not curve:
         again = run.again("task.dataset.val_ratio=0.1")
         return Finding("held-out", "warning", "nothing was validated", "hold a tenth out", again, run.name)
@@ -327,11 +357,12 @@ def checkpoints(run: RunFolder) -> Finding:
     if run.deployable is None:
         evidence = "it holds neither best.ckpt nor latest.ckpt"
         return Finding("checkpoints", "error", evidence, "it was stopped before the first was saved", about=run.name)
-    return ok("checkpoints", f"to deploy: {run.deployable.name} ({len(run.checkpoints)} checkpoints)", run.name)
+    return ok("checkpoints", f"it has {run.deployable.name} ({len(run.checkpoints)} checkpoints)", run.name)
 
 
 CONFIG_CHECKS = (paths, config_action, config_start, learning_rate, warm_up, few_updates, held_out, device)
 RUN_CHECKS = (
+    stopped,
     losses_finite,
     run_start,
     loss_before_first_update,

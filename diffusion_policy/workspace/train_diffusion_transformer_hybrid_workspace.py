@@ -46,6 +46,7 @@ from diffusion_policy.workspace.run_state import (
     resume_generators,
     seed_process,
 )
+from diffusion_policy.workspace.run_status import RunStatus
 from diffusion_policy.workspace.schedule import make_schedule, plain_schedule, resume_rates, updates_in_all
 from diffusion_policy.workspace.summary import RunSummary
 from diffusion_policy.workspace.threads import settle_threads
@@ -110,6 +111,7 @@ class TrainDiffusionTransformerHybridWorkspace:
     def _run(self, stack: ExitStack) -> RunSummary | None:
         processes = stack.enter_context(join_processes(self.cfg.training.device))
         self._prepare(processes, stack)
+        status = stack.enter_context(self._status())
         self._stop = stack.enter_context(StopRequest(says=processes.writes))
         if self.progress.global_step == 0:
             self._write_line(self._measuring.before_first_update() | self._beginning.figures() | self._data.figures())
@@ -117,10 +119,15 @@ class TrainDiffusionTransformerHybridWorkspace:
             self._epoch()
         if self._stop.agreed:
             self._save(Names((LATEST,)))
+            status.stopped_by = self._stop.agreed
         self._checkpoints.wait(last=True)
         if not processes.writes:
             return None
         return RunSummary.of(self.cfg, self.output_dir, self.progress, self._checkpoints, self._stop.agreed)
+
+    def _status(self) -> RunStatus:
+        folder = self.output_dir if self._processes.writes else None
+        return RunStatus(folder, self.progress, self.cfg.training.num_epochs, self._updates_in_all)
 
     # ---- before the first update ----
 

@@ -1,0 +1,69 @@
+"""How a run stands, in RUN/status.json: whether it is under way, was stopped, failed, or made all of its epochs.
+
+Its numbers alone do not say that: a run that was stopped early looks like one that learned little.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from diffusion_policy.storage import StorageError, write_json
+from diffusion_policy.workspace.run_state import Progress
+
+logger = logging.getLogger(__name__)
+
+STATUS = "status.json"
+State = Literal["running", "stopped", "failed", "finished"]
+
+
+class RunStatus:
+    """Writes the status while it is entered: when it begins, and however it ends.
+
+    Args:
+        folder: of the run; None: another process writes.
+        progress: of the run; looked at whenever the status is written.
+        epochs: that the run is to make.
+        updates: that these are.
+
+    Attributes:
+        stopped_by: the signal that the run was asked to stop by, or None.
+    """
+
+    def __init__(self, folder: Path | None, progress: Progress, epochs: int, updates: int):
+        self._folder, self._progress, self._epochs, self._updates = folder, progress, epochs, updates
+        self.stopped_by: signal.Signals | None = None
+
+    def __enter__(self) -> RunStatus:
+        self._write("running")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception):
+            self._write("failed", str(error) or type(error).__name__)
+        elif error is not None or self.stopped_by is not None:
+            self._write("stopped")
+        else:
+            self._write("finished")
+
+    def _write(self, state: State, error: str | None = None) -> None:
+        if self._folder is None:
+            return
+        content = {
+            "state": state,
+            "signal": None if self.stopped_by is None else self.stopped_by.name,
+            "error": error,
+            "epochs": self._progress.epoch,
+            "of_epochs": self._epochs,
+            "updates": self._progress.global_step,
+            "of_updates": self._updates,
+        }
+        try:
+            write_json(self._folder / STATUS, content)
+        except StorageError as failure:
+            logger.warning("%s", failure)  # a full disk does not end a run that can go on
