@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.gripper_scale import add_gripper_scale, parse_scales
 from diffusion_policy.spec import WorkspaceError
 
 
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="runs' folders, or inference_log_*.json")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    add_gripper_scale(parser)
     parser.add_argument("--corrections", type=Path, metavar="JSON", help="corrected actions by step, for one log")
 
 
@@ -29,7 +31,7 @@ def work(arguments: argparse.Namespace) -> Answer:
     if arguments.corrections and len(arguments.logs) > 1:
         raise WorkspaceError(f"--corrections belongs to one log; there are {len(arguments.logs)}")
     corrections = read_corrections(arguments.corrections) if arguments.corrections else None
-    episodes = convert_logs(arguments.logs, arguments.output, corrections)
+    episodes = convert_logs(arguments.logs, arguments.output, corrections, parse_scales(arguments.gripper_scale))
     lines = [f"{e.path}: {e.n_steps} steps, {e.left_out} left out, {e.corrected} corrected" for e in episodes]
     return Answer("\n".join(lines))
 

@@ -98,7 +98,7 @@ def playback_of_log(log: RunLog, *datasets: ReplayBuffer) -> Playback | None:
         measured=log.measured_gripper if has_gripper else None,
         recorded=recorded,
         recorded_positions=recorded_positions,
-        seconds=None if log.step_period is None else np.arange(len(log.steps), dtype=np.float64) * log.step_period,
+        seconds=None if log.step_period is None else (log.numbers - log.numbers[0]) / log.stride * log.step_period,
         frame=lambda step: _decoded(log.steps[step].jpeg, f"{log.path}, step {step}"),
         predicted=True,
     )
@@ -106,12 +106,13 @@ def playback_of_log(log: RunLog, *datasets: ReplayBuffer) -> Playback | None:
 
 def recorded_steps(log: RunLog, dataset: ReplayBuffer) -> NDArray[np.int64] | None:
     """(N,) the dataset's steps that a log was made over, None if it was not made over this dataset."""
-    episode, stride = log.meta.get("episode"), log.meta.get("stride", 1)
-    if type(episode) is not int or type(stride) is not int or not 0 <= episode < dataset.n_episodes or stride < 1:
+    episode = log.meta.get("episode")
+    if type(episode) is not int or not 0 <= episode < dataset.n_episodes or POSE_KEY not in dataset:
         return None
-    steps = _steps(dataset, episode)[::stride]
-    if len(steps) != len(log.steps) or POSE_KEY not in dataset:
+    steps, numbers = _steps(dataset, episode), log.numbers  # counted from the episode's first step
+    if not len(numbers) or numbers[0] < 0 or numbers[-1] >= len(steps):
         return None
+    steps = steps[numbers]
     measured = dataset.read(POSE_KEY).astype(np.float64)[steps, :3]
     return steps if np.abs(measured - log.states[:, :3]).max() < SAME_METRES else None
 

@@ -17,8 +17,16 @@ Legend of shapes: N steps, S state dimensions, T actions of a chunk, A action di
 quaternions xyzw, gripper 1 = open.
 """
 
-from diffusion_policy.run_log.log import LogStep, RunLog, RunLogError, layout_of_commands
+from diffusion_policy.run_log.log import LogStep, RunLog, RunLogError, layout_of_commands, missing_sentences
 from diffusion_policy.run_log.reading import read_log
 from diffusion_policy.run_log.writing import write_inference_log
 
-__all__ = ["LogStep", "RunLog", "RunLogError", "layout_of_commands", "read_log", "write_inference_log"]
+__all__ = [
+    "LogStep",
+    "RunLog",
+    "RunLogError",
+    "layout_of_commands",
+    "missing_sentences",
+    "read_log",
+    "write_inference_log",
+]

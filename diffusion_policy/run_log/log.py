@@ -157,27 +157,18 @@ class RunLog:
 
     @cached_property
     def stride(self) -> int:
-        """By how much the steps' numbers go up where nothing is missing: the least that is not rare."""
-        steps = Counter(np.diff(self.numbers).tolist())
-        return int(min(step for step, count in steps.items() if 10 * count >= steps.total())) if steps else 1
+        """By how much the steps' numbers go up where nothing is missing."""
+        return usual_stride(self.numbers)
 
     @cached_property
     def missing(self) -> tuple[Missing, ...]:
         """The first and the last number of each run of steps that the log lacks between its first step and its last."""
-        (before,) = np.nonzero(np.diff(self.numbers) >= 2 * self.stride)
-        return tuple(
-            (int(self.numbers[at]) + self.stride, int(self.numbers[at + 1]) - self.stride) for at in before.tolist()
-        )
+        return missing_steps(self.numbers)
 
     @cached_property
     def oddities(self) -> tuple[str, ...]:
         """What is odd about the log, one sentence each: missing steps, numbers that do not go on."""
-        said = []
-        if self.missing:
-            count = sum((last - first) // self.stride + 1 for first, last in self.missing)
-            runs = [f"{first}-{last}" if first < last else str(first) for first, last in self.missing]
-            listed = ", ".join(runs[:3]) + (f" and {len(runs) - 3} more runs" if len(runs) > 3 else "")
-            said.append(f"steps {listed} are missing ({count} of {count + len(self.steps)})")
+        said = missing_sentences(self.numbers)
         if len(self.steps) > 1 and not (np.diff([step.number for step in self.steps]) > 0).all():
             said.append("step numbers repeat or go back; steps are counted by their position")
         if refused := {code: count for code, count in self.errors.items() if code != SUPERSEDED}:
@@ -206,6 +197,30 @@ class RunLog:
                 period = float(np.median(np.diff(stamps)))
                 return period if period > 0 else None
         return None
+
+
+def usual_stride(numbers: IntArray) -> int:
+    """By how much rising step numbers (N,) go up where nothing is missing: the least step that is not rare."""
+    steps = Counter(np.diff(numbers).tolist())
+    return int(min(step for step, count in steps.items() if 10 * count >= steps.total())) if steps else 1
+
+
+def missing_steps(numbers: IntArray) -> tuple[Missing, ...]:
+    """The first and the last number of each run that rising step numbers (N,) lack."""
+    stride = usual_stride(numbers)
+    (before,) = np.nonzero(np.diff(numbers) >= 2 * stride)
+    return tuple((int(numbers[at]) + stride, int(numbers[at + 1]) - stride) for at in before.tolist())
+
+
+def missing_sentences(numbers: IntArray) -> list[str]:
+    """What rising step numbers (N,) lack, in a sentence; none if nothing is missing."""
+    missing, stride = missing_steps(numbers), usual_stride(numbers)
+    if not missing:
+        return []
+    count = sum((last - first) // stride + 1 for first, last in missing)
+    runs = [f"{first}-{last}" if first < last else str(first) for first, last in missing]
+    listed = ", ".join(runs[:3]) + (f" and {len(runs) - 3} more runs" if len(runs) > 3 else "")
+    return [f"steps {listed} are missing ({count} of {count + len(numbers)})"]
 
 
 def layout_of_commands(commands: FloatArray) -> Layout:

@@ -1,14 +1,16 @@
 """Logs back to data: what the robot saw and was told, as CogACT trajectories for the converter.
 
-A log becomes an episode, or one for each reset in it: at each step the measured pose and gripper, the frame, and the
-first action that was sent. So failures can be looked at, corrected and trained on:
+A log becomes an episode, or several: it is cut at each reset, and where steps are missing. Of each step are kept the
+measured pose and gripper, the frame, and the first action that was sent. So failures can be looked at, corrected and
+trained on:
 
 * ``marks.json`` in the episode's folder says at which steps the guard intervened, which actions were corrected, and
   which never reached the network (``not_delivered``);
 * corrections, a JSON file of ``{"step": [8 numbers]}``, replace actions, by the log's step numbers.
 
-Nothing is invented: a log without an image, or with a rotation vector, is refused; a gripper between open and closed
-counts as its last clear state, and steps before the first clear one are left out and counted.
+Nothing is invented: a log without an image, with a rotation vector, or with a gripper whose scale is not known, is
+refused; a gripper between open and closed counts as its last clear state, and steps before the first clear one are
+left out and counted.
 
 Legend of shapes: N steps; states and actions are (N, 8), pose then gripper.
 """
@@ -23,7 +25,7 @@ import pickle
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from numpy.typing import NDArray
 from diffusion_policy.command_line import Stopped
 from diffusion_policy.geometry import check_unit_quaternions
 from diffusion_policy.gripper_events import UNDECIDED, gripper_states
+from diffusion_policy.gripper_scale import DeclaredScales
 from diffusion_policy.run_log import RunLog, RunLogError, read_log
 from diffusion_policy.serve.images import mime_suffix
 from diffusion_policy.serve.session_log import read_lines
@@ -54,11 +57,20 @@ class WrittenEpisode:
 
 
 def convert_logs(
-    logs: Sequence[str | Path], directory: str | Path, corrections: Mapping[int, Sequence[float]] | None = None
+    logs: Sequence[str | Path],
+    directory: str | Path,
+    corrections: Mapping[int, Sequence[float]] | None = None,
+    gripper_scale: DeclaredScales | None = None,
 ) -> list[WrittenEpisode]:
     """Write the episodes of each log, numbered after those that are in ``directory`` already.
 
     A log without an answered observation is left out, with a warning.
+
+    Args:
+        logs: to be converted.
+        directory: where the episodes go.
+        corrections: actions by step number, for one log.
+        gripper_scale: of the logs' grippers, where it is not 0..1 and they do not say so; corrections are in 0..1.
 
     Raises:
         Stopped: interrupted; the episodes of the logs before stay.
@@ -79,6 +91,7 @@ def convert_logs(
         else:
             with _whole_or_not(written, done, directory):
                 lines = _lines(log)
+                log = _in_our_scale(log, gripper_scale)
                 _check_corrections(log, corrections or {})
                 for part in _episodes(log, lines):
                     written.append(_convert(part, lines, directory, first + len(written), corrections or {}))
@@ -127,12 +140,27 @@ def _lines(log: RunLog) -> dict[int, dict[str, Any]]:
     return {line["step"]: line for line in read_lines(log.path)[1] if "action" in line} if log.generation == 4 else {}
 
 
+def _in_our_scale(log: RunLog, declared: DeclaredScales | None) -> RunLog:
+    """The log with its gripper as 0 closed .. 1 open; RunLogError if its scale is not known."""
+    scales = log.gripper_scales(declared)
+    if scales is None or log.layout != "xyz_quat_gripper":
+        return log  # refused as what it is
+    if scales.unknown:
+        name, found = scales.unknown[0]
+        raise RunLogError(f"{log.path}: its {name} is {found.span}: {found.reason}; say which: {scales.advice()}")
+    internal = scales.command.is_internal and (scales.measured is None or scales.measured.is_internal)
+    return log if internal else log.converted(scales)
+
+
 def _episodes(log: RunLog, lines: Mapping[int, Mapping[str, Any]]) -> list[RunLog]:
-    """The log, cut where the client sent a reset: what follows is another scene."""
-    if not lines:
-        return [log]
-    parts = groupby(log.steps, key=lambda step: lines[step.number].get("episode"))
-    return [replace(log, steps=tuple(steps)) for _, steps in parts]
+    """The log, cut where the client sent a reset, since what follows is another scene, and where steps are missing."""
+    if log.missing:
+        logger.warning("%s: %s; it is cut there", log.path, log.oddities[0])
+    behind = {last for _, last in log.missing}
+    holes = list(accumulate(int(number - log.stride in behind) for number in log.numbers.tolist()))
+    scenes = [lines[step.number].get("episode") if lines else None for step in log.steps]
+    parts = groupby(range(len(log.steps)), key=lambda at: (scenes[at], holes[at]))
+    return [replace(log, steps=tuple(log.steps[at] for at in part)) for _, part in parts]
 
 
 def _convert(

@@ -22,7 +22,7 @@ from rich.text import Text
 from diffusion_policy.cores import usable_cores
 from diffusion_policy.evaluate.open_loop import score_chunks
 from diffusion_policy.gripper_events import Event, gripper_events
-from diffusion_policy.run_log import read_log
+from diffusion_policy.run_log import missing_sentences, read_log
 from diffusion_policy.serve.engine import Engine, Inference, PolicyEngine
 from diffusion_policy.serve.protocol import Observation
 from diffusion_policy.serve.session_log import SessionLogError, read_image, read_lines, software_versions
@@ -63,7 +63,7 @@ class ReplayReport:
         largest: largest absolute difference of any number.
         position_mm, rotation_deg: mean difference of the executed actions; None where no rotation is one.
         furthest_step, furthest_mm: where the next commands' positions are furthest apart, and how far.
-        differences: sentences on gripper events that moved, appeared or vanished.
+        differences: sentences on steps that the log lacks, and on gripper events that moved, appeared or vanished.
     """
 
     steps: int
@@ -174,6 +174,8 @@ def compare(steps: Sequence[LoggedStep], engine: Engine, *, same_settings: bool,
     sequences = [_common(step.sequence, answer.sequence) for step, answer in zip(steps, answers, strict=True)]
     errors = score_chunks(after, before).means()
     apart = np.linalg.norm(after[:, 0, :3] - before[:, 0, :3], axis=1) * 1000
+    numbers = [step.number for step in steps]
+    missing = [f"{sentence}, and were not replayed" for sentence in missing_sentences(np.array(numbers))]
     return ReplayReport(
         steps=len(steps),
         same_settings=same_settings,
@@ -184,7 +186,7 @@ def compare(steps: Sequence[LoggedStep], engine: Engine, *, same_settings: bool,
         rotation_deg=errors["rotation_deg"],
         furthest_step=steps[int(apart.argmax())].number,
         furthest_mm=float(apart.max()),
-        differences=tuple(event_differences(before[:, 0, 7], after[:, 0, 7], [step.number for step in steps])),
+        differences=tuple(missing + event_differences(before[:, 0, 7], after[:, 0, 7], numbers)),
     )
 
 
@@ -222,7 +224,7 @@ def event_differences(before: FloatArray, after: FloatArray, numbers: Sequence[i
         nearest: Event = min(same_kind, key=lambda event: abs(event[0] - step))
         unmatched.remove(nearest)
         if nearest[0] != step:
-            offset = nearest[0] - step
+            offset = numbers[nearest[0]] - numbers[step]
             word = "later" if offset > 0 else "earlier"
             found.append(
                 f"B {kind}s {abs(offset)} step{'s' if abs(offset) > 1 else ''} {word}, at step {numbers[nearest[0]]} "

@@ -1,6 +1,7 @@
 """A checkpoint over recorded episodes: what the policy sees, what the log holds, what is refused."""
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import torch
 import zarr
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from evaluation_factory import N_EPISODES, N_STEPS, write_dataset, write_tiny_checkpoint
+from gripper_scales import FOREIGN, rewrite_gripper
 
 from diffusion_policy.checkpoint import load_policy
 from diffusion_policy.dataset.windows import validation_episodes
 from diffusion_policy.evaluate.gripper import judge
+from diffusion_policy.evaluate.open_loop_report import evaluate_open_loop
 from diffusion_policy.evaluate.recorded_inference import (
     Sampling,
     open_recorded,
@@ -167,3 +170,35 @@ def test_samplers_keep_the_noise_levels_of_training(tiny_checkpoint: Path, sched
     assert torch.equal(policy.noise_scheduler.alphas_cumprod, trained.alphas_cumprod)
     assert policy.noise_scheduler.config.clip_sample or isinstance(policy.noise_scheduler, DPMSolverMultistepScheduler)
     assert policy.num_inference_steps == 5
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_recordings_in_another_scale_need_its_name(
+    tiny_checkpoint: Path, recorded_zarr: Path, tmp_path: Path, name: str
+) -> None:
+    """Offline inference and open loop read recordings through this one function."""
+    sound = open_recorded(tiny_checkpoint, recorded_zarr)[0]
+    path = rewrite_gripper(Path(shutil.copytree(recorded_zarr, tmp_path / "set.zarr")), name)
+    with pytest.raises(SpecError, match="--gripper-scale"):
+        open_recorded(tiny_checkpoint, path)
+    recorded, _ = open_recorded(tiny_checkpoint, path, gripper_scale=name)
+    steps = sound.steps(0)
+    np.testing.assert_allclose(recorded.recorded_chunks(steps)[0], sound.recorded_chunks(steps)[0], atol=1e-6)
+    np.testing.assert_allclose(recorded.logged_states(steps), sound.logged_states(steps), atol=1e-6)
+
+
+def test_logs_and_errors_of_a_converted_dataset_are_those_of_0_to_1(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    scale = "signed_closed1/meters:0.08"
+    sound = write_dataset(tmp_path / "sound.zarr")
+    path = rewrite_gripper(write_dataset(tmp_path / "set.zarr"), "signed_closed1", "meters:0.08")
+    (ours,) = run_recorded_inference(tiny_checkpoint, sound, tmp_path / "a", [0], steps=1)
+    (theirs,) = run_recorded_inference(tiny_checkpoint, path, tmp_path / "b", [0], steps=1, gripper_scale=scale)
+    np.testing.assert_allclose(read_log(theirs).states, read_log(ours).states, atol=1e-6)
+    assert judge(read_log(theirs)).gripper_scale == "open1"
+    errors = [
+        evaluate_open_loop(tiny_checkpoint, each, [0], Sampling(steps=1), 1, gripper_scale=told)
+        .scores["policy"]
+        .means()
+        for each, told in ((sound, None), (path, scale))
+    ]
+    assert errors[0] == pytest.approx(errors[1], nan_ok=True)

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,11 @@ def test_a_log_is_put_beside_the_recording_only_if_it_is_the_same(files: Files) 
     assert playback.frame(0) is not None
     assert dataset_of_log(log) == files.dataset
     other = RunLog(log.path, 3, {**log.meta, "episode": 2}, log.steps)
+    holed = replace(log, steps=log.steps[:5] + log.steps[9:])
+    beside = playback_of_log(holed, buffer)
+    assert beside is not None
+    assert beside.recorded is not None
+    np.testing.assert_array_equal(beside.recorded, np.delete(playback.recorded, range(5, 9)))
     unlike = playback_of_log(other, buffer)
     assert unlike is not None
     assert unlike.recorded is None

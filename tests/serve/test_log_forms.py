@@ -1,5 +1,6 @@
 """A run in other forms: the predecessor's log, VLA-Lab, Rerun, and trajectories to train on."""
 
+import base64
 import itertools
 import json
 import os
@@ -10,15 +11,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from gripper_scales import FOREIGN, GRASP, written
 from log_factory import write_log
 from serve_factory import FakeEngine, ServerThread, jpeg, observation_message, settings
 
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.run_log import RunLogError, read_log
 from diffusion_policy.serve.log_export import to_inference_log, to_rerun, to_vlalab
 from diffusion_policy.serve.log_to_trajectory import convert_logs, read_corrections
 from diffusion_policy.serve.session_log import SessionLogError, read_lines
 from diffusion_policy.trajectory import open_trajectory
+
+FRAME = base64.b64encode(jpeg(0)).decode()
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +159,38 @@ def test_logs_that_training_cannot_use_are_refused(tmp_path: Path) -> None:
         (tmp_path / "fix.json").write_text(text)
         with pytest.raises(RunLogError, match=match):
             read_corrections(tmp_path / "fix.json")
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_logs_in_another_scale_become_episodes_of_ours_once_it_is_declared(tmp_path: Path, name: str) -> None:
+    """As the predecessor logged, without a label."""
+    command = written(name)
+    log = write_log(tmp_path / "log.json", command, 3, measured=[command[0], *command[:-1]])
+    content = json.loads(log.read_text())
+    for step in content["steps"]:
+        step["input"]["image_base64"] = FRAME
+    log.write_text(json.dumps(content))
+    with pytest.raises(RunLogError, match=r"its commanded gripper is .*; say which: --gripper-scale"):
+        convert_logs([log], tmp_path / "refused")
+    (episode,) = convert_logs([log], tmp_path / "out", gripper_scale=parse_scales(name))
+    opened = open_trajectory(episode.path)
+    np.testing.assert_array_equal(opened.action_gripper, GRASP)
+    np.testing.assert_array_equal(opened.gripper, [1.0, *GRASP[:-1]])
+
+
+@pytest.mark.parametrize("first", [0, 7])
+def test_a_log_is_cut_where_steps_are_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture, first: int) -> None:
+    log = write_log(tmp_path / "log.json", GRASP, 3)
+    content = json.loads(log.read_text())
+    for step in content["steps"]:
+        step["input"]["image_base64"], step["step"] = FRAME, first + step["step"]
+    content["steps"] = content["steps"][:22] + content["steps"][30:]
+    log.write_text(json.dumps(content))
+    episodes = convert_logs([log], tmp_path / "out")
+    assert [episode.n_steps for episode in episodes] == [22, 15]
+    assert f"steps {first + 22}-{first + 29} are missing (8 of 45); it is cut there" in caplog.text
+    marks = json.loads((episodes[1].path / "marks.json").read_text())
+    assert marks["steps"] == list(range(first + 30, first + 45))
 
 
 def test_a_correction_of_a_step_that_is_not_there_is_refused(run: Path, tmp_path: Path) -> None:

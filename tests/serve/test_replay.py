@@ -93,6 +93,20 @@ def test_where_decisions_differ_is_said_in_words() -> None:
     assert event_differences(b, np.ones(12), range(12)) == ["B does not close where A does, at step 5"]
 
 
+def test_steps_that_a_log_lacks_are_said_and_counted(served_checkpoint: Path, tmp_path: Path) -> None:
+    run = run_of(served_checkpoint, tmp_path, "engine.steps=2")
+    steps = run / "steps.jsonl"
+    lines = [json.loads(line) for line in steps.read_text().splitlines()]
+    numbers = [line["step"] for line in lines if "action" in line]
+    lost = numbers[2]
+    steps.write_text("".join(json.dumps(line) + "\n" for line in lines if line.get("step") != lost))
+    report = replay(run, served_checkpoint)
+    assert report.differences[0] == f"steps {lost} are missing (1 of {len(numbers)}), and were not replayed"
+    a, b = np.ones(6), np.ones(6)
+    a[4:], b[3:] = 0, 0
+    assert event_differences(a, b, [0, 1, 2, 3, 9, 10]) == ["B closes 6 steps earlier, at step 3 (A at 9)"]
+
+
 def test_what_cannot_be_replayed_is_said(tmp_path: Path) -> None:
     old = tmp_path / "inference_log_20260108_171739.json"
     old.write_text("{}")

@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gripper_scales import FOREIGN
 from serve_factory import POSE, FakeEngine, ServerThread, observation_message, settings
 
 from diffusion_policy.checkpoint import load_policy
+from diffusion_policy.gripper_scale import parse_scale
 from diffusion_policy.model.normalizer import LinearNormalizer, SingleFieldLinearNormalizer
 from diffusion_policy.run_log import read_log
 from diffusion_policy.serve.client import LineClient
@@ -119,6 +121,7 @@ SCALES = {
     "meters:0.08": ((0.08, 0.0), (0.08, 0.0)),
     "signed_closed1/meters:0.08": ((0.08, 0.0), (-1.0, 1.0)),
     "open1": ((1.0, 0.0), (1.0, 0.0)),
+    **{name: ((parse_scale(name).open, parse_scale(name).closed),) * 2 for name in FOREIGN},
 }
 
 
