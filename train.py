@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 STOP = StopSignals(keep=True)
 
+HOME = Path(__file__).resolve().parent  # what Hydra takes a relative --config-path to be relative to
+
 logger = logging.getLogger("train")
 
 
@@ -31,10 +33,14 @@ def train(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.utils import get_class
 
+    from diffusion_policy.training_config import config_errors
+
     summary = None
     try:
+        with config_errors():
+            workspace = get_class(cfg._target_)
         warn_of_data(cfg)
-        summary = get_class(cfg._target_)(cfg).run()
+        summary = workspace(cfg).run()
     except WorkspaceError as error:
         refuse(error)
     except KeyboardInterrupt:
@@ -117,12 +123,18 @@ def main() -> None:
             import hydra
 
             from diffusion_policy.resolvers import register_resolvers
-            from diffusion_policy.workspace.overrides import check_overrides, follower_overrides
+            from diffusion_policy.training_config import (
+                DEFAULT,
+                check_overrides,
+                completed_arguments,
+                follower_overrides,
+            )
 
             register_resolvers()
             sys.argv += follower_overrides()
-            check_overrides(CONFIG, "train_cogact_robot", sys.argv[1:])
-            hydra.main(version_base="1.2", config_path=str(CONFIG), config_name="train_cogact_robot")(train)()
+            check_overrides(sys.argv[1:], HOME)
+            sys.argv[1:] = completed_arguments(sys.argv[1:], HOME)
+            hydra.main(version_base="1.2", config_path=str(CONFIG), config_name=DEFAULT)(train)()
         except WorkspaceError as error:
             refuse(error)
         except KeyboardInterrupt:

@@ -57,6 +57,12 @@ SCHEDULER_TARGETS = tuple(
 LARGEST = {"num_train_timesteps": 100_000, "num_inference_steps": 100_000, "n_layer": 1000, "n_cond_layers": 1000}
 
 
+JITTER_NOTE = (
+    "the public predecessor reads this setting, but its jitter never ran: its policies were trained without. Here it "
+    "runs, on the share `p` of the images, by default on all"
+)
+
+
 class CheckpointError(WorkspaceError):
     """A checkpoint that is absent, damaged, not one of the policy's, or that cannot be written or built.
 
@@ -118,12 +124,15 @@ def read_checkpoint(path: str | Path, *, wrapped: bool = False) -> Checkpoint:
     _check_layout(content, path)
     if not wrapped:
         _check_names(content["state_dicts"], path)
+    cfg = config_of(content["cfg"], path)
     state_dicts, notes = _in_float32(content["state_dicts"])
+    if not {"run_state", "provenance"} & content.keys() and OmegaConf.select(cfg, "policy.color_jitter"):
+        notes = (*notes, f"its config has policy.color_jitter: {JITTER_NOTE}")
     for note in notes:
         logger.warning("%s: %s", path, note)
     return Checkpoint(
         path=path,
-        cfg=config_of(content["cfg"], path),
+        cfg=cfg,
         state_dicts=state_dicts,
         pickles={name: _decoded(name, value, path) for name, value in content.get("pickles", {}).items()},
         run_state=content.get("run_state"),

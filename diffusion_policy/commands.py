@@ -10,12 +10,14 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
+from typing import Any
 
-from diffusion_policy.installation import CHECKOUT, ENTRY_POINTS, IS_INSTALLED, script_path
+from diffusion_policy.installation import CHECKOUT, CONFIG, ENTRY_POINTS, IS_INSTALLED, script_path
 
+DEFAULT_CONFIG = "train_cogact_robot"
 # Hydra reads these as text without quotes. Numbers and words such as null have a meaning of their own.
 _PLAIN = re.compile(r"[A-Za-z_/.][A-Za-z0-9_/.:@%+-]*")
 _WORDS_WITH_MEANING = {"null", "true", "false", "nan", "inf"}
@@ -53,6 +55,27 @@ def setting(key: str, value: object) -> str:
         value: text or a path, number, boolean, None, or a sequence of these.
     """
     return f"{key}={_hydra_value(value)}"
+
+
+def config_words(kept: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The words of a command line that name a run's config.
+
+    Args:
+        kept: `.hydra/hydra.yaml` of the run; None: it has none.
+
+    Raises:
+        KeyError, TypeError: it is not as Hydra writes it.
+    """
+    if kept is None:
+        return (f"--config-name={DEFAULT_CONFIG}",)
+    options = {"main": "--config-path", "command-line": "--config-dir"}
+    sources = kept["hydra"].get("runtime", {}).get("config_sources", ())
+    elsewhere = (
+        f"{options[source['provider']]}={source['path']}"
+        for source in sources
+        if source["provider"] in options and source["schema"] == "file" and Path(source["path"]) != CONFIG
+    )
+    return (*elsewhere, f"--config-name={kept['hydra']['job']['config_name']}")
 
 
 def pip_install(*requirements: str) -> str:

@@ -35,15 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def work(arguments: argparse.Namespace) -> Answer:
     """Examine what is given."""
     from diffusion_policy.evaluate.gripper_table import find_logs
-    from diffusion_policy.installation import CONFIG
     from diffusion_policy.report.doctor import examine
-    from diffusion_policy.report.training_evidence import compose_config
+    from diffusion_policy.training_config import compose_training
 
     logs = find_logs(arguments.log)
     config = None
     if arguments.config:
         name, *overrides = arguments.config
-        config = arguments.config, compose_config(CONFIG, name, overrides)
+        config = arguments.config, compose_training(name, overrides)
     given = arguments.dataset, arguments.checkpoint, config, arguments.run, logs, Path("data/outputs")
     examination = examine(*given, gripper_scale=arguments.gripper_scale)
     return Answer(examination.table(), examination.exit_status, examination.to_json())

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 
 from diffusion_policy.installation import CONFIG, ENTRY_POINTS, script_path
 from diffusion_policy.resolvers import register_resolvers
-from diffusion_policy.workspace.overrides import keys_of
+from diffusion_policy.training_config import keys_of
 
 SCRIPTS = sorted(set(ENTRY_POINTS.values()) - {"train"})
 

@@ -15,7 +15,7 @@ from script_parsers import SCRIPTS, flags_of, known_settings, refusal, refusal_o
 from diffusion_policy import commands
 from diffusion_policy.installation import CONFIG, ENTRY_POINTS
 from diffusion_policy.serve.settings import ServeSettings
-from diffusion_policy.workspace.overrides import keys_of
+from diffusion_policy.training_config import keys_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*(REPOSITORY / "diffusion_policy").rglob("*.py"), *(REPOSITORY / "scripts").glob("*.py")])
@@ -146,7 +146,7 @@ def test_a_printed_change_of_a_conversion_exists(call: ast.Call) -> None:
 
 # Flags of other programs.
 OTHERS = {
-    "--nproc-per-node", "--nnodes", "--no-python", "--config-name", "--no-build-isolation", "--no-deps", "--editable",
+    "--nproc-per-node", "--nnodes", "--no-python", "--config-name", "--config-path", "--config-dir", "--no-build-isolation", "--no-deps", "--editable",
     "--gripper-scale",
 }  # fmt: skip
 RAW = re.compile(r"python3? [\w/.-]+\.py|\.py --|pip3? install|\bdp-[a-z]+ ")

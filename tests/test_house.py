@@ -32,6 +32,7 @@ FLOORS = {
     "cores": 0,
     "places": 0,
     "resolvers": 0,
+    "training_config": 1,
     "run_log": 0,
     "model": 0,
     "trajectory": 1,

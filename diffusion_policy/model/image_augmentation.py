@@ -58,25 +58,27 @@ class ColorJitter(nn.Module):
 
     Args:
         strengths: "brightness", "contrast", "saturation": factors are uniform in [1 - s, 1 + s], s >= 0; "hue": the
-            shift is uniform in [-s, s] turns, s <= 0.5. Absent or 0: unchanged.
+            shift is uniform in [-s, s] turns, s <= 0.5. Absent or 0: unchanged. "p": share of the images whose colors
+            are changed, 1 by default.
 
     Raises:
-        ModelError: a key that is none of the four, or a strength out of range.
+        ModelError: another key, or a number out of range.
     """
 
     def __init__(self, strengths: Mapping[str, float]) -> None:
         super().__init__()
-        limits = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.5}
+        limits = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.5, "p": 1.0}
         for name, strength in strengths.items():
             if name not in limits:
                 raise ModelError(f"color_jitter has no setting {name!r}; expected {', '.join(limits)}")
-            if not 0 <= float(strength) <= limits[name]:
+            if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= limits[name]:
                 raise ModelError(f"color_jitter.{name} is {strength}; expected 0 to {limits[name]}")
-        self.strengths = {name: float(strength) for name, strength in strengths.items() if float(strength) > 0}
+        self.p = float(strengths.get("p", 1.0))
+        self.strengths = {name: float(strength) for name, strength in strengths.items() if strength > 0 and name != "p"}
 
     def forward(self, images: Tensor) -> Tensor:
         """Change the colours of (N, 3, h, w)."""
-        if not self.training or not self.strengths:
+        if not self.training or not self.strengths or self.p == 0:
             return images
         changes: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
             "brightness": lambda rgb, factor: (rgb * factor).clamp(0, 1),
@@ -90,11 +92,16 @@ class ColorJitter(nn.Module):
             name = names[index]
             draw = (2 * torch.rand(len(rgb), 1, 1, 1, device=rgb.device, dtype=rgb.dtype) - 1) * self.strengths[name]
             rgb = changes[name](rgb, draw if name == "hue" else 1 + draw)
-        return rgb * 2 - 1
+        changed = rgb * 2 - 1
+        if self.p == 1:
+            return changed
+        chosen = torch.rand(len(rgb), 1, 1, 1, device=rgb.device) < self.p
+        return torch.where(chosen, changed, images)
 
     def extra_repr(self) -> str:
-        """The strengths, for the printed model."""
-        return ", ".join(f"{name}={strength}" for name, strength in self.strengths.items())
+        """The strengths, and the share of images where it is not all, for the printed model."""
+        shown = self.strengths if self.p == 1 else {**self.strengths, "p": self.p}
+        return ", ".join(f"{name}={number}" for name, number in shown.items())
 
 
 def shift_hue(rgb: Tensor, turns: Tensor) -> Tensor:

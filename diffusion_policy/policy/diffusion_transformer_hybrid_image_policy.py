@@ -68,7 +68,7 @@ class DiffusionTransformerHybridImagePolicy(PlacedModule):
             :class:`TransformerForDiffusion`.
         obs_as_cond: features are a condition; False: they are part of the sample and kept there by inpainting.
         pred_action_steps_only: denoise only the Ta executed steps.
-        color_jitter: strengths of colour jitter after the crop, while training; None: off.
+        color_jitter: see ``model.image_augmentation.ColorJitter``; after the crop, while training; None: off.
         eta: for schedulers that take it (DDIM: 0 deterministic, 1 as random as DDPM); None: the scheduler's default.
         encoder_width, encoder_stride: channels of the image encoder's first stage and pixels a cell of its last map,
             see :class:`ObsEncoder`; 64 and 32 are ResNet-18, as in the reference.

@@ -20,7 +20,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffusion_policy.commands import command, setting
+from diffusion_policy.commands import command, config_words, setting
 from diffusion_policy.dataset.joined_datasets import dataset_paths
 from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.report import ReportError
@@ -164,8 +164,7 @@ def _started_with(folder: Path) -> tuple[str, ...]:
         return ()
     try:
         hydra, settings = (yaml.safe_load(file.read_bytes()) for file in files)
-        name = hydra["hydra"]["job"]["config_name"]
-        return (f"--config-name={name}", *map(str, settings or ()))
+        return (*config_words(hydra), *map(str, settings or ()))
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ReportError(f"{folder}: hydra.yaml or overrides.yaml is not as Hydra writes it ({error!r})") from error
 

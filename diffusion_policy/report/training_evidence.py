@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -18,7 +15,6 @@ from diffusion_policy.dataset.joined_datasets import dataset_paths
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.checkpoint_evidence import spec_of
 from diffusion_policy.report.run_folder import RunFolder, command_line
-from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.spec import StepSpec
 
 
@@ -71,20 +67,6 @@ class ConfigEvidence:
         of_epoch = None if n_windows is None else math.ceil(n_windows / self.batch_size)
         known = [steps for steps in (of_epoch, self.steps_of_epoch) if steps is not None]
         return self.epochs * min(known) if known else None
-
-
-def compose_config(folder: Path, name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The config that `python train.py --config-name=NAME OVERRIDES` would run.
-
-    Raises:
-        ReportError: no such config, or an override that does not exist.
-    """
-    register_resolvers()
-    with initialize_config_dir(str(folder.resolve()), version_base="1.2"):
-        try:
-            return compose(name, overrides=list(overrides))
-        except HydraException as error:
-            raise ReportError(f"--config {name} {' '.join(overrides)}: {str(error).strip().splitlines()[0]}") from error
 
 
 def look_at_config(

@@ -114,6 +114,10 @@ def instantiate(settings: DictConfig, where: str, **more: Any) -> Any:
     Raises:
         TrainingError: the class does not exist or does not have that option.
     """
+    if "_target_" not in settings:
+        raise TrainingError(
+            f"{where} has no _target_, the class that it is to be; it has {', '.join(map(str, settings))}"
+        )
     try:
         return hydra.utils.instantiate(settings, **more)
     except HydraException as error:

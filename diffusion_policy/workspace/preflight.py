@@ -10,19 +10,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser
-
 from diffusion_policy.command_line import refuse
 from diffusion_policy.dataset.joined_datasets import dataset_paths
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
-from diffusion_policy.installation import CONFIG
-from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.spec import WorkspaceError
-from diffusion_policy.workspace.overrides import check_overrides
+from diffusion_policy.training_config import compose_arguments
 from diffusion_policy.workspace.processes import find_device
-
-DEFAULT = "train_cogact_robot"
 
 
 def check_start(arguments: Sequence[str]) -> None:
@@ -34,11 +27,7 @@ def check_start(arguments: Sequence[str]) -> None:
     Raises:
         WorkspaceError: a setting that does not exist, a device that is not there, or a dataset that does not open.
     """
-    register_resolvers()
-    check_overrides(CONFIG, DEFAULT, arguments)
-    parsed = get_args_parser().parse_args(list(arguments))
-    with initialize_config_dir(str(CONFIG), version_base="1.2"):
-        cfg = compose(parsed.config_name or DEFAULT, overrides=parsed.overrides)
+    cfg = compose_arguments(arguments)
     find_device(cfg.training.device)
     for path in dataset_paths(cfg.task.dataset.zarr_path):
         ReplayBuffer.open(path)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from diffusion_policy.commands import script_words, setting
+from diffusion_policy.commands import config_words, script_words, setting
 
 LATEST = "latest.ckpt"
 
@@ -20,11 +20,10 @@ def resume_command(folder: Path) -> str:
     Under torchrun it starts as many processes; with several machines, each needs its launcher's rendezvous options too.
     """
     hydra, overrides = (_kept(folder / ".hydra" / name) for name in ("hydra.yaml", "overrides.yaml"))
-    config = hydra["hydra"]["job"]["config_name"] if hydra else "train_cogact_robot"
     replaced = ("training.resume=", "hydra.run.dir=")
     same = [text for text in overrides or [] if not text.lstrip("+~").startswith(replaced)]
     resumed = ("training.resume=True", setting("hydra.run.dir", folder))
-    return shlex.join([*script_words("train", _launcher()), f"--config-name={config}", *same, *resumed])
+    return shlex.join([*script_words("train", _launcher()), *config_words(hydra), *same, *resumed])
 
 
 def _launcher() -> list[str]:

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_policy.checkpoint import build_policy
 from diffusion_policy.cores import CpuTimes
 from diffusion_policy.dataset.split import SPLIT
+from diffusion_policy.training_config import config_errors
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import Batch
 from diffusion_policy.workspace.checkpointing import CheckpointFolder, Names, Payload, snapshot
@@ -39,6 +40,7 @@ from diffusion_policy.workspace.optimization import Stages, make_optimizer, role
 from diffusion_policy.workspace.processes import Processes, join_processes
 from diffusion_policy.workspace.progress import TrainingBar
 from diffusion_policy.workspace.resuming import LATEST
+from diffusion_policy.workspace.run_settings import settled
 from diffusion_policy.workspace.run_state import (
     Progress,
     RunState,
@@ -73,8 +75,7 @@ class TrainDiffusionTransformerHybridWorkspace:
 
     def __init__(self, cfg: DictConfig, output_dir: str | Path | None = None):
         self._begun = CpuTimes.now()
-        cfg = with_present_keys(cfg)
-        self.cfg = debug_settings(cfg) if cfg.training.debug else cfg
+        self.cfg = settled(with_present_keys(cfg))
         self.output_dir = Path(HydraConfig.get().runtime.output_dir if output_dir is None else output_dir)
         seed_process(self.cfg.training.seed)
         self.model = build_policy(self.cfg)
@@ -101,7 +102,7 @@ class TrainDiffusionTransformerHybridWorkspace:
             WorkspaceError: the run cannot start as asked for, or cannot go on; says what to do.
         """
         try:
-            with ExitStack() as stack:
+            with config_errors(), ExitStack() as stack:
                 return self._run(stack)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -376,14 +377,6 @@ def _less_memory(cfg: DictConfig) -> str:
         "raise training.gradient_accumulate_every by as much; if it was in a validation, lower "
         f"val_dataloader.batch_size (now {cfg.val_dataloader.batch_size}).{cache}"
     )
-
-
-def debug_settings(cfg: DictConfig) -> DictConfig:
-    """Two epochs of three batches, everything switched on."""
-    cfg = copy.deepcopy(cfg)
-    once = {"checkpoint_every": 1, "val_every": 1, "sample_every": 1, "rollout_every": 1}
-    OmegaConf.update(cfg, "training", {"num_epochs": 2, "max_train_steps": 3, "max_val_steps": 3, **once})
-    return cfg
 
 
 def _epoch_line(epoch: int, num_epochs: int, metrics: dict[str, Any]) -> str:

@@ -104,3 +104,22 @@ def test_misspelt_and_absurd_strengths_are_refused() -> None:
 
 def test_strengths_show_in_the_printed_model() -> None:
     assert repr(ColorJitter({"hue": 0.1, "contrast": 0})) == "ColorJitter(hue=0.1)"
+
+
+def test_jitter_changes_the_share_of_images_that_it_is_told_to() -> None:
+    images = torch.rand(400, 3, 2, 2) * 2 - 1
+    strengths = {"brightness": 0.5, "hue": 0.2}
+    for p in (0.0, 0.3, 1.0):
+        torch.manual_seed(0)
+        changed = (ColorJitter({**strengths, "p": p}).train()(images) != images).flatten(1).any(1)
+        assert changed.float().mean() == pytest.approx(p, abs=0.08)
+    torch.manual_seed(1)
+    every = ColorJitter({**strengths, "p": 1}).train()(images)
+    torch.manual_seed(1)
+    assert torch.equal(every, ColorJitter(strengths).train()(images)), "a run without p draws as before"
+
+
+@pytest.mark.parametrize("wrong", [{"p": 1.1}, {"p": -0.1}, {"p": True}, {"p": "0.8"}, {"brightness": None}])
+def test_jitter_that_is_no_share_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ModelError, match=rf"color_jitter\.{next(iter(wrong))} is .*; expected 0 to 1"):
+        ColorJitter({"hue": 0.1, **wrong})  # type: ignore[dict-item]

@@ -12,9 +12,10 @@ from report_factory import CONFIG, DATASET, POSE_SPEC, metrics, only, troubled, 
 
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.run_folder import open_run
-from diffusion_policy.report.training_evidence import compose_config, config_of_run, look_at_config
+from diffusion_policy.report.training_evidence import config_of_run, look_at_config
 from diffusion_policy.report.training_findings import config_findings, run_findings
 from diffusion_policy.resolvers import InterpolationError
+from diffusion_policy.training_config import ConfigError, compose_training
 
 CONFIGS: list[tuple[str, str, dict[str, Any], str]] = [
     ("paths", "error", {"dataset_exists": False}, "no dataset at set.zarr"),
@@ -168,14 +169,14 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         open_run(asking)
 
 
-def test_the_shipped_config_is_composed(repository: Path) -> None:
-    config = compose_config(repository / "config", "train_cogact_robot", ["training.device=cpu"])
+def test_the_shipped_config_is_composed() -> None:
+    config = compose_training("train_cogact_robot", ["training.device=cpu"])
     evidence = look_at_config(config, "train_cogact_robot")
     assert evidence.spec is not None
     assert evidence.spec.action_dim == 8
     assert evidence.learning_rate == 1e-4
     assert evidence.device_exists
-    with pytest.raises(ReportError, match="--config nothing"):
-        compose_config(repository / "config", "nothing")
-    with pytest.raises(ReportError, match="no_such_key"):
-        compose_config(repository / "config", "train_cogact_robot", ["no_such_key=1"])
+    with pytest.raises(ConfigError, match="--config-name=nothing: no such config; there are train_cogact_robot"):
+        compose_training("nothing")
+    with pytest.raises(ConfigError, match="no_such_key"):
+        compose_training("train_cogact_robot", ["no_such_key=1"])

@@ -22,8 +22,8 @@ from diffusion_policy.checkpoint import build_policy, write_checkpoint
 from diffusion_policy.dataset.replay_buffer import ArrayLayout, ReplayBuffer, image_layout, low_dim_layout
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
 from diffusion_policy.report import environment
-from diffusion_policy.report.training_evidence import compose_config
 from diffusion_policy.spec import POSE, POSE_GRIPPER, action_semantics
+from diffusion_policy.training_config import compose_training
 
 GRASP = [1.0] * 20 + [0.02] * 15 + [0.97] * 10
 EPISODES, STEPS = 24, 15
@@ -301,7 +301,7 @@ def assert_composes(repository: Path, command: str) -> DictConfig | None:
         return None
     (name,) = [word.removeprefix("--config-name=") for word in words if word.startswith("--config-name=")]
     settings = [word for word in words[2:] if not word.startswith(("--", "hydra."))]
-    return compose_config(repository / "config", name, settings)
+    return compose_training(name, settings)
 
 
 def hydra_of(run: Path, dataset: Path) -> None:

@@ -17,7 +17,7 @@ from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
 from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
-from diffusion_policy.workspace.overrides import keys_of
+from diffusion_policy.training_config import keys_of
 from diffusion_policy.workspace.start import LATEST
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
     TrainDiffusionTransformerHybridWorkspace,

@@ -1,0 +1,303 @@
+"""The config of a training run: composed once, for whoever runs it, checks it or looks at it.
+
+A misspelt override is an error before anything starts, with the key that was probably meant. A config from elsewhere,
+such as the public predecessor's, may lack settings that came later: they take the defaults of config/, and are named.
+What a policy is (task, policy, horizon) is never filled in.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import logging
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffusion_policy.commands import DEFAULT_CONFIG as DEFAULT
+from diffusion_policy.commands import setting
+from diffusion_policy.installation import CONFIG
+from diffusion_policy.resolvers import register_resolvers
+from diffusion_policy.spec import WorkspaceError
+
+logger = logging.getLogger(__name__)
+
+# What a policy is and what it is trained on: absent there, they are missing, not a matter of defaults.
+NEVER_FILLED = frozenset({
+    "_target_", "task", "shape_meta", "policy", "horizon", "n_obs_steps", "n_action_steps", "dataset_obs_steps",
+    "obs_as_cond", "past_action_visible", "keypoint_visible_rate",
+})  # fmt: skip
+# Built by constructors, whose own defaults count for options that are absent.
+FILLED_AS_A_WHOLE = frozenset({"ema"})
+
+
+class ConfigError(WorkspaceError):
+    """A config that cannot be composed or used; names the entry."""
+
+
+def compose_training(name: str = DEFAULT, overrides: Sequence[str] = ()) -> DictConfig:
+    """The config that `python train.py --config-name=NAME OVERRIDES` runs.
+
+    Args:
+        name: of a config of config/; or the path of a YAML file, as for --config-path and --config-name.
+        overrides: as for train.py.
+
+    Raises:
+        ConfigError: no such config, or an override that does not exist.
+    """
+    register_resolvers()
+    path = Path(name)
+    elsewhere = path.suffix in (".yaml", ".yml") and path.is_file()
+    where = [f"--config-path={path.resolve().parent}"] if elsewhere else []
+    arguments = [*where, f"--config-name={path.stem if elsewhere else name}", *overrides]
+    return compose_arguments(arguments)
+
+
+def compose_arguments(arguments: Sequence[str], home: Path = CONFIG.parent) -> DictConfig:
+    """The config of a command line of train.py.
+
+    Args:
+        arguments: its words after the script.
+        home: what a relative --config-path is relative to.
+
+    Raises:
+        ConfigError: no such config, or an override that does not exist.
+    """
+    register_resolvers()
+    check_overrides(arguments, home)
+    parsed, _ = get_args_parser().parse_known_args(completed_arguments(arguments, home))
+    with initialize_config_dir(str(_folder_of(parsed, home)), version_base="1.2"):
+        return complete(compose(parsed.config_name or DEFAULT, overrides=parsed.overrides))[0]
+
+
+def complete(cfg: DictConfig) -> tuple[DictConfig, tuple[str, ...]]:
+    """A config with the defaults of config/ for settings that it lacks, and their names."""
+    filled: list[str] = []
+    theirs, ours = (OmegaConf.to_container(config, resolve=False) for config in (cfg, default_config()))
+    assert isinstance(theirs, dict)
+    assert isinstance(ours, dict)
+    _fill(theirs, {key: value for key, value in ours.items() if key not in NEVER_FILLED}, "", filled)
+    task = theirs.get("task")
+    if isinstance(task, dict) and "env_runner" not in task:
+        task["env_runner"] = copy.deepcopy(ours["task"]["env_runner"])
+        filled.append("task.env_runner")
+    if not filled:
+        return cfg, ()
+    completed = OmegaConf.create(theirs)
+    OmegaConf.set_struct(completed, value=True)
+    return completed, tuple(filled)
+
+
+def _fill(theirs: dict[Any, Any], ours: Mapping[Any, Any], prefix: str, filled: list[str]) -> None:
+    for key, value in ours.items():
+        if key not in theirs:
+            theirs[key] = copy.deepcopy(value)
+            filled.append(f"{prefix}{key}")
+        elif isinstance(value, dict) and isinstance(theirs[key], dict) and key not in FILLED_AS_A_WHOLE:
+            _fill(theirs[key], value, f"{prefix}{key}.", filled)
+
+
+@cache
+def default_config() -> DictConfig:
+    """The config that is trained when none is named, without overrides."""
+    register_resolvers()
+    with initialize_config_dir(str(CONFIG), version_base="1.2"):
+        return compose(DEFAULT)
+
+
+@contextmanager
+def config_errors() -> Iterator[None]:
+    """Makes OmegaConf's errors one sentence that names the entry.
+
+    Raises:
+        ConfigError: in place of them.
+    """
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        what = str(error).strip().splitlines()[0]
+        if (error.full_key and "is not in struct" in what) or "Missing key" in what:
+            what = f"the config has no {error.full_key}"
+        elif error.full_key:
+            what = f"{error.full_key}: {what}"
+        raise ConfigError(f"{what}; config/{DEFAULT}.yaml shows every setting with its default") from error
+
+
+def completed_arguments(arguments: Sequence[str], home: Path = CONFIG.parent) -> list[str]:
+    """The words of a command line, such that Hydra takes the settings and choices that its config lacks.
+
+    For a config from elsewhere `pretrained.path=X` becomes `++pretrained.path=X`, `loss=plain` and `experiment=X`
+    become `+loss=plain` and `+experiment=X`, and choices are looked up in config/ too.
+
+    Args:
+        arguments: of train.py.
+        home: what a relative --config-path is relative to.
+    """
+    parsed, _ = get_args_parser().parse_known_args(list(arguments))
+    if _is_left_to_hydra(parsed):
+        return list(arguments)
+    base, folder = _composed(parsed, home), _folder_of(parsed, home)
+    groups = {group: choice for group, choice in _groups().items() if group not in base}
+    known = set(keys_of(default_config())) - set(keys_of(base))
+    if not groups and not known:
+        return list(arguments)
+    adapted = {override: _accepted(override, groups, known) for override in parsed.overrides}
+    chosen = {override.lstrip("+").partition("=")[0] for override in adapted.values()}
+    added = [f"+{group}={choice}" for group, choice in groups.items() if group not in chosen]
+    if folder != CONFIG and groups and not any(word.startswith("hydra.searchpath") for word in arguments):
+        added.append(setting("hydra.searchpath", [f"file://{CONFIG}"]))
+    first = [word for word in arguments if word not in adapted]
+    return [*first, *added, *(adapted[word] for word in arguments if word in adapted)]
+
+
+def _accepted(override: str, groups: Mapping[str, str], known: set[str]) -> str:
+    """An override in a form that a config without that entry takes."""
+    key = override.partition("=")[0]
+    if key in groups or (key == "experiment" and groups):
+        return f"+{override}"
+    return f"++{override}" if key in known else override
+
+
+@cache
+def _groups() -> dict[str, str]:
+    """The groups of settings of the default config, and which choice it takes."""
+    listed = OmegaConf.load(CONFIG / f"{DEFAULT}.yaml").defaults
+    pairs = [pair for entry in listed if isinstance(entry, DictConfig) for pair in entry.items()]
+    return {str(group): str(choice) for group, choice in pairs if group not in ("task", "experiment")}
+
+
+def _is_left_to_hydra(parsed: Any) -> bool:
+    """Whether a command line asks for something else than one run of a config that can be composed here."""
+    return bool(parsed.multirun or parsed.help or parsed.hydra_help or parsed.info or parsed.config_dir)
+
+
+def _folder_of(parsed: Any, home: Path) -> Path:
+    """Where the config lies."""
+    return CONFIG if parsed.config_path is None else (home / parsed.config_path).resolve()
+
+
+def _composed(parsed: Any, home: Path) -> DictConfig:
+    """The config that a command line names, without its overrides.
+
+    Raises:
+        ConfigError: there is none, or it does not compose.
+    """
+    folder, name = _folder_of(parsed, home), parsed.config_name or DEFAULT
+    if not (folder / f"{name}.yaml").is_file() and not (folder / name).is_file():
+        trains = re.compile("^_target_:", re.MULTILINE)
+        configs = sorted(path.stem for path in folder.glob("*.yaml") if trains.search(path.read_text("utf-8")))
+        raise ConfigError(f"--config-name={name}: no such config; there are {', '.join(configs) or 'none'} in {folder}")
+    with initialize_config_dir(str(folder), version_base="1.2"):
+        try:
+            return compose(name)
+        except HydraException as error:
+            raise ConfigError(f"{folder / name}: {str(error).strip().splitlines()[0]}") from error
+
+
+def check_overrides(arguments: Sequence[str], home: Path = CONFIG.parent) -> None:
+    """Refuse what Hydra would refuse, naming the closest key; anything else is left to Hydra.
+
+    Args:
+        arguments: of the command line of train.py.
+        home: what a relative --config-path is relative to.
+
+    Raises:
+        ConfigError: a config, a key or a choice that does not exist, or no number where one is expected.
+    """
+    parsed, _ = get_args_parser().parse_known_args(list(arguments))
+    if _is_left_to_hydra(parsed):
+        return
+    base = _composed(parsed, home)
+    adapted, _ = get_args_parser().parse_known_args(completed_arguments(arguments, home))
+    with initialize_config_dir(str(_folder_of(parsed, home)), version_base="1.2"):
+        try:
+            composed = compose(parsed.config_name or DEFAULT, overrides=adapted.overrides)
+        except HydraException as error:
+            known = keys_of(complete(base)[0]) + _choices(CONFIG)
+            raise ConfigError(_explain(error, parsed.overrides, known)) from error
+    if parsed.overrides:
+        _check_numbers(composed, complete(base)[0], parsed.overrides)
+
+
+def _check_numbers(composed: DictConfig, default: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse an override that puts something else where a number stands; null may stand anywhere.
+
+    Raises:
+        ConfigError: the first such override.
+    """
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        before, after = OmegaConf.select(default, key), OmegaConf.select(composed, key)
+        if isinstance(before, bool) or not isinstance(before, (int, float)) or after is None:
+            continue
+        whole = isinstance(before, int)
+        if isinstance(after, bool) or not isinstance(after, int if whole else (int, float)):
+            raise ConfigError(
+                f"{override.input_line}: expected a {'whole number' if whole else 'number'} (it is {before} by default)"
+            )
+
+
+def follower_overrides() -> list[str]:
+    """Under torchrun, all processes but the first leave folders, files and the terminal to it."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        return []
+    return ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
+
+
+def keys_of(config: DictConfig) -> list[str]:
+    """Dotted names of all entries."""
+    names: list[str] = []
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, entry in value.items():
+                name = f"{prefix}.{key}" if prefix else str(key)
+                names.append(name)
+                walk(name, entry)
+
+    walk("", OmegaConf.to_container(config, resolve=False))
+    return names
+
+
+def _choices(config_folder: Path) -> list[str]:
+    return [f"{path.parent.name}={path.stem}" for path in sorted(config_folder.glob("*/*.yaml"))]
+
+
+def _explain(error: HydraException, overrides: Sequence[str], known: Sequence[str]) -> str:
+    """One sentence about the first override that does not exist, or what Hydra says."""
+    first_line = str(error).strip().splitlines()[0]
+    if isinstance(error, OverrideParseException):
+        written = error.override or ""
+        key, _, value = written.partition("=")
+        quoted = shlex.quote(setting(key, value))
+        return f"{written}: cannot be read ({first_line}); a value with = or other signs needs quotes: {quoted}"
+    groups = {name.split("=")[0] for name in known if "=" in name}
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        written = f"{key}={override.value()}"
+        if key in groups and written in known:
+            continue
+        if key in groups:
+            closest = difflib.get_close_matches(written, [name for name in known if "=" in name], n=1)
+            choices = [name for name in known if name.startswith(f"{key}=")]
+            return f"{override.input_line}: no such choice; {_hint(closest)}there are {', '.join(choices)}"
+        if key not in known and not override.is_add() and not key.startswith("hydra."):
+            closest = difflib.get_close_matches(key, [name for name in known if "=" not in name], n=1, cutoff=0.5)
+            return f"{override.input_line}: no such setting; {_hint(closest)}+{key}=... would add a new one"
+    return first_line
+
+
+def _hint(closest: Sequence[str]) -> str:
+    return f"did you mean {closest[0]}? " if closest else ""

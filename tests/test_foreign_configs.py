@@ -1,0 +1,270 @@
+"""Configs of the public predecessor, which lack the settings that came later: they compose, start and train."""
+
+import copy
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+import torch
+import weight_readers
+import yaml
+from hydra._internal.utils import get_args_parser
+from omegaconf import DictConfig, OmegaConf
+from reference_config import REFERENCE_KEYS
+from weight_readers import READERS, Reader, World
+
+from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
+from diffusion_policy.checkpoint import build_policy, load_policy, read_checkpoint, write_checkpoint
+from diffusion_policy.installation import CONFIG
+from diffusion_policy.spec import WorkspaceError, read_shape_meta
+from diffusion_policy.training_config import (
+    NEVER_FILLED,
+    ConfigError,
+    complete,
+    completed_arguments,
+    compose_arguments,
+    compose_training,
+    config_errors,
+    default_config,
+    keys_of,
+)
+from diffusion_policy.workspace.data import open_data
+from diffusion_policy.workspace.processes import join_processes
+from diffusion_policy.workspace.run_settings import settled
+from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
+    TrainDiffusionTransformerHybridWorkspace,
+)
+
+JITTER = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.1, "p": 0.8}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "set.zarr")
+
+
+@pytest.fixture(scope="module")
+def full(dataset: Path) -> DictConfig:
+    return tiny_run.settings(dataset, "training.num_epochs=1")
+
+
+def without(cfg: DictConfig, key: str) -> DictConfig:
+    """The same config less an entry."""
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    section: Any = plain
+    *path, last = key.split(".")
+    for part in path:
+        section = section[part]
+    del section[last]
+    return OmegaConf.create(plain)
+
+
+def predecessors(full: DictConfig) -> DictConfig:
+    """What the predecessor's config holds of a config, with the jitter that its newest one has."""
+    kept = OmegaConf.create()
+    for key in REFERENCE_KEYS:
+        node: Any = OmegaConf.to_container(full, resolve=False)
+        for part in key.split("."):
+            node = node[part]
+        if not isinstance(node, dict) or key.endswith(("shape_meta", "noise_scheduler")):
+            OmegaConf.update(kept, key, copy.deepcopy(node), force_add=True)
+    kept.task.shape_meta = copy.deepcopy(OmegaConf.to_container(full, resolve=True)["task"]["shape_meta"])  # type: ignore[index]
+    kept.policy.color_jitter = JITTER
+    return kept
+
+
+def start(cfg: DictConfig) -> None:
+    """All that a run needs of its config before it loads weights."""
+    with config_errors(), join_processes("cpu") as processes:
+        cfg = settled(cfg)
+        with torch.device("meta"):
+            build_policy(cfg)
+        open_data(cfg, processes)
+
+
+def test_the_predecessors_config_trains_and_what_it_lacked_is_said(full: DictConfig, tmp_path: Path, caplog) -> None:
+    cfg = predecessors(full)
+    assert "pretrained" not in cfg
+    with caplog.at_level(logging.INFO):
+        summary = TrainDiffusionTransformerHybridWorkspace(cfg, tmp_path).run()
+    assert summary is not None
+    (lacks,) = [line for line in caplog.messages if line.startswith("the config lacks ")]
+    assert {"pretrained", "normalizer", "sampler", "loss", "stages", "checkpoint.best"} <= set(
+        lacks.partition("defaults: ")[2].split(", ")
+    )
+    (jitter,) = [line for line in caplog.messages if line.startswith("policy.color_jitter: ")]
+    assert "its jitter never ran" in jitter
+    assert "~policy.color_jitter trains as it did" in jitter
+    written = read_checkpoint(tmp_path / "checkpoints" / "latest.ckpt")
+    assert written.cfg.pretrained == full.pretrained
+    assert written.cfg.policy.color_jitter.p == 0.8
+    assert written.notes == (), "of our own runs the jitter did run"
+
+
+# Sections that the predecessor has are not newer, whatever came into them; what the policy sees is no setting.
+NEWER = [
+    key
+    for key in sorted(set(keys_of(default_config())) - set(REFERENCE_KEYS))
+    if not any(known.startswith(f"{key}.") for known in REFERENCE_KEYS)
+    and (not key.startswith("task.shape_meta") or key.endswith(".names"))
+]
+FILLED = [key for key in NEWER if key.split(".")[0] not in NEVER_FILLED]
+
+
+@pytest.mark.parametrize("key", FILLED)
+def test_a_newer_setting_that_is_absent_takes_its_default(key: str) -> None:
+    ours = default_config()
+    completed, filled = complete(without(ours, key))
+    assert filled == (key,)
+    assert OmegaConf.to_container(completed, resolve=False) == OmegaConf.to_container(ours, resolve=False)
+
+
+@pytest.mark.parametrize("key", [key for key in NEWER if key not in FILLED])
+def test_a_newer_entry_of_what_is_built_is_optional(full: DictConfig, key: str) -> None:
+    cfg = without(full, key)
+    start(cfg)
+    assert read_shape_meta(cfg.task.shape_meta) == read_shape_meta(full.task.shape_meta)
+
+
+@pytest.mark.parametrize("key", REFERENCE_KEYS)
+def test_an_entry_of_the_predecessors_that_is_absent_is_filled_or_named(full: DictConfig, key: str) -> None:
+    """One sentence, never a stack trace of OmegaConf's."""
+    try:
+        start(without(full, key))
+    except WorkspaceError as error:
+        said = str(error)
+    else:
+        return
+    assert key.split(".")[0] in NEVER_FILLED, said
+    named = key == "task.dataset.pad_after" or key.rpartition(".")[2] in said or "shape_meta" in said
+    assert named, said  # without padding after their end, episodes of 12 steps hold no window of 16
+    assert "\n" not in said
+
+
+def test_nothing_is_filled_where_nothing_is_absent(full: DictConfig) -> None:
+    assert complete(full) == (full, ())
+
+
+# ---- the command line ----
+
+
+@pytest.fixture
+def theirs(full: DictConfig, tmp_path: Path) -> Path:
+    """A folder of configs as the predecessor's: one file, and a task beside it."""
+    folder = tmp_path / "their configs"
+    (folder / "task").mkdir(parents=True)
+    plain: Any = OmegaConf.to_container(predecessors(full), resolve=False)
+    (folder / "task" / "robot.yaml").write_text(yaml.safe_dump(plain.pop("task")))
+    (folder / "train_theirs.yaml").write_text(yaml.safe_dump({"defaults": ["_self_", {"task": "robot"}], **plain}))
+    return folder
+
+
+OVERRIDES: list[tuple[Sequence[str], dict[str, Any]]] = [
+    ((), {"normalizer": "inherit", "loss.gripper_weight": 1.0, "training.num_epochs": 1}),
+    (("pretrained.path=/a b/c.ckpt",), {"pretrained.path": "/a b/c.ckpt", "pretrained.which": "same"}),
+    (("training.num_epochs=7", "training.cache=memory"), {"training.num_epochs": 7, "training.cache": "memory"}),
+    (("loss=gripper_events",), {"loss.gripper_weight": 2.0}),
+    (("loss=gripper_events", "loss.gripper_weight=3"), {"loss.gripper_weight": 3, "loss.event_weight": 4.0}),
+    (("stages=new_first",), {"stages.0.steps": 500}),
+    (
+        ("experiment=finetune_8d",),
+        {"loss.gripper_weight": 2.0, "observation_dropout.gripper": 0.3, "exp_name": "finetune_8d"},
+    ),
+    (
+        ("experiment=finetune_8d", "stages=new_first", "training.num_epochs=3"),
+        {"stages.0.steps": 500, "training.num_epochs": 3},
+    ),
+    (("++pretrained.path=/x", "+note=mine", "~policy.color_jitter"), {"pretrained.path": "/x", "note": "mine"}),
+    (("sampler.steps=4",), {"sampler.steps": 4, "sampler.scheduler": "ddim"}),
+]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), OVERRIDES, ids=lambda value: " ".join(value) or "none")
+def test_settings_that_their_config_lacks_are_taken_all_the_same(
+    theirs: Path, overrides: Sequence[str], expected: dict[str, Any]
+) -> None:
+    cfg = compose_training(str(theirs / "train_theirs.yaml"), overrides)
+    assert {key: OmegaConf.select(cfg, key) for key in expected} == expected
+    words = [f"--config-path={theirs}", "--config-name", "train_theirs", "hydra.run.dir=/x", *overrides]
+    assert compose_arguments(words) == cfg
+    parsed = get_args_parser().parse_args(completed_arguments(words))
+    assert (parsed.config_path, parsed.config_name) == (str(theirs), "train_theirs")
+    assert "hydra.run.dir=/x" in parsed.overrides
+
+
+def test_their_config_may_lie_in_our_folder(theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copied beside ours, so that --config-name finds it."""
+    words = [f"--config-path={theirs}", "--config-name=train_theirs", "loss=gripper_events"]
+    assert "+loss=gripper_events" in completed_arguments(words)
+    ours = ["--config-name=train_cogact_robot", "loss=gripper_events", "training.seed=1"]
+    assert completed_arguments(ours) == ours, "ours lacks nothing"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("tranining.num_epochs=1",), "no such setting; did you mean training.num_epochs"),
+        (("pretrained.pth=1",), "no such setting; did you mean pretrained.path"),
+        (("training.num_epochs=many",), "expected a whole number"),
+        (("training.checkpoint_every_steps",), "cannot be read"),
+        (("loss=nothing",), "no such choice; .*there are loss=gripper_events, loss=plain"),
+        (("experiment=nothing",), "no such choice; .*there are experiment="),
+    ],
+)
+def test_a_misspelt_override_of_theirs_is_one_sentence(theirs: Path, words: Sequence[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        compose_training(str(theirs / "train_theirs.yaml"), words)
+    assert "\n" not in str(caught.value)
+
+
+def test_configs_that_are_not_there_or_do_not_compose(theirs: Path) -> None:
+    with pytest.raises(ConfigError, match="no such config; there are train_cogact_robot in"):
+        compose_training("train_theirs")
+    with pytest.raises(ConfigError, match="no such config; there are train_theirs in"):
+        compose_arguments([f"--config-path={theirs}", "--config-name=other"])
+    (theirs / "broken.yaml").write_text("defaults: [{task: nothing}]\n")
+    with pytest.raises(ConfigError, match=r"broken.*nothing"):
+        compose_training(str(theirs / "broken.yaml"))
+
+
+# ---- their jitter ----
+
+
+def test_their_jitter_is_counted_as_never_run(full: DictConfig, tmp_path: Path) -> None:
+    states = weight_readers.policy_states(full)
+    path = tmp_path / "theirs.ckpt"
+    write_checkpoint(path, cfg=predecessors(full), state_dicts=states, pickles={"_output_dir": None})
+    (note,) = read_checkpoint(path).notes
+    assert note.startswith("its config has policy.color_jitter: the public predecessor reads this setting, but")
+    assert load_policy(path).obs_encoder.color_jitter.p == 0.8
+    write_checkpoint(path, cfg=full, state_dicts=states, pickles={"_output_dir": None})
+    assert read_checkpoint(path).notes == ()
+
+
+def test_it_is_a_note_of_the_ledger(dataset: Path, tmp_path: Path) -> None:
+    cfg = predecessors(tiny_run.settings(dataset, "task=cogact_robot_7d"))
+    path = tmp_path / "theirs.ckpt"
+    write_checkpoint(path, cfg=cfg, state_dicts=weight_readers.policy_states(cfg), pickles={"_output_dir": None})
+    ledger = grow_7d_to_8d(path, tmp_path / "grown.ckpt")
+    assert any("its jitter never ran" in note for note in ledger.notes)
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+def test_every_reader_opens_their_newest_checkpoints(dataset: Path, tmp_path: Path, reader: Reader) -> None:
+    world = World(dataset, tmp_path)
+    path = tmp_path / "theirs.ckpt"
+    cfg = predecessors(world.config(reader.width))
+    write_checkpoint(path, cfg=cfg, state_dicts=weight_readers.policy_states(cfg), pickles={"_output_dir": None})
+    if reader.name in ("train resume", "check parity"):  # not a run of ours; no server to ask
+        with pytest.raises((WorkspaceError, KeyError)):
+            reader.read(world, path)
+        return
+    reader.read(world, path)
+
+
+def test_the_default_config_is_the_one_in_the_folder() -> None:
+    assert default_config() == compose_training()
+    assert (CONFIG / "train_cogact_robot.yaml").is_file()
