@@ -61,9 +61,12 @@ def warn_of_data(cfg: DictConfig) -> None:
     if int(os.environ.get("RANK", "0")):
         return
     from diffusion_policy.report.gravest import gravest_before_training  # reads the numbers: under a second
+    from diffusion_policy.training_config import config_errors
 
     try:
-        for line in gravest_before_training(cfg):
+        with config_errors():
+            found = gravest_before_training(cfg)
+        for line in found:
             logger.warning("data: %s", line)
     except WorkspaceError as error:
         logger.debug("the data cannot be looked at: %s", error)
