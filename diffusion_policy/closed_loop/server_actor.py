@@ -7,6 +7,7 @@ of their age is off; everything else is as a robot meets it. Latency is measured
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -142,9 +143,13 @@ def served(settings: ServeSettings, simulator: Simulator) -> Iterator[tuple[Serv
     if not found:
         raise SimulatorError("the server did not start; its message is above")
     actor = ServerActor(engine, simulator, found["line"])
+    told = logging.getLogger("diffusion_policy.serve")
+    level = told.level
+    told.setLevel(logging.ERROR)  # refusals are counted, not told one by one
     try:
         yield actor, engine
     finally:
+        told.setLevel(level)
         actor.close()
         loop.call_soon_threadsafe(stop.set)
         thread.join()

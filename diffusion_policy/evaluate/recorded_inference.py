@@ -11,7 +11,6 @@ Legend: N steps of an episode, To observation steps, Ta executed actions, Da act
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,9 +36,11 @@ from diffusion_policy.gripper_events import control_period
 from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER, Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.policy.noise import initial_noise
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.run_log import LogStep, write_inference_log
 from diffusion_policy.spec import POSE, POSE_GRIPPER, ROTVEC_WIDTH, action_semantics, check_semantics
+from diffusion_policy.storage import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +171,7 @@ def predict_chunks(
     chunks, frames = [], []
     for batch in np.array_split(steps, range(sampling.batch_size, len(steps), sampling.batch_size)):
         obs = episodes.observations(batch)
-        noise = torch.stack([_noise(policy, sampling.seed, sample, step) for step in batch.tolist()])
+        noise = initial_noise(policy, [_seed(sampling.seed, sample, step) for step in batch.tolist()])
         generator = torch.Generator().manual_seed(_seed(sampling.seed, sample, int(batch[0])))
         answer = policy.predict_action(obs, initial_noise=noise, generator=generator)
         chunks.append(answer["action"].cpu().double().numpy())
@@ -247,7 +248,7 @@ def run_recorded_inference(
         logger.warning(note)
     meta = {
         "checkpoint": str(checkpoint_path),
-        "checkpoint_sha256": _sha256(checkpoint_path),
+        "checkpoint_sha256": file_sha256(checkpoint_path),
         "weights": which,
         "scheduler": scheduler,
         "steps": steps,
@@ -354,19 +355,8 @@ def _seed(seed: int, sample: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, sample, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _noise(policy: DiffusionTransformerHybridImagePolicy, seed: int, sample: int, step: int) -> torch.Tensor:
-    """Initial noise of one step, (T, sample width), drawn on the CPU whatever the device."""
-    generator = torch.Generator().manual_seed(_seed(seed, sample, step))
-    return torch.randn(policy.sequence_length, policy.model.input_emb.in_features, generator=generator)
-
-
 def _jpeg(image: NDArray[Any]) -> bytes:
     """(3, H, W) uint8 RGB as JPEG."""
     bgr = cv2.cvtColor(np.ascontiguousarray(np.moveaxis(image, 0, -1)), cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     return bytes(encoded.tobytes())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
