@@ -221,10 +221,10 @@ class EventScore:
     def tolerance(self) -> str:
         """The tolerance by name: "1 s (10 steps)"."""
         if self.tolerance_steps is None:
-            return f"{self.tolerance_s:g} s"
+            return f"{self.tolerance_s:.3g} s"
         steps = f"{self.tolerance_steps} step{'s' if self.tolerance_steps > 1 else ''}"
         clock = "" if self.step_seconds is not None else f", at {ASSUMED_HZ:g} Hz: the data has no clock"
-        return f"{self.tolerance_s:g} s ({steps}{clock})"
+        return f"{self.tolerance_s:.3g} s ({steps}{clock})"
 
     def __add__(self, other: EventScore) -> EventScore:
         """The score of two episodes together; steps stay those of each episode.
@@ -233,7 +233,9 @@ class EventScore:
             ValueError: they were scored with other tolerances.
         """
         if not math.isclose(self.tolerance_s, other.tolerance_s):
-            raise ValueError(f"scores within {self.tolerance_s:g} s and within {other.tolerance_s:g} s do not add up")
+            raise ValueError(
+                f"scores within {self.tolerance_s:.3g} s and within {other.tolerance_s:.3g} s do not add up"
+            )
         return EventScore(
             self.matched + other.matched,
             self.missed + other.missed,

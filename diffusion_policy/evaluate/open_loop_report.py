@@ -346,7 +346,7 @@ def compare_open_loop(first: OpenLoopReport, second: OpenLoopReport) -> dict[str
         raise EvaluateError(f"compared on different episodes, {ours} and {theirs}; evaluate both on the same")
     if first.tolerance_s != second.tolerance_s:
         raise EvaluateError(
-            f"gripper F1 within {first.tolerance_s:g} s and within {second.tolerance_s:g} s are not compared"
+            f"gripper F1 within {first.tolerance_s:.3g} s and within {second.tolerance_s:.3g} s are not compared"
         )
     compared = {
         column: _paired(first.scores[POLICY].per_episode, second.scores[POLICY].per_episode, column)

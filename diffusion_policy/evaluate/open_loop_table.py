@@ -52,7 +52,7 @@ def _predictors(report: OpenLoopReport) -> Table:
 
 def heading(column: str, tolerance_s: float | None) -> str:
     """Of a column of numbers; that of F1 names what it is measured within."""
-    return COLUMNS[column] + (f" ({tolerance_s:g} s)" if column == "gripper_f1" and tolerance_s is not None else "")
+    return COLUMNS[column] + (f" ({tolerance_s:.3g} s)" if column == "gripper_f1" and tolerance_s is not None else "")
 
 
 def _by_phase(report: OpenLoopReport) -> Table:

@@ -1,16 +1,16 @@
 """Runs beside each other: settings that differ, curves over each other, gripper scores with intervals, which to deploy.
 
-The choice is made by what was measured on held-out episodes with the deployed sampler, in this order: gripper events
-found (F1), then position error, then validation loss. What is not defined in one of the runs ranks none of them: the
-next figure does. It is only called a difference if the Wilson intervals of the share of events found do not overlap;
-runs that were measured on other episodes are never ranked, and F1 of other tolerances is not compared.
+The choice is made by what training measured with the deployed sampler, in the order of `checkpoint.best`: success in
+closed loop, gripper events found (F1) in held-out episodes, then position error, then validation loss. What is not
+defined in one of the runs ranks none of them: the next figure does. It is only called a difference if the Wilson
+intervals of the share that decides do not overlap; runs that were measured on other episodes are never ranked, F1 of
+other tolerances and success in other simulators are not compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,124 +20,27 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 from rich.text import Text
 
-from diffusion_policy.intervals import Interval, wilson_interval
+from diffusion_policy.intervals import Interval
 from diffusion_policy.report import ReportError
 from diffusion_policy.report import figures as plot
-from diffusion_policy.report.findings import Finding, diagnose, level_of
+from diffusion_policy.report.findings import Finding
 from diffusion_policy.report.page import Section, grid, place, render, table
-from diffusion_policy.report.run_folder import Curve, RunFolder, is_finite, open_run
+from diffusion_policy.report.run_folder import Curve, RunFolder, open_run
+from diffusion_policy.report.run_score import HEAD, RunScore, cell, score_run, share_cell
 from diffusion_policy.report.sections import findings_section
-from diffusion_policy.report.training_findings import findings_of_run
 
 # Settings that differ between any two runs and say nothing about them.
 INCIDENTAL = ("hydra.", "logging.", "training.resume", "multi_run.")
 # Measured on the same episodes, if these settings agree.
 HOW_MANY = ("sampler.max_episodes",)
 MEASURED_ON = ("task.dataset.zarr_path", "task.dataset.val_ratio", "task.dataset.seed", *HOW_MANY)
-# Figures that rank epochs of a run, in order, and which sign makes a larger one the better one.
-RANKED = (("val_gripper_f1", 1), ("val_position_error_mm", -1), ("val_loss", -1))
+# Place of F1 among the figures that rank.
+F1_RANK = 1
 CURVES = {
     "Training loss (logarithmic)": ("train_loss", "loss"),
     "Validation loss": ("val_loss", "loss"),
     "Position error of held-out episodes": ("val_position_error_mm", "mm"),
 }
-
-
-@dataclass(frozen=True)
-class RunScore:
-    """What a run came to, at its best measured epoch; None where it was not measured or is not defined.
-
-    Attributes:
-        run: the run.
-        update: of the best epoch.
-        f1: of gripper events.
-        tolerance: that F1 was measured within, "1 s"; None where it is not known.
-        found, recorded, false_flips: gripper events of held-out episodes.
-        position_mm: mean error.
-        val_loss: at that epoch, or the lowest one.
-    """
-
-    run: RunFolder
-    update: int | None
-    f1: float | None
-    found: int | None
-    recorded: int | None
-    false_flips: int | None
-    position_mm: float | None
-    val_loss: float | None
-    tolerance: str | None = None
-
-    @property
-    def interval(self) -> Interval | None:
-        """95 % Wilson interval of the share of events found; None where none is recorded."""
-        return wilson_interval(self.found or 0, self.recorded) if self.recorded else None
-
-    @property
-    def measured(self) -> bool:
-        """Whether any figure is defined by which runs are ranked."""
-        return any(value is not None for value in self.figures())
-
-    @property
-    def may_be_deployed(self) -> bool:
-        """Whether it has a checkpoint, and nothing forbids to deploy it."""
-        return self.run.deployable is not None and level_of(self.findings) != "bad"
-
-    @cached_property
-    def findings(self) -> list[Finding]:
-        """What doctor and report say of it."""
-        return findings_of_run(self.run)
-
-    @property
-    def cause(self) -> Finding | None:
-        """What is wrong with it."""
-        return diagnose(self.findings).cause
-
-    def figures(self) -> tuple[float | None, float | None, float | None]:
-        """By which runs are ranked, in order; smaller is better."""
-        return None if self.f1 is None else -self.f1, self.position_mm, self.val_loss
-
-    def cells(self) -> list[str]:
-        """The row of the table."""
-        interval = self.interval
-        found = "-" if interval is None else f"{self.found} of {self.recorded} ({interval[0]:.0%}-{interval[1]:.0%})"
-        within = "" if self.f1 is None or self.tolerance is None else f" ({self.tolerance})"
-        return [
-            self.run.name,
-            str(self.run.updates),
-            f"{_cell(self.f1)}{within}",
-            found,
-            "-" if self.false_flips is None else str(self.false_flips),
-            _cell(self.position_mm),
-            _cell(self.val_loss),
-        ]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return {
-            "run": str(self.run.path),
-            "updates": self.run.updates,
-            "best_update": self.update,
-            "gripper_f1": self.f1,
-            "gripper_tolerance": self.tolerance,
-            "events_found": self.found,
-            "events_recorded": self.recorded,
-            "interval": None if self.interval is None else list(self.interval),
-            "false_flips": self.false_flips,
-            "position_error_mm": self.position_mm,
-            "val_loss": self.val_loss,
-            "checkpoint": None if self.run.deployable is None else str(self.run.deployable),
-        }
-
-
-HEAD = (
-    "run",
-    "updates",
-    "F1 (tolerance)",
-    "events found (95 % interval)",
-    "false flips",
-    "position (mm)",
-    "validation loss",
-)
 
 
 @dataclass(frozen=True)
@@ -186,7 +89,8 @@ class Comparison:
         """Of a candidate, by the figures that all candidates have; smaller is better."""
         columns = list(zip(*(other.figures() for other in self.candidates), strict=True))
         ranking = [all(value is not None for value in column) for column in columns]
-        ranking[0] = ranking[0] and self.same_tolerance
+        ranking[0] = ranking[0] and not any(name.startswith("task.env_runner.") for name in self.differences)
+        ranking[F1_RANK] = ranking[F1_RANK] and self.same_tolerance
         return tuple(
             value for value, ranks in zip(score.figures(), ranking, strict=True) if ranks and value is not None
         )
@@ -209,9 +113,13 @@ class Comparison:
     def sure(self) -> bool:
         """Whether the best run is better by more than chance, and without trouble of its own."""
         best, second = self.best, self.second
-        if best is None or second is None or not self.same_tolerance:
-            return False
-        return _apart(best.interval, second.interval) and self.trouble is None
+        return best is not None and second is not None and self._apart(best, second) and self.trouble is None
+
+    def _apart(self, best: RunScore, second: RunScore) -> bool:
+        """Whether the intervals of the share that decides do not overlap: of scenes done, else of events found."""
+        if best.success is not None and second.success is not None and best.success != second.success:
+            return _apart(best.success_interval, second.success_interval)
+        return self.same_tolerance and _apart(best.interval, second.interval)
 
     @property
     def trouble(self) -> Finding | None:
@@ -240,21 +148,25 @@ class Comparison:
                 score, cause = self.ruled_out[0]
                 why = f"it is the only one that may be; do not deploy {score.run.name}: {cause.evidence}"
             return f"Deploy {best.run.deployable}: {why}{doubt}."
-        apart = self.same_tolerance and _apart(best.interval, second.interval)
-        sure = "clearly" if apart else _unsure(best, second)
+        sure = "clearly" if self._apart(best, second) else _unsure(best, second)
         other = "" if self.same_tolerance else "; their gripper F1 are of different tolerances and were not compared"
+        if self.rank(best) == self.rank(second):
+            why = "no figure that both have tells it from the next one"
+            return f"Deploy {best.run.deployable}: {why}{other}{doubt}."
         return f"Deploy {best.run.deployable}: {self._reason(best, second)}, {sure}{other}{doubt}."
 
     def _reason(self, best: RunScore, second: RunScore) -> str:
         """The first figure of the ranking in which they differ."""
         pairs = zip(self.rank(best), self.rank(second), strict=True)
-        first = next((ours for ours, theirs in pairs if ours != theirs), None)
-        if first is not None and best.f1 is not None and first == -best.f1 and self.same_tolerance:
+        first = next(ours for ours, theirs in pairs if ours != theirs)
+        if best.success is not None and first == -best.success:
+            return f"it succeeds most often in closed loop ({best.success:.0%}, next {share_cell(second.success)})"
+        if best.f1 is not None and first == -best.f1 and self.same_tolerance:
             within = "" if best.tolerance is None else f" within {best.tolerance}"
-            return f"it finds the gripper's events best (F1{within} {best.f1:.2f}, next {_cell(second.f1)})"
-        if first is not None and first == best.position_mm:
-            return f"its positions are nearest ({best.position_mm:.3g} mm, next {_cell(second.position_mm)})"
-        return f"its validation loss is lowest ({_cell(best.val_loss)}, next {_cell(second.val_loss)})"
+            return f"it finds the gripper's events best (F1{within} {best.f1:.2f}, next {cell(second.f1)})"
+        if first == best.position_mm:
+            return f"its positions are nearest ({best.position_mm:.3g} mm, next {cell(second.position_mm)})"
+        return f"its validation loss is lowest ({cell(best.val_loss)}, next {cell(second.val_loss)})"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -327,44 +239,6 @@ def compare(paths: Sequence[Path]) -> Comparison:
     return Comparison(tuple(score_run(run) for run in runs), differing)
 
 
-def score_run(run: RunFolder) -> RunScore:
-    """A run at its best measured epoch: highest F1, then lowest position error, then lowest validation loss.
-
-    An epoch at which a figure is not defined is not ranked by it, as in `checkpoint.best`.
-    """
-    lowest = min((value for _, value in run.curve("val_loss")), default=None)
-    measured = [line for line in run.metrics if any(figure(line, key) is not None for key, _ in RANKED)]
-    if not measured:
-        return RunScore(run, None, None, None, None, None, None, lowest)
-    line = max(measured, key=lambda line: [_rank(figure(line, key), sign) for key, sign in RANKED])
-    loss = figure(line, "val_loss")
-    return RunScore(
-        run,
-        int(line["global_step"]),
-        figure(line, "val_gripper_f1"),
-        _count(line, "val_gripper_events_found"),
-        _count(line, "val_gripper_events_recorded"),
-        _count(line, "val_gripper_false_flips"),
-        figure(line, "val_position_error_mm"),
-        lowest if loss is None else loss,
-        run.tolerance,
-    )
-
-
-def figure(line: Mapping[str, Any], key: str) -> float | None:
-    """A figure of a line of metrics; None where it was not measured or is not defined."""
-    return float(line[key]) if is_finite(line.get(key)) else None
-
-
-def _rank(value: float | None, sign: int) -> tuple[bool, float]:
-    return value is not None, 0.0 if value is None else sign * value
-
-
-def _count(line: Mapping[str, Any], key: str) -> int | None:
-    value = figure(line, key)
-    return None if value is None else int(value)
-
-
 def _with_interval(run: RunFolder) -> tuple[Curve, Curve, Curve]:
     return (
         run.curve("val_gripper_recall"),
@@ -374,14 +248,10 @@ def _with_interval(run: RunFolder) -> tuple[Curve, Curve, Curve]:
 
 
 def _unsure(best: RunScore, second: RunScore) -> str:
-    if best.interval is None or second.interval is None:
+    if best.success is None and (best.interval is None or second.interval is None):
         return "though no gripper event was measured that could tell them apart"
     return "though the intervals overlap: this may be chance"
 
 
 def _apart(first: Interval | None, second: Interval | None) -> bool:
     return first is not None and second is not None and (first[0] > second[1] or second[0] > first[1])
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"

@@ -122,7 +122,7 @@ class RunFolder:
         seconds = self.last("val_gripper_tolerance_s")
         steps = self.flat_config().get("sampler.tolerance_steps")
         if seconds is not None:
-            return f"{seconds:g} s"
+            return f"{seconds:.3g} s"
         return None if steps is None else f"{steps} steps"
 
     @property

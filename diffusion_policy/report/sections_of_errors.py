@@ -41,7 +41,7 @@ def open_loop_section(documents: Sequence[Mapping[str, Any]]) -> Section:
         rows = [[name, *(_cell(_defined(score, key)) for key, _ in COLUMNS)] for name, score in scores.items()]
         sampler = f"{document['scheduler']}, {document['steps']} steps, {document['samples']} samples a step"
         caption = f"{document['checkpoint']}; episodes {document['episodes']}; {sampler}"
-        within = f" ({document['tolerance_s']:g} s)" if "tolerance_s" in document else ""
+        within = f" ({document['tolerance_s']:.3g} s)" if "tolerance_s" in document else ""
         head = ["predictor", *(title + (within if key == "gripper_f1" else "") for key, title in COLUMNS)]
         parts.append(table(head, rows, caption, _marks(scores)))
         parts += [paragraph(line) for line in (*_about_episodes(document), *_in_words(document))]

@@ -143,7 +143,7 @@ class Tuning:
             caption += f"\ntraining measured the checkpoint with {self.trained_with}"
         if self.choice is not None:
             caption += f"\n{self.choice.note}"
-        head = ("mm", "deg", f"F1 ({self.tolerance_s:g} s)", "p50 ms", "p95 ms", "seam mm", "seam deg")
+        head = ("mm", "deg", f"F1 ({self.tolerance_s:.3g} s)", "p50 ms", "p95 ms", "seam mm", "seam deg")
         table = Table("", *head, caption=caption)
         table.columns[0].no_wrap = True
         for row in self.measured:

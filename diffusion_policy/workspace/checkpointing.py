@@ -259,9 +259,9 @@ class CheckpointFolder:
             if path.is_file():
                 os.replace(path, kept)
             logger.warning(
-                "best.ckpt was chosen by figures that were measured with %s, this run measures with %s: they are not "
-                "compared. It is kept as %s, and the next measurement is the best one",
-                _words_of(self._best.measured_with), _words_of(self._measured_with), kept.name,
+                "best.ckpt was chosen by figures that were measured otherwise (%s) and are not compared with new ones: "
+                "it is kept as %s, and the next measurement is the best one",
+                _changes(self._best.measured_with, self._measured_with), kept.name,
             )  # fmt: skip
             self._best = Best()
 
@@ -332,8 +332,13 @@ def _checkpoint_at(path: Path) -> Checkpoint | None:
         return None
 
 
-def _words_of(measured_with: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in measured_with.items()) or "unknown settings"
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """What differs between two ways of measuring."""
+    if not before:
+        return "by a program that does not say how"
+    names = dict.fromkeys((*before, *after))
+    changed = [name for name in names if before.get(name) != after.get(name)]
+    return "; ".join(f"{n}: {before.get(n, 'not said')} -> {after.get(n, 'not said')}" for n in changed)
 
 
 def _link(path: Path, other: Path) -> None:

@@ -107,7 +107,7 @@ def figure(name: str, metrics: Mapping[str, Any], form: str = ".4g") -> str:
     value = metrics.get(name)
     if not is_defined(value):
         return "-"
-    within = f" (within {metrics[TOLERANCE]:g} s)" if name.startswith(F1) and TOLERANCE in metrics else ""
+    within = f" (within {metrics[TOLERANCE]:.3g} s)" if name.startswith(F1) and TOLERANCE in metrics else ""
     return f"{value:{form}}{within}"
 
 

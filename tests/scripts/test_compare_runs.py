@@ -1,6 +1,7 @@
 """The door of comparisons."""
 
 import json
+import re
 import runpy
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -90,3 +91,101 @@ def test_no_run_was_measured(tmp_path: Path, main: Main) -> None:
     out = tmp_path / "out.json"
     assert main([*map(str, runs), "--json", str(out)]) == 1
     assert "None can be chosen" in json.loads(out.read_text())["advice"]
+
+
+def changed(lines: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:
+    """The lines with other figures where something was measured; None takes a figure out."""
+    merged = [{**line, **changes} if "val_loss" in line else line for line in lines]
+    return [{key: value for key, value in line.items() if value is not None} for line in merged]
+
+
+def compared(main: Main, tmp_path: Path, *runs: list[dict[str, Any]]) -> dict[str, Any]:
+    folders = [write_run(tmp_path / f"run_{number}", lines) for number, lines in enumerate(runs)]
+    out, page = tmp_path / "out.json", tmp_path / "out.html"
+    main([*map(str, folders), "--json", str(out), "--html", str(page)])
+    assert not re.search(r">\s*(nan|none|null)\b", page.read_text(), re.IGNORECASE)
+    return json.loads(out.read_text())
+
+
+def test_what_is_not_defined_ranks_no_run(tmp_path: Path, main: Main) -> None:
+    """A run without an F1 is neither better nor worse by it: the next figure that both have decides."""
+    nothing = {"val_gripper_f1": None, "val_gripper_recall": None, "val_position_error_mm": 5.0}
+    told = compared(main, tmp_path, scored(19, 0.95, 9.0), changed(metrics(), **nothing))
+    assert "run_1/checkpoints/best.ckpt: its positions are nearest (5 mm, next 9)" in told["advice"]
+    assert told["runs"][1]["gripper_f1"] is None
+
+
+def test_an_f1_of_one_without_an_event_is_none(tmp_path: Path, main: Main) -> None:
+    """Older programs wrote it; the interval over nothing is none either."""
+    empty = {"val_gripper_events_recorded": 0, "val_gripper_events_found": 0, "val_gripper_false_flips": 0}
+    told = compared(
+        main,
+        tmp_path,
+        *(changed(metrics(), val_gripper_f1=1.0, val_position_error_mm=mm, **empty) for mm in (7.0, 6.0)),
+    )
+    assert [run["gripper_f1"] for run in told["runs"]] == [None, None]
+    assert [run["interval"] for run in told["runs"]] == [None, None]
+    assert "run_1/checkpoints/best.ckpt: its positions are nearest (6 mm, next 7)" in told["advice"]
+    assert "no gripper event was measured that could tell them apart" in told["advice"]
+
+
+@pytest.mark.parametrize("missing", ["val_gripper_f1", "val_position_error_mm", "val_loss"])
+def test_nan_and_null_are_no_figures(tmp_path: Path, main: Main, missing: str) -> None:
+    lines = [{**line, missing: None} if missing in line else line for line in scored(18, 0.9)]
+    told = compared(main, tmp_path, lines, scored(18, 0.9))
+    key = {"val_gripper_f1": "gripper_f1", "val_position_error_mm": "position_error_mm"}.get(missing, "val_loss")
+    assert told["runs"][0][key] is None
+    assert told["deploy"] is not None
+
+
+def test_runs_of_other_tolerances_are_not_compared_by_f1(tmp_path: Path, main: Main) -> None:
+    wide = changed(scored(20, 1.0, 9.0), val_gripper_tolerance_s=2.0)
+    told = compared(main, tmp_path, wide, changed(scored(15, 0.7, 5.0), val_gripper_tolerance_s=1.0))
+    assert [run["gripper_tolerance"] for run in told["runs"]] == ["2 s", "1 s"]
+    assert "its positions are nearest (5 mm, next 9)" in told["advice"]
+    assert "their gripper F1 are of different tolerances and were not compared" in told["advice"]
+    assert "clearly" not in told["advice"]
+
+
+def test_a_run_whose_tolerance_was_changed_is_scored_with_the_last_one(tmp_path: Path, main: Main) -> None:
+    lines = changed(scored(20, 1.0), val_gripper_tolerance_s=2.0)
+    lines[-1] |= {"val_gripper_f1": 0.5, "val_gripper_tolerance_s": 1.0}
+    told = compared(main, tmp_path, lines, scored(15, 0.7))
+    assert (told["runs"][0]["gripper_f1"], told["runs"][0]["gripper_tolerance"]) == (0.5, "1 s")
+
+
+@pytest.mark.parametrize(("digests", "comparable"), [(("a", "a"), True), (("a", "b"), False)])
+def test_episodes_are_the_same_by_content_wherever_they_lie(
+    tmp_path: Path, main: Main, digests: tuple[str, str], comparable: bool
+) -> None:
+    runs = []
+    for number, digest in enumerate(digests):
+        lines = scored(18, 0.9)
+        lines[0] |= {"held_out_sha256": digest}
+        runs.append(write_run(tmp_path / f"run_{number}", lines))
+        config = runs[-1] / ".hydra" / "config.yaml"
+        config.write_text(config.read_text().replace("nowhere.zarr", f"set_{number}.zarr"))
+    out = tmp_path / "out.json"
+    assert main([*map(str, runs), "--json", str(out)]) == (0 if comparable else 1)
+    assert ("the held-out episodes differ" in json.loads(out.read_text())["advice"]) == (not comparable)
+
+
+def test_equal_runs_are_called_equal(tmp_path: Path, main: Main) -> None:
+    told = compared(main, tmp_path, scored(18, 0.9), scored(18, 0.9))
+    assert "no figure that both have tells it from the next one." in told["advice"]
+
+
+def test_success_in_closed_loop_comes_first_where_all_measured_it(tmp_path: Path, main: Main) -> None:
+    rolled = {"test_success_low": 0.6, "test_success_high": 0.9}
+    told = compared(
+        main,
+        tmp_path,
+        changed(scored(19, 0.95, 5.0), test_success=0.2, test_success_low=0.1, test_success_high=0.3),
+        changed(scored(15, 0.75, 9.0), test_success=0.8, **rolled),
+    )
+    assert (
+        "run_1/checkpoints/best.ckpt: it succeeds most often in closed loop (80%, next 20%), clearly" in told["advice"]
+    )
+    assert told["runs"][1]["success_interval"] == [0.6, 0.9]
+    other = compared(main, tmp_path / "other", scored(19, 0.95), changed(scored(15, 0.75), test_success=0.8, **rolled))
+    assert "it finds the gripper's events best (F1 0.95, next 0.75)" in other["advice"]

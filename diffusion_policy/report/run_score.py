@@ -1,0 +1,182 @@
+"""What a run came to: its figures at the best measured epoch, by which runs are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from diffusion_policy.intervals import Interval, wilson_interval
+from diffusion_policy.report.findings import Finding, diagnose, level_of
+from diffusion_policy.report.run_folder import RunFolder, is_finite
+from diffusion_policy.report.training_findings import findings_of_run
+
+# Figures that rank epochs of a run, and runs, in order, and which sign makes a larger one the better one.
+RANKED = (("test_success", 1), ("val_gripper_f1", 1), ("val_position_error_mm", -1), ("val_loss", -1))
+HEAD = (
+    "run",
+    "updates",
+    "success",
+    "F1 (within)",
+    "events found (95 % interval)",
+    "false flips",
+    "position (mm)",
+    "validation loss",
+)
+
+
+@dataclass(frozen=True)
+class RunScore:
+    """What a run came to, at its best measured epoch; None where it was not measured or is not defined.
+
+    Attributes:
+        run: the run.
+        update: of the best epoch.
+        f1: of gripper events.
+        tolerance: that F1 was measured within, "1 s"; None where it is not known.
+        success: share of scenes done in closed loop, and its 95 % interval.
+        found, recorded, false_flips: gripper events of held-out episodes.
+        position_mm: mean error.
+        val_loss: at that epoch, or the lowest one.
+    """
+
+    run: RunFolder
+    update: int | None
+    f1: float | None
+    found: int | None
+    recorded: int | None
+    false_flips: int | None
+    position_mm: float | None
+    val_loss: float | None
+    tolerance: str | None = None
+    success: float | None = None
+    success_interval: Interval | None = None
+
+    @property
+    def interval(self) -> Interval | None:
+        """95 % Wilson interval of the share of events found; None where none is recorded."""
+        return wilson_interval(self.found or 0, self.recorded) if self.recorded else None
+
+    @property
+    def measured(self) -> bool:
+        """Whether any figure is defined by which runs are ranked."""
+        return any(value is not None for value in self.figures())
+
+    @property
+    def may_be_deployed(self) -> bool:
+        """Whether it has a checkpoint, and nothing forbids to deploy it."""
+        return self.run.deployable is not None and level_of(self.findings) != "bad"
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """What doctor and report say of it."""
+        return findings_of_run(self.run)
+
+    @property
+    def cause(self) -> Finding | None:
+        """What is wrong with it."""
+        return diagnose(self.findings).cause
+
+    def figures(self) -> tuple[float | None, ...]:
+        """By which runs are ranked, in the order of RANKED; smaller is better."""
+        falling = [None if value is None else -value for value in (self.success, self.f1)]
+        return (*falling, self.position_mm, self.val_loss)
+
+    def cells(self) -> list[str]:
+        """The row of the table."""
+        interval = self.interval
+        found = "-" if interval is None else f"{self.found} of {self.recorded} ({interval[0]:.0%}-{interval[1]:.0%})"
+        within = "" if self.f1 is None or self.tolerance is None else f" ({self.tolerance})"
+        return [
+            self.run.name,
+            str(self.run.updates),
+            share_cell(self.success, self.success_interval),
+            f"{cell(self.f1)}{within}",
+            found,
+            "-" if self.false_flips is None else str(self.false_flips),
+            cell(self.position_mm),
+            cell(self.val_loss),
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "run": str(self.run.path),
+            "updates": self.run.updates,
+            "best_update": self.update,
+            "success": self.success,
+            "success_interval": None if self.success_interval is None else list(self.success_interval),
+            "gripper_f1": self.f1,
+            "gripper_tolerance": self.tolerance,
+            "events_found": self.found,
+            "events_recorded": self.recorded,
+            "interval": None if self.interval is None else list(self.interval),
+            "false_flips": self.false_flips,
+            "position_error_mm": self.position_mm,
+            "val_loss": self.val_loss,
+            "checkpoint": None if self.run.deployable is None else str(self.run.deployable),
+        }
+
+
+def score_run(run: RunFolder) -> RunScore:
+    """A run at its best measured epoch: highest F1, then lowest position error, then lowest validation loss.
+
+    An epoch at which a figure is not defined is not ranked by it, as in `checkpoint.best`.
+    """
+    lowest = min((value for _, value in run.curve("val_loss")), default=None)
+    tolerance = run.last("val_gripper_tolerance_s")  # F1 of before it was changed are of another measure
+    lines = [
+        line
+        for line in run.metrics
+        if figure(line, "val_gripper_f1") is None or figure(line, "val_gripper_tolerance_s") == tolerance
+    ]
+    measured = [line for line in lines if any(figure(line, key) is not None for key, _ in RANKED)]
+    if not measured:
+        return RunScore(run, None, None, None, None, None, None, lowest)
+    line = max(measured, key=lambda line: [_rank(figure(line, key), sign) for key, sign in RANKED])
+    loss = figure(line, "val_loss")
+    return RunScore(
+        run,
+        int(line["global_step"]),
+        figure(line, "val_gripper_f1"),
+        _count(line, "val_gripper_events_found"),
+        _count(line, "val_gripper_events_recorded"),
+        _count(line, "val_gripper_false_flips"),
+        figure(line, "val_position_error_mm"),
+        lowest if loss is None else loss,
+        run.tolerance,
+        figure(line, "test_success"),
+        _interval_of(line, "test_success"),
+    )
+
+
+def figure(line: Mapping[str, Any], key: str) -> float | None:
+    """A figure of a line of metrics; None where it was not measured or is not defined."""
+    return float(line[key]) if is_finite(line.get(key)) else None
+
+
+def _interval_of(line: Mapping[str, Any], key: str) -> Interval | None:
+    low, high = figure(line, f"{key}_low"), figure(line, f"{key}_high")
+    return None if low is None or high is None else (low, high)
+
+
+def _rank(value: float | None, sign: int) -> tuple[bool, float]:
+    return value is not None, 0.0 if value is None else sign * value
+
+
+def _count(line: Mapping[str, Any], key: str) -> int | None:
+    value = figure(line, key)
+    return None if value is None else int(value)
+
+
+def share_cell(value: float | None, interval: Interval | None = None) -> str:
+    """A share with its interval, for a table; "-" where it was not measured."""
+    if value is None:
+        return "-"
+    return f"{value:.0%}" + ("" if interval is None else f" ({interval[0]:.0%}-{interval[1]:.0%})")
+
+
+def cell(value: float | None) -> str:
+    """A number for a table; "-" where it was not measured."""
+    return "-" if value is None else f"{value:.3g}"
