@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Send = Callable[[Reply], Awaitable[None]]
+# Turns of the event loop before the end, in which what has arrived already is read.
+_LAST_READS = 10
 # Framing or trust is lost: closed at once. After any other end of a session the connection stays open for a client
 # that goes on asking: the robot clients of the predecessor never reconnect.
 CLOSING = frozenset({"oversized", "unauthorized"})
@@ -286,6 +288,8 @@ class Host:
     async def stop(self) -> None:
         """Let requests that are under way finish, end the others, and write the logs."""
         self.stopping.set()
+        for _ in range(_LAST_READS):
+            await asyncio.sleep(0)
         for connection in tuple(self._connections):
             await connection.stop_waiting()
         while self._connections:

@@ -25,9 +25,9 @@ def ages(freshness: Freshness, rows: np.ndarray) -> list[float]:
 
 
 @pytest.mark.parametrize("ppm", [-500, -200, -100, -50, 0, 50, 100, 200, 500])
-@pytest.mark.parametrize("every", [0.1, 0.8, 8.0])
+@pytest.mark.parametrize("every", [0.6, 8.0])
 def test_a_clock_that_drifts_is_followed(ppm: float, every: float) -> None:
-    server = np.arange(0, 5 * 3600, every)
+    server = np.arange(0, 9000 * every, every)
     delay = 0.02 + 0.03 * np.random.default_rng(0).random(len(server))
     rows = np.stack([server + delay, 1000 + server * (1 - ppm * 1e-6)], axis=1)
     assert max(ages(Freshness(0.5), rows)) < 0.05
