@@ -60,7 +60,9 @@ def _count(n: int, word: str) -> str:
 
 
 def gravest_of_dataset(path: str | Path, declared: DeclaredScales | None = None, *, gripper: bool = True) -> list[str]:
-    """The gravest that the numbers of a dataset say, one line each; frames are not looked at.
+    """The gravest that the numbers of a dataset say, one line each; nothing of one that training refuses anyway.
+
+    Frames are not looked at.
 
     Args:
         path: of the dataset.
@@ -70,7 +72,10 @@ def gravest_of_dataset(path: str | Path, declared: DeclaredScales | None = None,
     Raises:
         DatasetError, SpecError, ReportError: it cannot be read, or its gripper contradicts what is declared.
     """
-    found = by_gravity(number_findings(look_at_numbers(path, declared)))
+    evidence = look_at_numbers(path, declared)
+    if evidence.faults or (gripper and evidence.scales is not None and evidence.scales.unknown):
+        return []
+    found = by_gravity(number_findings(evidence))
     chosen = [finding for finding in found if gripper or finding.code not in OF_THE_GRIPPER]
     lines = [finding.evidence + (f"; {finding.remedy}" if finding.remedy else "") for finding in chosen[:MOST]]
     return lines + ([f"and {_count(len(chosen) - MOST, 'more warning')}"] if len(chosen) > MOST else [])

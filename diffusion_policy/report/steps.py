@@ -154,7 +154,8 @@ def steps_of_dataset(buffer: ReplayBuffer, faults: Sequence[ChunkFault] = ()) ->
     """
     if ACTION_KEY not in buffer or buffer.n_steps == 0 or buffer[ACTION_KEY].ndim != 2:
         where, found = buffer.where, f"the arrays {list(buffer.keys)} and {buffer.n_steps} steps"
-        raise ReportError(f"{where}: has {found}; expected actions")
+        expected = f"actions (data/action) beside {POSE_KEY}, {GRIPPER_KEY} and images"
+        raise ReportError(f"{where}: has {found}; expected {expected}")
     arrays = {key: buffer[key] for key in buffer.keys}
     numbers = {key: buffer.read(key).astype(np.float64) for key, a in arrays.items() if a.ndim <= 2}
     names = {key: buffer.names(key) for key, array in arrays.items() if array.ndim == 2}

@@ -68,6 +68,11 @@ def test_before_training_a_declared_scale_is_used(tmp_path: Path) -> None:
     assert last.endswith("--gripper-scale percent")
 
 
+def test_what_training_refuses_is_said_by_its_refusal_alone(tmp_path: Path) -> None:
+    path = rewrite_gripper(tiny_run.write_dataset(tmp_path / "set.zarr"), "percent")
+    assert gravest_before_training(tiny_run.settings(path)) == []
+
+
 @pytest.fixture
 def train(repository: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("train_script", repository / "train.py")
