@@ -40,7 +40,7 @@ def test_status_says_whether_to_train(
 ) -> None:
     (dataset / "data" / "image" / "3.0.0.0").write_bytes(b"?")
     assert main(["--zarr-path", str(dataset), "--no-pictures"]) == 1
-    assert "row 3 does not unpack" in " ".join(capsys.readouterr().out.split())
+    assert "data/image/3.0.0.0 has 1 bytes" in " ".join(capsys.readouterr().out.split())
     assert main(["--zarr-path", str(tmp_path / "none.zarr")]) == 2
     assert "error:" in capsys.readouterr().err
 
