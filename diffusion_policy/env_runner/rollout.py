@@ -22,7 +22,7 @@ from diffusion_policy.env_runner.results import REFUSED_BY_GUARD, TIMEOUT, Scene
 from diffusion_policy.env_runner.simulator import Env, FloatArray, RawStep, Simulator, SimulatorError
 from diffusion_policy.spec import GRIPPER, ImageArray, WorkspaceError
 
-USUAL_ACTION_STEPS = 6  # of a chunk; measured on the tabletop: docs/closed_loop.md
+USUAL_ACTION_STEPS = 6  # of a chunk, as the robot's clients mean to run; others were measured: docs/closed_loop.md
 _MOSTLY_REFUSED = 0.5
 
 
