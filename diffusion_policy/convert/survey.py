@@ -21,8 +21,9 @@ from diffusion_policy.trajectory import NO_IMAGE, Trajectory, find_trajectories,
 
 logger = logging.getLogger(__name__)
 
-# Arrays of the dataset that a camera cannot be called.
 ALREADY_THERE = "already in the dataset"
+NOT_SELECTED = "not selected"
+# Arrays of the dataset that a camera cannot be called.
 _RESERVED = {POSE_KEY, GRIPPER_KEY, ACTION_KEY, TIMESTAMP_KEY}
 
 
@@ -75,7 +76,7 @@ def survey(settings: ConversionSettings, known: frozenset[str] = frozenset()) ->
         if folder not in taking_part:
             early = number < settings.start_episode
             reason = f"before episode {settings.start_episode}" if early else f"beyond {settings.max_episodes} episodes"
-            left_out.append(_left_out(folder, f"not selected: {reason}"))
+            left_out.append(_left_out(folder, f"{NOT_SELECTED}: {reason}"))
             continue
         try:
             plan = plan_episode(open_trajectory(folder, settings.declared_scale), settings)
@@ -92,7 +93,7 @@ def survey(settings: ConversionSettings, known: frozenset[str] = frozenset()) ->
         else:
             plans.append(plan)
     if not any(entry.reason == ALREADY_THERE for entry in left_out):
-        _check_plans(plans, settings)
+        _check_plans(plans, left_out, settings)
     return Survey(tuple(plans), tuple(left_out))
 
 
@@ -177,7 +178,12 @@ def _check_numbers(folders: list[Path]) -> None:
         raise ConversionError(f"{folders[0].parent}: two episodes have one number: {', '.join(twice)}; rename one")
 
 
-def _check_plans(plans: list[Plan], settings: ConversionSettings) -> None:
+def _check_plans(plans: list[Plan], left_out: list[EpisodeEntry], settings: ConversionSettings) -> None:
+    bad = [entry for entry in left_out if not (entry.reason or "").startswith(NOT_SELECTED)]
+    if not plans and bad:
+        raise ConversionError(
+            f"{settings.source}: no episode is left to convert: {len(bad)} were left out, the first: {bad[0].reason}"
+        )
     if not plans:
         raise ConversionError(
             f"{settings.source}: no episode is left to convert (from number {settings.start_episode} on, "

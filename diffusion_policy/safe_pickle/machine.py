@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import io
 import pickletools
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -19,6 +21,10 @@ MAX_INTEGER_BITS = 512
 
 class UnsafePickleError(WorkspaceError):
     """A pickle that names something outside the allow-list, or that is broken or absurdly large."""
+
+
+class NotPlainError(ValueError):
+    """What a recipe refuses though the pickle is whole: names it."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,37 @@ def length_of_first(data: bytes, where: str) -> int:
     raise UnsafePickleError(f"{where}: the pickle has more than {MAX_INSTRUCTIONS} instructions, or no end.")
 
 
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
+
+
+def _instructions(content: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int]]:
+    """Each instruction, its argument and where it stands; as `pickletools.genops`, and texts of Python 2."""
+    stream = io.BytesIO(content)
+    while True:
+        at = stream.tell()
+        code = stream.read(1)
+        opcode = _OPCODES.get(code.decode("latin1"))
+        if opcode is None:
+            raise ValueError(f"opcode {code!r} unknown" if code else "it ends without STOP")
+        if opcode.name == "STRING":
+            yield opcode, _text_of_python_2(stream.readline()), at
+        else:
+            yield opcode, None if opcode.arg is None else opcode.arg.reader(stream), at
+        if opcode.name == "STOP":
+            return
+
+
+def _text_of_python_2(line: bytes) -> str:
+    """A quoted text of bytes, as protocol 0 of Python 2 writes it; each byte as a character."""
+    try:
+        found = ast.literal_eval("b" + line.decode("ascii").strip())
+    except SyntaxError as error:
+        raise ValueError(f"a text {line[:20]!r} without its quotes") from error
+    if not isinstance(found, bytes):
+        raise ValueError(f"a text {line[:20]!r} without its quotes")
+    return found.decode("latin1")
+
+
 class _Machine:
     """The pickle machine's stack, memo and instructions, less everything that could run code."""
 
@@ -97,8 +134,7 @@ class _Machine:
     def run(self, content: bytes) -> Any:
         position = 0
         try:
-            for count, (opcode, argument, at) in enumerate(pickletools.genops(content)):
-                position = at or 0
+            for count, (opcode, argument, position) in enumerate(_instructions(content)):  # noqa: B007
                 if count >= MAX_INSTRUCTIONS:
                     raise self._refusal(f"the pickle has more than {MAX_INSTRUCTIONS} instructions")
                 if opcode.name == "STOP":
@@ -108,6 +144,8 @@ class _Machine:
                     raise self._refusal(f"the pickle uses the instruction {opcode.name}, which data does not need")
                 handler(self, argument)
             return self.stack.pop()
+        except NotPlainError as error:
+            raise self._refusal(f"the pickle holds {error}") from error
         except (IndexError, KeyError, TypeError, ValueError, OverflowError, ArithmeticError) as error:
             reason = f"{type(error).__name__}: {error}"[:200]
             raise UnsafePickleError(f"{self.where}: the pickle is broken near byte {position} ({reason}).") from error
@@ -280,6 +318,7 @@ _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(("BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT"), _Machine.push),
     **dict.fromkeys(("INT", "LONG", "LONG1", "LONG4"), _Machine.push_integer),
     **dict.fromkeys(("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), _Machine.push),
+    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), _Machine.push),
     **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"), _Machine.push),
     "BYTEARRAY8": lambda machine, argument: machine.push(bytes(argument)),
     "NONE": _pushes(lambda: None),

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_policy.safe_pickle.machine import Allowed, Recipe
+from diffusion_policy.safe_pickle.machine import Allowed, NotPlainError, Recipe
 
 MAX_DIMENSIONS = 32
 
@@ -46,6 +46,8 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
 
 
 def _make_dtype(text: Any, align: Any = False, copy: Any = False) -> np.dtype[Any]:
+    if isinstance(text, str) and text.lstrip("<>=|").startswith("O"):
+        raise NotPlainError("an array of Python objects (dtype object), and only plain numbers and text are read")
     if not isinstance(text, str) or not _DTYPE.fullmatch(text):
         raise ValueError(f"an array of type {text!r}: only plain numbers and text are read"[:200])
     return np.dtype(text, align=False, copy=True)
@@ -66,14 +68,21 @@ def _make_array(kind: Any, shape: Any, code: Any) -> np.ndarray[Any, Any]:
 
 
 def _set_array_state(array: np.ndarray[Any, Any], state: Any) -> None:
-    if type(state) is not tuple or len(state) != 5 or type(state[4]) is not bytes:
+    if type(state) is not tuple or len(state) != 5 or type(state[4]) not in (bytes, str):
         raise ValueError("an array whose state is not (version, shape, type, order, bytes)")
     _, shape, dtype, fortran, content = state
+    content = _as_bytes(content)
     shape = _fitting_shape(shape, dtype, len(content))
     array.__setstate__((1, shape, dtype, bool(fortran), content))  # type: ignore[arg-type]
 
 
+def _as_bytes(content: Any) -> Any:
+    """Python 2 wrote bytes as text, a character for each."""
+    return content.encode("latin1") if type(content) is str else content
+
+
 def _make_scalar(dtype: Any, content: Any) -> Any:
+    content = _as_bytes(content)
     if type(content) is not bytes:
         raise ValueError("a number whose content is not bytes")
     _fitting_shape((), dtype, len(content))

@@ -1,0 +1,153 @@
+"""The six arrays of data.pkl: what they must be, and what else is found there."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy import safe_pickle
+from diffusion_policy.geometry import check_unit_quaternions
+from diffusion_policy.gripper_scale import FLAG, DeclaredScales, FoundScale, find_scales
+from diffusion_policy.places import read_bytes
+from diffusion_policy.pose_check import pose_faults
+from diffusion_policy.spec import POSE, SpecError, layout_from_range
+from diffusion_policy.trajectory.errors import TrajectoryError
+from diffusion_policy.trajectory.foreign import what_it_is
+from diffusion_policy.trajectory.links import refuse_broken
+
+RECORDED: dict[str, tuple[tuple[int, ...], str]] = {
+    "robot_eef_pose": ((len(POSE),), "f"),
+    "robot_gripper": ((), "iub"),
+    "action": ((len(POSE),), "f"),
+    "action_gripper": ((), "iub"),
+    "timestamp": ((), "f"),
+    "image_index": ((), "iu"),
+}
+"""Keys of data.pkl: shape of one step and the kinds of NumPy dtype that are read."""
+
+
+_QUATERNION_TOLERANCE = 0.02
+GRIPPERS = ("robot_gripper", "action_gripper")
+# What data.pkl may hold beside plain containers and numbers.
+_ALLOWED: safe_pickle.Allowed = {
+    **safe_pickle.NUMPY_GLOBALS,
+    ("collections", "OrderedDict"): safe_pickle.Recipe(lambda: OrderedDict()),
+}
+_EXPECTED = "a pickled dict of NumPy arrays of numbers, which pickle.dump writes"
+# As the robot's recorder writes them.
+_WRITTEN = {key: {"f": "float32", "iub": "int64", "iu": "int64"}[kinds] for key, (_, kinds) in RECORDED.items()}
+_WRITTEN["timestamp"] = "float64"
+_KINDS = {"iubf": "numbers", "f": "floating-point numbers", "iub": "integers", "iu": "integers"}
+
+
+def read_arrays(path: Path, *, any_gripper: bool) -> dict[str, NDArray[Any]]:
+    """The six arrays of data.pkl, each of its shape and kind, all of one length, all finite.
+
+    Raises:
+        TrajectoryError: data.pkl is no pickle, or an array is not as it must be.
+        UnsafePickleError: it asks for anything but arrays of numbers.
+    """
+    file = path / "data.pkl"
+    refuse_broken(file)
+    try:
+        content = read_bytes(file)
+    except OSError as error:
+        raise TrajectoryError(f"{file}: cannot be read ({error.strerror or error}); an episode needs it") from error
+    foreign = what_it_is(content, file)
+    if foreign is not None:
+        found, remedy = foreign
+        raise TrajectoryError(f"{file}: {found}; expected {_EXPECTED}: {remedy}")
+    try:
+        data = safe_pickle.load(content, allowed=_ALLOWED, where=str(file))
+    except safe_pickle.UnsafePickleError as error:
+        raise safe_pickle.UnsafePickleError(f"{str(error).rstrip('.')}; expected {_EXPECTED}") from error
+    if not isinstance(data, dict):
+        raise TrajectoryError(f"{file}: holds a {type(data).__name__}; expected a dict of arrays")
+    missing = [key for key in RECORDED if key not in data]
+    if missing:
+        raise TrajectoryError(f"{file}: lacks {', '.join(missing)}; it has {', '.join(sorted(map(str, data)))}")
+    arrays = {key: _read_array(data[key], key, file, any_gripper=any_gripper) for key in RECORDED}
+    lengths = {key: len(array) for key, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise TrajectoryError(f"{file}: lengths differ: {lengths}; expected one number of steps")
+    if lengths["timestamp"] == 0:
+        raise TrajectoryError(f"{file}: the episode has 0 steps")
+    return arrays
+
+
+def _read_array(array: Any, key: str, file: Path, *, any_gripper: bool) -> NDArray[Any]:
+    shape, kinds = RECORDED[key]
+    kinds = "iubf" if any_gripper and key in GRIPPERS else kinds
+    written = _WRITTEN[key]
+    if not isinstance(array, np.ndarray):
+        found = f"{type(array).__name__}; expected a NumPy array"
+        raise TrajectoryError(f"{file}: {key} is a {found}: write np.asarray({key}, np.{written})")
+    if array.dtype.kind not in kinds or array.dtype == np.float16:
+        told = f", or say what they are with {FLAG} NAME" if key in GRIPPERS and array.dtype.kind == "f" else ""
+        raise TrajectoryError(
+            f"{file}: {key} has dtype {array.dtype}; expected {_KINDS[kinds]}, such as {written}{told}"
+        )
+    if array.ndim != 1 + len(shape) or array.shape[1:] != shape:
+        expected = ", ".join(["N", *map(str, shape)])
+        column = f": write {key}[:, 0]" if array.ndim == 2 + len(shape) and array.shape[1:] == (1, *shape) else ""
+        raise TrajectoryError(f"{file}: {key} has shape {array.shape}; expected ({expected}){column}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        step = int(np.argwhere(~np.isfinite(array))[0, 0])
+        raise TrajectoryError(f"{file}: {key} holds NaN or infinity, first at step {step}")
+    return array
+
+
+def check_poses(poses: NDArray[Any], where: str) -> None:
+    """Raises TrajectoryError: numbers (N, 7) that are not a position in meters and a unit quaternion x y z w."""
+    try:
+        check_unit_quaternions(poses[:, 3:7], where, _QUATERNION_TOLERANCE)
+    except SpecError as error:
+        layout = layout_from_range(poses.min(axis=0), poses.max(axis=0))
+        if layout == "xyz_rotvec_width" and poses[:, 3:6].any():
+            raise TrajectoryError(
+                f"{where} is in the older layout x y z, rotation vector, gripper width in metres; "
+                "expected x y z qx qy qz qw: convert the recording first"
+            ) from error
+        raise TrajectoryError(str(error)) from error
+    faults = pose_faults(poses, POSE, where)
+    if faults:
+        raise TrajectoryError(str(faults[0]))
+
+
+def grippers(
+    arrays: Mapping[str, NDArray[Any]], path: Path, declared: DeclaredScales | None
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Commanded and measured gripper (N,), 1 = open.
+
+    Raises:
+        TrajectoryError: it is in a scale that is not known, or not in the declared one.
+    """
+    command, measured = arrays["action_gripper"], arrays["robot_gripper"]
+    try:
+        scales = find_scales(command, measured, declared=declared)
+    except SpecError as error:
+        raise TrajectoryError(f"{path}: {error}") from error
+    if declared is not None:
+        for key, found in (("action_gripper", scales.command), ("robot_gripper", scales.measured)):
+            if found is None or found.scale is None:
+                raise TrajectoryError(f"{path}: {key} is in a scale that is not known; say both: {scales.advice()}")
+        assert scales.measured is not None
+        return _internal(command, scales.command), _internal(measured, scales.measured)
+    for key in GRIPPERS:
+        odd = np.setdiff1d(arrays[key], (0, 1))
+        if odd.size:
+            raise TrajectoryError(
+                f"{path}: {key} holds {odd[:5].tolist()}; expected only 1 (open) and 0 (closed); say what they are: "
+                f"{scales.advice()}"
+            )
+    return command, measured
+
+
+def _internal(values: NDArray[Any], found: FoundScale) -> NDArray[np.float64]:
+    assert found.scale is not None
+    return found.scale.to_internal(values)

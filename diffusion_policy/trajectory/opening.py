@@ -1,0 +1,186 @@
+"""Finding the episodes of a folder, and opening one of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.gripper_scale import DeclaredScales
+from diffusion_policy.places import is_remote, place, reaching, read_bytes
+from diffusion_policy.pose_check import order_fault
+from diffusion_policy.spec import episode_number
+from diffusion_policy.trajectory.arrays import check_poses, grippers, read_arrays
+from diffusion_policy.trajectory.errors import TrajectoryError
+from diffusion_policy.trajectory.frames import NO_IMAGE, SINGLE_CAMERA, check_image_index, image_notes, list_frames
+from diffusion_policy.trajectory.links import is_broken, refuse_broken
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One recorded episode of N steps.
+
+    Attributes:
+        path: its folder.
+        number: at the end of the folder's name; episodes are ordered by it.
+        pose: (N, 7) float32, measured; x y z in metres, then qx qy qz qw, in the robot's base frame.
+        gripper: (N,) float32, measured; 1 = open, 0 = closed.
+        action: (N, 7) float32, commanded absolute pose, in the same layout.
+        action_gripper: (N,) float32, commanded; 1 = open, 0 = closed.
+        timestamp: (N,) float64, seconds.
+        image_index: (N,) int64, the frame's number shown at this step; -1 where there is none.
+        frames: per camera, the file of each frame number; every frame that a step shows is there.
+        notes: what is odd, and harmless.
+    """
+
+    path: Path
+    number: int
+    pose: NDArray[np.float32]
+    gripper: NDArray[np.float32]
+    action: NDArray[np.float32]
+    action_gripper: NDArray[np.float32]
+    timestamp: NDArray[np.float64]
+    image_index: NDArray[np.int64]
+    frames: Mapping[str, Mapping[int, Path]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def n_steps(self) -> int:
+        """N, the number of recorded steps."""
+        return len(self.timestamp)
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras; ("image",) where there is one without a name."""
+        return tuple(self.frames)
+
+    def frame_path(self, step: int, camera: str = SINGLE_CAMERA) -> Path:
+        """The file shown at a step; TrajectoryError if that step has no image."""
+        index = int(self.image_index[step])
+        if index == NO_IMAGE:
+            raise TrajectoryError(f"{self.path}: step {step} has no image (image_index is -1)")
+        return self.frames[camera][index]
+
+    def image_runs(self) -> list[tuple[int, int]]:
+        """Longest runs of steps that all have an image, as (start, exclusive end)."""
+        seen = np.concatenate([[False], self.image_index != NO_IMAGE, [False]])
+        edges = np.flatnonzero(seen[1:] != seen[:-1])
+        return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
+
+    def unused_frames(self, camera: str) -> list[int]:
+        """Numbers of frames on disk that no step shows, in order."""
+        return sorted(set(self.frames[camera]) - set(self.image_index.tolist()))
+
+
+def find_trajectories(directory: Path | str) -> list[Path]:
+    """Episode folders in a directory or below a URL, ordered by number, then name.
+
+    A folder is an episode if its name begins with "episode" or if it holds data.pkl. What bears the name of one and
+    cannot be read as such (a link that leads nowhere, a file) is listed too, for `open_trajectory` to refuse it.
+
+    Raises:
+        TrajectoryError: no such directory, no episode in it, or an episode without a number in its name.
+        PlaceError: the URL's store cannot be reached.
+    """
+    directory = place(directory)
+    refuse_broken(directory)
+    with reaching(directory):
+        if not directory.is_dir():
+            raise TrajectoryError(f"{directory} is not a directory; expected one that holds episode_0000/ and so on")
+        folders = [path for path in directory.iterdir() if _is_episode(path)]
+    if not folders:
+        hint = "; this looks like one episode: give the folder above it" if (directory / "data.pkl").is_file() else ""
+        raise TrajectoryError(f"{directory} holds no episode (episode_0000/data.pkl and so on){hint}")
+    return sorted(folders, key=lambda path: (_number(path), path.name))
+
+
+def _is_episode(path: Path) -> bool:
+    named = path.name.lower().startswith("episode")
+    numbered = episode_number(path.name) is not None
+    if is_broken(path):
+        return named or numbered
+    if path.is_dir():
+        data = path / "data.pkl"
+        return named or data.is_file() or is_broken(data)
+    return named and numbered and not path.suffix and not is_remote(path)
+
+
+def open_trajectory(path: Path | str, gripper_scale: DeclaredScales | None = None) -> Trajectory:
+    """Open one episode and check everything that can be checked without decoding its frames.
+
+    Args:
+        path: its folder.
+        gripper_scale: that its gripper is recorded in where it is not 1 (open) and 0 (closed); it is converted, and
+            numbers between the two are then accepted.
+
+    Raises:
+        TrajectoryError: the folder, its data.pkl, its meta.json or its frames are not as they must be.
+        UnsafePickleError: data.pkl asks for anything but NumPy arrays of numbers.
+        PlaceError: it lies in a store that cannot be reached.
+    """
+    path = place(path)
+    number = _number(path)
+    refuse_broken(path)
+    if not is_remote(path) and path.is_file():
+        raise TrajectoryError(f"{path}: is a file; expected a folder that holds data.pkl and images/")
+    arrays = read_arrays(path, any_gripper=gripper_scale is not None)
+    n_steps = len(arrays["timestamp"])
+    for key in ("robot_eef_pose", "action"):
+        check_poses(arrays[key], f"{path}: {key}")
+    order = order_fault(arrays["action"], arrays["robot_eef_pose"], "action")
+    if order is not None:
+        raise TrajectoryError(f"{path}: {order}")
+    command, measured = grippers(arrays, path, gripper_scale)
+    image_index = arrays["image_index"].astype(np.int64)
+    with reaching(path):
+        frames = list_frames(path)
+    check_image_index(image_index, frames, path)
+    notes = [*_check_meta(path, number, n_steps, frames), *image_notes(image_index, frames)]
+    return Trajectory(
+        path=path,
+        number=number,
+        pose=arrays["robot_eef_pose"].astype(np.float32),
+        gripper=measured.astype(np.float32),
+        action=arrays["action"].astype(np.float32),
+        action_gripper=command.astype(np.float32),
+        timestamp=arrays["timestamp"].astype(np.float64),
+        image_index=image_index,
+        frames=frames,
+        notes=tuple(notes),
+    )
+
+
+def _number(path: Path) -> int:
+    number = episode_number(path.name)
+    if number is None:
+        raise TrajectoryError(f"{path}: no number at the end of the folder's name; expected one, as in episode_0007")
+    return number
+
+
+def _check_meta(path: Path, number: int, n_steps: int, frames: Mapping[str, Mapping[int, Path]]) -> list[str]:
+    """Notes on meta.json; the number of steps is the one thing in which it may not differ."""
+    file = path / "meta.json"
+    with reaching(file):
+        if is_broken(file):
+            return ["meta.json is a link that leads nowhere"]
+        if not file.is_file():
+            return ["meta.json is absent"]
+    try:
+        meta = json.loads(read_bytes(file).decode("utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrajectoryError(f"{file}: cannot be read as JSON ({error})") from error
+    if not isinstance(meta, dict):
+        raise TrajectoryError(f"{file}: holds a {type(meta).__name__}; expected an object")
+    if meta.get("n_steps", n_steps) != n_steps:
+        raise TrajectoryError(f"{file}: says {meta['n_steps']} steps, data.pkl has {n_steps}; one of them is cut")
+    notes = []
+    if meta.get("episode_id", number) != number:
+        notes.append(f"meta.json calls it episode {meta['episode_id']}; the folder's number is used")
+    n_images = max(map(len, frames.values()))
+    if meta.get("n_images", n_images) != n_images:
+        notes.append(f"meta.json says {meta['n_images']} images, {n_images} are there")
+    return notes
