@@ -15,7 +15,7 @@ import difflib
 import importlib
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -240,11 +240,13 @@ def write_checkpoint(
     pickles: Mapping[str, Any],
     run_state: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a checkpoint that the users' code base opens too; `path` is replaced as a whole or not at all.
 
     `pickles` holds plain values ("_output_dir" text or None, "global_step", "epoch"). Everything but `cfg` must be
-    plain containers, numbers, text and tensors. Tensors are saved from the CPU, each once, whatever its names.
+    plain containers, numbers, text and tensors. Tensors are saved from the CPU, each once, whatever its names. `check`
+    is called with the finished file before it takes its place; if it raises, the file never does.
 
     Raises:
         CheckpointError: something else was given, the config could not be read back, or writing failed (a full disk);
@@ -262,7 +264,7 @@ def write_checkpoint(
         for name, part in (("run_state", run_state), ("provenance", provenance)):
             if part is not None:
                 content[name] = portable.of(dict(part), name)
-        save_torch_zip(path, content)
+        save_torch_zip(path, content, check)
     except TensorFileError as error:
         raise CheckpointError(str(error)) from error
 

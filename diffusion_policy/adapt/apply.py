@@ -6,9 +6,8 @@ with two names stay one tensor.
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from diffusion_policy.adapt.rules import Rules
 from diffusion_policy.adapt.target import Target
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from diffusion_policy.spec import action_semantics
+from diffusion_policy.storage import write_json
 from diffusion_policy.tensor_file.opened import sha256_of
 
 State = dict[str, Tensor]
@@ -43,6 +43,8 @@ def adapt_checkpoint(
 ) -> Ledger:
     """Make a checkpoint of another shape from a checkpoint: plan, fill, prove, write, read back.
 
+    Checkpoint and ledger take their places once all that has passed; an error or an interruption leaves neither.
+
     Args:
         source: the checkpoint at hand; never written to.
         target: what is wanted; its config becomes the new checkpoint's.
@@ -59,8 +61,8 @@ def adapt_checkpoint(
         AdaptError: `out` exists or is the source, weights are not accounted for, a tensor is not finite, the function
             is not preserved where it must be, or the written file is not what was planned.
     """
-    out = Path(out)
-    refuse_overwriting(out, source.path, overwrite=overwrite)
+    out, ledger_path = Path(out), ledger_of(out, ledger_path)
+    refuse_overwriting(out, source.path, ledger_path, overwrite=overwrite)
     if target.cfg is None:
         raise AdaptError(f"{target.name} has no config, so no checkpoint can be made for it; name a config instead")
     plan = plan_checkpoint(source, target, rules)
@@ -73,34 +75,65 @@ def adapt_checkpoint(
     ledger = replace(plan.ledger, notes=(*plan.ledger.notes, *(proof.describe() for proof in proofs)))
     digest = sha256_of(source.path)
     provenance = _provenance(source, digest, target, rules, ledger, proofs)
-    write_checkpoint(out, cfg=target.cfg, state_dicts=states, pickles=NEW_RUN, provenance=provenance)
-    _check_written(out, plan, states)
-    write_ledger(ledger_path or f"{out}.ledger.json", ledger, rules, source.path, digest)
+    document = ledger_document(ledger, rules, source.path, digest)
+    with written_with(ledger_path, document, out) as write_ledger:
+
+        def check(written: Path) -> None:
+            _check_written(written, out, plan, states)
+            write_ledger(written)
+
+        write_checkpoint(out, cfg=target.cfg, state_dicts=states, pickles=NEW_RUN, provenance=provenance, check=check)
     return ledger
 
 
-def refuse_overwriting(out: Path, source: Path, *, overwrite: bool) -> None:
-    """AdaptError if `out` is the source, or exists and may not be replaced."""
-    if out.exists() and source.exists() and out.samefile(source):
-        raise AdaptError(f"{out} is the source itself; inputs are never written to, give another name")
+def ledger_of(out: str | Path, ledger_path: str | Path | None) -> Path:
+    """Where the ledger of `out` goes: the path that is given, else `<out>.ledger.json`."""
+    return Path(f"{out}.ledger.json" if ledger_path is None else ledger_path)
+
+
+def refuse_overwriting(out: Path, source: Path, ledger_path: Path, *, overwrite: bool) -> None:
+    """AdaptError if `out` or the ledger is the source or each other, or `out` exists and may not be replaced."""
+    for path in (out, ledger_path):
+        if path.exists() and source.exists() and path.samefile(source):
+            raise AdaptError(f"{path} is the source itself; inputs are never written to, give another name")
+    if out.resolve() == ledger_path.resolve():
+        raise AdaptError(f"{out} would be both the new file and its ledger; give the ledger another name")
     if out.exists() and not overwrite:
         raise AdaptError(f"{out} exists; give another name, or --overwrite to replace it")
     out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def write_ledger(path: str | Path, ledger: Ledger, rules: Rules, source: str | Path, sha256: str) -> None:
-    """The ledger as JSON, with the rules and the source's name and hash."""
+def ledger_document(ledger: Ledger, rules: Rules, source: str | Path, sha256: str) -> dict[str, Any]:
+    """The ledger as plain JSON, with the rules and the source's name and hash."""
     origin = {"name": Path(source).name, "sha256": sha256}
-    write_json(path, {**ledger.to_json(), "rules": rules.to_json(), "source": origin})
+    return {**ledger.to_json(), "rules": rules.to_json(), "source": origin}
 
 
-def write_json(path: str | Path, data: Any) -> None:
-    """Write JSON beside its name, then rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(json.dumps(data, indent=1) + "\n", encoding="ascii")
-    os.replace(beside, path)
+@contextmanager
+def written_with(path: Path, document: Mapping[str, Any], out: Path) -> Iterator[Callable[[Path], None]]:
+    """Gives the function that writes the ledger right before `out` takes its place; both are there then, or neither.
+
+    It is called with the finished file that becomes `out`. If that file has not become `out` when the block is left,
+    whatever the reason, the ledger is what it was before.
+
+    Raises:
+        StorageError: the ledger cannot be written.
+    """
+    former = path.read_bytes() if path.is_file() else None
+    finished: list[int] = []
+
+    def write(file: Path) -> None:
+        finished.append(file.stat().st_ino)
+        write_json(path, document)
+
+    try:
+        yield write
+    finally:
+        if finished and not (out.exists() and out.stat().st_ino == finished[0]):
+            if former is not None:
+                path.write_bytes(former)
+            elif path.exists():
+                path.unlink()
 
 
 def _provenance(
@@ -118,9 +151,9 @@ def _provenance(
     return {"adaptation": adaptation, "action_semantics": action_semantics(target.layout.slots["action"])}
 
 
-def _check_written(out: Path, plan: CheckpointPlan, states: Mapping[str, State]) -> None:
-    """Open what was written and compare it with the plan: totals, then every number."""
-    written = read_checkpoint(out)
+def _check_written(file: Path, out: Path, plan: CheckpointPlan, states: Mapping[str, State]) -> None:
+    """Open what was written to become `out` and compare it with the plan: totals, then every number."""
+    written = read_checkpoint(file)
     for part, state in states.items():
         found = written.state_dicts[part]
         infos = describe_state(found).values()

@@ -15,7 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from diffusion_policy.adapt import AdaptError
-from diffusion_policy.adapt.apply import adapt_checkpoint, apply_plan, refuse_overwriting, write_ledger
+from diffusion_policy.adapt.apply import (
+    adapt_checkpoint,
+    apply_plan,
+    ledger_document,
+    ledger_of,
+    refuse_overwriting,
+    written_with,
+)
 from diffusion_policy.adapt.checkpoint_plan import plan_checkpoint
 from diffusion_policy.adapt.families.definitions import DEFINITIONS, open_definition
 from diffusion_policy.adapt.families.groot_n1_5 import read_config
@@ -128,18 +135,23 @@ def apply_file(
         raise AdaptError(f"{source} is no checkpoint with a config, so it cannot be run; nothing can be proven of it")
     if out.suffix not in WEIGHTS_SUFFIXES:
         raise AdaptError(f"{out}: weights without a config are written as {', '.join(WEIGHTS_SUFFIXES)}")
-    refuse_overwriting(out, Path(source), overwrite=overwrite)
+    ledger_path = ledger_of(out, ledger_path)
+    refuse_overwriting(out, Path(source), ledger_path, overwrite=overwrite)
     plan = make_plan(file.tensors, target.infos, rules, part="weights", target_layout=target.layout)
     file.integrity.check()
     state = apply_plan(plan, _Mapped(file), target.state)
-    save_torch_zip(out, state)
-    written = open_tensor_file(out)
-    count = Count.of(Ref(info.name, info.shape, info.storage) for info in written.tensors.values())
-    if count != plan.ledger.target_totals["weights"] or any(
-        not torch.equal(written.load(key), tensor) for key, tensor in state.items()
-    ):
-        raise AdaptError(f"{out}: holds {count} after writing, which is not what was planned")
-    write_ledger(ledger_path or f"{out}.ledger.json", plan.ledger, rules, source, file.sha256())
+    with written_with(ledger_path, ledger_document(plan.ledger, rules, source, file.sha256()), out) as write_ledger:
+
+        def check(finished: Path) -> None:
+            written = open_tensor_file(finished)
+            count = Count.of(Ref(info.name, info.shape, info.storage) for info in written.tensors.values())
+            if count != plan.ledger.target_totals["weights"] or any(
+                not torch.equal(written.load(key), tensor) for key, tensor in state.items()
+            ):
+                raise AdaptError(f"{out}: holds {count} after writing, which is not what was planned")
+            write_ledger(finished)
+
+        save_torch_zip(out, state, check)
     return plan.ledger
 
 

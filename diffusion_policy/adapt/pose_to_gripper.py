@@ -20,7 +20,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from diffusion_policy.adapt import AdaptError
-from diffusion_policy.adapt.apply import adapt_checkpoint, refuse_overwriting
+from diffusion_policy.adapt.apply import adapt_checkpoint, ledger_of, refuse_overwriting
 from diffusion_policy.adapt.layout import policy_config
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.adapt.rules import read_rules
@@ -63,7 +63,7 @@ def grow_7d_to_8d(
     """
     if mode not in get_args(Mode):
         raise AdaptError(f"mode is {mode!r}; expected grow or strip")
-    refuse_overwriting(Path(new_ckpt), Path(old_ckpt), overwrite=overwrite)
+    refuse_overwriting(Path(new_ckpt), Path(old_ckpt), ledger_of(new_ckpt, ledger_path), overwrite=overwrite)
     checkpoint = read_checkpoint(old_ckpt)
     check_pose_layout(checkpoint)
     if dataset is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,15 @@ from diffusion_policy.tensor_file.torch_zip import read_torch_zip
 _SCALARS = (str, int, float, bool, bytes, type(None))
 
 
-def save_torch_zip(path: Path, content: dict[str, Any]) -> None:
+def save_torch_zip(path: Path, content: dict[str, Any], check: Callable[[Path], None] | None = None) -> None:
     """`torch.save` with dill, atomically: whatever happens, `path` holds the former file or the whole new one.
 
     The new file is flushed to disk and opened with our own reader before it takes the former one's place.
+
+    Args:
+        path: of the file.
+        content: what it holds.
+        check: called with the finished file before it takes its place; if it raises, the file never does.
 
     Raises:
         TensorFileError: it could not be written (a full disk, no permission) or not read back; the former file is
@@ -28,18 +35,29 @@ def save_torch_zip(path: Path, content: dict[str, Any]) -> None:
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        with unfinished.open("wb") as file:
-            torch.save(content, file, pickle_module=dill)
-            file.flush()
-            os.fsync(file.fileno())
-        read_torch_zip(unfinished, check=False)  # what was just written lies in memory, not yet on a disk to blame
-        os.replace(unfinished, path)
-        _flush_folder(path.parent)
+        with _refused(path):
+            with unfinished.open("wb") as file:
+                torch.save(content, file, pickle_module=dill)
+                file.flush()
+                os.fsync(file.fileno())
+            read_torch_zip(unfinished, check=False)  # what was just written lies in memory, not yet on a disk to blame
+        if check is not None:
+            check(unfinished)
+        with _refused(path):
+            os.replace(unfinished, path)
+            _flush_folder(path.parent)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """What the disk and PyTorch say, as one sentence about `path`."""
+    try:
+        yield
     except (OSError, RuntimeError, TensorFileError, UnsafePickleError) as error:
         kept = "the file that was there before is kept" if path.exists() else "nothing was left behind"
         raise TensorFileError(f"{path}: could not be written ({_cause(error)}); {kept}.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _cause(error: BaseException) -> str:
