@@ -4,6 +4,7 @@
     python scripts/doctor.py --dataset data/zarr/set.zarr --checkpoint grown.ckpt
     python scripts/doctor.py --config train_cogact_robot task.dataset_path=data/zarr/set.zarr
     python scripts/doctor.py --run data/outputs/... --log data/logs/inference_log_*.json
+    python scripts/doctor.py --checkpoint tuned.ckpt --closed-loop closed_loop.json
 
 Exit status: 0 nothing forbids to go on (warnings may remain), 1 an error does, 2 bad input.
 """
@@ -28,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--run", type=Path, metavar="DIR", help="folder of a training run; brings its files along")
     parser.add_argument("--log", nargs="+", type=Path, default=[], metavar="LOG", help="logs, or folders of them")
+    parser.add_argument(
+        "--closed-loop", nargs="+", type=Path, default=[], metavar="JSON", help="of evaluate_closed_loop.py"
+    )
     add_gripper_scale(parser)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write findings and diagnosis")
 
@@ -44,7 +48,7 @@ def work(arguments: argparse.Namespace) -> Answer:
         name, *overrides = arguments.config
         config = arguments.config, compose_training(name, overrides)
     given = arguments.dataset, arguments.checkpoint, config, arguments.run, logs, Path("data/outputs")
-    examination = examine(*given, gripper_scale=arguments.gripper_scale)
+    examination = examine(*given, gripper_scale=arguments.gripper_scale, closed_loop=arguments.closed_loop)
     return Answer(examination.table(), examination.exit_status, examination.to_json())
 
 

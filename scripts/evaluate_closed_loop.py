@@ -12,6 +12,7 @@ status: 0 measured, 2 refused, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,8 @@ from diffusion_policy.policy import SCHEDULER_NAMES
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
 
 if TYPE_CHECKING:
-    from diffusion_policy.closed_loop.evaluation import ClosedLoop, Evaluation
+    from diffusion_policy.closed_loop.evaluation import Evaluation
+    from diffusion_policy.env_runner.document import ClosedLoop, Filmed
     from diffusion_policy.env_runner.results import SceneResult
 
 TABLETOP = CONFIG / "simulator" / "tabletop.yaml"
@@ -84,6 +86,8 @@ def work(arguments: argparse.Namespace) -> Answer:
     other = None if arguments.compare is None else readable(arguments.compare, evaluation)
     found = run(arguments.checkpoint, evaluation, arguments, arguments.json)
     shown: list[Any] = [str(arguments.checkpoint), result_table(found)]
+    if arguments.video:
+        found.videos = filmed(found.results, arguments)
     document = found.to_json()
     if arguments.picture:
         picture = arguments.output / "outcomes.png"
@@ -142,8 +146,9 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
 
 def run(checkpoint: Path, evaluation: Evaluation, arguments: argparse.Namespace, kept_in: Path | None) -> ClosedLoop:
     """One checkpoint's scenes, with a bar, films, and what an interruption keeps."""
-    from diffusion_policy.closed_loop.evaluation import evaluate, read_document
+    from diffusion_policy.closed_loop.evaluation import evaluate
     from diffusion_policy.closed_loop.videos import Video
+    from diffusion_policy.env_runner.document import read_document
     from diffusion_policy.storage import write_json
 
     earlier, done = read_document(kept_in) if arguments.resume and kept_in else ({}, [])
@@ -162,6 +167,22 @@ def run(checkpoint: Path, evaluation: Evaluation, arguments: argparse.Namespace,
         return evaluate(checkpoint, evaluation, earlier=earlier, done=done, show=show, film=film, kept=keep)
 
 
+def filmed(results: Sequence[SceneResult], arguments: argparse.Namespace) -> list[Filmed]:
+    """The videos of this evaluation, as found from the folder of --json, or of --output."""
+    from diffusion_policy.env_runner.document import Filmed, video_name
+    from diffusion_policy.storage import file_sha256
+
+    beside = arguments.output if arguments.json is None else arguments.json.parent
+    files = {
+        result.scene: arguments.output / video_name(result) for result in results if result.scene < arguments.video
+    }
+    return [
+        Filmed(scene, os.path.relpath(file, beside), file_sha256(file))
+        for scene, file in sorted(files.items())
+        if file.is_file()
+    ]
+
+
 def readable(path: Path, evaluation: Evaluation) -> list[SceneResult] | None:
     """The scenes of a result to compare with; None for a checkpoint, which is to be run.
 
@@ -169,7 +190,7 @@ def readable(path: Path, evaluation: Evaluation) -> list[SceneResult] | None:
         WorkspaceError: it is neither, or a result of other scenes.
     """
     from diffusion_policy.checkpoint import read_checkpoint
-    from diffusion_policy.closed_loop.evaluation import check_same, read_document
+    from diffusion_policy.env_runner.document import check_same, read_document
 
     if path.suffix != ".json":
         read_checkpoint(path)

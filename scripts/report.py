@@ -1,11 +1,12 @@
-"""One self-contained page about a fine-tune: verdict, findings, data, ledger, curves, gripper, errors, latency, replay.
+"""One self-contained page about a fine-tune: verdict, findings, closed loop, data, ledger, curves, errors, replay.
 
     python scripts/report.py --run data/outputs/... --out report.html
     python scripts/report.py --dataset data/zarr/set.zarr --out data.html
     python scripts/report.py --log data/logs/inference_log_*.json --open-loop errors.json --out report.html
+    python scripts/report.py --checkpoint tuned.ckpt --closed-loop closed_loop.json --out report.html
 
-Sections appear for what is given; a run brings its datasets, best checkpoint and logs along. Exit status: 0 the verdict
-is good or has doubts, 1 it is bad, 2 bad input.
+Sections appear for what is given; a run brings its datasets, best checkpoint, closed-loop results and logs along. Exit
+status: 0 the verdict is good or has doubts, 1 it is bad, 2 bad input.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--open-loop", nargs="+", type=Path, default=[], metavar="JSON", help="of evaluate_open_loop.py"
     )
+    parser.add_argument(
+        "--closed-loop", nargs="+", type=Path, default=[], metavar="JSON", help="of evaluate_closed_loop.py"
+    )
     add_gripper_scale(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="HTML", help="the page to write")
 
@@ -38,8 +42,9 @@ def work(arguments: argparse.Namespace) -> Answer:
     from diffusion_policy.report.dossier import Sources, write_dossier
 
     logs = tuple(find_logs(arguments.log))
-    given = (tuple(arguments.dataset), arguments.checkpoint, arguments.run)
-    verdict = write_dossier(arguments.out, Sources(*given, logs, tuple(arguments.open_loop), arguments.gripper_scale))
+    given = (tuple(arguments.dataset), arguments.checkpoint, arguments.run, logs, tuple(arguments.open_loop))
+    sources = Sources(*given, arguments.gripper_scale, tuple(arguments.closed_loop))
+    verdict = write_dossier(arguments.out, sources)
     return Answer(f"{verdict.sentence}\n{arguments.out}", 1 if verdict.level == "bad" else 0)
 
 

@@ -1,14 +1,18 @@
 """Evidence without trouble, to plant trouble in; and run folders as training leaves them."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from evaluation_factory import write_tiny_checkpoint
 
 from diffusion_policy.adapt.ledger import Entry, Ledger, Ref
 from diffusion_policy.checkpoint import read_checkpoint, write_checkpoint
+from diffusion_policy.env_runner.document import ClosedLoop
+from diffusion_policy.env_runner.results import SceneResult
 from diffusion_policy.gripper_scale import INTERNAL, FoundScale, FoundScales
 from diffusion_policy.report.checkpoint_evidence import CheckpointEvidence, Statistics
 from diffusion_policy.report.dataset_evidence import DatasetEvidence, GripperEvidence
@@ -184,4 +188,34 @@ def checkpoint_with_ledger(path: Path) -> Path:
     provenance = {"adaptation": {"ledger": Ledger(entries, {}, {}).to_json(), "source": {"name": "old.ckpt"}}}
     parts = {"cfg": whole.cfg, "state_dicts": whole.state_dicts, "pickles": whole.pickles}
     write_checkpoint(path, **parts, provenance=provenance)
+    return path
+
+
+# A closed loop as `evaluate_closed_loop.py --json` describes it; of the checkpoint with this content.
+CONTENT = b"weights"
+ABOUT: dict[str, Any] = {
+    "checkpoint": "data/outputs/run/checkpoints/best.ckpt", "checkpoint_sha256": hashlib.sha256(CONTENT).hexdigest(),
+    "weights": "ema_model", "scheduler": "ddim", "steps": 8,
+    "simulator": {"env": {"_target_": "diffusion_policy.sim.TabletopEnv", "referee": "physics"}},
+    "task": "pick_and_place", "referee": "physics", "n_action_steps": 6, "seed": 100_000, "latency_injected_ms": 0.0,
+    "through_server": False, "serve_settings": [], "notes": [],
+}  # fmt: skip
+
+
+def scenes_of(outcomes: str, seed: int = 100_000) -> list[SceneResult]:
+    """A scene a letter: 1 success, c closed beside, d dropped."""
+    reasons = {"1": None, "c": "closed beside", "d": "dropped"}
+    places = np.random.default_rng(0).uniform((0.4, 0.07), (0.54, 0.21), (len(outcomes), 2)).tolist()
+    return [
+        SceneResult(scene, seed + scene, outcome == "1", 60, reasons[outcome], outcome != "c", (x, y))
+        for scene, (outcome, (x, y)) in enumerate(zip(outcomes, places, strict=True))
+    ]
+
+
+def closed_loop(path: Path, outcomes: str, *, asked: int | None = None, **about: Any) -> Path:
+    """A document of these outcomes."""
+    described = {**ABOUT, **about}
+    found = ClosedLoop(described, asked or len(outcomes), scenes_of(outcomes, described["seed"]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found.to_json()))
     return path

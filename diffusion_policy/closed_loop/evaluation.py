@@ -1,8 +1,7 @@
-"""A checkpoint in closed loop: the settings of an evaluation, the evaluation, and its result as a document."""
+"""A checkpoint in closed loop: the settings of an evaluation, and the evaluation."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,19 +13,20 @@ import torch
 
 from diffusion_policy.checkpoint import load_policy, read_checkpoint
 from diffusion_policy.closed_loop.server_actor import serve_settings, served
-from diffusion_policy.commands import command
 from diffusion_policy.cores import choose_threads
 from diffusion_policy.env_runner.actors import Actor, PolicyActor
-from diffusion_policy.env_runner.results import ResultError, SceneResult, summary
+from diffusion_policy.env_runner.document import ClosedLoop, check_same, read_document
+from diffusion_policy.env_runner.results import SceneResult
 from diffusion_policy.env_runner.rollout import Film, Rules, roll_out, usual_action_steps
 from diffusion_policy.env_runner.simulator import Simulator
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER, Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.storage import file_sha256
 
+__all__ = ["ClosedLoop", "Evaluation", "check_same", "evaluate", "read_document"]
+
 logger = logging.getLogger(__name__)
 
-DOCUMENT_VERSION = 1
 _MAX_STEPS = 1000
 _AT_ONCE = 16
 
@@ -67,37 +67,6 @@ class Evaluation:
     def scenes(self) -> dict[int, int]:
         """Number of each scene to the seed of its environment."""
         return {scene: self.seed + scene for scene in range(self.n_scenes)}
-
-
-@dataclass
-class ClosedLoop:
-    """One checkpoint's episodes so far.
-
-    Attributes:
-        about: what was evaluated and how, as plain data.
-        scenes: how many were asked for.
-        results: those that ended.
-    """
-
-    about: dict[str, Any]
-    scenes: int
-    results: list[SceneResult]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every scene has ended."""
-        return len(self.results) == self.scenes
-
-    def to_json(self) -> dict[str, Any]:
-        """The document that ``--json`` writes; ``read_document`` reads it."""
-        return {
-            "format": "closed_loop",
-            "version": DOCUMENT_VERSION,
-            **self.about,
-            "scenes_asked": self.scenes,
-            "interrupted": not self.is_complete,
-            **summary(self.results),
-        }
 
 
 def evaluate(
@@ -189,47 +158,3 @@ def _about(evaluation: Evaluation, actor: Actor, rules: Rules) -> dict[str, Any]
         "serve_settings": list(evaluation.serve_words),
         "notes": evaluation.simulator.check_policy(actor.spec),
     }
-
-
-_SAME = (
-    "checkpoint_sha256", "weights", "scheduler", "steps", "simulator", "n_action_steps", "seed", "latency_injected_ms",
-    "through_server", "serve_settings",
-)  # fmt: skip
-_WHERE = ("simulator", "seed")
-
-
-def read_document(path: Path) -> tuple[dict[str, Any], list[SceneResult]]:
-    """What ``--json`` wrote: the document and its scenes.
-
-    Raises:
-        ResultError: it cannot be read, or is something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ResultError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, Mapping) or content.get("format") != "closed_loop" or "scenes" not in content:
-        made = command("evaluate_closed_loop", "CKPT", "--json", path)
-        raise ResultError(f"{path}: no result of a closed loop; one is made by: {made}")
-    if content.get("version") != DOCUMENT_VERSION:
-        raise ResultError(f"{path}: version {content.get('version')}; this code reads {DOCUMENT_VERSION}")
-    return dict(content), [SceneResult.read(entry, str(path)) for entry in content["scenes"]]
-
-
-def check_same(found: Mapping[str, Any], other: Mapping[str, Any], where: str, *, scenes_only: bool = False) -> None:
-    """Refuse to put two results together that were made otherwise.
-
-    Args:
-        found: of the one.
-        other: of the other.
-        where: the other's name.
-        scenes_only: only simulator and seed must agree, for a comparison of two checkpoints.
-
-    Raises:
-        ResultError: names what differs.
-    """
-    keys = _WHERE if scenes_only else _SAME
-    differing = [key for key in keys if found.get(key) != other.get(key)]
-    if differing:
-        key = differing[0]
-        raise ResultError(f"{where} was made with another {key}: {other.get(key)!r}; here it is {found.get(key)!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,8 +9,11 @@ import av
 import cv2
 import numpy as np
 
+from diffusion_policy.env_runner.document import video_name
 from diffusion_policy.env_runner.results import ResultError, SceneResult
 from diffusion_policy.spec import ImageArray
+
+__all__ = ["Video", "video_name"]
 
 _CODEC = "libx264"
 _STRIP = 18  # pixels below the frame, for the caption
@@ -68,12 +70,6 @@ class Video:
             stream.pix_fmt = "yuv420p"
             self._stream = stream
         self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-
-
-def video_name(result: SceneResult) -> str:
-    """``scene_0003_failed_closed_beside.mp4``."""
-    outcome = "success" if result.success else f"failed_{result.reason}"
-    return f"scene_{result.scene:04d}_{re.sub(r'[^a-z0-9]+', '_', outcome.lower()).strip('_')}.mp4"
 
 
 def _captioned(frame: ImageArray, caption: str) -> ImageArray:

@@ -56,13 +56,34 @@ class SceneResult:
         if not isinstance(entry, Mapping) or set(entry) != set(cls.__dataclass_fields__):
             raise ResultError(f"{where}: a scene is {str(entry)[:80]}; expected an object as --json writes it")
         position = entry["position"]
-        return cls(
-            **{
-                **entry,
-                "position": None if position is None else (float(position[0]), float(position[1])),
-                "latencies_ms": tuple(entry["latencies_ms"]),
-            }
-        )
+        try:
+            found = cls(
+                **{
+                    **entry,
+                    "position": None if position is None else (float(position[0]), float(position[1])),
+                    "latencies_ms": tuple(map(float, entry["latencies_ms"])),
+                }
+            )
+        except (TypeError, ValueError, IndexError, KeyError) as error:
+            raise ResultError(f"{where}: a scene's position or latencies are no numbers ({error})") from error
+        for key, kinds in _KINDS.items():
+            if type(entry[key]) not in kinds:
+                raise ResultError(f"{where}: a scene's {key} is {entry[key]!r}; expected an object as --json writes it")
+        return found
+
+
+# Of JSON's, of what a scene holds.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "scene": (int,),
+    "seed": (int,),
+    "success": (bool,),
+    "steps": (int,),
+    "reason": (str, type(None)),
+    "grasped": (bool, type(None)),
+    "requests": (int,),
+    "refusals": (dict,),
+    "limited": (dict,),
+}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from diffusion_policy.commands import command
 from diffusion_policy.gripper_scale import CONFIG_KEY, parse_scales
 from diffusion_policy.report.checkpoint_evidence import CheckpointEvidence, look_at_checkpoint
 from diffusion_policy.report.checkpoint_findings import checkpoint_findings, together_findings
+from diffusion_policy.report.closed_loop_findings import closed_loop_findings
 from diffusion_policy.report.dataset_evidence import DatasetEvidence, look_at_dataset, scale_of_dataset
 from diffusion_policy.report.dataset_findings import dataset_findings
 from diffusion_policy.report.disk_need import disk_need
@@ -25,7 +26,7 @@ from diffusion_policy.report.environment import environment_findings, look_at_en
 from diffusion_policy.report.findings import SEVERITIES, Diagnosis, Finding, diagnose, exit_status
 from diffusion_policy.report.log_evidence import look_at_log
 from diffusion_policy.report.log_findings import log_findings
-from diffusion_policy.report.run_folder import open_run
+from diffusion_policy.report.run_folder import closed_loop_of, open_run
 from diffusion_policy.report.training_evidence import look_at_config
 from diffusion_policy.report.training_findings import config_findings, findings_of_run
 
@@ -118,6 +119,7 @@ def examine(
     logs: Sequence[Path] = (),
     outputs: Path = Path(),
     gripper_scale: str | None = None,
+    closed_loop: Sequence[Path] = (),
 ) -> Examination:
     """Examine whatever is given; a run brings its datasets and its checkpoint, as far as they are there.
 
@@ -130,6 +132,7 @@ def examine(
         outputs: where runs are written, to see how much disk is free.
         gripper_scale: of datasets and logs whose gripper is not 0..1, as ``--gripper-scale`` names it; by default, of a
             dataset that needs it, what the run or the config was told.
+        closed_loop: documents of closed-loop evaluations; by default those in the run's folder.
 
     Raises:
         WorkspaceError: something that was named is not there or cannot be read.
@@ -158,12 +161,21 @@ def examine(
         groups["config"] = _config(config, data, weights)
     if opened is not None:
         groups["run"] = findings_of_run(opened, data)
+    rolled_out = closed_loop_of(closed_loop, None if opened and checkpoint == opened.deployable else checkpoint, opened)
+    if rolled_out:
+        groups["closed loop"] = closed_loop_findings(rolled_out, checkpoint)
     for path in logs:
         groups.setdefault("log", []).extend(log_findings(look_at_log(path, parse_scales(gripper_scale))))
-    return Examination(groups, _looks(datasets, checkpoint, run, logs))
+    return Examination(groups, _looks(datasets, checkpoint, run, logs, [evidence.path for evidence in rolled_out]))
 
 
-def _looks(datasets: Sequence[Path], checkpoint: Path | None, run: Path | None, logs: Sequence[Path]) -> dict[str, str]:
+def _looks(
+    datasets: Sequence[Path],
+    checkpoint: Path | None,
+    run: Path | None,
+    logs: Sequence[Path],
+    closed_loop: Sequence[Path],
+) -> dict[str, str]:
     """By group, the command line that shows what was examined."""
     found: dict[str, str] = {}
     if datasets:
@@ -176,6 +188,8 @@ def _looks(datasets: Sequence[Path], checkpoint: Path | None, run: Path | None, 
         )
     if run is not None:
         found["run"] = command("report", "--out", "report.html", "--run", run)
+    if closed_loop:
+        found["closed loop"] = command("report", "--out", "report.html", "--closed-loop", *closed_loop)
     if logs:
         found["log"] = command("report", "--out", "report.html", "--log", *logs)
     return found

@@ -1,7 +1,7 @@
-"""The page of a fine-tune, from whatever is given: a dataset, a checkpoint, a run, logs, open-loop errors.
+"""The page of a fine-tune, from whatever is given: a dataset, a checkpoint, a run, logs, open-loop errors, closed loop.
 
-A run brings along its dataset, its best checkpoint, the ledger of its weights and the logs below its folder, as far as
-they are there. The verdict stands on top, in one sentence.
+A run brings along its dataset, its best checkpoint, the ledger of its weights, the logs and closed-loop results in its
+folder, as far as they are there. The verdict stands on top, in one sentence.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.commands import command
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.evaluate.gripper_table import UNJUDGED
-from diffusion_policy.evaluate.verdicts import OPENS_AND_CLOSES
+from diffusion_policy.evaluate.verdicts import OPENS_AND_CLOSES, counted
 from diffusion_policy.evaluate.writing import write_report
 from diffusion_policy.gripper_scale import DeclaredScales, parse_scales
 from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.report import ReportError
+from diffusion_policy.report.closed_loop_evidence import ClosedLoopEvidence, decisive
+from diffusion_policy.report.closed_loop_findings import CLOSED_LOOP, said_of
 from diffusion_policy.report.dataset_evidence import look_at_dataset, scale_of_dataset
 from diffusion_policy.report.doctor import Examination, examine
 from diffusion_policy.report.findings import level_of
@@ -31,7 +33,7 @@ from diffusion_policy.report.log_findings import open_loop_findings
 from diffusion_policy.report.page import Section, render
 from diffusion_policy.report.playback import dataset_of_log, playback_of_episode, playback_of_log
 from diffusion_policy.report.replay import replay_section
-from diffusion_policy.report.run_folder import RunFolder, open_run
+from diffusion_policy.report.run_folder import RunFolder, closed_loop_of, open_run
 from diffusion_policy.report.sections import (
     data_section,
     findings_section,
@@ -39,6 +41,7 @@ from diffusion_policy.report.sections import (
     ledger_section,
     training_section,
 )
+from diffusion_policy.report.sections_of_closed_loop import closed_loop_section
 from diffusion_policy.report.sections_of_errors import (
     guard_section,
     horizon_section,
@@ -49,6 +52,8 @@ from diffusion_policy.report.sections_of_errors import (
 )
 
 MOST_BYTES = 15 * 2**20
+WOULD = "on recordings the gripper would open and close"
+NOT_WHETHER = ", which tells when it would close, not whether it grasps"
 # Recorded episodes that are played back where no log is given.
 EPISODES = 4
 
@@ -63,6 +68,7 @@ class Sources:
     logs: tuple[Path, ...] = ()
     open_loop: tuple[Path, ...] = ()
     gripper_scale: str | None = None
+    closed_loop: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,8 +95,11 @@ def write_dossier(path: Path, sources: Sources) -> Verdict:
 
 def make_dossier(sources: Sources) -> tuple[Verdict, str]:
     """The verdict and the page."""
-    if not any((sources.datasets, sources.checkpoint, sources.run, sources.logs, sources.open_loop)):
-        raise ReportError("nothing to report on; give a dataset, a checkpoint, a run, logs or open-loop errors")
+    given = (sources.datasets, sources.checkpoint, sources.run, sources.logs, sources.open_loop, sources.closed_loop)
+    if not any(given):
+        raise ReportError(
+            "nothing to report on; give a dataset, a checkpoint, a run, logs, open-loop errors or closed loop"
+        )
     run = None if sources.run is None else open_run(sources.run)
     logs = [
         look_at_log(path, parse_scales(sources.gripper_scale)) for path in sources.logs or (run.logs if run else ())
@@ -98,22 +107,37 @@ def make_dossier(sources: Sources) -> tuple[Verdict, str]:
     datasets = sources.datasets or (run.datasets if run else ())
     datasets = datasets or tuple({found: None for found in (dataset_of_log(e.log) for e in logs) if found is not None})
     documents = [document for path in sources.open_loop for document in read_open_loop(path)]
-    examination = examine(
-        datasets, sources.checkpoint, None, sources.run, [e.log.path for e in logs], gripper_scale=sources.gripper_scale
-    )
-    if documents:
-        found = [finding for document in documents for finding in open_loop_findings(document, document["checkpoint"])]
-        looks = {
-            **examination.looks,
-            "open loop": command("doctor", "--checkpoint", documents[0]["checkpoint"]),
-        }
-        examination = Examination({**examination.groups, "open loop": found}, looks)
-    verdict = conclude(examination, logs, run)
-    ledger_of = sources.checkpoint or (run.deployable if run else None)
+    deployable = sources.checkpoint or (run.deployable if run else None)
+    rolled_out = closed_loop_of(sources.closed_loop, sources.checkpoint, run)
+    examination = _examined(sources, datasets, logs, documents)
+    verdict = conclude(examination, logs, run, decisive(rolled_out, deployable))
     told = run.gripper_scale if run else None
     scales = {path: scale_of_dataset(path, sources.gripper_scale, told) for path in datasets}
-    sections = _sections(examination, scales, run, logs, documents, ledger_of)
+    sections = _sections(examination, scales, run, logs, documents, deployable, rolled_out)
     return verdict, render(_title(sources), _lead(verdict, examination), sections)
+
+
+def _examined(
+    sources: Sources,
+    datasets: Sequence[Path],
+    logs: Sequence[LogEvidence],
+    documents: Sequence[Mapping[str, Any]],
+) -> Examination:
+    """What the doctor says, and what open-loop errors say."""
+    examination = examine(
+        datasets,
+        sources.checkpoint,
+        None,
+        sources.run,
+        [evidence.log.path for evidence in logs],
+        gripper_scale=sources.gripper_scale,
+        closed_loop=sources.closed_loop,
+    )
+    if not documents:
+        return examination
+    found = [finding for document in documents for finding in open_loop_findings(document, document["checkpoint"])]
+    looks = {**examination.looks, "open loop": command("doctor", "--checkpoint", documents[0]["checkpoint"])}
+    return Examination({**examination.groups, "open loop": found}, looks)
 
 
 def _sections(
@@ -123,6 +147,7 @@ def _sections(
     logs: Sequence[LogEvidence],
     documents: Sequence[Mapping[str, Any]],
     checkpoint: Path | None,
+    rolled_out: Sequence[ClosedLoopEvidence],
 ) -> list[Section]:
     """Those that something was given for, in reading order."""
     buffers = {path: ReplayBuffer.open(path, gripper_scale=scale) for path, scale in datasets.items()}
@@ -135,6 +160,7 @@ def _sections(
     ledger = None if checkpoint is None else ledger_of_checkpoint(checkpoint)
     stages = pooled([evidence.stages for evidence in logs])
     made: list[Section | None] = [findings_section(examination.groups)]
+    made.append(closed_loop_section(rolled_out) if rolled_out else None)
     for number, (path, buffer) in enumerate(buffers.items()):
         made.append(data_section(look_at_dataset(path, datasets[path]), buffer, number))
     made.append(ledger_section(*ledger) if ledger is not None else None)
@@ -180,31 +206,48 @@ def read_open_loop(path: Path) -> list[Mapping[str, Any]]:
     return list(reports)
 
 
-def conclude(examination: Examination, logs: Sequence[LogEvidence], run: RunFolder | None) -> Verdict:
-    """The verdict: the cause if something is wrong, else what was found of the gripper."""
+def conclude(
+    examination: Examination,
+    logs: Sequence[LogEvidence],
+    run: RunFolder | None,
+    rolled_out: Sequence[ClosedLoopEvidence] = (),
+) -> Verdict:
+    """The verdict: the cause if something is wrong, else what was found in closed loop, and of the gripper."""
     diagnosis = examination.diagnosis
     cause = diagnosis.cause
     where = f"{cause.about}: " if cause is not None and len(logs) > 1 and cause in examination.groups["log"] else ""
     said = f"{where}{diagnosis.sentence()}"
-    deploys = bool(logs or run or "checkpoint" in examination.groups or "open loop" in examination.groups)
+    deploys = bool(logs or run or {"checkpoint", "open loop", "closed loop"} & examination.groups.keys())
     level = level_of(examination.findings)
+    done = "" if cause is not None and cause.code == CLOSED_LOOP else _done(rolled_out)
     if level == "bad":
-        return Verdict("bad", f"{'Do not deploy it' if deploys else 'Do not train on it yet'}: {said}.")
-    gripper = _opens_and_closes(logs)
+        return Verdict("bad", f"{'Do not deploy it' if deploys else 'Do not train on it yet'}: {done}{said}.")
+    found = f"{done}{_opens_and_closes(logs, bool(rolled_out))}"
     if level == "good":
-        return Verdict("good", f"{'It can be deployed' if deploys else 'It can be trained on'}: {gripper}{said}.")
-    return Verdict("doubt", f"{'It runs' if deploys else 'It can be trained on'}, with doubts: {gripper}{said}.")
+        return Verdict("good", f"{'It can be deployed' if deploys else 'It can be trained on'}: {found}{said}.")
+    return Verdict("doubt", f"{'It runs' if deploys else 'It can be trained on'}, with doubts: {found}{said}.")
 
 
-def _opens_and_closes(logs: Sequence[LogEvidence]) -> str:
-    """In how many logs the gripper is commanded to close and to open, of those that can tell."""
-    verdicts = [evidence.gripper.verdict for evidence in logs]
-    judged = [verdict for verdict in verdicts if verdict not in UNJUDGED]
-    if not judged:
-        return ""
-    count = judged.count(OPENS_AND_CLOSES)
-    low, high = wilson_interval(count, len(judged))
-    return f"the gripper opens and closes in {count} of {len(judged)} logs (95 % interval {low:.0%}-{high:.0%}); "
+def _done(rolled_out: Sequence[ClosedLoopEvidence]) -> str:
+    """In how many scenes the task is done; of the result with the most."""
+    return f"in closed loop {rolled_out[0].of} does the task in {said_of(rolled_out[0])}; " if rolled_out else ""
+
+
+def _opens_and_closes(logs: Sequence[LogEvidence], is_rolled_out: bool) -> str:
+    """In how many logs the gripper is commanded to close and to open, of those that can tell.
+
+    On recordings that is when it would; whether it then holds anything, they do not tell.
+    """
+    judged = [evidence for evidence in logs if evidence.gripper.verdict not in UNJUDGED]
+    said = ""
+    for offline, does, unit in ((False, "the gripper opens and closes", "logs"), (True, WOULD, "recorded episodes")):
+        verdicts = [evidence.gripper.verdict for evidence in judged if evidence.offline is offline]
+        if verdicts:
+            count = verdicts.count(OPENS_AND_CLOSES)
+            low, high = wilson_interval(count, len(verdicts))
+            untold = NOT_WHETHER if offline and not is_rolled_out else ""
+            said += f"{does} in {count} of {len(verdicts)} {unit} (95 % interval {low:.0%}-{high:.0%}){untold}; "
+    return said
 
 
 def _lead(verdict: Verdict, examination: Examination) -> str:
@@ -225,5 +268,6 @@ def _verdicts(logs: Sequence[LogEvidence]) -> dict[str, str]:
 
 def _title(sources: Sources) -> str:
     named = [path.name for path in (sources.run, sources.checkpoint, *sources.datasets) if path is not None]
-    named += [f"{len(sources.logs)} logs"] if sources.logs else []
-    return "Report: " + (", ".join(named) or "open-loop errors")
+    named += [counted(len(sources.logs), "log")] if sources.logs else []
+    named += [path.name for path in (*sources.open_loop, *sources.closed_loop)] if not named else []
+    return f"Report: {', '.join(named)}"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from diffusion_policy.env_runner.outcomes import ACROSS, AHEAD, cells
+from diffusion_policy.env_runner.outcomes import outcomes as outcomes_of
+from diffusion_policy.env_runner.results import SceneResult
 from diffusion_policy.gripper_events import GRIPPER_BAND, Event
 from diffusion_policy.report.playback import Playback
 
@@ -18,6 +22,7 @@ Curve = Sequence[tuple[int, float]]
 # Tell apart by eye and in print, on white and on black: blue, orange, green, purple, and grey for what was recorded.
 PREDICTED, MEASURED, GOOD, OTHER, RECORDED = "#2f86d1", "#e07b1a", "#2a9d6f", "#a06cd5", "#8b929c"
 PALETTE = (PREDICTED, MEASURED, GOOD, OTHER, "#d1495b", "#5fa8a8", "#b59a3b", RECORDED)
+SYMBOLS = ("circle", "x", "square", "triangle-up", "triangle-down", "diamond", "cross", "star", "hexagon")
 DASHES = ("solid", "dash", "dot", "dashdot")
 # Chunks that are drawn in three dimensions, evenly spread.
 DRAWN_CHUNKS = 40
@@ -170,6 +175,39 @@ def state_strips(title: str, episodes: Sequence[FloatArray]) -> go.Figure:
     scale = [[0, MEASURED], [0.3, MEASURED], [0.3, "#d9d2b0"], [0.7, "#d9d2b0"], [0.7, "#8fbfe6"], [1, "#8fbfe6"]]
     figure.add_trace(go.Heatmap(z=rows, zmin=0, zmax=1, colorscale=scale, showscale=False, hoverongaps=False, ygap=1))
     figure.update_yaxes(autorange="reversed", dtick=max(1, len(episodes) // 12))
+    figure.update_layout(hovermode="closest")
+    return figure
+
+
+def outcomes(title: str, results: Sequence[SceneResult]) -> go.Figure:
+    """Every scene at its block's position, colored by how it ended, over cells with their share of successes."""
+    figure = base(title, ACROSS, AHEAD, hoverlabel={"namelength": -1})
+    found = cells(results)
+    counts = [
+        [f"{done:.0f} of {total:.0f}" if total else "" for done, total in zip(*row, strict=True)]
+        for row in zip(found.done, found.total, strict=True)
+    ]
+    shares = [[None if np.isnan(share) else float(share) for share in row] for row in found.share]
+    shades = [[0, "rgba(139,146,156,0.10)"], [1, "rgba(42,157,111,0.55)"]]
+    middles = [(edges[:-1] + edges[1:]) / 2 for edges in (found.y, found.x)]
+    figure.add_trace(
+        go.Heatmap(
+            x=_plain(middles[0]), y=_plain(middles[1]), z=shares, zmin=0, zmax=1, colorscale=shades, showscale=False,
+            text=counts, texttemplate="%{text}", textfont={"size": 10, "color": RECORDED}, hoverinfo="skip",
+        )
+    )  # fmt: skip
+    for outcome, symbol in zip(outcomes_of(results), cycle(SYMBOLS), strict=False):
+        x, y = outcome.points.T
+        marker = {"size": 10, "symbol": symbol, "color": outcome.color, "line": {"color": "white", "width": 1}}
+        name = f"{outcome.kind} ({len(outcome.points)})"
+        scenes = [f"scene {scene}: {outcome.kind}" for scene in outcome.scenes]
+        figure.add_trace(
+            go.Scatter(
+                x=_plain(y), y=_plain(x), name=name, mode="markers", marker=marker, hovertext=scenes, hoverinfo="text"
+            )
+        )
+    figure.update_xaxes(autorange="reversed", constrain="domain")  # y points left in the robot's frame: as it sees it
+    figure.update_yaxes(scaleanchor="x", constrain="domain")
     figure.update_layout(hovermode="closest")
     return figure
 

@@ -2,7 +2,7 @@
 
 A check is a pure function from evidence to one finding, or None where it cannot be told. Doctor, page, comparison and
 the checks after a conversion all show these, in this order: environment, dataset, checkpoint, config, how they fit
-together, run, log, open loop. What comes first is the likelier cause of what comes later.
+together, run, closed loop, log, open loop. What comes first is the likelier cause of what comes later.
 
 Some findings are symptoms ("the loss does not fall"): `diagnose` looks for the finding that explains them.
 """
@@ -60,6 +60,20 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
         "sight",
         "few-updates",
     ),
+    "closed-loop": (
+        "stopped",
+        "size-mismatch",
+        "projection",
+        "gripper-statistics",
+        "gripper-row",
+        "polarity",
+        "start",
+        "sight",
+        "learning-rate",
+        "warm-up",
+        "normaliser-range",
+        "few-updates",
+    ),
     "beats-baselines": (
         "stopped",
         "sight",
@@ -77,6 +91,7 @@ SYMPTOMS = {
     "size-mismatch": "the sizes do not match",
     "loss-does-not-fall": "the loss does not fall",
     "gripper-verdict": "the gripper is not commanded to close and to open",
+    "closed-loop": "the task is not done in closed loop",
     "beats-baselines": "baselines are not beaten",
 }
 

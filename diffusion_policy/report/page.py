@@ -24,7 +24,10 @@ from diffusion_policy.images import resize_frame
 
 WIDEST_FRAME = 320
 JPEG_QUALITY = 72
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; font-src data:"
+POLICY = (
+    "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "font-src data:"
+)
 
 
 @dataclass(frozen=True)

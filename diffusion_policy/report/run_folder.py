@@ -4,6 +4,7 @@ RUN/.hydra/config.yaml, overrides.yaml     what was asked for
 RUN/logs.json.txt                          one JSON object a line
 RUN/status.json                            under way, stopped, failed or finished; absent in older folders
 RUN/checkpoints/*.ckpt                     latest, best, and the best few
+RUN/closed_loop*.json, closed_loop/*.json  what evaluate_closed_loop.py --json wrote of its checkpoints
 RUN/logs/inference_log_*.json              what the policy did in held-out episodes, if that was run
 """
 
@@ -25,6 +26,7 @@ from diffusion_policy.dataset.joined_datasets import dataset_paths
 from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.checkpoint_evidence import read_config
+from diffusion_policy.report.closed_loop_evidence import ClosedLoopEvidence, look_at_closed_loop
 from diffusion_policy.resolvers import flat_config
 
 LOG_NAME = "logs.json.txt"
@@ -43,6 +45,7 @@ class RunFolder:
         metrics: lines of the log, in order.
         checkpoints: by file name.
         logs: inference logs below it.
+        closed_loop: documents of closed-loop evaluations in it.
         started_with: arguments of its command line; empty where they were not kept.
         status: how it stands: "state", "signal", "error", "epochs", "of_epochs", "updates", "of_updates"; None in
             folders that do not say.
@@ -55,6 +58,7 @@ class RunFolder:
     logs: tuple[Path, ...] = ()
     started_with: tuple[str, ...] = ()
     status: Mapping[str, Any] | None = None
+    closed_loop: tuple[Path, ...] = ()
 
     @property
     def unfinished(self) -> bool:
@@ -154,7 +158,23 @@ def open_run(path: str | Path) -> RunFolder:
         logs=tuple(sorted((path / "logs").glob("inference_log_*.json"))),
         started_with=_started_with(path / ".hydra"),
         status=_read_status(path / STATUS_NAME),
+        closed_loop=tuple(sorted([*path.glob("closed_loop*.json"), *path.glob("closed_loop/*.json")])),
     )
+
+
+def closed_loop_of(
+    paths: Sequence[Path], checkpoint: Path | None, run: RunFolder | None
+) -> tuple[ClosedLoopEvidence, ...]:
+    """Closed-loop results, those named or else those in the run's folder, of the checkpoint or else the run's.
+
+    Raises:
+        ResultError: a document cannot be read, or is something else.
+    """
+    paths = paths or (run.closed_loop if run is not None else ())
+    at_hand = [checkpoint] if checkpoint is not None else []
+    if run is not None and not at_hand:
+        at_hand = sorted(run.checkpoints.values(), key=lambda path: path != run.deployable)
+    return look_at_closed_loop(paths, at_hand)
 
 
 def _started_with(folder: Path) -> tuple[str, ...]:

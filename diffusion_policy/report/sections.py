@@ -26,6 +26,14 @@ SAMPLE_FRAMES = 8
 MOST_TIMELINES = 6
 MOST_EVENT_FRAMES = 8
 STRIPS = 60
+# Shares that training measures; of some it knows intervals.
+SHARES = {
+    "success": "test_success",
+    "grasped": "test_grasped",
+    "recall": "val_gripper_recall",
+    "precision": "val_gripper_precision",
+    "f1": "val_gripper_f1",
+}
 
 
 def findings_section(groups: Mapping[str, Sequence[Finding]]) -> Section:
@@ -136,26 +144,38 @@ def training_section(run: RunFolder) -> Section:
         if lines:
             drawn[name] = plot.curves(title, lines, unit)
             parts.append(place(name, f"{title.lower()}: {next(iter(lines.values()))[-1][1]:.3g} {unit} at the end"))
-    shares = {
-        name: (
-            run.curve(f"val_gripper_{name}"),
-            run.curve(f"val_gripper_{name}_low"),
-            run.curve(f"val_gripper_{name}_high"),
-        )
-        for name in ("recall", "precision", "f1")
-        if run.curve(f"val_gripper_{name}")
-    }
-    if shares:
-        within = "" if run.tolerance is None else f" (found is within {run.tolerance})"
-        title = f"Gripper events of held-out episodes, 95 % intervals{within}"
-        drawn["gripper-scores"] = plot.shares(title, shares)
-        values = ", ".join(f"{name} {curve[0][-1][1]:.2f}" for name, curve in shares.items())
-        parts.append(place("gripper-scores", f"gripper events found over updates; at the end {values}"))
+    _share_curves(run, drawn, parts)
     facts = [run.name, f"{run.updates} updates", f"started from: {run.first.get('start', 'unknown')}"]
     trained, held_out = (run.first.get(f"episodes_{name}") for name in ("trained", "held_out"))
     if trained is not None:
         facts.append(f"{trained} episodes trained on, {held_out} held out")
     return Section("training", "Training", paragraph("; ".join(facts)) + grid(*parts), drawn)
+
+
+def _share_curves(run: RunFolder, drawn: dict[str, Figure], parts: list[str]) -> None:
+    """Shares of scenes done in closed loop, and of gripper events found, with their intervals."""
+    found = {
+        name: (run.curve(key), run.curve(f"{key}_low"), run.curve(f"{key}_high"))
+        for name, key in SHARES.items()
+        if run.curve(key)
+    }
+    counts = {"scenes": run.last("test_scenes"), "steps of a chunk executed": run.last("test_n_action_steps")}
+    how = "".join(f", {count:.0f} {unit}" for unit, count in counts.items() if count is not None)
+    within = "" if run.tolerance is None else f" (found is within {run.tolerance})"
+    for name, of, title, alt in (
+        ("success", ("success", "grasped"), f"Closed loop while training, 95 % interval{how}", "closed loop"),
+        (
+            "gripper-scores",
+            ("recall", "precision", "f1"),
+            f"Gripper events of held-out episodes, 95 % intervals{within}",
+            "gripper events found",
+        ),
+    ):
+        lines = {key: found[key] for key in of if key in found}
+        if lines:
+            drawn[name] = plot.shares(title, lines)
+            values = ", ".join(f"{key} {curve[0][-1][1]:.2f}" for key, curve in lines.items())
+            parts.append(place(name, f"{alt} over updates; at the end {values}"))
 
 
 def _curves(run: RunFolder, keys: Mapping[str, str]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Files:
 
     def sources(self, *names: str) -> Sources:
         every = Sources((self.dataset,), self.checkpoint, self.run, (self.log, self.server_log), (self.open_loop,))
-        empty: dict[str, Any] = {"datasets": (), "logs": (), "open_loop": ()}
+        empty: dict[str, Any] = {"datasets": (), "logs": (), "open_loop": (), "closed_loop": ()}
         values = {name: getattr(every, name) if name in names else empty.get(name) for name in vars(every)}
         return Sources(**values)
 

@@ -1,0 +1,226 @@
+"""A closed-loop result: as it is measured, as the document that ``evaluate_closed_loop.py --json`` writes, and read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffusion_policy.commands import command
+from diffusion_policy.env_runner.results import (
+    ResultError,
+    SceneResult,
+    grasped_of,
+    latency_of,
+    reasons_of,
+    success_of,
+    summary,
+    totals_of,
+)
+
+DOCUMENT_VERSION = 1
+
+_WHERE = ("simulator", "seed")
+# What makes two results measurements of one world; what else may differ belongs to the policies.
+CONDITIONS = ("simulator", "n_action_steps", "seed", "latency_injected_ms", "through_server", "serve_settings")
+_SAME = ("checkpoint_sha256", "weights", "scheduler", "steps", *CONDITIONS)
+# What every document says, and of which kinds it is.
+_SAID: dict[str, tuple[type, ...]] = {
+    "checkpoint": (str,),
+    "checkpoint_sha256": (str,),
+    "weights": (str,),
+    "scheduler": (str,),
+    "steps": (int,),
+    "simulator": (Mapping,),
+    "task": (str, type(None)),
+    "referee": (str, type(None)),
+    "n_action_steps": (int,),
+    "seed": (int,),
+    "latency_injected_ms": (int, float),
+    "through_server": (bool,),
+    "serve_settings": (list,),
+    "notes": (list,),
+    "scenes_asked": (int,),
+}
+
+
+@dataclass(frozen=True)
+class Filmed:
+    """A video of one scene.
+
+    Attributes:
+        scene: its number.
+        file: path from the document's folder.
+        sha256: of the file.
+    """
+
+    scene: int
+    file: str
+    sha256: str
+
+
+@dataclass
+class ClosedLoop:
+    """One checkpoint's episodes so far.
+
+    Attributes:
+        about: what was evaluated and how, as plain data.
+        scenes: how many were asked for.
+        results: those that ended.
+        videos: of some of them.
+    """
+
+    about: dict[str, Any]
+    scenes: int
+    results: list[SceneResult]
+    videos: list[Filmed] = field(default_factory=list)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every scene has ended."""
+        return len(self.results) == self.scenes
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that ``--json`` writes; ``read_document`` and ``read_closed_loop`` read it."""
+        return {
+            "format": "closed_loop",
+            "version": DOCUMENT_VERSION,
+            **self.about,
+            "scenes_asked": self.scenes,
+            "interrupted": not self.is_complete,
+            **summary(self.results),
+            "videos": [asdict(video) for video in self.videos],
+        }
+
+
+def read_document(path: Path) -> tuple[dict[str, Any], list[SceneResult]]:
+    """What ``--json`` wrote: the document and its scenes.
+
+    Raises:
+        ResultError: it cannot be read, or is something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResultError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, Mapping) or content.get("format") != "closed_loop" or "scenes" not in content:
+        made = command("evaluate_closed_loop", "CKPT", "--json", path)
+        raise ResultError(f"{path}: no result of a closed loop; one is made by: {made}")
+    if content.get("version") != DOCUMENT_VERSION:
+        raise ResultError(f"{path}: version {content.get('version')}; this code reads {DOCUMENT_VERSION}")
+    if not isinstance(content["scenes"], list):
+        raise ResultError(f"{path}: its scenes are {str(content['scenes'])[:80]}; expected a list")
+    results = [SceneResult.read(entry, str(path)) for entry in content["scenes"]]
+    if len({result.scene for result in results}) < len(results):
+        raise ResultError(f"{path}: a scene stands in it twice")
+    return dict(content), results
+
+
+def read_closed_loop(path: Path) -> ClosedLoop:
+    """What ``--json`` wrote, with every entry checked that conditions are told from.
+
+    Raises:
+        ResultError: it cannot be read, is something else, or lacks an entry.
+    """
+    content, results = read_document(path)
+    for key, kinds in _SAID.items():
+        if not isinstance(content.get(key), kinds):
+            expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise ResultError(f"{path}: {key} is {str(content.get(key))[:80]!r}; expected {expected}")
+    env = content["simulator"].get("env")
+    if not isinstance(env, Mapping) or not isinstance(env.get("_target_"), str):
+        raise ResultError(f"{path}: simulator.env is {str(env)[:80]!r}; expected _target_ and its arguments")
+    if len(results) > content["scenes_asked"]:
+        raise ResultError(f"{path}: {len(results)} scenes of {content['scenes_asked']} that were asked for")
+    computed = {"format", "version", "scenes_asked", "interrupted", "videos", *summary([])}
+    about = {key: value for key, value in content.items() if key not in computed}
+    return ClosedLoop(about, content["scenes_asked"], results, _videos(content.get("videos", []), path))
+
+
+def _videos(entries: Any, path: Path) -> list[Filmed]:
+    try:
+        return [Filmed(int(entry["scene"]), str(entry["file"]), str(entry["sha256"])) for entry in entries]
+    except (TypeError, KeyError, ValueError) as error:
+        raise ResultError(
+            f"{path}: its videos are {str(entries)[:80]}; expected scene, file and sha256 each"
+        ) from error
+
+
+def differing(found: Mapping[str, Any], other: Mapping[str, Any], *, scenes_only: bool = False) -> list[str]:
+    """Which conditions two documents do not share; of simulator and seed only, with ``scenes_only``."""
+    keys = _WHERE if scenes_only else CONDITIONS
+    return [key for key in keys if found.get(key) != other.get(key)]
+
+
+def check_same(found: Mapping[str, Any], other: Mapping[str, Any], where: str, *, scenes_only: bool = False) -> None:
+    """Refuse to put two results together that were made otherwise.
+
+    Args:
+        found: of the one.
+        other: of the other.
+        where: the other's name.
+        scenes_only: only simulator and seed must agree, for a comparison of two checkpoints.
+
+    Raises:
+        ResultError: names what differs.
+    """
+    keys = _WHERE if scenes_only else _SAME
+    for key in keys:
+        if found.get(key) != other.get(key):
+            raise ResultError(f"{where} was made with another {key}: {other.get(key)!r}; here it is {found.get(key)!r}")
+
+
+def conditions(found: ClosedLoop) -> str:
+    """One line: simulator, referee, steps executed, sampler, seeds."""
+    about = found.about
+    parts = [
+        world(found),
+        f"{about['n_action_steps']} steps of a chunk executed",
+        f"{about['scheduler']} in {about['steps']} steps, {about['weights']}",
+        "through the server and its guard" if about["through_server"] else "policy in process, no guard",
+        f"latency of {about['latency_injected_ms']:g} ms injected" if about["latency_injected_ms"] else "",
+        f"seeds {about['seed']} to {about['seed'] + found.scenes - 1}",
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def world(found: ClosedLoop) -> str:
+    """Simulator, task and referee in a few words."""
+    about = found.about
+    where = str(about["simulator"]["env"]["_target_"]).rpartition(".")[2]
+    named = f"{where}, {about['task']}" if about["task"] else where
+    return f"{named}; referee {about['referee']}" if about["referee"] else named
+
+
+def video_name(result: SceneResult) -> str:
+    """``scene_0003_failed_closed_beside.mp4``."""
+    outcome = "success" if result.success else f"failed_{result.reason}"
+    return f"scene_{result.scene:04d}_{re.sub(r'[^a-z0-9]+', '_', outcome.lower()).strip('_')}.mp4"
+
+
+def facts(found: ClosedLoop) -> list[tuple[str, str]]:
+    """What a person reads of it, line by line: success and grasps with their intervals, failures, conditions."""
+    about, results = found.about, found.results
+    grasped, latency = grasped_of(results), latency_of(results)
+    rows = [
+        ("success", str(success_of(results))),
+        ("grasped", "" if grasped is None else str(grasped)),
+        ("failed", _counted(reasons_of(results))),
+        ("conditions", conditions(found)),
+        ("no action", _counted(totals_of(result.refusals for result in results))),
+        ("guard limited", _counted(totals_of(result.limited for result in results))),
+    ]
+    if latency is not None:
+        spread = f"{latency['p50']:.0f} ms by median, 95 % within {latency['p95']:.0f}, at most {latency['max']:.0f}"
+        rows.append(("latency", spread))
+    rows += [("note", str(note)) for note in about["notes"]]
+    if not found.is_complete:
+        rows.append(("interrupted", f"{len(results)} of {found.scenes} scenes have ended"))
+    return [(label, text) for label, text in rows if text]
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())

@@ -1,0 +1,95 @@
+"""The section of the page about closed loop: success with its interval, failures, where they are, and videos."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from html import escape
+from itertools import combinations
+from pathlib import Path
+
+from plotly.graph_objects import Figure
+
+from diffusion_policy.env_runner.document import differing, facts
+from diffusion_policy.env_runner.outcomes import outcomes, placed
+from diffusion_policy.env_runner.results import success_of
+from diffusion_policy.report import figures as plot
+from diffusion_policy.report.closed_loop_evidence import ClosedLoopEvidence, compared, in_words
+from diffusion_policy.report.page import Section, grid, paragraph, place, table
+
+MOST_VIDEOS = 4
+# Of the videos of a page together; what is beyond is named.
+MOST_VIDEO_BYTES = 4 * 2**20
+
+
+def closed_loop_section(looked: Sequence[ClosedLoopEvidence]) -> Section:
+    """Each result, and those of the same scenes beside each other."""
+    drawn: dict[str, Figure] = {}
+    parts: list[str] = []
+    room = MOST_VIDEO_BYTES
+    for number, evidence in enumerate(looked):
+        heading = f"{evidence.of} ({evidence.path.name})" if len(looked) > 1 else evidence.of
+        parts.append(f"<h3>{escape(heading)}</h3>")
+        if not evidence.counts and evidence.among:
+            parts.append(paragraph("Of a checkpoint that is not at hand; it is not counted.", "dim"))
+        parts.append(table(("closed loop", "measured"), [list(row) for row in facts(evidence.found)]))
+        if placed(evidence.found.results):
+            parts.append(grid(_picture(evidence, f"outcomes-{number}", drawn)))
+        shown, room = _videos(evidence, room)
+        parts.append(shown)
+    parts += [_beside(*pair) for pair in combinations(looked, 2)]
+    return Section("closed-loop", "Closed loop", "".join(parts), drawn)
+
+
+def _picture(evidence: ClosedLoopEvidence, name: str, drawn: dict[str, Figure]) -> str:
+    results = placed(evidence.found.results)
+    drawn[name] = plot.outcomes(f"How scenes end, by where the block lies: success {success_of(results)}", results)
+    counts = ", ".join(f"{outcome.kind} {len(outcome.scenes)}" for outcome in outcomes(results))
+    return place(
+        name, f"every scene at its block's position: {counts}; cells tell how many of their scenes succeed", 460
+    )
+
+
+def _videos(evidence: ClosedLoopEvidence, room: int) -> tuple[str, int]:
+    """The videos beside the document that are still those it was written with, as far as there is room for them."""
+    results = {result.scene: result for result in evidence.found.results}
+    shown: list[str] = []
+    named: list[str] = []
+    for video in evidence.found.videos:
+        content = _content(evidence.path.parent / video.file, video.sha256, room)
+        outcome = results[video.scene].reason or "success" if video.scene in results else "unknown"
+        if content is None or len(shown) == MOST_VIDEOS:
+            named.append(video.file)
+            continue
+        room -= len(content)
+        data = base64.b64encode(content).decode("ascii")
+        said = f"scene {video.scene}: {outcome}"
+        shown.append(
+            f'<figure><video controls muted preload="auto" aria-label="{escape(said, quote=True)}" '
+            f'src="data:video/mp4;base64,{data}"></video><figcaption>{escape(said)}</figcaption></figure>'
+        )
+    frames = f'<div class="frames">{"".join(shown)}</div>' if shown else ""
+    left = paragraph(f"Not shown here: {', '.join(named)}, named from {evidence.path.parent}.", "dim") if named else ""
+    return frames + left, room
+
+
+def _content(path: Path, sha256: str, most: int) -> bytes | None:
+    """A file's bytes; None if it is not there, too large, or not the one of that SHA-256."""
+    if not path.is_file() or path.stat().st_size > most:
+        return None
+    content = path.read_bytes()
+    return content if hashlib.sha256(content).hexdigest() == sha256 else None
+
+
+def _beside(first: ClosedLoopEvidence, second: ClosedLoopEvidence) -> str:
+    found = compared(first, second)
+    if found is None:
+        return ""
+    names = [evidence.path.name if first.of == second.of else evidence.of for evidence in (first, second)]
+    return paragraph(f"The same scenes: {in_words(found, *names)}{_otherwise(first, second)}.")
+
+
+def _otherwise(first: ClosedLoopEvidence, second: ClosedLoopEvidence) -> str:
+    other = differing(first.found.about, second.found.about)
+    return f"; made with another {', '.join(other)}" if other else ""
