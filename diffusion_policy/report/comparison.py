@@ -1,10 +1,11 @@
 """Runs beside each other: settings that differ, curves over each other, gripper scores with intervals, which to deploy.
 
-The choice is made by what training measured with the deployed sampler, in the order of `checkpoint.best`: success in
-closed loop, gripper events found (F1) in held-out episodes, then position error, then validation loss. What is not
-defined in one of the runs ranks none of them: the next figure does. It is only called a difference if the Wilson
-intervals of the share that decides do not overlap; runs that were measured on other episodes are never ranked, F1 of
-other tolerances and success in other simulators are not compared.
+The choice is made by success in closed loop where the runs were rolled out alike; then by what training measured with
+the deployed sampler, in the order of `checkpoint.best`: success in closed loop while training, gripper events found
+(F1) in held-out episodes, position error, validation loss. What is not defined in one of the runs ranks none of them:
+the next figure does. It is only called a difference if McNemar's test says so of scenes that both met, or the Wilson
+intervals of the share that decides do not overlap; runs that were measured on other episodes are never ranked by it,
+F1 of other tolerances and success in other simulators are not compared.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 from rich.text import Text
 
+from diffusion_policy.env_runner.results import Comparison as Paired
 from diffusion_policy.intervals import Interval
 from diffusion_policy.report import ReportError
 from diffusion_policy.report import figures as plot
+from diffusion_policy.report.closed_loop_evidence import compared
 from diffusion_policy.report.findings import Finding
-from diffusion_policy.report.page import Section, grid, place, render, table
+from diffusion_policy.report.page import Section, grid, paragraph, place, render, table
+from diffusion_policy.report.rollouts import alike, pairs, rollouts_of
 from diffusion_policy.report.run_folder import Curve, RunFolder, open_run
 from diffusion_policy.report.run_score import HEAD, RunScore, cell, score_run, share_cell
 from diffusion_policy.report.sections import findings_section
@@ -34,13 +38,23 @@ INCIDENTAL = ("hydra.", "logging.", "training.resume", "multi_run.")
 # Measured on the same episodes, if these settings agree.
 HOW_MANY = ("sampler.max_episodes",)
 MEASURED_ON = ("task.dataset.zarr_path", "task.dataset.val_ratio", "task.dataset.seed", *HOW_MANY)
-# Place of F1 among the figures that rank.
-F1_RANK = 1
+# Places among the figures that rank.
+ROLLOUT_RANK, SUCCESS_RANK, F1_RANK, POSITION_RANK = range(4)
+# A difference of paired rollouts that chance makes less often than this is one.
+LEVEL = 0.05
 CURVES = {
     "Training loss (logarithmic)": ("train_loss", "loss"),
     "Validation loss": ("val_loss", "loss"),
     "Position error of held-out episodes": ("val_position_error_mm", "mm"),
 }
+SHARES = {
+    "compare-success": (
+        "test_success", "Success in closed loop while training, 95 % intervals", "share of scenes done while training",
+    ),
+    "compare-recall": (
+        "val_gripper_recall", "Gripper events found, 95 % intervals", "share of recorded gripper events found",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,15 +83,20 @@ class Comparison:
 
     @property
     def candidates(self) -> list[RunScore]:
-        """Runs that may be deployed and were measured; none if they were measured on different episodes."""
-        if not self.comparable:
-            return []
-        return [score for score in self.scores if score.measured and score.may_be_deployed]
+        """Runs that may be deployed and were measured; none if they were so on different episodes and scenes."""
+        found = [score for score in self.scores if score.measured and score.may_be_deployed]
+        return found if self.comparable or self.rolled_out_alike else []
+
+    @property
+    def rolled_out_alike(self) -> bool:
+        """Whether all that have a checkpoint were rolled out under the same conditions, in the same scenes."""
+        made = [score.rollouts for score in self.scores if score.checkpoint is not None]
+        return bool(made) and all(one.chosen for one in made) and alike(made)
 
     @property
     def ruled_out(self) -> list[tuple[RunScore, Finding]]:
         """Runs with a checkpoint of which report and doctor say that they must not be deployed, and why."""
-        causes = [(score, score.cause) for score in self.scores if score.run.deployable is not None]
+        causes = [(score, score.cause) for score in self.scores if score.checkpoint is not None]
         return [(score, cause) for score, cause in causes if cause is not None and not score.may_be_deployed]
 
     @property
@@ -85,15 +104,27 @@ class Comparison:
         """Whether the F1 of all candidates are of one measure."""
         return len({score.tolerance for score in self.candidates if score.f1 is not None}) <= 1
 
+    def _ranking(self) -> list[int]:
+        """Places of the figures by which the candidates are ranked: those that all have, of one measure."""
+        columns = list(zip(*(other.figures() for other in self.candidates), strict=True))
+        ranking = {number for number, column in enumerate(columns) if all(value is not None for value in column)}
+        if not alike([other.rollouts for other in self.candidates]):
+            ranking -= {ROLLOUT_RANK}
+        if any(name.startswith("task.env_runner.") for name in self.differences):
+            ranking -= {SUCCESS_RANK}
+        if not self.same_tolerance:
+            ranking -= {F1_RANK}
+        return sorted(ranking if self.comparable else ranking & {ROLLOUT_RANK})
+
     def rank(self, score: RunScore) -> tuple[float, ...]:
         """Of a candidate, by the figures that all candidates have; smaller is better."""
-        columns = list(zip(*(other.figures() for other in self.candidates), strict=True))
-        ranking = [all(value is not None for value in column) for column in columns]
-        ranking[0] = ranking[0] and not any(name.startswith("task.env_runner.") for name in self.differences)
-        ranking[F1_RANK] = ranking[F1_RANK] and self.same_tolerance
-        return tuple(
-            value for value, ranks in zip(score.figures(), ranking, strict=True) if ranks and value is not None
-        )
+        figures = score.figures()
+        return tuple(value for value in (figures[number] for number in self._ranking()) if value is not None)
+
+    def _decider(self, best: RunScore, second: RunScore) -> int | None:
+        """Place of the first figure of the ranking in which two runs differ; None if they are equal."""
+        ours, theirs = best.figures(), second.figures()
+        return next((number for number in self._ranking() if ours[number] != theirs[number]), None)
 
     @property
     def best(self) -> RunScore | None:
@@ -116,10 +147,30 @@ class Comparison:
         return best is not None and second is not None and self._apart(best, second) and self.trouble is None
 
     def _apart(self, best: RunScore, second: RunScore) -> bool:
-        """Whether the intervals of the share that decides do not overlap: of scenes done, else of events found."""
-        if best.success is not None and second.success is not None and best.success != second.success:
+        """Whether the share that decides differs by more than chance.
+
+        Scenes that both met, by McNemar's test; else the intervals of scenes done, or of events found, do not overlap.
+        """
+        decider, paired = self._decider(best, second), _paired(best, second)
+        if decider == ROLLOUT_RANK and paired is not None:
+            return paired.p_value < LEVEL
+        if decider == SUCCESS_RANK:
             return _apart(best.success_interval, second.success_interval)
         return self.same_tolerance and _apart(best.interval, second.interval)
+
+    def _unsure(self, best: RunScore, second: RunScore) -> str:
+        """Why a difference may be none."""
+        if self._decider(best, second) == ROLLOUT_RANK:
+            return "though this may be chance"
+        if best.success is None and (best.interval is None or second.interval is None):
+            return "though no gripper event was measured that could tell them apart"
+        return "though the intervals overlap: this may be chance"
+
+    @property
+    def pairs(self) -> tuple[list[str], list[dict[str, Any]]]:
+        """Rollouts of the best run beside those of every other, in words and as plain JSON."""
+        first = next((number for number, score in enumerate(self.scores) if score is self.best), None)
+        return pairs([(score.run.name, score.rollouts) for score in self.scores], first)
 
     @property
     def trouble(self) -> Finding | None:
@@ -128,7 +179,7 @@ class Comparison:
 
     def advice(self) -> str:
         """Which to deploy and why, in one sentence."""
-        if not self.comparable:
+        if not self.comparable and not self.candidates:
             names = ", ".join(self.measured_otherwise)
             return (
                 f"They were measured on different episodes ({names} differ): evaluate their checkpoints on one dataset."
@@ -147,25 +198,29 @@ class Comparison:
             if self.ruled_out:
                 score, cause = self.ruled_out[0]
                 why = f"it is the only one that may be; do not deploy {score.run.name}: {cause.evidence}"
-            return f"Deploy {best.run.deployable}: {why}{doubt}."
-        sure = "clearly" if self._apart(best, second) else _unsure(best, second)
+            return f"Deploy {best.checkpoint}: {why}{doubt}."
+        sure = "clearly" if self._apart(best, second) else self._unsure(best, second)
         other = "" if self.same_tolerance else "; their gripper F1 are of different tolerances and were not compared"
-        if self.rank(best) == self.rank(second):
+        if self._decider(best, second) is None:
             why = "no figure that both have tells it from the next one"
-            return f"Deploy {best.run.deployable}: {why}{other}{doubt}."
-        return f"Deploy {best.run.deployable}: {self._reason(best, second)}, {sure}{other}{doubt}."
+            return f"Deploy {best.checkpoint}: {why}{other}{doubt}."
+        return f"Deploy {best.checkpoint}: {self._reason(best, second)}, {sure}{other}{doubt}."
 
     def _reason(self, best: RunScore, second: RunScore) -> str:
         """The first figure of the ranking in which they differ."""
-        pairs = zip(self.rank(best), self.rank(second), strict=True)
-        first = next(ours for ours, theirs in pairs if ours != theirs)
-        if best.success is not None and first == -best.success:
-            return f"it succeeds most often in closed loop ({best.success:.0%}, next {share_cell(second.success)})"
-        if best.f1 is not None and first == -best.f1 and self.same_tolerance:
+        decider, paired = self._decider(best, second), _paired(best, second)
+        if decider == ROLLOUT_RANK and paired is not None:
+            test = f"McNemar's exact test: p = {paired.p_value:.2g}"
+            return f"it does the task most often ({best.rollouts.share}, next {second.rollouts.share}; {test})"
+        if decider == SUCCESS_RANK:
+            return (
+                f"it succeeds most often in closed loop ({share_cell(best.success)}, next {share_cell(second.success)})"
+            )
+        if decider == F1_RANK:
             within = "" if best.tolerance is None else f" within {best.tolerance}"
-            return f"it finds the gripper's events best (F1{within} {best.f1:.2f}, next {cell(second.f1)})"
-        if first == best.position_mm:
-            return f"its positions are nearest ({best.position_mm:.3g} mm, next {cell(second.position_mm)})"
+            return f"it finds the gripper's events best (F1{within} {cell(best.f1)}, next {cell(second.f1)})"
+        if decider == POSITION_RANK:
+            return f"its positions are nearest ({cell(best.position_mm)} mm, next {cell(second.position_mm)})"
         return f"its validation loss is lowest ({cell(best.val_loss)}, next {cell(second.val_loss)})"
 
     def to_json(self) -> dict[str, Any]:
@@ -173,20 +228,29 @@ class Comparison:
         return {
             "runs": [score.to_json() for score in self.scores],
             "differences": {name: list(values) for name, values in self.differences.items()},
-            "deploy": None if self.best is None else str(self.best.run.deployable),
+            "paired": self.pairs[1],
+            "deploy": None if self.best is None else str(self.best.checkpoint),
             "advice": self.advice(),
         }
 
+    def _shown(self) -> tuple[list[str], list[list[str]]]:
+        """Head and rows of the scores; without the columns of success that no run has."""
+        rows = [score.cells() for score in self.scores]
+        shown = [n for n, title in enumerate(HEAD) if "success" not in title or any(row[n] != "-" for row in rows)]
+        return [HEAD[n] for n in shown], [[row[n] for n in shown] for row in rows]
+
     def table(self) -> Group:
         """For the terminal: scores, settings that differ, advice."""
-        scores = Table(*HEAD, box=None, pad_edge=False)
-        for score in self.scores:
-            scores.add_row(*map(escape_markup, score.cells()), style="bold" if score is self.best else "")
+        head, rows = self._shown()
+        scores = Table(*head, box=None, pad_edge=False)
+        for score, row in zip(self.scores, rows, strict=True):
+            scores.add_row(*map(escape_markup, row), style="bold" if score is self.best else "")
         settings = Table("setting", *(score.run.name for score in self.scores), box=None, pad_edge=False)
         for name, values in self.differences.items():
             settings.add_row(escape_markup(name), *(escape_markup(str(value)) for value in values))
         blocks: list[RenderableType] = [
             scores,
+            *(Text(f"\n{sentence}") for sentence in self.pairs[0]),
             Text(),
             settings if self.differences else Text("no setting differs"),
             Text(),
@@ -196,7 +260,9 @@ class Comparison:
     def page(self) -> str:
         """The same as one page, with curves over each other and the findings of each run."""
         marks = ["best" if score is self.best else "" for score in self.scores]
-        body = table(HEAD, [score.cells() for score in self.scores], "at the best measured epoch of each run", marks)
+        head, cells = self._shown()
+        body = table(head, cells, "success of the checkpoint, all else at the best measured epoch of each run", marks)
+        body += "".join(paragraph(f"{sentence[0].upper()}{sentence[1:]}.") for sentence in self.pairs[0])
         rows = [[name, *map(str, values)] for name, values in self.differences.items()]
         settings = table(("setting", *(s.run.name for s in self.scores)), rows) if rows else "<p>no setting differs</p>"
         drawn, places = {}, []
@@ -206,11 +272,12 @@ class Comparison:
                 drawn[f"compare-{key}"] = plot.curves(title, lines, unit, logarithmic=key == "train_loss")
                 ends = ", ".join(f"{name} {curve[-1][1]:.3g}" for name, curve in lines.items())
                 places.append(place(f"compare-{key}", f"{title.lower()} at the end: {ends}"))
-        recalls = {s.run.name: _with_interval(s.run) for s in self.scores if s.run.curve("val_gripper_recall")}
-        if recalls:
-            drawn["compare-recall"] = plot.shares("Gripper events found, 95 % intervals", recalls)
-            ends = ", ".join(f"{name} {curve[-1][1]:.2f}" for name, (curve, _, _) in recalls.items())
-            places.append(place("compare-recall", f"share of recorded gripper events found at the end: {ends}"))
+        for name, (key, title, alt) in SHARES.items():
+            measured = {s.run.name: _with_interval(s.run, key) for s in self.scores if s.run.curve(key)}
+            if measured:
+                drawn[name] = plot.shares(title, measured)
+                ends = ", ".join(f"{run} {curve[-1][1]:.2f}" for run, (curve, _, _) in measured.items())
+                places.append(place(name, f"{alt} at the end: {ends}"))
         findings = findings_section({score.run.name: score.findings for score in self.scores})
         level = "good" if self.sure else "doubt"
         lead = f'<div class="verdict {level}" role="status"><p><strong>{escape(self.advice())}</strong></p></div>'
@@ -223,11 +290,16 @@ class Comparison:
         return render(f"Comparison of {len(self.scores)} runs", lead, sections)
 
 
-def compare(paths: Sequence[Path]) -> Comparison:
+def compare(paths: Sequence[Path], closed_loop: Sequence[Path] = ()) -> Comparison:
     """Compare run folders.
 
+    Args:
+        paths: of the folders.
+        closed_loop: results of their checkpoints, besides those that lie in the folders.
+
     Raises:
-        ReportError: fewer than two, one named twice, or a folder that is no run.
+        ReportError: fewer than two, one named twice, a folder that is no run, or a result that is of none of them.
+        ResultError: a result cannot be read.
     """
     if len({path.resolve() for path in paths}) < 2 or len({path.resolve() for path in paths}) < len(paths):
         raise ReportError(f"{len(paths)} runs given; expected two or more different ones")
@@ -236,21 +308,18 @@ def compare(paths: Sequence[Path]) -> Comparison:
     names = sorted({name for settings in flat for name in settings if not name.startswith(INCIDENTAL)})
     values = {name: tuple(settings.get(name, "-") for settings in flat) for name in names}
     differing = {name: found for name, found in values.items() if any(value != found[0] for value in found)}
-    return Comparison(tuple(score_run(run) for run in runs), differing)
+    made = rollouts_of(runs, closed_loop)
+    return Comparison(tuple(score_run(run, one) for run, one in zip(runs, made, strict=True)), differing)
 
 
-def _with_interval(run: RunFolder) -> tuple[Curve, Curve, Curve]:
-    return (
-        run.curve("val_gripper_recall"),
-        run.curve("val_gripper_recall_low"),
-        run.curve("val_gripper_recall_high"),
-    )
+def _with_interval(run: RunFolder, key: str) -> tuple[Curve, Curve, Curve]:
+    return run.curve(key), run.curve(f"{key}_low"), run.curve(f"{key}_high")
 
 
-def _unsure(best: RunScore, second: RunScore) -> str:
-    if best.success is None and (best.interval is None or second.interval is None):
-        return "though no gripper event was measured that could tell them apart"
-    return "though the intervals overlap: this may be chance"
+def _paired(best: RunScore, second: RunScore) -> Paired | None:
+    """Rollouts of two runs on the scenes that both met; None where these are none."""
+    ours, theirs = best.rollouts.chosen, second.rollouts.chosen
+    return None if ours is None or theirs is None else compared(theirs, ours)
 
 
 def _apart(first: Interval | None, second: Interval | None) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from diffusion_policy.intervals import Interval, wilson_interval
+from diffusion_policy.report.closed_loop_findings import closed_loop_findings
 from diffusion_policy.report.findings import Finding, diagnose, level_of
+from diffusion_policy.report.rollouts import NOT_ROLLED_OUT, Rollouts
 from diffusion_policy.report.run_folder import RunFolder, is_finite
 from diffusion_policy.report.training_findings import findings_of_run
 
@@ -18,6 +21,7 @@ HEAD = (
     "run",
     "updates",
     "success",
+    "success while training",
     "F1 (within)",
     "events found (95 % interval)",
     "false flips",
@@ -35,10 +39,11 @@ class RunScore:
         update: of the best epoch.
         f1: of gripper events.
         tolerance: that F1 was measured within, "1 s"; None where it is not known.
-        success: share of scenes done in closed loop, and its 95 % interval.
+        success: share of scenes done in closed loop while it was trained, and its 95 % interval.
         found, recorded, false_flips: gripper events of held-out episodes.
         position_mm: mean error.
         val_loss: at that epoch, or the lowest one.
+        rollouts: results of closed loop that were measured of its checkpoints.
     """
 
     run: RunFolder
@@ -52,6 +57,13 @@ class RunScore:
     tolerance: str | None = None
     success: float | None = None
     success_interval: Interval | None = None
+    rollouts: Rollouts = NOT_ROLLED_OUT
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """What to deploy: the checkpoint that was rolled out, best.ckpt where both were; else as of the run."""
+        chosen = self.rollouts.chosen
+        return self.run.deployable if chosen is None else chosen.checkpoint
 
     @property
     def interval(self) -> Interval | None:
@@ -66,12 +78,12 @@ class RunScore:
     @property
     def may_be_deployed(self) -> bool:
         """Whether it has a checkpoint, and nothing forbids to deploy it."""
-        return self.run.deployable is not None and level_of(self.findings) != "bad"
+        return self.checkpoint is not None and level_of(self.findings) != "bad"
 
     @cached_property
     def findings(self) -> list[Finding]:
         """What doctor and report say of it."""
-        return findings_of_run(self.run)
+        return [*findings_of_run(self.run), *closed_loop_findings(self.rollouts.looked, self.run.deployable)]
 
     @property
     def cause(self) -> Finding | None:
@@ -79,8 +91,10 @@ class RunScore:
         return diagnose(self.findings).cause
 
     def figures(self) -> tuple[float | None, ...]:
-        """By which runs are ranked, in the order of RANKED; smaller is better."""
-        falling = [None if value is None else -value for value in (self.success, self.f1)]
+        """By which runs are ranked: success of rollouts, then in the order of RANKED; smaller is better."""
+        share = self.rollouts.share
+        done = None if share is None else share.count / share.of
+        falling = [None if value is None else -value for value in (done, self.success, self.f1)]
         return (*falling, self.position_mm, self.val_loss)
 
     def cells(self) -> list[str]:
@@ -91,6 +105,7 @@ class RunScore:
         return [
             self.run.name,
             str(self.run.updates),
+            self._success_cell(),
             share_cell(self.success, self.success_interval),
             f"{cell(self.f1)}{within}",
             found,
@@ -99,12 +114,21 @@ class RunScore:
             cell(self.val_loss),
         ]
 
+    def _success_cell(self) -> str:
+        """Success of its rollouts; of another checkpoint than the best one with its name."""
+        if self.rollouts.share is None or self.checkpoint is None:
+            return "-"
+        return f"{self.rollouts.share}" + (
+            "" if self.checkpoint == self.run.deployable else f", {self.checkpoint.name}"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
         return {
             "run": str(self.run.path),
             "updates": self.run.updates,
             "best_update": self.update,
+            "closed_loop": self.rollouts.to_json(),
             "success": self.success,
             "success_interval": None if self.success_interval is None else list(self.success_interval),
             "gripper_f1": self.f1,
@@ -115,11 +139,11 @@ class RunScore:
             "false_flips": self.false_flips,
             "position_error_mm": self.position_mm,
             "val_loss": self.val_loss,
-            "checkpoint": None if self.run.deployable is None else str(self.run.deployable),
+            "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
         }
 
 
-def score_run(run: RunFolder) -> RunScore:
+def score_run(run: RunFolder, rollouts: Rollouts = NOT_ROLLED_OUT) -> RunScore:
     """A run at its best measured epoch: highest F1, then lowest position error, then lowest validation loss.
 
     An epoch at which a figure is not defined is not ranked by it, as in `checkpoint.best`.
@@ -133,7 +157,7 @@ def score_run(run: RunFolder) -> RunScore:
     ]
     measured = [line for line in lines if any(figure(line, key) is not None for key, _ in RANKED)]
     if not measured:
-        return RunScore(run, None, None, None, None, None, None, lowest)
+        return RunScore(run, None, None, None, None, None, None, lowest, rollouts=rollouts)
     line = max(measured, key=lambda line: [_rank(figure(line, key), sign) for key, sign in RANKED])
     loss = figure(line, "val_loss")
     return RunScore(
@@ -148,6 +172,7 @@ def score_run(run: RunFolder) -> RunScore:
         run.tolerance,
         figure(line, "test_success"),
         _interval_of(line, "test_success"),
+        rollouts,
     )
 
 

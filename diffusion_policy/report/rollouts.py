@@ -1,0 +1,126 @@
+"""Closed-loop results of runs beside each other: those that were made alike, on the scenes that all of them met."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from diffusion_policy.env_runner.document import conditions, differing
+from diffusion_policy.env_runner.results import SceneResult, Share, success_of
+from diffusion_policy.report import ReportError
+from diffusion_policy.report.closed_loop_evidence import ClosedLoopEvidence, compared, decisive, in_words
+from diffusion_policy.report.run_folder import RunFolder, closed_loop_of
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What was rolled out of a run.
+
+    Attributes:
+        looked: every result that is at hand.
+        chosen: by which it is compared with other runs; None: its checkpoints were not rolled out.
+        results: the scenes that count; where runs were rolled out alike, those that all of them met.
+    """
+
+    looked: tuple[ClosedLoopEvidence, ...] = ()
+    chosen: ClosedLoopEvidence | None = None
+    results: tuple[SceneResult, ...] = field(default=(), repr=False)
+
+    @property
+    def share(self) -> Share | None:
+        """Of the scenes that count; None without one."""
+        return success_of(self.results) if self.results else None
+
+    def to_json(self) -> dict[str, Any] | None:
+        """Plain JSON; None where nothing was rolled out."""
+        if self.chosen is None or self.share is None:
+            return None
+        document, checkpoint = str(self.chosen.path), str(self.chosen.checkpoint)
+        made = {"conditions": conditions(self.chosen.found), **self.share.to_json()}
+        return {"document": document, "checkpoint": checkpoint, **made}
+
+
+NOT_ROLLED_OUT = Rollouts()
+
+
+def rollouts_of(runs: Sequence[RunFolder], documents: Sequence[Path] = ()) -> list[Rollouts]:
+    """Of each run, the results in its folder and those of the documents that are of its checkpoints.
+
+    Where several were made of a run, it is compared by one that was made as those of most other runs.
+
+    Raises:
+        ReportError: a document is of no checkpoint of these runs.
+        ResultError: one cannot be read, or is something else.
+    """
+    looked = []
+    for run in runs:
+        paths = {path.resolve(): path for path in (*run.closed_loop, *documents)}
+        at_hand = closed_loop_of(list(paths.values()), None, run) if paths else ()
+        looked.append(tuple(e for e in at_hand if e.checkpoint is not None or e.path in run.closed_loop))
+    for path in documents:
+        if not any(e.path.resolve() == path.resolve() and e.checkpoint for found in looked for e in found):
+            raise ReportError(f"{path}: it is of no checkpoint of these runs; evaluate theirs, or leave it out")
+    choices = [decisive(found, run.deployable) for run, found in zip(runs, looked, strict=True)]
+    chosen = [max(own, key=lambda one: _shared_by(one, choices), default=None) for own in choices]
+    made = [
+        Rollouts(found, one, () if one is None else tuple(one.found.results))
+        for found, one in zip(looked, chosen, strict=True)
+    ]
+    return _on_shared_scenes(made) if alike(made) else made
+
+
+def _shared_by(one: ClosedLoopEvidence, choices: Sequence[Sequence[ClosedLoopEvidence]]) -> int:
+    """How many runs have a result that was made as this one."""
+    return sum(any(not differing(one.found.about, other.found.about) for other in own) for own in choices)
+
+
+def alike(made: Sequence[Rollouts]) -> bool:
+    """Whether those that were rolled out were so under the same conditions, and met a scene that all of them met."""
+    chosen = [one.chosen for one in made if one.chosen is not None]
+    return not unlike(made) and (not chosen or bool(_shared_seeds(made)))
+
+
+def unlike(made: Sequence[Rollouts]) -> list[str]:
+    """Which conditions those that were rolled out do not share."""
+    chosen = [one.chosen for one in made if one.chosen is not None]
+    found = {key for other in chosen[1:] for key in differing(chosen[0].found.about, other.found.about)}
+    return sorted(found)
+
+
+def _shared_seeds(made: Sequence[Rollouts]) -> set[int]:
+    met = [{result.seed for result in one.results} for one in made if one.chosen is not None]
+    return set.intersection(*met) if met else set()
+
+
+def _on_shared_scenes(made: Sequence[Rollouts]) -> list[Rollouts]:
+    seeds = _shared_seeds(made)
+    return [replace(one, results=tuple(r for r in one.results if r.seed in seeds)) for one in made]
+
+
+def pairs(runs: Sequence[tuple[str, Rollouts]], first: int | None) -> tuple[list[str], list[dict[str, Any]]]:
+    """Every other run beside one of them: in words, and as plain JSON.
+
+    Args:
+        runs: names and what was rolled out of them.
+        first: place of the one that others are compared with; None, or one that was not rolled out: the first that was.
+    """
+    rolled = {number: one.chosen for number, (_, one) in enumerate(runs) if one.chosen is not None}
+    first = first if first in rolled else next(iter(rolled), None)
+    said: list[str] = []
+    plain: list[dict[str, Any]] = []
+    for number, other in rolled.items():
+        if first is None or number == first:
+            continue
+        ours, theirs = runs[first][0], runs[number][0]
+        found, differ = compared(rolled[first], other), differing(rolled[first].found.about, other.found.about)
+        if found is None:
+            why = f"another {', '.join(differ)}" if differ else "no scene that both met"
+            said.append(f"{theirs} and {ours} were not rolled out in the same scenes ({why}): they are not compared")
+        else:
+            but = f"; not made alike (another {', '.join(differ)})" if differ else ""
+            said.append(f"in the same scenes {in_words(found, ours, theirs)}{but}")
+        counts = {"p_value": None} if found is None else found.to_json()
+        plain.append({"first": ours, "second": theirs, "differ": differ, **counts})
+    return said, plain
