@@ -1,5 +1,6 @@
 """Small datasets in every form that a dataset has: ours in both formats, and one of another writer."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,12 @@ def write(path: Path, form: str) -> Path:
         buffer.append({key: values[part] for key, values in rows().items()})
     buffer.root.attrs["conversion"] = {"settings": {}}
     return path
+
+
+def pack(folder: Path, archive: Path, method: int = zipfile.ZIP_STORED, top: str = "") -> Path:
+    """The folder as a zip archive."""
+    with zipfile.ZipFile(archive, "w", method) as packed:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                packed.write(file, Path(top) / file.relative_to(folder))
+    return archive

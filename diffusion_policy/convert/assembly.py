@@ -18,14 +18,25 @@ import zarr
 from numpy.typing import NDArray
 
 from diffusion_policy import __version__
-from diffusion_policy.convert.existing import CONTENT_HASH, CONVERSION, EPISODES, HEMISPHERE, ExistingDataset
+from diffusion_policy.convert.existing import HEMISPHERE, ExistingDataset
+from diffusion_policy.convert.frames import look_again
 from diffusion_policy.convert.ledger import ConversionReport, EpisodeEntry
 from diffusion_policy.convert.placement import leave_frames, place_frames, put_in_place
 from diffusion_policy.convert.publication import Progress, publish
 from diffusion_policy.convert.quaternions import majority_hemisphere, turn_towards
 from diffusion_policy.convert.settings import ConversionSettings, write_json
 from diffusion_policy.convert.staging import StagedEpisode
-from diffusion_policy.dataset.content_hash import content_sha256, episode_sha256
+from diffusion_policy.dataset.content_hash import (
+    ARRAY_HASHES,
+    CONTENT_HASH,
+    CONVERSION,
+    EPISODE_HASH,
+    EPISODES,
+    array_sha256,
+    content_sha256,
+    episode_sha256,
+)
+from diffusion_policy.dataset.image_codecs import DECODER
 from diffusion_policy.dataset.replay_buffer import (
     ACTION_KEY,
     GRIPPER_KEY,
@@ -40,7 +51,7 @@ from diffusion_policy.dataset.replay_buffer import (
 from diffusion_policy.places import is_remote, place
 from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, action_semantics
 
-TOOL = {"name": "diffusion-policy", "version": __version__}
+TOOL = {"name": "diffusion-policy", "version": __version__, "decoder": DECODER}
 Rows = Mapping[str, NDArray[Any]]
 Hemisphere = NDArray[np.float64]
 
@@ -71,16 +82,18 @@ def assemble(
     for episode in staged:
         rows, flipped = _turn(episode.rows(), hemisphere)
         lengths = [end - start for start, end in episode.entry.kept]
+        first = writer.n_rows
         writer.add(rows, {camera: episode.frames(camera) for camera in episode.cameras}, lengths)
-        episodes += _describe(episode, rows)
-        added.append(replace(episode.entry, flipped=flipped))
+        digests, psnr_db = _stored_frames(episode, writer.buffer, first, settings)
+        episodes += _describe(episode, rows, digests)
+        added.append(replace(episode.entry, flipped=flipped, psnr_db=psnr_db))
     writer.finish()
     report = ConversionReport(
         output=settings.output,
         episodes=(*entries, *sorted([*added, *left_out], key=lambda entry: (entry.number, entry.name))),
         settings=settings.as_json(),
         tool=TOOL,
-        content_sha256=content_sha256([episode["sha256"] for episode in episodes]),
+        content_sha256=content_sha256([episode[EPISODE_HASH] for episode in episodes]),
     )
     writer.buffer.root.attrs.update(
         {
@@ -144,19 +157,35 @@ def _turn(rows: Rows, hemisphere: Hemisphere | None) -> tuple[Rows, dict[str, in
     return {**rows, **{key: poses for key, (poses, _) in turned.items()}}, {key: n for key, (_, n) in turned.items()}
 
 
-def _describe(episode: StagedEpisode, rows: Rows) -> list[dict[str, Any]]:
-    """Name, number, recorded steps and hash of each episode that a recording becomes; several if it is split."""
+def _stored_frames(
+    episode: StagedEpisode, buffer: ReplayBuffer, first: int, settings: ConversionSettings
+) -> tuple[dict[str, NDArray[np.uint8]], dict[str, float]]:
+    """Digests (n, 32) of an episode's frames as a reader gets them, and their lowest PSNR, per camera.
+
+    Staged frames are as they will be read, unless they are packed by a codec that loses something only now, in shards.
+    """
     digests = {camera: episode.digests(camera) for camera in episode.cameras}
+    psnr_db = dict(episode.entry.psnr_db)
+    if settings.shard is None or settings.codec.lossless:
+        return digests, psnr_db
+    for camera in episode.cameras:
+        staged = zarr.open_array(str(episode.frames(camera)), mode="r")
+        digests[camera], lowest = look_again(buffer[camera], staged, first)
+        psnr_db[camera] = round(min(lowest, psnr_db.get(camera, lowest)), 2)
+    return digests, psnr_db
+
+
+def _describe(episode: StagedEpisode, rows: Rows, digests: Mapping[str, NDArray[np.uint8]]) -> list[dict[str, Any]]:
+    """Name, number, recorded steps and hashes of each episode that a recording becomes; several if it is split."""
     described, first = [], 0
     for start, end in episode.entry.kept:
         part = slice(first, first + end - start)
         first = part.stop
-        sha256 = episode_sha256(
-            {key: values[part] for key, values in rows.items()},
-            {camera: [digest.tobytes() for digest in found[part]] for camera, found in digests.items()},
-        )
+        numbers = {key: values[part] for key, values in rows.items()}
+        frames = {camera: [digest.tobytes() for digest in found[part]] for camera, found in digests.items()}
+        hashes = {EPISODE_HASH: episode_sha256(numbers, frames), ARRAY_HASHES: array_sha256(numbers, frames)}
         named = {"name": episode.entry.name, "number": episode.entry.number, "recording": episode.entry.recording}
-        described.append({**named, "steps": [start, end], "sha256": sha256})
+        described.append({**named, "steps": [start, end], **hashes})
     return described
 
 
@@ -169,7 +198,7 @@ class _Writer:
         self._arrays = {key: buffer[key] for key in buffer.keys if key not in cameras}
         self._waiting: dict[str, list[NDArray[Any]]] = {key: [] for key in self._arrays}
         self._written = 0
-        self._n_rows = 0
+        self.n_rows = 0
         self._ends: list[int] = []
 
     def add_existing(self, existing: ReplayBuffer) -> None:
@@ -188,8 +217,8 @@ class _Writer:
     def add(self, rows: Rows, frames: Mapping[str, Any], lengths: Sequence[int]) -> None:
         """A staged recording that becomes episodes of these lengths; `frames` has the path of an array per camera."""
         for camera, path in frames.items():
-            place_frames(zarr.open_array(str(path), mode="r"), self._images[camera], self._n_rows)
-        self._ends += [self._n_rows + int(end) for end in np.cumsum(lengths)]
+            place_frames(zarr.open_array(str(path), mode="r"), self._images[camera], self.n_rows)
+        self._ends += [self.n_rows + int(end) for end in np.cumsum(lengths)]
         self._add_rows(rows)
 
     def finish(self) -> None:
@@ -200,13 +229,13 @@ class _Writer:
     def _add_rows(self, rows: Rows) -> None:
         for key, waiting in self._waiting.items():
             waiting.append(rows[key])
-        self._n_rows += len(rows[TIMESTAMP_KEY])
-        if self._n_rows - self._written >= self._arrays[TIMESTAMP_KEY].chunks[0]:
+        self.n_rows += len(rows[TIMESTAMP_KEY])
+        if self.n_rows - self._written >= self._arrays[TIMESTAMP_KEY].chunks[0]:
             self._flush()
 
     def _flush(self) -> None:
         for key, waiting in self._waiting.items():
             if waiting:
-                self._arrays[key][self._written : self._n_rows] = np.concatenate(waiting)
+                self._arrays[key][self._written : self.n_rows] = np.concatenate(waiting)
                 waiting.clear()
-        self._written = self._n_rows
+        self._written = self.n_rows

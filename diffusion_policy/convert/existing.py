@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 
 from diffusion_policy.convert.ledger import ConversionReport, report_from_json
 from diffusion_policy.convert.settings import ConversionError, ConversionSettings
+from diffusion_policy.dataset.content_hash import CONVERSION, EPISODES
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 
-# Attributes of a dataset's root, beside its semantics.
-CONVERSION = "conversion"
-EPISODES = "episodes"
-CONTENT_HASH = "content_sha256"
+# Attribute of a dataset's root, beside its semantics and its hashes.
 HEMISPHERE = "quaternion_hemisphere"
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from diffusion_policy.convert.decoding import FEWEST_PIXELS, SAFE_PIXELS, Decode, decode_frame, psnr
+from diffusion_policy.convert.decoding import FEWEST_PIXELS, IDENTICAL_DB, SAFE_PIXELS, Decode, decode_frame, psnr
 from diffusion_policy.dataset.content_hash import frame_digest
 from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.places import read_together
@@ -82,6 +83,27 @@ def write_block(block: Block) -> BlockReport:
         frame_size=size,
         psnr_db=_lowest_psnr(block, rows, stored, exact),
     )
+
+
+def look_again(packed: zarr.Array[Any], sources: zarr.Array[Any], first: int) -> tuple[NDArray[np.uint8], float]:
+    """What a codec that loses something has made of frames that were packed only now, in rows `first` and on.
+
+    Args:
+        packed: array that took them.
+        sources: (n, H, W, 3) as they were before.
+        first: row of the first of them in `packed`.
+
+    Returns:
+        (n, 32) SHA-256 of each as a reader gets it, and the lowest PSNR of one with what it was, in dB.
+    """
+    before, after = FrameFiles(sources), FrameFiles(packed)
+    digests, lowest = [], IDENTICAL_DB
+    for start in range(0, sources.shape[0], FRAMES_IN_BLOCK):
+        end = min(start + FRAMES_IN_BLOCK, sources.shape[0])
+        rows, stored = before.read(start, end), after.read(first + start, first + end)
+        digests += [frame_digest(row) for row in stored]
+        lowest = min(lowest, *map(psnr, rows, stored))
+    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32), lowest
 
 
 def _small_frames(block: Block) -> tuple[NDArray[np.uint8], tuple[int, int], ImageArray | None]:

@@ -1,7 +1,8 @@
 """What a dataset holds, as one number: equal hashes mean equal data, whatever the codec, chunks or zarr format.
 
 Each episode has a hash of its rows, the dataset one of these: a damaged episode can be named, and episodes can be added
-without reading the others again.
+without reading the others again. Beside it stands a hash of each array of an episode, so that a damaged one is named,
+too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# Attributes of a dataset's root: of all of it, of each episode, and how it was made.
+CONTENT_HASH, EPISODES, CONVERSION = "content_sha256", "episodes", "conversion"
+# Entries of an episode's description: its hash, and that of each of its arrays by key.
+EPISODE_HASH, ARRAY_HASHES = "sha256", "arrays"
+
 
 def frame_digest(frame: NDArray[np.uint8]) -> bytes:
     """SHA-256 of one frame as a reader gets it."""
@@ -23,15 +29,30 @@ def episode_sha256(rows: Mapping[str, NDArray[Any]], frame_digests: Mapping[str,
     """Hash of an episode: its low-dimensional rows by key, and the digests of its frames by camera."""
     digest = hashlib.sha256()
     for key in sorted(rows):
-        values = np.ascontiguousarray(rows[key])
-        digest.update(f"{key} {values.dtype.str} {values.shape}\n".encode())
-        digest.update(values.tobytes())
+        for part in _of_rows(key, rows[key]):
+            digest.update(part)
     for key in sorted(frame_digests):
-        digest.update(f"{key} frames\n".encode())
-        digest.update(b"".join(frame_digests[key]))
+        for part in _of_frames(key, frame_digests[key]):
+            digest.update(part)
     return digest.hexdigest()
+
+
+def array_sha256(rows: Mapping[str, NDArray[Any]], frame_digests: Mapping[str, Iterable[bytes]]) -> dict[str, str]:
+    """Hash of each array of an episode by key: of what it adds to `episode_sha256`."""
+    parts = {key: _of_rows(key, values) for key, values in rows.items()}
+    parts |= {key: _of_frames(key, digests) for key, digests in frame_digests.items()}
+    return {key: hashlib.sha256(b"".join(found)).hexdigest() for key, found in sorted(parts.items())}
 
 
 def content_sha256(episodes: Sequence[str]) -> str:
     """Hash of a dataset, from the hashes of its episodes in order."""
     return hashlib.sha256("\n".join(episodes).encode()).hexdigest()
+
+
+def _of_rows(key: str, rows: NDArray[Any]) -> tuple[bytes, bytes]:
+    values = np.ascontiguousarray(rows)
+    return f"{key} {values.dtype.str} {values.shape}\n".encode(), values.tobytes()
+
+
+def _of_frames(key: str, digests: Iterable[bytes]) -> tuple[bytes, bytes]:
+    return f"{key} frames\n".encode(), b"".join(digests)

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from zarr.core.common import JSON
 
 imagecodecs.numcodecs.register_codecs(verbose=False)
+# What unpacks frames of codecs that lose something: another version of it may give other last bits.
+DECODER = f"imagecodecs {imagecodecs.__version__}"
+LOSSLESS = ("blosc", "none")
 
 
 class CodecError(WorkspaceError):
@@ -49,7 +52,12 @@ class ImageCodec:
     @property
     def lossless(self) -> bool:
         """Whether the pixels come back exactly."""
-        return self.name in ("blosc", "none")
+        return is_lossless(self.name)
+
+
+def is_lossless(name: str) -> bool:
+    """Whether the codec of that name gives back the pixels exactly."""
+    return name in LOSSLESS
 
 
 LEVELS: dict[str, tuple[int, int, int]] = {

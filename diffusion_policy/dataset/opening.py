@@ -22,12 +22,12 @@ from diffusion_policy.dataset.chunk_files import (
     RemoteFiles,
     chunk_faults,
 )
+from diffusion_policy.dataset.content_hash import CONTENT_HASH, CONVERSION
 from diffusion_policy.dataset.errors import DatasetError
 from diffusion_policy.places import is_remote, read_bytes
 
 # What zarr raises for metadata that is cut, is not JSON, or does not say what it must.
 _BAD_METADATA = (ValueError, KeyError, TypeError, AttributeError)
-_CONVERSION, _CONTENT_HASH = "conversion", "content_sha256"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Opened:
 
     def _zeros(self, faults: Sequence[ChunkFault]) -> str:
         """The way out for a file of another writer, which may have left out chunks of zeros on purpose."""
-        if self.archive is not None or _CONVERSION in self.root.attrs or not all(fault.is_absent for fault in faults):
+        if self.archive is not None or CONVERSION in self.root.attrs or not all(fault.is_absent for fault in faults):
             return ""
         array = f"{self.where}/{faults[0].array}"
         code = (
@@ -109,7 +109,7 @@ def check_attributes(opened: Opened, found: Path) -> None:
         DatasetError: it has.
     """
     ledger = found.with_name(f"{found.name}.conversion.json")
-    if not opened.root.attrs.asdict() and ledger.is_file() and f'"{_CONTENT_HASH}"'.encode() in read_bytes(ledger):
+    if not opened.root.attrs.asdict() and ledger.is_file() and f'"{CONTENT_HASH}"'.encode() in read_bytes(ledger):
         name = ".zattrs" if opened.root.metadata.zarr_format == 2 else "zarr.json"
         raise DatasetError(
             f"{found}/{name} is not there or empty: what its numbers mean is lost, and it carries no record of its "

@@ -25,6 +25,7 @@ from diffusion_policy.dataset.replay_buffer import (
     ReplayBuffer,
 )
 from diffusion_policy.dataset.split import EpisodeIdentity, episode_identities
+from diffusion_policy.dataset.verification import Verification
 from diffusion_policy.geometry import geodesic_distance
 from diffusion_policy.gripper_events import GRIPPER_BAND, OPEN, UNDECIDED, gripper_events, gripper_states
 from diffusion_policy.gripper_scale import DeclaredScales, FoundScales, parse_scales
@@ -106,6 +107,7 @@ class DatasetEvidence:
         dropped: episodes and steps that the conversion left out; None without its ledger.
         settings: of the conversion; empty without its ledger.
         identities: (E,) by which a checkpoint knows its episodes; empty for recordings that are not converted yet.
+        content: what comparing it with the hashes of its conversion gave; None: it was not compared.
     """
 
     path: str
@@ -135,6 +137,7 @@ class DatasetEvidence:
     dropped: tuple[int, int] | None = None
     settings: Mapping[str, Any] | None = None
     identities: tuple[EpisodeIdentity, ...] = ()
+    content: Verification | None = None
 
     @property
     def n_steps(self) -> int:

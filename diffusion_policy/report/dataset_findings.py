@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diffusion_policy.commands import command
 from diffusion_policy.dataset.replay_buffer import IMAGE_KEY, TIMESTAMP_KEY
 from diffusion_policy.report.dataset_evidence import EXPECTED_KEYS, DatasetEvidence
 from diffusion_policy.report.findings import Finding, ok, run_checks
@@ -26,6 +27,8 @@ FEW_EPISODES, FEW_CLOSINGS = 20, 20
 COPIED = 0.999
 # A position that is commanded this far from where the arm is, at most of the steps, is no target for the next step.
 FAR_COMMAND_M = 0.2
+# Of what is not as it was written, so many are named.
+FAULTS_SHOWN = 4
 
 
 def dataset_findings(evidence: DatasetEvidence) -> list[Finding]:
@@ -35,7 +38,7 @@ def dataset_findings(evidence: DatasetEvidence) -> list[Finding]:
 
 def number_findings(evidence: DatasetEvidence) -> list[Finding]:
     """What can be said of its numbers, whatever its frames and its size."""
-    return run_checks([check for check in CHECKS if check not in (size, arrays, images, left_out)], evidence)
+    return run_checks([check for check in CHECKS if check not in (size, arrays, images, content, left_out)], evidence)
 
 
 def size(data: DatasetEvidence) -> Finding:
@@ -178,6 +181,38 @@ def images(data: DatasetEvidence) -> Finding | None:
     return ok("images", f"{said}; none of {data.looked_at} frames looked at is black", data.path)
 
 
+def content(data: DatasetEvidence) -> Finding | None:
+    """Whether it is what its conversion wrote."""
+    if not data.identities:
+        return None
+    again = "copy the dataset again from where it is whole, or convert again"
+    if data.content is None:
+        evidence = (
+            f"{data.looked_at} of its frames were looked at, and nothing was compared with the hashes that a "
+            "conversion records"
+        )
+        verify = command("verify_converted_data", "--zarr-path", data.path)
+        return Finding("content", "note", evidence, "before a long training, compare all of it", verify, data.path)
+    found = data.content
+    if found.faults:
+        shown = "; ".join(map(str, found.faults[:FAULTS_SHOWN]))
+        others = f"; and {len(found.faults) - FAULTS_SHOWN} more" if len(found.faults) > FAULTS_SHOWN else ""
+        evidence = f"it is not what its conversion wrote: {shown}{others}"
+        if found.may_be_the_decoder:
+            evidence = f"{evidence}. Its frames were packed with a loss and unpacked by {found.other_decoder} then"
+            remedy = f"look at the frames, or verify with {found.other_decoder}: this one may give other last bits"
+            return Finding("content", "warning", evidence, remedy, about=data.path)
+        return Finding("content", "error", evidence, f"{again}: it is damaged, or was changed since", about=data.path)
+    if not found.compared:
+        evidence = f"not verified: {found.not_compared}; known is only that its files are there and unpack"
+        return Finding("content", "note", evidence, "convert again to have them recorded", reconvert(), data.path)
+    said = f"all frames and numbers of {found.compared} episodes are what the conversion wrote (SHA-256)"
+    if not found.is_whole:
+        evidence = f"{said}; {found.n_episodes - found.compared} episodes are not verified: {found.not_compared}"
+        return Finding("content", "note", evidence, "convert again to have them recorded", reconvert(), data.path)
+    return ok("content", said, data.path)
+
+
 def standing_still(data: DatasetEvidence) -> Finding | None:
     """How much of it teaches the policy to stay where it is."""
     if data.still is None:
@@ -215,6 +250,7 @@ CHECKS = (
     dead_band,
     step_spacing,
     images,
+    content,
     standing_still,
     left_out,
 )

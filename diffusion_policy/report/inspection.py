@@ -15,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from diffusion_policy.dataset.verification import verify_content
 from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.report.checkpoint_evidence import look_at_checkpoint
 from diffusion_policy.report.checkpoint_findings import together_findings
@@ -150,7 +151,25 @@ def inspect_dataset(
     together: list[Finding] = []
     if checkpoint is not None:
         together = together_findings(look_at_checkpoint(checkpoint), summary)
-    return _inspect(steps_of_dataset(*open_for_report(path, declared)), summary, together, on_progress)
+    buffer, faults = open_for_report(path, declared)
+    steps = steps_of_dataset(buffer, faults)
+    compared, looked_at = _in_two_parts(on_progress)
+    summary = replace(summary, content=verify_content(buffer, faults, compared))
+    return _inspect(steps, summary, together, looked_at)
+
+
+def _in_two_parts(on_progress: Progress | None) -> tuple[Progress | None, Progress | None]:
+    """Of a count that goes through the frames twice: the first time and the second."""
+    if on_progress is None:
+        return None, None
+
+    def first(done: int, total: int) -> None:
+        on_progress(done, 2 * total)
+
+    def second(done: int, total: int) -> None:
+        on_progress(total + done, 2 * total)
+
+    return first, second
 
 
 def _inspect(

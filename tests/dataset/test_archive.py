@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dataset_factory import SHAPE_META, rows, write
+from dataset_factory import SHAPE_META, pack, rows, write
 
 from diffusion_policy.dataset.archive import Archive, ArchiveStore
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
@@ -20,14 +20,6 @@ from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.report.inspection import inspect_dataset
 
 FORMS = ("format 2", "format 3", "shards", "jpeg", "of another writer")
-
-
-def pack(folder: Path, archive: Path, method: int = zipfile.ZIP_STORED, top: str = "") -> Path:
-    with zipfile.ZipFile(archive, "w", method) as packed:
-        for file in sorted(folder.rglob("*")):
-            if file.is_file():
-                packed.write(file, Path(top) / file.relative_to(folder))
-    return archive
 
 
 def training(path: Path, **options: str) -> CogActImageDataset:

@@ -12,6 +12,8 @@ from report_factory import DATASET, GRIPPER, only, troubled
 from tiny_run import episode, write_dataset
 
 from diffusion_policy.dataset.replay_buffer import ArrayLayout, DatasetError, ReplayBuffer, image_layout, low_dim_layout
+from diffusion_policy.dataset.split import EpisodeIdentity
+from diffusion_policy.dataset.verification import DIFFERS, ContentFault, Verification
 from diffusion_policy.gripper_scale import find_scales
 from diffusion_policy.pose_check import FaultCode, PoseFault
 from diffusion_policy.report import ReportError
@@ -25,6 +27,15 @@ WIDTHS = find_scales([0.08, 0.0, 0.08])
 def fault(code: FaultCode) -> PoseFault:
     return PoseFault(code, f"planted {code}", "cut it")
 
+
+def compared(**found: Any) -> dict[str, Any]:
+    """Of a dataset of 40 episodes that was compared with its hashes."""
+    content = Verification(**{"n_episodes": 40, "compared": 40, "cameras": ("data/image",), **found})
+    return {"identities": IDENTITIES, "content": content}
+
+
+IDENTITIES = (EpisodeIdentity("episode_0000", "0" * 64),) * 40
+ROTTEN = tuple(ContentFault(f"episode_{number:04d}", "data/image", DIFFERS) for number in range(40))
 
 PLANTED: list[tuple[str, str, dict[str, Any], str]] = [
     ("size", "warning", {"lengths": (100,) * 5}, "5 episodes, 500 steps"),
@@ -56,11 +67,29 @@ PLANTED: list[tuple[str, str, dict[str, Any], str]] = [
     ("step-spacing", "warning", {"step_seconds": 0.05}, "at 50% of the speed"),
     ("step-spacing", "warning", {"uneven": 0.2}, "20% of them are off"),
     ("step-spacing", "error", {"step_seconds": 0.0}, "time does not go on"),
+    ("content", "note", {"identities": IDENTITIES}, "24 of its frames were looked at, and nothing was compared"),
+    ("content", "note", compared(compared=0, not_compared="for a reason"), "not verified: for a reason; known is only"),
+    (
+        "content",
+        "note",
+        compared(compared=30, not_compared="for a reason"),
+        "30 episodes are .*; 10 .* not verified: for",
+    ),
+    ("content", "error", compared(faults=ROTTEN[7:8]), "wrote: data/image of episode_0007 is not what was written$"),
+    ("content", "error", compared(faults=ROTTEN), "episode_0003 is not what was written; and 36 more$"),
+    ("content", "error", compared(faults=ROTTEN[1:], other_decoder="older"), "episode_0001.*; and 35 more$"),
+    ("content", "warning", compared(faults=ROTTEN, other_decoder="older"), "unpacked by older then"),
     ("images", "error", {"missing_frames": 2}, "2 files of frames are not on disk"),
     ("images", "warning", {"black_frames": 3}, "3 of the 24 frames looked at are black"),
     ("standing-still", "note", {"still": 0.7}, "stands still in 70%"),
     ("left-out", "note", {"dropped": (2, 250)}, "2 episodes, 250 steps"),
 ]
+
+
+def test_a_dataset_that_is_what_was_written_is_said_to_be() -> None:
+    found = only(dataset_findings(replace(DATASET, **compared())), "content")
+    assert (found.severity, found.evidence.startswith("all frames and numbers of 40 episodes are what")) == ("ok", True)
+    assert "content" not in {one.code for one in dataset_findings(DATASET)}, "recordings are not converted yet"
 
 
 def test_a_sound_dataset_has_no_trouble() -> None:

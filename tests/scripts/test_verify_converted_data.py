@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from dataset_factory import write
 from trajectory_factory import write_trajectory
 
 from diffusion_policy.convert import ConversionSettings, convert
+from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 
 Main = Callable[[list[str]], int]
 
@@ -43,6 +45,33 @@ def test_status_says_whether_to_train(
     assert "data/image/3.0.0.0 has 1 bytes" in " ".join(capsys.readouterr().out.split())
     assert main(["--zarr-path", str(tmp_path / "none.zarr")]) == 2
     assert "error:" in capsys.readouterr().err
+
+
+def test_a_bit_that_flipped_is_found_in_an_episode_and_an_array(
+    main: Main, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--zarr-path", str(dataset), "--no-pictures", "--json", str(tmp_path / "found.json")]
+    assert main(arguments) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "all frames and numbers of 2 episodes are what the conversion wrote (SHA-256)" in out
+    frames = ReplayBuffer.open(dataset, mode="r+")["image"]
+    frames[40, 3, 5, 0] ^= 1
+    assert main(arguments) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "it is not what its conversion wrote: data/image of episode_0001 is not what was written" in out
+    content = json.loads((tmp_path / "found.json").read_text())["summary"]["content"]
+    assert content["faults"] == [{"episode": "episode_0001", "array": "data/image", "what": "is not what was written"}]
+    assert (content["n_episodes"], content["compared"], content["n_frames"]) == (2, 2, 60)
+
+
+def test_a_dataset_without_hashes_is_not_called_verified(
+    main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "set.zarr", "of another writer")
+    main(["--zarr-path", str(path), "--no-pictures"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "not verified: it carries no hashes of what was written" in out
+    assert "are what the conversion wrote" not in out
 
 
 def test_a_checkpoint_is_held_against_it(

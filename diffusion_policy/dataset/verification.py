@@ -1,0 +1,312 @@
+"""Whether a dataset still holds what its conversion wrote: every number and every pixel, hashed as a reader gets them.
+
+A flipped bit that still unpacks shows nowhere else. The converter records a hash of each array of each episode; earlier
+versions of it did so of each episode only, and other programs record none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.cores import usable_cores
+from diffusion_policy.dataset.chunk_files import ChunkFault
+from diffusion_policy.dataset.content_hash import (
+    ARRAY_HASHES,
+    CONTENT_HASH,
+    CONVERSION,
+    EPISODE_HASH,
+    EPISODES,
+    array_sha256,
+    content_sha256,
+    episode_sha256,
+    frame_digest,
+)
+from diffusion_policy.dataset.errors import DatasetError
+from diffusion_policy.dataset.frame_files import FrameFiles
+from diffusion_policy.dataset.image_codecs import DECODER, is_lossless
+from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY, ReplayBuffer
+
+Progress = Callable[[int, int], None]
+# Frames that are read at a time where each has a file of its own.
+_TOGETHER = 32
+NO_HASHES = "it carries no hashes of what was written (another program made it, or they are lost)"
+DIFFERS = "is not what was written"
+BEFORE_THE_CODEC = (
+    "their hashes were taken before a codec that loses something packed their frames in shards, as an earlier version "
+    "of the converter did"
+)
+
+
+@dataclass(frozen=True)
+class ContentFault:
+    """Something that is not as the conversion wrote it.
+
+    Attributes:
+        episode: name of the episode; empty where it is about all of them.
+        array: within the dataset, such as "data/image"; empty where only a hash of all arrays was recorded.
+        what: is wrong with it.
+    """
+
+    episode: str
+    array: str
+    what: str
+
+    def __str__(self) -> str:
+        where = " of ".join(part for part in (self.array, self.episode) if part)
+        return f"{where} {self.what}".strip()
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What comparing a dataset with its recorded hashes gave.
+
+    Attributes:
+        n_episodes: of the dataset.
+        compared: of them, how many could be compared.
+        n_frames: that were read, of all cameras.
+        arrays: that were compared, such as "data/action".
+        cameras: those of them that hold frames.
+        faults: in order of episodes.
+        not_compared: why the other episodes were not; empty where all were.
+        other_decoder: the one that unpacked lossy frames for their hashes, if it is not the one that did now.
+    """
+
+    n_episodes: int
+    compared: int = 0
+    n_frames: int = 0
+    arrays: tuple[str, ...] = ()
+    cameras: tuple[str, ...] = ()
+    faults: tuple[ContentFault, ...] = ()
+    not_compared: str = ""
+    other_decoder: str = ""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every episode was compared, and is what was written."""
+        return self.compared == self.n_episodes and not self.faults
+
+    @property
+    def may_be_the_decoder(self) -> bool:
+        """Whether all that differs is every camera of every episode, whose frames another decoder had unpacked."""
+        cameras = {fault.array for fault in self.faults}
+        return bool(
+            self.other_decoder
+            and self.compared == self.n_episodes
+            and cameras <= set(self.cameras)
+            and len(self.faults) == len(cameras) * self.n_episodes
+            and all(fault.what == DIFFERS for fault in self.faults)
+        )
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What the conversion recorded of an episode: rows that it took, and its hashes."""
+
+    name: str
+    rows: slice
+    sha256: str
+    arrays: Mapping[str, str] | None
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """Digests (N, 32) of the frames of a camera as they are read, and what is wrong with those that are not."""
+
+    digests: NDArray[np.uint8]
+    unread: Mapping[int, str]
+
+
+def verify_content(
+    buffer: ReplayBuffer, faults: Sequence[ChunkFault] = (), on_progress: Progress | None = None
+) -> Verification:
+    """Compare every episode with the hashes that its conversion recorded.
+
+    Args:
+        buffer: the dataset.
+        faults: files of frames that are known to be absent or cut; they are not read.
+        on_progress: told the frames read and the frames there are.
+
+    Raises:
+        DatasetError: numbers do not unpack.
+    """
+    records = _records(buffer)
+    usable = [record for record in records if record.arrays is not None or not _hashed_before_the_codec(buffer)]
+    if not usable:
+        return Verification(buffer.n_episodes, not_compared=BEFORE_THE_CODEC if records else NO_HASHES)
+    keys = sorted({key for record in usable for key in _keys(record, buffer)})
+    cameras = [key for key in keys if key in buffer.cameras]
+    numbers = {key: buffer.read(key) for key in keys if key in buffer and key not in cameras}
+    frames = {}
+    for number, camera in enumerate(cameras):
+        count = _counted(on_progress, number * buffer.n_steps, len(cameras) * buffer.n_steps)
+        frames[camera] = _read_frames(buffer, camera, faults, count)
+    found = [*_of_the_whole(buffer, records)]
+    for record in usable:
+        found += _of_an_episode(record, buffer, numbers, frames)
+    return Verification(
+        n_episodes=len(records),
+        compared=len(usable),
+        n_frames=buffer.n_steps * len(cameras),
+        arrays=tuple(f"data/{key}" for key in keys),
+        cameras=tuple(f"data/{key}" for key in cameras),
+        faults=tuple(found),
+        not_compared=BEFORE_THE_CODEC if len(usable) < len(records) else "",
+        other_decoder=_other_decoder(buffer),
+    )
+
+
+def _records(buffer: ReplayBuffer) -> list[_Record]:
+    """Of each episode; none where nothing, or no hash, was recorded."""
+    described = buffer.root.attrs.get(EPISODES)
+    entries: list[Mapping[str, Any]] = []
+    for entry in described if isinstance(described, list) else []:
+        if not isinstance(entry, Mapping) or not isinstance(entry.get(EPISODE_HASH), str) or _length(entry) is None:
+            return []
+        entries.append(entry)
+    ends = np.cumsum([0, *(_length(entry) or 0 for entry in entries)])
+    names = Counter(str(entry.get("name")) for entry in entries)
+    records = []
+    for entry, start, end in zip(entries, ends[:-1], ends[1:], strict=True):
+        name, steps, arrays = str(entry.get("name")), entry["steps"], entry.get(ARRAY_HASHES)
+        part = f" (steps {steps[0]} to {steps[1] - 1})" if names[name] > 1 else ""
+        hashes = {str(key): str(value) for key, value in arrays.items()} if isinstance(arrays, Mapping) else None
+        records.append(_Record(name + part, slice(int(start), int(end)), entry[EPISODE_HASH], hashes))
+    return records
+
+
+def _length(entry: Mapping[str, Any]) -> int | None:
+    steps = entry.get("steps")
+    is_range = isinstance(steps, list) and len(steps) == 2 and all(isinstance(step, int) for step in steps)
+    return steps[1] - steps[0] if is_range and isinstance(steps, list) and steps[1] > steps[0] else None
+
+
+def _settings(buffer: ReplayBuffer, part: str) -> Mapping[str, Any]:
+    conversion = buffer.root.attrs.get(CONVERSION)
+    found = conversion.get(part) if isinstance(conversion, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def _hashed_before_the_codec(buffer: ReplayBuffer) -> bool:
+    settings = _settings(buffer, "settings")
+    return settings.get("shard") is not None and not is_lossless(str(settings.get("codec")))
+
+
+def _other_decoder(buffer: ReplayBuffer) -> str:
+    settings = _settings(buffer, "settings")
+    if not settings or is_lossless(str(settings.get("codec"))):
+        return ""
+    recorded = str(_settings(buffer, "tool").get("decoder", "an unknown one"))
+    return "" if recorded == DECODER else recorded
+
+
+def _keys(record: _Record, buffer: ReplayBuffer) -> tuple[str, ...]:
+    """Arrays that its hashes are of; before they were recorded one by one, those that every conversion writes."""
+    if record.arrays is not None:
+        return tuple(record.arrays)
+    return (POSE_KEY, GRIPPER_KEY, ACTION_KEY, TIMESTAMP_KEY, *buffer.cameras)
+
+
+def _counted(on_progress: Progress | None, done_before: int, total: int) -> Callable[[int], None]:
+    """Told how many frames of one camera are read, tells it of all."""
+
+    def tell(done: int) -> None:
+        if on_progress is not None:
+            on_progress(done_before + done, total)
+
+    return tell
+
+
+def _read_frames(
+    buffer: ReplayBuffer, camera: str, faults: Sequence[ChunkFault], count: Callable[[int], None]
+) -> _Frames:
+    """Read every frame of a camera, on all cores."""
+    array, n_steps = buffer[camera], buffer.n_steps
+    files, together = FrameFiles(array), (array.shards or (_TOGETHER,))[0]
+    digests = np.zeros((n_steps, 32), dtype=np.uint8)
+    unread = {row: f"{f.file} {f.what}" for f in faults if f.key == camera for row in range(*f.rows)}
+    lost = frozenset(unread)
+
+    def read(start: int) -> dict[int, str]:
+        rows = range(start, min(start + together, n_steps))
+        return _read_rows(files, rows, lost, digests)
+
+    done = 0
+    with ThreadPoolExecutor(usable_cores(), thread_name_prefix="verify") as pool:
+        for trouble in pool.map(read, range(0, n_steps, together)):
+            unread.update(trouble)
+            done = min(done + together, n_steps)
+            count(done)
+    return _Frames(digests, unread)
+
+
+def _read_rows(files: FrameFiles, rows: range, lost: frozenset[int], digests: NDArray[np.uint8]) -> dict[int, str]:
+    """Fill in the digests of rows, all at once where that goes; what is wrong with those that do not unpack."""
+    if not lost.intersection(rows):
+        try:
+            for row, frame in zip(rows, files.read(rows.start, rows.stop), strict=True):
+                digests[row] = np.frombuffer(frame_digest(frame), dtype=np.uint8)
+            return {}
+        except DatasetError:
+            pass  # one of them: which one is found out below
+    trouble = {}
+    for row in rows:
+        if row in lost:
+            continue
+        try:
+            digests[row] = np.frombuffer(frame_digest(files.read(row, row + 1)[0]), dtype=np.uint8)
+        except DatasetError as error:
+            trouble[row] = str(error)
+    return trouble
+
+
+def _of_the_whole(buffer: ReplayBuffer, records: Sequence[_Record]) -> Iterator[ContentFault]:
+    """What of the record itself, and of where episodes end, does not agree."""
+    whole = buffer.root.attrs.get(CONTENT_HASH)
+    if whole != content_sha256([record.sha256 for record in records]):
+        yield ContentFault("", "", f"the attribute {CONTENT_HASH} does not follow from the hashes of the episodes")
+    if len(records) != buffer.n_episodes:
+        said = f"has {buffer.n_episodes} episodes, {len(records)} were written"
+        yield ContentFault("", "meta/episode_ends", said)
+    for record, end in zip(records, buffer.episode_ends.tolist(), strict=False):
+        if end != record.rows.stop:
+            yield ContentFault(record.name, "meta/episode_ends", f"is {end}, {record.rows.stop} was written")
+            return  # those after it are shifted with it
+
+
+def _of_an_episode(
+    record: _Record,
+    buffer: ReplayBuffer,
+    numbers: Mapping[str, NDArray[Any]],
+    frames: Mapping[str, _Frames],
+) -> Iterator[ContentFault]:
+    keys = _keys(record, buffer)
+    rows = {key: numbers[key][record.rows] for key in keys if key in numbers}
+    digests = {key: [digest.tobytes() for digest in frames[key].digests[record.rows]] for key in keys if key in frames}
+    found = array_sha256(rows, digests)
+    is_named = False
+    for key in keys:
+        what = _trouble(record, key, found, frames)
+        if what:
+            is_named = True
+            yield ContentFault(record.name, f"data/{key}", what)
+    if not is_named and episode_sha256(rows, digests) != record.sha256:
+        yield ContentFault(record.name, "" if record.arrays is None else "the recorded hash", DIFFERS)
+
+
+def _trouble(record: _Record, key: str, found: Mapping[str, str], frames: Mapping[str, _Frames]) -> str:
+    """What is wrong with an array of an episode; empty if it is what was written, or that was not recorded by array."""
+    if key not in found:
+        return "is not there"
+    unread = frames[key].unread if key in frames else {}
+    rows = [row for row in range(record.rows.start, record.rows.stop) if row in unread]
+    if rows:
+        others = f", and {len(rows) - 1} others" if len(rows) > 1 else ""
+        return f"has frames that cannot be read: row {rows[0]}{others}"
+    return DIFFERS if record.arrays is not None and record.arrays[key] != found[key] else ""
