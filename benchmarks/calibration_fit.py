@@ -1,0 +1,128 @@
+"""How well a figure of recordings foretells success in closed loop: thresholds, and their errors on runs left out.
+
+Checkpoints of one run are alike, so a threshold is fitted without the run that it is tried on. A policy succeeds here
+if it does the task in at least half of its scenes.
+
+Legend: P policies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.intervals import wilson_interval
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+SUCCEEDS = 0.5
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure by which policies are told apart.
+
+    Attributes:
+        name: in the results.
+        title: for people.
+        larger: whether a larger value is better.
+    """
+
+    name: str
+    title: str
+    larger: bool
+
+    def says_yes(self, values: FloatArray, threshold: float) -> BoolArray:
+        """(P,) whether each value is as good as the threshold."""
+        return np.asarray(values >= threshold if self.larger else values <= threshold)
+
+
+def ranks(values: FloatArray) -> FloatArray:
+    """(P,) ranks from 0, equal values sharing their mean."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return np.asarray((ends - (counts + 1) / 2)[inverse], dtype=np.float64)
+
+
+def rank_correlation(first: FloatArray, second: FloatArray) -> float | None:
+    """Spearman's; None where one of them does not vary."""
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
+
+
+def area(values: FloatArray, good: BoolArray, *, larger: bool) -> float | None:
+    """Chance that a policy that succeeds has a better figure than one that fails (0.5: it tells nothing)."""
+    n_good, n_bad = int(good.sum()), int((~good).sum())
+    if not n_good or not n_bad:
+        return None
+    placed = ranks(values if larger else -values)[good].sum() - n_good * (n_good - 1) / 2
+    return float(placed / (n_good * n_bad))
+
+
+def fit_threshold(values: FloatArray, good: BoolArray, figure: Figure) -> float | None:
+    """The threshold with the largest Youden index, amid its neighbors; None where there is nothing to tell apart.
+
+    Of equally good ones the strictest: a "yes" that fails costs more than a "no" that would have succeeded.
+    """
+    if good.all() or not good.any():
+        return None
+    known = np.unique(values)
+    edges = (known[1:] + known[:-1]) / 2
+    if not len(edges):
+        return None
+    strict_first = edges[::-1] if figure.larger else edges
+    indices = [(yes := figure.says_yes(values, edge))[good].mean() - yes[~good].mean() for edge in strict_first]
+    return float(strict_first[int(np.argmax(indices))])
+
+
+def left_out(values: FloatArray, good: BoolArray, runs: Sequence[str], figure: Figure) -> BoolArray | None:
+    """(P,) what a threshold says that was fitted to the other runs; None where one cannot be fitted."""
+    said = np.zeros(len(values), dtype=bool)
+    names = np.asarray(runs)
+    for run in dict.fromkeys(runs):
+        inside = names == run
+        threshold = fit_threshold(values[~inside], good[~inside], figure)
+        if threshold is None:
+            return None
+        said[inside] = figure.says_yes(values[inside], threshold)
+    return said
+
+
+def errors(said: BoolArray, good: BoolArray) -> dict[str, Any]:
+    """How often a "yes" fails and a "no" succeeds, with 95 % Wilson intervals over policies."""
+    return {
+        "yes": int(said.sum()),
+        "yes_that_fail": _share(int((said & ~good).sum()), int(said.sum())),
+        "no": int((~said).sum()),
+        "no_that_succeed": _share(int((~said & good).sum()), int((~said).sum())),
+        "right": _share(int((said == good).sum()), len(said)),
+    }
+
+
+def _share(count: int, of: int) -> dict[str, Any]:
+    return {
+        "count": count,
+        "of": of,
+        "share": count / of if of else None,
+        "interval": list(wilson_interval(count, of)),
+    }
+
+
+def judge_figure(figure: Figure, values: FloatArray, success: FloatArray, runs: Sequence[str]) -> dict[str, Any]:
+    """All that is known of one figure: correlation, area, threshold, and its errors on runs left out."""
+    good = success >= SUCCEEDS
+    said = left_out(values, good, runs, figure)
+    return {
+        "figure": figure.title,
+        "better": "larger" if figure.larger else "smaller",
+        "policies": len(values),
+        "rank_correlation": rank_correlation(values, success),
+        "area": area(values, good, larger=figure.larger),
+        "threshold": fit_threshold(values, good, figure),
+        "left_out": None if said is None else errors(said, good),
+    }

@@ -1,0 +1,169 @@
+"""What `finetune_study.py` runs: a YAML file read into arms and cells; whatever does not fit is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diffusion_policy.spec import WorkspaceError
+
+STARTS = ("scratch", "strip", "grow")
+RECORDED, COPIED, NEXT_MEASURED = "recorded", "copied", "next-measured"
+LABELS = (RECORDED, COPIED, NEXT_MEASURED)
+
+
+class StudyError(WorkspaceError):
+    """The study's file asks for something that does not exist or cannot be run; says what and where."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        name: as tables show it.
+        start: scratch, strip or grow; the latter two adapt the study's source.
+        labels: of the demonstrations: as recorded; copied: the measured gripper *is* the command, as some recorders
+            write it; next-measured: the same recordings, converted with --gripper-command next-measured.
+        overrides: of the training config, as on the command line.
+        set: entries of the composed config that the command line has no words for, such as stages.0.steps.
+        source: another checkpoint to adapt than the study's; None: that one.
+        demonstrations, seeds: with which the arm is run; None: with all of the study's.
+    """
+
+    name: str
+    start: str
+    labels: str = RECORDED
+    overrides: tuple[str, ...] = ()
+    set: Mapping[str, Any] = field(default_factory=dict)
+    source: str | None = None
+    demonstrations: tuple[int, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Of the closed loop: the last checkpoint of a cell meets ``last`` scenes, earlier ones the first ``along``."""
+
+    along: int
+    last: int
+    seed: int = 300_000
+    n_action_steps: int = 8
+
+    def of(self, *, last: bool) -> int:
+        """How many scenes a checkpoint meets."""
+        return self.last if last else self.along
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: an arm, a number of demonstrations, a seed."""
+
+    arm: Arm
+    demonstrations: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder and files."""
+        words = "".join(letter if letter.isalnum() else " " for letter in self.arm.name).split()
+        return f"{'_'.join(words)}-{self.demonstrations}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study.
+
+    Attributes:
+        source: the 7-D checkpoint that arms start from.
+        device, threads: of training and evaluation; no threads: as many as other processes leave cores.
+        seeds: of demonstrations and training.
+        demonstrations: how many are trained on.
+        held_out: demonstrations of each seed that are only measured on.
+        updates: of each training; it is measured every ``look_every`` of them.
+        judged_at: after which updates a checkpoint goes through recordings and scenes; multiples of look_every.
+        scenes: of the closed loop.
+        overrides: of every arm's training config.
+        arms: what is compared.
+        tampered_from: names of arms whose last checkpoints are also judged after each of study_data.TAMPERINGS.
+    """
+
+    source: str
+    seeds: tuple[int, ...]
+    demonstrations: tuple[int, ...]
+    held_out: int
+    updates: int
+    look_every: int
+    judged_at: tuple[int, ...]
+    scenes: Scenes
+    arms: tuple[Arm, ...]
+    overrides: tuple[str, ...] = ()
+    tampered_from: tuple[str, ...] = ()
+    device: str = "cpu"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.updates % self.look_every:
+            raise StudyError(f"updates is {self.updates}; expected a multiple of look_every, {self.look_every}")
+        wrong = [update for update in self.judged_at if update % self.look_every or not 0 < update <= self.updates]
+        if wrong or self.updates not in self.judged_at:
+            raise StudyError(
+                f"judged_at is {list(self.judged_at)}; expected multiples of {self.look_every} up to {self.updates}, "
+                "the last of them included"
+            )
+        names = [arm.name for arm in self.arms]
+        unknown = set(self.tampered_from) - set(names)
+        if unknown or len(set(names)) != len(names):
+            raise StudyError(f"arms are {names}; expected each once, and tampered_from among them")
+
+    def cells(self) -> list[Cell]:
+        """All trainings, seed by seed, so that a study that was stopped holds whole comparisons."""
+        return [
+            Cell(arm, count, seed)
+            for seed in self.seeds
+            for count in self.demonstrations
+            for arm in self.arms
+            if count in (arm.demonstrations or self.demonstrations) and seed in (arm.seeds or self.seeds)
+        ]
+
+
+def read_plan(path: Path) -> Plan:
+    """A study from its file.
+
+    Raises:
+        StudyError: a key that does not exist, one that is missing, or values that do not fit together.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise StudyError(f"{path}: cannot be read as YAML ({error})") from error
+    if not isinstance(content, Mapping):
+        raise StudyError(f"{path}: holds {type(content).__name__}; expected the entries of a study")
+    settings = dict(content)
+    arms = settings.pop("arms", None)
+    if not isinstance(arms, Mapping) or not arms:
+        raise StudyError(f"{path}: arms is {arms!r}; expected the ways to train by name")
+    settings["arms"] = [_built(Arm, {"name": name, **entry}, f"{path}: arm {name!r}") for name, entry in arms.items()]
+    settings["scenes"] = _built(Scenes, settings.get("scenes", {}), f"{path}: scenes")
+    plan: Plan = _built(Plan, settings, str(path))
+    for arm in plan.arms:
+        for value, choices in ((arm.start, STARTS), (arm.labels, LABELS)):
+            if value not in choices:
+                raise StudyError(f"{path}: arm {arm.name!r} has {value!r}; expected one of {', '.join(choices)}")
+    return plan
+
+
+def _built(kind: Any, entries: Mapping[str, Any], where: str) -> Any:
+    known = {field.name for field in fields(kind)}
+    unknown = sorted(set(entries) - known)
+    if unknown:
+        raise StudyError(f"{where} has {', '.join(unknown)}; expected some of {', '.join(sorted(known))}")
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()}
+    try:
+        return kind(**plain)
+    except TypeError as error:
+        raise StudyError(f"{where}: {error}") from error
