@@ -52,19 +52,20 @@ def quick(plan: Plan) -> Plan:
     )
 
 
-def run(plan: Plan, folder: Path, console: Console) -> dict[str, Any]:
-    """All cells that have no result yet; then the study as plain JSON.
+def run(plan: Plan, folder: Path, console: Console, *, so_far: bool = False) -> dict[str, Any]:
+    """All cells that have no result yet (with ``so_far``: none); then the study as plain JSON.
 
     Raises:
         StudyError: the folder holds another study.
     """
     _check_same(plan, folder)
     runner, cells = Runner(plan, folder), plan.cells()
-    for number, cell in enumerate(cells, start=1):
+    for number, cell in enumerate([] if so_far else cells, start=1):
         console.print(f"{number}/{len(cells)}  {cell.name}", highlight=False)
         runner.judged(cell)
     study = collect(folder, plan)
-    study["source_loss"] = {str(seed): runner.source_loss(seed) for seed in plan.seeds}
+    begun = sorted({training["seed"] for training in study["trainings"]})
+    study["source_loss"] = {str(seed): runner.source_loss(seed) for seed in begun}
     settings = dataclasses.asdict(plan)
     about = {"processor": processor_name(), "source_sha256": file_sha256(plan.source), "plan": settings}
     found: dict[str, Any] = summarize({**about, **study})
@@ -141,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--plan", type=Path, default=HERE / "finetune_study.yaml", metavar="YAML")
     parser.add_argument("--workdir", type=Path, default=Path("data/finetune_study"), metavar="DIR")
     parser.add_argument("--quick", action="store_true", help="one seed, two updates, one scene; in a folder of its own")
+    parser.add_argument("--so-far", action="store_true", help="run nothing; tables of what an interrupted study holds")
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="draw curves and final success there")
     arguments = parser.parse_args(argv)
@@ -154,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with tempfile.TemporaryDirectory() as folder:
                 study = run(plan, Path(folder), console)
         else:
-            study = run(plan, arguments.workdir, console)
+            study = run(plan, arguments.workdir, console, so_far=arguments.so_far)
     except WorkspaceError as error:
         console.print(str(error), style="red", markup=False, soft_wrap=True)
         return 2
