@@ -52,9 +52,9 @@ def test_arms_differ_in_what_they_say(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"updates": 330}, "multiple of look_every"),
-        ({"judged_at": [40, 160]}, "the last of them included"),
-        ({"judged_at": [30, 320]}, "multiples of 40"),
+        ({"updates": 290}, "multiple of look_every"),
+        ({"judged_at": [40, 120]}, "the last of them included"),
+        ({"judged_at": [30, 280]}, "multiples of 40"),
         ({"tampered_from": ["nobody"]}, "tampered_from among them"),
         ({"seed": [1]}, "seed; expected some of"),
         ({"scenes": {"along": 1, "last": 1, "first": 1}}, "scenes has first"),
@@ -94,7 +94,7 @@ class Counting(Runner):
 
 
 def test_an_interrupted_study_goes_on_where_it_was(tmp_path: Path) -> None:
-    plan = read_plan(plan_with(tmp_path, tampered_from=[], judged_at=[40, 160, 240, 320]))
+    plan = read_plan(plan_with(tmp_path, tampered_from=[], judged_at=[40, 120, 240, 280]))
     cell = plan.cells()[0]
     first = Counting(plan, tmp_path / "study")
     with pytest.raises(KeyboardInterrupt):
@@ -105,4 +105,4 @@ def test_an_interrupted_study_goes_on_where_it_was(tmp_path: Path) -> None:
     assert (first.trainings, first.judgments) == (1, 2)
     assert (again.trainings, again.judgments) == (0, 2)
     kept = [path.name for path in (tmp_path / "study" / "runs" / cell.name / "checkpoints").iterdir()]
-    assert kept == [AFTER.format(global_step=320)]
+    assert kept == [AFTER.format(global_step=280)]
