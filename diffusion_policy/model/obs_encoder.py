@@ -29,6 +29,7 @@ KEYPOINTS = 32
 IMAGE_FEATURES = 64
 WIDTH = 64  # channels of ResNet-18's first stage
 STRIDE = 32  # five layers of stride two
+ACTIVATIONS = ("relu", "none")  # what image features end in; the reference's is the first
 
 Norm = Callable[[int], nn.Module]
 
@@ -166,9 +167,11 @@ class ObsEncoder(nn.Module):
         color_jitter: strengths, see :class:`ColorJitter`; None: off.
         width: channels of the first stage, a multiple of 16; 64 is ResNet-18, the parameters go with the square.
         stride: pixels of the image a cell of the last feature map, 32 (ResNet-18), 16 or 8.
+        activation: "relu" of the image features, as in the reference, or "none". A feature that the ReLU holds at zero
+            for every image gets no gradient and stays there; without it none can.
 
     Raises:
-        ModelError: a crop larger than an image, a camera that is not RGB, or another width or stride.
+        ModelError: a crop larger than an image, a camera that is not RGB, or another width, stride or activation.
     """
 
     def __init__(
@@ -181,14 +184,18 @@ class ObsEncoder(nn.Module):
         color_jitter: Mapping[str, float] | None = None,
         width: int = WIDTH,
         stride: int = STRIDE,
+        activation: str = ACTIVATIONS[0],
     ) -> None:
         super().__init__()
         if width < 16 or width % 16:
             raise ModelError(f"encoder_width is {width}; expected a multiple of 16, the channels of one norm group")
         if stride not in (8, 16, 32):
             raise ModelError(f"encoder_stride is {stride}; expected 32 (ResNet-18), 16 or 8")
+        if activation not in ACTIVATIONS:
+            raise ModelError(f"encoder_activation is {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
         norm: Norm = GroupNorm if use_group_norm else nn.BatchNorm2d  # GroupNorm, since an EMA cannot average BatchNorm
         self.spec = spec
+        self._rectifies = activation == "relu"
         self.crop = CropRandomizer(crop_shape, centre_in_eval=eval_fixed_crop) if crop_shape else None
         self.color_jitter = ColorJitter(color_jitter) if color_jitter else None
         self.obs_nets = nn.ModuleDict()
@@ -228,4 +235,8 @@ class ObsEncoder(nn.Module):
             images = self.color_jitter(images)
         if self.training:  # channels innermost in memory: the fastest order for convolutions and their gradients
             images = images.contiguous(memory_format=torch.channels_last)
-        return torch.relu(self.obs_nets[key](images))
+        return self.activate(self.obs_nets[key](images))
+
+    def activate(self, features: Tensor) -> Tensor:
+        """Image features (N, 64) as the denoiser gets them, of what :class:`VisualCore` returns."""
+        return torch.relu(features) if self._rectifies else features

@@ -18,7 +18,7 @@ from torch.nn import functional
 from diffusion_policy.model.diffusion.mask_generator import LowdimMaskGenerator
 from diffusion_policy.model.diffusion.transformer_for_diffusion import TransformerForDiffusion
 from diffusion_policy.model.normalizer import LinearNormalizer
-from diffusion_policy.model.obs_encoder import STRIDE, WIDTH, ObsEncoder
+from diffusion_policy.model.obs_encoder import ACTIVATIONS, STRIDE, WIDTH, ObsEncoder
 from diffusion_policy.model.placed_module import PlacedModule
 from diffusion_policy.policy.observation_batch import PolicyError, observation_batch
 from diffusion_policy.spec import read_shape_meta
@@ -72,6 +72,7 @@ class DiffusionTransformerHybridImagePolicy(PlacedModule):
         eta: for schedulers that take it (DDIM: 0 deterministic, 1 as random as DDPM); None: the scheduler's default.
         encoder_width, encoder_stride: channels of the image encoder's first stage and pixels a cell of its last map,
             see :class:`ObsEncoder`; 64 and 32 are ResNet-18, as in the reference.
+        encoder_activation: what image features end in, "relu" as in the reference or "none"; see :class:`ObsEncoder`.
 
     Every option is an attribute of the same name.
 
@@ -104,6 +105,7 @@ class DiffusionTransformerHybridImagePolicy(PlacedModule):
         eta: float | None = None,
         encoder_width: int = WIDTH,
         encoder_stride: int = STRIDE,
+        encoder_activation: str = ACTIVATIONS[0],
     ) -> None:
         super().__init__()
         self.shape_meta = shape_meta
@@ -128,6 +130,7 @@ class DiffusionTransformerHybridImagePolicy(PlacedModule):
         self.color_jitter = color_jitter
         self.eta = eta
         self.encoder_width, self.encoder_stride = encoder_width, encoder_stride
+        self.encoder_activation = encoder_activation
         self._build()
 
     def _build(self) -> None:
@@ -143,6 +146,7 @@ class DiffusionTransformerHybridImagePolicy(PlacedModule):
             color_jitter=self.color_jitter,
             width=self.encoder_width,
             stride=self.encoder_stride,
+            activation=self.encoder_activation,
         )
         (self.obs_feature_dim,) = self.obs_encoder.output_shape()
         sample_dim = self.action_dim if self.obs_as_cond else self.action_dim + self.obs_feature_dim

@@ -341,14 +341,18 @@ def sight(run: RunFolder) -> Finding | None:
     features = run.last("val_image_features")
     if features is None:
         return None
+    stuck = "features that their ReLU holds at zero for every image stay there"
+    way, change = "without it", "policy.encoder_activation=none"
+    if run.first.get("inherited_parameters"):  # weights that were trained with the ReLU need it
+        way, change = "with a slower encoder", "learning_rates.obs_encoder=0.1"
     if features == 0:
         evidence = "the policy sees nothing: no image feature changes between held-out frames"
-        remedy = "train anew with a slower observation encoder: its units are at zero for every image, and stay there"
-        return Finding("sight", "error", evidence, remedy, run.again("learning_rates.obs_encoder=0.1"), run.name)
+        remedy = f"{stuck}; train anew {way}"
+        return Finding("sight", "error", evidence, remedy, run.again(change), run.name)
     if features < FEW_FEATURES:
         evidence = f"only {features:.0f} of {IMAGE_FEATURES} image features change between held-out frames"
-        remedy = "watch val_image_features: units that reach zero for every image stay there; slow the encoder down"
-        return Finding("sight", "note", evidence, remedy, run.again("learning_rates.obs_encoder=0.1"), run.name)
+        remedy = f"watch val_image_features: {stuck}; if more of them do, train anew {way}"
+        return Finding("sight", "note", evidence, remedy, run.again(change), run.name)
     return ok("sight", f"{features:.0f} of {IMAGE_FEATURES} image features change between held-out frames", run.name)
 
 

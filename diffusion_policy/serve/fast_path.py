@@ -138,7 +138,7 @@ class FastPath:
         encoded = {}
         for row, key in enumerate(keys):
             step = {name: value[row : row + 1] for name, value in steps.items()}
-            step[self._camera.key] = torch.relu(self._after(maps[row : row + 1]))
+            step[self._camera.key] = encoder.activate(self._after(maps[row : row + 1]))
             encoded[key] = torch.cat([step[field.key] for field in policy.spec.obs], dim=-1)
         self._features.update(encoded)
         while len(self._features) > self._capacity:

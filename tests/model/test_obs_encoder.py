@@ -109,9 +109,10 @@ def test_width_and_stride_make_the_backbone_smaller_and_its_map_larger(
         ({"width": 24}, "encoder_width is 24; expected a multiple of 16"),
         ({"width": 0}, "encoder_width is 0"),
         ({"stride": 4}, "encoder_stride is 4; expected 32"),
+        ({"activation": "gelu"}, "encoder_activation is 'gelu'; expected one of relu, none"),
     ],
 )
-def test_other_widths_and_strides_are_refused(options: dict[str, int], message: str) -> None:
+def test_other_encoders_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         make_encoder(**options)
 

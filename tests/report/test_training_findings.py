@@ -92,6 +92,17 @@ def test_a_config_beside_a_narrower_dataset() -> None:
     assert finding.command == "python train.py task=cogact_robot_7d"
 
 
+@pytest.mark.parametrize(
+    ("inherited", "change"), [(1000, "learning_rates.obs_encoder=0.1"), (0, "policy.encoder_activation=none")]
+)
+def test_a_blind_policy_gets_the_remedy_that_its_start_allows(tmp_path: Path, inherited: int, change: str) -> None:
+    lines = spoiled(val_image_features=0)
+    lines[0]["inherited_parameters"] = inherited
+    (found,) = [f for f in run_findings(open_run(write_run(tmp_path / "run", lines, ""))) if f.code == "sight"]
+    assert found.command is not None
+    assert change in found.command
+
+
 def test_a_sound_run_has_no_trouble(tmp_path: Path) -> None:
     run = open_run(write_run(tmp_path / "run"))
     assert {finding.severity for finding in run_findings(run)} == {"ok"}

@@ -105,9 +105,10 @@ def test_without_the_compiled_kernels_the_path_is_torch_s(
     np.testing.assert_allclose(*answers, atol=1e-4)
 
 
+@pytest.mark.parametrize("activation", ["relu", "none"])
 @pytest.mark.parametrize("stride", [32, 16, 8])
-def test_a_small_encoder_is_served_fast_as_well(tmp_path: Path, stride: int) -> None:
-    small = {"encoder_width": 16, "encoder_stride": stride}
+def test_a_small_encoder_is_served_fast_as_well(tmp_path: Path, stride: int, activation: str) -> None:
+    small = {"encoder_width": 16, "encoder_stride": stride, "encoder_activation": activation}
     checkpoint = write_tiny_checkpoint(tmp_path / "small.ckpt", policy=small)
     fast, plain = opened(checkpoint), opened(checkpoint, fast=False)
     assert fast._fast is not None

@@ -113,7 +113,7 @@ CASES = {
 NO_DRAWS = {
     "policy": "_target_ shape_meta noise_scheduler horizon n_action_steps n_obs_steps num_inference_steps crop_shape "
     "obs_encoder_group_norm n_layer n_cond_layers n_head n_emb causal_attn time_as_cond obs_as_cond eta "
-    "pred_action_steps_only encoder_width encoder_stride",
+    "pred_action_steps_only encoder_width encoder_stride encoder_activation",
     "task.dataset": "_target_ shape_meta zarr_path horizon pad_before pad_after n_obs_steps n_latency_steps val_ratio "
     "device only_episodes gripper_scale",
     "training": "device debug resume lr_scheduler lr_warmup_steps num_epochs rollout_every checkpoint_every "
