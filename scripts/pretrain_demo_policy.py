@@ -4,7 +4,7 @@
 
 It knows the way to the block and to the tray, and cannot command the gripper: the commands of its demonstrations are
 cut to the pose. The average of the weights is packed, in float16 and once for model and average, with the commands and
-versions it comes from. About 25 minutes on one core. Exit status: 0 written, else that of the command that failed.
+versions it comes from. About 40 minutes on one core. Exit status: 0 written, else that of the command that failed.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--output", type=Path, default=Path("data/pretrained/tabletop_7d.ckpt"))
     parser.add_argument("--workdir", type=Path, default=Path("data/demo_pretraining"), help="made anew")
-    parser.add_argument("--episodes", type=int, default=160, help="demonstrations (default: 160)")
-    parser.add_argument("--epochs", type=int, default=25, help="passes over them (default: 25)")
+    parser.add_argument("--episodes", type=int, default=400, help="demonstrations (default: 400)")
+    parser.add_argument("--epochs", type=int, default=12, help="passes over them (default: 12)")
     parser.add_argument("--seed", type=int, default=7, help="of the demonstrations (default: 7)")
 
 

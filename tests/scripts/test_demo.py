@@ -75,7 +75,7 @@ def test_the_shipped_policy_is_small_and_tells_where_it_comes_from() -> None:
     found = read_checkpoint(SHIPPED)
     assert found.provenance is not None
     origin = found.provenance["pretraining"]
-    commands = pretrain_demo_policy.recipe(Path("data/demo_pretraining"), episodes=160, seed=7, epochs=25)
+    commands = pretrain_demo_policy.recipe(Path("data/demo_pretraining"), episodes=400, seed=7, epochs=12)
     assert origin["commands"] == [" ".join(step.words) for step in commands]
     assert tuple(found.cfg.shape_meta.action.names) == POSE
     weights = found.state_dict("ema_model")
