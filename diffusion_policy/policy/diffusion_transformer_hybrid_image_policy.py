@@ -117,12 +117,10 @@ class DiffusionTransformerHybridImagePolicy(PlacedModule):
         self.crop_shape = _crop_size(crop_shape)
         self.obs_encoder_group_norm = obs_encoder_group_norm
         self.eval_fixed_crop = eval_fixed_crop
-        self.n_layer = n_layer
-        self.n_cond_layers = n_cond_layers
+        self.n_layer, self.n_cond_layers = n_layer, n_cond_layers
         self.n_head = n_head
         self.n_emb = n_emb
-        self.p_drop_emb = p_drop_emb
-        self.p_drop_attn = p_drop_attn
+        self.p_drop_emb, self.p_drop_attn = p_drop_emb, p_drop_attn
         self.causal_attn = causal_attn
         self.time_as_cond = time_as_cond
         self.obs_as_cond = obs_as_cond
