@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_policy.command_line import StopSignals
+from diffusion_policy.command_line import StopSignals, tell_stop
 from diffusion_policy.command_line import refuse as write_refusal
 from diffusion_policy.installation import CONFIG
 from diffusion_policy.spec import WorkspaceError
@@ -46,11 +46,11 @@ def train(cfg: DictConfig) -> None:
     except KeyboardInterrupt:
         end_at_once(Path(HydraConfig.get().runtime.output_dir), STOP.signal)
     if summary is not None:
-        if summary.interrupted is None:
-            print_findings(summary.folder)
-        print_summary(str(summary))
         if summary.interrupted is not None:
+            tell_stop(str(summary))
             sys.exit(128 + summary.interrupted)
+        print_findings(summary.folder)
+        print_summary(str(summary))
 
 
 def warn_of_data(cfg: DictConfig) -> None:

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# In the environment of a command that another one runs: that one says what an interruption leaves.
+_TOLD_BY_CALLER = "DIFFUSION_POLICY_STOPS_ARE_TOLD"
 REFUSED = 2
 OUTPUT_CLOSED = 128 + signal.SIGPIPE
 
@@ -56,16 +58,22 @@ class Stopped(KeyboardInterrupt):
             is given twice counts as given last.
         done: arguments of the same command that are done with and are left out.
         command: the command to go on with, where it is another one.
+        number: the signal, where the work listened for it itself.
 
-    Without the last three, the same command starts anew.
+    Without `added`, `done` and `command`, the same command starts anew.
     """
 
     def __init__(
-        self, kept: str, added: Sequence[str] = (), done: Sequence[str | Path] = (), command: str | None = None
+        self,
+        kept: str,
+        added: Sequence[str] = (),
+        done: Sequence[str | Path] = (),
+        command: str | None = None,
+        number: signal.Signals | None = None,
     ):
         super().__init__(kept)
-        self.kept, self.added, self.command = kept, tuple(added), command
-        self.done = {Path(word) for word in done}
+        self.kept, self.added, self.command, self.number = kept, tuple(added), command, number
+        self.done = [Path(word) for word in done]
         self.goes_on = bool(added or done or command)
 
 
@@ -117,7 +125,10 @@ def run_command(
             # A library may turn an interruption into an error of its own.
             if stop.signal is not None or isinstance(error, KeyboardInterrupt):
                 written = [path for path, signature in before.items() if _signature(path) != signature]
-                return _stopped(error, stop.signal, written, same_command(parser, argv))
+                again = same_command(parser, argv)
+                if written and getattr(arguments, "overwrite", True) is False:
+                    again.append("--overwrite")  # without it what was written would be refused
+                return _stopped(error, stop.signal, written, again)
             if isinstance(error, BrokenPipeError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still in the buffer
                 return OUTPUT_CLOSED
@@ -220,7 +231,7 @@ def run_child(words: Sequence[str], folder: Path) -> int:
     The child has a process group of its own: Ctrl-C in a terminal reaches it through this process alone, so that it
     does not take one Ctrl-C for two.
     """
-    child = subprocess.Popen(words, cwd=folder, process_group=0)
+    child = subprocess.Popen(words, cwd=folder, process_group=0, env=os.environ | {_TOLD_BY_CALLER: "1"})
     _children.append(child)
     try:
         return child.wait()
@@ -236,20 +247,31 @@ def _stopped(
     error: BaseException, number: signal.Signals | None, written: Sequence[Path], command: Sequence[str]
 ) -> int:
     """Write the line about an interruption; returns the exit status."""
-    number = number or signal.SIGINT
+    number = number or getattr(error, "number", None) or signal.SIGINT
     if isinstance(error, Stopped):
         again = error.command or shlex.join(_continued(command, error))
         line = f"{error.kept}; {'go on' if error.goes_on else 'start it again'} with: {again}"
     else:
         kept = f"written: {', '.join(map(str, written))}" if written else "nothing was written"
         line = f"{kept}; start it again with: {shlex.join(command)}"
-    after_ctrl_c = "\n" if sys.stderr.isatty() else ""
-    sys.stderr.write(f"{after_ctrl_c}stopped by {number.name}: {line}\n")
+    tell_stop(f"stopped by {number.name}: {line}")
     return 128 + number
 
 
+def tell_stop(line: str) -> None:
+    """Write the line about an interruption to stderr, unless a command that runs this one does."""
+    if _TOLD_BY_CALLER not in os.environ:
+        after_ctrl_c = "\n" if sys.stderr.isatty() else ""
+        sys.stderr.write(f"{after_ctrl_c}{line}\n")
+
+
 def _continued(command: Sequence[str], stopped: Stopped) -> list[str]:
-    words = [word for word in command if Path(word) not in stopped.done]
+    words, done = [], list(stopped.done)
+    for word in command:
+        if Path(word) in done:
+            done.remove(Path(word))
+        else:
+            words.append(word)
     return words if len(stopped.added) == 1 and stopped.added[0] in words else [*words, *stopped.added]
 
 

@@ -29,12 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(arguments: argparse.Namespace) -> Answer:
     """Compare the runs."""
-    from diffusion_policy.evaluate.writing import write_report
     from diffusion_policy.report.comparison import compare
+    from diffusion_policy.storage import write_text
 
     comparison = compare(arguments.runs, arguments.closed_loop)
     if arguments.html:
-        write_report(arguments.html, comparison.page())
+        write_text(arguments.html, comparison.page())
     return Answer(comparison.table(), 0 if comparison.best is not None else 1, comparison.to_json())
 
 

@@ -81,6 +81,7 @@ def work(arguments: argparse.Namespace) -> Answer:
     from diffusion_policy.closed_loop.pictures import draw_outcomes
     from diffusion_policy.closed_loop.tables import comparison_table, result_table
     from diffusion_policy.env_runner.results import compare
+    from diffusion_policy.storage import write_json
 
     evaluation = evaluation_of(arguments)
     other = None if arguments.compare is None else readable(arguments.compare, evaluation)
@@ -97,6 +98,8 @@ def work(arguments: argparse.Namespace) -> Answer:
         shown.append(f"videos: {arguments.output}")
     if arguments.compare:
         if other is None:
+            if arguments.json:
+                write_json(arguments.json, document)  # the other one takes as long
             second = run(arguments.compare, evaluation, arguments, None)
             shown += ["", str(arguments.compare), result_table(second)]
             other = second.results
@@ -158,8 +161,12 @@ def run(checkpoint: Path, evaluation: Evaluation, arguments: argparse.Namespace,
         return Video(arguments.output, scene, evaluation.simulator.control_hz) if is_filmed else None
 
     def keep(found: ClosedLoop) -> None:
-        if kept_in is None or not found.results:
+        if arguments.json is None:
             raise Stopped("no scene is kept without --json OUT")
+        if kept_in is None:
+            raise Stopped(f"the scenes of {arguments.checkpoint} are kept in {arguments.json}", added=["--resume"])
+        if not found.results:
+            return
         write_json(kept_in, found.to_json())
         raise Stopped(f"{len(found.results)} of {found.scenes} scenes are kept in {kept_in}", added=["--resume"])
 

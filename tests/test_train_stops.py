@@ -69,9 +69,10 @@ def test_sigterm_to_all_processes_saves_and_says_how_to_go_on(dataset, tmp_path)
     output, _ = running.communicate(timeout=200)
     assert running.returncode == 128 + signal.SIGTERM, output
     assert_saved_and_alone(tmp_path, running.pid, output)
-    following = next(line for line in output.splitlines() if line.startswith("go on with: "))
+    line = next(line for line in output.splitlines() if line.startswith("stopped by SIGTERM "))
+    following = line.partition("; go on with: ")[2]
     assert following.endswith(f"training.resume=True hydra.run.dir={tmp_path / 'run'}")
-    words = [sys.executable, *shlex.split(following.removeprefix("go on with: "))[1:], "training.num_epochs=1"]
+    words = [sys.executable, *shlex.split(following)[1:], "training.num_epochs=1"]
     resumed = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
     assert "resumed at epoch" in resumed.stdout + resumed.stderr
 
@@ -88,8 +89,8 @@ def test_sigterm_to_torchrun_and_all_below_it_saves(dataset, tmp_path):
     for group in groups:
         os.killpg(group, signal.SIGTERM)
     output, errors = running.communicate(timeout=200)
-    assert "go on with: " in output, output + errors
-    assert "--nproc-per-node 2" in output
+    assert "; go on with: " in errors, output + errors
+    assert "--nproc-per-node 2" in errors
     for group in groups:
         assert_saved_and_alone(tmp_path, group, output)
 

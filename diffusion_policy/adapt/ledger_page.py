@@ -7,13 +7,13 @@ that changed as a whole are drawn at least large enough to be seen; the caption 
 from __future__ import annotations
 
 import math
-import os
 from html import escape
 from pathlib import Path
 
 from diffusion_policy.adapt.folding import fold
 from diffusion_policy.adapt.ledger import ACTIONS, Entry, Ledger, Ref
 from diffusion_policy.adapt.treemap import Box, Node, Placed, place
+from diffusion_policy.storage import write_text
 
 WIDTH, HEIGHT = 1240.0, 640.0
 # A part that changed as a whole takes at least this share of the map.
@@ -53,12 +53,8 @@ td[data-label]:not(:empty)::before{content:attr(data-label) " ";color:var(--dim)
 
 
 def write_page(path: str | Path, ledger: Ledger, title: str) -> None:
-    """Write the page beside its name, then rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(page(ledger, title), encoding="utf-8")
-    os.replace(beside, path)
+    """Write the page; StorageError if the disk refuses."""
+    write_text(path, page(ledger, title))
 
 
 def page(ledger: Ledger, title: str) -> str:

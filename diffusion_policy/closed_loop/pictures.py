@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from diffusion_policy.env_runner.outcomes import ACROSS, AHEAD, Cells, cells, outcomes, placed
 from diffusion_policy.env_runner.results import ResultError, SceneResult, success_of
+from diffusion_policy.storage import whole_file
 
 _MARKERS = ("o", "X", "s", "^", "v", "D", "P", "<", ">")
 
@@ -20,7 +21,8 @@ def draw_outcomes(results: Sequence[SceneResult], title: str, path: Path) -> Non
     """Draw every scene at its position, colored by outcome, over cells with their share of success.
 
     Raises:
-        ResultError: the simulator told no position of any scene, or the picture cannot be written.
+        ResultError: the simulator told no position of any scene.
+        StorageError: the picture cannot be written.
     """
     if not placed(results):
         raise ResultError("no scene has a position to be drawn at; simulator.info.position names where info holds it")
@@ -37,11 +39,8 @@ def draw_outcomes(results: Sequence[SceneResult], title: str, path: Path) -> Non
     axes.set_title(f"{title}\nsuccess {success_of(placed(results))}", fontsize=10)
     axes.set_aspect("equal")
     figure.legend(loc="outside right upper", fontsize=9, frameon=False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        FigureCanvasAgg(figure).print_png(str(path))
-    except OSError as error:
-        raise ResultError(f"{path}: cannot be written ({error.strerror})") from error
+    with whole_file(path) as beside:
+        FigureCanvasAgg(figure).print_png(str(beside))
 
 
 def _shade(axes: object, found: Cells) -> None:

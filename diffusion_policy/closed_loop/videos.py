@@ -36,13 +36,13 @@ class Video:
         self._folder, self._scene = folder, scene
         self._rate = Fraction(hz).limit_denominator(1000)
         self._beside = folder / f".scene_{scene:04d}.part.mp4"
+        self._container: av.container.OutputContainer | None = None
         self._stream: av.VideoStream | None = None
         self._last: ImageArray | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._container = av.open(str(self._beside), "w", format="mp4")
         except OSError as error:
-            raise ResultError(f"{self._beside}: cannot be written ({error.strerror})") from error
+            raise ResultError(f"{folder}: cannot be made ({error.strerror})") from error
 
     def add(self, frame: ImageArray, caption: str) -> None:
         """One frame (H, W, 3) RGB and a line of text below it."""
@@ -51,25 +51,33 @@ class Video:
 
     def finish(self, result: SceneResult | None) -> None:
         """Close the file and name it by its outcome; a broken-off one is removed."""
-        if self._last is not None and result is not None:
-            for _ in range(round(_HOLD_S * self._rate)):
-                self._encode(self._last)
-        if self._stream is not None:
-            self._container.mux(self._stream.encode())
-        self._container.close()
-        if result is None or self._last is None:
+        if self._container is None or self._stream is None or self._last is None:
+            return
+        if result is None:
+            self._container.close()
             self._beside.unlink(missing_ok=True)
             return
+        for _ in range(round(_HOLD_S * self._rate)):
+            self._encode(self._last)
+        self._container.mux(self._stream.encode())
+        self._container.close()
         self._beside.replace(self._folder / video_name(result))
 
     def _encode(self, frame: ImageArray) -> None:
-        if self._stream is None:
-            stream = self._container.add_stream(_CODEC, rate=self._rate, options={"crf": "23"})
-            assert isinstance(stream, av.VideoStream), "an H.264 encoder makes a video stream"
-            stream.height, stream.width = frame.shape[:2]
-            stream.pix_fmt = "yuv420p"
-            self._stream = stream
+        if self._container is None or self._stream is None:
+            self._container, self._stream = self._open(*frame.shape[:2])
         self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+
+    def _open(self, height: int, width: int) -> tuple[av.container.OutputContainer, av.VideoStream]:
+        try:
+            container = av.open(str(self._beside), "w", format="mp4")
+        except OSError as error:
+            raise ResultError(f"{self._beside}: cannot be written ({error.strerror})") from error
+        stream = container.add_stream(_CODEC, rate=self._rate, options={"crf": "23"})
+        assert isinstance(stream, av.VideoStream), "an H.264 encoder makes a video stream"
+        stream.height, stream.width = height, width
+        stream.pix_fmt = "yuv420p"
+        return container, stream
 
 
 def _captioned(frame: ImageArray, caption: str) -> ImageArray:

@@ -105,9 +105,10 @@ def roll_out(
             for episode, answer in zip(running, answers, strict=True):
                 episode.carry_out(answer)
             for episode in [episode for episode in running if episode.ended]:
+                result = episode.result()
                 running.remove(episode)
                 idle.append(episode.env)
-                yield episode.result()
+                yield result
     finally:
         for episode in running:
             episode.break_off()

@@ -15,10 +15,10 @@ from rich.text import Text
 from diffusion_policy.evaluate.gripper import GripperReport, Unreadable, judge_file
 from diffusion_policy.evaluate.gripper_page import short_name, verdict_page
 from diffusion_policy.evaluate.verdicts import OPENS_AND_CLOSES, Verdict
-from diffusion_policy.evaluate.writing import write_json, write_report
 from diffusion_policy.gripper_scale import DeclaredScales
 from diffusion_policy.intervals import difference_interval, probability_improved, wilson_interval
 from diffusion_policy.run_log import RunLogError
+from diffusion_policy.storage import write_json, write_text
 
 Entry = GripperReport | Unreadable
 
@@ -153,7 +153,7 @@ class Validation:
         return Group(table, *map(Text, self.sentences()))
 
     def write(self, json_path: Path | None = None, html_path: Path | None = None) -> None:
-        """Write the verdicts as JSON and as one page; EvaluateError if the disk refuses.
+        """Write the verdicts as JSON and as one page; StorageError if the disk refuses.
 
         The JSON is a list with one object a log; with a group to compare with, an object with both lists (``logs``,
         ``before``) and the ``comparison``.
@@ -166,7 +166,7 @@ class Validation:
             write_json(json_path, compared if comparison else logs)
         if html_path is not None:
             groups = {"after": self.entries, "before": self.before} if self.before else {"": self.entries}
-            write_report(html_path, verdict_page(self.sentences(), groups))
+            write_text(html_path, verdict_page(self.sentences(), groups))
 
 
 def validate_logs(

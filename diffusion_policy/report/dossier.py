@@ -19,7 +19,6 @@ from diffusion_policy.commands import command
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.evaluate.gripper_table import UNJUDGED
 from diffusion_policy.evaluate.verdicts import OPENS_AND_CLOSES, counted
-from diffusion_policy.evaluate.writing import write_report
 from diffusion_policy.gripper_scale import DeclaredScales, parse_scales
 from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.report import ReportError
@@ -50,6 +49,7 @@ from diffusion_policy.report.sections_of_errors import (
     pooled,
     trajectory_section,
 )
+from diffusion_policy.storage import write_text
 
 MOST_BYTES = 15 * 2**20
 WOULD = "on recordings the gripper would open and close"
@@ -89,7 +89,7 @@ def write_dossier(path: Path, sources: Sources) -> Verdict:
     verdict, page = make_dossier(sources)
     if len(page) > MOST_BYTES:
         raise ReportError(f"{path}: the page would have {len(page) / 2**20:.0f} MB, more than 15; give it fewer logs")
-    write_report(path, page)
+    write_text(path, page)
     return verdict
 
 
@@ -223,9 +223,8 @@ def conclude(
     if level == "bad":
         return Verdict("bad", f"{'Do not deploy it' if deploys else 'Do not train on it yet'}: {done}{said}.")
     found = f"{done}{_opens_and_closes(logs, bool(rolled_out))}"
-    if level == "good":
-        return Verdict("good", f"{'It can be deployed' if deploys else 'It can be trained on'}: {found}{said}.")
-    return Verdict("doubt", f"{'It runs' if deploys else 'It can be trained on'}, with doubts: {found}{said}.")
+    may = "It can be deployed" if rolled_out else "Nothing forbids a rollout" if deploys else "It can be trained on"
+    return Verdict(level, f"{may}{', with doubts' if level == 'doubt' else ''}: {found}{said}.")
 
 
 def _done(rolled_out: Sequence[ClosedLoopEvidence]) -> str:

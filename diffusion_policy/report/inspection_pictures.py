@@ -6,7 +6,6 @@ Drawn without a display. Colours are those of the report's page.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from diffusion_policy.command_line import Stopped
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY
-from diffusion_policy.report import ReportError
 from diffusion_policy.report.figures import GOOD, MEASURED, OTHER, PREDICTED, RECORDED
 from diffusion_policy.report.inspection import Inspection
 from diffusion_policy.report.step_evidence import finite
 from diffusion_policy.report.steps import FloatArray, Steps
 from diffusion_policy.spec import GRIPPER, ImageArray, WorkspaceError
+from diffusion_policy.storage import whole_file
 
 # Episodes and moments of the contact sheet, and the size of its frames.
 SHEET_EPISODES, SHEET_MOMENTS, SHEET_FRAME = 6, 6, (240, 135)
@@ -38,13 +38,19 @@ def draw_pictures(inspection: Inspection, folder: Path) -> list[Path]:
     """Write every picture that can be drawn; returns their files.
 
     Raises:
-        ReportError: the folder cannot be written to.
+        StorageError: the folder cannot be written to.
+        Stopped: interrupted after some were written.
     """
-    written = []
-    for name, draw in PICTURES.items():
-        figure = draw(inspection)
-        if figure is not None:
-            written.append(_save(figure, folder / name))
+    written: list[Path] = []
+    try:
+        for name, draw in PICTURES.items():
+            figure = draw(inspection)
+            if figure is not None:
+                written.append(_save(figure, folder / name))
+    except KeyboardInterrupt as error:
+        if not written:
+            raise
+        raise Stopped(f"written: {', '.join(map(str, written))}") from error
     return written
 
 
@@ -211,13 +217,8 @@ def _spread(n: int, at_most: int) -> list[int]:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as beside:
         FigureCanvasAgg(figure).print_figure(str(beside), dpi=100, format="png")
-        os.replace(beside, path)
-    except OSError as error:
-        raise ReportError(f"{path}: cannot be written ({error.strerror})") from error
     return path
 
 

@@ -20,6 +20,7 @@ from diffusion_policy.commands import install_extra
 from diffusion_policy.images import decode_jpeg
 from diffusion_policy.run_log import RunLogError, read_log, write_inference_log
 from diffusion_policy.serve.session_log import SessionLogError, read_image, read_lines
+from diffusion_policy.storage import whole_file
 
 PROJECT = "diffusion_policy"
 _SERVER_CLOCKS = ("server_recv", "infer_start", "infer_end")
@@ -150,23 +151,28 @@ def to_rerun(run: str | Path, path: str | Path) -> Path:
     if path.exists():
         raise SessionLogError(f"{path} exists already; name another file")
     _, steps = _answered(Path(run))
-    aside = path.with_name(f".{path.name}.part")
-    recording = rerun.RecordingStream("diffusion_policy")
-    recording.save(aside)
-    for line in steps:
-        recording.set_time("step", sequence=line["step"])
-        image = decode_jpeg(read_image(run, line["input"]["images"][-1]), str(run))
-        recording.log("camera", rerun.Image(image).compress(90))
-        state, actions = np.asarray(line["input"]["state"]), np.asarray(line["action"]["values"])
-        pose = rerun.Transform3D(translation=state[:3], quaternion=rerun.Quaternion(xyzw=state[3:7]))
-        recording.log("measured/pose", pose)
-        recording.log("commanded/path", rerun.LineStrips3D([actions[:, :3]]))
-        recording.log("measured/gripper", rerun.Scalars(state[7]))
-        recording.log("commanded/gripper", rerun.Scalars(actions[0, 7]))
-        for stage, milliseconds in line["timing"].items():
-            if stage.endswith("_ms"):
-                recording.log(f"timing/{stage}", rerun.Scalars(milliseconds))
-    recording.flush()
-    recording.disconnect()
-    os.replace(aside, path)
+    with whole_file(path) as beside:
+        recording = rerun.RecordingStream("diffusion_policy")
+        recording.save(beside)
+        for line in steps:
+            _record_step(recording, line, run)
+        recording.flush()
+        recording.disconnect()
     return path
+
+
+def _record_step(recording: Any, line: Mapping[str, Any], run: str | Path) -> None:
+    import rerun
+
+    recording.set_time("step", sequence=line["step"])
+    image = decode_jpeg(read_image(run, line["input"]["images"][-1]), str(run))
+    recording.log("camera", rerun.Image(image).compress(90))
+    state, actions = np.asarray(line["input"]["state"]), np.asarray(line["action"]["values"])
+    pose = rerun.Transform3D(translation=state[:3], quaternion=rerun.Quaternion(xyzw=state[3:7]))
+    recording.log("measured/pose", pose)
+    recording.log("commanded/path", rerun.LineStrips3D([actions[:, :3]]))
+    recording.log("measured/gripper", rerun.Scalars(state[7]))
+    recording.log("commanded/gripper", rerun.Scalars(actions[0, 7]))
+    for stage, milliseconds in line["timing"].items():
+        if stage.endswith("_ms"):
+            recording.log(f"timing/{stage}", rerun.Scalars(milliseconds))

@@ -110,6 +110,8 @@ def _whole_or_not(written: list[WrittenEpisode], done: Sequence[str | Path], dir
     except KeyboardInterrupt as error:
         for episode in written[before:]:
             shutil.rmtree(episode.path)
+        if not before:
+            raise
         raise Stopped(f"{before} episodes of {len(done)} logs are kept in {directory}", done=done) from error
 
 

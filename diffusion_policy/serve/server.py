@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from diffusion_policy.command_line import STOP_SIGNALS
+from diffusion_policy.command_line import STOP_SIGNALS, Stopped
 from diffusion_policy.commands import command
 from diffusion_policy.serve.engine import Engine, PolicyEngine
 from diffusion_policy.serve.host import Host, computing_thread
@@ -28,9 +28,10 @@ Ports = dict[str, int]
 
 
 def serve_checkpoint(settings: ServeSettings) -> None:
-    """Load, warm up, listen until SIGTERM, SIGINT or SIGHUP, finish the request under way, and return.
+    """Load, warm up, listen until SIGTERM, SIGINT or SIGHUP, and finish the request under way; SIGTERM is no failure.
 
     Raises:
+        Stopped: by SIGINT or SIGHUP; the log is closed.
         WorkspaceError: the settings, the ports, the log's folder, the checkpoint or its policy do not allow serving.
     """
     settings.token()  # before the checkpoint is loaded: what cannot work is refused at once
@@ -39,7 +40,9 @@ def serve_checkpoint(settings: ServeSettings) -> None:
     worker = computing_thread()
     engine = worker.submit(PolicyEngine.open, settings.ckpt, settings.engine, settings.limits.image_pixels).result()
     worker.submit(engine.warm_up).result()
-    asyncio.run(serve(engine, settings, worker))
+    stopped = asyncio.run(serve(engine, settings, worker))
+    if stopped is not None:
+        raise stopped
 
 
 def _check_log_folder(log: LogSettings) -> None:
@@ -57,29 +60,36 @@ def _check_log_folder(log: LogSettings) -> None:
         ) from error
 
 
-async def serve(engine: Engine, settings: ServeSettings, worker: ThreadPoolExecutor | None = None) -> None:
+async def serve(engine: Engine, settings: ServeSettings, worker: ThreadPoolExecutor | None = None) -> Stopped | None:
     """Listen until SIGTERM, SIGINT or SIGHUP; a second one ends the process at once.
+
+    Returns:
+        what an interruption kept; None after SIGTERM, by which a server is ended as a rule.
 
     Raises:
         ServeError: a port is taken.
         WorkspaceError: see ``ServeSettings.token``.
     """
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[signal.Signals] = loop.create_future()
 
     def hear(number: signal.Signals) -> None:
-        if stop.is_set():
+        if stop.done():
             os.write(2, b"ended at once\n")
             os._exit(128 + number)
-        stop.set()
+        stop.set_result(number)
 
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             loop.add_signal_handler(number, hear, number)
     async with listening(engine, settings, worker=worker) as (host, ports):
         _announce(host, ports)
-        await stop.wait()
+        number = await stop
         logger.info("stopping: the request under way is answered, the log is written")
+    if number != signal.SIGTERM:
+        return Stopped(_kept(host), number=number)
     logger.info("stopped; %s", _kept(host))
+    return None
 
 
 def _kept(host: Host) -> str:

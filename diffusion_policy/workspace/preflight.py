@@ -2,20 +2,18 @@
 
     python -m diffusion_policy.workspace.preflight ARGUMENTS OF train.py
 
-The launchers ask it before they adapt a checkpoint. Exit status: 0 it could, 2 it could not, with one message.
+The launchers ask it before they adapt a checkpoint. Exit status: 0 it could, 2 it could not, with one message, 128 + N
+ended by signal N.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
-from diffusion_policy.command_line import refuse
-from diffusion_policy.dataset.joined_datasets import dataset_paths
-from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.command_line import StopSignals, refuse, tell_stop
 from diffusion_policy.spec import WorkspaceError
-from diffusion_policy.training_config import compose_arguments
-from diffusion_policy.workspace.processes import find_device
 
 
 def check_start(arguments: Sequence[str]) -> None:
@@ -27,6 +25,11 @@ def check_start(arguments: Sequence[str]) -> None:
     Raises:
         WorkspaceError: a setting that does not exist, a device that is not there, or a dataset that does not open.
     """
+    from diffusion_policy.dataset.joined_datasets import dataset_paths  # these take a second, and may be interrupted
+    from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+    from diffusion_policy.training_config import compose_arguments
+    from diffusion_policy.workspace.processes import find_device
+
     cfg = compose_arguments(arguments)
     find_device(cfg.training.device)
     for path in dataset_paths(cfg.task.dataset.zarr_path):
@@ -35,10 +38,15 @@ def check_start(arguments: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the check; returns the exit status."""
-    try:
-        check_start(sys.argv[1:] if arguments is None else arguments)
-    except (WorkspaceError, OSError) as error:
-        return refuse(error)
+    with StopSignals(keep=arguments is None) as stop:
+        try:
+            check_start(sys.argv[1:] if arguments is None else arguments)
+        except (WorkspaceError, OSError) as error:
+            return refuse(error)
+        except KeyboardInterrupt:
+            number = stop.signal or signal.SIGINT
+            tell_stop(f"stopped by {number.name}: nothing was written; the same command starts it again")
+            return 128 + number
     return 0
 
 

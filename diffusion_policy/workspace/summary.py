@@ -60,14 +60,16 @@ class RunSummary:
         return cls(folder, progress.epoch, progress.global_step, checkpoint, figures, interrupted, following)
 
     def __str__(self) -> str:
-        what = "finished" if self.interrupted is None else f"stopped by {self.interrupted.name}"
+        done = f"after {self.epochs} epochs, {self.updates} updates"
+        if self.interrupted is not None:
+            kept = f"kept in {self.folder / 'checkpoints' / LATEST}"
+            return f"stopped by {self.interrupted.name} {done}, {kept}; go on with: {self.next_command}"
         lines = [
-            f"{what} after {self.epochs} epochs, {self.updates} updates: {self.folder}",
+            f"finished {done}: {self.folder}",
             f"checkpoint: {self.checkpoint or 'none was saved'}{self._measured()}",
         ]
         if self.next_command is not None:
-            what_for = "go on with" if self.interrupted else "see what it does in held-out episodes"
-            lines.append(f"{what_for}: {self.next_command}")
+            lines.append(f"see what it does in held-out episodes: {self.next_command}")
         return "\n".join(lines)
 
     def _measured(self) -> str:

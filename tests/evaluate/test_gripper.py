@@ -10,8 +10,8 @@ from log_factory import document, write_log
 
 from diffusion_policy.evaluate.gripper import GripperReport, Unreadable, judge_file
 from diffusion_policy.evaluate.gripper_table import GroupComparison, validate_logs
-from diffusion_policy.evaluate.writing import EvaluateError
 from diffusion_policy.run_log import RunLogError
+from diffusion_policy.storage import StorageError
 
 RNG = np.random.default_rng(7)
 GRASP = [1.0] * 20 + [0.02] * 15 + [0.97] * 10
@@ -227,7 +227,7 @@ def test_pages_escape_what_logs_say(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert page.read_text().count("<polyline") == 1
     assert "0.3-0.7 opens and closes (2 changes)" in page.read_text()
-    with pytest.raises(EvaluateError, match="cannot be written"):
+    with pytest.raises(StorageError, match="cannot be written"):
         validate_logs([log]).write(json_path=tmp_path / "file" / "out.json")
 
 

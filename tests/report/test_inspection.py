@@ -16,10 +16,10 @@ from trajectory_factory import recorded_arrays, write_trajectory
 
 from diffusion_policy.convert import ConversionSettings, convert
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
-from diffusion_policy.report import ReportError
 from diffusion_policy.report.checkpoint_findings import together_findings
 from diffusion_policy.report.inspection import Inspection, inspect_dataset, inspect_recordings
 from diffusion_policy.report.inspection_pictures import PICTURES, draw_pictures
+from diffusion_policy.storage import StorageError
 from diffusion_policy.trajectory import TrajectoryError
 
 SIZE = (160, 90)
@@ -235,7 +235,7 @@ def test_pictures(tmp_path: Path) -> None:
     assert all(height > 100 and width > 800 for height, width, _ in shapes.values())
     assert not list((tmp_path / "pictures").glob(".*"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(ReportError, match=r"sample_images.png: cannot be written"):
+    with pytest.raises(StorageError, match=r"sample_images.png: cannot be written"):
         draw_pictures(inspect_recordings(tmp_path / "in"), tmp_path / "file")
 
 
