@@ -16,7 +16,8 @@ Settings, from the environment; relative paths start at the repository's root:
   MODE         grow, or strip: the action projections start anew
 and EXPERIMENT, RUN_DIR, LOGS, PYTHON of scripts/train_cogact_finetune.sh.
 
-Exit status: 0 done; 1 done, and the gripper was not learned (LOGS=1); 2 refused; else that of the step that failed.
+Exit status: 0 done; 1 done, and the gripper does not open and close in every log (LOGS=1); 2 refused; else that of
+the step that failed.
 TEXT
 }
 

@@ -20,7 +20,8 @@ Settings, from the environment; relative paths start at the repository's root:
   LOGS         1: run the trained policy over the dataset's held-out episodes and judge its gripper; 0: do not
   PYTHON       interpreter                   .venv/bin/python where there is one, else python
 
-Exit status: 0 done; 1 done, and the gripper was not learned (LOGS=1); 2 refused; else that of the step that failed.
+Exit status: 0 done; 1 done, and the gripper does not open and close in every log (LOGS=1); 2 refused; else that of
+the step that failed.
 TEXT
 }
 

@@ -178,7 +178,7 @@ class Comparison:
         return None if self.best is None else self.best.cause
 
     def advice(self) -> str:
-        """Which to deploy and why, in one sentence."""
+        """Which to take and why: recordings alone tell which to roll out, closed loop tells which to deploy."""
         if not self.comparable and not self.candidates:
             names = ", ".join(self.measured_otherwise)
             return (
@@ -198,13 +198,13 @@ class Comparison:
             if self.ruled_out:
                 score, cause = self.ruled_out[0]
                 why = f"it is the only one that may be; do not deploy {score.run.name}: {cause.evidence}"
-            return f"Deploy {best.checkpoint}: {why}{doubt}."
+            return f"{_take(best)}: {why}{doubt}."
         sure = "clearly" if self._apart(best, second) else self._unsure(best, second)
         other = "" if self.same_tolerance else "; their gripper F1 are of different tolerances and were not compared"
         if self._decider(best, second) is None:
             why = "no figure that both have tells it from the next one"
-            return f"Deploy {best.checkpoint}: {why}{other}{doubt}."
-        return f"Deploy {best.checkpoint}: {self._reason(best, second)}, {sure}{other}{doubt}."
+            return f"{_take(best)}: {why}{other}{doubt}."
+        return f"{_take(best)}: {self._reason(best, second)}, {sure}{other}{doubt}."
 
     def _reason(self, best: RunScore, second: RunScore) -> str:
         """The first figure of the ranking in which they differ."""
@@ -288,6 +288,13 @@ class Comparison:
             findings,
         ]
         return render(f"Comparison of {len(self.scores)} runs", lead, sections)
+
+
+def _take(best: RunScore) -> str:
+    """What to do with the best; recordings alone are no reason to deploy it."""
+    if best.success is None and best.rollouts.chosen is None:
+        return f"On recordings alone, roll out {best.checkpoint} first"
+    return f"Deploy {best.checkpoint}"
 
 
 def compare(paths: Sequence[Path], closed_loop: Sequence[Path] = ()) -> Comparison:

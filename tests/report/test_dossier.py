@@ -144,7 +144,8 @@ def test_good_logs_make_a_good_verdict(tmp_path: Path) -> None:
     verdict, _ = make_dossier(Sources(logs=(log,)))
     assert verdict.level == "good"
     assert verdict.sentence == (
-        "It can be deployed: the gripper opens and closes in 1 of 1 logs (95 % interval 21%-100%); no trouble found."
+        "Nothing forbids a rollout: the gripper opens and closes in 1 of 1 logs (95 % interval 21%-100%); "
+        "no trouble found."
     )
 
 
