@@ -55,8 +55,13 @@ def write_dataset(path: Path, n_steps: int) -> None:
     frames = np.stack([cv2.resize(scene(10 * i, 0), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA) for i in range(32)])
     for start in range(0, n_steps, 32):
         buffer["image"][start : start + 32] = np.roll(frames, start, axis=2)[: n_steps - start]
-    for key in ("robot_eef_pose", "robot_gripper_state", "action"):
-        buffer[key][:] = np.random.default_rng(0).random((n_steps, buffer[key].shape[1]), dtype=np.float32)
+    rng, gripper = np.random.default_rng(0), (np.arange(n_steps, dtype=np.float32) // 20 % 2)[:, None]
+    for key in ("robot_eef_pose", "action"):
+        pose = rng.random((n_steps, len(POSE)), dtype=np.float32)
+        pose[:, 3:] /= np.linalg.norm(pose[:, 3:], axis=1, keepdims=True)
+        buffer[key][:] = np.hstack([pose, gripper])[:, : buffer[key].shape[1]]
+    buffer["robot_gripper_state"][:] = gripper
+    buffer["timestamp"][:] = np.arange(n_steps) / 10
     buffer.set_episode_ends(np.append(np.arange(EPISODE, n_steps - 40, EPISODE), n_steps))
 
 

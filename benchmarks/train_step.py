@@ -3,6 +3,7 @@
     python benchmarks/train_step.py [--quick] [--compile] [--batch N] [--rounds N] [--json OUT]
     python benchmarks/train_step.py --saving      # what a checkpoint costs a run that goes on
     python benchmarks/train_step.py --learning    # the fast mode learns what float32 learns: three seeds, demo task
+    python benchmarks/train_step.py --busy [N]    # by number of compute threads, alone and beside N busy processes
 
 The users' model (18.9 million parameters, two 162x288 crops a window) on a generated dataset of 320x180 frames, batch
 16 on a CPU and 128 on a GPU. The fast mode is training.precision=auto: bf16 where the device multiplies it, else (on a
@@ -12,6 +13,10 @@ are those of the median update; beside them stand the fastest update and the CPU
 machine disturbs less (CPU time best with OMP_NUM_THREADS=1: waiting threads spin). The load of the machine is in the
 title. Parts are timed in further updates, with the device waited for at each border. Memory is what weights, average,
 optimiser and gradients take, and the most that an update adds to it.
+
+With --busy one model in the fast mode makes its updates in turn with as many threads as a run would choose at that
+moment, with all cores and with one; first as the machine is, then beside N processes that compute all the time
+(default: one per core). Seconds are those of the median update; the cores that others used are in the table.
 """
 
 from __future__ import annotations
@@ -35,12 +40,14 @@ import torch
 from dataset import write_dataset  # type: ignore[import-not-found]
 from demo_learning import compare_learning  # type: ignore[import-not-found]
 from hydra import compose, initialize_config_dir
+from latency import busy_processes  # type: ignore[import-not-found]
 from omegaconf import DictConfig
 from plain_training import PlainSamples, PlainTraining  # type: ignore[import-not-found]
 from rich.console import Console
 from rich.table import Table
 
 from diffusion_policy.checkpoint import build_policy
+from diffusion_policy.cores import choose_threads, usable_cores
 from diffusion_policy.host_memory import MMAP_THRESHOLD, TRIM_THRESHOLD, keep_freed_memory, set_malloc
 from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.serve.engine import processor_name
@@ -354,6 +361,57 @@ def measure_saving(arguments: argparse.Namespace, folder: Path) -> dict[str, Any
     }  # fmt: skip
 
 
+def measure_busy(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Seconds of an update by number of compute threads, as the machine is and beside busy processes."""
+    batch, rounds = arguments.batch or (4 if arguments.quick else 16), arguments.rounds or (2 if arguments.quick else 5)
+    write_dataset(folder / "bench.zarr", max(300, 4 * batch))
+    n_busy, mode = arguments.busy or usable_cores(), fast_mode(torch.device("cpu"))
+    found: dict[str, Any] = {"processor": processor_name(), "cores": usable_cores(), "batch": batch, "mode": mode}
+    with ExitStack() as stack:
+        trainer = Ours(settings(folder / "bench.zarr", batch, "cpu"), folder / "run", stack)
+        trainer.step()
+        for count in (0, n_busy):
+            with busy_processes(count):
+                rows = updates_by_threads(trainer, rounds)
+            found[f"beside {count} busy processes"] = {"load": os.getloadavg()[0], **rows}
+    return found
+
+
+def updates_by_threads(trainer: Trainer, rounds: int) -> dict[str, dict[str, Any]]:
+    """Wall-clock and processor seconds of the median update, taking turns; threads and others' cores of every turn."""
+    turns: dict[str, list[tuple[float, float, int, float | None]]] = defaultdict(list)
+    for _ in range(rounds):
+        for name, asked in {"chosen": None, "all cores": usable_cores(), "one": 1}.items():
+            chosen = choose_threads(asked)
+            torch.set_num_threads(chosen.count)
+            start, used = time.perf_counter(), time.process_time()
+            trainer.step()
+            spent = time.perf_counter() - start, time.process_time() - used
+            turns[name].append((*spent, chosen.count, chosen.busy))
+    rows = {}
+    for name, turn in turns.items():
+        wall, cpu, counts, others = zip(*turn, strict=True)
+        rows[name] = {
+            "update_s": statistics.median(wall), "cpu_s": statistics.median(cpu), "seconds": wall, "threads": counts,
+            "cores_of_others": others,
+        }  # fmt: skip
+    return rows
+
+
+def busy_table(result: dict[str, Any]) -> Table:
+    title = f"{result['processor']}, {result['cores']} cores, batch {result['batch']}, {result['mode']}"
+    table = Table("", "threads", "threads used", "s an update", "CPU s", "cores that others used", title=title)
+    for where, rows in result.items():
+        if isinstance(rows, dict):
+            for name in ("chosen", "all cores", "one"):
+                row = rows[name]
+                used = ", ".join(map(str, sorted(set(row["threads"]))))
+                others = [busy for busy in row["cores_of_others"] if busy is not None]
+                shown = f"{min(others):.1f} to {max(others):.1f}" if others else "-"
+                table.add_row(where, name, used, f"{row['update_s']:.2f}", f"{row['cpu_s']:.2f}", shown)
+    return table
+
+
 def speed_table(result: dict[str, Any]) -> Table:
     rows = result["rows"]
     base = rows["plain float32"]
@@ -386,6 +444,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--compile", action="store_true", help="also ours with training.compile=true")
     parser.add_argument("--saving", action="store_true", help="measure checkpoints instead")
     parser.add_argument("--learning", action="store_true", help="compare what is learned instead")
+    parser.add_argument("--busy", type=int, nargs="?", const=0, metavar="N", help="by threads, beside N busy processes")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
     console = Console(width=180)
@@ -395,6 +454,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             mode = fast_mode(torch.device("cpu"))
             result = compare_learning(Path(name), epochs, mode, quick=arguments.quick)
             console.print(result.pop("table"))
+        elif arguments.busy is not None:
+            result = measure_busy(arguments, Path(name))
+            console.print(busy_table(result))
         elif arguments.saving:
             result = measure_saving(arguments, Path(name))
             console.print(figures_table(result, "one checkpoint while training goes on"))

@@ -147,7 +147,7 @@ def test_a_printed_change_of_a_conversion_exists(call: ast.Call) -> None:
 # Flags of other programs.
 OTHERS = {
     "--nproc-per-node", "--nnodes", "--no-python", "--config-name", "--config-path", "--config-dir",
-    "--no-build-isolation", "--no-deps", "--editable", "--gripper-scale",
+    "--no-build-isolation", "--no-deps", "--editable",
 }  # fmt: skip
 RAW = re.compile(r"python3? [\w/.-]+\.py|\.py --|pip3? install|\bdp-[a-z]+ ")
 SETTING = re.compile(r"(?<![\w.\[+-])([a-z_]+(?:\.[a-z_]+)+)=")
