@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import Answer, progress, run_command
 from diffusion_policy.gripper_scale import add_gripper_scale
 
 
@@ -48,7 +48,9 @@ def work(arguments: argparse.Namespace) -> Answer:
         name, *overrides = arguments.config
         config = arguments.config, compose_training(name, overrides)
     given = arguments.dataset, arguments.checkpoint, config, arguments.run, logs, Path("data/outputs")
-    examination = examine(*given, gripper_scale=arguments.gripper_scale, closed_loop=arguments.closed_loop)
+    options = {"gripper_scale": arguments.gripper_scale, "closed_loop": arguments.closed_loop}
+    with progress("files") as show:
+        examination = examine(*given, **options, on_progress=show)
     return Answer(examination.table(), examination.exit_status, examination.to_json())
 
 

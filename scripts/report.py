@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import Answer, progress, run_command
 from diffusion_policy.gripper_scale import add_gripper_scale
 
 
@@ -44,7 +44,8 @@ def work(arguments: argparse.Namespace) -> Answer:
     logs = tuple(find_logs(arguments.log))
     given = (tuple(arguments.dataset), arguments.checkpoint, arguments.run, logs, tuple(arguments.open_loop))
     sources = Sources(*given, arguments.gripper_scale, tuple(arguments.closed_loop))
-    verdict = write_dossier(arguments.out, sources)
+    with progress("files") as show:
+        verdict = write_dossier(arguments.out, sources, show)
     return Answer(f"{verdict.sentence}\n{arguments.out}", 1 if verdict.level == "bad" else 0)
 
 

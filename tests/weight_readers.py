@@ -27,7 +27,6 @@ from diffusion_policy.evaluate.recorded_inference import open_recorded
 from diffusion_policy.installation import CONFIG
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
 from diffusion_policy.report.checkpoint_evidence import look_at_checkpoint
-from diffusion_policy.report.dossier import ledger_of_checkpoint
 from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.parity import check_parity
 from diffusion_policy.serve.settings import EngineSettings
@@ -148,7 +147,6 @@ READERS = [
         lambda world, path: check_parity(path, world.dataset, SimpleNamespace(metadata={"weights": "ema_model"})),
     ),
     Reader("doctor", ("report.checkpoint_evidence",), lambda world, path: look_at_checkpoint(path)),
-    Reader("report", ("report.dossier",), lambda world, path: ledger_of_checkpoint(path)),
 ]
 BY_NAME = {reader.name: reader for reader in READERS}
 

@@ -187,6 +187,11 @@ class ReplayBuffer:
         """
         return scales_of_dataset(self, ACTION_KEY, GRIPPER_KEY, self._declared_scale)
 
+    def declare(self, gripper_scale: DeclaredScales | None) -> None:
+        """Say in which scale its gripper is stored, now that it is open."""
+        self._declared_scale = gripper_scale
+        self.__dict__.pop("gripper_scales", None)
+
     def stored_column(self, key: str, name: str) -> NDArray[Any] | None:
         """(N,) one dimension of a vector array as stored; None where there is none of that name."""
         if key not in self or self[key].ndim != 2 or name not in self.names(key):

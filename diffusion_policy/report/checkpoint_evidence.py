@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
+from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
 from diffusion_policy.dataset.split import Split, split_of
 from diffusion_policy.report import ReportError
@@ -54,6 +55,7 @@ class CheckpointEvidence:
         inherited: share of the parameters that came from another checkpoint, None if not stored.
         proofs: per part, whether growing it kept its function.
         split: the episodes that it was trained on; None if not stored.
+        ledger: where its weights came from, and the title of that; None where it does not say.
     """
 
     path: str
@@ -74,6 +76,7 @@ class CheckpointEvidence:
     inherited: float | None = None
     proofs: Mapping[str, bool] = field(default_factory=dict)
     split: Split | None = None
+    ledger: tuple[Ledger, str] | None = None
 
 
 def look_at_checkpoint(path: str | Path, checkpoint: Checkpoint | None = None) -> CheckpointEvidence:
@@ -115,6 +118,7 @@ def look_at_checkpoint(path: str | Path, checkpoint: Checkpoint | None = None) -
         inherited=_inherited(provenance.get("inheritance")),
         proofs={part: bool(proof["preserved"]) for part, proof in (adaptation.get("proof") or {}).items()},
         split=split_of(provenance, str(path)),
+        ledger=_ledger(provenance),
     )
 
 
@@ -194,6 +198,18 @@ def _gripper_row(state: Mapping[str, Tensor], spec: StepSpec | None) -> float | 
         return None
     row = spec.action_names.index(GRIPPER)
     return float(state[HEAD][row].abs().max()) if row < len(state[HEAD]) else None
+
+
+def _ledger(provenance: Mapping[str, Any]) -> tuple[Ledger, str] | None:
+    """Of its adaptation, else of what training inherited."""
+    adaptation = provenance.get("adaptation") or {}
+    if "ledger" in adaptation:
+        source = (adaptation.get("source") or {}).get("name", "its source")
+        return Ledger.from_json(adaptation["ledger"]), f"Adapted from {source}"
+    if "inheritance" in provenance:
+        source = (provenance.get("pretrained") or {}).get("name", "its source")
+        return Ledger.from_json(provenance["inheritance"]), f"Inherited from {source}"
+    return None
 
 
 def _inherited(ledger: Mapping[str, Any] | None) -> float | None:

@@ -28,7 +28,7 @@ from diffusion_policy.dataset.split import EpisodeIdentity, episode_identities
 from diffusion_policy.dataset.verification import Verification
 from diffusion_policy.geometry import geodesic_distance
 from diffusion_policy.gripper_events import GRIPPER_BAND, OPEN, UNDECIDED, gripper_events, gripper_states
-from diffusion_policy.gripper_scale import DeclaredScales, FoundScales, parse_scales
+from diffusion_policy.gripper_scale import DeclaredScales, FoundScales
 from diffusion_policy.places import place, reaching, read_bytes
 from diffusion_policy.pose_check import PoseFault, order_fault, pose_faults, tilt_from_down, tool_axis
 from diffusion_policy.report import ReportError
@@ -158,7 +158,13 @@ def look_at_dataset(path: str | Path, gripper_scale: DeclaredScales | None = Non
         ReportError: it has no action, or no step.
     """
     buffer, faults = open_for_report(path, gripper_scale)
-    steps = steps_of_dataset(buffer, faults)
+    return evidence_of_dataset(path, buffer, steps_of_dataset(buffer, faults), faults)
+
+
+def evidence_of_dataset(
+    path: str | Path, buffer: ReplayBuffer, steps: Steps, faults: Sequence[ChunkFault]
+) -> DatasetEvidence:
+    """The evidence of a dataset that is open: what `open_for_report` and `steps_of_dataset` made of it."""
     dropped, settings = _conversion(place(path))
     return DatasetEvidence(
         path=str(path),
@@ -178,19 +184,6 @@ def look_at_numbers(path: str | Path, gripper_scale: DeclaredScales | None = Non
     return DatasetEvidence(
         path=str(path), keys=buffer.keys, semantics=buffer.semantics, **_measure(steps_of_dataset(buffer))
     )
-
-
-def scale_of_dataset(path: str | Path, said: str | None, told: str | None) -> DeclaredScales | None:
-    """The declared scale of a dataset's gripper: what is said now, or what a run was told where that is needed.
-
-    Raises:
-        DatasetError: no dataset there.
-        SpecError: an unknown name.
-    """
-    if said is not None or told is None:
-        return parse_scales(said)
-    scales = ReplayBuffer.open(path).gripper_scales
-    return parse_scales(told) if scales is not None and scales.unknown else None
 
 
 def look_at_recordings(steps: Steps) -> DatasetEvidence:

@@ -13,20 +13,19 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from diffusion_policy.checkpoint import CheckpointError
 from diffusion_policy.commands import command
-from diffusion_policy.gripper_scale import CONFIG_KEY, parse_scales
-from diffusion_policy.report.checkpoint_evidence import CheckpointEvidence, look_at_checkpoint
+from diffusion_policy.gripper_scale import CONFIG_KEY
+from diffusion_policy.report.checkpoint_evidence import CheckpointEvidence
 from diffusion_policy.report.checkpoint_findings import checkpoint_findings, together_findings
 from diffusion_policy.report.closed_loop_findings import closed_loop_findings
-from diffusion_policy.report.dataset_evidence import DatasetEvidence, look_at_dataset, scale_of_dataset
+from diffusion_policy.report.dataset_evidence import DatasetEvidence
 from diffusion_policy.report.dataset_findings import dataset_findings
 from diffusion_policy.report.disk_need import disk_need
 from diffusion_policy.report.environment import environment_findings, look_at_environment
 from diffusion_policy.report.findings import SEVERITIES, Diagnosis, Finding, diagnose, exit_status
-from diffusion_policy.report.log_evidence import look_at_log
 from diffusion_policy.report.log_findings import log_findings
-from diffusion_policy.report.run_folder import closed_loop_of, open_run
+from diffusion_policy.report.run_folder import open_run
+from diffusion_policy.report.sources import Opened, Progress, Sources, open_sources
 from diffusion_policy.report.training_evidence import look_at_config
 from diffusion_policy.report.training_findings import config_findings, findings_of_run
 
@@ -120,6 +119,7 @@ def examine(
     outputs: Path = Path(),
     gripper_scale: str | None = None,
     closed_loop: Sequence[Path] = (),
+    on_progress: Progress = lambda done, total: None,
 ) -> Examination:
     """Examine whatever is given; a run brings its datasets and its checkpoint, as far as they are there.
 
@@ -133,50 +133,53 @@ def examine(
         gripper_scale: of datasets and logs whose gripper is not 0..1, as ``--gripper-scale`` names it; by default, of a
             dataset that needs it, what the run or the config was told.
         closed_loop: documents of closed-loop evaluations; by default those in the run's folder.
+        on_progress: told of files that were opened, and how many there are.
 
     Raises:
         WorkspaceError: something that was named is not there or cannot be read.
     """
-    opened = None if run is None else open_run(run)
-    datasets = datasets or (opened.datasets if opened else ())
-    checkpoint = checkpoint or (opened.deployable if opened else None)
-    need = disk_need(None if config is None else config[1], opened)
-    machine = look_at_environment(outputs if run is None else run, need)
+    told = None if config is None else OmegaConf.select(config[1], CONFIG_KEY, default=None)
+    given = Sources(tuple(datasets), checkpoint, run, tuple(logs), (), gripper_scale, tuple(closed_loop))
+    opened = open_sources(
+        given, told=told if isinstance(told, str) else None, logs_of_run=False, on_progress=on_progress
+    )
+    return examine_opened(opened, config, outputs)
+
+
+def examine_opened(
+    opened: Opened, config: tuple[Sequence[str], DictConfig] | None = None, outputs: Path = Path()
+) -> Examination:
+    """The same of what is open already; nothing is opened again."""
+    run, checkpoint = opened.run, opened.deployable
+    need = disk_need(None if config is None else config[1], run)
+    machine = look_at_environment(outputs if run is None else run.path, need)
     groups: dict[str, list[Finding]] = {"environment": environment_findings(machine)}
-    told = opened.gripper_scale if opened else None
-    if config is not None:
-        told = OmegaConf.select(config[1], CONFIG_KEY, default=told)
-    looked = [look_at_dataset(path, scale_of_dataset(path, gripper_scale, told)) for path in datasets]
+    looked = [dataset.evidence for dataset in opened.datasets]
     if looked:
         groups["dataset"] = [finding for data in looked for finding in dataset_findings(data)]
-    weights: CheckpointEvidence | None = None
-    if checkpoint is not None:
-        weights, found = _checkpoint(checkpoint)
-        groups["checkpoint"] = found
+    weights = None if opened.checkpoint is None else opened.checkpoint.evidence
+    if opened.checkpoint is not None:
+        trouble = opened.checkpoint.trouble
+        groups["checkpoint"] = [trouble] if trouble else []
+        groups["checkpoint"] += [] if weights is None else checkpoint_findings(weights)
     if weights is not None and looked:
         groups["together"] = [finding for data in looked for finding in together_findings(weights, data)]
     # A plan sees several as one with the episodes of all.
     data = replace(looked[0], lengths=tuple(length for each in looked for length in each.lengths)) if looked else None
     if config is not None:
         groups["config"] = _config(config, data, weights)
-    if opened is not None:
-        groups["run"] = findings_of_run(opened, data)
-    rolled_out = closed_loop_of(closed_loop, None if opened and checkpoint == opened.deployable else checkpoint, opened)
-    if rolled_out:
-        groups["closed loop"] = closed_loop_findings(rolled_out, checkpoint)
-    for path in logs:
-        groups.setdefault("log", []).extend(log_findings(look_at_log(path, parse_scales(gripper_scale))))
-    return Examination(groups, _looks(datasets, checkpoint, run, logs, [evidence.path for evidence in rolled_out]))
+    if run is not None:
+        groups["run"] = findings_of_run(run, data)
+    if opened.closed_loop:
+        groups["closed loop"] = closed_loop_findings(opened.closed_loop, checkpoint)
+    if opened.logs:
+        groups["log"] = [finding for evidence in opened.logs for finding in log_findings(evidence)]
+    return Examination(groups, _looks(opened))
 
 
-def _looks(
-    datasets: Sequence[Path],
-    checkpoint: Path | None,
-    run: Path | None,
-    logs: Sequence[Path],
-    closed_loop: Sequence[Path],
-) -> dict[str, str]:
+def _looks(opened: Opened) -> dict[str, str]:
     """By group, the command line that shows what was examined."""
+    datasets, checkpoint = [dataset.path for dataset in opened.datasets], opened.deployable
     found: dict[str, str] = {}
     if datasets:
         found["dataset"] = command("report", "--out", "report.html", "--dataset", *datasets)
@@ -186,11 +189,13 @@ def _looks(
         found["together"] = command(
             "report", "--out", "report.html", "--dataset", *datasets, "--checkpoint", checkpoint
         )
-    if run is not None:
-        found["run"] = command("report", "--out", "report.html", "--run", run)
-    if closed_loop:
-        found["closed loop"] = command("report", "--out", "report.html", "--closed-loop", *closed_loop)
-    if logs:
+    if opened.run is not None:
+        found["run"] = command("report", "--out", "report.html", "--run", opened.run.path)
+    if opened.closed_loop:
+        documents = [evidence.path for evidence in opened.closed_loop]
+        found["closed loop"] = command("report", "--out", "report.html", "--closed-loop", *documents)
+    if opened.logs:
+        logs = [evidence.log.path for evidence in opened.logs]
         found["log"] = command("report", "--out", "report.html", "--log", *logs)
     return found
 
@@ -202,19 +207,6 @@ def examine_numbers(run: Path) -> Examination:
         ReportError: no run there, or a torn config or log.
     """
     return Examination({"run": findings_of_run(open_run(run))})
-
-
-def _checkpoint(path: Path) -> tuple[CheckpointEvidence | None, list[Finding]]:
-    """A file that is there but is no checkpoint is a finding; one that is not there is bad input."""
-    try:
-        evidence = look_at_checkpoint(path)
-    except CheckpointError as error:
-        if not path.is_file():
-            raise
-        remedy = "name a checkpoint of the policy, or adapt this file to one"
-        look = error.command or command("adapt", "inspect", path)
-        return None, [Finding("checkpoint-opens", "error", str(error), remedy, look, str(path))]
-    return evidence, checkpoint_findings(evidence)
 
 
 def _config(

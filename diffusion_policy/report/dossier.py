@@ -6,33 +6,26 @@ folder, as far as they are there. The verdict stands on top, in one sentence.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
-from diffusion_policy.adapt.ledger import Ledger
-from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.commands import command
-from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.evaluate.gripper_table import UNJUDGED
 from diffusion_policy.evaluate.verdicts import OPENS_AND_CLOSES, counted
-from diffusion_policy.gripper_scale import DeclaredScales, parse_scales
 from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.closed_loop_evidence import ClosedLoopEvidence, decisive
 from diffusion_policy.report.closed_loop_findings import CLOSED_LOOP, said_of
-from diffusion_policy.report.dataset_evidence import look_at_dataset, scale_of_dataset
-from diffusion_policy.report.doctor import Examination, examine
+from diffusion_policy.report.doctor import Examination, examine_opened
 from diffusion_policy.report.findings import level_of
-from diffusion_policy.report.log_evidence import LogEvidence, look_at_log
+from diffusion_policy.report.log_evidence import LogEvidence
 from diffusion_policy.report.log_findings import open_loop_findings
 from diffusion_policy.report.page import Section, render
-from diffusion_policy.report.playback import dataset_of_log, playback_of_episode, playback_of_log
+from diffusion_policy.report.playback import playback_of_episode, playback_of_log
 from diffusion_policy.report.replay import replay_section
-from diffusion_policy.report.run_folder import RunFolder, closed_loop_of, open_run
+from diffusion_policy.report.run_folder import RunFolder
 from diffusion_policy.report.sections import (
     data_section,
     findings_section,
@@ -49,26 +42,16 @@ from diffusion_policy.report.sections_of_errors import (
     pooled,
     trajectory_section,
 )
+from diffusion_policy.report.sources import Opened, Progress, Sources, open_sources, read_open_loop
 from diffusion_policy.storage import write_text
+
+__all__ = ["Sources", "Verdict", "conclude", "make_dossier", "read_open_loop", "write_dossier"]
 
 MOST_BYTES = 15 * 2**20
 WOULD = "on recordings the gripper would open and close"
 NOT_WHETHER = ", which tells when it would close, not whether it grasps"
 # Recorded episodes that are played back where no log is given.
 EPISODES = 4
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What the page is made of; every part may be missing. ``gripper_scale``: of datasets and logs, where declared."""
-
-    datasets: tuple[Path, ...] = ()
-    checkpoint: Path | None = None
-    run: Path | None = None
-    logs: tuple[Path, ...] = ()
-    open_loop: tuple[Path, ...] = ()
-    gripper_scale: str | None = None
-    closed_loop: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,60 +62,35 @@ class Verdict:
     sentence: str
 
 
-def write_dossier(path: Path, sources: Sources) -> Verdict:
+def write_dossier(path: Path, sources: Sources, on_progress: Progress = lambda done, total: None) -> Verdict:
     """Write the page beside its name, then rename; returns the verdict that stands on top.
 
     Raises:
         ReportError: nothing was given, or the page became larger than MOST_BYTES.
         WorkspaceError: a source is not there or cannot be read.
     """
-    verdict, page = make_dossier(sources)
+    verdict, page = make_dossier(sources, on_progress)
     if len(page) > MOST_BYTES:
         raise ReportError(f"{path}: the page would have {len(page) / 2**20:.0f} MB, more than 15; give it fewer logs")
     write_text(path, page)
     return verdict
 
 
-def make_dossier(sources: Sources) -> tuple[Verdict, str]:
-    """The verdict and the page."""
-    given = (sources.datasets, sources.checkpoint, sources.run, sources.logs, sources.open_loop, sources.closed_loop)
-    if not any(given):
+def make_dossier(sources: Sources, on_progress: Progress = lambda done, total: None) -> tuple[Verdict, str]:
+    """The verdict and the page; `on_progress` is told of files that were opened, and how many there are."""
+    if not sources:
         raise ReportError(
             "nothing to report on; give a dataset, a checkpoint, a run, logs, open-loop errors or closed loop"
         )
-    run = None if sources.run is None else open_run(sources.run)
-    logs = [
-        look_at_log(path, parse_scales(sources.gripper_scale)) for path in sources.logs or (run.logs if run else ())
-    ]
-    datasets = sources.datasets or (run.datasets if run else ())
-    datasets = datasets or tuple({found: None for found in (dataset_of_log(e.log) for e in logs) if found is not None})
-    documents = [document for path in sources.open_loop for document in read_open_loop(path)]
-    deployable = sources.checkpoint or (run.deployable if run else None)
-    rolled_out = closed_loop_of(sources.closed_loop, sources.checkpoint, run)
-    examination = _examined(sources, datasets, logs, documents)
-    verdict = conclude(examination, logs, run, decisive(rolled_out, deployable))
-    told = run.gripper_scale if run else None
-    scales = {path: scale_of_dataset(path, sources.gripper_scale, told) for path in datasets}
-    sections = _sections(examination, scales, run, logs, documents, deployable, rolled_out)
-    return verdict, render(_title(sources), _lead(verdict, examination), sections)
+    opened = open_sources(sources, on_progress=on_progress)
+    examination = _examined(opened)
+    verdict = conclude(examination, opened.logs, opened.run, decisive(opened.closed_loop, opened.deployable))
+    return verdict, render(_title(sources), _lead(verdict, examination), _sections(examination, opened))
 
 
-def _examined(
-    sources: Sources,
-    datasets: Sequence[Path],
-    logs: Sequence[LogEvidence],
-    documents: Sequence[Mapping[str, Any]],
-) -> Examination:
+def _examined(opened: Opened) -> Examination:
     """What the doctor says, and what open-loop errors say."""
-    examination = examine(
-        datasets,
-        sources.checkpoint,
-        None,
-        sources.run,
-        [evidence.log.path for evidence in logs],
-        gripper_scale=sources.gripper_scale,
-        closed_loop=sources.closed_loop,
-    )
+    examination, documents = examine_opened(opened), opened.open_loop
     if not documents:
         return examination
     found = [finding for document in documents for finding in open_loop_findings(document, document["checkpoint"])]
@@ -140,70 +98,34 @@ def _examined(
     return Examination({**examination.groups, "open loop": found}, looks)
 
 
-def _sections(
-    examination: Examination,
-    datasets: Mapping[Path, DeclaredScales | None],
-    run: RunFolder | None,
-    logs: Sequence[LogEvidence],
-    documents: Sequence[Mapping[str, Any]],
-    checkpoint: Path | None,
-    rolled_out: Sequence[ClosedLoopEvidence],
-) -> list[Section]:
+def _sections(examination: Examination, opened: Opened) -> list[Section]:
     """Those that something was given for, in reading order."""
-    buffers = {path: ReplayBuffer.open(path, gripper_scale=scale) for path, scale in datasets.items()}
-    first = next(iter(buffers.values()), None)
-    playbacks = (playback_of_log(evidence.log, *buffers.values()) for evidence in logs)
+    run, logs = opened.run, opened.logs
+    buffers = [dataset.buffer for dataset in opened.datasets]
+    playbacks = (playback_of_log(evidence.log, *buffers) for evidence in logs)
     played = [found for found in playbacks if found is not None]
-    if not played and first is not None:
-        played = [playback_of_episode(first, episode) for episode in range(min(EPISODES, first.n_episodes))]
+    if not played and opened.datasets:
+        first = opened.datasets[0]
+        count = min(EPISODES, first.buffer.n_episodes)
+        played = [playback_of_episode(first.buffer, episode, first.camera) for episode in range(count)]
     gripping = [playback for playback in played if playback.commands is not None and (playback.predicted or not logs)]
-    ledger = None if checkpoint is None else ledger_of_checkpoint(checkpoint)
+    weights = None if opened.checkpoint is None else opened.checkpoint.evidence
+    ledger = None if weights is None else weights.ledger
     stages = pooled([evidence.stages for evidence in logs])
     made: list[Section | None] = [findings_section(examination.groups)]
-    made.append(closed_loop_section(rolled_out) if rolled_out else None)
-    for number, (path, buffer) in enumerate(buffers.items()):
-        made.append(data_section(look_at_dataset(path, datasets[path]), buffer, number))
+    made.append(closed_loop_section(opened.closed_loop) if opened.closed_loop else None)
+    for number, dataset in enumerate(opened.datasets):
+        made.append(data_section(dataset.evidence, dataset.buffer, dataset.camera, number))
     made.append(ledger_section(*ledger) if ledger is not None else None)
     made.append(training_section(run) if run is not None and run.metrics else None)
     made.append(gripper_section(gripping, _verdicts(logs)) if gripping else None)
-    made.append(open_loop_section(documents) if documents else None)
-    made.append(horizon_section(run) if run is not None and not documents else None)
+    made.append(open_loop_section(opened.open_loop) if opened.open_loop else None)
+    made.append(horizon_section(run) if run is not None and not opened.open_loop else None)
     made.append(trajectory_section(played) if played else None)
     made.append(latency_section(stages) if stages else None)
     made.append(guard_section([evidence.log for evidence in logs]))
     made.append(replay_section(played) if played else None)
     return [section for section in made if section is not None]
-
-
-def ledger_of_checkpoint(path: Path) -> tuple[Ledger, str] | None:
-    """The ledger that a checkpoint carries, and its title: of its adaptation, else of what training inherited."""
-    provenance = read_checkpoint(path).provenance or {}
-    adaptation = provenance.get("adaptation") or {}
-    if "ledger" in adaptation:
-        source = (adaptation.get("source") or {}).get("name", "its source")
-        return Ledger.from_json(adaptation["ledger"]), f"Adapted from {source}"
-    if "inheritance" in provenance:
-        source = (provenance.get("pretrained") or {}).get("name", "its source")
-        return Ledger.from_json(provenance["inheritance"]), f"Inherited from {source}"
-    return None
-
-
-def read_open_loop(path: Path) -> list[Mapping[str, Any]]:
-    """Reports of scripts/evaluate_open_loop.py --json.
-
-    Raises:
-        ReportError: not there, or something else.
-    """
-    try:
-        reports = json.loads(path.read_text(encoding="utf-8"))["reports"]
-        for report in reports:
-            for needed in ("checkpoint", "scores", "episodes", "shortcomings", "scheduler", "steps", "samples"):
-                report[needed]
-            report["scores"]["policy"]["per_horizon_step"]
-            float(report.get("tolerance_s", 0)), dict((report.get("split") or {}).get("episodes", {}))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ReportError(f"{path}: not the JSON of scripts/evaluate_open_loop.py ({error})") from error
-    return list(reports)
 
 
 def conclude(

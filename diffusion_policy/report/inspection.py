@@ -19,7 +19,7 @@ from diffusion_policy.dataset.verification import verify_content
 from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.report.checkpoint_evidence import look_at_checkpoint
 from diffusion_policy.report.checkpoint_findings import together_findings
-from diffusion_policy.report.dataset_evidence import DatasetEvidence, look_at_dataset, look_at_recordings
+from diffusion_policy.report.dataset_evidence import DatasetEvidence, evidence_of_dataset, look_at_recordings
 from diffusion_policy.report.dataset_findings import dataset_findings
 from diffusion_policy.report.doctor import STYLES
 from diffusion_policy.report.findings import Finding, exit_status
@@ -147,12 +147,12 @@ def inspect_dataset(
         CheckpointError: the checkpoint cannot be read.
     """
     declared = parse_scales(gripper_scale)
-    summary = look_at_dataset(path, declared)
+    buffer, faults = open_for_report(path, declared)
+    steps = steps_of_dataset(buffer, faults)
+    summary = evidence_of_dataset(path, buffer, steps, faults)
     together: list[Finding] = []
     if checkpoint is not None:
         together = together_findings(look_at_checkpoint(checkpoint), summary)
-    buffer, faults = open_for_report(path, declared)
-    steps = steps_of_dataset(buffer, faults)
     compared, looked_at = _in_two_parts(on_progress)
     summary = replace(summary, content=verify_content(buffer, faults, compared))
     return _inspect(steps, summary, together, looked_at)

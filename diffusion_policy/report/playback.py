@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.dataset.replay_buffer import (
     ACTION_KEY,
     GRIPPER_KEY,
@@ -26,6 +27,7 @@ from diffusion_policy.dataset.replay_buffer import (
 )
 from diffusion_policy.images import decode_jpeg
 from diffusion_policy.report.dataset_evidence import episode_slices
+from diffusion_policy.report.steps import ConvertedCamera
 from diffusion_policy.run_log import RunLog
 from diffusion_policy.spec import GRIPPER, SpecError
 
@@ -126,8 +128,14 @@ def gripper_column(dataset: ReplayBuffer, key: str) -> FloatArray | None:
     return None if found is None or found.scale is None else found.scale.to_internal(column)
 
 
-def playback_of_episode(dataset: ReplayBuffer, episode: int) -> Playback:
-    """A recorded episode as a playback: its chunks are what was commanded from each step on."""
+def playback_of_episode(dataset: ReplayBuffer, episode: int, camera: ConvertedCamera | None = None) -> Playback:
+    """A recorded episode as a playback: its chunks are what was commanded from each step on.
+
+    Args:
+        dataset: that holds it.
+        episode: its number.
+        camera: that knows which frames are lost; None: all are there.
+    """
     steps = _steps(dataset, episode)
     numbers: dict[str, FloatArray] = {
         key: dataset.read(key).astype(np.float64)[steps]
@@ -147,7 +155,7 @@ def playback_of_episode(dataset: ReplayBuffer, episode: int) -> Playback:
         recorded=None,
         recorded_positions=None,
         seconds=None if times is None else times - times[0],
-        frame=_reader(dataset, steps),
+        frame=_reader(camera or _camera(dataset), steps),
         predicted=False,
     )
 
@@ -163,11 +171,12 @@ def _steps(dataset: ReplayBuffer, episode: int) -> NDArray[np.int64]:
     return np.arange(found.start, found.stop)
 
 
-def _reader(dataset: ReplayBuffer, steps: NDArray[np.int64]) -> Callable[[int], Frame | None]:
-    if IMAGE_KEY not in dataset or dataset[IMAGE_KEY].ndim != 4:
-        return lambda step: None
-    images = dataset[IMAGE_KEY]
-    return lambda step: np.asarray(images[int(steps[step])], dtype=np.uint8)
+def _camera(dataset: ReplayBuffer) -> ConvertedCamera | None:
+    return ConvertedCamera(FrameFiles(dataset[IMAGE_KEY])) if IMAGE_KEY in dataset.cameras else None
+
+
+def _reader(camera: ConvertedCamera | None, steps: NDArray[np.int64]) -> Callable[[int], Frame | None]:
+    return lambda step: None if camera is None else camera.whole(int(steps[step]))
 
 
 def _decoded(jpeg: bytes | None, where: str) -> Frame | None:

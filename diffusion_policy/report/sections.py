@@ -11,8 +11,7 @@ from plotly.graph_objects import Figure
 
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.adapt.ledger_page import part_of_page
-from diffusion_policy.dataset.frame_files import FrameFiles
-from diffusion_policy.dataset.replay_buffer import ACTION_KEY, IMAGE_KEY, ReplayBuffer
+from diffusion_policy.dataset.replay_buffer import ACTION_KEY, ReplayBuffer
 from diffusion_policy.gripper_events import gripper_events
 from diffusion_policy.report import figures as plot
 from diffusion_policy.report.dataset_evidence import DatasetEvidence, episode_slices
@@ -20,6 +19,7 @@ from diffusion_policy.report.findings import Finding
 from diffusion_policy.report.page import Section, grid, paragraph, picture, place, table
 from diffusion_policy.report.playback import Playback, gripper_column
 from diffusion_policy.report.run_folder import RunFolder
+from diffusion_policy.report.steps import ConvertedCamera
 
 CLASSES = {"ok": "good", "note": "note", "warning": "doubt", "error": "bad"}
 SAMPLE_FRAMES = 8
@@ -60,7 +60,9 @@ def _findings(findings: Sequence[Finding]) -> str:
     return f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>'
 
 
-def data_section(data: DatasetEvidence, buffer: ReplayBuffer, number: int = 0) -> Section:
+def data_section(
+    data: DatasetEvidence, buffer: ReplayBuffer, camera: ConvertedCamera | None, number: int = 0
+) -> Section:
     """Sizes, ranges, the gripper of every episode, and a few frames; `number` counts the datasets of a page."""
     suffix = f"-{number + 1}" if number else ""
     spacing = "unknown" if data.step_seconds is None else f"{data.step_seconds:.3g} s between steps"
@@ -87,23 +89,24 @@ def data_section(data: DatasetEvidence, buffer: ReplayBuffer, number: int = 0) -
         paragraph(f"{data.n_steps} steps in {len(data.lengths)} episodes, {spacing}; {data.path}")
         + grid(*parts)
         + f"<details><summary>Range of each action dimension</summary>{ranges}</details>"
-        + _sample_frames(buffer)
+        + _sample_frames(buffer, camera)
     )
     return Section(f"data{suffix}", "Data quality" + (f" ({number + 1})" if number else ""), body, drawn)
 
 
-def _sample_frames(buffer: ReplayBuffer) -> str:
-    if IMAGE_KEY not in buffer or buffer[IMAGE_KEY].ndim != 4:
+def _sample_frames(buffer: ReplayBuffer, camera: ConvertedCamera | None) -> str:
+    if camera is None:
         return ""
-    frames = FrameFiles(buffer[IMAGE_KEY])
     steps = np.unique(np.linspace(0, buffer.n_steps - 1, SAMPLE_FRAMES).astype(int))
+    frames = ((int(step), camera.whole(int(step))) for step in steps)
     shown = "".join(
         picture(
-            frames.read(int(s), int(s) + 1)[0],
-            f"camera frame of step {s}",
-            f"step {s}, episode {np.searchsorted(buffer.episode_ends, s, side='right')}",
+            frame,
+            f"camera frame of step {step}",
+            f"step {step}, episode {np.searchsorted(buffer.episode_ends, step, side='right')}",
         )
-        for s in steps
+        for step, frame in frames
+        if frame is not None
     )
     return f'<h3>Frames, evenly spread</h3><div class="frames">{shown}</div>'
 

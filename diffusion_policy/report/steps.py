@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,6 +74,13 @@ class ConvertedCamera:
         small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
         return small, size
 
+    def whole(self, step: int) -> ImageArray | None:
+        """The frame (H, W, 3) of a step as it is stored; None if it is lost or does not unpack."""
+        try:
+            return None if step in self.lost else self.frames.read(step, step + 1)[0]
+        except DatasetError:
+            return None
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -132,17 +140,45 @@ class Steps:
         return episode, step - self.slices[episode].start
 
 
+class HeldNumbers(ReplayBuffer):
+    """A dataset whose numbers are read once and held, for checks and pictures that look at them again and again."""
+
+    @cached_property
+    def _held(self) -> dict[str, NDArray[Any]]:
+        return {}
+
+    def read(self, key: str) -> NDArray[Any]:
+        """See `ReplayBuffer.read`; of a vector or a column the same read-only array every time."""
+        if self[key].ndim > 2:
+            return super().read(key)
+        if key not in self._held:
+            self._held[key] = super().read(key)
+            self._held[key].setflags(write=False)
+        return self._held[key]
+
+
 def open_for_report(
-    path: Path | str, gripper_scale: DeclaredScales | None = None
-) -> tuple[ReplayBuffer, list[ChunkFault]]:
+    path: Path | str, gripper_scale: DeclaredScales | None = None, otherwise: DeclaredScales | None = None
+) -> tuple[HeldNumbers, list[ChunkFault]]:
     """Open a dataset that is to be reported on, though frames of it are lost; these are listed.
+
+    Args:
+        path: of the dataset.
+        gripper_scale: that its gripper is stored in, where somebody says so now.
+        otherwise: the same where nobody does and its numbers do not tell.
 
     Raises:
         DatasetError: no dataset there, or a file of numbers is absent or damaged.
+        SpecError: its gripper contradicts the declared scale.
     """
-    buffer = ReplayBuffer.open(path, gripper_scale=gripper_scale, check_files=False)
+    buffer = HeldNumbers.open(path, gripper_scale=gripper_scale, check_files=False)
+    assert isinstance(buffer, HeldNumbers)
     faults = buffer.file_faults()
     buffer.refuse([fault for fault in faults if fault.key not in buffer.cameras])
+    if gripper_scale is None and otherwise is not None:
+        scales = buffer.gripper_scales
+        if scales is not None and scales.unknown:
+            buffer.declare(otherwise)
     return buffer, faults
 
 

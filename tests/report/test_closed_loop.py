@@ -21,6 +21,7 @@ from diffusion_policy.report.closed_loop_findings import closed_loop_findings
 from diffusion_policy.report.doctor import examine
 from diffusion_policy.report.dossier import Sources, make_dossier, write_dossier
 from diffusion_policy.report.run_folder import closed_loop_of, open_run
+from diffusion_policy.report.sources import OpenedCheckpoint
 
 HELD = "the policy commands no gripper: held at 1"
 WORKS = "1" * 26 + "c" * 10 + "d" * 4
@@ -127,8 +128,7 @@ def test_a_policy_that_works_without_latency_is_only_warned_of_with(tmp_path: Pa
 
 def without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """The checkpoints of these runs are none; only their hash is looked at."""
-    monkeypatch.setattr("diffusion_policy.report.doctor._checkpoint", lambda path: (None, []))
-    monkeypatch.setattr("diffusion_policy.report.dossier.ledger_of_checkpoint", lambda path: None)
+    monkeypatch.setattr("diffusion_policy.report.sources.open_checkpoint", lambda path: OpenedCheckpoint(path, None))
 
 
 def test_closed_loop_comes_first_in_the_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
