@@ -6,7 +6,7 @@
      "run_state": {...}, "provenance": {...}}                               # ours; the users' code base ignores them
 
 A checkpoint is untrusted: its pickle goes through `safe_pickle`, its config may refer to its own entries and do
-sums but nothing else, and only the classes listed here are built from it.
+sums but nothing else, and only the classes of `policy.registry` and the samplers listed here are built from it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from diffusion_policy import safe_pickle
 from diffusion_policy.commands import command
+from diffusion_policy.policy.registry import POLICY_TARGETS
 from diffusion_policy.resolvers import check_interpolations, register_resolvers
 from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.tensor_file import TensorFileError, read_torch
@@ -35,16 +36,13 @@ from diffusion_policy.tensor_file.saving import Portable, save_torch_zip
 from diffusion_policy.tensor_file.wrapped_names import wrapping_of
 
 if TYPE_CHECKING:
-    from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+    from diffusion_policy.policy.contract import PolicyModule
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = ("model", "ema_model")
 NORMALIZER = "normalizer."
 ACTION_SCALE = f"{NORMALIZER}params_dict.action.scale"
-POLICY_TARGET = (
-    "diffusion_policy.policy.diffusion_transformer_hybrid_image_policy.DiffusionTransformerHybridImagePolicy"
-)
 SCHEDULER_TARGETS = tuple(
     f"{module}.{name}"
     for module, name in (
@@ -269,7 +267,7 @@ def write_checkpoint(
         raise CheckpointError(str(error)) from error
 
 
-def build_policy(cfg: DictConfig | Mapping[str, Any]) -> DiffusionTransformerHybridImagePolicy:
+def build_policy(cfg: DictConfig | Mapping[str, Any]) -> PolicyModule:
     """The policy that `cfg.policy` describes, with fresh weights and an empty normaliser.
 
     Raises:
@@ -282,7 +280,7 @@ def build_policy(cfg: DictConfig | Mapping[str, Any]) -> DiffusionTransformerHyb
 
 def load_policy(
     source: str | Path | Checkpoint, which: str = "ema_model", device: str | torch.device = "cpu"
-) -> DiffusionTransformerHybridImagePolicy:
+) -> PolicyModule:
     """The policy of a checkpoint, the users' or our own, with the weights `which`, on `device`, in eval mode.
 
     Args:
@@ -344,7 +342,7 @@ def _policy_options(cfg: DictConfig | Mapping[str, Any]) -> tuple[type, dict[str
     scheduler = options.get("noise_scheduler")
     if not isinstance(scheduler, dict):
         raise CheckpointError("cfg.policy.noise_scheduler is missing; expected a sampler of diffusers by its _target_.")
-    kind, options = _allowed_class(options, (POLICY_TARGET,), "cfg.policy")
+    kind, options = _allowed_class(options, POLICY_TARGETS, "cfg.policy")
     sampler = _allowed_class(scheduler, SCHEDULER_TARGETS, "cfg.policy.noise_scheduler")
     return kind, {**options, "noise_scheduler": _constructed(*sampler)}
 

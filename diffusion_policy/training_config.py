@@ -39,6 +39,10 @@ NEVER_FILLED = frozenset({
     "_target_", "task", "shape_meta", "policy", "horizon", "n_obs_steps", "n_action_steps", "dataset_obs_steps",
     "obs_as_cond", "past_action_visible", "keypoint_visible_rate",
 })  # fmt: skip
+
+
+# The learning rate, under this project's name and under that of torch's constructor.
+RATES = ("optimizer.learning_rate", "optimizer.lr")
 # Built by constructors, whose own defaults count for options that are absent.
 FILLED_AS_A_WHOLE = frozenset({"ema"})
 
@@ -105,8 +109,18 @@ def _fill(theirs: dict[Any, Any], ours: Mapping[Any, Any], prefix: str, filled: 
         if key not in theirs:
             theirs[key] = copy.deepcopy(value)
             filled.append(f"{prefix}{key}")
-        elif isinstance(value, dict) and isinstance(theirs[key], dict) and key not in FILLED_AS_A_WHOLE:
+        elif isinstance(value, dict) and isinstance(theirs[key], dict) and not _is_built(key, theirs[key]):
             _fill(theirs[key], value, f"{prefix}{key}.", filled)
+
+
+def _is_built(key: str, section: Mapping[Any, Any]) -> bool:
+    """Whether a constructor's own defaults count for options that are absent."""
+    return key in FILLED_AS_A_WHOLE or "_target_" in section
+
+
+def rate_setting(cfg: DictConfig) -> str:
+    """Which entry of a config is its learning rate."""
+    return next((name for name in RATES if OmegaConf.select(cfg, name) is not None), RATES[0])
 
 
 @cache

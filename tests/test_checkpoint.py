@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy import checkpoint as checkpoint_module
 from diffusion_policy.checkpoint import (
-    POLICY_TARGET,
     CheckpointError,
     build_policy,
     load_policy,
@@ -24,6 +23,7 @@ from diffusion_policy.checkpoint import (
     write_checkpoint,
 )
 from diffusion_policy.model.normalizer import SingleFieldLinearNormalizer
+from diffusion_policy.policy.registry import POLICY_TARGETS
 from diffusion_policy.resolvers import InterpolationError, register_resolvers
 
 HARMLESS_GLOBALS = {
@@ -52,7 +52,7 @@ def cfg():
             "n_obs_steps": 2,
             "n_latency_steps": 0,
             "policy": {
-                "_target_": POLICY_TARGET,
+                "_target_": POLICY_TARGETS[0],
                 "shape_meta": {
                     "obs": {
                         "image": {"shape": [3, 40, 48], "type": "rgb"},

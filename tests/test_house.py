@@ -187,6 +187,26 @@ def test_weights_and_pickles_have_one_reader() -> None:
     assert not offences, "\n".join(offences)
 
 
+# Where a policy class may be named: its own rooms, and the names under which old files know a workspace.
+ROOMS_OF_POLICIES = ("diffusion_policy/policy/", "diffusion_policy/model/")
+NAMES_OF_POLICIES = re.compile(
+    r"input_emb\b|down_modules|Diffusion(?:Transformer|Unet)\w*Policy|diffusion_(?:transformer|unet)_hybrid_image_policy"
+    r"|TransformerForDiffusion|ConditionalUnet1D|POLICY_TARGETS\[|FastDenoiser|is_foldable"
+)
+
+
+def test_nothing_but_its_own_room_knows_a_policy_class() -> None:
+    """What trains, adapts, serves or judges a policy asks the contract and the registry, never for a class."""
+    offences = [
+        f"{where(path)}:{number}: {found[0]}; ask policy.contract or policy.registry"
+        for path in [*python_files("diffusion_policy", "scripts"), REPOSITORY / "train.py"]
+        if not where(path).startswith(ROOMS_OF_POLICIES)
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if (found := NAMES_OF_POLICIES.search(line))
+    ]
+    assert not offences, "\n".join(offences)
+
+
 def spoken_files() -> list[Path]:
     tracked = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],

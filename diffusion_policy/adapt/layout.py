@@ -1,9 +1,4 @@
-"""Which tensor of the robot policy has which named axis, and what a config calls the slots along it.
-
-The tensors say how wide an axis is; the config says what its slots are. With both, growth needs no indices: "the target
-has a slot ``gripper`` along ``sample`` that the source has not". The same table says which init keeps the function:
-columns of an input projection start at zero, rows of an output projection may be anything.
-"""
+"""Named axes of the robot policy's tensors: the table that its class brings, with the slots that a config tells."""
 
 from __future__ import annotations
 
@@ -15,41 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.rules import glob_regex
-from diffusion_policy.adapt.slots import Names
+from diffusion_policy.policy.registry import class_of_options
+from diffusion_policy.policy.tensor_axes import NamedTensor, Names
 from diffusion_policy.resolvers import register_resolvers
-from diffusion_policy.spec import StepSpec, read_shape_meta
-
-IMAGE_FEATURES = 64
-
-
-@dataclass(frozen=True)
-class NamedTensor:
-    """Axes of the tensors whose names match a glob.
-
-    Attributes:
-        pattern: glob of state_dict keys.
-        axes: dimension -> name of its axis.
-        init: as written in a rules file, for slots that are new; "recompute" for buffers that follow from the config.
-    """
-
-    pattern: str
-    axes: Mapping[int, str]
-    init: Any
-
-
-ROBOT_TENSORS = (
-    NamedTensor("model.input_emb.weight", {1: "sample"}, "zeros"),
-    NamedTensor("model.head.weight", {0: "sample"}, {"normal": 0.02}),
-    NamedTensor("model.head.bias", {0: "sample"}, "zeros"),
-    NamedTensor("model.cond_obs_emb.weight", {1: "features"}, "zeros"),
-    NamedTensor("model.pos_emb", {1: "position"}, {"normal": 0.02}),
-    NamedTensor("model.cond_pos_emb", {1: "condition"}, {"normal": 0.02}),
-    NamedTensor("normalizer.params_dict.action.*", {0: "action"}, "target"),
-    NamedTensor("model.mask", {0: "position", 1: "position"}, "recompute"),
-    NamedTensor("model.memory_mask", {0: "position", 1: "condition"}, "recompute"),
-    NamedTensor("obs_encoder.*.pos_x", {}, "recompute"),
-    NamedTensor("obs_encoder.*.pos_y", {}, "recompute"),
-)
+from diffusion_policy.spec import read_shape_meta
 
 
 @dataclass(frozen=True)
@@ -91,30 +55,15 @@ def policy_config(cfg: DictConfig) -> dict[str, Any]:
 def robot_layout(cfg: DictConfig) -> Layout:
     """The layout of the robot policy that a config describes."""
     policy = policy_config(cfg)
+    tensors = class_of_options(policy).tensors
     spec = read_shape_meta(policy["shape_meta"])
-    features = feature_names(spec)
-    obs_as_cond, time_as_cond = policy.get("obs_as_cond", True), policy.get("time_as_cond", True)
-    positions = tuple(f"step{index}" for index in range(policy["horizon"]))
-    observed = tuple(f"obs{index}" for index in range(policy["n_obs_steps"])) if obs_as_cond else ()
     slots = {
         "action": spec.action_names,
-        "sample": spec.action_names if obs_as_cond else (*spec.action_names, *features),
-        "features": features,
-        "position": positions if time_as_cond else ("time", *positions),
-        "condition": ("time", *observed) if time_as_cond else observed,
+        **tensors.slots(policy, spec),
         **{obs_field.key: obs_field.names for obs_field in spec.low_dim},
     }
     states = tuple(
         NamedTensor(f"normalizer.params_dict.{obs_field.key}.*", {0: obs_field.key}, "target")
         for obs_field in spec.low_dim
     )
-    return Layout(slots, (*ROBOT_TENSORS, *states))
-
-
-def feature_names(spec: StepSpec) -> Names:
-    """Names of the observation encoder's output: per key in order, 64 numbers of an image, or the names of a state."""
-    names: list[str] = []
-    for obs_field in spec.obs:
-        own = map(str, range(IMAGE_FEATURES)) if obs_field.kind == "rgb" else obs_field.names
-        names.extend(f"{obs_field.key}.{name}" for name in own)
-    return tuple(names)
+    return Layout(slots, (*tensors.named, *states))

@@ -208,9 +208,9 @@ class _Planner:
         elif any(slot.changes for slot in slots):
             changed = tuple(slot for slot in slots if slot.changes)
             init = rule.init.describe() if any(slot.new for slot in changed) else ""
-            self._add(key, "grown", str(rule), source=name, slots=changed, init=init)
+            self._add(key, "grown", rule.of(key), source=name, slots=changed, init=init)
         else:
-            self._add(key, "copied", f"{SAME}; nothing to {rule}", source=name)
+            self._add(key, "copied", f"{SAME}; nothing to {rule.of(key)}", source=name)
 
     def _slot_maps(self, rule: Rule, key: str, name: str) -> tuple[SlotMap, ...] | str:
         """Slot maps of the axes that the rule or the layouts name; or why they do not fit."""

@@ -24,7 +24,7 @@ from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.layout import policy_config, robot_layout
 from diffusion_policy.adapt.slots import Names
 from diffusion_policy.checkpoint import build_policy
-from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.policy.contract import DenoisingPolicy, PolicyModule
 from diffusion_policy.spec import StepSpec, read_shape_meta
 
 TOLERANCE = 1e-5
@@ -124,8 +124,8 @@ class _Side:
         self.spec: StepSpec = read_shape_meta(options["shape_meta"])
         self.n_obs_steps: int = options["n_obs_steps"]
         self.sample = robot_layout(cfg).slots["sample"]
-        self.length: int = options["n_action_steps"] if options.get("pred_action_steps_only") else options["horizon"]
         self.policy = _policy(cfg, state)
+        self.length = self.policy.sequence_length
         self.statistics = {
             field.key: tuple(
                 state[f"normalizer.params_dict.{field.key}.input_stats.{bound}"].float() for bound in ("min", "max")
@@ -177,7 +177,7 @@ def _noise(shared: Mapping[str, Tensor], side: _Side, known: Names, rows: int, g
     return noise
 
 
-def _policy(cfg: DictConfig, state: Mapping[str, Tensor]) -> DiffusionTransformerHybridImagePolicy:
+def _policy(cfg: DictConfig, state: Mapping[str, Tensor]) -> PolicyModule:
     fixed = copy.deepcopy(cfg)
     with open_dict(fixed):
         fixed.policy.eval_fixed_crop = True  # a random crop would differ between the two for its own sake
@@ -187,6 +187,8 @@ def _policy(cfg: DictConfig, state: Mapping[str, Tensor]) -> DiffusionTransforme
     policy.load_state_dict(dict(state), assign=True)
     assert not any(tensor.is_meta for tensor in (*policy.parameters(), *policy.buffers()))
     policy.eval()
+    if not isinstance(policy, DenoisingPolicy):
+        return policy
     # Not DDIMScheduler.from_config: it imports every scheduler of diffusers to compare their options.
     known = inspect.signature(DDIMScheduler.__init__).parameters
     options = {name: value for name, value in policy.noise_scheduler.config.items() if name in known}

@@ -15,8 +15,8 @@ A rules file is a YAML mapping::
       - fresh: model.decoder.layers.8.*               # target names that the source lacks
         init: target                                  # zeros, target (default), {normal: 0.02}
       - strip: model.head.*                           # names that both have: the source's is left out, a new one starts
-      - grow: model.input_emb.weight                  # names that both have, of other slots
-        axes: {1: action}                             # optional where the family knows its axes; `first`: by position
+      - grow: model.head.weight                       # names that both have, of other slots
+        axes: {0: action}                             # optional where the family knows its axes; `first`: by position
         init: zeros                                   # of new slots: zeros, target, mean, {normal: std}, {copy: slot}
       - copy: obs_encoder.obs_nets.wrist.*            # target names, filled from other source names
         from: obs_encoder.obs_nets.image.*
@@ -111,7 +111,14 @@ class Rule:
     def __str__(self) -> str:
         if self.kind == "rename":
             return "rename wrappers" if self.every else f"rename {self.patterns[0]!r} to {self.to!r}"
-        text = f"{self.kind} {', '.join(self.patterns)}"
+        return self._text(", ".join(self.patterns))
+
+    def of(self, key: str) -> str:
+        """The rule in words, with the one pattern that matches a name."""
+        return self._text(next((one for one in self.patterns if glob_regex(one).fullmatch(key)), self.patterns[0]))
+
+    def _text(self, names: str) -> str:
+        text = f"{self.kind} {names}"
         text += f" from {self.source}" if self.source else ""
         return f"{text} ({self.why})" if self.why else text
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from diffusion_policy.env_runner.simulator import FloatArray, RawStep, Simulator
-from diffusion_policy.policy.noise import DenoisingPolicy, initial_noise, noise_seed
+from diffusion_policy.policy.noise import initial_noise, noise_seed
 from diffusion_policy.policy.quaternion_side import QuaternionSide, quaternion_columns
 from diffusion_policy.spec import StepSpec, policy_observation
 
@@ -61,7 +61,7 @@ class Actor(Protocol):
         """One answer for each question, in order."""
 
 
-class ActingPolicy(DenoisingPolicy, Protocol):
+class ActingPolicy(Protocol):
     """What a policy must offer to act here."""
 
     spec: StepSpec

@@ -34,8 +34,8 @@ from diffusion_policy.evaluate.episode_choice import EpisodeChoice, choose_episo
 from diffusion_policy.evaluate.writing import EvaluateError
 from diffusion_policy.gripper_events import control_period
 from diffusion_policy.gripper_scale import CONFIG_KEY
+from diffusion_policy.policy.contract import PolicyModule
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER, Sampler, sampler_note, sampler_of_training
-from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.policy.noise import initial_noise
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.run_log import LogStep, write_inference_log
@@ -77,7 +77,7 @@ class RecordedEpisodes:
 
     def __init__(
         self,
-        policy: DiffusionTransformerHybridImagePolicy,
+        policy: PolicyModule,
         zarr_path: str | Path | Sequence[str | Path],
         n_latency_steps: int = 0,
         gripper_scale: ScaleSetting = None,

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
-class DenoisingPolicy(Protocol):
-    """What the noise of a policy depends on."""
-
-    model: Any
+@runtime_checkable
+class SampledPolicy(Protocol):
+    """What the noise of a policy depends on; a policy that starts from none lacks it."""
 
     @property
-    def sequence_length(self) -> int:
-        """Steps of a sample."""
+    def sample_shape(self) -> tuple[int, int]:
+        """(steps, width) of a sample."""
 
 
 def noise_seed(seed: int, episode: int, request: int) -> int:
@@ -25,11 +24,18 @@ def noise_seed(seed: int, episode: int, request: int) -> int:
     return int(np.random.SeedSequence([seed, episode, request]).generate_state(1)[0])
 
 
-def window_noise(policy: DenoisingPolicy, generator: torch.Generator) -> Tensor:
-    """Noise (T, width of a sample) of one window, drawn where the generator is."""
-    return torch.randn((policy.sequence_length, policy.model.input_emb.in_features), generator=generator)
+def window_noise(policy: object, generator: torch.Generator) -> Tensor | None:
+    """Noise (T, width of a sample) of one window, drawn where the generator is; None if the policy starts from none."""
+    if not isinstance(policy, SampledPolicy):
+        return None
+    return torch.randn(policy.sample_shape, generator=generator)
 
 
-def initial_noise(policy: DenoisingPolicy, seeds: Sequence[int]) -> Tensor:
-    """Noise (B, T, width of a sample) of B windows, one seed each, drawn on the CPU whatever the device."""
-    return torch.stack([window_noise(policy, torch.Generator().manual_seed(seed)) for seed in seeds])
+def initial_noise(policy: object, seeds: Sequence[int]) -> Tensor | None:
+    """Noise (B, T, width of a sample) of B windows, one seed each, drawn on the CPU whatever the device.
+
+    None if the policy starts from none.
+    """
+    drawn = [window_noise(policy, torch.Generator().manual_seed(seed)) for seed in seeds]
+    known = [noise for noise in drawn if noise is not None]
+    return torch.stack(known) if known else None

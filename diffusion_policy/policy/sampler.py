@@ -13,21 +13,25 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
 from diffusion_policy.policy import SCHEDULER_NAMES
-from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.policy.contract import DenoisingPolicy, Policy
 from diffusion_policy.policy.observation_batch import PolicyError
 
 _CLASSES = (DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler)
 SCHEDULERS: dict[str, Any] = dict(zip(SCHEDULER_NAMES, _CLASSES, strict=True))
 
 
-def set_sampler(policy: DiffusionTransformerHybridImagePolicy, scheduler: str, steps: int) -> None:
+def set_sampler(policy: Policy, scheduler: str, steps: int) -> None:
     """Replace the policy's scheduler by another over the same noise levels, and set its number of steps.
+
+    A policy that does not denoise has no sampler, and stays as it is.
 
     Raises:
         PolicyError: no such scheduler, or a number of steps outside 1 to the steps of training.
     """
     if scheduler not in SCHEDULERS:
         raise PolicyError(f"no scheduler {scheduler!r}; expected one of {', '.join(SCHEDULERS)}")
+    if not isinstance(policy, DenoisingPolicy):
+        return
     trained = int(policy.noise_scheduler.config.num_train_timesteps)
     if not 1 <= steps <= trained:
         raise PolicyError(f"{steps} denoising steps; expected 1 to the {trained} of training")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,14 @@ from torch import Tensor
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
 from diffusion_policy.dataset.split import Split, split_of
+from diffusion_policy.policy.registry import policy_classes
 from diffusion_policy.report import ReportError
 from diffusion_policy.resolvers import check_interpolations, register_resolvers
 from diffusion_policy.spec import GRIPPER, Layout, StepSpec, layout_from_range, read_shape_meta
 
-HEAD, INPUT = "model.head.weight", "model.input_emb.weight"
+# Weights through which a sample leaves and enters the denoiser, by policy class.
+HEADS = tuple(kind.tensors.head for kind in policy_classes())
+ENTRIES = tuple(kind.tensors.entry for kind in policy_classes())
 STATISTICS = "normalizer.params_dict."
 
 
@@ -97,8 +100,8 @@ def look_at_checkpoint(path: str | Path, checkpoint: Checkpoint | None = None) -
     return CheckpointEvidence(
         path=str(path),
         spec=spec,
-        head_width=(_width(model, HEAD, 0), _width(average, HEAD, 0)),
-        input_width=(_width(model, INPUT, 1), _width(average, INPUT, 1)),
+        head_width=(_width(model, HEADS, 0), _width(average, HEADS, 0)),
+        input_width=(_width(model, ENTRIES, 1), _width(average, ENTRIES, 1)),
         epoch=checkpoint.pickles.get("epoch"),
         updates=checkpoint.pickles.get("global_step"),
         not_finite=tuple(
@@ -157,8 +160,13 @@ def read_config(path: Path) -> DictConfig:
     return config
 
 
-def _width(state: Mapping[str, Tensor], key: str, axis: int) -> int | None:
-    return state[key].shape[axis] if key in state else None
+def _first(state: Mapping[str, Tensor], keys: Sequence[str]) -> Tensor | None:
+    return next((state[key] for key in keys if key in state), None)
+
+
+def _width(state: Mapping[str, Tensor], keys: Sequence[str], axis: int) -> int | None:
+    found = _first(state, keys)
+    return None if found is None else found.shape[axis]
 
 
 def _statistics(state: Mapping[str, Tensor]) -> dict[str, Statistics]:
@@ -194,10 +202,11 @@ def _distance(model: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> flo
 
 
 def _gripper_row(state: Mapping[str, Tensor], spec: StepSpec | None) -> float | None:
-    if spec is None or GRIPPER not in spec.action_names or HEAD not in state:
+    head = _first(state, HEADS)
+    if spec is None or GRIPPER not in spec.action_names or head is None:
         return None
     row = spec.action_names.index(GRIPPER)
-    return float(state[HEAD][row].abs().max()) if row < len(state[HEAD]) else None
+    return float(head[row].abs().max()) if row < len(head) else None
 
 
 def _ledger(provenance: Mapping[str, Any]) -> tuple[Ledger, str] | None:

@@ -16,6 +16,7 @@ from diffusion_policy.report import ReportError
 from diffusion_policy.report.checkpoint_evidence import spec_of
 from diffusion_policy.report.run_folder import RunFolder, command_line
 from diffusion_policy.spec import StepSpec
+from diffusion_policy.training_config import RATES, rate_setting
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class ConfigEvidence:
         device_exists: whether this machine has it.
         finished: whether it is the config of a run that was made, whose files may have moved since.
         started_with: words of the command line that trains it.
+        rate_setting: the entry that holds the learning rate.
     """
 
     name: str
@@ -55,6 +57,7 @@ class ConfigEvidence:
     device_exists: bool
     finished: bool = False
     started_with: tuple[str, ...] = ()
+    rate_setting: str = RATES[0]
 
     def again(self, *changes: str) -> str:
         """The command line that trains this config with other settings."""
@@ -90,7 +93,8 @@ def look_at_config(
         pretrained=pretrained,
         pretrained_exists=pretrained is not None and Path(pretrained).is_file(),
         load_weights=_select(config, "pretrained.load_weights") is not False,
-        learning_rate=_number(_select(config, "optimizer.learning_rate")),
+        learning_rate=_number(_select(config, rate_setting(config))),
+        rate_setting=rate_setting(config),
         warm_up=_whole(_select(config, "training.lr_warmup_steps")),
         epochs=_whole(_select(config, "training.num_epochs")),
         batch_size=_whole(_select(config, "dataloader.batch_size")),

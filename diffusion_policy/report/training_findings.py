@@ -14,6 +14,7 @@ from diffusion_policy.report.findings import Finding, Severity, ok, run_checks
 from diffusion_policy.report.run_folder import RunFolder
 from diffusion_policy.report.training_evidence import ConfigEvidence, config_of_run
 from diffusion_policy.spec import POSE_GRIPPER
+from diffusion_policy.training_config import RATES
 
 # Learning rates of Adam outside these taught no released policy of this kind.
 LOWEST_RATE, HIGHEST_RATE = 1e-6, 1e-3
@@ -120,7 +121,7 @@ def learning_rate(planned: Planned) -> Finding | None:
     said = f"the learning rate is {config.learning_rate:g}"
     if not LOWEST_RATE <= config.learning_rate <= HIGHEST_RATE:
         evidence = f"{said}, outside {LOWEST_RATE:g} to {HIGHEST_RATE:g}"
-        again = config.again("optimizer.learning_rate=1e-4")
+        again = config.again(f"{config.rate_setting}=1e-4")
         return Finding("learning-rate", "error", evidence, "1e-4 trains this policy", again, config.name)
     return ok("learning-rate", said, config.name)
 
@@ -240,7 +241,7 @@ def loss_before_first_update(run: RunFolder) -> Finding | None:
 
 def rate_reached(run: RunFolder) -> Finding | None:
     """Whether the learning rate that was asked for was reached."""
-    wanted = run.flat_config().get("optimizer.learning_rate")
+    wanted = next((rate for name in RATES if (rate := run.flat_config().get(name)) is not None), None)
     rates = [rate for _, rate in run.curve("lr")]
     if not isinstance(wanted, (int, float)) or not rates or run.unfinished:
         return None

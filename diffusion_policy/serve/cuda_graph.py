@@ -10,14 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffusion_policy.serve.fast_denoiser import FastDenoiser
+from diffusion_policy.policy.contract import RecordableDenoiser
 
 # Kernels are chosen and workspaces taken in the first calls, which must not be recorded.
 _WARM_UP_CALLS = 3
 
 
 class GraphedDenoiser:
-    """A :class:`FastDenoiser` on a CUDA device, its step replayed as a graph.
+    """A denoiser on a CUDA device, its step replayed as a graph.
 
     Args:
         denoiser: on a CUDA device; its timesteps are set.
@@ -27,7 +27,7 @@ class GraphedDenoiser:
         RuntimeError: the step cannot be recorded on this device.
     """
 
-    def __init__(self, denoiser: FastDenoiser, timestep: int) -> None:
+    def __init__(self, denoiser: RecordableDenoiser, timestep: int) -> None:
         self._denoiser = denoiser
         self._sample = torch.zeros(denoiser.sample_shape, device=denoiser.device)
         denoiser.set_time(timestep)

@@ -34,13 +34,13 @@ from diffusion_policy.commands import command
 from diffusion_policy.cores import CpuTimes
 from diffusion_policy.images import resize_frame
 from diffusion_policy.model.arithmetic import multiplies_bf16
+from diffusion_policy.policy.contract import Policy, PolicyModule
 from diffusion_policy.policy.default_sampler import Sampler, sampler_note, sampler_of_training
-from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.policy.noise import window_noise
 from diffusion_policy.policy.quaternion_side import QuaternionSide
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.serve.compute_threads import ComputeThreads
-from diffusion_policy.serve.fast_path import UNSUPPORTED, FastPath, is_accelerable
+from diffusion_policy.serve.fast_path import FastPath
 from diffusion_policy.serve.images import decode_image
 from diffusion_policy.serve.protocol import Observation
 from diffusion_policy.serve.settings import EngineSettings, ServeError
@@ -114,7 +114,7 @@ class PolicyEngine:
         threads: judged again before each answer; None: torch's number stays as it is.
     """
 
-    policy: DiffusionTransformerHybridImagePolicy
+    policy: PolicyModule
     settings: EngineSettings
     max_pixels: int = 4096 * 2160
     identity: dict[str, Any] = field(default_factory=dict)
@@ -140,7 +140,7 @@ class PolicyEngine:
         self._camera = spec.rgb[0]
         self._side = QuaternionSide.of(spec, self.policy.normalizer)
         self._decoders = ThreadPoolExecutor(self.n_obs_steps, "decode")  # frames of a request side by side
-        self._fast = FastPath(self.policy, self.settings) if self._takes_the_fast_path() else None
+        self._fast = FastPath.of(self.policy, self.settings) if self._takes_the_fast_path() else None
 
     def _takes_the_fast_path(self) -> bool:
         """Whether it is asked for and possible; ServeError where an option needs it and the policy cannot take it."""
@@ -149,11 +149,12 @@ class PolicyEngine:
                 "engine.precision is bfloat16, but this device has no instructions for it: emulated, it is many times "
                 "slower than float32"
             )
-        if not self.settings.fast or is_accelerable(self.policy):
+        why_not = self.policy.lacks("fast_engine")
+        if not self.settings.fast or why_not is None:
             return self.settings.fast
         if self.settings.warm_start or self.settings.precision != "float32":
-            raise ServeError(f"engine.warm_start and engine.precision need the fast path, and {UNSUPPORTED}")
-        logger.warning("served by the plain path: %s", UNSUPPORTED)
+            raise ServeError(f"engine.warm_start and engine.precision need the fast path, but of this policy {why_not}")
+        logger.warning("served by the plain path: of this policy %s", why_not)
         return False
 
     @classmethod
@@ -196,14 +197,16 @@ class PolicyEngine:
         if self.threads is not None:
             self.threads.judge_again()
         generator = torch.Generator().manual_seed(seed)
-        noise = window_noise(self.policy, generator)[None]
+        drawn = window_noise(self.policy, generator)
+        noise = None if drawn is None else drawn[None]
         if self._fast is None:
             sequence, encoded = self._answer_plainly(observation, noise, generator, stages), self.n_obs_steps
         else:
+            assert noise is not None
             features, encoded = self._features(self._fast, observation, stages)
             with stages.measure("denoise"):
                 sequence = self._fast.denoise(features, noise, generator, remainder, stages.check)
-        first = 0 if self.policy.pred_action_steps_only else self.n_obs_steps - 1
+        first = self.policy.first_executed
         chunk = sequence.double().cpu().numpy()
         return Inference(chunk[first : first + self.n_action_steps], chunk, first, encoded, torch.get_num_threads())
 
@@ -230,7 +233,7 @@ class PolicyEngine:
         return torch.cat([features for key in keys if (features := known[key]) is not None]), len(unseen)
 
     def _answer_plainly(
-        self, observation: Observation, noise: Tensor, generator: torch.Generator, stages: Stages
+        self, observation: Observation, noise: Tensor | None, generator: torch.Generator, stages: Stages
     ) -> Tensor:
         """As training evaluates: the whole policy, nothing kept; (T, Da)."""
         with stages.measure("decode"):
@@ -239,11 +242,8 @@ class PolicyEngine:
             prepared = self.prepare(frames, self._turned(observation.states))
         with stages.measure("denoise"):
             batch = {key: torch.from_numpy(value)[None] for key, value in prepared.items()}
-            before_step = self.policy.model.register_forward_pre_hook(lambda *_: stages.check())
-            try:
-                return self.policy.predict_action(batch, initial_noise=noise, generator=generator)["action_pred"][0]
-            finally:
-                before_step.remove()
+            answer = self.policy.predict_action(batch, noise, generator, before_step=stages.check)
+            return answer["action_pred"][0]
 
     def decode(self, observation: Observation, step: int) -> ImageArray:
         """The frame of one step, RGB; ProtocolError if it is none."""
@@ -353,7 +353,7 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _normalizer_hash(policy: DiffusionTransformerHybridImagePolicy) -> str:
+def _normalizer_hash(policy: Policy) -> str:
     """SHA-256 over the normaliser's names and numbers."""
     digest = hashlib.sha256()
     for name, value in sorted(policy.normalizer.state_dict().items()):

@@ -1,7 +1,7 @@
 """A trained policy, run for one robot: what was computed before is not computed again.
 
 * A step's features are kept by its content (image and state), so a frame that two requests share is encoded once.
-* The denoiser's condition is folded once a request, its time token once for all (``fast_denoiser``).
+* The denoiser's condition is folded once a request, its time token once for all (``model.diffusion.fast_denoiser``).
 * Steps of the sequence that no executed one depends on are not denoised (causal attention, samplers without noise).
 * Convolutions run in the memory layout that suits them, in bfloat16 if asked for; the spatial softmax, whose sums
   decide where a keypoint is, stays float32.
@@ -17,7 +17,7 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,21 +27,13 @@ from torch import Tensor, nn
 
 from diffusion_policy.host_memory import keep_freed_memory
 from diffusion_policy.model.arithmetic import use_fast_layers
-from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.policy.contract import AcceleratedPolicy, Denoiser, Policy, RecordableDenoiser
 from diffusion_policy.policy.observation_batch import observation_batch
 from diffusion_policy.serve.cuda_graph import GraphedDenoiser
-from diffusion_policy.serve.fast_denoiser import CompiledDenoiser, FastDenoiser, WholeDenoiser, is_foldable
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.spec import ImageArray
 
 logger = logging.getLogger(__name__)
-
-UNSUPPORTED = "its observations are no condition (obs_as_cond False), or its crops are random (eval_fixed_crop False)"
-
-
-def is_accelerable(policy: DiffusionTransformerHybridImagePolicy) -> bool:
-    """Whether a policy's features depend on the frame alone, and are a condition."""
-    return policy.obs_as_cond and (policy.crop_shape is None or policy.eval_fixed_crop)
 
 
 def is_cuda(device: torch.device) -> bool:
@@ -52,11 +44,16 @@ def is_cuda(device: torch.device) -> bool:
 class FastPath:
     """The accelerated halves of ``predict_action``: :meth:`encode` and :meth:`denoise`.
 
-    The policy must be accelerable.
+    The policy must not lack the fast engine: its features depend on the frame alone, and are a condition.
     """
 
-    def __init__(self, policy: DiffusionTransformerHybridImagePolicy, settings: EngineSettings) -> None:
-        assert is_accelerable(policy), UNSUPPORTED
+    @classmethod
+    def of(cls, policy: Policy, settings: EngineSettings) -> FastPath:
+        """For any policy that does not lack it."""
+        assert policy.lacks("fast_engine") is None
+        return cls(cast(AcceleratedPolicy, policy), settings)
+
+    def __init__(self, policy: AcceleratedPolicy, settings: EngineSettings) -> None:
         self._policy = policy
         self._warm_start = settings.warm_start
         self._dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
@@ -86,18 +83,13 @@ class FastPath:
         """Whether a denoising step is launched as a whole."""
         return isinstance(self._denoiser, GraphedDenoiser)
 
-    def _build_denoiser(self, settings: EngineSettings) -> FastDenoiser | GraphedDenoiser | WholeDenoiser:
-        """The fastest one that the model and the device allow."""
+    def _build_denoiser(self, settings: EngineSettings) -> Denoiser | GraphedDenoiser:
+        """The fastest one that the policy and the device allow."""
         policy = self._policy
-        if not is_foldable(policy.model):
-            return WholeDenoiser(policy.model)
-        length = policy.sequence_length
-        rows = self.denoised_steps if self.denoised_steps < length else None
-        suits = CompiledDenoiser.suits(policy.model, settings.precision)
-        kind = CompiledDenoiser if suits else FastDenoiser
-        denoiser = kind(policy.model, length, settings.precision, rows)
+        rows = self.denoised_steps if self.denoised_steps < policy.sequence_length else None
+        denoiser = policy.make_denoiser(settings.precision, rows)
         denoiser.set_timesteps(policy.noise_scheduler.timesteps)
-        if not is_cuda(policy.device) or not settings.cuda_graphs:
+        if not isinstance(denoiser, RecordableDenoiser) or not is_cuda(policy.device) or not settings.cuda_graphs:
             return denoiser
         try:
             return GraphedDenoiser(denoiser, self._timesteps[0])
@@ -184,7 +176,7 @@ class FastPath:
         return alpha.sqrt() * start[rows][None] + (1 - alpha).sqrt() * noise
 
 
-def _steps_to_denoise(policy: DiffusionTransformerHybridImagePolicy, settings: EngineSettings) -> int:
+def _steps_to_denoise(policy: AcceleratedPolicy, settings: EngineSettings) -> int:
     """How many steps of the sequence must be denoised: those executed, and the one that the next chunk's seam needs.
 
     All of them where a step sees later ones, where the remainder is a start for the next chunk, where the sampler draws
@@ -197,12 +189,5 @@ def _steps_to_denoise(policy: DiffusionTransformerHybridImagePolicy, settings: E
         or bool(policy.eta)
         or str(config.get("algorithm_type", "")).startswith("sde")
     )
-    whole = (
-        not is_foldable(policy.model)
-        or not policy.causal_attn
-        or policy.pred_action_steps_only
-        or bool(settings.warm_start)
-        or draws
-        or bool(config.get("thresholding"))
-    )
+    whole = not policy.denoises_in_part or bool(settings.warm_start) or draws or bool(config.get("thresholding"))
     return policy.sequence_length if whole else min(needed, policy.sequence_length)

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from diffusion_policy.checkpoint import load_policy
 from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes
+from diffusion_policy.policy.noise import window_noise
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.serve.client import LineClient, observation
 from diffusion_policy.serve.protocol import array_from_json
@@ -147,8 +148,9 @@ def check_parity(
             {key: array_from_json(value) for key, value in reply["inputs"].items()},
         )
         generator = torch.Generator().manual_seed(reply["seed"])
-        noise = torch.randn((1, policy.sequence_length, policy.action_dim), generator=generator)
-        expected = policy.predict_action(trained, initial_noise=noise, generator=generator)["action"][0].numpy()
+        noise = window_noise(policy, generator)
+        started = None if noise is None else noise[None]
+        expected = policy.predict_action(trained, initial_noise=started, generator=generator)["action"][0].numpy()
         differences.append(float(np.abs(expected - array_from_json(reply["actions"])).max()))
     digest = _sha256(checkpoint)
     _, height, width = policy.spec.rgb[0].shape

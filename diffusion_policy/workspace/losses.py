@@ -3,8 +3,7 @@
 What is drawn is a function of seed and batch, the same for any number of processes: each draws for the whole batch and
 keeps its share.
 
-Legend of shapes: B batch, T horizon, S width of a sample (Da, with features if observations are inpainted), Da action
-width.
+Legend of shapes: B batch, T horizon, Da action width.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion_policy.model.normalizer import LinearNormalizer
-from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.policy.contract import PolicyModule
 from diffusion_policy.spec import GRIPPER, GRIPPER_CLOSED, GRIPPER_OPEN
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import NOISE, Batch, derived_seed
@@ -33,14 +32,12 @@ class Draw:
     """Random numbers of one process's share of a batch.
 
     Attributes:
-        noise: (B, T, S) standard normal.
-        timesteps: (B,) diffusion times.
+        sampled: (B, ...) each, what the policy's own loss takes, see `Policy.draw`.
         hidden: (B,) uniform in [0, 1); windows below the share to hide are hidden.
         low_dim: (B, K) the same for each key of `observation_dropout.low_dim`.
     """
 
-    noise: Tensor
-    timesteps: Tensor
+    sampled: Mapping[str, Tensor]
     hidden: Tensor
     low_dim: Tensor
 
@@ -49,17 +46,14 @@ class Drawing:
     """Draws for batches of one policy, on its device.
 
     Args:
-        policy: gives the shape of a sample and the number of diffusion times.
+        policy: draws what its own loss takes.
         seed: of the run.
         stream: purpose; training and validation are independent.
         n_low_dim: K, keys of `observation_dropout.low_dim`.
     """
 
-    def __init__(
-        self, policy: DiffusionTransformerHybridImagePolicy, seed: int, stream: int = NOISE, n_low_dim: int = 0
-    ):
-        self._sample = (policy.sequence_length, policy.model.input_emb.in_features)
-        self._n_times = int(policy.noise_scheduler.config.num_train_timesteps)
+    def __init__(self, policy: PolicyModule, seed: int, stream: int = NOISE, n_low_dim: int = 0):
+        self._draw = policy.draw
         self._seed, self._stream, self._device, self._n_low_dim = seed, stream, policy.device, n_low_dim
         self._generator = torch.Generator(policy.device)
 
@@ -67,15 +61,15 @@ class Drawing:
         """The numbers of this process's share of the batch that `key` (such as epoch, batch) names."""
         n, generator, device = len(batch.indices), self._generator, self._device
         generator.manual_seed(derived_seed(self._seed, self._stream, *key))
-        noise = torch.randn((n, *self._sample), generator=generator, device=device)
-        timesteps = torch.randint(0, self._n_times, (n,), generator=generator, device=device)
+        sampled = self._draw(n, generator)
         hidden = torch.rand(n, generator=generator, device=device)
         low_dim = torch.rand((n, self._n_low_dim), generator=generator, device=device)
         share = batch.share or range(1)
         if len(share) < n:
             rows = slice(share[0], None, share[1] - share[0]) if len(share) > 1 else slice(share[0], share[0] + 1)
-            noise, timesteps, hidden, low_dim = noise[rows], timesteps[rows], hidden[rows], low_dim[rows]
-        return Draw(noise, timesteps, hidden, low_dim)
+            sampled = {name: numbers[rows] for name, numbers in sampled.items()}
+            hidden, low_dim = hidden[rows], low_dim[rows]
+        return Draw(sampled, hidden, low_dim)
 
 
 class BatchLoss(nn.Module):
@@ -95,7 +89,7 @@ class BatchLoss(nn.Module):
 
     def __init__(
         self,
-        policy: DiffusionTransformerHybridImagePolicy,
+        policy: PolicyModule,
         weights: DictConfig,
         dropout: DictConfig,
         fitted: LinearNormalizer | None = None,
@@ -127,8 +121,9 @@ class BatchLoss(nn.Module):
                 )
         if self.weighted and GRIPPER not in names:
             raise TrainingError(f"loss weights the gripper, but actions are {list(names)}; set loss=plain")
-        if self.weighted and not self.policy.obs_as_cond:
-            raise TrainingError("loss weights need a policy that denoises actions alone (obs_as_cond: true)")
+        why_not = self.policy.lacks("loss_weights") if self.weighted else None
+        if why_not is not None:
+            raise TrainingError(f"loss weights need a policy that denoises actions alone; of this one {why_not}")
         if self.hide_share:
             self.policy.spec.field(self.hide_key)
 
@@ -138,7 +133,7 @@ class BatchLoss(nn.Module):
         return (self.gripper_weight, self.event_weight) != (1.0, 1.0)
 
     def forward(
-        self, data: Mapping[str, Any], noise: Tensor, timesteps: Tensor, hidden: Tensor, low_dim: Tensor | None = None
+        self, data: Mapping[str, Any], sampled: Mapping[str, Tensor], hidden: Tensor, low_dim: Tensor | None = None
     ) -> Tensor:
         """Mean loss of the windows in `data`, a scalar; the random numbers are those of a `Draw`."""
         if self.low_dim:
@@ -147,7 +142,7 @@ class BatchLoss(nn.Module):
         if self.hide_share:
             data = {**data, "obs": self._hide_gripper(data["obs"], hidden)}
         weights = self.weights_of(data["action"]) if self.weighted else None
-        return self.policy.compute_loss(data, noise=noise, timesteps=timesteps, weights=weights)
+        return self.policy.loss(data, sampled, weights)
 
     def _hide_gripper(self, obs: Mapping[str, Tensor], hidden: Tensor) -> dict[str, Tensor]:
         seen = obs[self.hide_key]

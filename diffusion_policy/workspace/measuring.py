@@ -16,7 +16,7 @@ from diffusion_policy.dataset.joined_datasets import JoinedDatasets, dataset_pat
 from diffusion_policy.dataset.replay_buffer import TIMESTAMP_KEY
 from diffusion_policy.gripper_events import control_period
 from diffusion_policy.gripper_scale import CONFIG_KEY
-from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.policy.contract import PolicyModule
 from diffusion_policy.workspace.data import Data, instantiate
 from diffusion_policy.workspace.metrics import TOLERANCE, MetricsLog, is_defined
 from diffusion_policy.workspace.pictures import draw_episode
@@ -41,7 +41,7 @@ from diffusion_policy.workspace.validation import (
 
 logger = logging.getLogger(__name__)
 
-Policy = DiffusionTransformerHybridImagePolicy
+Policy = PolicyModule
 # Batches of training windows whose loss is taken before the first update.
 FIRST_LOOK_BATCHES = 4
 # Held-out windows whose image features are looked at.

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from diffusion_policy.model.normalizer import LinearNormalizer
-from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.policy.contract import PolicyModule
 from diffusion_policy.spec import StepSpec
 from diffusion_policy.workspace import TrainingError
 
@@ -56,7 +56,7 @@ def choose_normalizer(
     choice: Literal["inherit", "refit"],
     fitted: LinearNormalizer,
     spec: StepSpec,
-    policies: list[DiffusionTransformerHybridImagePolicy],
+    policies: list[PolicyModule],
     *,
     pretrained: bool,
 ) -> list[OutOfRange]:

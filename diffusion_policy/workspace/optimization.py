@@ -6,8 +6,7 @@ weights stay whole although the host only learns of it when it next looks at the
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from diffusion_policy.adapt.param_groups import (
     split_groups,
     stage_at,
 )
-from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.policy.contract import PolicyModule
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.schedule import make_schedule as make_schedule
 
@@ -40,12 +39,12 @@ def roles_of(policy: nn.Module, ledger: Ledger | None) -> dict[str, Role]:
 
 
 def make_optimizer(
-    policy: DiffusionTransformerHybridImagePolicy,
+    policy: PolicyModule,
     settings: DictConfig,
     rates: DictConfig,
     roles: Mapping[str, Role],
 ) -> torch.optim.AdamW:
-    """AdamW over the reference's parameter groups, split where learning rates differ.
+    """AdamW over the policy's parameter groups, split where learning rates differ.
 
     Args:
         policy: whose parameters learn.
@@ -53,51 +52,44 @@ def make_optimizer(
         rates: `learning_rates` of the config: factors by kind and of the observation encoder, and the decay by layer.
         roles: from `roles_of`.
     """
-    base = policy.get_optimizer(
-        transformer_weight_decay=settings.transformer_weight_decay,
-        obs_encoder_weight_decay=settings.obs_encoder_weight_decay,
-        learning_rate=settings.learning_rate,
-        betas=tuple(settings.betas),
-    )
-    groups: Groups = [{"params": g["params"], "weight_decay": g["weight_decay"]} for g in base.param_groups]
+    plain = OmegaConf.to_container(settings, resolve=True)
+    assert isinstance(plain, dict)
+    groups: Groups = policy.parameter_groups({str(key): value for key, value in plain.items()})
+    rate = groups[0]["lr"]
+    encoder = {id(parameter) for parameter in policy.encoder_parameters()}
+    if rates.obs_encoder != 1.0:
+        groups = _split_at(groups, encoder)
     factors = {kind: float(rates[kind]) for kind in KINDS}
     if len(set(factors.values())) > 1:
-        groups = split_groups(
-            groups, policy, roles, {kind: settings.learning_rate * factor for kind, factor in factors.items()}
-        )
+        groups = split_groups(groups, policy, roles, {kind: rate * factor for kind, factor in factors.items()})
     else:
-        groups = [{**group, "lr": settings.learning_rate * factors["inherited"]} for group in groups]
+        groups = [{**group, "lr": rate * factors["inherited"]} for group in groups]
     if rates.layer_decay != 1.0:
         groups = split_by_layer(groups, policy, float(rates.layer_decay))
-    encoder = {id(parameter) for parameter in policy.obs_encoder.parameters()}
     for group in groups:
-        if id(group["params"][0]) in encoder:  # no group holds parameters of both
+        if rates.obs_encoder != 1.0 and id(group["params"][0]) in encoder:
             group["lr"] *= rates.obs_encoder
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=tuple(settings.betas), fused=True)
+    return torch.optim.AdamW(groups, lr=rate, betas=groups[0]["betas"], fused=True)
 
 
-_LAYER = re.compile(r"^model\.(?:decoder|encoder)\.layers\.(\d+)\.")
-_TOP = ("model.ln_f.", "model.head.")
+def _split_at(groups: Groups, encoder: Collection[int]) -> Groups:
+    """No group holds parameters of the observation encoder and others."""
+    split: Groups = []
+    for group in groups:
+        for of_encoder in (False, True):
+            parameters = [p for p in group["params"] if (id(p) in encoder) == of_encoder]
+            split += [{**group, "params": parameters}] if parameters else []
+    return split
 
 
-def split_by_layer(groups: Groups, policy: nn.Module, decay: float) -> Groups:
-    """Multiply learning rates by decay ** (layers between a parameter and the head).
-
-    The top layer has distance 0 like the head itself; embeddings, the condition's encoder and the observation encoder
-    lie below all layers.
-    """
+def split_by_layer(groups: Groups, policy: PolicyModule, decay: float) -> Groups:
+    """Multiply learning rates by decay ** (layers between a parameter and the policy's answer)."""
     names = {id(parameter): name for name, parameter in policy.named_parameters()}
-    layers = {name: int(match[1]) for name in names.values() if (match := _LAYER.match(name))}
-    n_layers = max(layers.values(), default=-1) + 1
-
-    def distance(name: str) -> int:
-        return 0 if name.startswith(_TOP) else n_layers - 1 - layers[name] if name in layers else n_layers
-
     split: Groups = []
     for group in groups:
         by_distance: dict[int, list[nn.Parameter]] = {}
         for parameter in group["params"]:
-            by_distance.setdefault(distance(names[id(parameter)]), []).append(parameter)
+            by_distance.setdefault(policy.layers_above(names[id(parameter)]), []).append(parameter)
         for steps, parameters in sorted(by_distance.items()):
             split.append({**group, "params": parameters, "lr": group["lr"] * decay**steps})
     return split

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_policy.checkpoint import build_policy
 from diffusion_policy.cores import CpuTimes
 from diffusion_policy.dataset.split import SPLIT
-from diffusion_policy.training_config import config_errors
+from diffusion_policy.training_config import config_errors, rate_setting
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import Batch
 from diffusion_policy.workspace.checkpointing import CheckpointFolder, Names, Payload, snapshot
@@ -294,7 +294,7 @@ class TrainDiffusionTransformerHybridWorkspace:
         raise TrainingError(
             f"update {seen.outcome.global_step}: loss {seen.loss}, gradient norm {seen.norm}; its windows come from "
             f"episodes {episodes}{where}. The weights were not changed by it; look at these episodes, lower "
-            "optimizer.learning_rate, or let training.max_skipped_updates of them pass"
+            f"{rate_setting(self.cfg)}, or let training.max_skipped_updates of them pass"
         )
 
     def _rate(self, n_windows: int) -> float:

@@ -68,7 +68,7 @@ class Updates:
         loss: the live policy's.
         optimizer, schedule, stages: of its parameters.
         ema: the averaged copy's, or None.
-        drawing: of noise and times.
+        drawing: of the loss's random numbers.
         settings: `training` of the config.
         processes: that share the work.
     """
@@ -146,7 +146,7 @@ class Updates:
         device = self.processes.device.type
         with self._loss.no_sync() if waiting else contextlib.nullcontext():  # type: ignore[operator]
             with torch.autocast(device, dtype=self._dtype, enabled=self._dtype is not None):
-                loss: Tensor = self._loss(batch.data, draw.noise, draw.timesteps, draw.hidden, draw.low_dim)
+                loss: Tensor = self._loss(batch.data, draw.sampled, draw.hidden, draw.low_dim)
             # DDP takes the mean over processes of what are parts of one sum.
             (loss * (part * self.processes.world_size)).backward()
         return loss

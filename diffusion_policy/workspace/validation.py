@@ -26,9 +26,7 @@ from diffusion_policy.evaluate.open_loop import score_chunks
 from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes, Sampling, predict_chunks
 from diffusion_policy.gripper_events import TOLERANCE_SECONDS, gripper_events, score_gripper_events
 from diffusion_policy.intervals import wilson_interval
-from diffusion_policy.model.obs_encoder import IMAGE_FEATURES
-from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
-from diffusion_policy.policy.observation_batch import observation_batch
+from diffusion_policy.policy.contract import DenoisingPolicy, PolicyModule
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.spec import GRIPPER, POSE
 from diffusion_policy.workspace.batches import Batches
@@ -36,7 +34,7 @@ from diffusion_policy.workspace.losses import GRIPPER_THRESHOLD
 from diffusion_policy.workspace.processes import Processes
 from diffusion_policy.workspace.sampler_settings import SamplerSettings
 
-Policy = DiffusionTransformerHybridImagePolicy
+Policy = PolicyModule
 # Never that of a run: validation losses of runs with different seeds are comparable.
 VALIDATION_SEED = 0
 
@@ -54,19 +52,20 @@ def evaluating(policy: Policy) -> Iterator[None]:
 
 
 class FixedNoise:
-    """Noise and diffusion times of each window, the same whenever they are asked for.
+    """What the loss draws (noise and diffusion times) for each window, the same whenever it is asked for.
 
     Args:
-        policy: gives the shape of a sample and the number of diffusion times.
+        policy: draws what its own loss takes.
         n_windows: W.
     """
 
     def __init__(self, policy: Policy, n_windows: int):
         generator = torch.Generator().manual_seed(VALIDATION_SEED)
-        shape = n_windows, policy.sequence_length, policy.model.input_emb.in_features
-        self.noise = torch.randn(shape, generator=generator)
-        n_times = policy.noise_scheduler.config.num_train_timesteps
-        self.timesteps = torch.randint(0, n_times, (n_windows,), generator=generator)
+        self.sampled = policy.draw(n_windows, generator)
+
+    def of(self, rows: Tensor, device: torch.device) -> dict[str, Tensor]:
+        """The numbers of these windows."""
+        return {name: numbers[rows].to(device) for name, numbers in self.sampled.items()}
 
 
 def fixed_noise_loss(
@@ -79,11 +78,7 @@ def fixed_noise_loss(
             if batch.is_filler:
                 continue
             rows = torch.tensor([batch.indices[i] for i in batch.share])
-            loss = policy.compute_loss(
-                batch.data,
-                noise=noise.noise[rows].to(processes.device),
-                timesteps=noise.timesteps[rows].to(processes.device),
-            )
+            loss = policy.loss(batch.data, noise.of(rows, processes.device))
             total += torch.stack([loss.double() * len(rows), loss.new_tensor(len(rows), dtype=torch.float64)])
     loss_sum, windows = processes.sum(total).tolist()
     return loss_sum / windows if windows else math.nan
@@ -120,6 +115,9 @@ class EpisodePrediction:
 @contextlib.contextmanager
 def deployed_sampler(policy: Policy, settings: SamplerSettings) -> Iterator[None]:
     """The policy with the sampler that serving uses; as before afterwards."""
+    if not isinstance(policy, DenoisingPolicy):
+        yield
+        return
     scheduler, steps = policy.noise_scheduler, policy.num_inference_steps
     set_sampler(policy, settings.scheduler, settings.steps)
     try:
@@ -245,18 +243,9 @@ def image_features_in_use(policy: Policy, obs: Mapping[str, Tensor]) -> int | No
     Of several cameras, that of which the fewest do. Features are those after the ReLU, of the first observed step. If
     none changes, the policy sees nothing: units that are at zero for every image get no gradient and stay there.
     """
-    counts, start = [], 0
     with evaluating(policy):
-        batch = observation_batch(policy.spec, obs, 1, policy.device, check_finite=True)
-        steps = {key: value[:, 0] for key, value in policy.normalizer.normalize(batch).items()}
-        features = policy.obs_encoder(steps, torch.Generator(policy.device).manual_seed(VALIDATION_SEED))
-    for field in policy.spec.obs:
-        width = IMAGE_FEATURES if field.kind == "rgb" else field.shape[0]
-        if field.kind == "rgb":
-            of_camera = features[:, start : start + width]
-            counts.append(int((of_camera.amax(0) > of_camera.amin(0)).sum()))
-        start += width
-    return min(counts, default=None)
+        found = policy.camera_features(obs, torch.Generator(policy.device).manual_seed(VALIDATION_SEED))
+    return min((int((of.amax(0) > of.amin(0)).sum()) for of in found.values()), default=None)
 
 
 def blindness(metrics: Mapping[str, float]) -> str | None:

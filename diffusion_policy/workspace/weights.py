@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
 from diffusion_policy.model.diffusion.ema_model import EMAModel
-from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.policy.contract import PolicyModule
 from diffusion_policy.spec import action_semantics, check_semantics
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.data import Data, instantiate
@@ -23,7 +23,7 @@ from diffusion_policy.workspace.start import Start, config_changes, decide_start
 
 logger = logging.getLogger(__name__)
 
-Policy = DiffusionTransformerHybridImagePolicy
+Policy = PolicyModule
 
 
 @dataclass

@@ -20,12 +20,10 @@ from diffusion_policy.trajectory import open_trajectory
 class Watching:
     """Remembers what it was shown; answers its noise."""
 
-    spec, n_obs_steps, n_action_steps, sequence_length = SPEC, 2, 4, 4
+    spec, n_obs_steps, n_action_steps, sample_shape = SPEC, 2, 4, (4, 8)
     device = torch.device("cpu")
-    model = torch.nn.Sequential()
 
     def __init__(self, mean_quaternion: list[float] | None = None) -> None:
-        self.model.input_emb = torch.nn.Linear(8, 2)
         self.normalizer = LinearNormalizer()
         pose = torch.tensor([[0.4, 0.0, 0.2, *(mean_quaternion or [1.0, 0.0, 0.0, 0.0])]])
         self.normalizer.fit({"robot_eef_pose": pose, "action": torch.zeros(1, 8)})

@@ -17,13 +17,11 @@ from diffusion_policy.spec import SpecError, WorkspaceError, read_shape_meta
 class ExpertPolicy:
     """Plays the scripted expert through the interface of a policy: it is told the scene by the order of requests."""
 
-    n_obs_steps, n_action_steps, sequence_length = 2, 8, 8
+    n_obs_steps, n_action_steps, sample_shape = 2, 8, (8, 8)
     device = torch.device("cpu")
-    model = torch.nn.Sequential()
 
     def __init__(self, *, copies: bool = False, camera: str = "image") -> None:
         self.spec = read_shape_meta(shape_meta(camera=camera))
-        self.model.input_emb = torch.nn.Linear(8, 2)
         self.normalizer = LinearNormalizer()
         self.normalizer.fit({"robot_eef_pose": torch.tensor([[0.4, 0.0, 0.2, 1.0, 0.0, 0.0, 0.0]])})
         self.actor, self.step, self.copies = expert(), 0, copies

@@ -12,7 +12,7 @@ import dill
 import torch
 from hostile.assembling import Calls, Case, assemble, call, checkpoint_with, entering, saved, text
 
-from diffusion_policy.checkpoint import POLICY_TARGET
+from diffusion_policy.policy.registry import POLICY_TARGETS
 
 CASES: list[Case] = []
 case = entering(CASES)
@@ -71,7 +71,7 @@ def with_cfg(folder: Path, cfg: Any) -> Path:
 
 
 POLICY = {
-    "_target_": POLICY_TARGET,
+    "_target_": POLICY_TARGETS[0],
     "shape_meta": {
         "obs": {"image": {"shape": [3, 32, 32], "type": "rgb"}, "pose": {"shape": [7], "type": "low_dim"}},
         "action": {"shape": [7]},

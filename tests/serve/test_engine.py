@@ -16,13 +16,13 @@ from diffusion_policy.checkpoint import build_policy, load_policy
 from diffusion_policy.convert.decoding import read_frame
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.model import kernels
+from diffusion_policy.model.diffusion.fast_denoiser import CompiledDenoiser, FastDenoiser, is_foldable
 from diffusion_policy.model.diffusion.transformer_for_diffusion import TransformerForDiffusion
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
 from diffusion_policy.serve import engine as engine_module
 from diffusion_policy.serve import fast_path, server
 from diffusion_policy.serve.cuda_graph import GraphedDenoiser
 from diffusion_policy.serve.engine import PolicyEngine
-from diffusion_policy.serve.fast_denoiser import CompiledDenoiser, FastDenoiser, is_foldable
 from diffusion_policy.serve.host import Host
 from diffusion_policy.serve.protocol import Observation
 from diffusion_policy.serve.settings import EngineSettings, ServeError, ServeSettings, read_settings

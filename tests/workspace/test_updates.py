@@ -145,7 +145,7 @@ def test_accumulated_batches_equal_one_large_batch(config):
         "action": torch.cat([p.data["action"] for p in parts]),
     }
     updates = updates_of(large, config)
-    noise, timesteps = (torch.cat([getattr(draw, name) for draw in draws]) for name in ("noise", "timesteps"))
+    noise, timesteps = (torch.cat([draw.sampled[name] for draw in draws]) for name in ("noise", "timesteps"))
     updates.stages.enter(5)
     large.compute_loss(data, noise=noise, timesteps=timesteps).backward()
     updates.optimizer.step()
@@ -186,8 +186,8 @@ def test_weights_count_and_ones_change_nothing(config):
     data["action"][..., 7] = torch.tensor([1.0] * 8 + [0.0] * 8)
     policy.eval()
     plain = BatchLoss(policy, config.loss, config.observation_dropout)
-    expected = policy.compute_loss(data, noise=draw.noise, timesteps=draw.timesteps)
-    assert torch.equal(plain(data, draw.noise, draw.timesteps, draw.hidden), expected)
+    expected = policy.compute_loss(data, **draw.sampled)
+    assert torch.equal(plain(data, draw.sampled, draw.hidden), expected)
 
     config.loss.gripper_weight, config.loss.event_weight, config.loss.event_radius = 2.0, 3.0, 1
     weighted = BatchLoss(policy, config.loss, config.observation_dropout)
@@ -196,8 +196,8 @@ def test_weights_count_and_ones_change_nothing(config):
     assert weights[0, :, 7].tolist() == [2.0] * 7 + [6.0] * 3 + [2.0] * 6
     seen = []
     with policy.model.register_forward_hook(lambda _, __, prediction: seen.append(prediction)):
-        found = weighted(data, draw.noise, draw.timesteps, draw.hidden)
-    assert torch.allclose(found, (weights * (seen[0] - draw.noise) ** 2).mean(), rtol=1e-5)
+        found = weighted(data, draw.sampled, draw.hidden)
+    assert torch.allclose(found, (weights * (seen[0] - draw.sampled["noise"]) ** 2).mean(), rtol=1e-5)
 
 
 def test_bf16_follows_float32_and_keeps_float32_weights(config):
@@ -235,7 +235,7 @@ def test_a_compiled_loss_has_no_graph_break(config):
     loss = BatchLoss(policy, config.loss, config.observation_dropout)
     draw = Drawing(policy, SEED).draw(batch(0), 0, 0)
     traced = torch.compile(loss, backend="eager", fullgraph=True)
-    arguments = batch(0).data, draw.noise, draw.timesteps, draw.hidden
+    arguments = batch(0).data, draw.sampled, draw.hidden
     assert torch.allclose(traced(*arguments), loss(*arguments), rtol=1e-5)
 
 
@@ -271,8 +271,9 @@ def test_other_observations_are_hidden_each_in_its_share_behind_the_middle_of_th
 def test_hiding_another_observation_leaves_what_else_is_drawn(config):
     policy = policy_with_normalizer(config)
     alone, beside = (Drawing(policy, SEED, n_low_dim=n).draw(batch(0), 0, 0) for n in (0, 2))
-    for name in ("noise", "timesteps", "hidden"):
-        assert torch.equal(getattr(alone, name), getattr(beside, name))
+    assert torch.equal(alone.hidden, beside.hidden)
+    for name in ("noise", "timesteps"):
+        assert torch.equal(alone.sampled[name], beside.sampled[name])
     assert beside.low_dim.shape == (WINDOWS, 2)
     assert not torch.equal(beside.low_dim[:, 0], beside.low_dim[:, 1])
 
@@ -284,10 +285,10 @@ def test_a_share_of_a_batch_draws_what_the_whole_batch_would(config):
     for rank, world_size in itertools.product(range(3), (2, 3)):
         if rank < world_size:
             share = drawing.draw(Batch(data, indices, range(rank, 5, world_size), 0), 3, 0)
-            assert torch.equal(share.noise, whole.noise[rank::world_size])
-            assert torch.equal(share.timesteps, whole.timesteps[rank::world_size])
+            for name in ("noise", "timesteps"):
+                assert torch.equal(share.sampled[name], whole.sampled[name][rank::world_size])
     filler = drawing.draw(Batch(data, [7], range(1, 1), 0), 3, 0)
-    assert len(filler.noise) == 1
+    assert len(filler.sampled["noise"]) == 1
 
 
 def test_learning_rates_by_role_and_by_layer(config):

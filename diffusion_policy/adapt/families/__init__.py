@@ -23,7 +23,7 @@ from diffusion_policy.adapt.families.family import (
 
 # Names under which training code files a state_dict; what lies under them is opened, not renamed.
 ENTRIES = ("state_dicts", "state_dict", "model", "ema_model")
-FAMILIES = (robot_policy.FAMILY, vpt.FAMILY, groot_n1_5.FAMILY)
+FAMILIES = (*robot_policy.FAMILIES, vpt.FAMILY, groot_n1_5.FAMILY)
 
 __all__ = ["FAMILIES", "ConstructionError", "Family", "FamilyError", "Recognised", "Shapes", "Verdict", "recognise"]
 

@@ -36,7 +36,7 @@ from diffusion_policy.adapt.families.family import (
 from diffusion_policy.adapt.target import ENTRIES, NORMALIZER
 from diffusion_policy.checkpoint import build_policy
 from diffusion_policy.installation import CONFIG
-from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
+from diffusion_policy.policy.registry import class_of_options
 from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.spec import StepSpec, WorkspaceError
 
@@ -72,7 +72,8 @@ class PolicyDefinition:
     def settings(self) -> dict[str, Setting]:
         """Every leaf of the config, and the policy's own arguments that it leaves to their defaults."""
         found = {path: Setting("any", ABSENT) for path, _ in _leaves(self.config)}
-        for argument in inspect.signature(DiffusionTransformerHybridImagePolicy).parameters.values():
+        kind = class_of_options(lookup(self.config, "policy"))
+        for argument in inspect.signature(kind).parameters.values():
             path = f"policy.{argument.name}"
             if not isinstance(lookup(self.config, path), Mapping):
                 found[path] = Setting("any", REQUIRED if argument.default is argument.empty else argument.default)

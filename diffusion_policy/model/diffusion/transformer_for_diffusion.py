@@ -9,29 +9,14 @@ Legend of shapes: B batch, T horizon, t tokens of the given sequence (t <= T), T
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffusion_policy.model import ModelError
+from diffusion_policy.model.diffusion.positional_embedding import SinusoidalPosEmb
 from diffusion_policy.model.placed_module import PlacedModule
-
-
-class SinusoidalPosEmb(nn.Module):
-    """Diffusion time -> (B, E): sine, then cosine, at E/2 frequencies from 1 to 1/10000."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-
-    def forward(self, time: Tensor) -> Tensor:
-        """Embed (B,) times."""
-        half = self.dim // 2
-        frequencies = torch.exp(torch.arange(half, device=time.device) * -(math.log(10000) / (half - 1)))
-        angles = time[:, None] * frequencies[None, :]
-        return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
 class TransformerForDiffusion(PlacedModule):

@@ -344,9 +344,9 @@ class CompiledDenoiser(FastDenoiser):
 
 
 class WholeDenoiser:
-    """The same three calls for a model whose condition tokens see each other, and so cannot be folded."""
+    """The same three calls for a model that cannot be folded: its condition changes as a whole with the time."""
 
-    def __init__(self, model: TransformerForDiffusion) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._features: Tensor | None = None
 

@@ -1,0 +1,205 @@
+"""What a policy is, for everything that trains, adapts, serves or judges one.
+
+Nothing outside this room asks which class a policy is: it asks for what is here. A class is known by its entry in
+`registry`; that it keeps the contract, the type checker sees where the class derives from :class:`PolicyModule`.
+
+Legend of shapes: B batch, T horizon, To observation steps, Ta executed steps, Da action width, S width of a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from diffusion_policy.model.normalizer import LinearNormalizer
+from diffusion_policy.model.obs_encoder import ObsEncoder
+from diffusion_policy.model.placed_module import PlacedModule
+from diffusion_policy.policy.tensor_axes import PolicyTensors
+from diffusion_policy.spec import StepSpec
+
+Observations = Mapping[str, Tensor]
+Draw = Mapping[str, Tensor]
+# fast_engine: features by the frame and a denoiser of its own (`AcceleratedPolicy`), and so half precision;
+# warm_start: denoising may begin at the rest of the last answer; loss_weights: numbers of the action may count more.
+Capability = Literal["fast_engine", "warm_start", "loss_weights"]
+
+
+class Policy(Protocol):
+    """Observations in, a sequence of actions out.
+
+    Attributes:
+        shape_meta: observation keys and action width, as configured.
+        spec: the same, read.
+        horizon: T, steps predicted.
+        n_obs_steps: To.
+        n_action_steps: Ta.
+        normalizer: of observations and actions; without entries before training.
+        tensors: which of its tensors has which named axes, and how files of the class are known.
+    """
+
+    shape_meta: Mapping[str, Any]
+    spec: StepSpec
+    horizon: int
+    n_obs_steps: int
+    n_action_steps: int
+    normalizer: LinearNormalizer
+    tensors: ClassVar[PolicyTensors]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    @property
+    def sequence_length(self) -> int:
+        """Steps of an answer."""
+
+    @property
+    def first_executed(self) -> int:
+        """Index in an answer of the first step that is executed."""
+
+    def lacks(self, capability: Capability) -> str | None:
+        """Why it cannot do that, as the end of a sentence; None if it can."""
+
+    # ---- answers ----
+
+    def predict_action(
+        self,
+        obs: Observations,
+        initial_noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        before_step: Callable[[], None] | None = None,
+    ) -> dict[str, Tensor]:
+        """Answer observations (B, To or more, ...).
+
+        Args:
+            obs: per key, in the dataset's units; images as uint8 or in [0, 1].
+            initial_noise: (B, steps, S) of a `DenoisingPolicy`; None: drawn.
+            generator: source of all random numbers; None: torch's default one.
+            before_step: called before each pass of the network; what it raises ends the answer.
+
+        Returns:
+            "action" (B, Ta, Da), to be executed from now on, and "action_pred" (B, sequence_length, Da).
+        """
+
+    def camera_features(self, obs: Observations, generator: torch.Generator) -> dict[str, Tensor]:
+        """Per camera its features (B, F) of the first observed step."""
+
+    # ---- training ----
+
+    def draw(self, n: int, generator: torch.Generator) -> Draw:
+        """The random numbers that the loss of n windows takes, (n, ...) each, on the generator's device."""
+
+    def loss(self, batch: Mapping[str, Any], draw: Draw, weights: Tensor | None = None) -> Tensor:
+        """Mean loss of windows, a scalar.
+
+        Args:
+            batch: "obs" (B, steps, ...) and "action" (B, T, Da).
+            draw: as :meth:`draw` makes it, for these windows.
+            weights: (B, T, Da) how much each number of the action counts; None: all the same.
+        """
+
+    def parameter_groups(self, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Groups for AdamW with all options that `optimizer` of the config sets: lr, betas, weight_decay, ..."""
+
+    def layers_above(self, name: str) -> int:
+        """How many layers lie between a parameter and the answer; the top layer has 0."""
+
+    def encoder_parameters(self) -> list[torch.nn.Parameter]:
+        """Parameters of the observation encoder, which may learn at a rate of its own."""
+
+    def set_normalizer(self, normalizer: LinearNormalizer) -> None:
+        """Take over (copies of) the normaliser's numbers."""
+
+
+class PolicyModule(PlacedModule, Policy):
+    """A policy as the torch module that it is."""
+
+
+class NoiseScheduler(Protocol):
+    """What is used of a diffusers scheduler."""
+
+    timesteps: Any
+    alphas_cumprod: Any
+
+    @property
+    def config(self) -> Any:
+        """num_train_timesteps and prediction_type."""
+
+    @property
+    def set_timesteps(self) -> Callable[..., Any]:
+        """Prepare for a number of denoising steps."""
+
+    @property
+    def step(self) -> Callable[..., Any]:
+        """One denoising step."""
+
+
+@runtime_checkable
+class DenoisingPolicy(Protocol):
+    """What only diffusion has; a policy without it has no sampler to choose and starts from no noise.
+
+    Attributes:
+        noise_scheduler: may be replaced by another one over the same noise levels.
+        num_inference_steps: denoising steps; may be set.
+    """
+
+    noise_scheduler: NoiseScheduler
+    num_inference_steps: int
+
+    @property
+    def sample_shape(self) -> tuple[int, int]:
+        """(steps, S) of what is denoised."""
+
+
+class Denoiser(Protocol):
+    """The denoiser of one request."""
+
+    def set_timesteps(self, timesteps: Tensor) -> None:
+        """Prepare for the sampler's timesteps."""
+
+    def set_condition(self, features: Tensor) -> None:
+        """Take the observations of a request, features (To, Do)."""
+
+    def predict(self, sample: Tensor, timestep: int) -> Tensor:
+        """What the network predicts for (1, t, S); valid until the next call."""
+
+
+@runtime_checkable
+class RecordableDenoiser(Denoiser, Protocol):
+    """A denoiser whose step touches only memory that it owns, so that it can be recorded.
+
+    Attributes:
+        device: where its memory is.
+        sample_shape: (1, t, S).
+    """
+
+    device: torch.device
+    sample_shape: tuple[int, int, int]
+
+    def set_time(self, timestep: int) -> None:
+        """Choose one of the timesteps that were set."""
+
+    def step(self, sample: Tensor) -> Tensor:
+        """Prediction for (1, t, S) at that time."""
+
+
+class AcceleratedPolicy(Policy, DenoisingPolicy, Protocol):
+    """What the fast engine asks of a policy that does not lack it."""
+
+    obs_encoder: ObsEncoder
+    eta: float | None
+
+    @property
+    def denoises_in_part(self) -> bool:
+        """Whether the first steps of an answer can be denoised without the later ones."""
+
+    def make_denoiser(self, precision: str, rows: int | None) -> Denoiser:
+        """The fastest denoiser for one robot on this device.
+
+        Args:
+            precision: "float32" or "bfloat16", of what is multiplied.
+            rows: denoise only so many first steps; None: all.
+        """

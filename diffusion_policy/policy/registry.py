@@ -1,0 +1,46 @@
+"""The policy classes that a config or a checkpoint may name; nothing else is built from a checkpoint.
+
+A class is known by its path, since that is what files say (`policy._target_`), and loaded when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from diffusion_policy.policy.observation_batch import PolicyError
+
+if TYPE_CHECKING:
+    from diffusion_policy.policy.contract import PolicyModule
+
+POLICY_TARGETS = (
+    "diffusion_policy.policy.diffusion_transformer_hybrid_image_policy.DiffusionTransformerHybridImagePolicy",
+)
+
+
+def policy_class(target: Any) -> type[PolicyModule]:
+    """The class of that path.
+
+    Raises:
+        PolicyError: it is not one of `POLICY_TARGETS`.
+    """
+    if target not in POLICY_TARGETS:
+        raise PolicyError(f"the policy's _target_ is {target!r}; expected {' or '.join(POLICY_TARGETS)}")
+    module, _, name = str(target).rpartition(".")
+    kind: type[PolicyModule] = getattr(importlib.import_module(module), name)
+    return kind
+
+
+def class_of_options(options: Mapping[str, Any]) -> type[PolicyModule]:
+    """The class of a `policy` section; one without `_target_` is of the first class.
+
+    Raises:
+        PolicyError: its `_target_` is not one of `POLICY_TARGETS`.
+    """
+    return policy_class(options.get("_target_", POLICY_TARGETS[0]))
+
+
+def policy_classes() -> tuple[type[PolicyModule], ...]:
+    """All of them."""
+    return tuple(policy_class(target) for target in POLICY_TARGETS)

@@ -1,0 +1,82 @@
+"""Which tensor of a policy has which named axis: what growing, diagnosing and recognizing a checkpoint ask for.
+
+The tensors say how wide an axis is; the config says what its slots are. With both, growth needs no indices: "the target
+has a slot ``gripper`` along ``sample`` that the source has not". The same table says which init keeps the function:
+columns of an input projection start at zero, rows of an output projection may be anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diffusion_policy.model.obs_encoder import IMAGE_FEATURES
+from diffusion_policy.spec import StepSpec
+
+Names = tuple[str, ...]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class NamedTensor:
+    """Axes of the tensors whose names match a glob.
+
+    Attributes:
+        pattern: glob of state_dict keys.
+        axes: dimension -> name of its axis.
+        init: as written in a rules file, for slots that are new; "recompute" for buffers that follow from the config.
+    """
+
+    pattern: str
+    axes: Mapping[int, str]
+    init: Any
+
+
+@dataclass(frozen=True)
+class PolicyTensors:
+    """What the tensors of one policy class are.
+
+    Attributes:
+        name: of the class of files, one word.
+        title: the same for messages.
+        marker: name of a tensor that all files of the class have, and no others.
+        inside: first parts of the names below ``model.``.
+        entry: weight whose axis 1 is the sample, through which it enters the denoiser.
+        head: weight whose axis 0 is the sample, through which the prediction leaves it.
+        named: tensors with named axes; the first match counts.
+        slots: (options of the policy, spec) -> names of the slots along each axis.
+        settings: settings that shapes tell.
+    """
+
+    name: str
+    title: str
+    marker: str
+    inside: Names
+    entry: str
+    head: str
+    named: tuple[NamedTensor, ...]
+    slots: Callable[[Mapping[str, Any], StepSpec], dict[str, Names]]
+    settings: Callable[[Shapes], dict[str, Any]]
+
+
+# Of every policy with the encoder and the normaliser of this project.
+SHARED_TENSORS = (
+    NamedTensor("normalizer.params_dict.action.*", {0: "action"}, "target"),
+    NamedTensor("obs_encoder.*.pos_x", {}, "recompute"),
+    NamedTensor("obs_encoder.*.pos_y", {}, "recompute"),
+)
+
+
+def feature_names(spec: StepSpec) -> Names:
+    """Names of the observation encoder's output: per key in order, 64 numbers of an image, or the names of a state."""
+    names: list[str] = []
+    for obs_field in spec.obs:
+        own = map(str, range(IMAGE_FEATURES)) if obs_field.kind == "rgb" else obs_field.names
+        names.extend(f"{obs_field.key}.{name}" for name in own)
+    return tuple(names)
+
+
+def camera_names(shapes: Shapes) -> list[str]:
+    """Keys of the cameras that a state dict has encoders for."""
+    return sorted({name.split(".")[2] for name in shapes if name.startswith("obs_encoder.obs_nets.")})
