@@ -83,6 +83,8 @@ OLD_IMPORT_PATHS = [
     "diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace_ddp."
     "TrainDiffusionTransformerHybridWorkspaceDDP",
     "diffusion_policy.policy.diffusion_transformer_hybrid_image_policy.DiffusionTransformerHybridImagePolicy",
+    "diffusion_policy.workspace.train_diffusion_unet_hybrid_workspace.TrainDiffusionUnetHybridWorkspace",
+    "diffusion_policy.policy.diffusion_unet_hybrid_image_policy.DiffusionUnetHybridImagePolicy",
     "diffusion_policy.dataset.cogact_image_dataset.CogActImageDataset",
     "diffusion_policy.model.diffusion.ema_model.EMAModel",
     "diffusion_policy.env_runner.real_pusht_image_runner.RealPushTImageRunner",
@@ -205,6 +207,25 @@ def test_nothing_but_its_own_room_knows_a_policy_class() -> None:
         if (found := NAMES_OF_POLICIES.search(line))
     ]
     assert not offences, "\n".join(offences)
+
+
+# All that a policy class consists of; the workspace's path is in its files, the loop behind it is the one that exists.
+PLACES_OF_A_POLICY = (
+    *ROOMS_OF_POLICIES,
+    "config/",
+    "docs/",
+    "tests/",
+    "diffusion_policy/workspace/train_diffusion_unet_hybrid_workspace.py",
+    "CHANGELOG.md",
+)
+
+
+def test_a_second_policy_class_touches_nothing_but_its_places() -> None:
+    """The policy with a UNet: no other file speaks of it."""
+    speaking = [path for path in spoken_files() if re.search(r"unet", path.read_text(encoding="utf-8"), re.IGNORECASE)]
+    offences = [where(path) for path in speaking if not where(path).startswith(PLACES_OF_A_POLICY)]
+    assert not offences, f"{offences} speak of one policy class; ask policy.contract or policy.registry"
+    assert len(speaking) >= 8, "the class, its tensors, its network, registry, config, rules, docs and tests"
 
 
 def spoken_files() -> list[Path]:

@@ -134,7 +134,7 @@ class DiffusionImagePolicy(PolicyModule):
         return self.obs_encoder(steps, generator).unflatten(0, (-1, n_steps))
 
     def camera_features(self, obs: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """Per camera its features (B, 64) of the first observed step, after the ReLU."""
+        """Per camera its features (B, 64) of the first observed step, as the denoiser gets them."""
         features, start, found = self._features(obs, 1, generator, check_finite=True)[:, 0], 0, {}
         for field in self.spec.obs:
             width = IMAGE_FEATURES if field.kind == "rgb" else field.shape[0]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 POLICY_TARGETS = (
     "diffusion_policy.policy.diffusion_transformer_hybrid_image_policy.DiffusionTransformerHybridImagePolicy",
+    "diffusion_policy.policy.diffusion_unet_hybrid_image_policy.DiffusionUnetHybridImagePolicy",
 )
 
 
