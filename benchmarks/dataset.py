@@ -43,18 +43,20 @@ SHAPE_META: dict[str, dict[str, Any]] = {
 }
 
 
-def write_dataset(path: Path, n_steps: int) -> None:
+def write_dataset(path: Path, n_steps: int, shard: int | None = None) -> None:
+    """One frame a file in format 2, or in shards of so many in format 3."""
     layout = {
-        "image": image_layout(WIDTH, HEIGHT),
+        "image": image_layout(WIDTH, HEIGHT, shard=shard),
         "robot_eef_pose": low_dim_layout(POSE),
         "robot_gripper_state": low_dim_layout((GRIPPER,)),
         "action": low_dim_layout(POSE_GRIPPER),
         "timestamp": ArrayLayout((), np.float64),
     }
-    buffer = ReplayBuffer.create(path, layout, n_steps=n_steps)
+    buffer = ReplayBuffer.create(path, layout, zarr_format=2 if shard is None else 3, n_steps=n_steps)
     frames = np.stack([cv2.resize(scene(10 * i, 0), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA) for i in range(32)])
-    for start in range(0, n_steps, 32):
-        buffer["image"][start : start + 32] = np.roll(frames, start, axis=2)[: n_steps - start]
+    for start in range(0, n_steps, shard or 32):
+        rows = np.concatenate([np.roll(frames, start + more, axis=2) for more in range(0, shard or 32, 32)])
+        buffer["image"][start : start + len(rows)] = rows[: n_steps - start]
     rng, gripper = np.random.default_rng(0), (np.arange(n_steps, dtype=np.float32) // 20 % 2)[:, None]
     for key in ("robot_eef_pose", "action"):
         pose = rng.random((n_steps, len(POSE)), dtype=np.float32)

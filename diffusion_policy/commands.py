@@ -83,6 +83,11 @@ def pip_install(*requirements: str) -> str:
     return shlex.join([_python(), "-m", "pip", "install", *requirements])
 
 
+def unpack(archive: Path, folder: Path) -> str:
+    """The command that unpacks a zip archive into a folder with the interpreter that runs."""
+    return shlex.join([_python(), "-m", "zipfile", "-e", str(archive), str(folder)])
+
+
 def python_code(code: str) -> str:
     """The command that runs a line of Python with the interpreter that runs."""
     return shlex.join([_python(), "-c", code])

@@ -19,6 +19,7 @@ from typing import Any
 
 from diffusion_policy.convert.placement import PUBLICATION, SENT, remove_work
 from diffusion_policy.convert.settings import ConversionError, ConversionSettings, write_json
+from diffusion_policy.dataset.opening import is_dataset
 from diffusion_policy.places import file_system, reaching
 
 # Those of a group make it one and are sent last, in this order.
@@ -38,12 +39,6 @@ def announce(settings: ConversionSettings) -> None:
     """
     with reaching(settings.output):
         _mark(settings).write_text(json.dumps({"unfinished": settings.as_json()}, indent=1) + "\n", encoding="utf-8")
-
-
-def is_dataset(output: Path) -> bool:
-    """Whether a whole dataset, or at least a zarr group, lies there."""
-    with reaching(output):
-        return any((output / name).is_file() for name in (".zgroup", "zarr.json"))
 
 
 def was_interrupted(settings: ConversionSettings) -> bool:

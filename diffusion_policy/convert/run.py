@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shlex
+import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import cv2
 
+from diffusion_policy.commands import unpack
 from diffusion_policy.convert.assembly import assemble
 from diffusion_policy.convert.existing import ExistingDataset
 from diffusion_policy.convert.frames import Block, BlockReport, write_block
@@ -20,12 +23,13 @@ from diffusion_policy.convert.publication import (
     Progress,
     check_can_be_added_to,
     finish_publication,
-    is_dataset,
     was_interrupted,
 )
 from diffusion_policy.convert.settings import ConversionError, ConversionSettings
 from diffusion_policy.convert.staging import StagedEpisode, Staging
 from diffusion_policy.convert.survey import Plan, Survey, survey
+from diffusion_policy.dataset.archive import Archive
+from diffusion_policy.dataset.opening import is_dataset
 from diffusion_policy.places import PlaceError, is_remote, reaching
 from diffusion_policy.trajectory import TrajectoryError
 
@@ -55,6 +59,7 @@ def convert(
         TrajectoryError: a bad episode, unless they are to be skipped.
         UnsafePickleError: a data.pkl that asks for more than arrays, unless such episodes are to be skipped.
     """
+    _refuse_archive(settings)
     _finish_interrupted(settings, on_progress)
     existing = _existing(settings)
     if existing is not None and not settings.append:
@@ -78,6 +83,34 @@ def convert(
             f"{settings.output} cannot be made: {error.strerror or error}{where}; finished episodes are kept in "
             f"{settings.partial}: put that right and go on with --resume"
         ) from error
+
+
+def _refuse_archive(settings: ConversionSettings) -> None:
+    """Refuse to write into a zip archive, or to give its name to a folder; nothing has been touched yet.
+
+    Raises:
+        ConversionError: says how to unpack it.
+        DatasetError: the archive is damaged.
+    """
+    output = settings.output
+    is_there = not is_remote(output) and output.exists()
+    if output.is_dir() if is_there else output.suffix != ".zip":
+        return
+    if is_there and not zipfile.is_zipfile(output) and output.suffix != ".zip":
+        return  # some other file, which is refused later
+    said = f"{output}: a zip archive is read in place, never written"
+    folder = output.with_suffix("") if output.suffix == ".zip" else output.with_name(f"{output.name}.folder")
+    if not is_remote(folder) and folder.exists():
+        folder = folder.with_name(f"{folder.stem}.unpacked{folder.suffix}")
+    if not settings.append:
+        raise ConversionError(f"{said}; give the name of a folder, such as {folder}, and pack that when it is whole")
+    if not is_there:
+        raise ConversionError(f"{said}; unpack it, and append to the folder")
+    dataset = folder / Archive(output).root()
+    raise ConversionError(
+        f"{said}, so nothing can be appended. Unpack it: {unpack(output, folder)}; then give this command "
+        f"--output {shlex.quote(str(dataset))}, and pack that folder again if an archive is wanted"
+    )
 
 
 def _finish_interrupted(settings: ConversionSettings, on_progress: Progress | None) -> None:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
 
 _LOCAL_HEADER, _SIGNATURE, _ENCRYPTED = struct.Struct("<4s22xHH"), b"PK\3\4", 1
-_ROOT_METADATA = (".zgroup", "zarr.json")
+# Of these a group has one, by its format.
+ROOT_METADATA = (".zgroup", "zarr.json")
 
 
 class Archive:
@@ -66,10 +67,10 @@ class Archive:
         Raises:
             DatasetError: no zarr group at either place, or several.
         """
-        if any(name in self.sizes for name in _ROOT_METADATA):
+        if any(name in self.sizes for name in ROOT_METADATA):
             return ""
         tops = {name.split("/", 1)[0] for name in self.sizes if "/" in name}
-        found = sorted(top for top in tops if any(f"{top}/{name}" in self.sizes for name in _ROOT_METADATA))
+        found = sorted(top for top in tops if any(f"{top}/{name}" in self.sizes for name in ROOT_METADATA))
         if len(found) != 1:
             what = f"{len(found)} zarr groups ({', '.join(found[:3])})" if found else "no zarr group"
             raise DatasetError(f"{self.path}: the archive holds {what}; expected one dataset, data/ and meta/ in it")

@@ -2,7 +2,8 @@
 
 What a listing and a few bytes of each file show is looked at whenever a dataset is opened: that each chunk has its
 file, that raw chunks have their size, that Blosc chunks are as long as their header says, and that the index of a shard
-names all of its chunks. What only decoding shows is found by whoever decodes (`verification` decodes all).
+has its CRC-32C and names all of its chunks. What only decoding shows is found by whoever decodes (`verification`
+decodes all).
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import google_crc32c
 import numcodecs
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, BytesCodec, ShardingCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
 
 from diffusion_policy.dataset.archive import Archive
 from diffusion_policy.dataset.image_codecs import ImageChunkCodec
@@ -254,26 +256,31 @@ def _shards(
     sizes: dict[str, int],
     there: Sequence[tuple[str, tuple[int, ...]]],
 ) -> Iterator[str | None]:
-    """What the index at the end of each shard (offset and length of each chunk, then a CRC-32C) says against it."""
+    """What the index of each shard (offset and length of each chunk, then their CRC-32C) says against it."""
     codec, shards = array.metadata.codecs[0], array.shards or ()  # type: ignore[union-attr]
-    if not isinstance(codec, ShardingCodec) or str(codec.index_location.value) != "end" or len(codec.index_codecs) != 2:
+    if not isinstance(codec, ShardingCodec) or [type(one) for one in codec.index_codecs] != [BytesCodec, Crc32cCodec]:
         yield from itertools.repeat(None, len(names))
         return
     inner = [n // size for n, size in zip(shards, array.chunks, strict=True)]
     n_bytes = 16 * math.prod(inner) + 4
-    for (name, at), ending in zip(there, files.endings(names, n_bytes), strict=True):
-        if len(ending) < n_bytes:
-            yield f"has {len(ending)} bytes, fewer than its index"
+    is_last = str(codec.index_location.value) == "end"
+    indexes = files.endings(names, n_bytes) if is_last else files.beginnings(names, n_bytes)
+    for (name, at), index in zip(there, indexes, strict=True):
+        if len(index) < n_bytes:
+            yield f"has {len(index)} bytes, fewer than its index"
             continue
-        entries = np.frombuffer(ending[:-4], dtype="<u8").reshape(*inner, 2)
+        if google_crc32c.value(index[:-4]) != int.from_bytes(index[-4:], "little"):
+            yield "is cut, or its index is damaged: it fails its CRC-32C"
+            continue
+        entries = np.frombuffer(index[:-4], dtype="<u8").reshape(*inner, 2)
         needed = tuple(
-            slice(0, math.ceil((length - index * n) / size))
-            for length, index, n, size in zip(array.shape, at, shards, array.chunks, strict=True)
+            slice(0, math.ceil((length - number * n) / size))
+            for length, number, n, size in zip(array.shape, at, shards, array.chunks, strict=True)
         )
         absent = (entries[needed] == _ABSENT).all(axis=-1)
-        room = sizes[name] - n_bytes
+        room = sizes[name] - n_bytes * is_last
         beyond = ~absent & ((entries[needed] > room).any(axis=-1) | (entries[needed].sum(axis=-1) > room))
         if absent.any():
             yield f"lacks {int(absent.sum())} of its {absent.size} chunks"
         else:
-            yield f"is cut or its index is damaged ({int(beyond.sum())} chunks)" if beyond.any() else None
+            yield f"is cut: {int(beyond.sum())} of its chunks lie behind its end" if beyond.any() else None

@@ -13,7 +13,7 @@ import zarr
 import zarr.errors
 
 from diffusion_policy.commands import command, python_code
-from diffusion_policy.dataset.archive import Archive, ArchiveStore
+from diffusion_policy.dataset.archive import ROOT_METADATA, Archive, ArchiveStore
 from diffusion_policy.dataset.chunk_files import (
     ArchiveFiles,
     ChunkFault,
@@ -24,7 +24,7 @@ from diffusion_policy.dataset.chunk_files import (
 )
 from diffusion_policy.dataset.content_hash import CONTENT_HASH, CONVERSION
 from diffusion_policy.dataset.errors import DatasetError
-from diffusion_policy.places import is_remote, read_bytes
+from diffusion_policy.places import PlaceError, is_remote, place, reaching, read_bytes
 
 # What zarr raises for metadata that is cut, is not JSON, or does not say what it must.
 _BAD_METADATA = (ValueError, KeyError, TypeError, AttributeError)
@@ -100,6 +100,24 @@ def open_dataset(found: Path, mode: str) -> Opened:
         _arrays(root, group, str(found))
     files: Files = RemoteFiles(found) if is_remote(found) else LocalFiles(found)
     return Opened(root, ArchiveFiles(archive) if archive else files, str(found), archive)
+
+
+def is_dataset(path: Path) -> bool:
+    """Whether a whole dataset, or at least a zarr group, lies there: in a folder or at a URL."""
+    with reaching(path):
+        return any((path / name).is_file() for name in ROOT_METADATA)
+
+
+def lies_there(path: str | Path) -> bool:
+    """Whether something lies where a run or a log says that a dataset does: a folder, an archive, a group at a URL.
+
+    A store that cannot be reached has nothing.
+    """
+    try:
+        found = place(path)
+        return is_dataset(found) if is_remote(found) else found.exists()
+    except PlaceError:
+        return False
 
 
 def check_attributes(opened: Opened, found: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.dataset.chunk_files import ChunkFault
+from diffusion_policy.dataset.content_hash import CONVERSION
 from diffusion_policy.dataset.errors import DatasetError
 from diffusion_policy.dataset.replay_buffer import (
     ACTION_KEY,
@@ -165,7 +166,7 @@ def evidence_of_dataset(
     path: str | Path, buffer: ReplayBuffer, steps: Steps, faults: Sequence[ChunkFault]
 ) -> DatasetEvidence:
     """The evidence of a dataset that is open: what `open_for_report` and `steps_of_dataset` made of it."""
-    dropped, settings = _conversion(place(path))
+    dropped, settings = _conversion(place(path), buffer)
     return DatasetEvidence(
         path=str(path),
         keys=buffer.keys,
@@ -331,15 +332,18 @@ def _lost_files(faults: Sequence[ChunkFault]) -> tuple[str, ...]:
     return tuple(f"{fault.file} {fault.what}" for fault in faults[:LOST_SHOWN])
 
 
-def _conversion(path: Path) -> tuple[tuple[int, int] | None, Mapping[str, Any] | None]:
-    """Episodes and steps left out, and the settings, from the ledger that the converter writes beside a dataset."""
+def _conversion(path: Path, buffer: ReplayBuffer) -> tuple[tuple[int, int] | None, Mapping[str, Any] | None]:
+    """Episodes and steps left out, and the settings, from the ledger beside a dataset, else from the one inside it."""
     ledger = path.with_name(f"{path.name}.conversion.json")
     with reaching(ledger):
-        if not ledger.is_file():
-            return None, None
+        is_beside = ledger.is_file()
+    document: Any = buffer.root.attrs.get(CONVERSION)
+    if not is_beside and not (isinstance(document, Mapping) and "totals" in document):
+        return None, None
     try:
-        document = json.loads(read_bytes(ledger).decode("utf-8"))
+        document = json.loads(read_bytes(ledger).decode("utf-8")) if is_beside else document
         totals = document["totals"]
         return (totals["episodes_dropped"], totals["steps_recorded"] - totals["steps_kept"]), document["settings"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ReportError(f"{ledger}: not the ledger of a conversion ({error}); convert again, or remove it") from error
+        where = ledger if is_beside else path
+        raise ReportError(f"{where}: not the ledger of a conversion ({error}); convert again, or remove it") from error

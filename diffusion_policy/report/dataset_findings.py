@@ -230,7 +230,8 @@ def left_out(data: DatasetEvidence) -> Finding | None:
     episodes, steps = data.dropped
     if episodes or steps:
         evidence = f"the conversion left out {episodes} episodes, {steps} steps in all"
-        return Finding("left-out", "note", evidence, f"{data.path}.conversion.json says why", about=data.path)
+        where = "its ledger (.conversion.json beside the dataset, or the attribute conversion in it)"
+        return Finding("left-out", "note", evidence, f"{where} says why", about=data.path)
     return ok("left-out", "the conversion left nothing out", data.path)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.dataset.frame_files import FrameFiles
+from diffusion_policy.dataset.opening import lies_there
 from diffusion_policy.dataset.replay_buffer import (
     ACTION_KEY,
     GRIPPER_KEY,
@@ -163,7 +164,7 @@ def playback_of_episode(dataset: ReplayBuffer, episode: int, camera: ConvertedCa
 def dataset_of_log(log: RunLog) -> Path | None:
     """The dataset that a log says it was made over, if it is there."""
     named: Any = log.meta.get("dataset")
-    return Path(named) if isinstance(named, str) and Path(named).is_dir() else None
+    return Path(named) if isinstance(named, str) and lies_there(named) else None
 
 
 def _steps(dataset: ReplayBuffer, episode: int) -> NDArray[np.int64]:

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_policy.commands import command, config_words, setting
 from diffusion_policy.dataset.joined_datasets import dataset_paths
+from diffusion_policy.dataset.opening import lies_there
 from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.checkpoint_evidence import read_config
@@ -100,7 +101,7 @@ class RunFolder:
             named = OmegaConf.select(self.config, "task.dataset.zarr_path")
         except OmegaConfBaseException:
             return ()
-        return tuple(Path(path) for path in dataset_paths(named) if Path(path).is_dir()) if named else ()
+        return tuple(Path(path) for path in dataset_paths(named) if lies_there(path)) if named else ()
 
     @property
     def updates(self) -> int:

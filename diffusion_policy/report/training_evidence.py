@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_policy.dataset.joined_datasets import dataset_paths
+from diffusion_policy.dataset.opening import lies_there
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.checkpoint_evidence import spec_of
 from diffusion_policy.report.run_folder import RunFolder, command_line
@@ -89,7 +90,7 @@ def look_at_config(
         name=name,
         spec=spec_of(config),
         dataset=", ".join(datasets) or None,
-        dataset_exists=bool(datasets) and all(Path(path).is_dir() for path in datasets),
+        dataset_exists=bool(datasets) and all(lies_there(path) for path in datasets),
         pretrained=pretrained,
         pretrained_exists=pretrained is not None and Path(pretrained).is_file(),
         load_weights=_select(config, "pretrained.load_weights") is not False,

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from dataset_factory import pack
 from removal import killed_amid_removal
 from trajectory_factory import write_trajectory
 
@@ -253,3 +255,50 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path, source: Path) -> Non
     for first, name in zip((0, *np.cumsum(LENGTHS)), sorted(frames), strict=False):
         assert (output / "data" / "image" / f"{first}.0.0.0").stat().st_ino == frames[name]
     assert json.loads((tmp_path / "out.zarr.conversion.json").read_text())["content_sha256"] == report.content_sha256
+
+
+# ---- zip archives, which are only read ----
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+@pytest.mark.parametrize("options", [{}, {"zarr_format": 3, "shard": 16}], ids=["2", "shards"])
+@pytest.mark.parametrize("top", ["", "inside.zarr"])
+@pytest.mark.parametrize("name", ["it's a set.zarr.zip", "set.archive"])
+def test_appending_to_an_archive_is_refused_and_the_way_out_runs(
+    tmp_path: Path, source: Path, options: dict[str, Any], top: str, name: str
+) -> None:
+    run(source, tmp_path / "whole.zarr", **options)
+    run(source, tmp_path / "made.zarr", max_episodes=2, **options)
+    (tmp_path / "home").mkdir()
+    archive = pack(tmp_path / "made.zarr", tmp_path / "home" / name, top=top)
+    if not top:
+        archive.with_suffix("").mkdir()  # something of the same name, which must not be unpacked into
+    before = state_of(tmp_path)
+    with pytest.raises(ConversionError, match="a zip archive is read in place, never written") as caught:
+        run(source, archive, append=True, **options)
+    assert state_of(tmp_path) == before
+    unpacking, rest = str(caught.value).split("Unpack it: ")[1].split("; then give this command --output ")
+    subprocess.run(["bash", "-c", unpacking], check=True)
+    assert not any(archive.with_suffix("").iterdir() if not top else ())
+    folder = Path(shlex.split(rest.split(", and pack")[0])[0])
+    run(source, folder, append=True, **options)
+    assert_same(folder, tmp_path / "whole.zarr")
+
+
+@pytest.mark.parametrize("flags", [{}, {"overwrite": True}, {"resume": True}], ids=["new", "overwrite", "resume"])
+@pytest.mark.parametrize("there", [True, False], ids=["there", "not there"])
+def test_no_conversion_writes_an_archive(tmp_path: Path, source: Path, flags: dict[str, bool], there: bool) -> None:
+    archive = tmp_path / "set.zarr.zip"
+    if there:
+        run(source, tmp_path / "made.zarr", max_episodes=1)
+        pack(tmp_path / "made.zarr", archive)
+    before = state_of(tmp_path)
+    with pytest.raises(
+        ConversionError, match=rf"never written; give the name of a folder, such as {tmp_path}/set\.zarr,"
+    ):
+        run(source, archive, **flags)
+    assert state_of(tmp_path) == before

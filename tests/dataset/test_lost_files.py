@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dataset_factory import FORMS, SHAPE_META, write
+import zarr
+from dataset_factory import FORMS, SHAPE_META, pack, write
 
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.dataset.errors import DatasetError
@@ -105,6 +106,40 @@ def test_numbers_that_do_not_unpack_are_named(whole: tuple[str, Path], tmp_path:
     file.write_bytes(content[:kept] + b"\xff" * (len(content) - kept))
     with pytest.raises(DatasetError, match=rf"{file}.* does not unpack|does not increase|has \d+ bytes"):
         ReplayBuffer.open(path).read(array)
+
+
+@pytest.mark.parametrize("form", ["shards", "jpeg shards"])
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "archive"])
+def test_a_rotten_index_of_a_shard_is_refused_when_opened(tmp_path: Path, form: str, packed: bool) -> None:
+    """Wherever the bit is: in an offset, a length, the entries of rows that are not written yet, or the checksum."""
+    path = write(tmp_path / "set.zarr", form)
+    file = path / "data" / "wrist" / "c" / "2" / "0" / "0" / "0"
+    content = file.read_bytes()
+    for back in (1, 5, 12, 65, 8 * 16 + 4):
+        file.write_bytes(content[:-back] + bytes([content[-back] ^ 1]) + content[len(content) - back + 1 :])
+        place = pack(path, tmp_path / "set.zarr.zip") if packed else path
+        with pytest.raises(DatasetError, match=r"data/wrist/c/2/0/0/0 .*its index is damaged: it fails its CRC-32C"):
+            ReplayBuffer.open(place)
+    file.write_bytes(content)
+    ReplayBuffer.open(path)
+
+
+@pytest.mark.parametrize("location", ["start", "end"])
+def test_the_index_of_a_shard_is_looked_at_where_it_lies(tmp_path: Path, location: str) -> None:
+    """Other writers may put it first."""
+    path = write(tmp_path / "set.zarr", "format 3")
+    options: dict[str, Any] = {"shards": {"shape": (10, 7), "index_location": location}, "chunks": (5, 7)}
+    data = zarr.open_group(str(path / "data"))
+    rows = np.array(ReplayBuffer.open(path)["robot_eef_pose"][:])
+    array = data.create_array("robot_eef_pose", shape=rows.shape, dtype=rows.dtype, overwrite=True, **options)
+    array[:] = rows
+    np.testing.assert_array_equal(ReplayBuffer.open(path).read("robot_eef_pose"), rows)
+    file = path / "data" / "robot_eef_pose" / "c" / "1" / "0"
+    content = bytearray(file.read_bytes())
+    content[9 if location == "start" else -12] ^= 2
+    file.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"robot_eef_pose/c/1/0 \(rows 10 to 19\) .*CRC-32C"):
+        ReplayBuffer.open(path)
 
 
 READERS: dict[str, Callable[[Path], Any]] = {

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.dataset.replay_buffer import DatasetError, ReplayBuffer
 from diffusion_policy.places import file_system, place
 from diffusion_policy.report.inspection import inspect_dataset, inspect_recordings
+from diffusion_policy.workspace.preflight import check_start
 
 SHAPE_META = {
     "obs": {
@@ -92,3 +94,34 @@ def test_the_checks_find_the_same(places: tuple[str, Path]) -> None:
 def test_an_absent_dataset_is_named(places: tuple[str, Path]) -> None:
     with pytest.raises(DatasetError, match=r"s3://robot/there/none\.zarr: no zarr dataset there"):
         CogActImageDataset(SHAPE_META, f"{places[0]}/none.zarr")
+
+
+@pytest.mark.parametrize("form", ["2", "shards"])
+def test_a_lost_object_is_refused_before_training_begins(places: tuple[str, Path], form: str) -> None:
+    """By the dataset that training builds first, and by the check that launchers make; with its name."""
+    url, folder = places
+    target = f"{url}/{form}.zarr"
+    options: dict[str, Any] = {"zarr_format": 3, "shard": 8} if form == "shards" else {}
+    convert(ConversionSettings(folder / "in", folder / f"{form}.zarr", (32, 18), workers=1, **options))  # type: ignore[arg-type]
+    store, path = file_system(place(target))
+    store.put(str(folder / f"{form}.zarr"), path, recursive=True)
+    CogActImageDataset(SHAPE_META, target, 4, 1, 3, 2)
+    for array in ("data/image", "data/action", "meta/episode_ends"):
+        objects = [name for name in store.find(f"{path}/{array}") if not Path(name).name.startswith((".z", "zarr"))]
+        lost = objects[len(objects) // 2]
+        content = store.cat_file(lost)
+        store.rm_file(lost)
+        name = lost.removeprefix(f"{path}/")
+        with pytest.raises(DatasetError, match=rf"^{target}/{name}.* is not there: nothing is read in its place"):
+            CogActImageDataset(SHAPE_META, target, 4, 1, 3, 2)
+        if array == "data/image":
+            with pytest.raises(DatasetError, match=rf"{name}.* is not there"):
+                check_start([f"task.dataset_path={target}", "training.device=cpu"])
+        store.pipe_file(lost, content)
+    if form == "shards":
+        shard = f"{path}/data/image/c/1/0/0/0"
+        whole = store.cat_file(shard)
+        for damaged in (whole[: len(whole) // 2], whole[:-10] + bytes([whole[-10] ^ 1]) + whole[-9:]):
+            store.pipe_file(shard, damaged)
+            with pytest.raises(DatasetError, match=r"data/image/c/1/0/0/0 \(rows 8 to 15\) is cut"):
+                CogActImageDataset(SHAPE_META, target, 4, 1, 3, 2)
