@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 POSE = ("x", "y", "z", "qx", "qy", "qz", "qw")
 GRIPPER = "gripper"
+INTERVENTION = "intervention"  # of a recorded step, as in LeRobot: true where somebody drives in place of the policy
 POSE_GRIPPER = (*POSE, GRIPPER)
 ROTVEC_WIDTH = ("x", "y", "z", "rx", "ry", "rz", "width")
 

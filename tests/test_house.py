@@ -49,6 +49,7 @@ FLOORS = {
     "evaluate": 3,
     "closed_loop": 4,
     "recipe": 4,
+    "dagger": 5,
     "report": 4,
 }
 # Modules of floor 0 that others of floor 0 may build on, and the two rooms that training looks into.

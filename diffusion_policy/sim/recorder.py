@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.sim.camera import Camera
-from diffusion_policy.sim.expert import plan
+from diffusion_policy.sim.expert import Command, plan
 from diffusion_policy.sim.referees import KINEMATIC, make_tabletop
 from diffusion_policy.sim.scene import PICK_AND_PLACE, STEP_SECONDS
+from diffusion_policy.sim.tabletop import Tabletop
 from diffusion_policy.sim.tasks import Progress, Task, task_of
-from diffusion_policy.spec import ImageArray, WorkspaceError
+from diffusion_policy.spec import INTERVENTION, ImageArray, WorkspaceError
 
 _JPEG_QUALITY = 95
 _FIRST_DAY = 1_767_225_600.0  # 2026-01-01 UTC; recordings of one seed are equal to the last byte
@@ -103,8 +105,37 @@ def _record(folder: Path, index: int, rng: np.random.Generator, demonstration: D
     task: Task = task_of(demonstration.task)
     scene = task.draw(rng)
     commands = plan(scene, rng, demonstration.variation)
-    tabletop, progress = make_tabletop(scene, demonstration.referee), Progress()
+    tabletop = make_tabletop(scene, demonstration.referee)
     camera = Camera(scene, demonstration.image_size)
+    if not record(folder, index, tabletop, Progress(), commands, camera, provenance=demonstration.provenance()):
+        raise AssertionError(f"the scripted expert failed at {task.name} in episode {index}")
+
+
+def record(
+    folder: Path,
+    index: int,
+    tabletop: Tabletop,
+    progress: Progress,
+    commands: Sequence[Command],
+    camera: Camera,
+    *,
+    provenance: Mapping[str, Any],
+    intervention: bool = False,
+) -> bool:
+    """Carry out commands on a tabletop that may be in motion already, and write what a robot's recorder would.
+
+    Args:
+        folder: of the episode, there only if the task was done; what is there already is an error of the caller.
+        index: number of the episode; it decides the time of day.
+        tabletop, progress: moved on from the state in which they are.
+        commands: at least one.
+        camera: of the tabletop's scene.
+        provenance: plain JSON, added to meta.json.
+        intervention: whether data.pkl says of every step that somebody corrected a policy, in ``INTERVENTION``.
+
+    Returns:
+        whether the task is done after the last command; if not, nothing is written.
+    """
     rows: dict[str, list[Any]] = {
         key: [] for key in ("robot_eef_pose", "robot_gripper", "action", "action_gripper", "timestamp", "image_index")
     }
@@ -119,10 +150,15 @@ def _record(folder: Path, index: int, rng: np.random.Generator, demonstration: D
             column.append(value)
         tabletop.step(command.pose, command.gripper)
         progress.update(tabletop)
-    if not progress.succeeded:
-        raise AssertionError(f"the scripted expert failed at {task.name} in episode {index}")
-    _write_tables(aside, index, _as_arrays(rows), demonstration)
-    os.replace(aside, folder)
+    if progress.succeeded:
+        data = _as_arrays(rows)
+        if intervention:
+            data[INTERVENTION] = np.ones(len(commands), dtype=np.bool_)
+        _write_tables(aside, index, data, provenance)
+        os.replace(aside, folder)
+    else:
+        shutil.rmtree(aside)
+    return progress.succeeded
 
 
 def _as_arrays(rows: dict[str, list[Any]]) -> dict[str, NDArray[Any]]:
@@ -131,7 +167,7 @@ def _as_arrays(rows: dict[str, list[Any]]) -> dict[str, NDArray[Any]]:
     return {key: np.asarray(column, dtype=dtypes.get(key, np.int64)) for key, column in rows.items()}
 
 
-def _write_tables(folder: Path, index: int, data: dict[str, NDArray[Any]], demonstration: Demonstration) -> None:
+def _write_tables(folder: Path, index: int, data: dict[str, NDArray[Any]], provenance: Mapping[str, Any]) -> None:
     (folder / "data.pkl").write_bytes(pickle.dumps(data))
     n_steps = len(data["timestamp"])
     meta = {
@@ -141,7 +177,7 @@ def _write_tables(folder: Path, index: int, data: dict[str, NDArray[Any]], demon
         "n_steps": n_steps,
         "n_images": n_steps,
         "data_shapes": {key: list(column.shape) for key, column in data.items()},
-        **demonstration.provenance(),
+        **provenance,
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
 

@@ -1,0 +1,145 @@
+"""Corrections that a person made: the marked parts of recordings become episodes of their own.
+
+While a policy runs on a robot a person takes over where it goes wrong, and the recorder marks these steps:
+``intervention`` in data.pkl, (N,) or (N, 1), true where the person drove, as LeRobot's recordings have it per frame.
+What was commanded there is the person's. Each run of marked steps becomes an episode; what the policy did is left out.
+The recordings are only read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy import safe_pickle
+from diffusion_policy.dagger.corrections import CorrectionError
+from diffusion_policy.gripper_scale import DeclaredScales
+from diffusion_policy.places import read_bytes
+from diffusion_policy.spec import INTERVENTION
+from diffusion_policy.trajectory import NO_IMAGE, Trajectory, find_trajectories, open_trajectory
+
+SHORTEST = 4  # steps; what is shorter is a touch, and says nothing of where it leads
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What became of the marks of one recording.
+
+    Attributes:
+        source: the recording's folder.
+        episodes: written, in order.
+        frames: steps of them.
+        too_short: marked parts of fewer than ``SHORTEST`` steps, left out.
+    """
+
+    source: Path
+    episodes: tuple[str, ...]
+    frames: int
+    too_short: int
+
+
+def cut_marked(
+    source: Path, output: Path, *, first_number: int = 0, gripper_scale: DeclaredScales | None = None
+) -> list[Cut]:
+    """Write every marked part of the recordings in a folder as an episode.
+
+    Args:
+        source: holds recordings, all with marks; one in which nobody took over gives no episode.
+        output: made if absent; must be empty. It appears whole or not at all.
+        first_number: of the episodes.
+        gripper_scale: of the recordings, where it is not 1 (open) and 0 (closed); the episodes keep it.
+
+    Raises:
+        CorrectionError: a recording without marks, or with marks that are none; nobody ever took over; the output is
+            not empty.
+        TrajectoryError: a recording that cannot be trusted.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise CorrectionError(f"{output} is not empty; name another folder")
+    aside = output.with_name(f".{output.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        cuts: list[Cut] = []
+        for path in find_trajectories(source):
+            number = first_number + sum(len(cut.episodes) for cut in cuts)
+            cuts.append(_cut(open_trajectory(path, gripper_scale), aside, number))
+        if not any(cut.episodes for cut in cuts):
+            short = sum(cut.too_short for cut in cuts)
+            found = f"; {short} parts are shorter than {SHORTEST} steps" if short else ""
+            raise CorrectionError(f"{source}: no step of {len(cuts)} recordings is marked as an {INTERVENTION}{found}")
+        if output.exists():
+            output.rmdir()
+        os.replace(aside, output)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return cuts
+
+
+def marks_of(data: Any, n_steps: int, where: Path) -> NDArray[np.bool_]:
+    """(N,) which steps of a recording's data a person drove.
+
+    Raises:
+        CorrectionError: it says nothing of that, or something else than yes and no for each of its steps.
+    """
+    if INTERVENTION not in data:
+        raise CorrectionError(
+            f"{where}: data.pkl has no {INTERVENTION!r}; expected ({n_steps},) booleans, true where a person drove"
+        )
+    marks = np.asarray(data[INTERVENTION])
+    flags = marks.dtype.kind in "biu" and bool(np.isin(marks, (0, 1)).all())
+    if marks.shape not in ((n_steps,), (n_steps, 1)) or not flags:
+        raise CorrectionError(
+            f"{where}: {INTERVENTION} is {marks.dtype} {marks.shape}; expected ({n_steps},) booleans, true where a "
+            "person drove"
+        )
+    return marks.reshape(-1).astype(np.bool_)
+
+
+def marked_runs(marks: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Longest runs of marked steps, as (start, exclusive end)."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], marks, [False]]).astype(np.int8)))
+    return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
+
+
+def _cut(recording: Trajectory, output: Path, number: int) -> Cut:
+    file = recording.path / "data.pkl"
+    data = safe_pickle.load(read_bytes(file), allowed=safe_pickle.NUMPY_GLOBALS, where=str(file))
+    runs = marked_runs(marks_of(data, recording.n_steps, recording.path))
+    long = [(start, end) for start, end in runs if end - start >= SHORTEST]
+    names = []
+    for at, (start, end) in enumerate(long):
+        _write(recording, data, start, end, output / f"episode_{number + at:04d}", number + at)
+        names.append(f"episode_{number + at:04d}")
+    return Cut(recording.path, tuple(names), sum(end - start for start, end in long), len(runs) - len(long))
+
+
+def _write(recording: Trajectory, data: Any, start: int, end: int, folder: Path, number: int) -> None:
+    """Steps ``start`` to ``end`` of a recording with the frames that they show, under the frames' own numbers."""
+    columns = {key: np.asarray(column) for key, column in data.items()}
+    cut = {key: column[start:end] for key, column in columns.items() if column.shape[:1] == (recording.n_steps,)}
+    shown = {int(index) for index in recording.image_index[start:end] if index != NO_IMAGE}
+    for frames in recording.frames.values():
+        for index in sorted(shown):
+            target = folder / frames[index].relative_to(recording.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(read_bytes(frames[index]))
+    folder.mkdir(exist_ok=True)
+    (folder / "data.pkl").write_bytes(pickle.dumps(cut))
+    meta = {
+        "episode_id": number,
+        "n_steps": end - start,
+        "n_images": len(shown),
+        "duration": float(recording.timestamp[end - 1] - recording.timestamp[start]),
+        "data_shapes": {key: list(column.shape) for key, column in cut.items()},
+        "correction": {"recording": recording.path.name, "steps": [start, end - 1]},
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,38 @@
+"""The loop's table as a person reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from diffusion_policy.env_runner.results import Share
+
+
+def rounds_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A row for each arm of each round; ``rows`` are those of ``rounds.rows_of``."""
+    table = Table(
+        "round",
+        "arm",
+        "demonstrations",
+        "corrections",
+        "updates",
+        "success (95 %, Wilson)",
+        "beside the round before",
+        "beside the other arm",
+    )
+    for row in rows:
+        success = "-" if row["success"] is None else str(Share(row["success"]["count"], row["success"]["of"]))
+        beside = [compared(row[key]) for key in ("before", "against_demonstrations")]
+        counts = [str(row[key]) for key in ("demonstrations", "corrections", "updates")]
+        table.add_row(str(row["round"]), row["arm"], *counts, success, *beside)
+    return table
+
+
+def compared(comparison: Mapping[str, Any] | None) -> str:
+    """Scenes won and lost in a paired comparison, and McNemar's p."""
+    if comparison is None:
+        return "-"
+    won, lost = comparison["only_second"], comparison["only_first"]
+    return f"{won} won, {lost} lost, p = {comparison['p_value']:.2g}"

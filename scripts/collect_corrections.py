@@ -1,0 +1,131 @@
+"""Roll a policy out on the tabletop, and record what the expert does from where it failed or hesitated.
+
+    python scripts/collect_corrections.py data/demo/finetuned/checkpoints/latest.ckpt --output data/corrections
+    python scripts/collect_corrections.py latest.ckpt --output data/corrections --scenes 40 --task distractors
+    python scripts/collect_corrections.py --marked data/raw/supervised --output data/corrections     # a person's
+
+The episodes are recordings for the converter (`--append` adds them to the policy's dataset); every step of them is
+marked as an intervention. `scripts/dagger.py` is the whole loop. An interrupted collection keeps the
+scenes that are done; the same command with --resume goes on. Exit status: 0 collected, 2 refused, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusion_policy.command_line import Answer, Stopped, progress, run_command
+from diffusion_policy.gripper_scale import add_gripper_scale
+from diffusion_policy.installation import CONFIG
+
+if TYPE_CHECKING:
+    from diffusion_policy.dagger.corrections import Collected, Collection
+
+TABLETOP = CONFIG / "simulator" / "tabletop.yaml"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add = parser.add_argument
+    add("checkpoint", type=Path, nargs="?", metavar="CKPT", help="that is rolled out on the built-in tabletop")
+    add("--marked", type=Path, metavar="DIR", help="in place of CKPT: recordings in which a person took over")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for corrections.json and the episodes")
+    add("--scenes", type=int, default=20, metavar="N", help="that are rolled out (default %(default)d)")
+    add("--seed", type=int, default=300_000, help="of the first scene and of the noise (default %(default)d)")
+    add("--task", default="pick_and_place", help="pick_and_place (default), two_in_order, distractors, pose_only")
+    add("--referee", default="physics", help="physics (default) or kinematic, which is faster")
+    add("--camera-size", type=int, nargs=2, default=(320, 180), metavar=("WIDTH", "HEIGHT"), help="(default 320 180)")
+    add("--variation", type=float, default=0.3, help="of the expert: 0 to 1 (default %(default)g)")
+    add("--per-scene", type=int, default=2, metavar="N", help="takeovers of a scene at most (default %(default)d)")
+    add("--first-number", type=int, default=0, metavar="N", help="of the episodes (default %(default)d)")
+    add("--n-action-steps", type=int, metavar="N", help="steps of a chunk that are executed (default 6)")
+    add("--device", default="cpu")
+    add("--threads", type=int, help="compute threads (default: as many as other processes leave cores)")
+    add_gripper_scale(parser)
+    add("--resume", action="store_true", help="go on with an interrupted collection")
+
+
+def work(arguments: argparse.Namespace) -> Answer:
+    """Collect, and tell what came of it."""
+    from diffusion_policy.dagger.corrections import DOCUMENT, collect, read_collected
+    from diffusion_policy.spec import WorkspaceError
+
+    folder = arguments.output
+    if (arguments.checkpoint is None) == (arguments.marked is None):
+        raise WorkspaceError(
+            "expected a checkpoint to roll out, or --marked DIR with a robot's recordings, and not both"
+        )
+    if arguments.marked is not None:
+        return cut(arguments)
+    try:
+        with progress("scenes") as show:
+            found = collect(arguments.checkpoint, collection_of(arguments), folder, resume=arguments.resume, show=show)
+    except KeyboardInterrupt as error:
+        if not (folder / DOCUMENT).is_file():
+            raise
+        done = read_collected(folder)
+        kept = f"{len(done.results)} of {done.scenes} scenes are kept in {folder}"
+        raise Stopped(kept, added=["--resume"]) from error
+    return Answer(said(found, folder))
+
+
+def cut(arguments: argparse.Namespace) -> Answer:
+    """The corrections that a person made on a robot."""
+    from diffusion_policy.dagger.marked import SHORTEST, cut_marked
+    from diffusion_policy.gripper_scale import parse_scales
+
+    scale = parse_scales(arguments.gripper_scale)
+    cuts = cut_marked(arguments.marked, arguments.output, first_number=arguments.first_number, gripper_scale=scale)
+    episodes, frames = sum(len(found.episodes) for found in cuts), sum(found.frames for found in cuts)
+    short = sum(found.too_short for found in cuts)
+    return Answer(
+        f"{episodes} corrections of {frames} steps from {len(cuts)} recordings in {arguments.output}\n"
+        f"{short} marked parts left out, shorter than {SHORTEST} steps"
+    )
+
+
+def collection_of(arguments: argparse.Namespace) -> Collection:
+    """What the command line asks for; WorkspaceError where it makes no sense."""
+    from diffusion_policy.closed_loop.evaluation import Evaluation
+    from diffusion_policy.dagger.corrections import Collection
+    from diffusion_policy.env_runner.simulator import Simulator
+    from diffusion_policy.spec import WorkspaceError
+
+    if arguments.scenes < 1:
+        raise WorkspaceError(f"--scenes is {arguments.scenes}; expected 1 or more")
+    chosen = {"task": arguments.task, "referee": arguments.referee, "image_size": list(arguments.camera_size)}
+    evaluation = Evaluation(
+        Simulator.load(TABLETOP, **chosen),
+        arguments.scenes,
+        arguments.seed,
+        arguments.n_action_steps,
+        device=arguments.device,
+        threads=arguments.threads,
+    )
+    return Collection(evaluation, arguments.variation, arguments.per_scene, arguments.first_number)
+
+
+def said(found: Collected, folder: Path) -> str:
+    """The result in three lines."""
+    lost = len(found.corrections) - len(found.episodes)
+    frames = sum(taken["frames"] for taken in found.episodes)
+    why = ", ".join(f"{why} {count}" for why, count in found.reasons.items()) or "nothing to correct"
+    return "\n".join(
+        [
+            f"the policy: {found.success}",
+            f"{len(found.episodes)} corrections of {frames} steps in {folder} ({why})",
+            f"{lost} takeovers left out, since the expert failed too",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(__doc__, add_arguments, work, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Learn from corrections: roll out, let the expert take over where the policy failed, add that to the data, fine-tune.
+
+    python scripts/dagger.py data/demo/finetuned/checkpoints/latest.ckpt --dataset data/demo/tabletop.zarr
+    python scripts/dagger.py latest.ckpt --dataset tabletop.zarr --rounds 2 --control --json dagger.json
+    python scripts/dagger.py latest.ckpt --dataset mine.zarr --marked data/raw/supervised --experiment finetune_8d
+
+Each round is a row: demonstrations, corrections, updates, success in closed loop with its Wilson interval, and a paired
+comparison with the round before in the same scenes. --control runs a second arm beside it: as many ordinary
+demonstrations as there were corrections, and as many updates. Checkpoint and dataset are only read; everything is
+written into --workdir. Interrupted or killed, the same command with --resume goes on and makes nothing anew. Exit
+status: 0 all rounds ran, or there was nothing to correct any more; 2 refused; else that of the command that failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion_policy.command_line import Answer, run_command
+
+if TYPE_CHECKING:
+    from diffusion_policy.dagger.rounds import Work
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="CKPT", help="of 8-D actions; the loop starts from its average")
+    add("--dataset", type=Path, required=True, metavar="ZARR", help="what it was trained on; copied, never changed")
+    add("--workdir", type=Path, default=Path("data/dagger"), metavar="DIR", help="(default data/dagger)")
+    add("--rounds", type=int, metavar="N", help="(default 2; with --marked 1)")
+    add("--scenes", type=int, default=20, metavar="N", help="rolled out in a round (default %(default)d)")
+    add("--updates", type=int, default=400, metavar="N", help="of a round, at least (default %(default)d)")
+    add("--evaluation-scenes", type=int, default=40, metavar="N", help="(default %(default)d)")
+    add("--seed", type=int, default=300_000, help="of the first scene that is corrected (default %(default)d)")
+    add("--evaluation-seed", type=int, default=100_000, help="of the first scene evaluated (default %(default)d)")
+    add("--control-seed", type=int, default=400_000, help="of the control's demonstrations (default %(default)d)")
+    add("--task", default="pick_and_place", help="pick_and_place (default), two_in_order, distractors")
+    add("--referee", default="physics", help="physics (default) or kinematic, which is faster")
+    add("--camera-size", type=int, nargs=2, default=(320, 180), metavar=("WIDTH", "HEIGHT"), help="(default 320 180)")
+    add("--variation", type=float, default=0.3, help="of the expert: 0 to 1 (default %(default)g)")
+    add("--n-action-steps", type=int, metavar="N", help="steps of a chunk that are executed (default 6)")
+    add("--experiment", default="demo_finetune", help="of config/experiment, for fine-tuning (default %(default)s)")
+    add("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="a setting of train.py")
+    add("--control", action="store_true", help="a second arm: as many ordinary demonstrations, as many updates")
+    add("--marked", metavar="DIR", help="in place of rollouts: a robot's recordings in which a person took over")
+    add("--resume", action="store_true", help="go on with what is in --workdir")
+    add("--json", type=Path, metavar="OUT", help="write the table (also in DIR/rounds.json)")
+
+
+def work(arguments: argparse.Namespace) -> Answer:
+    """Run the rounds; the table is printed and written after each."""
+    from rich.console import Console
+
+    from diffusion_policy.dagger.rounds import document, rows_of, stages
+    from diffusion_policy.dagger.table import rounds_table
+    from diffusion_policy.recipe import Ended, play
+    from diffusion_policy.storage import write_json
+
+    loop, console = loop_of(arguments), Console()
+    loop.begin(resume=arguments.resume)
+    ended = Ended(loop.folder / "done.json")
+    rows: list[dict[str, Any]] = []
+    for number in range(loop.plan.rounds + 1):
+        for steps in stages(loop, number, ended):
+            status = max(play(steps, console, ended).statuses, default=0)
+            if status:
+                return Answer("a command failed; its message is above", status)
+        new = rows_of(loop, number)
+        if not new:
+            console.print(f"round {number}: nothing to correct in {loop.plan.scenes} scenes; the loop ends here")
+            break
+        rows += new
+        write_json(loop.folder / "rounds.json", document(loop, rows))
+    return Answer(rounds_table(rows), document=document(loop, rows))
+
+
+def loop_of(arguments: argparse.Namespace) -> Work:
+    """What the command line asks for; WorkspaceError where it makes no sense."""
+    from diffusion_policy.dagger.rounds import RoundPlan, Work
+
+    options = {**vars(arguments), "checkpoint": str(arguments.checkpoint), "dataset": str(arguments.dataset)}
+    if arguments.rounds is None:
+        options["rounds"] = 2 if arguments.marked is None else 1
+    chosen = {name: options[name] for name in RoundPlan.__dataclass_fields__}
+    camera, settings = tuple(arguments.camera_size), tuple(arguments.settings)
+    return Work(arguments.workdir, RoundPlan(**{**chosen, "camera_size": camera, "settings": settings}))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(__doc__, add_arguments, work, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
