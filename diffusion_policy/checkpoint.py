@@ -28,7 +28,7 @@ from torch import Tensor
 
 from diffusion_policy import safe_pickle
 from diffusion_policy.commands import command
-from diffusion_policy.policy.registry import POLICY_TARGETS
+from diffusion_policy.policy.registry import POLICY_TARGETS, policy_class
 from diffusion_policy.resolvers import check_interpolations, register_resolvers
 from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.tensor_file import TensorFileError, read_torch
@@ -330,7 +330,7 @@ def _check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], wher
 
 
 def _policy_options(cfg: DictConfig | Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
-    """The policy's class and its constructor's arguments, the sampler built."""
+    """The policy's class and its constructor's arguments, the sampler built where it has one."""
     register_resolvers()
     config = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
     try:
@@ -339,7 +339,9 @@ def _policy_options(cfg: DictConfig | Mapping[str, Any]) -> tuple[type, dict[str
         raise CheckpointError(f"cfg.policy cannot be resolved ({str(error).splitlines()[0]}).") from error
     if not isinstance(options, dict):
         raise CheckpointError(f"the config has no section 'policy'; it has {', '.join(map(str, config))}.")
-    scheduler = options.get("noise_scheduler")
+    target, scheduler = options.get("_target_"), options.get("noise_scheduler")
+    if target in POLICY_TARGETS and "noise_scheduler" not in inspect.signature(policy_class(target)).parameters:
+        return _allowed_class(options, POLICY_TARGETS, "cfg.policy")  # a policy that does not denoise
     if not isinstance(scheduler, dict):
         raise CheckpointError("cfg.policy.noise_scheduler is missing; expected a sampler of diffusers by its _target_.")
     kind, options = _allowed_class(options, POLICY_TARGETS, "cfg.policy")

@@ -22,14 +22,11 @@ from diffusion_policy.adapt.layout import policy_config
 from diffusion_policy.adapt.ledger import Count, Ref
 from diffusion_policy.adapt.target import NORMALIZER
 from diffusion_policy.checkpoint import ACTION_SCALE, WEIGHTS, config_of
+from diffusion_policy.policy.registry import class_of_options
 from diffusion_policy.spec import layout_from_range, read_shape_meta
 from diffusion_policy.tensor_file import TensorFile, TensorInfo, open_tensor_file
 from diffusion_policy.tensor_file.wrapped_names import Wrapping, wrapping_of
 
-CONFIG_SUMMARY = (
-    "horizon", "n_obs_steps", "n_action_steps", "crop_shape", "obs_encoder_group_norm", "n_layer", "n_cond_layers",
-    "n_head", "n_emb", "causal_attn", "time_as_cond", "obs_as_cond", "num_inference_steps",
-)  # fmt: skip
 LAYOUTS = {
     "xyz_quat": "position and quaternion (xyzw), by the range of its numbers",
     "xyz_quat_gripper": "position, quaternion (xyzw) and gripper, by the range of its numbers",
@@ -217,6 +214,6 @@ def _policy(file: TensorFile, cfg: DictConfig) -> tuple[dict[str, Any], dict[str
         field.key: f"image {field.shape[2]}x{field.shape[1]}" if field.kind == "rgb" else " ".join(field.names)
         for field in spec.obs
     }
-    summary = {key: options[key] for key in CONFIG_SUMMARY if key in options}
+    summary = {key: options[key] for key in class_of_options(options).tensors.summary if key in options}
     counters = OmegaConf.select(cfg, "task.name")
     return action, observations, {**({"task": counters} if counters else {}), **summary}

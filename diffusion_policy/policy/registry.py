@@ -34,12 +34,12 @@ def policy_class(target: Any) -> type[PolicyModule]:
 
 
 def class_of_options(options: Mapping[str, Any]) -> type[PolicyModule]:
-    """The class of a `policy` section; one without `_target_` is of the first class.
+    """The class whose names and axes a `policy` section is read by.
 
-    Raises:
-        PolicyError: its `_target_` is not one of `POLICY_TARGETS`.
+    One that names no class, or one from elsewhere (a fork's path), is read as the first class. Nothing is built here.
     """
-    return policy_class(options.get("_target_", POLICY_TARGETS[0]))
+    target = options.get("_target_")
+    return policy_class(target if target in POLICY_TARGETS else POLICY_TARGETS[0])
 
 
 def policy_classes() -> tuple[type[PolicyModule], ...]:

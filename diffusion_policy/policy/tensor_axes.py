@@ -47,6 +47,7 @@ class PolicyTensors:
         named: tensors with named axes; the first match counts.
         slots: (options of the policy, spec) -> names of the slots along each axis.
         settings: settings that shapes tell.
+        summary: options of the policy that say what it is, for whoever looks at a file.
     """
 
     name: str
@@ -58,6 +59,7 @@ class PolicyTensors:
     named: tuple[NamedTensor, ...]
     slots: Callable[[Mapping[str, Any], StepSpec], dict[str, Names]]
     settings: Callable[[Shapes], dict[str, Any]]
+    summary: Names
 
 
 # Of every policy with the encoder and the normaliser of this project.

@@ -69,4 +69,6 @@ TENSORS = PolicyTensors(
     ),
     slots=_slots,
     settings=_settings,
+    summary=("horizon", "n_obs_steps", "n_action_steps", "crop_shape", "obs_encoder_group_norm", "n_layer",
+             "n_cond_layers", "n_head", "n_emb", "causal_attn", "time_as_cond", "obs_as_cond", "num_inference_steps"),
 )  # fmt: skip

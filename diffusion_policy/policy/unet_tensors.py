@@ -64,4 +64,7 @@ TENSORS = PolicyTensors(
     ),
     slots=_slots,
     settings=_settings,
-)
+    summary=("horizon", "n_obs_steps", "n_action_steps", "crop_shape", "obs_encoder_group_norm", "down_dims",
+             "diffusion_step_embed_dim", "kernel_size", "n_groups", "cond_predict_scale", "obs_as_global_cond",
+             "num_inference_steps"),
+)  # fmt: skip
