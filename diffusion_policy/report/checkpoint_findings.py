@@ -145,6 +145,8 @@ def start(checkpoint: CheckpointEvidence) -> Finding | None:
     """Where its weights came from."""
     if checkpoint.start is None:
         return None
+    if checkpoint.start == "scratch" and checkpoint.spec is not None and GRIPPER not in checkpoint.spec.action_names:
+        return ok("start", "trained from scratch, as policies are that others are grown from", checkpoint.path)
     if checkpoint.start == "scratch":
         evidence = "trained from scratch: no pretrained weights were loaded"
         remedy = "if it was meant to be fine-tuned, set pretrained.path and a new run folder"

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from diffusion_policy.commands import command
 from diffusion_policy.gripper_scale import CONFIG_KEY
-from diffusion_policy.report.checkpoint_evidence import CheckpointEvidence
+from diffusion_policy.report.checkpoint_evidence import CheckpointEvidence, spec_of
 from diffusion_policy.report.checkpoint_findings import checkpoint_findings, together_findings
 from diffusion_policy.report.closed_loop_findings import closed_loop_findings
 from diffusion_policy.report.dataset_evidence import DatasetEvidence
@@ -24,12 +24,16 @@ from diffusion_policy.report.disk_need import disk_need
 from diffusion_policy.report.environment import environment_findings, look_at_environment
 from diffusion_policy.report.findings import SEVERITIES, Diagnosis, Finding, diagnose, exit_status
 from diffusion_policy.report.log_findings import log_findings
+from diffusion_policy.report.pose_only import is_pose_only, without_grippers
 from diffusion_policy.report.run_folder import open_run
 from diffusion_policy.report.sources import Opened, Progress, Sources, open_sources
 from diffusion_policy.report.training_evidence import look_at_config
 from diffusion_policy.report.training_findings import config_findings, findings_of_run
+from diffusion_policy.spec import StepSpec
 
 STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
+# The group of what is said of the machine.
+MACHINE = "environment"
 Groups = Mapping[str, Sequence[Finding]]
 
 
@@ -153,7 +157,7 @@ def examine_opened(
     run, checkpoint = opened.run, opened.deployable
     need = disk_need(None if config is None else config[1], run)
     machine = look_at_environment(outputs if run is None else run.path, need)
-    groups: dict[str, list[Finding]] = {"environment": environment_findings(machine)}
+    groups: dict[str, list[Finding]] = {MACHINE: environment_findings(machine)}
     looked = [dataset.evidence for dataset in opened.datasets]
     if looked:
         groups["dataset"] = [finding for data in looked for finding in dataset_findings(data)]
@@ -174,7 +178,19 @@ def examine_opened(
         groups["closed loop"] = closed_loop_findings(opened.closed_loop, checkpoint)
     if opened.logs:
         groups["log"] = [finding for evidence in opened.logs for finding in log_findings(evidence)]
+    if is_pose_only(_spec_of(opened, config)):
+        layouts = [data.layout for data in looked] + [evidence.log.layout for evidence in opened.logs]
+        groups = without_grippers(groups, layouts)
     return Examination(groups, _looks(opened))
+
+
+def _spec_of(opened: Opened, config: tuple[Sequence[str], DictConfig] | None) -> StepSpec | None:
+    """Of the policy that is looked at: the checkpoint's, the config's, or the run's; None where none tells."""
+    weights = None if opened.checkpoint is None else opened.checkpoint.evidence
+    if weights is not None and weights.spec is not None:
+        return weights.spec
+    content = config[1] if config is not None else None if opened.run is None else opened.run.config
+    return None if content is None else spec_of(content)
 
 
 def _looks(opened: Opened) -> dict[str, str]:

@@ -6,7 +6,7 @@ folder, as far as they are there. The verdict stands on top, in one sentence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -18,8 +18,8 @@ from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.closed_loop_evidence import ClosedLoopEvidence, decisive
 from diffusion_policy.report.closed_loop_findings import CLOSED_LOOP, said_of
-from diffusion_policy.report.doctor import Examination, examine_opened
-from diffusion_policy.report.findings import level_of
+from diffusion_policy.report.doctor import MACHINE, Examination, examine_opened
+from diffusion_policy.report.findings import Finding, level_of
 from diffusion_policy.report.log_evidence import LogEvidence
 from diffusion_policy.report.log_findings import open_loop_findings
 from diffusion_policy.report.page import Section, render
@@ -83,22 +83,34 @@ def make_dossier(sources: Sources, on_progress: Progress = lambda done, total: N
             "nothing to report on; give a dataset, a checkpoint, a run, logs, open-loop errors or closed loop"
         )
     opened = open_sources(sources, on_progress=on_progress)
-    examination = _examined(opened)
+    examination, machine = _examined(opened)
     verdict = conclude(examination, opened.logs, opened.run, decisive(opened.closed_loop, opened.deployable))
-    return verdict, render(_title(sources), _lead(verdict, examination), _sections(examination, opened))
+    groups = {**examination.groups, MACHINE: machine}
+    return verdict, render(_title(sources), _lead(verdict, examination), _sections(groups, opened))
 
 
-def _examined(opened: Opened) -> Examination:
-    """What the doctor says, and what open-loop errors say."""
-    examination, documents = examine_opened(opened), opened.open_loop
-    if not documents:
-        return examination
-    found = [finding for document in documents for finding in open_loop_findings(document, document["checkpoint"])]
-    looks = {**examination.looks, "open loop": command("doctor", "--checkpoint", documents[0]["checkpoint"])}
-    return Examination({**examination.groups, "open loop": found}, looks)
+def _examined(opened: Opened) -> tuple[Examination, Sequence[Finding]]:
+    """What the doctor says, and what open-loop errors say; and apart from it what is said of this machine.
+
+    The machine that makes the page tells nothing of the policy. What shows more of a finding is never this page again.
+    """
+    groups, documents = dict(examine_opened(opened).groups), opened.open_loop
+    machine = groups.pop(MACHINE)
+    looks = dict.fromkeys(groups, "")
+    if opened.datasets:
+        looks["dataset"] = command("verify_converted_data", "--zarr-path", opened.datasets[0].path)
+    if opened.checkpoint is not None:
+        looks["checkpoint"] = command("adapt", "inspect", opened.checkpoint.path)
+    if opened.logs:
+        looks["log"] = command("validate_gripper", *(evidence.log.path for evidence in opened.logs))
+    if documents:
+        found = [finding for document in documents for finding in open_loop_findings(document, document["checkpoint"])]
+        groups["open loop"] = found
+        looks["open loop"] = command("doctor", "--checkpoint", documents[0]["checkpoint"])
+    return Examination(groups, looks), machine
 
 
-def _sections(examination: Examination, opened: Opened) -> list[Section]:
+def _sections(groups: Mapping[str, Sequence[Finding]], opened: Opened) -> list[Section]:
     """Those that something was given for, in reading order."""
     run, logs = opened.run, opened.logs
     buffers = [dataset.buffer for dataset in opened.datasets]
@@ -112,7 +124,7 @@ def _sections(examination: Examination, opened: Opened) -> list[Section]:
     weights = None if opened.checkpoint is None else opened.checkpoint.evidence
     ledger = None if weights is None else weights.ledger
     stages = pooled([evidence.stages for evidence in logs])
-    made: list[Section | None] = [findings_section(examination.groups)]
+    made: list[Section | None] = [findings_section(groups)]
     made.append(closed_loop_section(opened.closed_loop) if opened.closed_loop else None)
     for number, dataset in enumerate(opened.datasets):
         made.append(data_section(dataset.evidence, dataset.buffer, dataset.camera, number))

@@ -193,7 +193,7 @@ def outcomes(title: str, results: Sequence[SceneResult]) -> go.Figure:
     figure.add_trace(
         go.Heatmap(
             x=_plain(middles[0]), y=_plain(middles[1]), z=shares, zmin=0, zmax=1, colorscale=shades, showscale=False,
-            text=counts, texttemplate="%{text}", textfont={"size": 10, "color": RECORDED}, hoverinfo="skip",
+            text=counts, texttemplate="%{text}", textfont={"size": 10}, hoverinfo="skip",
         )
     )  # fmt: skip
     for outcome, symbol in zip(outcomes_of(results), cycle(SYMBOLS), strict=False):

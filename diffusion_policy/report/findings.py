@@ -200,8 +200,21 @@ def diagnose(findings: Sequence[Finding]) -> Diagnosis:
         return Diagnosis(None)
     cause = candidates[0]
     explained = tuple(symptom for symptom in symptoms if _may_explain(cause, symptom))
-    rest = tuple(finding for finding in trouble if finding is not cause and finding not in explained)
-    return Diagnosis(cause, explained, rest)
+    rest = [finding for finding in trouble if _said(finding) != _said(cause) and finding not in explained]
+    return Diagnosis(cause, explained, tuple(finding for finding, _ in distinct(rest)))
+
+
+def distinct(findings: Iterable[Finding]) -> list[tuple[Finding, tuple[str, ...]]]:
+    """Each thing that was found once, with the files that it was found in, in their order."""
+    found: dict[tuple[str, str], tuple[Finding, list[str]]] = {}
+    for finding in findings:
+        _, files = found.setdefault(_said(finding), (finding, []))
+        files += [finding.about] if finding.about and finding.about not in files else []
+    return [(finding, tuple(files)) for finding, files in found.values()]
+
+
+def _said(finding: Finding) -> tuple[str, str]:
+    return finding.code, finding.evidence
 
 
 def _may_explain(finding: Finding, symptom: Finding) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from diffusion_policy.dataset.replay_buffer import ACTION_KEY, ReplayBuffer
 from diffusion_policy.gripper_events import gripper_events
 from diffusion_policy.report import figures as plot
 from diffusion_policy.report.dataset_evidence import DatasetEvidence, episode_slices
-from diffusion_policy.report.findings import Finding
+from diffusion_policy.report.findings import Finding, distinct
 from diffusion_policy.report.page import Section, grid, paragraph, picture, place, table
 from diffusion_policy.report.playback import Playback, gripper_column
 from diffusion_policy.report.run_folder import RunFolder
@@ -26,6 +27,7 @@ SAMPLE_FRAMES = 8
 MOST_TIMELINES = 6
 MOST_EVENT_FRAMES = 8
 STRIPS = 60
+MOST_FILES = 6
 # Shares that training measures; of some it knows intervals.
 SHARES = {
     "success": "test_success",
@@ -40,8 +42,10 @@ def findings_section(groups: Mapping[str, Sequence[Finding]]) -> Section:
     """Every finding, the troubled ones first in each group; those that are well are folded."""
     parts = []
     for name, group in groups.items():
-        shown = [finding for finding in group if finding.severity != "ok"]
-        fine = [finding for finding in group if finding.severity == "ok"]
+        once = distinct(group)
+        several = len({finding.about for finding in group}) > 1
+        shown = [(finding, files if several else ()) for finding, files in once if finding.severity != "ok"]
+        fine = [(finding, files if several else ()) for finding, files in once if finding.severity == "ok"]
         parts.append(f"<h3>{escape(name)}</h3>{_findings(shown) if shown else ''}")
         if fine:
             count = f"{len(fine)} check{'s' if len(fine) > 1 else ''} found nothing wrong"
@@ -49,15 +53,23 @@ def findings_section(groups: Mapping[str, Sequence[Finding]]) -> Section:
     return Section("findings", "Findings", "".join(parts))
 
 
-def _findings(findings: Sequence[Finding]) -> str:
+def _findings(findings: Sequence[tuple[Finding, Sequence[str]]]) -> str:
     rows = "".join(
-        f'<tr><td class="{CLASSES[f.severity]}"><span class="tag">{f.severity}</span></td><td>{escape(f.evidence)}'
+        f'<tr><td class="{CLASSES[f.severity]}"><span class="tag">{f.severity}</span></td>'
+        f"<td>{escape(f.evidence)}{_in_files(files)}"
         f"{f'<br><span class=dim>{escape(f.remedy)}</span>' if f.remedy else ''}"
         f"{f'<br><code>{escape(f.command)}</code>' if f.command else ''}</td></tr>"
-        for f in findings
+        for f, files in findings
     )
     head = '<thead><tr><th scope="col">severity</th><th scope="col">what was found, and what to do</th></tr></thead>'
     return f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>'
+
+
+def _in_files(files: Sequence[str]) -> str:
+    """Names of the files that something was found in; nothing where there is only one to be found in."""
+    names = [Path(file).name for file in files]
+    more = f" and {len(names) - MOST_FILES} more" if len(names) > MOST_FILES else ""
+    return f' <span class="dim">({escape(", ".join(names[:MOST_FILES]))}{more})</span>' if names else ""
 
 
 def data_section(

@@ -44,7 +44,7 @@ def closed_loop_section(looked: Sequence[ClosedLoopEvidence]) -> Section:
 
 def _picture(evidence: ClosedLoopEvidence, name: str, drawn: dict[str, Figure]) -> str:
     results = placed(evidence.found.results)
-    drawn[name] = plot.outcomes(f"How scenes end, by where the block lies: success {success_of(results)}", results)
+    drawn[name] = plot.outcomes(f"How scenes end: {success_of(results)}", results)
     counts = ", ".join(f"{outcome.kind} {len(outcome.scenes)}" for outcome in outcomes(results))
     return place(
         name, f"every scene at its block's position: {counts}; cells tell how many of their scenes succeed", 460

@@ -8,7 +8,8 @@ import pytest
 from browser import Browser, chromium
 from evaluation_factory import write_tiny_checkpoint
 from log_factory import write_log
-from report_factory import checkpoint_with_ledger, metrics, open_loop, write_run
+from report_factory import checkpoint_with_ledger, closed_loop, metrics, open_loop, write_run
+from tiny_run import write_dataset
 
 from diffusion_policy.adapt.files import open_target, plan_file, rules_of
 from diffusion_policy.adapt.ledger_page import write_page
@@ -69,7 +70,10 @@ def report_page(folder: Path) -> Path:
     log = write_log(folder / "inference_log_20260108_101112.json", [1.0] * 6 + [0.02] * 5 + [0.97] * 4)
     checkpoint = checkpoint_with_ledger(folder / "grown.ckpt")
     assert read_checkpoint(checkpoint).provenance
-    sources = Sources((), checkpoint, write_run(folder / "run"), (log,), (open_loop(folder / "errors.json"),))
+    rolled_out = closed_loop(folder / "rollouts_of_a_checkpoint_with_a_long_name.json", "1" * 30 + "c" * 8 + "d" * 2)
+    dataset, errors = write_dataset(folder / "set.zarr"), open_loop(folder / "errors.json")
+    run = write_run(folder / "run")
+    sources = Sources((dataset,), checkpoint, run, (log,), (errors,), closed_loop=(rolled_out, rolled_out))
     write_dossier(folder / "report.html", sources)
     return folder / "report.html"
 
