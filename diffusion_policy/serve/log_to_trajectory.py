@@ -4,9 +4,11 @@ A log becomes an episode, or several: it is cut at each reset, and where steps a
 measured pose and gripper, the frame, and the first action that was sent. So failures can be looked at, corrected and
 trained on:
 
-* ``marks.json`` in the episode's folder says at which steps the guard intervened, which actions were corrected, and
-  which never reached the network (``not_delivered``);
-* corrections, a JSON file of ``{"step": [8 numbers]}``, replace actions, by the log's step numbers.
+* ``marks.json`` in the episode's folder says at which steps the guard intervened (``interventions``), at which a person
+  drove (``intervention``, as the client said), which actions were corrected, and which never reached the network
+  (``not_delivered``);
+* corrections, a JSON file of ``{"step": [8 numbers]}``, replace actions, by the log's step numbers; data.pkl then has
+  ``intervention``, true where the action is a person's.
 
 Nothing is invented: a log without an image, with a rotation vector, or with a gripper whose scale is not known, is
 refused; a gripper between open and closed counts as its last clear state, and steps before the first clear one are
@@ -39,7 +41,7 @@ from diffusion_policy.gripper_scale import DeclaredScales
 from diffusion_policy.run_log import RunLog, RunLogError, read_log
 from diffusion_policy.serve.images import mime_suffix
 from diffusion_policy.serve.session_log import read_lines
-from diffusion_policy.spec import POSE_GRIPPER
+from diffusion_policy.spec import INTERVENTION, POSE_GRIPPER
 
 logger = logging.getLogger(__name__)
 
@@ -198,10 +200,13 @@ def _convert(
         "timestamp": _times(log)[rows],
         "image_index": np.arange(len(rows), dtype=np.int64),
     }
+    if corrected:
+        arrays[INTERVENTION] = np.isin(kept, corrected)
     marks = {
         "log": str(log.path),
         "steps": kept,
         "corrected": corrected,
+        INTERVENTION: [step for step in kept if lines.get(step, {}).get("input", {}).get(INTERVENTION)],
         "interventions": {
             str(step): lines[step]["interventions"] for step in kept if lines.get(step, {}).get("interventions")
         },

@@ -4,6 +4,7 @@
     -> {"type": "hello", "token": ...}                        <- {"type": "metadata", ...}
     -> {"type": "observation", "images": [base64 JPEG, oldest first], "poses": [[7] ...], "grippers": [[1] ...],
         "timestamps": [s ...], "send_timestamp": unix s}      <- {"type": "action", "action": [[8] ...]}
+        optional: "intervention": true, a person drives in place of the policy (it is logged, and changes no answer)
                                                               <- {"type": "error", "code": ..., "message": ...}
 
 Old clients never send "hello", read one line per observation, hold their pose when its type is not "action", and ignore
@@ -28,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.geometry import check_unit_quaternions
-from diffusion_policy.spec import POSE, ImageArray, SpecError, WorkspaceError
+from diffusion_policy.spec import INTERVENTION, POSE, ImageArray, SpecError, WorkspaceError
 
 DEFAULT_PORT = 8007
 
@@ -105,6 +106,7 @@ class Observation:
         send_timestamp: unix seconds on the client's clock; None from the oldest clients.
         inspect: asks for the model's input in place of an action; see ``inspection_reply``.
         decoded: frames (H, W, 3) uint8 RGB of the images as far as they are decoded already; None for the others.
+        intervention: a person drives at the newest step.
     """
 
     images: tuple[bytes | ImageArray, ...]
@@ -114,6 +116,7 @@ class Observation:
     send_timestamp: float | None = None
     inspect: bool = False
     decoded: tuple[ImageArray | None, ...] | None = None
+    intervention: bool = False
 
     @property
     def states(self) -> NDArray[np.float64]:
@@ -172,7 +175,9 @@ def parse_observation(message: Mapping[str, Any], n_obs_steps: int, limits: Limi
     timestamps = _numbers(steps["timestamps"], (n_obs_steps,), "timestamps")
     if (np.diff(timestamps) < 0).any():
         raise ProtocolError("bad_state", f"timestamps {timestamps.tolist()} run backwards; oldest first is expected")
-    sent = message.get("send_timestamp")
+    sent, intervention = message.get("send_timestamp"), message.get(INTERVENTION, False)
+    if not isinstance(intervention, bool):
+        raise ProtocolError("malformed", f"{INTERVENTION} is {type(intervention).__name__}; expected true or false")
     return Observation(
         images=tuple(_read_image(image, limits) for image in steps["images"]),
         poses=poses,
@@ -180,6 +185,7 @@ def parse_observation(message: Mapping[str, Any], n_obs_steps: int, limits: Limi
         timestamps=timestamps,
         send_timestamp=None if sent is None else float(_numbers([sent], (1,), "send_timestamp")[0]),
         inspect=message.get("type") == "inspect",
+        intervention=intervention,
     )
 
 

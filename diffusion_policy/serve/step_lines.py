@@ -9,6 +9,7 @@ from typing import Any
 from diffusion_policy.serve.engine import FloatArray
 from diffusion_policy.serve.protocol import Observation
 from diffusion_policy.serve.request import Arrival
+from diffusion_policy.spec import INTERVENTION
 
 
 def describe_observation(observation: Observation, arrival: Arrival) -> dict[str, Any]:
@@ -18,11 +19,13 @@ def describe_observation(observation: Observation, arrival: Arrival) -> dict[str
     times["timing"]["client_obs"] = float(observation.timestamps[-1])
     if observation.send_timestamp is not None:
         times["timing"]["client_send"] = observation.send_timestamp
-    measured = {
+    measured: dict[str, Any] = {
         "state": states[-1].tolist(),
         "states": states.tolist(),
         "timestamps": observation.timestamps.tolist(),
     }
+    if observation.intervention:
+        measured[INTERVENTION] = True
     return {"input": measured, **times}
 
 

@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import os
+import pickle
 import runpy
 import shutil
 from pathlib import Path
@@ -15,12 +16,14 @@ from gripper_scales import FOREIGN, GRASP, written
 from log_factory import write_log
 from serve_factory import FakeEngine, ServerThread, jpeg, observation_message, settings
 
+from diffusion_policy.dagger.marked import cut_marked
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.run_log import RunLogError, read_log
 from diffusion_policy.serve.log_export import to_inference_log, to_rerun, to_vlalab
 from diffusion_policy.serve.log_to_trajectory import convert_logs, read_corrections
 from diffusion_policy.serve.session_log import SessionLogError, read_lines
+from diffusion_policy.spec import INTERVENTION
 from diffusion_policy.trajectory import open_trajectory
 
 FRAME = base64.b64encode(jpeg(0)).decode()
@@ -115,6 +118,27 @@ def test_a_run_becomes_an_episode_with_marks(run: Path, tmp_path: Path) -> None:
     marks = json.loads((written.path / "marks.json").read_text())
     assert marks["corrected"] == [2]
     assert marks["interventions"] == {"2": {"step distance": 3}}
+
+
+def test_steps_that_a_person_drove_are_marked_and_read_by_every_reader(tmp_path: Path) -> None:
+    with ServerThread(FakeEngine(), settings(tmp_path / "runs")) as server, server.client() as client:
+        for step in range(8):
+            marked = {"intervention": True} if 2 <= step < 7 else {"intervention": False} if step == 1 else {}
+            assert client.ask(observation_message(step, **marked))["type"] == "action"
+    (run,) = (tmp_path / "runs").glob("run_*")
+    assert [line["step"] for line in read_lines(run)[1] if line["input"].get("intervention")] == [2, 3, 4, 5, 6]
+    assert len(read_log(run).steps) == 8
+    (plain,) = convert_logs([run], tmp_path / "plain")
+    assert json.loads((plain.path / "marks.json").read_text())["intervention"] == [2, 3, 4, 5, 6]
+    assert INTERVENTION not in pickle.loads((plain.path / "data.pkl").read_bytes()), "the actions are the policy's"
+    wanted = {step: [0.5, 0.01 * step, 0.3, 1, 0, 0, 0, 0] for step in range(2, 7)}
+    (fixed,) = convert_logs([run], tmp_path / "fixed", wanted)
+    marks = pickle.loads((fixed.path / "data.pkl").read_bytes())[INTERVENTION]
+    assert marks.tolist() == [False, False, True, True, True, True, True, False]
+    (cut,) = cut_marked(tmp_path / "fixed", tmp_path / "corrections")
+    episode = open_trajectory(tmp_path / "corrections" / cut.episodes[0])
+    np.testing.assert_allclose(episode.action[:, 1], [0.02, 0.03, 0.04, 0.05, 0.06], atol=1e-6)
+    assert episode.frame_path(0).read_bytes() == jpeg(3)
 
 
 def test_a_reset_begins_another_episode(tmp_path: Path) -> None:
