@@ -75,6 +75,11 @@ class Ended:
     def __len__(self) -> int:
         return len(self._titles)
 
+    @property
+    def kept(self) -> str:
+        """What an interruption leaves, in words."""
+        return f"{len(self)} commands have ended and are kept in {self._file.parent}"
+
     def add(self, step: Step) -> None:
         """Its command has ended well."""
         self._titles.append(step.title)
@@ -119,8 +124,7 @@ def play(steps: Sequence[Step], console: Console, ended: Ended | None = None) ->
             statuses.append(run_child([sys.executable, str(script_path(step.script)), *step.words[1:]], Path()))
         except KeyboardInterrupt as error:
             if ended is not None:
-                kept = f"{len(ended)} commands have ended and are kept; under way was: {step.title}"
-                raise Stopped(kept, added=["--resume"]) from error
+                raise Stopped(f"{ended.kept}; under way was: {step.title}", added=["--resume"]) from error
             raise Stopped(f"step {number} of {len(steps)} was under way, and all of them are made anew") from error
         seconds.append(time.monotonic() - begun)
         console.print(f"{seconds[-1]:.0f} s", style="dim")

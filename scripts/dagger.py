@@ -19,10 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import Answer, Stopped, run_command
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from diffusion_policy.dagger.rounds import Work
+    from diffusion_policy.recipe import Ended
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,17 +55,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(arguments: argparse.Namespace) -> Answer:
-    """Run the rounds; the table is printed and written after each."""
+    """Run the rounds; the table is written after each, and printed at the end."""
     from rich.console import Console
 
-    from diffusion_policy.dagger.rounds import document, rows_of, stages
-    from diffusion_policy.dagger.table import rounds_table
-    from diffusion_policy.recipe import Ended, play
-    from diffusion_policy.storage import write_json
+    from diffusion_policy.recipe import Ended
 
     loop, console = loop_of(arguments), Console()
     loop.begin(resume=arguments.resume)
     ended = Ended(loop.folder / "done.json")
+    try:
+        return played(loop, ended, console)
+    except Stopped:
+        raise
+    except KeyboardInterrupt as error:
+        raise Stopped(ended.kept, added=["--resume"]) from error
+
+
+def played(loop: Work, ended: Ended, console: Console) -> Answer:
+    """The rounds, and the table of those that ran."""
+    from diffusion_policy.dagger.rounds import document, rows_of, stages
+    from diffusion_policy.dagger.table import rounds_table
+    from diffusion_policy.recipe import play
+    from diffusion_policy.storage import write_json
+
     rows: list[dict[str, Any]] = []
     for number in range(loop.plan.rounds + 1):
         for steps in stages(loop, number, ended):

@@ -67,11 +67,21 @@ SMALL = "--output out --episodes 3 --resolution 64 36"
 AT_WORK = {
     "adapt.py": Case(f"apply {GROWTH} --out new.ckpt --page out.html", "adapt.apply:prove"),
     "check_parity.py": Case("{dataset} --ckpt {policy} --server {server}", "serve.client:LineClient.ask:2"),
+    "collect_corrections.py": Case(
+        "{policy} --output out --referee kinematic --camera-size 64 36 --scenes 1 --threads 1",
+        "sim.recorder:_write_frame:9",
+        "0 of 1 scenes are kept in out; go on with: ",
+    ),
     "compare_runs.py": Case("{run} {other_run} --html out.html --json out.json", "report.comparison:score_run:2"),
     "convert_cogact_to_zarr.py": Case(
         "--input {recordings} --output out.zarr --resolution 40 36", "convert.frames:_small_frames:2", ""
     ),
     "convert_logs_to_trajectories.py": Case("{served} --output out", "serve.log_to_trajectory:_write"),
+    "dagger.py": Case(
+        "{policy} --dataset {dataset} --workdir out --referee kinematic --camera-size 64 36 --evaluation-scenes 1",
+        "closed_loop.evaluation:roll_out",
+        "0 commands have ended and are kept in out; under way was: Evaluate the start; go on with: ",
+    ),
     "demo.py": Case("--quick --workdir out", "closed_loop.evaluation:roll_out", "step 1 of 10 was under way"),
     "doctor.py": Case("--dataset {dataset} --checkpoint {policy} --json out.json", "report.doctor:look_at_checkpoint"),
     "evaluate_closed_loop.py": Case(

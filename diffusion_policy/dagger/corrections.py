@@ -187,6 +187,7 @@ def collect(
         about = {**ran.about, "variation": collection.variation, "per_scene": collection.per_scene}
         if found is None:
             found = Collected(about, wanted, [], [])
+            write_json(folder / DOCUMENT, found.to_json())
         _check_same(about, found.about, folder / DOCUMENT)
         new = sorted(ran.results[len(done) :], key=lambda result: result.scene)
         _take_over(new, watched, collection, folder, found)

@@ -143,7 +143,7 @@ class Work:
         return self.folder / "start.json" if number == 0 else self.folder / arm / f"closed_loop_{number}.json"
 
     def begin(self, *, resume: bool) -> None:
-        """Write down what is asked for, and copy the dataset for each arm.
+        """Write down what is asked for.
 
         Raises:
             RoundError: the folder is of another loop, or not empty.
@@ -160,14 +160,14 @@ class Work:
             raise RoundError(f"{self.folder} is not empty; name another --workdir, or go on with --resume")
         else:
             write_json(file, asked)
-        for arm in self.plan.arms:
-            self._copy_dataset(arm)
 
-    def _copy_dataset(self, arm: str) -> None:
+    def copy_dataset(self, arm: str) -> None:
+        """What the arm starts with, if it is not there yet: a copy of the plan's dataset, whole or not at all."""
         target = self.dataset(arm)
         if not target.exists():
             beside = target.with_name(f".{target.name}.part")
             shutil.rmtree(beside, ignore_errors=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(self.plan.dataset, beside)
             beside.rename(target)
 
@@ -282,6 +282,7 @@ def stages(work: Work, number: int, ended: Ended) -> Iterator[list[Step]]:
     """
     if work.plan.marked is not None:
         if number:
+            work.copy_dataset(CORRECTIONS)
             yield [_anew(gathering(work, CORRECTIONS, number), work.recorded(CORRECTIONS, number), ended)]
             yield learning(work, CORRECTIONS, number)
         return
@@ -293,6 +294,7 @@ def stages(work: Work, number: int, ended: Ended) -> Iterator[list[Step]]:
         return
     rest: list[Step] = []
     for arm in work.plan.arms:
+        work.copy_dataset(arm)
         if arm == DEMONSTRATIONS:
             rest.append(_anew(gathering(work, arm, number), work.recorded(arm, number), ended))
         rest += [*learning(work, arm, number), evaluation(work, arm, number)]

@@ -143,21 +143,29 @@ def record(
     shutil.rmtree(aside, ignore_errors=True)
     (aside / "images").mkdir(parents=True)
     start = _FIRST_DAY + 60.0 * index
-    for step, command in enumerate(commands):
-        _write_frame(aside / "images" / f"frame_{step:04d}.jpg", camera.render(tabletop))
-        observed = (tabletop.pose, tabletop.gripper, command.pose, command.gripper, start + step * STEP_SECONDS, step)
-        for column, value in zip(rows.values(), observed, strict=True):
-            column.append(value)
-        tabletop.step(command.pose, command.gripper)
-        progress.update(tabletop)
-    if progress.succeeded:
-        data = _as_arrays(rows)
-        if intervention:
-            data[INTERVENTION] = np.ones(len(commands), dtype=np.bool_)
-        _write_tables(aside, index, data, provenance)
-        os.replace(aside, folder)
-    else:
-        shutil.rmtree(aside)
+    try:
+        for step, command in enumerate(commands):
+            _write_frame(aside / "images" / f"frame_{step:04d}.jpg", camera.render(tabletop))
+            observed = (
+                tabletop.pose,
+                tabletop.gripper,
+                command.pose,
+                command.gripper,
+                start + step * STEP_SECONDS,
+                step,
+            )
+            for column, value in zip(rows.values(), observed, strict=True):
+                column.append(value)
+            tabletop.step(command.pose, command.gripper)
+            progress.update(tabletop)
+        if progress.succeeded:
+            data = _as_arrays(rows)
+            if intervention:
+                data[INTERVENTION] = np.ones(len(commands), dtype=np.bool_)
+            _write_tables(aside, index, data, provenance)
+            os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return progress.succeeded
 
 

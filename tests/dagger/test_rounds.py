@@ -323,6 +323,7 @@ def test_settings_of_training_are_passed_on(dataset: Path, tmp_path: Path) -> No
     plan = RoundPlan("a.ckpt", str(dataset), settings=("optimizer.learning_rate=0.001",), experiment="finetune_8d")
     work = Work(tmp_path, plan)
     work.begin(resume=False)
+    work.copy_dataset("corrections")
     _, train = learning(work, "corrections", 1)
     assert {"optimizer.learning_rate=0.001", "experiment=finetune_8d"} <= set(train.words)
 
