@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import Answer, progress, run_command
 from diffusion_policy.gripper_scale import add_gripper_scale
 
 if TYPE_CHECKING:
@@ -79,10 +79,11 @@ def _ledger(arguments: argparse.Namespace) -> Ledger:
     if arguments.command == "plan":
         ledger = plan_file(arguments.source, target, rules)
     else:
-        ledger = apply_file(
-            arguments.source, target, rules, arguments.out,
-            ledger_path=arguments.ledger, must_preserve=arguments.must_preserve, overwrite=arguments.overwrite,
-        )  # fmt: skip
+        with progress("stages") as show:
+            ledger = apply_file(
+                arguments.source, target, rules, arguments.out, ledger_path=arguments.ledger,
+                must_preserve=arguments.must_preserve, overwrite=arguments.overwrite, on_progress=show,
+            )  # fmt: skip
     if arguments.page:
         write_page(arguments.page, ledger, f"{Path(arguments.source).name} -> {target.name}")
     return ledger

@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import Answer, progress, run_command
 from diffusion_policy.gripper_scale import add_gripper_scale
 
 
@@ -32,10 +32,11 @@ def work(arguments: argparse.Namespace) -> Answer:
     """Grow the checkpoint, with its ledger."""
     from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
 
-    ledger = grow_7d_to_8d(
-        arguments.old_ckpt, arguments.new_ckpt, arguments.mode, arguments.dataset,
-        ledger_path=arguments.ledger, overwrite=arguments.overwrite, gripper_scale=arguments.gripper_scale,
-    )  # fmt: skip
+    with progress("stages") as show:
+        ledger = grow_7d_to_8d(
+            arguments.old_ckpt, arguments.new_ckpt, arguments.mode, arguments.dataset, ledger_path=arguments.ledger,
+            overwrite=arguments.overwrite, gripper_scale=arguments.gripper_scale, on_progress=show,
+        )  # fmt: skip
     return Answer([ledger.table(), f"wrote {arguments.new_ckpt}"])
 
 

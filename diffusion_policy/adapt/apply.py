@@ -6,11 +6,12 @@ with two names stay one tensor.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ from diffusion_policy.storage import write_json
 from diffusion_policy.tensor_file.opened import sha256_of
 
 State = dict[str, Tensor]
+Progress = Callable[[int, int], None]
+Done = TypeVar("Done")
 
 
 def adapt_checkpoint(
@@ -40,6 +43,7 @@ def adapt_checkpoint(
     ledger_path: str | Path | None = None,
     must_preserve: bool = False,
     overwrite: bool = False,
+    on_progress: Progress | None = None,
 ) -> Ledger:
     """Make a checkpoint of another shape from a checkpoint: plan, fill, prove, write, read back.
 
@@ -53,6 +57,8 @@ def adapt_checkpoint(
         ledger_path: where the ledger's JSON goes; None: `<out>.ledger.json`.
         must_preserve: refuse to write unless shared action dimensions come out the same.
         overwrite: an existing `out` is replaced.
+        on_progress: told of the stages that are done, and how many there are: each part filled and proven, the file
+            written, and read back.
 
     Returns:
         The ledger, with what the proof found among its notes.
@@ -66,10 +72,11 @@ def adapt_checkpoint(
     if target.cfg is None:
         raise AdaptError(f"{target.name} has no config, so no checkpoint can be made for it; name a config instead")
     plan = plan_checkpoint(source, target, rules)
+    done = stages(2 * len(plan.parts) + 2, on_progress)
     before = {part: source.state_dicts[plan.origins[part]] for part in plan.parts}
-    states = {part: apply_plan(plan.parts[part], state, target.state) for part, state in before.items()}
+    states = {part: done(apply_plan(plan.parts[part], state, target.state)) for part, state in before.items()}
     renamed = {part: {rules.renamed(key): tensor for key, tensor in state.items()} for part, state in before.items()}
-    proofs = [prove(part, (source.cfg, renamed[part]), (target.cfg, state)) for part, state in states.items()]
+    proofs = [done(prove(part, (source.cfg, renamed[part]), (target.cfg, state))) for part, state in states.items()]
     if must_preserve and not all(proof.preserved for proof in proofs):
         raise AdaptError("nothing was written: " + "; ".join(proof.describe() for proof in proofs))
     ledger = replace(plan.ledger, notes=(*plan.ledger.notes, *(proof.describe() for proof in proofs)))
@@ -79,11 +86,27 @@ def adapt_checkpoint(
     with written_with(ledger_path, document, out) as write_ledger:
 
         def check(written: Path) -> None:
+            done(written)
             _check_written(written, out, plan, states)
             write_ledger(written)
+            done(None)
 
         write_checkpoint(out, cfg=target.cfg, state_dicts=states, pickles=NEW_RUN, provenance=provenance, check=check)
     return ledger
+
+
+def stages(total: int, on_progress: Progress | None) -> Callable[[Done], Done]:
+    """What is called with the outcome of each of so many stages, gives it back, and tells that one more is done."""
+    count = itertools.count(1)
+    if on_progress is not None:
+        on_progress(0, total)
+
+    def done(outcome: Done) -> Done:
+        if on_progress is not None:
+            on_progress(next(count), total)
+        return outcome
+
+    return done
 
 
 def ledger_of(out: str | Path, ledger_path: str | Path | None) -> Path:

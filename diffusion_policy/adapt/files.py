@@ -16,11 +16,13 @@ from torch import Tensor
 
 from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.apply import (
+    Progress,
     adapt_checkpoint,
     apply_plan,
     ledger_document,
     ledger_of,
     refuse_overwriting,
+    stages,
     written_with,
 )
 from diffusion_policy.adapt.checkpoint_plan import plan_checkpoint
@@ -119,6 +121,7 @@ def apply_file(
     ledger_path: str | Path | None = None,
     must_preserve: bool = False,
     overwrite: bool = False,
+    on_progress: Progress | None = None,
 ) -> Ledger:
     """Plan, carry out, write and read back; see `apply.adapt_checkpoint` for checkpoints.
 
@@ -129,7 +132,7 @@ def apply_file(
     if is_checkpoint(file):
         return adapt_checkpoint(
             read_checkpoint(source, wrapped=True), target, rules, out,
-            ledger_path=ledger_path, must_preserve=must_preserve, overwrite=overwrite,
+            ledger_path=ledger_path, must_preserve=must_preserve, overwrite=overwrite, on_progress=on_progress,
         )  # fmt: skip
     if must_preserve:
         raise AdaptError(f"{source} is no checkpoint with a config, so it cannot be run; nothing can be proven of it")
@@ -138,18 +141,21 @@ def apply_file(
     ledger_path = ledger_of(out, ledger_path)
     refuse_overwriting(out, Path(source), ledger_path, overwrite=overwrite)
     plan = make_plan(file.tensors, target.infos, rules, part="weights", target_layout=target.layout)
+    done = stages(4, on_progress)
     file.integrity.check()
-    state = apply_plan(plan, _Mapped(file), target.state)
+    done(None)
+    state = done(apply_plan(plan, _Mapped(file), target.state))
     with written_with(ledger_path, ledger_document(plan.ledger, rules, source, file.sha256()), out) as write_ledger:
 
         def check(finished: Path) -> None:
-            written = open_tensor_file(finished)
+            written = open_tensor_file(done(finished))
             count = Count.of(Ref(info.name, info.shape, info.storage) for info in written.tensors.values())
             if count != plan.ledger.target_totals["weights"] or any(
                 not torch.equal(written.load(key), tensor) for key, tensor in state.items()
             ):
                 raise AdaptError(f"{out}: holds {count} after writing, which is not what was planned")
             write_ledger(finished)
+            done(None)
 
         save_torch_zip(out, state, check)
     return plan.ledger

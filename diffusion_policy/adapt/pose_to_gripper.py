@@ -20,7 +20,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from diffusion_policy.adapt import AdaptError
-from diffusion_policy.adapt.apply import adapt_checkpoint, ledger_of, refuse_overwriting
+from diffusion_policy.adapt.apply import Progress, adapt_checkpoint, ledger_of, refuse_overwriting
 from diffusion_policy.adapt.layout import policy_config
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.adapt.rules import read_rules
@@ -45,6 +45,7 @@ def grow_7d_to_8d(
     ledger_path: str | Path | None = None,
     overwrite: bool = False,
     gripper_scale: str | None = None,
+    on_progress: Progress | None = None,
 ) -> Ledger:
     """Make an 8-D (pose and gripper) checkpoint of a 7-D (pose) one.
 
@@ -57,6 +58,7 @@ def grow_7d_to_8d(
         ledger_path: where the ledger goes; None: `<new_ckpt>.ledger.json`.
         overwrite: an existing `new_ckpt` is replaced.
         gripper_scale: that the dataset's gripper is stored in where it is not 0..1; the checkpoint's is 0..1.
+        on_progress: as of `adapt_checkpoint`.
 
     Raises:
         AdaptError: the source is not a 7-D pose policy, or anything that `adapt_checkpoint` refuses.
@@ -72,7 +74,7 @@ def grow_7d_to_8d(
     target = target_from_config(config, "8-D (pose and gripper)", dataset, gripper_scale=gripper_scale)
     return adapt_checkpoint(
         checkpoint, target, read_rules(RULES[mode]), new_ckpt,
-        ledger_path=ledger_path, must_preserve=mode == "grow", overwrite=overwrite,
+        ledger_path=ledger_path, must_preserve=mode == "grow", overwrite=overwrite, on_progress=on_progress,
     )  # fmt: skip
 
 

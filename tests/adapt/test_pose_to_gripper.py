@@ -51,6 +51,18 @@ def test_seven_slots_are_kept_and_the_eighth_starts_silent(grown, pose_checkpoin
     assert all(torch.equal(old[key], new[key]) for key in untouched)
 
 
+def test_progress_is_told_of_every_stage(pose_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Two parts are filled and proven, the file is written and read back; none is counted that did not happen."""
+    told: list[tuple[int, int]] = []
+    grow_7d_to_8d(
+        pose_checkpoint.path, tmp_path / "new.ckpt", on_progress=lambda done, total: told.append((done, total))
+    )
+    assert told == [(done, 6) for done in range(7)]
+    with pytest.raises(AdaptError, match="exists"):
+        grow_7d_to_8d(pose_checkpoint.path, tmp_path / "new.ckpt", on_progress=lambda done, total: told.append((9, 9)))
+    assert (9, 9) not in told
+
+
 def test_model_and_ema_get_the_same_new_numbers(grown) -> None:
     model, ema = (grown[0].state_dicts[part]["model.head.weight"] for part in ("model", "ema_model"))
     assert torch.equal(model[7], ema[7])
