@@ -33,6 +33,35 @@ DECODER = f"imagecodecs {imagecodecs.__version__}"
 LOSSLESS = ("blosc", "none")
 
 
+class _Sparse:
+    """Writes into a dataset only those arguments of an image codec that are not at their defaults.
+
+    Releases of imagecodecs add arguments, and an older one refuses names that it does not know, whatever their values.
+    """
+
+    def get_config(self) -> dict[str, Any]:
+        """The codec's name and what makes it differ from one without arguments."""
+        usual = vars(type(self)())
+        found: dict[str, Any] = super().get_config()  # type: ignore[misc]
+        return {key: value for key, value in found.items() if key == "id" or value != usual.get(key)}
+
+
+class _Jpeg(_Sparse, imagecodecs.numcodecs.Jpeg):
+    pass
+
+
+class _Jpeg2k(_Sparse, imagecodecs.numcodecs.Jpeg2k):
+    pass
+
+
+class _Jpegxl(_Sparse, imagecodecs.numcodecs.Jpegxl):
+    pass
+
+
+for _kind in (_Jpeg, _Jpeg2k, _Jpegxl):
+    numcodecs.register_codec(_kind)
+
+
 class CodecError(WorkspaceError):
     """A codec that does not exist, or a level that it does not have."""
 
