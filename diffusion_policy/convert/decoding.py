@@ -27,6 +27,7 @@ __all__ = [
     "jpeg_size",
     "psnr",
     "read_frame",
+    "read_recorded",
 ]
 
 Decode = Literal["exact", "fast"]
@@ -37,17 +38,25 @@ IDENTICAL_DB = 99.0
 def read_frame(
     file: Path, width: int, height: int, decode: Decode = "exact", pixels: float = SAFE_PIXELS
 ) -> tuple[ImageArray, tuple[int, int]]:
-    """A frame (height, width, 3) RGB, and (width, height) of the file.
+    """A frame (height, width, 3) RGB, and (width, height) of the file; see `read_recorded`."""
+    decoded = read_recorded(file, width, height, decode, pixels)
+    return decoded.frame, decoded.size
+
+
+def read_recorded(
+    file: Path, width: int, height: int, decode: Decode = "exact", pixels: float = SAFE_PIXELS
+) -> DecodedImage:
+    """The frame of `decode_recorded` from its file.
 
     Raises:
-        TrajectoryError: the file is gone, or as `decode_frame` says.
+        TrajectoryError: the file is gone, or as `decode_recorded` says.
         PlaceError: its store cannot be reached.
     """
     try:
         data = read_bytes(file)
     except OSError as error:
         raise TrajectoryError(f"{file}: cannot be read ({error.strerror or error})") from error
-    return decode_frame(data, str(file), width, height, decode, pixels)
+    return decode_recorded(data, str(file), width, height, decode, pixels)
 
 
 def decode_frame(

@@ -56,11 +56,6 @@ class ExistingDataset:
             hemisphere=None if hemisphere is None else np.asarray(hemisphere, dtype=np.float64),
         )
 
-    @property
-    def recordings(self) -> frozenset[str]:
-        """Hashes of the recordings that it holds."""
-        return frozenset(entry.recording for entry in self.report.kept if entry.recording)
-
     def check_same_content(self, settings: ConversionSettings) -> None:
         """Refuse to add episodes made in another way.
 

@@ -16,9 +16,18 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from diffusion_policy.convert.decoding import FEWEST_PIXELS, IDENTICAL_DB, SAFE_PIXELS, Decode, decode_frame, psnr
+from diffusion_policy.convert.decoding import (
+    FEWEST_PIXELS,
+    IDENTICAL_DB,
+    SAFE_PIXELS,
+    Decode,
+    decode_frame,
+    decode_recorded,
+    psnr,
+)
 from diffusion_policy.dataset.content_hash import frame_digest
 from diffusion_policy.dataset.frame_files import FrameFiles
+from diffusion_policy.images import DecodedImage, FrameKind, ImageNote
 from diffusion_policy.places import read_together
 from diffusion_policy.spec import ImageArray
 from diffusion_policy.trajectory import TrajectoryError
@@ -52,17 +61,26 @@ class Block:
 
 
 @dataclass(frozen=True)
+class FrameLook:
+    """What was seen of one file: its kind, and what is odd about it."""
+
+    file: Path
+    kind: FrameKind
+    notes: tuple[ImageNote, ...]
+
+
+@dataclass(frozen=True)
 class BlockReport:
     """What was written.
 
     Attributes:
         digests: SHA-256 of each row as a reader gets it.
-        frame_size: (width, height) of the files.
+        looks: of each file, in order.
         psnr_db: lowest agreement with the exact frame over the rows that were measured; None if exact by construction.
     """
 
     digests: tuple[bytes, ...]
-    frame_size: tuple[int, int]
+    looks: tuple[FrameLook, ...]
     psnr_db: float | None
 
 
@@ -70,17 +88,17 @@ def write_block(block: Block) -> BlockReport:
     """Decode, resize and store the frames of a block.
 
     Raises:
-        TrajectoryError: a file is gone, cut, damaged or does not decode, or sizes differ within the block.
+        TrajectoryError: a file is gone, cut, damaged or does not decode.
         PlaceError: the files' store cannot be reached.
         OSError: the rows cannot be stored.
     """
-    rows, size, exact = _small_frames(block)
+    rows, looks, exact = _small_frames(block)
     files = FrameFiles(zarr.open_array(str(block.array), mode="r+"))
     files.write(block.start, rows)
     stored = rows if block.lossless else files.read(block.start, block.start + len(rows))
     return BlockReport(
         digests=tuple(frame_digest(row) for row in stored),
-        frame_size=size,
+        looks=looks,
         psnr_db=_lowest_psnr(block, rows, stored, exact),
     )
 
@@ -106,11 +124,16 @@ def look_again(packed: zarr.Array[Any], sources: zarr.Array[Any], first: int) ->
     return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32), lowest
 
 
-def _small_frames(block: Block) -> tuple[NDArray[np.uint8], tuple[int, int], ImageArray | None]:
-    """The rows of a block, the size of its files, and with "fast" the first row as "exact" would make it."""
+def look_of(decoded: DecodedImage, file: Path) -> FrameLook:
+    """What is kept of a decoded file."""
+    return FrameLook(file, FrameKind(*decoded.size, decoded.orientation), decoded.notes)
+
+
+def _small_frames(block: Block) -> tuple[NDArray[np.uint8], tuple[FrameLook, ...], ImageArray | None]:
+    """The rows of a block, a look at each of its files, and with "fast" the first row as "exact" would make it."""
     rows = np.empty((len(block.files), block.height, block.width, 3), dtype=np.uint8)
     decode, pixels, exact = block.decode, SAFE_PIXELS, None
-    before, size = None, (0, 0)
+    before, looks = None, []
     for i, (file, data) in enumerate(zip(block.files, _contents(block.files), strict=True)):
         if file == before:
             rows[i] = rows[i - 1]
@@ -118,11 +141,10 @@ def _small_frames(block: Block) -> tuple[NDArray[np.uint8], tuple[int, int], Ima
         if i == 0 and decode == "fast":
             exact = decode_frame(data, str(file), block.width, block.height)[0]
             decode, pixels = _spared(data, str(file), exact)
-        rows[i], found = decode_frame(data, str(file), block.width, block.height, decode, pixels)
-        if before is not None and found != size:
-            raise TrajectoryError(f"{file} is {found[0]}x{found[1]} pixels, frames before it {size[0]}x{size[1]}")
-        before, size = file, found
-    return rows, size, exact
+        decoded = decode_recorded(data, str(file), block.width, block.height, decode, pixels)
+        rows[i], before = decoded.frame, file
+        looks.append(look_of(decoded, file))
+    return rows, tuple(looks), exact
 
 
 def _contents(files: Sequence[Path]) -> Iterator[bytes]:

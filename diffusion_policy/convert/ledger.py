@@ -12,6 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from diffusion_policy.images import FrameKind
+
 
 @dataclass(frozen=True)
 class Dropped:
@@ -43,7 +45,9 @@ class EpisodeEntry:
         dropped_steps: those left out of a kept episode.
         frames: per camera, how many files there are.
         dropped_frames: per camera, frames that no kept step shows.
-        frame_size: per camera, (width, height) as recorded.
+        frame_size: per camera, (width, height) as recorded, of most of its frames.
+        frame_kinds: per camera, the kinds of its frames that the dataset shows, the most frequent first.
+        frame_notes: per camera, how many of these frames are odd, by what is odd about them.
         flipped: how many quaternions of the pose and the action changed sign.
         psnr_db: per camera, the lowest measured agreement with the exact frame; absent where it is exact.
         notes: what is odd about the recording.
@@ -60,6 +64,8 @@ class EpisodeEntry:
     frames: Mapping[str, int] = field(default_factory=dict)
     dropped_frames: Mapping[str, tuple[Dropped, ...]] = field(default_factory=dict)
     frame_size: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    frame_kinds: Mapping[str, tuple[FrameKind, ...]] = field(default_factory=dict)
+    frame_notes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     flipped: Mapping[str, int] = field(default_factory=dict)
     psnr_db: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -83,6 +89,9 @@ def entry_from_json(value: Mapping[str, Any]) -> EpisodeEntry:
         camera: tuple(Dropped(**run) for run in runs) for camera, runs in value["dropped_frames"].items()
     }
     read["frame_size"] = {camera: (width, height) for camera, (width, height) in value["frame_size"].items()}
+    read["frame_kinds"] = {
+        camera: tuple(FrameKind(**kind) for kind in kinds) for camera, kinds in value.get("frame_kinds", {}).items()
+    }
     read["notes"] = tuple(value["notes"])
     return EpisodeEntry(**read)
 
@@ -122,9 +131,12 @@ class ConversionReport:
 
     def totals(self) -> dict[str, Any]:
         """Sums over the episodes, as plain JSON."""
-        flipped = Counter[str]()
+        flipped, noted = Counter[str](), Counter[str]()
         for entry in self.episodes:
             flipped.update(entry.flipped)
+        for entry in self.kept:
+            for notes in entry.frame_notes.values():
+                noted.update(notes)
         return {
             "episodes": len(self.episodes),
             "episodes_kept": len(self.kept),
@@ -134,6 +146,7 @@ class ConversionReport:
             "frames_recorded": sum(sum(entry.frames.values()) for entry in self.episodes),
             "frames_kept": sum(frames_kept(entry) for entry in self.kept),
             "quaternions_flipped": dict(flipped),
+            "frames_noted": dict(noted),
         }
 
     def as_json(self) -> dict[str, Any]:
@@ -156,6 +169,7 @@ class ConversionReport:
         flipped = sum(totals["quaternions_flipped"].values())
         if flipped:
             lines.append(f"quaternions whose sign was changed: {flipped}")
+        lines += [f"frames accepted with a note: {n} with {what}" for what, n in totals["frames_noted"].items()]
         measured = [value for entry in self.kept for value in entry.psnr_db.values()]
         if measured:
             lines.append(f"lowest PSNR against the exact frame: {min(measured):.1f} dB")

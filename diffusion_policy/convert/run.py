@@ -35,6 +35,8 @@ from diffusion_policy.trajectory import TrajectoryError
 
 logger = logging.getLogger(__name__)
 
+# What ledgers say nothing of that were written before there was a choice.
+_NOT_RECORDED_EARLIER = {"mixed_frames": "refuse"}
 # Blocks handed out per worker: enough to keep it busy, few enough to bound memory.
 _BLOCKS_AHEAD = 2
 
@@ -64,7 +66,7 @@ def convert(
     existing = _existing(settings)
     if existing is not None and not settings.append:
         return existing.report
-    found = survey(settings, existing.recordings if existing else frozenset())
+    found = survey(settings, existing.report.kept if existing else ())
     if existing is not None and not found.plans:
         return existing.report
     staging = Staging(settings)
@@ -146,7 +148,7 @@ def _existing(settings: ConversionSettings) -> ExistingDataset | None:
         return None
     if settings.resume:
         existing = ExistingDataset.open(output)
-        if existing.report.settings == settings.as_json():
+        if {**_NOT_RECORDED_EARLIER, **existing.report.settings} == settings.as_json():
             if settings.partial.exists():
                 remove_work(settings.partial)
             return existing

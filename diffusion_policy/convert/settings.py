@@ -19,6 +19,10 @@ from diffusion_policy.spec import WorkspaceError
 CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
     "on_error": (("stop", "skip"), "at a bad episode: end with an error, or leave it out and say so in the ledger"),
     "gaps": (("refuse", "split"), "steps without an image amid others: the episode is bad, or becomes two"),
+    "mixed_frames": (
+        ("refuse", "accept"),
+        "frames of several sizes, aspect ratios or EXIF orientations in one set: end with an error, or stretch each",
+    ),
     "decode": (("exact", "fast"), "decode whole JPEGs, or at a part of their size (45 dB or more, half the time)"),
     "quaternion_sign": (("continuous", "keep"), "choose between q and -q so that no sign flips, or leave them"),
     "gripper_command": (("recorded", "next-measured"), "the command as recorded, or what was measured a step later"),
@@ -47,6 +51,8 @@ class ConversionSettings:
         on_error: "stop" at a bad episode, or "skip" it and say so in the ledger.
         gaps: steps without an image at the beginning or end of an episode are left out; with such steps in between,
             "refuse" the episode, or "split" it there in two.
+        mixed_frames: frames of one camera that differ in size, aspect ratio or EXIF orientation: "refuse" the
+            episode or the set, or "accept" them; each is turned upright and stretched to the resolution.
         decode: "exact", the full image, or "fast", with the JPEG decoder's own down-scaling.
         quaternion_sign: "continuous" chooses between q and -q so that neither steps nor episodes differ in sign without
             need; "keep" leaves them as recorded.
@@ -72,6 +78,7 @@ class ConversionSettings:
     shard: int | None = None
     on_error: Literal["stop", "skip"] = "stop"
     gaps: Literal["refuse", "split"] = "refuse"
+    mixed_frames: Literal["refuse", "accept"] = "refuse"
     decode: Literal["exact", "fast"] = "exact"
     quaternion_sign: Literal["continuous", "keep"] = "continuous"
     gripper_command: Literal["recorded", "next-measured"] = "recorded"
@@ -156,6 +163,7 @@ class ConversionSettings:
             "max_episodes": self.max_episodes,
             "on_error": self.on_error,
             "quaternion_sign": self.quaternion_sign,
+            "mixed_frames": self.mixed_frames,
             **self.content(),
         }
 

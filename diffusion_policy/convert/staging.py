@@ -17,6 +17,7 @@ import fcntl
 import json
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +33,7 @@ from diffusion_policy.convert.ledger import EpisodeEntry, entry_from_json
 from diffusion_policy.convert.placement import LOCK, SETTINGS, clear_work
 from diffusion_policy.convert.publication import announce
 from diffusion_policy.convert.settings import ConversionError, ConversionSettings, write_json
-from diffusion_policy.convert.survey import Plan
+from diffusion_policy.convert.survey import ACCEPT_MIXED, Plan, name_of
 from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec
 from diffusion_policy.dataset.replay_buffer import (
     ACTION_KEY,
@@ -42,6 +43,7 @@ from diffusion_policy.dataset.replay_buffer import (
     create_array,
     image_layout,
 )
+from diffusion_policy.images import FrameKind, kinds_of, mixture
 from diffusion_policy.places import is_remote
 from diffusion_policy.trajectory import Trajectory, TrajectoryError, open_trajectory
 
@@ -171,28 +173,41 @@ class Staging:
         """Note that all blocks of an episode are written.
 
         Raises:
-            TrajectoryError: its frames differ in size.
+            TrajectoryError: its frames differ in size or orientation, and mixed ones are not accepted.
         """
         folder = self.path / plan.path.name
         by_camera = {camera: folder / "frames.zarr" / camera for camera in plan.cameras}
         digests: dict[str, NDArray[np.uint8]] = {}
-        sizes: dict[str, tuple[int, int]] = {}
+        kinds: dict[str, tuple[FrameKind, ...]] = {}
+        notes: dict[str, dict[str, int]] = {}
         agreement: dict[str, float] = {}
         for camera, array in by_camera.items():
             parts = [report for block, report in sorted(reports.items(), key=_first_row) if block.array == array]
-            if len({part.frame_size for part in parts}) > 1:
-                found = ", ".join(f"{w}x{h}" for w, h in sorted({part.frame_size for part in parts}))
-                raise TrajectoryError(f"{plan.path}: frames of camera {camera!r} differ in size: {found} pixels")
+            looks = list({look.file: look for part in parts for look in part.looks}.values())
+            kinds[camera] = kinds_of(replace(look.kind, first=name_of(look.file, plan)) for look in looks)
+            noted = Counter(str(note) for look in looks for note in look.notes)
+            if noted:
+                notes[camera] = dict(noted)
             joined = b"".join(digest for part in parts for digest in part.digests)
             digests[_DIGESTS + camera] = np.frombuffer(joined, dtype=np.uint8).reshape(-1, 32)
-            sizes[camera] = parts[0].frame_size
             measured = [part.psnr_db for part in parts if part.psnr_db is not None]
             if measured:
                 agreement[camera] = round(min(measured), 2)
         with np.load(folder / "rows.npz") as rows:
             recorded = {key: rows[key] for key in rows.files}
         np.savez(folder / "rows.npz", **recorded, **digests)  # type: ignore[arg-type]
-        entry = replace(plan.entry, frame_size=sizes, psnr_db=agreement)
+        mixed = mixture(kinds)
+        if mixed is not None and self.settings.mixed_frames == "refuse":
+            raise TrajectoryError(f"{plan.path}: {mixed}; {ACCEPT_MIXED}")
+        sizes = {camera: (found[0].width, found[0].height) for camera, found in kinds.items()}
+        entry = replace(
+            plan.entry,
+            frame_size=sizes,
+            frame_kinds=kinds,
+            frame_notes=notes,
+            notes=(*plan.entry.notes, *([] if mixed is None else [mixed])),
+            psnr_db=agreement,
+        )
         write_json(folder / "entry.json", {"fingerprint": plan.fingerprint, "entry": asdict(entry)})
         return StagedEpisode(folder, entry, plan.cameras)
 

@@ -1,20 +1,23 @@
 """The first look at the source: which episodes take part, whether each can be trusted, which of its steps are kept.
 
-Nothing is decoded here, so that a bad episode is known within seconds and not after half an hour of decoding. An
-opened episode is forgotten at once; what stays is a `Plan` of a few hundred bytes for each.
+Only the first frame of each episode is decoded here, so that a bad episode is known within seconds and not after half
+an hour of decoding. An opened episode is forgotten at once; what stays is a `Plan` of a few hundred bytes for each.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections import Counter
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from diffusion_policy.convert.decoding import read_recorded
 from diffusion_policy.convert.ledger import Dropped, EpisodeEntry, runs
 from diffusion_policy.convert.settings import ConversionError, ConversionSettings
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY
+from diffusion_policy.images import FrameKind, mixture
 from diffusion_policy.places import PlaceError, reaching, read_bytes
 from diffusion_policy.spec import WorkspaceError, episode_number
 from diffusion_policy.trajectory import NO_IMAGE, Trajectory, find_trajectories, open_trajectory
@@ -23,6 +26,11 @@ logger = logging.getLogger(__name__)
 
 ALREADY_THERE = "already in the dataset"
 NOT_SELECTED = "not selected"
+ACCEPT_MIXED = (
+    "convert each kind by itself, or stretch all of them to one size with --mixed-frames accept (EXIF is applied)"
+)
+# A frame is decoded so small, pixels, where only its kind is asked for.
+_THUMBNAIL = (80, 45)
 # Arrays of the dataset that a camera cannot be called.
 _RESERVED = {POSE_KEY, GRIPPER_KEY, ACTION_KEY, TIMESTAMP_KEY}
 
@@ -36,12 +44,14 @@ class Plan:
         entry: its line in the ledger, with the steps that are kept.
         cameras: names of its cameras.
         fingerprint: of names, sizes and times of the files it consists of.
+        first_frames: per camera, the kind of the first frame that it shows.
     """
 
     path: Path
     entry: EpisodeEntry
     cameras: tuple[str, ...]
     fingerprint: str
+    first_frames: Mapping[str, FrameKind]
 
 
 @dataclass(frozen=True)
@@ -52,18 +62,24 @@ class Survey:
     left_out: tuple[EpisodeEntry, ...]
 
 
-def survey(settings: ConversionSettings, known: frozenset[str] = frozenset()) -> Survey:
+def name_of(file: Path, plan: Plan) -> str:
+    """A file of an episode as the ledger names it, beginning with the episode's folder."""
+    return str(file.relative_to(plan.path.parent))
+
+
+def survey(settings: ConversionSettings, existing: Sequence[EpisodeEntry] = ()) -> Survey:
     """Open and check every episode that takes part.
 
     Args:
         settings: of the conversion.
-        known: recordings that are in the dataset already.
+        existing: episodes that are in the dataset already.
 
     Raises:
         TrajectoryError: a bad episode, unless they are to be skipped.
-        ConversionError: two episodes with one number, cameras that differ, or nothing left to convert.
+        ConversionError: two episodes with one number, cameras or frames that differ, or nothing left to convert.
         PlaceError: the source lies in a store that cannot be reached.
     """
+    known = frozenset(entry.recording for entry in existing if entry.recording)
     folders = find_trajectories(settings.source)
     _check_numbers(folders)
     chosen = [folder for folder in folders if (episode_number(folder.name) or 0) >= settings.start_episode]
@@ -94,6 +110,7 @@ def survey(settings: ConversionSettings, known: frozenset[str] = frozenset()) ->
             plans.append(plan)
     if not any(entry.reason == ALREADY_THERE for entry in left_out):
         _check_plans(plans, left_out, settings)
+    _check_frames(plans, existing, settings)
     return Survey(tuple(plans), tuple(left_out))
 
 
@@ -107,6 +124,7 @@ def plan_episode(trajectory: Trajectory, settings: ConversionSettings) -> Plan:
     Raises:
         ConversionError: steps without an image lie between steps with one, a camera bears the name of another array, or
             no step is left.
+        TrajectoryError: the first frame of a camera does not decode.
     """
     clashing = _RESERVED.intersection(trajectory.cameras)
     if clashing:
@@ -137,7 +155,19 @@ def plan_episode(trajectory: Trajectory, settings: ConversionSettings) -> Plan:
         dropped_frames=_dropped_frames(trajectory, kept),
         notes=trajectory.notes,
     )
-    return Plan(trajectory.path, entry, trajectory.cameras, fingerprint(trajectory))
+    first = {camera: trajectory.frame_path(kept[0][0], camera) for camera in trajectory.cameras}
+    return Plan(
+        trajectory.path,
+        entry,
+        trajectory.cameras,
+        fingerprint(trajectory),
+        {camera: _kind(file, trajectory.path.parent) for camera, file in first.items()},
+    )
+
+
+def _kind(file: Path, source: Path) -> FrameKind:
+    decoded = read_recorded(file, *_THUMBNAIL, "fast")
+    return FrameKind(*decoded.size, decoded.orientation, first=str(file.relative_to(source)))
 
 
 def fingerprint(trajectory: Trajectory) -> str:
@@ -176,6 +206,21 @@ def _check_numbers(folders: list[Path]) -> None:
     twice = [folder.name for folder in folders if numbers[episode_number(folder.name)] > 1]
     if twice:
         raise ConversionError(f"{folders[0].parent}: two episodes have one number: {', '.join(twice)}; rename one")
+
+
+def _check_frames(plans: Sequence[Plan], existing: Sequence[EpisodeEntry], settings: ConversionSettings) -> None:
+    """Every episode against the others by its first frame; the frames of each are compared when all are decoded."""
+    cameras: dict[str, list[FrameKind]] = defaultdict(list)
+    for entry in existing:
+        for camera, (width, height) in entry.frame_size.items():
+            first = f"{entry.name} in the dataset"
+            cameras[camera] += entry.frame_kinds.get(camera, (FrameKind(width, height, first=first),))
+    for plan in plans:
+        for camera, kind in plan.first_frames.items():
+            cameras[camera].append(replace(kind, count=plan.entry.n_kept))
+    mixed = mixture(cameras)
+    if mixed is not None and settings.mixed_frames == "refuse":
+        raise ConversionError(f"{settings.source}: {mixed}; {ACCEPT_MIXED}")
 
 
 def _check_plans(plans: list[Plan], left_out: list[EpisodeEntry], settings: ConversionSettings) -> None:

@@ -19,6 +19,7 @@ from torch.utils.data import get_worker_info
 
 from diffusion_policy.cores import usable_cores
 from diffusion_policy.dataset.frame_files import FrameFiles
+from diffusion_policy.dataset.recorded_frames import recorded_frames
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, DatasetError, ReplayBuffer
 from diffusion_policy.dataset.windows import IndexArray
 from diffusion_policy.gripper_scale import DeclaredScales
@@ -102,15 +103,8 @@ def open_source(path: str | Path, spec: StepSpec, gripper_scale: DeclaredScales 
 
 def recorded_sizes(buffer: ReplayBuffer, cameras: Sequence[str]) -> dict[str, tuple[tuple[int, int], ...]]:
     """(width, height) of each camera's pictures before a conversion resized them, as far as that is recorded."""
-    conversion = buffer.root.attrs.get("conversion")
-    episodes = conversion.get("episodes") if isinstance(conversion, Mapping) else None
-    found: dict[str, set[tuple[int, int]]] = {}
-    for episode in episodes if isinstance(episodes, list) else []:
-        sizes = episode.get("frame_size") if isinstance(episode, Mapping) else None
-        for camera, size in sizes.items() if isinstance(sizes, Mapping) else ():
-            if camera in cameras and isinstance(size, list) and len(size) == 2:
-                found.setdefault(camera, set()).add((int(size[0]), int(size[1])))
-    return {camera: tuple(sorted(sizes)) for camera, sizes in found.items()}
+    found = {camera: {(kind.width, kind.height) for kind in kinds} for camera, kinds in recorded_frames(buffer).items()}
+    return {camera: tuple(sorted(sizes)) for camera, sizes in found.items() if camera in cameras}
 
 
 def _stored_scale(buffer: ReplayBuffer) -> str | None:

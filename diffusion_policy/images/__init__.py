@@ -17,16 +17,20 @@ from diffusion_policy.images.decoding import (
     resize_frame,
 )
 from diffusion_policy.images.errors import ImageError
+from diffusion_policy.images.mixture import FrameKind, kinds_of, mixture
 
 __all__ = [
     "FEWEST_PIXELS",
     "MAX_PIXELS",
     "SAFE_PIXELS",
     "DecodedImage",
+    "FrameKind",
     "ImageError",
     "ImageNote",
     "decode_image",
     "decode_jpeg",
     "image_size",
+    "kinds_of",
+    "mixture",
     "resize_frame",
 ]

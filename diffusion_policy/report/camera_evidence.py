@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.cores import usable_cores
+from diffusion_policy.images import FrameKind, ImageNote, kinds_of
 from diffusion_policy.report.steps import Camera, Steps
 from diffusion_policy.spec import WorkspaceError
 
@@ -34,7 +36,8 @@ class Look:
 
     digest: bytes = b""
     brightest: int = 0
-    size: tuple[int, int] = (0, 0)
+    kind: FrameKind | None = None
+    notes: tuple[ImageNote, ...] = ()
     trouble: str = ""
 
 
@@ -45,6 +48,8 @@ class CameraEvidence:
     Attributes:
         name: of the camera.
         sizes: (width, height) that occur.
+        kinds: of frames that occur, the most frequent first.
+        notes: how many steps show an odd frame, by what is odd about it.
         shown: steps with a frame.
         undecodable: steps whose frame does not decode, and why.
         black: steps with a black frame.
@@ -55,6 +60,8 @@ class CameraEvidence:
 
     name: str
     sizes: tuple[tuple[int, int], ...]
+    kinds: tuple[FrameKind, ...]
+    notes: Mapping[str, int]
     shown: int
     undecodable: tuple[tuple[int, str], ...]
     black: tuple[int, ...]
@@ -95,8 +102,9 @@ def _look(camera: Camera, step: int) -> Look:
         return Look(trouble=str(error))
     if found is None:
         return Look()
-    small, size = found
-    return Look(hashlib.blake2b(small.tobytes(), digest_size=16).digest(), int(small.max()), size)
+    small = found.frame
+    kind = FrameKind(*found.size, found.orientation, first=camera.file(step))
+    return Look(hashlib.blake2b(small.tobytes(), digest_size=16).digest(), int(small.max()), kind, found.notes)
 
 
 def _judge(name: str, looks: list[Look], steps: Steps, travelled: NDArray[np.float64]) -> CameraEvidence:
@@ -107,9 +115,12 @@ def _judge(name: str, looks: list[Look], steps: Steps, travelled: NDArray[np.flo
     repeated[1:] &= steps.within
     runs = set_runs(repeated)  # a stretch of one picture begins at the step before its first repetition
     distinct = [picture for picture, again in zip(pictures, repeated, strict=True) if picture and not again]
+    kinds = kinds_of(look.kind for look in looks if look.kind is not None)
     return CameraEvidence(
         name=name,
-        sizes=tuple(sorted({look.size for look in looks if look.digest})),
+        sizes=tuple(sorted({(kind.width, kind.height) for kind in kinds})),
+        kinds=kinds,
+        notes=dict(Counter(str(note) for look in looks for note in look.notes)),
         shown=sum(bool(look.digest or look.trouble) for look in looks),
         undecodable=tuple((step, look.trouble) for step, look in enumerate(looks) if look.trouble),
         black=tuple(step for step, look in enumerate(looks) if look.digest and look.brightest < BLACK),

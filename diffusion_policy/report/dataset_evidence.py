@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from diffusion_policy.dataset.chunk_files import ChunkFault
 from diffusion_policy.dataset.content_hash import CONVERSION
 from diffusion_policy.dataset.errors import DatasetError
+from diffusion_policy.dataset.recorded_frames import accepts_mixed_frames, recorded_frames
 from diffusion_policy.dataset.replay_buffer import (
     ACTION_KEY,
     GRIPPER_KEY,
@@ -30,6 +31,7 @@ from diffusion_policy.dataset.verification import Verification
 from diffusion_policy.geometry import geodesic_distance
 from diffusion_policy.gripper_events import GRIPPER_BAND, OPEN, UNDECIDED, gripper_events, gripper_states
 from diffusion_policy.gripper_scale import DeclaredScales, FoundScales
+from diffusion_policy.images import FrameKind
 from diffusion_policy.places import place, reaching, read_bytes
 from diffusion_policy.pose_check import PoseFault, order_fault, pose_faults, tilt_from_down, tool_axis
 from diffusion_policy.report import ReportError
@@ -107,6 +109,8 @@ class DatasetEvidence:
             must be, and scalar-first; None without poses.
         dropped: episodes and steps that the conversion left out; None without its ledger.
         settings: of the conversion; empty without its ledger.
+        recorded: per camera, the kinds of frames that it was made from; empty without a ledger.
+        accepts_mixed: whether whoever converted it has said that these may differ.
         identities: (E,) by which a checkpoint knows its episodes; empty for recordings that are not converted yet.
         content: what comparing it with the hashes of its conversion gave; None: it was not compared.
     """
@@ -137,6 +141,8 @@ class DatasetEvidence:
     tool_tilt: tuple[float, float] | None = None
     dropped: tuple[int, int] | None = None
     settings: Mapping[str, Any] | None = None
+    recorded: Mapping[str, tuple[FrameKind, ...]] = field(default_factory=dict)
+    accepts_mixed: bool = False
     identities: tuple[EpisodeIdentity, ...] = ()
     content: Verification | None = None
 
@@ -174,6 +180,8 @@ def evidence_of_dataset(
         dropped=dropped,
         settings=settings,
         identities=episode_identities(buffer),
+        recorded=recorded_frames(buffer),
+        accepts_mixed=accepts_mixed_frames(buffer),
         **_measure(steps),
         **_images(buffer, steps, faults),
     )
@@ -183,7 +191,12 @@ def look_at_numbers(path: str | Path, gripper_scale: DeclaredScales | None = Non
     """The evidence without that of the frames, which takes a fraction of a second; see `look_at_dataset`."""
     buffer = ReplayBuffer.open(path, gripper_scale=gripper_scale)
     return DatasetEvidence(
-        path=str(path), keys=buffer.keys, semantics=buffer.semantics, **_measure(steps_of_dataset(buffer))
+        path=str(path),
+        keys=buffer.keys,
+        semantics=buffer.semantics,
+        recorded=recorded_frames(buffer),
+        accepts_mixed=accepts_mixed_frames(buffer),
+        **_measure(steps_of_dataset(buffer)),
     )
 
 
@@ -318,7 +331,7 @@ def _images(buffer: ReplayBuffer, steps: Steps, faults: Sequence[ChunkFault]) ->
             found = steps.cameras[IMAGE_KEY].frame(int(step), width, height)
         except DatasetError:  # it does not unpack: `camera_evidence` says so, and which
             continue
-        brightest += [] if found is None else [int(found[0].max())]
+        brightest += [] if found is None else [int(found.frame.max())]
     return {
         "image_size": (width, height),
         "missing_frames": len(faults),

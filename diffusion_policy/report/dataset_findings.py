@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from diffusion_policy.commands import command
+from diffusion_policy.convert.survey import ACCEPT_MIXED
 from diffusion_policy.dataset.replay_buffer import IMAGE_KEY, TIMESTAMP_KEY
+from diffusion_policy.images import mixture
 from diffusion_policy.report.dataset_evidence import EXPECTED_KEYS, DatasetEvidence
 from diffusion_policy.report.findings import Finding, ok, run_checks
 from diffusion_policy.report.unit_findings import (
@@ -213,6 +215,19 @@ def content(data: DatasetEvidence) -> Finding | None:
     return ok("content", said, data.path)
 
 
+def recorded_frames(data: DatasetEvidence) -> Finding | None:
+    """Whether the frames it was made from had one size and one orientation, by the converter's check."""
+    mixed = mixture(data.recorded)
+    if mixed is None:
+        return None
+    evidence = f"before the conversion, {mixed}"
+    if data.accepts_mixed:
+        remedy = "each was turned upright and stretched to one size, as was asked for"
+        return Finding("frame-sizes", "warning", evidence, remedy, about=data.path)
+    remedy = f"they were stretched to one size; {ACCEPT_MIXED}"
+    return Finding("frame-sizes", "error", evidence, remedy, reconvert("--mixed-frames", "accept"), data.path)
+
+
 def standing_still(data: DatasetEvidence) -> Finding | None:
     """How much of it teaches the policy to stay where it is."""
     if data.still is None:
@@ -252,6 +267,7 @@ CHECKS = (
     step_spacing,
     images,
     content,
+    recorded_frames,
     standing_still,
     left_out,
 )

@@ -21,6 +21,7 @@ GRAVITY = (
     "step-spacing",
     "command-is-absolute",
     "quaternion-order",
+    "frame-sizes",
     "polarity",
     "copycat-labels",
     "copycat-delays",

@@ -86,7 +86,7 @@ def _frame(steps: Steps, camera: str, step: int) -> tuple[ImageArray | None, str
         found = steps.cameras[camera].frame(step, *SHEET_FRAME)
     except WorkspaceError:
         return None, "does not decode"
-    return (None, "no image") if found is None else (found[0], "")
+    return (None, "no image") if found is None else (found.frame, "")
 
 
 def action_curves(inspection: Inspection) -> Figure | None:

@@ -5,10 +5,13 @@ Sums over a dataset are judged in `dataset_findings`; nothing is said twice.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
+from diffusion_policy.convert.survey import ACCEPT_MIXED
+from diffusion_policy.images import mixture
 from diffusion_policy.report.camera_evidence import CameraEvidence
 from diffusion_policy.report.dataset_findings import reconvert
 from diffusion_policy.report.findings import Finding, Severity, ok, run_checks
@@ -71,13 +74,22 @@ def undecodable(data: StepEvidence) -> Finding | None:
 
 
 def frame_sizes(data: StepEvidence) -> Finding | None:
-    """Frames of one camera have one size."""
-    mixed = [camera for camera in data.cameras if len(camera.sizes) > 1]
-    if mixed:
-        sizes = ", ".join(f"{width} x {height}" for width, height in mixed[0].sizes)
-        evidence = f"frames of camera {mixed[0].name} differ in size: {sizes}"
-        return Finding("frame-sizes", "warning", evidence, "convert each size by itself", about=data.where)
-    return None
+    """Frames of one camera have one size and one orientation: the converter refuses others by the same check."""
+    mixed = mixture({camera.name: camera.kinds for camera in data.cameras})
+    if mixed is None:
+        return None
+    return Finding("frame-sizes", "error", mixed, ACCEPT_MIXED, reconvert("--mixed-frames", "accept"), data.where)
+
+
+def odd_frames(data: StepEvidence) -> Finding | None:
+    """Frames that are accepted though something about them is odd."""
+    noted = Counter[str]()
+    for camera in data.cameras:
+        noted.update(camera.notes)
+    if not noted:
+        return None
+    evidence = "frames accepted with a note: " + ", ".join(f"{n} with {what}" for what, n in noted.items())
+    return Finding("odd-frames", "note", evidence, "all of their pixels are there", about=data.where)
 
 
 def frozen_camera(data: StepEvidence) -> Finding | None:
@@ -242,6 +254,7 @@ CHECKS = (
     recordings,
     undecodable,
     frame_sizes,
+    odd_frames,
     black_frames,
     frozen_camera,
     repeated_frames,

@@ -17,16 +17,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_policy.convert.decoding import read_frame
+from diffusion_policy.convert.decoding import read_recorded
 from diffusion_policy.dataset.chunk_files import ChunkFault
 from diffusion_policy.dataset.errors import DatasetError
 from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY, ReplayBuffer
 from diffusion_policy.dataset.sources import episode_names
 from diffusion_policy.gripper_scale import INTERNAL, DeclaredScales, FoundScale, FoundScales, GripperScale
+from diffusion_policy.images import DecodedImage
 from diffusion_policy.places import place
 from diffusion_policy.report import ReportError
-from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, ImageArray, WorkspaceError
+from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, WorkspaceError
 from diffusion_policy.trajectory import NO_IMAGE, Trajectory, TrajectoryError, find_trajectories, open_trajectory
 
 FloatArray = NDArray[np.float64]
@@ -38,12 +39,15 @@ IntArray = NDArray[np.int64]
 class Camera(Protocol):
     """The frames of one camera, one for each of N steps."""
 
-    def frame(self, step: int, width: int, height: int) -> tuple[ImageArray, tuple[int, int]] | None:
-        """The frame (height, width, 3) RGB of a step and the (width, height) it is stored at; None if there is none.
+    def frame(self, step: int, width: int, height: int) -> DecodedImage | None:
+        """The frame of a step, resized to (height, width, 3) RGB, and how it is stored; None if there is none.
 
         Raises:
             WorkspaceError: it does not decode.
         """
+
+    def file(self, step: int) -> str:
+        """What the frame of a step is called: its file, or its row of a dataset."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,14 @@ class RecordedCamera:
 
     files: Sequence[Path | None]
 
-    def frame(self, step: int, width: int, height: int) -> tuple[ImageArray, tuple[int, int]] | None:
+    def frame(self, step: int, width: int, height: int) -> DecodedImage | None:
         """See `Camera.frame`; decoded at a part of its size where that is enough."""
         file = self.files[step]
-        return None if file is None else read_frame(file, width, height, "fast")
+        return None if file is None else read_recorded(file, width, height, "fast")
+
+    def file(self, step: int) -> str:
+        """See `Camera.file`."""
+        return str(self.files[step])
 
 
 @dataclass(frozen=True)
@@ -65,14 +73,18 @@ class ConvertedCamera:
     frames: FrameFiles
     lost: Mapping[int, str] = field(default_factory=dict)
 
-    def frame(self, step: int, width: int, height: int) -> tuple[ImageArray, tuple[int, int]] | None:
+    def frame(self, step: int, width: int, height: int) -> DecodedImage | None:
         """See `Camera.frame`."""
         if step in self.lost:
             raise DatasetError(self.lost[step])
         pixels = self.frames.read(step, step + 1)[0]
         size = (pixels.shape[1], pixels.shape[0])
         small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-        return small, size
+        return DecodedImage(small, size)
+
+    def file(self, step: int) -> str:
+        """See `Camera.file`."""
+        return f"step {step}"
 
     def whole(self, step: int) -> ImageArray | None:
         """The frame (H, W, 3) of a step as it is stored; None if it is lost or does not unpack."""
