@@ -27,7 +27,7 @@ from diffusion_policy.gripper_scale import INTERNAL, DeclaredScales, FoundScale,
 from diffusion_policy.images import DecodedImage
 from diffusion_policy.places import place
 from diffusion_policy.report import ReportError
-from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, WorkspaceError
+from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, ImageArray, WorkspaceError
 from diffusion_policy.trajectory import NO_IMAGE, Trajectory, TrajectoryError, find_trajectories, open_trajectory
 
 FloatArray = NDArray[np.float64]
