@@ -41,12 +41,13 @@ def work(arguments: argparse.Namespace) -> Answer:
     from diffusion_policy.evaluate.gripper_table import find_logs
     from diffusion_policy.report.doctor import examine
     from diffusion_policy.training_config import compose_training
+    from diffusion_policy.workspace.run_settings import run_settings
 
     logs = find_logs(arguments.log)
     config = None
     if arguments.config:
         name, *overrides = arguments.config
-        config = arguments.config, compose_training(name, overrides)
+        config = arguments.config, run_settings(compose_training(name, overrides))
     given = arguments.dataset, arguments.checkpoint, config, arguments.run, logs, Path("data/outputs")
     options = {"gripper_scale": arguments.gripper_scale, "closed_loop": arguments.closed_loop}
     with progress("files") as show:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.rules import glob_regex
-from diffusion_policy.policy.registry import class_of_options
+from diffusion_policy.policy.registry import class_of_options, policy_classes
 from diffusion_policy.policy.tensor_axes import NamedTensor, Names
 from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.spec import read_shape_meta
@@ -40,6 +40,12 @@ class Layout:
         named = self.tensor(key)
         axes = named.axes if named and named.init != "recompute" else {}
         return {axis: (name, self.slots[name]) for axis, name in axes.items() if name in self.slots}
+
+
+def follows_from_config(key: str) -> bool:
+    """Whether a tensor of the policy is a mask or a grid, made from the config and not learned."""
+    tensors = (named for kind in policy_classes() for named in kind.tensors.named)
+    return any(named.init == "recompute" and glob_regex(named.pattern).fullmatch(key) for named in tensors)
 
 
 def policy_config(cfg: DictConfig) -> dict[str, Any]:

@@ -82,3 +82,9 @@ def feature_names(spec: StepSpec) -> Names:
 def camera_names(shapes: Shapes) -> list[str]:
     """Keys of the cameras that a state dict has encoders for."""
     return sorted({name.split(".")[2] for name in shapes if name.startswith("obs_encoder.obs_nets.")})
+
+
+def encoder_width(shapes: Shapes) -> dict[str, int]:
+    """The setting `encoder_width` of a state dict; nothing where it has no camera."""
+    width = next((shape[0] for name, shape in shapes.items() if name.endswith(".backbone.nets.0.weight")), None)
+    return {} if width is None else {"encoder_width": width}

@@ -12,6 +12,7 @@ from diffusion_policy.policy.tensor_axes import (
     PolicyTensors,
     Shapes,
     camera_names,
+    encoder_width,
     feature_names,
 )
 from diffusion_policy.spec import StepSpec
@@ -35,13 +36,21 @@ def _slots(options: Mapping[str, Any], spec: StepSpec) -> dict[str, Names]:
 def _settings(shapes: Shapes) -> dict[str, Any]:
     """Shape-bearing settings read off the tensors; the number of heads is not among them."""
     width, sample = shapes[ENTRY]
-    layers = {name.split(".")[3] for name in shapes if name.startswith("model.decoder.layers.")}
+    layers, conditioning = (
+        {name.split(".")[3] for name in shapes if name.startswith(f"model.{stack}.layers.")}
+        for stack in ("decoder", "encoder")
+    )
+    time_is_token = not layers  # no decoder: time is the first token of an encoder
+    depth = len(conditioning) if time_is_token else len(layers)
     out: dict[str, Any] = {
-        "action_dim": sample, "n_emb": width, "n_layer": len(layers), "cameras": camera_names(shapes)
+        "action_dim": sample, "n_emb": width, "n_layer": depth, "cameras": camera_names(shapes),
+        **encoder_width(shapes),
     }  # fmt: skip
+    if layers:
+        out["n_cond_layers"] = len(conditioning)
     if "model.pos_emb" in shapes:
-        out["horizon"] = shapes["model.pos_emb"][1]
-    if "model.cond_pos_emb" in shapes:
+        out["horizon"] = shapes["model.pos_emb"][1] - time_is_token
+    if shapes.get("model.cond_pos_emb", (1, 1))[1] > 1:  # one token is the time
         out["n_obs_steps"] = shapes["model.cond_pos_emb"][1] - 1
     if "model.cond_obs_emb.weight" in shapes:
         out["observation features"] = shapes["model.cond_obs_emb.weight"][1]

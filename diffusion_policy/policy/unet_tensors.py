@@ -12,6 +12,7 @@ from diffusion_policy.policy.tensor_axes import (
     PolicyTensors,
     Shapes,
     camera_names,
+    encoder_width,
     feature_names,
 )
 from diffusion_policy.spec import StepSpec
@@ -43,6 +44,7 @@ def _settings(shapes: Shapes) -> dict[str, Any]:
         "kernel_size": shapes[ENTRY][2],
         "diffusion_step_embed_dim": embed,
         "cameras": camera_names(shapes),
+        **encoder_width(shapes),
         "observation features": condition - embed,
     }
 

@@ -13,7 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from diffusion_policy.commands import command
+from diffusion_policy.adapt.settings_fit import SettingsError
+from diffusion_policy.adapt.starting_point import ActionsError, plan_pretrained
+from diffusion_policy.commands import command, setting
 from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.report.checkpoint_evidence import CheckpointEvidence, spec_of
 from diffusion_policy.report.checkpoint_findings import checkpoint_findings, together_findings
@@ -22,14 +24,14 @@ from diffusion_policy.report.dataset_evidence import DatasetEvidence
 from diffusion_policy.report.dataset_findings import dataset_findings
 from diffusion_policy.report.disk_need import disk_need
 from diffusion_policy.report.environment import environment_findings, look_at_environment
-from diffusion_policy.report.findings import SEVERITIES, Diagnosis, Finding, diagnose, exit_status
+from diffusion_policy.report.findings import SEVERITIES, Diagnosis, Finding, diagnose, exit_status, ok
 from diffusion_policy.report.log_findings import log_findings
 from diffusion_policy.report.pose_only import is_pose_only, without_grippers
 from diffusion_policy.report.run_folder import open_run
 from diffusion_policy.report.sources import Opened, Progress, Sources, open_sources
-from diffusion_policy.report.training_evidence import look_at_config
+from diffusion_policy.report.training_evidence import ConfigEvidence, look_at_config
 from diffusion_policy.report.training_findings import config_findings, findings_of_run
-from diffusion_policy.spec import StepSpec
+from diffusion_policy.spec import StepSpec, WorkspaceError
 
 STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
 # The group of what is said of the machine.
@@ -231,18 +233,25 @@ def _config(
     (name, *overrides), content = named
     evidence = look_at_config(content, name, started_with=(f"--config-name={name}", *overrides))
     found = config_findings(evidence, data)
-    if weights is not None and weights.spec is not None and evidence.spec is not None:
-        found.append(fits_config(weights, evidence.spec.action_names, name))
-    return found
+    starts = [evidence.pretrained] if evidence.pretrained_exists and evidence.load_weights else []
+    if weights is not None and weights.path not in starts:
+        starts.append(weights.path)
+    return [*found, *(fits_config(path, content, evidence) for path in starts if path is not None)]
 
 
-def fits_config(weights: CheckpointEvidence, action_names: tuple[str, ...], name: str) -> Finding:
-    """Whether a checkpoint's actions are those that a config trains."""
-    assert weights.spec is not None
-    ours = weights.spec.action_names
-    if ours == action_names:
-        return Finding("checkpoint-fits-config", "ok", "checkpoint and config have the same actions", about=name)
-    evidence = f"size mismatch: the checkpoint predicts {len(ours)} numbers, the config {len(action_names)}"
-    grow = command("finetune_from_7d_to_8d", "--old_ckpt", weights.path, "--new_ckpt", "GROWN.ckpt")
-    remedy = "grow the checkpoint" if len(ours) < len(action_names) else "take the task of the checkpoint"
-    return Finding("checkpoint-fits-config", "error", evidence, remedy, grow if len(ours) == 7 else "", name)
+def fits_config(path: str, content: DictConfig, evidence: ConfigEvidence) -> Finding:
+    """Whether a run of a config could start from a checkpoint: what `train.py` plans, and refuses, with its words."""
+    code, about = "checkpoint-fits-config", evidence.name
+    start = setting("pretrained.path", path)
+    try:
+        ledger = plan_pretrained(Path(path), content)
+    except SettingsError as error:
+        again = evidence.again(start, *error.overrides) if error.overrides else ""
+        return Finding(code, "error", error.found, error.remedy, again, about)
+    except ActionsError as error:
+        remedy = "grow the checkpoint" if error.command else "take the task of the checkpoint"
+        again = evidence.again(start, *error.overrides) if error.overrides else error.command
+        return Finding(code, "error", f"size mismatch: {error}", remedy, again, about)
+    except WorkspaceError as error:
+        return Finding(code, "error", str(error), "adapt it first", command("adapt", "inspect", path), about)
+    return ok(code, f"{Path(path).name} fits: {ledger.summary()}", about)

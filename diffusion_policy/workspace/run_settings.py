@@ -9,8 +9,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy.checkpoint import JITTER_NOTE
 from diffusion_policy.training_config import complete, config_errors
+from diffusion_policy.workspace.older_settings import with_present_keys
 
 logger = logging.getLogger(__name__)
+
+
+def run_settings(cfg: DictConfig) -> DictConfig:
+    """The settings of a run of this config: present keys, none absent; for whoever runs it or looks at it.
+
+    Raises:
+        TrainingError: a former and a present key say the same thing twice.
+        ConfigError: it lacks what no default can stand for.
+    """
+    return settled(with_present_keys(cfg))
 
 
 def settled(cfg: DictConfig) -> DictConfig:

@@ -11,28 +11,30 @@ A run folder is new unless `hydra.run.dir` names an old one, so `training.resume
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from omegaconf import DictConfig
 
-from diffusion_policy.adapt.inherit import inherit
 from diffusion_policy.adapt.ledger import Ledger
-from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
-from diffusion_policy.commands import command
+from diffusion_policy.adapt.starting_point import accepted_changes, check_actions, load_pretrained
 from diffusion_policy.resolvers import flat_config
-from diffusion_policy.spec import POSE, StepSpec, action_semantics, check_semantics, layout_from_range, read_shape_meta
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.resuming import LATEST
 
-logger = logging.getLogger(__name__)
+__all__ = [
+    "Origin",
+    "Start",
+    "accepted_changes",
+    "check_actions",
+    "config_changes",
+    "decide_start",
+    "describe_ledger",
+    "load_pretrained",
+]
 
 Origin = Literal["own checkpoint", "pretrained", "scratch"]
-WHICH = ("same", "ema_model", "model")
 
 
 @dataclass(frozen=True)
@@ -85,80 +87,6 @@ def decide_start(cfg: DictConfig, folder: Path) -> Start:
 
 def _checkpoint_in(path: Path) -> Path:
     return path / "checkpoints" / LATEST if path.is_dir() else path
-
-
-def load_pretrained(
-    path: Path, settings: DictConfig, spec: StepSpec, model: nn.Module, ema_model: nn.Module | None
-) -> tuple[Checkpoint, Ledger]:
-    """Give model and EMA the weights of a checkpoint, normaliser included; both or neither.
-
-    Raises:
-        TrainingError: its actions are not those of the task.
-        AdaptError: the weights do not fit or cover too little.
-    """
-    if settings.which not in WHICH:
-        raise TrainingError(f"pretrained.which is {settings.which!r}; expected one of {', '.join(WHICH)}")
-    checkpoint = read_checkpoint(path)
-    check_actions(checkpoint, spec)
-    chosen = checkpoint
-    if settings.which == "same":
-        if ema_model is not None and _average_differs(checkpoint):
-            logger.warning(
-                "pretrained.which=same: training goes on from the live weights of %s; its averaged ones are forgotten "
-                "in the first updates, since the EMA starts with decay 0. pretrained.which=ema_model trains on from "
-                "the average",
-                path,
-            )
-    else:
-        if settings.which not in checkpoint.state_dicts:
-            raise TrainingError(f"{path} has no {settings.which}; it has {', '.join(checkpoint.state_dicts)}")
-        weights = checkpoint.state_dicts[settings.which]
-        chosen = replace(checkpoint, state_dicts={"model": weights, "ema_model": weights})
-    ledger = inherit(chosen, model, ema_model, min_coverage=float(settings.min_coverage))
-    logger.info("weights of %s: %s", path, ledger.summary())
-    return checkpoint, ledger
-
-
-def _average_differs(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint's averaged weights are not simply its live ones."""
-    live, averaged = (checkpoint.state_dicts.get(which, {}) for which in ("model", "ema_model"))
-    shared = live.keys() & averaged.keys()
-    return not all(torch.equal(live[key], averaged[key]) for key in shared)
-
-
-def check_actions(checkpoint: Checkpoint, spec: StepSpec) -> None:
-    """Refuse a checkpoint whose actions are not the task's, by name and by meaning.
-
-    Raises:
-        TrainingError: other dimensions, or a rotation vector and gripper width where a quaternion is expected.
-        SpecError: the same names with other units, order or polarity.
-    """
-    where = str(checkpoint.path)
-    shape_meta = OmegaConf.select(checkpoint.cfg, "policy.shape_meta") or OmegaConf.select(checkpoint.cfg, "shape_meta")
-    if shape_meta is not None:
-        names = read_shape_meta(OmegaConf.to_container(shape_meta, resolve=True)).action_names  # type: ignore[arg-type]
-        if names != spec.action_names:
-            advice = ""
-            if set(names) < set(spec.action_names):
-                grow = command("finetune_from_7d_to_8d", "--old_ckpt", where, "--new_ckpt", "GROWN.ckpt")
-                advice = f"; grow it first: {grow}"
-            raise TrainingError(
-                f"{where} predicts {len(names)} numbers {list(names)}, the task has {spec.action_dim} "
-                f"{list(spec.action_names)}{advice}"
-            )
-    weights: dict[str, Tensor] = checkpoint.state_dicts.get("model", {})
-    entry = "normalizer.params_dict.action.input_stats"
-    low, high = weights.get(f"{entry}.min", torch.empty(0)), weights.get(f"{entry}.max", torch.empty(0))
-    if (
-        spec.action_names[: len(POSE)] == POSE
-        and layout_from_range(low[: len(POSE)].tolist(), high[: len(POSE)].tolist()) == "xyz_rotvec_width"
-    ):
-        raise TrainingError(
-            f"{where} predicts rotation vector and gripper width (its action statistics tell); "
-            f"the task has {list(spec.action_names)}, so its weights mean something else"
-        )
-    semantics = (checkpoint.provenance or {}).get("action_semantics")
-    check_semantics(semantics, action_semantics(spec.action_names), where)
 
 
 def describe_ledger(ledger: Ledger) -> dict[str, int]:

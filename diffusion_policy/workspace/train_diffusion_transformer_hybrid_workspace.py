@@ -35,12 +35,11 @@ from diffusion_policy.workspace.losses import BatchLoss, Drawing
 from diffusion_policy.workspace.measuring import Measuring, is_due
 from diffusion_policy.workspace.metric_names import check_metric_names
 from diffusion_policy.workspace.metrics import MetricsLog, figure
-from diffusion_policy.workspace.older_settings import with_present_keys
 from diffusion_policy.workspace.optimization import Stages, make_optimizer, roles_of
 from diffusion_policy.workspace.processes import Processes, join_processes
 from diffusion_policy.workspace.progress import TrainingBar
 from diffusion_policy.workspace.resuming import LATEST
-from diffusion_policy.workspace.run_settings import settled
+from diffusion_policy.workspace.run_settings import run_settings
 from diffusion_policy.workspace.run_state import (
     Progress,
     RunState,
@@ -75,7 +74,7 @@ class TrainDiffusionTransformerHybridWorkspace:
 
     def __init__(self, cfg: DictConfig, output_dir: str | Path | None = None):
         self._begun = CpuTimes.now()
-        self.cfg = settled(with_present_keys(cfg))
+        self.cfg = run_settings(cfg)
         self.output_dir = Path(HydraConfig.get().runtime.output_dir if output_dir is None else output_dir)
         seed_process(self.cfg.training.seed)
         self.model = build_policy(self.cfg)

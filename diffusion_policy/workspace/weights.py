@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from diffusion_policy.adapt.ledger import Ledger
+from diffusion_policy.adapt.settings_fit import check_settings
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
 from diffusion_policy.model.diffusion.ema_model import EMAModel
 from diffusion_policy.policy.contract import PolicyModule
@@ -19,7 +20,14 @@ from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.data import Data, instantiate
 from diffusion_policy.workspace.normalizing import choose_normalizer
 from diffusion_policy.workspace.run_state import RunState
-from diffusion_policy.workspace.start import Start, config_changes, decide_start, describe_ledger, load_pretrained
+from diffusion_policy.workspace.start import (
+    Start,
+    accepted_changes,
+    config_changes,
+    decide_start,
+    describe_ledger,
+    load_pretrained,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +90,7 @@ def begin(cfg: DictConfig, folder: Path, model: Policy, ema_model: Policy | None
     if data.dataset.gripper_scale:
         provenance["gripper_scale"] = list(data.dataset.gripper_scale)  # of the recordings; the policy's is 0..1
     if start.path is not None:
-        checkpoint, ledger = load_pretrained(start.path, cfg.pretrained, model.spec, model, ema_model)
+        checkpoint, ledger = load_pretrained(start.path, cfg, model, ema_model)
         _check_dataset_against(checkpoint, data)
         provenance |= _ancestry(checkpoint, start.path)
         logger.info("inherited %(inherited_tensors)d tensors (%(inherited_parameters)d parameters), grown "
@@ -115,6 +123,7 @@ def _resume(
             f"{path} was saved in the middle of an epoch whose batches are different now ({'; '.join(changed)}); "
             "resume with the settings and the dataset of the run"
         )
+    check_settings(checkpoint, cfg, accepted_changes(cfg))
     for part, policy in (("model", model), ("ema_model", ema_model)):
         if policy is not None:
             _load(policy, checkpoint, part)

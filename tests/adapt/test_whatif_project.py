@@ -62,8 +62,8 @@ def test_the_policy_of_a_config_is_recognised_and_its_settings_read():
     assert found is not None
     assert (found.family.name, found.prefix) == ("robot_policy", "")
     assert found.settings == {
-        "action_dim": 8, "n_emb": 256, "n_layer": 8, "cameras": ["image"], "horizon": 16, "n_obs_steps": 2,
-        "observation features": 72,
+        "action_dim": 8, "n_emb": 256, "n_layer": 8, "n_cond_layers": 0, "cameras": ["image"], "encoder_width": 64,
+        "horizon": 16, "n_obs_steps": 2, "observation features": 72,
     }  # fmt: skip
     wrapped = recognise({f"module.{name}": shape for name, shape in shapes.items()})
     assert wrapped is not None

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,10 +11,19 @@ import pytest
 import torch
 from evaluation_factory import write_dataset, write_tiny_checkpoint
 from log_factory import write_log
+from omegaconf import DictConfig
 from report_factory import metrics, write_run
 
+from diffusion_policy.adapt.settings_fit import SettingsError
+from diffusion_policy.adapt.starting_point import plan_pretrained
 from diffusion_policy.checkpoint import read_checkpoint, write_checkpoint
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.report import doctor, training_evidence
+from diffusion_policy.training_config import compose_arguments, compose_training
+from diffusion_policy.workspace.run_settings import run_settings
+from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
+    TrainDiffusionTransformerHybridWorkspace,
+)
 
 Main = Callable[[Sequence[str]], int]
 
@@ -124,6 +134,54 @@ def test_a_checkpoint_beside_a_config(tmp_path: Path, main: Main) -> None:
     config = ["--config", "train_cogact_robot", "training.device=cpu", f"task.dataset_path={tmp_path}"]
     assert main(["--checkpoint", str(pose), "--json", str(out), *config]) == 1
     assert "checkpoint-fits-config" in codes(out, "config")
+
+
+def test_doctor_refuses_what_training_refuses_in_its_words(
+    tmp_path: Path, dataset: Path, main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By --checkpoint and by pretrained.path alike; the command that it ends with fits."""
+    grown = write_tiny_checkpoint(tmp_path / "grown.ckpt", width=8)
+    out = tmp_path / "out.json"
+    config = ["train_cogact_robot", "training.device=cpu", f"task.dataset_path={dataset}"]
+
+    def finding(*words: str) -> dict[str, str]:
+        main(["--json", str(out), *words])
+        found = json.loads(out.read_text())["groups"]["config"]
+        (one,) = (entry for entry in found if entry["code"] == "checkpoint-fits-config")
+        return dict(one)
+
+    with pytest.raises(SettingsError) as refused:
+        plan_pretrained(grown, run_settings(compose_training(config[0], config[1:])))
+    given = finding("--checkpoint", str(grown), "--config", *config)
+    named = finding("--config", *config, f"pretrained.path={grown}")
+    assert given["evidence"] == named["evidence"] == refused.value.found
+    assert given["remedy"] == named["remedy"] == refused.value.remedy
+    assert given["command"].split("train.py ")[1] == named["command"].split("train.py ")[1]
+    words = shlex.split(named["command"])
+    assert words[-len(refused.value.overrides) :] == list(refused.value.overrides)
+    assert finding("--config", *config, f"pretrained.path={grown}", *refused.value.overrides)["severity"] == "ok"
+    pose = write_tiny_checkpoint(tmp_path / "pose.ckpt", width=7)
+    grow = finding("--config", *config, f"pretrained.path={pose}")
+    assert "finetune_from_7d_to_8d" in grow["command"]
+    small = finding("--config", *config, f"pretrained.path={grown}", "task=cogact_robot_7d")
+    assert small["command"].endswith("task=cogact_robot_8d")
+    capsys.readouterr()
+
+
+def test_doctor_composes_what_training_composes(
+    tmp_path: Path, dataset: Path, main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys of older configs, and what they lack, included."""
+    seen: list[DictConfig] = []
+    monkeypatch.setattr(doctor, "look_at_config", lambda config, *_, **__: seen.append(config) or look(config, "c"))
+    look = training_evidence.look_at_config
+    words = [f"task.dataset_path={dataset}", "training.debug=true", "training.device=cpu",
+             "+task.dataset.obs_dropout={robot_eef_pose: 0.1}"]  # fmt: skip
+    main(["--config", "train_cogact_robot", *words])
+    workspace = TrainDiffusionTransformerHybridWorkspace(compose_arguments(words), tmp_path)
+    assert seen == [workspace.cfg]
+    assert seen[0].training.num_epochs == 2
+    assert seen[0].observation_dropout.low_dim == {"robot_eef_pose": 0.1}
 
 
 def test_this_machine_alone_is_fine(main: Main, capsys: pytest.CaptureFixture[str]) -> None:

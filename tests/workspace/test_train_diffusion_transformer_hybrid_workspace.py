@@ -11,7 +11,9 @@ import torch
 from gripper_scales import rewrite_gripper
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
+from diffusion_policy.adapt.settings_fit import SettingsError
 from diffusion_policy.checkpoint import load_policy, read_checkpoint
 from diffusion_policy.dataset.replay_buffer import DatasetError, ReplayBuffer
 from diffusion_policy.evaluate.recorded_inference import open_recorded
@@ -127,7 +129,7 @@ def test_either_kind_of_weights_can_be_where_both_start(dataset, grown, tmp_path
     expected = read_checkpoint(grown).state_dicts["ema_model"]
     for policy in (run.model, run.ema_model):
         assert all(torch.equal(tensor, expected[key]) for key, tensor in policy.state_dict().items())
-    with pytest.raises(TrainingError, match=r"pretrained.which is 'best'; expected one of same, ema_model, model"):
+    with pytest.raises(AdaptError, match=r"pretrained.which is 'best'; expected one of same, ema_model, model"):
         workspace(dataset, tmp_path, f"pretrained.path={grown}", "pretrained.which=best").run()
 
 
@@ -295,7 +297,7 @@ def test_what_cannot_start_is_refused_with_one_sentence(name, dataset, tmp_path)
 
 
 def test_a_pose_policy_is_not_taken_for_one_with_a_gripper(dataset, pose_run, tmp_path):
-    with pytest.raises(TrainingError, match=r"predicts 7 numbers.*the task has 8.*finetune_from_7d_to_8d.py"):
+    with pytest.raises(AdaptError, match=r"predicts 7 numbers.*the task has 8.*finetune_from_7d_to_8d.py"):
         workspace(dataset, tmp_path, f"pretrained.path={pose_run / CHECKPOINT_OF_7D}").run()
 
 
@@ -308,7 +310,7 @@ def test_a_rotation_vector_policy_is_refused_by_its_statistics(dataset, grown, t
     stats[f"{entry}.min"], stats[f"{entry}.max"] = torch.tensor(low), torch.tensor(high)
     from diffusion_policy.workspace.start import check_actions
 
-    with pytest.raises(TrainingError, match="rotation vector and gripper width"):
+    with pytest.raises(AdaptError, match="rotation vector and gripper width"):
         check_actions(checkpoint, run.model.spec)
 
 
@@ -323,7 +325,7 @@ def test_semantics_of_dataset_and_checkpoint_are_compared(grown, tmp_path):
 
 
 def test_a_gap_in_the_weights_is_an_error_unless_coverage_allows_it(dataset, grown, tmp_path):
-    with pytest.raises(Exception, match=r"model.decoder.layers.1"):
+    with pytest.raises(AdaptError, match=r"policy.n_layer 1 \(here 2\)\nadd to the command: policy.n_layer=1$"):
         workspace(dataset, tmp_path, f"pretrained.path={grown}", "policy.n_layer=2").run()
     run = workspace(
         dataset, tmp_path, f"pretrained.path={grown}", "policy.n_layer=2", "pretrained.min_coverage=0.9",
@@ -332,6 +334,27 @@ def test_a_gap_in_the_weights_is_an_error_unless_coverage_allows_it(dataset, gro
     run.run()
     (line,) = read_metrics(tmp_path / "logs.json.txt")
     assert line["fresh_tensors"] == 20 - 2  # of one decoder layer
+
+
+@pytest.mark.parametrize("override", ["policy.n_head=4", "policy.noise_scheduler.prediction_type=sample"])
+def test_another_function_of_the_same_tensors_is_refused_at_the_start_and_when_resumed(
+    dataset, grown, pose_run, tmp_path, override
+):
+    name = override.partition("=")[0]
+    mend = {"policy.n_head": "2", "policy.noise_scheduler.prediction_type": "epsilon"}[name]
+    asked = rf"{name} {mend} \(here .*\nadd to the command: {name}={mend}\nor, .*'pretrained\.accept=\[{name}\]'$"
+    with pytest.raises(SettingsError, match=asked):
+        workspace(dataset, tmp_path / "new", f"pretrained.path={grown}", override).run()
+    own = pose_run / CHECKPOINT_OF_7D
+    with pytest.raises(SettingsError, match=asked):
+        workspace(dataset, tmp_path / "on", "task=cogact_robot_7d", f"training.resume={own}", override).run()
+    run = workspace(
+        dataset, tmp_path / "meant", f"pretrained.path={grown}", override, f"pretrained.accept=[{name}]",
+        "training.num_epochs=0",
+    )  # fmt: skip
+    run.run()
+    (line,) = read_metrics(tmp_path / "meant" / "logs.json.txt")
+    assert line["start"] == "pretrained"
 
 
 def test_the_old_name_of_the_workspace_is_the_same_class():

@@ -33,6 +33,7 @@ from diffusion_policy.adapt.families.family import (
     closest,
     lookup,
 )
+from diffusion_policy.adapt.policy_settings import POLICY, Act
 from diffusion_policy.adapt.target import ENTRIES, NORMALIZER
 from diffusion_policy.checkpoint import build_policy
 from diffusion_policy.installation import CONFIG
@@ -40,14 +41,9 @@ from diffusion_policy.policy.registry import class_of_options
 from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.spec import StepSpec, WorkspaceError
 
-_TRAINING_ONLY = ("p_drop_emb", "p_drop_attn", "color_jitter")
-_FUNCTION_NOTES = {
-    "n_head": "the same attention matrices are cut into other heads",
-    "num_inference_steps": "another number of denoising steps",
+# Of arguments that are sections, whose entries have meanings of their own.
+_SECTIONS = {
     "noise_scheduler": "another noise schedule than the one the weights were trained on",
-    "n_action_steps": "another slice of the predicted actions is executed",
-    "crop_shape": "the network sees another part of the image",
-    "eval_fixed_crop": "the network sees another crop of the image",
     "shape_meta": "the same widths carry other quantities",
 }
 
@@ -122,11 +118,13 @@ class PolicyDefinition:
         reached = sorted({key.partition(".")[0] for key in changed})
         if not reached:
             return Effect.UNUSED, ""
-        if all(argument in _TRAINING_ONLY for argument in reached):
+        acting = [
+            argument for argument in reached if argument not in POLICY or POLICY[argument].act is not Act.TRAINING
+        ]
+        if not acting:
             return Effect.TRAINING, ""
-        argument = next(argument for argument in reached if argument not in _TRAINING_ONLY)
-        note = _FUNCTION_NOTES.get(argument, f"the policy's {argument} changes how the same tensors are used")
-        return Effect.FUNCTION, note
+        known = POLICY[acting[0]].note if acting[0] in POLICY else _SECTIONS.get(acting[0])
+        return Effect.FUNCTION, known or f"the policy's {acting[0]} changes how the same tensors are used"
 
 
 def open_project_config(path: Path) -> PolicyDefinition | None:

@@ -1,0 +1,168 @@
+"""What a run takes of the checkpoint that it starts from, and what it refuses; planned without a number, or loaded.
+
+`train.py` and `doctor.py --config` ask here, so that both say the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import Tensor, nn
+
+from diffusion_policy.adapt import AdaptError
+from diffusion_policy.adapt.inherit import inherit, plan_inheritance
+from diffusion_policy.adapt.layout import policy_config
+from diffusion_policy.adapt.ledger import Ledger
+from diffusion_policy.adapt.settings_fit import check_settings
+from diffusion_policy.adapt.target import NORMALIZER
+from diffusion_policy.checkpoint import Checkpoint, build_policy, read_checkpoint
+from diffusion_policy.commands import command
+from diffusion_policy.installation import CONFIG
+from diffusion_policy.spec import POSE, StepSpec, action_semantics, check_semantics, layout_from_range, read_shape_meta
+
+logger = logging.getLogger(__name__)
+
+WHICH = ("same", "ema_model", "model")
+
+
+def load_pretrained(
+    path: Path, cfg: DictConfig, model: nn.Module, ema_model: nn.Module | None
+) -> tuple[Checkpoint, Ledger]:
+    """Give model and EMA the weights of a checkpoint, normaliser included; both or neither.
+
+    Raises:
+        AdaptError: its actions are not those of the task, it was trained with other settings, or the weights do not fit
+            or cover too little.
+    """
+    checkpoint, chosen = _checked(path, cfg)
+    if cfg.pretrained.which == "same" and ema_model is not None and _average_differs(checkpoint):
+        logger.warning(
+            "pretrained.which=same: training goes on from the live weights of %s; its averaged ones are forgotten "
+            "in the first updates, since the EMA starts with decay 0. pretrained.which=ema_model trains on from "
+            "the average",
+            path,
+        )
+    ledger = inherit(chosen, model, ema_model, **_terms(cfg))
+    logger.info("weights of %s: %s", path, ledger.summary())
+    return checkpoint, ledger
+
+
+def plan_pretrained(path: Path, cfg: DictConfig) -> Ledger:
+    """What a run of this config would take of a checkpoint; nothing is loaded, and what the run refuses is refused.
+
+    Raises:
+        as `load_pretrained`; CheckpointError: the config's policy cannot be built.
+    """
+    _, chosen = _checked(path, cfg)
+    with torch.device("meta"):  # names and shapes only
+        state = build_policy(cfg).state_dict()
+    parts = ("model", "ema_model") if cfg.training.use_ema else ("model",)
+    return plan_inheritance(chosen, dict.fromkeys(parts, state), **_terms(cfg)).ledger
+
+
+def accepted_changes(cfg: DictConfig) -> list[str]:
+    """Settings that may change what a checkpoint's weights compute: `pretrained.accept`.
+
+    Raises:
+        AdaptError: it is no list of names.
+    """
+    accepted = OmegaConf.select(cfg, "pretrained.accept", default=None)
+    if accepted is None:
+        return []
+    if not isinstance(accepted, ListConfig) or not all(isinstance(name, str) for name in accepted):
+        raise AdaptError(f"pretrained.accept is {accepted!r}; expected names of settings: [policy.n_head]")
+    return list(accepted)
+
+
+def _terms(cfg: DictConfig) -> dict[str, Any]:
+    return {"min_coverage": float(cfg.pretrained.min_coverage), "recompute": bool(accepted_changes(cfg))}
+
+
+def _checked(path: Path, cfg: DictConfig) -> tuple[Checkpoint, Checkpoint]:
+    """A checkpoint that a run may start from, and the same with the weights that both models start from."""
+    settings = cfg.pretrained
+    if settings.which not in WHICH:
+        raise AdaptError(f"pretrained.which is {settings.which!r}; expected one of {', '.join(WHICH)}")
+    checkpoint = read_checkpoint(path)
+    check_actions(checkpoint, read_shape_meta(policy_config(cfg)["shape_meta"]))
+    check_settings(checkpoint, cfg, accepted_changes(cfg), sizes=settings.min_coverage >= 1)
+    if settings.which == "same":
+        return checkpoint, checkpoint
+    if settings.which not in checkpoint.state_dicts:
+        raise AdaptError(f"{path} has no {settings.which}; it has {', '.join(checkpoint.state_dicts)}")
+    weights = checkpoint.state_dicts[settings.which]
+    return checkpoint, replace(checkpoint, state_dicts={"model": weights, "ema_model": weights})
+
+
+def _average_differs(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's averaged weights are not simply its live ones."""
+    live, averaged = (checkpoint.state_dicts.get(which, {}) for which in ("model", "ema_model"))
+    shared = live.keys() & averaged.keys()
+    return not all(torch.equal(live[key], averaged[key]) for key in shared)
+
+
+class ActionsError(AdaptError):
+    """Actions of a checkpoint that are not those of the task.
+
+    Attributes:
+        command: that grows the checkpoint; "" where growing makes no sense.
+        overrides: of the config, with which the actions are the checkpoint's.
+    """
+
+    def __init__(self, message: str, command: str = "", overrides: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.command, self.overrides = command, overrides
+
+
+def check_actions(checkpoint: Checkpoint, spec: StepSpec) -> None:
+    """Refuse a checkpoint whose actions, or observed poses, are not the task's, by name and by meaning.
+
+    Raises:
+        ActionsError: other dimensions, or a rotation vector and gripper width where a quaternion is expected.
+        SpecError: the same names with other units, order or polarity.
+    """
+    where = str(checkpoint.path)
+    shape_meta = OmegaConf.select(checkpoint.cfg, "policy.shape_meta") or OmegaConf.select(checkpoint.cfg, "shape_meta")
+    if shape_meta is not None:
+        names = read_shape_meta(OmegaConf.to_container(shape_meta, resolve=True)).action_names  # type: ignore[arg-type]
+        if names != spec.action_names:
+            raise _other_actions(where, names, spec)
+    weights: dict[str, Tensor] = checkpoint.state_dicts.get("model", {})
+    for key, names in (("action", spec.action_names), *((field.key, field.names) for field in spec.low_dim)):
+        entry = f"{NORMALIZER}{key}.input_stats"
+        low, high = weights.get(f"{entry}.min", torch.empty(0)), weights.get(f"{entry}.max", torch.empty(0))
+        ranges = low[: len(POSE)].tolist(), high[: len(POSE)].tolist()
+        if names[: len(POSE)] == POSE and layout_from_range(*ranges) == "xyz_rotvec_width":
+            verb = "predicts" if key == "action" else f"reads {key} as"
+            raise ActionsError(
+                f"{where} {verb} rotation vector and gripper width (its statistics of {key} tell); "
+                f"the task has {list(names)}, so its weights mean something else"
+            )
+    semantics = (checkpoint.provenance or {}).get("action_semantics")
+    check_semantics(semantics, action_semantics(spec.action_names), where)
+
+
+def _other_actions(where: str, names: tuple[str, ...], spec: StepSpec) -> ActionsError:
+    said = (
+        f"{where} predicts {len(names)} numbers {list(names)}, the task has {spec.action_dim} {list(spec.action_names)}"
+    )
+    task = _task_of(names)
+    if set(names) < set(spec.action_names):
+        grow = command("finetune_from_7d_to_8d", "--old_ckpt", where, "--new_ckpt", "GROWN.ckpt")
+        return ActionsError(f"{said}; grow it first: {grow}", grow)
+    if task:
+        return ActionsError(f"{said}\nadd to the command: {task}", overrides=(task,))
+    return ActionsError(said)
+
+
+def _task_of(action_names: tuple[str, ...]) -> str:
+    """The override that chooses a task with these actions; "" where there is none in config/."""
+    for path in sorted((CONFIG / "task").glob("*.yaml")):
+        if tuple(OmegaConf.select(OmegaConf.load(path), "shape_meta.action.names", default=())) == action_names:
+            return f"task={path.stem}"
+    return ""
