@@ -55,7 +55,7 @@ def write_dataset(path: Path, n_steps: int, shard: int | None = None) -> None:
     buffer = ReplayBuffer.create(path, layout, zarr_format=2 if shard is None else 3, n_steps=n_steps)
     frames = np.stack([cv2.resize(scene(10 * i, 0), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA) for i in range(32)])
     for start in range(0, n_steps, shard or 32):
-        rows = np.concatenate([np.roll(frames, start + more, axis=2) for more in range(0, shard or 32, 32)])
+        rows = np.resize(np.roll(frames, start, axis=2), (shard or 32, HEIGHT, WIDTH, 3))
         buffer["image"][start : start + len(rows)] = rows[: n_steps - start]
     rng, gripper = np.random.default_rng(0), (np.arange(n_steps, dtype=np.float32) // 20 % 2)[:, None]
     for key in ("robot_eef_pose", "action"):
