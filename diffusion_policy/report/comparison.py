@@ -293,7 +293,7 @@ class Comparison:
 def _take(best: RunScore) -> str:
     """What to do with the best; recordings alone are no reason to deploy it."""
     if best.success is None and best.rollouts.chosen is None:
-        return f"On recordings alone, roll out {best.checkpoint} first"
+        return f"On recordings alone, first roll out {best.checkpoint}"
     return f"Deploy {best.checkpoint}"
 
 

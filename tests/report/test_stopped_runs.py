@@ -96,7 +96,7 @@ def test_report_doctor_and_comparison_agree(kind: str, tmp_path: Path) -> None:
     other = with_status(tmp_path / "another", [{**line, "val_image_features": 0} for line in GOOD], state="finished")
     comparison = compare([path, other])
     assert (comparison.best is None) == (verdict.level == "bad")
-    chosen = comparison.advice().startswith(f"On recordings alone, roll out {path}")
+    chosen = comparison.advice().startswith(f"On recordings alone, first roll out {path}")
     assert chosen == (verdict.level != "bad")
     assert comparison.to_json()["deploy"] == (str(path / "checkpoints" / "best.ckpt") if chosen else None)
     said = " ".join(finding.evidence + finding.remedy for finding in doctor.findings)
