@@ -13,7 +13,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLAIM = re.compile(
     r"\b(?:can|may|could) be deployed|\bready (?:to|for) (?:be )?deploy|\bsafe to (?:deploy|run|serve)\b"
-    r"|(?<!not )\bdeploy it\b|\blearn(?:ed|t)\b|\blearns (?:when|how|to (?:use|grasp|close|open))\b"
+    r"|(?<!not )\bdeploy it\b|\blearn(?:ed|t)\b(?! anew)|\blearns (?:when|how|to (?:use|grasp|close|open))\b"
     r"|(?<!whether )\b(?:it|policy|arm|robot) (?:then )?grasps\b|\bcan grasp\b|\bsucceeds\b|\bsuccessfully\b"
     r"|(?<!of )\bit works\b",
     re.IGNORECASE,
@@ -23,11 +23,13 @@ ALLOWED = {
     "README.md": [
         '"the gripper changes, so it is learned": 28 of 58 real logs in which it never completes a movement',
         "only a rollout shows that it grasps",
+        "by a person on the robot, and learned from",
     ],
     "CHANGELOG.md": ['`learned` is now', 'not that it grasps', '"it can be deployed" and "deploy"'],
     "docs/closed_loop.md": [
         "It succeeds in 40 of 40 scenes",  # the scripted expert
     ],
+    "docs/dagger.md": ["How often the new policy succeeds only trials on the robot say"],
     "docs/evaluation.md": [
         "calls a gripper learned that wanders",
         "In each the naive check finds the gripper learned",
