@@ -107,7 +107,7 @@ def read_document(path: Path) -> tuple[dict[str, Any], list[SceneResult]]:
     except (OSError, ValueError) as error:
         raise ResultError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, Mapping) or content.get("format") != "closed_loop" or "scenes" not in content:
-        made = command("evaluate_closed_loop", "CKPT", "--json", path)
+        made = command("evaluate_closed_loop", "CKPT", "--json", path.with_name("closed_loop.json"))
         raise ResultError(f"{path}: no result of a closed loop; one is made by: {made}")
     if content.get("version") != DOCUMENT_VERSION:
         raise ResultError(f"{path}: version {content.get('version')}; this code reads {DOCUMENT_VERSION}")

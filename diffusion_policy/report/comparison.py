@@ -243,6 +243,8 @@ class Comparison:
         """For the terminal: scores, settings that differ, advice."""
         head, rows = self._shown()
         scores = Table(*head, box=None, pad_edge=False)
+        for column in scores.columns:
+            column.overflow = "fold"  # nothing of a figure is cut off
         for score, row in zip(self.scores, rows, strict=True):
             scores.add_row(*map(escape_markup, row), style="bold" if score is self.best else "")
         settings = Table("setting", *(score.run.name for score in self.scores), box=None, pad_edge=False)

@@ -157,7 +157,16 @@ def conclude(
     if level == "bad":
         return Verdict("bad", f"{'Do not deploy it' if deploys else 'Do not train on it yet'}: {done}{said}.")
     found = f"{done}{_opens_and_closes(logs, bool(rolled_out))}"
-    may = "It can be deployed" if rolled_out else "Nothing forbids a rollout" if deploys else "It can be trained on"
+    fails = any(finding.trouble for finding in examination.groups.get("closed loop", ()))
+    may = (
+        "It was rolled out"
+        if fails
+        else "It can be deployed"
+        if rolled_out
+        else "Nothing forbids a rollout"
+        if deploys
+        else "It can be trained on"
+    )
     return Verdict(level, f"{may}{', with doubts' if level == 'doubt' else ''}: {found}{said}.")
 
 

@@ -248,3 +248,24 @@ def test_videos_play_in_the_page_and_others_are_named(tmp_path: Path, browser: B
     assert "Not shown here: films/other.mp4" in browser.evaluate("document.body.innerText")
     browser.wait_for("document.querySelectorAll('#plot-outcomes-0 .scatterlayer .trace').length === 3")
     assert browser.messages == []
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "level", "begins"),
+    [
+        (WORKS, "good", "It can be deployed: in closed loop best.ckpt does the task in 26 of 40 scenes"),
+        ("1" + "c" * 39, "doubt", "It was rolled out, with doubts: closed loop: best.ckpt does the task in 1 of 40"),
+        ("cc", "doubt", "It was rolled out, with doubts: closed loop: best.ckpt does the task in 0 of 2"),
+        ("c" * 40, "bad", "Do not deploy it: closed loop: best.ckpt does the task in 0 of 40"),
+    ],
+)
+def test_the_verdict_follows_what_was_done(outcomes: str, level: str, begins: str, tmp_path: Path) -> None:
+    verdict, _ = make_dossier(Sources(closed_loop=(closed_loop(tmp_path / "a.json", outcomes),)))
+    assert verdict.level == level
+    assert verdict.sentence.startswith(begins)
+
+
+def test_a_foreign_file_is_not_named_to_be_written_over(tmp_path: Path) -> None:
+    (tmp_path / "verdicts.json").write_text("[]")
+    with pytest.raises(ResultError, match=r"verdicts\.json: no result of a closed loop.*--json \S*/closed_loop\.json"):
+        read_closed_loop(tmp_path / "verdicts.json")
