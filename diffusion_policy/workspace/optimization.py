@@ -52,9 +52,7 @@ def make_optimizer(
         rates: `learning_rates` of the config: factors by kind and of the observation encoder, and the decay by layer.
         roles: from `roles_of`.
     """
-    plain = OmegaConf.to_container(settings, resolve=True)
-    assert isinstance(plain, dict)
-    groups: Groups = policy.parameter_groups({str(key): value for key, value in plain.items()})
+    groups: Groups = policy.parameter_groups(settings)
     rate = groups[0]["lr"]
     encoder = {id(parameter) for parameter in policy.encoder_parameters()}
     if rates.obs_encoder != 1.0:

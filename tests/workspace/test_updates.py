@@ -16,11 +16,12 @@ from diffusion_policy.model import kernels
 from diffusion_policy.model.convolution import Convolution
 from diffusion_policy.model.diffusion.ema_model import EMAModel
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
+from diffusion_policy.training_config import ConfigError, config_errors
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import NOISE, Batch, derived_seed
 from diffusion_policy.workspace.losses import BatchLoss, Drawing, near_gripper_change
 from diffusion_policy.workspace.metrics import read_metrics
-from diffusion_policy.workspace.optimization import Stages, make_optimizer, make_schedule, split_by_layer
+from diffusion_policy.workspace.optimization import Stages, make_optimizer, make_schedule, roles_of, split_by_layer
 from diffusion_policy.workspace.processes import Processes
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
     TrainDiffusionTransformerHybridWorkspace,
@@ -311,6 +312,13 @@ def test_learning_rates_by_role_and_by_layer(config):
     assert rates["model.head.weight"] == rates["model.decoder.layers.1.linear1.weight"] == 1.0
     assert rates["model.decoder.layers.0.linear1.weight"] == 0.5
     assert rates["model.input_emb.weight"] == rates["obs_encoder.obs_nets.image.nets.3.weight"] == 0.25
+
+
+def test_an_option_that_the_optimizer_lacks_is_named(config):
+    del config.optimizer.betas
+    policy = policy_with_normalizer(config)
+    with pytest.raises(ConfigError, match=r"the config has no optimizer\.betas"), config_errors():
+        make_optimizer(policy, config.optimizer, config.learning_rates, roles_of(policy, None))
 
 
 def test_stages_let_parameters_rest_and_wake_them(config):
