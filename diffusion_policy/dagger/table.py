@@ -12,16 +12,11 @@ from diffusion_policy.env_runner.results import Share
 
 def rounds_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """A row for each arm of each round; ``rows`` are those of ``rounds.rows_of``."""
-    table = Table(
-        "round",
-        "arm",
-        "demonstrations",
-        "corrections",
-        "updates",
-        "success (95 %, Wilson)",
-        "beside the round before",
-        "beside the other arm",
-    )
+    table = Table()
+    for title in ("round", "arm", "demonstrations", "corrections", "updates", "success (95 %)"):
+        table.add_column(title, overflow="fold", no_wrap=title == "arm")
+    for title in ("beside the round before", "beside the other arm"):
+        table.add_column(title, overflow="fold")
     for row in rows:
         success = "-" if row["success"] is None else str(Share(row["success"]["count"], row["success"]["of"]))
         beside = [compared(row[key]) for key in ("before", "against_demonstrations")]
