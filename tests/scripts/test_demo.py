@@ -59,6 +59,8 @@ def test_each_step_reads_what_an_earlier_one_wrote() -> None:
     assert "--compare work/rollouts_finetuned.json" in words[7]
     assert "work/finetuned/checkpoints/latest.ckpt work/tabletop.zarr --output work/logs" in words[8]
     assert "work/logs" in words[9]
+    assert "--run work/finetuned --checkpoint work/finetuned/checkpoints/latest.ckpt" in words[10]
+    assert "--closed-loop work/rollouts_finetuned.json work/rollouts_scratch.json" in words[10]
 
 
 def test_all_policies_are_rolled_out_alike() -> None:
