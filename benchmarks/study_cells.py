@@ -78,7 +78,7 @@ class Runner:
         plan = self.plan
         return [
             f"training.max_train_steps={plan.look_every}", f"training.num_epochs={updates // plan.look_every}",
-            "training.val_every=1", "training.sample_every=1", "training.checkpoint_every=1",
+            "training.val_every=1", "training.sample_every=2", "training.checkpoint_every=1",
             f"training.device={plan.device}", f"training.threads={plan.threads or 'null'}", "checkpoint.topk.k=1000",
             "checkpoint.topk.monitor_key=global_step", "checkpoint.topk.mode=max",
             f"checkpoint.topk.format_str='{AFTER}'", f"sampler.max_episodes={plan.held_out}",
@@ -147,7 +147,7 @@ class Runner:
                 checkpoint = self.trained(cell) / "checkpoints" / AFTER.format(global_step=update)
                 self._judge(cell, checkpoint, result, update)
         last = AFTER.format(global_step=plan.updates)
-        if cell.arm.name in plan.tampered_from:
+        if cell.arm.name in plan.tampered_from and cell.demonstrations == max(plan.demonstrations):
             for how in TAMPERINGS:
                 result = self.result(cell, plan.updates, how)
                 if not result.is_file():

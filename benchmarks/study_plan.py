@@ -84,12 +84,13 @@ class Plan:
         seeds: of demonstrations and training.
         demonstrations: how many are trained on.
         held_out: demonstrations of each seed that are only measured on.
-        updates: of each training; it is measured every ``look_every`` of them.
+        updates: of each training; it is measured every ``look_every`` of them, with the sampler at every second time.
         judged_at: after which updates a checkpoint goes through recordings and scenes; multiples of look_every.
         scenes: of the closed loop.
         overrides: of every arm's training config.
         arms: what is compared.
-        tampered_from: names of arms whose last checkpoints are also judged after each of study_data.TAMPERINGS.
+        tampered_from: names of arms whose last checkpoints, of the most demonstrations, are also judged after each of
+            study_data.TAMPERINGS.
     """
 
     source: str
@@ -109,26 +110,34 @@ class Plan:
     def __post_init__(self) -> None:
         if self.updates % self.look_every:
             raise StudyError(f"updates is {self.updates}; expected a multiple of look_every, {self.look_every}")
-        wrong = [update for update in self.judged_at if update % self.look_every or not 0 < update <= self.updates]
+        wrong = [u for u in self.judged_at if u % self.look_every or not 0 < u <= self.updates or not self.samples(u)]
         if wrong or self.updates not in self.judged_at:
             raise StudyError(
-                f"judged_at is {list(self.judged_at)}; expected multiples of {self.look_every} up to {self.updates}, "
-                "the last of them included"
+                f"judged_at is {list(self.judged_at)}; expected odd multiples of {self.look_every} up to "
+                f"{self.updates}, the last of them included"
             )
         names = [arm.name for arm in self.arms]
         unknown = set(self.tampered_from) - set(names)
         if unknown or len(set(names)) != len(names):
             raise StudyError(f"arms are {names}; expected each once, and tampered_from among them")
 
+    def samples(self, update: int) -> bool:
+        """Whether the sampler is among the measurements after an update: at the first, the third, ... and the last."""
+        return update == self.updates or update // self.look_every % 2 == 1
+
     def cells(self) -> list[Cell]:
-        """All trainings, seed by seed, so that a study that was stopped holds whole comparisons."""
-        return [
+        """All trainings, seed by seed, so that a study that was stopped holds whole comparisons.
+
+        Arms of some seeds only come last.
+        """
+        cells = [
             Cell(arm, count, seed)
             for seed in self.seeds
             for count in self.demonstrations
             for arm in self.arms
             if count in (arm.demonstrations or self.demonstrations) and seed in (arm.seeds or self.seeds)
         ]
+        return sorted(cells, key=lambda cell: cell.arm.seeds is not None)
 
 
 def read_plan(path: Path) -> Plan:
