@@ -11,6 +11,7 @@ from diffusion_policy.evaluate.verdicts import ALL_REFUSED
 from diffusion_policy.report.findings import Finding, Severity, ok, run_checks
 from diffusion_policy.report.latency import INFERENCE
 from diffusion_policy.report.log_evidence import LogEvidence
+from diffusion_policy.report.recordings_gate import position_finding
 from diffusion_policy.run_log.log import SUPERSEDED
 from diffusion_policy.spec import POSE_GRIPPER
 
@@ -165,7 +166,10 @@ def _episodes_of(document: Mapping[str, Any]) -> str:
 
 
 def open_loop_findings(document: Mapping[str, Any], about: str = "") -> list[Finding]:
-    """Whether a policy beats what needs no learning; `document` is a report of scripts/evaluate_open_loop.py."""
+    """Whether a policy beats what needs no learning, and is near enough to grasp.
+
+    `document` is a report of scripts/evaluate_open_loop.py.
+    """
     ours = document["scores"]["policy"]
     known = [
         f"{ours[key]:.3g} {unit}"
@@ -179,7 +183,12 @@ def open_loop_findings(document: Mapping[str, Any], about: str = "") -> list[Fin
         evidence = f"{said}; it {shortcomings[0]}{more}"
         return [Finding("beats-baselines", "error", evidence, "do not deploy it; see the findings above", about=about)]
     unmeasured = "".join(f"; {sentence}" for sentence in document.get("unmeasured", ()))
-    return [ok("beats-baselines", f"{said}; it beats every baseline{unmeasured}", about)]
+    found = [ok("beats-baselines", f"{said}; it beats every baseline{unmeasured}", about)]
+    if ours.get("position_mm") is not None and ours.get("gripper_at_transitions") is not None:
+        found.append(
+            position_finding(ours["position_mm"], about, command("evaluate_closed_loop", about) if about else "")
+        )
+    return found
 
 
 CHECKS = (recorded_episode, answered, action, weights, near, unit_quaternions, in_time, gripper)

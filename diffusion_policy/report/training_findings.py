@@ -11,6 +11,7 @@ from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.model.obs_encoder import IMAGE_FEATURES
 from diffusion_policy.report.dataset_evidence import DatasetEvidence
 from diffusion_policy.report.findings import Finding, Severity, ok, run_checks
+from diffusion_policy.report.recordings_gate import position_finding
 from diffusion_policy.report.run_folder import RunFolder
 from diffusion_policy.report.training_evidence import ConfigEvidence, config_of_run
 from diffusion_policy.spec import POSE_GRIPPER
@@ -337,6 +338,15 @@ def gripper_events_found(run: RunFolder) -> Finding | None:
     return ok("gripper-verdict", scored, run.name)
 
 
+def position_error(run: RunFolder) -> Finding | None:
+    """What held-out positions foretell of a policy that grasps; None where scenes were rolled out, which tell more."""
+    error = run.last("val_position_error_mm")
+    if error is None or run.last("val_gripper_events_recorded") is None or run.last("test_success") is not None:
+        return None
+    look = "" if run.deployable is None else command("evaluate_closed_loop", run.deployable)
+    return position_finding(error, run.name, look)
+
+
 def sight(run: RunFolder) -> Finding | None:
     """Whether what the policy makes of its images depends on them."""
     features = run.last("val_image_features")
@@ -378,5 +388,6 @@ RUN_CHECKS = (
     overfitting,
     sight,
     gripper_events_found,
+    position_error,
     checkpoints,
 )

