@@ -10,7 +10,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from study_plan import Plan  # type: ignore[import-not-found]
@@ -18,6 +18,14 @@ from study_plan import Plan  # type: ignore[import-not-found]
 from diffusion_policy.intervals import paired_bootstrap, wilson_interval
 
 Record = dict[str, Any]
+
+
+class Reached(NamedTuple):
+    """When a goal is reached: after ``update`` (None: never), not yet after ``not_yet``; between, nobody looked."""
+
+    update: int | None
+    not_yet: int
+
 
 SCRATCH = "scratch"
 F1_LEARNED = 0.9  # from when on the gripper counts as learned
@@ -96,29 +104,30 @@ def difference(first: Sequence[Record], second: Sequence[Record]) -> dict[str, A
     return {"mean": mean, "interval": [low, high], "scenes": len(before), "seeds": len(pairs)}
 
 
-def reached(training: Record, target: Record) -> dict[str, int | None]:
-    """After how many updates a training is first at least as good as another one ends; None: never."""
+def reached(training: Record, target: Record) -> dict[str, Reached]:
+    """After how many updates a training is first at least as good as another one ends."""
     goal = target["curves"][-1]
-    found: dict[str, int | None] = {}
+    found = {}
     for name, larger in REACHED.items():
-        if name not in goal:
-            continue
-        good = [
-            point["global_step"]
-            for point in training["curves"]
-            if name in point and (point[name] >= goal[name] if larger else point[name] <= goal[name])
-        ]
-        found[name] = min(good, default=None)
+        if name in goal:
+            points = {point["global_step"]: point[name] for point in training["curves"] if name in point}
+            found[name] = first_of({u: v >= goal[name] if larger else v <= goal[name] for u, v in points.items()})
     return found
 
 
-def success_reached(records: Sequence[Record], goal: Record) -> int | None:
-    """Update of the first judged checkpoint whose success over shared scenes is at least the goal's; None: none."""
-    for record in sorted(records, key=lambda r: r["update"]):
-        shared = record["closed_loop"]["of"]
-        if record["closed_loop"]["success"] >= sum(goal["closed_loop"]["scenes"][:shared]):
-            return int(record["update"])
-    return None
+def first_of(good: dict[int, bool]) -> Reached:
+    """The first update that is good, and the one that was measured before it."""
+    updates = sorted(good)
+    first = next((update for update in updates if good[update]), None)
+    earlier = [update for update in updates if first is None or update < first]
+    return Reached(first, earlier[-1] if earlier else 0)
+
+
+def success_reached(records: Sequence[Record], goal: Record) -> Reached:
+    """The first judged checkpoint whose success over shared scenes is at least the goal's."""
+    loops = {record["update"]: record["closed_loop"] for record in records}
+    scenes = goal["closed_loop"]["scenes"]
+    return first_of({update: loop["success"] >= sum(scenes[: loop["of"]]) for update, loop in loops.items()})
 
 
 def reach_table(study: Record) -> list[Record]:
@@ -133,10 +142,10 @@ def reach_table(study: Record) -> list[Record]:
         target = trainings.get((SCRATCH, count, seed))
         if target is None or arm == SCRATCH or training["labels"] != target["labels"]:
             continue
-        updates: dict[str, int | None] = reached(training, target)
+        found = reached(training, target)
         goal = next((r for r in judged.get((SCRATCH, count, seed), []) if r["last"]), None)
         if goal is not None and goal["closed_loop"]["success"]:
-            updates["success"] = success_reached(judged.get((arm, count, seed), []), goal)
+            found["success"] = success_reached(judged.get((arm, count, seed), []), goal)
         in_all = training["curves"][-1]["global_step"]
         minutes = training["core_seconds"] / 60 / in_all
         rows.append(
@@ -144,8 +153,12 @@ def reach_table(study: Record) -> list[Record]:
                 "arm": arm,
                 "demonstrations": count,
                 "seed": seed,
-                "updates": updates,
-                "core_minutes": {k: None if v is None else round(v * minutes, 2) for k, v in updates.items()},
+                "updates": {name: reach.update for name, reach in found.items()},
+                "not_yet": {name: reach.not_yet for name, reach in found.items()},
+                "core_minutes": {
+                    name: None if reach.update is None else round(reach.update * minutes, 2)
+                    for name, reach in found.items()
+                },
                 "of_updates": in_all,
             }
         )
@@ -159,19 +172,26 @@ def claims(study: Record) -> list[Record]:
 
 def saves_two_thirds(study: Record) -> Record:
     """Whether fine-tuning is where scratch ends after a third of the updates, by every measured figure."""
-    rows = [row for row in study["reach"] if row["arm"] in ("grow", "strip")]
-    evidence = []
+    evidence, told = [], set()
     for arm in ("strip", "grow"):
-        chosen = [row for row in rows if row["arm"] == arm]
+        chosen = [row for row in study["reach"] if row["arm"] == arm]
         for name in (*REACHED, "success"):
-            known = [row for row in chosen if name in row["updates"]]
-            within = [r for r in known if (n := r["updates"][name]) is not None and n <= r["of_updates"] / 3]
-            if known:
-                evidence.append(f"{arm}: {name} in {len(within)} of {len(known)} trainings")
-    every = [n is not None and n <= row["of_updates"] / 3 for row in rows for n in row["updates"].values()]
-    verdict = NOT_MEASURABLE if not every else TRUE if all(every) else FALSE
+            within = [within_a_third(row, name) for row in chosen if name in row["updates"]]
+            if within:
+                unclear = f", {within.count(None)} between two measurements" if None in within else ""
+                evidence.append(f"{arm}: {name} in {within.count(True)} of {len(within)} trainings{unclear}")
+                told |= set(within)
+    verdict = FALSE if False in told else TRUE if told == {True} else NOT_MEASURABLE
     said = "fine-tuning saves two thirds of the epochs"
     return {"claim": said, "verdict": verdict, "evidence": "within a third of the updates: " + "; ".join(evidence)}
+
+
+def within_a_third(row: Record, name: str) -> bool | None:
+    """Whether a figure of scratch was reached in a third of the updates; None: between two measurements."""
+    update, not_yet, third = row["updates"][name], row["not_yet"][name], row["of_updates"] / 3
+    if update is not None and update <= third:
+        return True
+    return None if update is not None and not_yet < third else False
 
 
 def starts_near(study: Record) -> Record:

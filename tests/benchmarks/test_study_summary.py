@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from calibration_fit import Figure, area, errors, fit_threshold, left_out, rank_correlation
-from study_summary import FALSE, NOT_MEASURABLE, TRUE, difference, summarize
+from study_summary import FALSE, NOT_MEASURABLE, TRUE, difference, summarize, within_a_third
 from verdict_calibration import calibrate
 
 SMALLER, LARGER = Figure("error", "error", larger=False), Figure("f1", "F1", larger=True)
@@ -71,6 +71,7 @@ def test_differences_pair_scenes_of_the_same_seed() -> None:
 def test_how_soon_scratch_is_reached() -> None:
     grow = next(row for row in summarize(study(grow_losses=(0.4, 0.3, 0.1)))["reach"] if row["arm"] == "grow")
     assert grow["updates"] == {"val_loss": 200, "val_position_error_mm": 200, "val_gripper_f1": 100, "success": 100}
+    assert grow["not_yet"] == {"val_loss": 100, "val_position_error_mm": 100, "val_gripper_f1": 0, "success": 0}
     assert grow["core_minutes"]["val_loss"] == pytest.approx(0.67)
     never = next(row for row in summarize(study(grow_f1=0.4))["reach"] if row["arm"] == "grow")
     assert never["updates"]["val_gripper_f1"] is None
@@ -81,12 +82,23 @@ def test_how_soon_scratch_is_reached() -> None:
     [
         ({}, [TRUE, TRUE, FALSE]),
         ({"grow_losses": (0.4, 0.3, 0.1)}, [FALSE, TRUE, FALSE]),
+        ({"grow_losses": (0.4, 0.4, 0.4)}, [FALSE, TRUE, FALSE]),
         ({"old": 0.1}, [TRUE, FALSE, FALSE]),
         ({"grow_f1": 0.8}, [TRUE, TRUE, NOT_MEASURABLE]),
     ],
 )
 def test_claims(changes: dict[str, Any], verdicts: list[str]) -> None:
     assert [claim["verdict"] for claim in summarize(study(**changes))["claims"]] == verdicts
+
+
+@pytest.mark.parametrize(
+    ("update", "not_yet", "expected"), [(100, 0, True), (200, 100, False), (200, 50, None), (None, 50, False)]
+)
+def test_between_two_measurements_a_third_cannot_be_told(
+    update: int | None, not_yet: int, expected: bool | None
+) -> None:
+    row = {"updates": {"loss": update}, "not_yet": {"loss": not_yet}, "of_updates": 300}
+    assert within_a_third(row, "loss") is expected
 
 
 @pytest.mark.parametrize("figure", [SMALLER, LARGER])
