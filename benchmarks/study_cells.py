@@ -167,39 +167,47 @@ class Runner:
     def _judge(self, cell: Cell, checkpoint: Path, result: Path, update: int, how: str | None = None) -> None:
         if not checkpoint.is_file():
             raise StudyError(f"{checkpoint} is not there any more; remove {checkpoint.parents[1]} to train it again")
-        plan, begun = self.plan, time.process_time()
-        report = evaluate_open_loop(checkpoint, self.dataset(cell), samples=1, device=plan.device)
-        last = update == plan.updates and how is None
-        loop = evaluate(checkpoint, self._evaluation(plan.scenes.of(last=last)))
+        last = update == self.plan.updates and how is None
         curves = read_metrics(self.trained(cell) / "logs.json.txt")
         measured = next(line for line in curves if line["global_step"] == update and "val_loss" in line)
-        about = {"arm": cell.arm.name, "start": cell.arm.start, "labels": cell.arm.labels, "seed": cell.seed}
-        write_json(
-            result,
-            {
-                **about,
-                "demonstrations": cell.demonstrations,
-                "update": update,
-                "last": last,
-                "broken": how,
-                "validation": {name: measured[name] for name in CURVES if name in measured} if how is None else None,
-                "open_loop": open_loop(report),
-                "logs": verdicts(report),
-                "closed_loop": closed_loop(loop),
-                "core_seconds": round(time.process_time() - begun, 2),
-            },
-        )
+        about = {
+            "arm": cell.arm.name,
+            "start": cell.arm.start,
+            "labels": cell.arm.labels,
+            "seed": cell.seed,
+            "demonstrations": cell.demonstrations,
+            "update": update,
+            "last": last,
+            "broken": how,
+            "validation": {name: measured[name] for name in CURVES if name in measured} if how is None else None,
+        }
+        evaluation = scenes_of(self.plan, self.plan.scenes.of(last=last))
+        write_json(result, {**about, **judgment(checkpoint, self.dataset(cell), evaluation)})
 
-    def _evaluation(self, n_scenes: int) -> Evaluation:
-        scenes = self.plan.scenes
-        return Evaluation(
-            Simulator.load(CONFIG / "simulator" / "tabletop.yaml"),
-            n_scenes,
-            scenes.seed,
-            scenes.n_action_steps,
-            device=self.plan.device,
-            threads=self.plan.threads,
-        )
+
+def scenes_of(plan: Plan, n_scenes: int) -> Evaluation:
+    """The closed loop of a plan."""
+    return Evaluation(
+        Simulator.load(CONFIG / "simulator" / "tabletop.yaml"),
+        n_scenes,
+        plan.scenes.seed,
+        plan.scenes.n_action_steps,
+        device=plan.device,
+        threads=plan.threads,
+    )
+
+
+def judgment(checkpoint: Path, dataset: Path, evaluation: Evaluation) -> dict[str, Any]:
+    """What a checkpoint does on the recordings that it held out, and in scenes."""
+    begun = time.process_time()
+    report = evaluate_open_loop(checkpoint, dataset, samples=1, device=evaluation.device)
+    loop = evaluate(checkpoint, evaluation)
+    return {
+        "open_loop": open_loop(report),
+        "logs": verdicts(report),
+        "closed_loop": closed_loop(loop),
+        "core_seconds": round(time.process_time() - begun, 2),
+    }
 
 
 def open_loop(report: OpenLoopReport) -> dict[str, Any]:

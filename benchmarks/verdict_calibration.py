@@ -1,10 +1,10 @@
 """What recordings foretell of closed loop: verdict, gripper F1 and open-loop errors against success.
 
     python benchmarks/verdict_calibration.py                       # of the committed study
-    python benchmarks/verdict_calibration.py STUDY.json --json OUT --figure PNG
+    python benchmarks/verdict_calibration.py STUDY.json --also RUNS.json --json OUT --figure PNG
 
 STUDY.json is what `finetune_study.py --json` wrote: policies of all qualities, along their trainings and broken on
-purpose, each judged on held-out recordings and in scenes of the physics referee.
+purpose, each judged on held-out recordings and in scenes of the physics referee. `judge_run.py` adds others.
 """
 
 from __future__ import annotations
@@ -164,6 +164,7 @@ def _shown(share: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, nargs="?", default=RESULTS / "finetune_study.json", metavar="STUDY.json")
+    parser.add_argument("--also", type=Path, nargs="+", default=[], metavar="JSON", help="what judge_run.py wrote")
     parser.add_argument("--quick", action="store_true", help="the same: it takes a second")
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--figure", type=Path, metavar="PNG")
@@ -173,7 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         made = "python benchmarks/finetune_study.py --json OUT"
         console.print(f"{arguments.study} is not there; make it with: {made}", style="red", soft_wrap=True)
         return 2
-    found = calibrate(json.loads(arguments.study.read_text(encoding="utf-8")))
+    study, *others = (json.loads(path.read_text(encoding="utf-8")) for path in (arguments.study, *arguments.also))
+    found = calibrate({**study, "records": study["records"] + [r for other in others for r in other["records"]]})
     for table in tables(found):
         console.print(table)
     if arguments.json:
