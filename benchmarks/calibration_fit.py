@@ -65,7 +65,7 @@ def area(values: FloatArray, good: BoolArray, *, larger: bool) -> float | None:
 
 
 def fit_threshold(values: FloatArray, good: BoolArray, figure: Figure) -> float | None:
-    """The threshold with the largest Youden index, amid its neighbors; None where there is nothing to tell apart.
+    """The threshold with the fewest wrong answers, amid its neighbors; None where there is nothing to tell apart.
 
     Of equally good ones the strictest: a "yes" that fails costs more than a "no" that would have succeeded.
     """
@@ -76,8 +76,8 @@ def fit_threshold(values: FloatArray, good: BoolArray, figure: Figure) -> float 
     if not len(edges):
         return None
     strict_first = edges[::-1] if figure.larger else edges
-    indices = [(yes := figure.says_yes(values, edge))[good].mean() - yes[~good].mean() for edge in strict_first]
-    return float(strict_first[int(np.argmax(indices))])
+    wrong = [int((figure.says_yes(values, edge) != good).sum()) for edge in strict_first]
+    return float(strict_first[int(np.argmin(wrong))])
 
 
 def left_out(values: FloatArray, good: BoolArray, runs: Sequence[str], figure: Figure) -> BoolArray | None:
