@@ -39,12 +39,16 @@ def _panel(panel: Axes, found: dict[str, Any], name: str) -> None:
     for label, color, marker, belongs in kinds:
         chosen = [policy for policy in found["by_policy"] if policy[name] is not None and belongs(policy)]
         x, y = ([policy[key] for policy in chosen] for key in (name, "success"))
-        panel.scatter(x, y, c=color, marker=marker, s=22, alpha=0.7, label=label, linewidths=0.8)
+        if chosen:
+            panel.scatter(x, y, c=color, marker=marker, s=22, alpha=0.7, label=label, linewidths=0.8)
     threshold = found["figures"][name]["threshold"]
     if threshold is not None:
         panel.axvline(threshold, color="#000000", linewidth=0.8, linestyle=":")
     panel.axhline(found["succeeds"], color="#000000", linewidth=0.8, linestyle=":")
     if name in ("position_mm", "first_step_mm", "grasp_mm", "val_loss"):
+        ticks = (0.01, 0.02, 0.05, 0.1) if name == "val_loss" else (10, 20, 40, 80)
         panel.set_xscale("log")
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        panel.set_xticks([], minor=True)
     panel.set_ylim(-0.04, 1.04)
     panel.grid(alpha=0.3)

@@ -74,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(str(error), style="red", markup=False, soft_wrap=True)
         return 2
     for record in made:
-        loop, error = record["closed_loop"], record["open_loop"]["position_mm"]
-        console.print(f"{record['broken'] or 'whole'}: {loop['success']} of {loop['of']} scenes, {error:.1f} mm")
+        loop, error_mm = record["closed_loop"], record["open_loop"]["position_mm"]
+        console.print(f"{record['broken'] or 'whole'}: {loop['success']} of {loop['of']} scenes, {error_mm:.1f} mm")
     if arguments.json:
         kept = json.loads(arguments.json.read_text(encoding="utf-8"))["records"] if arguments.json.is_file() else []
         write_json(arguments.json, {"records": [*kept, *made]})
