@@ -106,7 +106,7 @@ def test_a_blind_policy_gets_the_remedy_that_its_start_allows(tmp_path: Path, in
 def test_a_sound_run_has_no_trouble(tmp_path: Path) -> None:
     run = open_run(write_run(tmp_path / "run"))
     assert {finding.severity for finding in run_findings(run)} == {"ok"}
-    assert len(run_findings(run)) == 11
+    assert len(run_findings(run)) == 12
 
 
 @pytest.mark.parametrize(
