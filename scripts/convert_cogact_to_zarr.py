@@ -14,6 +14,7 @@ from pathlib import Path
 
 from diffusion_policy.command_line import Answer, progress, run_command
 from diffusion_policy.gripper_scale import add_gripper_scale
+from diffusion_policy.timestamps import add_timestamps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         flag = "--" + name.replace("_", "-")
         add(flag, choices=choices, default=choices[0], help=f"{meaning} (default: {choices[0]})")
     add_gripper_scale(parser)
+    add_timestamps(parser)
+    add("--split-at-gap", type=float, metavar="SECONDS", help="where steps are further apart than this, an episode "
+        "becomes two (default: gaps are left in)")  # fmt: skip
     add("--gripper-lead", type=int, default=0, metavar="STEPS", help="bring the gripper's command forward (default: 0)")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from diffusion_policy.command_line import Answer, progress, run_command
 from diffusion_policy.gripper_scale import add_gripper_scale
+from diffusion_policy.timestamps import add_timestamps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("directory", nargs="?", type=Path, default=Path("data/raw/trajectories"), metavar="DIR",
         help="folder or URL that holds episode_0000/ and so on (default: data/raw/trajectories)")  # fmt: skip
     add_gripper_scale(parser)
+    add_timestamps(parser)
     add("--output-dir", type=Path, default=Path(), metavar="DIR", help="where the pictures go (default: here)")
     add("--no-pictures", action="store_true", help="draw nothing")
     add("--json", type=Path, metavar="OUT", help="write findings and evidence")
@@ -34,7 +36,7 @@ def work(arguments: argparse.Namespace) -> Answer:
     from diffusion_policy.report.inspection_pictures import draw_pictures
 
     with progress("frames") as bar:
-        inspection = inspect_recordings(arguments.directory, bar, arguments.gripper_scale)
+        inspection = inspect_recordings(arguments.directory, bar, arguments.gripper_scale, arguments.timestamps)
     pictures = [] if arguments.no_pictures else draw_pictures(inspection, arguments.output_dir)
     return Answer(inspection.table(pictures), inspection.exit_status, inspection.to_json())
 

@@ -24,6 +24,7 @@ FLOORS = {
     "gripper_events": 0,
     "intervals": 0,
     "pose_check": 0,
+    "timestamps": 0,
     "gripper_scale": 0,
     "safe_pickle": 0,
     "host_memory": 0,

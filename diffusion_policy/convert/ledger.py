@@ -50,6 +50,7 @@ class EpisodeEntry:
         frame_notes: per camera, how many of these frames are odd, by what is odd about them.
         flipped: how many quaternions of the pose and the action changed sign.
         psnr_db: per camera, the lowest measured agreement with the exact frame; absent where it is exact.
+        split_at: steps of the recording that are followed by a gap at which it was split, and the seconds of each.
         notes: what is odd about the recording.
     """
 
@@ -68,6 +69,7 @@ class EpisodeEntry:
     frame_notes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     flipped: Mapping[str, int] = field(default_factory=dict)
     psnr_db: Mapping[str, float] = field(default_factory=dict)
+    split_at: tuple[tuple[int, float], ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -92,6 +94,7 @@ def entry_from_json(value: Mapping[str, Any]) -> EpisodeEntry:
     read["frame_kinds"] = {
         camera: tuple(FrameKind(**kind) for kind in kinds) for camera, kinds in value.get("frame_kinds", {}).items()
     }
+    read["split_at"] = tuple((step, seconds) for step, seconds in value.get("split_at", ()))
     read["notes"] = tuple(value["notes"])
     return EpisodeEntry(**read)
 
@@ -146,6 +149,7 @@ class ConversionReport:
             "frames_recorded": sum(sum(entry.frames.values()) for entry in self.episodes),
             "frames_kept": sum(frames_kept(entry) for entry in self.kept),
             "quaternions_flipped": dict(flipped),
+            "gaps_split": sum(len(entry.split_at) for entry in self.kept),
             "frames_noted": dict(noted),
         }
 
@@ -169,6 +173,8 @@ class ConversionReport:
         flipped = sum(totals["quaternions_flipped"].values())
         if flipped:
             lines.append(f"quaternions whose sign was changed: {flipped}")
+        if totals["gaps_split"]:
+            lines.append(f"gaps at which an episode was split: {totals['gaps_split']}")
         lines += [f"frames accepted with a note: {n} with {what}" for what, n in totals["frames_noted"].items()]
         measured = [value for entry in self.kept for value in entry.psnr_db.values()]
         if measured:

@@ -36,7 +36,7 @@ from diffusion_policy.trajectory import TrajectoryError
 logger = logging.getLogger(__name__)
 
 # What ledgers say nothing of that were written before there was a choice.
-_NOT_RECORDED_EARLIER = {"mixed_frames": "refuse"}
+_NOT_RECORDED_EARLIER = {"mixed_frames": "refuse", "timestamps": None, "split_at_gap": None}
 # Blocks handed out per worker: enough to keep it busy, few enough to bound memory.
 _BLOCKS_AHEAD = 2
 

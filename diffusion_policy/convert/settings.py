@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any, Literal
 from diffusion_policy.cores import usable_cores
 from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec
 from diffusion_policy.dataset.replay_buffer import ZARR_FORMATS
-from diffusion_policy.gripper_scale import DeclaredScales, parse_scales
+from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.places import is_remote, local_cache, place
 from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.timestamps import parse_timestamps
+from diffusion_policy.trajectory import Trajectory, open_trajectory
 
 CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
     "on_error": (("stop", "skip"), "at a bad episode: end with an error, or leave it out and say so in the ledger"),
@@ -60,6 +63,9 @@ class ConversionSettings:
         gripper_lead: steps by which the gripper's command is brought forward.
         gripper_scale: that the gripper is recorded in where it is not 1 (open) and 0 (closed), as ``--gripper-scale``
             names it; the dataset holds 0 (closed) to 1 (open).
+        timestamps: what time stamps are recorded in where that is not seconds, as ``--timestamps`` names it; the
+            dataset holds seconds.
+        split_at_gap: seconds from a step to the next beyond which an episode becomes two; None leaves gaps in.
         overwrite: replace an existing dataset, once the new one is complete.
         resume: go on with an unfinished conversion to the same output.
         append: add episodes to an existing dataset.
@@ -84,6 +90,8 @@ class ConversionSettings:
     gripper_command: Literal["recorded", "next-measured"] = "recorded"
     gripper_lead: int = 0
     gripper_scale: str | None = None
+    timestamps: str | None = None
+    split_at_gap: float | None = None
     overwrite: bool = False
     resume: bool = False
     append: bool = False
@@ -103,6 +111,9 @@ class ConversionSettings:
         if self.gripper_lead < 0:
             raise ConversionError(f"gripper_lead is {self.gripper_lead}; expected 0 or more steps")
         parse_scales(self.gripper_scale)
+        parse_timestamps(self.timestamps)
+        if self.split_at_gap is not None and not 0 < self.split_at_gap < math.inf:
+            raise ConversionError(f"split_at_gap is {self.split_at_gap}; expected more than 0 seconds")
         if self.zarr_format not in ZARR_FORMATS:
             raise ConversionError(f"zarr format {self.zarr_format} does not exist; expected 2 or 3")
         if self.shard is not None and (self.zarr_format == 2 or self.shard < 1):
@@ -117,10 +128,9 @@ class ConversionSettings:
         if source == output or output in source.parents or source in output.parents:
             raise ConversionError(f"output {output} and input {source} lie in one another; choose another output")
 
-    @property
-    def declared_scale(self) -> DeclaredScales | None:
-        """What ``gripper_scale`` names."""
-        return parse_scales(self.gripper_scale)
+    def open(self, folder: Path) -> Trajectory:
+        """An episode, read as these settings say; see `open_trajectory`."""
+        return open_trajectory(folder, parse_scales(self.gripper_scale), parse_timestamps(self.timestamps))
 
     @property
     def n_workers(self) -> int:
@@ -153,6 +163,8 @@ class ConversionSettings:
             "gripper_command": self.gripper_command,
             "gripper_lead": self.gripper_lead,
             "gripper_scale": self.gripper_scale,
+            "timestamps": self.timestamps,
+            "split_at_gap": self.split_at_gap,
         }
 
     def as_json(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ from diffusion_policy.dataset.replay_buffer import (
 )
 from diffusion_policy.images import FrameKind, kinds_of, mixture
 from diffusion_policy.places import is_remote
-from diffusion_policy.trajectory import Trajectory, TrajectoryError, open_trajectory
+from diffusion_policy.trajectory import Trajectory, TrajectoryError
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class Staging:
         folder = self.path / plan.path.name
         (folder / "entry.json").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
-        trajectory = open_trajectory(plan.path, self.settings.declared_scale)
+        trajectory = self.settings.open(plan.path)
         steps = [step for start, end in plan.entry.kept for step in range(start, end)]
         group = zarr.open_group(str(folder / "frames.zarr"), mode="w", zarr_format=self.settings.zarr_format)  # type: ignore[arg-type]
         width, height = self.settings.resolution

@@ -7,11 +7,14 @@ an hour of decoding. An opened episode is forgotten at once; what stays is a `Pl
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from diffusion_policy.convert.decoding import read_recorded
 from diffusion_policy.convert.ledger import Dropped, EpisodeEntry, runs
@@ -20,7 +23,7 @@ from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE
 from diffusion_policy.images import FrameKind, mixture
 from diffusion_policy.places import PlaceError, reaching, read_bytes
 from diffusion_policy.spec import WorkspaceError, episode_number
-from diffusion_policy.trajectory import NO_IMAGE, Trajectory, find_trajectories, open_trajectory
+from diffusion_policy.trajectory import NO_IMAGE, Trajectory, find_trajectories
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +98,7 @@ def survey(settings: ConversionSettings, existing: Sequence[EpisodeEntry] = ()) 
             left_out.append(_left_out(folder, f"{NOT_SELECTED}: {reason}"))
             continue
         try:
-            plan = plan_episode(open_trajectory(folder, settings.declared_scale), settings)
+            plan = plan_episode(settings.open(folder), settings)
         except PlaceError:  # says nothing of the episode
             raise
         except WorkspaceError as error:
@@ -139,8 +142,12 @@ def plan_episode(trajectory: Trajectory, settings: ConversionSettings) -> Plan:
         )
     # The command that a step is given may be recorded only steps later: the last ones have none.
     ahead = settings.gripper_lead + (settings.gripper_command == "next-measured")
-    kept = tuple((start, end) for start, end in seen if min(end, trajectory.n_steps - ahead) > start)
-    kept = tuple((start, min(end, trajectory.n_steps - ahead)) for start, end in kept)
+    gaps = _gaps(trajectory, settings.split_at_gap)
+    edges = [0, *(step + 1 for step, _ in gaps), trajectory.n_steps]
+    parts = [
+        (max(start, first), min(end, last - ahead)) for start, end in seen for first, last in itertools.pairwise(edges)
+    ]
+    kept = tuple((start, end) for start, end in parts if end > start)
     if not kept:
         raise ConversionError(f"{trajectory.path}: none of its {trajectory.n_steps} steps is left")
     entry = EpisodeEntry(
@@ -153,7 +160,8 @@ def plan_episode(trajectory: Trajectory, settings: ConversionSettings) -> Plan:
         dropped_steps=_dropped_steps(trajectory, kept),
         frames={camera: len(files) for camera, files in trajectory.frames.items()},
         dropped_frames=_dropped_frames(trajectory, kept),
-        notes=trajectory.notes,
+        split_at=gaps,
+        notes=(*trajectory.notes, *(f"split after step {step}: {seconds:.3g} s to the next" for step, seconds in gaps)),
     )
     first = {camera: trajectory.frame_path(kept[0][0], camera) for camera in trajectory.cameras}
     return Plan(
@@ -163,6 +171,14 @@ def plan_episode(trajectory: Trajectory, settings: ConversionSettings) -> Plan:
         fingerprint(trajectory),
         {camera: _kind(file, trajectory.path.parent) for camera, file in first.items()},
     )
+
+
+def _gaps(trajectory: Trajectory, limit: float | None) -> tuple[tuple[int, float], ...]:
+    """Each step that is followed by a gap of more than `limit` seconds, and its seconds."""
+    if limit is None:
+        return ()
+    seconds = np.diff(trajectory.timestamp)
+    return tuple((int(step), float(seconds[step])) for step in np.flatnonzero(seconds > limit))
 
 
 def _kind(file: Path, source: Path) -> FrameKind:

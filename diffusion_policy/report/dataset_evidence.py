@@ -37,6 +37,7 @@ from diffusion_policy.pose_check import PoseFault, order_fault, pose_faults, til
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.steps import FloatArray, Steps, finite, is_pose, open_for_report, steps_of_dataset
 from diffusion_policy.spec import GRIPPER, Layout, action_semantics, layout_from_range
+from diffusion_policy.timestamps import TimestampFault, timestamp_fault
 
 EXPECTED_KEYS = (IMAGE_KEY, POSE_KEY, GRIPPER_KEY, ACTION_KEY)
 # Frames of the dataset that are unpacked and looked at, evenly spread.
@@ -98,6 +99,7 @@ class DatasetEvidence:
         quaternion_error: largest distance of a quaternion's norm from 1, action and pose.
         sign_flips: steps from q to nearly -q within an episode, action and pose.
         step_seconds: median time between steps, None without times.
+        clock: what keeps the time stamps from being seconds.
         uneven: share of steps whose time differs from the median by more than UNEVEN of it.
         still: share of steps in which the measured pose does not change; None without measured poses.
         command_distance_m: median distance between commanded and measured position at the same step.
@@ -133,6 +135,7 @@ class DatasetEvidence:
     sign_flips: int = 0
     step_seconds: float | None = None
     uneven: float = 0.0
+    clock: TimestampFault | None = None
     still: float | None = None
     command_distance_m: float | None = None
     gripper: GripperEvidence | None = None
@@ -213,7 +216,7 @@ def look_at_recordings(steps: Steps) -> DatasetEvidence:
 def _measure(steps: Steps) -> dict[str, Any]:
     not_finite = sum(int((~np.isfinite(array)).sum()) for array in steps.numbers.values())
     numbers = {key: finite(steps, key) for key in steps.numbers}
-    action, inside = np.nan_to_num(steps.numbers[ACTION_KEY]), steps.within
+    action = np.nan_to_num(steps.numbers[ACTION_KEY])
     low, high = action.min(axis=0), action.max(axis=0)
     return {
         "lengths": tuple(np.diff(steps.episode_ends, prepend=0).tolist()),
@@ -227,7 +230,7 @@ def _measure(steps: Steps) -> dict[str, Any]:
         "faults": _faults(steps),
         "tool_tilt": _tool_tilt(steps),
         **_motion(numbers, steps),
-        **_times(numbers.get(TIMESTAMP_KEY), inside),
+        **_times(numbers.get(TIMESTAMP_KEY), steps),
     }
 
 
@@ -277,13 +280,15 @@ def _motion(numbers: Mapping[str, FloatArray], steps: Steps) -> dict[str, Any]:
     return found
 
 
-def _times(timestamps: FloatArray | None, inside: NDArray[np.bool_]) -> dict[str, Any]:
+def _times(timestamps: FloatArray | None, steps: Steps) -> dict[str, Any]:
+    inside = steps.within
     if timestamps is None or not inside.any():
         return {}
     seconds = np.diff(timestamps)[inside]
     median = float(np.median(seconds))
     uneven = float((np.abs(seconds - median) > UNEVEN * abs(median)).mean())
-    return {"step_seconds": median, "uneven": uneven}
+    clock = timestamp_fault(timestamps, f"data/{TIMESTAMP_KEY}", steps.episode_ends)
+    return {"step_seconds": median, "uneven": uneven, "clock": clock}
 
 
 def _gripper(steps: Steps) -> GripperEvidence | None:

@@ -92,6 +92,9 @@ def step_spacing(data: DatasetEvidence) -> Finding | None:
     """Time between steps, beside the robot's."""
     if data.step_seconds is None:
         return None
+    if data.clock is not None:
+        again = reconvert(*data.clock.flags)
+        return Finding("step-spacing", "error", data.clock.said, data.clock.remedy, again, data.path)
     said = f"steps are {data.step_seconds:.3g} s apart"
     if data.step_seconds <= 0:
         return Finding("step-spacing", "error", f"{said}: time does not go on", "check the recorder", about=data.path)

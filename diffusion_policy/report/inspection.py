@@ -27,6 +27,8 @@ from diffusion_policy.report.gravest import verdict_of
 from diffusion_policy.report.step_evidence import Dimension, StepEvidence, look_at_steps
 from diffusion_policy.report.step_findings import step_findings
 from diffusion_policy.report.steps import Steps, open_for_report, steps_of_dataset, steps_of_recordings
+from diffusion_policy.report.unit_findings import PLACEHOLDER, for_recordings
+from diffusion_policy.timestamps import parse_timestamps
 
 Progress = Callable[[int, int], None]
 # Findings of the summary that every frame and every step is looked at for here.
@@ -112,20 +114,32 @@ def _findings(findings: tuple[Finding, ...]) -> Table:
         said = Text(finding.evidence)
         if finding.remedy:
             said.append(f"\n-> {finding.remedy}", "dim" if finding.severity == "note" else "bold")
+        if finding.trouble and finding.command and PLACEHOLDER not in finding.command:
+            said.append(f"\n   {finding.command}")
         table.add_row(Text(finding.severity, STYLES[finding.severity]), said)
     return table
 
 
 def inspect_recordings(
-    directory: Path, on_progress: Progress | None = None, gripper_scale: str | None = None
+    directory: Path,
+    on_progress: Progress | None = None,
+    gripper_scale: str | None = None,
+    timestamps: str | None = None,
 ) -> Inspection:
-    """Inspect a folder of recordings, whose gripper may be declared to be in another scale; nothing in it is changed.
+    """Inspect a folder of recordings; nothing in it is changed.
+
+    Args:
+        directory: holds episode_0000/ and so on.
+        on_progress: told of the frames that are decoded.
+        gripper_scale: that the gripper is recorded in where it is not 0 and 1.
+        timestamps: what time stamps are recorded in where that is not seconds.
 
     Raises:
         TrajectoryError: no recordings there, or none that opens.
     """
-    steps = steps_of_recordings(directory, parse_scales(gripper_scale))
-    return _inspect(steps, look_at_recordings(steps), [], on_progress)
+    steps = steps_of_recordings(directory, parse_scales(gripper_scale), parse_timestamps(timestamps))
+    found = _inspect(steps, look_at_recordings(steps), [], on_progress)
+    return replace(found, findings=tuple(for_recordings(found.findings, steps.where)))
 
 
 def inspect_dataset(

@@ -19,6 +19,7 @@ from diffusion_policy.report.camera_evidence import CameraEvidence, Stretch, loo
 from diffusion_policy.report.dataset_evidence import STILL_METRES, STILL_RADIANS
 from diffusion_policy.report.steps import FloatArray, Steps, finite, is_pose
 from diffusion_policy.spec import GRIPPER
+from diffusion_policy.timestamps import timestamp_fault
 
 # An arm that is told to be this much faster between two steps has jumped: a cut recording, or a tracker that slipped.
 JUMP_METRES_PER_SECOND, JUMP_DEGREES_PER_SECOND = 1.5, 180.0
@@ -101,6 +102,7 @@ class Times:
         longest_s: seconds.
         backwards: steps at which time does not go on.
         gaps: (episode, step in it, seconds) of steps longer than GAP medians.
+        are_seconds: whether nothing keeps the time stamps from being seconds (`timestamps`).
     """
 
     median_s: float
@@ -108,6 +110,7 @@ class Times:
     longest_s: float
     backwards: int
     gaps: tuple[tuple[str, int, float], ...]
+    are_seconds: bool = True
 
 
 @dataclass(frozen=True)
@@ -241,6 +244,7 @@ def _times(steps: Steps) -> Times | None:
         longest_s=float(seconds[inside].max()),
         backwards=int((seconds[inside] <= 0).sum()),
         gaps=tuple((*_named(steps, int(at)), float(seconds[at])) for at in gaps),
+        are_seconds=timestamp_fault(np.nan_to_num(steps.numbers[TIMESTAMP_KEY]), "", steps.episode_ends) is None,
     )
 
 

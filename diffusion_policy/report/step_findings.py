@@ -5,6 +5,7 @@ Sums over a dataset are judged in `dataset_findings`; nothing is said twice.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ from diffusion_policy.images import mixture
 from diffusion_policy.report.camera_evidence import CameraEvidence
 from diffusion_policy.report.dataset_findings import reconvert
 from diffusion_policy.report.findings import Finding, Severity, ok, run_checks
-from diffusion_policy.report.step_evidence import StepEvidence
+from diffusion_policy.report.step_evidence import GAP, StepEvidence, Times
 from diffusion_policy.spec import GRIPPER
 
 # More bad recordings than this share, and something is wrong with the recorder.
@@ -162,7 +163,7 @@ def jumps(data: StepEvidence) -> Finding | None:
 def gaps(data: StepEvidence) -> Finding | None:
     """Clock: rate, jitter, gaps."""
     times = data.times
-    if times is None:
+    if times is None or not times.are_seconds:  # of other units, `step_spacing` tells
         return None
     rate = f"{1 / times.median_s:.3g} Hz" if times.median_s > 0 else "no rate"
     said = f"{rate}, jitter {times.jitter_ms:.3g} ms, longest step {times.longest_s:.3g} s"
@@ -172,8 +173,17 @@ def gaps(data: StepEvidence) -> Finding | None:
     if times.gaps:
         listed = _some([f"{name} after step {step} ({seconds:.3g} s)" for name, step, seconds in times.gaps])
         evidence = f"{said}; {len(times.gaps)} gaps: {listed}"
-        return Finding("gaps", "warning", evidence, "cut those episodes there", about=data.where)
+        limit = split_limit(times)
+        remedy = f"split those episodes there when converting: --split-at-gap {limit}"
+        return Finding("gaps", "warning", evidence, remedy, reconvert("--split-at-gap", limit), data.where)
     return ok("gaps", f"{said}, no gaps", data.where)
+
+
+def split_limit(times: Times) -> str:
+    """Seconds for ``--split-at-gap`` that every gap is longer than, rounded down."""
+    limit = GAP * times.median_s
+    places = 2 - math.floor(math.log10(limit))
+    return f"{math.floor(limit * 10**places) / 10**places:.{max(places, 0)}f}"
 
 
 def idle(data: StepEvidence) -> Finding:

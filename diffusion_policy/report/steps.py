@@ -28,6 +28,7 @@ from diffusion_policy.images import DecodedImage
 from diffusion_policy.places import place
 from diffusion_policy.report import ReportError
 from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, ImageArray, WorkspaceError
+from diffusion_policy.timestamps import TimestampUnit
 from diffusion_policy.trajectory import NO_IMAGE, Trajectory, TrajectoryError, find_trajectories, open_trajectory
 
 FloatArray = NDArray[np.float64]
@@ -249,12 +250,15 @@ def scale_of(scales: FoundScales | None, key: str) -> GripperScale | None:
     return found.scale
 
 
-def steps_of_recordings(directory: Path, gripper_scale: DeclaredScales | None = None) -> Steps:
+def steps_of_recordings(
+    directory: Path, gripper_scale: DeclaredScales | None = None, timestamps: TimestampUnit | None = None
+) -> Steps:
     """Of a folder of recordings; those that do not open are listed with the reason.
 
     Args:
         directory: holds episode_0000/ and so on.
         gripper_scale: that the gripper is recorded in where it is not 1 (open) and 0 (closed).
+        timestamps: what time stamps are recorded in where that is not seconds.
 
     Raises:
         TrajectoryError: no recordings there, or none that opens.
@@ -264,7 +268,7 @@ def steps_of_recordings(directory: Path, gripper_scale: DeclaredScales | None = 
     folders = find_trajectories(directory)
     for folder in folders:
         try:
-            opened.append(open_trajectory(folder, gripper_scale))
+            opened.append(open_trajectory(folder, gripper_scale, timestamps))
         except WorkspaceError as error:
             refused[folder.name] = str(error)
     if not opened:

@@ -5,6 +5,10 @@ What is an error here is what training refuses, by the same checks (`pose_check`
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable
+from dataclasses import replace
+
 from diffusion_policy.commands import command
 from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.pose_check import FaultCode, PoseFault
@@ -13,12 +17,20 @@ from diffusion_policy.report.findings import Finding, ok
 from diffusion_policy.spec import POSE_GRIPPER
 
 # A tool that points down scalar-first, and far from it as the quaternions are read, was probably recorded so.
+# Stands in commands for recordings that lie nobody knows where.
+PLACEHOLDER = "TRAJECTORIES"
 DOWN_DEGREES, ASIDE_DEGREES = 25.0, 40.0
 
 
 def reconvert(*flags: object) -> str:
     """The command that converts the recordings, wherever they lie, to a new dataset."""
-    return command("convert_cogact_to_zarr", "--input", "TRAJECTORIES", "--output", "NEW.zarr", *flags)
+    return command("convert_cogact_to_zarr", "--input", PLACEHOLDER, "--output", "NEW.zarr", *flags)
+
+
+def for_recordings(findings: Iterable[Finding], directory: str) -> list[Finding]:
+    """The same findings, whose commands convert the recordings in that folder."""
+    known = shlex.join(["--input", directory])
+    return [replace(one, command=one.command.replace(f"--input {PLACEHOLDER}", known)) for one in findings]
 
 
 def _fault(data: DatasetEvidence, *codes: FaultCode) -> PoseFault | None:

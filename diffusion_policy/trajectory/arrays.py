@@ -16,6 +16,8 @@ from diffusion_policy.gripper_scale import FLAG, DeclaredScales, FoundScale, fin
 from diffusion_policy.places import read_bytes
 from diffusion_policy.pose_check import pose_faults
 from diffusion_policy.spec import POSE, SpecError, layout_from_range
+from diffusion_policy.timestamps import FLAG as TIMESTAMPS_FLAG
+from diffusion_policy.timestamps import TimestampUnit, timestamp_fault
 from diffusion_policy.trajectory.errors import TrajectoryError
 from diffusion_policy.trajectory.foreign import what_it_is
 from diffusion_policy.trajectory.links import refuse_broken
@@ -25,7 +27,7 @@ RECORDED: dict[str, tuple[tuple[int, ...], str]] = {
     "robot_gripper": ((), "iub"),
     "action": ((len(POSE),), "f"),
     "action_gripper": ((), "iub"),
-    "timestamp": ((), "f"),
+    "timestamp": ((), "iuf"),
     "image_index": ((), "iu"),
 }
 """Keys of data.pkl: shape of one step and the kinds of NumPy dtype that are read."""
@@ -40,12 +42,14 @@ _ALLOWED: safe_pickle.Allowed = {
 }
 _EXPECTED = "a pickled dict of NumPy arrays of numbers, which pickle.dump writes"
 # As the robot's recorder writes them.
-_WRITTEN = {key: {"f": "float32", "iub": "int64", "iu": "int64"}[kinds] for key, (_, kinds) in RECORDED.items()}
-_WRITTEN["timestamp"] = "float64"
-_KINDS = {"iubf": "numbers", "f": "floating-point numbers", "iub": "integers", "iu": "integers"}
+_WRITTEN = {
+    key: {"f": "float32", "iub": "int64", "iu": "int64", "iuf": "float64"}[kinds]
+    for key, (_, kinds) in RECORDED.items()
+}
+_KINDS = {"iubf": "numbers", "iuf": "numbers", "f": "floating-point numbers", "iub": "integers", "iu": "integers"}
 
 
-def read_arrays(path: Path, *, any_gripper: bool) -> dict[str, NDArray[Any]]:
+def read_arrays(path: Path, *, any_gripper: bool, unit: TimestampUnit | None) -> dict[str, NDArray[Any]]:
     """The six arrays of data.pkl, each of its shape and kind, all of one length, all finite.
 
     Raises:
@@ -77,7 +81,22 @@ def read_arrays(path: Path, *, any_gripper: bool) -> dict[str, NDArray[Any]]:
         raise TrajectoryError(f"{file}: lengths differ: {lengths}; expected one number of steps")
     if lengths["timestamp"] == 0:
         raise TrajectoryError(f"{file}: the episode has 0 steps")
+    arrays["timestamp"] = _seconds(arrays["timestamp"], file, unit)
     return arrays
+
+
+def _seconds(stamps: NDArray[Any], file: Path, unit: TimestampUnit | None) -> NDArray[Any]:
+    """Time stamps (N,) in seconds."""
+    found = stamps if unit is None else unit.seconds(stamps)
+    fault = timestamp_fault(found, f"{file}: timestamp" + ("" if unit is None else f", read as {unit.name}"))
+    if fault is not None:
+        raise TrajectoryError(str(fault))
+    if found.dtype.kind != "f":
+        raise TrajectoryError(
+            f"{file}: timestamp has dtype {found.dtype}; expected floating-point numbers, such as float64, or say what "
+            f"they are with {TIMESTAMPS_FLAG} UNIT"
+        )
+    return found
 
 
 def _read_array(array: Any, key: str, file: Path, *, any_gripper: bool) -> NDArray[Any]:

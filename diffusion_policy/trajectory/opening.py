@@ -14,6 +14,7 @@ from diffusion_policy.gripper_scale import DeclaredScales
 from diffusion_policy.places import is_remote, place, reaching, read_bytes
 from diffusion_policy.pose_check import order_fault
 from diffusion_policy.spec import episode_number
+from diffusion_policy.timestamps import TimestampUnit
 from diffusion_policy.trajectory.arrays import check_poses, grippers, read_arrays
 from diffusion_policy.trajectory.errors import TrajectoryError
 from diffusion_policy.trajectory.frames import NO_IMAGE, SINGLE_CAMERA, check_image_index, image_notes, list_frames
@@ -109,13 +110,16 @@ def _is_episode(path: Path) -> bool:
     return named and numbered and not path.suffix and not is_remote(path)
 
 
-def open_trajectory(path: Path | str, gripper_scale: DeclaredScales | None = None) -> Trajectory:
+def open_trajectory(
+    path: Path | str, gripper_scale: DeclaredScales | None = None, timestamps: TimestampUnit | None = None
+) -> Trajectory:
     """Open one episode and check everything that can be checked without decoding its frames.
 
     Args:
         path: its folder.
         gripper_scale: that its gripper is recorded in where it is not 1 (open) and 0 (closed); it is converted, and
             numbers between the two are then accepted.
+        timestamps: what its time stamps are recorded in where that is not seconds; they are converted.
 
     Raises:
         TrajectoryError: the folder, its data.pkl, its meta.json or its frames are not as they must be.
@@ -127,7 +131,7 @@ def open_trajectory(path: Path | str, gripper_scale: DeclaredScales | None = Non
     refuse_broken(path)
     if not is_remote(path) and path.is_file():
         raise TrajectoryError(f"{path}: is a file; expected a folder that holds data.pkl and images/")
-    arrays = read_arrays(path, any_gripper=gripper_scale is not None)
+    arrays = read_arrays(path, any_gripper=gripper_scale is not None, unit=timestamps)
     n_steps = len(arrays["timestamp"])
     for key in ("robot_eef_pose", "action"):
         check_poses(arrays[key], f"{path}: {key}")
