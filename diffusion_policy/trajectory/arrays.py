@@ -89,8 +89,8 @@ def _seconds(stamps: NDArray[Any], file: Path, unit: TimestampUnit | None) -> ND
     """Time stamps (N,) in seconds."""
     found = stamps if unit is None else unit.seconds(stamps)
     fault = timestamp_fault(found, f"{file}: timestamp" + ("" if unit is None else f", read as {unit.name}"))
-    if fault is not None:
-        raise TrajectoryError(str(fault))
+    if fault is not None:  # of the wrong unit, the recorded numbers tell better
+        raise TrajectoryError(str(timestamp_fault(stamps, f"{file}: timestamp") or fault))
     if found.dtype.kind != "f":
         raise TrajectoryError(
             f"{file}: timestamp has dtype {found.dtype}; expected floating-point numbers, such as float64, or say what "
