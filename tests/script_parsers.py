@@ -80,7 +80,7 @@ def _refusal_of_train(arguments: list[str]) -> str | None:
     except (SystemExit, HydraException) as error:
         return str(error)
     known = known_settings()
-    unknown = [o.input_line for o in overrides if o.key_or_group not in known and not o.is_add()]
+    unknown = [o.input_line for o in overrides if o.key_or_group not in known and not (o.is_add() or o.is_force_add())]
     groups = {name.partition("=")[0] for name in known if "=" in name}
     chosen = [o for o in overrides if o.key_or_group in groups and not o.is_sweep_override()]
     unknown += [o.input_line for o in chosen if f"{o.key_or_group}={o.value()}" not in known]
@@ -89,10 +89,11 @@ def _refusal_of_train(arguments: list[str]) -> str | None:
 
 @cache
 def known_settings() -> frozenset[str]:
-    """Keys of the training config, and the choices of its groups as group=choice."""
+    """Keys of the training configs, and the choices of their groups as group=choice."""
     register_resolvers()
     with initialize_config_dir(str(CONFIG), version_base="1.2"):
-        found = set(keys_of(compose("train_cogact_robot", return_hydra_config=True)))
+        names = [path.stem for path in CONFIG.glob("train_*.yaml")]
+        found = {key for name in names for key in keys_of(compose(name, return_hydra_config=True))}
     choices = {f"{path.parent.relative_to(CONFIG)}={path.stem}" for path in CONFIG.rglob("*.yaml")}
     return frozenset(found | choices | {choice.partition("=")[0] for choice in choices})
 

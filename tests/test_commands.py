@@ -135,6 +135,7 @@ def test_a_printed_command_is_taken_by_its_script(call: ast.Call) -> None:
 
 @sited(calls("again", "resumed"))
 def test_a_printed_change_of_a_training_run_exists(call: ast.Call) -> None:
+    """Overrides that a plan found come starred; tests/adapt/test_policy_settings.py has those."""
     assert refusal("train", words_of(call.args, optional=False)) is None
 
 

@@ -242,15 +242,14 @@ def _config(
 def fits_config(path: str, content: DictConfig, evidence: ConfigEvidence) -> Finding:
     """Whether a run of a config could start from a checkpoint: what `train.py` plans, and refuses, with its words."""
     code, about = "checkpoint-fits-config", evidence.name
-    start = setting("pretrained.path", path)
     try:
         ledger = plan_pretrained(Path(path), content)
     except SettingsError as error:
-        again = evidence.again(start, *error.overrides) if error.overrides else ""
+        again = evidence.again(setting("pretrained.path", path), *error.overrides) if error.overrides else ""
         return Finding(code, "error", error.found, error.remedy, again, about)
     except ActionsError as error:
         remedy = "grow the checkpoint" if error.command else "take the task of the checkpoint"
-        again = evidence.again(start, *error.overrides) if error.overrides else error.command
+        again = evidence.again(setting("pretrained.path", path), *error.overrides) if error.overrides else error.command
         return Finding(code, "error", f"size mismatch: {error}", remedy, again, about)
     except WorkspaceError as error:
         return Finding(code, "error", str(error), "adapt it first", command("adapt", "inspect", path), about)

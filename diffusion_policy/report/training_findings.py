@@ -122,7 +122,8 @@ def learning_rate(planned: Planned) -> Finding | None:
     said = f"the learning rate is {config.learning_rate:g}"
     if not LOWEST_RATE <= config.learning_rate <= HIGHEST_RATE:
         evidence = f"{said}, outside {LOWEST_RATE:g} to {HIGHEST_RATE:g}"
-        again = config.again(f"{config.rate_setting}=1e-4")
+        reference = config.rate_setting == "optimizer.lr"
+        again = config.again("optimizer.lr=1e-4") if reference else config.again("optimizer.learning_rate=1e-4")
         return Finding("learning-rate", "error", evidence, "1e-4 trains this policy", again, config.name)
     return ok("learning-rate", said, config.name)
 
@@ -353,17 +354,17 @@ def sight(run: RunFolder) -> Finding | None:
     if features is None:
         return None
     stuck = "features that their ReLU holds at zero for every image stay there"
-    way, change = "without it", "policy.encoder_activation=none"
+    way, again = "without it", run.again("++policy.encoder_activation=none")
     if run.first.get("inherited_parameters"):  # weights that were trained with the ReLU need it
-        way, change = "with a slower encoder", "learning_rates.obs_encoder=0.1"
+        way, again = "with a slower encoder", run.again("learning_rates.obs_encoder=0.1")
     if features == 0:
         evidence = "the policy sees nothing: no image feature changes between held-out frames"
         remedy = f"{stuck}; train anew {way}"
-        return Finding("sight", "error", evidence, remedy, run.again(change), run.name)
+        return Finding("sight", "error", evidence, remedy, again, run.name)
     if features < FEW_FEATURES:
         evidence = f"only {features:.0f} of {IMAGE_FEATURES} image features change between held-out frames"
         remedy = f"watch val_image_features: {stuck}; if more of them do, train anew {way}"
-        return Finding("sight", "note", evidence, remedy, run.again(change), run.name)
+        return Finding("sight", "note", evidence, remedy, again, run.name)
     return ok("sight", f"{features:.0f} of {IMAGE_FEATURES} image features change between held-out frames", run.name)
 
 

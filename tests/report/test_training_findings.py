@@ -93,7 +93,7 @@ def test_a_config_beside_a_narrower_dataset() -> None:
 
 
 @pytest.mark.parametrize(
-    ("inherited", "change"), [(1000, "learning_rates.obs_encoder=0.1"), (0, "policy.encoder_activation=none")]
+    ("inherited", "change"), [(1000, "learning_rates.obs_encoder=0.1"), (0, "++policy.encoder_activation=none")]
 )
 def test_a_blind_policy_gets_the_remedy_that_its_start_allows(tmp_path: Path, inherited: int, change: str) -> None:
     lines = spoiled(val_image_features=0)
