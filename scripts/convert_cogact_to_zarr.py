@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, progress, run_command
+from diffusion_policy.command_line import Answer, Stopped, progress, run_command
 from diffusion_policy.gripper_scale import add_gripper_scale
+from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.timestamps import add_timestamps
 
 
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(arguments: argparse.Namespace) -> Answer:
-    """Convert, and tell what became of the episodes."""
+    """Convert, and tell what became of the episodes and what the checks say of the dataset."""
     from diffusion_policy.convert import ConversionSettings, convert
     from diffusion_policy.convert.cluster import cluster
     from diffusion_policy.dataset.image_codecs import image_codec
@@ -65,7 +66,22 @@ def work(arguments: argparse.Namespace) -> Answer:
     settings = ConversionSettings(**renamed, **options)
     with cluster(scheduler) as executor, progress("frames") as bar:
         report = convert(settings, executor=executor, on_progress=bar)
-    return Answer(report.table())
+    return Answer([report.table(), *checked(report.output)])
+
+
+def checked(dataset: Path) -> list[str]:
+    """The verdict of the checks in a line, and the command that shows all of them; they decide no exit status here."""
+    from diffusion_policy.commands import command
+    from diffusion_policy.report.inspection import inspect_conversion
+
+    verify = command("verify_converted_data", "--zarr-path", dataset)
+    try:
+        verdict = inspect_conversion(dataset).verdict()
+    except WorkspaceError as error:
+        verdict = f"The checks cannot read it: {error}"
+    except KeyboardInterrupt as error:
+        raise Stopped(f"{dataset} is whole, the checks had not ended", command=verify) from error
+    return [verdict, f"all checks, with every frame: {verify}"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -172,6 +172,17 @@ def inspect_dataset(
     return _inspect(steps, summary, together, looked_at)
 
 
+def inspect_conversion(path: Path) -> Inspection:
+    """Inspect a dataset that was converted just now: what `inspect_dataset` says, but of a few of its frames only.
+
+    Raises:
+        DatasetError, ReportError: no dataset there, or one without actions or steps.
+    """
+    buffer, faults = open_for_report(path, None)
+    steps = steps_of_dataset(buffer, faults)
+    return _inspect(replace(steps, cameras={}), evidence_of_dataset(path, buffer, steps, faults), [], None)
+
+
 def _in_two_parts(on_progress: Progress | None) -> tuple[Progress | None, Progress | None]:
     """Of a count that goes through the frames twice: the first time and the second."""
     if on_progress is None:
@@ -198,10 +209,10 @@ def _inspect(
             black_frames=sum(len(camera.black) for camera in seen),
             looked_at=sum(camera.shown for camera in seen),
         )
-    missing = summary.missing_frames > 0
+    images_count = summary.missing_frames > 0 or not details.cameras
     findings = [
         finding
         for finding in dataset_findings(summary)
-        if finding.code not in _SAID_BETTER or (finding.code == "images" and missing)
+        if finding.code not in _SAID_BETTER or (finding.code == "images" and images_count)
     ]
     return Inspection(steps, summary, details, (*findings, *step_findings(details), *together))
