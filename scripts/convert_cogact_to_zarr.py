@@ -3,6 +3,9 @@
 Example:
     python scripts/convert_cogact_to_zarr.py --input data/raw/trajectories --output data/zarr/out.zarr \
         --resolution 320 180 --start-episode 66 --max-episodes 36
+
+An interrupted conversion keeps the episodes that are finished; the same command with --resume goes on.
+Exit status: 0 converted, whatever the checks say at its end; 2 refused; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -57,6 +60,7 @@ def work(arguments: argparse.Namespace) -> Answer:
     """Convert, and tell what became of the episodes and what the checks say of the dataset."""
     from diffusion_policy.convert import ConversionSettings, convert
     from diffusion_policy.convert.cluster import cluster
+    from diffusion_policy.convert.staging import finished_episodes
     from diffusion_policy.dataset.image_codecs import image_codec
 
     options = vars(arguments)
@@ -64,8 +68,14 @@ def work(arguments: argparse.Namespace) -> Answer:
     renamed = {"source": options.pop("input"), "resolution": tuple(options.pop("resolution")), "codec": codec}
     scheduler = options.pop("scheduler")
     settings = ConversionSettings(**renamed, **options)
-    with cluster(scheduler) as executor, progress("frames") as bar:
-        report = convert(settings, executor=executor, on_progress=bar)
+    try:
+        with cluster(scheduler) as executor, progress("frames") as bar:
+            report = convert(settings, executor=executor, on_progress=bar)
+    except KeyboardInterrupt as error:
+        finished = finished_episodes(settings)
+        if finished is None:
+            raise
+        raise Stopped(f"{finished} episodes are kept in {settings.partial}", added=["--resume"]) from error
     return Answer([report.table(), *checked(report.output)])
 
 

@@ -2,6 +2,8 @@
 
 python scripts/make_demo_trajectories.py --output data/demo/trajectories --episodes 16
 python scripts/make_demo_trajectories.py --output data/varied --task distractors --variation 1 --referee physics
+
+An interrupted recording keeps the episodes that are whole; the same command with --resume records the others.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import Answer, Stopped, run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,21 +35,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--referee", default="kinematic", help="what moves the blocks: kinematic (the default) or physics"
     )
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted recording")
 
 
 def work(arguments: argparse.Namespace) -> Answer:
     """Record the episodes."""
-    from diffusion_policy.sim.recorder import make_trajectories
+    from diffusion_policy.sim.recorder import episode_folders, make_trajectories
 
-    folders = make_trajectories(
-        arguments.output,
-        arguments.episodes,
-        arguments.seed,
-        tuple(arguments.resolution),
-        task=arguments.task,
-        variation=arguments.variation,
-        referee=arguments.referee,
-    )
+    try:
+        folders = make_trajectories(
+            arguments.output,
+            arguments.episodes,
+            arguments.seed,
+            tuple(arguments.resolution),
+            task=arguments.task,
+            variation=arguments.variation,
+            referee=arguments.referee,
+            resume=arguments.resume,
+        )
+    except KeyboardInterrupt as error:
+        kept = sum(folder.exists() for folder in episode_folders(arguments.output, arguments.episodes))
+        if not kept:
+            raise
+        said = f"{kept} of {arguments.episodes} episodes are kept in {arguments.output}"
+        raise Stopped(said, added=["--resume"]) from error
     return Answer(f"recorded {len(folders)} episodes in {arguments.output}")
 
 

@@ -76,6 +76,23 @@ class StagedEpisode:
         return self.folder / "frames.zarr" / camera
 
 
+def finished_episodes(settings: ConversionSettings) -> int | None:
+    """How many episodes lie finished where a conversion with these settings goes on; None: there is none to go on with.
+
+    Those whose recordings have changed since count, too.
+    """
+    file = settings.partial / SETTINGS
+    if not file.is_file() or _differing(file, settings):
+        return None
+    return len(list(settings.partial.glob("*/entry.json")))
+
+
+def _differing(file: Path, settings: ConversionSettings) -> list[str]:
+    """Names of the settings in which unfinished work and a conversion differ."""
+    found, content = json.loads(file.read_text(encoding="utf-8")), settings.content()
+    return [key for key in content if found.get(key) != content[key]]
+
+
 class Staging:
     """The folder of unfinished work of one conversion."""
 
@@ -114,10 +131,8 @@ class Staging:
 
     def _begin(self) -> None:
         file = self.path / SETTINGS
-        content = self.settings.content()
         if file.is_file() and self.settings.resume:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            differing = [key for key in content if found.get(key) != content[key]]
+            differing = _differing(file, self.settings)
             if differing:
                 raise ConversionError(
                     f"{self.path} was begun with other settings ({', '.join(differing)}); resume with the same "
@@ -128,7 +143,7 @@ class Staging:
             if leftover.is_dir():
                 logger.warning("unfinished work is discarded: %s", leftover)
         clear_work(self.path)
-        write_json(file, content)
+        write_json(file, self.settings.content())
 
     def finished(self, plan: Plan) -> StagedEpisode | None:
         """The episode, if it was finished earlier and its source has not changed since."""

@@ -6,10 +6,12 @@ given at that moment, which is the pose wanted next.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +72,7 @@ def make_trajectories(
     task: str = PICK_AND_PLACE,
     variation: float = 0.0,
     referee: str = KINEMATIC,
+    resume: bool = False,
 ) -> list[Path]:
     """Record ``episodes`` demonstrations as ``directory/episode_0000`` and so on, equal for equal arguments.
 
@@ -79,29 +82,67 @@ def make_trajectories(
         seed: episode i depends on (seed, i) alone.
         image_size: (width, height) of the frames.
         task, variation, referee: see ``Demonstration``.
+        resume: record those that an interrupted recording with the same arguments has not made; with more episodes
+            than it was to have, these too.
 
     Returns:
         the episodes' folders, in order.
 
     Raises:
-        WorkspaceError: ``episodes`` is not positive, an episode's folder is there already, there is no such task or
-            referee, or the variation is not within 0 and 1.
+        WorkspaceError: ``episodes`` is not positive, an episode's folder is there already or, to be resumed, is not
+            what these arguments make, there is no such task or referee, or the variation is not within 0 and 1.
     """
     if episodes < 1:
         raise WorkspaceError(f"{episodes} episodes asked for; expected at least 1")
     directory = Path(directory)
-    folders = [directory / f"episode_{index:04d}" for index in range(episodes)]
-    for folder in folders:
-        if folder.exists():
-            raise WorkspaceError(f"{folder} exists already; name another directory, or remove it")
+    folders = episode_folders(directory, episodes)
+    there = [folder for folder in folders if folder.exists()]
+    if there and not resume:
+        raise WorkspaceError(
+            f"{there[0]} exists already; name another directory, remove it, or go on with an interrupted recording by "
+            "--resume"
+        )
+    beyond = episode_folders(directory, episodes + 1)[-1]
+    if resume and beyond.exists():
+        raise WorkspaceError(f"{beyond} is there, beyond the {episodes} episodes asked for; ask for as many as before")
     demonstration = Demonstration(task, variation, referee, image_size)
     demonstration.check()
+    if there:
+        _check_same(there[-1], folders.index(there[-1]), seed, demonstration)
     for index, folder in enumerate(folders):
-        _record(folder, index, np.random.default_rng([seed, index]), demonstration)
+        if folder not in there:
+            _record(folder, index, seed, demonstration)
     return folders
 
 
-def _record(folder: Path, index: int, rng: np.random.Generator, demonstration: Demonstration) -> None:
+def episode_folders(directory: Path | str, episodes: int) -> list[Path]:
+    """``directory/episode_0000`` and so on."""
+    return [Path(directory) / f"episode_{index:04d}" for index in range(episodes)]
+
+
+def _check_same(folder: Path, index: int, seed: int, demonstration: Demonstration) -> None:
+    """Record an episode once more, elsewhere: every setting shows in its files.
+
+    Raises:
+        WorkspaceError: the one that is there is another.
+    """
+    with tempfile.TemporaryDirectory() as elsewhere:
+        again = Path(elsewhere) / folder.name
+        _record(again, index, seed, demonstration)
+        if _content(again) != _content(folder):
+            raise WorkspaceError(
+                f"{folder} is not what these settings record: it was made with others, or was changed since; resume "
+                "with the same seed, resolution, task, variation and referee, or name another directory"
+            )
+
+
+def _content(folder: Path) -> dict[Path, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _record(folder: Path, index: int, seed: int, demonstration: Demonstration) -> None:
+    rng = np.random.default_rng([seed, index])
     task: Task = task_of(demonstration.task)
     scene = task.draw(rng)
     commands = plan(scene, rng, demonstration.variation)

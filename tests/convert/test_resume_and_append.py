@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from trajectory_factory import write_trajectory
 
 from diffusion_policy.convert import ConversionError, ConversionReport, ConversionSettings, convert
 from diffusion_policy.convert.frames import Block
+from diffusion_policy.convert.staging import finished_episodes
 from diffusion_policy.dataset.image_codecs import image_codec
 from diffusion_policy.dataset.replay_buffer import DatasetError, ReplayBuffer
 
@@ -196,6 +198,15 @@ def test_appending_refuses_what_does_not_match(tmp_path: Path, source: Path) -> 
     ReplayBuffer.open(tmp_path / "out.zarr", mode="r+").root.attrs.clear()
     with pytest.raises(ConversionError, match="carries no record of its conversion"):
         run(source, tmp_path / "out.zarr", append=True)
+
+
+def test_work_of_other_settings_is_none_to_go_on_with(tmp_path: Path, source: Path) -> None:
+    settings = ConversionSettings(source, tmp_path / "out.zarr", resolution=(32, 18), workers=1)
+    assert finished_episodes(settings) is None
+    with pytest.raises(ConversionError):
+        convert(settings, executor=FailingExecutor(after=2))
+    assert finished_episodes(settings) == 1
+    assert finished_episodes(replace(settings, resolution=(16, 9))) is None
 
 
 def test_killed_while_unfinished_work_is_discarded(tmp_path: Path, source: Path) -> None:

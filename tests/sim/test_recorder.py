@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +20,10 @@ SIZE = (64, 36)
 def digest(folder: Path) -> str:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_episodes_open_as_trajectories(tmp_path: Path) -> None:
@@ -63,6 +68,39 @@ def test_an_existing_episode_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(WorkspaceError, match="episode_0000 exists already"):
         make_trajectories(tmp_path, 2, seed=0, image_size=SIZE)
     assert digest(tmp_path) == before
+
+
+def test_resumed_files_are_those_of_a_recording_that_was_not_interrupted(tmp_path: Path) -> None:
+    make_trajectories(tmp_path / "whole", 3, seed=4, image_size=SIZE)
+    make_trajectories(tmp_path / "resumed", 1, seed=4, image_size=SIZE)
+    (tmp_path / "resumed" / ".episode_0001.partial" / "images").mkdir(parents=True)
+    folders = make_trajectories(tmp_path / "resumed", 3, seed=4, image_size=SIZE, resume=True)
+    assert [folder.name for folder in folders] == ["episode_0000", "episode_0001", "episode_0002"]
+    assert files(tmp_path / "resumed") == files(tmp_path / "whole")
+    before = [path.stat().st_mtime_ns for path in sorted((tmp_path / "resumed").rglob("*"))]
+    make_trajectories(tmp_path / "resumed", 3, seed=4, image_size=SIZE, resume=True)
+    assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "resumed").rglob("*"))] == before
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 1},
+        {"image_size": (32, 18)},
+        {"task": "distractors"},
+        {"variation": 0.3},
+        {"referee": "physics"},
+        {"episodes": 1},
+    ],
+    ids=str,
+)
+def test_a_recording_is_not_resumed_with_other_settings(tmp_path: Path, other: dict[str, Any]) -> None:
+    made: dict[str, Any] = {"episodes": 2, "seed": 0, "image_size": SIZE}
+    make_trajectories(tmp_path, **made)
+    before = files(tmp_path)
+    with pytest.raises(WorkspaceError, match=r"episode_000[12]"):
+        make_trajectories(tmp_path, resume=True, **{**made, "episodes": 3, **other})
+    assert files(tmp_path) == before
 
 
 def test_what_an_interrupted_run_left_is_overwritten(tmp_path: Path) -> None:
