@@ -8,6 +8,7 @@ import pytest
 from trajectory_factory import write_trajectory
 
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.report import inspection
 
 Main = Callable[[list[str]], int]
 
@@ -50,3 +51,20 @@ def test_errors_are_one_sentence(main: Main, tmp_path: Path, source: Path, capsy
     assert "left out" in capsys.readouterr().out
     assert main(arguments) == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_interrupted_while_the_checks_look(
+    main: Main, tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dataset is there then, and that is said."""
+
+    def interrupted(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inspection, "inspect_conversion", interrupted)
+    output = tmp_path / "out.zarr"
+    assert main(["--input", str(source), "--output", str(output), "--resolution", "32", "18"]) == 130
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"stopped by SIGINT: {output} is whole, the checks had not ended; go on with: ")
+    assert line.endswith(f"verify_converted_data.py --zarr-path {output}")
+    assert ReplayBuffer.open(output).n_steps == 12
