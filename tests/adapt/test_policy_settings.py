@@ -13,6 +13,7 @@ from diffusion_policy.adapt.inherit import inherit
 from diffusion_policy.adapt.policy_settings import (
     POLICY,
     SCHEDULER,
+    TARGET,
     Act,
     differences,
     meaning_of,
@@ -155,7 +156,15 @@ def test_another_value_is_known_of_every_setting_that_matters(cfg: DictConfig) -
     matters = {root_of(plain, path) for path in settings_of(cfg) if not meaning_of(path).act.free}  # type: ignore[union-attr,arg-type]
     gaps = {f"{SCHEDULE}.{name}" for name, meaning in SCHEDULER.items() if not meaning.act.free}
     tried = CHANGED.keys() | CONDITIONAL.keys() | set(LISTS)
-    assert {name for name in matters | gaps if not name.endswith("type") or name in tried} <= tried
+    settled = {name for name in matters | gaps if not name.endswith("type") or name in tried}
+    assert settled - {TARGET} <= tried, "another class is refused as a whole, see below"
+
+
+def test_a_checkpoint_of_another_class_is_refused_with_the_config_that_trains_it(cfg: DictConfig) -> None:
+    other = compose_training("train_unet_cogact_robot").policy._target_
+    (found,) = differences(changed(cfg, {TARGET: other}), {}, cfg)
+    assert (found.name, found.theirs, found.override) == (TARGET, other, "--config-name=train_unet_cogact_robot")
+    assert not found.meaning.act.free
 
 
 @pytest.mark.parametrize("name", [*CHANGED, *CONDITIONAL])
