@@ -124,7 +124,7 @@ READERS = [
     ),
     Reader(
         "train pretrained.path",
-        ("workspace.start", "workspace.episode_roles"),
+        ("workspace.start", "workspace.episode_roles", "adapt.starting_point"),
         lambda world, path: world.train(f"pretrained.path={path}", "training.resume=false"),
     ),
     Reader("train resume", ("workspace.weights",), lambda world, path: world.train(f"training.resume={path}")),

@@ -77,6 +77,11 @@ def test_a_mapped_cache_notices_another_dataset_without_hashes(
         root.attrs.update(attributes)
 
 
+def said_of(details: object, home: str) -> str:
+    """Evidence without the place where its files lie."""
+    return repr(replace(details, where="")).replace(home, "")  # type: ignore[type-var]
+
+
 def test_the_checks_find_the_same(places: tuple[str, Path]) -> None:
     url, folder = places
     for inspect, name in ((inspect_dataset, "out.zarr"), (inspect_recordings, "in")):
@@ -88,7 +93,7 @@ def test_the_checks_find_the_same(places: tuple[str, Path]) -> None:
         ]
         assert said[0] == said[1]
         assert there.summary.settings == here.summary.settings
-        assert replace(there.details, where="") == replace(here.details, where="")
+        assert said_of(there.details, url) == said_of(here.details, str(folder))
 
 
 def test_an_absent_dataset_is_named(places: tuple[str, Path]) -> None:
