@@ -83,8 +83,8 @@ AT_WORK = {
         "closed_loop.evaluation:roll_out",
         "0 commands have ended and are kept in out; under way was: Evaluate the start; go on with: ",
     ),
-    "demo.py": Case("--quick --workdir out", "closed_loop.evaluation:roll_out", "step 1 of 10 was under way"),
-    "doctor.py": Case("--dataset {dataset} --checkpoint {policy} --json out.json", "report.doctor:look_at_checkpoint"),
+    "demo.py": Case("--quick --workdir out", "closed_loop.evaluation:roll_out", "step 1 of 11 was under way"),
+    "doctor.py": Case("--dataset {dataset} --checkpoint {policy} --json out.json", "report.sources:open_checkpoint"),
     "evaluate_closed_loop.py": Case(
         f"{ROLLOUT} --json out.json --output out --video 2", "env_runner.rollout:_Episode.carry_out:3"
     ),
