@@ -281,7 +281,8 @@ def arguments_of(case: Case, bench: dict[str, Any]) -> list[str]:
 
 
 def every_case() -> list[tuple[str, Case]]:
-    own = {"demo.py", "dagger.py", "pretrain_demo_policy.py", "serve.py", "train.py", "check_parity.py"}  # processes and threads
+    # Those with processes or threads of their own.
+    own = {"demo.py", "dagger.py", "pretrain_demo_policy.py", "serve.py", "train.py", "check_parity.py"}
     here = {name: case for name, case in AT_WORK.items() if name not in own and name.endswith(".py")}
     return [*here.items(), *((name, case) for name, cases in FURTHER.items() for case in cases)]
 
