@@ -170,6 +170,7 @@ def test_it_is_recognised_and_looked_at(grown: Path) -> None:
     assert found.family.name == "robot_unet_policy"
     assert found.settings == {
         "action_dim": 8, "down_dims": [16, 32], "kernel_size": 5, "diffusion_step_embed_dim": 16, "cameras": ["image"],
+        "encoder_width": 16,
         "observation features": 2 * 72,
     }  # fmt: skip
     evidence = look_at_checkpoint(grown)
