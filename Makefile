@@ -18,7 +18,7 @@ help:
 setup: $(READY)
 
 # The last line installs programs that tests talk to as they are, without their pins (numpy < 2, another OpenCV).
-$(READY): pyproject.toml setup.py constraints.txt $(wildcard diffusion_policy/model/kernels/*.cpp diffusion_policy/model/kernels/*.h)
+$(READY): pyproject.toml setup.py constraints.txt $(wildcard diffusion_policy/model/cpu/kernels/*.cpp diffusion_policy/model/cpu/kernels/*.h)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch

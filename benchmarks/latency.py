@@ -41,9 +41,9 @@ from recordings import scene  # type: ignore[import-not-found]
 from rich.console import Console
 from rich.table import Table
 
-from diffusion_policy.cores import CpuTimes, usable_cores
+from diffusion_policy.cpu import CpuTimes, usable_cores
 from diffusion_policy.geometry import geodesic_distance
-from diffusion_policy.model.arithmetic import multiplies_bf16
+from diffusion_policy.model.cpu.arithmetic import multiplies_bf16
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.serve.client import LineClient, ServerError

@@ -47,7 +47,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusion_policy.checkpoint import build_policy
-from diffusion_policy.cores import choose_threads, usable_cores
+from diffusion_policy.cpu import choose_threads, usable_cores
 from diffusion_policy.host_memory import MMAP_THRESHOLD, TRIM_THRESHOLD, keep_freed_memory, set_malloc
 from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.serve.engine import processor_name

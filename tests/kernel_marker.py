@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffusion_policy.model import kernels
+from diffusion_policy.model.cpu import kernels
 
 WHY = kernels.why_unavailable()
 needs_kernels = pytest.mark.skipif(WHY is not None, reason=f"the compiled kernels cannot be used: {WHY}")

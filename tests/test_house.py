@@ -15,6 +15,7 @@ PACKAGE = REPOSITORY / "diffusion_policy"
 
 # A module imports only from floors below, or from its own room.
 FLOORS = {
+    "moved": 0,
     "installation": 0,
     "commands": 0,
     "listing": 0,
@@ -30,7 +31,7 @@ FLOORS = {
     "host_memory": 0,
     "storage": 0,
     "command_line": 0,
-    "cores": 0,
+    "cpu": 0,
     "places": 0,
     "resolvers": 0,
     "training_config": 1,

@@ -13,7 +13,7 @@ import torch
 
 from diffusion_policy.checkpoint import load_policy, read_checkpoint
 from diffusion_policy.closed_loop.server_actor import serve_settings, served
-from diffusion_policy.cores import choose_threads
+from diffusion_policy.cpu import choose_threads
 from diffusion_policy.env_runner.actors import Actor, PolicyActor
 from diffusion_policy.env_runner.document import ClosedLoop, check_same, read_document
 from diffusion_policy.env_runner.results import SceneResult

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from diffusion_policy.cores import usable_cores
+from diffusion_policy.cpu import usable_cores
 from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec
 from diffusion_policy.dataset.replay_buffer import ZARR_FORMATS
 from diffusion_policy.gripper_scale import parse_scales

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_policy.cores import usable_cores
+from diffusion_policy.cpu import usable_cores
 from diffusion_policy.dataset.chunk_files import ChunkFault
 from diffusion_policy.dataset.content_hash import (
     ARRAY_HASHES,

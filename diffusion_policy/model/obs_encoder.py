@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_policy.model import ModelError
-from diffusion_policy.model.convolution import Convolution
-from diffusion_policy.model.group_norm import GroupNorm, normalize, normalize_and_pool
+from diffusion_policy.model.cpu.convolution import Convolution
+from diffusion_policy.model.cpu.group_norm import GroupNorm, normalize, normalize_and_pool
 from diffusion_policy.model.image_augmentation import ColorJitter, CropRandomizer
 from diffusion_policy.spec import StepSpec
 

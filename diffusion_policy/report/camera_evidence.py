@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_policy.cores import usable_cores
+from diffusion_policy.cpu import usable_cores
 from diffusion_policy.images import FrameKind, ImageNote, kinds_of
 from diffusion_policy.report.steps import Camera, Steps
 from diffusion_policy.spec import WorkspaceError

@@ -12,8 +12,8 @@ import torch
 from packaging.requirements import Requirement
 
 from diffusion_policy.commands import command, pip_install, rebuild
-from diffusion_policy.cores import usable_cores
-from diffusion_policy.model import kernels
+from diffusion_policy.cpu import usable_cores
+from diffusion_policy.model.cpu import kernels
 from diffusion_policy.report.disk_need import DiskNeed
 from diffusion_policy.report.findings import Finding, ok, run_checks
 

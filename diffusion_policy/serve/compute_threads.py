@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from diffusion_policy.cores import CpuTimes, Threads, choose_threads
+from diffusion_policy.cpu import CpuTimes, Threads, choose_threads
 
 logger = logging.getLogger(__name__)
 

@@ -31,9 +31,9 @@ from torch import Tensor
 
 from diffusion_policy.checkpoint import load_policy, read_checkpoint
 from diffusion_policy.commands import command
-from diffusion_policy.cores import CpuTimes
+from diffusion_policy.cpu import CpuTimes
 from diffusion_policy.images import resize_frame
-from diffusion_policy.model.arithmetic import multiplies_bf16
+from diffusion_policy.model.cpu.arithmetic import multiplies_bf16
 from diffusion_policy.policy.contract import Policy, PolicyModule
 from diffusion_policy.policy.default_sampler import Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.noise import window_noise

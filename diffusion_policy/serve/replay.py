@@ -19,7 +19,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from diffusion_policy.cores import usable_cores
+from diffusion_policy.cpu import usable_cores
 from diffusion_policy.evaluate.open_loop import score_chunks
 from diffusion_policy.gripper_events import Event, gripper_events
 from diffusion_policy.run_log import missing_sentences, read_log

@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from diffusion_policy.cores import usable_cores
+from diffusion_policy.cpu import usable_cores
 from diffusion_policy.tensor_file.opened import TensorFileError, sha256_of, sha256_of_shards
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from diffusion_policy.cores import usable_cores
+from diffusion_policy.cpu import usable_cores
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.interruption import deaf_children, listen_to_parent_only
 

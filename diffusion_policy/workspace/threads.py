@@ -7,7 +7,7 @@ import os
 
 import torch
 
-from diffusion_policy.cores import EXPLICIT, CpuTimes, choose_threads, usable_cores
+from diffusion_policy.cpu import EXPLICIT, CpuTimes, choose_threads, usable_cores
 
 logger = logging.getLogger(__name__)
 

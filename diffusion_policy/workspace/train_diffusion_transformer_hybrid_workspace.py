@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy.checkpoint import build_policy
-from diffusion_policy.cores import CpuTimes
+from diffusion_policy.cpu import CpuTimes
 from diffusion_policy.dataset.split import SPLIT
 from diffusion_policy.training_config import config_errors, rate_setting
 from diffusion_policy.workspace import TrainingError

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffusion_policy.host_memory import keep_freed_memory
-from diffusion_policy.model.arithmetic import multiplies_bf16, use_fast_layers
+from diffusion_policy.model.cpu.arithmetic import multiplies_bf16, use_fast_layers
 from diffusion_policy.model.diffusion.ema_model import EMAModel
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import Batch

@@ -7,9 +7,9 @@ import torch
 from kernel_marker import needs_kernels
 from torch import nn
 
-from diffusion_policy.model import convolution
-from diffusion_policy.model.arithmetic import use_fast_layers
-from diffusion_policy.model.convolution import Convolution
+from diffusion_policy.model.cpu import convolution
+from diffusion_policy.model.cpu.arithmetic import use_fast_layers
+from diffusion_policy.model.cpu.convolution import Convolution
 
 pytestmark = needs_kernels
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from kernel_marker import needs_bf16, needs_kernels
 from torch import nn
 
-from diffusion_policy.model import kernels
-from diffusion_policy.model.arithmetic import use_fast_layers
-from diffusion_policy.model.group_norm import GroupNorm, normalize, normalize_and_pool
+from diffusion_policy.model.cpu import kernels
+from diffusion_policy.model.cpu.arithmetic import use_fast_layers
+from diffusion_policy.model.cpu.group_norm import GroupNorm, normalize, normalize_and_pool
 from diffusion_policy.model.obs_encoder import ResNet18Conv
 
 pytestmark = needs_kernels

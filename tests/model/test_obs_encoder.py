@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusion_policy.model import ModelError
-from diffusion_policy.model.group_norm import GroupNorm
+from diffusion_policy.model.cpu.group_norm import GroupNorm
 from diffusion_policy.model.obs_encoder import ObsEncoder, ResNet18Conv, SpatialSoftmax
 from diffusion_policy.spec import StepSpec, read_shape_meta
 

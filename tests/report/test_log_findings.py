@@ -11,7 +11,7 @@ import pytest
 from log_factory import document, write_log
 from report_factory import MACHINE, only, troubled
 
-from diffusion_policy.model import kernels
+from diffusion_policy.model.cpu import kernels
 from diffusion_policy.report.environment import environment_findings, look_at_environment
 from diffusion_policy.report.latency import latency_stages
 from diffusion_policy.report.log_evidence import LogEvidence, look_at_log

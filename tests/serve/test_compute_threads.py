@@ -9,7 +9,7 @@ import pytest
 import torch
 from serve_factory import ServerThread, observation_message, parsed, settings
 
-from diffusion_policy.cores import CpuTimes, Threads
+from diffusion_policy.cpu import CpuTimes, Threads
 from diffusion_policy.serve import compute_threads
 from diffusion_policy.serve.compute_threads import LOOK_S, OLD_S, ComputeThreads
 from diffusion_policy.serve.engine import PolicyEngine

@@ -15,7 +15,7 @@ from serve_factory import parsed
 from diffusion_policy.checkpoint import build_policy, load_policy
 from diffusion_policy.convert.decoding import read_frame
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
-from diffusion_policy.model import kernels
+from diffusion_policy.model.cpu import kernels
 from diffusion_policy.model.diffusion.fast_denoiser import CompiledDenoiser, FastDenoiser, is_foldable
 from diffusion_policy.model.diffusion.transformer_for_diffusion import TransformerForDiffusion
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusion_policy.cores import CpuTimes, Threads
+from diffusion_policy.cpu import CpuTimes, Threads
 from diffusion_policy.workspace import threads
 from diffusion_policy.workspace.threads import settle_threads
 

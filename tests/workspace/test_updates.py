@@ -12,8 +12,8 @@ from kernel_marker import needs_kernels
 from diffusion_policy.adapt.param_groups import Role
 from diffusion_policy.checkpoint import build_policy
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
-from diffusion_policy.model import kernels
-from diffusion_policy.model.convolution import Convolution
+from diffusion_policy.model.cpu import kernels
+from diffusion_policy.model.cpu.convolution import Convolution
 from diffusion_policy.model.diffusion.ema_model import EMAModel
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
 from diffusion_policy.training_config import ConfigError, config_errors

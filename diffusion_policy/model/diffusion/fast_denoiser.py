@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_policy.model import kernels
+from diffusion_policy.model.cpu import kernels
 from diffusion_policy.model.diffusion.transformer_for_diffusion import TransformerForDiffusion
 
 NORM_EPS = 1e-5  # of torch's LayerNorm

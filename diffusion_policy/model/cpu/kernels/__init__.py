@@ -42,7 +42,7 @@ def why_unavailable() -> str | None:
 
 
 def _library_path() -> Path | None:
-    built = importlib.util.find_spec("diffusion_policy.model.kernels._compiled")
+    built = importlib.util.find_spec("diffusion_policy.model.cpu.kernels._compiled")
     return None if built is None or built.origin is None else Path(built.origin)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_policy import cores
-from diffusion_policy.cores import CpuTimes, choose_threads, usable_cores
+from diffusion_policy import cpu as cores
+from diffusion_policy.cpu import CpuTimes, choose_threads, usable_cores
 
 TICK = os.sysconf("SC_CLK_TCK")
 QUIET, BUSY = {"idle": 1.0}, {"user": 1.0}

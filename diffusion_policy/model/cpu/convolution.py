@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from diffusion_policy.model import kernels
+from diffusion_policy.model.cpu import kernels
 
 # Below this many channels going to points and back costs what the cheaper products save.
 FEWEST_CHANNELS = 64

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from diffusion_policy.model import kernels
-from diffusion_policy.model.convolution import Convolution
-from diffusion_policy.model.group_norm import GroupNorm
+from diffusion_policy.model.cpu import kernels
+from diffusion_policy.model.cpu.convolution import Convolution
+from diffusion_policy.model.cpu.group_norm import GroupNorm
 
 
 def multiplies_bf16(device: torch.device) -> bool:

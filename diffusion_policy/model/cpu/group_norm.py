@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from diffusion_policy.model import kernels
+from diffusion_policy.model.cpu import kernels
 
 
 class _Norm(torch.autograd.Function):

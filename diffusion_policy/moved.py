@@ -1,0 +1,77 @@
+"""Modules that have moved, by their former names: programs and checkpoints that name them still find them.
+
+``import diffusion_policy.serve.motion_guard`` gives the very module `diffusion_policy.serve.checks.motion_guard`, with a
+`DeprecationWarning` that says so. A name stands for what lies below it, too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+_PACKAGE = __name__.rpartition(".")[0]
+# Former name: present name, both below the package.
+MOVED = {
+    "cores": "cpu",
+    "evaluate.events": "gripper_events",
+    "evaluate.intervals": "intervals",
+    "model.arithmetic": "model.cpu.arithmetic",
+    "model.convolution": "model.cpu.convolution",
+    "model.group_norm": "model.cpu.group_norm",
+    "model.kernels": "model.cpu.kernels",
+}
+
+
+class _MovedModules(MetaPathFinder):
+    """Finds a module by its former name; asked only when there is no module of that name."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec of a former name, or None."""
+        package, _, name = fullname.partition(".")
+        if package != _PACKAGE:
+            return None
+        present = present_name(name)
+        return None if present is None else ModuleSpec(fullname, _PresentModule(f"{_PACKAGE}.{present}"))
+
+
+class _PresentModule(Loader):
+    """Loads the module at its present name in place of a copy."""
+
+    def __init__(self, present: str):
+        self._present = present
+        self._spec: ModuleSpec | None = None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """The module itself, imported by its present name."""
+        message = f"{spec.name} has moved to {self._present}"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        module = importlib.import_module(self._present)
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing: it has run. The import system has given it the former name's spec, which is taken back."""
+        module.__spec__ = self._spec
+
+
+def present_name(name: str) -> str | None:
+    """Where a module of a former name (below the package) is now; None for a name that has not moved."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        moved = MOVED.get(".".join(parts[:length]))
+        if moved is not None:
+            return ".".join([moved, *parts[length:]])
+    return None
+
+
+def install() -> None:
+    """Let former names be found from now on, behind every other finder."""
+    if not any(isinstance(finder, _MovedModules) for finder in sys.meta_path):
+        sys.meta_path.append(_MovedModules())
