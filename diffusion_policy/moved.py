@@ -1,7 +1,7 @@
 """Modules that have moved, by their former names: programs and checkpoints that name them still find them.
 
-``import diffusion_policy.serve.motion_guard`` gives the very module `diffusion_policy.serve.checks.motion_guard`, with a
-`DeprecationWarning` that says so. A name stands for what lies below it, too.
+`import diffusion_policy.cores` gives the module `diffusion_policy.cpu` itself, with a `DeprecationWarning` that says so.
+A name stands for what lies below it, too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from types import ModuleType
 _PACKAGE = __name__.rpartition(".")[0]
 # Former name: present name, both below the package.
 MOVED = {
+    "adapt.families.project_config": "whatif.project_config",
+    "adapt.families": "families",
+    "adapt.whatif": "whatif.config_change",
+    "adapt.whatif_report": "whatif.report",
     "cores": "cpu",
     "evaluate.events": "gripper_events",
     "evaluate.intervals": "intervals",

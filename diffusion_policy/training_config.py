@@ -69,6 +69,31 @@ def compose_training(name: str = DEFAULT, overrides: Sequence[str] = ()) -> Dict
     return compose_arguments(arguments)
 
 
+def compose_config_file(path: Path) -> DictConfig | None:
+    """A training config without overrides, its interpolations unresolved; None if there is no such file.
+
+    Args:
+        path: of a YAML file, or the name of one in config/.
+
+    Raises:
+        ConfigError: it does not compose, or has no policy.
+    """
+    candidates = (path, CONFIG / path, CONFIG / f"{path}.yaml")
+    found = next((one for one in candidates if one.is_file() and one.suffix == ".yaml"), None)
+    if found is None:
+        return None
+    register_resolvers()
+    try:
+        with initialize_config_dir(str(found.parent.resolve()), version_base=None):
+            cfg = compose(found.stem)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{found}: cannot be composed: {error}") from error
+    if "policy" not in cfg:
+        raise ConfigError(f"{found}: has no `policy` section, so there is no model to change")
+    OmegaConf.set_struct(cfg, value=False)  # keys may be added
+    return cfg
+
+
 def compose_arguments(arguments: Sequence[str], home: Path = CONFIG.parent) -> DictConfig:
     """The config of a command line of train.py.
 

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def work(arguments: argparse.Namespace) -> Answer:
     """Inspect, ask what a change costs, or make the ledger, and perhaps the file."""
     from diffusion_policy.adapt.inspection import inspect_file
-    from diffusion_policy.adapt.whatif import what_if
+    from diffusion_policy.whatif.config_change import what_if
 
     if arguments.command == "whatif":
         report = what_if(arguments.model, arguments.set)

@@ -45,6 +45,7 @@ FLOORS = {
     "convert": 2,
     "checkpoint": 2,
     "env_runner": 2,
+    "families": 2,
     "adapt": 3,
     "workspace": 3,
     "serve": 3,
@@ -52,6 +53,7 @@ FLOORS = {
     "closed_loop": 4,
     "recipe": 4,
     "dagger": 5,
+    "whatif": 4,
     "report": 4,
 }
 # Modules of floor 0 that others of floor 0 may build on, and the two rooms that training looks into.

@@ -18,13 +18,12 @@ from tiny_run import CONFIG, OVERRIDES, write_dataset
 
 from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.apply import adapt_checkpoint
-from diffusion_policy.adapt.families import recognise
 from diffusion_policy.adapt.pose_to_gripper import gripper_config
 from diffusion_policy.adapt.rules import parse_rules
 from diffusion_policy.adapt.target import target_from_config
-from diffusion_policy.adapt.whatif import what_if
 from diffusion_policy.checkpoint import CheckpointError, build_policy, load_policy, read_checkpoint, write_checkpoint
 from diffusion_policy.evaluate.recorded_inference import run_recorded_inference
+from diffusion_policy.families import recognise
 from diffusion_policy.policy.contract import PolicyModule
 from diffusion_policy.report.checkpoint_evidence import look_at_checkpoint
 from diffusion_policy.resolvers import register_resolvers
@@ -33,6 +32,7 @@ from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.stages import Stages
 from diffusion_policy.spec import POSE_GRIPPER
+from diffusion_policy.whatif.config_change import what_if
 
 NAME = "train_unet_cogact_robot"
 SMALL = (

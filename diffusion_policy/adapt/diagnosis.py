@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from diffusion_policy.adapt.families import recognise
 from diffusion_policy.adapt.folding import fold
 from diffusion_policy.adapt.layout import Layout
+from diffusion_policy.families import recognise
 from diffusion_policy.tensor_file import TensorInfo
 from diffusion_policy.tensor_file.wrapped_names import unwrapped, wrapping_of
 

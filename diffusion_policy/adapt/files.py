@@ -26,9 +26,6 @@ from diffusion_policy.adapt.apply import (
     written_with,
 )
 from diffusion_policy.adapt.checkpoint_plan import plan_checkpoint
-from diffusion_policy.adapt.families.definitions import DEFINITIONS, open_definition
-from diffusion_policy.adapt.families.groot_n1_5 import read_config
-from diffusion_policy.adapt.families.project_config import open_project_config
 from diffusion_policy.adapt.ledger import Count, Ledger, Ref
 from diffusion_policy.adapt.plan import make_plan
 from diffusion_policy.adapt.rules import Rules, read_rules
@@ -39,10 +36,13 @@ from diffusion_policy.adapt.target import (
     target_from_manifest,
     target_from_shapes,
 )
-from diffusion_policy.adapt.whatif import parse_change, with_changes
 from diffusion_policy.checkpoint import read_checkpoint
+from diffusion_policy.families.changes import parse_change, with_changes
+from diffusion_policy.families.definitions import DEFINITIONS, open_definition
+from diffusion_policy.families.groot_n1_5 import read_config
 from diffusion_policy.tensor_file import TensorFile, open_tensor_file
 from diffusion_policy.tensor_file.saving import save_torch_zip
+from diffusion_policy.training_config import compose_config_file
 
 _ABSENT = object()
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".weights")
@@ -80,11 +80,10 @@ def open_target(
     if definition is not None:
         config = with_changes(definition.config, [parse_change(definition, change) for change in changes])
         return target_from_shapes(definition.file_shapes(config), definition.name)
-    project = open_project_config(path)
-    if project is None:
+    composed = compose_config_file(path)
+    if composed is None:
         raise AdaptError(f"no target {str(name)!r}; expected a training config, .ckpt, .json, {', '.join(DEFINITIONS)}")
-    changed = _changed(OmegaConf.create(dict(project.config)), changes)
-    return target_from_config(changed, project.name, dataset, gripper_scale=gripper_scale)
+    return target_from_config(_changed(composed, changes), path.stem, dataset, gripper_scale=gripper_scale)
 
 
 def _changed(cfg: DictConfig, changes: Sequence[str]) -> DictConfig:

@@ -17,11 +17,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from diffusion_policy.adapt.families import ENTRIES, Recognised, recognise
 from diffusion_policy.adapt.layout import policy_config
 from diffusion_policy.adapt.ledger import Count, Ref
 from diffusion_policy.adapt.target import NORMALIZER
 from diffusion_policy.checkpoint import ACTION_SCALE, WEIGHTS, config_of
+from diffusion_policy.families import ENTRIES, Recognised, recognise
 from diffusion_policy.policy.registry import class_of_options
 from diffusion_policy.spec import layout_from_range, read_shape_meta
 from diffusion_policy.tensor_file import TensorFile, TensorInfo, open_tensor_file

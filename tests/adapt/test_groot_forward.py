@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
 from diffusion_policy.adapt.apply import apply_plan
-from diffusion_policy.adapt.families import groot_n1_5
 from diffusion_policy.adapt.plan import describe_state, make_plan
 from diffusion_policy.adapt.rules import read_rules
+from diffusion_policy.families import groot_n1_5
 
 HEAD = "action_head."
 State = Mapping[str, Tensor]

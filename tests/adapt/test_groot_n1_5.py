@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from diffusion_policy.adapt.families import groot_n1_5, recognise
-from diffusion_policy.adapt.families.definitions import target_shapes
-from diffusion_policy.adapt.families.family import ConstructionError, FamilyError
-from diffusion_policy.adapt.families.groot_n1_5_settings import RELEASED
+from diffusion_policy.families import groot_n1_5, recognise
+from diffusion_policy.families.definitions import target_shapes
+from diffusion_policy.families.family import ConstructionError, FamilyError
+from diffusion_policy.families.groot_n1_5_settings import RELEASED
 from diffusion_policy.tensor_file import open_tensor_file
 
 HEAD = "action_head."

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_policy.adapt.families import recognise, vpt
-from diffusion_policy.adapt.families.family import ConstructionError, Shape
+from diffusion_policy.families import recognise, vpt
+from diffusion_policy.families.family import ConstructionError, Shape
 
 AUX = [f"aux_value_head.{name}" for name in vpt.VALUE_HEAD]
 

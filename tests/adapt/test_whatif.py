@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from diffusion_policy.adapt.families.family import FamilyError, Verdict
-from diffusion_policy.adapt.whatif import what_if
-from diffusion_policy.adapt.whatif_report import COUNTED
+from diffusion_policy.families.family import FamilyError, Verdict
+from diffusion_policy.whatif.config_change import what_if
+from diffusion_policy.whatif.report import COUNTED
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "groot"
 DELETED = "__DELETED_KEY__"

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_policy.adapt.families import recognise
-from diffusion_policy.adapt.families.family import FamilyError, Verdict
-from diffusion_policy.adapt.families.project_config import open_project_config
-from diffusion_policy.adapt.whatif import what_if
+from diffusion_policy.families import recognise
+from diffusion_policy.families.family import FamilyError, Verdict
+from diffusion_policy.whatif.config_change import what_if
+from diffusion_policy.whatif.project_config import open_project_config
 
 CONFIG = "train_cogact_robot"
 

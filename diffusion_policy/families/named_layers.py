@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from diffusion_policy.adapt.families.family import Shape
+from diffusion_policy.families.family import Shape
 
 Tensors = Iterator[tuple[str, Shape]]
 

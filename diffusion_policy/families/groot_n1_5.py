@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_policy.adapt.families.family import (
+from diffusion_policy.families.family import (
     ABSENT,
     Clash,
     Config,
@@ -33,14 +33,14 @@ from diffusion_policy.adapt.families.family import (
     Shapes,
     lookup,
 )
-from diffusion_policy.adapt.families.groot_n1_5_backbone import (
+from diffusion_policy.families.groot_n1_5_backbone import (
     LLM_LAYERS,
     LLM_WIDTH,
     VISION_WIDTH,
     language_model,
     vision_tower,
 )
-from diffusion_policy.adapt.families.groot_n1_5_settings import (
+from diffusion_policy.families.groot_n1_5_settings import (
     ACTIVATIONS,
     BACKBONE,
     CLOSED,
@@ -51,7 +51,7 @@ from diffusion_policy.adapt.families.groot_n1_5_settings import (
     SETTINGS,
     VL,
 )
-from diffusion_policy.adapt.families.named_layers import Tensors, affine, linear, under
+from diffusion_policy.families.named_layers import Tensors, affine, linear, under
 
 TIMESTEP_CHANNELS = 256  # sinusoidal features of the diffusion time
 FEED_FORWARD_RATIO = 4

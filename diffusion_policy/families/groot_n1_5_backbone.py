@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffusion_policy.adapt.families.named_layers import Tensors, affine, linear
+from diffusion_policy.families.named_layers import Tensors, affine, linear
 
 LLM_WIDTH, LLM_KEY_VALUE, LLM_INNER, LLM_HEAD, LLM_VOCABULARY, LLM_LAYERS = 2048, 1024, 6144, 128, 151680, 28
 VISION_WIDTH, VISION_INNER, VISION_LAYERS, VISION_PATCH, VISION_POSITIONS = 1152, 4304, 27, 14, 256

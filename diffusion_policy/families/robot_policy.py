@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffusion_policy.adapt.families.family import Family
+from diffusion_policy.families.family import Family
 from diffusion_policy.policy.registry import policy_classes
 
 PREFIXES = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile", "policy.": "a wrapping module"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffusion_policy.adapt.families import groot_n1_5, vpt
-from diffusion_policy.adapt.families.family import FamilyError, ModelDefinition, Shape
+from diffusion_policy.families import groot_n1_5, vpt
+from diffusion_policy.families.family import FamilyError, ModelDefinition, Shape
 
 DEFINITIONS = {**vpt.DEFINITIONS, "groot_n1_5": groot_n1_5.definition}
 

@@ -1,7 +1,7 @@
 """Families of checkpoints: whose file is this, what do its shapes say, and what would its model be under another
 config.
 
-    from diffusion_policy.adapt.families import recognise
+    from diffusion_policy.families import recognise
     found = recognise({name: tensor.shape for name, tensor in tensors.items()})
     found.sentence   # "VPT agent policy, but `net.` is missing from the front of its names ..."
 """
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from diffusion_policy.adapt.families import groot_n1_5, robot_policy, vpt
-from diffusion_policy.adapt.families.family import (
+from diffusion_policy.families import groot_n1_5, robot_policy, vpt
+from diffusion_policy.families.family import (
     ConstructionError,
     Family,
     FamilyError,

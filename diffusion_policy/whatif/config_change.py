@@ -11,16 +11,15 @@ that no longer agree, and tensors that load perfectly and are used for another c
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from diffusion_policy.adapt.families.definitions import DEFINITIONS, open_definition
-from diffusion_policy.adapt.families.family import (
+from diffusion_policy.families.changes import Change, parse_change, with_changes
+from diffusion_policy.families.definitions import DEFINITIONS, open_definition
+from diffusion_policy.families.family import (
     ABSENT,
     Clash,
     Config,
@@ -32,10 +31,9 @@ from diffusion_policy.adapt.families.family import (
     Shape,
     Verdict,
     closest,
-    lookup,
 )
-from diffusion_policy.adapt.families.project_config import open_project_config, project_configs
-from diffusion_policy.adapt.whatif_report import Change, Comparison, Judgement, WhatIfReport
+from diffusion_policy.whatif.project_config import open_project_config, project_configs
+from diffusion_policy.whatif.report import Comparison, Judgement, WhatIfReport
 
 __all__ = ["WhatIfReport", "open_model", "what_if"]
 
@@ -69,53 +67,6 @@ def open_model(model: str | Path) -> ModelUnderChange:
             f"no model or config {str(model)!r}; {closest(str(model), known)}; there are {', '.join(known)}"
         )
     return found
-
-
-def parse_change(under: ModelUnderChange, text: str) -> Change:
-    """Read "a.b=v" or "~a.b"; FamilyError for anything else."""
-    removes = text.startswith("~")
-    key, equals, value = text.removeprefix("~").partition("=")
-    if not key or removes == bool(equals):
-        raise FamilyError(f"cannot read the change {text!r}: expected key=value, or ~key to remove a key")
-    path = under.locate(key.strip())
-    before = lookup(under.config, path)
-    if removes:
-        if before is ABSENT:
-            raise FamilyError(f"{key} is not in the config of {under.name}: its class default applies already")
-        _check_removable(under, path)
-        return Change(path, under.spelling(path), before, ABSENT)
-    try:
-        after = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise FamilyError(f"{key}: {value!r} is no YAML value: {error}") from error
-    under.settings[path].check(after, key)
-    return Change(path, under.spelling(path), before, after)
-
-
-def _check_removable(under: ModelUnderChange, path: str) -> None:
-    """ConstructionError where the class has no default for the key; FamilyError where the default is not described."""
-    setting = under.settings[path]
-    if not setting.has_default:
-        raise ConstructionError(
-            f"{under.spelling(path)} has no class default: without the key nothing can be built", path
-        )
-    if setting.only:
-        setting.check(setting.default, under.spelling(path))
-
-
-def with_changes(config: Config, changes: Sequence[Change]) -> dict[str, Any]:
-    """A copy of the config with the changes made."""
-    changed = copy.deepcopy(dict(config))
-    for change in changes:
-        *sections, last = change.path.split(".")
-        node = changed
-        for section in sections:
-            node = node.setdefault(section, {})
-        if change.after is ABSENT:
-            del node[last]
-        else:
-            node[last] = change.after
-    return changed
 
 
 def _report(under: ModelUnderChange, changes: Sequence[Change], refused: Sequence[Judgement]) -> WhatIfReport:

@@ -1,4 +1,4 @@
-"""The answer of `adapt.whatif`: counts, the lists beside them, and one verdict per changed value."""
+"""The answer of `config_change.what_if`: counts, the lists beside them, and one verdict per changed value."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from diffusion_policy.adapt.families.family import ABSENT, Clash, Shape, Verdict
+from diffusion_policy.families.changes import Change
+from diffusion_policy.families.family import ABSENT, Clash, Shape, Verdict
 
 COUNTED = ("loads", "shape_mismatch", "missing_new_init", "unexpected_dropped")
 LISTED = 8  # names of each kind shown in the table; the JSON has all
@@ -20,21 +20,6 @@ _COLOURS = {
     Verdict.SAFE: "green", Verdict.DIFFERS: "yellow", Verdict.PARTLY: "yellow",
     Verdict.BREAKING: "red", Verdict.CANNOT_RUN: "red", Verdict.NOT_CONSTRUCTED: "red",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Change:
-    """One value of the config that changes: from `before` to `after`, either of which may be ABSENT."""
-
-    path: str
-    spelling: str
-    before: Any
-    after: Any
-
-    def __str__(self) -> str:
-        if self.after is ABSENT:
-            return f"~{self.spelling}"
-        return f"{self.spelling}: {_shown(self.before)} -> {_shown(self.after)}"
 
 
 @dataclass(frozen=True)
@@ -238,10 +223,3 @@ def _elements(shapes: Iterable[Iterable[int]]) -> int:
 def _overlap(one: Shape, other: Shape) -> int:
     """Elements of the block that both shapes have from the origin; 0 where dimensions differ in number."""
     return math.prod(map(min, one, other)) if len(one) == len(other) else 0
-
-
-def _shown(value: object) -> str:
-    """A value as it would be written in YAML."""
-    if value is ABSENT:
-        return "(absent)"
-    return str(yaml.safe_dump(value, default_flow_style=True)).removesuffix("...\n").strip()

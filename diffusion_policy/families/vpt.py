@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from diffusion_policy.adapt.families.family import (
+from diffusion_policy.families.family import (
     Clash,
     Config,
     ConstructionError,
@@ -23,7 +23,7 @@ from diffusion_policy.adapt.families.family import (
     Shape,
     Shapes,
 )
-from diffusion_policy.adapt.families.named_layers import Tensors, affine
+from diffusion_policy.families.named_layers import Tensors, affine
 
 CNN_WIDTH_OF_STACK_0 = 16  # impala_chans[0], multiplied by impala_width
 DENSE = 256  # width between the convolutions and the recurrent trunk

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffusion_policy.adapt.families.family import (
+from diffusion_policy.adapt.policy_settings import POLICY, Act
+from diffusion_policy.adapt.target import ENTRIES, NORMALIZER
+from diffusion_policy.checkpoint import build_policy
+from diffusion_policy.families.family import (
     ABSENT,
     REQUIRED,
     Clash,
@@ -33,13 +34,11 @@ from diffusion_policy.adapt.families.family import (
     closest,
     lookup,
 )
-from diffusion_policy.adapt.policy_settings import POLICY, Act
-from diffusion_policy.adapt.target import ENTRIES, NORMALIZER
-from diffusion_policy.checkpoint import build_policy
 from diffusion_policy.installation import CONFIG
 from diffusion_policy.policy.registry import class_of_options
 from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.spec import StepSpec, WorkspaceError
+from diffusion_policy.training_config import ConfigError, compose_config_file
 
 # Of arguments that are sections, whose entries have meanings of their own.
 _SECTIONS = {
@@ -129,21 +128,15 @@ class PolicyDefinition:
 
 def open_project_config(path: Path) -> PolicyDefinition | None:
     """The config of that name in config/, or at that path, composed by Hydra; None if there is no such file."""
-    candidates = (path, CONFIG / path, CONFIG / f"{path}.yaml")
-    found = next((one for one in candidates if one.is_file() and one.suffix == ".yaml"), None)
-    if found is None:
-        return None
-    register_resolvers()
     try:
-        with initialize_config_dir(str(found.parent.resolve()), version_base=None):
-            cfg = compose(found.stem)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise FamilyError(f"{found}: cannot be composed: {error}") from error
-    if "policy" not in cfg:
-        raise FamilyError(f"{found}: has no `policy` section, so there is no model to change")
+        cfg = compose_config_file(path)
+    except ConfigError as error:
+        raise FamilyError(str(error)) from error
+    if cfg is None:
+        return None
     config = OmegaConf.to_container(cfg)
     assert isinstance(config, dict)
-    return PolicyDefinition(found.stem, {str(key): value for key, value in config.items()})
+    return PolicyDefinition(path.stem, {str(key): value for key, value in config.items()})
 
 
 def project_configs() -> list[str]:

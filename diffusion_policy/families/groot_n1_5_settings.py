@@ -7,7 +7,7 @@ the belief is wrong.
 
 from __future__ import annotations
 
-from diffusion_policy.adapt.families.family import Config, Effect, Setting, Verdict
+from diffusion_policy.families.family import Config, Effect, Setting, Verdict
 
 HEAD, BACKBONE = "action_head_cfg.", "backbone_cfg."
 DIT, VL = HEAD + "diffusion_model_cfg.", HEAD + "vl_self_attention_cfg."

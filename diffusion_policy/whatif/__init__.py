@@ -1,0 +1,1 @@
+"""What a change of its config would cost a pretrained model: which tensors load, and whether it computes the same."""
