@@ -14,7 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from diffusion_policy.adapt.ledger import Ledger
-from diffusion_policy.adapt.param_groups import (
+from diffusion_policy.policy.contract import PolicyModule
+from diffusion_policy.workspace import TrainingError
+from diffusion_policy.workspace.param_groups import (
     KINDS,
     OldSlots,
     Role,
@@ -24,8 +26,6 @@ from diffusion_policy.adapt.param_groups import (
     split_groups,
     stage_at,
 )
-from diffusion_policy.policy.contract import PolicyModule
-from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.schedule import make_schedule as make_schedule
 
 Groups = list[dict[str, Any]]

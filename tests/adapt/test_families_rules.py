@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diffusion_policy.adapt.apply import apply_plan
-from diffusion_policy.adapt.param_groups import OldSlots, enter_stage, parameter_roles, read_stages
 from diffusion_policy.adapt.plan import PlanError, describe_state, make_plan
 from diffusion_policy.adapt.rules import Rules, read_rules
 from diffusion_policy.families import groot_n1_5, vpt
 from diffusion_policy.families.family import Shape
+from diffusion_policy.workspace.param_groups import OldSlots, enter_stage, parameter_roles, read_stages
 
 HEAD = "action_head."
 VL = f"{HEAD}vl_self_attention.transformer_blocks."

@@ -8,9 +8,9 @@ from adapt_factory import policy_cfg, save_checkpoint
 
 from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.inherit import inherit
-from diffusion_policy.adapt.param_groups import parameter_roles
 from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
 from diffusion_policy.checkpoint import Checkpoint, build_policy, read_checkpoint, write_checkpoint
+from diffusion_policy.workspace.param_groups import parameter_roles
 
 
 def numbers(model: torch.nn.Module) -> torch.Tensor:

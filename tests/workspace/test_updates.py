@@ -9,7 +9,6 @@ import torch
 from diffusers.optimization import get_scheduler
 from kernel_marker import needs_kernels
 
-from diffusion_policy.adapt.param_groups import Role
 from diffusion_policy.checkpoint import build_policy
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.model.cpu import kernels
@@ -22,6 +21,7 @@ from diffusion_policy.workspace.batches import NOISE, Batch, derived_seed
 from diffusion_policy.workspace.losses import BatchLoss, Drawing, near_gripper_change
 from diffusion_policy.workspace.metrics import read_metrics
 from diffusion_policy.workspace.optimization import Stages, make_optimizer, make_schedule, roles_of, split_by_layer
+from diffusion_policy.workspace.param_groups import Role
 from diffusion_policy.workspace.processes import Processes
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
     TrainDiffusionTransformerHybridWorkspace,

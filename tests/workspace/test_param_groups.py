@@ -8,7 +8,9 @@ from torch import nn
 
 from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.ledger import Ledger
-from diffusion_policy.adapt.param_groups import (
+from diffusion_policy.adapt.plan import describe_state, make_plan
+from diffusion_policy.adapt.rules import parse_rules
+from diffusion_policy.workspace.param_groups import (
     KINDS,
     OldSlots,
     Role,
@@ -19,8 +21,6 @@ from diffusion_policy.adapt.param_groups import (
     split_groups,
     stage_at,
 )
-from diffusion_policy.adapt.plan import describe_state, make_plan
-from diffusion_policy.adapt.rules import parse_rules
 
 
 class Net(nn.Module):
