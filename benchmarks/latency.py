@@ -47,13 +47,13 @@ from diffusion_policy.model.cpu.arithmetic import multiplies_bf16
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import DiffusionTransformerHybridImagePolicy
 from diffusion_policy.serve.client import LineClient, ServerError
-from diffusion_policy.serve.compute_threads import ComputeThreads
 from diffusion_policy.serve.engine import Engine, PolicyEngine, processor_name
-from diffusion_policy.serve.host import computing_thread
-from diffusion_policy.serve.request import Reply
+from diffusion_policy.serve.engine.compute_threads import ComputeThreads
 from diffusion_policy.serve.server import listening
 from diffusion_policy.serve.settings import EngineSettings, ServeSettings, read_settings
 from diffusion_policy.serve.stages import STAGES
+from diffusion_policy.serve.transport.host import computing_thread
+from diffusion_policy.serve.transport.request import Reply
 
 POSE = np.array([0.5, 0.0, 0.4, 1.0, 0.0, 0.0, 0.0])
 LOW = np.array([0.2, -0.3, 0.1, 0.95, -0.1, -0.1, -0.1, 0.0])

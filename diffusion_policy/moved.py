@@ -1,6 +1,6 @@
 """Modules that have moved, by their former names: programs and checkpoints that name them still find them.
 
-`import diffusion_policy.cores` gives the module `diffusion_policy.cpu` itself, with a `DeprecationWarning` that says so.
+`import diffusion_policy.cores` gives the module `diffusion_policy.cpu` itself, with a warning that says so.
 A name stands for what lies below it, too.
 """
 
@@ -29,6 +29,23 @@ MOVED = {
     "model.convolution": "model.cpu.convolution",
     "model.group_norm": "model.cpu.group_norm",
     "model.kernels": "model.cpu.kernels",
+    "serve.arrays": "serve.transport.arrays",
+    "serve.cameras": "serve.checks.cameras",
+    "serve.compute_threads": "serve.engine.compute_threads",
+    "serve.cuda_graph": "serve.engine.cuda_graph",
+    "serve.fast_path": "serve.engine.fast_path",
+    "serve.freshness": "serve.checks.freshness",
+    "serve.host": "serve.transport.host",
+    "serve.images": "serve.transport.images",
+    "serve.inbox": "serve.transport.inbox",
+    "serve.line_server": "serve.transport.line_server",
+    "serve.motion_guard": "serve.checks.motion_guard",
+    "serve.parity": "serve.checks.parity",
+    "serve.ports": "serve.transport.ports",
+    "serve.protocol": "serve.transport.protocol",
+    "serve.request": "serve.transport.request",
+    "serve.seams": "serve.checks.seams",
+    "serve.websocket_server": "serve.transport.websocket_server",
 }
 
 

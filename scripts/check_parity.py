@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(arguments: argparse.Namespace) -> Answer:
     """Compare what the server answers with the checkpoint's own way."""
+    from diffusion_policy.serve.checks.parity import check_parity
     from diffusion_policy.serve.client import LineClient
-    from diffusion_policy.serve.parity import check_parity
 
     host, _, port = arguments.server.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:

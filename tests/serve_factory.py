@@ -16,11 +16,11 @@ import cv2
 import numpy as np
 
 from diffusion_policy.serve.engine import Inference
-from diffusion_policy.serve.images import decode_image
-from diffusion_policy.serve.protocol import Observation
 from diffusion_policy.serve.server import listening
 from diffusion_policy.serve.settings import ServeSettings, read_settings
 from diffusion_policy.serve.stages import Stages
+from diffusion_policy.serve.transport.images import decode_image
+from diffusion_policy.serve.transport.protocol import Observation
 
 POSE = [0.5, 0.0, 0.3, 1.0, 0.0, 0.0, 0.0]
 N_OBS, N_ACTIONS = 2, 8

@@ -22,7 +22,7 @@ from diffusion_policy.evaluate.open_loop_table import open_loop_table
 from diffusion_policy.evaluate.recorded_inference import Sampling
 from diffusion_policy.gripper_events import gripper_events, score_gripper_events
 from diffusion_policy.serve.engine import Inference
-from diffusion_policy.serve.protocol import Observation
+from diffusion_policy.serve.transport.protocol import Observation
 from diffusion_policy.serve.tuning import Budget, Candidate, RecordedRequests, Tuning, measure, propose
 from diffusion_policy.spec import POSE_GRIPPER
 from diffusion_policy.workspace.validation import EpisodePrediction, gripper_scores

@@ -16,8 +16,8 @@ from PIL import Image
 
 from diffusion_policy.convert.decoding import decode_frame
 from diffusion_policy.images import ImageError, ImageNote, decode_image, image_size
-from diffusion_policy.serve.images import decode_image as decode_observed
-from diffusion_policy.serve.protocol import ProtocolError
+from diffusion_policy.serve.transport.images import decode_image as decode_observed
+from diffusion_policy.serve.transport.protocol import ProtocolError
 from diffusion_policy.trajectory import TrajectoryError
 
 WIDTH, HEIGHT = 96, 64

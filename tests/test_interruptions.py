@@ -31,8 +31,8 @@ from trajectory_factory import write_trajectory
 from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.env_runner.tabletop_runner import SETTINGS
 from diffusion_policy.serve.engine import PolicyEngine
-from diffusion_policy.serve.host import computing_thread
 from diffusion_policy.serve.settings import read_settings
+from diffusion_policy.serve.transport.host import computing_thread
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted([*(REPOSITORY / "scripts").iterdir(), REPOSITORY / "train.py"])

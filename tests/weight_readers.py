@@ -27,8 +27,8 @@ from diffusion_policy.evaluate.recorded_inference import open_recorded
 from diffusion_policy.installation import CONFIG
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
 from diffusion_policy.report.checkpoint_evidence import look_at_checkpoint
+from diffusion_policy.serve.checks.parity import check_parity
 from diffusion_policy.serve.engine import PolicyEngine
-from diffusion_policy.serve.parity import check_parity
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.tuning import Budget, Candidate, tune
 from diffusion_policy.spec import WorkspaceError

@@ -20,9 +20,9 @@ from diffusion_policy.env_runner.actors import Answer, Question
 from diffusion_policy.env_runner.simulator import FloatArray, Simulator, SimulatorError
 from diffusion_policy.serve.client import LineClient, ServerError
 from diffusion_policy.serve.engine import PolicyEngine
-from diffusion_policy.serve.host import computing_thread
 from diffusion_policy.serve.server import listening
 from diffusion_policy.serve.settings import ServeSettings, read_settings
+from diffusion_policy.serve.transport.host import computing_thread
 from diffusion_policy.sim.recorder import encode_jpeg
 from diffusion_policy.spec import GRIPPER, POSE
 

@@ -17,7 +17,7 @@ from diffusion_policy.report.page import Section, grid, paragraph, place, table
 from diffusion_policy.report.playback import Playback
 from diffusion_policy.report.run_folder import RunFolder
 from diffusion_policy.run_log import RunLog
-from diffusion_policy.serve.motion_guard import GuardSettings, MotionGuard, MotionRefusedError
+from diffusion_policy.serve.checks.motion_guard import GuardSettings, MotionGuard, MotionRefusedError
 from diffusion_policy.serve.session_log import read_lines
 
 MOST_TRAJECTORIES = 4

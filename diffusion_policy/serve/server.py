@@ -15,12 +15,12 @@ from pathlib import Path
 from diffusion_policy.command_line import STOP_SIGNALS, Stopped
 from diffusion_policy.commands import command
 from diffusion_policy.serve.engine import Engine, PolicyEngine
-from diffusion_policy.serve.host import Host, computing_thread
-from diffusion_policy.serve.line_server import start_line_server
-from diffusion_policy.serve.ports import check_ports, why_not
-from diffusion_policy.serve.request import Reply
 from diffusion_policy.serve.settings import LogSettings, ServeError, ServeSettings
-from diffusion_policy.serve.websocket_server import start_websocket_server
+from diffusion_policy.serve.transport.host import Host, computing_thread
+from diffusion_policy.serve.transport.line_server import start_line_server
+from diffusion_policy.serve.transport.ports import check_ports, why_not
+from diffusion_policy.serve.transport.request import Reply
+from diffusion_policy.serve.transport.websocket_server import start_websocket_server
 
 logger = logging.getLogger(__name__)
 

@@ -29,12 +29,17 @@ import numpy as np
 
 from diffusion_policy.gripper_scale import find_scales
 from diffusion_policy.policy.noise import noise_seed
-from diffusion_policy.serve.cameras import CameraWatch
+from diffusion_policy.serve.checks.cameras import CameraWatch
+from diffusion_policy.serve.checks.freshness import Freshness
+from diffusion_policy.serve.checks.motion_guard import GuardedChunk, MotionGuard, MotionRefusedError
+from diffusion_policy.serve.checks.seams import Seam, ServedChunk
 from diffusion_policy.serve.engine import Engine
-from diffusion_policy.serve.freshness import Freshness
-from diffusion_policy.serve.inbox import is_superseded
-from diffusion_policy.serve.motion_guard import GuardedChunk, MotionGuard, MotionRefusedError
-from diffusion_policy.serve.protocol import (
+from diffusion_policy.serve.session_log import Images, SessionLog
+from diffusion_policy.serve.settings import ServeSettings
+from diffusion_policy.serve.stages import GivenUpError, Stages
+from diffusion_policy.serve.step_lines import describe_observation, loggable, times_of, without_step
+from diffusion_policy.serve.transport.inbox import is_superseded
+from diffusion_policy.serve.transport.protocol import (
     ENDING,
     ErrorCode,
     Hello,
@@ -45,12 +50,7 @@ from diffusion_policy.serve.protocol import (
     action_reply,
     error_reply,
 )
-from diffusion_policy.serve.request import Arrival, Reply, Request, Ticket
-from diffusion_policy.serve.seams import Seam, ServedChunk
-from diffusion_policy.serve.session_log import Images, SessionLog
-from diffusion_policy.serve.settings import ServeSettings
-from diffusion_policy.serve.stages import GivenUpError, Stages
-from diffusion_policy.serve.step_lines import describe_observation, loggable, times_of, without_step
+from diffusion_policy.serve.transport.request import Arrival, Reply, Request, Ticket
 from diffusion_policy.spec import GRIPPER, WorkspaceError
 
 logger = logging.getLogger(__name__)

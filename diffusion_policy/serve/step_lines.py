@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_policy.serve.engine import FloatArray
-from diffusion_policy.serve.protocol import Observation
-from diffusion_policy.serve.request import Arrival
+from diffusion_policy.serve.engine.policy_engine import FloatArray
+from diffusion_policy.serve.transport.protocol import Observation
+from diffusion_policy.serve.transport.request import Arrival
 from diffusion_policy.spec import INTERVENTION
 
 

@@ -30,11 +30,11 @@ from diffusion_policy.evaluate.recorded_inference import Counted, RecordedEpisod
 from diffusion_policy.gripper_events import TOLERANCE_SECONDS, EventScore, score_gripper_events
 from diffusion_policy.intervals import defined
 from diffusion_policy.policy.default_sampler import Sampler, sampler_of_training
+from diffusion_policy.serve.checks.seams import Seam, ServedChunk
 from diffusion_policy.serve.engine import PolicyEngine
-from diffusion_policy.serve.protocol import Observation
-from diffusion_policy.serve.seams import Seam, ServedChunk
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.stages import Stages
+from diffusion_policy.serve.transport.protocol import Observation
 from diffusion_policy.spec import WorkspaceError
 
 logger = logging.getLogger(__name__)

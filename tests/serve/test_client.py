@@ -16,8 +16,8 @@ import pytest
 from serve_factory import POSE, FakeEngine, ServerThread, jpeg, settings
 from websockets.sync.server import serve
 
-from diffusion_policy.serve.arrays import pack
 from diffusion_policy.serve.client import Chunk, LineClient, ServerError, WebSocketClient
+from diffusion_policy.serve.transport.arrays import pack
 
 
 def test_a_robot_s_machine_needs_no_torch(repository: Path) -> None:

@@ -1,4 +1,4 @@
-"""diffusion_policy.serve.compute_threads: as many as others leave, judged again, and written into the log."""
+"""diffusion_policy.serve.engine.compute_threads: as many as others leave, judged again, and written into the log."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +10,8 @@ import torch
 from serve_factory import ServerThread, observation_message, parsed, settings
 
 from diffusion_policy.cpu import CpuTimes, Threads
-from diffusion_policy.serve import compute_threads
-from diffusion_policy.serve.compute_threads import LOOK_S, OLD_S, ComputeThreads
-from diffusion_policy.serve.engine import PolicyEngine
+from diffusion_policy.serve.engine import PolicyEngine, compute_threads
+from diffusion_policy.serve.engine.compute_threads import LOOK_S, OLD_S, ComputeThreads
 from diffusion_policy.serve.replay import _usable_threads, read_steps, replay
 from diffusion_policy.serve.session_log import read_lines
 from diffusion_policy.serve.settings import EngineSettings

@@ -7,8 +7,8 @@ from typing import get_args
 import pytest
 import yaml
 
-from diffusion_policy.serve.protocol import ENDING, ErrorCode
 from diffusion_policy.serve.settings import read_settings
+from diffusion_policy.serve.transport.protocol import ENDING, ErrorCode
 
 PLAIN = re.compile(r"^\| `(\w+)` \| .* \| ([^|]+) \|$", re.MULTILINE)
 

@@ -1,4 +1,4 @@
-"""diffusion_policy.serve.engine and its fast path: equal to the plain policy, and faster for a reason."""
+"""diffusion_policy.serve.engine.policy_engine and its fast path: equal to the plain policy, and faster for a reason."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -19,14 +19,14 @@ from diffusion_policy.model.cpu import kernels
 from diffusion_policy.model.diffusion.fast_denoiser import CompiledDenoiser, FastDenoiser, is_foldable
 from diffusion_policy.model.diffusion.transformer_for_diffusion import TransformerForDiffusion
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
-from diffusion_policy.serve import engine as engine_module
-from diffusion_policy.serve import fast_path, server
-from diffusion_policy.serve.cuda_graph import GraphedDenoiser
-from diffusion_policy.serve.engine import PolicyEngine
-from diffusion_policy.serve.host import Host
-from diffusion_policy.serve.protocol import Observation
+from diffusion_policy.serve import server
+from diffusion_policy.serve.engine import PolicyEngine, fast_path
+from diffusion_policy.serve.engine import policy_engine as engine_module
+from diffusion_policy.serve.engine.cuda_graph import GraphedDenoiser
 from diffusion_policy.serve.settings import EngineSettings, ServeError, ServeSettings, read_settings
 from diffusion_policy.serve.stages import Stages
+from diffusion_policy.serve.transport.host import Host
+from diffusion_policy.serve.transport.protocol import Observation
 
 KINDS = [FastDenoiser, pytest.param(CompiledDenoiser, marks=needs_kernels)]
 

@@ -1,4 +1,4 @@
-"""diffusion_policy.serve.freshness: drift is followed, lag is not; clocks that begin anew; units by name."""
+"""diffusion_policy.serve.checks.freshness: drift is followed, lag is not; clocks that begin anew; units by name."""
 
 import csv
 import runpy
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from serve_factory import FakeEngine, ServerThread, observation_message, settings
 
-from diffusion_policy.serve.freshness import AGREEING, EPISODE_GAP_S, Freshness
-from diffusion_policy.serve.protocol import ProtocolError
+from diffusion_policy.serve.checks.freshness import AGREEING, EPISODE_GAP_S, Freshness
+from diffusion_policy.serve.transport.protocol import ProtocolError
 
 
 def seen(stamp: float) -> Any:

@@ -1,4 +1,4 @@
-"""diffusion_policy.serve.line_server: the old robot clients, unchanged, over real sockets."""
+"""diffusion_policy.serve.transport.line_server: the old robot clients, unchanged, over real sockets."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""diffusion_policy.serve.motion_guard: limits that engage, in metres and radians, and say so."""
+"""diffusion_policy.serve.checks.motion_guard: limits that engage, in metres and radians, and say so."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from diffusion_policy import geometry
-from diffusion_policy.serve.motion_guard import GuardSettings, MotionGuard, MotionRefusedError
+from diffusion_policy.serve.checks.motion_guard import GuardSettings, MotionGuard, MotionRefusedError
 from diffusion_policy.spec import WorkspaceError
 
 DOWN = Rotation.from_euler("x", np.pi)

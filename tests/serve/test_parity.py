@@ -1,4 +1,4 @@
-"""diffusion_policy.serve.parity: recorded frames through a live server, and mistakes named."""
+"""diffusion_policy.serve.checks.parity: recorded frames through a live server, and mistakes named."""
 
 import json
 import runpy
@@ -11,9 +11,7 @@ import pytest
 from evaluation_factory import HEIGHT, WIDTH
 from serve_factory import ServerThread, settings
 
-from diffusion_policy.serve.client import LineClient
-from diffusion_policy.serve.engine import PolicyEngine, Prepared
-from diffusion_policy.serve.parity import (
+from diffusion_policy.serve.checks.parity import (
     IMAGE_MISTAKES,
     STATE_MISTAKES,
     Collected,
@@ -23,6 +21,8 @@ from diffusion_policy.serve.parity import (
     enlarge,
     name_culprit,
 )
+from diffusion_policy.serve.client import LineClient
+from diffusion_policy.serve.engine import PolicyEngine, Prepared
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.spec import ImageArray, resize_frame
 

@@ -1,4 +1,4 @@
-"""diffusion_policy.serve.ports: what cannot be listened on is said before a checkpoint is loaded."""
+"""diffusion_policy.serve.transport.ports: what cannot be listened on is said before a checkpoint is loaded."""
 
 import asyncio
 import contextlib
@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from serve_factory import FakeEngine, settings
 
-from diffusion_policy.serve.ports import check_ports, holder_of, why_not
 from diffusion_policy.serve.server import listening, serve_checkpoint
 from diffusion_policy.serve.settings import ServeError
+from diffusion_policy.serve.transport.ports import check_ports, holder_of, why_not
 
 
 @contextlib.contextmanager

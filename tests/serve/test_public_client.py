@@ -13,12 +13,12 @@ import pytest
 from serve_factory import FakeEngine, OldClient, PublicClient, ServerThread, observation_message, settings, wait_until
 from websockets.sync.client import connect
 
-from diffusion_policy.serve.arrays import pack, unpack
 from diffusion_policy.serve.engine import Inference, PolicyEngine
-from diffusion_policy.serve.protocol import Observation
 from diffusion_policy.serve.session_log import read_lines
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.stages import GivenUpError, Stages
+from diffusion_policy.serve.transport.arrays import pack, unpack
+from diffusion_policy.serve.transport.protocol import Observation
 
 PERIOD = 0.15  # a quarter of the client's 0.6 s; an inference takes as long, up to 0.25 (its 1.0) s
 

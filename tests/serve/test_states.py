@@ -14,8 +14,8 @@ from diffusion_policy.model.normalizer import LinearNormalizer, SingleFieldLinea
 from diffusion_policy.run_log import read_log
 from diffusion_policy.serve.client import LineClient
 from diffusion_policy.serve.engine import PolicyEngine
-from diffusion_policy.serve.protocol import Observation
 from diffusion_policy.serve.settings import EngineSettings, ServeError, read_settings
+from diffusion_policy.serve.transport.protocol import Observation
 
 RNG = np.random.default_rng(0)
 STEPS = 20_000

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_policy.serve.seams import ServedChunk, measure_seam
+from diffusion_policy.serve.checks.seams import ServedChunk, measure_seam
 from diffusion_policy.serve.tuning import Budget, Candidate, Measured, parse_candidate, propose
 from diffusion_policy.spec import WorkspaceError
 

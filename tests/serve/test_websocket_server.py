@@ -1,4 +1,4 @@
-"""diffusion_policy.serve.websocket_server: openpi's own client, unmodified, and ours."""
+"""diffusion_policy.serve.transport.websocket_server: openpi's own client, unmodified, and ours."""
 
 import logging
 import random
@@ -14,12 +14,12 @@ from serve_factory import N_ACTIONS, POSE, FakeEngine, ServerThread, jpeg, parse
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from diffusion_policy.serve.arrays import pack, unpack
 from diffusion_policy.serve.client import Chunk, LineClient, ServerError, WebSocketClient
 from diffusion_policy.serve.engine import PolicyEngine
-from diffusion_policy.serve.protocol import ProtocolError
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.stages import Stages
+from diffusion_policy.serve.transport.arrays import pack, unpack
+from diffusion_policy.serve.transport.protocol import ProtocolError
 
 FREE = "websocket_port=0"
 

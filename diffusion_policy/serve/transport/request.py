@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from diffusion_policy.serve.protocol import Message, ProtocolError
 from diffusion_policy.serve.session_log import Images
 from diffusion_policy.serve.stages import Stages
+from diffusion_policy.serve.transport.protocol import Message, ProtocolError
 
 Outcome = Literal["claimed", "late", "gone"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from diffusion_policy.serve.protocol import ProtocolError
+from diffusion_policy.serve.transport.protocol import ProtocolError
 
 _KINDS = "biuf"
 

@@ -22,11 +22,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
-from diffusion_policy.serve.arrays import pack, unpack
-from diffusion_policy.serve.host import Host
-from diffusion_policy.serve.protocol import Limits, Message, ProtocolError, parse_message
-from diffusion_policy.serve.request import Arrival, Reply, Request
 from diffusion_policy.serve.stages import Stages
+from diffusion_policy.serve.transport.arrays import pack, unpack
+from diffusion_policy.serve.transport.host import Host
+from diffusion_policy.serve.transport.protocol import Limits, Message, ProtocolError, parse_message
+from diffusion_policy.serve.transport.request import Arrival, Reply, Request
 
 logger = logging.getLogger(__name__)
 

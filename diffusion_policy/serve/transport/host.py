@@ -22,15 +22,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from diffusion_policy.serve.checks.motion_guard import GuardSettings, MotionGuard
 from diffusion_policy.serve.engine import Engine
-from diffusion_policy.serve.inbox import Inbox
-from diffusion_policy.serve.motion_guard import GuardSettings, MotionGuard
-from diffusion_policy.serve.protocol import ErrorCode, ProtocolError
-from diffusion_policy.serve.request import Arrival, Reply, Request, Ticket
 from diffusion_policy.serve.session import Session, Slot
 from diffusion_policy.serve.session_log import SessionLog
 from diffusion_policy.serve.settings import ServeSettings
 from diffusion_policy.serve.stages import Stages
+from diffusion_policy.serve.transport.inbox import Inbox
+from diffusion_policy.serve.transport.protocol import ErrorCode, ProtocolError
+from diffusion_policy.serve.transport.request import Arrival, Reply, Request, Ticket
 
 logger = logging.getLogger(__name__)
 

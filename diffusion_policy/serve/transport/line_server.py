@@ -13,10 +13,10 @@ import logging
 import socket
 import time
 
-from diffusion_policy.serve.host import Connection, Host
-from diffusion_policy.serve.protocol import ProtocolError, encode_line, parse_line
-from diffusion_policy.serve.request import Arrival, Reply, Request
 from diffusion_policy.serve.stages import Stages
+from diffusion_policy.serve.transport.host import Connection, Host
+from diffusion_policy.serve.transport.protocol import ProtocolError, encode_line, parse_line
+from diffusion_policy.serve.transport.request import Arrival, Reply, Request
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes
 from diffusion_policy.policy.noise import window_noise
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.serve.client import LineClient, observation
-from diffusion_policy.serve.protocol import array_from_json
+from diffusion_policy.serve.transport.protocol import array_from_json
 from diffusion_policy.spec import POSE_GRIPPER, WorkspaceError
 
 Array = NDArray[Any]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from diffusion_policy.serve.protocol import Observation, ProtocolError, Reset
-from diffusion_policy.serve.request import Request
+from diffusion_policy.serve.transport.protocol import Observation, ProtocolError, Reset
+from diffusion_policy.serve.transport.request import Request
 
 # What a message costs beside its own bytes, so that a flood of empty ones is bounded, too.
 _OVERHEAD_BYTES = 1024

@@ -29,7 +29,7 @@ from diffusion_policy.host_memory import keep_freed_memory
 from diffusion_policy.model.cpu.arithmetic import use_fast_layers
 from diffusion_policy.policy.contract import AcceleratedPolicy, Denoiser, Policy, RecordableDenoiser
 from diffusion_policy.policy.observation_batch import observation_batch
-from diffusion_policy.serve.cuda_graph import GraphedDenoiser
+from diffusion_policy.serve.engine.cuda_graph import GraphedDenoiser
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.spec import ImageArray
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from diffusion_policy.geometry import geodesic_distance
 from diffusion_policy.images import ImageNote
-from diffusion_policy.serve.images import decode_observed
-from diffusion_policy.serve.protocol import ErrorCode, Observation, ProtocolError
 from diffusion_policy.serve.settings import CameraSettings, ServeSettings
+from diffusion_policy.serve.transport.images import decode_observed
+from diffusion_policy.serve.transport.protocol import ErrorCode, Observation, ProtocolError
 from diffusion_policy.spec import ImageArray
 
 FloatArray = NDArray[np.float64]

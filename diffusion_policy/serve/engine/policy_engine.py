@@ -39,12 +39,12 @@ from diffusion_policy.policy.default_sampler import Sampler, sampler_note, sampl
 from diffusion_policy.policy.noise import window_noise
 from diffusion_policy.policy.quaternion_side import QuaternionSide
 from diffusion_policy.policy.sampler import set_sampler
-from diffusion_policy.serve.compute_threads import ComputeThreads
-from diffusion_policy.serve.fast_path import FastPath
-from diffusion_policy.serve.images import decode_image
-from diffusion_policy.serve.protocol import Observation
+from diffusion_policy.serve.engine.compute_threads import ComputeThreads
+from diffusion_policy.serve.engine.fast_path import FastPath
 from diffusion_policy.serve.settings import EngineSettings, ServeError
 from diffusion_policy.serve.stages import Stages
+from diffusion_policy.serve.transport.images import decode_image
+from diffusion_policy.serve.transport.protocol import Observation
 from diffusion_policy.spec import POSE, POSE_GRIPPER, ImageArray, action_semantics, policy_observation
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_policy.serve.protocol import Observation, ProtocolError
+from diffusion_policy.serve.transport.protocol import Observation, ProtocolError
 
 MAX_DRIFT = 600e-6
 # Seconds without an observation: after this one, what comes is another episode.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diffusion_policy import images
-from diffusion_policy.serve.protocol import ProtocolError
+from diffusion_policy.serve.transport.protocol import ProtocolError
 from diffusion_policy.spec import ImageArray
 
 _PNG = b"\x89PNG\r\n\x1a\n"
