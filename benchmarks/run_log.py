@@ -27,8 +27,8 @@ from latency import HIGH, LOW, POSE, Candidate, scene, serving_engine  # type: i
 from rich.console import Console
 from rich.table import Table
 
+from diffusion_policy.run_log.session_log import SessionLog
 from diffusion_policy.serve.engine import Inference
-from diffusion_policy.serve.session_log import SessionLog
 from diffusion_policy.serve.stages import Stages
 from diffusion_policy.serve.transport import host
 from diffusion_policy.serve.transport.protocol import Observation

@@ -46,6 +46,9 @@ MOVED = {
     "serve.request": "serve.transport.request",
     "serve.seams": "serve.checks.seams",
     "serve.websocket_server": "serve.transport.websocket_server",
+    "serve.log_export": "run_log.exports",
+    "serve.log_to_trajectory": "run_log.to_trajectories",
+    "serve.session_log": "run_log.session_log",
 }
 
 

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(arguments: argparse.Namespace) -> Answer:
     """Convert the logs."""
-    from diffusion_policy.serve.log_to_trajectory import convert_logs, read_corrections
+    from diffusion_policy.run_log.to_trajectories import convert_logs, read_corrections
 
     if arguments.corrections and len(arguments.logs) > 1:
         raise WorkspaceError(f"--corrections belongs to one log; there are {len(arguments.logs)}")

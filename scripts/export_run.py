@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(arguments: argparse.Namespace) -> Answer:
     """Export the run."""
-    from diffusion_policy.serve.log_export import PROJECT, to_inference_log, to_rerun, to_vlalab
+    from diffusion_policy.run_log.exports import PROJECT, to_inference_log, to_rerun, to_vlalab
 
     if arguments.vlalab is not None:
         written = to_vlalab(arguments.run, arguments.vlalab, arguments.project or PROJECT)

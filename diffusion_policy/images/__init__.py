@@ -14,6 +14,7 @@ from diffusion_policy.images.decoding import (
     decode_image,
     decode_jpeg,
     image_size,
+    mime_suffix,
     resize_frame,
 )
 from diffusion_policy.images.errors import ImageError
@@ -31,6 +32,7 @@ __all__ = [
     "decode_jpeg",
     "image_size",
     "kinds_of",
+    "mime_suffix",
     "mixture",
     "resize_frame",
 ]

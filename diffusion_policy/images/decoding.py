@@ -119,6 +119,11 @@ def image_size(data: bytes) -> tuple[int, int] | None:
     return None if png_header is None else png_header.size
 
 
+def mime_suffix(data: bytes) -> str:
+    """File name suffix of an encoded image that was accepted: ".png" or ".jpg"."""
+    return ".png" if data.startswith(png.SIGNATURE) else ".jpg"
+
+
 def resize_frame(frame: ImageArray, width: int, height: int) -> ImageArray:
     """Resize one (H, W, 3) frame by area interpolation: the one resize of converter and server."""
     if frame.shape[:2] == (height, width):

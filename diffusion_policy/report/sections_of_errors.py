@@ -17,8 +17,8 @@ from diffusion_policy.report.page import Section, grid, paragraph, place, table
 from diffusion_policy.report.playback import Playback
 from diffusion_policy.report.run_folder import RunFolder
 from diffusion_policy.run_log import RunLog
+from diffusion_policy.run_log.session_log import read_lines
 from diffusion_policy.serve.checks.motion_guard import GuardSettings, MotionGuard, MotionRefusedError
-from diffusion_policy.serve.session_log import read_lines
 
 MOST_TRAJECTORIES = 4
 # Workspace of a guard that looks at a log afterwards, around the way that the arm took.

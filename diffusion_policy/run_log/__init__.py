@@ -7,7 +7,7 @@ them into one ``RunLog``, and ``write_inference_log`` writes the third. The four
 2. ``{"steps": [{"step", "input": {"state", "timestamp"}, "action": {"values": [[A] x T]}}]}``;
 3. ``{"meta": {"checkpoint", "start_time", ...}, "steps": [{"step", "timing": {...}, "input": {"state", "image_base64"},
    "action": {"values": [[A] x T]}}]}``;
-4. a folder with ``meta.json``, ``steps.jsonl`` and ``images/``, see ``serve.session_log``.
+4. a folder with ``meta.json``, ``steps.jsonl`` and ``images/``, see ``session_log``.
 
 A log is untrusted input: its size is bounded, every number is checked, and whatever does not fit is refused by file and
 place. Which layout its numbers have (pose + gripper, or rotation vector + width) is told from the numbers themselves

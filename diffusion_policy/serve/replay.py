@@ -23,8 +23,8 @@ from diffusion_policy.cpu import usable_cores
 from diffusion_policy.evaluate.open_loop import score_chunks
 from diffusion_policy.gripper_events import Event, gripper_events
 from diffusion_policy.run_log import missing_sentences, read_log
+from diffusion_policy.run_log.session_log import SessionLogError, read_image, read_lines, software_versions
 from diffusion_policy.serve.engine import Engine, Inference, PolicyEngine
-from diffusion_policy.serve.session_log import SessionLogError, read_image, read_lines, software_versions
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.stages import Stages
 from diffusion_policy.serve.transport.protocol import Observation

@@ -29,12 +29,12 @@ import numpy as np
 
 from diffusion_policy.gripper_scale import find_scales
 from diffusion_policy.policy.noise import noise_seed
+from diffusion_policy.run_log.session_log import Images, SessionLog
 from diffusion_policy.serve.checks.cameras import CameraWatch
 from diffusion_policy.serve.checks.freshness import Freshness
 from diffusion_policy.serve.checks.motion_guard import GuardedChunk, MotionGuard, MotionRefusedError
 from diffusion_policy.serve.checks.seams import Seam, ServedChunk
 from diffusion_policy.serve.engine import Engine
-from diffusion_policy.serve.session_log import Images, SessionLog
 from diffusion_policy.serve.settings import ServeSettings
 from diffusion_policy.serve.stages import GivenUpError, Stages
 from diffusion_policy.serve.step_lines import describe_observation, loggable, times_of, without_step

@@ -15,8 +15,8 @@ from serve_factory import POSE, FakeEngine, ServerThread, jpeg, observation_mess
 from trajectory_factory import write_trajectory
 
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
+from diffusion_policy.run_log.session_log import read_lines
 from diffusion_policy.serve.checks.cameras import CameraWatch, look_at
-from diffusion_policy.serve.session_log import read_lines
 from diffusion_policy.serve.settings import CameraSettings
 from diffusion_policy.serve.transport.images import decode_image
 from diffusion_policy.serve.transport.protocol import Observation, ProtocolError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from serve_factory import N_ACTIONS, FakeEngine, ServerThread, observation_message, settings
 
-from diffusion_policy.serve.session_log import read_lines
+from diffusion_policy.run_log.session_log import read_lines
 
 
 def drifting(observation: object) -> np.ndarray:

@@ -10,10 +10,10 @@ import torch
 from serve_factory import ServerThread, observation_message, parsed, settings
 
 from diffusion_policy.cpu import CpuTimes, Threads
+from diffusion_policy.run_log.session_log import read_lines
 from diffusion_policy.serve.engine import PolicyEngine, compute_threads
 from diffusion_policy.serve.engine.compute_threads import LOOK_S, OLD_S, ComputeThreads
 from diffusion_policy.serve.replay import _usable_threads, read_steps, replay
-from diffusion_policy.serve.session_log import read_lines
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.stages import Stages
 

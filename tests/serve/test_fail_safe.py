@@ -28,8 +28,8 @@ from serve_factory import (
 )
 
 from diffusion_policy.images import decode_image
+from diffusion_policy.run_log.session_log import read_lines
 from diffusion_policy.serve.engine import PolicyEngine
-from diffusion_policy.serve.session_log import read_lines
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.transport.protocol import ENDING, Observation
 from diffusion_policy.spec import SpecError

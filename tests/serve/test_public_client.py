@@ -13,8 +13,8 @@ import pytest
 from serve_factory import FakeEngine, OldClient, PublicClient, ServerThread, observation_message, settings, wait_until
 from websockets.sync.client import connect
 
+from diffusion_policy.run_log.session_log import read_lines
 from diffusion_policy.serve.engine import Inference, PolicyEngine
-from diffusion_policy.serve.session_log import read_lines
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.stages import GivenUpError, Stages
 from diffusion_policy.serve.transport.arrays import pack, unpack

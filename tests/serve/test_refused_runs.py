@@ -13,10 +13,10 @@ from diffusion_policy.evaluate.gripper import judge_file
 from diffusion_policy.report.log_evidence import look_at_log
 from diffusion_policy.report.log_findings import log_findings
 from diffusion_policy.run_log import RunLogError, read_log
-from diffusion_policy.serve.log_export import to_inference_log, to_rerun, to_vlalab
-from diffusion_policy.serve.log_to_trajectory import convert_logs
+from diffusion_policy.run_log.exports import to_inference_log, to_rerun, to_vlalab
+from diffusion_policy.run_log.session_log import SessionLogError
+from diffusion_policy.run_log.to_trajectories import convert_logs
 from diffusion_policy.serve.replay import read_steps
-from diffusion_policy.serve.session_log import SessionLogError
 
 NO_MOTION = np.full((10, 8), np.nan)
 WHY = {

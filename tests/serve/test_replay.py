@@ -9,9 +9,9 @@ import pytest
 from evaluation_factory import write_tiny_checkpoint
 from serve_factory import ServerThread, observation_message, settings
 
+from diffusion_policy.run_log.session_log import SessionLogError
 from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.replay import event_differences, read_steps, replay
-from diffusion_policy.serve.session_log import SessionLogError
 from diffusion_policy.serve.settings import ServeSettings
 
 

@@ -12,8 +12,8 @@ from serve_factory import POSE, FakeEngine, OldClient, ServerThread, observation
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from diffusion_policy.run_log.session_log import read_lines
 from diffusion_policy.serve.server import _announce
-from diffusion_policy.serve.session_log import read_lines
 from diffusion_policy.serve.transport.arrays import pack
 from diffusion_policy.serve.transport.line_server import _keep_alive
 

@@ -22,10 +22,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from diffusion_policy.run_log.session_log import SessionLog
 from diffusion_policy.serve.checks.motion_guard import GuardSettings, MotionGuard
 from diffusion_policy.serve.engine import Engine
 from diffusion_policy.serve.session import Session, Slot
-from diffusion_policy.serve.session_log import SessionLog
 from diffusion_policy.serve.settings import ServeSettings
 from diffusion_policy.serve.stages import Stages
 from diffusion_policy.serve.transport.inbox import Inbox

@@ -6,8 +6,6 @@ from diffusion_policy import images
 from diffusion_policy.serve.transport.protocol import ProtocolError
 from diffusion_policy.spec import ImageArray
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-
 
 def decode_observed(
     image: bytes | ImageArray, max_pixels: int, where: str
@@ -29,8 +27,3 @@ def decode_observed(
 def decode_image(image: bytes | ImageArray, max_pixels: int, where: str) -> ImageArray:
     """The frame of ``decode_observed`` alone."""
     return decode_observed(image, max_pixels, where)[0]
-
-
-def mime_suffix(image: bytes) -> str:
-    """File name suffix of an encoded image."""
-    return ".png" if image.startswith(_PNG) else ".jpg"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from diffusion_policy.serve.session_log import Images
+from diffusion_policy.run_log.session_log import Images
 from diffusion_policy.serve.stages import Stages
 from diffusion_policy.serve.transport.protocol import Message, ProtocolError
 

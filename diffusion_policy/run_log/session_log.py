@@ -35,7 +35,7 @@ from typing import IO, Any
 import cv2
 import numpy as np
 
-from diffusion_policy.serve.transport.images import mime_suffix
+from diffusion_policy.images import mime_suffix
 from diffusion_policy.spec import ImageArray, WorkspaceError
 
 logger = logging.getLogger(__name__)

@@ -20,9 +20,9 @@ from diffusion_policy.dagger.marked import cut_marked
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.run_log import RunLogError, read_log
-from diffusion_policy.serve.log_export import to_inference_log, to_rerun, to_vlalab
-from diffusion_policy.serve.log_to_trajectory import convert_logs, read_corrections
-from diffusion_policy.serve.session_log import SessionLogError, read_lines
+from diffusion_policy.run_log.exports import to_inference_log, to_rerun, to_vlalab
+from diffusion_policy.run_log.session_log import SessionLogError, read_lines
+from diffusion_policy.run_log.to_trajectories import convert_logs, read_corrections
 from diffusion_policy.spec import INTERVENTION
 from diffusion_policy.trajectory import open_trajectory
 
@@ -244,7 +244,7 @@ def test_an_export_that_is_interrupted_leaves_nothing(
     def interrupt(*arguments: object) -> bytes:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("diffusion_policy.serve.log_export.read_image", interrupt)
+    monkeypatch.setattr("diffusion_policy.run_log.exports.read_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
         to_vlalab(run, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -265,7 +265,7 @@ def test_an_interrupted_conversion_keeps_whole_logs_and_goes_on_with_the_others(
             raise KeyboardInterrupt
         replace(source, target)
 
-    monkeypatch.setattr("diffusion_policy.serve.log_to_trajectory.os.replace", stop_at_the_third)
+    monkeypatch.setattr("diffusion_policy.run_log.to_trajectories.os.replace", stop_at_the_third)
     main = runpy.run_path(str(repository / "scripts" / "convert_logs_to_trajectories.py"))["main"]
     assert main([str(run), str(other), "--output", str(tmp_path / "data")]) == 130
     said = capsys.readouterr().err

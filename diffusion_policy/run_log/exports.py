@@ -19,7 +19,7 @@ import numpy as np
 from diffusion_policy.commands import install_extra
 from diffusion_policy.images import decode_jpeg
 from diffusion_policy.run_log import RunLogError, read_log, write_inference_log
-from diffusion_policy.serve.session_log import SessionLogError, read_image, read_lines
+from diffusion_policy.run_log.session_log import SessionLogError, read_image, read_lines
 from diffusion_policy.storage import whole_file
 
 PROJECT = "diffusion_policy"

@@ -1,4 +1,4 @@
-"""diffusion_policy.serve.session_log: written as it happens, and never in the arm's way."""
+"""diffusion_policy.run_log.session_log: written as it happens, and never in the arm's way."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ import pytest
 from serve_factory import FakeEngine, ServerThread, jpeg, observation_message, settings
 
 from diffusion_policy.run_log import RunLogError, read_log
-from diffusion_policy.serve.session_log import SessionLog, SessionLogError, read_image, read_lines
+from diffusion_policy.run_log.session_log import SessionLog, SessionLogError, read_image, read_lines
 from diffusion_policy.serve.settings import EngineSettings
 
 
@@ -78,7 +78,7 @@ def test_a_torn_last_line_is_left_out_and_an_earlier_one_is_named(tmp_path: Path
 def test_a_killed_process_loses_at_most_the_last_line(tmp_path: Path) -> None:
     program = (
         "import sys, time\n"
-        "from diffusion_policy.serve.session_log import SessionLog\n"
+        "from diffusion_policy.run_log.session_log import SessionLog\n"
         "log = SessionLog(sys.argv[1], {}, capacity=10_000)\n"
         "for step in range(10**6):\n"
         "    log.write({'step': step, 'text': 'x' * 500})\n"

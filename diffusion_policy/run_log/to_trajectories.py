@@ -38,9 +38,9 @@ from diffusion_policy.command_line import Stopped
 from diffusion_policy.geometry import check_unit_quaternions
 from diffusion_policy.gripper_events import UNDECIDED, gripper_states
 from diffusion_policy.gripper_scale import DeclaredScales
+from diffusion_policy.images import mime_suffix
 from diffusion_policy.run_log import RunLog, RunLogError, read_log
-from diffusion_policy.serve.session_log import read_lines
-from diffusion_policy.serve.transport.images import mime_suffix
+from diffusion_policy.run_log.session_log import read_lines
 from diffusion_policy.spec import INTERVENTION, POSE_GRIPPER
 
 logger = logging.getLogger(__name__)
