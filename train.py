@@ -107,7 +107,8 @@ def end_at_once(folder: Path | None, number: signal.Signals | None = None) -> No
 
 def what_is_left(folder: Path | None) -> str:
     """What a run that is ended leaves, and how to go on."""
-    from diffusion_policy.workspace.resuming import LATEST, resume_command
+    from diffusion_policy.run_folder import LATEST
+    from diffusion_policy.run_folder.resuming import resume_command
 
     if folder is not None and (folder / "checkpoints" / LATEST).is_file():
         return f"updates since its last checkpoint are lost\ngo on with: {resume_command(folder)}"

@@ -49,6 +49,8 @@ MOVED = {
     "serve.log_export": "run_log.exports",
     "serve.log_to_trajectory": "run_log.to_trajectories",
     "serve.session_log": "run_log.session_log",
+    "report.run_folder": "run_folder.reading",
+    "workspace.resuming": "run_folder.resuming",
 }
 
 

@@ -41,6 +41,7 @@ FLOORS = {
     "tensor_file": 1,
     "dataset": 1,
     "policy": 1,
+    "run_folder": 2,
     "sim": 1,
     "convert": 2,
     "checkpoint": 2,

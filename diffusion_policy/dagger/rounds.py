@@ -28,6 +28,7 @@ from diffusion_policy.dagger.corrections import read_collected
 from diffusion_policy.env_runner.document import read_document
 from diffusion_policy.env_runner.results import SceneResult, compare, success_of
 from diffusion_policy.recipe import Ended, Step
+from diffusion_policy.run_folder import LATEST, LOG_NAME
 from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.storage import write_json
 from diffusion_policy.trajectory import find_trajectories
@@ -136,7 +137,7 @@ class Work:
         """What a round starts from (0: the loop's start) and what comes out of it."""
         if number == 0:
             return Path(self.plan.checkpoint)
-        return self.run(arm, number) / "checkpoints" / "latest.ckpt"
+        return self.run(arm, number) / "checkpoints" / LATEST
 
     def closed_loop(self, arm: str, number: int) -> Path:
         """How that checkpoint does."""
@@ -353,7 +354,7 @@ def _results(work: Work, arm: str, number: int) -> list[SceneResult]:
 
 def _updates(run: Path) -> int:
     """Updates that a run has made, by its own log."""
-    lines = (run / "logs.json.txt").read_text(encoding="utf-8").splitlines()
+    lines = (run / LOG_NAME).read_text(encoding="utf-8").splitlines()
     return int(json.loads(lines[-1])["global_step"])
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
@@ -18,7 +17,7 @@ from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
 from diffusion_policy.dataset.split import Split, split_of
 from diffusion_policy.policy.registry import policy_classes
 from diffusion_policy.report import ReportError
-from diffusion_policy.resolvers import check_interpolations, register_resolvers
+from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.spec import GRIPPER, Layout, StepSpec, layout_from_range, read_shape_meta
 
 # Weights through which a sample leaves and enters the denoiser, by policy class.
@@ -140,24 +139,6 @@ def spec_of(cfg: DictConfig) -> StepSpec | None:
         except OmegaConfBaseException as error:
             raise ReportError(f"the config's {entry} cannot be resolved: {str(error).splitlines()[0]}") from error
     return None
-
-
-def read_config(path: Path) -> DictConfig:
-    """A config file of a run, whose interpolations are references and sums only.
-
-    Raises:
-        ReportError: not there, or no config.
-        InterpolationError: it asks for more than that.
-    """
-    try:
-        config = OmegaConf.load(path)
-    except (OSError, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        raise ReportError(f"{path}: cannot be read as a config ({error})") from error
-    if not isinstance(config, DictConfig):
-        raise ReportError(f"{path}: holds a list; expected a config")
-    check_interpolations(OmegaConf.to_container(config, resolve=False), str(path))
-    register_resolvers()
-    return config
 
 
 def _first(state: Mapping[str, Tensor], keys: Sequence[str]) -> Tensor | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from diffusion_policy.env_runner.document import ClosedLoop, differing, read_closed_loop
 from diffusion_policy.env_runner.results import Comparison, ResultError, Share, compare, success_of
+from diffusion_policy.run_folder.reading import RunFolder
 from diffusion_policy.storage import file_sha256
 
 
@@ -106,3 +107,18 @@ def in_words(found: Comparison, first: str, second: str) -> str:
         f"{second} does {told} {first} (only {second} {found.only_second}, only {first} {found.only_first}; McNemar's "
         f"exact test: p = {found.p_value:.2g})"
     )
+
+
+def closed_loop_of(
+    paths: Sequence[Path], checkpoint: Path | None, run: RunFolder | None
+) -> tuple[ClosedLoopEvidence, ...]:
+    """Closed-loop results, those named or else those in the run's folder, of the checkpoint or else the run's.
+
+    Raises:
+        ResultError: a document cannot be read, or is something else.
+    """
+    paths = paths or (run.closed_loop if run is not None else ())
+    at_hand = [checkpoint] if checkpoint is not None else []
+    if run is not None and not at_hand:
+        at_hand = sorted(run.checkpoints.values(), key=lambda path: path != run.deployable)
+    return look_at_closed_loop(paths, at_hand)

@@ -29,9 +29,9 @@ from diffusion_policy.report.closed_loop_evidence import compared
 from diffusion_policy.report.findings import Finding
 from diffusion_policy.report.page import Section, grid, paragraph, place, render, table
 from diffusion_policy.report.rollouts import alike, pairs, rollouts_of
-from diffusion_policy.report.run_folder import Curve, RunFolder, open_run
 from diffusion_policy.report.run_score import HEAD, RunScore, cell, score_run, share_cell
 from diffusion_policy.report.sections import findings_section
+from diffusion_policy.run_folder.reading import Curve, RunFolder, open_run
 
 # Settings that differ between any two runs and say nothing about them.
 INCIDENTAL = ("hydra.", "logging.", "training.resume", "multi_run.")

@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_policy.checkpoint import CheckpointError, build_policy
-from diffusion_policy.report.run_folder import RunFolder
+from diffusion_policy.run_folder import LATEST
+from diffusion_policy.run_folder.reading import RunFolder
 
 # latest.ckpt, best.ckpt, and the one that is being written beside them.
 BESIDE_THE_BEST = 3
@@ -48,7 +49,7 @@ def disk_need(config: DictConfig | None, run: RunFolder | None) -> DiskNeed | No
     if config is None:
         return None
     sizes = {name: path.stat().st_size for name, path in run.checkpoints.items()} if run is not None else {}
-    size, source = sizes.get("latest.ckpt") or max(sizes.values(), default=0), "as those that it has"
+    size, source = sizes.get(LATEST) or max(sizes.values(), default=0), "as those that it has"
     if not size:
         size, source = checkpoint_size(config) or 0, "weights, average and moments of the optimizer"
     if not size:

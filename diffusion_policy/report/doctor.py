@@ -27,10 +27,10 @@ from diffusion_policy.report.environment import environment_findings, look_at_en
 from diffusion_policy.report.findings import SEVERITIES, Diagnosis, Finding, diagnose, exit_status, ok
 from diffusion_policy.report.log_findings import log_findings
 from diffusion_policy.report.pose_only import is_pose_only, without_grippers
-from diffusion_policy.report.run_folder import open_run
 from diffusion_policy.report.sources import Opened, Progress, Sources, open_sources
 from diffusion_policy.report.training_evidence import ConfigEvidence, look_at_config
 from diffusion_policy.report.training_findings import config_findings, findings_of_run
+from diffusion_policy.run_folder.reading import open_run
 from diffusion_policy.spec import StepSpec, WorkspaceError
 
 STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}

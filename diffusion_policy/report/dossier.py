@@ -25,7 +25,6 @@ from diffusion_policy.report.log_findings import open_loop_findings
 from diffusion_policy.report.page import Section, render
 from diffusion_policy.report.playback import playback_of_episode, playback_of_log
 from diffusion_policy.report.replay import replay_section
-from diffusion_policy.report.run_folder import RunFolder
 from diffusion_policy.report.sections import (
     data_section,
     findings_section,
@@ -43,6 +42,7 @@ from diffusion_policy.report.sections_of_errors import (
     trajectory_section,
 )
 from diffusion_policy.report.sources import Opened, Progress, Sources, open_sources, read_open_loop
+from diffusion_policy.run_folder.reading import RunFolder
 from diffusion_policy.storage import write_text
 
 __all__ = ["Sources", "Verdict", "conclude", "make_dossier", "read_open_loop", "write_dossier"]

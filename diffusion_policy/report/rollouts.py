@@ -10,8 +10,14 @@ from typing import Any
 from diffusion_policy.env_runner.document import conditions, differing
 from diffusion_policy.env_runner.results import SceneResult, Share, success_of
 from diffusion_policy.report import ReportError
-from diffusion_policy.report.closed_loop_evidence import ClosedLoopEvidence, compared, decisive, in_words
-from diffusion_policy.report.run_folder import RunFolder, closed_loop_of
+from diffusion_policy.report.closed_loop_evidence import (
+    ClosedLoopEvidence,
+    closed_loop_of,
+    compared,
+    decisive,
+    in_words,
+)
+from diffusion_policy.run_folder.reading import RunFolder
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from diffusion_policy.intervals import Interval, wilson_interval
 from diffusion_policy.report.closed_loop_findings import closed_loop_findings
 from diffusion_policy.report.findings import Finding, diagnose, level_of
 from diffusion_policy.report.rollouts import NOT_ROLLED_OUT, Rollouts
-from diffusion_policy.report.run_folder import RunFolder, is_finite
 from diffusion_policy.report.training_findings import findings_of_run
+from diffusion_policy.run_folder.reading import RunFolder, is_finite
 
 # Figures that rank epochs of a run, and runs, in order, and which sign makes a larger one the better one.
 RANKED = (("test_success", 1), ("val_gripper_f1", 1), ("val_position_error_mm", -1), ("val_loss", -1))

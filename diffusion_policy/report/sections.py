@@ -19,8 +19,8 @@ from diffusion_policy.report.dataset_evidence import DatasetEvidence, episode_sl
 from diffusion_policy.report.findings import Finding, distinct
 from diffusion_policy.report.page import Section, grid, paragraph, picture, place, table
 from diffusion_policy.report.playback import Playback, gripper_column
-from diffusion_policy.report.run_folder import RunFolder
 from diffusion_policy.report.steps import ConvertedCamera
+from diffusion_policy.run_folder.reading import RunFolder
 
 CLASSES = {"ok": "good", "note": "note", "warning": "doubt", "error": "bad"}
 SAMPLE_FRAMES = 8

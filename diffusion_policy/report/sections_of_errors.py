@@ -15,7 +15,7 @@ from diffusion_policy.report import figures as plot
 from diffusion_policy.report.latency import Stage
 from diffusion_policy.report.page import Section, grid, paragraph, place, table
 from diffusion_policy.report.playback import Playback
-from diffusion_policy.report.run_folder import RunFolder
+from diffusion_policy.run_folder.reading import RunFolder
 from diffusion_policy.run_log import RunLog
 from diffusion_policy.run_log.session_log import read_lines
 from diffusion_policy.serve.checks.motion_guard import GuardSettings, MotionGuard, MotionRefusedError

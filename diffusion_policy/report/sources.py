@@ -14,13 +14,13 @@ from diffusion_policy.dataset.replay_buffer import IMAGE_KEY
 from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.checkpoint_evidence import CheckpointEvidence, look_at_checkpoint
-from diffusion_policy.report.closed_loop_evidence import ClosedLoopEvidence
+from diffusion_policy.report.closed_loop_evidence import ClosedLoopEvidence, closed_loop_of
 from diffusion_policy.report.dataset_evidence import DatasetEvidence, evidence_of_dataset
 from diffusion_policy.report.findings import Finding
 from diffusion_policy.report.log_evidence import LogEvidence, look_at_log
 from diffusion_policy.report.playback import dataset_of_log
-from diffusion_policy.report.run_folder import RunFolder, closed_loop_of, open_run
 from diffusion_policy.report.steps import ConvertedCamera, HeldNumbers, open_for_report, steps_of_dataset
+from diffusion_policy.run_folder.reading import RunFolder, open_run
 
 Progress = Callable[[int, int], None]
 

@@ -15,7 +15,8 @@ from diffusion_policy.dataset.joined_datasets import dataset_paths
 from diffusion_policy.dataset.opening import lies_there
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.checkpoint_evidence import spec_of
-from diffusion_policy.report.run_folder import RunFolder, command_line
+from diffusion_policy.run_folder.reading import RunFolder
+from diffusion_policy.run_folder.resuming import command_line
 from diffusion_policy.spec import StepSpec
 from diffusion_policy.training_config import RATES, rate_setting
 

@@ -12,8 +12,8 @@ from diffusion_policy.model.obs_encoder import IMAGE_FEATURES
 from diffusion_policy.report.dataset_evidence import DatasetEvidence
 from diffusion_policy.report.findings import Finding, Severity, ok, run_checks
 from diffusion_policy.report.recordings_gate import position_finding
-from diffusion_policy.report.run_folder import RunFolder
 from diffusion_policy.report.training_evidence import ConfigEvidence, config_of_run
+from diffusion_policy.run_folder.reading import RunFolder
 from diffusion_policy.spec import POSE_GRIPPER
 from diffusion_policy.training_config import RATES
 

@@ -20,14 +20,13 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
 from diffusion_policy.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
+from diffusion_policy.run_folder import BEST, LATEST
 from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.metrics import TOLERANCE, is_defined
-from diffusion_policy.workspace.resuming import LATEST
 
 logger = logging.getLogger(__name__)
 
-BEST = "best.ckpt"
 Score = tuple[tuple[bool, float], ...]
 
 

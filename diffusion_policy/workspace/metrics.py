@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy.commands import install_extra
+from diffusion_policy.run_folder import LOG_NAME
 from diffusion_policy.workspace import TrainingError
 
 logger = logging.getLogger(__name__)
 
-LOG_NAME = "logs.json.txt"
 F1 = "val_gripper_f1"
 TOLERANCE = "val_gripper_tolerance_s"  # seconds that F1 is measured within
 Metrics = dict[str, Any]

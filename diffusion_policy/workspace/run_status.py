@@ -11,12 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
+from diffusion_policy.run_folder import STATUS_NAME
 from diffusion_policy.storage import StorageError, write_json
 from diffusion_policy.workspace.run_state import Progress
 
 logger = logging.getLogger(__name__)
 
-STATUS = "status.json"
 State = Literal["running", "stopped", "failed", "finished"]
 
 
@@ -64,6 +64,6 @@ class RunStatus:
             "of_updates": self._updates,
         }
         try:
-            write_json(self._folder / STATUS, content)
+            write_json(self._folder / STATUS_NAME, content)
         except StorageError as failure:
             logger.warning("%s", failure)  # a full disk does not end a run that can go on

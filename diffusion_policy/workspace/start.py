@@ -20,8 +20,8 @@ from omegaconf import DictConfig
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.adapt.starting_point import accepted_changes, check_actions, load_pretrained
 from diffusion_policy.resolvers import flat_config
+from diffusion_policy.run_folder import LATEST
 from diffusion_policy.workspace import TrainingError
-from diffusion_policy.workspace.resuming import LATEST
 
 __all__ = [
     "Origin",

@@ -10,9 +10,10 @@ from omegaconf import DictConfig
 
 from diffusion_policy.commands import command
 from diffusion_policy.dataset.joined_datasets import dataset_paths
-from diffusion_policy.workspace.checkpointing import BEST, CheckpointFolder
+from diffusion_policy.run_folder import BEST, LATEST
+from diffusion_policy.run_folder.resuming import resume_command
+from diffusion_policy.workspace.checkpointing import CheckpointFolder
 from diffusion_policy.workspace.metrics import TOLERANCE, figure
-from diffusion_policy.workspace.resuming import LATEST, resume_command
 from diffusion_policy.workspace.run_state import Progress
 
 

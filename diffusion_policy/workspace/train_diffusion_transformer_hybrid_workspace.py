@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_policy.checkpoint import build_policy
 from diffusion_policy.cpu import CpuTimes
 from diffusion_policy.dataset.split import SPLIT
+from diffusion_policy.run_folder import LATEST
 from diffusion_policy.training_config import config_errors, rate_setting
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import Batch
@@ -38,7 +39,6 @@ from diffusion_policy.workspace.metrics import MetricsLog, figure
 from diffusion_policy.workspace.optimization import Stages, make_optimizer, roles_of
 from diffusion_policy.workspace.processes import Processes, join_processes
 from diffusion_policy.workspace.progress import TrainingBar
-from diffusion_policy.workspace.resuming import LATEST
 from diffusion_policy.workspace.run_settings import run_settings
 from diffusion_policy.workspace.run_state import (
     Progress,

@@ -18,7 +18,7 @@ from diffusion_policy.report.dataset_evidence import look_at_dataset
 from diffusion_policy.report.doctor import examine
 from diffusion_policy.report.dossier import Sources, make_dossier
 from diffusion_policy.report.playback import dataset_of_log
-from diffusion_policy.report.run_folder import open_run
+from diffusion_policy.run_folder.reading import open_run
 from diffusion_policy.run_log import LogStep, read_log, write_inference_log
 
 

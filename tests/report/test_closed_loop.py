@@ -16,12 +16,18 @@ from diffusion_policy.closed_loop.videos import Video
 from diffusion_policy.env_runner.document import conditions, read_closed_loop
 from diffusion_policy.env_runner.outcomes import cells, outcomes
 from diffusion_policy.env_runner.results import ResultError
-from diffusion_policy.report.closed_loop_evidence import compared, decisive, in_words, look_at_closed_loop
+from diffusion_policy.report.closed_loop_evidence import (
+    closed_loop_of,
+    compared,
+    decisive,
+    in_words,
+    look_at_closed_loop,
+)
 from diffusion_policy.report.closed_loop_findings import closed_loop_findings
 from diffusion_policy.report.doctor import examine
 from diffusion_policy.report.dossier import Sources, make_dossier, write_dossier
-from diffusion_policy.report.run_folder import closed_loop_of, open_run
 from diffusion_policy.report.sources import OpenedCheckpoint
+from diffusion_policy.run_folder.reading import open_run
 
 HELD = "the policy commands no gripper: held at 1"
 WORKS = "1" * 26 + "c" * 10 + "d" * 4

@@ -9,8 +9,8 @@ from report_factory import metrics, only, write_run
 from diffusion_policy.report import recordings_gate
 from diffusion_policy.report.log_findings import open_loop_findings
 from diffusion_policy.report.recordings_gate import LARGEST_POSITION_MM, POSITION_ERROR, Odds, position_finding
-from diffusion_policy.report.run_folder import open_run
 from diffusion_policy.report.training_findings import run_findings
+from diffusion_policy.run_folder.reading import open_run
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "amd_epyc_avx512_bf16_2_cores"
 

@@ -11,16 +11,15 @@ import tiny_run
 from omegaconf import OmegaConf
 from report_factory import metrics, only, write_run
 
-from diffusion_policy.report import ReportError
 from diffusion_policy.report.comparison import compare
 from diffusion_policy.report.disk_need import checkpoint_size, disk_need
 from diffusion_policy.report.doctor import examine, examine_numbers
 from diffusion_policy.report.dossier import conclude
 from diffusion_policy.report.environment import environment_findings, look_at_environment
-from diffusion_policy.report.run_folder import STATUS_NAME, open_run
 from diffusion_policy.report.training_findings import run_findings
+from diffusion_policy.run_folder import STATUS_NAME, RunFolderError
+from diffusion_policy.run_folder.reading import open_run
 from diffusion_policy.workspace import TrainingError
-from diffusion_policy.workspace.run_status import STATUS
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
     TrainDiffusionTransformerHybridWorkspace,
 )
@@ -70,7 +69,7 @@ def test_a_torn_status_is_refused(tmp_path: Path) -> None:
     run = with_status(tmp_path / "some run")
     for content in ("{", "[]", "{}", json.dumps({**STOPPED, "of_epochs": "many", "updates": 1, "of_updates": 2})):
         (run / STATUS_NAME).write_text(content)
-        with pytest.raises(ReportError, match="not as training writes it"):
+        with pytest.raises(RunFolderError, match="not as training writes it"):
             open_run(run)
 
 
@@ -127,7 +126,7 @@ class Interrupted(TrainDiffusionTransformerHybridWorkspace):
 
 
 def status_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / STATUS).read_text())
+    return json.loads((folder / STATUS_NAME).read_text())
 
 
 @pytest.mark.parametrize(
@@ -136,7 +135,7 @@ def status_of(folder: Path) -> dict[str, Any]:
     ids=["asked", "at once", "failed"],
 )
 def test_a_run_writes_how_it_stands(dataset: Path, tmp_path: Path, failure: Any, state: str, error: str | None) -> None:
-    assert STATUS == STATUS_NAME
+    assert STATUS_NAME == STATUS_NAME
     run = Interrupted(tiny_run.settings(dataset, *SMALL), tmp_path)
     run.failure = failure
     if failure is None:

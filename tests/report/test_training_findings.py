@@ -10,11 +10,11 @@ import pytest
 from omegaconf import OmegaConf
 from report_factory import CONFIG, DATASET, POSE_SPEC, metrics, only, troubled, write_run
 
-from diffusion_policy.report import ReportError
-from diffusion_policy.report.run_folder import open_run
 from diffusion_policy.report.training_evidence import config_of_run, look_at_config
 from diffusion_policy.report.training_findings import config_findings, run_findings
 from diffusion_policy.resolvers import InterpolationError
+from diffusion_policy.run_folder import RunFolderError
+from diffusion_policy.run_folder.reading import open_run
 from diffusion_policy.training_config import ConfigError, compose_training
 
 CONFIGS: list[tuple[str, str, dict[str, Any], str]] = [
@@ -160,23 +160,23 @@ def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match="no run there"):
+    with pytest.raises(RunFolderError, match="no run there"):
         open_run(tmp_path)
     broken = write_run(tmp_path / "broken")
     (broken / "logs.json.txt").write_text("{]\n")
-    with pytest.raises(ReportError, match="line 1 is not JSON"):
+    with pytest.raises(RunFolderError, match="line 1 is not JSON"):
         open_run(broken)
     (broken / "logs.json.txt").write_text(json.dumps([1]) + "\n")
-    with pytest.raises(ReportError, match="line 1 holds a list"):
+    with pytest.raises(RunFolderError, match="line 1 holds a list"):
         open_run(broken)
     asking = write_run(tmp_path / "asking", config="leak: ${oc.env:HOME}\n")
     with pytest.raises(InterpolationError, match=r"oc\.env"):
         open_run(asking)
     (asking / ".hydra" / "config.yaml").write_text("- 1\n")
-    with pytest.raises(ReportError, match="expected a config"):
+    with pytest.raises(RunFolderError, match="expected a config"):
         open_run(asking)
     (asking / ".hydra" / "config.yaml").write_text("a: [\n")
-    with pytest.raises(ReportError, match="cannot be read as a config"):
+    with pytest.raises(RunFolderError, match="cannot be read as a config"):
         open_run(asking)
 
 

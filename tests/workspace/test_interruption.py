@@ -11,11 +11,11 @@ import torch
 from same_runs import assert_same_runs
 
 from diffusion_policy.checkpoint import read_checkpoint
+from diffusion_policy.run_folder import LATEST
 from diffusion_policy.workspace import interruption
 from diffusion_policy.workspace.data import open_data
 from diffusion_policy.workspace.interruption import StopRequest
 from diffusion_policy.workspace.processes import Processes
-from diffusion_policy.workspace.resuming import LATEST
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
     TrainDiffusionTransformerHybridWorkspace,
 )

@@ -1,18 +1,10 @@
-"""A training run as it lies on disk: its config, its numbers, its checkpoints. Also folders of the users' code base.
-
-RUN/.hydra/config.yaml, overrides.yaml     what was asked for
-RUN/logs.json.txt                          one JSON object a line
-RUN/status.json                            under way, stopped, failed or finished; absent in older folders
-RUN/checkpoints/*.ckpt                     latest, best, and the best few
-RUN/closed_loop*.json, closed_loop/*.json  what evaluate_closed_loop.py --json wrote of its checkpoints
-RUN/logs/inference_log_*.json              what the policy did in held-out episodes, if that was run
-"""
+"""Reads a training run as it lies on disk, also one of the users' code base."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,17 +13,13 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffusion_policy.commands import command, config_words, setting
 from diffusion_policy.dataset.joined_datasets import dataset_paths
 from diffusion_policy.dataset.opening import lies_there
 from diffusion_policy.gripper_scale import CONFIG_KEY
-from diffusion_policy.report import ReportError
-from diffusion_policy.report.checkpoint_evidence import read_config
-from diffusion_policy.report.closed_loop_evidence import ClosedLoopEvidence, look_at_closed_loop
-from diffusion_policy.resolvers import flat_config
+from diffusion_policy.resolvers import check_interpolations, flat_config, register_resolvers
+from diffusion_policy.run_folder import BEST, LATEST, LOG_NAME, STATUS_NAME, RunFolderError
+from diffusion_policy.run_folder.resuming import command_line, resumed, setting_of, started_with
 
-LOG_NAME = "logs.json.txt"
-STATUS_NAME = "status.json"
 Metrics = dict[str, Any]
 Curve = list[tuple[int, float]]
 
@@ -73,8 +61,7 @@ class RunFolder:
 
     def resumed(self, *changes: str) -> str:
         """The command line that goes on with this run."""
-        resumed = ("training.resume=True", setting("hydra.run.dir", self.path))
-        return command_line(self.started_with, *resumed, *changes)
+        return resumed(self.started_with, self.path, *changes)
 
     @property
     def name(self) -> str:
@@ -90,7 +77,7 @@ class RunFolder:
     @property
     def deployable(self) -> Path | None:
         """The checkpoint to deploy: best.ckpt, else latest.ckpt, else None."""
-        return next((self.checkpoints[name] for name in ("best.ckpt", "latest.ckpt") if name in self.checkpoints), None)
+        return next((self.checkpoints[name] for name in (BEST, LATEST) if name in self.checkpoints), None)
 
     @property
     def datasets(self) -> tuple[Path, ...]:
@@ -145,49 +132,40 @@ def open_run(path: str | Path) -> RunFolder:
     """Open a run folder.
 
     Raises:
-        ReportError: no run there, or a torn config or log.
+        RunFolderError: no run there, or a torn config or log.
     """
     path = Path(path)
     config_file = path / ".hydra" / "config.yaml"
     if not path.is_dir() or not (config_file.is_file() or (path / LOG_NAME).is_file()):
-        raise ReportError(f"{path}: no run there; expected a folder with .hydra/config.yaml and {LOG_NAME}")
+        raise RunFolderError(f"{path}: no run there; expected a folder with .hydra/config.yaml and {LOG_NAME}")
     return RunFolder(
         path=path,
         config=read_config(config_file) if config_file.is_file() else None,
         metrics=tuple(_read_metrics(path / LOG_NAME)),
         checkpoints={file.name: file for file in sorted((path / "checkpoints").glob("*.ckpt"))},
         logs=tuple(sorted((path / "logs").glob("inference_log_*.json"))),
-        started_with=_started_with(path / ".hydra"),
+        started_with=started_with(path),
         status=_read_status(path / STATUS_NAME),
         closed_loop=tuple(sorted([*path.glob("closed_loop*.json"), *path.glob("closed_loop/*.json")])),
     )
 
 
-def closed_loop_of(
-    paths: Sequence[Path], checkpoint: Path | None, run: RunFolder | None
-) -> tuple[ClosedLoopEvidence, ...]:
-    """Closed-loop results, those named or else those in the run's folder, of the checkpoint or else the run's.
+def read_config(path: Path) -> DictConfig:
+    """A config file of a run, whose interpolations are references and sums only.
 
     Raises:
-        ResultError: a document cannot be read, or is something else.
+        RunFolderError: not there, or no config.
+        InterpolationError: it asks for more than that.
     """
-    paths = paths or (run.closed_loop if run is not None else ())
-    at_hand = [checkpoint] if checkpoint is not None else []
-    if run is not None and not at_hand:
-        at_hand = sorted(run.checkpoints.values(), key=lambda path: path != run.deployable)
-    return look_at_closed_loop(paths, at_hand)
-
-
-def _started_with(folder: Path) -> tuple[str, ...]:
-    """Arguments of a run's command line, as Hydra keeps them in overrides.yaml and hydra.yaml."""
-    files = (folder / "hydra.yaml", folder / "overrides.yaml")
-    if not all(file.is_file() for file in files):
-        return ()
     try:
-        hydra, settings = (yaml.safe_load(file.read_bytes()) for file in files)
-        return (*config_words(hydra), *map(str, settings or ()))
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise ReportError(f"{folder}: hydra.yaml or overrides.yaml is not as Hydra writes it ({error!r})") from error
+        config = OmegaConf.load(path)
+    except (OSError, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise RunFolderError(f"{path}: cannot be read as a config ({error})") from error
+    if not isinstance(config, DictConfig):
+        raise RunFolderError(f"{path}: holds a list; expected a config")
+    check_interpolations(OmegaConf.to_container(config, resolve=False), str(path))
+    register_resolvers()
+    return config
 
 
 def _read_status(path: Path) -> Mapping[str, Any] | None:
@@ -198,22 +176,10 @@ def _read_status(path: Path) -> Mapping[str, Any] | None:
         numbers = [int(found[key]) for key in ("epochs", "of_epochs", "updates", "of_updates")]
         texts = [found[key] for key in ("state", "signal", "error")]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ReportError(f"{path}: not as training writes it ({error!r}); remove it") from error
+        raise RunFolderError(f"{path}: not as training writes it ({error!r}); remove it") from error
     if min(numbers) < 0 or not all(text is None or isinstance(text, str) for text in texts):
-        raise ReportError(f"{path}: not as training writes it ({found}); remove it")
+        raise RunFolderError(f"{path}: not as training writes it ({found}); remove it")
     return dict(found)
-
-
-def setting_of(word: str) -> str:
-    """Which setting an override is of: `optimizer.learning_rate` for `+optimizer.learning_rate=1e-4`."""
-    return word.lstrip("+~").partition("=")[0]
-
-
-def command_line(arguments: Sequence[str], *changes: str) -> str:
-    """A command line of train.py in which changes take the place of what it says of the same settings."""
-    changed = {setting_of(change) for change in changes}
-    kept = [word for word in arguments if "=" not in word or setting_of(word) not in changed]
-    return command("train", *kept, *changes)
 
 
 def _read_metrics(path: Path) -> list[Metrics]:
@@ -228,9 +194,9 @@ def _read_metrics(path: Path) -> list[Metrics]:
         try:
             entry = json.loads(line)
         except ValueError as error:
-            raise ReportError(f"{path}: line {number} is not JSON ({error})") from error
+            raise RunFolderError(f"{path}: line {number} is not JSON ({error})") from error
         if not isinstance(entry, dict):
-            raise ReportError(f"{path}: line {number} holds a {type(entry).__name__}; expected an object")
+            raise RunFolderError(f"{path}: line {number} holds a {type(entry).__name__}; expected an object")
         found.append(_without_invented(entry))
     return found
 
