@@ -60,7 +60,7 @@ def warn_of_data(cfg: DictConfig) -> None:
     """
     if int(os.environ.get("RANK", "0")):
         return
-    from diffusion_policy.report.gravest import gravest_before_training  # reads the numbers: under a second
+    from diffusion_policy.diagnose.gravest import gravest_before_training  # reads the numbers: under a second
     from diffusion_policy.training_config import config_errors
 
     try:
@@ -83,7 +83,7 @@ def print_findings(folder: Path) -> None:
     """What doctor and page say of a finished run; the run stays a good one if they cannot read it."""
     from rich import get_console
 
-    from diffusion_policy.report.doctor import examine_numbers  # takes a second, which a refusal need not wait for
+    from diffusion_policy.diagnose.doctor import examine_numbers  # takes a second, which a refusal need not wait for
 
     try:
         table = examine_numbers(folder).table()

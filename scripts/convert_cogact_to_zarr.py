@@ -82,7 +82,7 @@ def work(arguments: argparse.Namespace) -> Answer:
 def checked(dataset: Path) -> list[str]:
     """The verdict of the checks in a line, and the command that shows all of them; they decide no exit status here."""
     from diffusion_policy.commands import command
-    from diffusion_policy.report.inspection import inspect_conversion
+    from diffusion_policy.diagnose.inspection import inspect_conversion
 
     verify = command("verify_converted_data", "--zarr-path", dataset)
     try:

@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(arguments: argparse.Namespace) -> Answer:
     """Examine what is given."""
+    from diffusion_policy.diagnose.doctor import examine
     from diffusion_policy.evaluate.gripper_table import find_logs
-    from diffusion_policy.report.doctor import examine
     from diffusion_policy.training_config import compose_training
     from diffusion_policy.workspace.run_settings import run_settings
 

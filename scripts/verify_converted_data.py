@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(arguments: argparse.Namespace) -> Answer:
     """Inspect, and draw."""
-    from diffusion_policy.report.inspection import inspect_dataset
+    from diffusion_policy.diagnose.inspection import inspect_dataset
     from diffusion_policy.report.inspection_pictures import draw_pictures
 
     with progress("frames") as bar:

@@ -11,14 +11,14 @@ from evaluation_factory import write_tiny_checkpoint
 
 from diffusion_policy.adapt.ledger import Entry, Ledger, Ref
 from diffusion_policy.checkpoint import read_checkpoint, write_checkpoint
+from diffusion_policy.diagnose.checkpoint_evidence import CheckpointEvidence, Statistics
+from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence, GripperEvidence
+from diffusion_policy.diagnose.environment import Environment
+from diffusion_policy.diagnose.findings import Finding
+from diffusion_policy.diagnose.training_evidence import ConfigEvidence
 from diffusion_policy.env_runner.document import ClosedLoop
 from diffusion_policy.env_runner.results import SceneResult
 from diffusion_policy.gripper_scale import INTERNAL, FoundScale, FoundScales
-from diffusion_policy.report.checkpoint_evidence import CheckpointEvidence, Statistics
-from diffusion_policy.report.dataset_evidence import DatasetEvidence, GripperEvidence
-from diffusion_policy.report.environment import Environment
-from diffusion_policy.report.findings import Finding
-from diffusion_policy.report.training_evidence import ConfigEvidence
 from diffusion_policy.spec import POSE, POSE_GRIPPER, ObsField, StepSpec, action_semantics
 
 LOW, HIGH = (0.2, -0.2, 0.1, 0.85, -0.5, -0.1, -0.1, 0.0), (0.7, 0.2, 0.6, 0.95, -0.3, 0.2, 0.1, 1.0)

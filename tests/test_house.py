@@ -55,7 +55,8 @@ FLOORS = {
     "recipe": 4,
     "dagger": 5,
     "whatif": 4,
-    "report": 4,
+    "diagnose": 4,
+    "report": 5,
 }
 # Modules of floor 0 that others of floor 0 may build on, and the two rooms that training looks into.
 FOUNDATIONS = {

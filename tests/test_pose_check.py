@@ -13,10 +13,10 @@ from trajectory_factory import write_trajectory
 
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.dataset.replay_buffer import DatasetError, ReplayBuffer
+from diffusion_policy.diagnose.dataset_evidence import look_at_dataset
+from diffusion_policy.diagnose.dataset_findings import dataset_findings
+from diffusion_policy.diagnose.inspection import inspect_dataset
 from diffusion_policy.pose_check import order_fault, pose_faults, tilt_from_down, tool_axis
-from diffusion_policy.report.dataset_evidence import look_at_dataset
-from diffusion_policy.report.dataset_findings import dataset_findings
-from diffusion_policy.report.inspection import inspect_dataset
 from diffusion_policy.spec import POSE, POSE_GRIPPER, ROTVEC_WIDTH
 from diffusion_policy.trajectory import TrajectoryError, open_trajectory
 

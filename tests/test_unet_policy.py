@@ -22,10 +22,10 @@ from diffusion_policy.adapt.pose_to_gripper import gripper_config
 from diffusion_policy.adapt.rules import parse_rules
 from diffusion_policy.adapt.target import target_from_config
 from diffusion_policy.checkpoint import CheckpointError, build_policy, load_policy, read_checkpoint, write_checkpoint
+from diffusion_policy.diagnose.checkpoint_evidence import look_at_checkpoint
 from diffusion_policy.evaluate.recorded_inference import run_recorded_inference
 from diffusion_policy.families import recognise
 from diffusion_policy.policy.contract import PolicyModule
-from diffusion_policy.report.checkpoint_evidence import look_at_checkpoint
 from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.run_log import read_log
 from diffusion_policy.serve.engine import PolicyEngine

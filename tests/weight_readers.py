@@ -22,11 +22,11 @@ from diffusion_policy.adapt.rules import Rules
 from diffusion_policy.adapt.target import target_from_config
 from diffusion_policy.checkpoint import build_policy, load_policy, write_checkpoint
 from diffusion_policy.closed_loop import evaluation
+from diffusion_policy.diagnose.checkpoint_evidence import look_at_checkpoint
 from diffusion_policy.env_runner.simulator import Simulator
 from diffusion_policy.evaluate.recorded_inference import open_recorded
 from diffusion_policy.installation import CONFIG
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
-from diffusion_policy.report.checkpoint_evidence import look_at_checkpoint
 from diffusion_policy.serve.checks.parity import check_parity
 from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.settings import EngineSettings

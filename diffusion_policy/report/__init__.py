@@ -1,7 +1,5 @@
-"""What is known of a fine-tune, told to people: findings with their remedies, one page, and runs beside each other."""
+"""Pages for people: one about a fine-tune, runs beside each other, a ledger, and gripper verdicts."""
 
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.diagnose import ReportError
 
-
-class ReportError(WorkspaceError, ValueError):
-    """Something to be reported on is not there, or is not what it was said to be."""
+__all__ = ["ReportError"]

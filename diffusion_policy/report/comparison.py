@@ -21,12 +21,12 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 from rich.text import Text
 
+from diffusion_policy.diagnose.closed_loop_evidence import compared
+from diffusion_policy.diagnose.findings import Finding
 from diffusion_policy.env_runner.results import Comparison as Paired
 from diffusion_policy.intervals import Interval
 from diffusion_policy.report import ReportError
 from diffusion_policy.report import figures as plot
-from diffusion_policy.report.closed_loop_evidence import compared
-from diffusion_policy.report.findings import Finding
 from diffusion_policy.report.page import Section, grid, paragraph, place, render, table
 from diffusion_policy.report.rollouts import alike, pairs, rollouts_of
 from diffusion_policy.report.run_score import HEAD, RunScore, cell, score_run, share_cell

@@ -12,18 +12,19 @@ from html import escape
 from pathlib import Path
 
 from diffusion_policy.commands import command
+from diffusion_policy.diagnose.closed_loop_evidence import ClosedLoopEvidence, decisive
+from diffusion_policy.diagnose.closed_loop_findings import CLOSED_LOOP, said_of
+from diffusion_policy.diagnose.doctor import MACHINE, Examination, examine_opened
+from diffusion_policy.diagnose.findings import Finding, level_of
+from diffusion_policy.diagnose.log_evidence import LogEvidence
+from diffusion_policy.diagnose.log_findings import open_loop_findings
+from diffusion_policy.diagnose.playback import playback_of_episode, playback_of_log
+from diffusion_policy.diagnose.sources import Opened, Progress, Sources, open_sources, read_open_loop
 from diffusion_policy.evaluate.gripper_table import UNJUDGED
 from diffusion_policy.evaluate.verdicts import OPENS_AND_CLOSES, counted
 from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.report import ReportError
-from diffusion_policy.report.closed_loop_evidence import ClosedLoopEvidence, decisive
-from diffusion_policy.report.closed_loop_findings import CLOSED_LOOP, said_of
-from diffusion_policy.report.doctor import MACHINE, Examination, examine_opened
-from diffusion_policy.report.findings import Finding, level_of
-from diffusion_policy.report.log_evidence import LogEvidence
-from diffusion_policy.report.log_findings import open_loop_findings
 from diffusion_policy.report.page import Section, render
-from diffusion_policy.report.playback import playback_of_episode, playback_of_log
 from diffusion_policy.report.replay import replay_section
 from diffusion_policy.report.sections import (
     data_section,
@@ -41,7 +42,6 @@ from diffusion_policy.report.sections_of_errors import (
     pooled,
     trajectory_section,
 )
-from diffusion_policy.report.sources import Opened, Progress, Sources, open_sources, read_open_loop
 from diffusion_policy.run_folder.reading import RunFolder
 from diffusion_policy.storage import write_text
 

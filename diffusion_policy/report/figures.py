@@ -10,11 +10,11 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from diffusion_policy.diagnose.playback import Playback
 from diffusion_policy.env_runner.outcomes import ACROSS, AHEAD, cells
 from diffusion_policy.env_runner.outcomes import outcomes as outcomes_of
 from diffusion_policy.env_runner.results import SceneResult
 from diffusion_policy.gripper_events import GRIPPER_BAND, Event
-from diffusion_policy.report.playback import Playback
 
 FloatArray = NDArray[np.float64]
 Curve = Sequence[tuple[int, float]]

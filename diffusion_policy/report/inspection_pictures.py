@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 
 from diffusion_policy.command_line import Stopped
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY
+from diffusion_policy.diagnose.inspection import Inspection
+from diffusion_policy.diagnose.step_evidence import finite
+from diffusion_policy.diagnose.steps import FloatArray, Steps
 from diffusion_policy.report.figures import GOOD, MEASURED, OTHER, PREDICTED, RECORDED
-from diffusion_policy.report.inspection import Inspection
-from diffusion_policy.report.step_evidence import finite
-from diffusion_policy.report.steps import FloatArray, Steps
 from diffusion_policy.spec import GRIPPER, ImageArray, WorkspaceError
 from diffusion_policy.storage import whole_file
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_policy.diagnose.playback import Playback
 from diffusion_policy.report.page import Section, embedded, image_data, paragraph
-from diffusion_policy.report.playback import Playback
 
 # Frames in the page, over all replays: about 10 kB each.
 FRAMES = 320

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from diffusion_policy.env_runner.document import conditions, differing
-from diffusion_policy.env_runner.results import SceneResult, Share, success_of
-from diffusion_policy.report import ReportError
-from diffusion_policy.report.closed_loop_evidence import (
+from diffusion_policy.diagnose.closed_loop_evidence import (
     ClosedLoopEvidence,
     closed_loop_of,
     compared,
     decisive,
     in_words,
 )
+from diffusion_policy.env_runner.document import conditions, differing
+from diffusion_policy.env_runner.results import SceneResult, Share, success_of
+from diffusion_policy.report import ReportError
 from diffusion_policy.run_folder.reading import RunFolder
 
 

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from diffusion_policy.diagnose.closed_loop_findings import closed_loop_findings
+from diffusion_policy.diagnose.findings import Finding, diagnose, level_of
+from diffusion_policy.diagnose.training_findings import findings_of_run
 from diffusion_policy.intervals import Interval, wilson_interval
-from diffusion_policy.report.closed_loop_findings import closed_loop_findings
-from diffusion_policy.report.findings import Finding, diagnose, level_of
 from diffusion_policy.report.rollouts import NOT_ROLLED_OUT, Rollouts
-from diffusion_policy.report.training_findings import findings_of_run
 from diffusion_policy.run_folder.reading import RunFolder, is_finite
 
 # Figures that rank epochs of a run, and runs, in order, and which sign makes a larger one the better one.

@@ -13,13 +13,13 @@ from plotly.graph_objects import Figure
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.adapt.ledger_page import part_of_page
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, ReplayBuffer
+from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence, episode_slices
+from diffusion_policy.diagnose.findings import Finding, distinct
+from diffusion_policy.diagnose.playback import Playback, gripper_column
+from diffusion_policy.diagnose.steps import ConvertedCamera
 from diffusion_policy.gripper_events import gripper_events
 from diffusion_policy.report import figures as plot
-from diffusion_policy.report.dataset_evidence import DatasetEvidence, episode_slices
-from diffusion_policy.report.findings import Finding, distinct
 from diffusion_policy.report.page import Section, grid, paragraph, picture, place, table
-from diffusion_policy.report.playback import Playback, gripper_column
-from diffusion_policy.report.steps import ConvertedCamera
 from diffusion_policy.run_folder.reading import RunFolder
 
 CLASSES = {"ok": "good", "note": "note", "warning": "doubt", "error": "bad"}

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from plotly.graph_objects import Figure
 
+from diffusion_policy.diagnose.closed_loop_evidence import ClosedLoopEvidence, compared, in_words
 from diffusion_policy.env_runner.document import differing, facts
 from diffusion_policy.env_runner.outcomes import outcomes, placed
 from diffusion_policy.env_runner.results import success_of
 from diffusion_policy.report import figures as plot
-from diffusion_policy.report.closed_loop_evidence import ClosedLoopEvidence, compared, in_words
 from diffusion_policy.report.page import Section, grid, paragraph, place, table
 
 MOST_VIDEOS = 4

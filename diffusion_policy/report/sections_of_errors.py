@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from plotly.graph_objects import Figure
 
+from diffusion_policy.diagnose.latency import Stage
+from diffusion_policy.diagnose.playback import Playback
 from diffusion_policy.evaluate.open_loop import HOLD, POLICY
 from diffusion_policy.gripper_events import gripper_events
 from diffusion_policy.report import figures as plot
-from diffusion_policy.report.latency import Stage
 from diffusion_policy.report.page import Section, grid, paragraph, place, table
-from diffusion_policy.report.playback import Playback
 from diffusion_policy.run_folder.reading import RunFolder
 from diffusion_policy.run_log import RunLog
 from diffusion_policy.run_log.session_log import read_lines

@@ -8,7 +8,7 @@ import pytest
 from trajectory_factory import write_trajectory
 
 from diffusion_policy.convert import ConversionSettings, convert
-from diffusion_policy.report.inspection import inspect_recordings
+from diffusion_policy.diagnose.inspection import inspect_recordings
 from diffusion_policy.spec import WorkspaceError
 
 STEPS, SIZE = 6, (64, 36)

@@ -10,8 +10,8 @@ from trajectory_factory import recorded_arrays, write_trajectory
 from diffusion_policy.convert import ConversionSettings, convert
 from diffusion_policy.convert.settings import ConversionError
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.diagnose.inspection import inspect_recordings
 from diffusion_policy.gripper_scale import parse_scale, parse_scales
-from diffusion_policy.report.inspection import inspect_recordings
 from diffusion_policy.spec import SpecError, action_semantics
 from diffusion_policy.trajectory import TrajectoryError, open_trajectory
 

@@ -14,9 +14,9 @@ from trajectory_factory import draw_frame, write_trajectory
 from diffusion_policy.convert import ConversionReport, ConversionSettings, convert
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.dataset.sources import recorded_sizes
-from diffusion_policy.report.findings import Finding
-from diffusion_policy.report.gravest import gravest_of_dataset
-from diffusion_policy.report.inspection import Inspection, inspect_dataset, inspect_recordings
+from diffusion_policy.diagnose.findings import Finding
+from diffusion_policy.diagnose.gravest import gravest_of_dataset
+from diffusion_policy.diagnose.inspection import Inspection, inspect_dataset, inspect_recordings
 from diffusion_policy.spec import WorkspaceError
 
 STEPS, SIZE = 6, (64, 36)

@@ -13,8 +13,8 @@ from trajectory_factory import write_trajectory
 
 from diffusion_policy.convert import ConversionError, ConversionReport, ConversionSettings, convert
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
-from diffusion_policy.report.findings import Finding
-from diffusion_policy.report.inspection import Inspection, inspect_dataset, inspect_recordings
+from diffusion_policy.diagnose.findings import Finding
+from diffusion_policy.diagnose.inspection import Inspection, inspect_dataset, inspect_recordings
 from diffusion_policy.spec import SpecError, WorkspaceError
 from diffusion_policy.timestamps import parse_timestamps, timestamp_fault
 

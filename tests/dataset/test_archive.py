@@ -17,7 +17,7 @@ from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.dataset.errors import DatasetError
 from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
-from diffusion_policy.report.inspection import inspect_dataset
+from diffusion_policy.diagnose.inspection import inspect_dataset
 
 FORMS = ("format 2", "format 3", "shards", "jpeg", "of another writer")
 

@@ -22,8 +22,8 @@ from diffusion_policy.dataset.errors import DatasetError
 from diffusion_policy.dataset.image_codecs import LEVELS, image_codec
 from diffusion_policy.dataset.joined_datasets import JoinedDatasets
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer, image_layout, low_dim_layout
-from diffusion_policy.report.dataset_evidence import look_at_dataset
-from diffusion_policy.report.inspection import inspect_dataset
+from diffusion_policy.diagnose.dataset_evidence import look_at_dataset
+from diffusion_policy.diagnose.inspection import inspect_dataset
 from diffusion_policy.spec import POSE_GRIPPER
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -14,8 +14,8 @@ from trajectory_factory import write_trajectory
 from diffusion_policy.convert import ConversionSettings, convert
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.dataset.replay_buffer import DatasetError, ReplayBuffer
+from diffusion_policy.diagnose.inspection import inspect_dataset, inspect_recordings
 from diffusion_policy.places import file_system, place
-from diffusion_policy.report.inspection import inspect_dataset, inspect_recordings
 from diffusion_policy.workspace.preflight import check_start
 
 SHAPE_META = {

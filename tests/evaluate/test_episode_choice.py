@@ -22,11 +22,11 @@ from diffusion_policy.dataset.image_codecs import image_codec
 from diffusion_policy.dataset.joined_datasets import JoinedDatasets
 from diffusion_policy.dataset.replay_buffer import ArrayLayout, ReplayBuffer, image_layout, low_dim_layout
 from diffusion_policy.dataset.split import WORDS, EpisodeIdentity, Split, Status, split_of
+from diffusion_policy.diagnose.doctor import examine
 from diffusion_policy.evaluate.episode_choice import choose_episodes
 from diffusion_policy.evaluate.open_loop_report import evaluate_open_loop
 from diffusion_policy.evaluate.recorded_inference import Sampling, run_recorded_inference
 from diffusion_policy.evaluate.writing import EvaluateError
-from diffusion_policy.report.doctor import examine
 from diffusion_policy.report.dossier import Sources, make_dossier
 from diffusion_policy.run_log import read_log
 from diffusion_policy.serve.settings import EngineSettings

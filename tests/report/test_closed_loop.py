@@ -13,20 +13,20 @@ from log_factory import write_log
 from report_factory import ABOUT, CONTENT, closed_loop, metrics, only, scenes_of, write_run
 
 from diffusion_policy.closed_loop.videos import Video
-from diffusion_policy.env_runner.document import conditions, read_closed_loop
-from diffusion_policy.env_runner.outcomes import cells, outcomes
-from diffusion_policy.env_runner.results import ResultError
-from diffusion_policy.report.closed_loop_evidence import (
+from diffusion_policy.diagnose.closed_loop_evidence import (
     closed_loop_of,
     compared,
     decisive,
     in_words,
     look_at_closed_loop,
 )
-from diffusion_policy.report.closed_loop_findings import closed_loop_findings
-from diffusion_policy.report.doctor import examine
+from diffusion_policy.diagnose.closed_loop_findings import closed_loop_findings
+from diffusion_policy.diagnose.doctor import examine
+from diffusion_policy.diagnose.sources import OpenedCheckpoint
+from diffusion_policy.env_runner.document import conditions, read_closed_loop
+from diffusion_policy.env_runner.outcomes import cells, outcomes
+from diffusion_policy.env_runner.results import ResultError
 from diffusion_policy.report.dossier import Sources, make_dossier, write_dossier
-from diffusion_policy.report.sources import OpenedCheckpoint
 from diffusion_policy.run_folder.reading import open_run
 
 HELD = "the policy commands no gripper: held at 1"
@@ -134,7 +134,7 @@ def test_a_policy_that_works_without_latency_is_only_warned_of_with(tmp_path: Pa
 
 def without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """The checkpoints of these runs are none; only their hash is looked at."""
-    monkeypatch.setattr("diffusion_policy.report.sources.open_checkpoint", lambda path: OpenedCheckpoint(path, None))
+    monkeypatch.setattr("diffusion_policy.diagnose.sources.open_checkpoint", lambda path: OpenedCheckpoint(path, None))
 
 
 def test_closed_loop_comes_first_in_the_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

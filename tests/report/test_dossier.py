@@ -16,9 +16,9 @@ from report_factory import checkpoint_with_ledger, open_loop, write_run
 from tiny_run import write_dataset
 
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.diagnose.playback import dataset_of_log, playback_of_episode, playback_of_log
 from diffusion_policy.report import ReportError, dossier
 from diffusion_policy.report.dossier import Sources, make_dossier, read_open_loop, write_dossier
-from diffusion_policy.report.playback import dataset_of_log, playback_of_episode, playback_of_log
 from diffusion_policy.report.replay import replay_data
 from diffusion_policy.report.sections_of_errors import guard_section, guarded, served_interventions
 from diffusion_policy.run_log import LogStep, RunLog, read_log, write_inference_log

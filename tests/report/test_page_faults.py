@@ -9,10 +9,10 @@ from log_factory import write_log
 from report_factory import closed_loop, write_run
 from tiny_run import write_dataset
 
-from diffusion_policy.report import environment
-from diffusion_policy.report.doctor import examine
+from diffusion_policy.diagnose import environment
+from diffusion_policy.diagnose.doctor import examine
+from diffusion_policy.diagnose.findings import Finding, diagnose, distinct
 from diffusion_policy.report.dossier import Sources, make_dossier
-from diffusion_policy.report.findings import Finding, diagnose, distinct
 
 SHUT = [0.99] * 30
 

@@ -8,7 +8,7 @@ import pytest
 from trajectory_factory import write_trajectory
 
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
-from diffusion_policy.report import inspection
+from diffusion_policy.diagnose import inspection
 
 Main = Callable[[list[str]], int]
 

@@ -18,7 +18,7 @@ from diffusion_policy.adapt.settings_fit import SettingsError
 from diffusion_policy.adapt.starting_point import plan_pretrained
 from diffusion_policy.checkpoint import read_checkpoint, write_checkpoint
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
-from diffusion_policy.report import doctor, training_evidence
+from diffusion_policy.diagnose import doctor, training_evidence
 from diffusion_policy.training_config import compose_arguments, compose_training
 from diffusion_policy.workspace.run_settings import run_settings
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (

@@ -20,8 +20,8 @@ from tiny_run import episode
 
 from diffusion_policy.checkpoint import build_policy, write_checkpoint
 from diffusion_policy.dataset.replay_buffer import ArrayLayout, ReplayBuffer, image_layout, low_dim_layout
+from diffusion_policy.diagnose import environment
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
-from diffusion_policy.report import environment
 from diffusion_policy.spec import POSE, POSE_GRIPPER, action_semantics
 from diffusion_policy.training_config import compose_training
 

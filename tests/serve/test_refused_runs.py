@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from serve_factory import FakeEngine, OldClient, ServerThread, observation_message, settings
 
+from diffusion_policy.diagnose.log_evidence import look_at_log
+from diffusion_policy.diagnose.log_findings import log_findings
 from diffusion_policy.evaluate.gripper import judge_file
-from diffusion_policy.report.log_evidence import look_at_log
-from diffusion_policy.report.log_findings import log_findings
 from diffusion_policy.run_log import RunLogError, read_log
 from diffusion_policy.run_log.exports import to_inference_log, to_rerun, to_vlalab
 from diffusion_policy.run_log.session_log import SessionLogError

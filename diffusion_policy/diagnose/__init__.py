@@ -1,0 +1,10 @@
+"""What is found of data, configs, checkpoints, runs and logs: evidence, findings about it, and the doctor.
+
+`*_evidence` looks at one subject and keeps numbers; `*_findings` are pure functions from evidence to findings.
+"""
+
+from diffusion_policy.spec import WorkspaceError
+
+
+class ReportError(WorkspaceError, ValueError):
+    """Something to be reported on is not there, or is not what it was said to be."""

@@ -1,0 +1,141 @@
+"""What the frames of a camera show of it: which do not decode, are black, repeated or frozen. Every frame is looked at.
+
+Each is reduced to THUMBNAIL pixels, which a JPEG decoder does in a fraction of the time of a whole frame.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.cpu import usable_cores
+from diffusion_policy.diagnose.steps import Camera, Steps
+from diffusion_policy.images import FrameKind, ImageNote, kinds_of
+from diffusion_policy.spec import WorkspaceError
+
+THUMBNAIL = (80, 45)
+# A frame whose brightest pixel is darker than this is black.
+BLACK = 8
+# A camera that gives one picture for so many steps, while the arm travels so far, is frozen.
+FROZEN_STEPS, FROZEN_METRES = 5, 0.02
+
+Stretch = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Look:
+    """One frame; `trouble` says why it does not decode, and the rest is empty then, and where there is no frame."""
+
+    digest: bytes = b""
+    brightest: int = 0
+    kind: FrameKind | None = None
+    notes: tuple[ImageNote, ...] = ()
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class CameraEvidence:
+    """The frames of a camera. Steps are counted over all episodes.
+
+    Attributes:
+        name: of the camera.
+        sizes: (width, height) that occur.
+        kinds: of frames that occur, the most frequent first.
+        notes: how many steps show an odd frame, by what is odd about it.
+        shown: steps with a frame.
+        undecodable: steps whose frame does not decode, and why.
+        black: steps with a black frame.
+        repeated: steps that show the same picture as the step before.
+        elsewhere: steps that show a picture which another step shows, but not the one before.
+        frozen: (first, exclusive end) of each stretch of one picture in which the arm moves.
+    """
+
+    name: str
+    sizes: tuple[tuple[int, int], ...]
+    kinds: tuple[FrameKind, ...]
+    notes: Mapping[str, int]
+    shown: int
+    undecodable: tuple[tuple[int, str], ...]
+    black: tuple[int, ...]
+    repeated: int
+    elsewhere: int
+    frozen: tuple[Stretch, ...]
+
+
+def look_at_cameras(
+    steps: Steps, travelled: NDArray[np.float64], on_progress: Callable[[int, int], None] | None = None
+) -> tuple[CameraEvidence, ...]:
+    """Look at every frame, on all cores.
+
+    Args:
+        steps: with their cameras.
+        travelled: (N,) metres that the arm has travelled up to each step.
+        on_progress: told the frames done and the frames there are.
+    """
+    total = steps.n_steps * len(steps.cameras)
+    done = 0
+    found = []
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for name, camera in steps.cameras.items():
+            looks = []
+            for seen in pool.map(partial(_look, camera), range(steps.n_steps)):
+                looks.append(seen)
+                done += 1
+                if on_progress is not None:
+                    on_progress(done, total)
+            found.append(_judge(name, looks, steps, travelled))
+    return tuple(found)
+
+
+def _look(camera: Camera, step: int) -> Look:
+    try:
+        found = camera.frame(step, *THUMBNAIL)
+    except WorkspaceError as error:
+        return Look(trouble=str(error))
+    if found is None:
+        return Look()
+    small = found.frame
+    kind = FrameKind(*found.size, found.orientation, first=camera.file(step))
+    return Look(hashlib.blake2b(small.tobytes(), digest_size=16).digest(), int(small.max()), kind, found.notes)
+
+
+def _judge(name: str, looks: list[Look], steps: Steps, travelled: NDArray[np.float64]) -> CameraEvidence:
+    # A black frame is reported as black, not as a copy of other black ones.
+    pictures = [look.digest if look.brightest >= BLACK else b"" for look in looks]
+    same = [bool(now) and now == before for before, now in itertools.pairwise(pictures)]
+    repeated = np.asarray([False, *same])
+    repeated[1:] &= steps.within
+    runs = set_runs(repeated)  # a stretch of one picture begins at the step before its first repetition
+    distinct = [picture for picture, again in zip(pictures, repeated, strict=True) if picture and not again]
+    kinds = kinds_of(look.kind for look in looks if look.kind is not None)
+    return CameraEvidence(
+        name=name,
+        sizes=tuple(sorted({(kind.width, kind.height) for kind in kinds})),
+        kinds=kinds,
+        notes=dict(Counter(str(note) for look in looks for note in look.notes)),
+        shown=sum(bool(look.digest or look.trouble) for look in looks),
+        undecodable=tuple((step, look.trouble) for step, look in enumerate(looks) if look.trouble),
+        black=tuple(step for step, look in enumerate(looks) if look.digest and look.brightest < BLACK),
+        repeated=int(repeated.sum()),
+        elsewhere=len(distinct) - len(set(distinct)),
+        frozen=tuple(
+            (start - 1, end)
+            for start, end in runs
+            if end - start + 1 >= FROZEN_STEPS and travelled[end - 1] - travelled[start - 1] > FROZEN_METRES
+        ),
+    )
+
+
+def set_runs(flags: Iterable[bool] | NDArray[np.bool_]) -> list[Stretch]:
+    """(first, exclusive end) of each stretch of true flags."""
+    padded = np.concatenate([[False], np.asarray(list(flags), dtype=bool), [False]])
+    edges = np.flatnonzero(padded[1:] != padded[:-1])
+    return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]

@@ -1,0 +1,211 @@
+"""What a checkpoint shows of itself: widths, statistics, averaged weights, where they came from. No code of it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+from diffusion_policy.adapt.ledger import Ledger
+from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
+from diffusion_policy.dataset.split import Split, split_of
+from diffusion_policy.diagnose import ReportError
+from diffusion_policy.policy.registry import policy_classes
+from diffusion_policy.resolvers import register_resolvers
+from diffusion_policy.spec import GRIPPER, Layout, StepSpec, layout_from_range, read_shape_meta
+
+# Weights through which a sample leaves and enters the denoiser, by policy class.
+HEADS = tuple(kind.tensors.head for kind in policy_classes())
+ENTRIES = tuple(kind.tensors.entry for kind in policy_classes())
+STATISTICS = "normalizer.params_dict."
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the normaliser knows of one key, (D,) each."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CheckpointEvidence:
+    """A checkpoint in a few numbers.
+
+    Attributes:
+        path: of the file.
+        spec: what the policy reads and predicts, by the checkpoint's config; None where it does not say.
+        head_width, input_width: of the action projections, model then EMA; None where there is none.
+        epoch, updates: as pickled; None in files without.
+        not_finite: tensors that hold NaN or infinity.
+        has_average: whether ema_model is there.
+        expects_average: whether the config trains one.
+        average_distance: |EMA - model| / |model| over all floating parameters; None if one is missing or widths differ.
+        statistics: of the normaliser, by key.
+        layout: of the action, told from the normaliser's range.
+        gripper_row: largest weight of the head's gripper row in the deployed weights; None without a gripper.
+        semantics: of the action, as stored.
+        start: how training started, as stored: "pretrained", "scratch", "own checkpoint", or None.
+        inherited: share of the parameters that came from another checkpoint, None if not stored.
+        proofs: per part, whether growing it kept its function.
+        split: the episodes that it was trained on; None if not stored.
+        ledger: where its weights came from, and the title of that; None where it does not say.
+    """
+
+    path: str
+    spec: StepSpec | None
+    head_width: tuple[int | None, int | None]
+    input_width: tuple[int | None, int | None]
+    epoch: int | None = None
+    updates: int | None = None
+    not_finite: tuple[str, ...] = ()
+    has_average: bool = True
+    expects_average: bool = True
+    average_distance: float | None = None
+    statistics: Mapping[str, Statistics] = field(default_factory=dict)
+    layout: Layout = "unknown"
+    gripper_row: float | None = None
+    semantics: Mapping[str, Any] | None = None
+    start: str | None = None
+    inherited: float | None = None
+    proofs: Mapping[str, bool] = field(default_factory=dict)
+    split: Split | None = None
+    ledger: tuple[Ledger, str] | None = None
+
+
+def look_at_checkpoint(path: str | Path, checkpoint: Checkpoint | None = None) -> CheckpointEvidence:
+    """Gather the evidence; reads every tensor once.
+
+    Raises:
+        CheckpointError: absent, damaged or of another kind.
+        DatasetError: the episodes that it says it was trained on are none.
+    """
+    checkpoint = checkpoint or read_checkpoint(path)
+    model = checkpoint.state_dicts.get("model", {})
+    average = checkpoint.state_dicts.get("ema_model", {})
+    spec = spec_of(checkpoint.cfg)
+    provenance = checkpoint.provenance or {}
+    statistics = _statistics(average or model)
+    action = statistics.get("action")
+    adaptation = provenance.get("adaptation") or {}
+    return CheckpointEvidence(
+        path=str(path),
+        spec=spec,
+        head_width=(_width(model, HEADS, 0), _width(average, HEADS, 0)),
+        input_width=(_width(model, ENTRIES, 1), _width(average, ENTRIES, 1)),
+        epoch=checkpoint.pickles.get("epoch"),
+        updates=checkpoint.pickles.get("global_step"),
+        not_finite=tuple(
+            f"{part}.{key}"
+            for part, state in (("model", model), ("ema_model", average))
+            for key, tensor in state.items()
+            if not (torch.isfinite(tensor) | _is_mask(key)).all()
+        ),
+        has_average=bool(average),
+        expects_average=bool(OmegaConf.select(checkpoint.cfg, "training.use_ema", default=True)),
+        average_distance=_distance(model, average),
+        statistics=statistics,
+        layout="unknown" if action is None else layout_from_range(action.low, action.high),
+        gripper_row=_gripper_row(average or model, spec),
+        semantics=provenance.get("action_semantics"),
+        start=(provenance.get("start") or {}).get("origin"),
+        inherited=_inherited(provenance.get("inheritance")),
+        proofs={part: bool(proof["preserved"]) for part, proof in (adaptation.get("proof") or {}).items()},
+        split=split_of(provenance, str(path)),
+        ledger=_ledger(provenance),
+    )
+
+
+def spec_of(cfg: DictConfig) -> StepSpec | None:
+    """What a config's policy reads and predicts; None where it does not say.
+
+    Raises:
+        ReportError: its shape_meta cannot be resolved.
+    """
+    register_resolvers()
+    for entry in ("shape_meta", "task.shape_meta", "policy.shape_meta"):
+        try:
+            found = OmegaConf.select(cfg, entry)
+            if found is not None:
+                return read_shape_meta(OmegaConf.to_container(found, resolve=True))  # type: ignore[arg-type]
+        except OmegaConfBaseException as error:
+            raise ReportError(f"the config's {entry} cannot be resolved: {str(error).splitlines()[0]}") from error
+    return None
+
+
+def _first(state: Mapping[str, Tensor], keys: Sequence[str]) -> Tensor | None:
+    return next((state[key] for key in keys if key in state), None)
+
+
+def _width(state: Mapping[str, Tensor], keys: Sequence[str], axis: int) -> int | None:
+    found = _first(state, keys)
+    return None if found is None else found.shape[axis]
+
+
+def _statistics(state: Mapping[str, Tensor]) -> dict[str, Statistics]:
+    keys = [key.removeprefix(STATISTICS).removesuffix(".scale") for key in state if _is_scale(key)]
+    names = ("input_stats.min", "input_stats.max", "scale", "offset")
+    return {
+        key: Statistics(*(tuple(state[f"{STATISTICS}{key}.{name}"].flatten().tolist()) for name in names))
+        for key in keys
+        if all(f"{STATISTICS}{key}.{name}" in state for name in names)
+    }
+
+
+def _is_mask(key: str) -> bool:
+    """Attention masks hold minus infinity where nothing is to be looked at."""
+    return key.endswith("mask")
+
+
+def _is_scale(key: str) -> bool:
+    return key.startswith(STATISTICS) and key.endswith(".scale")
+
+
+def _distance(model: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> float | None:
+    if not model or model.keys() != average.keys():
+        return None
+    if any(model[key].shape != average[key].shape for key in model):
+        return None
+    difference = size = 0.0
+    for key, tensor in model.items():
+        if tensor.is_floating_point() and not key.startswith("normalizer.") and not _is_mask(key):
+            difference += float((average[key].double() - tensor.double()).square().sum())
+            size += float(tensor.double().square().sum())
+    return (difference / size) ** 0.5 if size else None
+
+
+def _gripper_row(state: Mapping[str, Tensor], spec: StepSpec | None) -> float | None:
+    head = _first(state, HEADS)
+    if spec is None or GRIPPER not in spec.action_names or head is None:
+        return None
+    row = spec.action_names.index(GRIPPER)
+    return float(head[row].abs().max()) if row < len(head) else None
+
+
+def _ledger(provenance: Mapping[str, Any]) -> tuple[Ledger, str] | None:
+    """Of its adaptation, else of what training inherited."""
+    adaptation = provenance.get("adaptation") or {}
+    if "ledger" in adaptation:
+        source = (adaptation.get("source") or {}).get("name", "its source")
+        return Ledger.from_json(adaptation["ledger"]), f"Adapted from {source}"
+    if "inheritance" in provenance:
+        source = (provenance.get("pretrained") or {}).get("name", "its source")
+        return Ledger.from_json(provenance["inheritance"]), f"Inherited from {source}"
+    return None
+
+
+def _inherited(ledger: Mapping[str, Any] | None) -> float | None:
+    """Share of the live model's parameters in tensors that were copied or grown."""
+    counts = (ledger or {}).get("counts", {}).get("model")
+    if not counts:
+        return None
+    total = sum(counts[action]["parameters"] for action in ("copied", "grown", "recomputed", "fresh"))
+    return (total - counts["fresh"]["parameters"]) / total if total else None

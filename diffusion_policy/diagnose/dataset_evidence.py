@@ -1,0 +1,367 @@
+"""What a dataset shows of itself: the numbers that findings about data are made from.
+
+Everything is read once; of the images only a few frames are unpacked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.dataset.chunk_files import ChunkFault
+from diffusion_policy.dataset.content_hash import CONVERSION
+from diffusion_policy.dataset.errors import DatasetError
+from diffusion_policy.dataset.recorded_frames import accepts_mixed_frames, recorded_frames
+from diffusion_policy.dataset.replay_buffer import (
+    ACTION_KEY,
+    GRIPPER_KEY,
+    IMAGE_KEY,
+    POSE_KEY,
+    TIMESTAMP_KEY,
+    ReplayBuffer,
+)
+from diffusion_policy.dataset.split import EpisodeIdentity, episode_identities
+from diffusion_policy.dataset.verification import Verification
+from diffusion_policy.diagnose import ReportError
+from diffusion_policy.diagnose.steps import FloatArray, Steps, finite, is_pose, open_for_report, steps_of_dataset
+from diffusion_policy.geometry import geodesic_distance
+from diffusion_policy.gripper_events import GRIPPER_BAND, OPEN, UNDECIDED, gripper_events, gripper_states
+from diffusion_policy.gripper_scale import DeclaredScales, FoundScales
+from diffusion_policy.images import FrameKind
+from diffusion_policy.places import place, reaching, read_bytes
+from diffusion_policy.pose_check import PoseFault, order_fault, pose_faults, tilt_from_down, tool_axis
+from diffusion_policy.spec import GRIPPER, Layout, action_semantics, layout_from_range
+from diffusion_policy.timestamps import TimestampFault, timestamp_fault
+
+EXPECTED_KEYS = (IMAGE_KEY, POSE_KEY, GRIPPER_KEY, ACTION_KEY)
+# Frames of the dataset that are unpacked and looked at, evenly spread.
+LOOKED_AT = 24
+# Lost files that are named.
+LOST_SHOWN = 3
+# An arm that moves less than this between two steps, by position and angle, stands still.
+STILL_METRES, STILL_RADIANS = 5e-4, 2e-3
+# A frame whose brightest pixel is darker than this is black.
+BLACK = 8
+# A time between two steps is uneven if it differs from the median by more than this share of it.
+UNEVEN = 0.5
+
+
+@dataclass(frozen=True)
+class GripperEvidence:
+    """The commanded gripper of a dataset, 1 = open, beside the measured one.
+
+    Attributes:
+        low, high: of the commands.
+        closings, openings: events under the dead band, over all episodes.
+        starting_open, starting_closed: episodes by the state they begin in.
+        without_closing: numbers of the episodes that never close.
+        equals_measured: share of steps at which command and measurement are the same number; None: nothing is measured.
+        leading: of the events, how many command a state the measurement is not in yet; None where none is measured.
+        undecided: share of commands inside the dead band.
+    """
+
+    low: float
+    high: float
+    closings: int
+    openings: int
+    starting_open: int
+    starting_closed: int
+    without_closing: tuple[int, ...]
+    equals_measured: float | None
+    leading: int | None
+    undecided: float
+
+
+@dataclass(frozen=True)
+class DatasetEvidence:
+    """A dataset in numbers; E episodes, D action dimensions.
+
+    Attributes:
+        path: of the dataset.
+        keys: arrays under data/.
+        lengths: (E,) steps of each episode.
+        action_names: (D,) of the action, by its own labels or by its width.
+        low, high: (D,) range of the action.
+        semantics: what the numbers mean, as the dataset says; None if it does not.
+        layout: what the action is, told from its range.
+        image_size: (width, height), None without images.
+        missing_frames: files of frames, of all cameras, that are absent or cut.
+        lost_files: the first of them, and what is wrong with each.
+        black_frames: of those looked at.
+        looked_at: frames that were unpacked.
+        not_finite: NaN and infinite numbers in low-dimensional arrays.
+        quaternion_error: largest distance of a quaternion's norm from 1, action and pose.
+        sign_flips: steps from q to nearly -q within an episode, action and pose.
+        step_seconds: median time between steps, None without times.
+        clock: what keeps the time stamps from being seconds.
+        uneven: share of steps whose time differs from the median by more than UNEVEN of it.
+        still: share of steps in which the measured pose does not change; None without measured poses.
+        command_distance_m: median distance between commanded and measured position at the same step.
+        gripper: None without a gripper command.
+        scales: in which its gripper is stored; None without one. ``gripper``, ``low`` and ``high`` are of 0 closed ..
+            1 open where the scale is known, and ``gripper`` is None where it is not.
+        faults: what keeps its numbers from being poses (`pose_check`).
+        tool_tilt: degrees between the tool's z axis and straight down (mean), with quaternions read scalar-last as they
+            must be, and scalar-first; None without poses.
+        dropped: episodes and steps that the conversion left out; None without its ledger.
+        settings: of the conversion; empty without its ledger.
+        recorded: per camera, the kinds of frames that it was made from; empty without a ledger.
+        accepts_mixed: whether whoever converted it has said that these may differ.
+        identities: (E,) by which a checkpoint knows its episodes; empty for recordings that are not converted yet.
+        content: what comparing it with the hashes of its conversion gave; None: it was not compared.
+    """
+
+    path: str
+    keys: tuple[str, ...]
+    lengths: tuple[int, ...]
+    action_names: tuple[str, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    semantics: Mapping[str, Any] | None
+    layout: Layout
+    image_size: tuple[int, int] | None = None
+    missing_frames: int = 0
+    lost_files: tuple[str, ...] = ()
+    black_frames: int = 0
+    looked_at: int = 0
+    not_finite: int = 0
+    quaternion_error: float = 0.0
+    sign_flips: int = 0
+    step_seconds: float | None = None
+    uneven: float = 0.0
+    clock: TimestampFault | None = None
+    still: float | None = None
+    command_distance_m: float | None = None
+    gripper: GripperEvidence | None = None
+    scales: FoundScales | None = None
+    faults: tuple[PoseFault, ...] = ()
+    tool_tilt: tuple[float, float] | None = None
+    dropped: tuple[int, int] | None = None
+    settings: Mapping[str, Any] | None = None
+    recorded: Mapping[str, tuple[FrameKind, ...]] = field(default_factory=dict)
+    accepts_mixed: bool = False
+    identities: tuple[EpisodeIdentity, ...] = ()
+    content: Verification | None = None
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of all episodes."""
+        return sum(self.lengths)
+
+
+def look_at_dataset(path: str | Path, gripper_scale: DeclaredScales | None = None) -> DatasetEvidence:
+    """Gather the evidence.
+
+    Args:
+        path: of the dataset.
+        gripper_scale: that its gripper is stored in, where somebody says so.
+
+    Raises:
+        DatasetError: no dataset there, or a damaged one.
+        SpecError: its gripper contradicts the declared scale.
+        ReportError: it has no action, or no step.
+    """
+    buffer, faults = open_for_report(path, gripper_scale)
+    return evidence_of_dataset(path, buffer, steps_of_dataset(buffer, faults), faults)
+
+
+def evidence_of_dataset(
+    path: str | Path, buffer: ReplayBuffer, steps: Steps, faults: Sequence[ChunkFault]
+) -> DatasetEvidence:
+    """The evidence of a dataset that is open: what `open_for_report` and `steps_of_dataset` made of it."""
+    dropped, settings = _conversion(place(path), buffer)
+    return DatasetEvidence(
+        path=str(path),
+        keys=buffer.keys,
+        semantics=buffer.semantics,
+        dropped=dropped,
+        settings=settings,
+        identities=episode_identities(buffer),
+        recorded=recorded_frames(buffer),
+        accepts_mixed=accepts_mixed_frames(buffer),
+        **_measure(steps),
+        **_images(buffer, steps, faults),
+    )
+
+
+def look_at_numbers(path: str | Path, gripper_scale: DeclaredScales | None = None) -> DatasetEvidence:
+    """The evidence without that of the frames, which takes a fraction of a second; see `look_at_dataset`."""
+    buffer = ReplayBuffer.open(path, gripper_scale=gripper_scale)
+    return DatasetEvidence(
+        path=str(path),
+        keys=buffer.keys,
+        semantics=buffer.semantics,
+        recorded=recorded_frames(buffer),
+        accepts_mixed=accepts_mixed_frames(buffer),
+        **_measure(steps_of_dataset(buffer)),
+    )
+
+
+def look_at_recordings(steps: Steps) -> DatasetEvidence:
+    """The same of recordings that are not converted yet; of their frames nothing is said here (`camera_evidence`)."""
+    return DatasetEvidence(
+        path=steps.where,
+        keys=(*steps.numbers, *steps.cameras),
+        semantics=action_semantics(),
+        **_measure(steps),
+    )
+
+
+def _measure(steps: Steps) -> dict[str, Any]:
+    not_finite = sum(int((~np.isfinite(array)).sum()) for array in steps.numbers.values())
+    numbers = {key: finite(steps, key) for key in steps.numbers}
+    action = np.nan_to_num(steps.numbers[ACTION_KEY])
+    low, high = action.min(axis=0), action.max(axis=0)
+    return {
+        "lengths": tuple(np.diff(steps.episode_ends, prepend=0).tolist()),
+        "action_names": steps.names[ACTION_KEY],
+        "low": tuple(low.tolist()),
+        "high": tuple(high.tolist()),
+        "layout": layout_from_range(low, high),
+        "not_finite": not_finite,
+        "gripper": _gripper(steps),
+        "scales": steps.scales,
+        "faults": _faults(steps),
+        "tool_tilt": _tool_tilt(steps),
+        **_motion(numbers, steps),
+        **_times(numbers.get(TIMESTAMP_KEY), steps),
+    }
+
+
+def episode_slices(ends: NDArray[np.int64]) -> list[slice]:
+    """The steps of each episode, from exclusive ends (E,)."""
+    return [slice(int(low), int(high)) for low, high in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _faults(steps: Steps) -> tuple[PoseFault, ...]:
+    """What training refuses, by the same check."""
+    keys = [key for key in (ACTION_KEY, POSE_KEY) if key in steps.numbers]
+    faults = [
+        fault
+        for key in keys
+        for fault in pose_faults(steps.numbers[key], steps.names[key], f"data/{key}", steps.episode_ends)
+    ]
+    if not faults and len(keys) == 2 and all(is_pose(steps, key) for key in keys):
+        order = order_fault(steps.numbers[ACTION_KEY], steps.numbers[POSE_KEY], "data/action")
+        faults += [] if order is None else [order]
+    return tuple(faults)
+
+
+def _tool_tilt(steps: Steps) -> tuple[float, float] | None:
+    key = next((key for key in (POSE_KEY, ACTION_KEY) if is_pose(steps, key)), None)
+    if key is None:
+        return None
+    quaternions = finite(steps, key)[:, 3:7]
+    axes = [tool_axis(quaternions, scalar_first=scalar_first) for scalar_first in (False, True)]
+    return tilt_from_down(axes[0]), tilt_from_down(axes[1])
+
+
+def _motion(numbers: Mapping[str, FloatArray], steps: Steps) -> dict[str, Any]:
+    inside = steps.within
+    action, pose = numbers[ACTION_KEY], numbers.get(POSE_KEY)
+    vectors = [np.nan_to_num(steps.numbers[key]) for key in (ACTION_KEY, POSE_KEY) if key in steps.numbers]
+    quaternions = [array[:, 3:7] for array in vectors if array.shape[1] >= 7]
+    found: dict[str, Any] = {
+        "quaternion_error": max((float(np.abs(np.linalg.norm(q, axis=1) - 1).max()) for q in quaternions), default=0.0),
+        "sign_flips": sum(int(((q[1:] * q[:-1]).sum(axis=1)[inside] < -0.5).sum()) for q in quaternions),
+    }
+    if pose is not None and pose.shape[1] >= 7 and inside.any():
+        metres = np.linalg.norm(np.diff(pose[:, :3], axis=0), axis=1)[inside]
+        radians = geodesic_distance(pose[1:, 3:7], pose[:-1, 3:7])[inside]
+        found["still"] = float(((metres < STILL_METRES) & (radians < STILL_RADIANS)).mean())
+    if pose is not None and action.shape[1] >= 3:
+        found["command_distance_m"] = float(np.median(np.linalg.norm(action[:, :3] - pose[:, :3], axis=1)))
+    return found
+
+
+def _times(timestamps: FloatArray | None, steps: Steps) -> dict[str, Any]:
+    inside = steps.within
+    if timestamps is None or not inside.any():
+        return {}
+    seconds = np.diff(timestamps)[inside]
+    median = float(np.median(seconds))
+    uneven = float((np.abs(seconds - median) > UNEVEN * abs(median)).mean())
+    clock = timestamp_fault(timestamps, f"data/{TIMESTAMP_KEY}", steps.episode_ends)
+    return {"step_seconds": median, "uneven": uneven, "clock": clock}
+
+
+def _gripper(steps: Steps) -> GripperEvidence | None:
+    stored, seen_there = steps.column(ACTION_KEY, GRIPPER), steps.column(GRIPPER_KEY, GRIPPER)
+    if stored is None:
+        return None
+    command = np.nan_to_num(stored)
+    measured = None if seen_there is None else np.nan_to_num(seen_there)
+    episodes = [command[part] for part in steps.slices]
+    events = [gripper_events(values) for values in episodes]
+    firsts = [states[0] for states in (_decided(values) for values in episodes) if len(states)]
+    leading = None
+    if measured is not None:
+        leading = 0
+        for part, found in zip(steps.slices, events, strict=True):
+            seen = gripper_states(measured[part])
+            leading += sum(bool(seen[step] == OPEN) == (kind == "close") for step, kind in found)
+    kinds = [kind for found in events for _, kind in found]
+    return GripperEvidence(
+        low=float(command.min()),
+        high=float(command.max()),
+        closings=kinds.count("close"),
+        openings=kinds.count("open"),
+        starting_open=firsts.count(OPEN),
+        starting_closed=len(firsts) - firsts.count(OPEN),
+        without_closing=tuple(i for i, values in enumerate(episodes) if values.min() > GRIPPER_BAND.closed),
+        equals_measured=None if measured is None else float((command == measured).mean()),
+        leading=leading,
+        undecided=float(((command > GRIPPER_BAND.closed) & (command < GRIPPER_BAND.open)).mean()),
+    )
+
+
+def _decided(values: FloatArray) -> NDArray[np.int8]:
+    states = gripper_states(values)
+    return states[states != UNDECIDED]
+
+
+def _images(buffer: ReplayBuffer, steps: Steps, faults: Sequence[ChunkFault]) -> dict[str, Any]:
+    if IMAGE_KEY not in buffer.cameras:
+        return {"missing_frames": len(faults), "lost_files": _lost_files(faults)}
+    _, height, width, _ = buffer[IMAGE_KEY].shape
+    brightest = []
+    for step in np.unique(np.linspace(0, buffer.n_steps - 1, LOOKED_AT).astype(int)):
+        try:
+            found = steps.cameras[IMAGE_KEY].frame(int(step), width, height)
+        except DatasetError:  # it does not unpack: `camera_evidence` says so, and which
+            continue
+        brightest += [] if found is None else [int(found.frame.max())]
+    return {
+        "image_size": (width, height),
+        "missing_frames": len(faults),
+        "lost_files": _lost_files(faults),
+        "black_frames": sum(value < BLACK for value in brightest),
+        "looked_at": len(brightest),
+    }
+
+
+def _lost_files(faults: Sequence[ChunkFault]) -> tuple[str, ...]:
+    return tuple(f"{fault.file} {fault.what}" for fault in faults[:LOST_SHOWN])
+
+
+def _conversion(path: Path, buffer: ReplayBuffer) -> tuple[tuple[int, int] | None, Mapping[str, Any] | None]:
+    """Episodes and steps left out, and the settings, from the ledger beside a dataset, else from the one inside it."""
+    ledger = path.with_name(f"{path.name}.conversion.json")
+    with reaching(ledger):
+        is_beside = ledger.is_file()
+    document: Any = buffer.root.attrs.get(CONVERSION)
+    if not is_beside and not (isinstance(document, Mapping) and "totals" in document):
+        return None, None
+    try:
+        document = json.loads(read_bytes(ledger).decode("utf-8")) if is_beside else document
+        totals = document["totals"]
+        return (totals["episodes_dropped"], totals["steps_recorded"] - totals["steps_kept"]), document["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        where = ledger if is_beside else path
+        raise ReportError(f"{where}: not the ledger of a conversion ({error}); convert again, or remove it") from error

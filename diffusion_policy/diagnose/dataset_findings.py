@@ -1,0 +1,276 @@
+"""Findings about a dataset, before anything is trained on it. Pure: evidence in, finding out."""
+
+from __future__ import annotations
+
+from diffusion_policy.commands import command
+from diffusion_policy.convert.survey import ACCEPT_MIXED
+from diffusion_policy.dataset.replay_buffer import IMAGE_KEY, TIMESTAMP_KEY
+from diffusion_policy.diagnose.dataset_evidence import EXPECTED_KEYS, DatasetEvidence
+from diffusion_policy.diagnose.findings import Finding, ok, run_checks
+from diffusion_policy.diagnose.unit_findings import (
+    action_shape,
+    not_finite,
+    polarity,
+    position_unit,
+    quaternion_order,
+    quaternions,
+    reconvert,
+)
+from diffusion_policy.images import mixture
+from diffusion_policy.spec import SpecError, action_semantics, check_semantics
+
+# The robot executes one action in 0.1 s.
+CONTROL_SECONDS = 0.1
+# A dataset recorded at another rate than this far from the robot's moves the arm too fast or too slowly.
+SPACING_SLACK = 0.25
+# Sets of fewer episodes or closings than these taught no released policy; the real set has 153 episodes.
+FEW_EPISODES, FEW_CLOSINGS = 20, 20
+# Commands that equal the measurement at this share of the steps are copies of it.
+COPIED = 0.999
+# A position that is commanded this far from where the arm is, at most of the steps, is no target for the next step.
+FAR_COMMAND_M = 0.2
+# Of what is not as it was written, so many are named.
+FAULTS_SHOWN = 4
+
+
+def dataset_findings(evidence: DatasetEvidence) -> list[Finding]:
+    """Everything that can be said of a dataset by itself, in the order in which to act on it."""
+    return run_checks(CHECKS, evidence)
+
+
+def number_findings(evidence: DatasetEvidence) -> list[Finding]:
+    """What can be said of its numbers, whatever its frames and its size."""
+    return run_checks([check for check in CHECKS if check not in (size, arrays, images, content, left_out)], evidence)
+
+
+def size(data: DatasetEvidence) -> Finding:
+    """Whether there is enough of it."""
+    said = f"{len(data.lengths)} episodes, {data.n_steps} steps ({min(data.lengths)} to {max(data.lengths)} each)"
+    if len(data.lengths) < FEW_EPISODES:
+        return Finding("size", "warning", f"{said}: few", "record more episodes of the task", about=data.path)
+    return ok("size", said, data.path)
+
+
+def arrays(data: DatasetEvidence) -> Finding:
+    """Whether the arrays that training reads are there."""
+    missing = [key for key in EXPECTED_KEYS if key not in data.keys]
+    cameras = [key for key in data.keys if key not in (*EXPECTED_KEYS, TIMESTAMP_KEY)]
+    if missing == [IMAGE_KEY] and cameras:
+        evidence = f"the cameras are called {', '.join(cameras)}"
+        return Finding("arrays", "note", evidence, "name them in shape_meta.obs instead of image", about=data.path)
+    if missing:
+        remedy = f"convert again, or take {', '.join(missing)} out of shape_meta"
+        return Finding("arrays", "error", f"no data/{', data/'.join(missing)}", remedy, reconvert(), data.path)
+    return ok("arrays", f"data/{', data/'.join(data.keys)}", data.path)
+
+
+def semantics(data: DatasetEvidence) -> Finding:
+    """Whether the numbers mean what this project's do."""
+    if data.semantics is None:
+        evidence = "it does not say what its numbers mean; read as metres, quaternion xyzw, gripper 1 = open"
+        return Finding("semantics", "note", evidence, "convert again to have it labelled", reconvert(), data.path)
+    try:
+        check_semantics(data.semantics, action_semantics(data.action_names), data.path)
+    except SpecError as error:
+        return Finding("semantics", "error", str(error), "convert with the right labels", reconvert(), data.path)
+    return ok("semantics", "labelled: metres, quaternion xyzw, gripper 1 = open", data.path)
+
+
+def command_is_absolute(data: DatasetEvidence) -> Finding | None:
+    """Actions are absolute poses near the measured one: differences, or another frame, are not."""
+    if data.command_distance_m is None:
+        return None
+    said = f"commanded positions lie {data.command_distance_m * 1000:.0f} mm from the measured ones (median)"
+    if data.command_distance_m > FAR_COMMAND_M:
+        evidence = f"{said}: relative actions, or another frame"
+        remedy = "actions must be absolute poses in the frame of the measured pose"
+        return Finding("command-is-absolute", "error", evidence, remedy, reconvert(), data.path)
+    return ok("command-is-absolute", said, data.path)
+
+
+def step_spacing(data: DatasetEvidence) -> Finding | None:
+    """Time between steps, beside the robot's."""
+    if data.step_seconds is None:
+        return None
+    if data.clock is not None:
+        again = reconvert(*data.clock.flags)
+        return Finding("step-spacing", "error", data.clock.said, data.clock.remedy, again, data.path)
+    said = f"steps are {data.step_seconds:.3g} s apart"
+    if data.step_seconds <= 0:
+        return Finding("step-spacing", "error", f"{said}: time does not go on", "check the recorder", about=data.path)
+    if abs(data.step_seconds / CONTROL_SECONDS - 1) > SPACING_SLACK:
+        speed = data.step_seconds / CONTROL_SECONDS
+        faster = f"{speed:.1f} times as fast as" if speed > 1 else f"at {speed:.0%} of the speed"
+        evidence = f"{said}, the robot executes one in {CONTROL_SECONDS} s: it will move {faster} it was shown"
+        remedy = f"record at the robot's rate, or serve at the recorded one (control_hz={1 / data.step_seconds:.3g})"
+        return Finding("step-spacing", "warning", evidence, remedy, about=data.path)
+    if data.uneven > 0.05:
+        evidence = f"{said}, but {data.uneven:.0%} of them are off by more than half"
+        return Finding("step-spacing", "warning", evidence, "look for lost frames in the recorder", about=data.path)
+    return ok("step-spacing", f"{said}, evenly", data.path)
+
+
+def closings(data: DatasetEvidence) -> Finding | None:
+    """Whether there is enough to learn closing from."""
+    gripper = data.gripper
+    if gripper is None:
+        return None
+    said = f"the gripper closes {gripper.closings} times and opens {gripper.openings} times"
+    never = len(gripper.without_closing)
+    without = f"; {never} of {len(data.lengths)} episodes never close" if never else ""
+    if gripper.closings == 0:
+        return Finding("closings", "error", said, "record episodes that grasp", about=data.path)
+    if gripper.closings < FEW_CLOSINGS:
+        evidence = f"{said} in the whole set{without}: few to learn from"
+        remedy = (
+            "record more; loss=gripper_events, which experiment=finetune_8d sets, weights the steps around them higher"
+        )
+        return Finding("closings", "warning", evidence, remedy, about=data.path)
+    if never > len(data.lengths) / 4:
+        evidence = f"{said}{without}"
+        return Finding("closings", "note", evidence, "leave out episodes that were broken off", about=data.path)
+    return ok("closings", said + without, data.path)
+
+
+def copycat_labels(data: DatasetEvidence) -> Finding | None:
+    """Whether the command can be copied from the measured gripper instead of decided."""
+    gripper = data.gripper
+    if gripper is None or gripper.equals_measured is None:
+        return None
+    events = gripper.closings + gripper.openings
+    said = f"command and measured gripper are equal at {gripper.equals_measured:.1%} of the steps"
+    lead = f"{gripper.leading} of {events} events command a state that is not measured yet"
+    if not events:
+        return ok("copycat-labels", f"{said}; without an event this tells nothing", data.path)
+    if gripper.equals_measured >= COPIED and not gripper.leading:
+        evidence = f"{said}, at transitions too: a policy can copy its input and never decide to close"
+        remedy = (
+            "take the command from the next measurement, or some steps early (--gripper-lead), or hide the input now "
+            "and then while training (observation_dropout=gripper)"
+        )
+        return Finding(
+            "copycat-labels",
+            "warning",
+            evidence,
+            remedy,
+            reconvert("--gripper-command", "next-measured"),
+            data.path,
+        )
+    return ok("copycat-labels", f"{said}; {lead}", data.path)
+
+
+def dead_band(data: DatasetEvidence) -> Finding | None:
+    """Whether commands say open or closed, or something between."""
+    if data.gripper is None:
+        return None
+    said = f"{data.gripper.undecided:.1%} of the commands are neither open (>= 0.7) nor closed (<= 0.3)"
+    if data.gripper.undecided > 0.02:
+        remedy = "a policy learns what lies between too; record a command of 0 or 1"
+        return Finding("dead-band", "warning", said, remedy, about=data.path)
+    return ok("dead-band", said, data.path)
+
+
+def images(data: DatasetEvidence) -> Finding | None:
+    """Lost and black frames."""
+    if data.missing_frames:
+        named = f": {', '.join(data.lost_files)}" if data.lost_files else ""
+        evidence = f"{data.missing_frames} files of frames are not on disk, or cut{named}"
+        remedy = "copy the dataset again from where it is whole, or convert again: training refuses it"
+        return Finding("images", "error", evidence, remedy, reconvert(), data.path)
+    if data.image_size is None:
+        return None
+    said = "{} x {} pixels".format(*data.image_size)
+    if data.black_frames:
+        evidence = f"{said}; {data.black_frames} of the {data.looked_at} frames looked at are black"
+        return Finding("images", "warning", evidence, "look at the recording: the camera was off", about=data.path)
+    return ok("images", f"{said}; none of {data.looked_at} frames looked at is black", data.path)
+
+
+def content(data: DatasetEvidence) -> Finding | None:
+    """Whether it is what its conversion wrote."""
+    if not data.identities:
+        return None
+    again = "copy the dataset again from where it is whole, or convert again"
+    if data.content is None:
+        evidence = (
+            f"{data.looked_at} of its frames were looked at, and nothing was compared with the hashes that a "
+            "conversion records"
+        )
+        verify = command("verify_converted_data", "--zarr-path", data.path)
+        return Finding("content", "note", evidence, "before a long training, compare all of it", verify, data.path)
+    found = data.content
+    if found.faults:
+        shown = "; ".join(map(str, found.faults[:FAULTS_SHOWN]))
+        others = f"; and {len(found.faults) - FAULTS_SHOWN} more" if len(found.faults) > FAULTS_SHOWN else ""
+        evidence = f"it is not what its conversion wrote: {shown}{others}"
+        if found.may_be_the_decoder:
+            evidence = f"{evidence}. Its frames were packed with a loss and unpacked by {found.other_decoder} then"
+            remedy = f"look at the frames, or verify with {found.other_decoder}: this one may give other last bits"
+            return Finding("content", "warning", evidence, remedy, about=data.path)
+        return Finding("content", "error", evidence, f"{again}: it is damaged, or was changed since", about=data.path)
+    if not found.compared:
+        evidence = f"not verified: {found.not_compared}; known is only that its files are there and unpack"
+        return Finding("content", "note", evidence, "convert again to have them recorded", reconvert(), data.path)
+    said = f"all frames and numbers of {found.compared} episodes are what the conversion wrote (SHA-256)"
+    if not found.is_whole:
+        evidence = f"{said}; {found.n_episodes - found.compared} episodes are not verified: {found.not_compared}"
+        return Finding("content", "note", evidence, "convert again to have them recorded", reconvert(), data.path)
+    return ok("content", said, data.path)
+
+
+def recorded_frames(data: DatasetEvidence) -> Finding | None:
+    """Whether the frames it was made from had one size and one orientation, by the converter's check."""
+    mixed = mixture(data.recorded)
+    if mixed is None:
+        return None
+    evidence = f"before the conversion, {mixed}"
+    if data.accepts_mixed:
+        remedy = "each was turned upright and stretched to one size, as was asked for"
+        return Finding("frame-sizes", "warning", evidence, remedy, about=data.path)
+    remedy = f"they were stretched to one size; {ACCEPT_MIXED}"
+    return Finding("frame-sizes", "error", evidence, remedy, reconvert("--mixed-frames", "accept"), data.path)
+
+
+def standing_still(data: DatasetEvidence) -> Finding | None:
+    """How much of it teaches the policy to stay where it is."""
+    if data.still is None:
+        return None
+    said = f"the arm stands still in {data.still:.0%} of the steps"
+    if data.still > 0.5:
+        return Finding("standing-still", "note", said, "cut pauses: a policy learns to wait from them", about=data.path)
+    return ok("standing-still", said, data.path)
+
+
+def left_out(data: DatasetEvidence) -> Finding | None:
+    """What the conversion could not use."""
+    if data.dropped is None:
+        return None
+    episodes, steps = data.dropped
+    if episodes or steps:
+        evidence = f"the conversion left out {episodes} episodes, {steps} steps in all"
+        where = "its ledger (.conversion.json beside the dataset, or the attribute conversion in it)"
+        return Finding("left-out", "note", evidence, f"{where} says why", about=data.path)
+    return ok("left-out", "the conversion left nothing out", data.path)
+
+
+CHECKS = (
+    size,
+    arrays,
+    action_shape,
+    semantics,
+    not_finite,
+    position_unit,
+    quaternions,
+    quaternion_order,
+    command_is_absolute,
+    polarity,
+    closings,
+    copycat_labels,
+    dead_band,
+    step_spacing,
+    images,
+    content,
+    recorded_frames,
+    standing_still,
+    left_out,
+)

@@ -1,0 +1,256 @@
+"""The doctor: goes through the known troubles in order, over whatever it is given, and ends with the cause."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from diffusion_policy.adapt.settings_fit import SettingsError
+from diffusion_policy.adapt.starting_point import ActionsError, plan_pretrained
+from diffusion_policy.commands import command, setting
+from diffusion_policy.diagnose.checkpoint_evidence import CheckpointEvidence, spec_of
+from diffusion_policy.diagnose.checkpoint_findings import checkpoint_findings, together_findings
+from diffusion_policy.diagnose.closed_loop_findings import closed_loop_findings
+from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence
+from diffusion_policy.diagnose.dataset_findings import dataset_findings
+from diffusion_policy.diagnose.disk_need import disk_need
+from diffusion_policy.diagnose.environment import environment_findings, look_at_environment
+from diffusion_policy.diagnose.findings import SEVERITIES, Diagnosis, Finding, diagnose, exit_status, ok
+from diffusion_policy.diagnose.log_findings import log_findings
+from diffusion_policy.diagnose.pose_only import is_pose_only, without_grippers
+from diffusion_policy.diagnose.sources import Opened, Progress, Sources, open_sources
+from diffusion_policy.diagnose.training_evidence import ConfigEvidence, look_at_config
+from diffusion_policy.diagnose.training_findings import config_findings, findings_of_run
+from diffusion_policy.gripper_scale import CONFIG_KEY
+from diffusion_policy.run_folder.reading import open_run
+from diffusion_policy.spec import StepSpec, WorkspaceError
+
+STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
+# The group of what is said of the machine.
+MACHINE = "environment"
+Groups = Mapping[str, Sequence[Finding]]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Findings by what they are about, in the order in which to act on them.
+
+    Attributes:
+        groups: findings by group.
+        looks: by group, the command line that shows what its findings were found in.
+    """
+
+    groups: Groups
+    looks: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def next_command(self) -> str:
+        """The command line of the cause; where it has none, the one that shows what the cause was found in."""
+        cause = self.diagnosis.cause
+        if cause is None or cause.command:
+            return "" if cause is None else cause.command
+        group = next(name for name, found in self.groups.items() if cause in found)
+        return self.looks.get(group, command("doctor"))
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All, in order."""
+        return [finding for group in self.groups.values() for finding in group]
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """The cause."""
+        return diagnose(self.findings)
+
+    @property
+    def exit_status(self) -> int:
+        """0 nothing forbids to go on (warnings may remain), 1 an error does."""
+        return exit_status(self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON: findings by group, and the diagnosis."""
+        diagnosis = self.diagnosis
+        return {
+            "groups": {name: [finding.to_json() for finding in group] for name, group in self.groups.items()},
+            "worst": max((f.severity for f in self.findings), key=SEVERITIES.index, default="ok"),
+            "cause": None if diagnosis.cause is None else diagnosis.cause.to_json(),
+            "diagnosis": diagnosis.sentence(),
+            "next_command": self.next_command,
+        }
+
+    def table(self) -> Group:
+        """For the terminal: every finding, then the cause and the next command."""
+        table = Table(box=None, pad_edge=False, show_header=False)
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, group in self.groups.items():
+            for i, finding in enumerate(group):
+                about = f" [dim]({escape(Path(finding.about).name)})[/]" if finding.about and finding.trouble else ""
+                style = STYLES[finding.severity]
+                table.add_row(
+                    name if i == 0 else "", f"[{style}]{finding.severity}[/]", escape(finding.evidence) + about
+                )
+        return Group(table, Text(), *_conclusion(self.diagnosis, self.next_command))
+
+
+def _conclusion(diagnosis: Diagnosis, following: str) -> list[Text]:
+    cause = diagnosis.cause
+    head = "" if cause is None else "The cause: " if cause.severity == "error" else "The likeliest cause: "
+    lines = [Text(f"{head}{diagnosis.sentence()}.", style="green" if cause is None else STYLES[cause.severity])]
+    if cause is not None and cause.remedy:
+        lines.append(Text(f"What to do: {cause.remedy}"))
+    if following:  # not folded, to be copied
+        lines.append(Text.assemble("next: ", (following, "bold"), no_wrap=True, overflow="ignore"))
+    if diagnosis.others:
+        count = len(diagnosis.others)
+        lines.append(Text(f"Then look at the other {count} finding{'s' if count > 1 else ''} above.", "dim"))
+    return lines
+
+
+def examine(
+    datasets: Sequence[Path] = (),
+    checkpoint: Path | None = None,
+    config: tuple[Sequence[str], DictConfig] | None = None,
+    run: Path | None = None,
+    logs: Sequence[Path] = (),
+    outputs: Path = Path(),
+    gripper_scale: str | None = None,
+    closed_loop: Sequence[Path] = (),
+    on_progress: Progress = lambda done, total: None,
+) -> Examination:
+    """Examine whatever is given; a run brings its datasets and its checkpoint, as far as they are there.
+
+    Args:
+        datasets: converted datasets, of one policy.
+        checkpoint: of the policy.
+        config: its name with overrides, as words, and its content.
+        run: folder of a training run.
+        logs: inference logs.
+        outputs: where runs are written, to see how much disk is free.
+        gripper_scale: of datasets and logs whose gripper is not 0..1, as ``--gripper-scale`` names it; by default, of a
+            dataset that needs it, what the run or the config was told.
+        closed_loop: documents of closed-loop evaluations; by default those in the run's folder.
+        on_progress: told of files that were opened, and how many there are.
+
+    Raises:
+        WorkspaceError: something that was named is not there or cannot be read.
+    """
+    told = None if config is None else OmegaConf.select(config[1], CONFIG_KEY, default=None)
+    given = Sources(tuple(datasets), checkpoint, run, tuple(logs), (), gripper_scale, tuple(closed_loop))
+    opened = open_sources(
+        given, told=told if isinstance(told, str) else None, logs_of_run=False, on_progress=on_progress
+    )
+    return examine_opened(opened, config, outputs)
+
+
+def examine_opened(
+    opened: Opened, config: tuple[Sequence[str], DictConfig] | None = None, outputs: Path = Path()
+) -> Examination:
+    """The same of what is open already; nothing is opened again."""
+    run, checkpoint = opened.run, opened.deployable
+    need = disk_need(None if config is None else config[1], run)
+    machine = look_at_environment(outputs if run is None else run.path, need)
+    groups: dict[str, list[Finding]] = {MACHINE: environment_findings(machine)}
+    looked = [dataset.evidence for dataset in opened.datasets]
+    if looked:
+        groups["dataset"] = [finding for data in looked for finding in dataset_findings(data)]
+    weights = None if opened.checkpoint is None else opened.checkpoint.evidence
+    if opened.checkpoint is not None:
+        trouble = opened.checkpoint.trouble
+        groups["checkpoint"] = [trouble] if trouble else []
+        groups["checkpoint"] += [] if weights is None else checkpoint_findings(weights)
+    if weights is not None and looked:
+        groups["together"] = [finding for data in looked for finding in together_findings(weights, data)]
+    # A plan sees several as one with the episodes of all.
+    data = replace(looked[0], lengths=tuple(length for each in looked for length in each.lengths)) if looked else None
+    if config is not None:
+        groups["config"] = _config(config, data, weights)
+    if run is not None:
+        groups["run"] = findings_of_run(run, data)
+    if opened.closed_loop:
+        groups["closed loop"] = closed_loop_findings(opened.closed_loop, checkpoint)
+    if opened.logs:
+        groups["log"] = [finding for evidence in opened.logs for finding in log_findings(evidence)]
+    if is_pose_only(_spec_of(opened, config)):
+        layouts = [data.layout for data in looked] + [evidence.log.layout for evidence in opened.logs]
+        groups = without_grippers(groups, layouts)
+    return Examination(groups, _looks(opened))
+
+
+def _spec_of(opened: Opened, config: tuple[Sequence[str], DictConfig] | None) -> StepSpec | None:
+    """Of the policy that is looked at: the checkpoint's, the config's, or the run's; None where none tells."""
+    weights = None if opened.checkpoint is None else opened.checkpoint.evidence
+    if weights is not None and weights.spec is not None:
+        return weights.spec
+    content = config[1] if config is not None else None if opened.run is None else opened.run.config
+    return None if content is None else spec_of(content)
+
+
+def _looks(opened: Opened) -> dict[str, str]:
+    """By group, the command line that shows what was examined."""
+    datasets, checkpoint = [dataset.path for dataset in opened.datasets], opened.deployable
+    found: dict[str, str] = {}
+    if datasets:
+        found["dataset"] = command("report", "--out", "report.html", "--dataset", *datasets)
+    if checkpoint is not None:
+        found["checkpoint"] = command("adapt", "inspect", checkpoint)
+    if datasets and checkpoint is not None:
+        found["together"] = command(
+            "report", "--out", "report.html", "--dataset", *datasets, "--checkpoint", checkpoint
+        )
+    if opened.run is not None:
+        found["run"] = command("report", "--out", "report.html", "--run", opened.run.path)
+    if opened.closed_loop:
+        documents = [evidence.path for evidence in opened.closed_loop]
+        found["closed loop"] = command("report", "--out", "report.html", "--closed-loop", *documents)
+    if opened.logs:
+        logs = [evidence.log.path for evidence in opened.logs]
+        found["log"] = command("report", "--out", "report.html", "--log", *logs)
+    return found
+
+
+def examine_numbers(run: Path) -> Examination:
+    """What config and numbers of a run say; neither dataset nor checkpoint is opened.
+
+    Raises:
+        ReportError: no run there, or a torn config or log.
+    """
+    return Examination({"run": findings_of_run(open_run(run))})
+
+
+def _config(
+    named: tuple[Sequence[str], DictConfig], data: DatasetEvidence | None, weights: CheckpointEvidence | None
+) -> list[Finding]:
+    (name, *overrides), content = named
+    evidence = look_at_config(content, name, started_with=(f"--config-name={name}", *overrides))
+    found = config_findings(evidence, data)
+    starts = [evidence.pretrained] if evidence.pretrained_exists and evidence.load_weights else []
+    if weights is not None and weights.path not in starts:
+        starts.append(weights.path)
+    return [*found, *(fits_config(path, content, evidence) for path in starts if path is not None)]
+
+
+def fits_config(path: str, content: DictConfig, evidence: ConfigEvidence) -> Finding:
+    """Whether a run of a config could start from a checkpoint: what `train.py` plans, and refuses, with its words."""
+    code, about = "checkpoint-fits-config", evidence.name
+    try:
+        ledger = plan_pretrained(Path(path), content)
+    except SettingsError as error:
+        again = evidence.again(setting("pretrained.path", path), *error.overrides) if error.overrides else ""
+        return Finding(code, "error", error.found, error.remedy, again, about)
+    except ActionsError as error:
+        remedy = "grow the checkpoint" if error.command else "take the task of the checkpoint"
+        again = evidence.again(setting("pretrained.path", path), *error.overrides) if error.overrides else error.command
+        return Finding(code, "error", f"size mismatch: {error}", remedy, again, about)
+    except WorkspaceError as error:
+        return Finding(code, "error", str(error), "adapt it first", command("adapt", "inspect", path), about)
+    return ok(code, f"{Path(path).name} fits: {ledger.summary()}", about)

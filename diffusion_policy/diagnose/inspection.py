@@ -1,0 +1,218 @@
+"""The checks before anyone trains: of recordings, and of the dataset that is made from them.
+
+One `Inspection` holds what was seen and what is to be said of it; it prints as text, writes as JSON, and its steps are
+drawn by `inspection_pictures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from diffusion_policy.dataset.verification import verify_content
+from diffusion_policy.diagnose.checkpoint_evidence import look_at_checkpoint
+from diffusion_policy.diagnose.checkpoint_findings import together_findings
+from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence, evidence_of_dataset, look_at_recordings
+from diffusion_policy.diagnose.dataset_findings import dataset_findings
+from diffusion_policy.diagnose.doctor import STYLES
+from diffusion_policy.diagnose.findings import Finding, exit_status
+from diffusion_policy.diagnose.gravest import verdict_of
+from diffusion_policy.diagnose.step_evidence import Dimension, StepEvidence, look_at_steps
+from diffusion_policy.diagnose.step_findings import step_findings
+from diffusion_policy.diagnose.steps import Steps, open_for_report, steps_of_dataset, steps_of_recordings
+from diffusion_policy.diagnose.unit_findings import PLACEHOLDER, for_recordings
+from diffusion_policy.gripper_scale import parse_scales
+from diffusion_policy.timestamps import parse_timestamps
+
+Progress = Callable[[int, int], None]
+# Findings of the summary that every frame and every step is looked at for here.
+_SAID_BETTER = {"images", "copycat-labels", "standing-still"}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was inspected, what was seen, and what is to be said of it."""
+
+    steps: Steps
+    summary: DatasetEvidence
+    details: StepEvidence
+    findings: tuple[Finding, ...]
+
+    @property
+    def is_advisable(self) -> bool:
+        """Whether nothing forbids to train on it: no finding is an error."""
+        return exit_status(self.findings) == 0
+
+    @property
+    def exit_status(self) -> int:
+        """0 nothing forbids to train on it (warnings may remain), 1 an error does."""
+        return exit_status(self.findings)
+
+    def verdict(self) -> str:
+        """What was found, in one or two sentences: how many, and the gravest."""
+        return verdict_of(self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON: verdict, findings and all evidence."""
+        return {
+            "inspected": self.steps.where,
+            "training_advisable": self.is_advisable,
+            "findings": [finding.to_json() for finding in self.findings],
+            "summary": asdict(self.summary),
+            "details": asdict(self.details),
+        }
+
+    def table(self, pictures: Sequence[Path] = ()) -> RenderableType:
+        """For the terminal: counts, dimensions, findings, pictures that were drawn, verdict."""
+        style = "green" if self.is_advisable else "red"
+        dimensions, findings = _dimensions(self.details.dimensions), _findings(self.findings)
+        drawn = [Text(f"drawn: {', '.join(map(str, pictures))}")] if pictures else []
+        verdict = Text(self.verdict(), f"bold {style}")
+        return Group(self._counts(), Text(), dimensions, Text(), findings, Text(), *drawn, verdict)
+
+    def _counts(self) -> Text:
+        lengths = self.summary.lengths
+        events = [len(episode.events) for episode in self.details.episodes]
+        lines = [
+            f"{self.steps.where}: {_count(len(lengths), 'episode')}, {sum(lengths)} steps; shortest {min(lengths)}, "
+            f"longest {max(lengths)}, mean {sum(lengths) / len(lengths):.0f}",
+            f"gripper events by episode: {' '.join(map(str, events[:40]))}{' ...' if len(events) > 40 else ''}",
+        ]
+        for camera in self.details.cameras:
+            sizes = ", ".join(f"{width} x {height}" for width, height in camera.sizes) or "no frame decodes"
+            lines.append(f"camera {camera.name}: {sizes}; {camera.shown} frames, {camera.repeated} repeated")
+        return Text("\n".join(lines))
+
+
+def _count(n: int, word: str) -> str:
+    return f"{n} {word}" + ("" if n == 1 else "s")
+
+
+def _dimensions(dimensions: tuple[Dimension, ...]) -> Table:
+    table = Table("dimension", *("lowest", "highest", "mean", "deviation"), "normalised", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for one in dimensions:
+        made = "constant: moved to 0" if one.is_constant else f"x {one.scale:.3g}"
+        numbers = (f"{value:.4f}" for value in (one.low, one.high, one.mean, one.deviation))
+        table.add_row(f"{one.key}.{one.name}", *numbers, made)
+    return table
+
+
+def _findings(findings: tuple[Finding, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        said = Text(finding.evidence)
+        if finding.remedy:
+            said.append(f"\n-> {finding.remedy}", "dim" if finding.severity == "note" else "bold")
+        if finding.trouble and finding.command and PLACEHOLDER not in finding.command:
+            said.append(f"\n   {finding.command}")
+        table.add_row(Text(finding.severity, STYLES[finding.severity]), said)
+    return table
+
+
+def inspect_recordings(
+    directory: Path,
+    on_progress: Progress | None = None,
+    gripper_scale: str | None = None,
+    timestamps: str | None = None,
+) -> Inspection:
+    """Inspect a folder of recordings; nothing in it is changed.
+
+    Args:
+        directory: holds episode_0000/ and so on.
+        on_progress: told of the frames that are decoded.
+        gripper_scale: that the gripper is recorded in where it is not 0 and 1.
+        timestamps: what time stamps are recorded in where that is not seconds.
+
+    Raises:
+        TrajectoryError: no recordings there, or none that opens.
+    """
+    steps = steps_of_recordings(directory, parse_scales(gripper_scale), parse_timestamps(timestamps))
+    found = _inspect(steps, look_at_recordings(steps), [], on_progress)
+    return replace(found, findings=tuple(for_recordings(found.findings, steps.where)))
+
+
+def inspect_dataset(
+    path: Path,
+    checkpoint: Path | None = None,
+    on_progress: Progress | None = None,
+    gripper_scale: str | None = None,
+) -> Inspection:
+    """Inspect a converted dataset, and whether a checkpoint's statistics fit it.
+
+    Args:
+        path: of the dataset.
+        checkpoint: of a policy to be trained further on it.
+        on_progress: told of the frames that are decoded.
+        gripper_scale: that the gripper is stored in where it is not 0..1.
+
+    Raises:
+        DatasetError, ReportError: no dataset there, or one without actions or steps.
+        CheckpointError: the checkpoint cannot be read.
+    """
+    declared = parse_scales(gripper_scale)
+    buffer, faults = open_for_report(path, declared)
+    steps = steps_of_dataset(buffer, faults)
+    summary = evidence_of_dataset(path, buffer, steps, faults)
+    together: list[Finding] = []
+    if checkpoint is not None:
+        together = together_findings(look_at_checkpoint(checkpoint), summary)
+    compared, looked_at = _in_two_parts(on_progress)
+    summary = replace(summary, content=verify_content(buffer, faults, compared))
+    return _inspect(steps, summary, together, looked_at)
+
+
+def inspect_conversion(path: Path) -> Inspection:
+    """Inspect a dataset that was converted just now: what `inspect_dataset` says, but of a few of its frames only.
+
+    Raises:
+        DatasetError, ReportError: no dataset there, or one without actions or steps.
+    """
+    buffer, faults = open_for_report(path, None)
+    steps = steps_of_dataset(buffer, faults)
+    return _inspect(replace(steps, cameras={}), evidence_of_dataset(path, buffer, steps, faults), [], None)
+
+
+def _in_two_parts(on_progress: Progress | None) -> tuple[Progress | None, Progress | None]:
+    """Of a count that goes through the frames twice: the first time and the second."""
+    if on_progress is None:
+        return None, None
+
+    def first(done: int, total: int) -> None:
+        on_progress(done, 2 * total)
+
+    def second(done: int, total: int) -> None:
+        on_progress(total + done, 2 * total)
+
+    return first, second
+
+
+def _inspect(
+    steps: Steps, summary: DatasetEvidence, together: list[Finding], on_progress: Progress | None
+) -> Inspection:
+    details = look_at_steps(steps, on_progress)
+    seen = [camera for camera in details.cameras if camera.sizes]
+    if seen:
+        summary = replace(
+            summary,
+            image_size=seen[0].sizes[0],
+            black_frames=sum(len(camera.black) for camera in seen),
+            looked_at=sum(camera.shown for camera in seen),
+        )
+    images_count = summary.missing_frames > 0 or not details.cameras
+    findings = [
+        finding
+        for finding in dataset_findings(summary)
+        if finding.code not in _SAID_BETTER or (finding.code == "images" and images_count)
+    ]
+    return Inspection(steps, summary, details, (*findings, *step_findings(details), *together))

@@ -1,0 +1,61 @@
+"""What an inference log shows: the gripper's verdict, and the numbers that other findings are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from diffusion_policy.diagnose.latency import Stage, latency_stages
+from diffusion_policy.evaluate.gripper import GripperReport, judge
+from diffusion_policy.gripper_scale import DeclaredScales
+from diffusion_policy.run_log import RunLog, read_log
+
+
+@dataclass(frozen=True)
+class LogEvidence:
+    """One log.
+
+    Attributes:
+        log: as read; its gripper as 0..1 where its scale is known.
+        gripper: the verdict.
+        command_distance_m: median distance of the first action from the measured position; None without positions.
+        quaternion_error: largest distance of a predicted quaternion's norm from 1; None for other layouts.
+        stages: latencies, as far as the log's clocks can be trusted.
+    """
+
+    log: RunLog
+    gripper: GripperReport
+    command_distance_m: float | None = None
+    quaternion_error: float | None = None
+    stages: tuple[Stage, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return self.log.path.name
+
+    @property
+    def offline(self) -> bool:
+        """Whether it is of recorded episodes, not of the robot."""
+        return "dataset" in self.log.meta
+
+
+def look_at_log(path: str | Path, declared: DeclaredScales | None = None) -> LogEvidence:
+    """Read and judge a log, whose gripper may be declared to be in another scale; RunLogError if it cannot be read."""
+    return evidence_of(read_log(path), declared)
+
+
+def evidence_of(log: RunLog, declared: DeclaredScales | None = None) -> LogEvidence:
+    """The evidence that a log gives."""
+    verdict, scales = judge(log, declared), log.gripper_scales(declared)
+    if scales is not None and scales.command.scale is not None and not scales.command.is_internal:
+        log = log.converted(scales)
+    commands, states = log.commands, log.states
+    distance = error = None
+    if len(log.steps):
+        distance = float(np.median(np.linalg.norm(commands[:, :3] - states[:, :3], axis=1)))
+    if log.layout in ("xyz_quat", "xyz_quat_gripper"):
+        error = float(np.abs(np.linalg.norm(log.actions[..., 3:7], axis=-1) - 1).max())
+    return LogEvidence(log, verdict, distance, error, latency_stages(log))

@@ -1,0 +1,194 @@
+"""Findings about inference logs and open-loop errors. Pure: evidence in, finding out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusion_policy.commands import command
+from diffusion_policy.dataset.split import WORDS, read_status, words_of
+from diffusion_policy.diagnose.findings import Finding, Severity, ok, run_checks
+from diffusion_policy.diagnose.latency import INFERENCE
+from diffusion_policy.diagnose.log_evidence import LogEvidence
+from diffusion_policy.diagnose.recordings_gate import position_finding
+from diffusion_policy.evaluate.verdicts import ALL_REFUSED
+from diffusion_policy.run_log.log import SUPERSEDED
+from diffusion_policy.spec import POSE_GRIPPER
+
+# Seconds that the client's six actions at 10 Hz last: inference must be done by then.
+CHUNK_SECONDS = 0.6
+FAR_COMMAND_M = 0.15
+QUATERNION_SLACK = 0.05
+FIRM = 0.7
+MANY_REFUSED = 0.1
+
+
+def log_findings(evidence: LogEvidence) -> list[Finding]:
+    """Everything that can be said of a log."""
+    return run_checks(CHECKS, evidence)
+
+
+def action(evidence: LogEvidence) -> Finding | None:
+    """Whether actions are pose and gripper."""
+    log = evidence.log
+    if not log.steps:
+        return None
+    if log.layout == "xyz_quat_gripper":
+        return ok(
+            "log-action",
+            f"{len(log.steps)} chunks of {log.actions.shape[1]} actions, eight numbers each",
+            evidence.name,
+        )
+    width = log.commands.shape[1]
+    said = f"actions have {width} numbers ({log.layout.replace('_', ' ')}), expected {len(POSE_GRIPPER)}"
+    remedy = "the served policy commands no 0..1 gripper: grow its checkpoint, or serve another"
+    grow = command("finetune_from_7d_to_8d", "--old_ckpt", "SERVED.ckpt", "--new_ckpt", "GROWN.ckpt")
+    return Finding("log-action", "warning", said, remedy, grow, evidence.name)
+
+
+def recorded_episode(evidence: LogEvidence) -> Finding | None:
+    """Whether the policy was trained on the recorded episode that it was run over; None for logs of a robot."""
+    if not evidence.offline:
+        return None
+    status = read_status(evidence.log.meta.get("split"))
+    said = f"recorded episode {evidence.log.meta.get('episode', '')}: {WORDS[status]}"
+    if status in ("held out", "unseen"):
+        return ok("log-split", said, evidence.name)
+    remedy = "what it does there may be memorized: run it over held-out episodes"
+    return Finding("log-split", "note", said, remedy, about=evidence.name)
+
+
+def answered(evidence: LogEvidence) -> Finding | None:
+    """Whether the server's answers were actions."""
+    log = evidence.log
+    refused = {code: count for code, count in log.errors.items() if code != SUPERSEDED}
+    if not refused:
+        return None
+    code = max(refused, key=lambda name: refused[name])
+    remedy = f"most were {code}; the messages are in steps.jsonl, the codes in docs/serving.md"
+    if log.is_refused:
+        return Finding("log-answered", "error", log.why_empty, remedy, about=evidence.name)
+    share = sum(refused.values()) / (sum(refused.values()) + len(log.steps))
+    severity: Severity = "warning" if share > MANY_REFUSED else "note"
+    said = next(oddity for oddity in log.oddities if "got an error" in oddity)
+    return Finding("log-answered", severity, said, remedy, about=evidence.name)
+
+
+def weights(evidence: LogEvidence) -> Finding | None:
+    """Whether the averaged weights were served."""
+    served = evidence.log.meta.get("weights")
+    if served is None:
+        return None
+    if served != "ema_model":
+        said = f"the weights {served} were run, not the averaged ones"
+        return Finding("log-weights", "note", said, "run ema_model, which is what is deployed", about=evidence.name)
+    return ok("log-weights", "the averaged weights were run", evidence.name)
+
+
+def near(evidence: LogEvidence) -> Finding | None:
+    """Whether commands are near the arm."""
+    if evidence.command_distance_m is None:
+        return None
+    said = f"the next command lies {evidence.command_distance_m * 1000:.0f} mm from the measured position (median)"
+    if evidence.command_distance_m > FAR_COMMAND_M:
+        remedy = "not the robot, frame or normaliser that it was trained with, or hardly trained"
+        return Finding("log-near", "warning", said, remedy, about=evidence.name)
+    return ok("log-near", said, evidence.name)
+
+
+def unit_quaternions(evidence: LogEvidence) -> Finding | None:
+    """Norms of predicted quaternions."""
+    if evidence.quaternion_error is None:
+        return None
+    error = evidence.quaternion_error
+    if error > QUATERNION_SLACK:
+        said = f"a predicted quaternion's norm is {error:.3f} away from 1"
+        remedy = "hardly trained, or smoothed component by component; the motion guard refuses such chunks"
+        return Finding("log-quaternions", "warning", said, remedy, about=evidence.name)
+    return ok("log-quaternions", f"predicted quaternions have norms within {error:.3f} of 1", evidence.name)
+
+
+def in_time(evidence: LogEvidence) -> Finding | None:
+    """Whether inference is done before the actions run out."""
+    stage = next((stage for stage in evidence.stages if stage.name == INFERENCE), None)
+    if stage is None:
+        return None
+    median, late, _ = stage.quantiles()
+    said = f"inference takes {median:.0f} ms (median), {late:.0f} ms at 95 %"
+    if late > CHUNK_SECONDS * 1000:
+        remedy = "fewer denoising steps (DDIM, 8), or a faster device"
+        return Finding(
+            "latency", "warning", f"{said}: longer than the six actions that are executed", remedy, about=evidence.name
+        )
+    return ok("latency", said, evidence.name)
+
+
+def gripper(evidence: LogEvidence) -> Finding | None:
+    """The verdict; None where there is no answer to judge."""
+    report = evidence.gripper
+    said = f"{report.verdict}: {report.reason}"
+    if report.opens_and_closes:
+        if report.firmness is not None and report.firmness < FIRM:
+            evidence_text = f"{said}; but only {report.firmness:.0%} of the dead bands agree"
+            return Finding("gripper-verdict", "note", evidence_text, "look at its timeline", about=evidence.name)
+        ahead = report.leads_measurement
+        if ahead is not None and 2 * ahead < len(report.events):
+            evidence_text = f"{said}; most of its changes only repeat what is measured"
+            remedy = "hide the measured gripper now and then while training (observation_dropout=gripper)"
+            return Finding("gripper-verdict", "note", evidence_text, remedy, about=evidence.name)
+        return ok("gripper-verdict", said, evidence.name)
+    if report.verdict == ALL_REFUSED:
+        return None
+    if report.verdict == "too short":
+        return Finding("gripper-verdict", "note", said, "log a whole run", about=evidence.name)
+    severity: Severity = "warning" if report.verdict in ("chatters", "no gripper command") else "error"
+    return Finding("gripper-verdict", severity, said, REMEDIES.get(report.verdict, ""), about=evidence.name)
+
+
+REMEDIES = {
+    "pass-through of the measured gripper": "the server copies what it measures: serve a policy of eight numbers",
+    "follows the measured gripper": (
+        "it repeats the measured gripper: hide it now and then while training (observation_dropout=gripper), and look "
+        "for labels that can be copied (doctor --dataset)"
+    ),
+    "never closes": "doctor the dataset and the checkpoint that it was served from: --dataset, --checkpoint",
+    "never opens": "doctor the dataset and the checkpoint that it was served from: --dataset, --checkpoint",
+    "chatters": "require a dwell of the gripper in the motion guard (gripper_min_dwell), or train longer",
+    "no gripper command": "grow the checkpoint to eight numbers",
+}
+
+
+def _episodes_of(document: Mapping[str, Any]) -> str:
+    """How many episodes errors are of, and whether the policy was trained on them."""
+    episodes = ((document.get("split") or {}).get("episodes") or {}).values()
+    statuses = [read_status(status) for status in episodes] or [read_status(None)] * len(document["episodes"])
+    return f"{len(statuses)} episode{'s' if len(statuses) > 1 else ''} ({words_of(statuses)})"
+
+
+def open_loop_findings(document: Mapping[str, Any], about: str = "") -> list[Finding]:
+    """Whether a policy beats what needs no learning, and is near enough to grasp.
+
+    `document` is a report of scripts/evaluate_open_loop.py.
+    """
+    ours = document["scores"]["policy"]
+    known = [
+        f"{ours[key]:.3g} {unit}"
+        for key, unit in (("position_mm", "mm"), ("rotation_deg", "degrees"))
+        if ours.get(key) is not None
+    ]
+    said = f"open loop: {', '.join(known)} over {_episodes_of(document)}"
+    shortcomings = document["shortcomings"]
+    if shortcomings:
+        more = f", and {len(shortcomings) - 1} more" if len(shortcomings) > 1 else ""
+        evidence = f"{said}; it {shortcomings[0]}{more}"
+        return [Finding("beats-baselines", "error", evidence, "do not deploy it; see the findings above", about=about)]
+    unmeasured = "".join(f"; {sentence}" for sentence in document.get("unmeasured", ()))
+    found = [ok("beats-baselines", f"{said}; it beats every baseline{unmeasured}", about)]
+    if ours.get("position_mm") is not None and ours.get("gripper_at_transitions") is not None:
+        found.append(
+            position_finding(ours["position_mm"], about, command("evaluate_closed_loop", about) if about else "")
+        )
+    return found
+
+
+CHECKS = (recorded_episode, answered, action, weights, near, unit_quaternions, in_time, gripper)

@@ -1,0 +1,45 @@
+"""Whether a checkpoint was trained with q where a dataset has -q: the same rotations, far outside what it knows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffusion_policy.diagnose.checkpoint_evidence import CheckpointEvidence
+from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence
+from diffusion_policy.diagnose.findings import Finding, ok
+from diffusion_policy.spec import POSE
+
+# Ranges differ a little from one recording day to the next.
+SLACK = 0.05
+
+
+def quaternion_sign(checkpoint: CheckpointEvidence, dataset: DatasetEvidence) -> Finding | None:
+    """Compare the range of the dataset's quaternions, and of their negatives, with what the normaliser was fitted to.
+
+    None where either has no quaternions, or where neither sign fits better: that is another rotation, not another sign.
+    """
+    fitted = checkpoint.statistics.get("action")
+    if fitted is None or len(fitted.low) < len(POSE) or dataset.action_names[: len(POSE)] != POSE:
+        return None
+    low, high = (np.asarray(end[3:7]) for end in (fitted.low, fitted.high))
+    data_low, data_high = (np.asarray(end[3:7]) for end in (dataset.low, dataset.high))
+    as_is = _beyond(data_low, data_high, low, high)
+    turned = _beyond(-data_high, -data_low, low, high)
+    if turned + SLACK < as_is:
+        evidence = (
+            f"the checkpoint's normaliser was fitted on the other quaternion sign: the dataset reaches {as_is:.2f} "
+            f"beyond what it knows, with the signs turned {turned:.2f}"
+        )
+        remedy = (
+            "convert with --append to the set that the checkpoint was trained on, or with --quaternion-sign keep if "
+            "its signs were kept; else normalizer=refit"
+        )
+        return Finding("quaternion-sign", "warning", evidence, remedy, about=checkpoint.path)
+    if as_is + SLACK < turned:
+        return ok("quaternion-sign", "the dataset has the quaternion sign that the checkpoint knows", checkpoint.path)
+    return None
+
+
+def _beyond(data_low: np.ndarray, data_high: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
+    """How far a box reaches out of another, at most."""
+    return float(max(0.0, (low - data_low).max(), (data_high - high).max()))

@@ -1,0 +1,183 @@
+"""What report and doctor are given, each file opened once: what was seen in it, and what sections draw from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusion_policy.checkpoint import CheckpointError
+from diffusion_policy.commands import command
+from diffusion_policy.dataset.replay_buffer import IMAGE_KEY
+from diffusion_policy.diagnose import ReportError
+from diffusion_policy.diagnose.checkpoint_evidence import CheckpointEvidence, look_at_checkpoint
+from diffusion_policy.diagnose.closed_loop_evidence import ClosedLoopEvidence, closed_loop_of
+from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence, evidence_of_dataset
+from diffusion_policy.diagnose.findings import Finding
+from diffusion_policy.diagnose.log_evidence import LogEvidence, look_at_log
+from diffusion_policy.diagnose.playback import dataset_of_log
+from diffusion_policy.diagnose.steps import ConvertedCamera, HeldNumbers, open_for_report, steps_of_dataset
+from diffusion_policy.gripper_scale import parse_scales
+from diffusion_policy.run_folder.reading import RunFolder, open_run
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the page is made of; every part may be missing. ``gripper_scale``: of datasets and logs, where declared."""
+
+    datasets: tuple[Path, ...] = ()
+    checkpoint: Path | None = None
+    run: Path | None = None
+    logs: tuple[Path, ...] = ()
+    open_loop: tuple[Path, ...] = ()
+    gripper_scale: str | None = None
+    closed_loop: tuple[Path, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether anything is given."""
+        files = (self.datasets, self.checkpoint, self.run, self.logs, self.open_loop, self.closed_loop)
+        return any(files)
+
+
+@dataclass(frozen=True)
+class OpenedDataset:
+    """A dataset.
+
+    Attributes:
+        path: of it.
+        buffer: its arrays; numbers are read once.
+        evidence: what was seen.
+        camera: its frames, with those that are lost; None without.
+    """
+
+    path: Path
+    buffer: HeldNumbers
+    evidence: DatasetEvidence
+    camera: ConvertedCamera | None
+
+
+@dataclass(frozen=True)
+class OpenedCheckpoint:
+    """A checkpoint.
+
+    Attributes:
+        path: of it.
+        evidence: what was seen; None for a file that is none.
+        trouble: why it is none.
+    """
+
+    path: Path
+    evidence: CheckpointEvidence | None
+    trouble: Finding | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """All that was given, and what a run brought along."""
+
+    given: Sources
+    run: RunFolder | None = None
+    datasets: tuple[OpenedDataset, ...] = ()
+    checkpoint: OpenedCheckpoint | None = None
+    logs: tuple[LogEvidence, ...] = ()
+    open_loop: tuple[Mapping[str, Any], ...] = ()
+    closed_loop: tuple[ClosedLoopEvidence, ...] = ()
+
+    @property
+    def deployable(self) -> Path | None:
+        """The checkpoint that is named, or else the run's."""
+        return None if self.checkpoint is None else self.checkpoint.path
+
+
+def open_sources(
+    given: Sources,
+    *,
+    told: str | None = None,
+    logs_of_run: bool = True,
+    on_progress: Progress = lambda done, total: None,
+) -> Opened:
+    """Open every file once; a run brings its datasets, its checkpoint, its closed loop and its logs.
+
+    Args:
+        given: what is named.
+        told: the scale that a config says its datasets' gripper has; by default what the run was told.
+        logs_of_run: whether the run's logs and the dataset that logs name are opened though nobody named them.
+        on_progress: told of files that were opened, and how many there are.
+
+    Raises:
+        WorkspaceError: something that was named is not there or cannot be read.
+    """
+    run = None if given.run is None else open_run(given.run)
+    logs = given.logs or (run.logs if run is not None and logs_of_run else ())
+    named = given.datasets or (run.datasets if run is not None else ())
+    checkpoint = given.checkpoint or (run.deployable if run is not None else None)
+    total = len(logs) + len(named) + (checkpoint is not None) + 1
+    count = 0
+
+    def opened(something: Any) -> Any:
+        nonlocal count
+        count += 1
+        on_progress(count, max(total, count))
+        return something
+
+    scales = parse_scales(given.gripper_scale)
+    looked = tuple(opened(look_at_log(path, scales)) for path in logs)
+    if not named and logs_of_run:
+        found = (dataset_of_log(evidence.log) for evidence in looked)
+        named = tuple({path: None for path in found if path is not None})
+    told = told or (run.gripper_scale if run is not None else None)
+    datasets = tuple(opened(open_dataset(path, given.gripper_scale, told)) for path in named)
+    weights = None if checkpoint is None else opened(open_checkpoint(checkpoint))
+    documents = tuple(document for path in given.open_loop for document in read_open_loop(path))
+    rolled_out = opened(closed_loop_of(given.closed_loop, given.checkpoint, run))
+    return Opened(given, run, datasets, weights, looked, documents, rolled_out)
+
+
+def open_dataset(path: Path, said: str | None = None, told: str | None = None) -> OpenedDataset:
+    """A dataset whose gripper is said to be in a scale, or was told to be where its numbers do not say.
+
+    Raises:
+        DatasetError: no dataset there, or numbers of it are lost.
+        SpecError: an unknown scale, or one that the numbers contradict.
+        ReportError: it has no action, or no step.
+    """
+    buffer, faults = open_for_report(path, parse_scales(said), parse_scales(told))
+    steps = steps_of_dataset(buffer, faults)
+    camera = steps.cameras.get(IMAGE_KEY)
+    assert camera is None or isinstance(camera, ConvertedCamera)
+    return OpenedDataset(path, buffer, evidence_of_dataset(path, buffer, steps, faults), camera)
+
+
+def open_checkpoint(path: Path) -> OpenedCheckpoint:
+    """A file that is there but is no checkpoint is a finding; one that is not there is bad input."""
+    try:
+        return OpenedCheckpoint(path, look_at_checkpoint(path))
+    except CheckpointError as error:
+        if not path.is_file():
+            raise
+        remedy = "name a checkpoint of the policy, or adapt this file to one"
+        look = error.command or command("adapt", "inspect", path)
+        trouble = Finding("checkpoint-opens", "error", str(error), remedy, look, str(path))
+        return OpenedCheckpoint(path, None, trouble)
+
+
+def read_open_loop(path: Path) -> list[Mapping[str, Any]]:
+    """Reports of scripts/evaluate_open_loop.py --json.
+
+    Raises:
+        ReportError: not there, or something else.
+    """
+    try:
+        reports = json.loads(path.read_text(encoding="utf-8"))["reports"]
+        for report in reports:
+            for needed in ("checkpoint", "scores", "episodes", "shortcomings", "scheduler", "steps", "samples"):
+                report[needed]
+            report["scores"]["policy"]["per_horizon_step"]
+            float(report.get("tolerance_s", 0)), dict((report.get("split") or {}).get("episodes", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ReportError(f"{path}: not the JSON of scripts/evaluate_open_loop.py ({error})") from error
+    return list(reports)

@@ -1,0 +1,284 @@
+"""What all steps of a dataset or of recordings show, dimension by dimension and episode by episode.
+
+`dataset_evidence` sums a dataset up; here is what one looks at before a day of recording is trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY
+from diffusion_policy.diagnose.camera_evidence import CameraEvidence, Stretch, look_at_cameras, set_runs
+from diffusion_policy.diagnose.dataset_evidence import STILL_METRES, STILL_RADIANS
+from diffusion_policy.diagnose.steps import FloatArray, Steps, finite, is_pose
+from diffusion_policy.geometry import pose_steps
+from diffusion_policy.gripper_events import GRIPPER_BAND, OPEN, Event, gripper_events, gripper_states
+from diffusion_policy.model.normalizer import SingleFieldLinearNormalizer
+from diffusion_policy.spec import GRIPPER
+from diffusion_policy.timestamps import timestamp_fault
+
+# An arm that is told to be this much faster between two steps has jumped: a cut recording, or a tracker that slipped.
+JUMP_METRES_PER_SECOND, JUMP_DEGREES_PER_SECOND = 1.5, 180.0
+# Without timestamps: the robot's control period.
+DEFAULT_SECONDS = 0.1
+# A stretch of standing still is idle from this length on.
+IDLE_SECONDS = 1.0
+# A step this many times as long as the median one is a gap in the recording.
+GAP = 3.0
+# A dimension that the normaliser stretches this much has hardly any range: what it shows may be noise.
+STRETCHED = 100.0
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One number of a vector, over all steps.
+
+    Attributes:
+        key, name: of the array, and of the number in it.
+        low, high, mean, deviation: in its unit.
+        is_constant: whether the normaliser does not stretch it, because its range is next to nothing.
+        scale: by which the normaliser multiplies it.
+    """
+
+    key: str
+    name: str
+    low: float
+    high: float
+    mean: float
+    deviation: float
+    is_constant: bool
+    scale: float
+
+    @property
+    def is_nearly_constant(self) -> bool:
+        """Whether a range of hardly anything is stretched to [-1, 1]."""
+        return not self.is_constant and self.scale > STRETCHED
+
+
+@dataclass(frozen=True)
+class Jump:
+    """From a step of an episode to the next; which array, how far, and how fast."""
+
+    episode: str
+    step: int
+    key: str
+    metres: float
+    degrees: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EpisodeEvidence:
+    """One episode.
+
+    Attributes:
+        name: as recorded.
+        steps: how many.
+        seconds: from the first step to the last; None without times.
+        events: of the commanded gripper, (step in the episode, "open" | "close").
+        open_share: of the steps that command an open gripper; None without a gripper.
+        idle: stretches of its steps in which the arm stands still and the gripper keeps its state.
+    """
+
+    name: str
+    steps: int
+    seconds: float | None
+    events: tuple[Event, ...]
+    open_share: float | None
+    idle: tuple[Stretch, ...]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Time from step to step within episodes.
+
+    Attributes:
+        median_s: seconds.
+        jitter_ms: standard deviation of what is no gap.
+        longest_s: seconds.
+        backwards: steps at which time does not go on.
+        gaps: (episode, step in it, seconds) of steps longer than GAP medians.
+        are_seconds: whether nothing keeps the time stamps from being seconds (`timestamps`).
+    """
+
+    median_s: float
+    jitter_ms: float
+    longest_s: float
+    backwards: int
+    gaps: tuple[tuple[str, int, float], ...]
+    are_seconds: bool = True
+
+
+@dataclass(frozen=True)
+class Copying:
+    """Whether the commanded gripper can be read off the measured one.
+
+    Attributes:
+        equal_steps: steps at which both are the same number.
+        transitions: events of the commanded gripper.
+        equal_transitions: of these, how many are measured at the very step that commands them.
+        first_measured: steps from a command to its measurement, for each transition that is measured at all.
+    """
+
+    equal_steps: int
+    transitions: int
+    equal_transitions: int
+    first_measured: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StepEvidence:
+    """All of it.
+
+    Attributes:
+        where: dataset or folder.
+        dimensions: of action and low-dimensional observations.
+        episodes: in order.
+        refused: recordings that do not open, and why.
+        notes: of odd recordings.
+        times: None without timestamps, or where no episode has two steps.
+        largest_step: (metres, degrees) between two measured poses; None without poses.
+        jumps: of measured and commanded poses.
+        copying: None without a measured or a commanded gripper.
+        cameras: what their frames show.
+    """
+
+    where: str
+    dimensions: tuple[Dimension, ...]
+    episodes: tuple[EpisodeEvidence, ...]
+    refused: dict[str, str]
+    notes: dict[str, str]
+    times: Times | None
+    largest_step: tuple[float, float] | None
+    jumps: tuple[Jump, ...]
+    copying: Copying | None
+    cameras: tuple[CameraEvidence, ...]
+
+
+def look_at_steps(steps: Steps, on_progress: Callable[[int, int], None] | None = None) -> StepEvidence:
+    """Gather the evidence; decodes every frame, at a part of its size."""
+    seconds = _seconds(steps)
+    poses = {key: finite(steps, key) for key in (POSE_KEY, ACTION_KEY) if is_pose(steps, key)}
+    moves = {key: pose_steps(array) for key, array in poses.items()}
+    metres, radians = moves.get(POSE_KEY) or moves.get(ACTION_KEY) or (np.zeros(steps.n_steps - 1),) * 2
+    inside = steps.within
+    return StepEvidence(
+        where=steps.where,
+        dimensions=tuple(_dimensions(steps)),
+        episodes=_episodes(steps, (metres < STILL_METRES) & (radians < STILL_RADIANS), seconds),
+        refused=dict(steps.refused),
+        notes=dict(steps.notes),
+        times=_times(steps),
+        largest_step=_largest(metres[inside], radians[inside]) if moves and inside.any() else None,
+        jumps=tuple(jump for key, move in moves.items() for jump in _jumps(steps, key, *move, seconds)),
+        copying=_copying(steps),
+        cameras=look_at_cameras(steps, np.concatenate([[0.0], np.cumsum(metres)]), on_progress),
+    )
+
+
+def _seconds(steps: Steps) -> FloatArray:
+    """(N - 1,) time from step to step."""
+    times = steps.numbers.get(TIMESTAMP_KEY)
+    return np.full(steps.n_steps - 1, DEFAULT_SECONDS) if times is None else np.diff(np.nan_to_num(times))
+
+
+def _largest(metres: FloatArray, radians: FloatArray) -> tuple[float, float]:
+    return float(metres.max()), float(np.degrees(radians.max()))
+
+
+def _dimensions(steps: Steps) -> list[Dimension]:
+    found = []
+    for key, names in sorted(steps.names.items()):
+        values = np.nan_to_num(steps.numbers[key])
+        fitted = SingleFieldLinearNormalizer.create_fit(values)
+        scales = fitted.params_dict["scale"].tolist()
+        low, high, mean, deviation = (part(values, axis=0) for part in (np.min, np.max, np.mean, np.std))
+        for i, name in enumerate(names):
+            # A range of next to nothing is the one case in which the normaliser keeps scale 1.
+            is_constant = bool(scales[i] == 1 and high[i] - low[i] < 1)
+            numbers = (float(low[i]), float(high[i]), float(mean[i]), float(deviation[i]))
+            found.append(Dimension(key, name, *numbers, is_constant, scales[i]))
+    return found
+
+
+def _episodes(steps: Steps, still: NDArray[np.bool_], seconds: FloatArray) -> tuple[EpisodeEvidence, ...]:
+    command = steps.column(ACTION_KEY, GRIPPER)
+    times = steps.numbers.get(TIMESTAMP_KEY)
+    states = None if command is None else gripper_states(np.nan_to_num(command))
+    found = []
+    for name, part in zip(steps.episode_names, steps.slices, strict=True):
+        between = slice(part.start, part.stop - 1)
+        quiet = still[between].copy()
+        if states is not None:
+            quiet &= np.diff(states[part]) == 0
+        elapsed = np.concatenate([[0.0], np.cumsum(seconds[between])])
+        events = () if command is None else tuple(gripper_events(np.nan_to_num(command[part])))
+        found.append(
+            EpisodeEvidence(
+                name=name,
+                steps=part.stop - part.start,
+                seconds=None if times is None else float(elapsed[-1]),
+                events=events,
+                open_share=None if states is None else float((states[part] == OPEN).mean()),
+                idle=tuple((a, b + 1) for a, b in set_runs(quiet) if elapsed[b] - elapsed[a] >= IDLE_SECONDS),
+            )
+        )
+    return tuple(found)
+
+
+def _times(steps: Steps) -> Times | None:
+    inside = steps.within
+    if TIMESTAMP_KEY not in steps.numbers or not inside.any():
+        return None
+    seconds = _seconds(steps)
+    median = float(np.median(seconds[inside]))
+    gaps = np.flatnonzero(inside & (seconds > GAP * abs(median)))
+    usual = seconds[inside & (seconds <= GAP * abs(median))]
+    return Times(
+        median_s=median,
+        jitter_ms=float(usual.std() * 1000),
+        longest_s=float(seconds[inside].max()),
+        backwards=int((seconds[inside] <= 0).sum()),
+        gaps=tuple((*_named(steps, int(at)), float(seconds[at])) for at in gaps),
+        are_seconds=timestamp_fault(np.nan_to_num(steps.numbers[TIMESTAMP_KEY]), "", steps.episode_ends) is None,
+    )
+
+
+def _named(steps: Steps, step: int) -> tuple[str, int]:
+    episode, at = steps.position_in_episode(step)
+    return steps.episode_names[episode], at
+
+
+def _jumps(steps: Steps, key: str, metres: FloatArray, radians: FloatArray, seconds: FloatArray) -> list[Jump]:
+    usual = float(np.median(seconds)) if len(seconds) else DEFAULT_SECONDS
+    # Commands are given at an even pace, whatever the clock says of a hiccup.
+    elapsed = np.where(seconds > 0, seconds, max(usual, 1e-3))
+    degrees = np.degrees(radians)
+    fast = (metres > JUMP_METRES_PER_SECOND * elapsed) | (degrees > JUMP_DEGREES_PER_SECOND * elapsed)
+    return [
+        Jump(*_named(steps, int(at)), key, float(metres[at]), float(degrees[at]), float(elapsed[at]))
+        for at in np.flatnonzero(fast & steps.within)
+    ]
+
+
+def _copying(steps: Steps) -> Copying | None:
+    command, measured = steps.column(ACTION_KEY, GRIPPER), steps.column(GRIPPER_KEY, GRIPPER)
+    if command is None or measured is None:
+        return None
+    command, measured = np.nan_to_num(command), np.nan_to_num(measured)
+    delays: list[int | None] = []
+    for part in steps.slices:
+        seen = gripper_states(measured[part], GRIPPER_BAND)
+        for step, kind in gripper_events(command[part]):
+            there = np.flatnonzero((seen[step:] == OPEN) == (kind == "open"))
+            delays.append(int(there[0]) if len(there) else None)
+    return Copying(
+        equal_steps=int((command == measured).sum()),
+        transitions=len(delays),
+        equal_transitions=sum(delay == 0 for delay in delays),
+        first_measured=tuple(delay for delay in delays if delay is not None),
+    )

@@ -1,0 +1,277 @@
+"""Findings about the steps of a dataset or of recordings. Pure: evidence in, finding out.
+
+Sums over a dataset are judged in `dataset_findings`; nothing is said twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffusion_policy.convert.survey import ACCEPT_MIXED
+from diffusion_policy.diagnose.camera_evidence import CameraEvidence
+from diffusion_policy.diagnose.dataset_findings import reconvert
+from diffusion_policy.diagnose.findings import Finding, Severity, ok, run_checks
+from diffusion_policy.diagnose.step_evidence import GAP, StepEvidence, Times
+from diffusion_policy.images import mixture
+from diffusion_policy.spec import GRIPPER
+
+# More bad recordings than this share, and something is wrong with the recorder.
+MANY = 0.1
+# A class that so small a share of the steps belongs to is hardly learned.
+RARE = 0.05
+# Steps spent idle that are worth a word.
+MUCH_IDLE = 0.25
+_NAMED = 3
+
+
+def step_findings(evidence: StepEvidence) -> list[Finding]:
+    """Everything that can be said of the steps, in the order in which to act on it."""
+    return run_checks(CHECKS, evidence)
+
+
+def recordings(data: StepEvidence) -> Finding | None:
+    """Recordings that the converter refuses, or that are odd."""
+    total = len(data.refused) + len(data.episodes)
+    if data.refused:
+        listed = _some([f"{name} ({why})" for name, why in data.refused.items()])
+        evidence = f"{len(data.refused)} of {total} recordings do not open: {listed}"
+        severity: Severity = "error" if len(data.refused) > MANY * total else "warning"
+        return Finding(
+            "recordings",
+            severity,
+            evidence,
+            "repair or leave them out",
+            reconvert("--on-error", "skip"),
+            data.where,
+        )
+    if data.notes:
+        listed = _some([f"{name}: {note}" for name, note in data.notes.items()])
+        evidence = f"{len(data.notes)} of {total} recordings are odd: {listed}"
+        return Finding("recordings", "note", evidence, "the converter accepts them", about=data.where)
+    return None
+
+
+def undecodable(data: StepEvidence) -> Finding | None:
+    """Frames that do not decode."""
+    bad = [(camera.name, step, why) for camera in data.cameras for step, why in camera.undecodable]
+    shown = sum(camera.shown for camera in data.cameras)
+    if not shown:
+        return None
+    if bad:
+        evidence = f"{len(bad)} of {shown} frames do not decode: {_some([why for _, _, why in bad])}"
+        return Finding(
+            "undecodable",
+            "error",
+            evidence,
+            "leave out their episodes",
+            reconvert("--on-error", "skip"),
+            data.where,
+        )
+    return ok("undecodable", f"all {shown} frames decode", data.where)
+
+
+def frame_sizes(data: StepEvidence) -> Finding | None:
+    """Frames of one camera have one size and one orientation: the converter refuses others by the same check."""
+    mixed = mixture({camera.name: camera.kinds for camera in data.cameras})
+    if mixed is None:
+        return None
+    return Finding("frame-sizes", "error", mixed, ACCEPT_MIXED, reconvert("--mixed-frames", "accept"), data.where)
+
+
+def odd_frames(data: StepEvidence) -> Finding | None:
+    """Frames that are accepted though something about them is odd."""
+    noted = Counter[str]()
+    for camera in data.cameras:
+        noted.update(camera.notes)
+    if not noted:
+        return None
+    evidence = "frames accepted with a note: " + ", ".join(f"{n} with {what}" for what, n in noted.items())
+    return Finding("odd-frames", "note", evidence, "all of their pixels are there", about=data.where)
+
+
+def frozen_camera(data: StepEvidence) -> Finding | None:
+    """A camera that stops while the arm goes on."""
+    if not data.cameras:
+        return None
+    frozen = [(camera, start, end) for camera in data.cameras for start, end in camera.frozen]
+    steps = sum(end - start for _, start, end in frozen)
+    if frozen:
+        worst, start, end = max(frozen, key=lambda one: one[2] - one[1])
+        evidence = (
+            f"the picture stands still for {steps} steps in which the arm moves; the longest: camera {worst.name}, "
+            f"steps {start} to {end - 1}"
+        )
+        severity: Severity = "error" if steps > MANY * sum(camera.shown for camera in data.cameras) else "warning"
+        return Finding("frozen-camera", severity, evidence, "leave out those episodes", about=data.where)
+    return ok("frozen-camera", "no camera stands still while the arm moves", data.where)
+
+
+def repeated_frames(data: StepEvidence) -> Finding | None:
+    """Steps that show a picture that was shown before."""
+    if not data.cameras:
+        return None
+    repeated, elsewhere = (sum(getattr(c, name) for c in data.cameras) for name in ("repeated", "elsewhere"))
+    said = f"{repeated} frames repeat the one before, {elsewhere} are copies of frames elsewhere"
+    shown = max(1, sum(camera.shown for camera in data.cameras))
+    if elsewhere > MANY * shown:
+        evidence = f"{said}: is an episode there twice?"
+        return Finding("repeated-frames", "warning", evidence, "leave out one of the two", about=data.where)
+    if repeated > MANY * shown:
+        evidence = f"{said}: the camera is slower than the recorder, or nothing moves"
+        return Finding("repeated-frames", "note", evidence, "record at the camera's rate", about=data.where)
+    return ok("repeated-frames", said, data.where)
+
+
+def black_frames(data: StepEvidence) -> Finding | None:
+    """Black frames, by camera."""
+    black = [camera for camera in data.cameras if camera.black]
+    if not black:
+        return None
+    worst = max(black, key=_blackness)
+    evidence = f"camera {worst.name} is black at {len(worst.black)} of {worst.shown} steps"
+    severity: Severity = "error" if _blackness(worst) > MANY else "warning"
+    return Finding("black-frames", severity, evidence, "the camera was off: record again", about=data.where)
+
+
+def _blackness(camera: CameraEvidence) -> float:
+    return len(camera.black) / max(1, camera.shown)
+
+
+def jumps(data: StepEvidence) -> Finding | None:
+    """Poses further apart than an arm goes in the time."""
+    if data.largest_step is None:
+        return None
+    metres, degrees = data.largest_step
+    said = f"the longest step is {metres * 1000:.0f} mm, the largest turn {degrees:.1f} degrees"
+    if data.jumps:
+        listed = _some(
+            [
+                f"{jump.key} of {jump.episode} after step {jump.step} ({jump.metres * 1000:.0f} mm, "
+                f"{jump.degrees:.1f} degrees in {jump.seconds:.2g} s)"
+                for jump in sorted(data.jumps, key=lambda jump: -jump.metres / jump.seconds)
+            ]
+        )
+        evidence = f"{len(data.jumps)} jumps of the pose: {listed}"
+        return Finding("jumps", "warning", evidence, "look there: a cut, or a lost arm", about=data.where)
+    return ok("jumps", said, data.where)
+
+
+def gaps(data: StepEvidence) -> Finding | None:
+    """Clock: rate, jitter, gaps."""
+    times = data.times
+    if times is None or not times.are_seconds:  # of other units, `step_spacing` tells
+        return None
+    rate = f"{1 / times.median_s:.3g} Hz" if times.median_s > 0 else "no rate"
+    said = f"{rate}, jitter {times.jitter_ms:.3g} ms, longest step {times.longest_s:.3g} s"
+    if times.backwards:
+        evidence = f"{said}; time stands or goes back at {times.backwards} steps"
+        return Finding("gaps", "error", evidence, "check the recorder's clock", about=data.where)
+    if times.gaps:
+        listed = _some([f"{name} after step {step} ({seconds:.3g} s)" for name, step, seconds in times.gaps])
+        evidence = f"{said}; {len(times.gaps)} gaps: {listed}"
+        limit = split_limit(times)
+        remedy = f"split those episodes there when converting: --split-at-gap {limit}"
+        return Finding("gaps", "warning", evidence, remedy, reconvert("--split-at-gap", limit), data.where)
+    return ok("gaps", f"{said}, no gaps", data.where)
+
+
+def split_limit(times: Times) -> str:
+    """Seconds for ``--split-at-gap`` that every gap is longer than, rounded down."""
+    limit = GAP * times.median_s
+    places = 2 - math.floor(math.log10(limit))
+    return f"{math.floor(limit * 10**places) / 10**places:.{max(places, 0)}f}"
+
+
+def idle(data: StepEvidence) -> Finding:
+    """Stretches in which nothing happens."""
+    stretches = [end - start for episode in data.episodes for start, end in episode.idle]
+    total = sum(episode.steps for episode in data.episodes)
+    said = f"{len(stretches)} idle stretches, {sum(stretches)} of {total} steps"
+    if sum(stretches) > MUCH_IDLE * total:
+        evidence = f"{said}, the longest {max(stretches)} steps"
+        return Finding("idle", "note", evidence, "cut pauses: a policy learns to wait from them", about=data.where)
+    return ok("idle", said, data.where)
+
+
+def constant_dimensions(data: StepEvidence) -> Finding:
+    """Dimensions without range, and what the normaliser makes of them."""
+    constant = [f"{d.key}.{d.name} = {d.mean:.4g}" for d in data.dimensions if d.is_constant and d.name != GRIPPER]
+    nearly = [
+        f"{d.key}.{d.name} ({d.high - d.low:.2g} wide, multiplied by {d.scale:.0f})"
+        for d in data.dimensions
+        if d.is_nearly_constant
+    ]
+    said = []
+    if constant:
+        said.append(f"constant: {', '.join(constant)}; the normaliser moves them to 0 and does not stretch them")
+    if nearly:
+        said.append(f"nearly constant: {', '.join(nearly)}; their noise is learned as if it were motion")
+    if said:
+        remedy = "see that the task needs no more range there than was recorded"
+        return Finding("constant-dimensions", "note", "; ".join(said), remedy, about=data.where)
+    return ok("constant-dimensions", "every dimension has a range", data.where)
+
+
+def class_balance(data: StepEvidence) -> Finding | None:
+    """Open and closed, over all steps."""
+    shares = [(episode.open_share, episode.steps) for episode in data.episodes if episode.open_share is not None]
+    if not shares:
+        return None
+    share = sum(part * steps for part, steps in shares) / sum(steps for _, steps in shares)
+    without = [episode.name for episode in data.episodes if not episode.events]
+    quiet = f"{len(without)} of {len(data.episodes)} episodes have no event"
+    said = f"the gripper is open at {share:.0%} of the steps; {quiet}"
+    if without:
+        said += f" ({_some(without)})"
+    if min(share, 1 - share) < RARE:
+        remedy = "record more of the rare state, or weight its events: loss=gripper_events"
+        return Finding("class-balance", "warning", said, remedy, about=data.where)
+    return ok("class-balance", said, data.where)
+
+
+def copycat_delays(data: StepEvidence) -> Finding | None:
+    """How often a command is measured at the step that gives it: then the policy's input gives its answer away."""
+    copying = data.copying
+    if copying is None or not copying.transitions:
+        return None
+    total = sum(episode.steps for episode in data.episodes)
+    said = (
+        f"the commanded gripper equals the measured one at {copying.equal_steps} of {total} steps and at "
+        f"{copying.equal_transitions} of {copying.transitions} transitions"
+    )
+    if copying.first_measured:
+        said += f"; a command is measured {np.median(copying.first_measured):.0f} steps later (median)"
+    if copying.equal_transitions > copying.transitions / 2:
+        remedy = (
+            "bring the command forward (--gripper-command next-measured, or --gripper-lead STEPS), or hide the "
+            "measured gripper while training: observation_dropout=gripper"
+        )
+        command = reconvert("--gripper-command", "next-measured")
+        return Finding("copycat-delays", "warning", said, remedy, command, data.where)
+    return ok("copycat-delays", said, data.where)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+CHECKS = (
+    recordings,
+    undecodable,
+    frame_sizes,
+    odd_frames,
+    black_frames,
+    frozen_camera,
+    repeated_frames,
+    jumps,
+    gaps,
+    constant_dimensions,
+    copycat_delays,
+    class_balance,
+    idle,
+)

@@ -1,0 +1,301 @@
+"""Every step of a converted dataset, or of the recordings it is made from, in one form: what checks of data look at.
+
+Numbers are held, frames are read when asked for. Arrays go by the names that a dataset gives them.
+
+Legend: N steps, E episodes, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.convert.decoding import read_recorded
+from diffusion_policy.dataset.chunk_files import ChunkFault
+from diffusion_policy.dataset.errors import DatasetError
+from diffusion_policy.dataset.frame_files import FrameFiles
+from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY, ReplayBuffer
+from diffusion_policy.dataset.sources import episode_names
+from diffusion_policy.diagnose import ReportError
+from diffusion_policy.gripper_scale import INTERNAL, DeclaredScales, FoundScale, FoundScales, GripperScale
+from diffusion_policy.images import DecodedImage
+from diffusion_policy.places import place
+from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, ImageArray, WorkspaceError
+from diffusion_policy.timestamps import TimestampUnit
+from diffusion_policy.trajectory import NO_IMAGE, Trajectory, TrajectoryError, find_trajectories, open_trajectory
+
+FloatArray = NDArray[np.float64]
+# Recordings that open hold 1 (open) and 0 (closed), or are converted to it.
+OPEN1_SCALES = FoundScales(*(FoundScale(INTERNAL, "labeled", 0.0, 1.0, "as recorded"),) * 2)
+IntArray = NDArray[np.int64]
+
+
+class Camera(Protocol):
+    """The frames of one camera, one for each of N steps."""
+
+    def frame(self, step: int, width: int, height: int) -> DecodedImage | None:
+        """The frame of a step, resized to (height, width, 3) RGB, and how it is stored; None if there is none.
+
+        Raises:
+            WorkspaceError: it does not decode.
+        """
+
+    def file(self, step: int) -> str:
+        """What the frame of a step is called: its file, or its row of a dataset."""
+
+
+@dataclass(frozen=True)
+class RecordedCamera:
+    """Frames as the robot recorded them; `files` has one for each step, None for a step without an image."""
+
+    files: Sequence[Path | None]
+
+    def frame(self, step: int, width: int, height: int) -> DecodedImage | None:
+        """See `Camera.frame`; decoded at a part of its size where that is enough."""
+        file = self.files[step]
+        return None if file is None else read_recorded(file, width, height, "fast")
+
+    def file(self, step: int) -> str:
+        """See `Camera.file`."""
+        return str(self.files[step])
+
+
+@dataclass(frozen=True)
+class ConvertedCamera:
+    """Frames of a dataset; `lost` says of steps whose file is absent or cut what is wrong with it."""
+
+    frames: FrameFiles
+    lost: Mapping[int, str] = field(default_factory=dict)
+
+    def frame(self, step: int, width: int, height: int) -> DecodedImage | None:
+        """See `Camera.frame`."""
+        if step in self.lost:
+            raise DatasetError(self.lost[step])
+        pixels = self.frames.read(step, step + 1)[0]
+        size = (pixels.shape[1], pixels.shape[0])
+        small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+        return DecodedImage(small, size)
+
+    def file(self, step: int) -> str:
+        """See `Camera.file`."""
+        return f"step {step}"
+
+    def whole(self, step: int) -> ImageArray | None:
+        """The frame (H, W, 3) of a step as it is stored; None if it is lost or does not unpack."""
+        try:
+            return None if step in self.lost else self.frames.read(step, step + 1)[0]
+        except DatasetError:
+            return None
+
+
+@dataclass(frozen=True)
+class Steps:
+    """All steps of a dataset, or of all recordings that open.
+
+    Attributes:
+        where: the dataset, or the folder of the recordings.
+        numbers: (N, D) or (N,) by key of the dataset, as stored: may hold NaN.
+        names: (D,) of each vector.
+        episode_ends: (E,) exclusive.
+        episode_names: (E,) as recorded.
+        cameras: by key of the dataset.
+        refused: recordings that do not open, and why.
+        notes: of each recording that is odd, and why.
+        scales: in which its gripper is stored; None without one. In ``numbers`` it is 0 closed .. 1 open where that is
+            known.
+    """
+
+    where: str
+    numbers: Mapping[str, FloatArray]
+    names: Mapping[str, tuple[str, ...]]
+    episode_ends: IntArray
+    episode_names: tuple[str, ...]
+    cameras: Mapping[str, Camera]
+    refused: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    scales: FoundScales | None = None
+
+    @property
+    def n_steps(self) -> int:
+        """N."""
+        return int(self.episode_ends[-1])
+
+    @property
+    def slices(self) -> list[slice]:
+        """The steps of each episode."""
+        return [slice(int(a), int(b)) for a, b in zip([0, *self.episode_ends[:-1]], self.episode_ends, strict=True)]
+
+    @property
+    def within(self) -> NDArray[np.bool_]:
+        """(N - 1,) whether the way from a step to the next stays within an episode."""
+        inside = np.ones(self.n_steps - 1, dtype=bool)
+        inside[self.episode_ends[:-1] - 1] = False
+        return inside
+
+    def column(self, key: str, name: str) -> FloatArray | None:
+        """(N,) one dimension of a vector; None where there is none of that name, or a gripper of an unknown scale."""
+        if key not in self.numbers or name not in self.names[key]:
+            return None
+        if name == GRIPPER and scale_of(self.scales, key) is None:
+            return None
+        return self.numbers[key][:, self.names[key].index(name)]
+
+    def position_in_episode(self, step: int) -> tuple[int, int]:
+        """Number of the episode that a step belongs to, and its step within it."""
+        episode = int(np.searchsorted(self.episode_ends, step, side="right"))
+        return episode, step - self.slices[episode].start
+
+
+class HeldNumbers(ReplayBuffer):
+    """A dataset whose numbers are read once and held, for checks and pictures that look at them again and again."""
+
+    @cached_property
+    def _held(self) -> dict[str, NDArray[Any]]:
+        return {}
+
+    def read(self, key: str) -> NDArray[Any]:
+        """See `ReplayBuffer.read`; of a vector or a column the same read-only array every time."""
+        if self[key].ndim > 2:
+            return super().read(key)
+        if key not in self._held:
+            self._held[key] = super().read(key)
+            self._held[key].setflags(write=False)
+        return self._held[key]
+
+
+def open_for_report(
+    path: Path | str, gripper_scale: DeclaredScales | None = None, otherwise: DeclaredScales | None = None
+) -> tuple[HeldNumbers, list[ChunkFault]]:
+    """Open a dataset that is to be reported on, though frames of it are lost; these are listed.
+
+    Args:
+        path: of the dataset.
+        gripper_scale: that its gripper is stored in, where somebody says so now.
+        otherwise: the same where nobody does and its numbers do not tell.
+
+    Raises:
+        DatasetError: no dataset there, or a file of numbers is absent or damaged.
+        SpecError: its gripper contradicts the declared scale.
+    """
+    buffer = HeldNumbers.open(path, gripper_scale=gripper_scale, check_files=False)
+    assert isinstance(buffer, HeldNumbers)
+    faults = buffer.file_faults()
+    buffer.refuse([fault for fault in faults if fault.key not in buffer.cameras])
+    if gripper_scale is None and otherwise is not None:
+        scales = buffer.gripper_scales
+        if scales is not None and scales.unknown:
+            buffer.declare(otherwise)
+    return buffer, faults
+
+
+def steps_of_dataset(buffer: ReplayBuffer, faults: Sequence[ChunkFault] = ()) -> Steps:
+    """Of a converted dataset; `faults` are the lost frames that `open_for_report` lists.
+
+    Raises:
+        ReportError: it has no action, or no step.
+    """
+    if ACTION_KEY not in buffer or buffer.n_steps == 0 or buffer[ACTION_KEY].ndim != 2:
+        where, found = buffer.where, f"the arrays {list(buffer.keys)} and {buffer.n_steps} steps"
+        expected = f"actions (data/action) beside {POSE_KEY}, {GRIPPER_KEY} and images"
+        raise ReportError(f"{where}: has {found}; expected {expected}")
+    arrays = {key: buffer[key] for key in buffer.keys}
+    numbers = {key: buffer.read(key).astype(np.float64) for key, a in arrays.items() if a.ndim <= 2}
+    names = {key: buffer.names(key) for key, array in arrays.items() if array.ndim == 2}
+    for key in (ACTION_KEY, GRIPPER_KEY):
+        scale = scale_of(buffer.gripper_scales, key)
+        if scale is not None and GRIPPER in names.get(key, ()):
+            index = names[key].index(GRIPPER)
+            numbers[key][:, index] = scale.to_internal(numbers[key][:, index])
+    return Steps(
+        where=buffer.where,
+        numbers=numbers,
+        names=names,
+        episode_ends=buffer.episode_ends,
+        episode_names=episode_names(buffer),
+        cameras={key: ConvertedCamera(FrameFiles(arrays[key]), _lost(faults, key)) for key in buffer.cameras},
+        scales=buffer.gripper_scales,
+    )
+
+
+def _lost(faults: Sequence[ChunkFault], key: str) -> dict[int, str]:
+    return {row: f"{f.file} {f.what}" for f in faults if f.key == key for row in range(*f.rows)}
+
+
+def finite(steps: Steps, key: str) -> FloatArray:
+    """(N, D) with zeros for NaN; rotations that are none become the identity, so that angles can be told."""
+    values = np.nan_to_num(steps.numbers[key])
+    if is_pose(steps, key):
+        values = values.copy()
+        values[np.linalg.norm(values[:, 3:7], axis=1) < 0.5, 3:7] = (0, 0, 0, 1)
+    return values
+
+
+def is_pose(steps: Steps, key: str) -> bool:
+    """Whether an array's dimensions are called a position and a quaternion."""
+    return steps.names.get(key, ())[:7] == POSE
+
+
+def scale_of(scales: FoundScales | None, key: str) -> GripperScale | None:
+    """The scale of the commanded gripper, or of the measured one; None where it is not known."""
+    if scales is None:
+        return None
+    found = scales.command if key == ACTION_KEY or scales.measured is None else scales.measured
+    return found.scale
+
+
+def steps_of_recordings(
+    directory: Path, gripper_scale: DeclaredScales | None = None, timestamps: TimestampUnit | None = None
+) -> Steps:
+    """Of a folder of recordings; those that do not open are listed with the reason.
+
+    Args:
+        directory: holds episode_0000/ and so on.
+        gripper_scale: that the gripper is recorded in where it is not 1 (open) and 0 (closed).
+        timestamps: what time stamps are recorded in where that is not seconds.
+
+    Raises:
+        TrajectoryError: no recordings there, or none that opens.
+    """
+    opened: list[Trajectory] = []
+    refused: dict[str, str] = {}
+    folders = find_trajectories(directory)
+    for folder in folders:
+        try:
+            opened.append(open_trajectory(folder, gripper_scale, timestamps))
+        except WorkspaceError as error:
+            refused[folder.name] = str(error)
+    if not opened:
+        raise TrajectoryError(f"none of the {len(folders)} recordings opens; the first: {next(iter(refused.values()))}")
+    cameras = [name for name in opened[0].cameras if all(name in one.cameras for one in opened)]
+    return Steps(
+        where=str(place(directory)),
+        numbers={
+            POSE_KEY: _joined(one.pose for one in opened),
+            GRIPPER_KEY: _joined(one.gripper[:, None] for one in opened),
+            ACTION_KEY: _joined(np.column_stack([one.action, one.action_gripper]) for one in opened),
+            TIMESTAMP_KEY: _joined(one.timestamp for one in opened),
+        },
+        names={POSE_KEY: POSE, GRIPPER_KEY: (GRIPPER,), ACTION_KEY: POSE_GRIPPER},
+        episode_ends=np.cumsum([one.n_steps for one in opened]),
+        episode_names=tuple(one.path.name for one in opened),
+        cameras={name: RecordedCamera([file for one in opened for file in _files(one, name)]) for name in cameras},
+        refused=refused,
+        notes={one.path.name: "; ".join(one.notes) for one in opened if one.notes},
+        scales=OPEN1_SCALES,
+    )
+
+
+def _joined(parts: Any) -> FloatArray:
+    return np.concatenate(list(parts)).astype(np.float64)
+
+
+def _files(recording: Trajectory, camera: str) -> list[Path | None]:
+    shown = recording.image_index.tolist()
+    return [None if index == NO_IMAGE else recording.frames[camera][index] for index in shown]

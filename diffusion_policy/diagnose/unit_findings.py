@@ -1,0 +1,136 @@
+"""Findings about what the numbers of a dataset are: layout, units, rotations, the gripper's scale. Pure.
+
+What is an error here is what training refuses, by the same checks (`pose_check`, `gripper_scale`).
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import replace
+
+from diffusion_policy.commands import command
+from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence
+from diffusion_policy.diagnose.findings import Finding, ok
+from diffusion_policy.gripper_scale import CONFIG_KEY
+from diffusion_policy.pose_check import FaultCode, PoseFault
+from diffusion_policy.spec import POSE_GRIPPER
+
+# A tool that points down scalar-first, and far from it as the quaternions are read, was probably recorded so.
+# Stands in commands for recordings that lie nobody knows where.
+PLACEHOLDER = "TRAJECTORIES"
+DOWN_DEGREES, ASIDE_DEGREES = 25.0, 40.0
+
+
+def reconvert(*flags: object) -> str:
+    """The command that converts the recordings, wherever they lie, to a new dataset."""
+    return command("convert_cogact_to_zarr", "--input", PLACEHOLDER, "--output", "NEW.zarr", *flags)
+
+
+def for_recordings(findings: Iterable[Finding], directory: str) -> list[Finding]:
+    """The same findings, whose commands convert the recordings in that folder."""
+    known = shlex.join(["--input", directory])
+    return [replace(one, command=one.command.replace(f"--input {PLACEHOLDER}", known)) for one in findings]
+
+
+def _fault(data: DatasetEvidence, *codes: FaultCode) -> PoseFault | None:
+    return next((fault for fault in data.faults if fault.code in codes), None)
+
+
+def action_shape(data: DatasetEvidence) -> Finding:
+    """Whether actions are (N, 8): pose and gripper."""
+    said = f"actions are (N, {len(data.action_names)}): {' '.join(data.action_names)}"
+    rotation = _fault(data, "rotation")
+    if rotation is not None and data.layout != "xyz_rotvec_width":
+        return Finding("action-shape", "error", rotation.said, rotation.remedy, reconvert(), data.path)
+    if len(data.action_names) == len(POSE_GRIPPER) and data.layout != "xyz_quat_gripper":
+        evidence = f"{said}, but their ranges are not those of meters, a unit quaternion and a gripper"
+        return Finding(
+            "action-shape", "error", evidence, "check the order of the recorded numbers", reconvert(), data.path
+        )
+    if data.layout == "xyz_quat_gripper":
+        return ok("action-shape", said, data.path)
+    if data.layout == "xyz_quat":
+        evidence = f"{said}: a pose without gripper; a policy trained on it commands none"
+        return Finding("action-shape", "warning", evidence, "convert to eight numbers a step", reconvert(), data.path)
+    if data.layout == "xyz_rotvec_width":
+        evidence = f"{said}: they look like rotation vector and gripper width, not a quaternion"
+        return Finding("action-shape", "error", evidence, "record with the current recorder", about=data.path)
+    return Finding("action-shape", "error", f"{said}; expected (N, 8)", "convert again", reconvert(), data.path)
+
+
+def not_finite(data: DatasetEvidence) -> Finding:
+    """NaN and infinity."""
+    if data.not_finite:
+        fault = _fault(data, "not-finite")
+        evidence = f"{data.not_finite} numbers are NaN or infinite" + (f": {fault.said}" if fault is not None else "")
+        return Finding(
+            "not-finite", "error", evidence, "convert again; it leaves such steps out", reconvert(), data.path
+        )
+    return ok("not-finite", "every number is finite", data.path)
+
+
+def position_unit(data: DatasetEvidence) -> Finding | None:
+    """Whether positions are meters of an arm."""
+    fault = _fault(data, "position-unit")
+    if fault is not None:
+        return Finding("position-unit", "error", fault.said, fault.remedy, reconvert(), data.path)
+    if data.action_names[:3] != ("x", "y", "z"):
+        return None
+    reach = max(abs(number) for end in (data.low, data.high) for number in end[:3])
+    return ok("position-unit", f"commanded positions lie within {reach:.2f} m of the base", data.path)
+
+
+def quaternions(data: DatasetEvidence) -> Finding | None:
+    """Norms and signs."""
+    if _fault(data, "rotation") is not None:
+        return None  # told by the layout
+    faults = [fault.said for fault in data.faults if fault.code in ("zero-quaternion", "quaternion-norm")]
+    if faults:
+        remedy = "these steps are no rotation: convert again without them"
+        return Finding("quaternions", "error", "; ".join(faults), remedy, reconvert(), data.path)
+    if data.sign_flips:
+        evidence = f"quaternions jump from q to -q at {data.sign_flips} steps: the same rotation, far apart in numbers"
+        again = reconvert("--quaternion-sign", "continuous")
+        return Finding("quaternions", "warning", evidence, "convert with continuous signs", again, data.path)
+    return ok("quaternions", f"norms within {data.quaternion_error:.1g} of 1, no sign flips", data.path)
+
+
+def quaternion_order(data: DatasetEvidence) -> Finding | None:
+    """Whether quaternions are scalar-last; where that cannot be told, where the tool points if they are."""
+    fault = _fault(data, "quaternion-order")
+    if fault is not None:
+        return Finding("quaternion-order", "error", fault.said, fault.remedy, reconvert(), data.path)
+    if data.tool_tilt is None or _fault(data, "rotation") is not None:
+        return None
+    as_read, scalar_first = data.tool_tilt
+    said = f"read as x y z w, the tool's z axis is {as_read:.0f} degrees from straight down (mean)"
+    if scalar_first < DOWN_DEGREES and as_read > ASIDE_DEGREES:
+        evidence = f"{said}, read as w x y z {scalar_first:.0f}: are the quaternions scalar-first?"
+        remedy = "compare with a frame; if they are, write them as x y z w"
+        return Finding("quaternion-order", "warning", evidence, remedy, reconvert(), data.path)
+    return ok("quaternion-order", f"{said}; norms cannot tell the order, so see that this is so", data.path)
+
+
+def polarity(data: DatasetEvidence) -> Finding | None:
+    """The gripper's scale, and whether 1 is open: an arm that has nothing in its hand yet starts open."""
+    gripper, scales = data.gripper, data.scales
+    if scales is not None and scales.unknown:
+        name, found = scales.unknown[0]
+        evidence = f"the {name} is {found.span}: {found.reason}; expected 0 (closed) to 1 (open)"
+        flag = scales.flag("").strip()
+        remedy = f"say what it is: {scales.advice()}, when training {scales.flag(f'{CONFIG_KEY}=')}"
+        look = command("verify_converted_data", "--zarr-path", data.path, "--gripper-scale", flag)
+        return Finding("polarity", "error", evidence, remedy, look, data.path)
+    if gripper is None:
+        return None
+    stored = scales.command.scale if scales is not None else None
+    converted = "" if stored is None or stored.is_internal else f"; stored as {stored}, read as 0..1"
+    said = f"{gripper.starting_open} episodes start open, {gripper.starting_closed} closed"
+    if gripper.starting_closed > gripper.starting_open:
+        evidence = f"{said}{converted}: is the gripper recorded as 1 = closed?"
+        remedy = (
+            "look at frames with 0; 1 must be open. If it is the other way round, convert with --gripper-scale closed1"
+        )
+        return Finding("polarity", "warning", evidence, remedy, reconvert("--gripper-scale", "closed1"), data.path)
+    return ok("polarity", f"{said} (1 = open){converted}", data.path)
