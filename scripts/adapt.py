@@ -72,7 +72,7 @@ def work(arguments: argparse.Namespace) -> Answer:
 
 def _ledger(arguments: argparse.Namespace) -> Ledger:
     from diffusion_policy.adapt.files import apply_file, open_target, plan_file, rules_of
-    from diffusion_policy.adapt.ledger_page import write_page
+    from diffusion_policy.report.ledger_page import write_page
 
     target = open_target(arguments.target, arguments.dataset, arguments.set, arguments.gripper_scale)
     rules = rules_of(arguments.rules)

@@ -30,9 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def work(arguments: argparse.Namespace) -> Answer:
     """Judge the logs."""
     from diffusion_policy.evaluate.gripper_table import validate_logs
+    from diffusion_policy.report.gripper_page import write_page
 
     validation = validate_logs(arguments.logs, arguments.before, parse_scales(arguments.gripper_scale))
-    validation.write(json_path=arguments.json, html_path=arguments.html)
+    if arguments.json is not None:
+        validation.write(arguments.json)
+    if arguments.html is not None:
+        write_page(arguments.html, validation)
     return Answer(validation.table(), validation.exit_status)
 
 

@@ -1,4 +1,4 @@
-"""Verdicts on many logs: as a table, as JSON, as a page, and as a comparison of two groups of logs."""
+"""Verdicts on many logs: as a table, as JSON, and as a comparison of two groups of logs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from diffusion_policy.evaluate.gripper import GripperReport, Unreadable, judge_file
-from diffusion_policy.evaluate.gripper_page import short_name, verdict_page
 from diffusion_policy.evaluate.verdicts import OPENS_AND_CLOSES, Verdict
 from diffusion_policy.gripper_scale import DeclaredScales
 from diffusion_policy.intervals import difference_interval, probability_improved, wilson_interval
 from diffusion_policy.run_log import RunLogError
-from diffusion_policy.storage import write_json, write_text
+from diffusion_policy.storage import write_json
 
 Entry = GripperReport | Unreadable
 
@@ -80,6 +79,11 @@ class GroupComparison:
             f"{self.finding}: {counts}; difference {low:+.0%} to {high:+.0%}, probability of improvement "
             f"{self.probability:.1%}"
         )
+
+
+def short_name(file: str) -> str:
+    """What tells a log from the others: its date and time."""
+    return Path(file).name.removeprefix("inference_log_").removesuffix(".json")
 
 
 def _share(counts: tuple[int, int]) -> dict[str, Any]:
@@ -152,21 +156,17 @@ class Validation:
             table.add_row(name, steps, verdict, firm, evidence)
         return Group(table, *map(Text, self.sentences()))
 
-    def write(self, json_path: Path | None = None, html_path: Path | None = None) -> None:
-        """Write the verdicts as JSON and as one page; StorageError if the disk refuses.
+    def write(self, path: Path) -> None:
+        """Write the verdicts as JSON; StorageError if the disk refuses.
 
-        The JSON is a list with one object a log; with a group to compare with, an object with both lists (``logs``,
-        ``before``) and the ``comparison``.
+        A list with one object a log; with a group to compare with, an object with both lists (``logs``, ``before``) and
+        the ``comparison``.
         """
-        if json_path is not None:
-            logs = [entry.to_json() for entry in self.entries]
-            before = [entry.to_json() for entry in self.before]
-            comparison = self.comparison
-            compared = {"logs": logs, "before": before, "comparison": comparison and comparison.to_json()}
-            write_json(json_path, compared if comparison else logs)
-        if html_path is not None:
-            groups = {"after": self.entries, "before": self.before} if self.before else {"": self.entries}
-            write_text(html_path, verdict_page(self.sentences(), groups))
+        logs = [entry.to_json() for entry in self.entries]
+        before = [entry.to_json() for entry in self.before]
+        comparison = self.comparison
+        compared = {"logs": logs, "before": before, "comparison": comparison and comparison.to_json()}
+        write_json(path, compared if comparison else logs)
 
 
 def validate_logs(

@@ -11,7 +11,6 @@ import numpy as np
 from plotly.graph_objects import Figure
 
 from diffusion_policy.adapt.ledger import Ledger
-from diffusion_policy.adapt.ledger_page import part_of_page
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, ReplayBuffer
 from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence, episode_slices
 from diffusion_policy.diagnose.findings import Finding, distinct
@@ -19,6 +18,7 @@ from diffusion_policy.diagnose.playback import Playback, gripper_column
 from diffusion_policy.diagnose.steps import ConvertedCamera
 from diffusion_policy.gripper_events import gripper_events
 from diffusion_policy.report import figures as plot
+from diffusion_policy.report.ledger_page import part_of_page
 from diffusion_policy.report.page import Section, grid, paragraph, picture, place, table
 from diffusion_policy.run_folder.reading import RunFolder
 

@@ -14,10 +14,10 @@ from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.files import apply_file, open_target, plan_file, rules_of
 from diffusion_policy.adapt.inspection import inspect_file
 from diffusion_policy.adapt.ledger import Ledger
-from diffusion_policy.adapt.ledger_page import page, write_page
 from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
-from diffusion_policy.adapt.treemap import Box, Node, place, squarify
 from diffusion_policy.checkpoint import Checkpoint
+from diffusion_policy.report.ledger_page import page, write_page
+from diffusion_policy.report.treemap import Box, Node, place, squarify
 
 Door = Callable[[Sequence[str]], int]
 

@@ -10,6 +10,7 @@ from log_factory import document, write_log
 
 from diffusion_policy.evaluate.gripper import GripperReport, Unreadable, judge_file
 from diffusion_policy.evaluate.gripper_table import GroupComparison, validate_logs
+from diffusion_policy.report.gripper_page import write_page
 from diffusion_policy.run_log import RunLogError
 from diffusion_policy.storage import StorageError
 
@@ -210,7 +211,8 @@ def test_groups_are_compared(tmp_path: Path) -> None:
     assert "the gripper improved: it opens and closes in 0 of 12 logs before, 12 of 12 after" in better.summary()
     assert "the gripper got worse" in validate_logs([bad] * 12, before=[good] * 12).summary()
     assert "no difference can be claimed" in validate_logs([good], before=[bad]).summary()
-    better.write(json_path=tmp_path / "out.json", html_path=tmp_path / "out.html")
+    better.write(tmp_path / "out.json")
+    write_page(tmp_path / "out.html", better)
     told = json.loads((tmp_path / "out.json").read_text())
     assert (len(told["logs"]), len(told["before"])) == (12, 13)
     assert told["comparison"]["finding"] == "the gripper improved"
@@ -221,14 +223,14 @@ def test_groups_are_compared(tmp_path: Path) -> None:
 def test_pages_escape_what_logs_say(tmp_path: Path) -> None:
     log = write_log(tmp_path / "<b>log.json", GRASP)
     page = tmp_path / "pages" / "page.html"
-    validate_logs([log]).write(html_path=page)
+    write_page(page, validate_logs([log]))
     assert "&lt;b&gt;log.json" in page.read_text()
     assert "<b>log" not in page.read_text()
     (tmp_path / "file").write_text("")
     assert page.read_text().count("<polyline") == 1
     assert "0.3-0.7 opens and closes (2 changes)" in page.read_text()
     with pytest.raises(StorageError, match="cannot be written"):
-        validate_logs([log]).write(json_path=tmp_path / "file" / "out.json")
+        validate_logs([log]).write(tmp_path / "file" / "out.json")
 
 
 def test_all_real_logs(shared_data: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from diffusion_policy.evaluate.gripper import GripperReport, Unreadable
+from diffusion_policy.evaluate.gripper_table import Validation, short_name
 from diffusion_policy.evaluate.verdicts import COMMAND, WIDTH, Scale
 from diffusion_policy.gripper_events import DeadBand
+from diffusion_policy.storage import write_text
 
 WIDE, HIGH = 220, 42
 _POINTS = 440
@@ -41,9 +43,16 @@ tr{break-inside:avoid}thead{display:table-header-group}body{padding:0;max-width:
 """
 
 
-def verdict_page(summary: Sequence[str], groups: Mapping[str, Sequence[GripperReport | Unreadable]]) -> str:
-    """The page; ``groups`` has a heading for each list of verdicts, empty for a single one."""
-    said = "".join(f"<p>{escape(sentence[:1].upper() + sentence[1:])}.</p>" for sentence in summary)
+def write_page(path: str | Path, validation: Validation) -> None:
+    """Write the verdicts as one page; StorageError if the disk refuses."""
+    write_text(path, verdict_page(validation))
+
+
+def verdict_page(validation: Validation) -> str:
+    """The page: the summary, then a table for each group of logs."""
+    entries, before = validation.entries, validation.before
+    groups = {"after": entries, "before": before} if before else {"": entries}
+    said = "".join(f"<p>{escape(sentence[:1].upper() + sentence[1:])}.</p>" for sentence in validation.sentences())
     tables = "".join(
         (f"<h2>{escape(heading)}</h2>" if heading else "") + _table(entries) for heading, entries in groups.items()
     )
@@ -57,11 +66,6 @@ def verdict_page(summary: Sequence[str], groups: Mapping[str, Sequence[GripperRe
         f'content="width=device-width, initial-scale=1"><title>Gripper verdicts</title><style>{STYLE}</style></head>'
         f"<body><main><h1>Gripper verdicts</h1>{said}{legend}{tables}</main></body></html>\n"
     )
-
-
-def short_name(file: str) -> str:
-    """What tells a log from the others: its date and time."""
-    return Path(file).name.removeprefix("inference_log_").removesuffix(".json")
 
 
 def _table(entries: Sequence[GripperReport | Unreadable]) -> str:

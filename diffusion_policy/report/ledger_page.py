@@ -12,7 +12,7 @@ from pathlib import Path
 
 from diffusion_policy.adapt.folding import fold
 from diffusion_policy.adapt.ledger import ACTIONS, Entry, Ledger, Ref
-from diffusion_policy.adapt.treemap import Box, Node, Placed, place
+from diffusion_policy.report.treemap import Box, Node, Placed, place
 from diffusion_policy.storage import write_text
 
 WIDTH, HEIGHT = 1240.0, 640.0
