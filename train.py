@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from diffusion_policy.command_line import StopSignals, tell_stop
 from diffusion_policy.command_line import refuse as write_refusal
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.installation import CONFIG
-from diffusion_policy.spec import WorkspaceError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -29,8 +29,8 @@ from study_figures import draw_curves, draw_success  # type: ignore[import-not-f
 from study_plan import Plan, StudyError, read_plan  # type: ignore[import-not-found]
 from study_summary import REACHED, collect, median_or_never, summarize  # type: ignore[import-not-found]
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.serve.engine import processor_name
-from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.storage import file_sha256, write_json, write_text
 
 HERE = Path(__file__).resolve().parent

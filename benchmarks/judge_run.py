@@ -24,7 +24,7 @@ from study_data import TAMPERINGS, tamper  # type: ignore[import-not-found]
 from study_plan import Plan, read_plan  # type: ignore[import-not-found]
 
 from diffusion_policy.checkpoint import read_checkpoint
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.storage import write_json
 from diffusion_policy.workspace.metrics import read_metrics
 

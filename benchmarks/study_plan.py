@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 
 STARTS = ("scratch", "strip", "grow")
 RECORDED, COPIED, NEXT_MEASURED = "recorded", "copied", "next-measured"

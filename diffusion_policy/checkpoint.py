@@ -28,9 +28,9 @@ from torch import Tensor
 
 from diffusion_policy import safe_pickle
 from diffusion_policy.commands import command
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.policy.registry import POLICY_TARGETS, policy_class
 from diffusion_policy.resolvers import check_interpolations, register_resolvers
-from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.tensor_file import TensorFileError, read_torch
 from diffusion_policy.tensor_file.saving import Portable, save_torch_zip
 from diffusion_policy.tensor_file.wrapped_names import wrapping_of

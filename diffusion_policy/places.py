@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from diffusion_policy.commands import install_extra
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 
 # "s3://bucket/key"; a Path has made "s3:/bucket/key" of it.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)

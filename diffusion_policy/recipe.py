@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from diffusion_policy.command_line import Stopped, run_child
 from diffusion_policy.commands import script_words
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.installation import script_path
-from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.storage import write_json
 
 if TYPE_CHECKING:

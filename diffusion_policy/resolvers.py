@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from omegaconf.grammar_parser import parse
 
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 
 MAX_LENGTH = 200
 MAX_MAGNITUDE = 2**63

@@ -25,6 +25,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_policy.errors import WorkspaceError
+
 POSE = ("x", "y", "z", "qx", "qy", "qz", "qw")
 GRIPPER = "gripper"
 INTERVENTION = "intervention"  # of a recorded step, as in LeRobot: true where somebody drives in place of the policy
@@ -47,13 +49,6 @@ _WIDEST_GRIPPER = 0.2
 
 ImageArray = NDArray[np.uint8]
 Layout = Literal["xyz_quat", "xyz_quat_gripper", "xyz_rotvec_width", "unknown"]
-
-
-class WorkspaceError(Exception):
-    """What a user can act on: says what was found, what was expected, where, and what to do.
-
-    Every error that this package raises for its input derives from it; the command lines catch exactly this.
-    """
 
 
 class SpecError(WorkspaceError, ValueError):

@@ -28,9 +28,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_policy.commands import DEFAULT_CONFIG as DEFAULT
 from diffusion_policy.commands import setting
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.installation import CONFIG
 from diffusion_policy.resolvers import register_resolvers
-from diffusion_policy.spec import WorkspaceError
 
 logger = logging.getLogger(__name__)
 

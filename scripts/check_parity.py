@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_policy.command_line import Answer, run_command
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

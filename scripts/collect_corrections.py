@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def work(arguments: argparse.Namespace) -> Answer:
     """Collect, and tell what came of it."""
     from diffusion_policy.dagger.corrections import DOCUMENT, collect, read_collected
-    from diffusion_policy.spec import WorkspaceError
+    from diffusion_policy.errors import WorkspaceError
 
     folder = arguments.output
     if (arguments.checkpoint is None) == (arguments.marked is None):
@@ -92,7 +92,7 @@ def collection_of(arguments: argparse.Namespace) -> Collection:
     from diffusion_policy.closed_loop.evaluation import Evaluation
     from diffusion_policy.dagger.corrections import Collection
     from diffusion_policy.env_runner.simulator import Simulator
-    from diffusion_policy.spec import WorkspaceError
+    from diffusion_policy.errors import WorkspaceError
 
     if arguments.scenes < 1:
         raise WorkspaceError(f"--scenes is {arguments.scenes}; expected 1 or more")

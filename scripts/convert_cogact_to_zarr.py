@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_policy.command_line import Answer, Stopped, progress, run_command
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import add_gripper_scale
-from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.timestamps import add_timestamps
 
 

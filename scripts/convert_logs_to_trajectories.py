@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import add_gripper_scale, parse_scales
-from diffusion_policy.spec import WorkspaceError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

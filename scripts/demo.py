@@ -25,11 +25,11 @@ from rich.text import Text
 
 from diffusion_policy.command_line import Answer, run_command
 from diffusion_policy.commands import command
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.evaluate.verdicts import FORMER_VERDICTS, OPENS_AND_CLOSES
 from diffusion_policy.installation import PRETRAINED
 from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.recipe import Played, Step, play, prepare
-from diffusion_policy.spec import WorkspaceError
 
 MARKER = ".made_by_demo"
 DEMONSTRATIONS, SCENES, SCENES_BEFORE = 30, 40, 20

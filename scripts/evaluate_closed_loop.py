@@ -115,7 +115,7 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
     """What the command line asks for; WorkspaceError where it makes no sense."""
     from diffusion_policy.closed_loop.evaluation import Evaluation
     from diffusion_policy.env_runner.simulator import Simulator
-    from diffusion_policy.spec import WorkspaceError
+    from diffusion_policy.errors import WorkspaceError
 
     if arguments.scenes < 1:
         raise WorkspaceError(f"--scenes is {arguments.scenes}; expected 1 or more")

@@ -18,8 +18,9 @@ from weight_readers import READERS, Reader, World
 
 from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
 from diffusion_policy.checkpoint import build_policy, load_policy, read_checkpoint, write_checkpoint
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.installation import CONFIG
-from diffusion_policy.spec import WorkspaceError, read_shape_meta
+from diffusion_policy.spec import read_shape_meta
 from diffusion_policy.training_config import (
     NEVER_FILLED,
     ConfigError,

@@ -28,7 +28,7 @@ from diffusion_policy.adapt.inspection import inspect_file
 from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
 from diffusion_policy.checkpoint import CheckpointError, load_policy, read_checkpoint
 from diffusion_policy.diagnose.doctor import examine
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.tensor_file import TensorFileError, open_tensor_file
 from diffusion_policy.tensor_file.wrapped_names import WRAPPERS
 

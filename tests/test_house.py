@@ -16,6 +16,7 @@ PACKAGE = REPOSITORY / "diffusion_policy"
 # A module imports only from floors below, or from its own room.
 FLOORS = {
     "moved": 0,
+    "errors": 0,
     "installation": 0,
     "commands": 0,
     "listing": 0,
@@ -60,6 +61,7 @@ FLOORS = {
 }
 # Modules of floor 0 that others of floor 0 may build on, and the two rooms that training looks into.
 FOUNDATIONS = {
+    "errors",
     "listing",
     "installation",
     "commands",

@@ -15,7 +15,7 @@ import weight_readers
 from safetensors.torch import save_file
 from weight_readers import READERS, Reader, World
 
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.tensor_file import TensorFileError, open_tensor_file
 from diffusion_policy.tensor_file import integrity as integrity_module
 from diffusion_policy.tensor_file.torch_zip import read_torch_zip

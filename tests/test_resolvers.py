@@ -3,6 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.resolvers import (
     ArithmeticTextError,
     InterpolationError,
@@ -11,7 +12,6 @@ from diffusion_policy.resolvers import (
     flat_config,
     register_resolvers,
 )
-from diffusion_policy.spec import WorkspaceError
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from diffusion_policy.checkpoint import build_policy, load_policy, write_checkpo
 from diffusion_policy.closed_loop import evaluation
 from diffusion_policy.diagnose.checkpoint_evidence import look_at_checkpoint
 from diffusion_policy.env_runner.simulator import Simulator
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.evaluate.recorded_inference import open_recorded
 from diffusion_policy.installation import CONFIG
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
@@ -31,7 +32,6 @@ from diffusion_policy.serve.checks.parity import check_parity
 from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.tuning import Budget, Candidate, tune
-from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.workspace import checkpointing
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
     TrainDiffusionTransformerHybridWorkspace,

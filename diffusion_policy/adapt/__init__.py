@@ -8,7 +8,7 @@
 Nothing here guesses: a tensor that no rule explains is an error, a rule that explains nothing is one too.
 """
 
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 
 
 class AdaptError(WorkspaceError):

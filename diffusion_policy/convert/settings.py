@@ -13,9 +13,9 @@ from typing import Any, Literal
 from diffusion_policy.cpu import usable_cores
 from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec
 from diffusion_policy.dataset.replay_buffer import ZARR_FORMATS
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.places import is_remote, local_cache, place
-from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.timestamps import parse_timestamps
 from diffusion_policy.trajectory import Trajectory, open_trajectory
 

@@ -20,9 +20,10 @@ from diffusion_policy.convert.decoding import read_recorded
 from diffusion_policy.convert.ledger import Dropped, EpisodeEntry, runs
 from diffusion_policy.convert.settings import ConversionError, ConversionSettings
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.images import FrameKind, mixture
 from diffusion_policy.places import PlaceError, reaching, read_bytes
-from diffusion_policy.spec import WorkspaceError, episode_number
+from diffusion_policy.spec import episode_number
 from diffusion_policy.trajectory import NO_IMAGE, Trajectory, find_trajectories
 
 logger = logging.getLogger(__name__)

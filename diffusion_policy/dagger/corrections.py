@@ -29,13 +29,13 @@ from diffusion_policy.dagger.moments import takeovers
 from diffusion_policy.dagger.watching import Trace, WatchedSimulator, tabletop_of
 from diffusion_policy.env_runner.document import check_same
 from diffusion_policy.env_runner.results import SceneResult, Share, reasons_of, success_of
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.sim.camera import Camera
 from diffusion_policy.sim.expert import plan_on
 from diffusion_policy.sim.recorder import record
 from diffusion_policy.sim.tabletop import Tabletop
 from diffusion_policy.sim.tabletop_env import TabletopEnv
 from diffusion_policy.sim.tasks import Progress
-from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.storage import write_json
 
 DOCUMENT = "corrections.json"

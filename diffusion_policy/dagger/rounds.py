@@ -27,9 +27,9 @@ from diffusion_policy.convert.existing import ExistingDataset
 from diffusion_policy.dagger.corrections import read_collected
 from diffusion_policy.env_runner.document import read_document
 from diffusion_policy.env_runner.results import SceneResult, compare, success_of
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.recipe import Ended, Step
 from diffusion_policy.run_folder import LATEST, LOG_NAME
-from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.storage import write_json
 from diffusion_policy.trajectory import find_trajectories
 

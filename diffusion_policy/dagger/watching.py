@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.env_runner.simulator import Env, FloatArray, Simulator
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.sim.tabletop import Tabletop
 from diffusion_policy.sim.tabletop_env import TabletopEnv
-from diffusion_policy.spec import POSE_GRIPPER, WorkspaceError
+from diffusion_policy.spec import POSE_GRIPPER
 
 
 @dataclass(frozen=True)

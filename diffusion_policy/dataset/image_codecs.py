@@ -20,7 +20,7 @@ from zarr.abc.codec import ArrayBytesCodec
 from zarr.codecs import BloscCodec
 from zarr.registry import register_codec
 
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 
 if TYPE_CHECKING:
     from zarr.core.array_spec import ArraySpec

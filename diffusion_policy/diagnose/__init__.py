@@ -3,7 +3,7 @@
 `*_evidence` looks at one subject and keeps numbers; `*_findings` are pure functions from evidence to findings.
 """
 
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 
 
 class ReportError(WorkspaceError, ValueError):

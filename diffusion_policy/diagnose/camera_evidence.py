@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from diffusion_policy.cpu import usable_cores
 from diffusion_policy.diagnose.steps import Camera, Steps
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.images import FrameKind, ImageNote, kinds_of
-from diffusion_policy.spec import WorkspaceError
 
 THUMBNAIL = (80, 45)
 # A frame whose brightest pixel is darker than this is black.

@@ -29,9 +29,10 @@ from diffusion_policy.diagnose.pose_only import is_pose_only, without_grippers
 from diffusion_policy.diagnose.sources import Opened, Progress, Sources, open_sources
 from diffusion_policy.diagnose.training_evidence import ConfigEvidence, look_at_config
 from diffusion_policy.diagnose.training_findings import config_findings, findings_of_run
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.run_folder.reading import open_run
-from diffusion_policy.spec import StepSpec, WorkspaceError
+from diffusion_policy.spec import StepSpec
 
 STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
 # The group of what is said of the machine.

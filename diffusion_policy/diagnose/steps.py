@@ -24,10 +24,11 @@ from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY, ReplayBuffer
 from diffusion_policy.dataset.sources import episode_names
 from diffusion_policy.diagnose import ReportError
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import INTERNAL, DeclaredScales, FoundScale, FoundScales, GripperScale
 from diffusion_policy.images import DecodedImage
 from diffusion_policy.places import place
-from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, ImageArray, WorkspaceError
+from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, ImageArray
 from diffusion_policy.timestamps import TimestampUnit
 from diffusion_policy.trajectory import NO_IMAGE, Trajectory, TrajectoryError, find_trajectories, open_trajectory
 

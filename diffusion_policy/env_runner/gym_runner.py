@@ -25,7 +25,8 @@ from diffusion_policy.env_runner.actors import ActingPolicy, PolicyActor
 from diffusion_policy.env_runner.results import grasped_of, reasons_of, success_of
 from diffusion_policy.env_runner.rollout import Rules, roll_out, usual_action_steps
 from diffusion_policy.env_runner.simulator import Simulator
-from diffusion_policy.spec import WorkspaceError, read_shape_meta
+from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.spec import read_shape_meta
 
 logger = logging.getLogger(__name__)
 

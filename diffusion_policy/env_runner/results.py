@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.intervals import Interval, mcnemar_exact, paired_bootstrap, wilson_interval
-from diffusion_policy.spec import WorkspaceError
 
 REFUSED_BY_GUARD = "refused by guard"
 TIMEOUT = "timeout"

@@ -20,7 +20,8 @@ import numpy as np
 from diffusion_policy.env_runner.actors import Actor, Answer, Question
 from diffusion_policy.env_runner.results import REFUSED_BY_GUARD, TIMEOUT, SceneResult
 from diffusion_policy.env_runner.simulator import Env, FloatArray, RawStep, Simulator, SimulatorError
-from diffusion_policy.spec import GRIPPER, ImageArray, WorkspaceError
+from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.spec import GRIPPER, ImageArray
 
 USUAL_ACTION_STEPS = 6  # of a chunk, as the robot's clients mean to run; others were measured: docs/closed_loop.md
 _MOSTLY_REFUSED = 0.5

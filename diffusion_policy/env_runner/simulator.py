@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.images import decode_jpeg, resize_frame
 from diffusion_policy.sim.recorder import encode_jpeg
-from diffusion_policy.spec import POSE_GRIPPER, ImageArray, SpecError, StepSpec, WorkspaceError
+from diffusion_policy.spec import POSE_GRIPPER, ImageArray, SpecError, StepSpec
 
 FloatArray = NDArray[np.float64]
 RawStep = dict[str, NDArray[Any]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 
 
 class EvaluateError(WorkspaceError, ValueError):

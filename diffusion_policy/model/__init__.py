@@ -5,7 +5,7 @@
 Parameter names are a contract: users' files hold 319 of them. What a name must be is said where it is made.
 """
 
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 
 
 class ModelError(WorkspaceError, ValueError):

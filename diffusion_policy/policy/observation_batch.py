@@ -12,7 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from diffusion_policy.spec import ObsField, StepSpec, WorkspaceError
+from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.spec import ObsField, StepSpec
 
 
 class PolicyError(WorkspaceError, ValueError):

@@ -21,8 +21,9 @@ from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE
 from diffusion_policy.diagnose.inspection import Inspection
 from diffusion_policy.diagnose.step_evidence import finite
 from diffusion_policy.diagnose.steps import FloatArray, Steps
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.report.figures import GOOD, MEASURED, OTHER, PREDICTED, RECORDED
-from diffusion_policy.spec import GRIPPER, ImageArray, WorkspaceError
+from diffusion_policy.spec import GRIPPER, ImageArray
 from diffusion_policy.storage import whole_file
 
 # Episodes and moments of the contact sheet, and the size of its frames.

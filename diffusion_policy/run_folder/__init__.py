@@ -8,7 +8,7 @@ RUN/closed_loop*.json, closed_loop/*.json  what evaluate_closed_loop.py --json w
 RUN/logs/inference_log_*.json              what the policy did in held-out episodes, if that was run
 """
 
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 
 LATEST = "latest.ckpt"
 BEST = "best.ckpt"

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import INTERNAL, DeclaredScales, FoundScales, find_scales, labeled_scales
-from diffusion_policy.spec import POSE, POSE_GRIPPER, ROTVEC_WIDTH, Layout, SpecError, WorkspaceError
+from diffusion_policy.spec import POSE, POSE_GRIPPER, ROTVEC_WIDTH, Layout, SpecError
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

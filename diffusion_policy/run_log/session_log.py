@@ -35,8 +35,9 @@ from typing import IO, Any
 import cv2
 import numpy as np
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.images import mime_suffix
-from diffusion_policy.spec import ImageArray, WorkspaceError
+from diffusion_policy.spec import ImageArray
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 
 MAX_BYTES = 256 * 2**20
 MAX_INSTRUCTIONS = 2_000_000

@@ -29,9 +29,10 @@ from numpy.typing import ArrayLike, NDArray
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.serve.transport.arrays import pack, unpack
 from diffusion_policy.serve.transport.protocol import DEFAULT_PORT, ProtocolError
-from diffusion_policy.spec import POSE, POSE_GRIPPER, WorkspaceError
+from diffusion_policy.spec import POSE, POSE_GRIPPER
 
 _FAILURES = (WebSocketException, OSError)  # a timeout is an OSError
 # Seconds between two attempts to connect again.

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import find_scales
 from diffusion_policy.policy.noise import noise_seed
 from diffusion_policy.run_log.session_log import Images, SessionLog
@@ -51,7 +52,7 @@ from diffusion_policy.serve.transport.protocol import (
     error_reply,
 )
 from diffusion_policy.serve.transport.request import Arrival, Reply, Request, Ticket
-from diffusion_policy.spec import GRIPPER, WorkspaceError
+from diffusion_policy.spec import GRIPPER
 
 logger = logging.getLogger(__name__)
 

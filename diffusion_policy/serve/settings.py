@@ -21,12 +21,13 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from diffusion_policy.commands import command
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import INTERNAL, DeclaredScales, parse_scales
 from diffusion_policy.installation import CONFIG
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
 from diffusion_policy.serve.checks.motion_guard import GuardSettings
 from diffusion_policy.serve.transport.protocol import DEFAULT_PORT, Limits
-from diffusion_policy.spec import SpecError, WorkspaceError
+from diffusion_policy.spec import SpecError
 
 PRECISIONS = ("float32", "bfloat16")
 

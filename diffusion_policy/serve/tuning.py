@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.evaluate.episode_choice import EpisodeChoice, choose_episodes
 from diffusion_policy.evaluate.open_loop import score_chunks
 from diffusion_policy.evaluate.recorded_inference import Counted, RecordedEpisodes, open_recorded
@@ -35,7 +36,6 @@ from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.stages import Stages
 from diffusion_policy.serve.transport.protocol import Observation
-from diffusion_policy.spec import WorkspaceError
 
 logger = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.sim.scene import (
     BLOCK_SIZE,
     FINGER_SPAN,
@@ -31,7 +32,7 @@ from diffusion_policy.sim.scene import (
 )
 from diffusion_policy.sim.tabletop import Tabletop
 from diffusion_policy.sim.tasks import POSE_ONLY
-from diffusion_policy.spec import GRIPPER_CLOSED, GRIPPER_OPEN, WorkspaceError
+from diffusion_policy.spec import GRIPPER_CLOSED, GRIPPER_OPEN
 
 _HOVER = 0.15
 _GRASP_HEIGHT = BLOCK_SIZE / 2 - 0.002

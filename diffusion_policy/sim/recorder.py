@@ -21,13 +21,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.sim.camera import Camera
 from diffusion_policy.sim.expert import Command, plan
 from diffusion_policy.sim.referees import KINEMATIC, make_tabletop
 from diffusion_policy.sim.scene import PICK_AND_PLACE, STEP_SECONDS
 from diffusion_policy.sim.tabletop import Tabletop
 from diffusion_policy.sim.tasks import Progress, Task, task_of
-from diffusion_policy.spec import INTERVENTION, ImageArray, WorkspaceError
+from diffusion_policy.spec import INTERVENTION, ImageArray
 
 _JPEG_QUALITY = 95
 _FIRST_DAY = 1_767_225_600.0  # 2026-01-01 UTC; recordings of one seed are equal to the last byte

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from diffusion_policy.commands import pip_install
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.sim.scene import Scene
 from diffusion_policy.sim.tabletop import Tabletop
-from diffusion_policy.spec import WorkspaceError
 
 PHYSICS = "physics"
 KINEMATIC = "kinematic"

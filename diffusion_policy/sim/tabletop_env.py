@@ -8,13 +8,14 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.sim.camera import Camera
 from diffusion_policy.sim.failures import FailureWitness
 from diffusion_policy.sim.referees import PHYSICS, make_tabletop
 from diffusion_policy.sim.scene import PICK_AND_PLACE, STEP_SECONDS
 from diffusion_policy.sim.tabletop import Tabletop
 from diffusion_policy.sim.tasks import Progress, task_of
-from diffusion_policy.spec import POSE, POSE_GRIPPER, ImageArray, SpecError, WorkspaceError
+from diffusion_policy.spec import POSE, POSE_GRIPPER, ImageArray, SpecError
 
 Observation = dict[str, NDArray[Any]]
 

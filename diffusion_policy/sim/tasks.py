@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.sim.scene import (
     BLOCK_COLOURS,
     PICK_AND_PLACE,
@@ -18,7 +19,6 @@ from diffusion_policy.sim.scene import (
     draw_scene,
 )
 from diffusion_policy.sim.tabletop import Tabletop
-from diffusion_policy.spec import WorkspaceError
 
 POSE_ONLY = "pose_only"
 TWO_IN_ORDER = "two_in_order"

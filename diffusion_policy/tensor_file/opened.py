@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 
 
 class TensorFileError(WorkspaceError):

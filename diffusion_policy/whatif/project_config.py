@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from diffusion_policy.adapt.policy_settings import POLICY, Act
 from diffusion_policy.adapt.target import ENTRIES, NORMALIZER
 from diffusion_policy.checkpoint import build_policy
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.families.family import (
     ABSENT,
     REQUIRED,
@@ -37,7 +38,7 @@ from diffusion_policy.families.family import (
 from diffusion_policy.installation import CONFIG
 from diffusion_policy.policy.registry import class_of_options
 from diffusion_policy.resolvers import register_resolvers
-from diffusion_policy.spec import StepSpec, WorkspaceError
+from diffusion_policy.spec import StepSpec
 from diffusion_policy.training_config import ConfigError, compose_config_file
 
 # Of arguments that are sections, whose entries have meanings of their own.

@@ -12,7 +12,7 @@ The one training loop is in `train_diffusion_transformer_hybrid_workspace`; seve
 freezing are settings of it. Nothing imports this room: Hydra finds the workspace by the name in the config.
 """
 
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 
 
 class TrainingError(WorkspaceError):

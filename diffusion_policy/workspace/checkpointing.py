@@ -20,8 +20,8 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
 from diffusion_policy.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.run_folder import BEST, LATEST
-from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.metrics import TOLERANCE, is_defined
 

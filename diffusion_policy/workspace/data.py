@@ -15,8 +15,9 @@ from torch import Tensor
 
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.dataset.split import EpisodeIdentity, Split
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.model.normalizer import LinearNormalizer
-from diffusion_policy.spec import StepSpec, WorkspaceError, read_shape_meta
+from diffusion_policy.spec import StepSpec, read_shape_meta
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import Batches, CachedBatches, EpochOrder, LoaderBatches, Nested
 from diffusion_policy.workspace.episode_roles import History, divide_episodes

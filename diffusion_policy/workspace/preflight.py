@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from diffusion_policy.command_line import StopSignals, refuse, tell_stop
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 
 
 def check_start(arguments: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from diffusion_policy.adapt import AdaptError, apply
 from diffusion_policy.adapt.files import apply_file, open_target, rules_of
 from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
 from diffusion_policy.checkpoint import Checkpoint
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.tensor_file import saving
 
 Work = Callable[..., object]

@@ -13,7 +13,8 @@ from evaluation_factory import write_tiny_checkpoint
 from diffusion_policy.closed_loop.evaluation import ClosedLoop, Evaluation, check_same, evaluate, read_document
 from diffusion_policy.closed_loop.server_actor import serve_settings
 from diffusion_policy.env_runner.results import ResultError
-from diffusion_policy.spec import SpecError, WorkspaceError
+from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.spec import SpecError
 
 # A guard that lets everything of a policy with random weights through.
 LOOSE = (

@@ -9,7 +9,7 @@ from trajectory_factory import write_trajectory
 
 from diffusion_policy.convert import ConversionSettings, convert
 from diffusion_policy.diagnose.inspection import inspect_recordings
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 
 STEPS, SIZE = 6, (64, 36)
 NOWHERE = "/not-mounted/disk"

@@ -19,7 +19,7 @@ from trajectory_factory import recorded_arrays, write_trajectory
 
 from diffusion_policy.convert import ConversionError, ConversionReport, ConversionSettings, convert
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 
 SIZE, STEPS = (64, 36), 6
 Damage = Callable[[Path], object]

@@ -17,7 +17,7 @@ from diffusion_policy.dataset.sources import recorded_sizes
 from diffusion_policy.diagnose.findings import Finding
 from diffusion_policy.diagnose.gravest import gravest_of_dataset
 from diffusion_policy.diagnose.inspection import Inspection, inspect_dataset, inspect_recordings
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 
 STEPS, SIZE = 6, (64, 36)
 Change = Callable[[bytes], bytes]

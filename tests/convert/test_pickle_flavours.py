@@ -18,7 +18,7 @@ import pytest
 import torch
 from trajectory_factory import recorded_arrays, write_trajectory
 
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.trajectory import open_trajectory
 
 STEPS = 6

@@ -15,7 +15,8 @@ from diffusion_policy.convert import ConversionError, ConversionReport, Conversi
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.diagnose.findings import Finding
 from diffusion_policy.diagnose.inspection import Inspection, inspect_dataset, inspect_recordings
-from diffusion_policy.spec import SpecError, WorkspaceError
+from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.spec import SpecError
 from diffusion_policy.timestamps import parse_timestamps, timestamp_fault
 
 STEPS, SIZE = 8, (64, 36)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_policy.convert import ConversionSettings, convert
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 
 Trial = Callable[[str], Path]
 

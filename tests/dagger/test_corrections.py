@@ -20,7 +20,8 @@ from diffusion_policy.dagger.corrections import (
     collect,
     read_collected,
 )
-from diffusion_policy.spec import INTERVENTION, WorkspaceError
+from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.spec import INTERVENTION
 from diffusion_policy.trajectory import open_trajectory
 
 REPOSITORY = Path(__file__).resolve().parents[2]

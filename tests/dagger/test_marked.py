@@ -9,9 +9,9 @@ import pytest
 from diffusion_policy import safe_pickle
 from diffusion_policy.dagger.corrections import CorrectionError
 from diffusion_policy.dagger.marked import cut_marked, marked_runs
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.sim.recorder import make_trajectories
-from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.trajectory import open_trajectory
 
 

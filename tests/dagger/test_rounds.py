@@ -25,8 +25,9 @@ from diffusion_policy.dataset.image_codecs import image_codec
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.env_runner.document import ClosedLoop
 from diffusion_policy.env_runner.results import SceneResult
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.recipe import Ended, Step
-from diffusion_policy.spec import INTERVENTION, WorkspaceError
+from diffusion_policy.spec import INTERVENTION
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = ["--scenes", "2", "--updates", "2", "--evaluation-scenes", "4", "--camera-size", "64", "36", "--control"]

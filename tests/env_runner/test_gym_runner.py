@@ -10,8 +10,9 @@ from hydra.utils import instantiate
 
 from diffusion_policy.env_runner.gym_runner import GymRunner
 from diffusion_policy.env_runner.tabletop_runner import SETTINGS, TabletopRunner
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.model.normalizer import LinearNormalizer
-from diffusion_policy.spec import SpecError, WorkspaceError, read_shape_meta
+from diffusion_policy.spec import SpecError, read_shape_meta
 
 
 class ExpertPolicy:

@@ -9,8 +9,9 @@ from closed_loop_factory import SEED, SPEC, Driver, Scripted, driver, expert, nu
 from diffusion_policy.env_runner.results import SceneResult, success_of
 from diffusion_policy.env_runner.rollout import Rules, roll_out, usual_action_steps
 from diffusion_policy.env_runner.simulator import InfoKeys, Simulator, SimulatorError
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.sim.referees import REFEREES
-from diffusion_policy.spec import SpecError, WorkspaceError, read_shape_meta
+from diffusion_policy.spec import SpecError, read_shape_meta
 
 
 def run(simulator: Simulator, actor: Any, n_scenes: int = 1, **rules: Any) -> list[SceneResult]:

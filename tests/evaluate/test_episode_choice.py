@@ -23,6 +23,7 @@ from diffusion_policy.dataset.joined_datasets import JoinedDatasets
 from diffusion_policy.dataset.replay_buffer import ArrayLayout, ReplayBuffer, image_layout, low_dim_layout
 from diffusion_policy.dataset.split import WORDS, EpisodeIdentity, Split, Status, split_of
 from diffusion_policy.diagnose.doctor import examine
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.evaluate.episode_choice import choose_episodes
 from diffusion_policy.evaluate.open_loop_report import evaluate_open_loop
 from diffusion_policy.evaluate.recorded_inference import Sampling, run_recorded_inference
@@ -31,7 +32,7 @@ from diffusion_policy.report.dossier import Sources, make_dossier
 from diffusion_policy.run_log import read_log
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.tuning import Budget, Candidate, tune
-from diffusion_policy.spec import POSE, POSE_GRIPPER, WorkspaceError
+from diffusion_policy.spec import POSE, POSE_GRIPPER
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
     TrainDiffusionTransformerHybridWorkspace,
 )

@@ -14,6 +14,7 @@ from gripper_scales import FOREIGN, rewrite_gripper
 
 from diffusion_policy.checkpoint import load_policy
 from diffusion_policy.dataset.windows import validation_episodes
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.evaluate.gripper import judge
 from diffusion_policy.evaluate.open_loop_report import evaluate_open_loop
 from diffusion_policy.evaluate.recorded_inference import (
@@ -26,7 +27,7 @@ from diffusion_policy.evaluate.recorded_inference import (
 from diffusion_policy.evaluate.writing import EvaluateError
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.run_log import read_log
-from diffusion_policy.spec import SpecError, WorkspaceError, decode_jpeg, policy_observation
+from diffusion_policy.spec import SpecError, decode_jpeg, policy_observation
 
 HELD_OUT = np.flatnonzero(validation_episodes(N_EPISODES, 0.5, 42)).tolist()
 

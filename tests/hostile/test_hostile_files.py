@@ -17,7 +17,7 @@ import torch
 from hostile import archives, contents, programs
 
 from diffusion_policy.checkpoint import load_policy, read_checkpoint
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.tensor_file import open_tensor_file
 
 DOORS = {"checkpoint": read_checkpoint, "policy": load_policy, "tensors": open_tensor_file}

@@ -14,9 +14,9 @@ from tiny_run import write_dataset
 from diffusion_policy.adapt.files import open_target, plan_file, rules_of
 from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.evaluate.gripper_table import validate_logs
-from diffusion_policy.report import gripper_page
 from diffusion_policy.report.comparison import compare
 from diffusion_policy.report.dossier import Sources, write_dossier
+from diffusion_policy.report.gripper_page import write_page as write_gripper_page
 from diffusion_policy.report.ledger_page import write_page
 
 WIDTHS = [1400, 1000, 800, 390]
@@ -57,7 +57,7 @@ def gripper_page(folder: Path) -> Path:
     for i, commands in enumerate([[1.0] * 6 + [0.02] * 5 + [0.97] * 4, [0.98] * 30, [1.0, 0.0] * 20]):
         write_log(folder / f"inference_log_20260108_10111{i}.json", commands)
     (folder / "inference_log_20260108_101119.json").write_text(json.dumps({f"key_{i}" * 20: 1 for i in range(500)}))
-    gripper_page.write_page(folder / "gripper.html", validate_logs([folder]))
+    write_gripper_page(folder / "gripper.html", validate_logs([folder]))
     return folder / "gripper.html"
 
 

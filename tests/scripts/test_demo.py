@@ -11,7 +11,8 @@ from rich.console import Console
 
 from diffusion_policy import recipe
 from diffusion_policy.checkpoint import read_checkpoint
-from diffusion_policy.spec import POSE, WorkspaceError
+from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.spec import POSE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

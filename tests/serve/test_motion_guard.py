@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from diffusion_policy import geometry
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.serve.checks.motion_guard import GuardSettings, MotionGuard, MotionRefusedError
-from diffusion_policy.spec import WorkspaceError
 
 DOWN = Rotation.from_euler("x", np.pi)
 BOX = {"workspace_low": (-0.2, -0.8, -0.05), "workspace_high": (0.9, 0.8, 1.2)}

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.serve.settings import ServeError, ServeSettings, read_settings, setting_names
-from diffusion_policy.spec import WorkspaceError
 
 CONFIG = Path(__file__).resolve().parents[2] / "config" / "serve.yaml"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.serve.checks.seams import ServedChunk, measure_seam
 from diffusion_policy.serve.tuning import Budget, Candidate, Measured, parse_candidate, propose
-from diffusion_policy.spec import WorkspaceError
 
 
 def row(steps: int, mm: float, ms: float, f1: float = 1.0) -> Measured:

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.geometry import check_unit_quaternions
 from diffusion_policy.sim.recorder import make_trajectories
-from diffusion_policy.spec import WorkspaceError
 from diffusion_policy.trajectory import open_trajectory
 
 SIZE = (64, 36)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.sim.expert import Command, plan
 from diffusion_policy.sim.referees import KINEMATIC, PHYSICS, REFEREES, make_tabletop
 from diffusion_policy.sim.scene import BLOCK_SIZE, Scene, downward_pose, draw_scene
 from diffusion_policy.sim.tasks import TASKS, Progress
-from diffusion_policy.spec import WorkspaceError
 
 
 def scene_and_commands(seed: int) -> tuple[Scene, list[Command]]:

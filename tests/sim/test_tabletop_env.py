@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.sim.expert import plan
 from diffusion_policy.sim.referees import KINEMATIC, REFEREES
 from diffusion_policy.sim.tabletop_env import TabletopEnv
 from diffusion_policy.sim.tasks import TASKS
-from diffusion_policy.spec import SpecError, WorkspaceError
+from diffusion_policy.spec import SpecError
 
 ENV = "diffusion_policy.sim:Tabletop-v0"
 

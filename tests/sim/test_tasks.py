@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.sim.expert import Command, plan
 from diffusion_policy.sim.referees import KINEMATIC, make_tabletop
 from diffusion_policy.sim.scene import Scene
 from diffusion_policy.sim.tasks import DISTRACTORS, POSE_ONLY, TASKS, TWO_IN_ORDER, Progress, task_of
-from diffusion_policy.spec import WorkspaceError
 
 
 def planned(task: str, seed: int, variation: float = 0.0) -> tuple[Scene, list[Command]]:

@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from diffusion_policy.checkpoint import read_checkpoint
-from diffusion_policy.spec import WorkspaceError
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.workspace.checkpointing import CheckpointFolder
 from diffusion_policy.workspace.metrics import read_metrics
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (

@@ -27,8 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.geometry import align_quaternion_signs, geodesic_distance
-from diffusion_policy.spec import GRIPPER_CLOSED, GRIPPER_OPEN, POSE_GRIPPER, WorkspaceError
+from diffusion_policy.spec import GRIPPER_CLOSED, GRIPPER_OPEN, POSE_GRIPPER
 
 CHUNK_STEPS = 4
 

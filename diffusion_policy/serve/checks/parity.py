@@ -23,12 +23,13 @@ from rich.table import Table
 from rich.text import Text
 
 from diffusion_policy.checkpoint import load_policy
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes
 from diffusion_policy.policy.noise import window_noise
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.serve.client import LineClient, observation
 from diffusion_policy.serve.transport.protocol import array_from_json
-from diffusion_policy.spec import POSE_GRIPPER, WorkspaceError
+from diffusion_policy.spec import POSE_GRIPPER
 
 Array = NDArray[Any]
 Images = dict[str, NDArray[np.uint8]]

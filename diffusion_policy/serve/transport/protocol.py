@@ -28,8 +28,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.geometry import check_unit_quaternions
-from diffusion_policy.spec import INTERVENTION, POSE, ImageArray, SpecError, WorkspaceError
+from diffusion_policy.spec import INTERVENTION, POSE, ImageArray, SpecError
 
 DEFAULT_PORT = 8007
 

@@ -1,0 +1,10 @@
+"""The error that every command catches."""
+
+from __future__ import annotations
+
+
+class WorkspaceError(Exception):
+    """What a user can act on: says what was found, what was expected, where, and what to do.
+
+    Every error that this package raises for its input derives from it; the command lines catch exactly this.
+    """
