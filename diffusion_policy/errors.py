@@ -1,4 +1,4 @@
-"""The error that every command catches."""
+"""The error that every command catches, and the one of what does not mean what it must."""
 
 from __future__ import annotations
 
@@ -8,3 +8,7 @@ class WorkspaceError(Exception):
 
     Every error that this package raises for its input derives from it; the command lines catch exactly this.
     """
+
+
+class SpecError(WorkspaceError, ValueError):
+    """A step, a shape_meta or a set of semantics is not what it must be."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
-from diffusion_policy.spec import SpecError
+from diffusion_policy.errors import SpecError
 
 FloatArray = NDArray[np.float64]
 

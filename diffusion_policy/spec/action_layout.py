@@ -1,0 +1,404 @@
+"""Which numbers of an action are whose position, rotation, gripper and joints, told from their names.
+
+Every room that looks into an action asks a layout; none slices one.
+
+    layout = ActionLayout.of(("left.x", "left.y", "left.z", "left.r11", ..., "left.gripper", "right.x", ...))
+    layout.positions(actions)      # (..., 2, 3) meters
+    layout.rotations(actions)      # (..., 2, 4) quaternions xyzw, whatever representation the action has
+    layout.grippers(actions)       # (..., 2) 0 closed to 1 open
+
+Names are bare where there is one arm and begin with the arm's name and a dot where there are several:
+
+    x y z                      position, meters, robot base frame
+    qx qy qz qw                rotation as a quaternion, scalar last
+    rx ry rz                   rotation as a rotation vector, radians
+    r11 r12 r13 r21 r22 r23    rotation as the first two rows of its matrix: "6-D" as pytorch3d and UMI
+                               order it (Zhou et al. 2019, "On the Continuity of Rotation Representations")
+    r11 r21 r31 r12 r22 r32    the same as the first two columns
+    gripper                    0 closed to 1 open; other scales are converted on reading (``gripper_scale``)
+    joint_1 joint_2 ...        joints, in the unit that is declared; also LeRobot's names (``elbow_flex.pos``)
+
+Legend of shapes: D numbers of an action; P, R, G, J of its positions, rotations, grippers, joints.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.transform import Rotation
+
+from diffusion_policy.errors import SpecError
+from diffusion_policy.spec.names import GRIPPER, POSE, UNITS
+
+FloatArray = NDArray[np.float64]
+Representation = Literal["quaternion", "rotation_vector", "rotation_6d_rows", "rotation_6d_columns"]
+
+POSITION = POSE[:3]
+ROTATIONS: dict[Representation, tuple[str, ...]] = {
+    "quaternion": POSE[3:],
+    "rotation_vector": ("rx", "ry", "rz"),
+    "rotation_6d_rows": ("r11", "r12", "r13", "r21", "r22", "r23"),
+    "rotation_6d_columns": ("r11", "r21", "r31", "r12", "r22", "r32"),
+}
+_IN_WORDS = {
+    "quaternion": "quaternion (xyzw)",
+    "rotation_vector": "rotation vector",
+    "rotation_6d_rows": "6-D rotation (rows)",
+    "rotation_6d_columns": "6-D rotation (columns)",
+}
+_JOINT = re.compile(r"(?:joint|j|q)_?\d+")
+_MOTOR = ".pos"  # how LeRobot ends the names of motors
+_JOINT_UNITS = {"rad", "deg", "%"}
+# A quaternion or a matrix's row shorter than this is no rotation.
+_SHORTEST = 1e-6
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The columns of one arm; what it does not have is empty.
+
+    Attributes:
+        name: before the dot; empty for the only arm.
+        position: x, y, z.
+        rotation: as many as the representation has, in its order.
+        representation: None without a rotation.
+        gripper: one column, or none.
+        joints: in order.
+    """
+
+    name: str
+    position: tuple[int, ...] = ()
+    rotation: tuple[int, ...] = ()
+    representation: Representation | None = None
+    gripper: tuple[int, ...] = ()
+    joints: tuple[int, ...] = ()
+
+    @property
+    def has_pose(self) -> bool:
+        """Whether it has a position and a rotation."""
+        return bool(self.position and self.rotation)
+
+
+@dataclass(frozen=True)
+class ActionLayout:
+    """The layout of an action; also of a state that has the same names.
+
+    Attributes:
+        names: (D,) of the numbers.
+        units: (D,) of them; "unknown" where nothing says.
+    """
+
+    names: tuple[str, ...]
+    units: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) != len(self.names):
+            raise SpecError(f"an action's names differ from each other; got {list(self.names)}")
+        if self.units and len(self.units) != len(self.names):
+            raise SpecError(f"{len(self.names)} names {list(self.names)} but {len(self.units)} units")
+
+    @classmethod
+    def of(cls, names: Iterable[str], units: Mapping[str, str] | None = None) -> ActionLayout:
+        """The layout of these names; ``units`` of some of them, where they are not those of ``spec.UNITS``.
+
+        Raises:
+            SpecError: a name appears twice, or an arm has a part of a position or of a rotation.
+        """
+        names = tuple(names)
+        layout = _layout(names, tuple(_unit(name, units or {}) for name in names))
+        _ = layout.arms
+        return layout
+
+    @cached_property
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms, in the order of their first number."""
+        grouped: dict[str, dict[str, int]] = {}
+        for index, name in enumerate(self.names):
+            arm, part = _split(name)
+            grouped.setdefault(arm, {})[part] = index
+        return tuple(_arm(name, parts, self.units) for name, parts in grouped.items())
+
+    @property
+    def has_pose(self) -> bool:
+        """Whether some arm has a position and a rotation."""
+        return any(arm.has_pose for arm in self.arms)
+
+    @property
+    def has_gripper(self) -> bool:
+        """Whether some arm has a gripper."""
+        return bool(self.gripper_columns)
+
+    @property
+    def has_joints(self) -> bool:
+        """Whether some arm is commanded by joints."""
+        return bool(self.joint_columns)
+
+    @cached_property
+    def gripper_columns(self) -> tuple[int, ...]:
+        """Columns of the grippers, by arm."""
+        return tuple(column for arm in self.arms for column in arm.gripper)
+
+    @cached_property
+    def joint_columns(self) -> tuple[int, ...]:
+        """Columns of the joints, by arm."""
+        return tuple(column for arm in self.arms for column in arm.joints)
+
+    @cached_property
+    def motion_columns(self) -> tuple[int, ...]:
+        """Columns of all that moves an arm: positions, rotations and joints."""
+        return tuple(sorted(column for arm in self.arms for column in (*arm.position, *arm.rotation, *arm.joints)))
+
+    @property
+    def joint_unit(self) -> str:
+        """The unit of the joints; "unknown" where nothing says, or they differ."""
+        units = {self.unit(column) for column in self.joint_columns}
+        return units.pop() if len(units) == 1 else "unknown"
+
+    def unit(self, column: int) -> str:
+        """The unit of one number."""
+        return self.units[column] if self.units else "unknown"
+
+    def labels(self, part: Literal["position", "rotation", "gripper"]) -> tuple[str, ...]:
+        """Names of the arms that have the part, in the order of ``positions``, ``rotations``, ``grippers``."""
+        return tuple(arm.name for arm in self.arms if getattr(arm, part))
+
+    def positions(self, values: ArrayLike) -> FloatArray:
+        """(..., D) -> (..., P, 3) meters."""
+        array = self._checked(values)
+        columns = [arm.position for arm in self.arms if arm.position]
+        return _stacked([array[..., list(c)] for c in columns], array.shape[:-1], 3)
+
+    def rotations(self, values: ArrayLike) -> FloatArray:
+        """(..., D) -> (..., R, 4) quaternions xyzw; NaN where a rotation is none (zero, or not finite).
+
+        Quaternions come as they are, norm included; other representations as unit quaternions.
+        """
+        array = self._checked(values)
+        found = [
+            _to_quaternions(array[..., list(arm.rotation)], arm.representation)
+            for arm in self.arms
+            if arm.representation is not None
+        ]
+        return _stacked(found, array.shape[:-1], 4)
+
+    def grippers(self, values: ArrayLike) -> FloatArray:
+        """(..., D) -> (..., G), 0 closed to 1 open."""
+        return self._checked(values)[..., list(self.gripper_columns)]
+
+    def joints(self, values: ArrayLike) -> FloatArray:
+        """(..., D) -> (..., J), in ``joint_unit``."""
+        return self._checked(values)[..., list(self.joint_columns)]
+
+    def replaced(
+        self,
+        values: ArrayLike,
+        *,
+        positions: ArrayLike | None = None,
+        rotations: ArrayLike | None = None,
+        grippers: ArrayLike | None = None,
+        joints: ArrayLike | None = None,
+    ) -> FloatArray:
+        """A copy of (..., D) in which parts are replaced, in the shapes that the readers of the same names give."""
+        array = self._checked(values).copy()
+        if positions is not None:
+            given = np.asarray(positions, dtype=np.float64)
+            for index, arm in enumerate(arm for arm in self.arms if arm.position):
+                array[..., list(arm.position)] = given[..., index, :]
+        if rotations is not None:
+            given = np.asarray(rotations, dtype=np.float64)
+            for index, arm in enumerate(arm for arm in self.arms if arm.representation is not None):
+                assert arm.representation is not None
+                array[..., list(arm.rotation)] = _from_quaternions(given[..., index, :], arm.representation)
+        if grippers is not None:
+            array[..., list(self.gripper_columns)] = grippers
+        if joints is not None:
+            array[..., list(self.joint_columns)] = joints
+        return array
+
+    def difference(self, base: ArrayLike, values: ArrayLike) -> FloatArray:
+        """Actions relative to a base: poses in the base's own frame (inverse(base) * value), joints by subtraction.
+
+        Grippers and what is none of these stay as they are. As UMI does for relative trajectories: every step of a
+        chunk is relative to the same current pose.
+
+        Args:
+            base: (..., D) or (D,): the current state, in this layout; numbers of grippers in it are not looked at.
+            values: (..., D).
+
+        Returns:
+            (..., D); rotations in the representation of the layout.
+        """
+        return self._relative(base, values, inverse=False)
+
+    def integrate(self, base: ArrayLike, relative: ArrayLike) -> FloatArray:
+        """The inverse of ``difference``: relative actions (..., D) from a base back to absolute ones."""
+        return self._relative(base, relative, inverse=True)
+
+    def describe(self) -> str:
+        """What it is, in words: "position, quaternion (xyzw), gripper"; of several arms, each with its name."""
+        said = [f"{arm.name}: {_described(arm)}" if arm.name else _described(arm) for arm in self.arms]
+        other = [name for index, name in enumerate(self.names) if index not in self._known]
+        if other:
+            said.append(f"{len(other)} other numbers ({', '.join(other)})")
+        return "; ".join(part for part in said if part)
+
+    @cached_property
+    def _known(self) -> frozenset[int]:
+        return frozenset((*self.motion_columns, *self.gripper_columns))
+
+    def _relative(self, base: ArrayLike, values: ArrayLike, *, inverse: bool) -> FloatArray:
+        start, array = self._checked(base), self._checked(values).copy()
+        start = np.broadcast_to(start, array.shape)
+        sign = 1.0 if inverse else -1.0
+        for arm in self.arms:
+            joints = list(arm.joints)
+            array[..., joints] += sign * start[..., joints]
+            place, turn = list(arm.position), list(arm.rotation)
+            if arm.representation is None:
+                array[..., place] += sign * start[..., place]
+                continue
+            frame = _rotation(_to_quaternions(start[..., turn], arm.representation))
+            own = _rotation(_to_quaternions(array[..., turn], arm.representation))
+            rotated = frame * own if inverse else frame.inv() * own
+            quaternions = rotated.as_quat(canonical=not inverse).reshape(*array.shape[:-1], 4)
+            array[..., turn] = _from_quaternions(quaternions, arm.representation)
+            if place:
+                moved, origin = array[..., place].reshape(-1, 3), start[..., place].reshape(-1, 3)
+                points = frame.apply(moved) + origin if inverse else frame.inv().apply(moved - origin)
+                array[..., place] = points.reshape(*array.shape[:-1], 3)
+        return array
+
+    def _checked(self, values: ArrayLike) -> FloatArray:
+        array = np.asarray(values, dtype=np.float64)
+        if array.shape[-1:] != (len(self.names),):
+            raise SpecError(
+                f"an array of shape {array.shape} is no {self.describe()}; expected (..., {len(self.names)})"
+            )
+        return array
+
+
+@cache
+def _layout(names: tuple[str, ...], units: tuple[str, ...]) -> ActionLayout:
+    return ActionLayout(names, units)
+
+
+def _unit(name: str, units: Mapping[str, str]) -> str:
+    return units.get(name) or UNITS.get(_split(name)[1], "unknown")
+
+
+def _split(name: str) -> tuple[str, str]:
+    """("left", "x") of "left.x"; LeRobot's "gripper.pos" and "elbow_flex.pos" are parts of the only arm."""
+    if name.endswith(_MOTOR):
+        motor = name.removesuffix(_MOTOR)
+        return "", GRIPPER if motor == GRIPPER else name
+    arm, _, part = name.rpartition(".")
+    return arm, part
+
+
+def _arm(name: str, parts: Mapping[str, int], units: Sequence[str]) -> Arm:
+    position = _whole(name, parts, {"position": POSITION})
+    kind, rotation = _rotation_of(name, parts)
+    joints = tuple(
+        index
+        for part, index in parts.items()
+        if _JOINT.fullmatch(part)
+        or part.endswith(_MOTOR)
+        or (units and units[index] in _JOINT_UNITS and part not in UNITS)
+    )
+    return Arm(name, position, rotation, kind, (parts[GRIPPER],) if GRIPPER in parts else (), joints)
+
+
+def _whole(arm: str, parts: Mapping[str, int], wanted: Mapping[str, tuple[str, ...]]) -> tuple[int, ...]:
+    """Columns of the first of some sets of names that is there; none of it; or an error for a part of one."""
+    for names in wanted.values():
+        if set(names) <= parts.keys():
+            return tuple(parts[name] for name in names)
+    there = sorted({name for names in wanted.values() for name in names} & parts.keys())
+    if there:
+        sets = " or ".join(f"{' '.join(names)} ({what})" for what, names in wanted.items())
+        whose = f"arm {arm!r} has" if arm else "the action has"
+        raise SpecError(f"{whose} {' '.join(there)} alone; expected all of {sets}")
+    return ()
+
+
+def _rotation_of(arm: str, parts: Mapping[str, int]) -> tuple[Representation | None, tuple[int, ...]]:
+    for kind, names in ROTATIONS.items():
+        if set(names) <= parts.keys():
+            return kind, tuple(parts[name] for name in names)
+    _whole(arm, parts, {str(kind): names for kind, names in ROTATIONS.items()})
+    return None, ()
+
+
+def _described(arm: Arm) -> str:
+    said = ["position"] if arm.position else []
+    if arm.representation is not None:
+        said.append(_IN_WORDS[arm.representation])
+    if arm.joints:
+        said.append(f"{len(arm.joints)} joints")
+    return ", ".join([*said, GRIPPER] if arm.gripper else said)
+
+
+def _stacked(parts: Sequence[FloatArray], leading: tuple[int, ...], width: int) -> FloatArray:
+    return np.stack(parts, axis=-2) if parts else np.empty((*leading, 0, width))
+
+
+def _to_quaternions(values: FloatArray, kind: Representation | None) -> FloatArray:
+    if kind == "quaternion":
+        return values
+    flat = values.reshape(-1, values.shape[-1])
+    quaternions = np.full((len(flat), 4), np.nan)
+    finite = np.isfinite(flat).all(axis=1)
+    if kind == "rotation_vector":
+        if finite.any():
+            quaternions[finite] = Rotation.from_rotvec(flat[finite]).as_quat()
+    else:
+        matrices = _orthonormal(flat, transpose=kind == "rotation_6d_columns")
+        finite &= np.isfinite(matrices).all(axis=(1, 2))
+        if finite.any():
+            quaternions[finite] = Rotation.from_matrix(matrices[finite]).as_quat()
+    return quaternions.reshape(*values.shape[:-1], 4)
+
+
+def _orthonormal(six: FloatArray, *, transpose: bool) -> FloatArray:
+    """Matrices (N, 3, 3) whose first two rows span those of (N, 6), by Gram-Schmidt; NaN where they span no plane."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        first = _unit_length(six[:, :3])
+        second = _unit_length(six[:, 3:] - (first * six[:, 3:]).sum(axis=1, keepdims=True) * first)
+    matrices = np.stack([first, second, np.cross(first, second)], axis=1)
+    return matrices.transpose(0, 2, 1) if transpose else matrices
+
+
+def _unit_length(vectors: FloatArray) -> FloatArray:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.where(norms > _SHORTEST, vectors / norms, np.nan)
+
+
+def _from_quaternions(quaternions: FloatArray, kind: Representation) -> FloatArray:
+    if kind == "quaternion":
+        return quaternions
+    rotation = _rotation(quaternions)
+    if kind == "rotation_vector":
+        return rotation.as_rotvec().reshape(*quaternions.shape[:-1], 3)
+    matrices = rotation.as_matrix()
+    if kind == "rotation_6d_columns":
+        matrices = matrices.transpose(0, 2, 1)
+    return matrices[:, :2].reshape(*quaternions.shape[:-1], 6)
+
+
+def _rotation(quaternions: FloatArray) -> Any:
+    """SciPy's rotations of (..., 4), flattened.
+
+    Raises:
+        SpecError: one is no rotation.
+    """
+    flat = np.asarray(quaternions, dtype=np.float64).reshape(-1, 4)
+    norms = np.linalg.norm(flat, axis=1)
+    if not (norms > _SHORTEST).all():
+        raise SpecError(f"{flat[np.flatnonzero(~(norms > _SHORTEST))[0]]} is no rotation; expected a unit quaternion")
+    return Rotation.from_quat(flat)

@@ -1,0 +1,18 @@
+"""Names of action and state dimensions, and their units."""
+
+from __future__ import annotations
+
+POSE = ("x", "y", "z", "qx", "qy", "qz", "qw")
+GRIPPER = "gripper"
+INTERVENTION = "intervention"  # of a recorded step, as in LeRobot: true where somebody drives in place of the policy
+POSE_GRIPPER = (*POSE, GRIPPER)
+ROTVEC_WIDTH = ("x", "y", "z", "rx", "ry", "rz", "width")
+
+UNITS = {
+    **dict.fromkeys(("x", "y", "z", "width"), "m"),
+    **dict.fromkeys(("rx", "ry", "rz"), "rad"),
+    **dict.fromkeys(("qx", "qy", "qz", "qw", "gripper"), "1"),
+}
+GRIPPER_OPEN = 1.0
+GRIPPER_CLOSED = 0.0
+SEMANTICS_VERSION = 1

@@ -1,0 +1,102 @@
+"""What the numbers of an action mean, as data: stored in datasets and checkpoints, compared wherever two meet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.errors import SpecError
+from diffusion_policy.spec.names import (
+    GRIPPER,
+    GRIPPER_CLOSED,
+    GRIPPER_OPEN,
+    POSE,
+    POSE_GRIPPER,
+    SEMANTICS_VERSION,
+    UNITS,
+)
+
+# Quaternions that the real robot records and predicts have norms of 0.995-1.005; a box of ranges is judged more widely.
+_QUATERNION_NORM_SLACK = 0.05
+# Width of the gripper in the older layout, in metres; 0.03-0.08 on the real robot.
+_WIDEST_GRIPPER = 0.2
+
+Layout = Literal["xyz_quat", "xyz_quat_gripper", "xyz_rotvec_width", "unknown"]
+
+
+def action_semantics(names: Sequence[str] = POSE_GRIPPER) -> dict[str, Any]:
+    """What the action numbers mean, as plain JSON: stored in dataset attributes and in checkpoints."""
+    semantics: dict[str, Any] = {
+        "version": SEMANTICS_VERSION,
+        "names": list(names),
+        "units": [UNITS.get(name, "unknown") for name in names],
+        "pose": "absolute end-effector pose in the robot's base frame",
+    }
+    if set(POSE) <= set(names):
+        semantics["quaternion_order"] = "xyzw"
+    if GRIPPER in names:
+        semantics["gripper"] = {"open": GRIPPER_OPEN, "closed": GRIPPER_CLOSED}
+    return semantics
+
+
+def check_semantics(found: Mapping[str, Any] | None, expected: Mapping[str, Any], where: str) -> None:
+    """Refuse data whose meaning differs from what is expected of it.
+
+    A dimension that only one side has is no contradiction (a pose-only policy reads pose + gripper data by name); the
+    same name with another unit, another quaternion order or another gripper polarity is. ``found`` None: unlabelled
+    files of the predecessor, nothing to check.
+
+    Raises:
+        SpecError: names the entry that differs, in ``where``.
+    """
+    if found is None:
+        return
+    for entry in ("quaternion_order", "gripper", "pose"):
+        if entry in found and entry in expected and found[entry] != expected[entry]:
+            raise SpecError(
+                f"{where}: {entry} is {found[entry]!r}, expected {expected[entry]!r}; "
+                "convert the data, or correct its label"
+            )
+    found_units, expected_units = _units_by_name(found, where), _units_by_name(expected, where)
+    for name in found_units.keys() & expected_units.keys():
+        if found_units[name] != expected_units[name]:
+            raise SpecError(f"{where}: {name} is in {found_units[name]!r}, expected {expected_units[name]!r}")
+    if expected_units and not found_units.keys() & expected_units.keys():
+        raise SpecError(f"{where}: dimensions {list(found_units)} share no name with {list(expected_units)}")
+
+
+def _units_by_name(semantics: Mapping[str, Any], where: str) -> dict[str, str]:
+    names, units = semantics.get("names", ()), semantics.get("units", ())
+    if len(names) != len(units):
+        raise SpecError(f"{where}: {len(names)} names {list(names)} but {len(units)} units {list(units)}")
+    return dict(zip(names, units, strict=True))
+
+
+def layout_from_range(minimum: Sequence[float], maximum: Sequence[float]) -> Layout:
+    """Tell the layouts of an action or pose vector apart by the range of each dimension.
+
+    A quaternion's four numbers have norm 1 at every step, so the unit sphere passes through their box of ranges. In the
+    rotation-vector layout the seventh number is a width of centimetres, and a gripper that points down has an angle
+    near pi.
+    """
+    low, high = np.asarray(minimum, dtype=np.float64), np.asarray(maximum, dtype=np.float64)
+    if low.shape != high.shape or low.shape not in ((7,), (8,)) or not (np.isfinite(low) & np.isfinite(high)).all():
+        return "unknown"
+    if _holds_unit_quaternions(low[3:7], high[3:7]):
+        return "xyz_quat" if low.size == 7 else "xyz_quat_gripper"
+    if low.size == 7 and low[6] >= -0.01 and high[6] <= _WIDEST_GRIPPER:
+        return "xyz_rotvec_width"
+    return "unknown"
+
+
+def _holds_unit_quaternions(low: NDArray[np.float64], high: NDArray[np.float64]) -> bool:
+    """Whether the unit sphere passes through a box of four ranges, and the box stays near it."""
+    nearest = np.where((low <= 0) & (high >= 0), 0.0, np.minimum(np.abs(low), np.abs(high)))
+    farthest = np.maximum(np.abs(low), np.abs(high))
+    shell = 1 - _QUATERNION_NORM_SLACK, 1 + _QUATERNION_NORM_SLACK
+    return bool(
+        np.linalg.norm(nearest) <= shell[1] and np.linalg.norm(farthest) >= shell[0] and farthest.max() <= shell[1]
+    )

@@ -1,0 +1,127 @@
+"""One step: its observation keys and its action dimensions, as ``shape_meta`` declares them; the only reader of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from diffusion_policy.errors import SpecError
+from diffusion_policy.spec.action_layout import ActionLayout
+from diffusion_policy.spec.names import GRIPPER, POSE, POSE_GRIPPER
+
+
+@dataclass(frozen=True)
+class ObsField:
+    """One observation key.
+
+    Attributes:
+        key: name in ``shape_meta.obs`` and in the dataset.
+        shape: of one step; (C, H, W) for images, (D,) for low-dimensional keys.
+        kind: "rgb" or "low_dim".
+        names: of the D dimensions; empty for images.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    kind: Literal["rgb", "low_dim"]
+    names: tuple[str, ...] = ()
+
+    @property
+    def width_height(self) -> tuple[int, int]:
+        """(width, height) of an image key, the order in which OpenCV and command lines take sizes."""
+        _, height, width = self.shape
+        return width, height
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """One step: its observation keys, in the order of ``shape_meta.obs``, and the names of its action dimensions."""
+
+    obs: tuple[ObsField, ...]
+    action_names: tuple[str, ...]
+
+    @property
+    def action_dim(self) -> int:
+        """Width of one action."""
+        return len(self.action_names)
+
+    @property
+    def layout(self) -> ActionLayout:
+        """What the numbers of an action are."""
+        return ActionLayout.of(self.action_names)
+
+    @property
+    def rgb(self) -> tuple[ObsField, ...]:
+        """The image keys, in order."""
+        return tuple(field for field in self.obs if field.kind == "rgb")
+
+    @property
+    def low_dim(self) -> tuple[ObsField, ...]:
+        """The low-dimensional keys, in order."""
+        return tuple(field for field in self.obs if field.kind == "low_dim")
+
+    def field(self, key: str) -> ObsField:
+        """The field of that key; SpecError if there is none."""
+        for field in self.obs:
+            if field.key == key:
+                return field
+        raise SpecError(f"no observation key {key!r}; shape_meta has {[field.key for field in self.obs]}")
+
+
+def read_shape_meta(shape_meta: Mapping[str, Any]) -> StepSpec:
+    """Read a ``shape_meta`` mapping ({"obs": {key: {"shape", "type", "names"?}}, "action": {"shape", "names"?}}).
+
+    Without ``names`` seven action dimensions are a pose and eight a pose and a gripper, as in every released config;
+    other widths are called a0, a1, ...
+
+    Raises:
+        SpecError: an entry is missing, of the wrong type, or names and shape disagree.
+    """
+    for entry in ("obs", "action"):
+        if not isinstance(shape_meta.get(entry), Mapping):
+            raise SpecError(f"shape_meta has no {entry!r} mapping; it has {sorted(map(str, shape_meta))}")
+    fields = tuple(_read_field(str(key), entry) for key, entry in shape_meta["obs"].items())
+    if not fields:
+        raise SpecError("shape_meta.obs is empty; a policy needs at least one observation key")
+    action = shape_meta["action"]
+    (width,) = _read_shape(action, "shape_meta.action", n_dims=1)
+    return StepSpec(fields, _read_names(action, width, "shape_meta.action", prefix="a"))
+
+
+def _read_field(key: str, entry: Any) -> ObsField:
+    where = f"shape_meta.obs.{key}"
+    if not isinstance(entry, Mapping):
+        raise SpecError(f"{where} is {entry!r}; expected a mapping with shape and type")
+    kind = entry.get("type", "low_dim")
+    if kind == "rgb":
+        return ObsField(key, _read_shape(entry, where, n_dims=3), "rgb")
+    if kind == "low_dim":
+        shape = _read_shape(entry, where, n_dims=1)
+        return ObsField(key, shape, "low_dim", _read_names(entry, shape[0], where, prefix=f"{key}."))
+    raise SpecError(f"{where}.type is {kind!r}; expected 'rgb' or 'low_dim'")
+
+
+def _read_shape(entry: Mapping[str, Any], where: str, n_dims: int) -> tuple[int, ...]:
+    shape = entry.get("shape")
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise SpecError(f"{where}.shape is {shape!r}; expected a list of {n_dims} positive integers")
+    if len(shape) != n_dims or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise SpecError(f"{where}.shape is {list(shape)}; expected {n_dims} positive integers")
+    return tuple(shape)
+
+
+def _read_names(entry: Mapping[str, Any], width: int, where: str, prefix: str) -> tuple[str, ...]:
+    names = entry.get("names")
+    if names is None:
+        return default_names(width, prefix)
+    names = tuple(str(name) for name in names)
+    if len(names) != width or len(set(names)) != width:
+        raise SpecError(f"{where}.names is {list(names)}; expected {width} different names, as its shape says")
+    return names
+
+
+def default_names(width: int, prefix: str = "a") -> tuple[str, ...]:
+    """Names of an unnamed vector: pose for seven, pose and gripper for eight, gripper for one, else numbered."""
+    known = {len(POSE): POSE, len(POSE_GRIPPER): POSE_GRIPPER, 1: (GRIPPER,)}
+    return known.get(width) or tuple(f"{prefix}{i}" for i in range(width))
