@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from diffusion_policy.spec import POSE, POSE_GRIPPER, ROTVEC_WIDTH, ActionLayout, SpecError
-from diffusion_policy.spec.action_layout import ROTATIONS
+from diffusion_policy.spec.rotations import ROTATIONS, Representation
 
 ROWS, COLUMNS = ROTATIONS["rotation_6d_rows"], ROTATIONS["rotation_6d_columns"]
 TWO_ARMS = tuple(f"{arm}.{part}" for arm in ("left", "right") for part in ("x", "y", "z", *ROWS, "gripper"))
@@ -71,6 +71,25 @@ def test_the_base_itself_is_no_motion(layout: ActionLayout) -> None:
     assert np.abs(layout.positions(still)).max(initial=0) < 1e-12
     np.testing.assert_allclose(np.abs(layout.rotations(still)[..., 3]), 1, atol=1e-12)
     assert np.abs(layout.joints(still)).max(initial=0) == 0
+
+
+@pytest.mark.parametrize("representation", ROTATIONS)
+def test_a_rotation_is_the_same_in_every_representation(layout: ActionLayout, representation: Representation) -> None:
+    actions, other = actions_of(layout), layout.with_rotations_as(representation)
+    written = layout.converted(actions, other)
+    assert other.labels("rotation") == layout.labels("rotation")
+    agreement = np.abs(np.einsum("...i,...i->...", other.rotations(written), layout.rotations(actions)))
+    np.testing.assert_allclose(agreement, 1, atol=1e-12)
+    np.testing.assert_array_equal(other.positions(written), layout.positions(actions))
+    np.testing.assert_array_equal(other.grippers(written), layout.grippers(actions))
+    back = other.converted(written, layout)
+    columns = [column for column in range(len(layout.names)) if column not in layout._rotation_columns]
+    np.testing.assert_array_equal(back[:, columns], actions[:, columns])
+
+
+def test_layouts_of_other_parts_are_not_converted() -> None:
+    with pytest.raises(SpecError, match="differ in their parts"):
+        ActionLayout.of(POSE).converted(np.zeros(7), ActionLayout.of(POSE_GRIPPER))
 
 
 def test_a_relative_position_is_in_the_frame_of_the_end_effector() -> None:

@@ -27,36 +27,27 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial.transform import Rotation
 
 from diffusion_policy.errors import SpecError
 from diffusion_policy.spec.names import GRIPPER, POSE, UNITS
+from diffusion_policy.spec.rotations import (
+    IN_WORDS,
+    ROTATIONS,
+    Representation,
+    from_quaternions,
+    scipy_rotation,
+    to_quaternions,
+)
 
 FloatArray = NDArray[np.float64]
-Representation = Literal["quaternion", "rotation_vector", "rotation_6d_rows", "rotation_6d_columns"]
-
 POSITION = POSE[:3]
-ROTATIONS: dict[Representation, tuple[str, ...]] = {
-    "quaternion": POSE[3:],
-    "rotation_vector": ("rx", "ry", "rz"),
-    "rotation_6d_rows": ("r11", "r12", "r13", "r21", "r22", "r23"),
-    "rotation_6d_columns": ("r11", "r21", "r31", "r12", "r22", "r32"),
-}
-_IN_WORDS = {
-    "quaternion": "quaternion (xyzw)",
-    "rotation_vector": "rotation vector",
-    "rotation_6d_rows": "6-D rotation (rows)",
-    "rotation_6d_columns": "6-D rotation (columns)",
-}
 _JOINT = re.compile(r"(?:joint|j|q)_?\d+")
 _MOTOR = ".pos"  # how LeRobot ends the names of motors
 _JOINT_UNITS = {"rad", "deg", "%"}
-# A quaternion or a matrix's row shorter than this is no rotation.
-_SHORTEST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -181,7 +172,7 @@ class ActionLayout:
         """
         array = self._checked(values)
         found = [
-            _to_quaternions(array[..., list(arm.rotation)], arm.representation)
+            to_quaternions(array[..., list(arm.rotation)], arm.representation)
             for arm in self.arms
             if arm.representation is not None
         ]
@@ -214,12 +205,53 @@ class ActionLayout:
             given = np.asarray(rotations, dtype=np.float64)
             for index, arm in enumerate(arm for arm in self.arms if arm.representation is not None):
                 assert arm.representation is not None
-                array[..., list(arm.rotation)] = _from_quaternions(given[..., index, :], arm.representation)
+                array[..., list(arm.rotation)] = from_quaternions(given[..., index, :], arm.representation)
         if grippers is not None:
             array[..., list(self.gripper_columns)] = grippers
         if joints is not None:
             array[..., list(self.joint_columns)] = joints
         return array
+
+    def with_rotations_as(self, representation: Representation) -> ActionLayout:
+        """The layout with its rotations in another representation, each in the place of its first number."""
+        names: list[str] = []
+        units: list[str] = []
+        turned = {arm.rotation[0]: arm for arm in self.arms if arm.rotation}
+        dropped = {column for arm in turned.values() for column in arm.rotation}
+        for column, name in enumerate(self.names):
+            if column in turned:
+                prefix = f"{turned[column].name}." if turned[column].name else ""
+                names.extend(f"{prefix}{part}" for part in ROTATIONS[representation])
+                units.extend(UNITS.get(part, "1") for part in ROTATIONS[representation])
+            elif column not in dropped:
+                names.append(name)
+                units.append(self.unit(column))
+        return _layout(tuple(names), tuple(units))
+
+    def converted(self, values: ArrayLike, target: ActionLayout) -> FloatArray:
+        """(..., D) -> (..., D of ``target``): the same motion in another order or rotation representation.
+
+        Raises:
+            SpecError: the layouts do not have the same arms, parts and other names; or a rotation is none.
+        """
+        array = self._checked(values)
+        if self._parts != target._parts:
+            raise SpecError(
+                f"{self.describe()} cannot be written as {target.describe()}; the two differ in their parts"
+            )
+        found = np.empty((*array.shape[:-1], len(target.names)))
+        for column, name in enumerate(target.names):
+            if column not in target._rotation_columns:
+                found[..., column] = array[..., self.names.index(name)]
+        for arm in target.arms:
+            own = next(other for other in self.arms if other.name == arm.name)
+            if arm.representation is None or own.representation is None:
+                continue
+            turn = array[..., list(own.rotation)]
+            if own.representation != arm.representation:
+                turn = from_quaternions(to_quaternions(turn, own.representation), arm.representation)
+            found[..., list(arm.rotation)] = turn
+        return found
 
     def difference(self, base: ArrayLike, values: ArrayLike) -> FloatArray:
         """Actions relative to a base: poses in the base's own frame (inverse(base) * value), joints by subtraction.
@@ -249,6 +281,16 @@ class ActionLayout:
         return "; ".join(part for part in said if part)
 
     @cached_property
+    def _rotation_columns(self) -> frozenset[int]:
+        return frozenset(column for arm in self.arms for column in arm.rotation)
+
+    @cached_property
+    def _parts(self) -> tuple[frozenset[str], frozenset[str]]:
+        """What another layout must have, too: the arms with a rotation, and every other name."""
+        others = (name for column, name in enumerate(self.names) if column not in self._rotation_columns)
+        return frozenset(self.labels("rotation")), frozenset(others)
+
+    @cached_property
     def _known(self) -> frozenset[int]:
         return frozenset((*self.motion_columns, *self.gripper_columns))
 
@@ -263,11 +305,11 @@ class ActionLayout:
             if arm.representation is None:
                 array[..., place] += sign * start[..., place]
                 continue
-            frame = _rotation(_to_quaternions(start[..., turn], arm.representation))
-            own = _rotation(_to_quaternions(array[..., turn], arm.representation))
+            frame = scipy_rotation(to_quaternions(start[..., turn], arm.representation))
+            own = scipy_rotation(to_quaternions(array[..., turn], arm.representation))
             rotated = frame * own if inverse else frame.inv() * own
             quaternions = rotated.as_quat(canonical=not inverse).reshape(*array.shape[:-1], 4)
-            array[..., turn] = _from_quaternions(quaternions, arm.representation)
+            array[..., turn] = from_quaternions(quaternions, arm.representation)
             if place:
                 moved, origin = array[..., place].reshape(-1, 3), start[..., place].reshape(-1, 3)
                 points = frame.apply(moved) + origin if inverse else frame.inv().apply(moved - origin)
@@ -338,7 +380,7 @@ def _rotation_of(arm: str, parts: Mapping[str, int]) -> tuple[Representation | N
 def _described(arm: Arm) -> str:
     said = ["position"] if arm.position else []
     if arm.representation is not None:
-        said.append(_IN_WORDS[arm.representation])
+        said.append(IN_WORDS[arm.representation])
     if arm.joints:
         said.append(f"{len(arm.joints)} joints")
     return ", ".join([*said, GRIPPER] if arm.gripper else said)
@@ -346,59 +388,3 @@ def _described(arm: Arm) -> str:
 
 def _stacked(parts: Sequence[FloatArray], leading: tuple[int, ...], width: int) -> FloatArray:
     return np.stack(parts, axis=-2) if parts else np.empty((*leading, 0, width))
-
-
-def _to_quaternions(values: FloatArray, kind: Representation | None) -> FloatArray:
-    if kind == "quaternion":
-        return values
-    flat = values.reshape(-1, values.shape[-1])
-    quaternions = np.full((len(flat), 4), np.nan)
-    finite = np.isfinite(flat).all(axis=1)
-    if kind == "rotation_vector":
-        if finite.any():
-            quaternions[finite] = Rotation.from_rotvec(flat[finite]).as_quat()
-    else:
-        matrices = _orthonormal(flat, transpose=kind == "rotation_6d_columns")
-        finite &= np.isfinite(matrices).all(axis=(1, 2))
-        if finite.any():
-            quaternions[finite] = Rotation.from_matrix(matrices[finite]).as_quat()
-    return quaternions.reshape(*values.shape[:-1], 4)
-
-
-def _orthonormal(six: FloatArray, *, transpose: bool) -> FloatArray:
-    """Matrices (N, 3, 3) whose first two rows span those of (N, 6), by Gram-Schmidt; NaN where they span no plane."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        first = _unit_length(six[:, :3])
-        second = _unit_length(six[:, 3:] - (first * six[:, 3:]).sum(axis=1, keepdims=True) * first)
-    matrices = np.stack([first, second, np.cross(first, second)], axis=1)
-    return matrices.transpose(0, 2, 1) if transpose else matrices
-
-
-def _unit_length(vectors: FloatArray) -> FloatArray:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.where(norms > _SHORTEST, vectors / norms, np.nan)
-
-
-def _from_quaternions(quaternions: FloatArray, kind: Representation) -> FloatArray:
-    if kind == "quaternion":
-        return quaternions
-    rotation = _rotation(quaternions)
-    if kind == "rotation_vector":
-        return rotation.as_rotvec().reshape(*quaternions.shape[:-1], 3)
-    matrices = rotation.as_matrix()
-    if kind == "rotation_6d_columns":
-        matrices = matrices.transpose(0, 2, 1)
-    return matrices[:, :2].reshape(*quaternions.shape[:-1], 6)
-
-
-def _rotation(quaternions: FloatArray) -> Any:
-    """SciPy's rotations of (..., 4), flattened.
-
-    Raises:
-        SpecError: one is no rotation.
-    """
-    flat = np.asarray(quaternions, dtype=np.float64).reshape(-1, 4)
-    norms = np.linalg.norm(flat, axis=1)
-    if not (norms > _SHORTEST).all():
-        raise SpecError(f"{flat[np.flatnonzero(~(norms > _SHORTEST))[0]]} is no rotation; expected a unit quaternion")
-    return Rotation.from_quat(flat)

@@ -12,6 +12,7 @@ UNITS = {
     **dict.fromkeys(("x", "y", "z", "width"), "m"),
     **dict.fromkeys(("rx", "ry", "rz"), "rad"),
     **dict.fromkeys(("qx", "qy", "qz", "qw", "gripper"), "1"),
+    **{f"r{row}{column}": "1" for row in (1, 2, 3) for column in (1, 2, 3)},
 }
 GRIPPER_OPEN = 1.0
 GRIPPER_CLOSED = 0.0

@@ -9,14 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.errors import SpecError
+from diffusion_policy.spec.action_layout import ActionLayout
 from diffusion_policy.spec.names import (
-    GRIPPER,
     GRIPPER_CLOSED,
     GRIPPER_OPEN,
-    POSE,
     POSE_GRIPPER,
     SEMANTICS_VERSION,
-    UNITS,
 )
 
 # Quaternions that the real robot records and predicts have norms of 0.995-1.005; a box of ranges is judged more widely.
@@ -27,17 +25,20 @@ _WIDEST_GRIPPER = 0.2
 Layout = Literal["xyz_quat", "xyz_quat_gripper", "xyz_rotvec_width", "unknown"]
 
 
-def action_semantics(names: Sequence[str] = POSE_GRIPPER) -> dict[str, Any]:
-    """What the action numbers mean, as plain JSON: stored in dataset attributes and in checkpoints."""
-    semantics: dict[str, Any] = {
-        "version": SEMANTICS_VERSION,
-        "names": list(names),
-        "units": [UNITS.get(name, "unknown") for name in names],
-        "pose": "absolute end-effector pose in the robot's base frame",
-    }
-    if set(POSE) <= set(names):
+def action_semantics(names: Sequence[str] = POSE_GRIPPER, units: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What the action numbers mean, as plain JSON: stored in dataset attributes and in checkpoints.
+
+    Args:
+        names: of the numbers.
+        units: of those whose unit their name does not tell, such as joints.
+    """
+    layout = ActionLayout.of(names, units)
+    semantics: dict[str, Any] = {"version": SEMANTICS_VERSION, "names": list(names), "units": list(layout.units)}
+    if layout.has_pose or not layout.has_joints:
+        semantics["pose"] = "absolute end-effector pose in the robot's base frame"
+    if any(arm.representation == "quaternion" for arm in layout.arms):
         semantics["quaternion_order"] = "xyzw"
-    if GRIPPER in names:
+    if layout.has_gripper:
         semantics["gripper"] = {"open": GRIPPER_OPEN, "closed": GRIPPER_CLOSED}
     return semantics
 
