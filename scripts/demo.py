@@ -31,6 +31,7 @@ from diffusion_policy.installation import PRETRAINED
 from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.recipe import Played, Step, play, prepare
 
+GOAL = 34 / 40  # of the scenes, for the policy that was grown and fine-tuned
 MARKER = ".made_by_demo"
 DEMONSTRATIONS, SCENES, SCENES_BEFORE = 30, 40, 20
 JUDGING = "Judge the gripper's commands"
@@ -139,11 +140,21 @@ def outcome(work: Path, rollouts: Mapping[str, Mapping[str, Any]], verdicts: Seq
     if "val_position_error_mm" in last:
         facts.add_row("held-out poses", f"{last['val_position_error_mm']:.0f} mm mean error of the predicted positions")
     facts.add_row("gripper", how_firm(verdicts))
+    facts.add_row("goal", goal_text(rollouts["finetuned"]["success"]))
     facts.add_row("look at", f"{work}/report.html: one page with all of it; videos in {work}/rollouts")
     referee = (
         f"Rollouts before the physics referee, {rollouts['finetuned']['n_action_steps']} steps of a chunk executed"
     )
     return Group(facts, "", referee, rollout_table(rollouts), "", "On recordings", verdict_table(work, verdicts))
+
+
+def goal_text(success: Mapping[str, Any]) -> str:
+    """Whether the fine-tuned policy reached what this demo is to reach, and whether the count can tell."""
+    reached, (low, high) = success["count"] / success["of"], success["interval"]
+    if reached >= GOAL:
+        return f"{GOAL:.0%} of the scenes: reached"
+    held = "its interval holds it" if low <= GOAL <= high else "its interval does not hold it"
+    return f"{GOAL:.0%} of the scenes: not reached ({success['count']} of {success['of']}; {held})"
 
 
 def weights_line(first: Mapping[str, Any], ledger: Mapping[str, Any]) -> str:
