@@ -12,3 +12,7 @@ class WorkspaceError(Exception):
 
 class SpecError(WorkspaceError, ValueError):
     """A step, a shape_meta or a set of semantics is not what it must be."""
+
+
+class AdaptError(WorkspaceError):
+    """Weights cannot be taken over as asked; says which, why, and what would settle it."""

@@ -77,24 +77,24 @@ AT_WORK = {
     "convert_cogact_to_zarr.py": Case(
         CONVERSION, "convert.staging:Staging.finish:2", "1 episodes are kept in out.zarr.partial; go on with: "
     ),
-    "convert_logs_to_trajectories.py": Case("{served} --output out", "serve.log_to_trajectory:_write"),
+    "convert_logs_to_trajectories.py": Case("{served} --output out", "run_log.to_trajectories:_write"),
     "dagger.py": Case(
         "{policy} --dataset {dataset} --workdir out --referee kinematic --camera-size 64 36 --evaluation-scenes 1",
         "closed_loop.evaluation:roll_out",
         "0 commands have ended and are kept in out; under way was: Evaluate the start; go on with: ",
     ),
     "demo.py": Case("--quick --workdir out", "closed_loop.evaluation:roll_out", "step 1 of 11 was under way"),
-    "doctor.py": Case("--dataset {dataset} --checkpoint {policy} --json out.json", "report.sources:open_checkpoint"),
+    "doctor.py": Case("--dataset {dataset} --checkpoint {policy} --json out.json", "diagnose.sources:open_checkpoint"),
     "evaluate_closed_loop.py": Case(
         f"{ROLLOUT} --json out.json --output out --video 2", "env_runner.rollout:_Episode.carry_out:3"
     ),
     "evaluate_open_loop.py": Case(
         "{policy} {dataset} --steps 1 --samples 1 --json out.json", "evaluate.open_loop_report:_episode:2"
     ),
-    "export_run.py": Case("{served} --vlalab out", "serve.log_export:_vlalab_step:2"),
+    "export_run.py": Case("{served} --vlalab out", "run_log.exports:_vlalab_step:2"),
     "finetune_7d_to_8d.sh": Case("cpu 1", "adapt.apply:prove"),
     "finetune_from_7d_to_8d.py": Case("--old_ckpt {pose} --new_ckpt new.ckpt", "adapt.apply:prove"),
-    "inspect_cogact_data.py": Case("{recordings} --output-dir out", "report.inspection:look_at_steps"),
+    "inspect_cogact_data.py": Case("{recordings} --output-dir out", "diagnose.inspection:look_at_steps"),
     "make_demo_trajectories.py": Case(SMALL, "sim.recorder:_record:2", "1 of 3 episodes are kept in out; go on with: "),
     "pretrain_demo_policy.py": Case(
         "--workdir out --output new.ckpt", "sim.recorder:_write_frame:9", "step 1 of 3 was under way"
@@ -115,7 +115,7 @@ AT_WORK = {
         "{policy} {dataset} --candidates ddim:1 ddim:2 --json out.json", "serve.tuning:measure:2"
     ),
     "validate_gripper.py": Case("{log} {log} --json out.json --html out.html", "evaluate.gripper:judge:2"),
-    "verify_converted_data.py": Case("--zarr-path {dataset} --output-dir out", "report.inspection:look_at_steps"),
+    "verify_converted_data.py": Case("--zarr-path {dataset} --output-dir out", "diagnose.inspection:look_at_steps"),
 }
 
 # Further moments; "os:replace:N" is the one before the N-th file takes its place.

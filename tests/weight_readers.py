@@ -135,7 +135,7 @@ READERS = [
         lambda world, path: open_recorded(path, world.dataset),
     ),
     Reader("closed loop", ("closed_loop.evaluation",), acting_policy),
-    Reader("serve", ("serve.engine",), lambda world, path: PolicyEngine.open(path, EngineSettings())),
+    Reader("serve", ("serve.engine.policy_engine",), lambda world, path: PolicyEngine.open(path, EngineSettings())),
     Reader(
         "tune",
         ("serve.tuning",),
@@ -143,10 +143,10 @@ READERS = [
     ),
     Reader(
         "check parity",
-        ("serve.parity",),
+        ("serve.checks.parity",),
         lambda world, path: check_parity(path, world.dataset, SimpleNamespace(metadata={"weights": "ema_model"})),
     ),
-    Reader("doctor", ("report.checkpoint_evidence",), lambda world, path: look_at_checkpoint(path)),
+    Reader("doctor", ("diagnose.checkpoint_evidence",), lambda world, path: look_at_checkpoint(path)),
 ]
 BY_NAME = {reader.name: reader for reader in READERS}
 

@@ -8,8 +8,6 @@
 Nothing here guesses: a tensor that no rule explains is an error, a rule that explains nothing is one too.
 """
 
-from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.errors import AdaptError
 
-
-class AdaptError(WorkspaceError):
-    """Weights cannot be taken over as asked; says which, why, and what would settle it."""
+__all__ = ["AdaptError"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Any, Protocol
 
-from diffusion_policy.adapt import AdaptError
+from diffusion_policy.errors import AdaptError
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]

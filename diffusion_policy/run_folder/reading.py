@@ -18,7 +18,7 @@ from diffusion_policy.dataset.opening import lies_there
 from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.resolvers import check_interpolations, flat_config, register_resolvers
 from diffusion_policy.run_folder import BEST, LATEST, LOG_NAME, STATUS_NAME, RunFolderError
-from diffusion_policy.run_folder.resuming import command_line, resumed, setting_of, started_with
+from diffusion_policy.run_folder.resuming import command_line, command_to_resume, setting_of, started_with
 
 Metrics = dict[str, Any]
 Curve = list[tuple[int, float]]
@@ -61,7 +61,7 @@ class RunFolder:
 
     def resumed(self, *changes: str) -> str:
         """The command line that goes on with this run."""
-        return resumed(self.started_with, self.path, *changes)
+        return command_to_resume(self.started_with, self.path, *changes)
 
     @property
     def name(self) -> str:

@@ -42,7 +42,7 @@ def command_line(arguments: Sequence[str], *changes: str, launcher: Sequence[str
     return shlex.join([*script_words("train", launcher), *kept, *changes])
 
 
-def resumed(arguments: Sequence[str], run: Path, *changes: str, launcher: Sequence[str] = ()) -> str:
+def command_to_resume(arguments: Sequence[str], run: Path, *changes: str, launcher: Sequence[str] = ()) -> str:
     """The command line that goes on with a run which was started with these arguments."""
     where = ("training.resume=True", setting("hydra.run.dir", run))
     return command_line(arguments, *where, *changes, launcher=launcher)
@@ -56,7 +56,7 @@ def resume_command(run: Path) -> str:
     Raises:
         RunFolderError: hydra.yaml or overrides.yaml is not as Hydra writes it.
     """
-    return resumed(started_with(run) or config_words(None), run, launcher=_launcher())
+    return command_to_resume(started_with(run) or config_words(None), run, launcher=_launcher())
 
 
 def _launcher() -> list[str]:

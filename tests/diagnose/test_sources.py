@@ -18,10 +18,10 @@ from diffusion_policy.report.dossier import Sources, make_dossier
 # Every reader of files, where it is called.
 READERS = (
     "checkpoint.read_torch",
-    "report.run_folder._read_metrics",
-    "report.run_folder.read_config",
-    "report.log_evidence.read_log",
-    "report.sources.read_open_loop",
+    "run_folder.reading._read_metrics",
+    "run_folder.reading.read_config",
+    "diagnose.log_evidence.read_log",
+    "diagnose.sources.read_open_loop",
     "env_runner.document.read_document",
 )
 

@@ -108,7 +108,7 @@ def test_several_datasets_have_a_section_each(files: Files, tmp_path: Path) -> N
 
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run of these tests has an empty checkpoint; only its numbers are looked at."""
-    monkeypatch.setattr("diffusion_policy.run_folder.RunFolder.deployable", None)
+    monkeypatch.setattr("diffusion_policy.run_folder.reading.RunFolder.deployable", None)
 
 
 def test_the_verdict_is_one_sentence_about_the_cause(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
