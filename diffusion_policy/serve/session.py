@@ -22,7 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -136,7 +136,7 @@ class Session:
             "control_hz": self._settings.control_hz,
             "deadline_s": self._settings.deadline_s,
             "gripper_scale": self._gripper.name,
-            "guard": asdict(self._guard.settings),
+            "guard": self._guard.limits.to_json(),
             "log_stopped": None if self._log is None else self._log.stopped,
         }
 
@@ -343,7 +343,7 @@ class Session:
             "timestamps": [start + i / hz for i in range(len(guarded.actions))],
             "interventions": dict(guarded.interventions),
             "warnings": warnings,
-            "seam": None if seam is None else asdict(seam),
+            "seam": None if seam is None else seam.to_json(),
             "server_timing": {f"{name}_ms": round(ms, 3) for name, ms in stages.milliseconds.items()},
         }
 

@@ -8,7 +8,9 @@ from scipy.spatial.transform import Rotation
 
 from diffusion_policy import geometry
 from diffusion_policy.errors import WorkspaceError
-from diffusion_policy.serve.checks.motion_guard import GuardSettings, MotionGuard, MotionRefusedError
+from diffusion_policy.serve.checks.motion_guard import GuardSettings, MotionGuard, MotionLimits, MotionRefusedError
+from diffusion_policy.serve.checks.seams import measure_seam
+from diffusion_policy.spec import POSE_GRIPPER, ActionLayout
 
 DOWN = Rotation.from_euler("x", np.pi)
 BOX = {"workspace_low": (-0.2, -0.8, -0.05), "workspace_high": (0.9, 0.8, 1.2)}
@@ -207,3 +209,96 @@ def test_an_arm_outside_the_workspace_comes_back_by_steps_within_the_limits() ->
         MotionGuard(GuardSettings(on_workspace="clip", on_step="refuse", **BOX)).check(
             np.tile([*outside, 1.0], (8, 1)), outside
         )
+
+
+# ---- other layouts ----
+
+TWO_ARMS = ActionLayout.of([f"{arm}.{name}" for arm in ("left", "right") for name in POSE_GRIPPER])
+JOINTS = ActionLayout.of([*(f"joint_{i}" for i in range(1, 8)), "gripper"], {f"joint_{i}": "rad" for i in range(1, 8)})
+
+
+def both_arms(limits: dict[str, object] | None = None) -> MotionGuard:
+    low, high = np.tile([0.2, -0.2, 0, -1, -1, -1, -1, 0.0], 2), np.tile([0.8, 0.2, 0.6, 1, 1, 1, 1, 1.0], 2)
+    low[8:11] -= 1.0
+    return MotionGuard(MotionLimits.within(GuardSettings(**(limits or {})), TWO_ARMS, low, high, 0.05))
+
+
+def of_joints(**limits: object) -> MotionGuard:
+    low, high = np.full(8, -1.0), np.array([1, 1, 1, 1, 1, 1, -1, 1.0])
+    return MotionGuard(MotionLimits.within(GuardSettings(**limits), JOINTS, low, high))
+
+
+def test_of_two_arms_each_is_held_within_its_own_limits_and_named() -> None:
+    guard, here = both_arms({"on_workspace": "clip"}), np.tile([*HERE, 1.0], 2)
+    wild = np.concatenate([chunk(), chunk(dx=-0.1, yaw=0.3, gripper=0.5)], axis=1)
+    wild[:, 3:7] *= -1
+    guarded = guard.check(wild, here, gripper=[1.0, 0.0])
+    np.testing.assert_allclose(guarded.actions[:, :8], chunk(), atol=1e-9, err_msg="the other arm stays as it was")
+    metres, radians = geometry.pose_steps(np.vstack([HERE, guarded.actions[:, 8:15]]))
+    assert metres.max() <= 0.04 + 1e-9
+    assert radians.max() <= 0.1 + 1e-6
+    assert set(guarded.interventions) == {
+        "right step distance", "right step angle", "right chunk distance", "right chunk angle", "right gripper dead band"
+    }  # fmt: skip
+    assert guarded.actions[:, [7, 15]].tolist() == [[1, 0]] * 8, "an unclear command leaves a gripper as it is"
+    assert "workspace of left (0.15, -0.25, -0.05) to (0.85, 0.25, 0.65) m" in guard.limits.describe()
+    assert guard.limits.to_json()["workspaces"]["right"]["low"] == (-0.85, -1.25, -1.05)
+
+
+@pytest.mark.parametrize(
+    ("columns", "value", "limit"),
+    [((3, 7), 0.0, "left quaternion norm"), ((8, 9), 2.0, "right workspace"), ((2, 3), 1.0, "left workspace")],
+)
+def test_a_refusal_names_the_arm(columns: tuple[int, int], value: float, limit: str) -> None:
+    wild = np.concatenate([chunk(), chunk()], axis=1)
+    wild[4, slice(*columns)] = value
+    guard = both_arms({"max_step_m": 5.0, "max_chunk_m": 5.0})
+    with pytest.raises(MotionRefusedError) as refused:
+        guard.check(wild, np.tile([*HERE, 1.0], 2))
+    assert refused.value.limit == limit
+
+
+def test_joints_are_held_within_a_step_and_a_chunk_by_their_training_ranges() -> None:
+    guard, here = of_joints(), np.zeros(8)
+    wild = np.zeros((8, 8))
+    wild[:, 0], wild[:, 1], wild[:, 6] = 0.5 * np.arange(1, 9), 0.25 * np.arange(1, 9), 0.001
+    actions = guard.check(wild, here).actions
+    steps = np.abs(np.diff(np.vstack([here, actions]), axis=0))
+    assert guard.limits.joint_steps == (0.2, 0.2, 0.2, 0.2, 0.2, 0.2, 0.02)
+    assert (steps[:, :7] <= np.array(guard.limits.joint_steps) + 1e-9).all()
+    assert np.abs(actions[:, 0]).max() == pytest.approx(0.8), "four steps"
+    np.testing.assert_allclose(actions[0, :2], [0.2, 0.1], err_msg="the direction stays")
+    guarded = guard.check(wild, here)
+    assert set(guarded.interventions) == {"joint_1 step", "joint_1 chunk", "joint_2 step"}
+    assert "at most (joint_1 0.2, joint_2 0.2" in guard.limits.describe()
+    assert guard.limits.to_json()["joints"]["joint_7"] == {"max_step": 0.02, "max_chunk": 0.08}
+
+
+@pytest.mark.parametrize(("limits", "limit"), [({"on_step": "refuse"}, "step"), ({"on_chunk": "refuse"}, "chunk")])
+def test_a_joint_that_goes_too_far_is_refused_by_name_and_unit(limits: dict[str, object], limit: str) -> None:
+    wild = np.zeros((8, 8))
+    wild[:, 2] = np.arange(1, 9) * (1.0 if limit == "step" else 0.19)
+    with pytest.raises(MotionRefusedError, match=r"\d rad.*; at most 0\.") as refused:
+        of_joints(**limits).check(wild, np.zeros(8))
+    assert refused.value.limit == f"joint_3 {limit}"
+
+
+def test_limits_of_joints_are_settings_and_never_absent() -> None:
+    assert of_joints(max_step_joint=0.05).limits.joint_chunks == (0.2,) * 7
+    assert of_joints(max_chunk_joint=0.3).limits.joint_chunks == (0.3,) * 7
+    with pytest.raises(WorkspaceError, match=r"set guard\.max_step_joint, in rad"):
+        MotionLimits.within(GuardSettings(), JOINTS, np.zeros(8), np.zeros(8))
+    with pytest.raises(WorkspaceError, match="max_step_joint is 0"):
+        GuardSettings(max_step_joint=0.0)
+
+
+def test_a_seam_is_the_largest_of_all_arms_and_joints_have_their_unit() -> None:
+    here = np.tile([*HERE, 1.0], 2)
+    there = here.copy()
+    there[8], there[0], there[15] = here[8] + 0.02, here[0] + 0.01, 0.4
+    seam = measure_seam(here, there, TWO_ARMS)
+    assert seam.to_json() == {
+        "millimetres": pytest.approx(20), "degrees": pytest.approx(0, abs=1e-6), "gripper": pytest.approx(0.6)
+    }  # fmt: skip
+    moved = measure_seam(np.zeros(8), np.array([0, 0, -0.3, 0, 0.1, 0, 0, 1.0]), JOINTS)
+    assert moved.to_json() == {"millimetres": None, "degrees": None, "gripper": 1.0, "joints": pytest.approx(0.3)}

@@ -1,140 +1,43 @@
 """What stands between a predicted action chunk and the arm.
 
-Every action is an absolute end-effector pose and a gripper command (x y z in metres, quaternion xyzw, 1 = open). The
+Every action is absolute: of each arm a pose (metres, quaternion xyzw) or joints, and a gripper command (1 = open). The
 guard looks at the whole chunk before any of it leaves: numbers must be finite and quaternions near unit norm; then each
-step is held within a distance of the one before it, measured in metres and in radians on SO(3), within a workspace box,
-and all of the chunk within a distance of the measured pose; the gripper command is debounced. A limit either clips (the
-action is moved to the limit) or refuses (no action leaves). What was done is counted and reported: a guard that is
+step of each arm is held within a distance of the one before it, measured in metres, in radians on SO(3) and in the
+joints' unit, within a workspace box, and all of the chunk within a distance of what was measured (``arm_guard``);
+gripper commands are debounced. A limit either clips (the action is moved to the limit) or refuses (no action leaves).
+What was done is counted and reported, with the arm's name where there are several and with the joint's: a guard that is
 silent is a guard nobody can trust.
 
 Looking is not doing: :meth:`MotionGuard.check` remembers nothing of a chunk until :meth:`MotionGuard.accept` says that
 it leaves, so an answer that came too late changes no later one.
 
-Defaults for the step limits are those of the predecessor's robot configuration: 0.04 m and 0.1 rad a step. The public
-robot client commands all steps of a chunk at once and so drives the arm towards the last one: the limit over the whole
-chunk is what bounds that jump. Its default is CHUNK_STEPS steps of full length, half of what eight could add up to; of
-4,734 chunks in the logs of a real robot's 8-D policies 95 % stay within it in metres and 98 % in radians.
+Legend of shapes: T actions of a chunk, D numbers of an action, G grippers.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Optional
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from diffusion_policy.errors import WorkspaceError
-from diffusion_policy.geometry import align_quaternion_signs, geodesic_distance
-from diffusion_policy.spec import GRIPPER_CLOSED, GRIPPER_OPEN, POSE_GRIPPER
+from diffusion_policy.serve.checks.arm_guard import ArmGuard, FloatArray, MotionRefusedError
+from diffusion_policy.serve.checks.guard_settings import CHUNK_STEPS, Box, GuardSettings, MotionLimits
+from diffusion_policy.spec import GRIPPER_CLOSED, GRIPPER_OPEN, POSE_GRIPPER, ActionLayout
 
-CHUNK_STEPS = 4
-
-FloatArray = NDArray[np.float64]
-Box = tuple[float, float, float]
-
-
-class MotionRefusedError(WorkspaceError):
-    """A chunk that must not reach the arm; ``limit`` names the reason for logs and counters."""
-
-    def __init__(self, limit: str, message: str) -> None:
-        super().__init__(message)
-        self.limit = limit
-
-
-@dataclass(frozen=True)
-class GuardSettings:
-    """The limits, all in force by default.
-
-    Attributes:
-        max_step_m: largest distance between consecutive positions, metres.
-        max_step_rad: largest geodesic angle between consecutive orientations, radians.
-        max_chunk_m: largest distance of any position of a chunk from the measured one, metres; None: CHUNK_STEPS times
-            ``max_step_m``, filled in.
-        max_chunk_rad: largest geodesic angle of any orientation of a chunk from the measured one, radians; None:
-            CHUNK_STEPS times ``max_step_rad``, filled in.
-        workspace_low: lowest x y z in metres, robot base frame; None: to be filled in by :meth:`within`.
-        workspace_high: highest x y z in metres; None as above.
-        on_step: "clip" or "refuse" a step that is too long.
-        on_chunk: "clip" or "refuse" a pose too far from the measured one.
-        on_workspace: "clip" or "refuse" a position outside the box.
-        quaternion_tolerance: a norm further than this from 1 is refused; nearer ones are normalised.
-        action_scale: fraction of each step that is executed, position and rotation alike; 1 changes nothing.
-        smoothing: weight of the previous action in (0, 1) (lerp for positions, slerp for orientations); 0 is off.
-        gripper_open: commands at or above it open.
-        gripper_closed: commands at or below it close; between the two the last command holds, and before the first
-            one the measured state.
-        gripper_min_dwell: actions for which a gripper command holds before it may change again.
-    """
-
-    max_step_m: float = 0.04
-    max_step_rad: float = 0.1
-    max_chunk_m: Optional[float] = None  # noqa: UP045 - OmegaConf reads this form
-    max_chunk_rad: Optional[float] = None  # noqa: UP045
-    workspace_low: Optional[Box] = None  # noqa: UP045
-    workspace_high: Optional[Box] = None  # noqa: UP045
-    on_step: str = "clip"
-    on_chunk: str = "clip"
-    on_workspace: str = "refuse"
-    quaternion_tolerance: float = 0.05
-    action_scale: float = 1.0
-    smoothing: float = 0.0
-    gripper_open: float = 0.7
-    gripper_closed: float = 0.3
-    gripper_min_dwell: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse settings that could not limit anything, or would limit everything."""
-        for name in ("m", "rad"):
-            if getattr(self, f"max_chunk_{name}") is None:
-                longest = round(CHUNK_STEPS * getattr(self, f"max_step_{name}"), 9)
-                object.__setattr__(self, f"max_chunk_{name}", longest)  # frozen: this is its one chance
-        for name, low, high in (
-            ("max_step_m", 0, np.inf),
-            ("max_step_rad", 0, np.inf),
-            ("max_chunk_m", 0, np.inf),
-            ("max_chunk_rad", 0, np.inf),
-            ("quaternion_tolerance", 0, 1),
-            ("action_scale", 0, 1 + 1e-12),
-        ):
-            if not low < getattr(self, name) < high:
-                raise WorkspaceError(f"motion guard: {name} is {getattr(self, name)}; expected more than {low}, finite")
-        if not 0 <= self.smoothing < 1:
-            raise WorkspaceError(f"motion guard: smoothing is {self.smoothing}; expected 0 <= smoothing < 1")
-        if not -np.inf < self.gripper_closed < self.gripper_open < np.inf:
-            raise WorkspaceError(
-                f"motion guard: gripper_closed {self.gripper_closed} is not below gripper_open {self.gripper_open}"
-            )
-        if self.gripper_min_dwell < 0:
-            raise WorkspaceError(f"motion guard: gripper_min_dwell is {self.gripper_min_dwell}; expected 0 or more")
-        edges = zip(self.workspace_low or (), self.workspace_high or (), strict=False)
-        if not all(low < high for low, high in edges):
-            raise WorkspaceError(f"motion guard: workspace_low {self.workspace_low} is not below {self.workspace_high}")
-        for name in ("on_step", "on_chunk", "on_workspace"):
-            if getattr(self, name) not in ("clip", "refuse"):
-                raise WorkspaceError(f"motion guard: {name} is {getattr(self, name)!r}; expected 'clip' or 'refuse'")
-
-    def within(self, low: Sequence[float] | FloatArray, high: Sequence[float] | FloatArray) -> GuardSettings:
-        """The same limits with this box, x y z in metres, where none is set: a box that engages is a small one."""
-        return replace(
-            self,
-            workspace_low=_corner(low) if self.workspace_low is None else self.workspace_low,
-            workspace_high=_corner(high) if self.workspace_high is None else self.workspace_high,
-        )
-
-    def describe(self) -> str:
-        """One sentence for the start-up message."""
-        low, high = (", ".join(map(str, edge or ("not set",))) for edge in (self.workspace_low, self.workspace_high))
-        return (
-            f"at most {self.max_step_m} m and {self.max_step_rad} rad a step ({self.on_step}), "
-            f"{self.max_chunk_m} m and {self.max_chunk_rad} rad from the measured pose in a chunk ({self.on_chunk}), "
-            f"workspace ({low}) to ({high}) m ({self.on_workspace}), action scale {self.action_scale}, "
-            f"smoothing {self.smoothing}, gripper opens from {self.gripper_open} and closes to {self.gripper_closed}, "
-            f"holding each command {self.gripper_min_dwell} action(s)"
-        )
+__all__ = [
+    "CHUNK_STEPS",
+    "Box",
+    "GripperHold",
+    "GuardSettings",
+    "GuardedChunk",
+    "MotionGuard",
+    "MotionLimits",
+    "MotionRefusedError",
+]
 
 
 @dataclass(frozen=True)
@@ -150,54 +53,62 @@ class GuardedChunk:
     """A chunk that may reach the arm, and how it differs from what the policy said.
 
     Attributes:
-        actions: (T, 8) float64, quaternions of unit norm.
+        actions: (T, D) float64, quaternions of unit norm.
         interventions: how many actions each limit changed.
-        holds: state of the gripper's debouncing after each action.
+        holds: state of each gripper's debouncing after each action: T times G.
     """
 
     actions: FloatArray
     interventions: Counter[str] = field(default_factory=Counter)
-    holds: list[GripperHold] = field(default_factory=list)
+    holds: list[tuple[GripperHold, ...]] = field(default_factory=list)
 
 
 class MotionGuard:
-    """Checks and limits one session's chunks; remembers the gripper command across them.
+    """Checks and limits one session's chunks; remembers the gripper commands across them.
+
+    Args:
+        limits: in force; settings alone are those of a pose and a gripper.
 
     Raises:
         WorkspaceError: the settings hold no workspace box.
     """
 
-    def __init__(self, settings: GuardSettings) -> None:
-        if settings.workspace_low is None or settings.workspace_high is None:
-            raise WorkspaceError("motion guard: workspace_low and workspace_high are not set; see GuardSettings.within")
-        self.settings = settings
-        self._box = settings.workspace_low, settings.workspace_high
+    def __init__(self, limits: GuardSettings | MotionLimits) -> None:
+        self.limits = _of_pose_and_gripper(limits) if isinstance(limits, GuardSettings) else limits
+        self.settings = self.limits.settings
+        self._layout = self.limits.layout
+        self._arms = [ArmGuard(arm, self.limits) for arm in self._layout.arms]
+        self._gripper_names = [f"{arm} gripper" if arm else "gripper" for arm in self._layout.labels("gripper")]
         self.totals: Counter[str] = Counter()
         self.reset()
 
     def reset(self) -> None:
-        """Forget the last gripper command, as at the start of an episode."""
-        self._holds: list[GripperHold] = []
+        """Forget the last gripper commands, as at the start of an episode."""
+        self._holds: list[tuple[GripperHold, ...]] = []
 
     def check(
         self,
         chunk: Sequence[Sequence[float]] | FloatArray,
-        current_pose: Sequence[float] | FloatArray,
+        current: Sequence[float] | FloatArray,
         executed: int | None = None,
-        gripper: float | None = None,
+        gripper: float | Sequence[float] | FloatArray | None = None,
     ) -> GuardedChunk:
-        """Limit a chunk (T, 8) that starts from the measured ``current_pose`` (7,).
+        """Limit a chunk (T, D) that starts from what was measured.
 
-        ``executed`` says how many actions of the last accepted chunk the arm has carried out; all of them if None.
-        ``gripper`` is the measured one: it stays as it is until the first clear command.
+        Args:
+            chunk: in the order of the layout.
+            current: (D,) measured, in the same order; grippers at its end may be left out.
+            executed: how many actions of the last accepted chunk the arm has carried out; all of them if None.
+            gripper: (G,) measured: each stays as it is until its first clear command.
 
         Raises:
             MotionRefusedError: nothing of this chunk may be executed.
         """
-        actions, current = np.asarray(chunk, dtype=np.float64), np.asarray(current_pose, dtype=np.float64)
-        measured = None if gripper is None else self._clear_state(gripper)
+        actions, state = np.asarray(chunk, dtype=np.float64), np.asarray(current, dtype=np.float64)
+        grippers = [None] * len(self._gripper_names) if gripper is None else np.atleast_1d(gripper).tolist()
+        measured = [None if value is None else self._clear_state(value) for value in grippers]
         try:
-            return self._check(actions, current, self._hold(executed), measured)
+            return self._check(actions, state, self._hold(executed), measured)
         except MotionRefusedError as error:
             self.totals[f"refused: {error.limit}"] += 1
             raise
@@ -207,114 +118,47 @@ class MotionGuard:
         self._holds = guarded.holds
         self.totals.update(guarded.interventions)
 
-    def _hold(self, executed: int | None) -> GripperHold:
+    def _hold(self, executed: int | None) -> tuple[GripperHold, ...]:
         if not self._holds or executed == 0:
-            return GripperHold() if not self._holds else self._holds[0]
+            return (GripperHold(),) * len(self._gripper_names) if not self._holds else self._holds[0]
         last = len(self._holds) if executed is None else min(executed, len(self._holds))
         return self._holds[last - 1]
 
-    def _check(self, chunk: FloatArray, current: FloatArray, hold: GripperHold, measured: float | None) -> GuardedChunk:
-        if chunk.ndim != 2 or chunk.shape[1] != len(POSE_GRIPPER) or len(chunk) == 0:
-            raise MotionRefusedError(
-                "shape", f"action chunk has shape {chunk.shape}; expected (T, {len(POSE_GRIPPER)})"
-            )
+    def _check(
+        self, chunk: FloatArray, current: FloatArray, holds: tuple[GripperHold, ...], measured: Sequence[float | None]
+    ) -> GuardedChunk:
+        width = len(self._layout.names)
+        if chunk.ndim != 2 or chunk.shape[1] != width or len(chunk) == 0:
+            raise MotionRefusedError("shape", f"action chunk has shape {chunk.shape}; expected (T, {width})")
         if not np.isfinite(chunk).all():
             raise MotionRefusedError("not finite", "action chunk holds NaN or infinity")
-        norms = np.linalg.norm(chunk[:, 3:7], axis=1)
-        worst = int(np.abs(norms - 1).argmax())
-        if abs(norms[worst] - 1) > self.settings.quaternion_tolerance:
-            raise MotionRefusedError("quaternion norm", f"action {worst}: quaternion has norm {norms[worst]:.4f}")
-
         guarded = GuardedChunk(chunk.copy())
-        quaternions = align_quaternion_signs(chunk[:, 3:7] / norms[:, None], reference=current[3:7])
-        previous = current[:7].copy()
+        for arm in self._arms:
+            arm.make_unit(guarded.actions, current)
+        previous = current
         for step, action in enumerate(guarded.actions):
-            action[3:7] = quaternions[step]
-            action[:7] = self._limit_step(previous, action[:7], guarded.interventions, step)
-            self._limit_workspace(previous, action, guarded.interventions, step)
-            self._limit_chunk(current, previous, action, guarded.interventions, step)
-            hold = self._debounce(hold, action[7], measured, guarded.interventions)
-            guarded.holds.append(hold)
-            action[7] = action[7] if hold.command is None else hold.command
-            previous = action[:7]
+            for arm in self._arms:
+                arm.limit(current, previous, action, guarded.interventions, step)
+            commands = self._layout.grippers(action)
+            debounce = partial(self._debounce, interventions=guarded.interventions)
+            holds = tuple(map(debounce, self._gripper_names, holds, commands.tolist(), measured))
+            guarded.holds.append(holds)
+            kept = [old if hold.command is None else hold.command for hold, old in zip(holds, commands, strict=True)]
+            action[:] = self._layout.replaced(action, grippers=kept)
+            previous = action
         return guarded
 
-    def _limit_step(
-        self, previous: FloatArray, wanted: FloatArray, interventions: Counter[str], step: int
-    ) -> FloatArray:
-        """The pose between ``previous`` and ``wanted``, both (7,), that scale, smoothing and step limits allow."""
-        fraction = self.settings.action_scale * (1 - self.settings.smoothing)
-        metres = fraction * float(np.linalg.norm(wanted[:3] - previous[:3]))
-        radians = fraction * float(geodesic_distance(previous[3:7], wanted[3:7]))
-        for limit, length, longest in (
-            ("step distance", metres, self.settings.max_step_m),
-            ("step angle", radians, self.settings.max_step_rad),
-        ):
-            if length > longest and self.settings.on_step == "refuse":
-                raise MotionRefusedError(limit, f"action {step} moves {length:.4f}; at most {longest} is allowed")
-            if length > longest:
-                interventions[limit] += 1
-        position = fraction * min(1.0, self.settings.max_step_m / max(metres, 1e-12))
-        rotation = fraction * min(1.0, self.settings.max_step_rad / max(radians, 1e-12))
-        return _part_of_the_way(previous, wanted, position, rotation)
-
-    def _limit_chunk(
-        self, measured: FloatArray, previous: FloatArray, action: FloatArray, interventions: Counter[str], step: int
-    ) -> None:
-        """Into the ball around the measured pose (7,).
-
-        Moving towards its center never lengthens the step from ``previous``, which lies within it.
-        """
-        assert self.settings.max_chunk_m is not None
-        assert self.settings.max_chunk_rad is not None
-        metres = float(np.linalg.norm(action[:3] - measured[:3]))
-        radians = float(geodesic_distance(measured[3:7], action[3:7]))
-        shares = []
-        for limit, length, longest in (
-            ("chunk distance", metres, self.settings.max_chunk_m),
-            ("chunk angle", radians, self.settings.max_chunk_rad),
-        ):
-            too_far = length > longest * (1 + 1e-9)
-            if too_far and self.settings.on_chunk == "refuse":
-                raise MotionRefusedError(
-                    limit, f"action {step} is {length:.4f} from the measured pose; at most {longest} is allowed"
-                )
-            if too_far:
-                interventions[limit] += 1
-            shares.append(longest / length if too_far else 1.0)
-        if min(shares) < 1:
-            action[:7] = _part_of_the_way(measured, action[:7], *shares)
-            action[3:7] = align_quaternion_signs(action[None, 3:7], reference=previous[3:7])[0]
-
-    def _limit_workspace(
-        self, previous: FloatArray, action: FloatArray, interventions: Counter[str], step: int
-    ) -> None:
-        """Into the box; from a place outside of it by steps that are no longer than any other."""
-        inside = np.clip(action[:3], *self._box)
-        if np.array_equal(inside, action[:3]):
-            return
-        if self.settings.on_workspace == "refuse":
-            place = ", ".join(f"{value:.3f}" for value in action[:3])
-            raise MotionRefusedError("workspace", f"action {step} at ({place}) m is outside the workspace")
-        interventions["workspace"] += 1
-        metres, longest = float(np.linalg.norm(inside - previous[:3])), self.settings.max_step_m
-        if metres > longest * (1 + 1e-9) and self.settings.on_step == "refuse":
-            raise MotionRefusedError(
-                "step distance", f"action {step}: the workspace is {metres:.4f} m away; at most {longest} is allowed"
-            )
-        action[:3] = previous[:3] + min(1.0, longest / max(metres, 1e-12)) * (inside - previous[:3])
-
     def _debounce(
-        self, hold: GripperHold, command: float, measured: float | None, interventions: Counter[str]
+        self, name: str, hold: GripperHold, command: float, measured: float | None, *, interventions: Counter[str]
     ) -> GripperHold:
         """The gripper after dead band and dwell: exactly open or closed once either was commanded or measured."""
         wanted = self._clear_state(command)
         if wanted is None:
             wanted = measured if hold.command is None else hold.command
             if wanted is not None:
-                interventions["gripper dead band"] += 1
+                interventions[f"{name} dead band"] += 1
         if hold.command is not None and wanted != hold.command and hold.held < self.settings.gripper_min_dwell:
-            interventions["gripper dwell"] += 1
+            interventions[f"{name} dwell"] += 1
             wanted = hold.command
         return GripperHold(wanted, hold.held + 1 if wanted == hold.command else 1)
 
@@ -325,17 +169,8 @@ class MotionGuard:
         return GRIPPER_CLOSED if value <= self.settings.gripper_closed else None
 
 
-def _part_of_the_way(start: FloatArray, end: FloatArray, position: float, rotation: float) -> FloatArray:
-    """The pose (7,) at these shares of the way from one pose (7,) to another: a line, and an arc on SO(3)."""
-    reached = end[3:7]
-    if rotation != 1.0:  # else nothing is shortened
-        first = Rotation.from_quat(start[3:7])
-        turn = (first.inv() * Rotation.from_quat(end[3:7])).as_rotvec()
-        reached = (first * Rotation.from_rotvec(rotation * turn)).as_quat()
-    aligned = align_quaternion_signs(reached[None], reference=start[3:7])[0]
-    return np.concatenate([start[:3] + position * (end[:3] - start[:3]), aligned])
-
-
-def _corner(values: Sequence[float] | FloatArray) -> Box:
-    x, y, z = (round(float(value), 4) for value in values)
-    return x, y, z
+def _of_pose_and_gripper(settings: GuardSettings) -> MotionLimits:
+    if settings.workspace_low is None or settings.workspace_high is None:
+        raise WorkspaceError("motion guard: workspace_low and workspace_high are not set; see GuardSettings.within")
+    box = settings.workspace_low, settings.workspace_high
+    return MotionLimits(ActionLayout.of(POSE_GRIPPER), settings, {"": box})

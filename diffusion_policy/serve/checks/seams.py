@@ -3,28 +3,45 @@
 A client executes part of a chunk and asks again; what the old chunk would have commanded next and what the new one
 commands first need not agree. The difference is the seam: the jump that the arm feels.
 
-Legend of shapes: T steps of a denoised sequence, Da = 8 action dimensions.
+Legend of shapes: T steps of a denoised sequence, Da action dimensions.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.geometry import geodesic_distance
+from diffusion_policy.spec import POSE_GRIPPER, ActionLayout
 
 FloatArray = NDArray[np.float64]
+_POSE_AND_GRIPPER = ActionLayout.of(POSE_GRIPPER)
 
 
 @dataclass(frozen=True)
 class Seam:
-    """The jump at the start of a chunk: millimetres, degrees, and whether the gripper's command differs."""
+    """The jump at the start of a chunk; of several arms, grippers or joints the largest. None: the action has none.
 
-    millimetres: float
-    degrees: float
-    gripper: float
+    Attributes:
+        millimetres: between positions.
+        degrees: between rotations, geodesic.
+        gripper: by how much the command differs.
+        joints: in the joints' unit.
+    """
+
+    millimetres: float | None
+    degrees: float | None
+    gripper: float | None
+    joints: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; "joints" only where there are some."""
+        found = asdict(self)
+        return found if self.joints is not None else {name: found[name] for name in found if name != "joints"}
 
 
 @dataclass(frozen=True)
@@ -35,11 +52,13 @@ class ServedChunk:
         sequence: (T, Da), before the guard.
         first: row of ``sequence`` that belongs to ``timestamp``.
         timestamp: of the newest observation, seconds on the client's clock.
+        layout: of its actions, rotations as quaternions.
     """
 
     sequence: FloatArray
     first: int
     timestamp: float
+    layout: ActionLayout = _POSE_AND_GRIPPER
 
     def elapsed(self, timestamp: float, hz: float) -> int:
         """Steps of the client's control rate between two of its own times."""
@@ -52,13 +71,22 @@ class ServedChunk:
     def seam(self, sequence: FloatArray, timestamp: float, hz: float) -> Seam | None:
         """The jump to the first action of a new sequence; None where this one had ended before."""
         index = self.first + self.elapsed(timestamp, hz)
-        return measure_seam(self.sequence[index], sequence[self.first]) if index < len(self.sequence) else None
+        if index >= len(self.sequence):
+            return None
+        return measure_seam(self.sequence[index], sequence[self.first], self.layout)
 
 
-def measure_seam(before: FloatArray, after: FloatArray) -> Seam:
-    """Between two actions (8,)."""
+def measure_seam(before: FloatArray, after: FloatArray, layout: ActionLayout = _POSE_AND_GRIPPER) -> Seam:
+    """Between two actions (Da,)."""
+    moves = zip(layout.positions(before), layout.positions(after), strict=True)
+    turns = geodesic_distance(layout.rotations(before), layout.rotations(after))
     return Seam(
-        millimetres=float(np.linalg.norm(after[:3] - before[:3]) * 1000),
-        degrees=float(np.degrees(geodesic_distance(before[3:7], after[3:7]))),
-        gripper=float(abs(after[7] - before[7])),
+        millimetres=_largest(float(np.linalg.norm(new - old) * 1000) for old, new in moves),
+        degrees=_largest(float(np.degrees(turn)) for turn in turns),
+        gripper=_largest(np.abs(layout.grippers(after) - layout.grippers(before)).tolist()),
+        joints=_largest(np.abs(layout.joints(after) - layout.joints(before)).tolist()),
     )
+
+
+def _largest(values: Iterable[float]) -> float | None:
+    return max(values, default=None)

@@ -304,4 +304,4 @@ class Host:
 
     def _log_meta(self) -> dict[str, Any]:
         settings = asdict(self.settings)
-        return {**self.engine.describe(), "guard": asdict(self.guard), "settings": settings}
+        return {**self.engine.describe(), "guard": MotionGuard(self.guard).limits.to_json(), "settings": settings}

@@ -1,0 +1,213 @@
+"""The motion of one arm within its limits: a pose, joints, or both. ``motion_guard`` has the whole chunk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.geometry import align_quaternion_signs, geodesic_distance
+from diffusion_policy.serve.checks.guard_settings import MotionLimits
+from diffusion_policy.spec.action_layout import Arm
+
+FloatArray = NDArray[np.float64]
+
+
+class MotionRefusedError(WorkspaceError):
+    """A chunk that must not reach the arm; ``limit`` names the reason for logs and counters."""
+
+    def __init__(self, limit: str, message: str) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
+class Pose(NamedTuple):
+    """(3,) metres and (4,) xyzw; what an arm does not have stays at nothing, no turn."""
+
+    position: FloatArray
+    rotation: FloatArray
+
+
+class ArmGuard:
+    """One arm's limits.
+
+    Args:
+        arm: its columns.
+        limits: of all arms.
+    """
+
+    def __init__(self, arm: Arm, limits: MotionLimits) -> None:
+        self._settings = limits.settings
+        self._box = limits.boxes.get(arm.name)
+        self._prefix = f"{arm.name} " if arm.name else ""
+        self._position, self._rotation, self._joints = list(arm.position), list(arm.rotation), list(arm.joints)
+        self._joint_names = [limits.layout.names[column] for column in arm.joints]
+        own = [limits.layout.joint_columns.index(column) for column in arm.joints]
+        self._joint_steps = np.array([limits.joint_steps[index] for index in own])
+        self._joint_chunks = np.array([limits.joint_chunks[index] for index in own])
+        self._unit = limits.layout.joint_unit
+
+    def make_unit(self, actions: FloatArray, current: FloatArray) -> None:
+        """Normalise the quaternions of a chunk (T, D), in place, with the signs of the measured one (D,).
+
+        Raises:
+            MotionRefusedError: a norm is too far from 1.
+        """
+        if not self._rotation:
+            return
+        quaternions = actions[:, self._rotation]
+        norms = np.linalg.norm(quaternions, axis=1)
+        worst = int(np.abs(norms - 1).argmax())
+        if abs(norms[worst] - 1) > self._settings.quaternion_tolerance:
+            raise MotionRefusedError(
+                f"{self._prefix}quaternion norm", f"action {worst}: quaternion has norm {norms[worst]:.4f}"
+            )
+        signed = align_quaternion_signs(quaternions / norms[:, None], reference=current[self._rotation])
+        actions[:, self._rotation] = signed
+
+    def limit(
+        self, measured: FloatArray, previous: FloatArray, action: FloatArray, interventions: Counter[str], step: int
+    ) -> None:
+        """Move an action (D,), in place, to where the limits let this arm go.
+
+        Args:
+            measured: (D,) at the start of the chunk.
+            previous: (D,) the action before, already limited.
+            action: its quaternions have unit norm.
+            interventions: what was done is counted here.
+            step: of the chunk, for messages.
+
+        Raises:
+            MotionRefusedError: a limit that refuses.
+        """
+        if self._position or self._rotation:
+            start, before = self._pose(measured), self._pose(previous)
+            pose = self._limit_step(before, self._pose(action), interventions, step)
+            pose = self._limit_workspace(before, pose, interventions, step)
+            pose = self._limit_chunk(start, before, pose, interventions, step)
+            if self._position:
+                action[self._position] = pose.position
+            if self._rotation:
+                action[self._rotation] = pose.rotation
+        if self._joints:
+            action[self._joints] = self._limit_joints(
+                measured[self._joints], previous[self._joints], action[self._joints], interventions, step
+            )
+
+    def _pose(self, values: FloatArray) -> Pose:
+        return Pose(
+            values[self._position] if self._position else np.zeros(3),
+            values[self._rotation] if self._rotation else np.array([0.0, 0.0, 0.0, 1.0]),
+        )
+
+    @property
+    def _fraction(self) -> float:
+        """Of a step that is executed."""
+        return self._settings.action_scale * (1 - self._settings.smoothing)
+
+    def _limit_step(self, previous: Pose, wanted: Pose, interventions: Counter[str], step: int) -> Pose:
+        """The pose between two that scale, smoothing and step limits allow."""
+        fraction = self._fraction
+        metres = fraction * float(np.linalg.norm(wanted.position - previous.position))
+        radians = fraction * float(geodesic_distance(previous.rotation, wanted.rotation))
+        for limit, length, longest in (
+            ("step distance", metres, self._settings.max_step_m),
+            ("step angle", radians, self._settings.max_step_rad),
+        ):
+            if length > longest:
+                self._exceeded(
+                    limit, self._settings.on_step, f"action {step} moves {length:.4f}; at most {longest} is allowed"
+                )
+                interventions[f"{self._prefix}{limit}"] += 1
+        position = fraction * min(1.0, self._settings.max_step_m / max(metres, 1e-12))
+        rotation = fraction * min(1.0, self._settings.max_step_rad / max(radians, 1e-12))
+        return _part_of_the_way(previous, wanted, position, rotation)
+
+    def _limit_chunk(self, measured: Pose, previous: Pose, pose: Pose, interventions: Counter[str], step: int) -> Pose:
+        """Into the ball around the measured pose.
+
+        Moving towards its center never lengthens the step from ``previous``, which lies within it.
+        """
+        assert self._settings.max_chunk_m is not None
+        assert self._settings.max_chunk_rad is not None
+        metres = float(np.linalg.norm(pose.position - measured.position))
+        radians = float(geodesic_distance(measured.rotation, pose.rotation))
+        shares = []
+        for limit, length, longest in (
+            ("chunk distance", metres, self._settings.max_chunk_m),
+            ("chunk angle", radians, self._settings.max_chunk_rad),
+        ):
+            too_far = length > longest * (1 + 1e-9)
+            if too_far:
+                said = f"action {step} is {length:.4f} from the measured pose; at most {longest} is allowed"
+                self._exceeded(limit, self._settings.on_chunk, said)
+                interventions[f"{self._prefix}{limit}"] += 1
+            shares.append(longest / length if too_far else 1.0)
+        if min(shares) == 1:
+            return pose
+        position, rotation = _part_of_the_way(measured, pose, *shares)
+        return Pose(position, align_quaternion_signs(rotation[None], reference=previous.rotation)[0])
+
+    def _limit_workspace(self, previous: Pose, pose: Pose, interventions: Counter[str], step: int) -> Pose:
+        """Into the box; from a place outside of it by steps that are no longer than any other."""
+        if self._box is None:
+            return pose
+        inside = np.clip(pose.position, *self._box)
+        if np.array_equal(inside, pose.position):
+            return pose
+        place = ", ".join(f"{value:.3f}" for value in pose.position)
+        said = f"action {step} at ({place}) m is outside the workspace"
+        self._exceeded("workspace", self._settings.on_workspace, said)
+        interventions[f"{self._prefix}workspace"] += 1
+        metres, longest = float(np.linalg.norm(inside - previous.position)), self._settings.max_step_m
+        if metres > longest * (1 + 1e-9):
+            said = f"action {step}: the workspace is {metres:.4f} m away; at most {longest} is allowed"
+            self._exceeded("step distance", self._settings.on_step, said)
+        share = min(1.0, longest / max(metres, 1e-12))
+        return Pose(previous.position + share * (inside - previous.position), pose.rotation)
+
+    def _limit_joints(
+        self,
+        measured: FloatArray,
+        previous: FloatArray,
+        wanted: FloatArray,
+        interventions: Counter[str],
+        step: int,
+    ) -> FloatArray:
+        """Joints (J,): steps are shortened alike, which keeps their direction; then each near where it was measured."""
+        moves = self._fraction * (wanted - previous)
+        lengths = np.abs(moves)
+        for index in np.flatnonzero(lengths > self._joint_steps * (1 + 1e-9)):
+            limit, longest = f"{self._joint_names[index]} step", self._joint_steps[index]
+            said = f"action {step} moves {lengths[index]:.4f} {self._unit}; at most {longest:g} is allowed"
+            self._exceeded(limit, self._settings.on_step, said, is_joint=True)
+            interventions[limit] += 1
+        share = float(np.min(self._joint_steps / np.maximum(lengths, 1e-12)))
+        reached = previous + min(1.0, share) * moves
+        away = np.abs(reached - measured)
+        for index in np.flatnonzero(away > self._joint_chunks * (1 + 1e-9)):
+            limit, longest = f"{self._joint_names[index]} chunk", self._joint_chunks[index]
+            far = f"action {step} is {away[index]:.4f} {self._unit} from the measured joint"
+            said = f"{far}; at most {longest:g} is allowed"
+            self._exceeded(limit, self._settings.on_chunk, said, is_joint=True)
+            interventions[limit] += 1
+        return np.clip(reached, measured - self._joint_chunks, measured + self._joint_chunks)
+
+    def _exceeded(self, limit: str, choice: str, said: str, *, is_joint: bool = False) -> None:
+        if choice == "refuse":
+            raise MotionRefusedError(limit if is_joint else f"{self._prefix}{limit}", said)
+
+
+def _part_of_the_way(start: Pose, end: Pose, position: float, rotation: float) -> Pose:
+    """The pose at these shares of the way from one to another: a line, and an arc on SO(3)."""
+    reached = end.rotation
+    if rotation != 1.0:  # else nothing is shortened
+        first = Rotation.from_quat(start.rotation)
+        turn = (first.inv() * Rotation.from_quat(end.rotation)).as_rotvec()
+        reached = (first * Rotation.from_rotvec(rotation * turn)).as_quat()
+    aligned = align_quaternion_signs(reached[None], reference=start.rotation)[0]
+    return Pose(start.position + position * (end.position - start.position), aligned)
