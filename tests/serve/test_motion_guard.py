@@ -238,8 +238,12 @@ def test_of_two_arms_each_is_held_within_its_own_limits_and_named() -> None:
     assert metres.max() <= 0.04 + 1e-9
     assert radians.max() <= 0.1 + 1e-6
     assert set(guarded.interventions) == {
-        "right step distance", "right step angle", "right chunk distance", "right chunk angle", "right gripper dead band"
-    }  # fmt: skip
+        "right step distance",
+        "right step angle",
+        "right chunk distance",
+        "right chunk angle",
+        "right gripper dead band",
+    }
     assert guarded.actions[:, [7, 15]].tolist() == [[1, 0]] * 8, "an unclear command leaves a gripper as it is"
     assert "workspace of left (0.15, -0.25, -0.05) to (0.85, 0.25, 0.65) m" in guard.limits.describe()
     assert guard.limits.to_json()["workspaces"]["right"]["low"] == (-0.85, -1.25, -1.05)
