@@ -31,7 +31,7 @@ from diffusion_policy.run_log.session_log import SessionLog
 from diffusion_policy.serve.engine import Inference
 from diffusion_policy.serve.stages import Stages
 from diffusion_policy.serve.transport import host
-from diffusion_policy.serve.transport.protocol import Observation
+from diffusion_policy.serve.transport.protocol import MessageForm, Observation
 
 SLOW_WRITE_S = 0.2
 
@@ -41,6 +41,7 @@ class StillEngine:
 
     n_obs_steps = 2
     n_action_steps = 8
+    form = MessageForm(n_obs_steps)
 
     def infer(self, observation: Observation, seed: int, remainder: Any, stages: Stages) -> Inference:
         chunk = np.tile(observation.states[-1], (10, 1))

@@ -20,7 +20,7 @@ from diffusion_policy.serve.server import listening
 from diffusion_policy.serve.settings import ServeSettings, read_settings
 from diffusion_policy.serve.stages import Stages
 from diffusion_policy.serve.transport.images import decode_image
-from diffusion_policy.serve.transport.protocol import Observation
+from diffusion_policy.serve.transport.protocol import MessageForm, Observation
 
 POSE = [0.5, 0.0, 0.3, 1.0, 0.0, 0.0, 0.0]
 N_OBS, N_ACTIONS = 2, 8
@@ -31,6 +31,7 @@ class FakeEngine:
 
     n_obs_steps = N_OBS
     n_action_steps = N_ACTIONS
+    form = MessageForm(N_OBS)
 
     def __init__(self, mischief: Callable[[Observation], np.ndarray | None] = lambda observation: None) -> None:
         self.mischief = mischief

@@ -27,12 +27,13 @@ class QuaternionSide:
         self._mean = mean
 
     @classmethod
-    def of(cls, spec: StepSpec, normalizer: Any) -> QuaternionSide:
-        """The side of a policy, by the statistics in its normalizer."""
+    def of(cls, spec: StepSpec, normalizer: Any, arm: str = "") -> QuaternionSide:
+        """The side of a policy, by the statistics in its normalizer; ``arm``: its name where there are several."""
         for entry in spec.low_dim:
-            if set(QUATERNION) <= set(entry.names):
+            columns = quaternion_columns(entry, arm)
+            if columns:
                 mean = normalizer[entry.key].get_input_stats()["mean"].detach().double().cpu().numpy()
-                side = mean[quaternion_columns(entry)]
+                side = mean[columns]
                 return cls(side if np.linalg.norm(side) > 0.1 else None)
         return cls(None)
 
@@ -47,7 +48,7 @@ class QuaternionSide:
         return turned
 
 
-def quaternion_columns(entry: ObsField) -> list[int]:
-    """Where the quaternion of a low-dimensional entry is, xyzw; empty if it has none."""
-    names = entry.names
-    return [names.index(name) for name in QUATERNION] if set(QUATERNION) <= set(names) else []
+def quaternion_columns(entry: ObsField, arm: str = "") -> list[int]:
+    """Where the quaternion of an arm is in a low-dimensional entry, xyzw; empty if it has none."""
+    names = [f"{arm}.{name}" if arm else name for name in QUATERNION]
+    return [entry.names.index(name) for name in names] if set(names) <= set(entry.names) else []

@@ -3,6 +3,8 @@
     with LineClient("127.0.0.1") as policy:
         policy.reset()
         chunk = policy.infer(images, poses, grippers, timestamps)     # raises ServerError: hold the pose
+        # of a policy that acts on other numbers (``policy.metadata["state_names"]``), or sees several cameras:
+        chunk = policy.infer({"front": [...], "wrist": [...]}, states=states, timestamps=timestamps)
         for action in chunk.due(time.time()): ...
 
 Both transports give the same :class:`Chunk`. A chunk knows at which time each of its actions was meant, on the client's
@@ -14,57 +16,28 @@ one ``except`` holds the arm. A connection that was lost is made anew by the nex
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import math
 import socket
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.serve.client_messages import Asked, Chunk, Images, ServerError, observation, read_chunk
 from diffusion_policy.serve.transport.arrays import pack, unpack
 from diffusion_policy.serve.transport.protocol import DEFAULT_PORT, ProtocolError
-from diffusion_policy.spec import POSE, POSE_GRIPPER
+
+__all__ = ["Chunk", "LineClient", "ServerError", "WebSocketClient", "observation"]
 
 _FAILURES = (WebSocketException, OSError)  # a timeout is an OSError
 # Seconds between two attempts to connect again.
 _RETRY_S = 0.5
-
-
-class ServerError(WorkspaceError):
-    """The server answered an error, or not at all: there is no action, so hold the pose. ``code``: see ``protocol``."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Actions for the arm.
-
-    Attributes:
-        actions: (n, 8) absolute pose, metres and xyzw, then gripper, 1 = open.
-        timestamps: (n,) when each is meant, seconds on the client's clock.
-        reply: everything that the server said.
-    """
-
-    actions: NDArray[np.float64]
-    timestamps: NDArray[np.float64]
-    reply: Mapping[str, Any] = field(default_factory=dict)
-
-    def due(self, now: float) -> NDArray[np.float64]:
-        """The actions whose time is not over: (m, 8), m <= n; a step counts until half a step after its time."""
-        half = float(np.median(np.diff(self.timestamps))) / 2 if len(self.timestamps) > 1 else 0.0
-        return self.actions[self.timestamps + half >= now]
 
 
 class _Client:
@@ -133,18 +106,28 @@ class LineClient(_Client):
         self._socket: socket.socket | None = None
         self._connect()
 
-    def infer(self, images: Sequence[bytes], poses: ArrayLike, grippers: ArrayLike, timestamps: ArrayLike) -> Chunk:
+    def infer(
+        self,
+        images: Images,
+        poses: ArrayLike | None = None,
+        grippers: ArrayLike | None = None,
+        timestamps: ArrayLike | None = None,
+        *,
+        states: ArrayLike | None = None,
+    ) -> Chunk:
         """Ask for actions.
 
         Args:
-            images: To encoded JPEGs, oldest first.
+            images: To encoded JPEGs, oldest first; of several cameras, these by key.
             poses: (To, 7); grippers: (To, 1); timestamps: (To,) seconds on this machine's clock.
+            states: (To, D) in place of poses and grippers, in the order of the metadata's ``state_names``.
 
         Raises:
             ServerError: no action: the server refuses, is not there, or what was given or came back is none.
         """
-        reply = self.ask(observation("observation", images, poses, grippers, timestamps))
-        return _chunk(reply, "action")
+        asked = Asked.of(self.metadata)
+        message = observation("observation", images, poses, grippers, timestamps, states=states, asked=asked)
+        return read_chunk(self.ask(message), "action", asked.width)
 
     def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """One message, one reply; ServerError if it is an error or does not come."""
@@ -214,13 +197,20 @@ class WebSocketClient(_Client):
         self._connect()
 
     def infer(
-        self, images: Sequence[bytes | NDArray[np.uint8]], poses: ArrayLike, grippers: ArrayLike, timestamps: ArrayLike
+        self,
+        images: Images,
+        poses: ArrayLike | None = None,
+        grippers: ArrayLike | None = None,
+        timestamps: ArrayLike | None = None,
+        *,
+        states: ArrayLike | None = None,
     ) -> Chunk:
         """As :meth:`LineClient.infer`; images may also be raw RGB frames (H, W, 3) uint8."""
-        numbers = _numbers(poses, grippers, timestamps)
-        frames = _frames(images, (bytes, np.ndarray), len(numbers["timestamps"]))
+        asked = Asked.of(self.metadata)
+        numbers = asked.numbers(poses, grippers, timestamps, states)
+        frames = asked.frames(images, (bytes, np.ndarray), len(numbers["timestamps"]))
         reply = self.ask({"type": "observation", "images": frames, "send_timestamp": time.time(), **numbers})
-        return _chunk(reply, "actions")
+        return read_chunk(reply, "actions", asked.width)
 
     def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """One message, one reply; ServerError if it is an error or does not come."""
@@ -269,76 +259,3 @@ class WebSocketClient(_Client):
     def _disconnect(self) -> None:
         self._open.close()
         self._socket = None
-
-
-def observation(
-    kind: str, images: Sequence[bytes], poses: ArrayLike, grippers: ArrayLike, timestamps: ArrayLike
-) -> dict[str, Any]:
-    """A message of the line protocol: "observation", or "inspect".
-
-    Raises:
-        ServerError: what was measured is no observation; it is not sent.
-    """
-    numbers = _numbers(poses, grippers, timestamps)
-    return {
-        "type": kind,
-        "images": [
-            base64.b64encode(image).decode("ascii") for image in _frames(images, (bytes,), len(numbers["timestamps"]))
-        ],
-        **{name: value.tolist() for name, value in numbers.items()},
-        "send_timestamp": time.time(),
-    }
-
-
-def _numbers(poses: ArrayLike, grippers: ArrayLike, timestamps: ArrayLike) -> dict[str, NDArray[np.float64]]:
-    """Poses (To, 7), grippers (To, 1) and timestamps (To,), finite; ServerError otherwise."""
-    found: dict[str, NDArray[np.float64]] = {}
-    for name, value in (("timestamps", timestamps), ("poses", poses), ("grippers", grippers)):
-        try:
-            array = np.asarray(value, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise ServerError("malformed", f"not sent: {name} are no numbers: {error}") from error
-        count = len(found["timestamps"]) if found else array.shape[0] if array.ndim else 0
-        shape = {"timestamps": (count,), "poses": (count, len(POSE)), "grippers": (count, 1)}[name]
-        if name == "grippers" and array.size == count:
-            array = array.reshape(shape)
-        if array.shape != shape or count == 0:
-            raise ServerError("malformed", f"not sent: {name} have shape {array.shape}; expected {shape}")
-        if not np.isfinite(array).all():
-            raise ServerError("bad_state", f"not sent: {name} hold NaN or infinity: {array.tolist()}")
-        found[name] = array
-    return {name: found[name] for name in ("poses", "grippers", "timestamps")}
-
-
-def _frames(images: Sequence[Any], kinds: tuple[type, ...], count: int) -> list[Any]:
-    """One picture for each timestamp; ServerError otherwise."""
-    if not isinstance(images, Sequence | np.ndarray) or isinstance(images, str | bytes):
-        raise ServerError("malformed", f"not sent: images are {type(images).__name__}; expected {count} pictures")
-    if len(images) != count:
-        raise ServerError("wrong_frames", f"not sent: {len(images)} images for {count} timestamps")
-    frames = [bytes(image) if isinstance(image, bytearray | memoryview) else image for image in images]
-    for index, image in enumerate(frames):
-        if not isinstance(image, kinds):
-            expected = " or ".join(
-                {"bytes": "an encoded JPEG or PNG (bytes)"}.get(k.__name__, "a frame") for k in kinds
-            )
-            raise ServerError("bad_image", f"not sent: images[{index}] is {type(image).__name__}; expected {expected}")
-    return frames
-
-
-def _chunk(reply: Mapping[str, Any], key: str) -> Chunk:
-    """What a reply commands; ServerError unless it is finite poses and grippers, each with its time."""
-    try:
-        actions, times = (np.asarray(reply[name], dtype=np.float64) for name in (key, "timestamps"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ServerError("malformed", f"the answer holds no chunk of actions with their times: {error!r}") from error
-    if (
-        actions.ndim != 2
-        or len(actions) == 0
-        or actions.shape[1] != len(POSE_GRIPPER)
-        or times.shape != (len(actions),)
-    ):
-        raise ServerError("malformed", f"the answer's actions are {actions.shape}, their times {times.shape}")
-    if not (np.isfinite(actions).all() and np.isfinite(times).all()):
-        raise ServerError("malformed", "the answer's actions or times hold NaN or infinity")
-    return Chunk(actions, times, reply)

@@ -144,7 +144,7 @@ def _announce(host: Host, ports: Ports) -> None:
     logger.info(
         "policy: %s", ", ".join(f"{name} {value}" for name, value in about.items() if name != "action_semantics")
     )
-    logger.info("limits: %s", host.guard.describe())
+    logger.info("limits: %s", host.limits.describe())
     recorded = about.get("trained_on", {}).get("gripper_scale")
     if recorded and settings.gripper_scale is None:
         logger.warning(

@@ -22,7 +22,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import find_scales
 from diffusion_policy.policy.noise import noise_seed
 from diffusion_policy.run_log.session_log import Images, SessionLog
-from diffusion_policy.serve.checks.cameras import CameraWatch
+from diffusion_policy.serve.checks.cameras import CameraWatches
 from diffusion_policy.serve.checks.freshness import Freshness
 from diffusion_policy.serve.checks.motion_guard import GuardedChunk, MotionGuard, MotionRefusedError
 from diffusion_policy.serve.checks.seams import Seam, ServedChunk
@@ -120,7 +119,8 @@ class Session:
         self._freshness = Freshness(settings.max_age_s, 1 / settings.control_hz)
         self._gripper = settings.gripper
         self._grippers: deque[float] = deque(maxlen=1000)  # as measured, to tell their scale
-        self._camera = CameraWatch.of(engine.describe(), settings, engine.n_obs_steps)
+        self._layout = engine.form.layout
+        self._cameras = CameraWatches.of(engine.describe(), settings, engine.form)
         self._told: set[str] = set()
         self._served: ServedChunk | None = None
         self._step, self._episode, self._requests = 0, 0, 0
@@ -210,7 +210,7 @@ class Session:
             logger.info("the guard of this session: %s", ", ".join(f"{n} x {k}" for k, n in self._guard.totals.items()))
         if self.late is not None:
             self.late.wait(patience_s)
-        self._camera.close()
+        self._cameras.close()
         if self._log is not None:
             self._log.close()
 
@@ -234,7 +234,7 @@ class Session:
         """Forget the last chunk and the last gripper command: the arm may have been moved."""
         self._episode, self._requests, self._served = self._episode + 1, 0, None
         self._guard.reset()
-        self._camera.reset()
+        self._cameras.reset()
 
     def _answer(self, message: Message, arrival: Arrival, ticket: Ticket) -> Reply:
         match message:
@@ -247,7 +247,7 @@ class Session:
                 return Reply({"type": "reset_ack"}, line=event | times_of(arrival), stages=arrival.stages)
             case Observation():
                 scale = self._gripper.measured or self._gripper.command
-                observation = replace(message, grippers=scale.to_internal(message.grippers))
+                observation = self._engine.form.with_grippers(message, scale.to_internal)
                 if observation.inspect:
                     return self._inspect(observation, arrival)
                 return self._act(observation, arrival, ticket)
@@ -272,7 +272,7 @@ class Session:
             age = self._freshness.check(observation, arrival.received, time.monotonic())
             remainder = None if self._served is None else self._served.remainder(now, hz)
             with stages.measure("decode"):
-                seen, warnings = self._camera.look(observation)
+                seen, warnings = self._cameras.look(observation)
             warnings = [*([] if began is None else [began]), *warnings, *self._warnings(observation)]
             stages.check()
             line["timing"]["infer_start"] = time.monotonic()
@@ -284,8 +284,8 @@ class Session:
             seam = None if self._served is None else self._served.seam(inference.sequence, now, hz)
             with stages.measure("guard"):
                 executed = None if self._served is None else self._served.elapsed(now, hz)
-                pose, gripper = observation.poses[-1], float(observation.grippers[-1, 0])
-                guarded = self._guard.check(inference.actions, pose, executed, gripper)
+                state = observation.states[-1]
+                guarded = self._guard.check(inference.actions, state, executed, self._layout.grippers(state))
         except MotionRefusedError as error:
             return self._refuse_observation("refused", f"{error.limit}: {error}", arrival, line, observation)
         except ProtocolError as error:
@@ -294,7 +294,7 @@ class Session:
             return self._give_up(ticket, arrival, line, observation.images)
         if not ticket.claim():
             return self._give_up(ticket, arrival, line, observation.images)
-        self._served = ServedChunk(inference.sequence, inference.first, now)
+        self._served = ServedChunk(inference.sequence, inference.first, now, self._layout)
         self._guard.accept(guarded)
         if self._settings.engine.warm_start and remainder is not None:
             line["remainder"] = remainder.tolist()
@@ -335,8 +335,8 @@ class Session:
     ) -> dict[str, Any]:
         """The reply that moves the arm, its gripper in the robot's scale. Old clients read "action" alone."""
         start, hz = float(observation.timestamps[-1]), self._settings.control_hz
-        actions = guarded.actions.copy()
-        actions[:, -1] = self._gripper.command.from_internal(actions[:, -1])
+        commands = self._gripper.command.from_internal(self._layout.grippers(guarded.actions))
+        actions = self._layout.replaced(guarded.actions, grippers=commands)
         return {
             **action_reply(actions),
             "step": self._step,
@@ -350,8 +350,8 @@ class Session:
     def _warnings(self, observation: Observation) -> list[str]:
         """What is odd about an observation; ProtocolError where the settings refuse it."""
         found = self._engine.outside_training(observation, self._settings.range_margin)
-        self._grippers.append(float(observation.grippers[-1, 0]))
-        if self._settings.gripper_scale is None and any(f" {GRIPPER} is " in sentence for sentence in found):
+        self._grippers.extend(self._layout.grippers(observation.states[-1]).tolist())
+        if self._settings.gripper_scale is None and any(f"{GRIPPER} is " in sentence for sentence in found):
             advice = find_scales(self._grippers).advice("gripper_scale=")
             found.append(f"if the robot's gripper is in another scale than 0 closed to 1 open, say which: {advice}")
         if found and self._settings.on_unseen_state == "refuse":

@@ -26,7 +26,7 @@ from diffusion_policy.serve.engine.cuda_graph import GraphedDenoiser
 from diffusion_policy.serve.settings import EngineSettings, ServeError, ServeSettings, read_settings
 from diffusion_policy.serve.stages import Stages
 from diffusion_policy.serve.transport.host import Host
-from diffusion_policy.serve.transport.protocol import Observation
+from diffusion_policy.serve.transport.protocol import MessageForm, Observation
 
 KINDS = [FastDenoiser, pytest.param(CompiledDenoiser, marks=needs_kernels)]
 
@@ -121,6 +121,8 @@ def test_everything_that_computes_runs_in_one_thread(monkeypatch: pytest.MonkeyP
     threads: list[int] = []
 
     class Opened:
+        form = MessageForm(2)
+
         def warm_up(self) -> None:
             threads.append(threading.get_ident())
 

@@ -21,8 +21,8 @@ from diffusion_policy.geometry import geodesic_distance
 from diffusion_policy.images import ImageNote
 from diffusion_policy.serve.settings import CameraSettings, ServeSettings
 from diffusion_policy.serve.transport.images import decode_observed
-from diffusion_policy.serve.transport.protocol import ErrorCode, Observation, ProtocolError
-from diffusion_policy.spec import ImageArray
+from diffusion_policy.serve.transport.protocol import ErrorCode, MessageForm, Observation, ProtocolError
+from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, ImageArray
 
 FloatArray = NDArray[np.float64]
 Size = tuple[int, int]
@@ -33,6 +33,9 @@ _STRIDE = 8
 _NEARLY_UNIFORM = 10
 # Two shapes are the same if width over height differs by less: 848x480 is used for 16:9.
 _ASPECT_SLACK = 0.03
+# Units of a joint that are as much motion as a radian; percent of a range of about half a turn. Unknown units count as
+# radians, the smallest of them: a camera that shows one picture five times is rather refused than believed.
+_JOINT_UNITS_IN_A_RADIAN = {"deg": 180 / np.pi, "%": 100 / np.pi}
 # Notes of the decoder that change what a policy sees.
 _TOLD = (ImageNote.GRAY, ImageNote.CMYK, ImageNote.TURNED)
 
@@ -73,6 +76,8 @@ class CameraWatch:
             checkpoint does not say, the size that the policy reads.
         max_pixels: of one picture.
         n_frames: of one observation; so many are decoded side by side.
+        layout: of the states of observations.
+        where: how messages name its images.
     """
 
     def __init__(
@@ -83,8 +88,12 @@ class CameraWatch:
         read: Size | None,
         max_pixels: int,
         n_frames: int,
+        layout: ActionLayout | None = None,
+        where: str = "images",
     ) -> None:
         self.name = name
+        self._where = where
+        self._motion = Motion(layout or ActionLayout.of(POSE_GRIPPER))
         self._settings = settings
         self._recorded, self._read = tuple(recorded), read
         self._max_pixels = max_pixels
@@ -93,20 +102,11 @@ class CameraWatch:
         self._capacity = 4 * n_frames
         self.reset()
 
-    @classmethod
-    def of(cls, about: Mapping[str, Any], settings: ServeSettings, n_frames: int) -> CameraWatch:
-        """The watch of the one camera that the protocol carries; ``about``: what an engine says of its policy."""
-        (name,) = about.get("cameras", ["image"])
-        recorded = [(w, h) for w, h in about.get("trained_on", {}).get("frame_sizes", {}).get(name, [])]
-        read = tuple(about["image_size"]) if "image_size" in about else None
-        return cls(name, settings.cameras, recorded, read, settings.limits.image_pixels, n_frames)
-
     def reset(self) -> None:
         """Another episode: whether the camera has stopped is asked anew."""
         self._newest = -np.inf
         self._still: Picture | None = None
-        self._first_pose: FloatArray | None = None
-        self._first_time, self._frames, self._far_m, self._far_rad = 0.0, 0, 0.0, 0.0
+        self._first_time, self._frames = 0.0, 0
 
     def close(self) -> None:
         """End the threads."""
@@ -138,7 +138,7 @@ class CameraWatch:
     def _decode(self, wanted: Sequence[tuple[Observation, int]]) -> list[tuple[ImageArray, Picture]]:
         def decode(entry: tuple[Observation, int]) -> tuple[ImageArray, Picture]:
             observation, step = entry
-            frame, notes = decode_observed(observation.images[step], self._max_pixels, f"images[{step}]")
+            frame, notes = decode_observed(observation.images[step], self._max_pixels, f"{self._where}[{step}]")
             return frame, look_at(frame, notes)
 
         return list(self._decoders.map(decode, wanted)) if len(wanted) > 1 else [decode(entry) for entry in wanted]
@@ -170,36 +170,125 @@ class CameraWatch:
     def _judge_motion(self, observation: Observation, pictures: Sequence[Picture]) -> list[str]:
         """The same picture again and again while the arm moves."""
         times = observation.timestamps.tolist()
-        for time, pose, picture in zip(times, observation.poses, pictures, strict=True):
+        for time, state, picture in zip(times, observation.states, pictures, strict=True):
             if time > self._newest:
                 self._newest = time
-                self._follow(time, pose, picture)
+                self._follow(time, state, picture)
         limits, seconds = self._settings, self._newest - self._first_time
-        moved = self._far_m >= limits.frozen_m or self._far_rad >= limits.frozen_rad
-        if self._frames >= limits.frozen_frames and moved:
+        if self._frames >= limits.frozen_frames and self._motion.is_far(limits.frozen_m, limits.frozen_rad):
             said = (
                 f"camera {self.name}: the same picture in {self._frames} frames ({seconds:.1f} s) while the arm moved "
-                f"{self._far_m * 1000:.0f} mm and {np.degrees(self._far_rad):.0f} degrees: it has stopped"
+                f"{self._motion.describe()}: it has stopped"
             )
             return self._find(limits.on_frozen, "stale", said)
         contents = [picture.content for picture in pictures]
         again = any(a == b and s < t for a, b, s, t in zip(contents, contents[1:], times, times[1:], strict=False))
         return [f"camera {self.name}: frames of different times are the same picture"] if again else []
 
-    def _follow(self, time: float, pose: FloatArray, picture: Picture) -> None:
-        """One frame in the order of time; pose (7,)."""
-        if self._still is None or self._first_pose is None or picture.content != self._still.content:
-            self._still, self._first_pose, self._first_time = picture, pose, time
-            self._frames, self._far_m, self._far_rad = 1, 0.0, 0.0
+    def _follow(self, time: float, state: FloatArray, picture: Picture) -> None:
+        """One frame in the order of time; state (D,)."""
+        if self._still is None or picture.content != self._still.content:
+            self._still, self._first_time, self._frames = picture, time, 1
+            self._motion.begin(state)
             return
         self._frames += 1
-        self._far_m = max(self._far_m, float(np.linalg.norm(pose[:3] - self._first_pose[:3])))
-        self._far_rad = max(self._far_rad, float(geodesic_distance(pose[3:7], self._first_pose[3:7])))
+        self._motion.add(state)
 
     def _find(self, choice: str, code: ErrorCode, said: str) -> list[str]:
         if choice == "refuse":
             raise ProtocolError(code, said)
         return [said]
+
+
+class CameraWatches:
+    """All cameras of one session, each judged by itself.
+
+    Args:
+        watches: in the order of an observation's images.
+    """
+
+    def __init__(self, watches: Sequence[CameraWatch]) -> None:
+        self._watches = tuple(watches)
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any], settings: ServeSettings, form: MessageForm) -> CameraWatches:
+        """Of a policy's cameras; ``about``: what an engine says of its policy."""
+        names = about.get("cameras", form.cameras)
+        sizes = about.get("image_sizes", {name: about["image_size"] for name in names if "image_size" in about})
+        watches = []
+        for name in names:
+            recorded = [(w, h) for w, h in about.get("trained_on", {}).get("frame_sizes", {}).get(name, [])]
+            read = tuple(sizes[name]) if name in sizes else None
+            where = "images" if len(names) == 1 else f"images.{name}"
+            pixels = settings.limits.image_pixels
+            watches.append(
+                CameraWatch(name, settings.cameras, recorded, read, pixels, form.n_obs_steps, form.layout, where)
+            )
+        return cls(watches)
+
+    def reset(self) -> None:
+        """Another episode."""
+        for watch in self._watches:
+            watch.reset()
+
+    def close(self) -> None:
+        """End the threads."""
+        for watch in self._watches:
+            watch.close()
+
+    def look(self, observation: Observation) -> tuple[Observation, list[str]]:
+        """As :meth:`CameraWatch.look`, of all images."""
+        n_steps = len(observation.timestamps)
+        frames: list[ImageArray | None] = []
+        warnings: list[str] = []
+        for index, watch in enumerate(self._watches):
+            own = observation.images[index * n_steps : (index + 1) * n_steps]
+            seen, found = watch.look(replace(observation, images=own))
+            frames += seen.decoded or ()
+            warnings += found
+        return replace(observation, decoded=tuple(frames)), warnings
+
+
+class Motion:
+    """How far the arms have moved from where they were; the farthest of them counts.
+
+    Args:
+        layout: of states.
+    """
+
+    def __init__(self, layout: ActionLayout) -> None:
+        self._layout = layout
+        self._first: FloatArray | None = None
+        self._metres, self._radians, self._joints = 0.0, 0.0, 0.0
+
+    def begin(self, state: FloatArray) -> None:
+        """From this state (D,) on."""
+        self._first, self._metres, self._radians, self._joints = state, 0.0, 0.0, 0.0
+
+    def add(self, state: FloatArray) -> None:
+        """Another state (D,)."""
+        assert self._first is not None
+        layout = self._layout
+        moved = np.linalg.norm(layout.positions(state) - layout.positions(self._first), axis=-1)
+        turned = geodesic_distance(layout.rotations(state), layout.rotations(self._first))
+        joints = np.abs(layout.joints(state) - layout.joints(self._first))
+        self._metres = float(moved.max(initial=self._metres))
+        self._radians = float(turned.max(initial=self._radians))
+        self._joints = float(joints.max(initial=self._joints))
+
+    def is_far(self, metres: float, radians: float) -> bool:
+        """Whether an arm has moved at least so far; a joint counts as a rotation."""
+        joint = radians * _JOINT_UNITS_IN_A_RADIAN.get(self._layout.joint_unit, 1.0)
+        return self._metres >= metres or self._radians >= radians or self._joints >= joint
+
+    def describe(self) -> str:
+        """How far, in words."""
+        said = []
+        if self._layout.has_pose:
+            said.append(f"{self._metres * 1000:.0f} mm and {np.degrees(self._radians):.0f} degrees")
+        if self._layout.has_joints:
+            said.append(f"a joint by {self._joints:.3g} {self._layout.joint_unit}")
+        return ", ".join(said)
 
 
 def _is_alike(size: Size, other: Size) -> bool:

@@ -57,19 +57,21 @@ class FastPath:
         self._policy = policy
         self._warm_start = settings.warm_start
         self._dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
-        (self._camera,) = policy.spec.rgb
-        core: Any = policy.obs_encoder.obs_nets[self._camera.key]
-        backbone = copy.deepcopy(core.backbone).to(dtype=self._dtype, memory_format=torch.channels_last)
-        if policy.device.type == "cpu":
-            self._settle_on_cpu(backbone, settings)
-        self._backbone = torch.compile(backbone) if settings.compile else backbone
-        self._after = core.nets[1:]
+        self._cameras = {camera.key: self._settled(camera.key, settings) for camera in policy.spec.rgb}
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
         self._capacity = settings.cached_frames
         policy.noise_scheduler.set_timesteps(policy.num_inference_steps)
         self._timesteps: list[int] = policy.noise_scheduler.timesteps.tolist()
         self.denoised_steps = _steps_to_denoise(policy, settings)
         self._denoiser = self._build_denoiser(settings)
+
+    def _settled(self, camera: str, settings: EngineSettings) -> tuple[Any, Any]:
+        """A camera's convolutions, in the layout and precision asked for, and what follows them."""
+        core: Any = self._policy.obs_encoder.obs_nets[camera]
+        backbone = copy.deepcopy(core.backbone).to(dtype=self._dtype, memory_format=torch.channels_last)
+        if self._policy.device.type == "cpu":
+            self._settle_on_cpu(backbone, settings)
+        return torch.compile(backbone) if settings.compile else backbone, core.nets[1:]
 
     def _settle_on_cpu(self, backbone: nn.Module, settings: EngineSettings) -> None:
         keep_freed_memory()
@@ -99,11 +101,9 @@ class FastPath:
 
     # ---- features ----
 
-    def key(self, image: bytes | ImageArray, state: NDArray[np.float64]) -> bytes:
-        """What a step's features depend on, as a short key."""
-        content = image if isinstance(image, bytes) else np.ascontiguousarray(image).data
-        shape = b"" if isinstance(image, bytes) else repr(image.shape).encode()
-        return hashlib.blake2b(content, digest_size=16, key=shape).digest() + state.tobytes()
+    def key(self, images: Sequence[bytes | ImageArray], state: NDArray[np.float64]) -> bytes:
+        """What a step's features depend on, as a short key: one image a camera, and the state."""
+        return b"".join(map(_hash, images)) + state.tobytes()
 
     def known(self, key: bytes) -> Tensor | None:
         """Features (1, Do) of a step that was seen before."""
@@ -123,14 +123,14 @@ class FastPath:
         tensors = {name: torch.from_numpy(value)[:, None] for name, value in prepared.items()}
         batch = observation_batch(policy.spec, tensors, 1, policy.device, check_finite=True)
         steps = {name: value[:, 0] for name, value in policy.normalizer.normalize(batch).items()}
-        images = steps.pop(self._camera.key)
-        if encoder.crop is not None:
-            images = encoder.crop(images)
-        maps = self._backbone(images.to(dtype=self._dtype, memory_format=torch.channels_last)).float()
+        for camera, (backbone, _) in self._cameras.items():
+            images = steps[camera] if encoder.crop is None else encoder.crop(steps[camera])
+            steps[camera] = backbone(images.to(dtype=self._dtype, memory_format=torch.channels_last)).float()
         encoded = {}
         for row, key in enumerate(keys):
             step = {name: value[row : row + 1] for name, value in steps.items()}
-            step[self._camera.key] = encoder.activate(self._after(maps[row : row + 1]))
+            for camera, (_, after) in self._cameras.items():
+                step[camera] = encoder.activate(after(step[camera]))
             encoded[key] = torch.cat([step[field.key] for field in policy.spec.obs], dim=-1)
         self._features.update(encoded)
         while len(self._features) > self._capacity:
@@ -174,6 +174,12 @@ class FastPath:
         rows = torch.arange(noise.shape[1], device=start.device).clamp(max=len(start) - 1)
         alpha = self._policy.noise_scheduler.alphas_cumprod[timestep].to(noise)
         return alpha.sqrt() * start[rows][None] + (1 - alpha).sqrt() * noise
+
+
+def _hash(image: bytes | ImageArray) -> bytes:
+    content = image if isinstance(image, bytes) else np.ascontiguousarray(image).data
+    shape = b"" if isinstance(image, bytes) else repr(image.shape).encode()
+    return hashlib.blake2b(content, digest_size=16, key=shape).digest()
 
 
 def _steps_to_denoise(policy: AcceleratedPolicy, settings: EngineSettings) -> int:

@@ -8,7 +8,8 @@ thing that a dataset does beforehand: quaternions are turned to the side on whic
 
 A feature does not depend on whether its neighbour was known, so a log can be replayed to the last bit.
 
-Legend of shapes: To observation steps, T horizon, Ta executed steps, Da = 8 action dimensions, Do feature width.
+Legend of shapes: To observation steps, T horizon, Ta executed steps, Da action dimensions, Do feature width. Actions
+and states are in the layout of messages (``wire``).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import functools
 import hashlib
 import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,15 +38,15 @@ from diffusion_policy.model.cpu.arithmetic import multiplies_bf16
 from diffusion_policy.policy.contract import Policy, PolicyModule
 from diffusion_policy.policy.default_sampler import Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.noise import window_noise
-from diffusion_policy.policy.quaternion_side import QuaternionSide
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.serve.engine.compute_threads import ComputeThreads
 from diffusion_policy.serve.engine.fast_path import FastPath
+from diffusion_policy.serve.engine.wire import QuaternionSides, Wire
 from diffusion_policy.serve.settings import EngineSettings, ServeError
 from diffusion_policy.serve.stages import Stages
 from diffusion_policy.serve.transport.images import decode_image
-from diffusion_policy.serve.transport.protocol import Observation
-from diffusion_policy.spec import POSE, POSE_GRIPPER, ImageArray, action_semantics, policy_observation
+from diffusion_policy.serve.transport.protocol import MessageForm, Observation
+from diffusion_policy.spec import POSE, POSE_GRIPPER, ImageArray, StepSpec, action_semantics, policy_observation
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class Engine(Protocol):
 
     n_obs_steps: int
     n_action_steps: int
+    form: MessageForm
 
     def infer(self, observation: Observation, seed: int, remainder: FloatArray | None, stages: Stages) -> Inference:
         """Answer one observation; ``remainder`` (n, Da), what the last sequence holds from now on, is a start."""
@@ -96,7 +98,7 @@ class Engine(Protocol):
         """A sentence for each state that training never saw; ``margin``: share of the range by which it may be left."""
 
     def action_range(self) -> tuple[FloatArray, FloatArray]:
-        """(8,) smallest and largest actions of training."""
+        """(Da,) smallest and largest actions of training."""
 
     def describe(self) -> dict[str, Any]:
         """What a client and a log should know: hashes, scheduler, steps, names, units."""
@@ -112,6 +114,7 @@ class PolicyEngine:
         max_pixels: of one image.
         identity: what :meth:`describe` says of the checkpoint.
         threads: judged again before each answer; None: torch's number stays as it is.
+        units: of action names whose unit their name does not tell, such as joints.
     """
 
     policy: PolicyModule
@@ -119,26 +122,17 @@ class PolicyEngine:
     max_pixels: int = 4096 * 2160
     identity: dict[str, Any] = field(default_factory=dict)
     threads: ComputeThreads | None = None
+    units: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         spec = self.policy.spec
-        if spec.action_names != POSE_GRIPPER:
-            grow = command("finetune_from_7d_to_8d", "--old_ckpt", "SERVED.ckpt", "--new_ckpt", "GROWN.ckpt")
-            raise ServeError(
-                f"the policy's action is {list(spec.action_names)}; clients expect {list(POSE_GRIPPER)}. A 7-D pose "
-                f"policy grows a gripper: {grow}"
-            )
-        unknown = [f.key for f in spec.low_dim if not set(f.names) <= set(POSE_GRIPPER)]
-        if unknown or len(spec.rgb) != 1:
-            raise ServeError(
-                f"the policy reads the cameras {[f.key for f in spec.rgb]} and the states "
-                f"{[f.key for f in spec.low_dim]}; the protocol carries one camera, a pose and a gripper"
-            )
+        self.wire = Wire(spec, self.units)
+        _check_served(self.wire, spec)
         set_sampler(self.policy, self.settings.scheduler, self.settings.steps)
         self.n_obs_steps = self.policy.n_obs_steps
         self.n_action_steps = self.policy.n_action_steps
-        self._camera = spec.rgb[0]
-        self._side = QuaternionSide.of(spec, self.policy.normalizer)
+        self.form = MessageForm(self.n_obs_steps, self.wire.layout, tuple(camera.key for camera in spec.rgb))
+        self._sides = QuaternionSides(self.wire, spec, self.policy.normalizer)
         self._decoders = ThreadPoolExecutor(self.n_obs_steps, "decode")  # frames of a request side by side
         self._fast = FastPath.of(self.policy, self.settings) if self._takes_the_fast_path() else None
 
@@ -184,7 +178,9 @@ class PolicyEngine:
             "normalizer_sha256": _normalizer_hash(policy),
             "trained_on": {name: provenance[name] for name in TRAINED_ON if name in provenance},
         }
-        return cls(policy, settings, max_pixels, identity, ComputeThreads(settings.threads, since))
+        semantics = provenance.get("action_semantics") or {}
+        units = dict(zip(semantics.get("names", ()), semantics.get("units", ()), strict=False))
+        return cls(policy, settings, max_pixels, identity, ComputeThreads(settings.threads, since), units)
 
     def infer(self, observation: Observation, seed: int, remainder: FloatArray | None, stages: Stages) -> Inference:
         """Answer one observation; equal for equal observation, seed and remainder.
@@ -204,28 +200,31 @@ class PolicyEngine:
         else:
             assert noise is not None
             features, encoded = self._features(self._fast, observation, stages)
+            start = None if remainder is None else self.wire.policy_actions(remainder)
             with stages.measure("denoise"):
-                sequence = self._fast.denoise(features, noise, generator, remainder, stages.check)
+                sequence = self._fast.denoise(features, noise, generator, start, stages.check)
         first = self.policy.first_executed
-        chunk = sequence.double().cpu().numpy()
+        chunk = self.wire.actions(sequence.double().cpu().numpy())
         return Inference(chunk[first : first + self.n_action_steps], chunk, first, encoded, torch.get_num_threads())
 
     def inspect(self, observation: Observation, seed: int) -> tuple[Prepared, Inference]:
         """The model's input, (To, ...) per key, beside the answer."""
-        frames = [self.decode(observation, step) for step in range(self.n_obs_steps)]
-        prepared = self.prepare(frames, self._turned(observation.states))
+        frames = [self.decode(observation, index) for index in range(len(observation.images))]
+        prepared = self.prepare(frames, self._sides.turned(observation.states))
         return prepared, self.infer(observation, seed, None, Stages())
 
     def _features(self, fast: FastPath, observation: Observation, stages: Stages) -> tuple[Tensor, int]:
         """(To, Do), and how many steps had to be encoded."""
-        states = self._turned(observation.states)
-        keys = [fast.key(image, state) for image, state in zip(observation.images, states, strict=True)]
+        states, n_steps = self._sides.turned(observation.states), self.n_obs_steps
+        views = [observation.images[step::n_steps] for step in range(n_steps)]  # of each step, by camera
+        keys = [fast.key(images, state) for images, state in zip(views, states, strict=True)]
         known = {key: fast.known(key) for key in keys}
         unseen = {key: step for step, key in enumerate(keys) if known[key] is None}
         if unseen:
             steps = list(unseen.values())
+            wanted = [camera * n_steps + step for camera in range(len(self.form.cameras)) for step in steps]
             with stages.measure("decode"):
-                frames = list(self._decoders.map(functools.partial(self.decode, observation), steps))
+                frames = list(self._decoders.map(functools.partial(self.decode, observation), wanted))
             with stages.measure("prepare"):
                 prepared = self.prepare(frames, states[steps])
             with stages.measure("encode"):
@@ -237,39 +236,40 @@ class PolicyEngine:
     ) -> Tensor:
         """As training evaluates: the whole policy, nothing kept; (T, Da)."""
         with stages.measure("decode"):
-            frames = [self.decode(observation, step) for step in range(self.n_obs_steps)]
+            frames = [self.decode(observation, index) for index in range(len(observation.images))]
         with stages.measure("prepare"):
-            prepared = self.prepare(frames, self._turned(observation.states))
+            prepared = self.prepare(frames, self._sides.turned(observation.states))
         with stages.measure("denoise"):
             batch = {key: torch.from_numpy(value)[None] for key, value in prepared.items()}
             answer = self.policy.predict_action(batch, noise, generator, before_step=stages.check)
             return answer["action_pred"][0]
 
-    def decode(self, observation: Observation, step: int) -> ImageArray:
-        """The frame of one step, RGB; ProtocolError if it is none."""
-        if observation.decoded is not None and (frame := observation.decoded[step]) is not None:
+    def decode(self, observation: Observation, index: int) -> ImageArray:
+        """The frame of one image of an observation, RGB; ProtocolError if it is none."""
+        if observation.decoded is not None and (frame := observation.decoded[index]) is not None:
             return frame
-        return decode_image(observation.images[step], self.max_pixels, f"images[{step}]")
+        return decode_image(observation.images[index], self.max_pixels, f"images[{index}]")
 
     def prepare(self, frames: Sequence[ImageArray], states: FloatArray) -> Prepared:
-        """Frames of any size and states (n, 8) -> policy input (n, ...), by the way that training takes, too."""
-        raw: Prepared = {self._camera.key: np.stack([resize_frame(f, *self._camera.width_height) for f in frames])}
-        columns = {name: states[:, index] for index, name in enumerate(POSE_GRIPPER)}
-        for field_ in self.policy.spec.low_dim:
-            raw[field_.key] = np.stack([columns[name] for name in field_.names], axis=1)
+        """Frames of any size and states (n, Da) -> policy input (n, ...), by the way that training takes, too.
+
+        The frames are n of the first camera, then n of the next.
+        """
+        raw: Prepared = {**self.wire.observed(states)}
+        for index, camera in enumerate(self.policy.spec.rgb):
+            own = frames[index * len(states) : (index + 1) * len(states)]
+            raw[camera.key] = np.stack([resize_frame(frame, *camera.width_height) for frame in own])
         return policy_observation(self.policy.spec, raw)
 
     def warm_up(self, requests: int = 3) -> None:
         """Answer a grey image at the middle of the training range, so that the first robot does not wait longer."""
-        frame = np.full((*self._camera.width_height[::-1], 3), 128, dtype=np.uint8)
-        low, high = self.action_range()
-        pose = (low + high)[:7] / 2
-        pose[3:7] /= np.linalg.norm(pose[3:7])
-        n = self.n_obs_steps
+        sizes = [camera.width_height[::-1] for camera in self.policy.spec.rgb]
+        frames = [np.full((*size, 3), 128, dtype=np.uint8) for size in sizes]
+        states = np.tile(self.wire.middle(*self.action_range()), (self.n_obs_steps, 1))
+        times = np.arange(self.n_obs_steps) / 10
         for request in range(requests):
-            images = tuple(frame + np.uint8(request) for _ in range(n))
-            observation = Observation(images, np.tile(pose, (n, 1)), np.ones((n, 1)), np.arange(n) / 10)
-            self.infer(observation, request, None, Stages())
+            images = [frame + np.uint8(request) for frame in frames for _ in range(self.n_obs_steps)]
+            self.infer(self.form.observation(images, states, times), request, None, Stages())
 
     # ---- what training saw ----
 
@@ -278,23 +278,24 @@ class PolicyEngine:
 
         That is one outside the range by more than this share of it, or between two values where there were only these.
         """
-        newest = self._turned(observation.states)[-1]
-        found = []
+        observed, found = self.wire.observed(self._sides.turned(observation.states)), []
         for field_ in self.policy.spec.low_dim:
             low, high = self._range(field_.key)
-            value = newest[[POSE_GRIPPER.index(name) for name in field_.names]]
+            value = observed[field_.key][-1]
             slack = np.maximum(margin * (high - low), RANGE_EPSILON)
             outside = (value < low - slack) | (value > high + slack)
             off = np.minimum(np.abs(value - low), np.abs(value - high)) > BINARY_SLACK * (high - low)
-            between = self._has_two_values(field_.key) & off & [name not in POSE for name in field_.names]
+            between = (
+                self._has_two_values(field_.key) & off & [name not in self.wire.motion_names for name in field_.names]
+            )
             for i in np.flatnonzero(outside | between):
                 seen = f"only {low[i]:g} and {high[i]:g}" if between[i] else f"{low[i]:.4f} to {high[i]:.4f}"
                 found.append(f"{field_.key} {field_.names[i]} is {value[i]:.4f}; training saw {seen}")
         return found
 
     def action_range(self) -> tuple[FloatArray, FloatArray]:
-        """(8,) smallest and largest actions of training."""
-        return self._range("action")
+        """(Da,) smallest and largest actions of training."""
+        return self.wire.range(*self._range("action"))
 
     def _range(self, key: str) -> tuple[FloatArray, FloatArray]:
         return self._statistic(key, "min"), self._statistic(key, "max")
@@ -314,13 +315,10 @@ class PolicyEngine:
         largest = (high - mean) * (mean - low)
         return (high > low) & (deviation**2 >= (1 - TWO_VALUES_SLACK) * largest)
 
-    def _turned(self, states: FloatArray) -> FloatArray:
-        """States (To, 8) with continuous quaternion signs, on the side on which they were recorded."""
-        return self._side.turned(states, range(3, 7))
-
     def describe(self) -> dict[str, Any]:
         """What a client and a log should know."""
         threads = torch.get_num_threads() if self.threads is None else self.threads.count  # torch's is of each thread
+        layout = self.wire.layout
         return {
             **self.identity,
             "weights": self.settings.weights,
@@ -338,10 +336,41 @@ class PolicyEngine:
             "n_obs_steps": self.n_obs_steps,
             "n_action_steps": self.n_action_steps,
             "horizon": self.policy.horizon,
-            "cameras": [self._camera.key],
-            "image_size": list(self._camera.width_height),
-            "action_semantics": action_semantics(self.policy.spec.action_names),
+            "cameras": list(self.form.cameras),
+            **self._image_sizes(),
+            "action_semantics": action_semantics(layout.names, dict(zip(layout.names, layout.units, strict=True))),
+            **self.form.metadata(),
         }
+
+    def _image_sizes(self) -> dict[str, Any]:
+        """(width, height) of the policy's pictures; by camera where there are several."""
+        sizes = {camera.key: list(camera.width_height) for camera in self.policy.spec.rgb}
+        return {"image_size": next(iter(sizes.values()))} if len(sizes) == 1 else {"image_sizes": sizes}
+
+
+def _check_served(wire: Wire, spec: StepSpec) -> None:
+    """ServeError for a policy whose actions no guard can judge, or whose observations no message carries."""
+    layout, names = wire.layout, list(spec.action_names)
+    if not (layout.has_pose or layout.has_joints) or spec.action_names == POSE:
+        grow = command("finetune_from_7d_to_8d", "--old_ckpt", "SERVED.ckpt", "--new_ckpt", "GROWN.ckpt")
+        raise ServeError(
+            f"the policy's action is {names}; clients expect {list(POSE_GRIPPER)}. A 7-D pose "
+            f"policy grows a gripper: {grow}"
+        )
+    limited = {*layout.motion_columns, *layout.gripper_columns}
+    others = [name for column, name in enumerate(layout.names) if column not in limited]
+    if others:
+        raise ServeError(
+            f"the policy's action is {names}; the motion guard limits poses, joints and grippers, and has no limit for "
+            f"{others}. Train without them"
+        )
+    unknown = wire.unknown_keys
+    if unknown or not spec.rgb:
+        raise ServeError(
+            f"the policy reads the cameras {[camera.key for camera in spec.rgb]} and the states "
+            f"{[state.key for state in spec.low_dim]}; the protocol carries cameras, one at least, and "
+            f"{list(layout.names)}" + (f", which do not hold {unknown}" if unknown else "")
+        )
 
 
 def processor_name() -> str:

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from diffusion_policy.run_log.session_log import SessionLog
-from diffusion_policy.serve.checks.motion_guard import GuardSettings, MotionGuard
+from diffusion_policy.serve.checks.motion_guard import MotionGuard, MotionLimits
 from diffusion_policy.serve.engine import Engine
 from diffusion_policy.serve.session import Session, Slot
 from diffusion_policy.serve.settings import ServeSettings
@@ -216,8 +216,8 @@ class Host:
         self.engine = engine
         self.settings = settings
         low, high = engine.action_range()
-        margin = settings.workspace_margin_m
-        self.guard: GuardSettings = settings.guard.within(np.asarray(low)[:3] - margin, np.asarray(high)[:3] + margin)
+        layout, margin = engine.form.layout, settings.workspace_margin_m
+        self.limits = MotionLimits.within(settings.guard, layout, np.asarray(low), np.asarray(high), margin)
         self.token = settings.token()  # once: a file that is gone later neither opens the door nor breaks it
         self.stopping = asyncio.Event()
         self.slot = Slot()
@@ -236,7 +236,7 @@ class Host:
         session = Session(
             self.engine,
             self.settings,
-            MotionGuard(self.guard),
+            MotionGuard(self.limits),
             self.slot,
             log,
             token=self.token,
@@ -304,4 +304,4 @@ class Host:
 
     def _log_meta(self) -> dict[str, Any]:
         settings = asdict(self.settings)
-        return {**self.engine.describe(), "guard": MotionGuard(self.guard).limits.to_json(), "settings": settings}
+        return {**self.engine.describe(), "guard": self.limits.to_json(), "settings": settings}

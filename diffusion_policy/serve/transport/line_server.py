@@ -72,7 +72,7 @@ async def _receive(host: Host, connection: Connection, reader: asyncio.StreamRea
     except asyncio.LimitOverrunError:
         refusal = ProtocolError("oversized", f"more than {limits.message_bytes} bytes in a line")
     stages.add("receive", time.perf_counter() - started)
-    read = functools.partial(parse_line, line, host.engine.n_obs_steps, limits)
+    read = functools.partial(parse_line, line, host.engine.form, limits)
     return Request(read, Arrival(time.monotonic(), stages), len(line), refusal)
 
 

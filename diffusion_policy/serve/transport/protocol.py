@@ -7,6 +7,11 @@
         optional: "intervention": true, a person drives in place of the policy (it is logged, and changes no answer)
                                                               <- {"type": "error", "code": ..., "message": ...}
 
+That is the form of a policy whose action is a pose and a gripper, with one camera. For any other action, metadata holds
+"state_names": D names (rotations as quaternions, several arms as "left.x"), and in place of "poses" and "grippers" an
+observation carries "states": [[D] ...] in that order; so is each row of "action". Of several cameras ("cameras" in
+metadata) "images" is an object: {"front": [base64 JPEG, oldest first], "wrist": [...]}.
+
 Old clients never send "hello", read one line per observation, hold their pose when its type is not "action", and ignore
 fields they do not know. "inspect" is an observation that is answered with the model's input and no action, where the
 server allows it (scripts/check_parity.py). The second transport carries the same messages as msgpack. A message is
@@ -22,7 +27,7 @@ import binascii
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +35,9 @@ from numpy.typing import NDArray
 
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.geometry import check_unit_quaternions
-from diffusion_policy.spec import INTERVENTION, POSE, ImageArray, SpecError
+from diffusion_policy.serve.transport.observations import MessageForm as MessageForm
+from diffusion_policy.serve.transport.observations import Observation as Observation
+from diffusion_policy.spec import INTERVENTION, POSE, ActionLayout, ImageArray, SpecError
 
 DEFAULT_PORT = 8007
 
@@ -38,7 +45,7 @@ ErrorCode = Literal[
     "malformed",  # not one JSON object a line, or fields of the wrong type
     "oversized",  # more bytes or pixels than the limits allow
     "unknown_type",  # a message type this server does not know
-    "wrong_frames",  # not n_obs_steps images, poses, grippers and timestamps
+    "wrong_frames",  # not n_obs_steps images, poses, grippers and timestamps, or other cameras
     "bad_image",  # does not decode
     "bad_state",  # NaN, or a quaternion that is none
     "stale",  # older than the limit, or older than the one before
@@ -95,40 +102,10 @@ class Hello:
     token: str | None = None
 
 
-@dataclass(frozen=True)
-class Observation:
-    """The last n_obs_steps steps, oldest first.
-
-    Attributes:
-        images: encoded JPEGs or PNGs, or raw frames (H, W, 3) uint8 RGB (new transport only).
-        poses: (To, 7) float64, metres and quaternion xyzw.
-        grippers: (To, 1) float64, 1 = open.
-        timestamps: (To,) seconds on the client's clock.
-        send_timestamp: unix seconds on the client's clock; None from the oldest clients.
-        inspect: asks for the model's input in place of an action; see ``inspection_reply``.
-        decoded: frames (H, W, 3) uint8 RGB of the images as far as they are decoded already; None for the others.
-        intervention: a person drives at the newest step.
-    """
-
-    images: tuple[bytes | ImageArray, ...]
-    poses: NDArray[np.float64]
-    grippers: NDArray[np.float64]
-    timestamps: NDArray[np.float64]
-    send_timestamp: float | None = None
-    inspect: bool = False
-    decoded: tuple[ImageArray | None, ...] | None = None
-    intervention: bool = False
-
-    @property
-    def states(self) -> NDArray[np.float64]:
-        """(To, 8) pose and gripper of each step, in the order of ``spec.POSE_GRIPPER``."""
-        return np.concatenate([self.poses, self.grippers], axis=1)
-
-
 Message = Reset | Hello | Observation
 
 
-def parse_line(line: bytes, n_obs_steps: int, limits: Limits) -> Message:
+def parse_line(line: bytes, form: MessageForm, limits: Limits) -> Message:
     """Read one line of a client.
 
     Raises:
@@ -140,10 +117,10 @@ def parse_line(line: bytes, n_obs_steps: int, limits: Limits) -> Message:
         message = json.loads(line, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # also: not UTF-8, or an integer of thousands of digits
         raise ProtocolError("malformed", f"not one JSON object a line: {error}") from error
-    return parse_message(message, n_obs_steps, limits)
+    return parse_message(message, form, limits)
 
 
-def parse_message(message: Any, n_obs_steps: int, limits: Limits) -> Message:
+def parse_message(message: Any, form: MessageForm, limits: Limits) -> Message:
     """Read a decoded message of either transport; ProtocolError with the code that the client is told."""
     if not isinstance(message, dict):
         raise ProtocolError("malformed", f"expected an object, found {type(message).__name__}")
@@ -155,49 +132,88 @@ def parse_message(message: Any, n_obs_steps: int, limits: Limits) -> Message:
             token = message.get("token")
             return Hello(token if isinstance(token, str) else None)
         case "observation" | "inspect":
-            return parse_observation(message, n_obs_steps, limits)
+            return parse_observation(message, form, limits)
         case _:
             shown = repr(kind[:40]) if isinstance(kind, str) else f"is {type(kind).__name__}"
             raise ProtocolError("unknown_type", f"type {shown}; expected observation, reset or hello")
 
 
-def parse_observation(message: Mapping[str, Any], n_obs_steps: int, limits: Limits) -> Observation:
+def parse_observation(message: Mapping[str, Any], form: MessageForm, limits: Limits) -> Observation:
     """Check an observation message, decode its base64, and leave the images encoded.
 
     Raises:
         ProtocolError: malformed, oversized, wrong_frames or bad_state.
     """
-    steps = {key: _sequence(message, key, n_obs_steps) for key in ("images", "poses", "grippers", "timestamps")}
-    poses = _numbers(steps["poses"], (n_obs_steps, len(POSE)), "poses")
-    try:
-        check_unit_quaternions(poses[:, 3:7], "poses", tolerance=0.05)
-    except SpecError as error:
-        raise ProtocolError("bad_state", str(error)) from error
+    n_obs_steps, layout = form.n_obs_steps, form.layout
+    _check_form(message, form)
+    steps = {"images": _image_lists(message, form)}
+    carried = ("poses", "grippers") if form.is_pose_and_gripper else ("states",)
+    steps |= {key: _sequence(message.get(key), key, n_obs_steps) for key in (*carried, "timestamps")}
+    if form.is_pose_and_gripper:
+        poses = _numbers(steps["poses"], (n_obs_steps, len(POSE)), "poses")
+        _check_quaternions(poses, ActionLayout.of(POSE), "poses")
+    else:
+        states = _numbers(steps["states"], (n_obs_steps, len(layout.names)), "states", layout.names)
+        _check_quaternions(states, layout, "states")
     timestamps = _numbers(steps["timestamps"], (n_obs_steps,), "timestamps")
     if (np.diff(timestamps) < 0).any():
         raise ProtocolError("bad_state", f"timestamps {timestamps.tolist()} run backwards; oldest first is expected")
     sent, intervention = message.get("send_timestamp"), message.get(INTERVENTION, False)
     if not isinstance(intervention, bool):
         raise ProtocolError("malformed", f"{INTERVENTION} is {type(intervention).__name__}; expected true or false")
-    return Observation(
-        images=tuple(_read_image(image, limits) for image in steps["images"]),
-        poses=poses,
-        grippers=_numbers(steps["grippers"], (n_obs_steps, 1), "grippers"),
-        timestamps=timestamps,
+    images = tuple(_read_image(image, limits) for image in steps["images"])
+    if form.is_pose_and_gripper:
+        states = np.concatenate([poses, _numbers(steps["grippers"], (n_obs_steps, 1), "grippers")], axis=1)
+    return replace(
+        form.observation(images, states, timestamps),
         send_timestamp=None if sent is None else float(_numbers([sent], (1,), "send_timestamp")[0]),
         inspect=message.get("type") == "inspect",
         intervention=intervention,
     )
 
 
+def _check_form(message: Mapping[str, Any], form: MessageForm) -> None:
+    """Refuse the message of another policy, by name of what it carries and what is expected."""
+    n_obs_steps, found = form.n_obs_steps, [key for key in ("poses", "grippers", "states") if key in message]
+    if form.is_pose_and_gripper and found == ["states"]:
+        expected = f"poses ({n_obs_steps}, 7) and grippers ({n_obs_steps}, 1)"
+    elif not form.is_pose_and_gripper and "states" not in found:
+        expected = f"states ({n_obs_steps}, {len(form.layout.names)}): {' '.join(form.layout.names)}"
+    else:
+        return
+    raise ProtocolError("malformed", f"the message carries {' and '.join(found) or 'no state'}; expected {expected}")
+
+
+def _image_lists(message: Mapping[str, Any], form: MessageForm) -> list[Any]:
+    """The images, one camera's after another's."""
+    images = message.get("images")
+    if len(form.cameras) == 1:
+        return _sequence(images, "images", form.n_obs_steps)
+    expected = f"one list of {form.n_obs_steps} by camera: {', '.join(form.cameras)}"
+    if not isinstance(images, dict):
+        raise ProtocolError("malformed", f"images is {type(images).__name__}; expected {expected}")
+    if set(images) != set(form.cameras):
+        raise ProtocolError("wrong_frames", f"images has {sorted(map(str, images))}; expected {expected}")
+    lists = [_sequence(images[camera], f"images.{camera}", form.n_obs_steps, "images") for camera in form.cameras]
+    return [image for camera in lists for image in camera]
+
+
+def _check_quaternions(states: NDArray[np.float64], layout: ActionLayout, key: str) -> None:
+    rotations = np.moveaxis(layout.rotations(states), 1, 0)
+    for arm, quaternions in zip(layout.labels("rotation"), rotations, strict=True):
+        try:
+            check_unit_quaternions(quaternions, f"{key} of {arm}" if arm else key, tolerance=0.05)
+        except SpecError as error:
+            raise ProtocolError("bad_state", str(error)) from error
+
+
 def _refuse_constant(name: str) -> float:
     raise ProtocolError("bad_state", f"{name} is no number an arm can be at")
 
 
-def _sequence(message: Mapping[str, Any], key: str, n_obs_steps: int) -> list[Any]:
-    value = message.get(key)
+def _sequence(value: Any, key: str, n_obs_steps: int, kind: str | None = None) -> list[Any]:
     if isinstance(value, np.ndarray) and value.ndim:
-        value = list(value) if key == "images" else value.tolist()
+        value = list(value) if (kind or key) == "images" else value.tolist()
     if not isinstance(value, list):
         raise ProtocolError("malformed", f"{key} is {type(value).__name__}; expected a list of {n_obs_steps}")
     if len(value) != n_obs_steps:
@@ -205,7 +221,7 @@ def _sequence(message: Mapping[str, Any], key: str, n_obs_steps: int) -> list[An
     return value
 
 
-def _numbers(values: Sequence[Any], shape: tuple[int, ...], key: str) -> NDArray[np.float64]:
+def _numbers(values: Sequence[Any], shape: tuple[int, ...], key: str, names: Sequence[str] = ()) -> NDArray[np.float64]:
     flat = values if len(shape) == 1 else [number for row in values if isinstance(row, list) for number in row]
     if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in flat):
         raise ProtocolError("malformed", f"{key} holds something that is not a number")
@@ -214,7 +230,8 @@ def _numbers(values: Sequence[Any], shape: tuple[int, ...], key: str) -> NDArray
     except (ValueError, TypeError, OverflowError) as error:
         raise ProtocolError("malformed", f"{key} is no table of numbers: {error}") from error
     if array.shape != shape:
-        raise ProtocolError("malformed", f"{key} has shape {array.shape}; expected {shape}")
+        said = f": {' '.join(names)}" if names else ""
+        raise ProtocolError("malformed", f"{key} has shape {array.shape}; expected {shape}{said}")
     if not np.isfinite(array).all():
         raise ProtocolError("bad_state", f"{key} holds NaN or infinity")
     return array
@@ -275,7 +292,7 @@ def array_from_json(entry: Mapping[str, Any]) -> NDArray[Any]:
 
 
 def action_reply(actions: NDArray[np.floating[Any]]) -> dict[str, Any]:
-    """The reply that moves an arm: (n_action_steps, 8), finite."""
+    """The reply that moves an arm: (n_action_steps, D), finite."""
     return {"type": "action", "action": actions.tolist()}
 
 

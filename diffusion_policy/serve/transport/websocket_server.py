@@ -1,9 +1,9 @@
 """The second transport: WebSocket and msgpack, as openpi's clients speak it.
 
 On connect the server sends its metadata, as those clients expect. A request is a map with the entries of the line
-protocol (``images`` as encoded bytes or raw RGB frames, ``poses``, ``grippers``, ``timestamps``); without "type" it is
-an observation. The answer is a map with ``actions`` (n_action_steps, 8) and the line protocol's extra entries; an error
-is a text frame, "code: message", after which openpi's client raises. ``GET /healthz`` answers OK.
+protocol (``images`` as encoded bytes or raw RGB frames, ``poses``, ``grippers`` or ``states``, ``timestamps``); without
+"type" it is an observation. The answer is a map with ``actions`` (n_action_steps, D) and the line protocol's extra
+entries; an error is a text frame, "code: message", after which openpi's client raises. ``GET /healthz`` answers OK.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from websockets.http11 import Response
 from diffusion_policy.serve.stages import Stages
 from diffusion_policy.serve.transport.arrays import pack, unpack
 from diffusion_policy.serve.transport.host import Host
-from diffusion_policy.serve.transport.protocol import Limits, Message, ProtocolError, parse_message
+from diffusion_policy.serve.transport.protocol import Limits, Message, MessageForm, ProtocolError, parse_message
 from diffusion_policy.serve.transport.request import Arrival, Reply, Request
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ async def _serve(host: Host, websocket: ServerConnection) -> None:
 
         async def receive() -> Request:
             data = await connection.wait_for(websocket.recv())
-            read = functools.partial(_parse, data, host.engine.n_obs_steps, host.settings.limits)
+            read = functools.partial(_parse, data, host.engine.form, host.settings.limits)
             return Request(read, Arrival(time.monotonic(), Stages()), len(data))
 
         try:
@@ -88,13 +88,13 @@ async def _serve(host: Host, websocket: ServerConnection) -> None:
             logger.info("%s is gone: %s", websocket.remote_address, error or type(error).__name__)
 
 
-def _parse(data: str | bytes, n_obs_steps: int, limits: Limits) -> Message:
+def _parse(data: str | bytes, form: MessageForm, limits: Limits) -> Message:
     if isinstance(data, str):
         raise ProtocolError("malformed", "a text frame; expected binary msgpack")
     message = unpack(data)
     if isinstance(message, dict):
         message = {"type": "observation", **message}
-    return parse_message(message, n_obs_steps, limits)
+    return parse_message(message, form, limits)
 
 
 def _encode(message: dict[str, Any]) -> str | bytes:

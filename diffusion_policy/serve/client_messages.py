@@ -1,0 +1,189 @@
+"""What clients send and what they read of an answer: checked before it leaves, and before an arm sees it.
+
+Legend of shapes: To observation steps, n actions, D numbers of an action.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.serve.transport.observations import STATE_NAMES
+from diffusion_policy.spec import POSE, POSE_GRIPPER
+
+Images = Sequence[Any] | Mapping[str, Sequence[Any]]
+
+
+class ServerError(WorkspaceError):
+    """The server answered an error, or not at all: there is no action, so hold the pose. ``code``: see ``protocol``."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Actions for the arm.
+
+    Attributes:
+        actions: (n, 8) absolute pose, metres and xyzw, then gripper, 1 = open; of another policy (n, D), in the order
+            of the server's ``state_names``.
+        timestamps: (n,) when each is meant, seconds on the client's clock.
+        reply: everything that the server said.
+    """
+
+    actions: NDArray[np.float64]
+    timestamps: NDArray[np.float64]
+    reply: Mapping[str, Any] = field(default_factory=dict)
+
+    def due(self, now: float) -> NDArray[np.float64]:
+        """The actions whose time is not over: (m, D), m <= n; a step counts until half a step after its time."""
+        half = float(np.median(np.diff(self.timestamps))) / 2 if len(self.timestamps) > 1 else 0.0
+        return self.actions[self.timestamps + half >= now]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a server expects of an observation, as its metadata says.
+
+    Attributes:
+        state_names: of ``states``; None: poses and grippers.
+        cameras: keys of the images.
+    """
+
+    state_names: tuple[str, ...] | None
+    cameras: tuple[str, ...]
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> Asked:
+        """ServerError where the metadata is none of this protocol."""
+        names, cameras = metadata.get(STATE_NAMES), metadata.get("cameras", ["image"])
+        for value in ([] if names is None else names, cameras):
+            if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+                raise ServerError("malformed", f"the server's metadata names {value!r}; expected a list of names")
+        return cls(None if names is None else tuple(names), tuple(cameras))
+
+    @property
+    def width(self) -> int:
+        """D: of an action."""
+        return len(POSE_GRIPPER if self.state_names is None else self.state_names)
+
+    def numbers(
+        self,
+        poses: ArrayLike | None,
+        grippers: ArrayLike | None,
+        timestamps: ArrayLike | None,
+        states: ArrayLike | None,
+    ) -> dict[str, NDArray[np.float64]]:
+        """What was measured, finite, by key of the message; ServerError where it is not what the server expects."""
+        given = {"timestamps": timestamps, "poses": poses, "grippers": grippers, "states": states}
+        keys = ("poses", "grippers", "timestamps") if self.state_names is None else ("states", "timestamps")
+        found = [key for key, value in given.items() if value is not None and key != "timestamps"]
+        if (states is None) != (self.state_names is None):
+            said = " and ".join(found) or "no state"
+            names = "" if self.state_names is None else f" of {' '.join(self.state_names)}"
+            expected = f"{' and '.join(keys[:-1])}{names}"
+            raise ServerError("malformed", f"not sent: {said} given; this server expects {expected}")
+        checked = _numbers({key: given[key] for key in given if key in keys}, self.width)
+        return {key: checked[key] for key in keys}
+
+    def frames(self, images: Images, kinds: tuple[type, ...], count: int) -> list[Any] | dict[str, list[Any]]:
+        """The pictures, one for each timestamp; by camera where there are several. ServerError otherwise."""
+        if len(self.cameras) == 1:
+            return _frames(images, kinds, count)
+        if not isinstance(images, Mapping) or set(images) != set(self.cameras):
+            given = sorted(map(str, images)) if isinstance(images, Mapping) else type(images).__name__
+            raise ServerError(
+                "wrong_frames", f"not sent: images are {given}; expected {count} by camera: {', '.join(self.cameras)}"
+            )
+        return {camera: _frames(images[camera], kinds, count, f"images.{camera}") for camera in self.cameras}
+
+
+def observation(
+    kind: str,
+    images: Images,
+    poses: ArrayLike | None = None,
+    grippers: ArrayLike | None = None,
+    timestamps: ArrayLike | None = None,
+    *,
+    states: ArrayLike | None = None,
+    asked: Asked = Asked(None, ("image",)),
+) -> dict[str, Any]:
+    """A message of the line protocol: "observation", or "inspect".
+
+    Raises:
+        ServerError: what was measured is no observation, or not the server's; it is not sent.
+    """
+    numbers = asked.numbers(poses, grippers, timestamps, states)
+    frames = asked.frames(images, (bytes,), len(numbers["timestamps"]))
+    return {
+        "type": kind,
+        "images": _base64(frames) if isinstance(frames, list) else {key: _base64(own) for key, own in frames.items()},
+        **{name: value.tolist() for name, value in numbers.items()},
+        "send_timestamp": time.time(),
+    }
+
+
+def _base64(images: Sequence[bytes]) -> list[str]:
+    return [base64.b64encode(image).decode("ascii") for image in images]
+
+
+def _numbers(given: Mapping[str, ArrayLike | None], width: int) -> dict[str, NDArray[np.float64]]:
+    """Timestamps (To,), which come first, poses (To, 7), grippers (To, 1) or states (To, D), finite.
+
+    ServerError otherwise.
+    """
+    found: dict[str, NDArray[np.float64]] = {}
+    for name, value in given.items():
+        try:
+            array = np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ServerError("malformed", f"not sent: {name} are no numbers: {error}") from error
+        count = len(found["timestamps"]) if found else array.shape[0] if array.ndim else 0
+        columns = {"poses": (len(POSE),), "grippers": (1,), "states": (width,)}
+        shape = (count, *columns.get(name, ()))
+        if name == "grippers" and array.size == count:
+            array = array.reshape(shape)
+        if array.shape != shape or count == 0:
+            raise ServerError("malformed", f"not sent: {name} have shape {array.shape}; expected {shape}")
+        if not np.isfinite(array).all():
+            raise ServerError("bad_state", f"not sent: {name} hold NaN or infinity: {array.tolist()}")
+        found[name] = array
+    return found
+
+
+def _frames(images: Any, kinds: tuple[type, ...], count: int, where: str = "images") -> list[Any]:
+    """One picture for each timestamp; ServerError otherwise."""
+    if not isinstance(images, Sequence | np.ndarray) or isinstance(images, str | bytes):
+        raise ServerError("malformed", f"not sent: {where} are {type(images).__name__}; expected {count} pictures")
+    if len(images) != count:
+        raise ServerError("wrong_frames", f"not sent: {len(images)} {where} for {count} timestamps")
+    frames = [bytes(image) if isinstance(image, bytearray | memoryview) else image for image in images]
+    for index, image in enumerate(frames):
+        if not isinstance(image, kinds):
+            expected = " or ".join(
+                {"bytes": "an encoded JPEG or PNG (bytes)"}.get(k.__name__, "a frame") for k in kinds
+            )
+            raise ServerError("bad_image", f"not sent: {where}[{index}] is {type(image).__name__}; expected {expected}")
+    return frames
+
+
+def read_chunk(reply: Mapping[str, Any], key: str, width: int) -> Chunk:
+    """What a reply commands; ServerError unless it is finite actions (n, ``width``), each with its time."""
+    try:
+        actions, times = (np.asarray(reply[name], dtype=np.float64) for name in (key, "timestamps"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ServerError("malformed", f"the answer holds no chunk of actions with their times: {error!r}") from error
+    if actions.ndim != 2 or len(actions) == 0 or actions.shape[1] != width or times.shape != (len(actions),):
+        raise ServerError("malformed", f"the answer's actions are {actions.shape}, their times {times.shape}")
+    if not (np.isfinite(actions).all() and np.isfinite(times).all()):
+        raise ServerError("malformed", "the answer's actions or times hold NaN or infinity")
+    return Chunk(actions, times, reply)

@@ -1,0 +1,96 @@
+"""An observation of either transport, and the form that one policy's observations have.
+
+The form of a pose and a gripper is the one that robot clients have always sent: ``poses`` and ``grippers``. Any other
+policy's carries ``states``, numbers by the names of a layout; several cameras carry images by key.
+
+Legend of shapes: To observation steps, D numbers of the layout, G grippers, K cameras.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.spec import POSE, POSE_GRIPPER, ActionLayout, ImageArray
+
+FloatArray = NDArray[np.float64]
+STATE_NAMES = "state_names"  # of metadata: names of the numbers of ``states``, where these are carried
+_POSE_AND_GRIPPER = ActionLayout.of(POSE_GRIPPER)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The last n_obs_steps steps, oldest first.
+
+    Attributes:
+        images: (K times To) encoded JPEGs or PNGs, or raw frames (H, W, 3) uint8 RGB (new transport only); one camera
+            after another, in the policy's order.
+        poses: (To, 7) float64, metres and quaternion xyzw; (To, 0) where ``measured`` is given.
+        grippers: (To, 1) float64, 1 = open; (To, 0) as above.
+        timestamps: (To,) seconds on the client's clock.
+        send_timestamp: unix seconds on the client's clock; None from the oldest clients.
+        inspect: asks for the model's input in place of an action; see ``inspection_reply``.
+        decoded: frames (H, W, 3) uint8 RGB of the images as far as they are decoded already; None for the others.
+        intervention: a person drives at the newest step.
+        measured: (To, D) states of a layout that is no pose and gripper.
+    """
+
+    images: tuple[bytes | ImageArray, ...]
+    poses: FloatArray
+    grippers: FloatArray
+    timestamps: FloatArray
+    send_timestamp: float | None = None
+    inspect: bool = False
+    decoded: tuple[ImageArray | None, ...] | None = None
+    intervention: bool = False
+    measured: FloatArray | None = None
+
+    @property
+    def states(self) -> FloatArray:
+        """(To, D) of each step, in the order of the layout: by default (To, 8), ``spec.POSE_GRIPPER``."""
+        return np.concatenate([self.poses, self.grippers], axis=1) if self.measured is None else self.measured
+
+
+@dataclass(frozen=True)
+class MessageForm:
+    """What the observations for one policy carry.
+
+    Attributes:
+        n_obs_steps: To.
+        layout: of states and actions, rotations as quaternions.
+        cameras: the policy's image keys, in its order.
+    """
+
+    n_obs_steps: int
+    layout: ActionLayout = _POSE_AND_GRIPPER
+    cameras: tuple[str, ...] = ("image",)
+
+    @property
+    def is_pose_and_gripper(self) -> bool:
+        """Whether states are carried as ``poses`` and ``grippers``."""
+        return self.layout.names == POSE_GRIPPER
+
+    def metadata(self) -> dict[str, Any]:
+        """What a client must know of it beside the action's names and the cameras."""
+        return {} if self.is_pose_and_gripper else {STATE_NAMES: list(self.layout.names)}
+
+    def observation(
+        self, images: Sequence[bytes | ImageArray], states: FloatArray, timestamps: FloatArray
+    ) -> Observation:
+        """One of images (K times To), states (To, D) and timestamps (To,)."""
+        if self.is_pose_and_gripper:
+            poses, grippers = np.split(states, [len(POSE)], axis=1)
+            return Observation(tuple(images), poses, grippers, timestamps)
+        nothing = np.empty((len(states), 0))
+        return Observation(tuple(images), nothing, nothing, timestamps, measured=states)
+
+    def with_grippers(self, observation: Observation, convert: Callable[[FloatArray], FloatArray]) -> Observation:
+        """The observation with its grippers (To, G) converted to another scale."""
+        if observation.measured is None:
+            return replace(observation, grippers=convert(observation.grippers))
+        grippers = convert(self.layout.grippers(observation.measured))
+        return replace(observation, measured=self.layout.replaced(observation.measured, grippers=grippers))
