@@ -31,6 +31,7 @@ from diffusion_policy.commands import command
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.policy.registry import POLICY_TARGETS, policy_class
 from diffusion_policy.resolvers import check_interpolations, register_resolvers
+from diffusion_policy.shape_meta import find_step_spec
 from diffusion_policy.tensor_file import TensorFileError, read_torch
 from diffusion_policy.tensor_file.saving import Portable, save_torch_zip
 from diffusion_policy.tensor_file.wrapped_names import wrapping_of
@@ -291,10 +292,12 @@ def load_policy(
     Raises:
         CheckpointError: see `read_checkpoint` and `build_policy`; or keys and shapes that differ from the config's, or
             a device that is not there.
+        SpecError: the config says in two places differently what the policy reads and predicts.
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
     state = checkpoint.state_dict(which)
     kind, options = _policy_options(checkpoint.cfg)
+    find_step_spec(checkpoint.cfg)
     with torch.device("meta"):  # an absurd size in the config must not take memory
         expected = _constructed(kind, options).state_dict()
     _check_fit(state, expected, f"{checkpoint.path}, {which}")

@@ -20,13 +20,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_policy.spec import POSE
+from diffusion_policy.spec import arms_of
 
 FloatArray = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 FaultCode = Literal["not-finite", "zero-quaternion", "quaternion-norm", "rotation", "quaternion-order", "position-unit"]
 
-POSITION, QUATERNION = POSE[:3], POSE[3:]
 # Recorded and predicted quaternions of the real robot have norms of 0.995-1.005.
 NORM_TOLERANCE = 0.02
 # Below this a quaternion has no direction.
@@ -84,11 +83,13 @@ def pose_faults(
     sound = numbers[finite]
     if len(sound) == 0:
         return tuple(faults)
-    if set(POSITION) <= set(names):
-        faults += _position_faults(sound[:, [list(names).index(name) for name in POSITION]], what)
-    if set(QUATERNION) <= set(names):
-        columns = [list(names).index(name) for name in QUATERNION]
-        faults += _quaternion_faults(numbers[:, columns], finite, at)
+    for arm in arms_of(names):
+        whose = f"{what}, {arm.name}" if arm.name else what
+        if arm.position:
+            faults += _position_faults(sound[:, list(arm.position)], whose)
+        if arm.representation == "quaternion":
+            at = _Places(whose, len(numbers), episode_ends)
+            faults += _quaternion_faults(numbers[:, list(arm.rotation)], finite, at)
     return tuple(faults)
 
 
@@ -161,12 +162,12 @@ def _kind_of_rotation(numbers: FloatArray, norms: FloatArray) -> str:
 
 
 def order_fault(action: ArrayLike, pose: ArrayLike, what: str) -> PoseFault | None:
-    """Whether one of two arrays of poses (N, 7) is scalar-first and the other is not; None if they agree.
+    """Whether one of two arrays of rotations (N, 4) is scalar-first and the other is not; None if they agree.
 
     Commanded and measured rotation are near each other in one order; where they are near only once one is reordered,
     they were recorded in different orders.
     """
-    ours, theirs = (np.asarray(array, dtype=np.float64)[:, 3:7] for array in (action, pose))
+    ours, theirs = (np.asarray(array, dtype=np.float64) for array in (action, pose))
     as_is = _median_degrees(ours, theirs)
     turned = (np.roll(array, -1, axis=1) for array in (ours, theirs))
     reordered = min(_median_degrees(one, other) for one, other in zip(turned, (theirs, ours), strict=True))

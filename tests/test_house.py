@@ -36,6 +36,7 @@ FLOORS = {
     "places": 0,
     "resolvers": 0,
     "training_config": 1,
+    "shape_meta": 1,
     "model": 0,
     "trajectory": 1,
     "run_log": 1,

@@ -124,9 +124,8 @@ def test_recorded_norms_are_quaternions() -> None:
 
 
 def test_two_orders_in_one_dataset_are_told() -> None:
-    poses = turning()
-    scalar_first = poses.copy()
-    scalar_first[:, 3:7] = np.roll(poses[:, 3:7], 1, axis=1)
+    poses = turning()[:, 3:7]
+    scalar_first = np.roll(poses, 1, axis=1)
     assert order_fault(poses, poses, "data/action") is None
     assert order_fault(scalar_first, scalar_first, "data/action") is None, "alike in both: norms cannot tell"
     for action, pose in ((scalar_first, poses), (poses, scalar_first)):

@@ -23,7 +23,8 @@ from diffusion_policy.adapt.target import NORMALIZER
 from diffusion_policy.checkpoint import ACTION_SCALE, WEIGHTS, config_of
 from diffusion_policy.families import ENTRIES, Recognised, recognise
 from diffusion_policy.policy.registry import class_of_options
-from diffusion_policy.spec import layout_from_range, read_shape_meta
+from diffusion_policy.shape_meta import step_spec_of
+from diffusion_policy.spec import layout_from_range
 from diffusion_policy.tensor_file import TensorFile, TensorInfo, open_tensor_file
 from diffusion_policy.tensor_file.wrapped_names import Wrapping, wrapping_of
 
@@ -204,7 +205,7 @@ def _group(name: str, infos: list[TensorInfo]) -> GroupOfTensors:
 def _policy(file: TensorFile, cfg: DictConfig) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
     """Action, observations and settings that a checkpoint's config tells."""
     options = policy_config(cfg)
-    spec = read_shape_meta(options["shape_meta"])
+    spec = step_spec_of(cfg)
     action: dict[str, Any] = {"names": list(spec.action_names), "layout": LAYOUTS["unknown"]}
     bounds = [f"state_dicts.model.{NORMALIZER}action.input_stats.{bound}" for bound in ("min", "max")]
     if all(name in file.tensors for name in bounds):

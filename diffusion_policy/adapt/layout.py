@@ -13,7 +13,7 @@ from diffusion_policy.adapt.rules import glob_regex
 from diffusion_policy.policy.registry import class_of_options, policy_classes
 from diffusion_policy.policy.tensor_axes import NamedTensor, Names
 from diffusion_policy.resolvers import register_resolvers
-from diffusion_policy.spec import read_shape_meta
+from diffusion_policy.shape_meta import step_spec_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def robot_layout(cfg: DictConfig) -> Layout:
     """The layout of the robot policy that a config describes."""
     policy = policy_config(cfg)
     tensors = class_of_options(policy).tensors
-    spec = read_shape_meta(policy["shape_meta"])
+    spec = step_spec_of(cfg)
     slots = {
         "action": spec.action_names,
         **tensors.slots(policy, spec),

@@ -26,7 +26,8 @@ from diffusion_policy.checkpoint import LARGEST, SCHEDULER_TARGETS
 from diffusion_policy.commands import setting
 from diffusion_policy.installation import CONFIG
 from diffusion_policy.policy.registry import class_of_options
-from diffusion_policy.spec import read_shape_meta
+from diffusion_policy.shape_meta import step_spec_of
+from diffusion_policy.spec import StepSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
 TARGET = "policy._target_"
@@ -204,7 +205,7 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
             found[f"policy.noise_scheduler.{name}"] = scheduler.get(name, default)
     if found.get("policy.num_inference_steps", 0) is None:
         found["policy.num_inference_steps"] = found.get("policy.noise_scheduler.num_train_timesteps")
-    found |= dict(_observations(policy["shape_meta"]))
+    found |= dict(_observations(step_spec_of(cfg)))
     return {path: list(value) if isinstance(value, tuple) else value for path, value in found.items()}
 
 
@@ -351,9 +352,8 @@ def _defaults(kind: Any) -> dict[str, Any]:
     return {each.name: each.default for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD}
 
 
-def _observations(shape_meta: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _observations(spec: StepSpec) -> Iterator[tuple[str, Any]]:
     """What is observed, in order, and of each its shape and what its numbers are."""
-    spec = read_shape_meta(shape_meta)
     yield "policy.shape_meta.obs", [field.key for field in spec.obs]
     for field in spec.obs:
         path = f"policy.shape_meta.obs.{field.key}"

@@ -21,13 +21,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.apply import Progress, adapt_checkpoint, ledger_of, refuse_overwriting
-from diffusion_policy.adapt.layout import policy_config
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.adapt.rules import read_rules
 from diffusion_policy.adapt.target import NORMALIZER, target_from_config
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
-from diffusion_policy.spec import POSE, POSE_GRIPPER, layout_from_range, read_shape_meta
+from diffusion_policy.shape_meta import DATASET_PLACE, PLACES, step_spec_of
+from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, ActionLayout, layout_from_range
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def check_pose_layout(checkpoint: Checkpoint) -> None:
         AdaptError: it has 8 numbers, or seven of another meaning, by its config's names or its normaliser's statistics.
     """
     where = str(checkpoint.path)
-    names = read_shape_meta(policy_config(checkpoint.cfg)["shape_meta"]).action_names
+    names = step_spec_of(checkpoint.cfg).action_names
     state = checkpoint.state_dicts.get("model", {})
     bounds = [state.get(f"{NORMALIZER}action.input_stats.{bound}") for bound in ("min", "max")]
     if any(bound is None for bound in bounds):
@@ -97,16 +97,17 @@ def check_pose_layout(checkpoint: Checkpoint) -> None:
     if layout == "xyz_rotvec_width":
         raise AdaptError(
             f"{where}: its seven action numbers are x y z, a rotation vector and the gripper's width in metres (the "
-            f"seventh lies in {low[6]:.3f} to {high[6]:.3f}, and numbers 4 to 7 cannot be a unit quaternion), not a "
+            f"seventh lies in {low[-1]:.3f} to {high[-1]:.3f}, and numbers 4 to 7 cannot be a unit quaternion), not a "
             "pose with quaternion; an eighth number would not make them one. Train on the quaternion layout instead"
         )
     if names != POSE:
         raise AdaptError(f"{where}: its action is named {' '.join(names)}; expected {' '.join(POSE)}")
     if layout != "xyz_quat":
+        rotation = ActionLayout.of(POSE).arms[0].rotation
         logger.warning(
             "%s: the normaliser's statistics do not show that action numbers 4 to 7 are a unit quaternion (%s to %s); "
             "taken for one because the config says so",
-            where, low[3:].round(3).tolist(), high[3:].round(3).tolist(),
+            where, *(bound[..., list(rotation)].round(3).tolist() for bound in (low, high)),
         )  # fmt: skip
 
 
@@ -115,7 +116,7 @@ def gripper_config(cfg: DictConfig) -> DictConfig:
     grown = copy.deepcopy(cfg)
     action = {"shape": [len(POSE_GRIPPER)], "names": list(POSE_GRIPPER)}
     with open_dict(grown):
-        for path in ("task.shape_meta", "task.dataset.shape_meta", "shape_meta", "policy.shape_meta"):
+        for path in (*PLACES, DATASET_PLACE):
             section, _, entry = path.rpartition(".")
             holder = OmegaConf.select(grown, section) if section else grown
             # An interpolation such as ${task.shape_meta} follows by itself.
@@ -127,9 +128,9 @@ def gripper_config(cfg: DictConfig) -> DictConfig:
 def _check_dataset(path: str | Path) -> None:
     buffer = ReplayBuffer.open(path)
     names = buffer.names("action")
-    if POSE_GRIPPER[-1] not in names:
+    column = buffer.stored_column("action", GRIPPER)
+    if column is None:
         raise AdaptError(f"{path}: its action is {' '.join(names)}; expected a gripper column to take statistics from")
-    column = buffer.read("action")[:, names.index(POSE_GRIPPER[-1])]
     if column.size == 0 or float(np.ptp(column)) == 0:
         raise AdaptError(
             f"{path}: the gripper never moves in {column.size} steps, so its statistics say nothing; leave --dataset "

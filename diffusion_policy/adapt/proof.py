@@ -25,7 +25,8 @@ from diffusion_policy.adapt.layout import policy_config, robot_layout
 from diffusion_policy.adapt.slots import Names
 from diffusion_policy.checkpoint import build_policy
 from diffusion_policy.policy.contract import DenoisingPolicy, PolicyModule
-from diffusion_policy.spec import StepSpec, read_shape_meta
+from diffusion_policy.shape_meta import step_spec_of
+from diffusion_policy.spec import StepSpec
 
 TOLERANCE = 1e-5
 SAMPLING_STEPS = 4
@@ -121,7 +122,7 @@ class _Side:
 
     def __init__(self, cfg: DictConfig, state: Mapping[str, Tensor]) -> None:
         options = policy_config(cfg)
-        self.spec: StepSpec = read_shape_meta(options["shape_meta"])
+        self.spec: StepSpec = step_spec_of(cfg)
         self.n_obs_steps: int = options["n_obs_steps"]
         self.sample = robot_layout(cfg).slots["sample"]
         self.policy = _policy(cfg, state)

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.inherit import inherit, plan_inheritance
-from diffusion_policy.adapt.layout import policy_config
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.adapt.settings_fit import check_settings
 from diffusion_policy.adapt.target import NORMALIZER
 from diffusion_policy.checkpoint import Checkpoint, build_policy, read_checkpoint
 from diffusion_policy.commands import command
 from diffusion_policy.installation import CONFIG
-from diffusion_policy.spec import POSE, StepSpec, action_semantics, check_semantics, layout_from_range, read_shape_meta
+from diffusion_policy.shape_meta import find_step_spec, step_spec_of
+from diffusion_policy.spec import StepSpec, arms_of, check_semantics, layout_from_range
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def _checked(path: Path, cfg: DictConfig) -> tuple[Checkpoint, Checkpoint]:
     if settings.which not in WHICH:
         raise AdaptError(f"pretrained.which is {settings.which!r}; expected one of {', '.join(WHICH)}")
     checkpoint = read_checkpoint(path)
-    check_actions(checkpoint, read_shape_meta(policy_config(cfg)["shape_meta"]))
+    check_actions(checkpoint, step_spec_of(cfg))
     check_settings(checkpoint, cfg, accepted_changes(cfg), sizes=settings.min_coverage >= 1)
     if settings.which == "same":
         return checkpoint, checkpoint
@@ -127,24 +127,23 @@ def check_actions(checkpoint: Checkpoint, spec: StepSpec) -> None:
         SpecError: the same names with other units, order or polarity.
     """
     where = str(checkpoint.path)
-    shape_meta = OmegaConf.select(checkpoint.cfg, "policy.shape_meta") or OmegaConf.select(checkpoint.cfg, "shape_meta")
-    if shape_meta is not None:
-        names = read_shape_meta(OmegaConf.to_container(shape_meta, resolve=True)).action_names  # type: ignore[arg-type]
-        if names != spec.action_names:
-            raise _other_actions(where, names, spec)
+    own = find_step_spec(checkpoint.cfg)
+    if own is not None and own.action_names != spec.action_names:
+        raise _other_actions(where, own.action_names, spec)
     weights: dict[str, Tensor] = checkpoint.state_dicts.get("model", {})
     for key, names in (("action", spec.action_names), *((field.key, field.names) for field in spec.low_dim)):
         entry = f"{NORMALIZER}{key}.input_stats"
         low, high = weights.get(f"{entry}.min", torch.empty(0)), weights.get(f"{entry}.max", torch.empty(0))
-        ranges = low[: len(POSE)].tolist(), high[: len(POSE)].tolist()
-        if names[: len(POSE)] == POSE and layout_from_range(*ranges) == "xyz_rotvec_width":
+        poses = ([*arm.position, *arm.rotation] for arm in arms_of(names) if arm.representation == "quaternion")
+        ranges = [(low[pose].tolist(), high[pose].tolist()) for pose in poses if max(pose) < min(len(low), len(high))]
+        if any(layout_from_range(*both) == "xyz_rotvec_width" for both in ranges):
             verb = "predicts" if key == "action" else f"reads {key} as"
             raise ActionsError(
                 f"{where} {verb} rotation vector and gripper width (its statistics of {key} tell); "
                 f"the task has {list(names)}, so its weights mean something else"
             )
     semantics = (checkpoint.provenance or {}).get("action_semantics")
-    check_semantics(semantics, action_semantics(spec.action_names), where)
+    check_semantics(semantics, spec.semantics, where)
 
 
 def _other_actions(where: str, names: tuple[str, ...], spec: StepSpec) -> ActionsError:

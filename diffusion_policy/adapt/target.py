@@ -23,19 +23,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_policy.adapt import AdaptError
-from diffusion_policy.adapt.layout import Layout, policy_config, robot_layout
+from diffusion_policy.adapt.layout import Layout, robot_layout
 from diffusion_policy.adapt.plan import describe_state
 from diffusion_policy.checkpoint import ACTION_SCALE, build_policy, read_checkpoint
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.model.normalizer import SingleFieldLinearNormalizer
-from diffusion_policy.spec import (
-    GRIPPER,
-    StepSpec,
-    action_semantics,
-    check_semantics,
-    read_shape_meta,
-)  # fmt: skip
+from diffusion_policy.shape_meta import step_spec_of
+from diffusion_policy.spec import GRIPPER, StepSpec, check_semantics
 from diffusion_policy.tensor_file import TensorInfo
 from diffusion_policy.tensor_file.wrapped_names import wrapping_of
 
@@ -90,7 +85,7 @@ def target_from_config(
         seed: of the policy's own initialisation.
         gripper_scale: that the dataset's gripper is stored in where it is not 0..1; its statistics are of 0..1.
     """
-    spec = read_shape_meta(policy_config(cfg)["shape_meta"])
+    spec = step_spec_of(cfg)
     buffer = None if dataset is None else ReplayBuffer.open(dataset, gripper_scale=parse_scales(gripper_scale))
     entries, measured = _normalizer_entries(spec, buffer)
 
@@ -182,7 +177,7 @@ def _normalizer_entries(
     entries: dict[str, Tensor] = {}
     told: dict[str, tuple[str, ...]] = {}
     if buffer is not None:
-        check_semantics(buffer.semantics, action_semantics(spec.action_names), buffer.where)
+        check_semantics(buffer.semantics, spec.semantics, buffer.where)
     for key, names in vectors.items():
         measured = _measured(buffer, key) if buffer is not None else {}
         known = [measured.get(name) or _fixed(name) for name in names]

@@ -49,9 +49,11 @@ from diffusion_policy.dataset.replay_buffer import (
     low_dim_layout,
 )
 from diffusion_policy.places import is_remote, place
-from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, action_semantics
+from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, ActionLayout, action_semantics
 
 TOOL = {"name": "diffusion-policy", "version": __version__, "decoder": DECODER}
+# Of the arrays that hold a pose.
+LAYOUTS = {POSE_KEY: ActionLayout.of(POSE), ACTION_KEY: ActionLayout.of(POSE_GRIPPER)}
 Rows = Mapping[str, NDArray[Any]]
 Hemisphere = NDArray[np.float64]
 
@@ -142,7 +144,9 @@ def _hemisphere(
         return None
     if existing is not None:
         return existing.hemisphere
-    return majority_hemisphere(rows[key][:, 3:7] for rows in _all_rows(staged) for key in (POSE_KEY, ACTION_KEY))
+    return majority_hemisphere(
+        layout.rotations(rows[key])[:, 0] for rows in _all_rows(staged) for key, layout in LAYOUTS.items()
+    )
 
 
 def _all_rows(staged: Sequence[StagedEpisode]) -> Iterator[Rows]:
@@ -153,7 +157,7 @@ def _turn(rows: Rows, hemisphere: Hemisphere | None) -> tuple[Rows, dict[str, in
     """The rows with the dataset's quaternion signs, and how many each array had flipped."""
     if hemisphere is None:
         return rows, {}
-    turned = {key: turn_towards(rows[key], hemisphere) for key in (POSE_KEY, ACTION_KEY)}
+    turned = {key: turn_towards(rows[key], layout, hemisphere) for key, layout in LAYOUTS.items()}
     return {**rows, **{key: poses for key, (poses, _) in turned.items()}}, {key: n for key, (_, n) in turned.items()}
 
 

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.geometry import align_quaternion_signs
+from diffusion_policy.spec import ActionLayout
 
 
-def majority_hemisphere(quaternions: Iterable[NDArray[np.float32]]) -> NDArray[np.float64]:
+def majority_hemisphere(quaternions: Iterable[NDArray[np.floating]]) -> NDArray[np.float64]:
     """The direction (4,) about which rotations (N, 4) lie, with the sign that most of them were recorded with.
 
     The axis is the principal one of sum(q q^T), which does not depend on signs (Markley et al., "Averaging
@@ -30,12 +31,13 @@ def majority_hemisphere(quaternions: Iterable[NDArray[np.float32]]) -> NDArray[n
     return -axis if np.dot(axis, total) < 0 else axis
 
 
-def turn_towards(poses: NDArray[np.float32], hemisphere: NDArray[np.float64]) -> tuple[NDArray[np.float32], int]:
-    """Poses (N, 7, or wider) with continuous quaternion signs on the side of `hemisphere`, and how many flipped."""
-    recorded = poses[:, 3:7]
+def turn_towards(
+    poses: NDArray[np.float32], layout: ActionLayout, hemisphere: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], int]:
+    """Poses (N, D) of one arm with continuous quaternion signs on the side of `hemisphere`, and how many flipped."""
+    recorded = layout.rotations(poses)[:, 0]
     aligned = align_quaternion_signs(recorded)
     if (aligned @ hemisphere).sum() < 0:
         aligned = -aligned
-    turned = poses.copy()
-    turned[:, 3:7] = aligned
+    turned = layout.replaced(poses, rotations=aligned[:, None]).astype(poses.dtype)
     return turned, int((np.einsum("ij,ij->i", aligned, recorded) < 0).sum())

@@ -23,6 +23,7 @@ from diffusion_policy.gripper_scale import (
     parse_scales,
 )
 from diffusion_policy.spec import GRIPPER, SpecError
+from diffusion_policy.spec.action_layout import is_gripper_name
 
 ScaleSetting = str | Sequence[str | None] | None
 
@@ -34,8 +35,15 @@ class GripperArrays(Protocol):
     episode_ends: NDArray[np.int64]
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """Names of its arrays."""
+
+    @property
     def label(self) -> Mapping[str, Any] | None:
         """Its ``action_semantics``, as stored."""
+
+    def vector_names(self, key: str) -> tuple[str, ...]:
+        """Names of the dimensions of a vector array; empty where it is none, or is not there."""
 
     def stored_column(self, key: str, name: str) -> NDArray[Any] | None:
         """(N,) one dimension of a vector array as stored; None where there is none of that name."""
@@ -55,60 +63,87 @@ def scale_of_each(setting: ScaleSetting, n_datasets: int) -> list[DeclaredScales
     return [parse_scales(name) for name in names]
 
 
-def is_gripper(key: str, action_key: str) -> bool:
-    """Whether a dimension called "gripper" of this array is one; a vector of one number is called so by default."""
-    return key == action_key or GRIPPER in key.lower()
+def grippers_of(key: str, names: Sequence[str], action_key: str) -> tuple[str, ...]:
+    """Names of the grippers among the dimensions of an array.
+
+    A vector of one number is called "gripper" by default: of arrays other than the action, one with that bare name is
+    a gripper only where the array's own name says so.
+    """
+    sure = key == action_key or GRIPPER in key.lower()
+    return tuple(name for name in names if is_gripper_name(name) and (sure or name != GRIPPER))
 
 
 def scales_of_dataset(
     arrays: GripperArrays, action_key: str, state_key: str, declared: DeclaredScales | None
-) -> FoundScales | None:
-    """The scales of commands and measurements; None of a dataset without a gripper.
+) -> dict[str, FoundScales]:
+    """By name of the gripper ("gripper", "left.gripper"), the scales of its commands and measurements.
 
     Raises:
         SpecError: the numbers contradict what is declared, or the label is none.
     """
-    command, measured = arrays.stored_column(action_key, GRIPPER), arrays.stored_column(state_key, GRIPPER)
-    starts = np.concatenate([[0], arrays.episode_ends[:-1]]).astype(np.int64)
+    keys = (state_key, *(key for key in arrays.keys if key not in (action_key, state_key)))
+    measured_in: dict[str, str] = {}
+    for key in keys:
+        for name in grippers_of(key, arrays.vector_names(key), action_key):
+            if key == state_key or name != GRIPPER:
+                measured_in.setdefault(name, key)
+    names = dict.fromkeys([*grippers_of(action_key, arrays.vector_names(action_key), action_key), *measured_in])
     try:
-        labeled = labeled_scales(arrays.label, "its action_semantics")
-        if command is not None:
-            return find_scales(command, measured, starts=starts, declared=declared, labeled=labeled)
-        if measured is None:
-            return None
-        alone = [said and DeclaredScales(said.measured or said.command) for said in (declared, labeled)]
-        found = find_scales(measured, starts=starts, declared=alone[0], labeled=alone[1]).command
+        return {
+            name: _scales_of(
+                arrays,
+                arrays.stored_column(action_key, name),
+                arrays.stored_column(measured_in[name], name) if name in measured_in else None,
+                declared,
+            )
+            for name in names
+        }
     except SpecError as error:
         raise SpecError(f"{arrays.where}: {error}") from error
+
+
+def _scales_of(
+    arrays: GripperArrays,
+    command: NDArray[Any] | None,
+    measured: NDArray[Any] | None,
+    declared: DeclaredScales | None,
+) -> FoundScales:
+    """Of one gripper, (N,) commanded and measured; one of the two may be absent."""
+    starts = np.concatenate([[0], arrays.episode_ends[:-1]]).astype(np.int64)
+    labeled = labeled_scales(arrays.label, "its action_semantics")
+    if command is not None:
+        return find_scales(command, measured, starts=starts, declared=declared, labeled=labeled)
+    assert measured is not None
+    alone = [said and DeclaredScales(said.measured or said.command) for said in (declared, labeled)]
+    found = find_scales(measured, starts=starts, declared=alone[0], labeled=alone[1]).command
     return FoundScales(found, found)
 
 
 def converted(
-    values: NDArray[Any], names: Sequence[str], found: FoundScale, scales: FoundScales, where: str
+    values: NDArray[Any], column: int, name: str, found: FoundScale, scales: FoundScales, where: str
 ) -> NDArray[Any]:
-    """Rows (N, D) with the column called "gripper" as 0 closed .. 1 open.
+    """Rows (N, D) with one column, the gripper of that name, as 0 closed .. 1 open.
 
     Raises:
         SpecError: its scale is not known; says what was found and which declaration settles it.
     """
     if found.scale is None:
         raise SpecError(
-            f"{where}: its gripper is {found.span}: {found.reason}. A gripper is 0 (closed) to "
+            f"{where}: its {name} is {found.span}: {found.reason}. A gripper is 0 (closed) to "
             f"1 (open) here; say what this one is: {scales.advice()}, when training "
             f"{scales.flag(f'{CONFIG_KEY}=')}, or the attribute action_semantics (docs/data.md)"
         )
     if found.scale.is_internal:
         return values
-    index = list(names).index(GRIPPER)
     rows: NDArray[Any] = values.astype(np.result_type(values.dtype, np.float32))
-    rows[:, index] = found.scale.to_internal(values[:, index])
+    rows[:, column] = found.scale.to_internal(values[:, column])
     return rows
 
 
-def internal_label(label: Mapping[str, Any] | None, scales: FoundScales | None) -> dict[str, Any] | None:
-    """What a dataset says of its numbers, as they are once its gripper is read as 0 closed .. 1 open."""
+def internal_label(label: Mapping[str, Any] | None, found: Sequence[FoundScales]) -> dict[str, Any] | None:
+    """What a dataset says of its numbers, as they are once its grippers are read as 0 closed .. 1 open."""
     if label is None:
         return None
-    if scales is None or scales.command.scale is None or GRIPPER not in label:
+    if not found or any(scales.command.scale is None for scales in found) or GRIPPER not in label:
         return dict(label)
     return {**label, GRIPPER: INTERNAL.label}

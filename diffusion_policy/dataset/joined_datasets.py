@@ -74,7 +74,7 @@ class JoinedDatasets:
     @property
     def needs_gripper_scale(self) -> bool:
         """Whether the scale of a gripper in one of them is not known."""
-        return any(scales is not None and scales.unknown for scales in (b.gripper_scales for b in self._buffers))
+        return any(scales.unknown for buffer in self._buffers for scales in buffer.scales_by_gripper.values())
 
     def names(self, key: str) -> tuple[str, ...]:
         """Names of the dimensions of a vector array (N, D), as the first dataset orders them."""

@@ -29,12 +29,12 @@ from zarr.core.array_spec import ArrayConfigParams
 
 from diffusion_policy.dataset.chunk_files import ChunkFault
 from diffusion_policy.dataset.errors import DatasetError
-from diffusion_policy.dataset.gripper_columns import converted, internal_label, is_gripper, scales_of_dataset
+from diffusion_policy.dataset.gripper_columns import converted, grippers_of, internal_label, scales_of_dataset
 from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec, zarr_arguments
 from diffusion_policy.dataset.opening import Opened, check_attributes, open_dataset
 from diffusion_policy.gripper_scale import DeclaredScales, FoundScales
 from diffusion_policy.places import place, reaching
-from diffusion_policy.spec import GRIPPER, default_names
+from diffusion_policy.spec import default_names
 
 IMAGE_KEY = "image"
 IMAGE_NDIM = 4
@@ -176,11 +176,20 @@ class ReplayBuffer:
     @property
     def semantics(self) -> dict[str, Any] | None:
         """What the action's numbers mean as `columns` gives them; None in files that do not say."""
-        return internal_label(self.label, self.gripper_scales)
+        return internal_label(self.label, tuple(self.scales_by_gripper.values()))
+
+    @property
+    def gripper_scales(self) -> FoundScales | None:
+        """The scales that its (first) gripper is stored in; None without one.
+
+        Raises:
+            SpecError: the numbers contradict what is declared, or the label is none.
+        """
+        return next(iter(self.scales_by_gripper.values()), None)
 
     @cached_property
-    def gripper_scales(self) -> FoundScales | None:
-        """The scales that its gripper is stored in; None without one.
+    def scales_by_gripper(self) -> dict[str, FoundScales]:
+        """The scales that each of its grippers is stored in, by name ("gripper", "left.gripper").
 
         Raises:
             SpecError: the numbers contradict what is declared, or the label is none.
@@ -190,13 +199,16 @@ class ReplayBuffer:
     def declare(self, gripper_scale: DeclaredScales | None) -> None:
         """Say in which scale its gripper is stored, now that it is open."""
         self._declared_scale = gripper_scale
-        self.__dict__.pop("gripper_scales", None)
+        self.__dict__.pop("scales_by_gripper", None)
 
     def stored_column(self, key: str, name: str) -> NDArray[Any] | None:
         """(N,) one dimension of a vector array as stored; None where there is none of that name."""
-        if key not in self or self[key].ndim != 2 or name not in self.names(key):
-            return None
-        return self.read(key)[:, self.names(key).index(name)]
+        names = self.vector_names(key)
+        return self.read(key)[:, names.index(name)] if name in names else None
+
+    def vector_names(self, key: str) -> tuple[str, ...]:
+        """Names of the dimensions of a vector array (N, D); empty where it is none, or is not there."""
+        return self.names(key) if key in self and self[key].ndim == 2 else ()
 
     def __contains__(self, key: str) -> bool:
         return key in self._data
@@ -230,11 +242,13 @@ class ReplayBuffer:
         if missing:
             raise DatasetError(f"{self.where}: data/{key} has dimensions {list(found)}; {lacking} {missing}")
         rows = np.ascontiguousarray(self.read(key)[:, [found.index(name) for name in names]])
-        scales = self.gripper_scales if GRIPPER in names and is_gripper(key, ACTION_KEY) else None
-        if scales is None:
-            return rows
-        scale = scales.command if key == ACTION_KEY or scales.measured is None else scales.measured
-        return converted(rows, names, scale, scales, f"{self.where}: data/{key}")
+        for name in grippers_of(key, names, ACTION_KEY):
+            scales = self.scales_by_gripper.get(name)
+            if scales is not None:
+                scale = scales.command if key == ACTION_KEY or scales.measured is None else scales.measured
+                where = f"{self.where}: data/{key}"
+                rows = converted(rows, list(names).index(name), name, scale, scales, where)
+        return rows
 
     def append(self, episode: Mapping[str, NDArray[Any]]) -> None:
         """Add one episode; every array of data/ gets one row per step.

@@ -28,7 +28,7 @@ from diffusion_policy.spec import (
     POSE,
     ObsField,
     StepSpec,
-    action_semantics,
+    arms_of,
     check_semantics,
     layout_from_range,
 )
@@ -83,7 +83,7 @@ def open_source(path: str | Path, spec: StepSpec, gripper_scale: DeclaredScales 
         raise DatasetError(f"{buffer.where}: has no episode")
     for camera in spec.rgb:
         _check_images(buffer, camera)
-    check_semantics(buffer.semantics, action_semantics(spec.action_names), buffer.where)
+    check_semantics(buffer.semantics, spec.semantics, buffer.where)
     action = _named_columns(buffer, ACTION_KEY, spec.action_names)
     _check_layout(action, spec, buffer)
     low_dim = {field.key: _named_columns(buffer, field.key, field.names) for field in spec.low_dim}
@@ -109,8 +109,8 @@ def recorded_sizes(buffer: ReplayBuffer, cameras: Sequence[str]) -> dict[str, tu
 
 def _stored_scale(buffer: ReplayBuffer) -> str | None:
     """The scale of a gripper that is converted, as a flag names it; said in the log."""
-    scales = buffer.gripper_scales
-    found = [] if scales is None else [one for one in (scales.command, scales.measured) if one is not None]
+    each = buffer.scales_by_gripper.values()
+    found = [one for scales in each for one in (scales.command, scales.measured) if one is not None]
     names = [one.scale.name for one in found if one.scale is not None]
     if all(one.is_internal for one in found if one.scale is not None):
         return None
@@ -217,10 +217,23 @@ def _check_poses(
         for key, (numbers, names) in vectors.items()
         for fault in pose_faults(numbers, names, f"data/{key}", buffer.episode_ends)
     ]
-    measured = [numbers for key, (numbers, names) in vectors.items() if key != ACTION_KEY and names == POSE]
-    if not faults and measured and spec.action_names[: len(POSE)] == POSE:
-        order = order_fault(action, measured[0], "data/action")
+    commanded = _quaternions(action, spec.action_names)
+    measured: dict[str, NDArray[np.float64]] = {}
+    for entry in spec.low_dim:
+        measured = {**_quaternions(low_dim[entry.key], entry.names), **measured}
+    for arm in () if faults else (arm for arm in commanded if arm in measured):
+        where = f"data/{ACTION_KEY}, {arm}" if arm else f"data/{ACTION_KEY}"
+        order = order_fault(commanded[arm], measured[arm], where)
         faults += [] if order is None else [order]
     if faults:
         others = "".join(f"; {fault.said}" for fault in faults[1:])
         raise DatasetError(f"{buffer.where}: {faults[0]}{others}")
+
+
+def _quaternions(numbers: NDArray[np.float32], names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """By arm, the rotations (N, 4) of a vector (N, D) that has them as quaternions beside a position."""
+    return {
+        arm.name: numbers[:, list(arm.rotation)].astype(np.float64)
+        for arm in arms_of(names)
+        if arm.has_pose and arm.representation == "quaternion"
+    }

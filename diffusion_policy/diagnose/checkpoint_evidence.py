@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
 from diffusion_policy.dataset.split import Split, split_of
-from diffusion_policy.diagnose import ReportError
 from diffusion_policy.policy.registry import policy_classes
-from diffusion_policy.resolvers import register_resolvers
-from diffusion_policy.spec import GRIPPER, Layout, StepSpec, layout_from_range, read_shape_meta
+from diffusion_policy.shape_meta import find_step_spec
+from diffusion_policy.spec import GRIPPER, Layout, StepSpec, layout_from_range
 
 # Weights through which a sample leaves and enters the denoiser, by policy class.
 HEADS = tuple(kind.tensors.head for kind in policy_classes())
@@ -87,11 +85,12 @@ def look_at_checkpoint(path: str | Path, checkpoint: Checkpoint | None = None) -
     Raises:
         CheckpointError: absent, damaged or of another kind.
         DatasetError: the episodes that it says it was trained on are none.
+        SpecError: its config says in two places differently what its policy reads and predicts.
     """
     checkpoint = checkpoint or read_checkpoint(path)
     model = checkpoint.state_dicts.get("model", {})
     average = checkpoint.state_dicts.get("ema_model", {})
-    spec = spec_of(checkpoint.cfg)
+    spec = find_step_spec(checkpoint.cfg)
     provenance = checkpoint.provenance or {}
     statistics = _statistics(average or model)
     action = statistics.get("action")
@@ -122,23 +121,6 @@ def look_at_checkpoint(path: str | Path, checkpoint: Checkpoint | None = None) -
         split=split_of(provenance, str(path)),
         ledger=_ledger(provenance),
     )
-
-
-def spec_of(cfg: DictConfig) -> StepSpec | None:
-    """What a config's policy reads and predicts; None where it does not say.
-
-    Raises:
-        ReportError: its shape_meta cannot be resolved.
-    """
-    register_resolvers()
-    for entry in ("shape_meta", "task.shape_meta", "policy.shape_meta"):
-        try:
-            found = OmegaConf.select(cfg, entry)
-            if found is not None:
-                return read_shape_meta(OmegaConf.to_container(found, resolve=True))  # type: ignore[arg-type]
-        except OmegaConfBaseException as error:
-            raise ReportError(f"the config's {entry} cannot be resolved: {str(error).splitlines()[0]}") from error
-    return None
 
 
 def _first(state: Mapping[str, Tensor], keys: Sequence[str]) -> Tensor | None:

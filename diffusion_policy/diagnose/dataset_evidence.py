@@ -36,7 +36,7 @@ from diffusion_policy.gripper_scale import DeclaredScales, FoundScales
 from diffusion_policy.images import FrameKind
 from diffusion_policy.places import place, reaching, read_bytes
 from diffusion_policy.pose_check import PoseFault, order_fault, pose_faults, tilt_from_down, tool_axis
-from diffusion_policy.spec import GRIPPER, Layout, action_semantics, layout_from_range
+from diffusion_policy.spec import GRIPPER, ActionLayout, Layout, action_semantics, layout_from_range
 from diffusion_policy.timestamps import TimestampFault, timestamp_fault
 
 EXPECTED_KEYS = (IMAGE_KEY, POSE_KEY, GRIPPER_KEY, ACTION_KEY)
@@ -248,7 +248,8 @@ def _faults(steps: Steps) -> tuple[PoseFault, ...]:
         for fault in pose_faults(steps.numbers[key], steps.names[key], f"data/{key}", steps.episode_ends)
     ]
     if not faults and len(keys) == 2 and all(is_pose(steps, key) for key in keys):
-        order = order_fault(steps.numbers[ACTION_KEY], steps.numbers[POSE_KEY], "data/action")
+        both = [ActionLayout.of(steps.names[key]).rotations(steps.numbers[key])[:, 0] for key in keys]
+        order = order_fault(both[0], both[1], "data/action")
         faults += [] if order is None else [order]
     return tuple(faults)
 

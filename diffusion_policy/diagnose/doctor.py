@@ -16,7 +16,7 @@ from rich.text import Text
 from diffusion_policy.adapt.settings_fit import SettingsError
 from diffusion_policy.adapt.starting_point import ActionsError, plan_pretrained
 from diffusion_policy.commands import command, setting
-from diffusion_policy.diagnose.checkpoint_evidence import CheckpointEvidence, spec_of
+from diffusion_policy.diagnose.checkpoint_evidence import CheckpointEvidence
 from diffusion_policy.diagnose.checkpoint_findings import checkpoint_findings, together_findings
 from diffusion_policy.diagnose.closed_loop_findings import closed_loop_findings
 from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence
@@ -32,6 +32,7 @@ from diffusion_policy.diagnose.training_findings import config_findings, finding
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.run_folder.reading import open_run
+from diffusion_policy.shape_meta import find_step_spec
 from diffusion_policy.spec import StepSpec
 
 STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
@@ -193,7 +194,7 @@ def _spec_of(opened: Opened, config: tuple[Sequence[str], DictConfig] | None) ->
     if weights is not None and weights.spec is not None:
         return weights.spec
     content = config[1] if config is not None else None if opened.run is None else opened.run.config
-    return None if content is None else spec_of(content)
+    return None if content is None else find_step_spec(content)
 
 
 def _looks(opened: Opened) -> dict[str, str]:

@@ -14,7 +14,8 @@ from diffusion_policy.diagnose.dataset_evidence import look_at_numbers
 from diffusion_policy.diagnose.dataset_findings import number_findings
 from diffusion_policy.diagnose.findings import Finding
 from diffusion_policy.gripper_scale import CONFIG_KEY, DeclaredScales
-from diffusion_policy.spec import GRIPPER, read_shape_meta
+from diffusion_policy.shape_meta import step_spec_of
+from diffusion_policy.spec import GRIPPER
 
 # Of warnings, by what they cost on the robot: what changes the motion first, then what changes the gripper.
 GRAVITY = (
@@ -93,7 +94,7 @@ def gravest_before_training(cfg: DictConfig) -> list[str]:
         return []
     paths = dataset_paths(zarr_path)
     scales = scale_of_each(OmegaConf.select(cfg, CONFIG_KEY, default=None), len(paths))
-    gripper = GRIPPER in read_shape_meta(cfg.task.shape_meta).action_names
+    gripper = GRIPPER in step_spec_of(cfg).action_names
     lines = []
     for path, declared in zip(paths, scales, strict=True):
         found = gravest_of_dataset(path, declared, gripper=gripper)

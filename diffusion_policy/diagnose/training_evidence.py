@@ -14,9 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 from diffusion_policy.dataset.joined_datasets import dataset_paths
 from diffusion_policy.dataset.opening import lies_there
 from diffusion_policy.diagnose import ReportError
-from diffusion_policy.diagnose.checkpoint_evidence import spec_of
 from diffusion_policy.run_folder.reading import RunFolder
 from diffusion_policy.run_folder.resuming import command_line
+from diffusion_policy.shape_meta import find_step_spec
 from diffusion_policy.spec import StepSpec
 from diffusion_policy.training_config import RATES, rate_setting
 
@@ -80,8 +80,8 @@ def look_at_config(
     """Gather the evidence.
 
     Raises:
-        ReportError: shape_meta or an entry cannot be resolved.
-        SpecError: shape_meta is wrong.
+        ReportError: an entry cannot be resolved.
+        SpecError: shape_meta is wrong, or cannot be resolved.
     """
     named = _select(config, "task.dataset.zarr_path")
     datasets = dataset_paths(named) if named else []
@@ -89,7 +89,7 @@ def look_at_config(
     device = str(_select(config, "training.device") or "cpu")
     return ConfigEvidence(
         name=name,
-        spec=spec_of(config),
+        spec=find_step_spec(config),
         dataset=", ".join(datasets) or None,
         dataset_exists=bool(datasets) and all(lies_there(path) for path in datasets),
         pretrained=pretrained,

@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.geometry import align_quaternion_signs
-from diffusion_policy.spec import ObsField, StepSpec
+from diffusion_policy.spec import ObsField, StepSpec, arms_of
 
 FloatArray = NDArray[np.float64]
-QUATERNION = ("qx", "qy", "qz", "qw")
 
 
 class QuaternionSide:
@@ -50,5 +49,5 @@ class QuaternionSide:
 
 def quaternion_columns(entry: ObsField, arm: str = "") -> list[int]:
     """Where the quaternion of an arm is in a low-dimensional entry, xyzw; empty if it has none."""
-    names = [f"{arm}.{name}" if arm else name for name in QUATERNION]
-    return [entry.names.index(name) for name in names] if set(names) <= set(entry.names) else []
+    named = (each for each in arms_of(entry.names) if each.name == arm and each.representation == "quaternion")
+    return next((list(each.rotation) for each in named), [])

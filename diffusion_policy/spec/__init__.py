@@ -34,7 +34,7 @@ from diffusion_policy.spec.names import (
     UNITS,
 )
 from diffusion_policy.spec.observations import ImageArray, policy_observation
-from diffusion_policy.spec.semantics import Layout, action_semantics, check_semantics, layout_from_range
+from diffusion_policy.spec.semantics import Layout, action_semantics, arms_of, check_semantics, layout_from_range
 from diffusion_policy.spec.steps import ObsField, StepSpec, default_names, read_shape_meta
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "StepSpec",
     "WorkspaceError",
     "action_semantics",
+    "arms_of",
     "check_semantics",
     "default_names",
     "episode_number",

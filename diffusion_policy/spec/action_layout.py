@@ -102,7 +102,7 @@ class ActionLayout:
             SpecError: a name appears twice, or an arm has a part of a position or of a rotation.
         """
         names = tuple(names)
-        layout = _layout(names, tuple(_unit(name, units or {}) for name in names))
+        layout = _layout(names, tuple((units or {}).get(name) or unit_of(name) for name in names))
         _ = layout.arms
         return layout
 
@@ -330,8 +330,14 @@ def _layout(names: tuple[str, ...], units: tuple[str, ...]) -> ActionLayout:
     return ActionLayout(names, units)
 
 
-def _unit(name: str, units: Mapping[str, str]) -> str:
-    return units.get(name) or UNITS.get(_split(name)[1], "unknown")
+def unit_of(name: str) -> str:
+    """The unit that a name tells; "unknown" where it tells none."""
+    return UNITS.get(_split(name)[1], "unknown")
+
+
+def is_gripper_name(name: str) -> bool:
+    """Whether a number of that name is a gripper: "gripper", "left.gripper", "gripper.pos"."""
+    return _split(name)[1] == GRIPPER
 
 
 def _split(name: str) -> tuple[str, str]:

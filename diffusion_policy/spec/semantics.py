@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.errors import SpecError
-from diffusion_policy.spec.action_layout import ActionLayout
+from diffusion_policy.spec.action_layout import ActionLayout, Arm, is_gripper_name, unit_of
 from diffusion_policy.spec.names import (
     GRIPPER_CLOSED,
     GRIPPER_OPEN,
@@ -32,23 +32,32 @@ def action_semantics(names: Sequence[str] = POSE_GRIPPER, units: Mapping[str, st
         names: of the numbers.
         units: of those whose unit their name does not tell, such as joints.
     """
-    layout = ActionLayout.of(names, units)
-    semantics: dict[str, Any] = {"version": SEMANTICS_VERSION, "names": list(names), "units": list(layout.units)}
-    if layout.has_pose or not layout.has_joints:
+    said = [(units or {}).get(name) or unit_of(name) for name in names]
+    semantics: dict[str, Any] = {"version": SEMANTICS_VERSION, "names": list(names), "units": said}
+    arms = arms_of(names, units)
+    if any(arm.has_pose for arm in arms) or not any(arm.joints for arm in arms):
         semantics["pose"] = "absolute end-effector pose in the robot's base frame"
-    if any(arm.representation == "quaternion" for arm in layout.arms):
+    if any(arm.representation == "quaternion" for arm in arms):
         semantics["quaternion_order"] = "xyzw"
-    if layout.has_gripper:
+    if any(is_gripper_name(name) for name in names):
         semantics["gripper"] = {"open": GRIPPER_OPEN, "closed": GRIPPER_CLOSED}
     return semantics
+
+
+def arms_of(names: Sequence[str], units: Mapping[str, str] | None = None) -> tuple[Arm, ...]:
+    """The arms of a vector; none of one with a part of a position, which is no pose (a point on a table: x, y)."""
+    try:
+        return ActionLayout.of(names, units).arms
+    except SpecError:
+        return ()
 
 
 def check_semantics(found: Mapping[str, Any] | None, expected: Mapping[str, Any], where: str) -> None:
     """Refuse data whose meaning differs from what is expected of it.
 
-    A dimension that only one side has is no contradiction (a pose-only policy reads pose + gripper data by name); the
-    same name with another unit, another quaternion order or another gripper polarity is. ``found`` None: unlabelled
-    files of the predecessor, nothing to check.
+    A dimension that only one side has is no contradiction (a pose-only policy reads pose + gripper data by name), nor
+    is a unit that only one side says; the same name with another unit, another quaternion order or another gripper
+    polarity is. ``found`` None: unlabelled files of the predecessor, nothing to check.
 
     Raises:
         SpecError: names the entry that differs, in ``where``.
@@ -63,7 +72,7 @@ def check_semantics(found: Mapping[str, Any] | None, expected: Mapping[str, Any]
             )
     found_units, expected_units = _units_by_name(found, where), _units_by_name(expected, where)
     for name in found_units.keys() & expected_units.keys():
-        if found_units[name] != expected_units[name]:
+        if found_units[name] != expected_units[name] and "unknown" not in (found_units[name], expected_units[name]):
             raise SpecError(f"{where}: {name} is in {found_units[name]!r}, expected {expected_units[name]!r}")
     if expected_units and not found_units.keys() & expected_units.keys():
         raise SpecError(f"{where}: dimensions {list(found_units)} share no name with {list(expected_units)}")

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diffusion_policy.errors import SpecError
-from diffusion_policy.spec.action_layout import ActionLayout
+from diffusion_policy.spec.action_layout import ActionLayout, unit_of
 from diffusion_policy.spec.names import GRIPPER, POSE, POSE_GRIPPER
+from diffusion_policy.spec.semantics import action_semantics
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,17 @@ class ObsField:
 
 @dataclass(frozen=True)
 class StepSpec:
-    """One step: its observation keys, in the order of ``shape_meta.obs``, and the names of its action dimensions."""
+    """One step.
+
+    Attributes:
+        obs: its observation keys, in the order of ``shape_meta.obs``.
+        action_names: (Da,) names of its action's dimensions.
+        action_units: (Da,) units of them; "" where the name tells (``spec.UNITS``) or nothing does. Empty: all so.
+    """
 
     obs: tuple[ObsField, ...]
     action_names: tuple[str, ...]
+    action_units: tuple[str, ...] = ()
 
     @property
     def action_dim(self) -> int:
@@ -49,7 +57,18 @@ class StepSpec:
     @property
     def layout(self) -> ActionLayout:
         """What the numbers of an action are."""
-        return ActionLayout.of(self.action_names)
+        return ActionLayout.of(self.action_names, self.units)
+
+    @property
+    def semantics(self) -> dict[str, Any]:
+        """What its action's numbers mean, as plain JSON; see ``action_semantics``."""
+        return action_semantics(self.action_names, self.units)
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Units that ``shape_meta`` says, by the name of the dimension."""
+        said = zip(self.action_names, self.action_units, strict=False)
+        return {name: unit for name, unit in said if unit}
 
     @property
     def rgb(self) -> tuple[ObsField, ...]:
@@ -70,10 +89,11 @@ class StepSpec:
 
 
 def read_shape_meta(shape_meta: Mapping[str, Any]) -> StepSpec:
-    """Read a ``shape_meta`` mapping ({"obs": {key: {"shape", "type", "names"?}}, "action": {"shape", "names"?}}).
+    """Read a ``shape_meta``: {"obs": {key: {"shape", "type", "names"?}}, "action": {"shape", "names"?, "units"?}}.
 
     Without ``names`` seven action dimensions are a pose and eight a pose and a gripper, as in every released config;
-    other widths are called a0, a1, ...
+    other widths are called a0, a1, ... ``units`` are a list, or a mapping of some names, for numbers whose name does
+    not tell: joints.
 
     Raises:
         SpecError: an entry is missing, of the wrong type, or names and shape disagree.
@@ -86,7 +106,8 @@ def read_shape_meta(shape_meta: Mapping[str, Any]) -> StepSpec:
         raise SpecError("shape_meta.obs is empty; a policy needs at least one observation key")
     action = shape_meta["action"]
     (width,) = _read_shape(action, "shape_meta.action", n_dims=1)
-    return StepSpec(fields, _read_names(action, width, "shape_meta.action", prefix="a"))
+    names = _read_names(action, width, "shape_meta.action", prefix="a")
+    return StepSpec(fields, names, _read_units(action, names))
 
 
 def _read_field(key: str, entry: Any) -> ObsField:
@@ -119,6 +140,26 @@ def _read_names(entry: Mapping[str, Any], width: int, where: str, prefix: str) -
     if len(names) != width or len(set(names)) != width:
         raise SpecError(f"{where}.names is {list(names)}; expected {width} different names, as its shape says")
     return names
+
+
+def _read_units(action: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, ...]:
+    """(Da,) units, "" where none is said; empty where none is said at all."""
+    units = action.get("units")
+    if units is None:
+        return ()
+    if isinstance(units, Mapping):
+        unknown = sorted(set(map(str, units)) - set(names))
+        if unknown:
+            raise SpecError(f"shape_meta.action.units names {unknown}; its dimensions are {list(names)}")
+        units = [units.get(name) for name in names]
+    if not isinstance(units, Sequence) or isinstance(units, str) or len(units) != len(names):
+        raise SpecError(f"shape_meta.action.units is {units!r}; expected {len(names)} units, or a mapping by name")
+    found = tuple("" if unit is None else str(unit) for unit in units)
+    for name, unit in zip(names, found, strict=True):
+        known = unit_of(name)
+        if unit and known not in (unit, "unknown"):
+            raise SpecError(f"shape_meta.action.units says {name} is in {unit!r}; it is in {known!r} here")
+    return found if any(found) else ()
 
 
 def default_names(width: int, prefix: str = "a") -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from diffusion_policy.geometry import check_unit_quaternions
 from diffusion_policy.gripper_scale import FLAG, DeclaredScales, FoundScale, find_scales
 from diffusion_policy.places import read_bytes
 from diffusion_policy.pose_check import pose_faults
-from diffusion_policy.spec import POSE, SpecError, layout_from_range
+from diffusion_policy.spec import POSE, ActionLayout, SpecError, layout_from_range
 from diffusion_policy.timestamps import FLAG as TIMESTAMPS_FLAG
 from diffusion_policy.timestamps import TimestampUnit, timestamp_fault
 from diffusion_policy.trajectory.errors import TrajectoryError
@@ -124,10 +124,10 @@ def _read_array(array: Any, key: str, file: Path, *, any_gripper: bool) -> NDArr
 def check_poses(poses: NDArray[Any], where: str) -> None:
     """Raises TrajectoryError: numbers (N, 7) that are not a position in meters and a unit quaternion x y z w."""
     try:
-        check_unit_quaternions(poses[:, 3:7], where, _QUATERNION_TOLERANCE)
+        check_unit_quaternions(rotations_of(poses), where, _QUATERNION_TOLERANCE)
     except SpecError as error:
         layout = layout_from_range(poses.min(axis=0), poses.max(axis=0))
-        if layout == "xyz_rotvec_width" and poses[:, 3:6].any():
+        if layout == "xyz_rotvec_width" and rotations_of(poses)[:, :3].any():
             raise TrajectoryError(
                 f"{where} is in the older layout x y z, rotation vector, gripper width in metres; "
                 "expected x y z qx qy qz qw: convert the recording first"
@@ -136,6 +136,11 @@ def check_poses(poses: NDArray[Any], where: str) -> None:
     faults = pose_faults(poses, POSE, where)
     if faults:
         raise TrajectoryError(str(faults[0]))
+
+
+def rotations_of(poses: NDArray[Any]) -> NDArray[np.float64]:
+    """Recorded poses (N, 7) -> their quaternions (N, 4), xyzw."""
+    return ActionLayout.of(POSE).rotations(poses)[:, 0]
 
 
 def grippers(

@@ -15,7 +15,7 @@ from diffusion_policy.places import is_remote, place, reaching, read_bytes
 from diffusion_policy.pose_check import order_fault
 from diffusion_policy.spec import episode_number
 from diffusion_policy.timestamps import TimestampUnit
-from diffusion_policy.trajectory.arrays import check_poses, grippers, read_arrays
+from diffusion_policy.trajectory.arrays import check_poses, grippers, read_arrays, rotations_of
 from diffusion_policy.trajectory.errors import TrajectoryError
 from diffusion_policy.trajectory.frames import NO_IMAGE, SINGLE_CAMERA, check_image_index, image_notes, list_frames
 from diffusion_policy.trajectory.links import is_broken, refuse_broken
@@ -135,7 +135,7 @@ def open_trajectory(
     n_steps = len(arrays["timestamp"])
     for key in ("robot_eef_pose", "action"):
         check_poses(arrays[key], f"{path}: {key}")
-    order = order_fault(arrays["action"], arrays["robot_eef_pose"], "action")
+    order = order_fault(rotations_of(arrays["action"]), rotations_of(arrays["robot_eef_pose"]), "action")
     if order is not None:
         raise TrajectoryError(f"{path}: {order}")
     command, measured = grippers(arrays, path, gripper_scale)

@@ -17,7 +17,7 @@ from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.dataset.split import EpisodeIdentity, Split
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.model.normalizer import LinearNormalizer
-from diffusion_policy.spec import StepSpec, read_shape_meta
+from diffusion_policy.shape_meta import trained_spec_of
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import Batches, CachedBatches, EpochOrder, LoaderBatches, Nested
 from diffusion_policy.workspace.episode_roles import History, divide_episodes
@@ -82,9 +82,10 @@ def open_data(cfg: DictConfig, processes: Processes, history: History | None = N
         DatasetError, SpecError: it is missing, lacks something, or means something else.
         TrainingError: it does not fit the task, or the settings of loading are wrong.
     """
-    spec = read_shape_meta(cfg.task.shape_meta)
+    trained_spec_of(cfg)
+    if cfg.training.cache not in CACHES:
+        raise TrainingError(f"training.cache is {cfg.training.cache!r}; expected one of {', '.join(CACHES)}")
     dataset = instantiate(cfg.task.dataset, "task.dataset")
-    _check_dataset(dataset, spec, cfg)
     split, identities = divide_episodes(dataset, cfg, history or History("scratch"))
     held_out = dataset.get_validation_dataset()
     logger.info(
@@ -126,17 +127,6 @@ def instantiate(settings: DictConfig, where: str, **more: Any) -> Any:
         if isinstance(cause, WorkspaceError):
             raise cause from error
         raise TrainingError(f"{where} cannot be built: {cause or error}") from error
-
-
-def _check_dataset(dataset: CogActImageDataset, spec: StepSpec, cfg: DictConfig) -> None:
-    if dataset.spec != spec:
-        theirs, ours = dataset.spec.action_names, spec.action_names
-        raise TrainingError(
-            f"task.dataset.shape_meta and task.shape_meta differ (actions {list(theirs)} and {list(ours)}); the "
-            "dataset must read what the policy predicts: leave task.dataset.shape_meta at ${task.shape_meta}"
-        )
-    if cfg.training.cache not in CACHES:
-        raise TrainingError(f"training.cache is {cfg.training.cache!r}; expected one of {', '.join(CACHES)}")
 
 
 def _batches(

@@ -15,7 +15,7 @@ from diffusion_policy.adapt.settings_fit import check_settings
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
 from diffusion_policy.model.diffusion.ema_model import EMAModel
 from diffusion_policy.policy.contract import PolicyModule
-from diffusion_policy.spec import action_semantics, check_semantics
+from diffusion_policy.spec import check_semantics
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.data import Data, instantiate
 from diffusion_policy.workspace.normalizing import choose_normalizer
@@ -82,7 +82,7 @@ def begin(cfg: DictConfig, folder: Path, model: Policy, ema_model: Policy | None
         assert start.path is not None
         return _resume(start, start.path, cfg, model, ema_model, data)
     ledger = None
-    provenance: dict[str, Any] = {"action_semantics": action_semantics(model.spec.action_names)}
+    provenance: dict[str, Any] = {"action_semantics": model.spec.semantics}
     if data.dataset.frame_sizes:
         provenance["frame_sizes"] = {
             camera: [list(size) for size in sizes] for camera, sizes in data.dataset.frame_sizes.items()

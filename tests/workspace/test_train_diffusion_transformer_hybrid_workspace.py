@@ -270,7 +270,7 @@ REFUSALS = {
     ),
     "dataset reads other actions": (
         ["task.dataset.shape_meta={obs: {robot_eef_pose: {shape: [7], type: low_dim}}, action: {shape: [7]}}"],
-        TrainingError,
+        SpecError,
         r"task.dataset.shape_meta and task.shape_meta differ",
     ),
     "dataset weights": (
