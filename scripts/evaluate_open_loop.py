@@ -41,9 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(arguments: argparse.Namespace) -> Answer:
     """Evaluate the checkpoint, and the one to compare with."""
+    from diffusion_policy.evaluate.episode_choice import parse_episodes
     from diffusion_policy.evaluate.open_loop_report import compare_open_loop, evaluate_open_loop
     from diffusion_policy.evaluate.open_loop_table import comparison_table, open_loop_table
-    from diffusion_policy.evaluate.recorded_inference import Sampling, parse_episodes
+    from diffusion_policy.evaluate.recorded_inference import Sampling
 
     episodes = parse_episodes(arguments.episodes)
     sampling = Sampling(arguments.scheduler, arguments.steps, arguments.seed)

@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(arguments: argparse.Namespace) -> Answer:
     """Run the checkpoint over the episodes."""
-    from diffusion_policy.evaluate.recorded_inference import parse_episodes, run_recorded_inference
+    from diffusion_policy.evaluate.episode_choice import parse_episodes
+    from diffusion_policy.evaluate.recorded_inference import run_recorded_inference
 
     with progress("inferences") as show:
         logging.basicConfig(level=logging.INFO, format="%(message)s")  # above the bar

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(arguments: argparse.Namespace) -> Answer:
     """Measure the candidates."""
-    from diffusion_policy.evaluate.recorded_inference import parse_episodes
+    from diffusion_policy.evaluate.episode_choice import parse_episodes
     from diffusion_policy.serve.settings import EngineSettings
     from diffusion_policy.serve.tuning import Budget, parse_candidate, tune
 

@@ -108,6 +108,6 @@ def write_tiny_checkpoint(path: Path, seed: int = 0, **options: object) -> Path:
         cfg=cfg,
         state_dicts={"model": state, "ema_model": state},
         pickles={"_output_dir": None, "global_step": 0, "epoch": 0},
-        provenance={"action_semantics": action_semantics(POSE_GRIPPER[: policy.action_dim])},
+        provenance={"action_semantics": action_semantics(policy.spec.action_names)},
     )
     return path

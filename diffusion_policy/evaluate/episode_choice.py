@@ -50,6 +50,15 @@ def episode_statuses(dataset: JoinedDatasets, split: Split | None) -> list[Statu
     return split.statuses([episode_identities(buffer) for buffer in dataset.buffers])
 
 
+def parse_episodes(words: Sequence[str]) -> str | list[int]:
+    """The episodes that a command line names: "held-out", "all", or numbers; EvaluateError for anything else."""
+    if len(words) == 1 and words[0] in (HELD_OUT, ALL):
+        return words[0]
+    if not all(word.isdecimal() for word in words):
+        raise EvaluateError(f"--episodes {' '.join(words)}: expected held-out, all, or episode numbers")
+    return [int(word) for word in words]
+
+
 def choose_episodes(
     dataset: JoinedDatasets, checkpoint: Checkpoint, episodes: str | Sequence[int] | None = None
 ) -> EpisodeChoice:

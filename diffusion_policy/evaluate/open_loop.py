@@ -1,15 +1,19 @@
-"""Errors of predicted chunks against recorded ones, in millimetres, degrees and gripper states; pure functions.
+"""Errors of predicted chunks against recorded ones: millimetres, degrees, joints and gripper states; pure functions.
 
 Open loop means: the observation is the recorded one at every step, whatever was predicted before. Errors are shown per
 step of the chunk (far ones are harder), per phase of the task, and beside baselines that need no learning: a policy
 that does not beat them has learned nothing that the baseline does not know.
 
-Legend of shapes: N steps, T actions of a chunk, D action dimensions (7: pose, 8: pose + gripper).
+What the numbers are, a layout says; of several arms an error is the mean over them, beside each arm's own. Where no
+layout is given, seven numbers are a pose and eight a pose and a gripper.
+
+Legend of shapes: N steps, T actions of a chunk, D action dimensions, G grippers, S numbers of a measured state.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_policy.geometry import geodesic_distance
 from diffusion_policy.gripper_events import CLOSED, gripper_events, gripper_states
-from diffusion_policy.spec import POSE_GRIPPER
+from diffusion_policy.spec import ActionLayout, default_names
+from diffusion_policy.spec.action_layout import Arm
+from diffusion_policy.spec.rotations import from_quaternions
 
 FloatArray = NDArray[np.float64]
 Phase = Literal["approach", "grasp", "move", "release"]
@@ -31,6 +37,18 @@ CLIENT_THRESHOLD = 0.5
 SMALLEST_NORM = 1e-6
 # Names of what is compared; "previous action" and "mean action" stand beside them.
 POLICY, HOLD, COPYCAT = "policy", "hold pose", "copy the measured gripper"
+JOINT_ERRORS = {"rad": "joint_rad", "deg": "joint_deg"}
+"""Names of the error of joints, by their unit; "joint" where that is another one or unknown."""
+
+
+def layout_of_width(width: int) -> ActionLayout:
+    """The layout of numbers that nobody named: seven are a pose, eight a pose and a gripper."""
+    return ActionLayout.of(default_names(width))
+
+
+def joint_error(layout: ActionLayout) -> str:
+    """What the error of its joints is called."""
+    return JOINT_ERRORS.get(layout.joint_unit, "joint")
 
 
 @dataclass(frozen=True)
@@ -38,54 +56,113 @@ class ChunkErrors:
     """Errors of N chunks; NaN where nothing was recorded or predicted, or a quaternion of norm 0 is no rotation.
 
     Attributes:
-        position_mm: (N, T) distance.
-        rotation_deg: (N, T) geodesic angle; q and -q are the same.
-        gripper: (N, T) absolute difference of the gripper command, all NaN for a pose without one.
+        values: (N, T) each, by name: ``position_mm`` (distance), ``rotation_deg`` (geodesic angle; q and -q are the
+            same), ``gripper`` (absolute difference of the command), and of a layout with joints `joint_error` (mean
+            absolute difference). Means over arms; all NaN of what the layout lacks.
+        arms: the errors of each arm, where there are several.
     """
 
-    position_mm: FloatArray
-    rotation_deg: FloatArray
-    gripper: FloatArray
+    values: Mapping[str, FloatArray]
+    arms: Mapping[str, ChunkErrors] = field(default_factory=dict)
+
+    @property
+    def position_mm(self) -> FloatArray:
+        """(N, T)."""
+        return self.values["position_mm"]
+
+    @property
+    def rotation_deg(self) -> FloatArray:
+        """(N, T)."""
+        return self.values["rotation_deg"]
+
+    @property
+    def gripper(self) -> FloatArray:
+        """(N, T)."""
+        return self.values["gripper"]
+
+    @classmethod
+    def joined(cls, parts: Sequence[ChunkErrors]) -> ChunkErrors:
+        """Errors of one layout, one after another."""
+        values = {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}
+        return cls(values, {arm: cls.joined([part.arms[arm] for part in parts]) for arm in parts[0].arms})
 
     def select(self, rows: NDArray[np.bool_]) -> ChunkErrors:
         """The errors of some of the chunks, (N,) bool."""
-        return ChunkErrors(self.position_mm[rows], self.rotation_deg[rows], self.gripper[rows])
+        values = {name: found[rows] for name, found in self.values.items()}
+        return ChunkErrors(values, {arm: errors.select(rows) for arm, errors in self.arms.items()})
 
     def means(self) -> dict[str, float | None]:
         """Mean over all recorded entries; None without one."""
-        return {name: _mean(values) for name, values in self._named()}
+        return {name: _mean(values) for name, values in self.values.items()}
 
     def per_horizon_step(self) -> dict[str, list[float | None]]:
         """Mean at each of the T steps of the chunk."""
-        return {name: [_mean(column) for column in values.T] for name, values in self._named()}
-
-    def _named(self) -> tuple[tuple[str, FloatArray], ...]:
-        return ("position_mm", self.position_mm), ("rotation_deg", self.rotation_deg), ("gripper", self.gripper)
+        return {name: [_mean(column) for column in values.T] for name, values in self.values.items()}
 
 
-def score_chunks(predicted: ArrayLike, recorded: ArrayLike, inside: ArrayLike | None = None) -> ChunkErrors:
+def score_chunks(
+    predicted: ArrayLike, recorded: ArrayLike, inside: ArrayLike | None = None, layout: ActionLayout | None = None
+) -> ChunkErrors:
     """Compare chunks (N, T, D) with what was recorded.
 
     Args:
         predicted: NaN where a baseline says nothing.
-        recorded: absolute poses; quaternions need not have norm 1.
+        recorded: absolute actions; quaternions need not have norm 1.
         inside: (N, T) which recorded actions lie inside their episode; all by default.
+        layout: of the D numbers; by how many they are if not given.
 
     Raises:
-        ValueError: shapes differ, or D is not a pose's.
+        ValueError: shapes differ, or D is not the layout's.
     """
     ours, theirs = np.asarray(predicted, dtype=np.float64), np.asarray(recorded, dtype=np.float64)
-    if ours.shape != theirs.shape or ours.ndim != 3 or ours.shape[-1] not in (7, 8):
-        raise ValueError(f"predicted chunks have shape {ours.shape}, recorded {theirs.shape}; expected (N, T, 7 or 8)")
+    widths = (7, 8) if layout is None else (len(layout.names),)
+    if ours.shape != theirs.shape or ours.ndim != 3 or ours.shape[-1] not in widths:
+        expected = " or ".join(map(str, widths))
+        said = f"predicted chunks have shape {ours.shape}, recorded {theirs.shape}"
+        raise ValueError(f"{said}; expected (N, T, {expected})")
+    layout = layout or layout_of_width(ours.shape[-1])
     counts = np.ones(ours.shape[:2], dtype=bool) if inside is None else np.asarray(inside, dtype=bool)
-    known = counts & np.isfinite(ours[..., :7]).all(axis=-1)
-    position, rotation, gripper = (np.full(counts.shape, np.nan) for _ in range(3))
-    position[known] = np.linalg.norm(ours[known][:, :3] - theirs[known][:, :3], axis=-1) * 1000
-    turned = known & _is_rotation(ours[..., 3:7]) & _is_rotation(theirs[..., 3:7])
-    rotation[turned] = np.degrees(geodesic_distance(ours[turned][:, 3:7], theirs[turned][:, 3:7]))
-    if ours.shape[-1] == len(POSE_GRIPPER):
-        gripper[counts] = np.abs(ours[counts][:, -1] - theirs[counts][:, -1])
-    return ChunkErrors(position, rotation, gripper)
+    arms = {arm.name: _errors_of_arm(layout, arm, ours, theirs, counts) for arm in layout.arms}
+    lacking = np.full(counts.shape, np.nan)
+    known = ("position_mm", "rotation_deg", "gripper", *([joint_error(layout)] if layout.has_joints else []))
+    values = {}
+    for name in known:
+        parts = [errors[name] for errors in arms.values() if name in errors]
+        values[name] = np.mean(parts, axis=0) if parts else lacking
+    each = {arm: ChunkErrors(errors) for arm, errors in arms.items()} if len(arms) > 1 else {}
+    return ChunkErrors(values, each)
+
+
+def _errors_of_arm(
+    layout: ActionLayout, arm: Arm, predicted: FloatArray, recorded: FloatArray, counts: NDArray[np.bool_]
+) -> dict[str, FloatArray]:
+    """Errors (N, T) of what the arm has, by name; a motion that is not known as a whole has none."""
+    columns = [*arm.position, *arm.rotation, *arm.joints, *arm.gripper]
+    units = {layout.names[column]: layout.unit(column) for column in columns}
+    part = ActionLayout.of(units, units)
+    ours, theirs = predicted[..., columns], recorded[..., columns]
+    known = counts & np.isfinite(ours[..., list(part.motion_columns)]).all(axis=-1)
+    found = {}
+
+    def where(rows: NDArray[np.bool_], errors: FloatArray) -> FloatArray:
+        values = np.full(counts.shape, np.nan)
+        values[rows] = errors
+        return values
+
+    if arm.position:
+        (offsets,) = np.moveaxis(part.positions(ours[known]) - part.positions(theirs[known]), -2, 0)
+        found["position_mm"] = where(known, np.linalg.norm(offsets, axis=-1) * 1000)
+    if arm.rotation:
+        (turns,), (wanted,) = (np.moveaxis(part.rotations(values), -2, 0) for values in (ours, theirs))
+        turned = known & _is_rotation(turns) & _is_rotation(wanted)
+        found["rotation_deg"] = where(turned, np.degrees(geodesic_distance(turns[turned], wanted[turned])))
+    if arm.joints:
+        distance = np.abs(part.joints(ours[known]) - part.joints(theirs[known]))
+        found[joint_error(layout)] = where(known, distance.mean(axis=-1))
+    if arm.gripper:
+        (offset,) = np.moveaxis(part.grippers(ours[counts]) - part.grippers(theirs[counts]), -1, 0)
+        found["gripper"] = where(counts, np.abs(offset))
+    return found
 
 
 def _is_rotation(quaternions: FloatArray) -> NDArray[np.bool_]:
@@ -93,15 +170,17 @@ def _is_rotation(quaternions: FloatArray) -> NDArray[np.bool_]:
 
 
 def phases(recorded_gripper: ArrayLike, margin: int = PHASE_STEPS) -> NDArray[np.str_]:
-    """Phase of each of N steps of an episode, from the events of its recorded gripper.
+    """Phase of each of N steps of an episode, from the events of its recorded gripper (N,), or of several (N, G).
 
-    Within ``margin`` steps of a closing: grasp, of an opening: release; otherwise move while closed and approach while
-    open. Where both are near, the nearer event counts.
+    Within ``margin`` steps of a closing: grasp, of an opening: release; otherwise move while one is closed and approach
+    while all are open. Where both are near, the nearer event counts.
     """
     values = np.asarray(recorded_gripper, dtype=np.float64)
-    labels = np.where(gripper_states(values) == CLOSED, "move", "approach").astype("U8")
+    grippers = values.reshape(len(values), -1).T
+    closed = np.array([gripper_states(gripper) == CLOSED for gripper in grippers])
+    labels = np.where(closed.any(axis=0), "move", "approach").astype("U8")
     nearest = np.full(len(values), margin + 1)
-    for step, kind in gripper_events(values):
+    for step, kind in (event for gripper in grippers for event in gripper_events(gripper)):
         distance = np.abs(np.arange(len(values)) - step)
         closer = (distance <= margin) & (distance < nearest)
         labels[closer] = "grasp" if kind == "close" else "release"
@@ -122,17 +201,46 @@ def transition_error(predicted: ArrayLike, recorded: ArrayLike, inside: ArrayLik
     return float(((says > CLIENT_THRESHOLD) != wants)[rows].mean()) if rows.any() else None
 
 
-def baselines(recorded: FloatArray, measured: FloatArray, mean_action: FloatArray) -> dict[str, FloatArray]:
+def measured_as_action(measured: FloatArray, state: ActionLayout, action: ActionLayout) -> FloatArray:
+    """Measured states (N, S) as the actions (N, D) that would keep them; NaN in what is not measured.
+
+    Rotations may be measured in another representation than they are commanded in.
+    """
+    rotations = {arm.name: arm for arm in action.arms if arm.representation is not None}
+    both = [arm.name for arm in state.arms if arm.representation is not None and arm.name in rotations]
+    found = np.full((len(measured), len(action.names)), np.nan)
+    for column, name in enumerate(action.names):
+        if name in state.names:
+            found[:, column] = measured[:, state.names.index(name)]
+    turns = state.rotations(measured)
+    for arm in both:
+        kind, columns = rotations[arm].representation, list(rotations[arm].rotation)
+        if kind is not None and np.isnan(found[:, columns]).any():
+            found[:, columns] = from_quaternions(turns[:, state.labels("rotation").index(arm)], kind)
+    return found
+
+
+def baselines(
+    recorded: FloatArray,
+    measured: FloatArray,
+    mean_action: FloatArray,
+    layout: ActionLayout | None = None,
+    state: ActionLayout | None = None,
+) -> dict[str, FloatArray]:
     """What needs no learning, as chunks (N, T, D); NaN in what a baseline says nothing about.
 
     Args:
         recorded: (N, T, D) chunks of consecutive steps of one episode.
-        measured: (N, 8) pose and gripper at each step.
+        measured: (N, S) state at each step.
         mean_action: (D,) over episodes that are not evaluated.
+        layout: of the D numbers; by how many they are if not given.
+        state: of the S numbers, likewise.
     """
     n_steps, n_actions, width = recorded.shape
+    layout, state = layout or layout_of_width(width), state or layout_of_width(measured.shape[1])
+    kept = measured_as_action(measured, state, layout)
     held = np.full(recorded.shape, np.nan)
-    held[..., :7] = measured[:, None, :7]
+    held[..., list(layout.motion_columns)] = kept[:, None, list(layout.motion_columns)]
     previous = np.full(recorded.shape, np.nan)
     previous[1:] = recorded[:-1, :1]
     found = {
@@ -140,26 +248,34 @@ def baselines(recorded: FloatArray, measured: FloatArray, mean_action: FloatArra
         "previous action": previous,
         "mean action": np.broadcast_to(mean_action, (n_steps, n_actions, width)).copy(),
     }
-    if width == len(POSE_GRIPPER):
+    if layout.has_gripper and np.isfinite(layout.grippers(kept)).any():
         copied = np.full(recorded.shape, np.nan)
-        copied[..., -1] = measured[:, None, -1]
+        copied[..., list(layout.gripper_columns)] = layout.grippers(kept)[:, None]
         found[COPYCAT] = copied
     return found
 
 
-def sample_spread(samples: ArrayLike) -> dict[str, Any]:
+def sample_spread(samples: ArrayLike, layout: ActionLayout | None = None) -> dict[str, Any]:
     """How far S samples (S, N, T, D) of the same chunks lie apart: the policy's own uncertainty.
 
-    Root mean square distance of positions from their mean in mm, and standard deviation of the gripper; per horizon
-    step. None for a single sample.
+    Root mean square distance of positions from their mean in mm, and standard deviation of the gripper and of joints;
+    per horizon step. None for a single sample, and of what the layout lacks.
     """
     drawn = np.asarray(samples, dtype=np.float64)
+    layout = layout or layout_of_width(drawn.shape[-1])
+    found: dict[str, Any] = {"position_mm": None, "gripper": None}
     if len(drawn) < 2:
-        return {"position_mm": None, "gripper": None}
+        return found
     offsets = drawn - drawn.mean(axis=0)
-    position = np.sqrt((offsets[..., :3] ** 2).sum(axis=-1).mean(axis=(0, 1))) * 1000
-    gripper = np.sqrt((offsets[..., -1] ** 2).mean(axis=(0, 1))) if drawn.shape[-1] == len(POSE_GRIPPER) else None
-    return {"position_mm": position.tolist(), "gripper": None if gripper is None else gripper.tolist()}
+    if layout.labels("position"):
+        squares = (layout.positions(offsets) ** 2).sum(axis=-1)
+        found["position_mm"] = (np.sqrt(squares.mean(axis=(0, 1)).mean(axis=-1)) * 1000).tolist()
+    if layout.has_gripper:
+        found["gripper"] = np.sqrt((layout.grippers(offsets) ** 2).mean(axis=(0, 1)).mean(axis=-1)).tolist()
+    if layout.has_joints:
+        deviation = np.sqrt((layout.joints(offsets) ** 2).mean(axis=(0, 1)).mean(axis=-1))
+        found[joint_error(layout)] = deviation.tolist()
+    return found
 
 
 def _mean(values: FloatArray) -> float | None:

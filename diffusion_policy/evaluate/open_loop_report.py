@@ -7,30 +7,29 @@ of one episode are not independent.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from diffusion_policy.evaluate.episode_choice import EpisodeChoice, choose_episodes
 from diffusion_policy.evaluate.open_loop import (
     COPYCAT,
-    PHASES,
     POLICY,
-    ChunkErrors,
     FloatArray,
     baselines,
-    phases,
     sample_spread,
-    score_chunks,
-    transition_error,
+)
+from diffusion_policy.evaluate.open_loop_scores import (
+    COLUMNS,
+    EpisodeOpenLoop,
+    PredictorScore,
+    columns_of,
+    score_episodes,
 )
 from diffusion_policy.evaluate.recorded_inference import (
     Counted,
@@ -41,82 +40,11 @@ from diffusion_policy.evaluate.recorded_inference import (
     predict_chunks,
 )
 from diffusion_policy.evaluate.writing import EvaluateError
-from diffusion_policy.gripper_events import TOLERANCE_SECONDS, EventScore, score_gripper_events, tolerance_steps
-from diffusion_policy.intervals import defined, paired_bootstrap
+from diffusion_policy.gripper_events import TOLERANCE_SECONDS
+from diffusion_policy.intervals import paired_bootstrap
 from diffusion_policy.policy.default_sampler import Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.sampler import set_sampler
-from diffusion_policy.spec import POSE_GRIPPER, ROTVEC_WIDTH
-
-COLUMNS = {
-    "position_mm": "position mm",
-    "rotation_deg": "rotation deg",
-    "gripper_at_transitions": "wrong at transitions",
-    "gripper_f1": "events F1",
-}
-
-
-@dataclass(frozen=True)
-class EpisodeOpenLoop:
-    """One episode, as arrays: N steps, S samples, T actions of a chunk, D dimensions.
-
-    Attributes:
-        episode: its number in the dataset.
-        samples: (S, N, T, D) predicted chunks.
-        recorded: (N, T, D) recorded ones.
-        inside: (N, T) which of them lie inside the episode.
-        measured: (N, 8) pose and gripper.
-        baselines: chunks (N, T, D) by name.
-        step_seconds: between two steps, None if the dataset has no times.
-        tolerance_s: seconds that a predicted gripper event may be away from a recorded one.
-    """
-
-    episode: int
-    samples: FloatArray
-    recorded: FloatArray
-    inside: NDArray[np.bool_]
-    measured: FloatArray
-    baselines: Mapping[str, FloatArray]
-    step_seconds: float | None
-    tolerance_s: float = TOLERANCE_SECONDS
-
-    def predictors(self) -> dict[str, list[FloatArray]]:
-        """Chunks by predictor: the policy's samples, and each baseline as one sample."""
-        return {POLICY: list(self.samples), **{name: [chunks] for name, chunks in self.baselines.items()}}
-
-
-@dataclass(frozen=True)
-class PredictorScore:
-    """How one predictor does over all episodes; ``per_episode`` holds the same means by episode."""
-
-    errors: ChunkErrors
-    phase: NDArray[np.str_]
-    gripper_at_transitions: float | None
-    events: EventScore | None
-    per_episode: tuple[Mapping[str, float | None], ...]
-
-    def per_phase(self) -> dict[str, dict[str, float | None]]:
-        """Mean errors of the chunks that begin in each phase."""
-        return {phase: self.errors.select(self.phase == phase).means() for phase in PHASES}
-
-    def means(self) -> dict[str, float | None]:
-        """The numbers of the table, by the names of its columns."""
-        errors = self.errors.means()
-        return {
-            "position_mm": errors["position_mm"],
-            "rotation_deg": errors["rotation_deg"],
-            "gripper_at_transitions": self.gripper_at_transitions,
-            "gripper_f1": None if self.events is None else defined(self.events.f1),
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        """Means, per horizon step, per phase, and gripper events; plain JSON."""
-        return {
-            **self.means(),
-            "per_horizon_step": self.errors.per_horizon_step(),
-            "per_phase": self.per_phase(),
-            "events": None if self.events is None else self.events.to_json(),
-            "per_episode": [dict(means) for means in self.per_episode],
-        }
+from diffusion_policy.spec import ROTVEC_WIDTH, ActionLayout
 
 
 @dataclass(frozen=True)
@@ -153,13 +81,26 @@ class OpenLoopReport:
 
     def unmeasured(self) -> list[str]:
         """What these episodes cannot tell of the policy, each as a sentence."""
-        events = self.scores[POLICY].events
-        if events is None or events.recorded:
-            return []
-        return [
-            f"the gripper was not measured: no event is recorded in these {len(self.episodes)} episodes, so neither F1 "
-            "nor what is wrong at transitions is defined"
-        ]
+        events, found = self.scores[POLICY].events, []
+        if not self.layout.has_pose:
+            joints = f"; joint errors in {self.layout.joint_unit}" if self.layout.has_joints else ""
+            found.append(f"no pose in this layout ({self.layout.describe()}){joints}")
+        if events is not None and not events.recorded:
+            found.append(
+                f"the gripper was not measured: no event is recorded in these {len(self.episodes)} episodes, so "
+                "neither F1 nor what is wrong at transitions is defined"
+            )
+        return found
+
+    @property
+    def layout(self) -> ActionLayout:
+        """What the numbers of an action are."""
+        return self.episodes[0].layout
+
+    @property
+    def columns(self) -> list[str]:
+        """Which of COLUMNS are measured."""
+        return columns_of(self.layout)
 
     @property
     def tolerance_s(self) -> float:
@@ -175,7 +116,7 @@ class OpenLoopReport:
 
     def spread(self) -> dict[str, Any]:
         """Spread of the samples over all steps, see ``sample_spread``."""
-        return sample_spread(np.concatenate([episode.samples for episode in self.episodes], axis=1))
+        return sample_spread(np.concatenate([episode.samples for episode in self.episodes], axis=1), self.layout)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the arrays, as plain JSON."""
@@ -268,68 +209,11 @@ def _episode(
         recorded=chunks,
         inside=inside,
         measured=measured,
-        baselines=baselines(chunks, measured, mean_action),
+        baselines=baselines(chunks, measured, mean_action, recorded.layout, recorded.state_layout),
         step_seconds=recorded.step_seconds(episode),
         tolerance_s=tolerance_s,
-    )
-
-
-def score_episodes(episodes: Sequence[EpisodeOpenLoop]) -> dict[str, PredictorScore]:
-    """Scores by predictor, over all episodes; samples of a step count as so many predictions."""
-    labels = [_phases(episode) for episode in episodes]
-    found = {}
-    for name in episodes[0].predictors():
-        parts = [
-            _score(episode, chunks, label)
-            for episode, label in zip(episodes, labels, strict=True)
-            for chunks in episode.predictors()[name]
-        ]
-        samples = len(parts) // len(episodes)
-        joined = _join(parts, samples)
-        per_episode = tuple(_join(parts[i : i + samples], samples).means() for i in range(0, len(parts), samples))
-        found[name] = PredictorScore(
-            joined.errors, joined.phase, joined.gripper_at_transitions, joined.events, per_episode
-        )
-    return found
-
-
-def _phases(episode: EpisodeOpenLoop) -> NDArray[np.str_]:
-    """Phases by the recorded command, or by the measured gripper where the action has none."""
-    has_gripper = episode.recorded.shape[-1] == len(POSE_GRIPPER)
-    gripper = episode.recorded[:, 0, -1] if has_gripper else episode.measured[:, -1]
-    return phases(gripper, margin=max(1, tolerance_steps(episode.step_seconds) // 2))
-
-
-def _score(episode: EpisodeOpenLoop, chunks: FloatArray, labels: NDArray[np.str_]) -> PredictorScore:
-    errors = score_chunks(chunks, episode.recorded, episode.inside)
-    has_gripper = episode.recorded.shape[-1] == len(POSE_GRIPPER) and bool(np.isfinite(chunks[1:, :, -1]).all())
-    transitions, events = None, None
-    if has_gripper:
-        transitions = transition_error(chunks[..., -1], episode.recorded[..., -1], episode.inside)
-        commands = np.where(np.isfinite(chunks[:, 0, -1]), chunks[:, 0, -1], episode.measured[:, -1])
-        events = score_gripper_events(
-            commands,
-            episode.recorded[:, 0, -1],
-            step_seconds=episode.step_seconds,
-            tolerance_s=episode.tolerance_s,
-        )
-    return PredictorScore(errors, labels, transitions, events, ())
-
-
-def _join(parts: Sequence[PredictorScore], samples: int) -> PredictorScore:
-    transitions = [part.gripper_at_transitions for part in parts if part.gripper_at_transitions is not None]
-    events = [dataclasses.replace(part.events, samples=samples) for part in parts if part.events is not None]
-    errors = ChunkErrors(
-        np.concatenate([part.errors.position_mm for part in parts]),
-        np.concatenate([part.errors.rotation_deg for part in parts]),
-        np.concatenate([part.errors.gripper for part in parts]),
-    )
-    return PredictorScore(
-        errors,
-        np.concatenate([part.phase for part in parts]),
-        float(np.mean(transitions)) if transitions else None,
-        functools.reduce(operator.add, events) if events else None,
-        (),
+        action=recorded.layout,
+        state=recorded.state_layout,
     )
 
 
@@ -361,7 +245,7 @@ def _paired(
     first: Sequence[Mapping[str, float | None]], second: Sequence[Mapping[str, float | None]], column: str
 ) -> dict[str, Any] | None:
     """Second minus first of one number, paired by episode; None if no episode has it in both."""
-    both = [(a[column], b[column]) for a, b in zip(first, second, strict=True)]
+    both = [(a.get(column), b.get(column)) for a, b in zip(first, second, strict=True)]
     pairs = [(a, b) for a, b in both if a is not None and b is not None]
     if not pairs:
         return None

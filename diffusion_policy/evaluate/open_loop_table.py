@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from diffusion_policy.evaluate.open_loop import COPYCAT, HOLD, PHASES, POLICY
+from diffusion_policy.evaluate.open_loop import COPYCAT, HOLD, PHASES, POLICY, joint_error
 from diffusion_policy.evaluate.open_loop_report import COLUMNS, OpenLoopReport
 
 # Of these columns the larger number is the better one.
@@ -32,6 +32,7 @@ def open_loop_table(report: OpenLoopReport) -> Group:
         Text(),
         _by_phase(report),
         Text(),
+        *_by_arm(report),
         *_in_words(report),
         *(lines or [Text(_beats_all(report), style="green")]),
         *(Text(line, style="yellow") for line in report.unmeasured()),
@@ -43,11 +44,28 @@ def _beats_all(report: OpenLoopReport) -> str:
 
 
 def _predictors(report: OpenLoopReport) -> Table:
-    table = _table("predictor", *(heading(column, report.tolerance_s) for column in COLUMNS))
+    table = _table("predictor", *(heading(column, report.tolerance_s) for column in report.columns))
     for name, score in report.scores.items():
-        cells = [_number(value) for value in score.means().values()]
+        means = score.means()
+        cells = [_number(means[column]) for column in report.columns]
         table.add_row(name, *cells, style="bold" if name == POLICY else "")
     return table
+
+
+def _motion(report: OpenLoopReport) -> list[str]:
+    """Errors of what moves the arm, by the names of COLUMNS."""
+    return [column for column in report.columns if not column.startswith("gripper")]
+
+
+def _by_arm(report: OpenLoopReport) -> list[RenderableType]:
+    """The policy's errors of each arm, where there are several."""
+    arms = report.scores[POLICY].per_arm()
+    if not arms:
+        return []
+    table = _table("arm", *(heading(column, None) for column in _motion(report)), "gripper")
+    for arm, means in arms.items():
+        table.add_row(arm, *(_number(means.get(column)) for column in (*_motion(report), "gripper")))
+    return [table, Text()]
 
 
 def heading(column: str, tolerance_s: float | None) -> str:
@@ -57,25 +75,28 @@ def heading(column: str, tolerance_s: float | None) -> str:
 
 def _by_phase(report: OpenLoopReport) -> Table:
     """Where in the task the errors are, and how much of them standing still would make."""
-    table = _table("phase", "position mm", f"({HOLD})", "rotation deg", f"({HOLD})", "gripper")
+    columns = _motion(report)
+    table = _table("phase", *(said for column in columns for said in (heading(column, None), f"({HOLD})")), "gripper")
     ours, held = report.scores[POLICY].per_phase(), report.scores[HOLD].per_phase()
     for phase in PHASES:
         means, still = ours[phase], held[phase]
-        pose = [_number(found[key]) for key in ("position_mm", "rotation_deg") for found in (means, still)]
-        table.add_row(phase, *pose, _number(means["gripper"]))
+        moved = [_number(found[key]) for key in columns for found in (means, still)]
+        table.add_row(phase, *moved, _number(means["gripper"]))
     return table
 
 
 def _in_words(report: OpenLoopReport) -> list[RenderableType]:
     score, spread, beside = report.scores[POLICY], report.spread(), report.beside_copycat()
-    steps = score.errors.per_horizon_step()["position_mm"]
-    said = [f"position by step of the chunk: {', '.join(map(_number, steps))} mm"]
-    if spread["position_mm"] is not None:
-        apart, known = spread["position_mm"], spread["gripper"]
+    what, key, unit = "position", "position_mm", "mm"
+    if "position_mm" not in report.columns and report.layout.has_joints:
+        what, key, unit = "joints", joint_error(report.layout), report.layout.joint_unit
+    steps = score.errors.per_horizon_step()[key]
+    said = [f"{what} by step of the chunk: {', '.join(map(_number, steps))} {unit}"]
+    apart, known = spread.get(key), spread["gripper"]
+    if apart is not None:
+        first, last = f"{apart[0]:.3g} {unit}", f"{apart[-1]:.3g}"
         gripper = "" if known is None else f"; gripper {known[0]:.2g} and {known[-1]:.2g}"
-        said.append(
-            f"spread of the samples: {apart[0]:.3g} mm at the first action, {apart[-1]:.3g} at the last{gripper}"
-        )
+        said.append(f"spread of the samples: {first} at the first action, {last} at the last{gripper}")
     if score.events is not None:
         said.append(f"gripper: {score.events.sentence()}")
     if beside is not None:

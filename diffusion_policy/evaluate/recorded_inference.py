@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,12 @@ from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER, Sampler, sa
 from diffusion_policy.policy.noise import initial_noise
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.run_log import LogStep, write_inference_log
-from diffusion_policy.spec import POSE, POSE_GRIPPER, ROTVEC_WIDTH, action_semantics, check_semantics
+from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, SpecError, action_semantics, check_semantics
 from diffusion_policy.storage import file_sha256
 
 logger = logging.getLogger(__name__)
 
 JPEG_QUALITY = 95
-# The robot's numbers, in the order in which a log holds them.
-LOGGED_ACTIONS = (POSE, POSE_GRIPPER, ROTVEC_WIDTH)
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ class RecordedEpisodes:
         windows, n_executed = self._windows.windows, self.policy.n_action_steps
         inside = windows.start[steps][:, None] + np.arange(windows.horizon) < windows.high[steps][:, None]
         names = self.buffer.names(ACTION_KEY)
-        columns = [names.index(name) for name in self.policy.spec.action_names]
+        columns = [names.index(name) for name in self.layout.names]
         actions = self.buffer.rows(ACTION_KEY).astype(np.float64)[:, columns]
         return actions[windows.steps(steps)[:, -n_executed:]], inside[:, -n_executed:]
 
@@ -135,9 +134,40 @@ class RecordedEpisodes:
         return dict(self._windows.get_batch(steps)["obs"])
 
     def logged_states(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(N, 8) measured pose, then gripper (0 closed .. 1 open)."""
-        pose, gripper = (self.buffer.rows(key).astype(np.float64) for key in (POSE_KEY, GRIPPER_KEY))
-        return np.concatenate([pose[steps], gripper[steps]], axis=1)
+        """(N, M) measured numbers of `state_layout`: usually pose, then gripper (0 closed .. 1 open)."""
+        parts = [self.buffer.rows(key).astype(np.float64)[steps] for key in self._state_keys]
+        return np.concatenate(parts, axis=1)
+
+    @cached_property
+    def layout(self) -> ActionLayout:
+        """What the numbers of an action are; units of joints are those that the dataset gives."""
+        return self._layout(self.policy.spec.action_names)
+
+    @cached_property
+    def state_layout(self) -> ActionLayout:
+        """What the numbers of `logged_states` are."""
+        names = [name for key in self._state_keys for name in self.buffer.names(key)]
+        if len(set(names)) < len(names):  # of two arrays that call their numbers alike
+            names = [f"{key}.{name}" for key in self._state_keys for name in self.buffer.names(key)]
+        return self._layout(names)
+
+    @property
+    def _state_keys(self) -> tuple[str, ...]:
+        """Measured pose and gripper of a single arm that is commanded by its pose; else what the policy reads."""
+        arms = self.layout.arms
+        if [arm.name for arm in arms] == [""] and not self.layout.has_joints:
+            return POSE_KEY, GRIPPER_KEY
+        keys = tuple(field.key for field in self.policy.spec.low_dim)
+        if not keys:
+            raise EvaluateError(
+                f"{self.where}: the policy reads no measured numbers, which stand beside actions of "
+                f"{self.layout.describe()}; name an array of them in shape_meta.obs"
+            )
+        return keys
+
+    def _layout(self, names: Sequence[str]) -> ActionLayout:
+        semantics = self.buffer.semantics or {}
+        return ActionLayout.of(names, dict(zip(semantics.get("names", ()), semantics.get("units", ()), strict=False)))
 
     def timestamps(self, steps: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """(N,) seconds, or None if the dataset holds no times."""
@@ -255,7 +285,7 @@ def run_recorded_inference(
         "seed": seed,
         "stride": stride,
         "dataset": str(zarr_path),
-        "action_semantics": action_semantics(recorded.policy.spec.action_names),
+        **_meaning(recorded),
     }
     counted = Counted(on_progress, sum(len(recorded.steps(episode, stride)) for episode in choice.numbers))
     paths: list[Path] = []
@@ -268,6 +298,13 @@ def run_recorded_inference(
             raise _stopped(paths, choice, out_dir) from error
         logger.info("episode %d: %d steps -> %s", episode, len(log_steps), paths[-1])
     return paths
+
+
+def _meaning(recorded: RecordedEpisodes) -> dict[str, Any]:
+    """What the numbers of a log are; those of its states where they are not pose and gripper."""
+    layout, names = recorded.layout, recorded.state_layout.names
+    semantics = action_semantics(layout.names, dict(zip(layout.names, layout.units, strict=True)))
+    return {"action_semantics": semantics, **({} if names == POSE_GRIPPER else {"state_names": list(names)})}
 
 
 def _stopped(paths: Sequence[Path], choice: EpisodeChoice, out_dir: str | Path) -> KeyboardInterrupt:
@@ -304,11 +341,7 @@ def open_recorded(
         raise EvaluateError(f"device is {device!r}, but no CUDA device is at hand; use --device cpu")
     checkpoint = read_checkpoint(checkpoint_path)
     policy = load_policy(checkpoint, which=which, device=device)
-    if policy.spec.action_names not in LOGGED_ACTIONS:
-        raise EvaluateError(
-            f"{checkpoint_path}: its action is {list(policy.spec.action_names)}; expected one of "
-            f"{[list(names) for names in LOGGED_ACTIONS]}"
-        )
+    _check_layout(policy, checkpoint_path)
     latency = int(OmegaConf.select(checkpoint.cfg, "n_latency_steps", default=0))
     scale = gripper_scale or _told_when_training(checkpoint, zarr_path)
     recorded = RecordedEpisodes(policy, zarr_path, latency, scale)
@@ -318,19 +351,21 @@ def open_recorded(
     return recorded, checkpoint
 
 
+def _check_layout(policy: PolicyModule, checkpoint_path: str | Path) -> None:
+    """Refuse actions of which nothing is known that could be judged."""
+    said = f"{checkpoint_path}: its action is {list(policy.spec.action_names)}"
+    try:
+        layout = policy.spec.layout
+    except SpecError as error:
+        raise EvaluateError(f"{said}; {error}") from error
+    if not (layout.motion_columns or layout.has_gripper):
+        raise EvaluateError(f"{said}; expected names of positions, rotations, joints or grippers among them")
+
+
 def _told_when_training(checkpoint: Checkpoint, zarr_path: str | Path) -> str | None:
     """The declaration that training was given, for a dataset whose gripper needs one."""
     told = OmegaConf.select(checkpoint.cfg, CONFIG_KEY, default=None)
     return told if isinstance(told, str) and JoinedDatasets(zarr_path).needs_gripper_scale else None
-
-
-def parse_episodes(words: Sequence[str]) -> str | list[int]:
-    """The episodes that a command line names: "held-out", "all", or numbers; EvaluateError for anything else."""
-    if len(words) == 1 and words[0] in ("held-out", "all"):
-        return words[0]
-    if not all(word.isdecimal() for word in words):
-        raise EvaluateError(f"--episodes {' '.join(words)}: expected held-out, all, or episode numbers")
-    return [int(word) for word in words]
 
 
 def _episode_log(

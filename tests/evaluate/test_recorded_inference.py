@@ -15,12 +15,12 @@ from gripper_scales import FOREIGN, rewrite_gripper
 from diffusion_policy.checkpoint import load_policy
 from diffusion_policy.dataset.windows import validation_episodes
 from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.evaluate.episode_choice import parse_episodes
 from diffusion_policy.evaluate.gripper import judge
 from diffusion_policy.evaluate.open_loop_report import evaluate_open_loop
 from diffusion_policy.evaluate.recorded_inference import (
     Sampling,
     open_recorded,
-    parse_episodes,
     predict_chunks,
     run_recorded_inference,
 )
@@ -153,7 +153,7 @@ def test_refuses_data_of_another_meaning(tiny_checkpoint: Path, tmp_path: Path) 
 
 def test_refuses_actions_that_no_log_holds(recorded_zarr: Path, tmp_path: Path) -> None:
     checkpoint = write_tiny_checkpoint(tmp_path / "wide.ckpt", width=5)
-    with pytest.raises(EvaluateError, match=r"its action is \['a0', .*expected one of"):
+    with pytest.raises(EvaluateError, match=r"its action is \['a0', .*expected names of positions"):
         open_recorded(checkpoint, recorded_zarr)
 
 

@@ -1,0 +1,205 @@
+"""Scores of one predictor over whole episodes: errors of its chunks, by phase and arm, and events of its grippers.
+
+Legend of shapes: N steps, S samples, T actions of a chunk, D action dimensions, M numbers of a measured state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.evaluate.open_loop import (
+    PHASES,
+    POLICY,
+    ChunkErrors,
+    FloatArray,
+    joint_error,
+    layout_of_width,
+    measured_as_action,
+    phases,
+    score_chunks,
+    transition_error,
+)
+from diffusion_policy.gripper_events import TOLERANCE_SECONDS, EventScore, score_gripper_events, tolerance_steps
+from diffusion_policy.intervals import defined
+from diffusion_policy.spec import ActionLayout
+
+COLUMNS = {
+    "position_mm": "position mm",
+    "rotation_deg": "rotation deg",
+    "joint_rad": "joints rad",
+    "joint_deg": "joints deg",
+    "joint": "joints",
+    "gripper_at_transitions": "wrong at transitions",
+    "gripper_f1": "events F1",
+}
+"""Numbers of a predictor and their headings; `columns_of` a layout are some of them."""
+
+
+def columns_of(layout: ActionLayout) -> list[str]:
+    """What is measured of this layout, by the names of COLUMNS: no pose where it has none, joints where it has some."""
+    lacking = [name for name in ("joint_rad", "joint_deg", "joint") if name != joint_error(layout)]
+    if not layout.has_joints:
+        lacking.append(joint_error(layout))
+    lacking += [] if layout.labels("position") else ["position_mm"]
+    lacking += [] if layout.labels("rotation") else ["rotation_deg"]
+    return [name for name in COLUMNS if name not in lacking]
+
+
+@dataclass(frozen=True)
+class EpisodeOpenLoop:
+    """One episode, as arrays: N steps, S samples, T actions of a chunk, D dimensions.
+
+    Attributes:
+        episode: its number in the dataset.
+        samples: (S, N, T, D) predicted chunks.
+        recorded: (N, T, D) recorded ones.
+        inside: (N, T) which of them lie inside the episode.
+        measured: (N, M) state, usually pose and gripper.
+        baselines: chunks (N, T, D) by name.
+        step_seconds: between two steps, None if the dataset has no times.
+        tolerance_s: seconds that a predicted gripper event may be away from a recorded one.
+        action, state: layouts of the D and M numbers; by how many they are if not given.
+    """
+
+    episode: int
+    samples: FloatArray
+    recorded: FloatArray
+    inside: NDArray[np.bool_]
+    measured: FloatArray
+    baselines: Mapping[str, FloatArray]
+    step_seconds: float | None
+    tolerance_s: float = TOLERANCE_SECONDS
+    action: ActionLayout | None = None
+    state: ActionLayout | None = None
+
+    @property
+    def layout(self) -> ActionLayout:
+        """What the D numbers of an action are."""
+        return self.action or layout_of_width(self.recorded.shape[-1])
+
+    @property
+    def state_layout(self) -> ActionLayout:
+        """What the M numbers of a state are."""
+        return self.state or layout_of_width(self.measured.shape[-1])
+
+    def predictors(self) -> dict[str, list[FloatArray]]:
+        """Chunks by predictor: the policy's samples, and each baseline as one sample."""
+        return {POLICY: list(self.samples), **{name: [chunks] for name, chunks in self.baselines.items()}}
+
+
+@dataclass(frozen=True)
+class PredictorScore:
+    """How one predictor does over all episodes; ``per_episode`` holds the same means by episode."""
+
+    errors: ChunkErrors
+    phase: NDArray[np.str_]
+    gripper_at_transitions: float | None
+    events: EventScore | None
+    per_episode: tuple[Mapping[str, float | None], ...]
+
+    def per_phase(self) -> dict[str, dict[str, float | None]]:
+        """Mean errors of the chunks that begin in each phase."""
+        return {phase: self.errors.select(self.phase == phase).means() for phase in PHASES}
+
+    def per_arm(self) -> dict[str, dict[str, float | None]]:
+        """Mean errors of each arm; empty of a single one."""
+        return {arm: errors.means() for arm, errors in self.errors.arms.items()}
+
+    def means(self) -> dict[str, float | None]:
+        """The numbers of the table, by the names of its columns; None of what is not measured."""
+        errors = self.errors.means()
+        del errors["gripper"]
+        return {
+            **errors,
+            "gripper_at_transitions": self.gripper_at_transitions,
+            "gripper_f1": None if self.events is None else defined(self.events.f1),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Means, per horizon step, per phase, of each arm if there are several, and gripper events; plain JSON."""
+        arms = {"per_arm": self.per_arm()} if self.errors.arms else {}
+        return {
+            **self.means(),
+            "per_horizon_step": self.errors.per_horizon_step(),
+            "per_phase": self.per_phase(),
+            **arms,
+            "events": None if self.events is None else self.events.to_json(),
+            "per_episode": [dict(means) for means in self.per_episode],
+        }
+
+
+def score_episodes(episodes: Sequence[EpisodeOpenLoop]) -> dict[str, PredictorScore]:
+    """Scores by predictor, over all episodes; samples of a step count as so many predictions."""
+    labels = [_phases(episode) for episode in episodes]
+    found = {}
+    for name in episodes[0].predictors():
+        parts = [
+            _score(episode, chunks, label)
+            for episode, label in zip(episodes, labels, strict=True)
+            for chunks in episode.predictors()[name]
+        ]
+        samples = len(parts) // len(episodes)
+        joined = _join(parts, samples)
+        per_episode = tuple(_join(parts[i : i + samples], samples).means() for i in range(0, len(parts), samples))
+        found[name] = PredictorScore(
+            joined.errors, joined.phase, joined.gripper_at_transitions, joined.events, per_episode
+        )
+    return found
+
+
+def _phases(episode: EpisodeOpenLoop) -> NDArray[np.str_]:
+    """Phases by the recorded commands, or by the measured grippers where the action has none; else of no name."""
+    layout, state = episode.layout, episode.state_layout
+    if not (layout.has_gripper or state.has_gripper):
+        return np.full(len(episode.recorded), "")
+    gripper = layout.grippers(episode.recorded[:, 0]) if layout.has_gripper else state.grippers(episode.measured)
+    return phases(gripper, margin=max(1, tolerance_steps(episode.step_seconds) // 2))
+
+
+def _score(episode: EpisodeOpenLoop, chunks: FloatArray, labels: NDArray[np.str_]) -> PredictorScore:
+    layout = episode.layout
+    errors = score_chunks(chunks, episode.recorded, episode.inside, layout)
+    predicted, wanted = layout.grippers(chunks), layout.grippers(episode.recorded)
+    if not layout.has_gripper or not np.isfinite(predicted[1:]).all():
+        return PredictorScore(errors, labels, None, None, ())
+    measured = layout.grippers(measured_as_action(episode.measured, episode.state_layout, layout))
+    commands = np.where(np.isfinite(predicted[:, 0]), predicted[:, 0], measured)
+    events = [
+        score_gripper_events(
+            commands[:, gripper],
+            wanted[:, 0, gripper],
+            step_seconds=episode.step_seconds,
+            tolerance_s=episode.tolerance_s,
+        )
+        for gripper in range(wanted.shape[-1])
+    ]
+    wrong = [
+        transition_error(predicted[..., gripper], wanted[..., gripper], episode.inside)
+        for gripper in range(wanted.shape[-1])
+    ]
+    return PredictorScore(errors, labels, _mean(wrong), functools.reduce(operator.add, events), ())
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are defined."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _join(parts: Sequence[PredictorScore], samples: int) -> PredictorScore:
+    events = [dataclasses.replace(part.events, samples=samples) for part in parts if part.events is not None]
+    return PredictorScore(
+        ChunkErrors.joined([part.errors for part in parts]),
+        np.concatenate([part.phase for part in parts]),
+        _mean([part.gripper_at_transitions for part in parts]),
+        functools.reduce(operator.add, events) if events else None,
+        (),
+    )
