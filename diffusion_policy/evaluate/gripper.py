@@ -4,6 +4,7 @@ How a verdict is decided, and what it does not say, stands in ``verdicts``. Comm
 converted where the scale is known (declared, labeled or found: ``gripper_scale``); else the verdict is "unknown scale".
 A log without a gripper command has the verdict "no gripper command"; where its numbers are rotation vector and gripper
 width, and no scale is declared, the width is judged in the same way under thresholds of its own (``width_verdict``).
+Of several arms each gripper is judged; the verdict of the log is the worst of theirs, and its reason names the arm.
 
 The naive check ("more than one distinct value, and it changes") stands beside it: it calls every one of these learned
 that is not constant.
@@ -12,7 +13,7 @@ that is not constant.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from diffusion_policy.evaluate.verdicts import (
     PASS_THROUGH,
     UNKNOWN_SCALE,
     WIDTH,
+    WORST_FIRST,
     Commands,
     Scale,
     Verdict,
@@ -39,6 +41,7 @@ from diffusion_policy.evaluate.verdicts import (
 from diffusion_policy.gripper_events import DeadBand, Event, EventScore, gripper_events, score_gripper_events
 from diffusion_policy.gripper_scale import DeclaredScales, FoundScales, GripperScale
 from diffusion_policy.run_log import RunLog, RunLogError, read_log
+from diffusion_policy.run_log.log import LoggedGripper
 
 __all__ = [
     "DeadBand",
@@ -93,8 +96,9 @@ class GripperReport:
         missing_steps: (first, last) number of each run of steps that the log lacks.
         errors: how many messages the server answered with an error in place of an action, by code.
         oddities: what else is odd about the log, one sentence each.
+        arms: the verdict of each arm's gripper; empty of a single arm, then not part of ``to_json``.
         commands: (N,) the gripper numbers of the log, to be drawn: 0..1 where their scale is known, else as logged; not
-            part of ``to_json``.
+            part of ``to_json``. Of several arms those of the one that the verdict is of.
     """
 
     file: str
@@ -132,6 +136,7 @@ class GripperReport:
     missing_steps: tuple[tuple[int, int], ...] = ()
     errors: Mapping[str, int] = field(default_factory=dict)
     oddities: tuple[str, ...] = ()
+    arms: Mapping[str, Verdict] = field(default_factory=dict)
     commands: tuple[float, ...] = ()
 
     @property
@@ -148,6 +153,8 @@ class GripperReport:
         """Plain JSON; events are [step, kind]."""
         named = {**asdict(self), "events": [list(event) for event in self.events]}
         del named["commands"]
+        if not self.arms:
+            del named["arms"]
         return named
 
 
@@ -182,19 +189,34 @@ def judge(log: RunLog, declared: DeclaredScales | None = None) -> GripperReport:
         RunLogError: its numbers contradict what was declared.
     """
     scales = log.gripper_scales(declared)
-    facts = _facts(log, scales)
     if scales is None:
-        return _without_gripper(log, facts)
+        return _without_gripper(log, _facts(log, None, None))
+    found = {gripper.arm: _judge_gripper(log, gripper, scales, declared) for gripper in log.grippers}
+    return _worst(found) if len(found) > 1 else next(iter(found.values()))
+
+
+def _worst(found: Mapping[str, GripperReport]) -> GripperReport:
+    """The report of the arm whose verdict is the worst; its reason names that arm, and the verdicts of the others."""
+    arm = min(found, key=lambda name: WORST_FIRST.index(found[name].verdict))
+    others = "".join(f"; {name}: {report.verdict}" for name, report in found.items() if name != arm)
+    arms = {name: report.verdict for name, report in found.items()}
+    return replace(found[arm], reason=f"{arm}: {found[arm].reason}{others}", arms=arms)
+
+
+def _judge_gripper(
+    log: RunLog, gripper: LoggedGripper, scales: FoundScales, declared: DeclaredScales | None
+) -> GripperReport:
+    facts = _facts(log, gripper, scales)
     if log.layout == "xyz_rotvec_width" and declared is None:
-        return _of_width(log, scales, facts)
+        return _of_width(log, gripper, scales, facts)
     if scales.command.scale is None:
-        return _of_unknown_scale(log, scales, facts)
-    return _of_command(log, scales.command.scale, scales, facts)
+        return _of_unknown_scale(log, gripper, scales, facts)
+    return _of_command(log, gripper, scales.command.scale, scales, facts)
 
 
-def _facts(log: RunLog, scales: FoundScales | None) -> dict[str, Any]:
+def _facts(log: RunLog, logged: LoggedGripper | None, scales: FoundScales | None) -> dict[str, Any]:
     """What stands in every report, whatever the verdict."""
-    gripper = None if scales is None else log.commands[:, -1]
+    gripper = None if logged is None else logged.commands
     distinct = 0 if gripper is None else len(np.unique(gripper))
     changes = 0 if gripper is None else int(np.count_nonzero(np.diff(gripper)))
     facts: dict[str, Any] = {
@@ -227,14 +249,10 @@ def _name(scale: GripperScale | None) -> str | None:
     return None if scale is None else scale.name
 
 
-def _commands(log: RunLog, scale: GripperScale | None, measured: FloatArray | None) -> Commands:
+def _commands(log: RunLog, logged: LoggedGripper, scale: GripperScale | None, measured: FloatArray | None) -> Commands:
     """The log's commands in 0..1 (as logged without a scale), beside a measurement in the same."""
-    gripper = log.actions[..., -1] if scale is None else scale.to_internal(log.actions[..., -1])
-    return Commands(gripper[:, 0], gripper, measured, log.numbers, log.stride, _is_copied(log))
-
-
-def _is_copied(log: RunLog) -> bool:
-    return log.measured_gripper is not None and bool((log.commands[:, -1] == log.measured_gripper).all())
+    gripper = logged.chunks if scale is None else scale.to_internal(logged.chunks)
+    return Commands(gripper[:, 0], gripper, measured, log.numbers, log.stride, logged.is_copied)
 
 
 def _judged(commands: Commands, scale: Scale, log: RunLog) -> dict[str, Any]:
@@ -253,8 +271,10 @@ def _judged(commands: Commands, scale: Scale, log: RunLog) -> dict[str, Any]:
     }
 
 
-def _of_command(log: RunLog, scale: GripperScale, scales: FoundScales, facts: dict[str, Any]) -> GripperReport:
-    measured, aside = log.measured_gripper, ""
+def _of_command(
+    log: RunLog, gripper: LoggedGripper, scale: GripperScale, scales: FoundScales, facts: dict[str, Any]
+) -> GripperReport:
+    measured, aside = gripper.measured, ""
     if scales.measured is not None and measured is not None:
         known = scales.measured.scale
         measured = None if known is None else known.to_internal(measured)
@@ -263,7 +283,7 @@ def _of_command(log: RunLog, scale: GripperScale, scales: FoundScales, facts: di
                 f"; the measured gripper ({scales.measured.span}) is in an unknown "
                 f"scale and was left aside: {scales.flag()}"
             )
-    commands = _commands(log, scale, measured)
+    commands = _commands(log, gripper, scale, measured)
     found = _judged(commands, COMMAND, log)
     if not scale.is_internal:
         aside += f"; {scales.command.reason}, converted to 0..1"
@@ -271,19 +291,19 @@ def _of_command(log: RunLog, scale: GripperScale, scales: FoundScales, facts: di
     return GripperReport(**facts | found | {"reason": found["reason"] + aside + _odd(log)})
 
 
-def _of_width(log: RunLog, scales: FoundScales, facts: dict[str, Any]) -> GripperReport:
-    measured = log.measured_gripper
+def _of_width(log: RunLog, gripper: LoggedGripper, scales: FoundScales, facts: dict[str, Any]) -> GripperReport:
+    measured = gripper.measured
     if measured is not None and scales.measured is not None and scales.measured.is_internal:
         measured = WIDTH.of_share(measured)  # a measurement of 0..1 beside a command in meters
-    found = _judged(_commands(log, None, measured), WIDTH, log)
+    found = _judged(_commands(log, gripper, None, measured), WIDTH, log)
     said = f"a width in meters, no 0..1 gripper: by its own thresholds {found['verdict']}; {found['reason']}{_odd(log)}"
     unsaid = {"events": (), "opens": None, "closes": None, "equals_measured_gripper": False}
     judged = {"width_verdict": found["verdict"], "width_events": found["events"]}
     return GripperReport(**facts | found | unsaid | judged | {"verdict": "no gripper command", "reason": said})
 
 
-def _of_unknown_scale(log: RunLog, scales: FoundScales, facts: dict[str, Any]) -> GripperReport:
-    command, copied, steps = scales.command, _is_copied(log), counted(len(log.steps), "step")
+def _of_unknown_scale(log: RunLog, gripper: LoggedGripper, scales: FoundScales, facts: dict[str, Any]) -> GripperReport:
+    command, copied, steps = scales.command, gripper.is_copied, counted(len(log.steps), "step")
     said = f"commands are {command.span} in {steps}: {command.reason}"
     verdict, said = UNKNOWN_SCALE, f"{said}; say which: {scales.advice()}"
     if copied and len(log.steps) >= MIN_STEPS:
@@ -314,6 +334,8 @@ def _without_gripper(log: RunLog, facts: Mapping[str, Any]) -> GripperReport:
         )  # fmt: skip
     if log.layout == "xyz_quat":
         said = "seven numbers, x y z qx qy qz qw: a pose without a gripper"
+    elif log.layout == "named" and log.action_layout is not None:
+        said = f"{log.commands.shape[1]} numbers without a gripper: {log.action_layout.describe()}"
     else:
         said = f"{log.commands.shape[1]} numbers a command that fit no known layout"
     return GripperReport(

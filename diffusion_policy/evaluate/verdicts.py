@@ -60,6 +60,19 @@ OPENS_AND_CLOSES: Verdict = "opens and closes"
 PASS_THROUGH: Verdict = "pass-through of the measured gripper"
 UNKNOWN_SCALE: Verdict = "unknown scale"
 ALL_REFUSED: Verdict = "every answer refused"
+# Of several grippers the first of these that one of them has is the log's.
+WORST_FIRST: tuple[Verdict, ...] = (
+    PASS_THROUGH,
+    "follows the measured gripper",
+    "never closes",
+    "never opens",
+    "chatters",
+    UNKNOWN_SCALE,
+    "too short",
+    "no gripper command",
+    ALL_REFUSED,
+    OPENS_AND_CLOSES,
+)
 # Verdicts of files that earlier versions wrote, by the names of today.
 FORMER_VERDICTS: dict[str, Verdict] = {"learned": OPENS_AND_CLOSES}
 

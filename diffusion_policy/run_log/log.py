@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import INTERNAL, DeclaredScales, FoundScales, find_scales, labeled_scales
-from diffusion_policy.spec import POSE, POSE_GRIPPER, ROTVEC_WIDTH, Layout, SpecError
+from diffusion_policy.spec import POSE, POSE_GRIPPER, ROTVEC_WIDTH, ActionLayout, Layout, SpecError
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -31,6 +31,8 @@ _NAMED_LAYOUTS: dict[Layout, tuple[str, ...]] = {
     "xyz_quat_gripper": POSE_GRIPPER,
     "xyz_rotvec_width": ROTVEC_WIDTH,
 }
+# The gripper of the older layout, in meters.
+_WIDTH = "width"
 NO_STEP = "the log holds no step"
 # The error of an observation that a newer one has overtaken: nothing was wrong with it.
 SUPERSEDED = "superseded"
@@ -59,6 +61,31 @@ class LogStep:
     actions: FloatArray
     timing: Mapping[str, float] = field(default_factory=dict)
     jpeg: bytes | None = None
+
+
+@dataclass(frozen=True)
+class LoggedGripper:
+    """One gripper of a log, in the log's scale.
+
+    Attributes:
+        arm: its name; empty of the only arm.
+        chunks: (N, T) all commands of each chunk.
+        measured: (N,) before each command, or None where the state does not hold it.
+    """
+
+    arm: str
+    chunks: FloatArray
+    measured: FloatArray | None
+
+    @property
+    def commands(self) -> FloatArray:
+        """(N,) the next command at each step."""
+        return self.chunks[:, 0]
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether the command is the measurement at every step, to the last digit."""
+        return self.measured is not None and bool((self.commands == self.measured).all())
 
 
 @dataclass(frozen=True)
@@ -99,21 +126,57 @@ class RunLog:
     @cached_property
     def layout(self) -> Layout:
         """What the action numbers are: as meta's action semantics name them, else told from the commands."""
+        named = self._named_layout
+        if named is None:
+            return layout_of_commands(self.commands)
+        return next((layout for layout, names in _NAMED_LAYOUTS.items() if names == named.names), "named")
+
+    @cached_property
+    def action_layout(self) -> ActionLayout | None:
+        """What the action numbers are, by name; None where neither meta nor the numbers tell."""
+        names = _NAMED_LAYOUTS.get(self.layout)
+        return self._named_layout or (None if names is None else ActionLayout.of(names))
+
+    @cached_property
+    def state_layout(self) -> ActionLayout | None:
+        """What the state's numbers are: as meta names them, else those of the action, else by how many they are."""
+        width = self.states.shape[1]
+        layout = _layout_of_names(self.meta.get("state_names"), None, width)
+        if layout is None and self.action_layout is not None and len(self.action_layout.names) == width:
+            layout = self.action_layout
+        if layout is None and width in (len(POSE), len(POSE_GRIPPER)):
+            layout = ActionLayout.of(POSE_GRIPPER[:width])
+        return layout
+
+    @cached_property
+    def _named_layout(self) -> ActionLayout | None:
         semantics = self.meta.get("action_semantics")
-        names = semantics.get("names") if isinstance(semantics, Mapping) else None
-        for layout, known in _NAMED_LAYOUTS.items():
-            if names == list(known) and self.commands.shape[1] == len(known):
-                return layout
-        return layout_of_commands(self.commands)
+        if not isinstance(semantics, Mapping):
+            return None
+        return _layout_of_names(semantics.get("names"), semantics.get("units"), self.commands.shape[1])
+
+    @cached_property
+    def grippers(self) -> tuple[LoggedGripper, ...]:
+        """The commanded grippers, each beside its measurement; empty where no layout names one."""
+        layout = self.action_layout
+        if not self.steps or layout is None:
+            return ()
+        measured = {} if self.state_layout is None else _gripper_columns(self.state_layout)
+        return tuple(
+            LoggedGripper(arm, self.actions[..., column], self.states[:, measured[arm]] if arm in measured else None)
+            for arm, column in _gripper_columns(layout).items()
+        )
 
     @property
     def measured_gripper(self) -> FloatArray | None:
-        """(N,) the gripper that was measured before each command, or None where the state holds a pose only."""
-        holds_gripper = self.states.shape[1] == len(POSE_GRIPPER) or self.layout == "xyz_rotvec_width"
-        return self.states[:, -1] if self.steps and holds_gripper else None
+        """(N,) the gripper that was measured before each command, or None where the state holds not just one."""
+        columns = {} if self.state_layout is None else _gripper_columns(self.state_layout)
+        return self.states[:, next(iter(columns.values()))] if self.steps and len(columns) == 1 else None
 
     def gripper_scales(self, declared: DeclaredScales | None = None) -> FoundScales | None:
         """In which scales commands and measurements of the gripper are; None without a gripper command.
+
+        Several grippers of one robot are in one scale.
 
         Args:
             declared: what somebody said of them; else the log's own ``action_semantics``, else what the numbers show.
@@ -121,12 +184,16 @@ class RunLog:
         Raises:
             RunLogError: the numbers contradict what was declared, or the log's label is none.
         """
-        if not self.steps or self.layout not in ("xyz_quat_gripper", "xyz_rotvec_width"):
+        if not self.grippers:
             return None
-        semantics = self.meta.get("action_semantics") if self.layout == "xyz_quat_gripper" else None
+        semantics = self.meta.get("action_semantics") if self.layout != "xyz_rotvec_width" else None
+        commands = np.concatenate([gripper.commands for gripper in self.grippers])
+        seen = [gripper.measured for gripper in self.grippers if gripper.measured is not None]
+        measured = np.concatenate(seen) if len(seen) == len(self.grippers) else None
+        starts = np.arange(len(self.grippers)) * len(self.steps)
         try:
             labeled = labeled_scales(semantics if isinstance(semantics, Mapping) else None, "meta.action_semantics")
-            return find_scales(self.commands[:, -1], self.measured_gripper, declared=declared, labeled=labeled)
+            return find_scales(commands, measured, starts=starts, declared=declared, labeled=labeled)
         except SpecError as error:
             raise RunLogError(f"{self.path}: {error}") from error
 
@@ -138,12 +205,15 @@ class RunLog:
         """
         command, measured = scales.command.scale, None if scales.measured is None else scales.measured.scale
         assert command is not None
+        assert self.action_layout is not None
+        commanded = list(_gripper_columns(self.action_layout).values())
+        seen = [] if self.state_layout is None else list(_gripper_columns(self.state_layout).values())
         steps = []
         for step in self.steps:
             actions, state = step.actions.copy(), step.state.copy()
-            actions[:, -1] = command.to_internal(actions[:, -1])
-            if measured is not None and self.measured_gripper is not None:
-                state[-1] = measured.to_internal(state[-1])
+            actions[:, commanded] = command.to_internal(actions[:, commanded])
+            if measured is not None:
+                state[seen] = measured.to_internal(state[seen])
             steps.append(replace(step, actions=actions, state=state))
         label = self.meta.get("action_semantics")
         named = dict(label) if isinstance(label, Mapping) else {}
@@ -224,16 +294,36 @@ def missing_sentences(numbers: IntArray) -> list[str]:
     return [f"steps {listed} are missing ({count} of {count + len(numbers)})"]
 
 
+def _layout_of_names(names: Any, units: Any, width: int) -> ActionLayout | None:
+    """The layout that a log's meta names; None where it names none of this width, or nothing that is known."""
+    if not isinstance(names, list) or len(names) != width or not all(isinstance(name, str) for name in names):
+        return None
+    known = isinstance(units, list) and len(units) == width and all(isinstance(unit, str) for unit in units)
+    try:
+        layout = ActionLayout.of(names, dict(zip(names, units, strict=True)) if known else None)
+    except SpecError:
+        return None
+    return layout if layout.motion_columns or layout.has_gripper else None
+
+
+def _gripper_columns(layout: ActionLayout) -> dict[str, int]:
+    """Column of each arm's gripper, or of the width of the older layout."""
+    if _WIDTH in layout.names and not layout.has_gripper:
+        return {"": layout.names.index(_WIDTH)}
+    return dict(zip(layout.labels("gripper"), layout.gripper_columns, strict=True))
+
+
 def layout_of_commands(commands: FloatArray) -> Layout:
     """Tell the layout of commands (N, A): the last four numbers of a quaternion pose have norm 1, a width is 3-8 cm."""
     if len(commands) == 0 or commands.shape[1] not in (len(POSE), len(POSE_GRIPPER)):
         return "unknown"
-    norms = np.linalg.norm(commands[:, 3:7], axis=1)
+    layout = ActionLayout.of(POSE_GRIPPER[: commands.shape[1]])
+    norms = np.linalg.norm(layout.rotations(commands)[:, 0], axis=1)
     if commands.shape[1] == len(POSE_GRIPPER):
         return "xyz_quat_gripper" if abs(np.median(norms) - 1) <= _MEDIAN_NORM_SLACK else "unknown"
     if (np.abs(norms - 1) <= _EVERY_NORM_SLACK).all():
         return "xyz_quat"
-    width = commands[:, 6]
+    width = commands[:, ROTVEC_WIDTH.index(_WIDTH)]
     return "xyz_rotvec_width" if width.min() >= -0.01 and width.max() <= _WIDEST_GRIPPER else "unknown"
 
 

@@ -22,7 +22,8 @@ _QUATERNION_NORM_SLACK = 0.05
 # Width of the gripper in the older layout, in metres; 0.03-0.08 on the real robot.
 _WIDEST_GRIPPER = 0.2
 
-Layout = Literal["xyz_quat", "xyz_quat_gripper", "xyz_rotvec_width", "unknown"]
+# "named" is every layout that names tell and these words do not: ActionLayout says what it is.
+Layout = Literal["xyz_quat", "xyz_quat_gripper", "xyz_rotvec_width", "named", "unknown"]
 
 
 def action_semantics(names: Sequence[str] = POSE_GRIPPER, units: Mapping[str, str] | None = None) -> dict[str, Any]:
