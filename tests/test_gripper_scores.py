@@ -24,7 +24,7 @@ from diffusion_policy.gripper_events import gripper_events, score_gripper_events
 from diffusion_policy.serve.engine import Inference
 from diffusion_policy.serve.transport.protocol import Observation
 from diffusion_policy.serve.tuning import Budget, Candidate, RecordedRequests, Tuning, measure, propose
-from diffusion_policy.spec import POSE_GRIPPER
+from diffusion_policy.spec import POSE_GRIPPER, ActionLayout
 from diffusion_policy.workspace.validation import EpisodePrediction, gripper_scores
 
 Gripper = NDArray[np.float64]
@@ -55,7 +55,7 @@ def training(episodes: Episodes, step_seconds: float | None, tolerance_s: float)
         predictions.append(
             EpisodePrediction(number, chunks[inside], targets[inside], chunks, targets, inside, step_seconds)
         )
-    scores = gripper_scores(predictions, POSE_GRIPPER, tolerance_s)
+    scores = gripper_scores(predictions, ActionLayout.of(POSE_GRIPPER), tolerance_s)
     return scores.get("val_gripper_f1"), scores["val_gripper_tolerance_s"]
 
 

@@ -40,7 +40,7 @@ from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER, Sampler, sa
 from diffusion_policy.policy.noise import initial_noise
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.run_log import LogStep, write_inference_log
-from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, SpecError, action_semantics, check_semantics
+from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, SpecError, action_semantics, check_semantics, with_units
 from diffusion_policy.storage import file_sha256
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class RecordedEpisodes:
         windows, n_executed = self._windows.windows, self.policy.n_action_steps
         inside = windows.start[steps][:, None] + np.arange(windows.horizon) < windows.high[steps][:, None]
         names = self.buffer.names(ACTION_KEY)
-        columns = [names.index(name) for name in self.layout.names]
+        columns = [names.index(name) for name in self.policy.spec.action_names]
         actions = self.buffer.rows(ACTION_KEY).astype(np.float64)[:, columns]
         return actions[windows.steps(steps)[:, -n_executed:]], inside[:, -n_executed:]
 
@@ -141,7 +141,7 @@ class RecordedEpisodes:
     @cached_property
     def layout(self) -> ActionLayout:
         """What the numbers of an action are; units of joints are those that the dataset gives."""
-        return self._layout(self.policy.spec.action_names)
+        return with_units(self.policy.spec.layout, self.buffer.semantics)
 
     @cached_property
     def state_layout(self) -> ActionLayout:
@@ -149,7 +149,7 @@ class RecordedEpisodes:
         names = [name for key in self._state_keys for name in self.buffer.names(key)]
         if len(set(names)) < len(names):  # of two arrays that call their numbers alike
             names = [f"{key}.{name}" for key in self._state_keys for name in self.buffer.names(key)]
-        return self._layout(names)
+        return with_units(ActionLayout.of(names), self.buffer.semantics)
 
     @property
     def _state_keys(self) -> tuple[str, ...]:
@@ -164,10 +164,6 @@ class RecordedEpisodes:
                 f"{self.layout.describe()}; name an array of them in shape_meta.obs"
             )
         return keys
-
-    def _layout(self, names: Sequence[str]) -> ActionLayout:
-        semantics = self.buffer.semantics or {}
-        return ActionLayout.of(names, dict(zip(semantics.get("names", ()), semantics.get("units", ()), strict=False)))
 
     def timestamps(self, steps: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """(N,) seconds, or None if the dataset holds no times."""

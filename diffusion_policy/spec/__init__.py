@@ -34,7 +34,15 @@ from diffusion_policy.spec.names import (
     UNITS,
 )
 from diffusion_policy.spec.observations import ImageArray, policy_observation
-from diffusion_policy.spec.semantics import Layout, action_semantics, arms_of, check_semantics, layout_from_range
+from diffusion_policy.spec.semantics import (
+    Layout,
+    action_semantics,
+    arms_of,
+    check_semantics,
+    find_layout,
+    layout_from_range,
+    with_units,
+)
 from diffusion_policy.spec.steps import ObsField, StepSpec, default_names, read_shape_meta
 
 __all__ = [
@@ -59,9 +67,11 @@ __all__ = [
     "check_semantics",
     "default_names",
     "episode_number",
+    "find_layout",
     "layout_from_range",
     "policy_observation",
     "read_shape_meta",
+    "with_units",
 ]
 
 

@@ -45,12 +45,30 @@ def action_semantics(names: Sequence[str] = POSE_GRIPPER, units: Mapping[str, st
     return semantics
 
 
-def arms_of(names: Sequence[str], units: Mapping[str, str] | None = None) -> tuple[Arm, ...]:
-    """The arms of a vector; none of one with a part of a position, which is no pose (a point on a table: x, y)."""
+def find_layout(names: Sequence[str], units: Mapping[str, str] | None = None) -> ActionLayout | None:
+    """The layout of a vector; None of one with a part of a position, which is no pose (a point on a table: x, y)."""
     try:
-        return ActionLayout.of(names, units).arms
+        return ActionLayout.of(names, units)
     except SpecError:
-        return ()
+        return None
+
+
+def arms_of(names: Sequence[str], units: Mapping[str, str] | None = None) -> tuple[Arm, ...]:
+    """The arms of a vector; none where it has no layout."""
+    layout = find_layout(names, units)
+    return () if layout is None else layout.arms
+
+
+def with_units(layout: ActionLayout, semantics: Mapping[str, Any] | None) -> ActionLayout:
+    """The layout with the units that data or a checkpoint says, of numbers whose own unit is unknown."""
+    said = {} if semantics is None else _units_by_name(semantics, "action_semantics")
+    return ActionLayout.of(
+        layout.names,
+        {
+            name: said.get(name, unit) if unit == "unknown" else unit
+            for name, unit in zip(layout.names, layout.units, strict=True)
+        },
+    )
 
 
 def check_semantics(found: Mapping[str, Any] | None, expected: Mapping[str, Any], where: str) -> None:

@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from diffusion_policy.model.normalizer import LinearNormalizer
 from diffusion_policy.policy.contract import PolicyModule
-from diffusion_policy.spec import GRIPPER, GRIPPER_CLOSED, GRIPPER_OPEN
+from diffusion_policy.spec import GRIPPER_CLOSED, GRIPPER_OPEN
+from diffusion_policy.spec.action_layout import is_gripper_name
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import NOISE, Batch, derived_seed
 
@@ -101,7 +102,9 @@ class BatchLoss(nn.Module):
         self.hide_share, self.hide_key = float(dropout.gripper), str(dropout.key)
         shares = OmegaConf.select(dropout, "low_dim", default=None) or {}
         self.low_dim = {str(key): float(shares[key]) for key in sorted(shares)}
+        self._grippers = _grippers(policy.spec.action_names)
         self._check(policy.spec.action_names)
+        self._hidden = _gripper_mask(policy, self.hide_key) if self.hide_share else None
         self._middles = {key: _middle(fitted or policy.normalizer, key).to(policy.device) for key in self.low_dim}
 
     def _check(self, names: tuple[str, ...]) -> None:
@@ -119,7 +122,7 @@ class BatchLoss(nn.Module):
                     f"observation_dropout.low_dim.{key} is {share}; expected a share from 0 to 1 for one of "
                     f"{', '.join(known)}"
                 )
-        if self.weighted and GRIPPER not in names:
+        if self.weighted and not self._grippers:
             raise TrainingError(f"loss weights the gripper, but actions are {list(names)}; set loss=plain")
         why_not = self.policy.lacks("loss_weights") if self.weighted else None
         if why_not is not None:
@@ -147,6 +150,8 @@ class BatchLoss(nn.Module):
     def _hide_gripper(self, obs: Mapping[str, Tensor], hidden: Tensor) -> dict[str, Tensor]:
         seen = obs[self.hide_key]
         hide = (hidden < self.hide_share).view(-1, *(1,) * (seen.ndim - 1))
+        if self._hidden is not None:
+            hide = hide & self._hidden
         return {**obs, self.hide_key: seen.masked_fill(hide, HIDDEN_GRIPPER)}
 
     def _hide_low_dim(self, obs: Mapping[str, Tensor], drawn: Tensor) -> dict[str, Tensor]:
@@ -158,12 +163,26 @@ class BatchLoss(nn.Module):
 
     def weights_of(self, action: Tensor) -> Tensor:
         """(B, T, Da) how much each number of these actions counts."""
-        gripper = self.policy.spec.action_names.index(GRIPPER)
         weights = torch.ones_like(action)
-        near = near_gripper_change(action[..., gripper], self.event_radius)
+        changes = [near_gripper_change(action[..., gripper], self.event_radius) for gripper in self._grippers]
+        near = torch.stack(changes).any(dim=0)
         weights = weights * torch.where(near, self.event_weight, 1.0)[..., None]
-        weights[..., gripper] *= self.gripper_weight
+        weights[..., self._grippers] *= self.gripper_weight
         return weights
+
+
+def _grippers(names: tuple[str, ...]) -> list[int]:
+    """Columns of the grippers of a vector."""
+    return [column for column, name in enumerate(names) if is_gripper_name(name)]
+
+
+def _gripper_mask(policy: PolicyModule, key: str) -> Tensor | None:
+    """(D,) bool of the grippers among other numbers of a key; None where the whole key is hidden."""
+    names = policy.spec.field(key).names
+    grippers = _grippers(names)
+    if len(grippers) in (0, len(names)):
+        return None
+    return torch.tensor([column in grippers for column in range(len(names))], device=policy.device)
 
 
 def _middle(normalizer: LinearNormalizer, key: str) -> Tensor:

@@ -17,6 +17,7 @@ from diffusion_policy.dataset.replay_buffer import TIMESTAMP_KEY
 from diffusion_policy.gripper_events import control_period
 from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.policy.contract import PolicyModule
+from diffusion_policy.spec import find_layout, with_units
 from diffusion_policy.workspace.data import Data, instantiate
 from diffusion_policy.workspace.metrics import TOLERANCE, MetricsLog, is_defined
 from diffusion_policy.workspace.pictures import draw_episode
@@ -34,7 +35,7 @@ from diffusion_policy.workspace.validation import (
     fixed_noise_loss,
     gripper_scores,
     image_features_in_use,
-    pose_errors,
+    motion_errors,
     predict_episodes,
     undefined_scores,
 )
@@ -74,6 +75,8 @@ class Measuring:
         self._cfg, self._data, self._processes = cfg, data, processes
         self._model, self._deployed = model, ema_model if ema_model is not None else model
         self._has_average = ema_model is not None
+        found = find_layout(model.spec.action_names, model.spec.units)
+        self._layout = None if found is None else with_units(found, data.dataset.semantics)
         self._noise = FixedNoise(model, len(data.held_out)) if len(data.held_out) else None
         self._dataset: list[str] = dataset_paths(cfg.task.dataset.zarr_path)
         held_out = np.flatnonzero(data.dataset.validation_episodes).tolist()
@@ -174,7 +177,7 @@ class Measuring:
         if self._has_average:
             live = self._figures(self._predict(self._model)) | self._sight(self._model)
             metrics |= {f"{key}_model": value for key, value in live.items() if not _of_both(key)}
-        undefined = undefined_scores(predictions, names)
+        undefined = undefined_scores(predictions, self._layout)
         if undefined != self._undefined:  # not at every measurement
             _warn(undefined)
         self._undefined = undefined
@@ -198,8 +201,8 @@ class Measuring:
         return {} if seen is None else {"val_image_features": seen}
 
     def _figures(self, predictions: list[EpisodePrediction]) -> dict[str, float]:
-        names = self._model.spec.action_names
-        return pose_errors(predictions, names) | gripper_scores(predictions, names, self.sampler.tolerance_s)
+        grippers = gripper_scores(predictions, self._layout, self.sampler.tolerance_s)
+        return motion_errors(predictions, self._layout) | grippers
 
 
 def is_due(epoch: int, every: int | None, num_epochs: int) -> bool:

@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy.env_runner.real_pusht_image_runner import RealPushTImageRunner
-from diffusion_policy.spec import GRIPPER
+from diffusion_policy.spec import arms_of
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.checkpointing import Ranking
 from diffusion_policy.workspace.metrics import TOLERANCE
+from diffusion_policy.workspace.validation import MOTION_ERRORS
 
 logger = logging.getLogger(__name__)
 
 ALWAYS = ("global_step", "epoch", "train_loss", "lr", "gradient_norm", "samples_per_second")
 SIGHT = "val_image_features"
-POSE_ERRORS = ("val_position_error_mm", "val_rotation_error_deg")
 GRIPPER_SCORES = tuple(
     f"val_gripper_{name}"
     for name in (
@@ -33,8 +33,8 @@ ROLLOUTS = tuple(
 
 def known_names(n_action_steps: int) -> list[str]:
     """Names of everything that some run may measure; rollouts of others' runners aside."""
-    by_step = [f"{name}_step_{i}" for name in POSE_ERRORS for i in range(1, n_action_steps + 1)]
-    validated = ["val_loss", *POSE_ERRORS, *GRIPPER_SCORES, SIGHT]
+    by_step = [f"{name}_step_{i}" for name in MOTION_ERRORS.values() for i in range(1, n_action_steps + 1)]
+    validated = ["val_loss", *MOTION_ERRORS.values(), *GRIPPER_SCORES, SIGHT]
     return [*ALWAYS, *validated, *(f"{name}_model" for name in validated), *by_step, TOLERANCE, *ROLLOUTS]
 
 
@@ -53,9 +53,22 @@ def unmeasured(name: str, cfg: DictConfig, action_names: Sequence[str], *, held_
         return f"training.{every} is {cfg.training[every]}"
     if every == "sample_every" and OmegaConf.select(cfg, "sampler.max_episodes") == 0:
         return "sampler.max_episodes is 0"
-    if name.startswith("val_gripper") and GRIPPER not in action_names:
-        return "the task has no gripper"
+    lacking = _lacking(name, action_names)
+    if lacking is not None:
+        return f"the task has no {lacking}"
     return "training.use_ema is false" if name.endswith("_model") and not cfg.training.use_ema else None
+
+
+def _lacking(name: str, action_names: Sequence[str]) -> str | None:
+    """What a metric is of and an action has not; None if it has it."""
+    arms = arms_of(action_names)
+    parts = {
+        "gripper": any(arm.gripper for arm in arms),
+        "position": any(arm.position for arm in arms),
+        "rotation": any(arm.rotation for arm in arms),
+        "joint": any(arm.joints for arm in arms),
+    }
+    return next((part for part, there in parts.items() if name.startswith(f"val_{part}") and not there), None)
 
 
 def is_real_robot(cfg: DictConfig) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.gripper_events import GRIPPER_BAND
-from diffusion_policy.spec import GRIPPER
+from diffusion_policy.spec.action_layout import is_gripper_name
 from diffusion_policy.workspace.validation import EpisodePrediction
 
 WIDTH, HEIGHT, HEADER, MARGIN = 640, 72, 24, 8
@@ -56,10 +56,10 @@ def _panel(
     for x in _columns(len(recorded))[starts[starts < len(recorded)]]:
         cv2.line(canvas, (int(x), MARGIN), (int(x), HEIGHT - MARGIN), BAND, 1)
     both = np.concatenate([recorded, predicted])
-    low, high = (0.0, 1.0) if name == GRIPPER else (float(both.min()), float(both.max()))
+    low, high = (0.0, 1.0) if is_gripper_name(name) else (float(both.min()), float(both.max()))
     if high - low < SMALLEST_RANGE:
         low, high = low - SMALLEST_RANGE / 2, high + SMALLEST_RANGE / 2
-    if name == GRIPPER:
+    if is_gripper_name(name):
         for level in (GRIPPER_BAND.open, GRIPPER_BAND.closed):
             _draw(canvas, _line(np.full(len(recorded), level), low, high), BAND, 1)
     _draw(canvas, _line(recorded, low, high), RECORDED, 3)

@@ -22,19 +22,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_policy.dataset.gripper_columns import ScaleSetting
-from diffusion_policy.evaluate.open_loop import score_chunks
+from diffusion_policy.evaluate.open_loop import JOINT_ERRORS, score_chunks
 from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes, Sampling, predict_chunks
 from diffusion_policy.gripper_events import TOLERANCE_SECONDS, gripper_events, score_gripper_events
 from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.policy.contract import DenoisingPolicy, PolicyModule
 from diffusion_policy.policy.sampler import set_sampler
-from diffusion_policy.spec import GRIPPER, POSE
+from diffusion_policy.spec import ActionLayout
 from diffusion_policy.workspace.batches import Batches
 from diffusion_policy.workspace.losses import GRIPPER_THRESHOLD
 from diffusion_policy.workspace.processes import Processes
 from diffusion_policy.workspace.sampler_settings import SamplerSettings
 
 Policy = PolicyModule
+# Metrics by the names of the errors that they are.
+MOTION_ERRORS = {
+    "position_mm": "val_position_error_mm",
+    "rotation_deg": "val_rotation_error_deg",
+    **{name: f"val_joint_error_{unit}" for unit, name in JOINT_ERRORS.items()},
+    "joint": "val_joint_error",
+}
 # Never that of a run: validation losses of runs with different seeds are comparable.
 VALIDATION_SEED = 0
 
@@ -157,47 +164,50 @@ def predict_episodes(
     return predictions
 
 
-def pose_errors(predictions: list[EpisodePrediction], names: tuple[str, ...]) -> dict[str, float]:
-    """Mean error of position (mm) and rotation (degrees, geodesic), over all and by step of the chunk.
+def motion_errors(predictions: list[EpisodePrediction], layout: ActionLayout | None) -> dict[str, float]:
+    """Mean error of position (mm), rotation (degrees, geodesic) and joints, over all and by step of the chunk.
 
-    What is not defined is left out: everything without a pose, without an episode, or where the policy predicts NaN.
+    What is not defined is left out: poses of a layout of joints, and everything without an episode, or where the policy
+    predicts NaN. Of several arms the mean.
     """
-    if not set(POSE) <= set(names) or not predictions or not all(p.finite for p in predictions):
+    if layout is None or not layout.motion_columns or not predictions or not all(p.finite for p in predictions):
         return {}
     chunks, targets, inside = (
         np.concatenate([getattr(p, x) for p in predictions]) for x in ("chunks", "targets", "inside")
     )
-    errors = score_chunks(chunks, targets, inside)
+    errors = score_chunks(chunks, targets, inside, layout)
     means, by_step = errors.means(), errors.per_horizon_step()
-    metrics = {
-        "val_position_error_mm": means["position_mm"],
-        "val_rotation_error_deg": means["rotation_deg"],
-        **{f"val_position_error_mm_step_{i}": error for i, error in enumerate(by_step["position_mm"], start=1)},
-        **{f"val_rotation_error_deg_step_{i}": error for i, error in enumerate(by_step["rotation_deg"], start=1)},
-    }
+    metrics = {metric: means.get(name) for name, metric in MOTION_ERRORS.items()}
+    for name, metric in MOTION_ERRORS.items():
+        metrics |= {f"{metric}_step_{i}": error for i, error in enumerate(by_step.get(name, ()), start=1)}
     return {key: error for key, error in metrics.items() if error is not None}
 
 
 def gripper_scores(
-    predictions: list[EpisodePrediction], names: tuple[str, ...], tolerance_s: float = TOLERANCE_SECONDS
+    predictions: list[EpisodePrediction], layout: ActionLayout | None, tolerance_s: float = TOLERANCE_SECONDS
 ) -> dict[str, float]:
     """Events found and missed, how early or late, and how many frames are right; empty without a gripper command.
+
+    Of several grippers together.
 
     What is not defined is left out: F1 and recall where no event is recorded, precision where none is predicted, their
     intervals, and everything where the policy predicts NaN. `val_gripper_tolerance_s` is what F1 is measured within.
     """
-    if GRIPPER not in names or not predictions or not all(p.finite for p in predictions):
+    if layout is None or not layout.has_gripper or not predictions or not all(p.finite for p in predictions):
         return {}
-    column = names.index(GRIPPER)
-    pairs = [(p.predicted[:, column], p.recorded[:, column]) for p in predictions]
+    pairs = [
+        (p.step_seconds, *both)
+        for p in predictions
+        for both in zip(layout.grippers(p.predicted).T, layout.grippers(p.recorded).T, strict=True)
+    ]
     total = functools.reduce(
         operator.add,
         (
-            score_gripper_events(predicted, recorded, step_seconds=p.step_seconds, tolerance_s=tolerance_s)
-            for p, (predicted, recorded) in zip(predictions, pairs, strict=True)
+            score_gripper_events(predicted, recorded, step_seconds=seconds, tolerance_s=tolerance_s)
+            for seconds, predicted, recorded in pairs
         ),
     )
-    right = sum(int(((p > GRIPPER_THRESHOLD) == (r > GRIPPER_THRESHOLD)).sum()) for p, r in pairs)
+    right = sum(int(((p > GRIPPER_THRESHOLD) == (r > GRIPPER_THRESHOLD)).sum()) for _, p, r in pairs)
     matched, false = len(total.matched), len(total.false)
     metrics = {
         "val_gripper_f1": total.f1,
@@ -207,7 +217,7 @@ def gripper_scores(
         "val_gripper_events_recorded": total.recorded,
         "val_gripper_events_found": matched,
         "val_gripper_false_flips": false,
-        "val_gripper_frame_accuracy": right / sum(len(r) for _, r in pairs),
+        "val_gripper_frame_accuracy": right / sum(len(r) for *_, r in pairs),
     }
     for name, successes, trials in (("recall", matched, total.recorded), ("precision", matched, matched + false)):
         if trials:
@@ -221,14 +231,13 @@ def gripper_scores(
     return {key: value for key, value in metrics.items() if math.isfinite(value)}
 
 
-def undefined_scores(predictions: list[EpisodePrediction], names: tuple[str, ...]) -> str | None:
+def undefined_scores(predictions: list[EpisodePrediction], layout: ActionLayout | None) -> str | None:
     """A sentence about what these held-out episodes cannot measure; None if they can measure everything."""
     if not all(p.finite for p in predictions):
         return "the policy predicts NaN or infinity in held-out episodes: its errors and its gripper F1 are not defined"
-    if GRIPPER not in names:
+    if layout is None or not layout.has_gripper:
         return None
-    column = names.index(GRIPPER)
-    if any(gripper_events(p.recorded[:, column]) for p in predictions):
+    if any(gripper_events(gripper) for p in predictions for gripper in layout.grippers(p.recorded).T):
         return None
     return (
         f"no gripper event is recorded in the {len(predictions)} held-out episodes that are measured: gripper F1 and "

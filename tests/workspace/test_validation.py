@@ -9,7 +9,7 @@ import tiny_run
 import torch
 
 from diffusion_policy.checkpoint import build_policy
-from diffusion_policy.spec import POSE, POSE_GRIPPER
+from diffusion_policy.spec import POSE, POSE_GRIPPER, ActionLayout
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.data import open_data, read_all_steps, window_rows
 from diffusion_policy.workspace.processes import Processes
@@ -24,11 +24,12 @@ from diffusion_policy.workspace.validation import (
     fixed_noise_loss,
     gripper_scores,
     image_features_in_use,
-    pose_errors,
+    motion_errors,
     predict_episodes,
     undefined_scores,
 )
 
+WITH_GRIPPER, POSE_ONLY = ActionLayout.of(POSE_GRIPPER), ActionLayout.of(POSE)
 ALONE = Processes(torch.device("cpu"))
 
 
@@ -94,35 +95,35 @@ def prediction(predicted_gripper, recorded_gripper, offset=0.0, step_seconds=0.1
 def test_scores_of_the_gripper_come_with_counts_and_intervals():
     recorded = [1] * 4 + [0] * 8 + [1] * 4
     late = [1] * 6 + [0] * 6 + [1] * 4
-    scores = gripper_scores([prediction(late, recorded)], POSE_GRIPPER, 0.3)
+    scores = gripper_scores([prediction(late, recorded)], WITH_GRIPPER, 0.3)
     assert scores["val_gripper_f1"] == scores["val_gripper_recall"] == 1
     assert (scores["val_gripper_events_recorded"], scores["val_gripper_events_found"]) == (2, 2)
     assert scores["val_gripper_lag_steps"] == 1
     assert scores["val_gripper_lag_ms"] == pytest.approx(100)
     assert scores["val_gripper_frame_accuracy"] == 14 / 16
     assert 0 < scores["val_gripper_recall_low"] < 1 == scores["val_gripper_recall_high"]
-    never = gripper_scores([prediction([1] * 16, recorded, step_seconds=None)], POSE_GRIPPER, 0.3)
+    never = gripper_scores([prediction([1] * 16, recorded, step_seconds=None)], WITH_GRIPPER, 0.3)
     assert never["val_gripper_f1"] == never["val_gripper_recall"] == 0
     assert "val_gripper_precision" not in never
     assert "val_gripper_lag_ms" not in never
-    assert gripper_scores([prediction(late, recorded)], POSE) == {}
+    assert gripper_scores([prediction(late, recorded)], POSE_ONLY) == {}
 
 
 def test_what_the_held_out_episodes_cannot_measure_is_left_out_and_told():
     still, grasp = [1] * 16, [1] * 4 + [0] * 8 + [1] * 4
     nothing = prediction(still, still)
-    scores = gripper_scores([nothing], POSE_GRIPPER)
+    scores = gripper_scores([nothing], WITH_GRIPPER)
     assert not {name for name in scores if re.search("f1|recall|precision|lag", name)}
     assert (scores["val_gripper_events_recorded"], scores["val_gripper_false_flips"]) == (0, 0)
-    assert "no gripper event is recorded in the 1 held-out episodes" in undefined_scores([nothing], POSE_GRIPPER)
-    made_up = gripper_scores([prediction(grasp, still)], POSE_GRIPPER)
+    assert "no gripper event is recorded in the 1 held-out episodes" in undefined_scores([nothing], WITH_GRIPPER)
+    made_up = gripper_scores([prediction(grasp, still)], WITH_GRIPPER)
     assert (made_up["val_gripper_false_flips"], made_up["val_gripper_precision"]) == (2, 0)
     assert "val_gripper_f1" not in made_up, "it would rank a policy above one that does nothing wrong"
     broken = prediction(grasp, grasp, offset=np.nan)
-    assert gripper_scores([broken], POSE_GRIPPER) == pose_errors([broken], POSE_GRIPPER) == {}
-    assert "predicts NaN" in undefined_scores([prediction(grasp, grasp), broken], POSE_GRIPPER)
-    assert undefined_scores([prediction(grasp, grasp)], POSE_GRIPPER) is None
-    assert undefined_scores([nothing], POSE) is None
+    assert gripper_scores([broken], WITH_GRIPPER) == motion_errors([broken], WITH_GRIPPER) == {}
+    assert "predicts NaN" in undefined_scores([prediction(grasp, grasp), broken], WITH_GRIPPER)
+    assert undefined_scores([prediction(grasp, grasp)], WITH_GRIPPER) is None
+    assert undefined_scores([nothing], POSE_ONLY) is None
 
 
 @pytest.mark.parametrize(
@@ -151,11 +152,11 @@ def test_a_tolerance_that_is_none_is_refused(section):
 
 
 def test_errors_of_the_pose_are_in_millimetres_and_degrees():
-    errors = pose_errors([prediction([1] * 16, [1] * 16, offset=0.002)], POSE_GRIPPER)
+    errors = motion_errors([prediction([1] * 16, [1] * 16, offset=0.002)], WITH_GRIPPER)
     assert errors["val_position_error_mm"] == pytest.approx(2)
     assert errors["val_rotation_error_deg"] == pytest.approx(0)
     assert errors["val_position_error_mm_step_8"] == pytest.approx(2)
-    assert pose_errors([], POSE_GRIPPER) == {}
+    assert motion_errors([], WITH_GRIPPER) == {}
 
 
 def test_a_warning_comes_early_if_the_loss_falls_and_the_gripper_stays():
