@@ -1,0 +1,41 @@
+"""A check of one's own: whether a served policy answers the same chunk again and again, whatever it observes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffusion_policy.diagnose.findings import Finding, ok
+from diffusion_policy.run_log import RunLog
+
+MANY = 5
+
+
+@dataclass(frozen=True)
+class RepeatEvidence:
+    """Longest run of equal consecutive answers, among how many answers of which log."""
+
+    longest: int
+    answers: int
+    name: str
+
+
+def look_at_repeats(log: RunLog) -> RepeatEvidence:
+    """The evidence that a log gives: the only part that reads."""
+    longest = run = min(1, len(log.actions))
+    for before, after in zip(log.actions, log.actions[1:], strict=False):
+        run = run + 1 if np.array_equal(before, after) else 1
+        longest = max(longest, run)
+    return RepeatEvidence(longest, len(log.actions), log.path.name)
+
+
+def repeats(evidence: RepeatEvidence) -> Finding | None:
+    """Pure: evidence in, finding out; None where it cannot be told."""
+    if evidence.answers < 2:
+        return None
+    found = f"at most {evidence.longest} of {evidence.answers} answers in a row are equal"
+    if evidence.longest < MANY:
+        return ok("log-repeats", found, evidence.name)
+    remedy = "look whether the camera's frames change: the policy answers as if nothing did"
+    return Finding("log-repeats", "warning", found, remedy, about=evidence.name)

@@ -1,0 +1,269 @@
+"""docs/development.md says what the code is: its picture, its stops, its numbers, and examples that run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import runpy
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import house_numbers
+import numpy as np
+import pytest
+import test_house as house
+import yaml
+from examples.reach_env import ReachEnv
+from examples.repeated_answers import look_at_repeats, repeats
+from hydra.utils import get_class
+from log_factory import chunk, document
+from omegaconf import DictConfig, OmegaConf, open_dict
+from tiny_run import HEIGHT, WIDTH, episode, settings, write_dataset
+
+from diffusion_policy.checkpoint import load_policy, read_checkpoint
+from diffusion_policy.dataset.replay_buffer import ArrayLayout, ReplayBuffer, image_layout, low_dim_layout
+from diffusion_policy.diagnose.findings import run_checks
+from diffusion_policy.env_runner.simulator import Simulator
+from diffusion_policy.evaluate.open_loop_report import evaluate_open_loop
+from diffusion_policy.policy import registry
+from diffusion_policy.run_log import read_log
+from diffusion_policy.spec import GRIPPER, POSE_GRIPPER, ActionLayout, read_shape_meta
+from diffusion_policy.spec.rotations import ROTATIONS
+
+EXAMPLES = Path(__file__).parent / "examples"
+BLOCK = re.compile(r"^`(tests/examples/[\w./]+)`[^\n]*\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Of figures that every change of the code moves: how far the document may lie behind.
+DRIFT = 0.1
+SIX_D = (*POSE_GRIPPER[:3], *ROTATIONS["rotation_6d_rows"], GRIPPER)
+
+
+# ---- a policy ----
+
+
+def config(dataset: Path, *overrides: str) -> DictConfig:
+    """The config of a small run with the example's policy and optimizer in place of the shipped ones."""
+    cfg = settings(
+        dataset, "training.num_epochs=1", "training.max_train_steps=2", "training.sample_every=1", *overrides
+    )
+    with open_dict(cfg):
+        for section, content in OmegaConf.load(EXAMPLES / "regression_policy.yaml").items():
+            cfg[section] = content
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def registered() -> Any:
+    """The registry with one more line."""
+    with pytest.MonkeyPatch.context() as patch:
+        targets = (*registry.POLICY_TARGETS, "examples.regression_policy.RegressionPolicy")
+        for module in ("diffusion_policy.policy.registry", "diffusion_policy.checkpoint"):
+            patch.setattr(f"{module}.POLICY_TARGETS", targets)
+        yield
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("development") / "set.zarr")
+
+
+@pytest.fixture(scope="module")
+def trained(registered: None, dataset: Path) -> Path:
+    """The checkpoint of two updates."""
+    cfg = config(dataset)
+    folder = dataset.with_name("run")
+    get_class(cfg._target_)(cfg, folder).run()
+    return folder / "checkpoints" / "latest.ckpt"
+
+
+def test_the_example_policy_is_trained_and_judged(trained: Path, dataset: Path) -> None:
+    lines = [json.loads(line) for line in (trained.parents[1] / "logs.json.txt").read_text().splitlines()]
+    assert lines[-1]["global_step"] == 2
+    assert lines[-1]["val_position_error_mm"] > 0
+    assert lines[-1]["val_image_features"] > 0
+    moments = read_checkpoint(trained).state_dicts["optimizer"]["state"]
+    policy = load_policy(trained)
+    assert len(moments) == sum(parameter.requires_grad for parameter in policy.parameters())
+    assert {float(entry["step"]) for entry in moments.values()} == {2.0}
+    report = evaluate_open_loop(trained, dataset, "all", samples=1)
+    assert len(report.episodes) == 4
+
+
+def test_the_example_policy_acts_in_the_example_s_simulator(trained: Path, repository: Path, tmp_path: Path) -> None:
+    script = runpy.run_path(str(repository / "scripts" / "evaluate_closed_loop.py"))
+    words = [str(trained), "--simulator", str(EXAMPLES / "reach_simulator.yaml"), "--scenes", "3"]
+    assert script["main"]([*words, "--json", str(tmp_path / "closed_loop.json")]) == 0
+    found = json.loads((tmp_path / "closed_loop.json").read_text())
+    assert found["success"]["of"] == 3, found
+
+
+# ---- a robot ----
+
+
+def write_six_d_dataset(path: Path) -> Path:
+    """The small dataset with its rotations as six numbers."""
+    ours, theirs = ActionLayout.of(SIX_D), ActionLayout.of(POSE_GRIPPER)
+    layouts = {
+        "image": image_layout(WIDTH, HEIGHT),
+        "robot_eef_pose": low_dim_layout(SIX_D[:-1]),
+        "robot_gripper_state": low_dim_layout(SIX_D[-1:]),
+        "action": low_dim_layout(SIX_D),
+        "timestamp": ArrayLayout((), np.float64),
+    }
+    buffer = ReplayBuffer.create(path, layouts)
+    for seed, length in enumerate((13, 12, 14, 12)):
+        arrays = episode(length, seed)
+        action = ours.replaced(
+            np.zeros((length, len(SIX_D))),
+            positions=theirs.positions(arrays["action"]),
+            rotations=theirs.rotations(arrays["action"]),
+            grippers=theirs.grippers(arrays["action"]),
+        ).astype(np.float32)
+        buffer.append({**arrays, "action": action, "robot_eef_pose": action[:, :-1]})
+    return path
+
+
+def test_the_example_robot_is_trained(tmp_path: Path) -> None:
+    dataset = write_six_d_dataset(tmp_path / "set.zarr")
+    words = (f"hydra.searchpath=[file://{EXAMPLES}]", "task=six_d_robot", "training.num_epochs=1")
+    cfg = settings(dataset, *words, "training.max_train_steps=2", "training.sample_every=1")
+    get_class(cfg._target_)(cfg, tmp_path / "run").run()
+    last = json.loads((tmp_path / "run" / "logs.json.txt").read_text().splitlines()[-1])
+    assert last["global_step"] == 2
+    assert last["val_gripper_events_recorded"] == 2
+    policy = load_policy(tmp_path / "run" / "checkpoints" / "latest.ckpt")
+    assert policy.spec.action_names == SIX_D
+
+
+# ---- a simulator ----
+
+
+def test_the_example_simulator_tells_success() -> None:
+    simulator = Simulator.load(EXAMPLES / "reach_simulator.yaml")
+    env = simulator.make()
+    assert isinstance(env, ReachEnv)
+    observation, info = env.reset(seed=3)
+    assert not simulator.succeeded(info, 0.0, terminated=False)
+    action = np.array([*env.target, 1, 0, 0, 0, 1.0])
+    steps = 0
+    done = False
+    while not done:
+        observation, reward, done, truncated, info = env.step(action)
+        steps += 1
+        assert not truncated
+    assert steps > 2
+    assert simulator.succeeded(info, reward, terminated=done)
+    spec = read_shape_meta(config(Path("none")).shape_meta)
+    assert simulator.read_step(observation, spec)["image"].any()
+    with pytest.raises(ValueError, match=r"action"):
+        simulator.check_policy(
+            read_shape_meta(
+                {
+                    "obs": {"image": {"shape": [3, 36, 40], "type": "rgb"}},
+                    "action": {"shape": [2], "names": ["joint_1", "joint_2"]},
+                }
+            )
+        )
+
+
+# ---- a check ----
+
+
+@pytest.mark.parametrize(("equal", "severity"), [(1, "ok"), (4, "ok"), (5, "warning")])
+def test_the_example_check_finds_equal_answers(tmp_path: Path, equal: int, severity: str) -> None:
+    content = document([1.0] * 10)
+    for number in range(equal):
+        content["steps"][number]["action"]["values"] = chunk(0, 1.0)
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps(content))
+    (finding,) = run_checks((repeats,), look_at_repeats(read_log(path)))
+    assert (finding.severity, finding.about) == (severity, "log.json")
+    assert f"at most {equal} of 10" in finding.evidence
+
+
+def test_one_answer_says_nothing_of_repeats(tmp_path: Path) -> None:
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps(document([1.0])))
+    assert run_checks((repeats,), look_at_repeats(read_log(path))) == []
+
+
+# ---- the document ----
+
+
+@pytest.fixture(scope="module")
+def page(repository: Path) -> str:
+    return (repository / "docs" / "development.md").read_text()
+
+
+def test_the_picture_is_the_house(page: str) -> None:
+    picture = page.partition("\nlayer  package")[2].partition("```")[0]
+    layers = {name: int(number) for number, name in re.findall(r"^(\d) +(\w+) ", picture, re.MULTILINE)}
+    assert layers == house.FLOORS
+
+
+def test_blocks_are_parts_of_the_examples(page: str, repository: Path) -> None:
+    blocks = BLOCK.findall(page)
+    assert {name for name, _ in blocks} == {
+        str(path.relative_to(repository))
+        for path in EXAMPLES.rglob("*.*")
+        if path.suffix in (".py", ".yaml") and path.name not in ("__init__.py", "regression_policy.yaml")
+    }
+    strangers = [name for name, block in blocks if not is_part(block, (repository / name).read_text())]
+    assert not strangers, f"blocks of docs/development.md are no longer in {strangers}"
+
+
+def is_part(block: str, text: str) -> bool:
+    """Whether a text holds these lines in a row, as they are or as methods, blank ones aside."""
+    block, text = (re.sub(r"\n\s*\n", "\n", part) for part in (block, text))
+    return any(textwrap.indent(block, indent) in text for indent in ("", "    "))
+
+
+def test_stops_exist_and_are_few() -> None:
+    journeys = house_numbers.journeys()
+    assert len(journeys) == 4
+    for title, stops in journeys.items():
+        assert 0 < len(stops) <= 8, title
+        for module, name in stops:
+            found: Any = importlib.import_module(module)
+            for part in name.split("."):
+                found = getattr(found, part)
+            assert callable(found), f"{module}:{name}"
+
+
+def test_counts_are_those_of_the_code() -> None:
+    written, counted = house_numbers.written(), house_numbers.numbers()
+    assert written.keys() == counted.keys()
+    behind = [name for name in counted if not alike(name, written[name], counted[name])]
+    assert not behind, f"{behind}: write them with `python tests/house_numbers.py --write`"
+
+
+def alike(name: str, written: str, counted: str) -> bool:
+    """Whether a row of the document still says what is: exactly, within the drift, or not much less."""
+    if name in house_numbers.LAWS:
+        return written == counted
+    falling = name.startswith(house_numbers.FALLING)
+    pairs = zip(*(map(float, re.findall(r"[\d.]+", text)) for text in (written, counted)), strict=True)
+    return all((falling and b < a) or abs(a - b) <= max(1, DRIFT * a) for a, b in pairs)
+
+
+def test_words_of_the_code_are_still_its_words(page: str, repository: Path) -> None:
+    text = "\n".join(path.read_text() for path in house.python_files("diffusion_policy", "tests"))
+    rows = re.findall(r"^\| (`.+?`.*?) \|", page.partition("| in the code |")[2].partition("\n\n")[0], re.MULTILINE)
+    gone = [word for row in rows for word in re.findall(r"`(\w+)`", row) if not re.search(rf"\b{word}s?\b", text)]
+    assert rows
+    assert not gone, f"nothing is called {gone} any more; take the row out of the glossary"
+
+
+# ---- the workflow ----
+
+
+def test_the_workflow_runs_what_a_clone_runs(repository: Path) -> None:
+    workflow = yaml.safe_load((repository / ".github" / "workflows" / "ci.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    oldest = re.search(r'requires-python = ">=([\d.]+)"', (repository / "pyproject.toml").read_text())
+    assert oldest is not None
+    assert job["strategy"]["matrix"]["python"][0] == oldest[1]
+    assert job["steps"][-1] == {"run": ".ci/run"}
+    assert os.access(repository / ".ci" / "run", os.X_OK)
