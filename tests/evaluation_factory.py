@@ -87,20 +87,33 @@ def tiny_config(
 
 def write_tiny_checkpoint(path: Path, seed: int = 0, **options: object) -> Path:
     """A policy with random weights, and a normaliser of the dataset's ranges."""
-    cfg = OmegaConf.create(tiny_config(**options))  # type: ignore[arg-type]
+    config = tiny_config(**options)  # type: ignore[arg-type]
+    arrays = recorded_arrays(N_STEPS)
+    width = config["policy"]["shape_meta"]["action"]["shape"][0]  # type: ignore[index]
+    action = np.concatenate([arrays["action"], arrays["action_gripper"][:, None]], axis=1)[:, :width]
+    fitted = {
+        "robot_eef_pose": arrays["robot_eef_pose"],
+        "robot_gripper_state": np.array([[0.0], [1.0]]),
+        "action": action,
+    }
+    return write_policy(path, config, fitted, action_semantics(POSE_GRIPPER[:width]), seed)
+
+
+def write_policy(
+    path: Path,
+    config: Mapping[str, object],
+    fitted: Mapping[str, np.ndarray],
+    semantics: Mapping[str, object],
+    seed: int = 0,
+) -> Path:
+    """A policy of a config with random weights, and a normaliser fitted to arrays (N, D) by key."""
+    cfg = OmegaConf.create(dict(config))
     torch.manual_seed(seed)
     policy = build_policy(cfg)
-    arrays = recorded_arrays(N_STEPS)
-    action = np.concatenate([arrays["action"], arrays["action_gripper"][:, None]], axis=1)[:, : policy.action_dim]
     normalizer = LinearNormalizer()
-    normalizer.fit(
-        {
-            "robot_eef_pose": torch.from_numpy(arrays["robot_eef_pose"]),
-            "robot_gripper_state": torch.tensor([[0.0], [1.0]]),
-            "action": torch.from_numpy(action.astype(np.float32)),
-        }
-    )
-    normalizer["image"] = get_image_range_normalizer()
+    normalizer.fit({key: torch.from_numpy(values.astype(np.float32)) for key, values in fitted.items()})
+    for camera in policy.spec.rgb:
+        normalizer[camera.key] = get_image_range_normalizer()
     policy.set_normalizer(normalizer)
     state = policy.state_dict()
     write_checkpoint(
@@ -108,6 +121,6 @@ def write_tiny_checkpoint(path: Path, seed: int = 0, **options: object) -> Path:
         cfg=cfg,
         state_dicts={"model": state, "ema_model": state},
         pickles={"_output_dir": None, "global_step": 0, "epoch": 0},
-        provenance={"action_semantics": action_semantics(policy.spec.action_names)},
+        provenance={"action_semantics": dict(semantics)},
     )
     return path

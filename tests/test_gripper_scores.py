@@ -22,9 +22,10 @@ from diffusion_policy.evaluate.open_loop_table import open_loop_table
 from diffusion_policy.evaluate.recorded_inference import Sampling
 from diffusion_policy.gripper_events import gripper_events, score_gripper_events
 from diffusion_policy.serve.engine import Inference
+from diffusion_policy.serve.engine.wire import Wire
 from diffusion_policy.serve.transport.protocol import Observation
 from diffusion_policy.serve.tuning import Budget, Candidate, RecordedRequests, Tuning, measure, propose
-from diffusion_policy.spec import POSE_GRIPPER, ActionLayout
+from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, StepSpec
 from diffusion_policy.workspace.validation import EpisodePrediction, gripper_scores
 
 Gripper = NDArray[np.float64]
@@ -95,6 +96,7 @@ class Requests(RecordedRequests):
 
     def __init__(self, recording: Recording, n_episodes: int):
         self._recorded, self.stride = recording, STRIDE  # type: ignore[assignment]
+        self.wire = Wire(StepSpec((), POSE_GRIPPER))
         self.numbers = tuple(range(n_episodes))
         self.episodes = [recording.steps(episode, STRIDE) for episode in self.numbers]
 

@@ -24,7 +24,7 @@ from diffusion_policy.serve.server import listening
 from diffusion_policy.serve.settings import ServeSettings, read_settings
 from diffusion_policy.serve.transport.host import computing_thread
 from diffusion_policy.sim.recorder import encode_jpeg
-from diffusion_policy.spec import GRIPPER, POSE
+from diffusion_policy.spec import SpecError
 
 # What a simulated clock makes necessary. The port is a free one.
 _SIMULATED = ("port=0", "websocket_port=null", "max_age_s=1e9", "traffic.idle_s=1e9", "log.directory=null")
@@ -54,7 +54,7 @@ class ServerActor:
         self.spec = engine.policy.spec
         self.n_obs_steps, self.n_action_steps = engine.n_obs_steps, engine.n_action_steps
         self._period, self._port = 1 / simulator.control_hz, port
-        self._camera = self.spec.rgb[0].key
+        self._wire, self._form = engine.wire, engine.form
         self._client: LineClient | None = None
         self._scene: int | None = None
         self._start = 0.0
@@ -70,19 +70,19 @@ class ServerActor:
             self._client = None
 
     def _ask(self, question: Question) -> Answer:
-        images = [encode_jpeg(step[self._camera]) for step in question.history]
+        images = {camera: [encode_jpeg(step[camera]) for step in question.history] for camera in self._form.cameras}
         states = self._states(question)
         try:
             client = self._connected(question)
             began = time.perf_counter()
-            chunk = client.infer(images, states[:, :7], states[:, 7:], self._times(question))
+            chunk = client.infer(images, states=states, timestamps=self._times(question))
             latency = time.perf_counter() - began
         except ServerError as error:
             if error.code in ("silent", "closed", "unreachable"):
                 self.close()
             return Answer(None, str(error))
         limited = {str(name): int(count) for name, count in chunk.reply.get("interventions", {}).items()}
-        return Answer(chunk.actions, limited=limited, latency_s=latency)
+        return Answer(self._wire.policy_actions(chunk.actions), limited=limited, latency_s=latency)
 
     def _connected(self, question: Question) -> LineClient:
         """The client, at the start of an episode with a reset before it."""
@@ -99,16 +99,15 @@ class ServerActor:
         return np.asarray(self._start + self._period * steps, dtype=np.float64)
 
     def _states(self, question: Question) -> FloatArray:
-        """(To, 8) pose and gripper."""
-        columns = {
-            name: [float(step[entry.key][index]) for step in question.history]
+        """(To, D) as messages carry them."""
+        observed = {
+            entry.key: np.stack([np.asarray(step[entry.key], dtype=np.float64) for step in question.history])
             for entry in self.spec.low_dim
-            for index, name in enumerate(entry.names)
         }
-        missing = [name for name in (*POSE, GRIPPER) if name not in columns]
-        if missing:
-            raise SimulatorError(f"the protocol carries a pose and a gripper; the policy's observation lacks {missing}")
-        return np.array([columns[name] for name in (*POSE, GRIPPER)]).T
+        try:
+            return self._wire.measured(observed)
+        except SpecError as error:
+            raise SimulatorError(str(error)) from error
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from diffusion_policy.env_runner.simulator import FloatArray, RawStep, Simulator
 from diffusion_policy.policy.noise import initial_noise, noise_seed
-from diffusion_policy.policy.quaternion_side import QuaternionSide, quaternion_columns
-from diffusion_policy.spec import StepSpec, policy_observation
+from diffusion_policy.policy.quaternion_side import QuaternionSides
+from diffusion_policy.spec import StepSpec, arms_of, policy_observation
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class PolicyActor:
     def __init__(self, policy: ActingPolicy, simulator: Simulator, seed: int = 0) -> None:
         self.spec, self.n_obs_steps, self.n_action_steps = policy.spec, policy.n_obs_steps, policy.n_action_steps
         self._policy, self._simulator, self._seed = policy, simulator, seed
-        self._side = QuaternionSide.of(policy.spec, policy.normalizer)
+        self._sides = QuaternionSides(policy.spec, policy.normalizer)
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """Chunks of the policy; one that holds NaN or infinity is refused."""
@@ -123,7 +123,7 @@ class PolicyActor:
                 size = entry.width_height
                 steps = [np.stack([self._simulator.small(frame, *size) for frame in frames]) for frames in steps]
             else:
-                steps = [self._side.turned(values, quaternion_columns(entry)) for values in steps]
+                steps = [self._sides.turned(values, arms_of(entry.names)) for values in steps]
             raw[entry.key] = np.stack(steps)
         observed = policy_observation(self.spec, raw)
         return {key: torch.from_numpy(value).to(self._policy.device) for key, value in observed.items()}

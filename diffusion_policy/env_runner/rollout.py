@@ -21,7 +21,8 @@ from diffusion_policy.env_runner.actors import Actor, Answer, Question
 from diffusion_policy.env_runner.results import REFUSED_BY_GUARD, TIMEOUT, SceneResult
 from diffusion_policy.env_runner.simulator import Env, FloatArray, RawStep, Simulator, SimulatorError
 from diffusion_policy.errors import WorkspaceError
-from diffusion_policy.spec import GRIPPER, ImageArray
+from diffusion_policy.spec import ImageArray
+from diffusion_policy.spec.action_layout import is_gripper_name
 
 USUAL_ACTION_STEPS = 6  # of a chunk, as the robot's clients mean to run; others were measured: docs/closed_loop.md
 _MOSTLY_REFUSED = 0.5
@@ -143,7 +144,7 @@ class _Episode:
         # As the windows of a dataset start: nothing came before.
         self._history: deque[RawStep] = deque([now] * actor.n_obs_steps, maxlen=actor.n_obs_steps)
         self._left: FloatArray = np.empty((0, len(simulator.action)))
-        self._gripper: float | None = None
+        self._grippers: dict[str, float] = {}  # as last commanded, by name
         self._steps, self._success, self._count = 0, False, _Count()
 
     def question(self) -> Question:
@@ -175,15 +176,13 @@ class _Episode:
             self._step(action)
 
     def _hold(self) -> FloatArray:
-        """The measured pose, and the gripper as it was last commanded, or as it is measured."""
+        """The measured pose, and each gripper as it was last commanded, or as it is measured."""
         measured = {
             name: float(value)
             for entry in self._actor.spec.low_dim
             for name, value in zip(entry.names, self._history[-1][entry.key], strict=True)
         }
-        if self._gripper is not None:
-            measured[GRIPPER] = self._gripper
-        measured = {**self._simulator.absent, **measured}
+        measured = {**self._simulator.absent, **measured, **self._grippers}
         unknown = [name for name in self._simulator.action if name not in measured]
         if unknown:
             raise SimulatorError(f"the arm cannot be held: the policy observes no {unknown}")
@@ -195,8 +194,8 @@ class _Episode:
         space = self.env.action_space
         observation, reward, terminated, truncated, self._info = self.env.step(action.astype(space.dtype))
         self._steps += 1
-        if GRIPPER in self._simulator.action:
-            self._gripper = float(action[self._simulator.action.index(GRIPPER)])
+        commands = zip(self._simulator.action, action.tolist(), strict=True)
+        self._grippers = {name: command for name, command in commands if is_gripper_name(name)}
         self._history.append(self._simulator.read_step(observation, self._actor.spec))
         self._success = self._simulator.succeeded(self._info, float(reward), terminated=bool(terminated))
         self.ended = bool(terminated or truncated or self._success or self._steps >= self._rules.max_steps)
@@ -208,8 +207,8 @@ class _Episode:
         return frame
 
     def _caption(self) -> str:
-        gripper = "" if self._gripper is None else f"   gripper {'open' if self._gripper > 0.5 else 'close'}"
-        return f"scene {self._scene}   step {self._steps}{gripper}{'   done' if self._success else ''}"
+        said = (f"   {name} {'open' if command > 0.5 else 'close'}" for name, command in self._grippers.items())
+        return f"scene {self._scene}   step {self._steps}{''.join(said)}{'   done' if self._success else ''}"
 
     def break_off(self) -> None:
         """Interrupted: no result, no film."""

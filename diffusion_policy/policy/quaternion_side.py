@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from diffusion_policy.geometry import align_quaternion_signs
 from diffusion_policy.spec import ObsField, StepSpec, arms_of
+from diffusion_policy.spec.action_layout import Arm
 
 FloatArray = NDArray[np.float64]
 
@@ -45,6 +46,26 @@ class QuaternionSide:
         if (turned[:, columns] @ self._mean).sum() < 0:
             turned[:, columns] *= -1
         return turned
+
+
+class QuaternionSides:
+    """The sides of a policy's arms.
+
+    Args:
+        spec: of the policy.
+        normalizer: of the policy.
+    """
+
+    def __init__(self, spec: StepSpec, normalizer: Any) -> None:
+        names = dict.fromkeys(arm.name for entry in spec.low_dim for arm in arms_of(entry.names))
+        self._sides = {name: QuaternionSide.of(spec, normalizer, name) for name in names}
+
+    def turned(self, states: FloatArray, arms: Sequence[Arm]) -> FloatArray:
+        """States (To, D) that hold these arms, each quaternion continuous and on its side; the others as they are."""
+        for arm in arms:
+            if arm.representation == "quaternion" and arm.name in self._sides:
+                states = self._sides[arm.name].turned(states, arm.rotation)
+        return states
 
 
 def quaternion_columns(entry: ObsField, arm: str = "") -> list[int]:

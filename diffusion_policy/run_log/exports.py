@@ -8,23 +8,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffusion_policy.commands import install_extra
 from diffusion_policy.images import decode_jpeg
 from diffusion_policy.run_log import RunLogError, read_log, write_inference_log
 from diffusion_policy.run_log.session_log import SessionLogError, read_image, read_lines
+from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, SpecError
 from diffusion_policy.storage import whole_file
 
+FloatArray = NDArray[np.float64]
 PROJECT = "diffusion_policy"
 _SERVER_CLOCKS = ("server_recv", "infer_start", "infer_end")
 # Stages that make up an inference, for tools that know only one number.
+_EXTRA = ("checkpoint_sha256", "scheduler", "steps", "guard", "state_names")
 _INFERENCE = ("decode_ms", "prepare_ms", "encode_ms", "denoise_ms")
 
 
@@ -75,13 +79,14 @@ def to_vlalab(run: str | Path, directory: str | Path, project: str = PROJECT) ->
     shutil.rmtree(aside, ignore_errors=True)
     try:
         (aside / "artifacts" / "images").mkdir(parents=True)
-        (aside / "meta.json").write_text(json.dumps(_vlalab_meta(run.name, meta, len(steps)), indent=1) + "\n")
-        offset = meta["wall_start"] - meta["monotonic_start"]
+        said = _vlalab_meta(run.name, meta, len(steps), _Numbers.of(run, meta))
+        (aside / "meta.json").write_text(json.dumps(said, indent=1) + "\n")
+        offset, numbers = meta["wall_start"] - meta["monotonic_start"], _Numbers.of(run, meta)
         with (aside / "steps.jsonl").open("w", encoding="utf-8") as file:
             for line in steps:
                 for name in line["input"]["images"]:
                     (aside / "artifacts" / name).write_bytes(read_image(run, name))
-                file.write(json.dumps(_vlalab_step(line, offset)) + "\n")
+                file.write(json.dumps(_vlalab_step(line, offset, numbers)) + "\n")
         target.parent.mkdir(exist_ok=True)
         os.replace(aside, target)
     finally:
@@ -98,25 +103,54 @@ def _answered(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return meta, steps
 
 
-def _vlalab_meta(name: str, meta: Mapping[str, Any], n_steps: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Numbers:
+    """What a run's numbers and pictures are.
+
+    Attributes:
+        layout: of its states and actions.
+        cameras: as other tools are told: one is called "image".
+    """
+
+    layout: ActionLayout
+    cameras: tuple[str, ...]
+
+    @classmethod
+    def of(cls, run: str | Path, meta: Mapping[str, Any]) -> _Numbers:
+        """SessionLogError where meta.json names none."""
+        cameras = meta.get("cameras", ["image"])
+        try:
+            layout = ActionLayout.of(meta.get("state_names", POSE_GRIPPER))
+            return cls(layout, ("image",) if len(cameras) == 1 else tuple(map(str, cameras)))
+        except (SpecError, TypeError, AttributeError) as error:
+            raise SessionLogError(f"{run}/meta.json: state_names or cameras are none ({error})") from error
+
+    def newest(self, line: Mapping[str, Any]) -> dict[str, str]:
+        """The newest picture of each camera, by its name."""
+        images = line["input"]["images"]
+        n_steps = len(images) // len(self.cameras)
+        return {camera: images[(index + 1) * n_steps - 1] for index, camera in enumerate(self.cameras)}
+
+
+def _vlalab_meta(name: str, meta: Mapping[str, Any], n_steps: int, numbers: _Numbers) -> dict[str, Any]:
     return {
         "run_name": name,
         "start_time": meta["start_time"].replace(" ", "T"),
         "model_name": "diffusion_policy",
         "model_type": "diffusion_policy",
         "model_path": meta.get("checkpoint"),
-        "cameras": [{"name": "image"}],
+        "cameras": [{"name": camera} for camera in numbers.cameras],
         "inference_freq": meta["settings"]["control_hz"] / meta.get("n_action_steps", 1),
-        "action_dim": 8,
+        "action_dim": len(numbers.layout.names),
         "action_horizon": meta.get("n_action_steps"),
         "total_steps": n_steps,
         "framework_version": meta["software"]["torch"],
         "server_config": meta["settings"],
-        "extra": {key: meta[key] for key in ("checkpoint_sha256", "scheduler", "steps", "guard") if key in meta},
+        "extra": {key: meta[key] for key in _EXTRA if key in meta},
     }
 
 
-def _vlalab_step(line: Mapping[str, Any], offset: float) -> dict[str, Any]:
+def _vlalab_step(line: Mapping[str, Any], offset: float, numbers: _Numbers) -> dict[str, Any]:
     timing, state, actions = line["timing"], line["input"]["state"], line["action"]["values"]
     clocks = {name: timing[name] + offset for name in _SERVER_CLOCKS if name in timing}
     infer_ms = sum(timing.get(stage, 0.0) for stage in _INFERENCE)
@@ -124,14 +158,23 @@ def _vlalab_step(line: Mapping[str, Any], offset: float) -> dict[str, Any]:
         "step_idx": line["step"],
         "obs": {
             "state": state,
-            "pose": state[:7],
-            "gripper": state[7],
-            "images": [{"path": f"artifacts/{line['input']['images'][-1]}", "camera_name": "image"}],
+            **_pose_and_gripper(numbers.layout, state),
+            "images": [
+                {"path": f"artifacts/{image}", "camera_name": camera} for camera, image in numbers.newest(line).items()
+            ],
         },
         "action": {"values": actions, "action_dim": len(actions[0]), "chunk_size": len(actions)},
         "timing": {**clocks, "inference_latency_ms": infer_ms},
         "tags": {name: line[name] for name in ("episode", "interventions", "warnings", "seam") if line.get(name)},
     }
+
+
+def _pose_and_gripper(layout: ActionLayout, state: Sequence[float]) -> dict[str, Any]:
+    """The two entries that VLA-Lab knows; another layout's numbers are in the state alone."""
+    if layout.names != POSE_GRIPPER:
+        return {}
+    *pose, gripper = state
+    return {"pose": pose, "gripper": gripper}
 
 
 def to_rerun(run: str | Path, path: str | Path) -> Path:
@@ -150,29 +193,50 @@ def to_rerun(run: str | Path, path: str | Path) -> Path:
         ) from error
     if path.exists():
         raise SessionLogError(f"{path} exists already; name another file")
-    _, steps = _answered(Path(run))
+    meta, steps = _answered(Path(run))
+    numbers = _Numbers.of(run, meta)
     with whole_file(path) as beside:
         recording = rerun.RecordingStream("diffusion_policy")
         recording.save(beside)
         for line in steps:
-            _record_step(recording, line, run)
+            _record_step(recording, line, run, numbers)
         recording.flush()
         recording.disconnect()
     return path
 
 
-def _record_step(recording: Any, line: Mapping[str, Any], run: str | Path) -> None:
+def _record_step(recording: Any, line: Mapping[str, Any], run: str | Path, numbers: _Numbers) -> None:
     import rerun
 
     recording.set_time("step", sequence=line["step"])
-    image = decode_jpeg(read_image(run, line["input"]["images"][-1]), str(run))
-    recording.log("camera", rerun.Image(image).compress(90))
+    for camera, name in numbers.newest(line).items():
+        image = decode_jpeg(read_image(run, name), str(run))
+        entity = "camera" if len(numbers.cameras) == 1 else f"camera/{camera}"
+        recording.log(entity, rerun.Image(image).compress(90))
     state, actions = np.asarray(line["input"]["state"]), np.asarray(line["action"]["values"])
-    pose = rerun.Transform3D(translation=state[:3], quaternion=rerun.Quaternion(xyzw=state[3:7]))
-    recording.log("measured/pose", pose)
-    recording.log("commanded/path", rerun.LineStrips3D([actions[:, :3]]))
-    recording.log("measured/gripper", rerun.Scalars(state[7]))
-    recording.log("commanded/gripper", rerun.Scalars(actions[0, 7]))
+    for name, value in _entities(numbers.layout, state, actions):
+        recording.log(name, value)
     for stage, milliseconds in line["timing"].items():
         if stage.endswith("_ms"):
             recording.log(f"timing/{stage}", rerun.Scalars(milliseconds))
+
+
+def _entities(layout: ActionLayout, state: FloatArray, actions: FloatArray) -> Iterator[tuple[str, Any]]:
+    """What was measured (D,) and commanded (T, D), by name of the entity; of several arms with theirs."""
+    import rerun
+
+    turns = dict(zip(layout.labels("rotation"), layout.rotations(state), strict=True))
+    paths = np.moveaxis(layout.positions(actions), 1, 0)
+    for arm, place, path in zip(layout.labels("position"), layout.positions(state), paths, strict=True):
+        below = f"/{arm}" if arm else ""
+        turn = {"quaternion": rerun.Quaternion(xyzw=turns[arm])} if arm in turns else {}
+        yield f"measured/pose{below}", rerun.Transform3D(translation=place, **turn)
+        yield f"commanded/path{below}", rerun.LineStrips3D([path])
+    measured, commanded = layout.grippers(state), layout.grippers(actions[0])
+    for arm, seen, wanted in zip(layout.labels("gripper"), measured, commanded, strict=True):
+        below = f"/{arm}" if arm else ""
+        yield f"measured/gripper{below}", rerun.Scalars(seen)
+        yield f"commanded/gripper{below}", rerun.Scalars(wanted)
+    for column in layout.joint_columns:
+        yield f"measured/{layout.names[column]}", rerun.Scalars(state[column])
+        yield f"commanded/{layout.names[column]}", rerun.Scalars(actions[0, column])

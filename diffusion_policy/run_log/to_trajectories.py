@@ -41,11 +41,12 @@ from diffusion_policy.gripper_scale import DeclaredScales
 from diffusion_policy.images import mime_suffix
 from diffusion_policy.run_log import RunLog, RunLogError, read_log
 from diffusion_policy.run_log.session_log import read_lines
-from diffusion_policy.spec import INTERVENTION, POSE_GRIPPER
+from diffusion_policy.spec import INTERVENTION, POSE, POSE_GRIPPER, ActionLayout
 
 logger = logging.getLogger(__name__)
 
 FloatArray = NDArray[np.float64]
+_ONE_ARM = ActionLayout.of(POSE_GRIPPER)  # all that a CogACT trajectory holds
 
 
 @dataclass(frozen=True)
@@ -146,9 +147,11 @@ def _lines(log: RunLog) -> dict[int, dict[str, Any]]:
 
 def _in_our_scale(log: RunLog, declared: DeclaredScales | None) -> RunLog:
     """The log with its gripper as 0 closed .. 1 open; RunLogError if its scale is not known."""
-    scales = log.gripper_scales(declared)
-    if scales is None or log.layout != "xyz_quat_gripper":
+    if log.layout != "xyz_quat_gripper":
         return log  # refused as what it is
+    scales = log.gripper_scales(declared)
+    if scales is None:
+        return log
     if scales.unknown:
         name, found = scales.unknown[0]
         raise RunLogError(f"{log.path}: its {name} is {found.span}: {found.reason}; say which: {scales.advice()}")
@@ -180,8 +183,9 @@ def _convert(
     corrected = [step for step in numbers if step in corrections]
     for step in corrected:
         actions[numbers.index(step)] = corrections[step]
-    check_unit_quaternions(actions[:, 3:7], f"{log.path}: actions")
-    states, commands = gripper_states(log.states[:, 7]), gripper_states(actions[:, 7])
+    check_unit_quaternions(_ONE_ARM.rotations(actions), f"{log.path}: actions")
+    (measured,), (commanded,) = _ONE_ARM.grippers(log.states).T, _ONE_ARM.grippers(actions).T
+    states, commands = gripper_states(measured), gripper_states(commanded)
     decided = np.flatnonzero((states != UNDECIDED) & (commands != UNDECIDED))
     if not decided.size:
         raise RunLogError(f"{log.path}: the gripper is never clearly open or closed")
@@ -193,9 +197,9 @@ def _convert(
             f"{log.path}: the steps {lost} are corrected, but left out: the gripper is first clear at step {kept[0]}"
         )
     arrays: dict[str, NDArray[Any]] = {
-        "robot_eef_pose": log.states[rows, :7].astype(np.float32),
+        "robot_eef_pose": log.states[rows, : len(POSE)].astype(np.float32),
         "robot_gripper": states[rows].astype(np.int64),
-        "action": actions[rows, :7].astype(np.float32),
+        "action": actions[rows, : len(POSE)].astype(np.float32),
         "action_gripper": commands[rows].astype(np.int64),
         "timestamp": _times(log)[rows],
         "image_index": np.arange(len(rows), dtype=np.int64),
@@ -219,12 +223,17 @@ def _convert(
 
 def _check(log: RunLog) -> None:
     """Refuse what the converter would refuse later, with the log's name."""
+    if log.steps and log.layout == "named" and log.action_layout is not None:
+        raise RunLogError(
+            f"{log.path}: its actions are {log.action_layout.describe()}; a CogACT trajectory holds the pose and the "
+            "gripper of one arm, so this log cannot become one"
+        )
     if not log.steps or log.layout != "xyz_quat_gripper" or log.states.shape[1] != len(POSE_GRIPPER):
         raise RunLogError(f"{log.path}: its actions are {log.layout}; expected pose and gripper, xyz_quat_gripper")
     missing = [step.number for step in log.steps if not step.jpeg]
     if missing:
         raise RunLogError(f"{log.path}: {len(missing)} steps have no image, the first is {missing[0]}")
-    check_unit_quaternions(log.states[:, 3:7], f"{log.path}: states")
+    check_unit_quaternions(_ONE_ARM.rotations(log.states), f"{log.path}: states")
 
 
 def _times(log: RunLog) -> FloatArray:

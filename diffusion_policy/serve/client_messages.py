@@ -84,21 +84,30 @@ class Asked:
         states: ArrayLike | None,
     ) -> dict[str, NDArray[np.float64]]:
         """What was measured, finite, by key of the message; ServerError where it is not what the server expects."""
-        given = {"timestamps": timestamps, "poses": poses, "grippers": grippers, "states": states}
-        keys = ("poses", "grippers", "timestamps") if self.state_names is None else ("states", "timestamps")
-        found = [key for key, value in given.items() if value is not None and key != "timestamps"]
+        if self.state_names is None and states is not None and poses is None and grippers is None:
+            checked = _numbers({"timestamps": timestamps, "states": states}, self.width)
+            poses, grippers = np.split(checked.pop("states"), [len(POSE)], axis=1)
+            return {"poses": poses, "grippers": grippers, **checked}
         if (states is None) != (self.state_names is None):
-            said = " and ".join(found) or "no state"
-            names = "" if self.state_names is None else f" of {' '.join(self.state_names)}"
-            expected = f"{' and '.join(keys[:-1])}{names}"
+            given = {"poses": poses, "grippers": grippers, "states": states}
+            said = " and ".join(name for name, value in given.items() if value is not None) or "no state"
+            expected = (
+                f"states of {' '.join(self.state_names)}" if self.state_names else "poses and grippers, or states"
+            )
             raise ServerError("malformed", f"not sent: {said} given; this server expects {expected}")
-        checked = _numbers({key: given[key] for key in given if key in keys}, self.width)
-        return {key: checked[key] for key in keys}
+        if self.state_names is not None:
+            checked = _numbers({"timestamps": timestamps, "states": states}, self.width)
+            return {"states": checked["states"], "timestamps": checked["timestamps"]}
+        checked = _numbers({"timestamps": timestamps, "poses": poses, "grippers": grippers}, self.width)
+        return {name: checked[name] for name in ("poses", "grippers", "timestamps")}
 
     def frames(self, images: Images, kinds: tuple[type, ...], count: int) -> list[Any] | dict[str, list[Any]]:
         """The pictures, one for each timestamp; by camera where there are several. ServerError otherwise."""
         if len(self.cameras) == 1:
-            return _frames(images, kinds, count)
+            only = (
+                images[self.cameras[0]] if isinstance(images, Mapping) and set(images) == set(self.cameras) else images
+            )
+            return _frames(only, kinds, count)
         if not isinstance(images, Mapping) or set(images) != set(self.cameras):
             given = sorted(map(str, images)) if isinstance(images, Mapping) else type(images).__name__
             raise ServerError(

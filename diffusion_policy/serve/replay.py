@@ -20,14 +20,15 @@ from rich.table import Table
 from rich.text import Text
 
 from diffusion_policy.cpu import usable_cores
-from diffusion_policy.evaluate.open_loop import score_chunks
+from diffusion_policy.evaluate.open_loop import joint_error, score_chunks
 from diffusion_policy.gripper_events import Event, gripper_events
 from diffusion_policy.run_log import missing_sentences, read_log
 from diffusion_policy.run_log.session_log import SessionLogError, read_image, read_lines, software_versions
 from diffusion_policy.serve.engine import Engine, Inference, PolicyEngine
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.stages import Stages
-from diffusion_policy.serve.transport.protocol import Observation
+from diffusion_policy.serve.transport.observations import STATE_NAMES, MessageForm, Observation
+from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, SpecError
 
 FloatArray = NDArray[np.float64]
 
@@ -61,9 +62,12 @@ class ReplayReport:
             must be equal, else a tolerance holds.
         bit_equal: steps whose sequence is equal to the last bit.
         largest: largest absolute difference of any number.
-        position_mm, rotation_deg: mean difference of the executed actions; None where no rotation is one.
-        furthest_step, furthest_mm: where the next commands' positions are furthest apart, and how far.
+        position_mm, rotation_deg: mean difference of the executed actions; None where no rotation is one, or there is
+            none.
+        furthest_step, furthest_mm: where the next commands' positions are furthest apart, and how far; of joints alone
+            the step, and None.
         differences: sentences on steps that the log lacks, and on gripper events that moved, appeared or vanished.
+        joints, furthest_joint, joint_unit: as above, of joints, in their unit; None without any.
     """
 
     steps: int
@@ -74,8 +78,11 @@ class ReplayReport:
     position_mm: float | None
     rotation_deg: float | None
     furthest_step: int
-    furthest_mm: float
+    furthest_mm: float | None
     differences: tuple[str, ...]
+    joints: float | None = None
+    furthest_joint: float | None = None
+    joint_unit: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -86,22 +93,34 @@ class ReplayReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {**asdict(self), "passed": self.passed}
+        found = asdict(self)
+        if self.joint_unit is None:
+            found = {name: value for name, value in found.items() if "joint" not in name}
+        return {**found, "passed": self.passed}
+
+    def _apart(self) -> tuple[str, str]:
+        """How far the executed actions differ on average, and where most."""
+        mean, furthest = [], []
+        if self.furthest_mm is not None:
+            mean.append(f"{_shown(self.position_mm)} mm, {_shown(self.rotation_deg)} degrees")
+            furthest.append(f"{self.furthest_mm:.2f} mm")
+        if self.furthest_joint is not None:
+            mean.append(f"{_shown(self.joints)} {self.joint_unit} of a joint")
+            furthest.append(f"{self.furthest_joint:.2f} {self.joint_unit} of a joint")
+        return f"{', '.join(mean)} on average", f"{', '.join(furthest)} at step {self.furthest_step}"
 
     def table(self) -> Group:
         """For the terminal."""
         table = Table("", "")
+        mean, furthest = self._apart()
         kind = "the log's own settings" if self.same_settings else "another policy, or other settings"
         for name, value in (
             ("replayed with", kind),
             ("steps", str(self.steps)),
             ("equal to the last bit", f"{self.bit_equal} of {self.steps}"),
             ("largest difference", f"{self.largest:.2e}"),
-            (
-                "executed actions differ by",
-                f"{_shown(self.position_mm)} mm, {_shown(self.rotation_deg)} degrees on average",
-            ),
-            ("furthest apart", f"{self.furthest_mm:.2f} mm at step {self.furthest_step}"),
+            ("executed actions differ by", mean),
+            ("furthest apart", furthest),
         ):
             table.add_row(name, value)
         demanded = "not equal to the last bit on the same machine" if self.same_machine else f"beyond {TOLERANCE:.0e}"
@@ -118,7 +137,8 @@ def read_steps(folder: str | Path) -> tuple[dict[str, Any], list[LoggedStep]]:
     if Path(folder).is_file():
         raise SessionLogError(f"{folder}: a log of a predecessor; it holds no seeds, so nothing can be recomputed")
     meta, lines = read_lines(folder)
-    steps = [_step(folder, line) for line in lines if "action" in line]
+    form = logged_form(folder, meta)
+    steps = [_step(folder, line, form) for line in lines if "action" in line]
     if not steps:
         raise SessionLogError(
             f"{folder}: no observation of this run was answered with an action: {read_log(folder).why_empty}"
@@ -126,12 +146,26 @@ def read_steps(folder: str | Path) -> tuple[dict[str, Any], list[LoggedStep]]:
     return meta, steps
 
 
-def _step(folder: str | Path, line: Mapping[str, Any]) -> LoggedStep:
+def logged_form(folder: str | Path, meta: Mapping[str, Any]) -> MessageForm:
+    """What a run's observations carry; SessionLogError where meta.json names no layout of numbers."""
+    names, cameras = meta.get(STATE_NAMES, list(POSE_GRIPPER)), meta.get("cameras", ["image"])
+    for value in (names, cameras):
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            raise SessionLogError(
+                f"{folder}/meta.json: {STATE_NAMES} or cameras is {value!r}; expected a list of names"
+            )
+    try:
+        return MessageForm(int(meta.get("n_obs_steps", 1)), ActionLayout.of(names), tuple(cameras))
+    except (SpecError, TypeError, ValueError) as error:
+        raise SessionLogError(f"{folder}/meta.json: {error}") from error
+
+
+def _step(folder: str | Path, line: Mapping[str, Any], form: MessageForm) -> LoggedStep:
     try:
         seen, remainder = line["input"], line.get("remainder")
         states = np.asarray(seen["states"], dtype=np.float64)
         images = tuple(read_image(folder, name) for name in seen["images"])
-        observation = Observation(images, states[:, :7], states[:, 7:8], np.asarray(seen["timestamps"]))
+        observation = form.observation(images, states[:, : len(form.layout.names)], np.asarray(seen["timestamps"]))
         sequence = np.asarray(line["predicted"]["values"], dtype=np.float64)
         rest = None if remainder is None else np.asarray(remainder, dtype=np.float64)
         first, threads = line["predicted"]["first"], line.get("threads")
@@ -156,6 +190,12 @@ def replay(folder: str | Path, checkpoint: str | Path, overrides: Mapping[str, A
     known = {name: value for name, value in logged.items() if name in EngineSettings.__dataclass_fields__}
     known["threads"] = _usable_threads(known.get("threads")) or _usable_threads(meta.get("threads"))
     engine = PolicyEngine.open(checkpoint, EngineSettings(**{**known, **(overrides or {})}))
+    logged_as, ours = logged_form(folder, meta), engine.form
+    if (logged_as.layout.names, logged_as.cameras) != (ours.layout.names, ours.cameras):
+        raise SessionLogError(
+            f"{folder}: its steps are {list(logged_as.layout.names)} seen by {list(logged_as.cameras)}; this policy "
+            f"expects {list(ours.layout.names)} seen by {list(ours.cameras)}"
+        )
     about = {**engine.describe(), "software": software_versions()}
     same, machine = (all(about[name] == meta.get(name) for name in names) for names in (SAME, SAME_MACHINE))
     return compare(steps, engine, same_settings=same, same_machine=machine and about["device"] == "cpu")
@@ -163,7 +203,7 @@ def replay(folder: str | Path, checkpoint: str | Path, overrides: Mapping[str, A
 
 def compare(steps: Sequence[LoggedStep], engine: Engine, *, same_settings: bool, same_machine: bool) -> ReplayReport:
     """Ask an engine the logged questions, and compare its answers."""
-    frames = len(steps[0].observation.images)
+    frames, layout = len(steps[0].observation.timestamps), engine.form.layout
     if frames != engine.n_obs_steps:
         raise SessionLogError(f"the log's observations have {frames} frames, this policy reads {engine.n_obs_steps}")
     answers = [_ask(engine, step) for step in steps]
@@ -172,8 +212,10 @@ def compare(steps: Sequence[LoggedStep], engine: Engine, *, same_settings: bool,
     if before.shape != after.shape:
         raise SessionLogError(f"the log's chunks are {before.shape[1:]}, this policy's {after.shape[1:]}")
     sequences = [_common(step.sequence, answer.sequence) for step, answer in zip(steps, answers, strict=True)]
-    errors = score_chunks(after, before).means()
-    apart = np.linalg.norm(after[:, 0, :3] - before[:, 0, :3], axis=1) * 1000
+    errors = score_chunks(after, before, layout=layout).means()
+    apart = _furthest(layout.positions(after[:, 0]), layout.positions(before[:, 0])) * 1000
+    joints = np.abs(layout.joints(after[:, 0]) - layout.joints(before[:, 0])).max(axis=1, initial=0.0)
+    worst = int((apart if layout.has_pose else joints).argmax())
     numbers = [step.number for step in steps]
     missing = [f"{sentence}, and were not replayed" for sentence in missing_sentences(np.array(numbers))]
     return ReplayReport(
@@ -184,10 +226,31 @@ def compare(steps: Sequence[LoggedStep], engine: Engine, *, same_settings: bool,
         largest=float(np.abs(before - after).max()),
         position_mm=errors["position_mm"],
         rotation_deg=errors["rotation_deg"],
-        furthest_step=steps[int(apart.argmax())].number,
-        furthest_mm=float(apart.max()),
-        differences=tuple(missing + event_differences(before[:, 0, 7], after[:, 0, 7], numbers)),
+        furthest_step=steps[worst].number,
+        furthest_mm=float(apart.max()) if layout.has_pose else None,
+        differences=tuple(missing + _gripper_differences(layout, before[:, 0], after[:, 0], numbers)),
+        joints=errors[joint_error(layout)] if layout.has_joints else None,
+        furthest_joint=float(joints.max()) if layout.has_joints else None,
+        joint_unit=layout.joint_unit if layout.has_joints else None,
     )
+
+
+def _furthest(ours: FloatArray, theirs: FloatArray) -> FloatArray:
+    """(N,) largest distance of any arm's positions (N, P, 3)."""
+    return np.linalg.norm(ours - theirs, axis=-1).max(axis=1, initial=0.0)
+
+
+def _gripper_differences(
+    layout: ActionLayout, before: FloatArray, after: FloatArray, numbers: Sequence[int]
+) -> list[str]:
+    """``event_differences`` of every gripper of commands (N, D), each with its arm's name."""
+    found = []
+    for arm, ours, theirs in zip(
+        layout.labels("gripper"), layout.grippers(before).T, layout.grippers(after).T, strict=True
+    ):
+        said = event_differences(ours, theirs, numbers)
+        found += [f"{arm} gripper: {sentence}" for sentence in said] if arm else said
+    return found
 
 
 def _usable_threads(logged: Any) -> int | None:

@@ -5,7 +5,7 @@ of an episode, the frame before it beside it. So seams between chunks are what t
 remainder to start from. Proposed is the cheapest setting whose error stays within a budget of the best, and whose slow
 answers (p95) still fit the time between two requests.
 
-Legend of shapes: N requests, Ta executed actions, 8 action dimensions.
+Legend of shapes: N requests, Ta executed actions, D action dimensions, in the layout of messages.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ from rich.table import Table
 
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.evaluate.episode_choice import EpisodeChoice, choose_episodes
-from diffusion_policy.evaluate.open_loop import score_chunks
+from diffusion_policy.evaluate.open_loop import joint_error, score_chunks
 from diffusion_policy.evaluate.recorded_inference import Counted, RecordedEpisodes, open_recorded
 from diffusion_policy.gripper_events import TOLERANCE_SECONDS, EventScore, score_gripper_events
 from diffusion_policy.intervals import defined
 from diffusion_policy.policy.default_sampler import Sampler, sampler_of_training
+from diffusion_policy.serve.checks.cameras import joint_units_in_a_radian
 from diffusion_policy.serve.checks.seams import Seam, ServedChunk
 from diffusion_policy.serve.engine import PolicyEngine
+from diffusion_policy.serve.engine.wire import Wire
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.stages import Stages
-from diffusion_policy.serve.transport.protocol import Observation
+from diffusion_policy.serve.transport.protocol import MessageForm, Observation
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ class Budget:
 
     Attributes:
         position_mm: how much more mean position error than the best candidate's.
-        rotation_deg: how much more mean rotation error.
+        rotation_deg: how much more mean rotation error; of joints, too.
         period_s: time between two requests: executed steps over the control rate.
     """
 
@@ -84,12 +86,13 @@ class Measured:
     """What a candidate costs and gives; None where it is not defined.
 
     Attributes:
-        position_mm, rotation_deg: mean error of executed actions.
+        position_mm, rotation_deg: mean error of executed actions; None without a pose.
         event_f1: of gripper events in the commands that a client executes, against the recorded ones; None where no
             event is recorded.
         false_events: events that no recorded one is near.
         p50_ms, p95_ms: of an inference, decoding included.
         seam_mm, seam_deg: median jump between chunks; None where requests are further apart than chunks are long.
+        joint, seam_joint: the same of joints, in ``joint_unit``; None without any.
     """
 
     candidate: Candidate
@@ -101,6 +104,14 @@ class Measured:
     seam_mm: float | None
     seam_deg: float | None
     false_events: int = 0
+    joint: float | None = None
+    seam_joint: float | None = None
+    joint_unit: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; of joints only where there are some."""
+        found = asdict(self)
+        return {name: value for name, value in found.items() if self.joint_unit is not None or "joint" not in name}
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,7 @@ class Tuning:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
-        plain = asdict(self)
+        plain = {**asdict(self), "measured": tuple(row.to_json() for row in self.measured)}
         del plain["choice"]
         return {**plain, "split": None if self.choice is None else self.choice.to_json()}
 
@@ -143,13 +154,24 @@ class Tuning:
             caption += f"\ntraining measured the checkpoint with {self.trained_with}"
         if self.choice is not None:
             caption += f"\n{self.choice.note}"
-        head = ("mm", "deg", f"F1 ({self.tolerance_s:.3g} s)", "p50 ms", "p95 ms", "seam mm", "seam deg")
+        head: tuple[str, ...] = (
+            "mm",
+            "deg",
+            f"F1 ({self.tolerance_s:.3g} s)",
+            "p50 ms",
+            "p95 ms",
+            "seam mm",
+            "seam deg",
+        )
+        unit = next((row.joint_unit for row in self.measured if row.joint_unit is not None), None)
+        head += () if unit is None else (f"joint {unit}", f"seam {unit}")
         table = Table("", *head, caption=caption)
         table.columns[0].no_wrap = True
         for row in self.measured:
             numbers = (row.position_mm, row.rotation_deg, row.event_f1)
             errors, seams = ([_number(value) for value in values] for values in (numbers, (row.seam_mm, row.seam_deg)))
-            table.add_row(row.candidate.name, *errors, f"{row.p50_ms:.0f}", f"{row.p95_ms:.0f}", *seams)
+            joints = [] if unit is None else [_number(row.joint), _number(row.seam_joint)]
+            table.add_row(row.candidate.name, *errors, f"{row.p50_ms:.0f}", f"{row.p95_ms:.0f}", *seams, *joints)
         return table
 
 
@@ -158,10 +180,16 @@ def _number(value: float | None) -> str:
 
 
 class RecordedRequests:
-    """Recorded episodes as the requests of a client, with what was recorded there."""
+    """Recorded episodes as the requests of a client, with what was recorded there.
+
+    Attributes:
+        wire: between the policy's numbers and those of messages.
+    """
 
     def __init__(self, recorded: RecordedEpisodes, numbers: Sequence[int], n_obs_steps: int, stride: int, hz: float):
         self._recorded, self._n_obs, self._hz = recorded, n_obs_steps, hz
+        self.wire = Wire(recorded.policy.spec, recorded.buffer.semantics)
+        self._form = MessageForm(n_obs_steps, self.wire.layout)
         self.stride, self.numbers = stride, tuple(numbers)
         self.episodes = [recorded.steps(episode, stride) for episode in self.numbers]
 
@@ -171,31 +199,39 @@ class RecordedRequests:
     def observations(self, steps: NDArray[np.int64]) -> list[Observation]:
         """Requests at these steps of one episode, with times of the control rate."""
         low = int(steps[0])
-        camera = self._recorded.policy.spec.rgb[0].key
-        images = self._recorded.observations(steps)[camera].numpy()  # (N, To, 3, H, W)
+        seen = self._recorded.observations(steps)
+        cameras = [seen[camera.key].numpy() for camera in self._recorded.policy.spec.rgb]  # (N, To, 3, H, W) each
         found = []
         for row, step in enumerate(steps.tolist()):
             window = np.maximum(np.arange(step - self._n_obs + 1, step + 1), low)
-            states = self._recorded.logged_states(window)
-            frames = tuple(np.ascontiguousarray(np.moveaxis(image, 0, -1)) for image in images[row])
+            states = self.wire.recorded(self._recorded.logged_states(window), self._recorded.state_layout)
+            frames = [np.ascontiguousarray(np.moveaxis(image, 0, -1)) for images in cameras for image in images[row]]
             times = (step - low + np.arange(1 - self._n_obs, 1)) / self._hz
-            found.append(Observation(frames, states[:, :7], states[:, 7:], times))
+            found.append(self._form.observation(frames, states, times))
         return found
 
     def score_events(self, number: int, chunks: NDArray[np.float64], tolerance_s: float) -> EventScore:
-        """Gripper events of what a client executes: ``stride`` actions of each chunk (N, Ta, 8), then the next one.
+        """Gripper events of what a client executes: ``stride`` actions of each chunk (N, Ta, D), then the next one.
 
-        Where a chunk is shorter than the stride its last command is held, as a gripper does.
+        Where a chunk is shorter than the stride its last command is held, as a gripper does. Of several grippers the
+        events of all; without one there are none.
         """
-        recorded, _ = self._recorded.recorded_chunks(self._recorded.steps(number))
+        recorded, _ = self.recorded(self._recorded.steps(number))
         within = np.minimum(np.arange(self.stride), chunks.shape[1] - 1)
-        executed = chunks[:, within, 7].reshape(-1)[: len(recorded)]
+        layout = self.wire.layout
+        wanted = layout.grippers(recorded[:, 0]).T
+        commands = layout.grippers(chunks[:, within].reshape(-1, chunks.shape[-1])[: len(recorded)]).T
         seconds = self._recorded.step_seconds(number)
-        return score_gripper_events(executed, recorded[:, 0, 7], step_seconds=seconds, tolerance_s=tolerance_s)
+        scores = [
+            score_gripper_events(*pair, step_seconds=seconds, tolerance_s=tolerance_s)
+            for pair in zip(commands, wanted, strict=True)
+        ]
+        return functools.reduce(operator.add, scores) if scores else EventScore((), (), (), 0, seconds)
 
     def recorded(self, steps: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """(N, Ta, 8) recorded actions and which lie inside the episode."""
-        return self._recorded.recorded_chunks(steps)
+        """(N, Ta, D) recorded actions and which lie inside the episode."""
+        chunks, inside = self._recorded.recorded_chunks(steps)
+        return self.wire.actions(chunks), inside
 
 
 def measure(
@@ -221,7 +257,7 @@ def measure(
             times.append((time.perf_counter() - start) * 1000)
             seam = None if served is None else served.seam(answer.sequence, now, hz)
             seams += [] if seam is None else [seam]
-            served = ServedChunk(answer.sequence, answer.first, now)
+            served = ServedChunk(answer.sequence, answer.first, now, requests.wire.layout)
             chunks.append(answer.actions)
             on_requests(1)
         recorded, within = requests.recorded(steps)
@@ -232,7 +268,8 @@ def measure(
     predicted = np.concatenate(ours)
     finite = bool(np.isfinite(predicted).all())  # what answers NaN has no error and no score, at any step
     score = functools.reduce(operator.add, scores)
-    errors = score_chunks(predicted, np.concatenate(theirs), np.concatenate(inside)).means() if finite else {}
+    layout, truth = requests.wire.layout, (np.concatenate(theirs), np.concatenate(inside))
+    errors = score_chunks(predicted, *truth, layout=layout).means() if finite else {}
     p50, p95 = np.percentile(times, (50, 95))
     return Measured(
         candidate,
@@ -241,10 +278,18 @@ def measure(
         defined(score.f1) if finite else None,
         float(p50),
         float(p95),
-        float(np.median([seam.millimetres for seam in seams])) if seams and finite else None,
-        float(np.median([seam.degrees for seam in seams])) if seams and finite else None,
+        _median([seam.millimetres for seam in seams]) if finite else None,
+        _median([seam.degrees for seam in seams]) if finite else None,
         len(score.false),
+        errors.get(joint_error(layout)) if layout.has_joints else None,
+        _median([seam.joints for seam in seams]) if finite else None,
+        layout.joint_unit if layout.has_joints else None,
     )
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
 
 
 def tune(
@@ -306,22 +351,37 @@ def propose(measured: Sequence[Measured], budget: Budget) -> Candidate | None:
     that makes up more than the best one does where no event is recorded. What is not defined is not ranked: a candidate
     without errors (it answers NaN) is out.
     """
-    rows = [row for row in measured if row.position_mm is not None and row.rotation_deg is not None]
+    errors = _errors_that_count(measured)
+    rows = [row for row in measured if all(getattr(row, name) is not None for name in errors)]
     if not rows:
         return None
-    position = min(_known(row.position_mm) for row in rows) + budget.position_mm
-    rotation = min(_known(row.rotation_deg) for row in rows) + budget.rotation_deg
+    limits = {
+        name: min(_known(getattr(row, name)) for row in rows) + _allowed(name, rows[0], budget) for name in errors
+    }
     found = [row.event_f1 for row in rows if row.event_f1 is not None]
     events, made_up = max(found, default=None), min(row.false_events for row in rows)
     fitting = [
         row
         for row in rows
-        if _known(row.position_mm) <= position
-        and _known(row.rotation_deg) <= rotation
+        if all(_known(getattr(row, name)) <= limit for name, limit in limits.items())
         and (row.false_events <= made_up if events is None else _known(row.event_f1) >= events - 1e-9)
         and row.p95_ms <= budget.period_s * 1000
     ]
     return min(fitting, key=lambda row: row.p50_ms).candidate if fitting else None
+
+
+def _errors_that_count(measured: Sequence[Measured]) -> tuple[str, ...]:
+    """Names of the errors that a candidate must have: of its pose, of its joints, or of both."""
+    joints = ("joint",) if any(row.joint_unit is not None for row in measured) else ()
+    poses = ("position_mm", "rotation_deg")
+    return joints if joints and all(row.position_mm is None for row in measured) else (*poses, *joints)
+
+
+def _allowed(name: str, row: Measured, budget: Budget) -> float:
+    """By how much a mean error may exceed the best one."""
+    if name != "joint":
+        return float(getattr(budget, name))
+    return math.radians(budget.rotation_deg) * joint_units_in_a_radian(row.joint_unit or "unknown")
 
 
 def _known(value: float | None) -> float:

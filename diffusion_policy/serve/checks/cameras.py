@@ -200,6 +200,11 @@ class CameraWatch:
         return [said]
 
 
+def joint_units_in_a_radian(unit: str) -> float:
+    """How many units of a joint are as much motion as a radian."""
+    return _JOINT_UNITS_IN_A_RADIAN.get(unit, 1.0)
+
+
 class CameraWatches:
     """All cameras of one session, each judged by itself.
 
@@ -278,7 +283,7 @@ class Motion:
 
     def is_far(self, metres: float, radians: float) -> bool:
         """Whether an arm has moved at least so far; a joint counts as a rotation."""
-        joint = radians * _JOINT_UNITS_IN_A_RADIAN.get(self._layout.joint_unit, 1.0)
+        joint = radians * joint_units_in_a_radian(self._layout.joint_unit)
         return self._metres >= metres or self._radians >= radians or self._joints >= joint
 
     def describe(self) -> str:

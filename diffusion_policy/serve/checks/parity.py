@@ -9,7 +9,7 @@ to see what the robot's compression costs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,11 @@ from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes
 from diffusion_policy.policy.noise import window_noise
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.serve.client import LineClient, observation
+from diffusion_policy.serve.client_messages import Asked
+from diffusion_policy.serve.engine.wire import Wire
 from diffusion_policy.serve.transport.protocol import array_from_json
-from diffusion_policy.spec import POSE_GRIPPER
+from diffusion_policy.spec import arms_of, default_names
+from diffusion_policy.spec.action_layout import Arm
 
 Array = NDArray[Any]
 Images = dict[str, NDArray[np.uint8]]
@@ -139,11 +142,11 @@ def check_parity(
     about = client.metadata
     policy = load_policy(checkpoint, which=about["weights"])
     set_sampler(policy, about["scheduler"], about["steps"])
-    recorded = RecordedEpisodes(policy, zarr_path)
+    recorded, wire, asked = RecordedEpisodes(policy, zarr_path), Wire(policy.spec), Asked.of(about)
     collected, differences = Collected(), []
     for step in np.linspace(policy.n_obs_steps, recorded.buffer.n_steps - 1, requests).astype(np.int64):
         trained = recorded.observations(np.array([step]))
-        reply = client.ask(_request(recorded, int(step), trained, encoding))
+        reply = client.ask(_request(recorded, wire, asked, int(step), trained, encoding))
         collected.add(
             {key: value[0].numpy() for key, value in trained.items()},
             {key: array_from_json(value) for key, value in reply["inputs"].items()},
@@ -152,26 +155,29 @@ def check_parity(
         noise = window_noise(policy, generator)
         started = None if noise is None else noise[None]
         expected = policy.predict_action(trained, initial_noise=started, generator=generator)["action"][0].numpy()
-        differences.append(float(np.abs(expected - array_from_json(reply["actions"])).max()))
+        differences.append(float(np.abs(wire.actions(expected) - array_from_json(reply["actions"])).max()))
     digest = _sha256(checkpoint)
     _, height, width = policy.spec.rgb[0].shape
     return ParityReport(
         requests,
-        compare_inputs(collected),
+        compare_inputs(collected, {state.key: arms_of(state.names) for state in policy.spec.low_dim}),
         max(differences),
         about["checkpoint_sha256"] == digest,
         resize_tested=is_enlarged(height, width, encoding),
     )
 
 
-def _request(recorded: RecordedEpisodes, step: int, trained: dict[str, torch.Tensor], encoding: str) -> dict[str, Any]:
-    camera = recorded.policy.spec.rgb[0].key
-    images = [_encode(np.moveaxis(image, 0, -1), encoding) for image in trained[camera][0].numpy()]
+def _request(
+    recorded: RecordedEpisodes, wire: Wire, asked: Asked, step: int, trained: dict[str, torch.Tensor], encoding: str
+) -> dict[str, Any]:
+    images = {
+        camera: [_encode(np.moveaxis(image, 0, -1), encoding) for image in trained[camera][0].numpy()]
+        for camera in asked.cameras
+    }
     low = max(int(end) for end in (0, *recorded.buffer.episode_ends) if end <= step)
     window = np.maximum(np.arange(step - recorded.policy.n_obs_steps + 1, step + 1), low)
-    states = recorded.logged_states(window)
-    assert states.shape[1] == len(POSE_GRIPPER)
-    return observation("inspect", images, states[:, :7], states[:, 7:], np.arange(len(window)) / 10)
+    states = wire.recorded(recorded.logged_states(window), recorded.state_layout)
+    return observation("inspect", images, timestamps=np.arange(len(window)) / 10, states=states, asked=asked)
 
 
 def is_enlarged(height: int, width: int, encoding: str) -> bool:
@@ -198,8 +204,13 @@ def _encode(frame: Array, encoding: str) -> bytes:
     return bytes(cv2.imencode(encoding, bgr)[1].tobytes())
 
 
-def compare_inputs(collected: Collected) -> tuple[KeyParity, ...]:
-    """Per key (To, ...): how far the inputs are apart, and the mistake that explains it."""
+def compare_inputs(collected: Collected, arms: Mapping[str, Sequence[Arm]] | None = None) -> tuple[KeyParity, ...]:
+    """Per key (To, ...): how far the inputs are apart, and the mistake that explains it.
+
+    Args:
+        collected: of both sides.
+        arms: whose poses the states hold, by key; by how many numbers they are if not given.
+    """
     found = []
     for key in collected.trained:
         trained, served = np.stack(collected.trained[key]), np.stack(collected.served[key])
@@ -213,7 +224,9 @@ def compare_inputs(collected: Collected) -> tuple[KeyParity, ...]:
         tolerance = IMAGE_TOLERANCE if is_image else STATE_TOLERANCE
         culprit = None
         if apart.max() > tolerance:
-            culprit = name_culprit(trained, served, IMAGE_MISTAKES if is_image else STATE_MISTAKES)
+            known = (arms or {}).get(key)
+            own = arms_of(default_names(trained.shape[-1])) if known is None else known
+            culprit = name_culprit(trained, served, IMAGE_MISTAKES if is_image else state_mistakes(own))
             if culprit is None and is_image and apart.mean() < JPEG_LEVELS:
                 culprit = "JPEG compression, or a slightly different resize"
             culprit = culprit or "unknown: none of the known mistakes explains it"
@@ -274,35 +287,34 @@ IMAGE_MISTAKES: tuple[tuple[str, Callable[[Array], Array]], ...] = (
 )
 
 
-def _quaternions(order: Sequence[int], sign: float = 1.0) -> Callable[[Array], Array]:
-    def apply(states: Array) -> Array:
+def state_mistakes(arms: Sequence[Arm]) -> tuple[tuple[str, Callable[[Array], Array]], ...]:
+    """What may go wrong with states (..., D) that hold these arms."""
+    turns = [list(arm.rotation) for arm in arms if arm.representation == "quaternion"]
+    places = [column for arm in arms for column in arm.position]
+
+    def quaternions(order: Sequence[int], sign: float = 1.0) -> Callable[[Array], Array]:
+        def apply(states: Array) -> Array:
+            changed = states.copy()
+            for columns in turns:
+                changed[..., columns] = sign * states[..., columns][..., list(order)]
+            return changed
+
+        return apply
+
+    def in_millimetres(states: Array) -> Array:
         changed = states.copy()
-        if states.shape[-1] >= 7:
-            changed[..., 3:7] = sign * states[..., 3:7][..., list(order)]
+        changed[..., places] *= 1000.0
         return changed
 
-    return apply
-
-
-def _first_three(scale: float) -> Callable[[Array], Array]:
-    def apply(states: Array) -> Array:
-        changed = states.copy()
-        if states.shape[-1] >= 7:
-            changed[..., :3] *= scale
-        return changed
-
-    return apply
-
-
-STATE_MISTAKES: tuple[tuple[str, Callable[[Array], Array]], ...] = (
-    ("quaternion order: wxyz where xyzw is expected", _quaternions((3, 0, 1, 2))),
-    ("quaternion order: xyzw read as wxyz", _quaternions((1, 2, 3, 0))),
-    ("quaternion sign: the other hemisphere", _quaternions((0, 1, 2, 3), -1.0)),
-    ("units: millimetres where metres are expected", _first_three(1000.0)),
-    ("polarity: 1 = closed where 1 = open is expected", lambda states: 1.0 - states),
-    ("step order: newest first", lambda states: states[:, ::-1]),
-    ("step spacing: the newest state twice", lambda states: np.repeat(states[:, -1:], states.shape[1], axis=1)),
-)
+    return (
+        ("quaternion order: wxyz where xyzw is expected", quaternions((3, 0, 1, 2))),
+        ("quaternion order: xyzw read as wxyz", quaternions((1, 2, 3, 0))),
+        ("quaternion sign: the other hemisphere", quaternions((0, 1, 2, 3), -1.0)),
+        ("units: millimetres where metres are expected", in_millimetres),
+        ("polarity: 1 = closed where 1 = open is expected", lambda states: 1.0 - states),
+        ("step order: newest first", lambda states: states[:, ::-1]),
+        ("step spacing: the newest state twice", lambda states: np.repeat(states[:, -1:], states.shape[1], axis=1)),
+    )
 
 
 def _sha256(path: str | Path) -> str:

@@ -38,10 +38,11 @@ from diffusion_policy.model.cpu.arithmetic import multiplies_bf16
 from diffusion_policy.policy.contract import Policy, PolicyModule
 from diffusion_policy.policy.default_sampler import Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.noise import window_noise
+from diffusion_policy.policy.quaternion_side import QuaternionSides
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.serve.engine.compute_threads import ComputeThreads
 from diffusion_policy.serve.engine.fast_path import FastPath
-from diffusion_policy.serve.engine.wire import QuaternionSides, Wire
+from diffusion_policy.serve.engine.wire import Wire
 from diffusion_policy.serve.settings import EngineSettings, ServeError
 from diffusion_policy.serve.stages import Stages
 from diffusion_policy.serve.transport.images import decode_image
@@ -114,7 +115,7 @@ class PolicyEngine:
         max_pixels: of one image.
         identity: what :meth:`describe` says of the checkpoint.
         threads: judged again before each answer; None: torch's number stays as it is.
-        units: of action names whose unit their name does not tell, such as joints.
+        semantics: of the checkpoint's actions: units that neither names nor ``shape_meta`` tell, such as joints'.
     """
 
     policy: PolicyModule
@@ -122,17 +123,17 @@ class PolicyEngine:
     max_pixels: int = 4096 * 2160
     identity: dict[str, Any] = field(default_factory=dict)
     threads: ComputeThreads | None = None
-    units: Mapping[str, str] = field(default_factory=dict)
+    semantics: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         spec = self.policy.spec
-        self.wire = Wire(spec, self.units)
+        self.wire = Wire(spec, self.semantics)
         _check_served(self.wire, spec)
         set_sampler(self.policy, self.settings.scheduler, self.settings.steps)
         self.n_obs_steps = self.policy.n_obs_steps
         self.n_action_steps = self.policy.n_action_steps
         self.form = MessageForm(self.n_obs_steps, self.wire.layout, tuple(camera.key for camera in spec.rgb))
-        self._sides = QuaternionSides(self.wire, spec, self.policy.normalizer)
+        self._sides = QuaternionSides(spec, self.policy.normalizer)
         self._decoders = ThreadPoolExecutor(self.n_obs_steps, "decode")  # frames of a request side by side
         self._fast = FastPath.of(self.policy, self.settings) if self._takes_the_fast_path() else None
 
@@ -178,9 +179,8 @@ class PolicyEngine:
             "normalizer_sha256": _normalizer_hash(policy),
             "trained_on": {name: provenance[name] for name in TRAINED_ON if name in provenance},
         }
-        semantics = provenance.get("action_semantics") or {}
-        units = dict(zip(semantics.get("names", ()), semantics.get("units", ()), strict=False))
-        return cls(policy, settings, max_pixels, identity, ComputeThreads(settings.threads, since), units)
+        semantics = provenance.get("action_semantics")
+        return cls(policy, settings, max_pixels, identity, ComputeThreads(settings.threads, since), semantics)
 
     def infer(self, observation: Observation, seed: int, remainder: FloatArray | None, stages: Stages) -> Inference:
         """Answer one observation; equal for equal observation, seed and remainder.
@@ -210,12 +210,12 @@ class PolicyEngine:
     def inspect(self, observation: Observation, seed: int) -> tuple[Prepared, Inference]:
         """The model's input, (To, ...) per key, beside the answer."""
         frames = [self.decode(observation, index) for index in range(len(observation.images))]
-        prepared = self.prepare(frames, self._sides.turned(observation.states))
+        prepared = self.prepare(frames, self._sides.turned(observation.states, self.wire.layout.arms))
         return prepared, self.infer(observation, seed, None, Stages())
 
     def _features(self, fast: FastPath, observation: Observation, stages: Stages) -> tuple[Tensor, int]:
         """(To, Do), and how many steps had to be encoded."""
-        states, n_steps = self._sides.turned(observation.states), self.n_obs_steps
+        states, n_steps = self._sides.turned(observation.states, self.wire.layout.arms), self.n_obs_steps
         views = [observation.images[step::n_steps] for step in range(n_steps)]  # of each step, by camera
         keys = [fast.key(images, state) for images, state in zip(views, states, strict=True)]
         known = {key: fast.known(key) for key in keys}
@@ -238,7 +238,7 @@ class PolicyEngine:
         with stages.measure("decode"):
             frames = [self.decode(observation, index) for index in range(len(observation.images))]
         with stages.measure("prepare"):
-            prepared = self.prepare(frames, self._sides.turned(observation.states))
+            prepared = self.prepare(frames, self._sides.turned(observation.states, self.wire.layout.arms))
         with stages.measure("denoise"):
             batch = {key: torch.from_numpy(value)[None] for key, value in prepared.items()}
             answer = self.policy.predict_action(batch, noise, generator, before_step=stages.check)
@@ -278,7 +278,7 @@ class PolicyEngine:
 
         That is one outside the range by more than this share of it, or between two values where there were only these.
         """
-        observed, found = self.wire.observed(self._sides.turned(observation.states)), []
+        observed, found = self.wire.observed(self._sides.turned(observation.states, self.wire.layout.arms)), []
         for field_ in self.policy.spec.low_dim:
             low, high = self._range(field_.key)
             value = observed[field_.key][-1]

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_policy.policy.quaternion_side import QuaternionSide
-from diffusion_policy.spec import ActionLayout, ObsField, SpecError, StepSpec
+from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, ObsField, SpecError, StepSpec, with_units
 
 FloatArray = NDArray[np.float64]
 
@@ -25,16 +24,16 @@ class Wire:
 
     Args:
         spec: of the policy.
-        units: of action names whose unit their name does not tell, such as joints.
+        semantics: ``action_semantics`` of data or a checkpoint: units that neither names nor the spec tell.
 
     Attributes:
         policy_layout: of the policy's actions.
         layout: of states and actions in messages and logs.
     """
 
-    def __init__(self, spec: StepSpec, units: Mapping[str, str] | None = None) -> None:
+    def __init__(self, spec: StepSpec, semantics: Mapping[str, Any] | None = None) -> None:
         self._spec = spec
-        self.policy_layout = ActionLayout.of(spec.action_names, units)
+        self.policy_layout = with_units(spec.layout, semantics)
         self.layout = self.policy_layout.with_rotations_as("quaternion")
 
     @property
@@ -82,11 +81,24 @@ class Wire:
                 values = ActionLayout.of(field.names).converted(values, source)
             names = field.names if source is None else source.names
             known |= dict(zip(names, np.moveaxis(values, -1, 0), strict=True))
+        return self._ordered(known, "the policy's observation")
+
+    def recorded(self, states: FloatArray, layout: ActionLayout) -> FloatArray:
+        """Recorded states (n, S) of a layout of their own, as messages carry them: (n, W).
+
+        Raises:
+            SpecError: the layout lacks one of the names.
+        """
+        source = layout.with_rotations_as("quaternion")
+        values = states if source.names == layout.names else layout.converted(states, source)
+        return self._ordered(dict(zip(source.names, values.T, strict=True)), "what was recorded")
+
+    def _ordered(self, known: Mapping[str, FloatArray], where: str) -> FloatArray:
+        """(n, W) of named columns (n,)."""
         missing = [name for name in self.layout.names if name not in known]
         if missing:
-            raise SpecError(
-                f"messages carry {self.layout.describe()}; the policy's observation ({sorted(known)}) lacks {missing}"
-            )
+            carried = "a pose and a gripper" if self.layout.names == POSE_GRIPPER else self.layout.describe()
+            raise SpecError(f"the protocol carries {carried}; {where} lacks {missing}")
         return np.stack([known[name] for name in self.layout.names], axis=-1)
 
     def range(self, low: FloatArray, high: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -120,24 +132,3 @@ class Wire:
         except SpecError:  # a part of a rotation, or of a position
             return None
         return source if known.issuperset(source.names) else None
-
-
-class QuaternionSides:
-    """The side of each arm's quaternions, see ``QuaternionSide``.
-
-    Args:
-        wire: of the policy.
-        spec: of the policy.
-        normalizer: of the policy.
-    """
-
-    def __init__(self, wire: Wire, spec: StepSpec, normalizer: Any) -> None:
-        self._sides = [
-            (QuaternionSide.of(spec, normalizer, arm.name), arm.rotation) for arm in wire.layout.arms if arm.rotation
-        ]
-
-    def turned(self, states: FloatArray) -> FloatArray:
-        """Measured states (To, W) with continuous quaternion signs, on the side on which they were recorded."""
-        for side, columns in self._sides:
-            states = side.turned(states, columns)
-        return states
