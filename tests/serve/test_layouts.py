@@ -8,19 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 from evaluation_factory import tiny_config, write_policy
-from layout_factory import CAMERAS, JOINTS, NAMES, episode, low_dim_keys, shape_meta
+from layout_factory import CAMERAS, JOINTS, NAMES, episode, low_dim_keys, shape_meta, write
 from serve_factory import ServerThread, jpeg, observation_message, settings
 
 from diffusion_policy.checkpoint import load_policy
 from diffusion_policy.geometry import geodesic_distance
 from diffusion_policy.run_log import RunLogError, read_log
 from diffusion_policy.run_log.exports import to_inference_log, to_vlalab
+from diffusion_policy.run_log.session_log import SessionLogError
 from diffusion_policy.run_log.to_trajectories import convert_logs
+from diffusion_policy.serve.checks.parity import check_parity
 from diffusion_policy.serve.client import Chunk, LineClient, ServerError, WebSocketClient
 from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.replay import replay
 from diffusion_policy.serve.settings import EngineSettings, ServeError
 from diffusion_policy.serve.stages import Stages
+from diffusion_policy.serve.tuning import Budget, Candidate, tune
 from diffusion_policy.spec import POSE, POSE_GRIPPER, ActionLayout, action_semantics
 
 KINDS = tuple(NAMES)
@@ -145,13 +148,33 @@ def test_a_log_names_its_layout_and_is_replayed_to_the_bit(run: Path, checkpoint
     fewer = replay(run, checkpoint, {"steps": 3}).to_json()
     assert ("furthest_joint" in fewer) == (kind == "joints")
     assert (fewer["furthest_mm"] is None) == (kind == "joints")
+    meta |= {"cameras": ["front"]}
+    (run / "meta.json").write_text(json.dumps(meta))
+    try:
+        with pytest.raises(SessionLogError, match=r"seen by \['front'\]; this policy expects"):
+            replay(run, checkpoint)
+    finally:
+        (run / "meta.json").write_text(json.dumps({**meta, "cameras": list(CAMERAS[kind])}))
 
 
-def test_a_policy_of_another_layout_does_not_replay_it(run: Path, kind: str, tmp_path: Path) -> None:
-    other = KINDS[KINDS.index(kind) - 1]
-    checkpoint = write_layout(tmp_path / "other.ckpt", shape_meta(other), other)
-    with pytest.raises(Exception, match="this policy expects"):
-        replay(run, checkpoint)
+def test_recorded_data_of_every_layout_is_tuned_on_and_compared_with_a_server(
+    checkpoint: Path, kind: str, tmp_path: Path
+) -> None:
+    recorded = write(tmp_path / "set.zarr", kind, lengths=(6, 5))
+    budget = Budget(1e3, 1e3, 60.0)
+    tuning = tune(checkpoint, recorded, [Candidate("ddim", 2)], budget, EngineSettings(), "all", stride=3)
+    (row,) = tuning.to_json()["measured"]
+    assert tuning.proposed == Candidate("ddim", 2)
+    assert ("joint" in row) == (kind == "joints")
+    assert (row["position_mm"] is None) == (kind == "joints")
+    assert (row["joint" if kind == "joints" else "seam_mm"] or 0) > 0
+    assert row["event_f1"] is not None
+    engine = engine_of(checkpoint)
+    words = (*LIMITS, "allow_inspection=true", f"ckpt={checkpoint}")
+    with ServerThread(engine, settings(None, *words)) as server, LineClient(port=server.ports["line"]) as client:
+        report = check_parity(checkpoint, recorded, client, requests=2)
+    assert report.passed, report.to_json()
+    assert {entry.key for entry in report.keys} == {*CAMERAS[kind], *low_dim_keys(kind)}
 
 
 def test_a_log_is_exported_or_says_why_not(run: Path, kind: str, tmp_path: Path) -> None:
