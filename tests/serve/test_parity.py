@@ -13,18 +13,20 @@ from serve_factory import ServerThread, settings
 
 from diffusion_policy.serve.checks.parity import (
     IMAGE_MISTAKES,
-    STATE_MISTAKES,
     Collected,
     ParityReport,
     check_parity,
     compare_inputs,
     enlarge,
     name_culprit,
+    state_mistakes,
 )
 from diffusion_policy.serve.client import LineClient
 from diffusion_policy.serve.engine import PolicyEngine, Prepared
 from diffusion_policy.serve.settings import EngineSettings
-from diffusion_policy.spec import ImageArray, resize_frame
+from diffusion_policy.spec import POSE, ActionLayout, ImageArray, resize_frame
+
+STATE_MISTAKES = state_mistakes(ActionLayout.of(POSE).arms)
 
 
 def door(repository: Path, *arguments: object) -> int:
@@ -182,6 +184,6 @@ def test_every_mistake_with_poses_is_named(name: str) -> None:
 
 def test_polarity_is_named_and_nonsense_is_not() -> None:
     gripper = np.array([[[1.0], [1.0]], [[1.0], [0.0]], [[0.0], [0.0]]])
-    assert name_culprit(gripper, 1 - gripper, STATE_MISTAKES) == "polarity: 1 = closed where 1 = open is expected"
+    assert name_culprit(gripper, 1 - gripper, state_mistakes(())) == "polarity: 1 = closed where 1 = open is expected"
     noise = np.random.default_rng(2).integers(0, 255, pictures().shape)
     assert name_culprit(pictures(), noise, IMAGE_MISTAKES) is None
