@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from trajectory_factory import recorded_arrays, write_trajectory
 
+from diffusion_policy.recording import image_runs
 from diffusion_policy.safe_pickle import UnsafePickleError
 from diffusion_policy.trajectory import TrajectoryError, find_trajectories, open_trajectory
 
@@ -32,7 +33,7 @@ def test_opens_what_was_recorded(tmp_path: Path) -> None:
         np.float64,
     ]
     assert trajectory.frame_path(3) == folder / "images" / "frame_0003.jpg"
-    assert trajectory.image_runs() == [(0, 9)]
+    assert image_runs(trajectory.image_index) == [(0, 9)]
 
 
 def test_opens_the_real_recordings(shared_data: Path) -> None:
@@ -133,9 +134,8 @@ def test_notes_images_that_no_step_shows(tmp_path: Path) -> None:
         "1 steps show a frame that another step shows too",
         "5 frames of camera 'image' are shown at no step",
     )
-    assert trajectory.unused_frames("image") == [1, 3, 5, 6, 7]
     assert trajectory.frame_path(1) == folder / "images" / "frame_0000.jpg"
-    assert trajectory.image_runs() == [(0, 4)]
+    assert image_runs(trajectory.image_index) == [(0, 4)]
     with pytest.raises(TrajectoryError, match="step 5 has no image"):
         trajectory.frame_path(5)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from diffusion_policy.images import FEWEST_PIXELS, SAFE_PIXELS, DecodedImage, ImageError, decode_image, resize_frame
 from diffusion_policy.images.jpeg import jpeg_header, jpeg_size
 from diffusion_policy.places import read_bytes
+from diffusion_policy.recording import Picture
 from diffusion_policy.spec import ImageArray
 from diffusion_policy.trajectory import TrajectoryError
 
@@ -22,6 +23,7 @@ __all__ = [
     "SAFE_PIXELS",
     "Decode",
     "decode_frame",
+    "decode_picture",
     "decode_recorded",
     "jpeg_header",
     "jpeg_size",
@@ -89,6 +91,16 @@ def decode_recorded(
     except ImageError as error:
         raise TrajectoryError(str(error)) from error
     return replace(decoded, frame=resize_frame(decoded.frame, width, height))
+
+
+def decode_picture(
+    picture: Picture, width: int, height: int, decode: Decode = "exact", pixels: float = SAFE_PIXELS
+) -> DecodedImage:
+    """The frame of a picture as `decode_recorded` gives it; one that comes decoded is only resized."""
+    if isinstance(picture.content, bytes):
+        return decode_recorded(picture.content, str(picture.name), width, height, decode, pixels)
+    size = (picture.content.shape[1], picture.content.shape[0])
+    return DecodedImage(resize_frame(picture.content, width, height), size)
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:

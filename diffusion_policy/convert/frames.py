@@ -1,14 +1,15 @@
-"""Blocks of frames: read, decode, resize, pack. The unit of parallel work, and the bound on memory.
+"""Blocks of frames: read, decode, resize, pack. The unit of parallel work; so many are in memory at a time.
 
-A block is a few frames of one camera of one episode. Whoever runs it needs nothing but the block: threads of this
-process, other processes, or a cluster that sees the same files. Decoding and resizing release the interpreter's lock,
-so threads use all cores.
+A block is frames of one camera of one episode: a few that lie one by one, or a stretch of a video. Whoever runs it
+needs nothing but the block: threads of this process, other processes, or a cluster that sees the same files. Decoding
+and resizing release the interpreter's lock, so threads use all cores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,14 @@ from diffusion_policy.convert.decoding import (
     SAFE_PIXELS,
     Decode,
     decode_frame,
-    decode_recorded,
+    decode_picture,
     psnr,
 )
 from diffusion_policy.dataset.content_hash import frame_digest
 from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.images import DecodedImage, FrameKind, ImageNote
-from diffusion_policy.places import read_together
+from diffusion_policy.recording import Frames, Picture
 from diffusion_policy.spec import ImageArray
-from diffusion_policy.trajectory import TrajectoryError
 
 FRAMES_IN_BLOCK = 32
 # How close to exact the first frame of a block must be: 45 dB are promised of all, and with the fewest pixels they
@@ -43,7 +43,7 @@ class Block:
     """Frames of one camera to be put into rows `start` and on of an array.
 
     Attributes:
-        files: one per row; the same file for rows that show the same frame.
+        frames: one per row.
         array: path of the zarr array that takes them.
         start: first row.
         width, height: to resize to, pixels.
@@ -51,7 +51,7 @@ class Block:
         lossless: whether the array gives back what is written; if not, it is read back and measured.
     """
 
-    files: tuple[Path, ...]
+    frames: Frames
     array: Path
     start: int
     width: int
@@ -92,15 +92,20 @@ def write_block(block: Block) -> BlockReport:
         PlaceError: the files' store cannot be reached.
         OSError: the rows cannot be stored.
     """
-    rows, looks, exact = _small_frames(block)
-    files = FrameFiles(zarr.open_array(str(block.array), mode="r+"))
-    files.write(block.start, rows)
-    stored = rows if block.lossless else files.read(block.start, block.start + len(rows))
-    return BlockReport(
-        digests=tuple(frame_digest(row) for row in stored),
-        looks=looks,
-        psnr_db=_lowest_psnr(block, rows, stored, exact),
-    )
+    pictures = block.frames.pictures()
+    digests: list[bytes] = []
+    seen: list[FrameLook] = []
+    agreement: list[float] = []
+    while len(digests) < len(block.frames):
+        rows, looks, exact = _small_frames(block, pictures, len(block.frames) - len(digests))
+        files = FrameFiles(zarr.open_array(str(block.array), mode="r+"))
+        first = block.start + len(digests)
+        files.write(first, rows)
+        stored = rows if block.lossless else files.read(first, first + len(rows))
+        digests += [frame_digest(row) for row in stored]
+        seen += looks
+        agreement += _measured_psnr(block, rows, stored, exact)
+    return BlockReport(tuple(digests), tuple(seen), min(agreement, default=None))
 
 
 def look_again(packed: zarr.Array[Any], sources: zarr.Array[Any], first: int) -> tuple[NDArray[np.uint8], float]:
@@ -129,29 +134,27 @@ def look_of(decoded: DecodedImage, file: Path) -> FrameLook:
     return FrameLook(file, FrameKind(*decoded.size, decoded.orientation), decoded.notes)
 
 
-def _small_frames(block: Block) -> tuple[NDArray[np.uint8], tuple[FrameLook, ...], ImageArray | None]:
-    """The rows of a block, a look at each of its files, and with "fast" the first row as "exact" would make it."""
-    rows = np.empty((len(block.files), block.height, block.width, 3), dtype=np.uint8)
+def _small_frames(
+    block: Block, pictures: Iterator[Picture], n_left: int
+) -> tuple[NDArray[np.uint8], tuple[FrameLook, ...], ImageArray | None]:
+    """The next rows of a block, a look at each of their pictures, and with "fast" the first as "exact" would make it.
+
+    What comes decoded is exact whatever is asked for.
+    """
+    rows = np.empty((min(n_left, FRAMES_IN_BLOCK), block.height, block.width, 3), dtype=np.uint8)
     decode, pixels, exact = block.decode, SAFE_PIXELS, None
     before, looks = None, []
-    for i, (file, data) in enumerate(zip(block.files, _contents(block.files), strict=True)):
-        if file == before:
+    for i, picture in enumerate(islice(pictures, len(rows))):
+        if picture.name == before:
             rows[i] = rows[i - 1]
             continue
-        if i == 0 and decode == "fast":
-            exact = decode_frame(data, str(file), block.width, block.height)[0]
-            decode, pixels = _spared(data, str(file), exact)
-        decoded = decode_recorded(data, str(file), block.width, block.height, decode, pixels)
-        rows[i], before = decoded.frame, file
-        looks.append(look_of(decoded, file))
+        if i == 0 and decode == "fast" and isinstance(picture.content, bytes):
+            exact = decode_frame(picture.content, str(picture.name), block.width, block.height)[0]
+            decode, pixels = _spared(picture.content, str(picture.name), exact)
+        decoded = decode_picture(picture, block.width, block.height, decode, pixels)
+        rows[i], before = decoded.frame, picture.name
+        looks.append(look_of(decoded, picture.name))
     return rows, tuple(looks), exact
-
-
-def _contents(files: Sequence[Path]) -> Iterator[bytes]:
-    try:
-        yield from read_together(files)
-    except OSError as error:
-        raise TrajectoryError(f"{error.filename or files[0]}: cannot be read ({error.strerror or error})") from error
 
 
 def _spared(data: bytes, where: str, exact: ImageArray) -> tuple[Decode, float]:
@@ -164,11 +167,11 @@ def _spared(data: bytes, where: str, exact: ImageArray) -> tuple[Decode, float]:
     return "exact", SAFE_PIXELS
 
 
-def _lowest_psnr(
+def _measured_psnr(
     block: Block, rows: NDArray[np.uint8], stored: NDArray[np.uint8], exact: ImageArray | None
-) -> float | None:
-    """Over all rows for a codec that loses something; of the first row of the block for fast decoding."""
+) -> list[float]:
+    """Of all rows for a codec that loses something; of the first row of the block for fast decoding."""
     measured = [] if block.lossless else [psnr(row, kept) for row, kept in zip(rows, stored, strict=True)]
     if exact is not None:
         measured.append(psnr(exact, stored[0]))
-    return min(measured, default=None)
+    return measured

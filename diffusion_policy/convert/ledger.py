@@ -38,7 +38,7 @@ class EpisodeEntry:
         name: of the folder.
         number: at the end of it.
         source: name of the folder that holds it.
-        recording: SHA-256 of its data.pkl, which tells recordings apart whatever they are called.
+        recording: hash of its content (SHA-256 of data.pkl), which tells recordings apart whatever they are called.
         kept: its steps that the dataset holds, as [start, exclusive end]; empty if the episode was left out.
         reason: why it was left out; None if it was not.
         steps: how many were recorded; None where data.pkl could not be read.
@@ -52,6 +52,7 @@ class EpisodeEntry:
         psnr_db: per camera, the lowest measured agreement with the exact frame; absent where it is exact.
         split_at: steps of the recording that are followed by a gap at which it was split, and the seconds of each.
         notes: what is odd about the recording.
+        told: its tasks, success and interventions, of a format that has them.
     """
 
     name: str
@@ -71,6 +72,7 @@ class EpisodeEntry:
     psnr_db: Mapping[str, float] = field(default_factory=dict)
     split_at: tuple[tuple[int, float], ...] = ()
     notes: tuple[str, ...] = ()
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def n_kept(self) -> int:
@@ -82,8 +84,16 @@ class EpisodeEntry:
         return replace(self, kept=(), reason=reason, dropped_steps=(), dropped_frames={}, flipped={}, psnr_db={})
 
 
+def entry_as_json(entry: EpisodeEntry) -> dict[str, Any]:
+    """An entry as plain JSON; without what its recording has not told."""
+    written = asdict(entry)
+    if not entry.told:
+        del written["told"]
+    return written
+
+
 def entry_from_json(value: Mapping[str, Any]) -> EpisodeEntry:
-    """The inverse of `dataclasses.asdict` through JSON."""
+    """The inverse of `entry_as_json` through JSON."""
     read = dict(value)
     read["kept"] = tuple((start, end) for start, end in value["kept"])
     read["dropped_steps"] = tuple(Dropped(**run) for run in value["dropped_steps"])
@@ -160,7 +170,7 @@ class ConversionReport:
             "settings": dict(self.settings),
             "totals": self.totals(),
             "content_sha256": self.content_sha256,
-            "episodes": [asdict(entry) for entry in self.episodes],
+            "episodes": [entry_as_json(entry) for entry in self.episodes],
         }
 
     def table(self) -> RenderableType:

@@ -245,7 +245,7 @@ class _Stage:
                     self.staged[episode.plan.path] = self.staging.finish(episode.plan, episode.reports)
             except TrajectoryError as error:
                 self._leave_out(episode, error)
-            self._advance(len(block.files))
+            self._advance(len(block.frames))
 
     def _leave_out(self, episode: _Episode, error: TrajectoryError) -> None:
         if self.settings.on_error == "stop":

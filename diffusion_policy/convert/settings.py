@@ -7,6 +7,7 @@ import json
 import math
 import os
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,8 @@ from diffusion_policy.dataset.replay_buffer import ZARR_FORMATS
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.places import is_remote, local_cache, place
+from diffusion_policy.recording import Recordings, open_recordings
 from diffusion_policy.timestamps import parse_timestamps
-from diffusion_policy.trajectory import Trajectory, open_trajectory
 
 CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
     "on_error": (("stop", "skip"), "at a bad episode: end with an error, or leave it out and say so in the ledger"),
@@ -128,9 +129,10 @@ class ConversionSettings:
         if source == output or output in source.parents or source in output.parents:
             raise ConversionError(f"output {output} and input {source} lie in one another; choose another output")
 
-    def open(self, folder: Path) -> Trajectory:
-        """An episode, read as these settings say; see `open_trajectory`."""
-        return open_trajectory(folder, parse_scales(self.gripper_scale), parse_timestamps(self.timestamps))
+    @cached_property
+    def recordings(self) -> Recordings:
+        """What the source holds, read as these settings say; see `open_recordings`."""
+        return open_recordings(self.source, gripper_scale=self.gripper_scale, timestamps=self.timestamps)
 
     @property
     def n_workers(self) -> int:

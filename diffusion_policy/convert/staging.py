@@ -20,7 +20,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +29,17 @@ import zarr
 from numpy.typing import NDArray
 
 from diffusion_policy.convert.frames import FRAMES_IN_BLOCK, Block, BlockReport
-from diffusion_policy.convert.ledger import EpisodeEntry, entry_from_json
+from diffusion_policy.convert.ledger import EpisodeEntry, entry_as_json, entry_from_json
 from diffusion_policy.convert.placement import LOCK, SETTINGS, clear_work
 from diffusion_policy.convert.publication import announce
 from diffusion_policy.convert.settings import ConversionError, ConversionSettings, write_json
 from diffusion_policy.convert.survey import ACCEPT_MIXED, Plan, name_of
 from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec
-from diffusion_policy.dataset.replay_buffer import (
-    ACTION_KEY,
-    GRIPPER_KEY,
-    POSE_KEY,
-    TIMESTAMP_KEY,
-    create_array,
-    image_layout,
-)
+from diffusion_policy.dataset.replay_buffer import ACTION_KEY, TIMESTAMP_KEY, create_array, image_layout
 from diffusion_policy.images import FrameKind, kinds_of, mixture
 from diffusion_policy.places import is_remote
-from diffusion_policy.trajectory import Trajectory, TrajectoryError
+from diffusion_policy.recording import ArrayNames, Recording
+from diffusion_policy.trajectory import TrajectoryError
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +54,7 @@ class StagedEpisode:
     folder: Path
     entry: EpisodeEntry
     cameras: tuple[str, ...]
+    names: ArrayNames
 
     def rows(self) -> dict[str, NDArray[Any]]:
         """Kept rows of each array but the images."""
@@ -154,24 +149,24 @@ class Staging:
         found = json.loads(file.read_text(encoding="utf-8"))
         if found["fingerprint"] != plan.fingerprint:
             return None
-        return StagedEpisode(folder, entry_from_json(found["entry"]), plan.cameras)
+        return StagedEpisode(folder, entry_from_json(found["entry"]), plan.cameras, plan.names)
 
     def begin(self, plan: Plan) -> list[Block]:
         """Make room for an episode and cut it into blocks."""
         folder = self.path / plan.path.name
         (folder / "entry.json").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
-        trajectory = self.settings.open(plan.path)
+        recording = self.settings.recordings.open(plan.path)
         steps = [step for start, end in plan.entry.kept for step in range(start, end)]
         group = zarr.open_group(str(folder / "frames.zarr"), mode="w", zarr_format=self.settings.zarr_format)  # type: ignore[arg-type]
         width, height = self.settings.resolution
         blocks = []
         for camera in plan.cameras:
             create_array(group, camera, image_layout(width, height, self.codec), len(steps))
-            files = [trajectory.frame_path(step, camera) for step in steps]
-            blocks += [
-                Block(
-                    files=tuple(files[start : start + FRAMES_IN_BLOCK]),
+            start = 0
+            for frames in recording.frames(steps, camera, FRAMES_IN_BLOCK):
+                block = Block(
+                    frames=frames,
                     array=folder / "frames.zarr" / camera,
                     start=start,
                     width=width,
@@ -179,9 +174,9 @@ class Staging:
                     decode=self.settings.decode,
                     lossless=self.codec.lossless,
                 )
-                for start in range(0, len(files), FRAMES_IN_BLOCK)
-            ]
-        np.savez(folder / "rows.npz", **recorded_rows(trajectory, steps, self.settings))  # type: ignore[arg-type]
+                blocks.append(block)
+                start += len(frames)
+        np.savez(folder / "rows.npz", **recorded_rows(recording, steps, self.settings))  # type: ignore[arg-type]
         return blocks
 
     def finish(self, plan: Plan, reports: Mapping[Block, BlockReport]) -> StagedEpisode:
@@ -223,26 +218,32 @@ class Staging:
             notes=(*plan.entry.notes, *([] if mixed is None else [mixed])),
             psnr_db=agreement,
         )
-        write_json(folder / "entry.json", {"fingerprint": plan.fingerprint, "entry": asdict(entry)})
-        return StagedEpisode(folder, entry, plan.cameras)
+        write_json(folder / "entry.json", {"fingerprint": plan.fingerprint, "entry": entry_as_json(entry)})
+        return StagedEpisode(folder, entry, plan.cameras, plan.names)
 
 
 def _first_row(item: tuple[Block, BlockReport]) -> int:
     return item[0].start
 
 
-def recorded_rows(trajectory: Trajectory, steps: list[int], settings: ConversionSettings) -> Rows:
+def recorded_rows(recording: Recording, steps: list[int], settings: ConversionSettings) -> Rows:
     """Rows of the dataset's low-dimensional arrays at these steps, quaternions as recorded.
 
     `gripper_command` and `gripper_lead` say which command a step is given; the survey has dropped the steps at the end
-    that would have none.
+    that would have none, and refused recordings whose gripper is not measured where that is to be the command.
     """
-    source = trajectory.gripper if settings.gripper_command == "next-measured" else trajectory.action_gripper
-    ahead = settings.gripper_lead + (settings.gripper_command == "next-measured")
     at = np.asarray(steps)
+    states, action = recording.states, recording.action
+    commands = action[at]
+    ahead = settings.gripper_lead + (settings.gripper_command == "next-measured")
+    for column in recording.names.action_layout.gripper_columns:
+        commanded = action[:, column]
+        measured = recording.names.state_column(recording.names.action[column])
+        if settings.gripper_command == "next-measured" and measured is not None:
+            commanded = states[measured[0]][:, measured[1]]
+        commands[:, column] = commanded[at + ahead]
     return {
-        POSE_KEY: trajectory.pose[at],
-        GRIPPER_KEY: trajectory.gripper[at, None],
-        ACTION_KEY: np.concatenate([trajectory.action[at], source[at + ahead, None]], axis=1),
-        TIMESTAMP_KEY: trajectory.timestamp[at],
+        **{key: values[at] for key, values in states.items()},
+        ACTION_KEY: commands,
+        TIMESTAMP_KEY: recording.timestamp[at],
     }

@@ -6,7 +6,6 @@ an hour of decoding. An opened episode is forgotten at once; what stays is a `Pl
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 from collections import Counter, defaultdict
@@ -16,15 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_policy.convert.decoding import read_recorded
+from diffusion_policy.convert.decoding import decode_picture
 from diffusion_policy.convert.ledger import Dropped, EpisodeEntry, runs
 from diffusion_policy.convert.settings import ConversionError, ConversionSettings
-from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY
+from diffusion_policy.dataset.replay_buffer import ACTION_KEY, TIMESTAMP_KEY
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.images import FrameKind, mixture
-from diffusion_policy.places import PlaceError, reaching, read_bytes
+from diffusion_policy.places import PlaceError
+from diffusion_policy.recording import ArrayNames, Recording, image_runs
 from diffusion_policy.spec import episode_number
-from diffusion_policy.trajectory import NO_IMAGE, Trajectory, find_trajectories
+from diffusion_policy.trajectory import NO_IMAGE
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,6 @@ ACCEPT_MIXED = (
 )
 # A frame is decoded so small, pixels, where only its kind is asked for.
 _THUMBNAIL = (80, 45)
-# Arrays of the dataset that a camera cannot be called.
-_RESERVED = {POSE_KEY, GRIPPER_KEY, ACTION_KEY, TIMESTAMP_KEY}
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,10 @@ class Plan:
     """An episode that takes part.
 
     Attributes:
-        path: its folder.
+        path: its folder, or what stands for one.
         entry: its line in the ledger, with the steps that are kept.
         cameras: names of its cameras.
+        names: its other arrays, and what their numbers are.
         fingerprint: of names, sizes and times of the files it consists of.
         first_frames: per camera, the kind of the first frame that it shows.
     """
@@ -54,6 +53,7 @@ class Plan:
     path: Path
     entry: EpisodeEntry
     cameras: tuple[str, ...]
+    names: ArrayNames
     fingerprint: str
     first_frames: Mapping[str, FrameKind]
 
@@ -84,7 +84,7 @@ def survey(settings: ConversionSettings, existing: Sequence[EpisodeEntry] = ()) 
         PlaceError: the source lies in a store that cannot be reached.
     """
     known = frozenset(entry.recording for entry in existing if entry.recording)
-    folders = find_trajectories(settings.source)
+    folders = settings.recordings.find()
     _check_numbers(folders)
     chosen = [folder for folder in folders if (episode_number(folder.name) or 0) >= settings.start_episode]
     chosen = chosen[: settings.max_episodes]
@@ -99,7 +99,7 @@ def survey(settings: ConversionSettings, existing: Sequence[EpisodeEntry] = ()) 
             left_out.append(_left_out(folder, f"{NOT_SELECTED}: {reason}"))
             continue
         try:
-            plan = plan_episode(settings.open(folder), settings)
+            plan = plan_episode(settings.recordings.open(folder), settings)
         except PlaceError:  # says nothing of the episode
             raise
         except WorkspaceError as error:
@@ -122,99 +122,96 @@ def _left_out(folder: Path, reason: str) -> EpisodeEntry:
     return EpisodeEntry(folder.name, episode_number(folder.name) or 0, source=folder.parent.name, reason=reason)
 
 
-def plan_episode(trajectory: Trajectory, settings: ConversionSettings) -> Plan:
+def plan_episode(recording: Recording, settings: ConversionSettings) -> Plan:
     """Decide which steps of an episode the dataset will hold.
 
     Raises:
-        ConversionError: steps without an image lie between steps with one, a camera bears the name of another array, or
-            no step is left.
+        ConversionError: steps without an image lie between steps with one, a camera bears the name of another array, no
+            step is left, or the measured gripper is to be the command and there is none.
         TrajectoryError: the first frame of a camera does not decode.
     """
-    clashing = _RESERVED.intersection(trajectory.cameras)
-    if clashing:
-        raise ConversionError(
-            f"{trajectory.path}: camera {clashing.pop()!r} bears the name of another array; rename it"
-        )
-    seen = trajectory.image_runs()
+    _check_names(recording, settings)
+    seen = image_runs(recording.image_index)
     if len(seen) > 1 and settings.gaps == "refuse":
         raise ConversionError(
-            f"{trajectory.path}: steps {seen[0][1]} to {seen[1][0] - 1} have no image, steps before and after have; "
+            f"{recording.path}: steps {seen[0][1]} to {seen[1][0] - 1} have no image, steps before and after have; "
             "--gaps split makes two episodes of it"
         )
     # The command that a step is given may be recorded only steps later: the last ones have none.
     ahead = settings.gripper_lead + (settings.gripper_command == "next-measured")
-    gaps = _gaps(trajectory, settings.split_at_gap)
-    edges = [0, *(step + 1 for step, _ in gaps), trajectory.n_steps]
+    gaps = _gaps(recording, settings.split_at_gap)
+    edges = [0, *(step + 1 for step, _ in gaps), recording.n_steps]
     parts = [
         (max(start, first), min(end, last - ahead)) for start, end in seen for first, last in itertools.pairwise(edges)
     ]
     kept = tuple((start, end) for start, end in parts if end > start)
     if not kept:
-        raise ConversionError(f"{trajectory.path}: none of its {trajectory.n_steps} steps is left")
+        raise ConversionError(f"{recording.path}: none of its {recording.n_steps} steps is left")
     entry = EpisodeEntry(
-        name=trajectory.path.name,
-        number=trajectory.number,
-        source=trajectory.path.parent.name,
-        recording=hashlib.sha256(read_bytes(trajectory.path / "data.pkl")).hexdigest(),
+        name=recording.path.name,
+        number=recording.number,
+        source=recording.path.parent.name,
+        recording=recording.content_sha256(),
         kept=kept,
-        steps=trajectory.n_steps,
-        dropped_steps=_dropped_steps(trajectory, kept),
-        frames={camera: len(files) for camera, files in trajectory.frames.items()},
-        dropped_frames=_dropped_frames(trajectory, kept),
+        steps=recording.n_steps,
+        dropped_steps=_dropped_steps(recording, kept),
+        frames={camera: len(numbers) for camera, numbers in recording.frame_numbers.items()},
+        dropped_frames=_dropped_frames(recording, kept),
         split_at=gaps,
-        notes=(*trajectory.notes, *(f"split after step {step}: {seconds:.3g} s to the next" for step, seconds in gaps)),
+        told=recording.told.as_json(),
+        notes=(*recording.notes, *(f"split after step {step}: {seconds:.3g} s to the next" for step, seconds in gaps)),
     )
-    first = {camera: trajectory.frame_path(kept[0][0], camera) for camera in trajectory.cameras}
-    return Plan(
-        trajectory.path,
-        entry,
-        trajectory.cameras,
-        fingerprint(trajectory),
-        {camera: _kind(file, trajectory.path.parent) for camera, file in first.items()},
-    )
+    cameras = tuple(recording.frame_numbers)
+    first = {camera: _kind(recording, kept[0][0], camera) for camera in cameras}
+    return Plan(recording.path, entry, cameras, recording.names, recording.fingerprint(), first)
 
 
-def _gaps(trajectory: Trajectory, limit: float | None) -> tuple[tuple[int, float], ...]:
+def _check_names(recording: Recording, settings: ConversionSettings) -> None:
+    """Cameras that bear the name of another array, and a gripper that is not measured where that is to be commanded."""
+    names = recording.names
+    clashing = {*names.states, ACTION_KEY, TIMESTAMP_KEY}.intersection(recording.frame_numbers)
+    if clashing:
+        raise ConversionError(f"{recording.path}: camera {clashing.pop()!r} bears the name of another array; rename it")
+    if settings.gripper_command != "next-measured":
+        return
+    grippers = [names.action[column] for column in names.action_layout.gripper_columns]
+    unmeasured = [name for name in grippers if names.state_column(name) is None]
+    if unmeasured or not grippers:
+        found = f"{', '.join(unmeasured)} is not measured" if unmeasured else "its action has no gripper"
+        raise ConversionError(f"{recording.path}: {found}; convert with --gripper-command recorded")
+
+
+def _gaps(recording: Recording, limit: float | None) -> tuple[tuple[int, float], ...]:
     """Each step that is followed by a gap of more than `limit` seconds, and its seconds."""
     if limit is None:
         return ()
-    seconds = np.diff(trajectory.timestamp)
+    seconds = np.diff(recording.timestamp)
     return tuple((int(step), float(seconds[step])) for step in np.flatnonzero(seconds > limit))
 
 
-def _kind(file: Path, source: Path) -> FrameKind:
-    decoded = read_recorded(file, *_THUMBNAIL, "fast")
-    return FrameKind(*decoded.size, decoded.orientation, first=str(file.relative_to(source)))
+def _kind(recording: Recording, step: int, camera: str) -> FrameKind:
+    picture = next(next(recording.frames([step], camera, 1)).pictures())
+    decoded = decode_picture(picture, *_THUMBNAIL, "fast")
+    return FrameKind(*decoded.size, decoded.orientation, first=str(picture.name.relative_to(recording.path.parent)))
 
 
-def fingerprint(trajectory: Trajectory) -> str:
-    """Changes when a file of the episode does: hash of names, sizes and times of modification."""
-    digest = hashlib.sha256()
-    files = [trajectory.path / "data.pkl", *(file for files in trajectory.frames.values() for file in files.values())]
-    with reaching(trajectory.path):
-        for file in files:
-            status = file.stat()
-            digest.update(f"{file.relative_to(trajectory.path)} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def _dropped_steps(trajectory: Trajectory, kept: tuple[tuple[int, int], ...]) -> tuple[Dropped, ...]:
+def _dropped_steps(recording: Recording, kept: tuple[tuple[int, int], ...]) -> tuple[Dropped, ...]:
     keeps = {step for start, end in kept for step in range(start, end)}
-    dropped = [step for step in range(trajectory.n_steps) if step not in keeps]
-    blind = [step for step in dropped if trajectory.image_index[step] == NO_IMAGE]
-    late = [step for step in dropped if trajectory.image_index[step] != NO_IMAGE]
+    dropped = [step for step in range(recording.n_steps) if step not in keeps]
+    blind = [step for step in dropped if recording.image_index[step] == NO_IMAGE]
+    late = [step for step in dropped if recording.image_index[step] != NO_IMAGE]
     return (*runs(blind, "no image"), *runs(late, "its gripper command lies beyond the end"))
 
 
-def _dropped_frames(trajectory: Trajectory, kept: tuple[tuple[int, int], ...]) -> dict[str, tuple[Dropped, ...]]:
-    shown = {int(index) for start, end in kept for index in trajectory.image_index[start:end]}
-    late = set(trajectory.image_index.tolist()) - shown
+def _dropped_frames(recording: Recording, kept: tuple[tuple[int, int], ...]) -> dict[str, tuple[Dropped, ...]]:
+    shown = {int(index) for start, end in kept for index in recording.image_index[start:end]}
+    late = set(recording.image_index.tolist()) - shown
     return {
         camera: (
-            *runs(trajectory.unused_frames(camera), "no step shows it"),
-            *runs(sorted(late.intersection(files)), "its step was dropped"),
+            *runs(sorted(set(numbers) - shown - late), "no step shows it"),
+            *runs(sorted(late.intersection(numbers)), "its step was dropped"),
         )
-        for camera, files in trajectory.frames.items()
+        for camera, numbers in recording.frame_numbers.items()
     }
 
 

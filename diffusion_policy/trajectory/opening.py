@@ -66,16 +66,6 @@ class Trajectory:
             raise TrajectoryError(f"{self.path}: step {step} has no image (image_index is -1)")
         return self.frames[camera][index]
 
-    def image_runs(self) -> list[tuple[int, int]]:
-        """Longest runs of steps that all have an image, as (start, exclusive end)."""
-        seen = np.concatenate([[False], self.image_index != NO_IMAGE, [False]])
-        edges = np.flatnonzero(seen[1:] != seen[:-1])
-        return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
-
-    def unused_frames(self, camera: str) -> list[int]:
-        """Numbers of frames on disk that no step shows, in order."""
-        return sorted(set(self.frames[camera]) - set(self.image_index.tolist()))
-
 
 def find_trajectories(directory: Path | str) -> list[Path]:
     """Episode folders in a directory or below a URL, ordered by number, then name.

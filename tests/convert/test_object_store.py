@@ -24,6 +24,7 @@ from diffusion_policy.convert.frames import Block, write_block
 from diffusion_policy.dataset.image_codecs import image_codec
 from diffusion_policy.dataset.replay_buffer import DatasetError, ReplayBuffer
 from diffusion_policy.places import PlaceError, file_system, place, read_bytes
+from diffusion_policy.recording.cogact import PictureFiles
 from diffusion_policy.trajectory import TrajectoryError, open_trajectory
 
 SIZE = (64, 36)
@@ -337,7 +338,7 @@ def test_a_frame_that_vanishes_is_named(home: str, source: Path) -> None:
     gone.unlink()
     shown = tuple(trajectory.frame_path(step) for step in range(5))
     with pytest.raises(TrajectoryError, match=r"frame_0004.jpg: cannot be read .No such file"):
-        write_block(Block(shown, source / "nothing", 0, 32, 18, "exact", lossless=True))
+        write_block(Block(PictureFiles(shown), source / "nothing", 0, 32, 18, "exact", lossless=True))
 
 
 @pytest.mark.parametrize(

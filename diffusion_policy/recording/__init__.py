@@ -1,0 +1,31 @@
+"""Recorded episodes of any format, as the converter takes them in.
+
+    contract    what a recording is: arrays, frames, content hash, what it says of its numbers, tasks and flags
+    opening     the format of an input, told by looking at it
+    cogact      CogACT trajectories (a folder an episode; `trajectory` opens and checks them)
+
+No stage behind this room knows a format. A further one is a module that offers `contract.Recordings`, named in
+`opening`. Inputs are only read.
+"""
+
+from diffusion_policy.recording.contract import (
+    ArrayNames,
+    Frames,
+    Picture,
+    Recording,
+    Recordings,
+    Told,
+    image_runs,
+)
+from diffusion_policy.recording.opening import open_recordings
+
+__all__ = [
+    "ArrayNames",
+    "Frames",
+    "Picture",
+    "Recording",
+    "Recordings",
+    "Told",
+    "image_runs",
+    "open_recordings",
+]

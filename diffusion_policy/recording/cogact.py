@@ -1,0 +1,153 @@
+"""CogACT trajectories as recordings: a folder an episode, with data.pkl and a file a frame."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.dataset.replay_buffer import GRIPPER_KEY, POSE_KEY
+from diffusion_policy.gripper_scale import DeclaredScales
+from diffusion_policy.places import reaching, read_bytes, read_together
+from diffusion_policy.recording.contract import ArrayNames, Picture, Told
+from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER
+from diffusion_policy.timestamps import TimestampUnit
+from diffusion_policy.trajectory import Trajectory, TrajectoryError, find_trajectories, open_trajectory
+
+_NAMES = ArrayNames({POSE_KEY: POSE, GRIPPER_KEY: (GRIPPER,)}, POSE_GRIPPER)
+
+
+@dataclass(frozen=True)
+class PictureFiles:
+    """Frames that lie one a file.
+
+    Attributes:
+        files: one per step; the same file for steps that show the same frame.
+    """
+
+    files: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def pictures(self) -> Iterator[Picture]:
+        """The files' contents, in order; see `recording.contract.Frames`."""
+        try:
+            for file, data in zip(self.files, read_together(self.files), strict=True):
+                yield Picture(file, data)
+        except OSError as error:
+            where = error.filename or self.files[0]
+            raise TrajectoryError(f"{where}: cannot be read ({error.strerror or error})") from error
+
+
+@dataclass(frozen=True)
+class CogActRecording:
+    """One CogACT trajectory; see `recording.contract.Recording` for what each attribute is."""
+
+    trajectory: Trajectory
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.trajectory.path
+
+    @property
+    def number(self) -> int:
+        """At the end of the folder's name."""
+        return self.trajectory.number
+
+    @property
+    def n_steps(self) -> int:
+        """N."""
+        return self.trajectory.n_steps
+
+    @property
+    def names(self) -> ArrayNames:
+        """Pose and gripper."""
+        return _NAMES
+
+    @property
+    def states(self) -> Mapping[str, NDArray[np.float32]]:
+        """Measured pose (N, 7) and gripper (N, 1)."""
+        return {POSE_KEY: self.trajectory.pose, GRIPPER_KEY: self.trajectory.gripper[:, None]}
+
+    @property
+    def action(self) -> NDArray[np.float32]:
+        """(N, 8) commanded pose and gripper."""
+        return np.concatenate([self.trajectory.action, self.trajectory.action_gripper[:, None]], axis=1)
+
+    @property
+    def timestamp(self) -> NDArray[np.float64]:
+        """(N,) seconds."""
+        return self.trajectory.timestamp
+
+    @property
+    def image_index(self) -> NDArray[np.int64]:
+        """(N,) frame numbers."""
+        return self.trajectory.image_index
+
+    @property
+    def frame_numbers(self) -> Mapping[str, Collection[int]]:
+        """Per camera, the numbers of its files."""
+        return {camera: files.keys() for camera, files in self.trajectory.frames.items()}
+
+    @property
+    def told(self) -> Told:
+        """Nothing: the format has neither tasks nor flags."""
+        return Told()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is odd, and harmless."""
+        return self.trajectory.notes
+
+    def frames(self, steps: Sequence[int], camera: str, at_most: int) -> Iterator[PictureFiles]:
+        """The files of these steps, so many a piece."""
+        files = [self.trajectory.frame_path(step, camera) for step in steps]
+        return (PictureFiles(tuple(files[start : start + at_most])) for start in range(0, len(files), at_most))
+
+    def content_sha256(self) -> str:
+        """SHA-256 of data.pkl."""
+        return hashlib.sha256(read_bytes(self.path / "data.pkl")).hexdigest()
+
+    def fingerprint(self) -> str:
+        """Of data.pkl and of every frame."""
+        digest = hashlib.sha256()
+        frames = (file for files in self.trajectory.frames.values() for file in files.values())
+        with reaching(self.path):
+            for file in [self.path / "data.pkl", *frames]:
+                status = file.stat()
+                digest.update(f"{file.relative_to(self.path)} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class CogActRecordings:
+    """The trajectories of a folder, or below a URL.
+
+    Attributes:
+        folder: holds episode_0000/ and so on.
+        gripper_scale: that their grippers are recorded in where it is not 1 (open) and 0 (closed).
+        timestamps: what their time stamps are recorded in where that is not seconds.
+    """
+
+    folder: Path
+    gripper_scale: DeclaredScales | None = None
+    timestamps: TimestampUnit | None = None
+
+    @property
+    def account(self) -> Mapping[str, object]:
+        """Nothing: all that there is becomes part of the dataset."""
+        return {}
+
+    def find(self) -> list[Path]:
+        """As `find_trajectories`."""
+        return find_trajectories(self.folder)
+
+    def open(self, path: Path) -> CogActRecording:
+        """As `open_trajectory`."""
+        return CogActRecording(open_trajectory(path, self.gripper_scale, self.timestamps))
