@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     apply.add_argument("--must-preserve", action="store_true", help="refuse if shared action dimensions change")
     apply.add_argument("--overwrite", action="store_true", help="replace an existing OUT")
     whatif = commands.add_parser("whatif", help="what a config change costs a pretrained model")
-    whatif.add_argument("model", help="a training config, vpt, or groot_n1_5")
+    whatif.add_argument("model", help="a training config, vpt, groot_n1_5, groot_n1_6 or groot_n1_7")
     whatif.add_argument("--set", nargs="+", action="extend", required=True, metavar="CHANGE", help="a.b=v, or ~a.b")
     for command in (inspect, plan, apply, whatif):
         command.add_argument("--json", metavar="OUT", help="also write the answer as JSON")

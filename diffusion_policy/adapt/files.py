@@ -38,8 +38,7 @@ from diffusion_policy.adapt.target import (
 )
 from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.families.changes import parse_change, with_changes
-from diffusion_policy.families.definitions import DEFINITIONS, open_definition
-from diffusion_policy.families.groot_n1_5 import read_config
+from diffusion_policy.families.definitions import DEFINITIONS, is_config, open_definition
 from diffusion_policy.tensor_file import TensorFile, open_tensor_file
 from diffusion_policy.tensor_file.saving import save_torch_zip
 from diffusion_policy.training_config import compose_config_file
@@ -72,7 +71,7 @@ def open_target(
         return target_from_config(
             _changed(read_checkpoint(path, wrapped=True).cfg, changes), path.name, dataset, gripper_scale=gripper_scale
         )
-    if path.suffix == ".json" and read_config(path) is None:
+    if path.suffix == ".json" and not is_config(path):
         if changes:
             raise AdaptError(f"{name} is a manifest and has no config to change")
         return target_from_manifest(path)

@@ -66,7 +66,9 @@ def with_changes(config: Config, changes: Sequence[Change]) -> dict[str, Any]:
         *sections, last = change.path.split(".")
         node = changed
         for section in sections:
-            node = node.setdefault(section, {})
+            if not isinstance(node.get(section), dict):
+                node[section] = {}
+            node = node[section]
         if change.after is ABSENT:
             del node[last]
         else:

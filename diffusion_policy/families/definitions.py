@@ -4,26 +4,35 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffusion_policy.families import groot_n1_5, vpt
+from diffusion_policy.families import groot_flat, groot_n1_5, vpt
 from diffusion_policy.families.family import FamilyError, ModelDefinition, Shape
 
-DEFINITIONS = {**vpt.DEFINITIONS, "groot_n1_5": groot_n1_5.definition}
+DEFINITIONS = {**vpt.DEFINITIONS, "groot_n1_5": groot_n1_5.definition, **groot_flat.DEFINITIONS}
 
 
 def open_definition(model: str | Path) -> ModelDefinition | None:
-    """`vpt` (also `vpt_1x`, `vpt_3x`), `groot_n1_5`, or the path of a GR00T config.json; None for any other name.
+    """`vpt` (also `vpt_1x`, `vpt_3x`), `groot_n1_5`, `groot_n1_6`, `groot_n1_7`, or the path of a GR00T config.json.
 
-    Raises FamilyError for a JSON file that is not the config.json of a GR00T N1.5 model.
+    None for any other name. Raises FamilyError for a JSON file that is not the config.json of a GR00T model.
     """
     if str(model) in DEFINITIONS:
         return DEFINITIONS[str(model)]()
     path = Path(model)
     if path.suffix != ".json":
         return None
-    config = groot_n1_5.read_config(path)
-    if config is None:
-        raise FamilyError(f"{path}: holds no action_head_cfg, so it is not the config.json of a GR00T N1.5 model")
-    return groot_n1_5.definition(config)
+    nested = groot_n1_5.read_config(path)
+    if nested is not None:
+        return groot_n1_5.definition(nested)
+    flat = groot_flat.read_config(path)
+    if flat is not None:
+        return groot_flat.definition(flat)
+    known = f"N1.5 has action_head_cfg, N1.6 and N1.7 the model_type {groot_flat.N1_6} or {groot_flat.N1_7}"
+    raise FamilyError(f"{path}: is not the config.json of a GR00T model ({known})")
+
+
+def is_config(path: Path) -> bool:
+    """Whether a JSON file is the config.json of a model here; FamilyError if it cannot be read."""
+    return groot_n1_5.read_config(path) is not None or groot_flat.read_config(path) is not None
 
 
 def target_shapes(model: str | Path) -> dict[str, Shape] | None:

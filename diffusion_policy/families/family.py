@@ -79,6 +79,7 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "flag": ("true or false", lambda v: isinstance(v, bool)),
     "number": ("a number", lambda v: isinstance(v, int | float) and not isinstance(v, bool)),
     "text": ("a string", lambda v: isinstance(v, str)),
+    "section": ("a section of settings", lambda v: isinstance(v, Mapping)),
     "counts": ("a list of whole numbers", lambda v: isinstance(v, list) and all(isinstance(n, int) for n in v)),
 }
 
@@ -130,7 +131,8 @@ class ModelDefinition:
     """A model known by formulas.
 
     config is the configuration of the released model; settings are all values that may be set, by dotted path; home is
-    the section in which names without a section live; closed are sections whose constructors refuse unknown keys.
+    the section in which names without a section live, or empty; closed are sections whose constructors refuse unknown
+    keys.
     shapes(config) lists names and shapes in the order of the state_dict and raises ConstructionError; clashes(config)
     lists widths that disagree; parts(paths) says which parts of the model settings touch. file_shapes(config) names all
     tensors as checkpoint files do.
@@ -158,20 +160,23 @@ class ModelDefinition:
         Raises ConstructionError for a key that the model's constructor refuses, FamilyError for one that nobody reads;
         both name the closest known key.
         """
-        for path in (key, f"{self.home}.{key}"):
+        for path in (key, self._at_home(key)):
             if path in self.settings:
                 return path
         sections = {name.partition(".")[0] for name in self.settings}
-        path = key if key.partition(".")[0] in sections else f"{self.home}.{key}"
+        path = key if key.partition(".")[0] in sections else self._at_home(key)
         section = path.rpartition(".")[0]
         hint = closest(key, [self.spelling(name) for name in self.settings])
         if section in self.closed:
             raise ConstructionError(f"{self.spelling(section)} takes no {path.rpartition('.')[2]!r}; {hint}", path)
-        raise FamilyError(f"{self.name} has no setting {key!r}; {hint}")
+        raise FamilyError(f"{self.name} has no setting {key!r} (no code of the model reads it); {hint}")
 
     def spelling(self, path: str) -> str:
         """How a user writes `path`: without the home section."""
-        return path.removeprefix(f"{self.home}.")
+        return path.removeprefix(f"{self.home}.") if self.home else path
+
+    def _at_home(self, key: str) -> str:
+        return f"{self.home}.{key}" if self.home else key
 
 
 class ModelUnderChange(Protocol):

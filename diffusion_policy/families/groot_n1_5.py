@@ -33,6 +33,14 @@ from diffusion_policy.families.family import (
     Shapes,
     lookup,
 )
+from diffusion_policy.families.groot_blocks import (
+    Values,
+    action_networks,
+    disagreeing,
+    dit,
+    settings_of_shapes,
+    vl_block,
+)
 from diffusion_policy.families.groot_n1_5_backbone import (
     LLM_LAYERS,
     LLM_WIDTH,
@@ -45,7 +53,6 @@ from diffusion_policy.families.groot_n1_5_settings import (
     BACKBONE,
     CLOSED,
     DIT,
-    GATED,
     HEAD,
     RELEASED,
     SETTINGS,
@@ -53,22 +60,10 @@ from diffusion_policy.families.groot_n1_5_settings import (
 )
 from diffusion_policy.families.named_layers import Tensors, affine, linear, under
 
-TIMESTEP_CHANNELS = 256  # sinusoidal features of the diffusion time
-FEED_FORWARD_RATIO = 4
 
-
-def value(config: Config, path: str) -> Any:
-    """The value that the model's class uses: the configuration's, or the class default where the key is absent.
-
-    Raises ConstructionError where neither exists.
-    """
-    found = lookup(config, path)
-    if found is not ABSENT:
-        return found
-    setting = SETTINGS[path]
-    if not setting.has_default:
-        raise ConstructionError(f"{path} is absent and the class has no default for it", path)
-    return setting.default
+def values_of(config: Config) -> Values:
+    """What the model's classes make of a configuration."""
+    return Values(config, SETTINGS, ACTIVATIONS, "0.30.2")
 
 
 def shapes(config: Config, parts: Sequence[str]) -> dict[str, Shape]:
@@ -93,24 +88,19 @@ def file_shapes(config: Config) -> dict[str, Shape]:
     return out | {FAMILY.part + name: shape for name, shape in action_head(config)}
 
 
-def inner_width(config: Config, transformer: str) -> int:
-    """Heads x width of one head: I of the DiT, D of the self-attention over vision-language features."""
-    return int(value(config, transformer + "num_attention_heads") * value(config, transformer + "attention_head_dim"))
-
-
 def action_head(config: Config) -> Tensors:
     """The 314 tensors of the released action head, and what any configuration makes of them."""
-    head = {name: value(config, HEAD + name) for name in _HEAD_WIDTHS}
+    value = values_of(config)
+    head = {name: value(HEAD + name) for name in _HEAD_WIDTHS}
     e, s, a, h, w = (head[name] for name in _HEAD_WIDTHS[:5])
-    yield from under("model.", _dit(config))
-    yield from under("state_encoder.", _per_embodiment(e, layer1=(s, h), layer2=(h, w)))
-    yield from under("action_encoder.", _per_embodiment(e, W1=(a, w), W2=(2 * w, w), W3=(w, w)))
-    yield from under("action_decoder.", _per_embodiment(e, layer1=(h, h), layer2=(h, a)))
+    features = value(DIT + "cross_attention_dim") or value.inner_width(DIT)
+    yield from under("model.", dit(value, DIT, features))
+    yield from action_networks(e, s, a, h, w)
     yield "future_tokens.weight", (head["num_target_vision_tokens"], w)
     if head["use_vlln"]:
         yield from affine("vlln", head["backbone_embedding_dim"])
-        for i in range(value(config, VL + "num_layers")):
-            yield from under(f"vl_self_attention.transformer_blocks.{i}.", _vl_block(config))
+        for i in range(value(VL + "num_layers")):
+            yield from under(f"vl_self_attention.transformer_blocks.{i}.", vl_block(value, VL))
     if head["add_pos_embed"]:
         yield "position_embedding.weight", (head["max_seq_len"], w)
 
@@ -121,81 +111,13 @@ _HEAD_WIDTHS = (
 )  # fmt: skip
 
 
-def _dit(config: Config) -> Tensors:
-    """Diffusion transformer: width I; even blocks attend to the backbone's features (X), odd ones to themselves."""
-    width, output = inner_width(config, DIT), value(config, DIT + "output_dim")
-    features = value(config, DIT + "cross_attention_dim") or width
-    interleave = value(config, DIT + "interleave_self_attention")
-    scaled = value(config, DIT + "norm_elementwise_affine")
-    yield from linear("timestep_encoder.timestep_embedder.linear_1", width, TIMESTEP_CHANNELS)
-    yield from linear("timestep_encoder.timestep_embedder.linear_2", width, width)
-    for i in range(value(config, DIT + "num_layers")):
-        block = f"transformer_blocks.{i}."
-        yield from under(block, _positions(config, DIT, width))
-        if value(config, DIT + "norm_type") == "ada_norm":
-            yield from linear(f"{block}norm1.linear", 2 * width, width)
-        elif scaled:
-            yield from affine(f"{block}norm1", width)
-        keys_from = width if interleave and i % 2 else features
-        yield from under(block, _attention(config, DIT, width, keys_from))
-        if scaled:
-            yield from affine(f"{block}norm3", width)
-        yield from under(block, _feed_forward(config, DIT, width))
-    yield from linear("proj_out_1", 2 * width, width)
-    yield from linear("proj_out_2", output, width)
-
-
-def _vl_block(config: Config) -> Tensors:
-    """One block of the self-attention over vision-language features: 16 tensors as released."""
-    width = inner_width(config, VL)
-    yield from _positions(config, VL, width)
-    yield from affine("norm1", width)
-    yield from _attention(config, VL, width, width)
-    yield from affine("norm3", width)
-    yield from _feed_forward(config, VL, width)
-
-
-def _positions(config: Config, transformer: str, width: int) -> Tensors:
-    """A persistent buffer per block, only for the string "sinusoidal"."""
-    if value(config, transformer + "positional_embeddings") == "sinusoidal":
-        yield "pos_embed.pe", (1, value(config, transformer + "max_num_positional_embeddings"), width)
-
-
-def _attention(config: Config, transformer: str, width: int, keys_from: int) -> Tensors:
-    biased = value(config, transformer + "attention_bias")
-    for name, columns in (("to_q", width), ("to_k", keys_from), ("to_v", keys_from)):
-        yield f"attn1.{name}.weight", (width, columns)
-        if biased:
-            yield f"attn1.{name}.bias", (width,)
-    yield from linear("attn1.to_out.0", width, width)
-
-
-def _feed_forward(config: Config, transformer: str, width: int) -> Tensors:
-    activation = value(config, transformer + "activation_fn")
-    if activation not in ACTIVATIONS:
-        raise ConstructionError(
-            f"{transformer.removeprefix(HEAD)}activation_fn {activation!r} is not one that diffusers 0.30.2, the "
-            f"version this model is pinned to, can build; it has {', '.join(ACTIVATIONS)}",
-            transformer + "activation_fn",
-        )
-    inner = FEED_FORWARD_RATIO * width
-    yield from linear("ff.net.0.proj", 2 * inner if activation in GATED else inner, width)
-    yield from linear("ff.net.2", width, inner)
-
-
-def _per_embodiment(embodiments: int, **layers: tuple[int, int]) -> Tensors:
-    """Linear layers with one matrix per embodiment: W (E, in, out), b (E, out)."""
-    for name, (rows, columns) in layers.items():
-        yield f"{name}.W", (embodiments, rows, columns)
-        yield f"{name}.b", (embodiments, columns)
-
-
 def backbone(config: Config) -> Tensors:
     """The vision tower, the language model cut to `select_layer` layers, and the projector between them."""
     if lookup(config, "backbone_cfg") is ABSENT:
         raise FamilyError("this config.json has no backbone_cfg: only its action head is described")
+    value = values_of(config)
     yield from under("eagle_model.vision_model.vision_model.", vision_tower())
-    layers = value(config, BACKBONE + "select_layer")
+    layers = value(BACKBONE + "select_layer")
     if layers < 0:
         raise ConstructionError(
             f"select_layer {layers}: the constructor removes layers until that many are left, and runs out of them",
@@ -203,22 +125,23 @@ def backbone(config: Config) -> Tensors:
         )
     yield from under("eagle_model.language_model.", language_model(min(layers, LLM_LAYERS)))
     yield from linear("eagle_model.mlp1.0", LLM_WIDTH, VISION_WIDTH)
-    projected = value(config, BACKBONE + "project_to_dim")
+    projected = value(BACKBONE + "project_to_dim")
     if projected is not None:
         yield from linear("eagle_linear", projected, LLM_WIDTH)
 
 
 def clashes(config: Config) -> list[Clash]:
     """Widths of the forward pass that disagree: what no comparison of keys and shapes can show."""
-    dit, vl = inner_width(config, DIT), inner_width(config, VL)
-    head = {name: value(config, HEAD + name) for name in (*_HEAD_WIDTHS, "action_horizon")}
-    features, attended = head["backbone_embedding_dim"], value(config, DIT + "cross_attention_dim") or dit
+    value = values_of(config)
+    width, vl = value.inner_width(DIT), value.inner_width(VL)
+    head = {name: value(HEAD + name) for name in (*_HEAD_WIDTHS, "action_horizon")}
+    features, attended = head["backbone_embedding_dim"], value(DIT + "cross_attention_dim") or width
     heads = ("num_attention_heads", "attention_head_dim")
     dit_heads, vl_heads = tuple(DIT + name for name in heads), tuple(VL + name for name in heads)
     pairs = [
-        ("the DiT's heads x head width", dit, dit_heads, "input_embedding_dim", head["input_embedding_dim"],
+        ("the DiT's heads x head width", width, dit_heads, "input_embedding_dim", head["input_embedding_dim"],
          (HEAD + "input_embedding_dim",)),
-        ("the DiT's output_dim", value(config, DIT + "output_dim"), (DIT + "output_dim",), "hidden_size",
+        ("the DiT's output_dim", value(DIT + "output_dim"), (DIT + "output_dim",), "hidden_size",
          head["hidden_size"], (HEAD + "hidden_size",)),
         ("cross_attention_dim", attended, (DIT + "cross_attention_dim",), "backbone_embedding_dim", features,
          (HEAD + "backbone_embedding_dim",)),
@@ -227,23 +150,21 @@ def clashes(config: Config) -> list[Clash]:
         pairs.append(("vl_self_attention's heads x head width", vl, vl_heads, "backbone_embedding_dim", features,
                       (HEAD + "backbone_embedding_dim",)))  # fmt: skip
     if lookup(config, "backbone_cfg") is not ABSENT:
-        projected = value(config, BACKBONE + "project_to_dim") or LLM_WIDTH
+        projected = value(BACKBONE + "project_to_dim") or LLM_WIDTH
         pairs.append(("the backbone's output", projected, (BACKBONE + "project_to_dim",), "backbone_embedding_dim",
                       features, (HEAD + "backbone_embedding_dim",)))  # fmt: skip
-    found = [Clash(left_keys + right_keys, f"{left} is {a}, {right} is {b}: the two must be equal")
-             for left, a, left_keys, right, b, right_keys in pairs if a != b]  # fmt: skip
-    return found + _too_long(config, head)
+    return [Clash(*one) for one in disagreeing(pairs)] + _too_long(value, head)
 
 
-def _too_long(config: Config, head: Mapping[str, Any]) -> list[Clash]:
+def _too_long(value: Values, head: Mapping[str, Any]) -> list[Clash]:
     """Sequences that no longer fit their position embeddings."""
     found, horizon = [], head["action_horizon"]
     if head["add_pos_embed"] and horizon > head["max_seq_len"]:
         found.append(Clash((HEAD + "action_horizon", HEAD + "max_seq_len"),
                            f"action_horizon {horizon} is longer than max_seq_len {head['max_seq_len']}"))  # fmt: skip
-    positions = value(config, DIT + "max_num_positional_embeddings")
+    positions = value(DIT + "max_num_positional_embeddings")
     length = 1 + head["num_target_vision_tokens"] + horizon
-    if value(config, DIT + "positional_embeddings") == "sinusoidal" and length > positions:
+    if value(DIT + "positional_embeddings") == "sinusoidal" and length > positions:
         found.append(Clash(
             (DIT + "positional_embeddings", DIT + "max_num_positional_embeddings", HEAD + "num_target_vision_tokens",
              HEAD + "action_horizon"),
@@ -258,43 +179,17 @@ def trainable(config: Config, names: Sequence[str]) -> list[str]:
     The vendor's code makes everything trainable, then freezes: no flag reaches vlln, vl_self_attention or
     future_tokens.
     """
-    frozen: set[str] = set()
-    if not value(config, HEAD + "tune_projector"):
+    value, frozen = values_of(config), set[str]()
+    if not value(HEAD + "tune_projector"):
         frozen |= {"state_encoder", "action_encoder", "action_decoder", "position_embedding"}
-    if not value(config, HEAD + "tune_diffusion_model"):
+    if not value(HEAD + "tune_diffusion_model"):
         frozen |= {"model"}
     return [name for name in names if name.partition(".")[0] not in frozen]
 
 
 def settings_from(tensors: Shapes) -> dict[str, Any]:
-    """Shape-bearing settings read off an action head's tensors (names without ``action_head.``).
-
-    Heads and head width appear only as their product: how it is split, no tensor shows.
-    """
-    embodiments, action, width = tensors["action_encoder.W1.W"]
-    out: dict[str, Any] = {
-        "action_dim": action,
-        "max_state_dim": tensors["state_encoder.layer1.W"][1],
-        "max_num_embodiments": embodiments,
-        "hidden_size": tensors["state_encoder.layer1.W"][2],
-        "input_embedding_dim": width,
-        "diffusion_model_cfg heads x head width": tensors["model.proj_out_2.weight"][1],
-        "diffusion_model_cfg.num_layers": _blocks(tensors, "model."),
-        "diffusion_model_cfg.output_dim": tensors["model.proj_out_2.weight"][0],
-    }
-    optional = {"num_target_vision_tokens": "future_tokens.weight", "max_seq_len": "position_embedding.weight",
-                "backbone_embedding_dim": "vlln.weight"}  # fmt: skip
-    out |= {setting: tensors[name][0] for setting, name in optional.items() if name in tensors}
-    if "vl_self_attention.transformer_blocks.0.norm1.weight" in tensors:
-        out["vl_self_attention_cfg.num_layers"] = _blocks(tensors, "vl_self_attention.")
-        first = "vl_self_attention.transformer_blocks.0.norm1.weight"
-        out["vl_self_attention_cfg heads x head width"] = tensors[first][0]
-    return out
-
-
-def _blocks(tensors: Shapes, transformer: str) -> int:
-    start = f"{transformer}transformer_blocks."
-    return len({name[len(start) :].partition(".")[0] for name in tensors if name.startswith(start)})
+    """Shape-bearing settings read off an action head's tensors (names without ``action_head.``)."""
+    return settings_of_shapes(tensors, "action_dim")
 
 
 def _parts(paths: Sequence[str]) -> list[str]:
@@ -332,7 +227,7 @@ def read_config(path: Path) -> dict[str, Any] | None:
 FAMILY = Family(
     name="groot_n1_5",
     title="GR00T N1.5",
-    marker="action_head.action_encoder.W1.W",
+    marker="action_head.future_tokens.weight",
     part="action_head.",
     inside=(
         "model",

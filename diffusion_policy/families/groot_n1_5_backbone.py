@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from diffusion_policy.families.named_layers import Tensors, affine, linear
+from diffusion_policy.families.named_layers import Tensors, affine, linear, under
+from diffusion_policy.families.qwen3_vl import qwen3_layer
 
 LLM_WIDTH, LLM_KEY_VALUE, LLM_INNER, LLM_HEAD, LLM_VOCABULARY, LLM_LAYERS = 2048, 1024, 6144, 128, 151680, 28
 VISION_WIDTH, VISION_INNER, VISION_LAYERS, VISION_PATCH, VISION_POSITIONS = 1152, 4304, 27, 14, 256
@@ -37,15 +38,6 @@ def language_model(layers: int) -> Tensors:
     width = LLM_WIDTH
     yield "model.embed_tokens.weight", (LLM_VOCABULARY, width)
     for i in range(layers):
-        layer = f"model.layers.{i}."
-        for name, rows in (("q_proj", width), ("k_proj", LLM_KEY_VALUE), ("v_proj", LLM_KEY_VALUE), ("o_proj", width)):
-            yield f"{layer}self_attn.{name}.weight", (rows, width)
-        yield f"{layer}self_attn.q_norm.weight", (LLM_HEAD,)
-        yield f"{layer}self_attn.k_norm.weight", (LLM_HEAD,)
-        yield f"{layer}mlp.gate_proj.weight", (LLM_INNER, width)
-        yield f"{layer}mlp.up_proj.weight", (LLM_INNER, width)
-        yield f"{layer}mlp.down_proj.weight", (width, LLM_INNER)
-        yield f"{layer}input_layernorm.weight", (width,)
-        yield f"{layer}post_attention_layernorm.weight", (width,)
+        yield from under(f"model.layers.{i}.", qwen3_layer(width, LLM_KEY_VALUE, LLM_INNER, LLM_HEAD))
     yield "model.norm.weight", (width,)
     yield "lm_head.weight", (LLM_VOCABULARY, width)

@@ -14,7 +14,6 @@ DIT, VL = HEAD + "diffusion_model_cfg.", HEAD + "vl_self_attention_cfg."
 CLOSED = (DIT.rstrip("."), VL.rstrip("."))  # constructed with **cfg: an unknown key is a TypeError
 
 ACTIVATIONS = ("gelu", "gelu-approximate", "geglu", "geglu-approximate", "swiglu")  # of diffusers 0.30.2
-GATED = ("geglu", "swiglu")  # their first layer has twice the rows
 
 RELEASED: Config = {
     "action_dim": 32,
@@ -54,8 +53,8 @@ _DEPTH_ADVICE = (
 )
 
 
-def _transformer(*, believed: bool) -> dict[str, Setting]:
-    """Settings that both transformers of the action head take; believed: attach what the guide says of them."""
+def transformer_settings(*, believed: bool) -> dict[str, Setting]:
+    """Settings that all transformers of GR00T's heads take; believed: attach what the guide to N1.5 says of them."""
     safe, breaking = (_SAFE, _BREAKING) if believed else (None, None)
     return {
         "num_attention_heads": Setting("count", 8, _FUNCTION, _SPLIT, breaking),
@@ -78,11 +77,11 @@ def _transformer(*, believed: bool) -> dict[str, Setting]:
     }  # fmt: skip
 
 
-_VL = _transformer(believed=True) | {
+_VL = transformer_settings(believed=True) | {
     "output_dim": Setting("count", 26, _UNUSED, "this transformer has no output projection", _BREAKING),
     "interleave_self_attention": Setting("flag", default=False, effect=_UNUSED, note="this transformer never reads it"),
 }
-_DIT = _transformer(believed=False) | {
+_DIT = transformer_settings(believed=False) | {
     "cross_attention_dim": Setting("count?", None),
     "norm_type": Setting("text", "ada_norm", only=("ada_norm", "layer_norm")),
     "norm_elementwise_affine": Setting(
