@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import test_house as house
 import yaml
+from examples.npz_recordings import NpzRecordings
 from examples.reach_env import ReachEnv
 from examples.repeated_answers import look_at_repeats, repeats
 from hydra.utils import get_class
@@ -24,14 +25,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tiny_run import HEIGHT, WIDTH, episode, settings, write_dataset
 
 from diffusion_policy.checkpoint import load_policy, read_checkpoint
+from diffusion_policy.convert import ConversionSettings, convert
 from diffusion_policy.dataset.replay_buffer import ArrayLayout, ReplayBuffer, image_layout, low_dim_layout
 from diffusion_policy.diagnose.findings import run_checks
 from diffusion_policy.env_runner.simulator import Simulator
+from diffusion_policy.evaluate.gripper import GripperReport, judge_file
 from diffusion_policy.evaluate.open_loop_report import evaluate_open_loop
+from diffusion_policy.evaluate.recorded_inference import Sampling, run_recorded_inference
 from diffusion_policy.policy import registry
 from diffusion_policy.run_log import read_log
 from diffusion_policy.spec import GRIPPER, POSE_GRIPPER, ActionLayout, read_shape_meta
 from diffusion_policy.spec.rotations import ROTATIONS
+from diffusion_policy.trajectory import TrajectoryError
 
 EXAMPLES = Path(__file__).parent / "examples"
 BLOCK = re.compile(r"^`(tests/examples/[\w./]+)`[^\n]*\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -133,8 +138,60 @@ def test_the_example_robot_is_trained(tmp_path: Path) -> None:
     last = json.loads((tmp_path / "run" / "logs.json.txt").read_text().splitlines()[-1])
     assert last["global_step"] == 2
     assert last["val_gripper_events_recorded"] == 2
-    policy = load_policy(tmp_path / "run" / "checkpoints" / "latest.ckpt")
-    assert policy.spec.action_names == SIX_D
+    assert last["val_rotation_error_deg"] > 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "latest.ckpt"
+    assert load_policy(checkpoint).spec.action_names == SIX_D
+    ours = evaluate_open_loop(checkpoint, dataset, "all", Sampling(steps=1), samples=1).to_json()["scores"]["policy"]
+    assert min(ours[name] for name in ("position_mm", "rotation_deg")) > 0
+    (log,) = run_recorded_inference(checkpoint, dataset, tmp_path, steps=1, stride=4)
+    assert isinstance(judge_file(log), GripperReport)
+
+
+# ---- a recording format ----
+
+
+def write_archives(folder: Path, lengths: tuple[int, ...]) -> Path:
+    """Episodes of these lengths, as the example's recorder leaves them."""
+    folder.mkdir()
+    for number, length in enumerate(lengths):
+        arrays = episode(length, number)
+        np.savez(
+            folder / f"episode_{number:04d}.npz",
+            pose=arrays["robot_eef_pose"], gripper=arrays["robot_gripper_state"][:, 0], command=arrays["action"],
+            time=arrays["timestamp"], frames=arrays["image"],
+        )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The converter's inputs, all of the example's format."""
+
+    def open_recordings(source: Path, **options: object) -> NpzRecordings:
+        return NpzRecordings(source)
+
+    monkeypatch.setattr("diffusion_policy.convert.settings.open_recordings", open_recordings)
+
+
+def test_the_example_recordings_are_converted(opened: None, tmp_path: Path) -> None:
+    source = write_archives(tmp_path / "recorded", (13, 12))
+    size = {"resolution": (WIDTH, HEIGHT), "quaternion_sign": "keep"}
+    report = convert(ConversionSettings(source, tmp_path / "set.zarr", **size))
+    assert [entry.name for entry in report.episodes] == ["episode_0000", "episode_0001"]
+    buffer = ReplayBuffer.open(tmp_path / "set.zarr")
+    for key in ("image", "action", "robot_eef_pose", "timestamp"):
+        recorded = np.concatenate([episode(length, number)[key] for number, length in enumerate((13, 12))])
+        np.testing.assert_array_equal(buffer.root["data"][key][:], recorded)
+
+
+def test_a_bad_one_is_left_out_and_named(opened: None, tmp_path: Path) -> None:
+    source = write_archives(tmp_path / "recorded", (13, 12))
+    np.savez(source / "episode_0001.npz", pose=np.zeros((3, 7)))
+    with pytest.raises(TrajectoryError, match=r"episode_0001\.npz: lacks \['command'"):
+        convert(ConversionSettings(source, tmp_path / "set.zarr", resolution=(WIDTH, HEIGHT)))
+    settings = ConversionSettings(source, tmp_path / "set.zarr", resolution=(WIDTH, HEIGHT), on_error="skip")
+    (entry,) = [entry for entry in convert(settings).episodes if entry.reason]
+    assert "lacks ['command'" in entry.reason
 
 
 # ---- a simulator ----
