@@ -202,7 +202,11 @@ def test_weights_and_pickles_have_one_reader() -> None:
 
 
 # Where a policy class may be named: its own rooms, and the names under which old files know a workspace.
-ROOMS_OF_POLICIES = ("diffusion_policy/policy/", "diffusion_policy/model/")
+ROOMS_OF_POLICIES = (
+    "diffusion_policy/policy/",
+    "diffusion_policy/model/",
+    "diffusion_policy/families/lerobot_diffusion.py",  # names of another program's tensors
+)
 NAMES_OF_POLICIES = re.compile(
     r"input_emb\b|down_modules|Diffusion(?:Transformer|Unet)\w*Policy|diffusion_(?:transformer|unet)_hybrid_image_policy"
     r"|TransformerForDiffusion|ConditionalUnet1D|POLICY_TARGETS\[|FastDenoiser|is_foldable"

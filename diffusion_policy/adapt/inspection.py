@@ -21,7 +21,7 @@ from diffusion_policy.adapt.layout import policy_config
 from diffusion_policy.adapt.ledger import Count, Ref
 from diffusion_policy.adapt.target import NORMALIZER
 from diffusion_policy.checkpoint import ACTION_SCALE, WEIGHTS, config_of
-from diffusion_policy.families import ENTRIES, Recognised, recognise
+from diffusion_policy.families import ENTRIES, Recognised, lerobot_diffusion, recognise
 from diffusion_policy.policy.registry import class_of_options
 from diffusion_policy.shape_meta import step_spec_of
 from diffusion_policy.spec import layout_from_range
@@ -149,7 +149,7 @@ def inspect_file(path: str | Path) -> Inspection:
     found = recognise({name: info.shape for name, info in file.tensors.items()})
     tree = file.tree if isinstance(file.tree, Mapping) else {}
     cfg = config_of(tree["cfg"], Path(path)) if {"cfg", "state_dicts"} <= tree.keys() else None
-    described = _policy(file, cfg) if cfg is not None and "policy" in cfg else ({}, {}, {})
+    described = _policy(file, cfg) if cfg is not None and "policy" in cfg else _lerobot_policy(file, found)
     provenance = tree.get("provenance")
     return Inspection(
         path=Path(path),
@@ -166,6 +166,27 @@ def inspect_file(path: str | Path) -> Inspection:
         integrity=file.integrity.describe(),
         wrapping=_wrapping(file, is_checkpoint=cfg is not None),
     )
+
+
+def _lerobot_policy(
+    file: TensorFile, found: Recognised | None
+) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
+    """Action, observations and settings by the config.json beside a policy of LeRobot; empty for other files."""
+    if found is None or found.family is not lerobot_diffusion.FAMILY:
+        return {}, {}, {}
+    config = lerobot_diffusion.read_config(file.path if file.path.is_dir() else file.path.parent)
+    if config is None:
+        return {}, {}, {"config.json": "not beside the weights: which defaults apply depends on the version"}
+    expected = lerobot_diffusion.shapes(config)
+    held = {
+        name: info.shape for name, info in file.tensors.items() if not name.startswith(lerobot_diffusion.STATISTICS)
+    }
+    differing = [name for name in {**expected, **held} if expected.get(name) != held.get(name)]
+    agrees = "describes these tensors" if not differing else f"differs in {len(differing)} tensors, as {differing[0]}"
+    width = lerobot_diffusion.action_width(config)
+    action = {"names": [f"{width} numbers"], "layout": "no file of the policy names them; its dataset does"}
+    summary = {key: config[key] for key in lerobot_diffusion.SUMMARY if key in config}
+    return action, lerobot_diffusion.observations(config), {"config.json": agrees, **summary}
 
 
 def _wrapping(file: TensorFile, *, is_checkpoint: bool) -> Wrapping | None:

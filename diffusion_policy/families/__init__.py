@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from diffusion_policy.families import groot_flat, groot_n1_5, robot_policy, vpt
+from diffusion_policy.families import groot_flat, groot_n1_5, lerobot_diffusion, robot_policy, vpt
 from diffusion_policy.families.family import (
     ConstructionError,
     Family,
@@ -23,7 +23,7 @@ from diffusion_policy.families.family import (
 
 # Names under which training code files a state_dict; what lies under them is opened, not renamed.
 ENTRIES = ("state_dicts", "state_dict", "model", "ema_model")
-FAMILIES = (*robot_policy.FAMILIES, vpt.FAMILY, groot_n1_5.FAMILY, *groot_flat.FAMILIES)
+FAMILIES = (*robot_policy.FAMILIES, vpt.FAMILY, groot_n1_5.FAMILY, *groot_flat.FAMILIES, lerobot_diffusion.FAMILY)
 
 __all__ = ["FAMILIES", "ConstructionError", "Family", "FamilyError", "Recognised", "Shapes", "Verdict", "recognise"]
 

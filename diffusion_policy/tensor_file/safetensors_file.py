@@ -17,6 +17,7 @@ from diffusion_policy.tensor_file.opened import TensorFile, TensorFileError, Ten
 
 MAX_HEADER_BYTES = 64 * 2**20
 INDEX_SUFFIX = ".safetensors.index.json"
+MODEL_NAME = "model.safetensors"
 
 _DTYPES = {
     "F64": torch.float64,
@@ -117,6 +118,8 @@ def _info(name: str, shape: tuple[int, ...], dtype: str, where: str) -> TensorIn
 
 def _find_index(folder: Path) -> Path:
     indexes = sorted(folder.glob(f"*{INDEX_SUFFIX}")) or sorted(folder.glob("*.safetensors"))
+    if folder / MODEL_NAME in indexes:  # beside it LeRobot puts the statistics of its processors
+        return folder / MODEL_NAME
     if len(indexes) != 1:
         raise TensorFileError(
             f"{folder.name}: expected one *{INDEX_SUFFIX} or one .safetensors file in the folder, found "
