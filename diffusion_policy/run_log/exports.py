@@ -229,8 +229,8 @@ def _entities(layout: ActionLayout, state: FloatArray, actions: FloatArray) -> I
     paths = np.moveaxis(layout.positions(actions), 1, 0)
     for arm, place, path in zip(layout.labels("position"), layout.positions(state), paths, strict=True):
         below = f"/{arm}" if arm else ""
-        turn = {"quaternion": rerun.Quaternion(xyzw=turns[arm])} if arm in turns else {}
-        yield f"measured/pose{below}", rerun.Transform3D(translation=place, **turn)
+        turn = rerun.Quaternion(xyzw=turns[arm]) if arm in turns else None
+        yield f"measured/pose{below}", rerun.Transform3D(translation=place, quaternion=turn)
         yield f"commanded/path{below}", rerun.LineStrips3D([path])
     measured, commanded = layout.grippers(state), layout.grippers(actions[0])
     for arm, seen, wanted in zip(layout.labels("gripper"), measured, commanded, strict=True):

@@ -1,8 +1,10 @@
 """Three layouts of an action through a real server: guarded, answered, logged, replayed to the bit, exported."""
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,11 @@ from layout_factory import CAMERAS, JOINTS, NAMES, episode, low_dim_keys, shape_
 from serve_factory import ServerThread, jpeg, observation_message, settings
 
 from diffusion_policy.checkpoint import load_policy
+from diffusion_policy.closed_loop.server_actor import ServerActor
+from diffusion_policy.env_runner.actors import Question
 from diffusion_policy.geometry import geodesic_distance
 from diffusion_policy.run_log import RunLogError, read_log
-from diffusion_policy.run_log.exports import to_inference_log, to_vlalab
+from diffusion_policy.run_log.exports import to_inference_log, to_rerun, to_vlalab
 from diffusion_policy.run_log.session_log import SessionLogError
 from diffusion_policy.run_log.to_trajectories import convert_logs
 from diffusion_policy.serve.checks.parity import check_parity
@@ -43,7 +47,7 @@ def checkpoint(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_layout(path: Path, meta: dict[str, Any], kind: str) -> Path:
-    config = tiny_config()
+    config = tiny_config(policy={"encoder_width": 16})
     config["policy"]["shape_meta"] = meta  # type: ignore[index]
     arrays = episode(kind, 12, 0)
     fitted = {
@@ -105,6 +109,24 @@ def test_every_layout_is_served_within_the_limits_of_its_arms(checkpoint: Path, 
     if kind == "two arms":
         assert set(about["guard"]["workspaces"]) == {"left", "right"}
         assert all(name.partition(" ")[0] in ("left", "right") for name in chunk.reply["interventions"])
+
+
+def test_a_simulator_s_steps_are_asked_and_answered_in_the_policy_s_own_numbers(checkpoint: Path, kind: str) -> None:
+    engine, measured = engine_of(checkpoint), episode(kind, 12, 0)["state"]
+    frames = {name: np.random.default_rng(0).integers(0, 255, (36, 40, 3), dtype=np.uint8) for name in CAMERAS[kind]}
+    keys = {key: [NAMES[kind].index(name) for name in names] for key, names in low_dim_keys(kind).items()}
+    history = [{**frames, **{key: measured[step, columns] for key, columns in keys.items()}} for step in (0, 1)]
+    simulator = SimpleNamespace(control_hz=10.0)
+    with ServerThread(engine, settings(None, *LIMITS)) as server:
+        actor = ServerActor(engine, simulator, server.ports["line"])  # type: ignore[arg-type]
+        (answer,) = actor.answer([Question(0, 0, 0, history)])
+        actor.close()
+    assert answer.refusal is None
+    assert answer.actions is not None
+    assert answer.actions.shape == (4, len(NAMES[kind]))
+    layout = ActionLayout.of(NAMES[kind])
+    moved = layout.positions(answer.actions[0]) - layout.positions(measured[1])
+    assert (np.linalg.norm(moved, axis=-1) <= 0.04 + 1e-6).all()
 
 
 def test_the_fast_path_is_the_plain_one(checkpoint: Path, kind: str) -> None:
@@ -185,6 +207,8 @@ def test_a_log_is_exported_or_says_why_not(run: Path, kind: str, tmp_path: Path)
     assert meta["action_dim"] == step["action"]["action_dim"] == width
     assert len(step["obs"]["images"]) == len(meta["cameras"]) == len(CAMERAS[kind])
     assert ("pose" in step["obs"]) == (kind == "one arm")
+    if importlib.util.find_spec("rerun") is not None:  # an extra
+        assert to_rerun(run, tmp_path / "run.rrd").stat().st_size > 1000
     log = read_log(to_inference_log(run, tmp_path / "logs"))
     assert log.meta["action_semantics"]["names"] == read_log(run).meta["action_semantics"]["names"]
     np.testing.assert_array_equal(log.actions, read_log(run).actions)
@@ -245,7 +269,7 @@ def test_what_another_robot_sends_is_refused_by_name(checkpoint: Path, kind: str
 def test_a_layout_that_no_guard_can_judge_is_not_served(names: tuple[str, ...], said: str, tmp_path: Path) -> None:
     meta = shape_meta("one arm")
     meta["action"] = {"shape": [len(names)], "names": list(names)}
-    config = tiny_config()
+    config = tiny_config(policy={"encoder_width": 16})
     config["policy"]["shape_meta"] = meta  # type: ignore[index]
     arrays = episode("one arm", 12, 0)["state"]
     fitted = {"robot_eef_pose": arrays[:, :7], "robot_gripper_state": arrays[:, 7:], "action": arrays[:, : len(names)]}
