@@ -2,6 +2,7 @@
 
     python tests/house_numbers.py             # print the table
     python tests/house_numbers.py --write     # write it into docs/development.md, between its markers
+    python tests/house_numbers.py --help-times    # CPU seconds of `-h`, script by script
 
 Library code is `diffusion_policy/`, `scripts/` and `train.py`. The length of a function is that without its docstring.
 """
@@ -10,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import re
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -214,11 +217,26 @@ def written() -> dict[str, str]:
     return dict(re.findall(r"^\| (.+?) \| (.+?) \|$", section, re.MULTILINE)[1:])
 
 
+def help_times() -> str:
+    """CPU seconds that the `-h` of each script takes, the slowest first."""
+    found = []
+    for script in [*house.python_files("scripts"), REPOSITORY / "train.py"]:
+        before = os.times()
+        subprocess.run([sys.executable, script, "-h"], check=True, capture_output=True)
+        after = os.times()
+        found.append((after[2] + after[3] - before[2] - before[3], script.name))
+    return "\n".join(f"{seconds:.1f} s  {name}" for seconds, name in sorted(found, reverse=True))
+
+
 def main() -> None:
     """Print the table, or write it into the document."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--write", action="store_true", help="into docs/development.md")
-    if parser.parse_args().write:
+    parser.add_argument("--help-times", action="store_true", help="CPU seconds of each script's -h instead")
+    arguments = parser.parse_args()
+    if arguments.help_times:
+        sys.stdout.write(f"{help_times()}\n")
+    elif arguments.write:
         before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
         DOCUMENT.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
     else:

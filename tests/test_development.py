@@ -7,8 +7,11 @@ import json
 import os
 import re
 import runpy
+import sys
 import textwrap
+import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import house_numbers
@@ -16,24 +19,31 @@ import numpy as np
 import pytest
 import test_house as house
 import yaml
+from adapt_factory import policy_cfg, save_checkpoint
 from examples.npz_recordings import NpzRecordings
 from examples.reach_env import ReachEnv
 from examples.repeated_answers import look_at_repeats, repeats
 from hydra.utils import get_class
 from log_factory import chunk, document
 from omegaconf import DictConfig, OmegaConf, open_dict
+from serve_factory import ServerThread, observation_message
+from serve_factory import settings as serve_settings
 from tiny_run import HEIGHT, WIDTH, episode, settings, write_dataset
 
+from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
 from diffusion_policy.checkpoint import load_policy, read_checkpoint
 from diffusion_policy.convert import ConversionSettings, convert
 from diffusion_policy.dataset.replay_buffer import ArrayLayout, ReplayBuffer, image_layout, low_dim_layout
 from diffusion_policy.diagnose.findings import run_checks
+from diffusion_policy.diagnose.sources import Sources
 from diffusion_policy.env_runner.simulator import Simulator
 from diffusion_policy.evaluate.gripper import GripperReport, judge_file
 from diffusion_policy.evaluate.open_loop_report import evaluate_open_loop
 from diffusion_policy.evaluate.recorded_inference import Sampling, run_recorded_inference
 from diffusion_policy.policy import registry
+from diffusion_policy.report.dossier import make_dossier
 from diffusion_policy.run_log import read_log
+from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.spec import GRIPPER, POSE_GRIPPER, ActionLayout, read_shape_meta
 from diffusion_policy.spec.rotations import ROTATIONS
 from diffusion_policy.trajectory import TrajectoryError
@@ -43,6 +53,36 @@ BLOCK = re.compile(r"^`(tests/examples/[\w./]+)`[^\n]*\n\n```\w+\n(.*?)^```$", r
 # Of figures that every change of the code moves: how far the document may lie behind.
 DRIFT = 0.1
 SIX_D = (*POSE_GRIPPER[:3], *ROTATIONS["rotation_6d_rows"], GRIPPER)
+
+
+# ---- what a run passes ----
+
+
+def resolved(module: str, name: str) -> Any:
+    """The function of that name."""
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+class Passed:
+    """Stops of a journey that a run does not pass."""
+
+    def __init__(self, title: str) -> None:
+        self.missing = {resolved(*stop).__code__: stop for stop in house_numbers.journeys()[title]}
+
+    def __call__(self, frame: FrameType, event: str, argument: object) -> None:
+        self.missing.pop(frame.f_code, None)
+
+    def __enter__(self) -> Passed:
+        threading.setprofile(self)
+        sys.setprofile(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        sys.setprofile(None)
+        threading.setprofile(None)
 
 
 # ---- a policy ----
@@ -134,7 +174,9 @@ def test_the_example_robot_is_trained(tmp_path: Path) -> None:
     dataset = write_six_d_dataset(tmp_path / "set.zarr")
     words = (f"hydra.searchpath=[file://{EXAMPLES}]", "task=six_d_robot", "training.num_epochs=1")
     cfg = settings(dataset, *words, "training.max_train_steps=2", "training.sample_every=1")
-    get_class(cfg._target_)(cfg, tmp_path / "run").run()
+    with Passed("A batch from zarr to loss") as passed:
+        get_class(cfg._target_)(cfg, tmp_path / "run").run()
+    assert not passed.missing
     last = json.loads((tmp_path / "run" / "logs.json.txt").read_text().splitlines()[-1])
     assert last["global_step"] == 2
     assert last["val_gripper_events_recorded"] == 2
@@ -283,10 +325,34 @@ def test_stops_exist_and_are_few() -> None:
     for title, stops in journeys.items():
         assert 0 < len(stops) <= 8, title
         for module, name in stops:
-            found: Any = importlib.import_module(module)
-            for part in name.split("."):
-                found = getattr(found, part)
-            assert callable(found), f"{module}:{name}"
+            assert callable(resolved(module, name)), f"{module}:{name}"
+
+
+def test_an_observation_passes_its_stops(trained: Path, tmp_path: Path) -> None:
+    """From a client's socket to a served policy, which is the example's, and to the log."""
+    serving = serve_settings(tmp_path, "engine.steps=1")
+    engine = PolicyEngine.open(trained, serving.engine)
+    passed = Passed("An observation from socket to action and log")
+    with passed, ServerThread(engine, serving) as server, server.client() as client:
+        assert client.ask(observation_message())["type"] in ("action", "error")
+    assert not passed.missing
+    (log,) = tmp_path.glob("run_*/steps.jsonl")
+    assert log.read_text().strip()
+
+
+def test_a_tensor_passes_its_stops(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "pose.ckpt", policy_cfg(7))
+    with Passed("A tensor from old to grown checkpoint") as passed:
+        grow_7d_to_8d(tmp_path / "pose.ckpt", tmp_path / "grown.ckpt")
+    assert not passed.missing
+
+
+def test_a_log_passes_its_stops(tmp_path: Path) -> None:
+    path = tmp_path / "inference_log_20260101_120000.json"
+    path.write_text(json.dumps(document([1.0] * 9 + [0.0] * 9)))
+    with Passed("A log to a verdict on the page") as passed:
+        make_dossier(Sources(logs=(path,)))
+    assert not passed.missing
 
 
 def test_counts_are_those_of_the_code() -> None:
