@@ -147,10 +147,15 @@ class ReplayBuffer:
         root.create_group("meta").create_array("episode_ends", shape=(0,), chunks=(_ROWS,), dtype="int64")
         return cls(root, str(path))
 
+    @cached_property
+    def _arrays(self) -> dict[str, zarr.Array[Any]]:
+        """The arrays of data/ by name, whose metadata is read once."""
+        return {key: array.with_config(STORE_EVERY_CHUNK) for key, array in self._data.arrays()}
+
     @property
     def keys(self) -> tuple[str, ...]:
         """Names of the arrays of data/."""
-        return tuple(sorted(self._data.array_keys()))
+        return tuple(sorted(self._arrays))
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -211,13 +216,12 @@ class ReplayBuffer:
         return self.names(key) if key in self and self[key].ndim == 2 else ()
 
     def __contains__(self, key: str) -> bool:
-        return key in self._data
+        return key in self._arrays
 
     def __getitem__(self, key: str) -> zarr.Array[Any]:
-        array = self._data.get(key)
-        if not isinstance(array, zarr.Array):
+        if key not in self._arrays:
             raise DatasetError(f"{self.where}: has no data/{key}; it has {', '.join(self.keys)}")
-        return array.with_config(STORE_EVERY_CHUNK)
+        return self._arrays[key]
 
     def names(self, key: str) -> tuple[str, ...]:
         """Names of the dimensions of a vector array (N, D): its own, or by its width."""
