@@ -12,7 +12,6 @@ sums but nothing else, and only the classes of `policy.registry` and the sampler
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import logging
 from collections.abc import Callable, Mapping
@@ -29,6 +28,7 @@ from torch import Tensor
 from diffusion_policy import safe_pickle
 from diffusion_policy.commands import command
 from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.policy import SCHEDULER_PATHS
 from diffusion_policy.policy.registry import POLICY_TARGETS, policy_class
 from diffusion_policy.resolvers import check_interpolations, register_resolvers
 from diffusion_policy.shape_meta import find_step_spec
@@ -44,14 +44,7 @@ logger = logging.getLogger(__name__)
 WEIGHTS = ("model", "ema_model")
 NORMALIZER = "normalizer."
 ACTION_SCALE = f"{NORMALIZER}params_dict.action.scale"
-SCHEDULER_TARGETS = tuple(
-    f"{module}.{name}"
-    for module, name in (
-        ("diffusers.schedulers.scheduling_ddpm", "DDPMScheduler"),
-        ("diffusers.schedulers.scheduling_ddim", "DDIMScheduler"),
-        ("diffusers.schedulers.scheduling_dpmsolver_multistep", "DPMSolverMultistepScheduler"),
-    )
-)
+SCHEDULER_TARGETS = tuple(SCHEDULER_PATHS[name] for name in ("ddpm", "ddim", "dpm-solver++"))
 # Sizes that take time or memory before any tensor can be compared with the file's.
 LARGEST = {"num_train_timesteps": 100_000, "num_inference_steps": 100_000, "n_layer": 1000, "n_cond_layers": 1000}
 
@@ -354,23 +347,24 @@ def _policy_options(cfg: DictConfig | Mapping[str, Any]) -> tuple[type, dict[str
 
 def _allowed_class(entry: Mapping[Any, Any], targets: tuple[str, ...], where: str) -> tuple[type, dict[str, Any]]:
     """The class of an allow-listed `_target_`, and the options that go with it, checked."""
+    from diffusion_policy.model.diffusion.noise_schedulers import scheduler_class  # files are read without it
+
     options = {str(option): value for option, value in entry.items() if option != "_target_"}
     target = entry.get("_target_")
     if target not in targets:
         raise CheckpointError(f"{where}._target_ is {target!r}; a checkpoint may only name {' or '.join(targets)}.")
-    module, _, name = target.rpartition(".")
-    kind: type = getattr(importlib.import_module(module), name)
-    known = dict(list(inspect.signature(kind.__init__).parameters.items())[1:])  # type: ignore[misc]
+    kind = policy_class(target) if target in POLICY_TARGETS else scheduler_class(target)
+    known = dict(list(inspect.signature(kind.__init__).parameters.items())[1:])
     for option, value in options.items():
         if option not in known:
             closest = difflib.get_close_matches(option, known, n=1)
             hint = f"did you mean {closest[0]!r}?" if closest else f"it has {', '.join(known)}."
-            raise CheckpointError(f"{where}.{option} is not an option of {name}; {hint}")
+            raise CheckpointError(f"{where}.{option} is not an option of {kind.__name__}; {hint}")
         if isinstance(value, int) and value > LARGEST.get(option, 2**31):
             raise CheckpointError(f"{where}.{option} is {value}, beyond {LARGEST.get(option, 2**31)}.")
     missing = [option for option, spec in known.items() if spec.default is spec.empty and option not in options]
     if missing:
-        raise CheckpointError(f"{where} lacks {', '.join(missing)}, which {name} needs.")
+        raise CheckpointError(f"{where} lacks {', '.join(missing)}, which {kind.__name__} needs.")
     return kind, options
 
 

@@ -9,7 +9,6 @@ kind may differ between a checkpoint and the run that starts from it, and says w
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -341,9 +340,10 @@ def _levels(settings: Mapping[str, Any], section: str) -> torch.Tensor | None:
 
 
 def _scheduler_class(scheduler: Mapping[str, Any]) -> Any:
+    from diffusion_policy.model.diffusion.noise_schedulers import scheduler_class  # settings are compared without it
+
     target = scheduler.get("_target_")
-    module, _, name = (target if target in SCHEDULER_TARGETS else SCHEDULER_TARGETS[0]).rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    return scheduler_class(target if target in SCHEDULER_TARGETS else SCHEDULER_TARGETS[0])
 
 
 def _defaults(kind: Any) -> dict[str, Any]:

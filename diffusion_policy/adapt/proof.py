@@ -9,13 +9,11 @@ measures by how much outputs move.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from omegaconf import DictConfig, open_dict
 from torch import Tensor
 from torch.nn import functional
@@ -24,6 +22,7 @@ from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.layout import policy_config, robot_layout
 from diffusion_policy.adapt.slots import Names
 from diffusion_policy.checkpoint import build_policy
+from diffusion_policy.model.diffusion.noise_schedulers import DDIMScheduler, with_noise_levels_of
 from diffusion_policy.policy.contract import DenoisingPolicy, PolicyModule
 from diffusion_policy.shape_meta import step_spec_of
 from diffusion_policy.spec import StepSpec
@@ -190,9 +189,6 @@ def _policy(cfg: DictConfig, state: Mapping[str, Tensor]) -> PolicyModule:
     policy.eval()
     if not isinstance(policy, DenoisingPolicy):
         return policy
-    # Not DDIMScheduler.from_config: it imports every scheduler of diffusers to compare their options.
-    known = inspect.signature(DDIMScheduler.__init__).parameters
-    options = {name: value for name, value in policy.noise_scheduler.config.items() if name in known}
-    policy.noise_scheduler = DDIMScheduler(**options)
+    policy.noise_scheduler = with_noise_levels_of(policy.noise_scheduler, DDIMScheduler)
     policy.num_inference_steps = SAMPLING_STEPS
     return policy

@@ -1,3 +1,9 @@
 """The policy: observations in, a sequence of actions out."""
 
-SCHEDULER_NAMES = ("ddim", "ddpm", "dpm-solver++")  # of `sampler.SCHEDULERS`; known without loading torch
+# Noise schedulers by the names that users know, with the paths of their classes; known without loading torch.
+SCHEDULER_PATHS = {
+    "ddim": "diffusers.schedulers.scheduling_ddim.DDIMScheduler",
+    "ddpm": "diffusers.schedulers.scheduling_ddpm.DDPMScheduler",
+    "dpm-solver++": "diffusers.schedulers.scheduling_dpmsolver_multistep.DPMSolverMultistepScheduler",
+}
+SCHEDULER_NAMES = tuple(SCHEDULER_PATHS)

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sampler:
-    """A scheduler, by its name in `sampler.SCHEDULERS`, and its number of denoising steps."""
+    """A scheduler, by its name in `policy.SCHEDULER_PATHS`, and its number of denoising steps."""
 
     scheduler: str
     steps: int

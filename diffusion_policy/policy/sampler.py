@@ -6,18 +6,10 @@ levels in fewer steps, with the training's settings (beta schedule, prediction t
 
 from __future__ import annotations
 
-from typing import Any
-
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-
-from diffusion_policy.policy import SCHEDULER_NAMES
+from diffusion_policy.model.diffusion.noise_schedulers import scheduler_class, with_noise_levels_of
+from diffusion_policy.policy import SCHEDULER_PATHS
 from diffusion_policy.policy.contract import DenoisingPolicy, Policy
 from diffusion_policy.policy.observation_batch import PolicyError
-
-_CLASSES = (DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler)
-SCHEDULERS: dict[str, Any] = dict(zip(SCHEDULER_NAMES, _CLASSES, strict=True))
 
 
 def set_sampler(policy: Policy, scheduler: str, steps: int) -> None:
@@ -28,12 +20,13 @@ def set_sampler(policy: Policy, scheduler: str, steps: int) -> None:
     Raises:
         PolicyError: no such scheduler, or a number of steps outside 1 to the steps of training.
     """
-    if scheduler not in SCHEDULERS:
-        raise PolicyError(f"no scheduler {scheduler!r}; expected one of {', '.join(SCHEDULERS)}")
+    if scheduler not in SCHEDULER_PATHS:
+        raise PolicyError(f"no scheduler {scheduler!r}; expected one of {', '.join(SCHEDULER_PATHS)}")
     if not isinstance(policy, DenoisingPolicy):
         return
     trained = int(policy.noise_scheduler.config.num_train_timesteps)
     if not 1 <= steps <= trained:
         raise PolicyError(f"{steps} denoising steps; expected 1 to the {trained} of training")
-    policy.noise_scheduler = SCHEDULERS[scheduler].from_config(policy.noise_scheduler.config)
+    kind = scheduler_class(SCHEDULER_PATHS[scheduler])
+    policy.noise_scheduler = with_noise_levels_of(policy.noise_scheduler, kind)
     policy.num_inference_steps = steps

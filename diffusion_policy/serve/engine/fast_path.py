@@ -21,12 +21,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffusion_policy.host_memory import keep_freed_memory
 from diffusion_policy.model.cpu.arithmetic import use_fast_layers
+from diffusion_policy.model.diffusion.noise_schedulers import DDPMScheduler
 from diffusion_policy.policy.contract import AcceleratedPolicy, Denoiser, Policy, RecordableDenoiser
 from diffusion_policy.policy.observation_batch import observation_batch
 from diffusion_policy.serve.engine.cuda_graph import GraphedDenoiser

@@ -1,0 +1,56 @@
+"""The noise schedulers of diffusers, loaded without what nothing here uses, and one made with another's noise levels.
+
+The first import of diffusers would load torch's compiler, for a decorator of its own models: half of the time that a
+command takes to start. diffusers does without where the compiler is not there, which is what it is told here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_COMPILER = "torch._dynamo"
+
+
+@contextmanager
+def _without_the_compiler() -> Iterator[None]:
+    """The compiler cannot be imported in here, unless it has been."""
+    if _COMPILER in sys.modules:
+        yield
+        return
+    sys.modules[_COMPILER] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[_COMPILER]
+
+
+with _without_the_compiler():
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+__all__ = ["DDIMScheduler", "DDPMScheduler", "scheduler_class", "with_noise_levels_of"]
+
+
+def scheduler_class(path: str) -> type[Any]:
+    """The class of that path in diffusers, as in `_target_`."""
+    module, _, name = path.rpartition(".")
+    found: type[Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def with_noise_levels_of(trained: Any, kind: type[Any]) -> Any:
+    """A scheduler of that class with the options that another was given; those it lacks it keeps in its config.
+
+    As the class's own `from_config`, which loads every scheduler of diffusers to compare their options.
+    """
+    known = inspect.signature(kind.__init__).parameters
+    own = ("_class_name", "_use_default_values", *trained.config.get("_use_default_values", []))
+    options = {name: value for name, value in trained.config.items() if name not in own}
+    scheduler = kind(**{name: value for name, value in options.items() if name in known})
+    scheduler.register_to_config(**{name: value for name, value in options.items() if name not in known})
+    return scheduler
