@@ -39,7 +39,8 @@ def policy_cfg(action: Sequence[str] | int = 7, obs: Mapping[str, Any] | None = 
             "clip_sample": True, "prediction_type": "epsilon", "variance_type": "fixed_small",
         },
         "horizon": 8, "n_action_steps": 4, "n_obs_steps": 2, "num_inference_steps": 4, "crop_shape": [40, 56],
-        "obs_encoder_group_norm": True, "eval_fixed_crop": True, "n_layer": 2, "n_head": 2, "n_emb": 32,
+        "encoder_width": 16, "obs_encoder_group_norm": True, "eval_fixed_crop": True,
+        "n_layer": 2, "n_head": 2, "n_emb": 32,
         **options,
     }  # fmt: skip
     return OmegaConf.create({"task": {"name": "tiny", "shape_meta": shape_meta}, "policy": policy})

@@ -74,6 +74,7 @@ def tiny_config(
             "n_action_steps": 4,
             "n_obs_steps": 2,
             "crop_shape": [32, 32],
+            "encoder_width": 16,
             "obs_encoder_group_norm": True,
             "eval_fixed_crop": True,
             "n_layer": 1,

@@ -1,18 +1,12 @@
-"""A run that kills itself with SIGKILL, started by test_resume as a process of its own.
-
-python killed_run.py DATASET RUN_FOLDER update:N|write:N OVERRIDE...
-
-`update:N`: right after update N was made. `write:N`: while the first checkpoint after update N lies half written.
-"""
+"""A run that kills itself with SIGKILL, for tests that start it in a process of its own."""
 
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
 
-import tiny_run
+from omegaconf import DictConfig
 
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
     TrainDiffusionTransformerHybridWorkspace,
@@ -24,11 +18,13 @@ def die() -> None:
 
 
 class KilledWorkspace(TrainDiffusionTransformerHybridWorkspace):
-    """Dies as it was told to."""
+    """Dies at the moment `when`."""
+
+    when: str
 
     def _make_updates(self, beginning):
         super()._make_updates(beginning)
-        kind, number = sys.argv[3].split(":")
+        kind, number = self.when.split(":")
         make = self._updates.make
 
         def make_and_die(batches, epoch, global_step):
@@ -49,6 +45,15 @@ class KilledWorkspace(TrainDiffusionTransformerHybridWorkspace):
             time.sleep(0.0005)
 
 
-if __name__ == "__main__":
-    dataset, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    KilledWorkspace(tiny_run.settings(dataset, *sys.argv[4:]), folder).run()
+def run_until_killed(cfg: DictConfig, folder: Path, when: str) -> None:
+    """Trains, and dies.
+
+    Args:
+        cfg: its settings.
+        folder: of the run.
+        when: "update:N", right after update N was made, or "write:N", while the first checkpoint after update N lies
+            half written.
+    """
+    run = KilledWorkspace(cfg, folder)
+    run.when = when
+    run.run()

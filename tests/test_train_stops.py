@@ -15,7 +15,7 @@ import tiny_run
 from diffusion_policy.checkpoint import read_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-WORKERS = ("dataloader.num_workers=2", "val_dataloader.num_workers=1", "+policy.encoder_width=16")
+WORKERS = ("dataloader.num_workers=2", "val_dataloader.num_workers=1")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 

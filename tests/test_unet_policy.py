@@ -39,7 +39,6 @@ SMALL = (
     *(word for word in OVERRIDES if not word.startswith("policy.n_")),
     "policy.down_dims=[16,32]",
     "policy.diffusion_step_embed_dim=16",
-    "+policy.encoder_width=16",
 )
 
 

@@ -58,14 +58,14 @@ def test_a_seven_dimensional_checkpoint_is_not_half_loaded_into_eight(pose_check
 
 def test_required_coverage(pose_checkpoint: Checkpoint) -> None:
     model = build_policy(policy_cfg(n_layer=3))
-    ledger = inherit(pose_checkpoint, model, None, min_coverage=0.99)
+    ledger = inherit(pose_checkpoint, model, None, min_coverage=0.97)
     assert {entry.rule for entry in ledger.of("fresh")} == {next(iter(ledger.of("fresh"))).rule}
-    assert "allowed by min_coverage 0.99" in ledger.of("fresh")[0].rule
-    assert 0.99 < ledger.coverage("model") < 1
+    assert "allowed by min_coverage 0.97" in ledger.of("fresh")[0].rule
+    assert 0.97 < ledger.coverage("model") < 1
     assert {role.kind for role in parameter_roles(ledger, model).values()} == {"inherited", "fresh"}
     before = numbers(model)
-    with pytest.raises(AdaptError, match=r"covers 99\.\d\d% of model, 99\.95% are required"):
-        inherit(pose_checkpoint, model, None, min_coverage=0.9995)
+    with pytest.raises(AdaptError, match=r"covers 97\.\d\d% of model, 99\.50% are required"):
+        inherit(pose_checkpoint, model, None, min_coverage=0.995)
     assert torch.equal(before, numbers(model))
 
 

@@ -104,7 +104,7 @@ def test_report_doctor_and_comparison_agree(kind: str, tmp_path: Path) -> None:
 
 # ---- a real run ----
 
-SMALL = ("+policy.encoder_width=16", "training.sample_every=0", "training.num_epochs=3", "checkpoint.topk.k=2")
+SMALL = ("training.sample_every=0", "training.num_epochs=3", "checkpoint.topk.k=2")
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,6 @@ from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace imp
 # 23 windows in batches of 5, two batches an update: 5 batches and 3 updates an epoch; a small encoder.
 TINY = (
     "task.dataset.val_ratio=0.2",
-    "++policy.encoder_width=16",
     "++policy.encoder_stride=32",
     "policy.n_cond_layers=0",
     "dataloader.batch_size=5",

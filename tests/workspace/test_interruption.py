@@ -137,7 +137,6 @@ def test_loader_workers_end_when_their_parent_terminates_them(dataset):
 
 # 17 windows in batches of 4, two batches an update: 3 updates an epoch.
 SETTINGS = (
-    "+policy.encoder_width=16",
     "training.gradient_accumulate_every=2",
     "training.sample_every=0",
     "training.checkpoint_every=50",

@@ -1,10 +1,11 @@
 """Several processes: the same run as one, from the same batches, with weights that never drift apart."""
 
+import hashlib
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import tiny_run
@@ -24,6 +25,7 @@ from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace imp
 SETTINGS = (
     "policy.p_drop_attn=0",
     "policy.crop_shape=null",
+    "training.threads=1",  # more of them would hang in a copy of a process that has had some
     "training.sample_every=0",
     "training.checkpoint_every=50",
     "checkpoint.topk.k=0",
@@ -43,21 +45,58 @@ def run_together(dataset, cwd, world_size, *overrides):
 
 def start(arguments, cwd, world_size):
     """What each of the processes printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [sys.executable, *map(str, arguments)]
-    together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
     running = [
         subprocess.Popen(
             command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=os.environ | together | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=os.environ | variables,
         )
-        for rank in range(world_size)
+        for variables in variables_of(world_size)
     ]  # fmt: skip
     outputs = [process.communicate(timeout=300)[0] for process in running]
     assert [process.returncode for process in running] == [0] * world_size, outputs
     return outputs
+
+
+def variables_of(world_size):
+    """What torchrun tells each of the processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
+    return [together | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
+
+
+def copies(world_size, cfg, folder):
+    """Digests of what each of the processes holds after the run: copies of this one, which has loaded everything."""
+    context = multiprocessing.get_context("fork")
+    found = [context.Pipe(duplex=False) for _ in range(world_size)]
+    running = [
+        context.Process(target=train_and_digest, args=(variables, cfg, folder, sending))
+        for variables, (_, sending) in zip(variables_of(world_size), found, strict=True)
+    ]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(300)
+    assert [process.exitcode for process in running] == [0] * world_size
+    return [receiving.recv() for receiving, _ in found]
+
+
+def train_and_digest(variables, cfg, folder, sending):
+    os.environ.update(variables)
+    run = TrainDiffusionTransformerHybridWorkspace(cfg, folder)
+    run.run()
+    moments = [state[name] for state in run._updates.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    sending.send([digest(each) for each in (run.model.parameters(), run.ema_model.parameters(), moments)])
+
+
+def digest(tensors):
+    """Of all their bits."""
+    whole = hashlib.sha256()
+    for tensor in tensors:
+        whole.update(tensor.detach().contiguous().numpy().tobytes())
+    return whole.hexdigest()
 
 
 @pytest.mark.slow
@@ -82,7 +121,7 @@ def test_two_processes_learn_what_one_does_and_either_can_go_on(dataset, tmp_pat
     settings = tiny_run.settings(dataset, *SETTINGS, "training.num_epochs=3")
     summary = TrainDiffusionTransformerHybridWorkspace(settings, together).run()
     assert summary.updates == 9
-    run_together(dataset, tmp_path, 2, "hydra.run.dir=alone", "training.num_epochs=3")  # and the other way round
+    copies(2, settings, alone)  # and the other way round
     one, two = (read_metrics(folder / "logs.json.txt")[-1] for folder in (together, alone))
     assert one["global_step"] == two["global_step"] == 9
     for key in ("train_loss", "val_loss", "val_loss_model"):
@@ -92,10 +131,8 @@ def test_two_processes_learn_what_one_does_and_either_can_go_on(dataset, tmp_pat
 @pytest.mark.slow
 def test_weights_average_and_moments_are_the_same_bits_in_all_processes(dataset, tmp_path):
     """So gradients were, too: each process makes its own step with what it holds."""
-    script = Path(__file__).parents[1] / "rank_digest.py"
-    outputs = start([script, dataset, tmp_path / "run", *SETTINGS], tmp_path, 2)
-    digests = [output.splitlines()[-1].split() for output in outputs]
-    assert len(digests[0]) == len(set(digests[0])) == 3
+    digests = copies(2, tiny_run.settings(dataset, *SETTINGS), tmp_path / "run")
+    assert len(set(digests[0])) == 3
     assert digests[0] == digests[1]
 
 

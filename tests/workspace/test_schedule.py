@@ -132,7 +132,7 @@ def test_the_number_of_updates_does_not_depend_on_where_a_run_was_stopped(n_batc
 def test_a_run_that_goes_on_with_a_larger_batch_comes_down_at_its_own_end(tmp_path, caplog):
     """Updates 0 to 8 of 15 were made; then an epoch is three updates no more but one."""
     dataset = tiny_run.write_dataset(tmp_path / "set.zarr")
-    small = ("+policy.encoder_width=16", "training.sample_every=0", "checkpoint.topk.k=0", "dataloader.batch_size=6")
+    small = ("training.sample_every=0", "checkpoint.topk.k=0", "dataloader.batch_size=6")
 
     def run(*overrides):
         return TrainDiffusionTransformerHybridWorkspace(tiny_run.settings(dataset, *small, *overrides), tmp_path).run()
