@@ -161,21 +161,6 @@ def test_ctrl_c_before_the_first_update_and_a_second_one_say_what_is_left(tmp_pa
     assert f"training.resume=True hydra.run.dir={tmp_path}\n" in said
 
 
-@pytest.mark.slow
-def test_ctrl_c_while_a_run_starts_is_no_traceback(dataset, tmp_path):
-    overrides = [*tiny_run.OVERRIDES, f"task.dataset_path={dataset}", "hydra.run.dir=run"]
-    running = subprocess.Popen(command(*overrides), stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and not (tmp_path / "run" / ".hydra" / "overrides.yaml").is_file():
-        time.sleep(0.02)
-    running.send_signal(signal.SIGINT)
-    _, errors = running.communicate(timeout=200)
-    assert (running.returncode, errors) == (
-        128 + signal.SIGINT,
-        "ended at once: nothing was saved; the same command starts it again\n",
-    )
-
-
 def test_a_finished_run_whose_numbers_cannot_be_read_stays_a_good_one(tmp_path, capsys):
     runpy.run_path(str(REPOSITORY / "train.py"))["print_findings"](tmp_path / "nowhere")
     said = capsys.readouterr()

@@ -94,20 +94,26 @@ CASES = {
         "dataloader.num_workers=1",
         "dataloader.persistent_workers=False",
     ),
-    "the machine's fast arithmetic": ("training.precision=auto",),
-    "bf16": ("training.precision=bf16",),
-    "every batch an update": ("training.gradient_accumulate_every=1",),
-    "three batches an update": ("training.gradient_accumulate_every=3", "training.max_train_steps=4"),
-    "no average": ("training.use_ema=False",),
-    "closed loop while it trains": (
+    "the machine's fast arithmetic, every batch an update": (
+        "training.precision=auto",
+        "training.gradient_accumulate_every=1",
+    ),
+    "bf16, three batches an update, no average": (
+        "training.precision=bf16",
+        "training.gradient_accumulate_every=3",
+        "training.max_train_steps=4",
+        "training.use_ema=False",
+    ),
+    "closed loop and sampled while it trains": (
         "env_runner@task.env_runner=tabletop",
         "task.env_runner.n_episodes=1",
         "+task.env_runner.max_steps=12",
         "task.env_runner.camera_size=[64,36]",
         "training.rollout_every=1",
+        "training.sample_every=1",
         "checkpoint.topk.k=1",
+        "sampler.steps=1",
     ),
-    "sampled while it trains": ("training.sample_every=1", "checkpoint.topk.k=1", "sampler.steps=1"),
 }
 # Options and keys that draw nothing and decide nothing about who draws: what is computed, measured, kept and shown.
 NO_DRAWS = {
