@@ -5,12 +5,11 @@ where those are at hand. Doors are called as users call them; only sizes are sma
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm_process
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -19,10 +18,9 @@ pytestmark = pytest.mark.slow
 
 def run(*words: object, expect: int | None = 0) -> str:
     """Run a door; returns what it printed. ``expect`` None: the judge's status, 0 learned or 1 not, both are fine."""
-    command = [sys.executable, *map(str, words)]
-    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=600)
+    finished = warm_process.run(words, REPOSITORY)
     statuses = (0, 1) if expect is None else (expect,)
-    assert finished.returncode in statuses, f"{command}\n{finished.stdout}\n{finished.stderr}"
+    assert finished.returncode in statuses, f"{finished.args}\n{finished.stdout}\n{finished.stderr}"
     return finished.stdout + finished.stderr
 
 

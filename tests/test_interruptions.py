@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import tiny_run
+import warm_process
 from evaluation_factory import write_dataset, write_tiny_checkpoint
 from log_factory import write_log
 from report_factory import write_run
@@ -117,6 +118,10 @@ AT_WORK = {
     "validate_gripper.py": Case("{log} {log} --json out.json --html out.html", "evaluate.gripper:judge:2"),
     "verify_converted_data.py": Case("--zarr-path {dataset} --output-dir out", "diagnose.inspection:look_at_steps"),
 }
+
+# All but those with processes or threads of their own: they also run in a process that has everything loaded.
+OWN = {"demo.py", "dagger.py", "pretrain_demo_policy.py", "serve.py", "train.py", "check_parity.py"}
+HERE = [name for name in AT_WORK if name not in OWN and name.endswith(".py")]
 
 # Further moments; "os:replace:N" is the one before the N-th file takes its place.
 FURTHER = {
@@ -260,9 +265,12 @@ def test_ctrl_c_at_work(script: Path, bench: dict[str, Any], tmp_path: Path) -> 
         (tmp_path / "new.ckpt").touch()
     hook = {"INTERRUPT_AT": f"diffusion_policy.{case.at}", "PYTHONPATH": HOOK, "OMP_NUM_THREADS": 1}
     environment = os.environ | {name: str(value) for name, value in (hook | launcher).items()}
-    ended = subprocess.run(
-        words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, start_new_session=True
-    )  # fmt: skip
+    if script.name in HERE:
+        ended = warm_process.run(words[1:], tmp_path, environment)
+    else:
+        ended = subprocess.run(
+            words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, start_new_session=True
+        )  # fmt: skip
     assert ended.returncode == 128 + signal.SIGINT, ended.stdout + ended.stderr
     line = the_line(ended.stderr)
     assert line.startswith(f"stopped by SIGINT{' ' if case.says == AFTER_UPDATES else ': '}{case.says}"), line
@@ -281,9 +289,7 @@ def arguments_of(case: Case, bench: dict[str, Any]) -> list[str]:
 
 
 def every_case() -> list[tuple[str, Case]]:
-    # Those with processes or threads of their own.
-    own = {"demo.py", "dagger.py", "pretrain_demo_policy.py", "serve.py", "train.py", "check_parity.py"}
-    here = {name: case for name, case in AT_WORK.items() if name not in own and name.endswith(".py")}
+    here = {name: AT_WORK[name] for name in HERE}
     return [*here.items(), *((name, case) for name, cases in FURTHER.items() for case in cases)]
 
 

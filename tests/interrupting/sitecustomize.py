@@ -56,4 +56,7 @@ class Finder:
         return spec
 
 
-sys.meta_path.insert(0, Finder())  # type: ignore[arg-type]
+if MODULE in sys.modules:
+    plant(sys.modules[MODULE])
+else:
+    sys.meta_path.insert(0, Finder())  # type: ignore[arg-type]
