@@ -29,6 +29,7 @@ ENTRY_POINTS = {
     "dp-dagger": "dagger",
     "dp-demo": "demo",
     "dp-doctor": "doctor",
+    "dp-edit": "edit_dataset",
     "dp-export": "export_run",
     "dp-grow": "finetune_from_7d_to_8d",
     "dp-infer": "run_offline_inference",

@@ -58,6 +58,7 @@ FLOORS = {
     "recipe": 4,
     "dagger": 5,
     "whatif": 4,
+    "edit": 3,
     "diagnose": 4,
     "report": 5,
 }

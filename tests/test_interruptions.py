@@ -86,6 +86,7 @@ AT_WORK = {
     ),
     "demo.py": Case("--quick --workdir out", "closed_loop.evaluation:roll_out", "step 1 of 11 was under way"),
     "doctor.py": Case("--dataset {dataset} --checkpoint {policy} --json out.json", "diagnose.sources:open_checkpoint"),
+    "edit_dataset.py": Case("{dataset} --delete 0 --output out.zarr", "edit.write:_describe:2"),
     "evaluate_closed_loop.py": Case(
         f"{ROLLOUT} --json out.json --output out --video 2", "env_runner.rollout:_Episode.carry_out:3"
     ),

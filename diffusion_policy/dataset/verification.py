@@ -52,11 +52,13 @@ class ContentFault:
         episode: name of the episode; empty where it is about all of them.
         array: within the dataset, such as "data/image"; empty where only a hash of all arrays was recorded.
         what: is wrong with it.
+        rows: of the episode in the dataset, (first, exclusive end); None where it is about all of them.
     """
 
     episode: str
     array: str
     what: str
+    rows: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         where = " of ".join(part for part in (self.array, self.episode) if part)
@@ -113,6 +115,11 @@ class _Record:
     rows: slice
     sha256: str
     arrays: Mapping[str, str] | None
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The rows, (first, exclusive end)."""
+        return self.rows.start, self.rows.stop
 
 
 @dataclass(frozen=True)
@@ -295,9 +302,10 @@ def _of_an_episode(
         what = _trouble(record, key, found, frames)
         if what:
             is_named = True
-            yield ContentFault(record.name, f"data/{key}", what)
+            yield ContentFault(record.name, f"data/{key}", what, record.span)
     if not is_named and episode_sha256(rows, digests) != record.sha256:
-        yield ContentFault(record.name, "" if record.arrays is None else "the recorded hash", DIFFERS)
+        what = "" if record.arrays is None else "the recorded hash"
+        yield ContentFault(record.name, what, DIFFERS, record.span)
 
 
 def _trouble(record: _Record, key: str, found: Mapping[str, str], frames: Mapping[str, _Frames]) -> str:

@@ -5,16 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY
+from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY, ReplayBuffer
 from diffusion_policy.diagnose.camera_evidence import CameraEvidence, Stretch, look_at_cameras, set_runs
 from diffusion_policy.diagnose.dataset_evidence import STILL_METRES, STILL_RADIANS
-from diffusion_policy.diagnose.steps import FloatArray, Steps, finite, is_pose
+from diffusion_policy.diagnose.steps import FloatArray, Steps, finite, is_pose, steps_of_dataset
 from diffusion_policy.geometry import pose_steps
 from diffusion_policy.gripper_events import GRIPPER_BAND, OPEN, Event, gripper_events, gripper_states
 from diffusion_policy.model.normalizer import SingleFieldLinearNormalizer
@@ -162,9 +162,8 @@ class StepEvidence:
 def look_at_steps(steps: Steps, on_progress: Callable[[int, int], None] | None = None) -> StepEvidence:
     """Gather the evidence; decodes every frame, at a part of its size."""
     seconds = _seconds(steps)
-    poses = {key: finite(steps, key) for key in (POSE_KEY, ACTION_KEY) if is_pose(steps, key)}
-    moves = {key: pose_steps(array) for key, array in poses.items()}
-    metres, radians = moves.get(POSE_KEY) or moves.get(ACTION_KEY) or (np.zeros(steps.n_steps - 1),) * 2
+    moves = _moves(steps)
+    metres, radians = _motion(steps, moves)
     inside = steps.within
     return StepEvidence(
         where=steps.where,
@@ -178,6 +177,29 @@ def look_at_steps(steps: Steps, on_progress: Callable[[int, int], None] | None =
         copying=_copying(steps),
         cameras=look_at_cameras(steps, np.concatenate([[0.0], np.cumsum(metres)]), on_progress),
     )
+
+
+def idle_stretches(buffer: ReplayBuffer) -> list[tuple[Stretch, ...]]:
+    """Of each episode of a dataset, the stretches of at least IDLE_SECONDS in which arm and gripper stand still.
+
+    Raises:
+        ReportError: it has no action, or no step.
+    """
+    steps = steps_of_dataset(buffer)
+    metres, radians = _motion(steps, _moves(steps))
+    still = (metres < STILL_METRES) & (radians < STILL_RADIANS)
+    return [episode.idle for episode in _episodes(steps, still, _seconds(steps))]
+
+
+def _moves(steps: Steps) -> dict[str, tuple[FloatArray, FloatArray]]:
+    """Of each array of poses, meters and radians (N - 1,) from step to step."""
+    poses = {key: finite(steps, key) for key in (POSE_KEY, ACTION_KEY) if is_pose(steps, key)}
+    return {key: pose_steps(array) for key, array in poses.items()}
+
+
+def _motion(steps: Steps, moves: Mapping[str, tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, FloatArray]:
+    """The measured motion, else the commanded one, else none."""
+    return moves.get(POSE_KEY) or moves.get(ACTION_KEY) or (np.zeros(steps.n_steps - 1), np.zeros(steps.n_steps - 1))
 
 
 def _seconds(steps: Steps) -> FloatArray:

@@ -1,0 +1,260 @@
+"""Which steps of which datasets are kept: a list of spans, made smaller by one operation after the other."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.dataset.content_hash import EPISODE_HASH, EPISODES
+from diffusion_policy.dataset.replay_buffer import TIMESTAMP_KEY, ReplayBuffer
+from diffusion_policy.dataset.verification import verify_content
+from diffusion_policy.edit import EditError
+
+# As many digits of a hash as tell episodes apart.
+_HASH = re.compile(r"[0-9a-f]{8,64}")
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+DAMAGED = "damaged"
+MARKED = "delete"  # key of a file of marks
+Stretch = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode of a source.
+
+    Attributes:
+        number: counted over all sources, from 0.
+        source: which of them.
+        rows: its steps in the source, (first, exclusive end).
+        described: what the source's conversion recorded of it; empty where it did not.
+    """
+
+    number: int
+    source: int
+    rows: Stretch
+    described: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """As recorded, for people."""
+        return str(self.described.get("name", f"episode {self.number}"))
+
+
+@dataclass(frozen=True)
+class Span:
+    """Steps of an episode that are kept: (first, exclusive end), counted in the episode."""
+
+    episode: Episode
+    steps: Stretch
+
+    @property
+    def rows(self) -> slice:
+        """The same steps, counted in the source."""
+        start = self.episode.rows[0]
+        return slice(start + self.steps[0], start + self.steps[1])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of its episode."""
+        return self.steps == (0, self.episode.rows[1] - self.episode.rows[0])
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Steps of an episode that are left out, and why."""
+
+    episode: Episode
+    steps: Stretch
+    why: str
+
+
+@dataclass(frozen=True)
+class EditPlan:
+    """What is kept, in order, and what is left out."""
+
+    sources: tuple[ReplayBuffer, ...]
+    kept: tuple[Span, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    operations: tuple[str, ...] = ()
+
+    @property
+    def n_steps(self) -> int:
+        """Steps that are kept."""
+        return sum(span.steps[1] - span.steps[0] for span in self.kept)
+
+    def without(self, gone: Iterable[LeftOut], kept: Iterable[Span], operation: str) -> EditPlan:
+        """The plan after an operation."""
+        return replace(
+            self,
+            kept=tuple(kept),
+            left_out=(*self.left_out, *gone),
+            operations=(*self.operations, operation),
+        )
+
+
+def plan_of(sources: Sequence[ReplayBuffer]) -> EditPlan:
+    """All episodes of the datasets, one dataset after the other."""
+    spans: list[Span] = []
+    for index, buffer in enumerate(sources):
+        recorded = buffer.root.attrs.get(EPISODES)
+        described = recorded if isinstance(recorded, list) and len(recorded) == buffer.n_episodes else []
+        ends = buffer.episode_ends.tolist()
+        for i, rows in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+            found = described[i] if described and isinstance(described[i], Mapping) else {}
+            spans.append(Span(Episode(len(spans), index, rows, found), (0, rows[1] - rows[0])))
+    return EditPlan(tuple(sources), tuple(spans))
+
+
+def delete(plan: EditPlan, chosen: Sequence[str]) -> EditPlan:
+    """Leave out episodes.
+
+    Args:
+        plan: so far.
+        chosen: numbers ("3"), ranges ("5-8", both ends), hashes (8 digits or more), "damaged" (those with a file that
+            is absent or cut, or whose content is not what their conversion recorded), or "@FILE" (marks: JSON with a
+            list of these under "delete").
+
+    Raises:
+        EditError: a word that is none of these, or that no episode fits.
+    """
+    reasons: dict[int, str] = {}
+    for word in _words(chosen):
+        found = _damaged(plan) if word == DAMAGED else _named(plan, word)
+        for number, why in found.items():
+            reasons.setdefault(number, why)
+    gone = [
+        LeftOut(span.episode, span.steps, reasons[span.episode.number])
+        for span in plan.kept
+        if span.episode.number in reasons
+    ]
+    kept = [span for span in plan.kept if span.episode.number not in reasons]
+    return plan.without(gone, kept, f"delete {' '.join(chosen)}")
+
+
+def split_at_gaps(plan: EditPlan, seconds: float) -> EditPlan:
+    """Make two episodes of one where more than so many seconds lie between two steps; nothing is left out.
+
+    Raises:
+        EditError: not a positive number of seconds, or a dataset without time stamps.
+    """
+    if not 0 < seconds < float("inf"):
+        raise EditError(f"a gap of {seconds} s; expected more than 0")
+    kept: list[Span] = []
+    for span in plan.kept:
+        times = _times(plan.sources[span.episode.source])[span.rows]
+        cuts = (np.flatnonzero(np.diff(times) > seconds) + 1 + span.steps[0]).tolist()
+        kept += [
+            replace(span, steps=steps) for steps in zip([span.steps[0], *cuts], [*cuts, span.steps[1]], strict=True)
+        ]
+    return plan.without([], kept, f"split at gaps of more than {seconds:g} s")
+
+
+def trim_idle(plan: EditPlan, seconds: float, idle: Callable[[ReplayBuffer], Sequence[Sequence[Stretch]]]) -> EditPlan:
+    """Shorten the standing still at both ends of every episode to at most so many seconds.
+
+    Args:
+        plan: so far.
+        seconds: that stay.
+        idle: the stretches of steps of each episode of a dataset in which arm and gripper stand still.
+
+    Raises:
+        EditError: a negative number of seconds, or a dataset without time stamps.
+    """
+    if not 0 <= seconds < float("inf"):
+        raise EditError(f"{seconds} s of standing still are to stay; expected 0 or more")
+    stretches = [idle(buffer) for buffer in plan.sources]
+    first = {span.episode.source: span.episode.number for span in reversed(plan_of(plan.sources).kept)}
+    kept, gone = [], []
+    for span in plan.kept:
+        episode = span.episode
+        still = stretches[episode.source][episode.number - first[episode.source]]
+        start, end = _trimmed(span, still, _times(plan.sources[episode.source])[slice(*episode.rows)], seconds)
+        kept.append(replace(span, steps=(start, end)))
+        ends = ((span.steps[0], start), (end, span.steps[1]))
+        gone += [LeftOut(episode, part, "stands still") for part in ends if part[0] < part[1]]
+    return plan.without(gone, kept, f"trim standing still at the ends to {seconds:g} s")
+
+
+def drop_short(plan: EditPlan, shortest: int) -> EditPlan:
+    """Leave out spans of fewer steps."""
+    gone = [span for span in plan.kept if span.steps[1] - span.steps[0] < shortest]
+    kept = [span for span in plan.kept if span.steps[1] - span.steps[0] >= shortest]
+    told = [LeftOut(span.episode, span.steps, f"fewer than {shortest} steps") for span in gone]
+    return plan.without(told, kept, f"leave out what has fewer than {shortest} steps")
+
+
+def _trimmed(span: Span, still: Sequence[Stretch], times: NDArray[np.float64], seconds: float) -> Stretch:
+    start, end = span.steps
+    for first, last in still:
+        if first <= start < last:
+            moves = min(last, end) - 1
+            while start < moves and times[moves] - times[start] > seconds:
+                start += 1
+        if first < end <= last:
+            stops = max(first, start)
+            while end - 1 > stops and times[end - 1] - times[stops] > seconds:
+                end -= 1
+    return start, end
+
+
+def _times(buffer: ReplayBuffer) -> NDArray[np.float64]:
+    if TIMESTAMP_KEY not in buffer:
+        raise EditError(f"{buffer.where}: has no data/{TIMESTAMP_KEY}, so seconds cannot be told")
+    return np.asarray(buffer.read(TIMESTAMP_KEY), dtype=np.float64)
+
+
+def _words(chosen: Sequence[str]) -> list[str]:
+    words: list[str] = []
+    for word in chosen:
+        words += _marks(Path(word[1:])) if word.startswith("@") else [word]
+    return words
+
+
+def _marks(path: Path) -> list[str]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))[MARKED]
+        return [str(word) for word in found]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise EditError(f'{path}: no marks ({error!r}); expected JSON such as {{"{MARKED}": ["3", "5-8"]}}') from error
+
+
+def _named(plan: EditPlan, word: str) -> dict[int, str]:
+    """Numbers of the episodes that a word names, with the reason."""
+    numbers = [span.episode.number for span in plan.kept]
+    as_range = _RANGE.fullmatch(word) if len(word) < 8 else None
+    if as_range:
+        first, last = int(as_range[1]), int(as_range[2] or as_range[1])
+        found = [number for number in numbers if first <= number <= last]
+    elif _HASH.fullmatch(word):
+        described = ((s.episode.number, str(s.episode.described.get(EPISODE_HASH, ""))) for s in plan.kept)
+        found = [number for number, digest in described if digest.startswith(word)]
+    else:
+        expected = f"a number, a range such as 5-8, a hash, {DAMAGED} or @FILE"
+        raise EditError(f"cannot tell which episodes {word!r} are; expected {expected}")
+    if not found:
+        raise EditError(
+            f"no episode {word} of {len(set(numbers))} ({min(numbers, default=0)} to {max(numbers, default=0)})"
+        )
+    return dict.fromkeys(found, f"chosen by {word}")
+
+
+def _damaged(plan: EditPlan) -> dict[int, str]:
+    """Episodes with files that are absent or cut, or with another content than was recorded."""
+    found: dict[int, str] = {}
+    for index, buffer in enumerate(plan.sources):
+        faults = buffer.file_faults()
+        episodes = [span.episode for span in plan.kept if span.episode.source == index]
+        lost = [(fault.rows, f"{fault.file} {fault.what}") for fault in faults]
+        lost += [(fault.rows, str(fault)) for fault in verify_content(buffer, faults).faults if fault.rows is not None]
+        for (start, end), why in lost:
+            for episode in episodes:
+                if start < episode.rows[1] and episode.rows[0] < end:
+                    found.setdefault(episode.number, why)
+    return found

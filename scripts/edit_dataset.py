@@ -1,0 +1,70 @@
+"""Make a dataset out of others: leave episodes out, split at gaps, trim standing still, lay several end to end.
+
+    python scripts/edit_dataset.py data/zarr/a.zarr --delete 3 5-8 damaged --output data/zarr/b.zarr
+    python scripts/edit_dataset.py data/zarr/a.zarr data/zarr/b.zarr --split-at-gap 1 --output data/zarr/c.zarr
+
+Episodes are named by number (counted over all inputs, from 0), range, hash (8 digits or more), "damaged" (files that
+are absent or cut, or content that is not what was recorded), or @MARKS.json ({"delete": ["3", "5-8"]}). Inputs stay as
+they are. OUTPUT.edit.json accounts for every step. Exit status: 0 written, 2 refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffusion_policy.command_line import Answer, progress, run_command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="ZARR", help="datasets: folders, zips or URLs")
+    add("--output", required=True, type=Path, metavar="ZARR", help="the new dataset; nothing is overwritten")
+    add("--delete", nargs="+", default=[], metavar="EPISODE", help="leave these episodes out")
+    add(
+        "--split-at-gap",
+        type=float,
+        metavar="SECONDS",
+        help="two episodes of one where the clock pauses for longer",
+    )
+    add("--trim-idle", type=float, metavar="SECONDS", help="of standing still that stay at both ends of an episode")
+    add("--shortest", type=int, metavar="STEPS", help="leave out what has fewer steps after all that")
+    add("--dry-run", action="store_true", help="say what would be kept, and write nothing")
+
+
+def work(arguments: argparse.Namespace) -> Answer:
+    """Plan, say, and write."""
+    from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+    from diffusion_policy.diagnose.step_evidence import idle_stretches
+    from diffusion_policy.edit import plan as planning
+    from diffusion_policy.edit.edit_table import table_of
+    from diffusion_policy.edit.write import check_one_dataset, write_edited
+
+    sources = [ReplayBuffer.open(path, check_files="damaged" not in arguments.delete) for path in arguments.inputs]
+    check_one_dataset(sources)
+    plan = planning.plan_of(sources)
+    if arguments.delete:
+        plan = planning.delete(plan, arguments.delete)
+    if arguments.split_at_gap is not None:
+        plan = planning.split_at_gaps(plan, arguments.split_at_gap)
+    if arguments.trim_idle is not None:
+        plan = planning.trim_idle(plan, arguments.trim_idle, idle_stretches)
+    if arguments.shortest is not None:
+        plan = planning.drop_short(plan, arguments.shortest)
+    if arguments.dry_run:
+        return Answer(table_of(plan, None))
+    with progress("steps") as bar:
+        ledger = write_edited(plan, arguments.output, bar)
+    return Answer(table_of(plan, ledger))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(__doc__, add_arguments, work, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
