@@ -1,4 +1,4 @@
-"""Convert recorded CogACT trajectories to the dataset that training reads.
+"""Convert recordings to the dataset that training reads: CogACT trajectories, or a LeRobot dataset (v2.1, v3.0).
 
 Example:
     python scripts/convert_cogact_to_zarr.py --input data/raw/trajectories --output data/zarr/out.zarr \
@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from diffusion_policy.dataset.image_codecs import LEVELS
 
     add = parser.add_argument
-    add("--input", "--input_dir", required=True, help="folder that holds episode_0000/ and so on, or s3://BUCKET/...")
+    add("--input", "--input_dir", required=True, help="folder that holds episode_0000/ and so on, or a "
+        "LeRobot dataset's (meta/info.json); or s3://BUCKET/...")  # fmt: skip
     add("--output", "--output_zarr", required=True, help="dataset to make, or s3://BUCKET/...; refused if it exists")
     add(
         "--scratch", type=Path, metavar="DIR", help="unfinished work for an output that is a URL (default: in ~/.cache)"
@@ -51,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(flag, choices=choices, default=choices[0], help=f"{meaning} (default: {choices[0]})")
     add_gripper_scale(parser)
     add_timestamps(parser)
+    add("--mapping", metavar="FILE", help="what the columns of a LeRobot dataset are: a file, or a name in "
+        "config/recordings (default: told by their names, else the file to fill in is printed)")  # fmt: skip
     add("--split-at-gap", type=float, metavar="SECONDS", help="where steps are further apart than this, an episode "
         "becomes two (default: gaps are left in)")  # fmt: skip
     add("--gripper-lead", type=int, default=0, metavar="STEPS", help="bring the gripper's command forward (default: 0)")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from diffusion_policy import __version__
 from diffusion_policy.convert.existing import HEMISPHERE, ExistingDataset
 from diffusion_policy.convert.frames import look_again
-from diffusion_policy.convert.ledger import ConversionReport, EpisodeEntry
+from diffusion_policy.convert.ledger import ConversionReport, EpisodeEntry, told_of
 from diffusion_policy.convert.placement import leave_frames, place_frames, put_in_place
 from diffusion_policy.convert.publication import Progress, publish
 from diffusion_policy.convert.quaternions import majority_hemisphere, turn_towards
@@ -39,8 +39,6 @@ from diffusion_policy.dataset.content_hash import (
 from diffusion_policy.dataset.image_codecs import DECODER
 from diffusion_policy.dataset.replay_buffer import (
     ACTION_KEY,
-    GRIPPER_KEY,
-    POSE_KEY,
     SEMANTICS,
     TIMESTAMP_KEY,
     ArrayLayout,
@@ -49,12 +47,12 @@ from diffusion_policy.dataset.replay_buffer import (
     low_dim_layout,
 )
 from diffusion_policy.places import is_remote, place
-from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, ActionLayout, action_semantics
+from diffusion_policy.recording import ArrayNames
+from diffusion_policy.spec import ActionLayout, action_semantics
 
 TOOL = {"name": "diffusion-policy", "version": __version__, "decoder": DECODER}
-# Of the arrays that hold a pose.
-LAYOUTS = {POSE_KEY: ActionLayout.of(POSE), ACTION_KEY: ActionLayout.of(POSE_GRIPPER)}
 Rows = Mapping[str, NDArray[Any]]
+# (4,) of one arm, else (R, 4), a row for each rotation of the action.
 Hemisphere = NDArray[np.float64]
 
 
@@ -70,8 +68,7 @@ def assemble(
     Raises:
         PlaceError: its place is a URL whose store cannot be reached; the dataset can be sent there later.
     """
-    target = settings.partial / "dataset"
-    shutil.rmtree(target, ignore_errors=True)
+    shutil.rmtree(settings.partial / "dataset", ignore_errors=True)
     writer = _Writer(_create(staged, settings, existing), staged[0].cameras)
     episodes: list[Mapping[str, Any]] = []
     entries: list[EpisodeEntry] = []
@@ -79,10 +76,12 @@ def assemble(
         writer.add_existing(existing.buffer)
         episodes += existing.episodes
         entries += existing.report.episodes
-    hemisphere = _hemisphere(staged, settings, existing)
+    names = staged[0].names
+    layouts = _layouts(names)
+    hemisphere = _hemisphere(staged, layouts, settings, existing)
     added: list[EpisodeEntry] = []
     for episode in staged:
-        rows, flipped = _turn(episode.rows(), hemisphere)
+        rows, flipped = _turn(episode.rows(), layouts, hemisphere)
         lengths = [end - start for start, end in episode.entry.kept]
         first = writer.n_rows
         writer.add(rows, {camera: episode.frames(camera) for camera in episode.cameras}, lengths)
@@ -96,32 +95,43 @@ def assemble(
         settings=settings.as_json(),
         tool=TOOL,
         content_sha256=content_sha256([episode[EPISODE_HASH] for episode in episodes]),
+        account=settings.recordings.account,
     )
     writer.buffer.root.attrs.update(
         {
-            SEMANTICS: action_semantics(POSE_GRIPPER),
+            SEMANTICS: action_semantics(names.action, names.units),
             CONTENT_HASH: report.content_sha256,
             EPISODES: [dict(episode) for episode in episodes],
             HEMISPHERE: None if hemisphere is None else hemisphere.tolist(),
             CONVERSION: json.loads(json.dumps(report.as_json())),
         }
     )
+    _give_name(report, settings, on_progress)
+    return report
+
+
+def _give_name(report: ConversionReport, settings: ConversionSettings, on_progress: Progress | None) -> None:
+    """Put the dataset, which is whole, and its ledger in their places."""
     if is_remote(settings.output):
         publish(settings, report.as_json(), on_progress)
     else:
         write_json(settings.ledger_file, report.as_json())
-        put_in_place(target, settings)
-    return report
+        put_in_place(settings.partial / "dataset", settings)
 
 
-def layouts(cameras: Sequence[str], settings: ConversionSettings) -> dict[str, ArrayLayout]:
-    """The arrays of a dataset with these cameras."""
+def _layouts(names: ArrayNames) -> dict[str, ActionLayout]:
+    """What the numbers of each array with a rotation are."""
+    found = {key: ActionLayout.of(of, names.units) for key, of in {**names.states, ACTION_KEY: names.action}.items()}
+    return {key: layout for key, layout in found.items() if layout.labels("rotation")}
+
+
+def arrays_of(cameras: Sequence[str], names: ArrayNames, settings: ConversionSettings) -> dict[str, ArrayLayout]:
+    """The arrays of a dataset with these cameras and names."""
     width, height = settings.resolution
     return {
         **{camera: image_layout(width, height, settings.codec, settings.shard) for camera in cameras},
-        POSE_KEY: low_dim_layout(POSE),
-        GRIPPER_KEY: low_dim_layout((GRIPPER,)),
-        ACTION_KEY: low_dim_layout(POSE_GRIPPER),
+        **{key: low_dim_layout(of) for key, of in names.states.items()},
+        ACTION_KEY: low_dim_layout(names.action),
         TIMESTAMP_KEY: ArrayLayout((), np.float64),
     }
 
@@ -131,33 +141,50 @@ def _create(
 ) -> ReplayBuffer:
     """The empty dataset, with room for everything."""
     n_steps = sum(episode.entry.n_kept for episode in staged) + (existing.buffer.n_steps if existing else 0)
-    arrays = layouts(staged[0].cameras, settings)
+    arrays = arrays_of(staged[0].cameras, staged[0].names, settings)
     target = settings.partial / "dataset"
     return ReplayBuffer.create(target, arrays, zarr_format=settings.zarr_format, n_steps=n_steps)
 
 
 def _hemisphere(
-    staged: Sequence[StagedEpisode], settings: ConversionSettings, existing: ExistingDataset | None
+    staged: Sequence[StagedEpisode],
+    layouts: Mapping[str, ActionLayout],
+    settings: ConversionSettings,
+    existing: ExistingDataset | None,
 ) -> Hemisphere | None:
     """Where quaternions are turned to: as in the dataset that is there, else where most of them lie already."""
-    if settings.quaternion_sign == "keep":
+    if settings.quaternion_sign == "keep" or not layouts:
         return None
     if existing is not None:
         return existing.hemisphere
-    return majority_hemisphere(
-        layout.rotations(rows[key])[:, 0] for rows in _all_rows(staged) for key, layout in LAYOUTS.items()
-    )
+    arms = {arm: None for layout in (layouts.get(ACTION_KEY), *layouts.values()) if layout for arm in _arms(layout)}
+    found = [
+        majority_hemisphere(
+            layout.rotations(rows[key])[:, _arms(layout).index(arm)]
+            for rows in _all_rows(staged)
+            for key, layout in layouts.items()
+            if arm in _arms(layout)
+        )
+        for arm in arms
+    ]
+    return found[0] if len(found) == 1 else np.stack(found)
+
+
+def _arms(layout: ActionLayout) -> tuple[str, ...]:
+    return layout.labels("rotation")
 
 
 def _all_rows(staged: Sequence[StagedEpisode]) -> Iterator[Rows]:
     return (episode.rows() for episode in staged)
 
 
-def _turn(rows: Rows, hemisphere: Hemisphere | None) -> tuple[Rows, dict[str, int]]:
+def _turn(
+    rows: Rows, layouts: Mapping[str, ActionLayout], hemisphere: Hemisphere | None
+) -> tuple[Rows, dict[str, int]]:
     """The rows with the dataset's quaternion signs, and how many each array had flipped."""
     if hemisphere is None:
         return rows, {}
-    turned = {key: turn_towards(rows[key], layout, hemisphere) for key, layout in LAYOUTS.items()}
+    turned = {key: turn_towards(rows[key], layout, hemisphere) for key, layout in layouts.items()}
     return {**rows, **{key: poses for key, (poses, _) in turned.items()}}, {key: n for key, (_, n) in turned.items()}
 
 
@@ -189,7 +216,7 @@ def _describe(episode: StagedEpisode, rows: Rows, digests: Mapping[str, NDArray[
         frames = {camera: [digest.tobytes() for digest in found[part]] for camera, found in digests.items()}
         hashes = {EPISODE_HASH: episode_sha256(numbers, frames), ARRAY_HASHES: array_sha256(numbers, frames)}
         named = {"name": episode.entry.name, "number": episode.entry.number, "recording": episode.entry.recording}
-        described.append({**named, "steps": [start, end], **hashes})
+        described.append({**named, "steps": [start, end], **told_of(episode.entry.told, start, end), **hashes})
     return described
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from diffusion_policy.convert.ledger import ConversionReport, report_from_json
 from diffusion_policy.convert.settings import ConversionError, ConversionSettings
 from diffusion_policy.dataset.content_hash import CONVERSION, EPISODES
-from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.dataset.replay_buffer import ACTION_KEY, ReplayBuffer
+from diffusion_policy.recording import ArrayNames
 
 # Attribute of a dataset's root, beside its semantics and its hashes.
 HEMISPHERE = "quaternion_hemisphere"
@@ -27,7 +28,7 @@ class ExistingDataset:
         buffer: the dataset, read-only.
         report: its ledger.
         episodes: one mapping per episode: name, number, steps and hash.
-        hemisphere: (4,) that its quaternions point to; None if their signs were kept.
+        hemisphere: (4,) that its quaternions point to, (R, 4) of several arms; None if their signs were kept.
     """
 
     buffer: ReplayBuffer
@@ -62,8 +63,22 @@ class ExistingDataset:
         Raises:
             ConversionError: names the settings that differ.
         """
-        wanted = {**settings.content(), "quaternion_sign": settings.quaternion_sign}
+        wanted = {"mapping": None, **settings.content(), "quaternion_sign": settings.quaternion_sign}
         differing = [key for key, value in wanted.items() if self.report.settings.get(key) != value]
         if differing:
             found = {key: self.report.settings.get(key) for key in differing}
             raise ConversionError(f"{settings.output} was made with other settings: {found}; append with the same ones")
+
+    def check_same_names(self, names: ArrayNames, source: Path) -> None:
+        """Refuse to add recordings whose arrays are others.
+
+        Raises:
+            ConversionError: names the array that differs.
+        """
+        for key, wanted in {**names.states, ACTION_KEY: names.action}.items():
+            found = self.buffer.names(key) if key in self.buffer else ()
+            if found != wanted:
+                raise ConversionError(
+                    f"{source}: data/{key} is {', '.join(wanted)}; {self.buffer.where} has "
+                    f"{', '.join(found) or 'no such array'}: convert it to a dataset of its own"
+                )

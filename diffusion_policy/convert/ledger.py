@@ -92,6 +92,15 @@ def entry_as_json(entry: EpisodeEntry) -> dict[str, Any]:
     return written
 
 
+def told_of(told: Mapping[str, Any], start: int, end: int) -> dict[str, Any]:
+    """What a recording tells of its steps `start` to `end`, interventions counted from `start`."""
+    found = dict(told)
+    if "interventions" in found:
+        inside = ((max(first, start), min(last, end)) for first, last in found["interventions"])
+        found["interventions"] = [[first - start, last - start] for first, last in inside if first < last]
+    return found
+
+
 def entry_from_json(value: Mapping[str, Any]) -> EpisodeEntry:
     """The inverse of `entry_as_json` through JSON."""
     read = dict(value)
@@ -119,6 +128,8 @@ class ConversionReport:
         settings: how it was made.
         tool: name and version of what made it.
         content_sha256: of everything in the dataset.
+        account: what is said of the input as a whole: its format, and what of it is left out; empty of folders of
+            trajectories, all of which becomes part of the dataset.
     """
 
     output: Path
@@ -126,6 +137,7 @@ class ConversionReport:
     settings: Mapping[str, Any]
     tool: Mapping[str, str]
     content_sha256: str
+    account: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def kept(self) -> tuple[EpisodeEntry, ...]:
@@ -171,6 +183,7 @@ class ConversionReport:
             "totals": self.totals(),
             "content_sha256": self.content_sha256,
             "episodes": [entry_as_json(entry) for entry in self.episodes],
+            **({"recordings": dict(self.account)} if self.account else {}),
         }
 
     def table(self) -> RenderableType:
@@ -186,6 +199,7 @@ class ConversionReport:
         if totals["gaps_split"]:
             lines.append(f"gaps at which an episode was split: {totals['gaps_split']}")
         lines += [f"frames accepted with a note: {n} with {what}" for what, n in totals["frames_noted"].items()]
+        lines += [f"not carried along: {name}: {why}" for name, why in self.account.get("left_out", {}).items()]
         measured = [value for entry in self.kept for value in entry.psnr_db.values()]
         if measured:
             lines.append(f"lowest PSNR against the exact frame: {min(measured):.1f} dB")
@@ -205,6 +219,7 @@ def report_from_json(output: Path, value: Mapping[str, Any]) -> ConversionReport
         settings=value["settings"],
         tool=value["tool"],
         content_sha256=value["content_sha256"],
+        account=value.get("recordings", {}),
     )
 
 

@@ -34,10 +34,16 @@ def majority_hemisphere(quaternions: Iterable[NDArray[np.floating]]) -> NDArray[
 def turn_towards(
     poses: NDArray[np.float32], layout: ActionLayout, hemisphere: NDArray[np.float64]
 ) -> tuple[NDArray[np.float32], int]:
-    """Poses (N, D) of one arm with continuous quaternion signs on the side of `hemisphere`, and how many flipped."""
-    recorded = layout.rotations(poses)[:, 0]
-    aligned = align_quaternion_signs(recorded)
-    if (aligned @ hemisphere).sum() < 0:
-        aligned = -aligned
-    turned = layout.replaced(poses, rotations=aligned[:, None]).astype(poses.dtype)
-    return turned, int((np.einsum("ij,ij->i", aligned, recorded) < 0).sum())
+    """Poses with continuous quaternion signs, each rotation on the side of its hemisphere, and how many flipped.
+
+    Args:
+        poses: (N, D).
+        layout: of its D numbers; R of its rotations.
+        hemisphere: (4,) of one rotation, or (R, 4).
+    """
+    recorded = layout.rotations(poses)
+    sides = np.broadcast_to(hemisphere, recorded.shape[1:])
+    aligned = np.stack([align_quaternion_signs(recorded[:, i]) for i in range(len(sides))], axis=1)
+    aligned = np.where(np.einsum("nri,ri->r", aligned, sides)[:, None] < 0, -aligned, aligned)
+    turned = layout.replaced(poses, rotations=aligned).astype(poses.dtype)
+    return turned, int((np.einsum("nri,nri->nr", aligned, recorded) < 0).sum())

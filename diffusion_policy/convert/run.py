@@ -69,6 +69,8 @@ def convert(
     found = survey(settings, existing.report.kept if existing else ())
     if existing is not None and not found.plans:
         return existing.report
+    if existing is not None:
+        existing.check_same_names(found.plans[0].names, settings.source)
     staging = Staging(settings)
     try:
         with staging.open(), _workers(settings, executor) as workers:

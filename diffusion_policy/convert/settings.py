@@ -17,7 +17,7 @@ from diffusion_policy.dataset.replay_buffer import ZARR_FORMATS
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.places import is_remote, local_cache, place
-from diffusion_policy.recording import Recordings, open_recordings
+from diffusion_policy.recording import Recordings, open_recordings, read_mapping
 from diffusion_policy.timestamps import parse_timestamps
 
 CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -66,6 +66,8 @@ class ConversionSettings:
             names it; the dataset holds 0 (closed) to 1 (open).
         timestamps: what time stamps are recorded in where that is not seconds, as ``--timestamps`` names it; the
             dataset holds seconds.
+        mapping: file, or name of one that comes with this package, that says what the columns of recordings are whose
+            format names them; read from their names by default.
         split_at_gap: seconds from a step to the next beyond which an episode becomes two; None leaves gaps in.
         overwrite: replace an existing dataset, once the new one is complete.
         resume: go on with an unfinished conversion to the same output.
@@ -92,6 +94,7 @@ class ConversionSettings:
     gripper_lead: int = 0
     gripper_scale: str | None = None
     timestamps: str | None = None
+    mapping: str | None = None
     split_at_gap: float | None = None
     overwrite: bool = False
     resume: bool = False
@@ -132,7 +135,14 @@ class ConversionSettings:
     @cached_property
     def recordings(self) -> Recordings:
         """What the source holds, read as these settings say; see `open_recordings`."""
-        return open_recordings(self.source, gripper_scale=self.gripper_scale, timestamps=self.timestamps)
+        return open_recordings(
+            self.source, gripper_scale=self.gripper_scale, timestamps=self.timestamps, mapping=self.mapping
+        )
+
+    @cached_property
+    def mapping_content(self) -> dict[str, Any]:
+        """The mapping as plain JSON, under its name among the settings; nothing without one."""
+        return {} if self.mapping is None else {"mapping": read_mapping(self.mapping).content}
 
     @property
     def n_workers(self) -> int:
@@ -167,6 +177,7 @@ class ConversionSettings:
             "gripper_scale": self.gripper_scale,
             "timestamps": self.timestamps,
             "split_at_gap": self.split_at_gap,
+            **self.mapping_content,
         }
 
     def as_json(self) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def finished_episodes(settings: ConversionSettings) -> int | None:
 def _differing(file: Path, settings: ConversionSettings) -> list[str]:
     """Names of the settings in which unfinished work and a conversion differ."""
     found, content = json.loads(file.read_text(encoding="utf-8")), settings.content()
-    return [key for key in content if found.get(key) != content[key]]
+    return [key for key in {**found, **content} if found.get(key) != content.get(key)]
 
 
 class Staging:

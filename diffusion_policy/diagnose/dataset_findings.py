@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from diffusion_policy.commands import command
 from diffusion_policy.convert.survey import ACCEPT_MIXED
-from diffusion_policy.dataset.replay_buffer import IMAGE_KEY, TIMESTAMP_KEY
+from diffusion_policy.dataset.replay_buffer import IMAGE_KEY, POSE_KEY, TIMESTAMP_KEY
 from diffusion_policy.diagnose.dataset_evidence import EXPECTED_KEYS, DatasetEvidence
 from diffusion_policy.diagnose.findings import Finding, ok, run_checks
 from diffusion_policy.diagnose.unit_findings import (
@@ -17,7 +17,7 @@ from diffusion_policy.diagnose.unit_findings import (
     reconvert,
 )
 from diffusion_policy.images import mixture
-from diffusion_policy.spec import SpecError, action_semantics, check_semantics
+from diffusion_policy.spec import SpecError, action_semantics, arms_of, check_semantics
 
 # The robot executes one action in 0.1 s.
 CONTROL_SECONDS = 0.1
@@ -53,7 +53,9 @@ def size(data: DatasetEvidence) -> Finding:
 
 def arrays(data: DatasetEvidence) -> Finding:
     """Whether the arrays that training reads are there."""
-    missing = [key for key in EXPECTED_KEYS if key not in data.keys]
+    arms = arms_of(data.action_names)
+    by_joints = any(arm.joints for arm in arms) and not any(arm.has_pose for arm in arms)
+    missing = [key for key in EXPECTED_KEYS if key not in data.keys and not (by_joints and key == POSE_KEY)]
     cameras = [key for key in data.keys if key not in (*EXPECTED_KEYS, TIMESTAMP_KEY)]
     if missing == [IMAGE_KEY] and cameras:
         evidence = f"the cameras are called {', '.join(cameras)}"

@@ -3,6 +3,8 @@
     contract    what a recording is: arrays, frames, content hash, what it says of its numbers, tasks and flags
     opening     the format of an input, told by looking at it
     cogact      CogACT trajectories (a folder an episode; `trajectory` opens and checks them)
+    lerobot     LeRobot datasets, v3.0 and v2.1
+    mapping     what somebody says of columns whose names do not say it; `mapped` and `scales` apply it
 
 No stage behind this room knows a format. A further one is a module that offers `contract.Recordings`, named in
 `opening`. Inputs are only read.
@@ -17,6 +19,7 @@ from diffusion_policy.recording.contract import (
     Told,
     image_runs,
 )
+from diffusion_policy.recording.mapping import read_mapping
 from diffusion_policy.recording.opening import open_recordings
 
 __all__ = [
@@ -28,4 +31,5 @@ __all__ = [
     "Told",
     "image_runs",
     "open_recordings",
+    "read_mapping",
 ]

@@ -1,0 +1,252 @@
+"""Frames of a LeRobot dataset: of videos, decoded one after the other, and of pictures in a parquet column."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+
+from diffusion_policy.images import MAX_PIXELS
+from diffusion_policy.places import is_remote, reaching
+from diffusion_policy.recording.contract import Picture
+from diffusion_policy.recording.errors import RecordingError
+from diffusion_policy.recording.lerobot.tables import COPY_AGAIN, column_names, opened
+from diffusion_policy.spec import ImageArray
+
+# FFmpeg is told what a file is: one that is something else in truth, such as a playlist of other files, is refused.
+_CONTAINER = "mp4"
+# Packets of a video that stand for its content.
+_SAMPLED_PACKETS = 4
+_ROWS_AT_A_TIME = 32
+# Part of a step that time stamps of one frame differ by: those of steps are float32.
+_SAME_TIME = 1e-3
+
+
+@contextmanager
+def opened_video(file: Path) -> Iterator[Any]:
+    """The container of an mp4, by PyAV; its errors, also those of decoding, name the file.
+
+    Raises:
+        RecordingError: it is absent, cut, damaged, no mp4, or has no picture that may be decoded.
+        PlaceError: its store cannot be reached.
+    """
+    try:
+        with reaching(file), file.open("rb") if is_remote(file) else _nothing() as stream:
+            source = f"file:{file.absolute()}" if stream is None else stream
+            with av.open(source, mode="r", format=_CONTAINER) as container:
+                if not container.streams.video:
+                    raise RecordingError(f"{file}: holds no video: {COPY_AGAIN}")
+                video = container.streams.video[0]
+                video.codec_context.thread_count = 1
+                if not 0 < video.width * video.height <= MAX_PIXELS:
+                    raise RecordingError(
+                        f"{file}: {video.width}x{video.height} pixels; at most {MAX_PIXELS} are decoded: {COPY_AGAIN}"
+                    )
+                yield container
+    except (av.error.FFmpegError, ValueError, EOFError, MemoryError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise RecordingError(f"{file}: cannot be decoded ({said}): {COPY_AGAIN}") from error
+    except OSError as error:
+        raise RecordingError(f"{file}: cannot be read ({error.strerror or error}): {COPY_AGAIN}") from error
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield None
+
+
+@dataclass(frozen=True)
+class VideoFrames:
+    """Frames of a video at given times, found by the nearest time stamp.
+
+    Attributes:
+        file: an mp4.
+        times: (n,) seconds in the file, increasing.
+        steps: (n,) of the episode, for messages.
+        period: seconds from a step to the next; a frame further than half of it from its time is none.
+    """
+
+    file: Path
+    times: tuple[float, ...]
+    steps: tuple[int, ...]
+    period: float
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def pictures(self) -> Iterator[Picture]:
+        """The frames, decoded from the key frame before the first on; see `recording.contract.Frames`."""
+        with opened_video(self.file) as container:
+            video = container.streams.video[0]
+            _seek(container, video, self.times[0])
+            wanted = _Wanted(self, video.width, video.height)
+            for frame in container.decode(video):
+                yield from wanted.up_to(frame, _seconds(frame, video))
+                if wanted.is_complete:
+                    return
+            yield from wanted.rest()
+
+    def at(self, steps: Sequence[int]) -> VideoFrames:
+        """Those of some steps; increasing."""
+        return replace(self, times=tuple(self.times[step] for step in steps), steps=tuple(steps))
+
+    def sample_sha256(self) -> str:
+        """Of the first packets from the first frame's time on, as they are encoded."""
+        digest = hashlib.sha256()
+        with opened_video(self.file) as container:
+            video = container.streams.video[0]
+            _seek(container, video, self.times[0])
+            found = 0
+            for packet in container.demux(video):
+                if packet.pts is None or packet.pts * video.time_base < self.times[0] - self.period / 2:
+                    continue
+                digest.update(bytes(packet))
+                found += 1
+                if found == _SAMPLED_PACKETS:
+                    break
+        return digest.hexdigest()
+
+
+def _seek(container: Any, video: Any, seconds: float) -> None:
+    if seconds > 0:
+        container.seek(int(seconds / video.time_base), stream=video, backward=True)
+
+
+def _seconds(frame: Any, video: Any) -> float | None:
+    return None if frame.pts is None else float(frame.pts * video.time_base)
+
+
+class _Wanted:
+    """Chooses for each wanted time the nearer of two neighboring frames, and turns only those into pixels."""
+
+    def __init__(self, frames: VideoFrames, width: int, height: int) -> None:
+        self._frames = frames
+        self._size = (width, height)
+        self._next = 0
+        self._before: tuple[Any, float] | None = None
+        self._picture: tuple[float, Picture] | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every frame was found."""
+        return self._next == len(self._frames.times)
+
+    def up_to(self, frame: Any, seconds: float | None) -> Iterator[Picture]:
+        """The pictures that are known once this frame was decoded."""
+        if seconds is None or (self._before is not None and seconds <= self._before[1]):
+            return
+        times = self._frames.times
+        while not self.is_complete and times[self._next] <= seconds:
+            before, wanted = self._before, times[self._next]
+            is_nearer = before is not None and wanted - before[1] < seconds - wanted
+            chosen, at = before if before is not None and is_nearer else (frame, seconds)
+            yield self._found(chosen, at)
+        self._before = (frame, seconds)
+        # What is at its time within a part of a step needs no look at the next one.
+        while not self.is_complete and 0 < times[self._next] - seconds < _SAME_TIME * self._frames.period:
+            yield self._found(frame, seconds)
+
+    def rest(self) -> Iterator[Picture]:
+        """The pictures of the last frame.
+
+        Raises:
+            RecordingError: the video ends before.
+        """
+        while not self.is_complete:
+            if self._before is None:
+                raise RecordingError(f"{self._frames.file}: no frame can be decoded: {COPY_AGAIN}")
+            yield self._found(*self._before)
+
+    def _found(self, frame: Any, at: float) -> Picture:
+        wanted, step = self._frames.times[self._next], self._frames.steps[self._next]
+        if abs(wanted - at) > self._frames.period / 2:
+            raise RecordingError(
+                f"{self._frames.file}: no frame at {wanted:.4f} s, which step {step} shows; the nearest is at {at:.4f} "
+                f"s: the video is cut, or its time stamps are not those of the steps: {COPY_AGAIN}"
+            )
+        self._next += 1
+        if self._picture is None or self._picture[0] != at:
+            name = self._frames.file.with_name(f"{self._frames.file.name}#{at:.4f}s")
+            self._picture = (at, Picture(name, self._rgb(frame)))
+        return self._picture[1]
+
+    def _rgb(self, frame: Any) -> ImageArray:
+        if frame.is_corrupt:
+            raise RecordingError(f"{self._frames.file}: a frame that is shown is damaged inside: {COPY_AGAIN}")
+        if (frame.width, frame.height) != self._size:
+            raise RecordingError(
+                f"{self._frames.file}: a frame is {frame.width}x{frame.height} pixels amid ones of {self._size[0]}x"
+                f"{self._size[1]}: record the camera again, or convert without this episode"
+            )
+        return np.asarray(frame.to_ndarray(format="rgb24"))
+
+
+@dataclass(frozen=True)
+class ColumnPictures:
+    """Encoded pictures in a parquet column of {bytes, path}.
+
+    Attributes:
+        file: of the rows.
+        column: of the camera.
+        rows: (n,) of the file, increasing.
+    """
+
+    file: Path
+    column: str
+    rows: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def pictures(self) -> Iterator[Picture]:
+        """The pictures, in order; see `recording.contract.Frames`."""
+        waiting = list(self.rows)
+        with opened(self.file) as parquet:
+            if self.column not in column_names(parquet):
+                raise RecordingError(f"{self.file}: has no column {self.column!r}, which meta/info.json declares")
+            for first, batch in _batches(parquet, self.column, self.rows[0], self.rows[-1]):
+                while waiting and waiting[0] < first + len(batch):
+                    yield self._picture(batch, waiting[0], waiting.pop(0) - first)
+                if not waiting:
+                    return
+        raise RecordingError(f"{self.file}: ends before row {waiting[0]}: {COPY_AGAIN}")
+
+    def at(self, steps: Sequence[int]) -> ColumnPictures:
+        """Those of some steps; increasing."""
+        return replace(self, rows=tuple(self.rows[step] for step in steps))
+
+    def sample_sha256(self) -> str:
+        """Of the first picture."""
+        picture = next(ColumnPictures(self.file, self.column, self.rows[:1]).pictures())
+        assert isinstance(picture.content, bytes)
+        return hashlib.sha256(picture.content).hexdigest()
+
+    def _picture(self, batch: Any, row: int, at: int) -> Picture:
+        value = batch[at].as_py()
+        content = value.get("bytes") if isinstance(value, dict) else None
+        if not isinstance(content, bytes):
+            raise RecordingError(
+                f"{self.file}: column {self.column!r} has no picture in row {row}; expected bytes of a PNG or JPEG: "
+                "embed the pictures in the dataset"
+            )
+        return Picture(self.file.with_name(f"{self.file.name}#{self.column}[{row}]"), content)
+
+
+def _batches(parquet: Any, column: str, first: int, last: int) -> Iterator[tuple[int, Any]]:
+    """Batches of a column from the row group of row `first` to that of row `last`, each with its first row."""
+    start = 0
+    for group in range(parquet.metadata.num_row_groups):
+        n_rows = parquet.metadata.row_group(group).num_rows
+        if start <= last and start + n_rows > first:
+            at = start
+            for batch in parquet.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=[column], use_threads=False):
+                yield at, batch.column(0)
+                at += batch.num_rows
+        start += n_rows

@@ -1,0 +1,203 @@
+"""What the features of a LeRobot dataset mean: said by a mapping, or by their names; asked for where neither says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from diffusion_policy.recording.lerobot.info import DEFAULTS, Feature, Info
+from diffusion_policy.recording.mapping import (
+    FLAG,
+    UNDECIDED,
+    MappingError,
+    RecordingMapping,
+    mapping_of,
+    ready_mappings,
+)
+from diffusion_policy.spec import GRIPPER, INTERVENTION, POSE, ActionLayout, SpecError
+from diffusion_policy.trajectory import SINGLE_CAMERA
+
+ACTIONS = ("action", "actions")
+STATES = ("observation.state", "state")
+SUCCESS = ("next.success", "is_episode_successful")
+"""Flags of a step from which an episode's success is told."""
+_MOTOR = ".pos"
+_EPISODE_FLAGS = ("next.done", "next.truncated", "next.reward", "is_first", "is_last", "is_terminal", "reward", "done")
+_NOT_READ = "no entry of the mapping reads it"
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What is read of a dataset.
+
+    Attributes:
+        mapping: of its numbers.
+        cameras: feature by name in the dataset.
+        flags: features of success and intervention.
+        left_out: features that do not become part of the dataset, and why.
+    """
+
+    mapping: RecordingMapping
+    cameras: Mapping[str, str]
+    flags: tuple[str, ...]
+    left_out: Mapping[str, str]
+
+
+def features_of(info: Info) -> dict[str, tuple[str, ...] | int]:
+    """The vectors among the features: names of the numbers, or how many there are where they have no names."""
+    return {
+        name: feature.names if len(feature.names) == feature.width else feature.width
+        for name, feature in info.features.items()
+        if feature.is_vector and name not in DEFAULTS
+    }
+
+
+def meaning_of(info: Info, mapping: RecordingMapping | None) -> Meaning:
+    """What is read of a dataset, by a mapping or by the names of its features.
+
+    Raises:
+        MappingError: names do not say enough; the mapping to fill in is printed. Or there is no color camera.
+    """
+    mapping = mapping or _by_names(info)
+    cameras = _cameras(info, mapping)
+    flags = tuple(name for name in (INTERVENTION, *SUCCESS) if name in info.features and info.features[name].width == 1)
+    used = {*mapping.features, *cameras.values(), *flags, *DEFAULTS}
+    left_out = {name: _why(feature) for name, feature in info.features.items() if name not in used}
+    return Meaning(mapping, cameras, flags, left_out)
+
+
+def _cameras(info: Info, mapping: RecordingMapping) -> dict[str, str]:
+    colored = [name for name, feature in info.features.items() if feature.is_camera and not feature.is_depth]
+    if mapping.cameras is not None:
+        bad = [feature for feature in mapping.cameras if feature not in colored]
+        if bad:
+            raise MappingError(
+                f"{info.file}: the mapping's camera {bad[0]!r} is no color camera; there are {', '.join(colored)}"
+            )
+        return {name: feature for feature, name in mapping.cameras.items()}
+    if not colored:
+        raise MappingError(f"{info.file}: has no color camera; a policy needs one: record with a camera")
+    if len(colored) == 1:
+        return {SINGLE_CAMERA: colored[0]}
+    short = [name.rsplit(".", 1)[-1] for name in colored]
+    return dict(zip(short if len(set(short)) == len(short) else colored, colored, strict=True))
+
+
+def _why(feature: Feature) -> str:
+    if feature.is_depth:
+        return "a camera of distances: policies here read colors"
+    if feature.is_camera:
+        return "the mapping does not list this camera"
+    if feature.dtype == "language" or feature.dtype == "string":
+        return "language: policies here read none; tasks are in the ledger"
+    if feature.name in _EPISODE_FLAGS:
+        return "a flag that the end of an episode tells, too"
+    return _NOT_READ
+
+
+def _by_names(info: Info) -> RecordingMapping:
+    """The mapping that the names of `action` and `observation.state` say.
+
+    Raises:
+        MappingError: they do not say enough.
+    """
+    content: dict[str, Any] = {}
+    for entry, candidates in (("action", ACTIONS), ("state", STATES)):
+        feature = next((info.features[name] for name in candidates if name in info.features), None)
+        if feature is None and entry == "state":
+            continue
+        said = None if feature is None else _said_by_names(feature)
+        if said is None:
+            raise MappingError(_question(info))
+        content[entry] = said
+    return mapping_of(content, str(info.file))
+
+
+def _said_by_names(feature: Feature) -> dict[str, Any] | None:
+    """Arms and their parts where every name is one of this project's with a unit of its own; else None."""
+    if len(feature.names) != feature.width or not feature.is_vector:
+        return None
+    try:
+        layout = ActionLayout.of(feature.names)
+    except SpecError:
+        return None
+    known: dict[str, Any] = {}
+    n_known = 0
+    for arm in layout.arms:
+        if arm.joints or (arm.rotation and arm.representation != "quaternion"):
+            return None
+        parts: dict[str, Any] = {}
+        if arm.position:
+            parts["position"] = {"columns": [feature.names[i] for i in arm.position], "unit": "m"}
+        if arm.rotation:
+            parts["rotation"] = {"columns": [feature.names[i] for i in arm.rotation], "as": "quaternion_xyzw"}
+        if arm.gripper:
+            parts["gripper"] = {"columns": [feature.names[i] for i in arm.gripper]}
+        n_known += len(arm.position) + len(arm.rotation) + len(arm.gripper)
+        known[arm.name] = {kind: {"feature": feature.name, **part} for kind, part in parts.items()}
+    if n_known != feature.width:
+        return None
+    return known[""] if set(known) == {""} else known
+
+
+def _question(info: Info) -> str:
+    """The error that prints the mapping to fill in."""
+    vectors = {name: feature for name, feature in info.features.items() if name in features_of(info)}
+    content = {
+        "action": _guess(vectors, ACTIONS, "action"),
+        "state": _guess(vectors, STATES, "state"),
+    }
+    printed = yaml.safe_dump(
+        {key: value for key, value in content.items() if value}, sort_keys=False, default_flow_style=None, width=100
+    )
+    there = "; ".join(
+        f"{name}: {', '.join(feature.names) if len(feature.names) == feature.width else f'{feature.width} numbers'}"
+        for name, feature in vectors.items()
+    )
+    return (
+        f"{info.file}: names of features do not say what their numbers are ({there}). Say it with {FLAG} FILE, where "
+        f"FILE is this text with an answer for each {UNDECIDED!r} (docs/data.md), or with {FLAG} NAME of a known "
+        f"robot's ({', '.join(ready_mappings())}):\n\n{printed}"
+    )
+
+
+def _guess(vectors: Mapping[str, Feature], candidates: tuple[str, ...], word: str) -> dict[str, Any]:
+    """Parts of the likeliest feature, with what its names do not say left open."""
+    likely = [name for name in candidates if name in vectors] or [name for name in vectors if word in name]
+    if not likely:
+        return {}
+    feature = vectors[likely[0]]
+    columns: list[str | int] = (
+        list(feature.names) if len(feature.names) == feature.width else list(range(feature.width))
+    )
+    grippers = [column for column in columns if isinstance(column, str) and GRIPPER in column.lower()]
+    rest = [column for column in columns if column not in grippers]
+    parts: dict[str, Any] = {}
+    place, turn = _pose_columns(rest)
+    if place:
+        parts["position"] = {"feature": feature.name, "columns": place, "unit": UNDECIDED}
+    if turn:
+        parts["rotation"] = {"feature": feature.name, "columns": turn, "as": UNDECIDED}
+    joints = [column for column in rest if column not in (*place, *turn)]
+    if joints:
+        parts["joints"] = {"feature": feature.name, "columns": joints, "unit": UNDECIDED}
+    if len(grippers) == 1:
+        parts["gripper"] = {"feature": feature.name, "columns": grippers, "scale": UNDECIDED}
+    elif grippers:
+        parts["joints"] = {"feature": feature.name, "columns": columns, "unit": UNDECIDED}
+    return parts
+
+
+def _pose_columns(columns: list[str | int]) -> tuple[list[str | int], list[str | int]]:
+    """Columns that are called as a position and as a rotation are."""
+    place: list[str | int] = [column for column in columns if column in POSE[:3]]
+    if len(place) != len(POSE[:3]):
+        return [], []
+    for names in ({"rx", "ry", "rz"}, {"roll", "pitch", "yaw"}, set(POSE[3:])):
+        turn: list[str | int] = [column for column in columns if column in names]
+        if len(turn) == len(names):
+            return place, turn
+    return place, []

@@ -1,0 +1,164 @@
+"""Parquet files of a dataset: looked at before they are read, so that no file takes more memory than it may."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.commands import install_extra
+from diffusion_policy.places import is_remote, reaching
+from diffusion_policy.recording.errors import RecordingError
+
+COPY_AGAIN = "copy the file again from where it is whole"
+# Rows of a file, numbers of a column in memory, bytes of the texts of a file, and of those in memory at a time.
+_MOST_ROWS, _MOST_NUMBERS, _MOST_TEXT, _MOST_BATCH = 20_000_000, 400_000_000, 256 << 20, 1 << 30
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A parquet file as pyarrow opens it; its errors name the file.
+
+    Raises:
+        RecordingError: pyarrow is not installed, or the file is absent, cut, damaged or too large.
+        PlaceError: its store cannot be reached.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise RecordingError(f"{file}: LeRobot datasets need pyarrow: {install_extra('lerobot')}") from error
+    try:
+        with reaching(file), file.open("rb") if is_remote(file) else open(file, "rb") as stream:
+            found = pq.ParquetFile(stream)
+            if found.metadata.num_rows > _MOST_ROWS:
+                raise RecordingError(
+                    f"{file}: says {found.metadata.num_rows} rows; at most {_MOST_ROWS} are read: {COPY_AGAIN}"
+                )
+            yield found
+    except (pa.ArrowException, EOFError, MemoryError, OverflowError, ValueError) as error:
+        raise RecordingError(f"{file}: cannot be read as parquet ({_first_line(error)}): {COPY_AGAIN}") from error
+    except OSError as error:
+        said = error.strerror or _first_line(error)
+        raise RecordingError(f"{file}: cannot be read ({said}): {COPY_AGAIN}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def column_names(parquet: Any) -> set[str]:
+    """Names of the columns of an opened file."""
+    return set(parquet.schema_arrow.names)
+
+
+def read_numbers(file: Path, widths: Mapping[str, int]) -> dict[str, NDArray[Any]]:
+    """Columns of numbers: (rows,) of those of width 0, (rows, width) of vectors, as they are stored.
+
+    Args:
+        file: a parquet file.
+        widths: numbers of one row, by column; 0 of a plain number.
+
+    Raises:
+        RecordingError: as `opened`; or a column is absent, of another type or width, or has empty places.
+    """
+    with opened(file) as parquet:
+        absent = [name for name in widths if name not in column_names(parquet)]
+        if absent:
+            raise RecordingError(
+                f"{file}: has no column {absent[0]!r}; it has {', '.join(sorted(column_names(parquet))[:20])}"
+            )
+        for name, width in widths.items():
+            _check_size(parquet, name, max(width, 1), file)
+        table = parquet.read(columns=list(widths), use_threads=False)
+        return {name: _numbers(table.column(name), name, width, file) for name, width in widths.items()}
+
+
+def _check_size(parquet: Any, name: str, width: int, file: Path) -> None:
+    """Before a column is read: as many numbers as its rows and its width say."""
+    metadata = parquet.metadata
+    n_values = 0
+    for group in range(metadata.num_row_groups):
+        columns = metadata.row_group(group)
+        chunks = [columns.column(i) for i in range(columns.num_columns)]
+        n_values += sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.split(".list.")[0] == name)
+    if metadata.num_rows * width > _MOST_NUMBERS or n_values > max(metadata.num_rows * width, metadata.num_rows):
+        raise RecordingError(
+            f"{file}: column {name!r} says {n_values} numbers in {metadata.num_rows} rows of {width}; at most "
+            f"{_MOST_NUMBERS}, and {width} a row, are read: {COPY_AGAIN}"
+        )
+
+
+def _numbers(column: Any, name: str, width: int, file: Path) -> NDArray[Any]:
+    import pyarrow as pa
+
+    values = column.combine_chunks()
+    kind = values.type
+    n_rows = len(values)
+    if values.null_count:
+        raise RecordingError(f"{file}: column {name!r} is empty at {values.null_count} of {n_rows} rows: record them")
+    is_list = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind)
+    expected = f"{width} numbers a row" if width else "a number a row"
+    if is_list:
+        values = values.flatten()
+        if len(values) != n_rows * max(width, 1) or not _lengths_are(column, max(width, 1)):
+            raise RecordingError(f"{file}: column {name!r} has rows of other lengths; expected {expected}")
+    elif width > 1:
+        raise RecordingError(f"{file}: column {name!r} is {kind}; expected {expected}, as meta/info.json says")
+    if values.null_count:
+        raise RecordingError(f"{file}: column {name!r} holds {values.null_count} empty numbers: record them")
+    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type)):
+        raise RecordingError(f"{file}: column {name!r} is {kind}; expected {expected}, as meta/info.json says")
+    found = values.to_numpy(zero_copy_only=False)
+    return np.ascontiguousarray(found.reshape(n_rows, width) if width else found.reshape(n_rows))
+
+
+def _lengths_are(column: Any, width: int) -> bool:
+    import pyarrow.compute as pc
+
+    lengths = pc.list_value_length(column)
+    return len(lengths) == 0 or pc.min_max(lengths).as_py() == {"min": width, "max": width}
+
+
+def read_rows(file: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of a small table with texts, such as tasks, as plain values; columns that are not there are left out.
+
+    Raises:
+        RecordingError: as `opened`, or its texts are too large.
+    """
+    with opened(file) as parquet:
+        names = [name for name in parquet.schema_arrow.names if name in columns]
+        # A dictionary may hold one long text that many rows refer to: few rows at a time, so that it is noticed.
+        rows = max(1, min(1024, _MOST_BATCH // max(1, _unpacked(parquet, names, file))))
+        found: list[dict[str, Any]] = []
+        n_signs = 0
+        for batch in parquet.iter_batches(batch_size=rows, columns=names, use_threads=False):
+            plain = batch.to_pylist()
+            n_signs += sum(_signs(value) for row in plain for value in row.values())
+            if n_signs > _MOST_TEXT:
+                raise RecordingError(f"{file}: unpacks to more than {_MOST_TEXT} bytes of text: {COPY_AGAIN}")
+            found += plain
+        return found
+
+
+def _signs(value: Any) -> int:
+    if isinstance(value, list):
+        return sum(map(_signs, value))
+    return len(value) if isinstance(value, str | bytes) else 0
+
+
+def _unpacked(parquet: Any, names: Sequence[str], file: Path) -> int:
+    """Bytes of the largest column chunk of these columns, as its metadata says."""
+    largest, metadata = 0, parquet.metadata
+    for group in range(metadata.num_row_groups):
+        columns = metadata.row_group(group)
+        for chunk in (columns.column(i) for i in range(columns.num_columns)):
+            if chunk.path_in_schema.split(".list.")[0] in names:
+                largest = max(largest, chunk.total_uncompressed_size)
+    if largest > _MOST_TEXT:
+        raise RecordingError(f"{file}: a column unpacks to {largest} bytes; at most {_MOST_TEXT} are read")
+    return largest

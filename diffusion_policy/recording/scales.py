@@ -1,0 +1,82 @@
+"""The scales of a dataset's grippers: declared, of the mapping, or found in the numbers of all its episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.gripper_scale import (
+    DeclaredScales,
+    FoundScales,
+    GripperScale,
+    find_scales,
+    parse_scale,
+    parse_scales,
+)
+from diffusion_policy.recording.mapped import Column, MappedArrays
+
+Gripper = tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]
+"""(N,) commanded and (N,) measured numbers of a gripper; None where there are none."""
+
+
+@dataclass(frozen=True)
+class GripperScales:
+    """Of each gripper, by its name in the dataset.
+
+    Attributes:
+        commanded, measured: its scales.
+    """
+
+    commanded: Mapping[str, GripperScale]
+    measured: Mapping[str, GripperScale]
+
+    @property
+    def label(self) -> dict[str, str]:
+        """The scales by name, as ``--gripper-scale`` takes them."""
+        found = {}
+        for name in {**self.commanded, **self.measured}:
+            both = [scales[name].name for scales in (self.commanded, self.measured) if name in scales]
+            found[name] = "/".join(dict.fromkeys(both))
+        return found
+
+
+def declared_scales(arrays: MappedArrays, flag: str | None) -> dict[str, DeclaredScales | None]:
+    """What the flag, else the mapping, says of each gripper; None where neither says."""
+    return {
+        name: parse_scales(flag) or _of_mapping(command, measured)
+        for name, command, measured in arrays.gripper_columns()
+    }
+
+
+def _of_mapping(command: Column | None, measured: Column | None) -> DeclaredScales | None:
+    said = [column.part.scale for column in (command, measured) if column is not None]
+    scales = [parse_scale(scale) for scale in said if scale is not None]
+    if not scales or len(scales) < len(said):
+        return None
+    return DeclaredScales(scales[0], None if measured is None else scales[-1])
+
+
+def scales_of(
+    gripper: Gripper, declared: DeclaredScales | None, starts: NDArray[np.int64] | None = None
+) -> FoundScales:
+    """The scales of one gripper's numbers.
+
+    Args:
+        gripper: its numbers.
+        declared: what is said of them.
+        starts: (E,) first steps of episodes; None of one episode.
+
+    Raises:
+        SpecError: the numbers contradict what is declared.
+    """
+    begun = np.zeros(1, dtype=np.int64) if starts is None else starts
+    command, measured = gripper
+    if command is not None:
+        return find_scales(command, measured, starts=begun, declared=declared)
+    assert measured is not None
+    alone = declared and DeclaredScales(declared.measured or declared.command)
+    found = find_scales(measured, starts=begun, declared=alone).command
+    return FoundScales(found, found)
