@@ -3,12 +3,11 @@
 import errno
 import fcntl
 import json
+import multiprocessing
 import os
 import random
 import shlex
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -233,25 +232,21 @@ def test_killed_while_finished_work_is_removed(tmp_path: Path, source: Path) -> 
     assert_same(output, tmp_path / "kept.zarr")
 
 
+def go_on_slowly(source: Path, output: Path) -> None:
+    goals = settings(source, output, workers=1, resume=True)
+    convert(goals, on_progress=lambda done, total: time.sleep(0.02))
+
+
 def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path, source: Path) -> None:
     """SIGKILL at twenty random moments; each run resumes what the one before it left."""
     output = tmp_path / "out.zarr"
-    arguments = (source, output)
-    program = (
-        "import sys, time; from pathlib import Path; from diffusion_policy.convert import *; "
-        "print('ready', flush=True); "
-        "convert(ConversionSettings(Path(sys.argv[1]), Path(sys.argv[2]), (32, 18), workers=1, resume=True), "
-        "on_progress=lambda done, total: time.sleep(0.02))"
-    )
     moments, frames = random.Random(7), dict[str, int]()
     for _ in range(20):
-        process = subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        process.stdout.readline()
+        process = multiprocessing.get_context("fork").Process(target=go_on_slowly, args=(source, output))
+        process.start()
         time.sleep(moments.uniform(0, 0.5))
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        process.kill()
+        process.join()
         if output.exists():
             assert ReplayBuffer.open(output).n_steps == sum(LENGTHS)
         if not (tmp_path / "out.zarr.partial" / "settings.json").is_file():
@@ -276,9 +271,16 @@ def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-@pytest.mark.parametrize("options", [{}, {"zarr_format": 3, "shard": 16}], ids=["2", "shards"])
-@pytest.mark.parametrize("top", ["", "inside.zarr"])
-@pytest.mark.parametrize("name", ["it's a set.zarr.zip", "set.archive"])
+@pytest.mark.parametrize(
+    ("options", "top", "name"),
+    [
+        ({}, "", "it's a set.zarr.zip"),
+        ({}, "inside.zarr", "set.archive"),
+        ({"zarr_format": 3, "shard": 16}, "", "set.archive"),
+        ({"zarr_format": 3, "shard": 16}, "inside.zarr", "it's a set.zarr.zip"),
+    ],
+    ids=["2", "2, with a folder", "shards", "shards, with a folder"],
+)
 def test_appending_to_an_archive_is_refused_and_the_way_out_runs(
     tmp_path: Path, source: Path, options: dict[str, Any], top: str, name: str
 ) -> None:
