@@ -30,7 +30,10 @@ from serve_factory import ServerThread, observation_message
 from serve_factory import settings as serve_settings
 from tiny_run import HEIGHT, WIDTH, episode, settings, write_dataset
 
+from diffusion_policy.adapt.apply import adapt_checkpoint
 from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
+from diffusion_policy.adapt.rules import read_rules
+from diffusion_policy.adapt.target import target_from_config
 from diffusion_policy.checkpoint import load_policy, read_checkpoint
 from diffusion_policy.convert import ConversionSettings, convert
 from diffusion_policy.dataset.replay_buffer import ArrayLayout, ReplayBuffer, image_layout, low_dim_layout
@@ -50,6 +53,8 @@ from diffusion_policy.trajectory import TrajectoryError
 
 EXAMPLES = Path(__file__).parent / "examples"
 BLOCK = re.compile(r"^`(tests/examples/[\w./]+)`[^\n]*\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+UNSHOWN = ("__init__.py", "regression_policy.yaml", "regression_growth.yaml")
+TARGET = "examples.regression_policy.RegressionPolicy"
 # Of figures that every change of the code moves: how far the document may lie behind.
 DRIFT = 0.1
 SIX_D = (*POSE_GRIPPER[:3], *ROTATIONS["rotation_6d_rows"], GRIPPER)
@@ -103,7 +108,7 @@ def config(dataset: Path, *overrides: str) -> DictConfig:
 def registered() -> Any:
     """The registry with one more line."""
     with pytest.MonkeyPatch.context() as patch:
-        targets = (*registry.POLICY_TARGETS, "examples.regression_policy.RegressionPolicy")
+        targets = (*registry.POLICY_TARGETS, TARGET)
         for module in ("diffusion_policy.policy.registry", "diffusion_policy.checkpoint"):
             patch.setattr(f"{module}.POLICY_TARGETS", targets)
         yield
@@ -134,6 +139,23 @@ def test_the_example_policy_is_trained_and_judged(trained: Path, dataset: Path) 
     assert {float(entry["step"]) for entry in moments.values()} == {2.0}
     report = evaluate_open_loop(trained, dataset, "all", samples=1)
     assert len(report.episodes) == 4
+
+
+def test_the_example_policy_is_grown(registered: None, tmp_path: Path) -> None:
+    configs = [policy_cfg(width) for width in (7, 8)]
+    for cfg in configs:
+        cfg.policy = {
+            "_target_": TARGET, "shape_meta": "${task.shape_meta}", "horizon": 8, "n_action_steps": 4,
+            "n_obs_steps": 2, "crop_shape": [40, 56], "hidden": 16,
+        }  # fmt: skip
+    source = save_checkpoint(tmp_path / "pose.ckpt", configs[0])
+    rules = read_rules(EXAMPLES / "regression_growth.yaml")
+    target = target_from_config(configs[1], "pose and gripper")
+    ledger = adapt_checkpoint(source, target, rules, tmp_path / "grown.ckpt", must_preserve=True)
+    assert any("7 shared action dimensions over 8 steps agree" in note for note in ledger.notes)
+    old, new = (load_policy(tmp_path / name).state_dict() for name in ("pose.ckpt", "grown.ckpt"))
+    np.testing.assert_array_equal(new["model.head.weight"][:7], old["model.head.weight"])
+    assert new["model.head.weight"][7].any()
 
 
 def test_the_example_policy_acts_in_the_example_s_simulator(trained: Path, repository: Path, tmp_path: Path) -> None:
@@ -307,7 +329,7 @@ def test_blocks_are_parts_of_the_examples(page: str, repository: Path) -> None:
     assert {name for name, _ in blocks} == {
         str(path.relative_to(repository))
         for path in EXAMPLES.rglob("*.*")
-        if path.suffix in (".py", ".yaml") and path.name not in ("__init__.py", "regression_policy.yaml")
+        if path.suffix in (".py", ".yaml") and path.name not in UNSHOWN
     }
     strangers = [name for name, block in blocks if not is_part(block, (repository / name).read_text())]
     assert not strangers, f"blocks of docs/development.md are no longer in {strangers}"

@@ -62,13 +62,14 @@ class RegressionPolicy(PolicyModule):
         n_obs_steps: int,
         crop_shape: Sequence[int],
         hidden: int = 256,
+        eval_fixed_crop: bool = True,  # the center outside training; the proof of a growth sets it
     ) -> None:
         super().__init__()
         self.shape_meta, self.spec = shape_meta, read_shape_meta(shape_meta)
         self.horizon, self.n_action_steps, self.n_obs_steps = horizon, n_action_steps, n_obs_steps
         height, width = self.crop_shape = tuple(crop_shape)
-        self.hidden = hidden
-        self.obs_encoder = ObsEncoder(self.spec, (height, width), use_group_norm=True, eval_fixed_crop=True)
+        self.hidden, self.eval_fixed_crop = hidden, eval_fixed_crop
+        self.obs_encoder = ObsEncoder(self.spec, (height, width), use_group_norm=True, eval_fixed_crop=eval_fixed_crop)
         (features,) = self.obs_encoder.output_shape()
         self.model = StepRegressor(n_obs_steps * features, hidden, horizon, self.spec.action_dim)
         self.normalizer = LinearNormalizer()
