@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import logging
 import sys
 import tempfile
@@ -31,7 +30,7 @@ from study_summary import REACHED, collect, median_or_never, summarize  # type: 
 
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.serve.engine import processor_name
-from diffusion_policy.storage import file_sha256, write_json, write_text
+from diffusion_policy.storage import file_sha256, sha256, write_json, write_text
 
 HERE = Path(__file__).resolve().parent
 PLAN_KEPT = "plan.sha256"
@@ -74,7 +73,7 @@ def run(plan: Plan, folder: Path, console: Console, *, so_far: bool = False) -> 
 
 def _check_same(plan: Plan, folder: Path) -> None:
     text = repr(plan) + file_sha256(plan.source)
-    digest, kept = hashlib.sha256(text.encode()).hexdigest(), folder / PLAN_KEPT
+    digest, kept = sha256(text.encode()).hex(), folder / PLAN_KEPT
     if not kept.is_file():
         write_text(kept, digest)
     elif kept.read_text(encoding="utf-8") != digest:

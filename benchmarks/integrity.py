@@ -45,6 +45,7 @@ from diffusion_policy.dataset.content_hash import (
 )
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.dataset.verification import verify_content
+from diffusion_policy.storage import link
 from diffusion_policy.tensor_file.torch_zip import read_torch_zip
 
 CHECKPOINT_GOAL_S, DATASET_GOAL_S = 0.3, 2.0
@@ -108,8 +109,7 @@ def grow(path: Path, n_frames: int) -> None:
     ]
     distinct = DISTINCT // per_file
     for index, name in enumerate(names[distinct:], start=distinct):
-        name.parent.mkdir(parents=True, exist_ok=True)
-        os.link(names[index % distinct], name)
+        link(names[index % distinct], name)
     buffer.set_episode_ends(np.append(np.arange(EPISODE, n_frames - 40, EPISODE), n_frames))
 
 

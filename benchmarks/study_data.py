@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from diffusion_policy import safe_pickle
 from diffusion_policy.checkpoint import NORMALIZER, WEIGHTS, read_checkpoint, write_checkpoint
 from diffusion_policy.convert import ConversionSettings, convert
 from diffusion_policy.sim.recorder import make_trajectories
+from diffusion_policy.storage import link, whole_folder
 
 Weights = dict[str, torch.Tensor]
 
@@ -39,10 +39,8 @@ def dataset_of(folder: Path, seed: int, episodes: int, labels: str) -> Path:
         return output
     recordings = folder / f"recordings_{seed}"
     if not recordings.is_dir():
-        aside = folder / f"recordings_{seed}.partial"
-        shutil.rmtree(aside, ignore_errors=True)
-        make_trajectories(aside, episodes, FIRST_SEED + seed, FRAME, variation=VARIATION, referee="physics")
-        os.replace(aside, recordings)
+        with whole_folder(recordings) as aside:
+            make_trajectories(aside, episodes, FIRST_SEED + seed, FRAME, variation=VARIATION, referee="physics")
     source = recordings if labels == RECORDED else _copied(recordings, folder / f"copied_recordings_{seed}")
     command: Literal["next-measured", "recorded"] = "next-measured" if labels == NEXT_MEASURED else "recorded"
     convert(
@@ -57,18 +55,16 @@ def _copied(recordings: Path, output: Path) -> Path:
     """The same recordings as a recorder writes them that stores the command as the measured gripper, too."""
     if output.is_dir():
         return output
-    aside = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    for episode in sorted(path for path in recordings.iterdir() if path.is_dir()):
-        made = aside / episode.name
-        made.mkdir(parents=True)
-        numbers = episode / "data.pkl"
-        columns = safe_pickle.load(numbers.read_bytes(), allowed=safe_pickle.NUMPY_GLOBALS, where=str(numbers))
-        columns["robot_gripper"] = columns["action_gripper"]
-        (made / "data.pkl").write_bytes(pickle.dumps(columns))
-        shutil.copy(episode / "meta.json", made)
-        shutil.copytree(episode / "images", made / "images", copy_function=os.link)
-    os.replace(aside, output)
+    with whole_folder(output) as aside:
+        for episode in sorted(path for path in recordings.iterdir() if path.is_dir()):
+            made = aside / episode.name
+            made.mkdir()
+            numbers = episode / "data.pkl"
+            columns = safe_pickle.load(numbers.read_bytes(), allowed=safe_pickle.NUMPY_GLOBALS, where=str(numbers))
+            columns["robot_gripper"] = columns["action_gripper"]
+            (made / "data.pkl").write_bytes(pickle.dumps(columns))
+            shutil.copy(episode / "meta.json", made)
+            shutil.copytree(episode / "images", made / "images", copy_function=link)
     return output
 
 

@@ -1,42 +1,83 @@
-"""How a small file comes to be: written beside its name, then renamed; whole or not there at all."""
+"""How a file comes to be: written beside its name, flushed, then renamed; whole or not there at all. And its hash.
+
+All other modules write through these functions, so that one reader of a folder tells what is unfinished by one name:
+``.part.NAME``, or ``.PID.part.NAME`` where several processes may write ``NAME`` at a time.
+
+    whole_file, write_text, write_bytes, write_json   a file, replacing the former one
+    write_new                                         a file under the first name that is free: nothing is replaced
+    whole_folder                                      a folder of files
+    link                                              a second name for a file that is there
+    rename                                            another name for a file or folder that is there
+    file_sha256, sha256                               what a file or bytes are, for good: for records
+    content_key                                       whether bytes in memory are those of before; several times faster
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusion_policy.errors import WorkspaceError
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+_KEY_BYTES = 16
+
 
 class StorageError(WorkspaceError, OSError):
-    """A file cannot be written or read; says which and why."""
+    """A file cannot be written or read; says which and why.
+
+    Attributes:
+        refused: the file or folder that cannot be written; None of one that cannot be read.
+    """
+
+    refused: Path | None = None
+
+
+def unfinished(path: str | Path, *, shared: bool = False) -> Path:
+    """The name beside `path` of what is not finished yet; it ends as `path` does, for writers that go by that.
+
+    Args:
+        path: of the finished file or folder.
+        shared: whether several processes may be writing it: each has a name of its own then. With one name, what a
+            killed process left is overwritten by the next.
+    """
+    path = Path(path)
+    return path.with_name(f".{os.getpid()}.part.{path.name}" if shared else f".part.{path.name}")
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def whole_file(path: str | Path, *, shared: bool = True) -> Iterator[Path]:
     """A name beside `path` to write to, which takes its place when the block ends; nothing else is left behind.
 
-    Its folder is made. The name ends as `path` does, for writers that go by that.
+    Its folder is made. What was written is on the disk, not only in memory, before it takes the former file's place.
+
+    Args:
+        path: of the file.
+        shared: as for `unfinished`; False for large files with one writer, so that a kill does not cost their room.
 
     Raises:
         StorageError: the disk refuses.
     """
     path = Path(path)
-    beside = path.with_name(f".{os.getpid()}.part.{path.name}")
-    try:
+    beside = unfinished(path, shared=shared)
+    with _refused(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield beside
+            _flush(beside)
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
+        _flush_folder(path.parent)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -45,8 +86,110 @@ def write_text(path: str | Path, text: str) -> None:
     Raises:
         StorageError: the disk refuses.
     """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, content: ReadableBuffer) -> None:
+    """As `write_text`, for bytes."""
     with whole_file(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_bytes(content)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write plain finite JSON, indented, as `write_text` does."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_new(paths: Iterable[Path], text: str) -> Path:
+    """Write a file under the first of some names in one folder that is free, and return it; nothing is ever replaced.
+
+    A link fails where a rename would replace, so two processes never get one name.
+
+    Raises:
+        StorageError: the disk refuses, or no name is free.
+    """
+    candidates = iter(paths)
+    path = next(candidates)
+    beside = unfinished(path, shared=True)
+    try:
+        with _refused(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_text(text, encoding="utf-8")
+            _flush(beside)
+        while True:
+            try:
+                with _refused(path):
+                    os.link(beside, path)
+                    _flush_folder(path.parent)
+                    return path
+            except StorageError as error:
+                following = next(candidates, None)
+                if following is None or not isinstance(error.__cause__, FileExistsError):
+                    raise
+                path = following
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | Path, *, within: str | Path | None = None) -> Iterator[Path]:
+    """An empty folder to fill, which is renamed to `path` when the block ends, and removed if it raises.
+
+    `path` must not exist, or be an empty folder. What a killed process left of it is removed first. A block that has
+    nothing to keep removes the folder itself; then none comes to be.
+
+    Args:
+        path: of the finished folder; the folders above it are made.
+        within: where it is filled; beside `path` by default. For readers that take each folder beside `path` for one
+            of theirs; on the same disk.
+
+    Raises:
+        StorageError: the disk refuses the folder. Errors of the block pass as they are.
+    """
+    path = Path(path)
+    beside = unfinished(path if within is None else Path(within) / path.name)
+    shutil.rmtree(beside, ignore_errors=True)
+    with _refused(path):
+        beside.mkdir(parents=True)
+    try:
+        yield beside
+        if beside.exists():
+            with _refused(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(beside, path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def link(path: str | Path, other: str | Path) -> None:
+    """Give a file a second name, replacing what had it; where the file system has no such thing, a copy.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    other = Path(other)
+    beside = unfinished(other, shared=True)
+    with _refused(other):
+        other.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            try:
+                os.link(path, beside)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(path, beside)
+                _flush(beside)
+            os.replace(beside, other)
+        finally:
+            beside.unlink(missing_ok=True)  # of two names of one file, a rename leaves both
+
+
+def rename(path: str | Path, other: str | Path) -> None:
+    """Give a finished file or folder another name on the same disk; a file or empty folder of that name is replaced.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    with _refused(Path(other)):
+        os.replace(path, other)
 
 
 def file_sha256(path: str | Path) -> str:
@@ -62,6 +205,47 @@ def file_sha256(path: str | Path) -> str:
         raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def write_json(path: str | Path, content: Any) -> None:
-    """Write plain finite JSON, indented, as `write_text` does."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+def sha256(*parts: ReadableBuffer) -> bytes:
+    """(32,) SHA-256 of bytes, one part after another; `.hex()` writes it as `file_sha256` does."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
+
+
+def content_key(content: ReadableBuffer, kind: bytes = b"") -> bytes:
+    """(16,) a key by which bytes in memory are known again: BLAKE2b (RFC 7693) of 128 bits.
+
+    Args:
+        content: the bytes.
+        kind: what they are, such as the shape of an array: bytes of different kinds have different keys.
+    """
+    return hashlib.blake2b(content, digest_size=_KEY_BYTES, key=kind).digest()
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """What the disk says, as one sentence about `path`."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        refusal = StorageError(f"{path}: cannot be written ({error.strerror or error})")
+        refusal.refused = path
+        raise refusal from error
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's bytes are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Wait until a rename is on the disk: it is when its folder is."""
+    with contextlib.suppress(OSError):  # some network file systems cannot; the file is in its place all the same
+        _flush(folder)

@@ -36,7 +36,7 @@ class KilledWorkspace(TrainDiffusionTransformerHybridWorkspace):
         self._updates.make = make_and_die
 
     def _die_while_writing(self):
-        unfinished = self.output_dir / "checkpoints" / ".latest.ckpt.unfinished"
+        unfinished = self.output_dir / "checkpoints" / ".part.latest.ckpt"
         before = unfinished.exists()
         while True:
             if unfinished.exists() and not before and unfinished.stat().st_size > 0:

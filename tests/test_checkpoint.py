@@ -261,7 +261,7 @@ def test_a_config_that_could_not_be_read_back_is_not_written(tmp_path):
 
 
 def test_what_a_killed_write_left_is_overwritten(cfg, tmp_path):
-    (tmp_path / ".latest.ckpt.unfinished").write_bytes(b"half a checkpoint")
+    (tmp_path / ".part.latest.ckpt").write_bytes(b"half a checkpoint")
     write_checkpoint(tmp_path / "latest.ckpt", cfg=cfg, state_dicts={"model": {}}, pickles=PICKLES)
     assert [path.name for path in tmp_path.iterdir()] == ["latest.ckpt"]
 

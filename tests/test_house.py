@@ -208,6 +208,31 @@ def test_weights_and_pickles_have_one_reader() -> None:
     assert not offences, "\n".join(offences)
 
 
+# What only `storage` may do: give a file its name, flush it, hash it.
+ONLY_IN_STORAGE = re.compile(
+    r"os\.(?:replace|rename|renames|link|symlink|fsync)$|hashlib\.\w+$|tempfile\.(?:NamedTemporaryFile|mkstemp|mktemp)$"
+)
+
+
+def test_files_come_to_be_in_one_way_and_have_one_hash() -> None:
+    """Temporary folders and unnamed temporary files are no output, and may be anywhere."""
+    offences = []
+    for path in [*python_files("diffusion_policy", "scripts", "benchmarks"), REPOSITORY / "train.py"]:
+        if where(path) == "diffusion_policy/storage.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            named = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+            # Path.rename and Path.replace take one path; the replace of text and of dates does not.
+            renames = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and len(node.args) == 1
+            if renames and node.func.attr in {"rename", "replace"} and not node.keywords:
+                named = f".{node.func.attr}(path)"
+            elif isinstance(node, ast.ImportFrom) and node.module in {"hashlib", "tempfile"}:
+                named = f"from {node.module}"
+            if named.startswith((".", "from ")) or ONLY_IN_STORAGE.match(named):
+                offences.append(f"{where(path)}:{node.lineno}: {named}; use diffusion_policy.storage")
+    assert not offences, "\n".join(offences)
+
+
 # Where a policy class may be named: its own rooms, and the names under which old files know a workspace.
 ROOMS_OF_POLICIES = (
     "diffusion_policy/policy/",

@@ -265,7 +265,7 @@ def test_an_interrupted_conversion_keeps_whole_logs_and_goes_on_with_the_others(
             raise KeyboardInterrupt
         replace(source, target)
 
-    monkeypatch.setattr("diffusion_policy.run_log.to_trajectories.os.replace", stop_at_the_third)
+    monkeypatch.setattr("diffusion_policy.storage.os.replace", stop_at_the_third)
     main = runpy.run_path(str(repository / "scripts" / "convert_logs_to_trajectories.py"))["main"]
     assert main([str(run), str(other), "--output", str(tmp_path / "data")]) == 130
     said = capsys.readouterr().err

@@ -26,8 +26,7 @@ from diffusion_policy.adapt.rules import Rules
 from diffusion_policy.adapt.target import Target
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from diffusion_policy.spec import action_semantics
-from diffusion_policy.storage import write_json
-from diffusion_policy.tensor_file.opened import sha256_of
+from diffusion_policy.storage import file_sha256, write_bytes, write_json
 
 State = dict[str, Tensor]
 Progress = Callable[[int, int], None]
@@ -80,7 +79,7 @@ def adapt_checkpoint(
     if must_preserve and not all(proof.preserved for proof in proofs):
         raise AdaptError("nothing was written: " + "; ".join(proof.describe() for proof in proofs))
     ledger = replace(plan.ledger, notes=(*plan.ledger.notes, *(proof.describe() for proof in proofs)))
-    digest = sha256_of(source.path)
+    digest = file_sha256(source.path)
     provenance = _provenance(source, digest, target, rules, ledger, proofs)
     document = ledger_document(ledger, rules, source.path, digest)
     with written_with(ledger_path, document, out) as write_ledger:
@@ -154,7 +153,7 @@ def written_with(path: Path, document: Mapping[str, Any], out: Path) -> Iterator
     finally:
         if finished and not (out.exists() and out.stat().st_ino == finished[0]):
             if former is not None:
-                path.write_bytes(former)
+                write_bytes(path, former)
             elif path.exists():
                 path.unlink()
 

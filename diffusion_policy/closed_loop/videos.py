@@ -12,6 +12,7 @@ import numpy as np
 from diffusion_policy.env_runner.document import video_name
 from diffusion_policy.env_runner.results import ResultError, SceneResult
 from diffusion_policy.spec import ImageArray
+from diffusion_policy.storage import rename, unfinished
 
 __all__ = ["Video", "video_name"]
 
@@ -35,7 +36,7 @@ class Video:
     def __init__(self, folder: Path, scene: int, hz: float) -> None:
         self._folder, self._scene = folder, scene
         self._rate = Fraction(hz).limit_denominator(1000)
-        self._beside = folder / f".scene_{scene:04d}.part.mp4"
+        self._beside = unfinished(folder / f"scene_{scene:04d}.mp4")
         self._container: av.container.OutputContainer | None = None
         self._stream: av.VideoStream | None = None
         self._last: ImageArray | None = None
@@ -61,7 +62,7 @@ class Video:
             self._encode(self._last)
         self._container.mux(self._stream.encode())
         self._container.close()
-        self._beside.replace(self._folder / video_name(result))
+        rename(self._beside, self._folder / video_name(result))
 
     def _encode(self, frame: ImageArray) -> None:
         if self._container is None or self._stream is None:

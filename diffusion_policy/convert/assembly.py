@@ -24,7 +24,7 @@ from diffusion_policy.convert.ledger import ConversionReport, EpisodeEntry, told
 from diffusion_policy.convert.placement import leave_frames, place_frames, put_in_place
 from diffusion_policy.convert.publication import Progress, publish
 from diffusion_policy.convert.quaternions import majority_hemisphere, turn_towards
-from diffusion_policy.convert.settings import ConversionSettings, write_json
+from diffusion_policy.convert.settings import ConversionSettings
 from diffusion_policy.convert.staging import StagedEpisode
 from diffusion_policy.dataset.content_hash import (
     ARRAY_HASHES,
@@ -49,6 +49,7 @@ from diffusion_policy.dataset.replay_buffer import (
 from diffusion_policy.places import is_remote, place
 from diffusion_policy.recording import ArrayNames
 from diffusion_policy.spec import ActionLayout, action_semantics
+from diffusion_policy.storage import write_json
 
 TOOL = {"name": "diffusion-policy", "version": __version__, "decoder": DECODER}
 Rows = Mapping[str, NDArray[Any]]

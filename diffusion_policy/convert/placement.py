@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import zarr
 
 from diffusion_policy.convert.settings import ConversionSettings
 from diffusion_policy.places import read_bytes
+from diffusion_policy.storage import link, rename
 
 Frames = zarr.Array[Any]
 
@@ -34,7 +34,7 @@ def place_frames(source: Frames, target: Frames, first: int) -> None:
     if source.shards == target.shards and first % per_file == 0:
         for i in range(math.ceil(source.shape[0] / per_file)):
             is_full = (i + 1) * per_file <= source.shape[0]
-            (_link if is_full else _copy)(_file(source, i), _file(target, first // per_file + i))
+            (link if is_full else _copy)(_file(source, i), _file(target, first // per_file + i))
         return
     for row in range(0, source.shape[0], per_file):
         end = min(row + per_file, source.shape[0])
@@ -58,8 +58,8 @@ def put_in_place(finished: Path, settings: ConversionSettings) -> None:
     """Rename the finished dataset to its name; one that is to be replaced is set aside until then."""
     replaced = settings.partial / "replaced"
     if settings.output.exists():
-        os.rename(settings.output, replaced)
-    os.rename(finished, settings.output)
+        rename(settings.output, replaced)
+    rename(finished, settings.output)
     remove_work(settings.partial)
 
 
@@ -88,22 +88,13 @@ def restore_replaced(settings: ConversionSettings) -> None:
     """Give back a dataset that was set aside by a conversion which was killed before the new one had its name."""
     replaced = settings.partial / "replaced"
     if replaced.exists() and not settings.output.exists():
-        os.rename(replaced, settings.output)
+        rename(replaced, settings.output)
 
 
 def _file(array: Frames, index: int) -> Path:
     """The file of the chunk or shard with this index along the first axis."""
     root = Path(str(array.store_path).removeprefix("file://"))
     return root / array.metadata.encode_chunk_key((index, *(0 for _ in array.shape[1:])))
-
-
-def _link(source: Path, target: Path) -> None:
-    """A second name for a file; a copy where the file system has no such thing."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        _copy(source, target)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_policy.convert.placement import PUBLICATION, SENT, remove_work
-from diffusion_policy.convert.settings import ConversionError, ConversionSettings, write_json
+from diffusion_policy.convert.settings import ConversionError, ConversionSettings
 from diffusion_policy.dataset.opening import is_dataset
 from diffusion_policy.places import file_system, reaching
+from diffusion_policy.storage import write_json
 
 # Those of a group make it one and are sent last, in this order.
 _ROOT_METADATA = (".zattrs", ".zgroup", "zarr.json")

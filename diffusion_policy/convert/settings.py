@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +15,7 @@ from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.places import is_remote, local_cache, place
 from diffusion_policy.recording import Recordings, open_recordings, read_mapping
+from diffusion_policy.storage import sha256
 from diffusion_policy.timestamps import parse_timestamps
 
 CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -154,7 +152,7 @@ class ConversionSettings:
         """Folder of unfinished work: beside the output, and of this machine for one in an object store."""
         if not is_remote(self.output):
             return self.output.with_name(self.output.name + ".partial")
-        key = hashlib.sha256(str(self.output).encode()).hexdigest()[:12]
+        key = sha256(str(self.output).encode()).hex()[:12]
         return (self.scratch or local_cache() / "conversions") / f"{self.output.name}-{key}.partial"
 
     @property
@@ -191,10 +189,3 @@ class ConversionSettings:
             "mixed_frames": self.mixed_frames,
             **self.content(),
         }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON beside `path`, then rename: it is there whole or not at all."""
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)

@@ -32,13 +32,14 @@ from diffusion_policy.convert.frames import FRAMES_IN_BLOCK, Block, BlockReport
 from diffusion_policy.convert.ledger import EpisodeEntry, entry_as_json, entry_from_json
 from diffusion_policy.convert.placement import LOCK, SETTINGS, clear_work
 from diffusion_policy.convert.publication import announce
-from diffusion_policy.convert.settings import ConversionError, ConversionSettings, write_json
+from diffusion_policy.convert.settings import ConversionError, ConversionSettings
 from diffusion_policy.convert.survey import ACCEPT_MIXED, Plan, name_of
 from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, TIMESTAMP_KEY, create_array, image_layout
 from diffusion_policy.images import FrameKind, kinds_of, mixture
 from diffusion_policy.places import is_remote
 from diffusion_policy.recording import ArrayNames, Recording
+from diffusion_policy.storage import write_json
 from diffusion_policy.trajectory import TrajectoryError
 
 logger = logging.getLogger(__name__)

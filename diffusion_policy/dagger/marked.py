@@ -9,9 +9,7 @@ The recordings are only read.
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from diffusion_policy.dagger.corrections import CorrectionError
 from diffusion_policy.gripper_scale import DeclaredScales
 from diffusion_policy.places import read_bytes
 from diffusion_policy.spec import INTERVENTION
+from diffusion_policy.storage import whole_folder
 from diffusion_policy.trajectory import NO_IMAGE, Trajectory, find_trajectories, open_trajectory
 
 SHORTEST = 4  # steps; what is shorter is a touch, and says nothing of where it leads
@@ -64,10 +63,7 @@ def cut_marked(
     """
     if output.exists() and any(output.iterdir()):
         raise CorrectionError(f"{output} is not empty; name another folder")
-    aside = output.with_name(f".{output.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with whole_folder(output) as aside:
         cuts: list[Cut] = []
         for path in find_trajectories(source):
             number = first_number + sum(len(cut.episodes) for cut in cuts)
@@ -76,11 +72,6 @@ def cut_marked(
             short = sum(cut.too_short for cut in cuts)
             found = f"; {short} parts are shorter than {SHORTEST} steps" if short else ""
             raise CorrectionError(f"{source}: no step of {len(cuts)} recordings is marked as an {INTERVENTION}{found}")
-        if output.exists():
-            output.rmdir()
-        os.replace(aside, output)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return cuts
 
 

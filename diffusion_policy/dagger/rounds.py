@@ -30,7 +30,7 @@ from diffusion_policy.env_runner.results import SceneResult, compare, success_of
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.recipe import Ended, Step
 from diffusion_policy.run_folder import LATEST, LOG_NAME
-from diffusion_policy.storage import write_json
+from diffusion_policy.storage import whole_folder, write_json
 from diffusion_policy.trajectory import find_trajectories
 
 CORRECTIONS, DEMONSTRATIONS = "corrections", "demonstrations"
@@ -166,11 +166,8 @@ class Work:
         """What the arm starts with, if it is not there yet: a copy of the plan's dataset, whole or not at all."""
         target = self.dataset(arm)
         if not target.exists():
-            beside = target.with_name(f".{target.name}.part")
-            shutil.rmtree(beside, ignore_errors=True)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(self.plan.dataset, beside)
-            beside.rename(target)
+            with whole_folder(target) as beside:
+                shutil.copytree(self.plan.dataset, beside, dirs_exist_ok=True)
 
 
 def evaluation(work: Work, arm: str, number: int) -> Step:

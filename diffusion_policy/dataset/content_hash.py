@@ -7,12 +7,13 @@ too.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from diffusion_policy.storage import sha256
 
 # Attributes of a dataset's root: of all of it, of each episode, and how it was made.
 CONTENT_HASH, EPISODES, CONVERSION = "content_sha256", "episodes", "conversion"
@@ -22,31 +23,26 @@ EPISODE_HASH, ARRAY_HASHES = "sha256", "arrays"
 
 def frame_digest(frame: NDArray[np.uint8]) -> bytes:
     """SHA-256 of one frame as a reader gets it."""
-    return hashlib.sha256(np.ascontiguousarray(frame).data).digest()
+    return sha256(np.ascontiguousarray(frame).data)
 
 
 def episode_sha256(rows: Mapping[str, NDArray[Any]], frame_digests: Mapping[str, Iterable[bytes]]) -> str:
     """Hash of an episode: its low-dimensional rows by key, and the digests of its frames by camera."""
-    digest = hashlib.sha256()
-    for key in sorted(rows):
-        for part in _of_rows(key, rows[key]):
-            digest.update(part)
-    for key in sorted(frame_digests):
-        for part in _of_frames(key, frame_digests[key]):
-            digest.update(part)
-    return digest.hexdigest()
+    of_rows = (part for key in sorted(rows) for part in _of_rows(key, rows[key]))
+    of_frames = (part for key in sorted(frame_digests) for part in _of_frames(key, frame_digests[key]))
+    return sha256(*of_rows, *of_frames).hex()
 
 
 def array_sha256(rows: Mapping[str, NDArray[Any]], frame_digests: Mapping[str, Iterable[bytes]]) -> dict[str, str]:
     """Hash of each array of an episode by key: of what it adds to `episode_sha256`."""
     parts = {key: _of_rows(key, values) for key, values in rows.items()}
     parts |= {key: _of_frames(key, digests) for key, digests in frame_digests.items()}
-    return {key: hashlib.sha256(b"".join(found)).hexdigest() for key, found in sorted(parts.items())}
+    return {key: sha256(*found).hex() for key, found in sorted(parts.items())}
 
 
 def content_sha256(episodes: Sequence[str]) -> str:
     """Hash of a dataset, from the hashes of its episodes in order."""
-    return hashlib.sha256("\n".join(episodes).encode()).hexdigest()
+    return sha256("\n".join(episodes).encode()).hex()
 
 
 def _of_rows(key: str, rows: NDArray[Any]) -> tuple[bytes, bytes]:

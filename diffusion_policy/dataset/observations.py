@@ -14,10 +14,8 @@ Legend: N steps in all, S a shape of step numbers.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import logging
 import math
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +31,7 @@ from diffusion_policy.dataset.sources import Frames, Source
 from diffusion_policy.dataset.windows import IndexArray
 from diffusion_policy.places import file_system, is_remote, local_cache, place, reaching
 from diffusion_policy.spec import StepSpec, policy_observation
+from diffusion_policy.storage import sha256, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -163,27 +162,26 @@ def _mapped(live: LiveObservations, sources: Sequence[Source]) -> dict[str, Tens
 def _cache_folder(dataset: Path) -> Path:
     if not is_remote(dataset):
         return dataset.with_name(dataset.name + ".cache")
-    key = hashlib.sha256(str(dataset).encode()).hexdigest()[:12]
+    key = sha256(str(dataset).encode()).hex()[:12]
     return local_cache() / "images" / f"{dataset.name}-{key}"
 
 
 def _mapped_images(
     live: LiveObservations, key: str, shape: tuple[int, ...], folder: Path, sources: Sequence[Source]
 ) -> Tensor:
-    identity = hashlib.sha256(repr([_identity(source) for source in sources]).encode()).hexdigest()[:16]
+    identity = sha256(repr([_identity(source) for source in sources]).encode()).hex()[:16]
     file = folder / f"{key}-{identity}.npy"
     if not file.is_file():
         size, free = int(np.prod(shape)), shutil.disk_usage(folder).free
         if size > free:
             raise DatasetError(f"cache: mmap needs {size / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free")
         logger.info("writing %s, %.2f GB", file, size / 1e9)
-        beside = file.with_suffix(".new")
-        room = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=shape)
-        for start in range(0, shape[0], _STEPS_AT_ONCE):
-            steps = np.arange(start, min(start + _STEPS_AT_ONCE, shape[0]))
-            room[start : start + len(steps)] = live.at(steps)[key].numpy()
-        room.flush()
-        os.replace(beside, file)
+        with whole_file(file, shared=False) as beside:
+            room = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=shape)
+            for start in range(0, shape[0], _STEPS_AT_ONCE):
+                steps = np.arange(start, min(start + _STEPS_AT_ONCE, shape[0]))
+                room[start : start + len(steps)] = live.at(steps)[key].numpy()
+            room.flush()
     # Copy-on-write, since a tensor cannot be read-only; nothing writes to it.
     return torch.from_numpy(np.load(file, mmap_mode="c"))
 

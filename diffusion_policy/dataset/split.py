@@ -15,7 +15,6 @@ Legend: E episodes of a dataset.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from diffusion_policy.dataset.joined_datasets import JoinedDatasets
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, POSE_KEY, TIMESTAMP_KEY, DatasetError, ReplayBuffer
+from diffusion_policy.storage import sha256
 
 Status = Literal["held out", "trained", "unseen", "unknown"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -119,7 +119,7 @@ def episode_identities(buffer: ReplayBuffer) -> tuple[EpisodeIdentity, ...]:
 
 
 def _digest(rows: NDArray[Any]) -> str:
-    return hashlib.sha256(f"{rows.shape}".encode() + np.ascontiguousarray(rows).tobytes()).hexdigest()
+    return sha256(f"{rows.shape}".encode(), np.ascontiguousarray(rows).data).hex()
 
 
 def identities_of(zarr_path: Any) -> tuple[tuple[EpisodeIdentity, ...], ...]:

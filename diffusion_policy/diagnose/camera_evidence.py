@@ -5,7 +5,6 @@ Each is reduced to THUMBNAIL pixels, which a JPEG decoder does in a fraction of 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +19,7 @@ from diffusion_policy.cpu import usable_cores
 from diffusion_policy.diagnose.steps import Camera, Steps
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.images import FrameKind, ImageNote, kinds_of
+from diffusion_policy.storage import content_key
 
 THUMBNAIL = (80, 45)
 # A frame whose brightest pixel is darker than this is black.
@@ -104,7 +104,7 @@ def _look(camera: Camera, step: int) -> Look:
         return Look()
     small = found.frame
     kind = FrameKind(*found.size, found.orientation, first=camera.file(step))
-    return Look(hashlib.blake2b(small.tobytes(), digest_size=16).digest(), int(small.max()), kind, found.notes)
+    return Look(content_key(np.ascontiguousarray(small).data), int(small.max()), kind, found.notes)
 
 
 def _judge(name: str, looks: list[Look], steps: Steps, travelled: NDArray[np.float64]) -> CameraEvidence:

@@ -6,8 +6,6 @@ loss: what a reader gets is the same to the bit.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +38,7 @@ from diffusion_policy.dataset.replay_buffer import (
 )
 from diffusion_policy.edit import LEDGER, EditError
 from diffusion_policy.edit.plan import EditPlan, Span
-from diffusion_policy.storage import write_json
+from diffusion_policy.storage import link, whole_folder, write_json
 
 # Frames that are unpacked at a time.
 _FRAMES = 64
@@ -63,14 +61,9 @@ def write_edited(plan: EditPlan, output: Path, on_progress: Progress | None = No
     if output.exists() or ledger_file(output).exists():
         raise EditError(f"{output}: something lies there already; it is not overwritten")
     check_one_dataset(plan.sources)
-    partial = output.with_name(f".{os.getpid()}.part.{output.name}")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(output) as partial:
         ledger = _write(plan, partial, output, on_progress)
-        os.rename(partial, output)
-        write_json(ledger_file(output), ledger)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    write_json(ledger_file(output), ledger)
     return ledger
 
 
@@ -182,7 +175,7 @@ class _Frames:
         if self._folders is not None:
             home = _folder(self._target)
             for offset in range(span.rows.stop - span.rows.start):
-                _link(
+                link(
                     self._folders[source] / _chunk(self._target, span.rows.start + offset),
                     home / _chunk(self._target, row + offset),
                 )
@@ -204,15 +197,6 @@ def _folder(array: zarr.Array[Any]) -> Path:
 
 def _chunk(array: zarr.Array[Any], row: int) -> str:
     return array.metadata.encode_chunk_key((row, *(0 for _ in array.shape[1:])))
-
-
-def _link(source: Path, target: Path) -> None:
-    """A second name for a file; a copy where the file system has no such thing."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _describe(

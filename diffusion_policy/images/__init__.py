@@ -18,6 +18,7 @@ from diffusion_policy.images.decoding import (
     resize_frame,
 )
 from diffusion_policy.images.errors import ImageError
+from diffusion_policy.images.keys import image_key
 from diffusion_policy.images.mixture import FrameKind, kinds_of, mixture
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "ImageNote",
     "decode_image",
     "decode_jpeg",
+    "image_key",
     "image_size",
     "kinds_of",
     "mime_suffix",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from diffusion_policy.gripper_scale import DeclaredScales
 from diffusion_policy.places import reaching, read_bytes, read_together
 from diffusion_policy.recording.contract import ArrayNames, Picture, Told
 from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER
+from diffusion_policy.storage import sha256
 from diffusion_policy.timestamps import TimestampUnit
 from diffusion_policy.trajectory import Trajectory, TrajectoryError, find_trajectories, open_trajectory
 
@@ -112,17 +112,17 @@ class CogActRecording:
 
     def content_sha256(self) -> str:
         """SHA-256 of data.pkl."""
-        return hashlib.sha256(read_bytes(self.path / "data.pkl")).hexdigest()
+        return sha256(read_bytes(self.path / "data.pkl")).hex()
 
     def fingerprint(self) -> str:
         """Of data.pkl and of every frame."""
-        digest = hashlib.sha256()
+        lines = []
         frames = (file for files in self.trajectory.frames.values() for file in files.values())
         with reaching(self.path):
             for file in [self.path / "data.pkl", *frames]:
                 status = file.stat()
-                digest.update(f"{file.relative_to(self.path)} {status.st_size} {status.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
+                lines.append(f"{file.relative_to(self.path)} {status.st_size} {status.st_mtime_ns}\n")
+        return sha256("".join(lines).encode()).hex()
 
 
 @dataclass(frozen=True)

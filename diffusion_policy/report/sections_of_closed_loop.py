@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Sequence
 from html import escape
 from itertools import combinations
@@ -17,6 +16,7 @@ from diffusion_policy.env_runner.outcomes import outcomes, placed
 from diffusion_policy.env_runner.results import success_of
 from diffusion_policy.report import figures as plot
 from diffusion_policy.report.page import Section, grid, paragraph, place, table
+from diffusion_policy.storage import sha256
 
 MOST_VIDEOS = 4
 # Of the videos of a page together; what is beyond is named.
@@ -74,12 +74,12 @@ def _videos(evidence: ClosedLoopEvidence, room: int) -> tuple[str, int]:
     return frames + left, room
 
 
-def _content(path: Path, sha256: str, most: int) -> bytes | None:
+def _content(path: Path, digest: str, most: int) -> bytes | None:
     """A file's bytes; None if it is not there, too large, or not the one of that SHA-256."""
     if not path.is_file() or path.stat().st_size > most:
         return None
     content = path.read_bytes()
-    return content if hashlib.sha256(content).hexdigest() == sha256 else None
+    return content if sha256(content).hex() == digest else None
 
 
 def _beside(first: ClosedLoopEvidence, second: ClosedLoopEvidence) -> str:

@@ -6,8 +6,6 @@ Exports are written beside, then renamed, and never replace anything. The run it
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -22,7 +20,7 @@ from diffusion_policy.images import decode_jpeg
 from diffusion_policy.run_log import RunLogError, read_log, write_inference_log
 from diffusion_policy.run_log.session_log import SessionLogError, read_image, read_lines
 from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, SpecError
-from diffusion_policy.storage import whole_file
+from diffusion_policy.storage import whole_file, whole_folder
 
 FloatArray = NDArray[np.float64]
 PROJECT = "diffusion_policy"
@@ -75,9 +73,7 @@ def to_vlalab(run: str | Path, directory: str | Path, project: str = PROJECT) ->
     target = Path(directory) / project / run.name
     if target.exists():
         raise SessionLogError(f"{target} exists already; name another directory or project")
-    aside = Path(directory) / f".{project}.{run.name}.part"  # not in the project: there it would be listed
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
+    with whole_folder(target, within=directory) as aside:  # not in the project: there it would be listed
         (aside / "artifacts" / "images").mkdir(parents=True)
         said = _vlalab_meta(run.name, meta, len(steps), _Numbers.of(run, meta))
         (aside / "meta.json").write_text(json.dumps(said, indent=1) + "\n")
@@ -87,10 +83,6 @@ def to_vlalab(run: str | Path, directory: str | Path, project: str = PROJECT) ->
                 for name in line["input"]["images"]:
                     (aside / "artifacts" / name).write_bytes(read_image(run, name))
                 file.write(json.dumps(_vlalab_step(line, offset, numbers)) + "\n")
-        target.parent.mkdir(exist_ok=True)
-        os.replace(aside, target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return target
 
 

@@ -17,11 +17,9 @@ are never subtracted. ``wall_start`` in meta.json is the one reading of the wall
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import logging
-import os
 import platform
 import queue
 import threading
@@ -38,6 +36,7 @@ import numpy as np
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.images import mime_suffix
 from diffusion_policy.spec import ImageArray
+from diffusion_policy.storage import content_key, write_bytes, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -139,21 +138,17 @@ class SessionLog:
             "software": software_versions(),
             **self._meta,
         }
-        beside = folder / ".meta.json.part"
-        beside.write_text(json.dumps(meta, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(beside, folder / "meta.json")
+        write_json(folder / "meta.json", meta)
         self._lines = (folder / "steps.jsonl").open("a", encoding="utf-8")
         self._bytes, self._images = 0, set()
         self.folders.append(folder)
 
     def _save(self, image: bytes | ImageArray) -> str:
         data = image if isinstance(image, bytes) else _png(image)
-        name = f"images/{hashlib.blake2b(data, digest_size=12).hexdigest()}{mime_suffix(data)}"
+        name = f"images/{content_key(data).hex()}{mime_suffix(data)}"
         if name not in self._images:
             path = self.folders[-1] / name
-            beside = path.with_name(f".{path.name}.part")
-            beside.write_bytes(data)
-            os.replace(beside, path)
+            write_bytes(path, data)
             self._images.add(name)
             self._bytes += len(data)
         return name

@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import pickle
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +41,7 @@ from diffusion_policy.images import mime_suffix
 from diffusion_policy.run_log import RunLog, RunLogError, read_log
 from diffusion_policy.run_log.session_log import read_lines
 from diffusion_policy.spec import INTERVENTION, POSE, POSE_GRIPPER, ActionLayout
+from diffusion_policy.storage import whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -255,16 +255,11 @@ def _write(
         "n_images": len(images),
         "data_shapes": {key: list(value.shape) for key, value in arrays.items()},
     }
-    aside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        (aside / "images").mkdir(parents=True)
+    with whole_folder(folder) as aside:
+        (aside / "images").mkdir()
         for index, image in enumerate(images):
             (aside / "images" / f"frame_{index:04d}{mime_suffix(image)}").write_bytes(image)
         (aside / "data.pkl").write_bytes(pickle.dumps(dict(arrays)))
         for name, content in (("meta.json", meta), ("marks.json", marks)):
             (aside / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return folder

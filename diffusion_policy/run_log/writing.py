@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_policy.run_log.log import LogStep, RunLogError, check_same_dimensions
+from diffusion_policy.storage import StorageError, write_new
 
 
 def write_inference_log(
@@ -40,11 +40,11 @@ def write_inference_log(
         text = json.dumps(document, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise RunLogError(f"{directory}: the run's meta or timing is not plain finite JSON ({error})") from error
+    seconds = (start + timedelta(seconds=later) for later in itertools.count())
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        return _write_new(directory, text, start)
-    except OSError as error:
-        raise RunLogError(f"{directory}: the log cannot be written ({error.strerror})") from error
+        return write_new((directory / f"inference_log_{second:%Y%m%d_%H%M%S}.json" for second in seconds), text)
+    except StorageError as error:
+        raise RunLogError(f"the log cannot be written: {error}") from error
 
 
 def _step_entries(steps: Sequence[LogStep], directory: Path) -> list[dict[str, Any]]:
@@ -67,24 +67,3 @@ def _step_entries(steps: Sequence[LogStep], directory: Path) -> list[dict[str, A
             }
         )
     return entries
-
-
-def _write_new(directory: Path, text: str, start: datetime) -> Path:
-    """Write ``text`` under the first free second's name; a link fails where a rename would replace."""
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=directory, prefix=".inference_log_", delete=False
-    ) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            while True:
-                path = directory / f"inference_log_{start:%Y%m%d_%H%M%S}.json"
-                try:
-                    os.link(file.name, path)
-                    return path
-                except FileExistsError:
-                    start += timedelta(seconds=1)
-        finally:
-            os.unlink(file.name)

@@ -6,9 +6,7 @@ given at that moment, which is the pose wanted next.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import pickle
 import shutil
 import tempfile
@@ -29,6 +27,7 @@ from diffusion_policy.sim.scene import PICK_AND_PLACE, STEP_SECONDS
 from diffusion_policy.sim.tabletop import Tabletop
 from diffusion_policy.sim.tasks import Progress, Task, task_of
 from diffusion_policy.spec import INTERVENTION, ImageArray
+from diffusion_policy.storage import file_sha256, whole_folder
 
 _JPEG_QUALITY = 95
 _FIRST_DAY = 1_767_225_600.0  # 2026-01-01 UTC; recordings of one seed are equal to the last byte
@@ -139,7 +138,7 @@ def _check_same(folder: Path, index: int, seed: int, demonstration: Demonstratio
 
 def _content(folder: Path) -> dict[Path, str]:
     files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {path.relative_to(folder): file_sha256(path) for path in files}
 
 
 def _record(folder: Path, index: int, seed: int, demonstration: Demonstration) -> None:
@@ -181,11 +180,9 @@ def record(
     rows: dict[str, list[Any]] = {
         key: [] for key in ("robot_eef_pose", "robot_gripper", "action", "action_gripper", "timestamp", "image_index")
     }
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    (aside / "images").mkdir(parents=True)
     start = _FIRST_DAY + 60.0 * index
-    try:
+    with whole_folder(folder) as aside:
+        (aside / "images").mkdir()
         for step, command in enumerate(commands):
             _write_frame(aside / "images" / f"frame_{step:04d}.jpg", camera.render(tabletop))
             observed = (
@@ -205,9 +202,8 @@ def record(
             if intervention:
                 data[INTERVENTION] = np.ones(len(commands), dtype=np.bool_)
             _write_tables(aside, index, data, provenance)
-            os.replace(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        else:
+            shutil.rmtree(aside)
     return progress.succeeded
 
 

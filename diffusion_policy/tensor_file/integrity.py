@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from diffusion_policy.cpu import usable_cores
-from diffusion_policy.tensor_file.opened import TensorFileError, sha256_of, sha256_of_shards
+from diffusion_policy.storage import file_sha256
+from diffusion_policy.tensor_file.opened import TensorFileError, sha256_of_shards
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +217,7 @@ class RecordedHashes:
             if recorded is None or path in self._compared:
                 continue
             files = (path,) if path in self.files else self.files
-            found = sha256_of_shards({file: sha256_of(file) for file in files})
+            found = sha256_of_shards({file: file_sha256(file) for file in files})
             if found != recorded.sha256:
                 raise TensorFileError(
                     f"{path}: it is not what {recorded.by} recorded: its SHA-256 is {found}, recorded was "

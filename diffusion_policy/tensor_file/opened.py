@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.storage import file_sha256, sha256
 
 
 class TensorFileError(WorkspaceError):
@@ -82,7 +82,7 @@ class TensorFile:
 
     def sha256(self) -> str:
         """The file's SHA-256 in hexadecimal; for shards, that of the lines `digest  name`, in the order of `files`."""
-        return sha256_of_shards({path: sha256_of(path) for path in self.files})
+        return sha256_of_shards({path: file_sha256(path) for path in self.files})
 
     def nonfinite(self) -> dict[str, int]:
         """How many NaN and infinite numbers each tensor holds, for those that hold any. Reads every tensor once.
@@ -130,18 +130,12 @@ def walk(tree: Any, where: str) -> Iterator[tuple[str, torch.Tensor]]:
             pending.extend(reversed([(f"{prefix}{key}", child) for key, child in children]))
 
 
-def sha256_of(path: Path) -> str:
-    """A file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def sha256_of_shards(digests: Mapping[Path, str]) -> str:
     """One SHA-256 for several files, in their order; that of a single file is its own."""
     if len(digests) == 1:
         return next(iter(digests.values()))
     lines = "".join(f"{digest}  {path.name}\n" for path, digest in digests.items())
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return sha256(lines.encode()).hex()
 
 
 def _count_nonfinite(tensor: torch.Tensor) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import torch
 
 from diffusion_policy.safe_pickle import UnsafePickleError
+from diffusion_policy.storage import StorageError, whole_file
 from diffusion_policy.tensor_file.opened import TensorFileError
 from diffusion_policy.tensor_file.torch_zip import read_torch_zip
 
@@ -33,31 +32,34 @@ def save_torch_zip(path: Path, content: dict[str, Any], check: Callable[[Path], 
         TensorFileError: it could not be written (a full disk, no permission) or not read back; the former file is
             untouched and the unfinished one is removed.
     """
-    unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        with _refused(path):
-            with unfinished.open("wb") as file:
-                torch.save(content, file, pickle_module=dill)
-                file.flush()
-                os.fsync(file.fileno())
-            read_torch_zip(unfinished, check=False)  # what was just written lies in memory, not yet on a disk to blame
-        if check is not None:
-            check(unfinished)
-        with _refused(path):
-            os.replace(unfinished, path)
-            _flush_folder(path.parent)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        path.parent.stat()  # a folder that is not there is a mistake in the path, and is not made
+        with whole_file(path, shared=False) as unfinished:
+            _write(unfinished, path, content)
+            if check is not None:
+                check(unfinished)
+    except FileNotFoundError as error:
+        raise _refusal(path, error) from error
+    except StorageError as error:
+        if error.refused != path:  # of what `check` writes
+            raise
+        raise _refusal(path, error) from error
 
 
-@contextmanager
-def _refused(path: Path) -> Iterator[None]:
-    """What the disk and PyTorch say, as one sentence about `path`."""
+def _write(unfinished: Path, path: Path, content: dict[str, Any]) -> None:
+    """Write the archive, and open it."""
     try:
-        yield
+        with unfinished.open("wb") as file:  # whose errors have a reason; those of PyTorch's own files have none
+            torch.save(content, file, pickle_module=dill)
+        read_torch_zip(unfinished, check=False)  # what was just written lies in memory, not yet on a disk to blame
     except (OSError, RuntimeError, TensorFileError, UnsafePickleError) as error:
-        kept = "the file that was there before is kept" if path.exists() else "nothing was left behind"
-        raise TensorFileError(f"{path}: could not be written ({_cause(error)}); {kept}.") from error
+        raise _refusal(path, error) from error
+
+
+def _refusal(path: Path, error: Exception) -> TensorFileError:
+    """What the disk and PyTorch say, as one sentence about `path`."""
+    kept = "the file that was there before is kept" if path.exists() else "nothing was left behind"
+    return TensorFileError(f"{path}: could not be written ({_cause(error)}); {kept}.")
 
 
 def _cause(error: BaseException) -> str:
@@ -68,15 +70,6 @@ def _cause(error: BaseException) -> str:
             return link.strerror
         link = link.__cause__ or link.__context__
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _flush_folder(folder: Path) -> None:
-    """A rename is on disk only when its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Portable:

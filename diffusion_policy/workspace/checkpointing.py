@@ -7,8 +7,6 @@ more than one. The file is written once; its other names are hard links (copies 
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from torch import Tensor
 from diffusion_policy.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.run_folder import BEST, LATEST
+from diffusion_policy.storage import link, rename
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.metrics import TOLERANCE, is_defined
 
@@ -241,7 +240,7 @@ class CheckpointFolder:
         if found is None or self._best.global_step not in (None, found.pickles.get("global_step")):
             latest = _checkpoint_at(own) if self._best.global_step == resumed_at else None
             if latest is not None and latest.pickles.get("global_step") == resumed_at:
-                _link(own, path)  # killed after the file had its first name
+                link(own, path)  # killed after the file had its first name
                 return
             remembered = ((found.run_state or {}) if found is not None else {}).get("ranking")
             self._best = Best() if not remembered else Best.from_plain(remembered)
@@ -256,7 +255,7 @@ class CheckpointFolder:
         if self._best.score is not None and dict(self._best.measured_with) != self._measured_with:
             kept = path.with_name(f"best_until_update_{resumed_at}.ckpt")
             if path.is_file():
-                os.replace(path, kept)
+                rename(path, kept)
             logger.warning(
                 "best.ckpt was chosen by figures that were measured otherwise (%s) and are not compared with new ones: "
                 "it is kept as %s, and the next measurement is the best one",
@@ -317,7 +316,7 @@ class CheckpointFolder:
             provenance=payload.provenance,
         )
         for other in others:
-            _link(self.folder / first, self.folder / other)
+            link(self.folder / first, self.folder / other)
         if names.displaced is not None:
             (self.folder / names.displaced).unlink(missing_ok=True)
 
@@ -338,17 +337,6 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     names = dict.fromkeys((*before, *after))
     changed = [name for name in names if before.get(name) != after.get(name)]
     return "; ".join(f"{n}: {before.get(n, 'not said')} -> {after.get(n, 'not said')}" for n in changed)
-
-
-def _link(path: Path, other: Path) -> None:
-    """Give a file a second name, replacing what had it."""
-    beside = other.with_name(f".{other.name}.{os.getpid()}.tmp")
-    beside.unlink(missing_ok=True)
-    try:
-        os.link(path, beside)
-    except OSError:
-        shutil.copyfile(path, beside)
-    os.replace(beside, other)
 
 
 def snapshot(state: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
+from diffusion_policy.dataset.content_hash import content_sha256
 from diffusion_policy.dataset.split import EpisodeIdentity, Split
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.model.normalizer import LinearNormalizer
@@ -54,7 +54,7 @@ class Data:
     def figures(self) -> dict[str, Any]:
         """For the first line of metrics: how many episodes are trained on and held out, and which are the latter."""
         keys = sorted(identity.key for identity in self.split.held_out)
-        digest = hashlib.sha256("\n".join(keys).encode()).hexdigest() if keys else None
+        digest = content_sha256(keys) if keys else None
         counts = {"episodes_trained": len(self.split.trained), "episodes_held_out": len(keys)}
         return {**counts, "held_out_sha256": digest}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_policy.dataset.content_hash import content_sha256
 from diffusion_policy.dataset.joined_datasets import JoinedDatasets, dataset_paths
 from diffusion_policy.dataset.replay_buffer import TIMESTAMP_KEY
 from diffusion_policy.gripper_events import control_period
@@ -150,7 +150,7 @@ class Measuring:
         """What figures of two measurements must share to be compared."""
         weights = "ema_model" if self._has_average else "model"
         keys = [self._data.identities[episode].key for episode in self._episodes]
-        digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()
+        digest = content_sha256(keys)
         found = {"weights": weights, **self.sampler.to_plain(), "episodes": len(keys), "episodes_sha256": digest}
         describe = getattr(self._runner, "describe", None)  # runners of others have none
         return found if describe is None else {**found, "closed_loop": describe()}

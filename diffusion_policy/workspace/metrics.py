@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy.commands import install_extra
 from diffusion_policy.run_folder import LOG_NAME
+from diffusion_policy.storage import write_text
 from diffusion_policy.workspace import TrainingError
 
 logger = logging.getLogger(__name__)
@@ -122,9 +122,7 @@ def truncate_log(path: Path, global_step: int) -> None:
     if not path.is_file():
         return
     kept = [line for line in read_metrics(path) if line["global_step"] <= global_step]
-    beside = path.with_suffix(".tmp")
-    beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="ascii")
-    os.replace(beside, path)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _plain(value: Any) -> Any:

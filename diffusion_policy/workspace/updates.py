@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from diffusion_policy.host_memory import keep_freed_memory
 from diffusion_policy.model.cpu.arithmetic import multiplies_bf16, use_fast_layers
 from diffusion_policy.model.diffusion.ema_model import EMAModel
+from diffusion_policy.storage import whole_file
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import Batch
 from diffusion_policy.workspace.losses import BatchLoss, Drawing
@@ -213,7 +214,6 @@ class Watch:
 def write_dump(folder: Path, seen: Seen, episodes: list[int], policy: nn.Module, batch: dict[str, Any]) -> Path:
     """Save what is needed to see why an update was not finite; returns the file."""
     path = folder / f"not_finite_step_{seen.outcome.global_step}.pt"
-    beside = path.with_suffix(".tmp")
     content = {
         "global_step": seen.outcome.global_step,
         "loss": seen.loss,
@@ -223,6 +223,6 @@ def write_dump(folder: Path, seen: Seen, episodes: list[int], policy: nn.Module,
         "batch": batch,
         "model": policy.state_dict(),
     }
-    torch.save(content, beside)
-    beside.replace(path)
+    with whole_file(path) as beside:
+        torch.save(content, beside)
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
 from diffusion_policy.model.diffusion.ema_model import EMAModel
 from diffusion_policy.policy.contract import PolicyModule
 from diffusion_policy.spec import check_semantics
+from diffusion_policy.storage import file_sha256
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.data import Data, instantiate
 from diffusion_policy.workspace.normalizing import choose_normalizer
@@ -151,9 +151,7 @@ def _check_dataset_against(checkpoint: Checkpoint, data: Data) -> None:
 
 def _ancestry(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
     """Where the weights came from: the file, and what it says about its own adaptation."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    ancestry: dict[str, Any] = {"pretrained": {"name": path.name, "sha256": digest}}
+    ancestry: dict[str, Any] = {"pretrained": {"name": path.name, "sha256": file_sha256(path)}}
     adaptation = (checkpoint.provenance or {}).get("adaptation")
     if adaptation is not None:
         ancestry["adaptation"] = adaptation

@@ -9,6 +9,7 @@ import pytest
 import torch
 from adapt_factory import policy_cfg, save_checkpoint
 
+from diffusion_policy import storage
 from diffusion_policy.adapt import AdaptError, apply
 from diffusion_policy.adapt.files import apply_file, open_target, rules_of
 from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
@@ -85,7 +86,11 @@ def test_an_interruption_leaves_what_was_there(
 def test_an_interruption_after_the_new_file_is_in_place_keeps_both(
     work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saving, "_flush_folder", interrupted)
+    def interrupted_in_place(folder: Path) -> None:
+        if (folder / "new.pt").exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "_flush_folder", interrupted_in_place)
     with pytest.raises(KeyboardInterrupt):
         work(tmp_path / "new.pt")
     assert sorted(contents(tmp_path)) == ["new.pt", "new.pt.ledger.json"]

@@ -73,7 +73,7 @@ def test_an_existing_episode_is_never_replaced(tmp_path: Path) -> None:
 def test_resumed_files_are_those_of_a_recording_that_was_not_interrupted(tmp_path: Path) -> None:
     make_trajectories(tmp_path / "whole", 3, seed=4, image_size=SIZE)
     make_trajectories(tmp_path / "resumed", 1, seed=4, image_size=SIZE)
-    (tmp_path / "resumed" / ".episode_0001.partial" / "images").mkdir(parents=True)
+    (tmp_path / "resumed" / ".part.episode_0001" / "images").mkdir(parents=True)
     folders = make_trajectories(tmp_path / "resumed", 3, seed=4, image_size=SIZE, resume=True)
     assert [folder.name for folder in folders] == ["episode_0000", "episode_0001", "episode_0002"]
     assert files(tmp_path / "resumed") == files(tmp_path / "whole")
@@ -104,7 +104,7 @@ def test_a_recording_is_not_resumed_with_other_settings(tmp_path: Path, other: d
 
 
 def test_what_an_interrupted_run_left_is_overwritten(tmp_path: Path) -> None:
-    (tmp_path / ".episode_0000.partial" / "images").mkdir(parents=True)
+    (tmp_path / ".part.episode_0000" / "images").mkdir(parents=True)
     make_trajectories(tmp_path, 1, seed=0, image_size=SIZE)
     assert [path.name for path in tmp_path.iterdir()] == ["episode_0000"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from diffusion_policy.recording.contract import Picture
 from diffusion_policy.recording.errors import RecordingError
 from diffusion_policy.recording.lerobot.tables import COPY_AGAIN, column_names, opened
 from diffusion_policy.spec import ImageArray
+from diffusion_policy.storage import sha256
 
 # FFmpeg is told what a file is: one that is something else in truth, such as a playlist of other files, is refused.
 _CONTAINER = "mp4"
@@ -99,19 +99,17 @@ class VideoFrames:
 
     def sample_sha256(self) -> str:
         """Of the first packets from the first frame's time on, as they are encoded."""
-        digest = hashlib.sha256()
+        packets: list[bytes] = []
         with opened_video(self.file) as container:
             video = container.streams.video[0]
             _seek(container, video, self.times[0])
-            found = 0
             for packet in container.demux(video):
                 if packet.pts is None or packet.pts * video.time_base < self.times[0] - self.period / 2:
                     continue
-                digest.update(bytes(packet))
-                found += 1
-                if found == _SAMPLED_PACKETS:
+                packets.append(bytes(packet))
+                if len(packets) == _SAMPLED_PACKETS:
                     break
-        return digest.hexdigest()
+        return sha256(*packets).hex()
 
 
 def _seek(container: Any, video: Any, seconds: float) -> None:
@@ -226,7 +224,7 @@ class ColumnPictures:
         """Of the first picture."""
         picture = next(ColumnPictures(self.file, self.column, self.rows[:1]).pictures())
         assert isinstance(picture.content, bytes)
-        return hashlib.sha256(picture.content).hexdigest()
+        return sha256(picture.content).hex()
 
     def _picture(self, batch: Any, row: int, at: int) -> Picture:
         value = batch[at].as_py()

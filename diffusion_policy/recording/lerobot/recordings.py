@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +25,7 @@ from diffusion_policy.recording.mapped import MappedArrays, values_of
 from diffusion_policy.recording.mapping import RecordingMapping
 from diffusion_policy.recording.scales import Gripper, GripperScales, declared_scales, scales_of
 from diffusion_policy.spec import INTERVENTION, ActionLayout, SpecError, episode_number
+from diffusion_policy.storage import sha256
 from diffusion_policy.timestamps import TimestampUnit, timestamp_fault
 
 _INDICES = ("timestamp", "frame_index", "episode_index", "task_index")
@@ -76,19 +76,17 @@ class LeRobotRecording:
 
     def content_sha256(self) -> str:
         """Of its numbers and tasks, and of the beginning of what each camera shows."""
-        digest = hashlib.sha256(self.numbers_sha256.encode())
-        for camera, frames in sorted(self.shown.items()):
-            digest.update(f"{camera} {frames.sample_sha256()}\n".encode())
-        return digest.hexdigest()
+        shown = "".join(f"{camera} {frames.sample_sha256()}\n" for camera, frames in sorted(self.shown.items()))
+        return sha256(self.numbers_sha256.encode(), shown.encode()).hex()
 
     def fingerprint(self) -> str:
         """Of its numbers, and of the files that it lies in."""
-        digest = hashlib.sha256(self.numbers_sha256.encode())
+        lines = [self.numbers_sha256]
         with reaching(self.path):
             for file in self.files:
                 status = file.stat()
-                digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
+                lines.append(f"{file.name} {status.st_size} {status.st_mtime_ns}\n")
+        return sha256("".join(lines).encode()).hex()
 
 
 class LeRobotRecordings:
@@ -315,9 +313,7 @@ def _told(rows: Rows, texts: tuple[str, ...]) -> Told:
 
 
 def _sha256(rows: Rows, texts: Sequence[str]) -> str:
-    digest = hashlib.sha256()
+    parts: list[bytes] = []
     for name, values in sorted(rows.items()):
-        digest.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
-        digest.update(np.ascontiguousarray(values).tobytes())
-    digest.update("\0".join(texts).encode())
-    return digest.hexdigest()
+        parts += [f"{name} {values.dtype.str} {values.shape}\n".encode(), np.ascontiguousarray(values).tobytes()]
+    return sha256(*parts, "\0".join(texts).encode()).hex()

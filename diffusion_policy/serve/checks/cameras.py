@@ -7,7 +7,6 @@ another one pictures of another shape, which would be squeezed. Each camera of a
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.geometry import geodesic_distance
-from diffusion_policy.images import ImageNote
+from diffusion_policy.images import ImageNote, image_key
 from diffusion_policy.serve.settings import CameraSettings, ServeSettings
 from diffusion_policy.serve.transport.images import decode_observed
 from diffusion_policy.serve.transport.protocol import ErrorCode, MessageForm, Observation, ProtocolError
 from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, ImageArray
+from diffusion_policy.storage import content_key
 
 FloatArray = NDArray[np.float64]
 Size = tuple[int, int]
@@ -62,7 +62,7 @@ def look_at(frame: ImageArray, notes: tuple[ImageNote, ...] = ()) -> Picture:
     sample = np.ascontiguousarray(frame[::_STRIDE, ::_STRIDE])
     low, high = np.percentile(sample.reshape(-1, 3), (1, 99), axis=0, method="nearest")
     uniform = bool((high.astype(int) - low < _NEARLY_UNIFORM).all())
-    content = hashlib.blake2b(sample.data, digest_size=16).digest()
+    content = content_key(sample.data)
     return Picture(content, (frame.shape[1], frame.shape[0]), float(sample.mean()) if uniform else None, notes)
 
 
@@ -121,7 +121,7 @@ class CameraWatch:
         Raises:
             ProtocolError: bad_image, oversized; or stale, if the camera has stopped.
         """
-        keys = [_key(image) for image in observation.images]
+        keys = [image_key(image) for image in observation.images]
         unseen = {key: step for step, key in enumerate(keys) if key not in self._seen}
         decoded = dict(zip(unseen, self._decode([(observation, step) for step in unseen.values()]), strict=True))
         for key in keys:
@@ -298,9 +298,3 @@ class Motion:
 
 def _is_alike(size: Size, other: Size) -> bool:
     return abs(size[0] * other[1] / (size[1] * other[0]) - 1) < _ASPECT_SLACK
-
-
-def _key(image: bytes | ImageArray) -> bytes:
-    if isinstance(image, bytes):
-        return hashlib.blake2b(image, digest_size=16).digest()
-    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16, key=repr(image.shape).encode()).digest()

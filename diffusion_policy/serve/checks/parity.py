@@ -8,7 +8,6 @@ to see what the robot's compression costs.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,6 +32,7 @@ from diffusion_policy.serve.engine.wire import Wire
 from diffusion_policy.serve.transport.protocol import array_from_json
 from diffusion_policy.spec import arms_of, default_names
 from diffusion_policy.spec.action_layout import Arm
+from diffusion_policy.storage import file_sha256
 
 Array = NDArray[Any]
 Images = dict[str, NDArray[np.uint8]]
@@ -156,7 +156,7 @@ def check_parity(
         started = None if noise is None else noise[None]
         expected = policy.predict_action(trained, initial_noise=started, generator=generator)["action"][0].numpy()
         differences.append(float(np.abs(wire.actions(expected) - array_from_json(reply["actions"])).max()))
-    digest = _sha256(checkpoint)
+    digest = file_sha256(checkpoint)
     _, height, width = policy.spec.rgb[0].shape
     return ParityReport(
         requests,
@@ -315,8 +315,3 @@ def state_mistakes(arms: Sequence[Arm]) -> tuple[tuple[str, Callable[[Array], Ar
         ("step order: newest first", lambda states: states[:, ::-1]),
         ("step spacing: the newest state twice", lambda states: np.repeat(states[:, -1:], states.shape[1], axis=1)),
     )
-
-
-def _sha256(path: str | Path) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

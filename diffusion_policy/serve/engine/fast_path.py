@@ -13,7 +13,6 @@ The policy itself is not changed: its plain ``predict_action`` remains the measu
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffusion_policy.host_memory import keep_freed_memory
+from diffusion_policy.images import image_key
 from diffusion_policy.model.cpu.arithmetic import use_fast_layers
 from diffusion_policy.model.diffusion.noise_schedulers import DDPMScheduler
 from diffusion_policy.policy.contract import AcceleratedPolicy, Denoiser, Policy, RecordableDenoiser
@@ -103,7 +103,7 @@ class FastPath:
 
     def key(self, images: Sequence[bytes | ImageArray], state: NDArray[np.float64]) -> bytes:
         """What a step's features depend on, as a short key: one image a camera, and the state."""
-        return b"".join(map(_hash, images)) + state.tobytes()
+        return b"".join(map(image_key, images)) + state.tobytes()
 
     def known(self, key: bytes) -> Tensor | None:
         """Features (1, Do) of a step that was seen before."""
@@ -174,12 +174,6 @@ class FastPath:
         rows = torch.arange(noise.shape[1], device=start.device).clamp(max=len(start) - 1)
         alpha = self._policy.noise_scheduler.alphas_cumprod[timestep].to(noise)
         return alpha.sqrt() * start[rows][None] + (1 - alpha).sqrt() * noise
-
-
-def _hash(image: bytes | ImageArray) -> bytes:
-    content = image if isinstance(image, bytes) else np.ascontiguousarray(image).data
-    shape = b"" if isinstance(image, bytes) else repr(image.shape).encode()
-    return hashlib.blake2b(content, digest_size=16, key=shape).digest()
 
 
 def _steps_to_denoise(policy: AcceleratedPolicy, settings: EngineSettings) -> int:

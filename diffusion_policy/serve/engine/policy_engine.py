@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
+import itertools
 import logging
 import platform
 from collections.abc import Mapping, Sequence
@@ -48,6 +48,7 @@ from diffusion_policy.serve.stages import Stages
 from diffusion_policy.serve.transport.images import decode_image
 from diffusion_policy.serve.transport.protocol import MessageForm, Observation
 from diffusion_policy.spec import POSE, POSE_GRIPPER, ImageArray, StepSpec, action_semantics, policy_observation
+from diffusion_policy.storage import file_sha256, sha256
 
 logger = logging.getLogger(__name__)
 
@@ -165,8 +166,7 @@ class PolicyEngine:
         checkpoint = read_checkpoint(path)
         provenance = checkpoint.provenance or {}
         policy = load_policy(checkpoint, which=settings.weights, device=settings.device)
-        with Path(path).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(path)
         trained = sampler_of_training(checkpoint.provenance, checkpoint.cfg)
         note = sampler_note(trained, Sampler(settings.scheduler, settings.steps))
         if note is not None:
@@ -384,8 +384,6 @@ def processor_name() -> str:
 
 def _normalizer_hash(policy: Policy) -> str:
     """SHA-256 over the normaliser's names and numbers."""
-    digest = hashlib.sha256()
-    for name, value in sorted(policy.normalizer.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    numbers = sorted(policy.normalizer.state_dict().items())
+    named = ((name.encode(), value.detach().cpu().contiguous().numpy()) for name, value in numbers)
+    return sha256(*itertools.chain.from_iterable(named)).hex()
