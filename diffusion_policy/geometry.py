@@ -14,6 +14,13 @@ from diffusion_policy.errors import SpecError
 
 FloatArray = NDArray[np.float64]
 
+# How far from 1 the norm of a unit quaternion may be. Those that the real robot records and predicts have norms of
+# 0.995-1.005, so recordings and what becomes one are held to the first. The second is for what is served, logged or
+# known by its range only: rounded by a client, or smoothed component by component; the motion guard normalizes what it
+# accepts.
+RECORDED_NORM_SLACK = 0.02
+SERVED_NORM_SLACK = 0.05
+
 
 def align_quaternion_signs(quaternions: ArrayLike, reference: ArrayLike | None = None) -> FloatArray:
     """Choose the sign of each quaternion (N, 4) so that it lies in the hemisphere of the one before it.
@@ -55,10 +62,8 @@ def pose_steps(poses: ArrayLike) -> tuple[FloatArray, FloatArray]:
     return np.linalg.norm(np.diff(p[:, :3], axis=0), axis=1), geodesic_distance(p[:-1, 3:7], p[1:, 3:7])
 
 
-def check_unit_quaternions(quaternions: ArrayLike, where: str, tolerance: float = 0.02) -> None:
+def check_unit_quaternions(quaternions: ArrayLike, where: str, tolerance: float = RECORDED_NORM_SLACK) -> None:
     """Refuse quaternions (..., 4) whose norm is further than ``tolerance`` from 1.
-
-    Recorded and predicted quaternions of the real robot have norms of 0.995-1.005.
 
     Raises:
         SpecError: names the first offender and its norm, in ``where``.

@@ -52,6 +52,8 @@ class DeadBand:
 # Of a command in 0..1, and of a width in metres: recordings call a gripper wider than 5 cm open.
 GRIPPER_BAND = DeadBand(open=0.7, closed=0.3)
 WIDTH_BAND = DeadBand(open=0.06, closed=0.04)
+# The robot's client has no dead band: it opens on a command above this, and closes on any other.
+CLIENT_THRESHOLD = 0.5
 
 
 def gripper_states(values: ArrayLike, band: DeadBand = GRIPPER_BAND) -> NDArray[np.int8]:
@@ -65,7 +67,10 @@ def gripper_states(values: ArrayLike, band: DeadBand = GRIPPER_BAND) -> NDArray[
 
 
 def gripper_events(
-    values: ArrayLike, open_threshold: float = 0.7, closed_threshold: float = 0.3, min_dwell: int = 1
+    values: ArrayLike,
+    open_threshold: float = GRIPPER_BAND.open,
+    closed_threshold: float = GRIPPER_BAND.closed,
+    min_dwell: int = 1,
 ) -> list[Event]:
     """Changes of the gripper's state.
 

@@ -20,14 +20,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion_policy.geometry import RECORDED_NORM_SLACK
 from diffusion_policy.spec import arms_of
 
 FloatArray = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 FaultCode = Literal["not-finite", "zero-quaternion", "quaternion-norm", "rotation", "quaternion-order", "position-unit"]
 
-# Recorded and predicted quaternions of the real robot have norms of 0.995-1.005.
-NORM_TOLERANCE = 0.02
 # Below this a quaternion has no direction.
 _ZERO_NORM = 1e-3
 # No arm on a table reaches further, in meters; 10 cm are 10 in centimeters and 100 in millimeters.
@@ -122,7 +121,7 @@ def _position_faults(positions: FloatArray, what: str) -> list[PoseFault]:
 
 def _quaternion_faults(quaternions: FloatArray, finite: Mask, at: _Places) -> list[PoseFault]:
     norms = np.linalg.norm(np.where(finite[:, None], quaternions, 0), axis=1)
-    zero, off = finite & (norms < _ZERO_NORM), finite & (np.abs(norms - 1) > NORM_TOLERANCE)
+    zero, off = finite & (norms < _ZERO_NORM), finite & (np.abs(norms - 1) > RECORDED_NORM_SLACK)
     faults = []
     if zero.any():
         said = f"{at.what}: the quaternion is zero at {int(zero.sum())} of {at.n_steps} steps, {at.first(zero)}"
@@ -136,7 +135,7 @@ def _quaternion_faults(quaternions: FloatArray, finite: Mask, at: _Places) -> li
     if share <= 0.5:
         said = (
             f"{at.what}: the quaternion's norm is {norm} at {int(off.sum())} of {at.n_steps} steps, {at.first(off)}; "
-            f"expected 1 within {NORM_TOLERANCE}"
+            f"expected 1 within {RECORDED_NORM_SLACK}"
         )
         return [*faults, PoseFault("quaternion-norm", said, "these steps are no rotation: cut them")]
     kind = _kind_of_rotation(quaternions[finite & ~zero], norms[finite & ~zero])

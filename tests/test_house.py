@@ -233,6 +233,46 @@ def test_files_come_to_be_in_one_way_and_have_one_hash() -> None:
     assert not offences, "\n".join(offences)
 
 
+# Numbers with one definition and a source: the dead band and the client's threshold, and the norms of quaternions.
+NUMBERS_OF_GRIPPERS = re.compile(r"(?:^|_)(?:gripper_)?(?:open|closed)(?:_threshold)?$|CLIENT_THRESHOLD")
+NUMBERS_OF_NORMS = re.compile(r"quaternion_(?:norm_)?(?:slack|tolerance)|norm_slack", re.IGNORECASE)
+
+
+def named_numbers(tree: ast.AST) -> Iterator[tuple[int, str, float]]:
+    """Numbers between 0 and 1 by the name that they are given: by assignment, as a default, or as an argument."""
+    for node in ast.walk(tree):
+        pairs: list[tuple[str, ast.expr | None]] = []
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            pairs = [(node.targets[0].id, node.value)]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            pairs = [(node.target.id, node.value)]
+        elif isinstance(node, ast.Call):
+            pairs = [(keyword.arg or "", keyword.value) for keyword in node.keywords]
+        elif isinstance(node, ast.arguments):
+            positional = [*node.posonlyargs, *node.args]
+            defaults = list(zip(positional[len(positional) - len(node.defaults) :], node.defaults, strict=True))
+            of_keywords = zip(node.kwonlyargs, node.kw_defaults, strict=True)
+            pairs = [(argument.arg, value) for argument, value in (*defaults, *of_keywords)]
+        elif isinstance(node, ast.Compare) and re.search(r"gripper", ast.unparse(node.left)):
+            middle = [value for value in node.comparators if ast.unparse(value) == "0.5"]
+            pairs = [("CLIENT_THRESHOLD", value) for value in middle]
+        for name, value in pairs:
+            if isinstance(value, ast.Constant) and isinstance(value.value, float) and 0 < value.value < 1:
+                yield value.lineno, name, value.value
+
+
+def test_numbers_that_are_said_once() -> None:
+    homes = {"gripper_events.py": NUMBERS_OF_GRIPPERS, "geometry.py": NUMBERS_OF_NORMS}
+    offences = [
+        f"{where(path)}:{line}: {name} is {number}; it is said in {home}"
+        for path in python_files("diffusion_policy", "scripts")
+        for line, name, number in named_numbers(ast.parse(path.read_text()))
+        for home, names in homes.items()
+        if names.search(name) and where(path) != f"diffusion_policy/{home}"
+    ]
+    assert not offences, "\n".join(offences)
+
+
 # Where a policy class may be named: its own rooms, and the names under which old files know a workspace.
 ROOMS_OF_POLICIES = (
     "diffusion_policy/policy/",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from diffusion_policy.env_runner.simulator import Env, FloatArray, Simulator
 from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.gripper_events import CLIENT_THRESHOLD
 from diffusion_policy.sim.tabletop import Tabletop
 from diffusion_policy.sim.tabletop_env import TabletopEnv
 from diffusion_policy.spec import POSE_GRIPPER
@@ -58,7 +59,7 @@ class Trace:
     @property
     def wants_open(self) -> list[bool]:
         """What each command said to the fingers."""
-        return [bool(action[len(POSE_GRIPPER) - 1] > 0.5) for action in self.actions]
+        return [bool(action[len(POSE_GRIPPER) - 1] > CLIENT_THRESHOLD) for action in self.actions]
 
 
 class _WatchedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):

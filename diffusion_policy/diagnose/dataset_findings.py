@@ -6,7 +6,7 @@ from diffusion_policy.commands import command
 from diffusion_policy.convert.survey import ACCEPT_MIXED
 from diffusion_policy.dataset.replay_buffer import IMAGE_KEY, POSE_KEY, TIMESTAMP_KEY
 from diffusion_policy.diagnose.dataset_evidence import EXPECTED_KEYS, DatasetEvidence
-from diffusion_policy.diagnose.findings import Finding, ok, run_checks
+from diffusion_policy.diagnose.findings import FAR_COMMAND_M, Finding, ok, run_checks
 from diffusion_policy.diagnose.unit_findings import (
     action_shape,
     not_finite,
@@ -16,6 +16,7 @@ from diffusion_policy.diagnose.unit_findings import (
     quaternions,
     reconvert,
 )
+from diffusion_policy.gripper_events import GRIPPER_BAND
 from diffusion_policy.images import mixture
 from diffusion_policy.spec import SpecError, action_semantics, arms_of, check_semantics
 
@@ -27,8 +28,6 @@ SPACING_SLACK = 0.25
 FEW_EPISODES, FEW_CLOSINGS = 20, 20
 # Commands that equal the measurement at this share of the steps are copies of it.
 COPIED = 0.999
-# A position that is commanded this far from where the arm is, at most of the steps, is no target for the next step.
-FAR_COMMAND_M = 0.2
 # Of what is not as it was written, so many are named.
 FAULTS_SHOWN = 4
 
@@ -165,7 +164,8 @@ def dead_band(data: DatasetEvidence) -> Finding | None:
     """Whether commands say open or closed, or something between."""
     if data.gripper is None:
         return None
-    said = f"{data.gripper.undecided:.1%} of the commands are neither open (>= 0.7) nor closed (<= 0.3)"
+    band = f"open (>= {GRIPPER_BAND.open:g}) nor closed (<= {GRIPPER_BAND.closed:g})"
+    said = f"{data.gripper.undecided:.1%} of the commands are neither {band}"
     if data.gripper.undecided > 0.02:
         remedy = "a policy learns what lies between too; record a command of 0 or 1"
         return Finding("dead-band", "warning", said, remedy, about=data.path)

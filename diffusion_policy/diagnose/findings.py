@@ -17,6 +17,10 @@ Severity = Literal["ok", "note", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("ok", "note", "warning", "error")
 Evidence = TypeVar("Evidence")
 
+# A position that is commanded this far from where the arm is, at most of the steps, is no target for the next step: it
+# would take 2 m/s within a step of 0.1 s. Of recordings and of logs.
+FAR_COMMAND_M = 0.2
+
 # What a symptom may come from, the likeliest first; codes of findings.
 EXPLAINS: dict[str, tuple[str, ...]] = {
     "size-mismatch": (

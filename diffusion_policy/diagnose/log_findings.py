@@ -7,18 +7,17 @@ from typing import Any
 
 from diffusion_policy.commands import command
 from diffusion_policy.dataset.split import WORDS, read_status, words_of
-from diffusion_policy.diagnose.findings import Finding, Severity, ok, run_checks
+from diffusion_policy.diagnose.findings import FAR_COMMAND_M, Finding, Severity, ok, run_checks
 from diffusion_policy.diagnose.latency import INFERENCE
 from diffusion_policy.diagnose.log_evidence import LogEvidence
 from diffusion_policy.diagnose.recordings_gate import position_finding
 from diffusion_policy.evaluate.verdicts import ALL_REFUSED
+from diffusion_policy.geometry import SERVED_NORM_SLACK
 from diffusion_policy.run_log.log import SUPERSEDED
 from diffusion_policy.spec import POSE_GRIPPER
 
 # Seconds that the client's six actions at 10 Hz last: inference must be done by then.
 CHUNK_SECONDS = 0.6
-FAR_COMMAND_M = 0.15
-QUATERNION_SLACK = 0.05
 FIRM = 0.7
 MANY_REFUSED = 0.1
 
@@ -101,7 +100,7 @@ def unit_quaternions(evidence: LogEvidence) -> Finding | None:
     if evidence.quaternion_error is None:
         return None
     error = evidence.quaternion_error
-    if error > QUATERNION_SLACK:
+    if error > SERVED_NORM_SLACK:
         said = f"a predicted quaternion's norm is {error:.3f} away from 1"
         remedy = "hardly trained, or smoothed component by component; the motion guard refuses such chunks"
         return Finding("log-quaternions", "warning", said, remedy, about=evidence.name)

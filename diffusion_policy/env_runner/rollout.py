@@ -21,6 +21,7 @@ from diffusion_policy.env_runner.actors import Actor, Answer, Question
 from diffusion_policy.env_runner.results import REFUSED_BY_GUARD, TIMEOUT, SceneResult
 from diffusion_policy.env_runner.simulator import Env, FloatArray, RawStep, Simulator, SimulatorError
 from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.gripper_events import CLIENT_THRESHOLD
 from diffusion_policy.spec import ImageArray
 from diffusion_policy.spec.action_layout import is_gripper_name
 
@@ -207,7 +208,9 @@ class _Episode:
         return frame
 
     def _caption(self) -> str:
-        said = (f"   {name} {'open' if command > 0.5 else 'close'}" for name, command in self._grippers.items())
+        said = (
+            f"   {name} {'open' if command > CLIENT_THRESHOLD else 'close'}" for name, command in self._grippers.items()
+        )
         return f"scene {self._scene}   step {self._steps}{''.join(said)}{'   done' if self._success else ''}"
 
     def break_off(self) -> None:

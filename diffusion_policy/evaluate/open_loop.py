@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_policy.geometry import geodesic_distance
-from diffusion_policy.gripper_events import CLOSED, gripper_events, gripper_states
+from diffusion_policy.gripper_events import CLIENT_THRESHOLD, CLOSED, gripper_events, gripper_states
 from diffusion_policy.spec import ActionLayout, default_names
 from diffusion_policy.spec.action_layout import Arm
 from diffusion_policy.spec.rotations import from_quaternions
@@ -31,8 +31,6 @@ PHASES: tuple[Phase, ...] = ("approach", "grasp", "move", "release")
 
 # A grasp or a release is what happens within so many steps of its event: half a second at the robot's 10 Hz.
 PHASE_STEPS = 5
-# The robot's client opens for commands above this.
-CLIENT_THRESHOLD = 0.5
 # A quaternion below this norm says nothing of a rotation.
 SMALLEST_NORM = 1e-6
 # Names of what is compared; "previous action" and "mean action" stand beside them.

@@ -125,7 +125,7 @@ def gripper_timeline(playback: Playback, events: Sequence[Event], recorded_event
                 )
             )  # fmt: skip
     figure.add_hrect(y0=GRIPPER_BAND.closed, y1=GRIPPER_BAND.open, fillcolor=RECORDED, opacity=0.12, line_width=0)
-    figure.update_yaxes(range=[-0.2, 1.22], tickvals=[0, 0.3, 0.7, 1])
+    figure.update_yaxes(range=[-0.2, 1.22], tickvals=[0, GRIPPER_BAND.closed, GRIPPER_BAND.open, 1])
     return figure
 
 
@@ -172,7 +172,8 @@ def state_strips(title: str, episodes: Sequence[FloatArray]) -> go.Figure:
     longest = max(len(values) for values in episodes)
     rows = [[round(float(v), 2) for v in values] + [None] * (longest - len(values)) for values in episodes]
     figure = base(title, "step", "episode", showlegend=False)
-    scale = [[0, MEASURED], [0.3, MEASURED], [0.3, "#d9d2b0"], [0.7, "#d9d2b0"], [0.7, "#8fbfe6"], [1, "#8fbfe6"]]
+    low, high = GRIPPER_BAND.closed, GRIPPER_BAND.open
+    scale = [[0, MEASURED], [low, MEASURED], [low, "#d9d2b0"], [high, "#d9d2b0"], [high, "#8fbfe6"], [1, "#8fbfe6"]]
     figure.add_trace(go.Heatmap(z=rows, zmin=0, zmax=1, colorscale=scale, showscale=False, hoverongaps=False, ygap=1))
     figure.update_yaxes(autorange="reversed", dtick=max(1, len(episodes) // 12))
     figure.update_layout(hovermode="closest")

@@ -13,19 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.geometry import SERVED_NORM_SLACK
 from diffusion_policy.gripper_scale import INTERNAL, DeclaredScales, FoundScales, find_scales, labeled_scales
-from diffusion_policy.spec import POSE, POSE_GRIPPER, ROTVEC_WIDTH, ActionLayout, Layout, SpecError
+from diffusion_policy.spec import POSE, POSE_GRIPPER, ROTVEC_WIDTH, ActionLayout, Layout, SpecError, is_gripper_width
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Missing = tuple[int, int]
 
-# Served poses were once smoothed component by component: single norms of 0.81-1.16, their median within 0.02 of 1.
-_MEDIAN_NORM_SLACK = 0.05
-# Of seven numbers the last four are a quaternion only if they say so at every step.
-_EVERY_NORM_SLACK = 0.05
-# Metres; 0.03-0.08 on the real robot.
-_WIDEST_GRIPPER = 0.2
 _NAMED_LAYOUTS: dict[Layout, tuple[str, ...]] = {
     "xyz_quat": POSE,
     "xyz_quat_gripper": POSE_GRIPPER,
@@ -320,11 +315,12 @@ def layout_of_commands(commands: FloatArray) -> Layout:
     layout = ActionLayout.of(POSE_GRIPPER[: commands.shape[1]])
     norms = np.linalg.norm(layout.rotations(commands)[:, 0], axis=1)
     if commands.shape[1] == len(POSE_GRIPPER):
-        return "xyz_quat_gripper" if abs(np.median(norms) - 1) <= _MEDIAN_NORM_SLACK else "unknown"
-    if (np.abs(norms - 1) <= _EVERY_NORM_SLACK).all():
+        # Served poses were once smoothed component by component: single norms of 0.81-1.16, their median near 1.
+        return "xyz_quat_gripper" if abs(np.median(norms) - 1) <= SERVED_NORM_SLACK else "unknown"
+    if (np.abs(norms - 1) <= SERVED_NORM_SLACK).all():  # of seven numbers, the last four say so at every step
         return "xyz_quat"
     width = commands[:, ROTVEC_WIDTH.index(_WIDTH)]
-    return "xyz_rotvec_width" if width.min() >= -0.01 and width.max() <= _WIDEST_GRIPPER else "unknown"
+    return "xyz_rotvec_width" if is_gripper_width(width.min(), width.max()) else "unknown"
 
 
 def check_same_dimensions(steps: Sequence[LogStep], where: Path | str) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.spatial.transform import Rotation
 
+from diffusion_policy.gripper_events import CLIENT_THRESHOLD
 from diffusion_policy.sim.scene import (
     BLOCK_COLOURS,
     BLOCK_SIZE,
@@ -177,7 +178,7 @@ class Tabletop:
             raise SpecError(f"the commanded quaternion {command[3:7]} has norm {norm:.3f}; expected 1")
         position = self.pose[:3] + ARM_GAIN * (command[:3] - self.pose[:3])
         position[2] = max(position[2], 0.0)
-        self._advance(np.concatenate([position, command[3:7] / norm]), wants_open=gripper > 0.5)
+        self._advance(np.concatenate([position, command[3:7] / norm]), wants_open=gripper > CLIENT_THRESHOLD)
         self.steps += 1
         if self.opening < _MEASURED_CLOSED_BELOW:
             self.gripper = int(GRIPPER_CLOSED)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.gripper_events import CLIENT_THRESHOLD
 from diffusion_policy.sim.camera import Camera
 from diffusion_policy.sim.failures import FailureWitness
 from diffusion_policy.sim.referees import PHYSICS, make_tabletop
@@ -109,7 +110,7 @@ class TabletopEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         numbers[3:7] /= norm if norm > _SHORTEST_QUATERNION else 1.0
         self.tabletop.step(numbers[: len(POSE)], float(numbers[len(POSE)]))
         self.progress.update(self.tabletop)
-        self._witness.update(wants_open=numbers[len(POSE)] > 0.5)
+        self._witness.update(wants_open=numbers[len(POSE)] > CLIENT_THRESHOLD)
         done = self.progress.succeeded
         return self._observe(), float(done), done, self.tabletop.steps >= self._truncate_at, self._info()
 

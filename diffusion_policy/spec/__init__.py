@@ -40,6 +40,7 @@ from diffusion_policy.spec.semantics import (
     arms_of,
     check_semantics,
     find_layout,
+    is_gripper_width,
     layout_from_range,
     with_units,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "default_names",
     "episode_number",
     "find_layout",
+    "is_gripper_width",
     "layout_from_range",
     "policy_observation",
     "read_shape_meta",

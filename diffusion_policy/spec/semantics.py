@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.errors import SpecError
+from diffusion_policy.geometry import SERVED_NORM_SLACK
 from diffusion_policy.spec.action_layout import ActionLayout, Arm, is_gripper_name, unit_of
 from diffusion_policy.spec.names import (
     GRIPPER_CLOSED,
@@ -17,10 +18,8 @@ from diffusion_policy.spec.names import (
     SEMANTICS_VERSION,
 )
 
-# Quaternions that the real robot records and predicts have norms of 0.995-1.005; a box of ranges is judged more widely.
-_QUATERNION_NORM_SLACK = 0.05
-# Width of the gripper in the older layout, in metres; 0.03-0.08 on the real robot.
-_WIDEST_GRIPPER = 0.2
+# Widths of a gripper in the older layout, in metres: 0.03-0.08 on the real robot; a sensor's zero may be off.
+_GRIPPER_WIDTHS = (-0.01, 0.2)
 
 # "named" is every layout that names tell and these words do not: ActionLayout says what it is.
 Layout = Literal["xyz_quat", "xyz_quat_gripper", "xyz_rotvec_width", "named", "unknown"]
@@ -116,16 +115,21 @@ def layout_from_range(minimum: Sequence[float], maximum: Sequence[float]) -> Lay
         return "unknown"
     if _holds_unit_quaternions(low[3:7], high[3:7]):
         return "xyz_quat" if low.size == 7 else "xyz_quat_gripper"
-    if low.size == 7 and low[6] >= -0.01 and high[6] <= _WIDEST_GRIPPER:
+    if low.size == 7 and is_gripper_width(low[6], high[6]):
         return "xyz_rotvec_width"
     return "unknown"
+
+
+def is_gripper_width(low: float, high: float) -> bool:
+    """Whether a number that ranges from `low` to `high` can be the width of a gripper in metres."""
+    return bool(low >= _GRIPPER_WIDTHS[0] and high <= _GRIPPER_WIDTHS[1])
 
 
 def _holds_unit_quaternions(low: NDArray[np.float64], high: NDArray[np.float64]) -> bool:
     """Whether the unit sphere passes through a box of four ranges, and the box stays near it."""
     nearest = np.where((low <= 0) & (high >= 0), 0.0, np.minimum(np.abs(low), np.abs(high)))
     farthest = np.maximum(np.abs(low), np.abs(high))
-    shell = 1 - _QUATERNION_NORM_SLACK, 1 + _QUATERNION_NORM_SLACK
+    shell = 1 - SERVED_NORM_SLACK, 1 + SERVED_NORM_SLACK
     return bool(
         np.linalg.norm(nearest) <= shell[1] and np.linalg.norm(farthest) >= shell[0] and farthest.max() <= shell[1]
     )

@@ -33,7 +33,6 @@ RECORDED: dict[str, tuple[tuple[int, ...], str]] = {
 """Keys of data.pkl: shape of one step and the kinds of NumPy dtype that are read."""
 
 
-_QUATERNION_TOLERANCE = 0.02
 GRIPPERS = ("robot_gripper", "action_gripper")
 # What data.pkl may hold beside plain containers and numbers.
 _ALLOWED: safe_pickle.Allowed = {
@@ -124,7 +123,7 @@ def _read_array(array: Any, key: str, file: Path, *, any_gripper: bool) -> NDArr
 def check_poses(poses: NDArray[Any], where: str) -> None:
     """Raises TrajectoryError: numbers (N, 7) that are not a position in meters and a unit quaternion x y z w."""
     try:
-        check_unit_quaternions(rotations_of(poses), where, _QUATERNION_TOLERANCE)
+        check_unit_quaternions(rotations_of(poses), where)
     except SpecError as error:
         layout = layout_from_range(poses.min(axis=0), poses.max(axis=0))
         if layout == "xyz_rotvec_width" and rotations_of(poses)[:, :3].any():

@@ -7,7 +7,6 @@ another one pictures of another shape, which would be squeezed. Each camera of a
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from diffusion_policy.geometry import geodesic_distance
 from diffusion_policy.images import ImageNote, image_key
+from diffusion_policy.serve.recent import Recent
 from diffusion_policy.serve.settings import CameraSettings, ServeSettings
 from diffusion_policy.serve.transport.images import decode_observed
 from diffusion_policy.serve.transport.protocol import ErrorCode, MessageForm, Observation, ProtocolError
@@ -98,8 +98,7 @@ class CameraWatch:
         self._recorded, self._read = tuple(recorded), read
         self._max_pixels = max_pixels
         self._decoders = ThreadPoolExecutor(n_frames, "decode")
-        self._seen: OrderedDict[bytes, Picture] = OrderedDict()  # by the bytes as they came
-        self._capacity = 4 * n_frames
+        self._recent: Recent[Picture] = Recent(4 * n_frames)  # by the bytes as they came
         self.reset()
 
     def reset(self) -> None:
@@ -122,15 +121,13 @@ class CameraWatch:
             ProtocolError: bad_image, oversized; or stale, if the camera has stopped.
         """
         keys = [image_key(image) for image in observation.images]
-        unseen = {key: step for step, key in enumerate(keys) if key not in self._seen}
+        known = {key: self._recent.get(key) for key in keys}
+        unseen = {key: step for step, key in enumerate(keys) if known[key] is None}
         decoded = dict(zip(unseen, self._decode([(observation, step) for step in unseen.values()]), strict=True))
-        for key in keys:
-            if key in decoded:
-                self._seen[key] = decoded[key][1]
-            self._seen.move_to_end(key)
-        pictures = [self._seen[key] for key in keys]
-        while len(self._seen) > self._capacity:
-            self._seen.popitem(last=False)
+        judged = {key: picture for key, (_, picture) in decoded.items()}
+        self._recent.update(judged)
+        known |= judged
+        pictures = [picture for key in keys if (picture := known[key]) is not None]
         frames = tuple(decoded[key][0] if key in decoded else None for key in keys)
         warnings = [*self._judge(pictures[-1]), *self._judge_motion(observation, pictures)]
         return replace(observation, decoded=frames), warnings

@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.geometry import SERVED_NORM_SLACK
+from diffusion_policy.gripper_events import GRIPPER_BAND
 from diffusion_policy.spec import ActionLayout
 
 CHUNK_STEPS = 4
@@ -70,11 +72,11 @@ class GuardSettings:
     on_step: str = "clip"
     on_chunk: str = "clip"
     on_workspace: str = "refuse"
-    quaternion_tolerance: float = 0.05
+    quaternion_tolerance: float = SERVED_NORM_SLACK
     action_scale: float = 1.0
     smoothing: float = 0.0
-    gripper_open: float = 0.7
-    gripper_closed: float = 0.3
+    gripper_open: float = GRIPPER_BAND.open
+    gripper_closed: float = GRIPPER_BAND.closed
     gripper_min_dwell: int = 1
 
     def __post_init__(self) -> None:

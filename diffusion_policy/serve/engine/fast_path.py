@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -30,6 +29,7 @@ from diffusion_policy.model.diffusion.noise_schedulers import DDPMScheduler
 from diffusion_policy.policy.contract import AcceleratedPolicy, Denoiser, Policy, RecordableDenoiser
 from diffusion_policy.policy.observation_batch import observation_batch
 from diffusion_policy.serve.engine.cuda_graph import GraphedDenoiser
+from diffusion_policy.serve.recent import Recent
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.spec import ImageArray
 
@@ -58,8 +58,7 @@ class FastPath:
         self._warm_start = settings.warm_start
         self._dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
         self._cameras = {camera.key: self._settled(camera.key, settings) for camera in policy.spec.rgb}
-        self._features: OrderedDict[bytes, Tensor] = OrderedDict()
-        self._capacity = settings.cached_frames
+        self._features: Recent[Tensor] = Recent(settings.cached_frames)
         policy.noise_scheduler.set_timesteps(policy.num_inference_steps)
         self._timesteps: list[int] = policy.noise_scheduler.timesteps.tolist()
         self.denoised_steps = _steps_to_denoise(policy, settings)
@@ -107,10 +106,7 @@ class FastPath:
 
     def known(self, key: bytes) -> Tensor | None:
         """Features (1, Do) of a step that was seen before."""
-        features = self._features.get(key)
-        if features is not None:
-            self._features.move_to_end(key)
-        return features
+        return self._features.get(key)
 
     @torch.no_grad()
     def encode(self, prepared: Mapping[str, NDArray[Any]], keys: Sequence[bytes]) -> dict[bytes, Tensor]:
@@ -133,8 +129,6 @@ class FastPath:
                 step[camera] = encoder.activate(after(step[camera]))
             encoded[key] = torch.cat([step[field.key] for field in policy.spec.obs], dim=-1)
         self._features.update(encoded)
-        while len(self._features) > self._capacity:
-            self._features.popitem(last=False)
         return encoded
 
     # ---- actions ----

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.errors import WorkspaceError
-from diffusion_policy.geometry import check_unit_quaternions
+from diffusion_policy.geometry import SERVED_NORM_SLACK, check_unit_quaternions
 from diffusion_policy.serve.transport.observations import MessageForm as MessageForm
 from diffusion_policy.serve.transport.observations import Observation as Observation
 from diffusion_policy.spec import INTERVENTION, POSE, ActionLayout, ImageArray, SpecError
@@ -202,7 +202,7 @@ def _check_quaternions(states: NDArray[np.float64], layout: ActionLayout, key: s
     rotations = np.moveaxis(layout.rotations(states), 1, 0)
     for arm, quaternions in zip(layout.labels("rotation"), rotations, strict=True):
         try:
-            check_unit_quaternions(quaternions, f"{key} of {arm}" if arm else key, tolerance=0.05)
+            check_unit_quaternions(quaternions, f"{key} of {arm}" if arm else key, tolerance=SERVED_NORM_SLACK)
         except SpecError as error:
             raise ProtocolError("bad_state", str(error)) from error
 
