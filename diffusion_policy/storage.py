@@ -111,9 +111,10 @@ def write_new(paths: Iterable[Path], text: str) -> Path:
     candidates = iter(paths)
     path = next(candidates)
     beside = unfinished(path, shared=True)
+    with _refused(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _refused(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
             beside.write_text(text, encoding="utf-8")
             _flush(beside)
         while True:
