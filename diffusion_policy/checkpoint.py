@@ -262,7 +262,7 @@ def write_checkpoint(
 
 
 def build_policy(cfg: DictConfig | Mapping[str, Any]) -> PolicyModule:
-    """The policy that `cfg.policy` describes, with fresh weights and an empty normaliser.
+    """The policy that `cfg.policy` describes, with fresh weights and an empty normalizer.
 
     Raises:
         CheckpointError: a class that is not one of ours or of diffusers' samplers, an option that the class does not
@@ -322,7 +322,7 @@ def _check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], wher
                 f"{tuple(tensor.shape)}."
             )
     if ACTION_SCALE not in state:
-        raise CheckpointError(f"{where}: it holds no normaliser for the action, so the policy cannot answer in metres.")
+        raise CheckpointError(f"{where}: it holds no normalizer for the action, so the policy cannot answer in meters.")
 
 
 def _policy_options(cfg: DictConfig | Mapping[str, Any]) -> tuple[type, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Poses and rotations, on top of SciPy.
 
-A pose is seven numbers: x y z in metres, then a quaternion qx qy qz qw (scalar last), in the robot's base frame.
+A pose is seven numbers: x y z in meters, then a quaternion qx qy qz qw (scalar last), in the robot's base frame.
 q and -q are the same rotation; distances here respect that, component-wise differences do not.
 """
 
@@ -57,7 +57,7 @@ def geodesic_distance(a: ArrayLike, b: ArrayLike) -> FloatArray:
 
 
 def pose_steps(poses: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """How far each pose (N, 7) is from the one before it: metres (N-1,) and radians on SO(3) (N-1,)."""
+    """How far each pose (N, 7) is from the one before it: meters (N-1,) and radians on SO(3) (N-1,)."""
     p = np.asarray(poses, dtype=np.float64)
     return np.linalg.norm(np.diff(p[:, :3], axis=0), axis=1), geodesic_distance(p[:-1, 3:7], p[1:, 3:7])
 

@@ -49,7 +49,7 @@ class DeadBand:
             raise ValueError(f"dead band closes at {self.closed} and opens at {self.open}; expected closed <= open")
 
 
-# Of a command in 0..1, and of a width in metres: recordings call a gripper wider than 5 cm open.
+# Of a command in 0..1, and of a width in meters: recordings call a gripper wider than 5 cm open.
 GRIPPER_BAND = DeadBand(open=0.7, closed=0.3)
 WIDTH_BAND = DeadBand(open=0.06, closed=0.04)
 # The robot's client has no dead band: it opens on a command above this, and closes on any other.

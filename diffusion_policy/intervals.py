@@ -24,9 +24,9 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
     if trials == 0:
         return 0.0, 1.0
     z = float(special.ndtri((1 + confidence) / 2))
-    centre = successes + z**2 / 2
+    center = successes + z**2 / 2
     reach = z * (successes * (trials - successes) / trials + z**2 / 4) ** 0.5
-    low, high = (centre - reach) / (trials + z**2), (centre + reach) / (trials + z**2)
+    low, high = (center - reach) / (trials + z**2), (center + reach) / (trials + z**2)
     return (low if successes else 0.0), (high if successes < trials else 1.0)
 
 

@@ -1,6 +1,6 @@
 """The config of a training run: composed once, for whoever runs it, checks it or looks at it.
 
-A misspelt override is an error before anything starts, with the key that was probably meant. A config from elsewhere,
+A misspelled override is an error before anything starts, with the key that was probably meant. A config from elsewhere,
 such as the public predecessor's, may lack settings that came later: they take the defaults of config/, and are named.
 What a policy is (task, policy, horizon) is never filled in.
 """

@@ -47,7 +47,7 @@ def policy_cfg(action: Sequence[str] | int = 7, obs: Mapping[str, Any] | None = 
 
 
 def policy_state(cfg: DictConfig, seed: int = 0) -> dict[str, Tensor]:
-    """Weights of that policy with a fitted normaliser; larger than at the start, so that every part matters."""
+    """Weights of that policy with a fitted normalizer; larger than at the start, so that every part matters."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         policy = build_policy(cfg)
@@ -74,7 +74,7 @@ def bounds(width: int) -> Tensor:
 
 
 def save_checkpoint(path: Path, cfg: DictConfig, parts: Sequence[str] = ("model", "ema_model")) -> Checkpoint:
-    """A checkpoint whose copies of the weights differ, with an optimiser's state."""
+    """A checkpoint whose copies of the weights differ, with an optimizer's state."""
     states: dict[str, Any] = {part: policy_state(cfg, seed) for seed, part in enumerate(parts)}
     states["optimizer"] = {
         "state": {0: {"exp_avg": torch.ones(3), "step": torch.tensor(5.0)}},

@@ -370,7 +370,7 @@ def test_options_that_are_missing_are_listed(cfg):
         ),
         (
             lambda state: [state.pop(key) for key in list(state) if key.startswith("normalizer.")],
-            "no normaliser for the action",
+            "no normalizer for the action",
         ),
     ],
 )

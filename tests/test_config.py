@@ -96,7 +96,7 @@ def test_both_names_of_the_dataset_path_work():
     assert composed("task.dataset.zarr_path=/two").task.dataset.zarr_path == "/two"
 
 
-def test_the_colour_jitter_of_its_experiment_is_in_the_policy():
+def test_the_color_jitter_of_its_experiment_is_in_the_policy():
     policy = build_policy(composed("experiment=color_jitter", "policy.n_layer=1"))
     assert policy.obs_encoder.color_jitter is not None
     assert build_policy(composed("policy.n_layer=1")).obs_encoder.color_jitter is None

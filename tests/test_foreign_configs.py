@@ -215,7 +215,7 @@ def test_their_config_may_lie_in_our_folder(theirs: Path, tmp_path: Path, monkey
         (("experiment=nothing",), "no such choice; .*there are experiment="),
     ],
 )
-def test_a_misspelt_override_of_theirs_is_one_sentence(theirs: Path, words: Sequence[str], said: str) -> None:
+def test_a_misspelled_override_of_theirs_is_one_sentence(theirs: Path, words: Sequence[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
         compose_training(str(theirs / "train_theirs.yaml"), words)
     assert "\n" not in str(caught.value)

@@ -32,8 +32,8 @@ def test_pose_steps_in_metres_and_radians() -> None:
     poses = np.zeros((3, 7))
     poses[:, 0] = [0, 0.03, 0.03]
     poses[:, 3:] = Rotation.from_rotvec([[0, 0, 0], [0, 0, 0], [0, 0, 0.1]]).as_quat()
-    metres, radians = geometry.pose_steps(poses)
-    np.testing.assert_allclose(metres, [0.03, 0])
+    meters, radians = geometry.pose_steps(poses)
+    np.testing.assert_allclose(meters, [0.03, 0])
     np.testing.assert_allclose(radians, [0, 0.1], atol=1e-9)
 
 

@@ -70,6 +70,6 @@ def test_configs_are_found_and_a_refusal_names_a_command_that_is_there(installed
     refused = run(installed, tmp_path, "dp-train", "task.dataset_path=absent.zarr", "training.device=cpu")
     assert refused.returncode == 2, refused.stderr
     assert "dp-convert --input TRAJECTORIES --output absent.zarr" in refused.stderr
-    misspelt = run(installed, tmp_path, "dp-train", "experiment=quick_cpus")
-    assert "there are " in misspelt.stderr
-    assert "experiment=quick_cpu" in misspelt.stderr
+    misspelled = run(installed, tmp_path, "dp-train", "experiment=quick_cpus")
+    assert "there are " in misspelled.stderr
+    assert "experiment=quick_cpu" in misspelled.stderr

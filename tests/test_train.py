@@ -88,7 +88,7 @@ def test_a_refusal_is_one_line_and_status_two(tmp_path):
     assert ended.stderr == f"error: absent.zarr: no zarr dataset there; {todo}\n"
 
 
-def test_a_misspelt_setting_names_the_closest_one_before_anything_starts(tmp_path):
+def test_a_misspelled_setting_names_the_closest_one_before_anything_starts(tmp_path):
     ended = train("training.num_epoch=3", cwd=tmp_path)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: training.num_epoch=3: no such setting; did you mean training.num_epochs?")

@@ -24,7 +24,7 @@ from diffusion_policy.adapt.target import target_from_config
 from diffusion_policy.checkpoint import CheckpointError, build_policy, load_policy, read_checkpoint, write_checkpoint
 from diffusion_policy.diagnose.checkpoint_evidence import look_at_checkpoint
 from diffusion_policy.evaluate.recorded_inference import run_recorded_inference
-from diffusion_policy.families import recognise
+from diffusion_policy.families import recognize
 from diffusion_policy.policy.contract import PolicyModule
 from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.run_log import read_log
@@ -162,9 +162,9 @@ def test_it_is_judged_offline(finetuned: Path, dataset: Path, tmp_path: Path) ->
     assert all(np.isfinite(log.actions).all() for log in logs)
 
 
-def test_it_is_recognised_and_looked_at(grown: Path) -> None:
+def test_it_is_recognized_and_looked_at(grown: Path) -> None:
     state = read_checkpoint(grown).state_dict("model")
-    found = recognise({key: tuple(tensor.shape) for key, tensor in state.items()})
+    found = recognize({key: tuple(tensor.shape) for key, tensor in state.items()})
     assert found is not None
     assert found.family.name == "robot_unet_policy"
     assert found.settings == {

@@ -1,4 +1,4 @@
-"""Small, valid CogACT recordings for tests: a coloured square follows the arm across a smooth background."""
+"""Small, valid CogACT recordings for tests: a colored square follows the arm across a smooth background."""
 
 import json
 import pickle

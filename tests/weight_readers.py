@@ -152,7 +152,7 @@ BY_NAME = {reader.name: reader for reader in READERS}
 
 
 def policy_states(cfg: DictConfig, seed: int = 0) -> dict[str, Any]:
-    """Live and averaged weights of a config's policy, which differ, with a normaliser; and some optimiser."""
+    """Live and averaged weights of a config's policy, which differ, with a normalizer; and some optimizer."""
     torch.manual_seed(seed)
     policy = build_policy(cfg)
     rows = torch.from_numpy(

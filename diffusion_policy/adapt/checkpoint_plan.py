@@ -1,7 +1,7 @@
-"""The plan of a whole checkpoint: live weights, averaged weights, optimiser, counters; nothing of it goes unmentioned.
+"""The plan of a whole checkpoint: live weights, averaged weights, optimizer, counters; nothing of it goes unmentioned.
 
-Live and averaged weights follow the same rules. The optimiser is dropped, always: its moments belong to tensors of the
-old shapes and to a loss that is no longer optimised. Counters start anew, since a new run does.
+Live and averaged weights follow the same rules. The optimizer is dropped, always: its moments belong to tensors of the
+old shapes and to a loss that is no longer optimized. Counters start anew, since a new run does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from diffusion_policy.adapt.target import NORMALIZER, Target
 from diffusion_policy.checkpoint import Checkpoint
 
 WEIGHTS = ("model", "ema_model")
-OPTIMIZER_RULE = "drop optimizer (a new run starts with a new optimiser: the old moments belong to other tensors)"
+OPTIMIZER_RULE = "drop optimizer (a new run starts with a new optimizer: the old moments belong to other tensors)"
 COUNTERS = "counters (a new run starts at step 0)"
 RUN_RULE = "drop run state (a new run draws its own random numbers)"
 # What the pickled entries of a checkpoint that starts a new run hold.
@@ -88,7 +88,7 @@ def _absent(source: Checkpoint) -> list[str]:
 
 
 def _statistics_taken(ledger: Ledger, target: Target) -> list[str]:
-    """Which dimensions of the normaliser got the dataset's numbers: new ones that it has, and no others."""
+    """Which dimensions of the normalizer got the dataset's numbers: new ones that it has, and no others."""
     notes = []
     for key, measured in target.measured.items():
         rows = [entry for entry in ledger.of("grown", "fresh") if entry.key == f"{NORMALIZER}{key}.scale"]
@@ -98,7 +98,7 @@ def _statistics_taken(ledger: Ledger, target: Target) -> list[str]:
         taken = [name for name in measured if name in new]
         if taken:
             notes.append(
-                f"normaliser numbers of new dimensions of {key} come from {target.dataset}: {', '.join(taken)}"
+                f"normalizer numbers of new dimensions of {key} come from {target.dataset}: {', '.join(taken)}"
             )
     return notes
 

@@ -2,7 +2,7 @@
 
 Two sets of names that differ almost always differ for one of seven reasons: the file's nesting was not opened, a
 wrapper has put parts into them, a prefix is missing or too much, a group was renamed, tensors are transposed, the shape
-follows from a config change, or it is another network. Each is recognised by counting how many names (and shapes) agree
+follows from a config change, or it is another network. Each is recognized by counting how many names (and shapes) agree
 once it is undone.
 """
 
@@ -16,7 +16,7 @@ import yaml
 
 from diffusion_policy.adapt.folding import fold
 from diffusion_policy.adapt.layout import Layout
-from diffusion_policy.families import recognise
+from diffusion_policy.families import recognize
 from diffusion_policy.tensor_file import TensorInfo
 from diffusion_policy.tensor_file.wrapped_names import unwrapped, wrapping_of
 
@@ -64,7 +64,7 @@ class Problems:
 
 
 def explain(source: Infos, target: Infos, problems: Problems, target_layout: Layout) -> str:
-    """The whole message: counts, the cause if one is recognised, names, and the rules that would settle it."""
+    """The whole message: counts, the cause if one is recognized, names, and the rules that would settle it."""
     lines = [
         f"{len(problems.missing)} target names missing, {len(problems.unexpected)} source names unexpected, "
         f"{len(problems.mismatched)} of another shape or meaning, {len(problems.unused_rules)} rules without effect."
@@ -82,7 +82,7 @@ def explain(source: Infos, target: Infos, problems: Problems, target_layout: Lay
 
 
 def diagnose(source: Infos, target: Infos, problems: Problems) -> list[str]:
-    """The recognised causes, one sentence each; empty if none is."""
+    """The recognized causes, one sentence each; empty if none is."""
     sentences = [sentence for cause in _CAUSES if (sentence := cause(source, target, problems))][:1]
     transposed = [m.key for m in problems.mismatched if m.source == m.target[::-1] and len(m.source) > 1]
     if transposed:
@@ -90,7 +90,7 @@ def diagnose(source: Infos, target: Infos, problems: Problems) -> list[str]:
             f"{len(transposed)} tensors are transposed ({transposed[0]}, ...): the file stores (in, out) where "
             "(out, in) is expected; transpose them when exporting, growth cannot repair it."
         )
-    there, here = (recognise({key: info.shape for key, info in side.items()}) for side in (source, target))
+    there, here = (recognize({key: info.shape for key, info in side.items()}) for side in (source, target))
     if there and here and there.family is here.family and problems.mismatched:
         changed = [f"{key} {old} -> {here.settings[key]}" for key, old in there.settings.items()
                    if key in here.settings and here.settings[key] != old]  # fmt: skip
@@ -174,7 +174,7 @@ def _renamed_group(source: Infos, target: Infos, problems: Problems) -> str:
 
 def _family(source: Infos, target: Infos, problems: Problems) -> str:
     """Both sides are known, and are not the same kind of network."""
-    there, here = (recognise({key: info.shape for key, info in side.items()}) for side in (source, target))
+    there, here = (recognize({key: info.shape for key, info in side.items()}) for side in (source, target))
     if there and here and there.family is not here.family:
         return (
             f"Another family: the source is {there.family.title}, the target {here.family.title}; "
@@ -188,7 +188,7 @@ def _network(source: Infos, target: Infos, problems: Problems) -> str:
     shared = len(source.keys() & target.keys())
     if not problems.missing or shared > 0.1 * len(target):
         return ""
-    there = recognise({key: info.shape for key, info in source.items()})
+    there = recognize({key: info.shape for key, info in source.items()})
     looks = f"; the source is {there.sentence}" if there else "."
     return f"Another network: {shared} of {len(target)} target names occur in the source{looks}"
 

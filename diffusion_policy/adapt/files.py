@@ -1,6 +1,6 @@
 """Sources and targets as users name them: files, configs, models; and what may be done with each pair.
 
-A checkpoint of the policy is planned as a whole (live and averaged weights, optimiser, counters). Any other file of
+A checkpoint of the policy is planned as a whole (live and averaged weights, optimizer, counters). Any other file of
 weights is one set of names, and what is made of it is a file of weights.
 """
 

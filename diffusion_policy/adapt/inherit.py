@@ -47,7 +47,7 @@ def inherit(
 ) -> Ledger:
     """Load a checkpoint's weights into a model and its averaged copy, as `plan_inheritance` plans it.
 
-    The normaliser's entries, which a fresh model has not, come with the weights.
+    The normalizer's entries, which a fresh model has not, come with the weights.
 
     Args:
         checkpoint: read from the pretrained path.
@@ -110,7 +110,7 @@ def plan_inheritance(
 
 
 def _target(state: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A fresh model's tensors and the source's normaliser."""
+    """A fresh model's tensors and the source's normalizer."""
     entries = {key: tensor for key, tensor in source.items() if key.startswith(NORMALIZER)}
     return {**{key: tensor for key, tensor in state.items() if not key.startswith(NORMALIZER)}, **entries}
 

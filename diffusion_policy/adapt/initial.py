@@ -45,7 +45,7 @@ class Init:
             "normal": f"normal(0, {self.std:g}), seed {self.seed}",
             "copy": f"copy of slot {self.slot}",
             "mean": "mean of the kept slots",
-            "target": "as the target initialises it",
+            "target": "as the target initializes it",
         }[self.kind]
 
     def whole(self, key: str, target: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from diffusion_policy.adapt.layout import policy_config
 from diffusion_policy.adapt.ledger import Count, Ref
 from diffusion_policy.adapt.target import NORMALIZER
 from diffusion_policy.checkpoint import ACTION_SCALE, WEIGHTS, config_of
-from diffusion_policy.families import ENTRIES, Recognised, lerobot_diffusion, recognise
+from diffusion_policy.families import ENTRIES, Recognized, lerobot_diffusion, recognize
 from diffusion_policy.policy.registry import class_of_options
 from diffusion_policy.shape_meta import step_spec_of
 from diffusion_policy.spec import layout_from_range
@@ -31,7 +31,7 @@ from diffusion_policy.tensor_file.wrapped_names import Wrapping, wrapping_of
 LAYOUTS = {
     "xyz_quat": "position and quaternion (xyzw), by the range of its numbers",
     "xyz_quat_gripper": "position, quaternion (xyzw) and gripper, by the range of its numbers",
-    "xyz_rotvec_width": "position, rotation vector and gripper width in metres, by the range of its numbers",
+    "xyz_rotvec_width": "position, rotation vector and gripper width in meters, by the range of its numbers",
     "unknown": "the range of its numbers does not tell the layout",
 }
 
@@ -146,7 +146,7 @@ def inspect_file(path: str | Path) -> Inspection:
     """
     file = open_tensor_file(path)
     file.check_format()
-    found = recognise({name: info.shape for name, info in file.tensors.items()})
+    found = recognize({name: info.shape for name, info in file.tensors.items()})
     tree = file.tree if isinstance(file.tree, Mapping) else {}
     cfg = config_of(tree["cfg"], Path(path)) if {"cfg", "state_dicts"} <= tree.keys() else None
     described = _policy(file, cfg) if cfg is not None and "policy" in cfg else _lerobot_policy(file, found)
@@ -169,7 +169,7 @@ def inspect_file(path: str | Path) -> Inspection:
 
 
 def _lerobot_policy(
-    file: TensorFile, found: Recognised | None
+    file: TensorFile, found: Recognized | None
 ) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
     """Action, observations and settings by the config.json beside a policy of LeRobot; empty for other files."""
     if found is None or found.family is not lerobot_diffusion.FAMILY:
@@ -198,7 +198,7 @@ def _wrapping(file: TensorFile, *, is_checkpoint: bool) -> Wrapping | None:
     return next(filter(None, (wrapping_of(each, ACTION_SCALE) for each in names)), None)
 
 
-def _family(found: Recognised | None, *, is_checkpoint: bool) -> str:
+def _family(found: Recognized | None, *, is_checkpoint: bool) -> str:
     if found is None:
         return "no known family"
     return f"{found.family.title}, a checkpoint of it" if is_checkpoint else found.sentence

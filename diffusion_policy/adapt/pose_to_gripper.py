@@ -1,6 +1,6 @@
 """The users' case: a checkpoint that predicts poses (7 numbers) becomes one that predicts pose and gripper (8).
 
-"grow" keeps what was learned: the seven pose slots of the action projections and of the normaliser stay, the gripper's
+"grow" keeps what was learned: the seven pose slots of the action projections and of the normalizer stay, the gripper's
 input column is zero, its output row small, and the poses that come out are proven to be the same. "strip" leaves the
 action projections out, as the old guide asked for, and keeps everything else.
 
@@ -50,11 +50,11 @@ def grow_7d_to_8d(
     """Make an 8-D (pose and gripper) checkpoint of a 7-D (pose) one.
 
     Args:
-        old_ckpt: the 7-D checkpoint; model and EMA are adapted alike, the optimiser is dropped.
+        old_ckpt: the 7-D checkpoint; model and EMA are adapted alike, the optimizer is dropped.
         new_ckpt: where the 8-D one goes; its config's action shape is 8, with names.
         mode: "grow" keeps the action projections' pose slots and proves that poses come out the same; "strip" starts
             the projections anew.
-        dataset: a zarr whose action's gripper column gives the gripper's normaliser entry; None: its range 0 to 1.
+        dataset: a zarr whose action's gripper column gives the gripper's normalizer entry; None: its range 0 to 1.
         ledger_path: where the ledger goes; None: `<new_ckpt>.ledger.json`.
         overwrite: an existing `new_ckpt` is replaced.
         gripper_scale: that the dataset's gripper is stored in where it is not 0..1; the checkpoint's is 0..1.
@@ -82,21 +82,21 @@ def check_pose_layout(checkpoint: Checkpoint) -> None:
     """Refuse a source whose action is not a 7-D pose x y z qx qy qz qw.
 
     Raises:
-        AdaptError: it has 8 numbers, or seven of another meaning, by its config's names or its normaliser's statistics.
+        AdaptError: it has 8 numbers, or seven of another meaning, by its config's names or its normalizer's statistics.
     """
     where = str(checkpoint.path)
     names = step_spec_of(checkpoint.cfg).action_names
     state = checkpoint.state_dicts.get("model", {})
     bounds = [state.get(f"{NORMALIZER}action.input_stats.{bound}") for bound in ("min", "max")]
     if any(bound is None for bound in bounds):
-        raise AdaptError(f"{where}: no normaliser statistics of the action; without them its layout is not known")
+        raise AdaptError(f"{where}: no normalizer statistics of the action; without them its layout is not known")
     low, high = (np.asarray(bound) for bound in bounds)
     if len(low) == len(POSE_GRIPPER) or len(names) == len(POSE_GRIPPER):
         raise AdaptError(f"{where}: its action has 8 numbers already ({' '.join(names)}); there is nothing to grow")
     layout = layout_from_range(low.tolist(), high.tolist())
     if layout == "xyz_rotvec_width":
         raise AdaptError(
-            f"{where}: its seven action numbers are x y z, a rotation vector and the gripper's width in metres (the "
+            f"{where}: its seven action numbers are x y z, a rotation vector and the gripper's width in meters (the "
             f"seventh lies in {low[-1]:.3f} to {high[-1]:.3f}, and numbers 4 to 7 cannot be a unit quaternion), not a "
             "pose with quaternion; an eighth number would not make them one. Train on the quaternion layout instead"
         )
@@ -105,7 +105,7 @@ def check_pose_layout(checkpoint: Checkpoint) -> None:
     if layout != "xyz_quat":
         rotation = ActionLayout.of(POSE).arms[0].rotation
         logger.warning(
-            "%s: the normaliser's statistics do not show that action numbers 4 to 7 are a unit quaternion (%s to %s); "
+            "%s: the normalizer's statistics do not show that action numbers 4 to 7 are a unit quaternion (%s to %s); "
             "taken for one because the config says so",
             where, *(bound[..., list(rotation)].round(3).tolist() for bound in (low, high)),
         )  # fmt: skip

@@ -41,7 +41,7 @@ class Proof:
     Attributes:
         part: model or ema_model.
         preserved: largest difference <= tolerance, over all compared numbers.
-        largest_difference: absolute, in the action's own units (metres, quaternion parts).
+        largest_difference: absolute, in the action's own units (meters, quaternion parts).
         typical_difference: median of the same.
         tolerance: the limit.
         names: action dimensions that were compared.
@@ -134,7 +134,7 @@ class _Side:
         }
 
     def observations(self, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The same random observation for every row: images in [0, 1], states within the normaliser's range."""
+        """The same random observation for every row: images in [0, 1], states within the normalizer's range."""
         made = {}
         for field in self.spec.obs:
             drawn = torch.rand(1, self.n_obs_steps, *field.shape, generator=generator)
@@ -181,7 +181,7 @@ def _policy(cfg: DictConfig, state: Mapping[str, Tensor]) -> PolicyModule:
     fixed = copy.deepcopy(cfg)
     with open_dict(fixed):
         fixed.policy.eval_fixed_crop = True  # a random crop would differ between the two for its own sake
-    # Built without numbers, then given the (mapped) tensors that will be written: no initialisation, no second copy.
+    # Built without numbers, then given the (mapped) tensors that will be written: no initialization, no second copy.
     with torch.device("meta"):
         policy = build_policy(fixed)
     policy.load_state_dict(dict(state), assign=True)

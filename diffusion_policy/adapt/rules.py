@@ -4,7 +4,7 @@ A rules file is a YAML mapping::
 
     name: pose_to_gripper
     weights: each            # each: model from model, EMA from EMA; or model, or ema_model: both from that one
-    seed: 0                  # of normal initialisations
+    seed: 0                  # of normal initializations
     slots:                   # optional: names along an axis, when no config tells them
       action: {source: [x, y, z], target: [x, y, z, gripper]}
     rules:

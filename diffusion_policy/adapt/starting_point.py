@@ -33,7 +33,7 @@ WHICH = ("same", "ema_model", "model")
 def load_pretrained(
     path: Path, cfg: DictConfig, model: nn.Module, ema_model: nn.Module | None
 ) -> tuple[Checkpoint, Ledger]:
-    """Give model and EMA the weights of a checkpoint, normaliser included; both or neither.
+    """Give model and EMA the weights of a checkpoint, normalizer included; both or neither.
 
     Raises:
         AdaptError: its actions are not those of the task, it was trained with other settings, or the weights do not fit

@@ -3,7 +3,7 @@
 A config's names and shapes come from the policy built on torch's meta device, without numbers or memory, so a plan
 costs nothing and an absurd config is found out first. For its numbers the policy is built once more, seeded, so that
 fresh tensors have the numbers that the policy itself would start with and buffers that follow from the config
-(attention masks, spatial grids) are right. The normaliser is no part of a fresh policy: its entries are laid out here,
+(attention masks, spatial grids) are right. The normalizer is no part of a fresh policy: its entries are laid out here,
 with numbers only where they are known (a range that the semantics fix, or a dataset's statistics) and NaN elsewhere,
 which `apply_plan` refuses to write.
 """
@@ -53,10 +53,10 @@ class Target:
         name: for messages and the ledger.
         infos: names and shapes.
         layout: named axes.
-        build: makes the values of a fresh target, normaliser included; NaN where only shapes are known.
+        build: makes the values of a fresh target, normalizer included; NaN where only shapes are known.
         cfg: the config, if there is one.
-        dataset: whose statistics the normaliser's new dimensions take; "" without one.
-        measured: per normaliser key, the names of dimensions that the dataset has.
+        dataset: whose statistics the normalizer's new dimensions take; "" without one.
+        measured: per normalizer key, the names of dimensions that the dataset has.
     """
 
     name: str
@@ -76,13 +76,13 @@ class Target:
 def target_from_config(
     cfg: DictConfig, name: str, dataset: str | Path | None = None, seed: int = 0, gripper_scale: str | None = None
 ) -> Target:
-    """Build the policy of a config once and lay out its normaliser.
+    """Build the policy of a config once and lay out its normalizer.
 
     Args:
         cfg: a training config with a `policy` section.
         name: for messages.
-        dataset: a zarr whose statistics fill the normaliser's new dimensions.
-        seed: of the policy's own initialisation.
+        dataset: a zarr whose statistics fill the normalizer's new dimensions.
+        seed: of the policy's own initialization.
         gripper_scale: that the dataset's gripper is stored in where it is not 0..1; its statistics are of 0..1.
     """
     spec = step_spec_of(cfg)
@@ -162,7 +162,7 @@ def _manifest_entry(key: str, entry: Any, path: str | Path) -> TensorInfo:
 
 
 def range_statistics(low: float, high: float) -> Statistics:
-    """Normaliser numbers that map [low, high] to [-1, 1]; mean and deviation of a uniform draw."""
+    """Normalizer numbers that map [low, high] to [-1, 1]; mean and deviation of a uniform draw."""
     scale = 2 / (high - low)
     mean, std = (low + high) / 2, (high - low) / math.sqrt(12)
     numbers = (-1 - scale * low, scale, high, mean, low, std)
@@ -172,7 +172,7 @@ def range_statistics(low: float, high: float) -> Statistics:
 def _normalizer_entries(
     spec: StepSpec, buffer: ReplayBuffer | None
 ) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]]]:
-    """All normaliser tensors of a spec, NaN where nothing tells a number, and which dimensions the dataset told."""
+    """All normalizer tensors of a spec, NaN where nothing tells a number, and which dimensions the dataset told."""
     vectors = {"action": spec.action_names, **{low_dim.key: low_dim.names for low_dim in spec.low_dim}}
     entries: dict[str, Tensor] = {}
     told: dict[str, tuple[str, ...]] = {}

@@ -1,8 +1,8 @@
 """Families of checkpoints: whose file is this, what do its shapes say, and what would its model be under another
 config.
 
-    from diffusion_policy.families import recognise
-    found = recognise({name: tensor.shape for name, tensor in tensors.items()})
+    from diffusion_policy.families import recognize
+    found = recognize({name: tensor.shape for name, tensor in tensors.items()})
     found.sentence   # "VPT agent policy, but `net.` is missing from the front of its names ..."
 """
 
@@ -15,7 +15,7 @@ from diffusion_policy.families.family import (
     ConstructionError,
     Family,
     FamilyError,
-    Recognised,
+    Recognized,
     Shape,
     Shapes,
     Verdict,
@@ -25,16 +25,16 @@ from diffusion_policy.families.family import (
 ENTRIES = ("state_dicts", "state_dict", "model", "ema_model")
 FAMILIES = (*robot_policy.FAMILIES, vpt.FAMILY, groot_n1_5.FAMILY, *groot_flat.FAMILIES, lerobot_diffusion.FAMILY)
 
-__all__ = ["FAMILIES", "ConstructionError", "Family", "FamilyError", "Recognised", "Shapes", "Verdict", "recognise"]
+__all__ = ["FAMILIES", "ConstructionError", "Family", "FamilyError", "Recognized", "Shapes", "Verdict", "recognize"]
 
 
-def recognise(tensors: Mapping[str, Shape]) -> Recognised | None:
+def recognize(tensors: Mapping[str, Shape]) -> Recognized | None:
     """The family of a set of named shapes, under whatever prefix it is stored; None if it is of no known family."""
     for family in FAMILIES:
         for marker, stripped in ((family.marker, ""), (family.marker.removeprefix(family.part), family.part)):
             prefixes = _prefixes(tensors, marker)
             if prefixes:
-                return _recognised(family, tensors, prefixes[0], stripped)
+                return _recognized(family, tensors, prefixes[0], stripped)
     return None
 
 
@@ -44,14 +44,14 @@ def _prefixes(tensors: Mapping[str, Shape], marker: str) -> list[str]:
     return sorted(found, key=lambda prefix: (len(prefix), prefix))
 
 
-def _recognised(family: Family, tensors: Mapping[str, Shape], prefix: str, stripped: str) -> Recognised:
+def _recognized(family: Family, tensors: Mapping[str, Shape], prefix: str, stripped: str) -> Recognized:
     """`stripped` is the family's own part of the name that is missing, or nothing."""
     own: dict[str, Shape] = {}
     for name, shape in tensors.items():
         if name.startswith(prefix):
             bare = name[len(prefix) :]
             own[stripped + bare if bare.partition(".")[0] in family.inside else bare] = shape
-    return Recognised(family, prefix, stripped, family.settings(own), _sentence(family, prefix, stripped))
+    return Recognized(family, prefix, stripped, family.settings(own), _sentence(family, prefix, stripped))
 
 
 def _sentence(family: Family, prefix: str, stripped: str) -> str:

@@ -254,7 +254,7 @@ class Family:
 
 
 @dataclass(frozen=True)
-class Recognised:
+class Recognized:
     """A family found in a file: under which prefix, without which part of the name, and with which settings.
 
     sentence says what the file is and, if its names are not the family's own, the cause and the fix.

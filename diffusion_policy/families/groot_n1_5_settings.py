@@ -67,7 +67,7 @@ def transformer_settings(*, believed: bool) -> dict[str, Setting]:
         "attention_bias": Setting("flag", default=True, believed=safe),
         "activation_fn": Setting("text", "gelu-approximate", _FUNCTION, "another curve on the same tensors", safe),
         "positional_embeddings": Setting("text?", "sinusoidal", _UNUSED, 'only "sinusoidal" adds positions', safe,
-                                         advice="pos_embed.pe is a buffer that loaders leave as uninitialised memory"),
+                                         advice="pos_embed.pe is a buffer that loaders leave as uninitialized memory"),
         "max_num_positional_embeddings": Setting("count", 512, _UNUSED, "it is read with sinusoidal positions only"),
         "num_embeds_ada_norm": Setting("integer?", 1000, _UNUSED, "no layer is built from it"),
         "upcast_attention": Setting("flag", default=False, effect=_UNUSED, note="the softmax is in float32 already"),
@@ -85,7 +85,7 @@ _DIT = transformer_settings(believed=False) | {
     "cross_attention_dim": Setting("count?", None),
     "norm_type": Setting("text", "ada_norm", only=("ada_norm", "layer_norm")),
     "norm_elementwise_affine": Setting(
-        "flag", default=False, advice="new scales of 1 and offsets of 0 change nothing, if they are initialised at all"
+        "flag", default=False, advice="new scales of 1 and offsets of 0 change nothing, if they are initialized at all"
     ),
     "norm_eps": Setting("number", 1e-5, _FUNCTION, "another epsilon in every norm"),
 }

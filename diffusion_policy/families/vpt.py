@@ -39,7 +39,7 @@ VALUE_HEAD = (
 
 _FUNCTION, _UNUSED = Effect.FUNCTION, Effect.UNUSED
 _WINDOW_NOTE = "only attention_memory_size - timesteps, the attention window, reaches the model"
-_GROUPS_NOTE = "channels are normalised in other groups"
+_GROUPS_NOTE = "channels are normalized in other groups"
 
 _P = "policy_kwargs."
 SETTINGS = {
@@ -126,7 +126,7 @@ def _image_encoder(kwargs: Config) -> Tensors:
     height, image_width, channels = kwargs["img_shape"]
     for i, chans in enumerate(kwargs["impala_chans"]):
         stack, out = f"net.img_process.cnn.stacks.{i}", chans * kwargs["impala_width"]
-        if i == 0:  # the image itself is not normalised, so this convolution has a bias
+        if i == 0:  # the image itself is not normalized, so this convolution has a bias
             yield f"{stack}.firstconv.layer.weight", (out, channels, 3, 3)
             yield f"{stack}.firstconv.layer.bias", (out,)
         else:

@@ -1,4 +1,4 @@
-"""What happens to camera images between normalisation and the network: crop and colour jitter, on the images' device.
+"""What happens to camera images between normalization and the network: crop and color jitter, on the images' device.
 
 Legend of shapes: N images (batch times observation steps), C channels, H W image size, h w crop size.
 """
@@ -12,27 +12,27 @@ from torch import Tensor, nn
 
 from diffusion_policy.model import ModelError
 
-# Luma weights of ITU-R BT.601, which the common image libraries use for grey.
+# Luma weights of ITU-R BT.601, which the common image libraries use for gray.
 _LUMA = (0.2989, 0.587, 0.114)
 
 
 class CropRandomizer(nn.Module):
-    """Cuts (N, C, H, W) to (N, C, h, w): at random places while training, in the centre otherwise.
+    """Cuts (N, C, H, W) to (N, C, h, w): at random places while training, in the center otherwise.
 
     Args:
         size: h, w.
-        centre_in_eval: False keeps the places random outside training too, as the reference does unless
+        center_in_eval: False keeps the places random outside training too, as the reference does unless
             ``eval_fixed_crop`` is set.
     """
 
-    def __init__(self, size: tuple[int, int], *, centre_in_eval: bool) -> None:
+    def __init__(self, size: tuple[int, int], *, center_in_eval: bool) -> None:
         super().__init__()
         self.size = size
-        self.centre_in_eval = centre_in_eval
+        self.center_in_eval = center_in_eval
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Crop; ``generator`` draws the places, one for each image."""
-        if self.training or not self.centre_in_eval:
+        if self.training or not self.center_in_eval:
             return self._random(images, generator)
         (height, width), (h, w) = images.shape[-2:], self.size
         top, left = round((height - h) / 2), round((width - w) / 2)
@@ -77,13 +77,13 @@ class ColorJitter(nn.Module):
         self.strengths = {name: float(strength) for name, strength in strengths.items() if strength > 0 and name != "p"}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Change the colours of (N, 3, h, w)."""
+        """Change the colors of (N, 3, h, w)."""
         if not self.training or not self.strengths or self.p == 0:
             return images
         changes: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
             "brightness": lambda rgb, factor: (rgb * factor).clamp(0, 1),
-            "contrast": lambda rgb, factor: _blend(rgb, _grey(rgb).mean((2, 3), keepdim=True), factor),
-            "saturation": lambda rgb, factor: _blend(rgb, _grey(rgb), factor),
+            "contrast": lambda rgb, factor: _blend(rgb, _gray(rgb).mean((2, 3), keepdim=True), factor),
+            "saturation": lambda rgb, factor: _blend(rgb, _gray(rgb), factor),
             "hue": shift_hue,
         }
         names = list(self.strengths)
@@ -124,7 +124,7 @@ def shift_hue(rgb: Tensor, turns: Tensor) -> Tensor:
     return torch.stack(channels, 1)
 
 
-def _grey(rgb: Tensor) -> Tensor:
+def _gray(rgb: Tensor) -> Tensor:
     red, green, blue = rgb.unbind(1)
     return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue).unsqueeze(1)
 

@@ -1,4 +1,4 @@
-"""Linear normalisation per key and dimension: ``normalized = x * scale + offset``.
+"""Linear normalization per key and dimension: ``normalized = x * scale + offset``.
 
 The numbers are parameters without gradient, so they travel with the weights, and a policy answers in real units without
 its dataset. Names in files, in alphabetical order: ``params_dict.<key>.{offset,scale}`` and
@@ -45,7 +45,7 @@ class SingleFieldLinearNormalizer(nn.Module):
         """Fit to data (..., D).
 
         "limits" maps [min, max] of each dimension to [output_min, output_max]; a dimension whose range is below
-        ``range_eps`` is not blown up: scale 1, centred in the output range. "gaussian" maps to mean 0 and deviation 1,
+        ``range_eps`` is not blown up: scale 1, centered in the output range. "gaussian" maps to mean 0 and deviation 1,
         with the same exception.
 
         Raises:
@@ -99,12 +99,12 @@ class SingleFieldLinearNormalizer(nn.Module):
         return cls.create_manual(one, zero, {"min": -one, "max": one, "mean": zero, "std": one})
 
     def normalize(self, x: Tensor | np.ndarray) -> Tensor:
-        """Data units -> normalised; (..., D) or, with one scale for all, any shape."""
+        """Data units -> normalized; (..., D) or, with one scale for all, any shape."""
         x = self._checked(x)
         return x * self.params_dict["scale"] + self.params_dict["offset"]
 
     def unnormalize(self, x: Tensor | np.ndarray) -> Tensor:
-        """Normalised -> data units."""
+        """Normalized -> data units."""
         x = self._checked(x)
         return (x - self.params_dict["offset"]) / self.params_dict["scale"]
 
@@ -121,7 +121,7 @@ class SingleFieldLinearNormalizer(nn.Module):
 
 
 class LinearNormalizer(nn.Module):
-    """Normalisers by key; empty until fitted, filled key by key, or loaded.
+    """Normalizers by key; empty until fitted, filled key by key, or loaded.
 
     Loading a state_dict replaces all entries by those of the file, whatever their number and widths.
     """
@@ -152,11 +152,11 @@ class LinearNormalizer(nn.Module):
         return iter(self.params_dict)
 
     def normalize(self, x: Mapping[str, Tensor | np.ndarray]) -> dict[str, Tensor]:
-        """Data units -> normalised, for every key of ``x``; ModelError names a key that has no entry."""
+        """Data units -> normalized, for every key of ``x``; ModelError names a key that has no entry."""
         return {key: self[key].normalize(value) for key, value in x.items()}
 
     def unnormalize(self, x: Mapping[str, Tensor | np.ndarray]) -> dict[str, Tensor]:
-        """Normalised -> data units, for every key of ``x``."""
+        """Normalized -> data units, for every key of ``x``."""
         return {key: self[key].unnormalize(value) for key, value in x.items()}
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:

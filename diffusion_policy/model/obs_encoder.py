@@ -4,7 +4,7 @@
     low_dim key  (N, D) -------------------------------------------------------------------------------------  (N, D)
                                                          concatenated in the order of shape_meta.obs:          (N, Do)
 
-Input is normalised: images in [-1, 1]. The network is written on torch alone; its parameter names, also the ones that
+Input is normalized: images in [-1, 1]. The network is written on torch alone; its parameter names, also the ones that
 name a tensor twice, are those of existing files.
 
 Legend of shapes: N batch times observation steps, K = 32 keypoints, h w size of the feature map.
@@ -163,7 +163,7 @@ class ObsEncoder(nn.Module):
         spec: the keys, in the order in which their features are concatenated.
         crop_shape: (h, w) of the crop, or None for whole images; cameras may differ in size.
         use_group_norm: GroupNorm instead of BatchNorm2d.
-        eval_fixed_crop: centre crop outside training (else random there too).
+        eval_fixed_crop: center crop outside training (else random there too).
         color_jitter: strengths, see :class:`ColorJitter`; None: off.
         width: channels of the first stage, a multiple of 16; 64 is ResNet-18, the parameters go with the square.
         stride: pixels of the image a cell of the last feature map, 32 (ResNet-18), 16 or 8.
@@ -196,7 +196,7 @@ class ObsEncoder(nn.Module):
         norm: Norm = GroupNorm if use_group_norm else nn.BatchNorm2d  # GroupNorm, since an EMA cannot average BatchNorm
         self.spec = spec
         self._rectifies = activation == "relu"
-        self.crop = CropRandomizer(crop_shape, centre_in_eval=eval_fixed_crop) if crop_shape else None
+        self.crop = CropRandomizer(crop_shape, center_in_eval=eval_fixed_crop) if crop_shape else None
         self.color_jitter = ColorJitter(color_jitter) if color_jitter else None
         self.obs_nets = nn.ModuleDict()
         for field in spec.rgb:
@@ -212,7 +212,7 @@ class ObsEncoder(nn.Module):
         return (sum(IMAGE_FEATURES if field.kind == "rgb" else field.shape[0] for field in self.spec.obs),)
 
     def forward(self, obs: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
-        """Encode normalised observations: images (N, 3, H, W) in [-1, 1], states (N, D).
+        """Encode normalized observations: images (N, 3, H, W) in [-1, 1], states (N, D).
 
         ``generator`` draws the places of random crops.
 

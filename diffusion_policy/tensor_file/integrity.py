@@ -135,7 +135,7 @@ class Records:
 
 
 def _in_threads(check: Callable[[Record], Any], records: Sequence[Record]) -> list[Any]:
-    """`check` of every record, a few at a time; neighbours in the file are read one after the other."""
+    """`check` of every record, a few at a time; neighbors in the file are read one after the other."""
     shares: list[list[Record]] = [[]]
     for record in sorted(records, key=lambda record: record.at):
         if sum(other.size for other in shares[-1]) >= SHARE:

@@ -128,7 +128,7 @@ def check_poses(poses: NDArray[Any], where: str) -> None:
         layout = layout_from_range(poses.min(axis=0), poses.max(axis=0))
         if layout == "xyz_rotvec_width" and rotations_of(poses)[:, :3].any():
             raise TrajectoryError(
-                f"{where} is in the older layout x y z, rotation vector, gripper width in metres; "
+                f"{where} is in the older layout x y z, rotation vector, gripper width in meters; "
                 "expected x y z qx qy qz qw: convert the recording first"
             ) from error
         raise TrajectoryError(str(error)) from error

@@ -28,7 +28,7 @@ class Trajectory:
     Attributes:
         path: its folder.
         number: at the end of the folder's name; episodes are ordered by it.
-        pose: (N, 7) float32, measured; x y z in metres, then qx qy qz qw, in the robot's base frame.
+        pose: (N, 7) float32, measured; x y z in meters, then qx qy qz qw, in the robot's base frame.
         gripper: (N,) float32, measured; 1 = open, 0 = closed.
         action: (N, 7) float32, commanded absolute pose, in the same layout.
         action_gripper: (N,) float32, commanded; 1 = open, 0 = closed.

@@ -33,7 +33,7 @@ from diffusion_policy.families.family import (
     closest,
 )
 from diffusion_policy.whatif.project_config import open_project_config, project_configs
-from diffusion_policy.whatif.report import Comparison, Judgement, WhatIfReport
+from diffusion_policy.whatif.report import Comparison, Judgment, WhatIfReport
 
 __all__ = ["WhatIfReport", "open_model", "what_if"]
 
@@ -43,7 +43,7 @@ def what_if(model: str | Path, changes: Sequence[str]) -> WhatIfReport:
 
     model: `vpt` (also `vpt_1x`, `vpt_3x`), `groot_n1_5`, a path to a GR00T config.json, or a config of the project (its
     name in config/, or a path). changes: "a.b=v" with a YAML value, or "~a.b", which removes a key so that the class
-    default applies. Raises FamilyError for an unknown model, an unknown or misspelt key, or a value of another kind.
+    default applies. Raises FamilyError for an unknown model, an unknown or misspelled key, or a value of another kind.
     """
     under = open_model(model)
     parsed, refused = [], []
@@ -69,7 +69,7 @@ def open_model(model: str | Path) -> ModelUnderChange:
     return found
 
 
-def _report(under: ModelUnderChange, changes: Sequence[Change], refused: Sequence[Judgement]) -> WhatIfReport:
+def _report(under: ModelUnderChange, changes: Sequence[Change], refused: Sequence[Judgment]) -> WhatIfReport:
     """Both models by names and shapes, then a verdict on each change; refused: verdicts that are known already."""
     parts = under.parts([change.path for change in changes])
     config = with_changes(under.config, changes)
@@ -86,14 +86,14 @@ def _report(under: ModelUnderChange, changes: Sequence[Change], refused: Sequenc
     return WhatIfReport(under.name, under.title, comparison, verdicts, clashes)
 
 
-def _refused(text: str, error: ConstructionError) -> Judgement:
+def _refused(text: str, error: ConstructionError) -> Judgment:
     """The verdict on a change that the model's constructor takes no note of but to raise."""
     key, equals, value = text.removeprefix("~").partition("=")
     after = yaml.safe_load(value) if equals else ABSENT
-    return Judgement(Change(error.setting, key, ABSENT, after), Verdict.NOT_CONSTRUCTED, str(error))
+    return Judgment(Change(error.setting, key, ABSENT, after), Verdict.NOT_CONSTRUCTED, str(error))
 
 
-def _blamed(under: ModelUnderChange, change: Change, error: ConstructionError, *, alone: bool) -> Judgement:
+def _blamed(under: ModelUnderChange, change: Change, error: ConstructionError, *, alone: bool) -> Judgment:
     """The verdict on one of the changes that together cannot be constructed: to blame, or judged alone."""
     if change.path != error.setting and not alone:
         by_itself = _report(under, [change], [])
@@ -112,11 +112,11 @@ class _Court:
     joint: Comparison
     clashes: Sequence[Clash]
 
-    def judge(self, change: Change) -> Judgement:
+    def judge(self, change: Change) -> Judgment:
         """The verdict on one change, the gravest first."""
         setting = self.under.settings[change.path]
         if _value_used(setting, change.before) == _value_used(setting, change.after):
-            return Judgement(change, Verdict.SAFE, "the model uses this value already")
+            return Judgment(change, Verdict.SAFE, "the model uses this value already")
         reasons = [clash.reason for clash in self.clashes if change.path in clash.settings]
         touched = self._touched(change)
         cost = touched.cost()
@@ -129,7 +129,7 @@ class _Court:
             return _with_belief(setting, change, Verdict.PARTLY, why)
         return self._judge_unseen(setting, change)
 
-    def _judge_unseen(self, setting: Setting, change: Change) -> Judgement:
+    def _judge_unseen(self, setting: Setting, change: Change) -> Judgment:
         """The verdict where no tensor shows the change."""
         undone = Change(change.path, change.spelling, change.after, change.before)
         effect, note = self.under.effect(change.path, with_changes(self.config, [undone]), self.config)
@@ -158,7 +158,7 @@ def _only(shapes: Mapping[str, Shape], names: set[str]) -> dict[str, Shape]:
     return {name: shape for name, shape in shapes.items() if name in names}
 
 
-def _with_belief(setting: Setting, change: Change, verdict: Verdict, why: str) -> Judgement:
+def _with_belief(setting: Setting, change: Change, verdict: Verdict, why: str) -> Judgment:
     """Attach advice, and the common belief where this verdict contradicts it."""
     if setting.advice and verdict is not Verdict.SAFE:
         why = f"{why}; {setting.advice}"
@@ -167,4 +167,4 @@ def _with_belief(setting: Setting, change: Change, verdict: Verdict, why: str) -
     believed = setting.believed
     safer, graver = believed is Verdict.SAFE, believed is Verdict.BREAKING
     wrong = (safer and verdict is not Verdict.SAFE) or (graver and verdict.severity < Verdict.BREAKING.severity)
-    return Judgement(change, verdict, why, f"commonly believed to be {believed}: it is not" if wrong else "")
+    return Judgment(change, verdict, why, f"commonly believed to be {believed}: it is not" if wrong else "")

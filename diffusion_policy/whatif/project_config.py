@@ -154,7 +154,7 @@ def _leaves(node: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _normalizer(spec: StepSpec) -> dict[str, Shape]:
-    """The normaliser's tensors, which a policy has from its first fit on."""
+    """The normalizer's tensors, which a policy has from its first fit on."""
     widths = {"action": spec.action_dim, **{low_dim.key: len(low_dim.names) for low_dim in spec.low_dim}}
     widths |= {image.key: 1 for image in spec.rgb}
     return {f"{NORMALIZER}{key}.{entry}": (width,) for key, width in widths.items() for entry in ENTRIES}

@@ -16,14 +16,14 @@ from diffusion_policy.families.family import ABSENT, Clash, Shape, Verdict
 
 COUNTED = ("loads", "shape_mismatch", "missing_new_init", "unexpected_dropped")
 LISTED = 8  # names of each kind shown in the table; the JSON has all
-_COLOURS = {
+_COLORS = {
     Verdict.SAFE: "green", Verdict.DIFFERS: "yellow", Verdict.PARTLY: "yellow",
     Verdict.BREAKING: "red", Verdict.CANNOT_RUN: "red", Verdict.NOT_CONSTRUCTED: "red",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """The verdict on one changed value, why, and the common belief that it contradicts, if there is one."""
 
     change: Change
@@ -126,7 +126,7 @@ class WhatIfReport:
     model: str
     title: str
     comparison: Comparison | None
-    verdicts: tuple[Judgement, ...]
+    verdicts: tuple[Judgment, ...]
     clashes: tuple[Clash, ...]
     error: str = ""
 
@@ -181,7 +181,7 @@ class WhatIfReport:
             verdicts.add_column(column, overflow="fold")
         for one in self.verdicts:
             why = f"{one.why}\n{one.belief}" if one.belief else one.why
-            verdicts.add_row(str(one.change), Text(str(one.verdict), style=_COLOURS[one.verdict]), Text(why))
+            verdicts.add_row(str(one.change), Text(str(one.verdict), style=_COLORS[one.verdict]), Text(why))
         rows: list[RenderableType] = [verdicts]
         if self.comparison is None:
             return Group(*rows, Text(f"does not construct: {self.error}", style="red"))

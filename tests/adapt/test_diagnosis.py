@@ -1,4 +1,4 @@
-"""Why names do not match: the causes seen in practice, each recognised, each with its fix. First the two accidents."""
+"""Why names do not match: the causes seen in practice, each recognized, each with its fix. First the two accidents."""
 
 import json
 from pathlib import Path

@@ -64,20 +64,20 @@ class Named(nn.Module):
             node.register_parameter(last, nn.Parameter(tensor.clone()))
 
 
-def behaviour_cloning_target(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def behavior_cloning_target(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     config = vpt.config_from({name: tuple(tensor.shape) for name, tensor in state.items()})
     return built(vpt.shapes(config | {"aux_value_head": False}))
 
 
-def test_behaviour_cloning_leaves_exactly_the_second_value_head(rules_directory: Path, tiny_vpt: dict[str, Tensor]):
-    target = behaviour_cloning_target(tiny_vpt)
+def test_behavior_cloning_leaves_exactly_the_second_value_head(rules_directory: Path, tiny_vpt: dict[str, Tensor]):
+    target = behavior_cloning_target(tiny_vpt)
     with pytest.raises(PlanError, match=r"0 target names missing, 5 source names unexpected"):
         make_plan(describe_state(tiny_vpt), describe_state(target), Rules())
     rules = read_rules(rules_directory / "vpt_behaviour_cloning.yaml")
     plan = make_plan(describe_state(tiny_vpt), describe_state(target), rules)
     dropped = [entry for entry in plan.ledger.entries if entry.action == "dropped"]
     assert [entry.key for entry in dropped] == [f"aux_value_head.{name}" for name in vpt.VALUE_HEAD]
-    assert all("behaviour cloning" in entry.rule for entry in dropped)
+    assert all("behavior cloning" in entry.rule for entry in dropped)
     loaded = apply_plan(plan, tiny_vpt, target)
     assert all(torch.equal(loaded[name], tiny_vpt[name]) for name in target)
 
@@ -85,7 +85,7 @@ def test_behaviour_cloning_leaves_exactly_the_second_value_head(rules_directory:
 def test_net_stripped_by_replace_is_diagnosed_and_put_back(rules_directory: Path):
     full = built(vpt.shapes(vpt.released(1) | {"aux_value_head": True, "policy_kwargs": _small()}))
     stripped = {name.replace("net.", ""): tensor for name, tensor in full.items()}
-    target = behaviour_cloning_target(full)
+    target = behavior_cloning_target(full)
     with pytest.raises(PlanError, match=r"125 target names missing, 130 source names unexpected(?s:.)*'net\.'"):
         make_plan(describe_state(stripped), describe_state(target), Rules())
     rules = read_rules(rules_directory / "vpt_put_back_net.yaml", rules_directory / "vpt_behaviour_cloning.yaml")

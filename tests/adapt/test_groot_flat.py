@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from diffusion_policy.families import groot_flat, groot_n1_5, recognise
+from diffusion_policy.families import groot_flat, groot_n1_5, recognize
 from diffusion_policy.families.definitions import target_shapes
 from diffusion_policy.families.family import FamilyError, Verdict
 from diffusion_policy.families.groot_flat_settings import RELEASED_N1_6, RELEASED_N1_7
@@ -76,7 +76,7 @@ def test_a_tiny_checkpoint_of_the_released_layout_is_recognized():
     config = groot_flat.read_config(SHARED / "golden_small" / "config.json")
     assert config is not None
     assert found == {f"action_head.{name}": shape for name, shape in groot_flat.action_head(config)}
-    recognized = recognise(found)
+    recognized = recognize(found)
     assert recognized is not None
     assert (recognized.family.name, recognized.settings["max_action_dim"]) == ("groot_n1_7", 5)
 
@@ -161,7 +161,7 @@ def test_from_n1_6_to_n1_7_four_tensors_are_padded_and_64_are_new():
     ],
 )
 def test_releases_are_told_apart_by_their_tensors(name: str, shapes: dict[str, tuple[int, ...]]):
-    found = recognise({f"_groot_model.{tensor}": shape for tensor, shape in shapes.items()})
+    found = recognize({f"_groot_model.{tensor}": shape for tensor, shape in shapes.items()})
     assert found is not None
     assert (found.family.name, found.prefix) == (name, "_groot_model.")
     assert "the habit of LeRobot's GrootPolicy" in found.sentence

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from diffusion_policy.families import groot_n1_5, recognise
+from diffusion_policy.families import groot_n1_5, recognize
 from diffusion_policy.families.definitions import target_shapes
 from diffusion_policy.families.family import ConstructionError, FamilyError
 from diffusion_policy.families.groot_n1_5_settings import RELEASED
@@ -100,16 +100,16 @@ def test_what_trains_under_the_vendors_flags(truth: dict[str, Any], projector: b
     ("", "under its own names"),
     ("_groot_model.", "the habit of LeRobot's GrootPolicy"),
 ])  # fmt: skip
-def test_a_checkpoint_is_recognised_under_its_prefix(prefix: str, cause: str):
+def test_a_checkpoint_is_recognized_under_its_prefix(prefix: str, cause: str):
     named = {f"{prefix}{HEAD}{name}": shape for name, shape in groot_n1_5.shapes(RELEASED, ["action_head"]).items()}
-    found = recognise(named)
+    found = recognize(named)
     assert found is not None
     assert (found.family.name, found.prefix, found.settings["action_dim"]) == ("groot_n1_5", prefix, 32)
     assert cause in found.sentence
 
 
-def test_a_bare_action_head_is_recognised_as_such():
-    found = recognise(groot_n1_5.shapes(RELEASED, ["action_head"]))
+def test_a_bare_action_head_is_recognized_as_such():
+    found = recognize(groot_n1_5.shapes(RELEASED, ["action_head"]))
     assert found is not None
     assert found.stripped == HEAD
     assert "the inner module alone" in found.sentence
@@ -133,7 +133,7 @@ def test_a_config_that_is_no_json_is_refused(tmp_path: Path):
         groot_n1_5.read_config(path)
 
 
-def test_a_real_checkpoint_is_opened_by_its_headers_and_recognised(groot: Path, tmp_path: Path):
+def test_a_real_checkpoint_is_opened_by_its_headers_and_recognized(groot: Path, tmp_path: Path):
     """The real headers, extended sparsely to the real 7.6 GB: names and shapes without reading any tensor."""
     headers = groot / "golden_small" / "real_headers"
     sizes = {"model-00001-of-00002.safetensors": 4_999_367_032, "model-00002-of-00002.safetensors": 2_586_705_312}
@@ -145,6 +145,6 @@ def test_a_real_checkpoint_is_opened_by_its_headers_and_recognised(groot: Path, 
     index.write_bytes((headers / index.name).read_bytes())
     found = {name: info.shape for name, info in open_tensor_file(index).tensors.items()}
     assert found == target_shapes("groot_n1_5")
-    recognised = recognise(found)
-    assert recognised is not None
-    assert recognised.settings["num_target_vision_tokens"] == 32
+    recognized = recognize(found)
+    assert recognized is not None
+    assert recognized.settings["num_target_vision_tokens"] == 32

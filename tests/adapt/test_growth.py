@@ -69,7 +69,7 @@ def test_action_dimension_without_known_range_needs_a_dataset(source: Checkpoint
     zarr = numbers(tmp_path / "d.zarr", action=(*POSE, "force"))
     ledger = adapt(source, cfg, tmp_path / "new.ckpt", "action_dims", dataset=zarr)
     assert PRESERVED in ledger.notes[-1]
-    taken = [note for note in ledger.notes if "normaliser numbers of new dimensions" in note]
+    taken = [note for note in ledger.notes if "normalizer numbers of new dimensions" in note]
     assert len(taken) == 1, "only what is new takes the dataset's numbers, and the notes say no more than that"
     assert "of new dimensions of action come from" in taken[0]
 
@@ -127,7 +127,7 @@ def test_more_layers_start_as_identity(tmp_path: Path, options: dict[str, Any]) 
     source = save_checkpoint(tmp_path / "old.ckpt", policy_cfg(**options), parts=("model",))
     ledger = adapt(source, policy_cfg(n_layer=4, **options), tmp_path / "new.ckpt", "more_layers", must_preserve=True)
     assert PRESERVED in ledger.notes[-1]
-    assert {entry.init for entry in ledger.of("fresh", part="model")} == {"zeros", "as the target initialises it"}
+    assert {entry.init for entry in ledger.of("fresh", part="model")} == {"zeros", "as the target initializes it"}
 
 
 def test_another_crop_recomputes_the_grids(source: Checkpoint, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def numbers(model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([tensor.flatten() for tensor in model.state_dict().values()])
 
 
-def test_model_and_ema_get_their_own_weights_and_the_normaliser(pose_checkpoint: Checkpoint) -> None:
+def test_model_and_ema_get_their_own_weights_and_the_normalizer(pose_checkpoint: Checkpoint) -> None:
     model, ema = build_policy(policy_cfg()), build_policy(policy_cfg())
     ledger = inherit(pose_checkpoint, model, ema)
     ledger.check()

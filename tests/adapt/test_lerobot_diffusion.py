@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from diffusion_policy.adapt.files import apply_file, open_target, plan_file, rules_of
 from diffusion_policy.adapt.inspection import inspect_file
 from diffusion_policy.errors import AdaptError
-from diffusion_policy.families import lerobot_diffusion, recognise
+from diffusion_policy.families import lerobot_diffusion, recognize
 from diffusion_policy.families.family import ConstructionError, FamilyError
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "lerobot_diffusion"
@@ -50,7 +50,7 @@ def test_names_and_shapes_are_those_that_lerobot_saved(name: str):
     manifest = json.loads((SHARED / name / "model.manifest.json").read_text())
     saved = {key: tuple(shape) for key, shape in manifest.items() if not key.startswith(lerobot_diffusion.STATISTICS)}
     assert lerobot_diffusion.shapes(config) == saved
-    found = recognise({key: tuple(shape) for key, shape in manifest.items()})
+    found = recognize({key: tuple(shape) for key, shape in manifest.items()})
     assert found is not None
     assert (found.family.name, found.settings["action_dim"]) == ("lerobot_diffusion", 8)
     holds = len(manifest) != len(saved)

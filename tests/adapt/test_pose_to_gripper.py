@@ -85,7 +85,7 @@ def test_ledger_accounts_for_everything_and_drops_the_optimizer(grown, pose_chec
         assert ledger.parameters(part)["grown"] == 32 + 32 + 1 + 6
     dropped = {entry.key: entry.rule for entry in ledger.of("dropped", part="optimizer")}
     assert set(dropped) == {"state.0.exp_avg", "state.0.step", "param_groups"}
-    assert "new optimiser" in dropped["state.0.exp_avg"]
+    assert "new optimizer" in dropped["state.0.exp_avg"]
     assert "optimizer" not in checkpoint.state_dicts
     assert checkpoint.pickles == {"_output_dir": None, "global_step": 0, "epoch": 0}
 
@@ -145,7 +145,7 @@ def test_strip_starts_the_projections_anew_and_keeps_the_rest(pose_checkpoint: C
     assert any("not preserved" in note for note in ledger.notes)
 
 
-def test_normaliser_of_the_gripper_comes_from_the_dataset(pose_checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_normalizer_of_the_gripper_comes_from_the_dataset(pose_checkpoint: Checkpoint, tmp_path: Path) -> None:
     zarr = dataset(tmp_path / "d.zarr", [0.0, 0.5, 0.5])
     with pytest.raises(SpecError, match="it never reaches 1"):
         grow_7d_to_8d(pose_checkpoint.path, tmp_path / "n.ckpt", dataset=zarr)
@@ -189,7 +189,7 @@ def test_refuses_what_is_no_pose(grown, tmp_path: Path) -> None:
         grow_7d_to_8d(tmp_path / "named.ckpt", tmp_path / "out.ckpt")
     bare = {key: value for key, value in policy_state(policy_cfg()).items() if "action.input_stats" not in key}
     write_checkpoint(tmp_path / "bare.ckpt", cfg=policy_cfg(), state_dicts={"model": bare}, pickles={})
-    with pytest.raises(AdaptError, match="no normaliser statistics"):
+    with pytest.raises(AdaptError, match="no normalizer statistics"):
         grow_7d_to_8d(tmp_path / "bare.ckpt", tmp_path / "out.ckpt")
 
 

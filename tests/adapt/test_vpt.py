@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_policy.families import recognise, vpt
+from diffusion_policy.families import recognize, vpt
 from diffusion_policy.families.family import ConstructionError, Shape
 
 AUX = [f"aux_value_head.{name}" for name in vpt.VALUE_HEAD]
@@ -59,21 +59,21 @@ def test_shapes_survive_the_way_through_settings(scale: int):
 @pytest.mark.parametrize(
     ("prefix", "habit"), [("", "own names"), ("module.policy.", "STEVE-1"), ("mine_policy.", "MineStudio")]
 )
-def test_a_file_is_recognised_under_its_prefix(tiny: dict[str, Shape], prefix: str, habit: str):
-    found = recognise({prefix + name: shape for name, shape in tiny.items()})
+def test_a_file_is_recognized_under_its_prefix(tiny: dict[str, Shape], prefix: str, habit: str):
+    found = recognize({prefix + name: shape for name, shape in tiny.items()})
     assert found is not None
     assert (found.family.name, found.prefix, found.stripped) == ("vpt", prefix, "")
     assert found.settings["hidsize"] == 64
     assert habit in found.sentence
 
 
-def test_the_stripped_file_is_recognised_and_its_cause_named():
+def test_the_stripped_file_is_recognized_and_its_cause_named():
     shapes = vpt.shapes(vpt.released(2) | {"aux_value_head": True})
     stripped = {name.replace("net.", ""): shape for name, shape in shapes.items()}
     target = vpt.shapes(vpt.released(2))
     assert len(target.keys() - stripped.keys()) == 125
     assert len(stripped.keys() - target.keys()) == 130
-    found = recognise(stripped)
+    found = recognize(stripped)
     assert found is not None
     assert found.stripped == "net."
     assert found.settings["hidsize"] == 2048
@@ -88,4 +88,4 @@ def test_a_width_that_cannot_be_cut_into_heads_does_not_construct():
 
 
 def test_other_names_are_of_no_known_family():
-    assert recognise({"layers.0.weight": (3, 3)}) is None
+    assert recognize({"layers.0.weight": (3, 3)}) is None

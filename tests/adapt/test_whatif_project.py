@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_policy.families import recognise
+from diffusion_policy.families import recognize
 from diffusion_policy.families.family import FamilyError, Verdict
 from diffusion_policy.whatif.config_change import what_if
 from diffusion_policy.whatif.project_config import open_project_config
@@ -54,21 +54,21 @@ def test_a_config_is_found_by_path_too(repository: Path):
     assert by_path.to_json() == what_if(CONFIG, ["policy.n_layer=12"]).to_json()
 
 
-def test_the_policy_of_a_config_is_recognised_and_its_settings_read():
+def test_the_policy_of_a_config_is_recognized_and_its_settings_read():
     project = open_project_config(Path(CONFIG))
     assert project is not None
     shapes = project.shapes(project.config, ["model"])
-    found = recognise(shapes)
+    found = recognize(shapes)
     assert found is not None
     assert (found.family.name, found.prefix) == ("robot_policy", "")
     assert found.settings == {
         "action_dim": 8, "n_emb": 256, "n_layer": 8, "n_cond_layers": 0, "cameras": ["image"], "encoder_width": 64,
         "horizon": 16, "n_obs_steps": 2, "observation features": 72,
     }  # fmt: skip
-    wrapped = recognise({f"module.{name}": shape for name, shape in shapes.items()})
+    wrapped = recognize({f"module.{name}": shape for name, shape in shapes.items()})
     assert wrapped is not None
     assert "DistributedDataParallel" in wrapped.sentence
-    nested = recognise({f"state_dicts.ema_model.{name}": shape for name, shape in shapes.items()})
+    nested = recognize({f"state_dicts.ema_model.{name}": shape for name, shape in shapes.items()})
     assert nested is not None
     assert "in the file's entry `state_dicts.ema_model`" in nested.sentence
 

@@ -14,14 +14,14 @@ def numbered(n: int, height: int, width: int) -> torch.Tensor:
 
 
 def test_centre_crop_outside_training() -> None:
-    crop = CropRandomizer((2, 3), centre_in_eval=True).eval()
+    crop = CropRandomizer((2, 3), center_in_eval=True).eval()
     assert crop(numbered(1, 6, 7))[0, 0].tolist() == [[16, 17, 18], [23, 24, 25]]
 
 
 def test_random_crops_cut_whole_patches_and_reach_every_place() -> None:
     torch.manual_seed(0)
     images = numbered(400, 5, 6)
-    crops = CropRandomizer((3, 4), centre_in_eval=True).train()(images)
+    crops = CropRandomizer((3, 4), center_in_eval=True).train()(images)
     assert crops.shape == (400, 3, 3, 4)
     corners = crops[:, 0, 0, 0].long()
     assert set(corners.tolist()) == {6 * row + column for row in range(3) for column in range(3)}
@@ -32,7 +32,7 @@ def test_random_crops_cut_whole_patches_and_reach_every_place() -> None:
 
 def test_places_follow_the_generator_and_the_option() -> None:
     images = numbered(16, 8, 8)
-    free = CropRandomizer((4, 4), centre_in_eval=False).eval()
+    free = CropRandomizer((4, 4), center_in_eval=False).eval()
     first, second = (free(images, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(first, second)
     assert len({int(corner) for corner in first[:, 0, 0, 0]}) > 1
@@ -52,7 +52,7 @@ def test_jitter_runs_only_while_training() -> None:
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
 def test_each_image_draws_its_own_factor(name: str) -> None:
     torch.manual_seed(1)
-    # Dark, weakly coloured pixels: nothing reaches the limits of the range.
+    # Dark, weakly colored pixels: nothing reaches the limits of the range.
     images = (0.3 + 0.2 * torch.rand(1, 3, 4, 4)).expand(8, -1, -1, -1) * 2 - 1
     changed = ColorJitter({name: 0.2}).train()(images)
     for first, second in pairwise(changed):
@@ -64,8 +64,8 @@ def test_factors_do_what_their_names_say() -> None:
     images = (0.3 + 0.2 * torch.rand(6, 3, 4, 4)) * 2 - 1
     rgb = (images + 1) / 2
     luma = torch.tensor([0.2989, 0.587, 0.114]).reshape(1, 3, 1, 1)
-    grey = (rgb * luma).sum(1, keepdim=True)
-    anchors = {"brightness": torch.zeros(1), "contrast": grey.mean((2, 3), keepdim=True), "saturation": grey}
+    gray = (rgb * luma).sum(1, keepdim=True)
+    anchors = {"brightness": torch.zeros(1), "contrast": gray.mean((2, 3), keepdim=True), "saturation": gray}
     for name, anchor in anchors.items():
         changed = (ColorJitter({name: 0.2}).train()(images) + 1) / 2
         # The factor of each image, from all its pixels: new = anchor + factor * (old - anchor).
@@ -75,10 +75,10 @@ def test_factors_do_what_their_names_say() -> None:
         assert ((factor > 0.8) & (factor < 1.2)).all()
 
 
-def test_grey_has_no_saturation_or_hue_to_change() -> None:
-    grey = torch.rand(2, 1, 4, 4).expand(-1, 3, -1, -1) * 2 - 1
-    changed = ColorJitter({"saturation": 0.5, "hue": 0.5}).train()(grey)
-    torch.testing.assert_close(changed, grey, atol=1e-4, rtol=0)
+def test_gray_has_no_saturation_or_hue_to_change() -> None:
+    gray = torch.rand(2, 1, 4, 4).expand(-1, 3, -1, -1) * 2 - 1
+    changed = ColorJitter({"saturation": 0.5, "hue": 0.5}).train()(gray)
+    torch.testing.assert_close(changed, gray, atol=1e-4, rtol=0)
 
 
 def test_hue_turns_like_the_standard_library() -> None:
@@ -93,7 +93,7 @@ def test_hue_turns_like_the_standard_library() -> None:
             assert new_pixel == pytest.approx(expected, abs=1e-5)
 
 
-def test_misspelt_and_absurd_strengths_are_refused() -> None:
+def test_misspelled_and_absurd_strengths_are_refused() -> None:
     with pytest.raises(ModelError, match="no setting 'brightnes'; expected brightness, contrast"):
         ColorJitter({"brightnes": 0.2})
     with pytest.raises(ModelError, match=r"color_jitter.hue is 0.7; expected 0 to 0.5"):

@@ -80,7 +80,7 @@ def test_images_and_identity() -> None:
     torch.testing.assert_close(SingleFieldLinearNormalizer.create_identity().normalize(pixels), pixels)
 
 
-def test_keys_are_normalised_by_name_and_width(poses: torch.Tensor) -> None:
+def test_keys_are_normalized_by_name_and_width(poses: torch.Tensor) -> None:
     normalizer = LinearNormalizer()
     with pytest.raises(ModelError, match="no entry 'pose'; it is empty: call set_normalizer"):
         normalizer.normalize({"pose": poses})

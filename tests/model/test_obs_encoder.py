@@ -70,7 +70,7 @@ def test_a_file_with_two_values_for_one_tensor_is_refused() -> None:
 
 
 @pytest.mark.parametrize("use_group_norm", [True, False])
-def test_normalisation_layers(use_group_norm: bool) -> None:
+def test_normalization_layers(use_group_norm: bool) -> None:
     encoder = make_encoder(use_group_norm=use_group_norm)
     kinds = {type(module) for module in encoder.modules()}
     assert (GroupNorm in kinds) is use_group_norm

@@ -35,7 +35,7 @@ def ddpm() -> DDPMScheduler:
 
 @pytest.fixture
 def make_policy() -> PolicyMaker:
-    """Build a policy with given options, in eval mode, with a normaliser."""
+    """Build a policy with given options, in eval mode, with a normalizer."""
 
     def make(**options: Any) -> DiffusionTransformerHybridImagePolicy:
         torch.manual_seed(0)

@@ -48,7 +48,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "one observation step": {"n_obs_steps": 1},
     "all inference steps": {"num_inference_steps": None},
     "dropout of embeddings": {"p_drop_emb": 0.1, "p_drop_attn": 0.0},
-    "colour jitter": {"color_jitter": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.1}},
+    "color jitter": {"color_jitter": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.1}},
 }
 
 
@@ -84,11 +84,11 @@ def test_every_option_is_an_attribute(make_policy: Maker) -> None:
     assert policy.crop_shape == (32, 32)
 
 
-def test_a_misspelt_option_is_an_error(make_policy: Maker) -> None:
+def test_a_misspelled_option_is_an_error(make_policy: Maker) -> None:
     with pytest.raises(TypeError, match="n_layers"):
         make_policy(n_layers=4)
-    with pytest.raises(ModelError, match="no setting 'colour'"):
-        make_policy(color_jitter={"colour": 0.1})
+    with pytest.raises(ModelError, match="no setting 'color'"):
+        make_policy(color_jitter={"color": 0.1})
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_batches_that_do_not_fit_are_refused(make_policy: Maker, make_batch: Mak
         policy.compute_loss(batch, noise=torch.zeros(2, 5, 8))
 
 
-def test_without_a_normaliser_there_is_no_answer(make_policy: Maker, make_observation: Maker) -> None:
+def test_without_a_normalizer_there_is_no_answer(make_policy: Maker, make_observation: Maker) -> None:
     trained = make_policy()
     fresh = Policy(
         **{name: getattr(trained, name) for name in inspect.signature(Policy.__init__).parameters if name != "self"}
@@ -305,7 +305,7 @@ def test_copies_and_files_keep_shared_tensors_shared(make_policy: Maker) -> None
     assert unique < file.getbuffer().nbytes < 1.1 * unique
 
 
-def test_optimiser_groups(make_policy: Maker) -> None:
+def test_optimizer_groups(make_policy: Maker) -> None:
     policy = make_policy()
     optimizer = policy.get_optimizer(
         transformer_weight_decay=1e-3, obs_encoder_weight_decay=1e-6, learning_rate=1e-4, betas=[0.9, 0.95]

@@ -25,7 +25,7 @@ def found() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("size", "n_keys"), [("tiny", 187), ("full", 295)])
 def test_names_shapes_and_order(golden: Golden, size: str, n_keys: int) -> None:
-    """211 and 319 names of a file less the 24 of the normaliser, which it has from the first fit on."""
+    """211 and 319 names of a file less the 24 of the normalizer, which it has from the first fit on."""
     with torch.device("meta"):
         state = golden_policy.make_policy(size).state_dict()
     assert len(golden[size]) == n_keys

@@ -81,7 +81,7 @@ def test_ddpm_draws_in_the_same_order(
     assert_equal(policy.predict_action(obs)["action_pred"], numbers[f"{which}.ddpm8_seed12.action_pred"])
 
 
-def test_optimiser_state_of_the_reference_fits(
+def test_optimizer_state_of_the_reference_fits(
     policy: DiffusionTransformerHybridImagePolicy, reference_checkpoint: Path
 ) -> None:
     theirs = read_checkpoint(reference_checkpoint).state_dicts["optimizer"]["param_groups"]

@@ -186,7 +186,7 @@ class TransformerForDiffusion(PlacedModule):
                 raise ModelError(f"cond has shape {tuple(cond.shape)}; expected {expected}")
 
     def get_optim_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Parameter groups of the optimiser: decayed ones, then the others, each by name.
+        """Parameter groups of the optimizer: decayed ones, then the others, each by name.
 
         Matrices of linear and attention layers decay; biases, LayerNorm and position embeddings do not.
         """
