@@ -25,7 +25,7 @@ from diffusion_policy.adapt.proof import Proof, prove
 from diffusion_policy.adapt.rules import Rules
 from diffusion_policy.adapt.target import Target
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from diffusion_policy.spec import action_semantics
+from diffusion_policy.shape_meta import step_spec_of
 from diffusion_policy.storage import file_sha256, write_bytes, write_json
 
 State = dict[str, Tensor]
@@ -75,7 +75,11 @@ def adapt_checkpoint(
     before = {part: source.state_dicts[plan.origins[part]] for part in plan.parts}
     states = {part: done(apply_plan(plan.parts[part], state, target.state)) for part, state in before.items()}
     renamed = {part: {rules.renamed(key): tensor for key, tensor in state.items()} for part, state in before.items()}
-    proofs = [done(prove(part, (source.cfg, renamed[part]), (target.cfg, state))) for part, state in states.items()]
+    called = rules.slots.get("action", ((), ()))[0]
+    proofs = [
+        done(prove(part, (source.cfg, renamed[part]), (target.cfg, state), action_names=called))
+        for part, state in states.items()
+    ]
     if must_preserve and not all(proof.preserved for proof in proofs):
         raise AdaptError("nothing was written: " + "; ".join(proof.describe() for proof in proofs))
     ledger = replace(plan.ledger, notes=(*plan.ledger.notes, *(proof.describe() for proof in proofs)))
@@ -170,7 +174,8 @@ def _provenance(
         "source": origin,
         "proof": {proof.part: proof.to_json() for proof in proofs},
     }
-    return {"adaptation": adaptation, "action_semantics": action_semantics(target.layout.slots["action"])}
+    assert target.cfg is not None
+    return {"adaptation": adaptation, "action_semantics": step_spec_of(target.cfg).semantics}
 
 
 def _check_written(file: Path, out: Path, plan: CheckpointPlan, states: Mapping[str, State]) -> None:

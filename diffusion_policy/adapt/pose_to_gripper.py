@@ -121,7 +121,9 @@ def gripper_config(cfg: DictConfig) -> DictConfig:
             holder = OmegaConf.select(grown, section) if section else grown
             # An interpolation such as ${task.shape_meta} follows by itself.
             if isinstance(holder, DictConfig) and entry in holder and not OmegaConf.is_interpolation(holder, entry):
-                holder[entry].action = action
+                known = OmegaConf.to_container(holder[entry].action, resolve=False)
+                assert isinstance(known, dict)
+                holder[entry].action = {**known, **action}
     return grown
 
 

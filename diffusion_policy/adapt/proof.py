@@ -82,6 +82,7 @@ def prove(
     before: tuple[DictConfig, Mapping[str, Tensor]],
     after: tuple[DictConfig, Mapping[str, Tensor]],
     tolerance: float = TOLERANCE,
+    action_names: Names = (),
 ) -> Proof:
     """Compare the policy before with the policy after.
 
@@ -90,14 +91,15 @@ def prove(
         before: config and state dict of the source.
         after: config and state dict of what was made of it.
         tolerance: on outputs in real units.
+        action_names: what the target calls the source's action dimensions, where the rules say; empty: as the source.
 
     Raises:
         AdaptError: the two share no action dimension or observation key, so nothing can be compared.
     """
-    old, new = (_Side(*pair) for pair in (before, after))
-    shared = tuple(name for name in new.spec.action_names if name in old.spec.action_names)
+    old, new = _Side(*before, action_names), _Side(*after)
+    shared = tuple(name for name in new.action_names if name in old.action_names)
     if not shared:
-        raise AdaptError(f"{old.spec.action_names} and {new.spec.action_names} share no action dimension to compare")
+        raise AdaptError(f"{old.action_names} and {new.action_names} share no action dimension to compare")
     steps = min(old.length, new.length)
     rows = len(NEW_SLOT_VALUES) + 1
     generator = torch.Generator().manual_seed(SEED)
@@ -108,22 +110,24 @@ def prove(
         side.run(observations, _noise(noise, side, old.sample, rows, generator))
         for side, observations in ((old, known), (new, wanted))
     ]
-    columns = [[side.spec.action_names.index(name) for name in shared] for side in (old, new)]
+    columns = [[side.action_names.index(name) for name in shared] for side in (old, new)]
     compared = [output[:, :steps, picked] for output, picked in zip(outputs, columns, strict=True)]
     difference = (compared[0] - compared[1]).abs()
     largest = float(difference.max())
-    new_names = tuple(name for name in new.spec.action_names if name not in shared)
+    new_names = tuple(name for name in new.action_names if name not in shared)
     return Proof(part, largest <= tolerance, largest, float(difference.median()), tolerance, shared, steps, new_names)
 
 
 class _Side:
     """One of the two policies, ready to run."""
 
-    def __init__(self, cfg: DictConfig, state: Mapping[str, Tensor]) -> None:
+    def __init__(self, cfg: DictConfig, state: Mapping[str, Tensor], action_names: Names = ()) -> None:
         options = policy_config(cfg)
         self.spec: StepSpec = step_spec_of(cfg)
+        self.action_names: Names = action_names or self.spec.action_names
         self.n_obs_steps: int = options["n_obs_steps"]
-        self.sample = robot_layout(cfg).slots["sample"]
+        called = dict(zip(self.spec.action_names, self.action_names, strict=True))
+        self.sample = tuple(called.get(name, name) for name in robot_layout(cfg).slots["sample"])
         self.policy = _policy(cfg, state)
         self.length = self.policy.sequence_length
         self.statistics = {

@@ -130,6 +130,7 @@ def check_actions(checkpoint: Checkpoint, spec: StepSpec) -> None:
     own = find_step_spec(checkpoint.cfg)
     if own is not None and own.action_names != spec.action_names:
         raise _other_actions(where, own.action_names, spec)
+    check_relative(checkpoint, spec)
     weights: dict[str, Tensor] = checkpoint.state_dicts.get("model", {})
     for key, names in (("action", spec.action_names), *((field.key, field.names) for field in spec.low_dim)):
         entry = f"{NORMALIZER}{key}.input_stats"
@@ -144,6 +145,24 @@ def check_actions(checkpoint: Checkpoint, spec: StepSpec) -> None:
             )
     semantics = (checkpoint.provenance or {}).get("action_semantics")
     check_semantics(semantics, spec.semantics, where)
+
+
+def check_relative(checkpoint: Checkpoint, spec: StepSpec) -> None:
+    """Refuse absolute actions where the task's are relative to the current pose, and the reverse.
+
+    Raises:
+        ActionsError: they are.
+    """
+    own = find_step_spec(checkpoint.cfg)
+    if own is None or own.relative == spec.relative:
+        return
+    theirs, ours = ("relative to the current pose", "absolute") if own.relative else ("absolute", "relative")
+    change = f"task.dataset.relative_actions={own.relative}"
+    raise ActionsError(
+        f"{checkpoint.path} predicts actions that are {theirs}, the task's are {ours}: its weights and the ranges that "
+        f"its normaliser was fitted to mean something else\nadd to the command: {change}",
+        overrides=(change,),
+    )
 
 
 def _other_actions(where: str, names: tuple[str, ...], spec: StepSpec) -> ActionsError:

@@ -30,13 +30,14 @@ from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.model.normalizer import SingleFieldLinearNormalizer
 from diffusion_policy.shape_meta import step_spec_of
-from diffusion_policy.spec import GRIPPER, StepSpec, check_semantics
+from diffusion_policy.spec import StepSpec, check_semantics
+from diffusion_policy.spec.action_layout import is_gripper_name
 from diffusion_policy.tensor_file import TensorInfo
 from diffusion_policy.tensor_file.wrapped_names import wrapping_of
 
 NORMALIZER = "normalizer.params_dict."
-# Ranges that the meaning of a number fixes, whatever was recorded: the gripper is 0 closed, 1 open; images are [0, 1].
-KNOWN_RANGES: Mapping[str, tuple[float, float]] = {GRIPPER: (0.0, 1.0)}
+# Ranges that the meaning of a number fixes, whatever was recorded: a gripper is 0 closed, 1 open; images are [0, 1].
+GRIPPER_RANGE = (0.0, 1.0)
 IMAGE_RANGE = (0.0, 1.0)
 ENTRIES = ("offset", "scale", "input_stats.max", "input_stats.mean", "input_stats.min", "input_stats.std")
 
@@ -180,6 +181,8 @@ def _normalizer_entries(
         check_semantics(buffer.semantics, spec.semantics, buffer.where)
     for key, names in vectors.items():
         measured = _measured(buffer, key) if buffer is not None else {}
+        if key == "action" and spec.relative:  # a dataset holds absolute ones
+            measured = {name: numbers for name, numbers in measured.items() if name not in _moving(spec)}
         known = [measured.get(name) or _fixed(name) for name in names]
         told[key] = tuple(name for name in names if name in measured)
         for entry in ENTRIES:
@@ -191,8 +194,12 @@ def _normalizer_entries(
     return dict(sorted(entries.items(), key=lambda item: (item[0].split(".")[2], item[0].count("."), item[0]))), told
 
 
+def _moving(spec: StepSpec) -> set[str]:
+    return {spec.action_names[column] for column in spec.layout.motion_columns}
+
+
 def _fixed(name: str) -> Statistics | None:
-    return range_statistics(*KNOWN_RANGES[name]) if name in KNOWN_RANGES else None
+    return range_statistics(*GRIPPER_RANGE) if is_gripper_name(name) else None
 
 
 def _measured(buffer: ReplayBuffer, key: str) -> dict[str, Statistics]:

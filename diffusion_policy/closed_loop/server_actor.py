@@ -20,6 +20,7 @@ from diffusion_policy.env_runner.actors import Answer, Question
 from diffusion_policy.env_runner.simulator import FloatArray, Simulator, SimulatorError
 from diffusion_policy.serve.client import LineClient, ServerError
 from diffusion_policy.serve.engine import PolicyEngine
+from diffusion_policy.serve.engine.wire import Wire
 from diffusion_policy.serve.server import listening
 from diffusion_policy.serve.settings import ServeSettings, read_settings
 from diffusion_policy.serve.transport.host import computing_thread
@@ -51,10 +52,10 @@ class ServerActor:
     """
 
     def __init__(self, engine: PolicyEngine, simulator: Simulator, port: int) -> None:
-        self.spec = engine.policy.spec
+        self.spec = engine.policy.spec.robot
         self.n_obs_steps, self.n_action_steps = engine.n_obs_steps, engine.n_action_steps
         self._period, self._port = 1 / simulator.control_hz, port
-        self._wire, self._form = engine.wire, engine.form
+        self._wire, self._form = Wire(self.spec, engine.semantics), engine.form
         self._client: LineClient | None = None
         self._scene: int | None = None
         self._start = 0.0

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,17 @@ from torch import Tensor
 
 from diffusion_policy.dataset.gripper_columns import ScaleSetting, scale_of_each
 from diffusion_policy.dataset.joined_datasets import dataset_paths
-from diffusion_policy.dataset.observations import gather, prepare
+from diffusion_policy.dataset.observations import prepare
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, DatasetError
 from diffusion_policy.dataset.sources import open_source
-from diffusion_policy.dataset.windows import IndexArray, Mask, cut_windows, thin_episodes, validation_episodes
+from diffusion_policy.dataset.window_actions import WindowActions
+from diffusion_policy.dataset.windows import IndexArray, Mask, Windows, cut_windows, thin_episodes, validation_episodes
 from diffusion_policy.model.normalizer import (
     LinearNormalizer,
     SingleFieldLinearNormalizer,
     get_image_range_normalizer,
 )
-from diffusion_policy.spec import read_shape_meta
+from diffusion_policy.spec import SpecError, StepSpec, StepTransform, read_shape_meta
 
 Sample = dict[str, Any]
 
@@ -58,9 +60,13 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         exclude_episodes: names of episodes that are not used. Neither filter changes the validation split.
         gripper_scale: that the gripper is stored in where it is not 0 (closed) to 1 (open) (`gripper_scale`): one name,
             or one or None for each dataset; it is converted.
+        rotation: representation that quaternions of actions and observed poses are converted to: rotation_vector,
+            rotation_6d_rows, rotation_6d_columns, or quaternion; None: everything is as recorded.
+        relative_actions: every step of a window's actions is relative to its newest observed pose; grippers are not.
+            Both are what `shape_meta.action` says of the policy (``rotation``, ``relative``).
 
     Attributes:
-        spec: what a step is, from shape_meta.
+        spec: what a step is, from shape_meta; as the policy has it (``spec.robot``: as it is recorded).
         episode_ends: (E,) int64, exclusive end of every episode, over all datasets.
         episode_names: (E,) as recorded.
         semantics: what the action's numbers mean as they are read; None in files that do not say.
@@ -94,14 +100,19 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         only_episodes: Sequence[str] | None = None,
         exclude_episodes: Sequence[str] = (),
         gripper_scale: ScaleSetting = None,
+        rotation: str | None = None,
+        relative_actions: bool = False,
     ) -> None:
         self.spec = read_shape_meta(shape_meta)
+        _check_conversions(self.spec, rotation, relative_actions)
+        transform = StepTransform(self.spec)
         self.n_obs_steps = horizon if n_obs_steps is None else n_obs_steps
         self.n_latency_steps = n_latency_steps
         self._span = {"horizon": horizon + n_latency_steps, "pad_before": pad_before, "pad_after": pad_after}
         paths = dataset_paths(zarr_path)
         scales = scale_of_each(gripper_scale, len(paths))
-        self._sources = [open_source(path, self.spec, scale) for path, scale in zip(paths, scales, strict=True)]
+        recorded = [open_source(path, transform.robot, scale) for path, scale in zip(paths, scales, strict=True)]
+        self._sources = [replace(source, low_dim=transform.observed(source.low_dim)) for source in recorded]
         self.gripper_scale = tuple(source.gripper_scale for source in self._sources if source.gripper_scale)
         self.semantics = next((source.semantics for source in self._sources if source.semantics), None)
         self.episode_names = tuple(name for source in self._sources for name in source.episode_names)
@@ -118,10 +129,8 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
                 f"{self.where}: no window of {self._span['horizon']} steps (padded by {pad_before} "
                 f"before and {pad_after} after) fits into {self.train_episodes.sum()} training episodes"
             )
-        self._action = torch.from_numpy(np.concatenate([source.action for source in self._sources]))
         self._observations = prepare(self.spec, self._sources, cache, device)
-        if cache == "device":
-            self._action = self._action.to(device)
+        self._actions = WindowActions(transform, recorded, device if cache == "device" else "cpu")
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -145,8 +154,20 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         """Several samples at once, stacked: {"obs": {key: (B, To, ...)}, "action": (B, T, Da)}."""
         index = np.asarray(indices, dtype=np.int64)
         obs = self._observations.at(self.windows.steps(index, self.n_obs_steps))
-        action: Tensor = gather(self._action, self.windows.steps(index)[:, self.n_latency_steps :])
-        return {"obs": obs, "action": action}
+        return {"obs": obs, "action": self._actions_of(self.windows, index)}
+
+    @property
+    def relative_actions(self) -> bool:
+        """Whether the actions of a window depend on what it observes, and not only on their steps."""
+        return self._actions.relative
+
+    def window_actions(self) -> Tensor:
+        """(W, T, Da) the actions of all windows in use."""
+        return self._actions_of(self.windows, np.arange(len(self.windows)))
+
+    def _actions_of(self, windows: Windows, index: IndexArray) -> Tensor:
+        newest = windows.steps(index, self.n_obs_steps)[:, -1]
+        return self._actions.at(newest, windows.steps(index)[:, self.n_latency_steps :])
 
     def get_validation_dataset(self) -> CogActImageDataset:
         """The windows of the held-out episodes; empty if none is held out."""
@@ -155,14 +176,23 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         return held_out
 
     def get_normalizer(self) -> LinearNormalizer:
-        """Fitted to all episodes: actions and low-dimensional keys to [-1, 1] by their limits, images from [0, 1]."""
+        """Fitted to all episodes: actions and low-dimensional keys to [-1, 1] by their limits, images from [0, 1].
+
+        All are the policy's numbers: relative actions are those of all windows.
+        """
         normalizer = LinearNormalizer()
-        normalizer[ACTION_KEY] = SingleFieldLinearNormalizer.create_fit(self._action.cpu())
+        normalizer[ACTION_KEY] = SingleFieldLinearNormalizer.create_fit(self._all_actions())
         for field in self.spec.low_dim:
             normalizer[field.key] = SingleFieldLinearNormalizer.create_fit(self._low_dim(field.key))
         for field in self.spec.rgb:
             normalizer[field.key] = get_image_range_normalizer()
         return normalizer
+
+    def _all_actions(self) -> Tensor:
+        if not self._actions.relative:
+            return self._actions.rows.cpu()
+        windows = cut_windows(self.episode_ends, episodes=np.ones(len(self.episode_ends), dtype=bool), **self._span)
+        return self._actions_of(windows, np.arange(len(windows))).flatten(0, 1).cpu()
 
     def hold_out(self, episodes: Mask) -> None:
         """Hold these episodes (E,) out in place of those that were drawn; filters and thinning stay as they are.
@@ -228,6 +258,20 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
             raise DatasetError(f"no episode is called {', '.join(unknown)}; there are {_some(self.episode_names)}")
         wanted = [(only is None or name in only) and name not in exclude for name in self.episode_names]
         return np.asarray(wanted, dtype=bool)
+
+
+def _check_conversions(spec: StepSpec, rotation: str | None, relative_actions: bool) -> None:
+    """Refuse settings of a dataset that say something else than the policy's shape_meta."""
+    for setting, asked, entry, said in (
+        ("rotation", rotation, "rotation", spec.rotation),
+        ("relative_actions", relative_actions, "relative", spec.relative),
+    ):
+        if asked != said:
+            raise SpecError(
+                f"task.dataset.{setting} is {asked} and shape_meta.action.{entry} is {said}; the dataset must give "
+                f"what the policy predicts: leave shape_meta.action.{entry} at ${{task.dataset.{setting}}}, as in "
+                "config/task/"
+            )
 
 
 def _checked_weights(weights: Sequence[float] | None, n_sources: int) -> tuple[float, ...] | None:

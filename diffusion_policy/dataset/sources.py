@@ -71,7 +71,7 @@ class Source:
 
 
 def open_source(path: str | Path, spec: StepSpec, gripper_scale: DeclaredScales | None = None) -> Source:
-    """Open a dataset and check it against what a policy reads and predicts.
+    """Open a dataset and check it against what a policy reads and predicts, as it is recorded (``StepSpec.robot``).
 
     Raises:
         DatasetError: no dataset, no episode, a key or dimension missing, another image size, or numbers that are no

@@ -173,9 +173,9 @@ def adaptation(checkpoint: CheckpointEvidence) -> Finding | None:
 
 def fits_dataset(both: Together) -> Finding | None:
     """Action width and meaning, image size."""
-    spec, data = both.checkpoint.spec, both.dataset
-    if spec is None:
+    if both.checkpoint.spec is None:
         return None
+    spec, data = both.checkpoint.spec.robot, both.dataset
     if set(spec.action_names) != set(data.action_names):
         evidence = (
             f"size mismatch: the checkpoint predicts {spec.action_dim} numbers ({' '.join(spec.action_names)}), the "
@@ -204,6 +204,9 @@ def normaliser_range(both: Together) -> Finding | None:
     statistics, spec, data = both.checkpoint.statistics.get("action"), both.checkpoint.spec, both.dataset
     if statistics is None or spec is None or len(statistics.scale) != spec.action_dim:
         return None
+    if spec.relative:
+        evidence = "the checkpoint's actions are relative to the current pose, so their range is not the dataset's"
+        return Finding("normaliser-range", "note", evidence, "nothing to do: training compares them", about=data.path)
     names = [name for name in spec.action_names if name in data.action_names]
     worst_name, worst = "", 0.0
     for name in names:

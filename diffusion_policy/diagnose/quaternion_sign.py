@@ -19,6 +19,8 @@ def quaternion_sign(checkpoint: CheckpointEvidence, dataset: DatasetEvidence) ->
     None where either has no quaternions, or where neither sign fits better: that is another rotation, not another sign.
     """
     fitted = checkpoint.statistics.get("action")
+    if checkpoint.spec is not None and checkpoint.spec.robot != checkpoint.spec:  # other rotations, or relative ones
+        return None
     if fitted is None or len(fitted.low) < len(POSE) or dataset.action_names[: len(POSE)] != POSE:
         return None
     low, high = (np.asarray(end[3:7]) for end in (fitted.low, fitted.high))

@@ -79,8 +79,9 @@ def config_action(planned: Planned) -> Finding | None:
     config, data = planned.config, planned.dataset
     if config.spec is None:
         return None
+    names = config.spec.robot.action_names
     said = f"the config predicts {config.spec.action_dim} numbers"
-    if data is not None and not set(config.spec.action_names) <= set(data.action_names):
+    if data is not None and not set(names) <= set(data.action_names):
         evidence = f"size mismatch: {said}, the dataset's actions have {len(data.action_names)}"
         return Finding(
             "config-action",
@@ -90,8 +91,8 @@ def config_action(planned: Planned) -> Finding | None:
             config.again("task=cogact_robot_7d"),
             config.name,
         )
-    if config.spec.action_names != POSE_GRIPPER:
-        evidence = f"{said}: {' '.join(config.spec.action_names)}; without a gripper the client keeps it open"
+    if names != POSE_GRIPPER:
+        evidence = f"{said}: {' '.join(names)}; without a gripper the client keeps it open"
         again = config.again("task=cogact_robot_8d")
         return Finding("config-action", "warning", evidence, "take the 8-D task", again, config.name)
     return ok("config-action", f"{said}: pose and gripper", config.name)

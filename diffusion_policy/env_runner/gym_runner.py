@@ -65,7 +65,7 @@ class GymRunner:
         self._asked, self._max_steps, self._at_once = n_action_steps, max_steps, at_once
         if n_scenes < 1:
             raise WorkspaceError(f"n_scenes is {n_scenes}; expected 1 or more")
-        for note in self.simulator.check_policy(read_shape_meta(shape_meta)):
+        for note in self.simulator.check_policy(read_shape_meta(shape_meta).robot):
             logger.info("closed loop: %s", note)
 
     def describe(self) -> dict[str, Any]:

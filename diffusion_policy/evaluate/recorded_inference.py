@@ -38,6 +38,7 @@ from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.policy.contract import PolicyModule
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER, Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.noise import initial_noise
+from diffusion_policy.policy.robot_answer import robot_answer
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.run_log import LogStep, write_inference_log
 from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, SpecError, action_semantics, check_semantics, with_units
@@ -91,7 +92,7 @@ class RecordedEpisodes:
         self.buffer = JoinedDatasets(zarr_path, gripper_scale)
         self.where = self.buffer.where
         self._windows = CogActImageDataset(
-            policy.shape_meta,
+            policy.spec.robot.shape_meta(),
             zarr_path,
             horizon=before + policy.n_action_steps,
             pad_before=before,
@@ -125,12 +126,12 @@ class RecordedEpisodes:
         windows, n_executed = self._windows.windows, self.policy.n_action_steps
         inside = windows.start[steps][:, None] + np.arange(windows.horizon) < windows.high[steps][:, None]
         names = self.buffer.names(ACTION_KEY)
-        columns = [names.index(name) for name in self.policy.spec.action_names]
+        columns = [names.index(name) for name in self.policy.spec.robot.action_names]
         actions = self.buffer.rows(ACTION_KEY).astype(np.float64)[:, columns]
         return actions[windows.steps(steps)[:, -n_executed:]], inside[:, -n_executed:]
 
     def observations(self, steps: NDArray[np.int64]) -> dict[str, torch.Tensor]:
-        """What the policy sees at these steps: {key: (N, To, ...)}, through the one way in."""
+        """What the robot measures at these steps: {key: (N, To, ...)}, through the one way in."""
         return dict(self._windows.get_batch(steps)["obs"])
 
     def logged_states(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -141,7 +142,7 @@ class RecordedEpisodes:
     @cached_property
     def layout(self) -> ActionLayout:
         """What the numbers of an action are; units of joints are those that the dataset gives."""
-        return with_units(self.policy.spec.layout, self.buffer.semantics)
+        return with_units(self.policy.spec.robot.layout, self.buffer.semantics)
 
     @cached_property
     def state_layout(self) -> ActionLayout:
@@ -199,7 +200,7 @@ def predict_chunks(
         obs = episodes.observations(batch)
         noise = initial_noise(policy, [_seed(sampling.seed, sample, step) for step in batch.tolist()])
         generator = torch.Generator().manual_seed(_seed(sampling.seed, sample, int(batch[0])))
-        answer = policy.predict_action(obs, initial_noise=noise, generator=generator)
+        answer = robot_answer(policy, obs, initial_noise=noise, generator=generator)
         chunks.append(answer["action"].cpu().double().numpy())
         if policy.spec.rgb and sample == 0:
             frames += [_jpeg(image) for image in obs[policy.spec.rgb[0].key][:, -1].numpy()]
@@ -351,7 +352,7 @@ def _check_layout(policy: PolicyModule, checkpoint_path: str | Path) -> None:
     """Refuse actions of which nothing is known that could be judged."""
     said = f"{checkpoint_path}: its action is {list(policy.spec.action_names)}"
     try:
-        layout = policy.spec.layout
+        layout = policy.spec.robot.layout
     except SpecError as error:
         raise EvaluateError(f"{said}; {error}") from error
     if not (layout.motion_columns or layout.has_gripper):

@@ -188,7 +188,7 @@ class RecordedRequests:
 
     def __init__(self, recorded: RecordedEpisodes, numbers: Sequence[int], n_obs_steps: int, stride: int, hz: float):
         self._recorded, self._n_obs, self._hz = recorded, n_obs_steps, hz
-        self.wire = Wire(recorded.policy.spec, recorded.buffer.semantics)
+        self.wire = Wire(recorded.policy.spec.robot, recorded.buffer.semantics)
         self._form = MessageForm(n_obs_steps, self.wire.layout)
         self.stride, self.numbers = stride, tuple(numbers)
         self.episodes = [recorded.steps(episode, stride) for episode in self.numbers]

@@ -45,6 +45,7 @@ from diffusion_policy.spec.semantics import (
     with_units,
 )
 from diffusion_policy.spec.steps import ObsField, StepSpec, default_names, read_shape_meta
+from diffusion_policy.spec.transform import StepTransform
 
 __all__ = [
     "GRIPPER",
@@ -62,6 +63,7 @@ __all__ = [
     "ObsField",
     "SpecError",
     "StepSpec",
+    "StepTransform",
     "WorkspaceError",
     "action_semantics",
     "arms_of",

@@ -82,6 +82,12 @@ def from_quaternions(quaternions: FloatArray, kind: Representation) -> FloatArra
     return matrices[:, :2].reshape(*quaternions.shape[:-1], 6)
 
 
+def are_rotations(quaternions: FloatArray) -> NDArray[np.bool_]:
+    """(...) which of (..., 4) are rotations: finite, and not zero."""
+    norms = np.linalg.norm(quaternions, axis=-1)
+    return np.asarray((norms > _SHORTEST) & np.isfinite(norms))
+
+
 def scipy_rotation(quaternions: FloatArray) -> Any:
     """SciPy's rotations of (..., 4), flattened.
 
@@ -89,7 +95,7 @@ def scipy_rotation(quaternions: FloatArray) -> Any:
         SpecError: one is no rotation.
     """
     flat = np.asarray(quaternions, dtype=np.float64).reshape(-1, 4)
-    norms = np.linalg.norm(flat, axis=1)
-    if not (norms > _SHORTEST).all():
-        raise SpecError(f"{flat[np.flatnonzero(~(norms > _SHORTEST))[0]]} is no rotation; expected a unit quaternion")
+    sound = are_rotations(flat)
+    if not sound.all():
+        raise SpecError(f"{flat[np.flatnonzero(~sound)[0]]} is no rotation; expected a unit quaternion")
     return Rotation.from_quat(flat)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from diffusion_policy.errors import SpecError
 from diffusion_policy.spec.action_layout import ActionLayout, unit_of
 from diffusion_policy.spec.names import GRIPPER, POSE, POSE_GRIPPER
-from diffusion_policy.spec.semantics import action_semantics
+from diffusion_policy.spec.rotations import ROTATIONS, Representation
+from diffusion_policy.spec.semantics import action_semantics, arms_of
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,17 @@ class StepSpec:
         obs: its observation keys, in the order of ``shape_meta.obs``.
         action_names: (Da,) names of its action's dimensions.
         action_units: (Da,) units of them; "" where the name tells (``spec.UNITS``) or nothing does. Empty: all so.
+        rotation: representation into which rotations are converted for the policy, of actions and observed poses that
+            have it; robots, recordings and logs have quaternions then. None: as they are recorded.
+        relative: whether the policy's actions are relative to the newest observed pose; those of robots, recordings
+            and logs are absolute.
     """
 
     obs: tuple[ObsField, ...]
     action_names: tuple[str, ...]
     action_units: tuple[str, ...] = ()
+    rotation: Representation | None = None
+    relative: bool = False
 
     @property
     def action_dim(self) -> int:
@@ -61,14 +68,49 @@ class StepSpec:
 
     @property
     def semantics(self) -> dict[str, Any]:
-        """What its action's numbers mean, as plain JSON; see ``action_semantics``."""
-        return action_semantics(self.action_names, self.units)
+        """What the robot's action means, as plain JSON; see ``action_semantics``."""
+        return action_semantics(self.robot.action_names, self.robot.units)
+
+    @property
+    def robot(self) -> StepSpec:
+        """The same step as robots, recordings and logs have it; itself where nothing is converted.
+
+        ``spec.StepTransform`` converts between the two.
+        """
+        if self.rotation is None and not self.relative:
+            return self
+        layout = self._recorded(self.action_names, self.units)
+        fields = tuple(
+            replace(field, names=names, shape=(len(names),))
+            if field.kind == "low_dim" and (names := self._recorded(field.names, {}).names) != field.names
+            else field
+            for field in self.obs
+        )
+        units = tuple(self.units.get(name, "") for name in layout.names) if self.units else ()
+        return StepSpec(fields, layout.names, units)
+
+    def _recorded(self, names: tuple[str, ...], units: Mapping[str, str]) -> ActionLayout:
+        layout = ActionLayout(names)
+        if self.rotation is None or all(arm.representation != self.rotation for arm in arms_of(names)):
+            return layout
+        return ActionLayout.of(names, units).with_rotations_as("quaternion")
 
     @property
     def units(self) -> dict[str, str]:
         """Units that ``shape_meta`` says, by the name of the dimension."""
         said = zip(self.action_names, self.action_units, strict=False)
         return {name: unit for name, unit in said if unit}
+
+    def shape_meta(self) -> dict[str, Any]:
+        """The mapping that :func:`read_shape_meta` reads as this."""
+        obs: dict[str, dict[str, Any]] = {}
+        for field in self.obs:
+            obs[field.key] = {"shape": list(field.shape), "type": field.kind}
+            if field.names:
+                obs[field.key]["names"] = list(field.names)
+        action: dict[str, Any] = {"shape": [self.action_dim], "names": list(self.action_names)}
+        said = {"units": list(self.action_units), "rotation": self.rotation, "relative": self.relative}
+        return {"obs": obs, "action": {**action, **{key: value for key, value in said.items() if value}}}
 
     @property
     def rgb(self) -> tuple[ObsField, ...]:
@@ -93,7 +135,7 @@ def read_shape_meta(shape_meta: Mapping[str, Any]) -> StepSpec:
 
     Without ``names`` seven action dimensions are a pose and eight a pose and a gripper, as in every released config;
     other widths are called a0, a1, ... ``units`` are a list, or a mapping of some names, for numbers whose name does
-    not tell: joints.
+    not tell: joints. ``rotation`` and ``relative`` of the action are those of :class:`StepSpec`.
 
     Raises:
         SpecError: an entry is missing, of the wrong type, or names and shape disagree.
@@ -107,7 +149,25 @@ def read_shape_meta(shape_meta: Mapping[str, Any]) -> StepSpec:
     action = shape_meta["action"]
     (width,) = _read_shape(action, "shape_meta.action", n_dims=1)
     names = _read_names(action, width, "shape_meta.action", prefix="a")
-    return StepSpec(fields, names, _read_units(action, names))
+    rotation, relative = action.get("rotation"), action.get("relative") or False
+    if not isinstance(relative, bool):
+        raise SpecError(f"shape_meta.action.relative is {relative!r}; expected true or false")
+    if rotation is not None:
+        _check_rotation(rotation, names)
+    return StepSpec(fields, names, _read_units(action, names), rotation, relative)
+
+
+def _check_rotation(rotation: Any, names: tuple[str, ...]) -> None:
+    """Refuse a representation that the names of an action do not have."""
+    if rotation not in ROTATIONS:
+        raise SpecError(f"shape_meta.action.rotation is {rotation!r}; expected null or one of {', '.join(ROTATIONS)}")
+    found = {arm.representation for arm in arms_of(names) if arm.representation is not None}
+    if found != {rotation}:
+        raise SpecError(
+            f"shape_meta.action.rotation is {rotation}, whose numbers are called {' '.join(ROTATIONS[rotation])}; the "
+            f"action's are {' '.join(names)}: name them so in the task's shape_meta (config/task/cogact_robot_10d.yaml "
+            "has rotation_6d_rows)"
+        )
 
 
 def _read_field(key: str, entry: Any) -> ObsField:

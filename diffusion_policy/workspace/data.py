@@ -82,10 +82,16 @@ def open_data(cfg: DictConfig, processes: Processes, history: History | None = N
         DatasetError, SpecError: it is missing, lacks something, or means something else.
         TrainingError: it does not fit the task, or the settings of loading are wrong.
     """
-    trained_spec_of(cfg)
+    spec = trained_spec_of(cfg)
     if cfg.training.cache not in CACHES:
         raise TrainingError(f"training.cache is {cfg.training.cache!r}; expected one of {', '.join(CACHES)}")
     dataset = instantiate(cfg.task.dataset, "task.dataset")
+    if spec.relative and dataset.n_obs_steps != cfg.policy.n_obs_steps:
+        raise TrainingError(
+            f"relative actions are relative to the newest observation, step {cfg.policy.n_obs_steps} of a window; the "
+            f"dataset gives {dataset.n_obs_steps}; leave dataset_obs_steps at ${{n_obs_steps}} (observations as a "
+            "condition), or set task.dataset.relative_actions=false"
+        )
     split, identities = divide_episodes(dataset, cfg, history or History("scratch"))
     held_out = dataset.get_validation_dataset()
     logger.info(
@@ -145,10 +151,20 @@ def _batches(
         return train, LoaderBatches(held_out, cfg.val_dataloader, validation_order, device, rank, world_size)
     home = processes.device if cfg.training.cache == "device" else torch.device("cpu")
     steps = read_all_steps(cfg, home)
-    train = CachedBatches(steps, *window_rows(dataset), train_order, device, rank, world_size)
+    train = CachedBatches(*_cached(dataset, steps, home), train_order, device, rank, world_size)
     if validation_order is None:
         return train, None
-    return train, CachedBatches(steps, *window_rows(held_out), validation_order, device, rank, world_size)
+    return train, CachedBatches(*_cached(held_out, steps, home), validation_order, device, rank, world_size)
+
+
+def _cached(dataset: CogActImageDataset, steps: Nested, home: torch.device) -> tuple[Nested, Tensor, Tensor]:
+    """Cached steps, and which rows of them each window observes and acts in; relative actions are kept by window."""
+    observed, acted = window_rows(dataset)
+    if not dataset.relative_actions:
+        return steps, observed, acted
+    actions = dataset.window_actions().to(home)
+    rows = torch.arange(acted.numel()).reshape(acted.shape)
+    return {"obs": steps["obs"], "action": actions.flatten(0, 1)}, observed, rows
 
 
 def read_all_steps(cfg: DictConfig, home: torch.device) -> Nested:

@@ -75,7 +75,7 @@ class Measuring:
         self._cfg, self._data, self._processes = cfg, data, processes
         self._model, self._deployed = model, ema_model if ema_model is not None else model
         self._has_average = ema_model is not None
-        found = find_layout(model.spec.action_names, model.spec.units)
+        found = find_layout(model.spec.robot.action_names, model.spec.robot.units)
         self._layout = None if found is None else with_units(found, data.dataset.semantics)
         self._noise = FixedNoise(model, len(data.held_out)) if len(data.held_out) else None
         self._dataset: list[str] = dataset_paths(cfg.task.dataset.zarr_path)
@@ -171,7 +171,7 @@ class Measuring:
         return {"val_loss": deployed, "val_loss_model": self._validation_loss(self._model)}
 
     def _sampled(self, progress: Progress, train_loss: float, log: MetricsLog | None) -> dict[str, Any]:
-        names = self._model.spec.action_names
+        names = self._model.spec.robot.action_names
         predictions = self._predict(self._deployed)
         metrics: dict[str, Any] = self._figures(predictions) | self._sight(self._deployed)
         if self._has_average:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.adapt.settings_fit import check_settings
+from diffusion_policy.adapt.starting_point import check_relative
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
 from diffusion_policy.model.diffusion.ema_model import EMAModel
 from diffusion_policy.policy.contract import PolicyModule
@@ -124,6 +125,7 @@ def _resume(
             "resume with the settings and the dataset of the run"
         )
     check_settings(checkpoint, cfg, accepted_changes(cfg))
+    check_relative(checkpoint, model.spec)
     for part, policy in (("model", model), ("ema_model", ema_model)):
         if policy is not None:
             _load(policy, checkpoint, part)

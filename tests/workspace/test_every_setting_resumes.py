@@ -77,6 +77,17 @@ CASES = {
         "training.seed=7",
         "task.dataset.seed=3",
     ),
+    "relative to the current pose, kept in memory": (
+        "task.dataset.relative_actions=True",
+        "training.cache=memory",
+        "sampler.steps=1",
+        "training.sample_every=1",
+    ),
+    "relative to the current pose, in six numbers, with workers": (
+        "task=cogact_robot_10d",
+        "task.dataset.relative_actions=True",
+        "dataloader.num_workers=1",
+    ),
     "kept on the device, in their order": (
         "training.cache=device",
         "dataloader.shuffle=False",
@@ -121,7 +132,7 @@ NO_DRAWS = {
     "obs_encoder_group_norm n_layer n_cond_layers n_head n_emb causal_attn time_as_cond obs_as_cond eta "
     "pred_action_steps_only encoder_width encoder_stride encoder_activation",
     "task.dataset": "_target_ shape_meta zarr_path horizon pad_before pad_after n_obs_steps n_latency_steps val_ratio "
-    "device only_episodes gripper_scale",
+    "device only_episodes gripper_scale rotation",
     "training": "device debug resume lr_scheduler lr_warmup_steps num_epochs rollout_every checkpoint_every "
     "checkpoint_every_steps val_every max_val_steps tqdm_interval_sec threads compile",
     "dataloader": "batch_size pin_memory",
@@ -214,9 +225,11 @@ def shown():
 @pytest.mark.parametrize("choice", FILES)
 def test_every_config_resumes_to_the_bit(choice, datasets, pose_checkpoint, grown_checkpoint, shown, tmp_path):
     cfg = stages_in_reach(settings(datasets, choice))
-    cfg.pretrained.path = str(pose_checkpoint if cfg.task.shape_meta.action.shape[0] == 7 else grown_checkpoint)
+    width = cfg.task.shape_meta.action.shape[0]
+    weights = {7: pose_checkpoint, 8: grown_checkpoint}.get(width)  # others begin from scratch
+    cfg.pretrained.path = None if weights is None else str(weights)
     cfg.exp_name = ""
-    others = differences(read_checkpoint(cfg.pretrained.path).cfg, {}, cfg)  # the weights are tiny ones of no config
+    others = [] if weights is None else differences(read_checkpoint(weights).cfg, {}, cfg)  # tiny ones of no config
     cfg.pretrained.accept = [other.name for other in others if other.meaning.act is Act.FUNCTION]
     if cfg not in shown:
         assert_resumes(cfg, choice, tmp_path)

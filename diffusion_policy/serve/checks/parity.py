@@ -25,12 +25,13 @@ from diffusion_policy.checkpoint import load_policy
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes
 from diffusion_policy.policy.noise import window_noise
+from diffusion_policy.policy.robot_answer import robot_answer
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.serve.client import LineClient, observation
 from diffusion_policy.serve.client_messages import Asked
 from diffusion_policy.serve.engine.wire import Wire
 from diffusion_policy.serve.transport.protocol import array_from_json
-from diffusion_policy.spec import arms_of, default_names
+from diffusion_policy.spec import StepTransform, arms_of, default_names
 from diffusion_policy.spec.action_layout import Arm
 from diffusion_policy.storage import file_sha256
 
@@ -142,19 +143,21 @@ def check_parity(
     about = client.metadata
     policy = load_policy(checkpoint, which=about["weights"])
     set_sampler(policy, about["scheduler"], about["steps"])
-    recorded, wire, asked = RecordedEpisodes(policy, zarr_path), Wire(policy.spec), Asked.of(about)
+    recorded, wire, asked = RecordedEpisodes(policy, zarr_path), Wire(policy.spec.robot), Asked.of(about)
+    transform = StepTransform(policy.spec)
     collected, differences = Collected(), []
     for step in np.linspace(policy.n_obs_steps, recorded.buffer.n_steps - 1, requests).astype(np.int64):
         trained = recorded.observations(np.array([step]))
         reply = client.ask(_request(recorded, wire, asked, int(step), trained, encoding))
+        inputs = transform.observed({key: value.numpy() for key, value in trained.items()})
         collected.add(
-            {key: value[0].numpy() for key, value in trained.items()},
+            {key: value[0] for key, value in inputs.items()},
             {key: array_from_json(value) for key, value in reply["inputs"].items()},
         )
         generator = torch.Generator().manual_seed(reply["seed"])
         noise = window_noise(policy, generator)
         started = None if noise is None else noise[None]
-        expected = policy.predict_action(trained, initial_noise=started, generator=generator)["action"][0].numpy()
+        expected = robot_answer(policy, trained, initial_noise=started, generator=generator)["action"][0].numpy()
         differences.append(float(np.abs(wire.actions(expected) - array_from_json(reply["actions"])).max()))
     digest = file_sha256(checkpoint)
     _, height, width = policy.spec.rgb[0].shape

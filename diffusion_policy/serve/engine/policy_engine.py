@@ -195,16 +195,17 @@ class PolicyEngine:
         generator = torch.Generator().manual_seed(seed)
         drawn = window_noise(self.policy, generator)
         noise = None if drawn is None else drawn[None]
+        states = self._sides.turned(observation.states, self.wire.layout.arms)
         if self._fast is None:
             sequence, encoded = self._answer_plainly(observation, noise, generator, stages), self.n_obs_steps
         else:
             assert noise is not None
             features, encoded = self._features(self._fast, observation, stages)
-            start = None if remainder is None else self.wire.policy_actions(remainder)
+            start = None if remainder is None else self.wire.policy_actions(remainder, states)
             with stages.measure("denoise"):
                 sequence = self._fast.denoise(features, noise, generator, start, stages.check)
         first = self.policy.first_executed
-        chunk = self.wire.actions(sequence.double().cpu().numpy())
+        chunk = self.wire.actions(sequence.double().cpu().numpy(), states)
         return Inference(chunk[first : first + self.n_action_steps], chunk, first, encoded, torch.get_num_threads())
 
     def inspect(self, observation: Observation, seed: int) -> tuple[Prepared, Inference]:
@@ -294,8 +295,11 @@ class PolicyEngine:
         return found
 
     def action_range(self) -> tuple[FloatArray, FloatArray]:
-        """(Da,) smallest and largest actions of training."""
-        return self.wire.range(*self._range("action"))
+        """(Da,) smallest and largest actions of training; of relative ones, those of the observed states."""
+        observed: dict[str, tuple[float, float]] = {}
+        for field_ in self.policy.spec.low_dim:
+            observed |= dict(zip(field_.names, zip(*self._range(field_.key), strict=True), strict=True))
+        return self.wire.range(*self._range("action"), observed)
 
     def _range(self, key: str) -> tuple[FloatArray, FloatArray]:
         return self._statistic(key, "min"), self._statistic(key, "max")

@@ -48,12 +48,27 @@ class Wire:
             layout.names[column] for layout in (self.policy_layout, self.layout) for column in layout.motion_columns
         )
 
-    def actions(self, values: FloatArray) -> FloatArray:
-        """Actions (..., D) of the policy as messages carry them, (..., W); NaN where a rotation is none."""
-        return values if self._is_same else self.policy_layout.converted(values, self.layout)
+    def actions(self, values: FloatArray, states: FloatArray | None = None) -> FloatArray:
+        """Actions (n, D) of the policy as messages carry them, (n, W): absolute; not finite where the policy's are.
 
-    def policy_actions(self, values: FloatArray) -> FloatArray:
+        Args:
+            values: as predicted.
+            states: (To, W) measured; relative actions are relative to the newest, and need it.
+
+        Raises:
+            SpecError: a rotation is none.
+        """
+        converted = values if self._is_same else self.policy_layout.converted(values, self.layout)
+        if not self._spec.relative:
+            return converted
+        assert states is not None
+        return self.layout.integrate(states[-1], converted)
+
+    def policy_actions(self, values: FloatArray, states: FloatArray | None = None) -> FloatArray:
         """The inverse of ``actions``."""
+        if self._spec.relative:
+            assert states is not None
+            values = self.layout.difference(states[-1], values)
         return values if self._is_same else self.layout.converted(values, self.policy_layout)
 
     def observed(self, states: FloatArray) -> dict[str, FloatArray]:
@@ -101,9 +116,20 @@ class Wire:
             raise SpecError(f"the protocol carries {carried}; {where} lacks {missing}")
         return np.stack([known[name] for name in self.layout.names], axis=-1)
 
-    def range(self, low: FloatArray, high: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """(W,) smallest and largest actions of (D,) of the policy; -1 and 1 of a quaternion that it does not have."""
+    def range(
+        self, low: FloatArray, high: FloatArray, observed: Mapping[str, tuple[float, float]]
+    ) -> tuple[FloatArray, FloatArray]:
+        """(W,) smallest and largest actions of (D,) of the policy; -1 and 1 of a quaternion that it does not have.
+
+        Args:
+            low, high: of the policy's actions.
+            observed: smallest and largest by name of an observed number, which those of relative actions are.
+        """
         found = np.full((2, len(self.layout.names)), [[-1.0], [1.0]])
+        if self._spec.relative:
+            low, high = low.copy(), high.copy()
+            for column in self.policy_layout.motion_columns:
+                low[column], high[column] = observed.get(self.policy_layout.names[column], (np.nan, np.nan))
         for column, name in enumerate(self.layout.names):
             if name in self.policy_layout.names:
                 index = self.policy_layout.names.index(name)

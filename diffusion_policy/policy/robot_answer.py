@@ -1,0 +1,67 @@
+"""A policy's answer in the robot's numbers: what evaluation and simulation call.
+
+The policy's own ``predict_action`` speaks its own numbers, which may have other rotations than the robot's and may be
+relative to the current pose (``spec.StepTransform``). Where they are the robot's, this is ``predict_action`` itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from diffusion_policy.spec import StepSpec, StepTransform
+
+
+class Answering(Protocol):
+    """What is asked of a policy here."""
+
+    spec: StepSpec
+    n_obs_steps: int
+
+    def predict_action(
+        self,
+        obs: Mapping[str, Tensor],
+        initial_noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Observations (B, To or more, ...) to actions (B, steps, Da) by name."""
+
+
+def robot_answer(
+    policy: Answering,
+    obs: Mapping[str, Tensor],
+    initial_noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """As ``Policy.predict_action``, with observations as the robot measures them and actions as it takes them.
+
+    Args:
+        policy: that answers.
+        obs: per key of ``policy.spec.robot`` (B, To or more, ...); the first To steps count.
+        initial_noise: of ``predict_action``.
+        generator: likewise.
+
+    Returns:
+        as there, (B, steps, D) absolute, in the order of ``policy.spec.robot.action_names``; a step that the policy
+        answers with no rotation is NaN.
+
+    Raises:
+        PolicyError, SpecError: an observation does not fit.
+    """
+    transform = StepTransform(policy.spec)
+    if transform.is_identity:
+        return policy.predict_action(obs, initial_noise=initial_noise, generator=generator)
+    measured = {
+        field.key: obs[field.key][:, : policy.n_obs_steps].detach().cpu().numpy()
+        for field in transform.robot.low_dim
+        if field.key in obs
+    }
+    given = {key: torch.from_numpy(values) for key, values in transform.observed(measured).items()}
+    answer = policy.predict_action({**obs, **given}, initial_noise=initial_noise, generator=generator)
+    return {
+        name: torch.from_numpy(transform.commanded(actions.double().cpu().numpy(), measured)).to(actions)
+        for name, actions in answer.items()
+    }

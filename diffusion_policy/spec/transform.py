@@ -1,0 +1,164 @@
+"""Between the numbers of a policy and those of robots, recordings and logs: the one border of the two.
+
+A policy may be trained with rotations in another representation than they were recorded in (``StepSpec.rotation``), and
+with actions relative to the newest observed pose (``StepSpec.relative``). Whoever gives it observations, or takes its
+actions, goes through here; where a policy has neither, everything comes back as it was given.
+
+Legend of shapes: To observation steps, T steps of a chunk, D numbers of the robot's action, Da of the policy's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion_policy.errors import SpecError
+from diffusion_policy.geometry import align_quaternion_signs
+from diffusion_policy.spec.action_layout import ActionLayout
+from diffusion_policy.spec.rotations import are_rotations
+from diffusion_policy.spec.steps import StepSpec
+
+FloatArray = NDArray[np.float64]
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class StepTransform:
+    """Converts observations and actions between the robot's numbers and the policy's.
+
+    Attributes:
+        policy: what the policy reads and predicts.
+    """
+
+    policy: StepSpec
+
+    def __post_init__(self) -> None:
+        if self.policy.relative:
+            _ = self._state_columns
+
+    @cached_property
+    def robot(self) -> StepSpec:
+        """What robots, recordings and logs hold."""
+        return self.policy.robot
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the two are the same numbers."""
+        return self.robot == self.policy
+
+    def observed(self, obs: Arrays) -> dict[str, NDArray[Any]]:
+        """Observations (..., D of the key) of the robot -> those of the policy; images and other keys as they are.
+
+        Raises:
+            SpecError: a pose has no rotation.
+        """
+        found = dict(obs)
+        for ours, theirs in zip(self.policy.low_dim, self.robot.low_dim, strict=True):
+            if ours != theirs and ours.key in obs:
+                values = ActionLayout.of(theirs.names).converted(obs[ours.key], ActionLayout.of(ours.names))
+                found[ours.key] = values.astype(obs[ours.key].dtype)
+        return found
+
+    def trained(self, actions: ArrayLike, state: ArrayLike | None) -> FloatArray:
+        """Actions (..., T, D) of a recording -> those (..., T, Da) that the policy learns.
+
+        Args:
+            actions: absolute.
+            state: (..., D) newest state, see :meth:`state`; only looked at for relative actions.
+
+        Raises:
+            SpecError: one has no rotation.
+        """
+        values = np.asarray(actions, dtype=np.float64)
+        if self.policy.relative:
+            assert state is not None
+            values = self.robot.layout.difference(np.asarray(state)[..., None, :], values)
+        if self.robot.action_names == self.policy.action_names:
+            return values
+        return self.robot.layout.converted(values, self.policy.layout)
+
+    def commanded(self, actions: ArrayLike, obs: Arrays) -> FloatArray:
+        """Actions (..., T, Da) of the policy -> those (..., T, D) that a robot gets: absolute, quaternions xyzw.
+
+        Signs of quaternions go on from the newest observed one. A step that is not finite, or has no rotation, is NaN.
+
+        Args:
+            actions: as predicted.
+            obs: of the robot, (..., To, D of the key).
+        """
+        values = np.asarray(actions, dtype=np.float64)
+        if self.is_identity:
+            return values
+        usable = np.isfinite(values).all(axis=-1) & are_rotations(self.policy.layout.rotations(values)).all(axis=-1)
+        found = np.full((*values.shape[:-1], len(self.robot.action_names)), np.nan)
+        sound = values[usable]
+        if self.robot.action_names != self.policy.action_names:
+            sound = self.policy.layout.converted(sound, self.robot.layout)
+        if self.policy.relative:
+            start = np.broadcast_to(self.state(obs)[..., None, :], found.shape)
+            sound = self.robot.layout.integrate(start[usable], sound)
+        found[usable] = sound
+        return self._with_continuous_signs(found, obs)
+
+    def state(self, obs: Arrays) -> FloatArray:
+        """(..., D) newest observed state in the robot's action layout; NaN where nothing is observed of a number.
+
+        Args:
+            obs: of the robot, (..., To, D of the key).
+        """
+        leading = next(iter(obs[key].shape[:-2] for key in self._observed_by.values()), ())
+        found = np.full((*leading, len(self.robot.action_names)), np.nan)
+        for column, name in enumerate(self.robot.action_names):
+            key = self._observed_by.get(name)
+            if key is not None:
+                found[..., column] = obs[key][..., -1, self.robot.field(key).names.index(name)]
+        return found
+
+    @cached_property
+    def _observed_by(self) -> dict[str, str]:
+        """By name of a number of the action, the observation key that has one of that name."""
+        found: dict[str, str] = {}
+        for field in self.robot.low_dim:
+            for name in field.names:
+                found.setdefault(name, field.key)
+        return {name: key for name, key in found.items() if name in self.robot.action_names}
+
+    @cached_property
+    def _state_columns(self) -> tuple[int, ...]:
+        """Columns of the action that are relative, each of which is observed, too.
+
+        Raises:
+            SpecError: one is not, or nothing of the action moves an arm.
+        """
+        columns = self.robot.layout.motion_columns
+        named = [self.robot.action_names[column] for column in columns]
+        unseen = [name for name in named if name not in self._observed_by]
+        if unseen or not columns:
+            keys = {field.key: list(field.names) for field in self.robot.low_dim}
+            lacks = f"{' '.join(unseen)} of the action" if unseen else "a pose or joints in the action"
+            raise SpecError(
+                f"relative actions are relative to the observed state, but the observations {keys} lack {lacks}; "
+                "observe it (shape_meta.obs), or set task.dataset.relative_actions=false"
+            )
+        return columns
+
+    def _with_continuous_signs(self, actions: FloatArray, obs: Arrays) -> FloatArray:
+        """Actions (..., T, D) whose quaternions do not flip, from the newest observed one on."""
+        layout, state = self.robot.layout, self.state(obs)
+        for arm in layout.arms:
+            if arm.representation != "quaternion":
+                continue
+            columns = list(arm.rotation)
+            chunks = actions[..., columns].reshape(-1, actions.shape[-2], 4)
+            starts = np.broadcast_to(state[..., columns], (*actions.shape[:-2], 4)).reshape(-1, 4)
+            turned = [
+                align_quaternion_signs(chunk, start if np.isfinite(start).all() else None)
+                for chunk, start in zip(chunks, starts, strict=True)
+            ]
+            actions[..., columns] = np.reshape(turned, (*actions.shape[:-1], 4))
+        return actions
