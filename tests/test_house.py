@@ -38,6 +38,7 @@ FLOORS = {
     "training_config": 1,
     "shape_meta": 1,
     "model": 0,
+    "minecraft": 0,
     "trajectory": 1,
     "run_log": 1,
     "tensor_file": 1,
@@ -76,7 +77,7 @@ FOUNDATIONS = {
     "safe_pickle",
     "storage",
 }
-NEIGHBOURS = {("workspace", "adapt"), ("workspace", "evaluate"), ("serve", "evaluate")}
+NEIGHBOURS = {("policy", "tensor_file"), ("workspace", "adapt"), ("workspace", "evaluate"), ("serve", "evaluate")}
 
 WITHOUT_TORCH = [
     "diffusion_policy.spec",

@@ -1,0 +1,1 @@
+"""Minecraft as VPT sees it: actions, and what translates them."""
