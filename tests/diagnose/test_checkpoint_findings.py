@@ -13,7 +13,7 @@ from report_factory import CHECKPOINT, DATASET, POSE_SPEC, STATISTICS, only, tro
 from diffusion_policy.checkpoint import CheckpointError, read_checkpoint
 from diffusion_policy.diagnose.checkpoint_evidence import Statistics, look_at_checkpoint
 from diffusion_policy.diagnose.checkpoint_findings import checkpoint_findings, together_findings
-from diffusion_policy.spec import POSE, action_semantics
+from diffusion_policy.spec import POSE, ObsField, action_semantics
 
 ALWAYS_OPEN = Statistics((*STATISTICS.low[:7], 1.0), STATISTICS.high, STATISTICS.scale, STATISTICS.offset)
 NARROW = Statistics(STATISTICS.low[:7], STATISTICS.high[:7], STATISTICS.scale[:7], STATISTICS.offset[:7])
@@ -76,6 +76,19 @@ def test_data_outside_the_normaliser(x: float, severity: str) -> None:
     finding = only(together_findings(CHECKPOINT, replace(DATASET, high=(x, *DATASET.high[1:]))), "normaliser-range")
     assert finding.severity == severity
     assert severity == "ok" or finding.evidence.startswith("x is 0.2 to")
+
+
+@pytest.mark.parametrize("x", [0.7, 3.0])
+def test_relative_actions_are_not_compared_with_absolute_ones(x: float) -> None:
+    spec = CHECKPOINT.spec
+    assert spec is not None
+    pose = ObsField("robot_eef_pose", (7,), "low_dim", POSE)
+    relative = replace(CHECKPOINT, spec=replace(spec, obs=(*spec.obs, pose), relative=True))
+    findings = together_findings(relative, replace(DATASET, high=(x, *DATASET.high[1:])))
+    finding = only(findings, "normaliser-range")
+    assert finding.severity == "note"
+    assert "relative to the current pose" in finding.evidence
+    assert only(findings, "checkpoint-fits-dataset").severity == "ok"
 
 
 @pytest.fixture(scope="module")
