@@ -79,7 +79,6 @@ MOVED = {
     "report.training_findings": "diagnose.training_findings",
     "report.unit_findings": "diagnose.unit_findings",
     "adapt.ledger_page": "report.ledger_page",
-    "adapt.treemap": "report.treemap",
     "evaluate.gripper_page": "report.gripper_page",
 }
 

@@ -274,6 +274,17 @@ def test_numbers_that_are_said_once() -> None:
     assert not offences, "\n".join(offences)
 
 
+def test_pages_have_one_skeleton() -> None:
+    offences = [
+        where(path)
+        for path in sorted(PACKAGE.rglob("*"))
+        if path.suffix in {".py", ".html", ".js"}
+        and re.search(r"<(?:!doctype|html)\b", path.read_text(), re.IGNORECASE)
+    ]
+    # What a reader of weights is told when it is given the page of an error instead of a file.
+    assert offences == ["diffusion_policy/report/templates/page.html", "diffusion_policy/tensor_file/kinds.py"]
+
+
 # Where a policy class may be named: its own rooms, and the names under which old files know a workspace.
 ROOMS_OF_POLICIES = (
     "diffusion_policy/policy/",

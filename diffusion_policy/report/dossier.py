@@ -24,13 +24,13 @@ from diffusion_policy.evaluate.gripper_table import UNJUDGED
 from diffusion_policy.evaluate.verdicts import OPENS_AND_CLOSES, counted
 from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.report import ReportError
+from diffusion_policy.report.ledger_page import ledger_section
 from diffusion_policy.report.page import Section, render
 from diffusion_policy.report.replay import replay_section
 from diffusion_policy.report.sections import (
     data_section,
     findings_section,
     gripper_section,
-    ledger_section,
     training_section,
 )
 from diffusion_policy.report.sections_of_closed_loop import closed_loop_section

@@ -26,6 +26,16 @@ function themed(layout, isDark) {
 
 const figures = read("figures");
 
+// The boxes of a map bear the names of their colors; what these are, the style sheet says.
+function colored(trace) {
+  if (trace.type !== "treemap") return trace;
+  const style = getComputedStyle(document.documentElement);
+  const color = (name) => style.getPropertyValue(`--${name}`).trim();
+  const marker = { ...trace.marker, colors: trace.customdata.map(color), line: { ...trace.marker.line, color: color("between") } };
+  const textfont = { ...trace.textfont, color: trace.customdata.map((name) => color(`on-${name}`)) };
+  return { ...trace, marker, textfont };
+}
+
 // Room above a figure for as many rows as its legend takes at this width, so that it does not lie on the title.
 function withLegend(layout, data, width) {
   const names = data.filter((trace) => trace.name && trace.type !== "heatmap").map((trace) => trace.name);
@@ -44,7 +54,7 @@ function draw(isDark, paper = false) {
     const width = document.getElementById(name).clientWidth;
     const layout = withLegend(themed(figure.layout, isDark), figure.data, width);
     if (paper) layout.width = width;
-    return Plotly.react(name, figure.data, layout, options);
+    return Plotly.react(name, figure.data.map(colored), layout, options);
   });
   return Promise.all(drawn).then(() => { document.documentElement.dataset.figures = drawn.length; });
 }

@@ -1,7 +1,8 @@
-"""One self-contained page: sections of text, tables, figures and frames, in one file that opens from disk.
+"""The skeleton of every page: sections of text, tables, figures and frames, in one file that opens from disk.
 
-Figures are Plotly's, its program is put into the page once; style and behaviour lie in page.css and page.js beside this
-file. Nothing is fetched, ever: images are data, and a policy in the head of the page forbids the network.
+Report, comparison, ledger and gripper verdicts are pages of this skeleton. HTML lies in templates/, style and behaviour
+in page.css and page.js beside this file. Figures are Plotly's, whose program is put into a page with figures once.
+Nothing is fetched, ever: images are data, and a policy in the head of the page forbids the network.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from html import escape
 from importlib.resources import files
 from typing import Any
 
 import cv2
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 from numpy.typing import NDArray
 from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
@@ -50,23 +54,32 @@ class Section:
 def render(title: str, lead: str, sections: Sequence[Section]) -> str:
     """The whole page; `lead` is HTML that stands above all sections."""
     figures = {_plot(name): figure for section in sections for name, figure in section.figures.items()}
-    links = "".join(f'<a href="#{s.anchor}">{escape(s.title)}</a>' for s in sections)
-    body = "".join(
-        f'<section id="{s.anchor}" aria-labelledby="{s.anchor}-title"><h2 id="{s.anchor}-title">{escape(s.title)}</h2>'
-        f"{s.body}</section>"
-        for s in sections
-    )
-    plotly = f"<script>{get_plotlyjs()}</script>" if figures else ""
     drawn = {name: json.loads(figure.to_json()) for name, figure in figures.items()}
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{asset('page.css')}</style></head><body>"
-        f'<a class="skip" href="#main">Skip to the report</a><header><h1>{escape(title)}</h1>{lead}'
-        f'<nav aria-label="Sections">{links}</nav></header><main id="main">{body}</main>'
-        f"{plotly}{embedded('figures', drawn)}<script>{asset('page.js')}</script></body></html>\n"
+    return template("page.html").render(
+        title=title,
+        lead=Markup(lead),
+        sections=[{"anchor": s.anchor, "title": s.title, "body": Markup(s.body)} for s in sections],
+        policy=POLICY,
+        style=asset("page.css"),
+        plotly=Markup(get_plotlyjs()) if figures else None,
+        data=Markup(embedded("figures", drawn)),
+        program=asset("page.js"),
     )
+
+
+@cache
+def _environment() -> Environment:
+    # Whatever comes from a file is escaped; what is HTML already says so as Markup.
+    loader = PackageLoader("diffusion_policy.report")
+    return Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )  # fmt: skip
+
+
+def template(name: str) -> Template:
+    """A template of the folder `templates` beside this file; text that is put into it is escaped."""
+    return _environment().get_template(name)
 
 
 def _plot(name: str) -> str:
@@ -74,9 +87,9 @@ def _plot(name: str) -> str:
     return f"plot-{name}"
 
 
-def asset(name: str) -> str:
-    """A file that lies beside this one."""
-    return files("diffusion_policy.report").joinpath(name).read_text(encoding="utf-8")
+def asset(name: str) -> Markup:
+    """Style or program that lies beside this file."""
+    return Markup(files("diffusion_policy.report").joinpath(name).read_text(encoding="utf-8"))
 
 
 def embedded(name: str, data: Any) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from plotly.graph_objects import Figure
 
-from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, ReplayBuffer
 from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence, episode_slices
 from diffusion_policy.diagnose.findings import Finding, distinct
@@ -18,7 +17,6 @@ from diffusion_policy.diagnose.playback import Playback, gripper_column
 from diffusion_policy.diagnose.steps import ConvertedCamera
 from diffusion_policy.gripper_events import gripper_events
 from diffusion_policy.report import figures as plot
-from diffusion_policy.report.ledger_page import part_of_page
 from diffusion_policy.report.page import Section, grid, paragraph, picture, place, table
 from diffusion_policy.run_folder.reading import RunFolder
 
@@ -121,11 +119,6 @@ def _sample_frames(buffer: ReplayBuffer, camera: ConvertedCamera | None) -> str:
         if frame is not None
     )
     return f'<h3>Frames, evenly spread</h3><div class="frames">{shown}</div>'
-
-
-def ledger_section(ledger: Ledger, title: str) -> Section:
-    """The map of the network, as the adapter draws it."""
-    return Section("ledger", "Where the weights came from", part_of_page(ledger, title))
 
 
 def training_section(run: RunFolder) -> Section:

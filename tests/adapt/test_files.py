@@ -1,9 +1,11 @@
 """The doors of the adapter: inspect, plan, apply, and what each refuses."""
 
 import json
+import re
 import runpy
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +15,11 @@ from omegaconf import OmegaConf
 from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.files import apply_file, open_target, plan_file, rules_of
 from diffusion_policy.adapt.inspection import inspect_file
-from diffusion_policy.adapt.ledger import Ledger
+from diffusion_policy.adapt.ledger import Entry, Ledger, Ref
 from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
 from diffusion_policy.checkpoint import Checkpoint
+from diffusion_policy.report.ledger_map import VISIBLE, Node, framed, network_map
 from diffusion_policy.report.ledger_page import page, write_page
-from diffusion_policy.report.treemap import Box, Node, place, squarify
 
 Door = Callable[[Sequence[str]], int]
 
@@ -183,31 +185,34 @@ def test_the_page_is_one_file_that_fetches_nothing(pose_checkpoint: Checkpoint, 
     write_page(tmp_path / "deep" / "page.html", ledger, "old <&> new")
     html = (tmp_path / "deep" / "page.html").read_text()
     assert "old &lt;&amp;&gt; new" in html
-    assert not any(word in html for word in ("http:", "https:", "<script", "src=", "url("))
+    shell = re.sub(
+        r"<script.*?</script>", "", html, flags=re.DOTALL
+    )  # Plotly's program names addresses; none is fetched
+    assert not any(word in shell for word in ("http:", "https:", "src=", "url("))
+    assert "default-src 'none'" in html.replace("&#39;", "'")
     for name in ("obs_encoder.obs_nets.image.backbone", "model.input_emb.weight", "(sample): 7 kept, new gripper"):
         assert name in html
     same = plan_file(pose_checkpoint.path, open_target(pose_checkpoint.path), rules_of([]))
     assert "100.00% of the" in page(same, "same")
 
 
-def test_treemap_areas_are_sizes_and_do_not_overlap() -> None:
-    box = Box(0, 0, 60, 40)
-    boxes = squarify([6, 6, 4, 3, 2, 2, 1], box)
-    assert [round(one.width * one.height) for one in boxes] == [600, 600, 400, 300, 200, 200, 100]
-    for index, one in enumerate(boxes):
-        assert max(one.width / one.height, one.height / one.width) < 4
-        for other in boxes[index + 1 :]:
-            apart = one.x + one.width <= other.x + 1e-6 or other.x + other.width <= one.x + 1e-6
-            below = one.y + one.height <= other.y + 1e-6 or other.y + other.height <= one.y + 1e-6
-            assert apart or below
-    assert squarify([], box) == []
-    assert [one.width for one in squarify([0.0], box)] == [0]
+def test_the_map_joins_names_of_only_children_and_of_parts_too_small_for_a_frame() -> None:
+    root = Node("model")
+    for index, (path, size) in enumerate({"a.b.w": 800, "a.b.v": 190, "c.d.x": 9, "c.d.y": 1}.items()):
+        root.add(path.split("."), size, index)
+    boxes = list(framed(root.collapsed()))
+    named = [(box.label, box.leaf, box.parent) for box in boxes]
+    assert named == [("model", None, -1), ("a.b", None, 0), ("w", 0, 1), ("v", 1, 1), ("c.d.x", 2, 0), ("c.d.y", 3, 0)]
 
 
-def test_treemap_joins_names_of_only_children() -> None:
-    root = Node("")
-    root.add(("a", "b", "w"), 3, 0)
-    root.add(("a", "b", "v"), 1, 1)
-    root.add(("c",), 4, 2)
-    names = {placed.node.name for placed in place(root.collapsed(), Box(0, 0, 200, 100))}
-    assert names == {"", "a.b", "w", "v", "c"}
+def test_the_map_shows_what_is_a_millionth_of_the_network() -> None:
+    def entry(key: str, action: Any, numel: int) -> Entry:
+        ref = Ref(key, (numel,), tensor=key)
+        return Entry("model", action, "a rule", ref, ref)
+
+    entries = [entry("body.w", "copied", 10**6), entry("head.w", "grown", 1), entry("same.w", "copied", 1)]
+    (trace,) = network_map("model", entries).data
+    sizes = {color: size for color, size in zip(trace.customdata, trace.values, strict=True) if color == "grown"}
+    assert sizes["grown"] == pytest.approx(VISIBLE * (10**6 + 2))
+    assert min(trace.values[2:]) == 1, "what was copied is drawn as large as it is"
+    assert any("head.w<br>grown [1] -&gt; [1], 1 parameters<br>a rule" in text for text in trace.hovertext)

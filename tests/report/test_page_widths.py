@@ -22,10 +22,10 @@ from diffusion_policy.report.ledger_page import write_page
 WIDTHS = [1400, 1000, 800, 390]
 # Text of which no more than so much stands on a line is squeezed.
 NARROWEST = 110
-# Every box with text of its own, in shadow trees too, that shows more than three lines of it in less than NARROWEST px;
+# Every box with text of its own that shows more than three lines of it in less than NARROWEST px;
 # headings of columns may.
 SQUEEZED = f"""(() => {{
-  const all = (root) => [...root.querySelectorAll('*')].flatMap((e) => [e, ...(e.shadowRoot ? all(e.shadowRoot) : [])]);
+  const all = (root) => [...root.querySelectorAll('*')];
   return all(document.body).filter((e) => {{
     const spoken = (n) => n.nodeType === 3 && /^\\s*\\S.{{15,}} .{{10,}}/.test(n.textContent);
     const own = [...e.childNodes].some(spoken);
@@ -35,8 +35,8 @@ SQUEEZED = f"""(() => {{
 }})()"""
 # Boxes that hold more than they show; on a phone tables of numbers may be scrolled.
 OFF_SCREEN = """(() => {
-  const all = (root) => [...root.querySelectorAll('*')].flatMap((e) => [e, ...(e.shadowRoot ? all(e.shadowRoot) : [])]);
-  const wide = all(document.body).filter((e) => e.matches('.scroll, .ledger') && e.scrollWidth > e.clientWidth + 1);
+  const all = (root) => [...root.querySelectorAll('*')];
+  const wide = all(document.body).filter((e) => e.matches('.scroll') && e.scrollWidth > e.clientWidth + 1);
   return wide.map((e) => `${e.className} ${e.scrollWidth} in ${e.clientWidth}: ${e.textContent.trim().slice(0, 60)}`);
 })()"""
 
