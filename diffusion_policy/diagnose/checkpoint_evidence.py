@@ -16,7 +16,8 @@ from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
 from diffusion_policy.dataset.split import Split, split_of
 from diffusion_policy.policy.registry import policy_classes
 from diffusion_policy.shape_meta import find_step_spec
-from diffusion_policy.spec import GRIPPER, Layout, StepSpec, layout_from_range
+from diffusion_policy.spec import Layout, StepSpec, told_layout
+from diffusion_policy.spec.action_layout import is_gripper_name
 
 # Weights through which a sample leaves and enters the denoiser, by policy class.
 HEADS = tuple(kind.tensors.head for kind in policy_classes())
@@ -49,7 +50,8 @@ class CheckpointEvidence:
         average_distance: |EMA - model| / |model| over all floating parameters; None if one is missing or widths differ.
         statistics: of the normaliser, by key.
         layout: of the action, told from the normaliser's range.
-        gripper_row: largest weight of the head's gripper row in the deployed weights; None without a gripper.
+        gripper_row: largest weight of the head's gripper row in the deployed weights, the least of several grippers';
+            None without a gripper.
         semantics: of the action, as stored.
         start: how training started, as stored: "pretrained", "scratch", "own checkpoint", or None.
         inherited: share of the parameters that came from another checkpoint, None if not stored.
@@ -112,7 +114,7 @@ def look_at_checkpoint(path: str | Path, checkpoint: Checkpoint | None = None) -
         expects_average=bool(OmegaConf.select(checkpoint.cfg, "training.use_ema", default=True)),
         average_distance=_distance(model, average),
         statistics=statistics,
-        layout="unknown" if action is None else layout_from_range(action.low, action.high),
+        layout="unknown" if action is None else told_layout(spec.action_names if spec else (), action.low, action.high),
         gripper_row=_gripper_row(average or model, spec),
         semantics=provenance.get("action_semantics"),
         start=(provenance.get("start") or {}).get("origin"),
@@ -166,10 +168,10 @@ def _distance(model: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> flo
 
 def _gripper_row(state: Mapping[str, Tensor], spec: StepSpec | None) -> float | None:
     head = _first(state, HEADS)
-    if spec is None or GRIPPER not in spec.action_names or head is None:
+    if spec is None or head is None:
         return None
-    row = spec.action_names.index(GRIPPER)
-    return float(head[row].abs().max()) if row < len(head) else None
+    rows = [row for row, name in enumerate(spec.action_names) if is_gripper_name(name) and row < len(head)]
+    return min((float(head[row].abs().max()) for row in rows), default=None)
 
 
 def _ledger(provenance: Mapping[str, Any]) -> tuple[Ledger, str] | None:

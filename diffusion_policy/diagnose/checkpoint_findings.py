@@ -12,8 +12,10 @@ from diffusion_policy.diagnose.checkpoint_evidence import CheckpointEvidence
 from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence
 from diffusion_policy.diagnose.dataset_findings import reconvert
 from diffusion_policy.diagnose.findings import Finding, Severity, ok, run_checks
+from diffusion_policy.diagnose.pose_only import is_pose_only
 from diffusion_policy.diagnose.quaternion_sign import quaternion_sign
-from diffusion_policy.spec import GRIPPER, POSE, SpecError, check_semantics
+from diffusion_policy.spec import POSE, SpecError, check_semantics
+from diffusion_policy.spec.action_layout import is_gripper_name
 
 # Averaged weights this far from the live ones, relative to their size, do not average them.
 FAR_AVERAGE = 0.5
@@ -88,11 +90,13 @@ def gripper_statistics(checkpoint: CheckpointEvidence) -> Finding | None:
         evidence = f"the normaliser has {len(action.low)} action dimensions, the config {len(names)}"
         grow = grow_command("ORIGINAL.ckpt", "DATASET.zarr")
         return Finding("gripper-statistics", "error", evidence, "grow it", grow, checkpoint.path)
-    if GRIPPER not in names:
+    grippers = [i for i, name in enumerate(names) if is_gripper_name(name)]
+    if not grippers:
         return ok("gripper-statistics", "no gripper among its actions", checkpoint.path)
-    i = names.index(GRIPPER)
-    said = f"the normaliser knows gripper commands of {action.low[i]:.3g} to {action.high[i]:.3g}"
-    if action.high[i] - action.low[i] < FLAT:
+    spans = [f"{action.low[i]:.3g} to {action.high[i]:.3g}" for i in grippers]
+    named = [f"{span} ({names[i]})" for i, span in zip(grippers, spans, strict=True)]
+    said = f"the normaliser knows gripper commands of {', '.join(spans if len(spans) == 1 else named)}"
+    if any(action.high[i] - action.low[i] < FLAT for i in grippers):
         evidence = f"{said}: it was fitted where the gripper never moved, and answers that number"
         remedy = "take the gripper's entry from a dataset that grasps, or train with normalizer=refit"
         return Finding(
@@ -145,7 +149,7 @@ def start(checkpoint: CheckpointEvidence) -> Finding | None:
     """Where its weights came from."""
     if checkpoint.start is None:
         return None
-    if checkpoint.start == "scratch" and checkpoint.spec is not None and GRIPPER not in checkpoint.spec.action_names:
+    if checkpoint.start == "scratch" and is_pose_only(checkpoint.spec):
         return ok("start", "trained from scratch, as policies are that others are grown from", checkpoint.path)
     if checkpoint.start == "scratch":
         evidence = "trained from scratch: no pretrained weights were loaded"

@@ -29,14 +29,20 @@ from diffusion_policy.dataset.replay_buffer import (
 from diffusion_policy.dataset.split import EpisodeIdentity, episode_identities
 from diffusion_policy.dataset.verification import Verification
 from diffusion_policy.diagnose import ReportError
-from diffusion_policy.diagnose.steps import FloatArray, Steps, finite, is_pose, open_for_report, steps_of_dataset
-from diffusion_policy.geometry import geodesic_distance
+from diffusion_policy.diagnose.steps import (
+    FloatArray,
+    Steps,
+    arm_steps,
+    finite,
+    open_for_report,
+    steps_of_dataset,
+)
 from diffusion_policy.gripper_events import GRIPPER_BAND, OPEN, UNDECIDED, gripper_events, gripper_states
 from diffusion_policy.gripper_scale import DeclaredScales, FoundScales
 from diffusion_policy.images import FrameKind
 from diffusion_policy.places import place, reaching, read_bytes
 from diffusion_policy.pose_check import PoseFault, order_fault, pose_faults, tilt_from_down, tool_axis
-from diffusion_policy.spec import GRIPPER, ActionLayout, Layout, action_semantics, layout_from_range
+from diffusion_policy.spec import ActionLayout, Layout, action_semantics, told_layout
 from diffusion_policy.timestamps import TimestampFault, timestamp_fault
 
 EXPECTED_KEYS = (IMAGE_KEY, POSE_KEY, GRIPPER_KEY, ACTION_KEY)
@@ -96,7 +102,7 @@ class DatasetEvidence:
         black_frames: of those looked at.
         looked_at: frames that were unpacked.
         not_finite: NaN and infinite numbers in low-dimensional arrays.
-        quaternion_error: largest distance of a quaternion's norm from 1, action and pose.
+        quaternion_error: largest distance of a quaternion's norm from 1, action and pose; None without quaternions.
         sign_flips: steps from q to nearly -q within an episode, action and pose.
         step_seconds: median time between steps, None without times.
         clock: what keeps the time stamps from being seconds.
@@ -131,7 +137,7 @@ class DatasetEvidence:
     black_frames: int = 0
     looked_at: int = 0
     not_finite: int = 0
-    quaternion_error: float = 0.0
+    quaternion_error: float | None = 0.0
     sign_flips: int = 0
     step_seconds: float | None = None
     uneven: float = 0.0
@@ -223,7 +229,7 @@ def _measure(steps: Steps) -> dict[str, Any]:
         "action_names": steps.names[ACTION_KEY],
         "low": tuple(low.tolist()),
         "high": tuple(high.tolist()),
-        "layout": layout_from_range(low, high),
+        "layout": told_layout(steps.names[ACTION_KEY], low.tolist(), high.tolist()),
         "not_finite": not_finite,
         "gripper": _gripper(steps),
         "scales": steps.scales,
@@ -241,44 +247,67 @@ def episode_slices(ends: NDArray[np.int64]) -> list[slice]:
 
 def _faults(steps: Steps) -> tuple[PoseFault, ...]:
     """What training refuses, by the same check."""
-    keys = [key for key in (ACTION_KEY, POSE_KEY) if key in steps.numbers]
+    keys = (ACTION_KEY, *steps.measured_keys)
     faults = [
         fault
         for key in keys
         for fault in pose_faults(steps.numbers[key], steps.names[key], f"data/{key}", steps.episode_ends)
     ]
-    if not faults and len(keys) == 2 and all(is_pose(steps, key) for key in keys):
-        both = [ActionLayout.of(steps.names[key]).rotations(steps.numbers[key])[:, 0] for key in keys]
-        order = order_fault(both[0], both[1], "data/action")
-        faults += [] if order is None else [order]
+    if not faults:
+        commanded = _quaternions(steps, ACTION_KEY)
+        measured = {arm: q for key in steps.measured_keys for arm, q in _quaternions(steps, key).items()}
+        for arm in (arm for arm in commanded if arm in measured):
+            order = order_fault(commanded[arm], measured[arm], f"data/action, {arm}" if arm else "data/action")
+            faults += [] if order is None else [order]
     return tuple(faults)
 
 
+def _quaternions(steps: Steps, key: str, values: FloatArray | None = None) -> dict[str, FloatArray]:
+    """(N, 4) of each arm whose rotation is stored as a quaternion; of other values in place of those stored."""
+    layout = steps.layout(key)
+    stored = steps.numbers[key] if values is None else values
+    arms = () if layout is None else layout.arms
+    return {arm.name: stored[:, list(arm.rotation)] for arm in arms if arm.representation == "quaternion"}
+
+
 def _tool_tilt(steps: Steps) -> tuple[float, float] | None:
-    key = next((key for key in (POSE_KEY, ACTION_KEY) if is_pose(steps, key)), None)
-    if key is None:
-        return None
-    quaternions = finite(steps, key)[:, 3:7]
-    axes = [tool_axis(quaternions, scalar_first=scalar_first) for scalar_first in (False, True)]
-    return tilt_from_down(axes[0]), tilt_from_down(axes[1])
+    """Of the first arm that has a quaternion."""
+    for key in (*steps.measured_keys, ACTION_KEY):
+        for quaternions in _quaternions(steps, key, finite(steps, key)).values():
+            axes = [tool_axis(quaternions, scalar_first=scalar_first) for scalar_first in (False, True)]
+            return tilt_from_down(axes[0]), tilt_from_down(axes[1])
+    return None
 
 
 def _motion(numbers: Mapping[str, FloatArray], steps: Steps) -> dict[str, Any]:
-    inside = steps.within
-    action, pose = numbers[ACTION_KEY], numbers.get(POSE_KEY)
-    vectors = [np.nan_to_num(steps.numbers[key]) for key in (ACTION_KEY, POSE_KEY) if key in steps.numbers]
-    quaternions = [array[:, 3:7] for array in vectors if array.shape[1] >= 7]
+    inside, keys = steps.within, steps.measured_keys
+    vectors = ((key, np.nan_to_num(steps.numbers[key])) for key in (ACTION_KEY, *keys))
+    quaternions = [q for key, values in vectors for q in _quaternions(steps, key, values).values()]
     found: dict[str, Any] = {
-        "quaternion_error": max((float(np.abs(np.linalg.norm(q, axis=1) - 1).max()) for q in quaternions), default=0.0),
+        "quaternion_error": max((_norm_error(q) for q in quaternions), default=None),
         "sign_flips": sum(int(((q[1:] * q[:-1]).sum(axis=1)[inside] < -0.5).sum()) for q in quaternions),
     }
-    if pose is not None and pose.shape[1] >= 7 and inside.any():
-        metres = np.linalg.norm(np.diff(pose[:, :3], axis=0), axis=1)[inside]
-        radians = geodesic_distance(pose[1:, 3:7], pose[:-1, 3:7])[inside]
-        found["still"] = float(((metres < STILL_METRES) & (radians < STILL_RADIANS)).mean())
-    if pose is not None and action.shape[1] >= 3:
-        found["command_distance_m"] = float(np.median(np.linalg.norm(action[:, :3] - pose[:, :3], axis=1)))
+    layouts = {key: layout for key in keys if (layout := steps.layout(key)) is not None}
+    moves = [move for key, layout in layouts.items() if (move := arm_steps(layout, numbers[key])) is not None]
+    if moves and inside.any():
+        still = [(metres < STILL_METRES) & (radians < STILL_RADIANS) for metres, radians in moves]
+        found["still"] = float(np.all(still, axis=0)[inside].mean())
+    measured = {arm: p for key, layout in layouts.items() for arm, p in _positions(layout, numbers[key]).items()}
+    action = steps.layout(ACTION_KEY)
+    commanded = {} if action is None else _positions(action, numbers[ACTION_KEY])
+    away = [np.linalg.norm(commanded[arm] - measured[arm], axis=1) for arm in commanded if arm in measured]
+    if away:
+        found["command_distance_m"] = max(float(np.median(metres)) for metres in away)
     return found
+
+
+def _norm_error(quaternions: FloatArray) -> float:
+    return float(np.abs(np.linalg.norm(quaternions, axis=1) - 1).max())
+
+
+def _positions(layout: ActionLayout, values: FloatArray) -> dict[str, FloatArray]:
+    """(N, 3) of each arm."""
+    return dict(zip(layout.labels("position"), np.moveaxis(layout.positions(values), 1, 0), strict=True))
 
 
 def _times(timestamps: FloatArray | None, steps: Steps) -> dict[str, Any]:
@@ -293,21 +322,24 @@ def _times(timestamps: FloatArray | None, steps: Steps) -> dict[str, Any]:
 
 
 def _gripper(steps: Steps) -> GripperEvidence | None:
-    stored, seen_there = steps.column(ACTION_KEY, GRIPPER), steps.column(GRIPPER_KEY, GRIPPER)
+    """Of all grippers together; an episode starts open if all of them do, and closes if one of them does."""
+    stored, seen_there = steps.commanded_grippers(), steps.measured_grippers()
     if stored is None:
         return None
     command = np.nan_to_num(stored)
     measured = None if seen_there is None else np.nan_to_num(seen_there)
-    episodes = [command[part] for part in steps.slices]
-    events = [gripper_events(values) for values in episodes]
-    firsts = [states[0] for states in (_decided(values) for values in episodes) if len(states)]
+    episodes = [command[part].T for part in steps.slices]
+    events = [[gripper_events(values) for values in grippers] for grippers in episodes]
+    decided = [[states[0] for states in map(_decided, grippers) if len(states)] for grippers in episodes]
+    firsts = [min(states) for states in decided if states]
     leading = None
     if measured is not None:
         leading = 0
         for part, found in zip(steps.slices, events, strict=True):
-            seen = gripper_states(measured[part])
-            leading += sum(bool(seen[step] == OPEN) == (kind == "close") for step, kind in found)
-    kinds = [kind for found in events for _, kind in found]
+            for values, of_one in zip(measured[part].T, found, strict=True):
+                seen = gripper_states(values)
+                leading += sum(bool(seen[step] == OPEN) == (kind == "close") for step, kind in of_one)
+    kinds = [kind for found in events for of_one in found for _, kind in of_one]
     return GripperEvidence(
         low=float(command.min()),
         high=float(command.max()),

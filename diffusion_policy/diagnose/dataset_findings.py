@@ -18,7 +18,7 @@ from diffusion_policy.diagnose.unit_findings import (
 )
 from diffusion_policy.gripper_events import GRIPPER_BAND
 from diffusion_policy.images import mixture
-from diffusion_policy.spec import SpecError, action_semantics, arms_of, check_semantics
+from diffusion_policy.spec import SpecError, action_semantics, check_semantics, find_layout
 
 # The robot executes one action in 0.1 s.
 CONTROL_SECONDS = 0.1
@@ -52,9 +52,9 @@ def size(data: DatasetEvidence) -> Finding:
 
 def arrays(data: DatasetEvidence) -> Finding:
     """Whether the arrays that training reads are there."""
-    arms = arms_of(data.action_names)
-    by_joints = any(arm.joints for arm in arms) and not any(arm.has_pose for arm in arms)
-    missing = [key for key in EXPECTED_KEYS if key not in data.keys and not (by_joints and key == POSE_KEY)]
+    if data.layout == "named":  # its arms are measured, and its cameras called, as its policy says
+        return ok("arrays", f"data/{', data/'.join(data.keys)}", data.path)
+    missing = [key for key in EXPECTED_KEYS if key not in data.keys]
     cameras = [key for key in data.keys if key not in (*EXPECTED_KEYS, TIMESTAMP_KEY)]
     if missing == [IMAGE_KEY] and cameras:
         evidence = f"the cameras are called {', '.join(cameras)}"
@@ -74,6 +74,11 @@ def semantics(data: DatasetEvidence) -> Finding:
         check_semantics(data.semantics, action_semantics(data.action_names), data.path)
     except SpecError as error:
         return Finding("semantics", "error", str(error), "convert with the right labels", reconvert(), data.path)
+    layout = find_layout(data.action_names, dict(zip(data.action_names, data.semantics["units"], strict=False)))
+    if data.layout == "named" and layout is not None:
+        joints = f"; joints in {layout.joint_unit}" if layout.has_joints else ""
+        pose = "" if layout.has_pose else "; no pose in this layout"
+        return ok("semantics", f"labelled: {layout.describe()}{joints}{pose}", data.path)
     return ok("semantics", "labelled: metres, quaternion xyzw, gripper 1 = open", data.path)
 
 

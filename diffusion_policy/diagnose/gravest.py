@@ -15,7 +15,7 @@ from diffusion_policy.diagnose.dataset_findings import number_findings
 from diffusion_policy.diagnose.findings import Finding
 from diffusion_policy.gripper_scale import CONFIG_KEY, DeclaredScales
 from diffusion_policy.shape_meta import step_spec_of
-from diffusion_policy.spec import GRIPPER
+from diffusion_policy.spec.action_layout import is_gripper_name
 
 # Of warnings, by what they cost on the robot: what changes the motion first, then what changes the gripper.
 GRAVITY = (
@@ -94,7 +94,7 @@ def gravest_before_training(cfg: DictConfig) -> list[str]:
         return []
     paths = dataset_paths(zarr_path)
     scales = scale_of_each(OmegaConf.select(cfg, CONFIG_KEY, default=None), len(paths))
-    gripper = GRIPPER in step_spec_of(cfg).action_names
+    gripper = any(map(is_gripper_name, step_spec_of(cfg).action_names))
     lines = []
     for path, declared in zip(paths, scales, strict=True):
         found = gravest_of_dataset(path, declared, gripper=gripper)

@@ -52,10 +52,25 @@ def evidence_of(log: RunLog, declared: DeclaredScales | None = None) -> LogEvide
     verdict, scales = judge(log, declared), log.gripper_scales(declared)
     if scales is not None and scales.command.scale is not None and not scales.command.is_internal:
         log = log.converted(scales)
-    commands, states = log.commands, log.states
-    distance = error = None
-    if len(log.steps):
-        distance = float(np.median(np.linalg.norm(commands[:, :3] - states[:, :3], axis=1)))
-    if log.layout in ("xyz_quat", "xyz_quat_gripper"):
-        error = float(np.abs(np.linalg.norm(log.actions[..., 3:7], axis=-1) - 1).max())
-    return LogEvidence(log, verdict, distance, error, latency_stages(log))
+    return LogEvidence(log, verdict, _command_distance(log), _quaternion_error(log), latency_stages(log))
+
+
+def _command_distance(log: RunLog) -> float | None:
+    """Metres; of several arms that of the farthest."""
+    action, state = log.action_layout, log.state_layout
+    if not log.steps or action is None or state is None:
+        return None
+    commanded, measured = action.positions(log.commands), state.positions(log.states)
+    both = [arm for arm in action.labels("position") if arm in state.labels("position")]
+    columns = [(action.labels("position").index(arm), state.labels("position").index(arm)) for arm in both]
+    away = [np.linalg.norm(commanded[:, ours] - measured[:, theirs], axis=1) for ours, theirs in columns]
+    return max((float(np.median(metres)) for metres in away), default=None)
+
+
+def _quaternion_error(log: RunLog) -> float | None:
+    layout = log.action_layout
+    if not log.steps or layout is None:
+        return None
+    arms = [arm for arm in layout.arms if arm.representation == "quaternion"]
+    norms = [np.linalg.norm(log.actions[..., list(arm.rotation)], axis=-1) for arm in arms]
+    return max((float(np.abs(norm - 1).max()) for norm in norms), default=None)

@@ -14,12 +14,12 @@ from diffusion_policy.diagnose.recordings_gate import position_finding
 from diffusion_policy.evaluate.verdicts import ALL_REFUSED
 from diffusion_policy.geometry import SERVED_NORM_SLACK
 from diffusion_policy.run_log.log import SUPERSEDED
-from diffusion_policy.spec import POSE_GRIPPER
 
 # Seconds that the client's six actions at 10 Hz last: inference must be done by then.
 CHUNK_SECONDS = 0.6
 FIRM = 0.7
 MANY_REFUSED = 0.1
+ERROR_UNITS = {"position_mm": "mm", "rotation_deg": "degrees", "joint_rad": "rad", "joint_deg": "degrees of joints"}
 
 
 def log_findings(evidence: LogEvidence) -> list[Finding]:
@@ -38,8 +38,14 @@ def action(evidence: LogEvidence) -> Finding | None:
             f"{len(log.steps)} chunks of {log.actions.shape[1]} actions, eight numbers each",
             evidence.name,
         )
-    width = log.commands.shape[1]
-    said = f"actions have {width} numbers ({log.layout.replace('_', ' ')}), expected {len(POSE_GRIPPER)}"
+    width, layout = log.commands.shape[1], log.action_layout
+    if log.layout == "named" and layout is not None:
+        said = f"{len(log.steps)} chunks of {log.actions.shape[1]} actions, {width} numbers each: {layout.describe()}"
+        said += "" if layout.has_pose else "; no pose in this layout"
+        if layout.has_gripper:
+            return ok("log-action", said, evidence.name)
+        return Finding("log-action", "warning", said, "the served policy commands no gripper", about=evidence.name)
+    said = f"actions have {width} numbers ({log.layout.replace('_', ' ')}), expected 8"
     remedy = "the served policy commands no 0..1 gripper: grow its checkpoint, or serve another"
     grow = command("finetune_from_7d_to_8d", "--old_ckpt", "SERVED.ckpt", "--new_ckpt", "GROWN.ckpt")
     return Finding("log-action", "warning", said, remedy, grow, evidence.name)
@@ -170,11 +176,7 @@ def open_loop_findings(document: Mapping[str, Any], about: str = "") -> list[Fin
     `document` is a report of scripts/evaluate_open_loop.py.
     """
     ours = document["scores"]["policy"]
-    known = [
-        f"{ours[key]:.3g} {unit}"
-        for key, unit in (("position_mm", "mm"), ("rotation_deg", "degrees"))
-        if ours.get(key) is not None
-    ]
+    known = [f"{ours[key]:.3g} {unit}" for key, unit in ERROR_UNITS.items() if ours.get(key) is not None]
     said = f"open loop: {', '.join(known)} over {_episodes_of(document)}"
     shortcomings = document["shortcomings"]
     if shortcomings:

@@ -1,4 +1,4 @@
-"""Something that can be played back: a log of inferences, or a recorded episode, step by step.
+"""Something that can be played back: a log of inferences, or a recorded episode, step by step; each arm by itself.
 
 A log that names the dataset and the episode it was made over is put beside the recording, if the measured poses show
 that it is the same one: then predicted and recorded gripper commands can be compared at every step.
@@ -8,7 +8,7 @@ Legend: N steps, T actions of a chunk.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from diffusion_policy.diagnose.dataset_evidence import episode_slices
 from diffusion_policy.diagnose.steps import ConvertedCamera
 from diffusion_policy.images import decode_jpeg
 from diffusion_policy.run_log import RunLog
-from diffusion_policy.spec import GRIPPER, SpecError
+from diffusion_policy.spec import GRIPPER, ActionLayout, SpecError, find_layout
 
 FloatArray = NDArray[np.float64]
 Frame = NDArray[np.uint8]
@@ -43,12 +43,13 @@ SAME_METRES = 1e-3
 
 @dataclass(frozen=True)
 class Playback:
-    """N steps.
+    """N steps of one arm.
 
     Attributes:
-        name: of the log or the episode.
-        positions: (N, 3) measured, metres.
-        chunks: (N, T, 3) positions that are commanded from each step on.
+        name: of the log or the episode, and of the arm where there are several.
+        length: N.
+        positions: (N, 3) measured, metres; None where the layout has no position.
+        chunks: (N, T, 3) positions that are commanded from each step on; None likewise.
         chunk_grippers: (N, T) gripper commands of the chunk, 1 = open; None without a 0..1 gripper.
         measured: (N,) gripper before the command, or None.
         recorded: (N,) gripper that was commanded in the recording, or None.
@@ -59,8 +60,9 @@ class Playback:
     """
 
     name: str
-    positions: FloatArray
-    chunks: FloatArray
+    length: int
+    positions: FloatArray | None
+    chunks: FloatArray | None
     chunk_grippers: FloatArray | None
     measured: FloatArray | None
     recorded: FloatArray | None
@@ -70,7 +72,7 @@ class Playback:
     predicted: bool
 
     def __len__(self) -> int:
-        return len(self.positions)
+        return self.length
 
     @property
     def commands(self) -> FloatArray | None:
@@ -78,87 +80,140 @@ class Playback:
         return None if self.chunk_grippers is None else self.chunk_grippers[:, 0]
 
 
-def playback_of_log(log: RunLog, *datasets: ReplayBuffer) -> Playback | None:
-    """A log as a playback, beside its recording in the first dataset that holds it; None for a log without poses."""
-    if not log.steps or log.layout == "unknown":
-        return None
-    scales = log.gripper_scales() if log.layout == "xyz_quat_gripper" else None
-    has_gripper = scales is not None and scales.command.is_internal
-    recorded = recorded_positions = None
-    for dataset in datasets:
-        steps = recorded_steps(log, dataset)
-        if steps is None:
-            continue
-        recorded_positions = dataset.read(ACTION_KEY).astype(np.float64)[steps, :3]
-        command = gripper_column(dataset, ACTION_KEY) if has_gripper else None
-        recorded = None if command is None else command[steps]
-        break
-    return Playback(
-        name=log.path.stem.removeprefix("inference_log_"),
-        positions=log.states[:, :3],
-        chunks=log.actions[..., :3],
-        chunk_grippers=log.actions[..., 7] if has_gripper else None,
-        measured=log.measured_gripper if has_gripper else None,
-        recorded=recorded,
-        recorded_positions=recorded_positions,
-        seconds=None if log.step_period is None else (log.numbers - log.numbers[0]) / log.stride * log.step_period,
-        frame=lambda step: _decoded(log.steps[step].jpeg, f"{log.path}, step {step}"),
-        predicted=True,
-    )
+def playbacks_of_log(log: RunLog, *datasets: ReplayBuffer) -> list[Playback]:
+    """A log as a playback of each arm, beside its recording in the first dataset that holds it; none if nobody knows
+    what its numbers are.
+    """
+    layout, state = log.action_layout, log.state_layout
+    if not log.steps or layout is None:
+        return []
+    scales = log.gripper_scales() if layout.has_gripper else None
+    is_internal = scales is not None and scales.command.is_internal
+    grippers = {gripper.arm: gripper for gripper in log.grippers} if is_internal else {}
+    positions = {} if state is None else _positions(state, log.states)
+    commanded, beside = _positions(layout, log.actions), _recording(log, datasets)
+    seconds = None if log.step_period is None else (log.numbers - log.numbers[0]) / log.stride * log.step_period
+    found = []
+    for arm in layout.labels("position") or layout.labels("gripper"):
+        gripper = grippers.get(arm)
+        recorded = None if beside is None or gripper is None else gripper_column(beside[0], ACTION_KEY, _of(arm))
+        way = None if beside is None else _recorded_positions(beside[0]).get(arm)
+        found.append(
+            Playback(
+                name=_name(log.path.stem.removeprefix("inference_log_"), arm),
+                length=len(log.steps),
+                positions=positions.get(arm),
+                chunks=commanded.get(arm),
+                chunk_grippers=None if gripper is None else gripper.chunks,
+                measured=None if gripper is None else gripper.measured,
+                recorded=None if recorded is None or beside is None else recorded[beside[1]],
+                recorded_positions=None if way is None or beside is None else way[beside[1]],
+                seconds=seconds,
+                frame=lambda step: _decoded(log.steps[step].jpeg, f"{log.path}, step {step}"),
+                predicted=True,
+            )
+        )
+    return found
+
+
+def _name(name: str, arm: str) -> str:
+    return f"{name}, {arm}" if arm else name
+
+
+def _of(arm: str) -> str:
+    """The name of an arm's gripper."""
+    return f"{arm}.{GRIPPER}" if arm else GRIPPER
+
+
+def _positions(layout: ActionLayout, values: FloatArray) -> dict[str, FloatArray]:
+    """(..., 3) of each arm."""
+    return dict(zip(layout.labels("position"), np.moveaxis(layout.positions(values), -2, 0), strict=True))
+
+
+def _recorded_positions(dataset: ReplayBuffer, key: str = ACTION_KEY) -> dict[str, FloatArray]:
+    """(N, 3) of each arm, commanded at each step of a dataset, or measured."""
+    names = dataset.vector_names(key)
+    layout = find_layout(names) if names else None
+    return {} if layout is None else _positions(layout, dataset.read(key).astype(np.float64))
+
+
+def _recording(log: RunLog, datasets: Sequence[ReplayBuffer]) -> tuple[ReplayBuffer, NDArray[np.int64]] | None:
+    """The dataset that a log was made over, and its steps (N,) there."""
+    found = ((dataset, recorded_steps(log, dataset)) for dataset in datasets)
+    return next(((dataset, steps) for dataset, steps in found if steps is not None), None)
 
 
 def recorded_steps(log: RunLog, dataset: ReplayBuffer) -> NDArray[np.int64] | None:
     """(N,) the dataset's steps that a log was made over, None if it was not made over this dataset."""
-    episode = log.meta.get("episode")
-    if type(episode) is not int or not 0 <= episode < dataset.n_episodes or POSE_KEY not in dataset:
+    episode, layout = log.meta.get("episode"), log.state_layout
+    if type(episode) is not int or not 0 <= episode < dataset.n_episodes or layout is None:
         return None
     steps, numbers = _steps(dataset, episode), log.numbers  # counted from the episode's first step
     if not len(numbers) or numbers[0] < 0 or numbers[-1] >= len(steps):
         return None
     steps = steps[numbers]
-    measured = dataset.read(POSE_KEY).astype(np.float64)[steps, :3]
-    return steps if np.abs(measured - log.states[:, :3]).max() < SAME_METRES else None
+    columns = [column for arm in layout.arms for column in arm.position] or list(layout.joint_columns)
+    measured = [_measured(dataset, layout.names[column]) for column in columns]
+    known = [column[steps] for column in measured if column is not None]
+    if not known or len(known) < len(columns):
+        return None
+    return steps if np.abs(np.stack(known, axis=1) - log.states[:, columns]).max() < SAME_METRES else None
 
 
-def gripper_column(dataset: ReplayBuffer, key: str) -> FloatArray | None:
+def _measured(dataset: ReplayBuffer, name: str) -> FloatArray | None:
+    """(N,) the first measured number of that name; of the usual arrays first."""
+    keys = (POSE_KEY, *(key for key in dataset.keys if key not in (POSE_KEY, ACTION_KEY)))
+    found = (dataset.stored_column(key, name) for key in keys)
+    return next((column.astype(np.float64) for column in found if column is not None), None)
+
+
+def gripper_column(dataset: ReplayBuffer, key: str, name: str = GRIPPER) -> FloatArray | None:
     """(N,) commanded or measured gripper of a dataset, 1 = open; None without one whose scale is known."""
-    column, scales = dataset.stored_column(key, GRIPPER), dataset.gripper_scales
+    column, scales = dataset.stored_column(key, name), dataset.scales_by_gripper.get(name)
     if column is None or scales is None:
         return None
     found = scales.command if key == ACTION_KEY else scales.measured
     return None if found is None or found.scale is None else found.scale.to_internal(column)
 
 
-def playback_of_episode(dataset: ReplayBuffer, episode: int, camera: ConvertedCamera | None = None) -> Playback:
-    """A recorded episode as a playback: its chunks are what was commanded from each step on.
+def playbacks_of_episode(dataset: ReplayBuffer, episode: int, camera: ConvertedCamera | None = None) -> list[Playback]:
+    """A recorded episode as a playback of each arm: its chunks are what was commanded from each step on.
 
     Args:
         dataset: that holds it.
         episode: its number.
         camera: that knows which frames are lost; None: all are there.
     """
-    steps = _steps(dataset, episode)
-    numbers: dict[str, FloatArray] = {
-        key: dataset.read(key).astype(np.float64)[steps]
-        for key in (ACTION_KEY, POSE_KEY, TIMESTAMP_KEY)
-        if key in dataset
-    }
-    action, command = numbers[ACTION_KEY], gripper_column(dataset, ACTION_KEY)
-    measured = gripper_column(dataset, GRIPPER_KEY)
+    steps, layout = _steps(dataset, episode), find_layout(dataset.names(ACTION_KEY))
+    if layout is None:
+        return []
+    commanded, others = _recorded_positions(dataset), [key for key in dataset.keys if key != ACTION_KEY]
+    usual_first = sorted(others, key=lambda key: key != POSE_KEY)
+    measured = {arm: way for key in reversed(usual_first) for arm, way in _recorded_positions(dataset, key).items()}
     window = np.minimum(np.arange(len(steps))[:, None] + np.arange(RECORDED_CHUNK), len(steps) - 1)
-    times = numbers.get(TIMESTAMP_KEY)
-    return Playback(
-        name=f"episode {episode}",
-        positions=numbers.get(POSE_KEY, action)[:, :3],
-        chunks=action[window][..., :3],
-        chunk_grippers=None if command is None else command[steps][window],
-        measured=None if measured is None else measured[steps],
-        recorded=None,
-        recorded_positions=None,
-        seconds=None if times is None else times - times[0],
-        frame=_reader(camera or _camera(dataset), steps),
-        predicted=False,
-    )
+    times = dataset.read(TIMESTAMP_KEY).astype(np.float64)[steps] if TIMESTAMP_KEY in dataset else None
+    found = []
+    for arm in layout.labels("position") or layout.labels("gripper"):
+        command = gripper_column(dataset, ACTION_KEY, _of(arm))
+        keys = (GRIPPER_KEY, *(key for key in others if arm))
+        seen = next((column for key in keys if (column := gripper_column(dataset, key, _of(arm))) is not None), None)
+        way = measured.get(arm, commanded.get(arm))
+        found.append(
+            Playback(
+                name=_name(f"episode {episode}", arm),
+                length=len(steps),
+                positions=None if way is None else way[steps],
+                chunks=None if arm not in commanded else commanded[arm][steps][window],
+                chunk_grippers=None if command is None else command[steps][window],
+                measured=None if seen is None else seen[steps],
+                recorded=None,
+                recorded_positions=None,
+                seconds=None if times is None else times - times[0],
+                frame=_reader(camera or _camera(dataset), steps),
+                predicted=False,
+            )
+        )
+    return found
 
 
 def dataset_of_log(log: RunLog) -> Path | None:

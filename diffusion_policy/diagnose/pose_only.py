@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from diffusion_policy.diagnose.findings import Finding
 from diffusion_policy.diagnose.gravest import OF_THE_GRIPPER
-from diffusion_policy.spec import GRIPPER, StepSpec
+from diffusion_policy.spec import StepSpec
+from diffusion_policy.spec.action_layout import is_gripper_name
 
 # Of a dataset, a run and logs. Numbers that cannot be read are an error for every policy.
 ABOUT_GRIPPERS = (*OF_THE_GRIPPER, "copycat-delays", "gripper-verdict", "gripper-measured")
@@ -17,7 +18,7 @@ POSE_LAYOUT = "xyz_quat"
 
 def is_pose_only(spec: StepSpec | None) -> bool:
     """Whether a policy is known to command no gripper."""
-    return spec is not None and GRIPPER not in spec.action_names
+    return spec is not None and not any(map(is_gripper_name, spec.action_names))
 
 
 def without_grippers(groups: Mapping[str, Sequence[Finding]], layouts: Sequence[str]) -> dict[str, list[Finding]]:

@@ -7,7 +7,7 @@ import numpy as np
 from diffusion_policy.diagnose.checkpoint_evidence import CheckpointEvidence
 from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence
 from diffusion_policy.diagnose.findings import Finding, ok
-from diffusion_policy.spec import POSE
+from diffusion_policy.spec import find_layout
 
 # Ranges differ a little from one recording day to the next.
 SLACK = 0.05
@@ -18,15 +18,20 @@ def quaternion_sign(checkpoint: CheckpointEvidence, dataset: DatasetEvidence) ->
 
     None where either has no quaternions, or where neither sign fits better: that is another rotation, not another sign.
     """
-    fitted = checkpoint.statistics.get("action")
+    fitted, layout = checkpoint.statistics.get("action"), find_layout(dataset.action_names)
     if checkpoint.spec is not None and checkpoint.spec.robot != checkpoint.spec:  # other rotations, or relative ones
         return None
-    if fitted is None or len(fitted.low) < len(POSE) or dataset.action_names[: len(POSE)] != POSE:
+    arms = () if layout is None else layout.arms
+    quaternions = [list(arm.rotation) for arm in arms if arm.representation == "quaternion"]
+    if fitted is None or not quaternions or len(fitted.low) <= max(map(max, quaternions)):
         return None
-    low, high = (np.asarray(end[3:7]) for end in (fitted.low, fitted.high))
-    data_low, data_high = (np.asarray(end[3:7]) for end in (dataset.low, dataset.high))
-    as_is = _beyond(data_low, data_high, low, high)
-    turned = _beyond(-data_high, -data_low, low, high)
+    found = []
+    for columns in quaternions:
+        low, high, data_low, data_high = (
+            np.asarray(end)[columns] for end in (fitted.low, fitted.high, dataset.low, dataset.high)
+        )
+        found.append((_beyond(data_low, data_high, low, high), _beyond(-data_high, -data_low, low, high)))
+    as_is, turned = max(found, key=lambda both: both[0] - both[1])  # of the arm that fits the other sign best
     if turned + SLACK < as_is:
         evidence = (
             f"the checkpoint's normaliser was fitted on the other quaternion sign: the dataset reaches {as_is:.2f} "

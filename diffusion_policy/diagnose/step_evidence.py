@@ -11,14 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY, ReplayBuffer
+from diffusion_policy.dataset.replay_buffer import ACTION_KEY, TIMESTAMP_KEY, ReplayBuffer
 from diffusion_policy.diagnose.camera_evidence import CameraEvidence, Stretch, look_at_cameras, set_runs
 from diffusion_policy.diagnose.dataset_evidence import STILL_METRES, STILL_RADIANS
-from diffusion_policy.diagnose.steps import FloatArray, Steps, finite, is_pose, steps_of_dataset
-from diffusion_policy.geometry import pose_steps
+from diffusion_policy.diagnose.steps import FloatArray, Steps, arm_steps, finite, steps_of_dataset
 from diffusion_policy.gripper_events import GRIPPER_BAND, OPEN, Event, gripper_events, gripper_states
 from diffusion_policy.model.normalizer import SingleFieldLinearNormalizer
-from diffusion_policy.spec import GRIPPER
 from diffusion_policy.timestamps import timestamp_fault
 
 # An arm that is told to be this much faster between two steps has jumped: a cut recording, or a tracker that slipped.
@@ -192,14 +190,19 @@ def idle_stretches(buffer: ReplayBuffer) -> list[tuple[Stretch, ...]]:
 
 
 def _moves(steps: Steps) -> dict[str, tuple[FloatArray, FloatArray]]:
-    """Of each array of poses, meters and radians (N - 1,) from step to step."""
-    poses = {key: finite(steps, key) for key in (POSE_KEY, ACTION_KEY) if is_pose(steps, key)}
-    return {key: pose_steps(array) for key, array in poses.items()}
+    """Of each array of poses or joints, meters and radians (N - 1,) from step to step."""
+    layouts = {key: layout for key in (*steps.measured_keys, ACTION_KEY) if (layout := steps.layout(key)) is not None}
+    found = {key: arm_steps(layout, finite(steps, key)) for key, layout in layouts.items()}
+    return {key: move for key, move in found.items() if move is not None}
 
 
 def _motion(steps: Steps, moves: Mapping[str, tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, FloatArray]:
-    """The measured motion, else the commanded one, else none."""
-    return moves.get(POSE_KEY) or moves.get(ACTION_KEY) or (np.zeros(steps.n_steps - 1), np.zeros(steps.n_steps - 1))
+    """The measured motion, else the commanded one, else none; of several arms that of the one that moves most."""
+    looked_at = [move for key, move in moves.items() if key != ACTION_KEY] or list(moves.values())
+    if not looked_at:
+        return np.zeros(steps.n_steps - 1), np.zeros(steps.n_steps - 1)
+    metres, radians = zip(*looked_at, strict=True)
+    return np.max(metres, axis=0), np.max(radians, axis=0)
 
 
 def _seconds(steps: Steps) -> FloatArray:
@@ -228,24 +231,25 @@ def _dimensions(steps: Steps) -> list[Dimension]:
 
 
 def _episodes(steps: Steps, still: NDArray[np.bool_], seconds: FloatArray) -> tuple[EpisodeEvidence, ...]:
-    command = steps.column(ACTION_KEY, GRIPPER)
+    stored = steps.commanded_grippers()
+    command = None if stored is None else np.nan_to_num(stored).T
     times = steps.numbers.get(TIMESTAMP_KEY)
-    states = None if command is None else gripper_states(np.nan_to_num(command))
+    states = None if command is None else np.stack([gripper_states(values) for values in command])
     found = []
     for name, part in zip(steps.episode_names, steps.slices, strict=True):
         between = slice(part.start, part.stop - 1)
         quiet = still[between].copy()
         if states is not None:
-            quiet &= np.diff(states[part]) == 0
+            quiet &= (np.diff(states[:, part]) == 0).all(axis=0)
         elapsed = np.concatenate([[0.0], np.cumsum(seconds[between])])
-        events = () if command is None else tuple(gripper_events(np.nan_to_num(command[part])))
+        events = [] if command is None else [event for values in command for event in gripper_events(values[part])]
         found.append(
             EpisodeEvidence(
                 name=name,
                 steps=part.stop - part.start,
                 seconds=None if times is None else float(elapsed[-1]),
-                events=events,
-                open_share=None if states is None else float((states[part] == OPEN).mean()),
+                events=tuple(sorted(events)),
+                open_share=None if states is None else float((states[:, part] == OPEN).mean()),
                 idle=tuple((a, b + 1) for a, b in set_runs(quiet) if elapsed[b] - elapsed[a] >= IDLE_SECONDS),
             )
         )
@@ -288,18 +292,19 @@ def _jumps(steps: Steps, key: str, metres: FloatArray, radians: FloatArray, seco
 
 
 def _copying(steps: Steps) -> Copying | None:
-    command, measured = steps.column(ACTION_KEY, GRIPPER), steps.column(GRIPPER_KEY, GRIPPER)
+    command, measured = steps.commanded_grippers(), steps.measured_grippers()
     if command is None or measured is None:
         return None
     command, measured = np.nan_to_num(command), np.nan_to_num(measured)
     delays: list[int | None] = []
     for part in steps.slices:
-        seen = gripper_states(measured[part], GRIPPER_BAND)
-        for step, kind in gripper_events(command[part]):
-            there = np.flatnonzero((seen[step:] == OPEN) == (kind == "open"))
-            delays.append(int(there[0]) if len(there) else None)
+        for told, found in zip(command[part].T, measured[part].T, strict=True):
+            seen = gripper_states(found, GRIPPER_BAND)
+            for step, kind in gripper_events(told):
+                there = np.flatnonzero((seen[step:] == OPEN) == (kind == "open"))
+                delays.append(int(there[0]) if len(there) else None)
     return Copying(
-        equal_steps=int((command == measured).sum()),
+        equal_steps=int((command == measured).all(axis=1).sum()),
         transitions=len(delays),
         equal_transitions=sum(delay == 0 for delay in delays),
         first_measured=tuple(delay for delay in delays if delay is not None),

@@ -21,14 +21,17 @@ from diffusion_policy.convert.decoding import read_recorded
 from diffusion_policy.dataset.chunk_files import ChunkFault
 from diffusion_policy.dataset.errors import DatasetError
 from diffusion_policy.dataset.frame_files import FrameFiles
+from diffusion_policy.dataset.gripper_columns import grippers_of
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY, ReplayBuffer
 from diffusion_policy.dataset.sources import episode_names
 from diffusion_policy.diagnose import ReportError
 from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.geometry import geodesic_distance
 from diffusion_policy.gripper_scale import INTERNAL, DeclaredScales, FoundScale, FoundScales, GripperScale
 from diffusion_policy.images import DecodedImage
 from diffusion_policy.places import place
-from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, ImageArray
+from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, ActionLayout, ImageArray, find_layout
+from diffusion_policy.spec.action_layout import is_gripper_name
 from diffusion_policy.timestamps import TimestampUnit
 from diffusion_policy.trajectory import NO_IMAGE, Trajectory, TrajectoryError, find_trajectories, open_trajectory
 
@@ -36,6 +39,9 @@ FloatArray = NDArray[np.float64]
 # Recordings that open hold 1 (open) and 0 (closed), or are converted to it.
 OPEN1_SCALES = FoundScales(*(FoundScale(INTERNAL, "labeled", 0.0, 1.0, "as recorded"),) * 2)
 IntArray = NDArray[np.int64]
+# A quaternion shorter than this is no rotation.
+_SHORTEST = 0.5
+_RADIANS = {"rad": 1.0, "deg": np.pi / 180}
 
 
 class Camera(Protocol):
@@ -109,8 +115,9 @@ class Steps:
         cameras: by key of the dataset.
         refused: recordings that do not open, and why.
         notes: of each recording that is odd, and why.
-        scales: in which its gripper is stored; None without one. In ``numbers`` it is 0 closed .. 1 open where that is
+        grippers: by name, in which scales each gripper is stored. In ``numbers`` it is 0 closed .. 1 open where that is
             known.
+        units: of numbers whose name does not tell, as the dataset says.
     """
 
     where: str
@@ -121,7 +128,27 @@ class Steps:
     cameras: Mapping[str, Camera]
     refused: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
-    scales: FoundScales | None = None
+    grippers: Mapping[str, FoundScales] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def scales(self) -> FoundScales | None:
+        """Of the first gripper, or of the first whose scale is not known; None without one."""
+        found = self.grippers.values()
+        return next((scales for scales in found if scales.unknown), next(iter(found), None))
+
+    def layout(self, key: str) -> ActionLayout | None:
+        """What the numbers of a vector are; None where their names do not tell."""
+        names = self.names.get(key, ())
+        return find_layout(names, self.units) if names else None
+
+    @property
+    def measured_keys(self) -> tuple[str, ...]:
+        """Arrays in which arms are measured: the usual one where it is there, else all that hold poses or joints."""
+        if POSE_KEY in self.numbers:
+            return (POSE_KEY,)
+        layouts = {key: self.layout(key) for key in self.names if key != ACTION_KEY}
+        return tuple(key for key, layout in layouts.items() if layout is not None and layout.motion_columns)
 
     @property
     def n_steps(self) -> int:
@@ -144,14 +171,35 @@ class Steps:
         """(N,) one dimension of a vector; None where there is none of that name, or a gripper of an unknown scale."""
         if key not in self.numbers or name not in self.names[key]:
             return None
-        if name == GRIPPER and scale_of(self.scales, key) is None:
+        if is_gripper_name(name) and scale_of(self.grippers.get(name), key) is None:
             return None
         return self.numbers[key][:, self.names[key].index(name)]
+
+    def commanded_grippers(self) -> FloatArray | None:
+        """(N, G) commands; None without a gripper, or where the scale of one is not known."""
+        return _stacked([self.column(ACTION_KEY, name) for name in self.names[ACTION_KEY] if is_gripper_name(name)])
+
+    def measured_grippers(self) -> FloatArray | None:
+        """(N, G) measurements of the commanded grippers, in their order; None where one is not measured."""
+        names = [name for name in self.names[ACTION_KEY] if is_gripper_name(name)]
+        return _stacked([self._measured_gripper(name) for name in names])
+
+    def _measured_gripper(self, name: str) -> FloatArray | None:
+        """(N,) of one; under its bare name only in the array that is called after it."""
+        others = (key for key in self.names if key not in (ACTION_KEY, GRIPPER_KEY) and name != GRIPPER)
+        found = (self.column(key, name) for key in (GRIPPER_KEY, *others))
+        return next((column for column in found if column is not None), None)
 
     def position_in_episode(self, step: int) -> tuple[int, int]:
         """Number of the episode that a step belongs to, and its step within it."""
         episode = int(np.searchsorted(self.episode_ends, step, side="right"))
         return episode, step - self.slices[episode].start
+
+
+def _stacked(columns: Sequence[FloatArray | None]) -> FloatArray | None:
+    """(N, G) of columns (N,); None if there is none, or one is absent."""
+    known = [column for column in columns if column is not None]
+    return np.stack(known, axis=1) if known and len(known) == len(columns) else None
 
 
 class HeldNumbers(ReplayBuffer):
@@ -189,10 +237,9 @@ def open_for_report(
     assert isinstance(buffer, HeldNumbers)
     faults = buffer.file_faults()
     buffer.refuse([fault for fault in faults if fault.key not in buffer.cameras])
-    if gripper_scale is None and otherwise is not None:
-        scales = buffer.gripper_scales
-        if scales is not None and scales.unknown:
-            buffer.declare(otherwise)
+    unknown = otherwise is not None and any(scales.unknown for scales in buffer.scales_by_gripper.values())
+    if gripper_scale is None and unknown:
+        buffer.declare(otherwise)
     return buffer, faults
 
 
@@ -209,10 +256,12 @@ def steps_of_dataset(buffer: ReplayBuffer, faults: Sequence[ChunkFault] = ()) ->
     arrays = {key: buffer[key] for key in buffer.keys}
     numbers = {key: buffer.read(key).astype(np.float64) for key, a in arrays.items() if a.ndim <= 2}
     names = {key: buffer.names(key) for key, array in arrays.items() if array.ndim == 2}
-    for key in (ACTION_KEY, GRIPPER_KEY):
-        scale = scale_of(buffer.gripper_scales, key)
-        if scale is not None and GRIPPER in names.get(key, ()):
-            index = names[key].index(GRIPPER)
+    scales = buffer.scales_by_gripper
+    grippers = [(key, name) for key in names for name in grippers_of(key, names[key], ACTION_KEY)]
+    for key, name in grippers:
+        scale = scale_of(scales.get(name), key)
+        if scale is not None:
+            index = names[key].index(name)
             numbers[key][:, index] = scale.to_internal(numbers[key][:, index])
     return Steps(
         where=buffer.where,
@@ -221,8 +270,14 @@ def steps_of_dataset(buffer: ReplayBuffer, faults: Sequence[ChunkFault] = ()) ->
         episode_ends=buffer.episode_ends,
         episode_names=episode_names(buffer),
         cameras={key: ConvertedCamera(FrameFiles(arrays[key]), _lost(faults, key)) for key in buffer.cameras},
-        scales=buffer.gripper_scales,
+        grippers=scales,
+        units=_units(buffer.label),
     )
+
+
+def _units(label: Mapping[str, Any] | None) -> dict[str, str]:
+    names, units = ((label or {}).get(entry, ()) for entry in ("names", "units"))
+    return {str(name): str(unit) for name, unit in zip(names, units, strict=False) if unit != "unknown"}
 
 
 def _lost(faults: Sequence[ChunkFault], key: str) -> dict[int, str]:
@@ -231,16 +286,31 @@ def _lost(faults: Sequence[ChunkFault], key: str) -> dict[int, str]:
 
 def finite(steps: Steps, key: str) -> FloatArray:
     """(N, D) with zeros for NaN; rotations that are none become the identity, so that angles can be told."""
-    values = np.nan_to_num(steps.numbers[key])
-    if is_pose(steps, key):
-        values = values.copy()
-        values[np.linalg.norm(values[:, 3:7], axis=1) < 0.5, 3:7] = (0, 0, 0, 1)
+    values, layout = np.nan_to_num(steps.numbers[key]), steps.layout(key)
+    if layout is None or not layout.labels("rotation"):
+        return values
+    turns = layout.rotations(values)
+    lost = ~(np.linalg.norm(turns, axis=-1) >= _SHORTEST)
+    if lost.any():
+        turns[lost] = (0, 0, 0, 1)
+        values = layout.replaced(values, rotations=turns)
     return values
 
 
-def is_pose(steps: Steps, key: str) -> bool:
-    """Whether an array's dimensions are called a position and a quaternion."""
-    return steps.names.get(key, ())[:7] == POSE
+def arm_steps(layout: ActionLayout, values: FloatArray) -> tuple[FloatArray, FloatArray] | None:
+    """How far vectors (N, D) are from one step to the next: metres and radians, (N - 1,) each.
+
+    Of several arms the one that moves most; joints turn as rotations do. None where nothing is known to move.
+    """
+    positions, rotations = layout.positions(values), layout.rotations(values)
+    metres = np.linalg.norm(np.diff(positions, axis=0), axis=-1)
+    turns = [geodesic_distance(rotations[:-1], rotations[1:])]
+    if layout.has_joints and layout.joint_unit in _RADIANS:
+        turns.append(np.abs(np.diff(layout.joints(values), axis=0)) * _RADIANS[layout.joint_unit])
+    radians = np.concatenate(turns, axis=1)
+    if not metres.size and not radians.size:
+        return None
+    return metres.max(axis=1, initial=0.0), radians.max(axis=1, initial=0.0)
 
 
 def scale_of(scales: FoundScales | None, key: str) -> GripperScale | None:
@@ -289,7 +359,7 @@ def steps_of_recordings(
         cameras={name: RecordedCamera([file for one in opened for file in _files(one, name)]) for name in cameras},
         refused=refused,
         notes={one.path.name: "; ".join(one.notes) for one in opened if one.notes},
-        scales=OPEN1_SCALES,
+        grippers={GRIPPER: OPEN1_SCALES},
     )
 
 

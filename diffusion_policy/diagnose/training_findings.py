@@ -14,7 +14,7 @@ from diffusion_policy.diagnose.training_evidence import ConfigEvidence, config_o
 from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.model.obs_encoder import IMAGE_FEATURES
 from diffusion_policy.run_folder.reading import RunFolder
-from diffusion_policy.spec import POSE_GRIPPER
+from diffusion_policy.spec import POSE_GRIPPER, find_layout
 from diffusion_policy.training_config import RATES
 
 # Learning rates of Adam outside these taught no released policy of this kind.
@@ -91,6 +91,9 @@ def config_action(planned: Planned) -> Finding | None:
             config.again("task=cogact_robot_7d"),
             config.name,
         )
+    layout = find_layout(names)
+    if names != POSE_GRIPPER and layout is not None and layout.has_gripper:
+        return ok("config-action", f"{said}: {layout.describe()}", config.name)
     if names != POSE_GRIPPER:
         evidence = f"{said}: {' '.join(names)}; without a gripper the client keeps it open"
         again = config.again("task=cogact_robot_8d")

@@ -14,7 +14,7 @@ from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence
 from diffusion_policy.diagnose.findings import Finding, ok
 from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.pose_check import FaultCode, PoseFault
-from diffusion_policy.spec import POSE_GRIPPER
+from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, find_layout
 
 # A tool that points down scalar-first, and far from it as the quaternions are read, was probably recorded so.
 # Stands in commands for recordings that lie nobody knows where.
@@ -43,7 +43,10 @@ def action_shape(data: DatasetEvidence) -> Finding:
     rotation = _fault(data, "rotation")
     if rotation is not None and data.layout != "xyz_rotvec_width":
         return Finding("action-shape", "error", rotation.said, rotation.remedy, reconvert(), data.path)
-    if len(data.action_names) == len(POSE_GRIPPER) and data.layout != "xyz_quat_gripper":
+    layout = find_layout(data.action_names)
+    if data.layout == "named" and layout is not None:
+        return _named_shape(data, layout, said)
+    if data.action_names == POSE_GRIPPER and data.layout != "xyz_quat_gripper":
         evidence = f"{said}, but their ranges are not those of meters, a unit quaternion and a gripper"
         return Finding(
             "action-shape", "error", evidence, "check the order of the recorded numbers", reconvert(), data.path
@@ -57,6 +60,14 @@ def action_shape(data: DatasetEvidence) -> Finding:
         evidence = f"{said}: they look like rotation vector and gripper width, not a quaternion"
         return Finding("action-shape", "error", evidence, "record with the current recorder", about=data.path)
     return Finding("action-shape", "error", f"{said}; expected (N, 8)", "convert again", reconvert(), data.path)
+
+
+def _named_shape(data: DatasetEvidence, layout: ActionLayout, said: str) -> Finding:
+    """Actions of another layout than pose and gripper, by their names."""
+    if layout.has_gripper:
+        return ok("action-shape", f"{said}: {layout.describe()}", data.path)
+    evidence = f"{said}: {layout.describe()}, without gripper; a policy trained on it commands none"
+    return Finding("action-shape", "warning", evidence, "add the gripper's command", about=data.path)
 
 
 def not_finite(data: DatasetEvidence) -> Finding:
@@ -75,16 +86,17 @@ def position_unit(data: DatasetEvidence) -> Finding | None:
     fault = _fault(data, "position-unit")
     if fault is not None:
         return Finding("position-unit", "error", fault.said, fault.remedy, reconvert(), data.path)
-    if data.action_names[:3] != ("x", "y", "z"):
+    layout = find_layout(data.action_names)
+    if layout is None or not layout.labels("position"):
         return None
-    reach = max(abs(number) for end in (data.low, data.high) for number in end[:3])
+    reach = max(float(abs(layout.positions(end)).max()) for end in (data.low, data.high))
     return ok("position-unit", f"commanded positions lie within {reach:.2f} m of the base", data.path)
 
 
 def quaternions(data: DatasetEvidence) -> Finding | None:
     """Norms and signs."""
-    if _fault(data, "rotation") is not None:
-        return None  # told by the layout
+    if _fault(data, "rotation") is not None or data.quaternion_error is None:
+        return None  # told by the layout, or there are none
     faults = [fault.said for fault in data.faults if fault.code in ("zero-quaternion", "quaternion-norm")]
     if faults:
         remedy = "these steps are no rotation: convert again without them"

@@ -18,7 +18,7 @@ from diffusion_policy.diagnose.doctor import MACHINE, Examination, examine_opene
 from diffusion_policy.diagnose.findings import Finding, level_of
 from diffusion_policy.diagnose.log_evidence import LogEvidence
 from diffusion_policy.diagnose.log_findings import open_loop_findings
-from diffusion_policy.diagnose.playback import playback_of_episode, playback_of_log
+from diffusion_policy.diagnose.playback import playbacks_of_episode, playbacks_of_log
 from diffusion_policy.diagnose.sources import Opened, Progress, Sources, open_sources, read_open_loop
 from diffusion_policy.evaluate.gripper_table import UNJUDGED
 from diffusion_policy.evaluate.verdicts import OPENS_AND_CLOSES, counted
@@ -114,12 +114,13 @@ def _sections(groups: Mapping[str, Sequence[Finding]], opened: Opened) -> list[S
     """Those that something was given for, in reading order."""
     run, logs = opened.run, opened.logs
     buffers = [dataset.buffer for dataset in opened.datasets]
-    playbacks = (playback_of_log(evidence.log, *buffers) for evidence in logs)
-    played = [found for found in playbacks if found is not None]
+    played = [found for evidence in logs for found in playbacks_of_log(evidence.log, *buffers)]
     if not played and opened.datasets:
         first = opened.datasets[0]
         count = min(EPISODES, first.buffer.n_episodes)
-        played = [playback_of_episode(first.buffer, episode, first.camera) for episode in range(count)]
+        episodes = (playbacks_of_episode(first.buffer, episode, first.camera) for episode in range(count))
+        played = [found for arms in episodes for found in arms]
+    placed = [playback for playback in played if playback.positions is not None and playback.chunks is not None]
     gripping = [playback for playback in played if playback.commands is not None and (playback.predicted or not logs)]
     weights = None if opened.checkpoint is None else opened.checkpoint.evidence
     ledger = None if weights is None else weights.ledger
@@ -133,10 +134,10 @@ def _sections(groups: Mapping[str, Sequence[Finding]], opened: Opened) -> list[S
     made.append(gripper_section(gripping, _verdicts(logs)) if gripping else None)
     made.append(open_loop_section(opened.open_loop) if opened.open_loop else None)
     made.append(horizon_section(run) if run is not None and not opened.open_loop else None)
-    made.append(trajectory_section(played) if played else None)
+    made.append(trajectory_section(placed) if played else None)
     made.append(latency_section(stages) if stages else None)
     made.append(guard_section([evidence.log for evidence in logs]))
-    made.append(replay_section(played) if played else None)
+    made.append(replay_section(placed) if placed else None)
     return [section for section in made if section is not None]
 
 
@@ -202,10 +203,13 @@ def _lead(verdict: Verdict, examination: Examination) -> str:
 
 
 def _verdicts(logs: Sequence[LogEvidence]) -> dict[str, str]:
-    return {
-        evidence.log.path.stem.removeprefix("inference_log_"): f"{evidence.gripper.verdict}; {evidence.gripper.reason}"
-        for evidence in logs
-    }
+    """By the name of the playback; of several arms of a log under each."""
+    found = {}
+    for evidence in logs:
+        name, said = evidence.log.path.stem.removeprefix("inference_log_"), evidence.gripper
+        for playback in [f"{name}, {arm}" for arm in said.arms] or [name]:
+            found[playback] = f"{said.verdict}; {said.reason}"
+    return found
 
 
 def _title(sources: Sources) -> str:

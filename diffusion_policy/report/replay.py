@@ -42,6 +42,8 @@ def replay_section(playbacks: Sequence[Playback]) -> Section:
 
 def replay_data(playback: Playback, most_frames: int) -> dict[str, Any]:
     """What the page's program needs of one playback."""
+    assert playback.positions is not None
+    assert playback.chunks is not None
     stride = -(-len(playback) // max(most_frames, 1))
     steps = np.arange(0, len(playback), stride)
     frames = [playback.frame(int(step)) for step in steps]

@@ -19,6 +19,7 @@ from diffusion_policy.gripper_events import gripper_events
 from diffusion_policy.report import figures as plot
 from diffusion_policy.report.page import Section, grid, paragraph, picture, place, table
 from diffusion_policy.run_folder.reading import RunFolder
+from diffusion_policy.spec.action_layout import is_gripper_name
 
 CLASSES = {"ok": "good", "note": "note", "warning": "doubt", "error": "bad"}
 SAMPLE_FRAMES = 8
@@ -26,6 +27,8 @@ MOST_TIMELINES = 6
 MOST_EVENT_FRAMES = 8
 STRIPS = 60
 MOST_FILES = 6
+# Errors of joints that training measures, and their units.
+JOINT_ERRORS = {"val_joint_error_rad": "rad", "val_joint_error_deg": "degrees", "val_joint_error": ""}
 # Shares that training measures; of some it knows intervals.
 SHARES = {
     "success": "test_success",
@@ -87,13 +90,17 @@ def data_section(
     }
     alt = f"{len(data.lengths)} episodes of {min(data.lengths)} to {max(data.lengths)} steps"
     parts = [place(f"lengths{suffix}", alt)]
-    command = gripper_column(buffer, ACTION_KEY)
-    if command is not None:
+    for name in filter(is_gripper_name, data.action_names):
+        command = gripper_column(buffer, ACTION_KEY, name)
+        if command is None:
+            continue
         strips = [command[steps] for steps in episode_slices(buffer.episode_ends)[:STRIPS]]
-        drawn[f"strips{suffix}"] = plot.state_strips("Commanded gripper (orange: closed)", strips)
+        arm = name.rpartition(".")[0]
+        plotted, whose = (f"strips-{arm}{suffix}", f"{arm} gripper") if arm else (f"strips{suffix}", "gripper")
+        drawn[plotted] = plot.state_strips(f"Commanded {whose} (orange: closed)", strips)
         gripper = data.gripper
         closings = "" if gripper is None else f": {gripper.closings} closings, {gripper.openings} openings"
-        parts.append(place(f"strips{suffix}", f"when each episode's gripper is commanded open or closed{closings}"))
+        parts.append(place(plotted, f"when each episode's {whose} is commanded open or closed{closings}"))
     ranges = table(("dimension", "lowest", "highest"), rows)
     body = (
         paragraph(f"{data.n_steps} steps in {len(data.lengths)} episodes, {spacing}; {data.path}")
@@ -143,6 +150,10 @@ def training_section(run: RunFolder) -> Section:
             "Rotation error of held-out episodes",
             "degrees",
             ("val_rotation_error_deg", "val_rotation_error_deg_model"),
+        ),
+        *(
+            ("joints", "Joint error of held-out episodes", unit, (key, f"{key}_model"))
+            for key, unit in JOINT_ERRORS.items()
         ),
         ("rate", "Learning rate", "", ("lr",)),
     ):

@@ -27,9 +27,30 @@ REFUSED = "refused: "
 COLUMNS = (
     ("position_mm", "position (mm)"),
     ("rotation_deg", "rotation (degrees)"),
+    ("joint_rad", "joints (rad)"),
+    ("joint_deg", "joints (degrees)"),
+    ("joint", "joints"),
     ("gripper_at_transitions", "wrong at transitions"),
     ("gripper_f1", "events F1"),
 )
+
+
+# Errors by the names that open-loop evaluation and training give them, and their units.
+UNITS = {
+    "position_mm": "mm",
+    "rotation_deg": "degrees",
+    "joint_rad": "rad",
+    "joint_deg": "degrees",
+    "joint": "",
+    "gripper": "difference of the command",
+}
+VALIDATED = {
+    "position_error_mm": "mm",
+    "rotation_error_deg": "degrees",
+    "joint_error_rad": "rad",
+    "joint_error_deg": "degrees",
+    "joint_error": "",
+}
 
 
 def open_loop_section(documents: Sequence[Mapping[str, Any]]) -> Section:
@@ -38,11 +59,12 @@ def open_loop_section(documents: Sequence[Mapping[str, Any]]) -> Section:
     drawn: dict[str, Figure] = {}
     for i, document in enumerate(documents):
         scores = document["scores"]
-        rows = [[name, *(_cell(_defined(score, key)) for key, _ in COLUMNS)] for name, score in scores.items()]
+        columns = [(key, title) for key, title in COLUMNS if key not in _unmeasured(scores)]
+        rows = [[name, *(_cell(_defined(score, key)) for key, _ in columns)] for name, score in scores.items()]
         sampler = f"{document['scheduler']}, {document['steps']} steps, {document['samples']} samples a step"
         caption = f"{document['checkpoint']}; episodes {document['episodes']}; {sampler}"
         within = f" ({document['tolerance_s']:.3g} s)" if "tolerance_s" in document else ""
-        head = ["predictor", *(title + (within if key == "gripper_f1" else "") for key, title in COLUMNS)]
+        head = ["predictor", *(title + (within if key == "gripper_f1" else "") for key, title in columns)]
         parts.append(table(head, rows, caption, _marks(scores)))
         parts += [paragraph(line) for line in (*_about_episodes(document), *_in_words(document))]
         parts += [paragraph(line) for line in document.get("unmeasured", ())]
@@ -52,16 +74,30 @@ def open_loop_section(documents: Sequence[Mapping[str, Any]]) -> Section:
             grid(
                 *(
                     _horizon(f"{i}-{key}", key, unit, document, drawn)
-                    for key, unit in (
-                        ("position_mm", "mm"),
-                        ("rotation_deg", "degrees"),
-                        ("gripper", "difference of the command"),
-                    )
+                    for key, unit in UNITS.items()
+                    if key in scores[POLICY]["per_horizon_step"]
                 )
             )
         )
         parts.append(_phases(f"phases-{i}", scores, drawn))
+        parts.append(_arms(scores))
     return Section("open-loop", "Open loop: errors per horizon step", "".join(parts), drawn)
+
+
+def _unmeasured(scores: Mapping[str, Any]) -> set[str]:
+    """Errors of motion that no predictor has: the layout of the actions lacks what they are of."""
+    motions = [key for key in UNITS if key != "gripper"]
+    return {key for key in motions if all(score.get(key) is None for score in scores.values())}
+
+
+def _arms(scores: Mapping[str, Any]) -> str:
+    """The policy's errors of each arm; nothing of a single one."""
+    arms: Mapping[str, Any] = scores[POLICY].get("per_arm") or {}
+    if not arms:
+        return ""
+    columns = [*((key, title) for key, title in COLUMNS if key in next(iter(arms.values()))), ("gripper", "gripper")]
+    rows = [[arm, *(_cell(means[key]) for key, _ in columns)] for arm, means in arms.items()]
+    return table(["arm", *(title for _, title in columns)], rows, "the policy's errors of each arm")
 
 
 def _about_episodes(document: Mapping[str, Any]) -> list[str]:
@@ -117,16 +153,19 @@ def _horizon(name: str, key: str, unit: str, document: Mapping[str, Any], drawn:
 
 
 def _phases(name: str, scores: Mapping[str, Any], drawn: dict[str, Figure]) -> str:
-    ours = {phase: means for phase, means in scores[POLICY]["per_phase"].items() if means["position_mm"] is not None}
-    if not ours:
+    lacking = _unmeasured(scores)
+    key = next((key for key in UNITS if key not in lacking and key != "rotation_deg"), "position_mm")
+    what, unit = ("Position", "mm") if key == "position_mm" else ("Joint", UNITS[key])
+    ours = {phase: means for phase, means in scores[POLICY]["per_phase"].items() if means[key] is not None}
+    if not ours or key == "gripper":
         return ""
     series = {
-        predictor: [scores[predictor]["per_phase"].get(phase, {}).get("position_mm") for phase in ours]
+        predictor: [scores[predictor]["per_phase"].get(phase, {}).get(key) for phase in ours]
         for predictor in (POLICY, HOLD)
         if predictor in scores
     }
-    drawn[name] = plot.bars("Position error by phase", list(ours), series, "mm")
-    alt = "position error by phase: " + ", ".join(f"{phase} {m['position_mm']:.3g} mm" for phase, m in ours.items())
+    drawn[name] = plot.bars(f"{what} error by phase", list(ours), series, unit)
+    alt = f"{what.lower()} error by phase: " + ", ".join(f"{phase} {m[key]:.3g} {unit}" for phase, m in ours.items())
     return place(name, alt, 260)
 
 
@@ -138,7 +177,7 @@ def horizon_section(run: RunFolder) -> Section | None:
     """Errors per horizon step as training validated them; None if it did not."""
     drawn: dict[str, Figure] = {}
     parts: list[str] = []
-    for key, unit in (("position_error_mm", "mm"), ("rotation_error_deg", "degrees")):
+    for key, unit in VALIDATED.items():
         values: list[float] = []
         while (value := run.last(f"val_{key}_step_{len(values) + 1}")) is not None:
             values.append(value)
@@ -150,10 +189,16 @@ def horizon_section(run: RunFolder) -> Section | None:
 
 
 def trajectory_section(playbacks: Sequence[Playback]) -> Section:
-    """Ways of the arm in three dimensions, with predicted chunks and the places of gripper events."""
+    """Ways of arms in three dimensions, with predicted chunks and the places of gripper events; said to be none of
+    layouts without a position.
+    """
+    if not playbacks:
+        said = "No position is among the numbers of these actions: no way of the arm is drawn, and none is replayed."
+        return Section("trajectories", "Trajectories", paragraph(said))
     drawn: dict[str, Figure] = {}
     parts: list[str] = []
     for i, playback in enumerate(playbacks[:MOST_TRAJECTORIES]):
+        assert playback.positions is not None
         paths = {"measured": (playback.positions, plot.RECORDED, "solid")}
         if playback.recorded_positions is not None:
             paths["recorded command"] = (playback.recorded_positions, plot.GOOD, "solid")
@@ -239,12 +284,13 @@ def _refused(counts: Counter[str]) -> int:
 
 def guarded(log: RunLog, settings: GuardSettings | None = None) -> Counter[str]:
     """How often each limit would act on the chunks of a log, each starting at the measured pose."""
-    positions = log.states[:, :3]
+    assert log.state_layout is not None
+    (positions,) = np.moveaxis(log.state_layout.positions(log.states), 1, 0)
     low, high = positions.min(axis=0) - BOX_MARGIN_M, positions.max(axis=0) + BOX_MARGIN_M
     guard = MotionGuard((settings or GuardSettings()).within(low, high))
     for step in log.steps:
         try:
-            guard.accept(guard.check(step.actions, step.state[:7]))
+            guard.accept(guard.check(step.actions, step.state))
         except MotionRefusedError:
             continue  # counted by the guard
     return guard.totals

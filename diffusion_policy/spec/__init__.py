@@ -42,6 +42,7 @@ from diffusion_policy.spec.semantics import (
     find_layout,
     is_gripper_width,
     layout_from_range,
+    told_layout,
     with_units,
 )
 from diffusion_policy.spec.steps import ObsField, StepSpec, default_names, read_shape_meta
@@ -75,6 +76,7 @@ __all__ = [
     "layout_from_range",
     "policy_observation",
     "read_shape_meta",
+    "told_layout",
     "with_units",
 ]
 

@@ -14,7 +14,9 @@ from diffusion_policy.spec.action_layout import ActionLayout, Arm, is_gripper_na
 from diffusion_policy.spec.names import (
     GRIPPER_CLOSED,
     GRIPPER_OPEN,
+    POSE,
     POSE_GRIPPER,
+    ROTVEC_WIDTH,
     SEMANTICS_VERSION,
 )
 
@@ -101,6 +103,13 @@ def _units_by_name(semantics: Mapping[str, Any], where: str) -> dict[str, str]:
     if len(names) != len(units):
         raise SpecError(f"{where}: {len(names)} names {list(names)} but {len(units)} units {list(units)}")
     return dict(zip(names, units, strict=True))
+
+
+def told_layout(names: Sequence[str], minimum: Sequence[float], maximum: Sequence[float]) -> Layout:
+    """What numbers of these names and ranges are: names that only one layout has tell, else the ranges do."""
+    layout = find_layout(names) if tuple(names) not in (POSE, POSE_GRIPPER, ROTVEC_WIDTH) else None
+    known = layout is not None and bool(layout.motion_columns or layout.has_gripper)
+    return "named" if known else layout_from_range(minimum, maximum)
 
 
 def layout_from_range(minimum: Sequence[float], maximum: Sequence[float]) -> Layout:

@@ -12,7 +12,7 @@ from diffusion_policy.diagnose.dataset_evidence import look_at_dataset
 from diffusion_policy.diagnose.doctor import examine
 from diffusion_policy.diagnose.findings import Finding
 from diffusion_policy.diagnose.log_evidence import look_at_log
-from diffusion_policy.diagnose.playback import playback_of_log
+from diffusion_policy.diagnose.playback import playbacks_of_log
 
 
 def of_dataset(path: Path, scale: str | None = None) -> Finding:
@@ -55,10 +55,10 @@ def test_pages_draw_what_is_known(tmp_path: Path, name: str) -> None:
 
     command = written(name)
     log = write_log(tmp_path / "log.json", command, measured=[command[0], command[0], *command[:-2]])
-    unknown = playback_of_log(look_at_log(log).log)
+    unknown = playbacks_of_log(look_at_log(log).log)[0]
     assert unknown is not None
     assert unknown.commands is None
-    known = playback_of_log(look_at_log(log, parse_scales(name)).log)
+    known = playbacks_of_log(look_at_log(log, parse_scales(name)).log)[0]
     assert known is not None
     assert known.commands is not None
     assert known.commands.tolist() == pytest.approx(GRASP)

@@ -16,7 +16,7 @@ from report_factory import checkpoint_with_ledger, open_loop, write_run
 from tiny_run import write_dataset
 
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
-from diffusion_policy.diagnose.playback import dataset_of_log, playback_of_episode, playback_of_log
+from diffusion_policy.diagnose.playback import dataset_of_log, playbacks_of_episode, playbacks_of_log
 from diffusion_policy.report import ReportError, dossier
 from diffusion_policy.report.dossier import Sources, make_dossier, read_open_loop, write_dossier
 from diffusion_policy.report.replay import replay_data
@@ -182,7 +182,7 @@ def test_nothing_to_report_on_is_refused(tmp_path: Path) -> None:
 
 def test_a_log_is_put_beside_the_recording_only_if_it_is_the_same(files: Files) -> None:
     log, buffer = read_log(files.log), ReplayBuffer.open(files.dataset)
-    playback = playback_of_log(log, buffer)
+    playback = playbacks_of_log(log, buffer)[0]
     assert playback is not None
     assert playback.recorded is not None
     np.testing.assert_array_equal(playback.recorded, buffer["action"][:13, 7])
@@ -190,24 +190,24 @@ def test_a_log_is_put_beside_the_recording_only_if_it_is_the_same(files: Files) 
     assert dataset_of_log(log) == files.dataset
     other = RunLog(log.path, 3, {**log.meta, "episode": 2}, log.steps)
     holed = replace(log, steps=log.steps[:5] + log.steps[9:])
-    beside = playback_of_log(holed, buffer)
+    beside = playbacks_of_log(holed, buffer)[0]
     assert beside is not None
     assert beside.recorded is not None
     np.testing.assert_array_equal(beside.recorded, np.delete(playback.recorded, range(5, 9)))
-    unlike = playback_of_log(other, buffer)
+    unlike = playbacks_of_log(other, buffer)[0]
     assert unlike is not None
     assert unlike.recorded is None
 
 
 def test_a_frame_that_does_not_decode_is_left_out(files: Files) -> None:
-    playback = playback_of_log(read_log(files.server_log))
+    playback = playbacks_of_log(read_log(files.server_log))[0]
     assert playback is not None
     assert playback.frame(0) is None
 
 
 def test_a_recorded_episode_plays_what_was_commanded(files: Files) -> None:
     buffer = ReplayBuffer.open(files.dataset)
-    playback = playback_of_episode(buffer, 1)
+    playback = playbacks_of_episode(buffer, 1)[0]
     assert len(playback) == 12
     np.testing.assert_allclose(playback.chunks[0, 3], buffer["action"][16, :3])
     np.testing.assert_allclose(playback.chunks[-1, -1], buffer["action"][24, :3])
