@@ -328,6 +328,65 @@ def test_a_second_policy_class_touches_nothing_but_its_places() -> None:
     assert len(speaking) >= 8, "the class, its tensors, its network, registry, config, rules, docs and tests"
 
 
+# What the columns of an action are, a layout says. Not asked by what makes layouts, by functions of poses, rotations
+# and the simulator's own state, and by what holds no action.
+KNOW_COLUMNS = (
+    "diffusion_policy/spec/",
+    "diffusion_policy/geometry.py",
+    "diffusion_policy/pose_check.py",
+    "diffusion_policy/trajectory/arrays.py",
+    "diffusion_policy/sim/",
+    "diffusion_policy/cpu.py",
+)
+COLUMNS, BOUNDS = {6, 7}, {3, 6, 7, 8}
+BY_INDEX = re.compile(r"\.index\(GRIPPER\)")
+
+
+def _literal(node: ast.expr | None) -> int | None:
+    return node.value if isinstance(node, ast.Constant) and type(node.value) is int else None
+
+
+def is_column_of_action(index: ast.expr) -> bool:
+    """Whether an index takes columns of an action by number: [..., :3], [:, 3:7], [..., -1], [:7]."""
+    if isinstance(index, ast.Slice):
+        bounds = (_literal(index.lower), _literal(index.upper))
+        return bounds in {(3, 7), (3, 6), (None, 7)} or (index.upper is None and bounds[0] in {3, 7})
+    if not isinstance(index, ast.Tuple) or len(index.elts) < 2:
+        return False
+    first, last = index.elts[0], index.elts[-1]
+    if isinstance(last, ast.Slice):
+        return bool({_literal(last.lower), _literal(last.upper)} & BOUNDS)
+    all_before = isinstance(first, ast.Constant) and first.value is ...
+    the_last = isinstance(last, ast.UnaryOp) and _literal(last.operand) == 1
+    return _literal(last) in COLUMNS or (all_before and the_last)
+
+
+def takes_column(text: str) -> bool:
+    return any(
+        isinstance(node, ast.Subscript) and is_column_of_action(node.slice) for node in ast.walk(ast.parse(text))
+    )
+
+
+def test_columns_by_number_are_seen() -> None:
+    columns = ("a[..., :3]", "a[:, 3:7]", "a[..., -1]", "a[:, 7]", "state[:7]", "a[rows, :3]", "a[:, None, :7]")
+    others = ("runs[:3]", "obs[:, -1]", "a[-1]", "a[:, 0]", "a[..., list(arm.position)]", "a[1:]", "a[...]")
+    assert [text for text in (*columns, *others) if takes_column(text)] == list(columns)
+
+
+def test_no_column_of_an_action_by_number() -> None:
+    offences = []
+    for path in python_files("diffusion_policy"):
+        if where(path).startswith(KNOW_COLUMNS):
+            continue
+        text = path.read_text()
+        lines = {
+            n.lineno for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Subscript) and is_column_of_action(n.slice)
+        }
+        lines |= {number for number, line in enumerate(text.splitlines(), start=1) if BY_INDEX.search(line)}
+        offences += [f"{where(path)}:{line}: {text.splitlines()[line - 1].strip()}" for line in sorted(lines)]
+    assert not offences, "ask a spec.ActionLayout:\n" + "\n".join(offences)
+
+
 def spoken_files() -> list[Path]:
     tracked = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],

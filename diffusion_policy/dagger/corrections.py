@@ -26,7 +26,7 @@ import numpy as np
 from diffusion_policy.closed_loop.evaluation import Evaluation, evaluate
 from diffusion_policy.commands import command
 from diffusion_policy.dagger.moments import takeovers
-from diffusion_policy.dagger.watching import Trace, WatchedSimulator, tabletop_of
+from diffusion_policy.dagger.watching import Trace, WatchedSimulator, tabletop_of, tips_of
 from diffusion_policy.env_runner.document import check_same
 from diffusion_policy.env_runner.results import SceneResult, Share, reasons_of, success_of
 from diffusion_policy.errors import WorkspaceError
@@ -270,6 +270,6 @@ def _replayed(env: TabletopEnv, trace: Trace, step: int, seed: int) -> tuple[Tab
     for action in trace.actions[:step]:
         env.step(action)
     was = trace.seen[step : step + 1]
-    if was and np.abs(was[0].tips - env.tabletop.pose[:3]).max() > _SAME_PLACE:
+    if was and np.abs(was[0].tips - tips_of(env.tabletop)).max() > _SAME_PLACE:
         raise CorrectionError(f"scene {seed}: the same commands led elsewhere; the simulator is not repeatable here")
     return env.tabletop, env.progress

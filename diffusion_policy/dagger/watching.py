@@ -14,7 +14,9 @@ from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_events import CLIENT_THRESHOLD
 from diffusion_policy.sim.tabletop import Tabletop
 from diffusion_policy.sim.tabletop_env import TabletopEnv
-from diffusion_policy.spec import POSE_GRIPPER
+from diffusion_policy.spec import POSE, POSE_GRIPPER, ActionLayout
+
+_LAYOUT = ActionLayout.of(POSE_GRIPPER)
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,18 @@ class Seen:
         targets = range(tabletop.scene.n_targets)
         target = next((number for number in targets if not tabletop.is_placed(number)), targets[-1])
         return cls(
-            tips=tabletop.pose[:3].copy(),
+            tips=tips_of(tabletop),
             opening=tabletop.opening,
             target=target,
             holds=tabletop.held == target,
             block=tabletop.blocks[target].position.copy(),
         )
+
+
+def tips_of(tabletop: Tabletop) -> FloatArray:
+    """(3,) metres, the point between its fingertips."""
+    (tips,) = ActionLayout.of(POSE).positions(tabletop.pose)
+    return tips
 
 
 @dataclass
@@ -59,7 +67,7 @@ class Trace:
     @property
     def wants_open(self) -> list[bool]:
         """What each command said to the fingers."""
-        return [bool(action[len(POSE_GRIPPER) - 1] > CLIENT_THRESHOLD) for action in self.actions]
+        return [bool(_LAYOUT.grippers(action) > CLIENT_THRESHOLD) for action in self.actions]
 
 
 class _WatchedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):

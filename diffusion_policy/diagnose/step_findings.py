@@ -12,12 +12,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from diffusion_policy.convert.survey import ACCEPT_MIXED
+from diffusion_policy.dataset.replay_buffer import ACTION_KEY
 from diffusion_policy.diagnose.camera_evidence import CameraEvidence
 from diffusion_policy.diagnose.dataset_findings import reconvert
 from diffusion_policy.diagnose.findings import Finding, Severity, ok, run_checks
 from diffusion_policy.diagnose.step_evidence import GAP, StepEvidence, Times
 from diffusion_policy.images import mixture
-from diffusion_policy.spec import GRIPPER
+from diffusion_policy.spec import find_layout
+from diffusion_policy.spec.action_layout import is_gripper_name
 
 # More bad recordings than this share, and something is wrong with the recorder.
 MANY = 0.1
@@ -147,6 +149,9 @@ def jumps(data: StepEvidence) -> Finding | None:
         return None
     metres, degrees = data.largest_step
     said = f"the longest step is {metres * 1000:.0f} mm, the largest turn {degrees:.1f} degrees"
+    layout = find_layout([one.name for one in data.dimensions if one.key == ACTION_KEY])
+    if layout is not None and not layout.labels("position"):
+        said = f"the largest turn of a joint from step to step is {degrees:.1f} degrees; no pose in this layout"
     if data.jumps:
         listed = _some(
             [
@@ -199,7 +204,9 @@ def idle(data: StepEvidence) -> Finding:
 
 def constant_dimensions(data: StepEvidence) -> Finding:
     """Dimensions without range, and what the normaliser makes of them."""
-    constant = [f"{d.key}.{d.name} = {d.mean:.4g}" for d in data.dimensions if d.is_constant and d.name != GRIPPER]
+    constant = [
+        f"{d.key}.{d.name} = {d.mean:.4g}" for d in data.dimensions if d.is_constant and not is_gripper_name(d.name)
+    ]
     nearly = [
         f"{d.key}.{d.name} ({d.high - d.low:.2g} wide, multiplied by {d.scale:.0f})"
         for d in data.dimensions

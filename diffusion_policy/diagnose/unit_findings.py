@@ -87,9 +87,10 @@ def position_unit(data: DatasetEvidence) -> Finding | None:
     if fault is not None:
         return Finding("position-unit", "error", fault.said, fault.remedy, reconvert(), data.path)
     layout = find_layout(data.action_names)
-    if layout is None or not layout.labels("position"):
+    columns = [column for arm in layout.arms for column in arm.position] if layout is not None else []
+    if not columns:
         return None
-    reach = max(float(abs(layout.positions(end)).max()) for end in (data.low, data.high))
+    reach = max(abs(end[column]) for end in (data.low, data.high) for column in columns)
     return ok("position-unit", f"commanded positions lie within {reach:.2f} m of the base", data.path)
 
 

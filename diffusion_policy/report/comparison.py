@@ -46,6 +46,9 @@ CURVES = {
     "Training loss (logarithmic)": ("train_loss", "loss"),
     "Validation loss": ("val_loss", "loss"),
     "Position error of held-out episodes": ("val_position_error_mm", "mm"),
+    "Joint error of held-out episodes": ("val_joint_error_rad", "rad"),
+    "Joint error of held-out episodes (degrees)": ("val_joint_error_deg", "degrees"),
+    "Joint error of held-out episodes (in the data's unit)": ("val_joint_error", ""),
 }
 SHARES = {
     "compare-success": (

@@ -22,8 +22,10 @@ from diffusion_policy.diagnose.inspection import Inspection
 from diffusion_policy.diagnose.step_evidence import finite
 from diffusion_policy.diagnose.steps import FloatArray, Steps
 from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.gripper_events import gripper_events
 from diffusion_policy.report.figures import GOOD, MEASURED, OTHER, PREDICTED, RECORDED
 from diffusion_policy.spec import GRIPPER, ImageArray
+from diffusion_policy.spec.action_layout import is_gripper_name
 from diffusion_policy.storage import whole_file
 
 # Episodes and moments of the contact sheet, and the size of its frames.
@@ -32,7 +34,8 @@ CURVE_EPISODES = 3
 TIMELINE_EPISODES = 60
 BINS = 36
 _OPEN, _CLOSED, _UNKNOWN = "#d9e6f2", PREDICTED, "#e3e3e3"
-_CURVES = ((("x", "y", "z"), "metres"), (("qx", "qy", "qz", "qw"), "quaternion"))
+_ROTATIONS = {"quaternion": "quaternion", "rotation_vector": "radians"}
+_COLORS = (PREDICTED, MEASURED, GOOD, OTHER, "#d1495b", "#5fa8a8", "#b59a3b")
 
 
 def draw_pictures(inspection: Inspection, folder: Path) -> list[Path]:
@@ -91,16 +94,13 @@ def _frame(steps: Steps, camera: str, step: int) -> tuple[ImageArray | None, str
 
 
 def action_curves(inspection: Inspection) -> Figure | None:
-    """Commanded and measured pose over time, and the gripper with its events, of the episodes with most events."""
+    """Commanded and measured poses or joints over time, and grippers with their events, of those with most events."""
     steps = inspection.steps
-    names = steps.names[ACTION_KEY]
     counts = [len(episode.events) for episode in inspection.details.episodes]
     chosen = sorted(np.argsort(counts, kind="stable")[::-1][:CURVE_EPISODES].tolist())
-    groups = [(wanted, unit) for wanted, unit in _CURVES if set(wanted) <= set(names)]
-    has_gripper = steps.column(ACTION_KEY, GRIPPER) is not None
-    if not groups and not has_gripper:
+    rows = _curve_rows(steps)
+    if not rows:
         return None
-    rows = [*groups, *([((GRIPPER,), "1 = open")] if has_gripper else [])]
     figure = Figure(figsize=(4.6 * len(chosen), 2.3 * len(rows) + 0.4), layout="constrained")
     grid = figure.subplots(len(rows), len(chosen), squeeze=False, sharex="col", sharey="row")
     for column, episode in zip(grid.T, chosen, strict=True):
@@ -120,67 +120,101 @@ def action_curves(inspection: Inspection) -> Figure | None:
     return figure
 
 
+def _curve_rows(steps: Steps) -> list[tuple[tuple[str, ...], str]]:
+    """Names of the numbers that are drawn together, and their unit: of each arm position, rotation, joints, gripper."""
+    layout = steps.layout(ACTION_KEY)
+    if layout is None:
+        return []
+    motions: list[tuple[tuple[int, ...], str, str]] = []
+    grippers: list[tuple[tuple[int, ...], str, str]] = []
+    for arm in layout.arms:
+        motions.append((arm.position, "metres", arm.name))
+        motions.append((arm.rotation, _ROTATIONS.get(str(arm.representation), "6-D rotation"), arm.name))
+        motions.append((arm.joints, layout.joint_unit, arm.name))
+        grippers.append((arm.gripper, "1 = open", arm.name))
+    named = [
+        (tuple(layout.names[column] for column in columns), f"{arm}: {unit}" if arm else unit)
+        for columns, unit, arm in (*motions, *grippers)
+        if columns
+    ]
+    return [row for row in named if all(steps.column(ACTION_KEY, name) is not None for name in row[0])]
+
+
 def _curves(axes: Axes, steps: Steps, part: slice, times: FloatArray, wanted: Sequence[str]) -> None:
-    for name, colour in zip(wanted, (PREDICTED, MEASURED, GOOD, OTHER), strict=False):
-        commanded, measured = (ACTION_KEY, "-", colour, name), (POSE_KEY, ":", colour, None)
-        if name == GRIPPER:  # the two lie on one another where a recorder writes one value as both
-            measured = (GRIPPER_KEY, ":", MEASURED, None)
-        for key, line, drawn, label in (commanded, measured):
-            values = steps.column(key, name)
+    for name, colour in zip(wanted, itertools.cycle(_COLORS), strict=False):
+        is_gripper = is_gripper_name(name)
+        # Both lie on one another where a recorder writes one value as both.
+        beside = (_measured(steps, name), ":", MEASURED if is_gripper else colour, None)
+        for values, line, drawn, label in ((steps.column(ACTION_KEY, name), "-", colour, name), beside):
             if values is not None:
-                shape = "steps-post" if name == GRIPPER else "default"
+                shape = "steps-post" if is_gripper else "default"
                 axes.plot(times, values[part], line, lw=1.4, color=drawn, drawstyle=shape, label=label)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.25)
 
 
+def _measured(steps: Steps, name: str) -> FloatArray | None:
+    """(N,) a measured number; the bare gripper only of the array that is called after it."""
+    usual = (GRIPPER_KEY,) if name == GRIPPER else (POSE_KEY, *steps.measured_keys, *sorted(steps.names))
+    found = (steps.column(key, name) for key in usual if key != ACTION_KEY)
+    return next((column for column in found if column is not None), None)
+
+
 def workspace(inspection: Inspection) -> Figure | None:
-    """Where the arm has been, from above, from the front and from the side, and where the gripper closes and opens."""
+    """Where each arm has been, from above, from the front and from the side, and where its gripper closes and opens."""
     steps = inspection.steps
-    key = POSE_KEY if POSE_KEY in steps.numbers else ACTION_KEY
-    if not {"x", "y", "z"} <= set(steps.names[key]):
+    ways = {arm: way for key in (ACTION_KEY, *steps.measured_keys) for arm, way in _ways(steps, key).items()}
+    if not ways:
         return None
-    position = finite(steps, key)[:, :3]
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    figure = Figure(figsize=(12, 3.8 * len(ways)), layout="constrained")
     views = ((0, 1, "from above"), (1, 2, "from the front"), (0, 2, "from the side"))
-    for axes, (across, up, title) in zip(figure.subplots(1, 3), views, strict=True):
-        x, y = position[:, across], position[:, up]
-        # The lightest blue is one step: a place visited once is to be seen, too.
-        picture = axes.hist2d(x, y, bins=BINS, cmap="Blues", cmin=1, norm=LogNorm(vmin=0.3))[3]
-        for kind, colour, marker in (("close", MEASURED, "v"), ("open", GOOD, "^")):
-            at = _events(inspection, kind)
-            axes.scatter(position[at, across], position[at, up], c=colour, marker=marker, s=22, label=f"{kind}s", lw=0)
-        axes.set(xlabel=f"{'xyz'[across]} (m)", ylabel=f"{'xyz'[up]} (m)", title=title)
-        axes.set_aspect("equal", adjustable="datalim")
-        figure.colorbar(picture, ax=axes, label="steps", shrink=0.8)
-    axes.legend(fontsize=8)
+    for row, (arm, position) in zip(figure.subplots(len(ways), 3, squeeze=False), sorted(ways.items()), strict=True):
+        for axes, (across, up, title) in zip(row, views, strict=True):
+            x, y = position[:, across], position[:, up]
+            # The lightest blue is one step: a place visited once is to be seen, too.
+            picture = axes.hist2d(x, y, bins=BINS, cmap="Blues", cmin=1, norm=LogNorm(vmin=0.3))[3]
+            for kind, colour, marker in (("close", MEASURED, "v"), ("open", GOOD, "^")):
+                at = _events(inspection, kind, arm)
+                axes.scatter(x[at], y[at], c=colour, marker=marker, s=22, label=f"{kind}s", lw=0)
+            whose = f"{arm}, {title}" if arm else title
+            axes.set(xlabel=f"{'xyz'[across]} (m)", ylabel=f"{'xyz'[up]} (m)", title=whose)
+            axes.set_aspect("equal", adjustable="datalim")
+            figure.colorbar(picture, ax=axes, label="steps", shrink=0.8)
+        axes.legend(fontsize=8)
     return figure
 
 
-def _events(inspection: Inspection, wanted: str) -> list[int]:
-    parts = inspection.steps.slices
-    episodes = inspection.details.episodes
-    return [
-        part.start + step
-        for part, episode in zip(parts, episodes, strict=True)
-        for step, kind in episode.events
-        if kind == wanted
-    ]
+def _ways(steps: Steps, key: str) -> dict[str, FloatArray]:
+    """(N, 3) positions of each arm in an array."""
+    layout = steps.layout(key)
+    if layout is None:
+        return {}
+    return dict(zip(layout.labels("position"), np.moveaxis(layout.positions(finite(steps, key)), 1, 0), strict=True))
+
+
+def _events(inspection: Inspection, wanted: str, arm: str) -> list[int]:
+    """Steps at which an arm's gripper is told to open, or to close."""
+    steps = inspection.steps
+    command = steps.column(ACTION_KEY, f"{arm}.{GRIPPER}" if arm else GRIPPER)
+    if command is None:
+        return []
+    found = ((part.start, gripper_events(np.nan_to_num(command[part]))) for part in steps.slices)
+    return [start + step for start, events in found for step, kind in events if kind == wanted]
 
 
 def episode_timeline(inspection: Inspection) -> Figure | None:
     """Every episode as a bar: light where the gripper is commanded open, dark where closed; pauses, jumps and gaps."""
     steps, details = inspection.steps, inspection.details
     shown = _spread(len(details.episodes), TIMELINE_EPISODES)
-    command = steps.column(ACTION_KEY, GRIPPER)
+    commands = steps.commanded_grippers()
     figure = Figure(figsize=(10, 1.3 + 0.22 * len(shown)), layout="constrained")
     axes = figure.subplots()
     for row, episode in enumerate(shown):
         part, seen = steps.slices[episode], details.episodes[episode]
-        closed = np.zeros(seen.steps, dtype=bool) if command is None else command[part] < 0.5
+        closed = np.zeros(seen.steps, dtype=bool) if commands is None else np.any(commands[part] < 0.5, axis=1)
         edges = [0, *(np.flatnonzero(np.diff(closed)) + 1).tolist(), seen.steps]
         for start, end in itertools.pairwise(edges):
-            state = _UNKNOWN if command is None else _CLOSED if closed[start] else _OPEN
+            state = _UNKNOWN if commands is None else _CLOSED if closed[start] else _OPEN
             axes.barh(row, end - start, left=start, height=0.8, color=state)
         for start, end in seen.idle:
             axes.barh(row, end - start, left=start, height=0.8, color="none", hatch="////", edgecolor=RECORDED, lw=0)
