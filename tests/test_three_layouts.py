@@ -13,10 +13,15 @@ from layout_factory import NAMES
 from omegaconf import OmegaConf, open_dict
 from rich.console import Console
 
+from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.diagnose.doctor import examine_opened
+from diffusion_policy.diagnose.playback import playbacks_of_log
+from diffusion_policy.diagnose.sources import Sources, open_sources
 from diffusion_policy.evaluate.gripper import GripperReport, judge, judge_file
 from diffusion_policy.evaluate.open_loop_report import OpenLoopReport, evaluate_open_loop
 from diffusion_policy.evaluate.open_loop_table import open_loop_table
 from diffusion_policy.evaluate.recorded_inference import Sampling, run_recorded_inference
+from diffusion_policy.report.dossier import make_dossier
 from diffusion_policy.run_log import read_log
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
     TrainDiffusionTransformerHybridWorkspace,
@@ -36,15 +41,16 @@ class Way:
     """What comes of one layout: a run, its metrics, open-loop errors and a log."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        keys, percent = layout_factory.low_dim_keys(name), name == "joints"
-        stored = {"gripper": 100.0} if percent else {}
+        keys, stored = layout_factory.low_dim_keys(name), {"gripper": 100.0} if name == "joints" else {}
         dataset = layout_factory.write(folder / "set.zarr", name, lengths=(9, 8), **stored)
+        if stored:
+            label = ReplayBuffer.open(dataset, mode="r+").root.attrs
+            label["action_semantics"] = {**dict(label["action_semantics"]), "gripper": {"open": 100, "closed": 0}}
         cfg = tiny_run.settings(
             dataset, "training.num_epochs=1", "training.max_train_steps=2", "training.sample_every=1",
             "training.use_ema=false", "horizon=8", "n_action_steps=4", "task.dataset.val_ratio=0.5",
             "dataloader.batch_size=4", "loss=gripper_events", "observation_dropout=gripper",
             f"observation_dropout.key={list(keys)[-1]}",
-            f"task.dataset.gripper_scale={'percent' if percent else 'null'}",
         )  # fmt: skip
         with open_dict(cfg):
             cfg.task.shape_meta = OmegaConf.create(layout_factory.shape_meta(name))
@@ -52,10 +58,12 @@ class Way:
         lines = (folder / "run" / "logs.json.txt").read_text().splitlines()
         self.metrics: dict[str, Any] = json.loads(lines[-1])
         checkpoint = folder / "run" / "checkpoints" / "latest.ckpt"
+        self.dataset, self.checkpoint, self.open_loop = dataset, checkpoint, folder / "open_loop.json"
         sampling = Sampling(steps=1)
         self.report: OpenLoopReport = evaluate_open_loop(
             checkpoint, dataset, sampling=sampling, samples=2, which="model"
         )
+        self.open_loop.write_text(json.dumps({"reports": [self.report.to_json()]}))
         (self.log,) = run_recorded_inference(checkpoint, dataset, folder / "logs", steps=1, which="model")
 
 
@@ -112,6 +120,38 @@ def test_a_log_of_recorded_episodes_is_read_by_its_names_and_judged(way: tuple[s
     found = judge_file(made.log)
     assert isinstance(found, GripperReport)
     assert list(found.to_json().get("arms", ())) == (["left", "right"] if name == "two arms" else [])
+
+
+def test_a_page_and_the_checks_say_what_the_layout_has(way: tuple[str, Way]) -> None:
+    name, made = way
+    sources = Sources((made.dataset,), made.checkpoint, None, (made.log,), (made.open_loop,))
+    opened = open_sources(sources)
+    groups = examine_opened(opened).groups
+    said = {finding.code: finding for group in groups.values() for finding in group}
+    assert (said["action-shape"].severity, said["log-action"].severity) == ("ok", "ok")
+    assert said["checkpoint-fits-dataset"].severity == "ok"
+    assert said["arrays"].severity == "ok"
+    (evidence,) = opened.logs
+    gripper = opened.datasets[0].evidence.gripper
+    assert gripper is not None
+    assert (gripper.closings, gripper.openings) == ((4, 4) if name == "two arms" else (2, 2))
+    joints = name == "joints"
+    assert (evidence.command_distance_m is None, "no pose in this layout" in said["semantics"].evidence) == (
+        joints,
+        joints,
+    )
+    _, page = make_dossier(sources)
+    assert (NO_POSE in page, "joints (rad)" in page, "position (mm)" in page) == (joints, joints, not joints)
+    assert ("No position is among the numbers of these actions" in page) == joints
+    assert ("errors of each arm" in page, "right gripper (orange: closed)" in page) == (name == "two arms",) * 2
+
+
+def test_a_log_lies_beside_its_recording(way: tuple[str, Way]) -> None:
+    name, made = way
+    found = playbacks_of_log(read_log(made.log), ReplayBuffer.open(made.dataset))
+    assert len(found) == (2 if name == "two arms" else 1)
+    assert all(playback.recorded is not None for playback in found), "the recorded gripper"
+    assert all((playback.positions is None) == (name == "joints") for playback in found)
 
 
 def test_the_verdict_on_several_grippers_is_the_worst_and_names_the_arm(tmp_path: Path) -> None:

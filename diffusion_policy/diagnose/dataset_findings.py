@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from diffusion_policy.commands import command
 from diffusion_policy.convert.survey import ACCEPT_MIXED
-from diffusion_policy.dataset.replay_buffer import IMAGE_KEY, POSE_KEY, TIMESTAMP_KEY
+from diffusion_policy.dataset.replay_buffer import IMAGE_KEY, TIMESTAMP_KEY
 from diffusion_policy.diagnose.dataset_evidence import EXPECTED_KEYS, DatasetEvidence
 from diffusion_policy.diagnose.findings import FAR_COMMAND_M, Finding, ok, run_checks
 from diffusion_policy.diagnose.unit_findings import (

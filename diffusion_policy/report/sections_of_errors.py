@@ -19,6 +19,7 @@ from diffusion_policy.run_folder.reading import RunFolder
 from diffusion_policy.run_log import RunLog
 from diffusion_policy.run_log.session_log import read_lines
 from diffusion_policy.serve.checks.motion_guard import GuardSettings, MotionGuard, MotionRefusedError
+from diffusion_policy.spec import POSE_GRIPPER, ActionLayout
 
 MOST_TRAJECTORIES = 4
 # Workspace of a guard that looks at a log afterwards, around the way that the arm took.
@@ -284,8 +285,8 @@ def _refused(counts: Counter[str]) -> int:
 
 def guarded(log: RunLog, settings: GuardSettings | None = None) -> Counter[str]:
     """How often each limit would act on the chunks of a log, each starting at the measured pose."""
-    assert log.state_layout is not None
-    (positions,) = np.moveaxis(log.state_layout.positions(log.states), 1, 0)
+    state = ActionLayout.of(POSE_GRIPPER[: log.states.shape[1]])
+    (positions,) = np.moveaxis(state.positions(log.states), 1, 0)
     low, high = positions.min(axis=0) - BOX_MARGIN_M, positions.max(axis=0) + BOX_MARGIN_M
     guard = MotionGuard((settings or GuardSettings()).within(low, high))
     for step in log.steps:
