@@ -25,7 +25,7 @@ from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
 
 if TYPE_CHECKING:
     from diffusion_policy.closed_loop.evaluation import Evaluation
-    from diffusion_policy.env_runner.document import ClosedLoop, Filmed
+    from diffusion_policy.env_runner.document import ClosedLoop, VideoFile
     from diffusion_policy.env_runner.results import SceneResult
 
 TABLETOP = CONFIG / "simulator" / "tabletop.yaml"
@@ -88,7 +88,7 @@ def work(arguments: argparse.Namespace) -> Answer:
     found = run(arguments.checkpoint, evaluation, arguments, arguments.json)
     shown: list[Any] = [str(arguments.checkpoint), result_table(found)]
     if arguments.video:
-        found.videos = filmed(found.results, arguments)
+        found.videos = video_files(found.results, arguments)
     document = found.to_json()
     if arguments.picture:
         picture = arguments.output / "outcomes.png"
@@ -148,7 +148,7 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
 
 
 def run(checkpoint: Path, evaluation: Evaluation, arguments: argparse.Namespace, kept_in: Path | None) -> ClosedLoop:
-    """One checkpoint's scenes, with a bar, films, and what an interruption keeps."""
+    """Evaluates one checkpoint with a progress bar and videos, and keeps the scenes of an interrupted evaluation."""
     from diffusion_policy.closed_loop.evaluation import evaluate
     from diffusion_policy.closed_loop.videos import Video
     from diffusion_policy.env_runner.document import read_document
@@ -156,9 +156,9 @@ def run(checkpoint: Path, evaluation: Evaluation, arguments: argparse.Namespace,
 
     earlier, done = read_document(kept_in) if arguments.resume and kept_in else ({}, [])
 
-    def film(scene: int) -> Video | None:
-        is_filmed = checkpoint == arguments.checkpoint and scene < arguments.video
-        return Video(arguments.output, scene, evaluation.simulator.control_hz) if is_filmed else None
+    def recorder(scene: int) -> Video | None:
+        is_recorded = checkpoint == arguments.checkpoint and scene < arguments.video
+        return Video(arguments.output, scene, evaluation.simulator.control_hz) if is_recorded else None
 
     def keep(found: ClosedLoop) -> None:
         if arguments.json is None:
@@ -171,20 +171,20 @@ def run(checkpoint: Path, evaluation: Evaluation, arguments: argparse.Namespace,
         raise Stopped(f"{len(found.results)} of {found.scenes} scenes are kept in {kept_in}", added=["--resume"])
 
     with progress("scenes") as show:
-        return evaluate(checkpoint, evaluation, earlier=earlier, done=done, show=show, film=film, kept=keep)
+        return evaluate(checkpoint, evaluation, earlier=earlier, done=done, show=show, recorder=recorder, kept=keep)
 
 
-def filmed(results: Sequence[SceneResult], arguments: argparse.Namespace) -> list[Filmed]:
-    """The videos of this evaluation, as found from the folder of --json, or of --output."""
-    from diffusion_policy.env_runner.document import Filmed, video_name
+def video_files(results: Sequence[SceneResult], arguments: argparse.Namespace) -> list[VideoFile]:
+    """Returns the videos of this evaluation, with paths relative to the folder of --json, or else to --output."""
+    from diffusion_policy.env_runner.document import VideoFile, video_name
     from diffusion_policy.storage import file_sha256
 
-    beside = arguments.output if arguments.json is None else arguments.json.parent
+    folder = arguments.output if arguments.json is None else arguments.json.parent
     files = {
         result.scene: arguments.output / video_name(result) for result in results if result.scene < arguments.video
     }
     return [
-        Filmed(scene, os.path.relpath(file, beside), file_sha256(file))
+        VideoFile(scene, os.path.relpath(file, folder), file_sha256(file))
         for scene, file in sorted(files.items())
         if file.is_file()
     ]

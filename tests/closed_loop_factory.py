@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from diffusion_policy.env_runner.actors import Answer, Question
+from diffusion_policy.env_runner.actors import ActionReply, ActionRequest
 from diffusion_policy.env_runner.simulator import InfoKeys, Simulator
 from diffusion_policy.sim.expert import plan
 from diffusion_policy.sim.tabletop_env import TabletopEnv
@@ -88,25 +88,25 @@ def driver(**env: Any) -> Simulator:
 
 
 class Scripted:
-    """Answers each question by a function of it: a chunk (Ta, 8), or None."""
+    """Answers each request with a function of it: a chunk (Ta, 8), or None."""
 
     spec, n_obs_steps, n_action_steps = SPEC, 2, 8
 
-    def __init__(self, rule: Callable[[Question], np.ndarray | None]) -> None:
+    def __init__(self, rule: Callable[[ActionRequest], np.ndarray | None]) -> None:
         self.rule = rule
-        self.asked: list[Question] = []
+        self.asked: list[ActionRequest] = []
         self.at_once: list[int] = []
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        self.asked += questions
-        self.at_once.append(len(questions))
-        chunks = [self.rule(question) for question in questions]
-        return [Answer(None, "refused: no") if chunk is None else Answer(chunk) for chunk in chunks]
+    def answer(self, requests: Sequence[ActionRequest]) -> list[ActionReply]:
+        self.asked += requests
+        self.at_once.append(len(requests))
+        chunks = [self.rule(request) for request in requests]
+        return [ActionReply(None, "refused: no") if chunk is None else ActionReply(chunk) for chunk in chunks]
 
 
-def numbered(question: Question) -> np.ndarray:
+def numbered(request: ActionRequest) -> np.ndarray:
     """Actions whose x says when they are meant: the step, from 1."""
-    x = question.step + np.arange(1, 9)
+    x = request.step + np.arange(1, 9)
     return np.stack([x, *np.zeros((2, 8)), *np.zeros((3, 8)), np.ones(8), np.zeros(8)], axis=1)
 
 
@@ -114,13 +114,13 @@ def expert(change: Callable[[int, np.ndarray], np.ndarray | None] = lambda scene
     """The scripted expert of the tabletop, or what ``change`` makes of its chunk in a scene."""
     plans: dict[int, np.ndarray] = {}
 
-    def rule(question: Question) -> np.ndarray | None:
-        if question.scene not in plans:
+    def rule(request: ActionRequest) -> np.ndarray | None:
+        if request.scene not in plans:
             env = TabletopEnv(referee="kinematic", image_size=(16, 9))
-            env.reset(seed=SEED + question.scene)
-            commands = plan(env.tabletop.scene, np.random.default_rng(question.scene))
-            plans[question.scene] = np.stack([np.append(command.pose, command.gripper) for command in commands])
-        steps = np.minimum(question.step + np.arange(8), len(plans[question.scene]) - 1)
-        return change(question.scene, plans[question.scene][steps].copy())
+            env.reset(seed=SEED + request.scene)
+            commands = plan(env.tabletop.scene, np.random.default_rng(request.scene))
+            plans[request.scene] = np.stack([np.append(command.pose, command.gripper) for command in commands])
+        steps = np.minimum(request.step + np.arange(8), len(plans[request.scene]) - 1)
+        return change(request.scene, plans[request.scene][steps].copy())
 
     return Scripted(rule)

@@ -88,7 +88,7 @@ AT_WORK = {
     "doctor.py": Case("--dataset {dataset} --checkpoint {policy} --json out.json", "diagnose.sources:open_checkpoint"),
     "edit_dataset.py": Case("{dataset} --delete 0 --output out.zarr", "edit.write:_describe:2"),
     "evaluate_closed_loop.py": Case(
-        f"{ROLLOUT} --json out.json --output out --video 2", "env_runner.rollout:_Episode.carry_out:3"
+        f"{ROLLOUT} --json out.json --output out --video 2", "env_runner.rollout:_Episode.execute:3"
     ),
     "evaluate_open_loop.py": Case(
         "{policy} {dataset} --steps 1 --samples 1 --json out.json", "evaluate.open_loop_report:_episode:2"
@@ -151,8 +151,8 @@ FURTHER = {
     ],
     "doctor.py": [Case("--dataset {dataset} --json out.json", "os:replace:1")],
     "evaluate_closed_loop.py": [
-        Case(f"{ROLLOUT} --json out.json", "env_runner.rollout:_Episode.carry_out", NOTHING),
-        Case(f"{ROLLOUT}", "env_runner.rollout:_Episode.carry_out:2", "no scene is kept without --json OUT; start it"),
+        Case(f"{ROLLOUT} --json out.json", "env_runner.rollout:_Episode.execute", NOTHING),
+        Case(f"{ROLLOUT}", "env_runner.rollout:_Episode.execute:2", "no scene is kept without --json OUT; start it"),
         Case(f"{ROLLOUT} --output out --video 2", "closed_loop.videos:Video.finish:1", "no scene is kept without"),
         Case(f"{ROLLOUT} --json out.json --output out --picture", "os:replace:1"),
         Case(f"{ROLLOUT} --json out.json", "os:replace:1"),

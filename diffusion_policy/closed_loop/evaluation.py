@@ -1,4 +1,4 @@
-"""A checkpoint in closed loop: the settings of an evaluation, and the evaluation."""
+"""Closed-loop evaluation of a checkpoint, and its settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffusion_policy.cpu import choose_threads
 from diffusion_policy.env_runner.actors import Actor, PolicyActor
 from diffusion_policy.env_runner.document import ClosedLoop, check_same, read_document
 from diffusion_policy.env_runner.results import SceneResult
-from diffusion_policy.env_runner.rollout import Film, Rules, roll_out, usual_action_steps
+from diffusion_policy.env_runner.rollout import FrameRecorder, RolloutSettings, default_action_steps, roll_out
 from diffusion_policy.env_runner.simulator import Simulator
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER, Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.sampler import set_sampler
@@ -33,21 +33,21 @@ _AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated, and how.
+    """Settings of an evaluation.
 
     Attributes:
-        simulator: where.
-        n_scenes: episodes.
-        seed: of the first scene's environment (scene i: seed + i), and of the noise.
-        n_action_steps: steps of a chunk that are carried out; None: ``rollout.USUAL_ACTION_STEPS``.
-        latency_ms: injected; the world goes on for so long while an answer is awaited.
+        simulator: makes the environments.
+        n_scenes: number of episodes.
+        seed: seed of the first scene's environment (scene i: seed + i), and of the noise.
+        n_action_steps: steps of a chunk that are executed; None: ``rollout.DEFAULT_ACTION_STEPS``.
+        latency_ms: injected latency; for so long the simulation goes on while a reply is awaited.
         weights: "ema_model" or "model".
         scheduler, steps: the sampler, as ``set_sampler`` takes them; with a server its settings decide.
         device: "cpu", "cuda:0", ...
-        threads: of torch; None: as many as other processes leave cores.
-        through_server: whether the real server stands between policy and simulator.
-        serve_config: its settings' file.
-        serve_words: its settings as ``key=value``.
+        threads: threads of torch; None: as many as there are cores that other processes leave.
+        through_server: whether actions come from the real server, over a socket.
+        serve_config: settings file of the server.
+        serve_words: settings of the server as ``key=value``.
     """
 
     simulator: Simulator
@@ -65,7 +65,7 @@ class Evaluation:
     serve_words: tuple[str, ...] = ()
 
     def scenes(self) -> dict[int, int]:
-        """Number of each scene to the seed of its environment."""
+        """Maps the number of each scene to the seed of its environment."""
         return {scene: self.seed + scene for scene in range(self.n_scenes)}
 
 
@@ -76,30 +76,30 @@ def evaluate(
     earlier: Mapping[str, Any] | None = None,
     done: Sequence[SceneResult] = (),
     show: Callable[[int, int], None] = lambda done, total: None,
-    film: Callable[[int], Film | None] = lambda scene: None,
+    recorder: Callable[[int], FrameRecorder | None] = lambda scene: None,
     kept: Callable[[ClosedLoop], None] = lambda found: None,
 ) -> ClosedLoop:
-    """Run a checkpoint through its scenes.
+    """Runs a checkpoint in all scenes.
 
     Args:
-        checkpoint: any checkpoint of the reference or of this project.
-        evaluation: where and how.
-        earlier: the document of an interrupted evaluation, and ``done``, its scenes: they are not run again.
-        show: told (scenes ended, scenes in all).
-        film: by number of a scene, what takes its frames.
-        kept: gets the episodes so far if an interruption ends the evaluation; the interruption then goes on.
+        checkpoint: a checkpoint of the public reference code or of this project.
+        evaluation: the settings.
+        earlier: document of an interrupted evaluation; ``done`` are its scenes, which are not run again.
+        show: called with (scenes ended, scenes in total).
+        recorder: returns the recorder of a scene's frames, by number of the scene.
+        kept: called with the episodes so far when an interruption ends the evaluation, before it is raised again.
 
     Raises:
-        WorkspaceError: the checkpoint, the simulator or the settings do not fit together.
+        WorkspaceError: the checkpoint, the simulator and the settings do not match.
     """
-    with _acting(checkpoint, evaluation) as (actor, described):
-        rules = Rules(
-            usual_action_steps(actor, evaluation.n_action_steps),
+    with _open_actor(checkpoint, evaluation) as (actor, described):
+        settings = RolloutSettings(
+            default_action_steps(actor, evaluation.n_action_steps),
             _MAX_STEPS,
             1 if evaluation.through_server else _AT_ONCE,
             evaluation.latency_ms / 1000,
         )
-        about = {**described, **_about(evaluation, actor, rules)}
+        about = {**described, **_about(evaluation, actor, settings)}
         if earlier:
             check_same(about, earlier, "the result to go on with")
         done = [result for result in done if result.scene < evaluation.n_scenes]
@@ -108,7 +108,7 @@ def evaluate(
         scenes = {scene: seed for scene, seed in evaluation.scenes().items() if scene not in ran}
         show(len(found.results), found.scenes)
         try:
-            for result in roll_out(evaluation.simulator, actor, scenes, rules, film):
+            for result in roll_out(evaluation.simulator, actor, scenes, settings, recorder):
                 found.results.append(result)
                 show(len(found.results), found.scenes)
         except KeyboardInterrupt:
@@ -118,8 +118,8 @@ def evaluate(
 
 
 @contextmanager
-def _acting(checkpoint: Path, evaluation: Evaluation) -> Iterator[tuple[Actor, dict[str, Any]]]:
-    """Who answers, and what is said of it in the result."""
+def _open_actor(checkpoint: Path, evaluation: Evaluation) -> Iterator[tuple[Actor, dict[str, Any]]]:
+    """Opens the actor, and yields it with its description for the result."""
     threads = choose_threads(evaluation.threads).count
     if evaluation.through_server:
         chosen = {key: getattr(evaluation, key) for key in ("device", "weights", "seed")}
@@ -145,13 +145,13 @@ def _acting(checkpoint: Path, evaluation: Evaluation) -> Iterator[tuple[Actor, d
     yield PolicyActor(policy, evaluation.simulator, evaluation.seed), {**identity, **chosen}
 
 
-def _about(evaluation: Evaluation, actor: Actor, rules: Rules) -> dict[str, Any]:
+def _about(evaluation: Evaluation, actor: Actor, settings: RolloutSettings) -> dict[str, Any]:
     env = evaluation.simulator.env
     return {
         "simulator": evaluation.simulator.describe(),
         "task": env.get("task"),
         "referee": env.get("referee"),
-        "n_action_steps": rules.n_action_steps,
+        "n_action_steps": settings.n_action_steps,
         "seed": evaluation.seed,
         "latency_injected_ms": evaluation.latency_ms,
         "through_server": evaluation.through_server,

@@ -1,4 +1,4 @@
-"""Outcomes over the positions of the block, as one picture."""
+"""A plot of outcomes by position of the block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from diffusion_policy.env_runner.outcomes import ACROSS, AHEAD, Cells, cells, outcomes, placed
+from diffusion_policy.env_runner.outcomes import ACROSS, AHEAD, Cells, cells, outcomes, with_position
 from diffusion_policy.env_runner.results import ResultError, SceneResult, success_of
 from diffusion_policy.storage import whole_file
 
@@ -18,14 +18,16 @@ _MARKERS = ("o", "X", "s", "^", "v", "D", "P", "<", ">")
 
 
 def draw_outcomes(results: Sequence[SceneResult], title: str, path: Path) -> None:
-    """Draw every scene at its position, colored by outcome, over cells with their share of success.
+    """Plots every scene at its position, colored by outcome, over cells shaded by their success rate.
 
     Raises:
-        ResultError: the simulator told no position of any scene.
-        StorageError: the picture cannot be written.
+        ResultError: the simulator reported no position of any scene.
+        StorageError: the file cannot be written.
     """
-    if not placed(results):
-        raise ResultError("no scene has a position to be drawn at; simulator.info.position names where info holds it")
+    if not with_position(results):
+        raise ResultError(
+            "no scene has a position to plot; simulator.info.position names the entry of info that holds it"
+        )
     figure = Figure(figsize=(8.4, 5.2), layout="constrained")
     axes = figure.add_subplot()
     _shade(axes, cells(results))
@@ -36,15 +38,15 @@ def draw_outcomes(results: Sequence[SceneResult], title: str, path: Path) -> Non
     axes.invert_xaxis()  # y points left in the robot's frame: as the robot sees it
     axes.set_xlabel(ACROSS)
     axes.set_ylabel(AHEAD)
-    axes.set_title(f"{title}\nsuccess {success_of(placed(results))}", fontsize=10)
+    axes.set_title(f"{title}\nsuccess {success_of(with_position(results))}", fontsize=10)
     axes.set_aspect("equal")
     figure.legend(loc="outside right upper", fontsize=9, frameon=False)
-    with whole_file(path) as beside:
-        FigureCanvasAgg(figure).print_png(str(beside))
+    with whole_file(path) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))
 
 
 def _shade(axes: object, found: Cells) -> None:
-    """Shade each cell by its share of success, with the counts."""
+    """Shades each cell by its success rate, and labels it with the counts."""
     axes.pcolormesh(found.y, found.x, found.share, cmap="Greens", vmin=0, vmax=1.4, alpha=0.55, zorder=1)  # type: ignore[attr-defined]
     for row, column in np.argwhere(found.total > 0):
         x, y = found.x[row : row + 2].mean(), found.y[column : column + 2].mean()

@@ -1,7 +1,7 @@
-"""The real server between policy and simulator: its protocol, its preprocessing, its motion guard, its deadline.
+"""An actor that asks the real server: with its protocol, preprocessing, motion guard and deadline.
 
-The simulator's clock stands still while an answer is awaited, so times of observations are simulated ones and the check
-of their age is off; everything else is as a robot meets it. Latency is measured from the client's call to its return.
+The simulator's clock stands still while a reply is awaited, so observations carry simulated timestamps, and the check
+of their age is off; everything else is as for a robot. Latency is measured from the client's call to its return.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_policy.env_runner.actors import Answer, Question
+from diffusion_policy.env_runner.actors import ActionReply, ActionRequest
 from diffusion_policy.env_runner.simulator import FloatArray, Simulator, SimulatorError
 from diffusion_policy.serve.client import LineClient, ServerError
 from diffusion_policy.serve.engine import PolicyEngine
@@ -27,16 +27,16 @@ from diffusion_policy.serve.transport.host import computing_thread
 from diffusion_policy.sim.recorder import encode_jpeg
 from diffusion_policy.spec import SpecError
 
-# What a simulated clock makes necessary. The port is a free one.
+# Settings that a simulated clock requires; port 0 means any free port.
 _SIMULATED = ("port=0", "websocket_port=null", "max_age_s=1e9", "traffic.idle_s=1e9", "log.directory=null")
-_PATIENCE_S = 60.0
+_REPLY_TIMEOUT_S = 60.0
 
 
 def serve_settings(checkpoint: Path, config: Path | None, words: Sequence[str]) -> ServeSettings:
-    """Settings of the server: a file, then ``key=value`` words, then what a simulated clock makes necessary.
+    """Reads settings of the server: a file, then ``key=value`` words, then those that a simulated clock requires.
 
     Raises:
-        WorkspaceError: an unknown key or a wrong value.
+        WorkspaceError: a key is unknown or a value is wrong.
     """
     fast = ["traffic.messages_per_s=1e6"]  # a simulator asks as fast as it can
     return read_settings(config, [f"ckpt={checkpoint}", *fast, *words, *_SIMULATED])
@@ -46,9 +46,9 @@ class ServerActor:
     """Asks a server for one episode at a time.
 
     Args:
-        engine: of the server; tells what the policy reads.
-        simulator: gives the frames and the rate.
-        port: of the server on this machine.
+        engine: engine of the server, with the policy's observation keys.
+        simulator: the source of frames, and of the control rate.
+        port: port of the server on this machine.
     """
 
     def __init__(self, engine: PolicyEngine, simulator: Simulator, port: int) -> None:
@@ -60,49 +60,49 @@ class ServerActor:
         self._scene: int | None = None
         self._start = 0.0
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """One answer for each; an error of the server is a refusal."""
-        return [self._ask(question) for question in questions]
+    def answer(self, requests: Sequence[ActionRequest]) -> list[ActionReply]:
+        """Returns one reply for each request; an error of the server is a refusal."""
+        return [self._ask(request) for request in requests]
 
     def close(self) -> None:
-        """Hang up."""
+        """Closes the connection."""
         if self._client is not None:
             self._client.close()
             self._client = None
 
-    def _ask(self, question: Question) -> Answer:
-        images = {camera: [encode_jpeg(step[camera]) for step in question.history] for camera in self._form.cameras}
-        states = self._states(question)
+    def _ask(self, request: ActionRequest) -> ActionReply:
+        images = {camera: [encode_jpeg(step[camera]) for step in request.history] for camera in self._form.cameras}
+        states = self._states(request)
         try:
-            client = self._connected(question)
+            client = self._connected(request)
             began = time.perf_counter()
-            chunk = client.infer(images, states=states, timestamps=self._times(question))
+            chunk = client.infer(images, states=states, timestamps=self._times(request))
             latency = time.perf_counter() - began
         except ServerError as error:
             if error.code in ("silent", "closed", "unreachable"):
                 self.close()
-            return Answer(None, str(error))
+            return ActionReply(None, str(error))
         limited = {str(name): int(count) for name, count in chunk.reply.get("interventions", {}).items()}
-        return Answer(self._wire.policy_actions(chunk.actions), limited=limited, latency_s=latency)
+        return ActionReply(self._wire.policy_actions(chunk.actions), limited=limited, latency_s=latency)
 
-    def _connected(self, question: Question) -> LineClient:
-        """The client, at the start of an episode with a reset before it."""
+    def _connected(self, request: ActionRequest) -> LineClient:
+        """Returns the connected client, after a reset if an episode starts."""
         if self._client is None:
-            self._client = LineClient(port=self._port, timeout=_PATIENCE_S)
-        if question.scene != self._scene:
+            self._client = LineClient(port=self._port, timeout=_REPLY_TIMEOUT_S)
+        if request.scene != self._scene:
             self._client.reset()
-            self._scene, self._start = question.scene, time.time()
+            self._scene, self._start = request.scene, time.time()
         return self._client
 
-    def _times(self, question: Question) -> FloatArray:
-        """Simulated times (To,) of the history."""
-        steps = question.step + np.arange(1 - self.n_obs_steps, 1)
+    def _times(self, request: ActionRequest) -> FloatArray:
+        """Returns simulated timestamps (To,) of the history."""
+        steps = request.step + np.arange(1 - self.n_obs_steps, 1)
         return np.asarray(self._start + self._period * steps, dtype=np.float64)
 
-    def _states(self, question: Question) -> FloatArray:
-        """(To, D) as messages carry them."""
+    def _states(self, request: ActionRequest) -> FloatArray:
+        """Returns states (To, D) in the order of the protocol."""
         observed = {
-            entry.key: np.stack([np.asarray(step[entry.key], dtype=np.float64) for step in question.history])
+            entry.key: np.stack([np.asarray(step[entry.key], dtype=np.float64) for step in request.history])
             for entry in self.spec.low_dim
         }
         try:
@@ -113,7 +113,7 @@ class ServerActor:
 
 @contextmanager
 def served(settings: ServeSettings, simulator: Simulator) -> Iterator[tuple[ServerActor, PolicyEngine]]:
-    """A server of a checkpoint in a thread of this process, and who asks it, while the block lasts.
+    """Runs a server of a checkpoint in a thread of this process; yields an actor that asks it, and its engine.
 
     Raises:
         WorkspaceError: the checkpoint cannot be served.
@@ -141,15 +141,15 @@ def served(settings: ServeSettings, simulator: Simulator) -> Iterator[tuple[Serv
     thread.start()
     ready.wait()
     if not found:
-        raise SimulatorError("the server did not start; its message is above")
+        raise SimulatorError("the server did not start; its error message is printed above")
     actor = ServerActor(engine, simulator, found["line"])
-    told = logging.getLogger("diffusion_policy.serve")
-    level = told.level
-    told.setLevel(logging.ERROR)  # refusals are counted, not told one by one
+    server_logger = logging.getLogger("diffusion_policy.serve")
+    level = server_logger.level
+    server_logger.setLevel(logging.ERROR)  # refusals are counted, not logged one by one
     try:
         yield actor, engine
     finally:
-        told.setLevel(level)
+        server_logger.setLevel(level)
         actor.close()
         loop.call_soon_threadsafe(stop.set)
         thread.join()

@@ -1,4 +1,4 @@
-"""A closed-loop result as a person reads it."""
+"""Closed-loop results as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from diffusion_policy.env_runner.document import ClosedLoop, conditions, facts
+from diffusion_policy.env_runner.document import ClosedLoop, conditions, summary_rows
 from diffusion_policy.env_runner.results import Comparison
 
 __all__ = ["comparison_table", "conditions", "result_table"]
 
 
 def result_table(found: ClosedLoop) -> RenderableType:
-    """Success and grasps with their intervals, why the others failed, and under which conditions."""
+    """Returns a table of success and grasps with their intervals, the reasons of failure, and the conditions."""
     table = Table.grid(padding=(0, 2))
-    for label, text in facts(found):
+    for label, text in summary_rows(found):
         table.add_row(label, Text(text, "bold" if label == "success" else ""))
     return table
 
 
 def comparison_table(comparison: Comparison, first: str, second: str) -> RenderableType:
-    """Two checkpoints on the same scenes."""
+    """Returns a table that compares two checkpoints on the same scenes."""
     table = Table(title="the same scenes", title_justify="left")
     table.add_column("")
     table.add_column(f"{first}: done", justify="right")

@@ -42,7 +42,7 @@ DOCUMENT = "corrections.json"
 DOCUMENT_VERSION = 1
 _AT_ONCE = 16  # scenes after which what they gave is written down
 _REPLAYED = (16, 9)  # pixels of frames that nobody looks at
-_SAME_PLACE = 1e-9  # metres
+_SAME_PLACE = 1e-9  # meters
 
 
 class CorrectionError(WorkspaceError):

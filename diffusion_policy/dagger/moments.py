@@ -18,10 +18,10 @@ OUT_OF_TIME = "out of time"
 
 _LEAD = 4  # steps before fingers close on nothing: the hand is where it should not close, and still open
 _SHUT_WITHIN = 8  # steps after the command in which fingers shut, and hold if there is something to hold
-_PUSHED_BY = 0.02  # metres sideways
+_PUSHED_BY = 0.02  # meters sideways
 _FLICKER = 2  # steps for which contact may be interrupted
 _STILL_STEPS = 15  # longer than any pause of the expert at the demonstrations' variation
-_STILL_WITHIN, _STILL_OPENING = 0.008, 0.05  # metres; share of the fingers' span
+_STILL_WITHIN, _STILL_OPENING = 0.008, 0.05  # meters; share of the fingers' span
 _APART = 10  # steps between two takeovers of one episode
 
 

@@ -24,11 +24,11 @@ class Seen:
     """The tabletop before one command.
 
     Attributes:
-        tips: (3,) metres, the point between the fingertips.
+        tips: (3,) meters, the point between the fingertips.
         opening: of the fingers, 0 = shut, 1 = open.
         target: number of the first target that is not in the tray yet; of the last one, if all are.
         holds: whether the target is between closed fingers.
-        block: (3,) metres, the target's centre.
+        block: (3,) meters, the target's center.
     """
 
     tips: FloatArray

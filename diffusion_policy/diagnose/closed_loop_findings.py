@@ -9,7 +9,7 @@ from pathlib import Path
 from diffusion_policy.commands import command
 from diffusion_policy.diagnose.closed_loop_evidence import ClosedLoopEvidence, decisive
 from diffusion_policy.diagnose.findings import Finding, ok
-from diffusion_policy.env_runner.document import ClosedLoop, world
+from diffusion_policy.env_runner.document import ClosedLoop, environment_summary
 from diffusion_policy.env_runner.results import REFUSED_BY_GUARD, reasons_of
 from diffusion_policy.sim.tasks import POSE_ONLY
 from diffusion_policy.spec import GRIPPER
@@ -43,7 +43,8 @@ def closed_loop_findings(looked: Sequence[ClosedLoopEvidence], deployable: Path 
 def said_of(evidence: ClosedLoopEvidence) -> str:
     """``26 of 40 scenes (95 % interval 50-78 %) of TabletopEnv, pick_and_place; referee physics``."""
     share, (low, high) = evidence.success, evidence.success.interval
-    return f"{share.count} of {share.of} scenes (95 % interval {low:.0%}-{high:.0%}; {world(evidence.found)})"
+    measured_in = environment_summary(evidence.found)
+    return f"{share.count} of {share.of} scenes (95 % interval {low:.0%}-{high:.0%}; {measured_in})"
 
 
 def task_done(evidence: ClosedLoopEvidence) -> Finding:

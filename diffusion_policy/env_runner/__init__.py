@@ -1,1 +1,1 @@
-"""Rollouts of a policy while it trains, where there is something to roll out in."""
+"""Rollouts of a policy in a simulator, and their results."""

@@ -1,4 +1,4 @@
-"""Who answers when an episode asks for actions: a policy in this process, many episodes at once."""
+"""Actors answer the action requests of episodes; this one is a policy in this process, for many episodes at once."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from diffusion_policy.spec import StepSpec, arms_of, policy_observation
 
 
 @dataclass(frozen=True)
-class Question:
+class ActionRequest:
     """One episode's request for actions.
 
-    Attributes:
-        scene: its number, from 0.
-        request: how many requests the episode made before.
-        step: how many steps it has taken.
-        history: the last To observed steps, oldest first, as the environment gives them.
+        Attributes:
+    scene: number of the scene, from 0.
+            index: how many requests the episode made before this one.
+            step: how many steps the episode has taken.
+            history: the last To observed steps, oldest first, as the environment gives them.
     """
 
     scene: int
-    request: int
+    index: int
     step: int
     history: Sequence[RawStep]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came back.
+class ActionReply:
+    """The reply to one request.
 
     Attributes:
-        actions: (Ta, D) from now on, in the policy's order; None: none, the arm holds.
+        actions: (Ta, D) from now on, in the policy's order; None: there are none, and the arm holds its pose.
         refusal: why there are none.
         limited: how many actions each limit of a guard changed.
-        latency_s: from asking to the answer; None where several episodes were answered at once.
+        latency_s: seconds from request to reply; None where several episodes were answered at once.
     """
 
     actions: FloatArray | None
@@ -52,18 +52,18 @@ class Answer:
 
 
 class Actor(Protocol):
-    """Answers episodes."""
+    """Answers the requests of episodes."""
 
     spec: StepSpec
     n_obs_steps: int
     n_action_steps: int
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """One answer for each question, in order."""
+    def answer(self, requests: Sequence[ActionRequest]) -> list[ActionReply]:
+        """Returns one reply for each request, in order."""
 
 
 class ActingPolicy(Protocol):
-    """What a policy must offer to act here."""
+    """The part of a policy's interface that rollouts need."""
 
     spec: StepSpec
     n_obs_steps: int
@@ -72,7 +72,7 @@ class ActingPolicy(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device that it computes on."""
 
     def predict_action(
         self,
@@ -80,19 +80,19 @@ class ActingPolicy(Protocol):
         initial_noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Observations (B, To, ...) to {"action": (B, Ta, D)}."""
+        """Maps observations (B, To, ...) to {"action": (B, Ta, D)}."""
 
 
 class PolicyActor:
-    """A policy in this process, asked for many episodes in one call.
+    """A policy in this process; one call answers many episodes.
 
     The noise of a request depends on (seed, scene, request) alone, so neither the number of episodes at once nor an
     interruption changes an outcome; a server that is asked for the same scenes in order draws the same.
 
     Args:
-        policy: in eval mode, its sampler set.
-        simulator: whose observations it gets.
-        seed: of the noise.
+        policy: in eval mode, with its sampler set.
+        simulator: the source of its observations.
+        seed: seed of the noise.
     """
 
     def __init__(self, policy: ActingPolicy, simulator: Simulator, seed: int = 0) -> None:
@@ -100,29 +100,31 @@ class PolicyActor:
         self._policy, self._simulator, self._seed = policy, simulator, seed
         self._sides = QuaternionSides(policy.spec, policy.normalizer)
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """Chunks of the policy; one that holds NaN or infinity is refused."""
-        if not questions:
+    def answer(self, requests: Sequence[ActionRequest]) -> list[ActionReply]:
+        """Returns the policy's action chunks; one that holds NaN or infinity is refused."""
+        if not requests:
             return []
-        seeds = [noise_seed(self._seed, question.scene + 1, question.request) for question in questions]
+        seeds = [noise_seed(self._seed, request.scene + 1, request.index) for request in requests]
         noise = initial_noise(self._policy, seeds)
         generator = torch.Generator(device=self._policy.device).manual_seed(seeds[0])
         with torch.inference_mode():
-            answer = robot_answer(self._policy, self._batch(questions), initial_noise=noise, generator=generator)
+            answer = robot_answer(self._policy, self._batch(requests), initial_noise=noise, generator=generator)
         actions: NDArray[np.float64] = answer["action"].double().cpu().numpy()
         return [
-            Answer(chunk) if np.isfinite(chunk).all() else Answer(None, "not finite: the chunk holds NaN or infinity")
+            ActionReply(chunk)
+            if np.isfinite(chunk).all()
+            else ActionReply(None, "not finite: the chunk holds NaN or infinity")
             for chunk in actions
         ]
 
-    def _batch(self, questions: Sequence[Question]) -> dict[str, torch.Tensor]:
-        """Policy input (B, To, ...), by the way that training takes."""
+    def _batch(self, requests: Sequence[ActionRequest]) -> dict[str, torch.Tensor]:
+        """Policy input (B, To, ...), prepared by the function that training uses."""
         raw: dict[str, NDArray[Any]] = {}
         for entry in self.spec.obs:
-            steps = [np.stack([step[entry.key] for step in question.history]) for question in questions]
+            steps = [np.stack([step[entry.key] for step in request.history]) for request in requests]
             if entry.kind == "rgb":
                 size = entry.width_height
-                steps = [np.stack([self._simulator.small(frame, *size) for frame in frames]) for frames in steps]
+                steps = [np.stack([self._simulator.resized(frame, *size) for frame in frames]) for frames in steps]
             else:
                 steps = [self._sides.turned(values, arms_of(entry.names)) for values in steps]
             raw[entry.key] = np.stack(steps)

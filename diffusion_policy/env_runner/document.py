@@ -1,4 +1,4 @@
-"""A closed-loop result: as it is measured, as the document that ``evaluate_closed_loop.py --json`` writes, and read."""
+"""Closed-loop results: in memory, and as the JSON document that ``evaluate_closed_loop.py --json`` writes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from diffusion_policy.env_runner.results import (
 
 DOCUMENT_VERSION = 1
 
-_WHERE = ("simulator", "seed")
-# What makes two results measurements of one world; what else may differ belongs to the policies.
+_SCENE_KEYS = ("simulator", "seed")
+# Results with equal conditions were measured in the same environment; anything else that differs is the policies'.
 CONDITIONS = ("simulator", "n_action_steps", "seed", "latency_injected_ms", "through_server", "serve_settings")
-_SAME = ("checkpoint_sha256", "weights", "scheduler", "steps", *CONDITIONS)
-# What every document says, and of which kinds it is.
-_SAID: dict[str, tuple[type, ...]] = {
+_RESUME_KEYS = ("checkpoint_sha256", "weights", "scheduler", "steps", *CONDITIONS)
+# Entries that every document has, and their types.
+_ENTRY_TYPES: dict[str, tuple[type, ...]] = {
     "checkpoint": (str,),
     "checkpoint_sha256": (str,),
     "weights": (str,),
@@ -48,13 +48,13 @@ _SAID: dict[str, tuple[type, ...]] = {
 
 
 @dataclass(frozen=True)
-class Filmed:
-    """A video of one scene.
+class VideoFile:
+    """The video of one scene.
 
     Attributes:
-        scene: its number.
-        file: path from the document's folder.
-        sha256: of the file.
+        scene: number of the scene.
+        file: path relative to the document's folder.
+        sha256: hash of the file.
     """
 
     scene: int
@@ -64,19 +64,19 @@ class Filmed:
 
 @dataclass
 class ClosedLoop:
-    """One checkpoint's episodes so far.
+    """The episodes of one checkpoint so far.
 
     Attributes:
         about: what was evaluated and how, as plain data.
-        scenes: how many were asked for.
-        results: those that ended.
-        videos: of some of them.
+        scenes: how many scenes were requested.
+        results: of the scenes that have ended.
+        videos: of some of these scenes.
     """
 
     about: dict[str, Any]
     scenes: int
     results: list[SceneResult]
-    videos: list[Filmed] = field(default_factory=list)
+    videos: list[VideoFile] = field(default_factory=list)
 
     @property
     def is_complete(self) -> bool:
@@ -84,7 +84,7 @@ class ClosedLoop:
         return len(self.results) == self.scenes
 
     def to_json(self) -> dict[str, Any]:
-        """The document that ``--json`` writes; ``read_document`` and ``read_closed_loop`` read it."""
+        """Returns the document that ``--json`` writes; ``read_document`` and ``read_closed_loop`` read it."""
         return {
             "format": "closed_loop",
             "version": DOCUMENT_VERSION,
@@ -97,7 +97,7 @@ class ClosedLoop:
 
 
 def read_document(path: Path) -> tuple[dict[str, Any], list[SceneResult]]:
-    """What ``--json`` wrote: the document and its scenes.
+    """Reads what ``--json`` wrote: the document and its scenes.
 
     Raises:
         ResultError: it cannot be read, or is something else.
@@ -108,25 +108,25 @@ def read_document(path: Path) -> tuple[dict[str, Any], list[SceneResult]]:
         raise ResultError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, Mapping) or content.get("format") != "closed_loop" or "scenes" not in content:
         made = command("evaluate_closed_loop", "CKPT", "--json", path.with_name("closed_loop.json"))
-        raise ResultError(f"{path}: no result of a closed loop; one is made by: {made}")
+        raise ResultError(f"{path}: is not a closed-loop result; this command makes one: {made}")
     if content.get("version") != DOCUMENT_VERSION:
         raise ResultError(f"{path}: version {content.get('version')}; this code reads {DOCUMENT_VERSION}")
     if not isinstance(content["scenes"], list):
         raise ResultError(f"{path}: its scenes are {str(content['scenes'])[:80]}; expected a list")
     results = [SceneResult.read(entry, str(path)) for entry in content["scenes"]]
     if len({result.scene for result in results}) < len(results):
-        raise ResultError(f"{path}: a scene stands in it twice")
+        raise ResultError(f"{path}: a scene is listed twice; expected once")
     return dict(content), results
 
 
 def read_closed_loop(path: Path) -> ClosedLoop:
-    """What ``--json`` wrote, with every entry checked that conditions are told from.
+    """Reads what ``--json`` wrote, and checks every entry that the conditions are derived from.
 
     Raises:
         ResultError: it cannot be read, is something else, or lacks an entry.
     """
     content, results = read_document(path)
-    for key, kinds in _SAID.items():
+    for key, kinds in _ENTRY_TYPES.items():
         if not isinstance(content.get(key), kinds):
             expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
             raise ResultError(f"{path}: {key} is {str(content.get(key))[:80]!r}; expected {expected}")
@@ -140,9 +140,9 @@ def read_closed_loop(path: Path) -> ClosedLoop:
     return ClosedLoop(about, content["scenes_asked"], results, _videos(content.get("videos", []), path))
 
 
-def _videos(entries: Any, path: Path) -> list[Filmed]:
+def _videos(entries: Any, path: Path) -> list[VideoFile]:
     try:
-        return [Filmed(int(entry["scene"]), str(entry["file"]), str(entry["sha256"])) for entry in entries]
+        return [VideoFile(int(entry["scene"]), str(entry["file"]), str(entry["sha256"])) for entry in entries]
     except (TypeError, KeyError, ValueError) as error:
         raise ResultError(
             f"{path}: its videos are {str(entries)[:80]}; expected scene, file and sha256 each"
@@ -150,34 +150,34 @@ def _videos(entries: Any, path: Path) -> list[Filmed]:
 
 
 def differing(found: Mapping[str, Any], other: Mapping[str, Any], *, scenes_only: bool = False) -> list[str]:
-    """Which conditions two documents do not share; of simulator and seed only, with ``scenes_only``."""
-    keys = _WHERE if scenes_only else CONDITIONS
+    """Returns the conditions in which two documents differ; with ``scenes_only``, only simulator and seed."""
+    keys = _SCENE_KEYS if scenes_only else CONDITIONS
     return [key for key in keys if found.get(key) != other.get(key)]
 
 
 def check_same(found: Mapping[str, Any], other: Mapping[str, Any], where: str, *, scenes_only: bool = False) -> None:
-    """Refuse to put two results together that were made otherwise.
+    """Refuses to combine two results that were measured under different conditions.
 
     Args:
-        found: of the one.
-        other: of the other.
-        where: the other's name.
+        found: the first document.
+        other: the second document.
+        where: name of the second document, for the message.
         scenes_only: only simulator and seed must agree, for a comparison of two checkpoints.
 
     Raises:
         ResultError: names what differs.
     """
-    keys = _WHERE if scenes_only else _SAME
+    keys = _SCENE_KEYS if scenes_only else _RESUME_KEYS
     for key in keys:
         if found.get(key) != other.get(key):
             raise ResultError(f"{where} was made with another {key}: {other.get(key)!r}; here it is {found.get(key)!r}")
 
 
 def conditions(found: ClosedLoop) -> str:
-    """One line: simulator, referee, steps executed, sampler, seeds."""
+    """Returns one line: simulator, referee, steps executed, sampler, seeds."""
     about = found.about
     parts = [
-        world(found),
+        environment_summary(found),
         f"{about['n_action_steps']} steps of a chunk executed",
         f"{about['scheduler']} in {about['steps']} steps, {about['weights']}",
         "through the server and its guard" if about["through_server"] else "policy in process, no guard",
@@ -187,8 +187,8 @@ def conditions(found: ClosedLoop) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def world(found: ClosedLoop) -> str:
-    """Simulator, task and referee in a few words."""
+def environment_summary(found: ClosedLoop) -> str:
+    """Returns simulator, task and referee in a few words."""
     about = found.about
     where = str(about["simulator"]["env"]["_target_"]).rpartition(".")[2]
     named = f"{where}, {about['task']}" if about["task"] else where
@@ -196,13 +196,13 @@ def world(found: ClosedLoop) -> str:
 
 
 def video_name(result: SceneResult) -> str:
-    """``scene_0003_failed_closed_beside.mp4``."""
+    """Returns the file name, such as ``scene_0003_failed_closed_beside.mp4``."""
     outcome = "success" if result.success else f"failed_{result.reason}"
     return f"scene_{result.scene:04d}_{re.sub(r'[^a-z0-9]+', '_', outcome.lower()).strip('_')}.mp4"
 
 
-def facts(found: ClosedLoop) -> list[tuple[str, str]]:
-    """What a person reads of it, line by line: success and grasps with their intervals, failures, conditions."""
+def summary_rows(found: ClosedLoop) -> list[tuple[str, str]]:
+    """Returns the rows of a summary: success and grasps with their intervals, failures, conditions."""
     about, results = found.about, found.results
     grasped, latency = grasped_of(results), latency_of(results)
     rows = [

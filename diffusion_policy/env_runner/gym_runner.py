@@ -1,4 +1,4 @@
-"""Closed loop while a policy trains: episodes in any Gymnasium simulator, as ``task.env_runner`` of a config.
+"""Closed-loop evaluation during training: episodes in any Gymnasium simulator, as ``task.env_runner`` of a config.
 
     task:
       env_runner:
@@ -8,8 +8,8 @@
         n_scenes: 20
         simulator: {...}    # as config/simulator/tabletop.yaml
 
-Metrics: ``test_success`` with its 95 % interval, ``test_grasped`` where the simulator tells, ``test_scenes`` and
-``test_n_action_steps``; ``checkpoint.best`` ranks by the first where it is measured.
+Metrics: ``test_success`` with its 95 % interval, ``test_grasped`` where the simulator reports it, ``test_scenes`` and
+``test_n_action_steps``; ``checkpoint.best`` ranks by ``test_success`` where it is measured.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 
 from diffusion_policy.env_runner.actors import ActingPolicy, PolicyActor
 from diffusion_policy.env_runner.results import grasped_of, reasons_of, success_of
-from diffusion_policy.env_runner.rollout import Rules, roll_out, usual_action_steps
+from diffusion_policy.env_runner.rollout import RolloutSettings, default_action_steps, roll_out
 from diffusion_policy.env_runner.simulator import Simulator
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.spec import read_shape_meta
@@ -35,17 +35,17 @@ class GymRunner:
     """Rolls a policy out in a simulator.
 
     Args:
-        output_dir: unused; the interface of runners.
-        shape_meta: of the policy.
+        output_dir: unused; part of the interface of all runners.
+        shape_meta: names and shapes of the policy's observations and actions.
         simulator: see ``Simulator.read``.
-        n_scenes: episodes of one measurement; always the same scenes, so that epochs are compared.
+        n_scenes: episodes of one measurement; always the same scenes, so that epochs can be compared.
         seed: of the first scene's environment; scene i is reset with seed + i.
-        n_action_steps: steps of a chunk that are carried out; null: ``rollout.USUAL_ACTION_STEPS``.
-        max_steps: after which an episode has failed.
-        at_once: episodes that advance together.
+        n_action_steps: steps of a chunk that are executed; null: ``rollout.DEFAULT_ACTION_STEPS``.
+        max_steps: number of steps after which an episode has failed.
+        at_once: number of episodes that advance together.
 
     Raises:
-        WorkspaceError: the settings are wrong, or simulator and policy do not fit.
+        WorkspaceError: the settings are wrong, or simulator and policy do not match.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class GymRunner:
             logger.info("closed loop: %s", note)
 
     def describe(self) -> dict[str, Any]:
-        """What two measurements must share to be compared."""
+        """Returns what two measurements must share to be comparable."""
         return {
             "simulator": self.simulator.name,
             "scenes": self.n_scenes,
@@ -78,16 +78,19 @@ class GymRunner:
         }
 
     def run(self, policy: ActingPolicy) -> dict[str, float]:
-        """Roll out; metrics by name. The policy must be in eval mode; no global random state is touched."""
+        """Rolls the policy out, and returns metrics by name.
+
+        The policy must be in eval mode. Global random states stay as they are.
+        """
         actor = PolicyActor(policy, self.simulator, self.seed)
-        rules = Rules(usual_action_steps(actor, self._asked), self._max_steps, self._at_once)
+        settings = RolloutSettings(default_action_steps(actor, self._asked), self._max_steps, self._at_once)
         scenes = {scene: self.seed + scene for scene in range(self.n_scenes)}
-        results = list(roll_out(self.simulator, actor, scenes, rules))
+        results = list(roll_out(self.simulator, actor, scenes, settings))
         success, grasped = success_of(results), grasped_of(results)
         reasons = ", ".join(f"{reason} {count}" for reason, count in reasons_of(results).items())
         logger.info(
             "closed loop: success %s, %d steps of a chunk executed, %s%s",
-            success, rules.n_action_steps, self.simulator.name, f"; {reasons}" if reasons else "",
+            success, settings.n_action_steps, self.simulator.name, f"; {reasons}" if reasons else "",
         )  # fmt: skip
         low, high = success.interval
         metrics = {
@@ -95,6 +98,6 @@ class GymRunner:
             "test_success_low": low,
             "test_success_high": high,
             "test_scenes": float(success.of),
-            "test_n_action_steps": float(rules.n_action_steps),
+            "test_n_action_steps": float(settings.n_action_steps),
         }
         return metrics if grasped is None else {**metrics, "test_grasped": grasped.count / grasped.of}

@@ -1,4 +1,4 @@
-"""Outcomes over the positions of the block, as pictures draw them: kinds, their colors, and cells of the table."""
+"""Outcomes by position of the block, for plots: kinds with their colors, and success rates in cells of the table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffusion_policy.env_runner.results import SceneResult, reasons_of
 FloatArray = NDArray[np.float64]
 
 SUCCESS = "success"
-# Of both axes, in the robot's frame.
+# Labels of both axes, in the robot's frame.
 ACROSS = "y of the block, m (left of the robot is left)"
 AHEAD = "x of the block, m (away from the robot)"
 # Okabe and Ito's palette, safe for the color-blind; success first.
@@ -24,12 +24,12 @@ _CELLS = 5
 
 @dataclass(frozen=True)
 class Outcome:
-    """Scenes that ended alike.
+    """Scenes with the same outcome.
 
     Attributes:
-        kind: "success", or why they failed.
-        color: as "#rrggbb".
-        scenes: (N,) their numbers.
+        kind: "success", or the reason of the failure.
+        color: written "#rrggbb".
+        scenes: (N,) numbers of the scenes.
         points: (N, 2) positions, x and y in meters.
     """
 
@@ -41,11 +41,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Cells:
-    """Scenes by position.
+    """Scenes counted in a grid of positions.
 
     Attributes:
         x, y: (5 + 1,) edges, in meters.
-        total, done: (5, 5) scenes in each, by x then y, and how many were successes.
+        total, done: (5, 5) number of scenes in each cell, by x then y, and of successes among them.
     """
 
     x: FloatArray
@@ -55,20 +55,20 @@ class Cells:
 
     @property
     def share(self) -> FloatArray:
-        """(5, 5) of successes; NaN without a scene."""
+        """(5, 5) success rate of each cell; NaN without a scene."""
         return np.divide(self.done, self.total, out=np.full_like(self.done, np.nan), where=self.total > 0)
 
 
-def placed(results: Sequence[SceneResult]) -> list[SceneResult]:
-    """The scenes whose position the simulator told."""
+def with_position(results: Sequence[SceneResult]) -> list[SceneResult]:
+    """Returns the scenes whose position the simulator reported."""
     return [result for result in results if result.position is not None]
 
 
 def outcomes(results: Sequence[SceneResult]) -> list[Outcome]:
-    """By kind, success first, then the reasons by how frequent they are; without kinds that no scene has."""
+    """Groups scenes by kind: success first, then the reasons of failure, the most frequent first."""
     found = []
     for kind, color in zip([SUCCESS, *reasons_of(results)], cycle(_COLORS), strict=False):
-        chosen = [result for result in placed(results) if (SUCCESS if result.success else result.reason) == kind]
+        chosen = [result for result in with_position(results) if (SUCCESS if result.success else result.reason) == kind]
         if chosen:
             points = np.array([result.position for result in chosen], dtype=np.float64)
             found.append(Outcome(kind, color, tuple(result.scene for result in chosen), points))
@@ -76,9 +76,9 @@ def outcomes(results: Sequence[SceneResult]) -> list[Outcome]:
 
 
 def cells(results: Sequence[SceneResult]) -> Cells:
-    """Count successes by position; at least one scene must have one."""
-    points = np.array([result.position for result in placed(results)], dtype=np.float64)
-    success = np.array([result.success for result in placed(results)])
+    """Counts successes by position; at least one scene must have a position."""
+    points = np.array([result.position for result in with_position(results)], dtype=np.float64)
+    success = np.array([result.success for result in with_position(results)])
     low, high = points.min(axis=0), points.max(axis=0)
     margin = np.maximum(0.04 * (high - low), 0.004)
     x, y = (np.linspace(*ends, _CELLS + 1) for ends in zip(low - margin, high + margin, strict=True))

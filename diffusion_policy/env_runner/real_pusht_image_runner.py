@@ -1,4 +1,4 @@
-"""The environment of a real robot: there is none to roll out in, so a rollout measures nothing.
+"""The runner of real-robot tasks: there is no environment to roll out in, so it measures nothing.
 
 Configs and checkpoints of real-robot tasks name this class; what such a policy has learned is measured on held-out
 episodes instead.
@@ -18,5 +18,5 @@ class RealPushTImageRunner:
         self.output_dir = output_dir
 
     def run(self, policy: nn.Module) -> dict[str, float]:
-        """No metrics."""
+        """Returns no metrics."""
         return {}

@@ -1,4 +1,4 @@
-"""What came of episodes: by scene, in all with an interval, and beside another policy on the same scenes."""
+"""Results of episodes: by scene, in total with an interval, and compared with another policy on the same scenes."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ TIMEOUT = "timeout"
 
 
 class ResultError(WorkspaceError, ValueError):
-    """Results cannot be read, or not be compared."""
+    """Results cannot be read or compared."""
 
 
 @dataclass(frozen=True)
 class SceneResult:
-    """One episode.
+    """The result of one episode.
 
     Attributes:
-        scene: its number, from 0.
-        seed: of the environment.
-        success: the task was done.
-        steps: taken.
+        scene: number of the scene, from 0.
+        seed: seed of the environment.
+        success: whether the task was completed.
+        steps: number of steps taken.
         reason: why it failed; None after success.
-        grasped: whether the object was ever held; None where the simulator does not tell.
-        position: (2,) by which it is drawn; None where the simulator does not tell.
-        requests: how often the policy was asked.
-        refusals: how often no action came, by error code.
+        grasped: whether the object was ever held; None where the simulator does not report it.
+        position: (2,) where the scene is drawn in plots; None where the simulator does not report it.
+        requests: number of action requests.
+        refusals: number of requests without an action, by error code.
         limited: how many actions each limit of the guard changed.
-        latencies_ms: from asking to the answer; empty where episodes were answered together.
+        latencies_ms: milliseconds from request to reply; empty where episodes were answered together.
     """
 
     scene: int
@@ -52,7 +52,11 @@ class SceneResult:
 
     @classmethod
     def read(cls, entry: Any, where: str) -> SceneResult:
-        """From JSON; ResultError if it is none."""
+        """Reads a result from JSON.
+
+        Raises:
+            ResultError: the entry is not a result.
+        """
         if not isinstance(entry, Mapping) or set(entry) != set(cls.__dataclass_fields__):
             raise ResultError(f"{where}: a scene is {str(entry)[:80]}; expected an object as --json writes it")
         position = entry["position"]
@@ -72,7 +76,7 @@ class SceneResult:
         return found
 
 
-# Of JSON's, of what a scene holds.
+# JSON types of a scene's entries.
 _KINDS: dict[str, tuple[type, ...]] = {
     "scene": (int,),
     "seed": (int,),
@@ -88,18 +92,18 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Share:
-    """So many of so many, with the 95 % Wilson interval."""
+    """A proportion, such as 3 of 40 scenes, with its 95 % Wilson interval."""
 
     count: int
     of: int
 
     @property
     def interval(self) -> Interval:
-        """95 %, Wilson."""
+        """The 95 % Wilson interval."""
         return wilson_interval(self.count, self.of)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; the share is null without a scene."""
+        """Returns plain data; the share is null without a scene."""
         return {
             "count": self.count,
             "of": self.of,
@@ -113,23 +117,23 @@ class Share:
 
 
 def success_of(results: Sequence[SceneResult]) -> Share:
-    """In how many scenes the task was done."""
+    """Returns in how many scenes the task was completed."""
     return Share(sum(result.success for result in results), len(results))
 
 
 def grasped_of(results: Sequence[SceneResult]) -> Share | None:
-    """In how many scenes the object was held; None where the simulator does not tell."""
-    told = [result.grasped for result in results if result.grasped is not None]
-    return Share(sum(told), len(told)) if told else None
+    """Returns in how many scenes the object was held; None where the simulator does not report it."""
+    reported = [result.grasped for result in results if result.grasped is not None]
+    return Share(sum(reported), len(reported)) if reported else None
 
 
 def reasons_of(results: Iterable[SceneResult]) -> dict[str, int]:
-    """How often each reason of failure, the most frequent first."""
+    """Counts the reasons of failure, the most frequent first."""
     return dict(Counter(result.reason for result in results if result.reason is not None).most_common())
 
 
 def totals_of(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Sums by name."""
+    """Adds up counts by name."""
     total: Counter[str] = Counter()
     for count in counts:
         total.update(count)
@@ -137,7 +141,7 @@ def totals_of(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def latency_of(results: Iterable[SceneResult]) -> dict[str, float] | None:
-    """Milliseconds from asking to the answer: median, 95th percentile, largest; None where none was measured."""
+    """Returns latency in milliseconds: median, 95th percentile, maximum; None where none was measured."""
     measured = [ms for result in results for ms in result.latencies_ms]
     if not measured:
         return None
@@ -151,7 +155,7 @@ def latency_of(results: Iterable[SceneResult]) -> dict[str, float] | None:
 
 
 def summary(results: Sequence[SceneResult]) -> dict[str, Any]:
-    """All of the above as plain data, and the scenes themselves."""
+    """Returns success, grasps, failures, refusals, latency and all scenes as plain data."""
     grasped = grasped_of(results)
     return {
         "success": success_of(results).to_json(),
@@ -169,7 +173,7 @@ class Comparison:
     """Two policies on the same scenes.
 
     Attributes:
-        both, only_first, only_second, neither: scenes by who succeeded.
+        both, only_first, only_second, neither: number of scenes by which policies succeeded.
         p_value: two-sided exact test of McNemar (1947) on the scenes in which they differ.
         difference: share of the second minus share of the first.
         interval: 95 %, paired bootstrap over scenes.
@@ -184,13 +188,13 @@ class Comparison:
     interval: Interval
 
     def to_json(self) -> dict[str, Any]:
-        """Plain finite data: an interval without bounds (one scene) is null."""
+        """Returns plain finite data: an interval without bounds (one scene) is null."""
         bounded = bool(np.isfinite(self.interval).all())
         return {**asdict(self), "interval": list(self.interval) if bounded else None}
 
 
 def compare(first: Sequence[SceneResult], second: Sequence[SceneResult]) -> Comparison:
-    """Compare by scene; scenes that only one of them has are left out.
+    """Compares two policies scene by scene; scenes that only one of them has are left out.
 
     Raises:
         ResultError: they share no scene.

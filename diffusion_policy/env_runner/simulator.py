@@ -1,6 +1,6 @@
-"""A Gymnasium environment as closed loop sees it: where a policy finds what it reads, and what an action means.
+"""A Gymnasium environment with its settings: where a policy's observations are found, and what an action means.
 
-Everything that differs between simulators is in here, as settings; ``config/simulator/tabletop.yaml`` explains each.
+These settings hold everything that differs between simulators; ``config/simulator/tabletop.yaml`` explains each.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ Env = gymnasium.Env[Any, Any]
 
 
 class SimulatorError(WorkspaceError):
-    """A simulator cannot be made or read as its settings say."""
+    """A simulator cannot be created, or its observations do not match its settings."""
 
 
 @dataclass(frozen=True)
 class InfoKeys:
-    """Keys of the environment's info; None where it has none.
+    """Keys of the environment's info dictionary; None where it has no such entry.
 
     Attributes:
-        success: true once the task is done. None: a terminated episode with a positive reward counts as done.
+        success: true once the task is completed. None: a terminated episode with a positive reward counts as completed.
         grasped: true once the object was held.
         failure: why the episode would have failed, if it ended here.
-        position: (2,) after reset, by which outcomes are drawn.
+        position: (2,) after reset, where the outcome is drawn in plots.
     """
 
     success: str | None = "success"
@@ -52,15 +52,15 @@ class InfoKeys:
 
 @dataclass(frozen=True)
 class Simulator:
-    """How to make an environment, and how to read it.
+    """How to create an environment, and how to read its observations.
 
     Attributes:
         env: a Hydra section: ``_target_`` and its arguments.
-        observations: key of the policy to path in the environment's observation.
+        observations: maps each key of the policy to a path in the environment's observation.
         action: names of the numbers of the environment's action, in its order.
-        absent: by name, the value at which a number is held that the policy does not command.
+        absent: constant values, by name, of the numbers that the policy does not command.
         jpeg: whether frames go through JPEG, as recorded and served ones do.
-        control_hz: steps a second.
+        control_hz: steps per second.
         info: keys of the environment's info.
     """
 
@@ -74,17 +74,17 @@ class Simulator:
 
     @classmethod
     def read(cls, settings: Simulator | Mapping[str, Any] | DictConfig) -> Simulator:
-        """From a config section; one that is read already stays as it is.
+        """Reads a config section; a ``Simulator`` is returned as it is.
 
         Raises:
-            SimulatorError: an unknown key, or one of the wrong kind.
+            SimulatorError: a key is unknown, or its value has the wrong type.
         """
         if isinstance(settings, Simulator):
             return settings
         if not isinstance(settings.get("env"), Mapping | DictConfig | None):
             raise SimulatorError(
                 f"simulator.env is a {type(settings['env']).__name__}; expected _target_ and its arguments: write "
-                "_recursive_: false beside the runner's _target_"
+                "_recursive_: false next to the runner's _target_"
             )
         content: dict[str, Any] = dict(OmegaConf.to_container(OmegaConf.create(dict(settings)), resolve=True))  # type: ignore[arg-type]
         known = set(cls.__dataclass_fields__)
@@ -102,10 +102,10 @@ class Simulator:
 
     @classmethod
     def load(cls, path: str | Path, **env: Any) -> Simulator:
-        """From a YAML file; ``env`` replaces arguments of the environment.
+        """Reads a YAML file; ``env`` replaces arguments of the environment.
 
         Raises:
-            SimulatorError: the file cannot be read, or see ``read``.
+            SimulatorError: the file cannot be read, or its content is refused as by ``read``.
         """
         try:
             settings = OmegaConf.load(path)
@@ -118,19 +118,19 @@ class Simulator:
         return cls.read(settings)
 
     def with_camera(self, key: str) -> Simulator:
-        """The same with its one camera under another key of the policy."""
+        """Returns the same simulator with its one camera under another key of the policy."""
         cameras = [known for known, path in self.observations.items() if path == "image"]
         others = {known: path for known, path in self.observations.items() if known not in cameras}
         return replace(self, observations={key: "image", **others})
 
     @property
     def name(self) -> str:
-        """For messages: the environment's class and what was chosen."""
+        """A name for messages: the environment's class, its task and referee."""
         chosen = [str(value) for key, value in self.env.items() if key in ("task", "referee")]
         return " ".join([str(self.env["_target_"]).rpartition(".")[2], *chosen])
 
     def make(self) -> Env:
-        """A new environment.
+        """Creates an environment.
 
         Raises:
             SimulatorError: its class does not exist or refuses its arguments.
@@ -141,16 +141,16 @@ class Simulator:
             cause = error.__cause__
             if isinstance(cause, WorkspaceError):
                 raise cause from error
-            raise SimulatorError(f"simulator.env cannot be made: {cause or error}") from error
+            raise SimulatorError(f"simulator.env cannot be created: {cause or error}") from error
         if not isinstance(env, gymnasium.Env):
             raise SimulatorError(f"simulator.env makes a {type(env).__name__}; expected a Gymnasium environment")
         return env
 
     def check_policy(self, spec: StepSpec) -> list[str]:
-        """What the policy and this simulator do not share; sentences for the result.
+        """Checks that a policy can act here, and returns notes about what it does not command.
 
         Raises:
-            SpecError: the policy reads what the simulator does not offer, or commands what it does not take.
+            SpecError: the policy observes what the simulator does not offer, or commands what it does not accept.
         """
         unread = [entry.key for entry in spec.obs if entry.key not in self.observations]
         if unread:
@@ -168,10 +168,10 @@ class Simulator:
         return [f"the policy commands no {name}: held at {self.absent[name]:g}" for name in missing]
 
     def read_step(self, observation: Any, spec: StepSpec) -> RawStep:
-        """One observed step in the environment's own sizes and units, by key of the policy.
+        """Reads one observation, in the environment's own sizes and units, by key of the policy.
 
         Raises:
-            SimulatorError: the observation holds no such entry, or a frame is not (H, W, 3) uint8.
+            SimulatorError: the observation lacks an entry, or a frame is not (H, W, 3) uint8.
         """
         step: RawStep = {}
         for entry in spec.obs:
@@ -184,14 +184,14 @@ class Simulator:
             step[entry.key] = value if entry.kind == "rgb" else value.astype(np.float64).reshape(-1)
         return step
 
-    def small(self, frame: ImageArray, width: int, height: int) -> ImageArray:
-        """A frame as the policy's training set holds it: through JPEG if recorded so, then area interpolation."""
+    def resized(self, frame: ImageArray, width: int, height: int) -> ImageArray:
+        """Returns a frame as in the training set: JPEG-coded if ``jpeg``, then resized by area interpolation."""
         if self.jpeg:
             frame = decode_jpeg(encode_jpeg(frame), "simulator")
         return resize_frame(frame, width, height)
 
     def to_env(self, actions: FloatArray, names: tuple[str, ...]) -> FloatArray:
-        """Actions (..., D) in the policy's order as the environment takes them."""
+        """Converts actions (..., D) from the policy's order to the environment's."""
         columns = [
             actions[..., names.index(name)] if name in names else np.full(actions.shape[:-1], self.absent[name])
             for name in self.action
@@ -199,10 +199,10 @@ class Simulator:
         return np.stack(columns, axis=-1)
 
     def succeeded(self, info: Mapping[str, Any], reward: float, *, terminated: bool) -> bool:
-        """Whether the task is done.
+        """Whether the task is completed.
 
         Raises:
-            SimulatorError: info has no such key.
+            SimulatorError: info lacks the key that reports success.
         """
         if self.info.success is None:
             return terminated and reward > 0
@@ -212,13 +212,13 @@ class Simulator:
             )
         return bool(info[self.info.success])
 
-    def noted(self, info: Mapping[str, Any], key: str) -> Any:
-        """An optional entry of info, by name of ``InfoKeys``; None where there is none."""
+    def optional_info(self, info: Mapping[str, Any], key: str) -> Any:
+        """Returns an optional entry of info, by its name in ``InfoKeys``; None where there is none."""
         name = getattr(self.info, key)
         return None if name is None else info.get(name)
 
     def describe(self) -> dict[str, Any]:
-        """For results: the environment and its arguments, as plain data."""
+        """Returns the environment and its arguments as plain data, for results."""
         return {"env": dict(self.env), "control_hz": self.control_hz, "jpeg": self.jpeg}
 
 
@@ -226,7 +226,9 @@ def _found(observation: Any, path: str, key: str) -> Any:
     value = observation
     for part in path.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            there = sorted(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
-            raise SimulatorError(f"simulator.observations.{key} is {path!r}; the environment's observation has {there}")
+            present = sorted(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+            raise SimulatorError(
+                f"simulator.observations.{key} is {path!r}; the environment's observation has {present}"
+            )
         value = value[part]
     return value

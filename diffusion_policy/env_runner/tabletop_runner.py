@@ -1,4 +1,4 @@
-"""Closed loop on the built-in tabletop while a policy trains: ``GymRunner`` with the tabletop's settings filled in."""
+"""Closed-loop evaluation on the built-in tabletop during training: ``GymRunner`` with the tabletop's settings."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ SETTINGS = CONFIG / "simulator" / "tabletop.yaml"
 
 
 class TabletopRunner:
-    """Rolls a policy out on scenes that no recording holds.
+    """Rolls a policy out on scenes that are in no recording.
 
     Args:
-        output_dir: unused; the interface of runners.
-        shape_meta: of the policy; its images' key may be any.
-        n_episodes: scenes; always the same ones.
+        output_dir: unused; part of the interface of all runners.
+        shape_meta: of the policy; its image may have any key.
+        n_episodes: number of scenes; they are always the same.
         seed: of the first scene's environment.
-        max_steps: after which an episode has failed; null: 150 for each target.
-        executed_steps: how many of the predicted actions are carried out before the policy is asked again.
+        max_steps: number of steps after which an episode has failed; null: 150 for each target.
+        executed_steps: number of predicted actions that are executed before the policy is asked again.
         camera_size: (width, height) of the camera, as recorded; frames are JPEG-coded and resized as in a dataset.
-        referee: "kinematic" (fast, as trained runs measure often) or "physics".
+        referee: "kinematic" (fast, for frequent measurements during training) or "physics".
         task: a name of ``sim.tasks.TASKS``.
 
     Raises:
@@ -58,11 +58,11 @@ class TabletopRunner:
         self.runner = GymRunner(output_dir, shape_meta, simulator, n_episodes, seed, executed_steps)
 
     def describe(self) -> dict[str, Any]:
-        """What two measurements must share to be compared."""
+        """Returns what two measurements must share to be comparable."""
         return self.runner.describe()
 
     def run(self, policy: ActingPolicy) -> dict[str, float]:
-        """Metrics of ``GymRunner``, and the share grasped and placed under the names that older runs have."""
+        """Returns the metrics of ``GymRunner``, and grasps and successes also under the names of older runs."""
         metrics = self.runner.run(policy)
         older = {"tabletop_grasped": metrics["test_grasped"], "tabletop_success": metrics["test_success"]}
         return {**metrics, **older}

@@ -11,8 +11,8 @@ from pathlib import Path
 from plotly.graph_objects import Figure
 
 from diffusion_policy.diagnose.closed_loop_evidence import ClosedLoopEvidence, compared, in_words
-from diffusion_policy.env_runner.document import differing, facts
-from diffusion_policy.env_runner.outcomes import outcomes, placed
+from diffusion_policy.env_runner.document import differing, summary_rows
+from diffusion_policy.env_runner.outcomes import outcomes, with_position
 from diffusion_policy.env_runner.results import success_of
 from diffusion_policy.report import figures as plot
 from diffusion_policy.report.page import Section, grid, paragraph, place, table
@@ -33,8 +33,8 @@ def closed_loop_section(looked: Sequence[ClosedLoopEvidence]) -> Section:
         parts.append(f"<h3>{escape(heading)}</h3>")
         if not evidence.counts and evidence.among:
             parts.append(paragraph("Of a checkpoint that is not at hand; it is not counted.", "dim"))
-        parts.append(table(("closed loop", "measured"), [list(row) for row in facts(evidence.found)]))
-        if placed(evidence.found.results):
+        parts.append(table(("closed loop", "measured"), [list(row) for row in summary_rows(evidence.found)]))
+        if with_position(evidence.found.results):
             parts.append(grid(_picture(evidence, f"outcomes-{number}", drawn)))
         shown, room = _videos(evidence, room)
         parts.append(shown)
@@ -43,7 +43,7 @@ def closed_loop_section(looked: Sequence[ClosedLoopEvidence]) -> Section:
 
 
 def _picture(evidence: ClosedLoopEvidence, name: str, drawn: dict[str, Figure]) -> str:
-    results = placed(evidence.found.results)
+    results = with_position(evidence.found.results)
     drawn[name] = plot.outcomes(f"How scenes end: {success_of(results)}", results)
     counts = ", ".join(f"{outcome.kind} {len(outcome.scenes)}" for outcome in outcomes(results))
     return place(

@@ -13,7 +13,7 @@ A log is untrusted input: its size is bounded, every number is checked, and what
 place. Which layout its numbers have (pose + gripper, or rotation vector + width) is told from the numbers themselves
 where the log does not name them; old logs do not.
 
-Legend of shapes: N steps, S state dimensions, T actions of a chunk, A action dimensions. Positions are metres,
+Legend of shapes: N steps, S state dimensions, T actions of a chunk, A action dimensions. Positions are meters,
 quaternions xyzw, gripper 1 = open.
 """
 

@@ -47,7 +47,7 @@ class LogStep:
         number: as the log counts.
         state: (S,) measured pose, then gripper if S is 8 (or 7 with a rotation vector).
         actions: (T, A) the chunk the policy answered; ``actions[0]`` is the next command.
-        timing: seconds by name of the event, as logged. Clocks of client and server are not synchronised.
+        timing: seconds by name of the event, as logged. Clocks of client and server are not synchronized.
         jpeg: the newest camera frame, or None.
     """
 

@@ -1,7 +1,7 @@
 """The run log as it happens: one JSON line a step, written by a thread of its own.
 
     run_20260108_171739/
-      meta.json            what ran: checkpoint and normaliser hash, scheduler, steps, guard, settings, versions
+      meta.json            what ran: checkpoint and normalizer hash, scheduler, steps, guard, settings, versions
       steps.jsonl          one line a step or event, whole or not at all; SIGKILL loses at most the last
       images/<hash>.jpg    as they came, each once; raw frames as PNG
 

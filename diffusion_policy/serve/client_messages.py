@@ -34,7 +34,7 @@ class Chunk:
     """Actions for the arm.
 
     Attributes:
-        actions: (n, 8) absolute pose, metres and xyzw, then gripper, 1 = open; of another policy (n, D), in the order
+        actions: (n, 8) absolute pose, meters and xyzw, then gripper, 1 = open; of another policy (n, D), in the order
             of the server's ``state_names``.
         timestamps: (n,) when each is meant, seconds on the client's clock.
         reply: everything that the server said.

@@ -315,7 +315,7 @@ class Session:
         return reply
 
     def _supersede(self, observation: Observation, arrival: Arrival) -> Reply:
-        """No fault of the client's, so it does not count towards the end of the session."""
+        """No fault of the client's, so it does not count toward the end of the session."""
         said = "a newer observation was waiting when this one's turn came; only the newest is answered"
         return self._error("superseded", said, arrival, describe_observation(observation, arrival))
 

@@ -1,7 +1,7 @@
-"""Drawing solids with OpenCV: a pinhole camera, shaded boxes and rods, and their shadows on the table.
+"""Solids drawn with OpenCV: a pinhole camera, shaded boxes and rods, and their shadows on the table.
 
-Solids are convex, so a box is its visible faces and a rod is the hull of two discs; a picture is solids painted from
-far to near. Frame and units as in scene.py; pixels are (x right, y down).
+Solids are convex, so a box is drawn as its visible faces and a rod as the hull of two discs; solids are painted from
+far to near. Coordinate frame and units are those of scene.py; pixels are (x right, y down).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from diffusion_policy.sim.scene import FloatArray
 from diffusion_policy.spec import ImageArray
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 
-_SHIFT = 4  # OpenCV's fixed-point bits: corners lie between pixels
+_SHIFT = 4  # fractional bits of OpenCV's fixed-point coordinates
 _AMBIENT, _DIFFUSE = 0.58, 0.52
 
 # Corners of a box as signs, and its faces: (normal, four corners in order around it).
@@ -36,28 +36,28 @@ _CIRCLE = np.array([[np.cos(angle), np.sin(angle)] for angle in np.linspace(0, 2
 
 @dataclass(frozen=True)
 class Light:
-    """One lamp far away: unit direction towards it, and a factor on everything."""
+    """A distant light source: unit direction (3,) toward it, and a brightness factor."""
 
     direction: FloatArray
     brightness: float
 
-    def shade(self, colour: Colour, normal: FloatArray) -> Colour:
-        """Lambert's law with an ambient share."""
+    def shade(self, color: Color, normal: FloatArray) -> Color:
+        """Returns the color of a surface with this normal (3,), by Lambert's law with an ambient part."""
         level = self.brightness * (_AMBIENT + _DIFFUSE * max(0.0, float(normal @ self.direction)))
-        red, green, blue = (min(255.0, channel * level) for channel in colour)
+        red, green, blue = (min(255.0, channel * level) for channel in color)
         return red, green, blue
 
     def cast(self, points: FloatArray) -> FloatArray:
-        """Where the shadows of points (N, 3) fall on the plane z = 0."""
+        """Returns the shadows (N, 3) of points (N, 3) on the plane z = 0."""
         return points - points[:, 2:3] * (self.direction / self.direction[2])
 
 
 class Pinhole:
-    """A camera at ``position`` that looks at ``target``, z up in its picture.
+    """A pinhole camera at ``position`` that looks at ``target``, with z up in its image.
 
     Args:
-        position, target: (3,) metres.
-        size: (width, height) of the picture in pixels.
+        position, target: (3,) meters.
+        size: (width, height) of the image in pixels.
         focal: focal length as a multiple of the width.
     """
 
@@ -69,81 +69,81 @@ class Pinhole:
         right = np.cross(forward, [0.0, 0.0, 1.0])
         right /= np.linalg.norm(right)
         self._axes = np.stack([right, np.cross(forward, right), forward])  # right, down, forward
-        self.pixels_at_one_metre = focal * size[0]
+        self.pixels_at_one_meter = focal * size[0]
 
     def project(self, points: ArrayLike) -> FloatArray:
-        """Pixels (N, 2) of points (N, 3) in front of the camera."""
+        """Projects points (N, 3) in front of the camera to pixels (N, 2)."""
         local = (np.asarray(points, dtype=np.float64) - self.position) @ self._axes.T
-        return local[:, :2] / local[:, 2:] * self.pixels_at_one_metre + np.array(self.size) / 2
+        return local[:, :2] / local[:, 2:] * self.pixels_at_one_meter + np.array(self.size) / 2
 
     def depth(self, point: ArrayLike) -> float:
-        """Metres from the camera to a point, along its line of sight."""
+        """Returns the depth of a point: meters from the camera along its optical axis."""
         return float((np.asarray(point, dtype=np.float64) - self.position) @ self._axes[2])
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box: centre (3,), half sizes (3,), axes as the columns of ``turn`` (3, 3)."""
+    """A box: center (3,), half sizes (3,), axes as the columns of ``rotation`` (3, 3)."""
 
-    centre: FloatArray
+    center: FloatArray
     half: FloatArray
-    turn: FloatArray
-    colour: Colour
+    rotation: FloatArray
+    color: Color
 
     def corners(self) -> FloatArray:
-        """(8, 3)."""
-        corners: FloatArray = self.centre + (_CORNERS * self.half) @ self.turn.T
+        """Returns the corners (8, 3)."""
+        corners: FloatArray = self.center + (_CORNERS * self.half) @ self.rotation.T
         return corners
 
     def paint(self, canvas: ImageArray, view: Pinhole, light: Light) -> None:
-        """Draw the faces that look at the camera, each with a slightly darker rim."""
+        """Draws the faces that are turned to the camera, each with a slightly darker edge."""
         corners = self.corners()
         pixels = view.project(corners)
         for normal, around in _FACES:
-            outward = self.turn @ np.array(normal, dtype=np.float64)
+            outward = self.rotation @ np.array(normal, dtype=np.float64)
             middle = corners[list(around)].mean(axis=0)
             if outward @ (view.position - middle) > 0:
-                colour = light.shade(self.colour, outward)
-                fill(canvas, pixels[list(around)], colour)
-                rim = tuple(0.78 * channel for channel in colour)
+                color = light.shade(self.color, outward)
+                fill(canvas, pixels[list(around)], color)
+                rim = tuple(0.78 * channel for channel in color)
                 outline = [_fixed(pixels[list(around)])]
                 cv2.polylines(canvas, outline, isClosed=True, color=rim, lineType=cv2.LINE_AA, shift=_SHIFT)
 
     def shadow(self, light: Light) -> FloatArray:
-        """Points (N, 3) on the table whose hull is the shadow."""
+        """Returns points (N, 3) on the table whose hull is the shadow."""
         return light.cast(self.corners())
 
 
 @dataclass(frozen=True)
 class Rod:
-    """A round bar from ``start`` to ``end`` (3,) with a radius at either end, in metres."""
+    """A round bar from ``start`` to ``end`` (3,) with a radius at either end, in meters."""
 
     start: FloatArray
     end: FloatArray
     radii: tuple[float, float]
-    colour: Colour
+    color: Color
 
     @property
-    def centre(self) -> FloatArray:
-        """(3,) its middle."""
+    def center(self) -> FloatArray:
+        """(3,) the center of the rod."""
         return (self.start + self.end) / 2
 
     def paint(self, canvas: ImageArray, view: Pinhole, light: Light) -> None:
-        """Draw three hulls, each narrower and lighter: a round bar's shading."""
+        """Draws three hulls, each narrower and lighter, which shade the bar as a round one."""
         ends = np.stack([self.start, self.end])
         pixels = view.project(ends)
         widths = [
-            radius * view.pixels_at_one_metre / view.depth(point)
+            radius * view.pixels_at_one_meter / view.depth(point)
             for radius, point in zip(self.radii, ends, strict=True)
         ]
         for share, level in ((1.0, 0.80), (0.72, 0.94), (0.38, 1.06)):
             drift = np.array([-0.18, -0.12]) * (1 - share)
             discs = [_disc(pixel + drift * width, share * width) for pixel, width in zip(pixels, widths, strict=True)]
-            colour = tuple(min(255.0, channel * level * light.brightness) for channel in self.colour)
-            fill(canvas, _hull(np.concatenate(discs)), colour)
+            color = tuple(min(255.0, channel * level * light.brightness) for channel in self.color)
+            fill(canvas, _hull(np.concatenate(discs)), color)
 
     def shadow(self, light: Light) -> FloatArray:
-        """Points (N, 3) on the table whose hull is the shadow."""
+        """Returns points (N, 3) on the table whose hull is the shadow."""
         rings = [
             light.cast(point[None]) + np.column_stack([_disc(np.zeros(2), radius), np.zeros(len(_CIRCLE))])
             for point, radius in zip((self.start, self.end), self.radii, strict=True)
@@ -155,13 +155,13 @@ Solid = Box | Rod
 
 
 def paint_solids(canvas: ImageArray, solids: Sequence[Solid], view: Pinhole, light: Light) -> None:
-    """Paint from far to near."""
-    for solid in sorted(solids, key=lambda solid: -view.depth(solid.centre)):
+    """Paints solids from far to near."""
+    for solid in sorted(solids, key=lambda solid: -view.depth(solid.center)):
         solid.paint(canvas, view, light)
 
 
 def darken_by_shadows(canvas: ImageArray, solids: Sequence[Solid], view: Pinhole, light: Light, depth: float) -> None:
-    """Darken the table by ``depth`` (0..1) where solids keep the lamp's light away, with a soft edge."""
+    """Darkens the table by ``depth`` (0..1) where solids block the light, with a soft edge."""
     scale = 4  # a soft shadow needs no full resolution
     mask = np.zeros((canvas.shape[0] // scale, canvas.shape[1] // scale), dtype=np.uint8)
     for solid in solids:
@@ -172,9 +172,9 @@ def darken_by_shadows(canvas: ImageArray, solids: Sequence[Solid], view: Pinhole
     cv2.multiply(canvas, keep, dst=canvas, scale=1 / 255)
 
 
-def fill(canvas: NDArray[np.uint8], polygon: FloatArray, colour: Sequence[float]) -> None:
-    """Fill a convex polygon (N, 2) given in pixels, with soft edges."""
-    cv2.fillConvexPoly(canvas, _fixed(polygon), tuple(colour), cv2.LINE_AA, _SHIFT)
+def fill(canvas: NDArray[np.uint8], polygon: FloatArray, color: Sequence[float]) -> None:
+    """Fills a convex polygon (N, 2), in pixels, with anti-aliased edges."""
+    cv2.fillConvexPoly(canvas, _fixed(polygon), tuple(color), cv2.LINE_AA, _SHIFT)
 
 
 def _fixed(points: FloatArray) -> NDArray[np.int32]:
@@ -186,5 +186,5 @@ def _hull(points: FloatArray) -> FloatArray:
     return hull
 
 
-def _disc(centre: FloatArray, radius: float) -> FloatArray:
-    return centre + radius * _CIRCLE
+def _disc(center: FloatArray, radius: float) -> FloatArray:
+    return center + radius * _CIRCLE

@@ -1,6 +1,6 @@
-"""Why an episode on the tabletop failed: what the fingers did beside the block, in words that name the next step.
+"""Why an episode on the tabletop failed, from what the fingers did at the block.
 
-The last try counts: a policy may close beside the block, correct itself and drop the block later.
+The last attempt counts: a policy may close next to the block, correct itself and drop the block later.
 """
 
 from __future__ import annotations
@@ -35,24 +35,25 @@ REASONS = (
     TIMEOUT,
 )
 
-_AT_BLOCK = 0.045  # metres sideways from the block's centre within which the fingers have arrived
-_OVER_BLOCK = 0.07  # metres sideways within which they are about to
-_LOW = 0.035  # metres above the block's centre below which closing fingers can hold it
-_ARRIVED = 0.045  # metres above the block's centre at which shut fingers stand on it
-_MOVED = 0.02  # metres by which a block was pushed away before fingers closed on it
+_AT_BLOCK = 0.045  # meters sideways from the block's center: fingers within it are at the block
+_OVER_BLOCK = 0.07  # meters sideways from the block's center: fingers beyond it are far from the block
+_LOW = 0.035  # meters above the block's center: closing fingers below it can hold the block
+_ARRIVED = 0.045  # meters above the block's center: closed fingers below it touch the block
+_MOVED = 0.02  # meters: a block that moved further before the fingers closed was pushed
 
 
 @dataclass
-class _Try:
-    """What happened to one target so far.
+class _Attempts:
+    """The attempts on one target so far.
 
     Attributes:
-        start: (3,) where it stood.
-        closings: how often the command went from open to closed.
-        was_high, was_far, was_moved: of the last closing: fingers above the block, far beside it, block pushed before.
-        arrivals: how often the fingers came down to it.
-        arrived_shut: of the last arrival: narrower than the block.
-        held, lifted: ever.
+        start: (3,) initial position of the target.
+        closings: how often the gripper command changed from open to closed.
+        was_high, was_far, was_moved: at the last closing, whether the fingers were above the block or far from it,
+            and whether the block had been pushed.
+        arrivals: how often the fingers came down to the target.
+        arrived_shut: whether the fingers were narrower than the block at the last arrival.
+        held, lifted: whether the target was ever held, or lifted.
     """
 
     start: FloatArray
@@ -66,23 +67,23 @@ class _Try:
     lifted: bool = False
 
 
-class FailureWitness:
-    """Follows one episode; ``reason`` says why it failed, if it ends here."""
+class FailureMonitor:
+    """Monitors one episode; ``reason`` states why it failed, if it ends now."""
 
     def __init__(self, tabletop: Tabletop) -> None:
         self._tabletop = tabletop
         self._wanted_open = True
         self._near = False
         self._target = 0
-        self._try = _Try(tabletop.blocks[0].position.copy())
+        self._attempts = _Attempts(tabletop.blocks[0].position.copy())
 
     def update(self, *, wants_open: bool) -> None:
-        """Look once after every step.
+        """Updates the monitor; called once after every step.
 
         Args:
-            wants_open: what the step's command said.
+            wants_open: whether the step's command opens the gripper.
         """
-        tabletop, attempt = self._tabletop, self._try
+        tabletop, attempt = self._tabletop, self._attempts
         axes = Rotation.from_quat(tabletop.pose[3:7]).as_matrix()
         block = tabletop.blocks[self._target]
         offset = (block.position - tabletop.pose[:3]) @ axes
@@ -103,13 +104,13 @@ class FailureWitness:
     def _next_target(self) -> None:
         if self._target + 1 < self._tabletop.scene.n_targets and self._tabletop.is_placed(self._target):
             self._target += 1
-            self._try = _Try(self._tabletop.blocks[self._target].position.copy())
+            self._attempts = _Attempts(self._tabletop.blocks[self._target].position.copy())
             self._near = False
 
     @property
     def reason(self) -> str:
         """One of REASONS."""
-        tabletop, attempt = self._tabletop, self._try
+        tabletop, attempt = self._tabletop, self._attempts
         if tabletop.scene.task == POSE_ONLY:
             return TIMEOUT
         if tabletop.placed_order and tabletop.placed_order[0] != 0:

@@ -1,9 +1,9 @@
-"""The tabletop in motion, with forces and friction: the default referee, on MuJoCo's engine alone (no OpenGL).
+"""The tabletop with forces and friction: the default referee, on MuJoCo's physics engine (without OpenGL).
 
-Same scene, interface, finger speed and arm gain as the kinematic ``Tabletop``, same camera. The arm is a servo of
-limited force: where a finger lands on a block, it stays there. (An arm that is welded to its goal presses the block
-through the table, and "grasps" what its fingers never went around.) One step is 25 substeps of 4 ms; equal commands
-give equal bits in every process on one machine.
+Scene, interface, finger speed, arm gain and camera are those of the kinematic ``Tabletop``. The arm is a servo of
+limited force: a finger that lands on a block stops there. (An arm that is welded to its goal would press the block
+through the table, and "grasp" a block that is not between its fingers.) One step is 25 substeps of 4 ms; on one machine
+equal commands give bit-equal results in every process.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _HAND_INERTIAS = np.array([_HAND_MASS] * 3 + [_HAND_INERTIA] * 3)
 _HAND_LIMITS = np.array([_ARM_FORCE] * 3 + [_ARM_TORQUE] * 3)
 _FINGER_FORCE = 10.0  # N, each
 _FINGER_MASS, _BLOCK_MASS = 0.05, 0.08
-# The finger as the camera draws it, with its pad: half sizes, and its middle above the point between the tips.
+# The finger with its pad, as the camera draws it: half sizes, and height of its center above the fingertips.
 _FINGER_HALF, _FINGER_MIDDLE = (0.012, 0.0075, 0.046), 0.036
-_SIDEWAYS = 0.7  # share of a contact's normal that lies along the fingers' motion
+_SIDEWAYS = 0.7  # smallest component of a contact's normal along the fingers' motion
 _HAND_DOFS = 6
 _HAND_NUMBERS = 7  # of qpos: position, quaternion wxyz
 
 
 class PhysicsTabletop(Tabletop):
-    """The scene in motion under MuJoCo; attributes and methods are those of ``Tabletop``.
+    """A tabletop simulated by MuJoCo; attributes and methods are those of ``Tabletop``.
 
     ``held`` is the block that both fingers press from the sides.
     """
@@ -76,17 +76,17 @@ class PhysicsTabletop(Tabletop):
         turns = Slerp([0, 1], Rotation.from_quat([start[3:7], goal[3:7]]))(shares).as_quat(scalar_first=True)
         openings = (start_opening + shares * (self._finger_goal - start_opening)) * FINGER_SPAN / 2
         velocity = np.concatenate([(goal[:3] - start[:3]) / STEP_SECONDS, np.zeros(3)])
-        for position, turn, opening in zip(positions, turns, openings, strict=True):
-            self._drive_hand(position, velocity, turn)
+        for position, rotation, opening in zip(positions, turns, openings, strict=True):
+            self._drive_hand(position, velocity, rotation)
             self._data.ctrl[:] = opening
             mujoco.mj_step(self._model, self._data)
         self._read_state()
 
-    def _drive_hand(self, position: FloatArray, velocity: FloatArray, turn: FloatArray) -> None:
-        """Apply the servo's force and torque for one substep, each limited."""
+    def _drive_hand(self, position: FloatArray, velocity: FloatArray, rotation: FloatArray) -> None:
+        """Applies the servo's limited force and torque for one substep."""
         numbers, error = self._data.qpos, self._error
         np.subtract(position, numbers[:3], out=error[:3])
-        mujoco.mju_subQuat(error[3:], turn, numbers[3:_HAND_NUMBERS])
+        mujoco.mju_subQuat(error[3:], rotation, numbers[3:_HAND_NUMBERS])
         wrench = _ARM_RATE**2 * error + 2 * _ARM_RATE * (velocity - self._data.qvel[:_HAND_DOFS])
         wrench *= _HAND_INERTIAS
         self._data.qfrc_applied[:_HAND_DOFS] = np.minimum(np.maximum(wrench, -_HAND_LIMITS), _HAND_LIMITS)
@@ -102,12 +102,12 @@ class PhysicsTabletop(Tabletop):
         for number, block in enumerate(self.blocks):
             first = _HAND_NUMBERS + 2 + 7 * number
             block.position = numbers[first : first + 3].copy()
-            block.turn = Rotation.from_quat(numbers[first + 3 : first + 7], scalar_first=True).as_matrix()
-            block.yaw = float(np.arctan2(block.turn[1, 0], block.turn[0, 0]))
-        self.held = self._block_in_touch()
+            block.rotation = Rotation.from_quat(numbers[first + 3 : first + 7], scalar_first=True).as_matrix()
+            block.yaw = float(np.arctan2(block.rotation[1, 0], block.rotation[0, 0]))
+        self.held = self._block_held()
 
-    def _block_in_touch(self) -> int | None:
-        """The block that both fingers press from the sides; shut fingers that stand on one do not hold it."""
+    def _block_held(self) -> int | None:
+        """Returns the block that both fingers press from the sides; closed fingers on top of a block do not hold it."""
         contact = self._data.contact
         across = np.abs(contact.frame[:, :3] @ Rotation.from_quat(self.pose[3:7]).as_matrix()[:, 1]) > _SIDEWAYS
         pairs = {frozenset(pair) for pair in contact.geom[across].tolist()}
@@ -118,7 +118,7 @@ class PhysicsTabletop(Tabletop):
 
 
 def _model_text(scene: Scene) -> str:
-    """The scene in MuJoCo's XML. Quaternions there are wxyz; the hand's frame is the gripper's (z points down)."""
+    """Returns the scene in MuJoCo's XML; quaternions are wxyz, the hand's frame is the gripper's (z points down)."""
     tray = "".join(_box(f"{x} {y} {z + TRAY_HEIGHT / 2}", half) for (x, y, z), half in tray_walls()) + _box(
         f"0 0 {TRAY_FLOOR / 2}", (*(side / 2 for side in TRAY_SIZE), TRAY_FLOOR / 2)
     )

@@ -1,7 +1,7 @@
-"""Write episodes of the scripted expert in the robot's recording format: data.pkl, meta.json, images/frame_0000.jpg.
+"""Writes episodes of the scripted expert in the robot's recording format: data.pkl, meta.json, images/frame_0000.jpg.
 
-The recording is as a robot makes it: at step t the measured pose, the measured gripper and the frame, then the command
-given at that moment, which is the pose wanted next.
+As in a robot's recording, step t holds the measured pose, the measured gripper and the frame, then the command given at
+that time, which is the target pose of the next step.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _FIRST_DAY = 1_767_225_600.0  # 2026-01-01 UTC; recordings of one seed are equal
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What is recorded, and how; the defaults are what recordings were before there were others.
+    """Settings of recorded demonstrations; the defaults reproduce recordings made before there were these settings.
 
     Attributes:
-        task: a name of ``tasks.TASKS``.
-        variation: 0 to 1, how much the expert differs from itself.
-        referee: of ``referees.REFEREES``, what moves the blocks while it is recorded.
+        task: a name in ``tasks.TASKS``.
+        variation: 0 to 1, how much the expert's episodes differ.
+        referee: a name in ``referees.REFEREES``; it computes how the blocks move.
         image_size: (width, height) of the frames.
     """
 
@@ -50,14 +50,18 @@ class Demonstration:
     image_size: tuple[int, int] = (640, 360)
 
     def check(self) -> None:
-        """Raises WorkspaceError: no such task or referee, or a variation that is not within 0 and 1."""
+        """Checks the settings.
+
+        Raises:
+            WorkspaceError: no such task or referee, or a variation that is not within 0 and 1.
+        """
         rng = np.random.default_rng(0)
         scene = task_of(self.task).draw(rng)
         make_tabletop(scene, self.referee)
         plan(scene, rng, self.variation)
 
     def provenance(self) -> dict[str, Any]:
-        """What differs from the defaults, for meta.json: files of the defaults stay equal to the last byte."""
+        """Returns the settings that differ from the defaults, for meta.json; none for the defaults."""
         chosen = {"task": self.task, "variation": self.variation, "referee": self.referee}
         usual = Demonstration()
         return {name: value for name, value in chosen.items() if value != getattr(usual, name)}
@@ -74,64 +78,64 @@ def make_trajectories(
     referee: str = KINEMATIC,
     resume: bool = False,
 ) -> list[Path]:
-    """Record ``episodes`` demonstrations as ``directory/episode_0000`` and so on, equal for equal arguments.
+    """Records ``episodes`` demonstrations as ``directory/episode_0000`` and so on; equal arguments give equal files.
 
     Args:
-        directory: made if absent.
+        directory: created if absent.
         episodes: at least 1.
         seed: episode i depends on (seed, i) alone.
         image_size: (width, height) of the frames.
         task, variation, referee: see ``Demonstration``.
-        resume: record those that an interrupted recording with the same arguments has not made; with more episodes
-            than it was to have, these too.
+        resume: record the episodes that are missing after an interrupted recording with the same arguments, or with
+            fewer episodes.
 
     Returns:
         the episodes' folders, in order.
 
     Raises:
-        WorkspaceError: ``episodes`` is not positive, an episode's folder is there already or, to be resumed, is not
-            what these arguments make, there is no such task or referee, or the variation is not within 0 and 1.
+        WorkspaceError: ``episodes`` is not positive; an episode's folder exists already or, with ``resume``, was
+            recorded with other arguments; there is no such task or referee; the variation is not within 0 and 1.
     """
     if episodes < 1:
         raise WorkspaceError(f"{episodes} episodes asked for; expected at least 1")
     directory = Path(directory)
     folders = episode_folders(directory, episodes)
-    there = [folder for folder in folders if folder.exists()]
-    if there and not resume:
+    existing = [folder for folder in folders if folder.exists()]
+    if existing and not resume:
         raise WorkspaceError(
-            f"{there[0]} exists already; name another directory, remove it, or go on with an interrupted recording by "
-            "--resume"
+            f"{existing[0]} exists already; name another directory, remove it, or go on with an interrupted recording "
+            "by --resume"
         )
     beyond = episode_folders(directory, episodes + 1)[-1]
     if resume and beyond.exists():
-        raise WorkspaceError(f"{beyond} is there, beyond the {episodes} episodes asked for; ask for as many as before")
+        raise WorkspaceError(f"{beyond} exists, beyond the {episodes} episodes requested; request as many as before")
     demonstration = Demonstration(task, variation, referee, image_size)
     demonstration.check()
-    if there:
-        _check_same(there[-1], folders.index(there[-1]), seed, demonstration)
+    if existing:
+        _check_same(existing[-1], folders.index(existing[-1]), seed, demonstration)
     for index, folder in enumerate(folders):
-        if folder not in there:
+        if folder not in existing:
             _record(folder, index, seed, demonstration)
     return folders
 
 
 def episode_folders(directory: Path | str, episodes: int) -> list[Path]:
-    """``directory/episode_0000`` and so on."""
+    """Returns the folders ``directory/episode_0000`` and so on."""
     return [Path(directory) / f"episode_{index:04d}" for index in range(episodes)]
 
 
 def _check_same(folder: Path, index: int, seed: int, demonstration: Demonstration) -> None:
-    """Record an episode once more, elsewhere: every setting shows in its files.
+    """Records an episode again in a temporary folder and compares its files, which depend on every setting.
 
     Raises:
-        WorkspaceError: the one that is there is another.
+        WorkspaceError: the existing episode differs.
     """
     with tempfile.TemporaryDirectory() as elsewhere:
         again = Path(elsewhere) / folder.name
         _record(again, index, seed, demonstration)
         if _content(again) != _content(folder):
             raise WorkspaceError(
-                f"{folder} is not what these settings record: it was made with others, or was changed since; resume "
+                f"{folder} is not what these settings record: it was made with others, or was changed later; resume "
                 "with the same seed, resolution, task, variation and referee, or name another directory"
             )
 
@@ -163,28 +167,28 @@ def record(
     provenance: Mapping[str, Any],
     intervention: bool = False,
 ) -> bool:
-    """Carry out commands on a tabletop that may be in motion already, and write what a robot's recorder would.
+    """Executes commands on a tabletop in any state, and writes what a robot's recorder would.
 
     Args:
-        folder: of the episode, there only if the task was done; what is there already is an error of the caller.
-        index: number of the episode; it decides the time of day.
-        tabletop, progress: moved on from the state in which they are.
+        folder: folder of the episode, created only if the task is completed; it must not exist.
+        index: number of the episode; it determines the timestamps.
+        tabletop, progress: updated from their current state.
         commands: at least one.
-        camera: of the tabletop's scene.
+        camera: a camera of the tabletop's scene.
         provenance: plain JSON, added to meta.json.
-        intervention: whether data.pkl says of every step that somebody corrected a policy, in ``INTERVENTION``.
+        intervention: whether data.pkl marks every step as a correction of a policy, in ``INTERVENTION``.
 
     Returns:
-        whether the task is done after the last command; if not, nothing is written.
+        whether the task is completed after the last command; if not, nothing is written.
     """
     rows: dict[str, list[Any]] = {
         key: [] for key in ("robot_eef_pose", "robot_gripper", "action", "action_gripper", "timestamp", "image_index")
     }
     start = _FIRST_DAY + 60.0 * index
-    with whole_folder(folder) as aside:
-        (aside / "images").mkdir()
+    with whole_folder(folder) as partial:
+        (partial / "images").mkdir()
         for step, command in enumerate(commands):
-            _write_frame(aside / "images" / f"frame_{step:04d}.jpg", camera.render(tabletop))
+            _write_frame(partial / "images" / f"frame_{step:04d}.jpg", camera.render(tabletop))
             observed = (
                 tabletop.pose,
                 tabletop.gripper,
@@ -201,14 +205,14 @@ def record(
             data = _as_arrays(rows)
             if intervention:
                 data[INTERVENTION] = np.ones(len(commands), dtype=np.bool_)
-            _write_tables(aside, index, data, provenance)
+            _write_tables(partial, index, data, provenance)
         else:
-            shutil.rmtree(aside)
+            shutil.rmtree(partial)
     return progress.succeeded
 
 
 def _as_arrays(rows: dict[str, list[Any]]) -> dict[str, NDArray[Any]]:
-    """Columns in the dtypes of the real recordings: poses float32, seconds float64, the rest int64."""
+    """Converts columns to the dtypes of real recordings: poses float32, seconds float64, the rest int64."""
     dtypes = {"robot_eef_pose": np.float32, "action": np.float32, "timestamp": np.float64}
     return {key: np.asarray(column, dtype=dtypes.get(key, np.int64)) for key, column in rows.items()}
 
@@ -229,7 +233,7 @@ def _write_tables(folder: Path, index: int, data: dict[str, NDArray[Any]], prove
 
 
 def encode_jpeg(frame: ImageArray) -> bytes:
-    """Encode an RGB frame (H, W, 3) as the robot's recorder does: JPEG, quality 95."""
+    """Encodes an RGB frame (H, W, 3) as the robot's recorder does: JPEG, quality 95."""
     done, data = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     assert done, "OpenCV encodes every uint8 image"
     return data.tobytes()

@@ -1,4 +1,4 @@
-"""Which tabletop decides what happens: physics by default, kinematics where speed matters more."""
+"""Referees: the simulations that compute how the tabletop's objects move; physics by default, kinematics for speed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REFEREES = (PHYSICS, KINEMATIC)
 
 
 def make_tabletop(scene: Scene, referee: str = PHYSICS) -> Tabletop:
-    """The scene under that referee; MuJoCo is loaded by the physics one only.
+    """Creates the tabletop of a scene with that referee; only the physics referee loads MuJoCo.
 
     Raises:
         WorkspaceError: no referee of that name, or MuJoCo is not installed.

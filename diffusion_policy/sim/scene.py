@@ -1,6 +1,6 @@
-"""What stands on the table before an episode starts: blocks, a tray, the light; sizes, frames and poses.
+"""The initial scene of an episode: blocks, a tray, the light; sizes, coordinate frames and poses.
 
-Frame: the robot's base frame, x forward, y left, z up, metres; the table is the plane z = 0. Quaternions are xyzw and
+Frame: the robot's base frame, x forward, y left, z up, meters; the table is the plane z = 0. Quaternions are xyzw and
 gripper 1 = open, as everywhere (see spec.py).
 """
 
@@ -20,10 +20,10 @@ BLOCK_SIZE = 0.046
 TRAY_SIZE = (0.17, 0.15)
 TRAY_HEIGHT = 0.03
 TRAY_FLOOR = 0.006
-FINGER_SPAN = 0.092  # metres between the open fingers
+FINGER_SPAN = 0.092  # meters between the open fingertips
 HOME = (0.40, 0.0, 0.24)
 
-BLOCK_COLOURS = {
+BLOCK_COLORS = {
     "red": (208, 60, 54),
     "orange": (232, 138, 40),
     "yellow": (230, 198, 62),
@@ -36,27 +36,27 @@ PICK_AND_PLACE = "pick_and_place"
 
 @dataclass(frozen=True)
 class Block:
-    """A block before the episode: (2,) metres where it stands, radians about z, a name of BLOCK_COLOURS."""
+    """A block before the episode: position (2,) in meters, yaw in radians, and a color named in BLOCK_COLORS."""
 
     xy: tuple[float, float]
     yaw: float
-    colour: str
+    color: str
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What chance decides before an episode starts.
+    """The random choices that determine an episode's initial state.
 
     Attributes:
-        blocks: what stands on the table, the targets first.
-        tray_xy: (2,) metres, the tray's centre.
-        table_rgb: colour of the table.
+        blocks: the blocks on the table, the targets first.
+        tray_xy: (2,) meters, the tray's center.
+        table_rgb: color of the table.
         brightness: factor on all light.
-        light: (3,) direction towards the lamp, unit length.
-        grain_seed: draws the wood's grain.
-        n_targets: how many of the blocks, from the first on, belong into the tray, in this order.
-        light_drift: the light's sway during the episode: share of it, period in steps, phase in radians.
-        task: a name of ``tasks.TASKS``.
+        light: (3,) direction toward the light source, unit length.
+        grain_seed: seed of the wood's grain.
+        n_targets: the first so many blocks belong in the tray, in this order.
+        light_drift: change of the light during the episode: relative amplitude, period in steps, phase in radians.
+        task: a name in ``tasks.TASKS``.
     """
 
     blocks: tuple[Block, ...]
@@ -71,34 +71,34 @@ class Scene:
 
     @property
     def block_xy(self) -> tuple[float, float]:
-        """(2,) metres, where the first target stands."""
+        """(2,) position of the first target in meters."""
         return self.blocks[0].xy
 
     @property
     def block_yaw(self) -> float:
-        """Radians about z of the first target."""
+        """Yaw of the first target in radians."""
         return self.blocks[0].yaw
 
     @property
-    def block_colour(self) -> str:
-        """Name of the first target's colour."""
-        return self.blocks[0].colour
+    def block_color(self) -> str:
+        """Color name of the first target."""
+        return self.blocks[0].color
 
     def light_level(self, step: int) -> float:
-        """Factor on the frame at a step: 1 unless the light drifts."""
+        """Returns the brightness factor of the frame at a step: 1 unless the light drifts."""
         share, period, phase = self.light_drift
         return 1.0 + share * float(np.sin(2 * np.pi * step / period + phase))
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """Draw an episode's scene: one block left of the robot's middle, the tray right of it."""
+    """Draws a random scene: one block to the left of the robot's center line, the tray to the right."""
     lamp = np.array([rng.uniform(0.1, 0.5), rng.uniform(0.1, 0.6), 1.0])
     lamp /= np.linalg.norm(lamp)
     wood = np.array([186.0, 150.0, 112.0]) + rng.uniform(-14, 14) + rng.uniform(-8, 8, size=3)
     block = Block(
         xy=(float(rng.uniform(0.40, 0.54)), float(rng.uniform(0.07, 0.21))),
         yaw=float(rng.uniform(-0.35, 0.35)),
-        colour=str(rng.choice(list(BLOCK_COLOURS))),
+        color=str(rng.choice(list(BLOCK_COLORS))),
     )
     return Scene(
         blocks=(block,),
@@ -111,7 +111,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
 
 
 def tray_walls() -> list[tuple[Triple, Triple]]:
-    """The tray's four walls as boxes: centre relative to the tray's centre at half its height, and half sizes."""
+    """Returns the tray's four walls as boxes: center relative to the tray's at half its height, and half sizes."""
     (length, width), thickness, middle = TRAY_SIZE, 0.004, TRAY_HEIGHT / 2
     return [
         (offset, half)
@@ -124,12 +124,12 @@ def tray_walls() -> list[tuple[Triple, Triple]]:
 
 
 def downward_pose(position: ArrayLike, yaw: float = 0.0) -> FloatArray:
-    """Pose (7,) of a gripper that points straight down, its fingers turned by ``yaw`` radians about z."""
+    """Returns the pose (7,) of a gripper that points straight down, rotated by ``yaw`` radians about z."""
     turn = Rotation.from_euler("z", yaw) * Rotation.from_quat([1.0, 0.0, 0.0, 0.0])
     return np.concatenate([np.asarray(position, dtype=np.float64), turn.as_quat()])
 
 
 def yaw_of(pose: ArrayLike) -> float:
-    """Turn about z, in radians, of a gripper pose (7,) that points down; the inverse of ``downward_pose``."""
+    """Returns the yaw, in radians, of a gripper pose (7,) that points down; the inverse of ``downward_pose``."""
     finger_axis = Rotation.from_quat(np.asarray(pose, dtype=np.float64)[3:7]).apply([1.0, 0.0, 0.0])
     return float(np.arctan2(finger_axis[1], finger_axis[0]))

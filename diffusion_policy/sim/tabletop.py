@@ -1,11 +1,11 @@
-"""The tabletop in motion, kinematically: a parallel gripper, blocks, a tray.
+"""The kinematic simulation of the tabletop: a parallel gripper, blocks, a tray.
 
-The fast referee: no forces. The arm follows a commanded pose, the fingers close at a finite speed, a block between
-closing fingers is held if they were at least as wide as the block when they met it, and a released block falls. Its
-outcome is checked against that of ``physics_tabletop.PhysicsTabletop``, which has the same interface; what differs is
-in docs/closed_loop.md.
+This is the fast referee, without forces. The arm follows a commanded pose, the fingers close at a finite speed, a block
+between closing fingers is held if they were at least as wide as the block when they reached it, and a released block
+falls. Outcomes are checked against ``physics_tabletop.PhysicsTabletop``, which has the same interface;
+docs/closed_loop.md lists the differences.
 
-Frames and units as in scene.py, whose names this module offers too.
+Frames and units are those of scene.py, whose names this module exports, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from diffusion_policy.gripper_events import CLIENT_THRESHOLD
 from diffusion_policy.sim.scene import (
-    BLOCK_COLOURS,
+    BLOCK_COLORS,
     BLOCK_SIZE,
     FINGER_SPAN,
     HOME,
@@ -37,7 +37,7 @@ from diffusion_policy.sim.scene import (
 from diffusion_policy.spec import GRIPPER_CLOSED, GRIPPER_OPEN, POSE, SpecError
 
 __all__ = [
-    "BLOCK_COLOURS",
+    "BLOCK_COLORS",
     "BLOCK_SIZE",
     "FINGER_SPAN",
     "HOME",
@@ -56,63 +56,63 @@ __all__ = [
     "yaw_of",
 ]
 
-# How the hardware follows its commands. With a block, the measured gripper flips four steps after the command to close
-# and three after the one to open, as on real grippers: it is no label to copy from.
-FINGER_SPEED = 0.14  # of the span, a step
-ARM_GAIN = 0.9  # share of the way to the commanded position that one step covers
-_MEASURED_CLOSED_BELOW, _MEASURED_OPEN_ABOVE = 0.55, 0.85  # between them the last value stays
-LIFTED_ABOVE = 0.08  # metres, height of a held block's centre from which on it counts as grasped
+# How the simulated hardware follows its commands. With a block, the measured gripper changes four steps after the
+# command to close and three after the one to open, as on real grippers, so it cannot serve as the label.
+FINGER_SPEED = 0.14  # of the span, per step
+ARM_GAIN = 0.9  # share of the distance to the commanded position that one step covers
+_MEASURED_CLOSED_BELOW, _MEASURED_OPEN_ABOVE = 0.55, 0.85  # between them the last value is kept
+LIFTED_ABOVE = 0.08  # meters: a held block with its center above this height counts as grasped
 
-# From where closing fingers hold a block, as PhysicsTabletop has it (tests/sim/test_referees.py): offsets of its centre
-# in the gripper's frame, across the fingers' motion and downwards. Along their motion the block must fit between them;
-# a finger that touches it first turns it away at its rim, so the reach shrinks by these shares of the offset along.
+# Offsets at which closing fingers hold a block, as in PhysicsTabletop (tests/sim/test_referees.py): of its center, in
+# the gripper's frame, across the fingers' motion and downward. Along their motion the block must fit between them; a
+# finger that touches it first rotates it away, so the reach shrinks by these shares of the offset along the motion.
 _REACH_ACROSS, _ACROSS_LOST = 0.0335, 0.55
 _REACH_BELOW, _BELOW_LOST = 0.0345, 0.42
-_FINGER_GIVE = 0.002  # by which a finger's edge slides off a block rather than landing on it
+_FINGER_GIVE = 0.002  # meters of overlap at which a finger still slides off a block's edge
 _HELD_OPENING = BLOCK_SIZE / FINGER_SPAN
-_FALL_STEP = 0.05  # metres a step
+_FALL_STEP = 0.05  # meters per step
 
 
 @dataclass
 class BlockState:
-    """One block in motion.
+    """The state of one block.
 
     Attributes:
-        position: (3,) centre.
-        turn: (3, 3) its axes as columns.
-        yaw: radians about z.
-        straddled: whether the fingers went around it when they met it; None while they are away from it.
+        position: (3,) center in meters.
+        rotation: (3, 3) matrix; its columns are the axes of the block.
+        yaw: rotation about z in radians.
+        straddled: whether the fingers went around the block when they reached it; None while they are away from it.
     """
 
     position: FloatArray
-    turn: FloatArray
+    rotation: FloatArray
     yaw: float
     straddled: bool | None = None
 
     @classmethod
     def of(cls, block: Block) -> BlockState:
-        """As the scene has it: standing on the table."""
-        return cls(np.array([*block.xy, BLOCK_SIZE / 2]), turn_about_z(block.yaw), block.yaw)
+        """Returns the initial state: the block stands on the table."""
+        return cls(np.array([*block.xy, BLOCK_SIZE / 2]), rotation_about_z(block.yaw), block.yaw)
 
 
-def turn_about_z(yaw: float) -> FloatArray:
-    """Rotation matrix (3, 3) of a turn by ``yaw`` radians about z."""
+def rotation_about_z(yaw: float) -> FloatArray:
+    """Returns the matrix (3, 3) of a rotation by ``yaw`` radians about z."""
     matrix: FloatArray = Rotation.from_euler("z", yaw).as_matrix()
     return matrix
 
 
 class Tabletop:
-    """The scene in motion; ``step`` moves it by a tenth of a second.
+    """The simulation of a scene; ``step`` advances it by a tenth of a second.
 
     Attributes:
-        scene: what was drawn.
+        scene: the initial scene.
         pose: (7,) measured pose of the point between the fingertips.
-        opening: of the fingers, 0 = shut, 1 = open.
-        gripper: as measured, 1 = open, 0 = closed.
+        opening: opening of the fingers, 0 = closed, 1 = open.
+        gripper: measured gripper state, 1 = open, 0 = closed.
         blocks: the state of each block of the scene.
-        held: number of the block that is between closed fingers, or None.
-        placed_order: numbers of the blocks that came to rest in the tray, in the order in which they first did.
-        steps: how many were taken.
+        held: number of the block between the closed fingers, or None.
+        placed_order: numbers of the blocks that have come to rest in the tray, in order of their first time.
+        steps: number of steps taken.
     """
 
     referee: ClassVar[str] = "kinematic"
@@ -130,12 +130,12 @@ class Tabletop:
 
     @property
     def block_position(self) -> FloatArray:
-        """(3,) centre of the first block."""
+        """(3,) center of the first block in meters."""
         return self.blocks[0].position
 
     @property
     def block_yaw(self) -> float:
-        """Radians about z of the first block."""
+        """Yaw of the first block in radians."""
         return self.blocks[0].yaw
 
     @property
@@ -151,21 +151,21 @@ class Tabletop:
 
     @property
     def placed(self) -> bool:
-        """Whether every target rests in the tray, let go."""
+        """Whether every target rests in the tray and is released."""
         return all(self.is_placed(number) for number in range(self.scene.n_targets))
 
     def is_placed(self, number: int) -> bool:
-        """Whether block ``number`` rests in the tray, let go."""
+        """Whether block ``number`` rests in the tray and is released."""
         block = self.blocks[number]
         low = block.position[2] <= self._rest_height(block) + self._REST_TOLERANCE
         return number != self.held and self._over_tray(block) and bool(low)
 
     def step(self, pose: ArrayLike, gripper: float) -> None:
-        """Follow one command for one step.
+        """Executes one command for one step.
 
         Args:
-            pose: (7,) commanded pose; its quaternion is normalised.
-            gripper: above 0.5 opens the fingers, else closes them, as the robot's client decides.
+            pose: (7,) commanded pose; its quaternion is normalized.
+            gripper: above 0.5 opens the fingers, else closes them, as the robot's client does.
 
         Raises:
             SpecError: the command is not eight finite numbers with a quaternion in them.
@@ -189,7 +189,7 @@ class Tabletop:
                 self.placed_order.append(number)
 
     def _advance(self, goal: FloatArray, *, wants_open: bool) -> None:
-        """Move arm, fingers and blocks by one step towards the pose ``goal`` (7,)."""
+        """Moves arm, fingers and blocks by one step toward the pose ``goal`` (7,)."""
         before, self.pose = self.pose, goal
         opening = self.opening + (FINGER_SPEED if wants_open else -FINGER_SPEED)
         between = self.held if self.held is not None else self._block_between_fingers(opening)
@@ -212,10 +212,10 @@ class Tabletop:
         offset = Rotation.from_euler("z", turn).apply(block.position - before[:3])
         block.position = self.pose[:3] + offset
         block.yaw += turn
-        block.turn = turn_about_z(block.yaw)
+        block.rotation = rotation_about_z(block.yaw)
 
     def _block_between_fingers(self, opening: float) -> int | None:
-        """The block that the fingers went around when they met it; it stays theirs until they leave or turn it away."""
+        """Returns the block between the fingers: they went around it, and have neither left it nor rotated it away."""
         axes = Rotation.from_quat(self.pose[3:7]).as_matrix()
         room = self.opening * FINGER_SPAN / 2 - BLOCK_SIZE / 2 + _FINGER_GIVE
         for block in self.blocks:
@@ -230,7 +230,7 @@ class Tabletop:
         return next((number for number, block in enumerate(self.blocks) if block.straddled), None)
 
     def _push_between_fingers(self, block: BlockState) -> None:
-        """Fingers that close, or pass by, take a block along that one of them touches."""
+        """Moves a block that one of the fingers touches while they close or pass by."""
         axis = Rotation.from_quat(self.pose[3:7]).as_matrix()[:, 1]
         along = float((block.position - self.pose[:3]) @ axis)
         room = max(self.opening * FINGER_SPAN / 2 - BLOCK_SIZE / 2, 0.0) + _FINGER_GIVE

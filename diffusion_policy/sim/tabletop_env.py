@@ -1,4 +1,4 @@
-"""The tabletop as a Gymnasium environment: image, pose and gripper in, one command of eight numbers out."""
+"""The tabletop as a Gymnasium environment: observations of image, pose and gripper, actions of eight numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_events import CLIENT_THRESHOLD
 from diffusion_policy.sim.camera import Camera
-from diffusion_policy.sim.failures import FailureWitness
+from diffusion_policy.sim.failures import FailureMonitor
 from diffusion_policy.sim.referees import PHYSICS, make_tabletop
 from diffusion_policy.sim.scene import PICK_AND_PLACE, STEP_SECONDS
 from diffusion_policy.sim.tabletop import Tabletop
@@ -20,27 +20,28 @@ from diffusion_policy.spec import POSE, POSE_GRIPPER, ImageArray, SpecError
 
 Observation = dict[str, NDArray[Any]]
 
-_REACH = 1.0  # metres from the base, on each axis: the arm goes no further, whatever is commanded
+_REACH = 1.0  # meters from the base on each axis; commanded positions are clipped to it
 _SHORTEST_QUATERNION = 1e-6
 _STEPS_PER_TARGET = 150
 
 
 class TabletopEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
-    """One arm, one table. ``gymnasium.make("diffusion_policy.sim:Tabletop-v0")`` makes it.
+    """One arm at a table. ``gymnasium.make("diffusion_policy.sim:Tabletop-v0")`` creates it.
 
     Observation: ``image`` (H, W, 3) uint8 RGB, ``pose`` (7,) float64 x y z qx qy qz qw measured, ``gripper`` (1,)
-    float32 measured, 1 = open. Action (8,) float32: the pose wanted next and the gripper, above 0.5 = open; a position
-    beyond the arm's reach is brought back to it, a quaternion of any length but zero is normalised. A step is a tenth
-    of a second. Reward 1 at the step that completes the task, else 0; the episode terminates there.
+    float32 measured, 1 = open. Action (8,) float32: the next target pose and the gripper, above 0.5 = open; a position
+    beyond the arm's reach is clipped, a quaternion of any length but zero is normalized. A step takes a tenth of a
+    second. The reward is 1 at the step that completes the task, else 0; the episode terminates there.
 
-    ``info`` holds ``success``, ``grasped``, ``failure`` (why it would have failed, if it ended here; None after
-    success), ``target_xy`` (where the first target stood), ``referee`` and ``task``. ``tabletop`` is the state itself.
+    ``info`` holds ``success``, ``grasped``, ``failure`` (the reason of failure if the episode ended now; None after
+    success), ``target_xy`` (initial position of the first target), ``referee`` and ``task``. ``tabletop`` is the state.
 
     Args:
-        task: a name of ``tasks.TASKS``.
+        task: a name in ``tasks.TASKS``.
         referee: "physics" or "kinematic".
         image_size: (width, height) of the camera's frames.
-        max_steps: after which an episode is truncated; None: 150 for each target, of which the expert needs about 80.
+        max_steps: number of steps after which an episode is truncated; None: 150 for each target (the expert needs
+            about 80).
         render_mode: "rgb_array" or None.
 
     Raises:
@@ -84,20 +85,20 @@ class TabletopEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         scene = self.task.draw(rng)
         self.tabletop: Tabletop = make_tabletop(scene, self.referee)
         self.progress = Progress()
-        self._witness = FailureWitness(self.tabletop)
+        self._failures = FailureMonitor(self.tabletop)
         self._camera = Camera(scene, self._image_size)
         self._truncate_at = self._max_steps or _STEPS_PER_TARGET * scene.n_targets
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Draw a scene; equal seeds make equal ones, whatever the referee."""
+        """Draws a random scene; equal seeds give equal scenes, with any referee."""
         super().reset(seed=seed)
         self._begin(self.np_random)
         return self._observe(), self._info()
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Follow one command for a tenth of a second.
+        """Executes one command for a tenth of a second.
 
         Raises:
             SpecError: the action is not eight finite numbers, or its quaternion is zero.
@@ -110,12 +111,12 @@ class TabletopEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         numbers[3:7] /= norm if norm > _SHORTEST_QUATERNION else 1.0
         self.tabletop.step(numbers[: len(POSE)], float(numbers[len(POSE)]))
         self.progress.update(self.tabletop)
-        self._witness.update(wants_open=numbers[len(POSE)] > CLIENT_THRESHOLD)
+        self._failures.update(wants_open=numbers[len(POSE)] > CLIENT_THRESHOLD)
         done = self.progress.succeeded
         return self._observe(), float(done), done, self.tabletop.steps >= self._truncate_at, self._info()
 
     def render(self) -> ImageArray:
-        """The camera's frame (H, W, 3) of this moment."""
+        """Renders the camera's current frame (H, W, 3)."""
         return self._camera.render(self.tabletop)
 
     def _observe(self) -> Observation:
@@ -129,7 +130,7 @@ class TabletopEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         return {
             "success": self.progress.succeeded,
             "grasped": self.progress.grasped,
-            "failure": None if self.progress.succeeded else self._witness.reason,
+            "failure": None if self.progress.succeeded else self._failures.reason,
             "target_xy": self.tabletop.scene.block_xy,
             "referee": self.tabletop.referee,
             "task": self.task.name,

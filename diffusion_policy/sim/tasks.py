@@ -1,4 +1,4 @@
-"""The tasks of the tabletop: how a scene is drawn for each, and what counts as done."""
+"""The tasks of the tabletop: how their scenes are drawn, and when they are completed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.sim.scene import (
-    BLOCK_COLOURS,
+    BLOCK_COLORS,
     PICK_AND_PLACE,
     STEP_SECONDS,
     Block,
@@ -24,12 +24,12 @@ POSE_ONLY = "pose_only"
 TWO_IN_ORDER = "two_in_order"
 DISTRACTORS = "distractors"
 
-_TARGET_COLOURS = ("red", "blue")  # where several blocks stand, the first and the second target
+_TARGET_COLORS = ("red", "blue")  # of the first and the second target, in scenes with several blocks
 _ROOM_X, _ROOM_Y = (0.36, 0.53), (0.05, 0.24)
-_ROOM_FOR_FINGERS = 0.10  # metres between a target and any other block: the open hand goes down between them
+_ROOM_FOR_FINGERS = 0.10  # meters between a target and any other block, so that the open hand fits between them
 _ROOM_FOR_BLOCKS = 0.075
-_VISITED_WITHIN = 0.02  # metres from the fingertips to where they would grasp, or let go, sideways
-_VISITED_BELOW = 0.06  # metres above the table
+_VISITED_WITHIN = 0.02  # meters sideways from the fingertips to where they would grasp or release
+_VISITED_BELOW = 0.06  # meters above the table
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Task:
     """One task.
 
     Attributes:
-        name: as in configs and command lines.
-        goal: one sentence.
-        draw: draws a scene of it.
+        name: name in configs and on command lines.
+        goal: the goal in one sentence.
+        draw: draws a random scene of the task.
     """
 
     name: str
@@ -48,11 +48,11 @@ class Task:
 
 
 class Progress:
-    """What has been reached so far in one episode; ``update`` looks once after every step.
+    """The progress of one episode; ``update`` is called once after every step.
 
     Attributes:
         grasped: whether a target was ever held well above the table.
-        succeeded: whether the task is done.
+        succeeded: whether the task is completed.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Progress:
         self._visited_block = False
 
     def update(self, tabletop: Tabletop) -> None:
-        """Take note of the tabletop as it is now."""
+        """Updates the progress from the current state of the tabletop."""
         scene, lifted = tabletop.scene, tabletop.lifted
         self.grasped = self.grasped or (lifted is not None and lifted < scene.n_targets)
         if scene.task == POSE_ONLY:
@@ -82,22 +82,22 @@ def _draw_pose_only(rng: np.random.Generator) -> Scene:
 
 def _draw_two_in_order(rng: np.random.Generator) -> Scene:
     scene = draw_scene(rng)
-    blocks = tuple(Block(xy, _yaw(rng), colour) for xy, colour in zip(_spots(rng, 2, 2), _TARGET_COLOURS, strict=True))
+    blocks = tuple(Block(xy, _yaw(rng), color) for xy, color in zip(_spots(rng, 2, 2), _TARGET_COLORS, strict=True))
     return replace(scene, blocks=blocks, n_targets=2, task=TWO_IN_ORDER)
 
 
 def _draw_distractors(rng: np.random.Generator) -> Scene:
-    """One red target, one to three blocks of other colours, and a light that differs between episodes and in them."""
+    """One red target, one to three blocks of other colors, and a light that differs between episodes and in them."""
     scene = draw_scene(rng)
-    others = [name for name in BLOCK_COLOURS if name != _TARGET_COLOURS[0]]
-    colours = [_TARGET_COLOURS[0], *map(str, rng.choice(others, size=rng.integers(1, 4), replace=False))]
-    spots = _spots(rng, len(colours), 1)
+    others = [name for name in BLOCK_COLORS if name != _TARGET_COLORS[0]]
+    colors = [_TARGET_COLORS[0], *map(str, rng.choice(others, size=rng.integers(1, 4), replace=False))]
+    spots = _spots(rng, len(colors), 1)
     lamp = np.array([rng.uniform(-0.4, 0.8), rng.uniform(-0.8, 0.8), 1.0])
     lamp /= np.linalg.norm(lamp)
     drift = (rng.uniform(0.0, 0.2), rng.uniform(3.0, 8.0) / STEP_SECONDS, rng.uniform(0.0, 2 * np.pi))
     return replace(
         scene,
-        blocks=tuple(Block(xy, _yaw(rng), colour) for xy, colour in zip(spots, colours, strict=True)),
+        blocks=tuple(Block(xy, _yaw(rng), color) for xy, color in zip(spots, colors, strict=True)),
         brightness=float(rng.uniform(0.65, 1.15)),
         light=(float(lamp[0]), float(lamp[1]), float(lamp[2])),
         light_drift=(float(drift[0]), float(drift[1]), float(drift[2])),
@@ -110,7 +110,7 @@ def _yaw(rng: np.random.Generator) -> float:
 
 
 def _spots(rng: np.random.Generator, n_blocks: int, n_targets: int) -> list[tuple[float, float]]:
-    """Where blocks stand, so far apart that an open hand reaches every target."""
+    """Draws positions of blocks that are far enough apart for the open hand to reach every target."""
     while True:
         spots: FloatArray = np.stack([rng.uniform(*_ROOM_X, n_blocks), rng.uniform(*_ROOM_Y, n_blocks)], axis=1)
         between = np.linalg.norm(spots[:, None] - spots, axis=-1) + np.eye(n_blocks)

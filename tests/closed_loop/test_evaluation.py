@@ -70,7 +70,7 @@ def test_the_server_moves_the_arm_as_the_policy_in_process_does(in_process: Clos
         found = evaluate(
             checkpoint,
             evaluation(through_server=through, serve_words=LOOSE if through else ()),
-            film=lambda scene, through=through: Track(through) if scene == 0 else None,  # type: ignore[misc]
+            recorder=lambda scene, through=through: Track(through) if scene == 0 else None,  # type: ignore[misc]
             show=lambda done, total: shown.append((done, total)),
         )
     assert shown[-1] == (3, 3)
@@ -122,7 +122,7 @@ def test_an_interruption_keeps_scenes_and_goes_on_to_the_same_result(
     earlier, done = read_document(interrupted)
     assert (earlier["interrupted"], len(done)) == (True, 1)
     ran: list[int] = []
-    found = evaluate(checkpoint, evaluation(), earlier=earlier, done=done, film=lambda scene: ran.append(scene))  # type: ignore[func-returns-value]
+    found = evaluate(checkpoint, evaluation(), earlier=earlier, done=done, recorder=lambda scene: ran.append(scene))  # type: ignore[func-returns-value]
     assert ran == [1, 2]
     assert found.to_json() == in_process.to_json()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from closed_loop_factory import SPEC, driver, tabletop
 
-from diffusion_policy.env_runner.actors import PolicyActor, Question
+from diffusion_policy.env_runner.actors import ActionRequest, PolicyActor
 from diffusion_policy.env_runner.simulator import Simulator
 from diffusion_policy.images import decode_jpeg, resize_frame
 from diffusion_policy.model.normalizer import LinearNormalizer
@@ -37,17 +37,17 @@ class Watching:
         return {"action": initial_noise}
 
 
-def question(simulator: Simulator, scene: int = 0, request: int = 0, turn: float = 1.0) -> Question:
+def action_request(simulator: Simulator, scene: int = 0, request: int = 0, turn: float = 1.0) -> ActionRequest:
     env = simulator.make()
     observation, _ = env.reset(seed=scene)
     step = simulator.read_step(observation, SPEC)
     step["robot_eef_pose"] = step["robot_eef_pose"] * np.array([1, 1, 1, *[turn] * 4])
-    return Question(scene, request, 0, (step, step))
+    return ActionRequest(scene, request, 0, (step, step))
 
 
 def test_noise_belongs_to_scene_and_request() -> None:
     actor, simulator = PolicyActor(Watching(), driver(), seed=5), driver()
-    first, second, third = (question(simulator, scene, request) for scene, request in ((0, 0), (3, 0), (3, 1)))
+    first, second, third = (action_request(simulator, scene, request) for scene, request in ((0, 0), (3, 0), (3, 1)))
     together = [answer.actions for answer in actor.answer([first, second, third])]
     alone = [actor.answer([one])[0].actions for one in (third, first, second)]
     np.testing.assert_array_equal(together, [alone[1], alone[2], alone[0]])
@@ -64,7 +64,7 @@ def test_frames_are_those_of_a_recording(tmp_path: Path) -> None:
     env: Any = simulator.make()
     env._begin(np.random.default_rng([0, 0]))  # the scene of the recording
     step = simulator.read_step(env._observe(), SPEC)
-    PolicyActor(policy, simulator).answer([Question(0, 0, 0, (step, step))])
+    PolicyActor(policy, simulator).answer([ActionRequest(0, 0, 0, (step, step))])
     shown = policy.shown[0]
     assert shown["image"].dtype == torch.uint8
     assert shown["image"].shape == (1, 2, 3, 36, 64)
@@ -78,14 +78,14 @@ def test_larger_frames_are_made_small_as_the_converter_does() -> None:
     frame = np.random.default_rng(0).integers(0, 255, (72, 128, 3), dtype=np.uint8)
     simulator = tabletop()
     np.testing.assert_array_equal(
-        simulator.small(frame, 64, 36), resize_frame(decode_jpeg(encode_jpeg(frame), "frame"), 64, 36)
+        simulator.resized(frame, 64, 36), resize_frame(decode_jpeg(encode_jpeg(frame), "frame"), 64, 36)
     )
 
 
 @pytest.mark.parametrize("turn", [1.0, -1.0])
 def test_quaternions_are_on_the_side_of_training(turn: float) -> None:
     policy = Watching([1.0, 0.0, 0.0, 0.0])
-    PolicyActor(policy, tabletop()).answer([question(tabletop(), turn=turn)])
+    PolicyActor(policy, tabletop()).answer([action_request(tabletop(), turn=turn)])
     assert (policy.shown[0]["robot_eef_pose"][0, :, 3] > 0.9).all()
 
 
@@ -96,7 +96,7 @@ def test_a_chunk_with_nan_is_no_answer() -> None:
             action[1, 2, 3] = torch.nan
             return {"action": action}
 
-    answers = PolicyActor(Broken(), driver()).answer([question(driver()), question(driver(), 1)])
+    answers = PolicyActor(Broken(), driver()).answer([action_request(driver()), action_request(driver(), 1)])
     assert answers[0].actions is not None
     assert answers[1].actions is None
     assert answers[1].refusal == "not finite: the chunk holds NaN or infinity"

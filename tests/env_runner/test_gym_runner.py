@@ -28,9 +28,9 @@ class ExpertPolicy:
         self.actor, self.step, self.copies = expert(), 0, copies
 
     def predict_action(self, obs: Any, initial_noise: Any = None, generator: Any = None) -> dict[str, torch.Tensor]:
-        from diffusion_policy.env_runner.actors import Question
+        from diffusion_policy.env_runner.actors import ActionRequest
 
-        chunk = self.actor.rule(Question(0, 0, self.step, ()))
+        chunk = self.actor.rule(ActionRequest(0, 0, self.step, ()))
         assert chunk is not None
         self.step += 6
         if self.copies:

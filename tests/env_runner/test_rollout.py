@@ -7,7 +7,7 @@ import pytest
 from closed_loop_factory import SEED, SPEC, Driver, Scripted, driver, expert, numbered, shape_meta, tabletop
 
 from diffusion_policy.env_runner.results import SceneResult, success_of
-from diffusion_policy.env_runner.rollout import Rules, roll_out, usual_action_steps
+from diffusion_policy.env_runner.rollout import RolloutSettings, default_action_steps, roll_out
 from diffusion_policy.env_runner.simulator import InfoKeys, Simulator, SimulatorError
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.sim.referees import REFEREES
@@ -16,7 +16,7 @@ from diffusion_policy.spec import SpecError, read_shape_meta
 
 def run(simulator: Simulator, actor: Any, n_scenes: int = 1, **rules: Any) -> list[SceneResult]:
     scenes = {scene: SEED + scene for scene in range(n_scenes)}
-    return list(roll_out(simulator, actor, scenes, Rules(**{"n_action_steps": 6, **rules})))
+    return list(roll_out(simulator, actor, scenes, RolloutSettings(**{"n_action_steps": 6, **rules})))
 
 
 def executed() -> list[float]:
@@ -53,8 +53,8 @@ def test_so_many_steps_of_each_chunk_are_executed(n_action_steps: int) -> None:
     actor = Scripted(numbered)
     run(driver(length=24), actor, n_action_steps=n_action_steps)
     assert executed() == list(range(1, 25))
-    assert [question.step for question in actor.asked] == list(range(0, 24, n_action_steps))
-    assert [question.request for question in actor.asked] == list(range(len(actor.asked)))
+    assert [request.step for request in actor.asked] == list(range(0, 24, n_action_steps))
+    assert [request.index for request in actor.asked] == list(range(len(actor.asked)))
 
 
 @pytest.mark.parametrize(("latency_s", "late"), [(0.0, 0), (0.05, 1), (0.1, 1), (0.25, 3)])
@@ -72,7 +72,7 @@ def test_an_answer_that_comes_after_its_last_step_moves_nothing() -> None:
 
 
 def test_without_an_answer_the_arm_holds_its_pose_and_its_gripper() -> None:
-    actor = Scripted(lambda question: None if 6 <= question.step < 9 else numbered(question))
+    actor = Scripted(lambda request: None if 6 <= request.step < 9 else numbered(request))
     (result,) = run(driver(length=15), actor)
     assert executed()[6:9] == [6.0] * 3, "the measured pose, one step for each refusal"
     assert [action[0] for action in Driver.told[6:9]] == [0.0] * 3, "the gripper as it was commanded"
@@ -111,7 +111,7 @@ def test_episodes_make_room_for_the_next_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rules", "message"),
+    ("settings", "message"),
     [
         ({"n_action_steps": 9}, "n_action_steps is 9; expected 1 to the 8 of a chunk"),
         ({"n_action_steps": 0}, "n_action_steps is 0"),
@@ -120,16 +120,16 @@ def test_episodes_make_room_for_the_next_ones() -> None:
         ({"at_once": 0}, "at_once is 0"),
     ],
 )
-def test_rules_that_make_no_sense(rules: dict[str, Any], message: str) -> None:
+def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(WorkspaceError, match=message):
-        run(driver(), Scripted(numbered), **rules)
+        run(driver(), Scripted(numbered), **settings)
 
 
-def test_the_usual_number_of_steps_fits_the_chunk() -> None:
+def test_the_default_number_of_steps_fits_the_chunk() -> None:
     actor = Scripted(numbered)
-    assert [usual_action_steps(actor, asked) for asked in (None, 3, 8)] == [6, 3, 8]
+    assert [default_action_steps(actor, asked) for asked in (None, 3, 8)] == [6, 3, 8]
     actor.n_action_steps = 4
-    assert usual_action_steps(actor, None) == 4
+    assert default_action_steps(actor, None) == 4
 
 
 SETTINGS: dict[str, Any] = {
@@ -144,8 +144,8 @@ SETTINGS: dict[str, Any] = {
     [
         ({"envs": 1}, r"simulator has the keys .*'envs'.*; expected"),
         ({"env": {"length": 3}}, "expected _target_ and its arguments"),
-        ({"env": {"_target_": "no_such.Thing"}}, r"simulator.env cannot be made: .*no_such"),
-        ({"env": {"_target_": "closed_loop_factory.Driver", "wrong": 1}}, r"simulator.env cannot be made: .*wrong"),
+        ({"env": {"_target_": "no_such.Thing"}}, r"simulator.env cannot be created: .*no_such"),
+        ({"env": {"_target_": "closed_loop_factory.Driver", "wrong": 1}}, r"simulator.env cannot be created: .*wrong"),
         ({"env": {"_target_": "collections.OrderedDict"}}, "makes a OrderedDict; expected a Gymnasium environment"),
         ({"info": {"succes": "x"}}, r"simulator.info has the keys \['succes'\]"),
         ({"info": {"success": "done"}}, "simulator.info.success is 'done', but the environment's info has"),

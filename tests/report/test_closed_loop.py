@@ -273,5 +273,5 @@ def test_the_verdict_follows_what_was_done(outcomes: str, level: str, begins: st
 
 def test_a_foreign_file_is_not_named_to_be_written_over(tmp_path: Path) -> None:
     (tmp_path / "verdicts.json").write_text("[]")
-    with pytest.raises(ResultError, match=r"verdicts\.json: no result of a closed loop.*--json \S*/closed_loop\.json"):
+    with pytest.raises(ResultError, match=r"verdicts\.json: is not a closed-loop result.*--json \S*/closed_loop\.json"):
         read_closed_loop(tmp_path / "verdicts.json")

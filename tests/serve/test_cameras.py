@@ -126,20 +126,20 @@ def test_a_dataset_tells_the_size_of_its_recordings(tmp_path: Path, repository: 
     assert CogActImageDataset(meta, tmp_path / "set.zarr", horizon=4).frame_sizes == {"image": [(64, 48)]}
 
 
-def moved(step: int, metres: float = 0.0, radians: float = 0.0) -> dict[str, Any]:
+def moved(step: int, meters: float = 0.0, radians: float = 0.0) -> dict[str, Any]:
     half = step * radians / 2
-    pose = [POSE[0] + step * metres, *POSE[1:3], np.cos(half), np.sin(half), 0.0, 0.0]
-    before = [POSE[0] + (step - 1) * metres, *POSE[1:3], np.cos(half), np.sin(half), 0.0, 0.0]
+    pose = [POSE[0] + step * meters, *POSE[1:3], np.cos(half), np.sin(half), 0.0, 0.0]
+    before = [POSE[0] + (step - 1) * meters, *POSE[1:3], np.cos(half), np.sin(half), 0.0, 0.0]
     return {"poses": [before, pose], "timestamps": [0.6 * step - 0.1, 0.6 * step]}
 
 
 FROZEN: dict[str, tuple[dict[str, float], Any, bool]] = {
-    "the arm moves": ({"metres": 0.01}, lambda step: scene(0), True),
+    "the arm moves": ({"meters": 0.01}, lambda step: scene(0), True),
     "the arm turns": ({"radians": 0.05}, lambda step: scene(0), True),
     "the arm stands": ({}, lambda step: scene(0), False),
-    "the arm trembles": ({"metres": 0.0005}, lambda step: scene(0), False),
-    "black, and the arm moves": ({"metres": 0.01}, lambda step: BLACK, True),
-    "the camera lives": ({"metres": 0.01}, scene, False),
+    "the arm trembles": ({"meters": 0.0005}, lambda step: scene(0), False),
+    "black, and the arm moves": ({"meters": 0.01}, lambda step: BLACK, True),
+    "the camera lives": ({"meters": 0.01}, scene, False),
 }
 
 

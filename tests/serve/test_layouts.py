@@ -15,7 +15,7 @@ from serve_factory import ServerThread, jpeg, observation_message, settings
 
 from diffusion_policy.checkpoint import load_policy
 from diffusion_policy.closed_loop.server_actor import ServerActor
-from diffusion_policy.env_runner.actors import Question
+from diffusion_policy.env_runner.actors import ActionRequest
 from diffusion_policy.geometry import geodesic_distance
 from diffusion_policy.run_log import RunLogError, read_log
 from diffusion_policy.run_log.exports import to_inference_log, to_rerun, to_vlalab
@@ -119,7 +119,7 @@ def test_a_simulator_s_steps_are_asked_and_answered_in_the_policy_s_own_numbers(
     simulator = SimpleNamespace(control_hz=10.0)
     with ServerThread(engine, settings(None, *LIMITS)) as server:
         actor = ServerActor(engine, simulator, server.ports["line"])  # type: ignore[arg-type]
-        (answer,) = actor.answer([Question(0, 0, 0, history)])
+        (answer,) = actor.answer([ActionRequest(0, 0, 0, history)])
         actor.close()
     assert answer.refusal is None
     assert answer.actions is not None

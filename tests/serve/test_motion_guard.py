@@ -1,4 +1,4 @@
-"""diffusion_policy.serve.checks.motion_guard: limits that engage, in metres and radians, and say so."""
+"""diffusion_policy.serve.checks.motion_guard: limits that engage, in meters and radians, and say so."""
 
 import numpy as np
 import pytest
@@ -46,8 +46,8 @@ def test_whatever_comes_in_the_steps_that_leave_are_within_the_limits(
     wild = chunk(dx=dx, yaw=yaw)
     wild[:, 3:7] *= np.array(signs)[:, None] * norm
     actions = MotionGuard(limits).check(wild, HERE).actions
-    metres, radians = geometry.pose_steps(np.vstack([HERE, actions[:, :7]]))
-    assert metres.max() <= limits.max_step_m + 1e-9
+    meters, radians = geometry.pose_steps(np.vstack([HERE, actions[:, :7]]))
+    assert meters.max() <= limits.max_step_m + 1e-9
     assert radians.max() <= limits.max_step_rad + 1e-6
     assert np.linalg.norm(actions[:, :3] - HERE[:3], axis=1).max() <= whole + 1e-9
     assert geometry.geodesic_distance(HERE[3:7], actions[:, 3:7]).max() <= 2 * whole + 1e-6
@@ -199,9 +199,9 @@ def test_an_arm_outside_the_workspace_comes_back_by_steps_within_the_limits() ->
     limits = GuardSettings(on_workspace="clip", max_chunk_m=1.0, **BOX)
     for wanted in (chunk(), chunk() + [1.0, 0, 0, 0, 0, 0, 0, 0]):  # noqa: RUF005 - arrays
         guarded = MotionGuard(limits).check(wanted, outside)
-        metres, _ = geometry.pose_steps(np.vstack([outside, guarded.actions[:, :7]]))
-        assert metres.max() <= limits.max_step_m + 1e-9
-        assert (np.diff(guarded.actions[:, 0]) < 0).all(), "towards the box"
+        meters, _ = geometry.pose_steps(np.vstack([outside, guarded.actions[:, :7]]))
+        assert meters.max() <= limits.max_step_m + 1e-9
+        assert (np.diff(guarded.actions[:, 0]) < 0).all(), "toward the box"
         assert guarded.interventions["workspace"] == 8
     at_once = MotionGuard(GuardSettings(on_workspace="clip", **BOX)).check(chunk(), outside)
     assert np.linalg.norm(at_once.actions[:, :3] - outside[:3], axis=1).max() == pytest.approx(0.16)
@@ -234,8 +234,8 @@ def test_of_two_arms_each_is_held_within_its_own_limits_and_named() -> None:
     wild[:, 3:7] *= -1
     guarded = guard.check(wild, here, gripper=[1.0, 0.0])
     np.testing.assert_allclose(guarded.actions[:, :8], chunk(), atol=1e-9, err_msg="the other arm stays as it was")
-    metres, radians = geometry.pose_steps(np.vstack([HERE, guarded.actions[:, 8:15]]))
-    assert metres.max() <= 0.04 + 1e-9
+    meters, radians = geometry.pose_steps(np.vstack([HERE, guarded.actions[:, 8:15]]))
+    assert meters.max() <= 0.04 + 1e-9
     assert radians.max() <= 0.1 + 1e-6
     assert set(guarded.interventions) == {
         "right step distance",

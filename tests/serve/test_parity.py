@@ -65,7 +65,7 @@ PLANTED = {
     "linear": (interpolated(cv2.INTER_LINEAR), "image", "interpolation: linear"),
     "nearest": (interpolated(cv2.INTER_NEAREST), "image", "interpolation: nearest"),
     "cubic": (interpolated(cv2.INTER_CUBIC), "image", "interpolation: cubic"),
-    "colours": (lambda frames, states: ([frame[..., ::-1] for frame in frames], states), "image", "colour order: BGR"),
+    "colors": (lambda frames, states: ([frame[..., ::-1] for frame in frames], states), "image", "color order: BGR"),
     "crop": (lambda frames, states: ([frame[7:-7, 8:-8] for frame in frames], states), "image", "crop: cut to 90 %"),
     "spacing": (lambda frames, states: ([frames[-1]] * 2, states), "image", "step spacing: the newest frame twice"),
     "order": (lambda frames, states: (frames[::-1], states), "image", "step order: newest first"),
@@ -109,7 +109,7 @@ SwappingEngine = engine_with(lambda frames, states: ([frame[..., ::-1] for frame
     [
         (PolicyEngine, ".png", 0, None),
         (PolicyEngine, ".jpg", 1, "JPEG compression, or a slightly different resize"),
-        (SwappingEngine, ".png", 1, "colour order: BGR where RGB is expected"),
+        (SwappingEngine, ".png", 1, "color order: BGR where RGB is expected"),
     ],
 )
 def test_a_live_server_is_compared_with_training(

@@ -59,7 +59,7 @@ def test_seams_compare_what_would_have_come_next_with_what_comes() -> None:
     later = poses + [0.02, 0, 0, 0, 0, 0, 0, 0.5]  # noqa: RUF005 - arrays
     seam = served.seam(later, 10.2, hz=10)
     assert seam is not None
-    assert seam.millimetres == pytest.approx(0.0), "two steps later the arm is two centimetres further"
+    assert seam.millimetres == pytest.approx(0.0), "two steps later the arm is two centimeters further"
     assert seam.gripper == pytest.approx(0.5)
     assert served.seam(later, 10.6, hz=10) is None, "the old chunk had ended"
     np.testing.assert_array_equal(served.remainder(10.2, hz=10), poses[2:])

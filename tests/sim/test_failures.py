@@ -17,7 +17,7 @@ from diffusion_policy.sim.failures import (
     SHUT_ON_ARRIVAL,
     TIMEOUT,
     WRONG_ORDER,
-    FailureWitness,
+    FailureMonitor,
 )
 from diffusion_policy.sim.referees import KINEMATIC, PHYSICS, REFEREES, make_tabletop
 from diffusion_policy.sim.scene import Scene, downward_pose
@@ -34,7 +34,7 @@ def planned(task: str = "pick_and_place", seed: int = 0) -> tuple[Scene, list[Co
 
 def reason(scene: Scene, commands: list[Command], referee: str) -> str:
     tabletop = make_tabletop(scene, referee)
-    witness = FailureWitness(tabletop)
+    witness = FailureMonitor(tabletop)
     for command in commands:
         tabletop.step(command.pose, command.gripper)
         witness.update(wants_open=command.gripper > 0.5)

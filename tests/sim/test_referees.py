@@ -65,26 +65,26 @@ def test_some_haste_is_forgiven(referee: str, early: int) -> None:
     assert outcome(referee, scene, hasty) == (True, True)
 
 
-def displaced(commands: list[Command], seed: int, millimetres: float) -> list[Command]:
+def displaced(commands: list[Command], seed: int, millimeters: float) -> list[Command]:
     """All positions moved by one vector of that length and random direction."""
     direction = np.random.default_rng([9, seed]).normal(size=3)
-    offset = np.concatenate([millimetres / 1e3 * direction / np.linalg.norm(direction), np.zeros(4)])
+    offset = np.concatenate([millimeters / 1e3 * direction / np.linalg.norm(direction), np.zeros(4)])
     return [Command(command.pose + offset, command.gripper) for command in commands]
 
 
 # docs/closed_loop.md says these figures, of 40 scenes: placed by physics, by the kinematic one, and equal outcomes.
-@pytest.mark.parametrize(("millimetres", "agreement"), [(8, 1.0), (15, 1.0), (25, 1.0), (35, 0.7)])
-def test_displaced_poses_end_alike(millimetres: float, agreement: float) -> None:
+@pytest.mark.parametrize(("millimeters", "agreement"), [(8, 1.0), (15, 1.0), (25, 1.0), (35, 0.7)])
+def test_displaced_poses_end_alike(millimeters: float, agreement: float) -> None:
     alike = []
     for seed in range(8):
         scene, commands = scene_and_commands(seed)
-        moved = displaced(commands, seed, millimetres)
+        moved = displaced(commands, seed, millimeters)
         alike.append(outcome(PHYSICS, scene, moved) == outcome(KINEMATIC, scene, moved))
     assert np.mean(alike) >= agreement
 
 
 def lifts(referee: str, scene: Scene, offset: tuple[float, float, float]) -> bool:
-    """Whether open fingers that come down ``offset`` (across, along, above; mm) off the block's centre lift it."""
+    """Whether open fingers that come down ``offset`` (across, along, above; mm) off the block's center lift it."""
     turn = Rotation.from_euler("z", scene.block_yaw)
     low = np.array([*scene.block_xy, BLOCK_SIZE / 2]) + turn.apply(np.array(offset) / 1e3)
     above = np.array([0, 0, 0.12])

@@ -68,7 +68,7 @@ def test_an_episode_is_cut_off_after_max_steps() -> None:
     assert [env.step(action)[3] for _ in range(3)] == [False, False, True]
 
 
-def test_far_commands_are_brought_back_and_quaternions_normalised() -> None:
+def test_far_commands_are_brought_back_and_quaternions_normalized() -> None:
     env = TabletopEnv(referee=KINEMATIC, image_size=(64, 36))
     env.reset(seed=0)
     for _ in range(20):

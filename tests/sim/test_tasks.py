@@ -50,7 +50,7 @@ def test_a_varied_expert_differs_from_itself() -> None:
 def test_two_blocks_count_in_their_order_only() -> None:
     scene, commands = planned(TWO_IN_ORDER, 0)
     assert scene.n_targets == 2
-    assert [block.colour for block in scene.blocks] == ["red", "blue"]
+    assert [block.color for block in scene.blocks] == ["red", "blue"]
     assert played(scene, commands).succeeded
     first = next(step for step in range(20, len(commands)) if commands[step].gripper > commands[step - 1].gripper)
     start_of_second = first + 10
@@ -62,8 +62,8 @@ def test_two_blocks_count_in_their_order_only() -> None:
 def test_distractors_stand_clear_of_the_target_and_light_changes() -> None:
     scenes = [TASKS[DISTRACTORS].draw(np.random.default_rng(seed)) for seed in range(30)]
     assert {len(scene.blocks) for scene in scenes} == {2, 3, 4}
-    assert all(scene.block_colour == "red" and scene.n_targets == 1 for scene in scenes)
-    assert all(block.colour != "red" for scene in scenes for block in scene.blocks[1:])
+    assert all(scene.block_color == "red" and scene.n_targets == 1 for scene in scenes)
+    assert all(block.color != "red" for scene in scenes for block in scene.blocks[1:])
     away = [np.linalg.norm(np.subtract(b.xy, scene.block_xy)) for scene in scenes for b in scene.blocks[1:]]
     assert min(away) > 0.1
     levels = np.array([[scene.light_level(step) for step in range(80)] for scene in scenes])

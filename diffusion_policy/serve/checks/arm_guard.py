@@ -26,7 +26,7 @@ class MotionRefusedError(WorkspaceError):
 
 
 class Pose(NamedTuple):
-    """(3,) metres and (4,) xyzw; what an arm does not have stays at nothing, no turn."""
+    """(3,) meters and (4,) xyzw; what an arm does not have stays at nothing, no turn."""
 
     position: FloatArray
     rotation: FloatArray
@@ -52,7 +52,7 @@ class ArmGuard:
         self._unit = limits.layout.joint_unit
 
     def make_unit(self, actions: FloatArray, current: FloatArray) -> None:
-        """Normalise the quaternions of a chunk (T, D), in place, with the signs of the measured one (D,).
+        """Normalize the quaternions of a chunk (T, D), in place, with the signs of the measured one (D,).
 
         Raises:
             MotionRefusedError: a norm is too far from 1.
@@ -112,10 +112,10 @@ class ArmGuard:
     def _limit_step(self, previous: Pose, wanted: Pose, interventions: Counter[str], step: int) -> Pose:
         """The pose between two that scale, smoothing and step limits allow."""
         fraction = self._fraction
-        metres = fraction * float(np.linalg.norm(wanted.position - previous.position))
+        meters = fraction * float(np.linalg.norm(wanted.position - previous.position))
         radians = fraction * float(geodesic_distance(previous.rotation, wanted.rotation))
         for limit, length, longest in (
-            ("step distance", metres, self._settings.max_step_m),
+            ("step distance", meters, self._settings.max_step_m),
             ("step angle", radians, self._settings.max_step_rad),
         ):
             if length > longest:
@@ -123,22 +123,22 @@ class ArmGuard:
                     limit, self._settings.on_step, f"action {step} moves {length:.4f}; at most {longest} is allowed"
                 )
                 interventions[f"{self._prefix}{limit}"] += 1
-        position = fraction * min(1.0, self._settings.max_step_m / max(metres, 1e-12))
+        position = fraction * min(1.0, self._settings.max_step_m / max(meters, 1e-12))
         rotation = fraction * min(1.0, self._settings.max_step_rad / max(radians, 1e-12))
         return _part_of_the_way(previous, wanted, position, rotation)
 
     def _limit_chunk(self, measured: Pose, previous: Pose, pose: Pose, interventions: Counter[str], step: int) -> Pose:
         """Into the ball around the measured pose.
 
-        Moving towards its center never lengthens the step from ``previous``, which lies within it.
+        Moving toward its center never lengthens the step from ``previous``, which lies within it.
         """
         assert self._settings.max_chunk_m is not None
         assert self._settings.max_chunk_rad is not None
-        metres = float(np.linalg.norm(pose.position - measured.position))
+        meters = float(np.linalg.norm(pose.position - measured.position))
         radians = float(geodesic_distance(measured.rotation, pose.rotation))
         shares = []
         for limit, length, longest in (
-            ("chunk distance", metres, self._settings.max_chunk_m),
+            ("chunk distance", meters, self._settings.max_chunk_m),
             ("chunk angle", radians, self._settings.max_chunk_rad),
         ):
             too_far = length > longest * (1 + 1e-9)
@@ -163,11 +163,11 @@ class ArmGuard:
         said = f"action {step} at ({place}) m is outside the workspace"
         self._exceeded("workspace", self._settings.on_workspace, said)
         interventions[f"{self._prefix}workspace"] += 1
-        metres, longest = float(np.linalg.norm(inside - previous.position)), self._settings.max_step_m
-        if metres > longest * (1 + 1e-9):
-            said = f"action {step}: the workspace is {metres:.4f} m away; at most {longest} is allowed"
+        meters, longest = float(np.linalg.norm(inside - previous.position)), self._settings.max_step_m
+        if meters > longest * (1 + 1e-9):
+            said = f"action {step}: the workspace is {meters:.4f} m away; at most {longest} is allowed"
             self._exceeded("step distance", self._settings.on_step, said)
-        share = min(1.0, longest / max(metres, 1e-12))
+        share = min(1.0, longest / max(meters, 1e-12))
         return Pose(previous.position + share * (inside - previous.position), pose.rotation)
 
     def _limit_joints(

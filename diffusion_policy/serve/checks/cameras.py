@@ -261,11 +261,11 @@ class Motion:
     def __init__(self, layout: ActionLayout) -> None:
         self._layout = layout
         self._first: FloatArray | None = None
-        self._metres, self._radians, self._joints = 0.0, 0.0, 0.0
+        self._meters, self._radians, self._joints = 0.0, 0.0, 0.0
 
     def begin(self, state: FloatArray) -> None:
         """From this state (D,) on."""
-        self._first, self._metres, self._radians, self._joints = state, 0.0, 0.0, 0.0
+        self._first, self._meters, self._radians, self._joints = state, 0.0, 0.0, 0.0
 
     def add(self, state: FloatArray) -> None:
         """Another state (D,)."""
@@ -274,20 +274,20 @@ class Motion:
         moved = np.linalg.norm(layout.positions(state) - layout.positions(self._first), axis=-1)
         turned = geodesic_distance(layout.rotations(state), layout.rotations(self._first))
         joints = np.abs(layout.joints(state) - layout.joints(self._first))
-        self._metres = float(moved.max(initial=self._metres))
+        self._meters = float(moved.max(initial=self._meters))
         self._radians = float(turned.max(initial=self._radians))
         self._joints = float(joints.max(initial=self._joints))
 
-    def is_far(self, metres: float, radians: float) -> bool:
+    def is_far(self, meters: float, radians: float) -> bool:
         """Whether an arm has moved at least so far; a joint counts as a rotation."""
         joint = radians * joint_units_in_a_radian(self._layout.joint_unit)
-        return self._metres >= metres or self._radians >= radians or self._joints >= joint
+        return self._meters >= meters or self._radians >= radians or self._joints >= joint
 
     def describe(self) -> str:
         """How far, in words."""
         said = []
         if self._layout.has_pose:
-            said.append(f"{self._metres * 1000:.0f} mm and {np.degrees(self._radians):.0f} degrees")
+            said.append(f"{self._meters * 1000:.0f} mm and {np.degrees(self._radians):.0f} degrees")
         if self._layout.has_joints:
             said.append(f"a joint by {self._joints:.3g} {self._layout.joint_unit}")
         return ", ".join(said)

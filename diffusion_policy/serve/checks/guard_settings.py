@@ -1,9 +1,9 @@
 """The motion guard's settings, and the limits that they become for a layout.
 
 Defaults for the step limits are those of the predecessor's robot configuration: 0.04 m and 0.1 rad a step. The public
-robot client commands all steps of a chunk at once and so drives the arm towards the last one: the limit over the whole
+robot client commands all steps of a chunk at once and so drives the arm toward the last one: the limit over the whole
 chunk is what bounds that jump. Its default is CHUNK_STEPS steps of full length, half of what eight could add up to; of
-4,734 chunks in the logs of a real robot's 8-D policies 95 % stay within it in metres and 98 % in radians.
+4,734 chunks in the logs of a real robot's 8-D policies 95 % stay within it in meters and 98 % in radians.
 
 Joints have no such measurement: unless a limit is set, a step is at most JOINT_SHARE of the range that training saw of
 the joint, and a chunk CHUNK_STEPS of those. The share is a choice: with it a joint takes ten steps, a second at 10 Hz,
@@ -38,21 +38,21 @@ class GuardSettings:
     """The limits, all in force by default.
 
     Attributes:
-        max_step_m: largest distance between consecutive positions, metres.
+        max_step_m: largest distance between consecutive positions, meters.
         max_step_rad: largest geodesic angle between consecutive orientations, radians.
-        max_chunk_m: largest distance of any position of a chunk from the measured one, metres; None: CHUNK_STEPS times
+        max_chunk_m: largest distance of any position of a chunk from the measured one, meters; None: CHUNK_STEPS times
             ``max_step_m``, filled in.
         max_chunk_rad: largest geodesic angle of any orientation of a chunk from the measured one, radians; None:
             CHUNK_STEPS times ``max_step_rad``, filled in.
         max_step_joint: largest step of any joint, in the joints' unit; None: JOINT_SHARE of each one's training range.
         max_chunk_joint: largest distance of any joint from where it was measured, in the same unit; None: CHUNK_STEPS
             times the step's.
-        workspace_low: lowest x y z in metres, robot base frame; None: to be filled in by :meth:`within`.
-        workspace_high: highest x y z in metres; None as above.
+        workspace_low: lowest x y z in meters, robot base frame; None: to be filled in by :meth:`within`.
+        workspace_high: highest x y z in meters; None as above.
         on_step: "clip" or "refuse" a step that is too long.
         on_chunk: "clip" or "refuse" a pose too far from the measured one.
         on_workspace: "clip" or "refuse" a position outside the box.
-        quaternion_tolerance: a norm further than this from 1 is refused; nearer ones are normalised.
+        quaternion_tolerance: a norm further than this from 1 is refused; nearer ones are normalized.
         action_scale: fraction of each step that is executed, position and rotation alike; 1 changes nothing.
         smoothing: weight of the previous action in (0, 1) (lerp for positions, slerp for orientations); 0 is off.
         gripper_open: commands at or above it open.
@@ -118,7 +118,7 @@ class GuardSettings:
                 raise WorkspaceError(f"motion guard: {name} is {limit}; expected more than 0, finite, or null")
 
     def within(self, low: Sequence[float] | FloatArray, high: Sequence[float] | FloatArray) -> GuardSettings:
-        """The same limits with this box, x y z in metres, where none is set: a box that engages is a small one."""
+        """The same limits with this box, x y z in meters, where none is set: a box that engages is a small one."""
         return replace(
             self,
             workspace_low=_corner(low) if self.workspace_low is None else self.workspace_low,
@@ -156,7 +156,7 @@ class MotionLimits:
     Attributes:
         layout: of actions, rotations as quaternions.
         settings: with a box where one arm has a position.
-        boxes: lowest and highest x y z in metres, by arm's name.
+        boxes: lowest and highest x y z in meters, by arm's name.
         joint_steps: (J,) largest steps, by ``layout.joint_columns``, in the joints' unit.
         joint_chunks: (J,) largest distances from the measured joints, as above.
     """

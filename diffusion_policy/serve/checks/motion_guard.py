@@ -1,8 +1,8 @@
 """What stands between a predicted action chunk and the arm.
 
-Every action is absolute: of each arm a pose (metres, quaternion xyzw) or joints, and a gripper command (1 = open). The
+Every action is absolute: of each arm a pose (meters, quaternion xyzw) or joints, and a gripper command (1 = open). The
 guard looks at the whole chunk before any of it leaves: numbers must be finite and quaternions near unit norm; then each
-step of each arm is held within a distance of the one before it, measured in metres, in radians on SO(3) and in the
+step of each arm is held within a distance of the one before it, measured in meters, in radians on SO(3) and in the
 joints' unit, within a workspace box, and all of the chunk within a distance of what was measured (``arm_guard``);
 gripper commands are debounced. A limit either clips (the action is moved to the limit) or refuses (no action leaves).
 What was done is counted and reported, with the arm's name where there are several and with the joint's: a guard that is

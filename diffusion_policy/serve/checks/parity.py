@@ -38,12 +38,12 @@ from diffusion_policy.storage import file_sha256
 Array = NDArray[Any]
 Images = dict[str, NDArray[np.uint8]]
 
-# Input values: one grey level, and the last digits of float32.
+# Input values: one gray level, and the last digits of float32.
 IMAGE_TOLERANCE, STATE_TOLERANCE = 1.0, 1e-6
 ACTION_TOLERANCE = 1e-3
-# JPEG of quality 75 and better stays within this mean difference of grey levels on camera images.
+# JPEG of quality 75 and better stays within this mean difference of gray levels on camera images.
 JPEG_LEVELS = 6.0
-# Camera pixels a side for each pixel of a recorded frame, and how far a block's rim lies from its mean, grey levels.
+# Camera pixels a side for each pixel of a recorded frame, and how far a block's rim lies from its mean, gray levels.
 ENLARGED, RIM = 4, 6
 # Larger frames would not fit the limits of a message, and are sent as they are.
 MAX_ENLARGED_PIXELS = 640 * 360
@@ -191,13 +191,13 @@ def is_enlarged(height: int, width: int, encoding: str) -> bool:
 def enlarge(frame: Array) -> Array:
     """A frame (H, W, 3) at ENLARGED times its size, which area interpolation turns back into the very frame.
 
-    In a block of 4 x 4 the 12 pixels of the rim are darker by n, the 4 in its centre brighter by 3 n.
+    In a block of 4 x 4 the 12 pixels of the rim are darker by n, the 4 in its center brighter by 3 n.
     """
     rim = np.minimum(RIM, np.minimum(frame, (255 - frame) // 3)).astype(np.uint8)
     large, darker = (value.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1) for value in (frame, rim))
     rows, columns = (np.isin(np.arange(size) % ENLARGED, (1, 2)) for size in large.shape[:2])
-    centre = (rows[:, None] & columns[None, :])[..., None]
-    return np.where(centre, large + 3 * darker, large - darker)
+    center = (rows[:, None] & columns[None, :])[..., None]
+    return np.where(center, large + 3 * darker, large - darker)
 
 
 def _encode(frame: Array, encoding: str) -> bytes:
@@ -262,7 +262,7 @@ def _resized(interpolation: int) -> Callable[[Array], Array]:
 
 
 def _cropped(share: float) -> Callable[[Array], Array]:
-    """A centre crop of the frame that was sent, stretched to the whole."""
+    """A center crop of the frame that was sent, stretched to the whole."""
 
     def cut(frame: Array) -> Array:
         large = enlarge(frame)
@@ -274,7 +274,7 @@ def _cropped(share: float) -> Callable[[Array], Array]:
 
 
 IMAGE_MISTAKES: tuple[tuple[str, Callable[[Array], Array]], ...] = (
-    ("colour order: BGR where RGB is expected", lambda images: images[:, :, ::-1]),
+    ("color order: BGR where RGB is expected", lambda images: images[:, :, ::-1]),
     ("step order: newest first", lambda images: images[:, ::-1]),
     ("step spacing: the newest frame twice", lambda images: np.repeat(images[:, -1:], images.shape[1], axis=1)),
     ("step spacing: the oldest frame twice", lambda images: np.repeat(images[:, :1], images.shape[1], axis=1)),
@@ -304,7 +304,7 @@ def state_mistakes(arms: Sequence[Arm]) -> tuple[tuple[str, Callable[[Array], Ar
 
         return apply
 
-    def in_millimetres(states: Array) -> Array:
+    def in_millimeters(states: Array) -> Array:
         changed = states.copy()
         changed[..., places] *= 1000.0
         return changed
@@ -313,7 +313,7 @@ def state_mistakes(arms: Sequence[Arm]) -> tuple[tuple[str, Callable[[Array], Ar
         ("quaternion order: wxyz where xyzw is expected", quaternions((3, 0, 1, 2))),
         ("quaternion order: xyzw read as wxyz", quaternions((1, 2, 3, 0))),
         ("quaternion sign: the other hemisphere", quaternions((0, 1, 2, 3), -1.0)),
-        ("units: millimetres where metres are expected", in_millimetres),
+        ("units: millimeters where meters are expected", in_millimeters),
         ("polarity: 1 = closed where 1 = open is expected", lambda states: 1.0 - states),
         ("step order: newest first", lambda states: states[:, ::-1]),
         ("step spacing: the newest state twice", lambda states: np.repeat(states[:, -1:], states.shape[1], axis=1)),

@@ -163,7 +163,7 @@ class FastPath:
         return policy.normalizer["action"].unnormalize(sample)[0]
 
     def _noised(self, remainder: NDArray[np.float64], noise: Tensor, timestep: int) -> Tensor:
-        """The remainder, normalised and at the noise level of a timestep: (1, T, Da)."""
+        """The remainder, normalized and at the noise level of a timestep: (1, T, Da)."""
         start = self._policy.normalizer["action"].normalize(torch.from_numpy(remainder).float())
         rows = torch.arange(noise.shape[1], device=start.device).clamp(max=len(start) - 1)
         alpha = self._policy.noise_scheduler.alphas_cumprod[timestep].to(noise)

@@ -6,7 +6,7 @@
 ``prepare`` is what training does to its frames (``images.resize_frame``, ``spec.policy_observation``), plus the one
 thing that a dataset does beforehand: quaternions are turned to the side on which they were recorded.
 
-A feature does not depend on whether its neighbour was known, so a log can be replayed to the last bit.
+A feature does not depend on whether its neighbor was known, so a log can be replayed to the last bit.
 
 Legend of shapes: To observation steps, T horizon, Ta executed steps, Da action dimensions, Do feature width. Actions
 and states are in the layout of messages (``wire``).
@@ -56,7 +56,7 @@ FloatArray = NDArray[np.float64]
 Prepared = dict[str, NDArray[Any]]
 # What a checkpoint says of the recordings it was trained on: (width, height) of pictures by camera, gripper scales.
 TRAINED_ON = ("frame_sizes", "gripper_scale")
-# A state that never moved in training may be off by this much: metres, or a quaternion's component.
+# A state that never moved in training may be off by this much: meters, or a quaternion's component.
 RANGE_EPSILON = 0.005
 # A state of two values may be off by this share of their distance.
 BINARY_SLACK = 0.01
@@ -263,7 +263,7 @@ class PolicyEngine:
         return policy_observation(self.policy.spec, raw)
 
     def warm_up(self, requests: int = 3) -> None:
-        """Answer a grey image at the middle of the training range, so that the first robot does not wait longer."""
+        """Answer a gray image at the middle of the training range, so that the first robot does not wait longer."""
         sizes = [camera.width_height[::-1] for camera in self.policy.spec.rgb]
         frames = [np.full((*size, 3), 128, dtype=np.uint8) for size in sizes]
         states = np.tile(self.wire.middle(*self.action_range()), (self.n_obs_steps, 1))
@@ -387,7 +387,7 @@ def processor_name() -> str:
 
 
 def _normalizer_hash(policy: Policy) -> str:
-    """SHA-256 over the normaliser's names and numbers."""
+    """SHA-256 over the normalizer's names and numbers."""
     numbers = sorted(policy.normalizer.state_dict().items())
     named = ((name.encode(), value.detach().cpu().contiguous().numpy()) for name, value in numbers)
     return sha256(*itertools.chain.from_iterable(named)).hex()

@@ -29,7 +29,7 @@ class Observation:
     Attributes:
         images: (K times To) encoded JPEGs or PNGs, or raw frames (H, W, 3) uint8 RGB (new transport only); one camera
             after another, in the policy's order.
-        poses: (To, 7) float64, metres and quaternion xyzw; (To, 0) where ``measured`` is given.
+        poses: (To, 7) float64, meters and quaternion xyzw; (To, 0) where ``measured`` is given.
         grippers: (To, 1) float64, 1 = open; (To, 0) as above.
         timestamps: (To,) seconds on the client's clock.
         send_timestamp: unix seconds on the client's clock; None from the oldest clients.
