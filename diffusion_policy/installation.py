@@ -31,6 +31,7 @@ ENTRY_POINTS = {
     "dp-doctor": "doctor",
     "dp-edit": "edit_dataset",
     "dp-export": "export_run",
+    "dp-export-dataset": "export_dataset",
     "dp-grow": "finetune_from_7d_to_8d",
     "dp-infer": "run_offline_inference",
     "dp-inspect": "inspect_cogact_data",

@@ -55,6 +55,7 @@ FLOORS = {
     "workspace": 3,
     "serve": 3,
     "evaluate": 3,
+    "export": 4,
     "closed_loop": 4,
     "recipe": 4,
     "dagger": 5,

@@ -93,6 +93,7 @@ AT_WORK = {
     "evaluate_open_loop.py": Case(
         "{policy} {dataset} --steps 1 --samples 1 --json out.json", "evaluate.open_loop_report:_episode:2"
     ),
+    "export_dataset.py": Case("{dataset} --lerobot out --task lift", "export.lerobot_writer:LeRobotWriter.add"),
     "export_run.py": Case("{served} --vlalab out", "run_log.exports:_vlalab_step:2"),
     "finetune_7d_to_8d.sh": Case("cpu 1", "adapt.apply:prove"),
     "finetune_from_7d_to_8d.py": Case("--old_ckpt {pose} --new_ckpt new.ckpt", "adapt.apply:prove"),
@@ -162,6 +163,10 @@ FURTHER = {
         ),
     ],
     "evaluate_open_loop.py": [Case("{policy} {dataset} --steps 1 --samples 1 --json out.json", "os:replace")],
+    "export_dataset.py": [
+        Case("{dataset} --lerobot out --task lift", "os:replace"),
+        Case("{dataset} --zarr-zip out.zarr.zip", "os:replace"),
+    ],
     "export_run.py": [
         Case("{served} --vlalab out", "os:replace"),
         Case("{served} --inference-log out", "run_log.writing:_step_entries"),

@@ -6,7 +6,7 @@ import json
 import math
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class Feature:
         shape: of one step; (H, W, C) or (C, H, W) of a camera.
         names: of the numbers of a vector; empty where nothing says.
         is_depth: whether it is a camera of distances.
+        units: of numbers by name, where the dataset says them (info.units, which this project writes).
+        gripper: the numbers that mean open and closed, where the dataset says them (info.gripper).
     """
 
     name: str
@@ -54,6 +56,8 @@ class Feature:
     shape: tuple[int, ...]
     names: tuple[str, ...]
     is_depth: bool = False
+    units: Mapping[str, str] = field(default_factory=dict)
+    gripper: Mapping[str, Any] | None = None
 
     @property
     def is_camera(self) -> bool:
@@ -190,7 +194,17 @@ def _feature(name: str, entry: Any, file: Path) -> Feature:
     shape = entry.get("shape") or [1]
     if not isinstance(shape, list) or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape):
         raise RecordingError(f"{file}: feature {name!r} has shape {shape!r}; expected a list of positive whole numbers")
-    feature = Feature(name, entry["dtype"], tuple(shape), _names(entry.get("names")), _is_depth(entry))
+    names = _names(entry.get("names"))
+    info = entry["info"] if isinstance(entry.get("info"), dict) else {}
+    feature = Feature(
+        name,
+        entry["dtype"],
+        tuple(shape),
+        names,
+        _is_depth(entry),
+        units=_units(names, info.get("units")),
+        gripper=info["gripper"] if isinstance(info.get("gripper"), dict) else None,
+    )
     if not feature.is_camera and feature.width > _WIDEST:
         raise RecordingError(f"{file}: feature {name!r} has {feature.width} numbers a step; at most {_WIDEST} are read")
     return feature
@@ -204,6 +218,13 @@ def _names(found: Any) -> tuple[str, ...]:
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
         return ()
     return tuple(found)
+
+
+def _units(names: tuple[str, ...], found: Any) -> dict[str, str]:
+    """Units by name, of those that are said."""
+    if not isinstance(found, list) or len(found) != len(names):
+        return {}
+    return {name: unit for name, unit in zip(names, found, strict=True) if isinstance(unit, str) and unit != "unknown"}
 
 
 def _is_depth(entry: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from diffusion_policy.gripper_scale import labeled_scales
 from diffusion_policy.recording.lerobot.info import DEFAULTS, Feature, Info
 from diffusion_policy.recording.mapping import (
     FLAG,
@@ -121,22 +122,29 @@ def _said_by_names(feature: Feature) -> dict[str, Any] | None:
     if len(feature.names) != feature.width or not feature.is_vector:
         return None
     try:
-        layout = ActionLayout.of(feature.names)
+        layout = ActionLayout.of(feature.names, feature.units)
+        said = labeled_scales(None if feature.gripper is None else {GRIPPER: feature.gripper}, feature.name)
     except SpecError:
         return None
     known: dict[str, Any] = {}
     n_known = 0
     for arm in layout.arms:
-        if arm.joints or (arm.rotation and arm.representation != "quaternion"):
+        units = {layout.unit(i) for i in arm.joints}
+        if not units <= {"rad", "deg", "%"} or len(units) > 1:
+            return None
+        if arm.rotation and arm.representation != "quaternion":
             return None
         parts: dict[str, Any] = {}
         if arm.position:
             parts["position"] = {"columns": [feature.names[i] for i in arm.position], "unit": "m"}
         if arm.rotation:
             parts["rotation"] = {"columns": [feature.names[i] for i in arm.rotation], "as": "quaternion_xyzw"}
+        if arm.joints:
+            parts["joints"] = {"columns": [feature.names[i] for i in arm.joints], "unit": units.pop()}
         if arm.gripper:
             parts["gripper"] = {"columns": [feature.names[i] for i in arm.gripper]}
-        n_known += len(arm.position) + len(arm.rotation) + len(arm.gripper)
+            parts["gripper"] |= {} if said is None else {"scale": said.command.name}
+        n_known += len(arm.position) + len(arm.rotation) + len(arm.joints) + len(arm.gripper)
         known[arm.name] = {kind: {"feature": feature.name, **part} for kind, part in parts.items()}
     if n_known != feature.width:
         return None

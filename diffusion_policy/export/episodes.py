@@ -1,0 +1,152 @@
+"""What is exported: the episodes of a dataset, as named numbers, frames, tasks and flags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.dataset.content_hash import EPISODES
+from diffusion_policy.dataset.errors import DatasetError
+from diffusion_policy.dataset.frame_files import FrameFiles
+from diffusion_policy.dataset.replay_buffer import ACTION_KEY, TIMESTAMP_KEY, ReplayBuffer
+from diffusion_policy.gripper_scale import DeclaredScales
+from diffusion_policy.recording import Told
+from diffusion_policy.spec import ActionLayout
+
+_FRAMES_AT_A_TIME = 32
+# Rates are told as whole numbers of Hz where they are this near to one.
+_WHOLE = 0.01
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode of N steps.
+
+    Attributes:
+        state, action: (N, D) float32; grippers 0 closed to 1 open.
+        told: tasks and flags.
+        number: of it in the dataset, from 0 on.
+        first: its first row in the dataset.
+    """
+
+    state: NDArray[np.float32]
+    action: NDArray[np.float32]
+    told: Told
+    number: int
+    first: int
+
+    @property
+    def n_steps(self) -> int:
+        """N."""
+        return len(self.action)
+
+
+@dataclass
+class DatasetEpisodes:
+    """The episodes of a dataset, in order.
+
+    Args:
+        path: of the dataset.
+        gripper_scale: that its grippers are stored in, where somebody says so.
+        told: of episodes by number, what is to be said in place of what the dataset says.
+
+    Raises:
+        DatasetError: no dataset is there, it is damaged, or it has no episode, no action or no camera.
+        SpecError: the scale of a gripper is not known.
+    """
+
+    path: Path
+    gripper_scale: DeclaredScales | None = None
+    told: Mapping[int, Told] = field(default_factory=dict)
+    buffer: ReplayBuffer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.buffer = ReplayBuffer.open(self.path, gripper_scale=self.gripper_scale)
+        if not self.buffer.n_episodes or not self.buffer.cameras or ACTION_KEY not in self.buffer:
+            raise DatasetError(f"{self.path}: has no episode, no camera or no action; convert recordings first")
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Of the action's numbers."""
+        return self.buffer.names(ACTION_KEY)
+
+    @property
+    def state_keys(self) -> tuple[str, ...]:
+        """Arrays of what was measured, in the order in which their numbers become those of the state."""
+        keys = [key for key in self.buffer.keys if key != ACTION_KEY and self.buffer.vector_names(key)]
+        order = ("robot_eef_pose", "robot_joints")
+        return tuple(sorted(keys, key=lambda key: (order.index(key) if key in order else len(order), key)))
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Of the state's numbers."""
+        return tuple(name for key in self.state_keys for name in self.buffer.names(key))
+
+    def units(self, names: tuple[str, ...]) -> list[str]:
+        """The unit of each number; "unknown" where nothing says."""
+        label = self.buffer.label or {}
+        said = dict(zip(label.get("names", ()), label.get("units", ()), strict=False))
+        return list(ActionLayout.of(names, {name: unit for name, unit in said.items() if unit != "unknown"}).units)
+
+    @property
+    def rate(self) -> float:
+        """Steps a second, of the median step.
+
+        Raises:
+            DatasetError: there are no time stamps, or they do not increase.
+        """
+        ends = self.buffer.episode_ends
+        stamps = self.buffer.read(TIMESTAMP_KEY) if TIMESTAMP_KEY in self.buffer else np.zeros(0)
+        steps = np.delete(np.diff(stamps), ends[:-1] - 1) if len(stamps) > 1 else stamps
+        period = float(np.median(steps)) if len(steps) else 0.0
+        if period <= 0:
+            raise DatasetError(f"{self.path}: its time stamps tell no rate; say it with --fps HZ")
+        hz = 1 / period
+        return round(hz) if abs(hz - round(hz)) <= _WHOLE * hz and round(hz) > 0 else round(hz, 3)
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """(width, height) of each camera."""
+        return {camera: (self.buffer[camera].shape[2], self.buffer[camera].shape[1]) for camera in self.buffer.cameras}
+
+    def frames(self, camera: str, episode: Episode) -> Iterator[NDArray[np.uint8]]:
+        """The frames (H, W, 3) RGB of an episode."""
+        files = FrameFiles(self.buffer[camera])
+        end = episode.first + episode.n_steps
+        for start in range(episode.first, end, _FRAMES_AT_A_TIME):
+            yield from files.read(start, min(start + _FRAMES_AT_A_TIME, end))
+
+    def all_frames(self, camera: str) -> Iterator[NDArray[np.uint8]]:
+        """The frames of all episodes, one after the other."""
+        files = FrameFiles(self.buffer[camera])
+        for start in range(0, self.buffer.n_steps, _FRAMES_AT_A_TIME):
+            yield from files.read(start, min(start + _FRAMES_AT_A_TIME, self.buffer.n_steps))
+
+    def __iter__(self) -> Iterator[Episode]:
+        action = self.buffer.columns(ACTION_KEY, self.action_names)
+        states = [self.buffer.columns(key, self.buffer.names(key)) for key in self.state_keys]
+        state = np.concatenate(states, axis=1) if states else np.zeros((len(action), 0))
+        first = 0
+        for number, end in enumerate(self.buffer.episode_ends.tolist()):
+            rows = slice(first, end)
+            told = self.told.get(number) or _told(self.buffer, number)
+            yield Episode(state[rows].astype(np.float32), action[rows].astype(np.float32), told, number, first)
+            first = end
+
+
+def _told(buffer: ReplayBuffer, number: int) -> Told:
+    """What the dataset's conversion was told of an episode."""
+    described = buffer.root.attrs.get(EPISODES)
+    found: Mapping[str, Any] = {}
+    if isinstance(described, list) and number < len(described) and isinstance(described[number], Mapping):
+        found = described[number]
+    tasks, success, runs = found.get("tasks"), found.get("success"), found.get("interventions")
+    return Told(
+        tasks=tuple(map(str, tasks)) if isinstance(tasks, list) else (),
+        success=success if isinstance(success, bool) else None,
+        interventions=tuple((int(start), int(end)) for start, end in runs) if isinstance(runs, list) else None,
+    )

@@ -1,0 +1,36 @@
+"""A dataset in one zip archive: its files as they are, stored and not compressed again, so that it is read in place."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.export.errors import ExportError
+from diffusion_policy.places import is_remote, place
+from diffusion_policy.storage import whole_file
+
+
+def export_zarr_zip(dataset: Path, archive: Path) -> Path:
+    """Pack a dataset; the archive appears under its name when it is whole.
+
+    Args:
+        dataset: its folder.
+        archive: to be made.
+
+    Raises:
+        ExportError: the archive exists, or the dataset is no folder of this machine.
+        DatasetError: it is no dataset, or a file of it is absent or damaged.
+        StorageError: the disk refuses.
+    """
+    if archive.exists():
+        raise ExportError(f"{archive} exists; it is not replaced, choose another name")
+    folder = place(dataset)
+    if is_remote(folder) or not folder.is_dir():
+        raise ExportError(f"{dataset} is no folder of this machine; only those are packed")
+    ReplayBuffer.open(folder)
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    with whole_file(archive) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED, allowZip64=True) as packed:
+        for file in files:
+            packed.write(file, str(file.relative_to(folder)))
+    return archive
