@@ -1,6 +1,6 @@
-"""The border of every script: arguments in; one answer, one error or one line about an interruption out.
+"""The entry point that all scripts share: it reads arguments, and prints one result, error or interruption message.
 
-A script declares its arguments, names the function that works, and hands both to `run_command`:
+A script declares its arguments, defines the function that does the work, and passes both to `run_command`:
 
     def add_arguments(parser):
         parser.add_argument("dataset", type=Path)
@@ -15,8 +15,8 @@ A script declares its arguments, names the function that works, and hands both t
     def main(argv=None):
         return run_command(__doc__, add_arguments, work, argv)
 
-Exit status: that of the answer; 2 refused, with one message on stderr; 128 + N ended by signal N (130: Ctrl-C), with
-one line that says what was kept and which command goes on; 141 nobody reads the output any more.
+Exit status: that of the answer; 2 for an error, with one message on stderr; 128 + N ended by signal N (130: Ctrl-C),
+with one line that states what was kept and which command continues; 141 the reader of the output has closed it.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# In the environment of a command that another one runs: that one says what an interruption leaves.
-_TOLD_BY_CALLER = "DIFFUSION_POLICY_STOPS_ARE_TOLD"
+# Environment variable of a command that another command runs, which then reports interruptions itself.
+_REPORTED_BY_CALLER = "DIFFUSION_POLICY_STOPS_ARE_TOLD"
 REFUSED = 2
 OUTPUT_CLOSED = 128 + signal.SIGPIPE
 
 
 class Stopped(KeyboardInterrupt):
-    """An interruption that knows what was kept. Work that keeps something raises it in place of KeyboardInterrupt.
+    """An interruption that states what was kept. Work with partial results raises it in place of KeyboardInterrupt.
 
     Args:
         kept: what is left of the work, such as "3 of 9 episodes are kept in DIR".
-        added: arguments that make the same command go on instead of starting anew, such as "--resume"; an option that
-            is given twice counts as given last.
-        done: arguments of the same command that are done with and are left out.
-        command: the command to go on with, where it is another one.
-        number: the signal, where the work listened for it itself.
+        added: arguments with which the same command continues, such as "--resume"; of an option that is given twice
+            the last one counts.
+        done: arguments of the same command that are finished and left out.
+        command: the command that continues, where it is a different one.
+        number: the signal, where the work handles signals itself.
 
-    Without `added`, `done` and `command`, the same command starts anew.
+    Without `added`, `done` and `command`, the same command starts again from the beginning.
     """
 
     def __init__(
@@ -74,17 +74,17 @@ class Stopped(KeyboardInterrupt):
         super().__init__(kept)
         self.kept, self.added, self.command, self.number = kept, tuple(added), command, number
         self.done = [Path(word) for word in done]
-        self.goes_on = bool(added or done or command)
+        self.continues = bool(added or done or command)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a script found.
+    """The result of a script.
 
     Attributes:
-        shown: printed on stdout, once; text as it is, or anything that rich can draw.
+        shown: printed on stdout, once; text as it is, or anything that rich can render.
         status: exit status.
-        document: plain JSON, written where `--json` says.
+        document: plain JSON, written to the file of `--json`.
     """
 
     shown: RenderableType | Sequence[RenderableType] = ()
@@ -100,14 +100,14 @@ def run_command(
     *,
     outputs: Sequence[str] = (),
 ) -> int:
-    """Read the arguments, do the work, print its answer; returns the exit status.
+    """Reads the arguments, does the work and prints its answer; returns the exit status.
 
     Args:
-        description: shown by -h as it is: what the script does, examples, exit statuses.
-        add_arguments: declares the arguments. The answer's document goes where `--json` says, if that is declared.
-        work: what the script does. It must leave no unfinished file when it is interrupted.
+        description: printed by -h as it is: purpose, examples, exit statuses.
+        add_arguments: declares the arguments. The answer's document is written to the file of `--json`, if declared.
+        work: does the work. It must leave no unfinished file when it is interrupted.
         argv: arguments; None: those of the process.
-        outputs: names of the arguments that are files to be written, for the line about an interruption.
+        outputs: names of arguments that are output files, for the line about an interruption.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     before: dict[Path, tuple[int, int] | None] = {}
@@ -139,13 +139,13 @@ def run_command(
 
 @contextmanager
 def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr while something is counted; gives the function to call with (done, total)."""
+    """Shows a progress bar on stderr; yields the function to call with (done, total)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     console = Console(stderr=True)
-    quiet = not console.is_interactive  # a bar that nobody sees would still leave an empty line
+    quiet = not console.is_interactive  # a bar that is not shown would still leave an empty line
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=quiet) as bar:
         task = bar.add_task(unit, total=None, rate="")
 
@@ -156,7 +156,7 @@ def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def refuse(error: WorkspaceError | OSError) -> int:
-    """Write the one message of an error to stderr; returns the exit status of a refusal."""
+    """Writes the message of an error to stderr; returns its exit status."""
     text = str(error)
     if not isinstance(error, WorkspaceError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
@@ -165,7 +165,7 @@ def refuse(error: WorkspaceError | OSError) -> int:
 
 
 def same_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> list[str]:
-    """The words of the command that runs, to be started again."""
+    """Returns the words of the running command, so that it can be started again."""
     if argv is not None:
         return [parser.prog, *argv]
     typed = list(sys.orig_argv)
@@ -178,15 +178,15 @@ def same_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) ->
 
 
 class StopSignals:
-    """Makes Ctrl-C, SIGTERM and SIGHUP a KeyboardInterrupt while it is entered; a second one ends the process at once.
+    """Turns Ctrl-C, SIGTERM and SIGHUP into a KeyboardInterrupt in its block; a second one ends the process at once.
 
     Signals that the process was started to ignore (nohup, a shell's background jobs) stay ignored.
 
     Args:
-        keep: after an interruption, a further signal ends the process also once this is left.
+        keep: after an interruption, a further signal ends the process also after the block.
 
     Attributes:
-        signal: the one that came, or None.
+        signal: the signal that was received, or None.
     """
 
     def __init__(self, *, keep: bool = False):
@@ -196,8 +196,8 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._first) for number in heard}
+            handled = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._first) for number in handled}
         return self
 
     def __exit__(
@@ -210,8 +210,8 @@ class StopSignals:
 
     def _first(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
-        for heard in self._before:
-            signal.signal(heard, _end_at_once)
+        for handled in self._before:
+            signal.signal(handled, _end_at_once)
         raise KeyboardInterrupt
 
 
@@ -226,12 +226,12 @@ _children: list[subprocess.Popen[bytes]] = []
 
 
 def run_child(words: Sequence[str], folder: Path) -> int:
-    """Run a command of ours, pass an interruption on to it once, and wait for its end; returns its exit status.
+    """Runs a command of this project, passes an interruption on to it once, and waits for it; returns its exit status.
 
-    The child has a process group of its own: Ctrl-C in a terminal reaches it through this process alone, so that it
-    does not take one Ctrl-C for two.
+    The child has its own process group: Ctrl-C in a terminal reaches it through this process alone, so that one Ctrl-C
+    does not count as two.
     """
-    child = subprocess.Popen(words, cwd=folder, process_group=0, env=os.environ | {_TOLD_BY_CALLER: "1"})
+    child = subprocess.Popen(words, cwd=folder, process_group=0, env=os.environ | {_REPORTED_BY_CALLER: "1"})
     _children.append(child)
     try:
         return child.wait()
@@ -246,11 +246,11 @@ def run_child(words: Sequence[str], folder: Path) -> int:
 def _stopped(
     error: BaseException, number: signal.Signals | None, written: Sequence[Path], command: Sequence[str]
 ) -> int:
-    """Write the line about an interruption; returns the exit status."""
+    """Writes the line about an interruption; returns the exit status."""
     number = number or getattr(error, "number", None) or signal.SIGINT
     if isinstance(error, Stopped):
         again = error.command or shlex.join(_continued(command, error))
-        line = f"{error.kept}; {'go on' if error.goes_on else 'start it again'} with: {again}"
+        line = f"{error.kept}; {'go on' if error.continues else 'start it again'} with: {again}"
     else:
         kept = f"written: {', '.join(map(str, written))}" if written else "nothing was written"
         line = f"{kept}; start it again with: {shlex.join(command)}"
@@ -259,8 +259,8 @@ def _stopped(
 
 
 def tell_stop(line: str) -> None:
-    """Write the line about an interruption to stderr, unless a command that runs this one does."""
-    if _TOLD_BY_CALLER not in os.environ:
+    """Writes the line about an interruption to stderr, unless a command that runs this one does."""
+    if _REPORTED_BY_CALLER not in os.environ:
         after_ctrl_c = "\n" if sys.stderr.isatty() else ""
         sys.stderr.write(f"{after_ctrl_c}{line}\n")
 

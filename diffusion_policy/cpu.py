@@ -1,4 +1,4 @@
-"""How many cores this process may use, and how many of them other processes leave to it."""
+"""CPU cores: how many this process may use, and how many of them are not used by other processes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
-SHORTEST_LOOK_S = 0.4  # the kernel counts in ticks of 10 ms
-MEASURED_ENOUGH = 0.5  # share of the look for which the kernel must have counted, to be believed
+SHORTEST_LOOK_S = 0.4  # shortest measurement: the kernel counts in ticks of 10 ms
+MEASURED_ENOUGH = 0.5  # share of the measured time that the kernel must have counted for its numbers to be used
 EXPLICIT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def usable_cores() -> int:
-    """Cores that the system lets this process run on; all of them where it does not tell (macOS).
+    """Returns the number of cores that this process may run on; all cores where the system does not report it (macOS).
 
     Counts the affinity mask (taskset, Slurm) and the quota of a control group (containers), rounded up.
     """
@@ -27,12 +27,12 @@ def usable_cores() -> int:
 
 @dataclass(frozen=True)
 class Threads:
-    """How many compute threads to use.
+    """A number of compute threads.
 
     Attributes:
         count: threads, at least 1.
-        reason: where the number comes from, for the log.
-        busy: cores' worth of work that other processes did on this process's cores; None: not measured.
+        reason: the source of the number, for the log.
+        busy: load of other processes on this process's cores, in cores; None: not measured.
     """
 
     count: int
@@ -42,12 +42,12 @@ class Threads:
 
 @dataclass(frozen=True)
 class CpuTimes:
-    """Processor time used up to one moment: make one early with `now`, hand it to `choose_threads` later.
+    """Processor times at one moment: take them early with `now`, and pass them to `choose_threads` later.
 
     Attributes:
         wall: seconds on the monotonic clock.
-        own: processor seconds of this process, of its children as far as they have ended.
-        cores: processor number to (busy, idle) seconds since the machine started; empty where that is not known.
+        own: processor seconds of this process and of its children that have ended.
+        cores: maps processor number to (busy, idle) seconds since boot; empty where that is not known.
     """
 
     wall: float
@@ -56,26 +56,26 @@ class CpuTimes:
 
     @classmethod
     def now(cls) -> CpuTimes:
-        """As of now."""
+        """Returns the current times."""
         times = os.times()
         return cls(time.monotonic(), sum(times[:4]), _core_times(PROC / "stat"))
 
 
 def choose_threads(asked: int | None = None, since: CpuTimes | None = None) -> Threads:
-    """As many compute threads as there are cores that other processes leave to this one.
+    """Chooses as many compute threads as there are cores that other processes do not use.
 
-    Threads of one matrix product wait for each other: one that has to share its core makes all of them wait, and on two
-    cores that others use two threads are slower than one. So a thread is counted only for a core that is mostly free.
-    Nothing is changed; hand `count` to `torch.set_num_threads` before the first product.
+    The threads of one matrix product wait for each other: one that shares its core delays all of them, and on two busy
+    cores two threads are slower than one. So only cores that are mostly idle count. No setting is changed; pass `count`
+    to `torch.set_num_threads` before the first product.
 
-    What counts, in this order: `asked`; OMP_NUM_THREADS or MKL_NUM_THREADS, also set by torchrun, Slurm and users; the
-    cores of this process (affinity, control group's quota) less what other processes used of them since `since`. Where
-    the system does not count that (macOS), the load average of the last minute takes its place. Time of niced processes
-    is theirs only while nobody else wants it, so it counts as free, unless this process is niced itself.
+    In order of precedence: `asked`; OMP_NUM_THREADS or MKL_NUM_THREADS, which torchrun, Slurm and users set; the cores
+    of this process (affinity, quota of its control group) minus the load of other processes since `since`. Where the
+    system does not count that (macOS), the load average of the last minute is used. Time of niced processes counts as
+    idle, since they yield to others, unless this process is niced itself.
 
     Args:
-        asked: a setting; None: choose.
-        since: when looking began; a look shorter than `SHORTEST_LOOK_S` is completed by sleeping. None: look now.
+        asked: a number that is set; None: choose.
+        since: start of the measurement; one shorter than `SHORTEST_LOOK_S` is completed by sleeping. None: start now.
     """
     if asked is not None:
         return Threads(asked, "as set")
@@ -87,13 +87,13 @@ def choose_threads(asked: int | None = None, since: CpuTimes | None = None) -> T
         return Threads(1, "one core")
     busy = _others(since or CpuTimes.now())
     if busy is None:
-        return Threads(cores, f"all {cores} cores; what others use of them is not known here")
+        return Threads(cores, f"all {cores} cores; the load of other processes is not known")
     count = max(1, min(cores, math.floor(len(_allowed() or range(cores)) - busy + 0.5)))
     return Threads(count, f"{cores} cores, of which other processes use {busy:.1f}", busy)
 
 
 def _others(since: CpuTimes) -> float | None:
-    """Cores' worth of other processes' work on this process's cores since then; None if the system does not tell."""
+    """Returns the load of other processes on this process's cores since then, in cores; None if it is not known."""
     time.sleep(max(0.0, SHORTEST_LOOK_S - (time.monotonic() - since.wall)))
     now = CpuTimes.now()
     allowed = _allowed()
@@ -114,7 +114,7 @@ def _others_on_average() -> float | None:
 
 
 def _core_times(stat: Path) -> dict[int, tuple[float, float]]:
-    """(busy, idle) seconds of each processor, from /proc/stat (proc_stat(5))."""
+    """Reads (busy, idle) seconds of each processor from /proc/stat (proc_stat(5))."""
     try:
         lines = stat.read_text().splitlines()
     except OSError:
@@ -126,7 +126,7 @@ def _core_times(stat: Path) -> dict[int, tuple[float, float]]:
         name, *fields = line.split()
         if not name.startswith("cpu") or not name[3:].isdigit() or len(fields) < 8:
             continue
-        # user and nice hold guests' time already
+        # user and nice include the time of guests
         user, nice, system, idle, waiting, interrupts, soft, stolen = (int(field) / tick for field in fields[:8])
         busy = user + system + interrupts + soft + stolen
         times[int(name[3:])] = (busy + nice, idle + waiting) if niced else (busy, idle + waiting + nice)
@@ -138,7 +138,7 @@ def _allowed() -> set[int]:
 
 
 def _quota(proc: Path, cgroups: Path) -> float | None:
-    """Cores' worth of time that this process's control groups allow; the least of them, None without a limit."""
+    """Returns the smallest CPU quota of this process's control groups, in cores; None without a limit."""
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:
@@ -149,7 +149,7 @@ def _quota(proc: Path, cgroups: Path) -> float | None:
         if controllers and "cpu" not in controllers.split(","):
             continue
         root = cgroups / controllers if controllers else cgroups
-        # Inside a container the group's own folder is often mounted as the root.
+        # Inside a container the folder of the group itself is often mounted as the root.
         for folder in {root, *(root / part for part in _ancestors(path))}:
             limit = _limit(folder)
             if limit is not None:
@@ -163,7 +163,7 @@ def _ancestors(path: str) -> list[str]:
 
 
 def _limit(folder: Path) -> float | None:
-    """The limit of one control group, version 2 (cpu.max) or 1 (cpu.cfs_quota_us)."""
+    """Reads the quota of one control group, version 2 (cpu.max) or 1 (cpu.cfs_quota_us)."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -178,6 +178,6 @@ def _limit(folder: Path) -> float | None:
 
 
 def _leading_number(value: str) -> int | None:
-    """The first of OMP_NUM_THREADS' numbers, one a level of nesting."""
+    """Returns the first number of OMP_NUM_THREADS, which may list one for each nesting level."""
     first = value.split(",")[0].strip()
     return int(first) if first.isdigit() and int(first) > 0 else None

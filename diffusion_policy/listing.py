@@ -1,4 +1,4 @@
-"""Names in a message: the first few, each of them cut, so that a file of somebody else's fills no screen."""
+"""Lists of names in messages: only the first few, each cut to a limited length, since files may hold any names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ LONGEST = 60
 
 
 def listed(names: Iterable[object], most: int = 5) -> str:
-    """Names one after the other, as "a, b, c, and 4 more"; "none" where there is none."""
+    """Returns the names as "a, b, c, and 4 more", or "none" if there are none."""
     every = [str(name) for name in names]
     shown = ", ".join(name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..." for name in every[:most])
     return f"{shown}, and {len(every) - most} more" if len(every) > most else shown or "none"

@@ -1,8 +1,8 @@
-"""Where files lie: folders of this machine, and URLs of object stores ("s3://bucket/recordings").
+"""Locations of files: paths on this machine, and URLs of object stores ("s3://bucket/recordings").
 
-A `pathlib.Path` stays what it is. A URL becomes a `upath.UPath`, which is used in the same way and leaves the work to
-fsspec; how to reach the store (credentials, endpoint) is in the environment, as for every other fsspec program. Object
-stores have no folders, no rename and no locks: whoever writes there needs another plan (`convert.publication`).
+A `pathlib.Path` is used as it is. A URL becomes a `upath.UPath`, which has the same interface and is based on fsspec;
+credentials and endpoint of the store come from the environment, as for every other fsspec program. Object stores have
+no folders, no rename and no locks, so writing there works differently (`convert.publication`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any, cast
 from diffusion_policy.commands import install_extra
 from diffusion_policy.errors import WorkspaceError
 
-# "s3://bucket/key"; a Path has made "s3:/bucket/key" of it.
+# "s3://bucket/key"; a Path turns it into "s3:/bucket/key".
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
-# Errors of the libraries below fsspec that are no OSError, by module; known only where the module is loaded.
+# Errors of the libraries below fsspec that are not an OSError, by module; looked up only where the module is loaded.
 _STORE_ERRORS = (
     ("botocore.exceptions", ("BotoCoreError", "ClientError")),
     ("aiohttp", ("ClientError",)),
@@ -30,17 +30,17 @@ _REASONS = ((PermissionError, "access is refused"), (FileNotFoundError, "it is n
 
 
 class PlaceError(WorkspaceError):
-    """A place that cannot be reached, or not in this environment."""
+    """A location that cannot be reached, or not in this environment."""
 
 
 def place(path: Any) -> Path:
-    """A path of this machine, or of the object store that a URL names; what was listed of it earlier is forgotten.
+    """Returns a path on this machine, or in the object store that a URL names, without earlier cached listings.
 
     Args:
-        path: a Path or text; what is a place already stays it.
+        path: a Path, a UPath or text.
 
     Raises:
-        PlaceError: no such kind of URL, or the package that it needs is not installed.
+        PlaceError: the kind of URL is unknown, or the package that it needs is not installed.
     """
     if not isinstance(path, str | Path):
         return cast(Path, path)  # a UPath
@@ -59,27 +59,27 @@ def place(path: Any) -> Path:
     except ImportError as error:
         raise PlaceError(f"{url} needs a package ({error}): {install_extra('cloud')}") from error
     except ValueError as error:
-        raise PlaceError(f"{url}: {kind}:// is no kind of URL that fsspec knows ({error})") from error
+        raise PlaceError(f"{url}: fsspec knows no URLs that start with {kind}:// ({error})") from error
     return cast(Path, found)
 
 
 def is_remote(path: Path) -> bool:
-    """Whether it lies in an object store."""
+    """Whether a path is in an object store."""
     return not isinstance(path, Path)
 
 
 def file_system(path: Path) -> tuple[Any, str]:
-    """The fsspec file system of a remote place, and the path within it."""
+    """Returns the fsspec file system of a remote path, and the path within it."""
     remote = cast(Any, path)
     return remote.fs, str(remote.path)
 
 
 @contextmanager
 def reaching(path: Path | str) -> Iterator[None]:
-    """Turns the errors of an object store into one sentence; those of this machine's files are left alone.
+    """Turns errors of an object store into one sentence; errors of local files are not changed.
 
     Raises:
-        PlaceError: the store cannot be reached, refuses, or lacks the bucket.
+        PlaceError: the store cannot be reached, refuses access, or lacks the bucket.
     """
     if isinstance(path, Path) or (isinstance(path, str) and _URL.fullmatch(path) is None):
         yield
@@ -87,9 +87,9 @@ def reaching(path: Path | str) -> Iterator[None]:
     try:
         yield
     except _store_errors() as error:
-        said = next((f"{reason}: {error}" for kind, reason in _REASONS if isinstance(error, kind)), str(error))
+        cause = next((f"{reason}: {error}" for kind, reason in _REASONS if isinstance(error, kind)), str(error))
         raise PlaceError(
-            f"{path} cannot be reached ({said}); look at the address, the bucket and the credentials in the "
+            f"{path} cannot be reached ({cause}); check the address, the bucket and the credentials in the "
             "environment (for s3: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or AWS_PROFILE)"
         ) from error
 
@@ -100,11 +100,11 @@ def _store_errors() -> tuple[type[Exception], ...]:
 
 
 def read_bytes(file: Path) -> bytes:
-    """A whole file.
+    """Reads a whole file.
 
     Raises:
-        OSError: it is not there, or (on this machine) cannot be read.
-        PlaceError: its store cannot be reached.
+        OSError: the file does not exist or (on this machine) cannot be read.
+        PlaceError: the object store cannot be reached.
     """
     if not is_remote(file):
         return file.read_bytes()
@@ -119,7 +119,7 @@ def read_bytes(file: Path) -> bytes:
 
 
 def read_together(files: Sequence[Path]) -> Iterator[bytes]:
-    """The contents of files in order: one by one from this machine, from an object store all at once.
+    """Reads files in order: one by one on this machine, all at once from an object store.
 
     Raises:
         As `read_bytes`.
@@ -132,7 +132,7 @@ def read_together(files: Sequence[Path]) -> Iterator[bytes]:
     try:
         found = store.cat(list(paths.values()))
     except FileNotFoundError:
-        return (read_bytes(file) for file in files)  # which says which one
+        return (read_bytes(file) for file in files)  # its error names the missing file
     except _store_errors():
         with reaching(distinct[0]):
             raise
@@ -140,6 +140,6 @@ def read_together(files: Sequence[Path]) -> Iterator[bytes]:
 
 
 def local_cache() -> Path:
-    """Where this user's programs keep what can be made again (XDG): unfinished uploads, copies of remote images."""
+    """Returns the user's cache folder (XDG), for unfinished uploads and copies of remote images."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "diffusion_policy"

@@ -1,4 +1,4 @@
-"""A sequence of this project's own commands: each is printed, run, and timed; the first failure is the last command."""
+"""Recipes: sequences of this project's own commands. Each is printed, run and timed; the first failure ends them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """One command of a recipe: what it is for, and its words; the first is the script, as README names it.
+    """One command of a recipe: its title, and its words, of which the first is the script, as README names it.
 
-    ``accepted`` are the exit statuses that are results; any other ends the recipe.
+    ``accepted`` are the exit statuses that count as results; any other ends the recipe.
     """
 
     title: str
@@ -40,21 +40,21 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Played:
-    """What became of a recipe: exit status and wall-clock seconds of each command that ran."""
+class RecipeResult:
+    """The result of a recipe: exit status and wall-clock seconds of each command that ran."""
 
     statuses: tuple[int, ...]
     seconds: tuple[float, ...]
 
 
-class Ended:
-    """The commands of a recipe that have ended, by title, in a file that outlives the process.
+class FinishedSteps:
+    """The finished commands of a recipe, by title, stored in a file so that the recipe can be resumed.
 
     Args:
-        file: a JSON list; made with the first command that ends.
+        file: a JSON list; created when the first command finishes.
 
     Raises:
-        WorkspaceError: the file is there and is something else.
+        WorkspaceError: the file exists and is not such a list.
     """
 
     def __init__(self, file: Path):
@@ -77,20 +77,20 @@ class Ended:
 
     @property
     def kept(self) -> str:
-        """What an interruption leaves, in words."""
+        """A sentence about what an interruption keeps."""
         return f"{len(self)} commands have ended and are kept in {self._file.parent}"
 
     def add(self, step: Step) -> None:
-        """Its command has ended well."""
+        """Records that a command has finished successfully."""
         self._titles.append(step.title)
         write_json(self._file, self._titles)
 
 
 def prepare(folder: Path, marker: str) -> None:
-    """Make ``folder`` empty; what is in it is removed only if it holds ``marker``, which an earlier run left there.
+    """Empties ``folder``; its content is removed only if it holds ``marker``, the file of an earlier run.
 
     Raises:
-        WorkspaceError: it holds somebody else's files.
+        WorkspaceError: the folder holds other files.
     """
     if folder.exists() and any(folder.iterdir()):
         if not (folder / marker).is_file():
@@ -100,16 +100,16 @@ def prepare(folder: Path, marker: str) -> None:
     (folder / marker).touch()
 
 
-def play(steps: Sequence[Step], console: Console, ended: Ended | None = None) -> Played:
-    """Run the commands in order, up to the first whose exit status is not accepted.
+def run_recipe(steps: Sequence[Step], console: Console, ended: FinishedSteps | None = None) -> RecipeResult:
+    """Runs the commands in order, up to the first whose exit status is not accepted.
 
     Args:
-        steps: what to run.
+        steps: the commands.
         console: where commands and times are printed.
-        ended: those that ended before: they are not run again, and not among what is returned. None: all are run.
+        ended: commands that finished earlier: they are neither run again nor part of the result. None: all are run.
 
     Raises:
-        Stopped: interrupted; says at which step.
+        Stopped: interrupted; the message names the step.
     """
     statuses: list[int] = []
     seconds: list[float] = []
@@ -124,12 +124,12 @@ def play(steps: Sequence[Step], console: Console, ended: Ended | None = None) ->
             statuses.append(run_child([sys.executable, str(script_path(step.script)), *step.words[1:]], Path()))
         except KeyboardInterrupt as error:
             if ended is not None:
-                raise Stopped(f"{ended.kept}; under way was: {step.title}", added=["--resume"]) from error
-            raise Stopped(f"step {number} of {len(steps)} was under way, and all of them are made anew") from error
+                raise Stopped(f"{ended.kept}; interrupted: {step.title}", added=["--resume"]) from error
+            raise Stopped(f"interrupted at step {number} of {len(steps)}; all steps run again") from error
         seconds.append(time.monotonic() - begun)
         console.print(f"{seconds[-1]:.0f} s", style="dim")
         if statuses[-1] not in step.accepted:
             break
         if ended is not None:
             ended.add(step)
-    return Played(tuple(statuses), tuple(seconds))
+    return RecipeResult(tuple(statuses), tuple(seconds))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from diffusion_policy.dagger.rounds import Work
-    from diffusion_policy.recipe import Ended
+    from diffusion_policy.recipe import FinishedSteps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,11 +58,11 @@ def work(arguments: argparse.Namespace) -> Answer:
     """Run the rounds; the table is written after each, and printed at the end."""
     from rich.console import Console
 
-    from diffusion_policy.recipe import Ended
+    from diffusion_policy.recipe import FinishedSteps
 
     loop, console = loop_of(arguments), Console()
     loop.begin(resume=arguments.resume)
-    ended = Ended(loop.folder / "done.json")
+    ended = FinishedSteps(loop.folder / "done.json")
     try:
         return played(loop, ended, console)
     except Stopped:
@@ -71,17 +71,17 @@ def work(arguments: argparse.Namespace) -> Answer:
         raise Stopped(ended.kept, added=["--resume"]) from error
 
 
-def played(loop: Work, ended: Ended, console: Console) -> Answer:
+def played(loop: Work, ended: FinishedSteps, console: Console) -> Answer:
     """The rounds, and the table of those that ran."""
     from diffusion_policy.dagger.rounds import document, rows_of, stages
     from diffusion_policy.dagger.table import rounds_table
-    from diffusion_policy.recipe import play
+    from diffusion_policy.recipe import run_recipe
     from diffusion_policy.storage import write_json
 
     rows: list[dict[str, Any]] = []
     for number in range(loop.plan.rounds + 1):
         for steps in stages(loop, number, ended):
-            status = max(play(steps, console, ended).statuses, default=0)
+            status = max(run_recipe(steps, console, ended).statuses, default=0)
             if status:
                 return Answer("a command failed; its message is above", status)
         new = rows_of(loop, number)

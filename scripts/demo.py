@@ -29,7 +29,7 @@ from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.evaluate.verdicts import FORMER_VERDICTS, OPENS_AND_CLOSES
 from diffusion_policy.installation import PRETRAINED
 from diffusion_policy.intervals import wilson_interval
-from diffusion_policy.recipe import Played, Step, play, prepare
+from diffusion_policy.recipe import RecipeResult, Step, prepare, run_recipe
 
 GOAL = 34 / 40  # of the scenes, for the policy that was grown and fine-tuned
 MARKER = ".made_by_demo"
@@ -208,7 +208,7 @@ def work(arguments: argparse.Namespace) -> Answer:
         absent = f"{PRETRAINED / 'tabletop_7d.ckpt'}: the pose policy is not there"
         raise WorkspaceError(f"{absent}; make it with {command('pretrain_demo_policy')}")
     prepare(folder, MARKER)
-    played = play(steps, Console())
+    played = run_recipe(steps, Console())
     last = steps[len(played.statuses) - 1]
     if played.statuses[-1] not in last.accepted:
         failed = f"{last.title!r} failed with status {played.statuses[-1]}; its message is above"
@@ -221,7 +221,7 @@ def work(arguments: argparse.Namespace) -> Answer:
     return Answer(panel, played.statuses[[step.title for step in steps].index(JUDGING)])
 
 
-def times_text(steps: Sequence[Step], played: Played) -> str:
+def times_text(steps: Sequence[Step], played: RecipeResult) -> str:
     """Where the time went."""
     slowest = max(range(len(steps)), key=played.seconds.__getitem__)
     longest = played.seconds[slowest]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_policy.command_line import Answer, run_command
-from diffusion_policy.recipe import Step, play, prepare
+from diffusion_policy.recipe import Step, prepare, run_recipe
 
 MARKER = ".made_by_pretrain_demo_policy"
 FIGURES = ("global_step", "train_loss", "val_loss", "val_position_error_mm", "val_rotation_error_deg")
@@ -94,7 +94,7 @@ def work(arguments: argparse.Namespace) -> Answer:
     folder = arguments.workdir
     steps = recipe(folder, arguments.episodes, arguments.seed, arguments.epochs)
     prepare(folder, MARKER)
-    played = play(steps, Console())
+    played = run_recipe(steps, Console())
     if any(played.statuses):
         return Answer(f"{steps[len(played.statuses) - 1].title!r} failed; its message is above", played.statuses[-1])
     run = folder / "run"

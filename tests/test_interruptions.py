@@ -82,9 +82,9 @@ AT_WORK = {
     "dagger.py": Case(
         "{policy} --dataset {dataset} --workdir out --referee kinematic --camera-size 64 36 --evaluation-scenes 1",
         "closed_loop.evaluation:roll_out",
-        "0 commands have ended and are kept in out; under way was: Evaluate the start; go on with: ",
+        "0 commands have ended and are kept in out; interrupted: Evaluate the start; go on with: ",
     ),
-    "demo.py": Case("--quick --workdir out", "closed_loop.evaluation:roll_out", "step 1 of 11 was under way"),
+    "demo.py": Case("--quick --workdir out", "closed_loop.evaluation:roll_out", "interrupted at step 1 of 11"),
     "doctor.py": Case("--dataset {dataset} --checkpoint {policy} --json out.json", "diagnose.sources:open_checkpoint"),
     "edit_dataset.py": Case("{dataset} --delete 0 --output out.zarr", "edit.write:_describe:2"),
     "evaluate_closed_loop.py": Case(
@@ -100,7 +100,7 @@ AT_WORK = {
     "inspect_cogact_data.py": Case("{recordings} --output-dir out", "diagnose.inspection:look_at_steps"),
     "make_demo_trajectories.py": Case(SMALL, "sim.recorder:_record:2", "1 of 3 episodes are kept in out; go on with: "),
     "pretrain_demo_policy.py": Case(
-        "--workdir out --output new.ckpt", "sim.recorder:_write_frame:9", "step 1 of 3 was under way"
+        "--workdir out --output new.ckpt", "sim.recorder:_write_frame:9", "interrupted at step 1 of 3"
     ),
     "replay_log.py": Case("{served} --ckpt {policy} --json out.json", "serve.replay:_ask:2"),
     "report.py": Case("--dataset {dataset} --log {log} --out out.html", "report.dossier:_sections"),

@@ -1,14 +1,13 @@
-"""Corrections on the built-in tabletop: roll a policy out, go back to where it erred, let the expert do the rest.
+"""Corrections on the built-in tabletop: roll a policy out, return to where it erred, let the expert complete the task.
 
 A folder of corrections holds
 
-    corrections.json      what was rolled out and how, every scene's outcome, every takeover and what became of it
-    episode_0000/ ...     what the expert did from a takeover on, in the robot's recording format
+    corrections.json      the settings of the rollouts, every scene's outcome, every takeover and its result
+    episode_0000/ ...     the expert's actions from a takeover on, in the robot's recording format
 
-The simulator gives equal states for equal commands, so a state that the policy reached is reached again by its
-commands. An episode begins with that state: what the policy did before is left out, since its commands are what is to
-be unlearned, and a chunk of them would be the label. Every step is marked as an intervention. Takeovers after which the
-expert fails too are counted, and not kept.
+The simulator is deterministic, so a state that the policy reached is reproduced by its commands. An episode begins with
+that state. The policy's own steps before it are left out: their commands, which are to be unlearned, would become
+labels. Every step is marked as an intervention. Takeovers after which the expert fails, too, are counted and not kept.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ import numpy as np
 from diffusion_policy.closed_loop.evaluation import Evaluation, evaluate
 from diffusion_policy.commands import command
 from diffusion_policy.dagger.moments import takeovers
-from diffusion_policy.dagger.watching import Trace, WatchedSimulator, tabletop_of, tips_of
+from diffusion_policy.dagger.watching import Trace, TracedSimulator, tabletop_of, tips_of
 from diffusion_policy.env_runner.document import check_same
 from diffusion_policy.env_runner.results import SceneResult, Share, reasons_of, success_of
 from diffusion_policy.errors import WorkspaceError
@@ -40,24 +39,24 @@ from diffusion_policy.storage import write_json
 
 DOCUMENT = "corrections.json"
 DOCUMENT_VERSION = 1
-_AT_ONCE = 16  # scenes after which what they gave is written down
-_REPLAYED = (16, 9)  # pixels of frames that nobody looks at
-_SAME_PLACE = 1e-9  # meters
+_AT_ONCE = 16  # scenes between two writes of the document
+_REPLAYED = (16, 9)  # pixels of frames that are not used
+_SAME_POSITION = 1e-9  # meters
 
 
 class CorrectionError(WorkspaceError):
-    """Corrections cannot be collected here, or not be gone on with."""
+    """Corrections cannot be collected, or an interrupted collection cannot be resumed."""
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What is collected.
+    """Settings of a collection.
 
     Attributes:
         evaluation: the policy's rollouts; its simulator must be the built-in tabletop.
-        variation: of the expert, as in demonstrations.
-        per_scene: takeovers of one scene at most.
-        first_number: of the episodes.
+        variation: variation of the expert, as in demonstrations.
+        per_scene: largest number of takeovers in a scene.
+        first_number: number of the first episode.
     """
 
     evaluation: Evaluation
@@ -66,7 +65,11 @@ class Collection:
     first_number: int = 0
 
     def check(self) -> None:
-        """Raises WorkspaceError: settings with which nothing can be collected."""
+        """Checks the settings.
+
+        Raises:
+            WorkspaceError: a setting is out of range, or the simulator is not the built-in tabletop.
+        """
         for name, least in (("per_scene", 1), ("first_number", 0)):
             if getattr(self, name) < least:
                 raise CorrectionError(f"{name} is {getattr(self, name)}; expected {least} or more")
@@ -81,13 +84,14 @@ class Collection:
 
 @dataclass
 class Collected:
-    """A folder's document in memory.
+    """The document of a folder of corrections.
 
     Attributes:
-        about: of the rollouts and the takeovers, as plain data.
-        scenes: how many were asked for.
-        results: those that ended.
-        corrections: a takeover each: scene, seed, step, why, episode (None: the expert failed too) and its frames.
+        about: settings of the rollouts and the takeovers, as plain data.
+        scenes: how many scenes were requested.
+        results: of the scenes that have ended.
+        corrections: one entry for each takeover: scene, seed, step, why, episode (None: the expert failed, too) and
+            number of frames.
     """
 
     about: dict[str, Any]
@@ -97,7 +101,7 @@ class Collected:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every scene was rolled out, and what it gave recorded."""
+        """Whether every scene was rolled out, and its corrections recorded."""
         return len(self.results) == self.scenes
 
     @property
@@ -107,16 +111,16 @@ class Collected:
 
     @property
     def success(self) -> Share:
-        """Of the policy that was rolled out."""
+        """The success rate of the policy that was rolled out."""
         return success_of(self.results)
 
     @property
     def reasons(self) -> dict[str, int]:
-        """Why takeovers happened, of those that became episodes."""
+        """Counts of the reasons of those takeovers that became episodes."""
         return dict(Counter(taken["why"] for taken in self.episodes).most_common())
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; ``read_collected`` reads it."""
+        """Returns plain data; ``read_collected`` reads it."""
         return {
             "format": "corrections",
             "version": DOCUMENT_VERSION,
@@ -135,10 +139,10 @@ class Collected:
 
 
 def read_collected(folder: Path) -> Collected:
-    """What was collected in a folder.
+    """Reads the document of a folder of corrections.
 
     Raises:
-        CorrectionError: there is nothing, or something else.
+        CorrectionError: there is no document, or it is not one of corrections.
     """
     path = folder / DOCUMENT
     try:
@@ -162,27 +166,27 @@ def collect(
     resume: bool = False,
     show: Callable[[int, int], None] = lambda done, total: None,
 ) -> Collected:
-    """Roll a checkpoint out and record what the expert does where it failed or hesitated.
+    """Rolls a checkpoint out, and records the expert's corrections where it failed or hesitated.
 
     Args:
-        checkpoint: of 8-D actions.
-        collection: see ``Collection``.
-        folder: made if absent; must be empty, unless an interrupted collection is gone on with.
-        resume: go on with the scenes that are not done.
-        show: told (scenes done, scenes in all).
+        checkpoint: a policy of 8-D actions.
+        collection: the settings.
+        folder: created if absent; must be empty, unless an interrupted collection is resumed.
+        resume: continue with the scenes that are missing.
+        show: called with (scenes done, scenes in total).
 
     Raises:
-        CorrectionError: the folder holds something else, or the same with other settings.
-        WorkspaceError: checkpoint, simulator and settings do not fit together.
+        CorrectionError: the folder holds something else, or a collection with other settings.
+        WorkspaceError: checkpoint, simulator and settings do not match.
     """
     collection.check()
-    watched = WatchedSimulator.over(collection.evaluation.simulator)
+    traced = TracedSimulator.over(collection.evaluation.simulator)
     wanted = collection.evaluation.n_scenes
-    found = _begun(folder, wanted, resume=resume)
+    found = _open_folder(folder, wanted, resume=resume)
     show(len(found.results) if found else 0, wanted)
     while found is None or len(found.results) < wanted:
         done = found.results if found else []
-        part = replace(collection.evaluation, simulator=watched, n_scenes=min(len(done) + _AT_ONCE, wanted))
+        part = replace(collection.evaluation, simulator=traced, n_scenes=min(len(done) + _AT_ONCE, wanted))
         ran = evaluate(checkpoint, part, done=done)
         about = {**ran.about, "variation": collection.variation, "per_scene": collection.per_scene}
         if found is None:
@@ -190,13 +194,13 @@ def collect(
             write_json(folder / DOCUMENT, found.to_json())
         _check_same(about, found.about, folder / DOCUMENT)
         new = sorted(ran.results[len(done) :], key=lambda result: result.scene)
-        _take_over(new, watched, collection, folder, found)
+        _take_over(new, traced, collection, folder, found)
         show(len(found.results), wanted)
     return found
 
 
 def _check_same(about: Mapping[str, Any], earlier: Mapping[str, Any], where: Path) -> None:
-    """Refuse to go on with what was collected otherwise; ResultError or CorrectionError names what differs."""
+    """Refuses to resume a collection with other settings; ResultError or CorrectionError names what differs."""
     check_same(about, earlier, str(where))
     for key in ("variation", "per_scene"):
         if earlier.get(key) != about[key]:
@@ -205,34 +209,34 @@ def _check_same(about: Mapping[str, Any], earlier: Mapping[str, Any], where: Pat
             )
 
 
-def _begun(folder: Path, scenes: int, *, resume: bool) -> Collected | None:
+def _open_folder(folder: Path, scenes: int, *, resume: bool) -> Collected | None:
     if resume and (folder / DOCUMENT).is_file():
         found = read_collected(folder)
         if found.scenes != scenes:
-            raise CorrectionError(f"{folder / DOCUMENT} is of {found.scenes} scenes; {scenes} are asked for")
+            raise CorrectionError(f"{folder / DOCUMENT} is of {found.scenes} scenes; {scenes} are requested")
         return found
     if not resume and folder.exists() and any(folder.iterdir()):
-        raise CorrectionError(f"{folder} is not empty; name another folder, or go on with --resume")
+        raise CorrectionError(f"{folder} is not empty; name another folder, or continue with --resume")
     folder.mkdir(parents=True, exist_ok=True)
     return None
 
 
 def _take_over(
-    results: list[SceneResult], watched: WatchedSimulator, collection: Collection, folder: Path, found: Collected
+    results: list[SceneResult], traced: TracedSimulator, collection: Collection, folder: Path, found: Collected
 ) -> None:
-    """Record the takeovers of scenes; each scene is written down once its episodes are there."""
+    """Records the takeovers of scenes; a scene enters the document once its episodes are written."""
     for result in results:
-        trace = watched.traces[result.seed]
+        trace = traced.traces[result.seed]
         taken: list[dict[str, Any]] = []
         number = collection.first_number + len(found.episodes)
-        for moment in takeovers(trace, succeeded=result.success, at_most=collection.per_scene):
-            frames = _record_takeover(trace, moment.step, result.seed, number, collection, folder)
+        for takeover in takeovers(trace, succeeded=result.success, at_most=collection.per_scene):
+            frames = _record_takeover(trace, takeover.step, result.seed, number, collection, folder)
             taken.append(
                 {
                     "scene": result.scene,
                     "seed": result.seed,
-                    "step": moment.step,
-                    "why": moment.why,
+                    "step": takeover.step,
+                    "why": takeover.why,
                     "episode": f"episode_{number:04d}" if frames else None,
                     "frames": frames,
                 }
@@ -244,32 +248,32 @@ def _take_over(
 
 
 def _record_takeover(trace: Trace, step: int, seed: int, number: int, collection: Collection, folder: Path) -> int:
-    """Record what the expert does after ``step`` commands of the policy; returns the frames, 0 if it fails too."""
+    """Records the expert from the state after ``step`` commands of the policy; returns the frames, 0 if it fails."""
     simulator = collection.evaluation.simulator
-    blind = replace(simulator, env={**simulator.env, "image_size": list(_REPLAYED)}).make()
+    env = replace(simulator, env={**simulator.env, "image_size": list(_REPLAYED)}).make()
     try:
-        tabletop, progress = _replayed(tabletop_of(blind), trace, step, seed)
+        tabletop, progress = _replayed(tabletop_of(env), trace, step, seed)
         commands = plan_on(tabletop, np.random.default_rng([seed, step]), collection.variation)
         camera = Camera(tabletop.scene, tuple(simulator.env["image_size"]))
         episode = folder / f"episode_{number:04d}"
         provenance = {"correction": {"seed": seed, "step": step}}
-        shutil.rmtree(episode, ignore_errors=True)  # of a collection that was killed before it was written down
+        shutil.rmtree(episode, ignore_errors=True)  # left by a collection that was killed before it wrote its document
         done = record(episode, number, tabletop, progress, commands, camera, provenance=provenance, intervention=True)
     finally:
-        blind.close()
+        env.close()
     return len(commands) if done else 0
 
 
 def _replayed(env: TabletopEnv, trace: Trace, step: int, seed: int) -> tuple[Tabletop, Progress]:
-    """The tabletop after ``step`` commands of an episode, and what was reached until then.
+    """Returns the tabletop after ``step`` commands of an episode, and the progress until then.
 
     Raises:
-        CorrectionError: it is not where it was.
+        CorrectionError: the replayed state differs from the recorded one.
     """
     env.reset(seed=seed)
     for action in trace.actions[:step]:
         env.step(action)
-    was = trace.seen[step : step + 1]
-    if was and np.abs(was[0].tips - tips_of(env.tabletop)).max() > _SAME_PLACE:
+    was = trace.states[step : step + 1]
+    if was and np.abs(was[0].tips - tips_of(env.tabletop)).max() > _SAME_POSITION:
         raise CorrectionError(f"scene {seed}: the same commands led elsewhere; the simulator is not repeatable here")
     return env.tabletop, env.progress

@@ -1,9 +1,9 @@
 """Corrections that a person made: the marked parts of recordings become episodes of their own.
 
 While a policy runs on a robot a person takes over where it goes wrong, and the recorder marks these steps:
-``intervention`` in data.pkl, (N,) or (N, 1), true where the person drove, as LeRobot's recordings have it per frame.
-What was commanded there is the person's. Each run of marked steps becomes an episode; what the policy did is left out.
-The recordings are only read.
+``intervention`` in data.pkl, (N,) or (N, 1), is true where the person drove, as in LeRobot's recordings. The commands
+there are the person's. Each run of marked steps becomes an episode; the policy's own steps are left out. The recordings
+are only read.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from diffusion_policy.spec import INTERVENTION
 from diffusion_policy.storage import whole_folder
 from diffusion_policy.trajectory import NO_IMAGE, Trajectory, find_trajectories, open_trajectory
 
-SHORTEST = 4  # steps; what is shorter is a touch, and says nothing of where it leads
+SHORTEST = 4  # steps; a shorter part is an accidental touch rather than a correction
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What became of the marks of one recording.
+    """The episodes that were cut out of one recording.
 
     Attributes:
         source: the recording's folder.
-        episodes: written, in order.
-        frames: steps of them.
-        too_short: marked parts of fewer than ``SHORTEST`` steps, left out.
+        episodes: names of the written episodes, in order.
+        frames: total number of their steps.
+        too_short: number of marked parts with fewer than ``SHORTEST`` steps, which are left out.
     """
 
     source: Path
@@ -48,17 +48,16 @@ class Cut:
 def cut_marked(
     source: Path, output: Path, *, first_number: int = 0, gripper_scale: DeclaredScales | None = None
 ) -> list[Cut]:
-    """Write every marked part of the recordings in a folder as an episode.
+    """Writes every marked part of the recordings in a folder as an episode.
 
     Args:
-        source: holds recordings, all with marks; one in which nobody took over gives no episode.
-        output: made if absent; must be empty. It appears whole or not at all.
-        first_number: of the episodes.
-        gripper_scale: of the recordings, where it is not 1 (open) and 0 (closed); the episodes keep it.
+        source: folder of recordings, all with marks; one in which nobody took over gives no episode.
+        output: created if absent; must be empty. It is written completely or not at all.
+        first_number: number of the first episode.
+        gripper_scale: scale of the recordings, where it is not 1 (open) and 0 (closed); the episodes keep it.
 
     Raises:
-        CorrectionError: a recording without marks, or with marks that are none; nobody ever took over; the output is
-            not empty.
+        CorrectionError: a recording has no marks or invalid ones; nobody ever took over; the output is not empty.
         TrajectoryError: a recording that cannot be trusted.
     """
     if output.exists() and any(output.iterdir()):
@@ -76,10 +75,10 @@ def cut_marked(
 
 
 def marks_of(data: Any, n_steps: int, where: Path) -> NDArray[np.bool_]:
-    """(N,) which steps of a recording's data a person drove.
+    """Returns (N,) which steps of a recording a person drove.
 
     Raises:
-        CorrectionError: it says nothing of that, or something else than yes and no for each of its steps.
+        CorrectionError: the data has no marks, or marks other than one boolean for each step.
     """
     if INTERVENTION not in data:
         raise CorrectionError(
@@ -96,7 +95,7 @@ def marks_of(data: Any, n_steps: int, where: Path) -> NDArray[np.bool_]:
 
 
 def marked_runs(marks: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Longest runs of marked steps, as (start, exclusive end)."""
+    """Returns the maximal runs of marked steps, as (start, exclusive end)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], marks, [False]]).astype(np.int8)))
     return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
 
@@ -114,7 +113,7 @@ def _cut(recording: Trajectory, output: Path, number: int) -> Cut:
 
 
 def _write(recording: Trajectory, data: Any, start: int, end: int, folder: Path, number: int) -> None:
-    """Steps ``start`` to ``end`` of a recording with the frames that they show, under the frames' own numbers."""
+    """Writes steps ``start`` to ``end`` of a recording with their frames, which keep their numbers."""
     columns = {key: np.asarray(column) for key, column in data.items()}
     cut = {key: column[start:end] for key, column in columns.items() if column.shape[:1] == (recording.n_steps,)}
     shown = {int(index) for index in recording.image_index[start:end] if index != NO_IMAGE}

@@ -1,16 +1,16 @@
-"""The loop: which commands a round consists of, and what came of it.
+"""The DAgger loop: the commands of each round, and the table of results.
 
-A folder of work holds
+A work folder holds
 
-    plan.json             what was asked for; --resume refuses another one
-    done.json             the commands that have ended
-    start.json            the starting checkpoint in closed loop
-    corrections/, demonstrations/     an arm each: data.zarr, and of round N recorded_N/, run_N/ and closed_loop_N.json
-    rounds.json           the table
+    plan.json             the plan; --resume refuses a different one done.json             the commands that have ended
+    start.json            closed-loop evaluation of the initial checkpoint corrections/, demonstrations/     one arm of
+    the experiment each: data.zarr, and for each round N recorded_N/, run_N/
+                          and closed_loop_N.json
+    rounds.json           the table of results
 
-The arm ``demonstrations`` is the control: as many ordinary demonstrations a round as the other arm got corrections, and
-as many updates. Scenes are seeds of the simulator: those of evaluation, of the rollouts that are corrected and of the
-control's demonstrations are three ranges that may not meet.
+The arm ``demonstrations`` is the control: in each round it gets as many ordinary demonstrations as the other arm gets
+corrections, and as many updates. Scenes are seeds of the simulator: the seeds of the evaluation, of the rollouts that
+are corrected and of the control's demonstrations are three ranges that may not overlap.
 """
 
 from __future__ import annotations
@@ -28,41 +28,41 @@ from diffusion_policy.dagger.corrections import read_collected
 from diffusion_policy.env_runner.document import read_document
 from diffusion_policy.env_runner.results import SceneResult, compare, success_of
 from diffusion_policy.errors import WorkspaceError
-from diffusion_policy.recipe import Ended, Step
+from diffusion_policy.recipe import FinishedSteps, Step
 from diffusion_policy.run_folder import LATEST, LOG_NAME
 from diffusion_policy.storage import whole_folder, write_json
 from diffusion_policy.trajectory import find_trajectories
 
 CORRECTIONS, DEMONSTRATIONS = "corrections", "demonstrations"
 TABLE_VERSION = 1
-_NUMBERS_A_ROUND = 1000  # episodes of round N are numbered from N times this on
-_EPOCHS_A_CHECKPOINT = 5  # a fine-tune that is killed loses no more
-_SHARE_OF_AN_EPOCH = 0.5  # of the dataset at the start; what is held out, and ends of episodes, are no windows
+_NUMBERS_A_ROUND = 1000  # the episodes of round N are numbered from N times this number
+_EPOCHS_A_CHECKPOINT = 5  # epochs that a killed fine-tuning run loses at most
+_SHARE_OF_AN_EPOCH = 0.5  # of the initial dataset; held-out episodes and ends of episodes give no windows
 
 
 class RoundError(WorkspaceError):
-    """The loop cannot begin, or not go on, as it was asked to."""
+    """The loop cannot start or resume with these settings."""
 
 
 @dataclass(frozen=True)
 class RoundPlan:
-    """What is asked for.
+    """The plan of a loop.
 
     Attributes:
-        checkpoint, dataset: of 8-D actions, and what it was trained on; both are only read.
-        rounds: how many.
-        scenes: rolled out in a round.
-        updates: of a round; equal in both arms.
-        evaluation_scenes: in which every checkpoint is evaluated.
-        seed: of the first scene that is rolled out to be corrected.
-        evaluation_seed: of the first scene of evaluation.
-        control_seed: of the control's demonstrations.
-        task, referee, camera_size, variation, n_action_steps: of rollouts and demonstrations.
-        experiment: of config/experiment, for fine-tuning.
+        checkpoint, dataset: a policy of 8-D actions, and its training data; both are only read.
+        rounds: number of rounds.
+        scenes: scenes rolled out in a round.
+        updates: updates of a round; equal in both arms.
+        evaluation_scenes: number of scenes in which every checkpoint is evaluated.
+        seed: seed of the first scene that is rolled out to be corrected.
+        evaluation_seed: seed of the first scene of the evaluation.
+        control_seed: seed of the control's demonstrations.
+        task, referee, camera_size, variation, n_action_steps: settings of rollouts and demonstrations.
+        experiment: name in config/experiment, for fine-tuning.
         settings: further settings of train.py.
-        control: whether the other arm runs too.
-        marked: in place of rollouts, a folder of a robot's recordings in which a person took over; then there is one
-            round, and no closed loop.
+        control: whether the control arm runs, too.
+        marked: a folder of a robot's recordings in which a person took over, in place of rollouts; then there is one
+            round, and no closed-loop evaluation.
     """
 
     checkpoint: str
@@ -105,7 +105,7 @@ class RoundPlan:
                 if first.start < second.stop and second.start < first.stop:
                     raise RoundError(
                         f"the scenes of {one} ({first.start} to {first.stop - 1}) and of {other} ({second.start} to "
-                        f"{second.stop - 1}) meet; choose seeds that are further apart"
+                        f"{second.stop - 1}) overlap; choose seeds that are further apart"
                     )
 
     @property
@@ -116,38 +116,38 @@ class RoundPlan:
 
 @dataclass(frozen=True)
 class Work:
-    """The folder of a loop."""
+    """The folder of a loop, and the paths in it."""
 
     folder: Path
     plan: RoundPlan
 
     def dataset(self, arm: str) -> Path:
-        """What the arm has gathered so far."""
+        """Returns the dataset of an arm."""
         return self.folder / arm / "data.zarr"
 
     def recorded(self, arm: str, number: int) -> Path:
-        """The episodes of a round."""
+        """Returns the folder of the episodes of a round."""
         return self.folder / arm / f"recorded_{number}"
 
     def run(self, arm: str, number: int) -> Path:
-        """The run of a round."""
+        """Returns the run folder of a round."""
         return self.folder / arm / f"run_{number}"
 
     def checkpoint(self, arm: str, number: int) -> Path:
-        """What a round starts from (0: the loop's start) and what comes out of it."""
+        """Returns the checkpoint that a round produced; of round 0, the initial checkpoint."""
         if number == 0:
             return Path(self.plan.checkpoint)
         return self.run(arm, number) / "checkpoints" / LATEST
 
     def closed_loop(self, arm: str, number: int) -> Path:
-        """How that checkpoint does."""
+        """Returns the file with the closed-loop result of that checkpoint."""
         return self.folder / "start.json" if number == 0 else self.folder / arm / f"closed_loop_{number}.json"
 
     def begin(self, *, resume: bool) -> None:
-        """Write down what is asked for.
+        """Writes the plan, or checks the one of an interrupted loop.
 
         Raises:
-            RoundError: the folder is of another loop, or not empty.
+            RoundError: the folder belongs to another loop, or is not empty.
         """
         asked = json.loads(json.dumps(asdict(self.plan)))
         file = self.folder / "plan.json"
@@ -158,12 +158,12 @@ class Work:
                 key = differing[0]
                 raise RoundError(f"{file}: {key} is {found.get(key)!r}; here it is {asked[key]!r}")
         elif self.folder.exists() and any(self.folder.iterdir()):
-            raise RoundError(f"{self.folder} is not empty; name another --workdir, or go on with --resume")
+            raise RoundError(f"{self.folder} is not empty; name another --workdir, or continue with --resume")
         else:
             write_json(file, asked)
 
     def copy_dataset(self, arm: str) -> None:
-        """What the arm starts with, if it is not there yet: a copy of the plan's dataset, whole or not at all."""
+        """Copies the plan's dataset as the arm's initial one, unless the arm has one; it is never left incomplete."""
         target = self.dataset(arm)
         if not target.exists():
             with whole_folder(target) as beside:
@@ -171,7 +171,7 @@ class Work:
 
 
 def evaluation(work: Work, arm: str, number: int) -> Step:
-    """The command that evaluates a checkpoint in the scenes that all share."""
+    """Returns the command that evaluates a checkpoint in the scenes of the evaluation."""
     plan, out = work.plan, work.closed_loop(arm, number)
     words = ["scripts/evaluate_closed_loop.py", str(work.checkpoint(arm, number))]
     words += ["--scenes", str(plan.evaluation_scenes), "--seed", str(plan.evaluation_seed)]
@@ -182,7 +182,7 @@ def evaluation(work: Work, arm: str, number: int) -> Step:
 
 
 def gathering(work: Work, arm: str, number: int) -> Step:
-    """The command that records what a round adds."""
+    """Returns the command that records the episodes of a round."""
     plan, out = work.plan, work.recorded(arm, number)
     camera = list(map(str, plan.camera_size))
     first = ("--first-number", str(_NUMBERS_A_ROUND * number))
@@ -204,7 +204,7 @@ def gathering(work: Work, arm: str, number: int) -> Step:
 
 
 def learning(work: Work, arm: str, number: int) -> list[Step]:
-    """The commands that add a round's episodes to the dataset and fine-tune on all of it."""
+    """Returns the commands that add a round's episodes to the dataset and fine-tune on the whole dataset."""
     plan, data = work.plan, work.dataset(arm)
     add = ("scripts/convert_cogact_to_zarr.py", "--input", str(work.recorded(arm, number)), "--output", str(data))
     epochs, batches = split_updates(plan)
@@ -226,16 +226,15 @@ def learning(work: Work, arm: str, number: int) -> list[Step]:
 
 
 def training_words(plan: RoundPlan, data: Path) -> list[str]:
-    """The words of every fine-tune of the loop; what differs between rounds comes after them."""
+    """Returns the arguments that all fine-tuning runs of the loop share."""
     start = ["train.py", "--config-name=train_cogact_robot", f"experiment={plan.experiment}"]
     return [*start, f"task.dataset_path={data}", *plan.settings]
 
 
 def split_updates(plan: RoundPlan) -> tuple[int, int]:
-    """Epochs, and updates of each, that make ``plan.updates`` or a few more; the same for every dataset of the loop.
+    """Returns (epochs, updates per epoch) with a product of ``plan.updates`` or slightly more, for every dataset.
 
-    An epoch is cut at a number of updates that the dataset of the start has already, so that a dataset that has grown
-    gives no more of them.
+    The updates of an epoch are limited to what the initial dataset has, so that a larger dataset gives no more of them.
     """
     from diffusion_policy.training_config import compose_arguments
 
@@ -247,7 +246,7 @@ def split_updates(plan: RoundPlan) -> tuple[int, int]:
 
 
 def conversion_words(data: Path) -> list[str]:
-    """The converter's settings that a dataset was made with, as words of its command line."""
+    """Returns the converter's settings that a dataset was made with, as command-line arguments."""
     made = ExistingDataset.open(data).report.settings
     words = ["--resolution", *map(str, made["resolution"]), "--compressor", str(made["codec"])]
     options = {
@@ -270,18 +269,18 @@ def _executed(plan: RoundPlan) -> list[str]:
     return [] if plan.n_action_steps is None else ["--n-action-steps", str(plan.n_action_steps)]
 
 
-def stages(work: Work, number: int, ended: Ended) -> Iterator[list[Step]]:
-    """The commands of a round, in parts: what a part consists of depends on what the one before found.
+def stages(work: Work, number: int, ended: FinishedSteps) -> Iterator[list[Step]]:
+    """Yields the commands of a round in parts; each part depends on the results of the one before.
 
     Args:
-        work: of which loop.
-        number: of the round; 0 evaluates the start.
-        ended: what is not run again.
+        work: the loop.
+        number: number of the round; 0 evaluates the initial checkpoint.
+        ended: commands that have finished, and are not run again.
     """
     if work.plan.marked is not None:
         if number:
             work.copy_dataset(CORRECTIONS)
-            yield [_anew(gathering(work, CORRECTIONS, number), work.recorded(CORRECTIONS, number), ended)]
+            yield [_from_scratch(gathering(work, CORRECTIONS, number), work.recorded(CORRECTIONS, number), ended)]
             yield learning(work, CORRECTIONS, number)
         return
     if number == 0:
@@ -294,20 +293,20 @@ def stages(work: Work, number: int, ended: Ended) -> Iterator[list[Step]]:
     for arm in work.plan.arms:
         work.copy_dataset(arm)
         if arm == DEMONSTRATIONS:
-            rest.append(_anew(gathering(work, arm, number), work.recorded(arm, number), ended))
+            rest.append(_from_scratch(gathering(work, arm, number), work.recorded(arm, number), ended))
         rest += [*learning(work, arm, number), evaluation(work, arm, number)]
     yield rest
 
 
-def _anew(step: Step, output: Path, ended: Ended) -> Step:
-    """The step; what is there of a command that was killed, and does not go on, is removed."""
+def _from_scratch(step: Step, output: Path, ended: FinishedSteps) -> Step:
+    """Returns the step after removing the output of a killed command that cannot be resumed."""
     if step not in ended:
         shutil.rmtree(output, ignore_errors=True)
     return step
 
 
 def rows_of(work: Work, number: int) -> list[dict[str, Any]]:
-    """The rows of a round, one for each arm; none if there was nothing to correct."""
+    """Returns the rows of a round, one for each arm; none if there was nothing to correct."""
     if number == 0:
         return [_row(work, CORRECTIONS, 0)]
     if work.plan.marked is None and not read_collected(work.recorded(CORRECTIONS, number)).episodes:
@@ -316,11 +315,11 @@ def rows_of(work: Work, number: int) -> list[dict[str, Any]]:
 
 
 def _row(work: Work, arm: str, number: int) -> dict[str, Any]:
-    """What a round came to, as plain data, from what its commands wrote."""
+    """Returns the result of a round as plain data, read from the files that its commands wrote."""
     content = ExistingDataset.open(work.dataset(arm)) if number else ExistingDataset.open(Path(work.plan.dataset))
     gathered = [len(find_trajectories(work.recorded(arm, past))) for past in range(1, number + 1)]
     ends = [*content.buffer.episode_ends.tolist()]
-    # An arm's dataset holds the rounds in order, so a row can be made again when later rounds have been added.
+    # An arm's dataset holds the rounds in order, so the row of a round can be computed after later rounds, too.
     at_start = len(ExistingDataset.open(Path(work.plan.dataset)).buffer.episode_ends)
     episodes = at_start + sum(gathered)
     found = {
@@ -350,11 +349,11 @@ def _results(work: Work, arm: str, number: int) -> list[SceneResult]:
 
 
 def _updates(run: Path) -> int:
-    """Updates that a run has made, by its own log."""
+    """Returns the number of updates of a run, from its log."""
     lines = (run / LOG_NAME).read_text(encoding="utf-8").splitlines()
     return int(json.loads(lines[-1])["global_step"])
 
 
 def document(work: Work, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The loop's table as plain data."""
+    """Returns the loop's table as plain data."""
     return {"format": "dagger", "version": TABLE_VERSION, "plan": asdict(work.plan), "rounds": list(rows)}

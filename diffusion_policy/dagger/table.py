@@ -1,4 +1,4 @@
-"""The loop's table as a person reads it."""
+"""The table of a DAgger loop, for the terminal."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from diffusion_policy.env_runner.results import Share
 
 
 def rounds_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each arm of each round; ``rows`` are those of ``rounds.rows_of``."""
+    """Returns a table with a row for each arm of each round; ``rows`` are those of ``rounds.rows_of``."""
     table = Table()
     for title in ("round", "arm", "demonstrations", "corrections", "updates", "success (95 %)"):
         table.add_column(title, overflow="fold", no_wrap=title == "arm")
-    for title in ("beside the round before", "beside the other arm"):
+    for title in ("against the round before", "against the other arm"):
         table.add_column(title, overflow="fold")
     for row in rows:
         success = "-" if row["success"] is None else str(Share(row["success"]["count"], row["success"]["of"]))
-        beside = [compared(row[key]) for key in ("before", "against_demonstrations")]
+        comparisons = [compared(row[key]) for key in ("before", "against_demonstrations")]
         counts = [str(row[key]) for key in ("demonstrations", "corrections", "updates")]
-        table.add_row(str(row["round"]), row["arm"], *counts, success, *beside)
+        table.add_row(str(row["round"]), row["arm"], *counts, success, *comparisons)
     return table
 
 
 def compared(comparison: Mapping[str, Any] | None) -> str:
-    """Scenes won and lost in a paired comparison, and McNemar's p."""
+    """Returns the scenes won and lost in a paired comparison, and the p-value of McNemar's test."""
     if comparison is None:
         return "-"
     won, lost = comparison["only_second"], comparison["only_first"]

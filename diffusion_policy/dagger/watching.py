@@ -1,4 +1,4 @@
-"""What a policy did on the tabletop, step by step: enough to tell where it went wrong, and to go there again."""
+"""Traces of a policy's episodes on the tabletop: enough to find where it erred, and to replay it to that state."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _LAYOUT = ActionLayout.of(POSE_GRIPPER)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """The tabletop before one command.
+class TabletopState:
+    """The state of the tabletop before one command.
 
     Attributes:
         tips: (3,) meters, the point between the fingertips.
-        opening: of the fingers, 0 = shut, 1 = open.
-        target: number of the first target that is not in the tray yet; of the last one, if all are.
-        holds: whether the target is between closed fingers.
+        opening: opening of the fingers, 0 = closed, 1 = open.
+        target: number of the first target that is not yet in the tray; of the last target, if all are.
+        holds: whether the target is between the closed fingers.
         block: (3,) meters, the target's center.
     """
 
@@ -38,8 +38,8 @@ class Seen:
     block: FloatArray
 
     @classmethod
-    def of(cls, tabletop: Tabletop) -> Seen:
-        """Look at it now."""
+    def of(cls, tabletop: Tabletop) -> TabletopState:
+        """Returns the current state of a tabletop."""
         targets = range(tabletop.scene.n_targets)
         target = next((number for number in targets if not tabletop.is_placed(number)), targets[-1])
         return cls(
@@ -52,26 +52,26 @@ class Seen:
 
 
 def tips_of(tabletop: Tabletop) -> FloatArray:
-    """(3,) metres, the point between its fingertips."""
+    """Returns the point between the fingertips (3,), in meters."""
     (tips,) = ActionLayout.of(POSE).positions(tabletop.pose)
     return tips
 
 
 @dataclass
 class Trace:
-    """One episode: ``actions[t]`` (8,) float32 was commanded in the state ``seen[t]``."""
+    """One episode: ``actions[t]`` (8,) float32 was commanded in the state ``states[t]``."""
 
     actions: list[NDArray[np.float32]] = field(default_factory=list)
-    seen: list[Seen] = field(default_factory=list)
+    states: list[TabletopState] = field(default_factory=list)
 
     @property
     def wants_open(self) -> list[bool]:
-        """What each command said to the fingers."""
+        """Whether each command opens the gripper."""
         return [bool(_LAYOUT.grippers(action) > CLIENT_THRESHOLD) for action in self.actions]
 
 
-class _WatchedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """A tabletop that writes its episodes down, by the seed of their scenes."""
+class _TracedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """A tabletop that records a trace of each episode, by the seed of its scene."""
 
     def __init__(self, env: Env, traces: dict[int, Trace]) -> None:
         super().__init__(env)
@@ -86,36 +86,36 @@ class _WatchedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         return begun
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        self._trace.seen.append(Seen.of(tabletop_of(self.env).tabletop))
+        self._trace.states.append(TabletopState.of(tabletop_of(self.env).tabletop))
         self._trace.actions.append(np.array(action, dtype=np.float32))
         return super().step(action)
 
 
 @dataclass(frozen=True)
-class WatchedSimulator(Simulator):
-    """A tabletop's settings, whose environments write down what happens.
+class TracedSimulator(Simulator):
+    """Settings of a tabletop whose environments record traces.
 
     Attributes:
-        traces: by seed of the scene, every episode that was begun.
+        traces: every started episode, by seed of its scene.
     """
 
     traces: dict[int, Trace] = field(default_factory=dict)
 
     @classmethod
-    def over(cls, simulator: Simulator) -> WatchedSimulator:
-        """The same settings, watched."""
+    def over(cls, simulator: Simulator) -> TracedSimulator:
+        """Returns the same settings, with traces."""
         return cls(**{name: getattr(simulator, name) for name in Simulator.__dataclass_fields__})
 
     def make(self) -> Env:
-        """A new environment."""
-        return _WatchedEnv(super().make(), self.traces)
+        """Creates an environment."""
+        return _TracedEnv(super().make(), self.traces)
 
 
 def tabletop_of(env: Env) -> TabletopEnv:
-    """The tabletop's own environment.
+    """Returns the tabletop environment inside its wrappers.
 
     Raises:
-        WorkspaceError: it is another simulator, for which there is no expert.
+        WorkspaceError: the environment is another simulator, for which there is no expert.
     """
     if not isinstance(env.unwrapped, TabletopEnv):
         raise WorkspaceError(

@@ -1,4 +1,4 @@
-"""The log of a run: what the robot saw, what the policy answered, step by step.
+"""Logs of served policies: the observation and the answer of each step.
 
 Inference servers of this robot wrote ``inference_log_YYYYMMDD_HHMMSS.json`` in three shapes; ``read_log`` reads all of
 them into one ``RunLog``, and ``write_inference_log`` writes the third. The fourth is this server's folder:
@@ -9,9 +9,9 @@ them into one ``RunLog``, and ``write_inference_log`` writes the third. The four
    "action": {"values": [[A] x T]}}]}``;
 4. a folder with ``meta.json``, ``steps.jsonl`` and ``images/``, see ``session_log``.
 
-A log is untrusted input: its size is bounded, every number is checked, and whatever does not fit is refused by file and
-place. Which layout its numbers have (pose + gripper, or rotation vector + width) is told from the numbers themselves
-where the log does not name them; old logs do not.
+A log is untrusted input: its size is bounded, every number is checked, and errors name the file and the entry. Old logs
+do not name the layout of their numbers (pose + gripper, or rotation vector + width); it is then inferred from the
+numbers themselves.
 
 Legend of shapes: N steps, S state dimensions, T actions of a chunk, A action dimensions. Positions are meters,
 quaternions xyzw, gripper 1 = open.

@@ -1,6 +1,6 @@
-"""A run's folder in the forms that other tools read: the predecessor's log, VLA-Lab's run directory, Rerun.
+"""Exports of a run folder for other tools: the predecessor's log, VLA-Lab's run directory, Rerun.
 
-Exports are written beside, then renamed, and never replace anything. The run itself is not changed.
+Exports are written to a temporary name, then renamed, and never replace anything. The run itself is not changed.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from diffusion_policy.storage import whole_file, whole_folder
 FloatArray = NDArray[np.float64]
 PROJECT = "diffusion_policy"
 _SERVER_CLOCKS = ("server_recv", "infer_start", "infer_end")
-# Stages that make up an inference, for tools that know only one number.
+# Stages that add up to an inference, for tools that have one number for it.
 _EXTRA = ("checkpoint_sha256", "scheduler", "steps", "guard", "state_names")
 _INFERENCE = ("decode_ms", "prepare_ms", "encode_ms", "denoise_ms")
 
 
 def to_inference_log(run: str | Path, directory: str | Path) -> Path:
-    """Write ``inference_log_YYYYMMDD_HHMMSS.json``, third generation, as its readers expect it; returns its path.
+    """Writes ``inference_log_YYYYMMDD_HHMMSS.json`` in the format of the third generation; returns its path.
 
     Raises:
         RunLogError: the run cannot be read, none of its messages was answered, or the log cannot be written.
@@ -48,23 +48,23 @@ def to_inference_log(run: str | Path, directory: str | Path) -> Path:
 
 
 def _predecessor_timing(timing: Mapping[str, float], offset: float) -> dict[str, float]:
-    """Its keys: the server's times as unix times (they are monotonic here), and seconds of inference.
+    """Returns the timing entries of the predecessor: unix times (they are monotonic here), and seconds of inference.
 
-    Transport and total latency stay out: they were a client's clock taken from the server's.
+    Transport and total latency are left out: they were differences of the client's and the server's clock.
     """
     moved = {name: value + offset if name in _SERVER_CLOCKS else value for name, value in timing.items()}
     return {**moved, "inference_latency": sum(timing.get(stage, 0.0) for stage in _INFERENCE) / 1000}
 
 
 def to_vlalab(run: str | Path, directory: str | Path, project: str = PROJECT) -> Path:
-    """Write a run directory of VLA-Lab (meta.json, steps.jsonl, artifacts/images/), named like the run; returns it.
+    """Writes a run directory of VLA-Lab (meta.json, steps.jsonl, artifacts/images/), named like the run; returns it.
 
-    VLA-Lab lists DIRECTORY/PROJECT/RUN. Its timestamps are unix times: the server's monotonic ones are moved by the
-    one reading of both clocks in meta.json. The client's clock stays out, since VLA-Lab would subtract it.
+    VLA-Lab lists DIRECTORY/PROJECT/RUN. Its timestamps are unix times: the server's monotonic times are shifted by the
+    difference of both clocks in meta.json. The client's times are left out, since VLA-Lab would subtract them.
 
     Raises:
-        SessionLogError: the run cannot be read, none of its messages was answered, the project's name is no folder's,
-            or the export is there already.
+        SessionLogError: the run cannot be read, none of its messages was answered, the project's name is not that of
+            a folder, or the export exists already.
     """
     run = Path(run).resolve()
     meta, steps = _answered(run)
@@ -75,8 +75,8 @@ def to_vlalab(run: str | Path, directory: str | Path, project: str = PROJECT) ->
         raise SessionLogError(f"{target} exists already; name another directory or project")
     with whole_folder(target, within=directory) as aside:  # not in the project: there it would be listed
         (aside / "artifacts" / "images").mkdir(parents=True)
-        said = _vlalab_meta(run.name, meta, len(steps), _Numbers.of(run, meta))
-        (aside / "meta.json").write_text(json.dumps(said, indent=1) + "\n")
+        content = _vlalab_meta(run.name, meta, len(steps), _Numbers.of(run, meta))
+        (aside / "meta.json").write_text(json.dumps(content, indent=1) + "\n")
         offset, numbers = meta["wall_start"] - meta["monotonic_start"], _Numbers.of(run, meta)
         with (aside / "steps.jsonl").open("w", encoding="utf-8") as file:
             for line in steps:
@@ -87,7 +87,7 @@ def to_vlalab(run: str | Path, directory: str | Path, project: str = PROJECT) ->
 
 
 def _answered(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """meta.json and the lines of a run that were answered with an action; SessionLogError if there are none."""
+    """Reads meta.json and the lines of a run that were answered with an action; SessionLogError if there are none."""
     meta, lines = read_lines(run)
     steps = [line for line in lines if "action" in line]
     if not steps:
@@ -97,11 +97,11 @@ def _answered(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class _Numbers:
-    """What a run's numbers and pictures are.
+    """The layout and the cameras of a run.
 
     Attributes:
-        layout: of its states and actions.
-        cameras: as other tools are told: one is called "image".
+        layout: layout of its states and actions.
+        cameras: names of the cameras in exports; a single one is called "image".
     """
 
     layout: ActionLayout
@@ -109,7 +109,11 @@ class _Numbers:
 
     @classmethod
     def of(cls, run: str | Path, meta: Mapping[str, Any]) -> _Numbers:
-        """SessionLogError where meta.json names none."""
+        """Reads them from meta.json.
+
+        Raises:
+            SessionLogError: meta.json names no layout or cameras.
+        """
         cameras = meta.get("cameras", ["image"])
         try:
             layout = ActionLayout.of(meta.get("state_names", POSE_GRIPPER))
@@ -118,7 +122,7 @@ class _Numbers:
             raise SessionLogError(f"{run}/meta.json: state_names or cameras are none ({error})") from error
 
     def newest(self, line: Mapping[str, Any]) -> dict[str, str]:
-        """The newest picture of each camera, by its name."""
+        """Returns the newest image of each camera, by its name."""
         images = line["input"]["images"]
         n_steps = len(images) // len(self.cameras)
         return {camera: images[(index + 1) * n_steps - 1] for index, camera in enumerate(self.cameras)}
@@ -162,7 +166,7 @@ def _vlalab_step(line: Mapping[str, Any], offset: float, numbers: _Numbers) -> d
 
 
 def _pose_and_gripper(layout: ActionLayout, state: Sequence[float]) -> dict[str, Any]:
-    """The two entries that VLA-Lab knows; another layout's numbers are in the state alone."""
+    """Returns the two entries that VLA-Lab knows; numbers of other layouts are only in the state."""
     if layout.names != POSE_GRIPPER:
         return {}
     *pose, gripper = state
@@ -170,10 +174,10 @@ def _pose_and_gripper(layout: ActionLayout, state: Sequence[float]) -> dict[str,
 
 
 def to_rerun(run: str | Path, path: str | Path) -> Path:
-    """Write a Rerun recording (.rrd): frames, measured pose, commanded chunk, gripper, milliseconds by stage.
+    """Writes a Rerun recording (.rrd): frames, measured pose, commanded chunk, gripper, milliseconds by stage.
 
     Raises:
-        SessionLogError: the run cannot be read, none of its messages was answered, the file is there already, or
+        SessionLogError: the run cannot be read, none of its messages was answered, the file exists already, or
             ``rerun-sdk`` is not installed.
     """
     path = Path(path)
@@ -187,9 +191,9 @@ def to_rerun(run: str | Path, path: str | Path) -> Path:
         raise SessionLogError(f"{path} exists already; name another file")
     meta, steps = _answered(Path(run))
     numbers = _Numbers.of(run, meta)
-    with whole_file(path) as beside:
+    with whole_file(path) as temporary:
         recording = rerun.RecordingStream("diffusion_policy")
-        recording.save(beside)
+        recording.save(temporary)
         for line in steps:
             _record_step(recording, line, run, numbers)
         recording.flush()
@@ -214,20 +218,20 @@ def _record_step(recording: Any, line: Mapping[str, Any], run: str | Path, numbe
 
 
 def _entities(layout: ActionLayout, state: FloatArray, actions: FloatArray) -> Iterator[tuple[str, Any]]:
-    """What was measured (D,) and commanded (T, D), by name of the entity; of several arms with theirs."""
+    """Yields measured (D,) and commanded (T, D) values by name of the entity; several arms have one entity each."""
     import rerun
 
-    turns = dict(zip(layout.labels("rotation"), layout.rotations(state), strict=True))
+    rotations = dict(zip(layout.labels("rotation"), layout.rotations(state), strict=True))
     paths = np.moveaxis(layout.positions(actions), 1, 0)
-    for arm, place, path in zip(layout.labels("position"), layout.positions(state), paths, strict=True):
+    for arm, position, path in zip(layout.labels("position"), layout.positions(state), paths, strict=True):
         below = f"/{arm}" if arm else ""
-        turn = rerun.Quaternion(xyzw=turns[arm]) if arm in turns else None
-        yield f"measured/pose{below}", rerun.Transform3D(translation=place, quaternion=turn)
+        rotation = rerun.Quaternion(xyzw=rotations[arm]) if arm in rotations else None
+        yield f"measured/pose{below}", rerun.Transform3D(translation=position, quaternion=rotation)
         yield f"commanded/path{below}", rerun.LineStrips3D([path])
     measured, commanded = layout.grippers(state), layout.grippers(actions[0])
-    for arm, seen, wanted in zip(layout.labels("gripper"), measured, commanded, strict=True):
+    for arm, observed, wanted in zip(layout.labels("gripper"), measured, commanded, strict=True):
         below = f"/{arm}" if arm else ""
-        yield f"measured/gripper{below}", rerun.Scalars(seen)
+        yield f"measured/gripper{below}", rerun.Scalars(observed)
         yield f"commanded/gripper{below}", rerun.Scalars(wanted)
     for column in layout.joint_columns:
         yield f"measured/{layout.names[column]}", rerun.Scalars(state[column])

@@ -1,4 +1,4 @@
-"""A log in memory: its steps, what its numbers are, and what is odd about it. Legend of shapes: see the package."""
+"""A log in memory: its steps, the layout of its numbers, and its irregularities. Legend of shapes: see the package."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ _NAMED_LAYOUTS: dict[Layout, tuple[str, ...]] = {
 # The gripper of the older layout, in meters.
 _WIDTH = "width"
 NO_STEP = "the log holds no step"
-# The error of an observation that a newer one has overtaken: nothing was wrong with it.
+# The error code of an observation that a newer one has replaced; it is not a fault.
 SUPERSEDED = "superseded"
-# Where a step's time is found, on one clock: the server's in the third generation, the client's in the second.
+# Entries that hold a step's time, in order of preference: the server's clock in the third generation, the client's in
+# the second.
 _STEP_CLOCKS = ("infer_start", "process_start", "server_recv", "timestamp")
 
 
 class RunLogError(WorkspaceError, ValueError):
-    """A log cannot be read or written; says which file, where in it, what was found and what was expected."""
+    """A log cannot be read or written; the message names the file, the entry, what was found and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class LogStep:
     """One inference.
 
     Attributes:
-        number: as the log counts.
-        state: (S,) measured pose, then gripper if S is 8 (or 7 with a rotation vector).
-        actions: (T, A) the chunk the policy answered; ``actions[0]`` is the next command.
+        number: number of the step in the log.
+        state: (S,) measured pose, followed by the gripper if S is 8 (or 7 with a rotation vector).
+        actions: (T, A) the policy's action chunk; ``actions[0]`` is the next command.
         timing: seconds by name of the event, as logged. Clocks of client and server are not synchronized.
         jpeg: the newest camera frame, or None.
     """
@@ -63,9 +64,9 @@ class LoggedGripper:
     """One gripper of a log, in the log's scale.
 
     Attributes:
-        arm: its name; empty of the only arm.
-        chunks: (N, T) all commands of each chunk.
-        measured: (N,) before each command, or None where the state does not hold it.
+        arm: name of the arm; empty if there is only one.
+        chunks: (N, T) commands of each chunk.
+        measured: (N,) measurement before each command, or None where the state does not hold it.
     """
 
     arm: str
@@ -74,26 +75,26 @@ class LoggedGripper:
 
     @property
     def commands(self) -> FloatArray:
-        """(N,) the next command at each step."""
+        """(N,) next command at each step."""
         return self.chunks[:, 0]
 
     @property
     def is_copied(self) -> bool:
-        """Whether the command is the measurement at every step, to the last digit."""
+        """Whether the command equals the measurement exactly at every step."""
         return self.measured is not None and bool((self.commands == self.measured).all())
 
 
 @dataclass(frozen=True)
 class RunLog:
-    """A whole log.
+    """A complete log.
 
     Attributes:
-        path: the file it was read from.
+        path: the file or folder it was read from.
         generation: 1 to 4.
-        meta: what the third generation says of the run; empty in older ones.
-        steps: in the order logged; all have the same S, T and A.
-        unanswered: observations at the end that got no action (the run was cut while the policy was thinking).
-        errors: how many messages got an error in place of an action, by its code; empty for predecessors' logs.
+        meta: description of the run, from the third generation on; empty in older logs.
+        steps: the steps in logged order; all have the same S, T and A.
+        unanswered: number of observations at the end without an action (the run ended during inference).
+        errors: number of messages answered by an error instead of an action, by code; empty in predecessors' logs.
     """
 
     path: Path
@@ -120,7 +121,7 @@ class RunLog:
 
     @cached_property
     def layout(self) -> Layout:
-        """What the action numbers are: as meta's action semantics name them, else told from the commands."""
+        """The kind of layout of the actions: as named in meta's action semantics, else inferred from the commands."""
         named = self._named_layout
         if named is None:
             return layout_of_commands(self.commands)
@@ -128,13 +129,13 @@ class RunLog:
 
     @cached_property
     def action_layout(self) -> ActionLayout | None:
-        """What the action numbers are, by name; None where neither meta nor the numbers tell."""
+        """The layout of the actions, by name; None where neither meta nor the numbers determine it."""
         names = _NAMED_LAYOUTS.get(self.layout)
         return self._named_layout or (None if names is None else ActionLayout.of(names))
 
     @cached_property
     def state_layout(self) -> ActionLayout | None:
-        """What the state's numbers are: as meta names them, else those of the action, else by how many they are."""
+        """The layout of the states: as named in meta, else that of the actions, else inferred from their number."""
         width = self.states.shape[1]
         layout = _layout_of_names(self.meta.get("state_names"), None, width)
         if layout is None and self.action_layout is not None and len(self.action_layout.names) == width:
@@ -152,7 +153,7 @@ class RunLog:
 
     @cached_property
     def grippers(self) -> tuple[LoggedGripper, ...]:
-        """The commanded grippers, each beside its measurement; empty where no layout names one."""
+        """The commanded grippers, each with its measurement; empty where no layout names one."""
         layout = self.action_layout
         if not self.steps or layout is None:
             return ()
@@ -164,27 +165,27 @@ class RunLog:
 
     @property
     def measured_gripper(self) -> FloatArray | None:
-        """(N,) the gripper that was measured before each command, or None where the state holds not just one."""
+        """(N,) measured gripper before each command, or None where the state does not hold exactly one."""
         columns = {} if self.state_layout is None else _gripper_columns(self.state_layout)
         return self.states[:, next(iter(columns.values()))] if self.steps and len(columns) == 1 else None
 
     def gripper_scales(self, declared: DeclaredScales | None = None) -> FoundScales | None:
-        """In which scales commands and measurements of the gripper are; None without a gripper command.
+        """Returns the scales of the gripper's commands and measurements; None without a gripper command.
 
-        Several grippers of one robot are in one scale.
+        All grippers of a robot have the same scale.
 
         Args:
-            declared: what somebody said of them; else the log's own ``action_semantics``, else what the numbers show.
+            declared: scales given by the user; else the log's own ``action_semantics`` count, else the numbers.
 
         Raises:
-            RunLogError: the numbers contradict what was declared, or the log's label is none.
+            RunLogError: the numbers contradict the declared scale, or the log's label is not a scale.
         """
         if not self.grippers:
             return None
         semantics = self.meta.get("action_semantics") if self.layout != "xyz_rotvec_width" else None
         commands = np.concatenate([gripper.commands for gripper in self.grippers])
-        seen = [gripper.measured for gripper in self.grippers if gripper.measured is not None]
-        measured = np.concatenate(seen) if len(seen) == len(self.grippers) else None
+        present = [gripper.measured for gripper in self.grippers if gripper.measured is not None]
+        measured = np.concatenate(present) if len(present) == len(self.grippers) else None
         starts = np.arange(len(self.grippers)) * len(self.steps)
         try:
             labeled = labeled_scales(semantics if isinstance(semantics, Mapping) else None, "meta.action_semantics")
@@ -193,22 +194,22 @@ class RunLog:
             raise RunLogError(f"{self.path}: {error}") from error
 
     def converted(self, scales: FoundScales) -> RunLog:
-        """The same log with its gripper as 0 closed .. 1 open, as far as the scales are known, and labeled so.
+        """Returns the log with its gripper converted to 0 closed .. 1 open, where the scales are known, and labeled so.
 
         Args:
-            scales: of this log; the command's must be known.
+            scales: scales of this log; that of the commands must be known.
         """
         command, measured = scales.command.scale, None if scales.measured is None else scales.measured.scale
         assert command is not None
         assert self.action_layout is not None
         commanded = list(_gripper_columns(self.action_layout).values())
-        seen = [] if self.state_layout is None else list(_gripper_columns(self.state_layout).values())
+        observed = [] if self.state_layout is None else list(_gripper_columns(self.state_layout).values())
         steps = []
         for step in self.steps:
             actions, state = step.actions.copy(), step.state.copy()
             actions[:, commanded] = command.to_internal(actions[:, commanded])
             if measured is not None:
-                state[seen] = measured.to_internal(state[seen])
+                state[observed] = measured.to_internal(state[observed])
             steps.append(replace(step, actions=actions, state=state))
         label = self.meta.get("action_semantics")
         named = dict(label) if isinstance(label, Mapping) else {}
@@ -217,31 +218,31 @@ class RunLog:
 
     @cached_property
     def numbers(self) -> IntArray:
-        """(N,) the steps' own numbers; their positions (0, 1, ...) where those repeat or go back."""
+        """(N,) numbers of the steps; their positions (0, 1, ...) where the numbers are not increasing."""
         numbers = np.array([step.number for step in self.steps], dtype=np.int64)
         return numbers if (np.diff(numbers) > 0).all() else np.arange(len(self.steps), dtype=np.int64)
 
     @cached_property
     def stride(self) -> int:
-        """By how much the steps' numbers go up where nothing is missing."""
+        """The increment of step numbers where nothing is missing."""
         return usual_stride(self.numbers)
 
     @cached_property
     def missing(self) -> tuple[Missing, ...]:
-        """The first and the last number of each run of steps that the log lacks between its first step and its last."""
+        """The first and the last number of each run of steps that are missing between the first and the last step."""
         return missing_steps(self.numbers)
 
     @cached_property
     def oddities(self) -> tuple[str, ...]:
-        """What is odd about the log, one sentence each: missing steps, numbers that do not go on."""
-        said = missing_sentences(self.numbers)
+        """Irregularities of the log, one sentence each: missing steps, step numbers that do not increase."""
+        sentences = missing_sentences(self.numbers)
         if len(self.steps) > 1 and not (np.diff([step.number for step in self.steps]) > 0).all():
-            said.append("step numbers repeat or go back; steps are counted by their position")
+            sentences.append("step numbers repeat or go back; steps are counted by their position")
         if refused := {code: count for code, count in self.errors.items() if code != SUPERSEDED}:
             total = sum(refused.values())
             codes = ", ".join(f"{count} {code}" for code, count in sorted(refused.items(), key=lambda item: -item[1]))
-            said.append(f"{total} of {total + len(self.steps)} messages got an error and no action ({codes})")
-        return tuple(said)
+            sentences.append(f"{total} of {total + len(self.steps)} messages got an error and no action ({codes})")
+        return tuple(sentences)
 
     @property
     def is_refused(self) -> bool:
@@ -250,13 +251,13 @@ class RunLog:
 
     @property
     def why_empty(self) -> str:
-        """Why the log holds no step, in words; it must hold none."""
+        """The reason why the log holds no step; only defined for such logs."""
         assert not self.steps
         return "; ".join(("no message was answered with an action", *self.oddities)) if self.errors else NO_STEP
 
     @property
     def step_period(self) -> float | None:
-        """Median seconds between two inferences, from the first clock that stamped every step; None without one."""
+        """Median seconds between two inferences, from the first clock with a time for every step; None without one."""
         for clock in _STEP_CLOCKS:
             stamps = [step.timing[clock] for step in self.steps if clock in step.timing]
             if len(stamps) == len(self.steps) >= 2:
@@ -266,20 +267,20 @@ class RunLog:
 
 
 def usual_stride(numbers: IntArray) -> int:
-    """By how much rising step numbers (N,) go up where nothing is missing: the least step that is not rare."""
+    """Returns the increment of increasing step numbers (N,) where none is missing: the smallest that is not rare."""
     steps = Counter(np.diff(numbers).tolist())
     return int(min(step for step, count in steps.items() if 10 * count >= steps.total())) if steps else 1
 
 
 def missing_steps(numbers: IntArray) -> tuple[Missing, ...]:
-    """The first and the last number of each run that rising step numbers (N,) lack."""
+    """Returns the first and the last number of each run that is missing in increasing step numbers (N,)."""
     stride = usual_stride(numbers)
     (before,) = np.nonzero(np.diff(numbers) >= 2 * stride)
     return tuple((int(numbers[at]) + stride, int(numbers[at + 1]) - stride) for at in before.tolist())
 
 
 def missing_sentences(numbers: IntArray) -> list[str]:
-    """What rising step numbers (N,) lack, in a sentence; none if nothing is missing."""
+    """Returns a sentence about numbers that are missing in increasing step numbers (N,); none if there are none."""
     missing, stride = missing_steps(numbers), usual_stride(numbers)
     if not missing:
         return []
@@ -290,7 +291,7 @@ def missing_sentences(numbers: IntArray) -> list[str]:
 
 
 def _layout_of_names(names: Any, units: Any, width: int) -> ActionLayout | None:
-    """The layout that a log's meta names; None where it names none of this width, or nothing that is known."""
+    """Returns the layout that a log's meta names; None where the names are unknown or of another number."""
     if not isinstance(names, list) or len(names) != width or not all(isinstance(name, str) for name in names):
         return None
     known = isinstance(units, list) and len(units) == width and all(isinstance(unit, str) for unit in units)
@@ -302,7 +303,7 @@ def _layout_of_names(names: Any, units: Any, width: int) -> ActionLayout | None:
 
 
 def _gripper_columns(layout: ActionLayout) -> dict[str, int]:
-    """Column of each arm's gripper, or of the width of the older layout."""
+    """Returns the column of each arm's gripper, or of the width in the older layout."""
     if _WIDTH in layout.names and not layout.has_gripper:
         return {"": layout.names.index(_WIDTH)}
     return dict(zip(layout.labels("gripper"), layout.gripper_columns, strict=True))
@@ -324,7 +325,7 @@ def layout_of_commands(commands: FloatArray) -> Layout:
 
 
 def check_same_dimensions(steps: Sequence[LogStep], where: Path | str) -> None:
-    """RunLogError if states or actions differ in shape from one step to another."""
+    """Raises RunLogError if states or actions differ in shape between steps."""
     for name in ("state", "actions"):
         for i, step in enumerate(steps):
             first, shape = getattr(steps[0], name).shape, getattr(step, name).shape

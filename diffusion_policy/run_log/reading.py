@@ -1,4 +1,4 @@
-"""Reads logs of every generation; a log is untrusted input."""
+"""Reads logs of all generations; a log is untrusted input."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MAX_LOG_BYTES = 512 * 2**20
 
 
 def read_log(path: str | Path) -> RunLog:
-    """Read an inference log of any generation.
+    """Reads an inference log of any generation.
 
     Raises:
-        RunLogError: the file is missing, too large, torn, not JSON or of no known shape; a number is missing, of the
-            wrong type, NaN or infinite; steps differ in their dimensions.
+        RunLogError: the file is missing, too large, truncated, not JSON or in an unknown format; a number is missing,
+            of the wrong type, NaN or infinite; steps differ in their dimensions.
     """
     path = Path(path)
     document = _read_folder(path) if (path / "steps.jsonl").is_file() else _read_json(path)
@@ -50,20 +50,20 @@ def read_log(path: str | Path) -> RunLog:
 
 
 def _read_folder(path: Path) -> dict[str, Any]:
-    """A run's folder, one JSON line a step; a torn last line, and lines that are no step, are left out."""
+    """Reads a run folder, one JSON line per step; an incomplete last line, and lines of other events, are left out."""
     try:
         lines = [json.loads(line) for line in (path / "steps.jsonl").read_bytes().split(b"\n")[:-1]]
         steps = [line for line in lines if "action" in line]
-        for seen in (step["input"] for step in steps):
-            newest = path / "images" / Path(seen["images"][-1]).name
-            seen["image_base64"] = base64.b64encode(newest.read_bytes()).decode("ascii")
+        for observed in (step["input"] for step in steps):
+            newest = path / "images" / Path(observed["images"][-1]).name
+            observed["image_base64"] = base64.b64encode(newest.read_bytes()).decode("ascii")
     except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
         raise RunLogError(f"{path}: no run's folder, or a line of steps.jsonl is none ({error!r})") from error
     return {"meta": _read_json(path / "meta.json"), "steps": steps, "errors": _count_errors(lines)}
 
 
 def _count_errors(lines: Sequence[Any]) -> dict[str, int]:
-    """Errors by code; of many in a row the server logs only some, each with how many there were by then."""
+    """Counts errors by code; of many in a row the server logs only some, each with the count so far."""
     counts: Counter[str] = Counter()
     before = 0
     for line in lines:
@@ -109,7 +109,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_parallel_lists(document: Mapping[str, Any], where: str) -> tuple[list[LogStep], int]:
-    """Pair the inputs and outputs of the first generation; the last input may have no output yet."""
+    """Pairs the inputs and outputs of the first generation; the last input may have no output yet."""
     inputs = _list(document["inputs"], f"{where}: inputs")
     outputs = _list(document["outputs"], f"{where}: outputs")
     if len(outputs) > len(inputs):
@@ -118,30 +118,32 @@ def _read_parallel_lists(document: Mapping[str, Any], where: str) -> tuple[list[
         )
     steps = []
     for i, (entry, answer) in enumerate(zip(inputs, outputs, strict=False)):
-        seen = _mapping(entry, f"{where}: inputs[{i}]")
-        said = _mapping(answer, f"{where}: outputs[{i}]")
-        number = _step_number(seen, f"{where}: inputs[{i}]")
-        if _step_number(said, f"{where}: outputs[{i}]") != number:
-            raise RunLogError(f"{where}: outputs[{i}] is of step {said['step']}, inputs[{i}] of step {number}")
-        state = _numbers(seen.get("state"), f"{where}: inputs[{i}].state", n_dims=1)
-        steps.append(LogStep(number, state, _numbers(said.get("action"), f"{where}: outputs[{i}].action", n_dims=2)))
+        observed = _mapping(entry, f"{where}: inputs[{i}]")
+        answered = _mapping(answer, f"{where}: outputs[{i}]")
+        number = _step_number(observed, f"{where}: inputs[{i}]")
+        if _step_number(answered, f"{where}: outputs[{i}]") != number:
+            raise RunLogError(f"{where}: outputs[{i}] is of step {answered['step']}, inputs[{i}] of step {number}")
+        state = _numbers(observed.get("state"), f"{where}: inputs[{i}].state", n_dims=1)
+        steps.append(
+            LogStep(number, state, _numbers(answered.get("action"), f"{where}: outputs[{i}].action", n_dims=2))
+        )
     return steps, len(inputs) - len(outputs)
 
 
 def _read_step(entry: Any, where: str) -> LogStep:
     step = _mapping(entry, where)
-    seen = _mapping(step.get("input"), f"{where}.input")
-    said = _mapping(step.get("action"), f"{where}.action")
+    observed = _mapping(step.get("input"), f"{where}.input")
+    answered = _mapping(step.get("action"), f"{where}.action")
     timing = dict(_mapping(step.get("timing", {}), f"{where}.timing"))
-    if "timestamp" in seen:
-        stamps = np.atleast_1d(_numbers(seen["timestamp"], f"{where}.input.timestamp"))
+    if "timestamp" in observed:
+        stamps = np.atleast_1d(_numbers(observed["timestamp"], f"{where}.input.timestamp"))
         timing["timestamp"] = float(stamps[-1]) if stamps.size else None
     return LogStep(
         _step_number(step, where),
-        _numbers(seen.get("state"), f"{where}.input.state", n_dims=1),
-        _numbers(said.get("values"), f"{where}.action.values", n_dims=2),
+        _numbers(observed.get("state"), f"{where}.input.state", n_dims=1),
+        _numbers(answered.get("values"), f"{where}.action.values", n_dims=2),
         {str(k): float(_numbers(v, f"{where}.timing.{k}", n_dims=0)) for k, v in timing.items() if v is not None},
-        _read_jpeg(seen.get("image_base64"), f"{where}.input.image_base64"),
+        _read_jpeg(observed.get("image_base64"), f"{where}.input.image_base64"),
     )
 
 
@@ -176,7 +178,7 @@ def _step_number(entry: Mapping[str, Any], where: str) -> int:
 
 
 def _numbers(value: Any, where: str, n_dims: int | None = None) -> FloatArray:
-    """A JSON number, list or list of lists as float64; refuses anything that is not a finite number."""
+    """Converts a JSON number, list or list of lists to float64; refuses anything that is not a finite number."""
     try:
         array = np.asarray(value)
     except (ValueError, OverflowError) as error:

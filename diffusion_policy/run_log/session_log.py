@@ -1,17 +1,17 @@
-"""The run log as it happens: one JSON line a step, written by a thread of its own.
+"""The log of a running session: one JSON line per step, written by a separate thread.
 
     run_20260108_171739/
-      meta.json            what ran: checkpoint and normalizer hash, scheduler, steps, guard, settings, versions
-      steps.jsonl          one line a step or event, whole or not at all; SIGKILL loses at most the last
-      images/<hash>.jpg    as they came, each once; raw frames as PNG
+      meta.json            checkpoint and normalizer hash, scheduler, steps, guard, settings, versions
+      steps.jsonl          one line per step or event; SIGKILL loses at most the last line
+      images/<hash>.jpg    images as received, each once; raw frames as PNG
 
-Writing never holds up an answer: lines are handed over after the answer has left, and when the disk is slower than the
-robot, steps are left out and counted. When the disk refuses, the log stops and says so; the arm does not notice.
-Beyond ``max_bytes`` the run goes on in a new folder. Nothing is deleted.
+Writing never delays an answer: lines are queued after the answer was sent, and when the disk is slower than the robot,
+steps are left out and counted. When a write fails, the log stops and reports it; the robot is served as before. Beyond
+``max_bytes`` the run continues in a new folder. Nothing is deleted.
 
-Times are seconds of the server's monotonic clock; those that begin with ``client_`` are of the client's clock. The two
-are never subtracted. ``wall_start`` in meta.json is the one reading of the wall clock, beside the monotonic one.
-``run_log.read_log`` reads a folder; this is the writer, and the reader of what only a replay needs.
+Times are seconds of the server's monotonic clock; those that start with ``client_`` are of the client's clock. The two
+are never subtracted. ``wall_start`` in meta.json is a reading of the wall clock at the same moment as
+``monotonic_start``. ``run_log.read_log`` reads a folder; this module writes it, and reads what only a replay needs.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ Images = Sequence[bytes | ImageArray]
 
 
 class SessionLogError(WorkspaceError):
-    """A run's folder cannot be read; says which file, and what was expected."""
+    """A run folder cannot be read; the message names the file and what was expected."""
 
 
 def software_versions() -> dict[str, str]:
-    """What computed the actions."""
+    """Returns the versions of the software that computed the actions."""
     return {"python": platform.python_version(), **{name: version(name) for name in SOFTWARE}}
 
 
 class SessionLog:
-    """The log of one session; folders and files appear with its first line.
+    """The log of one session; folders and files are created with its first line.
 
     Args:
-        directory: runs are folders in it.
+        directory: folder of the run folders.
         meta: plain JSON; start time, clocks and versions are added.
-        max_bytes: of one folder.
-        capacity: lines that may wait.
+        max_bytes: size limit of one run folder.
+        capacity: number of lines that may wait.
     """
 
     def __init__(self, directory: str | Path, meta: Mapping[str, Any], max_bytes: int = 2**31, capacity: int = 64):
@@ -79,7 +79,7 @@ class SessionLog:
         self._thread.start()
 
     def write(self, line: Mapping[str, Any], images: Images = ()) -> None:
-        """Hand over one line and the images it shows; returns at once."""
+        """Queues one line and its images; returns at once."""
         if self.stopped:
             return
         try:
@@ -90,7 +90,7 @@ class SessionLog:
                 logger.warning("the disk is slower than the robot: %d lines are not in the log", self.dropped)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Write what waits, and end the thread; waits no longer than ``timeout`` for a disk that hangs."""
+        """Writes the queued lines and ends the thread; waits no longer than ``timeout`` for a disk that hangs."""
         deadline = time.monotonic() + timeout
         with contextlib.suppress(queue.Full):  # nobody takes from the queue of a log that has stopped
             self._queue.put(None, timeout=0 if self.stopped else timeout)
@@ -155,7 +155,7 @@ class SessionLog:
 
 
 def _new_folder(directory: Path, name: str) -> Path:
-    """Make ``name``, or the first of ``name_2``, ... that is free; two sessions of one second never share one."""
+    """Creates ``name``, or the first free one of ``name_2``, ...; sessions of the same second never share a folder."""
     for number in itertools.count(1):
         folder = directory / (name if number == 1 else f"{name}_{number}")
         try:
@@ -173,10 +173,10 @@ def _png(frame: ImageArray) -> bytes:
 
 
 def read_lines(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """meta.json and every whole line of a run's folder; a torn last line is left out.
+    """Reads meta.json and every complete line of a run folder; an incomplete last line is left out.
 
     Raises:
-        SessionLogError: no run's folder, or a line that is not JSON before the last.
+        SessionLogError: not a run folder, or a line before the last is not JSON.
     """
     folder = Path(folder)
     try:
@@ -185,7 +185,7 @@ def read_lines(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]
     except (OSError, ValueError) as error:
         raise SessionLogError(f"{folder} is no run's folder: {error}; expected meta.json and steps.jsonl") from error
     found = []
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn, or empty
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is incomplete, or empty
         try:
             found.append(json.loads(line))
         except ValueError as error:
@@ -196,7 +196,7 @@ def read_lines(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]
 
 
 def read_image(folder: str | Path, name: Any) -> bytes:
-    """An image that a line names; SessionLogError if it is not there or lies outside the run's folder."""
+    """Reads an image that a line names; SessionLogError if it does not exist or is outside the run folder."""
     if not isinstance(name, str) or Path(name).parent != Path("images"):
         raise SessionLogError(f"{folder}: {name!r} is no image of this run; expected images/<hash>.jpg")
     try:

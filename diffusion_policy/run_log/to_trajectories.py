@@ -1,18 +1,18 @@
-"""Logs back to data: what the robot saw and was told, as CogACT trajectories for the converter.
+"""Converts logs to training data: observations and commands, as CogACT trajectories for the converter.
 
-A log becomes an episode, or several: it is cut at each reset, and where steps are missing. Of each step are kept the
-measured pose and gripper, the frame, and the first action that was sent. So failures can be looked at, corrected and
-trained on:
+A log becomes one episode or several: it is split at each reset, and where steps are missing. Each step keeps the
+measured pose and gripper, the frame, and the first action that was sent, so that failures can be inspected, corrected
+and trained on:
 
-* ``marks.json`` in the episode's folder says at which steps the guard intervened (``interventions``), at which a person
-  drove (``intervention``, as the client said), which actions were corrected, and which never reached the network
+* ``marks.json`` in the episode's folder lists the steps at which the guard intervened (``interventions``) or a person
+  drove (``intervention``, as the client reported), whose actions were corrected, or never reached the network
   (``not_delivered``);
-* corrections, a JSON file of ``{"step": [8 numbers]}``, replace actions, by the log's step numbers; data.pkl then has
+* corrections, a JSON file of ``{"step": [8 numbers]}``, replace actions, by the log's step numbers; data.pkl then holds
   ``intervention``, true where the action is a person's.
 
-Nothing is invented: a log without an image, with a rotation vector, or with a gripper whose scale is not known, is
-refused; a gripper between open and closed counts as its last clear state, and steps before the first clear one are
-left out and counted.
+Nothing is invented: a log without an image, with a rotation vector, or with a gripper of unknown scale is refused. A
+gripper between open and closed counts as its last clear state; steps before the first clear one are left out and
+counted.
 
 Legend of shapes: N steps; states and actions are (N, 8), pose then gripper.
 """
@@ -51,7 +51,7 @@ _ONE_ARM = ActionLayout.of(POSE_GRIPPER)  # all that a CogACT trajectory holds
 
 @dataclass(frozen=True)
 class WrittenEpisode:
-    """What became of a log: its folder, the steps in it, those left out, and those whose action was corrected."""
+    """An episode written from a log: folder, number of steps, of steps left out, and of corrected actions."""
 
     path: Path
     n_steps: int
@@ -65,20 +65,20 @@ def convert_logs(
     corrections: Mapping[int, Sequence[float]] | None = None,
     gripper_scale: DeclaredScales | None = None,
 ) -> list[WrittenEpisode]:
-    """Write the episodes of each log, numbered after those that are in ``directory`` already.
+    """Writes the episodes of each log, numbered after those that exist in ``directory``.
 
     A log without an answered observation is left out, with a warning.
 
     Args:
-        logs: to be converted.
-        directory: where the episodes go.
+        logs: the logs to convert.
+        directory: folder of the episodes.
         corrections: actions by step number, for one log.
-        gripper_scale: of the logs' grippers, where it is not 0..1 and they do not say so; corrections are in 0..1.
+        gripper_scale: scale of the logs' grippers, where it is not 0..1 and not labeled; corrections are in 0..1.
 
     Raises:
-        Stopped: interrupted; the episodes of the logs before stay.
+        Stopped: interrupted; the episodes of earlier logs are kept.
         RunLogError: no log has an answered observation.
-        RunLogError: a log cannot be read, or is not one that training can use; episodes before it stay.
+        RunLogError: a log cannot be read, or cannot be used for training; episodes of earlier logs are kept.
     """
     directory = Path(directory)
     taken = [int(path.name[8:]) for path in directory.glob("episode_*") if path.name[8:].isdecimal()]
@@ -94,7 +94,7 @@ def convert_logs(
         else:
             with _whole_or_not(written, done, directory):
                 lines = _lines(log)
-                log = _in_our_scale(log, gripper_scale)
+                log = _in_internal_scale(log, gripper_scale)
                 _check_corrections(log, corrections or {})
                 for part in _episodes(log, lines):
                     written.append(_convert(part, lines, directory, first + len(written), corrections or {}))
@@ -106,7 +106,7 @@ def convert_logs(
 
 @contextlib.contextmanager
 def _whole_or_not(written: list[WrittenEpisode], done: Sequence[str | Path], directory: Path) -> Iterator[None]:
-    """Of a log that is interrupted no episode stays, so that the same command goes on with it."""
+    """Removes the episodes of an interrupted log, so that the same command continues with that log."""
     before = len(written)
     try:
         yield
@@ -125,7 +125,7 @@ def _check_corrections(log: RunLog, corrections: Mapping[int, Sequence[float]]) 
 
 
 def read_corrections(path: str | Path) -> dict[int, list[float]]:
-    """Corrected actions by step number; RunLogError if the file is not of that shape."""
+    """Reads corrected actions by step number; RunLogError if the file has another format."""
     try:
         found = {
             int(step): [float(value) for value in action] for step, action in json.loads(Path(path).read_text()).items()
@@ -141,14 +141,14 @@ def read_corrections(path: str | Path) -> dict[int, list[float]]:
 
 
 def _lines(log: RunLog) -> dict[int, dict[str, Any]]:
-    """What a run's folder says of each step, by number; older logs do not say it."""
+    """Returns the log lines of a run folder by step number; older logs have none."""
     return {line["step"]: line for line in read_lines(log.path)[1] if "action" in line} if log.generation == 4 else {}
 
 
-def _in_our_scale(log: RunLog, declared: DeclaredScales | None) -> RunLog:
-    """The log with its gripper as 0 closed .. 1 open; RunLogError if its scale is not known."""
+def _in_internal_scale(log: RunLog, declared: DeclaredScales | None) -> RunLog:
+    """Returns the log with its gripper as 0 closed .. 1 open; RunLogError if its scale is not known."""
     if log.layout != "xyz_quat_gripper":
-        return log  # refused as what it is
+        return log  # refused later, with its layout in the message
     scales = log.gripper_scales(declared)
     if scales is None:
         return log
@@ -160,13 +160,13 @@ def _in_our_scale(log: RunLog, declared: DeclaredScales | None) -> RunLog:
 
 
 def _episodes(log: RunLog, lines: Mapping[int, Mapping[str, Any]]) -> list[RunLog]:
-    """The log, cut where the client sent a reset, since what follows is another scene, and where steps are missing."""
+    """Splits the log where the client sent a reset, since another scene follows, and where steps are missing."""
     if log.missing:
         logger.warning("%s: %s; it is cut there", log.path, log.oddities[0])
-    behind = {last for _, last in log.missing}
-    holes = list(accumulate(int(number - log.stride in behind) for number in log.numbers.tolist()))
+    gap_ends = {last for _, last in log.missing}
+    gaps = list(accumulate(int(number - log.stride in gap_ends) for number in log.numbers.tolist()))
     scenes = [lines[step.number].get("episode") if lines else None for step in log.steps]
-    parts = groupby(range(len(log.steps)), key=lambda at: (scenes[at], holes[at]))
+    parts = groupby(range(len(log.steps)), key=lambda at: (scenes[at], gaps[at]))
     return [replace(log, steps=tuple(log.steps[at] for at in part)) for _, part in parts]
 
 
@@ -222,7 +222,7 @@ def _convert(
 
 
 def _check(log: RunLog) -> None:
-    """Refuse what the converter would refuse later, with the log's name."""
+    """Refuses what the converter would refuse later, and names the log."""
     if log.steps and log.layout == "named" and log.action_layout is not None:
         raise RunLogError(
             f"{log.path}: its actions are {log.action_layout.describe()}; a CogACT trajectory holds the pose and the "
@@ -237,7 +237,7 @@ def _check(log: RunLog) -> None:
 
 
 def _times(log: RunLog) -> FloatArray:
-    """(N,) seconds of one clock of the log."""
+    """Returns times (N,) in seconds, of one clock of the log."""
     for clock in ("client_obs", "timestamp", "infer_start", "process_start", "server_recv"):
         if all(clock in step.timing for step in log.steps):
             return np.array([step.timing[clock] for step in log.steps])

@@ -1,4 +1,4 @@
-"""Writes logs of the third generation."""
+"""Writes logs in the format of the third generation."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from diffusion_policy.storage import StorageError, write_new
 def write_inference_log(
     directory: str | Path, steps: Sequence[LogStep], meta: Mapping[str, Any], start: datetime | None = None
 ) -> Path:
-    """Write a log of the third generation: beside, then linked to its name; an existing log is never replaced.
+    """Writes a log of the third generation to a temporary file, then links it to its name; logs are never replaced.
 
     Args:
-        directory: made if absent.
+        directory: created if absent.
         steps: at least one; all with the same S, T and A.
         meta: JSON values; should name the ``checkpoint``. ``start_time`` is added from ``start`` unless it is given.
-        start: of the run, now by default. The name carries it to the second; taken names push it to the next free one.
+        start: start of the run, now by default. The name contains it to the second; if taken, the next free second.
 
     Returns:
         the file's path.
 
     Raises:
-        RunLogError: no step, a number that is not finite, mixed dimensions, meta that is not JSON, or the disk refuses.
+        RunLogError: no step, a number that is not finite, mixed dimensions, meta that is not JSON, or a write fails.
     """
     directory = Path(directory)
     start = start or datetime.now()
@@ -55,14 +55,14 @@ def _step_entries(steps: Sequence[LogStep], directory: Path) -> list[dict[str, A
     for i, step in enumerate(steps):
         if not (np.isfinite(step.state).all() and np.isfinite(step.actions).all()):
             raise RunLogError(f"{directory}: step {i} holds NaN or infinity; it was not logged as an action")
-        seen: dict[str, Any] = {"state": step.state.tolist()}
+        observed: dict[str, Any] = {"state": step.state.tolist()}
         if step.jpeg is not None:
-            seen["image_base64"] = base64.b64encode(step.jpeg).decode("ascii")
+            observed["image_base64"] = base64.b64encode(step.jpeg).decode("ascii")
         entries.append(
             {
                 "step": step.number,
                 "timing": dict(step.timing),
-                "input": seen,
+                "input": observed,
                 "action": {"values": step.actions.tolist()},
             }
         )

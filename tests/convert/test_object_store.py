@@ -358,7 +358,7 @@ def test_what_a_place_is(server: str, text: Any, expected: str) -> None:
 
 def test_other_kinds_of_urls(source: Path, tmp_path: Path) -> None:
     pytest.importorskip("upath", reason="universal-pathlib is not installed (extra 'cloud')")
-    with pytest.raises(PlaceError, match=r"ftq:// is no kind of URL that fsspec knows"):
+    with pytest.raises(PlaceError, match=r"fsspec knows no URLs that start with ftq://"):
         place("ftq://robot/in")
     report = run(source, "memory://robot/out.zarr", scratch=tmp_path / "scratch")
     assert report.n_steps == sum(LENGTHS)

@@ -12,10 +12,10 @@ from diffusion_policy.dagger.moments import (
     PUSHED,
     SHUT_ON_NOTHING,
     STOOD_STILL,
-    Moment,
+    Takeover,
     takeovers,
 )
-from diffusion_policy.dagger.watching import Seen, Trace
+from diffusion_policy.dagger.watching import TabletopState, Trace
 
 LENGTH = 60
 
@@ -31,13 +31,13 @@ def trace(
         action[7] = 0.0 if step in shut else 1.0
         found.actions.append(action)
         block = np.array([0.5, 0.1 if step < pushed_at else 0.15, 0.02])
-        found.seen.append(Seen(np.array([x, 0.0, 0.1]), 1.0, target, step in held, block))
+        found.states.append(TabletopState(np.array([x, 0.0, 0.1]), 1.0, target, step in held, block))
     return found
 
 
 def test_closing_on_nothing_is_seen_before_and_after() -> None:
     found = takeovers(trace(shut=range(20, 40)), succeeded=False, at_most=2)
-    assert found == [Moment(16, CLOSING_BESIDE), Moment(28, SHUT_ON_NOTHING)]
+    assert found == [Takeover(16, CLOSING_BESIDE), Takeover(28, SHUT_ON_NOTHING)]
 
 
 def test_a_closing_that_holds_is_none() -> None:
@@ -46,27 +46,27 @@ def test_a_closing_that_holds_is_none() -> None:
 
 def test_a_block_that_is_lost() -> None:
     found = takeovers(trace(shut=range(20, 40), held=range(24, 35)), succeeded=False, at_most=2)
-    assert found == [Moment(35, LOST)]
+    assert found == [Takeover(35, LOST)]
 
 
 def test_contact_that_flickers_is_no_loss() -> None:
     flickers = trace(shut=range(20, LENGTH), held=range(24, LENGTH))
-    flickers.seen[30] = replace(flickers.seen[30], holds=False)
+    flickers.states[30] = replace(flickers.states[30], holds=False)
     assert takeovers(flickers, succeeded=True, at_most=2) == []
 
 
-@pytest.mark.parametrize(("succeeded", "expected"), [(True, []), (False, [Moment(55, LOST)])])
-def test_a_block_that_is_let_go_at_the_end(succeeded: bool, expected: list[Moment]) -> None:
+@pytest.mark.parametrize(("succeeded", "expected"), [(True, []), (False, [Takeover(55, LOST)])])
+def test_a_block_that_is_let_go_at_the_end(succeeded: bool, expected: list[Takeover]) -> None:
     released = trace(shut=range(20, 55), held=range(24, 55))
     assert takeovers(released, succeeded=succeeded, at_most=2) == expected
 
 
 def test_a_pushed_block() -> None:
-    assert takeovers(trace(pushed_at=18), succeeded=True, at_most=2) == [Moment(18, PUSHED)]
+    assert takeovers(trace(pushed_at=18), succeeded=True, at_most=2) == [Takeover(18, PUSHED)]
 
 
 def test_hesitation_counts_also_where_the_task_was_done() -> None:
-    assert takeovers(trace(still=range(10, 40)), succeeded=True, at_most=2) == [Moment(24, STOOD_STILL)]
+    assert takeovers(trace(still=range(10, 40)), succeeded=True, at_most=2) == [Takeover(24, STOOD_STILL)]
 
 
 def test_the_expert_s_own_pauses_are_no_hesitation() -> None:
@@ -74,11 +74,14 @@ def test_the_expert_s_own_pauses_are_no_hesitation() -> None:
 
 
 def test_a_failure_without_a_known_error_is_taken_over_at_its_end() -> None:
-    assert takeovers(trace(), succeeded=False, at_most=2) == [Moment(LENGTH, OUT_OF_TIME)]
+    assert takeovers(trace(), succeeded=False, at_most=2) == [Takeover(LENGTH, OUT_OF_TIME)]
     assert takeovers(trace(), succeeded=True, at_most=2) == []
 
 
 def test_the_first_ones_are_taken_and_they_are_apart() -> None:
     erring = trace(shut=range(20, 40), pushed_at=18)
-    assert takeovers(erring, succeeded=False, at_most=3) == [Moment(16, CLOSING_BESIDE), Moment(28, SHUT_ON_NOTHING)]
-    assert takeovers(erring, succeeded=False, at_most=1) == [Moment(16, CLOSING_BESIDE)]
+    assert takeovers(erring, succeeded=False, at_most=3) == [
+        Takeover(16, CLOSING_BESIDE),
+        Takeover(28, SHUT_ON_NOTHING),
+    ]
+    assert takeovers(erring, succeeded=False, at_most=1) == [Takeover(16, CLOSING_BESIDE)]

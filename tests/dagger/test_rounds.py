@@ -26,7 +26,7 @@ from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.env_runner.document import ClosedLoop
 from diffusion_policy.env_runner.results import SceneResult
 from diffusion_policy.errors import WorkspaceError
-from diffusion_policy.recipe import Ended, Step
+from diffusion_policy.recipe import FinishedSteps, Step
 from diffusion_policy.spec import INTERVENTION
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -271,7 +271,7 @@ def test_another_loop_is_not_gone_on_with(
     commands.stop_at = (1, False)
     run(commands, dataset, work, monkeypatch)
     assert run(commands, dataset, work, monkeypatch) == 2
-    assert "is not empty; name another --workdir, or go on with --resume" in capsys.readouterr().err
+    assert "is not empty; name another --workdir, or continue with --resume" in capsys.readouterr().err
     assert run(commands, dataset, work, monkeypatch, "--updates", "7", "--resume") == 2
     assert "updates is 2; here it is 7" in capsys.readouterr().err
     assert len(commands.ran) == 2
@@ -283,7 +283,7 @@ def test_another_loop_is_not_gone_on_with(
         ({"rounds": 0}, "rounds is 0; expected 1 or more"),
         ({"updates": 0}, "updates is 0; expected 1 or more"),
         ({"seed": 100_039}, "the scenes of evaluation .100000 to 100039. and of corrected rollouts .100039 to 100078."),
-        ({"seed": 99_961}, "meet; choose seeds that are further apart"),
+        ({"seed": 99_961}, "overlap; choose seeds that are further apart"),
         ({"control_seed": 100_000}, "of evaluation .* and of the control's demonstrations"),
         ({"control_seed": 300_020}, "of corrected rollouts .* and of the control's demonstrations"),
     ],
@@ -331,11 +331,11 @@ def test_settings_of_training_are_passed_on(dataset: Path, tmp_path: Path) -> No
 
 def test_ended_commands_survive_the_process(tmp_path: Path) -> None:
     step = Step("Record", ("scripts/make_demo_trajectories.py",))
-    Ended(tmp_path / "done.json").add(step)
-    assert step in Ended(tmp_path / "done.json")
+    FinishedSteps(tmp_path / "done.json").add(step)
+    assert step in FinishedSteps(tmp_path / "done.json")
     (tmp_path / "done.json").write_text("{}")
     with pytest.raises(WorkspaceError, match="expected a list of the titles"):
-        Ended(tmp_path / "done.json")
+        FinishedSteps(tmp_path / "done.json")
 
 
 def test_a_comparison_in_words() -> None:

@@ -116,7 +116,7 @@ def test_a_status_that_is_no_result_is_the_last(
         written = f"import sys; open({str(tmp_path / 'ran')!r}, 'a').write('x'); {program}"
         (tmp_path / f"part_{number}.py").write_text(written)
     steps = [recipe.Step("part", (f"scripts/part_{n}.py",), accepted) for n in range(3)]
-    played = recipe.play(steps, quiet())
+    played = recipe.run_recipe(steps, quiet())
     assert played.statuses == statuses
     assert len(played.seconds) == len(statuses)
     assert (tmp_path / "ran").read_text() == "x" * len(statuses)
