@@ -19,6 +19,7 @@ _PACKAGE = __name__.rpartition(".")[0]
 MOVED = {
     "adapt.families.project_config": "whatif.project_config",
     "adapt.families": "families",
+    "adapt.layout": "adapt.named_axes",
     "adapt.param_groups": "workspace.param_groups",
     "adapt.whatif": "whatif.config_change",
     "adapt.whatif_report": "whatif.report",

@@ -109,7 +109,7 @@ def test_the_proof_sees_a_gripper_that_moves_the_pose(pose_checkpoint: Path, tmp
     rules["rules"][0]["init"] = {"normal": 0.1}
     source = read_checkpoint(pose_checkpoint)
     target = target_from_config(gripper_config(source.cfg), "8-D")
-    with pytest.raises(AdaptError, match="not preserved: outputs move by"):
+    with pytest.raises(AdaptError, match="not preserved: outputs change by"):
         adapt_checkpoint(source, target, parse_rules(rules), tmp_path / "new.ckpt", must_preserve=True)
 
 

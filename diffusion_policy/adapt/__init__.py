@@ -3,9 +3,9 @@
     source tensors --+
     target tensors --+--> plan --> apply --> checkpoint + ledger
     rules (YAML)   --+      |
-                            +--> or an error that says why the names differ and which rule would settle it
+                            +--> or an error that states why the names differ and which rule would resolve it
 
-Nothing here guesses: a tensor that no rule explains is an error, a rule that explains nothing is one too.
+Nothing is guessed: a tensor that no rule explains is an error, and so is a rule that explains no tensor.
 """
 
 from diffusion_policy.errors import AdaptError

@@ -1,7 +1,7 @@
-"""A plan becomes tensors, and those a checkpoint: copied, grown slot by slot, recomputed and fresh from the target.
+"""Carries out a plan: fills the target's tensors, proves that the function is preserved, and writes the checkpoint.
 
-Copied tensors are the source's own (memory-mapped) storage, so adapting costs no second copy of the weights; tensors
-with two names stay one tensor.
+Copied tensors share the source's memory-mapped storage, so adapting takes no second copy of the weights. A tensor that
+has two names remains one tensor.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from diffusion_policy.storage import file_sha256, write_bytes, write_json
 
 State = dict[str, Tensor]
 Progress = Callable[[int, int], None]
-Done = TypeVar("Done")
+Result = TypeVar("Result")
 
 
 def adapt_checkpoint(
@@ -44,34 +44,35 @@ def adapt_checkpoint(
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> Ledger:
-    """Make a checkpoint of another shape from a checkpoint: plan, fill, prove, write, read back.
+    """Convert a checkpoint to the names and shapes of a target: plan, fill, prove, write, read back.
 
-    Checkpoint and ledger take their places once all that has passed; an error or an interruption leaves neither.
+    Checkpoint and ledger are renamed to their final paths after all of these succeeded; an error or an interruption
+    leaves neither.
 
     Args:
-        source: the checkpoint at hand; never written to.
-        target: what is wanted; its config becomes the new checkpoint's.
-        rules: what may differ.
-        out: the new checkpoint.
-        ledger_path: where the ledger's JSON goes; None: `<out>.ledger.json`.
-        must_preserve: refuse to write unless shared action dimensions come out the same.
-        overwrite: an existing `out` is replaced.
-        on_progress: told of the stages that are done, and how many there are: each part filled and proven, the file
+        source: the source checkpoint; it is only read.
+        target: names and shapes of the new checkpoint; its config becomes the new checkpoint's.
+        rules: which differences are allowed.
+        out: path of the new checkpoint.
+        ledger_path: path of the ledger's JSON; None: `<out>.ledger.json`.
+        must_preserve: refuse to write unless shared action dimensions are predicted the same.
+        overwrite: replace an existing `out`.
+        on_progress: called with the number of steps done and their total: each part filled and proven, the file
             written, and read back.
 
     Returns:
-        The ledger, with what the proof found among its notes.
+        The ledger; its notes include the result of the proof.
 
     Raises:
         AdaptError: `out` exists or is the source, weights are not accounted for, a tensor is not finite, the function
-            is not preserved where it must be, or the written file is not what was planned.
+            is not preserved where it must be, or the written file differs from the plan.
     """
     out, ledger_path = Path(out), ledger_of(out, ledger_path)
     refuse_overwriting(out, source.path, ledger_path, overwrite=overwrite)
     if target.cfg is None:
         raise AdaptError(f"{target.name} has no config, so no checkpoint can be made for it; name a config instead")
     plan = plan_checkpoint(source, target, rules)
-    done = stages(2 * len(plan.parts) + 2, on_progress)
+    done = step_counter(2 * len(plan.parts) + 2, on_progress)
     before = {part: source.state_dicts[plan.origins[part]] for part in plan.parts}
     states = {part: done(apply_plan(plan.parts[part], state, target.state)) for part, state in before.items()}
     renamed = {part: {rules.renamed(key): tensor for key, tensor in state.items()} for part, state in before.items()}
@@ -98,30 +99,30 @@ def adapt_checkpoint(
     return ledger
 
 
-def stages(total: int, on_progress: Progress | None) -> Callable[[Done], Done]:
-    """What is called with the outcome of each of so many stages, gives it back, and tells that one more is done."""
+def step_counter(total: int, on_progress: Progress | None) -> Callable[[Result], Result]:
+    """A function to be called with the result of each of `total` steps: it reports one more step and returns it."""
     count = itertools.count(1)
     if on_progress is not None:
         on_progress(0, total)
 
-    def done(outcome: Done) -> Done:
+    def done(result: Result) -> Result:
         if on_progress is not None:
             on_progress(next(count), total)
-        return outcome
+        return result
 
     return done
 
 
 def ledger_of(out: str | Path, ledger_path: str | Path | None) -> Path:
-    """Where the ledger of `out` goes: the path that is given, else `<out>.ledger.json`."""
+    """The path of the ledger of `out`: the given one, else `<out>.ledger.json`."""
     return Path(f"{out}.ledger.json" if ledger_path is None else ledger_path)
 
 
 def refuse_overwriting(out: Path, source: Path, ledger_path: Path, *, overwrite: bool) -> None:
-    """AdaptError if `out` or the ledger is the source or each other, or `out` exists and may not be replaced."""
+    """Raise AdaptError if the paths of source, `out` and ledger coincide, or `out` exists and may not be replaced."""
     for path in (out, ledger_path):
         if path.exists() and source.exists() and path.samefile(source):
-            raise AdaptError(f"{path} is the source itself; inputs are never written to, give another name")
+            raise AdaptError(f"{path} is the source itself; inputs are only read, give another name")
     if out.resolve() == ledger_path.resolve():
         raise AdaptError(f"{out} would be both the new file and its ledger; give the ledger another name")
     if out.exists() and not overwrite:
@@ -137,10 +138,10 @@ def ledger_document(ledger: Ledger, rules: Rules, source: str | Path, sha256: st
 
 @contextmanager
 def written_with(path: Path, document: Mapping[str, Any], out: Path) -> Iterator[Callable[[Path], None]]:
-    """Gives the function that writes the ledger right before `out` takes its place; both are there then, or neither.
+    """Yield the function that writes the ledger just before `out` is renamed, so that both files exist or neither does.
 
-    It is called with the finished file that becomes `out`. If that file has not become `out` when the block is left,
-    whatever the reason, the ledger is what it was before.
+    It is called with the finished file that will become `out`. If that file has not become `out` when the block ends,
+    for any reason, the former ledger is restored.
 
     Raises:
         StorageError: the ledger cannot be written.
@@ -179,7 +180,7 @@ def _provenance(
 
 
 def _check_written(file: Path, out: Path, plan: CheckpointPlan, states: Mapping[str, State]) -> None:
-    """Open what was written to become `out` and compare it with the plan: totals, then every number."""
+    """Open the written file, which will become `out`, and compare it with the plan: totals, then every number."""
     written = read_checkpoint(file)
     for part, state in states.items():
         found = written.state_dicts[part]
@@ -198,15 +199,15 @@ def apply_plan(plan: Plan, source_state: Mapping[str, Tensor], target_state: Map
 
     Args:
         plan: from `make_plan`, for exactly these two sets of tensors.
-        source_state: the weights at hand; read only, returned tensors may share its storage.
-        target_state: as a freshly built target holds them; gives fresh and recomputed tensors and the order of names.
+        source_state: the source's weights; they are only read, and returned tensors may share their storage.
+        target_state: state dict of a freshly initialized target: fresh and recomputed tensors, and the order of names.
 
     Returns:
         The target's state dict.
 
     Raises:
-        AdaptError: two source tensors with different values would become one tensor, a tensor holds NaN or +inf, or no
-            value is known for a new slot.
+        AdaptError: two source tensors with different values would become one tensor, a tensor contains NaN or +inf, or
+            no value is known for a new slot.
     """
     made: dict[str, Tensor] = {}
     taken: set[int] = set()
@@ -218,7 +219,7 @@ def apply_plan(plan: Plan, source_state: Mapping[str, Tensor], target_state: Map
         known = made.get(entry.target.tensor)
         if known is None:
             known = _fill(plan, entry, source_state, target_state[key])
-            # A source tensor that fills two tensors of the target (a copied encoder) must not make them one.
+            # A source tensor that is copied to two target tensors (a copied encoder) must not make them share storage.
             known = made[entry.target.tensor] = known.clone() if known.data_ptr() in taken else known
             taken.add(known.data_ptr())
         elif entry.action == "copied":
@@ -228,7 +229,7 @@ def apply_plan(plan: Plan, source_state: Mapping[str, Tensor], target_state: Map
 
 
 def _check_finite(key: str, tensor: Tensor, where: str) -> None:
-    # A finite sum means finite numbers: one pass over almost every tensor, the look at each number only in doubt.
+    # A finite sum implies finite numbers, so the elements are inspected one by one only where the sum is not finite.
     if not tensor.is_floating_point() or torch.isfinite(tensor.sum(dtype=torch.float64)):
         return
     broken = int((torch.isnan(tensor) | torch.isposinf(tensor)).sum())
@@ -256,18 +257,18 @@ def _fill(plan: Plan, entry: Entry, source_state: Mapping[str, Tensor], target: 
 
 
 def _grow(entry: Entry, source: Tensor, target: Tensor, init: Init) -> Tensor:
-    """The target's shape filled with `init`, kept slots written over it."""
+    """A tensor of the target's shape: kept slots from the source, the others initialized by `init`."""
     key = entry.key
     grows = any(slot.new for slot in entry.slots)
     filled = init.background(key, source, target, entry.slots) if grows else torch.empty_like(target)
     kept = source
-    places = [torch.arange(width) for width in target.shape]
+    indices = [torch.arange(width) for width in target.shape]
     for slot in entry.slots:
         old, new = torch.tensor(slot.kept, dtype=torch.long).reshape(-1, 2).T
         kept = kept.index_select(slot.axis, old)
-        places[slot.axis] = new
-    below = len(places) - 1
-    filled[tuple(place.reshape(-1, *[1] * (below - axis)) for axis, place in enumerate(places))] = kept
+        indices[slot.axis] = new
+    last = len(indices) - 1
+    filled[tuple(index.reshape(-1, *[1] * (last - axis)) for axis, index in enumerate(indices))] = kept
     _check_known(filled, key, ", ".join(slot.describe() for slot in entry.slots))
     return filled
 
@@ -286,6 +287,6 @@ def _check_same(entry: Entry, source_state: Mapping[str, Tensor], known: Tensor)
     same_storage = other.data_ptr() == known.data_ptr() and other.shape == known.shape
     if not same_storage and not torch.equal(other.to(known.dtype), known):
         raise AdaptError(
-            f"{entry.source.key}: the source holds another value here than under its other name, but in the target "
-            "both names are one tensor; the file lost its sharing and does not say which of the two counts"
+            f"{entry.source.key}: the source has different values under the two names of this tensor, but in the "
+            "target both names are one tensor; the file lost its sharing and does not say which of the two counts"
         )

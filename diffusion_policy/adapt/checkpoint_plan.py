@@ -1,7 +1,7 @@
-"""The plan of a whole checkpoint: live weights, averaged weights, optimizer, counters; nothing of it goes unmentioned.
+"""The plan of a whole checkpoint: live weights, averaged weights, optimizer and counters, all of it in the ledger.
 
-Live and averaged weights follow the same rules. The optimizer is dropped, always: its moments belong to tensors of the
-old shapes and to a loss that is no longer optimized. Counters start anew, since a new run does.
+Live and averaged weights follow the same rules. The optimizer is always dropped: its moments belong to tensors of the
+old shapes and to a loss that is no longer optimized. Counters are reset, since a new run starts.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from diffusion_policy.adapt import AdaptError
-from diffusion_policy.adapt.layout import Layout, robot_layout
 from diffusion_policy.adapt.ledger import Count, Entry, Ledger, Ref, merged
+from diffusion_policy.adapt.named_axes import NamedAxes, policy_axes
 from diffusion_policy.adapt.plan import Plan, describe_state, make_plan
 from diffusion_policy.adapt.rules import Rules
 from diffusion_policy.adapt.target import NORMALIZER, Target
@@ -24,13 +24,19 @@ WEIGHTS = ("model", "ema_model")
 OPTIMIZER_RULE = "drop optimizer (a new run starts with a new optimizer: the old moments belong to other tensors)"
 COUNTERS = "counters (a new run starts at step 0)"
 RUN_RULE = "drop run state (a new run draws its own random numbers)"
-# What the pickled entries of a checkpoint that starts a new run hold.
+# The pickled entries of a checkpoint that starts a new run.
 NEW_RUN: Mapping[str, Any] = {"_output_dir": None, "global_step": 0, "epoch": 0}
 
 
 @dataclass(frozen=True)
 class CheckpointPlan:
-    """Plans of the weights, per part, and the ledger of the whole file."""
+    """The plans of the weights and the ledger of the whole file.
+
+    Attributes:
+        parts: plan by part of the new checkpoint, "model" and "ema_model".
+        origins: by part, the source's part that fills it.
+        ledger: of all parts.
+    """
 
     parts: Mapping[str, Plan]
     origins: Mapping[str, str]
@@ -41,13 +47,13 @@ def plan_checkpoint(source: Checkpoint, target: Target, rules: Rules) -> Checkpo
     """Plan every part of a checkpoint.
 
     Raises:
-        AdaptError: weights are not accounted for (`PlanError`), the chosen ones are absent, or the file has a part that
-            nothing knows.
+        AdaptError: weights are not accounted for (`PlanError`), the chosen ones are absent, or the file has an unknown
+            part.
     """
     unknown = [part for part in source.state_dicts if part not in (*WEIGHTS, "optimizer")]
     if unknown:
         raise AdaptError(f"{source.path}: its state_dicts hold {unknown}, unknown to this version; expected {WEIGHTS}")
-    layout = robot_layout(source.cfg) if "policy" in source.cfg else Layout()
+    named_axes = policy_axes(source.cfg) if "policy" in source.cfg else NamedAxes()
     names = [key for part in WEIGHTS for key in source.state_dicts.get(part, ())]
     renaming = [rule for rule in rules.renames if any(rule.renamed(key) != key for key in names)]
     plans: dict[str, Plan] = {}
@@ -61,7 +67,7 @@ def plan_checkpoint(source: Checkpoint, target: Target, rules: Rules) -> Checkpo
         infos = describe_state(source.state_dicts[origin])
         plans[part] = make_plan(
             infos, target.infos, rules,
-            part=part, origin=origin, source_layout=layout, target_layout=target.layout, elsewhere=renaming,
+            part=part, origin=origin, source_axes=named_axes, target_axes=target.axes, elsewhere=renaming,
         )  # fmt: skip
     if not plans:
         raise AdaptError(f"{source.path}: no weights; its state_dicts hold {list(source.state_dicts)}")
@@ -79,7 +85,7 @@ def plan_checkpoint(source: Checkpoint, target: Target, rules: Rules) -> Checkpo
 
 
 def _absent(source: Checkpoint) -> list[str]:
-    """Which copies of the weights the source has not."""
+    """Notes on the copies of the weights (live, averaged) that the source lacks."""
     return [
         f"the source holds no {part}, so the new checkpoint has none"
         for part in WEIGHTS
@@ -88,7 +94,7 @@ def _absent(source: Checkpoint) -> list[str]:
 
 
 def _statistics_taken(ledger: Ledger, target: Target) -> list[str]:
-    """Which dimensions of the normalizer got the dataset's numbers: new ones that it has, and no others."""
+    """Notes on the normalizer's dimensions whose statistics come from the dataset: new ones only."""
     notes = []
     for key, measured in target.measured.items():
         rows = [entry for entry in ledger.of("grown", "fresh") if entry.key == f"{NORMALIZER}{key}.scale"]
@@ -98,13 +104,13 @@ def _statistics_taken(ledger: Ledger, target: Target) -> list[str]:
         taken = [name for name in measured if name in new]
         if taken:
             notes.append(
-                f"normalizer numbers of new dimensions of {key} come from {target.dataset}: {', '.join(taken)}"
+                f"normalizer statistics of new dimensions of {key} come from {target.dataset}: {', '.join(taken)}"
             )
     return notes
 
 
 def _dropped_part(part: str, content: Any, rule: str) -> Ledger:
-    """Rows for everything in a part that is left out."""
+    """Rows for the entries of a part that is dropped as a whole."""
     named = dict(_leaves(content))
     infos = describe_state({key: value for key, value in named.items() if isinstance(value, Tensor)})
     refs = [Ref(key, infos[key].shape, infos[key].storage) if key in infos else Ref(key) for key in named]
@@ -123,7 +129,7 @@ def _counters(source: Checkpoint) -> Ledger:
 
 
 def _leaves(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of every tensor in nested containers, and of each container that holds none, as a whole."""
+    """(dotted path, value) of every tensor in nested containers, and of every container without tensors."""
     children = _children(content)
     if not path or any(_holds_tensor(child) for _, child in children):
         for key, child in children:

@@ -1,7 +1,7 @@
-"""Sources and targets as users name them: files, configs, models; and what may be done with each pair.
+"""Opens sources and targets by the names that users give (files, configs, models), and plans or adapts a pair of them.
 
 A checkpoint of the policy is planned as a whole (live and averaged weights, optimizer, counters). Any other file of
-weights is one set of names, and what is made of it is a file of weights.
+weights is one state dict, and the result of its adaptation is a file of weights as well.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from diffusion_policy.adapt.apply import (
     ledger_document,
     ledger_of,
     refuse_overwriting,
-    stages,
+    step_counter,
     written_with,
 )
 from diffusion_policy.adapt.checkpoint_plan import plan_checkpoint
@@ -56,13 +56,13 @@ def open_target(
     """A target by name: a checkpoint, a JSON manifest, a training config (name or path), or a model such as `vpt`.
 
     Args:
-        name: as above. A checkpoint with changes stands for its config, so changed.
-        dataset: for a config: statistics of new dimensions come from this zarr.
-        gripper_scale: that the dataset's gripper is stored in where it is not 0..1.
-        changes: of its config: "a.b=v", or "+a.b=v" for a key that a training config does not have.
+        name: as above. A checkpoint together with changes means its config with these changes.
+        dataset: zarr that the statistics of new dimensions come from; for configs only.
+        changes: changes of the config: "a.b=v", or "+a.b=v" for a key that a training config does not have.
+        gripper_scale: the scale of the dataset's gripper where it is not 0..1.
 
     Raises:
-        AdaptError: there is nothing of that name, or a change names a key that is not there.
+        AdaptError: no target has that name, or a change names a key that does not exist.
     """
     path = Path(name)
     if path.suffix == ".ckpt":
@@ -98,7 +98,7 @@ def _changed(cfg: DictConfig, changes: Sequence[str]) -> DictConfig:
 
 
 def plan_file(source: str | Path, target: Target, rules: Rules) -> Ledger:
-    """The ledger of an adaptation, nothing written.
+    """The ledger of an adaptation; no file is written.
 
     Raises:
         AdaptError: not everything is accounted for.
@@ -107,7 +107,7 @@ def plan_file(source: str | Path, target: Target, rules: Rules) -> Ledger:
     if is_checkpoint(file):
         return plan_checkpoint(read_checkpoint(source, wrapped=True), target, rules).ledger
     file.check_format()
-    return make_plan(file.tensors, target.infos, rules, part="weights", target_layout=target.layout).ledger
+    return make_plan(file.tensors, target.infos, rules, part="weights", target_axes=target.axes).ledger
 
 
 def apply_file(
@@ -121,10 +121,10 @@ def apply_file(
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> Ledger:
-    """Plan, carry out, write and read back; see `apply.adapt_checkpoint` for checkpoints.
+    """Plan and carry out an adaptation, write the result and read it back; see `apply.adapt_checkpoint`.
 
     Raises:
-        AdaptError: as there; for other files also if `out` is not named as a file of weights.
+        AdaptError: as `adapt_checkpoint`; for files without a config also if `out` has no suffix of a weights file.
     """
     file, out = open_tensor_file(source), Path(out)
     if is_checkpoint(file):
@@ -133,16 +133,18 @@ def apply_file(
             ledger_path=ledger_path, must_preserve=must_preserve, overwrite=overwrite, on_progress=on_progress,
         )  # fmt: skip
     if must_preserve:
-        raise AdaptError(f"{source} is no checkpoint with a config, so it cannot be run; nothing can be proven of it")
+        raise AdaptError(
+            f"{source} is no checkpoint with a config, so its policy cannot be run and nothing can be proven"
+        )
     if out.suffix not in WEIGHTS_SUFFIXES:
         raise AdaptError(f"{out}: weights without a config are written as {', '.join(WEIGHTS_SUFFIXES)}")
     ledger_path = ledger_of(out, ledger_path)
     refuse_overwriting(out, Path(source), ledger_path, overwrite=overwrite)
-    plan = make_plan(file.tensors, target.infos, rules, part="weights", target_layout=target.layout)
-    done = stages(4, on_progress)
+    plan = make_plan(file.tensors, target.infos, rules, part="weights", target_axes=target.axes)
+    done = step_counter(4, on_progress)
     file.integrity.check()
     done(None)
-    state = done(apply_plan(plan, _Mapped(file), target.state))
+    state = done(apply_plan(plan, _LazyTensors(file), target.state))
     with written_with(ledger_path, ledger_document(plan.ledger, rules, source, file.sha256()), out) as write_ledger:
 
         def check(finished: Path) -> None:
@@ -160,18 +162,18 @@ def apply_file(
 
 
 def is_checkpoint(file: TensorFile) -> bool:
-    """Whether a file is a checkpoint of the policy, with config and weights."""
+    """Whether a file is a checkpoint of a policy, with config and weights."""
     return isinstance(file.tree, Mapping) and {"cfg", "state_dicts"} <= file.tree.keys()
 
 
 def rules_of(names: Sequence[str]) -> Rules:
-    """The rules of these files joined; none: source and target must be identical."""
+    """The joined rules of these files; without files, source and target must have the same names and shapes."""
     return read_rules(*names) if names else Rules()
 
 
 @dataclass(frozen=True)
-class _Mapped(Mapping[str, Tensor]):
-    """A file's tensors by name, mapped when asked for."""
+class _LazyTensors(Mapping[str, Tensor]):
+    """A file's tensors by name, each memory-mapped on access."""
 
     file: TensorFile
 

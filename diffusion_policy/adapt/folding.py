@@ -1,4 +1,4 @@
-"""Long lists of dotted names as few globs, for messages that a reader takes in at a glance."""
+"""Shortens lists of dotted names to a few globs, for messages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 
 def fold(keys: Iterable[str], everything: Collection[str]) -> list[str]:
-    """The keys as few globs: a subtree that lies wholly among them becomes ``name.*``."""
+    """The keys as a few globs: a subtree of `everything` whose keys are all among them becomes ``name.*``."""
     wanted = set(keys)
     others = set(everything) - wanted
     taken: set[str] = set()

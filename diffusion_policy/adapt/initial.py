@@ -1,7 +1,7 @@
-"""How numbers that come from no source are made: zeros, small normal, a copy of another slot, a mean, the target's own.
+"""Initialization of values that come from no source: zeros, normal, a copy of a slot, a mean, the target's own values.
 
-Draws are seeded by rule and key, so the same plan gives the same checkpoint, and model and EMA start from the same
-numbers.
+Random values are seeded by rule and key, so the same plan gives the same checkpoint, and model and EMA get the same
+values.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ SHORT_KINDS: tuple[Kind, ...] = ("zeros", "mean", "target")
 
 @dataclass(frozen=True)
 class Init:
-    """One way to make numbers.
+    """One kind of initialization.
 
     Attributes:
-        kind: "zeros"; "normal" (mean 0, deviation `std`); "copy" (of the source's slot `slot`); "mean" (over the kept
-            slots); "target" (as a freshly built target holds them).
-        std: deviation of "normal".
-        slot: name of the slot that "copy" repeats.
-        seed: of "normal".
+        kind: "zeros"; "normal" (mean 0, standard deviation `std`); "copy" (of the source's slot `slot`); "mean" (over
+            the kept slots); "target" (the values of a freshly initialized target).
+        std: standard deviation of "normal".
+        slot: name of the slot that "copy" copies.
+        seed: seed of "normal".
     """
 
     kind: Kind
@@ -39,7 +39,7 @@ class Init:
     seed: int = 0
 
     def describe(self) -> str:
-        """In words, for the ledger."""
+        """A phrase for the ledger."""
         return {
             "zeros": "zeros",
             "normal": f"normal(0, {self.std:g}), seed {self.seed}",
@@ -49,22 +49,22 @@ class Init:
         }[self.kind]
 
     def whole(self, key: str, target: Tensor) -> Tensor:
-        """Numbers for a whole fresh tensor; `target` is the freshly built one."""
+        """Values for a tensor that is initialized as a whole; `target` is the freshly built one."""
         if self.kind == "target":
             return target
         if self.kind == "zeros":
             return torch.zeros_like(target)
         if self.kind == "normal":
             return self._normal(key, target)
-        raise AdaptError(f"{key}: init {self.kind!r} needs slots of a source; a fresh tensor has none")
+        raise AdaptError(f"{key}: init {self.kind!r} needs slots of a source tensor; a fresh tensor has no source")
 
     def background(self, key: str, source: Tensor, target: Tensor, slots: tuple[SlotMap, ...]) -> Tensor:
-        """A tensor of the target's shape that holds this init everywhere; kept slots are written over it later."""
+        """A tensor of the target's shape filled with this initialization; the caller then overwrites the kept slots."""
         if self.kind in ("zeros", "normal", "target"):
             return self.whole(key, target).clone()
         changed = [slot for slot in slots if slot.new]
         if len(changed) != 1:
-            raise AdaptError(f"{key}: init {self.kind!r} works along one grown axis, found {len(changed)}")
+            raise AdaptError(f"{key}: init {self.kind!r} needs exactly one grown axis, found {len(changed)}")
         slot = changed[0]
         if self.kind == "copy":
             if self.slot not in slot.source:
@@ -73,7 +73,7 @@ class Init:
         else:
             kept = torch.tensor([old for old, _ in slot.kept])
             row = source.index_select(slot.axis, kept).float().mean(slot.axis, keepdim=True).to(source.dtype)
-        return row.expand([*_but(source.shape, slot.axis, len(slot.target))]).clone()
+        return row.expand([*_with_width(source.shape, slot.axis, len(slot.target))]).clone()
 
     def _normal(self, key: str, target: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {key}".encode()))
@@ -81,7 +81,7 @@ class Init:
 
 
 def read_init(value: Any, where: str, seed: int) -> Init:
-    """Read an `init` entry: a word (zeros, mean, target), {normal: std} or {copy: slot}; AdaptError otherwise."""
+    """Parse an `init` entry: zeros, mean, target, {normal: std} or {copy: slot}; AdaptError for anything else."""
     if isinstance(value, str) and value in SHORT_KINDS:
         return Init(value, seed=seed)
     if isinstance(value, Mapping) and len(value) == 1:
@@ -93,7 +93,7 @@ def read_init(value: Any, where: str, seed: int) -> Init:
     raise AdaptError(f"{where}: init is {value!r}; expected zeros, mean, target, {{normal: 0.02}} or {{copy: slot}}")
 
 
-def _but(shape: torch.Size, axis: int, width: int) -> list[int]:
+def _with_width(shape: torch.Size, axis: int, width: int) -> list[int]:
     widths = list(shape)
     widths[axis] = width
     return widths

@@ -1,8 +1,8 @@
-"""What is in a file of weights, without running code from it, and whether its bytes are those that were written.
+"""Inspects a file of weights without running code from it, and checks its bytes where the format has checksums.
 
-Names and shapes come from the file's headers; of the tensors themselves no more is looked at than the action's range,
-a few numbers that tell which layout of seven dimensions a policy was trained on. An archive of PyTorch's carries
-checksums, which are compared; a file without is not read for its own sake.
+Names and shapes come from the file's headers. The only tensors that are read are the minimum and maximum of the action,
+which show on which layout of seven dimensions a policy was trained. PyTorch's archives contain checksums, which are
+compared; a file without checksums is not read as a whole.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from diffusion_policy.adapt.layout import policy_config
 from diffusion_policy.adapt.ledger import Count, Ref
+from diffusion_policy.adapt.named_axes import policy_config
 from diffusion_policy.adapt.target import NORMALIZER
 from diffusion_policy.checkpoint import ACTION_SCALE, WEIGHTS, config_of
 from diffusion_policy.families import ENTRIES, Recognized, lerobot_diffusion, recognize
@@ -32,13 +32,13 @@ LAYOUTS = {
     "xyz_quat": "position and quaternion (xyzw), by the range of its numbers",
     "xyz_quat_gripper": "position, quaternion (xyzw) and gripper, by the range of its numbers",
     "xyz_rotvec_width": "position, rotation vector and gripper width in meters, by the range of its numbers",
-    "unknown": "the range of its numbers does not tell the layout",
+    "unknown": "the range of its numbers does not determine the layout",
 }
 
 
 @dataclass(frozen=True)
-class GroupOfTensors:
-    """The tensors under one leading part of their names."""
+class TensorGroup:
+    """The tensors whose names have the same leading part; `double_names` counts second names of a tensor."""
 
     name: str
     count: Count
@@ -56,22 +56,22 @@ class GroupOfTensors:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect_file` found.
+    """The result of `inspect_file`.
 
     Attributes:
-        path: of the file.
-        format: of the container.
+        path: the file.
+        format: the container format.
         nbytes: size of all its tensors, each counted once.
-        family: a sentence; says so if it is of no known family.
-        settings: shape-bearing settings read off the tensors, by the family.
+        family: the family of networks, as a sentence; "no known family" if it is not recognized.
+        settings: settings of the family that follow from the shapes of the tensors.
         nesting: names at the top level of the file.
-        groups: tensors by leading name, the parts of a checkpoint apart.
-        action: names of the action's dimensions and what their ranges say; empty if no config tells.
-        observations: per key what it is; empty if no config tells.
-        config: the policy's settings; empty if the file has no config.
-        provenance: what an own checkpoint says of its origin.
-        integrity: what tells whether the bytes are those that were written, in words.
-        wrapping: what wrappers such as torch.compile have done to the names, and the rules that undo it; or None.
+        groups: tensors grouped by leading name, separately for each part of a checkpoint.
+        action: names of the action's dimensions and the layout that fits their ranges; empty without a config.
+        observations: description of each observation by key; empty without a config.
+        config: the policy's settings; empty without a config.
+        provenance: the origin that a checkpoint of this project records.
+        integrity: which checksums the file has and whether they were compared, as a sentence.
+        wrapping: parts that wrappers such as torch.compile inserted into the names, and the rules that remove them.
     """
 
     path: Path
@@ -80,7 +80,7 @@ class Inspection:
     family: str
     settings: Mapping[str, Any]
     nesting: tuple[str, ...]
-    groups: tuple[GroupOfTensors, ...]
+    groups: tuple[TensorGroup, ...]
     action: Mapping[str, Any]
     observations: Mapping[str, str]
     config: Mapping[str, Any]
@@ -99,7 +99,7 @@ class Inspection:
         }  # fmt: skip
 
     def table(self) -> Group:
-        """For the terminal."""
+        """The inspection as a table for the terminal."""
         facts = Table.grid(padding=(0, 2))
         for name, value in self._facts():
             facts.add_row(Text(name, "dim"), str(value))
@@ -123,12 +123,12 @@ class Inspection:
         ]
         if self.wrapping is not None:
             rules = " ".join(self.wrapping.rules)
-            facts.append(("names", f"{self.wrapping.describe()}; left out by --rules {rules}"))
+            facts.append(("names", f"{self.wrapping.describe()}; removed by --rules {rules}"))
         if self.settings:
-            facts.append(("read off shapes", ", ".join(f"{key} {value}" for key, value in self.settings.items())))
+            facts.append(("from shapes", ", ".join(f"{key} {value}" for key, value in self.settings.items())))
         if self.action:
             facts.append(("action", f"{' '.join(self.action['names'])}: {self.action['layout']}"))
-        facts.extend((f"sees {key}", what) for key, what in self.observations.items())
+        facts.extend((f"observes {key}", what) for key, what in self.observations.items())
         if self.config:
             facts.append(("policy", ", ".join(f"{key} {value}" for key, value in self.config.items())))
         adaptation = (self.provenance or {}).get("adaptation")
@@ -139,10 +139,10 @@ class Inspection:
 
 
 def inspect_file(path: str | Path) -> Inspection:
-    """Look into a file of weights.
+    """Inspect a file of weights.
 
     Raises:
-        WorkspaceError: it cannot be opened safely; the subclass and its message say why.
+        WorkspaceError: it cannot be opened safely; the subclass and its message give the reason.
     """
     file = open_tensor_file(path)
     file.check_format()
@@ -171,12 +171,12 @@ def inspect_file(path: str | Path) -> Inspection:
 def _lerobot_policy(
     file: TensorFile, found: Recognized | None
 ) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
-    """Action, observations and settings by the config.json beside a policy of LeRobot; empty for other files."""
+    """Action, observations and settings by the config.json in the folder of a LeRobot policy; empty for other files."""
     if found is None or found.family is not lerobot_diffusion.FAMILY:
         return {}, {}, {}
     config = lerobot_diffusion.read_config(file.path if file.path.is_dir() else file.path.parent)
     if config is None:
-        return {}, {}, {"config.json": "not beside the weights: which defaults apply depends on the version"}
+        return {}, {}, {"config.json": "not in the folder of the weights: which defaults apply depends on the version"}
     expected = lerobot_diffusion.shapes(config)
     held = {
         name: info.shape for name, info in file.tensors.items() if not name.startswith(lerobot_diffusion.STATISTICS)
@@ -190,7 +190,7 @@ def _lerobot_policy(
 
 
 def _wrapping(file: TensorFile, *, is_checkpoint: bool) -> Wrapping | None:
-    """Of a checkpoint's weights, the first that have any; else what wrappers did to any name in the file."""
+    """Parts that wrappers inserted into names: of a checkpoint, into its weights; of another file, into any name."""
     if not is_checkpoint:
         return wrapping_of(file.tensors, "")
     parts = (f"state_dicts.{which}." for which in WEIGHTS)
@@ -204,8 +204,8 @@ def _family(found: Recognized | None, *, is_checkpoint: bool) -> str:
     return f"{found.family.title}, a checkpoint of it" if is_checkpoint else found.sentence
 
 
-def _groups(file: TensorFile) -> tuple[GroupOfTensors, ...]:
-    """Tensors by the first part of their names, after the entry of the file that they lie in."""
+def _groups(file: TensorFile) -> tuple[TensorGroup, ...]:
+    """Tensors grouped by the first part of their names below the file's entry that contains them."""
     heads = {name.split(".", 1)[0] for name in file.tensors}
     nested = 1 if set(ENTRIES[2:]) <= heads else 0
     members: dict[str, list[TensorInfo]] = {}
@@ -216,15 +216,15 @@ def _groups(file: TensorFile) -> tuple[GroupOfTensors, ...]:
     return tuple(_group(name, infos) for name, infos in members.items())
 
 
-def _group(name: str, infos: list[TensorInfo]) -> GroupOfTensors:
+def _group(name: str, infos: list[TensorInfo]) -> TensorGroup:
     count = Count.of(Ref(info.name, info.shape, info.storage) for info in infos)
     nbytes = sum({info.storage: info.nbytes for info in infos}.values())
     dtypes = tuple(sorted({info.dtype for info in infos}))
-    return GroupOfTensors(name, count, nbytes, dtypes, count.keys - count.tensors)
+    return TensorGroup(name, count, nbytes, dtypes, count.keys - count.tensors)
 
 
 def _policy(file: TensorFile, cfg: DictConfig) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
-    """Action, observations and settings that a checkpoint's config tells."""
+    """Action, observations and settings according to a checkpoint's config."""
     options = policy_config(cfg)
     spec = step_spec_of(cfg)
     action: dict[str, Any] = {"names": list(spec.action_names), "layout": LAYOUTS["unknown"]}
@@ -237,5 +237,5 @@ def _policy(file: TensorFile, cfg: DictConfig) -> tuple[dict[str, Any], dict[str
         for field in spec.obs
     }
     summary = {key: options[key] for key in class_of_options(options).tensors.summary if key in options}
-    counters = OmegaConf.select(cfg, "task.name")
-    return action, observations, {**({"task": counters} if counters else {}), **summary}
+    task = OmegaConf.select(cfg, "task.name")
+    return action, observations, {**({"task": task} if task else {}), **summary}

@@ -1,11 +1,11 @@
-"""The ledger of an adaptation: what became of every key and tensor, with sums that must match both files.
+"""The ledger of an adaptation: the action taken for every key and tensor, with sums that must match both files.
 
-Each row says one thing: a target entry was *copied*, *grown*, *recomputed* or started *fresh*, or a source entry was
-*dropped*. A stripped tensor is two rows, dropped in the source and fresh in the target. The totals are counted from the
-files, not from the rows, so `Ledger.check` can tell when a row is missing.
+Each row records one action: a target entry was *copied*, *grown*, *recomputed* or *fresh* (newly initialized), or a
+source entry was *dropped*. A stripped tensor has two rows, dropped in the source and fresh in the target. The totals
+are counted from the files and not from the rows, so `Ledger.check` detects a missing row.
 
-"Tensor" is one block of storage: the observation encoder registers its backbone under two names, so a checkpoint has
-more keys than tensors. "Parameters" are numbers in tensors, each counted once, buffers and statistics included.
+A "tensor" is one block of storage: the observation encoder registers its backbone under two names, so a checkpoint has
+more keys than tensors. "Parameters" counts the elements of all tensors once, buffers and statistics included.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ STYLES = {"copied": "green", "grown": "cyan", "recomputed": "blue", "fresh": "ye
 
 @dataclass(frozen=True)
 class Ref:
-    """One name of one tensor.
+    """A reference to a tensor by one of its names.
 
     Attributes:
         key: name in its state dict.
-        shape: of the tensor; () also for entries that are no tensor.
-        tensor: identity; equal for two names of the same tensor, empty for entries that are no tensor (such as a
-            pickled step counter).
+        shape: shape of the tensor; () also for entries that are no tensor.
+        tensor: identity of the tensor; equal for two names of the same tensor, empty for entries that are no tensor
+            (such as a pickled step counter).
     """
 
     key: str
@@ -47,7 +47,7 @@ class Ref:
 
     @property
     def numel(self) -> int:
-        """How many numbers it holds; 0 for an entry that is no tensor."""
+        """Number of elements; 0 for an entry that is no tensor."""
         if not self.tensor:
             return 0
         count = 1
@@ -58,17 +58,17 @@ class Ref:
 
 @dataclass(frozen=True)
 class Entry:
-    """One row.
+    """One row of the ledger.
 
     Attributes:
-        part: entry of the checkpoint it lies in: model, ema_model, optimizer, pickles.
-        action: what became of it.
-        rule: what decided so, in words.
-        source: where numbers came from (or what was dropped); None for fresh ones.
-        target: what was filled; None for dropped ones.
-        slots: for grown tensors, per changed axis, which slots came from where.
-        init: how numbers that come from no source slot are made.
-        origin: the part that the source lies in, if it is not `part`.
+        part: part of the checkpoint: model, ema_model, optimizer, pickles.
+        action: the action taken.
+        rule: the rule that decided the action, as text.
+        source: the source tensor, copied or dropped; None for fresh ones.
+        target: the target tensor; None for dropped ones.
+        slots: for grown tensors, the source slot of each target slot, per changed axis.
+        init: initialization of values that come from no source slot.
+        origin: the source's part, if it is not `part`.
     """
 
     part: str
@@ -89,7 +89,7 @@ class Entry:
 
     @property
     def new_numel(self) -> int:
-        """Numbers of the target that come from no source: all of a fresh tensor, the new slots of a grown one."""
+        """Elements of the target that come from no source: all of a fresh tensor, the new slots of a grown one."""
         if self.target is None or self.action == "copied":
             return 0
         kept = 1 if self.action == "grown" else 0
@@ -99,7 +99,7 @@ class Entry:
         return self.target.numel - kept
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, empty fields left out."""
+        """Plain JSON without empty fields."""
         row: dict[str, Any] = {"part": self.part, "action": self.action, "rule": self.rule}
         for side, ref in (("source", self.source), ("target", self.target)):
             if ref is not None:
@@ -126,7 +126,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Count:
-    """A sum over some entries."""
+    """Numbers of keys, tensors and parameters of some entries."""
 
     keys: int = 0
     tensors: int = 0
@@ -134,7 +134,7 @@ class Count:
 
     @classmethod
     def of(cls, refs: Iterable[Ref]) -> Count:
-        """Count names, distinct tensors and the numbers in them."""
+        """Count names, distinct tensors and their elements."""
         by_key = {ref.key: ref for ref in refs}
         tensors = {ref.tensor: ref.numel for ref in by_key.values() if ref.tensor}
         return cls(len(by_key), len(tensors), sum(tensors.values()))
@@ -149,13 +149,13 @@ class Count:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Every key and tensor of source and target, and the totals of both as counted from the files.
+    """Every key and tensor of source and target, and the totals of both files.
 
     Attributes:
         entries: the rows.
-        source_totals: per part, what the source holds.
-        target_totals: per part, what the target holds.
-        notes: what a reader must know besides, one sentence each.
+        source_totals: counts of the source, by part.
+        target_totals: counts of the target, by part.
+        notes: further remarks, one sentence each.
     """
 
     entries: tuple[Entry, ...]
@@ -167,7 +167,7 @@ class Ledger:
         return iter(self.entries)
 
     def of(self, *actions: str, part: str | None = None) -> tuple[Entry, ...]:
-        """The rows of these actions (all, if none is named), in one part or all."""
+        """The rows with one of these actions (with any, if none is given), of one part or of all."""
         return tuple(
             entry for entry in self.entries if (not actions or entry.action in actions) and part in (None, entry.part)
         )
@@ -178,7 +178,7 @@ class Ledger:
         return tuple(dict.fromkeys(entry.part for entry in self.entries))
 
     def counts(self, part: str | None = None) -> dict[Action, Count]:
-        """Per action: target keys, tensors and parameters; for dropped, those of the source."""
+        """Counts of target keys, tensors and parameters by action; for "dropped", those of the source."""
         totals: dict[Action, Count] = {}
         for action in ACTIONS:
             per_part = (
@@ -189,7 +189,7 @@ class Ledger:
         return totals
 
     def parameters(self, part: str) -> dict[str, int]:
-        """Numbers of one part's target by where they come from: inherited, grown (new slots), fresh, recomputed."""
+        """Parameters of one part of the target by origin: inherited, grown (new slots only), fresh, recomputed."""
         by_tensor: dict[str, tuple[Action, int, int]] = {}
         for entry in self.of(*FILLS_TARGET, part=part):
             assert entry.target is not None
@@ -204,7 +204,7 @@ class Ledger:
         return sums
 
     def coverage(self, part: str) -> float:
-        """Share of the part's target numbers, recomputed ones left out, that come from the source; 1.0 if none."""
+        """Share of the target's parameters that come from the source, without recomputed ones; 1.0 if none remain."""
         sums = self.parameters(part)
         counted = sums["inherited"] + sums["grown"] + sums["fresh"]
         return sums["inherited"] / counted if counted else 1.0
@@ -214,15 +214,15 @@ class Ledger:
         lines = []
         for part in self.parts:
             counts = {action: count for action, count in self.counts(part).items() if count.keys}
-            said = "; ".join(f"{action} {count}" for action, count in counts.items())
-            lines.append(f"{part}: {said}")
+            listed = "; ".join(f"{action} {count}" for action, count in counts.items())
+            lines.append(f"{part}: {listed}")
         return "\n".join(lines)
 
     def check(self) -> None:
         """Compare the rows with the totals of the files.
 
         Raises:
-            AdaptError: a key is accounted for twice or not at all, or a sum differs; says which.
+            AdaptError: a key is accounted for twice or not at all, or a sum differs; the message names it.
         """
         for part in dict.fromkeys((*self.source_totals, *self.target_totals)):
             read = [entry.source for entry in self if entry.source and (entry.origin or entry.part) == part]
@@ -237,7 +237,7 @@ class Ledger:
                     raise AdaptError(f"ledger: the {side}'s {part} holds {total}, but the rows account for {counted}")
 
     def table(self, lines: int = 12) -> Group:
-        """For the terminal: counts per part and action, then the rows that are no plain copies, long lists folded."""
+        """A table for the terminal: counts per part and action, then all rows but copies, long lists shortened."""
         return ledger_table(self, lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -298,7 +298,7 @@ def _sum(counts: Iterable[Count]) -> Count:
 
 
 def ledger_table(ledger: Ledger, lines: int) -> Group:
-    """What `Ledger.table` shows."""
+    """The table of a ledger for the terminal; `lines` names are listed per rule."""
     sums = Table("part", "", "keys", "tensors", "parameters", box=None, header_style="dim")
     for column in sums.columns[2:]:
         column.justify = "right"

@@ -1,8 +1,8 @@
-"""Two sets of named tensors and rules become a plan in which every name of both is decided, or an error that says why.
+"""Plans an adaptation: for two sets of named tensors and rules, an action for every name, or an error with the reasons.
 
-The order for one target name: the first rule that can decide it; else the source's tensor of that name, if shape and
-slots agree; else it is a problem. For one source name: used by a target; else the first rule that drops it; else a
-problem.
+A target name is decided by the first rule that applies to it; else the source's tensor of that name is copied, if shape
+and slots agree; else it is a problem. A source name is used for a target; else the first matching rule drops it; else
+it is a problem.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.diagnosis import Mismatch, Problems, explain
-from diffusion_policy.adapt.layout import Layout
 from diffusion_policy.adapt.ledger import Count, Entry, Ledger, Ref
+from diffusion_policy.adapt.named_axes import NamedAxes
 from diffusion_policy.adapt.rules import FIRST, Rule, Rules
 from diffusion_policy.adapt.slots import SlotMap, numbered
 from diffusion_policy.tensor_file import TensorInfo
@@ -26,10 +26,10 @@ SAME = "same name and shape"
 
 
 class PlanError(AdaptError):
-    """Not everything is accounted for.
+    """Tensors of source or target that are not accounted for.
 
     Attributes:
-        problems: what is missing, unexpected, of another shape, and which rules decided nothing.
+        problems: missing, unexpected and mismatched names, and rules without effect.
     """
 
     def __init__(self, message: str, problems: Problems) -> None:
@@ -39,12 +39,12 @@ class PlanError(AdaptError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of every tensor of one part.
+    """The actions for every tensor of one part of a checkpoint.
 
     Attributes:
         ledger: the rows, checked.
-        rules: by target key, the rule that decided it; names copied as they are have none.
-        part: of the checkpoint.
+        rules: the rule that decided each target key; keys copied without a rule are absent.
+        part: part of the checkpoint.
     """
 
     ledger: Ledger
@@ -59,33 +59,33 @@ def make_plan(
     *,
     part: str = "model",
     origin: str = "",
-    source_layout: Layout | None = None,
-    target_layout: Layout | None = None,
+    source_axes: NamedAxes | None = None,
+    target_axes: NamedAxes | None = None,
     elsewhere: Collection[Rule] = (),
 ) -> Plan:
-    """Decide what becomes of every source and target tensor.
+    """Decide the action for every source and target tensor.
 
     Args:
-        source: tensors at hand, by name.
-        target: tensors wanted, by name.
-        rules: what may differ.
-        part: of the checkpoint that is planned.
-        origin: part that the source's tensors lie in, if it is another one.
-        source_layout: named axes of the source, if its config is known.
-        target_layout: named axes of the target.
-        elsewhere: rules that decide something in another part of the same file, so that they need not here.
+        source: the source's tensors, by name.
+        target: the target's tensors, by name.
+        rules: which differences are allowed.
+        part: the part of the new checkpoint.
+        origin: the source's part, if it is another one.
+        source_axes: named axes of the source, if its config is known.
+        target_axes: named axes of the target.
+        elsewhere: rules that apply in another part of the same file and may therefore have no effect in this one.
 
     Raises:
-        PlanError: a name is not accounted for, or a rule decides nothing; carries the diagnosis and the missing rules.
+        PlanError: a name is not accounted for, or a rule has no effect; with the diagnosis and the missing rules.
         AdaptError: a rule cannot be carried out, such as two names renamed to one.
     """
-    planner = _Planner(source, target, rules, part, origin, source_layout or Layout(), target_layout or Layout())
+    planner = _Planner(source, target, rules, part, origin, source_axes or NamedAxes(), target_axes or NamedAxes())
     planner.used_rules.update(map(id, elsewhere))
     return planner.plan()
 
 
 def describe_state(state: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
-    """Shapes, types and identities of a state dict's tensors; names that share storage get the same identity."""
+    """Shape, type and identity of each tensor of a state dict; names that share storage have the same identity."""
     return {
         key: TensorInfo(
             name=key,
@@ -99,17 +99,17 @@ def describe_state(state: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
 
 
 class _Planner:
-    """One pass over target and source; collects rows and problems."""
+    """Goes through the names of target and source once and collects rows and problems."""
 
     def __init__(
         self, source: Mapping[str, TensorInfo], target: Mapping[str, TensorInfo], rules: Rules, part: str, origin: str,
-        source_layout: Layout, target_layout: Layout,
+        source_axes: NamedAxes, target_axes: NamedAxes,
     ) -> None:  # fmt: skip
         self.target = target
         self.rules = rules
         self.part = part
         self.origin = origin if origin != part else ""
-        self.layouts = source_layout, target_layout
+        self.axes = source_axes, target_axes
         self.used_rules: set[int] = set()
         self.old_names: dict[str, str] = {}
         self.source = self._renamed(source)
@@ -126,7 +126,7 @@ class _Planner:
                 self._decide_source(key)
         self.problems.unused_rules.extend(str(rule) for rule in self.rules.rules if id(rule) not in self.used_rules)
         if self.problems:
-            raise PlanError(explain(self.source, self.target, self.problems, self.layouts[1]), self.problems)
+            raise PlanError(explain(self.source, self.target, self.problems, self.axes[1]), self.problems)
         totals = (
             {self.origin or self.part: Count.of(self._source_ref(key) for key in self.source)},
             {self.part: Count.of(_ref(info) for info in self.target.values())},
@@ -154,8 +154,8 @@ class _Planner:
     def _decide_target(self, key: str) -> None:
         for rule in self.rules.decisions:
             if rule.matches(key) and self._apply_rule(rule, key):
-                # Two rules files may say the same of one tensor; the later one is not without effect then.
-                alike = (other for other in self.rules.decisions if other.says_the_same(rule) and other.matches(key))
+                # Two rules files may contain equivalent rules for a tensor; the later one counts as used as well.
+                alike = (other for other in self.rules.decisions if other.is_equivalent(rule) and other.matches(key))
                 self.used_rules.update(map(id, alike))
                 self.deciding[key] = rule
                 return
@@ -168,24 +168,26 @@ class _Planner:
             self._add(key, "copied", SAME, source=key)
 
     def _apply_rule(self, rule: Rule, key: str) -> bool:
-        """Carry out a rule that matches a target name; False if it cannot decide this one."""
+        """Apply a rule that matches a target name; False if it does not apply, such as `copy` without a source."""
         name = rule.source_name(key)
-        here = name in self.source
+        in_source = name in self.source
         match rule.kind:
-            case "fresh" if not here:
+            case "fresh" if not in_source:
                 self._add(key, "fresh", str(rule), init=rule.init.describe())
-            case "strip" if here:
+            case "strip" if in_source:
                 self._add(key, "fresh", str(rule), init=rule.init.describe())
                 self._drop(key, str(rule))
             case "recompute":
-                self._add(key, "recomputed", str(rule), source=key if here else None, init="from the target's config")
-            case "copy" if here:
+                self._add(
+                    key, "recomputed", str(rule), source=key if in_source else None, init="from the target's config"
+                )
+            case "copy" if in_source:
                 if self.source[name].shape != self.target[key].shape:
                     self.problems.mismatched.append(Mismatch(key, *self._shapes(name, key), f"by rule: {rule}"))
                     self.used_sources.add(name)
                 else:
                     self._add(key, "copied", str(rule), source=name)
-            case "grow" if here:
+            case "grow" if in_source:
                 self._grow(rule, key, name)
             case _:
                 return False
@@ -213,7 +215,7 @@ class _Planner:
             self._add(key, "copied", f"{SAME}; nothing to {rule.of(key)}", source=name)
 
     def _slot_maps(self, rule: Rule, key: str, name: str) -> tuple[SlotMap, ...] | str:
-        """Slot maps of the axes that the rule or the layouts name; or why they do not fit."""
+        """Slot maps of the axes that the rule or both sides name; or the reason why they do not match, as text."""
         known = self._known_slots(key, name)
         shapes = self._shapes(name, key)
         if len(shapes[0]) != len(shapes[1]):
@@ -229,7 +231,7 @@ class _Planner:
             elif axis in known and known[axis].name == axis_name:
                 maps.append(known[axis])
             else:
-                return f"nothing tells the slots of axis {axis_name!r}; name them under `slots` in the rules"
+                return f"the slots of axis {axis_name!r} are unknown; name them under `slots` in the rules"
         for slot in maps:
             widths = shapes[0][slot.axis], shapes[1][slot.axis]
             if widths != (len(slot.source), len(slot.target)):
@@ -242,15 +244,15 @@ class _Planner:
         return tuple(maps)
 
     def _known_slots(self, key: str, name: str) -> dict[int, SlotMap]:
-        """Slot maps of the axes that both layouts name."""
-        source, target = self.layouts[0].slots_of(name), self.layouts[1].slots_of(key)
+        """Slot maps of the axes that have names on both sides."""
+        source, target = self.axes[0].slots_of(name), self.axes[1].slots_of(key)
         return {
             axis: SlotMap(axis, target[axis][0], source[axis][1], target[axis][1])
             for axis in source.keys() & target.keys()
         }
 
     def _mismatch(self, key: str) -> Mismatch | None:
-        """Why a tensor cannot simply be copied, or None."""
+        """The reason why a tensor cannot be copied, or None."""
         source, target = self.source[key], self.target[key]
         if source.shape != target.shape:
             return Mismatch(key, *self._shapes(key, key))
@@ -258,7 +260,7 @@ class _Planner:
             return Mismatch(key, *self._shapes(key, key), f"{source.dtype} where {target.dtype} is expected")
         changed = [slot.describe() for slot in self._known_slots(key, key).values() if slot.changes]
         if changed:
-            return Mismatch(key, *self._shapes(key, key), f"same shape, other meaning: {'; '.join(changed)}")
+            return Mismatch(key, *self._shapes(key, key), f"same shape, different meaning: {'; '.join(changed)}")
         return None
 
     def _shapes(self, name: str, key: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -286,7 +288,7 @@ class _Planner:
         self.entries.append(Entry(self.part, "dropped", rule, source=self._source_ref(name), origin=self.origin))
 
     def _check_shared(self) -> None:
-        """Two names of one target tensor must be decided alike, or the later would overwrite the earlier."""
+        """Refuse different actions for two names of one target tensor: the later would overwrite the earlier."""
         first: dict[str, Entry] = {}
         for entry in self.entries:
             if entry.target is None:

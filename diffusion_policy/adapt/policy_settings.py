@@ -1,9 +1,9 @@
-"""Settings under which weights mean what they were trained to mean, and how those of a checkpoint and a config differ.
+"""Compares the settings of a checkpoint and a config that determine what the policy computes with given weights.
 
-A setting that changes the number or the width of tensors is seen in their names and shapes. Many others leave every
-tensor as it is and change what is computed with it: heads, the noise schedule, the part of the image that is seen.
-Each setting of the policy, its scheduler and its observations has one entry here that says which kind it is; the last
-kind may differ between a checkpoint and the run that starts from it, and says why.
+A setting that changes the number or the width of tensors changes their names or shapes. Many others change no tensor,
+but the computation: heads, the noise schedule, the crop of the image. Each setting of the policy, its scheduler and its
+observations has an entry here with the effect of a change. Settings that only affect sampling or training may differ
+between a checkpoint and the run that starts from it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy.adapt import AdaptError
-from diffusion_policy.adapt.layout import policy_config
+from diffusion_policy.adapt.named_axes import policy_config
 from diffusion_policy.checkpoint import LARGEST, SCHEDULER_TARGETS
 from diffusion_policy.commands import setting
 from diffusion_policy.installation import CONFIG
@@ -32,71 +32,73 @@ Shapes = Mapping[str, tuple[int, ...]]
 TARGET = "policy._target_"
 
 
-class Act(Enum):
-    """What a change does to weights that are loaded all the same."""
+class Scope(Enum):
+    """What the change of a setting affects."""
 
     SIZE = "other tensors, by name or shape"
     FUNCTION = "the same tensors are used for another computation"
-    SAMPLING = "acts where actions are sampled, which every command chooses anew"
-    TRAINING = "acts in training only"
+    SAMPLING = "affects the sampling of actions, which each command configures itself"
+    TRAINING = "affects training only"
 
     @property
     def free(self) -> bool:
-        """Whether a run may differ in it from the checkpoint that it starts from."""
-        return self in (Act.SAMPLING, Act.TRAINING)
+        """Whether a run may use another value than the checkpoint that it starts from."""
+        return self in (Scope.SAMPLING, Scope.TRAINING)
 
 
 @dataclass(frozen=True)
-class Meaning:
-    """What a change of one setting does, and in words."""
+class ChangeEffect:
+    """The effect of changing a setting: what it affects, and a phrase that describes it."""
 
-    act: Act
+    scope: Scope
     note: str
 
 
-_SCHEDULE = Meaning(Act.FUNCTION, "another noise schedule than the one the weights were trained on")
-_CLIPPING = Meaning(Act.FUNCTION, "what is sampled is cut off elsewhere at every denoising step")
-_STEPS = Meaning(Act.SAMPLING, "how denoising steps are placed")
-_SOLVER = Meaning(Act.SAMPLING, "how the solver steps")
+_SCHEDULE = ChangeEffect(Scope.FUNCTION, "another noise schedule than the one the weights were trained on")
+_CLIPPING = ChangeEffect(Scope.FUNCTION, "samples are clipped to another range at every denoising step")
+_STEPS = ChangeEffect(Scope.SAMPLING, "spacing of the denoising steps")
+_SOLVER = ChangeEffect(Scope.SAMPLING, "steps of the solver")
 
-# Arguments of the policies' constructors; the scheduler and its observations have entries of their own below.
-POLICY: Mapping[str, Meaning] = {
-    "horizon": Meaning(Act.SIZE, "one position embedding a step"),
-    "n_obs_steps": Meaning(Act.SIZE, "one condition token an observed step"),
-    "n_layer": Meaning(Act.SIZE, "layers of the denoiser"),
-    "n_cond_layers": Meaning(Act.SIZE, "layers over the condition"),
-    "n_emb": Meaning(Act.SIZE, "width of every layer"),
-    "encoder_width": Meaning(Act.SIZE, "channels of the image encoder"),
-    "down_dims": Meaning(Act.SIZE, "channels of the denoiser's levels"),
-    "kernel_size": Meaning(Act.SIZE, "width of the denoiser's convolutions"),
-    "diffusion_step_embed_dim": Meaning(Act.SIZE, "width of the embedded diffusion time"),
-    "cond_predict_scale": Meaning(Act.SIZE, "numbers that the condition gives a channel"),
-    "n_groups": Meaning(Act.FUNCTION, "the denoiser normalizes other groups of channels"),
-    "obs_as_global_cond": Meaning(Act.FUNCTION, "observations enter elsewhere"),
-    "n_head": Meaning(Act.FUNCTION, "the same attention matrices are cut into other heads"),
-    "crop_shape": Meaning(Act.FUNCTION, "the network sees another part of the image"),
-    "eval_fixed_crop": Meaning(Act.FUNCTION, "the network sees another crop of the image"),
-    "encoder_stride": Meaning(Act.FUNCTION, "the encoder's last feature map has another resolution"),
-    "encoder_activation": Meaning(Act.FUNCTION, "image features end in another function"),
-    "obs_encoder_group_norm": Meaning(Act.FUNCTION, "the encoder normalizes otherwise"),
-    "causal_attn": Meaning(Act.FUNCTION, "attention sees other steps"),
-    "time_as_cond": Meaning(Act.FUNCTION, "the diffusion time enters elsewhere"),
-    "obs_as_cond": Meaning(Act.FUNCTION, "observations enter elsewhere"),
-    "pred_action_steps_only": Meaning(Act.FUNCTION, "another part of the horizon is denoised"),
-    "n_action_steps": Meaning(Act.SAMPLING, "another slice of the predicted actions is executed"),
-    "num_inference_steps": Meaning(Act.SAMPLING, "another number of denoising steps"),
-    "eta": Meaning(Act.SAMPLING, "how random DDIM is"),
-    "p_drop_emb": Meaning(Act.TRAINING, "dropout"),
-    "p_drop_attn": Meaning(Act.TRAINING, "dropout"),
-    "color_jitter": Meaning(Act.TRAINING, "images are varied while training"),
+# Arguments of the policies' constructors; the scheduler and the observations have their own entries below.
+POLICY: Mapping[str, ChangeEffect] = {
+    "horizon": ChangeEffect(Scope.SIZE, "number of position embeddings, one per step"),
+    "n_obs_steps": ChangeEffect(Scope.SIZE, "number of condition tokens, one per observed step"),
+    "n_layer": ChangeEffect(Scope.SIZE, "layers of the denoiser"),
+    "n_cond_layers": ChangeEffect(Scope.SIZE, "layers of the condition encoder"),
+    "n_emb": ChangeEffect(Scope.SIZE, "width of every layer"),
+    "encoder_width": ChangeEffect(Scope.SIZE, "channels of the image encoder"),
+    "down_dims": ChangeEffect(Scope.SIZE, "channels of the denoiser's levels"),
+    "kernel_size": ChangeEffect(Scope.SIZE, "width of the denoiser's convolutions"),
+    "diffusion_step_embed_dim": ChangeEffect(Scope.SIZE, "width of the embedded diffusion time"),
+    "cond_predict_scale": ChangeEffect(Scope.SIZE, "FiLM parameters per channel"),
+    "n_groups": ChangeEffect(Scope.FUNCTION, "the denoiser's norms use other groups of channels"),
+    "obs_as_global_cond": ChangeEffect(Scope.FUNCTION, "observations enter the network elsewhere"),
+    "n_head": ChangeEffect(Scope.FUNCTION, "the same attention matrices are split into other heads"),
+    "crop_shape": ChangeEffect(Scope.FUNCTION, "the network receives another crop of the image"),
+    "eval_fixed_crop": ChangeEffect(
+        Scope.FUNCTION, "the network receives random crops instead of the center crop, or vice versa"
+    ),
+    "encoder_stride": ChangeEffect(Scope.FUNCTION, "the encoder's last feature map has another resolution"),
+    "encoder_activation": ChangeEffect(Scope.FUNCTION, "image features have another activation function"),
+    "obs_encoder_group_norm": ChangeEffect(Scope.FUNCTION, "the encoder has another kind of norm"),
+    "causal_attn": ChangeEffect(Scope.FUNCTION, "attention has another mask"),
+    "time_as_cond": ChangeEffect(Scope.FUNCTION, "the diffusion time enters the network elsewhere"),
+    "obs_as_cond": ChangeEffect(Scope.FUNCTION, "observations enter the network elsewhere"),
+    "pred_action_steps_only": ChangeEffect(Scope.FUNCTION, "another part of the horizon is denoised"),
+    "n_action_steps": ChangeEffect(Scope.SAMPLING, "another slice of the predicted actions is executed"),
+    "num_inference_steps": ChangeEffect(Scope.SAMPLING, "another number of denoising steps"),
+    "eta": ChangeEffect(Scope.SAMPLING, "randomness of DDIM"),
+    "p_drop_emb": ChangeEffect(Scope.TRAINING, "dropout"),
+    "p_drop_attn": ChangeEffect(Scope.TRAINING, "dropout"),
+    "color_jitter": ChangeEffect(Scope.TRAINING, "image augmentation in training"),
 }
 
-# Options of the schedulers that a config may name. Those of the schedule are compared by the noise levels they make.
+# Options of the schedulers. Those of the noise schedule are compared by the noise levels that result from them.
 LEVELS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
-SCHEDULER: Mapping[str, Meaning] = {
+SCHEDULER: Mapping[str, ChangeEffect] = {
     **dict.fromkeys(LEVELS, _SCHEDULE),
-    "prediction_type": Meaning(Act.FUNCTION, "the network's output is taken for another quantity"),
-    "variance_type": Meaning(Act.FUNCTION, "DDPM adds other noise between its steps"),
+    "prediction_type": ChangeEffect(Scope.FUNCTION, "the network's output is interpreted as another quantity"),
+    "variance_type": ChangeEffect(Scope.FUNCTION, "DDPM adds other noise between its steps"),
     **dict.fromkeys(
         ("clip_sample", "clip_sample_range", "thresholding", "dynamic_thresholding_ratio", "sample_max_value"),
         _CLIPPING,
@@ -111,7 +113,7 @@ SCHEDULER: Mapping[str, Meaning] = {
         _SOLVER,
     ),
 }  # fmt: skip
-# Options that another one switches off.
+# Options that have no effect unless the other option is set.
 _ONLY_WITH = {
     "clip_sample_range": "clip_sample",
     "dynamic_thresholding_ratio": "thresholding",
@@ -120,59 +122,59 @@ _ONLY_WITH = {
 
 _ONLY_ACTED = "policy.pred_action_steps_only"
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")
-_MOST_REFERENCES = 16  # more refer to each other in a ring
+_MAX_REFERENCES = 16  # a longer chain of references is circular
 
-_CLASS = Meaning(Act.SIZE, "another policy")
-_LENGTH = Meaning(Act.FUNCTION, "convolutions see sequences of another length")
-_OBSERVATIONS = Meaning(Act.FUNCTION, "the same widths carry other quantities")
-_PICTURES = Meaning(Act.FUNCTION, "the network sees the scene at another scale")
-_LATENCY = Meaning(Act.FUNCTION, "the predicted steps begin at another time")
-# Settings that are free, yet have to follow when another one is set back: by what they must fit.
+_CLASS = ChangeEffect(Scope.SIZE, "another policy")
+_LENGTH = ChangeEffect(Scope.FUNCTION, "convolutions run over sequences of another length")
+_OBSERVATIONS = ChangeEffect(Scope.FUNCTION, "the same inputs have another meaning")
+_IMAGE_SIZE = ChangeEffect(Scope.FUNCTION, "the network receives the scene at another scale")
+_LATENCY = ChangeEffect(Scope.FUNCTION, "the predicted steps start at another time")
+# Free settings that must be restored together with the settings listed for them, which they have to match.
 COMPANIONS: Mapping[str, tuple[str, ...]] = {
     "policy.n_action_steps": ("policy.horizon", "policy.n_obs_steps"),
     "policy.num_inference_steps": ("policy.noise_scheduler.num_train_timesteps",),
 }
-# Outside of `policy`, yet part of what the weights mean.
-DATA: Mapping[str, Meaning] = {"n_latency_steps": _LATENCY}
+# Settings outside of `policy` that determine the meaning of the weights.
+DATA: Mapping[str, ChangeEffect] = {"n_latency_steps": _LATENCY}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One setting that a checkpoint was trained with otherwise than a config says.
+    """A setting whose value in a config differs from that of a checkpoint's training.
 
     Attributes:
-        path: of the setting in the policy's section, such as policy.horizon.
-        name: as a user sets it, such as policy.n_head or horizon.
-        theirs: the checkpoint's value.
-        ours: the config's value.
-        meaning: what the change does.
-        override: that gives the config the checkpoint's value; "" where a list of observations has to be written.
+        path: path of the setting in the policy's section, such as policy.horizon.
+        name: the key by which a user sets it, such as policy.n_head or horizon.
+        trained: the checkpoint's value.
+        configured: the config's value.
+        effect: the effect of the change.
+        override: override that sets the checkpoint's value; "" where a list of observations has to be written instead.
     """
 
     path: str
     name: str
-    theirs: Any
-    ours: Any
-    meaning: Meaning
+    trained: Any
+    configured: Any
+    effect: ChangeEffect
     override: str
 
     def __str__(self) -> str:
-        note = "" if self.meaning.act is Act.SIZE else f": {self.meaning.note}"
-        return f"{self.name} {_shown(self.theirs)} (here {_shown(self.ours)}{note})"
+        note = "" if self.effect.scope is Scope.SIZE else f": {self.effect.note}"
+        return f"{self.name} {_shown(self.trained)} (here {_shown(self.configured)}{note})"
 
 
-def differences(theirs: DictConfig, tensors: Shapes, cfg: DictConfig) -> list[Difference]:
-    """In which settings a checkpoint's weights were trained otherwise than a config says.
+def differences(trained: DictConfig, tensors: Shapes, cfg: DictConfig) -> list[Difference]:
+    """The settings that differ between a checkpoint and a config.
 
     Args:
-        theirs: the checkpoint's config; what it does not tell is not compared.
-        tensors: names and shapes of its weights, which count where they contradict its config.
-        cfg: that is to be trained, its interpolations unresolved.
+        trained: the checkpoint's config; settings that it lacks are not compared.
+        tensors: names and shapes of its weights, which take precedence over its config.
+        cfg: config of the run, with unresolved interpolations.
 
     Raises:
-        AdaptError, SpecError: a config without a policy, or with observations that are none.
+        AdaptError, SpecError: a config has no policy, or no valid observations.
     """
-    old, new = settings_of(theirs) if "policy" in theirs else {}, settings_of(cfg)
+    old, new = settings_of(trained) if "policy" in trained else {}, settings_of(cfg)
     if old.get(TARGET, new[TARGET]) != new[TARGET]:  # nothing else can be compared
         return [_other_class(old[TARGET], new[TARGET])]
     known = class_of_options(policy_config(cfg)).tensors
@@ -185,10 +187,10 @@ def differences(theirs: DictConfig, tensors: Shapes, cfg: DictConfig) -> list[Di
 
 
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
-    """Every setting that this module knows, by its path in the config, absent ones at their defaults.
+    """Values of all settings that have an entry, by path in the config; absent ones have their defaults.
 
     Raises:
-        AdaptError, SpecError: no policy, or observations that are none.
+        AdaptError, SpecError: the config has no policy, or no valid observations.
     """
     policy = policy_config(cfg)
     found = {"n_latency_steps": OmegaConf.select(cfg, "n_latency_steps", default=0)}
@@ -208,15 +210,15 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     return {path: list(value) if isinstance(value, tuple) else value for path, value in found.items()}
 
 
-def meaning_of(path: str) -> Meaning | None:
-    """The entry of a setting by its path; None where this module knows none."""
+def effect_of(path: str) -> ChangeEffect | None:
+    """The entry of a setting by its path; None for a setting without an entry."""
     *section, name = path.split(".")
     if path in DATA:
         return DATA[path]
     if path == TARGET:
         return _CLASS
     if section == ["policy", "noise_scheduler"]:
-        return Meaning(Act.SAMPLING, "which sampler") if name == "_target_" else SCHEDULER.get(name)
+        return ChangeEffect(Scope.SAMPLING, "which sampler") if name == "_target_" else SCHEDULER.get(name)
     if section == ["policy"]:
         return POLICY.get(name)
     if path.startswith("policy.shape_meta.obs"):
@@ -225,7 +227,7 @@ def meaning_of(path: str) -> Meaning | None:
 
 
 def unknown_settings(cfg: DictConfig) -> list[str]:
-    """Settings of a config's policy and scheduler that nothing here knows, such as those of a fork."""
+    """Settings of a config's policy and scheduler that have no entry, such as those of a fork."""
     policy = policy_config(cfg)
     scheduler = policy.get("noise_scheduler")
     names = [f"policy.{name}" for name in policy if name not in (*POLICY, "_target_", "shape_meta", "noise_scheduler")]
@@ -235,10 +237,10 @@ def unknown_settings(cfg: DictConfig) -> list[str]:
 
 
 def check_accepted(accepted: Collection[str], cfg: DictConfig) -> None:
-    """Refuse names that no setting has.
+    """Refuse names that are not settings.
 
     Raises:
-        AdaptError: names the closest one.
+        AdaptError: a name is not a setting; the message gives the closest one.
     """
     plain = _plain(cfg)
     known = [root_of(plain, path) for path in settings_of(cfg)]
@@ -246,19 +248,19 @@ def check_accepted(accepted: Collection[str], cfg: DictConfig) -> None:
         if name not in known:
             closest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
             raise AdaptError(
-                f"pretrained.accept names {name}, which is no setting of the policy; the closest is {closest[0]}"
+                f"pretrained.accept names {name}, which is not a setting of the policy; the closest is {closest[0]}"
             )
 
 
 def root_of(plain: Mapping[str, Any], path: str) -> str:
-    """Where the value at a path comes from: `horizon` for `policy.horizon`, which refers to it.
+    """The path that holds the value of a setting: `horizon` for `policy.horizon`, which refers to it.
 
     Args:
-        plain: a config as plain data, its interpolations unresolved.
-        path: in it.
+        plain: a config as plain data, with unresolved interpolations.
+        path: path of the setting.
     """
     parts, depth = path.split("."), 1
-    for _ in range(_MOST_REFERENCES):
+    for _ in range(_MAX_REFERENCES):
         node: Any = plain
         for depth, part in enumerate(parts, 1):
             node = node.get(part) if isinstance(node, Mapping) else None
@@ -278,28 +280,28 @@ def _plain(cfg: DictConfig) -> Mapping[str, Any]:
 
 
 def _difference(path: str, old: Mapping[str, Any], new: Mapping[str, Any], plain: Mapping[str, Any]) -> Difference:
-    meaning = meaning_of(path)
-    assert meaning is not None, path
+    effect = effect_of(path)
+    assert effect is not None, path
     if path == "policy.n_action_steps" and (old.get(_ONLY_ACTED) or new.get(_ONLY_ACTED)):
-        meaning = POLICY["pred_action_steps_only"]
+        effect = POLICY["pred_action_steps_only"]
     if path.endswith(".shape") and len(new[path]) == 3:
-        meaning = _PICTURES
+        effect = _IMAGE_SIZE
     if path == "policy.horizon" and "policy.down_dims" in new:
-        meaning = _LENGTH
+        effect = _LENGTH
     root = root_of(plain, path)
     override = ""
     if path != "policy.shape_meta.obs" and not path.endswith(".type"):
         override = setting(root if _holds(plain, root) else f"+{root}", old[path])
-    if path == "policy.n_action_steps" and _holds(plain, "n_action_steps"):  # a sum there
+    if path == "policy.n_action_steps" and _holds(plain, "n_action_steps"):  # policy.n_action_steps is a sum
         override = setting("n_action_steps", old[path] - old.get("n_latency_steps", 0))
-    return Difference(path, root, old[path], new[path], meaning, override)
+    return Difference(path, root, old[path], new[path], effect, override)
 
 
-def _other_class(theirs: str, ours: str) -> Difference:
-    """A checkpoint of another class; the override names the config of config/ that trains it."""
+def _other_class(trained: str, configured: str) -> Difference:
+    """The difference of two policy classes; the override names the config in config/ that trains the checkpoint's."""
     configs = {path: OmegaConf.load(path) for path in sorted(CONFIG.glob("train_*.yaml"))}
-    names = [path.stem for path, config in configs.items() if OmegaConf.select(config, TARGET) == theirs]
-    return Difference(TARGET, TARGET, theirs, ours, _CLASS, f"--config-name={names[0]}" if names else "")
+    names = [path.stem for path, config in configs.items() if OmegaConf.select(config, TARGET) == trained]
+    return Difference(TARGET, TARGET, trained, configured, _CLASS, f"--config-name={names[0]}" if names else "")
 
 
 def _holds(plain: Mapping[str, Any], path: str) -> bool:
@@ -312,12 +314,12 @@ def _holds(plain: Mapping[str, Any], path: str) -> bool:
 
 
 def _without_effect(old: Mapping[str, Any], new: Mapping[str, Any]) -> set[str]:
-    """Paths whose values may differ, since nothing comes of them: equal noise levels, options that are switched off."""
+    """Paths whose differences have no effect: options that result in equal noise levels, or that are switched off."""
     section = "policy.noise_scheduler."
     none = {f"{section}{option}" for option, switch in _ONLY_WITH.items()
             if not (old.get(section + switch) or new.get(section + switch))}  # fmt: skip
     if old.get(f"{section}_target_") != new.get(f"{section}_target_"):
-        none.add(f"{section}variance_type")  # of two samplers, each has its own
+        none.add(f"{section}variance_type")  # different samplers have different defaults
     levels = [_levels(side, section) for side in (old, new)]
     if levels[0] is not None and levels[1] is not None and torch.equal(levels[0], levels[1]):
         none.update(section + option for option in LEVELS)
@@ -325,7 +327,7 @@ def _without_effect(old: Mapping[str, Any], new: Mapping[str, Any]) -> set[str]:
 
 
 def _levels(settings: Mapping[str, Any], section: str) -> torch.Tensor | None:
-    """Noise levels by diffusion time; None where the options make none."""
+    """Noise levels (alphas_cumprod) by diffusion time; None where the options are not valid."""
     kind = _scheduler_class({"_target_": settings.get(f"{section}_target_")})
     options = {name: settings[section + name] for name in LEVELS
                if section + name in settings and name in _defaults(kind)}  # fmt: skip
@@ -340,20 +342,20 @@ def _levels(settings: Mapping[str, Any], section: str) -> torch.Tensor | None:
 
 
 def _scheduler_class(scheduler: Mapping[str, Any]) -> Any:
-    from diffusion_policy.model.diffusion.noise_schedulers import scheduler_class  # settings are compared without it
+    from diffusion_policy.model.diffusion.noise_schedulers import scheduler_class  # heavy, and often not needed
 
     target = scheduler.get("_target_")
     return scheduler_class(target if target in SCHEDULER_TARGETS else SCHEDULER_TARGETS[0])
 
 
 def _defaults(kind: Any) -> dict[str, Any]:
-    """Arguments of a constructor, with their defaults."""
+    """Default values of a constructor's arguments."""
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
     return {each.name: each.default for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD}
 
 
 def _observations(spec: StepSpec) -> Iterator[tuple[str, Any]]:
-    """What is observed, in order, and of each its shape and what its numbers are."""
+    """Paths and values of the observations: their keys in order, then type, shape and names of each."""
     yield "policy.shape_meta.obs", [field.key for field in spec.obs]
     for field in spec.obs:
         path = f"policy.shape_meta.obs.{field.key}"
@@ -364,5 +366,5 @@ def _observations(spec: StepSpec) -> Iterator[tuple[str, Any]]:
 
 
 def _shown(value: Any) -> str:
-    """A value as a config has it."""
+    """A value as it is written in a config."""
     return setting("", value)[1:]

@@ -1,11 +1,11 @@
-"""The users' case: a checkpoint that predicts poses (7 numbers) becomes one that predicts pose and gripper (8).
+"""Adapts a checkpoint that predicts poses (7-D actions) to one that predicts pose and gripper (8-D actions).
 
-"grow" keeps what was learned: the seven pose slots of the action projections and of the normalizer stay, the gripper's
-input column is zero, its output row small, and the poses that come out are proven to be the same. "strip" leaves the
-action projections out, as the old guide asked for, and keeps everything else.
+The mode "grow" keeps the seven pose slots of the action projections and of the normalizer. The gripper's input column
+is zero and its output row small, and a proof shows that predicted poses are unchanged. The mode "strip" initializes the
+action projections anew and keeps everything else.
 
-Both are rules files; this module finds out what the seven numbers are, writes the target's config, and refuses sources
-for which "one more number" would be wrong: another layout of seven, or one that has a gripper already.
+Both modes are rules files. This module checks that the seven numbers are a pose, makes the target's config, and refuses
+other sources: seven numbers of another layout, or an action that already has a gripper.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ def grow_7d_to_8d(
     gripper_scale: str | None = None,
     on_progress: Progress | None = None,
 ) -> Ledger:
-    """Make an 8-D (pose and gripper) checkpoint of a 7-D (pose) one.
+    """Adapt a 7-D (pose) checkpoint to an 8-D (pose and gripper) one.
 
     Args:
         old_ckpt: the 7-D checkpoint; model and EMA are adapted alike, the optimizer is dropped.
-        new_ckpt: where the 8-D one goes; its config's action shape is 8, with names.
-        mode: "grow" keeps the action projections' pose slots and proves that poses come out the same; "strip" starts
-            the projections anew.
-        dataset: a zarr whose action's gripper column gives the gripper's normalizer entry; None: its range 0 to 1.
-        ledger_path: where the ledger goes; None: `<new_ckpt>.ledger.json`.
-        overwrite: an existing `new_ckpt` is replaced.
-        gripper_scale: that the dataset's gripper is stored in where it is not 0..1; the checkpoint's is 0..1.
-        on_progress: as of `adapt_checkpoint`.
+        new_ckpt: path of the 8-D checkpoint; its config's action has shape 8, with names.
+        mode: "grow" keeps the pose slots of the action projections and proves that poses are predicted the same;
+            "strip" initializes the projections anew.
+        dataset: a zarr whose gripper column determines the gripper's normalizer entry; None: the range 0 to 1.
+        ledger_path: path of the ledger; None: `<new_ckpt>.ledger.json`.
+        overwrite: replace an existing `new_ckpt`.
+        gripper_scale: the scale of the dataset's gripper where it is not 0..1; the checkpoint's is 0..1.
+        on_progress: see `adapt_checkpoint`.
 
     Raises:
         AdaptError: the source is not a 7-D pose policy, or anything that `adapt_checkpoint` refuses.
@@ -82,7 +82,7 @@ def check_pose_layout(checkpoint: Checkpoint) -> None:
     """Refuse a source whose action is not a 7-D pose x y z qx qy qz qw.
 
     Raises:
-        AdaptError: it has 8 numbers, or seven of another meaning, by its config's names or its normalizer's statistics.
+        AdaptError: it has 8 numbers, or seven with another meaning, by its config's names or normalizer's statistics.
     """
     where = str(checkpoint.path)
     names = step_spec_of(checkpoint.cfg).action_names
@@ -97,7 +97,7 @@ def check_pose_layout(checkpoint: Checkpoint) -> None:
     if layout == "xyz_rotvec_width":
         raise AdaptError(
             f"{where}: its seven action numbers are x y z, a rotation vector and the gripper's width in meters (the "
-            f"seventh lies in {low[-1]:.3f} to {high[-1]:.3f}, and numbers 4 to 7 cannot be a unit quaternion), not a "
+            f"seventh is {low[-1]:.3f} to {high[-1]:.3f}, and numbers 4 to 7 cannot be a unit quaternion), not a "
             "pose with quaternion; an eighth number would not make them one. Train on the quaternion layout instead"
         )
     if names != POSE:
@@ -106,20 +106,20 @@ def check_pose_layout(checkpoint: Checkpoint) -> None:
         rotation = ActionLayout.of(POSE).arms[0].rotation
         logger.warning(
             "%s: the normalizer's statistics do not show that action numbers 4 to 7 are a unit quaternion (%s to %s); "
-            "taken for one because the config says so",
+            "treated as one because the config names them so",
             where, *(bound[..., list(rotation)].round(3).tolist() for bound in (low, high)),
         )  # fmt: skip
 
 
 def gripper_config(cfg: DictConfig) -> DictConfig:
-    """The same config with an 8-D action, with names, wherever a shape_meta says its shape."""
+    """A copy of the config with an 8-D action, with names, in every shape_meta."""
     grown = copy.deepcopy(cfg)
     action = {"shape": [len(POSE_GRIPPER)], "names": list(POSE_GRIPPER)}
     with open_dict(grown):
         for path in (*PLACES, DATASET_PLACE):
             section, _, entry = path.rpartition(".")
             holder = OmegaConf.select(grown, section) if section else grown
-            # An interpolation such as ${task.shape_meta} follows by itself.
+            # An interpolation such as ${task.shape_meta} resolves to the changed value.
             if isinstance(holder, DictConfig) and entry in holder and not OmegaConf.is_interpolation(holder, entry):
                 known = OmegaConf.to_container(holder[entry].action, resolve=False)
                 assert isinstance(known, dict)
@@ -135,6 +135,6 @@ def _check_dataset(path: str | Path) -> None:
         raise AdaptError(f"{path}: its action is {' '.join(names)}; expected a gripper column to take statistics from")
     if column.size == 0 or float(np.ptp(column)) == 0:
         raise AdaptError(
-            f"{path}: the gripper never moves in {column.size} steps, so its statistics say nothing; leave --dataset "
-            "out to use the range 0 to 1, and add episodes in which it opens and closes before training"
+            f"{path}: the gripper never moves in {column.size} steps, so its statistics are useless; omit --dataset "
+            "to use the range 0 to 1, and add episodes in which it opens and closes before training"
         )

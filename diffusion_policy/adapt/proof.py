@@ -1,9 +1,9 @@
-"""Run the policy before and after on the same noise and say by how much their outputs differ.
+"""Proof that an adaptation preserves the function: both policies are run on the same noise and outputs are compared.
 
-The proof of a growth: dimensions that both policies have must come out the same, whatever the new ones hold. The new
-slots of the noise take several values (closed, open, random), one per batch row; everything both policies know is
-equal for all rows. Where a change cannot preserve the function (another crop, another observation step), the same run
-measures by how much outputs move.
+After a growth, dimensions that both policies have must be predicted the same for any values of the new ones. The new
+slots of the noise take several values (closed, open, random), one per batch row; all inputs that both policies share
+are equal in all rows. Where a change cannot preserve the function (another crop, another observation step), the same
+run measures by how much outputs change.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffusion_policy.adapt import AdaptError
-from diffusion_policy.adapt.layout import policy_config, robot_layout
+from diffusion_policy.adapt.named_axes import policy_axes, policy_config
 from diffusion_policy.adapt.slots import Names
 from diffusion_policy.checkpoint import build_policy
 from diffusion_policy.model.diffusion.noise_schedulers import DDIMScheduler, with_noise_levels_of
@@ -29,26 +29,26 @@ from diffusion_policy.spec import StepSpec
 
 TOLERANCE = 1e-5
 SAMPLING_STEPS = 4
-# What the new slots of the initial noise hold, one value per batch row; the last row is random.
+# Values of the new slots of the initial noise, one per batch row; the last row is random.
 NEW_SLOT_VALUES = (-1.0, 1.0)
 SEED = 7
 
 
 @dataclass(frozen=True)
 class Proof:
-    """Outcome of one comparison.
+    """The result of one comparison.
 
     Attributes:
         part: model or ema_model.
         preserved: largest difference <= tolerance, over all compared numbers.
         largest_difference: absolute, in the action's own units (meters, quaternion parts).
-        typical_difference: median of the same.
+        typical_difference: median, absolute.
         tolerance: the limit.
         names: action dimensions that were compared.
-        steps: positions of the horizon that were compared.
+        steps: number of steps of the horizon that were compared.
         new_names: action dimensions that only the adapted policy has.
-        new_values: what they held in the initial noise, one per run; the last run's are random.
-        sampling_steps: of DDIM.
+        new_values: their values in the initial noise, one per batch row; those of the last row are random.
+        sampling_steps: number of DDIM steps.
     """
 
     part: str
@@ -72,7 +72,7 @@ class Proof:
         if self.preserved:
             return f"{what} agree within {self.tolerance:g} (largest difference {self.largest_difference:.1e})"
         return (
-            f"{what} are not preserved: outputs move by {self.largest_difference:.2g} at most, "
+            f"{what} are not preserved: outputs change by {self.largest_difference:.2g} at most, "
             f"{self.typical_difference:.2g} in the median (action units)"
         )
 
@@ -84,19 +84,19 @@ def prove(
     tolerance: float = TOLERANCE,
     action_names: Names = (),
 ) -> Proof:
-    """Compare the policy before with the policy after.
+    """Compare the outputs of the source policy and the adapted policy.
 
     Args:
-        part: name for the record.
+        part: part of the checkpoint, for the record.
         before: config and state dict of the source.
-        after: config and state dict of what was made of it.
-        tolerance: on outputs in real units.
-        action_names: what the target calls the source's action dimensions, where the rules say; empty: as the source.
+        after: config and state dict of the adapted policy.
+        tolerance: largest allowed difference of outputs, in action units.
+        action_names: the target's names of the source's action dimensions, where the rules give them; empty: the same.
 
     Raises:
         AdaptError: the two share no action dimension or observation key, so nothing can be compared.
     """
-    old, new = _Side(*before, action_names), _Side(*after)
+    old, new = _ComparedPolicy(*before, action_names), _ComparedPolicy(*after)
     shared = tuple(name for name in new.action_names if name in old.action_names)
     if not shared:
         raise AdaptError(f"{old.action_names} and {new.action_names} share no action dimension to compare")
@@ -104,13 +104,13 @@ def prove(
     rows = len(NEW_SLOT_VALUES) + 1
     generator = torch.Generator().manual_seed(SEED)
     noise = {name: torch.randn(1, max(old.length, new.length), generator=generator) for name in old.sample}
-    wanted = new.observations(rows, generator)
-    known = old.take(wanted, rows, generator)
+    new_observations = new.observations(rows, generator)
+    old_observations = old.adopt(new_observations, rows, generator)
     outputs = [
-        side.run(observations, _noise(noise, side, old.sample, rows, generator))
-        for side, observations in ((old, known), (new, wanted))
+        policy.run(observations, _noise(noise, policy, old.sample, rows, generator))
+        for policy, observations in ((old, old_observations), (new, new_observations))
     ]
-    columns = [[side.action_names.index(name) for name in shared] for side in (old, new)]
+    columns = [[policy.action_names.index(name) for name in shared] for policy in (old, new)]
     compared = [output[:, :steps, picked] for output, picked in zip(outputs, columns, strict=True)]
     difference = (compared[0] - compared[1]).abs()
     largest = float(difference.max())
@@ -118,16 +118,16 @@ def prove(
     return Proof(part, largest <= tolerance, largest, float(difference.median()), tolerance, shared, steps, new_names)
 
 
-class _Side:
-    """One of the two policies, ready to run."""
+class _ComparedPolicy:
+    """One of the two policies, built and ready to run."""
 
     def __init__(self, cfg: DictConfig, state: Mapping[str, Tensor], action_names: Names = ()) -> None:
         options = policy_config(cfg)
         self.spec: StepSpec = step_spec_of(cfg)
         self.action_names: Names = action_names or self.spec.action_names
         self.n_obs_steps: int = options["n_obs_steps"]
-        called = dict(zip(self.spec.action_names, self.action_names, strict=True))
-        self.sample = tuple(called.get(name, name) for name in robot_layout(cfg).slots["sample"])
+        renamed = dict(zip(self.spec.action_names, self.action_names, strict=True))
+        self.sample = tuple(renamed.get(name, name) for name in policy_axes(cfg).slots["sample"])
         self.policy = _policy(cfg, state)
         self.length = self.policy.sequence_length
         self.statistics = {
@@ -138,7 +138,7 @@ class _Side:
         }
 
     def observations(self, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The same random observation for every row: images in [0, 1], states within the normalizer's range."""
+        """A random observation, repeated for every row: images in [0, 1], states within the normalizer's range."""
         made = {}
         for field in self.spec.obs:
             drawn = torch.rand(1, self.n_obs_steps, *field.shape, generator=generator)
@@ -148,44 +148,46 @@ class _Side:
             made[field.key] = drawn.expand(rows, *drawn.shape[1:])
         return made
 
-    def take(self, other: Mapping[str, Tensor], rows: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Another policy's observations as this one sees them: its keys, its first steps, its image size."""
+    def adopt(self, other: Mapping[str, Tensor], rows: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Another policy's observations with this policy's keys, number of steps and image size."""
         own = self.observations(rows, generator)
         for field in self.spec.obs:
-            seen = other.get(field.key)
-            if seen is None or (field.kind == "low_dim" and seen.shape[2:] != field.shape):
+            given = other.get(field.key)
+            if given is None or (field.kind == "low_dim" and given.shape[2:] != field.shape):
                 continue
-            steps = min(self.n_obs_steps, seen.shape[1])
-            seen = seen[:, :steps]
-            if field.kind == "rgb" and tuple(seen.shape[2:]) != field.shape:
-                flat = functional.interpolate(seen.flatten(0, 1), size=field.shape[1:], mode="area")
-                seen = flat.unflatten(0, seen.shape[:2])
-            own[field.key] = torch.cat([seen, own[field.key][:, steps:]], dim=1)
+            steps = min(self.n_obs_steps, given.shape[1])
+            given = given[:, :steps]
+            if field.kind == "rgb" and tuple(given.shape[2:]) != field.shape:
+                flat = functional.interpolate(given.flatten(0, 1), size=field.shape[1:], mode="area")
+                given = flat.unflatten(0, given.shape[:2])
+            own[field.key] = torch.cat([given, own[field.key][:, steps:]], dim=1)
         return own
 
     def run(self, observations: dict[str, Tensor], noise: Tensor) -> Tensor:
-        """(rows, T, Da) in action units."""
+        """The predicted actions (rows, T, Da) in action units."""
         with torch.inference_mode():
             return self.policy.predict_action(observations, initial_noise=noise)["action_pred"]
 
 
-def _noise(shared: Mapping[str, Tensor], side: _Side, known: Names, rows: int, generator: torch.Generator) -> Tensor:
-    """(rows, T, width): shared slots the same in all rows, slots that only this side has one value per row."""
-    noise = torch.empty(rows, side.length, len(side.sample))
-    for index, name in enumerate(side.sample):
+def _noise(
+    shared: Mapping[str, Tensor], policy: _ComparedPolicy, known: Names, rows: int, generator: torch.Generator
+) -> Tensor:
+    """Initial noise (rows, T, width): shared slots are equal in all rows, new slots have one value per row."""
+    noise = torch.empty(rows, policy.length, len(policy.sample))
+    for index, name in enumerate(policy.sample):
         if name in known:
-            noise[:, :, index] = shared[name][:, : side.length]
+            noise[:, :, index] = shared[name][:, : policy.length]
         else:
             noise[:-1, :, index] = torch.tensor(NEW_SLOT_VALUES)[:, None]
-            noise[-1, :, index] = torch.randn(side.length, generator=generator)
+            noise[-1, :, index] = torch.randn(policy.length, generator=generator)
     return noise
 
 
 def _policy(cfg: DictConfig, state: Mapping[str, Tensor]) -> PolicyModule:
     fixed = copy.deepcopy(cfg)
     with open_dict(fixed):
-        fixed.policy.eval_fixed_crop = True  # a random crop would differ between the two for its own sake
-    # Built without numbers, then given the (mapped) tensors that will be written: no initialization, no second copy.
+        fixed.policy.eval_fixed_crop = True  # random crops of the two policies would differ
+    # Built on the meta device, then given the memory-mapped tensors: no initialization, no second copy.
     with torch.device("meta"):
         policy = build_policy(fixed)
     policy.load_state_dict(dict(state), assign=True)

@@ -1,29 +1,29 @@
-"""Rules of an adaptation, as data: what may be renamed, dropped, grown, recomputed or started anew.
+"""Rules of an adaptation, as data: which tensors are renamed, dropped, grown, recomputed or initialized anew.
 
 A rules file is a YAML mapping::
 
     name: pose_to_gripper
     weights: each            # each: model from model, EMA from EMA; or model, or ema_model: both from that one
     seed: 0                  # of normal initializations
-    slots:                   # optional: names along an axis, when no config tells them
+    slots:                   # optional: names along an axis, where no config gives them
       action: {source: [x, y, z], target: [x, y, z, gripper]}
     rules:
       - rename: {prefix: "policy.", to: ""}           # or {pattern: '^blocks\\.(\\d+)\\.', to: 'layers.\\1.'}
-      - rename: wrappers                              # leaves out `module.`, `_orig_mod.` and their like, wherever
+      - rename: wrappers                              # removes `module.`, `_orig_mod.` and the like anywhere in a name
       - drop: aux_value_head.*                        # source names that the target lacks
         why: a head that this target does not have
       - fresh: model.decoder.layers.8.*               # target names that the source lacks
         init: target                                  # zeros, target (default), {normal: 0.02}
-      - strip: model.head.*                           # names that both have: the source's is left out, a new one starts
-      - grow: model.head.weight                       # names that both have, of other slots
-        axes: {0: action}                             # optional where the family knows its axes; `first`: by position
+      - strip: model.head.*                           # names that both have: the source's tensor is not used
+      - grow: model.head.weight                       # names that both have, with different slots
+        axes: {0: action}                             # optional where the axes have names; `first`: by position
         init: zeros                                   # of new slots: zeros, target, mean, {normal: std}, {copy: slot}
       - copy: obs_encoder.obs_nets.wrist.*            # target names, filled from other source names
         from: obs_encoder.obs_nets.image.*
       - recompute: "*.pos_x"                          # buffers that follow from the target's config
 
-Patterns are shell globs in which ``*`` crosses dots; each entry takes one or a list. Renames come first and apply to
-the source's names, in order. For each name the first rule that can decide it does; a rule that decides nothing is an
+Patterns are shell globs in which ``*`` also matches dots; each entry takes one pattern or a list. Renames are applied
+first, in order, to the source's names. Each name is decided by the first rule that applies; a rule without effect is an
 error.
 """
 
@@ -65,13 +65,13 @@ class Rule:
     """One rule.
 
     Attributes:
-        kind: what it does.
-        patterns: globs of the names it may decide; for a rename the regular expression.
+        kind: the action.
+        patterns: globs of the names that it applies to; for a rename the regular expression.
         to: replacement of a rename.
-        every: whether a rename replaces every match in a name, or the first.
-        source: glob of the source names of a copy, or of a grown tensor that has another name there.
-        axes: of a grow: dimension -> name of its axis, or "first" (slots are positions, the first ones are kept).
-        init: of numbers without a source.
+        every: whether a rename replaces every match in a name, or only the first.
+        source: glob of the source names of a copy, or of a grown tensor with another name in the source.
+        axes: name of the axis by dimension, for a grow; "first": slots are positions, and the first ones are kept.
+        init: initialization of values without a source.
         why: the reason, for the ledger.
     """
 
@@ -88,8 +88,8 @@ class Rule:
         """Whether one of the globs matches the name."""
         return any(glob_regex(pattern).fullmatch(key) for pattern in self.patterns)
 
-    def says_the_same(self, other: Rule) -> bool:
-        """Whether both would do the same to a name that both match."""
+    def is_equivalent(self, other: Rule) -> bool:
+        """Whether both rules have the same effect on a name that both match."""
         return (self.kind, self.init, self.source, self.axes) == (other.kind, other.init, other.source, other.axes)
 
     def renamed(self, key: str) -> str:
@@ -97,7 +97,7 @@ class Rule:
         return re.sub(self.patterns[0], self.to, key, count=0 if self.every else 1)
 
     def source_name(self, key: str) -> str:
-        """The source's name for a target name: stars of `source` take what the pattern's stars matched."""
+        """The source's name for a target name: each star of `source` is replaced by the match of the pattern's star."""
         if not self.source:
             return key
         for pattern in self.patterns:
@@ -114,7 +114,7 @@ class Rule:
         return self._text(", ".join(self.patterns))
 
     def of(self, key: str) -> str:
-        """The rule in words, with the one pattern that matches a name."""
+        """The rule as text, with only the pattern that matches a name."""
         return self._text(next((one for one in self.patterns if glob_regex(one).fullmatch(key)), self.patterns[0]))
 
     def _text(self, names: str) -> str:
@@ -128,10 +128,11 @@ class Rules:
     """The rules of one adaptation, in order.
 
     Attributes:
-        name: of the set, for the ledger.
-        rules: in order.
-        weights: which copy of the source's weights fills which of the target's.
-        slots: axis name -> (names in the source, names in the target), where they are given by the rules themselves.
+        name: name of the set, for the ledger.
+        rules: the rules.
+        weights: which of the source's weights (live, averaged) fill which of the target's.
+        slots: (names in the source, names in the target) by axis name, where the rules give them.
+        text: the mappings of the rules files.
     """
 
     name: str = "identical"
@@ -162,10 +163,13 @@ class Rules:
 
 
 def read_rules(*paths: str | Path) -> Rules:
-    """Read rules files and join them in order; a bare name is one of config/adapt, text in braces the rules themselves.
+    """Read rules files and join them in order.
+
+    Args:
+        paths: paths of files, names of files in config/adapt, or rules themselves as YAML text in braces.
 
     Raises:
-        AdaptError: a file cannot be read, or an entry of it is not what this module describes; names the entry.
+        AdaptError: a file cannot be read, or an entry is not valid; the message names the entry.
     """
     joined = Rules(name="")
     for path in paths:
@@ -176,7 +180,7 @@ def read_rules(*paths: str | Path) -> Rules:
             raise AdaptError(f"{path}: cannot be read as YAML rules: {error}") from error
         rules = parse_rules(data, where="rules" if inline else str(path))
         if joined.text and rules.weights != joined.weights:
-            raise AdaptError(f"{path}: weights is {rules.weights!r}, a file before it says {joined.weights!r}")
+            raise AdaptError(f"{path}: weights is {rules.weights!r}, an earlier file has {joined.weights!r}")
         name = f"{joined.name} + {rules.name}" if joined.name else rules.name
         slots = {**joined.slots, **rules.slots}
         joined = Rules(name, joined.rules + rules.rules, rules.weights, slots, joined.text + rules.text)
@@ -184,7 +188,7 @@ def read_rules(*paths: str | Path) -> Rules:
 
 
 def parse_rules(data: Any, where: str = "rules") -> Rules:
-    """Turn the mapping of a rules file into `Rules`; AdaptError names the entry that is wrong."""
+    """Parse the mapping of a rules file; AdaptError names the entry that is not valid."""
     if not isinstance(data, Mapping):
         raise AdaptError(f"{where}: expected a mapping with name and rules, found {type(data).__name__}")
     _known(data, ("name", "weights", "seed", "slots", "rules"), where)
@@ -227,7 +231,7 @@ def _read_rule(entry: Any, where: str, seed: int) -> Rule:
     if kind == "copy" and "from" not in entry:
         raise AdaptError(f"{where}: copy needs `from`, the source's names")
     if kind == "grow" and "init" not in entry:
-        raise AdaptError(f"{where}: grow needs `init`, how new slots are made")
+        raise AdaptError(f"{where}: grow needs `init`, how new slots are initialized")
     init = read_init(entry.get("init", "target"), where, seed)
     axes = _read_axes(entry.get("axes", {}), where)
     return Rule(kind, tuple(globs), source=str(entry.get("from", "")), axes=axes, init=init, why=why)

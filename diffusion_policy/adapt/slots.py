@@ -1,7 +1,7 @@
-"""Named slots along one axis of a tensor, and how the slots of a source become those of a target.
+"""Slots: named positions along an axis of a tensor, and the map from the slots of a source to those of a target.
 
-A width of 7 says nothing about what its numbers mean; seven names do. Growth, removal and reordering of a dimension are
-all the same thing: target slots are looked up among the source's by name.
+A width of 7 does not tell what its numbers mean; seven names do. Growth, removal and reordering of dimensions are one
+operation: target slots are looked up among the source's by name.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class SlotMap:
 
     Attributes:
         axis: dimension of the tensor.
-        name: of the axis, such as "action" or "horizon".
-        source: names of the source's slots along it.
-        target: names of the target's slots along it.
+        name: name of the axis, such as "action" or "horizon".
+        source: names of the source's slots along the axis.
+        target: names of the target's slots along the axis.
     """
 
     axis: int
@@ -82,7 +82,7 @@ class SlotMap:
 
 
 def numbered(width: int) -> Names:
-    """Names of slots that only have a position: 0, 1, ..."""
+    """Names of slots that are only known by position: 0, 1, ..."""
     return tuple(str(index) for index in range(width))
 
 

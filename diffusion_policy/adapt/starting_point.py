@@ -1,6 +1,6 @@
-"""What a run takes of the checkpoint that it starts from, and what it refuses; planned without a number, or loaded.
+"""Checks the checkpoint that a training run starts from (`pretrained.path`), and plans or loads its weights.
 
-`train.py` and `doctor.py --config` ask here, so that both say the same.
+`train.py` loads them and `doctor.py --config` only plans, so both refuse the same checkpoints.
 """
 
 from __future__ import annotations
@@ -33,43 +33,44 @@ WHICH = ("same", "ema_model", "model")
 def load_pretrained(
     path: Path, cfg: DictConfig, model: nn.Module, ema_model: nn.Module | None
 ) -> tuple[Checkpoint, Ledger]:
-    """Give model and EMA the weights of a checkpoint, normalizer included; both or neither.
+    """Load a checkpoint's weights and normalizer into model and EMA, or into neither.
 
     Raises:
-        AdaptError: its actions are not those of the task, it was trained with other settings, or the weights do not fit
+        AdaptError: its actions differ from the task's, it was trained with other settings, or the weights do not fit
             or cover too little.
     """
     checkpoint, chosen = _checked(path, cfg)
     if cfg.pretrained.which == "same" and ema_model is not None and _average_differs(checkpoint):
         logger.warning(
-            "pretrained.which=same: training goes on from the live weights of %s; its averaged ones are forgotten "
-            "in the first updates, since the EMA starts with decay 0. pretrained.which=ema_model trains on from "
+            "pretrained.which=same: training starts from the live weights of %s; its averaged ones are lost "
+            "in the first updates, since the EMA starts with decay 0. pretrained.which=ema_model starts from "
             "the average",
             path,
         )
-    ledger = inherit(chosen, model, ema_model, **_terms(cfg))
+    ledger = inherit(chosen, model, ema_model, **_inherit_options(cfg))
     logger.info("weights of %s: %s", path, ledger.summary())
     return checkpoint, ledger
 
 
 def plan_pretrained(path: Path, cfg: DictConfig) -> Ledger:
-    """What a run of this config would take of a checkpoint; nothing is loaded, and what the run refuses is refused.
+    """The ledger of `load_pretrained` for a config, without loading anything.
 
     Raises:
-        as `load_pretrained`; CheckpointError: the config's policy cannot be built.
+        AdaptError: as `load_pretrained`.
+        CheckpointError: the config's policy cannot be built.
     """
     _, chosen = _checked(path, cfg)
     with torch.device("meta"):  # names and shapes only
         state = build_policy(cfg).state_dict()
     parts = ("model", "ema_model") if cfg.training.use_ema else ("model",)
-    return plan_inheritance(chosen, dict.fromkeys(parts, state), **_terms(cfg)).ledger
+    return plan_inheritance(chosen, dict.fromkeys(parts, state), **_inherit_options(cfg)).ledger
 
 
 def accepted_changes(cfg: DictConfig) -> list[str]:
-    """Settings that may change what a checkpoint's weights compute: `pretrained.accept`.
+    """The settings in `pretrained.accept`, whose values may differ from those of the checkpoint's training.
 
     Raises:
-        AdaptError: it is no list of names.
+        AdaptError: it is not a list of names.
     """
     accepted = OmegaConf.select(cfg, "pretrained.accept", default=None)
     if accepted is None:
@@ -79,12 +80,12 @@ def accepted_changes(cfg: DictConfig) -> list[str]:
     return list(accepted)
 
 
-def _terms(cfg: DictConfig) -> dict[str, Any]:
+def _inherit_options(cfg: DictConfig) -> dict[str, Any]:
     return {"min_coverage": float(cfg.pretrained.min_coverage), "recompute": bool(accepted_changes(cfg))}
 
 
 def _checked(path: Path, cfg: DictConfig) -> tuple[Checkpoint, Checkpoint]:
-    """A checkpoint that a run may start from, and the same with the weights that both models start from."""
+    """The checked checkpoint, as read and with the weights chosen by `pretrained.which` for both models."""
     settings = cfg.pretrained
     if settings.which not in WHICH:
         raise AdaptError(f"pretrained.which is {settings.which!r}; expected one of {', '.join(WHICH)}")
@@ -100,18 +101,18 @@ def _checked(path: Path, cfg: DictConfig) -> tuple[Checkpoint, Checkpoint]:
 
 
 def _average_differs(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint's averaged weights are not simply its live ones."""
+    """Whether a checkpoint's averaged weights differ from its live ones."""
     live, averaged = (checkpoint.state_dicts.get(which, {}) for which in ("model", "ema_model"))
     shared = live.keys() & averaged.keys()
     return not all(torch.equal(live[key], averaged[key]) for key in shared)
 
 
 class ActionsError(AdaptError):
-    """Actions of a checkpoint that are not those of the task.
+    """A checkpoint's actions differ from the task's.
 
     Attributes:
-        command: that grows the checkpoint; "" where growing makes no sense.
-        overrides: of the config, with which the actions are the checkpoint's.
+        command: the command that grows the checkpoint; "" where it cannot be grown.
+        overrides: overrides of the config that choose a task with the checkpoint's actions.
     """
 
     def __init__(self, message: str, command: str = "", overrides: tuple[str, ...] = ()) -> None:
@@ -120,7 +121,7 @@ class ActionsError(AdaptError):
 
 
 def check_actions(checkpoint: Checkpoint, spec: StepSpec) -> None:
-    """Refuse a checkpoint whose actions, or observed poses, are not the task's, by name and by meaning.
+    """Refuse a checkpoint whose actions or observed poses differ from the task's in name or meaning.
 
     Raises:
         ActionsError: other dimensions, or a rotation vector and gripper width where a quaternion is expected.
@@ -140,8 +141,8 @@ def check_actions(checkpoint: Checkpoint, spec: StepSpec) -> None:
         if any(layout_from_range(*both) == "xyz_rotvec_width" for both in ranges):
             verb = "predicts" if key == "action" else f"reads {key} as"
             raise ActionsError(
-                f"{where} {verb} rotation vector and gripper width (its statistics of {key} tell); "
-                f"the task has {list(names)}, so its weights mean something else"
+                f"{where} {verb} rotation vector and gripper width (according to its statistics of {key}); "
+                f"the task has {list(names)}, so its weights have another meaning"
             )
     semantics = (checkpoint.provenance or {}).get("action_semantics")
     check_semantics(semantics, spec.semantics, where)
@@ -166,20 +167,20 @@ def check_relative(checkpoint: Checkpoint, spec: StepSpec) -> None:
 
 
 def _other_actions(where: str, names: tuple[str, ...], spec: StepSpec) -> ActionsError:
-    said = (
+    found = (
         f"{where} predicts {len(names)} numbers {list(names)}, the task has {spec.action_dim} {list(spec.action_names)}"
     )
     task = _task_of(names)
     if set(names) < set(spec.action_names):
         grow = command("finetune_from_7d_to_8d", "--old_ckpt", where, "--new_ckpt", "GROWN.ckpt")
-        return ActionsError(f"{said}; grow it first: {grow}", grow)
+        return ActionsError(f"{found}; grow it first: {grow}", grow)
     if task:
-        return ActionsError(f"{said}\nadd to the command: {task}", overrides=(task,))
-    return ActionsError(said)
+        return ActionsError(f"{found}\nadd to the command: {task}", overrides=(task,))
+    return ActionsError(found)
 
 
 def _task_of(action_names: tuple[str, ...]) -> str:
-    """The override that chooses a task with these actions; "" where there is none in config/."""
+    """The override that chooses a task with these actions; "" if config/ has none."""
     for path in sorted((CONFIG / "task").glob("*.yaml")):
         if tuple(OmegaConf.select(OmegaConf.load(path), "shape_meta.action.names", default=())) == action_names:
             return f"task={path.stem}"

@@ -1,11 +1,10 @@
-"""What an adaptation aims at: a config, another checkpoint, or a manifest of names and shapes.
+"""Targets of an adaptation: a config, another checkpoint, or a manifest of names and shapes.
 
-A config's names and shapes come from the policy built on torch's meta device, without numbers or memory, so a plan
-costs nothing and an absurd config is found out first. For its numbers the policy is built once more, seeded, so that
-fresh tensors have the numbers that the policy itself would start with and buffers that follow from the config
-(attention masks, spatial grids) are right. The normalizer is no part of a fresh policy: its entries are laid out here,
-with numbers only where they are known (a range that the semantics fix, or a dataset's statistics) and NaN elsewhere,
-which `apply_plan` refuses to write.
+A config's names and shapes come from the policy built on torch's meta device, without values or memory, so planning is
+cheap and an absurd config is refused early. For its values the policy is built once more with a seed, so that fresh
+tensors have the policy's own initialization and buffers that follow from the config (attention masks, spatial grids)
+are correct. A freshly built policy has no normalizer: its entries are made here, with values where they are known (a
+range fixed by the semantics, or a dataset's statistics) and NaN elsewhere, which `apply_plan` refuses to write.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_policy.adapt import AdaptError
-from diffusion_policy.adapt.layout import Layout, robot_layout
+from diffusion_policy.adapt.named_axes import NamedAxes, policy_axes
 from diffusion_policy.adapt.plan import describe_state
 from diffusion_policy.checkpoint import ACTION_SCALE, build_policy, read_checkpoint
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
@@ -36,7 +35,7 @@ from diffusion_policy.tensor_file import TensorInfo
 from diffusion_policy.tensor_file.wrapped_names import wrapping_of
 
 NORMALIZER = "normalizer.params_dict."
-# Ranges that the meaning of a number fixes, whatever was recorded: a gripper is 0 closed, 1 open; images are [0, 1].
+# Ranges that are fixed by definition and not by the data: a gripper is 0 closed, 1 open; images are in [0, 1].
 GRIPPER_RANGE = (0.0, 1.0)
 IMAGE_RANGE = (0.0, 1.0)
 ENTRIES = ("offset", "scale", "input_stats.max", "input_stats.mean", "input_stats.min", "input_stats.std")
@@ -48,21 +47,21 @@ Statistics = dict[str, float]
 
 @dataclass(frozen=True)
 class Target:
-    """What is wanted.
+    """Names, shapes and values of the new checkpoint.
 
     Attributes:
         name: for messages and the ledger.
-        infos: names and shapes.
-        layout: named axes.
-        build: makes the values of a fresh target, normalizer included; NaN where only shapes are known.
+        infos: names and shapes of its tensors.
+        axes: names of the slots along the axes of its tensors.
+        build: makes the initial values, normalizer included; NaN where only shapes are known.
         cfg: the config, if there is one.
-        dataset: whose statistics the normalizer's new dimensions take; "" without one.
-        measured: per normalizer key, the names of dimensions that the dataset has.
+        dataset: dataset of the statistics for the normalizer's new dimensions; "" without one.
+        measured: names of the dimensions that the dataset has, by normalizer key.
     """
 
     name: str
     infos: Mapping[str, TensorInfo]
-    layout: Layout = field(default_factory=Layout)
+    axes: NamedAxes = field(default_factory=NamedAxes)
     build: Callable[[], Mapping[str, Tensor]] = dict
     cfg: DictConfig | None = None
     dataset: str = ""
@@ -70,21 +69,21 @@ class Target:
 
     @cached_property
     def state(self) -> Mapping[str, Tensor]:
-        """Values of a fresh target, built when they are first asked for."""
+        """The initial values, built on first access."""
         return self.build()
 
 
 def target_from_config(
     cfg: DictConfig, name: str, dataset: str | Path | None = None, seed: int = 0, gripper_scale: str | None = None
 ) -> Target:
-    """Build the policy of a config once and lay out its normalizer.
+    """The target that a config describes.
 
     Args:
         cfg: a training config with a `policy` section.
         name: for messages.
         dataset: a zarr whose statistics fill the normalizer's new dimensions.
-        seed: of the policy's own initialization.
-        gripper_scale: that the dataset's gripper is stored in where it is not 0..1; its statistics are of 0..1.
+        seed: seed of the policy's initialization.
+        gripper_scale: the scale of the dataset's gripper where it is not 0..1; statistics are those of 0..1.
     """
     spec = step_spec_of(cfg)
     buffer = None if dataset is None else ReplayBuffer.open(dataset, gripper_scale=parse_scales(gripper_scale))
@@ -98,13 +97,13 @@ def target_from_config(
 
     with torch.device("meta"):
         infos = describe_state(build())
-    return Target(name, infos, robot_layout(cfg), build, cfg, buffer.where if buffer else "", measured)
+    return Target(name, infos, policy_axes(cfg), build, cfg, buffer.where if buffer else "", measured)
 
 
 def target_from_checkpoint(path: str | Path, which: str = "model") -> Target:
     """Names, shapes and values of another checkpoint, with its config.
 
-    Where a wrapper has changed its names, its config tells what they should be.
+    Where a wrapper has changed its names, they are taken from its config instead.
     """
     checkpoint = read_checkpoint(path, wrapped=True)
     if which not in checkpoint.state_dicts:
@@ -112,16 +111,16 @@ def target_from_checkpoint(path: str | Path, which: str = "model") -> Target:
     state = checkpoint.state_dicts[which]
     if wrapping_of(state, ACTION_SCALE) is not None:
         return target_from_config(checkpoint.cfg, f"{Path(path).name} under its own names")
-    return Target(Path(path).name, describe_state(state), robot_layout(checkpoint.cfg), lambda: state, checkpoint.cfg)
+    return Target(Path(path).name, describe_state(state), policy_axes(checkpoint.cfg), lambda: state, checkpoint.cfg)
 
 
 def target_from_manifest(path: str | Path) -> Target:
     """Names and shapes from a JSON manifest: {name: shape}, {name: [shape, dtype]} or {name: {"shape", "dtype"}}.
 
-    The mapping may also stand under "tensors", beside notes on where it came from.
+    The mapping may also be the entry "tensors" of an object that has further entries.
 
     Raises:
-        AdaptError: the file is no such mapping.
+        AdaptError: the file is not such a mapping.
     """
     try:
         manifest = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -136,13 +135,13 @@ def target_from_manifest(path: str | Path) -> Target:
 
 
 def target_from_shapes(shapes: Mapping[str, tuple[int, ...]], name: str) -> Target:
-    """Names and shapes of float32 tensors that a model's definition lists."""
+    """The target with these names and shapes, of type float32, as listed by a model's definition."""
     infos = {key: TensorInfo(key, tuple(shape), "float32", 4 * math.prod(shape), key) for key, shape in shapes.items()}
     return Target(name, infos, build=lambda: _unknown(infos))
 
 
 def _unknown(infos: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
-    """Tensors that say shape and type and whose every number is NaN, not known; they take no memory."""
+    """Tensors of these shapes and types filled with NaN for unknown values; as expanded views they take no memory."""
     return {
         key: torch.tensor(math.nan).to(getattr(torch, info.dtype)).expand(info.shape) for key, info in infos.items()
     }
@@ -163,7 +162,7 @@ def _manifest_entry(key: str, entry: Any, path: str | Path) -> TensorInfo:
 
 
 def range_statistics(low: float, high: float) -> Statistics:
-    """Normalizer numbers that map [low, high] to [-1, 1]; mean and deviation of a uniform draw."""
+    """Normalizer entries that map [low, high] to [-1, 1]; mean and deviation are those of a uniform distribution."""
     scale = 2 / (high - low)
     mean, std = (low + high) / 2, (high - low) / math.sqrt(12)
     numbers = (-1 - scale * low, scale, high, mean, low, std)
@@ -173,10 +172,10 @@ def range_statistics(low: float, high: float) -> Statistics:
 def _normalizer_entries(
     spec: StepSpec, buffer: ReplayBuffer | None
 ) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]]]:
-    """All normalizer tensors of a spec, NaN where nothing tells a number, and which dimensions the dataset told."""
+    """All normalizer tensors of a spec, NaN where unknown, and the names of dimensions measured in the dataset."""
     vectors = {"action": spec.action_names, **{low_dim.key: low_dim.names for low_dim in spec.low_dim}}
     entries: dict[str, Tensor] = {}
-    told: dict[str, tuple[str, ...]] = {}
+    in_dataset: dict[str, tuple[str, ...]] = {}
     if buffer is not None:
         check_semantics(buffer.semantics, spec.semantics, buffer.where)
     for key, names in vectors.items():
@@ -184,14 +183,15 @@ def _normalizer_entries(
         if key == "action" and spec.relative:  # a dataset holds absolute ones
             measured = {name: numbers for name, numbers in measured.items() if name not in _moving(spec)}
         known = [measured.get(name) or _fixed(name) for name in names]
-        told[key] = tuple(name for name in names if name in measured)
+        in_dataset[key] = tuple(name for name in names if name in measured)
         for entry in ENTRIES:
             numbers = [statistics[entry] if statistics else math.nan for statistics in known]
             entries[f"{NORMALIZER}{key}.{entry}"] = torch.tensor(numbers, dtype=torch.float32)
     for image in spec.rgb:
         statistics = range_statistics(*IMAGE_RANGE)
         entries.update({f"{NORMALIZER}{image.key}.{entry}": torch.tensor([statistics[entry]]) for entry in ENTRIES})
-    return dict(sorted(entries.items(), key=lambda item: (item[0].split(".")[2], item[0].count("."), item[0]))), told
+    ordered = sorted(entries.items(), key=lambda item: (item[0].split(".")[2], item[0].count("."), item[0]))
+    return dict(ordered), in_dataset
 
 
 def _moving(spec: StepSpec) -> set[str]:
@@ -203,7 +203,7 @@ def _fixed(name: str) -> Statistics | None:
 
 
 def _measured(buffer: ReplayBuffer, key: str) -> dict[str, Statistics]:
-    """Statistics per named column of one array of a dataset; empty if it has no such array."""
+    """Statistics of each named column of one array of a dataset; empty if it has no such array."""
     if key not in buffer:
         return {}
     fitted = SingleFieldLinearNormalizer.create_fit(buffer.columns(key, buffer.names(key)))

@@ -45,7 +45,7 @@ RELEASED: Config = {
 
 _FUNCTION, _UNUSED, _TRAINING = Effect.FUNCTION, Effect.UNUSED, Effect.TRAINING
 _SAFE, _BREAKING = Verdict.SAFE, Verdict.BREAKING
-_SPLIT = "the same matrices are cut into other heads"
+_SPLIT = "the same matrices are split into other heads"
 _FROZEN = "which tensors train, not what they compute; no flag freezes vlln, vl_self_attention or future_tokens"
 
 _DEPTH_ADVICE = (

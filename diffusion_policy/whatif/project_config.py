@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffusion_policy.adapt.policy_settings import POLICY, Act
+from diffusion_policy.adapt.policy_settings import POLICY, Scope
 from diffusion_policy.adapt.target import ENTRIES, NORMALIZER
 from diffusion_policy.checkpoint import build_policy
 from diffusion_policy.errors import WorkspaceError
@@ -44,7 +44,7 @@ from diffusion_policy.training_config import ConfigError, compose_config_file
 # Of arguments that are sections, whose entries have meanings of their own.
 _SECTIONS = {
     "noise_scheduler": "another noise schedule than the one the weights were trained on",
-    "shape_meta": "the same widths carry other quantities",
+    "shape_meta": "the same inputs have another meaning",
 }
 
 
@@ -119,7 +119,7 @@ class PolicyDefinition:
         if not reached:
             return Effect.UNUSED, ""
         acting = [
-            argument for argument in reached if argument not in POLICY or POLICY[argument].act is not Act.TRAINING
+            argument for argument in reached if argument not in POLICY or POLICY[argument].scope is not Scope.TRAINING
         ]
         if not acting:
             return Effect.TRAINING, ""

@@ -83,7 +83,7 @@ def test_wrapped_names(prefix: str, where: str) -> None:
 def test_a_prefix_too_much(prefix: str) -> None:
     keys = ("a.w", "a.b", "c.w")
     error = refusal(names(*(prefix + key for key in keys)), names(*keys))
-    assert f"A prefix too much: 3 of the 3 missing names are in the source under {prefix!r}" in str(error)
+    assert f"A superfluous prefix: 3 of the 3 missing names are in the source under {prefix!r}" in str(error)
     assert f"prefix: {prefix}" in str(error)
 
 
@@ -107,7 +107,7 @@ def test_another_family(shared_data: Path, policy: State) -> None:
 def test_a_missing_rule_is_shown_and_solves_it(policy: State) -> None:
     source, target = (target_from_config(policy_cfg(action=width), str(width)) for width in (7, 8))
     with pytest.raises(PlanError) as caught:
-        make_plan(source.infos, target.infos, Rules(), source_layout=source.layout, target_layout=target.layout)
+        make_plan(source.infos, target.infos, Rules(), source_axes=source.axes, target_axes=target.axes)
     assert "Source and target differ in action_dim 7 -> 8" in str(caught.value)
     for rule in ("- grow:\n  - model.input_emb.weight", "- normalizer.params_dict.action.*"):
         assert rule in str(caught.value)
@@ -116,18 +116,18 @@ def test_a_missing_rule_is_shown_and_solves_it(policy: State) -> None:
 def test_suggested_rules_of_a_grown_horizon_and_crop_settle_it() -> None:
     source = target_from_config(policy_cfg(), "old")
     target = target_from_config(policy_cfg(horizon=12, crop_shape=[20, 24], n_layer=3), "new")
-    layouts = {"source_layout": source.layout, "target_layout": target.layout}
+    named = {"source_axes": source.axes, "target_axes": target.axes}
     with pytest.raises(PlanError) as caught:
-        make_plan(source.infos, target.infos, Rules(), **layouts)
+        make_plan(source.infos, target.infos, Rules(), **named)
     suggested = yaml.safe_load(str(caught.value).split("`rules:` in a rules file):\n")[1])
-    plan = make_plan(source.infos, target.infos, parse_rules({"rules": suggested}), **layouts)
+    plan = make_plan(source.infos, target.infos, parse_rules({"rules": suggested}), **named)
     assert plan.ledger.counts()["fresh"].keys == 18
 
 
 def test_another_width_starts_anew_rather_than_growing_into_nonsense() -> None:
     source, target = (target_from_config(policy_cfg(n_emb=width), str(width)) for width in (32, 64))
     with pytest.raises(PlanError, match=r"differ in n_emb 32 -> 64(?s:.)*- strip:") as caught:
-        make_plan(source.infos, target.infos, Rules(), source_layout=source.layout, target_layout=target.layout)
+        make_plan(source.infos, target.infos, Rules(), source_axes=source.axes, target_axes=target.axes)
     assert "- grow" not in str(caught.value)
 
 

@@ -54,11 +54,11 @@ def test_removed_and_reordered_action_dimensions(tmp_path: Path) -> None:
     # A removed input changes what the others see, unless the policy ignored it: the proof measures it.
     fewer = adapt(source, policy_cfg(action=7), tmp_path / "fewer.ckpt", "action_dims")
     assert "removed gripper" in next(iter(fewer.of("grown"))).slots[0].describe()
-    assert "outputs move by" in fewer.notes[-1]
+    assert "outputs change by" in fewer.notes[-1]
 
 
 def test_same_width_with_other_names_is_not_copied(source: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="same shape, other meaning"):
+    with pytest.raises(PlanError, match="same shape, different meaning"):
         adapt(source, policy_cfg(action=POSE[::-1]), tmp_path / "new.ckpt")
 
 
@@ -69,7 +69,7 @@ def test_action_dimension_without_known_range_needs_a_dataset(source: Checkpoint
     zarr = numbers(tmp_path / "d.zarr", action=(*POSE, "force"))
     ledger = adapt(source, cfg, tmp_path / "new.ckpt", "action_dims", dataset=zarr)
     assert PRESERVED in ledger.notes[-1]
-    taken = [note for note in ledger.notes if "normalizer numbers of new dimensions" in note]
+    taken = [note for note in ledger.notes if "normalizer statistics of new dimensions" in note]
     assert len(taken) == 1, "only what is new takes the dataset's numbers, and the notes say no more than that"
     assert "of new dimensions of action come from" in taken[0]
 
@@ -116,7 +116,7 @@ def test_longer_horizon_keeps_the_steps_that_both_have(source: Checkpoint, tmp_p
 
 def test_more_observation_steps_say_by_how_much_outputs_move(source: Checkpoint, tmp_path: Path) -> None:
     ledger = adapt(source, policy_cfg(n_obs_steps=3), tmp_path / "new.ckpt", "more_obs_steps")
-    assert "not preserved: outputs move by" in ledger.notes[-1]
+    assert "not preserved: outputs change by" in ledger.notes[-1]
     with pytest.raises(AdaptError, match=r"nothing was written: model: .* not preserved"):
         adapt(source, policy_cfg(n_obs_steps=3), tmp_path / "strict.ckpt", "more_obs_steps", must_preserve=True)
     assert not (tmp_path / "strict.ckpt").exists()
@@ -133,7 +133,7 @@ def test_more_layers_start_as_identity(tmp_path: Path, options: dict[str, Any]) 
 def test_another_crop_recomputes_the_grids(source: Checkpoint, tmp_path: Path) -> None:
     ledger = adapt(source, policy_cfg(crop_shape=[20, 24]), tmp_path / "new.ckpt", "crop_size")
     assert {entry.key.rsplit(".", 1)[1] for entry in ledger.of("recomputed")} == {"pos_x", "pos_y"}
-    assert "outputs move by" in ledger.notes[-1]
+    assert "outputs change by" in ledger.notes[-1]
     state = read_checkpoint(tmp_path / "new.ckpt").state_dicts["model"]
     first, second = (f"obs_encoder.obs_nets.image.{name}.pos_x" for name in ("pool", "nets.1"))
     assert state[first].shape == (1, 1)
@@ -144,7 +144,7 @@ def test_another_image_size_changes_no_tensor(source: Checkpoint, tmp_path: Path
     obs = {**OBS, "image": {"shape": [3, 60, 80], "type": "rgb"}}
     ledger = adapt(source, policy_cfg(obs=obs), tmp_path / "new.ckpt")
     assert not ledger.of("grown", "recomputed", part="model")
-    assert "outputs move by" in ledger.notes[-1]
+    assert "outputs change by" in ledger.notes[-1]
 
 
 def test_rules_files_combine(source: Checkpoint, tmp_path: Path) -> None:

@@ -87,4 +87,4 @@ def test_six_numbers_of_a_rotation_are_new_ones(source: Checkpoint, tmp_path: Pa
     new = "r11, r12, r13, r21, r22, r23 and 1 more"
     assert slot.describe() == f"axis 0 (sample): 3 kept, new {new}, removed qx, qy, qz, qw"
     assert "3 shared action dimensions" in ledger.notes[-1]
-    assert "not preserved: outputs move by" in ledger.notes[-1]
+    assert "not preserved: outputs change by" in ledger.notes[-1]

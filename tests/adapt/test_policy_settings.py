@@ -14,9 +14,9 @@ from diffusion_policy.adapt.policy_settings import (
     POLICY,
     SCHEDULER,
     TARGET,
-    Act,
+    Scope,
     differences,
-    meaning_of,
+    effect_of,
     root_of,
     settings_of,
     unknown_settings,
@@ -128,7 +128,7 @@ def is_said(key: str) -> bool:
     """Whether a key, or a section that it lies in, is compared or free."""
     sections = [key.rsplit(".", depth)[0] for depth in range(key.count(".") + 1)]
     free = any(section in FREE and (section == key or section not in OPEN) for section in sections)
-    return key in ROOTS or free or any(meaning_of(section) is not None for section in sections)
+    return key in ROOTS or free or any(effect_of(section) is not None for section in sections)
 
 
 def test_every_setting_of_a_config_is_compared_or_free_for_a_reason() -> None:
@@ -140,11 +140,11 @@ def test_every_setting_of_a_config_is_compared_or_free_for_a_reason() -> None:
     assert not is_said("policy.noise_scheduler.offset_noise")
     assert not is_said("task.arm")
     assert not is_said("tokens")
-    assert all(meaning.note for meaning in (*POLICY.values(), *SCHEDULER.values()))
+    assert all(effect.note for effect in (*POLICY.values(), *SCHEDULER.values()))
 
 
 @pytest.mark.parametrize("target", SCHEDULER_TARGETS)
-def test_every_option_of_a_scheduler_has_a_meaning(target: str) -> None:
+def test_every_option_of_a_scheduler_has_an_effect(target: str) -> None:
     module, _, name = target.rpartition(".")
     kind = getattr(__import__(module, fromlist=[name]), name)
     options = set(inspect.signature(kind.__init__).parameters) - {"self"}
@@ -153,8 +153,8 @@ def test_every_option_of_a_scheduler_has_a_meaning(target: str) -> None:
 
 def test_another_value_is_known_of_every_setting_that_matters(cfg: DictConfig) -> None:
     plain = OmegaConf.to_container(cfg)
-    matters = {root_of(plain, path) for path in settings_of(cfg) if not meaning_of(path).act.free}  # type: ignore[union-attr,arg-type]
-    gaps = {f"{SCHEDULE}.{name}" for name, meaning in SCHEDULER.items() if not meaning.act.free}
+    matters = {root_of(plain, path) for path in settings_of(cfg) if not effect_of(path).scope.free}  # type: ignore[union-attr,arg-type]
+    gaps = {f"{SCHEDULE}.{name}" for name, effect in SCHEDULER.items() if not effect.scope.free}
     tried = CHANGED.keys() | CONDITIONAL.keys() | set(LISTS)
     settled = {name for name in matters | gaps if not name.endswith("type") or name in tried}
     assert settled - {TARGET} <= tried, "another class is refused as a whole, see below"
@@ -163,8 +163,8 @@ def test_another_value_is_known_of_every_setting_that_matters(cfg: DictConfig) -
 def test_a_checkpoint_of_another_class_is_refused_with_the_config_that_trains_it(cfg: DictConfig) -> None:
     other = compose_training("train_unet_cogact_robot").policy._target_
     (found,) = differences(changed(cfg, {TARGET: other}), {}, cfg)
-    assert (found.name, found.theirs, found.override) == (TARGET, other, "--config-name=train_unet_cogact_robot")
-    assert not found.meaning.act.free
+    assert (found.name, found.trained, found.override) == (TARGET, other, "--config-name=train_unet_cogact_robot")
+    assert not found.effect.scope.free
 
 
 @pytest.mark.parametrize("name", [*CHANGED, *CONDITIONAL])
@@ -174,13 +174,13 @@ def test_a_setting_that_matters_is_refused_with_the_override_that_mends_it(cfg: 
     checkpoint = Checkpoint("old.ckpt", changed(cfg, {name: value}), {"model": {}}, {})  # type: ignore[arg-type]
     with pytest.raises(SettingsError) as caught:
         check_settings(checkpoint, cfg)
-    found = [one for one in differences(checkpoint.cfg, {}, cfg) if not one.meaning.act.free]
+    found = [one for one in differences(checkpoint.cfg, {}, cfg) if not one.effect.scope.free]
     assert name in {difference.name for difference in found}
     assert str(caught.value).startswith("old.ckpt was trained with other settings than this config: ")
     assert "add to the command: " in caught.value.remedy
-    again = changed(cfg, {difference.name: difference.theirs for difference in found})
+    again = changed(cfg, {difference.name: difference.trained for difference in found})
     check_settings(checkpoint, again)
-    acting = [difference.name for difference in found if difference.meaning.act is Act.FUNCTION]
+    acting = [difference.name for difference in found if difference.effect.scope is Scope.FUNCTION]
     if len(acting) == len(found):
         check_settings(checkpoint, cfg, acting)
         assert caught.value.acceptance.startswith("pretrained.accept=[")
@@ -197,7 +197,7 @@ def test_a_setting_of_size_is_seen_in_names_or_shapes(cfg: DictConfig, name: str
     assert shapes[0] != shapes[1]
     # Told from the tensors alone, where the file's config tells nothing of the policy.
     (difference,) = differences(OmegaConf.create({}), shapes[1], cfg)
-    assert (difference.name, difference.theirs) == (root, CHANGED[root])
+    assert (difference.name, difference.trained) == (root, CHANGED[root])
 
 
 @pytest.mark.parametrize(("name", "value"), [
@@ -226,7 +226,7 @@ def test_the_unets_settings_are_refused_alike(name: str) -> None:
     with torch.device("meta"):
         shapes = [{key: tuple(tensor.shape) for key, tensor in build_policy(each).state_dict().items()}
                   for each in (cfg, checkpoint.cfg)]  # fmt: skip
-    size = meaning_of(name) is not None and meaning_of(name).act is Act.SIZE  # type: ignore[union-attr]
+    size = effect_of(name) is not None and effect_of(name).scope is Scope.SIZE  # type: ignore[union-attr]
     assert not size or shapes[0] != shapes[1]
     if name in ("horizon", "policy.n_groups"):
         assert shapes[0] == shapes[1]
@@ -287,7 +287,7 @@ def test_the_order_of_observations_and_their_kinds_are_compared(cfg: DictConfig)
     other = OmegaConf.create(OmegaConf.to_container(cfg))
     obs = other.task.shape_meta.obs
     other.task.shape_meta.obs = {key: obs[key] for key in reversed(list(obs))}
-    with pytest.raises(SettingsError, match=r"write task.shape_meta.obs as the checkpoint has it, \['robot_gripper_"):
+    with pytest.raises(SettingsError, match=r"set task.shape_meta.obs to the checkpoint.s value, \['robot_gripper_"):
         check_settings(Checkpoint("old.ckpt", other, {"model": {}}, {}), cfg)  # type: ignore[arg-type]
 
 
@@ -318,7 +318,7 @@ def test_an_accepted_change_loads_with_the_runs_own_masks_and_grids(
     assert isinstance(started, DictConfig)
     (name,) = (f"policy.{option}" for option in options)
     for ask in (plan_pretrained, lambda path, cfg: load_pretrained(path, cfg, build_policy(cfg), None)):
-        with pytest.raises(SettingsError, match=rf"or, if the change is meant.*pretrained\.accept=\[{name}\]"):
+        with pytest.raises(SettingsError, match=rf"or, to keep the change.*pretrained\.accept=\[{name}\]"):
             ask(tmp_path / "old.ckpt", started)
     started.pretrained.accept = [name]
     model = build_policy(started)

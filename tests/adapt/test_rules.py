@@ -27,7 +27,7 @@ def test_files_join_and_must_agree_on_weights(tmp_path: Path) -> None:
     assert (joined.name, len(joined.rules), joined.weights) == ("a + b", 2, "model")
     assert len(joined.to_json()) == 2
     second.write_text("rules: [{drop: b}]\n")
-    with pytest.raises(AdaptError, match="weights is 'each', a file before it says 'model'"):
+    with pytest.raises(AdaptError, match="weights is 'each', an earlier file has 'model'"):
         read_rules(first, second)
 
 

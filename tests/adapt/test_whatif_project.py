@@ -15,7 +15,7 @@ CONFIG = "train_cogact_robot"
 @pytest.mark.parametrize(("changes", "verdict", "why"), [
     (["training.seed=7"], Verdict.SAFE, "no part of the model reads it"),
     (["policy.p_drop_attn=0.1"], Verdict.SAFE, "training only"),
-    (["policy.n_head=8"], Verdict.DIFFERS, "cut into other heads"),
+    (["policy.n_head=8"], Verdict.DIFFERS, "split into other heads"),
     (["n_action_steps=4"], Verdict.DIFFERS, "another slice"),
     (["policy.noise_scheduler.beta_schedule=linear"], Verdict.DIFFERS, "noise schedule"),
     (["policy.n_layer=12"], Verdict.PARTLY, "new"),

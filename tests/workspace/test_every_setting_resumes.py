@@ -13,7 +13,7 @@ import tiny_run
 import torch
 from same_runs import assert_same_runs
 
-from diffusion_policy.adapt.policy_settings import Act, differences
+from diffusion_policy.adapt.policy_settings import Scope, differences
 from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
 from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
@@ -230,7 +230,7 @@ def test_every_config_resumes_to_the_bit(choice, datasets, pose_checkpoint, grow
     cfg.pretrained.path = None if weights is None else str(weights)
     cfg.exp_name = ""
     others = [] if weights is None else differences(read_checkpoint(weights).cfg, {}, cfg)  # tiny ones of no config
-    cfg.pretrained.accept = [other.name for other in others if other.meaning.act is Act.FUNCTION]
+    cfg.pretrained.accept = [other.name for other in others if other.effect.scope is Scope.FUNCTION]
     if cfg not in shown:
         assert_resumes(cfg, choice, tmp_path)
         shown.append(cfg)

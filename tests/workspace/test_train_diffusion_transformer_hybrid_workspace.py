@@ -113,7 +113,7 @@ def test_model_and_average_start_from_the_grown_weights_and_the_log_says_so(data
 def test_that_an_average_will_be_forgotten_is_said(dataset, grown, tmp_path, caplog):
     overrides = (f"pretrained.path={grown}", "training.num_epochs=0")
     workspace(dataset, tmp_path / "same", *overrides).run()
-    said = "pretrained.which=same: training goes on from the live weights"
+    said = "pretrained.which=same: training starts from the live weights"
     assert said in caplog.text
     caplog.clear()
     workspace(dataset, tmp_path / "average", *overrides, "pretrained.which=ema_model").run()

@@ -1,4 +1,4 @@
-"""Named axes of the robot policy's tensors: the table that its class brings, with the slots that a config tells."""
+"""Named axes of a policy's tensors: the policy class lists the axes, the config determines the slots along them."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from diffusion_policy.shape_meta import step_spec_of
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Names along the axes of one side's tensors.
+class NamedAxes:
+    """The named axes of the tensors of source or target, and the names of the slots along each axis.
 
     Attributes:
-        slots: axis name -> names of its slots.
-        tensors: which tensors have which axes; the first match counts.
+        slots: names of the slots, by name of the axis.
+        tensors: which tensors have which axes; the first entry whose pattern matches applies.
     """
 
     slots: Mapping[str, Names] = field(default_factory=dict)
     tensors: tuple[NamedTensor, ...] = ()
 
     def tensor(self, key: str) -> NamedTensor | None:
-        """What is known of that tensor, or None."""
+        """The entry whose pattern matches the tensor's name, or None."""
         for named in self.tensors:
             if glob_regex(named.pattern).fullmatch(key):
                 return named
         return None
 
     def slots_of(self, key: str) -> dict[int, tuple[str, Names]]:
-        """Dimension -> (axis name, slot names) of that tensor, for the axes that this side knows."""
+        """(axis name, slot names) by dimension of that tensor, for the axes whose slots are known."""
         named = self.tensor(key)
         axes = named.axes if named and named.init != "recompute" else {}
         return {axis: (name, self.slots[name]) for axis, name in axes.items() if name in self.slots}
 
 
 def follows_from_config(key: str) -> bool:
-    """Whether a tensor of the policy is a mask or a grid, made from the config and not learned."""
+    """Whether a tensor of the policy is a mask or a grid, which is computed from the config and not learned."""
     tensors = (named for kind in policy_classes() for named in kind.tensors.named)
     return any(named.init == "recompute" and glob_regex(named.pattern).fullmatch(key) for named in tensors)
 
@@ -58,8 +58,8 @@ def policy_config(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in resolved.items()}
 
 
-def robot_layout(cfg: DictConfig) -> Layout:
-    """The layout of the robot policy that a config describes."""
+def policy_axes(cfg: DictConfig) -> NamedAxes:
+    """The named axes of the tensors of the policy that a config describes."""
     policy = policy_config(cfg)
     tensors = class_of_options(policy).tensors
     spec = step_spec_of(cfg)
@@ -72,4 +72,4 @@ def robot_layout(cfg: DictConfig) -> Layout:
         NamedTensor(f"normalizer.params_dict.{obs_field.key}.*", {0: obs_field.key}, "target")
         for obs_field in spec.low_dim
     )
-    return Layout(slots, (*tensors.named, *states))
+    return NamedAxes(slots, (*tensors.named, *states))
