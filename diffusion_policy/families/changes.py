@@ -1,4 +1,4 @@
-"""Changes of a model's config as users write them: read, and carried out on a copy."""
+"""Parses changes of a model's config ("a.b=v", "~a.b") and applies them to a copy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffusion_policy.families.family import ABSENT, Config, ConstructionError, 
 
 @dataclass(frozen=True)
 class Change:
-    """One value of the config that changes: from `before` to `after`, either of which may be ABSENT."""
+    """The change of one value of a config from `before` to `after`, either of which may be ABSENT."""
 
     path: str
     spelling: str
@@ -28,7 +28,7 @@ class Change:
 
 
 def parse_change(under: ModelUnderChange, text: str) -> Change:
-    """Read "a.b=v" or "~a.b"; FamilyError for anything else."""
+    """Parse "a.b=v" or "~a.b"; FamilyError for anything else."""
     removes = text.startswith("~")
     key, equals, value = text.removeprefix("~").partition("=")
     if not key or removes == bool(equals):
@@ -37,7 +37,7 @@ def parse_change(under: ModelUnderChange, text: str) -> Change:
     before = lookup(under.config, path)
     if removes:
         if before is ABSENT:
-            raise FamilyError(f"{key} is not in the config of {under.name}: its class default applies already")
+            raise FamilyError(f"{key} is not in the config of {under.name}: the class default already applies")
         _check_removable(under, path)
         return Change(path, under.spelling(path), before, ABSENT)
     try:
@@ -53,14 +53,14 @@ def _check_removable(under: ModelUnderChange, path: str) -> None:
     setting = under.settings[path]
     if not setting.has_default:
         raise ConstructionError(
-            f"{under.spelling(path)} has no class default: without the key nothing can be built", path
+            f"{under.spelling(path)} has no class default: without the key the model cannot be built", path
         )
     if setting.only:
         setting.check(setting.default, under.spelling(path))
 
 
 def with_changes(config: Config, changes: Sequence[Change]) -> dict[str, Any]:
-    """A copy of the config with the changes made."""
+    """A copy of the config with the changes applied."""
     changed = copy.deepcopy(dict(config))
     for change in changes:
         *sections, last = change.path.split(".")

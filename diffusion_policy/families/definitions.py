@@ -1,4 +1,4 @@
-"""Models of the families by name or by their config.json: what `whatif` changes, and what a plan may aim at."""
+"""Definitions of models by name or config.json: for `whatif`, and as targets of an adaptation."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ DEFINITIONS = {**vpt.DEFINITIONS, "groot_n1_5": groot_n1_5.definition, **groot_f
 
 
 def open_definition(model: str | Path) -> ModelDefinition | None:
-    """`vpt` (also `vpt_1x`, `vpt_3x`), `groot_n1_5`, `groot_n1_6`, `groot_n1_7`, or the path of a GR00T config.json.
+    """The definition of a model.
 
-    None for any other name. Raises FamilyError for a JSON file that is not the config.json of a GR00T model.
+    Args:
+        model: `vpt` (also `vpt_1x`, `vpt_3x`), `groot_n1_5`, `groot_n1_6`, `groot_n1_7`, or the path of a GR00T
+            config.json.
+
+    Returns:
+        The definition; None for any other name.
+
+    Raises:
+        FamilyError: a JSON file is not the config.json of a GR00T model.
     """
     if str(model) in DEFINITIONS:
         return DEFINITIONS[str(model)]()
@@ -31,11 +39,11 @@ def open_definition(model: str | Path) -> ModelDefinition | None:
 
 
 def is_config(path: Path) -> bool:
-    """Whether a JSON file is the config.json of a model here; FamilyError if it cannot be read."""
+    """Whether a JSON file is the config.json of a known model; FamilyError if it cannot be read."""
     return groot_n1_5.read_config(path) is not None or groot_flat.read_config(path) is not None
 
 
 def target_shapes(model: str | Path) -> dict[str, Shape] | None:
-    """Names and shapes of a whole checkpoint of that model, as a plan's target; None if it is of no family here."""
+    """Names and shapes of a whole checkpoint of a model; None if the model is unknown."""
     definition = open_definition(model)
     return definition.file_shapes(definition.config) if definition else None

@@ -1,10 +1,9 @@
-"""What a family of checkpoints is, and what a model that is known by its configuration alone is.
+"""Types of the families: a family of checkpoints, and a model defined by formulas of its configuration.
 
-A `Family` answers "whose file is this?" from names and shapes only: every member holds its `marker`, and whatever
-stands before the marker is a prefix that somebody's wrapper put there. A `ModelDefinition` answers "which tensors would
-this configuration have?" without building anything: shapes are formulas of the configuration, and each setting says
-what it does when no tensor shows it. `adapt.whatif` turns a definition into verdicts, `adapt.diagnose` a recognition
-into a cause.
+A `Family` is recognized by names and shapes only: every member has a tensor named `marker`, and a prefix of the marker
+was added by a wrapper. A `ModelDefinition` gives the tensors of a configuration without building the model: shapes are
+formulas of the configuration, and each setting describes the effect of a change that alters no shape. `whatif` derives
+the impact of a change from a definition, `adapt.diagnosis` the cause of a mismatch from a recognized family.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ Config = Mapping[str, Any]
 
 
 class FamilyError(AdaptError):
-    """A question about a family of models that cannot be answered: an unknown setting, a value of another kind."""
+    """A request about a family of models that is not valid: an unknown setting, a value of the wrong type."""
 
 
 class ConstructionError(FamilyError):
     """The model's own constructor would refuse this configuration.
 
-    `setting` is the dotted path of the value to blame.
+    `setting` is the dotted path of the value that causes it.
     """
 
     def __init__(self, message: str, setting: str):
@@ -37,8 +36,8 @@ class ConstructionError(FamilyError):
         self.setting = setting
 
 
-class Verdict(StrEnum):
-    """What one changed value does to a pretrained model, from harmless to fatal."""
+class Impact(StrEnum):
+    """The impact of a changed value on a pretrained model, from harmless to fatal."""
 
     SAFE = "safe"
     DIFFERS = "loads, but computes something else"
@@ -50,11 +49,11 @@ class Verdict(StrEnum):
     @property
     def severity(self) -> int:
         """0 for safe, larger is worse."""
-        return list(Verdict).index(self)
+        return list(Impact).index(self)
 
 
 class Unset(Enum):
-    """The two values that are none: a setting without a default, and a key that is not in the configuration."""
+    """Markers in place of a value: a setting without a default, and a key that is not in the configuration."""
 
     REQUIRED = "required"
     ABSENT = "(absent)"
@@ -64,10 +63,10 @@ REQUIRED, ABSENT = Unset.REQUIRED, Unset.ABSENT
 
 
 class Effect(Enum):
-    """What a changed setting does when every tensor keeps its name and shape."""
+    """The effect of a changed setting when every tensor keeps its name and shape."""
 
     UNUSED = "no part of the model reads it"
-    TRAINING = "it acts in training only"
+    TRAINING = "it affects training only"
     FUNCTION = "the same tensors are used for another computation"
 
 
@@ -86,41 +85,44 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One value of a configuration.
+    """One setting of a configuration.
 
-    kind is one of `_KINDS` (a trailing "?" admits null), default is what the class uses where the key is absent, effect
-    and note tell what a change does that no tensor shows. believed is the verdict that circulates among users, where it
-    differs between cases or is wrong; advice is shown when the change is not safe. only lists the values that are
-    described here.
+    Attributes:
+        kind: one of `_KINDS`; a trailing "?" also allows null.
+        default: the class's default, used where the key is absent.
+        effect, note: the effect of a change that alters no shape, and its description.
+        believed: the impact that a widely copied guide states, where that is wrong in some cases.
+        advice: shown when the change is not safe.
+        only: the values that this definition covers; empty: all.
     """
 
     kind: str
     default: Any = REQUIRED
     effect: Effect = Effect.UNUSED
     note: str = ""
-    believed: Verdict | None = None
+    believed: Impact | None = None
     advice: str = ""
     only: tuple[Any, ...] = ()
 
     @property
     def has_default(self) -> bool:
-        """Whether the class knows a value where the key is absent."""
+        """Whether the class has a default for an absent key."""
         return self.default is not REQUIRED
 
     def check(self, value: object, path: str) -> None:
-        """Raise FamilyError where `value` is of another kind, or is one that this definition does not describe."""
+        """Raise FamilyError if `value` is of the wrong kind or not covered by this definition."""
         expected, fits = _KINDS[self.kind.removesuffix("?")]
         nullable = self.kind.endswith("?")
         if not (fits(value) or (nullable and value is None)):
             raise FamilyError(f"{path} is {value!r}: expected {expected}{' or null' if nullable else ''}")
         if self.only and value not in self.only:
             described = " or ".join(repr(one) for one in self.only)
-            raise FamilyError(f"{path} is {value!r}: this definition of the model only describes {described}")
+            raise FamilyError(f"{path} is {value!r}: this definition of the model only covers {described}")
 
 
 @dataclass(frozen=True)
-class Clash:
-    """Widths that must agree and do not: the model may load, but its forward pass fails."""
+class Conflict:
+    """Settings whose widths must agree but differ: the model may load, but its forward pass fails."""
 
     settings: tuple[str, ...]
     reason: str
@@ -128,14 +130,18 @@ class Clash:
 
 @dataclass(frozen=True)
 class ModelDefinition:
-    """A model known by formulas.
+    """A model defined by formulas of its configuration.
 
-    config is the configuration of the released model; settings are all values that may be set, by dotted path; home is
-    the section in which names without a section live, or empty; closed are sections whose constructors refuse unknown
-    keys.
-    shapes(config) lists names and shapes in the order of the state_dict and raises ConstructionError; clashes(config)
-    lists widths that disagree; parts(paths) says which parts of the model settings touch. file_shapes(config) names all
-    tensors as checkpoint files do.
+    Attributes:
+        name, title: for messages and headings.
+        config: configuration of the released model.
+        settings: all settings, by dotted path.
+        home: the section of keys that are written without one; may be empty.
+        shapes: names and shapes by configuration and parts, in the order of the state_dict; raises ConstructionError.
+        conflicts: settings of a configuration whose widths disagree.
+        parts: the parts of the model that depend on given settings.
+        file_shapes: names and shapes of all tensors of a checkpoint file, by configuration.
+        closed: sections whose constructors refuse unknown keys.
     """
 
     name: str
@@ -144,21 +150,21 @@ class ModelDefinition:
     settings: Mapping[str, Setting]
     home: str
     shapes: Callable[[Config, Sequence[str]], dict[str, Shape]]
-    clashes: Callable[[Config], list[Clash]]
+    conflicts: Callable[[Config], list[Conflict]]
     parts: Callable[[Sequence[str]], list[str]]
     file_shapes: Callable[[Config], dict[str, Shape]]
     closed: tuple[str, ...] = ()
 
     def effect(self, path: str, before: Config, after: Config) -> tuple[Effect, str]:
-        """What a change of the setting at `path` does where no tensor shows it, and in words."""
+        """The effect of changing the setting at `path` when no shape changes, and its description."""
         setting = self.settings[path]
         return setting.effect, setting.note
 
     def locate(self, key: str) -> str:
-        """The dotted path of `key`, which may leave out the home section.
+        """The dotted path of `key`, which may omit the home section.
 
-        Raises ConstructionError for a key that the model's constructor refuses, FamilyError for one that nobody reads;
-        both name the closest known key.
+        Raises ConstructionError for a key that the model's constructor refuses, FamilyError for one that no code reads;
+        both give the closest known key.
         """
         for path in (key, self._at_home(key)):
             if path in self.settings:
@@ -172,7 +178,7 @@ class ModelDefinition:
         raise FamilyError(f"{self.name} has no setting {key!r} (no code of the model reads it); {hint}")
 
     def spelling(self, path: str) -> str:
-        """How a user writes `path`: without the home section."""
+        """The path as users write it, without the home section."""
         return path.removeprefix(f"{self.home}.") if self.home else path
 
     def _at_home(self, key: str) -> str:
@@ -180,23 +186,23 @@ class ModelDefinition:
 
 
 class ModelUnderChange(Protocol):
-    """What `adapt.whatif` asks of a model: a `ModelDefinition`, or a config of the project."""
+    """The interface of models for `whatif`: a `ModelDefinition`, or a config of the project."""
 
     @property
     def name(self) -> str:
-        """As users call it."""
+        """The name that users give."""
 
     @property
     def title(self) -> str:
-        """For headings."""
+        """The title for headings."""
 
     @property
     def config(self) -> Config:
-        """Of the pretrained model."""
+        """The pretrained model's configuration."""
 
     @property
     def settings(self) -> Mapping[str, Setting]:
-        """All that may be set, by dotted path."""
+        """All settings, by dotted path."""
 
     def locate(self, key: str) -> str:
         """The dotted path of a key as users write it."""
@@ -205,24 +211,24 @@ class ModelUnderChange(Protocol):
         """Inverse of `locate`."""
 
     def parts(self, paths: Sequence[str]) -> list[str]:
-        """Which parts of the model a change of these settings touches."""
+        """The parts of the model that depend on these settings."""
 
     def shapes(self, config: Config, parts: Sequence[str]) -> dict[str, Shape]:
-        """Names and shapes of those parts; raises ConstructionError."""
+        """Names and shapes of these parts; raises ConstructionError."""
 
-    def clashes(self, config: Config) -> list[Clash]:
-        """Why the forward pass would fail."""
+    def conflicts(self, config: Config) -> list[Conflict]:
+        """Settings that disagree, so that the forward pass would fail."""
 
     def effect(self, path: str, before: Config, after: Config) -> tuple[Effect, str]:
-        """What a change of the setting at `path` does where no tensor shows it, and in words."""
+        """The effect of changing the setting at `path` when no shape changes, and its description."""
 
 
 def closest(word: str, known: Sequence[str]) -> str:
-    """A half sentence that names the known word nearest to `word`: by its last part first, then as a whole."""
+    """A clause with the known name most similar to `word`, preferring names with the same last part."""
     last = word.rpartition(".")[2]
     same_last = [name for name in known if name.rpartition(".")[2] == last]
     match = difflib.get_close_matches(word, same_last or known, n=1, cutoff=0.0)
-    return f"the closest is {match[0]!r}" if match else "nothing may be set there"
+    return f"the closest is {match[0]!r}" if match else "it has no settings"
 
 
 def lookup(config: Config, path: str) -> Any:
@@ -239,9 +245,13 @@ def lookup(config: Config, path: str) -> Any:
 class Family:
     """A family of checkpoints.
 
-    marker is a name that every member holds; part is the marker's first component, which accidents strip and which
-    holds the groups in `inside`. prefixes tells whose habit each known wrapper prefix is. settings reads shape-bearing
-    settings off tensors.
+    Attributes:
+        name, title: for messages.
+        marker: name of a tensor that every member has.
+        part: the marker's first component, which is sometimes stripped from all names.
+        inside: the modules inside `part`.
+        prefixes: the wrapper or library that adds each known prefix.
+        settings: reads settings from the shapes of tensors.
     """
 
     name: str
@@ -255,9 +265,14 @@ class Family:
 
 @dataclass(frozen=True)
 class Recognized:
-    """A family found in a file: under which prefix, without which part of the name, and with which settings.
+    """The family of a file.
 
-    sentence says what the file is and, if its names are not the family's own, the cause and the fix.
+    Attributes:
+        family: the family.
+        prefix: prefix of all names.
+        stripped: the family's leading part if it is missing from the names, else empty.
+        settings: settings read from the shapes.
+        sentence: the family and, if the names are not the standard ones, the cause and the remedy.
     """
 
     family: Family

@@ -1,4 +1,4 @@
-"""Transformers of GR00T's action heads, as formulas of their section of a configuration; all releases share them."""
+"""Transformers of GR00T's action heads as formulas of their section of a configuration, shared by all releases."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ GATED = ("geglu", "swiglu")  # their first layer has twice the rows
 
 @dataclass(frozen=True)
 class Values:
-    """The values that a model's classes use.
+    """The values that a model's classes use for a configuration.
 
     Attributes:
         config: the configuration.
-        settings: by dotted path, with the class's default where it has one.
-        activations: that the pinned diffusers can build, and the name of that version.
+        settings: the settings by dotted path, with the class's defaults.
+        activations: activation functions that the pinned version of diffusers has.
+        diffusers: the pinned version of diffusers.
     """
 
     config: Config
@@ -48,7 +49,9 @@ class Values:
 
 
 def dit(values: Values, section: str, features: int) -> Tensors:
-    """The diffusion transformer: even blocks attend to features of that width, odd ones to themselves if told to."""
+    """The diffusion transformer: even blocks have cross-attention to features of that width, odd ones self-attention
+    if `interleave_self_attention` is set, else cross-attention as well.
+    """
     width, output = values.inner_width(section), values(section + "output_dim")
     interleave = values(section + "interleave_self_attention")
     scaled = values(section + "norm_elementwise_affine")
@@ -131,13 +134,13 @@ def count_blocks(tensors: Shapes, transformer: str) -> int:
 
 
 def settings_of_shapes(tensors: Shapes, action: str) -> dict[str, Any]:
-    """Shape-bearing settings read off an action head's tensors (names without ``action_head.``).
+    """Settings read from the shapes of an action head's tensors (names without ``action_head.``).
 
-    Heads and head width appear only as their product: how it is split, no tensor shows.
+    The number of heads and their width appear only as their product, since no shape depends on the factors.
 
     Args:
-        tensors: of the head.
-        action: the name of the setting that the width of actions is.
+        tensors: shapes of the head.
+        action: name of the setting for the width of actions.
     """
     embodiments, actions, width = tensors["action_encoder.W1.W"]
     out: dict[str, Any] = {
@@ -163,7 +166,7 @@ def settings_of_shapes(tensors: Shapes, action: str) -> dict[str, Any]:
 def disagreeing(
     pairs: Sequence[tuple[str, int, tuple[str, ...], str, int, tuple[str, ...]]],
 ) -> list[tuple[tuple[str, ...], str]]:
-    """Of pairs (what, value, settings, what, value, settings): the settings and a sentence, where the values differ."""
+    """The settings and a sentence for each pair (name, value, settings, name, value, settings) with unequal values."""
     return [
         (left_keys + right_keys, f"{left} is {a}, {right} is {b}: the two must be equal")
         for left, a, left_keys, right, b, right_keys in pairs

@@ -1,8 +1,8 @@
 """GR00T N1.6 and N1.7: names and shapes of every tensor, as formulas of the model's config.json, which is flat.
 
-The action head is N1.5's without future_tokens, with an alternating DiT; N1.7 has ``vl_self_attention`` by a section of
-its own, independent of ``use_vlln``, and N1.6 has none, whatever its configuration says, but a ``mask_token`` where
-``state_dropout_prob`` is above 0. Of N1.6 only the head is described: its backbone is another model.
+The action head is N1.5's without future_tokens, with an alternating DiT. N1.7 has ``vl_self_attention`` with its own
+section, independent of ``use_vlln``. N1.6 never has it, but has a ``mask_token`` where ``state_dropout_prob`` is above
+0. Only the head of N1.6 is covered: its backbone is another model.
 
 Measured on built models (names, shapes and totals): 537 tensors and 1,620,515,968 numbers in the head of N1.7, 1,031
 tensors in the whole checkpoint; 473 in the head of N1.6.
@@ -17,8 +17,8 @@ from typing import Any
 
 from diffusion_policy.families.family import (
     ABSENT,
-    Clash,
     Config,
+    Conflict,
     ConstructionError,
     Family,
     FamilyError,
@@ -57,7 +57,7 @@ _NAMES = {N1_6: "groot_n1_6", N1_7: "groot_n1_7"}
 
 
 def values_of(config: Config) -> Values:
-    """What the model's classes make of a configuration."""
+    """The values that the model's classes use for a configuration."""
     if lookup(config, DIT.rstrip(".")) is ABSENT:
         config = {**config, DIT.rstrip("."): CLASS_DIT}
     return Values(config, SETTINGS, ACTIVATIONS, DIFFUSERS)
@@ -84,7 +84,7 @@ def file_shapes(config: Config) -> dict[str, Shape]:
 
 
 def action_head(config: Config) -> Tensors:
-    """The 537 tensors of N1.7's released action head, and what any configuration makes of them."""
+    """The tensors of the action head for a configuration: 537 for the released N1.7."""
     value = values_of(config)
     embodiments, hidden, width = (value(name) for name in ("max_num_embodiments", "hidden_size", "input_embedding_dim"))
     features = value("backbone_embedding_dim")
@@ -104,7 +104,7 @@ def action_head(config: Config) -> Tensors:
 def backbone(config: Config) -> Tensors:
     """Cosmos-Reason2-2B with its language model cut to `select_layer` layers."""
     if not _is_n1_7(config):
-        raise FamilyError("of GR00T N1.6 only the action head is described; its backbone is another model")
+        raise FamilyError("only the action head of GR00T N1.6 is covered; its backbone is another model")
     layers = values_of(config)("select_layer")
     if layers < 0:
         raise ConstructionError(
@@ -114,8 +114,8 @@ def backbone(config: Config) -> Tensors:
     return under("model.", qwen3_vl(min(layers, LLM_LAYERS)))
 
 
-def clashes(config: Config) -> list[Clash]:
-    """Widths of the forward pass that disagree, and what the head asserts when it runs: no key or shape shows it."""
+def conflicts(config: Config) -> list[Conflict]:
+    """Settings that disagree in the forward pass, and violated assertions of the head; shapes do not show it."""
     value = values_of(config)
     features, heads = value("backbone_embedding_dim"), ("num_attention_heads", "attention_head_dim")
     dit_heads, vl_heads = tuple(DIT + name for name in heads), tuple(VL + name for name in heads)
@@ -128,14 +128,14 @@ def clashes(config: Config) -> list[Clash]:
     if _vl_layers(value):
         pairs.append(("vl_self_attention's heads x head width", value.inner_width(VL), vl_heads,
                       "backbone_embedding_dim", features, ("backbone_embedding_dim",)))  # fmt: skip
-    found = [Clash(*one) for one in disagreeing(pairs)]
+    found = [Conflict(*one) for one in disagreeing(pairs)]
     if value("use_alternate_vl_dit") and not value(DIT + "interleave_self_attention"):
         keys = ("use_alternate_vl_dit", DIT + "interleave_self_attention")
-        found.append(Clash(keys, "the alternating DiT asserts interleave_self_attention when it runs"))
+        found.append(Conflict(keys, "the alternating DiT asserts interleave_self_attention when it runs"))
     horizon, longest = value("action_horizon"), value("max_seq_len")
     if value("add_pos_embed") and horizon > longest:
         reason = f"action_horizon {horizon} is longer than max_seq_len {longest}"
-        found.append(Clash(("action_horizon", "max_seq_len"), reason))
+        found.append(Conflict(("action_horizon", "max_seq_len"), reason))
     return found
 
 
@@ -152,12 +152,12 @@ def trainable(config: Config, names: Sequence[str]) -> list[str]:
 
 
 def settings_from(tensors: Shapes) -> dict[str, Any]:
-    """Shape-bearing settings read off an action head's tensors, named with or without ``action_head.``."""
+    """Settings read from the shapes of an action head's tensors, named with or without ``action_head.``."""
     return settings_of_shapes({name.removeprefix(HEAD): shape for name, shape in tensors.items()}, "max_action_dim")
 
 
 def definition(config: Config = RELEASED_N1_7) -> ModelDefinition:
-    """A released model, or the one that a config.json describes."""
+    """The definition of a released model, or of the one that a config.json describes."""
     kind = lookup(config, "model_type")
     return ModelDefinition(
         name=_NAMES[kind],
@@ -166,7 +166,7 @@ def definition(config: Config = RELEASED_N1_7) -> ModelDefinition:
         settings=SETTINGS,
         home="",
         shapes=shapes,
-        clashes=clashes,
+        conflicts=conflicts,
         parts=_parts,
         file_shapes=file_shapes,
         closed=CLOSED,
@@ -174,7 +174,7 @@ def definition(config: Config = RELEASED_N1_7) -> ModelDefinition:
 
 
 def read_config(path: Path) -> Mapping[str, Any] | None:
-    """The configuration in a config.json of N1.6 or N1.7, or None if the file is of something else."""
+    """The configuration in a config.json of N1.6 or N1.7; None for any other JSON file."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -187,14 +187,14 @@ def _is_n1_7(config: Config) -> bool:
 
 
 def _vl_layers(value: Values) -> int:
-    """Blocks of vl_self_attention: none in N1.6, and none without its section."""
+    """Number of blocks of vl_self_attention: 0 in N1.6 and without its section."""
     if not _is_n1_7(value.config) or not isinstance(lookup(value.config, VL.rstrip(".")), Mapping):
         return 0
     return int(value(VL + "num_layers"))
 
 
 def _parts(paths: Sequence[str]) -> list[str]:
-    """The parts that settings touch: the action head, unless only the backbone is changed."""
+    """The parts that depend on the settings: the action head, unless only the backbone is changed."""
     touched = ["backbone"] if "select_layer" in paths else []
     return [*touched, "action_head"] if any(path != "select_layer" for path in paths) or not touched else touched
 
@@ -212,7 +212,7 @@ def _family(kind: str, title: str, marker: str) -> Family:
     )
 
 
-# The first whose marker is there: N1.5 has future_tokens, N1.7 vl_self_attention, N1.6 neither.
+# The first family whose marker exists is chosen: N1.5 has future_tokens, N1.7 vl_self_attention, N1.6 neither.
 FAMILIES = (
     _family(N1_7, _TITLES[N1_7], "vl_self_attention.transformer_blocks.0.norm1.weight"),
     _family(N1_6, f"{_TITLES[N1_6]} (or N1.7 without vl_self_attention)", "action_encoder.W1.W"),

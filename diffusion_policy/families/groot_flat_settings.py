@@ -1,9 +1,9 @@
-"""GR00T N1.6 and N1.7: the released configurations, and what each of their settings does to a pretrained checkpoint.
+"""GR00T N1.6 and N1.7: the released configurations, and the effect of each setting on a pretrained checkpoint.
 
-The configuration is flat, and its class defaults are not the released values. The released config.json was not at
-hand: values are those that LeRobot 0.6.1 states for N1.7, whose totals equal those reported of the real files; of N1.6,
-widths of states and actions and the horizon are what ports use. A removed key falls back to NVIDIA's class default;
-where LeRobot's port falls back to another value, the advice says so.
+The configuration is flat, and its class defaults differ from the released values. The released config.json was not
+available: values of N1.7 are those in LeRobot 0.6.1, whose totals equal those reported for the real files; for N1.6,
+widths of states and actions and the horizon are those that ports use. A removed key takes NVIDIA's class default; where
+LeRobot's port has another default, the advice states it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DIT_32: dict[str, Any] = {
     **_TRANSFORMER, "num_layers": 32, "attention_head_dim": 48, "norm_type": "ada_norm", "output_dim": 1024,
     "interleave_self_attention": True,
 }  # fmt: skip
-# What NVIDIA's config class falls back to where the section is absent.
+# NVIDIA's class default where the section is absent.
 CLASS_DIT: Config = {**_DIT_32, "num_layers": 16}
 
 RELEASED_N1_7: Config = {

@@ -8,10 +8,10 @@ The released model has 899 tensors: 585 of the vision-language backbone and 314 
     noisy actions -> action_encoder -> tokens --+
 
 State and action encoders and the decoder hold one matrix per embodiment (axis 0), called ``W`` and ``b``, not
-``weight`` and ``bias``. Widths that the picture joins must agree (`clashes`); no key or shape of a checkpoint shows
-whether they do.
+``weight`` and ``bias``. Widths that are connected in the diagram must agree (`conflicts`); keys and shapes of a
+checkpoint do not show whether they do.
 
-What each setting does is in `groot_n1_5_settings`. The backbone's own layers are in `groot_n1_5_backbone`.
+The effect of each setting is in `groot_n1_5_settings`, the layers of the backbone are in `groot_n1_5_backbone`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any
 
 from diffusion_policy.families.family import (
     ABSENT,
-    Clash,
     Config,
+    Conflict,
     ConstructionError,
     Family,
     FamilyError,
@@ -62,7 +62,7 @@ from diffusion_policy.families.named_layers import Tensors, affine, linear, unde
 
 
 def values_of(config: Config) -> Values:
-    """What the model's classes make of a configuration."""
+    """The values that the model's classes use for a configuration."""
     return Values(config, SETTINGS, ACTIVATIONS, "0.30.2")
 
 
@@ -82,14 +82,14 @@ def shapes(config: Config, parts: Sequence[str]) -> dict[str, Shape]:
 
 
 def file_shapes(config: Config) -> dict[str, Shape]:
-    """All tensors under the names of checkpoint files; of a config without a backbone, those of the action head."""
+    """All tensors under the names of checkpoint files; for a config without a backbone, those of the action head."""
     described = lookup(config, "backbone_cfg") is not ABSENT
     out = shapes(config, ["backbone"]) if described else {}
     return out | {FAMILY.part + name: shape for name, shape in action_head(config)}
 
 
 def action_head(config: Config) -> Tensors:
-    """The 314 tensors of the released action head, and what any configuration makes of them."""
+    """The tensors of the action head for a configuration: 314 for the released model."""
     value = values_of(config)
     head = {name: value(HEAD + name) for name in _HEAD_WIDTHS}
     e, s, a, h, w = (head[name] for name in _HEAD_WIDTHS[:5])
@@ -114,7 +114,7 @@ _HEAD_WIDTHS = (
 def backbone(config: Config) -> Tensors:
     """The vision tower, the language model cut to `select_layer` layers, and the projector between them."""
     if lookup(config, "backbone_cfg") is ABSENT:
-        raise FamilyError("this config.json has no backbone_cfg: only its action head is described")
+        raise FamilyError("this config.json has no backbone_cfg: only its action head is covered")
     value = values_of(config)
     yield from under("eagle_model.vision_model.vision_model.", vision_tower())
     layers = value(BACKBONE + "select_layer")
@@ -130,8 +130,8 @@ def backbone(config: Config) -> Tensors:
         yield from linear("eagle_linear", projected, LLM_WIDTH)
 
 
-def clashes(config: Config) -> list[Clash]:
-    """Widths of the forward pass that disagree: what no comparison of keys and shapes can show."""
+def conflicts(config: Config) -> list[Conflict]:
+    """Settings whose widths disagree in the forward pass, which a comparison of keys and shapes cannot show."""
     value = values_of(config)
     width, vl = value.inner_width(DIT), value.inner_width(VL)
     head = {name: value(HEAD + name) for name in (*_HEAD_WIDTHS, "action_horizon")}
@@ -153,19 +153,19 @@ def clashes(config: Config) -> list[Clash]:
         projected = value(BACKBONE + "project_to_dim") or LLM_WIDTH
         pairs.append(("the backbone's output", projected, (BACKBONE + "project_to_dim",), "backbone_embedding_dim",
                       features, (HEAD + "backbone_embedding_dim",)))  # fmt: skip
-    return [Clash(*one) for one in disagreeing(pairs)] + _too_long(value, head)
+    return [Conflict(*one) for one in disagreeing(pairs)] + _too_long(value, head)
 
 
-def _too_long(value: Values, head: Mapping[str, Any]) -> list[Clash]:
+def _too_long(value: Values, head: Mapping[str, Any]) -> list[Conflict]:
     """Sequences that no longer fit their position embeddings."""
     found, horizon = [], head["action_horizon"]
     if head["add_pos_embed"] and horizon > head["max_seq_len"]:
-        found.append(Clash((HEAD + "action_horizon", HEAD + "max_seq_len"),
+        found.append(Conflict((HEAD + "action_horizon", HEAD + "max_seq_len"),
                            f"action_horizon {horizon} is longer than max_seq_len {head['max_seq_len']}"))  # fmt: skip
     positions = value(DIT + "max_num_positional_embeddings")
     length = 1 + head["num_target_vision_tokens"] + horizon
     if value(DIT + "positional_embeddings") == "sinusoidal" and length > positions:
-        found.append(Clash(
+        found.append(Conflict(
             (DIT + "positional_embeddings", DIT + "max_num_positional_embeddings", HEAD + "num_target_vision_tokens",
              HEAD + "action_horizon"),
             f"the DiT's sequence of {length} tokens (1 state + future tokens + horizon) is longer than its {positions} "
@@ -188,19 +188,19 @@ def trainable(config: Config, names: Sequence[str]) -> list[str]:
 
 
 def settings_from(tensors: Shapes) -> dict[str, Any]:
-    """Shape-bearing settings read off an action head's tensors (names without ``action_head.``)."""
+    """Settings read from the shapes of an action head's tensors (names without ``action_head.``)."""
     return settings_of_shapes(tensors, "action_dim")
 
 
 def _parts(paths: Sequence[str]) -> list[str]:
-    """The parts that settings touch: the action head, unless only the backbone is changed."""
+    """The parts that depend on the settings: the action head, unless only the backbone is changed."""
     touched = ["backbone"] if any(path.startswith(BACKBONE) for path in paths) else []
     head = any(not path.startswith(BACKBONE) for path in paths)
     return [*touched, "action_head"] if head or not touched else touched
 
 
 def definition(config: Config = RELEASED) -> ModelDefinition:
-    """The released model, or the one that a config.json describes, for `adapt.whatif`."""
+    """The definition of the released model, or of the one that a config.json describes."""
     return ModelDefinition(
         name="groot_n1_5",
         title="GR00T N1.5",
@@ -208,7 +208,7 @@ def definition(config: Config = RELEASED) -> ModelDefinition:
         settings=SETTINGS,
         home=HEAD.rstrip("."),
         shapes=shapes,
-        clashes=clashes,
+        conflicts=conflicts,
         parts=_parts,
         file_shapes=file_shapes,
         closed=CLOSED,
@@ -216,7 +216,7 @@ def definition(config: Config = RELEASED) -> ModelDefinition:
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
-    """The configuration in a GR00T N1.5 config.json, or None if the file is of something else."""
+    """The configuration in a GR00T N1.5 config.json; None for any other JSON file."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -1,13 +1,13 @@
-"""GR00T N1.5: the released configuration, and what each of its settings does to a pretrained checkpoint.
+"""GR00T N1.5: the released configuration, and the effect of each setting on a pretrained checkpoint.
 
-Defaults are those of the model's classes: they apply where the configuration lacks the key, so that removing a key is a
-change too. `believed` holds what a widely copied compatibility guide says about a setting; `adapt.whatif` says so where
-the belief is wrong.
+Defaults are those of the model's classes. They apply where the configuration lacks the key, so removing a key is a
+change, too. `believed` is the impact of a setting according to a widely copied compatibility guide; `whatif` reports
+where it is wrong.
 """
 
 from __future__ import annotations
 
-from diffusion_policy.families.family import Config, Effect, Setting, Verdict
+from diffusion_policy.families.family import Config, Effect, Impact, Setting
 
 HEAD, BACKBONE = "action_head_cfg.", "backbone_cfg."
 DIT, VL = HEAD + "diffusion_model_cfg.", HEAD + "vl_self_attention_cfg."
@@ -44,7 +44,7 @@ RELEASED: Config = {
 }  # fmt: skip
 
 _FUNCTION, _UNUSED, _TRAINING = Effect.FUNCTION, Effect.UNUSED, Effect.TRAINING
-_SAFE, _BREAKING = Verdict.SAFE, Verdict.BREAKING
+_SAFE, _BREAKING = Impact.SAFE, Impact.BREAKING
 _SPLIT = "the same matrices are split into other heads"
 _FROZEN = "which tensors train, not what they compute; no flag freezes vlln, vl_self_attention or future_tokens"
 
@@ -54,7 +54,7 @@ _DEPTH_ADVICE = (
 
 
 def transformer_settings(*, believed: bool) -> dict[str, Setting]:
-    """Settings that all transformers of GR00T's heads take; believed: attach what the guide to N1.5 says of them."""
+    """Settings shared by all transformers of GR00T's heads; `believed`: with the impact according to the guide."""
     safe, breaking = (_SAFE, _BREAKING) if believed else (None, None)
     return {
         "num_attention_heads": Setting("count", 8, _FUNCTION, _SPLIT, breaking),

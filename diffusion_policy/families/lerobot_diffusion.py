@@ -1,7 +1,7 @@
-"""Diffusion policies of LeRobot: names and shapes as formulas of their config.json, and what the folder says of them.
+"""Diffusion policies of LeRobot: names and shapes as formulas of their config.json, and a description of the policy.
 
-A folder (``pretrained_model/``) holds config.json and model.safetensors. Since LeRobot 0.4 the statistics lie in files
-of processors beside them; before, they were buffers of the model (``normalize_inputs.buffer_*``). Everything else has
+A folder (``pretrained_model/``) contains config.json and model.safetensors. Since LeRobot 0.4 the statistics are in
+separate processor files; before, they were buffers of the model (``normalize_inputs.buffer_*``). Everything else has
 the same names and shapes in both.
 
     observations -> rgb_encoder (one for all cameras, or one each) -+-> condition of C numbers
@@ -9,8 +9,8 @@ the same names and shapes in both.
     noisy actions (A) ------------------------------------------------> unet -> actions
 
 C = diffusion_step_embed_dim + n_obs_steps * (state + cameras * 2 * keypoints + environment state). Horizon and executed
-steps touch no tensor. Defaults have changed between versions (0.6: no GroupNorm, one encoder a camera, horizon 64), so
-a key that is missing in config.json is not guessed.
+steps affect no shape. Defaults have changed between versions (0.6: no GroupNorm, one encoder per camera, horizon 64),
+so a key that is missing in config.json is an error.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SUMMARY = (
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
-    """The config.json of a diffusion policy, at that path or in that folder; None if the file is of something else.
+    """The config.json of a diffusion policy, at that path or in that folder; None for any other or no file.
 
     Raises:
         FamilyError: it cannot be read as JSON.
@@ -57,7 +57,7 @@ def shapes(config: Config) -> dict[str, Shape]:
     """Names and shapes of model.safetensors without statistics, in no order.
 
     Raises:
-        ConstructionError: a needed key is missing or of another kind, or the backbone is not described here.
+        ConstructionError: a required key is missing or of the wrong type, or the backbone is not covered.
     """
     try:
         found = dict(_tensors(config))
@@ -70,7 +70,7 @@ def shapes(config: Config) -> dict[str, Shape]:
 
 
 def observations(config: Config) -> dict[str, str]:
-    """What it sees: "image 96x96" or "8 numbers" by key."""
+    """Descriptions of the observations by key: "image 96x96" or "8 numbers"."""
     features: Mapping[str, Mapping[str, Any]] = config.get("input_features") or {}
     found = {}
     for key, feature in features.items():
@@ -81,7 +81,7 @@ def observations(config: Config) -> dict[str, str]:
 
 
 def action_width(config: Config) -> int:
-    """Numbers of an action; their names are in no file of the policy."""
+    """Width of an action; no file of the policy has the names of its numbers."""
     return int(config["output_features"]["action"]["shape"][0])
 
 
@@ -97,16 +97,16 @@ def _tensors(config: Config) -> Tensors:
             yield from under(f"diffusion.rgb_encoder.{index}.", _encoder(config, camera["shape"], keypoints))
         elif index == 0:
             yield from under("diffusion.rgb_encoder.", _encoder(config, camera["shape"], keypoints))
-    seen = sum(feature["shape"][0] for kind in ("STATE", "ENV") for feature in _of_type(config, kind))
+    state = sum(feature["shape"][0] for kind in ("STATE", "ENV") for feature in _of_type(config, kind))
     embed = config["diffusion_step_embed_dim"]
-    condition = embed + config["n_obs_steps"] * (seen + len(cameras) * 2 * keypoints)
+    condition = embed + config["n_obs_steps"] * (state + len(cameras) * 2 * keypoints)
     yield from under("diffusion.unet.", _unet(config, action_width(config), condition))
 
 
 def _encoder(config: Config, image: list[int], keypoints: int) -> Tensors:
     if config["vision_backbone"] not in RESNETS:
         raise ConstructionError(
-            f"vision_backbone {config['vision_backbone']!r} is not described here; {', '.join(RESNETS)} are",
+            f"vision_backbone {config['vision_backbone']!r} is not supported; {', '.join(RESNETS)} are",
             "vision_backbone",
         )
     yield from under("backbone.", _resnet(RESNETS[config["vision_backbone"]], group_norm=config["use_group_norm"]))
@@ -190,7 +190,7 @@ def _resampling(name: str, width: int, kernel: int) -> Tensors:
 
 
 def settings_from(tensors: Shapes) -> dict[str, Any]:
-    """Shape-bearing settings read off the tensors."""
+    """Settings read from the shapes of the tensors."""
     levels = sorted({int(name.split(".")[3]) for name in tensors if name.startswith("diffusion.unet.down_modules.")})
     first = "diffusion.unet.down_modules.0.0."
     encoders = {name.split(".")[2] for name in tensors if name.startswith("diffusion.rgb_encoder.")}
@@ -202,7 +202,7 @@ def settings_from(tensors: Shapes) -> dict[str, Any]:
         "kernel_size": tensors[f"{first}conv1.block.0.weight"][2],
         "diffusion_step_embed_dim": embed,
         "observation features": tensors[f"{first}cond_encoder.1.weight"][1] - embed,
-        "encoders": f"{len(numbered)}, one a camera" if numbered else "1, shared" if encoders else "none",
+        "encoders": f"{len(numbered)}, one per camera" if numbered else "1, shared" if encoders else "none",
         "norms of the encoder": "BatchNorm" if any(name.endswith("running_mean") for name in tensors) else "GroupNorm",
         "statistics": "in the model" if any(name.startswith(STATISTICS) for name in tensors) else "in processor files",
     }

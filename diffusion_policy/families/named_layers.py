@@ -1,4 +1,4 @@
-"""Names and shapes that torch gives the tensors of common layers."""
+"""Names and shapes of the tensors of torch's common layers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Tensors = Iterator[tuple[str, Shape]]
 
 
 def linear(name: str, rows: int, columns: int) -> Tensors:
-    """A linear layer from `columns` to `rows` numbers, with a bias."""
+    """A linear layer from `columns` to `rows` features, with a bias."""
     yield f"{name}.weight", (rows, columns)
     yield f"{name}.bias", (rows,)
 
 
 def affine(name: str, width: int) -> Tensors:
-    """A norm's scales and offsets."""
+    """Weight and bias of a norm."""
     yield f"{name}.weight", (width,)
     yield f"{name}.bias", (width,)
 

@@ -1,6 +1,6 @@
-"""Qwen3-VL as GR00T N1.7's backbone has it (Cosmos-Reason2-2B): fixed widths, names as transformers gives them.
+"""Qwen3-VL as used in GR00T N1.7's backbone (Cosmos-Reason2-2B): fixed widths, names as in the transformers library.
 
-Totals equal those reported of the real files: 315 tensors and 406,957,056 numbers of the vision tower.
+Totals equal those reported for the real files: 315 tensors and 406,957,056 parameters of the vision tower.
 """
 
 from __future__ import annotations

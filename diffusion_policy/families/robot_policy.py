@@ -1,4 +1,4 @@
-"""The robot's policies: what their tensors say. `project_config` builds them from a config of the project."""
+"""The families of this project's policy classes. `whatif.project_config` builds them from a config of the project."""
 
 from __future__ import annotations
 

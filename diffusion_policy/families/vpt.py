@@ -1,9 +1,9 @@
 """VPT (openai/Video-Pre-Training): the agent policy as formulas of its keyword arguments.
 
-Layers are norm -> linear or convolution -> ReLU, and have a bias only where they have no norm; that rule gives most of
-the table below. A policy has 61 + 16 n tensors in ``net`` for n recurrent blocks, 5 in ``value_head`` and 4 in
-``pi_head``: 134 for the released depth of 4. Published weight files may carry a second value head from reinforcement
-learning, ``aux_value_head``, with the same five tensors: 139.
+Layers are norm -> linear or convolution -> ReLU, and have a bias only where they have no norm. A policy has 61 + 16 n
+tensors in ``net`` for n recurrent blocks, 5 in ``value_head`` and 4 in ``pi_head``: 134 for the released depth of 4.
+Published weight files may carry a second value head from reinforcement learning, ``aux_value_head``, with the same five
+tensors: 139.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diffusion_policy.families.family import (
-    Clash,
     Config,
+    Conflict,
     ConstructionError,
     Effect,
     Family,
@@ -38,7 +38,7 @@ VALUE_HEAD = (
 )
 
 _FUNCTION, _UNUSED = Effect.FUNCTION, Effect.UNUSED
-_WINDOW_NOTE = "only attention_memory_size - timesteps, the attention window, reaches the model"
+_WINDOW_NOTE = "only attention_memory_size - timesteps, the attention window, is used by the model"
 _GROUPS_NOTE = "channels are normalized in other groups"
 
 _P = "policy_kwargs."
@@ -54,10 +54,10 @@ SETTINGS = {
     _P + "pointwise_ratio": Setting("count", 4),
     _P + "attention_mask_style": Setting("text", "clipped_causal", _FUNCTION, "other frames are visible to each frame"),
     _P + "pointwise_use_activation": Setting(
-        "flag", default=False, effect=_FUNCTION, note="an activation more or less in each block"
+        "flag", default=False, effect=_FUNCTION, note="each block gains or loses an activation"
     ),
     _P + "recurrence_is_residual": Setting(
-        "flag", default=True, effect=_FUNCTION, note="the residual around attention comes or goes"
+        "flag", default=True, effect=_FUNCTION, note="the residual connection around attention is added or removed"
     ),
     _P + "impala_kwargs.post_pool_groups": Setting("count", 1, _FUNCTION, _GROUPS_NOTE),
     _P + "init_norm_kwargs.group_norm_groups": Setting("count", 1, _FUNCTION, _GROUPS_NOTE),
@@ -65,8 +65,8 @@ SETTINGS = {
     _P + "recurrence_type": Setting("text", "transformer", only=("transformer",)),
     _P + "use_pointwise_layer": Setting("flag", default=True, only=(True,)),
     _P + "use_pre_lstm_ln": Setting("flag", default=False, only=(False,)),
-    _P + "diff_mlp_embedding": Setting("flag", default=False, effect=_UNUSED, note="the constructor swallows it"),
-    _P + "only_img_input": Setting("flag", default=True, effect=_UNUSED, note="the constructor swallows it"),
+    _P + "diff_mlp_embedding": Setting("flag", default=False, effect=_UNUSED, note="the constructor ignores it"),
+    _P + "only_img_input": Setting("flag", default=True, effect=_UNUSED, note="the constructor ignores it"),
     "pi_head_kwargs.temperature": Setting("number", 1.0, _FUNCTION, "log-probabilities are divided by another number"),
     "action_space.camera.n": Setting("count"),
     "action_space.buttons.n": Setting("count"),
@@ -173,15 +173,15 @@ def _value_head(name: str, width: int) -> dict[str, Shape]:
 
 
 def window(kwargs: Config) -> int:
-    """How many frames attention sees: each frame itself and the ones before it."""
+    """Number of frames that attention spans: each frame itself and the preceding ones."""
     return int(kwargs["attention_memory_size"]) - int(kwargs["timesteps"])
 
 
 def settings_from(tensors: Shapes) -> dict[str, Any]:
-    """Every shape-bearing setting, read off a policy's tensors.
+    """All settings that can be read from the shapes of a policy's tensors.
 
-    Not recoverable from shapes: the temperature, the numbers of norm groups, and memory size and timesteps apart from
-    their difference, the window.
+    Shapes do not determine the temperature, the numbers of norm groups, and memory size and timesteps, except for the
+    difference of the last two, the window.
     """
     head = "net.recurrent_layer.blocks.0."
     bases, frames = tensors[head + "r.orc_block.b_nd"]
@@ -204,7 +204,7 @@ def settings_from(tensors: Shapes) -> dict[str, Any]:
 
 
 def config_from(tensors: Shapes) -> dict[str, Any]:
-    """A configuration whose `shapes` are those of `tensors`; what shapes cannot tell is as released."""
+    """A configuration whose `shapes` equal `tensors`; settings that shapes do not determine are the released ones."""
     read = settings_from(tensors)
     config = copy.deepcopy(dict(RELEASED_2X))
     kwargs = config["policy_kwargs"]
@@ -220,12 +220,12 @@ def config_from(tensors: Shapes) -> dict[str, Any]:
     return config
 
 
-def _clashes(config: Config) -> list[Clash]:
+def _conflicts(config: Config) -> list[Conflict]:
     frames = window(config["policy_kwargs"])
     if frames >= 1:
         return []
     return [
-        Clash(
+        Conflict(
             (_P + "attention_memory_size", _P + "timesteps"),
             f"attention_memory_size - timesteps is {frames}: the attention window must hold at least one frame",
         )
@@ -233,7 +233,7 @@ def _clashes(config: Config) -> list[Clash]:
 
 
 def definition(scale: int = 2) -> ModelDefinition:
-    """The released model of that scale, for `adapt.whatif`."""
+    """The definition of the released model of that scale."""
     return ModelDefinition(
         name="vpt" if scale == 2 else f"vpt_{scale}x",
         title=f"VPT agent policy, {scale}x",
@@ -241,7 +241,7 @@ def definition(scale: int = 2) -> ModelDefinition:
         settings=SETTINGS,
         home="policy_kwargs",
         shapes=shapes,
-        clashes=_clashes,
+        conflicts=_conflicts,
         parts=lambda paths: ["model"],
         file_shapes=shapes,
     )

@@ -1,1 +1,1 @@
-"""What a change of its config would cost a pretrained model: which tensors load, and whether it computes the same."""
+"""The impact of a config change on a pretrained model: which tensors still load, and whether the function stays."""

@@ -1,8 +1,8 @@
-"""A config of the project as a model under change: what a changed value does to the policy trained with it.
+"""A config of the project as a model for `whatif`: the effect of a changed value on the policy trained with it.
 
-Other families are formulas; this one is the project's own class, so the class itself is built, on torch's meta device:
-names and shapes, no numbers and no memory. The settings are whatever the config holds, plus the arguments of the
-policy's constructor that it leaves out; one that reaches neither the policy nor its scheduler cannot touch the model.
+Names and shapes come from the policy class, built on torch's meta device without values or memory. The settings are
+those in the config and the omitted arguments of the policy's constructor; one that is passed neither to the policy nor
+to its scheduler has no effect on the model.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.families.family import (
     ABSENT,
     REQUIRED,
-    Clash,
     Config,
+    Conflict,
     ConstructionError,
     Effect,
     FamilyError,
@@ -41,7 +41,7 @@ from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.spec import StepSpec
 from diffusion_policy.training_config import ConfigError, compose_config_file
 
-# Of arguments that are sections, whose entries have meanings of their own.
+# Effects of arguments that are sections.
 _SECTIONS = {
     "noise_scheduler": "another noise schedule than the one the weights were trained on",
     "shape_meta": "the same inputs have another meaning",
@@ -50,10 +50,10 @@ _SECTIONS = {
 
 @dataclass(frozen=True)
 class PolicyDefinition:
-    """A config of the project as a model under change; the same questions as `family.ModelDefinition`.
+    """A config of the project, with the interface `family.ModelUnderChange`.
 
-    config is the composed config as plain data, with its interpolations unresolved: a change of `horizon` reaches all
-    that refers to it.
+    `config` is the composed config as plain data with unresolved interpolations, so that a change of `horizon` applies
+    to everything that refers to it.
     """
 
     name: str
@@ -66,7 +66,7 @@ class PolicyDefinition:
 
     @cached_property
     def settings(self) -> dict[str, Setting]:
-        """Every leaf of the config, and the policy's own arguments that it leaves to their defaults."""
+        """Every leaf of the config, and the policy's arguments that are not in it."""
         found = {path: Setting("any", ABSENT) for path, _ in _leaves(self.config)}
         kind = class_of_options(lookup(self.config, "policy"))
         for argument in inspect.signature(kind).parameters.values():
@@ -76,7 +76,7 @@ class PolicyDefinition:
         return found
 
     def locate(self, key: str) -> str:
-        """`key` itself, if it is a setting; FamilyError names the closest one otherwise."""
+        """`key` itself if it is a setting, else FamilyError with the closest one."""
         if key in self.settings:
             return key
         if isinstance(lookup(self.config, key), Mapping):
@@ -84,7 +84,7 @@ class PolicyDefinition:
         raise FamilyError(f"{self.name} has no setting {key!r}; {closest(key, list(self.settings))}")
 
     def spelling(self, path: str) -> str:
-        """The path itself: nothing is left out."""
+        """The path itself."""
         return path
 
     def parts(self, paths: Sequence[str]) -> list[str]:
@@ -92,7 +92,7 @@ class PolicyDefinition:
         return ["model"]
 
     def shapes(self, config: Config, parts: Sequence[str]) -> dict[str, Shape]:
-        """Names and shapes of the policy's state_dict; ConstructionError with the constructor's own words."""
+        """Names and shapes of the policy's state_dict; ConstructionError with the constructor's message."""
         try:
             cfg = _resolved(config)
             with torch.device("meta"):
@@ -101,25 +101,29 @@ class PolicyDefinition:
             raise ConstructionError(f"the policy refuses this config: {error}", "") from error
         return {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()} | _normalizer(policy.spec)
 
-    def clashes(self, config: Config) -> list[Clash]:
-        """Samplers that cannot run; all else that does not fit is refused by the policy's constructor."""
+    def conflicts(self, config: Config) -> list[Conflict]:
+        """Too many inference steps; all other conflicts are refused by the policy's constructor."""
         policy = _policy_section(config)
         trained = policy["noise_scheduler"]["num_train_timesteps"]
         steps = policy.get("num_inference_steps") or trained
         if steps <= trained:
             return []
         keys = ("policy.num_inference_steps", "policy.noise_scheduler.num_train_timesteps")
-        return [Clash(keys, f"num_inference_steps {steps} is more than the {trained} that the scheduler trains with")]
+        return [
+            Conflict(keys, f"num_inference_steps {steps} is more than the {trained} that the scheduler trains with")
+        ]
 
     def effect(self, path: str, before: Config, after: Config) -> tuple[Effect, str]:
-        """What a change does where no tensor shows it: nothing, unless it reaches the policy's arguments."""
+        """The effect of a change when no shape changes: none, unless it changes the policy's arguments."""
         old, new = dict(_leaves(_policy_section(before))), dict(_leaves(_policy_section(after)))
         changed = [key for key in {**old, **new} if old.get(key, ABSENT) != new.get(key, ABSENT)]
-        reached = sorted({key.partition(".")[0] for key in changed})
-        if not reached:
+        changed_arguments = sorted({key.partition(".")[0] for key in changed})
+        if not changed_arguments:
             return Effect.UNUSED, ""
         acting = [
-            argument for argument in reached if argument not in POLICY or POLICY[argument].scope is not Scope.TRAINING
+            argument
+            for argument in changed_arguments
+            if argument not in POLICY or POLICY[argument].scope is not Scope.TRAINING
         ]
         if not acting:
             return Effect.TRAINING, ""
@@ -154,7 +158,7 @@ def _leaves(node: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _normalizer(spec: StepSpec) -> dict[str, Shape]:
-    """The normalizer's tensors, which a policy has from its first fit on."""
+    """Names and shapes of the normalizer's tensors, which a policy has once the normalizer is fitted."""
     widths = {"action": spec.action_dim, **{low_dim.key: len(low_dim.names) for low_dim in spec.low_dim}}
     widths |= {image.key: 1 for image in spec.rgb}
     return {f"{NORMALIZER}{key}.{entry}": (width,) for key, width in widths.items() for entry in ENTRIES}

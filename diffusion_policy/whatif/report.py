@@ -1,4 +1,4 @@
-"""The answer of `config_change.what_if`: counts, the lists beside them, and one verdict per changed value."""
+"""The report of `config_change.what_if`: counts, lists of tensors, and the impact of each changed value."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from rich.table import Table
 from rich.text import Text
 
 from diffusion_policy.families.changes import Change
-from diffusion_policy.families.family import ABSENT, Clash, Shape, Verdict
+from diffusion_policy.families.family import ABSENT, Conflict, Impact, Shape
 
 COUNTED = ("loads", "shape_mismatch", "missing_new_init", "unexpected_dropped")
 LISTED = 8  # names of each kind shown in the table; the JSON has all
 _COLORS = {
-    Verdict.SAFE: "green", Verdict.DIFFERS: "yellow", Verdict.PARTLY: "yellow",
-    Verdict.BREAKING: "red", Verdict.CANNOT_RUN: "red", Verdict.NOT_CONSTRUCTED: "red",
+    Impact.SAFE: "green", Impact.DIFFERS: "yellow", Impact.PARTLY: "yellow",
+    Impact.BREAKING: "red", Impact.CANNOT_RUN: "red", Impact.NOT_CONSTRUCTED: "red",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Judgment:
-    """The verdict on one changed value, why, and the common belief that it contradicts, if there is one."""
+class ChangeImpact:
+    """The impact of one changed value, the reason, and the common belief where that is wrong."""
 
     change: Change
-    verdict: Verdict
+    verdict: Impact
     why: str
     belief: str = ""
 
     @property
     def sentence(self) -> str:
-        """Verdict, reason and belief in one line."""
+        """Impact, reason and belief in one line."""
         return f"{self.verdict}: {self.why}" + (f" ({self.belief})" if self.belief else "")
 
     def to_json(self) -> dict[str, Any]:
@@ -60,12 +60,12 @@ class Comparison:
 
     @property
     def loads(self) -> list[str]:
-        """Names on both sides with one shape."""
+        """Names that both sides have with the same shape."""
         return [name for name, shape in self.old.items() if self.new.get(name) == shape]
 
     @property
     def shape_mismatch(self) -> dict[str, dict[str, Any]]:
-        """Names on both sides with two shapes; the overlap is what a copy of the leading block could keep."""
+        """Names whose shapes differ; the overlap is the size of the leading block that could be copied."""
         return {
             name: {
                 "checkpoint": list(shape),
@@ -87,7 +87,7 @@ class Comparison:
         return {name: list(shape) for name, shape in self.old.items() if name not in self.new}
 
     def counts(self) -> dict[str, dict[str, Any]]:
-        """Tensors and elements of each kind, and the shares of model and checkpoint that meet."""
+        """Numbers of tensors and elements of each kind, and the loaded shares of model and checkpoint."""
         mismatch, missing, dropped = self.shape_mismatch, self.missing_new_init, self.unexpected_dropped
         loads = _elements(self.old[name] for name in self.loads)
         model, checkpoint = _elements(self.new.values()), _elements(self.old.values())
@@ -105,7 +105,7 @@ class Comparison:
         }
 
     def cost(self) -> str:
-        """What does not load, in words: "3 tensors of another shape (2,622,464 elements in the checkpoint)"."""
+        """The tensors that do not load, as a phrase: "3 tensors of another shape (2,622,464 elements, pretrained)"."""
         mismatch, missing, dropped = self.shape_mismatch, self.missing_new_init, self.unexpected_dropped
         kinds = (
             (len(mismatch), "of another shape", _elements(self.old[name] for name in mismatch), "pretrained"),
@@ -121,13 +121,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class WhatIfReport:
-    """The answer. comparison is None where the changed model cannot even be constructed."""
+    """The report; `comparison` is None if the changed model cannot be constructed."""
 
     model: str
     title: str
     comparison: Comparison | None
-    verdicts: tuple[Judgment, ...]
-    clashes: tuple[Clash, ...]
+    verdicts: tuple[ChangeImpact, ...]
+    conflicts: tuple[Conflict, ...]
     error: str = ""
 
     @property
@@ -136,22 +136,22 @@ class WhatIfReport:
         return self.comparison.counts() if self.comparison else {}
 
     @property
-    def verdict(self) -> Verdict:
-        """The worst of all: of each change, and of what they make together."""
+    def verdict(self) -> Impact:
+        """The gravest impact of the changes, alone and together."""
         whole = (
-            Verdict.NOT_CONSTRUCTED if self.comparison is None else Verdict.CANNOT_RUN if self.clashes else Verdict.SAFE
+            Impact.NOT_CONSTRUCTED if self.comparison is None else Impact.CANNOT_RUN if self.conflicts else Impact.SAFE
         )
         return max((whole, *(one.verdict for one in self.verdicts)), key=lambda verdict: verdict.severity)
 
     @property
     def runs(self) -> bool:
         """Whether the changed model can be constructed and its forward pass can run."""
-        return self.comparison is not None and not self.clashes
+        return self.comparison is not None and not self.conflicts
 
     @property
     def breaking(self) -> bool:
         """Whether a loader would refuse, or the model would not run."""
-        return self.verdict.severity >= Verdict.BREAKING.severity
+        return self.verdict.severity >= Impact.BREAKING.severity
 
     @property
     def exit_status(self) -> int:
@@ -159,7 +159,7 @@ class WhatIfReport:
         return int(self.breaking)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as plain data: counts, the lists beside them, and a verdict per changed value."""
+        """Plain data: counts, lists of tensors, and the impact of each changed value."""
         one = self.comparison
         lists = {kind: getattr(one, kind) for kind in COUNTED} if one else {}
         return {
@@ -169,13 +169,13 @@ class WhatIfReport:
             "constructs": one is not None,
             "construct_error": self.error or None,
             "runs": self.runs,
-            "clashes": [clash.reason for clash in self.clashes],
+            "clashes": [conflict.reason for conflict in self.conflicts],
             "counts": self.counts or None,
             **lists,
         }
 
     def table(self) -> RenderableType:
-        """Verdicts, counts, and the first names of each kind that does not load."""
+        """A table for the terminal: impacts, counts, and the first tensors of each kind that does not load."""
         verdicts = Table(title=f"what if: {self.title}", title_justify="left", expand=False)
         for column in ("change", "verdict", "why"):
             verdicts.add_column(column, overflow="fold")
@@ -185,7 +185,7 @@ class WhatIfReport:
         rows: list[RenderableType] = [verdicts]
         if self.comparison is None:
             return Group(*rows, Text(f"does not construct: {self.error}", style="red"))
-        rows += [Text(f"cannot run: {clash.reason}", style="red") for clash in self.clashes]
+        rows += [Text(f"cannot run: {conflict.reason}", style="red") for conflict in self.conflicts]
         return Group(*rows, _counts_table(self.comparison), *_lists(self.comparison))
 
 
@@ -221,5 +221,5 @@ def _elements(shapes: Iterable[Iterable[int]]) -> int:
 
 
 def _overlap(one: Shape, other: Shape) -> int:
-    """Elements of the block that both shapes have from the origin; 0 where dimensions differ in number."""
+    """Number of elements of the leading block that both shapes share; 0 if their numbers of dimensions differ."""
     return math.prod(map(min, one, other)) if len(one) == len(other) else 0

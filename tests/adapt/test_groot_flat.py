@@ -12,7 +12,7 @@ import pytest
 
 from diffusion_policy.families import groot_flat, groot_n1_5, recognize
 from diffusion_policy.families.definitions import target_shapes
-from diffusion_policy.families.family import FamilyError, Verdict
+from diffusion_policy.families.family import FamilyError, Impact
 from diffusion_policy.families.groot_flat_settings import RELEASED_N1_6, RELEASED_N1_7
 from diffusion_policy.tensor_file import open_tensor_file
 from diffusion_policy.whatif.config_change import what_if
@@ -21,14 +21,14 @@ from diffusion_policy.whatif.report import COUNTED
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "groot_n1_7"
 TRUTH: dict[str, Any] = json.loads((SHARED / "TRUTH.json").read_text()) if SHARED.is_dir() else {}
 OURS = {
-    "all load, output identical": {Verdict.SAFE},
-    "all load, OUTPUT CHANGES": {Verdict.DIFFERS},
-    "new parameters or buffers": {Verdict.PARTLY},
-    "pretrained tensors dropped": {Verdict.PARTLY},
-    "shape mismatch": {Verdict.BREAKING},
-    "shape mismatch; forward fails": {Verdict.CANNOT_RUN},
-    "all load but forward fails": {Verdict.CANNOT_RUN},
-    "does not construct": {Verdict.NOT_CONSTRUCTED},
+    "all load, output identical": {Impact.SAFE},
+    "all load, OUTPUT CHANGES": {Impact.DIFFERS},
+    "new parameters or buffers": {Impact.PARTLY},
+    "pretrained tensors dropped": {Impact.PARTLY},
+    "shape mismatch": {Impact.BREAKING},
+    "shape mismatch; forward fails": {Impact.CANNOT_RUN},
+    "all load but forward fails": {Impact.CANNOT_RUN},
+    "does not construct": {Impact.NOT_CONSTRUCTED},
 }
 needs_truth = pytest.mark.skipif(not TRUTH, reason="numbers of built models are not on this machine")
 
@@ -101,9 +101,9 @@ def test_it_runs_and_differs_as_the_tiny_model_did(name: str):
     run = TRUTH["changes"][name]["tiny_run"]
     report = what_if(SHARED / "golden_small" / "config.json", changes_of(run["change"]))
     assert report.runs is (run["forward"] == "runs")
-    if report.verdict is Verdict.SAFE:
+    if report.verdict is Impact.SAFE:
         assert run["output_vs_base_eval"] == "identical"
-    if report.verdict is Verdict.DIFFERS:
+    if report.verdict is Impact.DIFFERS:
         assert run["output_vs_base_eval"] != "identical"
 
 
@@ -164,7 +164,7 @@ def test_releases_are_told_apart_by_their_tensors(name: str, shapes: dict[str, t
     found = recognize({f"_groot_model.{tensor}": shape for tensor, shape in shapes.items()})
     assert found is not None
     assert (found.family.name, found.prefix) == (name, "_groot_model.")
-    assert "the habit of LeRobot's GrootPolicy" in found.sentence
+    assert "of LeRobot's GrootPolicy" in found.sentence
 
 
 @pytest.mark.parametrize("key", ["action_dim", "num_target_vision_tokens", "use_vl_self_attention", "attn_dropout"])
@@ -172,7 +172,7 @@ def test_a_key_that_no_code_reads_is_named_as_such(key: str):
     (judged,) = what_if(
         "groot_n1_7", [f"{key}={'0.5' if key == 'attn_dropout' else 'false' if 'use' in key else 14}"]
     ).verdicts
-    assert judged.verdict is Verdict.SAFE
+    assert judged.verdict is Impact.SAFE
     assert any(word in judged.why for word in ("read by no", "read by nothing", "never read"))
 
 

@@ -98,7 +98,7 @@ def test_what_trains_under_the_vendors_flags(truth: dict[str, Any], projector: b
 
 @pytest.mark.parametrize(("prefix", "cause"), [
     ("", "under its own names"),
-    ("_groot_model.", "the habit of LeRobot's GrootPolicy"),
+    ("_groot_model.", "of LeRobot's GrootPolicy"),
 ])  # fmt: skip
 def test_a_checkpoint_is_recognized_under_its_prefix(prefix: str, cause: str):
     named = {f"{prefix}{HEAD}{name}": shape for name, shape in groot_n1_5.shapes(RELEASED, ["action_head"]).items()}
@@ -112,7 +112,7 @@ def test_a_bare_action_head_is_recognized_as_such():
     found = recognize(groot_n1_5.shapes(RELEASED, ["action_head"]))
     assert found is not None
     assert found.stripped == HEAD
-    assert "the inner module alone" in found.sentence
+    assert "contains only the inner module" in found.sentence
 
 
 def test_a_config_without_a_needed_value_does_not_construct():

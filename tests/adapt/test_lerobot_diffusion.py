@@ -82,7 +82,7 @@ def test_weights_alone_do_not_tell_their_defaults(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vision_backbone": "resnet50"}, "vision_backbone 'resnet50' is not described here"),
+        ({"vision_backbone": "resnet50"}, "vision_backbone 'resnet50' is not supported"),
         ({"down_dims": "many"}, "does not describe a diffusion policy"),
         ({"input_features": {"observation.state": 3}}, "does not describe a diffusion policy"),
     ],

@@ -11,21 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from diffusion_policy.families.family import FamilyError, Verdict
+from diffusion_policy.families.family import FamilyError, Impact
 from diffusion_policy.whatif.config_change import what_if
 from diffusion_policy.whatif.report import COUNTED
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "groot"
 DELETED = "__DELETED_KEY__"
 OURS = {
-    "all load, output identical": {Verdict.SAFE},
-    "all load, OUTPUT CHANGES": {Verdict.DIFFERS},
-    "new parameters or buffers": {Verdict.PARTLY},
-    "pretrained tensors dropped": {Verdict.PARTLY},
-    "shape mismatch": {Verdict.BREAKING},
-    "shape mismatch; forward fails": {Verdict.CANNOT_RUN},
-    "all load but forward fails": {Verdict.CANNOT_RUN},
-    "does not construct": {Verdict.NOT_CONSTRUCTED},
+    "all load, output identical": {Impact.SAFE},
+    "all load, OUTPUT CHANGES": {Impact.DIFFERS},
+    "new parameters or buffers": {Impact.PARTLY},
+    "pretrained tensors dropped": {Impact.PARTLY},
+    "shape mismatch": {Impact.BREAKING},
+    "shape mismatch; forward fails": {Impact.CANNOT_RUN},
+    "all load but forward fails": {Impact.CANNOT_RUN},
+    "does not construct": {Impact.NOT_CONSTRUCTED},
 }
 
 
@@ -73,9 +73,9 @@ def test_runs_and_differs_as_the_tiny_model_did(case: dict[str, Any]):
     run = case["tiny_run"]
     report = what_if(SHARED / "golden_small" / "config.json", changes_of({"change": run["change"]}))
     assert report.runs is (run["forward"] == "runs")
-    if report.verdict is Verdict.SAFE:
+    if report.verdict is Impact.SAFE:
         assert run["output_vs_base_eval"] == "identical"
-    if report.verdict is Verdict.DIFFERS:
+    if report.verdict is Impact.DIFFERS:
         assert run["output_vs_base_eval"] != "identical"
 
 
@@ -103,22 +103,22 @@ def test_published_changes_of_the_backbone(change: str, kind: str):
 
 
 def test_a_projection_of_the_backbone_needs_a_head_of_that_width():
-    assert what_if("groot_n1_5", ["~backbone_cfg.project_to_dim"]).verdict is Verdict.CANNOT_RUN
+    assert what_if("groot_n1_5", ["~backbone_cfg.project_to_dim"]).verdict is Impact.CANNOT_RUN
     attended = ["diffusion_model_cfg.cross_attention_dim=1536", "vl_self_attention_cfg.attention_head_dim=48"]
     report = what_if("groot_n1_5", ["backbone_cfg.project_to_dim=1536", "backbone_embedding_dim=1536", *attended])
     assert report.runs
-    assert report.verdict is Verdict.BREAKING
+    assert report.verdict is Impact.BREAKING
 
 
 def test_removing_select_layer_runs_out_of_layers():
     report = what_if("groot_n1_5", ["~backbone_cfg.select_layer"])
-    assert report.verdict is Verdict.NOT_CONSTRUCTED
+    assert report.verdict is Impact.NOT_CONSTRUCTED
     assert "runs out of them" in report.error
 
 
 def test_the_vendors_path_to_the_backbone_is_ignored():
     report = what_if("groot_n1_5", ["backbone_cfg.eagle_path=/elsewhere"])
-    assert report.verdict is Verdict.SAFE
+    assert report.verdict is Impact.SAFE
     assert "vendored" in report.verdicts[0].why
 
 
@@ -135,21 +135,21 @@ def test_each_value_is_judged_in_the_company_of_the_others():
     split = what_if("groot_n1_5", ["vl_self_attention_cfg.num_attention_heads=64",
                                    "vl_self_attention_cfg.attention_head_dim=32", "action_dim=48",
                                    "vl_self_attention_cfg.dropout=0"])  # fmt: skip
-    assert [one.verdict for one in split.verdicts] == [Verdict.DIFFERS, Verdict.DIFFERS, Verdict.BREAKING, Verdict.SAFE]
+    assert [one.verdict for one in split.verdicts] == [Impact.DIFFERS, Impact.DIFFERS, Impact.BREAKING, Impact.SAFE]
     alone = what_if("groot_n1_5", ["vl_self_attention_cfg.num_attention_heads=64"])
-    assert alone.verdict is Verdict.CANNOT_RUN
+    assert alone.verdict is Impact.CANNOT_RUN
 
 
 def test_changes_of_backbone_and_head_are_told_apart():
     report = what_if("groot_n1_5", ["backbone_cfg.select_layer=16", "action_dim=48"])
-    assert [one.verdict for one in report.verdicts] == [Verdict.PARTLY, Verdict.BREAKING]
+    assert [one.verdict for one in report.verdicts] == [Impact.PARTLY, Impact.BREAKING]
     assert report.counts["tensors"] == {
         "loads": 896, "shape_mismatch": 3, "missing_new_init": 44, "unexpected_dropped": 0}  # fmt: skip
 
 
 def test_a_value_that_does_not_construct_does_not_hide_the_verdict_on_others():
     report = what_if("groot_n1_5", ["vl_self_attention_cfg.activation_fn=relu", "action_dim=48", "max_action_dim=48"])
-    assert [one.verdict for one in report.verdicts] == [Verdict.NOT_CONSTRUCTED, Verdict.BREAKING, Verdict.SAFE]
+    assert [one.verdict for one in report.verdicts] == [Impact.NOT_CONSTRUCTED, Impact.BREAKING, Impact.SAFE]
     assert report.counts == {}
     assert "diffusers 0.30.2" in report.error
 
@@ -157,7 +157,7 @@ def test_a_value_that_does_not_construct_does_not_hide_the_verdict_on_others():
 def test_the_value_that_is_there_already_changes_nothing():
     for change in ("action_dim=32", "max_seq_len=1024", "~use_vlln"):
         report = what_if("groot_n1_5", [change])
-        assert report.verdict is Verdict.SAFE
+        assert report.verdict is Impact.SAFE
         assert "already" in report.verdicts[0].why
 
 
@@ -177,7 +177,7 @@ def test_sinusoidal_positions_limit_the_sequence():
 def test_other_changes_keep_the_sums(
     action: int, state: int, embodiments: int, tokens: int, layers: int, vl_layers: int
 ):
-    """Whatever changes: each tensor is counted once, and depth alone never clashes shapes."""
+    """Whatever changes: each tensor is counted once, and depth alone never conflicts shapes."""
     changes = [f"action_dim={action}", f"max_state_dim={state}", f"max_num_embodiments={embodiments}",
                f"num_target_vision_tokens={tokens}", f"diffusion_model_cfg.num_layers={layers}",
                f"vl_self_attention_cfg.num_layers={vl_layers}"]  # fmt: skip
@@ -200,22 +200,22 @@ def test_heads_times_width_decides(heads: int, width: int):
                                     f"diffusion_model_cfg.attention_head_dim={width}"])  # fmt: skip
     assert report.runs is (heads * width == 1536)
     if report.runs and (heads, width) != (32, 48):
-        assert report.verdict is Verdict.DIFFERS
+        assert report.verdict is Impact.DIFFERS
 
 
 @pytest.mark.parametrize(("changes", "verdict"), [
-    (["hidsize=1024"], Verdict.BREAKING),
-    (["pi_head_kwargs.temperature=1.0"], Verdict.DIFFERS),
-    (["timesteps=64"], Verdict.BREAKING),
-    (["timesteps=64", "attention_memory_size=192"], Verdict.SAFE),
-    (["timesteps=256"], Verdict.CANNOT_RUN),
-    (["n_recurrence_layers=6"], Verdict.PARTLY),
-    (["attention_heads=7"], Verdict.NOT_CONSTRUCTED),
-    (["attention_mask_style=none"], Verdict.DIFFERS),
-    (["only_img_input=false"], Verdict.SAFE),
-    (["aux_value_head=true"], Verdict.PARTLY),
+    (["hidsize=1024"], Impact.BREAKING),
+    (["pi_head_kwargs.temperature=1.0"], Impact.DIFFERS),
+    (["timesteps=64"], Impact.BREAKING),
+    (["timesteps=64", "attention_memory_size=192"], Impact.SAFE),
+    (["timesteps=256"], Impact.CANNOT_RUN),
+    (["n_recurrence_layers=6"], Impact.PARTLY),
+    (["attention_heads=7"], Impact.NOT_CONSTRUCTED),
+    (["attention_mask_style=none"], Impact.DIFFERS),
+    (["only_img_input=false"], Impact.SAFE),
+    (["aux_value_head=true"], Impact.PARTLY),
 ])  # fmt: skip
-def test_vpt(changes: list[str], verdict: Verdict):
+def test_vpt(changes: list[str], verdict: Impact):
     assert what_if("vpt", changes).verdict is verdict
 
 
@@ -232,13 +232,13 @@ def test_vpt_in_other_sizes():
     ("groot_n1_5", "vl_self_atention_cfg.dropout=0", "closest is 'vl_self_attention_cfg.dropout'"),
     ("groot_n1_5", "action_dim", "expected key=value, or ~key"),
     ("groot_n1_5", "~action_dim=3", "expected key=value, or ~key"),
-    ("groot_n1_5", "~max_seq_len", "class default applies already"),
+    ("groot_n1_5", "~max_seq_len", "class default already applies"),
     ("groot_n1_5", "action_dim=many", "expected a whole number, at least 1"),
     ("groot_n1_5", "action_dim=null", "expected a whole number, at least 1"),
     ("groot_n1_5", "use_vlln=1", "expected true or false"),
     ("groot_n1_5", "action_dim=[", "is no YAML value"),
-    ("groot_n1_5", "diffusion_model_cfg.norm_type=rms", "only describes 'ada_norm' or 'layer_norm'"),
-    ("vpt", "recurrence_type=lstm", "only describes 'transformer'"),
+    ("groot_n1_5", "diffusion_model_cfg.norm_type=rms", "only covers 'ada_norm' or 'layer_norm'"),
+    ("vpt", "recurrence_type=lstm", "only covers 'transformer'"),
 ])  # fmt: skip
 def test_refusals(model: str, change: str, message: str):
     with pytest.raises(FamilyError, match=message):
@@ -252,7 +252,7 @@ def test_one_value_may_change_once():
 
 def test_a_key_without_class_default_cannot_be_removed():
     report = what_if("groot_n1_5", ["~action_horizon"])
-    assert report.verdict is Verdict.NOT_CONSTRUCTED
+    assert report.verdict is Impact.NOT_CONSTRUCTED
     assert "action_horizon has no class default" in report.error
     with pytest.raises(FamilyError, match="reproject_vision is True: this definition"):
         what_if("groot_n1_5", ["~backbone_cfg.reproject_vision"])
@@ -267,7 +267,7 @@ def test_a_config_of_another_model_is_refused(tmp_path: Path):
 
 def test_a_key_that_the_constructor_refuses_names_the_closest():
     report = what_if("groot_n1_5", ["vl_self_attention_cfg.num_layer=8"])
-    assert report.verdict is Verdict.NOT_CONSTRUCTED
+    assert report.verdict is Impact.NOT_CONSTRUCTED
     assert "closest is 'vl_self_attention_cfg.num_layers'" in report.error
 
 

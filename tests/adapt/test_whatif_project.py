@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_policy.families import recognize
-from diffusion_policy.families.family import FamilyError, Verdict
+from diffusion_policy.families.family import FamilyError, Impact
 from diffusion_policy.whatif.config_change import what_if
 from diffusion_policy.whatif.project_config import open_project_config
 
@@ -13,23 +13,23 @@ CONFIG = "train_cogact_robot"
 
 
 @pytest.mark.parametrize(("changes", "verdict", "why"), [
-    (["training.seed=7"], Verdict.SAFE, "no part of the model reads it"),
-    (["policy.p_drop_attn=0.1"], Verdict.SAFE, "training only"),
-    (["policy.n_head=8"], Verdict.DIFFERS, "split into other heads"),
-    (["n_action_steps=4"], Verdict.DIFFERS, "another slice"),
-    (["policy.noise_scheduler.beta_schedule=linear"], Verdict.DIFFERS, "noise schedule"),
-    (["policy.n_layer=12"], Verdict.PARTLY, "new"),
-    (["policy.n_layer=4"], Verdict.PARTLY, "dropped"),
-    (["horizon=32"], Verdict.BREAKING, "of another shape"),
-    (["policy.n_emb=512"], Verdict.BREAKING, "of another shape"),
-    (["~policy.crop_shape"], Verdict.BREAKING, "class default (76, 76) applies"),
-    (["policy.num_inference_steps=200"], Verdict.CANNOT_RUN, "more than the 100"),
-    (["policy.n_head=7"], Verdict.NOT_CONSTRUCTED, "the policy refuses this config"),
-    (["n_action_steps=16"], Verdict.NOT_CONSTRUCTED, "beyond the horizon"),
-    (["~horizon"], Verdict.NOT_CONSTRUCTED, "cannot be resolved"),
-    (["policy.num_inference_steps=100"], Verdict.SAFE, "already"),
+    (["training.seed=7"], Impact.SAFE, "no part of the model reads it"),
+    (["policy.p_drop_attn=0.1"], Impact.SAFE, "training only"),
+    (["policy.n_head=8"], Impact.DIFFERS, "split into other heads"),
+    (["n_action_steps=4"], Impact.DIFFERS, "another slice"),
+    (["policy.noise_scheduler.beta_schedule=linear"], Impact.DIFFERS, "noise schedule"),
+    (["policy.n_layer=12"], Impact.PARTLY, "new"),
+    (["policy.n_layer=4"], Impact.PARTLY, "dropped"),
+    (["horizon=32"], Impact.BREAKING, "of another shape"),
+    (["policy.n_emb=512"], Impact.BREAKING, "of another shape"),
+    (["~policy.crop_shape"], Impact.BREAKING, "class default (76, 76) applies"),
+    (["policy.num_inference_steps=200"], Impact.CANNOT_RUN, "more than the 100"),
+    (["policy.n_head=7"], Impact.NOT_CONSTRUCTED, "the policy refuses this config"),
+    (["n_action_steps=16"], Impact.NOT_CONSTRUCTED, "beyond the horizon"),
+    (["~horizon"], Impact.NOT_CONSTRUCTED, "cannot be resolved"),
+    (["policy.num_inference_steps=100"], Impact.SAFE, "already"),
 ])  # fmt: skip
-def test_verdicts(changes: list[str], verdict: Verdict, why: str):
+def test_verdicts(changes: list[str], verdict: Impact, why: str):
     report = what_if(CONFIG, changes)
     assert report.verdict is verdict
     assert why in report.verdicts[0].why
@@ -37,8 +37,8 @@ def test_verdicts(changes: list[str], verdict: Verdict, why: str):
 
 def test_what_only_fails_together_fails():
     report = what_if(CONFIG, ["n_action_steps=14", "n_obs_steps=4"])
-    assert report.verdict is Verdict.NOT_CONSTRUCTED
-    assert [one.verdict for one in report.verdicts] == [Verdict.DIFFERS, Verdict.BREAKING]
+    assert report.verdict is Impact.NOT_CONSTRUCTED
+    assert [one.verdict for one in report.verdicts] == [Impact.DIFFERS, Impact.BREAKING]
     assert "beyond the horizon" in report.error
     assert report.exit_status == 1
 
