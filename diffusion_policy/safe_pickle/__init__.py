@@ -1,14 +1,13 @@
-"""Reads pickles without running anything that they ask for.
+"""Reads pickles without running code from them.
 
-A pickle is a program. Python's own machine imports what it names and calls it, and even with ``find_class``
-narrowed it can patch the classes it was given (``BUILD`` on a class), use the extension registry, or allocate
-gigabytes from twenty bytes (a memo index of two billion). So the program is interpreted here, by a machine that knows
-only the instructions which data needs. A name in the file is looked up in a table that the caller gives; what the
-table holds is either a constant, which can never be called, or a `Recipe` of ours. Everything else is refused
-by name in one sentence.
+A pickle is a program. Python's unpickler imports the names in it and calls them, and even with a restricted
+``find_class`` the program can patch classes (``BUILD`` on a class), use the extension registry, or allocate gigabytes
+from twenty bytes (a memo index of two billion). This package therefore has its own interpreter, which only knows the
+instructions that data needs. Names in the file are looked up in an allow-list given by the caller, whose values are
+constants, which are never called, or `Recipe` objects. An error that names the offending item refuses everything else.
 
-Bounded on purpose: size of the file, number of instructions, size of integers, bytes made by recipes, and
-dictionary keys (flat ones only: a nested tuple can take exponential time to hash).
+Limits: size of the file, number of instructions, size of integers, bytes allocated by recipes, and dictionary keys
+(flat ones only: a nested tuple can take exponential time to hash).
 """
 
 from diffusion_policy.safe_pickle.machine import Allowed, Recipe, UnsafePickleError, length_of_first, load

@@ -24,15 +24,17 @@ class UnsafePickleError(WorkspaceError):
 
 
 class NotPlainError(ValueError):
-    """What a recipe refuses though the pickle is whole: names it."""
+    """Content of an intact pickle that a recipe refuses; the message names it."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a permitted callable name stands for: our function in its place.
+    """The safe replacement of an allowed callable.
 
-    `build` gets the arguments that the file gives and checks them itself (TypeError or ValueError). `set_state` gets an
-    object of type `makes` and the state that the file has for it.
+    Attributes:
+        build: called with the arguments in the file, which it checks itself (TypeError or ValueError).
+        makes: type of the objects whose state may be set.
+        set_state: called with an object of type `makes` and its state in the file.
     """
 
     build: Callable[..., Any]
@@ -51,10 +53,14 @@ def load(
     persistent_load: Callable[[Any], Any] | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Any:
-    """The object that a pickle describes, made of plain containers and of what `allowed` makes.
+    """Load the object of a pickle, made of plain containers and of objects made by `allowed`.
 
-    `allowed` maps (module, name) to a `Recipe` or to a constant. `where` names the file in messages.
-    `persistent_load` resolves references to outside storage (PyTorch's tensors). What follows STOP is ignored.
+    Args:
+        data: the pickle; bytes after STOP are ignored.
+        allowed: `Recipe` or constant by (module, name).
+        where: name of the file, for messages.
+        persistent_load: resolves references to external storage (PyTorch's tensors).
+        max_bytes: the most bytes that are read.
 
     Raises:
         UnsafePickleError: a name that is not in `allowed`, an instruction that data does not need, a broken or too
@@ -67,7 +73,7 @@ def load(
 
 
 def length_of_first(data: bytes, where: str) -> int:
-    """How many bytes the pickle takes that some data begins with; nothing of it is carried out.
+    """The length in bytes of the pickle at the start of some data; none of its instructions are executed.
 
     Raises:
         UnsafePickleError: it does not end, or is broken or absurdly long.
@@ -87,7 +93,7 @@ _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 
 
 def _instructions(content: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int]]:
-    """Each instruction, its argument and where it stands; as `pickletools.genops`, and texts of Python 2."""
+    """(instruction, argument, offset) of each instruction, like `pickletools.genops`, with strings of Python 2."""
     stream = io.BytesIO(content)
     while True:
         at = stream.tell()
@@ -104,7 +110,7 @@ def _instructions(content: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any,
 
 
 def _text_of_python_2(line: bytes) -> str:
-    """A quoted text of bytes, as protocol 0 of Python 2 writes it; each byte as a character."""
+    """A quoted byte string in the form of Python 2's protocol 0, one character per byte."""
     try:
         found = ast.literal_eval("b" + line.decode("ascii").strip())
     except SyntaxError as error:
@@ -115,7 +121,7 @@ def _text_of_python_2(line: bytes) -> str:
 
 
 class _Machine:
-    """The pickle machine's stack, memo and instructions, less everything that could run code."""
+    """The stack, memo and instructions of the pickle machine, without those that could run code."""
 
     def __init__(self, allowed: Allowed, persistent_load: Callable[[Any], Any] | None, where: str, budget: int) -> None:
         self.allowed = allowed
@@ -310,7 +316,7 @@ def _pushes_tuple(width: int) -> Callable[[_Machine, Any], None]:
 
 
 def _ignore(machine: _Machine, argument: Any) -> None:
-    """PROTO and FRAME say how the file is cut, not what is in it."""
+    """Ignore PROTO and FRAME, which describe the encoding of the file and not its content."""
 
 
 _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {

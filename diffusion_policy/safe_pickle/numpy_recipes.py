@@ -1,7 +1,7 @@
 """NumPy arrays and scalars in pickles, as NumPy 1 (`numpy.core`) and NumPy 2 (`numpy._core`) write them.
 
-Plain numbers and text only: an array of objects would hold references that nothing here has checked, and a type with
-fields or a size that disagrees with its bytes has no place in a recording.
+Only plain numbers and text are read: an array of objects would contain unchecked references, and structured types or
+sizes that disagree with the number of bytes are not needed for recordings.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _numbers_only(dtype: Any) -> np.dtype[Any]:
 
 
 def _fitting_shape(shape: Any, dtype: Any, size: int) -> tuple[int, ...]:
-    """`shape`, once it is certain that `size` bytes fill it exactly."""
+    """`shape`, after checking that `size` bytes fill it exactly."""
     plain = type(shape) is tuple and all(type(side) is int and side >= 0 for side in shape)
     if not plain or len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"an array of shape {shape!r}"[:200])
@@ -39,7 +39,7 @@ def _fitting_shape(shape: Any, dtype: Any, size: int) -> tuple[int, ...]:
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """`_codecs.encode`: how protocols 0 to 2 spell bytes."""
+    """Replacement of `_codecs.encode`, by which protocols 0 to 2 encode bytes."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise ValueError(f"an encoding {encoding!r}: bytes are spelled in latin1"[:200])
     return text.encode("latin1")
@@ -54,7 +54,7 @@ def _make_dtype(text: Any, align: Any = False, copy: Any = False) -> np.dtype[An
 
 
 def _set_dtype_state(dtype: np.dtype[Any], state: Any) -> None:
-    """The state is (version, byte order, subarray, names, fields, ...), of which only the order may say anything."""
+    """The state is (version, byte order, subarray, names, fields, ...), of which only the byte order may be set."""
     if type(state) is not tuple or len(state) != 8 or state[1] not in ("<", ">", "|", "=") or state[2:5] != (None,) * 3:
         raise ValueError(f"an array type with the state {state!r}"[:200])
     size, alignment = (dtype.itemsize, dtype.alignment) if dtype.kind in "SU" else (-1, -1)
@@ -77,7 +77,7 @@ def _set_array_state(array: np.ndarray[Any, Any], state: Any) -> None:
 
 
 def _as_bytes(content: Any) -> Any:
-    """Python 2 wrote bytes as text, a character for each."""
+    """The content as bytes: Python 2 wrote bytes as text, one character per byte."""
     return content.encode("latin1") if type(content) is str else content
 
 
@@ -97,7 +97,7 @@ def _array_from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> np.n
 
 
 def _no_bytes() -> bytes:
-    """`bytes()`, without arguments: how protocols 0 to 2 spell an empty text of bytes."""
+    """Replacement of `bytes()` without arguments, by which protocols 0 to 2 encode empty bytes."""
     return b""
 
 

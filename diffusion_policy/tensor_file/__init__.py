@@ -1,9 +1,9 @@
 """Files of named tensors, opened without running code from them and without reading the tensors.
 
-One way in, `open_tensor_file`, for what our users have: PyTorch's archives (`.ckpt`, `.pt`, `.pth`, `.weights`) of
-today and from before 1.6, safetensors, alone or in shards, and VPT's `.model` pickles. Opening reads headers only,
-whatever the size; a tensor is mapped from disk when somebody asks for it, and its bytes are compared with their
-checksum then. Names that mean the same tensor say so. Anything else is named for what it is.
+`open_tensor_file` opens PyTorch's archives (`.ckpt`, `.pt`, `.pth`, `.weights`), current and from before 1.6,
+safetensors, alone or in shards, and VPT's `.model` pickles. Opening reads only headers, for any size of file; a tensor
+is memory-mapped on access, and its bytes are compared with their checksum then. Names of the same tensor have the same
+`storage`. Errors about other files state what kind of file was found.
 """
 
 from diffusion_policy.tensor_file.opened import TensorFile, TensorFileError, TensorInfo

@@ -1,7 +1,7 @@
-"""Harmless stand-ins for what the users' pickles name: config containers, dill's types, VPT's spaces.
+"""Inert replacements for the classes that users' pickles refer to: config containers, dill's types, VPT's spaces.
 
-None of the libraries named is imported to read a file. An OmegaConf container becomes an `Inert` that remembers its
-state, and `to_plain` turns the whole content into dictionaries, lists, numbers, text and tensors.
+None of these libraries is imported to read a file. An OmegaConf container becomes an `Inert` object with its state, and
+`to_plain` converts the whole content to dictionaries, lists, numbers, strings and tensors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SCALARS = (str, int, float, bool, bytes, type(None))
 
 
 class Inert:
-    """An object of a class that is not loaded: the name of its class, and its state as the file has it."""
+    """An object of a class that is not imported: the name of its class, and its state in the file."""
 
     __slots__ = ("kind", "state")
 
@@ -33,7 +33,7 @@ class Inert:
 
 
 def to_plain(content: Any, where: str) -> Any:
-    """The content as plain Python: `Inert` containers opened, tuples and lists kept, arrays as tensors.
+    """The content as plain Python: `Inert` containers are unwrapped, tuples and lists kept, arrays become tensors.
 
     Raises:
         TensorFileError: nested deeper than `MAX_DEPTH`, more than `MAX_NODES` entries once shared parts are counted
@@ -100,13 +100,13 @@ def _inert(kind: str) -> Recipe:
 
 
 def _set_dict_state(target: OrderedDict[Any, Any], state: Any) -> None:
-    """A module's state_dict carries `_metadata`, versions of its layers; no layer of ours reads it."""
+    """Ignore `_metadata` of a module's state_dict, the versions of its layers, which no layer here reads."""
     if type(state) is not dict or set(state) - {"_metadata"}:
         raise ValueError("an OrderedDict with attributes of its own")
 
 
 def _ordered_dict() -> OrderedDict[Any, Any]:
-    """Empty, always: its items follow as instructions of their own, and those are counted."""
+    """An empty dictionary: its items follow as separate instructions, which are counted."""
     return OrderedDict()
 
 
@@ -115,7 +115,7 @@ def _default_dict(factory: Any = None) -> dict[Any, Any]:
 
 
 def _type_name(name: Any) -> str:
-    """`dill._dill._load_type`, which would look any type up by its name."""
+    """Replacement of `dill._dill._load_type`, which would look up any type by its name."""
     if name not in _TYPE_NAMES:
         raise ValueError(f"the type {name!r}, which is not a plain one"[:200])
     return f"type {name}"
@@ -145,7 +145,7 @@ CONTENT_GLOBALS: Allowed = {
         for name in sorted(_TYPE_NAMES - {"bytes"})
     },
 }
-"""What checkpoints name, but for tensors (`torch_zip` adds those)."""
+"""Allow-list of names in checkpoints, without those of tensors (which `torch_zip` adds)."""
 
 GYM3_GLOBALS: Allowed = {
     ("gym3.types", name): _inert(f"gym3.types.{name}") for name in ("DictType", "TensorType", "Discrete")

@@ -1,9 +1,9 @@
-"""Whether the bytes of a file are still those that were written: a zip archive's CRC-32, a recorded SHA-256.
+"""Integrity of files: compares their bytes with a zip archive's CRC-32 or a recorded SHA-256.
 
-A copy that was cut and a disk that forgets leave sizes and names right and numbers wrong. A zip archive carries a
-CRC-32 of each record; whoever reads weights compares it. safetensors carries nothing, so there the SHA-256 counts that
-somebody recorded beside the file. Bytes are read, not mapped: a bad sector is then an error with a name, not the end of
-the process, and checking takes no memory.
+After an incomplete copy or on a failing disk, sizes and names can be right and numbers wrong. A zip archive contains a
+CRC-32 of each record, which is compared whenever weights are read. safetensors has no checksum, so a SHA-256 recorded
+in another file of the folder is used. Bytes are read, not memory-mapped: a bad sector then raises an error instead of
+ending the process, and checking takes no memory.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from diffusion_policy.tensor_file.opened import TensorFileError, sha256_of_shard
 logger = logging.getLogger(__name__)
 
 BLOCK = 2**18
-SHARE = 8 * 2**20  # bytes that a thread takes at once
+SHARE = 8 * 2**20  # bytes of one task of a thread
 MAX_SIDECAR_BYTES = 64 * 2**20
-# More threads than this wait for memory rather than compute.
+# More threads than this would be limited by memory bandwidth.
 MAX_THREADS = 4
 NAMED = 3
 REMEDY = "copy or download the file again, or take another checkpoint of the run"
@@ -41,7 +41,7 @@ _SUMS = ("SHA256SUMS", "SHA256SUMS.txt", "sha256sums.txt", "sha256sum.txt", "che
 
 @dataclass(frozen=True)
 class Record:
-    """One record of a zip archive: where its `size` bytes lie, and the CRC-32 that the directory claims."""
+    """One record of a zip archive: offset and size of its bytes, and its CRC-32 in the archive's directory."""
 
     name: str
     at: int
@@ -50,10 +50,10 @@ class Record:
 
 
 class Records:
-    """The records of an archive. Each is checked once, when its bytes are first asked for.
+    """The records of an archive. Each is checked once, when its bytes are first read.
 
     Args:
-        file: the archive; kept open for as long as this lives, since its name may come to mean another file.
+        file: the archive; it is kept open, since another file may take its name meanwhile.
         where: its name, for messages.
         records: by name.
     """
@@ -68,10 +68,10 @@ class Records:
         self.has_checksums = not self._pending or any(record.crc for record in self._pending.values())
 
     def read(self, name: str, limit: int) -> bytes:
-        """The first `limit` bytes of a record; checked if that is all of it.
+        """The first `limit` bytes of a record, after the record was checked.
 
         Raises:
-            TensorFileError: it cannot be read, or is not what was written.
+            TensorFileError: it cannot be read, or is damaged.
         """
         record = self.by_name[name]
         self.check([name])
@@ -81,14 +81,14 @@ class Records:
             raise TensorFileError(_damage(self.where, [f"{name!r} cannot be read ({error.strerror})"], 1)) from error
 
     def check(self, names: Iterable[str] | None = None, holds: Callable[[str], str] | None = None) -> None:
-        """Compare records with their CRC-32; those that were compared before are passed over.
+        """Compare records with their CRC-32, except those that were compared before.
 
         Args:
-            names: of the records; None: all.
-            holds: tells what a record holds, for the message.
+            names: names of the records; None: all.
+            holds: gives the content of a record, for the message.
 
         Raises:
-            TensorFileError: bytes differ from what was written, or cannot be read; names the records.
+            TensorFileError: records are damaged or cannot be read; the message names them.
         """
         chosen = [self._pending[name] for name in (list(self._pending) if names is None else names)
                   if name in self._pending]  # fmt: skip
@@ -105,15 +105,15 @@ class Records:
             return
         faults = [fault for fault in _in_threads(self._fault, chosen) if fault is not None]
         if faults:
-            told = {name: f" ({what})" if holds and (what := holds(name)) else "" for name, _ in faults}
+            contents = {name: f" ({what})" if holds and (what := holds(name)) else "" for name, _ in faults}
             raise TensorFileError(
-                _damage(self.where, [f"{name!r}{told[name]} {fault}" for name, fault in faults], len(self.by_name))
+                _damage(self.where, [f"{name!r}{contents[name]} {fault}" for name, fault in faults], len(self.by_name))
             )
         for record in chosen:
             del self._pending[record.name]
 
     def describe(self) -> str:
-        """What is recorded, and whether it was compared."""
+        """Which checksums are recorded, and whether they were compared, as a sentence."""
         if not self.has_checksums:
             return f"written without checksums: nothing tells whether its {len(self.by_name)} records are whole"
         if self._pending:
@@ -121,7 +121,7 @@ class Records:
         return f"each of its {len(self.by_name)} records has the CRC-32 that was written"
 
     def _fault(self, record: Record) -> tuple[str, str] | None:
-        """What is wrong with a record, or None."""
+        """(name, fault) of a damaged record, or None."""
         crc, at, left = 0, record.at, record.size
         while left:
             try:
@@ -135,7 +135,7 @@ class Records:
 
 
 def _in_threads(check: Callable[[Record], Any], records: Sequence[Record]) -> list[Any]:
-    """`check` of every record, a few at a time; neighbors in the file are read one after the other."""
+    """The results of `check` for every record, computed by a few threads that each read adjacent records."""
     shares: list[list[Record]] = [[]]
     for record in sorted(records, key=lambda record: record.at):
         if sum(other.size for other in shares[-1]) >= SHARE:
@@ -161,17 +161,17 @@ def _damage(where: str, faults: Sequence[str], total: int) -> str:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A SHA-256 that was recorded for a file, and the file that says so."""
+    """A SHA-256 that was recorded for a file, and the file that records it."""
 
     sha256: str
     by: Path
 
 
 class RecordedHashes:
-    """The SHA-256 that somebody recorded for files that have no checksums of their own, compared once.
+    """The recorded SHA-256 of files without checksums in their format, compared once.
 
     Args:
-        path: what was opened: a file, or an index or a folder that stands for its shards.
+        path: the path that was opened: a file, or the index or the folder of shards.
         files: the files themselves.
     """
 
@@ -182,28 +182,28 @@ class RecordedHashes:
 
     @cached_property
     def _recorded(self) -> dict[Path, Recorded]:
-        """By file; `path` itself stands for all shards together."""
+        """The recorded hashes by file; `path` itself is the key of the common hash of all shards."""
         found = {path: recorded_sha256(path) for path in dict.fromkeys((*self.files, self.path))}
         return {path: recorded for path, recorded in found.items() if recorded is not None}
 
     def check_file(self, file: Path) -> None:
-        """Compare the file that holds a tensor; all of them where only all together are recorded.
+        """Compare the file of a tensor; all files where only their common hash is recorded.
 
         Raises:
-            TensorFileError: it is not what was recorded.
+            TensorFileError: its hash differs from the recorded one.
         """
         self._check((file,) if file in self._recorded else (self.path,))
 
     def check(self) -> None:
-        """Compare every file that somebody recorded a hash of.
+        """Compare every file that has a recorded hash.
 
         Raises:
-            TensorFileError: one is not what was recorded.
+            TensorFileError: a hash differs from the recorded one.
         """
         self._check(self._recorded)
 
     def describe(self) -> str:
-        """What is recorded, and whether it was compared."""
+        """Which checksums are recorded, and whether they were compared, as a sentence."""
         if not self._recorded:
             return "no checksum: neither the format nor a file beside it records one"
         by = ", ".join(dict.fromkeys(recorded.by.name for recorded in self._recorded.values()))
@@ -228,10 +228,10 @@ class RecordedHashes:
 
 
 def recorded_sha256(path: Path) -> Recorded | None:
-    """The SHA-256 that lies beside a file, or None.
+    """The SHA-256 that another file of the folder records for a file, or None.
 
-    Looked for in ledgers of adaptations that read it, in `NAME.sha256`, in a list such as `SHA256SUMS`, in what
-    huggingface_hub notes of a download, and in the name of its cached blob.
+    The sources are ledgers of adaptations with this source, `NAME.sha256`, a list such as `SHA256SUMS`, the metadata of
+    a download by huggingface_hub, and the name of its cached blob.
     """
     for find in (_of_ledgers, _of_sums, _of_download, _of_blob):
         found = find(path)
@@ -241,7 +241,7 @@ def recorded_sha256(path: Path) -> Recorded | None:
 
 
 def _of_ledgers(path: Path) -> Recorded | None:
-    """Ledgers record the hash of their source; the newest that names this file counts."""
+    """The hash of the source in the newest ledger that names this file."""
     ledgers = sorted(path.absolute().parent.glob("*.ledger.json"), key=lambda ledger: ledger.stat().st_mtime)
     for ledger in reversed(ledgers):
         try:
@@ -256,7 +256,7 @@ def _of_ledgers(path: Path) -> Recorded | None:
 
 
 def _of_sums(path: Path) -> Recorded | None:
-    """`NAME.sha256` and lists: lines `digest  name`, as sha256sum writes them."""
+    """The hash in `NAME.sha256` or in a list with lines `digest  name`, as written by sha256sum."""
     own = path.with_name(f"{path.name}.sha256")
     for file in (own, *(path.with_name(name) for name in _SUMS)):
         for line in _text(file).splitlines():
@@ -268,7 +268,7 @@ def _of_sums(path: Path) -> Recorded | None:
 
 
 def _of_download(path: Path) -> Recorded | None:
-    """`huggingface-cli download --local-dir`: the second line of a note is the SHA-256 of files in large storage."""
+    """The hash that `huggingface-cli download --local-dir` records: the second line of the metadata of large files."""
     full = path.absolute()
     for folder in list(full.parents)[:3]:
         relative = full.relative_to(folder)
@@ -280,13 +280,13 @@ def _of_download(path: Path) -> Recorded | None:
 
 
 def _of_blob(path: Path) -> Recorded | None:
-    """The cache of huggingface_hub: files are links to blobs that are named by their SHA-256."""
+    """The hash in the cache of huggingface_hub, where files are links to blobs named by their SHA-256."""
     blob = path.resolve()
     return Recorded(blob.name, blob) if blob.parent.name == "blobs" and _DIGEST.fullmatch(blob.name) else None
 
 
 def _text(path: Path) -> str:
-    """A small text file; empty if there is none."""
+    """The content of a small text file; empty if it does not exist."""
     try:
         if not path.is_file() or path.stat().st_size > MAX_SIDECAR_BYTES:
             return ""

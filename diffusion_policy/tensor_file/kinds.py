@@ -1,7 +1,7 @@
-"""What a file is that was given for weights: which reader opens it, or what it is instead, and the remedy.
+"""Determines the kind of a file by its first bytes: the reader that opens it, or what it is instead, with the remedy.
 
-By its first bytes rather than by its name. Most files that "do not load" are no checkpoints at all: a pointer that a
-version control left, the sign-in page of a server, an archive of an archive, a folder.
+Most files that "do not load" are not checkpoints: the pointer file of a version control system, the sign-in page of a
+server, an archive inside an archive, a folder.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _Found = tuple[str, str]  # what it is, what to do
 
 
 def kind_of(path: Path) -> Kind:
-    """Which reader opens a file.
+    """The kind of a file, which determines its reader.
 
     Raises:
-        TensorFileError: absent, not readable, or something else; says what it is and what to do.
+        TensorFileError: absent, not readable, or another kind of file; the message states its kind and the remedy.
     """
-    found = _place(path)
+    found = _path_fault(path)
     if found is None and path.is_dir():
         found = _folder(path)
         if found is None:
@@ -76,11 +76,11 @@ def _sentence(path: Path | str, what: str, remedy: str) -> str:
 
 
 def foreign_zip(path: str, names: list[str]) -> str | None:
-    """What a zip archive is that PyTorch did not write, in a sentence; None if nothing tells.
+    """A sentence on the kind of a zip archive that PyTorch did not write; None if it is not recognized.
 
     Args:
-        path: of the archive.
-        names: of its entries.
+        path: path of the archive.
+        names: names of its entries.
     """
     found = _zip(path, names)
     return None if found is None else _sentence(path, *found)
@@ -89,8 +89,8 @@ def foreign_zip(path: str, names: list[str]) -> str | None:
 # ---- before a byte is read ----
 
 
-def _place(path: Path) -> _Found | None:
-    """What is wrong with the place that a path names; None for a file or a folder."""
+def _path_fault(path: Path) -> _Found | None:
+    """Why a path cannot be opened (a URL, a broken link, a device); None for a file or a folder."""
     text = str(path)
     if re.match(r"[a-z0-9]{2,}:/", text):
         return "an address", f"weights are read from a disk: copy it first (aws s3 cp {shlex.quote(text)} .)"
@@ -119,12 +119,12 @@ def _nearest(path: Path) -> str:
 
 
 def _in_folder(path: Path, tool: str) -> str:
-    """A command of a version control, run in the file's folder."""
+    """The command of a version control system, run in the file's folder."""
     return f"(cd {shlex.quote(str(path.absolute().parent))} && {tool} {shlex.quote(path.name)})"
 
 
 def _folder(path: Path) -> _Found | None:
-    """What a folder is; None if it may hold shards of safetensors."""
+    """The kind of a folder; None if it may contain shards of safetensors."""
     names = {entry.name for entry in path.iterdir()}
     latest = path / "checkpoints" / "latest.ckpt"
     if latest.is_file():
@@ -185,7 +185,7 @@ _PACKERS: tuple[tuple[bytes, str, str, Callable[[bytes], bytes]], ...] = (
 
 
 def _content(path: Path, head: bytes) -> _Found | None:
-    """What a file is that is none of those that are read, by its first bytes; None if nothing tells."""
+    """The kind of an unsupported file by its first bytes; None if it is not recognized."""
     if not head:
         return "an empty file", REMEDY
     if not any(head):
@@ -209,7 +209,7 @@ def _content(path: Path, head: bytes) -> _Found | None:
 
 
 def _unpacked(path: Path) -> Path:
-    """What to call the content of a compressed file."""
+    """A path for the content of a compressed file."""
     if path.suffix in (".gz", ".bz2", ".xz", ".lzma", ".zst", ".lz4"):
         return path.with_suffix("")
     return path.with_name(f"{path.stem}.unpacked{path.suffix}")
@@ -231,7 +231,7 @@ def _tar(path: Path) -> _Found:
 
 
 def _text(path: Path, head: bytes) -> _Found | None:
-    """What a file of text is; None if it is no text."""
+    """The kind of a text file; None if it is not a text."""
     text = _decoded(head)
     if text is None:
         return None
@@ -258,12 +258,12 @@ def _text(path: Path, head: bytes) -> _Found | None:
 
 
 def _decoded(head: bytes) -> str | None:
-    """The beginning of a text; None for other bytes."""
+    """The first bytes decoded as text; None if they are not text."""
     for encoding in ("utf-16",) if head[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8",):
         try:
             text = head.decode(encoding)
         except UnicodeDecodeError as error:
-            if error.start < len(head) - 4 or len(head) < HEAD_BYTES:  # a character that the head cuts in two
+            if error.start < len(head) - 4 or len(head) < HEAD_BYTES:  # not merely a character cut at the end
                 return None
             text = head[: error.start].decode(encoding)
         if all(character.isprintable() or character in "\r\n\t\f\ufeff" for character in text):
@@ -277,7 +277,7 @@ def _title(text: str) -> str:
 
 
 def _message(text: str) -> str:
-    """What an answer of a server says in JSON."""
+    """The error message in a server's JSON response; empty if there is none."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
@@ -293,7 +293,7 @@ def _quoted(text: str) -> str:
 
 
 def _zip(path: str, names: list[str]) -> _Found | None:
-    """What a zip archive is that PyTorch did not write."""
+    """The kind of a zip archive that PyTorch did not write; None if it is not recognized."""
     weights = [name for name in names if Path(name).suffix in WEIGHT_SUFFIXES]
     quoted = shlex.quote(path)
     if weights:
@@ -310,7 +310,7 @@ def _zip(path: str, names: list[str]) -> _Found | None:
 
 
 def of_weights_only(path: Path, kind: Kind) -> str:
-    """Why a file of bare weights is no checkpoint of the policy, in a sentence."""
+    """A sentence on why a file with weights only is not a checkpoint of the policy."""
     what = {
         "safetensors": "a safetensors file, which holds weights without the config that tells what they are of",
         "pickle": "a plain pickle, not a checkpoint that torch.save wrote",

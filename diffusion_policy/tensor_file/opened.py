@@ -1,4 +1,4 @@
-"""What every format becomes once it is open: names, shapes, types, identities, and a way to each tensor."""
+"""An open file of any format: names, shapes, types and identities of its tensors, and access to each tensor."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from diffusion_policy.storage import file_sha256, sha256
 
 
 class TensorFileError(WorkspaceError):
-    """A file that is not what its format says, is damaged, or asks for absurd amounts."""
+    """A file that violates its format, is damaged, or has absurd sizes."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One name in a file. Two names with equal `storage` mean the same tensor: same bytes, shape and type."""
+    """The entry of one name in a file. Names with equal `storage` refer to one tensor: same bytes, shape and type."""
 
     name: str
     shape: tuple[int, ...]
@@ -30,18 +30,18 @@ class TensorInfo:
 
     @property
     def numel(self) -> int:
-        """How many numbers it holds."""
+        """Number of elements."""
         return math.prod(self.shape)
 
 
 class Integrity(Protocol):
-    """Tells whether the bytes of a file are those that were written."""
+    """Checks whether a file's bytes are unchanged since it was written."""
 
     def check(self) -> None:
-        """Compare all of it with what was recorded; TensorFileError names what differs."""
+        """Compare all bytes with the recorded checksums; TensorFileError names the records that differ."""
 
     def describe(self) -> str:
-        """What is recorded, and whether it was compared."""
+        """Which checksums are recorded, and whether they were compared, as a sentence."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class TensorFile:
     metadata: Mapping[str, str] = field(default_factory=dict)  # safetensors' own notes; empty for other formats
 
     def load(self, name: str) -> torch.Tensor:
-        """The tensor under a dotted path, mapped from disk, once its bytes are found to be those that were written.
+        """The memory-mapped tensor of a dotted path, after its bytes were compared with their checksum.
 
         Raises:
             TensorFileError: no such name, or the bytes are damaged.
@@ -70,9 +70,9 @@ class TensorFile:
         return self.loader(name)
 
     def check_format(self) -> None:
-        """Compare the checksums that the format itself carries, as PyTorch's archives do, at 3 GB/s and more.
+        """Compare the checksums of the format itself, which PyTorch's archives have, at 3 GB/s and more.
 
-        A hash that was recorded beside the file takes several seconds a gigabyte; it is compared when tensors are read.
+        A hash recorded in another file takes several seconds per gigabyte; it is compared when tensors are read.
 
         Raises:
             TensorFileError: the bytes are damaged.
@@ -85,9 +85,9 @@ class TensorFile:
         return sha256_of_shards({path: file_sha256(path) for path in self.files})
 
     def nonfinite(self) -> dict[str, int]:
-        """How many NaN and infinite numbers each tensor holds, for those that hold any. Reads every tensor once.
+        """The number of NaN and infinite elements by tensor, for tensors that have any. Reads every tensor once.
 
-        Additive attention masks hold -inf on purpose: what to make of a count is the caller's matter.
+        Additive attention masks contain -inf on purpose, so the caller has to interpret the counts.
 
         Raises:
             TensorFileError: the bytes are damaged.
@@ -104,13 +104,13 @@ class TensorFile:
 
 
 def describe(name: str, tensor: torch.Tensor, storage: str) -> TensorInfo:
-    """The entry for a tensor in memory or mapped."""
+    """The entry of a tensor, in memory or memory-mapped."""
     dtype = str(tensor.dtype).removeprefix("torch.")
     return TensorInfo(name, tuple(tensor.shape), dtype, tensor.numel() * tensor.element_size(), storage)
 
 
 def walk(tree: Any, where: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each tensor in a plain tree with its dotted path.
+    """Iterate over the tensors of a plain tree with their dotted paths.
 
     Raises:
         TensorFileError: two tensors with one path, such as `{"a.b": x, "a": {"b": y}}`.

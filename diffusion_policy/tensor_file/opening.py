@@ -1,4 +1,4 @@
-"""The one way in: a path becomes an open file, whatever its format."""
+"""Opens a file of named tensors of any supported format."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from diffusion_policy.tensor_file.torch_zip import MAX_PICKLE_BYTES, TorchArchiv
 
 
 def open_tensor_file(path: str | Path) -> TensorFile:
-    """Open a file of named tensors; a folder or an index stands for its shards.
+    """Open a file of named tensors, or the shards of a folder or an index.
 
     Only headers are read: a file of several gigabytes opens in about a second.
 
     Raises:
-        TensorFileError: absent, of no known format (named for what it is), damaged, or absurd.
+        TensorFileError: absent, of an unsupported format (the message states which), damaged, or of absurd sizes.
         UnsafePickleError: its pickle names something that is not on the allow-list.
     """
     path = Path(path)
@@ -42,10 +42,10 @@ def open_tensor_file(path: str | Path) -> TensorFile:
 
 
 def read_torch(path: Path) -> TorchArchive:
-    """Open a file that `torch.save` wrote, today or before PyTorch 1.6, and compare it with its checksums.
+    """Open a file written by `torch.save`, current or from before PyTorch 1.6, and compare its checksums.
 
     Raises:
-        TensorFileError: it is another file (named for what it is), damaged, or absurd.
+        TensorFileError: of an unsupported format (the message states which), damaged, or of absurd sizes.
         UnsafePickleError: its pickle names something that is not on the allow-list.
     """
     kind = kind_of(path)
@@ -92,7 +92,7 @@ def _described(
 
 
 def _with_leaves(value: Any, tensors: dict[str, TensorInfo], path: str) -> Any:
-    """The same tree with a `TensorInfo` in the place of each tensor."""
+    """The same tree with a `TensorInfo` instead of each tensor."""
     if isinstance(value, torch.Tensor):
         return tensors[path]
     prefix = f"{path}." if path else ""

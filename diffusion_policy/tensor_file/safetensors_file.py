@@ -40,7 +40,7 @@ _DTYPES = {
 
 
 def open_safetensors(path: Path) -> TensorFile:
-    """One file. Raises TensorFileError when its header is larger than the file, too large, or not what it should be."""
+    """Open one file. Raises TensorFileError when its header is larger than the file, too large, or not valid."""
     tensors, metadata = _read_header(path)
     hashes = RecordedHashes(path, (path,))
 
@@ -53,11 +53,11 @@ def open_safetensors(path: Path) -> TensorFile:
 
 
 def open_sharded(path: Path) -> TensorFile:
-    """Shards, by their `*.safetensors.index.json` or by the folder that holds it.
+    """Open shards by their `*.safetensors.index.json` or by its folder.
 
     Raises:
-        TensorFileError: no index or several, a shard outside the folder or absent, or shards that hold other tensors
-            than the index says.
+        TensorFileError: no index or several, a shard outside the folder or absent, or shards with other tensors than
+            in the index.
     """
     index_path = _find_index(path) if path.is_dir() else path
     if index_path.suffix == ".safetensors":
@@ -118,7 +118,7 @@ def _info(name: str, shape: tuple[int, ...], dtype: str, where: str) -> TensorIn
 
 def _find_index(folder: Path) -> Path:
     indexes = sorted(folder.glob(f"*{INDEX_SUFFIX}")) or sorted(folder.glob("*.safetensors"))
-    if folder / MODEL_NAME in indexes:  # beside it LeRobot puts the statistics of its processors
+    if folder / MODEL_NAME in indexes:  # LeRobot's folder also has files with statistics
         return folder / MODEL_NAME
     if len(indexes) != 1:
         raise TensorFileError(
@@ -129,7 +129,7 @@ def _find_index(folder: Path) -> Path:
 
 
 def _read_index(path: Path) -> tuple[Path, dict[str, str]]:
-    """The folder and which shard holds each tensor, in the index's order."""
+    """The folder, and the shard of each tensor in the index's order."""
     if path.stat().st_size > MAX_HEADER_BYTES:
         raise TensorFileError(f"{path.name}: the index has {path.stat().st_size} bytes, more than {MAX_HEADER_BYTES}.")
     try:

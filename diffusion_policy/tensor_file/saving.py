@@ -1,4 +1,4 @@
-"""Writing PyTorch archives: beside the target first, read back, and only then in its place."""
+"""Writes PyTorch archives under a temporary name, reads them back, and then renames them to the target."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def _write(unfinished: Path, path: Path, content: dict[str, Any]) -> None:
     try:
         with unfinished.open("wb") as file:  # whose errors have a reason; those of PyTorch's own files have none
             torch.save(content, file, pickle_module=dill)
-        read_torch_zip(unfinished, check=False)  # what was just written lies in memory, not yet on a disk to blame
+        read_torch_zip(
+            unfinished, check=False
+        )  # the bytes are still in the page cache, so checksums would show nothing
     except (OSError, RuntimeError, TensorFileError, UnsafePickleError) as error:
         raise _refusal(path, error) from error
 

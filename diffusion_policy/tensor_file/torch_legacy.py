@@ -1,9 +1,9 @@
-"""PyTorch's format from before 1.6, which torch.save still writes when it is told to: pickles, then storages.
+"""PyTorch's format from before 1.6, which torch.save can still write: pickles, then storages.
 
     magic number | protocol | facts of the system | content | names of the storages | per storage: count, numbers
 
 The content refers to storages whose place is known only after it, so it is read twice: first for their sizes. There are
-no checksums in it; a SHA-256 that lies beside the file counts.
+no checksums in it; a SHA-256 recorded in another file of the folder is used.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _no_tensor(*_: Any) -> None:
 def _records(
     file: BinaryIO, pickles: _Pickles, sizes: dict[str, Sizes], file_size: int, where: str
 ) -> dict[str, Record]:
-    """Where each storage lies."""
+    """The offset of each storage."""
     keys = pickles.plain()
     if not isinstance(keys, list) or not all(type(key) is str for key in keys) or len(set(keys)) != len(keys):
         raise TensorFileError(f"{where}: its list of storages is not one; it is damaged: {REMEDY}.")

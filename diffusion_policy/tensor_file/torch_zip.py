@@ -52,7 +52,7 @@ class _Storage:
     numel: int
 
 
-# Types of number without a storage class of their own: such tensors name their type beside an untyped storage.
+# Types without their own storage class: such tensors have an untyped storage and a separate type.
 _PLAIN_TYPES = tuple(
     name
     for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "uint16", "uint32", "uint64")
@@ -242,7 +242,7 @@ def _locate(file: BinaryIO, info: zipfile.ZipInfo, file_size: int, where: str) -
 
 
 def tensor_globals(rebuild: Callable[..., Any], typed: Callable[..., Any], parameter: Callable[..., Any]) -> Allowed:
-    """What PyTorch's pickles name beside plain content, with our functions in place of its own."""
+    """The allow-list of PyTorch's pickles beyond plain content, with safe replacements of PyTorch's functions."""
     return {
         ("torch._utils", "_rebuild_tensor_v2"): Recipe(rebuild),
         ("torch._utils", "_rebuild_tensor_v3"): Recipe(typed),
@@ -298,7 +298,7 @@ class Tensors:
     def rebuild(
         self, storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any = False, hooks: Any = None, *_: Any
     ) -> torch.Tensor:
-        """`torch._utils._rebuild_tensor_v2`, for a view that lies within its storage and is not larger than it."""
+        """`torch._utils._rebuild_tensor_v2`, for a view within its storage that is not larger than it."""
         if not isinstance(storage, _Storage):
             raise TypeError("a tensor without a storage")
         if not (_are_sizes(size) and _are_sizes(stride) and len(size) == len(stride) and _are_sizes((offset,))):
@@ -323,7 +323,7 @@ class Tensors:
     def rebuild_typed(
         self, storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any, *_: Any
     ) -> torch.Tensor:
-        """`torch._utils._rebuild_tensor_v3`: an untyped storage, and the type beside it."""
+        """`torch._utils._rebuild_tensor_v3`: an untyped storage and a separate type."""
         if not isinstance(storage, _Storage) or not isinstance(dtype, torch.dtype):
             raise TypeError("a tensor without a storage or a type")
         numel, left = divmod(storage.numel * storage.dtype.itemsize, dtype.itemsize)
@@ -333,7 +333,7 @@ class Tensors:
 
     @staticmethod
     def parameter(data: Any, requires_grad: Any = False, hooks: Any = None) -> torch.Tensor:
-        """`torch._utils._rebuild_parameter`: whether it was trained is not the file's to say."""
+        """`torch._utils._rebuild_parameter`, without `requires_grad` of the file."""
         if not isinstance(data, torch.Tensor):
             raise TypeError("a parameter without a tensor")
         return data

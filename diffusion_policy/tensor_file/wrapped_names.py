@@ -1,7 +1,7 @@
-"""Names that a wrapper has put a part into: `_orig_mod.model.head.weight` for `model.head.weight`.
+"""Recognizes and removes name parts inserted by wrappers: `_orig_mod.model.head.weight` for `model.head.weight`.
 
-torch.compile, DataParallel and their like hold a module inside another one, and its name gets into every name below.
-The weights are whole; only their names are not those that anybody looks for.
+torch.compile, DataParallel and similar wrappers hold the module as a submodule, whose name becomes part of every name.
+The weights themselves are unchanged.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ WRAPPERS = {
     "_forward_module": "Lightning Fabric",
 }
 PART = re.compile(rf"(?:(?<=\.)|^)({'|'.join(WRAPPERS)})\.")
-# A prefix that is no wrapper's is believed if so many of the names begin with it.
-CONVINCING = 0.6
+# A prefix that is not from a known wrapper is accepted if at least this share of the names has it.
+MIN_SHARE = 0.6
 
 
 @dataclass(frozen=True)
 class Wrapping:
-    """What stands in the way of the names.
+    """Parts that wrappers inserted into names.
 
     Attributes:
-        wrappers: parts of `WRAPPERS` that occur, wherever they stand.
-        prefix: something else that most names begin with, as written after those are left out; "" for nothing.
-        count: names that carry any of it.
-        total: names.
-        example: one of them.
+        wrappers: keys of `WRAPPERS` that occur anywhere in the names.
+        prefix: another prefix of most names, after those parts were removed; "" if there is none.
+        count: number of names with any of these parts.
+        total: number of names.
+        example: one of the names with such parts.
     """
 
     wrappers: tuple[str, ...]
@@ -41,7 +41,7 @@ class Wrapping:
     example: str
 
     def describe(self) -> str:
-        """A sentence without its subject: "12 of 30 names carry ..."."""
+        """A clause: "12 of 30 names carry ..."."""
         parts = [f"'{part}.' (left by {WRAPPERS[part]})" for part in self.wrappers]
         if self.prefix:
             parts.append(f"the prefix {self.prefix!r}")
@@ -49,28 +49,28 @@ class Wrapping:
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """What to give to `--rules` of scripts/adapt.py so that it is left out."""
+        """Arguments for `--rules` of scripts/adapt.py that remove these parts."""
         prefix = f"{{rules: [{{rename: {{prefix: {self.prefix}, to: ''}}}}]}}"
         return (*(("bare_weights",) if self.wrappers else ()), *((prefix,) if self.prefix else ()))
 
 
 def unwrapped(name: str) -> str:
-    """The name without any part that a wrapper has put into it."""
+    """The name without parts inserted by wrappers."""
     return PART.sub("", name)
 
 
 def wrapping_of(names: Iterable[str], anchor: str) -> Wrapping | None:
-    """What wrappers or a prefix have done to a set of names; None if nothing.
+    """The parts that wrappers inserted into a set of names, or their prefix; None if there are none.
 
     Args:
-        names: of the tensors.
-        anchor: a name that should be among them; where only longer names end with it, the rest is a prefix.
+        names: names of the tensors.
+        anchor: a name that should be among them; if only longer names end with it, their beginning is a prefix.
     """
     plain = {name: unwrapped(name) for name in names}
     found = tuple(dict.fromkeys(part for name in plain for part in PART.findall(name)))
     longer = [name.removesuffix(anchor) for name in plain.values() if name.endswith(f".{anchor}")]
     prefix = longer[0] if longer and anchor not in plain.values() else ""
-    if sum(name.startswith(prefix) for name in plain.values()) < CONVINCING * len(plain):
+    if sum(name.startswith(prefix) for name in plain.values()) < MIN_SHARE * len(plain):
         prefix = ""
     carrying = [old for old, new in plain.items() if old != new or (prefix and new.startswith(prefix))]
     return Wrapping(found, prefix, len(carrying), len(plain), carrying[0]) if carrying else None
