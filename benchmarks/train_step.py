@@ -51,7 +51,7 @@ from diffusion_policy.cpu import choose_threads, usable_cores
 from diffusion_policy.host_memory import MMAP_THRESHOLD, TRIM_THRESHOLD, keep_freed_memory, set_malloc
 from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.serve.engine import processor_name
-from diffusion_policy.workspace.checkpointing import Names
+from diffusion_policy.workspace.checkpointing import CheckpointNames
 from diffusion_policy.workspace.processes import Processes
 from diffusion_policy.workspace.start import LATEST
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
@@ -115,14 +115,14 @@ class Ours:
     def step(self) -> float:
         epoch, group = self.data()
         progress = self.run.progress
-        outcome = self.run._updates.make(group, epoch, progress.global_step)
-        progress.global_step = outcome.global_step
-        self.log(outcome)
-        return float(outcome.loss)
+        result = self.run._updates.make(group, epoch, progress.global_step)
+        progress.global_step = result.global_step
+        self.log(result)
+        return float(result.loss)
 
-    def log(self, outcome: Any) -> None:
-        for seen in self.run._watch.add(outcome):
-            self.run._write_line(self.run._account(seen))
+    def log(self, result: Any) -> None:
+        for metrics in self.run._monitor.add(result):
+            self.run._write_line(self.run._count(metrics))
 
     def part_owners(self) -> list[tuple[Any, str, str]]:
         updates = self.run._updates
@@ -342,7 +342,7 @@ def measure_saving(arguments: argparse.Namespace, folder: Path) -> dict[str, Any
         for _ in range(arguments.rounds or (1 if arguments.quick else 3)):
             with PeakMemory(device if device.type == "cpu" else torch.device("cpu")) as peak:
                 start = time.perf_counter()
-                trainer.run._save(Names((LATEST,)))
+                trainer.run._save(CheckpointNames((LATEST,)))
                 copying.append(time.perf_counter() - start)
                 while checkpoints._pending is not None and not checkpoints._pending.done():
                     beside.append(update())

@@ -52,6 +52,7 @@ MOVED = {
     "serve.session_log": "run_log.session_log",
     "report.run_folder": "run_folder.reading",
     "workspace.resuming": "run_folder.resuming",
+    "workspace.measuring": "workspace.evaluator",
     "report.camera_evidence": "diagnose.camera_evidence",
     "report.checkpoint_evidence": "diagnose.checkpoint_evidence",
     "report.checkpoint_findings": "diagnose.checkpoint_findings",

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--new_ckpt", required=True, help="8-D checkpoint to write")
     parser.add_argument("--mode", choices=("grow", "strip"), default="grow",
                         help="grow: keep what the action projections know, proven; strip: start them anew")  # fmt: skip
-    parser.add_argument("--dataset", metavar="ZARR", help="take the gripper's normaliser entry from this dataset")
+    parser.add_argument("--dataset", metavar="ZARR", help="take the gripper's normalizer entry from this dataset")
     add_gripper_scale(parser)
     parser.add_argument("--ledger", metavar="JSON", help="where the ledger goes (default: NEW_CKPT.ledger.json)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing NEW_CKPT")

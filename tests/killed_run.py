@@ -22,8 +22,8 @@ class KilledWorkspace(TrainDiffusionTransformerHybridWorkspace):
 
     when: str
 
-    def _make_updates(self, beginning):
-        super()._make_updates(beginning)
+    def _make_updates(self, initialization):
+        super()._make_updates(initialization)
         kind, number = self.when.split(":")
         make = self._updates.make
 

@@ -23,7 +23,7 @@ from diffusion_policy.convert.frames import look_again
 from diffusion_policy.convert.ledger import ConversionReport, EpisodeEntry, told_of
 from diffusion_policy.convert.placement import leave_frames, place_frames, put_in_place
 from diffusion_policy.convert.publication import Progress, publish
-from diffusion_policy.convert.quaternions import majority_hemisphere, turn_towards
+from diffusion_policy.convert.quaternions import majority_hemisphere, turn_toward
 from diffusion_policy.convert.settings import ConversionSettings
 from diffusion_policy.convert.staging import StagedEpisode
 from diffusion_policy.dataset.content_hash import (
@@ -185,7 +185,7 @@ def _turn(
     """The rows with the dataset's quaternion signs, and how many each array had flipped."""
     if hemisphere is None:
         return rows, {}
-    turned = {key: turn_towards(rows[key], layout, hemisphere) for key, layout in layouts.items()}
+    turned = {key: turn_toward(rows[key], layout, hemisphere) for key, layout in layouts.items()}
     return {**rows, **{key: poses for key, (poses, _) in turned.items()}}, {key: n for key, (_, n) in turned.items()}
 
 

@@ -230,7 +230,7 @@ def frames_kept(entry: EpisodeEntry) -> int:
 
 
 def runs(numbers: list[int], why: str) -> tuple[Dropped, ...]:
-    """Increasing numbers as runs of neighbours, all dropped for one reason."""
+    """Increasing numbers as runs of neighbors, all dropped for one reason."""
     found: list[Dropped] = []
     for number in numbers:
         if found and found[-1].end == number:

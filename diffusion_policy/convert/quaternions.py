@@ -1,8 +1,8 @@
 """One sign for each rotation: q and -q are the same, and a network that sees both must learn everything twice.
 
 Within an episode each quaternion is given the sign nearer to the one before it; then the episode as a whole is
-turned towards the hemisphere in which most of the dataset was recorded, so that as little as possible is changed.
-Flipped components also stretch the range that the normaliser is fitted to, from the motion's to [-1, 1].
+turned toward the hemisphere in which most of the dataset was recorded, so that as little as possible is changed.
+Flipped components also stretch the range that the normalizer is fitted to, from the motion's to [-1, 1].
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def majority_hemisphere(quaternions: Iterable[NDArray[np.floating]]) -> NDArray[
     return -axis if np.dot(axis, total) < 0 else axis
 
 
-def turn_towards(
+def turn_toward(
     poses: NDArray[np.float32], layout: ActionLayout, hemisphere: NDArray[np.float64]
 ) -> tuple[NDArray[np.float32], int]:
     """Poses with continuous quaternion signs, each rotation on the side of its hemisphere, and how many flipped.

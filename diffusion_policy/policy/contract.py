@@ -111,7 +111,7 @@ class Policy(Protocol):
         """Parameters of the observation encoder, which may learn at a rate of its own."""
 
     def set_normalizer(self, normalizer: LinearNormalizer) -> None:
-        """Take over (copies of) the normaliser's numbers."""
+        """Take over (copies of) the normalizer's numbers."""
 
 
 class PolicyModule(PlacedModule, Policy):

@@ -1,4 +1,4 @@
-"""What diffusion policies on images and states share: features, sampling, the loss, the normaliser.
+"""What diffusion policies on images and states share: features, sampling, the loss, the normalizer.
 
 A class adds its denoiser: what it is made of, what it is conditioned on, and what its tensors are called.
 
@@ -168,7 +168,7 @@ class DiffusionImagePolicy(PolicyModule):
 
         Raises:
             PolicyError: an observation, the noise or the scheduler's setting does not fit.
-            ModelError: there is no normaliser.
+            ModelError: there is no normalizer.
         """
         features = self._features(obs, self.n_obs_steps, generator, check_finite=True)
         shape = (len(features), *self.sample_shape)
@@ -191,7 +191,7 @@ class DiffusionImagePolicy(PolicyModule):
         generator: torch.Generator | None,
         before_step: Callable[[], None] | None,
     ) -> Tensor:
-        """From noise to a normalised sample, by the scheduler's steps; entries in ``mask`` are held at ``known``."""
+        """From noise to a normalized sample, by the scheduler's steps; entries in ``mask`` are held at ``known``."""
         scheduler, options = self.noise_scheduler, self._step_options()
         if not 1 <= self.num_inference_steps <= scheduler.config.num_train_timesteps:
             raise PolicyError(
@@ -228,12 +228,12 @@ class DiffusionImagePolicy(PolicyModule):
     # ---- training ----
 
     def set_normalizer(self, normalizer: LinearNormalizer) -> None:
-        """Take over (copies of) the normaliser's numbers."""
+        """Take over (copies of) the normalizer's numbers."""
         self.normalizer.load_state_dict(normalizer.state_dict())
         self.normalizer.to(self.device)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch does; the normaliser's entries are those of the file, moved to where the policy is."""
+        """As torch does; the normalizer's entries are those of the file, moved to where the policy is."""
         result = super().load_state_dict(state_dict, strict=strict, assign=assign)
         self.normalizer.to(self.device)
         return result
@@ -301,7 +301,7 @@ class DiffusionImagePolicy(PolicyModule):
         return steps
 
     def _training_sample(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Normalised sample without noise, what is held of it where it is known, and the condition."""
+        """Normalized sample without noise, what is held of it where it is known, and the condition."""
         action, expected = batch["action"], (self.horizon, self.action_dim)
         if tuple(action.shape[1:]) != expected:
             raise PolicyError(f"actions have shape {tuple(action.shape)}; expected (B, {expected[0]}, {expected[1]})")

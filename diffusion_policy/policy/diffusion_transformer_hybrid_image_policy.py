@@ -47,7 +47,7 @@ class DiffusionTransformerHybridImagePolicy(DiffusionImagePolicy):
         num_inference_steps: denoising steps; None: as many as the scheduler trains with. May be set later.
         crop_shape: (h, w) of the image crop; None: whole images.
         obs_encoder_group_norm: GroupNorm in place of BatchNorm; the EMA copy needs it.
-        eval_fixed_crop: centre crop outside training; False crops at random there too, as the reference does.
+        eval_fixed_crop: center crop outside training; False crops at random there too, as the reference does.
         n_layer, n_cond_layers, n_head, n_emb, p_drop_emb, p_drop_attn, causal_attn, time_as_cond: the denoiser, see
             :class:`TransformerForDiffusion`.
         obs_as_cond: features are a condition; False: they are part of the sample and kept there by inpainting.

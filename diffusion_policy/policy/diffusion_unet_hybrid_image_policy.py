@@ -44,7 +44,7 @@ class DiffusionUnetHybridImagePolicy(DiffusionImagePolicy):
         diffusion_step_embed_dim, down_dims, kernel_size, n_groups, cond_predict_scale: the denoiser, see
             :class:`ConditionalUnet1D`.
         obs_encoder_group_norm: GroupNorm in place of BatchNorm; the EMA copy needs it.
-        eval_fixed_crop: centre crop outside training; False crops at random there too, as the reference does.
+        eval_fixed_crop: center crop outside training; False crops at random there too, as the reference does.
         color_jitter: see ``model.image_augmentation.ColorJitter``; after the crop, while training; None: off.
         eta: for schedulers that take it (DDIM: 0 deterministic, 1 as random as DDPM); None: the scheduler's default.
         encoder_width, encoder_stride: channels of the image encoder's first stage and pixels a cell of its last map,
@@ -145,7 +145,7 @@ class DiffusionUnetHybridImagePolicy(DiffusionImagePolicy):
     # ---- what learns ----
 
     def parameter_groups(self, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """One group of everything but the normaliser, biases and norms decayed too, as in the reference.
+        """One group of everything but the normalizer, biases and norms decayed too, as in the reference.
 
         Args:
             settings: options of torch's AdamW, its own defaults for those that are absent; `_target_` may name it.

@@ -62,7 +62,7 @@ class PolicyTensors:
     summary: Names
 
 
-# Of every policy with the encoder and the normaliser of this project.
+# Of every policy with the encoder and the normalizer of this project.
 SHARED_TENSORS = (
     NamedTensor("normalizer.params_dict.action.*", {0: "action"}, "target"),
     NamedTensor("obs_encoder.*.pos_x", {}, "recompute"),

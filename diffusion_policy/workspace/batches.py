@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffusion_policy.cpu import usable_cores
 from diffusion_policy.workspace import TrainingError
-from diffusion_policy.workspace.interruption import deaf_children, listen_to_parent_only
+from diffusion_policy.workspace.interruption import block_stop_signals_in_children, stop_only_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ class _Worker:
     parent: int
 
     def __call__(self, number: int) -> None:
-        listen_to_parent_only(self.parent)
+        stop_only_with_parent(self.parent)
 
 
 class LoaderBatches:
@@ -217,7 +217,7 @@ class LoaderBatches:
         self._position.lists = [
             [indices[i] for i in share] or indices[:1] for indices, share in zip(batches, shares, strict=True)
         ]
-        with deaf_children():
+        with block_stop_signals_in_children():
             read = iter(self._loader)
         loaded = zip(batches, shares, read, strict=True)
         for number, (indices, share, data) in enumerate(loaded, start=first):

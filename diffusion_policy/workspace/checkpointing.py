@@ -83,7 +83,7 @@ class Payload:
 
 
 @dataclass(frozen=True)
-class Names:
+class CheckpointNames:
     """Under which names the next checkpoint is kept, and which file it displaces."""
 
     keep: tuple[str, ...]
@@ -188,7 +188,7 @@ class CheckpointFolder:
         self._kept = {name: score for name, score in kept.items() if (self.folder / name).is_file()}
         self._best = Best.from_plain(state)
 
-    def name(self, metrics: Mapping[str, Any], *, due: bool = True) -> Names:
+    def name(self, metrics: Mapping[str, Any], *, due: bool = True) -> CheckpointNames:
         """Decide what a checkpoint with these metrics is called; remembered until its write fails.
 
         Args:
@@ -204,7 +204,7 @@ class CheckpointFolder:
         if due or (self._pending is not None and self._pending.done()):
             self.wait()
         if not (due or self._improves(metrics)):
-            return Names(())
+            return CheckpointNames(())
         self.wait()
         self._before = self.state()
         # A checkpoint that is written for best.ckpt costs no more if latest.ckpt is another name of it.
@@ -225,7 +225,7 @@ class CheckpointFolder:
             best = self._best_ranking.score(metrics)
             self._best = Best(best, figures, metrics.get("global_step"), self._measured_with)
             names.append(BEST)
-        return Names(tuple(names), displaced)
+        return CheckpointNames(tuple(names), displaced)
 
     def _improves(self, metrics: Mapping[str, Any]) -> bool:
         score = self._best_ranking.score(metrics)
@@ -271,7 +271,7 @@ class CheckpointFolder:
                 f"checkpoint.topk.format_str asks for {error}, which was not measured; there are {sorted(metrics)}"
             ) from error
 
-    def write(self, names: Names, payload: Payload) -> None:
+    def write(self, names: CheckpointNames, payload: Payload) -> None:
         """Write in the background; what `payload` holds must be a copy (see `snapshot`)."""
         self.wait()
         if names.keep:
@@ -304,7 +304,7 @@ class CheckpointFolder:
         finally:
             self._writer.shutdown()
 
-    def _write(self, names: Names, payload: Payload) -> None:
+    def _write(self, names: CheckpointNames, payload: Payload) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         first, *others = names.keep
         write_checkpoint(

@@ -1,8 +1,8 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a run after the update under way, with a checkpoint; a second one ends it at once.
+"""Ctrl-C, SIGTERM and SIGHUP end a run after the current update, with a checkpoint; a second one ends it at once.
 
-Whoever ends a job signals all its processes (`scancel`, systemd, `timeout`, a terminal): loader workers, which the run
-still needs for its last update, and torchrun, which then signals the run again. So workers do not listen, and what
-comes within moments of the first SIGTERM or SIGHUP is the same request.
+Tools that end a job signal all its processes (`scancel`, systemd, `timeout`, a terminal): also loader workers, which
+the run still needs for its last update, and torchrun, which then signals the run again. So workers block these signals,
+and signals that follow the first SIGTERM or SIGHUP within moments count as the same request.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from types import FrameType, TracebackType
 from diffusion_policy.workspace.processes import Processes
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-SAID = (
+STOP_MESSAGE = (
     b"\n%s: the update or validation under way is finished, then a checkpoint is saved; "
     b"once more ends the run at once, without saving\n"
 )
@@ -32,36 +32,36 @@ _PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
 
 
 class StopRequest:
-    """Listens for signals while it is entered, and says so when one came.
+    """Context manager that handles the stop signals, and reports the first one to the user.
 
     Args:
-        says: whether this process talks to the user.
+        reports: whether this process prints messages for the user.
 
     Attributes:
-        signal: the one that came to this process, or None.
-        agreed: the one that came to any process, as of the last time that all were asked; or None.
+        signal: the signal that this process received, or None.
+        agreed: a signal that any process had received at the last all-gather, or None.
     """
 
-    def __init__(self, *, says: bool = True) -> None:
+    def __init__(self, *, reports: bool = True) -> None:
         self.signal: signal.Signals | None = None
         self.agreed: signal.Signals | None = None
-        self._speaker = os.getpid() if says else None  # other processes may inherit the handler
-        self._before: dict[signal.Signals, object] = {}
+        self._reporter = os.getpid() if reports else None  # other processes may inherit the handler
+        self._previous_handlers: dict[signal.Signals, object] = {}
         self._terminals: list[int] = []
-        self._came = 0.0
+        self._received_at = 0.0
 
     def ask(self, processes: Processes) -> bool:
-        """Whether someone asked any process to stop; all processes ask at the same points of the run, and agree."""
-        heard = [number for number in processes.gather(self.signal) if number is not None]
-        self.agreed = heard[0] if heard else None
+        """Whether any process was asked to stop; all processes call this at the same points of the run, and agree."""
+        received = [number for number in processes.gather(self.signal) if number is not None]
+        self.agreed = received[0] if received else None
         return self.agreed is not None
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            # nohup: a run that was started to outlive its terminal does
-            heard = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+            # A run started with nohup ignores SIGHUP and outlives its terminal.
+            handled = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
             self._terminals = [descriptor for descriptor in (1, 2) if _is_terminal(descriptor)]
-            self._before = {number: signal.signal(number, self._on_signal) for number in heard}
+            self._previous_handlers = {number: signal.signal(number, self._on_signal) for number in handled}
         return self
 
     def __exit__(
@@ -77,23 +77,25 @@ class StopRequest:
             signal.raise_signal(number)
 
     def _remember(self, number: signal.Signals) -> None:
-        self.signal, self._came = number, time.monotonic()
+        self.signal, self._received_at = number, time.monotonic()
         if number == signal.SIGHUP:
-            _write_nowhere(self._terminals)  # they are gone, and writing to them would end the run
-        elif os.getpid() == self._speaker:
+            _redirect_to_null(self._terminals)  # the terminal is closed; writing to it would end the run
+        elif os.getpid() == self._reporter:
             with contextlib.suppress(OSError):
-                os.write(2, SAID % number.name.encode("ascii"))  # a handler must not enter a stream it may interrupt
+                os.write(
+                    2, STOP_MESSAGE % number.name.encode("ascii")
+                )  # a handler must not enter a stream it may interrupt
 
     def _is_same_request(self, number: signal.Signals) -> bool:
         by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
         if number == self.signal == signal.SIGINT and not by_torchrun:
-            return False  # two times Ctrl-C
-        return time.monotonic() - self._came < (SAME_REQUEST_BY_TORCHRUN_S if by_torchrun else SAME_REQUEST_S)
+            return False  # Ctrl-C was pressed twice
+        return time.monotonic() - self._received_at < (SAME_REQUEST_BY_TORCHRUN_S if by_torchrun else SAME_REQUEST_S)
 
     def _restore(self) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
-        self._before = {}
+        self._previous_handlers = {}
 
 
 def _is_terminal(descriptor: int) -> bool:
@@ -103,17 +105,17 @@ def _is_terminal(descriptor: int) -> bool:
         return False
 
 
-def _write_nowhere(descriptors: list[int]) -> None:
+def _redirect_to_null(descriptors: list[int]) -> None:
     with contextlib.suppress(OSError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
+        null = os.open(os.devnull, os.O_WRONLY)
         for descriptor in descriptors:
-            os.dup2(nowhere, descriptor)
-        os.close(nowhere)
+            os.dup2(null, descriptor)
+        os.close(null)
 
 
 @contextmanager
-def deaf_children() -> Iterator[None]:
-    """Processes that are started meanwhile do not hear the signals that stop a run; this one hears them afterwards."""
+def block_stop_signals_in_children() -> Iterator[None]:
+    """Block the stop signals while child processes are started, which inherit it; this process gets them afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -121,15 +123,15 @@ def deaf_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def listen_to_parent_only(parent: int) -> None:
-    """In a loader worker that was started deaf: end when its parent says so or is gone, and at no other time.
+def stop_only_with_parent(parent: int) -> None:
+    """In a loader worker that blocks the stop signals: exit only when the parent sends SIGTERM or has ended.
 
     Args:
-        parent: process that started it.
+        parent: process id of the parent.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # gone before that
+        if os.getppid() != parent:  # the parent ended before prctl took effect
             os._exit(1)
     if hasattr(signal, "sigwaitinfo"):
         threading.Thread(target=_wait_for_parent, args=(parent,), name="stop", daemon=True).start()

@@ -1,7 +1,7 @@
-"""The loss of one batch: what is drawn for it, how steps and dimensions count, and the module that goes through DDP.
+"""The loss of one batch: its random numbers, the weights of steps and dimensions, and the module that DDP wraps.
 
-What is drawn is a function of seed and batch, the same for any number of processes: each draws for the whole batch and
-keeps its share.
+The random numbers are a function of seed and batch, the same for any number of processes: each process draws those of
+the whole batch and keeps the ones of its share.
 
 Legend of shapes: B batch, T horizon, Da action width.
 """
@@ -29,12 +29,12 @@ HIDDEN_GRIPPER = GRIPPER_THRESHOLD  # neither open nor closed
 
 
 @dataclass(frozen=True)
-class Draw:
+class BatchNoise:
     """Random numbers of one process's share of a batch.
 
     Attributes:
-        sampled: (B, ...) each, what the policy's own loss takes, see `Policy.draw`.
-        hidden: (B,) uniform in [0, 1); windows below the share to hide are hidden.
+        sampled: (B, ...) each, the random numbers of the policy's own loss, see `Policy.draw`.
+        hidden: (B,) uniform in [0, 1); windows whose number is below `observation_dropout.gripper` are hidden.
         low_dim: (B, K) the same for each key of `observation_dropout.low_dim`.
     """
 
@@ -43,13 +43,13 @@ class Draw:
     low_dim: Tensor
 
 
-class Drawing:
-    """Draws for batches of one policy, on its device.
+class NoiseSampler:
+    """Draws the random numbers of batches for one policy, on its device.
 
     Args:
-        policy: draws what its own loss takes.
-        seed: of the run.
-        stream: purpose; training and validation are independent.
+        policy: draws the random numbers of its own loss.
+        seed: seed of the run.
+        stream: stream number of `derived_seed`; streams are independent.
         n_low_dim: K, keys of `observation_dropout.low_dim`.
     """
 
@@ -58,8 +58,8 @@ class Drawing:
         self._seed, self._stream, self._device, self._n_low_dim = seed, stream, policy.device, n_low_dim
         self._generator = torch.Generator(policy.device)
 
-    def draw(self, batch: Batch, *key: int) -> Draw:
-        """The numbers of this process's share of the batch that `key` (such as epoch, batch) names."""
+    def draw(self, batch: Batch, *key: int) -> BatchNoise:
+        """Draw the random numbers of this process's share of a batch; `key` (such as epoch, batch) identifies it."""
         n, generator, device = len(batch.indices), self._generator, self._device
         generator.manual_seed(derived_seed(self._seed, self._stream, *key))
         sampled = self._draw(n, generator)
@@ -70,22 +70,22 @@ class Drawing:
             rows = slice(share[0], None, share[1] - share[0]) if len(share) > 1 else slice(share[0], share[0] + 1)
             sampled = {name: numbers[rows] for name, numbers in sampled.items()}
             hidden, low_dim = hidden[rows], low_dim[rows]
-        return Draw(sampled, hidden, low_dim)
+        return BatchNoise(sampled, hidden, low_dim)
 
 
 class BatchLoss(nn.Module):
-    """Loss of a policy on a batch, as a module: DDP and torch.compile work on its forward.
+    """Loss of a policy on a batch, as a module: DDP and torch.compile act on its forward.
 
     Args:
-        policy: the live one.
-        weights: `loss` of the config: how much the gripper and the steps around its changes count.
+        policy: the live policy.
+        weights: `loss` of the config: weights of the gripper and of the steps around its changes.
         dropout: `observation_dropout` of the config: how often the observed gripper, and other low-dimensional keys,
             are hidden.
-        fitted: statistics of the dataset, of which hidden keys get the middle; None: those of the policy.
+        fitted: statistics of the dataset; a hidden key is set to the middle of its range. None: those of the policy.
 
     Raises:
-        TrainingError: weights that are negative, settings for a gripper that the task has not, or a share of
-            something else than a low-dimensional key.
+        TrainingError: negative weights, settings for a gripper that the task does not have, or a dropout share
+            for a key that is not low-dimensional.
     """
 
     def __init__(
@@ -132,13 +132,13 @@ class BatchLoss(nn.Module):
 
     @property
     def weighted(self) -> bool:
-        """Whether anything counts differently."""
+        """Whether any weight differs from 1."""
         return (self.gripper_weight, self.event_weight) != (1.0, 1.0)
 
     def forward(
         self, data: Mapping[str, Any], sampled: Mapping[str, Tensor], hidden: Tensor, low_dim: Tensor | None = None
     ) -> Tensor:
-        """Mean loss of the windows in `data`, a scalar; the random numbers are those of a `Draw`."""
+        """Mean loss of the windows in `data`, a scalar; the random numbers are the fields of a `BatchNoise`."""
         if self.low_dim:
             assert low_dim is not None
             data = {**data, "obs": self._hide_low_dim(data["obs"], low_dim)}
@@ -148,11 +148,11 @@ class BatchLoss(nn.Module):
         return self.policy.loss(data, sampled, weights)
 
     def _hide_gripper(self, obs: Mapping[str, Tensor], hidden: Tensor) -> dict[str, Tensor]:
-        seen = obs[self.hide_key]
-        hide = (hidden < self.hide_share).view(-1, *(1,) * (seen.ndim - 1))
+        observed = obs[self.hide_key]
+        hide = (hidden < self.hide_share).view(-1, *(1,) * (observed.ndim - 1))
         if self._hidden is not None:
             hide = hide & self._hidden
-        return {**obs, self.hide_key: seen.masked_fill(hide, HIDDEN_GRIPPER)}
+        return {**obs, self.hide_key: observed.masked_fill(hide, HIDDEN_GRIPPER)}
 
     def _hide_low_dim(self, obs: Mapping[str, Tensor], drawn: Tensor) -> dict[str, Tensor]:
         hidden = dict(obs)
@@ -162,7 +162,7 @@ class BatchLoss(nn.Module):
         return hidden
 
     def weights_of(self, action: Tensor) -> Tensor:
-        """(B, T, Da) how much each number of these actions counts."""
+        """(B, T, Da) weight of each number of these actions in the loss."""
         weights = torch.ones_like(action)
         changes = [near_gripper_change(action[..., gripper], self.event_radius) for gripper in self._grippers]
         near = torch.stack(changes).any(dim=0)
@@ -192,7 +192,7 @@ def _middle(normalizer: LinearNormalizer, key: str) -> Tensor:
 
 
 def near_gripper_change(gripper: Tensor, radius: int) -> Tensor:
-    """(B, T) bool: which steps lie within `radius` of a change of the gripper command (B, T)."""
+    """(B, T) bool: which steps are within `radius` of a change of the gripper command (B, T)."""
     is_open = gripper > GRIPPER_THRESHOLD
     changed = functional.pad(is_open[:, 1:] != is_open[:, :-1], (1, 0)).to(gripper.dtype)
     return functional.max_pool1d(changed[:, None], 2 * radius + 1, stride=1, padding=radius)[:, 0] > 0

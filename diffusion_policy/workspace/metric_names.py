@@ -1,4 +1,4 @@
-"""Which metrics a run measures, so that a ranking of checkpoints by one that it does not is known before it starts."""
+"""Names of the metrics that a run computes; checks before a run starts that checkpoints are ranked by such ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diffusion_policy.workspace.validation import MOTION_ERRORS
 logger = logging.getLogger(__name__)
 
 ALWAYS = ("global_step", "epoch", "train_loss", "lr", "gradient_norm", "samples_per_second")
-SIGHT = "val_image_features"
+ACTIVE_FEATURES = "val_image_features"
 GRIPPER_SCORES = tuple(
     f"val_gripper_{name}"
     for name in (
@@ -32,14 +32,14 @@ ROLLOUTS = tuple(
 
 
 def known_names(n_action_steps: int) -> list[str]:
-    """Names of everything that some run may measure; rollouts of others' runners aside."""
+    """Names of all metrics that a run may compute, except those of custom rollout runners."""
     by_step = [f"{name}_step_{i}" for name in MOTION_ERRORS.values() for i in range(1, n_action_steps + 1)]
-    validated = ["val_loss", *MOTION_ERRORS.values(), *GRIPPER_SCORES, SIGHT]
+    validated = ["val_loss", *MOTION_ERRORS.values(), *GRIPPER_SCORES, ACTIVE_FEATURES]
     return [*ALWAYS, *validated, *(f"{name}_model" for name in validated), *by_step, TOLERANCE, *ROLLOUTS]
 
 
 def unmeasured(name: str, cfg: DictConfig, action_names: Sequence[str], *, held_out: bool) -> str | None:
-    """Why this run does not measure a known metric; None if it does."""
+    """The reason why this run does not compute a known metric; None if it does."""
     if name in ALWAYS:
         return None
     if name in ROLLOUTS:
@@ -60,7 +60,7 @@ def unmeasured(name: str, cfg: DictConfig, action_names: Sequence[str], *, held_
 
 
 def _lacking(name: str, action_names: Sequence[str]) -> str | None:
-    """What a metric is of and an action has not; None if it has it."""
+    """The part of an action (such as "gripper") that a metric needs and this action lacks; None if nothing lacks."""
     arms = arms_of(action_names)
     parts = {
         "gripper": any(arm.gripper for arm in arms),
@@ -68,20 +68,20 @@ def _lacking(name: str, action_names: Sequence[str]) -> str | None:
         "rotation": any(arm.rotation for arm in arms),
         "joint": any(arm.joints for arm in arms),
     }
-    return next((part for part, there in parts.items() if name.startswith(f"val_{part}") and not there), None)
+    return next((part for part, present in parts.items() if name.startswith(f"val_{part}") and not present), None)
 
 
 def is_real_robot(cfg: DictConfig) -> bool:
-    """Whether the task has no simulator to roll out in."""
+    """Whether the task is on a real robot: it has no simulator for rollouts."""
     return str(cfg.task.env_runner._target_).endswith(f".{RealPushTImageRunner.__name__}")
 
 
 def check_metric_names(cfg: DictConfig, action_names: Sequence[str], *, held_out: bool) -> None:
-    """Refuse names that no run measures; warn if checkpoints are ranked by nothing that this one measures.
+    """Raise for unknown metrics; warn if this run computes none of those that checkpoints are ranked by.
 
     Args:
-        cfg: of the run.
-        action_names: of the task.
+        cfg: config of the run.
+        action_names: names of the action dimensions of the task.
         held_out: whether there are validation episodes.
 
     Raises:
@@ -92,16 +92,16 @@ def check_metric_names(cfg: DictConfig, action_names: Sequence[str], *, held_out
         "checkpoint.topk.monitor_key": Ranking.read(topk.monitor_key, topk.mode).keys if topk.k else (),
         "checkpoint.best": tuple(entry.monitor_key for entry in best),
     }
-    if is_real_robot(cfg) or not cfg.training.rollout_every:  # other rollouts name what they measure
+    if is_real_robot(cfg) or not cfg.training.rollout_every:  # custom runners have metrics of their own
         _refuse_unknown(ranked, known_names(int(cfg.n_action_steps)))
     for setting, names in ranked.items():
         reasons = [unmeasured(name, cfg, action_names, held_out=held_out) for name in names]
         if names and all(reasons):
-            told = [reason for name, reason in zip(names, reasons, strict=True) if name not in ROLLOUTS] or reasons
+            shown = [reason for name, reason in zip(names, reasons, strict=True) if name not in ROLLOUTS] or reasons
             logger.warning(
                 "%s ranks checkpoints by %s, which this run does not measure (%s), so none is chosen by it; deploy "
                 "latest.ckpt, or rank by train_loss",
-                setting, ", ".join(names), told[0],
+                setting, ", ".join(names), shown[0],
             )  # fmt: skip
 
 

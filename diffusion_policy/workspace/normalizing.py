@@ -1,4 +1,4 @@
-"""Which statistics the policy normalises with, and whether the data fits them.
+"""Which statistics the policy normalizes with, and whether the data fits them.
 
 A fine-tuned policy keeps the statistics its weights were trained with (`inherit`): other ones would change every
 number it sees. Data far outside them is then far outside [-1, 1], which is worth a warning with the dimension's name.
@@ -21,20 +21,20 @@ from diffusion_policy.workspace import TrainingError
 
 logger = logging.getLogger(__name__)
 
-# Normalised values reach this far beyond [-1, 1] before they are worth a warning.
+# Normalized values reach this far beyond [-1, 1] before they are worth a warning.
 SLACK = 0.1
 _ACTION = "action"
 
 
 @dataclass(frozen=True)
 class OutOfRange:
-    """A dimension whose data leaves the range that its normaliser was fitted to.
+    """A dimension whose data leaves the range that its normalizer was fitted to.
 
     Attributes:
         key: of the observation, or "action".
         name: of the dimension.
         data: its lowest and highest value in the dataset.
-        fitted: the lowest and highest that the normaliser knows.
+        fitted: the lowest and highest that the normalizer knows.
         normalized: what `data` becomes; [-1, 1] is expected.
     """
 
@@ -47,7 +47,7 @@ class OutOfRange:
     def __str__(self) -> str:
         return (
             f"{self.key}.{self.name} is {self.data[0]:.4g} to {self.data[1]:.4g} in the dataset, but "
-            f"{self.fitted[0]:.4g} to {self.fitted[1]:.4g} in the inherited normaliser (normalised "
+            f"{self.fitted[0]:.4g} to {self.fitted[1]:.4g} in the inherited normalizer (normalized "
             f"{self.normalized[0]:.2f} to {self.normalized[1]:.2f} instead of -1 to 1)"
         )
 
@@ -60,31 +60,31 @@ def choose_normalizer(
     *,
     pretrained: bool,
 ) -> list[OutOfRange]:
-    """Settle the normaliser of the live and the averaged policy, and warn of data it does not fit.
+    """Settle the normalizer of the live and the averaged policy, and warn of data it does not fit.
 
     Args:
         choice: `normalizer` of the config.
         fitted: to the dataset.
         spec: names of the dimensions.
         policies: live one, and EMA copy if there is one.
-        pretrained: whether their weights, normaliser included, come from a checkpoint.
+        pretrained: whether their weights, normalizer included, come from a checkpoint.
 
     Returns:
         The dimensions that were warned of.
 
     Raises:
-        TrainingError: an unknown choice, or an inherited normaliser of another width.
+        TrainingError: an unknown choice, or an inherited normalizer of another width.
     """
     if choice not in ("inherit", "refit"):
         raise TrainingError(f"normalizer is {choice!r}; expected inherit or refit")
     if not pretrained or choice == "refit":
-        logger.info("normaliser: fitted to the dataset%s", "" if pretrained else " (training starts from scratch)")
+        logger.info("normalizer: fitted to the dataset%s", "" if pretrained else " (training starts from scratch)")
         for policy in policies:
             policy.set_normalizer(fitted)
         return []
     for policy in policies:
         _complete(policy.normalizer, fitted)
-    logger.info("normaliser: inherited from the pretrained checkpoint")
+    logger.info("normalizer: inherited from the pretrained checkpoint")
     found = list(out_of_range(policies[0].normalizer, fitted, spec))
     for dimension in found:
         logger.warning("data outside the inherited range: %s; if that is meant, set normalizer=refit", dimension)
@@ -94,18 +94,18 @@ def choose_normalizer(
 def _complete(inherited: LinearNormalizer, fitted: LinearNormalizer) -> None:
     for key in fitted:
         if key not in inherited:
-            logger.info("normaliser: %s is not in the checkpoint, so it is fitted to the dataset", key)
+            logger.info("normalizer: %s is not in the checkpoint, so it is fitted to the dataset", key)
             inherited[key] = fitted[key]
         ours, theirs = _entry(inherited, key)["scale"], _entry(fitted, key)["scale"]
         if ours.shape != theirs.shape:
             raise TrainingError(
-                f"the checkpoint normalises {key} as {ours.numel()} numbers, the dataset has {theirs.numel()}; "
+                f"the checkpoint normalizes {key} as {ours.numel()} numbers, the dataset has {theirs.numel()}; "
                 "grow the checkpoint, or set normalizer=refit"
             )
 
 
 def out_of_range(inherited: LinearNormalizer, fitted: LinearNormalizer, spec: StepSpec) -> Iterator[OutOfRange]:
-    """Dimensions of the dataset whose normalised values leave [-1, 1] by more than SLACK."""
+    """Dimensions of the dataset whose normalized values leave [-1, 1] by more than SLACK."""
     names = {_ACTION: spec.action_names, **{field.key: field.names for field in spec.low_dim}}
     for key, dimensions in names.items():
         entry, data = _entry(inherited, key), _entry(fitted, key)["input_stats"]

@@ -1,6 +1,6 @@
 """How weights change: parameter groups, stages, and one update that never waits for the device.
 
-An update whose gradients are not finite is left out on the device itself (`found_inf` of the fused optimiser), so
+An update whose gradients are not finite is left out on the device itself (`found_inf` of the fused optimizer), so
 weights stay whole although the host only learns of it when it next looks at the losses.
 """
 
@@ -113,7 +113,7 @@ class Stages:
         self._optimizer = optimizer
         self._old_slots = OldSlots.of(policy, roles)
         self._kind = {p: roles[name].kind for name, p in policy.named_parameters() if name in roles}
-        self._resting: list[nn.Parameter] = []
+        self._frozen: list[nn.Parameter] = []
         self.learn: frozenset[str] = frozenset()
         kinds = set(self._kind.values())
         for stage in self._stages:
@@ -129,8 +129,8 @@ class Stages:
         if learn == self.learn:
             return False
         self.learn = learn
-        self._resting = [parameter for parameter, kind in self._kind.items() if kind not in learn]
-        if not self._resting or "grown" not in learn or "inherited" in learn:
+        self._frozen = [parameter for parameter, kind in self._kind.items() if kind not in learn]
+        if not self._frozen or "grown" not in learn or "inherited" in learn:
             self._old_slots.release()
         else:
             self._old_slots.freeze(self._optimizer)
@@ -138,7 +138,7 @@ class Stages:
 
     def drop_gradients(self) -> None:
         """Before the step: parameters at rest get no gradient, so neither momentum nor weight decay moves them."""
-        for parameter in self._resting:
+        for parameter in self._frozen:
             parameter.grad = None
 
 

@@ -73,13 +73,13 @@ def split_groups(
     roles: Mapping[str, Role],
     learning_rates: Mapping[str, float],
 ) -> list[dict[str, Any]]:
-    """Split an optimiser's parameter groups by role, each with its own learning rate.
+    """Split an optimizer's parameter groups by role, each with its own learning rate.
 
     Args:
-        groups: as torch optimisers take them, with "params" and options such as "weight_decay".
+        groups: as torch optimizers take them, with "params" and options such as "weight_decay".
         model: whose parameters they hold.
         roles: from `parameter_roles`.
-        learning_rates: kind -> learning rate; kinds that are not named keep the optimiser's.
+        learning_rates: kind -> learning rate; kinds that are not named keep the optimizer's.
 
     Returns:
         Groups with the same options, a "role", and "lr" where one is given; empty ones are left out.
@@ -100,7 +100,7 @@ def split_groups(
 class OldSlots:
     """Holds the old slots of grown parameters still while their new slots learn.
 
-    The gradient of old slots is zeroed before the step, so neither the optimiser's moments nor the gradient's norm see
+    The gradient of old slots is zeroed before the step, so neither the optimizer's moments nor the gradient's norm see
     it, and their values are put back after it, since weight decay moves numbers without a gradient too.
     """
 

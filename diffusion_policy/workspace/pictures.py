@@ -1,6 +1,6 @@
 """One episode as a picture: recorded and predicted commands, a panel for each action dimension.
 
-grey   recorded             the gripper's panel also shows the dead band (open >= 0.7, closed <= 0.3)
+gray   recorded             the gripper's panel also shows the dead band (open >= 0.7, closed <= 0.3)
 blue   predicted, chunk after chunk as the robot executes them; a chunk begins at each upright line
 """
 
@@ -42,10 +42,10 @@ def _blank(height: int) -> Image:
     return np.full((height, WIDTH, 3), 255, dtype=np.uint8)
 
 
-def _write(canvas: Image, text: str, x: int, y: int, colour: tuple[int, int, int]) -> int:
+def _write(canvas: Image, text: str, x: int, y: int, color: tuple[int, int, int]) -> int:
     """Put text there; where it ends."""
     (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.36, 1)
-    cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.36, colour, 1, cv2.LINE_AA)
+    cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.36, color, 1, cv2.LINE_AA)
     return x + width
 
 
@@ -74,8 +74,8 @@ def _columns(n_steps: int) -> NDArray[np.int64]:
     return np.linspace(LABEL_WIDTH, WIDTH - MARGIN, n_steps).round().astype(np.int64)
 
 
-def _draw(canvas: Image, line: NDArray[np.int32], colour: tuple[int, int, int], thickness: int) -> None:
-    cv2.polylines(canvas, [line], isClosed=False, color=colour, thickness=thickness, lineType=cv2.LINE_AA)
+def _draw(canvas: Image, line: NDArray[np.int32], color: tuple[int, int, int], thickness: int) -> None:
+    cv2.polylines(canvas, [line], isClosed=False, color=color, thickness=thickness, lineType=cv2.LINE_AA)
 
 
 def _line(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.int32]:

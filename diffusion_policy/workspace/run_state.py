@@ -1,4 +1,4 @@
-"""Everything of a run that evolves, besides weights and optimiser: into a checkpoint and out of it again.
+"""Everything of a run that evolves, besides weights and optimizer: into a checkpoint and out of it again.
 
 Law: a run killed at any instant and resumed equals one never stopped. So this holds the position in the data, the
 learning-rate schedule, the EMA's step, the state of every random generator of every process, the running sums of the
@@ -22,7 +22,7 @@ VERSION = 1
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """How far a run has come.
 
     Attributes:
@@ -48,7 +48,7 @@ class Progress:
 
 @dataclass
 class RunState:
-    """What `capture` gathers; see `Progress` for the position.
+    """What `capture` gathers; see `TrainingProgress` for the position.
 
     Attributes:
         progress: the position.
@@ -60,7 +60,7 @@ class RunState:
         threads: that compute on a CPU, by which sums are grouped; None: on a GPU, or an older program did not say.
     """
 
-    progress: Progress
+    progress: TrainingProgress
     lr_scheduler: dict[str, Any]
     generators: list[dict[str, Any]]
     ema: dict[str, Any] | None = None
@@ -81,7 +81,7 @@ class RunState:
         version = entries.pop("version", None)
         if version != VERSION:
             raise TrainingError(f"{where}: run state of version {version!r}; this program reads version {VERSION}")
-        entries["progress"] = Progress(**entries["progress"])
+        entries["progress"] = TrainingProgress(**entries["progress"])
         return cls(**entries)
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from diffusion_policy.run_folder import STATUS_NAME
 from diffusion_policy.storage import StorageError, write_json
-from diffusion_policy.workspace.run_state import Progress
+from diffusion_policy.workspace.run_state import TrainingProgress
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class RunStatus:
         stopped_by: the signal that the run was asked to stop by, or None.
     """
 
-    def __init__(self, folder: Path | None, progress: Progress, epochs: int, updates: int):
+    def __init__(self, folder: Path | None, progress: TrainingProgress, epochs: int, updates: int):
         self._folder, self._progress, self._epochs, self._updates = folder, progress, epochs, updates
         self.stopped_by: signal.Signals | None = None
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffusion_policy.workspace import TrainingError
-from diffusion_policy.workspace.run_state import Progress
+from diffusion_policy.workspace.run_state import TrainingProgress
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ SCHEDULES = tuple(kind.value for kind in SchedulerType if kind is not SchedulerT
 JUMP = 1.01
 
 
-def updates_in_all(progress: Progress, n_batches: int, settings: DictConfig) -> int:
+def total_updates(progress: TrainingProgress, n_batches: int, settings: DictConfig) -> int:
     """Updates made and those still to come; the number does not change while a run goes on as it is.
 
     Args:
@@ -104,10 +104,10 @@ def resume_rates(
         group.update(options)
         group["lr"] = rate
     schedule._last_lr = list(rates)
-    _tell_jump(before, rates, schedule.last_epoch)
+    _warn_of_jump(before, rates, schedule.last_epoch)
 
 
-def _tell_jump(before: list[float], after: list[float], update: int) -> None:
+def _warn_of_jump(before: list[float], after: list[float], update: int) -> None:
     """Log the group whose rate changes most, if one does."""
 
     def change(pair: tuple[float, float]) -> float:

@@ -2,11 +2,11 @@
 
 1. the run's own `checkpoints/latest.ckpt`, if `training.resume` is true and there is one; or the checkpoint that
    `training.resume` names, which must exist;
-2. `pretrained.path`, if it is set and `pretrained.load_weights` is true: it must exist, fit, and account for at least
-   `pretrained.min_coverage` of the model, or nothing starts;
+2. `pretrained.path`, if it is set and `pretrained.load_weights` is true: it must exist, fit, and provide at least
+   `pretrained.min_coverage` of the model's parameters, else an error is raised;
 3. scratch.
 
-A run folder is new unless `hydra.run.dir` names an old one, so `training.resume=True` costs a new run nothing.
+A run folder is new unless `hydra.run.dir` names an existing one, so `training.resume=True` has no effect on a new run.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ Origin = Literal["own checkpoint", "pretrained", "scratch"]
 
 @dataclass(frozen=True)
 class Start:
-    """The decision.
+    """Where training starts.
 
     Attributes:
-        origin: which of the three.
-        path: of the checkpoint, None for scratch.
-        reason: why, in words for the log.
+        origin: own checkpoint, pretrained or scratch.
+        path: path of the checkpoint; None for scratch.
+        reason: reason for the log.
     """
 
     origin: Origin
@@ -52,15 +52,15 @@ class Start:
     reason: str
 
     def to_json(self) -> dict[str, Any]:
-        """For the checkpoint's provenance; without folders of this machine."""
+        """Entries of a checkpoint's provenance; only the file name of the path."""
         return {"origin": self.origin, "checkpoint": self.path.name if self.path else None, "reason": self.reason}
 
 
 def decide_start(cfg: DictConfig, folder: Path) -> Start:
-    """Decide from the config and what lies in the run folder; nothing is loaded.
+    """Decide where to start, from the config and the files of the run folder; nothing is loaded.
 
     Raises:
-        TrainingError: a checkpoint that was asked for is not there.
+        TrainingError: a requested checkpoint does not exist.
     """
     resume, pretrained = cfg.training.resume, cfg.pretrained
     if isinstance(resume, str):
@@ -106,7 +106,7 @@ def describe_ledger(ledger: Ledger) -> dict[str, int]:
 
 
 def config_changes(old: DictConfig, new: DictConfig) -> list[str]:
-    """What a resumed run does differently, one line an entry."""
+    """Settings whose values differ between the config of a run and the one it is resumed with, as text."""
     before, after = flat_config(old), flat_config(new)
     ignored = ("training.resume", "pretrained.", "training.device", "logging.")
     names = sorted(before.keys() | after.keys())

@@ -14,7 +14,7 @@ from diffusion_policy.run_folder import BEST, LATEST
 from diffusion_policy.run_folder.resuming import resume_command
 from diffusion_policy.workspace.checkpointing import CheckpointFolder
 from diffusion_policy.workspace.metrics import TOLERANCE, figure
-from diffusion_policy.workspace.run_state import Progress
+from diffusion_policy.workspace.run_state import TrainingProgress
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class RunSummary:
         cls,
         cfg: DictConfig,
         folder: Path,
-        progress: Progress,
+        progress: TrainingProgress,
         checkpoints: CheckpointFolder,
         interrupted: signal.Signals | None,
     ) -> RunSummary:

@@ -1,4 +1,4 @@
-"""How many threads compute on a CPU: chosen when a run begins, kept when it is resumed."""
+"""The number of compute threads on a CPU: chosen when a run starts, kept when it is resumed."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from diffusion_policy.cpu import EXPLICIT, CpuTimes, choose_threads, usable_core
 logger = logging.getLogger(__name__)
 
 
-def settle_threads(asked: int | None, kept: int | None, since: CpuTimes) -> int:
+def set_compute_threads(requested: int | None, kept: int | None, since: CpuTimes) -> int:
     """Set torch's compute threads and return how many they are.
 
-    Sums that several threads share are grouped by thread, so their last bits depend on the number. A resumed run keeps
-    the number that it began with, so that it equals one never stopped; where that is too many for what other processes
-    leave now, it says so.
+    Sums over several threads are grouped by thread, so their last bits depend on the number of threads. A resumed run
+    keeps the number that it started with, so that it equals an uninterrupted one; a warning is logged if other
+    processes now leave fewer cores than that.
 
     Args:
-        asked: `training.threads`; None: choose (see `cores.choose_threads`).
-        kept: of the run that is resumed; None: it begins, or did not say.
-        since: when looking at other processes began.
+        requested: `training.threads`; None: choose (see `cpu.choose_threads`).
+        kept: number stored by the resumed run; None: a new run, or the number was not stored.
+        since: CPU times at the start of the interval over which the load of other processes is measured.
     """
-    chosen = choose_threads(asked, since)
+    chosen = choose_threads(requested, since)
     count = chosen.count
-    explicit = asked is not None or any(os.environ.get(name) for name in EXPLICIT)
+    explicit = requested is not None or any(os.environ.get(name) for name in EXPLICIT)
     if not explicit:
         count = max(1, count // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         if kept is not None:

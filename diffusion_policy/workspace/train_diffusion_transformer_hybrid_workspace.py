@@ -1,9 +1,9 @@
-"""The only training loop: a config and a run folder become checkpoints and metrics.
+"""The training loop: trains a policy from a config, and writes checkpoints and metrics to a run folder.
 
-    decide where to start -> weights for model and EMA -> loss before the first update -> epochs -> summary
+    decide where to start -> initialize model and EMA -> loss before the first update -> epochs -> summary
 
-An epoch is its updates, then validation, then (every so many epochs) a checkpoint. The position in that order is part
-of every checkpoint, so a run that was stopped anywhere goes on as if it had not been.
+An epoch consists of its updates, validation, and (every so many epochs) a checkpoint. The position in that order is
+part of every checkpoint, so a resumed run continues exactly where it was stopped.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from diffusion_policy.run_folder import LATEST
 from diffusion_policy.training_config import config_errors, rate_setting
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import Batch
-from diffusion_policy.workspace.checkpointing import CheckpointFolder, Names, Payload, snapshot
+from diffusion_policy.workspace.checkpointing import CheckpointFolder, CheckpointNames, Payload, snapshot
 from diffusion_policy.workspace.data import open_data
 from diffusion_policy.workspace.episode_roles import read_history
+from diffusion_policy.workspace.evaluator import Evaluator, is_due
 from diffusion_policy.workspace.interruption import StopRequest
-from diffusion_policy.workspace.losses import BatchLoss, Drawing
-from diffusion_policy.workspace.measuring import Measuring, is_due
+from diffusion_policy.workspace.losses import BatchLoss, NoiseSampler
 from diffusion_policy.workspace.metric_names import check_metric_names
 from diffusion_policy.workspace.metrics import MetricsLog, figure
 from diffusion_policy.workspace.optimization import Stages, make_optimizer, roles_of
@@ -41,35 +41,35 @@ from diffusion_policy.workspace.processes import Processes, join_processes
 from diffusion_policy.workspace.progress import TrainingBar
 from diffusion_policy.workspace.run_settings import run_settings
 from diffusion_policy.workspace.run_state import (
-    Progress,
     RunState,
+    TrainingProgress,
     generator_states,
     resume_generators,
     seed_process,
 )
 from diffusion_policy.workspace.run_status import RunStatus
-from diffusion_policy.workspace.schedule import make_schedule, plain_schedule, resume_rates, updates_in_all
+from diffusion_policy.workspace.schedule import make_schedule, plain_schedule, resume_rates, total_updates
 from diffusion_policy.workspace.summary import RunSummary
-from diffusion_policy.workspace.threads import settle_threads
-from diffusion_policy.workspace.updates import Seen, Updates, Watch, write_dump
-from diffusion_policy.workspace.weights import Beginning, begin
+from diffusion_policy.workspace.threads import set_compute_threads
+from diffusion_policy.workspace.updates import StepMetrics, StepMonitor, Updates, write_dump
+from diffusion_policy.workspace.weights import Initialization, initialize
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY = {"cpu": 1, "cuda": 50}
+FETCH_EVERY = {"cpu": 1, "cuda": 50}
 
 
 class TrainDiffusionTransformerHybridWorkspace:
-    """Everything one run needs; `run` makes it.
+    """One training run; `run` carries it out.
 
     Args:
-        cfg: `config/train_cogact_robot.yaml` and what overrides it.
-        output_dir: the run folder; None: the one that Hydra made.
+        cfg: `config/train_cogact_robot.yaml` with its overrides.
+        output_dir: the run folder; None: the one that Hydra created.
 
     Attributes:
         model: the live policy.
         ema_model: its average, which is deployed; None without `training.use_ema`.
-        progress: how far the run has come.
+        progress: position of the run: epoch, batch and update.
     """
 
     def __init__(self, cfg: DictConfig, output_dir: str | Path | None = None):
@@ -79,7 +79,7 @@ class TrainDiffusionTransformerHybridWorkspace:
         seed_process(self.cfg.training.seed)
         self.model = build_policy(self.cfg)
         self.ema_model = copy.deepcopy(self.model) if self.cfg.training.use_ema else None
-        self.progress = Progress()
+        self.progress = TrainingProgress()
 
     @property
     def global_step(self) -> int:
@@ -88,17 +88,17 @@ class TrainDiffusionTransformerHybridWorkspace:
 
     @property
     def epoch(self) -> int:
-        """Number of the epoch under way, from 0."""
+        """Number of the current epoch, from 0."""
         return self.progress.epoch
 
     def run(self) -> RunSummary | None:
-        """Train until `training.num_epochs` epochs are done, or someone stops it.
+        """Train until `training.num_epochs` epochs are done, or the run is asked to stop.
 
         Returns:
-            What it came to; None in processes that leave files and words to the first one.
+            Summary of the run; None in all processes but the first.
 
         Raises:
-            WorkspaceError: the run cannot start as asked for, or cannot go on; says what to do.
+            WorkspaceError: the run cannot start with these settings, or cannot continue.
         """
         try:
             with config_errors(), ExitStack() as stack:
@@ -112,13 +112,15 @@ class TrainDiffusionTransformerHybridWorkspace:
         processes = stack.enter_context(join_processes(self.cfg.training.device))
         self._prepare(processes, stack)
         status = stack.enter_context(self._status())
-        self._stop = stack.enter_context(StopRequest(says=processes.writes))
+        self._stop = stack.enter_context(StopRequest(reports=processes.writes))
         if self.progress.global_step == 0:
-            self._write_line(self._measuring.before_first_update() | self._beginning.figures() | self._data.figures())
+            self._write_line(
+                self._evaluator.before_first_update() | self._initialization.figures() | self._data.figures()
+            )
         while self.progress.epoch < self.cfg.training.num_epochs and not self._stop.ask(processes):
             self._epoch()
         if self._stop.agreed:
-            self._save(Names((LATEST,)))
+            self._save(CheckpointNames((LATEST,)))
             status.stopped_by = self._stop.agreed
         self._checkpoints.wait(last=True)
         if not processes.writes:
@@ -127,35 +129,35 @@ class TrainDiffusionTransformerHybridWorkspace:
 
     def _status(self) -> RunStatus:
         folder = self.output_dir if self._processes.writes else None
-        return RunStatus(folder, self.progress, self.cfg.training.num_epochs, self._updates_in_all)
+        return RunStatus(folder, self.progress, self.cfg.training.num_epochs, self._total_updates)
 
     # ---- before the first update ----
 
     def _prepare(self, processes: Processes, stack: ExitStack) -> None:
-        """Data, starting point, everything that learns and everything that is written; errors come from here."""
+        """Open the data, initialize models and optimizer, and open logs and checkpoints; wrong settings raise here."""
         cfg = self.cfg
         self._processes = processes
         self.output_dir = processes.from_first(self.output_dir)
         policies = [policy for policy in (self.model, self.ema_model) if policy is not None]
         self._data = open_data(cfg, processes, read_history(cfg, self.output_dir))
         check_metric_names(cfg, self.model.spec.action_names, held_out=len(self._data.held_out) > 0)
-        self._beginning = begin(cfg, self.output_dir, self.model, self.ema_model, self._data)
-        self._settle_threads()
+        self._initialization = initialize(cfg, self.output_dir, self.model, self.ema_model, self._data)
+        self._set_compute_threads()
         for policy in policies:
             policy.to(processes.device)
         self.model.train()
-        self._make_updates(self._beginning)
+        self._make_updates(self._initialization)
         stack.callback(self._updates.release)
-        self._measuring = Measuring(cfg, self.output_dir, self._data, self.model, self.ema_model, processes)
-        every = cfg.training.log_every or LOOK_EVERY[processes.device.type]
-        self._watch = Watch(every, cfg.training.max_skipped_updates, processes, self.progress.skipped)
-        state = self._beginning.run_state if processes.writes else None
+        self._evaluator = Evaluator(cfg, self.output_dir, self._data, self.model, self.ema_model, processes)
+        every = cfg.training.log_every or FETCH_EVERY[processes.device.type]
+        self._monitor = StepMonitor(every, cfg.training.max_skipped_updates, processes, self.progress.skipped)
+        state = self._initialization.run_state if processes.writes else None
         self._checkpoints = CheckpointFolder(
             self.output_dir / "checkpoints",
             cfg.checkpoint,
             state.ranking if state else None,
             self.progress.global_step,
-            self._measuring.measured_with(),
+            self._evaluator.measured_with(),
         )
         stack.callback(self._checkpoints.close)
         self._log: MetricsLog | None = None
@@ -163,7 +165,7 @@ class TrainDiffusionTransformerHybridWorkspace:
             self._log = stack.enter_context(MetricsLog(self.output_dir, self.progress.global_step, cfg.logging, cfg))
         self._bar = stack.enter_context(
             TrainingBar(
-                self._updates_in_all,
+                self._total_updates,
                 self.progress.global_step,
                 cfg.training.num_epochs,
                 visible=processes.writes,
@@ -171,27 +173,27 @@ class TrainDiffusionTransformerHybridWorkspace:
             )
         )
 
-    def _settle_threads(self) -> None:
+    def _set_compute_threads(self) -> None:
         self._threads: int | None = None
         if self._processes.device.type == "cpu":
-            state = self._beginning.run_state
-            asked = OmegaConf.select(self.cfg, "training.threads")
-            self._threads = settle_threads(asked, state.threads if state else None, self._begun)
+            state = self._initialization.run_state
+            requested = OmegaConf.select(self.cfg, "training.threads")
+            self._threads = set_compute_threads(requested, state.threads if state else None, self._begun)
 
     @property
-    def _updates_in_all(self) -> int:
-        return updates_in_all(self.progress, len(self._data.train.order), self.cfg.training)
+    def _total_updates(self) -> int:
+        return total_updates(self.progress, len(self._data.train.order), self.cfg.training)
 
-    def _make_updates(self, beginning: Beginning) -> None:
-        """Optimiser, schedule, stages and EMA; in the state that a resumed run left them in."""
-        cfg, training, state = self.cfg, self.cfg.training, beginning.run_state
-        roles = roles_of(self.model, beginning.ledger)
+    def _make_updates(self, initialization: Initialization) -> None:
+        """Build optimizer, schedule, stages and EMA; in a resumed run, restore their state."""
+        cfg, training, state = self.cfg, self.cfg.training, initialization.run_state
+        roles = roles_of(self.model, initialization.ledger)
         optimizer = make_optimizer(self.model, cfg.optimizer, cfg.learning_rates, roles)
         self.progress = state.progress if state is not None else self.progress
-        schedule = make_schedule(optimizer, training, self._updates_in_all)
-        ema = None if self.ema_model is None else beginning.make_ema(cfg.ema, self.ema_model)
+        schedule = make_schedule(optimizer, training, self._total_updates)
+        ema = None if self.ema_model is None else initialization.make_ema(cfg.ema, self.ema_model)
         if state is not None:
-            resume_rates(optimizer, schedule, beginning.optimizer_state(), state.lr_scheduler)
+            resume_rates(optimizer, schedule, initialization.optimizer_state(), state.lr_scheduler)
             resume_generators(state, training.seed, self._processes.rank, self._processes.world_size)
         else:
             seed_process(training.seed, self._processes.rank)
@@ -203,25 +205,25 @@ class TrainDiffusionTransformerHybridWorkspace:
                 loss.gripper_weight, loss.event_weight,
             )  # fmt: skip
         stages = Stages(cfg.stages, self.model, roles, optimizer)
-        drawing = Drawing(self.model, training.seed, n_low_dim=len(loss.low_dim))
-        self._updates = Updates(loss, optimizer, schedule, stages, ema, drawing, training, self._processes)
+        noise_sampler = NoiseSampler(self.model, training.seed, n_low_dim=len(loss.low_dim))
+        self._updates = Updates(loss, optimizer, schedule, stages, ema, noise_sampler, training, self._processes)
 
     # ---- one epoch ----
 
     def _epoch(self) -> None:
-        """The rest of the epoch under way: updates, validation, checkpoint."""
+        """The rest of the current epoch: updates, validation, checkpoint."""
         training, progress = self.cfg.training, self.progress
-        begun, first = time.monotonic(), progress.windows
+        started, first = time.monotonic(), progress.windows
         closing = self._train()
         if self._stop.agreed:
             return
         epoch = progress.epoch
         train_loss = progress.loss_sum / progress.windows if progress.windows else math.nan  # every update was skipped
-        rate = (progress.windows - first) / (time.monotonic() - begun)
+        rate = (progress.windows - first) / (time.monotonic() - started)
         if progress.first_epoch_loss is None and progress.windows:
             progress.first_epoch_loss = train_loss
         metrics = {**closing, "train_loss": train_loss, "samples_per_second": rate}
-        metrics |= self._measuring.after_epoch(progress, train_loss, self._log, self._bar)
+        metrics |= self._evaluator.after_epoch(progress, train_loss, self._log, self._bar)
         self._write_line(metrics)
         logger.info(_epoch_line(epoch, training.num_epochs, metrics))
         progress.epoch, progress.batch, progress.loss_sum, progress.windows = epoch + 1, 0, 0.0, 0
@@ -229,77 +231,77 @@ class TrainDiffusionTransformerHybridWorkspace:
         ended = progress.epoch == training.num_epochs
         due = ended or is_due(epoch, training.checkpoint_every, training.num_epochs)
         names = self._checkpoints.name(metrics, due=due) if self._processes.writes else None
-        names = self._processes.from_first(names)  # only the first process measures
+        names = self._processes.from_first(names)  # only the first process validates
         if names.keep:
             self._save(names, metrics)
 
     def _train(self) -> dict[str, Any]:
-        """The epoch's remaining updates; the last one's line, to be completed with what is measured after it."""
+        """Make the remaining updates of the epoch; returns the metrics of the last one, without validation."""
         training, progress = self.cfg.training, self.progress
         closing = progress.closing or {"global_step": progress.global_step, "epoch": progress.epoch}
         n_batches = len(self._data.train.order)
         batches = self._data.train.epoch(progress.epoch, progress.batch)
         for group in grouped(batches, training.gradient_accumulate_every):
-            outcome = self._updates.make(group, progress.epoch, progress.global_step)
-            progress.global_step, progress.batch = outcome.global_step, group[-1].number + 1
+            result = self._updates.make(group, progress.epoch, progress.global_step)
+            progress.global_step, progress.batch = result.global_step, group[-1].number + 1
             ended = progress.batch == n_batches
             due = training.checkpoint_every_steps and progress.global_step % training.checkpoint_every_steps == 0
-            seen = self._watch.add(outcome)
+            fetched = self._monitor.add(result)
             if ended or due:
-                seen += self._watch.look()
-            for entry in seen:
-                line = self._account(entry)
-                if ended and entry is seen[-1]:
+                fetched += self._monitor.fetch()
+            for entry in fetched:
+                line = self._count(entry)
+                if ended and entry is fetched[-1]:
                     closing = progress.closing = line
                 else:
                     self._write_line(line)
             stopping = self._stop.ask(self._processes)
             if stopping:
-                for entry in self._watch.look():
-                    self._write_line(self._account(entry))
+                for entry in self._monitor.fetch():
+                    self._write_line(self._count(entry))
             if ended or stopping:
                 break
             if due:
-                self._save(Names((LATEST,)))
+                self._save(CheckpointNames((LATEST,)))
         return closing
 
-    def _account(self, seen: Seen) -> dict[str, Any]:
-        """Add an update to the epoch's figures; its line of the log. Stops the run if it was not finite."""
-        outcome, progress = seen.outcome, self.progress
-        if not seen.finite:
-            self._refuse_or_skip(seen)
-            return {"global_step": outcome.global_step, "epoch": progress.epoch, "skipped": True, "lr": outcome.lr}
-        progress.loss_sum += seen.loss * len(outcome.windows)
-        progress.windows += len(outcome.windows)
-        self._bar.update(outcome.global_step, progress.epoch, seen.loss, self._rate(len(outcome.windows)))
+    def _count(self, metrics: StepMetrics) -> dict[str, Any]:
+        """Add an update to the totals of the epoch; returns its line of the log. Stops the run if it was not finite."""
+        result, progress = metrics.result, self.progress
+        if not metrics.finite:
+            self._skip_or_stop(metrics)
+            return {"global_step": result.global_step, "epoch": progress.epoch, "skipped": True, "lr": result.lr}
+        progress.loss_sum += metrics.loss * len(result.windows)
+        progress.windows += len(result.windows)
+        self._bar.update(result.global_step, progress.epoch, metrics.loss, self._rate(len(result.windows)))
         return {
-            "train_loss": seen.loss,
-            "global_step": outcome.global_step,
+            "train_loss": metrics.loss,
+            "global_step": result.global_step,
             "epoch": progress.epoch,
-            "lr": outcome.lr,
-            "gradient_norm": seen.norm,
+            "lr": result.lr,
+            "gradient_norm": metrics.norm,
         }
 
-    def _refuse_or_skip(self, seen: Seen) -> None:
-        episodes = self._data.episodes_of(seen.outcome.windows)
-        stop = self._watch.judge(seen, episodes)
-        self.progress.skipped = self._watch.skipped
+    def _skip_or_stop(self, metrics: StepMetrics) -> None:
+        episodes = self._data.episodes_of(metrics.result.windows)
+        stop = self._monitor.must_stop(metrics, episodes)
+        self.progress.skipped = self._monitor.skipped
         if not stop:
             return
         where = ""
         if self._processes.writes:
-            batch = self._data.dataset.get_batch(seen.outcome.windows)
-            where = f"; {write_dump(self.output_dir, seen, episodes, self.model, batch)} holds batch and weights"
+            batch = self._data.dataset.get_batch(metrics.result.windows)
+            where = f"; {write_dump(self.output_dir, metrics, episodes, self.model, batch)} holds batch and weights"
         raise TrainingError(
-            f"update {seen.outcome.global_step}: loss {seen.loss}, gradient norm {seen.norm}; its windows come from "
-            f"episodes {episodes}{where}. The weights were not changed by it; look at these episodes, lower "
+            f"update {metrics.result.global_step}: loss {metrics.loss}, gradient norm {metrics.norm}; its windows come "
+            f"from episodes {episodes}{where}. The weights were not changed by it; look at these episodes, lower "
             f"{rate_setting(self.cfg)}, or let training.max_skipped_updates of them pass"
         )
 
     def _rate(self, n_windows: int) -> float:
-        """Windows a second since the last update that was looked at."""
+        """Windows a second since the previous call."""
         now = time.monotonic()
-        elapsed, self._looked = now - getattr(self, "_looked", now), now
+        elapsed, self._last_rate_time = now - getattr(self, "_last_rate_time", now), now
         return n_windows / elapsed if elapsed > 0 else 0.0
 
     def _write_line(self, line: dict[str, Any]) -> None:
@@ -308,7 +310,7 @@ class TrainDiffusionTransformerHybridWorkspace:
 
     # ---- checkpoints ----
 
-    def _save(self, names: Names, metrics: Mapping[str, Any] | None = None) -> None:
+    def _save(self, names: CheckpointNames, metrics: Mapping[str, Any] | None = None) -> None:
         """Copy everything that evolves and have it written under these names.
 
         Args:
@@ -344,9 +346,9 @@ class TrainDiffusionTransformerHybridWorkspace:
             },
             run_state=state.to_plain(),
             provenance={
-                **self._beginning.provenance,
+                **self._initialization.provenance,
                 SPLIT: self._data.split.to_plain(),
-                "measured": self._measuring.record(metrics or {}),
+                "measured": self._evaluator.record(metrics or {}),
             },
         )
         self._checkpoints.write(names, payload)
@@ -365,7 +367,7 @@ def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 
 
 def out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Whether an error says that a GPU or the machine has no memory left; on a CPU, torch has no class for it."""
+    """Whether an error is raised for lack of GPU or main memory; for main memory, torch has no class of its own."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 

@@ -1,4 +1,4 @@
-"""One update: the loss of one or several batches, its gradients, the step, the average; and the watch over them."""
+"""Updates: loss and gradients of one or several batches, optimizer step, EMA step; and a monitor of their results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from diffusion_policy.model.diffusion.ema_model import EMAModel
 from diffusion_policy.storage import whole_file
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import Batch
-from diffusion_policy.workspace.losses import BatchLoss, Drawing
+from diffusion_policy.workspace.losses import BatchLoss, NoiseSampler
 from diffusion_policy.workspace.optimization import Stages, step_if_finite
 from diffusion_policy.workspace.processes import Processes
 
@@ -33,7 +33,7 @@ PRECISIONS = ("auto", "bf16", "float32")
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """The type that matrix products run in, or None for the weights' own.
+    """The data type of matrix products under autocast; None for the data type of the weights.
 
     Raises:
         TrainingError: an unknown precision.
@@ -44,14 +44,14 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one update did; numbers stay on the device until they are looked at.
+class StepResult:
+    """Result of one update. Its numbers stay on the device until the monitor fetches them.
 
     Attributes:
         global_step: updates made, this one included.
         loss: mean over this process's share of the windows, times that share; sums to the mean over processes.
-        norm: of the gradients; not finite if nothing was updated.
-        windows: that took part, of all processes.
+        norm: norm of the gradients; not finite if nothing was updated.
+        windows: indices of the windows of this update, over all processes.
         lr: learning rate of the first parameter group.
     """
 
@@ -63,15 +63,15 @@ class Outcome:
 
 
 class Updates:
-    """Makes updates.
+    """Performs the updates of a run.
 
     Args:
-        loss: the live policy's.
+        loss: loss of the live policy.
         optimizer, schedule, stages: of its parameters.
-        ema: the averaged copy's, or None.
-        drawing: of the loss's random numbers.
+        ema: updates the averaged copy; None without one.
+        noise_sampler: draws the random numbers of the loss.
         settings: `training` of the config.
-        processes: that share the work.
+        processes: the processes that share the work.
     """
 
     def __init__(
@@ -81,12 +81,12 @@ class Updates:
         schedule: LambdaLR,
         stages: Stages,
         ema: EMAModel | None,
-        drawing: Drawing,
+        noise_sampler: NoiseSampler,
         settings: DictConfig,
         processes: Processes,
     ):
         self.policy, self.optimizer, self.schedule, self.stages = loss.policy, optimizer, schedule, stages
-        self.ema, self.drawing, self.processes = ema, drawing, processes
+        self.ema, self.noise_sampler, self.processes = ema, noise_sampler, processes
         self._dtype = autocast_dtype(settings.precision, processes.device)
         if processes.device.type == "cpu":
             keep_freed_memory()
@@ -101,28 +101,28 @@ class Updates:
         if settings.compile:
             module.compile()
         if processes.world_size > 1:
-            # Of 1x1 convolutions; strides of dimensions of size one mean nothing.
+            # Gradients of 1x1 convolutions cause this warning; strides of dimensions of size one have no effect.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             module = DistributedDataParallel(module, gradient_as_bucket_view=True)
         self._loss, self._plain_loss = module, loss
 
     def release(self) -> None:
-        """Let go of what exchanges gradients, before the processes part.
+        """Drop the reference to the DDP module, before the process group is destroyed.
 
-        Whoever drops the last reference to gloo's process group waits for its threads; Python's own clean-up does so
-        with the interpreter's lock in hand, which they may need.
+        Dropping the last reference to gloo's process group waits for its threads. Python's own clean-up at exit would
+        do so while it holds the interpreter's lock, which these threads may need.
         """
         if self._loss is not self._plain_loss:
             self._loss = self._plain_loss
             gc.collect()
 
-    def make(self, batches: Sequence[Batch], epoch: int, global_step: int) -> Outcome:
-        """One update on the windows of these batches, each counting the same.
+    def make(self, batches: Sequence[Batch], epoch: int, global_step: int) -> StepResult:
+        """Perform one update on the windows of these batches; each window has the same weight.
 
         Args:
             batches: one, or as many as gradients are accumulated over.
-            epoch: of the batches, for the draw.
-            global_step: updates made before.
+            epoch: number of their epoch, part of the seed of the random numbers.
+            global_step: updates made before this one.
         """
         if self.stages.enter(global_step):
             logger.info("update %d: training %s parameters", global_step, " and ".join(sorted(self.stages.learn)))
@@ -139,25 +139,25 @@ class Updates:
         if self.ema is not None:
             self.ema.step(self.policy)
         windows = [index for batch in batches for index in batch.indices]
-        return Outcome(global_step + 1, total, norm, windows, lr)
+        return StepResult(global_step + 1, total, norm, windows, lr)
 
     def _backward(self, batch: Batch, epoch: int, part: float, *, last: bool) -> Tensor:
-        draw = self.drawing.draw(batch, epoch, batch.number)
-        waiting = isinstance(self._loss, DistributedDataParallel) and not last
+        noise = self.noise_sampler.draw(batch, epoch, batch.number)
+        accumulating = isinstance(self._loss, DistributedDataParallel) and not last
         device = self.processes.device.type
-        with self._loss.no_sync() if waiting else contextlib.nullcontext():  # type: ignore[operator]
+        with self._loss.no_sync() if accumulating else contextlib.nullcontext():  # type: ignore[operator]
             with torch.autocast(device, dtype=self._dtype, enabled=self._dtype is not None):
-                loss: Tensor = self._loss(batch.data, draw.sampled, draw.hidden, draw.low_dim)
-            # DDP takes the mean over processes of what are parts of one sum.
+                loss: Tensor = self._loss(batch.data, noise.sampled, noise.hidden, noise.low_dim)
+            # DDP averages gradients over processes; here they are parts of one sum, hence the factor.
             (loss * (part * self.processes.world_size)).backward()
         return loss
 
 
 @dataclass(frozen=True)
-class Seen:
-    """An outcome once it was looked at: plain numbers."""
+class StepMetrics:
+    """Loss and gradient norm of one update, fetched from the device as Python numbers."""
 
-    outcome: Outcome
+    result: StepResult
     loss: float
     norm: float
 
@@ -168,61 +168,63 @@ class Seen:
 
 
 @dataclass
-class Watch:
-    """Looks at losses and gradient norms every few updates, all at once, since each look waits for the device.
+class StepMonitor:
+    """Fetches losses and gradient norms from the device, several updates at once: each fetch waits for the device.
 
     Attributes:
-        every: updates between looks.
-        allowed: updates that may be skipped because of NaN or infinity.
-        processes: that share the work.
+        every: updates between two fetches.
+        max_skipped: how many updates may be skipped because of NaN or infinity.
+        processes: the processes that share the work.
         skipped: updates skipped so far.
     """
 
     every: int
-    allowed: int
+    max_skipped: int
     processes: Processes
     skipped: int = 0
-    _waiting: list[Outcome] = field(default_factory=list)
+    _pending: list[StepResult] = field(default_factory=list)
 
-    def add(self, outcome: Outcome) -> list[Seen]:
-        """Remember an outcome; the outcomes since the last look, if it is time for one."""
-        self._waiting.append(outcome)
-        return self.look() if len(self._waiting) >= self.every else []
+    def add(self, result: StepResult) -> list[StepMetrics]:
+        """Append a result; returns the metrics of all pending updates once `every` are pending, else an empty list."""
+        self._pending.append(result)
+        return self.fetch() if len(self._pending) >= self.every else []
 
-    def look(self) -> list[Seen]:
-        """The outcomes since the last look."""
-        if not self._waiting:
+    def fetch(self) -> list[StepMetrics]:
+        """Fetch the metrics of all updates since the last fetch."""
+        if not self._pending:
             return []
-        losses = self.processes.sum(torch.stack([outcome.loss for outcome in self._waiting])).tolist()
-        norms = torch.stack([outcome.norm for outcome in self._waiting]).tolist()
-        seen = [Seen(*entry) for entry in zip(self._waiting, losses, norms, strict=True)]
-        self._waiting = []
-        return seen
+        losses = self.processes.sum(torch.stack([result.loss for result in self._pending])).tolist()
+        norms = torch.stack([result.norm for result in self._pending]).tolist()
+        metrics = [StepMetrics(*entry) for entry in zip(self._pending, losses, norms, strict=True)]
+        self._pending = []
+        return metrics
 
-    def judge(self, seen: Seen, episodes: list[int]) -> bool:
-        """Whether the run must stop: the update was not finite and no more may be skipped."""
-        if seen.finite:
+    def must_stop(self, metrics: StepMetrics, episodes: list[int]) -> bool:
+        """Whether the run must stop: the update was not finite and no more updates may be skipped."""
+        if metrics.finite:
             return False
         self.skipped += 1
         logger.warning(
             "update %d was skipped: loss %s, gradient norm %s; its windows come from episodes %s",
-            seen.outcome.global_step, seen.loss, seen.norm, episodes,
+            metrics.result.global_step, metrics.loss, metrics.norm, episodes,
         )  # fmt: skip
-        return self.skipped > self.allowed
+        return self.skipped > self.max_skipped
 
 
-def write_dump(folder: Path, seen: Seen, episodes: list[int], policy: nn.Module, batch: dict[str, Any]) -> Path:
-    """Save what is needed to see why an update was not finite; returns the file."""
-    path = folder / f"not_finite_step_{seen.outcome.global_step}.pt"
+def write_dump(
+    folder: Path, metrics: StepMetrics, episodes: list[int], policy: nn.Module, batch: dict[str, Any]
+) -> Path:
+    """Save batch, weights and metrics of an update that was not finite, for debugging; returns the path of the file."""
+    path = folder / f"not_finite_step_{metrics.result.global_step}.pt"
     content = {
-        "global_step": seen.outcome.global_step,
-        "loss": seen.loss,
-        "gradient_norm": seen.norm,
-        "windows": seen.outcome.windows,
+        "global_step": metrics.result.global_step,
+        "loss": metrics.loss,
+        "gradient_norm": metrics.norm,
+        "windows": metrics.result.windows,
         "episodes": episodes,
         "batch": batch,
         "model": policy.state_dict(),
     }
-    with whole_file(path) as beside:
-        torch.save(content, beside)
+    with whole_file(path) as temporary:
+        torch.save(content, temporary)
     return path

@@ -246,7 +246,7 @@ def undefined_scores(predictions: list[EpisodePrediction], layout: ActionLayout 
     )
 
 
-def image_features_in_use(policy: Policy, obs: Mapping[str, Tensor]) -> int | None:
+def count_active_features(policy: Policy, obs: Mapping[str, Tensor]) -> int | None:
     """How many of a camera's 64 features change at all between observations (B, To, ...); None without a camera.
 
     Of several cameras, that of which the fewest do. Features are those after the ReLU, of the first observed step. If
@@ -257,7 +257,7 @@ def image_features_in_use(policy: Policy, obs: Mapping[str, Tensor]) -> int | No
     return min((int((of.amax(0) > of.amin(0)).sum()) for of in found.values()), default=None)
 
 
-def blindness(metrics: Mapping[str, float]) -> str | None:
+def inactive_features_warning(metrics: Mapping[str, float]) -> str | None:
     """A sentence if no image feature changes between the held-out frames; None if some do."""
     if metrics.get("val_image_features", 1) > 0:
         return None

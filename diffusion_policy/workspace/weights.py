@@ -1,4 +1,4 @@
-"""The starting point, carried out: weights and normaliser in both models, and the record of where they came from."""
+"""Loads initial weights and normalizer into the live and EMA models, and records where they came from."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ Policy = PolicyModule
 
 
 @dataclass
-class Beginning:
-    """Where the run started and what it brought along.
+class Initialization:
+    """How the run was initialized.
 
     Attributes:
-        start: the decision.
-        ledger: of the weights taken from a pretrained checkpoint, also when the run is resumed later; None: scratch.
-        run_state: of the run that is resumed, or None.
-        provenance: for every checkpoint of this run.
+        start: the decision where to start.
+        ledger: of the weights loaded from a pretrained checkpoint, also after a resume; None from scratch.
+        run_state: state of the resumed run; None for a new run.
+        provenance: entries for every checkpoint of this run.
     """
 
     start: Start
@@ -53,29 +53,29 @@ class Beginning:
     _resumed: Checkpoint | None = field(default=None, repr=False)
 
     def figures(self) -> dict[str, Any]:
-        """For the first line of metrics: the decision, and what was inherited, grown and fresh."""
+        """Entries of the first line of metrics: start, and counts of inherited, grown and fresh tensors."""
         counts = {} if self.ledger is None else describe_ledger(self.ledger)
         return {"start": self.start.origin, **counts}
 
     def make_ema(self, settings: DictConfig, averaged: Policy) -> EMAModel:
-        """The average over `averaged`; a resumed run's step counter goes on."""
+        """The EMA that updates `averaged`; in a resumed run its step counter continues."""
         ema: EMAModel = instantiate(settings, "ema", model=averaged)
         if self.run_state is not None and self.run_state.ema is not None:
             ema.load_state_dict(self.run_state.ema)
         return ema
 
     def optimizer_state(self) -> dict[str, Any]:
-        """Of the run that is resumed."""
+        """The optimizer state of the resumed run."""
         assert self._resumed is not None
         return self._resumed.state_dicts["optimizer"]
 
 
-def begin(cfg: DictConfig, folder: Path, model: Policy, ema_model: Policy | None, data: Data) -> Beginning:
-    """Decide where to start and fill both models; nothing is half loaded.
+def initialize(cfg: DictConfig, folder: Path, model: Policy, ema_model: Policy | None, data: Data) -> Initialization:
+    """Decide where to start and load weights and normalizer into both models.
 
     Raises:
-        TrainingError, AdaptError, CheckpointError, SpecError: what was asked for is not there, does not fit, or means
-            something else than the dataset.
+        TrainingError, AdaptError, CheckpointError, SpecError: a requested checkpoint does not exist, does not fit, or
+            its actions have another meaning than those of the dataset.
     """
     start = decide_start(cfg, folder)
     logger.info("start: %s%s (%s)", start.origin, f" {start.path}" if start.path else "", start.reason)
@@ -89,11 +89,11 @@ def begin(cfg: DictConfig, folder: Path, model: Policy, ema_model: Policy | None
             camera: [list(size) for size in sizes] for camera, sizes in data.dataset.frame_sizes.items()
         }
     if data.dataset.gripper_scale:
-        provenance["gripper_scale"] = list(data.dataset.gripper_scale)  # of the recordings; the policy's is 0..1
+        provenance["gripper_scale"] = list(data.dataset.gripper_scale)  # scale of the recordings; the policy's is 0..1
     if start.path is not None:
         checkpoint, ledger = load_pretrained(start.path, cfg, model, ema_model)
         _check_dataset_against(checkpoint, data)
-        provenance |= _ancestry(checkpoint, start.path)
+        provenance |= _pretrained_provenance(checkpoint, start.path)
         logger.info("inherited %(inherited_tensors)d tensors (%(inherited_parameters)d parameters), grown "
                     "%(grown_tensors)d (%(grown_parameters)d new parameters), fresh %(fresh_tensors)d "
                     "(%(fresh_parameters)d parameters)", describe_ledger(ledger))  # fmt: skip
@@ -101,13 +101,13 @@ def begin(cfg: DictConfig, folder: Path, model: Policy, ema_model: Policy | None
     policies = [policy for policy in (model, ema_model) if policy is not None]
     choose_normalizer(cfg.normalizer, data.normalizer, model.spec, policies, pretrained=start.path is not None)
     provenance["start"] = start.to_json()
-    return Beginning(start, ledger, None, provenance)
+    return Initialization(start, ledger, None, provenance)
 
 
 def _resume(
     start: Start, path: Path, cfg: DictConfig, model: Policy, ema_model: Policy | None, data: Data
-) -> Beginning:
-    """Put everything back where the run was."""
+) -> Initialization:
+    """Restore models and state of the resumed run from its checkpoint."""
     checkpoint = read_checkpoint(path)
     if checkpoint.run_state is None:
         raise TrainingError(
@@ -132,7 +132,7 @@ def _resume(
     provenance = dict(checkpoint.provenance or {})
     ledger = Ledger.from_json(provenance["inheritance"]) if "inheritance" in provenance else None
     logger.info("resumed at epoch %d, update %d", state.progress.epoch, state.progress.global_step)
-    return Beginning(start, ledger, state, provenance, checkpoint)
+    return Initialization(start, ledger, state, provenance, checkpoint)
 
 
 def _load(policy: Policy, checkpoint: Checkpoint, part: str) -> None:
@@ -145,16 +145,16 @@ def _load(policy: Policy, checkpoint: Checkpoint, part: str) -> None:
 
 
 def _check_dataset_against(checkpoint: Checkpoint, data: Data) -> None:
-    """What the checkpoint's and the dataset's numbers mean, beside each other."""
+    """Check that the actions of checkpoint and dataset have the same meaning."""
     semantics = (checkpoint.provenance or {}).get("action_semantics")
     if semantics is not None and data.dataset.semantics is not None:
         check_semantics(data.dataset.semantics, semantics, f"the dataset beside {checkpoint.path}")
 
 
-def _ancestry(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
-    """Where the weights came from: the file, and what it says about its own adaptation."""
-    ancestry: dict[str, Any] = {"pretrained": {"name": path.name, "sha256": file_sha256(path)}}
+def _pretrained_provenance(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
+    """Provenance of the pretrained weights: name and hash of the file, and the adaptation that it records."""
+    provenance: dict[str, Any] = {"pretrained": {"name": path.name, "sha256": file_sha256(path)}}
     adaptation = (checkpoint.provenance or {}).get("adaptation")
     if adaptation is not None:
-        ancestry["adaptation"] = adaptation
-    return ancestry
+        provenance["adaptation"] = adaptation
+    return provenance

@@ -110,7 +110,7 @@ def test_selects_by_episode_number(tmp_path: Path, source: Path) -> None:
         run(source, tmp_path / "other.zarr", start_episode=100)
 
 
-def test_image_index_is_honoured(tmp_path: Path) -> None:
+def test_image_index_is_honored(tmp_path: Path) -> None:
     index = np.asarray([-1, 3, 3, 1, 0, -1])
     folder = write_trajectory(tmp_path / "in", n_steps=6, size=SIZE, arrays={"image_index": index})
     report = run(tmp_path / "in", tmp_path / "out.zarr")

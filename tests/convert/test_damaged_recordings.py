@@ -135,7 +135,7 @@ REFUSED: dict[str, tuple[Damage, str]] = {
         array("action", np.tile(np.asarray([0.4, 0, 0.5, 3.1, 0.1, 0, 0.05], np.float32), (STEPS, 1))),
         r"older layout x y z, rotation vector, gripper width",
     ),
-    "a gripper in millimetres": (array("robot_gripper", np.full(STEPS, 80)), r"robot_gripper holds \[80\]"),
+    "a gripper in millimeters": (array("robot_gripper", np.full(STEPS, 80)), r"robot_gripper holds \[80\]"),
     "a negative index": (changed("image_index", 3, -2), r"image_index is -2 at step 3"),
     "an index beyond the frames": (changed("image_index", 5, 99), r"step 5 shows frame 99"),
     "no step with an image": (changed("image_index", slice(None), -1), r"-1 at every step"),

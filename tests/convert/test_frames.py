@@ -85,7 +85,7 @@ def damaged(data: bytes, kind: str) -> bytes:
 
 @pytest.mark.parametrize("decode", ["exact", "fast"])
 @pytest.mark.parametrize("kind", ["zeroed sector", "lost packet", "another file's sector"])
-def test_damage_that_opencv_fills_with_grey_is_noticed(frame: Path, kind: str, decode: Decode) -> None:
+def test_damage_that_opencv_fills_with_gray_is_noticed(frame: Path, kind: str, decode: Decode) -> None:
     data = damaged(frame.read_bytes(), kind)
     assert cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR) is not None
     frame.write_bytes(data)
@@ -100,11 +100,11 @@ def with_orientation(data: bytes, orientation: int) -> bytes:
     return data[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + data[2:]
 
 
-@pytest.mark.parametrize("kind", ["grey", "progressive", "turned", "png", "4:4:4"])
+@pytest.mark.parametrize("kind", ["gray", "progressive", "turned", "png", "4:4:4"])
 def test_every_image_reads_as_opencv_reads_it(frame: Path, kind: str) -> None:
     image = cv2.imread(str(frame))
     flags = {"progressive": [cv2.IMWRITE_JPEG_PROGRESSIVE, 1], "4:4:4": [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x111111]}
-    if kind == "grey":
+    if kind == "gray":
         image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     data = cv2.imencode(".png" if kind == "png" else ".jpg", image, flags.get(kind, []))[1].tobytes()
     frame.write_bytes(with_orientation(data, 6) if kind == "turned" else data)

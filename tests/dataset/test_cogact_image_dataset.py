@@ -1,4 +1,4 @@
-"""What training reads: samples, batches, the split, the normaliser, and what is refused."""
+"""What training reads: samples, batches, the split, the normalizer, and what is refused."""
 
 import pickle
 from pathlib import Path
@@ -109,7 +109,7 @@ def test_a_pose_policy_reads_a_pose_and_gripper_dataset(zarr_path: Path) -> None
     np.testing.assert_array_equal(picked[1]["action"].numpy(), buffer["action"][:16][:, [7, 2]])
 
 
-def test_the_normaliser_covers_every_key(zarr_path: Path) -> None:
+def test_the_normalizer_covers_every_key(zarr_path: Path) -> None:
     dataset = make(zarr_path)
     normalizer = dataset.get_normalizer()
     batch = dataset.get_batch(range(len(dataset)))
@@ -156,7 +156,7 @@ def test_refusals(zarr_path: Path, tmp_path: Path) -> None:
         make(zarr_path, horizon=100)
 
 
-def _unlabelled(path: Path, action: np.ndarray) -> Path:
+def _unlabeled(path: Path, action: np.ndarray) -> Path:
     """A dataset as the predecessor wrote it: no attributes at all."""
     root = zarr.open_group(str(path), mode="w", zarr_format=2)
     n = len(action)
@@ -173,17 +173,17 @@ def _unlabelled(path: Path, action: np.ndarray) -> Path:
     return path
 
 
-def test_unlabelled_files_are_told_apart_by_their_numbers(tmp_path: Path, zarr_path: Path) -> None:
+def test_unlabeled_files_are_told_apart_by_their_numbers(tmp_path: Path, zarr_path: Path) -> None:
     quaternions = ReplayBuffer.open(zarr_path)["action"][:20, :7]
-    assert make(_unlabelled(tmp_path / "q.zarr", quaternions), shape_meta=shape_meta(7)).semantics is None
+    assert make(_unlabeled(tmp_path / "q.zarr", quaternions), shape_meta=shape_meta(7)).semantics is None
     vectors = np.tile(np.asarray([0.4, 0.0, 0.5, 3.1, 0.1, 0.0, 0.05], dtype=np.float32), (20, 1))
     with pytest.raises(DatasetError, match="looks like x y z, rotation vector, gripper width"):
-        make(_unlabelled(tmp_path / "v.zarr", vectors), shape_meta=shape_meta(7))
+        make(_unlabeled(tmp_path / "v.zarr", vectors), shape_meta=shape_meta(7))
 
 
 def test_refuses_data_that_means_something_else(tmp_path: Path, zarr_path: Path) -> None:
     actions = ReplayBuffer.open(zarr_path)["action"][:20]
-    path = _unlabelled(tmp_path / "wxyz.zarr", actions)
+    path = _unlabeled(tmp_path / "wxyz.zarr", actions)
     root = zarr.open_group(str(path), mode="r+")
     root.attrs["action_semantics"] = {"quaternion_order": "wxyz", "names": [], "units": []}
     with pytest.raises(SpecError, match="quaternion_order is 'wxyz', expected 'xyzw'"):

@@ -27,9 +27,9 @@ from diffusion_policy.serve.stages import Stages
 from diffusion_policy.spec import read_shape_meta
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import Batch
-from diffusion_policy.workspace.losses import BatchLoss, Drawing
+from diffusion_policy.workspace.losses import BatchLoss, NoiseSampler
 from diffusion_policy.workspace.optimization import make_optimizer, roles_of
-from diffusion_policy.workspace.validation import FixedNoise, deployed_sampler, image_features_in_use
+from diffusion_policy.workspace.validation import FixedNoise, count_active_features, deployed_sampler
 
 RATES = OmegaConf.create({"inherited": 1.0, "grown": 1.0, "fresh": 1.0, "layer_decay": 0.5, "obs_encoder": 1.0})
 LOSS = OmegaConf.create({"gripper_weight": 1.0, "event_weight": 1.0, "event_radius": 0})
@@ -129,7 +129,7 @@ def test_it_learns(policy: PolicyModule) -> None:
     loss, optimizer = BatchLoss(policy, LOSS, HIDING), make_optimizer(policy, settings, RATES, roles_of(policy, None))
     losses = []
     for step in range(60):
-        draw = Drawing(policy, 0).draw(batch, 0, step)
+        draw = NoiseSampler(policy, 0).draw(batch, 0, step)
         found = loss(batch.data, draw.sampled, draw.hidden)
         losses.append(float(found))
         found.backward()
@@ -137,7 +137,7 @@ def test_it_learns(policy: PolicyModule) -> None:
         optimizer.zero_grad()
     assert losses[-1] < 0.7 * losses[0]
     assert FixedNoise(policy, n).of(torch.arange(2), torch.device("cpu")) == {}
-    assert image_features_in_use(policy, batch.data["obs"]) is None
+    assert count_active_features(policy, batch.data["obs"]) is None
     weighted = OmegaConf.merge(LOSS, {"gripper_weight": 2.0})
     with pytest.raises(TrainingError, match="of this one there is no loss_weights"):
         BatchLoss(policy, weighted, HIDING)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from diffusion_policy.checkpoint import Checkpoint, load_policy, read_checkpoint
 from diffusion_policy.model.diffusion.ema_model import EMAModel
 from diffusion_policy.policy.diffusion_unet_hybrid_image_policy import DiffusionUnetHybridImagePolicy
 from diffusion_policy.workspace.batches import Batch
-from diffusion_policy.workspace.losses import BatchLoss, Draw
+from diffusion_policy.workspace.losses import BatchLoss, BatchNoise
 from diffusion_policy.workspace.optimization import Stages, make_optimizer, make_schedule, roles_of
 from diffusion_policy.workspace.processes import Processes
 from diffusion_policy.workspace.updates import Updates
@@ -124,14 +124,14 @@ def test_loss_and_gradients_are_the_reference_s(
 
 
 class Given:
-    """The random numbers of recorded updates, in the place of `Drawing`."""
+    """The random numbers of recorded updates, in the place of `NoiseSampler`."""
 
     def __init__(self, numbers: Numbers) -> None:
         self._numbers = numbers
 
-    def draw(self, batch: Batch, epoch: int, number: int) -> Draw:
+    def draw(self, batch: Batch, epoch: int, number: int) -> BatchNoise:
         sampled = {name: self._numbers[name][number] for name in ("noise", "timesteps")}
-        return Draw(sampled, torch.rand(len(batch.indices)), torch.empty(len(batch.indices), 0))
+        return BatchNoise(sampled, torch.rand(len(batch.indices)), torch.empty(len(batch.indices), 0))
 
 
 @pytest.mark.slow

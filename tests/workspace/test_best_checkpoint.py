@@ -33,7 +33,7 @@ def workspace(dataset, folder, *overrides, ends_at=None, f1=(0.2, 0.4, 0.8, 0.6,
     class Measured(TrainDiffusionTransformerHybridWorkspace):
         def _prepare(self, processes, stack):
             super()._prepare(processes, stack)
-            after_epoch = self._measuring.after_epoch
+            after_epoch = self._evaluator.after_epoch
 
             def measured(progress, *rest):
                 found = after_epoch(progress, *rest)
@@ -42,7 +42,7 @@ def workspace(dataset, folder, *overrides, ends_at=None, f1=(0.2, 0.4, 0.8, 0.6,
                     {} if value is None else {"val_gripper_f1": value}
                 )
 
-            self._measuring.after_epoch = measured
+            self._evaluator.after_epoch = measured
 
         def _write_line(self, line):
             super()._write_line(line)
@@ -114,10 +114,10 @@ def test_an_epoch_without_an_update_has_no_loss(dataset, tmp_path):
     """Every update was skipped: a loss of 0 would be the best of all."""
 
     class Skipping(TrainDiffusionTransformerHybridWorkspace):
-        def _account(self, seen):
+        def _count(self, metrics):
             if self.progress.epoch == 0:
-                return {"global_step": seen.outcome.global_step, "epoch": 0, "skipped": True, "lr": 0.0}
-            return super()._account(seen)
+                return {"global_step": metrics.result.global_step, "epoch": 0, "skipped": True, "lr": 0.0}
+            return super()._count(metrics)
 
     Skipping(tiny_run.settings(dataset, *SETTINGS, "training.num_epochs=2", "training.sample_every=0"), tmp_path).run()
     lines = [line for line in read_metrics(tmp_path / "logs.json.txt") if "val_loss" in line]

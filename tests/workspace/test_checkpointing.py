@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.workspace import TrainingError
-from diffusion_policy.workspace.checkpointing import CheckpointFolder, Names, Payload, Ranking, snapshot
+from diffusion_policy.workspace.checkpointing import CheckpointFolder, CheckpointNames, Payload, Ranking, snapshot
 
 SETTINGS = {
     "topk": {
@@ -182,11 +182,11 @@ def test_a_failed_write_keeps_the_previous_file_and_says_so(tmp_path, caplog):
     checkpoints = folder(tmp_path)
     save(checkpoints, 0, 0.5)
     full = Payload(**{**vars(payload()), "run_state": {"unsaveable": object()}})
-    checkpoints.write(Names(("latest.ckpt",)), full)
+    checkpoints.write(CheckpointNames(("latest.ckpt",)), full)
     checkpoints.wait()
     assert "could not be saved, the previous one is kept" in caplog.text
     assert read_checkpoint(tmp_path / "latest.ckpt").pickles["global_step"] == 1
-    checkpoints.write(Names(("latest.ckpt",)), full)
+    checkpoints.write(CheckpointNames(("latest.ckpt",)), full)
     with pytest.raises(TrainingError, match="could not be saved, the previous one is kept"):
         checkpoints.close()
 
@@ -212,7 +212,7 @@ def test_the_next_copy_waits_for_the_last_write(tmp_path, monkeypatch):
     checkpoints, released = folder(tmp_path), threading.Event()
     written = []
     monkeypatch.setattr(checkpoints, "_write", lambda names, _: (released.wait(60), written.append(names.keep)))
-    checkpoints.write(Names(("first",)), payload())
+    checkpoints.write(CheckpointNames(("first",)), payload())
     threading.Timer(0.2, released.set).start()
     checkpoints.wait()  # what a run does before it copies
     assert written == [("first",)]
@@ -225,7 +225,7 @@ def test_a_disk_that_is_full_keeps_the_previous_file_and_is_named(tmp_path, capl
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))  # half of the file fits
     try:
-        checkpoints.write(Names(("latest.ckpt",)), large)
+        checkpoints.write(CheckpointNames(("latest.ckpt",)), large)
         checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

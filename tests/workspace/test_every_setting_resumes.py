@@ -156,10 +156,10 @@ class Saved(TrainDiffusionTransformerHybridWorkspace):
         super().__init__(cfg, folder)
         self.name, self.copy_to = name, copy_to
 
-    def _make_updates(self, beginning):
+    def _make_updates(self, initialization):
         """Another update for every case: at an epoch's border, before it, after it, in its middle."""
-        super()._make_updates(beginning)
-        self.at = 1 + sum(map(ord, self.name)) % (self._updates_in_all - 1)
+        super()._make_updates(initialization)
+        self.at = 1 + sum(map(ord, self.name)) % (self._total_updates - 1)
         self.cfg.training.checkpoint_every_steps = self.at
 
     def _save(self, *arguments):

@@ -90,7 +90,7 @@ def test_all_processes_agree(handlers):
 
 
 def test_only_the_process_that_talks_to_the_user_answers(capfd):
-    with StopRequest(says=False):
+    with StopRequest(reports=False):
         signal.raise_signal(signal.SIGTERM)
     with StopRequest():
         child = os.fork()
@@ -157,8 +157,8 @@ class StoppedWorkspace(TrainDiffusionTransformerHybridWorkspace):
 
     at = None
 
-    def _make_updates(self, beginning):
-        super()._make_updates(beginning)
+    def _make_updates(self, initialization):
+        super()._make_updates(initialization)
         make = self._updates.make
 
         def make_and_stop(*arguments):
@@ -171,7 +171,7 @@ class StoppedWorkspace(TrainDiffusionTransformerHybridWorkspace):
 
     def _prepare(self, *arguments):
         super()._prepare(*arguments)
-        measure = self._measuring.after_epoch
+        measure = self._evaluator.after_epoch
 
         def measure_and_stop(*arguments):
             found = measure(*arguments)
@@ -179,7 +179,7 @@ class StoppedWorkspace(TrainDiffusionTransformerHybridWorkspace):
                 signal.raise_signal(signal.SIGTERM)
             return found
 
-        self._measuring.after_epoch = measure_and_stop
+        self._evaluator.after_epoch = measure_and_stop
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 5, 6, None], ids=lambda at: f"update {at}" if at else "validation")

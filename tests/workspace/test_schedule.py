@@ -8,13 +8,13 @@ from omegaconf import OmegaConf
 
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.metrics import read_metrics
-from diffusion_policy.workspace.run_state import Progress
+from diffusion_policy.workspace.run_state import TrainingProgress
 from diffusion_policy.workspace.schedule import (
     SCHEDULES,
     make_schedule,
     plain_schedule,
     resume_rates,
-    updates_in_all,
+    total_updates,
 )
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
     TrainDiffusionTransformerHybridWorkspace,
@@ -124,9 +124,9 @@ def test_the_number_of_updates_does_not_depend_on_where_a_run_was_stopped(n_batc
     chosen = settings("cosine", gradient_accumulate_every=accumulated)
     for epoch in range(4):
         for made in range(an_epoch + 1):
-            progress = Progress(epoch, min(made * accumulated, n_batches), epoch * an_epoch + made)
-            assert updates_in_all(progress, n_batches, chosen) == 4 * an_epoch
-    assert updates_in_all(Progress(4, 0, 4 * an_epoch), n_batches, chosen) == 4 * an_epoch
+            progress = TrainingProgress(epoch, min(made * accumulated, n_batches), epoch * an_epoch + made)
+            assert total_updates(progress, n_batches, chosen) == 4 * an_epoch
+    assert total_updates(TrainingProgress(4, 0, 4 * an_epoch), n_batches, chosen) == 4 * an_epoch
 
 
 def test_a_run_that_goes_on_with_a_larger_batch_comes_down_at_its_own_end(tmp_path, caplog):

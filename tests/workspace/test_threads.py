@@ -5,7 +5,7 @@ import torch
 
 from diffusion_policy.cpu import CpuTimes, Threads
 from diffusion_policy.workspace import threads
-from diffusion_policy.workspace.threads import settle_threads
+from diffusion_policy.workspace.threads import set_compute_threads
 
 NOW = CpuTimes(0.0, 0.0, {})
 
@@ -22,7 +22,7 @@ def settle(monkeypatch):
     def settle(free, asked=None, kept=None):
         chosen = Threads(asked or free, f"4 cores, of which other processes use {4 - free}.0", 4.0 - free)
         monkeypatch.setattr(threads, "choose_threads", lambda *_: chosen)
-        found = settle_threads(asked, kept, NOW)
+        found = set_compute_threads(asked, kept, NOW)
         assert torch.get_num_threads() == found
         return found
 

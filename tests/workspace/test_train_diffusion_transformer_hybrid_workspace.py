@@ -18,7 +18,7 @@ from diffusion_policy.checkpoint import load_policy, read_checkpoint
 from diffusion_policy.dataset.replay_buffer import DatasetError, ReplayBuffer
 from diffusion_policy.evaluate.recorded_inference import open_recorded
 from diffusion_policy.spec import SpecError
-from diffusion_policy.workspace import TrainingError, measuring
+from diffusion_policy.workspace import TrainingError, evaluator
 from diffusion_policy.workspace.metrics import read_metrics
 from diffusion_policy.workspace.start import LATEST
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
@@ -195,7 +195,7 @@ def test_a_run_whose_loss_falls_without_gripper_events_warns_and_draws_pictures(
     run = workspace(dataset, tmp_path, "training.num_epochs=1", "training.sample_every=1")
     run.progress.first_epoch_loss = 1000.0  # as if it had begun there
     monkeypatch.setattr(
-        measuring, "gripper_scores", lambda *_: {"val_gripper_events_recorded": 2, "val_gripper_events_found": 0}
+        evaluator, "gripper_scores", lambda *_: {"val_gripper_events_recorded": 2, "val_gripper_events_found": 0}
     )
     run.run()
     assert "the training loss fell from 1000.0000 to " in caplog.text
@@ -251,7 +251,7 @@ REFUSALS = {
     "too short": (["horizon=60", "n_action_steps=8"], DatasetError, "no window of 60 steps"),
     "no such device": (["training.device=cuda:7"], TrainingError, "training.device=cuda:7"),
     "no such kind": (["training.device=gpu"], TrainingError, "no such kind of device"),
-    "normaliser": (["normalizer=keep"], TrainingError, "expected inherit or refit"),
+    "normalizer": (["normalizer=keep"], TrainingError, "expected inherit or refit"),
     "snapshot": (["checkpoint.save_last_snapshot=True"], TrainingError, "latest.ckpt holds all of the run"),
     "schedule": (["training.lr_scheduler=cosinus"], TrainingError, "training.lr_scheduler"),
     "precision": (["training.precision=fp16"], TrainingError, "expected one of auto, bf16, float32"),

@@ -18,7 +18,7 @@ from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_
 from diffusion_policy.training_config import ConfigError, config_errors
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import NOISE, Batch, derived_seed
-from diffusion_policy.workspace.losses import BatchLoss, Drawing, near_gripper_change
+from diffusion_policy.workspace.losses import BatchLoss, NoiseSampler, near_gripper_change
 from diffusion_policy.workspace.metrics import read_metrics
 from diffusion_policy.workspace.optimization import Stages, make_optimizer, make_schedule, roles_of, split_by_layer
 from diffusion_policy.workspace.param_groups import Role
@@ -69,7 +69,7 @@ def updates_of(policy, config, roles=None, ema=None):
     schedule = make_schedule(optimizer, config.training, 40)
     stages = Stages(config.stages, policy, roles, optimizer)
     loss = BatchLoss(policy, config.loss, config.observation_dropout)
-    return Updates(loss, optimizer, schedule, stages, ema, Drawing(policy, SEED), config.training, Processes(CPU))
+    return Updates(loss, optimizer, schedule, stages, ema, NoiseSampler(policy, SEED), config.training, Processes(CPU))
 
 
 def test_twenty_updates_equal_the_plain_float32_loop(config):
@@ -139,7 +139,7 @@ def test_accumulated_batches_equal_one_large_batch(config):
     config.policy.p_drop_attn = 0.0
     small, large = (policy_with_normalizer(config) for _ in range(2))
     parts = [batch(0, 3), batch(1, 1)]
-    draws = [Drawing(small, SEED).draw(part, 0, part.number) for part in parts]
+    draws = [NoiseSampler(small, SEED).draw(part, 0, part.number) for part in parts]
     updates_of(small, config).make(parts, 0, 5)
     data = {
         "obs": {key: torch.cat([p.data["obs"][key] for p in parts]) for key in parts[0].data["obs"]},
@@ -183,7 +183,7 @@ def test_gradients_that_are_infinite_under_a_finite_loss_change_nothing(config):
 
 def test_weights_count_and_ones_change_nothing(config):
     policy = policy_with_normalizer(config)
-    data, draw = batch(0).data, Drawing(policy, SEED).draw(batch(0), 0, 0)
+    data, draw = batch(0).data, NoiseSampler(policy, SEED).draw(batch(0), 0, 0)
     data["action"][..., 7] = torch.tensor([1.0] * 8 + [0.0] * 8)
     policy.eval()
     plain = BatchLoss(policy, config.loss, config.observation_dropout)
@@ -234,7 +234,7 @@ def test_a_compiled_loss_has_no_graph_break(config):
     config.loss.gripper_weight, config.observation_dropout.gripper = 2.0, 0.5
     policy = policy_with_normalizer(config).eval()
     loss = BatchLoss(policy, config.loss, config.observation_dropout)
-    draw = Drawing(policy, SEED).draw(batch(0), 0, 0)
+    draw = NoiseSampler(policy, SEED).draw(batch(0), 0, 0)
     traced = torch.compile(loss, backend="eager", fullgraph=True)
     arguments = batch(0).data, draw.sampled, draw.hidden
     assert torch.allclose(traced(*arguments), loss(*arguments), rtol=1e-5)
@@ -271,7 +271,7 @@ def test_other_observations_are_hidden_each_in_its_share_behind_the_middle_of_th
 
 def test_hiding_another_observation_leaves_what_else_is_drawn(config):
     policy = policy_with_normalizer(config)
-    alone, beside = (Drawing(policy, SEED, n_low_dim=n).draw(batch(0), 0, 0) for n in (0, 2))
+    alone, beside = (NoiseSampler(policy, SEED, n_low_dim=n).draw(batch(0), 0, 0) for n in (0, 2))
     assert torch.equal(alone.hidden, beside.hidden)
     for name in ("noise", "timesteps"):
         assert torch.equal(alone.sampled[name], beside.sampled[name])
@@ -280,15 +280,15 @@ def test_hiding_another_observation_leaves_what_else_is_drawn(config):
 
 
 def test_a_share_of_a_batch_draws_what_the_whole_batch_would(config):
-    drawing = Drawing(policy_with_normalizer(config), SEED)
+    noise_sampler = NoiseSampler(policy_with_normalizer(config), SEED)
     data, indices = {}, list(range(5))
-    whole = drawing.draw(Batch(data, indices, range(5), 0), 3, 0)
+    whole = noise_sampler.draw(Batch(data, indices, range(5), 0), 3, 0)
     for rank, world_size in itertools.product(range(3), (2, 3)):
         if rank < world_size:
-            share = drawing.draw(Batch(data, indices, range(rank, 5, world_size), 0), 3, 0)
+            share = noise_sampler.draw(Batch(data, indices, range(rank, 5, world_size), 0), 3, 0)
             for name in ("noise", "timesteps"):
                 assert torch.equal(share.sampled[name], whole.sampled[name][rank::world_size])
-    filler = drawing.draw(Batch(data, [7], range(1, 1), 0), 3, 0)
+    filler = noise_sampler.draw(Batch(data, [7], range(1, 1), 0), 3, 0)
     assert len(filler.sampled["noise"]) == 1
 
 
@@ -413,7 +413,7 @@ def test_a_device_without_memory_names_the_settings_to_lower(error, dataset, tmp
         run.run()
 
 
-def test_memory_of_the_machine_that_is_not_there_is_recognised():
+def test_memory_of_the_machine_that_is_not_there_is_recognized():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**50)
     assert out_of_memory(caught.value)

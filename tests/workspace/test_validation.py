@@ -17,13 +17,13 @@ from diffusion_policy.workspace.sampler_settings import read_sampler
 from diffusion_policy.workspace.validation import (
     EpisodePrediction,
     FixedNoise,
-    blindness,
+    count_active_features,
     deployed_sampler,
     early_warning,
     evaluating,
     fixed_noise_loss,
     gripper_scores,
-    image_features_in_use,
+    inactive_features_warning,
     motion_errors,
     predict_episodes,
     undefined_scores,
@@ -151,7 +151,7 @@ def test_a_tolerance_that_is_none_is_refused(section):
         read_sampler(section, 0.1)
 
 
-def test_errors_of_the_pose_are_in_millimetres_and_degrees():
+def test_errors_of_the_pose_are_in_millimeters_and_degrees():
     errors = motion_errors([prediction([1] * 16, [1] * 16, offset=0.002)], WITH_GRIPPER)
     assert errors["val_position_error_mm"] == pytest.approx(2)
     assert errors["val_rotation_error_deg"] == pytest.approx(0)
@@ -187,18 +187,18 @@ def test_a_policy_that_does_not_see_is_told(config, policy):
     windows = open_data(config, ALONE).held_out
     obs = windows.get_batch(np.arange(len(windows)))["obs"]
     state = torch.get_rng_state()
-    seeing = image_features_in_use(policy, obs)
+    seeing = count_active_features(policy, obs)
     assert torch.equal(torch.get_rng_state(), state)
     assert 8 < seeing <= 64
-    assert blindness({"val_image_features": seeing}) is None
-    assert blindness({}) is None
+    assert inactive_features_warning({"val_image_features": seeing}) is None
+    assert inactive_features_warning({}) is None
     blind = copy.deepcopy(policy)
     projection = blind.obs_encoder.obs_nets["image"].nets[-1]
     with torch.no_grad():
         projection.bias[:60] = -100
-    few = image_features_in_use(blind, obs)
+    few = count_active_features(blind, obs)
     assert few <= 4
     with torch.no_grad():
         projection.bias[60:] = -100
-    assert image_features_in_use(blind, obs) == 0
-    assert "the policy sees nothing" in blindness({"val_image_features": 0})
+    assert count_active_features(blind, obs) == 0
+    assert "the policy sees nothing" in inactive_features_warning({"val_image_features": 0})

@@ -1,4 +1,4 @@
-"""When what is measured: before the first update, and after each epoch."""
+"""Evaluation during training: which metrics are computed before the first update and after each epoch."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from diffusion_policy.workspace.metrics import TOLERANCE, MetricsLog, is_defined
 from diffusion_policy.workspace.pictures import draw_episode
 from diffusion_policy.workspace.processes import Processes
 from diffusion_policy.workspace.progress import TrainingBar
-from diffusion_policy.workspace.run_state import Progress
+from diffusion_policy.workspace.run_state import TrainingProgress
 from diffusion_policy.workspace.sampler_settings import read_sampler
 from diffusion_policy.workspace.validation import (
     EpisodePrediction,
     FixedNoise,
-    blindness,
+    count_active_features,
     deployed_sampler,
     early_warning,
     evaluating,
     fixed_noise_loss,
     gripper_scores,
-    image_features_in_use,
+    inactive_features_warning,
     motion_errors,
     predict_episodes,
     undefined_scores,
@@ -43,24 +43,24 @@ from diffusion_policy.workspace.validation import (
 logger = logging.getLogger(__name__)
 
 Policy = PolicyModule
-# Batches of training windows whose loss is taken before the first update.
-FIRST_LOOK_BATCHES = 4
-# Held-out windows whose image features are looked at.
-FRAMES_LOOKED_AT = 32
-# Validation episodes that are drawn.
-PICTURES = 2
+# Batches of training windows over which the loss before the first update is computed.
+INITIAL_LOSS_BATCHES = 4
+# Held-out windows from whose images active features are counted.
+FEATURE_WINDOWS = 32
+# Validation episodes of which plots are logged.
+PLOTS = 2
 
 
-class Measuring:
-    """Measures the live policy and its average.
+class Evaluator:
+    """Evaluates the live policy and its average.
 
     Args:
-        cfg: of the run.
-        folder: of the run.
+        cfg: config of the run.
+        folder: run folder.
         data: training and validation windows.
         model: the live policy.
         ema_model: its average, or None.
-        processes: that share the work.
+        processes: the processes that share the work.
     """
 
     def __init__(
@@ -82,13 +82,13 @@ class Measuring:
         held_out = np.flatnonzero(data.dataset.validation_episodes).tolist()
         self.sampler = read_sampler(OmegaConf.select(cfg, "sampler"), self._step_seconds(held_out))
         self._episodes: list[int] = held_out[: self.sampler.max_episodes]
-        self._undefined: str | None = None
+        self._undefined_reason: str | None = None
         self._runner: Any = None
         if cfg.training.rollout_every and processes.writes:
             self._runner = instantiate(cfg.task.env_runner, "task.env_runner", output_dir=str(folder))
 
     def _step_seconds(self, episodes: Sequence[int]) -> float | None:
-        """Median over these episodes of the time between their steps; None without a clock."""
+        """Median over these episodes of the time between their steps, in seconds; None without timestamps."""
         recorded = JoinedDatasets(self._dataset)
         if TIMESTAMP_KEY not in recorded:
             return None
@@ -97,17 +97,17 @@ class Measuring:
         return statistics.median(known) if known else None
 
     def before_first_update(self) -> dict[str, Any]:
-        """The first line of metrics: losses of the weights that training starts from, with fixed noise, no dropout."""
+        """The first line of metrics: losses of the initial weights, with fixed noise and without dropout."""
         noise = FixedNoise(self._model, len(self._data.dataset))
-        train = fixed_noise_loss(self._model, self._data.train, noise, self._processes, FIRST_LOOK_BATCHES)
+        train = fixed_noise_loss(self._model, self._data.train, noise, self._processes, INITIAL_LOSS_BATCHES)
         line: dict[str, Any] = {"global_step": 0, "epoch": 0, "train_loss_before_first_update": train}
         validation = self._validation_loss(self._model)
         if validation is not None:
             line["val_loss_before_first_update"] = validation
         if validation is not None and self._processes.writes:
-            sight = self._sight(self._model)
-            line |= {f"{key}_before_first_update": value for key, value in sight.items()}
-            _warn(blindness(sight))
+            active = self._active_features(self._model)
+            line |= {f"{key}_before_first_update": value for key, value in active.items()}
+            _warn(inactive_features_warning(active))
         logger.info(
             "loss before the first update: training windows %.4f, held-out windows %s",
             train, "none" if validation is None else f"{validation:.4f}",
@@ -120,17 +120,17 @@ class Measuring:
         return fixed_noise_loss(policy, self._data.validation, self._noise, self._processes)
 
     def after_epoch(
-        self, progress: Progress, train_loss: float, log: MetricsLog | None, bar: TrainingBar
+        self, progress: TrainingProgress, train_loss: float, log: MetricsLog | None, bar: TrainingBar
     ) -> dict[str, Any]:
-        """What is due after this epoch: val_loss, sampled figures, rollouts.
+        """The metrics that are due after this epoch: validation loss, errors of sampled actions, rollouts.
 
         Args:
-            progress: of the run, at the end of the epoch.
-            train_loss: mean of the epoch.
-            log: for pictures; None in processes that do not write.
-            bar: shows the last figures.
+            progress: position of the run, at the end of the epoch.
+            train_loss: mean training loss of the epoch.
+            log: receives plots; None in processes that do not write.
+            bar: shows the latest metrics.
 
-        Names without suffix are of the deployed weights (the average); those with `_model` of the live ones.
+        Names without suffix are metrics of the deployed weights (the average); those with `_model` of the live ones.
         """
         epoch, metrics = progress.epoch, dict[str, Any]()
         if self._due(epoch, "val_every"):
@@ -147,16 +147,16 @@ class Measuring:
         return is_due(epoch, self._cfg.training[setting], self._cfg.training.num_epochs)
 
     def measured_with(self) -> dict[str, Any]:
-        """What figures of two measurements must share to be compared."""
+        """Evaluation settings that must be equal for metrics of two evaluations to be comparable."""
         weights = "ema_model" if self._has_average else "model"
         keys = [self._data.identities[episode].key for episode in self._episodes]
         digest = content_sha256(keys)
         found = {"weights": weights, **self.sampler.to_plain(), "episodes": len(keys), "episodes_sha256": digest}
-        describe = getattr(self._runner, "describe", None)  # runners of others have none
+        describe = getattr(self._runner, "describe", None)  # custom runners may lack it
         return found if describe is None else {**found, "closed_loop": describe()}
 
     def record(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """For a checkpoint: how this run measures, and what it measured of these weights (None where it did not)."""
+        """Entries of a checkpoint: the evaluation settings, and the metrics of these weights, or None."""
         figures = {
             key: value for key, value in metrics.items() if key.startswith(("val_", "test_")) and is_defined(value)
         }
@@ -170,21 +170,21 @@ class Measuring:
             return {"val_loss": deployed}
         return {"val_loss": deployed, "val_loss_model": self._validation_loss(self._model)}
 
-    def _sampled(self, progress: Progress, train_loss: float, log: MetricsLog | None) -> dict[str, Any]:
+    def _sampled(self, progress: TrainingProgress, train_loss: float, log: MetricsLog | None) -> dict[str, Any]:
         names = self._model.spec.robot.action_names
         predictions = self._predict(self._deployed)
-        metrics: dict[str, Any] = self._figures(predictions) | self._sight(self._deployed)
+        metrics: dict[str, Any] = self._figures(predictions) | self._active_features(self._deployed)
         if self._has_average:
-            live = self._figures(self._predict(self._model)) | self._sight(self._model)
-            metrics |= {f"{key}_model": value for key, value in live.items() if not _of_both(key)}
-        undefined = undefined_scores(predictions, self._layout)
-        if undefined != self._undefined:  # not at every measurement
-            _warn(undefined)
-        self._undefined = undefined
+            live = self._figures(self._predict(self._model)) | self._active_features(self._model)
+            metrics |= {f"{key}_model": value for key, value in live.items() if not _is_deployed_only(key)}
+        reason = undefined_scores(predictions, self._layout)
+        if reason != self._undefined_reason:  # warn once, not at every evaluation
+            _warn(reason)
+        self._undefined_reason = reason
         _warn(early_warning(progress.first_epoch_loss, train_loss, metrics))
-        _warn(blindness(metrics))
+        _warn(inactive_features_warning(metrics))
         if log is not None:
-            for prediction in predictions[:PICTURES]:
+            for prediction in predictions[:PLOTS]:
                 log.image(f"episode_{prediction.episode}", draw_episode(prediction, names), progress.global_step)
         return metrics
 
@@ -193,12 +193,12 @@ class Measuring:
         scale = OmegaConf.select(self._cfg, CONFIG_KEY, default=None)
         return predict_episodes(policy, self._dataset, self._episodes, self.sampler, latency, scale)
 
-    def _sight(self, policy: Policy) -> dict[str, int]:
+    def _active_features(self, policy: Policy) -> dict[str, int]:
         if not len(self._data.held_out):  # held-out episodes too short for a window
             return {}
-        windows = np.unique(np.linspace(0, len(self._data.held_out) - 1, FRAMES_LOOKED_AT).astype(int))
-        seen = image_features_in_use(policy, self._data.held_out.get_batch(windows)["obs"])
-        return {} if seen is None else {"val_image_features": seen}
+        windows = np.unique(np.linspace(0, len(self._data.held_out) - 1, FEATURE_WINDOWS).astype(int))
+        active = count_active_features(policy, self._data.held_out.get_batch(windows)["obs"])
+        return {} if active is None else {"val_image_features": active}
 
     def _figures(self, predictions: list[EpisodePrediction]) -> dict[str, float]:
         grippers = gripper_scores(predictions, self._layout, self.sampler.tolerance_s)
@@ -206,12 +206,12 @@ class Measuring:
 
 
 def is_due(epoch: int, every: int | None, num_epochs: int) -> bool:
-    """Every so many epochs and after the last one; never if that is 0 or null."""
+    """Whether this epoch is the last one or a multiple of `every`; never due if `every` is 0 or None."""
     return every is not None and every > 0 and (epoch % every == 0 or epoch + 1 == num_epochs)
 
 
-def _of_both(key: str) -> bool:
-    """Of what is measured of the live weights too, the figures that are said of the deployed ones only."""
+def _is_deployed_only(key: str) -> bool:
+    """Whether a metric is reported of the deployed weights only, not of the live ones, too."""
     return "_step_" in key or key == TOLERANCE
 
 
