@@ -1,4 +1,4 @@
-"""The door of training: `python train.py --config-name=train_cogact_robot task.dataset_path=data/zarr/mine.zarr`.
+"""Entry point of training: `python train.py --config-name=train_cogact_robot task.dataset_path=data/zarr/mine.zarr`.
 
 Settings are Hydra overrides of config/; the head of each file there says what it is for. Exit status: 0 done, 2 refused
 with one sentence, 128 + N stopped by signal N (the checkpoint is saved and the command to go on is printed).
@@ -80,7 +80,7 @@ def print_summary(text: str) -> None:
 
 
 def print_findings(folder: Path) -> None:
-    """What doctor and page say of a finished run; the run stays a good one if they cannot read it."""
+    """Print the doctor's findings of a finished run and write its page; the run succeeds even if that fails."""
     from rich import get_console
 
     from diffusion_policy.diagnose.doctor import examine_numbers  # takes a second, which a refusal need not wait for
@@ -116,7 +116,7 @@ def what_is_left(folder: Path | None) -> str:
 
 
 def refuse(error: WorkspaceError) -> None:
-    """Say what is wrong and leave with status 2."""
+    """Print the error and exit with status 2."""
     sys.exit(write_refusal(error))
 
 

@@ -1,4 +1,4 @@
-"""How a file comes to be: written beside its name, flushed, then renamed; whole or not there at all. And its hash.
+"""Atomic writes: a file is written under a temporary name, flushed, then renamed; and hashes of files.
 
 All other modules write through these functions, so that one reader of a folder tells what is unfinished by one name:
 ``.part.NAME``, or ``.PID.part.NAME`` where several processes may write ``NAME`` at a time.
@@ -43,7 +43,7 @@ class StorageError(WorkspaceError, OSError):
 
 
 def unfinished(path: str | Path, *, shared: bool = False) -> Path:
-    """The name beside `path` of what is not finished yet; it ends as `path` does, for writers that go by that.
+    """The temporary name, in the folder of `path`, of an unfinished file, with the suffix of `path`.
 
     Args:
         path: of the finished file or folder.
@@ -56,7 +56,7 @@ def unfinished(path: str | Path, *, shared: bool = False) -> Path:
 
 @contextmanager
 def whole_file(path: str | Path, *, shared: bool = True) -> Iterator[Path]:
-    """A name beside `path` to write to, which takes its place when the block ends; nothing else is left behind.
+    """A temporary name to write to, renamed to `path` when the block ends; nothing else is left behind.
 
     Its folder is made. What was written is on the disk, not only in memory, before it takes the former file's place.
 
@@ -68,15 +68,15 @@ def whole_file(path: str | Path, *, shared: bool = True) -> Iterator[Path]:
         StorageError: the disk refuses.
     """
     path = Path(path)
-    beside = unfinished(path, shared=shared)
+    temporary = unfinished(path, shared=shared)
     with _refused(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            yield beside
-            _flush(beside)
-            os.replace(beside, path)
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, path)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         _flush_folder(path.parent)
 
 
@@ -91,8 +91,8 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_bytes(path: str | Path, content: ReadableBuffer) -> None:
     """As `write_text`, for bytes."""
-    with whole_file(path) as beside:
-        beside.write_bytes(content)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -110,17 +110,17 @@ def write_new(paths: Iterable[Path], text: str) -> Path:
     """
     candidates = iter(paths)
     path = next(candidates)
-    beside = unfinished(path, shared=True)
+    temporary = unfinished(path, shared=True)
     with _refused(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _refused(path):
-            beside.write_text(text, encoding="utf-8")
-            _flush(beside)
+            temporary.write_text(text, encoding="utf-8")
+            _flush(temporary)
         while True:
             try:
                 with _refused(path):
-                    os.link(beside, path)
+                    os.link(temporary, path)
                     _flush_folder(path.parent)
                     return path
             except StorageError as error:
@@ -129,7 +129,7 @@ def write_new(paths: Iterable[Path], text: str) -> Path:
                     raise
                 path = following
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -148,18 +148,18 @@ def whole_folder(path: str | Path, *, within: str | Path | None = None) -> Itera
         StorageError: the disk refuses the folder. Errors of the block pass as they are.
     """
     path = Path(path)
-    beside = unfinished(path if within is None else Path(within) / path.name)
-    shutil.rmtree(beside, ignore_errors=True)
+    temporary = unfinished(path if within is None else Path(within) / path.name)
+    shutil.rmtree(temporary, ignore_errors=True)
     with _refused(path):
-        beside.mkdir(parents=True)
+        temporary.mkdir(parents=True)
     try:
-        yield beside
-        if beside.exists():
+        yield temporary
+        if temporary.exists():
             with _refused(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(beside, path)
+                os.replace(temporary, path)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def link(path: str | Path, other: str | Path) -> None:
@@ -169,18 +169,18 @@ def link(path: str | Path, other: str | Path) -> None:
         StorageError: the disk refuses.
     """
     other = Path(other)
-    beside = unfinished(other, shared=True)
+    temporary = unfinished(other, shared=True)
     with _refused(other):
         other.parent.mkdir(parents=True, exist_ok=True)
         try:
             try:
-                os.link(path, beside)
+                os.link(path, temporary)
             except OSError:  # another disk, or one without links
-                shutil.copyfile(path, beside)
-                _flush(beside)
-            os.replace(beside, other)
+                shutil.copyfile(path, temporary)
+                _flush(temporary)
+            os.replace(temporary, other)
         finally:
-            beside.unlink(missing_ok=True)  # of two names of one file, a rename leaves both
+            temporary.unlink(missing_ok=True)  # of two names of one file, a rename leaves both
 
 
 def rename(path: str | Path, other: str | Path) -> None:
@@ -226,7 +226,7 @@ def content_key(content: ReadableBuffer, kind: bytes = b"") -> bytes:
 
 @contextmanager
 def _refused(path: Path) -> Iterator[None]:
-    """What the disk says, as one sentence about `path`."""
+    """The operating system's error, as one sentence about `path`."""
     try:
         yield
     except StorageError:

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(arguments: argparse.Namespace) -> Answer:
-    """Collect, and tell what came of it."""
+    """Collect, and print the result."""
     from diffusion_policy.dagger.corrections import DOCUMENT, collect, read_collected
     from diffusion_policy.errors import WorkspaceError
 
@@ -69,7 +69,7 @@ def work(arguments: argparse.Namespace) -> Answer:
         done = read_collected(folder)
         kept = f"{len(done.results)} of {done.scenes} scenes are kept in {folder}"
         raise Stopped(kept, added=["--resume"]) from error
-    return Answer(said(found, folder))
+    return Answer(summary(found, folder))
 
 
 def cut(arguments: argparse.Namespace) -> Answer:
@@ -108,7 +108,7 @@ def collection_of(arguments: argparse.Namespace) -> Collection:
     return Collection(evaluation, arguments.variation, arguments.per_scene, arguments.first_number)
 
 
-def said(found: Collected, folder: Path) -> str:
+def summary(found: Collected, folder: Path) -> str:
     """The result in three lines."""
     lost = len(found.corrections) - len(found.episodes)
     frames = sum(taken["frames"] for taken in found.episodes)

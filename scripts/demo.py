@@ -201,7 +201,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(arguments: argparse.Namespace) -> Answer:
-    """Run the recipe and tell what came of it."""
+    """Run the recipe and print its results."""
     folder = arguments.workdir
     steps = recipe(folder, arguments.seed, quick=arguments.quick)
     if not (PRETRAINED / "tabletop_7d.ckpt").is_file():

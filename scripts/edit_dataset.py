@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(arguments: argparse.Namespace) -> Answer:
-    """Plan, say, and write."""
+    """Plan the edit, print the plan, and write."""
     from diffusion_policy.dataset.replay_buffer import ReplayBuffer
     from diffusion_policy.diagnose.step_evidence import idle_stretches
     from diffusion_policy.edit import plan as planning

@@ -57,8 +57,8 @@ def work(arguments: argparse.Namespace) -> Answer:
         kept = sum(folder.exists() for folder in episode_folders(arguments.output, arguments.episodes))
         if not kept:
             raise
-        said = f"{kept} of {arguments.episodes} episodes are kept in {arguments.output}"
-        raise Stopped(said, added=["--resume"]) from error
+        kept_text = f"{kept} of {arguments.episodes} episodes are kept in {arguments.output}"
+        raise Stopped(kept_text, added=["--resume"]) from error
     return Answer(f"recorded {len(folders)} episodes in {arguments.output}")
 
 

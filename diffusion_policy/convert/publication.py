@@ -90,7 +90,7 @@ def _publish(settings: ConversionSettings, on_progress: Progress | None) -> None
 
 
 def _withdraw(settings: ConversionSettings) -> None:
-    """Take away what makes a dataset of what lies there."""
+    """Delete the metadata that make the output readable as a dataset."""
     store, path = file_system(settings.output)
     store.invalidate_cache()
     for name in reversed(_ROOT_METADATA):

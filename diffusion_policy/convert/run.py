@@ -53,7 +53,7 @@ def convert(
     Args:
         settings: what to do.
         executor: runs the blocks of frames; threads of this process by default. Its workers must see the same files.
-        on_progress: told after every block; for an output that is a URL, then of the files that are sent there.
+        on_progress: called after every block; for an output that is a URL, then of the files that are sent there.
 
     Raises:
         ConversionError: the output exists, nothing is to be converted, the disk is full, or a store cannot be reached.
@@ -102,17 +102,17 @@ def _refuse_archive(settings: ConversionSettings) -> None:
         return
     if is_there and not zipfile.is_zipfile(output) and output.suffix != ".zip":
         return  # some other file, which is refused later
-    said = f"{output}: a zip archive is read in place, never written"
+    reason = f"{output}: a zip archive is read in place, never written"
     folder = output.with_suffix("") if output.suffix == ".zip" else output.with_name(f"{output.name}.folder")
     if not is_remote(folder) and folder.exists():
         folder = folder.with_name(f"{folder.stem}.unpacked{folder.suffix}")
     if not settings.append:
-        raise ConversionError(f"{said}; give the name of a folder, such as {folder}, and pack that when it is whole")
+        raise ConversionError(f"{reason}; give the name of a folder, such as {folder}, and pack that when it is whole")
     if not is_there:
-        raise ConversionError(f"{said}; unpack it, and append to the folder")
+        raise ConversionError(f"{reason}; unpack it, and append to the folder")
     dataset = folder / Archive(output).root()
     raise ConversionError(
-        f"{said}, so nothing can be appended. Unpack it: {unpack(output, folder)}; then give this command "
+        f"{reason}, so nothing can be appended. Unpack it: {unpack(output, folder)}; then give this command "
         f"--output {shlex.quote(str(dataset))}, and pack that folder again if an archive is wanted"
     )
 

@@ -1,4 +1,4 @@
-"""Finished episodes beside the output: what an interrupted conversion resumes from.
+"""Finished episodes, staged next to the output: what an interrupted conversion resumes from.
 
     <output>.partial/          (for an output in an object store: in the scratch folder of this machine)
       settings.json          what decides the content of an episode

@@ -131,10 +131,10 @@ def plan_episode(recording: Recording, settings: ConversionSettings) -> Plan:
         TrajectoryError: the first frame of a camera does not decode.
     """
     _check_names(recording, settings)
-    seen = image_runs(recording.image_index)
-    if len(seen) > 1 and settings.gaps == "refuse":
+    spans = image_runs(recording.image_index)
+    if len(spans) > 1 and settings.gaps == "refuse":
         raise ConversionError(
-            f"{recording.path}: steps {seen[0][1]} to {seen[1][0] - 1} have no image, steps before and after have; "
+            f"{recording.path}: steps {spans[0][1]} to {spans[1][0] - 1} have no image, steps before and after have; "
             "--gaps split makes two episodes of it"
         )
     # The command that a step is given may be recorded only steps later: the last ones have none.
@@ -142,7 +142,7 @@ def plan_episode(recording: Recording, settings: ConversionSettings) -> Plan:
     gaps = _gaps(recording, settings.split_at_gap)
     edges = [0, *(step + 1 for step, _ in gaps), recording.n_steps]
     parts = [
-        (max(start, first), min(end, last - ahead)) for start, end in seen for first, last in itertools.pairwise(edges)
+        (max(start, first), min(end, last - ahead)) for start, end in spans for first, last in itertools.pairwise(edges)
     ]
     kept = tuple((start, end) for start, end in parts if end > start)
     if not kept:

@@ -4,7 +4,7 @@
     obs       o o ...                    the first n_obs_steps
     action    . . ... a a a a a a a a    after the first n_latency_steps
 
-Observations go through `spec.policy_observation`, as those that a robot sends do (law 4); images stay uint8.
+Observations go through `spec.policy_observation`, as those that a robot sends do; images stay uint8.
 
 Legend: E episodes, W windows, B batch, To observation steps, T horizon, Da action dimensions.
 """
@@ -208,7 +208,7 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
             )
 
     def of_each_dataset(self, episodes: NDArray[Any]) -> list[NDArray[Any]]:
-        """What is known of each episode (E,), by the datasets that they lie in."""
+        """Identities (E,) of the episodes, by dataset."""
         return np.split(episodes, np.cumsum([len(source.episode_ends) for source in self._sources])[:-1])
 
     def _divide(self, held_out: Mask) -> None:
@@ -262,13 +262,13 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
 
 def _check_conversions(spec: StepSpec, rotation: str | None, relative_actions: bool) -> None:
     """Refuse settings of a dataset that say something else than the policy's shape_meta."""
-    for setting, asked, entry, said in (
+    for setting, asked, entry, declared in (
         ("rotation", rotation, "rotation", spec.rotation),
         ("relative_actions", relative_actions, "relative", spec.relative),
     ):
-        if asked != said:
+        if asked != declared:
             raise SpecError(
-                f"task.dataset.{setting} is {asked} and shape_meta.action.{entry} is {said}; the dataset must give "
+                f"task.dataset.{setting} is {asked} and shape_meta.action.{entry} is {declared}; the dataset must give "
                 f"what the policy predicts: leave shape_meta.action.{entry} at ${{task.dataset.{setting}}}, as in "
                 "config/task/"
             )

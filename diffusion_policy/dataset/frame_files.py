@@ -1,4 +1,4 @@
-"""Frames that lie one in a file: packed and unpacked directly, without the way through zarr's event loop.
+"""Frames stored one per file: packed and unpacked directly, without the way through zarr's event loop.
 
 That way costs more than the default codec does (docs/data.md). The short one is taken where it is the same: format 2, a
 local folder or a zip archive, a chunk that is one whole frame, a compressor and nothing else. Everywhere else zarr is
@@ -94,7 +94,7 @@ class FrameFiles:
 
 
 def _folder_of_frames(array: zarr.Array[Any]) -> Path | None:
-    """Where the files of an array lie, if each is one frame that only a compressor has changed; else None."""
+    """The files of an array, if each is one frame that only a compressor has changed; else None."""
     is_local = isinstance(array.store, LocalStore) and _is_plain(array)
     return Path(str(array.store.root)) / array.path if is_local else None  # type: ignore[attr-defined]
 

@@ -68,7 +68,7 @@ class JoinedDatasets:
 
     @property
     def semantics(self) -> Mapping[str, Any] | None:
-        """What the action's numbers mean as `rows` gives them; None in files that do not say."""
+        """What the action's numbers mean as `rows` gives them; None in files that do not declare it."""
         return next((buffer.semantics for buffer in self._buffers if buffer.semantics is not None), None)
 
     @property

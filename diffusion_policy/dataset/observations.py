@@ -1,10 +1,10 @@
 """Observations of any steps, as policy input: prepared when asked for, or once and kept.
 
-All of them are made by `spec.policy_observation` (law 4); a cache holds what that function returned. Where it holds it:
+All of them are made by `spec.policy_observation`; a cache holds what that function returned. Where it holds it:
 
     none      nowhere: frames are unpacked from disk each time; the least memory
     memory    in memory: 172 kB a step and camera at 320x180 (3.4 GB for 20,000 steps)
-    mmap      in a file beside the dataset, mapped: as fast once the system has it in its page cache, shared by all
+    mmap      in a memory-mapped file by the dataset: as fast once the system has it in its page cache, shared by all
               processes, and not part of anyone's own memory; of a dataset at a URL, in the user's cache folder
     device    on the GPU: batches are gathered there and nothing is copied to it
 
@@ -144,7 +144,7 @@ def _free_memory() -> float:
 
 
 def _mapped(live: LiveObservations, sources: Sequence[Source]) -> dict[str, Tensor]:
-    """Images in files beside the first dataset, mapped; low-dimensional keys, a few bytes a step, in memory."""
+    """Images in memory-mapped files next to the first dataset; low-dimensional keys, a few bytes a step, in memory."""
     n_steps = sum(source.n_steps for source in sources)
     every = np.arange(n_steps)
     folder = _cache_folder(place(sources[0].path))
@@ -176,8 +176,8 @@ def _mapped_images(
         if size > free:
             raise DatasetError(f"cache: mmap needs {size / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free")
         logger.info("writing %s, %.2f GB", file, size / 1e9)
-        with whole_file(file, shared=False) as beside:
-            room = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=shape)
+        with whole_file(file, shared=False) as temporary:
+            room = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
             for start in range(0, shape[0], _STEPS_AT_ONCE):
                 steps = np.arange(start, min(start + _STEPS_AT_ONCE, shape[0]))
                 room[start : start + len(steps)] = live.at(steps)[key].numpy()

@@ -1,4 +1,4 @@
-"""Where a dataset lies: a folder, a URL or a zip archive; opened as a zarr group, with its files looked through."""
+"""Opens a dataset as a zarr group, from a folder, a URL or a zip archive, and checks its files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Opened:
         root: the group.
         files: of it.
         where: its path or URL.
-        archive: that it lies in; None for a folder or a URL.
+        archive: zip archive that holds it; None for a folder or a URL.
     """
 
     root: zarr.Group
@@ -174,5 +174,5 @@ def _todo(found: Path) -> str:
 
 
 def _damaged_metadata(where: str, error: Exception) -> DatasetError:
-    said = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return DatasetError(f"{where}: its zarr metadata is damaged ({said}); copy it again, or convert again")
+    cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return DatasetError(f"{where}: its zarr metadata is damaged ({cause}); copy it again, or convert again")

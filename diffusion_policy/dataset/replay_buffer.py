@@ -174,13 +174,13 @@ class ReplayBuffer:
 
     @property
     def label(self) -> dict[str, Any] | None:
-        """What the action's numbers mean as stored; None in files that do not say."""
+        """What the action's numbers mean as stored; None in files that do not declare it."""
         found = self.root.attrs.get(SEMANTICS)
         return dict(found) if isinstance(found, Mapping) else None
 
     @property
     def semantics(self) -> dict[str, Any] | None:
-        """What the action's numbers mean as `columns` gives them; None in files that do not say."""
+        """What the action's numbers mean as `columns` gives them; None in files that do not declare it."""
         return internal_label(self.label, tuple(self.scales_by_gripper.values()))
 
     @property
@@ -202,7 +202,7 @@ class ReplayBuffer:
         return scales_of_dataset(self, ACTION_KEY, GRIPPER_KEY, self._declared_scale)
 
     def declare(self, gripper_scale: DeclaredScales | None) -> None:
-        """Say in which scale its gripper is stored, now that it is open."""
+        """Set the scale in which its gripper is stored, after opening."""
         self._declared_scale = gripper_scale
         self.__dict__.pop("scales_by_gripper", None)
 

@@ -1,6 +1,6 @@
 """The datasets on disk behind one training set: one or several, opened, checked and laid end to end.
 
-Steps are counted over all of them; whoever reads a step need not know which file it lies in.
+Steps are counted over all of them; readers of a step do not need to know its file.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Source:
     Attributes:
         path: of the zarr.
         episode_ends: (E,) int64.
-        episode_names: (E,) as recorded ("episode_0066"); by position in files that do not say.
-        semantics: what its action's numbers mean; None in files that do not say.
+        episode_names: (E,) as recorded ("episode_0066"); by position in files that do not record names.
+        semantics: what its action's numbers mean; None in files that do not declare it.
         action: (N, Da) float32, the columns that `spec` names.
         low_dim: per key (N, D) float32, likewise. A gripper is 0 closed .. 1 open in both.
         gripper_scale: name of the scale that its gripper is stored in and converted from; None where it is 0..1.
@@ -173,7 +173,7 @@ def _consecutive_runs(wanted: IndexArray, source_of: IndexArray) -> list[slice]:
 
 
 def episode_names(buffer: ReplayBuffer) -> tuple[str, ...]:
-    """(E,) names of the episodes as recorded; by position in files that do not say."""
+    """(E,) names of the episodes as recorded; by position in files that do not record names."""
     described = buffer.root.attrs.get("episodes")
     if isinstance(described, list) and len(described) == buffer.n_episodes:
         return tuple(str(episode["name"]) for episode in described)

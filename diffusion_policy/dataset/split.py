@@ -1,4 +1,4 @@
-"""Which episodes a policy was trained on and which were held out: known by what they hold, not by where they lie.
+"""Which episodes a policy was trained on and which were held out: identified by content, not by path.
 
 A dataset changes after a training: episodes are appended, its recordings are converted anew at another size, in another
 order, or together with others. So a checkpoint stores an identity of every episode, and whoever evaluates it compares
@@ -46,14 +46,14 @@ _DEEPEST = 16
 
 @dataclass(frozen=True)
 class EpisodeIdentity:
-    """What tells an episode from others; see the module's text.
+    """Identifies an episode; see the module's text.
 
     Attributes:
         name: as recorded, for people.
         motion: SHA-256 of its measured positions.
         clock: SHA-256 of its timestamps; None where the dataset has none.
-        sha256: of the converted episode; None where the dataset does not say.
-        recording: SHA-256 of the recording; None where the dataset does not say.
+        sha256: of the converted episode; None if the dataset does not record it.
+        recording: SHA-256 of the recording; None if the dataset does not record it.
         steps: of the recording, (first, exclusive end).
     """
 
@@ -70,7 +70,7 @@ class EpisodeIdentity:
         return self.sha256 or self.motion
 
     def is_same(self, other: EpisodeIdentity) -> bool:
-        """Whether two episodes hold some of the same recorded steps, as far as can be told."""
+        """Whether two episodes hold some of the same recorded steps, as far as the hashes show."""
         if self.sha256 is not None and self.sha256 == other.sha256:
             return True
         if self.recording is not None and self.recording == other.recording:

@@ -138,7 +138,7 @@ def verify_content(
     Args:
         buffer: the dataset.
         faults: files of frames that are known to be absent or cut; they are not read.
-        on_progress: told the frames read and the frames there are.
+        on_progress: called with the frames read and their total.
 
     Raises:
         DatasetError: numbers do not unpack.
@@ -221,13 +221,13 @@ def _keys(record: _Record, buffer: ReplayBuffer) -> tuple[str, ...]:
 
 
 def _counted(on_progress: Progress | None, done_before: int, total: int) -> Callable[[int], None]:
-    """Told how many frames of one camera are read, tells it of all."""
+    """A callback for one camera that reports the frames read over all cameras."""
 
-    def tell(done: int) -> None:
+    def report(done: int) -> None:
         if on_progress is not None:
             on_progress(done_before + done, total)
 
-    return tell
+    return report
 
 
 def _read_frames(
@@ -279,8 +279,8 @@ def _of_the_whole(buffer: ReplayBuffer, records: Sequence[_Record]) -> Iterator[
     if whole != content_sha256([record.sha256 for record in records]):
         yield ContentFault("", "", f"the attribute {CONTENT_HASH} does not follow from the hashes of the episodes")
     if len(records) != buffer.n_episodes:
-        said = f"has {buffer.n_episodes} episodes, {len(records)} were written"
-        yield ContentFault("", "meta/episode_ends", said)
+        difference = f"has {buffer.n_episodes} episodes, {len(records)} were written"
+        yield ContentFault("", "meta/episode_ends", difference)
     for record, end in zip(records, buffer.episode_ends.tolist(), strict=False):
         if end != record.rows.stop:
             yield ContentFault(record.name, "meta/episode_ends", f"is {end}, {record.rows.stop} was written")

@@ -105,13 +105,13 @@ class Policy(Protocol):
         """Groups for AdamW with all options that `optimizer` of the config sets: lr, betas, weight_decay, ..."""
 
     def layers_above(self, name: str) -> int:
-        """How many layers lie between a parameter and the answer; the top layer has 0."""
+        """Number of layers between a parameter and the output; the top layer has 0."""
 
     def encoder_parameters(self) -> list[torch.nn.Parameter]:
         """Parameters of the observation encoder, which may learn at a rate of its own."""
 
     def set_normalizer(self, normalizer: LinearNormalizer) -> None:
-        """Take over (copies of) the normalizer's numbers."""
+        """Copy the parameters of a normalizer."""
 
 
 class PolicyModule(PlacedModule, Policy):

@@ -119,8 +119,8 @@ class DiffusionImagePolicy(PolicyModule):
     def lacks(self, capability: Capability) -> str | None:
         """Why it cannot do that; None if it can."""
         if capability == "loss_weights":
-            beside = f"the sample holds features, too ({self.condition_option} False)"
-            return None if self.observes_by_condition else beside
+            reason = f"the sample holds features, too ({self.condition_option} False)"
+            return None if self.observes_by_condition else reason
         if not self.observes_by_condition:
             return f"its observations are no condition ({self.condition_option} False)"
         return None if self.crop_shape is None or self.eval_fixed_crop else RANDOM_CROPS
@@ -228,7 +228,7 @@ class DiffusionImagePolicy(PolicyModule):
     # ---- training ----
 
     def set_normalizer(self, normalizer: LinearNormalizer) -> None:
-        """Take over (copies of) the normalizer's numbers."""
+        """Copy the parameters of a normalizer."""
         self.normalizer.load_state_dict(normalizer.state_dict())
         self.normalizer.to(self.device)
 

@@ -211,9 +211,9 @@ class DiffusionTransformerHybridImagePolicy(DiffusionImagePolicy):
         return torch.optim.AdamW(self.parameter_groups(settings), lr=learning_rate, betas=(betas[0], betas[1]))
 
     def layers_above(self, name: str) -> int:
-        """How many layers lie between a parameter and the head; the top layer has 0, like the head itself.
+        """Number of layers between a parameter and the head; the top layer has 0, like the head itself.
 
-        Embeddings, the condition's encoder and the observation encoder lie below all layers.
+        Embeddings, the condition's encoder and the observation encoder are below all layers.
         """
         if name.startswith(_TOP):
             return 0

@@ -162,9 +162,9 @@ class DiffusionUnetHybridImagePolicy(DiffusionImagePolicy):
         return [{"params": learning, **options, "betas": tuple(options["betas"])}]
 
     def layers_above(self, name: str) -> int:
-        """How many blocks lie between a parameter and the output; the last upward one has 0, like the output itself.
+        """Number of blocks between a parameter and the output; the last upward one has 0, like the output itself.
 
-        The embedding of the time and the observation encoder lie below all blocks.
+        The embedding of the time and the observation encoder are below all blocks.
         """
         levels = len(self.down_dims)
         if name.startswith("model.final_conv."):

@@ -1,4 +1,4 @@
-"""On which side of the sphere training saw the quaternions: q and -q are one rotation, but not one input."""
+"""The sign of the quaternions in the training data: q and -q are one rotation, but not one input."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The policy classes that a config or a checkpoint may name; nothing else is built from a checkpoint.
 
-A class is known by its path, since that is what files say (`policy._target_`), and loaded when it is asked for.
+A class is known by its path, since files name it by path (`policy._target_`), and loaded when it is asked for.
 """
 
 from __future__ import annotations

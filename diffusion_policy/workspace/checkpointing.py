@@ -1,4 +1,4 @@
-"""Checkpoints of a run: latest, best and the top k, written beside and renamed, while training goes on.
+"""Checkpoints of a run: latest, best and top k, written atomically in the background.
 
 What is to be saved is copied once, then a thread writes it; the next copy waits until that is done, so there is never
 more than one. The file is written once; its other names are hard links (copies where the file system has none).
@@ -84,7 +84,7 @@ class Payload:
 
 @dataclass(frozen=True)
 class CheckpointNames:
-    """Under which names the next checkpoint is kept, and which file it displaces."""
+    """Names of the next checkpoint, and the file that it replaces among the top k."""
 
     keep: tuple[str, ...]
     displaced: str | None = None
@@ -278,7 +278,7 @@ class CheckpointFolder:
             self._pending = self._writer.submit(self._write, names, payload)
 
     def wait(self, *, last: bool = False) -> None:
-        """Until the checkpoint under way is written; says so if it could not be.
+        """Wait until the pending checkpoint is written; logs an error if that failed.
 
         Raises:
             TrainingError: with `last`, it could not.
@@ -331,7 +331,7 @@ def _checkpoint_at(path: Path) -> Checkpoint | None:
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """What differs between two ways of measuring."""
+    """Differences between the evaluation settings of two runs, as text."""
     if not before:
         return "by a program that does not say how"
     names = dict.fromkeys((*before, *after))
@@ -340,7 +340,7 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 
 
 def snapshot(state: Any) -> Any:
-    """A copy of nested containers whose tensors lie in memory of their own on the CPU; shared tensors stay shared."""
+    """A copy of nested containers whose tensors are copied to the CPU; shared tensors stay shared."""
     copies: dict[tuple[Any, ...], Tensor] = {}
     devices: set[torch.device] = set()
 

@@ -1,4 +1,4 @@
-"""The dataset of a run: opened, checked, split, and given out as batches."""
+"""Opens, checks and splits the dataset of a run, and builds its batches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _READ_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains and is validated on.
+    """Training and validation data of a run.
 
     Attributes:
         dataset: training windows.
@@ -59,7 +59,7 @@ class Data:
         return {**counts, "held_out_sha256": digest}
 
     def order(self) -> dict[str, Any]:
-        """What the order of the data depends on."""
+        """The settings that determine the order of the data."""
         order = self.train.order
         return {"n_windows": order.n_windows, "batch_size": order.batch_size, "seed": order.seed, "batches": len(order)}
 
@@ -117,7 +117,7 @@ def open_data(cfg: DictConfig, processes: Processes, history: History | None = N
 
 
 def instantiate(settings: DictConfig, where: str, **more: Any) -> Any:
-    """Build what a config section names; its own errors stay, a wrong option becomes a clear one.
+    """Instantiate the class of a config section; a wrong option raises a TrainingError.
 
     Raises:
         TrainingError: the class does not exist or does not have that option.
@@ -178,8 +178,8 @@ def read_all_steps(cfg: DictConfig, home: torch.device) -> Nested:
     )  # fmt: skip
     first = single.get_batch([0])
     steps: Nested = {
-        "obs": {key: _room(value, len(single), home) for key, value in first["obs"].items()},
-        "action": _room(first["action"], len(single), home),
+        "obs": {key: _allocate(value, len(single), home) for key, value in first["obs"].items()},
+        "action": _allocate(first["action"], len(single), home),
     }
     for start in range(0, len(single), _READ_AT_ONCE):
         rows = range(start, min(start + _READ_AT_ONCE, len(single)))
@@ -192,7 +192,7 @@ def read_all_steps(cfg: DictConfig, home: torch.device) -> Nested:
     return steps
 
 
-def _room(example: Tensor, n_steps: int, home: torch.device) -> Tensor:
+def _allocate(example: Tensor, n_steps: int, home: torch.device) -> Tensor:
     return torch.empty((n_steps, *example.shape[2:]), dtype=example.dtype, device=home)
 
 

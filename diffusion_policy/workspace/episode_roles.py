@@ -26,12 +26,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class History:
-    """What the checkpoint that a run starts from says of its episodes.
+    """Episodes recorded in the checkpoint that a run starts from.
 
     Attributes:
         origin: how the run starts.
         path: of the checkpoint; None from scratch.
-        split: its episodes; None where it does not say.
+        split: its episodes; None if it does not record them.
     """
 
     origin: Origin
@@ -77,7 +77,7 @@ def divide_episodes(
 
 
 def _warn_of_copies(dataset: CogActImageDataset, identities: Sequence[EpisodeIdentity]) -> None:
-    """A recording that lies in the datasets twice may be held out and trained on."""
+    """Warn of recordings that are in the datasets twice: held out and trained on."""
     trained = Split(tuple(e for e, taken in zip(identities, dataset.train_episodes, strict=True) if taken), ())
     held_out = [e for e, taken in zip(identities, dataset.validation_episodes, strict=True) if taken]
     copies = [e.name for e in held_out if trained.statuses([[e]]) == ["trained"]]

@@ -1,4 +1,4 @@
-"""Where numbers go: JSON lines for programs, TensorBoard for people, Weights & Biases if asked for.
+"""Writes metrics: JSON lines for programs, TensorBoard for people, Weights & Biases if asked for.
 
 `logs.json.txt` holds one JSON object a line. Its first line has the loss before the first update, then one line an
 update with `train_loss`, `global_step`, `epoch` and `lr`; the last line of an epoch has the epoch's mean `train_loss`
@@ -118,7 +118,7 @@ def read_metrics(path: Path) -> list[Metrics]:
 
 
 def truncate_log(path: Path, global_step: int) -> None:
-    """Keep the lines up to that update; written beside, then renamed."""
+    """Keep the lines up to that update; the file is replaced atomically."""
     if not path.is_file():
         return
     kept = [line for line in read_metrics(path) if line["global_step"] <= global_step]

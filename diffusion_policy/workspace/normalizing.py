@@ -60,7 +60,7 @@ def choose_normalizer(
     *,
     pretrained: bool,
 ) -> list[OutOfRange]:
-    """Settle the normalizer of the live and the averaged policy, and warn of data it does not fit.
+    """Set the normalizer of the live and the averaged policy, and warn of data outside its range.
 
     Args:
         choice: `normalizer` of the config.

@@ -1,4 +1,4 @@
-"""How weights change: parameter groups, stages, and one update that never waits for the device.
+"""Optimizer: parameter groups, stages, and an optimizer step that never waits for the device.
 
 An update whose gradients are not finite is left out on the device itself (`found_inf` of the fused optimizer), so
 weights stay whole although the host only learns of it when it next looks at the losses.

@@ -29,8 +29,8 @@ def draw_episode(prediction: EpisodePrediction, names: Sequence[str]) -> Image:
     """RGB picture (HEADER + D * HEIGHT, WIDTH, 3) of one episode's commands."""
     starts = np.cumsum(prediction.inside.sum(axis=1))[:-1]  # of all chunks but the first
     header = _blank(HEADER)
-    said = f"episode {prediction.episode}, {len(prediction.recorded)} steps, {len(prediction.inside)} chunks:"
-    x = _write(header, said, 4, HEADER - 8, INK)
+    title = f"episode {prediction.episode}, {len(prediction.recorded)} steps, {len(prediction.inside)} chunks:"
+    x = _write(header, title, 4, HEADER - 8, INK)
     x = _write(header, "recorded", x + 12, HEADER - 8, RECORDED)
     _write(header, "predicted", x + 12, HEADER - 8, PREDICTED)
     columns = enumerate(names)
@@ -43,7 +43,7 @@ def _blank(height: int) -> Image:
 
 
 def _write(canvas: Image, text: str, x: int, y: int, color: tuple[int, int, int]) -> int:
-    """Put text there; where it ends."""
+    """Write text at (x, y); returns the x at which it ends."""
     (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.36, 1)
     cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.36, color, 1, cv2.LINE_AA)
     return x + width

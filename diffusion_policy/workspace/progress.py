@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar where there is a terminal, lines everywhere else."""
+"""Progress display of a run: a bar in a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class TrainingBar:
         done: of these, already made.
         epochs: of the whole run; they are counted from 1, as in the lines that end them.
         visible: False, or not a terminal: shows nothing.
-        refresh_seconds: least time between two drawings.
+        refresh_seconds: least time between two refreshes.
     """
 
     def __init__(self, total: int, done: int, epochs: int, *, visible: bool = True, refresh_seconds: float = 1.0):
@@ -80,19 +80,19 @@ class TrainingBar:
 
     def update(self, done: int, epoch: int, loss: float, samples_per_second: float) -> None:
         """After some updates of epoch number `epoch`, counted from 0; a rate of 0 is one that is not known yet."""
-        at, said = f"{epoch + 1}/{self._epochs}", f"loss {loss:.4f}"
+        at, loss_text = f"{epoch + 1}/{self._epochs}", f"loss {loss:.4f}"
         rate = f"{samples_per_second:.0f} samples/s" if samples_per_second else ""
-        self._bar.update(self._task, completed=done, epoch=at, loss=said, rate=rate)
+        self._bar.update(self._task, completed=done, epoch=at, loss=loss_text, rate=rate)
         if torch.cuda.is_available():
-            self._say("memory", f"GPU memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+            self._show("memory", f"GPU memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 
     def validated(self, metrics: Mapping[str, Any]) -> None:
         """After a validation; figures that it did not measure stay as they were."""
         for key, (words, form, unit) in SHOWN.items():
             if key in metrics:
-                self._say(key, f"{words} {figure(key, metrics, form)}{unit}")
+                self._show(key, f"{words} {figure(key, metrics, form)}{unit}")
 
-    def _say(self, key: str, text: str) -> None:
+    def _show(self, key: str, text: str) -> None:
         self._figures[key] = text
         self._bar.words = "  ".join(self._figures[name] for name in (*SHOWN, "memory") if name in self._figures)
 

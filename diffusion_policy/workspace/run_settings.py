@@ -1,4 +1,4 @@
-"""The settings that a run goes by: what its config lacks is filled in, what means another thing here is said."""
+"""Settings of a run: missing ones take their defaults; settings with another meaning here are logged."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Everything of a run that evolves, besides weights and optimizer: into a checkpoint and out of it again.
+"""The state of a run besides weights and optimizer, saved to and restored from a checkpoint.
 
-Law: a run killed at any instant and resumed equals one never stopped. So this holds the position in the data, the
+A run that is killed at any instant and resumed equals an uninterrupted one. So this holds the position in the data, the
 learning-rate schedule, the EMA's step, the state of every random generator of every process, the running sums of the
 epoch, and which checkpoints are the best so far. All of it is plain data that the checkpoint's restricted reader
 reads.
@@ -23,17 +23,17 @@ VERSION = 1
 
 @dataclass
 class TrainingProgress:
-    """How far a run has come.
+    """Position of a run, and sums over the current epoch.
 
     Attributes:
-        epoch: number of the epoch under way, from 0.
+        epoch: number of the current epoch, from 0.
         batch: batches of it that are done.
         global_step: updates made.
         loss_sum: of the epoch's updates so far, each weighted with its windows.
         windows: of the epoch's updates so far.
         skipped: updates left out because their gradients were not finite.
         first_epoch_loss: mean training loss of epoch 0, for comparison.
-        closing: the line of the epoch's last update, between that update and the line's completion by what is measured.
+        closing: metrics of the epoch's last update, until validation completes them.
     """
 
     epoch: int = 0
@@ -48,7 +48,7 @@ class TrainingProgress:
 
 @dataclass
 class RunState:
-    """What `capture` gathers; see `TrainingProgress` for the position.
+    """State of a run at one instant.
 
     Attributes:
         progress: the position.
@@ -57,7 +57,7 @@ class RunState:
         generators: per process, the states of its random generators.
         ranking: which checkpoints were kept and what is best so far.
         data: what the order of the data depends on: windows, batch size, seed.
-        threads: that compute on a CPU, by which sums are grouped; None: on a GPU, or an older program did not say.
+        threads: number of compute threads on a CPU; None on a GPU, and in files of older programs.
     """
 
     progress: TrainingProgress
@@ -119,7 +119,7 @@ def seed_process(seed: int, rank: int = 0, global_step: int = 0) -> None:
 
 
 def resume_generators(state: RunState, seed: int, rank: int, world_size: int) -> None:
-    """Put this process's generators where they were; with another number of processes each starts a new stream."""
+    """Restore this process's generators; with another number of processes each starts a new stream."""
     if len(state.generators) == world_size:
         set_generator_states(state.generators[rank])
     else:

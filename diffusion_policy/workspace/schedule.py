@@ -1,4 +1,4 @@
-"""The learning rate over a run's updates, also where a run goes on with fewer or more of them than it began with."""
+"""The learning rate over a run's updates, also where a resumed run has fewer or more of them than before."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def plain_schedule(state: dict[str, Any]) -> dict[str, Any]:
 def resume_rates(
     optimizer: torch.optim.Optimizer, schedule: LambdaLR, moments: dict[str, Any], position: dict[str, Any]
 ) -> None:
-    """Go on where a run was, at the rates that the present config gives there; a jump is said, with its numbers.
+    """Go on where a run was, at the rates that the present config gives there; a jump is logged with its numbers.
 
     Moments and position are the run's; rates, weight decay and betas are the config's, so that what the config changes
     is done. Where it changes nothing, they are the same to the bit.

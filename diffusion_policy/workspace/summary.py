@@ -1,4 +1,4 @@
-"""What a run came to, and what to do next."""
+"""Summary of a run: what it reached, and the next command."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class RunSummary:
         checkpoints: CheckpointFolder,
         interrupted: signal.Signals | None,
     ) -> RunSummary:
-        """Look at what lies in the run folder."""
+        """Build the summary from the files of the run folder."""
         found = [folder / "checkpoints" / name for name in (BEST, LATEST)]
         checkpoint = next((path for path in found if path.is_file()), None)
         following = None

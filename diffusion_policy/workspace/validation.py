@@ -1,4 +1,4 @@
-"""What is measured while training, on held-out episodes.
+"""Metrics on held-out episodes during training.
 
 `val_loss` uses the same noise and diffusion times for every window at every epoch and in every run, so its changes are
 those of the weights. The sampled figures run the deployed sampler at every recorded step where the robot would ask for
@@ -59,10 +59,10 @@ def evaluating(policy: Policy) -> Iterator[None]:
 
 
 class FixedNoise:
-    """What the loss draws (noise and diffusion times) for each window, the same whenever it is asked for.
+    """Random numbers of the loss (noise and diffusion times) for each window, the same at every call.
 
     Args:
-        policy: draws what its own loss takes.
+        policy: draws the random numbers of its own loss.
         n_windows: W.
     """
 
@@ -93,7 +93,7 @@ def fixed_noise_loss(
 
 @dataclass(frozen=True)
 class EpisodePrediction:
-    """What the deployed sampler would have commanded in one recorded episode.
+    """Actions that the deployed sampler predicts in one recorded episode.
 
     Attributes:
         episode: its number in the dataset.
