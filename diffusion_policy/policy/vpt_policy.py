@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from diffusion_policy.commands import command
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.minecraft.actions import N_BUTTONS, N_CAMERA, to_environment, to_factored
 from diffusion_policy.model.vpt.attention import Memory
@@ -323,9 +324,10 @@ def _why(
 ) -> str:
     counts = f"{path}: {len(missing)} of the policy's {len(own)} names are missing, {len(unexpected)} are unexpected"
     if missing and all(name.removeprefix("net.") in named for name in missing):
+        repair = command("adapt", "plan", path, "--target", "vpt", "--rules", "vpt_put_back_net")
         return (
             f"{counts}: 'net.' was stripped from the trunk's names. Loaded with strict=False, the trunk would stay "
-            "random; put it back (python scripts/adapt.py plan FILE --target vpt --rules vpt_put_back_net)"
+            f"random. See which rule puts it back: {repair}"
         )
     shown = ", ".join([*missing[:2], *unexpected[:2]])
     return f"{counts} (such as {shown}); nothing was loaded"
