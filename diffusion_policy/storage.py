@@ -55,7 +55,7 @@ def unfinished(path: str | Path, *, shared: bool = False) -> Path:
 
 
 @contextmanager
-def whole_file(path: str | Path, *, shared: bool = True) -> Iterator[Path]:
+def whole_file(path: str | Path, *, shared: bool = True, flushed: bool = True) -> Iterator[Path]:
     """A temporary name to write to, renamed to `path` when the block ends; nothing else is left behind.
 
     Its folder is made. What was written is on the disk, not only in memory, before it takes the former file's place.
@@ -63,6 +63,7 @@ def whole_file(path: str | Path, *, shared: bool = True) -> Iterator[Path]:
     Args:
         path: of the file.
         shared: as for `unfinished`; False for large files with one writer, so that a kill does not cost their room.
+        flushed: False for the many small files of a log: a killed process costs none of them, a power failure may.
 
     Raises:
         StorageError: the disk refuses.
@@ -73,11 +74,13 @@ def whole_file(path: str | Path, *, shared: bool = True) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            _flush(temporary)
+            if flushed:
+                _flush(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        _flush_folder(path.parent)
+        if flushed:
+            _flush_folder(path.parent)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -89,9 +92,9 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_bytes(path: str | Path, content: ReadableBuffer) -> None:
-    """As `write_text`, for bytes."""
-    with whole_file(path) as temporary:
+def write_bytes(path: str | Path, content: ReadableBuffer, *, flushed: bool = True) -> None:
+    """As `write_text`, for bytes; `flushed` as for `whole_file`."""
+    with whole_file(path, flushed=flushed) as temporary:
         temporary.write_bytes(content)
 
 

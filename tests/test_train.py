@@ -99,7 +99,7 @@ def test_a_misspelled_setting_names_the_closest_one_before_anything_starts(tmp_p
     ("arguments", "message"),
     [
         (["trainig.device=cpu"], r"trainig.device=cpu: no such setting; did you mean training.device\?"),
-        (["task=cogact_robot_9d"], r"did you mean task=cogact_robot_8d\? there are task=cogact_robot_7d"),
+        (["task=cogact_robot_9d"], r"did you mean task=cogact_robot_8d\? there are task=cogact_robot_10d"),
         (["experiment=finetune8d"], r"did you mean experiment=finetune_8d\?"),
         (["--config-name=train_cogact"], "no such config; there are .*train_cogact_robot"),
         (["training.num_epochs=abc"], r"training.num_epochs=abc: expected a whole number .it is 600 by default"),

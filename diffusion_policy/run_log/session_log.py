@@ -148,7 +148,7 @@ class SessionLog:
         name = f"images/{content_key(data).hex()}{mime_suffix(data)}"
         if name not in self._images:
             path = self.folders[-1] / name
-            write_bytes(path, data)
+            write_bytes(path, data, flushed=False)
             self._images.add(name)
             self._bytes += len(data)
         return name

@@ -129,7 +129,7 @@ def test_a_file_that_is_not_what_was_planned_is_not_put_in_place(
 
 def test_a_failed_proof_leaves_nothing(small: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffusion_policy.adapt.proof.TOLERANCE", -1.0)
-    monkeypatch.setattr("diffusion_policy.adapt.proof.prove.__defaults__", (-1.0,))
+    monkeypatch.setattr("diffusion_policy.adapt.proof.prove.__defaults__", (-1.0, ()))
     with pytest.raises(AdaptError, match="nothing was written: model: 7 shared action dimensions"):
         grow_7d_to_8d(small.path, tmp_path / "new.ckpt")
     assert contents(tmp_path) == {}

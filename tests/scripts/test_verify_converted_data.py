@@ -60,7 +60,9 @@ def test_a_bit_that_flipped_is_found_in_an_episode_and_an_array(
     out = " ".join(capsys.readouterr().out.split())
     assert "it is not what its conversion wrote: data/image of episode_0001 is not what was written" in out
     content = json.loads((tmp_path / "found.json").read_text())["summary"]["content"]
-    assert content["faults"] == [{"episode": "episode_0001", "array": "data/image", "what": "is not what was written"}]
+    (fault,) = content["faults"]
+    assert (fault["episode"], fault["array"], fault["rows"]) == ("episode_0001", "data/image", [30, 60])
+    assert fault["what"] == "is not what was written"
     assert (content["n_episodes"], content["compared"], content["n_frames"]) == (2, 2, 60)
 
 
