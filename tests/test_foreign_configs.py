@@ -242,6 +242,8 @@ def test_configs_that_are_not_there_or_do_not_compose(theirs: Path) -> None:
 
 
 def test_their_jitter_is_counted_as_never_run(full: DictConfig, tmp_path: Path) -> None:
+    full = full.copy()
+    OmegaConf.update(full, "policy.encoder_width", 64)  # as the predecessor's always is
     states = weight_readers.policy_states(full)
     path = tmp_path / "theirs.ckpt"
     write_checkpoint(path, cfg=predecessors(full), state_dicts=states, pickles={"_output_dir": None})
@@ -262,7 +264,7 @@ def test_it_is_a_note_of_the_ledger(dataset: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_every_reader_opens_their_newest_checkpoints(dataset: Path, tmp_path: Path, reader: Reader) -> None:
-    world = World(dataset, tmp_path)
+    world = World(dataset, tmp_path, encoder_width=64)  # as the predecessor's always is
     path = tmp_path / "theirs.ckpt"
     cfg = predecessors(world.config(reader.width))
     write_checkpoint(path, cfg=cfg, state_dicts=weight_readers.policy_states(cfg), pickles={"_output_dir": None})

@@ -43,14 +43,16 @@ TASKS = {7: "cogact_robot_7d", 8: "cogact_robot_8d"}
 
 @dataclass(frozen=True)
 class World:
-    """What readers need beside the file: a dataset, and a folder to write into."""
+    """What readers need beside the file: a dataset, a folder to write into, and the encoder's channels."""
 
     dataset: Path
     folder: Path
+    encoder_width: int = 16
 
     def config(self, width: int = 8, *overrides: str) -> DictConfig:
         """The config of a small run."""
-        return tiny_run.settings(self.dataset, f"task={TASKS[width]}", *overrides)
+        encoder = f"++policy.encoder_width={self.encoder_width}"
+        return tiny_run.settings(self.dataset, f"task={TASKS[width]}", encoder, *overrides)
 
     def train(self, *overrides: str) -> Any:
         """Prepare a run up to its first update."""
@@ -96,7 +98,7 @@ def former_checkpoint(world: World, path: Path) -> Any:
 
 def acting_policy(world: World, path: Path) -> Any:
     """What answers in closed loop; no scene is run."""
-    with evaluation._acting(path, evaluation.Evaluation(Simulator.load(TABLETOP), threads=1)) as (actor, _):
+    with evaluation._open_actor(path, evaluation.Evaluation(Simulator.load(TABLETOP), threads=1)) as (actor, _):
         return actor
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.minecraft.actions import BUTTONS
 from diffusion_policy.model.vpt.attention import Memory
 from diffusion_policy.model.vpt.network import VPTSettings
@@ -241,6 +242,21 @@ def test_wrong_names_leave_the_policy_as_it_is(change: Any, message: str, tiny: 
     with pytest.raises(VPTError, match=message):
         load_weights(other, path)
     assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+
+
+def test_rot_is_refused_and_leaves_the_policy_as_it_is(tiny: MinecraftAgentPolicy, tmp_path: Path):
+    path = write(tmp_path / "rotten.weights", dict(tiny.state_dict()))
+    content = bytearray(path.read_bytes())
+    name = "net.recurrent_layer.blocks.0.mlp0.layer.weight"
+    at = content.find(tiny.state_dict()[name].numpy().tobytes())
+    assert at > 0
+    content[at + 5] ^= 1
+    path.write_bytes(content)
+    other = MinecraftAgentPolicy(TINY)
+    before = {key: tensor.clone() for key, tensor in other.state_dict().items()}
+    with pytest.raises(WorkspaceError, match="is not what was written"):
+        load_weights(other, path)
+    assert all(torch.equal(before[key], tensor) for key, tensor in other.state_dict().items())
 
 
 def test_weights_of_another_size_are_refused(tiny: MinecraftAgentPolicy, tmp_path: Path):

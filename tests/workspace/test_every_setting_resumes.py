@@ -45,8 +45,8 @@ TINY = (
 GROUPS = sorted(
     path.name
     for path in tiny_run.CONFIG.iterdir()
-    # rules of the adapter; where jobs are started; simulators, which have a case
-    if path.is_dir() and path.name not in ("adapt", "hydra", "env_runner", "simulator")
+    # rules of the adapter; where jobs are started; simulators, which have a case; mappings of the converter
+    if path.is_dir() and path.name not in ("adapt", "hydra", "env_runner", "simulator", "recordings")
 )
 FILES = sorted(f"{group}={path.stem}" for group in GROUPS for path in (tiny_run.CONFIG / group).glob("*.yaml"))
 
