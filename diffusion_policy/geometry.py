@@ -23,7 +23,7 @@ SERVED_NORM_SLACK = 0.05
 
 
 def align_quaternion_signs(quaternions: ArrayLike, reference: ArrayLike | None = None) -> FloatArray:
-    """Choose the sign of each quaternion (N, 4) so that it lies in the hemisphere of the one before it.
+    """Choose the sign of each quaternion (N, 4) so that it is in the hemisphere of the one before it.
 
     Args:
         quaternions: (N, 4) xyzw.

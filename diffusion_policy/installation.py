@@ -1,6 +1,6 @@
-"""Where config/, the scripts and the demo's pose policy lie, and what runs them.
+"""Where config/, the scripts and the demo's pose policy are, and what runs them.
 
-In a checkout they lie beside the package, once installed inside of it: the wheel holds copies (setup.py makes them) and
+In a checkout they are next to the package, once installed inside of it: the wheel has copies (setup.py makes them) and
 a command for each script, so that everything runs in any folder.
 """
 

@@ -223,7 +223,7 @@ def _is_left_to_hydra(parsed: Any) -> bool:
 
 
 def _folder_of(parsed: Any, home: Path) -> Path:
-    """Where the config lies."""
+    """The location of the config."""
     return CONFIG if parsed.config_path is None else (home / parsed.config_path).resolve()
 
 

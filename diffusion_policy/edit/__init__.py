@@ -1,12 +1,12 @@
-"""Datasets out of datasets: episodes left out, cut at gaps, trimmed, and laid end to end, with a ledger of it all.
+"""Makes datasets from datasets: episodes are deleted, split at gaps, trimmed and joined, with a complete ledger.
 
-The sources are read-only; the result is a dataset of its own, with hashes of what it holds and the account of where
-each of its steps comes from, and of each step that it leaves out, with the reason.
+The sources are only read. The result is a separate dataset with hashes of its content; its ledger records the origin of
+each of its steps, and the reason for each step of the sources that was left out.
 """
 
 from diffusion_policy.errors import WorkspaceError
 
-LEDGER = "edit"  # attribute of the dataset's root, and the suffix of the file beside it
+LEDGER = "edit"  # attribute of the dataset's root, and suffix of the ledger file's name
 
 
 class EditError(WorkspaceError, ValueError):

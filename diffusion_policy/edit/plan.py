@@ -1,4 +1,4 @@
-"""Which steps of which datasets are kept: a list of spans, made smaller by one operation after the other."""
+"""Plans an edit: a list of the spans of steps that are kept, which one operation after the other reduces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffusion_policy.dataset.replay_buffer import TIMESTAMP_KEY, ReplayBuffer
 from diffusion_policy.dataset.verification import verify_content
 from diffusion_policy.edit import EditError
 
-# As many digits of a hash as tell episodes apart.
+# Enough digits of a hash to identify an episode.
 _HASH = re.compile(r"[0-9a-f]{8,64}")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 DAMAGED = "damaged"
@@ -139,7 +139,7 @@ def delete(plan: EditPlan, chosen: Sequence[str]) -> EditPlan:
 
 
 def split_at_gaps(plan: EditPlan, seconds: float) -> EditPlan:
-    """Make two episodes of one where more than so many seconds lie between two steps; nothing is left out.
+    """Split episodes where two steps are more than so many seconds apart; no step is left out.
 
     Raises:
         EditError: not a positive number of seconds, or a dataset without time stamps.
@@ -157,12 +157,12 @@ def split_at_gaps(plan: EditPlan, seconds: float) -> EditPlan:
 
 
 def trim_idle(plan: EditPlan, seconds: float, idle: Callable[[ReplayBuffer], Sequence[Sequence[Stretch]]]) -> EditPlan:
-    """Shorten the standing still at both ends of every episode to at most so many seconds.
+    """Shorten idle steps at both ends of every episode to at most so many seconds.
 
     Args:
-        plan: so far.
-        seconds: that stay.
-        idle: the stretches of steps of each episode of a dataset in which arm and gripper stand still.
+        plan: the plan so far.
+        seconds: duration of idle steps that are kept.
+        idle: gives, by episode of a dataset, the stretches of steps in which arm and gripper stand still.
 
     Raises:
         EditError: a negative number of seconds, or a dataset without time stamps.
@@ -186,8 +186,8 @@ def drop_short(plan: EditPlan, shortest: int) -> EditPlan:
     """Leave out spans of fewer steps."""
     gone = [span for span in plan.kept if span.steps[1] - span.steps[0] < shortest]
     kept = [span for span in plan.kept if span.steps[1] - span.steps[0] >= shortest]
-    told = [LeftOut(span.episode, span.steps, f"fewer than {shortest} steps") for span in gone]
-    return plan.without(told, kept, f"leave out what has fewer than {shortest} steps")
+    dropped = [LeftOut(span.episode, span.steps, f"fewer than {shortest} steps") for span in gone]
+    return plan.without(dropped, kept, f"leave out what has fewer than {shortest} steps")
 
 
 def _trimmed(span: Span, still: Sequence[Stretch], times: NDArray[np.float64], seconds: float) -> Stretch:

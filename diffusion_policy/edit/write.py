@@ -1,7 +1,7 @@
-"""A plan becomes a dataset: numbers are copied, frames keep their packed bytes where one lies in a file.
+"""Writes the dataset of a plan: numbers are copied, and frames keep their encoded bytes if each is a file of its own.
 
-Frames of other files (shards, chunks of many frames, archives, object stores) are unpacked and packed again without
-loss: what a reader gets is the same to the bit.
+Frames in other storage (shards, chunks of many frames, archives, object stores) are decoded and losslessly encoded
+again: decoded frames are equal to the bit.
 """
 
 from __future__ import annotations
@@ -48,12 +48,13 @@ Progress = Callable[[int, int], None]
 
 
 def write_edited(plan: EditPlan, output: Path, on_progress: Progress | None = None) -> dict[str, Any]:
-    """Make the dataset of a plan, and its ledger (also in a file beside it); returns the ledger.
+    """Write the dataset of a plan and its ledger (also as a file next to it); returns the ledger.
 
-    Everything is made beside ``output`` and renamed when it is whole; an interrupted edit leaves nothing.
+    The dataset is written under a temporary name next to ``output`` and renamed when it is complete; an interrupted
+    edit leaves nothing.
 
     Raises:
-        EditError: nothing is kept, something lies at ``output`` already, or the sources cannot be one dataset.
+        EditError: no step is kept, ``output`` exists, or the sources cannot be joined in one dataset.
         DatasetError: a frame or number that is kept cannot be read.
     """
     if not plan.kept:
@@ -68,12 +69,12 @@ def write_edited(plan: EditPlan, output: Path, on_progress: Progress | None = No
 
 
 def ledger_file(output: Path) -> Path:
-    """Where the ledger of an edited dataset lies."""
+    """The path of the ledger of an edited dataset."""
     return output.with_name(f"{output.name}.{LEDGER}.json")
 
 
 def check_one_dataset(sources: Sequence[ReplayBuffer]) -> None:
-    """Refuse to lay datasets end to end that differ in what their rows are.
+    """Refuse to join datasets whose arrays differ in type, shape or meaning.
 
     Raises:
         EditError: names the array or attribute, and both datasets.
@@ -163,7 +164,7 @@ class _Frames:
         self._writer = FrameFiles(self._target)
 
     def place(self, span: Span, row: int) -> list[bytes]:
-        """Put the frames of a span into rows ``row`` and on; their digests as a reader gets them."""
+        """Write the frames of a span to the rows from ``row`` on; returns the digests of the decoded frames."""
         source = span.episode.source
         digests: list[bytes] = []
         for start in range(span.rows.start, span.rows.stop, _FRAMES):
@@ -205,10 +206,10 @@ def _describe(
     """An episode as conversions describe theirs: steps are those of the recording, where it is known."""
     buffer = plan.sources[span.episode.source]
     rows: dict[str, NDArray[Any]] = {key: buffer.read(key)[span.rows] for key in numbers}
-    told = span.episode.described
-    recorded = told.get("steps")
+    described = span.episode.described
+    recorded = described.get("steps")
     first = int(recorded[0]) if isinstance(recorded, list) and recorded else 0
-    kept = {key: told[key] for key in ("name", "number", "recording") if key in told}
+    kept = {key: described[key] for key in ("name", "number", "recording") if key in described}
     return {
         "name": span.episode.name,
         "number": span.episode.number,

@@ -1,4 +1,4 @@
-"""Decode one image and say what is odd about it; resize it."""
+"""Decodes one image, with notes on its irregularities, and resizes frames."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _OTHER_KINDS = (
 
 
 class ImageNote(StrEnum):
-    """What is odd about an image whose pixels are all there."""
+    """Irregularities of an image that has all of its pixels."""
 
     TRAILING_BYTES = "bytes after the end marker"
     STRAY_BYTES = "stray bytes before a marker"
@@ -206,7 +206,7 @@ def _pixels(data: bytes, header: JpegHeader, reduction: int) -> tuple[ImageArray
 
 
 def _by_opencv(data: bytes) -> ImageArray | None:
-    """Every pixel as it lies, not turned; None if OpenCV does not read it, or finds it too wide."""
+    """The frame as stored, without EXIF rotation; None if OpenCV cannot read it, or finds it too wide."""
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         bgr = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-# Aspect ratios further apart than this are told as such.
+# Larger relative differences of aspect ratios are reported as such.
 _SAME_ASPECT = 0.01
 _UPRIGHT = 1
 

@@ -94,7 +94,7 @@ class SingleFieldLinearNormalizer(nn.Module):
 
     @classmethod
     def create_identity(cls) -> SingleFieldLinearNormalizer:
-        """Scale 1 and offset 0 for data that already lies in [-1, 1]."""
+        """The identity (scale 1, offset 0), for data that is already in [-1, 1]."""
         one, zero = torch.ones(1), torch.zeros(1)
         return cls.create_manual(one, zero, {"min": -one, "max": one, "mean": zero, "std": one})
 

@@ -6,4 +6,4 @@ from diffusion_policy.errors import WorkspaceError
 
 
 class TrajectoryError(WorkspaceError):
-    """An episode that cannot be trusted: says which, what was found, what was expected."""
+    """An episode that is not valid; the message states which, what was found and what was expected."""

@@ -1,4 +1,4 @@
-"""What lies in place of a pickle, by its first bytes: named, with what makes a pickle of it."""
+"""Recognizes other kinds of files in place of a pickle by their first bytes, with the remedy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _UNPACK_NPZ = "import numpy, pickle; d = dict(numpy.load({!r})); pickle.dump(d, 
 
 
 def what_it_is(content: bytes, file: Path) -> tuple[str, str] | None:
-    """What the bytes of data.pkl are if they are no pickle, and what to do; None if they may be one."""
+    """(kind, remedy) of a data.pkl that is not a pickle; None if it may be one."""
     if not content.strip(b"\0"):
         return f"{len(content)} bytes, all zero" if content else "an empty file", "copy it again from the recorder"
     for magic, name, tool in _COMPRESSED:

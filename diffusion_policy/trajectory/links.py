@@ -1,4 +1,4 @@
-"""Links that lead nowhere, such as into a disk that is not mounted: named, never taken for files that are absent."""
+"""Detects broken links, such as those to a disk that is not mounted, so that they are not treated as absent files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from diffusion_policy.trajectory.errors import TrajectoryError
 
 
 def is_broken(path: Path) -> bool:
-    """Whether something bears that name and cannot be reached: a link that leads nowhere, a dead network disk."""
+    """Whether a directory entry exists but cannot be reached: a broken link, or a disconnected network disk."""
     if is_remote(path) or not os.path.lexists(path):
         return False
     return _reason(path) is not None
