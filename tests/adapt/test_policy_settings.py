@@ -292,7 +292,7 @@ def test_the_order_of_observations_and_their_kinds_are_compared(cfg: DictConfig)
 
 
 def test_unknown_names_are_refused_and_unknown_settings_said(cfg: DictConfig, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(AdaptError, match=r"no setting of the policy; the closest is policy\.n_head"):
+    with pytest.raises(AdaptError, match=r"not a setting of the policy; the closest is policy\.n_head"):
         check_settings(Checkpoint("old.ckpt", cfg, {}, {}), cfg, ["policy.n_heads"])  # type: ignore[arg-type]
     other = changed(cfg, {"policy.rotary": True, f"{SCHEDULE}.offset_noise": 0.1})
     assert unknown_settings(other) == ["policy.rotary", f"{SCHEDULE}.offset_noise"]
