@@ -60,6 +60,7 @@ MOVED = {
     "report.closed_loop_findings": "diagnose.closed_loop_findings",
     "report.dataset_evidence": "diagnose.dataset_evidence",
     "report.dataset_findings": "diagnose.dataset_findings",
+    "report.dossier": "report.report_page",
     "report.disk_need": "diagnose.disk_need",
     "report.doctor": "diagnose.doctor",
     "report.environment": "diagnose.environment",

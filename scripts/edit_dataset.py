@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def work(arguments: argparse.Namespace) -> Answer:
     """Plan the edit, print the plan, and write."""
     from diffusion_policy.dataset.replay_buffer import ReplayBuffer
-    from diffusion_policy.diagnose.step_evidence import idle_stretches
+    from diffusion_policy.diagnose.step_evidence import idle_ranges
     from diffusion_policy.edit import plan as planning
     from diffusion_policy.edit.edit_table import table_of
     from diffusion_policy.edit.write import check_one_dataset, write_edited
@@ -51,7 +51,7 @@ def work(arguments: argparse.Namespace) -> Answer:
     if arguments.split_at_gap is not None:
         plan = planning.split_at_gaps(plan, arguments.split_at_gap)
     if arguments.trim_idle is not None:
-        plan = planning.trim_idle(plan, arguments.trim_idle, idle_stretches)
+        plan = planning.trim_idle(plan, arguments.trim_idle, idle_ranges)
     if arguments.shortest is not None:
         plan = planning.drop_short(plan, arguments.shortest)
     if arguments.dry_run:

@@ -39,13 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def work(arguments: argparse.Namespace) -> Answer:
     """Write the page."""
     from diffusion_policy.evaluate.gripper_table import find_logs
-    from diffusion_policy.report.dossier import Sources, write_dossier
+    from diffusion_policy.report.report_page import Sources, write_report
 
     logs = tuple(find_logs(arguments.log))
     given = (tuple(arguments.dataset), arguments.checkpoint, arguments.run, logs, tuple(arguments.open_loop))
     sources = Sources(*given, arguments.gripper_scale, tuple(arguments.closed_loop))
     with progress("files") as show:
-        verdict = write_dossier(arguments.out, sources, show)
+        verdict = write_report(arguments.out, sources, show)
     return Answer(f"{verdict.sentence}\n{arguments.out}", 1 if verdict.level == "bad" else 0)
 
 

@@ -87,7 +87,7 @@ def tiny_config(
 
 
 def write_tiny_checkpoint(path: Path, seed: int = 0, **options: object) -> Path:
-    """A policy with random weights, and a normaliser of the dataset's ranges."""
+    """A policy with random weights, and a normalizer of the dataset's ranges."""
     config = tiny_config(**options)  # type: ignore[arg-type]
     arrays = recorded_arrays(N_STEPS)
     width = config["policy"]["shape_meta"]["action"]["shape"][0]  # type: ignore[index]
@@ -107,7 +107,7 @@ def write_policy(
     semantics: Mapping[str, object],
     seed: int = 0,
 ) -> Path:
-    """A policy of a config with random weights, and a normaliser fitted to arrays (N, D) by key."""
+    """A policy of a config with random weights, and a normalizer fitted to arrays (N, D) by key."""
     cfg = OmegaConf.create(dict(config))
     torch.manual_seed(seed)
     policy = build_policy(cfg)

@@ -48,7 +48,7 @@ ALLOWED = {
     "diffusion_policy/evaluate/gripper_table.py": ["learned", "the naive check would call", " of them learned"],
     "diffusion_policy/evaluate/verdicts.py": ["learned"],  # of files of earlier versions
     "diffusion_policy/report/comparison.py": ["it succeeds most often in closed loop"],
-    "diffusion_policy/report/dossier.py": ["It can be deployed"],  # where its rollouts are at hand
+    "diffusion_policy/report/report_page.py": ["It can be deployed"],  # where its rollouts are at hand
     "diffusion_policy/diagnose/step_findings.py": ["their noise is learned as if it were motion"],
     "scripts/demo.py": ["that cannot grasp learns when to close, and then it grasps"],  # in rollouts
 }  # fmt: skip

@@ -44,7 +44,7 @@ from diffusion_policy.evaluate.gripper import GripperReport, judge_file
 from diffusion_policy.evaluate.open_loop_report import evaluate_open_loop
 from diffusion_policy.evaluate.recorded_inference import Sampling, run_recorded_inference
 from diffusion_policy.policy import registry
-from diffusion_policy.report.dossier import make_dossier
+from diffusion_policy.report.report_page import make_report
 from diffusion_policy.run_log import read_log
 from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.spec import GRIPPER, POSE_GRIPPER, ActionLayout, read_shape_meta
@@ -373,7 +373,7 @@ def test_a_log_passes_its_stops(tmp_path: Path) -> None:
     path = tmp_path / "inference_log_20260101_120000.json"
     path.write_text(json.dumps(document([1.0] * 9 + [0.0] * 9)))
     with Passed("A log to a verdict on the page") as passed:
-        make_dossier(Sources(logs=(path,)))
+        make_report(Sources(logs=(path,)))
     assert not passed.missing
 
 

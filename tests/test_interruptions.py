@@ -103,7 +103,7 @@ AT_WORK = {
         "--workdir out --output new.ckpt", "sim.recorder:_write_frame:9", "interrupted at step 1 of 3"
     ),
     "replay_log.py": Case("{served} --ckpt {policy} --json out.json", "serve.replay:_ask:2"),
-    "report.py": Case("--dataset {dataset} --log {log} --out out.html", "report.dossier:_sections"),
+    "report.py": Case("--dataset {dataset} --log {log} --out out.html", "report.report_page:_sections"),
     "run_offline_inference.py": Case(
         "{policy} {dataset} --output out --episodes all --steps 1",
         "evaluate.recorded_inference:predict_chunks:3",

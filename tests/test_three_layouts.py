@@ -14,14 +14,14 @@ from omegaconf import OmegaConf, open_dict
 from rich.console import Console
 
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
-from diffusion_policy.diagnose.doctor import examine_opened
+from diffusion_policy.diagnose.doctor import examine_sources
 from diffusion_policy.diagnose.playback import playbacks_of_log
 from diffusion_policy.diagnose.sources import Sources, open_sources
 from diffusion_policy.evaluate.gripper import GripperReport, judge, judge_file
 from diffusion_policy.evaluate.open_loop_report import OpenLoopReport, evaluate_open_loop
 from diffusion_policy.evaluate.open_loop_table import open_loop_table
 from diffusion_policy.evaluate.recorded_inference import Sampling, run_recorded_inference
-from diffusion_policy.report.dossier import make_dossier
+from diffusion_policy.report.report_page import make_report
 from diffusion_policy.run_log import read_log
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
     TrainDiffusionTransformerHybridWorkspace,
@@ -126,7 +126,7 @@ def test_a_page_and_the_checks_say_what_the_layout_has(way: tuple[str, Way]) -> 
     name, made = way
     sources = Sources((made.dataset,), made.checkpoint, None, (made.log,), (made.open_loop,))
     opened = open_sources(sources)
-    groups = examine_opened(opened).groups
+    groups = examine_sources(opened).groups
     said = {finding.code: finding for group in groups.values() for finding in group}
     assert (said["action-shape"].severity, said["log-action"].severity) == ("ok", "ok")
     assert said["checkpoint-fits-dataset"].severity == "ok"
@@ -140,7 +140,7 @@ def test_a_page_and_the_checks_say_what_the_layout_has(way: tuple[str, Way]) -> 
         joints,
         joints,
     )
-    _, page = make_dossier(sources)
+    _, page = make_report(sources)
     assert (NO_POSE in page, "joints (rad)" in page, "position (mm)" in page) == (joints, joints, not joints)
     assert ("No position is among the numbers of these actions" in page) == joints
     assert ("errors of each arm" in page, "right gripper (orange: closed)" in page) == (name == "two arms",) * 2

@@ -20,7 +20,7 @@ from typing import Any
 LOADED = (  # what most commands load
     "diffusion_policy.adapt.files",
     "diffusion_policy.closed_loop.evaluation",
-    "diffusion_policy.report.dossier",
+    "diffusion_policy.report.report_page",
     "diffusion_policy.serve.engine",
     "diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace",
 )

@@ -25,13 +25,13 @@ THUMBNAIL = (80, 45)
 # A frame whose brightest pixel is darker than this is black.
 BLACK = 8
 # A camera that gives one picture for so many steps, while the arm travels so far, is frozen.
-FROZEN_STEPS, FROZEN_METRES = 5, 0.02
+FROZEN_STEPS, FROZEN_METERS = 5, 0.02
 
-Stretch = tuple[int, int]
+StepRange = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Look:
+class FrameEvidence:
     """One frame; `trouble` says why it does not decode, and the rest is empty then, and where there is no frame."""
 
     digest: bytes = b""
@@ -67,17 +67,17 @@ class CameraEvidence:
     black: tuple[int, ...]
     repeated: int
     elsewhere: int
-    frozen: tuple[Stretch, ...]
+    frozen: tuple[StepRange, ...]
 
 
 def look_at_cameras(
-    steps: Steps, travelled: NDArray[np.float64], on_progress: Callable[[int, int], None] | None = None
+    steps: Steps, traveled: NDArray[np.float64], on_progress: Callable[[int, int], None] | None = None
 ) -> tuple[CameraEvidence, ...]:
     """Look at every frame, on all cores.
 
     Args:
         steps: with their cameras.
-        travelled: (N,) metres that the arm has travelled up to each step.
+        traveled: (N,) meters that the arm has traveled up to each step.
         on_progress: told the frames done and the frames there are.
     """
     total = steps.n_steps * len(steps.cameras)
@@ -91,29 +91,29 @@ def look_at_cameras(
                 done += 1
                 if on_progress is not None:
                     on_progress(done, total)
-            found.append(_judge(name, looks, steps, travelled))
+            found.append(_judge(name, looks, steps, traveled))
     return tuple(found)
 
 
-def _look(camera: Camera, step: int) -> Look:
+def _look(camera: Camera, step: int) -> FrameEvidence:
     try:
         found = camera.frame(step, *THUMBNAIL)
     except WorkspaceError as error:
-        return Look(trouble=str(error))
+        return FrameEvidence(trouble=str(error))
     if found is None:
-        return Look()
+        return FrameEvidence()
     small = found.frame
     kind = FrameKind(*found.size, found.orientation, first=camera.file(step))
-    return Look(content_key(np.ascontiguousarray(small).data), int(small.max()), kind, found.notes)
+    return FrameEvidence(content_key(np.ascontiguousarray(small).data), int(small.max()), kind, found.notes)
 
 
-def _judge(name: str, looks: list[Look], steps: Steps, travelled: NDArray[np.float64]) -> CameraEvidence:
+def _judge(name: str, looks: list[FrameEvidence], steps: Steps, traveled: NDArray[np.float64]) -> CameraEvidence:
     # A black frame is reported as black, not as a copy of other black ones.
     pictures = [look.digest if look.brightest >= BLACK else b"" for look in looks]
     same = [bool(now) and now == before for before, now in itertools.pairwise(pictures)]
     repeated = np.asarray([False, *same])
     repeated[1:] &= steps.within
-    runs = set_runs(repeated)  # a stretch of one picture begins at the step before its first repetition
+    runs = runs_of_true(repeated)  # a stretch of one picture begins at the step before its first repetition
     distinct = [picture for picture, again in zip(pictures, repeated, strict=True) if picture and not again]
     kinds = kinds_of(look.kind for look in looks if look.kind is not None)
     return CameraEvidence(
@@ -129,12 +129,12 @@ def _judge(name: str, looks: list[Look], steps: Steps, travelled: NDArray[np.flo
         frozen=tuple(
             (start - 1, end)
             for start, end in runs
-            if end - start + 1 >= FROZEN_STEPS and travelled[end - 1] - travelled[start - 1] > FROZEN_METRES
+            if end - start + 1 >= FROZEN_STEPS and traveled[end - 1] - traveled[start - 1] > FROZEN_METERS
         ),
     )
 
 
-def set_runs(flags: Iterable[bool] | NDArray[np.bool_]) -> list[Stretch]:
+def runs_of_true(flags: Iterable[bool] | NDArray[np.bool_]) -> list[StepRange]:
     """(first, exclusive end) of each stretch of true flags."""
     padded = np.concatenate([[False], np.asarray(list(flags), dtype=bool), [False]])
     edges = np.flatnonzero(padded[1:] != padded[:-1])

@@ -27,7 +27,7 @@ STATISTICS = "normalizer.params_dict."
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the normaliser knows of one key, (D,) each."""
+    """What the normalizer knows of one key, (D,) each."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -48,8 +48,8 @@ class CheckpointEvidence:
         has_average: whether ema_model is there.
         expects_average: whether the config trains one.
         average_distance: |EMA - model| / |model| over all floating parameters; None if one is missing or widths differ.
-        statistics: of the normaliser, by key.
-        layout: of the action, told from the normaliser's range.
+        statistics: of the normalizer, by key.
+        layout: of the action, told from the normalizer's range.
         gripper_row: largest weight of the head's gripper row in the deployed weights, the least of several grippers';
             None without a gripper.
         semantics: of the action, as stored.

@@ -19,14 +19,14 @@ from diffusion_policy.spec.action_layout import is_gripper_name
 
 # Averaged weights this far from the live ones, relative to their size, do not average them.
 FAR_AVERAGE = 0.5
-# Normalised data beyond 1 by so much is worth a warning, and beyond this an error.
+# Normalized data beyond 1 by so much is worth a warning, and beyond this an error.
 SLACK, FAR_OUT = 0.1, 3.0
-# Dimensions that vary less than this, in metres or quaternion units, are constant.
+# Dimensions that vary less than this, in meters or quaternion units, are constant.
 FLAT = 1e-4
 
 
 @dataclass(frozen=True)
-class Together:
+class CheckpointAndDataset:
     """A checkpoint and the dataset it is to be trained or run on."""
 
     checkpoint: CheckpointEvidence
@@ -40,7 +40,7 @@ def checkpoint_findings(evidence: CheckpointEvidence) -> list[Finding]:
 
 def together_findings(checkpoint: CheckpointEvidence, dataset: DatasetEvidence) -> list[Finding]:
     """Whether a checkpoint and a dataset fit."""
-    return run_checks(TOGETHER, Together(checkpoint, dataset))
+    return run_checks(TOGETHER, CheckpointAndDataset(checkpoint, dataset))
 
 
 def grow_command(path: str, dataset: str | None = None) -> str:
@@ -77,7 +77,7 @@ def weights_finite(checkpoint: CheckpointEvidence) -> Finding:
 
 
 def gripper_statistics(checkpoint: CheckpointEvidence) -> Finding | None:
-    """Whether the normaliser knows the gripper as closed and as open."""
+    """Whether the normalizer knows the gripper as closed and as open."""
     action = checkpoint.statistics.get("action")
     if action is None or checkpoint.spec is None:
         return None
@@ -87,7 +87,7 @@ def gripper_statistics(checkpoint: CheckpointEvidence) -> Finding | None:
         return Finding("gripper-statistics", "error", evidence, remedy, about=checkpoint.path)
     names = checkpoint.spec.action_names
     if len(action.low) != len(names):
-        evidence = f"the normaliser has {len(action.low)} action dimensions, the config {len(names)}"
+        evidence = f"the normalizer has {len(action.low)} action dimensions, the config {len(names)}"
         grow = grow_command("ORIGINAL.ckpt", "DATASET.zarr")
         return Finding("gripper-statistics", "error", evidence, "grow it", grow, checkpoint.path)
     grippers = [i for i, name in enumerate(names) if is_gripper_name(name)]
@@ -95,15 +95,15 @@ def gripper_statistics(checkpoint: CheckpointEvidence) -> Finding | None:
         return ok("gripper-statistics", "no gripper among its actions", checkpoint.path)
     spans = [f"{action.low[i]:.3g} to {action.high[i]:.3g}" for i in grippers]
     named = [f"{span} ({names[i]})" for i, span in zip(grippers, spans, strict=True)]
-    said = f"the normaliser knows gripper commands of {', '.join(spans if len(spans) == 1 else named)}"
+    text = f"the normalizer knows gripper commands of {', '.join(spans if len(spans) == 1 else named)}"
     if any(action.high[i] - action.low[i] < FLAT for i in grippers):
-        evidence = f"{said}: it was fitted where the gripper never moved, and answers that number"
+        evidence = f"{text}: it was fitted where the gripper never moved, and answers that number"
         remedy = "take the gripper's entry from a dataset that grasps, or train with normalizer=refit"
         return Finding(
             "gripper-statistics", "error", evidence, remedy, grow_command("ORIGINAL.ckpt", "DATASET.zarr"),
             checkpoint.path,
         )  # fmt: skip
-    return ok("gripper-statistics", said, checkpoint.path)
+    return ok("gripper-statistics", text, checkpoint.path)
 
 
 def gripper_row(checkpoint: CheckpointEvidence) -> Finding | None:
@@ -118,8 +118,8 @@ def gripper_row(checkpoint: CheckpointEvidence) -> Finding | None:
         evidence = f"the gripper's output is still zero after {checkpoint.updates} updates: it was never trained"
         remedy = "is the gripper in the loss, and its rows not frozen?"
         return Finding("gripper-row", "error", evidence, remedy, about=checkpoint.path)
-    said = f"the gripper's output has weights up to {checkpoint.gripper_row:.3g}"
-    return ok("gripper-row", said, checkpoint.path)
+    text = f"the gripper's output has weights up to {checkpoint.gripper_row:.3g}"
+    return ok("gripper-row", text, checkpoint.path)
 
 
 def ema_weights(checkpoint: CheckpointEvidence) -> Finding:
@@ -137,12 +137,12 @@ def ema_weights(checkpoint: CheckpointEvidence) -> Finding:
     if checkpoint.average_distance is None:
         evidence = "EMA and model hold different tensors"
         return Finding("ema-weights", "error", evidence, "go back to a whole checkpoint", about=checkpoint.path)
-    said = f"the EMA lies {checkpoint.average_distance:.2g} of their size from the live weights"
+    text = f"the EMA lies {checkpoint.average_distance:.2g} of their size from the live weights"
     if checkpoint.average_distance > FAR_AVERAGE:
-        evidence = f"{said}: it does not average them, so the pretrained weights were not loaded into it"
+        evidence = f"{text}: it does not average them, so the pretrained weights were not loaded into it"
         remedy = "train again from the pretrained checkpoint; both models are filled or nothing starts"
         return Finding("ema-weights", "error", evidence, remedy, about=checkpoint.path)
-    return ok("ema-weights", said, checkpoint.path)
+    return ok("ema-weights", text, checkpoint.path)
 
 
 def start(checkpoint: CheckpointEvidence) -> Finding | None:
@@ -171,11 +171,11 @@ def adaptation(checkpoint: CheckpointEvidence) -> Finding | None:
         evidence = f"growing changed what {' and '.join(broken)} predict(s): the proof in the file says so"
         remedy = "if that was not meant (strip, fresh rules), grow it again"
         return Finding("adaptation", "warning", evidence, remedy, grow_command("ORIGINAL.ckpt"), checkpoint.path)
-    said = f"growing kept the function of {' and '.join(checkpoint.proofs)}, proven"
-    return ok("adaptation", said, checkpoint.path)
+    text = f"growing kept the function of {' and '.join(checkpoint.proofs)}, proven"
+    return ok("adaptation", text, checkpoint.path)
 
 
-def fits_dataset(both: Together) -> Finding | None:
+def fits_dataset(both: CheckpointAndDataset) -> Finding | None:
     """Action width and meaning, image size."""
     if both.checkpoint.spec is None:
         return None
@@ -203,8 +203,8 @@ def fits_dataset(both: Together) -> Finding | None:
     return ok("checkpoint-fits-dataset", "checkpoint and dataset have the same actions and images", data.path)
 
 
-def normaliser_range(both: Together) -> Finding | None:
-    """Whether the data lies where the normaliser was fitted."""
+def normalizer_range(both: CheckpointAndDataset) -> Finding | None:
+    """Whether the data lies where the normalizer was fitted."""
     statistics, spec, data = both.checkpoint.statistics.get("action"), both.checkpoint.spec, both.dataset
     if statistics is None or spec is None or len(statistics.scale) != spec.action_dim:
         return None
@@ -222,20 +222,20 @@ def normaliser_range(both: Together) -> Finding | None:
         i, j = spec.action_names.index(worst_name), data.action_names.index(worst_name)
         evidence = (
             f"{worst_name} is {data.low[j]:.3g} to {data.high[j]:.3g} in the dataset, {statistics.low[i]:.3g} to "
-            f"{statistics.high[i]:.3g} in the checkpoint's normaliser: normalised up to {worst:.2f}, expected 1"
+            f"{statistics.high[i]:.3g} in the checkpoint's normalizer: normalized up to {worst:.2f}, expected 1"
         )
         remedy = "another robot, frame or task than the checkpoint's? if the data is meant, train with normalizer=refit"
         severity: Severity = "error" if worst > FAR_OUT else "warning"
         return Finding("normaliser-range", severity, evidence, remedy, "", data.path)
-    return ok("normaliser-range", f"normalised data reaches {worst:.2f} (1 expected)", data.path)
+    return ok("normaliser-range", f"normalized data reaches {worst:.2f} (1 expected)", data.path)
 
 
-def sign_of_quaternions(both: Together) -> Finding | None:
+def sign_of_quaternions(both: CheckpointAndDataset) -> Finding | None:
     """Whether the data has q where the checkpoint knows -q."""
     return quaternion_sign(both.checkpoint, both.dataset)
 
 
-def training_episodes(both: Together) -> Finding | None:
+def training_episodes(both: CheckpointAndDataset) -> Finding | None:
     """Which of the dataset's episodes the policy was trained on."""
     split, identities = both.checkpoint.split, both.dataset.identities
     if not identities:
@@ -253,4 +253,4 @@ def training_episodes(both: Together) -> Finding | None:
 
 
 CHECKS = (projection, weights_finite, gripper_statistics, gripper_row, ema_weights, start, adaptation)
-TOGETHER = (fits_dataset, sign_of_quaternions, normaliser_range, training_episodes)
+TOGETHER = (fits_dataset, sign_of_quaternions, normalizer_range, training_episodes)

@@ -98,7 +98,7 @@ def compared(first: ClosedLoopEvidence, second: ClosedLoopEvidence) -> Compariso
         return None
 
 
-def in_words(found: Comparison, first: str, second: str) -> str:
+def comparison_sentence(found: Comparison, first: str, second: str) -> str:
     """``B does 4 more of 40 than A (only B 8, only A 4; McNemar's exact test: p = 0.39)``."""
     scenes = found.both + found.only_first + found.only_second + found.neither
     more = found.only_second - found.only_first

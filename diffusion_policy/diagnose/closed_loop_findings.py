@@ -40,7 +40,7 @@ def closed_loop_findings(looked: Sequence[ClosedLoopEvidence], deployable: Path 
     return found
 
 
-def said_of(evidence: ClosedLoopEvidence) -> str:
+def success_sentence(evidence: ClosedLoopEvidence) -> str:
     """``26 of 40 scenes (95 % interval 50-78 %) of TabletopEnv, pick_and_place; referee physics``."""
     share, (low, high) = evidence.success, evidence.success.interval
     measured_in = environment_summary(evidence.found)
@@ -51,22 +51,22 @@ def task_done(evidence: ClosedLoopEvidence) -> Finding:
     """In how many scenes the policy does the task, and why not in the others."""
     found, share, (low, high) = evidence.found, evidence.success, evidence.success.interval
     reasons = ", ".join(f"{reason} {count}" for reason, count in reasons_of(found.results).items())
-    said = f"closed loop: {evidence.of} does the task in {said_of(evidence)}"
-    said += f"; failed: {reasons}" if reasons else ""
+    text = f"closed loop: {evidence.of} does the task in {success_sentence(evidence)}"
+    text += f"; failed: {reasons}" if reasons else ""
     if not found.is_complete:
-        said = f"{said}; interrupted after {len(found.results)} of {found.scenes} scenes"
+        text = f"{text}; interrupted after {len(found.results)} of {found.scenes} scenes"
     about = evidence.path.name
     if not share.count and _cannot_grasp(found):
         remedy = "it commands no gripper, so it cannot grasp: --task pose_only measures how it moves"
         measure = command("evaluate_closed_loop", evidence.checkpoint or found.about["checkpoint"], "--task", POSE_ONLY)
-        return Finding(CLOSED_LOOP, "note", said, remedy, measure, about)
+        return Finding(CLOSED_LOOP, "note", text, remedy, measure, about)
     if high < HALF:
-        return Finding(CLOSED_LOOP, "warning" if share.count else "error", said, _remedy(found), about=about)
+        return Finding(CLOSED_LOOP, "warning" if share.count else "error", text, _remedy(found), about=about)
     if not share.count:
-        return Finding(CLOSED_LOOP, "warning", said, "too few scenes to tell: evaluate 40 or more", about=about)
+        return Finding(CLOSED_LOOP, "warning", text, "too few scenes to tell: evaluate 40 or more", about=about)
     if high - low > WIDE:
-        return Finding(CLOSED_LOOP, "note", said, "too few scenes to tell: evaluate 40 or more", about=about)
-    return ok(CLOSED_LOOP, said, about)
+        return Finding(CLOSED_LOOP, "note", text, "too few scenes to tell: evaluate 40 or more", about=about)
+    return ok(CLOSED_LOOP, text, about)
 
 
 def of_another(evidence: ClosedLoopEvidence) -> Finding:
@@ -74,13 +74,13 @@ def of_another(evidence: ClosedLoopEvidence) -> Finding:
     if not evidence.found.results:
         return Finding(CLOSED_LOOP, "note", "closed loop: no scene has ended", about=evidence.path.name)
     about = evidence.found.about
-    said = f"closed loop: {evidence.path.name} is not counted: it is of another checkpoint ({about['checkpoint']})"
+    text = f"closed loop: {evidence.path.name} is not counted: it is of another checkpoint ({about['checkpoint']})"
     checkpoint = evidence.among[0]
     again = command(
         "evaluate_closed_loop", checkpoint, "--json", evidence.path.with_name(f"closed_loop_{checkpoint.stem}.json")
     )
     remedy = f"its SHA-256 begins {about['checkpoint_sha256'][:12]}; evaluate {checkpoint.name}"
-    return Finding("closed-loop-checkpoint", "note", said, remedy, again, evidence.path.name)
+    return Finding("closed-loop-checkpoint", "note", text, remedy, again, evidence.path.name)
 
 
 def _cannot_grasp(found: ClosedLoop) -> bool:

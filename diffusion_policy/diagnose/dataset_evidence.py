@@ -51,7 +51,7 @@ LOOKED_AT = 24
 # Lost files that are named.
 LOST_SHOWN = 3
 # An arm that moves less than this between two steps, by position and angle, stands still.
-STILL_METRES, STILL_RADIANS = 5e-4, 2e-3
+STILL_METERS, STILL_RADIANS = 5e-4, 2e-3
 # A frame whose brightest pixel is darker than this is black.
 BLACK = 8
 # A time between two steps is uneven if it differs from the median by more than this share of it.
@@ -290,14 +290,14 @@ def _motion(numbers: Mapping[str, FloatArray], steps: Steps) -> dict[str, Any]:
     layouts = {key: layout for key in keys if (layout := steps.layout(key)) is not None}
     moves = [move for key, layout in layouts.items() if (move := arm_steps(layout, numbers[key])) is not None]
     if moves and inside.any():
-        still = [(metres < STILL_METRES) & (radians < STILL_RADIANS) for metres, radians in moves]
+        still = [(meters < STILL_METERS) & (radians < STILL_RADIANS) for meters, radians in moves]
         found["still"] = float(np.all(still, axis=0)[inside].mean())
     measured = {arm: p for key, layout in layouts.items() for arm, p in _positions(layout, numbers[key]).items()}
     action = steps.layout(ACTION_KEY)
     commanded = {} if action is None else _positions(action, numbers[ACTION_KEY])
     away = [np.linalg.norm(commanded[arm] - measured[arm], axis=1) for arm in commanded if arm in measured]
     if away:
-        found["command_distance_m"] = max(float(np.median(metres)) for metres in away)
+        found["command_distance_m"] = max(float(np.median(meters)) for meters in away)
     return found
 
 

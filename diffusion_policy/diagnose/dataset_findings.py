@@ -44,10 +44,10 @@ def number_findings(evidence: DatasetEvidence) -> list[Finding]:
 
 def size(data: DatasetEvidence) -> Finding:
     """Whether there is enough of it."""
-    said = f"{len(data.lengths)} episodes, {data.n_steps} steps ({min(data.lengths)} to {max(data.lengths)} each)"
+    text = f"{len(data.lengths)} episodes, {data.n_steps} steps ({min(data.lengths)} to {max(data.lengths)} each)"
     if len(data.lengths) < FEW_EPISODES:
-        return Finding("size", "warning", f"{said}: few", "record more episodes of the task", about=data.path)
-    return ok("size", said, data.path)
+        return Finding("size", "warning", f"{text}: few", "record more episodes of the task", about=data.path)
+    return ok("size", text, data.path)
 
 
 def arrays(data: DatasetEvidence) -> Finding:
@@ -68,8 +68,8 @@ def arrays(data: DatasetEvidence) -> Finding:
 def semantics(data: DatasetEvidence) -> Finding:
     """Whether the numbers mean what this project's do."""
     if data.semantics is None:
-        evidence = "it does not say what its numbers mean; read as metres, quaternion xyzw, gripper 1 = open"
-        return Finding("semantics", "note", evidence, "convert again to have it labelled", reconvert(), data.path)
+        evidence = "it does not say what its numbers mean; read as meters, quaternion xyzw, gripper 1 = open"
+        return Finding("semantics", "note", evidence, "convert again to have it labeled", reconvert(), data.path)
     try:
         check_semantics(data.semantics, action_semantics(data.action_names), data.path)
     except SpecError as error:
@@ -78,20 +78,20 @@ def semantics(data: DatasetEvidence) -> Finding:
     if data.layout == "named" and layout is not None:
         joints = f"; joints in {layout.joint_unit}" if layout.has_joints else ""
         pose = "" if layout.has_pose else "; no pose in this layout"
-        return ok("semantics", f"labelled: {layout.describe()}{joints}{pose}", data.path)
-    return ok("semantics", "labelled: metres, quaternion xyzw, gripper 1 = open", data.path)
+        return ok("semantics", f"labeled: {layout.describe()}{joints}{pose}", data.path)
+    return ok("semantics", "labeled: meters, quaternion xyzw, gripper 1 = open", data.path)
 
 
 def command_is_absolute(data: DatasetEvidence) -> Finding | None:
     """Actions are absolute poses near the measured one: differences, or another frame, are not."""
     if data.command_distance_m is None:
         return None
-    said = f"commanded positions lie {data.command_distance_m * 1000:.0f} mm from the measured ones (median)"
+    text = f"commanded positions lie {data.command_distance_m * 1000:.0f} mm from the measured ones (median)"
     if data.command_distance_m > FAR_COMMAND_M:
-        evidence = f"{said}: relative actions, or another frame"
+        evidence = f"{text}: relative actions, or another frame"
         remedy = "actions must be absolute poses in the frame of the measured pose"
         return Finding("command-is-absolute", "error", evidence, remedy, reconvert(), data.path)
-    return ok("command-is-absolute", said, data.path)
+    return ok("command-is-absolute", text, data.path)
 
 
 def step_spacing(data: DatasetEvidence) -> Finding | None:
@@ -101,19 +101,19 @@ def step_spacing(data: DatasetEvidence) -> Finding | None:
     if data.clock is not None:
         again = reconvert(*data.clock.flags)
         return Finding("step-spacing", "error", data.clock.said, data.clock.remedy, again, data.path)
-    said = f"steps are {data.step_seconds:.3g} s apart"
+    text = f"steps are {data.step_seconds:.3g} s apart"
     if data.step_seconds <= 0:
-        return Finding("step-spacing", "error", f"{said}: time does not go on", "check the recorder", about=data.path)
+        return Finding("step-spacing", "error", f"{text}: time does not go on", "check the recorder", about=data.path)
     if abs(data.step_seconds / CONTROL_SECONDS - 1) > SPACING_SLACK:
         speed = data.step_seconds / CONTROL_SECONDS
         faster = f"{speed:.1f} times as fast as" if speed > 1 else f"at {speed:.0%} of the speed"
-        evidence = f"{said}, the robot executes one in {CONTROL_SECONDS} s: it will move {faster} it was shown"
+        evidence = f"{text}, the robot executes one in {CONTROL_SECONDS} s: it will move {faster} it was shown"
         remedy = f"record at the robot's rate, or serve at the recorded one (control_hz={1 / data.step_seconds:.3g})"
         return Finding("step-spacing", "warning", evidence, remedy, about=data.path)
     if data.uneven > 0.05:
-        evidence = f"{said}, but {data.uneven:.0%} of them are off by more than half"
+        evidence = f"{text}, but {data.uneven:.0%} of them are off by more than half"
         return Finding("step-spacing", "warning", evidence, "look for lost frames in the recorder", about=data.path)
-    return ok("step-spacing", f"{said}, evenly", data.path)
+    return ok("step-spacing", f"{text}, evenly", data.path)
 
 
 def closings(data: DatasetEvidence) -> Finding | None:
@@ -121,21 +121,21 @@ def closings(data: DatasetEvidence) -> Finding | None:
     gripper = data.gripper
     if gripper is None:
         return None
-    said = f"the gripper closes {gripper.closings} times and opens {gripper.openings} times"
+    text = f"the gripper closes {gripper.closings} times and opens {gripper.openings} times"
     never = len(gripper.without_closing)
     without = f"; {never} of {len(data.lengths)} episodes never close" if never else ""
     if gripper.closings == 0:
-        return Finding("closings", "error", said, "record episodes that grasp", about=data.path)
+        return Finding("closings", "error", text, "record episodes that grasp", about=data.path)
     if gripper.closings < FEW_CLOSINGS:
-        evidence = f"{said} in the whole set{without}: few to learn from"
+        evidence = f"{text} in the whole set{without}: few to learn from"
         remedy = (
             "record more; loss=gripper_events, which experiment=finetune_8d sets, weights the steps around them higher"
         )
         return Finding("closings", "warning", evidence, remedy, about=data.path)
     if never > len(data.lengths) / 4:
-        evidence = f"{said}{without}"
+        evidence = f"{text}{without}"
         return Finding("closings", "note", evidence, "leave out episodes that were broken off", about=data.path)
-    return ok("closings", said + without, data.path)
+    return ok("closings", text + without, data.path)
 
 
 def copycat_labels(data: DatasetEvidence) -> Finding | None:
@@ -144,12 +144,12 @@ def copycat_labels(data: DatasetEvidence) -> Finding | None:
     if gripper is None or gripper.equals_measured is None:
         return None
     events = gripper.closings + gripper.openings
-    said = f"command and measured gripper are equal at {gripper.equals_measured:.1%} of the steps"
+    text = f"command and measured gripper are equal at {gripper.equals_measured:.1%} of the steps"
     lead = f"{gripper.leading} of {events} events command a state that is not measured yet"
     if not events:
-        return ok("copycat-labels", f"{said}; without an event this tells nothing", data.path)
+        return ok("copycat-labels", f"{text}; without an event this tells nothing", data.path)
     if gripper.equals_measured >= COPIED and not gripper.leading:
-        evidence = f"{said}, at transitions too: a policy can copy its input and never decide to close"
+        evidence = f"{text}, at transitions too: a policy can copy its input and never decide to close"
         remedy = (
             "take the command from the next measurement, or some steps early (--gripper-lead), or hide the input now "
             "and then while training (observation_dropout=gripper)"
@@ -162,7 +162,7 @@ def copycat_labels(data: DatasetEvidence) -> Finding | None:
             reconvert("--gripper-command", "next-measured"),
             data.path,
         )
-    return ok("copycat-labels", f"{said}; {lead}", data.path)
+    return ok("copycat-labels", f"{text}; {lead}", data.path)
 
 
 def dead_band(data: DatasetEvidence) -> Finding | None:
@@ -170,11 +170,11 @@ def dead_band(data: DatasetEvidence) -> Finding | None:
     if data.gripper is None:
         return None
     band = f"open (>= {GRIPPER_BAND.open:g}) nor closed (<= {GRIPPER_BAND.closed:g})"
-    said = f"{data.gripper.undecided:.1%} of the commands are neither {band}"
+    text = f"{data.gripper.undecided:.1%} of the commands are neither {band}"
     if data.gripper.undecided > 0.02:
         remedy = "a policy learns what lies between too; record a command of 0 or 1"
-        return Finding("dead-band", "warning", said, remedy, about=data.path)
-    return ok("dead-band", said, data.path)
+        return Finding("dead-band", "warning", text, remedy, about=data.path)
+    return ok("dead-band", text, data.path)
 
 
 def images(data: DatasetEvidence) -> Finding | None:
@@ -186,11 +186,11 @@ def images(data: DatasetEvidence) -> Finding | None:
         return Finding("images", "error", evidence, remedy, reconvert(), data.path)
     if data.image_size is None:
         return None
-    said = "{} x {} pixels".format(*data.image_size)
+    text = "{} x {} pixels".format(*data.image_size)
     if data.black_frames:
-        evidence = f"{said}; {data.black_frames} of the {data.looked_at} frames looked at are black"
+        evidence = f"{text}; {data.black_frames} of the {data.looked_at} frames looked at are black"
         return Finding("images", "warning", evidence, "look at the recording: the camera was off", about=data.path)
-    return ok("images", f"{said}; none of {data.looked_at} frames looked at is black", data.path)
+    return ok("images", f"{text}; none of {data.looked_at} frames looked at is black", data.path)
 
 
 def content(data: DatasetEvidence) -> Finding | None:
@@ -218,11 +218,11 @@ def content(data: DatasetEvidence) -> Finding | None:
     if not found.compared:
         evidence = f"not verified: {found.not_compared}; known is only that its files are there and unpack"
         return Finding("content", "note", evidence, "convert again to have them recorded", reconvert(), data.path)
-    said = f"all frames and numbers of {found.compared} episodes are what the conversion wrote (SHA-256)"
+    text = f"all frames and numbers of {found.compared} episodes are what the conversion wrote (SHA-256)"
     if not found.is_whole:
-        evidence = f"{said}; {found.n_episodes - found.compared} episodes are not verified: {found.not_compared}"
+        evidence = f"{text}; {found.n_episodes - found.compared} episodes are not verified: {found.not_compared}"
         return Finding("content", "note", evidence, "convert again to have them recorded", reconvert(), data.path)
-    return ok("content", said, data.path)
+    return ok("content", text, data.path)
 
 
 def recorded_frames(data: DatasetEvidence) -> Finding | None:
@@ -242,10 +242,10 @@ def standing_still(data: DatasetEvidence) -> Finding | None:
     """How much of it teaches the policy to stay where it is."""
     if data.still is None:
         return None
-    said = f"the arm stands still in {data.still:.0%} of the steps"
+    text = f"the arm stands still in {data.still:.0%} of the steps"
     if data.still > 0.5:
-        return Finding("standing-still", "note", said, "cut pauses: a policy learns to wait from them", about=data.path)
-    return ok("standing-still", said, data.path)
+        return Finding("standing-still", "note", text, "cut pauses: a policy learns to wait from them", about=data.path)
+    return ok("standing-still", text, data.path)
 
 
 def left_out(data: DatasetEvidence) -> Finding | None:

@@ -26,7 +26,7 @@ from diffusion_policy.diagnose.environment import environment_findings, look_at_
 from diffusion_policy.diagnose.findings import SEVERITIES, Diagnosis, Finding, diagnose, exit_status, ok
 from diffusion_policy.diagnose.log_findings import log_findings
 from diffusion_policy.diagnose.pose_only import is_pose_only, without_grippers
-from diffusion_policy.diagnose.sources import Opened, Progress, Sources, open_sources
+from diffusion_policy.diagnose.sources import OpenedSources, Progress, Sources, open_sources
 from diffusion_policy.diagnose.training_evidence import ConfigEvidence, look_at_config
 from diffusion_policy.diagnose.training_findings import config_findings, findings_of_run
 from diffusion_policy.errors import WorkspaceError
@@ -151,11 +151,11 @@ def examine(
     opened = open_sources(
         given, told=told if isinstance(told, str) else None, logs_of_run=False, on_progress=on_progress
     )
-    return examine_opened(opened, config, outputs)
+    return examine_sources(opened, config, outputs)
 
 
-def examine_opened(
-    opened: Opened, config: tuple[Sequence[str], DictConfig] | None = None, outputs: Path = Path()
+def examine_sources(
+    opened: OpenedSources, config: tuple[Sequence[str], DictConfig] | None = None, outputs: Path = Path()
 ) -> Examination:
     """The same of what is open already; nothing is opened again."""
     run, checkpoint = opened.run, opened.deployable
@@ -188,7 +188,7 @@ def examine_opened(
     return Examination(groups, _looks(opened))
 
 
-def _spec_of(opened: Opened, config: tuple[Sequence[str], DictConfig] | None) -> StepSpec | None:
+def _spec_of(opened: OpenedSources, config: tuple[Sequence[str], DictConfig] | None) -> StepSpec | None:
     """Of the policy that is looked at: the checkpoint's, the config's, or the run's; None where none tells."""
     weights = None if opened.checkpoint is None else opened.checkpoint.evidence
     if weights is not None and weights.spec is not None:
@@ -197,7 +197,7 @@ def _spec_of(opened: Opened, config: tuple[Sequence[str], DictConfig] | None) ->
     return None if content is None else find_step_spec(content)
 
 
-def _looks(opened: Opened) -> dict[str, str]:
+def _looks(opened: OpenedSources) -> dict[str, str]:
     """By group, the command line that shows what was examined."""
     datasets, checkpoint = [dataset.path for dataset in opened.datasets], opened.deployable
     found: dict[str, str] = {}

@@ -120,25 +120,25 @@ def memory(environment: Environment) -> Finding | None:
     """Free memory."""
     if environment.memory is None:
         return None
-    said = f"{environment.memory / 2**30:.1f} GiB of memory are free"
+    text = f"{environment.memory / 2**30:.1f} GiB of memory are free"
     if environment.memory < MEMORY_NEEDED:
         remedy = "fewer loader workers, and training.cache=none"
         return Finding(
-            "memory", "warning", said, remedy, command("train", "dataloader.num_workers=2", "training.cache=none")
+            "memory", "warning", text, remedy, command("train", "dataloader.num_workers=2", "training.cache=none")
         )
-    return ok("memory", said)
+    return ok("memory", text)
 
 
 def disk(environment: Environment) -> Finding:
     """Free disk, beside what the checkpoints of a run take."""
     need = environment.disk_need
-    said = f"{environment.disk / 2**30:.1f} GiB of disk are free"
+    text = f"{environment.disk / 2**30:.1f} GiB of disk are free"
     if need is not None:
-        said = f"{said}; {need.describe()}"
+        text = f"{text}; {need.describe()}"
     if environment.disk < (DISK_NEEDED if need is None else need.needed):
         remedy = "free some: a run keeps several checkpoints; lower checkpoint.topk.k"
-        return Finding("disk", "error", said, remedy, command("train", "checkpoint.topk.k=1"))
-    return ok("disk", said)
+        return Finding("disk", "error", text, remedy, command("train", "checkpoint.topk.k=1"))
+    return ok("disk", text)
 
 
 def _version(name: str) -> str | None:

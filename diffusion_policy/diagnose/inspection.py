@@ -32,7 +32,7 @@ from diffusion_policy.timestamps import parse_timestamps
 
 Progress = Callable[[int, int], None]
 # Findings of the summary that every frame and every step is looked at for here.
-_SAID_BETTER = {"images", "copycat-labels", "standing-still"}
+_REPLACED_BY_STEP_FINDINGS = {"images", "copycat-labels", "standing-still"}
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _count(n: int, word: str) -> str:
 
 
 def _dimensions(dimensions: tuple[Dimension, ...]) -> Table:
-    table = Table("dimension", *("lowest", "highest", "mean", "deviation"), "normalised", box=None, pad_edge=False)
+    table = Table("dimension", *("lowest", "highest", "mean", "deviation"), "normalized", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
@@ -111,12 +111,12 @@ def _findings(findings: tuple[Finding, ...]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in findings:
-        said = Text(finding.evidence)
+        text = Text(finding.evidence)
         if finding.remedy:
-            said.append(f"\n-> {finding.remedy}", "dim" if finding.severity == "note" else "bold")
+            text.append(f"\n-> {finding.remedy}", "dim" if finding.severity == "note" else "bold")
         if finding.trouble and finding.command and PLACEHOLDER not in finding.command:
-            said.append(f"\n   {finding.command}")
-        table.add_row(Text(finding.severity, STYLES[finding.severity]), said)
+            text.append(f"\n   {finding.command}")
+        table.add_row(Text(finding.severity, STYLES[finding.severity]), text)
     return table
 
 
@@ -213,6 +213,6 @@ def _inspect(
     findings = [
         finding
         for finding in dataset_findings(summary)
-        if finding.code not in _SAID_BETTER or (finding.code == "images" and images_count)
+        if finding.code not in _REPLACED_BY_STEP_FINDINGS or (finding.code == "images" and images_count)
     ]
     return Inspection(steps, summary, details, (*findings, *step_findings(details), *together))

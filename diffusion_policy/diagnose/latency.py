@@ -1,6 +1,6 @@
 """Where the time goes in a log: stages of one inference, from stamps of one clock at a time.
 
-Clocks of robot and server are not synchronised, and early logs hold absolute times where they mean differences; a
+Clocks of robot and server are not synchronized, and early logs hold absolute times where they mean differences; a
 stage is measured only between two stamps of the server, or where the log names a difference; whatever is negative or
 longer than a minute is left out, and counted.
 """

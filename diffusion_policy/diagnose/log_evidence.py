@@ -64,7 +64,7 @@ def _command_distance(log: RunLog) -> float | None:
     both = [arm for arm in action.labels("position") if arm in state.labels("position")]
     columns = [(action.labels("position").index(arm), state.labels("position").index(arm)) for arm in both]
     away = [np.linalg.norm(commanded[:, ours] - measured[:, theirs], axis=1) for ours, theirs in columns]
-    return max((float(np.median(metres)) for metres in away), default=None)
+    return max((float(np.median(meters)) for meters in away), default=None)
 
 
 def _quaternion_error(log: RunLog) -> float | None:

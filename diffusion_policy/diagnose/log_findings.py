@@ -40,15 +40,15 @@ def action(evidence: LogEvidence) -> Finding | None:
         )
     width, layout = log.commands.shape[1], log.action_layout
     if log.layout == "named" and layout is not None:
-        said = f"{len(log.steps)} chunks of {log.actions.shape[1]} actions, {width} numbers each: {layout.describe()}"
-        said += "" if layout.has_pose else "; no pose in this layout"
+        text = f"{len(log.steps)} chunks of {log.actions.shape[1]} actions, {width} numbers each: {layout.describe()}"
+        text += "" if layout.has_pose else "; no pose in this layout"
         if layout.has_gripper:
-            return ok("log-action", said, evidence.name)
-        return Finding("log-action", "warning", said, "the served policy commands no gripper", about=evidence.name)
-    said = f"actions have {width} numbers ({log.layout.replace('_', ' ')}), expected 8"
+            return ok("log-action", text, evidence.name)
+        return Finding("log-action", "warning", text, "the served policy commands no gripper", about=evidence.name)
+    text = f"actions have {width} numbers ({log.layout.replace('_', ' ')}), expected 8"
     remedy = "the served policy commands no 0..1 gripper: grow its checkpoint, or serve another"
     grow = command("finetune_from_7d_to_8d", "--old_ckpt", "SERVED.ckpt", "--new_ckpt", "GROWN.ckpt")
-    return Finding("log-action", "warning", said, remedy, grow, evidence.name)
+    return Finding("log-action", "warning", text, remedy, grow, evidence.name)
 
 
 def recorded_episode(evidence: LogEvidence) -> Finding | None:
@@ -56,11 +56,11 @@ def recorded_episode(evidence: LogEvidence) -> Finding | None:
     if not evidence.offline:
         return None
     status = read_status(evidence.log.meta.get("split"))
-    said = f"recorded episode {evidence.log.meta.get('episode', '')}: {WORDS[status]}"
+    text = f"recorded episode {evidence.log.meta.get('episode', '')}: {WORDS[status]}"
     if status in ("held out", "unseen"):
-        return ok("log-split", said, evidence.name)
+        return ok("log-split", text, evidence.name)
     remedy = "what it does there may be memorized: run it over held-out episodes"
-    return Finding("log-split", "note", said, remedy, about=evidence.name)
+    return Finding("log-split", "note", text, remedy, about=evidence.name)
 
 
 def answered(evidence: LogEvidence) -> Finding | None:
@@ -75,8 +75,8 @@ def answered(evidence: LogEvidence) -> Finding | None:
         return Finding("log-answered", "error", log.why_empty, remedy, about=evidence.name)
     share = sum(refused.values()) / (sum(refused.values()) + len(log.steps))
     severity: Severity = "warning" if share > MANY_REFUSED else "note"
-    said = next(oddity for oddity in log.oddities if "got an error" in oddity)
-    return Finding("log-answered", severity, said, remedy, about=evidence.name)
+    text = next(oddity for oddity in log.oddities if "got an error" in oddity)
+    return Finding("log-answered", severity, text, remedy, about=evidence.name)
 
 
 def weights(evidence: LogEvidence) -> Finding | None:
@@ -85,8 +85,8 @@ def weights(evidence: LogEvidence) -> Finding | None:
     if served is None:
         return None
     if served != "ema_model":
-        said = f"the weights {served} were run, not the averaged ones"
-        return Finding("log-weights", "note", said, "run ema_model, which is what is deployed", about=evidence.name)
+        text = f"the weights {served} were run, not the averaged ones"
+        return Finding("log-weights", "note", text, "run ema_model, which is what is deployed", about=evidence.name)
     return ok("log-weights", "the averaged weights were run", evidence.name)
 
 
@@ -94,11 +94,11 @@ def near(evidence: LogEvidence) -> Finding | None:
     """Whether commands are near the arm."""
     if evidence.command_distance_m is None:
         return None
-    said = f"the next command lies {evidence.command_distance_m * 1000:.0f} mm from the measured position (median)"
+    text = f"the next command lies {evidence.command_distance_m * 1000:.0f} mm from the measured position (median)"
     if evidence.command_distance_m > FAR_COMMAND_M:
-        remedy = "not the robot, frame or normaliser that it was trained with, or hardly trained"
-        return Finding("log-near", "warning", said, remedy, about=evidence.name)
-    return ok("log-near", said, evidence.name)
+        remedy = "not the robot, frame or normalizer that it was trained with, or hardly trained"
+        return Finding("log-near", "warning", text, remedy, about=evidence.name)
+    return ok("log-near", text, evidence.name)
 
 
 def unit_quaternions(evidence: LogEvidence) -> Finding | None:
@@ -107,9 +107,9 @@ def unit_quaternions(evidence: LogEvidence) -> Finding | None:
         return None
     error = evidence.quaternion_error
     if error > SERVED_NORM_SLACK:
-        said = f"a predicted quaternion's norm is {error:.3f} away from 1"
+        text = f"a predicted quaternion's norm is {error:.3f} away from 1"
         remedy = "hardly trained, or smoothed component by component; the motion guard refuses such chunks"
-        return Finding("log-quaternions", "warning", said, remedy, about=evidence.name)
+        return Finding("log-quaternions", "warning", text, remedy, about=evidence.name)
     return ok("log-quaternions", f"predicted quaternions have norms within {error:.3f} of 1", evidence.name)
 
 
@@ -119,35 +119,35 @@ def in_time(evidence: LogEvidence) -> Finding | None:
     if stage is None:
         return None
     median, late, _ = stage.quantiles()
-    said = f"inference takes {median:.0f} ms (median), {late:.0f} ms at 95 %"
+    text = f"inference takes {median:.0f} ms (median), {late:.0f} ms at 95 %"
     if late > CHUNK_SECONDS * 1000:
         remedy = "fewer denoising steps (DDIM, 8), or a faster device"
         return Finding(
-            "latency", "warning", f"{said}: longer than the six actions that are executed", remedy, about=evidence.name
+            "latency", "warning", f"{text}: longer than the six actions that are executed", remedy, about=evidence.name
         )
-    return ok("latency", said, evidence.name)
+    return ok("latency", text, evidence.name)
 
 
 def gripper(evidence: LogEvidence) -> Finding | None:
     """The verdict; None where there is no answer to judge."""
     report = evidence.gripper
-    said = f"{report.verdict}: {report.reason}"
+    text = f"{report.verdict}: {report.reason}"
     if report.opens_and_closes:
         if report.firmness is not None and report.firmness < FIRM:
-            evidence_text = f"{said}; but only {report.firmness:.0%} of the dead bands agree"
+            evidence_text = f"{text}; but only {report.firmness:.0%} of the dead bands agree"
             return Finding("gripper-verdict", "note", evidence_text, "look at its timeline", about=evidence.name)
         ahead = report.leads_measurement
         if ahead is not None and 2 * ahead < len(report.events):
-            evidence_text = f"{said}; most of its changes only repeat what is measured"
+            evidence_text = f"{text}; most of its changes only repeat what is measured"
             remedy = "hide the measured gripper now and then while training (observation_dropout=gripper)"
             return Finding("gripper-verdict", "note", evidence_text, remedy, about=evidence.name)
-        return ok("gripper-verdict", said, evidence.name)
+        return ok("gripper-verdict", text, evidence.name)
     if report.verdict == ALL_REFUSED:
         return None
     if report.verdict == "too short":
-        return Finding("gripper-verdict", "note", said, "log a whole run", about=evidence.name)
+        return Finding("gripper-verdict", "note", text, "log a whole run", about=evidence.name)
     severity: Severity = "warning" if report.verdict in ("chatters", "no gripper command") else "error"
-    return Finding("gripper-verdict", severity, said, REMEDIES.get(report.verdict, ""), about=evidence.name)
+    return Finding("gripper-verdict", severity, text, REMEDIES.get(report.verdict, ""), about=evidence.name)
 
 
 REMEDIES = {
@@ -177,14 +177,14 @@ def open_loop_findings(document: Mapping[str, Any], about: str = "") -> list[Fin
     """
     ours = document["scores"]["policy"]
     known = [f"{ours[key]:.3g} {unit}" for key, unit in ERROR_UNITS.items() if ours.get(key) is not None]
-    said = f"open loop: {', '.join(known)} over {_episodes_of(document)}"
+    text = f"open loop: {', '.join(known)} over {_episodes_of(document)}"
     shortcomings = document["shortcomings"]
     if shortcomings:
         more = f", and {len(shortcomings) - 1} more" if len(shortcomings) > 1 else ""
-        evidence = f"{said}; it {shortcomings[0]}{more}"
+        evidence = f"{text}; it {shortcomings[0]}{more}"
         return [Finding("beats-baselines", "error", evidence, "do not deploy it; see the findings above", about=about)]
     unmeasured = "".join(f"; {sentence}" for sentence in document.get("unmeasured", ()))
-    found = [ok("beats-baselines", f"{said}; it beats every baseline{unmeasured}", about)]
+    found = [ok("beats-baselines", f"{text}; it beats every baseline{unmeasured}", about)]
     if ours.get("position_mm") is not None and ours.get("gripper_at_transitions") is not None:
         found.append(
             position_finding(ours["position_mm"], about, command("evaluate_closed_loop", about) if about else "")

@@ -37,8 +37,8 @@ Frame = NDArray[np.uint8]
 
 # Actions of a recorded episode that are drawn as if they were a chunk.
 RECORDED_CHUNK = 8
-# A log's measured positions are those of a recording if they are this near, in metres.
-SAME_METRES = 1e-3
+# A log's measured positions are those of a recording if they are this near, in meters.
+SAME_METERS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Playback:
     Attributes:
         name: of the log or the episode, and of the arm where there are several.
         length: N.
-        positions: (N, 3) measured, metres; None where the layout has no position.
+        positions: (N, 3) measured, meters; None where the layout has no position.
         chunks: (N, T, 3) positions that are commanded from each step on; None likewise.
         chunk_grippers: (N, T) gripper commands of the chunk, 1 = open; None without a 0..1 gripper.
         measured: (N,) gripper before the command, or None.
@@ -157,7 +157,7 @@ def recorded_steps(log: RunLog, dataset: ReplayBuffer) -> NDArray[np.int64] | No
     known = [column[steps] for column in measured if column is not None]
     if not known or len(known) < len(columns):
         return None
-    return steps if np.abs(np.stack(known, axis=1) - log.states[:, columns]).max() < SAME_METRES else None
+    return steps if np.abs(np.stack(known, axis=1) - log.states[:, columns]).max() < SAME_METERS else None
 
 
 def _measured(dataset: ReplayBuffer, name: str) -> FloatArray | None:

@@ -14,7 +14,7 @@ SLACK = 0.05
 
 
 def quaternion_sign(checkpoint: CheckpointEvidence, dataset: DatasetEvidence) -> Finding | None:
-    """Compare the range of the dataset's quaternions, and of their negatives, with what the normaliser was fitted to.
+    """Compare the range of the dataset's quaternions, and of their negatives, with what the normalizer was fitted to.
 
     None where either has no quaternions, or where neither sign fits better: that is another rotation, not another sign.
     """
@@ -34,7 +34,7 @@ def quaternion_sign(checkpoint: CheckpointEvidence, dataset: DatasetEvidence) ->
     as_is, turned = max(found, key=lambda both: both[0] - both[1])  # of the arm that fits the other sign best
     if turned + SLACK < as_is:
         evidence = (
-            f"the checkpoint's normaliser was fitted on the other quaternion sign: the dataset reaches {as_is:.2f} "
+            f"the checkpoint's normalizer was fitted on the other quaternion sign: the dataset reaches {as_is:.2f} "
             f"beyond what it knows, with the signs turned {turned:.2f}"
         )
         remedy = (

@@ -17,7 +17,7 @@ LARGEST_POSITION_MM = 17.6
 
 
 @dataclass(frozen=True)
-class Odds:
+class Mispredicted:
     """So many of so many policies for which what was foretold did not come true."""
 
     wrong: int
@@ -28,9 +28,9 @@ class Odds:
 
 
 # Policies that did the task in fewer than half of the scenes, of those that were foretold to succeed by ...
-OPEN_AND_CLOSE_BUT_FAIL = Odds(55, 73)  # ... every log opening and closing
-NEAR_BUT_FAIL = Odds(1, 7)  # ... a smaller position error, by a threshold fitted without them
-FAR_BUT_SUCCEED = Odds(12, 71)  # and those that did it in more, in spite of a larger error
+OPEN_AND_CLOSE_BUT_FAIL = Mispredicted(55, 73)  # ... every log opening and closing
+NEAR_BUT_FAIL = Mispredicted(1, 7)  # ... a smaller position error, by a threshold fitted without them
+FAR_BUT_SUCCEED = Mispredicted(12, 71)  # and those that did it in more, in spite of a larger error
 
 
 def position_finding(error_mm: float, about: str, look: str = "") -> Finding:
@@ -41,13 +41,13 @@ def position_finding(error_mm: float, about: str, look: str = "") -> Finding:
         about: the file.
         look: the command that rolls the policy out.
     """
-    said = f"held-out position error {error_mm:.3g} mm"
+    text = f"held-out position error {error_mm:.3g} mm"
     if error_mm <= LARGEST_POSITION_MM:
         odds = f"{NEAR_BUT_FAIL} policies that were judged so failed all the same in the simulator"
-        return ok(POSITION_ERROR, f"{said}, at most {LARGEST_POSITION_MM:g}; {odds}", about)
+        return ok(POSITION_ERROR, f"{text}, at most {LARGEST_POSITION_MM:g}; {odds}", about)
     odds = f"only {FAR_BUT_SUCCEED} policies that were judged so did the task in the simulator"
     remedy = (
         f"a gripper that opens and closes in every log is not enough: {OPEN_AND_CLOSE_BUT_FAIL} such policies failed; "
         "train longer or on more demonstrations, then roll it out"
     )
-    return Finding(POSITION_ERROR, "note", f"{said}, more than {LARGEST_POSITION_MM:g}: {odds}", remedy, look, about)
+    return Finding(POSITION_ERROR, "note", f"{text}, more than {LARGEST_POSITION_MM:g}: {odds}", remedy, look, about)

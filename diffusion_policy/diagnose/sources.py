@@ -76,7 +76,7 @@ class OpenedCheckpoint:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedSources:
     """All that was given, and what a run brought along."""
 
     given: Sources
@@ -99,7 +99,7 @@ def open_sources(
     told: str | None = None,
     logs_of_run: bool = True,
     on_progress: Progress = lambda done, total: None,
-) -> Opened:
+) -> OpenedSources:
     """Open every file once; a run brings its datasets, its checkpoint, its closed loop and its logs.
 
     Args:
@@ -134,10 +134,10 @@ def open_sources(
     weights = None if checkpoint is None else opened(open_checkpoint(checkpoint))
     documents = tuple(document for path in given.open_loop for document in read_open_loop(path))
     rolled_out = opened(closed_loop_of(given.closed_loop, given.checkpoint, run))
-    return Opened(given, run, datasets, weights, looked, documents, rolled_out)
+    return OpenedSources(given, run, datasets, weights, looked, documents, rolled_out)
 
 
-def open_dataset(path: Path, said: str | None = None, told: str | None = None) -> OpenedDataset:
+def open_dataset(path: Path, text: str | None = None, told: str | None = None) -> OpenedDataset:
     """A dataset whose gripper is said to be in a scale, or was told to be where its numbers do not say.
 
     Raises:
@@ -145,7 +145,7 @@ def open_dataset(path: Path, said: str | None = None, told: str | None = None) -
         SpecError: an unknown scale, or one that the numbers contradict.
         ReportError: it has no action, or no step.
     """
-    buffer, faults = open_for_report(path, parse_scales(said), parse_scales(told))
+    buffer, faults = open_for_report(path, parse_scales(text), parse_scales(told))
     steps = steps_of_dataset(buffer, faults)
     camera = steps.cameras.get(IMAGE_KEY)
     assert camera is None or isinstance(camera, ConvertedCamera)

@@ -12,22 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, TIMESTAMP_KEY, ReplayBuffer
-from diffusion_policy.diagnose.camera_evidence import CameraEvidence, Stretch, look_at_cameras, set_runs
-from diffusion_policy.diagnose.dataset_evidence import STILL_METRES, STILL_RADIANS
+from diffusion_policy.diagnose.camera_evidence import CameraEvidence, StepRange, look_at_cameras, runs_of_true
+from diffusion_policy.diagnose.dataset_evidence import STILL_METERS, STILL_RADIANS
 from diffusion_policy.diagnose.steps import FloatArray, Steps, arm_steps, finite, steps_of_dataset
 from diffusion_policy.gripper_events import GRIPPER_BAND, OPEN, Event, gripper_events, gripper_states
 from diffusion_policy.model.normalizer import SingleFieldLinearNormalizer
 from diffusion_policy.timestamps import timestamp_fault
 
 # An arm that is told to be this much faster between two steps has jumped: a cut recording, or a tracker that slipped.
-JUMP_METRES_PER_SECOND, JUMP_DEGREES_PER_SECOND = 1.5, 180.0
+JUMP_METERS_PER_SECOND, JUMP_DEGREES_PER_SECOND = 1.5, 180.0
 # Without timestamps: the robot's control period.
 DEFAULT_SECONDS = 0.1
 # A stretch of standing still is idle from this length on.
 IDLE_SECONDS = 1.0
 # A step this many times as long as the median one is a gap in the recording.
 GAP = 3.0
-# A dimension that the normaliser stretches this much has hardly any range: what it shows may be noise.
+# A dimension that the normalizer stretches this much has hardly any range: what it shows may be noise.
 STRETCHED = 100.0
 
 
@@ -38,8 +38,8 @@ class Dimension:
     Attributes:
         key, name: of the array, and of the number in it.
         low, high, mean, deviation: in its unit.
-        is_constant: whether the normaliser does not stretch it, because its range is next to nothing.
-        scale: by which the normaliser multiplies it.
+        is_constant: whether the normalizer does not stretch it, because its range is next to nothing.
+        scale: by which the normalizer multiplies it.
     """
 
     key: str
@@ -87,7 +87,7 @@ class EpisodeEvidence:
     seconds: float | None
     events: tuple[Event, ...]
     open_share: float | None
-    idle: tuple[Stretch, ...]
+    idle: tuple[StepRange, ...]
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class StepEvidence:
         refused: recordings that do not open, and why.
         notes: of odd recordings.
         times: None without timestamps, or where no episode has two steps.
-        largest_step: (metres, degrees) between two measured poses; None without poses.
+        largest_step: (meters, degrees) between two measured poses; None without poses.
         jumps: of measured and commanded poses.
         copying: None without a measured or a commanded gripper.
         cameras: what their frames show.
@@ -161,31 +161,31 @@ def look_at_steps(steps: Steps, on_progress: Callable[[int, int], None] | None =
     """Gather the evidence; decodes every frame, at a part of its size."""
     seconds = _seconds(steps)
     moves = _moves(steps)
-    metres, radians = _motion(steps, moves)
+    meters, radians = _motion(steps, moves)
     inside = steps.within
     return StepEvidence(
         where=steps.where,
         dimensions=tuple(_dimensions(steps)),
-        episodes=_episodes(steps, (metres < STILL_METRES) & (radians < STILL_RADIANS), seconds),
+        episodes=_episodes(steps, (meters < STILL_METERS) & (radians < STILL_RADIANS), seconds),
         refused=dict(steps.refused),
         notes=dict(steps.notes),
         times=_times(steps),
-        largest_step=_largest(metres[inside], radians[inside]) if moves and inside.any() else None,
+        largest_step=_largest(meters[inside], radians[inside]) if moves and inside.any() else None,
         jumps=tuple(jump for key, move in moves.items() for jump in _jumps(steps, key, *move, seconds)),
         copying=_copying(steps),
-        cameras=look_at_cameras(steps, np.concatenate([[0.0], np.cumsum(metres)]), on_progress),
+        cameras=look_at_cameras(steps, np.concatenate([[0.0], np.cumsum(meters)]), on_progress),
     )
 
 
-def idle_stretches(buffer: ReplayBuffer) -> list[tuple[Stretch, ...]]:
+def idle_ranges(buffer: ReplayBuffer) -> list[tuple[StepRange, ...]]:
     """Of each episode of a dataset, the stretches of at least IDLE_SECONDS in which arm and gripper stand still.
 
     Raises:
         ReportError: it has no action, or no step.
     """
     steps = steps_of_dataset(buffer)
-    metres, radians = _motion(steps, _moves(steps))
-    still = (metres < STILL_METRES) & (radians < STILL_RADIANS)
+    meters, radians = _motion(steps, _moves(steps))
+    still = (meters < STILL_METERS) & (radians < STILL_RADIANS)
     return [episode.idle for episode in _episodes(steps, still, _seconds(steps))]
 
 
@@ -201,8 +201,8 @@ def _motion(steps: Steps, moves: Mapping[str, tuple[FloatArray, FloatArray]]) ->
     looked_at = [move for key, move in moves.items() if key != ACTION_KEY] or list(moves.values())
     if not looked_at:
         return np.zeros(steps.n_steps - 1), np.zeros(steps.n_steps - 1)
-    metres, radians = zip(*looked_at, strict=True)
-    return np.max(metres, axis=0), np.max(radians, axis=0)
+    meters, radians = zip(*looked_at, strict=True)
+    return np.max(meters, axis=0), np.max(radians, axis=0)
 
 
 def _seconds(steps: Steps) -> FloatArray:
@@ -211,8 +211,8 @@ def _seconds(steps: Steps) -> FloatArray:
     return np.full(steps.n_steps - 1, DEFAULT_SECONDS) if times is None else np.diff(np.nan_to_num(times))
 
 
-def _largest(metres: FloatArray, radians: FloatArray) -> tuple[float, float]:
-    return float(metres.max()), float(np.degrees(radians.max()))
+def _largest(meters: FloatArray, radians: FloatArray) -> tuple[float, float]:
+    return float(meters.max()), float(np.degrees(radians.max()))
 
 
 def _dimensions(steps: Steps) -> list[Dimension]:
@@ -223,7 +223,7 @@ def _dimensions(steps: Steps) -> list[Dimension]:
         scales = fitted.params_dict["scale"].tolist()
         low, high, mean, deviation = (part(values, axis=0) for part in (np.min, np.max, np.mean, np.std))
         for i, name in enumerate(names):
-            # A range of next to nothing is the one case in which the normaliser keeps scale 1.
+            # A range of next to nothing is the one case in which the normalizer keeps scale 1.
             is_constant = bool(scales[i] == 1 and high[i] - low[i] < 1)
             numbers = (float(low[i]), float(high[i]), float(mean[i]), float(deviation[i]))
             found.append(Dimension(key, name, *numbers, is_constant, scales[i]))
@@ -250,7 +250,7 @@ def _episodes(steps: Steps, still: NDArray[np.bool_], seconds: FloatArray) -> tu
                 seconds=None if times is None else float(elapsed[-1]),
                 events=tuple(sorted(events)),
                 open_share=None if states is None else float((states[:, part] == OPEN).mean()),
-                idle=tuple((a, b + 1) for a, b in set_runs(quiet) if elapsed[b] - elapsed[a] >= IDLE_SECONDS),
+                idle=tuple((a, b + 1) for a, b in runs_of_true(quiet) if elapsed[b] - elapsed[a] >= IDLE_SECONDS),
             )
         )
     return tuple(found)
@@ -279,14 +279,14 @@ def _named(steps: Steps, step: int) -> tuple[str, int]:
     return steps.episode_names[episode], at
 
 
-def _jumps(steps: Steps, key: str, metres: FloatArray, radians: FloatArray, seconds: FloatArray) -> list[Jump]:
+def _jumps(steps: Steps, key: str, meters: FloatArray, radians: FloatArray, seconds: FloatArray) -> list[Jump]:
     usual = float(np.median(seconds)) if len(seconds) else DEFAULT_SECONDS
     # Commands are given at an even pace, whatever the clock says of a hiccup.
     elapsed = np.where(seconds > 0, seconds, max(usual, 1e-3))
     degrees = np.degrees(radians)
-    fast = (metres > JUMP_METRES_PER_SECOND * elapsed) | (degrees > JUMP_DEGREES_PER_SECOND * elapsed)
+    fast = (meters > JUMP_METERS_PER_SECOND * elapsed) | (degrees > JUMP_DEGREES_PER_SECOND * elapsed)
     return [
-        Jump(*_named(steps, int(at)), key, float(metres[at]), float(degrees[at]), float(elapsed[at]))
+        Jump(*_named(steps, int(at)), key, float(meters[at]), float(degrees[at]), float(elapsed[at]))
         for at in np.flatnonzero(fast & steps.within)
     ]
 

@@ -117,15 +117,15 @@ def repeated_frames(data: StepEvidence) -> Finding | None:
     if not data.cameras:
         return None
     repeated, elsewhere = (sum(getattr(c, name) for c in data.cameras) for name in ("repeated", "elsewhere"))
-    said = f"{repeated} frames repeat the one before, {elsewhere} are copies of frames elsewhere"
+    text = f"{repeated} frames repeat the one before, {elsewhere} are copies of frames elsewhere"
     shown = max(1, sum(camera.shown for camera in data.cameras))
     if elsewhere > MANY * shown:
-        evidence = f"{said}: is an episode there twice?"
+        evidence = f"{text}: is an episode there twice?"
         return Finding("repeated-frames", "warning", evidence, "leave out one of the two", about=data.where)
     if repeated > MANY * shown:
-        evidence = f"{said}: the camera is slower than the recorder, or nothing moves"
+        evidence = f"{text}: the camera is slower than the recorder, or nothing moves"
         return Finding("repeated-frames", "note", evidence, "record at the camera's rate", about=data.where)
-    return ok("repeated-frames", said, data.where)
+    return ok("repeated-frames", text, data.where)
 
 
 def black_frames(data: StepEvidence) -> Finding | None:
@@ -147,11 +147,11 @@ def jumps(data: StepEvidence) -> Finding | None:
     """Poses further apart than an arm goes in the time."""
     if data.largest_step is None:
         return None
-    metres, degrees = data.largest_step
-    said = f"the longest step is {metres * 1000:.0f} mm, the largest turn {degrees:.1f} degrees"
+    meters, degrees = data.largest_step
+    text = f"the longest step is {meters * 1000:.0f} mm, the largest turn {degrees:.1f} degrees"
     layout = find_layout([one.name for one in data.dimensions if one.key == ACTION_KEY])
     if layout is not None and not layout.labels("position"):
-        said = f"the largest turn of a joint from step to step is {degrees:.1f} degrees; no pose in this layout"
+        text = f"the largest turn of a joint from step to step is {degrees:.1f} degrees; no pose in this layout"
     if data.jumps:
         listed = _some(
             [
@@ -162,7 +162,7 @@ def jumps(data: StepEvidence) -> Finding | None:
         )
         evidence = f"{len(data.jumps)} jumps of the pose: {listed}"
         return Finding("jumps", "warning", evidence, "look there: a cut, or a lost arm", about=data.where)
-    return ok("jumps", said, data.where)
+    return ok("jumps", text, data.where)
 
 
 def gaps(data: StepEvidence) -> Finding | None:
@@ -171,17 +171,17 @@ def gaps(data: StepEvidence) -> Finding | None:
     if times is None or not times.are_seconds:  # of other units, `step_spacing` tells
         return None
     rate = f"{1 / times.median_s:.3g} Hz" if times.median_s > 0 else "no rate"
-    said = f"{rate}, jitter {times.jitter_ms:.3g} ms, longest step {times.longest_s:.3g} s"
+    text = f"{rate}, jitter {times.jitter_ms:.3g} ms, longest step {times.longest_s:.3g} s"
     if times.backwards:
-        evidence = f"{said}; time stands or goes back at {times.backwards} steps"
+        evidence = f"{text}; time stands or goes back at {times.backwards} steps"
         return Finding("gaps", "error", evidence, "check the recorder's clock", about=data.where)
     if times.gaps:
         listed = _some([f"{name} after step {step} ({seconds:.3g} s)" for name, step, seconds in times.gaps])
-        evidence = f"{said}; {len(times.gaps)} gaps: {listed}"
+        evidence = f"{text}; {len(times.gaps)} gaps: {listed}"
         limit = split_limit(times)
         remedy = f"split those episodes there when converting: --split-at-gap {limit}"
         return Finding("gaps", "warning", evidence, remedy, reconvert("--split-at-gap", limit), data.where)
-    return ok("gaps", f"{said}, no gaps", data.where)
+    return ok("gaps", f"{text}, no gaps", data.where)
 
 
 def split_limit(times: Times) -> str:
@@ -195,15 +195,15 @@ def idle(data: StepEvidence) -> Finding:
     """Stretches in which nothing happens."""
     stretches = [end - start for episode in data.episodes for start, end in episode.idle]
     total = sum(episode.steps for episode in data.episodes)
-    said = f"{len(stretches)} idle stretches, {sum(stretches)} of {total} steps"
+    text = f"{len(stretches)} idle stretches, {sum(stretches)} of {total} steps"
     if sum(stretches) > MUCH_IDLE * total:
-        evidence = f"{said}, the longest {max(stretches)} steps"
+        evidence = f"{text}, the longest {max(stretches)} steps"
         return Finding("idle", "note", evidence, "cut pauses: a policy learns to wait from them", about=data.where)
-    return ok("idle", said, data.where)
+    return ok("idle", text, data.where)
 
 
 def constant_dimensions(data: StepEvidence) -> Finding:
-    """Dimensions without range, and what the normaliser makes of them."""
+    """Dimensions without range, and what the normalizer makes of them."""
     constant = [
         f"{d.key}.{d.name} = {d.mean:.4g}" for d in data.dimensions if d.is_constant and not is_gripper_name(d.name)
     ]
@@ -212,14 +212,14 @@ def constant_dimensions(data: StepEvidence) -> Finding:
         for d in data.dimensions
         if d.is_nearly_constant
     ]
-    said = []
+    text = []
     if constant:
-        said.append(f"constant: {', '.join(constant)}; the normaliser moves them to 0 and does not stretch them")
+        text.append(f"constant: {', '.join(constant)}; the normalizer moves them to 0 and does not stretch them")
     if nearly:
-        said.append(f"nearly constant: {', '.join(nearly)}; their noise is learned as if it were motion")
-    if said:
+        text.append(f"nearly constant: {', '.join(nearly)}; their noise is learned as if it were motion")
+    if text:
         remedy = "see that the task needs no more range there than was recorded"
-        return Finding("constant-dimensions", "note", "; ".join(said), remedy, about=data.where)
+        return Finding("constant-dimensions", "note", "; ".join(text), remedy, about=data.where)
     return ok("constant-dimensions", "every dimension has a range", data.where)
 
 
@@ -231,13 +231,13 @@ def class_balance(data: StepEvidence) -> Finding | None:
     share = sum(part * steps for part, steps in shares) / sum(steps for _, steps in shares)
     without = [episode.name for episode in data.episodes if not episode.events]
     quiet = f"{len(without)} of {len(data.episodes)} episodes have no event"
-    said = f"the gripper is open at {share:.0%} of the steps; {quiet}"
+    text = f"the gripper is open at {share:.0%} of the steps; {quiet}"
     if without:
-        said += f" ({_some(without)})"
+        text += f" ({_some(without)})"
     if min(share, 1 - share) < RARE:
         remedy = "record more of the rare state, or weight its events: loss=gripper_events"
-        return Finding("class-balance", "warning", said, remedy, about=data.where)
-    return ok("class-balance", said, data.where)
+        return Finding("class-balance", "warning", text, remedy, about=data.where)
+    return ok("class-balance", text, data.where)
 
 
 def copycat_delays(data: StepEvidence) -> Finding | None:
@@ -246,20 +246,20 @@ def copycat_delays(data: StepEvidence) -> Finding | None:
     if copying is None or not copying.transitions:
         return None
     total = sum(episode.steps for episode in data.episodes)
-    said = (
+    text = (
         f"the commanded gripper equals the measured one at {copying.equal_steps} of {total} steps and at "
         f"{copying.equal_transitions} of {copying.transitions} transitions"
     )
     if copying.first_measured:
-        said += f"; a command is measured {np.median(copying.first_measured):.0f} steps later (median)"
+        text += f"; a command is measured {np.median(copying.first_measured):.0f} steps later (median)"
     if copying.equal_transitions > copying.transitions / 2:
         remedy = (
             "bring the command forward (--gripper-command next-measured, or --gripper-lead STEPS), or hide the "
             "measured gripper while training: observation_dropout=gripper"
         )
         command = reconvert("--gripper-command", "next-measured")
-        return Finding("copycat-delays", "warning", said, remedy, command, data.where)
-    return ok("copycat-delays", said, data.where)
+        return Finding("copycat-delays", "warning", text, remedy, command, data.where)
+    return ok("copycat-delays", text, data.where)
 
 
 def _some(names: Sequence[str]) -> str:

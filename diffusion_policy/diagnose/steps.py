@@ -298,19 +298,19 @@ def finite(steps: Steps, key: str) -> FloatArray:
 
 
 def arm_steps(layout: ActionLayout, values: FloatArray) -> tuple[FloatArray, FloatArray] | None:
-    """How far vectors (N, D) are from one step to the next: metres and radians, (N - 1,) each.
+    """How far vectors (N, D) are from one step to the next: meters and radians, (N - 1,) each.
 
     Of several arms the one that moves most; joints turn as rotations do. None where nothing is known to move.
     """
     positions, rotations = layout.positions(values), layout.rotations(values)
-    metres = np.linalg.norm(np.diff(positions, axis=0), axis=-1)
+    meters = np.linalg.norm(np.diff(positions, axis=0), axis=-1)
     turns = [geodesic_distance(rotations[:-1], rotations[1:])]
     if layout.has_joints and layout.joint_unit in _RADIANS:
         turns.append(np.abs(np.diff(layout.joints(values), axis=0)) * _RADIANS[layout.joint_unit])
     radians = np.concatenate(turns, axis=1)
-    if not metres.size and not radians.size:
+    if not meters.size and not radians.size:
         return None
-    return metres.max(axis=1, initial=0.0), radians.max(axis=1, initial=0.0)
+    return meters.max(axis=1, initial=0.0), radians.max(axis=1, initial=0.0)
 
 
 def scale_of(scales: FoundScales | None, key: str) -> GripperScale | None:

@@ -80,9 +80,9 @@ def config_action(planned: Planned) -> Finding | None:
     if config.spec is None:
         return None
     names = config.spec.robot.action_names
-    said = f"the config predicts {config.spec.action_dim} numbers"
+    text = f"the config predicts {config.spec.action_dim} numbers"
     if data is not None and not set(names) <= set(data.action_names):
-        evidence = f"size mismatch: {said}, the dataset's actions have {len(data.action_names)}"
+        evidence = f"size mismatch: {text}, the dataset's actions have {len(data.action_names)}"
         return Finding(
             "config-action",
             "error",
@@ -93,12 +93,12 @@ def config_action(planned: Planned) -> Finding | None:
         )
     layout = find_layout(names)
     if names != POSE_GRIPPER and layout is not None and layout.has_gripper:
-        return ok("config-action", f"{said}: {layout.describe()}", config.name)
+        return ok("config-action", f"{text}: {layout.describe()}", config.name)
     if names != POSE_GRIPPER:
-        evidence = f"{said}: {' '.join(names)}; without a gripper the client keeps it open"
+        evidence = f"{text}: {' '.join(names)}; without a gripper the client keeps it open"
         again = config.again("task=cogact_robot_8d")
         return Finding("config-action", "warning", evidence, "take the 8-D task", again, config.name)
-    return ok("config-action", f"{said}: pose and gripper", config.name)
+    return ok("config-action", f"{text}: pose and gripper", config.name)
 
 
 def config_start(planned: Planned) -> Finding | None:
@@ -123,13 +123,13 @@ def learning_rate(planned: Planned) -> Finding | None:
     config = planned.config
     if config.learning_rate is None:
         return None
-    said = f"the learning rate is {config.learning_rate:g}"
+    text = f"the learning rate is {config.learning_rate:g}"
     if not LOWEST_RATE <= config.learning_rate <= HIGHEST_RATE:
-        evidence = f"{said}, outside {LOWEST_RATE:g} to {HIGHEST_RATE:g}"
+        evidence = f"{text}, outside {LOWEST_RATE:g} to {HIGHEST_RATE:g}"
         reference = config.rate_setting == "optimizer.lr"
         again = config.again("optimizer.lr=1e-4") if reference else config.again("optimizer.learning_rate=1e-4")
         return Finding("learning-rate", "error", evidence, "1e-4 trains this policy", again, config.name)
-    return ok("learning-rate", said, config.name)
+    return ok("learning-rate", text, config.name)
 
 
 def warm_up(planned: Planned) -> Finding | None:
@@ -138,12 +138,12 @@ def warm_up(planned: Planned) -> Finding | None:
     updates = config.updates(None if planned.dataset is None else planned.dataset.n_steps)
     if updates is None or config.warm_up is None:
         return None
-    said = f"warm-up takes {config.warm_up} of about {updates} updates"
+    text = f"warm-up takes {config.warm_up} of about {updates} updates"
     if config.warm_up > updates / 2:
-        evidence = f"{said}: the learning rate is hardly reached"
+        evidence = f"{text}: the learning rate is hardly reached"
         again = config.again(f"training.lr_warmup_steps={max(updates // 20, 1)}")
         return Finding("warm-up", "warning", evidence, "train longer, or warm up for less", again, config.name)
-    return ok("warm-up", said, config.name)
+    return ok("warm-up", text, config.name)
 
 
 def few_updates(planned: Planned) -> Finding | None:
@@ -163,7 +163,7 @@ def held_out(planned: Planned) -> Finding:
     """Whether anything is held out to measure on."""
     config = planned.config
     if config.val_ratio <= 0:
-        evidence = "no episode is held out: nothing will tell learning from memorising"
+        evidence = "no episode is held out: nothing will tell learning from memorizing"
         again = config.again("task.dataset.val_ratio=0.1")
         return Finding("held-out", "warning", evidence, "hold a tenth out", again, config.name)
     return ok("held-out", f"{config.val_ratio:.0%} of the episodes are held out", config.name)
@@ -236,13 +236,13 @@ def loss_before_first_update(run: RunFolder) -> Finding | None:
     loss = run.first.get("train_loss_before_first_update")
     if loss is None:
         return None
-    said = f"the loss before the first update is {loss:.3f}"
+    text = f"the loss before the first update is {loss:.3f}"
     if run.first.get("start") == "pretrained" and loss > KNOWS_NOTHING:
-        evidence = f"{said}: the pretrained weights know nothing of this data (1 is knowing nothing)"
-        remedy = "are they trained weights, and is it the robot, frame and normaliser that they were trained with?"
+        evidence = f"{text}: the pretrained weights know nothing of this data (1 is knowing nothing)"
+        remedy = "are they trained weights, and is it the robot, frame and normalizer that they were trained with?"
         look = command("doctor", "--run", run.path)
         return Finding("loss-before-first-update", "warning", evidence, remedy, look, run.name)
-    return ok("loss-before-first-update", said, run.name)
+    return ok("loss-before-first-update", text, run.name)
 
 
 def rate_reached(run: RunFolder) -> Finding | None:
@@ -279,13 +279,13 @@ def loss_falls(run: RunFolder) -> Finding | None:
         return None
     tenth = max(1, len(losses) // 10)
     first, last = float(losses[:tenth].mean()), float(losses[-tenth:].mean())
-    said = f"the training loss went from {first:.3g} to {last:.3g}"
+    text = f"the training loss went from {first:.3g} to {last:.3g}"
     if first > KNOWS_NOTHING / 2 and last > FALLEN * first:
         evidence = f"the loss does not fall: {first:.3g} at first, {last:.3g} at last"
         return Finding("loss-does-not-fall", "error", evidence, "look at the findings above", about=run.name)
     if last > first / FALLEN:
-        return Finding("loss-does-not-fall", "warning", f"{said}: it rises", "lower the learning rate", about=run.name)
-    return ok("loss-does-not-fall", said, run.name)
+        return Finding("loss-does-not-fall", "warning", f"{text}: it rises", "lower the learning rate", about=run.name)
+    return ok("loss-does-not-fall", text, run.name)
 
 
 def average_follows(run: RunFolder) -> Finding | None:
@@ -293,12 +293,12 @@ def average_follows(run: RunFolder) -> Finding | None:
     average, live = run.last("val_loss"), run.last("val_loss_model")
     if average is None or live is None:
         return None
-    said = f"validation loss {average:.3g} averaged, {live:.3g} live"
+    text = f"validation loss {average:.3g} averaged, {live:.3g} live"
     if average > LAGGING * live:
-        evidence = f"{said}: the EMA does not follow; were the pretrained weights loaded into it?"
+        evidence = f"{text}: the EMA does not follow; were the pretrained weights loaded into it?"
         remedy = "train longer, or start both from the EMA: pretrained.which=ema_model"
         return Finding("ema-weights", "warning", evidence, remedy, run.again("pretrained.which=ema_model"), run.name)
-    return ok("ema-weights", said, run.name)
+    return ok("ema-weights", text, run.name)
 
 
 def overfitting(run: RunFolder) -> Finding | None:
@@ -330,14 +330,14 @@ def gripper_events_found(run: RunFolder) -> Finding | None:
     found = int(run.last("val_gripper_events_found") or 0)
     flips = int(run.last("val_gripper_false_flips") or 0)
     low, high = wilson_interval(found, int(recorded))
-    said = (
+    text = (
         f"{found} of {int(recorded)} held-out gripper events found (95 % interval {low:.0%}-{high:.0%}), {flips} false"
     )
     if not found:
         return Finding(
-            "gripper-verdict", "error", f"no recorded gripper event is predicted: {said}", "see above", about=run.name
+            "gripper-verdict", "error", f"no recorded gripper event is predicted: {text}", "see above", about=run.name
         )
-    scored = f"{said}: F1 {f1:.2f}" + ("" if run.tolerance is None else f" within {run.tolerance}")
+    scored = f"{text}: F1 {f1:.2f}" + ("" if run.tolerance is None else f" within {run.tolerance}")
     if f1 < POOR_F1:
         return Finding("gripper-verdict", "warning", scored, "train longer; see above", about=run.name)
     return ok("gripper-verdict", scored, run.name)

@@ -39,34 +39,34 @@ def _fault(data: DatasetEvidence, *codes: FaultCode) -> PoseFault | None:
 
 def action_shape(data: DatasetEvidence) -> Finding:
     """Whether actions are (N, 8): pose and gripper."""
-    said = f"actions are (N, {len(data.action_names)}): {' '.join(data.action_names)}"
+    text = f"actions are (N, {len(data.action_names)}): {' '.join(data.action_names)}"
     rotation = _fault(data, "rotation")
     if rotation is not None and data.layout != "xyz_rotvec_width":
         return Finding("action-shape", "error", rotation.said, rotation.remedy, reconvert(), data.path)
     layout = find_layout(data.action_names)
     if data.layout == "named" and layout is not None:
-        return _named_shape(data, layout, said)
+        return _named_shape(data, layout, text)
     if data.action_names == POSE_GRIPPER and data.layout != "xyz_quat_gripper":
-        evidence = f"{said}, but their ranges are not those of meters, a unit quaternion and a gripper"
+        evidence = f"{text}, but their ranges are not those of meters, a unit quaternion and a gripper"
         return Finding(
             "action-shape", "error", evidence, "check the order of the recorded numbers", reconvert(), data.path
         )
     if data.layout == "xyz_quat_gripper":
-        return ok("action-shape", said, data.path)
+        return ok("action-shape", text, data.path)
     if data.layout == "xyz_quat":
-        evidence = f"{said}: a pose without gripper; a policy trained on it commands none"
+        evidence = f"{text}: a pose without gripper; a policy trained on it commands none"
         return Finding("action-shape", "warning", evidence, "convert to eight numbers a step", reconvert(), data.path)
     if data.layout == "xyz_rotvec_width":
-        evidence = f"{said}: they look like rotation vector and gripper width, not a quaternion"
+        evidence = f"{text}: they look like rotation vector and gripper width, not a quaternion"
         return Finding("action-shape", "error", evidence, "record with the current recorder", about=data.path)
-    return Finding("action-shape", "error", f"{said}; expected (N, 8)", "convert again", reconvert(), data.path)
+    return Finding("action-shape", "error", f"{text}; expected (N, 8)", "convert again", reconvert(), data.path)
 
 
-def _named_shape(data: DatasetEvidence, layout: ActionLayout, said: str) -> Finding:
+def _named_shape(data: DatasetEvidence, layout: ActionLayout, text: str) -> Finding:
     """Actions of another layout than pose and gripper, by their names."""
     if layout.has_gripper:
-        return ok("action-shape", f"{said}: {layout.describe()}", data.path)
-    evidence = f"{said}: {layout.describe()}, without gripper; a policy trained on it commands none"
+        return ok("action-shape", f"{text}: {layout.describe()}", data.path)
+    evidence = f"{text}: {layout.describe()}, without gripper; a policy trained on it commands none"
     return Finding("action-shape", "warning", evidence, "add the gripper's command", about=data.path)
 
 
@@ -117,12 +117,12 @@ def quaternion_order(data: DatasetEvidence) -> Finding | None:
     if data.tool_tilt is None or _fault(data, "rotation") is not None:
         return None
     as_read, scalar_first = data.tool_tilt
-    said = f"read as x y z w, the tool's z axis is {as_read:.0f} degrees from straight down (mean)"
+    text = f"read as x y z w, the tool's z axis is {as_read:.0f} degrees from straight down (mean)"
     if scalar_first < DOWN_DEGREES and as_read > ASIDE_DEGREES:
-        evidence = f"{said}, read as w x y z {scalar_first:.0f}: are the quaternions scalar-first?"
+        evidence = f"{text}, read as w x y z {scalar_first:.0f}: are the quaternions scalar-first?"
         remedy = "compare with a frame; if they are, write them as x y z w"
         return Finding("quaternion-order", "warning", evidence, remedy, reconvert(), data.path)
-    return ok("quaternion-order", f"{said}; norms cannot tell the order, so see that this is so", data.path)
+    return ok("quaternion-order", f"{text}; norms cannot tell the order, so see that this is so", data.path)
 
 
 def polarity(data: DatasetEvidence) -> Finding | None:
@@ -139,11 +139,11 @@ def polarity(data: DatasetEvidence) -> Finding | None:
         return None
     stored = scales.command.scale if scales is not None else None
     converted = "" if stored is None or stored.is_internal else f"; stored as {stored}, read as 0..1"
-    said = f"{gripper.starting_open} episodes start open, {gripper.starting_closed} closed"
+    text = f"{gripper.starting_open} episodes start open, {gripper.starting_closed} closed"
     if gripper.starting_closed > gripper.starting_open:
-        evidence = f"{said}{converted}: is the gripper recorded as 1 = closed?"
+        evidence = f"{text}{converted}: is the gripper recorded as 1 = closed?"
         remedy = (
             "look at frames with 0; 1 must be open. If it is the other way round, convert with --gripper-scale closed1"
         )
         return Finding("polarity", "warning", evidence, remedy, reconvert("--gripper-scale", "closed1"), data.path)
-    return ok("polarity", f"{said} (1 = open){converted}", data.path)
+    return ok("polarity", f"{text} (1 = open){converted}", data.path)

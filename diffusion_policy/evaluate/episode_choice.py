@@ -121,17 +121,17 @@ def _note(
     checkpoint: Checkpoint,
 ) -> str:
     groups = {s: [n for n, status in zip(numbers, chosen, strict=True) if status == s] for s in STATUSES}
-    said = [f"{_episodes(found)} {WORDS[status]}" for status, found in groups.items() if found]
+    text = [f"{_episodes(found)} {WORDS[status]}" for status, found in groups.items() if found]
     if split is None:
-        said[0] += f": {checkpoint.path.name} does not say which episodes it was trained on"
+        text[0] += f": {checkpoint.path.name} does not say which episodes it was trained on"
     elif groups["unknown"]:
-        said[-1] += ": the episodes of this dataset cannot be recognized"
+        text[-1] += ": the episodes of this dataset cannot be recognized"
     new = [number for number, status in enumerate(statuses) if status == "unseen" and number not in numbers]
     if new:
-        said.append(f"{_episodes(new)}, not evaluated, {WORDS['unseen']}")
+        text.append(f"{_episodes(new)}, not evaluated, {WORDS['unseen']}")
     if split is not None and not split.earlier_known and groups["held out"]:
-        said.append("the checkpoint that training started from does not say which episodes it had been trained on")
-    return "; ".join(said)
+        text.append("the checkpoint that training started from does not say which episodes it had been trained on")
+    return "; ".join(text)
 
 
 def _episodes(numbers: Sequence[int]) -> str:

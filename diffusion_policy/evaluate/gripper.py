@@ -30,13 +30,13 @@ from diffusion_policy.evaluate.verdicts import (
     WIDTH,
     WORST_FIRST,
     Commands,
-    Scale,
+    Thresholds,
     Verdict,
-    asked_again,
     counted,
     decide,
     reason,
     statistics,
+    sweep_dead_bands,
 )
 from diffusion_policy.gripper_events import DeadBand, Event, EventScore, gripper_events, score_gripper_events
 from diffusion_policy.gripper_scale import DeclaredScales, FoundScales, GripperScale
@@ -87,7 +87,7 @@ class GripperReport:
         agrees_with_measurement: share of steps at which commanded and measured state are the same.
         sweep: events and verdict under each dead band of the scale's sweep.
         firmness: share of those bands that give this verdict; None without a sweep.
-        width_verdict: verdict on a gripper width in metres under WIDTH_BAND; None for other layouts. The statistics are
+        width_verdict: verdict on a gripper width in meters under WIDTH_BAND; None for other layouts. The statistics are
             then those of the width.
         width_events: its events.
         gripper_scale, measured_scale: names of the scales of command and measurement; None where they are not known, or
@@ -255,9 +255,9 @@ def _commands(log: RunLog, logged: LoggedGripper, scale: GripperScale | None, me
     return Commands(gripper[:, 0], gripper, measured, log.numbers, log.stride, logged.is_copied)
 
 
-def _judged(commands: Commands, scale: Scale, log: RunLog) -> dict[str, Any]:
+def _judged(commands: Commands, scale: Thresholds, log: RunLog) -> dict[str, Any]:
     """Verdict, events and statistics under a scale's thresholds, by the names of ``GripperReport``."""
-    verdict, sweep = decide(commands, scale.band), asked_again(commands, scale)
+    verdict, sweep = decide(commands, scale.band), sweep_dead_bands(commands, scale)
     return {
         "verdict": verdict,
         "reason": reason(verdict, commands, scale),
@@ -296,23 +296,23 @@ def _of_width(log: RunLog, gripper: LoggedGripper, scales: FoundScales, facts: d
     if measured is not None and scales.measured is not None and scales.measured.is_internal:
         measured = WIDTH.of_share(measured)  # a measurement of 0..1 beside a command in meters
     found = _judged(_commands(log, gripper, None, measured), WIDTH, log)
-    said = f"a width in meters, no 0..1 gripper: by its own thresholds {found['verdict']}; {found['reason']}{_odd(log)}"
+    text = f"a width in meters, no 0..1 gripper: by its own thresholds {found['verdict']}; {found['reason']}{_odd(log)}"
     unsaid = {"events": (), "opens": None, "closes": None, "equals_measured_gripper": False}
     judged = {"width_verdict": found["verdict"], "width_events": found["events"]}
-    return GripperReport(**facts | found | unsaid | judged | {"verdict": "no gripper command", "reason": said})
+    return GripperReport(**facts | found | unsaid | judged | {"verdict": "no gripper command", "reason": text})
 
 
 def _of_unknown_scale(log: RunLog, gripper: LoggedGripper, scales: FoundScales, facts: dict[str, Any]) -> GripperReport:
     command, copied, steps = scales.command, gripper.is_copied, counted(len(log.steps), "step")
-    said = f"commands are {command.span} in {steps}: {command.reason}"
-    verdict, said = UNKNOWN_SCALE, f"{said}; say which: {scales.advice()}"
+    text = f"commands are {command.span} in {steps}: {command.reason}"
+    verdict, text = UNKNOWN_SCALE, f"{text}; say which: {scales.advice()}"
     if copied and len(log.steps) >= MIN_STEPS:
         copy = f"the command equals the measured gripper at all {steps}: it is copied, not decided"
-        verdict, said = PASS_THROUGH, f"{copy}; {said}"
+        verdict, text = PASS_THROUGH, f"{copy}; {text}"
     return GripperReport(
         **facts,
         verdict=verdict,
-        reason=said + _odd(log),
+        reason=text + _odd(log),
         events=(),
         opens=None,
         closes=None,
@@ -333,12 +333,12 @@ def _without_gripper(log: RunLog, facts: Mapping[str, Any]) -> GripperReport:
             opens=None, closes=None, equals_measured_gripper=False,
         )  # fmt: skip
     if log.layout == "xyz_quat":
-        said = "seven numbers, x y z qx qy qz qw: a pose without a gripper"
+        text = "seven numbers, x y z qx qy qz qw: a pose without a gripper"
     elif log.layout == "named" and log.action_layout is not None:
-        said = f"{log.commands.shape[1]} numbers without a gripper: {log.action_layout.describe()}"
+        text = f"{log.commands.shape[1]} numbers without a gripper: {log.action_layout.describe()}"
     else:
-        said = f"{log.commands.shape[1]} numbers a command that fit no known layout"
+        text = f"{log.commands.shape[1]} numbers a command that fit no known layout"
     return GripperReport(
-        **facts, verdict=verdict, reason=said + _odd(log), events=(), opens=None, closes=None,
+        **facts, verdict=verdict, reason=text + _odd(log), events=(), opens=None, closes=None,
         equals_measured_gripper=False,
     )  # fmt: skip

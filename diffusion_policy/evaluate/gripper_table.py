@@ -117,21 +117,21 @@ class Validation:
         reports = [entry for entry in self.entries if isinstance(entry, GripperReport)]
         naive = sum(report.naive["verdict"] == "learned" for report in reports if report.verdict not in UNJUDGED)
         share = f" ({count / judged:.0%}, 95 % interval {low:.0%}-{high:.0%})" if judged else ""
-        said = [
+        text = [
             f"{OPENS_AND_CLOSES}: {count} of {judged} logs with a gripper command{share}; the naive check would call "
             f"{naive} of them learned"
         ]
         others = Counter("unreadable" if isinstance(e, Unreadable) else e.verdict for e in self.entries)
         del others[OPENS_AND_CLOSES]
         if others:
-            said.append("the others: " + ", ".join(f"{count} {verdict}" for verdict, count in others.most_common()))
+            text.append("the others: " + ", ".join(f"{count} {verdict}" for verdict, count in others.most_common()))
         widths = [report.width_verdict for report in reports if report.width_verdict is not None]
         if widths:
             count = widths.count(OPENS_AND_CLOSES)
-            said.append(f"{len(widths)} command a gripper width: by its own thresholds {count} of them open and close")
+            text.append(f"{len(widths)} command a gripper width: by its own thresholds {count} of them open and close")
         if judged:
-            said.append(_LIMIT)
-        return [*said, self.comparison.sentence()] if self.comparison else said
+            text.append(_LIMIT)
+        return [*text, self.comparison.sentence()] if self.comparison else text
 
     def summary(self) -> str:
         """The sentences as one text."""

@@ -1,4 +1,4 @@
-"""Errors of predicted chunks against recorded ones: millimetres, degrees, joints and gripper states; pure functions.
+"""Errors of predicted chunks against recorded ones: millimeters, degrees, joints and gripper states; pure functions.
 
 Open loop means: the observation is the recorded one at every step, whatever was predicted before. Errors are shown per
 step of the chunk (far ones are harder), per phase of the task, and beside baselines that need no learning: a policy
@@ -116,8 +116,8 @@ def score_chunks(
     widths = (7, 8) if layout is None else (len(layout.names),)
     if ours.shape != theirs.shape or ours.ndim != 3 or ours.shape[-1] not in widths:
         expected = " or ".join(map(str, widths))
-        said = f"predicted chunks have shape {ours.shape}, recorded {theirs.shape}"
-        raise ValueError(f"{said}; expected (N, T, {expected})")
+        text = f"predicted chunks have shape {ours.shape}, recorded {theirs.shape}"
+        raise ValueError(f"{text}; expected (N, T, {expected})")
     layout = layout or layout_of_width(ours.shape[-1])
     counts = np.ones(ours.shape[:2], dtype=bool) if inside is None else np.asarray(inside, dtype=bool)
     arms = {arm.name: _errors_of_arm(layout, arm, ours, theirs, counts) for arm in layout.arms}

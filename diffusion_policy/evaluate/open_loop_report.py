@@ -32,7 +32,7 @@ from diffusion_policy.evaluate.open_loop_scores import (
     score_episodes,
 )
 from diffusion_policy.evaluate.recorded_inference import (
-    Counted,
+    ProgressCounter,
     RecordedEpisodes,
     Sampling,
     check_finite,
@@ -178,7 +178,7 @@ def evaluate_open_loop(
     set_sampler(recorded.policy, sampling.scheduler, sampling.steps)
     choice = choose_episodes(recorded.buffer, checkpoint, episodes)
     mean_action = _mean_action(recorded, choice.numbers)
-    counted = Counted(on_progress, samples * sum(len(recorded.steps(episode)) for episode in choice.numbers))
+    counted = ProgressCounter(on_progress, samples * sum(len(recorded.steps(episode)) for episode in choice.numbers))
     runs = []
     for episode in choice.numbers:
         draw = functools.partial(predict_chunks, recorded, recorded.steps(episode), sampling, on_steps=counted.add)

@@ -21,11 +21,11 @@ def open_loop_table(report: OpenLoopReport) -> Group:
     """One row a predictor; the policy by phase; events and spread; then what the policy does not beat, in red."""
     episodes = ", ".join(str(episode.episode) for episode in report.episodes)
     sampling, count = report.sampling, len(report.episodes[0].samples)
-    said = f"episodes {episodes}; {sampling.scheduler}, {sampling.steps} steps, {count} noise samples at each step"
+    text = f"episodes {episodes}; {sampling.scheduler}, {sampling.steps} steps, {count} noise samples at each step"
     lines = [Text(line, style="red") for line in report.shortcomings()]
     return Group(
         Text(report.checkpoint, style="bold"),
-        Text(said),
+        Text(text),
         *([Text(report.choice.note)] if report.choice is not None else []),
         *([Text(report.sampler_note, style="yellow")] if report.sampler_note is not None else []),
         _predictors(report),
@@ -76,7 +76,7 @@ def heading(column: str, tolerance_s: float | None) -> str:
 def _by_phase(report: OpenLoopReport) -> Table:
     """Where in the task the errors are, and how much of them standing still would make."""
     columns = _motion(report)
-    table = _table("phase", *(said for column in columns for said in (heading(column, None), f"({HOLD})")), "gripper")
+    table = _table("phase", *(text for column in columns for text in (heading(column, None), f"({HOLD})")), "gripper")
     ours, held = report.scores[POLICY].per_phase(), report.scores[HOLD].per_phase()
     for phase in PHASES:
         means, still = ours[phase], held[phase]
@@ -91,22 +91,22 @@ def _in_words(report: OpenLoopReport) -> list[RenderableType]:
     if "position_mm" not in report.columns and report.layout.has_joints:
         what, key, unit = "joints", joint_error(report.layout), report.layout.joint_unit
     steps = score.errors.per_horizon_step()[key]
-    said = [f"{what} by step of the chunk: {', '.join(map(_number, steps))} {unit}"]
+    text = [f"{what} by step of the chunk: {', '.join(map(_number, steps))} {unit}"]
     apart, known = spread.get(key), spread["gripper"]
     if apart is not None:
         first, last = f"{apart[0]:.3g} {unit}", f"{apart[-1]:.3g}"
         gripper = "" if known is None else f"; gripper {known[0]:.2g} and {known[-1]:.2g}"
-        said.append(f"spread of the samples: {first} at the first action, {last} at the last{gripper}")
+        text.append(f"spread of the samples: {first} at the first action, {last} at the last{gripper}")
     if score.events is not None:
-        said.append(f"gripper: {score.events.sentence()}")
+        text.append(f"gripper: {score.events.sentence()}")
     if beside is not None:
         against = report.scores[COPYCAT].means()["gripper_at_transitions"]
         found = _finding("gripper_at_transitions", beside)
-        said.append(
+        text.append(
             f"at transitions {_number(score.gripper_at_transitions)} of the gripper states are wrong, "
             f"{_number(against)} of a copy of the measured gripper: {found} ({_interval(beside)})"
         )
-    return [Text(line) for line in said]
+    return [Text(line) for line in text]
 
 
 def comparison_table(

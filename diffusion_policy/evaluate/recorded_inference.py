@@ -59,7 +59,7 @@ class Sampling:
     batch_size: int = 16
 
 
-class Counted:
+class ProgressCounter:
     """Counts what was done, for a progress bar."""
 
     def __init__(self, on_progress: Callable[[int, int], None], total: int):
@@ -284,7 +284,7 @@ def run_recorded_inference(
         "dataset": str(zarr_path),
         **_meaning(recorded),
     }
-    counted = Counted(on_progress, sum(len(recorded.steps(episode, stride)) for episode in choice.numbers))
+    counted = ProgressCounter(on_progress, sum(len(recorded.steps(episode, stride)) for episode in choice.numbers))
     paths: list[Path] = []
     for episode, status in zip(choice.numbers, choice.statuses, strict=True):
         try:
@@ -340,7 +340,7 @@ def open_recorded(
     policy = load_policy(checkpoint, which=which, device=device)
     _check_layout(policy, checkpoint_path)
     latency = int(OmegaConf.select(checkpoint.cfg, "n_latency_steps", default=0))
-    scale = gripper_scale or _told_when_training(checkpoint, zarr_path)
+    scale = gripper_scale or _scale_of_training(checkpoint, zarr_path)
     recorded = RecordedEpisodes(policy, zarr_path, latency, scale)
     learned_from = (checkpoint.provenance or {}).get("action_semantics")
     if recorded.buffer.semantics is not None:
@@ -350,16 +350,16 @@ def open_recorded(
 
 def _check_layout(policy: PolicyModule, checkpoint_path: str | Path) -> None:
     """Refuse actions of which nothing is known that could be judged."""
-    said = f"{checkpoint_path}: its action is {list(policy.spec.action_names)}"
+    text = f"{checkpoint_path}: its action is {list(policy.spec.action_names)}"
     try:
         layout = policy.spec.robot.layout
     except SpecError as error:
-        raise EvaluateError(f"{said}; {error}") from error
+        raise EvaluateError(f"{text}; {error}") from error
     if not (layout.motion_columns or layout.has_gripper):
-        raise EvaluateError(f"{said}; expected names of positions, rotations, joints or grippers among them")
+        raise EvaluateError(f"{text}; expected names of positions, rotations, joints or grippers among them")
 
 
-def _told_when_training(checkpoint: Checkpoint, zarr_path: str | Path) -> str | None:
+def _scale_of_training(checkpoint: Checkpoint, zarr_path: str | Path) -> str | None:
     """The declaration that training was given, for a dataset whose gripper needs one."""
     told = OmegaConf.select(checkpoint.cfg, CONFIG_KEY, default=None)
     return told if isinstance(told, str) and JoinedDatasets(zarr_path).needs_gripper_scale else None
@@ -383,7 +383,7 @@ def _episode_log(
 
 
 def _seed(seed: int, sample: int, step: int) -> int:
-    """One seed of three, such that neighbouring ones share no noise."""
+    """One seed of three, such that neighboring ones share no noise."""
     return int(np.random.SeedSequence([seed, sample, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

@@ -86,7 +86,7 @@ CHATTER_STEPS_PER_EVENT = 20
 
 
 @dataclass(frozen=True)
-class Scale:
+class Thresholds:
     """How numbers of one kind of gripper are read.
 
     Attributes:
@@ -115,9 +115,9 @@ def _bands(middle: float, halves: Sequence[float]) -> tuple[DeadBand, ...]:
     return tuple(DeadBand(round(middle + half, 4), round(middle - half, 4)) for half in halves)
 
 
-COMMAND = Scale(GRIPPER_BAND, _bands(0.5, (0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45)), 0.5)
+COMMAND = Thresholds(GRIPPER_BAND, _bands(0.5, (0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45)), 0.5)
 # The real gripper commands 0.03 to 0.08 m.
-WIDTH = Scale(WIDTH_BAND, _bands(0.05, (0, 0.0025, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.0175)), 0.03, " m")
+WIDTH = Thresholds(WIDTH_BAND, _bands(0.05, (0, 0.0025, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.0175)), 0.03, " m")
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def decide(commands: Commands, band: DeadBand) -> Verdict:
     return OPENS_AND_CLOSES
 
 
-def asked_again(commands: Commands, scale: Scale) -> tuple[dict[str, Any], ...]:
+def sweep_dead_bands(commands: Commands, scale: Thresholds) -> tuple[dict[str, Any], ...]:
     """Events and verdict under each dead band of the scale's sweep."""
     return tuple(
         {
@@ -212,7 +212,7 @@ def asked_again(commands: Commands, scale: Scale) -> tuple[dict[str, Any], ...]:
     )
 
 
-def reason(verdict: Verdict, commands: Commands, scale: Scale) -> str:
+def reason(verdict: Verdict, commands: Commands, scale: Thresholds) -> str:
     """The evidence in one line."""
     values, events = commands.first, commands.events(scale.band)
     steps = counted(len(values), "step")
@@ -234,10 +234,10 @@ def reason(verdict: Verdict, commands: Commands, scale: Scale) -> str:
         count = f"{len(events)} changes, the first" if len(events) > 1 else "its one change, a"
         when = commands.when(first)
         return f"{count} {kind} {when}: none was commanded before it was measured; it is repeated, not decided"
-    return _story(commands, events, scale.band)
+    return _sequence_of_events(commands, events, scale.band)
 
 
-def _story(commands: Commands, events: Sequence[Event], band: DeadBand) -> str:
+def _sequence_of_events(commands: Commands, events: Sequence[Event], band: DeadBand) -> str:
     """What a gripper that opens and closes does, and when."""
     first = next((step for step, kind in events if kind == "close"), None)
     opening = "starts closed" if first is None else f"closes {commands.when(first)}"
@@ -255,7 +255,7 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
-def statistics(commands: Commands, scale: Scale, step_period: float | None) -> dict[str, Any]:
+def statistics(commands: Commands, scale: Thresholds, step_period: float | None) -> dict[str, Any]:
     """The numbers behind a verdict, by the names that ``GripperReport`` gives them."""
     values, band = commands.first, scale.band
     states, events = gripper_states(values, band), commands.events(band)

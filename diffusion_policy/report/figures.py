@@ -1,4 +1,4 @@
-"""Plotly figures of the page, from arrays. Colours of axes and text are set by the page, for light and dark alike."""
+"""Plotly figures of the page, from arrays. Colors of axes and text are set by the page, for light and dark alike."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from diffusion_policy.gripper_events import GRIPPER_BAND, Event
 FloatArray = NDArray[np.float64]
 Curve = Sequence[tuple[int, float]]
 
-# Tell apart by eye and in print, on white and on black: blue, orange, green, purple, and grey for what was recorded.
+# Tell apart by eye and in print, on white and on black: blue, orange, green, purple, and gray for what was recorded.
 PREDICTED, MEASURED, GOOD, OTHER, RECORDED = "#2f86d1", "#e07b1a", "#2a9d6f", "#a06cd5", "#8b929c"
 PALETTE = (PREDICTED, MEASURED, GOOD, OTHER, "#d1495b", "#5fa8a8", "#b59a3b", RECORDED)
 SYMBOLS = ("circle", "x", "square", "triangle-up", "triangle-down", "diamond", "cross", "star", "hexagon")
@@ -50,14 +50,14 @@ def line(
     x: Any,
     y: Any,
     name: str,
-    colour: str,
+    color: str,
     *,
     dash: str = "solid",
     width: float = 1.8,
     **options: Any,
 ) -> None:
     """Add a line."""
-    shown = {"mode": "lines", "name": name, "line": {"color": colour, "dash": dash, "width": width}, **options}
+    shown = {"mode": "lines", "name": name, "line": {"color": color, "dash": dash, "width": width}, **options}
     figure.add_trace(go.Scatter(x=list(x), y=_plain(y), **shown))
 
 
@@ -86,7 +86,7 @@ def shares(title: str, lines: Mapping[str, tuple[Curve, Curve, Curve]]) -> go.Fi
     """Shares over updates with their 95 % intervals: name -> (value, low, high); no bar where there is no interval."""
     figure = base(title, "update", "share")
     for i, (name, (middle, low, high)) in enumerate(lines.items()):
-        colour = PALETTE[i % len(PALETTE)]
+        color = PALETTE[i % len(PALETTE)]
         known_low, known_high = dict(low), dict(high)
         steps = [step for step, _ in middle]
         values = [value for _, value in middle]
@@ -98,7 +98,7 @@ def shares(title: str, lines: Mapping[str, tuple[Curve, Curve, Curve]]) -> go.Fi
             "thickness": 1,
             "width": 4,
         }
-        line(figure, steps, values, name, colour, mode="lines+markers", error_y=error)
+        line(figure, steps, values, name, color, mode="lines+markers", error_y=error)
     figure.update_yaxes(range=[-0.02, 1.05])
     return figure
 
@@ -114,13 +114,13 @@ def gripper_timeline(playback: Playback, events: Sequence[Event], recorded_event
     name = "predicted command" if playback.predicted else "recorded command"
     if playback.commands is not None:
         line(figure, steps, playback.commands, name, PREDICTED)
-    for found, colour, label in ((recorded_events, RECORDED, "recorded event"), (events, PREDICTED, "event")):
+    for found, color, label in ((recorded_events, RECORDED, "recorded event"), (events, PREDICTED, "event")):
         if found:
             symbols = ["triangle-down" if kind == "close" else "triangle-up" for _, kind in found]
             figure.add_trace(
                 go.Scatter(
                     x=[step for step, _ in found], y=[1.12 if label == "event" else -0.12] * len(found), name=label,
-                    mode="markers", marker={"symbol": symbols, "size": 10, "color": colour},
+                    mode="markers", marker={"symbol": symbols, "size": 10, "color": color},
                     hovertext=[kind for _, kind in found],
                 )
             )  # fmt: skip
@@ -132,7 +132,7 @@ def gripper_timeline(playback: Playback, events: Sequence[Event], recorded_event
 def horizon_errors(
     title: str, lines: Mapping[str, Sequence[float | None]], unit: str, spread: Sequence[float] | None = None
 ) -> go.Figure:
-    """Errors at each step of the chunk; a line without a number is left out, and keeps its colour for other figures.
+    """Errors at each step of the chunk; a line without a number is left out, and keeps its color for other figures.
 
     `spread`, of the samples of one step, is drawn dashed.
     """
@@ -159,9 +159,9 @@ def boxes(title: str, series: Mapping[str, FloatArray], unit: str) -> go.Figure:
     """Distributions of milliseconds on a logarithmic axis, one row each, the first on top."""
     figure = base(title, unit, "", showlegend=False)
     for i, (name, values) in enumerate(reversed(list(series.items()))):
-        colour = PALETTE[(len(series) - 1 - i) % len(PALETTE)]
+        color = PALETTE[(len(series) - 1 - i) % len(PALETTE)]
         drawn = values.clip(SHORTEST_MS).round(3).tolist()
-        figure.add_trace(go.Box(x=drawn, name=name, marker={"color": colour}, boxpoints="outliers"))
+        figure.add_trace(go.Box(x=drawn, name=name, marker={"color": color}, boxpoints="outliers"))
     figure.update_xaxes(type="log")
     figure.update_layout(hovermode="closest", margin={"l": 150, "r": 14, "t": 44, "b": 44})
     return figure
@@ -214,14 +214,14 @@ def outcomes(title: str, results: Sequence[SceneResult]) -> go.Figure:
 
 
 def trajectories(title: str, paths: Mapping[str, tuple[FloatArray, str, str]], chunks: FloatArray | None) -> go.Figure:
-    """Paths in three dimensions: name -> ((N, 3), colour, dash); chunks (N, T, 3) as thin lines."""
+    """Paths in three dimensions: name -> ((N, 3), color, dash); chunks (N, T, 3) as thin lines."""
     figure = go.Figure()
     if chunks is not None:
         chosen = chunks[np.unique(np.linspace(0, len(chunks) - 1, DRAWN_CHUNKS).astype(int))]
         gaps = np.concatenate([chosen, np.full((len(chosen), 1, 3), np.nan)], axis=1).reshape(-1, 3)
         _path(figure, gaps, "predicted chunks", PREDICTED, "solid", 2, opacity=0.55)
-    for name, (path, colour, dash) in paths.items():
-        _path(figure, path, name, colour, dash, 5)
+    for name, (path, color, dash) in paths.items():
+        _path(figure, path, name, color, dash, 5)
     axes = {axis: {"title": {"text": f"{axis[0]} (m)"}} for axis in ("xaxis", "yaxis", "zaxis")}
     figure.update_layout(
         title={"text": title, "font": {"size": 14}, "x": 0.01, "y": 0.98},
@@ -238,19 +238,19 @@ def _distance(paths: Mapping[str, tuple[FloatArray, str, str]]) -> float:
     return 1.5 * max(1.0, float(spans.max() / np.cbrt(spans.prod())) / 1.25)
 
 
-def mark_points(figure: go.Figure, points: FloatArray, name: str, colour: str, symbol: str) -> None:
+def mark_points(figure: go.Figure, points: FloatArray, name: str, color: str, symbol: str) -> None:
     """Markers in three dimensions."""
     if len(points):
         x, y, z = (_plain(column) for column in points.T)
-        marker = {"size": 5, "color": colour, "symbol": symbol}
+        marker = {"size": 5, "color": color, "symbol": symbol}
         figure.add_trace(go.Scatter3d(x=x, y=y, z=z, mode="markers", name=name, marker=marker))
 
 
 def _path(
-    figure: go.Figure, points: FloatArray, name: str, colour: str, dash: str, width: int, opacity: float = 1.0
+    figure: go.Figure, points: FloatArray, name: str, color: str, dash: str, width: int, opacity: float = 1.0
 ) -> None:
     x, y, z = (_plain(column) for column in points.T)
-    style = {"color": colour, "dash": dash, "width": width}
+    style = {"color": color, "dash": dash, "width": width}
     figure.add_trace(
         go.Scatter3d(x=x, y=y, z=z, mode="lines", name=name, line=style, connectgaps=False, opacity=opacity)
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from diffusion_policy.evaluate.gripper import GripperReport, Unreadable
 from diffusion_policy.evaluate.gripper_table import Validation, short_name
-from diffusion_policy.evaluate.verdicts import COMMAND, WIDTH, Scale
+from diffusion_policy.evaluate.verdicts import COMMAND, WIDTH, Thresholds
 from diffusion_policy.gripper_events import DeadBand
 from diffusion_policy.report.page import Section, paragraph, render, template
 from diffusion_policy.storage import write_text
@@ -26,15 +26,15 @@ def verdict_page(validation: Validation) -> str:
     """The page: the summary, then a table for each group of logs."""
     entries, before = validation.entries, validation.before
     groups = {"after": entries, "before": before} if before else {"logs": entries}
-    said = "".join(paragraph(f"{sentence[:1].upper()}{sentence[1:]}.") for sentence in validation.sentences())
+    text = "".join(paragraph(f"{sentence[:1].upper()}{sentence[1:]}.") for sentence in validation.sentences())
     legend = paragraph(
-        "Each line is the commanded gripper over the steps of a log, open at the top; the grey band is the dead band, "
+        "Each line is the commanded gripper over the steps of a log, open at the top; the gray band is the dead band, "
         "in which the gripper keeps its state (where the scale is unknown, a line in the middle). Firm is the share of "
         "other dead bands that give the same verdict.",
         "dim",
     )
     sections = [Section(name, name, _table(entries)) for name, entries in groups.items()]
-    return render("Gripper verdicts", said + legend, sections)
+    return render("Gripper verdicts", text + legend, sections)
 
 
 def _table(entries: Sequence[GripperReport | Unreadable]) -> str:
@@ -89,14 +89,14 @@ def _line(report: GripperReport) -> dict[str, Any] | None:
     }
 
 
-def _own_range(report: GripperReport) -> Scale:
+def _own_range(report: GripperReport) -> Thresholds:
     """Of commands whose scale is not known: from their lowest to their highest, without a dead band."""
     low, high = min(report.commands), max(report.commands)
     middle = (low + high) / 2
-    return Scale(DeadBand(middle, middle), (), max((high - low) / 2, 1e-9))
+    return Thresholds(DeadBand(middle, middle), (), max((high - low) / 2, 1e-9))
 
 
-def _level(value: float, scale: Scale) -> float:
+def _level(value: float, scale: Thresholds) -> float:
     """Height of a command in the drawing, open at the top; what lies beyond the range is drawn at its end."""
     share = min(max((value - scale.middle) / scale.reach, -1.1), 1.1)
     return HIGH / 2 - share * (HIGH / 2 - 4)

@@ -1,6 +1,6 @@
 """Pictures of recordings or of a dataset, to be looked at before training: one file each, by the names in PICTURES.
 
-Drawn without a display. Colours are those of the report's page.
+Drawn without a display. Colors are those of the report's page.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _curve_rows(steps: Steps) -> list[tuple[tuple[str, ...], str]]:
     motions: list[tuple[tuple[int, ...], str, str]] = []
     grippers: list[tuple[tuple[int, ...], str, str]] = []
     for arm in layout.arms:
-        motions.append((arm.position, "metres", arm.name))
+        motions.append((arm.position, "meters", arm.name))
         motions.append((arm.rotation, _ROTATIONS.get(str(arm.representation), "6-D rotation"), arm.name))
         motions.append((arm.joints, layout.joint_unit, arm.name))
         grippers.append((arm.gripper, "1 = open", arm.name))
@@ -141,11 +141,11 @@ def _curve_rows(steps: Steps) -> list[tuple[tuple[str, ...], str]]:
 
 
 def _curves(axes: Axes, steps: Steps, part: slice, times: FloatArray, wanted: Sequence[str]) -> None:
-    for name, colour in zip(wanted, itertools.cycle(_COLORS), strict=False):
+    for name, color in zip(wanted, itertools.cycle(_COLORS), strict=False):
         is_gripper = is_gripper_name(name)
         # Both lie on one another where a recorder writes one value as both.
-        beside = (_measured(steps, name), ":", MEASURED if is_gripper else colour, None)
-        for values, line, drawn, label in ((steps.column(ACTION_KEY, name), "-", colour, name), beside):
+        beside = (_measured(steps, name), ":", MEASURED if is_gripper else color, None)
+        for values, line, drawn, label in ((steps.column(ACTION_KEY, name), "-", color, name), beside):
             if values is not None:
                 shape = "steps-post" if is_gripper else "default"
                 axes.plot(times, values[part], line, lw=1.4, color=drawn, drawstyle=shape, label=label)
@@ -173,9 +173,9 @@ def workspace(inspection: Inspection) -> Figure | None:
             x, y = position[:, across], position[:, up]
             # The lightest blue is one step: a place visited once is to be seen, too.
             picture = axes.hist2d(x, y, bins=BINS, cmap="Blues", cmin=1, norm=LogNorm(vmin=0.3))[3]
-            for kind, colour, marker in (("close", MEASURED, "v"), ("open", GOOD, "^")):
+            for kind, color, marker in (("close", MEASURED, "v"), ("open", GOOD, "^")):
                 at = _events(inspection, kind, arm)
-                axes.scatter(x[at], y[at], c=colour, marker=marker, s=22, label=f"{kind}s", lw=0)
+                axes.scatter(x[at], y[at], c=color, marker=marker, s=22, label=f"{kind}s", lw=0)
             whose = f"{arm}, {title}" if arm else title
             axes.set(xlabel=f"{'xyz'[across]} (m)", ylabel=f"{'xyz'[up]} (m)", title=whose)
             axes.set_aspect("equal", adjustable="datalim")

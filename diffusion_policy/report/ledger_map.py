@@ -84,7 +84,7 @@ def network_map(name: str, entries: Sequence[Entry]) -> Figure:
             root.add(entry.key.split("."), ref_of(entry).numel, index)
     boxes = list(framed(visible(root.collapsed(), entries)))
     leaves = [None if box.leaf is None else entries[box.leaf] for box in boxes]
-    told = [_told(entry) if entry else box.label for entry, box in zip(leaves, boxes, strict=True)]
+    told = [_hover_text(entry) if entry else box.label for entry, box in zip(leaves, boxes, strict=True)]
     figure = Figure(
         Treemap(
             ids=[str(number) for number in range(len(boxes))],
@@ -147,7 +147,7 @@ def ref_of(entry: Entry) -> Ref:
     return ref
 
 
-def _told(entry: Entry) -> str:
+def _hover_text(entry: Entry) -> str:
     shapes = " -> ".join(str(list(ref.shape)) for ref in (entry.source, entry.target) if ref)
     lines = [entry.key, f"{entry.action} {shapes}, {ref_of(entry).numel:,} parameters", entry.rule]
     lines.extend(slot.describe() for slot in entry.slots)

@@ -1,6 +1,6 @@
 """The skeleton of every page: sections of text, tables, figures and frames, in one file that opens from disk.
 
-Report, comparison, ledger and gripper verdicts are pages of this skeleton. HTML lies in templates/, style and behaviour
+Report, comparison, ledger and gripper verdicts are pages of this skeleton. HTML lies in templates/, style and behavior
 in page.css and page.js beside this file. Figures are Plotly's, whose program is put into a page with figures once.
 Nothing is fetched, ever: images are data, and a policy in the head of the page forbids the network.
 """
@@ -141,5 +141,5 @@ def image_data(frame: NDArray[np.uint8], widest: int = WIDEST_FRAME) -> str:
 
 def picture(frame: NDArray[np.uint8], alt: str, caption: str = "") -> str:
     """A frame with its caption."""
-    said = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure class="frame"><img src="{image_data(frame)}" alt="{escape(alt, quote=True)}">{said}</figure>'
+    text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<figure class="frame"><img src="{image_data(frame)}" alt="{escape(alt, quote=True)}">{text}</figure>'

@@ -26,9 +26,9 @@ def replay_section(playbacks: Sequence[Playback]) -> Section:
     data = {f"r{i}": replay_data(playback, FRAMES // len(shown)) for i, playback in enumerate(shown)}
     options = "".join(f'<option value="r{i}">{escape(playback.name)}</option>' for i, playback in enumerate(shown))
     choice = f'<p><label>Show <select class="which">{options}</select></label></p>'
-    said = (
+    text = (
         "Move the slider, or focus it and use the arrow keys. Blue is the chunk from this step on: hollow dots open "
-        "the gripper, filled ones close it. Grey is the way the arm took; the ring is where it is."
+        "the gripper, filled ones close it. Gray is the way the arm took; the ring is where it is."
     )
     more = f" {len(playbacks) - len(shown)} more are not shown." if len(playbacks) > len(shown) else ""
     legend = (
@@ -36,7 +36,7 @@ def replay_section(playbacks: Sequence[Playback]) -> Section:
         '</span><span><i style="--c:#8b929c"></i>recorded</span></p>'
     )
     bodies = "".join(_one(f"r{i}", playback) for i, playback in enumerate(shown))
-    body = paragraph(said + more) + (choice if len(shown) > 1 else "") + bodies + legend + embedded("replays", data)
+    body = paragraph(text + more) + (choice if len(shown) > 1 else "") + bodies + legend + embedded("replays", data)
     return Section("replay", "Replay", body)
 
 

@@ -11,8 +11,8 @@ from diffusion_policy.diagnose.closed_loop_evidence import (
     ClosedLoopEvidence,
     closed_loop_of,
     compared,
+    comparison_sentence,
     decisive,
-    in_words,
 )
 from diffusion_policy.env_runner.document import conditions, differing
 from diffusion_policy.env_runner.results import SceneResult, Share, success_of
@@ -114,7 +114,7 @@ def pairs(runs: Sequence[tuple[str, Rollouts]], first: int | None) -> tuple[list
     """
     rolled = {number: one.chosen for number, (_, one) in enumerate(runs) if one.chosen is not None}
     first = first if first in rolled else next(iter(rolled), None)
-    said: list[str] = []
+    text: list[str] = []
     plain: list[dict[str, Any]] = []
     for number, other in rolled.items():
         if first is None or number == first:
@@ -123,10 +123,10 @@ def pairs(runs: Sequence[tuple[str, Rollouts]], first: int | None) -> tuple[list
         found, differ = compared(rolled[first], other), differing(rolled[first].found.about, other.found.about)
         if found is None:
             why = f"another {', '.join(differ)}" if differ else "no scene that both met"
-            said.append(f"{theirs} and {ours} were not rolled out in the same scenes ({why}): they are not compared")
+            text.append(f"{theirs} and {ours} were not rolled out in the same scenes ({why}): they are not compared")
         else:
             but = f"; not made alike (another {', '.join(differ)})" if differ else ""
-            said.append(f"in the same scenes {in_words(found, ours, theirs)}{but}")
+            text.append(f"in the same scenes {comparison_sentence(found, ours, theirs)}{but}")
         counts = {"p_value": None} if found is None else found.to_json()
         plain.append({"first": ours, "second": theirs, "differ": differ, **counts})
-    return said, plain
+    return text, plain

@@ -1,4 +1,4 @@
-"""The sections of the page, each from what it is given; see dossier.py for which appear."""
+"""The sections of the page, each from what it is given; see report_page.py for which appear."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from plotly.graph_objects import Figure
 
-from diffusion_policy.diagnose.closed_loop_evidence import ClosedLoopEvidence, compared, in_words
+from diffusion_policy.diagnose.closed_loop_evidence import ClosedLoopEvidence, compared, comparison_sentence
 from diffusion_policy.env_runner.document import differing, summary_rows
 from diffusion_policy.env_runner.outcomes import outcomes, with_position
 from diffusion_policy.env_runner.results import success_of
@@ -64,10 +64,10 @@ def _videos(evidence: ClosedLoopEvidence, room: int) -> tuple[str, int]:
             continue
         room -= len(content)
         data = base64.b64encode(content).decode("ascii")
-        said = f"scene {video.scene}: {outcome}"
+        text = f"scene {video.scene}: {outcome}"
         shown.append(
-            f'<figure><video controls muted preload="auto" aria-label="{escape(said, quote=True)}" '
-            f'src="data:video/mp4;base64,{data}"></video><figcaption>{escape(said)}</figcaption></figure>'
+            f'<figure><video controls muted preload="auto" aria-label="{escape(text, quote=True)}" '
+            f'src="data:video/mp4;base64,{data}"></video><figcaption>{escape(text)}</figcaption></figure>'
         )
     frames = f'<div class="frames">{"".join(shown)}</div>' if shown else ""
     left = paragraph(f"Not shown here: {', '.join(named)}, named from {evidence.path.parent}.", "dim") if named else ""
@@ -87,7 +87,7 @@ def _beside(first: ClosedLoopEvidence, second: ClosedLoopEvidence) -> str:
     if found is None:
         return ""
     names = [evidence.path.name if first.of == second.of else evidence.of for evidence in (first, second)]
-    return paragraph(f"The same scenes: {in_words(found, *names)}{_otherwise(first, second)}.")
+    return paragraph(f"The same scenes: {comparison_sentence(found, *names)}{_otherwise(first, second)}.")
 
 
 def _otherwise(first: ClosedLoopEvidence, second: ClosedLoopEvidence) -> str:

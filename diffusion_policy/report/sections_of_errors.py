@@ -117,14 +117,14 @@ def _defined(score: Mapping[str, Any], key: str) -> Any:
 def _in_words(document: Mapping[str, Any]) -> list[str]:
     """Gripper events and the copycat; nothing of what an older file does not hold."""
     events, beside = document["scores"][POLICY].get("events"), document.get("beside_copycat")
-    said = []
+    text = []
     if events is not None:
         found, recorded = len(events["matched"]), len(events["matched"]) + len(events["missed"])
         made = f"{len(events['false'])} false, {events['bounces']} undone at once"
         low, high = events["recall_interval"] or (0.0, 1.0)
         offset = events["median_offset_steps"]
         median = "" if offset is None else f", median {offset:+.3g} steps"
-        said.append(
+        text.append(
             f"Gripper: {found} of {recorded} recorded events found in {document['samples']} samples (95 % interval "
             f"{low:.0%}-{high:.0%}), {events['early']} early and {events['late']} late{median}; {made}."
             if recorded
@@ -133,10 +133,10 @@ def _in_words(document: Mapping[str, Any]) -> list[str]:
     if beside is not None:
         low, high = beside["interval"] or (None, None)
         interval = "one episode, no interval" if low is None else f"95 % interval {low:+.3g} to {high:+.3g}"
-        said.append(
+        text.append(
             f"Wrong at transitions, beside a copy of the measured gripper: {beside['difference']:+.3g} ({interval})."
         )
-    return said
+    return text
 
 
 def _horizon(name: str, key: str, unit: str, document: Mapping[str, Any], drawn: dict[str, Figure]) -> str:
@@ -194,8 +194,8 @@ def trajectory_section(playbacks: Sequence[Playback]) -> Section:
     layouts without a position.
     """
     if not playbacks:
-        said = "No position is among the numbers of these actions: no way of the arm is drawn, and none is replayed."
-        return Section("trajectories", "Trajectories", paragraph(said))
+        text = "No position is among the numbers of these actions: no way of the arm is drawn, and none is replayed."
+        return Section("trajectories", "Trajectories", paragraph(text))
     drawn: dict[str, Figure] = {}
     parts: list[str] = []
     for i, playback in enumerate(playbacks[:MOST_TRAJECTORIES]):
@@ -213,8 +213,8 @@ def trajectory_section(playbacks: Sequence[Playback]) -> Section:
         alt = f"way of the arm in {playback.name}, within {spans} cm, with {len(events)} gripper events"
         parts.append(place(f"trajectory-{i}", alt, 460))
     hidden = len(playbacks) - MOST_TRAJECTORIES
-    said = "Drag to turn, scroll to zoom." + (f" {hidden} more are not shown." if hidden > 0 else "")
-    return Section("trajectories", "Trajectories", paragraph(said, "dim") + grid(*parts), drawn)
+    text = "Drag to turn, scroll to zoom." + (f" {hidden} more are not shown." if hidden > 0 else "")
+    return Section("trajectories", "Trajectories", paragraph(text, "dim") + grid(*parts), drawn)
 
 
 def latency_section(stages: Sequence[Stage]) -> Section:
@@ -233,7 +233,7 @@ def latency_section(stages: Sequence[Stage]) -> Section:
     alt = "latency by stage: " + ", ".join(f"{stage.name} {stage.quantiles()[0]:.3g} ms" for stage in stages)
     note = (
         "Stages of the server come from one clock. What crosses robot and server compares two clocks that nobody "
-        "synchronised; values below 0 or above a minute cannot be true and are left out."
+        "synchronized; values below 0 or above a minute cannot be true and are left out."
     )
     body = place("latency", alt, 60 + 46 * len(stages)) + table(head, rows) + paragraph(note, "dim")
     return Section("latency", "Latency by stage", body, {"latency": figure})
@@ -264,8 +264,8 @@ def guard_section(logs: Sequence[RunLog]) -> Section | None:
     lengths = {log.path.name: len(log.steps) + _refused(served.get(log.path.name, Counter())) for log in logs}
     rows = [[name, str(lengths[name]), *(str(c[limit]) for limit in limits)] for name, c in totals.items()]
     refused = _refused(pool)
-    said = f"Of {sum(lengths[name] for name in totals)} chunks {refused} were refused"
-    body = paragraph(f"{said}; {pool.total() - refused} actions of the others were limited.")
+    text = f"Of {sum(lengths[name] for name in totals)} chunks {refused} were refused"
+    body = paragraph(f"{text}; {pool.total() - refused} actions of the others were limited.")
     if replayed:
         box = f"a workspace of {BOX_MARGIN_M} m around the way that the arm took"
         body += paragraph(

@@ -27,7 +27,7 @@ from rich.table import Table
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.evaluate.episode_choice import EpisodeChoice, choose_episodes
 from diffusion_policy.evaluate.open_loop import joint_error, score_chunks
-from diffusion_policy.evaluate.recorded_inference import Counted, RecordedEpisodes, open_recorded
+from diffusion_policy.evaluate.recorded_inference import ProgressCounter, RecordedEpisodes, open_recorded
 from diffusion_policy.gripper_events import TOLERANCE_SECONDS, EventScore, score_gripper_events
 from diffusion_policy.intervals import defined
 from diffusion_policy.policy.default_sampler import Sampler, sampler_of_training
@@ -330,7 +330,7 @@ def tune(
     recorded, opened = open_recorded(checkpoint, zarr_path, settings.device, settings.weights, gripper_scale)
     choice = choose_episodes(recorded.buffer, opened, episodes)
     requests = RecordedRequests(recorded, choice.numbers, recorded.policy.n_obs_steps, stride, hz)
-    counted = Counted(on_progress, len(candidates) * len(requests))
+    counted = ProgressCounter(on_progress, len(candidates) * len(requests))
     measured = []
     for candidate in candidates:
         options = replace(

@@ -17,7 +17,7 @@ from diffusion_policy.diagnose.dataset_evidence import look_at_dataset
 from diffusion_policy.diagnose.doctor import examine
 from diffusion_policy.diagnose.playback import dataset_of_log
 from diffusion_policy.places import file_system, place
-from diffusion_policy.report.dossier import Sources, make_dossier
+from diffusion_policy.report.report_page import Sources, make_report
 from diffusion_policy.run_folder.reading import open_run
 from diffusion_policy.run_log import LogStep, read_log, write_inference_log
 
@@ -58,7 +58,7 @@ def test_a_run_brings_it_along(places: dict[str, Path], tmp_path: Path, form: st
     run = open_run(run_on(tmp_path / "run", str(places[form])))
     assert run.datasets == (places[form],)
     assert "dataset" in {group for group, found in examine(run=run.path).groups.items() if found}
-    _, page = make_dossier(Sources(run=run.path))
+    _, page = make_report(Sources(run=run.path))
     assert 'id="data"' in page
 
 

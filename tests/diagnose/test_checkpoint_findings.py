@@ -72,7 +72,7 @@ def test_other_actions_images_and_meaning_do_not_fit() -> None:
 
 
 @pytest.mark.parametrize(("x", "severity"), [(0.7, "ok"), (0.8, "warning"), (3.0, "error")])
-def test_data_outside_the_normaliser(x: float, severity: str) -> None:
+def test_data_outside_the_normalizer(x: float, severity: str) -> None:
     finding = only(together_findings(CHECKPOINT, replace(DATASET, high=(x, *DATASET.high[1:]))), "normaliser-range")
     assert finding.severity == severity
     assert severity == "ok" or finding.evidence.startswith("x is 0.2 to")

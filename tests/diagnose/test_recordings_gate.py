@@ -8,7 +8,12 @@ from report_factory import metrics, only, write_run
 
 from diffusion_policy.diagnose import recordings_gate
 from diffusion_policy.diagnose.log_findings import open_loop_findings
-from diffusion_policy.diagnose.recordings_gate import LARGEST_POSITION_MM, POSITION_ERROR, Odds, position_finding
+from diffusion_policy.diagnose.recordings_gate import (
+    LARGEST_POSITION_MM,
+    POSITION_ERROR,
+    Mispredicted,
+    position_finding,
+)
 from diffusion_policy.diagnose.training_findings import run_findings
 from diffusion_policy.run_folder.reading import open_run
 
@@ -25,7 +30,7 @@ def test_thresholds_and_odds_are_those_of_the_committed_calibration() -> None:
         "FAR_BUT_SUCCEED": position["left_out"]["no_that_succeed"],
     }
     for name, share in told.items():
-        assert getattr(recordings_gate, name) == Odds(share["count"], share["of"])
+        assert getattr(recordings_gate, name) == Mispredicted(share["count"], share["of"])
     assert f"{found['policies']} policies" in (RESULTS.parents[2] / "docs" / "evaluation.md").read_text()
 
 

@@ -13,7 +13,7 @@ from tiny_run import write_dataset
 
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.diagnose.doctor import examine
-from diffusion_policy.report.dossier import Sources, make_dossier
+from diffusion_policy.report.report_page import Sources, make_report
 
 # Every reader of files, where it is called.
 READERS = (
@@ -74,7 +74,7 @@ def sources(tmp_path: Path) -> Sources:
 
 
 def test_the_report_opens_each_file_once(sources: Sources, opens: Counter[str]) -> None:
-    make_dossier(sources)
+    make_report(sources)
     expected = {
         "read_torch best.ckpt", "_read_metrics logs.json.txt", "read_config config.yaml", "read_open_loop errors.json",
         "read_log inference_log_20260100_101112.json", "read_log inference_log_20260101_101112.json",
@@ -94,7 +94,7 @@ def test_the_doctor_opens_each_file_once(sources: Sources, opens: Counter[str]) 
 
 def test_progress_counts_the_files(sources: Sources) -> None:
     told: list[tuple[int, int]] = []
-    make_dossier(sources, lambda done, total: told.append((done, total)))
+    make_report(sources, lambda done, total: told.append((done, total)))
     assert [done for done, _ in told] == [1, 2, 3, 4, 5], "two logs, a dataset, a checkpoint, closed loop"
     assert {total for _, total in told} == {5}
 
@@ -103,7 +103,7 @@ def test_lost_frames_are_left_out_of_the_page(tmp_path: Path) -> None:
     """A frame that is not there is not drawn as a black one, and its loss is the finding."""
     dataset = write_dataset(tmp_path / "set.zarr")
     (dataset / "data" / "image" / "0.0.0.0").unlink()
-    verdict, page = make_dossier(Sources((dataset,)))
+    verdict, page = make_report(Sources((dataset,)))
     assert verdict.level == "bad"
     assert "camera frame of step 0" not in page
     assert page.count("camera frame of step ") >= 7

@@ -16,7 +16,7 @@ from diffusion_policy.diagnose.doctor import examine, examine_numbers
 from diffusion_policy.diagnose.environment import environment_findings, look_at_environment
 from diffusion_policy.diagnose.training_findings import run_findings
 from diffusion_policy.report.comparison import compare
-from diffusion_policy.report.dossier import conclude
+from diffusion_policy.report.report_page import conclude
 from diffusion_policy.run_folder import STATUS_NAME, RunFolderError
 from diffusion_policy.run_folder.reading import open_run
 from diffusion_policy.workspace import TrainingError

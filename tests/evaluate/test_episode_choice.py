@@ -28,7 +28,7 @@ from diffusion_policy.evaluate.episode_choice import choose_episodes
 from diffusion_policy.evaluate.open_loop_report import evaluate_open_loop
 from diffusion_policy.evaluate.recorded_inference import Sampling, run_recorded_inference
 from diffusion_policy.evaluate.writing import EvaluateError
-from diffusion_policy.report.dossier import Sources, make_dossier
+from diffusion_policy.report.report_page import Sources, make_report
 from diffusion_policy.run_log import read_log
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.tuning import Budget, Candidate, tune
@@ -231,7 +231,7 @@ def open_loop(checkpoint: Path, dataset: Path, folder: Path) -> tuple[set[str], 
     report = evaluate_open_loop(checkpoint, dataset, sampling=Sampling(steps=1), samples=1)
     document = folder / "errors.json"
     document.write_text(json.dumps({"reports": [report.to_json()], "comparison": {}}))
-    _, page = make_dossier(Sources(open_loop=(document,)))
+    _, page = make_report(Sources(open_loop=(document,)))
     assert report.to_json()["split"]["note"] in page
     return set(report.to_json()["split"]["episodes"].values()), page
 

@@ -29,7 +29,7 @@ def report(tiny_checkpoint: Path, recorded_zarr: Path) -> OpenLoopReport:
 
 
 def predicting(report: OpenLoopReport, offset: float) -> OpenLoopReport:
-    """The same report, had the policy predicted the recording, ``offset`` metres off and more in later episodes."""
+    """The same report, had the policy predicted the recording, ``offset`` meters off and more in later episodes."""
     episodes = tuple(
         dataclasses.replace(
             episode, samples=np.stack([episode.recorded + offset * (1 + i / 10) * (np.arange(8) == 0)] * 2)

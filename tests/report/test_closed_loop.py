@@ -16,8 +16,8 @@ from diffusion_policy.closed_loop.videos import Video
 from diffusion_policy.diagnose.closed_loop_evidence import (
     closed_loop_of,
     compared,
+    comparison_sentence,
     decisive,
-    in_words,
     look_at_closed_loop,
 )
 from diffusion_policy.diagnose.closed_loop_findings import closed_loop_findings
@@ -26,7 +26,7 @@ from diffusion_policy.diagnose.sources import OpenedCheckpoint
 from diffusion_policy.env_runner.document import conditions, read_closed_loop
 from diffusion_policy.env_runner.outcomes import cells, outcomes
 from diffusion_policy.env_runner.results import ResultError
-from diffusion_policy.report.dossier import Sources, make_dossier, write_dossier
+from diffusion_policy.report.report_page import Sources, make_report, write_report
 from diffusion_policy.run_folder.reading import open_run
 
 HELD = "the policy commands no gripper: held at 1"
@@ -143,18 +143,18 @@ def test_closed_loop_comes_first_in_the_verdict(tmp_path: Path, monkeypatch: pyt
     content = json.loads(log.read_text())
     log.write_text(json.dumps({**content, "meta": {**content.get("meta", {}), "dataset": "x.zarr", "episode": 0}}))
     run = run_with(tmp_path, best=(WORKS, {}))
-    verdict, page = make_dossier(Sources(run=run, logs=(log,)))
+    verdict, page = make_report(Sources(run=run, logs=(log,)))
     done = "in closed loop best.ckpt does the task in 26 of 40 scenes (95 % interval 50%-78%; TabletopEnv"
     would = "on recordings the gripper would open and close in 1 of 1 recorded episodes (95 % interval 21%-100%); "
     assert 0 < verdict.sentence.index(done) < verdict.sentence.index(would)
     assert "not whether it grasps" not in verdict.sentence
     assert page.index('<section id="findings"') < page.index('<section id="closed-loop"') < page.index('id="training"')
-    alone, _ = make_dossier(Sources(logs=(log,)))
+    alone, _ = make_report(Sources(logs=(log,)))
     assert (
         "1 recorded episodes (95 % interval 21%-100%), which tells when it would close, not whether" in alone.sentence
     )
     closed_loop(run / "closed_loop_best.json", "c" * 40)
-    bad, _ = make_dossier(Sources(run=run, logs=(log,)))
+    bad, _ = make_report(Sources(run=run, logs=(log,)))
     assert bad.level == "bad"
     assert bad.sentence.startswith("Do not deploy it: closed loop: best.ckpt does the task in 0 of 40 scenes")
     assert examine((), None, None, run).exit_status == 1, "the doctor says the same"
@@ -163,7 +163,7 @@ def test_closed_loop_comes_first_in_the_verdict(tmp_path: Path, monkeypatch: pyt
 def test_the_page_shows_outcomes_conditions_and_pairs(tmp_path: Path) -> None:
     first = closed_loop(tmp_path / "old.json", "1" * 10 + "c" * 30, **GONE)
     second = closed_loop(tmp_path / "new.json", WORKS, latency_injected_ms=200.0, n_action_steps=8)
-    _, page = make_dossier(Sources(closed_loop=(first, second)))
+    _, page = make_report(Sources(closed_loop=(first, second)))
     for part in (
         "<td>26 of 40 (50-78 %)</td>",
         "<td>closed beside 10, dropped 4</td>",
@@ -174,7 +174,7 @@ def test_the_page_shows_outcomes_conditions_and_pairs(tmp_path: Path) -> None:
     ):
         assert part in page, part
     other = closed_loop(tmp_path / "kinematic.json", WORKS, simulator={"env": {"_target_": "a.TabletopEnv"}})
-    _, page = make_dossier(Sources(closed_loop=(first, other)))
+    _, page = make_report(Sources(closed_loop=(first, other)))
     assert "The same scenes" not in page, "another referee, other scenes"
 
 
@@ -189,7 +189,10 @@ def test_only_scenes_that_both_met_are_paired(tmp_path: Path) -> None:
     )
     found = compared(first, second)
     assert found is not None
-    assert in_words(found, "A", "B") == "B does as many of 1 as A (only B 0, only A 0; McNemar's exact test: p = 1)"
+    assert (
+        comparison_sentence(found, "A", "B")
+        == "B does as many of 1 as A (only B 0, only A 0; McNemar's exact test: p = 1)"
+    )
     assert compared(first, apart) is None
     assert compared(first, kinematic) is None
 
@@ -214,10 +217,10 @@ def test_success_while_training_is_a_curve(tmp_path: Path, monkeypatch: pytest.M
         "test_scenes": 20.0, "test_n_action_steps": 6.0,
     }  # fmt: skip
     lines = [{**line, **measured} if "val_loss" in line else line for line in metrics()]
-    _, page = make_dossier(Sources(run=write_run(tmp_path / "some_run", lines)))
+    _, page = make_report(Sources(run=write_run(tmp_path / "some_run", lines)))
     assert "Closed loop while training, 95 % interval, 20 scenes, 6 steps of a chunk executed" in page
     assert "closed loop over updates; at the end success 0.30, grasped 0.40" in page
-    _, without = make_dossier(Sources(run=write_run(tmp_path / "other_run")))
+    _, without = make_report(Sources(run=write_run(tmp_path / "other_run")))
     assert "Closed loop while training" not in without
 
 
@@ -246,7 +249,7 @@ def test_videos_play_in_the_page_and_others_are_named(tmp_path: Path, browser: B
     entry = film(tmp_path / "films", "1")
     (tmp_path / "films" / "other.mp4").write_bytes(b"of a later evaluation")
     path.write_text(json.dumps({**content, "videos": [entry, other]}))
-    write_dossier(tmp_path / "report.html", Sources(closed_loop=(path,)))
+    write_report(tmp_path / "report.html", Sources(closed_loop=(path,)))
     browser.open(tmp_path / "report.html")
     browser.wait_for("document.querySelector('video').readyState >= 1")
     assert browser.evaluate("document.querySelectorAll('video').length") == 1
@@ -266,7 +269,7 @@ def test_videos_play_in_the_page_and_others_are_named(tmp_path: Path, browser: B
     ],
 )
 def test_the_verdict_follows_what_was_done(outcomes: str, level: str, begins: str, tmp_path: Path) -> None:
-    verdict, _ = make_dossier(Sources(closed_loop=(closed_loop(tmp_path / "a.json", outcomes),)))
+    verdict, _ = make_report(Sources(closed_loop=(closed_loop(tmp_path / "a.json", outcomes),)))
     assert verdict.level == level
     assert verdict.sentence.startswith(begins)
 

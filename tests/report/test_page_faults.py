@@ -12,7 +12,7 @@ from tiny_run import write_dataset
 from diffusion_policy.diagnose import environment
 from diffusion_policy.diagnose.doctor import examine
 from diffusion_policy.diagnose.findings import Finding, diagnose, distinct
-from diffusion_policy.report.dossier import Sources, make_dossier
+from diffusion_policy.report.report_page import Sources, make_report
 
 SHUT = [0.99] * 30
 
@@ -25,7 +25,7 @@ def test_the_page_is_not_its_own_next_command(given: str, tmp_path: Path) -> Non
         "run": lambda: write_run(tmp_path / "some_run", checkpoint=False),
         "closed_loop": lambda: (closed_loop(tmp_path / "a.json", "c" * 40),),
     }
-    verdict, page = make_dossier(Sources(**{given: values[given]()}))
+    verdict, page = make_report(Sources(**{given: values[given]()}))
     assert verdict.level != "good", "there is something to look at"
     lead = page[: page.index("<nav")]
     assert "report.py" not in lead
@@ -46,7 +46,7 @@ def test_the_same_trouble_is_counted_once() -> None:
 
 def test_a_trouble_of_many_logs_is_one_row_that_names_them(tmp_path: Path) -> None:
     logs = tuple(write_log(tmp_path / f"inference_log_{number}.json", SHUT) for number in range(8))
-    _, page = make_dossier(Sources(logs=logs))
+    _, page = make_report(Sources(logs=logs))
     table = page[page.index("<h3>log</h3>") : page.index("</section>")]
     assert table.count("never closes: commands stay") == 1
     assert "(inference_log_0.json, inference_log_1.json" in table
@@ -57,9 +57,9 @@ def test_a_trouble_of_many_logs_is_one_row_that_names_them(tmp_path: Path) -> No
 
 def test_the_machine_comes_last_and_judges_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = write_log(tmp_path / "inference_log_1.json", [1.0] * 20 + [0.02] * 15 + [0.97] * 10)
-    before, _ = make_dossier(Sources(logs=(log,)))
+    before, _ = make_report(Sources(logs=(log,)))
     monkeypatch.setattr(environment, "DISK_NEEDED", 10**18)
-    verdict, page = make_dossier(Sources(logs=(log,)))
+    verdict, page = make_report(Sources(logs=(log,)))
     assert verdict == before
     assert page.index("<h3>log</h3>") < page.index("<h3>environment</h3>") < page.index("GiB of disk are free")
     assert examine(logs=[log]).exit_status == 1, "the doctor is asked whether it works here"
@@ -71,7 +71,7 @@ def test_a_pose_policy_gets_no_advice_on_grippers(tmp_path: Path) -> None:
     pose, eight = (write_tiny_checkpoint(tmp_path / f"{width}.ckpt", width=width) for width in (7, 8))
     said = {}
     for checkpoint in (pose, eight):
-        _, page = make_dossier(Sources((dataset,), checkpoint))
+        _, page = make_report(Sources((dataset,), checkpoint))
         said[checkpoint] = page[page.index("<h3>dataset</h3>") : page.index("<h3>together</h3>")]
     about_grippers = re.compile(r"gripper closes|start open|neither open|equal at|grow")
     assert about_grippers.search(said[eight])

@@ -15,9 +15,9 @@ from diffusion_policy.adapt.files import open_target, plan_file, rules_of
 from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.evaluate.gripper_table import validate_logs
 from diffusion_policy.report.comparison import compare
-from diffusion_policy.report.dossier import Sources, write_dossier
 from diffusion_policy.report.gripper_page import write_page as write_gripper_page
 from diffusion_policy.report.ledger_page import write_page
+from diffusion_policy.report.report_page import Sources, write_report
 
 WIDTHS = [1400, 1000, 800, 390]
 # Text of which no more than so much stands on a line is squeezed.
@@ -75,7 +75,7 @@ def report_page(folder: Path) -> Path:
     dataset, errors = write_dataset(folder / "set.zarr"), open_loop(folder / "errors.json")
     run = write_run(folder / "run")
     sources = Sources((dataset,), checkpoint, run, (log,), (errors,), closed_loop=(rolled_out, rolled_out))
-    write_dossier(folder / "report.html", sources)
+    write_report(folder / "report.html", sources)
     return folder / "report.html"
 
 

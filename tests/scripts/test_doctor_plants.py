@@ -49,7 +49,7 @@ def write_set(path: Path, plant: Callable[[Rows], object] = lambda rows: None, w
 
 
 def write_policy(path: Path, low: Sequence[float] = (), changes: Callable[[dict], object] = lambda p: None) -> Path:
-    """A policy whose normaliser was fitted on the dataset; `changes` edits the parts that are written."""
+    """A policy whose normalizer was fitted on the dataset; `changes` edits the parts that are written."""
     cfg = OmegaConf.create(tiny_config())
     torch.manual_seed(0)
     policy = build_policy(cfg)
@@ -183,11 +183,11 @@ def test_the_wrong_dataset(tmp_path: Path, sound: Sound, doctor: Doctor) -> None
     """The same robot in another frame: every size fits, no number does."""
     told = doctor("--checkpoint", sound.checkpoint, "--dataset", write_set(tmp_path / "far.zarr", elsewhere))
     assert (told["cause"]["code"], told["cause"]["severity"]) == ("normaliser-range", "error")
-    assert "x is 1.4 to 1.5 in the dataset, 0.4 to 0.5 in the checkpoint's normaliser" in told["cause"]["evidence"]
+    assert "x is 1.4 to 1.5 in the dataset, 0.4 to 0.5 in the checkpoint's normalizer" in told["cause"]["evidence"]
     assert told["next_command"].startswith("python scripts/report.py --out report.html --dataset")
 
 
-def test_a_normaliser_that_never_saw_the_gripper_move(tmp_path: Path, sound: Sound, doctor: Doctor) -> None:
+def test_a_normalizer_that_never_saw_the_gripper_move(tmp_path: Path, sound: Sound, doctor: Doctor) -> None:
     path = write_policy(tmp_path / "constant.ckpt", low=[-9] * 7 + [1.0])
     told = doctor("--checkpoint", path, "--dataset", sound.dataset, "--log", write_log(tmp_path / "log", [0.99] * 30))
     assert told["cause"]["code"] == "gripper-statistics"

@@ -17,9 +17,9 @@ from tiny_run import write_dataset
 
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.diagnose.playback import dataset_of_log, playbacks_of_episode, playbacks_of_log
-from diffusion_policy.report import ReportError, dossier
-from diffusion_policy.report.dossier import Sources, make_dossier, read_open_loop, write_dossier
+from diffusion_policy.report import ReportError, report_page
 from diffusion_policy.report.replay import replay_data
+from diffusion_policy.report.report_page import Sources, make_report, read_open_loop, write_report
 from diffusion_policy.report.sections_of_errors import guard_section, guarded, served_interventions
 from diffusion_policy.run_log import LogStep, RunLog, read_log, write_inference_log
 
@@ -92,14 +92,14 @@ def test_sections_appear_for_what_is_given(
     files: Files, given: tuple[str, ...], sections: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_weights(monkeypatch)
-    _, page = make_dossier(files.sources(*given))
+    _, page = make_report(files.sources(*given))
     assert [part.split('"')[0] for part in page.split('<section id="')[1:]] == sections.split()
     assert page.count('type="application/json"') == 1 + ("replay" in sections)
 
 
 def test_several_datasets_have_a_section_each(files: Files, tmp_path: Path) -> None:
     other = write_dataset(tmp_path / "other.zarr")
-    _, page = make_dossier(Sources((files.dataset, other)))
+    _, page = make_report(Sources((files.dataset, other)))
     anchors = [part.split('"')[0] for part in page.split('<section id="')[1:]]
     assert anchors == ["findings", "data", "data-2", "gripper", "trajectories", "replay"]
     assert page.count('id="plot-lengths"') == page.count('id="plot-lengths-2"') == 1
@@ -113,17 +113,17 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_verdict_is_one_sentence_about_the_cause(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     no_weights(monkeypatch)
-    verdict, page = make_dossier(files.sources("datasets"))
+    verdict, page = make_report(files.sources("datasets"))
     assert verdict.level == "doubt"
     assert verdict.sentence.startswith("It can be trained on, with doubts: 4 episodes")
     assert page.index(verdict.sentence) < page.index("<section")
-    bad, _ = make_dossier(files.sources("open_loop"))
+    bad, _ = make_report(files.sources("open_loop"))
     assert bad.level == "bad"
     assert bad.sentence.startswith("Do not deploy it: open loop: 9 mm")
 
 
 def test_open_loop_errors_are_told_in_words(files: Files) -> None:
-    _, page = make_dossier(files.sources("open_loop"))
+    _, page = make_report(files.sources("open_loop"))
     assert "Gripper: 6 of 7 recorded events found in 2 samples (95 % interval 49%-97%), 0 early and 6 late" in page
     assert "beside a copy of the measured gripper: -0.3 (95 % interval -0.4 to -0.2)" in page
     assert "samples lie 1 to 4 apart" in page
@@ -134,14 +134,14 @@ def test_errors_of_an_older_file_are_shown_without_what_it_lacks(files: Files, t
     del document["reports"][0]["spread"], document["reports"][0]["beside_copycat"]
     old = tmp_path / "old.json"
     old.write_text(json.dumps(document))
-    _, page = make_dossier(Sources(open_loop=(old,)))
+    _, page = make_report(Sources(open_loop=(old,)))
     assert "samples lie" not in page
     assert "position error per step of the chunk: policy 9 at the first" in page
 
 
 def test_good_logs_make_a_good_verdict(tmp_path: Path) -> None:
     log = write_log(tmp_path / "inference_log_1.json", GRASP * 3)
-    verdict, _ = make_dossier(Sources(logs=(log,)))
+    verdict, _ = make_report(Sources(logs=(log,)))
     assert verdict.level == "good"
     assert verdict.sentence == (
         "Nothing forbids a rollout: the gripper opens and closes in 1 of 1 logs (95 % interval 21%-100%); "
@@ -150,7 +150,7 @@ def test_good_logs_make_a_good_verdict(tmp_path: Path) -> None:
 
 
 def test_text_from_files_is_escaped_and_nothing_is_fetched(files: Files) -> None:
-    _, page = make_dossier(files.sources("open_loop"))
+    _, page = make_report(files.sources("open_loop"))
     assert "best<b>.ckpt" not in page
     assert "hold &lt;pose" in page
     assert "default-src 'none'" in page.replace("&#39;", "'")
@@ -163,17 +163,17 @@ def test_the_page_is_written_whole_and_not_too_large(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "report.html"
-    write_dossier(out, files.sources("logs"))
+    write_report(out, files.sources("logs"))
     assert out.stat().st_size < 15 * 2**20
-    monkeypatch.setattr(dossier, "MOST_BYTES", 1000)
+    monkeypatch.setattr(report_page, "MOST_BYTES", 1000)
     with pytest.raises(ReportError, match="more than 15"):
-        write_dossier(out, files.sources("logs"))
+        write_report(out, files.sources("logs"))
     assert os.listdir(tmp_path) == ["report.html"]
 
 
 def test_nothing_to_report_on_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="nothing to report on"):
-        make_dossier(Sources())
+        make_report(Sources())
     torn = tmp_path / "torn.json"
     torn.write_text('{"reports": [{}]}')
     with pytest.raises(ReportError, match="not the JSON of"):
@@ -247,7 +247,7 @@ def logged_steps(count: int) -> tuple[LogStep, ...]:
 @pytest.fixture(scope="module")
 def page(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("page") / "report.html"
-    write_dossier(out, files.sources(*ALL))
+    write_report(out, files.sources(*ALL))
     return out
 
 

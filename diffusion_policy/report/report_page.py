@@ -13,13 +13,13 @@ from pathlib import Path
 
 from diffusion_policy.commands import command
 from diffusion_policy.diagnose.closed_loop_evidence import ClosedLoopEvidence, decisive
-from diffusion_policy.diagnose.closed_loop_findings import CLOSED_LOOP, said_of
-from diffusion_policy.diagnose.doctor import MACHINE, Examination, examine_opened
+from diffusion_policy.diagnose.closed_loop_findings import CLOSED_LOOP, success_sentence
+from diffusion_policy.diagnose.doctor import MACHINE, Examination, examine_sources
 from diffusion_policy.diagnose.findings import Finding, level_of
 from diffusion_policy.diagnose.log_evidence import LogEvidence
 from diffusion_policy.diagnose.log_findings import open_loop_findings
 from diffusion_policy.diagnose.playback import playbacks_of_episode, playbacks_of_log
-from diffusion_policy.diagnose.sources import Opened, Progress, Sources, open_sources, read_open_loop
+from diffusion_policy.diagnose.sources import OpenedSources, Progress, Sources, open_sources, read_open_loop
 from diffusion_policy.evaluate.gripper_table import UNJUDGED
 from diffusion_policy.evaluate.verdicts import OPENS_AND_CLOSES, counted
 from diffusion_policy.intervals import wilson_interval
@@ -45,7 +45,7 @@ from diffusion_policy.report.sections_of_errors import (
 from diffusion_policy.run_folder.reading import RunFolder
 from diffusion_policy.storage import write_text
 
-__all__ = ["Sources", "Verdict", "conclude", "make_dossier", "read_open_loop", "write_dossier"]
+__all__ = ["Sources", "Verdict", "conclude", "make_report", "read_open_loop", "write_report"]
 
 MOST_BYTES = 15 * 2**20
 WOULD = "on recordings the gripper would open and close"
@@ -56,27 +56,27 @@ EPISODES = 4
 
 @dataclass(frozen=True)
 class Verdict:
-    """The sentence on top, and how it is coloured: "good", "doubt" or "bad"."""
+    """The sentence on top, and how it is colored: "good", "doubt" or "bad"."""
 
     level: str
     sentence: str
 
 
-def write_dossier(path: Path, sources: Sources, on_progress: Progress = lambda done, total: None) -> Verdict:
+def write_report(path: Path, sources: Sources, on_progress: Progress = lambda done, total: None) -> Verdict:
     """Write the page beside its name, then rename; returns the verdict that stands on top.
 
     Raises:
         ReportError: nothing was given, or the page became larger than MOST_BYTES.
         WorkspaceError: a source is not there or cannot be read.
     """
-    verdict, page = make_dossier(sources, on_progress)
+    verdict, page = make_report(sources, on_progress)
     if len(page) > MOST_BYTES:
         raise ReportError(f"{path}: the page would have {len(page) / 2**20:.0f} MB, more than 15; give it fewer logs")
     write_text(path, page)
     return verdict
 
 
-def make_dossier(sources: Sources, on_progress: Progress = lambda done, total: None) -> tuple[Verdict, str]:
+def make_report(sources: Sources, on_progress: Progress = lambda done, total: None) -> tuple[Verdict, str]:
     """The verdict and the page; `on_progress` is told of files that were opened, and how many there are."""
     if not sources:
         raise ReportError(
@@ -89,12 +89,12 @@ def make_dossier(sources: Sources, on_progress: Progress = lambda done, total: N
     return verdict, render(_title(sources), _lead(verdict, examination), _sections(groups, opened))
 
 
-def _examined(opened: Opened) -> tuple[Examination, Sequence[Finding]]:
+def _examined(opened: OpenedSources) -> tuple[Examination, Sequence[Finding]]:
     """What the doctor says, and what open-loop errors say; and apart from it what is said of this machine.
 
     The machine that makes the page tells nothing of the policy. What shows more of a finding is never this page again.
     """
-    groups, documents = dict(examine_opened(opened).groups), opened.open_loop
+    groups, documents = dict(examine_sources(opened).groups), opened.open_loop
     machine = groups.pop(MACHINE)
     looks = dict.fromkeys(groups, "")
     if opened.datasets:
@@ -110,7 +110,7 @@ def _examined(opened: Opened) -> tuple[Examination, Sequence[Finding]]:
     return Examination(groups, looks), machine
 
 
-def _sections(groups: Mapping[str, Sequence[Finding]], opened: Opened) -> list[Section]:
+def _sections(groups: Mapping[str, Sequence[Finding]], opened: OpenedSources) -> list[Section]:
     """Those that something was given for, in reading order."""
     run, logs = opened.run, opened.logs
     buffers = [dataset.buffer for dataset in opened.datasets]
@@ -151,12 +151,12 @@ def conclude(
     diagnosis = examination.diagnosis
     cause = diagnosis.cause
     where = f"{cause.about}: " if cause is not None and len(logs) > 1 and cause in examination.groups["log"] else ""
-    said = f"{where}{diagnosis.sentence()}"
+    text = f"{where}{diagnosis.sentence()}"
     deploys = bool(logs or run or {"checkpoint", "open loop", "closed loop"} & examination.groups.keys())
     level = level_of(examination.findings)
-    done = "" if cause is not None and cause.code == CLOSED_LOOP else _done(rolled_out)
+    done = "" if cause is not None and cause.code == CLOSED_LOOP else _closed_loop_result(rolled_out)
     if level == "bad":
-        return Verdict("bad", f"{'Do not deploy it' if deploys else 'Do not train on it yet'}: {done}{said}.")
+        return Verdict("bad", f"{'Do not deploy it' if deploys else 'Do not train on it yet'}: {done}{text}.")
     found = f"{done}{_opens_and_closes(logs, bool(rolled_out))}"
     fails = any(finding.trouble for finding in examination.groups.get("closed loop", ()))
     may = (
@@ -168,12 +168,14 @@ def conclude(
         if deploys
         else "It can be trained on"
     )
-    return Verdict(level, f"{may}{', with doubts' if level == 'doubt' else ''}: {found}{said}.")
+    return Verdict(level, f"{may}{', with doubts' if level == 'doubt' else ''}: {found}{text}.")
 
 
-def _done(rolled_out: Sequence[ClosedLoopEvidence]) -> str:
+def _closed_loop_result(rolled_out: Sequence[ClosedLoopEvidence]) -> str:
     """In how many scenes the task is done; of the result with the most."""
-    return f"in closed loop {rolled_out[0].of} does the task in {said_of(rolled_out[0])}; " if rolled_out else ""
+    return (
+        f"in closed loop {rolled_out[0].of} does the task in {success_sentence(rolled_out[0])}; " if rolled_out else ""
+    )
 
 
 def _opens_and_closes(logs: Sequence[LogEvidence], is_rolled_out: bool) -> str:
@@ -182,15 +184,15 @@ def _opens_and_closes(logs: Sequence[LogEvidence], is_rolled_out: bool) -> str:
     On recordings that is when it would; whether it then holds anything, they do not tell.
     """
     judged = [evidence for evidence in logs if evidence.gripper.verdict not in UNJUDGED]
-    said = ""
+    text = ""
     for offline, does, unit in ((False, "the gripper opens and closes", "logs"), (True, WOULD, "recorded episodes")):
         verdicts = [evidence.gripper.verdict for evidence in judged if evidence.offline is offline]
         if verdicts:
             count = verdicts.count(OPENS_AND_CLOSES)
             low, high = wilson_interval(count, len(verdicts))
             untold = NOT_WHETHER if offline and not is_rolled_out else ""
-            said += f"{does} in {count} of {len(verdicts)} {unit} (95 % interval {low:.0%}-{high:.0%}){untold}; "
-    return said
+            text += f"{does} in {count} of {len(verdicts)} {unit} (95 % interval {low:.0%}-{high:.0%}){untold}; "
+    return text
 
 
 def _lead(verdict: Verdict, examination: Examination) -> str:
@@ -198,17 +200,17 @@ def _lead(verdict: Verdict, examination: Examination) -> str:
     remedy = f'<p class="dim">What to do: {escape(cause.remedy)}</p>' if cause is not None and cause.remedy else ""
     following = examination.next_command
     shown = f'<p class="dim">next: <code>{escape(following)}</code></p>' if following else ""
-    said = f"<p><strong>{escape(verdict.sentence)}</strong></p>"
-    return f'<div class="verdict {verdict.level}" role="status">{said}{remedy}{shown}</div>'
+    text = f"<p><strong>{escape(verdict.sentence)}</strong></p>"
+    return f'<div class="verdict {verdict.level}" role="status">{text}{remedy}{shown}</div>'
 
 
 def _verdicts(logs: Sequence[LogEvidence]) -> dict[str, str]:
     """By the name of the playback; of several arms of a log under each."""
     found = {}
     for evidence in logs:
-        name, said = evidence.log.path.stem.removeprefix("inference_log_"), evidence.gripper
-        for playback in [f"{name}, {arm}" for arm in said.arms] or [name]:
-            found[playback] = f"{said.verdict}; {said.reason}"
+        name, text = evidence.log.path.stem.removeprefix("inference_log_"), evidence.gripper
+        for playback in [f"{name}, {arm}" for arm in text.arms] or [name]:
+            found[playback] = f"{text.verdict}; {text.reason}"
     return found
 
 
