@@ -1,1 +1,1 @@
-"""From a policy to a robot: the session, its guard and its transports."""
+"""The inference server: sessions, their checks, the engine and the transports."""

@@ -1,17 +1,17 @@
-"""Clients of the server, for a robot's machine: no torch, no policy.
+"""Clients of the server, for the robot's computer; they need neither torch nor the policy.
 
     with LineClient("127.0.0.1") as policy:
         policy.reset()
         chunk = policy.infer(images, poses, grippers, timestamps)     # raises ServerError: hold the pose
-        # of a policy that acts on other numbers (``policy.metadata["state_names"]``), or sees several cameras:
+        # with other state names (``policy.metadata["state_names"]``) or several cameras:
         chunk = policy.infer({"front": [...], "wrist": [...]}, states=states, timestamps=timestamps)
         for action in chunk.due(time.time()): ...
 
-Both transports give the same :class:`Chunk`. A chunk knows at which time each of its actions was meant, on the client's
-own clock, so one that comes late skips what is past instead of jumping back.
+Both transports return the same :class:`Chunk`. It holds the time of each action, on the client's own clock, so the past
+actions of a late chunk are skipped instead of moving the arm back.
 
-Whatever is wrong, with what ``infer`` is given, with the connection or with what comes back, is a ServerError, so that
-one ``except`` holds the arm. A connection that was lost is made anew by the next call.
+Any failure, of the arguments of ``infer``, of the connection or of the reply, is a ServerError, so that one ``except``
+holds the arm. After a lost connection the next call connects again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _RETRY_S = 0.5
 
 
 class _Client:
-    """What both transports share: when a connection is made again, and what a chunk is made from."""
+    """The base of both clients: reconnects, and reads chunks."""
 
     metadata: dict[str, Any]
 
@@ -50,24 +50,24 @@ class _Client:
         self._closed = False
 
     def reset(self) -> None:
-        """Begin an episode; ServerError as for :meth:`infer`."""
+        """Starts an episode; ServerError as for :meth:`infer`."""
         self.ask({"type": "reset"})
 
     def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """One message, one reply."""
+        """Sends a message and returns the reply."""
         raise NotImplementedError
 
     def _disconnect(self) -> None:
-        """Drop the connection, so that an answer that comes later is not taken for the next one."""
+        """Closes the connection, so that a late reply is not taken for the next one."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Free the server for the next robot; nothing can be asked afterwards."""
+        """Frees the server for the next robot; the client cannot be used afterward."""
         self._closed = True
         self._disconnect()
 
     def _may_connect(self) -> None:
-        """Count an attempt; ServerError if the last one was just now, or the client was closed."""
+        """Registers an attempt to connect; ServerError if the last one was too recent, or the client is closed."""
         if self._closed:
             raise ServerError("closed", "this client was closed")
         now = time.monotonic()
@@ -86,16 +86,16 @@ class LineClient(_Client):
     """The line protocol over TCP.
 
     Args:
-        host: of the server.
-        port: of its line protocol.
-        token: if the server wants one.
-        timeout: seconds for an answer.
+        host: host of the server.
+        port: port of its line protocol.
+        token: token, if the server requires one.
+        timeout: seconds to wait for a reply.
 
     Attributes:
-        metadata: what the server says of itself (units, horizon, rate, limits, checkpoint).
+        metadata: the server's description of itself (units, horizon, rate, limits, checkpoint).
 
     Raises:
-        ServerError: unreachable, unauthorized, or busy.
+        ServerError: the server is unreachable or busy, or the token is wrong.
     """
 
     def __init__(
@@ -115,22 +115,22 @@ class LineClient(_Client):
         *,
         states: ArrayLike | None = None,
     ) -> Chunk:
-        """Ask for actions.
+        """Requests an action chunk.
 
         Args:
-            images: To encoded JPEGs, oldest first; of several cameras, these by key.
+            images: To encoded JPEGs, oldest first; for several cameras, a mapping of key to JPEGs.
             poses: (To, 7); grippers: (To, 1); timestamps: (To,) seconds on this machine's clock.
             states: (To, D) in place of poses and grippers, in the order of the metadata's ``state_names``.
 
         Raises:
-            ServerError: no action: the server refuses, is not there, or what was given or came back is none.
+            ServerError: there is no action: the server refuses or is unreachable, or arguments or reply are invalid.
         """
         asked = Asked.of(self.metadata)
         message = observation("observation", images, poses, grippers, timestamps, states=states, asked=asked)
         return read_chunk(self.ask(message), "action", asked.width)
 
     def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """One message, one reply; ServerError if it is an error or does not come."""
+        """Sends a message and returns the reply; ServerError if it is an error or does not come."""
         try:
             data = json.dumps(message, allow_nan=False).encode() + b"\n"
         except (TypeError, ValueError, RecursionError) as error:
@@ -205,7 +205,7 @@ class WebSocketClient(_Client):
         *,
         states: ArrayLike | None = None,
     ) -> Chunk:
-        """As :meth:`LineClient.infer`; images may also be raw RGB frames (H, W, 3) uint8."""
+        """Requests an action chunk as :meth:`LineClient.infer`; images may also be raw RGB frames (H, W, 3) uint8."""
         asked = Asked.of(self.metadata)
         numbers = asked.numbers(poses, grippers, timestamps, states)
         frames = asked.frames(images, (bytes, np.ndarray), len(numbers["timestamps"]))
@@ -213,7 +213,7 @@ class WebSocketClient(_Client):
         return read_chunk(reply, "actions", asked.width)
 
     def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """One message, one reply; ServerError if it is an error or does not come."""
+        """Sends a message and returns the reply; ServerError if it is an error or does not come."""
         try:
             data = pack(message)
         except (TypeError, ValueError, OverflowError) as error:

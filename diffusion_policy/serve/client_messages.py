@@ -1,4 +1,4 @@
-"""What clients send and what they read of an answer: checked before it leaves, and before an arm sees it.
+"""Messages of clients: observations are checked before they are sent, replies before they reach an arm.
 
 Legend of shapes: To observation steps, n actions, D numbers of an action.
 """
@@ -22,7 +22,7 @@ Images = Sequence[Any] | Mapping[str, Sequence[Any]]
 
 
 class ServerError(WorkspaceError):
-    """The server answered an error, or not at all: there is no action, so hold the pose. ``code``: see ``protocol``."""
+    """The server replied with an error, or not at all: hold the pose. ``code``: see ``protocol``."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -31,13 +31,13 @@ class ServerError(WorkspaceError):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Actions for the arm.
+    """An action chunk for the arm.
 
     Attributes:
         actions: (n, 8) absolute pose, meters and xyzw, then gripper, 1 = open; of another policy (n, D), in the order
             of the server's ``state_names``.
-        timestamps: (n,) when each is meant, seconds on the client's clock.
-        reply: everything that the server said.
+        timestamps: (n,) time of each action, seconds on the client's clock.
+        reply: the complete reply of the server.
     """
 
     actions: NDArray[np.float64]
@@ -45,17 +45,17 @@ class Chunk:
     reply: Mapping[str, Any] = field(default_factory=dict)
 
     def due(self, now: float) -> NDArray[np.float64]:
-        """The actions whose time is not over: (m, D), m <= n; a step counts until half a step after its time."""
+        """Returns the actions whose time has not passed, (m, D), m <= n; half a step of delay is allowed."""
         half = float(np.median(np.diff(self.timestamps))) / 2 if len(self.timestamps) > 1 else 0.0
         return self.actions[self.timestamps + half >= now]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a server expects of an observation, as its metadata says.
+    """The form of the observations that a server expects, from its metadata.
 
     Attributes:
-        state_names: of ``states``; None: poses and grippers.
+        state_names: names of ``states``; None: poses and grippers.
         cameras: keys of the images.
     """
 
@@ -64,7 +64,7 @@ class Asked:
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> Asked:
-        """ServerError where the metadata is none of this protocol."""
+        """Reads it from metadata; ServerError if that is not metadata of this protocol."""
         names, cameras = metadata.get(STATE_NAMES), metadata.get("cameras", ["image"])
         for value in ([] if names is None else names, cameras):
             if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
@@ -73,7 +73,7 @@ class Asked:
 
     @property
     def width(self) -> int:
-        """D: of an action."""
+        """D: number of values of an action."""
         return len(POSE_GRIPPER if self.state_names is None else self.state_names)
 
     def numbers(
@@ -83,18 +83,18 @@ class Asked:
         timestamps: ArrayLike | None,
         states: ArrayLike | None,
     ) -> dict[str, NDArray[np.float64]]:
-        """What was measured, finite, by key of the message; ServerError where it is not what the server expects."""
+        """Returns the measured values by key of the message; ServerError where they are not what the server expects."""
         if self.state_names is None and states is not None and poses is None and grippers is None:
             checked = _numbers({"timestamps": timestamps, "states": states}, self.width)
             poses, grippers = np.split(checked.pop("states"), [len(POSE)], axis=1)
             return {"poses": poses, "grippers": grippers, **checked}
         if (states is None) != (self.state_names is None):
             given = {"poses": poses, "grippers": grippers, "states": states}
-            said = " and ".join(name for name, value in given.items() if value is not None) or "no state"
+            found = " and ".join(name for name, value in given.items() if value is not None) or "no state"
             expected = (
                 f"states of {' '.join(self.state_names)}" if self.state_names else "poses and grippers, or states"
             )
-            raise ServerError("malformed", f"not sent: {said} given; this server expects {expected}")
+            raise ServerError("malformed", f"not sent: {found} given; this server expects {expected}")
         if self.state_names is not None:
             checked = _numbers({"timestamps": timestamps, "states": states}, self.width)
             return {"states": checked["states"], "timestamps": checked["timestamps"]}
@@ -102,7 +102,7 @@ class Asked:
         return {name: checked[name] for name in ("poses", "grippers", "timestamps")}
 
     def frames(self, images: Images, kinds: tuple[type, ...], count: int) -> list[Any] | dict[str, list[Any]]:
-        """The pictures, one for each timestamp; by camera where there are several. ServerError otherwise."""
+        """Returns one image for each timestamp, by camera where there are several; ServerError otherwise."""
         if len(self.cameras) == 1:
             only = (
                 images[self.cameras[0]] if isinstance(images, Mapping) and set(images) == set(self.cameras) else images
@@ -126,10 +126,10 @@ def observation(
     states: ArrayLike | None = None,
     asked: Asked = Asked(None, ("image",)),
 ) -> dict[str, Any]:
-    """A message of the line protocol: "observation", or "inspect".
+    """Builds a message of the line protocol: "observation", or "inspect".
 
     Raises:
-        ServerError: what was measured is no observation, or not the server's; it is not sent.
+        ServerError: the values are not an observation as the server expects it; nothing is sent.
     """
     numbers = asked.numbers(poses, grippers, timestamps, states)
     frames = asked.frames(images, (bytes,), len(numbers["timestamps"]))
@@ -146,7 +146,7 @@ def _base64(images: Sequence[bytes]) -> list[str]:
 
 
 def _numbers(given: Mapping[str, ArrayLike | None], width: int) -> dict[str, NDArray[np.float64]]:
-    """Timestamps (To,), which come first, poses (To, 7), grippers (To, 1) or states (To, D), finite.
+    """Checks timestamps (To,), which come first, poses (To, 7), grippers (To, 1) or states (To, D): all are finite.
 
     ServerError otherwise.
     """
@@ -170,7 +170,7 @@ def _numbers(given: Mapping[str, ArrayLike | None], width: int) -> dict[str, NDA
 
 
 def _frames(images: Any, kinds: tuple[type, ...], count: int, where: str = "images") -> list[Any]:
-    """One picture for each timestamp; ServerError otherwise."""
+    """Checks that there is one image for each timestamp; ServerError otherwise."""
     if not isinstance(images, Sequence | np.ndarray) or isinstance(images, str | bytes):
         raise ServerError("malformed", f"not sent: {where} are {type(images).__name__}; expected {count} pictures")
     if len(images) != count:
@@ -186,7 +186,7 @@ def _frames(images: Any, kinds: tuple[type, ...], count: int, where: str = "imag
 
 
 def read_chunk(reply: Mapping[str, Any], key: str, width: int) -> Chunk:
-    """What a reply commands; ServerError unless it is finite actions (n, ``width``), each with its time."""
+    """Reads the chunk of a reply; ServerError unless it holds finite actions (n, ``width``), each with its time."""
     try:
         actions, times = (np.asarray(reply[name], dtype=np.float64) for name in (key, "timestamps"))
     except (KeyError, TypeError, ValueError) as error:

@@ -1,8 +1,8 @@
-"""A log is a test: the same observations and seeds again, with the same policy or with another.
+"""Replays logs: the same observations and seeds again, with the same policy or with another.
 
-With what the log was made with, every sequence must come out equal: to the last bit on a CPU of the same kind, within a
-tolerance elsewhere. With another checkpoint, scheduler or number of steps the same moments show what would have been
-decided otherwise.
+With the log's own checkpoint and settings every sequence must be reproduced: bit for bit on a CPU of the same kind,
+within a tolerance elsewhere. With another checkpoint, scheduler or number of steps a replay shows how its actions would
+have differed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, SpecError
 
 FloatArray = NDArray[np.float64]
 
-# Equal settings, another kind of processor: sums in another order.
+# For equal settings on another kind of processor, which adds up in another order.
 TOLERANCE = 1e-4
 SAME = ("checkpoint_sha256", "weights", "scheduler", "steps", "precision", "warm_start")
 SAME_MACHINE = ("processor", "device", "fast", "software")
@@ -40,7 +40,7 @@ SAME_MACHINE = ("processor", "device", "fast", "software")
 
 @dataclass(frozen=True)
 class LoggedStep:
-    """One answered observation, as it can be asked again."""
+    """One answered observation, with all that is needed to answer it again."""
 
     number: int
     seed: int
@@ -53,21 +53,21 @@ class LoggedStep:
 
 @dataclass(frozen=True)
 class ReplayReport:
-    """What came out.
+    """The result of a replay.
 
     Attributes:
-        steps: how many were recomputed.
+        steps: number of recomputed steps.
         same_settings: whether checkpoint, sampler and precision are those of the log.
-        same_machine: whether processor, threads and software are those of the log, and a CPU computes: then every bit
-            must be equal, else a tolerance holds.
-        bit_equal: steps whose sequence is equal to the last bit.
+        same_machine: whether processor, threads and software are those of the log, and the device is a CPU: then every
+            bit must be equal, else a tolerance applies.
+        bit_equal: number of steps whose sequence is bit-equal.
         largest: largest absolute difference of any number.
-        position_mm, rotation_deg: mean difference of the executed actions; None where no rotation is one, or there is
-            none.
-        furthest_step, furthest_mm: where the next commands' positions are furthest apart, and how far; of joints alone
-            the step, and None.
+        position_mm, rotation_deg: mean difference of the executed actions; None where no rotation is valid, or without
+            a pose.
+        furthest_step, furthest_mm: step at which the next commands' positions differ most, and distance; for joints
+            without a pose the step, and None.
         differences: sentences on steps that the log lacks, and on gripper events that moved, appeared or vanished.
-        joints, furthest_joint, joint_unit: as above, of joints, in their unit; None without any.
+        joints, furthest_joint, joint_unit: the same for joints, in their unit; None without joints.
     """
 
     steps: int
@@ -86,20 +86,20 @@ class ReplayReport:
 
     @property
     def passed(self) -> bool:
-        """Equal where it must be; another policy may differ."""
+        """Whether the log is reproduced; with another policy or settings always true."""
         if not self.same_settings:
             return True
         return self.bit_equal == self.steps if self.same_machine else self.largest <= TOLERANCE
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Returns plain JSON."""
         found = asdict(self)
         if self.joint_unit is None:
             found = {name: value for name, value in found.items() if "joint" not in name}
         return {**found, "passed": self.passed}
 
     def _apart(self) -> tuple[str, str]:
-        """How far the executed actions differ on average, and where most."""
+        """Returns how far the executed actions differ on average, and where most."""
         mean, furthest = [], []
         if self.furthest_mm is not None:
             mean.append(f"{_shown(self.position_mm)} mm, {_shown(self.rotation_deg)} degrees")
@@ -110,7 +110,7 @@ class ReplayReport:
         return f"{', '.join(mean)} on average", f"{', '.join(furthest)} at step {self.furthest_step}"
 
     def table(self) -> Group:
-        """For the terminal."""
+        """Returns a table for the terminal."""
         table = Table("", "")
         mean, furthest = self._apart()
         kind = "the log's own settings" if self.same_settings else "another policy, or other settings"
@@ -129,10 +129,10 @@ class ReplayReport:
 
 
 def read_steps(folder: str | Path) -> tuple[dict[str, Any], list[LoggedStep]]:
-    """The answered observations of a run.
+    """Reads the answered observations of a run.
 
     Raises:
-        SessionLogError: no run's folder; older logs hold neither seeds nor every frame, so they cannot be replayed.
+        SessionLogError: not a run folder; older logs hold neither seeds nor all frames, so they cannot be replayed.
     """
     if Path(folder).is_file():
         raise SessionLogError(f"{folder}: a log of a predecessor; it holds no seeds, so nothing can be recomputed")
@@ -147,7 +147,7 @@ def read_steps(folder: str | Path) -> tuple[dict[str, Any], list[LoggedStep]]:
 
 
 def logged_form(folder: str | Path, meta: Mapping[str, Any]) -> MessageForm:
-    """What a run's observations carry; SessionLogError where meta.json names no layout of numbers."""
+    """Reads the form of a run's observations; SessionLogError where meta.json names no layout."""
     names, cameras = meta.get(STATE_NAMES, list(POSE_GRIPPER)), meta.get("cameras", ["image"])
     for value in (names, cameras):
         if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
@@ -162,10 +162,10 @@ def logged_form(folder: str | Path, meta: Mapping[str, Any]) -> MessageForm:
 
 def _step(folder: str | Path, line: Mapping[str, Any], form: MessageForm) -> LoggedStep:
     try:
-        seen, remainder = line["input"], line.get("remainder")
-        states = np.asarray(seen["states"], dtype=np.float64)
-        images = tuple(read_image(folder, name) for name in seen["images"])
-        observation = form.observation(images, states[:, : len(form.layout.names)], np.asarray(seen["timestamps"]))
+        observed, remainder = line["input"], line.get("remainder")
+        states = np.asarray(observed["states"], dtype=np.float64)
+        images = tuple(read_image(folder, name) for name in observed["images"])
+        observation = form.observation(images, states[:, : len(form.layout.names)], np.asarray(observed["timestamps"]))
         sequence = np.asarray(line["predicted"]["values"], dtype=np.float64)
         rest = None if remainder is None else np.asarray(remainder, dtype=np.float64)
         first, threads = line["predicted"]["first"], line.get("threads")
@@ -175,12 +175,12 @@ def _step(folder: str | Path, line: Mapping[str, Any], form: MessageForm) -> Log
 
 
 def replay(folder: str | Path, checkpoint: str | Path, overrides: Mapping[str, Any] | None = None) -> ReplayReport:
-    """Recompute a run.
+    """Recomputes a run.
 
     Args:
-        folder: of the run.
+        folder: the run folder.
         checkpoint: the log's own, or another.
-        overrides: of the log's engine settings, such as scheduler, steps or device.
+        overrides: changes of the log's engine settings, such as scheduler, steps or device.
 
     Raises:
         WorkspaceError: the log or the checkpoint cannot be read.
@@ -202,7 +202,7 @@ def replay(folder: str | Path, checkpoint: str | Path, overrides: Mapping[str, A
 
 
 def compare(steps: Sequence[LoggedStep], engine: Engine, *, same_settings: bool, same_machine: bool) -> ReplayReport:
-    """Ask an engine the logged questions, and compare its answers."""
+    """Answers the logged observations with an engine, and compares the answers with the logged ones."""
     frames, layout = len(steps[0].observation.timestamps), engine.form.layout
     if frames != engine.n_obs_steps:
         raise SessionLogError(f"the log's observations have {frames} frames, this policy reads {engine.n_obs_steps}")
@@ -236,30 +236,30 @@ def compare(steps: Sequence[LoggedStep], engine: Engine, *, same_settings: bool,
 
 
 def _furthest(ours: FloatArray, theirs: FloatArray) -> FloatArray:
-    """(N,) largest distance of any arm's positions (N, P, 3)."""
+    """Returns (N,) largest distance between positions (N, P, 3) of any arm."""
     return np.linalg.norm(ours - theirs, axis=-1).max(axis=1, initial=0.0)
 
 
 def _gripper_differences(
     layout: ActionLayout, before: FloatArray, after: FloatArray, numbers: Sequence[int]
 ) -> list[str]:
-    """``event_differences`` of every gripper of commands (N, D), each with its arm's name."""
+    """Returns ``event_differences`` of every gripper in commands (N, D), each with the name of its arm."""
     found = []
     for arm, ours, theirs in zip(
         layout.labels("gripper"), layout.grippers(before).T, layout.grippers(after).T, strict=True
     ):
-        said = event_differences(ours, theirs, numbers)
-        found += [f"{arm} gripper: {sentence}" for sentence in said] if arm else said
+        differences = event_differences(ours, theirs, numbers)
+        found += [f"{arm} gripper: {sentence}" for sentence in differences] if arm else differences
     return found
 
 
 def _usable_threads(logged: Any) -> int | None:
-    """A logged number of threads, if this machine has as many cores."""
+    """Returns a logged number of threads if this machine has so many cores, else None."""
     return logged if isinstance(logged, int) and 1 <= logged <= usable_cores() else None
 
 
 def _ask(engine: Engine, step: LoggedStep) -> Inference:
-    """As many threads as the step had, for another number adds up in another order."""
+    """Answers a step with its logged number of threads, since another number adds up in another order."""
     if step.threads is not None:
         torch.set_num_threads(step.threads)
     return engine.infer(step.observation, step.seed, step.remainder, Stages())
@@ -270,13 +270,13 @@ def _shown(value: float | None) -> str:
 
 
 def _common(before: FloatArray, after: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The steps that both denoised: those executed, and more where a setting needs more."""
+    """Returns the steps that both denoised: the executed ones, and more where a setting needs more."""
     rows = min(len(before), len(after))
     return before[:rows], after[:rows]
 
 
 def event_differences(before: FloatArray, after: FloatArray, numbers: Sequence[int]) -> list[str]:
-    """Sentences on the gripper's events in commands (N,): "B closes 3 steps earlier, at step 41 (A at 44)"."""
+    """Returns sentences on gripper events in commands (N,), as "B closes 3 steps earlier, at step 41 (A at 44)"."""
     ours, theirs = gripper_events(before), gripper_events(after)
     found, unmatched = [], list(theirs)
     for step, kind in ours:

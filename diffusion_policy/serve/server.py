@@ -1,4 +1,4 @@
-"""From a checkpoint to a listening server, and to an orderly end."""
+"""The server process: loads a checkpoint, listens, and shuts down in order."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Ports = dict[str, int]
 
 
 def serve_checkpoint(settings: ServeSettings) -> None:
-    """Load, warm up, listen until SIGTERM, SIGINT or SIGHUP, and finish the request under way; SIGTERM is no failure.
+    """Loads a checkpoint, warms up, and serves until SIGTERM, SIGINT or SIGHUP; the current request is finished.
 
     Raises:
-        Stopped: by SIGINT or SIGHUP; the log is closed.
+        Stopped: ended by SIGINT or SIGHUP; the log is closed.
         WorkspaceError: the settings, the ports, the log's folder, the checkpoint or its policy do not allow serving.
     """
-    settings.token()  # before the checkpoint is loaded: what cannot work is refused at once
+    settings.token()  # before the checkpoint is loaded, so that a wrong setting is refused at once
     check_ports(settings)
     _check_log_folder(settings.log)
     worker = computing_thread()
@@ -46,7 +46,7 @@ def serve_checkpoint(settings: ServeSettings) -> None:
 
 
 def _check_log_folder(log: LogSettings) -> None:
-    """Make the folder of the logs; a disk that fills later stops the log and not the arm."""
+    """Creates the folder of the logs and checks that it is writable."""
     if log.directory is None:
         return
     try:
@@ -61,10 +61,10 @@ def _check_log_folder(log: LogSettings) -> None:
 
 
 async def serve(engine: Engine, settings: ServeSettings, worker: ThreadPoolExecutor | None = None) -> Stopped | None:
-    """Listen until SIGTERM, SIGINT or SIGHUP; a second one ends the process at once.
+    """Serves until SIGTERM, SIGINT or SIGHUP; a second signal ends the process at once.
 
     Returns:
-        what an interruption kept; None after SIGTERM, by which a server is ended as a rule.
+        what an interruption kept; None after SIGTERM, the usual way to end a server.
 
     Raises:
         ServeError: a port is taken.
@@ -73,7 +73,7 @@ async def serve(engine: Engine, settings: ServeSettings, worker: ThreadPoolExecu
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[signal.Signals] = loop.create_future()
 
-    def hear(number: signal.Signals) -> None:
+    def on_signal(number: signal.Signals) -> None:
         if stop.done():
             os.write(2, b"ended at once\n")
             os._exit(128 + number)
@@ -81,7 +81,7 @@ async def serve(engine: Engine, settings: ServeSettings, worker: ThreadPoolExecu
 
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-            loop.add_signal_handler(number, hear, number)
+            loop.add_signal_handler(number, on_signal, number)
     async with listening(engine, settings, worker=worker) as (host, ports):
         _announce(host, ports)
         number = await stop
@@ -93,7 +93,7 @@ async def serve(engine: Engine, settings: ServeSettings, worker: ThreadPoolExecu
 
 
 def _kept(host: Host) -> str:
-    """What is left of the runs that were served."""
+    """Returns a sentence about the logs of the served runs."""
     if host.settings.log.directory is None:
         return "nothing was logged (log.directory is null)"
     runs = [str(folder) for folder in host.run_folders]
@@ -111,7 +111,7 @@ async def listening(
     on_answer: Callable[[Reply], None] = lambda reply: None,
     worker: ThreadPoolExecutor | None = None,
 ) -> AsyncIterator[tuple[Host, Ports]]:
-    """Both transports while the block lasts, then the orderly end; ports are "line" and perhaps "websocket".
+    """Runs both transports within its block, then shuts down in order; ports are "line" and perhaps "websocket".
 
     Raises:
         ServeError: a port cannot be listened on.

@@ -1,16 +1,16 @@
-"""One robot's session: a message in, a reply out. No sockets here; both transports share it.
+"""One robot's session: answers each message with one reply. Both transports share it; it uses no sockets.
 
-State, and what leads out of it (docs/serving.md draws it):
+States and their transitions (docs/serving.md has a diagram):
 
-    NEW     -- hello with the token, or any message where none is needed, and the slot is free --> READY
+    NEW     -- hello with the token, or any message where none is needed, and the robot lock is free --> READY
     READY   -- observation --> an action, or an error; READY
     READY   -- reset, or an observation of a new episode --> READY, a new episode
-    any     -- busy, internal, too many errors in a row --> RESTING: the slot is free for others
-    RESTING -- any valid message, and the slot is free --> READY, a new episode
+    any     -- busy, internal, too many errors in a row --> RESTING: the robot lock is free for others
+    RESTING -- any valid message, and the robot lock is free --> READY, a new episode
     any     -- oversized, unauthorized, client gone or silent --> ENDED
 
-Exactly one reply leaves for a message. An action leaves only if nothing was in doubt, and only if the server has not
-given up waiting for it: the ticket decides that once, so an answer that was called late is never sent later.
+Every message gets exactly one reply. An action is sent only if all checks passed, and only if the server has not given
+up waiting for it: the ticket decides that once, so an answer that was reported as late is never sent later.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import find_scales
 from diffusion_policy.policy.noise import noise_seed
 from diffusion_policy.run_log.session_log import Images, SessionLog
-from diffusion_policy.serve.checks.cameras import CameraWatches
+from diffusion_policy.serve.checks.cameras import CameraMonitors
 from diffusion_policy.serve.checks.freshness import Freshness
 from diffusion_policy.serve.checks.motion_guard import GuardedChunk, MotionGuard, MotionRefusedError
 from diffusion_policy.serve.checks.seams import Seam, ServedChunk
@@ -58,22 +58,22 @@ logger = logging.getLogger(__name__)
 NOT_WAITED_FOR = {"late": "its answer was not waited for", "gone": "its client had hung up before the answer was ready"}
 
 
-class Slot:
-    """The one place at the robot: the first session with a valid message has it until it ends or rests."""
+class RobotLock:
+    """The lock on the robot: the first session with a valid message holds it until the session ends or rests."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.holder: Session | None = None
 
     def take(self, session: Session) -> bool:
-        """Whether this session has it now; one that has ended, with a message still waiting, gets it no more."""
+        """Takes the lock if it is free; returns whether this session holds it. An ended session cannot take it."""
         with self._lock:
             if self.holder is None and not session.ended:
                 self.holder = session
             return self.holder is session
 
     def release(self, session: Session, *, ended: bool) -> None:
-        """Free for the next one; ``ended``: this session never takes it again."""
+        """Releases the lock; ``ended``: this session can never take it again."""
         with self._lock:
             session.ended = session.ended or ended
             if self.holder is session:
@@ -81,21 +81,21 @@ class Slot:
 
 
 class Session:
-    """What is remembered between the messages of one connection.
+    """The state of one connection between its messages.
 
     Args:
         engine: the policy.
         settings: deadline, limits, rates.
-        guard: the session's own; its limits are those of the start-up message.
-        slot: shared by all sessions of a server.
-        log: of this session; None: nothing is logged.
-        token: that a hello must name; None: everybody may come.
+        guard: motion guard of this session.
+        robot_lock: lock on the robot, shared by all sessions of a server.
+        log: log of this session; None: nothing is logged.
+        token: token that a hello must name; None: no token is required.
         authorized: whether the transport has checked the token already.
 
     Attributes:
-        ended: its connection is closed.
-        resting: it has given the slot back after an error that ends a session; its connection is still open.
-        late: set once the last message that was called late is in the log; None if there was none.
+        ended: whether its connection is closed.
+        resting: whether it has released the lock after an error that ends a session, with its connection still open.
+        late: event that is set once the last late message is in the log; None if there was none.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Session:
         engine: Engine,
         settings: ServeSettings,
         guard: MotionGuard,
-        slot: Slot,
+        robot_lock: RobotLock,
         log: SessionLog | None = None,
         *,
         token: str | None = None,
@@ -112,16 +112,16 @@ class Session:
         self._engine = engine
         self._settings = settings
         self._guard = guard
-        self._slot = slot
+        self._robot_lock = robot_lock
         self._log = log
         self._token = token
         self._authorized = authorized or self._token is None or settings.allow_unauthenticated
         self._freshness = Freshness(settings.max_age_s, 1 / settings.control_hz)
         self._gripper = settings.gripper
-        self._grippers: deque[float] = deque(maxlen=1000)  # as measured, to tell their scale
+        self._grippers: deque[float] = deque(maxlen=1000)  # as measured, to infer their scale
         self._layout = engine.form.layout
-        self._cameras = CameraWatches.of(engine.describe(), settings, engine.form)
-        self._told: set[str] = set()
+        self._cameras = CameraMonitors.of(engine.describe(), settings, engine.form)
+        self._warned: set[str] = set()
         self._served: ServedChunk | None = None
         self._step, self._episode, self._requests = 0, 0, 0
         self._errors_in_a_row = 0
@@ -129,7 +129,7 @@ class Session:
         self.late: threading.Event | None = None
 
     def metadata(self) -> dict[str, Any]:
-        """What a new client is told: names, units, horizon, rate, checkpoint hash, limits."""
+        """Returns the metadata for a new client: names, units, horizon, rate, checkpoint hash, limits."""
         return {
             "type": "metadata",
             **self._engine.describe(),
@@ -141,16 +141,16 @@ class Session:
         }
 
     def answer(self, request: Request, behind: Callable[[], Sequence[Request]], ticket: Ticket) -> Reply:
-        """Read a message and answer it. Never raises: this is the border at which every failure becomes an error reply.
+        """Reads a message and answers it. Never raises: every failure becomes an error reply here.
 
-        ``behind`` gives what has come since; a newer observation there supersedes this one. Runs in the server's one
-        worker thread.
+        ``behind`` returns the requests that arrived since; a newer observation among them supersedes this one. Runs in
+        the server's one worker thread.
         """
         arrival = request.arrival
         arrival.stages.wanted = lambda: not ticket.expired
         try:
             message = request.message()
-            if ticket.expired:  # while it waited for the worker: it takes no slot
+            if ticket.expired:  # while it waited for the worker: it takes no robot lock
                 line = describe_observation(message, arrival) if isinstance(message, Observation) else {}
                 return self._give_up(ticket, arrival, line)
             self._admit(message)
@@ -161,8 +161,8 @@ class Session:
             return self.refuse(error.code, str(error), arrival)
         except WorkspaceError as error:
             return self.refuse("bad_state", str(error), arrival)
-        except Exception:  # the one broad one: whatever failed, the arm must get no action
-            if self._is_told():
+        except Exception:  # the only broad one: after any failure the arm must get no action
+            if self._is_logged():
                 logger.exception("session failed; it ends")
             return self.refuse("internal", "the server failed on this message; its log says why", arrival)
         if reply.message["type"] != "error":
@@ -170,19 +170,19 @@ class Session:
         return reply
 
     def refuse(self, code: ErrorCode, message: str, arrival: Arrival, line: dict[str, Any] | None = None) -> Reply:
-        """The reply without an action, and its line in the log."""
+        """Returns an error reply, with its line for the log."""
         self._errors_in_a_row += 1
         limit = self._settings.traffic.errors_in_a_row
         ends = code in ENDING or self._errors_in_a_row >= limit
-        if self._is_told():
+        if self._is_logged():
             logger.warning("%s: %s%s", code, message, "; the session ends" if ends else "")
         if ends:
             self.resting = True
-            self._slot.release(self, ended=False)
+            self._robot_lock.release(self, ended=False)
         return self._error(code, message, arrival, {"in_a_row": self._errors_in_a_row} | (line or {}), ends=ends)
 
-    def _is_told(self) -> bool:
-        """Whether an error is logged: the first ones, then the 32nd, 64th, ...; a client that errs on fills no disk."""
+    def _is_logged(self) -> bool:
+        """Whether an error is logged: the first ones, then the 32nd, 64th, ..., so that errors fill no disk."""
         count = self._errors_in_a_row
         return count <= self._settings.traffic.errors_in_a_row or count.bit_count() == 1
 
@@ -193,10 +193,10 @@ class Session:
         return Reply(error_reply(code, message), ends, {**event, **times_of(arrival), **line}, stages=arrival.stages)
 
     def record(self, reply: Reply, *, delivered: bool) -> None:
-        """Log a reply after it has left, or failed to. Who was turned away at the door is no part of any run."""
+        """Logs a reply after it was sent, or failed to be; rejected connections are in no run's log."""
         if self._log is None or reply.line is None or reply.line.get("code") in ("busy", "unauthorized"):
             return
-        if not self._is_told():
+        if not self._is_logged():
             return
         timing = {f"{stage}_ms": ms for stage, ms in reply.stages.milliseconds.items()}
         line = {**reply.line, "timing": {**reply.line.get("timing", {}), **timing}, "delivered": delivered}
@@ -204,8 +204,8 @@ class Session:
             self._log.write(line, reply.images)
 
     def end(self, patience_s: float = 5.0) -> None:
-        """Give the slot back and finish the log, which waits so long for an answer that was called late."""
-        self._slot.release(self, ended=True)
+        """Releases the lock and finishes the log; waits up to ``patience_s`` for a late answer to be logged."""
+        self._robot_lock.release(self, ended=True)
         if self._guard.totals:
             logger.info("the guard of this session: %s", ", ".join(f"{n} x {k}" for k, n in self._guard.totals.items()))
         if self.late is not None:
@@ -217,21 +217,21 @@ class Session:
     # ---- inside ----
 
     def _admit(self, message: Message) -> None:
-        """Authorise, then take the slot; ProtocolError if either is refused."""
+        """Checks the token, then takes the robot lock; ProtocolError if either is refused."""
         if isinstance(message, Hello) and self._token is not None and message.token is not None:
             if not hmac.compare_digest(message.token.encode("utf-8", "surrogatepass"), self._token.encode()):
                 raise ProtocolError("unauthorized", "wrong token")
             self._authorized = True
         if not self._authorized:
             raise ProtocolError("unauthorized", "this server wants a hello with its token first")
-        if not self._slot.take(self):
+        if not self._robot_lock.take(self):
             raise ProtocolError("busy", "another robot is being served")
         if self.resting:
             self.resting = False
             self._begin_episode()
 
     def _begin_episode(self) -> None:
-        """Forget the last chunk and the last gripper command: the arm may have been moved."""
+        """Forgets the last chunk and the last gripper command, since the arm may have been moved."""
         self._episode, self._requests, self._served = self._episode + 1, 0, None
         self._guard.reset()
         self._cameras.reset()
@@ -257,11 +257,11 @@ class Session:
             raise ProtocolError("unknown_type", "inspect is off; start the server with allow_inspection=true")
         seed = self._settings.engine.seed
         inputs, inference = self._engine.inspect(observation, seed)
-        said = {"inputs": inputs, "seed": seed, "actions": inference.actions}
-        return Reply({"type": "inspection", **said}, stages=arrival.stages)
+        content = {"inputs": inputs, "seed": seed, "actions": inference.actions}
+        return Reply({"type": "inspection", **content}, stages=arrival.stages)
 
     def _act(self, observation: Observation, arrival: Arrival, ticket: Ticket) -> Reply:
-        """An observation's way to an action; whatever is in doubt raises on it."""
+        """Answers an observation with an action; every failed check raises."""
         stages, hz, now = arrival.stages, self._settings.control_hz, float(observation.timestamps[-1])
         self._freshness.check_unit(observation, arrival.received)
         began = self._freshness.new_episode(observation, arrival.received)
@@ -272,11 +272,11 @@ class Session:
             age = self._freshness.check(observation, arrival.received, time.monotonic())
             remainder = None if self._served is None else self._served.remainder(now, hz)
             with stages.measure("decode"):
-                seen, warnings = self._cameras.look(observation)
+                decoded, warnings = self._cameras.check(observation)
             warnings = [*([] if began is None else [began]), *warnings, *self._warnings(observation)]
             stages.check()
             line["timing"]["infer_start"] = time.monotonic()
-            inference = self._engine.infer(seen, line["seed"], remainder, stages)
+            inference = self._engine.infer(decoded, line["seed"], remainder, stages)
             line["timing"]["infer_end"] = time.monotonic()
             line["predicted"] = {"values": loggable(inference.sequence), "first": inference.first}
             if not np.isfinite(inference.sequence).all():
@@ -298,7 +298,7 @@ class Session:
         self._guard.accept(guarded)
         if self._settings.engine.warm_start and remainder is not None:
             line["remainder"] = remainder.tolist()
-        self._tell(warnings)
+        self._log_warnings(warnings)
         reply = self._action(guarded, observation, seam, warnings, stages)
         line |= {"action": {"values": guarded.actions.tolist()}, "age_s": age, "encoded": inference.encoded}
         line |= {"threads": inference.threads} if inference.threads else {}
@@ -309,18 +309,18 @@ class Session:
     def _refuse_observation(
         self, code: ErrorCode, message: str, arrival: Arrival, line: dict[str, Any], observation: Observation
     ) -> Reply:
-        """With the observation in the log, so that it can be looked at; it is no step."""
+        """Refuses an observation, which is logged for inspection but does not count as a step."""
         reply = self.refuse(code, message, arrival, without_step(line))
         reply.images = observation.images
         return reply
 
     def _supersede(self, observation: Observation, arrival: Arrival) -> Reply:
-        """No fault of the client's, so it does not count toward the end of the session."""
-        said = "a newer observation was waiting when this one's turn came; only the newest is answered"
-        return self._error("superseded", said, arrival, describe_observation(observation, arrival))
+        """Refuses a superseded observation; this is no fault of the client and does not count as one of its errors."""
+        message = "a newer observation was waiting when this one's turn came; only the newest is answered"
+        return self._error("superseded", message, arrival, describe_observation(observation, arrival))
 
     def _give_up(self, ticket: Ticket, arrival: Arrival, line: Mapping[str, Any], images: Images = ()) -> Reply:
-        """For the log alone: the client has had its error, or is gone."""
+        """Returns a reply for the log only: the client already has its error, or is gone."""
         reply = self._error("late", NOT_WAITED_FOR[ticket.outcome or "late"], arrival, without_step(line))
         reply.images, reply.withheld = images, True
         return reply
@@ -333,7 +333,7 @@ class Session:
         warnings: list[str],
         stages: Stages,
     ) -> dict[str, Any]:
-        """The reply that moves the arm, its gripper in the robot's scale. Old clients read "action" alone."""
+        """Returns the reply with actions, the gripper in the robot's scale. Old clients read only "action"."""
         start, hz = float(observation.timestamps[-1]), self._settings.control_hz
         commands = self._gripper.command.from_internal(self._layout.grippers(guarded.actions))
         actions = self._layout.replaced(guarded.actions, grippers=commands)
@@ -348,7 +348,7 @@ class Session:
         }
 
     def _warnings(self, observation: Observation) -> list[str]:
-        """What is odd about an observation; ProtocolError where the settings refuse it."""
+        """Returns warnings about an observation; ProtocolError where the settings refuse it."""
         found = self._engine.outside_training(observation, self._settings.range_margin)
         self._grippers.extend(self._layout.grippers(observation.states[-1]).tolist())
         if self._settings.gripper_scale is None and any(f"{GRIPPER} is " in sentence for sentence in found):
@@ -364,16 +364,16 @@ class Session:
             found.append(self._log.stopped)
         return found
 
-    def _tell(self, warnings: Sequence[str]) -> None:
-        """Show each kind of warning once on the server: old clients do not read them."""
+    def _log_warnings(self, warnings: Sequence[str]) -> None:
+        """Logs each kind of warning once on the server, since old clients do not read them."""
         for warning in warnings:
             kind = re.sub(r"[\d.]+", "", warning)
-            if kind not in self._told:
-                self._told.add(kind)
+            if kind not in self._warned:
+                self._warned.add(kind)
                 logger.warning("warning to the client: %s", warning)
 
     def _describe(self, observation: Observation, arrival: Arrival) -> dict[str, Any]:
-        """The line of a step, as far as it is known before the policy has run."""
+        """Returns the log line of a step, as far as it is known before the policy has run."""
         seed = noise_seed(self._settings.engine.seed, self._episode, self._requests)
         self._requests += 1
         return {

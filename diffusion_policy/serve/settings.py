@@ -1,6 +1,6 @@
-"""Every setting of the server, with the meaning of each; ``config/serve.yaml`` holds the defaults that users see.
+"""All settings of the server, with their meaning; ``config/serve.yaml`` shows the defaults.
 
-A misspelt key, a missing checkpoint or a value of the wrong type is an error before anything is loaded.
+A misspelled key, a missing checkpoint or a value of the wrong type is an error before anything is loaded.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 class ServeError(WorkspaceError):
-    """The server cannot start as asked for; says which setting, what was found and what was expected."""
+    """The server cannot start with its settings; the message names the setting, its value and what was expected."""
 
 
 def _at_least(settings: object, group: str, smallest: Mapping[str, int]) -> None:
-    """Refuse settings below their smallest useful value, by name."""
+    """Refuses settings below their smallest useful value, by name."""
     for name, least in smallest.items():
         if not getattr(settings, name) >= least:
             raise ServeError(f"{group}.{name} is {getattr(settings, name)}; expected {least} or more")
@@ -45,7 +45,7 @@ def _at_least(settings: object, group: str, smallest: Mapping[str, int]) -> None
 
 @dataclass
 class EngineSettings:
-    """How the policy is run.
+    """Settings of the engine, which runs the policy.
 
     Attributes:
         weights: "ema_model" or "model".
@@ -57,10 +57,10 @@ class EngineSettings:
         fast: False runs ``predict_action`` as training does, without any cache; so do policies that need it.
         compile: torch.compile for the convolutions; its warm-up takes a minute.
         cuda_graphs: on a CUDA device, launch a denoising step as one graph; without effect elsewhere.
-        cached_frames: features kept, by content; 0 encodes every frame anew.
-        seed: of the noise; request i of an episode draws from (seed, i).
+        cached_frames: number of frames whose features are cached, by content; 0: none.
+        seed: seed of the noise; request i of an episode draws from (seed, i).
         warm_start: share of the denoising steps that is skipped by starting from the remainder of the last chunk.
-        threads: of torch; None: one for each core that other processes leave, judged again while serving.
+        threads: threads of torch; None: one for each core that other processes leave, chosen again while serving.
     """
 
     weights: str = "ema_model"
@@ -77,7 +77,7 @@ class EngineSettings:
     threads: Optional[int] = None  # noqa: UP045 - OmegaConf reads this form
 
     def __post_init__(self) -> None:
-        """Refuse values that no policy can be run with."""
+        """Refuses values with which no policy can run."""
         _at_least(
             self,
             "engine",
@@ -97,13 +97,13 @@ class EngineSettings:
 
 @dataclass
 class CameraSettings:
-    """How pictures are judged that decode; see ``cameras``.
+    """Settings of the checks of decoded images; see ``cameras``.
 
     Attributes:
-        on_black: "warn" or "refuse" a picture that is black or of one color.
-        on_aspect: "warn" or "refuse" a picture of another aspect ratio than in training.
+        on_black: "warn" or "refuse" an image that is black or of one color.
+        on_aspect: "warn" or "refuse" an image of another aspect ratio than in training.
         on_frozen: "warn" or "refuse" a camera that has stopped.
-        frozen_frames: frames in a row that are the same picture, after which a camera has stopped, ...
+        frozen_frames: number of consecutive equal images after which a camera counts as stopped, ...
         frozen_m: ... if the arm has moved at least so far meanwhile, meters, ...
         frozen_rad: ... or turned so far, radians.
     """
@@ -116,7 +116,7 @@ class CameraSettings:
     frozen_rad: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse choices that are none, and limits that every still camera would exceed."""
+        """Refuses unknown choices, and limits that every camera of a static scene would exceed."""
         for name in ("on_black", "on_aspect", "on_frozen"):
             if getattr(self, name) not in ("warn", "refuse"):
                 raise ServeError(f"cameras.{name} is {getattr(self, name)!r}; expected 'warn' or 'refuse'")
@@ -128,11 +128,11 @@ class CameraSettings:
 
 @dataclass
 class LogSettings:
-    """Where the run log goes.
+    """Settings of the run log.
 
     Attributes:
-        directory: one folder a run is made in it; None: no log.
-        max_bytes: a run goes on in a new folder beyond this size, images included.
+        directory: folder of the run folders; None: no log.
+        max_bytes: beyond this size, images included, a run continues in a new folder.
         queue: steps that may wait to be written; beyond it steps are left out of the log, and counted.
     """
 
@@ -141,21 +141,21 @@ class LogSettings:
     queue: int = 64
 
     def __post_init__(self) -> None:
-        """Refuse a queue without an end, or folders that hold nothing."""
+        """Refuses an unbounded queue, or folders that can hold nothing."""
         _at_least(self, "log", {"max_bytes": 1, "queue": 1})
 
 
 @dataclass
 class Traffic:
-    """What connections may do.
+    """Limits on connections.
 
     Attributes:
-        connections: open at once, the robot's and those that are told "busy".
+        connections: connections open at once, the robot's and those that are answered "busy".
         messages_per_s: of one connection, over a second.
         message_s: from the first byte of a message to its last.
         idle_s: without a message; a robot that pauses longer reconnects.
         linger_s: without a message after the session has ended; a client that goes on asking is served again.
-        errors_in_a_row: after which the session ends: the slot is free for others.
+        errors_in_a_row: after which the session ends: the robot lock is free for others.
     """
 
     connections: int = 8
@@ -166,7 +166,7 @@ class Traffic:
     errors_in_a_row: int = 20
 
     def __post_init__(self) -> None:
-        """Refuse numbers with which no robot could be served."""
+        """Refuses numbers with which no robot could be served."""
         _at_least(self, "traffic", {"connections": 1, "messages_per_s": 1, "errors_in_a_row": 1})
         for name in ("messages_per_s", "message_s", "idle_s", "linger_s"):
             if not 0 < getattr(self, name) < math.inf:
@@ -175,7 +175,7 @@ class Traffic:
 
 @dataclass
 class ServeSettings:
-    """The whole of it.
+    """All settings of the server.
 
     Attributes:
         ckpt: the checkpoint.
@@ -184,16 +184,16 @@ class ServeSettings:
         token_file: a file whose first line new clients must know; None: no token.
         allow_unauthenticated: lets old clients in, who have no token, on an address other than the loopback.
         allow_inspection: answers "inspect" with the model's input, for scripts/check_parity.py.
-        deadline_s: from an observation's turn to its answer; later there is an error and no action.
-        max_age_s: how much older, at its turn, than the episode's freshest on arrival; see ``freshness``.
+        deadline_s: seconds to answer an observation; later there is an error and no action.
+        max_age_s: how much older an observation may be than the episode's freshest one on arrival; see ``freshness``.
         control_hz: rate at which the client executes actions.
-        range_margin: observations further outside the training range than this share of it are warned about.
+        range_margin: observations further outside the training range than this share of it cause a warning.
         workspace_margin_m: the workspace box is the training range of actions, widened by this, unless
             ``guard.workspace_low`` and ``guard.workspace_high`` say otherwise.
-        on_unseen_state: "warn" or "refuse" a measured state that training never saw.
+        on_unseen_state: "warn" or "refuse" a measured state outside the training range.
         gripper_scale: of the robot's gripper, where it is not 0 (closed) to 1 (open): a name of ``gripper_scale``, or
-            COMMAND/MEASURED. What is measured is converted on its way in, commands on their way out.
-        cameras: how pictures are judged.
+            COMMAND/MEASURED. Measurements and commands are converted.
+        cameras: checks of images.
         guard: the motion limits.
     """
 
@@ -219,7 +219,7 @@ class ServeSettings:
     log: LogSettings = field(default_factory=LogSettings)
 
     def __post_init__(self) -> None:
-        """Refuse times and rates that are none."""
+        """Refuses invalid times and rates."""
         for name in ("deadline_s", "max_age_s", "control_hz"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ServeError(f"{name} is {getattr(self, name)}; expected more than 0, finite")
@@ -276,7 +276,7 @@ class ServeSettings:
 
 
 def read_settings(config: str | Path | None, overrides: Sequence[str] = ()) -> ServeSettings:
-    """Defaults, then the file, then ``key=value`` words of the command line.
+    """Reads settings: defaults, then the file, then ``key=value`` arguments.
 
     Raises:
         ServeError: an unknown key (the nearest is named), a wrong type, no checkpoint, or a file that cannot be read.
@@ -311,11 +311,11 @@ def _merge(settings: DictConfig, read: Callable[[], Any], where: str) -> DictCon
         merged = OmegaConf.merge(settings, layer)
     except (OmegaConfBaseException, OSError, ValueError, yaml.YAMLError) as error:
         key = getattr(error, "full_key", None)
-        said = " ".join(str(error).split("\n    full_key")[0].split())
+        cause = " ".join(str(error).split("\n    full_key")[0].split())
         hint = _nearest(str(key)) if isinstance(error, ConfigKeyError) else ""
-        if "is not a subclass of" in said:
-            said = f"one value where a group of settings is expected; settings are {', '.join(setting_names())}"
-        raise ServeError(f"{where}: {f'{key}: ' if key else ''}{said}{hint}") from error
+        if "is not a subclass of" in cause:
+            cause = f"one value where a group of settings is expected; settings are {', '.join(setting_names())}"
+        raise ServeError(f"{where}: {f'{key}: ' if key else ''}{cause}{hint}") from error
     assert isinstance(merged, DictConfig)
     return merged
 
@@ -328,7 +328,7 @@ def _read_yaml(config: str | Path) -> Any:
 
 
 def _check_word(word: str) -> None:
-    """Refuse a word of the command line that sets nothing."""
+    """Refuses an argument that is not KEY=VALUE."""
     key, equals, _ = word.partition("=")
     if equals and key:
         return
@@ -342,7 +342,7 @@ def _check_word(word: str) -> None:
 
 
 def setting_names() -> list[str]:
-    """Every setting by its dotted name."""
+    """Returns the dotted names of all settings."""
     names = []
     for entry in fields(ServeSettings):
         group = entry.default_factory() if entry.default_factory is not MISSING_FACTORY else None
@@ -351,7 +351,7 @@ def setting_names() -> list[str]:
 
 
 def _nearest(key: str) -> str:
-    """The settings that an unknown key may mean: the same last word first, then what is spelt alike."""
+    """Returns the settings that an unknown key may mean: those with the same last part, then similar names."""
     names = setting_names()
     last = key.rpartition(".")[2]
     by_last = {name.rpartition(".")[2]: name for name in reversed(names)}
@@ -361,7 +361,7 @@ def _nearest(key: str) -> str:
 
 
 def _example(config: str | Path | None) -> str:
-    """A command that serves the newest checkpoint that training left here."""
+    """Returns a command that serves the newest checkpoint of a training run in this folder."""
     outputs = Path("data/outputs")
     found = [path for depth in ("*", "*/*") for path in outputs.glob(f"{depth}/checkpoints/latest.ckpt")]
     newest = max(found, key=lambda path: path.stat().st_mtime, default=outputs / "finetune/checkpoints/latest.ckpt")

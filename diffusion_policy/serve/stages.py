@@ -1,4 +1,4 @@
-"""Where the time of one request goes, by name of the stage, on one monotonic clock; and whether anybody still waits."""
+"""Timing of one request by stage, on one monotonic clock, and whether its reply is still awaited."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# In order. receive: first to last byte of a message; wait: until its turn; parse: JSON and base64; log: handing the
-# step to its thread.
+# In order. receive: first to last byte of a message; wait: until it is processed; parse: JSON and base64; log: queuing
+# the step for its thread.
 STAGES = ("receive", "wait", "parse", "decode", "prepare", "encode", "denoise", "guard", "reply", "log")
 
 
 class GivenUpError(Exception):
-    """Nobody waits for this request any more, so it is not computed to its end."""
+    """The reply to this request is no longer awaited, so its computation is canceled."""
 
 
 class Stages:
-    """Milliseconds by stage; a stage that is entered twice adds up.
+    """Milliseconds by stage; times of a stage that is entered twice are added.
 
     Attributes:
-        wanted: whether somebody still waits for the result; asked between denoising steps.
+        wanted: returns whether the result is still awaited; called between denoising steps.
     """
 
     def __init__(self) -> None:
@@ -27,13 +27,13 @@ class Stages:
         self.wanted: Callable[[], bool] = lambda: True
 
     def check(self) -> None:
-        """Raise GivenUpError if nobody waits any more."""
+        """Raises GivenUpError if the result is no longer awaited."""
         if not self.wanted():
             raise GivenUpError
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Time what is inside."""
+        """Measures the time of its block."""
         start = time.perf_counter()
         try:
             yield
@@ -41,6 +41,6 @@ class Stages:
             self.add(name, time.perf_counter() - start)
 
     def add(self, name: str, seconds: float) -> None:
-        """Add a time that was taken elsewhere."""
+        """Adds a time that was measured elsewhere."""
         assert name in STAGES, name
         self.milliseconds[name] = self.milliseconds.get(name, 0.0) + seconds * 1000

@@ -1,4 +1,4 @@
-"""A step of a run as a line of its log, as far as it is known before the policy has run."""
+"""Log lines of steps, as far as they are known before the policy has run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffusion_policy.spec import INTERVENTION
 
 
 def describe_observation(observation: Observation, arrival: Arrival) -> dict[str, Any]:
-    """What was measured and when; clocks of client and server stand side by side and are never subtracted."""
+    """Returns states and times; times of the client's and of the server's clock are logged, and never subtracted."""
     states = observation.states
     times = times_of(arrival)
     times["timing"]["client_obs"] = float(observation.timestamps[-1])
@@ -30,15 +30,15 @@ def describe_observation(observation: Observation, arrival: Arrival) -> dict[str
 
 
 def times_of(arrival: Arrival) -> dict[str, Any]:
-    """The entry that every line has."""
+    """Returns the timing entry that every line has."""
     return {"timing": {"server_recv": arrival.received}}
 
 
 def without_step(line: Mapping[str, Any]) -> dict[str, Any]:
-    """An observation's line without the number that only answered ones have."""
+    """Returns the line of an observation without a step number, which only answered ones have."""
     return {name: value for name, value in line.items() if name != "step"}
 
 
 def loggable(sequence: FloatArray) -> list[list[float | None]]:
-    """Numbers (t, Da) for JSON, which has no NaN: None in its place."""
+    """Returns numbers (t, Da) for JSON, with None in place of NaN and infinity."""
     return [[value if math.isfinite(value) else None for value in row] for row in sequence.tolist()]

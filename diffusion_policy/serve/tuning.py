@@ -1,8 +1,8 @@
-"""How many denoising steps a robot needs: error on recorded data against time on this machine.
+"""Tuning of the sampler: error on recorded data against inference time on this machine.
 
-Every setting answers the same recorded observations in order, as a client would ask them: at every ``stride``-th step
-of an episode, the frame before it beside it. So seams between chunks are what the arm would have felt, and there is a
-remainder to start from. Proposed is the cheapest setting whose error stays within a budget of the best, and whose slow
+Every setting answers the same recorded observations in order, as requests of a client: at every ``stride``-th step of
+an episode, each with its preceding frames. So jumps between chunks are those that the arm would make, and a warm start
+has a remainder. The proposal is the fastest setting whose error is within a budget of the best one, and whose slow
 answers (p95) still fit the time between two requests.
 
 Legend of shapes: N requests, Ta executed actions, D action dimensions, in the layout of messages.
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to sample."""
+    """A setting of the sampler."""
 
     scheduler: str
     steps: int
@@ -52,12 +52,12 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """As the table shows it."""
+        """The name in tables."""
         return f"{self.scheduler}-{self.steps}" + (f", warm {self.warm_start:g}" if self.warm_start else "")
 
 
 def parse_candidate(word: str) -> Candidate:
-    """ "ddim:8" or "ddim:8:0.5"; WorkspaceError for anything else."""
+    """Parses "ddim:8" or "ddim:8:0.5"; WorkspaceError for anything else."""
     scheduler, *numbers = word.split(":")
     try:
         steps, warm = int(numbers[0]), float(numbers[1]) if len(numbers) > 1 else 0.0
@@ -68,11 +68,11 @@ def parse_candidate(word: str) -> Candidate:
 
 @dataclass(frozen=True)
 class Budget:
-    """What is good enough.
+    """The allowed loss of accuracy, and the available time.
 
     Attributes:
-        position_mm: how much more mean position error than the best candidate's.
-        rotation_deg: how much more mean rotation error; of joints, too.
+        position_mm: allowed mean position error beyond that of the best candidate.
+        rotation_deg: allowed mean rotation error beyond that of the best candidate; of joints, too.
         period_s: time between two requests: executed steps over the control rate.
     """
 
@@ -83,16 +83,16 @@ class Budget:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a candidate costs and gives; None where it is not defined.
+    """Accuracy and inference time of a candidate; None where a value is not defined.
 
     Attributes:
         position_mm, rotation_deg: mean error of executed actions; None without a pose.
         event_f1: of gripper events in the commands that a client executes, against the recorded ones; None where no
             event is recorded.
-        false_events: events that no recorded one is near.
-        p50_ms, p95_ms: of an inference, decoding included.
+        false_events: events without a recorded one nearby.
+        p50_ms, p95_ms: percentiles of inference time, decoding included.
         seam_mm, seam_deg: median jump between chunks; None where requests are further apart than chunks are long.
-        joint, seam_joint: the same of joints, in ``joint_unit``; None without any.
+        joint, seam_joint: the same for joints, in ``joint_unit``; None without joints.
     """
 
     candidate: Candidate
@@ -109,22 +109,22 @@ class Measured:
     joint_unit: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; of joints only where there are some."""
+        """Returns plain JSON; entries of joints only where there are joints."""
         found = asdict(self)
         return {name: value for name, value in found.items() if self.joint_unit is not None or "joint" not in name}
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """All candidates, and the one that is proposed (None: none fits).
+    """The measurements of all candidates, and the proposal (None: no candidate is within the budget).
 
     Attributes:
-        measured: one row a candidate.
-        budget: what is good enough.
-        proposed: the cheapest that is.
-        tolerance_s: seconds that F1 is measured within.
+        measured: one row per candidate.
+        budget: the allowed loss of accuracy, and the available time.
+        proposed: the fastest candidate within the budget.
+        tolerance_s: tolerance of F1 in seconds.
         choice: the episodes, and whether the policy was trained on them.
-        trained_with: sampler that training measured and chose the checkpoint with; None where it does not say.
+        trained_with: sampler with which training measured and chose the checkpoint; None where that is not recorded.
     """
 
     measured: tuple[Measured, ...]
@@ -136,17 +136,17 @@ class Tuning:
 
     @property
     def passed(self) -> bool:
-        """Whether one fits the budget."""
+        """Whether a candidate is within the budget."""
         return self.proposed is not None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Returns plain JSON."""
         plain = {**asdict(self), "measured": tuple(row.to_json() for row in self.measured)}
         del plain["choice"]
         return {**plain, "split": None if self.choice is None else self.choice.to_json()}
 
     def table(self) -> Table:
-        """For the terminal."""
+        """Returns a table for the terminal."""
         caption = "nothing fits the budget" if self.proposed is None else f"proposed: {self.proposed.name}"
         if all(row.event_f1 is None for row in self.measured):
             caption += "; no gripper event is recorded in these episodes, so events chose nothing"
@@ -180,10 +180,10 @@ def _number(value: float | None) -> str:
 
 
 class RecordedRequests:
-    """Recorded episodes as the requests of a client, with what was recorded there.
+    """Recorded episodes as requests of a client, with the recorded actions.
 
     Attributes:
-        wire: between the policy's numbers and those of messages.
+        wire: conversion between the policy's numbers and those of messages.
     """
 
     def __init__(self, recorded: RecordedEpisodes, numbers: Sequence[int], n_obs_steps: int, stride: int, hz: float):
@@ -197,10 +197,10 @@ class RecordedRequests:
         return sum(len(steps) for steps in self.episodes)
 
     def observations(self, steps: NDArray[np.int64]) -> list[Observation]:
-        """Requests at these steps of one episode, with times of the control rate."""
+        """Returns the requests at these steps of one episode, with timestamps at the control rate."""
         low = int(steps[0])
-        seen = self._recorded.observations(steps)
-        cameras = [seen[camera.key].numpy() for camera in self._recorded.policy.spec.rgb]  # (N, To, 3, H, W) each
+        observed = self._recorded.observations(steps)
+        cameras = [observed[camera.key].numpy() for camera in self._recorded.policy.spec.rgb]  # (N, To, 3, H, W) each
         found = []
         for row, step in enumerate(steps.tolist()):
             window = np.maximum(np.arange(step - self._n_obs + 1, step + 1), low)
@@ -211,10 +211,10 @@ class RecordedRequests:
         return found
 
     def score_events(self, number: int, chunks: NDArray[np.float64], tolerance_s: float) -> EventScore:
-        """Gripper events of what a client executes: ``stride`` actions of each chunk (N, Ta, D), then the next one.
+        """Scores gripper events of executed actions: ``stride`` actions of each chunk (N, Ta, D), then the next one.
 
-        Where a chunk is shorter than the stride its last command is held, as a gripper does. Of several grippers the
-        events of all; without one there are none.
+        Where a chunk is shorter than the stride its last command is held. Events of several grippers are combined;
+        without a gripper there are none.
         """
         recorded, _ = self.recorded(self._recorded.steps(number))
         within = np.minimum(np.arange(self.stride), chunks.shape[1] - 1)
@@ -229,7 +229,7 @@ class RecordedRequests:
         return functools.reduce(operator.add, scores) if scores else EventScore((), (), (), 0, seconds)
 
     def recorded(self, steps: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """(N, Ta, D) recorded actions and which lie inside the episode."""
+        """Returns recorded actions (N, Ta, D), and (N, Ta) which of them are inside the episode."""
         chunks, inside = self._recorded.recorded_chunks(steps)
         return self.wire.actions(chunks), inside
 
@@ -243,7 +243,7 @@ def measure(
     tolerance_s: float = TOLERANCE_SECONDS,
     on_requests: Callable[[int], None] = lambda n_requests: None,
 ) -> Measured:
-    """Answer every request with an engine that is set to the candidate."""
+    """Answers every request with an engine that uses the candidate's sampler, and measures the answers."""
     ours, theirs, inside, scores, times = [], [], [], [], []
     seams: list[Seam] = []
     for number, steps in zip(requests.numbers, requests.episodes, strict=True):
@@ -305,7 +305,7 @@ def tune(
     gripper_scale: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tuning:
-    """Measure all candidates and propose one.
+    """Measures all candidates and proposes one.
 
     Args:
         checkpoint: to be served.
@@ -345,7 +345,7 @@ def tune(
 
 
 def propose(measured: Sequence[Measured], budget: Budget) -> Candidate | None:
-    """The fastest (p50) of those within the budget; None if none is.
+    """Returns the fastest candidate (p50) within the budget; None if there is none.
 
     Gripper events count first: a candidate that loses events which the best one finds is never proposed, nor is one
     that makes up more than the best one does where no event is recorded. What is not defined is not ranked: a candidate
@@ -371,20 +371,20 @@ def propose(measured: Sequence[Measured], budget: Budget) -> Candidate | None:
 
 
 def _errors_that_count(measured: Sequence[Measured]) -> tuple[str, ...]:
-    """Names of the errors that a candidate must have: of its pose, of its joints, or of both."""
+    """Returns the names of the errors that are compared: those of poses, of joints, or both."""
     joints = ("joint",) if any(row.joint_unit is not None for row in measured) else ()
     poses = ("position_mm", "rotation_deg")
     return joints if joints and all(row.position_mm is None for row in measured) else (*poses, *joints)
 
 
 def _allowed(name: str, row: Measured, budget: Budget) -> float:
-    """By how much a mean error may exceed the best one."""
+    """Returns by how much a mean error may exceed the best one."""
     if name != "joint":
         return float(getattr(budget, name))
     return math.radians(budget.rotation_deg) * joint_units_in_a_radian(row.joint_unit or "unknown")
 
 
 def _known(value: float | None) -> float:
-    """A number that was looked for before; F1 is defined for all candidates or none: all see the same recordings."""
+    """Returns a value that is known to be defined; F1 is defined for all candidates or none."""
     assert value is not None
     return value

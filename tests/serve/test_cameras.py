@@ -16,7 +16,7 @@ from trajectory_factory import write_trajectory
 
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.run_log.session_log import read_lines
-from diffusion_policy.serve.checks.cameras import CameraWatch, look_at
+from diffusion_policy.serve.checks.cameras import CameraMonitor, summarize
 from diffusion_policy.serve.settings import CameraSettings
 from diffusion_policy.serve.transport.images import decode_image
 from diffusion_policy.serve.transport.protocol import Observation, ProtocolError
@@ -194,18 +194,18 @@ def test_a_stopped_camera_may_be_a_warning_and_its_limits_are_settings() -> None
 
 
 def test_every_camera_is_judged_by_itself() -> None:
-    """Two watches, as a policy of two cameras needs them: one stops, the other does not."""
-    watches = [CameraWatch(name, CameraSettings(), [(320, 180)], None, 10**6, 2) for name in ("front", "wrist")]
+    """Two monitors, as a policy of two cameras needs them: one stops, the other does not."""
+    monitors = [CameraMonitor(name, CameraSettings(), [(320, 180)], None, 10**6, 2) for name in ("front", "wrist")]
     stale = []
     for step in range(8):
         change = moved(step, 0.02)
-        for watch, shown in zip(watches, (lambda i: i, lambda i: 0), strict=True):
+        for monitor, shown in zip(monitors, (lambda i: i, lambda i: 0), strict=True):
             images = tuple(scene(shown(2 * step + i)) for i in range(2))
             observation = Observation(
                 images, np.array(change["poses"]), np.ones((2, 1)), np.array(change["timestamps"])
             )
             try:
-                watch.look(observation)
+                monitor.check(observation)
             except ProtocolError as error:
                 stale.append(str(error))
     assert stale
@@ -226,8 +226,8 @@ def test_frames_are_decoded_once_and_handed_to_the_engine() -> None:
 
 def test_a_picture_is_told_from_another_by_its_pixels_not_by_its_bytes() -> None:
     frame = cv2.cvtColor(scene(0), cv2.COLOR_BGR2RGB)
-    assert look_at(frame).content == look_at(frame.copy()).content
-    assert look_at(frame).content != look_at(frame // 2).content
+    assert summarize(frame).content == summarize(frame.copy()).content
+    assert summarize(frame).content != summarize(frame // 2).content
 
 
 # ---- the trials ----

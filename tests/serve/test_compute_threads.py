@@ -12,7 +12,7 @@ from serve_factory import ServerThread, observation_message, parsed, settings
 from diffusion_policy.cpu import CpuTimes, Threads
 from diffusion_policy.run_log.session_log import read_lines
 from diffusion_policy.serve.engine import PolicyEngine, compute_threads
-from diffusion_policy.serve.engine.compute_threads import LOOK_S, OLD_S, ComputeThreads
+from diffusion_policy.serve.engine.compute_threads import MEASUREMENT_S, OUTDATED_S, ComputeThreads
 from diffusion_policy.serve.replay import _usable_threads, read_steps, replay
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.stages import Stages
@@ -42,7 +42,7 @@ class Machine:
 
     def judged(self, threads: ComputeThreads, after: float) -> int:
         self.now += after
-        threads.judge_again()
+        threads.choose_again()
         assert torch.get_num_threads() == threads.count
         return threads.count
 
@@ -52,30 +52,30 @@ def test_the_number_follows_what_others_leave_once_two_looks_agree(monkeypatch: 
     threads = ComputeThreads(None, CpuTimes(990.0, 0.0, {}))
     assert threads.count == torch.get_num_threads() == 2
     machine.free = 1
-    assert machine.judged(threads, LOOK_S / 2) == 2, "too early to look"
-    assert machine.judged(threads, LOOK_S) == 2, "one look"
+    assert machine.judged(threads, MEASUREMENT_S / 2) == 2, "too early to look"
+    assert machine.judged(threads, MEASUREMENT_S) == 2, "one look"
     machine.free = 2
-    assert machine.judged(threads, LOOK_S) == 2, "it was a moment"
+    assert machine.judged(threads, MEASUREMENT_S) == 2, "it was a moment"
     machine.free = 1
-    assert machine.judged(threads, LOOK_S) == 2
-    assert machine.judged(threads, LOOK_S) == 1
+    assert machine.judged(threads, MEASUREMENT_S) == 2
+    assert machine.judged(threads, MEASUREMENT_S) == 1
     machine.free = 2
-    assert [machine.judged(threads, LOOK_S) for _ in range(2)] == [1, 2]
+    assert [machine.judged(threads, MEASUREMENT_S) for _ in range(2)] == [1, 2]
 
 
 def test_a_look_of_long_ago_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
     threads = ComputeThreads(None, CpuTimes(990.0, 0.0, {}))
     machine.free = 1
-    assert [machine.judged(threads, OLD_S + 1) for _ in range(3)] == [2, 2, 2]
-    assert [machine.judged(threads, LOOK_S) for _ in range(2)] == [2, 1]
+    assert [machine.judged(threads, OUTDATED_S + 1) for _ in range(3)] == [2, 2, 2]
+    assert [machine.judged(threads, MEASUREMENT_S) for _ in range(2)] == [2, 1]
 
 
 def test_what_was_asked_for_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
     threads = ComputeThreads(2, CpuTimes(990.0, 0.0, {}))
     machine.free = 1
-    assert [machine.judged(threads, LOOK_S) for _ in range(3)] == [2, 2, 2]
+    assert [machine.judged(threads, MEASUREMENT_S) for _ in range(3)] == [2, 2, 2]
     assert machine.looks == 1
 
 

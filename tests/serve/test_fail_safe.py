@@ -177,7 +177,7 @@ def test_a_client_that_is_gone_gets_no_action_and_frees_the_slot(tmp_path: Path)
         leave.set()
         with server.client() as other:
             deadline = time.monotonic() + 5
-            while server.host.slot.holder is not None and time.monotonic() < deadline:
+            while server.host.robot_lock.holder is not None and time.monotonic() < deadline:
                 time.sleep(0.01)
             assert other.ask({"type": "reset"})["type"] == "reset_ack"
     first = min(tmp_path.glob("run_*"))
@@ -287,7 +287,7 @@ def test_ten_thousand_mutated_messages_bring_nothing_down(caplog: pytest.LogCapt
 def reconnected(server: ServerThread, client: OldClient) -> OldClient:
     client.close()
     deadline = time.monotonic() + 5
-    while server.host.slot.holder is not None and time.monotonic() < deadline:
+    while server.host.robot_lock.holder is not None and time.monotonic() < deadline:
         time.sleep(0.005)
     return server.client()
 

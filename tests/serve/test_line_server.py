@@ -64,7 +64,7 @@ def test_one_robot_at_a_time() -> None:
         assert first.ask(observation_message())["type"] == "action"
         first.close()
         with server.client() as third:
-            wait_until(lambda: server.host.slot.holder is None)
+            wait_until(lambda: server.host.robot_lock.holder is None)
             assert third.ask({"type": "reset"})["type"] == "reset_ack"
 
 

@@ -13,7 +13,7 @@ from serve_factory import ServerThread, settings
 
 from diffusion_policy.serve.checks.parity import (
     IMAGE_MISTAKES,
-    Collected,
+    ComparedInputs,
     ParityReport,
     check_parity,
     compare_inputs,
@@ -149,7 +149,7 @@ def test_without_a_server_or_permission_there_is_no_verdict(
 
 
 def test_inputs_of_two_shapes_are_told_apart_and_can_be_written() -> None:
-    collected = Collected()
+    collected = ComparedInputs()
     collected.add({"robot_eef_pose": np.zeros((2, 7))}, {"robot_eef_pose": np.zeros((2, 6))})
     (entry,) = compare_inputs(collected)
     assert entry.culprit == "shape (2, 6), not (2, 7)"

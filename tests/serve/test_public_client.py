@@ -193,7 +193,7 @@ def test_twenty_errors_in_a_row_and_the_arm_is_served_again_on_the_same_connecti
         with PublicClient(server.ports["line"]) as client:
             client.run((observation_message(step, poses=FAR) for step in range(40)), 0.02)
             assert client.codes == ["refused"] * 40, "each is answered"
-            assert server.host.slot.holder is None, "another robot could be served"
+            assert server.host.robot_lock.holder is None, "another robot could be served"
             client.run((observation_message(step) for step in range(40, 43)), 0.02)
         assert client.codes[-1] == "action"
         assert client.dead == 0
@@ -237,7 +237,7 @@ def test_while_a_session_rests_another_robot_is_served_and_the_first_is_told() -
         assert second.ask(observation_message(0))["type"] == "action"
         assert first.ask(observation_message(3))["code"] == "busy"
         second.close()
-        wait_until(lambda: server.host.slot.holder is None)
+        wait_until(lambda: server.host.robot_lock.holder is None)
         assert first.ask(observation_message(4))["type"] == "action"
 
 

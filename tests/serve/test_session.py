@@ -115,7 +115,7 @@ def test_a_reply_that_cannot_be_encoded_is_an_error_and_no_silence() -> None:
             assert client.ask({"type": "hello"})["code"] == "internal"
             assert client.receive() is None
         with server.client() as client:
-            wait_until(lambda: server.host.slot.holder is None)
+            wait_until(lambda: server.host.robot_lock.holder is None)
             assert client.ask(observation_message())["type"] == "action"
 
 

@@ -1,4 +1,4 @@
-"""The motion of one arm within its limits: a pose, joints, or both. ``motion_guard`` has the whole chunk."""
+"""Motion limits of one arm: of a pose, of joints, or of both. ``motion_guard`` checks whole chunks."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class MotionRefusedError(WorkspaceError):
 
 
 class Pose(NamedTuple):
-    """(3,) meters and (4,) xyzw; what an arm does not have stays at nothing, no turn."""
+    """Position (3,) in meters and rotation (4,) xyzw; zero and the identity where an arm has none."""
 
     position: FloatArray
     rotation: FloatArray
 
 
 class ArmGuard:
-    """One arm's limits.
+    """The limits of one arm.
 
     Args:
-        arm: its columns.
-        limits: of all arms.
+        arm: the arm's columns.
+        limits: limits of all arms.
     """
 
     def __init__(self, arm: Arm, limits: MotionLimits) -> None:
@@ -52,7 +52,7 @@ class ArmGuard:
         self._unit = limits.layout.joint_unit
 
     def make_unit(self, actions: FloatArray, current: FloatArray) -> None:
-        """Normalize the quaternions of a chunk (T, D), in place, with the signs of the measured one (D,).
+        """Normalizes the quaternions of a chunk (T, D) in place, with the signs of the measured one (D,).
 
         Raises:
             MotionRefusedError: a norm is too far from 1.
@@ -72,17 +72,17 @@ class ArmGuard:
     def limit(
         self, measured: FloatArray, previous: FloatArray, action: FloatArray, interventions: Counter[str], step: int
     ) -> None:
-        """Move an action (D,), in place, to where the limits let this arm go.
+        """Moves an action (D,) of this arm into its limits, in place.
 
         Args:
             measured: (D,) at the start of the chunk.
             previous: (D,) the action before, already limited.
             action: its quaternions have unit norm.
-            interventions: what was done is counted here.
-            step: of the chunk, for messages.
+            interventions: counts the changes by limit.
+            step: step of the chunk, for messages.
 
         Raises:
-            MotionRefusedError: a limit that refuses.
+            MotionRefusedError: a limit that refuses was exceeded.
         """
         if self._position or self._rotation:
             start, before = self._pose(measured), self._pose(previous)
@@ -106,11 +106,11 @@ class ArmGuard:
 
     @property
     def _fraction(self) -> float:
-        """Of a step that is executed."""
+        """Fraction of a step that is executed."""
         return self._settings.action_scale * (1 - self._settings.smoothing)
 
     def _limit_step(self, previous: Pose, wanted: Pose, interventions: Counter[str], step: int) -> Pose:
-        """The pose between two that scale, smoothing and step limits allow."""
+        """Returns the pose on the way to the wanted one that scale, smoothing and step limits allow."""
         fraction = self._fraction
         meters = fraction * float(np.linalg.norm(wanted.position - previous.position))
         radians = fraction * float(geodesic_distance(previous.rotation, wanted.rotation))
@@ -128,7 +128,7 @@ class ArmGuard:
         return _part_of_the_way(previous, wanted, position, rotation)
 
     def _limit_chunk(self, measured: Pose, previous: Pose, pose: Pose, interventions: Counter[str], step: int) -> Pose:
-        """Into the ball around the measured pose.
+        """Returns the pose moved into the ball around the measured one.
 
         Moving toward its center never lengthens the step from ``previous``, which lies within it.
         """
@@ -143,8 +143,8 @@ class ArmGuard:
         ):
             too_far = length > longest * (1 + 1e-9)
             if too_far:
-                said = f"action {step} is {length:.4f} from the measured pose; at most {longest} is allowed"
-                self._exceeded(limit, self._settings.on_chunk, said)
+                message = f"action {step} is {length:.4f} from the measured pose; at most {longest} is allowed"
+                self._exceeded(limit, self._settings.on_chunk, message)
                 interventions[f"{self._prefix}{limit}"] += 1
             shares.append(longest / length if too_far else 1.0)
         if min(shares) == 1:
@@ -153,20 +153,20 @@ class ArmGuard:
         return Pose(position, align_quaternion_signs(rotation[None], reference=previous.rotation)[0])
 
     def _limit_workspace(self, previous: Pose, pose: Pose, interventions: Counter[str], step: int) -> Pose:
-        """Into the box; from a place outside of it by steps that are no longer than any other."""
+        """Returns the pose moved into the box; from outside of it by steps within the step limit."""
         if self._box is None:
             return pose
         inside = np.clip(pose.position, *self._box)
         if np.array_equal(inside, pose.position):
             return pose
-        place = ", ".join(f"{value:.3f}" for value in pose.position)
-        said = f"action {step} at ({place}) m is outside the workspace"
-        self._exceeded("workspace", self._settings.on_workspace, said)
+        position = ", ".join(f"{value:.3f}" for value in pose.position)
+        message = f"action {step} at ({position}) m is outside the workspace"
+        self._exceeded("workspace", self._settings.on_workspace, message)
         interventions[f"{self._prefix}workspace"] += 1
         meters, longest = float(np.linalg.norm(inside - previous.position)), self._settings.max_step_m
         if meters > longest * (1 + 1e-9):
-            said = f"action {step}: the workspace is {meters:.4f} m away; at most {longest} is allowed"
-            self._exceeded("step distance", self._settings.on_step, said)
+            message = f"action {step}: the workspace is {meters:.4f} m away; at most {longest} is allowed"
+            self._exceeded("step distance", self._settings.on_step, message)
         share = min(1.0, longest / max(meters, 1e-12))
         return Pose(previous.position + share * (inside - previous.position), pose.rotation)
 
@@ -178,13 +178,13 @@ class ArmGuard:
         interventions: Counter[str],
         step: int,
     ) -> FloatArray:
-        """Joints (J,): steps are shortened alike, which keeps their direction; then each near where it was measured."""
+        """Returns joints (J,): all steps are scaled equally, then each joint is clipped around its measurement."""
         moves = self._fraction * (wanted - previous)
         lengths = np.abs(moves)
         for index in np.flatnonzero(lengths > self._joint_steps * (1 + 1e-9)):
             limit, longest = f"{self._joint_names[index]} step", self._joint_steps[index]
-            said = f"action {step} moves {lengths[index]:.4f} {self._unit}; at most {longest:g} is allowed"
-            self._exceeded(limit, self._settings.on_step, said, is_joint=True)
+            message = f"action {step} moves {lengths[index]:.4f} {self._unit}; at most {longest:g} is allowed"
+            self._exceeded(limit, self._settings.on_step, message, is_joint=True)
             interventions[limit] += 1
         share = float(np.min(self._joint_steps / np.maximum(lengths, 1e-12)))
         reached = previous + min(1.0, share) * moves
@@ -192,18 +192,18 @@ class ArmGuard:
         for index in np.flatnonzero(away > self._joint_chunks * (1 + 1e-9)):
             limit, longest = f"{self._joint_names[index]} chunk", self._joint_chunks[index]
             far = f"action {step} is {away[index]:.4f} {self._unit} from the measured joint"
-            said = f"{far}; at most {longest:g} is allowed"
-            self._exceeded(limit, self._settings.on_chunk, said, is_joint=True)
+            message = f"{far}; at most {longest:g} is allowed"
+            self._exceeded(limit, self._settings.on_chunk, message, is_joint=True)
             interventions[limit] += 1
         return np.clip(reached, measured - self._joint_chunks, measured + self._joint_chunks)
 
-    def _exceeded(self, limit: str, choice: str, said: str, *, is_joint: bool = False) -> None:
+    def _exceeded(self, limit: str, choice: str, message: str, *, is_joint: bool = False) -> None:
         if choice == "refuse":
-            raise MotionRefusedError(limit if is_joint else f"{self._prefix}{limit}", said)
+            raise MotionRefusedError(limit if is_joint else f"{self._prefix}{limit}", message)
 
 
 def _part_of_the_way(start: Pose, end: Pose, position: float, rotation: float) -> Pose:
-    """The pose at these shares of the way from one to another: a line, and an arc on SO(3)."""
+    """Returns the pose at these fractions of the way between two: on a line, and on a geodesic of SO(3)."""
     reached = end.rotation
     if rotation != 1.0:  # else nothing is shortened
         first = Rotation.from_quat(start.rotation)

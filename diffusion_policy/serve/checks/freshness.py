@@ -1,15 +1,15 @@
-"""How old an observation is, without synchronized clocks.
+"""The age of observations, without synchronized clocks.
 
-The client stamps with its clock, the server receives by its own; their difference is the offset of the clocks plus the
-delay. The smallest difference seen is the offset plus the smallest delay, and everything above it is how much longer
-this message took than the fastest one. That is the only use made of two clocks at once.
+The client's timestamp and the server's receive time differ by the offset of the clocks plus the delay. The smallest
+difference so far is the offset plus the smallest delay; the excess over it is how much longer a message took than the
+fastest one. This is the only comparison of the two clocks.
 
 The offset drifts: a crystal is off by up to 100 ppm, NTP slews a clock by up to 500 (``MAX_DRIFT``). So the smallest
-difference may rise at that rate from one accepted observation to the next. A delay that grows as slowly as that (0.5 s
-in a quarter of an hour) cannot be told from a clock; a refused observation moves nothing.
+difference may rise at that rate between accepted observations. A delay that grows so slowly (0.5 s in a quarter of an
+hour) cannot be distinguished from drift; refused observations do not count.
 
-A clock that begins anew (a second episode whose client sends no reset, a restart, NTP setting it back) is followed when
-it is unmistakable: after a pause, or once observations in a row agree on the new time. Until then they are stale.
+A clock that was set back (a second episode without a reset, a restart, NTP) is accepted after a pause, or once
+consecutive observations agree on the new time. Until then observations are stale.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from diffusion_policy.serve.transport.protocol import Observation, ProtocolError
 
 MAX_DRIFT = 600e-6
-# Seconds without an observation: after this one, what comes is another episode.
+# Seconds without an observation after which the next one starts another episode.
 EPISODE_GAP_S = 10.0
-# Seconds without an observation after which a clock that runs backwards has begun anew.
+# Seconds without an observation after which an earlier timestamp means that the clock was set back.
 PAUSE_S = 2.0
-# Observations in a row that must agree on a time before the newest one: a single old frame does not.
+# Number of consecutive observations that must agree on an earlier time; a single old frame does not suffice.
 AGREEING = 3
 UNITS = {"milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
 # Seconds since 1970 reach this in the year 5138; in a finer unit they are beyond it today. The last end is the year
@@ -35,7 +35,7 @@ _UNIX_LIMIT = 1e11
 
 
 class _Candidate(NamedTuple):
-    """A time before the newest observation's, on which observations agree: the last stamp, its offset, how many."""
+    """An earlier clock on which observations agree: last timestamp, its offset, and number of observations."""
 
     stamp: float
     difference: float
@@ -43,10 +43,10 @@ class _Candidate(NamedTuple):
 
 
 def _check_unit(timestamps: NDArray[np.float64], period_s: float, silence: float | None) -> None:
-    """Refuse times (To,) that are no seconds in float64, by name of what they are.
+    """Refuses times (To,) that are not seconds in float64; the error names their unit.
 
-    A finer unit shows in the size of a time since 1970, or in the distance of frames that are ``period_s`` apart;
-    after a silence of that length, a large distance of two frames may be true.
+    A finer unit is recognized by the size of a time since 1970, or by the spacing of frames that are ``period_s``
+    apart; after a pause of that length, a large spacing may be correct.
     """
     newest, spacing = abs(float(timestamps[-1])), float(np.diff(timestamps).max(initial=0.0))
     apart = (u for u, n in UNITS.items() if 0.3 <= spacing / (period_s * n) <= 3)
@@ -71,8 +71,8 @@ class Freshness:
     """Refuses observations that are older than the last one, or much later than the fastest.
 
     Args:
-        max_age_s: how much later than the fastest message of the episode.
-        period_s: at which the client observes, to tell the unit of its times.
+        max_age_s: largest excess delay over the fastest message of the episode.
+        period_s: period of the client's observations, to recognize the unit of its timestamps.
     """
 
     def __init__(self, max_age_s: float, period_s: float = 0.1) -> None:
@@ -81,55 +81,59 @@ class Freshness:
         self.reset()
 
     def reset(self) -> None:
-        """Forget both clocks' relation, as at the start of an episode."""
+        """Forgets the offset of the clocks, as at the start of an episode."""
         self._newest: float | None = None
         self._offset: float | None = None
         self._updated = 0.0
-        self._heard: float | None = None
+        self._last_received: float | None = None
         self._candidate: _Candidate | None = None
 
     def check_unit(self, observation: Observation, received: float) -> None:
-        """Refuse times in milliseconds, microseconds, nanoseconds or float32.
+        """Refuses times in milliseconds, microseconds, nanoseconds or float32.
 
         Raises:
             ProtocolError: bad_state.
         """
-        _check_unit(observation.timestamps, self.period_s, None if self._heard is None else received - self._heard)
+        _check_unit(
+            observation.timestamps,
+            self.period_s,
+            None if self._last_received is None else received - self._last_received,
+        )
 
     def new_episode(self, observation: Observation, received: float) -> str | None:
-        """Whether this observation begins an episode that no reset announced: a sentence, or None.
+        """Returns a sentence if this observation starts an episode without a reset, else None.
 
-        Where its clock has begun anew, the relation of both clocks is forgotten.
+        If the client's clock was set back, the offset of the clocks is forgotten.
         """
-        stamp, heard, newest = float(observation.timestamps[-1]), self._heard, self._newest
-        self._heard = received
-        if heard is None or newest is None:
+        stamp, last_received, newest = float(observation.timestamps[-1]), self._last_received, self._newest
+        self._last_received = received
+        if last_received is None or newest is None:
             return None
-        silence = received - heard
+        silence = received - last_received
         if stamp >= newest:
             self._candidate = None
             return f"a new episode begins: no observation for {silence:.1f} s" if silence > EPISODE_GAP_S else None
         back = newest - stamp
         if (silence > PAUSE_S and back > self.max_age_s) or self._agrees(stamp, received - stamp):
             self.reset()
-            self._heard = received
+            self._last_received = received
             return f"a new episode begins: the client's clock began anew, {back:.3f} s before the newest observation"
         return None
 
     def _agrees(self, stamp: float, difference: float) -> bool:
-        """Count observations that run on from one before the newest; whether they are enough."""
+        """Counts consecutive observations on an earlier clock; returns whether they suffice."""
         last, self._candidate = self._candidate, _Candidate(stamp, difference, 1)
         if last is not None and stamp > last.stamp and abs(difference - last.difference) <= self.max_age_s:
             self._candidate = _Candidate(stamp, difference, last.agreeing + 1)
         return self._candidate.agreeing >= AGREEING
 
     def check(self, observation: Observation, received: float, now: float | None = None) -> float:
-        """Seconds by which it is older than the freshest of the episode was on arrival.
+        """Returns by how many seconds an observation is older than the episode's freshest one was on arrival.
 
         Args:
             observation: its newest timestamp counts, seconds on the client's clock.
             received: seconds on the server's monotonic clock.
-            now: the same clock when its turn came; None: at once.
+            now: time of processing on the same clock; None: as received.
 
         Raises:
             ProtocolError: stale.

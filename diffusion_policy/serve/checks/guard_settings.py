@@ -1,4 +1,4 @@
-"""The motion guard's settings, and the limits that they become for a layout.
+"""Settings of the motion guard, and the limits that follow from them for a layout.
 
 Defaults for the step limits are those of the predecessor's robot configuration: 0.04 m and 0.1 rad a step. The public
 robot client commands all steps of a chunk at once and so drives the arm toward the last one: the limit over the whole
@@ -35,7 +35,7 @@ Box = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class GuardSettings:
-    """The limits, all in force by default.
+    """Settings of the motion guard; all limits apply by default.
 
     Attributes:
         max_step_m: largest distance between consecutive positions, meters.
@@ -80,11 +80,11 @@ class GuardSettings:
     gripper_min_dwell: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse settings that could not limit anything, or would limit everything."""
+        """Refuses settings that would limit nothing or everything."""
         for name in ("m", "rad"):
             if getattr(self, f"max_chunk_{name}") is None:
                 longest = round(CHUNK_STEPS * getattr(self, f"max_step_{name}"), 9)
-                object.__setattr__(self, f"max_chunk_{name}", longest)  # frozen: this is its one chance
+                object.__setattr__(self, f"max_chunk_{name}", longest)  # the dataclass is frozen
         for name, low, high in (
             ("max_step_m", 0, np.inf),
             ("max_step_rad", 0, np.inf),
@@ -118,7 +118,7 @@ class GuardSettings:
                 raise WorkspaceError(f"motion guard: {name} is {limit}; expected more than 0, finite, or null")
 
     def within(self, low: Sequence[float] | FloatArray, high: Sequence[float] | FloatArray) -> GuardSettings:
-        """The same limits with this box, x y z in meters, where none is set: a box that engages is a small one."""
+        """Returns the limits with this box, x y z in meters, where none is set."""
         return replace(
             self,
             workspace_low=_corner(low) if self.workspace_low is None else self.workspace_low,
@@ -126,23 +126,23 @@ class GuardSettings:
         )
 
     def describe(self) -> str:
-        """One sentence for the start-up message."""
+        """Returns one sentence for the start-up message."""
         box = f"workspace {_shown_box(self.workspace_low, self.workspace_high)} m ({self.on_workspace})"
         return ", ".join((self.describe_poses(), box, self.describe_steps(), self.describe_grippers()))
 
     def describe_poses(self) -> str:
-        """How far a pose may move."""
+        """Describes the limits of poses."""
         return (
             f"at most {self.max_step_m} m and {self.max_step_rad} rad a step ({self.on_step}), "
             f"{self.max_chunk_m} m and {self.max_chunk_rad} rad from the measured pose in a chunk ({self.on_chunk})"
         )
 
     def describe_steps(self) -> str:
-        """What is done to every step."""
+        """Describes scale and smoothing."""
         return f"action scale {self.action_scale}, smoothing {self.smoothing}"
 
     def describe_grippers(self) -> str:
-        """What becomes of gripper commands."""
+        """Describes the debouncing of gripper commands."""
         return (
             f"gripper opens from {self.gripper_open} and closes to {self.gripper_closed}, "
             f"holding each command {self.gripper_min_dwell} action(s)"
@@ -171,7 +171,7 @@ class MotionLimits:
     def within(
         cls, settings: GuardSettings, layout: ActionLayout, low: FloatArray, high: FloatArray, margin_m: float = 0.0
     ) -> MotionLimits:
-        """The limits that settings and a training range make.
+        """Derives the limits from settings and the training range.
 
         Args:
             settings: a box that is set holds for every arm.
@@ -199,11 +199,11 @@ class MotionLimits:
         return tuple(self.layout.names[column] for column in self.layout.joint_columns)
 
     def describe(self) -> str:
-        """One sentence for the start-up message."""
-        settings, said = self.settings, []
+        """Returns one sentence for the start-up message."""
+        settings, parts = self.settings, []
         if self.boxes:
-            said.append(settings.describe_poses())
-            said += [
+            parts.append(settings.describe_poses())
+            parts += [
                 f"workspace {f'of {arm} ' if arm else ''}{_shown_box(*box)} m ({settings.on_workspace})"
                 for arm, box in self.boxes.items()
             ]
@@ -213,14 +213,14 @@ class MotionLimits:
         ):
             if limits:
                 listed = ", ".join(f"{name} {limit:g}" for name, limit in zip(self.joint_names, limits, strict=True))
-                said.append(f"at most ({listed}) {self.layout.joint_unit} {what} ({choice})")
-        said.append(settings.describe_steps())
+                parts.append(f"at most ({listed}) {self.layout.joint_unit} {what} ({choice})")
+        parts.append(settings.describe_steps())
         if self.layout.has_gripper:
-            said.append(settings.describe_grippers())
-        return ", ".join(said)
+            parts.append(settings.describe_grippers())
+        return ", ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
-        """The settings, and what they do not hold: boxes of several arms, limits of joints."""
+        """Returns the settings, with boxes of several arms and limits of joints."""
         found = asdict(self.settings)
         if not self.joint_steps:
             found = {name: value for name, value in found.items() if not name.endswith("_joint")}
@@ -236,7 +236,7 @@ class MotionLimits:
 def _joint_limits(
     settings: GuardSettings, ranges: FloatArray, layout: ActionLayout
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(J,) largest steps and distances: as set, else by the ranges (J,) that training saw."""
+    """Returns (J,) largest steps and distances: from the settings, else from the training ranges (J,)."""
     if not ranges.size:
         return (), ()
     if settings.max_step_joint is not None:

@@ -1,15 +1,14 @@
-"""What stands between a predicted action chunk and the arm.
+"""The motion guard: limits of an action chunk between policy and arm.
 
 Every action is absolute: of each arm a pose (meters, quaternion xyzw) or joints, and a gripper command (1 = open). The
-guard looks at the whole chunk before any of it leaves: numbers must be finite and quaternions near unit norm; then each
+guard checks the whole chunk before any of it is sent: numbers must be finite and quaternions near unit norm; then each
 step of each arm is held within a distance of the one before it, measured in meters, in radians on SO(3) and in the
 joints' unit, within a workspace box, and all of the chunk within a distance of what was measured (``arm_guard``);
-gripper commands are debounced. A limit either clips (the action is moved to the limit) or refuses (no action leaves).
-What was done is counted and reported, with the arm's name where there are several and with the joint's: a guard that is
-silent is a guard nobody can trust.
+gripper commands are debounced. A limit either clips (the action is moved to the limit) or refuses (no action is sent).
+Interventions are counted and reported, by name of the arm, where there are several, and of the joint.
 
-Looking is not doing: :meth:`MotionGuard.check` remembers nothing of a chunk until :meth:`MotionGuard.accept` says that
-it leaves, so an answer that came too late changes no later one.
+:meth:`MotionGuard.check` changes no state; only :meth:`MotionGuard.accept`, for a chunk that is sent, does. So a late
+answer does not affect later ones.
 
 Legend of shapes: T actions of a chunk, D numbers of an action, G grippers.
 """
@@ -50,7 +49,7 @@ class GripperHold:
 
 @dataclass
 class GuardedChunk:
-    """A chunk that may reach the arm, and how it differs from what the policy said.
+    """A chunk that may be sent to the arm, and how it differs from the policy's.
 
     Attributes:
         actions: (T, D) float64, quaternions of unit norm.
@@ -64,7 +63,7 @@ class GuardedChunk:
 
 
 class MotionGuard:
-    """Checks and limits one session's chunks; remembers the gripper commands across them.
+    """Checks and limits the chunks of one session, and keeps its gripper commands between them.
 
     Args:
         limits: in force; settings alone are those of a pose and a gripper.
@@ -83,7 +82,7 @@ class MotionGuard:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the last gripper commands, as at the start of an episode."""
+        """Forgets the last gripper commands, as at the start of an episode."""
         self._holds: list[tuple[GripperHold, ...]] = []
 
     def check(
@@ -93,7 +92,7 @@ class MotionGuard:
         executed: int | None = None,
         gripper: float | Sequence[float] | FloatArray | None = None,
     ) -> GuardedChunk:
-        """Limit a chunk (T, D) that starts from what was measured.
+        """Limits a chunk (T, D) that starts from the measured state.
 
         Args:
             chunk: in the order of the layout.
@@ -114,7 +113,7 @@ class MotionGuard:
             raise
 
     def accept(self, guarded: GuardedChunk) -> None:
-        """Remember a chunk that leaves for the arm, and count what was done to it."""
+        """Stores the gripper commands of a chunk that is sent, and counts its interventions."""
         self._holds = guarded.holds
         self.totals.update(guarded.interventions)
 
@@ -151,7 +150,7 @@ class MotionGuard:
     def _debounce(
         self, name: str, hold: GripperHold, command: float, measured: float | None, *, interventions: Counter[str]
     ) -> GripperHold:
-        """The gripper after dead band and dwell: exactly open or closed once either was commanded or measured."""
+        """Returns the gripper after dead band and dwell: open or closed once either was commanded or measured."""
         wanted = self._clear_state(command)
         if wanted is None:
             wanted = measured if hold.command is None else hold.command
@@ -163,7 +162,7 @@ class MotionGuard:
         return GripperHold(wanted, hold.held + 1 if wanted == hold.command else 1)
 
     def _clear_state(self, value: float) -> float | None:
-        """Open, closed, or None within the dead band."""
+        """Returns open, closed, or None within the dead band."""
         if value >= self.settings.gripper_open:
             return GRIPPER_OPEN
         return GRIPPER_CLOSED if value <= self.settings.gripper_closed else None

@@ -1,9 +1,9 @@
-"""Does the server feed its policy what training fed it? Recorded frames through both, and a culprit by name.
+"""Parity of serving and training: recorded frames through both, and the cause of a difference.
 
-Recorded frames go to a live server as "inspect" requests; it answers with the model's input and the actions, and the
-same frames come through the dataset. Where the inputs differ, known mistakes are tried on the training side: the one
-that explains the difference is named. Frames are sent as PNG, so that nothing but the server is measured, or as JPEG,
-to see what the robot's compression costs.
+Recorded frames are sent to a live server as "inspect" requests; it replies with the model's input and the actions. The
+same frames are loaded through the dataset. Where the inputs differ, known mistakes are applied to the training side,
+and the one that explains the difference is reported. Frames are sent as PNG, to test only the server, or as JPEG, to
+measure the effect of the robot's compression.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ IMAGE_TOLERANCE, STATE_TOLERANCE = 1.0, 1e-6
 ACTION_TOLERANCE = 1e-3
 # JPEG of quality 75 and better stays within this mean difference of gray levels on camera images.
 JPEG_LEVELS = 6.0
-# Camera pixels a side for each pixel of a recorded frame, and how far a block's rim lies from its mean, gray levels.
+# Camera pixels per side for each pixel of a recorded frame; difference of a block's rim from its mean in gray levels.
 ENLARGED, RIM = 4, 6
 # Larger frames would not fit the limits of a message, and are sent as they are.
 MAX_ENLARGED_PIXELS = 640 * 360
@@ -63,11 +63,11 @@ class KeyParity:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What was compared.
+    """The result of a comparison.
 
     Attributes:
-        requests: how many.
-        keys: per observation key.
+        requests: number of requests.
+        keys: results by observation key.
         action_difference: largest difference of executed actions; None without a checkpoint.
         same_checkpoint: whether the server serves the file it was compared with; None without one.
         resize_tested: whether frames were sent larger than the policy's, so that the server had to resize them.
@@ -81,19 +81,19 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Inputs equal, and actions as far as they were compared."""
+        """Whether inputs are equal, and actions as far as they were compared."""
         actions = self.action_difference is None or self.action_difference <= ACTION_TOLERANCE
         return actions and all(entry.culprit is None for entry in self.keys) and self.same_checkpoint is not False
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; it has no infinity, so the differences of inputs of two shapes are null."""
+        """Returns plain JSON; differences of inputs of two shapes, which are infinite, are null."""
         found = asdict(self)
         for entry in found["keys"]:
             entry |= {name: entry[name] if np.isfinite(entry[name]) else None for name in ("largest", "mean")}
         return {**found, "passed": self.passed}
 
     def table(self) -> Group:
-        """For the terminal."""
+        """Returns a table for the terminal."""
         table = Table("input", "largest difference", "mean", "culprit")
         for entry in self.keys:
             table.add_row(entry.key, f"{entry.largest:.3g}", f"{entry.mean:.3g}", entry.culprit or "equal")
@@ -108,14 +108,14 @@ class ParityReport:
 
 
 @dataclass
-class Collected:
-    """Inputs of all requests, side by side."""
+class ComparedInputs:
+    """Inputs of all requests, from training and from the server."""
 
     trained: dict[str, list[Array]] = field(default_factory=dict)
     served: dict[str, list[Array]] = field(default_factory=dict)
 
     def add(self, trained: dict[str, Array], served: dict[str, Array]) -> None:
-        """One request's inputs (To, ...) by key; WorkspaceError if the two sides read other keys."""
+        """Adds the inputs (To, ...) of one request by key; WorkspaceError if the keys of the two sides differ."""
         if trained.keys() != served.keys():
             raise WorkspaceError(f"the server's policy reads {sorted(served)}, the dataset gives {sorted(trained)}")
         for key, value in trained.items():
@@ -126,7 +126,7 @@ class Collected:
 def check_parity(
     checkpoint: str | Path, zarr_path: str | Path, client: LineClient, requests: int = 8, encoding: str = ".png"
 ) -> ParityReport:
-    """Push recorded frames through a live server, and through training's way.
+    """Sends recorded frames to a live server, and compares its inputs with those of training.
 
     Args:
         checkpoint: the file that the server should be serving.
@@ -145,7 +145,7 @@ def check_parity(
     set_sampler(policy, about["scheduler"], about["steps"])
     recorded, wire, asked = RecordedEpisodes(policy, zarr_path), Wire(policy.spec.robot), Asked.of(about)
     transform = StepTransform(policy.spec)
-    collected, differences = Collected(), []
+    collected, differences = ComparedInputs(), []
     for step in np.linspace(policy.n_obs_steps, recorded.buffer.n_steps - 1, requests).astype(np.int64):
         trained = recorded.observations(np.array([step]))
         reply = client.ask(_request(recorded, wire, asked, int(step), trained, encoding))
@@ -189,7 +189,7 @@ def is_enlarged(height: int, width: int, encoding: str) -> bool:
 
 
 def enlarge(frame: Array) -> Array:
-    """A frame (H, W, 3) at ENLARGED times its size, which area interpolation turns back into the very frame.
+    """Returns a frame (H, W, 3) at ENLARGED times its size; area interpolation restores the original exactly.
 
     In a block of 4 x 4 the 12 pixels of the rim are darker by n, the 4 in its center brighter by 3 n.
     """
@@ -207,8 +207,8 @@ def _encode(frame: Array, encoding: str) -> bytes:
     return bytes(cv2.imencode(encoding, bgr)[1].tobytes())
 
 
-def compare_inputs(collected: Collected, arms: Mapping[str, Sequence[Arm]] | None = None) -> tuple[KeyParity, ...]:
-    """Per key (To, ...): how far the inputs are apart, and the mistake that explains it.
+def compare_inputs(collected: ComparedInputs, arms: Mapping[str, Sequence[Arm]] | None = None) -> tuple[KeyParity, ...]:
+    """Compares inputs (To, ...) by key, and names the mistake that explains a difference.
 
     Args:
         collected: of both sides.
@@ -238,7 +238,7 @@ def compare_inputs(collected: Collected, arms: Mapping[str, Sequence[Arm]] | Non
 
 
 def name_culprit(trained: Array, served: Array, mistakes: Sequence[tuple[str, Callable[[Array], Array]]]) -> str | None:
-    """The mistake that, made on the training side, comes nearest to what the server did; None if none explains it."""
+    """Returns the mistake that, applied to the training side, explains the server's input best; None if none does."""
     before = np.abs(trained.astype(np.float64) - served).mean()
     left = [(float(np.abs(apply(trained).astype(np.float64) - served).mean()), name) for name, apply in mistakes]
     distance, name = min(left)
@@ -246,7 +246,7 @@ def name_culprit(trained: Array, served: Array, mistakes: Sequence[tuple[str, Ca
 
 
 def _each(change: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """A change of frames (H, W, 3), for a stack (..., 3, H, W)."""
+    """Applies a change of frames (H, W, 3) to a stack (..., 3, H, W)."""
 
     def apply(images: Array) -> Array:
         frames = np.moveaxis(images.reshape(-1, *images.shape[-3:]), 1, -1)
@@ -257,12 +257,12 @@ def _each(change: Callable[[Array], Array]) -> Callable[[Array], Array]:
 
 
 def _resized(interpolation: int) -> Callable[[Array], Array]:
-    """What another interpolation makes of the frame that was sent."""
+    """Returns a function that resizes the sent frame with another interpolation."""
     return _each(lambda frame: cv2.resize(enlarge(frame), frame.shape[1::-1], interpolation=interpolation))
 
 
 def _cropped(share: float) -> Callable[[Array], Array]:
-    """A center crop of the frame that was sent, stretched to the whole."""
+    """Returns a function that crops the center of the sent frame and resizes it."""
 
     def cut(frame: Array) -> Array:
         large = enlarge(frame)
@@ -291,7 +291,7 @@ IMAGE_MISTAKES: tuple[tuple[str, Callable[[Array], Array]], ...] = (
 
 
 def state_mistakes(arms: Sequence[Arm]) -> tuple[tuple[str, Callable[[Array], Array]], ...]:
-    """What may go wrong with states (..., D) that hold these arms."""
+    """Returns known mistakes in states (..., D) that hold these arms."""
     turns = [list(arm.rotation) for arm in arms if arm.representation == "quaternion"]
     places = [column for arm in arms for column in arm.position]
 

@@ -1,7 +1,7 @@
-"""Where one chunk ends and the next begins.
+"""Seams: the jumps between consecutive action chunks.
 
-A client executes part of a chunk and asks again; what the old chunk would have commanded next and what the new one
-commands first need not agree. The difference is the seam: the jump that the arm feels.
+A client executes part of a chunk and requests the next one. The next command of the old chunk and the first one of the
+new chunk may differ. This difference, the seam, is the jump that the arm makes.
 
 Legend of shapes: T steps of a denoised sequence, Da action dimensions.
 """
@@ -46,7 +46,7 @@ class Seam:
 
 @dataclass(frozen=True)
 class ServedChunk:
-    """A sequence of which a part was served.
+    """A denoised sequence of which a part was served.
 
     Attributes:
         sequence: (T, Da), before the guard.
@@ -61,15 +61,15 @@ class ServedChunk:
     layout: ActionLayout = _POSE_AND_GRIPPER
 
     def elapsed(self, timestamp: float, hz: float) -> int:
-        """Steps of the client's control rate between two of its own times."""
+        """Returns the number of control steps of the client between two of its own times."""
         return max(0, round(min((timestamp - self.timestamp) * hz, len(self.sequence))))  # beyond its end: its end
 
     def remainder(self, timestamp: float, hz: float) -> FloatArray:
-        """(n, Da) what is left, aligned with a sequence that starts as this one did, at a later observation."""
+        """Returns the remaining actions (n, Da), aligned with a sequence that starts at a later observation."""
         return self.sequence[self.elapsed(timestamp, hz) :]
 
     def seam(self, sequence: FloatArray, timestamp: float, hz: float) -> Seam | None:
-        """The jump to the first action of a new sequence; None where this one had ended before."""
+        """Returns the jump to the first action of a new sequence; None where this one had ended before."""
         index = self.first + self.elapsed(timestamp, hz)
         if index >= len(self.sequence):
             return None
@@ -77,7 +77,7 @@ class ServedChunk:
 
 
 def measure_seam(before: FloatArray, after: FloatArray, layout: ActionLayout = _POSE_AND_GRIPPER) -> Seam:
-    """Between two actions (Da,)."""
+    """Measures the jump between two actions (Da,)."""
     moves = zip(layout.positions(before), layout.positions(after), strict=True)
     turns = geodesic_distance(layout.rotations(before), layout.rotations(after))
     return Seam(

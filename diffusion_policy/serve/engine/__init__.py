@@ -1,4 +1,4 @@
-"""From an observation to a chunk of actions: the engine behind every transport, and what makes it fast."""
+"""The engine, which computes an action chunk from an observation, and its accelerations."""
 
 from diffusion_policy.serve.engine.policy_engine import Engine, Inference, PolicyEngine, Prepared, processor_name
 

@@ -1,4 +1,4 @@
-"""How many threads compute an answer: chosen when the checkpoint is loaded, judged again between requests.
+"""The number of compute threads: chosen when the checkpoint is loaded, and again between requests.
 
 Threads of one product wait for each other, so on cores that others use, two are slower than one (``cores``). A robot's
 computer is such a machine, and not at all times.
@@ -15,8 +15,8 @@ from diffusion_policy.cpu import CpuTimes, Threads, choose_threads
 
 logger = logging.getLogger(__name__)
 
-# Seconds over which other processes are watched between two judgments; a much longer look says nothing of now.
-LOOK_S, OLD_S = 2.0, 30.0
+# Seconds of measurement of other processes between two choices; a much longer measurement is outdated.
+MEASUREMENT_S, OUTDATED_S = 2.0, 30.0
 
 
 class ComputeThreads:
@@ -24,7 +24,7 @@ class ComputeThreads:
 
     Args:
         asked: ``engine.threads``; None: as many as there are cores that other processes leave.
-        since: when looking at other processes began.
+        since: start of the measurement of other processes.
     """
 
     def __init__(self, asked: int | None, since: CpuTimes) -> None:
@@ -33,14 +33,14 @@ class ComputeThreads:
         self._proposed = self.count
         self._since = CpuTimes.now()
 
-    def judge_again(self) -> None:
-        """Use another number once two looks in a row agree on it; cheap, for between requests."""
+    def choose_again(self) -> None:
+        """Changes the number once two consecutive measurements agree on it; cheap enough to call between requests."""
         if self._asked is not None:
             return
         watched = time.monotonic() - self._since.wall
-        if watched < LOOK_S:
+        if watched < MEASUREMENT_S:
             return
-        if watched < OLD_S:
+        if watched < OUTDATED_S:
             found = choose_threads(None, self._since)
             if found.count != self.count and found.count == self._proposed:
                 self._use(found)

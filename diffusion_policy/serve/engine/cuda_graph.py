@@ -1,8 +1,8 @@
-"""A denoising step as one CUDA graph: recorded once, then launched as a whole.
+"""A denoising step as a CUDA graph: recorded once, then launched as a whole.
 
-One step is some two hundred kernels of microseconds each; launched one by one, the processor that launches them is what
-is waited for. A graph replays them in one call, on the memory that they were recorded with. What changes between calls
-(the sample, the condition, the time) is written to that memory before.
+One step is about two hundred kernels of microseconds each; launched one by one, the CPU that launches them is the
+bottleneck. A graph replays them in one call, on the memory that they were recorded with. The inputs of a call (sample,
+condition, time) are written to that memory before.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class GraphedDenoiser:
             self._noise = denoiser.step(self._sample)
 
     def set_condition(self, features: Tensor) -> None:
-        """Fold the observations of one request, features (To, Do), into the recorded memory."""
+        """Writes the features (To, Do) of one request into the recorded memory."""
         self._denoiser.set_condition(features)
 
     def predict(self, sample: Tensor, timestep: int) -> Tensor:
-        """Noise in (1, t, Da) at one of the timesteps; the result is valid until the next call."""
+        """Predicts the noise in (1, t, Da) at a timestep; the result is valid until the next call."""
         self._denoiser.set_time(timestep)
         self._sample.copy_(sample)
         self._graph.replay()

@@ -1,4 +1,4 @@
-"""A trained policy, run for one robot: what was computed before is not computed again.
+"""Accelerated inference of a policy for one robot: earlier results are reused.
 
 * A step's features are kept by its content (image and state), so a frame that two requests share is encoded once.
 * The denoiser's condition is folded once a request, its time token once for all (``model.diffusion.fast_denoiser``).
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def is_cuda(device: torch.device) -> bool:
-    """Whether it can replay CUDA graphs."""
+    """Whether a device can replay CUDA graphs."""
     return device.type == "cuda"
 
 
@@ -85,7 +85,7 @@ class FastPath:
         return isinstance(self._denoiser, GraphedDenoiser)
 
     def _build_denoiser(self, settings: EngineSettings) -> Denoiser | GraphedDenoiser:
-        """The fastest one that the policy and the device allow."""
+        """Returns the fastest denoiser that the policy and the device allow."""
         policy = self._policy
         rows = self.denoised_steps if self.denoised_steps < policy.sequence_length else None
         denoiser = policy.make_denoiser(settings.precision, rows)
@@ -105,7 +105,7 @@ class FastPath:
         return b"".join(map(image_key, images)) + state.tobytes()
 
     def known(self, key: bytes) -> Tensor | None:
-        """Features (1, Do) of a step that was seen before."""
+        """Returns the cached features (1, Do) of a step; None if there are none."""
         return self._features.get(key)
 
     @torch.no_grad()
@@ -163,7 +163,7 @@ class FastPath:
         return policy.normalizer["action"].unnormalize(sample)[0]
 
     def _noised(self, remainder: NDArray[np.float64], noise: Tensor, timestep: int) -> Tensor:
-        """The remainder, normalized and at the noise level of a timestep: (1, T, Da)."""
+        """Returns the remainder, normalized and at the noise level of a timestep: (1, T, Da)."""
         start = self._policy.normalizer["action"].normalize(torch.from_numpy(remainder).float())
         rows = torch.arange(noise.shape[1], device=start.device).clamp(max=len(start) - 1)
         alpha = self._policy.noise_scheduler.alphas_cumprod[timestep].to(noise)

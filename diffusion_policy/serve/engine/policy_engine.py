@@ -191,7 +191,7 @@ class PolicyEngine:
             WorkspaceError: anything else that the policy cannot act on.
         """
         if self.threads is not None:
-            self.threads.judge_again()
+            self.threads.choose_again()
         generator = torch.Generator().manual_seed(seed)
         drawn = window_noise(self.policy, generator)
         noise = None if drawn is None else drawn[None]

@@ -1,6 +1,6 @@
-"""Between a policy's numbers and those of messages and logs: the same parts, rotations as quaternions.
+"""Conversion between a policy's numbers and those of messages and logs, which have rotations as quaternions.
 
-Where a policy has quaternions, nothing is converted. What it observes is found by name in what was measured.
+Where a policy has quaternions, nothing is converted. Its observations are selected by name from the measured states.
 
 Legend of shapes: n steps, D numbers of the policy's action, W of a message's, d of an observed key.
 """

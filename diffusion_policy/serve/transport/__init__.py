@@ -1,1 +1,1 @@
-"""Bytes to messages and back: the line protocol and WebSocket, their connections, and the one worker behind both."""
+"""Transports: the line protocol and WebSocket, their connections, and the worker thread that both share."""

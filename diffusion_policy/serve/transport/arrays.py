@@ -1,4 +1,4 @@
-"""NumPy arrays in msgpack, as openpi's clients write them, read with bounds.
+"""NumPy arrays in msgpack, in the format of openpi's clients, read with bounds checks.
 
 An array is a map with the *bytes* keys ``__ndarray__`` (true), ``data``, ``dtype``, ``shape``; a scalar has
 ``__npgeneric__`` in their place. Objects, structures and complex numbers are refused, and so is a shape that does not
@@ -19,12 +19,12 @@ _KINDS = "biuf"
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
-    """One message with its arrays."""
+    """Encodes one message with its arrays."""
     return bytes(msgpack.packb(message, default=_pack_array))
 
 
 def unpack(data: bytes) -> Any:
-    """Read one message.
+    """Decodes one message.
 
     Raises:
         ProtocolError: malformed.

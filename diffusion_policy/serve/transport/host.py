@@ -1,10 +1,10 @@
-"""What the transports share: connections, the one worker thread, the deadline, and an orderly end.
+"""The part that the transports share: connections, the worker thread, the deadline, and shutdown.
 
 The event loop only reads, waits and writes. Parsing, inference and the guard run in one worker thread, one message
 after another: there is one policy, one robot, and no race between two answers.
 
-A connection reads on while an answer is computed, so the newest observation is known when the worker is free (older
-ones get a ``superseded`` error), and an inference is given up as soon as its client has hung up or was told ``late``.
+A connection continues to read while an answer is computed, so the newest observation is known when the worker is free
+(older ones get a ``superseded`` error), and an inference is canceled once its client has disconnected or got ``late``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from diffusion_policy.run_log.session_log import SessionLog
 from diffusion_policy.serve.checks.motion_guard import MotionGuard, MotionLimits
 from diffusion_policy.serve.engine import Engine
-from diffusion_policy.serve.session import Session, Slot
+from diffusion_policy.serve.session import RobotLock, Session
 from diffusion_policy.serve.settings import ServeSettings
 from diffusion_policy.serve.stages import Stages
 from diffusion_policy.serve.transport.inbox import Inbox
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Send = Callable[[Reply], Awaitable[None]]
-# Turns of the event loop before the end, in which what has arrived already is read.
+# Iterations of the event loop before shutdown, in which messages that have arrived are read.
 _LAST_READS = 10
 # Framing or trust is lost: closed at once. After any other end of a session the connection stays open for a client
 # that goes on asking: the robot clients of the predecessor never reconnect.
@@ -44,11 +44,11 @@ CLOSING = frozenset({"oversized", "unauthorized"})
 
 
 class SilenceError(TimeoutError):
-    """The client has sent nothing for too long."""
+    """The client has not sent anything for too long."""
 
 
 class Connection:
-    """One client's connection: its session, the messages that wait, its rate."""
+    """One client's connection: its session, its waiting messages, and its message rate."""
 
     def __init__(self, host: Host, session: Session) -> None:
         self.session = session
@@ -56,12 +56,12 @@ class Connection:
         self._inbox = Inbox(2 * host.settings.limits.message_bytes)
         self._reading: asyncio.Task[None] | None = None
         self._ticket: Ticket | None = None  # of the request under way
-        self._hung_up = False
+        self._is_gone = False
         self._allowance = host.settings.traffic.messages_per_s
         self._last = self._active = time.monotonic()
 
     async def serve(self, receive: Callable[[], Awaitable[Request]], send: Send) -> None:
-        """Read and answer until the client is gone, the session ends for good, or the server stops.
+        """Reads and answers messages until the client is gone, the connection is closed, or the server stops.
 
         Args:
             receive: the next message of the transport; a request with a refusal is its last.
@@ -83,11 +83,11 @@ class Connection:
             await asyncio.gather(self._reading, return_exceptions=True)
 
     async def stop_waiting(self) -> None:
-        """No further message is read; those that came before are answered."""
+        """Stops reading; messages that have arrived are still answered."""
         await self._inbox.close()
 
     async def wait_for(self, message: Awaitable[T]) -> T:
-        """The first part of a message; SilenceError if it does not come while nothing is under way."""
+        """Returns the first part of a message; SilenceError if none comes while no request is being answered."""
         waiting, traffic = asyncio.ensure_future(message), self._host.settings.traffic
         try:
             while True:
@@ -102,7 +102,7 @@ class Connection:
             waiting.cancel()
 
     def note(self, code: ErrorCode, message: str) -> None:
-        """Log an error that the transport has told the client in its own way."""
+        """Logs an error that the transport has already reported to the client."""
         self.session.record(self.session.refuse(code, message, Arrival(time.monotonic())), delivered=True)
 
     @property
@@ -111,7 +111,7 @@ class Connection:
         return traffic.linger_s if self.session.resting else traffic.idle_s
 
     def _is_too_fast(self) -> bool:
-        """Count one message; whether it is one too many (a bucket that holds one second of messages)."""
+        """Counts one message; whether it exceeds the rate (a token bucket of one second of messages)."""
         rate, now = self._host.settings.traffic.messages_per_s, time.monotonic()
         self._allowance = min(rate, self._allowance + (now - self._last) * rate) - 1
         self._last = now
@@ -121,7 +121,7 @@ class Connection:
         return False
 
     async def _read(self, receive: Callable[[], Awaitable[Request]]) -> None:
-        """Messages into the inbox until there are no more."""
+        """Reads messages into the inbox until there are no more."""
         try:
             while True:
                 request = await receive()
@@ -133,25 +133,25 @@ class Connection:
                 if last:
                     return
         except Exception:
-            self._hang_up()
+            self._expire_ticket()
             raise
         finally:
             await self._inbox.close()
 
-    def _hang_up(self) -> None:
-        """Nobody waits for an answer any more."""
-        self._hung_up = True
+    def _expire_ticket(self) -> None:
+        """Marks the client as gone, and expires the current request."""
+        self._is_gone = True
         if self._ticket is not None:
             self._ticket.expire("gone")
 
     async def _answer(self, request: Request, send: Send) -> bool:
-        """Answer one message and log it; whether the connection goes on.
+        """Answers one message and logs it; returns whether the connection continues.
 
         Raises:
             OSError: of ``send``, when the client is gone; logged as not delivered.
         """
         self._ticket = ticket = Ticket()
-        if self._hung_up:
+        if self._is_gone:
             ticket.expire("gone")
         try:
             if request.refusal is not None:
@@ -163,10 +163,10 @@ class Connection:
             self._ticket, self._active = None, time.monotonic()
 
     async def _deliver(self, reply: Reply, send: Send) -> bool:
-        """Send, then log; whether the connection goes on."""
+        """Sends a reply, then logs it; returns whether the connection continues."""
         try:
             await self._send_and_log(reply, send)
-        except (TypeError, ValueError, OverflowError):  # it cannot be written down, so nothing of it has left
+        except (TypeError, ValueError, OverflowError):  # it cannot be encoded, so nothing was sent
             logger.exception("a reply cannot be encoded; the session ends")
             failed = "the server failed on this message; its log says why"
             reply = self.session.refuse("internal", failed, Arrival(time.monotonic()))
@@ -186,11 +186,11 @@ class Connection:
 
 
 def computing_thread() -> ThreadPoolExecutor:
-    """The one thread of a server that computes, from loading the checkpoint to the last answer.
+    """Returns the executor with the one thread that computes, from loading the checkpoint to the last answer.
 
-    OpenMP gives every thread that computes helpers of its own. Once there are more of them than cores, they no longer
-    stay awake between products: a second computing thread, even an idle one, makes denoising on a CPU several times
-    slower (libgomp's throttled spin count).
+    OpenMP creates a thread pool for every computing thread. Once there are more threads than cores, they no longer spin
+    between products: a second computing thread, even an idle one, makes denoising on a CPU several times slower
+    (libgomp's throttled spin count).
     """
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
 
@@ -200,8 +200,8 @@ class Host:
 
     Args:
         engine: the policy, warmed up.
-        settings: all of them; the guard's box is filled in from the engine's training range.
-        on_answer: sees every reply with its stages once it is logged; for measurements.
+        settings: all settings; the guard's workspace is completed from the engine's training range.
+        on_answer: called with every reply and its stages once it is logged, for measurements.
         worker: the thread that computes, see :func:`computing_thread`; None: one of the host's own.
     """
 
@@ -218,16 +218,16 @@ class Host:
         low, high = engine.action_range()
         layout, margin = engine.form.layout, settings.workspace_margin_m
         self.limits = MotionLimits.within(settings.guard, layout, np.asarray(low), np.asarray(high), margin)
-        self.token = settings.token()  # once: a file that is gone later neither opens the door nor breaks it
+        self.token = settings.token()  # read once, so that a later change of the file has no effect
         self.stopping = asyncio.Event()
-        self.slot = Slot()
+        self.robot_lock = RobotLock()
         self._worker = worker or computing_thread()
         self._connections: set[Connection] = set()
         self.run_folders: list[Path] = []  # of sessions that have ended
 
     @asynccontextmanager
     async def connection(self, *, authorized: bool = False) -> AsyncIterator[Connection | None]:
-        """A client's connection while it lasts; None if there are too many."""
+        """Yields a client's connection; None if there are too many."""
         if len(self._connections) >= self.settings.traffic.connections or self.stopping.is_set():
             logger.warning("a connection was closed: %d are open", len(self._connections))
             yield None
@@ -237,7 +237,7 @@ class Host:
             self.engine,
             self.settings,
             MotionGuard(self.limits),
-            self.slot,
+            self.robot_lock,
             log,
             token=self.token,
             authorized=authorized,
@@ -254,7 +254,7 @@ class Host:
     async def reply(
         self, session: Session, request: Request, behind: Callable[[], tuple[Request, ...]], ticket: Ticket
     ) -> Reply:
-        """The session's reply, or "late" once the deadline is over; a late answer is given up, logged and never sent.
+        """Returns the session's reply, or "late" after the deadline; a late answer is canceled, logged and never sent.
 
         Args:
             session: whose message it is.
@@ -264,7 +264,7 @@ class Host:
         """
         arrival, begun = request.arrival, time.monotonic()
         arrival.stages.add("wait", begun - arrival.received)
-        if self.slot.holder not in (None, session):
+        if self.robot_lock.holder not in (None, session):
             return session.refuse("busy", "another robot is being served", arrival)
         future = self._worker.submit(session.answer, request, behind, ticket)
         waiting = asyncio.wrap_future(future)
@@ -286,7 +286,7 @@ class Host:
         return late
 
     async def stop(self) -> None:
-        """Let requests that are under way finish, end the others, and write the logs."""
+        """Finishes current requests, ends the others, and writes the logs."""
         self.stopping.set()
         for _ in range(_LAST_READS):
             await asyncio.sleep(0)

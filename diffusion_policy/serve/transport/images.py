@@ -1,4 +1,4 @@
-"""Images from the network, decoded by the decoder of recordings; their size is known before any memory is taken."""
+"""Images of messages, decoded by the decoder of recordings; their size is checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from diffusion_policy.spec import ImageArray
 def decode_observed(
     image: bytes | ImageArray, max_pixels: int, where: str
 ) -> tuple[ImageArray, tuple[images.ImageNote, ...]]:
-    """An image of a message as RGB (H, W, 3) uint8, and what is odd about it; raw frames pass as they are.
+    """Decodes an image to RGB (H, W, 3) uint8, and returns notes about it; raw frames are returned as they are.
 
     Raises:
         ProtocolError: oversized, or bad_image.
@@ -25,5 +25,5 @@ def decode_observed(
 
 
 def decode_image(image: bytes | ImageArray, max_pixels: int, where: str) -> ImageArray:
-    """The frame of ``decode_observed`` alone."""
+    """Returns only the frame of ``decode_observed``."""
     return decode_observed(image, max_pixels, where)[0]

@@ -1,8 +1,8 @@
-"""Messages of one connection that wait for their turn.
+"""The queue of a connection's messages.
 
-A client may send faster than a policy answers. What waits is read at once, so that the newest observation is known when
-the policy is free, and a client that hangs up is noticed while its answer is still computed. Bounded in bytes: beyond
-that, reading pauses and TCP holds the client back.
+A client may send faster than a policy answers. Messages are read at once, so that the newest observation is known when
+the policy is free, and a client that disconnects is noticed while its answer is computed. The queue is bounded in
+bytes: beyond that, reading pauses and TCP slows the client down.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from diffusion_policy.serve.transport.protocol import Observation, ProtocolError, Reset
 from diffusion_policy.serve.transport.request import Request
 
-# What a message costs beside its own bytes, so that a flood of empty ones is bounded, too.
+# Bytes that count for a message besides its own, so that a flood of empty ones is bounded, too.
 _OVERHEAD_BYTES = 1024
 
 
 class Inbox:
-    """Requests in the order in which they came.
+    """Requests in the order of their arrival.
 
     Args:
         max_bytes: that may wait; one message always may.
@@ -32,11 +32,11 @@ class Inbox:
 
     @property
     def waiting(self) -> tuple[Request, ...]:
-        """All of them, oldest first; may be read from another thread."""
+        """All waiting requests, oldest first; may be read from another thread."""
         return self._requests
 
     async def put(self, request: Request) -> None:
-        """Add one; waits while the inbox is full."""
+        """Adds a request; waits while the inbox is full."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._closed or not self._requests or self._fits(request))
             if not self._closed:
@@ -44,7 +44,7 @@ class Inbox:
             self._changed.notify_all()
 
     async def take(self) -> Request | None:
-        """The oldest one, once there is one; None after :meth:`close`, when all have been taken."""
+        """Returns the oldest request once there is one; None after :meth:`close`, when all have been taken."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._closed or self._requests)
             if not self._requests:
@@ -55,7 +55,7 @@ class Inbox:
             return first
 
     async def close(self) -> None:
-        """Nothing more is taken in; what waits can still be taken out."""
+        """Stops accepting requests; waiting ones can still be taken."""
         async with self._changed:
             self._closed = True
             self._changed.notify_all()

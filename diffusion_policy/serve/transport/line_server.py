@@ -1,8 +1,8 @@
-"""The line protocol over TCP: what robot clients have always spoken (``protocol``).
+"""The line protocol over TCP, the protocol of all existing robot clients (``protocol``).
 
-Nothing is sent unasked. A client that vanished is noticed by keep-alive probes within about 15 s, one that stops in the
-middle of a message by ``traffic.message_s``, one that falls silent by ``traffic.idle_s``. One that has closed its side
-of the connection is gone: it gets no action.
+The server only replies. A vanished client is detected by keep-alive probes within about 15 s, one that stops in the
+middle of a message by ``traffic.message_s``, a silent one by ``traffic.idle_s``. A client that has closed its side of
+the connection is gone and gets no action.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _KEEP_ALIVE = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 2), ("
 
 
 async def start_line_server(host: Host) -> asyncio.Server:
-    """Listen; the port is that of the settings, or a free one for 0."""
+    """Starts to listen on the port of the settings, or on a free one for 0."""
     settings = host.settings
     return await asyncio.start_server(
         functools.partial(_serve, host), settings.host, settings.port, limit=settings.limits.message_bytes
@@ -57,7 +57,7 @@ async def _serve(host: Host, reader: asyncio.StreamReader, writer: asyncio.Strea
 
 
 async def _receive(host: Host, connection: Connection, reader: asyncio.StreamReader) -> Request:
-    """The next message.
+    """Reads the next message.
 
     Raises:
         TimeoutError, IncompleteReadError, OSError: the client is gone, or has stopped in the middle.

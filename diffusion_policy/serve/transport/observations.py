@@ -1,7 +1,7 @@
-"""An observation of either transport, and the form that one policy's observations have.
+"""Observations as both transports carry them, and their form for one policy.
 
-The form of a pose and a gripper is the one that robot clients have always sent: ``poses`` and ``grippers``. Any other
-policy's carries ``states``, numbers by the names of a layout; several cameras carry images by key.
+For a pose and a gripper, observations carry ``poses`` and ``grippers``, as robot clients have always sent them. For any
+other policy they carry ``states``, in the order of a layout; with several cameras, images by key.
 
 Legend of shapes: To observation steps, D numbers of the layout, G grippers, K cameras.
 """
@@ -57,7 +57,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class MessageForm:
-    """What the observations for one policy carry.
+    """The form of the observations for one policy.
 
     Attributes:
         n_obs_steps: To.
@@ -75,13 +75,13 @@ class MessageForm:
         return self.layout.names == POSE_GRIPPER
 
     def metadata(self) -> dict[str, Any]:
-        """What a client must know of it beside the action's names and the cameras."""
+        """Returns what a client must know in addition to the action's names and the cameras."""
         return {} if self.is_pose_and_gripper else {STATE_NAMES: list(self.layout.names)}
 
     def observation(
         self, images: Sequence[bytes | ImageArray], states: FloatArray, timestamps: FloatArray
     ) -> Observation:
-        """One of images (K times To), states (To, D) and timestamps (To,)."""
+        """Builds an observation of images (K times To), states (To, D) and timestamps (To,)."""
         if self.is_pose_and_gripper:
             poses, grippers = np.split(states, [len(POSE)], axis=1)
             return Observation(tuple(images), poses, grippers, timestamps)
@@ -89,7 +89,7 @@ class MessageForm:
         return Observation(tuple(images), nothing, nothing, timestamps, measured=states)
 
     def with_grippers(self, observation: Observation, convert: Callable[[FloatArray], FloatArray]) -> Observation:
-        """The observation with its grippers (To, G) converted to another scale."""
+        """Returns the observation with its grippers (To, G) converted to another scale."""
         if observation.measured is None:
             return replace(observation, grippers=convert(observation.grippers))
         grippers = convert(self.layout.grippers(observation.measured))

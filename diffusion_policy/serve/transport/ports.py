@@ -1,4 +1,4 @@
-"""Whether the server's ports can be had, asked before a checkpoint is loaded; and who has one that is taken."""
+"""Checks, before a checkpoint is loaded, that the ports are free, and finds the process that uses a taken one."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pathlib import Path
 from diffusion_policy.serve.settings import ServeError, ServeSettings
 
 PROC = Path("/proc")
-# How far above a taken port a free one is looked for.
+# Number of ports above a taken one among which a free one is searched.
 _LOOK = 100
 _LISTENS = "0A"  # state of a socket in /proc/net/tcp (proc_pid_net(5), include/net/tcp_states.h)
 
 
 def check_ports(settings: ServeSettings) -> None:
-    """Bind to each port that will be listened on, and let go of it.
+    """Binds to each port of the settings, and releases it.
 
     Raises:
-        ServeError: a port is taken (who has it, and a free one), forbidden, the same twice, or the host is none of this
-            machine's addresses.
+        ServeError: a port is taken (the message names the process, and a free port), not allowed, or used twice, or
+            the host is not an address of this machine.
     """
     wanted = {"port": settings.port, "websocket_port": settings.websocket_port}
     if settings.port and settings.port == settings.websocket_port:
@@ -46,7 +46,7 @@ def _try(host: str, port: int) -> None:
 
 
 def why_not(host: str, name: str, port: int, error: OSError, others: Collection[int] = ()) -> str:
-    """Why the server cannot listen there, and what to do."""
+    """Returns why the server cannot listen on a port, and what to do."""
     if isinstance(error, socket.gaierror):
         return f"host {host!r} is no name that this machine knows ({error.strerror}); expected one of its own addresses"
     if error.errno == errno.EADDRINUSE:
@@ -73,7 +73,7 @@ def _is_free(host: str, port: int, others: Collection[int]) -> bool:
 
 
 def holder_of(port: int) -> str | None:
-    """The process that listens on a port, as "process 12 (its command line)"; None where the system does not tell."""
+    """Returns the process that listens on a port, as "process 12 (its command line)"; None where it is not known."""
     sockets = set(_listening(port))
     for folder in PROC.glob("[0-9]*"):
         with contextlib.suppress(OSError):  # other users' processes, and those that end just now
@@ -85,7 +85,7 @@ def holder_of(port: int) -> str | None:
 
 
 def _listening(port: int) -> Iterator[str]:
-    """Names of the sockets that listen on a port, as links of /proc/PID/fd show them."""
+    """Yields the names of the sockets that listen on a port, as in the links of /proc/PID/fd."""
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
             for line in (PROC / "net" / table).read_text().splitlines()[1:]:

@@ -57,12 +57,12 @@ ErrorCode = Literal[
     "unauthorized",  # no token, or a wrong one
     "internal",  # an unforeseen failure; the session ends
 ]
-# After these the connection is closed: framing or trust is lost, or the slot is somebody else's.
+# After these the connection is closed: framing or trust is lost, or another session holds the robot lock.
 ENDING: frozenset[ErrorCode] = frozenset({"oversized", "busy", "unauthorized", "internal"})
 
 
 class ProtocolError(WorkspaceError):
-    """A message that is not acted upon; ``code`` goes to the client and into the log."""
+    """A refused message; ``code`` is sent to the client and logged."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
@@ -71,7 +71,7 @@ class ProtocolError(WorkspaceError):
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one message may ask for.
+    """Limits on the size of a message.
 
     Attributes:
         message_bytes: of one line.
@@ -84,7 +84,7 @@ class Limits:
     image_pixels: int = 4096 * 2160
 
     def __post_init__(self) -> None:
-        """Refuse limits that let nothing through."""
+        """Refuses limits that no message could meet."""
         for name in ("message_bytes", "image_bytes", "image_pixels"):
             if getattr(self, name) < 1:
                 raise WorkspaceError(f"limits.{name} is {getattr(self, name)}; expected 1 or more")
@@ -97,7 +97,7 @@ class Reset:
 
 @dataclass(frozen=True)
 class Hello:
-    """A new client asks who answers."""
+    """A request for the server's metadata, with the token."""
 
     token: str | None = None
 
@@ -106,10 +106,10 @@ Message = Reset | Hello | Observation
 
 
 def parse_line(line: bytes, form: MessageForm, limits: Limits) -> Message:
-    """Read one line of a client.
+    """Parses one line of a client.
 
     Raises:
-        ProtocolError: with the code that the client is told.
+        ProtocolError: with the code for the client.
     """
     if len(line) > limits.message_bytes:
         raise ProtocolError("oversized", f"message of {len(line)} bytes; at most {limits.message_bytes} are read")
@@ -121,7 +121,7 @@ def parse_line(line: bytes, form: MessageForm, limits: Limits) -> Message:
 
 
 def parse_message(message: Any, form: MessageForm, limits: Limits) -> Message:
-    """Read a decoded message of either transport; ProtocolError with the code that the client is told."""
+    """Parses a decoded message of either transport; ProtocolError with the code for the client."""
     if not isinstance(message, dict):
         raise ProtocolError("malformed", f"expected an object, found {type(message).__name__}")
     kind = message.get("type")
@@ -139,7 +139,7 @@ def parse_message(message: Any, form: MessageForm, limits: Limits) -> Message:
 
 
 def parse_observation(message: Mapping[str, Any], form: MessageForm, limits: Limits) -> Observation:
-    """Check an observation message, decode its base64, and leave the images encoded.
+    """Checks an observation message and decodes its base64; images stay encoded.
 
     Raises:
         ProtocolError: malformed, oversized, wrong_frames or bad_state.
@@ -173,7 +173,7 @@ def parse_observation(message: Mapping[str, Any], form: MessageForm, limits: Lim
 
 
 def _check_form(message: Mapping[str, Any], form: MessageForm) -> None:
-    """Refuse the message of another policy, by name of what it carries and what is expected."""
+    """Refuses a message for another policy; the error names what it carries and what is expected."""
     n_obs_steps, found = form.n_obs_steps, [key for key in ("poses", "grippers", "states") if key in message]
     if form.is_pose_and_gripper and found == ["states"]:
         expected = f"poses ({n_obs_steps}, 7) and grippers ({n_obs_steps}, 1)"
@@ -185,7 +185,7 @@ def _check_form(message: Mapping[str, Any], form: MessageForm) -> None:
 
 
 def _image_lists(message: Mapping[str, Any], form: MessageForm) -> list[Any]:
-    """The images, one camera's after another's."""
+    """Returns the images, camera by camera."""
     images = message.get("images")
     if len(form.cameras) == 1:
         return _sequence(images, "images", form.n_obs_steps)
@@ -230,15 +230,15 @@ def _numbers(values: Sequence[Any], shape: tuple[int, ...], key: str, names: Seq
     except (ValueError, TypeError, OverflowError) as error:
         raise ProtocolError("malformed", f"{key} is no table of numbers: {error}") from error
     if array.shape != shape:
-        said = f": {' '.join(names)}" if names else ""
-        raise ProtocolError("malformed", f"{key} has shape {array.shape}; expected {shape}{said}")
+        listed = f": {' '.join(names)}" if names else ""
+        raise ProtocolError("malformed", f"{key} has shape {array.shape}; expected {shape}{listed}")
     if not np.isfinite(array).all():
         raise ProtocolError("bad_state", f"{key} holds NaN or infinity")
     return array
 
 
 def _read_image(image: Any, limits: Limits) -> bytes | ImageArray:
-    """Base64 text (lines), encoded bytes or a raw RGB frame (new transport), not decoded yet."""
+    """Reads base64 text (lines), encoded bytes or a raw RGB frame (new transport), without decoding the image."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise ProtocolError("bad_image", f"a frame is {image.dtype} {image.shape}; expected uint8 (H, W, 3) RGB")
@@ -259,7 +259,7 @@ def _read_image(image: Any, limits: Limits) -> bytes | ImageArray:
 
 
 def _why_not_base64(text: str) -> str | None:
-    """What is in a text that the standard alphabet (RFC 4648, section 4) does not allow; None if it is the padding."""
+    """Describes what violates the standard base64 alphabet (RFC 4648, section 4); None if only the padding is wrong."""
     if text.startswith("data:"):
         return f"it begins with the prefix {text.partition(',')[0][:40]!r}; expected what follows the comma"
     odd = re.search(r"[^A-Za-z0-9+/=]", text)
@@ -275,7 +275,7 @@ def _why_not_base64(text: str) -> str | None:
 
 
 def encode_line(message: Mapping[str, Any]) -> bytes:
-    """One reply as a line; NaN cannot be written."""
+    """Encodes a reply as a line; NaN cannot be encoded."""
     return json.dumps(message, allow_nan=False, separators=(",", ":"), default=_array_to_json).encode() + b"\n"
 
 
@@ -287,15 +287,15 @@ def _array_to_json(array: Any) -> dict[str, Any]:
 
 
 def array_from_json(entry: Mapping[str, Any]) -> NDArray[Any]:
-    """An array of an "inspection" reply."""
+    """Decodes an array of an "inspection" reply."""
     return np.frombuffer(base64.b64decode(entry["base64"]), np.dtype(entry["dtype"])).reshape(entry["shape"])
 
 
 def action_reply(actions: NDArray[np.floating[Any]]) -> dict[str, Any]:
-    """The reply that moves an arm: (n_action_steps, D), finite."""
+    """Returns the reply with actions (n_action_steps, D), finite."""
     return {"type": "action", "action": actions.tolist()}
 
 
 def error_reply(code: ErrorCode, message: str) -> dict[str, Any]:
-    """The reply that does not: old clients ignore its type and hold their pose."""
+    """Returns the reply without actions: old clients ignore its type and hold their pose."""
     return {"type": "error", "code": code, "message": message}

@@ -1,4 +1,4 @@
-"""One message from its last byte to its reply: when it came, who still waits for it, and what goes back."""
+"""One message from its last byte to its reply: its arrival, whether its reply is still awaited, and the reply."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Outcome = Literal["claimed", "late", "gone"]
 
 @dataclass
 class Arrival:
-    """When a message was complete, on the server's monotonic clock, and where time went so far."""
+    """The time when a message was complete, on the server's monotonic clock, and its stages so far."""
 
     received: float
     stages: Stages = field(default_factory=Stages)
@@ -27,9 +27,9 @@ class Request:
 
     Args:
         read: parses what the transport received; raises ProtocolError.
-        arrival: when it was complete.
-        size: bytes that it holds while it waits.
-        refusal: why it is not even parsed (too many messages, too many bytes); None: it is.
+        arrival: when the message was complete.
+        size: bytes that it occupies while it waits.
+        refusal: why it is not parsed (too many messages, too many bytes); None: it is parsed.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class Request:
         self._message: Message | None = None
 
     def message(self) -> Message:
-        """The message; the first call parses it, in the stage "parse".
+        """Returns the message; the first call parses it, in the stage "parse".
 
         Raises:
-            ProtocolError: at every call, if it is no message of the protocol.
+            ProtocolError: at every call, if it is not a valid message.
         """
         if self.refusal is not None:
             raise self.refusal
@@ -61,9 +61,9 @@ class Request:
 
 @dataclass
 class Reply:
-    """What goes back, what is logged once it has gone, and whether the session ends.
+    """A reply, its log line, which is written once it was sent, and whether the session ends.
 
-    ``withheld``: nobody waits for it any more, so it goes into the log alone.
+    ``withheld``: the reply is no longer awaited, so it is only logged.
     """
 
     message: dict[str, Any]
@@ -75,23 +75,23 @@ class Reply:
 
 
 class Ticket:
-    """Decides once whether an answer leaves (the session claims it) or not (nobody waits for it any more)."""
+    """Decides once whether an answer is sent (the session claims it) or not (it is no longer awaited)."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.outcome: Outcome | None = None
 
     def claim(self) -> bool:
-        """Whether the answer may leave."""
+        """Claims the answer; returns whether it may be sent."""
         return self._decide("claimed")
 
     @property
     def expired(self) -> bool:
-        """Whether nobody waits any more."""
+        """Whether the answer is no longer awaited."""
         return self.outcome in ("late", "gone")
 
     def expire(self, why: Literal["late", "gone"] = "late") -> bool:
-        """Whether nobody claimed it before; then nobody can any more."""
+        """Expires the ticket; returns whether it was not claimed before."""
         return self._decide(why)
 
     def _decide(self, outcome: Outcome) -> bool:

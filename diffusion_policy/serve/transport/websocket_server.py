@@ -1,4 +1,4 @@
-"""The second transport: WebSocket and msgpack, as openpi's clients speak it.
+"""The second transport: WebSocket and msgpack, the protocol of openpi's clients.
 
 On connect the server sends its metadata, as those clients expect. A request is a map with the entries of the line
 protocol (``images`` as encoded bytes or raw RGB frames, ``poses``, ``grippers`` or ``states``, ``timestamps``); without
@@ -34,14 +34,14 @@ _TOO_BIG = 1009  # the close code with which ``websockets`` itself answers more 
 
 
 async def start_websocket_server(host: Host) -> Server:
-    """Listen on ``websocket_port``; a dead peer is noticed by pings."""
+    """Starts to listen on ``websocket_port``; a dead peer is detected by pings."""
     settings = host.settings
     return await serve_websocket(
         functools.partial(_serve, host),
         settings.host,
         settings.websocket_port,
         process_request=functools.partial(_admit, host),
-        origins=[None],  # no robot sends one: it is a page in somebody's browser that wants to take the slot
+        origins=[None],  # only web pages send an origin; robots do not
         compression=None,
         max_size=settings.limits.message_bytes,
         max_queue=2,
@@ -52,7 +52,7 @@ async def start_websocket_server(host: Host) -> Server:
 
 
 def _admit(host: Host, connection: ServerConnection, request: HttpRequest) -> Response | None:
-    """Answer health checks, and refuse a wrong key before anything else is read."""
+    """Answers health checks, and refuses a wrong key before anything else is read."""
     if request.path == "/healthz":
         return connection.respond(http.HTTPStatus.OK, "OK\n")
     token = host.token
@@ -98,7 +98,7 @@ def _parse(data: str | bytes, form: MessageForm, limits: Limits) -> Message:
 
 
 def _encode(message: dict[str, Any]) -> str | bytes:
-    """A reply as openpi's clients read it."""
+    """Encodes a reply for openpi's clients."""
     if message["type"] == "error":
         return f"{message['code']}: {message['message']}"
     if message["type"] == "action":
