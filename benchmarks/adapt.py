@@ -2,7 +2,7 @@
 
     python benchmarks/adapt.py [--quick] [--json OUT]
 
-A checkpoint of the released size (n_layer 8, n_emb 256, ResNet-18; live and averaged weights, optimiser; 323 MB) is
+A checkpoint of the released size (n_layer 8, n_emb 256, ResNet-18; live and averaged weights, optimizer; 323 MB) is
 made, then inspected, planned, and grown from 7 to 8 action dimensions, which includes the proof, the source's hash, the
 write and the comparison of what was written. Each runs in a process of its own; times are without the imports, memory
 is the peak above that of the imports. --quick uses small layers (the ResNet stays).

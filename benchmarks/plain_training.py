@@ -93,7 +93,7 @@ class PlainTraining:
         prediction = self.denoise(noisy, times, features)
         loss = functional.mse_loss(prediction, noise, reduction="none").mean(dim=(1, 2)).mean()
         self.backward(loss)
-        self.optimise()
+        self.optimize()
         self.average()
         self.global_step += 1
         self.log({"train_loss": loss.item(), "global_step": self.global_step, "lr": self.schedule.get_last_lr()[0]})
@@ -126,7 +126,7 @@ class PlainTraining:
         """Gradients."""
         loss.backward()
 
-    def optimise(self) -> None:
+    def optimize(self) -> None:
         """AdamW and its schedule."""
         self.optimizer.step()
         self.optimizer.zero_grad()

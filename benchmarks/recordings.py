@@ -23,8 +23,8 @@ def scene(step: int, seed: int, size: tuple[int, int] = SIZE) -> NDArray[np.uint
     frame = cv2.add(frame, cv2.cvtColor(cv2.resize(fine, (width, height)), cv2.COLOR_GRAY2BGR))
     for _ in range(12):
         center = (int(rng.integers(0, width)), int(rng.integers(0, height)))
-        colour = tuple(map(int, rng.integers(20, 235, 3)))
-        cv2.circle(frame, center, int(rng.integers(height // 40, height // 9)), colour, -1, cv2.LINE_AA)
+        color = tuple(map(int, rng.integers(20, 235, 3)))
+        cv2.circle(frame, center, int(rng.integers(height // 40, height // 9)), color, -1, cv2.LINE_AA)
     hand = (int(width * (0.5 + 0.4 * np.sin(step / 20))), int(height * (0.5 + 0.3 * np.cos(step / 15))))
     cv2.line(frame, (width // 2, 0), hand, (60, 60, 65), height // 12, cv2.LINE_AA)
     noise = np.random.default_rng(step).normal(0, 0.8, (height // 2, width // 2, 3)).astype(np.float32)

@@ -161,7 +161,7 @@ def check_relative(checkpoint: Checkpoint, spec: StepSpec) -> None:
     change = f"task.dataset.relative_actions={own.relative}"
     raise ActionsError(
         f"{checkpoint.path} predicts actions that are {theirs}, the task's are {ours}: its weights and the ranges that "
-        f"its normaliser was fitted to mean something else\nadd to the command: {change}",
+        f"its normalizer was fitted to mean something else\nadd to the command: {change}",
         overrides=(change,),
     )
 

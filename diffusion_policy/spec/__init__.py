@@ -9,7 +9,7 @@ Every room reads this module and none restates it. It holds
 * the only reader of ``shape_meta``;
 * the only code that turns raw camera frames and states into policy input, for training and serving alike.
 
-Conventions: positions in metres in the robot's base frame, quaternions scalar-last (xyzw), gripper 1 = open and
+Conventions: positions in meters in the robot's base frame, quaternions scalar-last (xyzw), gripper 1 = open and
 0 = closed. Image sizes are (width, height) as arguments, (H, W, C) as arrays and (C, H, W) in configs.
 
 Legend of shapes: To observation steps, H W image height and width, D dimensions of a low-dimensional key.

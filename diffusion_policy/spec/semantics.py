@@ -20,7 +20,7 @@ from diffusion_policy.spec.names import (
     SEMANTICS_VERSION,
 )
 
-# Widths of a gripper in the older layout, in metres: 0.03-0.08 on the real robot; a sensor's zero may be off.
+# Widths of a gripper in the older layout, in meters: 0.03-0.08 on the real robot; a sensor's zero may be off.
 _GRIPPER_WIDTHS = (-0.01, 0.2)
 
 # "named" is every layout that names tell and these words do not: ActionLayout says what it is.
@@ -77,7 +77,7 @@ def check_semantics(found: Mapping[str, Any] | None, expected: Mapping[str, Any]
 
     A dimension that only one side has is no contradiction (a pose-only policy reads pose + gripper data by name), nor
     is a unit that only one side says; the same name with another unit, another quaternion order or another gripper
-    polarity is. ``found`` None: unlabelled files of the predecessor, nothing to check.
+    polarity is. ``found`` None: unlabeled files of the predecessor, nothing to check.
 
     Raises:
         SpecError: names the entry that differs, in ``where``.
@@ -130,7 +130,7 @@ def layout_from_range(minimum: Sequence[float], maximum: Sequence[float]) -> Lay
 
 
 def is_gripper_width(low: float, high: float) -> bool:
-    """Whether a number that ranges from `low` to `high` can be the width of a gripper in metres."""
+    """Whether a number that ranges from `low` to `high` can be the width of a gripper in meters."""
     return bool(low >= _GRIPPER_WIDTHS[0] and high <= _GRIPPER_WIDTHS[1])
 
 

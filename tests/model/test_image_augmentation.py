@@ -13,7 +13,7 @@ def numbered(n: int, height: int, width: int) -> torch.Tensor:
     return torch.arange(height * width).float().reshape(1, 1, height, width).expand(n, 3, -1, -1)
 
 
-def test_centre_crop_outside_training() -> None:
+def test_center_crop_outside_training() -> None:
     crop = CropRandomizer((2, 3), center_in_eval=True).eval()
     assert crop(numbered(1, 6, 7))[0, 0].tolist() == [[16, 17, 18], [23, 24, 25]]
 

@@ -78,7 +78,7 @@ def test_a_relative_policy_and_an_absolute_task_do_not_meet(trained: Path, data:
     check_actions(checkpoint, spec)
     six = f"task=cogact_robot_{spec.action_dim}d"
     other = tiny_run.settings(data, six, f"task.dataset.relative_actions={not spec.relative}")
-    with pytest.raises(ActionsError, match="ranges that its normaliser was fitted to mean something else") as refused:
+    with pytest.raises(ActionsError, match="ranges that its normalizer was fitted to mean something else") as refused:
         check_actions(checkpoint, step_spec_of(other))
     assert refused.value.overrides == (f"task.dataset.relative_actions={spec.relative}",)
     resumed = tiny_run.settings(data, *TINY, six, f"task.dataset.relative_actions={not spec.relative}")
