@@ -286,7 +286,7 @@ def test_ctrl_c_at_work(script: Path, bench: dict[str, Any], tmp_path: Path) -> 
         assert f"kept in {latest}; go on with: " in line
         assert read_checkpoint(latest).run_state["progress"]["global_step"] == 2
         assert not [name for name in left_in(tmp_path) if re.search("part|unfinished", name)]
-    elif "made anew" not in line:
+    elif "all steps run again" not in line:
         assert_nothing_half_written(tmp_path, line)
 
 
