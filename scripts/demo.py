@@ -33,7 +33,8 @@ from diffusion_policy.recipe import RecipeResult, Step, prepare, run_recipe
 
 GOAL = 34 / 40  # of the scenes, for the policy that was grown and fine-tuned
 MARKER = ".made_by_demo"
-DEMONSTRATIONS, SCENES, SCENES_BEFORE = 30, 40, 20
+DEMONSTRATIONS, SCENES = 30, 40
+SCENES_COMPARED = 20  # of the same, for the policies that it is compared with
 JUDGING = "Judge the gripper's commands"
 EXECUTED = 8  # steps of a chunk; chosen in scenes of other seeds, in which 6 did worse
 
@@ -52,22 +53,22 @@ def recipe(work: Path, seed: int, *, quick: bool) -> list[Step]:
     from_grown = ("experiment=demo_finetune", f"pretrained.path={grown}", f"hydra.run.dir={tuned}")
     from_scratch = ("experiment=demo_scratch", f"hydra.run.dir={scratch}")
     infer = ("scripts/run_offline_inference.py", f"{tuned}/checkpoints/latest.ckpt", data, "--output", logs)
-    scenes_before, scenes = (2, 2) if quick else (SCENES_BEFORE, SCENES)
-    pictures = ("--output", f"{work}/rollouts", "--picture", "--video", "2" if quick else "4")
+    scenes_compared, scenes = (2, 2) if quick else (SCENES_COMPARED, SCENES)
+    pictures = ("--output", f"{work}/rollouts", "--picture", "--video", "2")
     paired = ("--compare", f"{work}/rollouts_finetuned.json")
     judge = ("scripts/validate_gripper.py", logs, "--json", f"{work}/verdicts.json")
     seen = (f"{work}/rollouts_{name}.json" for name in ("finetuned", "scratch"))
     judged = ("--run", tuned, "--checkpoint", f"{tuned}/checkpoints/latest.ckpt", "--dataset", data, "--log", logs)
     page = ("scripts/report.py", *judged, "--closed-loop", *seen, "--out", f"{work}/report.html")
     return [
-        Step("Roll out the pose policy", rollout(pose, work, "pose", scenes_before)),
+        Step("Roll out the pose policy", rollout(pose, work, "pose", scenes_compared)),
         Step("Record demonstrations", (*record, *scene, "--referee", "physics")),
         Step("Convert the recordings", (*convert, "--resolution", "160", "90")),
         Step("Grow the policy to 8-D", ("scripts/finetune_from_7d_to_8d.py", *grow)),
         Step("Fine-tune it", (*train, *from_grown, *size)),
         Step("Train the same network from scratch", (*train, *from_scratch, *size)),
         Step("Roll out the fine-tuned policy", rollout(tuned, work, "finetuned", scenes, *pictures)),
-        Step("Roll out the one from scratch", rollout(scratch, work, "scratch", scenes, *paired)),
+        Step("Roll out the one from scratch", rollout(scratch, work, "scratch", scenes_compared, *paired)),
         Step("Run the fine-tuned policy over held-out episodes", infer),
         Step(JUDGING, judge, accepted=(0, 1)),
         Step("Put all of it on one page", page, accepted=(0, 1)),
