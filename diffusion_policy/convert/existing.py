@@ -13,11 +13,8 @@ from numpy.typing import NDArray
 from diffusion_policy.convert.ledger import ConversionReport, report_from_json
 from diffusion_policy.convert.settings import ConversionError, ConversionSettings
 from diffusion_policy.dataset.content_hash import CONVERSION, EPISODES
-from diffusion_policy.dataset.replay_buffer import ACTION_KEY, ReplayBuffer
+from diffusion_policy.dataset.replay_buffer import ACTION_KEY, HEMISPHERE, ReplayBuffer
 from diffusion_policy.recording import ArrayNames
-
-# Attribute of a dataset's root, beside its semantics and its hashes.
-HEMISPHERE = "quaternion_hemisphere"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import zarr
 
 from diffusion_policy.convert.settings import ConversionSettings
+from diffusion_policy.dataset.frame_files import chunk_file
 from diffusion_policy.places import read_bytes
 from diffusion_policy.storage import link, rename
 
@@ -34,7 +35,7 @@ def place_frames(source: Frames, target: Frames, first: int) -> None:
     if source.shards == target.shards and first % per_file == 0:
         for i in range(math.ceil(source.shape[0] / per_file)):
             is_full = (i + 1) * per_file <= source.shape[0]
-            (link if is_full else _copy)(_file(source, i), _file(target, first // per_file + i))
+            (link if is_full else _copy)(chunk_file(source, i), chunk_file(target, first // per_file + i))
         return
     for row in range(0, source.shape[0], per_file):
         end = min(row + per_file, source.shape[0])
@@ -49,7 +50,7 @@ def leave_frames(home: Path, source: Frames, target: Frames) -> None:
     per_file = target.chunks[0] if target.shards is None else target.shards[0]
     if source.shape[0] % per_file:
         last = target.metadata.encode_chunk_key((source.shape[0] // per_file, *(0 for _ in target.shape[1:])))
-        file = _file(target, source.shape[0] // per_file)
+        file = chunk_file(target, source.shape[0] // per_file)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(read_bytes(home / last))
 
@@ -89,12 +90,6 @@ def restore_replaced(settings: ConversionSettings) -> None:
     replaced = settings.partial / "replaced"
     if replaced.exists() and not settings.output.exists():
         rename(replaced, settings.output)
-
-
-def _file(array: Frames, index: int) -> Path:
-    """The file of the chunk or shard with this index along the first axis."""
-    root = Path(str(array.store_path).removeprefix("file://"))
-    return root / array.metadata.encode_chunk_key((index, *(0 for _ in array.shape[1:])))
 
 
 def _copy(source: Path, target: Path) -> None:

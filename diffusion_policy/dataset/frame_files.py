@@ -20,6 +20,12 @@ from diffusion_policy.dataset.archive import Archive, ArchiveStore
 from diffusion_policy.dataset.replay_buffer import STORE_EVERY_CHUNK, UNPACKING, DatasetError
 
 
+def chunk_file(array: zarr.Array[Any], index: int) -> Path:
+    """The file of the chunk or shard of a local array with this index along the first axis."""
+    root = Path(str(array.store_path).removeprefix("file://"))
+    return root / array.metadata.encode_chunk_key((index, *(0 for _ in array.shape[1:])))
+
+
 class FrameFiles:
     """Frames (N, H, W, 3) uint8 of a zarr array."""
 

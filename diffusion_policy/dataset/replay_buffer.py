@@ -43,6 +43,7 @@ GRIPPER_KEY = "robot_gripper_state"
 ACTION_KEY = "action"
 TIMESTAMP_KEY = "timestamp"
 SEMANTICS = "action_semantics"
+HEMISPHERE = "quaternion_hemisphere"  # attribute: (4,) that the quaternions point to, null if their signs were kept
 # Rows of a low-dimensional chunk: 8192 actions are 262 kB.
 _ROWS = 8192
 ZARR_FORMATS = (2, 3)

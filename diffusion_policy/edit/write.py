@@ -27,9 +27,10 @@ from diffusion_policy.dataset.content_hash import (
     episode_sha256,
     frame_digest,
 )
-from diffusion_policy.dataset.frame_files import FrameFiles
+from diffusion_policy.dataset.frame_files import FrameFiles, chunk_file
 from diffusion_policy.dataset.image_codecs import image_codec
 from diffusion_policy.dataset.replay_buffer import (
+    HEMISPHERE,
     IMAGE_NDIM,
     SEMANTICS,
     ArrayLayout,
@@ -43,7 +44,7 @@ from diffusion_policy.storage import link, whole_folder, write_json
 # Frames that are unpacked at a time.
 _FRAMES = 64
 # Attributes that must be the same in datasets that become one, and that the result has, too.
-_SHARED_ATTRIBUTES = (SEMANTICS, "quaternion_hemisphere")
+_SHARED_ATTRIBUTES = (SEMANTICS, HEMISPHERE)
 Progress = Callable[[int, int], None]
 
 
@@ -107,18 +108,20 @@ def _write(plan: EditPlan, partial: Path, output: Path, on_progress: Progress | 
     buffer = ReplayBuffer.create(partial, {}, zarr_format=zarr_format)
     data = buffer.root["data"]
     assert isinstance(data, zarr.Group)
-    numbers, frames = [], {}
+    numbers: dict[str, list[NDArray[Any]]] = {}  # rows of each source, read once
+    frames = {}
     for key in first.keys:
         arrays = [source[key] for source in plan.sources]
         if arrays[0].ndim == IMAGE_NDIM:
             frames[key] = _Frames(data, key, arrays, plan.n_steps)
         else:
-            numbers.append(key)
-            _write_numbers(data, key, plan)
+            numbers[key] = [source.read(key) for source in plan.sources]
+            _write_numbers(data, key, plan, numbers[key])
     described, row = [], 0
     for span in plan.kept:
         digests = {camera: writer.place(span, row) for camera, writer in frames.items()}
-        described.append(_describe(plan, span, numbers, digests))
+        rows = {key: values[span.episode.source][span.rows] for key, values in numbers.items()}
+        described.append(_describe(span, rows, digests))
         row += span.steps[1] - span.steps[0]
         if on_progress is not None:
             on_progress(row, plan.n_steps)
@@ -130,9 +133,9 @@ def _write(plan: EditPlan, partial: Path, output: Path, on_progress: Progress | 
     return ledger
 
 
-def _write_numbers(data: zarr.Group, key: str, plan: EditPlan) -> None:
+def _write_numbers(data: zarr.Group, key: str, plan: EditPlan, values: Sequence[NDArray[Any]]) -> None:
     array = plan.sources[0][key]
-    rows = np.concatenate([plan.sources[span.episode.source].read(key)[span.rows] for span in plan.kept])
+    rows = np.concatenate([values[span.episode.source][span.rows] for span in plan.kept])
     names = array.attrs.get("names")
     layout = ArrayLayout(array.shape[1:], array.dtype, tuple(map(str, names)) if isinstance(names, list) else ())
     target = create_array(data, key, layout, len(rows))
@@ -148,7 +151,7 @@ class _Frames:
         self._key = key
         self._readers = [FrameFiles(array) for array in arrays]
         keeps = all(_is_a_file_a_frame(array) and _packing(array) == _packing(first) for array in arrays)
-        self._folders = [_folder(array) for array in arrays] if keeps else None
+        self._sources = arrays if keeps else None
         self.packed = "as in the source" if keeps else "again, without loss"
         if keeps:
             options: dict[str, Any] = {"filters": first.filters} if first.filters else {}
@@ -171,15 +174,12 @@ class _Frames:
             end = min(start + _FRAMES, span.rows.stop)
             frames = self._readers[source].read(start, end)
             digests += [frame_digest(frame) for frame in frames]
-            if self._folders is None:
+            if self._sources is None:
                 self._writer.write(row + start - span.rows.start, frames)
-        if self._folders is not None:
-            home = _folder(self._target)
+        if self._sources is not None:
             for offset in range(span.rows.stop - span.rows.start):
-                link(
-                    self._folders[source] / _chunk(self._target, span.rows.start + offset),
-                    home / _chunk(self._target, row + offset),
-                )
+                packed = chunk_file(self._sources[source], span.rows.start + offset)
+                link(packed, chunk_file(self._target, row + offset))
         return digests
 
 
@@ -192,20 +192,8 @@ def _packing(array: zarr.Array[Any]) -> str:
     return f"{array.metadata.zarr_format} {array.filters} {array.compressors} {array.chunks}"
 
 
-def _folder(array: zarr.Array[Any]) -> Path:
-    return Path(str(array.store_path).removeprefix("file://"))
-
-
-def _chunk(array: zarr.Array[Any], row: int) -> str:
-    return array.metadata.encode_chunk_key((row, *(0 for _ in array.shape[1:])))
-
-
-def _describe(
-    plan: EditPlan, span: Span, numbers: Sequence[str], digests: Mapping[str, Sequence[bytes]]
-) -> dict[str, Any]:
+def _describe(span: Span, rows: Mapping[str, NDArray[Any]], digests: Mapping[str, Sequence[bytes]]) -> dict[str, Any]:
     """An episode as conversions describe theirs: steps are those of the recording, where it is known."""
-    buffer = plan.sources[span.episode.source]
-    rows: dict[str, NDArray[Any]] = {key: buffer.read(key)[span.rows] for key in numbers}
     described = span.episode.described
     recorded = described.get("steps")
     first = int(recorded[0]) if isinstance(recorded, list) and recorded else 0

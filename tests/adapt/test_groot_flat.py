@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from measured_changes import OURS, changes_of
 
 from diffusion_policy.families import groot_flat, groot_n1_5, recognize
 from diffusion_policy.families.definitions import target_shapes
@@ -20,21 +21,7 @@ from diffusion_policy.whatif.report import COUNTED
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "groot_n1_7"
 TRUTH: dict[str, Any] = json.loads((SHARED / "TRUTH.json").read_text()) if SHARED.is_dir() else {}
-OURS = {
-    "all load, output identical": {Impact.SAFE},
-    "all load, OUTPUT CHANGES": {Impact.DIFFERS},
-    "new parameters or buffers": {Impact.PARTLY},
-    "pretrained tensors dropped": {Impact.PARTLY},
-    "shape mismatch": {Impact.BREAKING},
-    "shape mismatch; forward fails": {Impact.CANNOT_RUN},
-    "all load but forward fails": {Impact.CANNOT_RUN},
-    "does not construct": {Impact.NOT_CONSTRUCTED},
-}
 needs_truth = pytest.mark.skipif(not TRUTH, reason="numbers of built models are not on this machine")
-
-
-def changes_of(change: dict[str, Any]) -> list[str]:
-    return [f"~{key}" if value == "__DELETED_KEY__" else f"{key}={json.dumps(value)}" for key, value in change.items()]
 
 
 def numbers_in(shapes: dict[str, tuple[int, ...]]) -> int:

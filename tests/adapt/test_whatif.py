@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measured_changes import OURS, changes_of
 from rich.console import Console
 
 from diffusion_policy.families.family import FamilyError, Impact
@@ -16,17 +17,6 @@ from diffusion_policy.whatif.config_change import what_if
 from diffusion_policy.whatif.report import COUNTED
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "groot"
-DELETED = "__DELETED_KEY__"
-OURS = {
-    "all load, output identical": {Impact.SAFE},
-    "all load, OUTPUT CHANGES": {Impact.DIFFERS},
-    "new parameters or buffers": {Impact.PARTLY},
-    "pretrained tensors dropped": {Impact.PARTLY},
-    "shape mismatch": {Impact.BREAKING},
-    "shape mismatch; forward fails": {Impact.CANNOT_RUN},
-    "all load but forward fails": {Impact.CANNOT_RUN},
-    "does not construct": {Impact.NOT_CONSTRUCTED},
-}
 
 
 def cases(name: str, section: str | None = None, *, keep: Callable[[dict[str, Any]], bool] = bool) -> list[Any]:
@@ -36,13 +26,9 @@ def cases(name: str, section: str | None = None, *, keep: Callable[[dict[str, An
     return [pytest.param(case, id=key) for key, case in (data[section] if section else data).items() if keep(case)]
 
 
-def changes_of(case: dict[str, Any]) -> list[str]:
-    return [f"~{key}" if value == DELETED else f"{key}={json.dumps(value)}" for key, value in case["change"].items()]
-
-
 @pytest.mark.parametrize("case", cases("TRUTH.json", "changes"))
 def test_every_published_change_at_the_released_size(case: dict[str, Any]):
-    report = what_if("groot_n1_5", changes_of(case))
+    report = what_if("groot_n1_5", changes_of(case["change"]))
     found = report.to_json()
     assert {one.verdict for one in report.verdicts} == OURS[case["verdict"]]
     assert found["constructs"] is case["constructs"]
@@ -56,7 +42,7 @@ def test_every_published_change_at_the_released_size(case: dict[str, Any]):
 
 @pytest.mark.parametrize("case", cases("golden_small/cases.json"))
 def test_every_published_change_at_the_tiny_size(case: dict[str, Any]):
-    found = what_if(SHARED / "golden_small" / "config.json", changes_of(case)).to_json()
+    found = what_if(SHARED / "golden_small" / "config.json", changes_of(case["change"])).to_json()
     assert found["constructs"] is case["constructs"]
     if case["constructs"]:
         head = "action_head."
@@ -71,7 +57,7 @@ def test_every_published_change_at_the_tiny_size(case: dict[str, Any]):
 def test_runs_and_differs_as_the_tiny_model_did(case: dict[str, Any]):
     """`tiny_run` was executed: whether the forward pass ran, and whether its output changed."""
     run = case["tiny_run"]
-    report = what_if(SHARED / "golden_small" / "config.json", changes_of({"change": run["change"]}))
+    report = what_if(SHARED / "golden_small" / "config.json", changes_of(run["change"]))
     assert report.runs is (run["forward"] == "runs")
     if report.verdict is Impact.SAFE:
         assert run["output_vs_base_eval"] == "identical"
@@ -81,7 +67,7 @@ def test_runs_and_differs_as_the_tiny_model_did(case: dict[str, Any]):
 
 @pytest.mark.parametrize("case", cases("TRUTH.json", "changes", keep=lambda case: "claim_holds" in case))
 def test_common_beliefs_are_named_where_they_are_wrong(case: dict[str, Any]):
-    report = what_if("groot_n1_5", changes_of(case))
+    report = what_if("groot_n1_5", changes_of(case["change"]))
     named = any(one.belief for one in report.verdicts)
     gelu = case["change"].get("vl_self_attention_cfg.activation_fn") == "gelu"  # "safe" by names only: the output moves
     assert named is (case["claim_holds"] is not True or gelu)
