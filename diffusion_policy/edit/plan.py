@@ -183,7 +183,13 @@ def trim_idle(plan: EditPlan, seconds: float, idle: Callable[[ReplayBuffer], Seq
 
 
 def drop_short(plan: EditPlan, shortest: int) -> EditPlan:
-    """Leave out spans of fewer steps."""
+    """Leave out spans of fewer steps.
+
+    Raises:
+        EditError: fewer than one step.
+    """
+    if shortest < 1:
+        raise EditError(f"the shortest episode is to have {shortest} steps; expected 1 or more")
     gone = [span for span in plan.kept if span.steps[1] - span.steps[0] < shortest]
     kept = [span for span in plan.kept if span.steps[1] - span.steps[0] >= shortest]
     dropped = [LeftOut(span.episode, span.steps, f"fewer than {shortest} steps") for span in gone]

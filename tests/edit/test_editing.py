@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 
 import dataset_factory
@@ -13,7 +14,7 @@ import pytest
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.dataset.verification import verify_content
 from diffusion_policy.edit import EditError
-from diffusion_policy.edit.plan import delete, drop_short, plan_of, split_at_gaps, trim_idle
+from diffusion_policy.edit.plan import EditPlan, delete, drop_short, plan_of, split_at_gaps, trim_idle
 from diffusion_policy.edit.write import ledger_file, write_edited
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -145,6 +146,20 @@ def test_a_hash_names_an_episode(one: Path, tmp_path: Path):
 def test_episodes_that_are_not_there_are_refused(one: Path, words: list[str], message: str):
     with pytest.raises(EditError, match=message):
         delete(plan_of([ReplayBuffer.open(one)]), words)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda plan: split_at_gaps(plan, 0.0),
+        lambda plan: split_at_gaps(plan, float("nan")),
+        lambda plan: trim_idle(plan, -1.0, lambda buffer: []),
+        lambda plan: drop_short(plan, 0),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(one: Path, operation: Callable[[EditPlan], EditPlan]):
+    with pytest.raises(EditError, match="expected"):
+        operation(plan_of([ReplayBuffer.open(one)]))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"delete": 3}', '{"keep": ["1"]}'])
