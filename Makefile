@@ -5,15 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint bench clean help
+.PHONY: setup demo test test-exhaustive lint bench clean help
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   the whole way on data it makes itself: record, convert, train 7-D, grow to 8-D, fine-tune, verdict"
-	@echo "make test   every test"
-	@echo "make lint   ruff (rules and format) and mypy"
-	@echo "make bench  every benchmark in its quick form"
-	@echo "make setup  the environment in .venv, from constraints.txt"
+	@echo "make demo             the whole way on data it makes itself: record, convert, train 7-D, grow to 8-D, fine-tune, verdict"
+	@echo "make test             every kind of test; of the longest sweeps over one kind, the representatives"
+	@echo "make test-exhaustive  the rest of those sweeps"
+	@echo "make lint             ruff (rules and format) and mypy"
+	@echo "make bench            every benchmark in its quick form"
+	@echo "make setup            the environment in .venv, from constraints.txt"
 
 setup: $(READY)
 
@@ -31,6 +32,9 @@ demo: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-exhaustive: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m exhaustive
 
 lint: $(READY)
 	$(BIN)/ruff check .

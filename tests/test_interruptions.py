@@ -294,9 +294,11 @@ def arguments_of(case: Case, bench: dict[str, Any]) -> list[str]:
     return shlex.split(case.words.format(**bench))
 
 
-def every_case() -> list[tuple[str, Case]]:
-    here = {name: AT_WORK[name] for name in HERE}
-    return [*here.items(), *((name, case) for name, cases in FURTHER.items() for case in cases)]
+def every_case() -> list[Any]:
+    """AT_WORK and the first further moment of every script; the exhaustive ones are the rest."""
+    first = [(name, AT_WORK[name]) for name in HERE] + [(name, cases[0]) for name, cases in FURTHER.items()]
+    rest = [(name, case) for name, cases in FURTHER.items() for case in cases[1:]]
+    return [*first, *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in rest)]
 
 
 @pytest.mark.parametrize(("script", "case"), every_case(), ids=lambda value: getattr(value, "at", value))
