@@ -1,1 +1,1 @@
-"""Minecraft as VPT sees it: actions, and what translates them."""
+"""Minecraft as VPT sees it: actions, and their translation to MineDojo's spaces."""

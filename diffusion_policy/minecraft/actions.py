@@ -135,14 +135,23 @@ def from_environment(action: Mapping[str, Any]) -> Factored:
     Raises:
         MinecraftError: a button that VPT does not have, or a camera that is not two finite numbers.
     """
+    pressed, camera = pressed_buttons(action)
+    return Factored(np.array([int(name in pressed) for name in BUTTONS], dtype=np.int64), quantize(camera))
+
+
+def pressed_buttons(action: Mapping[str, Any]) -> tuple[frozenset[str], NDArray[np.float64]]:
+    """The pressed buttons of an environment's action, and its camera (2,) in degrees.
+
+    Raises:
+        MinecraftError: as ``from_environment``.
+    """
     unknown = sorted(set(action) - set(BUTTONS) - {"camera"})
     if unknown:
         raise MinecraftError(f"VPT has no button {', '.join(unknown)}; it has {', '.join(BUTTONS)}, and a camera")
     camera = np.asarray(action.get("camera", (0.0, 0.0)), dtype=np.float64)
     if camera.shape != (2,) or not np.isfinite(camera).all():
         raise MinecraftError(f"camera is {camera.tolist()}; expected (pitch, yaw) in degrees")
-    buttons = np.array([int(bool(np.asarray(action.get(name, 0)).item())) for name in BUTTONS], dtype=np.int64)
-    return Factored(buttons, quantize(camera))
+    return frozenset(name for name in BUTTONS if np.asarray(action.get(name, 0)).item()), camera
 
 
 def to_environment(factored: Factored) -> dict[str, Any]:
