@@ -74,23 +74,22 @@ def warn_of_data(cfg: DictConfig) -> None:
 
 def print_summary(text: str) -> None:
     """The end of a run on the terminal, lines not folded, to be copied."""
-    from rich import get_console
+    from diffusion_policy.terminal import show_line
 
-    get_console().print(text, markup=False, highlight=False, soft_wrap=True)
+    show_line(text)
 
 
 def print_findings(folder: Path) -> None:
     """Print the doctor's findings of a finished run and write its page; the run succeeds even if that fails."""
-    from rich import get_console
-
     from diffusion_policy.diagnose.doctor import examine_numbers  # takes a second, which a refusal need not wait for
+    from diffusion_policy.terminal import show
 
     try:
         table = examine_numbers(folder).table()
     except WorkspaceError as error:
         sys.stderr.write(f"the run is finished, but nothing can be said of it: {error}\n")
     else:
-        get_console().print(table, highlight=False, crop=False)
+        show(table)
 
 
 def end_at_once(folder: Path | None, number: signal.Signals | None = None) -> None:

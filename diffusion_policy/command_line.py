@@ -29,18 +29,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.storage import write_json
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from diffusion_policy.tables import Shown
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Environment variable of a command that another command runs, which then reports interruptions itself.
@@ -82,12 +80,12 @@ class Answer:
     """The result of a script.
 
     Attributes:
-        shown: printed on stdout, once; text as it is, or anything that rich can render.
+        shown: printed on stdout, once.
         status: exit status.
         document: plain JSON, written to the file of `--json`.
     """
 
-    shown: RenderableType | Sequence[RenderableType] = ()
+    shown: Shown | Sequence[Shown] = ()
     status: int = 0
     document: Any = None
 
@@ -119,7 +117,9 @@ def run_command(
             answer = work(arguments)
             if answer.document is not None and getattr(arguments, "json", None) is not None:
                 write_json(arguments.json, answer.document)
-            _show(answer.shown)
+            from diffusion_policy.terminal import show  # after the arguments: -h needs none of it
+
+            show(answer.shown)
             return answer.status
         except (KeyboardInterrupt, Exception) as error:
             # A library may turn an interruption into an error of its own.
@@ -140,19 +140,10 @@ def run_command(
 @contextmanager
 def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
     """Shows a progress bar on stderr; yields the function to call with (done, total)."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from diffusion_policy.terminal import ProgressBar  # after the arguments: -h needs none of it
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    console = Console(stderr=True)
-    quiet = not console.is_interactive  # a bar that is not shown would still leave an empty line
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=quiet) as bar:
-        task = bar.add_task(unit, total=None, rate="")
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, rate=f"{bar.tasks[task].speed or 0:.0f}/s")
-
-        yield show
+    with ProgressBar(unit, on_stderr=True) as bar:
+        yield lambda done, total: bar.update(done, total, after=f"{bar.per_second:.0f}/s")
 
 
 def refuse(error: WorkspaceError | OSError) -> int:
@@ -277,19 +268,6 @@ def _continued(command: Sequence[str], stopped: Stopped) -> list[str]:
 
 def _files(arguments: argparse.Namespace, names: Sequence[str]) -> list[Path]:
     return [Path(path) for name in names if (path := getattr(arguments, name, None)) is not None]
-
-
-def _show(shown: RenderableType | Sequence[RenderableType]) -> None:
-    from rich.console import Console  # after the arguments: -h needs none of it
-
-    console = Console()
-    parts: Iterable[Any] = shown if isinstance(shown, (list, tuple)) else (shown,)
-    for part in parts:
-        if isinstance(part, str):
-            console.print(part, markup=False, highlight=False, soft_wrap=True)
-        else:
-            console.print(part, highlight=False, crop=False)
-    sys.stdout.flush()
 
 
 def _signature(path: Path) -> tuple[int, int] | None:

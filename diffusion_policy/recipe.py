@@ -10,16 +10,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from diffusion_policy.command_line import Stopped, run_child
 from diffusion_policy.commands import script_words
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.installation import script_path
 from diffusion_policy.storage import write_json
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from diffusion_policy.terminal import show_heading, show_line
 
 
 @dataclass(frozen=True)
@@ -100,12 +97,11 @@ def prepare(folder: Path, marker: str) -> None:
     (folder / marker).touch()
 
 
-def run_recipe(steps: Sequence[Step], console: Console, ended: FinishedSteps | None = None) -> RecipeResult:
-    """Runs the commands in order, up to the first whose exit status is not accepted.
+def run_recipe(steps: Sequence[Step], ended: FinishedSteps | None = None) -> RecipeResult:
+    """Runs the commands in order, up to the first whose exit status is not accepted; prints each, and its time.
 
     Args:
         steps: the commands.
-        console: where commands and times are printed.
         ended: commands that finished earlier: they are neither run again nor part of the result. None: all are run.
 
     Raises:
@@ -116,9 +112,9 @@ def run_recipe(steps: Sequence[Step], console: Console, ended: FinishedSteps | N
     for number, step in enumerate(steps, start=1):
         if ended is not None and step in ended:
             continue
-        console.rule(f"[bold]{number}/{len(steps)}  {step.title}", align="left")
+        show_heading(f"{number}/{len(steps)}  {step.title}")
         line = f"$ {shlex.join([*script_words(step.script), *step.words[1:]])}"
-        console.print(line, style="cyan", markup=False, highlight=False, soft_wrap=True)
+        show_line(line, "cyan")
         begun = time.monotonic()
         try:
             statuses.append(run_child([sys.executable, str(script_path(step.script)), *step.words[1:]], Path()))
@@ -127,7 +123,7 @@ def run_recipe(steps: Sequence[Step], console: Console, ended: FinishedSteps | N
                 raise Stopped(f"{ended.kept}; interrupted: {step.title}", added=["--resume"]) from error
             raise Stopped(f"interrupted at step {number} of {len(steps)}; all steps run again") from error
         seconds.append(time.monotonic() - begun)
-        console.print(f"{seconds[-1]:.0f} s", style="dim")
+        show_line(f"{seconds[-1]:.0f} s", "dim")
         if statuses[-1] not in step.accepted:
             break
         if ended is not None:

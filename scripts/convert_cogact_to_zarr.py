@@ -79,7 +79,7 @@ def work(arguments: argparse.Namespace) -> Answer:
         if finished is None:
             raise
         raise Stopped(f"{finished} episodes are kept in {settings.partial}", added=["--resume"]) from error
-    return Answer([report.table(), *checked(report.output)])
+    return Answer([*report.table(), *checked(report.output)])
 
 
 def checked(dataset: Path) -> list[str]:

@@ -22,8 +22,6 @@ from typing import TYPE_CHECKING, Any
 from diffusion_policy.command_line import Answer, Stopped, run_command
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from diffusion_policy.dagger.rounds import Work
     from diffusion_policy.recipe import FinishedSteps
 
@@ -56,37 +54,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(arguments: argparse.Namespace) -> Answer:
     """Run the rounds; the table is written after each, and printed at the end."""
-    from rich.console import Console
-
     from diffusion_policy.recipe import FinishedSteps
 
-    loop, console = loop_of(arguments), Console()
+    loop = loop_of(arguments)
     loop.begin(resume=arguments.resume)
     ended = FinishedSteps(loop.folder / "done.json")
     try:
-        return played(loop, ended, console)
+        return played(loop, ended)
     except Stopped:
         raise
     except KeyboardInterrupt as error:
         raise Stopped(ended.kept, added=["--resume"]) from error
 
 
-def played(loop: Work, ended: FinishedSteps, console: Console) -> Answer:
+def played(loop: Work, ended: FinishedSteps) -> Answer:
     """The rounds, and the table of those that ran."""
     from diffusion_policy.dagger.rounds import document, rows_of, stages
     from diffusion_policy.dagger.table import rounds_table
     from diffusion_policy.recipe import run_recipe
     from diffusion_policy.storage import write_json
+    from diffusion_policy.terminal import show_line
 
     rows: list[dict[str, Any]] = []
     for number in range(loop.plan.rounds + 1):
         for steps in stages(loop, number, ended):
-            status = max(run_recipe(steps, console, ended).statuses, default=0)
+            status = max(run_recipe(steps, ended).statuses, default=0)
             if status:
                 return Answer("a command failed; its message is above", status)
         new = rows_of(loop, number)
         if not new:
-            console.print(f"round {number}: nothing to correct in {loop.plan.scenes} scenes; the loop ends here")
+            show_line(f"round {number}: nothing to correct in {loop.plan.scenes} scenes; the loop ends here")
             break
         rows += new
         write_json(loop.folder / "rounds.json", document(loop, rows))

@@ -18,11 +18,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
-
 from diffusion_policy.command_line import Answer, run_command
 from diffusion_policy.commands import command
 from diffusion_policy.errors import WorkspaceError
@@ -30,6 +25,7 @@ from diffusion_policy.evaluate.verdicts import FORMER_VERDICTS, OPENS_AND_CLOSES
 from diffusion_policy.installation import PRETRAINED
 from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.recipe import RecipeResult, Step, prepare, run_recipe
+from diffusion_policy.tables import Shown, Table, Text
 
 GOAL = 34 / 40  # of the scenes, for the policy that was grown and fine-tuned
 MARKER = ".made_by_demo"
@@ -92,7 +88,7 @@ def headline(rollouts: Mapping[str, Mapping[str, Any]]) -> str:
 
 def rollout_table(rollouts: Mapping[str, Mapping[str, Any]]) -> Table:
     """One policy a row, in the same scenes: success with its interval, grasps, and why it failed."""
-    table = Table("policy", "block in the tray", "95 % interval", "grasped", "what went wrong")
+    table = Table("policy", "block in the tray", "95 % interval", "grasped", "what went wrong", framed=True)
     titles = {"pose": "7-D, as shipped", "finetuned": "grown to 8-D and fine-tuned", "scratch": "from scratch, as long"}
     for name, title in titles.items():
         found = rollouts[name]
@@ -100,7 +96,7 @@ def rollout_table(rollouts: Mapping[str, Mapping[str, Any]]) -> Table:
         low, high = success["interval"]
         reasons = ", ".join(f"{reason} {count}" for reason, count in found["reasons"].items()) or "-"
         share = f"{success['count']} of {success['of']}"
-        table.add_row(title, share, f"{low:.0%}-{high:.0%}", f"{grasped['count']} of {grasped['of']}", reasons)
+        table.add(title, share, f"{low:.0%}-{high:.0%}", f"{grasped['count']} of {grasped['of']}", reasons)
     return table
 
 
@@ -125,28 +121,28 @@ def how_firm(verdicts: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def outcome(work: Path, rollouts: Mapping[str, Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]) -> Group:
+def outcome(
+    work: Path, rollouts: Mapping[str, Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]
+) -> list[Shown]:
     """What the files in ``work`` say was inherited, measured, commanded and done."""
     ledger = json.loads((work / "ledger.json").read_text())
     first, *_, last = (json.loads(line) for line in (work / "finetuned" / "logs.json.txt").read_text().splitlines())
-    facts = Table.grid(padding=(0, 2))
-    facts.add_row("weights", weights_line(first, ledger))
+    facts = Table("", "")
+    facts.add("weights", weights_line(first, ledger))
     for note in ledger["notes"]:
         if "agree within" in note:
-            facts.add_row("proof", note)
+            facts.add("proof", note)
     before, after = first["val_loss_before_first_update"], last["val_loss"]
-    facts.add_row(
-        "held-out loss", f"{before:.4f} before the first update, {after:.4f} after update {last['global_step']}"
-    )
+    facts.add("held-out loss", f"{before:.4f} before the first update, {after:.4f} after update {last['global_step']}")
     if "val_position_error_mm" in last:
-        facts.add_row("held-out poses", f"{last['val_position_error_mm']:.0f} mm mean error of the predicted positions")
-    facts.add_row("gripper", how_firm(verdicts))
-    facts.add_row("goal", goal_text(rollouts["finetuned"]["success"]))
-    facts.add_row("look at", f"{work}/report.html: one page with all of it; videos in {work}/rollouts")
+        facts.add("held-out poses", f"{last['val_position_error_mm']:.0f} mm mean error of the predicted positions")
+    facts.add("gripper", how_firm(verdicts))
+    facts.add("goal", goal_text(rollouts["finetuned"]["success"]))
+    facts.add("look at", f"{work}/report.html: one page with all of it; videos in {work}/rollouts")
     referee = (
         f"Rollouts before the physics referee, {rollouts['finetuned']['n_action_steps']} steps of a chunk executed"
     )
-    return Group(facts, "", referee, rollout_table(rollouts), "", "On recordings", verdict_table(work, verdicts))
+    return [facts, "", referee, rollout_table(rollouts), "", "On recordings", verdict_table(work, verdicts)]
 
 
 def goal_text(success: Mapping[str, Any]) -> str:
@@ -176,10 +172,12 @@ def verdict_table(work: Path, verdicts: Sequence[Mapping[str, Any]]) -> Table:
 
     dataset = ReplayBuffer.open(work / "tabletop.zarr")
     commands = np.split(np.asarray(dataset["action"][:, -1]), dataset.episode_ends[:-1])
-    table = Table("held-out episode", "expert's gripper", "policy's gripper", "ahead of the measured one", "verdict")
+    table = Table(
+        "held-out episode", "expert's gripper", "policy's gripper", "ahead of the measured one", "verdict", framed=True
+    )
     for verdict in verdicts:
         episode = json.loads((work / "logs" / verdict["file"]).read_text())["meta"]["episode"]
-        table.add_row(
+        table.add(
             str(episode),
             events_text(gripper_events(commands[episode])),
             events_text(verdict["events"]),
@@ -209,7 +207,7 @@ def work(arguments: argparse.Namespace) -> Answer:
         absent = f"{PRETRAINED / 'tabletop_7d.ckpt'}: the pose policy is not there"
         raise WorkspaceError(f"{absent}; make it with {command('pretrain_demo_policy')}")
     prepare(folder, MARKER)
-    played = run_recipe(steps, Console())
+    played = run_recipe(steps)
     last = steps[len(played.statuses) - 1]
     if played.statuses[-1] not in last.accepted:
         failed = f"{last.title!r} failed with status {played.statuses[-1]}; its message is above"
@@ -217,9 +215,11 @@ def work(arguments: argparse.Namespace) -> Answer:
     verdicts = json.loads((folder / "verdicts.json").read_text())
     names = ("pose", "finetuned", "scratch")
     rollouts = {name: json.loads((folder / f"rollouts_{name}.json").read_text()) for name in names}
-    result = outcome(folder, rollouts, verdicts)
-    panel = Panel(result, title=headline(rollouts), subtitle=times_text(steps, played), expand=False)
-    return Answer(panel, played.statuses[[step.title for step in steps].index(JUDGING)])
+    title, times = Text(headline(rollouts), style="bold"), Text(times_text(steps, played), style="dim")
+    return Answer(
+        ["", title, "", *outcome(folder, rollouts, verdicts), "", times],
+        played.statuses[[step.title for step in steps].index(JUDGING)],
+    )
 
 
 def times_text(steps: Sequence[Step], played: RecipeResult) -> str:

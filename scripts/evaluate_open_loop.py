@@ -66,9 +66,9 @@ def work(arguments: argparse.Namespace) -> Answer:
                 )
             )
     differences = compare_open_loop(*reports) if arguments.against else {}
-    shown = [part for report in reports for part in (open_loop_table(report), "")]
+    shown = [part for report in reports for part in (*open_loop_table(report), "")]
     if differences:
-        shown.append(comparison_table(differences, *(report.checkpoint for report in reports)))
+        shown += comparison_table(differences, *(report.checkpoint for report in reports))
     document = {"reports": [report.to_json() for report in reports], "comparison": differences}
     return Answer(shown, 1 if reports[-1].shortcomings() else 0, document)
 

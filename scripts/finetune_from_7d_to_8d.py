@@ -37,7 +37,7 @@ def work(arguments: argparse.Namespace) -> Answer:
             arguments.old_ckpt, arguments.new_ckpt, arguments.mode, arguments.dataset, ledger_path=arguments.ledger,
             overwrite=arguments.overwrite, gripper_scale=arguments.gripper_scale, on_progress=show,
         )  # fmt: skip
-    return Answer([ledger.table(), f"wrote {arguments.new_ckpt}"])
+    return Answer([*ledger.table(), f"wrote {arguments.new_ckpt}"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

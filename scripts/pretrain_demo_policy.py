@@ -89,12 +89,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(arguments: argparse.Namespace) -> Answer:
     """Run the commands and pack what they made."""
-    from rich.console import Console
-
     folder = arguments.workdir
     steps = recipe(folder, arguments.episodes, arguments.seed, arguments.epochs)
     prepare(folder, MARKER)
-    played = run_recipe(steps, Console())
+    played = run_recipe(steps)
     if any(played.statuses):
         return Answer(f"{steps[len(played.statuses) - 1].title!r} failed; its message is above", played.statuses[-1])
     run = folder / "run"

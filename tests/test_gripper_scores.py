@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from rich.console import Console
+from printed import printed
 
 from diffusion_policy.evaluate.open_loop_report import (
     POLICY,
@@ -173,12 +173,10 @@ def test_cases_tell_measures_apart() -> None:
 
 
 def test_tables_say_within_what_and_show_what_is_not_defined() -> None:
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     chunks, inside = chunks_from(poses(gripper(30)), range(30))
     still = [EpisodeOpenLoop(0, chunks[None], chunks, inside, poses(gripper(30)), {"hold pose": chunks}, 0.1)]
     report = OpenLoopReport("a.ckpt", tuple(still), Sampling(), score_episodes(still))
-    console.print(open_loop_table(report))
-    shown = console.export_text()
+    shown = printed(open_loop_table(report))
     assert "events F1 (1 s)" in shown
     assert "the gripper was not measured: no event is recorded in these 1 episodes" in shown
     assert report.to_json()["unmeasured"]
@@ -187,8 +185,7 @@ def test_tables_say_within_what_and_show_what_is_not_defined() -> None:
     requests = Requests(Recording([gripper(61)], 0.1), 1)
     engine = Engine(Recording([gripper(61)], 0.1), requests)
     nothing = measure(engine, requests, Candidate("ddim", 8), 10.0)  # type: ignore[arg-type]
-    console.print(Tuning((nothing,), Budget(), propose([nothing], Budget())).table())
-    shown = " ".join(console.export_text().split())
+    shown = " ".join(printed(Tuning((nothing,), Budget(), propose([nothing], Budget())).table()).split())
     assert "F1 (1 s)" in shown
     assert "no gripper event is recorded in these episodes, so events chose nothing" in shown
 

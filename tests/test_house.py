@@ -32,6 +32,8 @@ FLOORS = {
     "host_memory": 0,
     "storage": 0,
     "command_line": 0,
+    "tables": 0,
+    "terminal": 0,
     "cpu": 0,
     "places": 0,
     "resolvers": 0,
@@ -77,6 +79,8 @@ FOUNDATIONS = {
     "intervals",
     "safe_pickle",
     "storage",
+    "tables",
+    "terminal",
 }
 NEIGHBOURS = {("policy", "tensor_file"), ("workspace", "adapt"), ("workspace", "evaluate"), ("serve", "evaluate")}
 
@@ -92,6 +96,8 @@ WITHOUT_TORCH = [
     "diffusion_policy.recording",
     "diffusion_policy.convert",
     "diffusion_policy.command_line",
+    "diffusion_policy.tables",
+    "diffusion_policy.terminal",
 ]
 OLD_IMPORT_PATHS = [
     "diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace.TrainDiffusionTransformerHybridWorkspace",
@@ -208,6 +214,29 @@ def test_weights_and_pickles_have_one_reader() -> None:
             ):
                 offences.append(f"{where(path)}:{node.lineno}: strict=False loads what it likes")
     assert not offences, "\n".join(offences)
+
+
+def imports_rich(tree: ast.AST) -> list[int]:
+    """Lines that import rich, at the top, in functions, or for types only."""
+    found = []
+    for node in ast.walk(tree):
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        modules += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        found += [node.lineno for module in modules if module.split(".")[0] == "rich"]
+    return found
+
+
+def test_only_the_terminal_knows_how_results_are_drawn() -> None:
+    """What computes a result returns `tables`; entry points print them through `terminal`. Benchmarks are their own."""
+    offences = [
+        f"{where(path)}:{line}: imports rich; return diffusion_policy.tables, and let terminal print them"
+        for path in [*python_files("diffusion_policy", "scripts"), REPOSITORY / "train.py"]
+        if where(path) != "diffusion_policy/terminal.py"
+        for line in imports_rich(tree(path))
+    ]
+    assert not offences, "\n".join(offences)
+    planted = "import rich.table\ndef f():\n    from rich import get_console\nfrom .rich import x\nimport enrich\n"
+    assert imports_rich(ast.parse(planted)) == [1, 3]
 
 
 # What only `storage` may do: give a file its name, flush it, hash it.

@@ -1,6 +1,5 @@
 """Three layouts of actions go the same way: a dataset, two updates, open-loop errors, a log, a verdict."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 import tiny_run
 from layout_factory import NAMES
 from omegaconf import OmegaConf, open_dict
-from rich.console import Console
+from printed import printed
 
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.diagnose.doctor import examine_sources
@@ -100,9 +99,7 @@ def test_open_loop_errors_are_of_what_the_layout_has(way: tuple[str, Way]) -> No
 
 def test_the_table_shows_what_the_layout_has(way: tuple[str, Way]) -> None:
     name, made = way
-    shown = io.StringIO()
-    Console(file=shown, width=200).print(open_loop_table(made.report))
-    text = shown.getvalue()
+    text = printed(open_loop_table(made.report), width=200)
     joints = name == "joints"
     assert ("position mm" in text, "joints rad" in text, NO_POSE in text) == (not joints, joints, joints)
     assert ("left" in text) == (name == "two arms")

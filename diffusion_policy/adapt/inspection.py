@@ -13,9 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from diffusion_policy.adapt.ledger import Count, Ref
 from diffusion_policy.adapt.named_axes import policy_config
@@ -25,6 +22,7 @@ from diffusion_policy.families import ENTRIES, Recognized, lerobot_diffusion, re
 from diffusion_policy.policy.registry import class_of_options
 from diffusion_policy.shape_meta import step_spec_of
 from diffusion_policy.spec import layout_from_range
+from diffusion_policy.tables import Shown, Table, Text, numbers
 from diffusion_policy.tensor_file import TensorFile, TensorInfo, open_tensor_file
 from diffusion_policy.tensor_file.wrapped_names import Wrapping, wrapping_of
 
@@ -98,21 +96,17 @@ class Inspection:
             "integrity": self.integrity, "wrapping": None if self.wrapping is None else self.wrapping.describe(),
         }  # fmt: skip
 
-    def table(self) -> Group:
+    def table(self) -> list[Shown]:
         """The inspection as a table for the terminal."""
-        facts = Table.grid(padding=(0, 2))
+        facts = Table("", "")
         for name, value in self._facts():
-            facts.add_row(Text(name, "dim"), str(value))
-        groups = Table("group", "keys", "tensors", "parameters", "MB", "types", "double names", box=None,
-                       header_style="dim", title_justify="left")  # fmt: skip
-        groups.columns[0].overflow = facts.columns[1].overflow = "fold"
-        for column in groups.columns[1:5]:
-            column.justify = "right"
+            facts.add(Text(name, style="dim"), str(value))
+        groups = Table("group", *numbers("keys", "tensors", "parameters", "MB"), "types", "double names")
         for group in self.groups:
             count = (f"{number:,}" for number in (group.count.keys, group.count.tensors, group.count.parameters))
-            groups.add_row(group.name, *count, f"{group.nbytes / 1e6:,.1f}", " ".join(group.dtypes),
+            groups.add(group.name, *count, f"{group.nbytes / 1e6:,.1f}", " ".join(group.dtypes),
                            str(group.double_names or ""))  # fmt: skip
-        return Group(facts, Text(), groups)
+        return [facts, Text(), groups]
 
     def _facts(self) -> list[tuple[str, Any]]:
         facts: list[tuple[str, Any]] = [

@@ -15,13 +15,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
 from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.folding import fold
 from diffusion_policy.adapt.slots import SlotMap
+from diffusion_policy.tables import Shown, Table, Text, as_texts, numbers
 
 Action = Literal["copied", "grown", "recomputed", "fresh", "dropped"]
 ACTIONS: tuple[Action, ...] = ("copied", "grown", "recomputed", "fresh", "dropped")
@@ -236,7 +233,7 @@ class Ledger:
                 if counted != total:
                     raise AdaptError(f"ledger: the {side}'s {part} holds {total}, but the rows account for {counted}")
 
-    def table(self, lines: int = 12) -> Group:
+    def table(self, lines: int = 12) -> list[Shown]:
         """A table for the terminal: counts per part and action, then all rows but copies, long lists shortened."""
         return ledger_table(self, lines)
 
@@ -297,32 +294,28 @@ def _sum(counts: Iterable[Count]) -> Count:
     return Count(keys, tensors, parameters)
 
 
-def ledger_table(ledger: Ledger, lines: int) -> Group:
+def ledger_table(ledger: Ledger, lines: int) -> list[Shown]:
     """The table of a ledger for the terminal; `lines` names are listed per rule."""
-    sums = Table("part", "", "keys", "tensors", "parameters", box=None, header_style="dim")
-    for column in sums.columns[2:]:
-        column.justify = "right"
+    sums = Table("part", "", *numbers("keys", "tensors", "parameters"))
     for part in ledger.parts:
         for action, count in ledger.counts(part).items():
             if count.keys:
-                numbers = (f"{count.keys:,}", f"{count.tensors:,}", f"{count.parameters:,}")
-                sums.add_row(part, Text(action, STYLES[action]), *numbers)
-    blocks: list[Any] = [sums]
+                counted = (f"{count.keys:,}", f"{count.tensors:,}", f"{count.parameters:,}")
+                sums.add(part, Text(action, style=STYLES[action]), *counted)
+    blocks: list[Shown] = [sums]
     rows: dict[tuple[str, str, str], list[Entry]] = {}
     for entry in ledger.of("grown", "recomputed", "fresh", "dropped"):
         rows.setdefault((entry.action, entry.rule, entry.init), []).append(entry)
     everything = {entry.key for entry in ledger}
     for (name, rule, init), entries in rows.items():
-        text = Text(f"\n{name} ", STYLES[name]).append(rule, "default").append(f"; new: {init}" if init else "", "dim")
+        parts = [(f"\n{name} ", STYLES[name]), (rule, ""), (f"; new: {init}" if init else "", "dim")]
         grown = dict.fromkeys(_row_text(entry) for entry in entries if entry.slots)
         folded = [*grown, *fold({entry.key for entry in entries if not entry.slots}, everything)]
-        for line in folded[:lines]:
-            text.append(f"\n  {line}", "default")
+        parts += [(f"\n  {line}", "") for line in folded[:lines]]
         if len(folded) > lines:
-            text.append(f"\n  ... and {len(folded) - lines} more", "dim")
-        blocks.append(text)
-    blocks.extend(Text(f"\nnote: {note}") for note in ledger.notes)
-    return Group(*blocks)
+            parts.append((f"\n  ... and {len(folded) - lines} more", "dim"))
+        blocks.append(Text(*parts))
+    return [*blocks, *as_texts([f"\nnote: {note}" for note in ledger.notes])]
 
 
 def _row_text(entry: Entry) -> str:

@@ -8,11 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from diffusion_policy.images import FrameKind
+from diffusion_policy.tables import Shown, Table, as_texts
 
 
 @dataclass(frozen=True)
@@ -186,7 +183,7 @@ class ConversionReport:
             **({"recordings": dict(self.account)} if self.account else {}),
         }
 
-    def table(self) -> RenderableType:
+    def table(self) -> list[Shown]:
         """What became of the source, to be printed: totals, and each episode that was left out or is odd."""
         totals = self.totals()
         lines = [
@@ -203,12 +200,12 @@ class ConversionReport:
         measured = [value for entry in self.kept for value in entry.psnr_db.values()]
         if measured:
             lines.append(f"lowest PSNR against the exact frame: {min(measured):.1f} dB")
-        table = Table("episode", "what became of it", box=None, title_justify="left")
+        table = Table("episode", "what became of it")
         for entry in self.episodes:
             remarks = [entry.reason] if entry.reason is not None else entry.notes
             for remark in remarks:
-                table.add_row(Text(entry.name), Text(("left out: " if entry.reason else "") + remark))
-        return Group(*map(Text, lines), *([table] if table.row_count else []))
+                table.add(entry.name, ("left out: " if entry.reason else "") + remark)
+        return [*as_texts(lines), *([table] if table.rows else [])]
 
 
 def report_from_json(output: Path, value: Mapping[str, Any]) -> ConversionReport:

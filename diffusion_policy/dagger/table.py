@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from diffusion_policy.env_runner.results import Share
+from diffusion_policy.tables import Column, Table
 
 
 def rounds_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Returns a table with a row for each arm of each round; ``rows`` are those of ``rounds.rows_of``."""
-    table = Table()
-    for title in ("round", "arm", "demonstrations", "corrections", "updates", "success (95 %)"):
-        table.add_column(title, overflow="fold", no_wrap=title == "arm")
-    for title in ("against the round before", "against the other arm"):
-        table.add_column(title, overflow="fold")
+    counted = ("demonstrations", "corrections", "updates")
+    compared_with = ("against the round before", "against the other arm")
+    table = Table("round", Column("arm", whole=True), *counted, "success (95 %)", *compared_with, framed=True)
     for row in rows:
         success = "-" if row["success"] is None else str(Share(row["success"]["count"], row["success"]["of"]))
         comparisons = [compared(row[key]) for key in ("before", "against_demonstrations")]
-        counts = [str(row[key]) for key in ("demonstrations", "corrections", "updates")]
-        table.add_row(str(row["round"]), row["arm"], *counts, success, *comparisons)
+        counts = [str(row[key]) for key in counted]
+        table.add(str(row["round"]), row["arm"], *counts, success, *comparisons)
     return table
 
 

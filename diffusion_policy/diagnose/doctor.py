@@ -8,10 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Group
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
 from diffusion_policy.adapt.settings_fit import SettingsError
 from diffusion_policy.adapt.starting_point import ActionsError, plan_pretrained
@@ -34,6 +30,7 @@ from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.run_folder.reading import open_run
 from diffusion_policy.shape_meta import find_step_spec
 from diffusion_policy.spec import StepSpec
+from diffusion_policy.tables import Column, Shown, Table, Text
 
 STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
 # The group of what is said of the machine.
@@ -88,20 +85,15 @@ class Examination:
             "next_command": self.next_command,
         }
 
-    def table(self) -> Group:
+    def table(self) -> list[Shown]:
         """For the terminal: every finding, then the cause and the next command."""
-        table = Table(box=None, pad_edge=False, show_header=False)
-        table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
+        table = Table(Column(whole=True), Column(whole=True), "")
         for name, group in self.groups.items():
             for i, finding in enumerate(group):
-                about = f" [dim]({escape(Path(finding.about).name)})[/]" if finding.about and finding.trouble else ""
-                style = STYLES[finding.severity]
-                table.add_row(
-                    name if i == 0 else "", f"[{style}]{finding.severity}[/]", escape(finding.evidence) + about
-                )
-        return Group(table, Text(), *_conclusion(self.diagnosis, self.next_command))
+                about = f" ({Path(finding.about).name})" if finding.about and finding.trouble else ""
+                severity = Text(finding.severity, style=STYLES[finding.severity])
+                table.add(name if i == 0 else "", severity, Text(finding.evidence, (about, "dim")))
+        return [table, Text(), *_conclusion(self.diagnosis, self.next_command)]
 
 
 def _conclusion(diagnosis: Diagnosis, following: str) -> list[Text]:
@@ -111,10 +103,10 @@ def _conclusion(diagnosis: Diagnosis, following: str) -> list[Text]:
     if cause is not None and cause.remedy:
         lines.append(Text(f"What to do: {cause.remedy}"))
     if following:  # not folded, to be copied
-        lines.append(Text.assemble("next: ", (following, "bold"), no_wrap=True, overflow="ignore"))
+        lines.append(Text("next: ", (following, "bold"), whole=True))
     if diagnosis.others:
         count = len(diagnosis.others)
-        lines.append(Text(f"Then look at the other {count} finding{'s' if count > 1 else ''} above.", "dim"))
+        lines.append(Text(f"Then look at the other {count} finding{'s' if count > 1 else ''} above.", style="dim"))
     return lines
 
 

@@ -11,10 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from diffusion_policy.dataset.verification import verify_content
 from diffusion_policy.diagnose.checkpoint_evidence import look_at_checkpoint
 from diffusion_policy.diagnose.checkpoint_findings import together_findings
@@ -28,6 +24,7 @@ from diffusion_policy.diagnose.step_findings import step_findings
 from diffusion_policy.diagnose.steps import Steps, open_for_report, steps_of_dataset, steps_of_recordings
 from diffusion_policy.diagnose.unit_findings import PLACEHOLDER, for_recordings
 from diffusion_policy.gripper_scale import parse_scales
+from diffusion_policy.tables import Column, Shown, Table, Text, numbers
 from diffusion_policy.timestamps import parse_timestamps
 
 Progress = Callable[[int, int], None]
@@ -68,13 +65,13 @@ class Inspection:
             "details": asdict(self.details),
         }
 
-    def table(self, pictures: Sequence[Path] = ()) -> RenderableType:
+    def table(self, pictures: Sequence[Path] = ()) -> list[Shown]:
         """For the terminal: counts, dimensions, findings, pictures that were drawn, verdict."""
         style = "green" if self.is_advisable else "red"
         dimensions, findings = _dimensions(self.details.dimensions), _findings(self.findings)
         drawn = [Text(f"drawn: {', '.join(map(str, pictures))}")] if pictures else []
-        verdict = Text(self.verdict(), f"bold {style}")
-        return Group(self._counts(), Text(), dimensions, Text(), findings, Text(), *drawn, verdict)
+        verdict = Text(self.verdict(), style=f"bold {style}")
+        return [self._counts(), Text(), dimensions, Text(), findings, Text(), *drawn, verdict]
 
     def _counts(self) -> Text:
         lengths = self.summary.lengths
@@ -95,28 +92,24 @@ def _count(n: int, word: str) -> str:
 
 
 def _dimensions(dimensions: tuple[Dimension, ...]) -> Table:
-    table = Table("dimension", *("lowest", "highest", "mean", "deviation"), "normalized", box=None, pad_edge=False)
-    table.columns[0].no_wrap = True
-    for column in table.columns[1:]:
-        column.justify = "right"
+    measured = numbers("lowest", "highest", "mean", "deviation", "normalized")
+    table = Table(Column("dimension", whole=True), *measured)
     for one in dimensions:
         made = "constant: moved to 0" if one.is_constant else f"x {one.scale:.3g}"
-        numbers = (f"{value:.4f}" for value in (one.low, one.high, one.mean, one.deviation))
-        table.add_row(f"{one.key}.{one.name}", *numbers, made)
+        cells = (f"{value:.4f}" for value in (one.low, one.high, one.mean, one.deviation))
+        table.add(f"{one.key}.{one.name}", *cells, made)
     return table
 
 
 def _findings(findings: tuple[Finding, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    table = Table(Column(whole=True), "")
     for finding in findings:
-        text = Text(finding.evidence)
+        parts = [(finding.evidence, "")]
         if finding.remedy:
-            text.append(f"\n-> {finding.remedy}", "dim" if finding.severity == "note" else "bold")
+            parts.append((f"\n-> {finding.remedy}", "dim" if finding.severity == "note" else "bold"))
         if finding.trouble and finding.command and PLACEHOLDER not in finding.command:
-            text.append(f"\n   {finding.command}")
-        table.add_row(Text(finding.severity, STYLES[finding.severity]), text)
+            parts.append((f"\n   {finding.command}", ""))
+        table.add(Text(finding.severity, style=STYLES[finding.severity]), Text(*parts))
     return table
 
 

@@ -6,28 +6,25 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
 from diffusion_policy.edit.plan import EditPlan
+from diffusion_policy.tables import Shown, Table, as_texts
 
 _SHOWN = 20
 
 
-def table_of(plan: EditPlan, ledger: Mapping[str, Any] | None) -> Group:
+def table_of(plan: EditPlan, ledger: Mapping[str, Any] | None) -> list[Shown]:
     """What is kept and left out; ``ledger`` of the dataset that was written, None where nothing was."""
     before = sum(buffer.n_steps for buffer in plan.sources)
     episodes = sum(buffer.n_episodes for buffer in plan.sources)
-    table = Table("left out", "steps", "why", box=None, header_style="dim", pad_edge=False)
+    table = Table("left out", "steps", "why")
     for gone in plan.left_out[:_SHOWN]:
-        table.add_row(f"{gone.episode.number} {gone.episode.name}", f"{gone.steps[0]} to {gone.steps[1] - 1}", gone.why)
+        table.add(f"{gone.episode.number} {gone.episode.name}", f"{gone.steps[0]} to {gone.steps[1] - 1}", gone.why)
     if len(plan.left_out) > _SHOWN:
         reasons = Counter(gone.why for gone in plan.left_out[_SHOWN:])
-        table.add_row("...", "", ", ".join(f"{count} more: {why}" for why, count in reasons.most_common(5)))
+        table.add("...", "", ", ".join(f"{count} more: {why}" for why, count in reasons.most_common(5)))
     lines = [f"{len(plan.kept)} episodes of {episodes}, {plan.n_steps} of {before} steps are kept"]
     if ledger is None:
         lines.append("nothing was written (--dry-run)")
     else:
         lines += [f"{ledger['output']}: written, with {ledger['output']}.edit.json", f"look at it: {ledger['next']}"]
-    return Group(*([table] if plan.left_out else []), *map(Text, lines))
+    return [*([table] if plan.left_out else []), *as_texts(lines)]

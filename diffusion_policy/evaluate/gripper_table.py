@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
 from diffusion_policy.evaluate.gripper import GripperReport, Unreadable, judge_file
 from diffusion_policy.evaluate.verdicts import OPENS_AND_CLOSES, Verdict
 from diffusion_policy.gripper_scale import DeclaredScales
 from diffusion_policy.intervals import difference_interval, probability_improved, wilson_interval
 from diffusion_policy.run_log import RunLogError
 from diffusion_policy.storage import write_json
+from diffusion_policy.tables import Column, Shown, Table, Text, as_texts
 
 Entry = GripperReport | Unreadable
 
@@ -27,7 +24,13 @@ _SURE = 0.95
 UNJUDGED: tuple[Verdict, ...] = ("no gripper command", "unknown scale", "every answer refused", "too short")
 # What every verdict on commands leaves open.
 _LIMIT = "commands show when the gripper would close; whether it then holds anything, only a rollout shows"
-_COLUMNS = ("log", "steps", "verdict", "firm", "evidence")
+_COLUMNS = (
+    Column("log", min_width=15),
+    Column("steps", right=True, whole=True),
+    Column("verdict", max_width=22),
+    Column("firm", right=True, whole=True),
+    Column("evidence"),
+)
 
 
 @dataclass(frozen=True)
@@ -137,24 +140,14 @@ class Validation:
         """The sentences as one text."""
         return ". ".join(self.sentences())
 
-    def table(self) -> Group:
-        """A rich renderable: one row a log, then the summary."""
-        table = Table(box=None, pad_edge=False)
-        for heading in _COLUMNS:
-            number = heading in ("steps", "firm")
-            table.add_column(
-                heading,
-                justify="right" if number else "left",
-                overflow="fold",
-                no_wrap=number,
-                max_width=22 if heading == "verdict" else None,
-                min_width=15 if heading == "log" else None,
-            )
+    def table(self) -> list[Shown]:
+        """For the terminal: one row a log, then the summary."""
+        table = Table(*_COLUMNS)
         for entry in self.entries:
-            name, steps, verdict, firm, evidence = map(Text, _cells(entry))
-            verdict.stylize("green" if isinstance(entry, GripperReport) and entry.opens_and_closes else "red")
-            table.add_row(name, steps, verdict, firm, evidence)
-        return Group(table, *map(Text, self.sentences()))
+            name, steps, verdict, firm, evidence = _cells(entry)
+            good = isinstance(entry, GripperReport) and entry.opens_and_closes
+            table.add(name, steps, Text(verdict, style="green" if good else "red"), firm, evidence)
+        return [table, *as_texts(self.sentences())]
 
     def write(self, path: Path) -> None:
         """Write the verdicts as JSON; StorageError if the disk refuses.

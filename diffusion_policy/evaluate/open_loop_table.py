@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
-
 from diffusion_policy.evaluate.open_loop import COPYCAT, HOLD, PHASES, POLICY, joint_error
 from diffusion_policy.evaluate.open_loop_report import COLUMNS, OpenLoopReport
+from diffusion_policy.tables import Shown, Table, Text, as_texts, numbers
 
 # Of these columns the larger number is the better one.
 _RISING = ("gripper_f1",)
 
 
-def open_loop_table(report: OpenLoopReport) -> Group:
+def open_loop_table(report: OpenLoopReport) -> list[Shown]:
     """One row a predictor; the policy by phase; events and spread; then what the policy does not beat, in red."""
     episodes = ", ".join(str(episode.episode) for episode in report.episodes)
     sampling, count = report.sampling, len(report.episodes[0].samples)
     text = f"episodes {episodes}; {sampling.scheduler}, {sampling.steps} steps, {count} noise samples at each step"
-    lines = [Text(line, style="red") for line in report.shortcomings()]
-    return Group(
+    lines = as_texts(report.shortcomings(), style="red")
+    return [
         Text(report.checkpoint, style="bold"),
         Text(text),
         *([Text(report.choice.note)] if report.choice is not None else []),
@@ -35,8 +31,8 @@ def open_loop_table(report: OpenLoopReport) -> Group:
         *_by_arm(report),
         *_in_words(report),
         *(lines or [Text(_beats_all(report), style="green")]),
-        *(Text(line, style="yellow") for line in report.unmeasured()),
-    )
+        *as_texts(report.unmeasured(), style="yellow"),
+    ]
 
 
 def _beats_all(report: OpenLoopReport) -> str:
@@ -48,7 +44,7 @@ def _predictors(report: OpenLoopReport) -> Table:
     for name, score in report.scores.items():
         means = score.means()
         cells = [_number(means[column]) for column in report.columns]
-        table.add_row(name, *cells, style="bold" if name == POLICY else "")
+        table.add(name, *cells, style="bold" if name == POLICY else "")
     return table
 
 
@@ -57,14 +53,14 @@ def _motion(report: OpenLoopReport) -> list[str]:
     return [column for column in report.columns if not column.startswith("gripper")]
 
 
-def _by_arm(report: OpenLoopReport) -> list[RenderableType]:
+def _by_arm(report: OpenLoopReport) -> list[Shown]:
     """The policy's errors of each arm, where there are several."""
     arms = report.scores[POLICY].per_arm()
     if not arms:
         return []
     table = _table("arm", *(heading(column, None) for column in _motion(report)), "gripper")
     for arm, means in arms.items():
-        table.add_row(arm, *(_number(means.get(column)) for column in (*_motion(report), "gripper")))
+        table.add(arm, *(_number(means.get(column)) for column in (*_motion(report), "gripper")))
     return [table, Text()]
 
 
@@ -81,11 +77,11 @@ def _by_phase(report: OpenLoopReport) -> Table:
     for phase in PHASES:
         means, still = ours[phase], held[phase]
         moved = [_number(found[key]) for key in columns for found in (means, still)]
-        table.add_row(phase, *moved, _number(means["gripper"]))
+        table.add(phase, *moved, _number(means["gripper"]))
     return table
 
 
-def _in_words(report: OpenLoopReport) -> list[RenderableType]:
+def _in_words(report: OpenLoopReport) -> list[Shown]:
     score, spread, beside = report.scores[POLICY], report.spread(), report.beside_copycat()
     what, key, unit = "position", "position_mm", "mm"
     if "position_mm" not in report.columns and report.layout.has_joints:
@@ -106,18 +102,18 @@ def _in_words(report: OpenLoopReport) -> list[RenderableType]:
             f"at transitions {_number(score.gripper_at_transitions)} of the gripper states are wrong, "
             f"{_number(against)} of a copy of the measured gripper: {found} ({_interval(beside)})"
         )
-    return [Text(line) for line in text]
+    return [*as_texts(text)]
 
 
 def comparison_table(
     differences: Mapping[str, Mapping[str, Any]], first: str = "first", second: str = "second"
-) -> Group:
+) -> list[Shown]:
     """The comparison; a difference whose interval holds 0 is called none."""
     table = _table("", "difference", "95 % interval", "finding")
     for column, entry in differences.items():
         cells = (f"{entry['difference']:+.3g}", _interval(entry), _finding(column, entry))
-        table.add_row(heading(column, entry.get("tolerance_s")), *cells)
-    return Group(Text(f"{second} minus {first}, paired by episode", style="bold"), table)
+        table.add(heading(column, entry.get("tolerance_s")), *cells)
+    return [Text(f"{second} minus {first}, paired by episode", style="bold"), table]
 
 
 def _finding(column: str, entry: Mapping[str, Any]) -> str:
@@ -131,11 +127,7 @@ def _interval(entry: Mapping[str, Any]) -> str:
 
 
 def _table(first: str, *others: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column(first)
-    for heading in others:
-        table.add_column(escape(heading), justify="right")
-    return table
+    return Table(first, *numbers(*others))
 
 
 def _number(value: float | None) -> str:

@@ -16,11 +16,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.markup import escape as escape_markup
-from rich.table import Table
-from rich.text import Text
-
 from diffusion_policy.diagnose.closed_loop_evidence import compared
 from diffusion_policy.diagnose.findings import Finding
 from diffusion_policy.env_runner.results import Comparison as Paired
@@ -32,6 +27,7 @@ from diffusion_policy.report.rollouts import alike, pairs, rollouts_of
 from diffusion_policy.report.run_score import HEAD, RunScore, cell, score_run, share_cell
 from diffusion_policy.report.sections import findings_section
 from diffusion_policy.run_folder.reading import Curve, RunFolder, open_run
+from diffusion_policy.tables import Shown, Table, Text
 
 # Settings that differ between any two runs and say nothing about them.
 INCIDENTAL = ("hydra.", "logging.", "training.resume", "multi_run.")
@@ -242,25 +238,23 @@ class Comparison:
         shown = [n for n, title in enumerate(HEAD) if "success" not in title or any(row[n] != "-" for row in rows)]
         return [HEAD[n] for n in shown], [[row[n] for n in shown] for row in rows]
 
-    def table(self) -> Group:
+    def table(self) -> list[Shown]:
         """For the terminal: scores, settings that differ, advice."""
         head, rows = self._shown()
-        scores = Table(*head, box=None, pad_edge=False)
-        for column in scores.columns:
-            column.overflow = "fold"  # nothing of a figure is cut off
+        scores = Table(*head)
         for score, row in zip(self.scores, rows, strict=True):
-            scores.add_row(*map(escape_markup, row), style="bold" if score is self.best else "")
-        settings = Table("setting", *(score.run.name for score in self.scores), box=None, pad_edge=False)
+            scores.add(*row, style="bold" if score is self.best else "")
+        settings = Table("setting", *(score.run.name for score in self.scores))
         for name, values in self.differences.items():
-            settings.add_row(escape_markup(name), *(escape_markup(str(value)) for value in values))
-        blocks: list[RenderableType] = [
+            settings.add(name, *map(str, values))
+        return [
             scores,
             *(Text(f"\n{sentence}") for sentence in self.pairs[0]),
             Text(),
             settings if self.differences else Text("no setting differs"),
             Text(),
+            Text(self.advice(), style="bold"),
         ]
-        return Group(*blocks, Text(self.advice(), "bold"))
 
     def page(self) -> str:
         """The same as one page, with curves over each other and the findings of each run."""

@@ -15,9 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from diffusion_policy.cpu import usable_cores
 from diffusion_policy.evaluate.open_loop import joint_error, score_chunks
@@ -29,6 +26,7 @@ from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.stages import Stages
 from diffusion_policy.serve.transport.observations import STATE_NAMES, MessageForm, Observation
 from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, SpecError
+from diffusion_policy.tables import Shown, Table, as_texts
 
 FloatArray = NDArray[np.float64]
 
@@ -109,9 +107,9 @@ class ReplayReport:
             furthest.append(f"{self.furthest_joint:.2f} {self.joint_unit} of a joint")
         return f"{', '.join(mean)} on average", f"{', '.join(furthest)} at step {self.furthest_step}"
 
-    def table(self) -> Group:
+    def table(self) -> list[Shown]:
         """Returns a table for the terminal."""
-        table = Table("", "")
+        table = Table("", "", framed=True)
         mean, furthest = self._apart()
         kind = "the log's own settings" if self.same_settings else "another policy, or other settings"
         for name, value in (
@@ -122,10 +120,10 @@ class ReplayReport:
             ("executed actions differ by", mean),
             ("furthest apart", furthest),
         ):
-            table.add_row(name, value)
+            table.add(name, value)
         demanded = "not equal to the last bit on the same machine" if self.same_machine else f"beyond {TOLERANCE:.0e}"
         verdict = "the log is reproduced" if self.passed else f"NOT reproduced: {demanded}"
-        return Group(table, *map(Text, self.differences), Text(verdict if self.same_settings else "compared"))
+        return [table, *as_texts([*self.differences, verdict if self.same_settings else "compared"])]
 
 
 def read_steps(folder: str | Path) -> tuple[dict[str, Any], list[LoggedStep]]:

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.evaluate.episode_choice import EpisodeChoice, choose_episodes
@@ -38,6 +37,7 @@ from diffusion_policy.serve.engine.wire import Wire
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.stages import Stages
 from diffusion_policy.serve.transport.protocol import MessageForm, Observation
+from diffusion_policy.tables import Column, Table
 
 logger = logging.getLogger(__name__)
 
@@ -165,13 +165,12 @@ class Tuning:
         )
         unit = next((row.joint_unit for row in self.measured if row.joint_unit is not None), None)
         head += () if unit is None else (f"joint {unit}", f"seam {unit}")
-        table = Table("", *head, caption=caption)
-        table.columns[0].no_wrap = True
+        table = Table(Column(whole=True), *head, framed=True, caption=caption)
         for row in self.measured:
             numbers = (row.position_mm, row.rotation_deg, row.event_f1)
             errors, seams = ([_number(value) for value in values] for values in (numbers, (row.seam_mm, row.seam_deg)))
             joints = [] if unit is None else [_number(row.joint), _number(row.seam_joint)]
-            table.add_row(row.candidate.name, *errors, f"{row.p50_ms:.0f}", f"{row.p95_ms:.0f}", *seams, *joints)
+            table.add(row.candidate.name, *errors, f"{row.p50_ms:.0f}", f"{row.p95_ms:.0f}", *seams, *joints)
         return table
 
 

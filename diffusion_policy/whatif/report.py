@@ -7,12 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from diffusion_policy.families.changes import Change
 from diffusion_policy.families.family import ABSENT, Conflict, Impact, Shape
+from diffusion_policy.tables import Shown, Table, Text, numbers
 
 COUNTED = ("loads", "shape_mismatch", "missing_new_init", "unexpected_dropped")
 LISTED = 8  # names of each kind shown in the table; the JSON has all
@@ -174,33 +171,29 @@ class WhatIfReport:
             **lists,
         }
 
-    def table(self) -> RenderableType:
+    def table(self) -> list[Shown]:
         """A table for the terminal: impacts, counts, and the first tensors of each kind that does not load."""
-        verdicts = Table(title=f"what if: {self.title}", title_justify="left", expand=False)
-        for column in ("change", "verdict", "why"):
-            verdicts.add_column(column, overflow="fold")
+        verdicts = Table("change", "verdict", "why", framed=True, title=f"what if: {self.title}")
         for one in self.verdicts:
             why = f"{one.why}\n{one.belief}" if one.belief else one.why
-            verdicts.add_row(str(one.change), Text(str(one.verdict), style=_COLORS[one.verdict]), Text(why))
-        rows: list[RenderableType] = [verdicts]
+            verdicts.add(str(one.change), Text(str(one.verdict), style=_COLORS[one.verdict]), why)
+        rows: list[Shown] = [verdicts]
         if self.comparison is None:
-            return Group(*rows, Text(f"does not construct: {self.error}", style="red"))
+            return [*rows, Text(f"does not construct: {self.error}", style="red")]
         rows += [Text(f"cannot run: {conflict.reason}", style="red") for conflict in self.conflicts]
-        return Group(*rows, _counts_table(self.comparison), *_lists(self.comparison))
+        return [*rows, _counts_table(self.comparison), *_lists(self.comparison)]
 
 
 def _counts_table(comparison: Comparison) -> Table:
     counts = comparison.counts()
     tensors, elements = counts["tensors"], counts["elements"]
-    table = Table(expand=False)
-    for column in ("", "tensors", "elements"):
-        table.add_column(column, justify="left" if not column else "right")
+    table = Table("", *numbers("tensors", "elements"), framed=True)
     for kind in COUNTED:
         size = elements["shape_mismatch_in_model" if kind == "shape_mismatch" else kind]
-        table.add_row(kind.replace("_", " "), f"{tensors[kind]:,}", f"{size:,}")
+        table.add(kind.replace("_", " "), f"{tensors[kind]:,}", f"{size:,}")
     share = elements["pretrained_fraction_of_model"]
     table.add_section()
-    table.add_row("pretrained share of the model", "", f"{share:.2%}")
+    table.add("pretrained share of the model", "", f"{share:.2%}")
     return table
 
 

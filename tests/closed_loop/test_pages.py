@@ -7,7 +7,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from rich.console import Console
+from printed import printed
 
 from diffusion_policy.closed_loop.evaluation import ClosedLoop
 from diffusion_policy.closed_loop.pictures import draw_outcomes
@@ -42,14 +42,8 @@ def results(n: int = 30) -> list[SceneResult]:
     ]  # fmt: skip
 
 
-def printed(table: Any) -> str:
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(table)
-    return " ".join(console.export_text().split())
-
-
 def test_the_table_says_all_of_it() -> None:
-    text = printed(result_table(ClosedLoop(ABOUT, 40, results())))
+    text = " ".join(printed(result_table(ClosedLoop(ABOUT, 40, results()))).split())
     for part in (
         "success 20 of 30 (49-81 %)",
         "grasped 15 of 30",
@@ -67,7 +61,7 @@ def test_the_table_says_all_of_it() -> None:
 
 def test_the_comparison_names_both() -> None:
     better = [SceneResult(result.scene, result.seed, steps=60, success=True) for result in results()]
-    text = printed(comparison_table(compare(results(), better), "old.ckpt", "new.ckpt"))
+    text = " ".join(printed(comparison_table(compare(results(), better), "old.ckpt", "new.ckpt")).split())
     assert "new.ckpt does +33 points" in text
     assert "p = 0.002" in text
 

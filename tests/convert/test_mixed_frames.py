@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from printed import printed
 from trajectory_factory import draw_frame, write_trajectory
 
 from diffusion_policy.convert import ConversionReport, ConversionSettings, convert
@@ -186,8 +187,7 @@ def test_odd_frames_are_counted(tmp_path: Path, name: str) -> None:
     ledger = json.loads((tmp_path / "out.zarr.conversion.json").read_text())
     assert [entry["frame_notes"] for entry in ledger["episodes"]] == [{}, {"image": {note: 3}}, {}]
     assert ledger["totals"]["frames_noted"] == {note: 3}
-    shown = "\n".join(str(part) for part in report.table().renderables)  # type: ignore[union-attr]
-    assert f"frames accepted with a note: 3 with {note}" in shown
+    assert f"frames accepted with a note: 3 with {note}" in printed(report.table())
     found = {finding.code: finding for finding in inspect_recordings(source).findings}["odd-frames"]
     assert (found.severity, found.evidence) == ("note", f"frames accepted with a note: 3 with {note}")
 

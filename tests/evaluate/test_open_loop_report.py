@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from evaluation_factory import write_dataset, write_tiny_checkpoint
-from rich.console import Console
+from printed import printed
 
 from diffusion_policy.evaluate.open_loop_report import (
     COPYCAT,
@@ -39,12 +39,6 @@ def predicting(report: OpenLoopReport, offset: float) -> OpenLoopReport:
     return dataclasses.replace(report, episodes=episodes, scores=score_episodes(episodes))
 
 
-def shown(renderable: object) -> str:
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(renderable)
-    return console.export_text()
-
-
 def test_a_random_policy_is_called_out(report: OpenLoopReport) -> None:
     assert list(report.scores) == [POLICY, "hold pose", "previous action", "mean action", COPYCAT]
     found = report.to_json()
@@ -54,7 +48,7 @@ def test_a_random_policy_is_called_out(report: OpenLoopReport) -> None:
     assert len(found["spread"]["position_mm"]) == 4
     assert found["episodes"] == [0, 1, 2, 3]
     assert any(line.startswith("does not beat 'hold pose' in position mm: ") for line in found["shortcomings"])
-    assert "does not beat 'hold pose' in position mm" in shown(open_loop_table(report))
+    assert "does not beat 'hold pose' in position mm" in printed(open_loop_table(report))
 
 
 def test_baselines_are_scored_where_they_say_something(report: OpenLoopReport) -> None:
@@ -74,11 +68,11 @@ def test_a_perfect_policy_beats_every_baseline(report: OpenLoopReport) -> None:
     assert perfect.scores[POLICY].means() == pytest.approx(
         {"position_mm": 0.0, "rotation_deg": 0.0, "gripper_at_transitions": 0.0, "gripper_f1": 1.0}, abs=1e-4
     )
-    assert "beats every baseline" in shown(open_loop_table(perfect))
+    assert "beats every baseline" in printed(open_loop_table(perfect))
 
 
 def test_the_table_says_where_and_how_sure(report: OpenLoopReport) -> None:
-    said = " ".join(shown(open_loop_table(predicting(report, 0.010))).split())
+    said = " ".join(printed(open_loop_table(predicting(report, 0.010))).split())
     assert "episodes 0, 1, 2, 3; ddim, 2 steps, 2 noise samples at each step" in said
     assert all(phase in said for phase in ("approach", "grasp", "move", "release"))
     assert "position by step of the chunk: 11.5, 11.5, 11.5, 11.5 mm" in said
@@ -111,8 +105,8 @@ def test_checkpoints_are_compared_by_episode(report: OpenLoopReport) -> None:
     assert found["difference"] == pytest.approx(-6.9, abs=1e-6)
     assert found["differs"]
     assert found["interval"][0] <= -6.9 <= found["interval"][1] < 0
-    assert "better" in shown(comparison_table(compare_open_loop(worse, better)))
-    assert "worse" in shown(comparison_table(compare_open_loop(better, worse)))
+    assert "better" in printed(comparison_table(compare_open_loop(worse, better)))
+    assert "worse" in printed(comparison_table(compare_open_loop(better, worse)))
 
 
 def test_one_episode_claims_nothing(report: OpenLoopReport) -> None:
@@ -122,7 +116,7 @@ def test_one_episode_claims_nothing(report: OpenLoopReport) -> None:
     )
     found = compare_open_loop(first, second)
     assert (found["position_mm"]["interval"], found["position_mm"]["differs"]) == (None, False)
-    assert "one episode: no interval" in shown(comparison_table(found))
+    assert "one episode: no interval" in printed(comparison_table(found))
     with pytest.raises(EvaluateError, match=r"compared on different episodes, \[0\] and \[0, 1, 2, 3\]"):
         compare_open_loop(first, report)
 

@@ -7,7 +7,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from diffusion_policy import recipe
 from diffusion_policy.checkpoint import read_checkpoint
@@ -32,10 +31,6 @@ pretrain_demo_policy = door("pretrain_demo_policy")
 
 SHIPPED = REPOSITORY / "data" / "pretrained" / "tabletop_7d.ckpt"
 EVENTS = [[10, "close"], [20, "open"]]
-
-
-def quiet() -> Console:
-    return Console(quiet=True)
 
 
 def test_the_recipe_uses_the_scripts_of_the_readme() -> None:
@@ -116,7 +111,7 @@ def test_a_status_that_is_no_result_is_the_last(
         written = f"import sys; open({str(tmp_path / 'ran')!r}, 'a').write('x'); {program}"
         (tmp_path / f"part_{number}.py").write_text(written)
     steps = [recipe.Step("part", (f"scripts/part_{n}.py",), accepted) for n in range(3)]
-    played = recipe.run_recipe(steps, quiet())
+    played = recipe.run_recipe(steps)
     assert played.statuses == statuses
     assert len(played.seconds) == len(statuses)
     assert (tmp_path / "ran").read_text() == "x" * len(statuses)

@@ -20,7 +20,7 @@ VALIDATED = {
 @pytest.fixture
 def screen(monkeypatch):
     """A terminal of 80 columns."""
-    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    console = Console(file=io.StringIO(), force_terminal=True, force_interactive=True, width=80)
     monkeypatch.setattr(rich, "_console", console)
     return console.file
 
@@ -32,7 +32,7 @@ def shown(screen):
 def test_everything_is_there_in_eighty_columns(screen):
     with TrainingBar(28_200, 100, 200) as bar:
         bar.update(101, 0, 2.0, 0.0)  # no rate after the first update
-        bar._bar.refresh()
+        bar._bar._bar.refresh()
         assert "loss 2.0000" in "".join(shown(screen))
         assert " 0 samples/s" not in "".join(shown(screen))
         bar.update(28_100, 198, 0.01234, 4000.0)

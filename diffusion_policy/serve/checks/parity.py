@@ -17,9 +17,6 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from diffusion_policy.checkpoint import load_policy
 from diffusion_policy.errors import WorkspaceError
@@ -34,6 +31,7 @@ from diffusion_policy.serve.transport.protocol import array_from_json
 from diffusion_policy.spec import StepTransform, arms_of, default_names
 from diffusion_policy.spec.action_layout import Arm
 from diffusion_policy.storage import file_sha256
+from diffusion_policy.tables import Shown, Table, as_texts
 
 Array = NDArray[Any]
 Images = dict[str, NDArray[np.uint8]]
@@ -92,11 +90,11 @@ class ParityReport:
             entry |= {name: entry[name] if np.isfinite(entry[name]) else None for name in ("largest", "mean")}
         return {**found, "passed": self.passed}
 
-    def table(self) -> Group:
+    def table(self) -> list[Shown]:
         """Returns a table for the terminal."""
-        table = Table("input", "largest difference", "mean", "culprit")
+        table = Table("input", "largest difference", "mean", "culprit", framed=True)
         for entry in self.keys:
-            table.add_row(entry.key, f"{entry.largest:.3g}", f"{entry.mean:.3g}", entry.culprit or "equal")
+            table.add(entry.key, f"{entry.largest:.3g}", f"{entry.mean:.3g}", entry.culprit or "equal")
         lines = [f"{self.requests} requests; {'the inputs agree' if self.passed else 'NOT equal'}"]
         if self.action_difference is not None:
             lines.append(f"actions differ by at most {self.action_difference:.2e}")
@@ -104,7 +102,7 @@ class ParityReport:
             lines.append("frames were sent at the policy's own size: the server's resize was not tested")
         if self.same_checkpoint is False:
             lines.append("the server serves another checkpoint than the one given")
-        return Group(table, *map(Text, lines))
+        return [table, *as_texts(lines)]
 
 
 @dataclass
