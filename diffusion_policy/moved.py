@@ -32,6 +32,7 @@ MOVED = {
     "model.kernels": "model.cpu.kernels",
     "serve.arrays": "serve.transport.arrays",
     "serve.cameras": "serve.checks.cameras",
+    "serve.client_messages": "serve.client.messages",
     "serve.compute_threads": "serve.engine.compute_threads",
     "serve.cuda_graph": "serve.engine.cuda_graph",
     "serve.fast_path": "serve.engine.fast_path",

@@ -38,6 +38,7 @@ from diffusion_policy.serve.engine import Engine
 from diffusion_policy.serve.settings import ServeSettings
 from diffusion_policy.serve.stages import GivenUpError, Stages
 from diffusion_policy.serve.step_lines import describe_observation, loggable, times_of, without_step
+from diffusion_policy.serve.transport.continuation import CONTINUATIONS, REQUEST_ID, check_supported
 from diffusion_policy.serve.transport.inbox import is_superseded
 from diffusion_policy.serve.transport.protocol import (
     ENDING,
@@ -120,7 +121,9 @@ class Session:
         self._gripper = settings.gripper
         self._grippers: deque[float] = deque(maxlen=1000)  # as measured, to infer their scale
         self._layout = engine.form.layout
-        self._cameras = CameraMonitors.of(engine.describe(), settings, engine.form)
+        described = engine.describe()
+        self._cameras = CameraMonitors.of(described, settings, engine.form)
+        self._continuations = tuple(described.get(CONTINUATIONS, ()))
         self._warned: set[str] = set()
         self._served: ServedChunk | None = None
         self._step, self._episode, self._requests = 0, 0, 0
@@ -248,6 +251,7 @@ class Session:
             case Observation():
                 scale = self._gripper.measured or self._gripper.command
                 observation = self._engine.form.with_grippers(message, scale.to_internal)
+                observation = self._engine.form.with_continued(observation, self._gripper.command.to_internal)
                 if observation.inspect:
                     return self._inspect(observation, arrival)
                 return self._act(observation, arrival, ticket)
@@ -269,6 +273,7 @@ class Session:
             self._begin_episode()
         line = self._describe(observation, arrival)
         try:
+            check_supported(observation.continuation, self._continuations)
             age = self._freshness.check(observation, arrival.received, time.monotonic())
             remainder = None if self._served is None else self._served.remainder(now, hz)
             with stages.measure("decode"):
@@ -339,6 +344,7 @@ class Session:
         actions = self._layout.replaced(guarded.actions, grippers=commands)
         return {
             **action_reply(actions),
+            **({} if observation.request_id is None else {REQUEST_ID: observation.request_id}),
             "step": self._step,
             "timestamps": [start + i / hz for i in range(len(guarded.actions))],
             "interventions": dict(guarded.interventions),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusion_policy.serve.engine.policy_engine import FloatArray
+from diffusion_policy.serve.transport.continuation import REQUEST_ID
 from diffusion_policy.serve.transport.protocol import Observation
 from diffusion_policy.serve.transport.request import Arrival
 from diffusion_policy.spec import INTERVENTION
@@ -26,7 +27,10 @@ def describe_observation(observation: Observation, arrival: Arrival) -> dict[str
     }
     if observation.intervention:
         measured[INTERVENTION] = True
-    return {"input": measured, **times}
+    if observation.continuation is not None:
+        measured["continuation"] = observation.continuation.to_message()
+    named = {} if observation.request_id is None else {REQUEST_ID: observation.request_id}
+    return {**named, "input": measured, **times}
 
 
 def times_of(arrival: Arrival) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def answering_frames(answer: Any) -> Iterator[int]:
 
 @pytest.mark.parametrize("kind", ["line", "websocket"])
 def test_a_client_connects_again_when_the_server_is_back(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffusion_policy.serve.client._RETRY_S", 0.1)
+    monkeypatch.setattr("diffusion_policy.serve.client.connections._RETRY_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as line, socket.create_server(("127.0.0.1", 0)) as other:
         ports = [probe.getsockname()[1] for probe in (line, other)]
     chosen = settings(None, f"port={ports[0]}", f"websocket_port={ports[1]}")

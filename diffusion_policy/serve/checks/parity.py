@@ -25,7 +25,7 @@ from diffusion_policy.policy.noise import window_noise
 from diffusion_policy.policy.robot_answer import robot_answer
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.serve.client import LineClient, observation
-from diffusion_policy.serve.client_messages import Asked
+from diffusion_policy.serve.client.messages import Asked
 from diffusion_policy.serve.engine.wire import Wire
 from diffusion_policy.serve.transport.protocol import array_from_json
 from diffusion_policy.spec import StepTransform, arms_of, default_names

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_policy.serve.transport.continuation import Continuation
 from diffusion_policy.spec import POSE, POSE_GRIPPER, ActionLayout, ImageArray
 
 FloatArray = NDArray[np.float64]
@@ -37,6 +38,8 @@ class Observation:
         decoded: frames (H, W, 3) uint8 RGB of the images as far as they are decoded already; None for the others.
         intervention: a person drives at the newest step.
         measured: (To, D) states of a layout that is no pose and gripper.
+        request_id: the client's name of the request.
+        continuation: what remains of the chunk that the arm is executing.
     """
 
     images: tuple[bytes | ImageArray, ...]
@@ -48,6 +51,8 @@ class Observation:
     decoded: tuple[ImageArray | None, ...] | None = None
     intervention: bool = False
     measured: FloatArray | None = None
+    request_id: str | None = None
+    continuation: Continuation | None = None
 
     @property
     def states(self) -> FloatArray:
@@ -94,3 +99,11 @@ class MessageForm:
             return replace(observation, grippers=convert(observation.grippers))
         grippers = convert(self.layout.grippers(observation.measured))
         return replace(observation, measured=self.layout.replaced(observation.measured, grippers=grippers))
+
+    def with_continued(self, observation: Observation, convert: Callable[[FloatArray], FloatArray]) -> Observation:
+        """Returns the observation with the grippers of the chunk that it continues converted to another scale."""
+        if observation.continuation is None:
+            return observation
+        actions = observation.continuation.actions
+        converted = self.layout.replaced(actions, grippers=convert(self.layout.grippers(actions)))
+        return replace(observation, continuation=observation.continuation.with_actions(converted))

@@ -5,6 +5,8 @@
     -> {"type": "observation", "images": [base64 JPEG, oldest first], "poses": [[7] ...], "grippers": [[1] ...],
         "timestamps": [s ...], "send_timestamp": unix s}      <- {"type": "action", "action": [[8] ...]}
         optional: "intervention": true, a person drives in place of the policy (it is logged, and changes no answer)
+                  "request_id": text, which the log and the answer repeat
+                  "continuation": how the answer continues the chunk under execution, see ``transport.continuation``
                                                               <- {"type": "error", "code": ..., "message": ...}
 
 That is the form of a policy whose action is a pose and a gripper, with one camera. For any other action, metadata holds
@@ -28,45 +30,22 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.geometry import SERVED_NORM_SLACK, check_unit_quaternions
+from diffusion_policy.serve.transport.continuation import REQUEST_ID, read_continuation, read_request_id
+from diffusion_policy.serve.transport.errors import ENDING as ENDING
+from diffusion_policy.serve.transport.errors import ErrorCode as ErrorCode
+from diffusion_policy.serve.transport.errors import ProtocolError as ProtocolError
 from diffusion_policy.serve.transport.observations import MessageForm as MessageForm
 from diffusion_policy.serve.transport.observations import Observation as Observation
 from diffusion_policy.spec import INTERVENTION, POSE, ActionLayout, ImageArray, SpecError
 
 DEFAULT_PORT = 8007
-
-ErrorCode = Literal[
-    "malformed",  # not one JSON object a line, or fields of the wrong type
-    "oversized",  # more bytes or pixels than the limits allow
-    "unknown_type",  # a message type this server does not know
-    "wrong_frames",  # not n_obs_steps images, poses, grippers and timestamps, or other cameras
-    "bad_image",  # does not decode
-    "bad_state",  # NaN, or a quaternion that is none
-    "stale",  # older than the limit, or older than the one before
-    "superseded",  # a newer observation was waiting when its turn came
-    "late",  # the answer took longer than its deadline, or the client was gone by then
-    "rate",  # more messages a second than the limits allow
-    "refused",  # the motion guard lets nothing of the chunk out
-    "busy",  # another robot is being served
-    "unauthorized",  # no token, or a wrong one
-    "internal",  # an unforeseen failure; the session ends
-]
-# After these the connection is closed: framing or trust is lost, or another session holds the robot lock.
-ENDING: frozenset[ErrorCode] = frozenset({"oversized", "busy", "unauthorized", "internal"})
-
-
-class ProtocolError(WorkspaceError):
-    """A refused message; ``code`` is sent to the client and logged."""
-
-    def __init__(self, code: ErrorCode, message: str) -> None:
-        super().__init__(message)
-        self.code: ErrorCode = code
 
 
 @dataclass(frozen=True)
@@ -169,6 +148,8 @@ def parse_observation(message: Mapping[str, Any], form: MessageForm, limits: Lim
         send_timestamp=None if sent is None else float(_numbers([sent], (1,), "send_timestamp")[0]),
         inspect=message.get("type") == "inspect",
         intervention=intervention,
+        request_id=read_request_id(message.get(REQUEST_ID)),
+        continuation=read_continuation(message.get("continuation"), len(layout.names)),
     )
 
 

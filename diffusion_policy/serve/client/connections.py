@@ -1,14 +1,4 @@
-"""Clients of the server, for the robot's computer; they need neither torch nor the policy.
-
-    with LineClient("127.0.0.1") as policy:
-        policy.reset()
-        chunk = policy.infer(images, poses, grippers, timestamps)     # raises ServerError: hold the pose
-        # with other state names (``policy.metadata["state_names"]``) or several cameras:
-        chunk = policy.infer({"front": [...], "wrist": [...]}, states=states, timestamps=timestamps)
-        for action in chunk.due(time.time()): ...
-
-Both transports return the same :class:`Chunk`. It holds the time of each action, on the client's own clock, so the past
-actions of a late chunk are skipped instead of moving the arm back.
+"""Clients of the server by line and by WebSocket; both return the same ``Chunk``.
 
 Any failure, of the arguments of ``infer``, of the connection or of the reply, is a ServerError, so that one ``except``
 holds the arm. After a lost connection the next call connects again.
@@ -29,11 +19,18 @@ from numpy.typing import ArrayLike
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from diffusion_policy.serve.client_messages import Asked, Chunk, Images, ServerError, observation, read_chunk
+from diffusion_policy.serve.client.messages import (
+    Asked,
+    Chunk,
+    Images,
+    ServerError,
+    extra_entries,
+    observation,
+    read_chunk,
+)
 from diffusion_policy.serve.transport.arrays import pack, unpack
+from diffusion_policy.serve.transport.continuation import Continuation
 from diffusion_policy.serve.transport.protocol import DEFAULT_PORT, ProtocolError
-
-__all__ = ["Chunk", "LineClient", "ServerError", "WebSocketClient", "observation"]
 
 _FAILURES = (WebSocketException, OSError)  # a timeout is an OSError
 # Seconds between two attempts to connect again.
@@ -59,6 +56,17 @@ class _Client:
 
     def _disconnect(self) -> None:
         """Closes the connection, so that a late reply is not taken for the next one."""
+        raise NotImplementedError
+
+    def interrupt(self) -> None:
+        """Ends a call that waits in another thread, which raises ServerError; the next call connects again."""
+        waiting = self._raw_socket()
+        if waiting is not None:
+            with contextlib.suppress(OSError):  # it was closed meanwhile
+                waiting.shutdown(socket.SHUT_RDWR)
+
+    def _raw_socket(self) -> socket.socket | None:
+        """The socket of the connection, if there is one."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -114,6 +122,8 @@ class LineClient(_Client):
         timestamps: ArrayLike | None = None,
         *,
         states: ArrayLike | None = None,
+        request_id: str | None = None,
+        continuation: Continuation | None = None,
     ) -> Chunk:
         """Requests an action chunk.
 
@@ -121,12 +131,17 @@ class LineClient(_Client):
             images: To encoded JPEGs, oldest first; for several cameras, a mapping of key to JPEGs.
             poses: (To, 7); grippers: (To, 1); timestamps: (To,) seconds on this machine's clock.
             states: (To, D) in place of poses and grippers, in the order of the metadata's ``state_names``.
+            request_id: name of this request, by which logs of client and server are joined.
+            continuation: what remains of the chunk under execution, for a policy that continues it.
 
         Raises:
             ServerError: there is no action: the server refuses or is unreachable, or arguments or reply are invalid.
         """
         asked = Asked.of(self.metadata)
-        message = observation("observation", images, poses, grippers, timestamps, states=states, asked=asked)
+        extras = extra_entries(request_id, continuation)
+        message = observation(
+            "observation", images, poses, grippers, timestamps, states=states, asked=asked, extras=extras
+        )
         return read_chunk(self.ask(message), "action", asked.width)
 
     def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,6 +190,9 @@ class LineClient(_Client):
             raise ServerError(str(reply.get("code", "unknown")), str(reply.get("message", "without a message")))
         return reply
 
+    def _raw_socket(self) -> socket.socket | None:
+        return self._socket
+
     def _disconnect(self) -> None:
         if self._socket is not None:
             self._lines.close()
@@ -204,12 +222,15 @@ class WebSocketClient(_Client):
         timestamps: ArrayLike | None = None,
         *,
         states: ArrayLike | None = None,
+        request_id: str | None = None,
+        continuation: Continuation | None = None,
     ) -> Chunk:
         """Requests an action chunk as :meth:`LineClient.infer`; images may also be raw RGB frames (H, W, 3) uint8."""
         asked = Asked.of(self.metadata)
         numbers = asked.numbers(poses, grippers, timestamps, states)
         frames = asked.frames(images, (bytes, np.ndarray), len(numbers["timestamps"]))
-        reply = self.ask({"type": "observation", "images": frames, "send_timestamp": time.time(), **numbers})
+        extras = extra_entries(request_id, continuation)
+        reply = self.ask({"type": "observation", "images": frames, "send_timestamp": time.time(), **numbers, **extras})
         return read_chunk(reply, "actions", asked.width)
 
     def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -255,6 +276,9 @@ class WebSocketClient(_Client):
         if not isinstance(reply, dict):
             raise ServerError("malformed", f"the answer is {type(reply).__name__}; expected a map")
         return reply
+
+    def _raw_socket(self) -> socket.socket | None:
+        return None if self._socket is None else self._socket.socket
 
     def _disconnect(self) -> None:
         self._open.close()

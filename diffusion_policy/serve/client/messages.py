@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.serve.transport.continuation import REQUEST_ID, Continuation
 from diffusion_policy.serve.transport.observations import STATE_NAMES
 from diffusion_policy.spec import POSE, POSE_GRIPPER
 
@@ -125,8 +126,15 @@ def observation(
     *,
     states: ArrayLike | None = None,
     asked: Asked = Asked(None, ("image",)),
+    extras: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Builds a message of the line protocol: "observation", or "inspect".
+
+    Args:
+        kind: its type.
+        images, poses, grippers, timestamps, states: as for ``LineClient.infer``.
+        asked: the form that the server expects.
+        extras: optional entries, see ``extra_entries``.
 
     Raises:
         ServerError: the values are not an observation as the server expects it; nothing is sent.
@@ -138,7 +146,14 @@ def observation(
         "images": _base64(frames) if isinstance(frames, list) else {key: _base64(own) for key, own in frames.items()},
         **{name: value.tolist() for name, value in numbers.items()},
         "send_timestamp": time.time(),
+        **(extras or {}),
     }
+
+
+def extra_entries(request_id: str | None, continuation: Continuation | None) -> dict[str, Any]:
+    """Returns the optional entries of an observation, as far as they are given."""
+    named = {} if request_id is None else {REQUEST_ID: request_id}
+    return named if continuation is None else {**named, "continuation": continuation.to_message()}
 
 
 def _base64(images: Sequence[bytes]) -> list[str]:

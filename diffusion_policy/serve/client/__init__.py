@@ -1,0 +1,50 @@
+"""What runs on the robot's computer: clients of the server, and the control loop between them and an arm.
+
+    with LineClient("127.0.0.1") as policy:
+        policy.reset()
+        chunk = policy.infer(images, poses, grippers, timestamps)     # raises ServerError: hold the pose
+        # with other state names (``policy.metadata["state_names"]``) or several cameras:
+        chunk = policy.infer({"front": [...], "wrist": [...]}, states=states, timestamps=timestamps)
+        for action in chunk.due(time.time()): ...
+
+    arm                 what a robot offers: observe, move, hold, stop
+    clock               real time, and time that tests and simulations advance
+    observation_buffer  readings of cameras and arm, aligned by capture time; a camera that stopped is noticed
+    connections         the clients, by line and by WebSocket
+    messages            what they send and receive, checked
+
+Neither torch, zarr, diffusers nor OpenCV is imported, so ``pip install --no-deps diffusion-policy`` beside
+``numpy scipy msgpack websockets`` is all that a robot's computer needs (docs/on_the_arm.md).
+"""
+
+from diffusion_policy.serve.client.arm import Arm, ArmError, Picture, Reading
+from diffusion_policy.serve.client.clock import Clock, RealClock, VirtualClock
+from diffusion_policy.serve.client.connections import LineClient, WebSocketClient
+from diffusion_policy.serve.client.messages import Chunk, ServerError, observation
+from diffusion_policy.serve.client.observation_buffer import (
+    AlignedObservation,
+    BufferSettings,
+    DoubtError,
+    ObservationBuffer,
+)
+from diffusion_policy.serve.transport.continuation import Continuation
+
+__all__ = [
+    "AlignedObservation",
+    "Arm",
+    "ArmError",
+    "BufferSettings",
+    "Chunk",
+    "Clock",
+    "Continuation",
+    "DoubtError",
+    "LineClient",
+    "ObservationBuffer",
+    "Picture",
+    "Reading",
+    "RealClock",
+    "ServerError",
+    "VirtualClock",
+    "WebSocketClient",
+    "observation",
+]

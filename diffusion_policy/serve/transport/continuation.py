@@ -1,0 +1,116 @@
+"""How a requested chunk is to continue the one that the arm is executing: an optional part of an observation.
+
+    "continuation": {"mode": "rtc", "actions": [[D] ...], "committed": 4}
+
+Row i of ``actions`` is what remains of the chunk under execution for the time of the newest observation plus i control
+periods, as row i of the answer's ``action`` is. The first ``committed`` rows will have been executed when the answer
+arrives. A server whose policy has no such mode answers ``unsupported``; ``continuations`` of its metadata names those
+that it has. Nothing falls back to a plain request.
+
+Legend of shapes: m remaining steps, D numbers of an action as messages carry it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.serve.transport.errors import ProtocolError
+
+FloatArray = NDArray[np.float64]
+Mode = Literal["warm_start", "rtc"]
+MODES: tuple[str, ...] = get_args(Mode)
+CONTINUATIONS = "continuations"  # of metadata: modes that the server has
+REQUEST_ID = "request_id"  # of an observation: text of the client's, in its own log, the server's log and the answer
+# Rows and characters that a message may hold; a horizon is 8 to 64 steps.
+_MOST_ROWS = 1024
+_LONGEST_ID = 64
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What remains of the chunk under execution.
+
+    Attributes:
+        mode: ``warm_start``: denoising starts from these actions; ``rtc``: the committed ones are kept while the others
+            are denoised (real-time chunking).
+        actions: (m, D) absolute, rotations as quaternions; row i is for the newest observation's time plus i periods.
+        committed: number of first rows that are executed before the answer arrives, 0 to m.
+    """
+
+    mode: Mode
+    actions: FloatArray
+    committed: int
+
+    def to_message(self) -> dict[str, Any]:
+        """Returns the entry of an observation message, plain JSON."""
+        return {"mode": self.mode, "actions": self.actions.tolist(), "committed": self.committed}
+
+    def with_actions(self, actions: FloatArray) -> Continuation:
+        """Returns the same continuation of other actions (m, D)."""
+        return replace(self, actions=actions)
+
+
+def read_continuation(entry: Any, width: int) -> Continuation | None:
+    """Reads the untrusted entry of an observation; None where there is none.
+
+    Args:
+        entry: as decoded.
+        width: D.
+
+    Raises:
+        ProtocolError: malformed, or bad_state for NaN and infinity.
+    """
+    if entry is None:
+        return None
+    if not isinstance(entry, dict) or entry.get("mode") not in MODES:
+        found = repr(entry.get("mode"))[:40] if isinstance(entry, dict) else type(entry).__name__
+        raise ProtocolError("malformed", f"continuation is {found}; expected an object with mode {' or '.join(MODES)}")
+    rows, committed = entry.get("actions"), entry.get("committed")
+    if isinstance(rows, np.ndarray):
+        rows = rows.tolist()
+    if not isinstance(rows, list) or not 0 < len(rows) <= _MOST_ROWS:
+        raise ProtocolError("malformed", f"continuation.actions is no list of 1 to {_MOST_ROWS} actions")
+    if not all(isinstance(row, list) and len(row) == width and all(map(_is_number, row)) for row in rows):
+        raise ProtocolError("malformed", f"continuation.actions holds a row that is not {width} numbers")
+    if type(committed) is not int or not 0 <= committed <= len(rows):
+        raise ProtocolError("malformed", f"continuation.committed is not a whole number from 0 to {len(rows)}")
+    try:
+        actions = np.array(rows, dtype=np.float64)
+    except OverflowError as error:
+        raise ProtocolError("malformed", f"continuation.actions: {error}") from error
+    if not np.isfinite(actions).all():
+        raise ProtocolError("bad_state", "continuation.actions holds NaN or infinity")
+    return Continuation(entry["mode"], actions, committed)
+
+
+def read_request_id(value: Any) -> str | None:
+    """Reads a client's name of its request, printable ASCII; ProtocolError (malformed) otherwise."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_ID or not (value.isascii() and value.isprintable()):
+        raise ProtocolError("malformed", f"{REQUEST_ID} is not 1 to {_LONGEST_ID} printable ASCII characters")
+    return value
+
+
+def check_supported(continuation: Continuation | None, supported: Collection[str]) -> None:
+    """Refuses a mode that the served policy lacks.
+
+    Raises:
+        ProtocolError: unsupported.
+    """
+    if continuation is not None and continuation.mode not in supported:
+        offered = " and ".join(sorted(supported)) or "none"
+        raise ProtocolError(
+            "unsupported",
+            f"the served policy cannot continue a chunk by {continuation.mode}; it offers {offered}: ask without a "
+            "continuation (chunk strategy skip or ensemble)",
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
