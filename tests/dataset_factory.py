@@ -8,6 +8,7 @@ import numcodecs
 import numpy as np
 import zarr
 
+from diffusion_policy.dataset.content_hash import EPISODES
 from diffusion_policy.dataset.image_codecs import image_codec
 from diffusion_policy.dataset.replay_buffer import (
     STORE_EVERY_CHUNK,
@@ -91,3 +92,12 @@ def pack(folder: Path, archive: Path, method: int = zipfile.ZIP_STORED, top: str
             if file.is_file():
                 packed.write(file, Path(top) / file.relative_to(folder))
     return archive
+
+
+def tell(path: Path, *said: dict[str, Any]) -> Path:
+    """Add to a dataset what its recordings said of each episode: tasks, success, interventions."""
+    buffer = ReplayBuffer.open(path, mode="r+")
+    found: Any = buffer.root.attrs.get(EPISODES)
+    described = found or [{"name": f"episode_{i:04d}", "number": i} for i in range(buffer.n_episodes)]
+    buffer.root.attrs[EPISODES] = [{**entry, **more} for entry, more in zip(described, said, strict=True)]
+    return path

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from diffusion_policy import __version__
 from diffusion_policy.convert.existing import HEMISPHERE, ExistingDataset
 from diffusion_policy.convert.frames import look_again
-from diffusion_policy.convert.ledger import ConversionReport, EpisodeEntry, told_of
+from diffusion_policy.convert.ledger import ConversionReport, EpisodeEntry
 from diffusion_policy.convert.placement import leave_frames, place_frames, put_in_place
 from diffusion_policy.convert.publication import Progress, publish
 from diffusion_policy.convert.quaternions import majority_hemisphere, turn_toward
@@ -46,6 +46,7 @@ from diffusion_policy.dataset.replay_buffer import (
     image_layout,
     low_dim_layout,
 )
+from diffusion_policy.dataset.told import Told
 from diffusion_policy.places import is_remote, place
 from diffusion_policy.recording import ArrayNames
 from diffusion_policy.spec import ActionLayout, action_semantics
@@ -209,7 +210,7 @@ def _stored_frames(
 
 def _describe(episode: StagedEpisode, rows: Rows, digests: Mapping[str, NDArray[np.uint8]]) -> list[dict[str, Any]]:
     """Name, number, recorded steps and hashes of each episode that a recording becomes; several if it is split."""
-    described, first = [], 0
+    described, first, told = [], 0, Told.from_json(episode.entry.told)
     for start, end in episode.entry.kept:
         part = slice(first, first + end - start)
         first = part.stop
@@ -217,7 +218,7 @@ def _describe(episode: StagedEpisode, rows: Rows, digests: Mapping[str, NDArray[
         frames = {camera: [digest.tobytes() for digest in found[part]] for camera, found in digests.items()}
         hashes = {EPISODE_HASH: episode_sha256(numbers, frames), ARRAY_HASHES: array_sha256(numbers, frames)}
         named = {"name": episode.entry.name, "number": episode.entry.number, "recording": episode.entry.recording}
-        described.append({**named, "steps": [start, end], **told_of(episode.entry.told, start, end), **hashes})
+        described.append({**named, "steps": [start, end], **told.within(start, end).as_json(), **hashes})
     return described
 
 

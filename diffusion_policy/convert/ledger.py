@@ -89,15 +89,6 @@ def entry_as_json(entry: EpisodeEntry) -> dict[str, Any]:
     return written
 
 
-def told_of(told: Mapping[str, Any], start: int, end: int) -> dict[str, Any]:
-    """What a recording tells of its steps `start` to `end`, interventions counted from `start`."""
-    found = dict(told)
-    if "interventions" in found:
-        inside = ((max(first, start), min(last, end)) for first, last in found["interventions"])
-        found["interventions"] = [[first - start, last - start] for first, last in inside if first < last]
-    return found
-
-
 def entry_from_json(value: Mapping[str, Any]) -> EpisodeEntry:
     """The inverse of `entry_as_json` through JSON."""
     read = dict(value)

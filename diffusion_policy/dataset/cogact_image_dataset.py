@@ -26,6 +26,7 @@ from diffusion_policy.dataset.gripper_columns import ScaleSetting, scale_of_each
 from diffusion_policy.dataset.joined_datasets import dataset_paths
 from diffusion_policy.dataset.observations import prepare
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, DatasetError
+from diffusion_policy.dataset.sampling import Share, read_sampling
 from diffusion_policy.dataset.sources import open_source
 from diffusion_policy.dataset.window_actions import WindowActions
 from diffusion_policy.dataset.windows import IndexArray, Mask, Windows, cut_windows, thin_episodes, validation_episodes
@@ -55,7 +56,8 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         max_train_episodes: at most so many training episodes of each dataset, drawn at random.
         cache: where prepared observations are kept: none, memory, mmap or device (see `observations`).
         device: of cache: device.
-        weights: per dataset, its part in what `sample_weights` draws; by number of windows if not given.
+        weights: part of the draws that each dataset (a list) or each task (a mapping; "others" stands for those not
+            named) has; by number of windows if not given (see `sampling`).
         only_episodes: names ("episode_0066") of those that are used; all by default.
         exclude_episodes: names of episodes that are not used. Neither filter changes the validation split.
         gripper_scale: that the gripper is stored in where it is not 0 (closed) to 1 (open) (`gripper_scale`): one name,
@@ -96,7 +98,7 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         max_train_episodes: int | None = None,
         cache: str = "none",
         device: str = "cuda",
-        weights: Sequence[float] | None = None,
+        weights: Sequence[float] | Mapping[str, float] | None = None,
         only_episodes: Sequence[str] | None = None,
         exclude_episodes: Sequence[str] = (),
         gripper_scale: ScaleSetting = None,
@@ -122,7 +124,7 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         self._thinning = max_train_episodes, seed
         drawn = [validation_episodes(len(source.episode_ends), val_ratio, seed) for source in self._sources]
         self._divide(np.concatenate(drawn))
-        self._weights = _checked_weights(weights, len(paths))
+        self._sampling = read_sampling(weights, self._sources)
         self._use(self.train_episodes)
         if len(self) == 0:
             raise DatasetError(
@@ -236,14 +238,21 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
 
     @property
     def sample_weights(self) -> NDArray[np.float64] | None:
-        """(W,) how often to draw each window, so that each dataset has its part; None where all count alike."""
-        if self._weights is None:
-            return None
-        firsts = np.cumsum([0, *(source.n_steps for source in self._sources[:-1])])
-        source_of = np.searchsorted(firsts, self.windows.low, side="right") - 1
-        counts = np.bincount(source_of, minlength=len(firsts))
-        weights: NDArray[np.float64] = (np.asarray(self._weights) / np.maximum(counts, 1))[source_of]
-        return weights / weights.sum()
+        """(W,) how often to draw each window, so that each dataset or task has its part; None where all count alike.
+
+        Raises:
+            DatasetError: no window is left of any that has a part.
+        """
+        return self._sampling.of_windows(self._episode_of)
+
+    def shares(self, draws: int) -> tuple[Share, ...]:
+        """What each dataset or task comes to in an epoch of so many draws; one entry where nothing is shared out."""
+        return self._sampling.shares(self._episode_of, draws)
+
+    @property
+    def _episode_of(self) -> IndexArray:
+        """(W,) number of each window's episode."""
+        return np.searchsorted(self.episode_ends, self.windows.low, side="right")
 
     def _use(self, episodes: Mask) -> None:
         self.windows = cut_windows(self.episode_ends, episodes=episodes, **self._span)
@@ -272,14 +281,6 @@ def _check_conversions(spec: StepSpec, rotation: str | None, relative_actions: b
                 f"what the policy predicts: leave shape_meta.action.{entry} at ${{task.dataset.{setting}}}, as in "
                 "config/task/"
             )
-
-
-def _checked_weights(weights: Sequence[float] | None, n_sources: int) -> tuple[float, ...] | None:
-    if weights is None:
-        return None
-    if len(weights) != n_sources or min(weights) < 0 or sum(weights) <= 0:
-        raise DatasetError(f"weights are {list(weights)}; expected {n_sources} numbers, none negative, not all zero")
-    return tuple(float(weight) for weight in weights)
 
 
 def _some(names: Sequence[str]) -> str:

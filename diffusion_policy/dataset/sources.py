@@ -21,6 +21,7 @@ from diffusion_policy.cpu import usable_cores
 from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.dataset.recorded_frames import recorded_frames
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, DatasetError, ReplayBuffer
+from diffusion_policy.dataset.told import told_of
 from diffusion_policy.dataset.windows import IndexArray
 from diffusion_policy.gripper_scale import DeclaredScales
 from diffusion_policy.pose_check import order_fault, pose_faults
@@ -52,6 +53,7 @@ class Source:
         gripper_scale: name of the scale that its gripper is stored in and converted from; None where it is 0..1.
         content: changes when the images do.
         frame_sizes: per camera, (width, height) of its pictures before a conversion resized them; empty where unknown.
+        tasks: (E,) what each episode was recorded for, in words; empty where nobody said.
     """
 
     path: str
@@ -63,6 +65,7 @@ class Source:
     content: str
     gripper_scale: str | None = None
     frame_sizes: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
 
     @property
     def n_steps(self) -> int:
@@ -98,6 +101,7 @@ def open_source(path: str | Path, spec: StepSpec, gripper_scale: DeclaredScales 
         content=str(buffer.root.attrs.get("content_sha256", "")),
         gripper_scale=_stored_scale(buffer),
         frame_sizes=recorded_sizes(buffer, [camera.key for camera in spec.rgb]),
+        tasks=tuple(told.task for told in told_of(buffer)),
     )
 
 

@@ -37,6 +37,7 @@ from diffusion_policy.dataset.replay_buffer import (
     ReplayBuffer,
     create_array,
 )
+from diffusion_policy.dataset.told import Told
 from diffusion_policy.edit import LEDGER, EditError
 from diffusion_policy.edit.plan import EditPlan, Span
 from diffusion_policy.storage import link, whole_folder, write_json
@@ -198,12 +199,14 @@ def _describe(span: Span, rows: Mapping[str, NDArray[Any]], digests: Mapping[str
     recorded = described.get("steps")
     first = int(recorded[0]) if isinstance(recorded, list) and recorded else 0
     kept = {key: described[key] for key in ("name", "number", "recording") if key in described}
+    told = Told.from_json(described).within(*span.steps)
     return {
         "name": span.episode.name,
         "number": span.episode.number,
         "recording": "",
         **kept,
         "steps": [first + span.steps[0], first + span.steps[1]],
+        **told.as_json(),
         EPISODE_HASH: episode_sha256(rows, digests),
         ARRAY_HASHES: array_sha256(rows, digests),
     }

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_policy.dataset.content_hash import EPISODES
 from diffusion_policy.dataset.errors import DatasetError
 from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, TIMESTAMP_KEY, ReplayBuffer
+from diffusion_policy.dataset.told import Told, told_of
 from diffusion_policy.gripper_scale import DeclaredScales
-from diffusion_policy.recording import Told
 from diffusion_policy.spec import ActionLayout
 
 _FRAMES_AT_A_TIME = 32
@@ -130,23 +128,9 @@ class DatasetEpisodes:
         action = self.buffer.columns(ACTION_KEY, self.action_names)
         states = [self.buffer.columns(key, self.buffer.names(key)) for key in self.state_keys]
         state = np.concatenate(states, axis=1) if states else np.zeros((len(action), 0))
-        first = 0
+        told, first = told_of(self.buffer), 0
         for number, end in enumerate(self.buffer.episode_ends.tolist()):
             rows = slice(first, end)
-            told = self.told.get(number) or _told(self.buffer, number)
-            yield Episode(state[rows].astype(np.float32), action[rows].astype(np.float32), told, number, first)
+            said = self.told.get(number, told[number])
+            yield Episode(state[rows].astype(np.float32), action[rows].astype(np.float32), said, number, first)
             first = end
-
-
-def _told(buffer: ReplayBuffer, number: int) -> Told:
-    """What the dataset's conversion was told of an episode."""
-    described = buffer.root.attrs.get(EPISODES)
-    found: Mapping[str, Any] = {}
-    if isinstance(described, list) and number < len(described) and isinstance(described[number], Mapping):
-        found = described[number]
-    tasks, success, runs = found.get("tasks"), found.get("success"), found.get("interventions")
-    return Told(
-        tasks=tuple(map(str, tasks)) if isinstance(tasks, list) else (),
-        success=success if isinstance(success, bool) else None,
-        interventions=tuple((int(start), int(end)) for start, end in runs) if isinstance(runs, list) else None,
-    )

@@ -123,7 +123,7 @@ class LeRobotWriter:
         return {camera: [video.file for video in videos] for camera, videos in self._videos.items()}
 
     def _text(self, episode: Episode) -> str:
-        text = "; ".join(episode.told.tasks) or self.task
+        text = episode.told.task or self.task
         if not text:
             raise ExportError(
                 f"{self.source.path}: episode {episode.number} has no task, which LeRobot needs: say what is done with "

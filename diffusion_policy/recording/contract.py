@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_policy.dataset.told import Told
 from diffusion_policy.spec import ActionLayout, ImageArray
 from diffusion_policy.trajectory import NO_IMAGE
 
@@ -75,33 +76,6 @@ class ArrayNames:
             if name in names:
                 return key, names.index(name)
         return None
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a recording says beside its numbers.
-
-    Attributes:
-        tasks: what was to be done, in words, in the order in which it was done.
-        success: whether it succeeded; None where nobody said.
-        interventions: steps at which a person drove in place of a policy, as [start, exclusive end]; None where the
-            recording has no such flag.
-    """
-
-    tasks: tuple[str, ...] = ()
-    success: bool | None = None
-    interventions: tuple[tuple[int, int], ...] | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """What was said, as plain JSON."""
-        said: dict[str, Any] = {}
-        if self.tasks:
-            said["tasks"] = list(self.tasks)
-        if self.success is not None:
-            said["success"] = self.success
-        if self.interventions is not None:
-            said["interventions"] = [list(run) for run in self.interventions]
-        return said
 
 
 class Recording(Protocol):

@@ -11,6 +11,7 @@ import numpy as np
 from plotly.graph_objects import Figure
 
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, ReplayBuffer
+from diffusion_policy.dataset.sampling import Share
 from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence, episode_slices
 from diffusion_policy.diagnose.findings import Finding, distinct
 from diffusion_policy.diagnose.playback import Playback, gripper_column
@@ -18,6 +19,7 @@ from diffusion_policy.diagnose.steps import ConvertedCamera
 from diffusion_policy.gripper_events import gripper_events
 from diffusion_policy.report import figures as plot
 from diffusion_policy.report.page import Section, grid, paragraph, picture, place, table
+from diffusion_policy.run_folder import SAMPLING_NAME
 from diffusion_policy.run_folder.reading import RunFolder
 from diffusion_policy.spec.action_layout import is_gripper_name
 
@@ -27,6 +29,7 @@ MOST_TIMELINES = 6
 MOST_EVENT_FRAMES = 8
 STRIPS = 60
 MOST_FILES = 6
+MOST_SHARES = 40
 # Errors of joints that training measures, and their units.
 JOINT_ERRORS = {"val_joint_error_rad": "rad", "val_joint_error_deg": "degrees", "val_joint_error": ""}
 # Shares that training measures; of some it knows intervals.
@@ -168,7 +171,23 @@ def training_section(run: RunFolder) -> Section:
     trained, held_out = (run.first.get(f"episodes_{name}") for name in ("trained", "held_out"))
     if trained is not None:
         facts.append(f"{trained} episodes trained on, {held_out} held out")
-    return Section("training", "Training", paragraph("; ".join(facts)) + grid(*parts), drawn)
+    body = paragraph("; ".join(facts)) + _shares(run.sampling) + grid(*parts)
+    return Section("training", "Training", body, drawn)
+
+
+def _shares(shares: Sequence[Share]) -> str:
+    """A table of how often the windows of each dataset or task are drawn; nothing where there was one."""
+    if not shares:
+        return ""
+    rows = [
+        [share.name or "no task", str(share.windows), "" if share.weight is None else f"{share.weight:g}",
+         f"{share.share:.1%}", f"{share.repeats:.2f}"]
+        for share in shares[:MOST_SHARES]
+    ]  # fmt: skip
+    head = (shares[0].by, "windows", "weight", "share of samples", "times an epoch")
+    hidden = len(shares) - MOST_SHARES
+    more = paragraph(f"{hidden} more are in {SAMPLING_NAME} of the run.", "dim") if hidden > 0 else ""
+    return table(head, rows, "What an epoch is drawn from") + more
 
 
 def _share_curves(run: RunFolder, drawn: dict[str, Figure], parts: list[str]) -> None:

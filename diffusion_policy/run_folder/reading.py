@@ -15,9 +15,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_policy.dataset.joined_datasets import dataset_paths
 from diffusion_policy.dataset.opening import lies_there
+from diffusion_policy.dataset.sampling import Share
 from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.resolvers import check_interpolations, flat_config, register_resolvers
-from diffusion_policy.run_folder import BEST, LATEST, LOG_NAME, STATUS_NAME, RunFolderError
+from diffusion_policy.run_folder import BEST, LATEST, LOG_NAME, SAMPLING_NAME, STATUS_NAME, RunFolderError
 from diffusion_policy.run_folder.resuming import command_line, command_to_resume, setting_of, started_with
 
 Metrics = dict[str, Any]
@@ -35,6 +36,7 @@ class RunFolder:
         checkpoints: by file name.
         logs: inference logs below it.
         closed_loop: documents of closed-loop evaluations in it.
+        sampling: what each dataset or task comes to in an epoch; empty where all was one, and in older folders.
         started_with: arguments of its command line; empty where they were not kept.
         status: how it stands: "state", "signal", "error", "epochs", "of_epochs", "updates", "of_updates"; None in
             folders that do not say.
@@ -48,6 +50,7 @@ class RunFolder:
     started_with: tuple[str, ...] = ()
     status: Mapping[str, Any] | None = None
     closed_loop: tuple[Path, ...] = ()
+    sampling: tuple[Share, ...] = ()
 
     @property
     def unfinished(self) -> bool:
@@ -147,6 +150,7 @@ def open_run(path: str | Path) -> RunFolder:
         started_with=started_with(path),
         status=_read_status(path / STATUS_NAME),
         closed_loop=tuple(sorted([*path.glob("closed_loop*.json"), *path.glob("closed_loop/*.json")])),
+        sampling=_read_sampling(path / SAMPLING_NAME),
     )
 
 
@@ -180,6 +184,18 @@ def _read_status(path: Path) -> Mapping[str, Any] | None:
     if min(numbers) < 0 or not all(text is None or isinstance(text, str) for text in texts):
         raise RunFolderError(f"{path}: not as training writes it ({found}); remove it")
     return dict(found)
+
+
+def _read_sampling(path: Path) -> tuple[Share, ...]:
+    if not path.is_file():
+        return ()
+    try:
+        found = [Share(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        for share in found:
+            str(share)  # all of its numbers are numbers
+    except (OSError, ValueError, TypeError) as error:
+        raise RunFolderError(f"{path}: not as training writes it ({error!r}); remove it") from error
+    return tuple(found)
 
 
 def _read_metrics(path: Path) -> list[Metrics]:

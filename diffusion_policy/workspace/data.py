@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.dataset.content_hash import content_sha256
+from diffusion_policy.dataset.sampling import Share
 from diffusion_policy.dataset.split import EpisodeIdentity, Split
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.model.normalizer import LinearNormalizer
+from diffusion_policy.run_folder import SAMPLING_NAME
 from diffusion_policy.shape_meta import trained_spec_of
+from diffusion_policy.storage import write_json
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import Batches, CachedBatches, EpochOrder, LoaderBatches, Nested
 from diffusion_policy.workspace.episode_roles import History, divide_episodes
@@ -27,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 CACHES = ("none", "memory", "device")
 _READ_AT_ONCE = 64
+_SHARES_LOGGED = 20
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,28 @@ class Data:
         digest = content_sha256(keys) if keys else None
         counts = {"episodes_trained": len(self.split.trained), "episodes_held_out": len(keys)}
         return {**counts, "held_out_sha256": digest}
+
+    def shares(self) -> tuple[Share, ...]:
+        """What each dataset or task comes to in an epoch; nothing where there is one, with no weight."""
+        order = self.train.order
+        found = self.dataset.shares(min(order.n_windows, len(order) * order.batch_size))
+        return found if len(found) > 1 or order.weights is not None else ()
+
+    def report_shares(self, folder: Path) -> None:
+        """Log what each dataset or task comes to in an epoch, and write it into the run folder."""
+        shares = self.shares()
+        for share in shares[:_SHARES_LOGGED]:
+            logger.info("%s", share)
+        if len(shares) > _SHARES_LOGGED:
+            logger.info("%d more are in %s", len(shares) - _SHARES_LOGGED, folder / SAMPLING_NAME)
+        for share in shares:
+            if share.weight and not share.windows:
+                logger.warning(
+                    "%s %s has weight %g and no window to train on: the others have its part",
+                    share.by, share.name, share.weight,
+                )  # fmt: skip
+        if shares:
+            write_json(folder / SAMPLING_NAME, [asdict(share) for share in shares])
 
     def order(self) -> dict[str, Any]:
         """The settings that determine the order of the data."""

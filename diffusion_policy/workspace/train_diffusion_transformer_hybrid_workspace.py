@@ -162,6 +162,7 @@ class TrainDiffusionTransformerHybridWorkspace:
         stack.callback(self._checkpoints.close)
         self._log: MetricsLog | None = None
         if processes.writes:
+            self._data.report_shares(self.output_dir)
             self._log = stack.enter_context(MetricsLog(self.output_dir, self.progress.global_step, cfg.logging, cfg))
         self._bar = stack.enter_context(
             TrainingBar(

@@ -79,9 +79,13 @@ def test_the_loader_gives_the_order_from_any_position_and_draws_no_random_number
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("weights", [None, np.asarray([0.9 / 4] * 4 + [0.1 / 7] * 7)], ids=["alike", "weights"])
 @pytest.mark.parametrize("world_size", [2, 3, 5])
-def test_processes_share_each_batch_between_them(world_size):
-    kinds = [LoaderBatches(Numbers(), settings(), order(), CPU, rank, world_size) for rank in range(world_size)]
+def test_processes_share_each_batch_between_them(world_size, weights):
+    drawn = order(weights=weights)
+    kinds = [LoaderBatches(Numbers(), settings(), drawn, CPU, rank, world_size) for rank in range(world_size)]
+    alone = [sorted(batch.indices) for batch in LoaderBatches(Numbers(), settings(), drawn, CPU).epoch(0)]
+    assert [sorted(batch.indices) for batch in kinds[-1].epoch(0)] == alone
     for parts in zip(*(list(batches.epoch(0)) for batches in kinds), strict=True):
         held = [parts[0].indices[i] for part in parts for i in part.share]
         assert sorted(held) == sorted(parts[0].indices)

@@ -8,6 +8,7 @@ import copy
 import inspect
 import shutil
 
+import dataset_factory
 import pytest
 import tiny_run
 import torch
@@ -70,8 +71,9 @@ CASES = {
         "dataloader.num_workers=1",
         "val_dataloader.num_workers=1",
     ),
-    "kept in memory, few episodes, another seed": (
+    "kept in memory, few episodes, tasks by weight, another seed": (
         "training.cache=memory",
+        "+task.dataset.weights={lift the cup: 3, others: 1}",
         "task.dataset.max_train_episodes=3",
         "+task.dataset.exclude_episodes=[episode_0001]",
         "training.seed=7",
@@ -173,7 +175,9 @@ class Saved(TrainDiffusionTransformerHybridWorkspace):
 def datasets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     other = tiny_run.write_dataset(folder / "other.zarr", lengths=(15, 12))
-    return {"data": tiny_run.write_dataset(folder / "set.zarr", lengths=(13, 12, 14, 12, 13)), "other": other}
+    data = tiny_run.write_dataset(folder / "set.zarr", lengths=(13, 12, 14, 12, 13))
+    dataset_factory.tell(data, *({"tasks": ["lift the cup"] if i % 2 else []} for i in range(5)))
+    return {"data": data, "other": other}
 
 
 @pytest.fixture(scope="module")

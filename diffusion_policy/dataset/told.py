@@ -1,0 +1,81 @@
+"""What recordings say beside their numbers: tasks, success, interventions. A dataset keeps it by episode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from diffusion_policy.dataset.content_hash import EPISODES
+from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+
+# Keys of an episode's description in the dataset's attribute, and of the ledger of a conversion.
+TASKS, SUCCESS, INTERVENTIONS = "tasks", "success", "interventions"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a recording says beside its numbers.
+
+    Attributes:
+        tasks: what was to be done, in words, in the order in which it was done.
+        success: whether it succeeded; None where nobody said.
+        interventions: steps at which a person drove in place of a policy, as [start, exclusive end]; None where the
+            recording has no such flag.
+    """
+
+    tasks: tuple[str, ...] = ()
+    success: bool | None = None
+    interventions: tuple[tuple[int, int], ...] | None = None
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Told:
+        """The inverse of `as_json`; other entries do not matter, and what has another type counts as not said."""
+        tasks, success, written = (said.get(key) for key in (TASKS, SUCCESS, INTERVENTIONS))
+        runs = [_run(value) for value in written] if isinstance(written, list | tuple) else [None]
+        known = tuple(run for run in runs if run is not None)
+        return cls(
+            tasks=tuple(map(str, tasks)) if isinstance(tasks, list | tuple) else (),
+            success=success if isinstance(success, bool) else None,
+            interventions=known if len(known) == len(runs) else None,
+        )
+
+    @property
+    def task(self) -> str:
+        """All of its tasks as one text; empty without any."""
+        return "; ".join(self.tasks)
+
+    def as_json(self) -> dict[str, Any]:
+        """What was said, as plain JSON."""
+        said: dict[str, Any] = {}
+        if self.tasks:
+            said[TASKS] = list(self.tasks)
+        if self.success is not None:
+            said[SUCCESS] = self.success
+        if self.interventions is not None:
+            said[INTERVENTIONS] = [list(run) for run in self.interventions]
+        return said
+
+    def within(self, start: int, end: int) -> Told:
+        """What is said of steps `start` to `end`, interventions counted from `start`."""
+        if self.interventions is None:
+            return self
+        inside = ((max(first, start) - start, min(last, end) - start) for first, last in self.interventions)
+        return replace(self, interventions=tuple((first, last) for first, last in inside if first < last))
+
+
+def told_of(buffer: ReplayBuffer) -> tuple[Told, ...]:
+    """(E,) what a dataset's conversion was told of its episodes; nothing in files of other programs."""
+    described = buffer.root.attrs.get(EPISODES)
+    if not isinstance(described, list) or len(described) != buffer.n_episodes:
+        return (Told(),) * buffer.n_episodes
+    lengths = [end - start for start, end in pairwise([0, *buffer.episode_ends.tolist()])]
+    found = (Told.from_json(entry) if isinstance(entry, Mapping) else Told() for entry in described)
+    return tuple(told.within(0, length) for told, length in zip(found, lengths, strict=True))
+
+
+def _run(value: Any) -> tuple[int, int] | None:
+    """A run of steps as it is written; None of anything else."""
+    is_run = isinstance(value, list | tuple) and len(value) == 2 and all(type(step) is int for step in value)
+    return (value[0], value[1]) if is_run else None
