@@ -30,11 +30,15 @@ $(READY): pyproject.toml setup.py constraints.txt $(wildcard diffusion_policy/mo
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
 
+# Sources are compiled once and not by each of the processes that the tests start.
+test test-exhaustive: export PYTHONDONTWRITEBYTECODE =
+test test-exhaustive: export OMP_NUM_THREADS = 1
+
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-exhaustive: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m exhaustive
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m exhaustive
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -17,13 +17,12 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import test_house as house
+from source_trees import REPOSITORY, parsed, python_files, walked, where
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENT = REPOSITORY / "docs" / "development.md"
 BEGIN, END = "<!-- house numbers: begin -->", "<!-- house numbers: end -->"
 SHAPE = re.compile(r"\((?:\.\.\.|[A-Z]\w{0,2}|\d+)(?:, ?(?:\.\.\.|[A-Za-z]\w{0,2}|\d+))*,?\)")
@@ -39,26 +38,15 @@ FALLING = ("action columns taken by number", "words")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-@cache
-def parsed(path: Path) -> ast.Module:
-    """The syntax tree of a file."""
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-@cache
-def _walked(path: Path) -> tuple[ast.AST, ...]:
-    return tuple(ast.walk(parsed(path)))
-
-
 def library() -> list[Path]:
     """Files of the library, the scripts and `train.py`."""
-    return [*house.python_files("diffusion_policy", "scripts"), REPOSITORY / "train.py"]
+    return [*python_files("diffusion_policy", "scripts"), REPOSITORY / "train.py"]
 
 
 def nodes(paths: list[Path], *kinds: type[ast.AST]) -> Iterator[ast.AST]:
     """All nodes of these kinds."""
     for path in paths:
-        yield from (node for node in _walked(path) if isinstance(node, kinds))
+        yield from (node for node in walked(path) if isinstance(node, kinds))
 
 
 def length(function: Function) -> int:
@@ -171,7 +159,7 @@ def _errors(paths: list[Path]) -> dict[str, str]:
     prints = sum(node.func.id == "print" for node in calls)  # type: ignore[attr-defined]
     raised = [node.exc for node in nodes(paths, ast.Raise) if node.exc is not None]  # type: ignore[attr-defined]
     made = [error for error in raised if isinstance(error, ast.Call)]
-    tests = house.python_files("tests")
+    tests = python_files("tests")
     cases = sum(node.name.startswith("test_") for node in nodes(tests, ast.FunctionDef))  # type: ignore[attr-defined]
     raises = [node for node in nodes(tests, ast.Call) if ast.unparse(node.func) == "pytest.raises"]  # type: ignore[attr-defined]
     matched = sum(any(word.arg == "match" for word in node.keywords) for node in raises)  # type: ignore[attr-defined]
@@ -184,8 +172,8 @@ def _errors(paths: list[Path]) -> dict[str, str]:
 
 
 def _structure(paths: list[Path]) -> dict[str, str]:
-    outside = [path for path in paths if not house.where(path).startswith("diffusion_policy/spec/")]
-    columns = [path for path in outside for node in _walked(path) if has_column(node)]
+    outside = [path for path in paths if not where(path).startswith("diffusion_policy/spec/")]
+    columns = [path for path in outside for node in walked(path) if has_column(node)]
     text = "\n".join(path.read_text(encoding="utf-8") for path in paths)
     counts = {word: len(re.findall(rf"\b{word}\b", text)) for word in WORDS}
     stops = [len(stops) for stops in journeys().values()]
@@ -220,7 +208,7 @@ def written() -> dict[str, str]:
 def help_times() -> str:
     """CPU seconds that the `-h` of each script takes, the slowest first."""
     found = []
-    for script in [*house.python_files("scripts"), REPOSITORY / "train.py"]:
+    for script in [*python_files("scripts"), REPOSITORY / "train.py"]:
         before = os.times()
         subprocess.run([sys.executable, script, "-h"], check=True, capture_output=True)
         after = os.times()

@@ -11,15 +11,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from script_parsers import SCRIPTS, flags_of, known_settings, refusal, refusal_of_line, script_called
+from source_trees import REPOSITORY, parsed, python_files, spoken, walked, where
 
 from diffusion_policy import commands
 from diffusion_policy.installation import CONFIG, ENTRY_POINTS
 from diffusion_policy.serve.settings import ServeSettings
 from diffusion_policy.training_config import keys_of
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-SOURCES = sorted([*(REPOSITORY / "diffusion_policy").rglob("*.py"), *(REPOSITORY / "scripts").glob("*.py")])
-SOURCES.append(REPOSITORY / "train.py")
+SOURCES = [*python_files("diffusion_policy", "scripts"), REPOSITORY / "train.py"]
 # Stands for whatever a message puts into its command: a path with everything that bash and Hydra take for syntax.
 AWKWARD = "/tmp/a folder/it's [1]=$HOME,${x}#{y}/\"last\\"
 PATHS = [
@@ -65,25 +64,12 @@ def test_every_script_has_an_entry_point() -> None:
 # ---- every place in the code that prints a command -------------------------------------------------------------------
 
 
-def spoken(path: Path) -> Iterator[tuple[int, str]]:
-    """Strings of a file that may be printed: all but docstrings."""
-    tree = ast.parse(path.read_text())
-    kinds = (ast.Module, ast.FunctionDef, ast.ClassDef)
-    firsts = [node.body[0] for node in ast.walk(tree) if isinstance(node, kinds) and node.body]
-    silent = {id(first.value) for first in firsts if isinstance(first, ast.Expr)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in silent:
-            yield node.lineno, node.value
-
-
-def calls(*names: str) -> list[tuple[str, ast.Call]]:
+def calls(*names: str) -> Iterator[tuple[str, ast.Call]]:
     """Calls of functions or methods of these names, and where they are."""
-    return [
-        (f"{path.relative_to(REPOSITORY)}:{node.lineno}", node)
-        for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in names
-    ]
+    for path in SOURCES:
+        for node in walked(path):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in names:
+                yield f"{where(path)}:{node.lineno}", node
 
 
 def words_of(arguments: list[ast.expr], *, optional: bool) -> list[str]:
@@ -117,32 +103,42 @@ def why_refused(script: str, words: list[str]) -> str | None:
     return why
 
 
-def sited(found: list[tuple[str, ast.Call]]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("call", [call for _, call in found], ids=[where for where, _ in found])
-
-
-@sited(calls("command"))
-def test_a_printed_command_is_taken_by_its_script(call: ast.Call) -> None:
+def fault_of_command(call: ast.Call) -> str | None:
+    """What is wrong with the words of a call of `command`."""
     first, *arguments = call.args
-    assert isinstance(first, ast.Constant), "name the script in the call, so that its words can be tested"
-    assert first.value in ENTRY_POINTS.values()
+    if not isinstance(first, ast.Constant):
+        return "name the script in the call, so that its words can be tested"
+    if first.value not in ENTRY_POINTS.values():
+        return f"there is no script {first.value}"
     if first.value == "train" and any(isinstance(argument, ast.Starred) for argument in arguments):
-        return  # whole words that a run was started with
+        return None  # whole words that a run was started with
     forms = [words_of(arguments, optional=optional) for optional in (True, False)]
     refusals = [why_refused(str(first.value), words) for words in forms]
-    assert None in refusals, f"{forms[-1]}: {refusals[-1]}"
+    return None if None in refusals else f"{forms[-1]}: {refusals[-1]}"
 
 
-@sited(calls("again", "resumed"))
-def test_a_printed_change_of_a_training_run_exists(call: ast.Call) -> None:
+def test_printed_commands_are_taken_by_their_scripts() -> None:
+    faults = [(place, fault_of_command(call)) for place, call in calls("command")]
+    assert len(faults) > 40
+    assert not [fault for fault in faults if fault[1] is not None]
+
+
+def test_printed_changes_of_a_training_run_exist() -> None:
     """Overrides that a plan found come starred; tests/adapt/test_policy_settings.py has those."""
-    assert refusal("train", words_of(call.args, optional=False)) is None
+    called = [(place, words_of(call.args, optional=False)) for place, call in calls("again", "resumed")]
+    refusals = [(place, refusal("train", words)) for place, words in called]
+    assert len(refusals) > 5
+    assert not [refused for refused in refusals if refused[1] is not None]
 
 
-@sited(calls("reconvert"))
-def test_a_printed_change_of_a_conversion_exists(call: ast.Call) -> None:
-    words = words_of(call.args, optional=False)
-    assert why_refused("convert_cogact_to_zarr", ["--input", "in", "--output", "out", *words]) is None
+def test_printed_changes_of_a_conversion_exist() -> None:
+    called = [(place, words_of(call.args, optional=False)) for place, call in calls("reconvert")]
+    refusals = [
+        (place, why_refused("convert_cogact_to_zarr", ["--input", "in", "--output", "out", *words]))
+        for place, words in called
+    ]
+    assert refusals
+    assert not [refused for refused in refusals if refused[1] is not None]
 
 
 # Flags of other programs.
@@ -155,24 +151,27 @@ SETTING = re.compile(r"(?<![\w.\[+-])([a-z_]+(?:\.[a-z_]+)+)=")
 CHOICE = re.compile(r"(?<![\w.])((?:experiment|loss|observation_dropout|learning_rates|stages|task)=[a-z]\w+)")
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_what_messages_name_exists(path: Path) -> None:
-    """Commands come from `diffusion_policy.commands`; flags and settings in prose are those of some script."""
+def faults_of_messages(path: Path) -> Iterator[str]:
+    """Commands that are not made by `diffusion_policy.commands`, and flags and settings in prose that no script has."""
     flags_of_all = frozenset(OTHERS).union(*map(flags_of, SCRIPTS))
     settings = known_settings() | set(keys_of(OmegaConf.structured(ServeSettings)))
     for line, text in spoken(path):
-        where = f"{path.relative_to(REPOSITORY)}:{line}"
-        if path.stem not in ("commands", "installation"):
-            said = RAW.search(text)
-            assert said is None, (
-                f"{where}: {said[0]!r} is not tested; make command lines with diffusion_policy.commands"
-            )
+        place = f"{where(path)}:{line}"
+        raw = RAW.search(text) if path.stem not in ("commands", "installation") else None
+        if raw is not None:
+            yield f"{place}: {raw[0]!r} is not tested; make command lines with diffusion_policy.commands"
         if re.search(r"style=|var\(--|:root", text):
             continue
-        flags = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) - flags_of_all
-        assert not flags, f"{where}: no script has {sorted(flags)}"
+        if flags := set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) - flags_of_all:
+            yield f"{place}: no script has {sorted(flags)}"
         named = {*SETTING.findall(text), *CHOICE.findall(text)} if path.parent.name != "scripts" else set()
-        assert named <= settings, f"{where}: there is no setting {sorted(named - settings)}"
+        if unknown := named - settings:
+            yield f"{place}: there is no setting {sorted(unknown)}"
+
+
+def test_what_messages_name_exists() -> None:
+    faults = [fault for path in SOURCES for fault in faults_of_messages(path)]
+    assert not faults, "\n".join(faults)
 
 
 # ---- every place in docs, configs and help that shows one ------------------------------------------------------------
@@ -190,13 +189,14 @@ def shown_commands(path: Path) -> list[str]:
     """Lines that call a script, continuation lines joined; comment signs and prompts in front left out."""
     text = path.read_text()
     if path.suffix == ".py":
-        text = ast.get_docstring(ast.parse(text)) or ""
+        text = ast.get_docstring(parsed(path)) or ""
     text = re.sub(r"\\\n[ #]*", " ", text)
     pattern = r"^[ #$>*-]*`?((?:[A-Z_]+=\S+ )*(?:python|torchrun|dp-[a-z-]+) [^`\n]*)"
     return [line for line in re.findall(pattern, text, flags=re.MULTILINE) if script_called(line.split()) is not None]
 
 
-@pytest.mark.parametrize("path", SHOWN, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_commands_that_are_shown_are_taken_by_their_scripts(path: Path) -> None:
-    for line in shown_commands(path):
-        assert refusal_of_line(re.sub(r" +\.\.\.( |$)", " ", line)) is None, line
+def test_commands_that_are_shown_are_taken_by_their_scripts() -> None:
+    shown = [(where(path), line) for path in SHOWN for line in shown_commands(path)]
+    refusals = [(*at, refusal_of_line(re.sub(r" +\.\.\.( |$)", " ", at[1]))) for at in shown]
+    assert len(refusals) > 50
+    assert not [refused for refused in refusals if refused[-1] is not None]

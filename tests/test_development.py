@@ -28,6 +28,7 @@ from log_factory import chunk, document
 from omegaconf import DictConfig, OmegaConf, open_dict
 from serve_factory import ServerThread, observation_message
 from serve_factory import settings as serve_settings
+from source_trees import python_files
 from tiny_run import HEIGHT, WIDTH, episode, settings, write_dataset
 
 from diffusion_policy.adapt.apply import adapt_checkpoint
@@ -394,7 +395,7 @@ def alike(name: str, written: str, counted: str) -> bool:
 
 
 def test_words_of_the_code_are_still_its_words(page: str, repository: Path) -> None:
-    text = "\n".join(path.read_text() for path in house.python_files("diffusion_policy", "tests"))
+    text = "\n".join(path.read_text() for path in python_files("diffusion_policy", "tests"))
     rows = re.findall(r"^\| (`.+?`.*?) \|", page.partition("| in the code |")[2].partition("\n\n")[0], re.MULTILINE)
     gone = [word for row in rows for word in re.findall(r"`(\w+)`", row) if not re.search(rf"\b{word}s?\b", text)]
     assert rows

@@ -1,16 +1,16 @@
 """The house itself: import direction, sizes, plain speech, and the import paths that old checkpoints name."""
 
 import ast
-import functools
 import importlib
 import re
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from source_trees import REPOSITORY, parsed, python_files, walked, where
+
 PACKAGE = REPOSITORY / "diffusion_policy"
 
 # A module imports only from floors below, or from its own room.
@@ -117,22 +117,8 @@ MAX_HELP_SECONDS = 1.0
 ATTIC = {"utils", "util", "common", "misc", "helpers", "base"}
 
 
-def python_files(*folders: str) -> list[Path]:
-    files = [path for folder in folders for path in (REPOSITORY / folder).rglob("*.py")]
-    return sorted(files)
-
-
-@functools.cache
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
-
-
-def where(path: Path) -> str:
-    return str(path.relative_to(REPOSITORY))
-
-
 def imported_rooms(path: Path) -> Iterator[tuple[int, str]]:
-    for node in ast.walk(tree(path)):
+    for node in walked(path):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -175,7 +161,7 @@ def test_files_and_functions_are_small() -> None:
         text = path.read_text()
         if text.count("\n") > MAX_LINES:
             offences.append(f"{where(path)} has {text.count(chr(10))} lines")
-        for node in ast.walk(tree(path)):
+        for node in walked(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
                 docstring = ast.get_docstring(node, clean=False)
@@ -194,7 +180,7 @@ def test_constructors_swallow_nothing() -> None:
     offences = [
         f"{where(path)}:{node.lineno}: **{node.args.kwarg.arg} swallows misspelt options"
         for path in python_files("diffusion_policy")
-        for node in ast.walk(tree(path))
+        for node in walked(path)
         if isinstance(node, ast.FunctionDef) and node.name == "__init__" and node.args.kwarg is not None
     ]
     assert not offences, "\n".join(offences)
@@ -203,7 +189,7 @@ def test_constructors_swallow_nothing() -> None:
 def test_weights_and_pickles_have_one_reader() -> None:
     offences = []
     for path in python_files("diffusion_policy", "scripts", "benchmarks"):
-        for node in ast.walk(tree(path)):
+        for node in walked(path):
             if not isinstance(node, ast.Call):
                 continue
             called = ast.unparse(node.func)
@@ -232,7 +218,7 @@ def test_only_the_terminal_knows_how_results_are_drawn() -> None:
         f"{where(path)}:{line}: imports rich; return diffusion_policy.tables, and let terminal print them"
         for path in [*python_files("diffusion_policy", "scripts"), REPOSITORY / "train.py"]
         if where(path) != "diffusion_policy/terminal.py"
-        for line in imports_rich(tree(path))
+        for line in imports_rich(parsed(path))
     ]
     assert not offences, "\n".join(offences)
     planted = "import rich.table\ndef f():\n    from rich import get_console\nfrom .rich import x\nimport enrich\n"
@@ -251,7 +237,7 @@ def test_files_come_to_be_in_one_way_and_have_one_hash() -> None:
     for path in [*python_files("diffusion_policy", "scripts", "benchmarks"), REPOSITORY / "train.py"]:
         if where(path) == "diffusion_policy/storage.py":
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in walked(path):
             named = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
             # Path.rename and Path.replace take one path; the replace of text and of dates does not.
             renames = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and len(node.args) == 1
@@ -269,9 +255,9 @@ NUMBERS_OF_GRIPPERS = re.compile(r"(?:^|_)(?:gripper_)?(?:open|closed)(?:_thresh
 NUMBERS_OF_NORMS = re.compile(r"quaternion_(?:norm_)?(?:slack|tolerance)|norm_slack", re.IGNORECASE)
 
 
-def named_numbers(tree: ast.AST) -> Iterator[tuple[int, str, float]]:
+def named_numbers(path: Path) -> Iterator[tuple[int, str, float]]:
     """Numbers between 0 and 1 by the name that they are given: by assignment, as a default, or as an argument."""
-    for node in ast.walk(tree):
+    for node in walked(path):
         pairs: list[tuple[str, ast.expr | None]] = []
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             pairs = [(node.targets[0].id, node.value)]
@@ -297,7 +283,7 @@ def test_numbers_that_are_said_once() -> None:
     offences = [
         f"{where(path)}:{line}: {name} is {number}; it is said in {home}"
         for path in python_files("diffusion_policy", "scripts")
-        for line, name, number in named_numbers(ast.parse(path.read_text()))
+        for line, name, number in named_numbers(path)
         for home, names in homes.items()
         if names.search(name) and where(path) != f"diffusion_policy/{home}"
     ]
@@ -391,9 +377,9 @@ def is_column_of_action(index: ast.expr) -> bool:
     return _literal(last) in COLUMNS or (all_before and the_last)
 
 
-def columns_taken(text: str) -> set[int]:
+def columns_taken(nodes: Iterable[ast.AST]) -> set[int]:
     """Lines that take columns by number; names in capitals (POSE[3:]) are no actions."""
-    taken = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Subscript)]
+    taken = [node for node in nodes if isinstance(node, ast.Subscript)]
     actions = (node for node in taken if not (isinstance(node.value, ast.Name) and node.value.id.isupper()))
     return {node.lineno for node in actions if is_column_of_action(node.slice)}
 
@@ -401,7 +387,7 @@ def columns_taken(text: str) -> set[int]:
 def test_columns_by_number_are_seen() -> None:
     columns = ("a[..., :3]", "a[:, 3:7]", "a[..., -1]", "a[:, 7]", "state[:7]", "a[rows, :3]", "a[:, None, :7]")
     others = ("POSE[3:]", "runs[:3]", "obs[:, -1]", "a[-1]", "a[:, 0]", "a[..., list(arm.position)]", "a[1:]", "a[...]")
-    assert [text for text in (*columns, *others) if columns_taken(text)] == list(columns)
+    assert [text for text in (*columns, *others) if columns_taken(ast.walk(ast.parse(text)))] == list(columns)
 
 
 def test_no_column_of_an_action_by_number() -> None:
@@ -410,7 +396,7 @@ def test_no_column_of_an_action_by_number() -> None:
         if where(path).startswith(KNOW_COLUMNS):
             continue
         text = path.read_text()
-        lines = columns_taken(text)
+        lines = columns_taken(walked(path))
         lines |= {number for number, line in enumerate(text.splitlines(), start=1) if BY_INDEX.search(line)}
         offences += [f"{where(path)}:{line}: {text.splitlines()[line - 1].strip()}" for line in sorted(lines)]
     assert not offences, "ask a spec.ActionLayout:\n" + "\n".join(offences)

@@ -13,6 +13,7 @@ import tiny_run
 import torch
 import weight_readers
 from safetensors.torch import save_file
+from source_trees import walked
 from weight_readers import READERS, Reader, World
 
 from diffusion_policy.errors import WorkspaceError
@@ -386,9 +387,7 @@ def test_every_module_that_opens_weights_is_among_the_readers() -> None:
     for path in PACKAGE.rglob("*.py"):
         module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
         names = {
-            node.func.id
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            node.func.id for node in walked(path) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         }
         if names & OPENERS and not module.startswith("tensor_file."):
             opening.add(module)

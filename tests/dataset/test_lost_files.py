@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import zarr
 from dataset_factory import FORMS, SHAPE_META, pack, write
+from source_trees import walked
 
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.dataset.errors import DatasetError
@@ -259,7 +260,7 @@ def test_datasets_are_opened_in_one_way() -> None:
     allowed = {"dataset/opening.py", "dataset/replay_buffer.py"}
     for file in (REPOSITORY / "diffusion_policy").rglob("*.py"):
         name = str(file.relative_to(REPOSITORY / "diffusion_policy"))
-        calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        calls = [node for node in walked(file) if isinstance(node, ast.Call)]
         opens = {ast.unparse(call.func) for call in calls} & OPENERS
         # The converter's own staged frames are no dataset yet.
         assert not opens or name in allowed or name.startswith("convert/"), f"{name} calls {opens}"
