@@ -56,12 +56,6 @@ def geodesic_distance(a: ArrayLike, b: ArrayLike) -> FloatArray:
     return flat.reshape(first.shape[:-1])
 
 
-def pose_steps(poses: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """How far each pose (N, 7) is from the one before it: meters (N-1,) and radians on SO(3) (N-1,)."""
-    p = np.asarray(poses, dtype=np.float64)
-    return np.linalg.norm(np.diff(p[:, :3], axis=0), axis=1), geodesic_distance(p[:-1, 3:7], p[1:, 3:7])
-
-
 def check_unit_quaternions(quaternions: ArrayLike, where: str, tolerance: float = RECORDED_NORM_SLACK) -> None:
     """Refuse quaternions (..., 4) whose norm is further than ``tolerance`` from 1.
 

@@ -10,6 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from diffusion_policy.checkpoint import Checkpoint, build_policy, read_checkpoint, write_checkpoint
+from diffusion_policy.families import vpt
+from diffusion_policy.families.definitions import open_definition
+from diffusion_policy.families.family import Shape
 from diffusion_policy.model.normalizer import SingleFieldLinearNormalizer, get_image_range_normalizer
 from diffusion_policy.spec import read_shape_meta
 
@@ -83,3 +86,22 @@ def save_checkpoint(path: Path, cfg: DictConfig, parts: Sequence[str] = ("model"
     pickles = {"_output_dir": "data/outputs/run", "global_step": 123, "epoch": 4}
     write_checkpoint(path, cfg=cfg, state_dicts=states, pickles=pickles)
     return read_checkpoint(path)
+
+
+def vpt_config_of(tensors: Mapping[str, Shape]) -> dict[str, Any]:
+    """A config of VPT whose shapes are those of the tensors; what shapes do not determine is as released."""
+    read = vpt.settings_from(tensors)
+    config = copy.deepcopy(dict(vpt.RELEASED_2X))
+    named = ("hidsize", "impala_width", "n_recurrence_layers", "attention_heads", "pointwise_ratio")
+    memory = {"attention_memory_size": 2 * read["window"], "timesteps": read["window"]}
+    config["policy_kwargs"] |= {name: read[name] for name in named} | memory
+    choices = {action: read.get(f"{action} choices") for action in ("camera", "buttons")}
+    config["action_space"] = {action: {"n": count} for action, count in choices.items() if count is not None}
+    return config | {"aux_value_head": read["aux_value_head"]}
+
+
+def file_shapes_of(model: str | Path) -> dict[str, Shape]:
+    """Names and shapes of a whole checkpoint of a known model, or of that of a config.json."""
+    definition = open_definition(model)
+    assert definition is not None
+    return definition.file_shapes(definition.config)

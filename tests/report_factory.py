@@ -12,13 +12,14 @@ from evaluation_factory import write_tiny_checkpoint
 from diffusion_policy.adapt.ledger import Entry, Ledger, Ref
 from diffusion_policy.checkpoint import read_checkpoint, write_checkpoint
 from diffusion_policy.diagnose.checkpoint_evidence import CheckpointEvidence, Statistics
-from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence, GripperEvidence
+from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence, GripperEvidence, evidence_of_dataset
 from diffusion_policy.diagnose.environment import Environment
 from diffusion_policy.diagnose.findings import Finding
+from diffusion_policy.diagnose.steps import open_for_report, steps_of_dataset
 from diffusion_policy.diagnose.training_evidence import ConfigEvidence
 from diffusion_policy.env_runner.document import ClosedLoop
 from diffusion_policy.env_runner.results import SceneResult
-from diffusion_policy.gripper_scale import INTERNAL, FoundScale, FoundScales
+from diffusion_policy.gripper_scale import INTERNAL, DeclaredScales, FoundScale, FoundScales
 from diffusion_policy.spec import POSE, POSE_GRIPPER, ObsField, StepSpec, action_semantics
 
 LOW, HIGH = (0.2, -0.2, 0.1, 0.85, -0.5, -0.1, -0.1, 0.0), (0.7, 0.2, 0.6, 0.95, -0.3, 0.2, 0.1, 1.0)
@@ -219,3 +220,9 @@ def closed_loop(path: Path, outcomes: str, *, asked: int | None = None, **about:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found.to_json()))
     return path
+
+
+def look_at_dataset(path: str | Path, gripper_scale: DeclaredScales | None = None) -> DatasetEvidence:
+    """The evidence of a dataset as doctor and report gather it."""
+    buffer, faults = open_for_report(path, gripper_scale)
+    return evidence_of_dataset(path, buffer, steps_of_dataset(buffer, faults), faults)

@@ -28,15 +28,6 @@ def test_geodesic_distance_is_the_angle_whatever_sign_and_norm(angle: float, sig
     assert geometry.geodesic_distance(start.as_quat(), sign * norm * end.as_quat()) == pytest.approx(angle, abs=1e-6)
 
 
-def test_pose_steps_in_metres_and_radians() -> None:
-    poses = np.zeros((3, 7))
-    poses[:, 0] = [0, 0.03, 0.03]
-    poses[:, 3:] = Rotation.from_rotvec([[0, 0, 0], [0, 0, 0], [0, 0, 0.1]]).as_quat()
-    meters, radians = geometry.pose_steps(poses)
-    np.testing.assert_allclose(meters, [0.03, 0])
-    np.testing.assert_allclose(radians, [0, 0.1], atol=1e-9)
-
-
 def test_quaternions_off_the_unit_sphere_are_refused() -> None:
     geometry.check_unit_quaternions([[0, 0, 0, 1.005], [0, 0, 0, -0.995]], "log")
     with pytest.raises(SpecError, match=r"log: quaternion 1 has norm 0\.5000; .*1 of 2 are off"):

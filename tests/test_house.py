@@ -6,10 +6,10 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from source_trees import REPOSITORY, parsed, python_files, walked, where
+from source_trees import REPOSITORY, python_files, walked, where
 
 PACKAGE = REPOSITORY / "diffusion_policy"
 
@@ -32,6 +32,7 @@ FLOORS = {
     "host_memory": 0,
     "storage": 0,
     "command_line": 0,
+    "progress": 0,
     "tables": 0,
     "terminal": 0,
     "cpu": 0,
@@ -202,10 +203,10 @@ def test_weights_and_pickles_have_one_reader() -> None:
     assert not offences, "\n".join(offences)
 
 
-def imports_rich(tree: ast.AST) -> list[int]:
+def imports_rich(nodes: Iterable[ast.AST]) -> list[int]:
     """Lines that import rich, at the top, in functions, or for types only."""
     found = []
-    for node in ast.walk(tree):
+    for node in nodes:
         modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         modules += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
         found += [node.lineno for module in modules if module.split(".")[0] == "rich"]
@@ -218,11 +219,80 @@ def test_only_the_terminal_knows_how_results_are_drawn() -> None:
         f"{where(path)}:{line}: imports rich; return diffusion_policy.tables, and let terminal print them"
         for path in [*python_files("diffusion_policy", "scripts"), REPOSITORY / "train.py"]
         if where(path) != "diffusion_policy/terminal.py"
-        for line in imports_rich(parsed(path))
+        for line in imports_rich(walked(path))
     ]
     assert not offences, "\n".join(offences)
     planted = "import rich.table\ndef f():\n    from rich import get_console\nfrom .rich import x\nimport enrich\n"
-    assert imports_rich(ast.parse(planted)) == [1, 3]
+    assert imports_rich(ast.walk(ast.parse(planted))) == [1, 3]
+
+
+# Packages whose users are the programs of others: of a robot's computer, of Minecraft agents.
+FOR_OTHER_PROGRAMS = ("diffusion_policy/serve/client/", "diffusion_policy/minecraft/")
+# Defined for others than this repository's own code; all else that is defined is used.
+CALLED_FROM_OUTSIDE = {
+    "by zarr: a codec and a store": {
+        "_decode_single", "_encode_single", "compute_encoded_size", "from_dict", "to_dict", "get_partial_values",
+        "list_dir", "list_prefix", "set_partial_values",
+    },
+    "by Python: import, logging": {"create_module", "emit"},
+    "by torch, which prints modules": {"extra_repr"},
+    "by installed commands (setup.py)": {"run_entry_point"},
+    "by those who know the public reference: methods of its policy and its normalizer": {
+        "get_optimizer", "create_identity",
+    },
+    "by those who know VPT: methods of its agent and of its action distributions": {
+        "from_weights", "get_action", "log_prob", "entropy", "kl",
+    },
+    "by those who train GR00T: which tensors its flags release": {"trainable"},
+}  # fmt: skip
+
+
+Nodes = tuple[ast.AST, ...]
+
+
+def names_used(nodes: Iterable[ast.AST]) -> set[str]:
+    """Names, attributes, and the words of short strings such as import paths; of a definition only what is inside."""
+    used: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Name):
+            used.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            used.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"[\w.:]+", node.value):
+            used.update(re.findall(r"\w+", node.value))
+    return used
+
+
+def unused_definitions(defining: Mapping[str, Nodes], using: Iterable[Nodes], text: str = "") -> list[str]:
+    """Functions, methods and classes of some files that no code names: neither theirs nor that of others."""
+    used = set(re.findall(r"\w+", text)).union(*map(names_used, [*defining.values(), *using]))
+    return [
+        f"{name}:{node.lineno}: {node.name}"
+        for name, nodes in defining.items()
+        for node in nodes
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and node.name not in used
+        and not node.name.startswith("__")
+    ]
+
+
+def test_nothing_is_there_for_tests_only() -> None:
+    """By its name; one that something else has, too, is taken to be used."""
+    others = [*python_files("scripts", "benchmarks"), REPOSITORY / "train.py"]
+    configs = "\n".join(path.read_text() for path in sorted((REPOSITORY / "config").rglob("*.yaml")))
+    package = {where(path): walked(path) for path in python_files("diffusion_policy")}
+    unused = unused_definitions(package, map(walked, others), configs)
+    allowed = set().union(*CALLED_FROM_OUTSIDE.values())
+    unused = [line for line in unused if not line.startswith(FOR_OTHER_PROGRAMS)]
+    offences = [line for line in unused if line.rpartition(" ")[2] not in allowed]
+    assert not offences, "nothing calls these but tests:\n" + "\n".join(offences)
+    gone = allowed - {line.rpartition(" ")[2] for line in unused}
+    assert not gone, f"{sorted(gone)} need no exception any more"
+    planted = "class Alone:\n def own(self): self.own_too()\n def own_too(self): pass\ndef f(): pass\nf()"
+    assert unused_definitions({"planted.py": tuple(ast.walk(ast.parse(planted)))}, []) == [
+        "planted.py:1: Alone",
+        "planted.py:2: own",
+    ]
 
 
 # What only `storage` may do: give a file its name, flush it, hash it.

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_run
+from report_factory import look_at_dataset
 from scipy.spatial.transform import Rotation
 from trajectory_factory import write_trajectory
 
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.dataset.replay_buffer import DatasetError, ReplayBuffer
-from diffusion_policy.diagnose.dataset_evidence import look_at_dataset
 from diffusion_policy.diagnose.dataset_findings import dataset_findings
 from diffusion_policy.diagnose.inspection import inspect_dataset
 from diffusion_policy.pose_check import order_fault, pose_faults, tilt_from_down, tool_axis

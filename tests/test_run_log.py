@@ -28,7 +28,7 @@ def test_reads_every_generation(tmp_path: Path, generation: int) -> None:
     assert log.actions.shape == (4, 8, 8)
     assert log.states.shape == (4, 8)
     np.testing.assert_array_equal(log.commands[:, -1], COMMANDS)
-    np.testing.assert_array_equal(log.measured_gripper, np.ones(4))
+    np.testing.assert_array_equal(log.grippers[0].measured, np.ones(4))
     assert log.meta == ({"checkpoint": "latest.ckpt"} if generation == 3 else {})
     assert [step.jpeg for step in log.steps] == [b"\xff\xd8\xff" if generation == 3 else None] * 4
     assert log.step_period == (None if generation == 1 else pytest.approx(0.8, abs=1e-6))
@@ -49,7 +49,7 @@ def test_layouts_are_told_by_what_numbers_mean(tmp_path: Path) -> None:
         entry["action"] = [row[:7] for row in entry["action"]]
     log = read_log(saved(tmp_path, width))
     assert log.layout == "xyz_rotvec_width"
-    np.testing.assert_array_equal(log.measured_gripper, np.ones(3))
+    np.testing.assert_array_equal(log.grippers[0].measured, np.ones(3))
 
     poses = document([1.0, 1.0], 2)
     for step in poses["steps"]:
@@ -57,7 +57,7 @@ def test_layouts_are_told_by_what_numbers_mean(tmp_path: Path) -> None:
         step["input"]["state"].pop()
     log = read_log(saved(tmp_path, poses))
     assert log.layout == "xyz_quat"
-    assert log.measured_gripper is None
+    assert log.grippers == ()
 
     shrunk = document([1.0, 1.0], 2)
     for step in shrunk["steps"]:
@@ -79,7 +79,7 @@ def test_names_in_the_log_settle_the_layout(tmp_path: Path) -> None:
 
 def test_an_empty_log_is_a_log(tmp_path: Path) -> None:
     log = read_log(saved(tmp_path, {"steps": []}))
-    assert (len(log.steps), log.layout, log.measured_gripper, log.step_period) == (0, "unknown", None, None)
+    assert (len(log.steps), log.layout, log.grippers, log.step_period) == (0, "unknown", (), None)
     assert log.actions.shape == (0, 0, 0)
 
 

@@ -222,12 +222,13 @@ def test_a_file_of_7_gigabytes_opens_by_its_headers(real_groot):
     assert file.load("action_head.future_tokens.weight").shape == (32, 1536)
 
 
-def test_numbers_that_are_not_finite_are_counted_not_refused(tmp_path):
+def test_numbers_that_are_not_finite_are_read(tmp_path):
     weight = torch.tensor([1.0, math.nan, math.inf])
     file = open_tensor_file(
         saved(tmp_path, {"a": weight, "b": weight.detach(), "c": torch.ones(2), "d": torch.ones(1).int()})
     )
-    assert file.nonfinite() == {"a": 2, "b": 2}
+    for name in "ab":
+        torch.testing.assert_close(file.load(name), weight, equal_nan=True, rtol=0, atol=0)
 
 
 def test_a_model_saved_whole_is_refused_by_the_name_of_its_class(tmp_path):

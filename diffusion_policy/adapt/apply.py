@@ -6,7 +6,6 @@ has two names remains one tensor.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,11 +24,11 @@ from diffusion_policy.adapt.proof import Proof, prove
 from diffusion_policy.adapt.rules import Rules
 from diffusion_policy.adapt.target import Target
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from diffusion_policy.progress import Progress, ProgressCounter, no_progress
 from diffusion_policy.shape_meta import step_spec_of
 from diffusion_policy.storage import file_sha256, write_bytes, write_json
 
 State = dict[str, Tensor]
-Progress = Callable[[int, int], None]
 Result = TypeVar("Result")
 
 
@@ -42,7 +41,7 @@ def adapt_checkpoint(
     ledger_path: str | Path | None = None,
     must_preserve: bool = False,
     overwrite: bool = False,
-    on_progress: Progress | None = None,
+    on_progress: Progress = no_progress,
 ) -> Ledger:
     """Convert a checkpoint to the names and shapes of a target: plan, fill, prove, write, read back.
 
@@ -99,15 +98,12 @@ def adapt_checkpoint(
     return ledger
 
 
-def step_counter(total: int, on_progress: Progress | None) -> Callable[[Result], Result]:
+def step_counter(total: int, on_progress: Progress) -> Callable[[Result], Result]:
     """A function to be called with the result of each of `total` steps: it reports one more step and returns it."""
-    count = itertools.count(1)
-    if on_progress is not None:
-        on_progress(0, total)
+    counter = ProgressCounter(on_progress, total)
 
     def done(result: Result) -> Result:
-        if on_progress is not None:
-            on_progress(next(count), total)
+        counter.add(1)
         return result
 
     return done

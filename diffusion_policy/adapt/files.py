@@ -16,7 +16,6 @@ from torch import Tensor
 
 from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.apply import (
-    Progress,
     adapt_checkpoint,
     apply_plan,
     ledger_document,
@@ -39,6 +38,7 @@ from diffusion_policy.adapt.target import (
 from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.families.changes import parse_change, with_changes
 from diffusion_policy.families.definitions import DEFINITIONS, is_config, open_definition
+from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.tensor_file import TensorFile, open_tensor_file
 from diffusion_policy.tensor_file.saving import save_torch_zip
 from diffusion_policy.training_config import compose_config_file
@@ -119,7 +119,7 @@ def apply_file(
     ledger_path: str | Path | None = None,
     must_preserve: bool = False,
     overwrite: bool = False,
-    on_progress: Progress | None = None,
+    on_progress: Progress = no_progress,
 ) -> Ledger:
     """Plan and carry out an adaptation, write the result and read it back; see `apply.adapt_checkpoint`.
 

@@ -20,12 +20,13 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from diffusion_policy.adapt import AdaptError
-from diffusion_policy.adapt.apply import Progress, adapt_checkpoint, ledger_of, refuse_overwriting
+from diffusion_policy.adapt.apply import adapt_checkpoint, ledger_of, refuse_overwriting
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.adapt.rules import read_rules
 from diffusion_policy.adapt.target import NORMALIZER, target_from_config
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.shape_meta import DATASET_PLACE, PLACES, step_spec_of
 from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, ActionLayout, layout_from_range
 
@@ -45,7 +46,7 @@ def grow_7d_to_8d(
     ledger_path: str | Path | None = None,
     overwrite: bool = False,
     gripper_scale: str | None = None,
-    on_progress: Progress | None = None,
+    on_progress: Progress = no_progress,
 ) -> Ledger:
     """Adapt a 7-D (pose) checkpoint to an 8-D (pose and gripper) one.
 

@@ -21,6 +21,7 @@ from diffusion_policy.env_runner.rollout import FrameRecorder, RolloutSettings, 
 from diffusion_policy.env_runner.simulator import Simulator
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER, Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.sampler import set_sampler
+from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.storage import file_sha256
 
 __all__ = ["ClosedLoop", "Evaluation", "check_same", "evaluate", "read_document"]
@@ -75,7 +76,7 @@ def evaluate(
     *,
     earlier: Mapping[str, Any] | None = None,
     done: Sequence[SceneResult] = (),
-    show: Callable[[int, int], None] = lambda done, total: None,
+    show: Progress = no_progress,
     recorder: Callable[[int], FrameRecorder | None] = lambda scene: None,
     kept: Callable[[ClosedLoop], None] = lambda found: None,
 ) -> ClosedLoop:

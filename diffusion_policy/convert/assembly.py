@@ -22,7 +22,7 @@ from diffusion_policy.convert.existing import HEMISPHERE, ExistingDataset
 from diffusion_policy.convert.frames import look_again
 from diffusion_policy.convert.ledger import ConversionReport, EpisodeEntry
 from diffusion_policy.convert.placement import leave_frames, place_frames, put_in_place
-from diffusion_policy.convert.publication import Progress, publish
+from diffusion_policy.convert.publication import publish
 from diffusion_policy.convert.quaternions import majority_hemisphere, turn_toward
 from diffusion_policy.convert.settings import ConversionSettings
 from diffusion_policy.convert.staging import StagedEpisode
@@ -48,6 +48,7 @@ from diffusion_policy.dataset.replay_buffer import (
 )
 from diffusion_policy.dataset.told import Told
 from diffusion_policy.places import is_remote, place
+from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.recording import ArrayNames
 from diffusion_policy.spec import ActionLayout, action_semantics
 from diffusion_policy.storage import write_json
@@ -63,7 +64,7 @@ def assemble(
     left_out: Sequence[EpisodeEntry],
     settings: ConversionSettings,
     existing: ExistingDataset | None = None,
-    on_progress: Progress | None = None,
+    on_progress: Progress = no_progress,
 ) -> ConversionReport:
     """Make the dataset of all staged episodes, behind those of an existing one, and put it in place with its ledger.
 
@@ -112,7 +113,7 @@ def assemble(
     return report
 
 
-def _give_name(report: ConversionReport, settings: ConversionSettings, on_progress: Progress | None) -> None:
+def _give_name(report: ConversionReport, settings: ConversionSettings, on_progress: Progress) -> None:
     """Put the dataset, which is whole, and its ledger in their places."""
     if is_remote(settings.output):
         publish(settings, report.as_json(), on_progress)

@@ -13,7 +13,7 @@ episodes are added to, only while its metadata is exchanged.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from diffusion_policy.convert.placement import PUBLICATION, SENT, remove_work
 from diffusion_policy.convert.settings import ConversionError, ConversionSettings
 from diffusion_policy.dataset.opening import is_dataset
 from diffusion_policy.places import file_system, reaching
+from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.storage import write_json
 
 # Those of a group make it one and are sent last, in this order.
@@ -28,7 +29,6 @@ _ROOT_METADATA = (".zattrs", ".zgroup", "zarr.json")
 _METADATA = {".zarray", *_ROOT_METADATA}
 # Files sent between two notes of what is sent, and at a time: shards of 25 MB must fit into memory.
 _SENT_TOGETHER, _SENT_AT_A_TIME = 64, 8
-Progress = Callable[[int, int], None]
 """Called with the frames (then the files to be sent) done, and how many there are."""
 
 
@@ -48,13 +48,13 @@ def was_interrupted(settings: ConversionSettings) -> bool:
         return _mark(settings).is_file()
 
 
-def finish_publication(settings: ConversionSettings, on_progress: Progress | None = None) -> None:
+def finish_publication(settings: ConversionSettings, on_progress: Progress = no_progress) -> None:
     """Send the rest of a dataset that was whole when its conversion was interrupted; nothing without one."""
     if _plan_file(settings).is_file():
         _publish(settings, on_progress)
 
 
-def publish(settings: ConversionSettings, ledger: Any, on_progress: Progress | None = None) -> None:
+def publish(settings: ConversionSettings, ledger: Any, on_progress: Progress = no_progress) -> None:
     """Send the dataset that lies whole in `partial/dataset`, with its ledger.
 
     Raises:
@@ -65,7 +65,7 @@ def publish(settings: ConversionSettings, ledger: Any, on_progress: Progress | N
     _publish(settings, on_progress)
 
 
-def _publish(settings: ConversionSettings, on_progress: Progress | None) -> None:
+def _publish(settings: ConversionSettings, on_progress: Progress) -> None:
     whole = settings.partial / "dataset"
     names = sorted(str(file.relative_to(whole)) for file in whole.rglob("*") if file.is_file())
     root = [name for name in _ROOT_METADATA if name in names]
@@ -107,7 +107,7 @@ def _remove_strangers(settings: ConversionSettings, names: Sequence[str]) -> Non
         store.rm(strangers)
 
 
-def _send(settings: ConversionSettings, names: Sequence[str], on_progress: Progress | None) -> None:
+def _send(settings: ConversionSettings, names: Sequence[str], on_progress: Progress) -> None:
     """Send chunks; what is sent is noted on this machine."""
     store, path = file_system(settings.output)
     journal = settings.partial / SENT
@@ -120,8 +120,7 @@ def _send(settings: ConversionSettings, names: Sequence[str], on_progress: Progr
             store.put(files, [f"{path}/{name}" for name in batch], batch_size=_SENT_AT_A_TIME)
             notes.write("".join(name + "\n" for name in batch))
             notes.flush()
-            if on_progress is not None:
-                on_progress(len(names) - len(waiting) + start + len(batch), len(names))
+            on_progress(len(names) - len(waiting) + start + len(batch), len(names))
 
 
 def check_can_be_added_to(settings: ConversionSettings) -> None:

@@ -20,7 +20,6 @@ from diffusion_policy.convert.frames import Block, BlockReport, write_block
 from diffusion_policy.convert.ledger import ConversionReport, EpisodeEntry
 from diffusion_policy.convert.placement import remove_work, restore_replaced
 from diffusion_policy.convert.publication import (
-    Progress,
     check_can_be_added_to,
     finish_publication,
     was_interrupted,
@@ -31,6 +30,7 @@ from diffusion_policy.convert.survey import Plan, Survey, survey
 from diffusion_policy.dataset.archive import Archive
 from diffusion_policy.dataset.opening import is_dataset
 from diffusion_policy.places import PlaceError, is_remote, reaching
+from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.trajectory import TrajectoryError
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ _BLOCKS_AHEAD = 2
 
 
 def convert(
-    settings: ConversionSettings, *, executor: Executor | None = None, on_progress: Progress | None = None
+    settings: ConversionSettings, *, executor: Executor | None = None, on_progress: Progress = no_progress
 ) -> ConversionReport:
     """Convert recorded trajectories to a dataset.
 
@@ -117,7 +117,7 @@ def _refuse_archive(settings: ConversionSettings) -> None:
     )
 
 
-def _finish_interrupted(settings: ConversionSettings, on_progress: Progress | None) -> None:
+def _finish_interrupted(settings: ConversionSettings, on_progress: Progress) -> None:
     """Put in its place what was whole when a conversion was killed, or give back what it was to replace."""
     if not is_remote(settings.output):
         restore_replaced(settings)
@@ -194,7 +194,7 @@ class _Stage:
         executor: Executor,
         settings: ConversionSettings,
         found: Survey,
-        on_progress: Progress | None,
+        on_progress: Progress,
     ) -> None:
         self.staging = staging
         self.executor = executor
@@ -203,7 +203,7 @@ class _Stage:
         self.staged: dict[Path, StagedEpisode] = {}
         self.left_out: list[EpisodeEntry] = []
         self._pending: dict[Future[BlockReport], tuple[_Episode, Block]] = {}
-        self._on_progress = on_progress or (lambda done, total: None)
+        self._on_progress = on_progress
         self._total = sum(_frames(plan) for plan in self.plans)
         self._done = 0
 

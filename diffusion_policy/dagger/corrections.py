@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,13 @@ from diffusion_policy.dagger.watching import Trace, TracedSimulator, tabletop_of
 from diffusion_policy.env_runner.document import check_same
 from diffusion_policy.env_runner.results import SceneResult, Share, reasons_of, success_of
 from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.sim.camera import Camera
 from diffusion_policy.sim.expert import plan_on
 from diffusion_policy.sim.recorder import record
 from diffusion_policy.sim.tabletop import Tabletop
 from diffusion_policy.sim.tabletop_env import TabletopEnv
-from diffusion_policy.sim.tasks import Progress
+from diffusion_policy.sim.tasks import Progress as TaskProgress
 from diffusion_policy.storage import write_json
 
 DOCUMENT = "corrections.json"
@@ -164,7 +165,7 @@ def collect(
     folder: Path,
     *,
     resume: bool = False,
-    show: Callable[[int, int], None] = lambda done, total: None,
+    show: Progress = no_progress,
 ) -> Collected:
     """Rolls a checkpoint out, and records the expert's corrections where it failed or hesitated.
 
@@ -264,7 +265,7 @@ def _record_takeover(trace: Trace, step: int, seed: int, number: int, collection
     return len(commands) if done else 0
 
 
-def _replayed(env: TabletopEnv, trace: Trace, step: int, seed: int) -> tuple[Tabletop, Progress]:
+def _replayed(env: TabletopEnv, trace: Trace, step: int, seed: int) -> tuple[Tabletop, TaskProgress]:
     """Returns the tabletop after ``step`` commands of an episode, and the progress until then.
 
     Raises:

@@ -303,11 +303,6 @@ class ReplayBuffer:
         """
         return _all_rows(self[key], self.where)
 
-    def missing_chunks(self, key: str) -> int:
-        """How many chunk files of an array are not there, and would read as its fill value."""
-        array = self[key]
-        return int(array.nchunks - array.nchunks_initialized)
-
     def _check(self) -> None:
         ends = self.episode_ends
         if len(ends) and (np.diff(ends, prepend=0) <= 0).any():

@@ -7,7 +7,7 @@ versions of it did so of each episode only, and other programs record none.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +32,8 @@ from diffusion_policy.dataset.errors import DatasetError
 from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.dataset.image_codecs import DECODER, is_lossless
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY, ReplayBuffer
+from diffusion_policy.progress import Progress, no_progress, part_of
 
-Progress = Callable[[int, int], None]
 # Frames that are read at a time where each has a file of its own.
 _TOGETHER = 32
 NO_HASHES = "it carries no hashes of what was written (another program made it, or they are lost)"
@@ -131,7 +131,7 @@ class _Frames:
 
 
 def verify_content(
-    buffer: ReplayBuffer, faults: Sequence[ChunkFault] = (), on_progress: Progress | None = None
+    buffer: ReplayBuffer, faults: Sequence[ChunkFault] = (), on_progress: Progress = no_progress
 ) -> Verification:
     """Compare every episode with the hashes that its conversion recorded.
 
@@ -152,8 +152,7 @@ def verify_content(
     numbers = {key: buffer.read(key) for key in keys if key in buffer and key not in cameras}
     frames = {}
     for number, camera in enumerate(cameras):
-        count = _counted(on_progress, number * buffer.n_steps, len(cameras) * buffer.n_steps)
-        frames[camera] = _read_frames(buffer, camera, faults, count)
+        frames[camera] = _read_frames(buffer, camera, faults, part_of(on_progress, number, len(cameras)))
     found = [*_of_the_whole(buffer, records)]
     for record in usable:
         found += _of_an_episode(record, buffer, numbers, frames)
@@ -220,19 +219,7 @@ def _keys(record: _Record, buffer: ReplayBuffer) -> tuple[str, ...]:
     return (POSE_KEY, GRIPPER_KEY, ACTION_KEY, TIMESTAMP_KEY, *buffer.cameras)
 
 
-def _counted(on_progress: Progress | None, done_before: int, total: int) -> Callable[[int], None]:
-    """A callback for one camera that reports the frames read over all cameras."""
-
-    def report(done: int) -> None:
-        if on_progress is not None:
-            on_progress(done_before + done, total)
-
-    return report
-
-
-def _read_frames(
-    buffer: ReplayBuffer, camera: str, faults: Sequence[ChunkFault], count: Callable[[int], None]
-) -> _Frames:
+def _read_frames(buffer: ReplayBuffer, camera: str, faults: Sequence[ChunkFault], on_progress: Progress) -> _Frames:
     """Read every frame of a camera, on all cores."""
     array, n_steps = buffer[camera], buffer.n_steps
     files, together = FrameFiles(array), (array.shards or (_TOGETHER,))[0]
@@ -249,7 +236,7 @@ def _read_frames(
         for trouble in pool.map(read, range(0, n_steps, together)):
             unread.update(trouble)
             done = min(done + together, n_steps)
-            count(done)
+            on_progress(done, n_steps)
     return _Frames(digests, unread)
 
 

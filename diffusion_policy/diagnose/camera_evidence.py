@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from diffusion_policy.cpu import usable_cores
 from diffusion_policy.diagnose.steps import Camera, Steps
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.images import FrameKind, ImageNote, kinds_of
+from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.storage import content_key
 
 THUMBNAIL = (80, 45)
@@ -71,7 +72,7 @@ class CameraEvidence:
 
 
 def look_at_cameras(
-    steps: Steps, traveled: NDArray[np.float64], on_progress: Callable[[int, int], None] | None = None
+    steps: Steps, traveled: NDArray[np.float64], on_progress: Progress = no_progress
 ) -> tuple[CameraEvidence, ...]:
     """Look at every frame, on all cores.
 
@@ -89,8 +90,7 @@ def look_at_cameras(
             for seen in pool.map(partial(_look, camera), range(steps.n_steps)):
                 looks.append(seen)
                 done += 1
-                if on_progress is not None:
-                    on_progress(done, total)
+                on_progress(done, total)
             found.append(_judge(name, looks, steps, traveled))
     return tuple(found)
 

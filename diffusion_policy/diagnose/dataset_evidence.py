@@ -29,12 +29,12 @@ from diffusion_policy.dataset.replay_buffer import (
 from diffusion_policy.dataset.split import EpisodeIdentity, episode_identities
 from diffusion_policy.dataset.verification import Verification
 from diffusion_policy.diagnose import ReportError
+from diffusion_policy.diagnose.copied_gripper import copying_of
 from diffusion_policy.diagnose.steps import (
     FloatArray,
     Steps,
     arm_steps,
     finite,
-    open_for_report,
     steps_of_dataset,
 )
 from diffusion_policy.gripper_events import GRIPPER_BAND, OPEN, UNDECIDED, gripper_events, gripper_states
@@ -159,22 +159,6 @@ class DatasetEvidence:
     def n_steps(self) -> int:
         """Steps of all episodes."""
         return sum(self.lengths)
-
-
-def look_at_dataset(path: str | Path, gripper_scale: DeclaredScales | None = None) -> DatasetEvidence:
-    """Gather the evidence.
-
-    Args:
-        path: of the dataset.
-        gripper_scale: that its gripper is stored in, where somebody says so.
-
-    Raises:
-        DatasetError: no dataset there, or a damaged one.
-        SpecError: its gripper contradicts the declared scale.
-        ReportError: it has no action, or no step.
-    """
-    buffer, faults = open_for_report(path, gripper_scale)
-    return evidence_of_dataset(path, buffer, steps_of_dataset(buffer, faults), faults)
 
 
 def evidence_of_dataset(
@@ -323,22 +307,14 @@ def _times(timestamps: FloatArray | None, steps: Steps) -> dict[str, Any]:
 
 def _gripper(steps: Steps) -> GripperEvidence | None:
     """Of all grippers together; an episode starts open if all of them do, and closes if one of them does."""
-    stored, seen_there = steps.commanded_grippers(), steps.measured_grippers()
+    stored = steps.commanded_grippers()
     if stored is None:
         return None
-    command = np.nan_to_num(stored)
-    measured = None if seen_there is None else np.nan_to_num(seen_there)
+    command, copying = np.nan_to_num(stored), copying_of(steps)
     episodes = [command[part].T for part in steps.slices]
     events = [[gripper_events(values) for values in grippers] for grippers in episodes]
     decided = [[states[0] for states in map(_decided, grippers) if len(states)] for grippers in episodes]
     firsts = [min(states) for states in decided if states]
-    leading = None
-    if measured is not None:
-        leading = 0
-        for part, found in zip(steps.slices, events, strict=True):
-            for values, of_one in zip(measured[part].T, found, strict=True):
-                seen = gripper_states(values)
-                leading += sum(bool(seen[step] == OPEN) == (kind == "close") for step, kind in of_one)
     kinds = [kind for found in events for of_one in found for _, kind in of_one]
     return GripperEvidence(
         low=float(command.min()),
@@ -348,8 +324,8 @@ def _gripper(steps: Steps) -> GripperEvidence | None:
         starting_open=firsts.count(OPEN),
         starting_closed=len(firsts) - firsts.count(OPEN),
         without_closing=tuple(i for i, values in enumerate(episodes) if values.min() > GRIPPER_BAND.closed),
-        equals_measured=None if measured is None else float((command == measured).mean()),
-        leading=leading,
+        equals_measured=None if copying is None else copying.equal_share,
+        leading=None if copying is None else copying.leading,
         undecided=float(((command > GRIPPER_BAND.closed) & (command < GRIPPER_BAND.open)).mean()),
     )
 

@@ -6,7 +6,7 @@ drawn by `inspection_pictures`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from diffusion_policy.diagnose.step_findings import step_findings
 from diffusion_policy.diagnose.steps import Steps, open_for_report, steps_of_dataset, steps_of_recordings
 from diffusion_policy.diagnose.unit_findings import PLACEHOLDER, for_recordings
 from diffusion_policy.gripper_scale import parse_scales
+from diffusion_policy.progress import Progress, no_progress, part_of
 from diffusion_policy.tables import Column, Shown, Table, Text, numbers
 from diffusion_policy.timestamps import parse_timestamps
 
-Progress = Callable[[int, int], None]
 # Findings of the summary that every frame and every step is looked at for here.
 _REPLACED_BY_STEP_FINDINGS = {"images", "copycat-labels", "standing-still"}
 
@@ -115,7 +115,7 @@ def _findings(findings: tuple[Finding, ...]) -> Table:
 
 def inspect_recordings(
     directory: Path,
-    on_progress: Progress | None = None,
+    on_progress: Progress = no_progress,
     gripper_scale: str | None = None,
     timestamps: str | None = None,
 ) -> Inspection:
@@ -138,7 +138,7 @@ def inspect_recordings(
 def inspect_dataset(
     path: Path,
     checkpoint: Path | None = None,
-    on_progress: Progress | None = None,
+    on_progress: Progress = no_progress,
     gripper_scale: str | None = None,
 ) -> Inspection:
     """Inspect a converted dataset, and whether a checkpoint's statistics fit it.
@@ -160,9 +160,8 @@ def inspect_dataset(
     together: list[Finding] = []
     if checkpoint is not None:
         together = together_findings(look_at_checkpoint(checkpoint), summary)
-    compared, looked_at = _in_two_parts(on_progress)
-    summary = replace(summary, content=verify_content(buffer, faults, compared))
-    return _inspect(steps, summary, together, looked_at)
+    summary = replace(summary, content=verify_content(buffer, faults, part_of(on_progress, 0, 2)))
+    return _inspect(steps, summary, together, part_of(on_progress, 1, 2))
 
 
 def inspect_conversion(path: Path) -> Inspection:
@@ -173,25 +172,11 @@ def inspect_conversion(path: Path) -> Inspection:
     """
     buffer, faults = open_for_report(path, None)
     steps = steps_of_dataset(buffer, faults)
-    return _inspect(replace(steps, cameras={}), evidence_of_dataset(path, buffer, steps, faults), [], None)
-
-
-def _in_two_parts(on_progress: Progress | None) -> tuple[Progress | None, Progress | None]:
-    """Of a count that goes through the frames twice: the first time and the second."""
-    if on_progress is None:
-        return None, None
-
-    def first(done: int, total: int) -> None:
-        on_progress(done, 2 * total)
-
-    def second(done: int, total: int) -> None:
-        on_progress(total + done, 2 * total)
-
-    return first, second
+    return _inspect(replace(steps, cameras={}), evidence_of_dataset(path, buffer, steps, faults), [])
 
 
 def _inspect(
-    steps: Steps, summary: DatasetEvidence, together: list[Finding], on_progress: Progress | None
+    steps: Steps, summary: DatasetEvidence, together: list[Finding], on_progress: Progress = no_progress
 ) -> Inspection:
     details = look_at_steps(steps, on_progress)
     seen = [camera for camera in details.cameras if camera.sizes]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,8 @@ from diffusion_policy.diagnose.log_evidence import LogEvidence, look_at_log
 from diffusion_policy.diagnose.playback import dataset_of_log
 from diffusion_policy.diagnose.steps import ConvertedCamera, HeldNumbers, open_for_report, steps_of_dataset
 from diffusion_policy.gripper_scale import parse_scales
+from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.run_folder.reading import RunFolder, open_run
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def open_sources(
     *,
     told: str | None = None,
     logs_of_run: bool = True,
-    on_progress: Progress = lambda done, total: None,
+    on_progress: Progress = no_progress,
 ) -> OpenedSources:
     """Open every file once; a run brings its datasets, its checkpoint, its closed loop and its logs.
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, TIMESTAMP_KEY, ReplayBuffer
 from diffusion_policy.diagnose.camera_evidence import CameraEvidence, StepRange, look_at_cameras, runs_of_true
+from diffusion_policy.diagnose.copied_gripper import Copying, copying_of
 from diffusion_policy.diagnose.dataset_evidence import STILL_METERS, STILL_RADIANS
 from diffusion_policy.diagnose.steps import FloatArray, Steps, arm_steps, finite, steps_of_dataset
-from diffusion_policy.gripper_events import GRIPPER_BAND, OPEN, Event, gripper_events, gripper_states
+from diffusion_policy.gripper_events import OPEN, Event, gripper_events, gripper_states
 from diffusion_policy.model.normalizer import SingleFieldLinearNormalizer
+from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.timestamps import timestamp_fault
 
 # An arm that is told to be this much faster between two steps has jumped: a cut recording, or a tracker that slipped.
@@ -112,23 +114,6 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Copying:
-    """Whether the commanded gripper can be read off the measured one.
-
-    Attributes:
-        equal_steps: steps at which both are the same number.
-        transitions: events of the commanded gripper.
-        equal_transitions: of these, how many are measured at the very step that commands them.
-        first_measured: steps from a command to its measurement, for each transition that is measured at all.
-    """
-
-    equal_steps: int
-    transitions: int
-    equal_transitions: int
-    first_measured: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class StepEvidence:
     """All of it.
 
@@ -157,7 +142,7 @@ class StepEvidence:
     cameras: tuple[CameraEvidence, ...]
 
 
-def look_at_steps(steps: Steps, on_progress: Callable[[int, int], None] | None = None) -> StepEvidence:
+def look_at_steps(steps: Steps, on_progress: Progress = no_progress) -> StepEvidence:
     """Gather the evidence; decodes every frame, at a part of its size."""
     seconds = _seconds(steps)
     moves = _moves(steps)
@@ -172,7 +157,7 @@ def look_at_steps(steps: Steps, on_progress: Callable[[int, int], None] | None =
         times=_times(steps),
         largest_step=_largest(meters[inside], radians[inside]) if moves and inside.any() else None,
         jumps=tuple(jump for key, move in moves.items() for jump in _jumps(steps, key, *move, seconds)),
-        copying=_copying(steps),
+        copying=copying_of(steps),
         cameras=look_at_cameras(steps, np.concatenate([[0.0], np.cumsum(meters)]), on_progress),
     )
 
@@ -289,23 +274,3 @@ def _jumps(steps: Steps, key: str, meters: FloatArray, radians: FloatArray, seco
         Jump(*_named(steps, int(at)), key, float(meters[at]), float(degrees[at]), float(elapsed[at]))
         for at in np.flatnonzero(fast & steps.within)
     ]
-
-
-def _copying(steps: Steps) -> Copying | None:
-    command, measured = steps.commanded_grippers(), steps.measured_grippers()
-    if command is None or measured is None:
-        return None
-    command, measured = np.nan_to_num(command), np.nan_to_num(measured)
-    delays: list[int | None] = []
-    for part in steps.slices:
-        for told, found in zip(command[part].T, measured[part].T, strict=True):
-            seen = gripper_states(found, GRIPPER_BAND)
-            for step, kind in gripper_events(told):
-                there = np.flatnonzero((seen[step:] == OPEN) == (kind == "open"))
-                delays.append(int(there[0]) if len(there) else None)
-    return Copying(
-        equal_steps=int((command == measured).all(axis=1).sum()),
-        transitions=len(delays),
-        equal_transitions=sum(delay == 0 for delay in delays),
-        first_measured=tuple(delay for delay in delays if delay is not None),
-    )

@@ -6,7 +6,7 @@ again: decoded frames are equal to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,16 @@ from diffusion_policy.dataset.replay_buffer import (
 from diffusion_policy.dataset.told import Told
 from diffusion_policy.edit import LEDGER, EditError
 from diffusion_policy.edit.plan import EditPlan, Span
+from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.storage import link, whole_folder, write_json
 
 # Frames that are unpacked at a time.
 _FRAMES = 64
 # Attributes that must be the same in datasets that become one, and that the result has, too.
 _SHARED_ATTRIBUTES = (SEMANTICS, HEMISPHERE)
-Progress = Callable[[int, int], None]
 
 
-def write_edited(plan: EditPlan, output: Path, on_progress: Progress | None = None) -> dict[str, Any]:
+def write_edited(plan: EditPlan, output: Path, on_progress: Progress = no_progress) -> dict[str, Any]:
     """Write the dataset of a plan and its ledger (also as a file next to it); returns the ledger.
 
     The dataset is written under a temporary name next to ``output`` and renamed when it is complete; an interrupted
@@ -103,7 +103,7 @@ def _kind(buffer: ReplayBuffer, key: str) -> str:
     return f"{array.dtype} {list(array.shape[1:])}{names}"
 
 
-def _write(plan: EditPlan, partial: Path, output: Path, on_progress: Progress | None) -> dict[str, Any]:
+def _write(plan: EditPlan, partial: Path, output: Path, on_progress: Progress) -> dict[str, Any]:
     first = plan.sources[0]
     zarr_format = int(first.root.metadata.zarr_format)
     buffer = ReplayBuffer.create(partial, {}, zarr_format=zarr_format)
@@ -124,8 +124,7 @@ def _write(plan: EditPlan, partial: Path, output: Path, on_progress: Progress | 
         rows = {key: values[span.episode.source][span.rows] for key, values in numbers.items()}
         described.append(_describe(span, rows, digests))
         row += span.steps[1] - span.steps[0]
-        if on_progress is not None:
-            on_progress(row, plan.n_steps)
+        on_progress(row, plan.n_steps)
     buffer.set_episode_ends(np.cumsum([span.steps[1] - span.steps[0] for span in plan.kept]))
     ledger = _ledger(plan, output, described, {camera: writer.packed for camera, writer in frames.items()})
     shared = {key: first.root.attrs[key] for key in _SHARED_ATTRIBUTES if key in first.root.attrs}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from diffusion_policy.evaluate.open_loop_scores import (
     score_episodes,
 )
 from diffusion_policy.evaluate.recorded_inference import (
-    ProgressCounter,
     RecordedEpisodes,
     Sampling,
     check_finite,
@@ -44,6 +43,7 @@ from diffusion_policy.gripper_events import TOLERANCE_SECONDS
 from diffusion_policy.intervals import paired_bootstrap
 from diffusion_policy.policy.default_sampler import Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.sampler import set_sampler
+from diffusion_policy.progress import Progress, ProgressCounter, no_progress
 from diffusion_policy.spec import ROTVEC_WIDTH, ActionLayout
 
 
@@ -147,7 +147,7 @@ def evaluate_open_loop(
     device: str = "cpu",
     which: str = "ema_model",
     tolerance_s: float = TOLERANCE_SECONDS,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Progress = no_progress,
     gripper_scale: str | None = None,
 ) -> OpenLoopReport:
     """Evaluate a checkpoint on recorded episodes.

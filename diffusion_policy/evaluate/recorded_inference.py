@@ -40,6 +40,7 @@ from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER, Sampler, sa
 from diffusion_policy.policy.noise import initial_noise
 from diffusion_policy.policy.robot_answer import robot_answer
 from diffusion_policy.policy.sampler import set_sampler
+from diffusion_policy.progress import Progress, ProgressCounter, no_progress
 from diffusion_policy.run_log import LogStep, write_inference_log
 from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, SpecError, action_semantics, check_semantics, with_units
 from diffusion_policy.storage import file_sha256
@@ -57,19 +58,6 @@ class Sampling:
     steps: int = DEFAULT_SAMPLER.steps
     seed: int = 42
     batch_size: int = 16
-
-
-class ProgressCounter:
-    """Counts what was done, for a progress bar."""
-
-    def __init__(self, on_progress: Callable[[int, int], None], total: int):
-        self._on_progress, self._done, self._total = on_progress, 0, total
-        on_progress(0, total)
-
-    def add(self, count: int) -> None:
-        """So much more was done."""
-        self._done += count
-        self._on_progress(self._done, self._total)
 
 
 class RecordedEpisodes:
@@ -237,7 +225,7 @@ def run_recorded_inference(
     stride: int = 1,
     which: str = "ema_model",
     gripper_scale: str | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Progress = no_progress,
 ) -> list[Path]:
     """Run a checkpoint over recorded episodes and write one log of the third generation for each.
 

@@ -6,7 +6,7 @@ lowest PSNR is told.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,8 @@ from diffusion_policy.export.episodes import DatasetEpisodes
 from diffusion_policy.export.errors import ExportError
 from diffusion_policy.export.lerobot_writer import LeRobotWriter
 from diffusion_policy.export.videos import lowest_psnr
+from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.storage import whole_folder
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def export_lerobot(
     task: str | None = None,
     fps: float | None = None,
     robot: str | None = None,
-    on_progress: Progress | None = None,
+    on_progress: Progress = no_progress,
 ) -> ExportReport:
     """Write a LeRobot v3.0 dataset; it appears under its name when it is whole.
 
@@ -77,8 +76,7 @@ def export_lerobot(
         writer = LeRobotWriter(unfinished, source, task, fps or source.rate)
         for episode in source:
             writer.add(episode)
-            if on_progress is not None:
-                on_progress(episode.number + 1, source.buffer.n_episodes)
+            on_progress(episode.number + 1, source.buffer.n_episodes)
         files = writer.finish(robot)
         psnr_db = {camera: lowest_psnr(videos, source.all_frames(camera)) for camera, videos in files.items()}
     return ExportReport(folder, source.buffer.n_episodes, source.buffer.n_steps, psnr_db)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffusion_policy.families import groot_flat, groot_n1_5, vpt
-from diffusion_policy.families.family import FamilyError, ModelDefinition, Shape
+from diffusion_policy.families.family import FamilyError, ModelDefinition
 
 DEFINITIONS = {**vpt.DEFINITIONS, "groot_n1_5": groot_n1_5.definition, **groot_flat.DEFINITIONS}
 
@@ -41,9 +41,3 @@ def open_definition(model: str | Path) -> ModelDefinition | None:
 def is_config(path: Path) -> bool:
     """Whether a JSON file is the config.json of a known model; FamilyError if it cannot be read."""
     return groot_n1_5.read_config(path) is not None or groot_flat.read_config(path) is not None
-
-
-def target_shapes(model: str | Path) -> dict[str, Shape] | None:
-    """Names and shapes of a whole checkpoint of a model; None if the model is unknown."""
-    definition = open_definition(model)
-    return definition.file_shapes(definition.config) if definition else None

@@ -203,23 +203,6 @@ def settings_from(tensors: Shapes) -> dict[str, Any]:
     return out
 
 
-def config_from(tensors: Shapes) -> dict[str, Any]:
-    """A configuration whose `shapes` equal `tensors`; settings that shapes do not determine are the released ones."""
-    read = settings_from(tensors)
-    config = copy.deepcopy(dict(RELEASED_2X))
-    kwargs = config["policy_kwargs"]
-    kwargs |= {
-        name: read[name]
-        for name in ("hidsize", "impala_width", "n_recurrence_layers", "attention_heads", "pointwise_ratio")
-    }
-    kwargs |= {"attention_memory_size": 2 * read["window"], "timesteps": read["window"]}
-    config["action_space"] = {
-        action: {"n": read[f"{action} choices"]} for action in ("camera", "buttons") if f"{action} choices" in read
-    }
-    config["aux_value_head"] = read["aux_value_head"]
-    return config
-
-
 def _conflicts(config: Config) -> list[Conflict]:
     frames = window(config["policy_kwargs"])
     if frames >= 1:

@@ -19,10 +19,11 @@ from diffusion_policy.diagnose.findings import Finding, level_of
 from diffusion_policy.diagnose.log_evidence import LogEvidence
 from diffusion_policy.diagnose.log_findings import open_loop_findings
 from diffusion_policy.diagnose.playback import playbacks_of_episode, playbacks_of_log
-from diffusion_policy.diagnose.sources import OpenedSources, Progress, Sources, open_sources, read_open_loop
+from diffusion_policy.diagnose.sources import OpenedSources, Sources, open_sources, read_open_loop
 from diffusion_policy.evaluate.gripper_table import UNJUDGED
 from diffusion_policy.evaluate.verdicts import OPENS_AND_CLOSES, counted
 from diffusion_policy.intervals import wilson_interval
+from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.ledger_page import ledger_section
 from diffusion_policy.report.page import Section, render
@@ -62,7 +63,7 @@ class Verdict:
     sentence: str
 
 
-def write_report(path: Path, sources: Sources, on_progress: Progress = lambda done, total: None) -> Verdict:
+def write_report(path: Path, sources: Sources, on_progress: Progress = no_progress) -> Verdict:
     """Write the page beside its name, then rename; returns the verdict that stands on top.
 
     Raises:
@@ -76,7 +77,7 @@ def write_report(path: Path, sources: Sources, on_progress: Progress = lambda do
     return verdict
 
 
-def make_report(sources: Sources, on_progress: Progress = lambda done, total: None) -> tuple[Verdict, str]:
+def make_report(sources: Sources, on_progress: Progress = no_progress) -> tuple[Verdict, str]:
     """The verdict and the page; `on_progress` is told of files that were opened, and how many there are."""
     if not sources:
         raise ReportError(

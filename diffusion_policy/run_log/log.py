@@ -163,12 +163,6 @@ class RunLog:
             for arm, column in _gripper_columns(layout).items()
         )
 
-    @property
-    def measured_gripper(self) -> FloatArray | None:
-        """(N,) measured gripper before each command, or None where the state does not hold exactly one."""
-        columns = {} if self.state_layout is None else _gripper_columns(self.state_layout)
-        return self.states[:, next(iter(columns.values()))] if self.steps and len(columns) == 1 else None
-
     def gripper_scales(self, declared: DeclaredScales | None = None) -> FoundScales | None:
         """Returns the scales of the gripper's commands and measurements; None without a gripper command.
 

@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.evaluate.episode_choice import EpisodeChoice, choose_episodes
 from diffusion_policy.evaluate.open_loop import joint_error, score_chunks
-from diffusion_policy.evaluate.recorded_inference import ProgressCounter, RecordedEpisodes, open_recorded
+from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes, open_recorded
 from diffusion_policy.gripper_events import TOLERANCE_SECONDS, EventScore, score_gripper_events
 from diffusion_policy.intervals import defined
 from diffusion_policy.policy.default_sampler import Sampler, sampler_of_training
+from diffusion_policy.progress import Progress, ProgressCounter, no_progress
 from diffusion_policy.serve.checks.cameras import joint_units_in_a_radian
 from diffusion_policy.serve.checks.seams import Seam, ServedChunk
 from diffusion_policy.serve.engine import PolicyEngine
@@ -302,7 +303,7 @@ def tune(
     hz: float = 10.0,
     tolerance_s: float = TOLERANCE_SECONDS,
     gripper_scale: str | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Progress = no_progress,
 ) -> Tuning:
     """Measures all candidates and proposes one.
 

@@ -74,16 +74,6 @@ class Scene:
         """(2,) position of the first target in meters."""
         return self.blocks[0].xy
 
-    @property
-    def block_yaw(self) -> float:
-        """Yaw of the first target in radians."""
-        return self.blocks[0].yaw
-
-    @property
-    def block_color(self) -> str:
-        """Color name of the first target."""
-        return self.blocks[0].color
-
     def light_level(self, step: int) -> float:
         """Returns the brightness factor of the frame at a step: 1 unless the light drifts."""
         share, period, phase = self.light_drift

@@ -129,21 +129,6 @@ class Tabletop:
         self.steps = 0
 
     @property
-    def block_position(self) -> FloatArray:
-        """(3,) center of the first block in meters."""
-        return self.blocks[0].position
-
-    @property
-    def block_yaw(self) -> float:
-        """Yaw of the first block in radians."""
-        return self.blocks[0].yaw
-
-    @property
-    def holding(self) -> bool:
-        """Whether a block is between the closed fingers."""
-        return self.held is not None
-
-    @property
     def lifted(self) -> int | None:
         """Number of the block that is held well above the table, or None."""
         held = self.held

@@ -84,24 +84,6 @@ class TensorFile:
         """The file's SHA-256 in hexadecimal; for shards, that of the lines `digest  name`, in the order of `files`."""
         return sha256_of_shards({path: file_sha256(path) for path in self.files})
 
-    def nonfinite(self) -> dict[str, int]:
-        """The number of NaN and infinite elements by tensor, for tensors that have any. Reads every tensor once.
-
-        Additive attention masks contain -inf on purpose, so the caller has to interpret the counts.
-
-        Raises:
-            TensorFileError: the bytes are damaged.
-        """
-        self.integrity.check()
-        counts: dict[str, int] = {}
-        by_storage: dict[str, int] = {}
-        for name, info in self.tensors.items():
-            if info.storage not in by_storage:
-                by_storage[info.storage] = _count_nonfinite(self.load(name))
-            if by_storage[info.storage]:
-                counts[name] = by_storage[info.storage]
-        return counts
-
 
 def describe(name: str, tensor: torch.Tensor, storage: str) -> TensorInfo:
     """The entry of a tensor, in memory or memory-mapped."""
@@ -136,9 +118,3 @@ def sha256_of_shards(digests: Mapping[Path, str]) -> str:
         return next(iter(digests.values()))
     lines = "".join(f"{digest}  {path.name}\n" for path, digest in digests.items())
     return sha256(lines.encode()).hex()
-
-
-def _count_nonfinite(tensor: torch.Tensor) -> int:
-    if not (tensor.is_floating_point() or tensor.is_complex()):
-        return 0
-    return int(tensor.numel() - torch.isfinite(tensor).sum())

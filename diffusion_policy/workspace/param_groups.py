@@ -176,25 +176,6 @@ def stage_at(stages: Sequence[Stage], step: int) -> Stage:
     return begun[-1] if begun else Stage(0, frozenset(KINDS))
 
 
-def enter_stage(
-    stage: Stage, model: nn.Module, roles: Mapping[str, Role], old_slots: OldSlots, optimizer: Optimizer
-) -> None:
-    """Freeze and release what the stage says; call it whenever `stage_at` returns another stage.
-
-    For a model without an averaged copy: `EMAModel` copies parameters that require no gradient, so a run that keeps an
-    average drops gradients before the step instead (`workspace.optimization.Stages`).
-    """
-    for name, parameter in model.named_parameters():
-        if name in roles:
-            parameter.requires_grad_(roles[name].kind in stage.learn)
-            if not parameter.requires_grad:
-                parameter.grad = None
-    if "grown" in stage.learn and "inherited" not in stage.learn:
-        old_slots.freeze(optimizer)
-    else:
-        old_slots.release()
-
-
 def _kind(roles: Mapping[str, Role], name: str) -> Kind:
     return roles[name].kind if name in roles else "inherited"
 

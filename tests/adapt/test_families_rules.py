@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapt_factory import vpt_config_of
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -14,7 +15,8 @@ from diffusion_policy.adapt.plan import PlanError, describe_state, make_plan
 from diffusion_policy.adapt.rules import Rules, read_rules
 from diffusion_policy.families import groot_n1_5, vpt
 from diffusion_policy.families.family import Shape
-from diffusion_policy.workspace.param_groups import OldSlots, enter_stage, parameter_roles, read_stages
+from diffusion_policy.workspace.optimization import Stages
+from diffusion_policy.workspace.param_groups import parameter_roles
 
 HEAD = "action_head."
 VL = f"{HEAD}vl_self_attention.transformer_blocks."
@@ -65,7 +67,7 @@ class Named(nn.Module):
 
 
 def behavior_cloning_target(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    config = vpt.config_from({name: tuple(tensor.shape) for name, tensor in state.items()})
+    config = vpt_config_of({name: tuple(tensor.shape) for name, tensor in state.items()})
     return built(vpt.shapes(config | {"aux_value_head": False}))
 
 
@@ -155,6 +157,9 @@ def test_new_blocks_start_as_identity_and_the_old_ones_freeze(
             assert not deeper[f"{VL}{block}.{name}"].any()
     model = Named(deeper)
     roles = parameter_roles(plan.ledger, model)
-    stages = read_stages([{"learn": ["fresh"]}])
-    enter_stage(stages[0], model, roles, OldSlots.of(model, roles), torch.optim.SGD(model.parameters(), lr=1.0))
-    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == fresh
+    stages = Stages([{"learn": ["fresh"]}], model, roles, torch.optim.SGD(model.parameters(), lr=1.0))
+    stages.enter(0)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    stages.drop_gradients()
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == fresh

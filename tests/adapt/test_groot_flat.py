@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adapt_factory import file_shapes_of
 from measured_changes import OURS, changes_of
 
 from diffusion_policy.families import groot_flat, groot_n1_5, recognize
-from diffusion_policy.families.definitions import target_shapes
 from diffusion_policy.families.family import FamilyError, Impact
 from diffusion_policy.families.groot_flat_settings import RELEASED_N1_6, RELEASED_N1_7
 from diffusion_policy.tensor_file import open_tensor_file
@@ -46,8 +46,7 @@ def test_the_head_equals_the_built_one_in_order():
 
 @needs_truth
 def test_totals_are_those_of_the_real_checkpoint():
-    whole, reference = target_shapes("groot_n1_7"), TRUTH["reference"]
-    assert whole is not None
+    whole, reference = file_shapes_of("groot_n1_7"), TRUTH["reference"]
     backbone = {name: shape for name, shape in whole.items() if name.startswith("backbone.")}
     assert (len(whole), numbers_in(whole)) == (reference["checkpoint_tensors"], reference["checkpoint_elements_stored"])
     assert len(backbone) == reference["backbone_tensors_with_lm_head"]

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adapt_factory import file_shapes_of
 
 from diffusion_policy.families import groot_n1_5, recognize
-from diffusion_policy.families.definitions import target_shapes
 from diffusion_policy.families.family import ConstructionError, FamilyError
 from diffusion_policy.families.groot_n1_5_settings import RELEASED
 from diffusion_policy.tensor_file import open_tensor_file
@@ -50,8 +50,7 @@ def test_the_whole_model_equals_the_headers_of_a_real_checkpoint(groot: Path):
         (length,) = struct.unpack("<Q", data[:8])
         header = json.loads(data[8 : 8 + length])
         shapes |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
-    ours = target_shapes("groot_n1_5")
-    assert ours is not None
+    ours = file_shapes_of("groot_n1_5")
     assert len(shapes) == 899
     assert {name: list(shape) for name, shape in ours.items()} == shapes
 
@@ -60,8 +59,7 @@ def test_tiny_model_equals_its_manifest(groot: Path):
     config = load(groot / "golden_small" / "config.json")
     manifest = load(groot / "golden_small" / "manifest_tiny.json")
     assert {HEAD + name: list(shape) for name, shape in groot_n1_5.action_head(config)} == manifest
-    ours = target_shapes(groot / "golden_small" / "config.json")
-    assert ours is not None
+    ours = file_shapes_of(groot / "golden_small" / "config.json")
     assert {name: list(shape) for name, shape in ours.items()} == manifest
 
 
@@ -144,7 +142,7 @@ def test_a_real_checkpoint_is_opened_by_its_headers_and_recognized(groot: Path, 
     index = tmp_path / "model.safetensors.index.json"
     index.write_bytes((headers / index.name).read_bytes())
     found = {name: info.shape for name, info in open_tensor_file(index).tensors.items()}
-    assert found == target_shapes("groot_n1_5")
+    assert found == file_shapes_of("groot_n1_5")
     recognized = recognize(found)
     assert recognized is not None
     assert recognized.settings["num_target_vision_tokens"] == 32

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapt_factory import vpt_config_of
 
 from diffusion_policy.families import recognize, vpt
 from diffusion_policy.families.family import ConstructionError, Shape
@@ -53,7 +54,7 @@ def test_all_shape_bearing_settings_are_read_off_the_tensors(tiny: dict[str, Sha
 @pytest.mark.parametrize("scale", [1, 2, 3])
 def test_shapes_survive_the_way_through_settings(scale: int):
     shapes = vpt.shapes(vpt.released(scale))
-    assert vpt.shapes(vpt.config_from(shapes)) == shapes
+    assert vpt.shapes(vpt_config_of(shapes)) == shapes
 
 
 @pytest.mark.parametrize(

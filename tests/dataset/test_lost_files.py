@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import zarr
 from dataset_factory import FORMS, SHAPE_META, pack, write
+from report_factory import look_at_dataset
 from source_trees import walked
 
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
@@ -23,7 +24,6 @@ from diffusion_policy.dataset.errors import DatasetError
 from diffusion_policy.dataset.image_codecs import LEVELS, image_codec
 from diffusion_policy.dataset.joined_datasets import JoinedDatasets
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer, image_layout, low_dim_layout
-from diffusion_policy.diagnose.dataset_evidence import look_at_dataset
 from diffusion_policy.diagnose.inspection import inspect_dataset
 from diffusion_policy.spec import POSE_GRIPPER
 

@@ -8,12 +8,11 @@ import pytest
 from dataset_factory import pack
 from object_store import environment, s3_server
 from omegaconf import OmegaConf
-from report_factory import write_run
+from report_factory import look_at_dataset, write_run
 from trajectory_factory import write_trajectory
 
 from diffusion_policy.convert import ConversionSettings, convert
 from diffusion_policy.dataset.opening import lies_there
-from diffusion_policy.diagnose.dataset_evidence import look_at_dataset
 from diffusion_policy.diagnose.doctor import examine
 from diffusion_policy.diagnose.playback import dataset_of_log
 from diffusion_policy.places import file_system, place

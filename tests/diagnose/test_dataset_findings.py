@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_factory import DATASET, GRIPPER, only, troubled
+from report_factory import DATASET, GRIPPER, look_at_dataset, only, troubled
 from tiny_run import episode, write_dataset
 
 from diffusion_policy.dataset.replay_buffer import ArrayLayout, DatasetError, ReplayBuffer, image_layout, low_dim_layout
 from diffusion_policy.dataset.split import EpisodeIdentity
 from diffusion_policy.dataset.verification import DIFFERS, ContentFault, Verification
-from diffusion_policy.diagnose.dataset_evidence import look_at_dataset
 from diffusion_policy.diagnose.dataset_findings import dataset_findings
 from diffusion_policy.gripper_scale import find_scales
 from diffusion_policy.pose_check import FaultCode, PoseFault

@@ -6,9 +6,8 @@ import pytest
 import tiny_run
 from gripper_scales import FOREIGN, GRASP, rewrite_gripper, written
 from log_factory import write_log
-from report_factory import only
+from report_factory import look_at_dataset, only
 
-from diffusion_policy.diagnose.dataset_evidence import look_at_dataset
 from diffusion_policy.diagnose.doctor import examine
 from diffusion_policy.diagnose.findings import Finding
 from diffusion_policy.diagnose.log_evidence import look_at_log

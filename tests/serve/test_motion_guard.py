@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from diffusion_policy import geometry
@@ -30,6 +31,12 @@ def test_a_gentle_chunk_passes_unchanged() -> None:
     np.testing.assert_allclose(guarded.actions, chunk(), atol=1e-9)
 
 
+def pose_steps(poses: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How far each pose (N, 7) is from the one before it: meters (N-1,) and radians (N-1,)."""
+    meters = np.linalg.norm(np.diff(poses[:, :3], axis=0), axis=1)
+    return meters, geometry.geodesic_distance(poses[:-1, 3:7], poses[1:, 3:7])
+
+
 @given(
     dx=st.floats(-0.2, 0.2),
     yaw=st.floats(-1, 1),
@@ -46,7 +53,7 @@ def test_whatever_comes_in_the_steps_that_leave_are_within_the_limits(
     wild = chunk(dx=dx, yaw=yaw)
     wild[:, 3:7] *= np.array(signs)[:, None] * norm
     actions = MotionGuard(limits).check(wild, HERE).actions
-    meters, radians = geometry.pose_steps(np.vstack([HERE, actions[:, :7]]))
+    meters, radians = pose_steps(np.vstack([HERE, actions[:, :7]]))
     assert meters.max() <= limits.max_step_m + 1e-9
     assert radians.max() <= limits.max_step_rad + 1e-6
     assert np.linalg.norm(actions[:, :3] - HERE[:3], axis=1).max() <= whole + 1e-9
@@ -199,7 +206,7 @@ def test_an_arm_outside_the_workspace_comes_back_by_steps_within_the_limits() ->
     limits = GuardSettings(on_workspace="clip", max_chunk_m=1.0, **BOX)
     for wanted in (chunk(), chunk() + [1.0, 0, 0, 0, 0, 0, 0, 0]):  # noqa: RUF005 - arrays
         guarded = MotionGuard(limits).check(wanted, outside)
-        meters, _ = geometry.pose_steps(np.vstack([outside, guarded.actions[:, :7]]))
+        meters, _ = pose_steps(np.vstack([outside, guarded.actions[:, :7]]))
         assert meters.max() <= limits.max_step_m + 1e-9
         assert (np.diff(guarded.actions[:, 0]) < 0).all(), "toward the box"
         assert guarded.interventions["workspace"] == 8
@@ -234,7 +241,7 @@ def test_of_two_arms_each_is_held_within_its_own_limits_and_named() -> None:
     wild[:, 3:7] *= -1
     guarded = guard.check(wild, here, gripper=[1.0, 0.0])
     np.testing.assert_allclose(guarded.actions[:, :8], chunk(), atol=1e-9, err_msg="the other arm stays as it was")
-    meters, radians = geometry.pose_steps(np.vstack([HERE, guarded.actions[:, 8:15]]))
+    meters, radians = pose_steps(np.vstack([HERE, guarded.actions[:, 8:15]]))
     assert meters.max() <= 0.04 + 1e-9
     assert radians.max() <= 0.1 + 1e-6
     assert set(guarded.interventions) == {

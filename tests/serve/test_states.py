@@ -145,7 +145,7 @@ def test_a_declared_scale_is_converted_both_ways_and_the_log_is_ours(name: str, 
             assert [action[7] for action in reply["action"]] == pytest.approx([other] * 8)
     (run,) = tmp_path.glob("run_*")
     log = read_log(run)
-    np.testing.assert_allclose(log.measured_gripper, [1, 0], atol=1e-9)
+    np.testing.assert_allclose(log.grippers[0].measured, [1, 0], atol=1e-9)
     np.testing.assert_allclose(log.commands[:, 7], [0, 1], atol=1e-9)
 
 

@@ -44,7 +44,7 @@ def test_closed_fingers_are_visible() -> None:
 def test_the_block_is_where_the_scene_says() -> None:
     tabletop, camera = scene_and_camera()
     before = camera.render(tabletop)
-    tabletop.block_position[1] += 0.06  # toward the picture's right
+    tabletop.blocks[0].position[1] += 0.06  # toward the picture's right
     rows, columns = np.nonzero(difference(before, camera.render(tabletop)))
     assert len(rows) > 100
     assert columns.mean() > 160, "the block's side of the table is the right half"

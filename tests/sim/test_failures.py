@@ -89,7 +89,7 @@ def test_each_way_to_fail_has_its_reason(way: str, referee: str) -> None:
 def test_a_block_that_was_pushed_away() -> None:
     """Only physics pushes."""
     scene, commands = planned(seed=1)
-    low = downward_pose([scene.block_xy[0], scene.block_xy[1] - 0.14, 0.03], scene.block_yaw)
+    low = downward_pose([scene.block_xy[0], scene.block_xy[1] - 0.14, 0.03], scene.blocks[0].yaw)
     sweep = [Command(low, 1)] * 5 + [Command(low + np.array([0, step * 0.02, 0, 0, 0, 0, 0]), 1) for step in range(12)]
     assert reason(scene, sweep + commands, PHYSICS) == PUSHED
 

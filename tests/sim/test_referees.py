@@ -85,13 +85,13 @@ def test_displaced_poses_end_alike(millimeters: float, agreement: float) -> None
 
 def lifts(referee: str, scene: Scene, offset: tuple[float, float, float]) -> bool:
     """Whether open fingers that come down ``offset`` (across, along, above; mm) off the block's center lift it."""
-    turn = Rotation.from_euler("z", scene.block_yaw)
+    turn = Rotation.from_euler("z", scene.blocks[0].yaw)
     low = np.array([*scene.block_xy, BLOCK_SIZE / 2]) + turn.apply(np.array(offset) / 1e3)
     above = np.array([0, 0, 0.12])
     shares = [*[1.0] * 4, *np.linspace(1, 0, 7), *[0.0] * 8, *np.linspace(0, 1, 7), 1.0]
     tabletop = make_tabletop(scene, referee)
     for step, share in enumerate(shares):
-        tabletop.step(downward_pose(low + share * above, scene.block_yaw), step < 12)
+        tabletop.step(downward_pose(low + share * above, scene.blocks[0].yaw), step < 12)
     return tabletop.lifted == 0
 
 
@@ -123,19 +123,19 @@ def test_physics_repeats_to_the_bit() -> None:
         tabletop = make_tabletop(scene, PHYSICS)
         for command in commands[:40]:
             tabletop.step(command.pose, command.gripper)
-        states.append(np.concatenate([tabletop.pose, tabletop.block_position, [tabletop.opening]]))
+        states.append(np.concatenate([tabletop.pose, tabletop.blocks[0].position, [tabletop.opening]]))
     np.testing.assert_array_equal(*states)
 
 
 def test_a_landing_finger_does_not_press_the_block_through_the_table() -> None:
     scene, _ = scene_and_commands(3)
-    turn = Rotation.from_euler("z", scene.block_yaw)
+    turn = Rotation.from_euler("z", scene.blocks[0].yaw)
     over_the_block = np.array([*scene.block_xy, 0.1]) + turn.apply([0, 0.052, 0])
     tabletop = make_tabletop(scene, PHYSICS)
     for height in [0.2] * 5 + [0.0] * 15:
-        tabletop.step(downward_pose([*over_the_block[:2], height], scene.block_yaw), 1)
+        tabletop.step(downward_pose([*over_the_block[:2], height], scene.blocks[0].yaw), 1)
     assert tabletop.pose[2] > 0.02, "the arm gives in"
-    assert tabletop.block_position[2] > BLOCK_SIZE / 2 - 0.005
+    assert tabletop.blocks[0].position[2] > BLOCK_SIZE / 2 - 0.005
 
 
 @pytest.mark.slow

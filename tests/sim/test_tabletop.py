@@ -44,7 +44,7 @@ def test_the_expert_places_the_block(seed: int) -> None:
     tabletop, heights = Tabletop(scene), []
     for command in plan(scene, rng):
         tabletop.step(command.pose, command.gripper)
-        heights.append(tabletop.block_position[2])
+        heights.append(tabletop.blocks[0].position[2])
     assert tabletop.placed
     assert max(heights) > 0.1, "the block is lifted"
     assert heights[-1] == pytest.approx(BLOCK_SIZE / 2 + TRAY_FLOOR)
@@ -69,7 +69,7 @@ def test_closing_beside_the_block_grasps_nothing() -> None:
     x, y = tabletop.scene.block_xy
     for gripper in [1] * 3 + [0] * 8:
         tabletop.step(downward_pose([x + 0.05, y, BLOCK_SIZE / 2]), gripper)
-    assert not tabletop.holding
+    assert tabletop.held is None
     assert tabletop.opening == 0
     assert not tabletop.placed
 
@@ -79,12 +79,12 @@ def test_a_block_let_go_in_the_air_falls() -> None:
     x, y = tabletop.scene.block_xy
     for height, gripper in [(0.02, 1)] * 4 + [(0.02, 0)] * 6 + [(0.2, 0)] * 6:
         tabletop.step(downward_pose([x, y, height]), gripper)
-    assert tabletop.holding
-    assert tabletop.block_position[2] > 0.15
+    assert tabletop.held is not None
+    assert tabletop.blocks[0].position[2] > 0.15
     for _ in range(8):
         tabletop.step(downward_pose([x, y, 0.2]), 1)
-    assert not tabletop.holding
-    assert tabletop.block_position[2] == pytest.approx(BLOCK_SIZE / 2)
+    assert tabletop.held is None
+    assert tabletop.blocks[0].position[2] == pytest.approx(BLOCK_SIZE / 2)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_two_blocks_count_in_their_order_only() -> None:
 def test_distractors_stand_clear_of_the_target_and_light_changes() -> None:
     scenes = [TASKS[DISTRACTORS].draw(np.random.default_rng(seed)) for seed in range(30)]
     assert {len(scene.blocks) for scene in scenes} == {2, 3, 4}
-    assert all(scene.block_color == "red" and scene.n_targets == 1 for scene in scenes)
+    assert all(scene.blocks[0].color == "red" and scene.n_targets == 1 for scene in scenes)
     assert all(block.color != "red" for scene in scenes for block in scene.blocks[1:])
     away = [np.linalg.norm(np.subtract(b.xy, scene.block_xy)) for scene in scenes for b in scene.blocks[1:]]
     assert min(away) > 0.1

@@ -10,12 +10,12 @@ from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.adapt.plan import describe_state, make_plan
 from diffusion_policy.adapt.rules import parse_rules
+from diffusion_policy.workspace.optimization import Stages
 from diffusion_policy.workspace.param_groups import (
     KINDS,
     OldSlots,
     Role,
     Stage,
-    enter_stage,
     parameter_roles,
     read_stages,
     split_groups,
@@ -69,11 +69,13 @@ def test_groups_split_by_role_with_their_own_learning_rates(net: Net, ledger: Le
         split_groups(groups, net, roles, {"new": 1.0})
 
 
-def train(net: Net, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:
+def train(net: Net, optimizer: torch.optim.Optimizer, stages: Stages | None = None, steps: int = 3) -> None:
     for _ in range(steps):
         loss = (net.fresh(net.old(torch.ones(2))) + net.grown(torch.ones(3)).sum()).square().sum()
         optimizer.zero_grad()
         loss.backward()
+        if stages is not None:
+            stages.drop_gradients()
         optimizer.step()
 
 
@@ -101,15 +103,15 @@ def test_stages_freeze_and_release(net: Net, ledger: Ledger) -> None:
     assert [stage_at(stages, step) for step in (0, 9, 10, 99)] == [stages[0], stages[0], stages[1], stages[1]]
     assert stage_at((), 5).learn == frozenset(KINDS)
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
-    slots = OldSlots.of(net, roles)
+    running = Stages([{"steps": 10, "learn": ["grown", "fresh"]}, {"learn": list(KINDS)}], net, roles, optimizer)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    enter_stage(stages[0], net, roles, slots, optimizer)
-    train(net, optimizer)
+    assert running.enter(0)
+    train(net, optimizer, running)
     assert torch.equal(net.old.weight, before["old.weight"])
     assert torch.equal(net.grown.weight[:, :2], before["grown.weight"][:, :2])
     assert not torch.equal(net.fresh.weight, before["fresh.weight"])
-    enter_stage(stages[1], net, roles, slots, optimizer)
-    train(net, optimizer)
+    assert running.enter(10)
+    train(net, optimizer, running)
     assert not torch.equal(net.old.weight, before["old.weight"])
     assert not net.constant.requires_grad
 

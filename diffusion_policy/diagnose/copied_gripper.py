@@ -1,0 +1,61 @@
+"""Whether the commanded gripper can be copied from the measured one: the one measure of it in recorded data.
+
+A command that is measured at the very step that gives it is part of the policy's input, so a policy can learn to copy
+it, and never to decide. What a policy has learned is measured on its commands: `evaluate.verdicts` on those of a log,
+and beside the baseline that copies the measured gripper in `evaluate.open_loop`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffusion_policy.diagnose.steps import Steps
+from diffusion_policy.gripper_events import OPEN, gripper_events, gripper_states
+
+
+@dataclass(frozen=True)
+class Copying:
+    """Commanded and measured grippers of recorded steps, over all episodes.
+
+    Attributes:
+        equal_steps: steps at which both are the same number, of every gripper.
+        transitions: events of the commanded grippers.
+        equal_transitions: of these, how many are measured at the very step that commands them.
+        first_measured: steps from a command to its measurement, for each transition that is measured at all.
+        equal_share: share of the numbers that are the same, over steps and grippers.
+    """
+
+    equal_steps: int
+    transitions: int
+    equal_transitions: int
+    first_measured: tuple[int, ...]
+    equal_share: float
+
+    @property
+    def leading(self) -> int:
+        """Transitions that are not measured yet at the step that commands them: what a copy gets wrong."""
+        return self.transitions - self.equal_transitions
+
+
+def copying_of(steps: Steps) -> Copying | None:
+    """Compares the commanded with the measured grippers; None where one of them is missing."""
+    command, measured = steps.commanded_grippers(), steps.measured_grippers()
+    if command is None or measured is None:
+        return None
+    command, measured = np.nan_to_num(command), np.nan_to_num(measured)
+    delays: list[int | None] = []
+    for part in steps.slices:
+        for commands, found in zip(command[part].T, measured[part].T, strict=True):
+            states = gripper_states(found)
+            for step, kind in gripper_events(commands):
+                there = np.flatnonzero((states[step:] == OPEN) == (kind == "open"))
+                delays.append(int(there[0]) if len(there) else None)
+    return Copying(
+        equal_steps=int((command == measured).all(axis=1).sum()),
+        transitions=len(delays),
+        equal_transitions=sum(delay == 0 for delay in delays),
+        first_measured=tuple(delay for delay in delays if delay is not None),
+        equal_share=float((command == measured).mean()),
+    )
