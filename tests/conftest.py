@@ -4,12 +4,12 @@ import lzma
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import warm_process
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -62,8 +62,7 @@ def trial(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
         if (number, *arguments) not in written:
             (script,) = (shared_data / "trials").glob(f"{number}_*.py")
             folder = tmp_path_factory.mktemp(f"trial_{number}")
-            command = [sys.executable, str(script), str(folder), *arguments]
-            subprocess.run(command, check=True, capture_output=True)
+            warm_process.run([script, folder, *arguments], folder).check_returncode()
             written[number, *arguments] = folder
         return written[number, *arguments]
 

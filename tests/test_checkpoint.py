@@ -3,8 +3,6 @@
 import errno
 import os
 import pickletools
-import subprocess
-import sys
 import textwrap
 import zipfile
 
@@ -12,6 +10,7 @@ import dill
 import numpy as np
 import pytest
 import torch
+import warm_process
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy import checkpoint as checkpoint_module
@@ -294,8 +293,7 @@ FULL_DISK = """
 
 def test_a_disk_that_fills_while_writing_keeps_the_former_file(written):
     before = written.read_bytes()
-    command = [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(written)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = warm_process.run(["-c", textwrap.dedent(FULL_DISK), written], written.parent)
     assert result.returncode == 1
     assert "could not be written (File too large); the file that was there before is kept." in result.stderr
     assert written.read_bytes() == before

@@ -19,6 +19,7 @@ import hydra
 import numpy as np
 import pytest
 import torch
+import warm_process
 from trajectory_factory import recorded_arrays, write_trajectory
 
 from diffusion_policy import checkpoint
@@ -75,14 +76,18 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def link_environment(target: Path) -> None:
-    """The environment of the tests under another path, as `make setup` would have made it there."""
+    """The environment of the tests under another path, as `make setup` would have made it there.
+
+    Its `python` runs commands in copies of a process that has everything loaded; the one that serves is a new one.
+    """
     source = Path(sys.prefix)
     if not (source / "bin" / "activate").is_file():
         pytest.skip("the tests run in no virtual environment, so there is none to activate")
     (target / "bin").mkdir(parents=True)
     for entry in [*source.iterdir(), *(source / "bin").iterdir()]:
-        if entry.name not in ("bin", "activate"):
+        if entry.name not in ("bin", "activate", "python"):
             (target / entry.relative_to(source)).symlink_to(entry)
+    (target / "bin" / "python").symlink_to(warm_process.python())
     script = (source / "bin" / "activate").read_text()
     (target / "bin" / "activate").write_text(
         re.sub(r"^( *VIRTUAL_ENV=).*", rf"\g<1>{target}", script, flags=re.MULTILINE)

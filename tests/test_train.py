@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny_run
+import warm_process
 
 from diffusion_policy.training_config import ConfigError, check_overrides
 from diffusion_policy.workspace.summary import resume_command
@@ -26,7 +27,7 @@ def command(*overrides):
 
 
 def train(*overrides, cwd):
-    return subprocess.run(command(*overrides), capture_output=True, text=True, cwd=cwd, timeout=300, check=False)
+    return warm_process.run(command(*overrides)[1:], cwd)
 
 
 def check(*arguments):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiny_run
+import warm_process
 
 from diffusion_policy.checkpoint import read_checkpoint
 
@@ -72,8 +73,7 @@ def test_sigterm_to_all_processes_saves_and_says_how_to_go_on(dataset, tmp_path)
     line = next(line for line in output.splitlines() if line.startswith("stopped by SIGTERM "))
     following = line.partition("; go on with: ")[2]
     assert following.endswith(f"training.resume=True hydra.run.dir={tmp_path / 'run'}")
-    words = [sys.executable, *shlex.split(following)[1:], "training.num_epochs=1"]
-    resumed = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
+    resumed = warm_process.run([*shlex.split(following)[1:], "training.num_epochs=1"], REPOSITORY)
     assert "resumed at epoch" in resumed.stdout + resumed.stderr
 
 

@@ -1,28 +1,43 @@
 """Scripts in processes of their own in which torch and the package are loaded already: half of a command's time.
 
 One process loads them and waits; each command is a copy of it that runs the script as `python SCRIPT ...` would, to its
-natural end. It holds no threads when it is copied. What is under test at the start of a process (what is loaded, how
-long it takes, signals that come meanwhile) needs a new interpreter.
+end, but for the dismantling of its modules. It holds no threads when it is copied. `python()` is a program that stands
+for the interpreter: on command lines, in launchers, and for the commands that a command starts. What is under test at
+the start of a process (what is loaded, how long it takes, signals that come meanwhile) or by its id (its group,
+SIGKILL) needs a new interpreter.
 """
 
 import atexit
+import contextlib
+import gc
 import json
 import os
 import runpy
+import select
+import shlex
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+statuses: list[int] = []  # with which a copy of this process ends, once it is known
 LOADED = (  # what most commands load
     "diffusion_policy.adapt.files",
     "diffusion_policy.closed_loop.evaluation",
+    "diffusion_policy.convert",
+    "diffusion_policy.diagnose",
     "diffusion_policy.report.report_page",
-    "diffusion_policy.serve.engine",
+    "diffusion_policy.serve.server",
+    "diffusion_policy.sim.recorder",
     "diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace",
+    "hydra.main",
+    "multiprocessing.spawn",
 )
 
 
@@ -30,60 +45,141 @@ def run(
     words: Sequence[object], cwd: Path, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """A Python script and its arguments, in a folder, in a session of its own; status and what it printed."""
-    server = waiting()
-    assert server.stdin is not None
-    assert server.stdout is not None
-    arguments = [str(word) for word in words]
-    with tempfile.TemporaryDirectory() as folder:
-        printed = [str(Path(folder) / name) for name in ("stdout", "stderr")]
-        request = {"words": arguments, "cwd": str(cwd), "environment": dict(environment or os.environ)}
-        server.stdin.write(json.dumps(request | {"printed": printed}) + "\n")
-        server.stdin.flush()
-        status = int(server.stdout.readline())
-        return subprocess.CompletedProcess(arguments, status, *(Path(path).read_text() for path in printed))
+    return subprocess.run(
+        [python(), *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600,
+        start_new_session=True, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
 
 
 @cache
-def waiting() -> subprocess.Popen[str]:
-    """The process that has everything loaded."""
+def python() -> str:
+    """Path of the program that stands for the interpreter, named as it is."""
+    folder = Path(tempfile.mkdtemp(prefix="warm_"))
+    address, program = folder / "socket", folder / "python"
+    client = [sys.executable, "-IS", Path(__file__).with_name("warm_python.py"), address, sys.executable]
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, client))} "$@"\n')
+    program.chmod(0o755)
     server = subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+        [sys.executable, __file__, address, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
     atexit.register(server.kill)
-    return server
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"waiting\n"
+    return str(program)
 
 
-def requested() -> dict[str, Any]:
-    """Answers requests by copies of this process; returns in each copy what it is to run."""
-    for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            request: dict[str, Any] = json.loads(line)
-            return request
-        _, status = os.waitpid(child, 0)
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
-        sys.stdout.flush()
+def requested(address: str) -> dict[str, Any]:
+    """Answers each request by a copy of this process; returns in each copy what it is to run.
+
+    This process ends with the one that started it, whose end closes stdin.
+    """
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(address)
+        listening.listen()
+        os.write(1, b"waiting\n")
+        while sys.stdin not in select.select([sys.stdin, listening], [], [])[0]:
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            connection, _ = listening.accept()
+            with connection:
+                if os.fork() == 0:
+                    listening.close()
+                    return accompanied(connection)
     sys.exit()
 
 
-def become(words: Sequence[str], cwd: str, environment: Mapping[str, str], printed: Sequence[str]) -> None:
-    """Takes the place of a new interpreter that was started so."""
+def accompanied(connection: socket.socket) -> dict[str, Any]:
+    """Copies this process once more, and tells the one that asked its id and its status; returns in the copy."""
+    _, streams, _, _ = socket.recv_fds(connection, 1, 3)
+    with connection.makefile("rw", encoding="utf-8") as asked:
+        request: dict[str, Any] = json.loads(asked.readline())
+        worker = os.fork()
+        if worker == 0:
+            return request | {"streams": streams}
+        for stream in streams:
+            os.close(stream)
+        asked.write(f"{worker}\n")
+        asked.flush()
+
+        def end_with_it() -> None:
+            if not connection.recv(1):
+                os.kill(worker, signal.SIGKILL)
+
+        threading.Thread(target=end_with_it, daemon=True).start()
+        _, status = os.waitpid(worker, 0)
+        with contextlib.suppress(BrokenPipeError):
+            connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    os._exit(0)
+
+
+def become(
+    words: Sequence[str],
+    cwd: str,
+    environment: Mapping[str, str],
+    streams: Sequence[int],
+    ignored: Sequence[int],
+    session: int,
+) -> None:
+    """Takes the place of a new interpreter that was started so. Ctrl-C comes to the session of the one that asked."""
     os.setsid()
     os.chdir(cwd)
     os.environ.clear()
-    os.environ.update(environment)
-    for descriptor, path in enumerate((os.devnull, *printed)):
-        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), descriptor)
-    sys.argv, sys.orig_argv = list(words), [sys.executable, *words]
-    folders = environment.get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[:1] = [str(Path(words[0]).parent), *filter(None, folders)]
+    os.environ.update(environment, INTERRUPTED_SESSION=str(session))
+    for descriptor, stream in enumerate(streams):
+        os.dup2(stream, descriptor)
+        os.close(stream)
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+    kind = words[0] if words[0] in ("-m", "-c") else ""
+    first = os.getcwd() if kind == "-m" else "" if kind else str(Path(words[0]).resolve().parent)
+    folders = [folder for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    sys.argv, sys.orig_argv = list(words[bool(kind) :]), [sys.executable, *words]
+    sys.path[:1] = [first, *folders]
     for folder in folders:
-        if folder and (Path(folder) / "sitecustomize.py").is_file():
+        if (Path(folder) / "sitecustomize.py").is_file():
             runpy.run_path(str(Path(folder) / "sitecustomize.py"))
-    runpy.run_path(words[0], run_name="__main__")
+    statuses.append(0)
+    try:
+        if kind == "-m":
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        elif kind == "-c":
+            sys.argv[0] = "-c"
+            exec(words[1], {"__name__": "__main__"})  # noqa: S102
+        else:
+            runpy.run_path(words[0], run_name="__main__")
+    except BaseException as error:
+        statuses[:] = [error.code or 0] if isinstance(error, SystemExit) and not isinstance(error.code, str) else []
+        raise
+
+
+def start_warm(program: str) -> None:
+    """Commands that this process starts by the interpreter's path are started by that program."""
+    original = subprocess.Popen.__init__
+
+    def start(self: Any, words: Any, *arguments: Any, **options: Any) -> None:
+        if isinstance(words, list) and words[0] == sys.executable:
+            words = [program, *words[1:]]
+        original(self, words, *arguments, **options)
+
+    subprocess.Popen.__init__ = start  # type: ignore[method-assign]
+
+
+@atexit.register  # before all others, so after them
+def end() -> None:
+    """Dismantling thousands of modules takes a quarter of a second."""
+    if statuses:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(statuses[0])
 
 
 if __name__ == "__main__":
     for name in LOADED:
         __import__(name)
-    become(**requested())
+    gc.freeze()
+    socket_path, warm_program = sys.argv[1:]
+    request = requested(socket_path)
+    start_warm(warm_program)
+    become(**request)

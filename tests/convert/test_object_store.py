@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import warm_process
 import zarr
 from object_store import environment, s3_server
 from removal import killed_amid_removal
@@ -157,7 +158,8 @@ def test_a_kill_at_any_moment_loses_nothing(home: str, source: Path, tmp_path: P
     url, output = upload(source, f"{home}/in"), f"{home}/out.zarr"
     moments, refused, sending = random.Random(3), 0, 0
     for last in (0, 1, 2, 4, 5, 6):
-        process = subprocess.Popen([sys.executable, "-c", PROGRAM, url, output], stdout=subprocess.PIPE, text=True)
+        words = [warm_process.python(), "-c", PROGRAM, url, output]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(last)]
         time.sleep(moments.uniform(0, 0.2))

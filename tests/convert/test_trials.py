@@ -1,11 +1,10 @@
 """Recordings of reported situations, written by the scripts in ../shared/data/trials, through the whole converter."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import warm_process
 
 from diffusion_policy.convert import ConversionSettings, convert
 from diffusion_policy.errors import WorkspaceError
@@ -19,7 +18,7 @@ def trial(shared_data: Path, tmp_path: Path) -> Trial:
 
     def write(name: str) -> Path:
         script = shared_data / "trials" / f"{name}.py"
-        subprocess.run([sys.executable, script, tmp_path / "in"], check=True, capture_output=True)
+        warm_process.run([script, tmp_path / "in"], tmp_path).check_returncode()
         return tmp_path / "in"
 
     return write

@@ -5,11 +5,11 @@ import multiprocessing
 import os
 import socket
 import subprocess
-import sys
 
 import pytest
 import tiny_run
 import torch
+import warm_process
 
 from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.workspace import TrainingError
@@ -45,7 +45,7 @@ def run_together(dataset, cwd, world_size, *overrides):
 
 def start(arguments, cwd, world_size):
     """What each of the processes printed."""
-    command = [sys.executable, *map(str, arguments)]
+    command = [warm_process.python(), *map(str, arguments)]
     running = [
         subprocess.Popen(
             command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

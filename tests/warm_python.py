@@ -1,0 +1,41 @@
+"""Takes the place of the interpreter on a command line: `warm_python.py SOCKET PYTHON WORDS...` does `PYTHON WORDS...`.
+
+What a test starts is this process; the command runs in a copy of the one that has everything loaded (warm_process.py),
+with this one's folder, environment, and standard streams. Signals are passed on to it, and it ends with this process.
+Options of the interpreter itself need the real one. Only modules that load in no time are imported here.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+def main(path: str, python: str, *words: str) -> int:
+    if not words or (words[0].startswith("-") and words[0] not in ("-m", "-c")):
+        os.execv(python, [python, *words])
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+    ignored = [number for number in PASSED_ON if signal.getsignal(number) is signal.SIG_IGN]
+    request = {"words": words, "cwd": os.getcwd(), "environment": dict(os.environ), "ignored": ignored}
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        socket.send_fds(connection, [b"."], [0, 1, 2])
+        with connection.makefile("rw", encoding="utf-8") as answers:
+            answers.write(json.dumps(request | {"session": os.getsid(0)}) + "\n")
+            answers.flush()
+            worker = int(answers.readline())
+            for number in set(PASSED_ON) - set(ignored):
+                signal.signal(number, lambda number, _: os.kill(worker, number))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+            status = int(answers.readline())
+    if status < 0:
+        if -status != signal.SIGKILL:
+            signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    return status
+
+
+sys.exit(main(*sys.argv[1:]))
