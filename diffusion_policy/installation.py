@@ -46,6 +46,7 @@ ENTRY_POINTS = {
     "dp-tune": "tune_inference",
     "dp-validate": "validate_gripper",
     "dp-verify": "verify_converted_data",
+    "dp-view": "view_dataset",
 }
 
 

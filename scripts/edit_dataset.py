@@ -1,11 +1,13 @@
 """Make a dataset out of others: leave episodes out, split at gaps, trim standing still, lay several end to end.
 
     python scripts/edit_dataset.py data/zarr/a.zarr --delete 3 5-8 damaged --output data/zarr/b.zarr
+    python scripts/edit_dataset.py data/zarr/a.zarr --delete-marked a.zarr.marks.json --output data/zarr/b.zarr
     python scripts/edit_dataset.py data/zarr/a.zarr data/zarr/b.zarr --split-at-gap 1 --output data/zarr/c.zarr
 
 Episodes are named by number (counted over all inputs, from 0), range, hash (8 digits or more), "damaged" (files that
-are absent or cut, or content that is not what was recorded), or @MARKS.json ({"delete": ["3", "5-8"]}). Inputs stay as
-they are. OUTPUT.edit.json accounts for every step. Exit status: 0 written, 2 refused.
+are absent or cut, or content that is not what was recorded), or @MARKS.json ({"delete": ["3", "5-8"]}). Marks that the
+page of view_dataset.py saved are refused for any other dataset. Inputs stay as they are. OUTPUT.edit.json accounts for
+every step. Exit status: 0 written, 2 refused.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("inputs", nargs="+", metavar="ZARR", help="datasets: folders, zips or URLs")
     add("--output", required=True, type=Path, metavar="ZARR", help="the new dataset; nothing is overwritten")
     add("--delete", nargs="+", default=[], metavar="EPISODE", help="leave these episodes out")
+    add("--delete-marked", type=Path, metavar="FILE", help="leave out what was marked on the page of view_dataset.py")
     add(
         "--split-at-gap",
         type=float,
@@ -48,6 +51,8 @@ def work(arguments: argparse.Namespace) -> Answer:
     plan = planning.plan_of(sources)
     if arguments.delete:
         plan = planning.delete(plan, arguments.delete)
+    if arguments.delete_marked is not None:
+        plan = planning.delete_marked(plan, arguments.delete_marked)
     if arguments.split_at_gap is not None:
         plan = planning.split_at_gaps(plan, arguments.split_at_gap)
     if arguments.trim_idle is not None:

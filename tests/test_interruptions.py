@@ -118,6 +118,7 @@ AT_WORK = {
         "{policy} {dataset} --candidates ddim:1 ddim:2 --json out.json", "serve.tuning:measure:2"
     ),
     "validate_gripper.py": Case("{log} {log} --json out.json --html out.html", "evaluate.gripper:judge:2"),
+    "view_dataset.py": Case("{dataset} --output out.html", "report.dataset_episodes:EpisodeViews.view:2"),
     "verify_converted_data.py": Case("--zarr-path {dataset} --output-dir out", "diagnose.inspection:look_at_steps"),
 }
 

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from diffusion_policy.dataset.chunk_files import ChunkFault
+from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.dataset.verification import verify_content
 from diffusion_policy.diagnose.checkpoint_evidence import look_at_checkpoint
 from diffusion_policy.diagnose.checkpoint_findings import together_findings
@@ -153,15 +155,8 @@ def inspect_dataset(
         DatasetError, ReportError: no dataset there, or one without actions or steps.
         CheckpointError: the checkpoint cannot be read.
     """
-    declared = parse_scales(gripper_scale)
-    buffer, faults = open_for_report(path, declared)
-    steps = steps_of_dataset(buffer, faults)
-    summary = evidence_of_dataset(path, buffer, steps, faults)
-    together: list[Finding] = []
-    if checkpoint is not None:
-        together = together_findings(look_at_checkpoint(checkpoint), summary)
-    summary = replace(summary, content=verify_content(buffer, faults, part_of(on_progress, 0, 2)))
-    return _inspect(steps, summary, together, part_of(on_progress, 1, 2))
+    buffer, faults = open_for_report(path, parse_scales(gripper_scale))
+    return inspect_opened(path, buffer, faults, all_frames=True, checkpoint=checkpoint, on_progress=on_progress)
 
 
 def inspect_conversion(path: Path) -> Inspection:
@@ -170,9 +165,41 @@ def inspect_conversion(path: Path) -> Inspection:
     Raises:
         DatasetError, ReportError: no dataset there, or one without actions or steps.
     """
-    buffer, faults = open_for_report(path, None)
+    return inspect_opened(path, *open_for_report(path, None), all_frames=False)
+
+
+def inspect_opened(
+    path: Path,
+    buffer: ReplayBuffer,
+    faults: Sequence[ChunkFault],
+    *,
+    all_frames: bool,
+    checkpoint: Path | None = None,
+    on_progress: Progress = no_progress,
+) -> Inspection:
+    """Inspect a dataset that is open.
+
+    Args:
+        path: of the dataset.
+        buffer: the dataset, with what is known of its grippers.
+        faults: its lost frames, as `open_for_report` lists them.
+        all_frames: whether every frame is read, and compared with the recorded hashes; else a few are looked at.
+        checkpoint: of a policy to be trained further on it.
+        on_progress: told of the frames that are decoded.
+
+    Raises:
+        ReportError: it has no action, or no step.
+        CheckpointError: the checkpoint cannot be read.
+    """
     steps = steps_of_dataset(buffer, faults)
-    return _inspect(replace(steps, cameras={}), evidence_of_dataset(path, buffer, steps, faults), [])
+    summary = evidence_of_dataset(path, buffer, steps, faults)
+    if not all_frames:
+        return replace(_inspect(replace(steps, cameras={}), summary, []), steps=steps)
+    together: list[Finding] = []
+    if checkpoint is not None:
+        together = together_findings(look_at_checkpoint(checkpoint), summary)
+    summary = replace(summary, content=verify_content(buffer, faults, part_of(on_progress, 0, 2)))
+    return _inspect(steps, summary, together, part_of(on_progress, 1, 2))
 
 
 def _inspect(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,12 +15,12 @@ from diffusion_policy.dataset.content_hash import EPISODE_HASH, EPISODES
 from diffusion_policy.dataset.replay_buffer import TIMESTAMP_KEY, ReplayBuffer
 from diffusion_policy.dataset.verification import verify_content
 from diffusion_policy.edit import EditError
+from diffusion_policy.edit.marks import read_marks
 
 # Enough digits of a hash to identify an episode.
 _HASH = re.compile(r"[0-9a-f]{8,64}")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 DAMAGED = "damaged"
-MARKED = "delete"  # key of a file of marks
 Stretch = tuple[int, int]
 
 
@@ -118,24 +117,42 @@ def delete(plan: EditPlan, chosen: Sequence[str]) -> EditPlan:
     Args:
         plan: so far.
         chosen: numbers ("3"), ranges ("5-8", both ends), hashes (8 digits or more), "damaged" (those with a file that
-            is absent or cut, or whose content is not what their conversion recorded), or "@FILE" (marks: JSON with a
-            list of these under "delete").
+            is absent or cut, or whose content is not what their conversion recorded), or "@FILE" (see `marks`).
 
     Raises:
-        EditError: a word that is none of these, or that no episode fits.
+        EditError: a word that is none of these, or that no episode fits; a file of marks that cannot be read, or is
+            of other datasets.
+    """
+    words = [word for chose in chosen for word in _words(chose, plan.sources)]
+    reasons: dict[int, str] = {}
+    for word in words:
+        for number, why in (_damaged(plan) if word == DAMAGED else _named(plan, word)).items():
+            reasons.setdefault(number, why)
+    return _without(plan, reasons, f"delete {' '.join(chosen)}")
+
+
+def delete_marked(plan: EditPlan, path: Path) -> EditPlan:
+    """Leave out the episodes that were marked on the page of these datasets.
+
+    Raises:
+        EditError: the file cannot be read, does not say which datasets it is of, or is of others.
     """
     reasons: dict[int, str] = {}
-    for word in _words(chosen):
-        found = _damaged(plan) if word == DAMAGED else _named(plan, word)
-        for number, why in found.items():
-            reasons.setdefault(number, why)
+    every = plan_of(plan.sources)  # some of them may be left out already
+    for word in read_marks(path, plan.sources, must_say=True):
+        reasons |= dict.fromkeys(_named(every, word), f"marked in {path.name}")
+    return _without(plan, reasons, f"delete what is marked in {path}")
+
+
+def _without(plan: EditPlan, reasons: Mapping[int, str], operation: str) -> EditPlan:
+    """The plan without these episodes, by number."""
     gone = [
         LeftOut(span.episode, span.steps, reasons[span.episode.number])
         for span in plan.kept
         if span.episode.number in reasons
     ]
     kept = [span for span in plan.kept if span.episode.number not in reasons]
-    return plan.without(gone, kept, f"delete {' '.join(chosen)}")
+    return plan.without(gone, kept, operation)
 
 
 def split_at_gaps(plan: EditPlan, seconds: float) -> EditPlan:
@@ -216,19 +233,8 @@ def _times(buffer: ReplayBuffer) -> NDArray[np.float64]:
     return np.asarray(buffer.read(TIMESTAMP_KEY), dtype=np.float64)
 
 
-def _words(chosen: Sequence[str]) -> list[str]:
-    words: list[str] = []
-    for word in chosen:
-        words += _marks(Path(word[1:])) if word.startswith("@") else [word]
-    return words
-
-
-def _marks(path: Path) -> list[str]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))[MARKED]
-        return [str(word) for word in found]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise EditError(f'{path}: no marks ({error!r}); expected JSON such as {{"{MARKED}": ["3", "5-8"]}}') from error
+def _words(chosen: str, sources: Sequence[ReplayBuffer]) -> list[str]:
+    return read_marks(Path(chosen[1:]), sources) if chosen.startswith("@") else [chosen]
 
 
 def _named(plan: EditPlan, word: str) -> dict[int, str]:

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 from diffusion_policy.command_line import Stopped
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY
+from diffusion_policy.diagnose.arm_paths import arm_paths
 from diffusion_policy.diagnose.inspection import Inspection
-from diffusion_policy.diagnose.step_evidence import finite
 from diffusion_policy.diagnose.steps import FloatArray, Steps
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_events import gripper_events
@@ -163,7 +163,7 @@ def _measured(steps: Steps, name: str) -> FloatArray | None:
 def workspace(inspection: Inspection) -> Figure | None:
     """Where each arm has been, from above, from the front and from the side, and where its gripper closes and opens."""
     steps = inspection.steps
-    ways = {arm: way for key in (ACTION_KEY, *steps.measured_keys) for arm, way in _ways(steps, key).items()}
+    ways = arm_paths(steps)
     if not ways:
         return None
     figure = Figure(figsize=(12, 3.8 * len(ways)), layout="constrained")
@@ -182,14 +182,6 @@ def workspace(inspection: Inspection) -> Figure | None:
             figure.colorbar(picture, ax=axes, label="steps", shrink=0.8)
         axes.legend(fontsize=8)
     return figure
-
-
-def _ways(steps: Steps, key: str) -> dict[str, FloatArray]:
-    """(N, 3) positions of each arm in an array."""
-    layout = steps.layout(key)
-    if layout is None:
-        return {}
-    return dict(zip(layout.labels("position"), np.moveaxis(layout.positions(finite(steps, key)), 1, 0), strict=True))
 
 
 def _events(inspection: Inspection, wanted: str, arm: str) -> list[int]:

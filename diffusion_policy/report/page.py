@@ -1,8 +1,9 @@
 """The skeleton of every page: sections of text, tables, figures and frames, in one file that opens from disk.
 
-Report, comparison, ledger and gripper verdicts are pages of this skeleton. HTML lies in templates/, style and behavior
-in page.css and page.js beside this file. Figures are Plotly's, whose program is put into a page with figures once.
-Nothing is fetched, ever: images are data, and a policy in the head of the page forbids the network.
+Report, comparison, ledger, gripper verdicts and the episodes of datasets are pages of this skeleton. HTML lies in
+templates/, style and behavior in page.css and page.js beside this file. Figures are Plotly's, whose program is put into
+a page with figures once. Nothing is fetched, ever: images are data, and a policy in the head of the page forbids the
+network.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class Section:
     figures: dict[str, Figure] = field(default_factory=dict)
 
 
-def render(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The whole page; `lead` is HTML that stands above all sections."""
+def render(title: str, lead: str, sections: Sequence[Section], kind: str = "") -> str:
+    """The whole page; `lead` is HTML that stands above all sections, `kind` names its own style and program, if any."""
     figures = {_plot(name): figure for section in sections for name, figure in section.figures.items()}
     drawn = {name: json.loads(figure.to_json()) for name, figure in figures.items()}
     return template("page.html").render(
@@ -60,10 +61,10 @@ def render(title: str, lead: str, sections: Sequence[Section]) -> str:
         lead=Markup(lead),
         sections=[{"anchor": s.anchor, "title": s.title, "body": Markup(s.body)} for s in sections],
         policy=POLICY,
-        style=asset("page.css"),
+        style=asset("page.css") + (asset(f"{kind}.css") if kind else ""),
         plotly=Markup(get_plotlyjs()) if figures else None,
         data=Markup(embedded("figures", drawn)),
-        program=asset("page.js"),
+        program=asset("page.js") + (asset(f"{kind}.js") if kind else ""),
     )
 
 

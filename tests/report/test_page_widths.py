@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import dataset_factory
 import pytest
 from browser import Browser, chromium
 from evaluation_factory import write_tiny_checkpoint
@@ -15,6 +16,7 @@ from diffusion_policy.adapt.files import open_target, plan_file, rules_of
 from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.evaluate.gripper_table import validate_logs
 from diffusion_policy.report.comparison import compare
+from diffusion_policy.report.dataset_page import PageSettings, write_dataset_page
 from diffusion_policy.report.gripper_page import write_page as write_gripper_page
 from diffusion_policy.report.ledger_page import write_page
 from diffusion_policy.report.report_page import Sources, write_report
@@ -79,8 +81,15 @@ def report_page(folder: Path) -> Path:
     return folder / "report.html"
 
 
+def dataset_page(folder: Path) -> Path:
+    dataset = write_dataset(folder / "a_dataset_with_quite_a_long_name_of_its_own.zarr")
+    dataset_factory.tell(dataset, {"tasks": ["put the red block into the tray " * 9], "success": False}, {}, {}, {})
+    write_dataset_page(folder / "episodes.html", [dataset, dataset], PageSettings(frames=3))
+    return folder / "episodes.html"
+
+
 @pytest.mark.parametrize(
-    "make", [ledger_page, gripper_page, comparison_page, report_page], ids=lambda make: make.__name__
+    "make", [ledger_page, gripper_page, comparison_page, report_page, dataset_page], ids=lambda make: make.__name__
 )
 def test_a_page_fits_every_screen(make, tmp_path: Path, browser: Browser) -> None:
     browser.open(make(tmp_path))

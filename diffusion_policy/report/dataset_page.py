@@ -1,0 +1,235 @@
+"""The page of datasets: a list of episodes with findings, and of as many as fit frames, gripper, path, tasks and flags.
+
+It opens from disk and fetches nothing. Episodes that are marked on it are saved as a file that `edit_dataset.py` takes.
+What a page may hold is limited in megabytes; what was left out for that is said at its top.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_policy.commands import command
+from diffusion_policy.diagnose.episode_findings import EpisodeSummary, episode_summaries
+from diffusion_policy.diagnose.inspection import Inspection, inspect_opened
+from diffusion_policy.diagnose.steps import HeldNumbers, open_for_report
+from diffusion_policy.edit.marks import dataset_marks
+from diffusion_policy.gripper_scale import parse_scales
+from diffusion_policy.progress import Progress, no_progress
+from diffusion_policy.report import ReportError
+from diffusion_policy.report.dataset_episodes import NUMBERS_BYTES, EpisodeViews
+from diffusion_policy.report.page import Section, embedded, paragraph, render, template
+from diffusion_policy.report.sections import CLASSES, findings_section
+from diffusion_policy.storage import write_text
+
+MEGABYTES = 20.0
+# Of an episode, pictures of each camera: at most so many, and rather fewer episodes than fewer than so few.
+MOST_FRAMES, FEWEST_FRAMES = 120, 12
+# Bytes of a page beside what is in its episodes: style, program, findings.
+_SKELETON = 60_000
+
+
+@dataclass(frozen=True)
+class PageSettings:
+    """What is shown.
+
+    Attributes:
+        episodes: numbers of those that are to have pictures, counted over all datasets; None: the ones with the gravest
+            findings, then others, evenly spread, as far as the page's size allows.
+        megabytes: of the page, at most.
+        frames: of an episode and camera, at most.
+        all_frames: whether every frame is looked at, and compared with the recorded hashes.
+        gripper_scale: that grippers are stored in, where somebody says so.
+    """
+
+    episodes: Sequence[int] | None = None
+    megabytes: float = MEGABYTES
+    frames: int = MOST_FRAMES
+    all_frames: bool = False
+    gripper_scale: str | None = None
+
+
+@dataclass(frozen=True)
+class OpenedSet:
+    """One dataset, looked at.
+
+    Attributes:
+        buffer: its arrays; numbers are read once.
+        inspection: what was found.
+        summaries: (E,) of its episodes.
+        views: what the page shows of them.
+    """
+
+    buffer: HeldNumbers
+    inspection: Inspection
+    summaries: list[EpisodeSummary]
+    views: EpisodeViews
+
+
+@dataclass
+class Filled:
+    """Episodes of a page, with what they take.
+
+    Attributes:
+        shown: by number of the episode, the element with its pictures and numbers.
+        frames: pictures that are in the page, of those that the shown episodes have.
+        of_frames: the latter.
+        size: bytes of all elements.
+    """
+
+    shown: dict[int, str] = field(default_factory=dict)
+    frames: int = 0
+    of_frames: int = 0
+    size: int = 0
+
+
+def write_dataset_page(
+    path: Path, datasets: Sequence[Path], settings: PageSettings, on_progress: Progress = no_progress
+) -> str:
+    """Write the page beside its name, then rename; returns what was made, in a sentence.
+
+    Raises:
+        ReportError: no room for the list of episodes, an episode that is not there, or a dataset without steps.
+        DatasetError: no dataset there, or numbers of it are lost.
+    """
+    if not math.isfinite(settings.megabytes) or settings.megabytes <= 0 or settings.frames < 1:
+        raise ReportError(
+            f"a page of {settings.megabytes:g} MB with {settings.frames} frames an episode; expected more than 0 MB, "
+            "and 1 frame or more"
+        )
+    opened = [_open(dataset, settings, on_progress) for dataset in datasets]
+    index = _index(opened)
+    listed = len(embedded("dataset", index)) + _SKELETON
+    budget = int(settings.megabytes * 2**20) - listed
+    if budget < 0:
+        need = math.ceil(listed / 2**20 * 10) / 10
+        raise ReportError(
+            f"the list of {len(index['episodes'])} episodes alone takes {need:g} MB of the page's "
+            f"{settings.megabytes:g}; give it more with --max-megabytes {math.ceil(need)}"
+        )
+    filled = _fill(opened, settings, budget, on_progress)
+    write_text(path, _page(opened, index, filled, settings))
+    return _sentence(index, filled)
+
+
+def _open(path: Path, settings: PageSettings, on_progress: Progress) -> OpenedSet:
+    buffer, faults = open_for_report(path, parse_scales(settings.gripper_scale))
+    inspection = inspect_opened(path, buffer, faults, all_frames=settings.all_frames, on_progress=on_progress)
+    return OpenedSet(buffer, inspection, episode_summaries(inspection, faults), EpisodeViews(buffer, inspection.steps))
+
+
+def _index(opened: Sequence[OpenedSet]) -> dict[str, Any]:
+    """What the page lists: every episode of every dataset, numbered as `edit_dataset.py` numbers them."""
+    tasks: dict[str, int] = {}
+    episodes = [
+        one.views.entry(number, summary, source, tasks)
+        for source, one in enumerate(opened)
+        for number, summary in enumerate(one.summaries)
+    ]
+    marks = dataset_marks([one.buffer for one in opened])
+    again = command("view_dataset", *(one.buffer.where for one in opened))
+    return {"episodes": episodes, "tasks": list(tasks), "datasets": marks, "levels": CLASSES, "again": again}
+
+
+def _fill(opened: Sequence[OpenedSet], settings: PageSettings, budget: int, on_progress: Progress) -> Filled:
+    """The elements of as many episodes as fit, those that are wanted first."""
+    places = [(one, number) for one in opened for number in range(len(one.summaries))]
+    wanted = _wanted(opened, settings, len(places))
+    frames = _frames_of_each(opened, settings, budget, len(wanted))
+    filled = Filled()
+    for done, episode in enumerate(wanted, 1):
+        one, number = places[episode]
+        view = one.views.view(number, one.summaries[number], frames)
+        element = embedded(f"episode-{episode}", view.data)
+        if filled.size + len(element) > budget:
+            break
+        filled.shown[episode] = element
+        filled.size += len(element)
+        filled.frames += view.frames
+        filled.of_frames += view.of_frames
+        on_progress(done, len(wanted))
+    return filled
+
+
+def _frames_of_each(opened: Sequence[OpenedSet], settings: PageSettings, budget: int, n_wanted: int) -> int:
+    """Frames of an episode and camera: as many as fit into the budget of those that are wanted, or of as many of them
+    as have room for a few frames each.
+    """
+    of_one = max(len(one.views.cameras) * one.views.picture_bytes() for one in opened)
+    fewest = min(FEWEST_FRAMES, settings.frames)
+    count = min(n_wanted, max(1, int(budget / (fewest * of_one + NUMBERS_BYTES))))
+    return max(1, min(settings.frames, int((budget / count - NUMBERS_BYTES) / max(of_one, 1))))
+
+
+def _wanted(opened: Sequence[OpenedSet], settings: PageSettings, n_episodes: int) -> list[int]:
+    """Numbers of episodes, in the order in which they get room."""
+    if settings.episodes is not None:
+        unknown = [number for number in settings.episodes if not 0 <= number < n_episodes]
+        if unknown:
+            raise ReportError(f"no episode {unknown[0]}; there are {n_episodes}, counted from 0 over all datasets")
+        return list(dict.fromkeys(settings.episodes))
+    summaries = [summary for one in opened for summary in one.summaries]
+    troubled = {"error": 0, "warning": 1}
+    spread = _bit_reversed(n_episodes)
+    return sorted(range(n_episodes), key=lambda number: (troubled.get(summaries[number].worst, 2), spread[number]))
+
+
+def _bit_reversed(count: int) -> list[int]:
+    """Ranks of numbers below `count`, so that the first few of them lie evenly between the others."""
+    bits = max(1, (count - 1).bit_length())
+    return [int(f"{number:0{bits}b}"[::-1], 2) for number in range(count)]
+
+
+def _page(opened: Sequence[OpenedSet], index: dict[str, Any], filled: Filled, settings: PageSettings) -> str:
+    paths = [one.buffer.where for one in opened]
+    title = ", ".join(Path(path).name for path in paths)
+    marks = f"{Path(paths[0]).name}.marks.json"
+    edit = command("edit_dataset", *paths, "--delete-marked", marks, "--output", f"{paths[0]}.edited.zarr")
+    body = template("dataset.html").render(edit=edit)
+    data = {**index, "marks": marks, "shown": sorted(filled.shown)}
+    elements = "".join([embedded("dataset", data), *filled.shown.values()])
+    groups = {Path(one.buffer.where).name: one.inspection.findings for one in opened}
+    sections = [Section("episodes", "Episodes", body + elements), findings_section(groups)]
+    looked = (
+        "Every frame was read and compared with the hashes that the conversion recorded."
+        if settings.all_frames
+        else "Every number and the size of every file was checked, of frames a few: --all-frames reads all of them."
+    )
+    lead = paragraph(_sentence(index, filled)) + paragraph(looked, "dim") + paragraph(", ".join(paths), "dim")
+    return render(title, lead, sections, "dataset_page")
+
+
+def _sentence(index: dict[str, Any], filled: Filled) -> str:
+    episodes = index["episodes"]
+    steps = sum(entry["steps"] for entry in episodes)
+    found = sum(entry["level"] in ("error", "warning") for entry in episodes)
+    text = f"{len(episodes)} episodes, {steps} steps; {found} with a warning or an error."
+    if len(filled.shown) < len(episodes):
+        text += (
+            f" {len(filled.shown)} have pictures and curves, as many as were asked for or fit into the page's "
+            "size; the others are listed, and can be marked, too."
+        )
+    if filled.frames < filled.of_frames:
+        share = filled.frames / filled.of_frames
+        text += f" Of these, {filled.frames} of {filled.of_frames} frames are shown ({share:.0%}), scaled down."
+    return text
+
+
+def numbers_of(words: Sequence[str]) -> list[int]:
+    """Numbers of episodes as the command line names them: "3", "5-8".
+
+    Raises:
+        ReportError: another word.
+    """
+    found: list[int] = []
+    for word in words:
+        first, _, last = word.partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal() or len(word) > 20:
+            raise ReportError(f"cannot tell which episodes {word!r} are; expected numbers and ranges, such as 3 or 5-8")
+        found += np.arange(int(first), min(int(last or first), int(first) + 10**6) + 1).tolist()
+    return found
