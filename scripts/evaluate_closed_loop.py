@@ -52,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--latency", type=float, default=0.0, metavar="MS", help="injected: the world goes on meanwhile"
     )
+    parser.add_argument(
+        "--strategy",
+        metavar="NAME",
+        help="runs the arm by the control loop (with --through-server): wait, skip, ensemble, warm_start, rtc",
+    )
+    parser.add_argument("--jitter", type=float, default=0.0, metavar="MS", help="of its latency, uniform")
     parser.add_argument("--through-server", action="store_true", help="the real server, client and guard between")
     parser.add_argument("--serve-config", type=Path, default=CONFIG / "serve.yaml", metavar="YAML", help="its settings")
     parser.add_argument(
@@ -123,6 +129,8 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
         raise WorkspaceError("--resume needs --json OUT: it goes on with the scenes that OUT holds")
     if arguments.serve_words and not arguments.through_server:
         raise WorkspaceError("--set is for the server; add --through-server")
+    if arguments.jitter and arguments.strategy is None:
+        raise WorkspaceError("--jitter is for the control loop; add --strategy skip --through-server")
     chosen: dict[str, Any] = {
         key: getattr(arguments, key) for key in ("task", "referee") if getattr(arguments, key) is not None
     }
@@ -144,6 +152,8 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
         arguments.through_server,
         arguments.serve_config,
         tuple(arguments.serve_words),
+        arguments.strategy,
+        arguments.jitter,
     )
 
 

@@ -16,6 +16,7 @@ PACKAGE = REPOSITORY / "diffusion_policy"
 # A module imports only from floors below, or from its own room.
 FLOORS = {
     "moved": 0,
+    "background_writer": 0,
     "errors": 0,
     "installation": 0,
     "commands": 0,

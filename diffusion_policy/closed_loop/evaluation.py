@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from diffusion_policy.checkpoint import load_policy, read_checkpoint
-from diffusion_policy.closed_loop.server_actor import serve_settings, served
+from diffusion_policy.closed_loop.loop_rollout import LoopConditions, roll_out_in_loop
+from diffusion_policy.closed_loop.server_actor import ServerActor, serve_settings, served
 from diffusion_policy.cpu import choose_threads
 from diffusion_policy.env_runner.actors import Actor, PolicyActor
 from diffusion_policy.env_runner.document import ClosedLoop, check_same, read_document
 from diffusion_policy.env_runner.results import SceneResult
 from diffusion_policy.env_runner.rollout import FrameRecorder, RolloutSettings, default_action_steps, roll_out
 from diffusion_policy.env_runner.simulator import Simulator
+from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER, Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.progress import Progress, no_progress
@@ -49,6 +52,9 @@ class Evaluation:
         through_server: whether actions come from the real server, over a socket.
         serve_config: settings file of the server.
         serve_words: settings of the server as ``key=value``.
+        strategy: runs the arm by the control loop with this chunk strategy, in simulated time, through the server;
+            None: the environment is stepped between two answers.
+        latency_jitter_ms: the control loop's latency is uniformly so much longer or shorter.
     """
 
     simulator: Simulator
@@ -64,6 +70,8 @@ class Evaluation:
     through_server: bool = False
     serve_config: Path | None = None
     serve_words: tuple[str, ...] = ()
+    strategy: str | None = None
+    latency_jitter_ms: float = 0.0
 
     def scenes(self) -> dict[int, int]:
         """Maps the number of each scene to the seed of its environment."""
@@ -109,13 +117,36 @@ def evaluate(
         scenes = {scene: seed for scene, seed in evaluation.scenes().items() if scene not in ran}
         show(len(found.results), found.scenes)
         try:
-            for result in roll_out(evaluation.simulator, actor, scenes, settings, recorder):
+            for result in _episodes(actor, scenes, evaluation, settings, recorder):
                 found.results.append(result)
                 show(len(found.results), found.scenes)
         except KeyboardInterrupt:
             kept(found)
             raise
     return found
+
+
+def _episodes(
+    actor: Actor,
+    scenes: Mapping[int, int],
+    evaluation: Evaluation,
+    settings: RolloutSettings,
+    recorder: Callable[[int], FrameRecorder | None],
+) -> Iterator[SceneResult]:
+    """Runs the scenes by the control loop, if it has a strategy, else step by step."""
+    if evaluation.strategy is None:
+        yield from roll_out(evaluation.simulator, actor, scenes, settings, recorder)
+        return
+    if not isinstance(actor, ServerActor):
+        raise WorkspaceError("a chunk strategy is for the control loop, which asks a server: add --through-server")
+
+    def delay(scene: int, request: int) -> float:
+        draw = np.random.default_rng((evaluation.seed, scene, request)).uniform(-1, 1)
+        return max(0.0, evaluation.latency_ms + draw * evaluation.latency_jitter_ms) / 1000
+
+    conditions = LoopConditions(evaluation.strategy, settings.n_action_steps, delay, max_steps=settings.max_steps)
+    for episode in roll_out_in_loop(evaluation.simulator, actor, scenes, conditions, recorder):
+        yield episode.result
 
 
 @contextmanager
@@ -155,6 +186,8 @@ def _about(evaluation: Evaluation, actor: Actor, settings: RolloutSettings) -> d
         "n_action_steps": settings.n_action_steps,
         "seed": evaluation.seed,
         "latency_injected_ms": evaluation.latency_ms,
+        **({} if evaluation.strategy is None else {"strategy": evaluation.strategy}),
+        **({"latency_jitter_ms": evaluation.latency_jitter_ms} if evaluation.latency_jitter_ms else {}),
         "through_server": evaluation.through_server,
         "serve_settings": list(evaluation.serve_words),
         "notes": evaluation.simulator.check_policy(actor.spec),

@@ -29,7 +29,7 @@ from diffusion_policy.spec import SpecError
 
 # Settings that a simulated clock requires; port 0 means any free port.
 _SIMULATED = ("port=0", "websocket_port=null", "max_age_s=1e9", "traffic.idle_s=1e9", "log.directory=null")
-_REPLY_TIMEOUT_S = 60.0
+REPLY_TIMEOUT_S = 60.0
 
 
 def serve_settings(checkpoint: Path, config: Path | None, words: Sequence[str]) -> ServeSettings:
@@ -49,13 +49,17 @@ class ServerActor:
         engine: engine of the server, with the policy's observation keys.
         simulator: the source of frames, and of the control rate.
         port: port of the server on this machine.
+
+    Attributes:
+        wire: the numbers of the policy's messages.
+        port: as given.
     """
 
     def __init__(self, engine: PolicyEngine, simulator: Simulator, port: int) -> None:
         self.spec = engine.policy.spec.robot
         self.n_obs_steps, self.n_action_steps = engine.n_obs_steps, engine.n_action_steps
-        self._period, self._port = 1 / simulator.control_hz, port
-        self._wire, self._form = Wire(self.spec, engine.semantics), engine.form
+        self._period, self.port = 1 / simulator.control_hz, port
+        self.wire, self._form = Wire(self.spec, engine.semantics), engine.form
         self._client: LineClient | None = None
         self._scene: int | None = None
         self._start = 0.0
@@ -83,12 +87,12 @@ class ServerActor:
                 self.close()
             return ActionReply(None, str(error))
         limited = {str(name): int(count) for name, count in chunk.reply.get("interventions", {}).items()}
-        return ActionReply(self._wire.policy_actions(chunk.actions), limited=limited, latency_s=latency)
+        return ActionReply(self.wire.policy_actions(chunk.actions), limited=limited, latency_s=latency)
 
     def _connected(self, request: ActionRequest) -> LineClient:
         """Returns the connected client, after a reset if an episode starts."""
         if self._client is None:
-            self._client = LineClient(port=self._port, timeout=_REPLY_TIMEOUT_S)
+            self._client = LineClient(port=self.port, timeout=REPLY_TIMEOUT_S)
         if request.scene != self._scene:
             self._client.reset()
             self._scene, self._start = request.scene, time.time()
@@ -106,7 +110,7 @@ class ServerActor:
             for entry in self.spec.low_dim
         }
         try:
-            return self._wire.measured(observed)
+            return self.wire.measured(observed)
         except SpecError as error:
             raise SimulatorError(str(error)) from error
 

@@ -25,7 +25,10 @@ DOCUMENT_VERSION = 1
 
 _SCENE_KEYS = ("simulator", "seed")
 # Results with equal conditions were measured in the same environment; anything else that differs is the policies'.
-CONDITIONS = ("simulator", "n_action_steps", "seed", "latency_injected_ms", "through_server", "serve_settings")
+CONDITIONS = (
+    "simulator", "n_action_steps", "seed", "latency_injected_ms", "latency_jitter_ms", "strategy", "through_server",
+    "serve_settings",
+)  # fmt: skip
 _RESUME_KEYS = ("checkpoint_sha256", "weights", "scheduler", "steps", *CONDITIONS)
 # Entries that every document has, and their types.
 _ENTRY_TYPES: dict[str, tuple[type, ...]] = {
@@ -181,7 +184,9 @@ def conditions(found: ClosedLoop) -> str:
         f"{about['n_action_steps']} steps of a chunk executed",
         f"{about['scheduler']} in {about['steps']} steps, {about['weights']}",
         "through the server and its guard" if about["through_server"] else "policy in process, no guard",
+        f"chunk strategy {about['strategy']}" if about.get("strategy") else "",
         f"latency of {about['latency_injected_ms']:g} ms injected" if about["latency_injected_ms"] else "",
+        f"jitter of {about['latency_jitter_ms']:g} ms" if about.get("latency_jitter_ms") else "",
         f"seeds {about['seed']} to {about['seed'] + found.scenes - 1}",
     ]
     return "; ".join(part for part in parts if part)

@@ -16,13 +16,9 @@ are never subtracted. ``wall_start`` in meta.json is a reading of the wall clock
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import logging
 import platform
-import queue
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -33,12 +29,11 @@ from typing import IO, Any
 import cv2
 import numpy as np
 
+from diffusion_policy.background_writer import BackgroundWriter
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.images import mime_suffix
 from diffusion_policy.spec import ImageArray
 from diffusion_policy.storage import content_key, write_bytes, write_json
-
-logger = logging.getLogger(__name__)
 
 LOG_VERSION = 4
 SOFTWARE = ("diffusion-policy", "torch", "numpy", "diffusers", "opencv-python")
@@ -66,49 +61,37 @@ class SessionLog:
 
     def __init__(self, directory: str | Path, meta: Mapping[str, Any], max_bytes: int = 2**31, capacity: int = 64):
         self.directory = Path(directory)
-        self.dropped = 0
-        self.stopped: str | None = None
         self.folders: list[Path] = []
         self._meta = meta
         self._max_bytes = max_bytes
         self._lines: IO[str] | None = None
         self._bytes = 0
         self._images: set[str] = set()
-        self._queue: queue.Queue[tuple[dict[str, Any], Images] | None] = queue.Queue(capacity)
-        self._thread = threading.Thread(target=self._run, name="session log", daemon=True)
-        self._thread.start()
+        self._writer = BackgroundWriter[tuple[dict[str, Any], Images]](
+            lambda item: self._write(*item), self._finish, str(self.directory), capacity
+        )
+
+    @property
+    def dropped(self) -> int:
+        """Number of lines that were left out because the disk was too slow."""
+        return self._writer.dropped
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the log stopped; None while it goes on."""
+        return self._writer.stopped
 
     def write(self, line: Mapping[str, Any], images: Images = ()) -> None:
         """Queues one line and its images; returns at once."""
-        if self.stopped:
-            return
-        try:
-            self._queue.put_nowait((dict(line), images))
-        except queue.Full:
-            self.dropped += 1
-            if self.dropped.bit_count() == 1:  # at 1, 2, 4, 8, ...: not once a step
-                logger.warning("the disk is slower than the robot: %d lines are not in the log", self.dropped)
+        self._writer.put((dict(line), images))
 
     def close(self, timeout: float = 5.0) -> None:
         """Writes the queued lines and ends the thread; waits no longer than ``timeout`` for a disk that hangs."""
-        deadline = time.monotonic() + timeout
-        with contextlib.suppress(queue.Full):  # nobody takes from the queue of a log that has stopped
-            self._queue.put(None, timeout=0 if self.stopped else timeout)
-        self._thread.join(max(0.0, deadline - time.monotonic()))
-        if self._thread.is_alive():
-            logger.error("the log was not written to its end within %s s", timeout)
+        self._writer.close(timeout)
 
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            try:
-                self._write(*item)
-            except (OSError, ValueError, TypeError) as error:  # a full disk, or a line that JSON cannot hold
-                self.stopped = f"{self.directory}: the log stopped: {error}"
-                logger.error("%s; the robot is served all the same", self.stopped)
-                break
+    def _finish(self) -> None:
         if self._lines is not None:
-            with contextlib.suppress(OSError):  # what the disk refused is still in the file's buffer
-                self._lines.close()
+            self._lines.close()
 
     def _write(self, line: dict[str, Any], images: Images) -> None:
         if self._lines is None or self._bytes >= self._max_bytes:

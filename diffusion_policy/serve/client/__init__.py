@@ -12,14 +12,22 @@
     observation_buffer  readings of cameras and arm, aligned by capture time; a camera that stopped is noticed
     connections         the clients, by line and by WebSocket
     messages            what they send and receive, checked
+    requester           requests that do not keep the loop waiting
+    strategies          what happens between two chunks: wait, skip, ensemble, warm_start, rtc
+    plan                the steps to be executed, by absolute time
+    control_loop        moves the arm or holds it, in every control period
+    arm_log             what was sent to the arm
 
 Neither torch, zarr, diffusers nor OpenCV is imported, so ``pip install --no-deps diffusion-policy`` beside
 ``numpy scipy msgpack websockets`` is all that a robot's computer needs (docs/on_the_arm.md).
 """
 
 from diffusion_policy.serve.client.arm import Arm, ArmError, Picture, Reading
+from diffusion_policy.serve.client.arm_log import ArmLog, LinesInMemory, read_arm_log
 from diffusion_policy.serve.client.clock import Clock, RealClock, VirtualClock
 from diffusion_policy.serve.client.connections import LineClient, WebSocketClient
+from diffusion_policy.serve.client.control_loop import ControlLoop
+from diffusion_policy.serve.client.loop_settings import LoopSettings
 from diffusion_policy.serve.client.messages import Chunk, ServerError, observation
 from diffusion_policy.serve.client.observation_buffer import (
     AlignedObservation,
@@ -27,24 +35,42 @@ from diffusion_policy.serve.client.observation_buffer import (
     DoubtError,
     ObservationBuffer,
 )
+from diffusion_policy.serve.client.plan import Plan, TimedChunk
+from diffusion_policy.serve.client.requester import Asker, DelayedRequester, PolicyForm, Query, ThreadRequester
+from diffusion_policy.serve.client.strategies import STRATEGIES, ChunkStrategy, make_strategy
 from diffusion_policy.serve.transport.continuation import Continuation
 
 __all__ = [
+    "STRATEGIES",
     "AlignedObservation",
     "Arm",
     "ArmError",
+    "ArmLog",
+    "Asker",
     "BufferSettings",
     "Chunk",
+    "ChunkStrategy",
     "Clock",
     "Continuation",
+    "ControlLoop",
+    "DelayedRequester",
     "DoubtError",
     "LineClient",
+    "LinesInMemory",
+    "LoopSettings",
     "ObservationBuffer",
     "Picture",
+    "Plan",
+    "PolicyForm",
+    "Query",
     "Reading",
     "RealClock",
     "ServerError",
+    "ThreadRequester",
+    "TimedChunk",
     "VirtualClock",
     "WebSocketClient",
+    "make_strategy",
     "observation",
+    "read_arm_log",
 ]

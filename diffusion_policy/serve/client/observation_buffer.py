@@ -183,7 +183,7 @@ class ObservationBuffer:
         for source, moment in {"the state": reading.measured_at, **times}.items():
             if not moment <= now + _AHEAD_S:  # also: not a number
                 raise DoubtError("clock", f"{source} is of {moment:.3f} s, and it is {now:.3f} s on the loop's clock")
-        backwards = [] if self._states.add(state, reading.measured_at) else ["the state"]
+        backwards = [] if self._states.add(state.copy(), reading.measured_at) else ["the state"]
         for camera, track in self._cameras.items():
             picture = reading.pictures.get(camera)
             if picture is not None and not track.add(picture.data, picture.captured_at):
@@ -218,6 +218,12 @@ class ObservationBuffer:
         """The time up to which everything is known: that of the newest step; minus infinity before that."""
         tracks = (self._states, *self._cameras.values())
         return min(track.times[-1] if track.times else -math.inf for track in tracks)
+
+    @property
+    def newest_state(self) -> FloatArray:
+        """(D,) the newest measured state; there must be one."""
+        found: FloatArray = self._states.values[-1]
+        return found
 
     def observation(self, now: float) -> AlignedObservation:
         """Returns what the policy observes.

@@ -1,0 +1,177 @@
+"""Episodes in which the arm is run by the control loop of ``serve.client``, in simulated time.
+
+Other than in ``env_runner.rollout``, which steps the environment between two answers, nothing waits here: the loop
+commands the arm in every control period, the real server's answer comes a given delay after the request, and the
+strategy decides what is executed meanwhile.
+Time is the simulator's, so any delay can be studied, and a run repeats itself exactly.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffusion_policy.closed_loop.server_actor import REPLY_TIMEOUT_S, ServerActor
+from diffusion_policy.closed_loop.simulated_arm import SimulatedArm
+from diffusion_policy.env_runner.results import TIMEOUT, SceneResult
+from diffusion_policy.env_runner.rollout import FrameRecorder
+from diffusion_policy.env_runner.simulator import Env, FloatArray, Simulator
+from diffusion_policy.serve.client import (
+    Asker,
+    Chunk,
+    ControlLoop,
+    DelayedRequester,
+    LineClient,
+    LinesInMemory,
+    LoopSettings,
+    Query,
+    VirtualClock,
+    make_strategy,
+)
+
+_EPOCH_S = 1000.0  # of the simulated clock at the beginning of an episode
+
+
+@dataclass(frozen=True)
+class LoopConditions:
+    """How an arm is run.
+
+    Attributes:
+        strategy: name of a chunk strategy.
+        n_action_steps: steps of a chunk that are executed before the next one is to take over.
+        delay: seconds from the request to its answer, by scene and request.
+        control_hz: commands a second; None: the simulator's rate.
+        max_steps: steps of the environment after which an episode has failed.
+    """
+
+    strategy: str
+    n_action_steps: int
+    delay: Callable[[int, int], float] = lambda scene, request: 0.0
+    control_hz: float | None = None
+    max_steps: int = 1000
+
+    def settings(self, simulator: Simulator) -> LoopSettings:
+        """Settings of the loop: limits that no simulated delay reaches, since it is the delay that is studied."""
+        patience = 1e6
+        return LoopSettings(
+            self.control_hz or simulator.control_hz, answer_timeout_s=patience, max_action_age_s=patience, retry_s=0.0
+        )
+
+
+@dataclass(frozen=True)
+class LoopEpisode:
+    """One episode and what was sent to the arm.
+
+    Attributes:
+        result: its outcome.
+        lines: of the arm's log, see ``serve.client.arm_log``.
+        path: measured states (D,), one for each step of the environment and the first one.
+    """
+
+    result: SceneResult
+    lines: list[dict[str, Any]] = field(repr=False)
+    path: list[FloatArray] = field(repr=False)
+
+
+def roll_out_in_loop(
+    simulator: Simulator,
+    actor: ServerActor,
+    scenes: Mapping[int, int],
+    conditions: LoopConditions,
+    recorder: Callable[[int], FrameRecorder | None] = lambda scene: None,
+) -> Iterator[LoopEpisode]:
+    """Runs episodes one after another, and yields each as it ends.
+
+    Args:
+        simulator: makes the environment.
+        actor: knows the server and the policy's numbers.
+        scenes: seed of the environment by number of the scene.
+        conditions: how the arm is run.
+        recorder: returns the recorder of a scene's frames; None: they are not recorded.
+
+    Raises:
+        WorkspaceError: simulator, policy and conditions do not match.
+    """
+    simulator.check_policy(actor.spec)
+    env = simulator.make()
+    try:
+        with LineClient(port=actor.port, timeout=REPLY_TIMEOUT_S) as client:
+            for scene, seed in scenes.items():
+                yield _episode(simulator, env, actor, client, (scene, seed), conditions, recorder(scene))
+    finally:
+        env.close()
+
+
+def _episode(
+    simulator: Simulator,
+    env: Env,
+    actor: ServerActor,
+    client: LineClient,
+    numbered: tuple[int, int],
+    conditions: LoopConditions,
+    recorder: FrameRecorder | None,
+) -> LoopEpisode:
+    (scene, seed), clock, log = numbered, VirtualClock(_EPOCH_S), LinesInMemory()
+    arm = SimulatedArm(simulator, env, actor.spec, actor.wire, clock, seed, conditions.max_steps)
+    if recorder is not None:
+        recording = recorder
+        arm.on_step = lambda: recording.add(arm.frames[actor.spec.rgb[0].key], f"scene {scene}   step {arm.steps}")
+    asker, limited = Asker(client), Counter[str]()
+
+    def ask(query: Query) -> Chunk:
+        chunk = asker(query)
+        limited.update({str(name): int(count) for name, count in chunk.reply.get("interventions", {}).items()})
+        return chunk
+
+    position = simulator.optional_info(arm.info, "position")
+    loop = ControlLoop(
+        arm,
+        DelayedRequester(ask, clock, lambda request: conditions.delay(scene, request)),
+        asker.form,
+        make_strategy(conditions.strategy, conditions.n_action_steps),
+        conditions.settings(simulator),
+        clock=clock,
+        log=log,
+        run_id=f"scene-{scene}",
+        about={"scene": scene, "seed": seed},
+    )
+    try:
+        loop.run(lambda: arm.ended)
+    except BaseException:
+        if recorder is not None:
+            recorder.finish(None)
+        raise
+    result = _result(simulator, arm, numbered, position, log.lines, limited)
+    if recorder is not None:
+        recorder.finish(result)
+    return LoopEpisode(result, log.lines, arm.path)
+
+
+def _result(
+    simulator: Simulator,
+    arm: SimulatedArm,
+    numbered: tuple[int, int],
+    position: Any,
+    lines: list[dict[str, Any]],
+    limited: Counter[str],
+) -> SceneResult:
+    """The outcome of an episode, in the form of all rollouts."""
+    sent = {line["request_id"]: line["time"] for line in lines if line["event"] == "request"}
+    answers = [line for line in lines if line["event"] == "answer"]
+    grasped = simulator.optional_info(arm.info, "grasped")
+    reason = None if arm.succeeded else str(simulator.optional_info(arm.info, "failure") or TIMEOUT)
+    return SceneResult(
+        scene=numbered[0],
+        seed=numbered[1],
+        success=arm.succeeded,
+        steps=arm.steps,
+        reason=reason,
+        grasped=None if grasped is None else bool(grasped),
+        position=None if position is None else (float(position[0]), float(position[1])),
+        requests=len(sent),
+        refusals=dict(Counter(line["code"] for line in lines if line["event"] == "error")),
+        limited=dict(limited),
+        latencies_ms=tuple(round(1000 * (line["time"] - sent[line["request_id"]]), 3) for line in answers),
+    )
