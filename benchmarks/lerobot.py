@@ -31,8 +31,8 @@ from rich.table import Table
 
 from diffusion_policy.convert.frames import Block, write_block
 from diffusion_policy.dataset.replay_buffer import create_array, image_layout
-from diffusion_policy.export.videos import VideoFile
 from diffusion_policy.recording.lerobot.frames import VideoFrames
+from diffusion_policy.video_writer import VideoWriter
 
 GOAL, FPS, EPISODE = 0.9, 30, 300
 SMALL = (320, 180)
@@ -42,7 +42,7 @@ def write_video(file: Path, n_frames: int, size: tuple[int, int]) -> None:
     """A moving square over noise, which keeps the decoder as busy as a camera does."""
     width, height = size
     noise = np.random.default_rng(0).integers(0, 40, (height, width, 3), dtype=np.uint8)
-    video = VideoFile(file, size, FPS)
+    video = VideoWriter(file, size, FPS)
     for step in range(n_frames):
         frame = np.roll(noise, step, axis=1)
         frame[height // 3 : height // 2, (4 * step) % (width - 40) : (4 * step) % (width - 40) + 40] = (220, 60, 40)

@@ -39,6 +39,7 @@ FLOORS = {
     "cpu": 0,
     "places": 0,
     "resolvers": 0,
+    "video_writer": 0,
     "training_config": 1,
     "shape_meta": 1,
     "model": 0,
@@ -83,6 +84,7 @@ FOUNDATIONS = {
     "storage",
     "tables",
     "terminal",
+    "video_writer",
 }
 NEIGHBOURS = {("policy", "tensor_file"), ("workspace", "adapt"), ("workspace", "evaluate"), ("serve", "evaluate")}
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from diffusion_policy.export.episodes import DatasetEpisodes, Episode
 from diffusion_policy.export.errors import ExportError
 from diffusion_policy.export.statistics import PixelCounts, number_statistics
-from diffusion_policy.export.videos import CODEC, ENCODER, VideoFile, pixel_format
 from diffusion_policy.spec import GRIPPER_CLOSED, GRIPPER_OPEN, INTERVENTION, ActionLayout
 from diffusion_policy.storage import write_json
+from diffusion_policy.video_writer import CODEC, SEEKABLE, VideoWriter, pixel_format
 
 IMAGES = "observation.images."
 _DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -72,7 +72,7 @@ class LeRobotWriter:
 
     def __post_init__(self) -> None:
         self._sizes = self.source.sizes()
-        self._videos: dict[str, list[VideoFile]] = {camera: [] for camera in self._sizes}
+        self._videos: dict[str, list[VideoWriter]] = {camera: [] for camera in self._sizes}
         self._pixels: dict[str, list[PixelCounts]] = {camera: [] for camera in self._sizes}
         self._tables: list[tuple[Path, Any]] = []
         told = [episode.told for episode in self.source]
@@ -177,7 +177,7 @@ class LeRobotWriter:
                 videos[-1].close()
             chunk, file = divmod(len(videos), _CHUNK)
             path = self.folder / _VIDEO.format(video_key=IMAGES + camera, chunk_index=chunk, file_index=file)
-            videos.append(VideoFile(path, self._sizes[camera], self.fps))
+            videos.append(VideoWriter(path, self._sizes[camera], self.fps))
         video, first = videos[-1], videos[-1].n_frames
         every = max(1, episode.n_steps // _LOOKED_AT)
         looked_at = []
@@ -241,8 +241,8 @@ class LeRobotWriter:
             "video.pix_fmt": pixel_format(width, height),
             "video.fps": self.fps,
             "video.channels": 3,
-            "video.g": int(ENCODER["g"]),
-            "video.crf": int(ENCODER["crf"]),
+            "video.g": int(SEEKABLE["g"]),
+            "video.crf": int(SEEKABLE["crf"]),
             "has_audio": False,
             "is_depth_map": False,
         }

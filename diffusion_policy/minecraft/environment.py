@@ -1,0 +1,117 @@
+"""Where a VPT policy can play: the grove of this package, or MineDojo where it is installed, made by one function."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion_policy.minecraft.actions import MinecraftError
+from diffusion_policy.minecraft.grove import (
+    DEFAULT_MAX_STEPS,
+    GroveEnv,
+    Observation,
+    Spaces,
+    make_spaces,
+    observation_of,
+    read_vpt,
+)
+from diffusion_policy.minecraft.minedojo import DEFAULT_INTERVAL, CameraRemainder, MineDojoSpace
+from diffusion_policy.minecraft.view import IMAGE_HEIGHT, IMAGE_WIDTH
+
+Game = Literal["grove", "minedojo"]
+
+
+def make_minecraft(
+    game: Game = "grove",
+    task: str = "log",
+    spaces: Spaces = "vpt",
+    camera_interval: float = DEFAULT_INTERVAL,
+    max_steps: int = DEFAULT_MAX_STEPS,
+) -> gymnasium.Env[Observation, Any]:
+    """An environment of the grove or of MineDojo, with the same spaces.
+
+    Args:
+        game: "grove" or "minedojo".
+        task: of the grove ("log", "wool", "stone"), or an id of MineDojo's (``minedojo.tasks.ALL_TASKS_SPECS``).
+        spaces: "vpt" (pov, 20 buttons and the camera) or "minedojo" (rgb, eight slots); see ``GroveEnv``.
+        camera_interval: degrees between two bins of MineDojo's camera.
+        max_steps: ticks after which an episode is truncated.
+
+    Raises:
+        MinecraftError: no such game or task, or MineDojo is absent or cannot start.
+    """
+    if game == "grove":
+        return GroveEnv(task, spaces, camera_interval, max_steps)
+    if game != "minedojo":
+        raise MinecraftError(f"game is {game!r}; expected grove or minedojo")
+    return MineDojoEnv(task, spaces, camera_interval, max_steps)
+
+
+class MineDojoEnv(gymnasium.Env[Observation, Any]):
+    """A task of MineDojo under Gymnasium's interface and the spaces of ``GroveEnv``.
+
+    In VPT's space turns that fall between two bins are carried over to the next step, so a small ``camera_interval``
+    acts sooner. A task counts as completed when it ends with a positive reward, as MineDojo's own tasks do.
+
+    Raises:
+        MinecraftError: MineDojo is absent, or does not know the task.
+    """
+
+    def __init__(self, task: str, spaces: Spaces, camera_interval: float, max_steps: int) -> None:
+        self.slots = MineDojoSpace(camera_interval)
+        try:
+            import minedojo  # type: ignore[import-not-found]
+        except ImportError as error:
+            raise MinecraftError(
+                "MineDojo is not installed (it needs JDK 8 and a build of its Minecraft client: "
+                "https://docs.minedojo.org); take game=grove, which needs nothing"
+            ) from error
+        try:
+            self._game = minedojo.make(
+                task_id=task, image_size=(IMAGE_HEIGHT, IMAGE_WIDTH), cam_interval=camera_interval
+            )
+        except (KeyError, ValueError, AssertionError) as error:
+            raise MinecraftError(f"MineDojo does not start its task {task!r}: {error}") from error
+        self.spaces, self.max_steps, self._steps = spaces, max_steps, 0
+        self._owed = CameraRemainder()
+        self.observation_space, self.action_space = make_spaces(spaces, self.slots)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Starts an episode; MineDojo takes its seed before it resets."""
+        super().reset(seed=seed)
+        if options:
+            raise MinecraftError(f"options are {sorted(options)}; MineDojo takes none")
+        if seed is not None:
+            self._game.seed(seed)
+        self._steps = 0
+        self._owed.reset()
+        return self._observe(self._game.reset()), {"success": False, "ignored": ()}
+
+    def step(self, action: ArrayLike) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """One step of MineDojo."""
+        slots, lost = self._to_slots(action)
+        observed, reward, done, info = self._game.step(slots)
+        self._steps += 1
+        success = bool(done and reward > 0)
+        late = not done and self._steps >= self.max_steps
+        failure = None if success or not (done or late) else "the task was not completed"
+        told = {**info, "success": success, "failure": failure, "ignored": lost}
+        return self._observe(observed), float(reward), bool(done), late, told
+
+    def close(self) -> None:
+        """Ends MineDojo's client."""
+        self._game.close()
+
+    def _to_slots(self, action: ArrayLike) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        if self.spaces == "minedojo":
+            return np.asarray(action, dtype=np.int64), ()
+        found = self.slots.from_vpt(read_vpt(action), self._owed)
+        return found.action, found.lost
+
+    def _observe(self, observed: Any) -> Observation:
+        return observation_of(np.asarray(observed["rgb"], dtype=np.uint8).transpose(1, 2, 0), self.spaces)

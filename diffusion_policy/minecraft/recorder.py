@@ -1,0 +1,113 @@
+"""Writes episodes of the grove's expert as OpenAI's contractors recorded theirs: a video and a line of JSON a tick.
+
+    NAME.mp4     frame t is what was seen before action t; 20 a second
+    NAME.jsonl   {"tick": t, "mouse": {"dx", "dy", "buttons", ...}, "keyboard": {"keys": [...]}, "hotbar": 0, ...}
+
+The mouse moves a pixel for 0.15 degrees, by which readers of these recordings scale it back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_policy.minecraft.actions import MinecraftError, pressed_buttons
+from diffusion_policy.minecraft.expert import Expert
+from diffusion_policy.minecraft.grove import DEFAULT_MAX_STEPS
+from diffusion_policy.minecraft.view import IMAGE_HEIGHT, IMAGE_WIDTH, render
+from diffusion_policy.minecraft.world import TICK_SECONDS, World, draw_world, task_of
+from diffusion_policy.storage import whole_file, write_text
+from diffusion_policy.video_writer import VideoWriter
+
+DEGREES_PER_PIXEL = 0.15  # 360 / 2400
+# Keys of the recordings by button of VPT.
+KEYS = {
+    "forward": "w", "back": "s", "left": "a", "right": "d", "jump": "space", "sneak": "left.shift",
+    "sprint": "left.control", "drop": "q", "inventory": "e",
+    **{f"hotbar.{slot}": str(slot) for slot in range(1, 10)},
+}  # fmt: skip
+MOUSE_BUTTONS = {"attack": 0, "use": 1}
+_FIRST_MS = 1_767_225_600_000  # 2026-01-01 UTC; recordings of one seed are equal
+_TICK_MS = round(1000 * TICK_SECONDS)
+
+
+def record_grove(
+    folder: Path | str,
+    episodes: int,
+    seed: int,
+    *,
+    task: str = "log",
+    variation: float = 0.5,
+    max_steps: int = DEFAULT_MAX_STEPS,
+) -> Iterator[Path]:
+    """Records episodes of the scripted expert, one at a time, as the caller asks for the next.
+
+    Args:
+        folder: created if absent.
+        episodes: how many.
+        seed: episode i depends on (seed, i) and the settings alone.
+        task: "log", "wool" or "stone".
+        variation: 0 to 1, how much the expert pauses and how unevenly it turns.
+        max_steps: within which it has to finish.
+
+    Yields:
+        the path of each episode's .mp4, beside which its .jsonl lies.
+
+    Raises:
+        MinecraftError: no such task, an episode is there already, or the expert did not finish in time.
+    """
+    chosen = task_of(task)
+    for index in range(episodes):
+        file = Path(folder) / f"{task}_{seed}_{index:04d}.mp4"
+        if file.exists() or file.with_suffix(".jsonl").exists():
+            raise MinecraftError(f"{file} exists already; name another folder, or another seed")
+        rng = np.random.default_rng([seed, index])
+        _record(file, draw_world(chosen, rng), Expert(rng, variation), max_steps)
+        yield file
+
+
+def _record(file: Path, world: World, expert: Expert, max_steps: int) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines: list[str] = []
+    before: frozenset[str] = frozenset()
+    # The lines first: a video without lines would be taken for a whole recording by its name.
+    with whole_file(file) as partial:
+        video = VideoWriter(partial, (IMAGE_WIDTH, IMAGE_HEIGHT), 1 / TICK_SECONDS)
+        while not world.done:
+            if world.ticks >= max_steps:
+                video.abandon()
+                raise MinecraftError(f"{file}: the expert did not finish {world.task.name} in {max_steps} steps")
+            action = expert.act(world)
+            video.write(render(world))
+            pressed, camera = pressed_buttons(action)
+            lines.append(json.dumps(_line(world, pressed, pressed - before, camera)))
+            world.step(pressed, camera)
+            before = pressed
+        video.close()
+        write_text(file.with_suffix(".jsonl"), "\n".join(lines) + "\n")
+
+
+def _line(
+    world: World, pressed: frozenset[str], newly: frozenset[str], camera: np.ndarray[Any, Any]
+) -> Mapping[str, Any]:
+    """One tick as the contractors' recorder wrote it."""
+    dy, dx = (float(value) / DEGREES_PER_PIXEL for value in camera)
+    return {
+        "mouse": {
+            "x": 640.0, "y": 360.0, "dx": dx, "dy": dy, "scaledX": 0.0, "scaledY": 0.0, "dwheel": 0.0,
+            "buttons": sorted(MOUSE_BUTTONS[name] for name in pressed & MOUSE_BUTTONS.keys()),
+            "newButtons": sorted(MOUSE_BUTTONS[name] for name in newly & MOUSE_BUTTONS.keys()),
+        },
+        "keyboard": {
+            "keys": [f"key.keyboard.{KEYS[name]}" for name in sorted(pressed & KEYS.keys())],
+            "newKeys": [f"key.keyboard.{KEYS[name]}" for name in sorted(newly & KEYS.keys())],
+            "chars": "",
+        },
+        "hotbar": 0, "tick": world.ticks, "isGuiOpen": False, "milli": _FIRST_MS + _TICK_MS * world.ticks,
+        "yaw": world.yaw, "pitch": world.pitch,
+        "xpos": float(world.position[0]), "ypos": float(world.position[1]), "zpos": float(world.position[2]),
+    }  # fmt: skip
