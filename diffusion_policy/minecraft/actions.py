@@ -27,6 +27,8 @@ BUTTONS = (
     "attack", "back", "forward", "jump", "left", "right", "sneak", "sprint", "use", "drop", "inventory",
     *(f"hotbar.{slot}" for slot in range(1, 10)),
 )  # fmt: skip
+# Names of an action as numbers: the buttons, 0 or 1, then degrees a step.
+VPT_ACTION = (*BUTTONS, "camera_pitch", "camera_yaw")
 # Digits of the joint number, the most significant first; the first choice of each is none of the buttons.
 GROUPS: dict[str, tuple[str, ...]] = {
     "hotbar": ("none", *(f"hotbar.{slot}" for slot in range(1, 10))),

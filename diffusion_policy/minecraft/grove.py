@@ -18,7 +18,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_policy.minecraft.actions import BUTTONS, MinecraftError, pressed_buttons
+from diffusion_policy.minecraft.actions import BUTTONS, VPT_ACTION, MinecraftError, pressed_buttons
 from diffusion_policy.minecraft.minedojo import DEFAULT_INTERVAL, MineDojoSpace
 from diffusion_policy.minecraft.view import IMAGE_HEIGHT, IMAGE_WIDTH, render
 from diffusion_policy.minecraft.world import TICK_SECONDS, World, draw_world, task_of
@@ -26,8 +26,6 @@ from diffusion_policy.minecraft.world import TICK_SECONDS, World, draw_world, ta
 Observation = dict[str, NDArray[np.uint8]]
 Spaces = Literal["minedojo", "vpt"]
 
-# Names of the numbers of an action in VPT's space.
-VPT_ACTION = (*BUTTONS, "camera_pitch", "camera_yaw")
 _MOST_TURN = 180.0
 DEFAULT_MAX_STEPS = 600  # 30 s; the scripted expert needs 60 to 250
 

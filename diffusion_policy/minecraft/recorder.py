@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_policy.minecraft.actions import MinecraftError, pressed_buttons
+from diffusion_policy.minecraft.contractor import DEGREES_PER_PIXEL, KEYS, MOUSE_BUTTONS
 from diffusion_policy.minecraft.expert import Expert
 from diffusion_policy.minecraft.grove import DEFAULT_MAX_STEPS
 from diffusion_policy.minecraft.view import IMAGE_HEIGHT, IMAGE_WIDTH, render
@@ -23,14 +24,6 @@ from diffusion_policy.minecraft.world import TICK_SECONDS, World, draw_world, ta
 from diffusion_policy.storage import whole_file, write_text
 from diffusion_policy.video_writer import VideoWriter
 
-DEGREES_PER_PIXEL = 0.15  # 360 / 2400
-# Keys of the recordings by button of VPT.
-KEYS = {
-    "forward": "w", "back": "s", "left": "a", "right": "d", "jump": "space", "sneak": "left.shift",
-    "sprint": "left.control", "drop": "q", "inventory": "e",
-    **{f"hotbar.{slot}": str(slot) for slot in range(1, 10)},
-}  # fmt: skip
-MOUSE_BUTTONS = {"attack": 0, "use": 1}
 _FIRST_MS = 1_767_225_600_000  # 2026-01-01 UTC; recordings of one seed are equal
 _TICK_MS = round(1000 * TICK_SECONDS)
 

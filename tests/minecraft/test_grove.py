@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from diffusion_policy.minecraft.actions import BUTTONS, MinecraftError, degrees_of
+from diffusion_policy.minecraft.actions import BUTTONS, VPT_ACTION, MinecraftError, degrees_of
 from diffusion_policy.minecraft.environment import make_minecraft
 from diffusion_policy.minecraft.expert import Expert
-from diffusion_policy.minecraft.grove import VPT_ACTION, GroveEnv
+from diffusion_policy.minecraft.grove import GroveEnv
 from diffusion_policy.minecraft.minedojo import MineDojoSpace
 from diffusion_policy.minecraft.view import render
 from diffusion_policy.minecraft.world import TASKS, direction, draw_world
