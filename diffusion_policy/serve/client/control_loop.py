@@ -110,6 +110,7 @@ class ControlLoop:
         self._plan: Plan | None = None
         self._query: Query | None = None  # under way, and its answer will be executed
         self._sent_at, self._retry_at, self._still_since, self._last = -math.inf, -math.inf, -math.inf, math.nan
+        self._forgot_at = -math.inf
         self._abandoned = False
         self._requests, self._name = 0, ""
         self._delays: deque[float] = deque(maxlen=_DELAYS)
@@ -146,7 +147,7 @@ class ControlLoop:
         doubt = self._observe()
         now = self._clock.now()
         if doubt is not None:
-            self._forget()
+            self._forget(now)
         doubt = self._collect(now) or doubt  # an answer is taken from its connection in any case
         if doubt is None:
             doubt = self._request(now) or self._act(now)
@@ -184,13 +185,13 @@ class ControlLoop:
             return _Hold("waiting", "no step is left; the next answer is not there yet")
         age, limit = now - target.observed_at, self._settings.max_action_age_s
         if age > limit:
-            self._forget()
+            self._forget(now)
             return _Hold("too_old", f"what is due answers what was seen {age:.3f} s ago; the limit is {limit:g} s")
         action = self._gate.passed(target.action, now, self._buffer.newest_state)
         try:
             self._arm.move(action)
         except ArmError as error:
-            self._forget()
+            self._forget(now)
             return _Hold("arm_error", str(error))
         self.moves += 1
         self._held, self._commanded, self._still_since = None, action, now + self._settings.period_s
@@ -210,9 +211,9 @@ class ControlLoop:
             self._log.write({"event": "hold", "time": self._clock.now(), **hold._asdict()})
         self._held = hold.reason
 
-    def _forget(self) -> None:
-        """Forgets what is planned, and that an answer is waited for."""
-        self._plan, self._query = None, None
+    def _forget(self, now: float) -> None:
+        """Forgets what is planned, and that an answer is waited for; only what is captured from now on counts."""
+        self._plan, self._query, self._forgot_at = None, None, now
 
     def _request(self, now: float) -> _Hold | None:
         """Starts a request, if the strategy wants one and none is under way; returns why the arm must hold."""
@@ -220,12 +221,13 @@ class ControlLoop:
             return None
         delay = max(self._delays, default=self._settings.expected_delay_s)
         known = self._buffer.known_until
-        if not self._strategy.wants(self._plan, now, delay) or known < self._strategy.observe_after(self._plan):
+        wanted = self._strategy.wants(self._plan, now, delay) and known > self._forgot_at
+        if not wanted or known < self._strategy.observe_after(self._plan):
             return None
         try:
             seen = self._buffer.observation(now)
         except DoubtError as error:
-            self._forget()
+            self._forget(now)
             return _Hold(error.code, str(error))
         continued = self._strategy.continuation(self._plan, seen.observed_at, seen.observed_at + delay)
         query = Query(f"{self._run_id}-{self._requests}", seen, continued)
@@ -246,7 +248,7 @@ class ControlLoop:
                 return None
             self._abandoned = True
             self._requester.abandon()
-            self._forget()
+            self._forget(now)
             return _Hold("no_answer", f"{self._name} was not answered for {waited:.3f} s")
         query, self._query = self._query, None
         if isinstance(answer, Chunk) and query is not None:
@@ -256,7 +258,7 @@ class ControlLoop:
             self._log_error(now, answer.code, str(answer))
             if query is None:
                 return None
-            self._forget()
+            self._forget(now)
             return _Hold("server_error", str(answer))
         if query is None:
             self._log_error(now, "discarded", "it answers what was seen before the arm held")
@@ -307,8 +309,8 @@ class ControlLoop:
         if before is None or plan.first >= len(plan.chunk.actions):
             return None
         moment = plan.chunk.starts_at + plan.first * plan.chunk.period_s
-        rows = before.remainder(moment)
-        return measure_seam(rows[0], plan.chunk.actions[plan.first], plan.layout) if len(rows) else None
+        planned = before.action_at(moment)
+        return None if planned is None else measure_seam(planned, plan.chunk.actions[plan.first], plan.layout)
 
     def _start(self) -> FloatArray:
         """(D,) where the next movement begins: as commanded in the last period, else as measured."""

@@ -123,14 +123,17 @@ class Plan:
             action[column] = self.chunk.actions[current, column]
         return Target(action, step, self.observed_ats[step], self.chunk.request_id)
 
+    def action_at(self, moment: float) -> FloatArray | None:
+        """Returns its action (D,) for a time; None before the first or after the last."""
+        return value_at(self.chunk, self.layout, (moment - self.chunk.starts_at) / self.chunk.period_s)
+
     def remainder(self, since: float) -> FloatArray:
         """Returns its actions (m, D) for the times ``since``, one period later, and so on; none where it is over.
 
         A time between two steps has the action between them.
         """
-        chunk = self.chunk
-        offset = (since - chunk.starts_at) / chunk.period_s
-        rows = [value_at(chunk, self.layout, offset + index) for index in range(len(chunk.actions))]
+        period = self.chunk.period_s
+        rows = [self.action_at(since + index * period) for index in range(len(self.chunk.actions))]
         return np.array([row for row in rows if row is not None]).reshape(-1, len(self.layout.names))
 
     def _step_at(self, moment: float, rounding: float) -> int:

@@ -21,7 +21,6 @@ from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_events import CLIENT_THRESHOLD
@@ -181,9 +180,9 @@ class Continuing(_Replacing):
 class Ensemble:
     """Temporal ensembling: every step is the weighted mean of all chunks that have one for its time.
 
-    Positions and joints are averaged, rotations on the sphere of unit quaternions (the mean that minimizes the weighted
-    squared chordal distance; Markley et al. 2007, "Averaging Quaternions"). A gripper is not: open and closed are
-    voted on by weight, and the command is the mean of those that voted for the winner.
+    Positions and joints are averaged, rotations on the sphere of unit quaternions (the eigenvector of the largest
+    eigenvalue of the weighted sum of q q^T; Markley et al. 2007, "Averaging Quaternions", equation 13). A gripper is
+    not averaged: open and closed are voted on by weight, and the command is the mean of the winner's votes.
 
     Attributes:
         every_steps: steps between two requests, at least; a request still waits for the answer to the one before.
@@ -240,19 +239,20 @@ def mean_action(layout: ActionLayout, actions: Sequence[FloatArray], weights: Fl
         actions: one or more.
         weights: of each, above 0.
     """
-    stacked = np.stack(actions)
-    if len(stacked) == 1:
-        return stacked[0]
-    found: FloatArray = np.average(stacked, axis=0, weights=weights)
+    if len(actions) == 1:
+        return actions[0]
+    stacked, shares = np.array(actions), weights / weights.sum()
+    found: FloatArray = shares @ stacked
     for arm in layout.arms:
         if arm.rotation:
             columns = list(arm.rotation)
-            turned = Rotation.from_quat(stacked[:, columns]).mean(weights=weights).as_quat()
-            found[columns] = turned if np.dot(turned, stacked[-1, columns]) >= 0 else -turned
+            quaternions = stacked[:, columns]
+            mean = np.linalg.eigh((quaternions.T * shares) @ quaternions)[1][:, -1]
+            found[columns] = mean if mean @ quaternions[-1] >= 0 else -mean
         for column in arm.gripper:
             is_open = stacked[:, column] > CLIENT_THRESHOLD
-            winner = is_open if weights[is_open].sum() > weights[~is_open].sum() else ~is_open
-            found[column] = np.average(stacked[winner, column], weights=weights[winner])
+            winner = is_open if shares[is_open].sum() > 0.5 else ~is_open
+            found[column] = (stacked[winner, column] @ shares[winner]) / shares[winner].sum()
     return found
 
 
