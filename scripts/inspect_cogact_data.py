@@ -1,6 +1,7 @@
 """Look at recordings before they are converted: counts, ranges, clocks, jumps, frames, gripper; and draw them.
 
     python scripts/inspect_cogact_data.py data/raw/trajectories --output-dir data/inspection
+    python scripts/inspect_cogact_data.py data/lerobot/my_set --mapping droid --no-pictures
 
 Writes sample_images.png, action_trajectory.png, workspace.png and episode_timeline.png. The recordings are only read.
 Exit status: 0 nothing forbids to train on them (warnings may remain), 1 an error does, 2 bad input.
@@ -21,8 +22,10 @@ from diffusion_policy.timestamps import add_timestamps
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add = parser.add_argument
-    add("directory", nargs="?", type=Path, default=Path("data/raw/trajectories"), metavar="DIR",
-        help="folder or URL that holds episode_0000/ and so on (default: data/raw/trajectories)")  # fmt: skip
+    add("directory", nargs="?", type=Path, default=Path("data/raw/trajectories"), metavar="DIR", help="folder or URL "
+        "that holds episode_0000/ and so on, or a LeRobot dataset (default: data/raw/trajectories)")  # fmt: skip
+    add("--mapping", metavar="FILE", help="what the columns of a LeRobot dataset are: a file, or a name in "
+        "config/recordings (default: told by their names, else the file to fill in is printed)")  # fmt: skip
     add_gripper_scale(parser)
     add_timestamps(parser)
     add("--output-dir", type=Path, default=Path(), metavar="DIR", help="where the pictures go (default: here)")
@@ -36,7 +39,9 @@ def work(arguments: argparse.Namespace) -> Answer:
     from diffusion_policy.report.inspection_pictures import draw_pictures
 
     with progress("frames") as bar:
-        inspection = inspect_recordings(arguments.directory, bar, arguments.gripper_scale, arguments.timestamps)
+        inspection = inspect_recordings(
+            arguments.directory, bar, arguments.gripper_scale, arguments.timestamps, arguments.mapping
+        )
     pictures = [] if arguments.no_pictures else draw_pictures(inspection, arguments.output_dir)
     return Answer(inspection.table(pictures), inspection.exit_status, inspection.to_json())
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.cpu import usable_cores
-from diffusion_policy.diagnose.steps import Camera, Steps
+from diffusion_policy.diagnose.steps import Camera, Look, Steps
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.images import FrameKind, ImageNote, kinds_of
 from diffusion_policy.progress import Progress, no_progress
@@ -27,6 +27,9 @@ THUMBNAIL = (80, 45)
 BLACK = 8
 # A camera that gives one picture for so many steps, while the arm travels so far, is frozen.
 FROZEN_STEPS, FROZEN_METERS = 5, 0.02
+
+# Steps that one thread looks at, one after the other.
+_TOGETHER = 32
 
 StepRange = tuple[int, int]
 
@@ -82,29 +85,32 @@ def look_at_cameras(
         on_progress: told the frames done and the frames there are.
     """
     total = steps.n_steps * len(steps.cameras)
+    blocks = [range(start, min(start + _TOGETHER, steps.n_steps)) for start in range(0, steps.n_steps, _TOGETHER)]
     done = 0
     found = []
     with ThreadPoolExecutor(usable_cores()) as pool:
         for name, camera in steps.cameras.items():
-            looks = []
-            for seen in pool.map(partial(_look, camera), range(steps.n_steps)):
-                looks.append(seen)
-                done += 1
+            looks: list[FrameEvidence] = []
+            for seen in pool.map(partial(_look, camera), blocks):
+                looks += seen
+                done += len(seen)
                 on_progress(done, total)
             found.append(_judge(name, looks, steps, traveled))
     return tuple(found)
 
 
-def _look(camera: Camera, step: int) -> FrameEvidence:
-    try:
-        found = camera.frame(step, *THUMBNAIL)
-    except WorkspaceError as error:
-        return FrameEvidence(trouble=str(error))
-    if found is None:
+def _look(camera: Camera, steps: range) -> list[FrameEvidence]:
+    return [_seen(look) for look in camera.looks(steps, *THUMBNAIL)]
+
+
+def _seen(look: Look) -> FrameEvidence:
+    if isinstance(look.image, WorkspaceError):
+        return FrameEvidence(trouble=str(look.image))
+    if look.image is None:
         return FrameEvidence()
-    small = found.frame
-    kind = FrameKind(*found.size, found.orientation, first=camera.file(step))
-    return FrameEvidence(content_key(np.ascontiguousarray(small).data), int(small.max()), kind, found.notes)
+    small = look.image.frame
+    kind = FrameKind(*look.image.size, look.image.orientation, first=look.file)
+    return FrameEvidence(content_key(np.ascontiguousarray(small).data), int(small.max()), kind, look.image.notes)
 
 
 def _judge(name: str, looks: list[FrameEvidence], steps: Steps, traveled: NDArray[np.float64]) -> CameraEvidence:

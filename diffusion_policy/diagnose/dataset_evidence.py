@@ -198,7 +198,7 @@ def look_at_recordings(steps: Steps) -> DatasetEvidence:
     return DatasetEvidence(
         path=steps.where,
         keys=(*steps.numbers, *steps.cameras),
-        semantics=action_semantics(),
+        semantics=action_semantics(steps.names[ACTION_KEY], steps.units),
         **_measure(steps),
     )
 

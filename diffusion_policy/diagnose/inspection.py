@@ -21,14 +21,14 @@ from diffusion_policy.diagnose.dataset_findings import dataset_findings
 from diffusion_policy.diagnose.doctor import STYLES
 from diffusion_policy.diagnose.findings import Finding, exit_status
 from diffusion_policy.diagnose.gravest import verdict_of
+from diffusion_policy.diagnose.recorded_steps import steps_of_recordings
 from diffusion_policy.diagnose.step_evidence import Dimension, StepEvidence, look_at_steps
 from diffusion_policy.diagnose.step_findings import step_findings
-from diffusion_policy.diagnose.steps import Steps, open_for_report, steps_of_dataset, steps_of_recordings
+from diffusion_policy.diagnose.steps import Steps, open_for_report, steps_of_dataset
 from diffusion_policy.diagnose.unit_findings import PLACEHOLDER, for_recordings
 from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.progress import Progress, no_progress, part_of
 from diffusion_policy.tables import Column, Shown, Table, Text, numbers
-from diffusion_policy.timestamps import parse_timestamps
 
 # Findings of the summary that every frame and every step is looked at for here.
 _REPLACED_BY_STEP_FINDINGS = {"images", "copycat-labels", "standing-still"}
@@ -120,19 +120,22 @@ def inspect_recordings(
     on_progress: Progress = no_progress,
     gripper_scale: str | None = None,
     timestamps: str | None = None,
+    mapping: str | None = None,
 ) -> Inspection:
-    """Inspect a folder of recordings; nothing in it is changed.
+    """Inspect recordings of any format; nothing of them is changed.
 
     Args:
-        directory: holds episode_0000/ and so on.
+        directory: holds episode_0000/ and so on, or is a LeRobot dataset.
         on_progress: told of the frames that are decoded.
         gripper_scale: that the gripper is recorded in where it is not 0 and 1.
         timestamps: what time stamps are recorded in where that is not seconds.
+        mapping: what their columns are, of a format whose columns have names.
 
     Raises:
         TrajectoryError: no recordings there, or none that opens.
+        WorkspaceError: the description of all of them is not as it must be, or a mapping is missing.
     """
-    steps = steps_of_recordings(directory, parse_scales(gripper_scale), parse_timestamps(timestamps))
+    steps = steps_of_recordings(directory, gripper_scale, timestamps, mapping)
     found = _inspect(steps, look_at_recordings(steps), [], on_progress)
     return replace(found, findings=tuple(for_recordings(found.findings, steps.where)))
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from diffusion_policy.dataset.replay_buffer import GRIPPER_KEY, POSE_KEY
 from diffusion_policy.gripper_scale import DeclaredScales
 from diffusion_policy.places import reaching, read_bytes, read_together
-from diffusion_policy.recording.contract import ArrayNames, Picture, Told
+from diffusion_policy.recording.contract import ArrayNames, Picture, Told, true_runs
 from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER
 from diffusion_policy.storage import sha256
 from diffusion_policy.timestamps import TimestampUnit
@@ -97,8 +97,9 @@ class CogActRecording:
 
     @property
     def told(self) -> Told:
-        """Nothing: the format has neither tasks nor flags."""
-        return Told()
+        """What a person drove, where the recorder marked it; the format has no tasks."""
+        driven = self.trajectory.intervention
+        return Told(interventions=None if driven is None else tuple(true_runs(driven)))
 
     @property
     def notes(self) -> tuple[str, ...]:

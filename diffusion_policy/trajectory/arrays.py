@@ -15,7 +15,7 @@ from diffusion_policy.geometry import check_unit_quaternions
 from diffusion_policy.gripper_scale import FLAG, DeclaredScales, FoundScale, find_scales
 from diffusion_policy.places import read_bytes
 from diffusion_policy.pose_check import pose_faults
-from diffusion_policy.spec import POSE, ActionLayout, SpecError, layout_from_range
+from diffusion_policy.spec import INTERVENTION, POSE, ActionLayout, SpecError, layout_from_range
 from diffusion_policy.timestamps import FLAG as TIMESTAMPS_FLAG
 from diffusion_policy.timestamps import TimestampUnit, timestamp_fault
 from diffusion_policy.trajectory.errors import TrajectoryError
@@ -49,7 +49,8 @@ _KINDS = {"iubf": "numbers", "iuf": "numbers", "f": "floating-point numbers", "i
 
 
 def read_arrays(path: Path, *, any_gripper: bool, unit: TimestampUnit | None) -> dict[str, NDArray[Any]]:
-    """The six arrays of data.pkl, each of its shape and kind, all of one length, all finite.
+    """The six arrays of data.pkl, each of its shape and kind, all of one length, all finite; and flags of intervention
+    (N,) as they are, where it has them.
 
     Raises:
         TrajectoryError: data.pkl is no pickle, or an array is not as it must be.
@@ -81,7 +82,8 @@ def read_arrays(path: Path, *, any_gripper: bool, unit: TimestampUnit | None) ->
     if lengths["timestamp"] == 0:
         raise TrajectoryError(f"{file}: the episode has 0 steps")
     arrays["timestamp"] = _seconds(arrays["timestamp"], file, unit)
-    return arrays
+    flags = data.get(INTERVENTION)
+    return arrays if not isinstance(flags, np.ndarray) else {**arrays, INTERVENTION: flags}
 
 
 def _seconds(stamps: NDArray[Any], file: Path, unit: TimestampUnit | None) -> NDArray[Any]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from diffusion_policy.gripper_scale import DeclaredScales
 from diffusion_policy.places import is_remote, place, reaching, read_bytes
 from diffusion_policy.pose_check import order_fault
-from diffusion_policy.spec import episode_number
+from diffusion_policy.spec import INTERVENTION, episode_number
 from diffusion_policy.timestamps import TimestampUnit
 from diffusion_policy.trajectory.arrays import check_poses, grippers, read_arrays, rotations_of
 from diffusion_policy.trajectory.errors import TrajectoryError
@@ -36,6 +37,7 @@ class Trajectory:
         image_index: (N,) int64, the frame's number shown at this step; -1 where there is none.
         frames: per camera, the file of each frame number; every frame that a step shows is there.
         notes: what is odd, and harmless.
+        intervention: (N,) bool, whether a person drove in place of a policy; None where nobody recorded it.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class Trajectory:
     image_index: NDArray[np.int64]
     frames: Mapping[str, Mapping[int, Path]]
     notes: tuple[str, ...] = ()
+    intervention: NDArray[np.bool_] | None = None
 
     @property
     def n_steps(self) -> int:
@@ -134,6 +137,7 @@ def open_trajectory(
         frames = list_frames(path)
     check_image_index(image_index, frames, path)
     notes = [*_check_meta(path, number, n_steps, frames), *image_notes(image_index, frames)]
+    driven, odd = _driven(arrays.get(INTERVENTION), n_steps)
     return Trajectory(
         path=path,
         number=number,
@@ -144,8 +148,19 @@ def open_trajectory(
         timestamp=arrays["timestamp"].astype(np.float64),
         image_index=image_index,
         frames=frames,
-        notes=tuple(notes),
+        notes=(*notes, *odd),
+        intervention=driven,
     )
+
+
+def _driven(flags: NDArray[Any] | None, n_steps: int) -> tuple[NDArray[np.bool_] | None, list[str]]:
+    """(N,) whether a person drove; None, with a note, for flags that are not one for each step."""
+    if flags is None:
+        return None, []
+    if flags.size != n_steps or flags.dtype.kind not in "biu" or not np.isin(flags, (0, 1)).all():
+        note = f"{INTERVENTION} is {flags.dtype} {flags.shape}, not {n_steps} times 0 or 1: it is not carried along"
+        return None, [note]
+    return flags.reshape(-1).astype(np.bool_), []
 
 
 def _number(path: Path) -> int:

@@ -17,6 +17,7 @@ from trajectory_factory import write_trajectory
 from diffusion_policy.convert import ConversionSettings, convert
 from diffusion_policy.dataset.errors import DatasetError
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.dataset.told import Told, told_of
 from diffusion_policy.export.episodes import DatasetEpisodes
 from diffusion_policy.export.errors import ExportError
 from diffusion_policy.export.lerobot import export_lerobot
@@ -129,6 +130,8 @@ def test_a_run_goes_out_with_what_a_person_drove(tmp_path: Path) -> None:
     rows = pq.read_table(tmp_path / "out/data/chunk-000/file-000.parquet")
     assert rows.column("intervention").to_pylist() == [False, False, True, True, False, False]
     assert export([str(run), "--lerobot", str(tmp_path / "out"), "--task", "lift"]) == 2
+    again = dataset(tmp_path / "out", tmp_path / "again.zarr")
+    assert told_of(again) == (Told(("lift",), interventions=((2, 4),)),), "and comes back"
 
 
 @pytest.mark.parametrize(

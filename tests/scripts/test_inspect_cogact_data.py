@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lerobot_factory import LeRobotSet, decode, encode, poses
 from trajectory_factory import write_trajectory
 
 Main = Callable[[list[str]], int]
@@ -46,3 +47,37 @@ def test_status_says_whether_to_train(
     assert (tmp_path / "sample_images.png").is_file()
     assert main(["nowhere", "--no-pictures"]) == 2
     assert "error: nowhere is not a directory" in capsys.readouterr().err
+
+
+def test_lerobot_datasets_are_inspected_like_folders(
+    main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra: lerobot)")
+    cameras = {"observation.images.front": (64, 48), "observation.images.wrist": (40, 30)}
+    source = LeRobotSet(lengths=(30, 20), cameras=cameras, version="v2.1").write(tmp_path / "set")
+    written = tmp_path / "found.json"
+    assert main([str(source), "--output-dir", str(tmp_path / "out"), "--json", str(written)]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"sample_images.png", "workspace.png"}
+    found = json.loads(written.read_text())["details"]
+    assert [episode["steps"] for episode in found["episodes"]] == [30, 20]
+    assert [(camera["name"], camera["shown"]) for camera in found["cameras"]] == [("front", 50), ("wrist", 50)]
+    video = source / "videos/chunk-000/observation.images.wrist/episode_000001.mp4"
+    encode(video, decode(video)[:12], 10, 12)
+    assert main([str(source), "--no-pictures", "--json", str(written)]) == 1
+    cameras_found = {camera["name"]: camera for camera in json.loads(written.read_text())["details"]["cameras"]}
+    assert cameras_found["front"]["undecodable"] == []
+    assert [step for step, _ in cameras_found["wrist"]["undecodable"]] == list(range(42, 50)), "the others are seen"
+    assert "no frame at 1.2" in cameras_found["wrist"]["undecodable"][0][1]
+    capsys.readouterr()
+
+
+def test_a_mapping_is_asked_for_and_taken(main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra: lerobot)")
+    percent = (100 * poses(20)[:, [7] * 6]).astype("float32")
+    motors = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"]
+    joints = LeRobotSet(lengths=(20,), state=percent, action=percent, names=[f"{motor}.pos" for motor in motors])
+    source = joints.write(tmp_path / "set")
+    assert main([str(source), "--no-pictures"]) == 2
+    assert "--mapping" in capsys.readouterr().err
+    assert main([str(source), "--no-pictures", "--mapping", "joints_gripper_percent"]) in (0, 1)
+    assert "1 episode, 20 steps" in " ".join(capsys.readouterr().out.split())
