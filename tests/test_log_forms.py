@@ -50,7 +50,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_predecessor_s_form(run: Path, tmp_path: Path) -> None:
     log = read_log(to_inference_log(run, tmp_path))
     assert (log.generation, len(log.steps)) == (3, 5)
-    assert log.steps[1].jpeg == jpeg(2)
+    assert log.steps[1].frames == {"image": jpeg(2)}
     timing = log.steps[1].timing
     for clock in ("server_recv", "infer_start", "infer_end"):
         assert abs(timing[clock] - read_lines(run)[0]["wall_start"]) < 60, "unix times, as the predecessor's"
@@ -162,7 +162,7 @@ def test_old_logs_with_images_become_episodes(shared_data: Path, tmp_path: Path)
     logs = []
     for path in sorted((shared_data / "real_logs").glob("inference_log_*.json")):
         log = read_log(path)
-        if log.steps and log.layout == "xyz_quat_gripper" and all(step.jpeg for step in log.steps):
+        if log.steps and log.layout == "xyz_quat_gripper" and all(step.frames for step in log.steps):
             logs.append(path)
     if not logs:
         pytest.skip("none of the real logs holds images")

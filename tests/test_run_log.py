@@ -1,6 +1,7 @@
 """The log of a run: three generations read, the third written, anything else refused by file and place."""
 
 import json
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def test_reads_every_generation(tmp_path: Path, generation: int) -> None:
     np.testing.assert_array_equal(log.commands[:, -1], COMMANDS)
     np.testing.assert_array_equal(log.grippers[0].measured, np.ones(4))
     assert log.meta == ({"checkpoint": "latest.ckpt"} if generation == 3 else {})
-    assert [step.jpeg for step in log.steps] == [b"\xff\xd8\xff" if generation == 3 else None] * 4
+    assert [step.frames for step in log.steps] == [{"image": b"\xff\xd8\xff"} if generation == 3 else {}] * 4
     assert log.step_period == (None if generation == 1 else pytest.approx(0.8, abs=1e-6))
 
 
@@ -182,11 +183,15 @@ def test_refuses_missing_binary_and_huge_files(tmp_path: Path, monkeypatch: pyte
 
 def steps_to_write(n_steps: int = 3) -> list[LogStep]:
     rng = np.random.default_rng(0)
-    return [LogStep(i, rng.random(8), rng.random((8, 8)), {"infer_start": float(i)}, b"jpeg") for i in range(n_steps)]
+    return [
+        LogStep(i, rng.random(8), rng.random((8, 8)), {"infer_start": float(i)}, {"image": b"jpeg"})
+        for i in range(n_steps)
+    ]
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    steps = steps_to_write()
+@pytest.mark.parametrize("frames", [{}, {"image": b"jpeg"}, {"wrist": b"near", "front": b"far"}], ids=len)
+def test_what_is_written_is_read_again(tmp_path: Path, frames: dict[str, bytes]) -> None:
+    steps = [replace(step, frames=frames) for step in steps_to_write()]
     path = write_inference_log(tmp_path / "logs", steps, {"checkpoint": "a.ckpt", "seed": 3}, START)
     log = read_log(path)
     assert path.name == "inference_log_20260108_123456.json"
@@ -194,9 +199,10 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert log.meta == {"start_time": "2026-01-08 12:34:56", "checkpoint": "a.ckpt", "seed": 3}
     np.testing.assert_array_equal(log.actions, np.stack([step.actions for step in steps]))
     np.testing.assert_array_equal(log.states, np.stack([step.state for step in steps]))
-    assert [(step.number, step.timing, step.jpeg) for step in log.steps] == [
-        (step.number, step.timing, step.jpeg) for step in steps
+    assert [(step.number, step.timing, step.frames) for step in log.steps] == [
+        (step.number, step.timing, step.frames) for step in steps
     ]
+    assert log.cameras == tuple(frames)
 
 
 def test_an_existing_log_is_never_replaced(tmp_path: Path) -> None:
@@ -236,7 +242,7 @@ def test_real_logs(shared_data: Path) -> None:
         log = read_log(shared_data / "real_logs" / name)
         found = (log.generation, log.layout, len(log.steps), log.commands.shape[1])
         assert found == tuple(facts[key] for key in ("generation", "layout", "steps", "action_dim")), name
-        assert sum(step.jpeg is not None for step in log.steps) == facts["images"], name
+        assert sum(bool(step.frames) for step in log.steps) == facts["images"], name
         # Times of the oldest logs went through float32: 128 s apart, no period can be told from them.
         assert log.step_period is None or 0.5 < log.step_period < 0.9, name
 

@@ -14,7 +14,7 @@ import pytest
 from serve_factory import FakeEngine, ServerThread, jpeg, observation_message, settings
 
 from diffusion_policy.run_log import RunLogError, read_log
-from diffusion_policy.run_log.session_log import SessionLog, SessionLogError, read_image, read_lines
+from diffusion_policy.run_log.session_log import SessionLog, SessionLogError, newest_images, read_image, read_lines
 from diffusion_policy.serve.settings import EngineSettings
 
 
@@ -50,7 +50,7 @@ def test_the_reader_of_all_logs_reads_it(tmp_path: Path) -> None:
     log = read_log(run)
     assert (log.generation, len(log.steps)) == (4, 3)
     assert log.actions.shape == (3, 8, 8)
-    assert log.steps[2].jpeg == jpeg(3)
+    assert log.steps[2].frames == {"image": jpeg(3)}
     assert log.layout == "xyz_quat_gripper"
     assert log.step_period is not None
     (run / "steps.jsonl").write_text('{"action": 1}\n')
@@ -197,3 +197,23 @@ def test_sessions_of_one_second_have_folders_of_their_own(tmp_path: Path) -> Non
 def test_no_folder_without_a_line(tmp_path: Path) -> None:
     SessionLog(tmp_path / "logs", {}).close()
     assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("cameras", "names", "expected"),
+    [
+        (None, ["a0", "a1"], {"image": "a1"}),
+        (["front"], ["a0", "a1"], {"image": "a1"}),
+        (["wrist", "front"], ["a0", "a1", "b0", "b1"], {"wrist": "a1", "front": "b1"}),
+        (["wrist", "front"], ["a0", "a1", "b0"], "a step names 3 images of 2 cameras"),
+        (["wrist", "front"], [], "a step names 0 images of 2 cameras"),
+        ("front", ["a0"], "cameras is 'front'; expected a list of names"),
+    ],
+)
+def test_the_newest_image_of_every_camera(cameras: object, names: list[str], expected: dict[str, str] | str) -> None:
+    meta = {} if cameras is None else {"cameras": cameras}
+    if isinstance(expected, str):
+        with pytest.raises(SessionLogError, match=expected):
+            newest_images("run", meta, names)
+    else:
+        assert newest_images("run", meta, names) == expected

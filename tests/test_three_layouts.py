@@ -21,6 +21,7 @@ from diffusion_policy.evaluate.open_loop_report import OpenLoopReport, evaluate_
 from diffusion_policy.evaluate.open_loop_table import open_loop_table
 from diffusion_policy.evaluate.recorded_inference import Sampling, run_recorded_inference
 from diffusion_policy.report.report_page import make_report
+from diffusion_policy.report.sections_of_errors import guarded, motion_of
 from diffusion_policy.run_log import read_log
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
     TrainDiffusionTransformerHybridWorkspace,
@@ -149,6 +150,19 @@ def test_a_log_lies_beside_its_recording(way: tuple[str, Way]) -> None:
     assert len(found) == (2 if name == "two arms" else 1)
     assert all(playback.recorded is not None for playback in found), "the recorded gripper"
     assert all((playback.positions is None) == (name == "joints") for playback in found)
+    cameras = list(layout_factory.CAMERAS[name])
+    assert all(list(playback.frames(0)) == cameras for playback in found), "every camera of the policy"
+
+
+def test_the_guard_judges_logs_of_every_layout(way: tuple[str, Way]) -> None:
+    name, made = way
+    motion = motion_of(read_log(made.log))
+    assert motion is not None
+    assert len(motion.layout.names) == {"one arm": 8, "two arms": 16, "joints": 8}[name], "rotations are quaternions"
+    interventions = guarded(motion)
+    assert interventions.total() > 0, "a policy after two updates wants to jump"
+    if name == "two arms":
+        assert {limit.split()[0] for limit in interventions if limit.endswith("step distance")} <= {"left", "right"}
 
 
 def test_the_verdict_on_several_grippers_is_the_worst_and_names_the_arm(tmp_path: Path) -> None:

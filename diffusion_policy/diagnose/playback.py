@@ -8,7 +8,8 @@ Legend: N steps, T actions of a chunk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from diffusion_policy.dataset.opening import lies_there
 from diffusion_policy.dataset.replay_buffer import (
     ACTION_KEY,
     GRIPPER_KEY,
-    IMAGE_KEY,
     POSE_KEY,
     TIMESTAMP_KEY,
     ReplayBuffer,
@@ -55,7 +55,7 @@ class Playback:
         recorded: (N,) gripper that was commanded in the recording, or None.
         recorded_positions: (N, 3) that were commanded in the recording, or None.
         seconds: (N,) since the first step, or None.
-        frame: the image of a step, or None where there is none that decodes.
+        frames: images of a step by camera; without those that are not there or do not decode.
         predicted: whether the commands are a policy's, not a recording's.
     """
 
@@ -68,7 +68,7 @@ class Playback:
     recorded: FloatArray | None
     recorded_positions: FloatArray | None
     seconds: FloatArray | None
-    frame: Callable[[int], Frame | None]
+    frames: Callable[[int], dict[str, Frame]]
     predicted: bool
 
     def __len__(self) -> int:
@@ -109,7 +109,7 @@ def playbacks_of_log(log: RunLog, *datasets: ReplayBuffer) -> list[Playback]:
                 recorded=None if recorded is None or beside is None else recorded[beside[1]],
                 recorded_positions=None if way is None or beside is None else way[beside[1]],
                 seconds=seconds,
-                frame=lambda step: _decoded(log.steps[step].jpeg, f"{log.path}, step {step}"),
+                frames=lambda step: _decoded(log.steps[step].frames, f"{log.path}, step {step}"),
                 predicted=True,
             )
         )
@@ -176,13 +176,15 @@ def gripper_column(dataset: ReplayBuffer, key: str, name: str = GRIPPER) -> Floa
     return None if found is None or found.scale is None else found.scale.to_internal(column)
 
 
-def playbacks_of_episode(dataset: ReplayBuffer, episode: int, camera: ConvertedCamera | None = None) -> list[Playback]:
+def playbacks_of_episode(
+    dataset: ReplayBuffer, episode: int, cameras: Mapping[str, ConvertedCamera] | None = None
+) -> list[Playback]:
     """A recorded episode as a playback of each arm: its chunks are what was commanded from each step on.
 
     Args:
         dataset: that holds it.
         episode: its number.
-        camera: that knows which frames are lost; None: all are there.
+        cameras: that know which frames are lost; None: all are there.
     """
     steps, layout = _steps(dataset, episode), find_layout(dataset.names(ACTION_KEY))
     if layout is None:
@@ -209,7 +211,7 @@ def playbacks_of_episode(dataset: ReplayBuffer, episode: int, camera: ConvertedC
                 recorded=None,
                 recorded_positions=None,
                 seconds=None if times is None else times - times[0],
-                frame=_reader(camera or _camera(dataset), steps),
+                frames=_reader(cameras or _cameras(dataset), steps),
                 predicted=False,
             )
         )
@@ -227,18 +229,21 @@ def _steps(dataset: ReplayBuffer, episode: int) -> NDArray[np.int64]:
     return np.arange(found.start, found.stop)
 
 
-def _camera(dataset: ReplayBuffer) -> ConvertedCamera | None:
-    return ConvertedCamera(FrameFiles(dataset[IMAGE_KEY])) if IMAGE_KEY in dataset.cameras else None
+def _cameras(dataset: ReplayBuffer) -> dict[str, ConvertedCamera]:
+    return {key: ConvertedCamera(FrameFiles(dataset[key])) for key in dataset.cameras}
 
 
-def _reader(camera: ConvertedCamera | None, steps: NDArray[np.int64]) -> Callable[[int], Frame | None]:
-    return lambda step: None if camera is None else camera.whole(int(steps[step]))
+def _reader(cameras: Mapping[str, ConvertedCamera], steps: NDArray[np.int64]) -> Callable[[int], dict[str, Frame]]:
+    def read(step: int) -> dict[str, Frame]:
+        found = {name: camera.whole(int(steps[step])) for name, camera in cameras.items()}
+        return {name: frame for name, frame in found.items() if frame is not None}
+
+    return read
 
 
-def _decoded(jpeg: bytes | None, where: str) -> Frame | None:
-    if jpeg is None:
-        return None
-    try:
-        return decode_jpeg(jpeg, where)
-    except SpecError:
-        return None
+def _decoded(encoded: Mapping[str, bytes], where: str) -> dict[str, Frame]:
+    found = {}
+    for camera, data in encoded.items():
+        with suppress(SpecError):  # it does not decode
+            found[camera] = decode_jpeg(data, f"{where}, camera {camera}")
+    return found

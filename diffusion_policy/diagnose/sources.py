@@ -10,7 +10,6 @@ from typing import Any
 
 from diffusion_policy.checkpoint import CheckpointError
 from diffusion_policy.commands import command
-from diffusion_policy.dataset.replay_buffer import IMAGE_KEY
 from diffusion_policy.diagnose import ReportError
 from diffusion_policy.diagnose.checkpoint_evidence import CheckpointEvidence, look_at_checkpoint
 from diffusion_policy.diagnose.closed_loop_evidence import ClosedLoopEvidence, closed_loop_of
@@ -50,13 +49,13 @@ class OpenedDataset:
         path: of it.
         buffer: its arrays; numbers are read once.
         evidence: what was seen.
-        camera: its frames, with those that are lost; None without.
+        cameras: their frames, with those that are lost.
     """
 
     path: Path
     buffer: HeldNumbers
     evidence: DatasetEvidence
-    camera: ConvertedCamera | None
+    cameras: Mapping[str, ConvertedCamera]
 
 
 @dataclass(frozen=True)
@@ -146,9 +145,8 @@ def open_dataset(path: Path, text: str | None = None, told: str | None = None) -
     """
     buffer, faults = open_for_report(path, parse_scales(text), parse_scales(told))
     steps = steps_of_dataset(buffer, faults)
-    camera = steps.cameras.get(IMAGE_KEY)
-    assert camera is None or isinstance(camera, ConvertedCamera)
-    return OpenedDataset(path, buffer, evidence_of_dataset(path, buffer, steps, faults), camera)
+    cameras = {key: camera for key, camera in steps.cameras.items() if isinstance(camera, ConvertedCamera)}
+    return OpenedDataset(path, buffer, evidence_of_dataset(path, buffer, steps, faults), cameras)
 
 
 def open_checkpoint(path: Path) -> OpenedCheckpoint:

@@ -228,7 +228,7 @@ def _facts(log: RunLog, logged: LoggedGripper | None, scales: FoundScales | None
         "gripper_min": None if gripper is None else round(float(gripper.min()), _DECIMALS),
         "gripper_max": None if gripper is None else round(float(gripper.max()), _DECIMALS),
         "distinct_values": distinct,
-        "images": sum(step.jpeg is not None for step in log.steps),
+        "images": sum(bool(step.frames) for step in log.steps),
         "missing_steps": log.missing,
         "errors": dict(log.errors),
         "oddities": log.oddities,

@@ -42,6 +42,7 @@ from diffusion_policy.policy.robot_answer import robot_answer
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.progress import Progress, ProgressCounter, no_progress
 from diffusion_policy.run_log import LogStep, write_inference_log
+from diffusion_policy.run_log.log import SINGLE_CAMERA
 from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, SpecError, action_semantics, check_semantics, with_units
 from diffusion_policy.storage import file_sha256
 
@@ -169,7 +170,7 @@ def predict_chunks(
     sampling: Sampling,
     sample: int = 0,
     on_steps: Callable[[int], None] = lambda n_steps: None,
-) -> tuple[NDArray[np.float64], list[bytes]]:
+) -> tuple[NDArray[np.float64], list[dict[str, bytes]]]:
     """What the policy answers at these steps of the dataset.
 
     Args:
@@ -180,10 +181,12 @@ def predict_chunks(
         on_steps: called with the number of steps that were answered since the last call.
 
     Returns:
-        chunks (N, Ta, Da) in the dataset's units, and the newest frame of each step as JPEG (none without a camera).
+        chunks (N, Ta, Da) in the dataset's units, and the newest frames of each step by camera, as JPEG (none without
+        a camera).
     """
     policy = episodes.policy
-    chunks, frames = [], []
+    chunks: list[NDArray[np.float64]] = []
+    frames: list[dict[str, bytes]] = []
     for batch in np.array_split(steps, range(sampling.batch_size, len(steps), sampling.batch_size)):
         obs = episodes.observations(batch)
         noise = initial_noise(policy, [_seed(sampling.seed, sample, step) for step in batch.tolist()])
@@ -191,7 +194,10 @@ def predict_chunks(
         answer = robot_answer(policy, obs, initial_noise=noise, generator=generator)
         chunks.append(answer["action"].cpu().double().numpy())
         if policy.spec.rgb and sample == 0:
-            frames += [_jpeg(image) for image in obs[policy.spec.rgb[0].key][:, -1].numpy()]
+            cameras = [camera.key for camera in policy.spec.rgb]
+            newest = zip(*(obs[key][:, -1].numpy() for key in cameras), strict=True)
+            named = cameras if len(cameras) > 1 else [SINGLE_CAMERA]
+            frames += [dict(zip(named, map(_jpeg, images), strict=True)) for images in newest]
         on_steps(len(batch))
     return np.concatenate(chunks), frames
 
@@ -364,7 +370,7 @@ def _episode_log(
             state=states[i],
             actions=chunks[i],
             timing={} if times is None else {"timestamp": float(times[i])},
-            jpeg=frames[i] if frames else None,
+            frames=frames[i] if frames else {},
         )
         for i, step in enumerate(steps)
     ]

@@ -154,9 +154,31 @@ function spoken(data, step) {
   return said.join("; ");
 }
 
+// The frame of each camera, one below the other; "no frame" where a step has none.
+function framesOf(holder, data) {
+  const named = data.cameras.length > 1;
+  const places = (data.cameras.length ? data.cameras : [""]).map((camera) => {
+    const figure = document.createElement("figure"), image = document.createElement("img");
+    image.alt = `camera frame of ${holder.dataset.title}${named ? `, ${camera},` : ""} at the step of the slider`;
+    const none = document.createElement("div");
+    none.className = "noframe";
+    none.textContent = "no frame";
+    figure.append(image, none);
+    if (named) figure.append(Object.assign(document.createElement("figcaption"), { textContent: camera }));
+    holder.append(figure);
+    return [image, none];
+  });
+  return (step) => places.forEach(([image, none], i) => {
+    const frame = data.frames[step][i];
+    image.hidden = !frame;
+    none.hidden = Boolean(frame);
+    if (frame) image.src = frame;
+  });
+}
+
 function replay(root, data) {
-  const [slider, button, readout, image, none] = ["input", "button", "output", "img", ".noframe"]
-    .map((kind) => root.querySelector(kind));
+  const [slider, button, readout] = ["input", "button", "output"].map((kind) => root.querySelector(kind));
+  const showFrames = framesOf(root.querySelector(".cameras"), data);
   const svg = shape(root.querySelector(".views"), "svg", { viewBox: "0 0 640 420", role: "img", "aria-label": root.dataset.views });
   const updates = [
     panel(svg, data, { x: 1, y: 1, width: 314, height: 300 }, [0, 1], "from above (x right, y up)"),
@@ -167,9 +189,7 @@ function replay(root, data) {
   const show = () => {
     const step = Number(slider.value);
     updates.forEach((update) => update(step));
-    image.hidden = !data.frames[step];
-    none.hidden = Boolean(data.frames[step]);
-    if (data.frames[step]) image.src = data.frames[step];
+    showFrames(step);
     readout.value = spoken(data, step);
     slider.setAttribute("aria-valuetext", readout.value);
     root.dataset.step = step;

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_policy.diagnose.playback import Playback
+from diffusion_policy.diagnose.playback import Frame, Playback
 from diffusion_policy.report.page import Section, embedded, image_data, paragraph
 
 # Frames in the page, over all replays: about 10 kB each.
@@ -46,7 +46,8 @@ def replay_data(playback: Playback, most_frames: int) -> dict[str, Any]:
     assert playback.chunks is not None
     stride = -(-len(playback) // max(most_frames, 1))
     steps = np.arange(0, len(playback), stride)
-    frames = [playback.frame(int(step)) for step in steps]
+    frames = [playback.frames(int(step)) for step in steps]
+    cameras = list(dict.fromkeys(camera for found in frames for camera in found))
     return {
         "total": len(playback),
         "steps": steps.tolist(),
@@ -56,7 +57,8 @@ def replay_data(playback: Playback, most_frames: int) -> dict[str, Any]:
         "measured": None if playback.measured is None else _rounded(playback.measured[steps], 3),
         "recorded": None if playback.recorded is None else _rounded(playback.recorded[steps], 3),
         "seconds": None if playback.seconds is None else _rounded(playback.seconds[steps], 2),
-        "frames": [None if frame is None else image_data(frame, FRAME_WIDTH) for frame in frames],
+        "cameras": cameras,
+        "frames": [[_image(found.get(camera)) for camera in cameras] for found in frames],
     }
 
 
@@ -65,11 +67,15 @@ def _one(name: str, playback: Playback) -> str:
     views = f"the chunk of {title} seen from above and from the side, and its gripper over time"
     return (
         f'<div class="replay-one" data-replay="{name}" data-views="{views}"><h3>{title}</h3><div class="replay">'
-        f'<div><img alt="camera frame of {title} at the step of the slider"><div class="noframe">no frame</div></div>'
+        f'<div class="cameras" data-title="{title}"></div>'
         '<div class="views"></div></div><div class="controls"><button type="button">Play</button>'
         f'<input type="range" min="0" value="0" step="1" aria-label="step of {title}"></div>'
         '<output aria-live="polite"></output></div>'
     )
+
+
+def _image(frame: Frame | None) -> str | None:
+    return None if frame is None else image_data(frame, FRAME_WIDTH)
 
 
 def _rounded(values: NDArray[np.float64], decimals: int) -> Any:

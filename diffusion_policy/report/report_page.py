@@ -119,7 +119,7 @@ def _sections(groups: Mapping[str, Sequence[Finding]], opened: OpenedSources) ->
     if not played and opened.datasets:
         first = opened.datasets[0]
         count = min(EPISODES, first.buffer.n_episodes)
-        episodes = (playbacks_of_episode(first.buffer, episode, first.camera) for episode in range(count))
+        episodes = (playbacks_of_episode(first.buffer, episode, first.cameras) for episode in range(count))
         played = [found for arms in episodes for found in arms]
     placed = [playback for playback in played if playback.positions is not None and playback.chunks is not None]
     gripping = [playback for playback in played if playback.commands is not None and (playback.predicted or not logs)]
@@ -129,7 +129,7 @@ def _sections(groups: Mapping[str, Sequence[Finding]], opened: OpenedSources) ->
     made: list[Section | None] = [findings_section(groups)]
     made.append(closed_loop_section(opened.closed_loop) if opened.closed_loop else None)
     for number, dataset in enumerate(opened.datasets):
-        made.append(data_section(dataset.evidence, dataset.buffer, dataset.camera, number))
+        made.append(data_section(dataset.evidence, dataset.buffer, dataset.cameras, number))
     made.append(ledger_section(*ledger) if ledger is not None else None)
     made.append(training_section(run) if run is not None and run.metrics else None)
     made.append(gripper_section(gripping, _verdicts(logs)) if gripping else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def _in_files(files: Sequence[str]) -> str:
 
 
 def data_section(
-    data: DatasetEvidence, buffer: ReplayBuffer, camera: ConvertedCamera | None, number: int = 0
+    data: DatasetEvidence, buffer: ReplayBuffer, cameras: Mapping[str, ConvertedCamera], number: int = 0
 ) -> Section:
     """Sizes, ranges, the gripper of every episode, and a few frames; `number` counts the datasets of a page."""
     suffix = f"-{number + 1}" if number else ""
@@ -109,23 +109,24 @@ def data_section(
         paragraph(f"{data.n_steps} steps in {len(data.lengths)} episodes, {spacing}; {data.path}")
         + grid(*parts)
         + f"<details><summary>Range of each action dimension</summary>{ranges}</details>"
-        + _sample_frames(buffer, camera)
+        + _sample_frames(buffer, cameras)
     )
     return Section(f"data{suffix}", "Data quality" + (f" ({number + 1})" if number else ""), body, drawn)
 
 
-def _sample_frames(buffer: ReplayBuffer, camera: ConvertedCamera | None) -> str:
-    if camera is None:
+def _sample_frames(buffer: ReplayBuffer, cameras: Mapping[str, ConvertedCamera]) -> str:
+    if not cameras:
         return ""
     steps = np.unique(np.linspace(0, buffer.n_steps - 1, SAMPLE_FRAMES).astype(int))
-    frames = ((int(step), camera.whole(int(step))) for step in steps)
+    frames = ((int(step), name, camera.whole(int(step))) for name, camera in cameras.items() for step in steps)
     shown = "".join(
         picture(
             frame,
-            f"camera frame of step {step}",
-            f"step {step}, episode {np.searchsorted(buffer.episode_ends, step, side='right')}",
+            f"camera frame of step {step}{_of_camera(name, cameras)}",
+            f"step {step}, episode {np.searchsorted(buffer.episode_ends, step, side='right')}"
+            f"{_of_camera(name, cameras)}",
         )
-        for step, frame in frames
+        for step, name, frame in frames
         if frame is not None
     )
     return f'<h3>Frames, evenly spread</h3><div class="frames">{shown}</div>'
@@ -252,9 +253,16 @@ def gripper_section(playbacks: Sequence[Playback], verdicts: Mapping[str, str]) 
 def _event_frames(playback: Playback, events: Sequence[tuple[int, str]]) -> str:
     shown: list[str] = []
     for step, kind in events:
-        frame = playback.frame(step)
-        if frame is not None and len(shown) < MOST_EVENT_FRAMES:
-            shown.append(
-                picture(frame, f"camera frame at step {step}, where the gripper {kind}s", f"step {step}: {kind}s")
-            )
+        if len(shown) >= MOST_EVENT_FRAMES:
+            break
+        frames = playback.frames(step)
+        for name, frame in frames.items():
+            camera = _of_camera(name, frames)
+            alt = f"camera frame at step {step}, where the gripper {kind}s{camera}"
+            shown.append(picture(frame, alt, f"step {step}: {kind}s{camera}"))
     return f'<div class="frames">{"".join(shown)}</div>' if shown else ""
+
+
+def _of_camera(name: str, cameras: Collection[str]) -> str:
+    """The name of a camera behind a caption, where there are several."""
+    return f", {name}" if len(cameras) > 1 else ""

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from plotly.graph_objects import Figure
 
 from diffusion_policy.diagnose.latency import Stage
 from diffusion_policy.diagnose.playback import Playback
-from diffusion_policy.evaluate.open_loop import HOLD, POLICY
+from diffusion_policy.evaluate.open_loop import HOLD, POLICY, measured_as_action
 from diffusion_policy.gripper_events import gripper_events
 from diffusion_policy.report import figures as plot
 from diffusion_policy.report.page import Section, grid, paragraph, place, table
 from diffusion_policy.run_folder.reading import RunFolder
 from diffusion_policy.run_log import RunLog
 from diffusion_policy.run_log.session_log import read_lines
-from diffusion_policy.serve.checks.motion_guard import GuardSettings, MotionGuard, MotionRefusedError
-from diffusion_policy.spec import POSE_GRIPPER, ActionLayout
+from diffusion_policy.serve.checks.motion_guard import GuardSettings, MotionGuard, MotionLimits, MotionRefusedError
+from diffusion_policy.spec import ActionLayout, SpecError
+
+FloatArray = NDArray[np.float64]
 
 MOST_TRAJECTORIES = 4
 # Workspace of a guard that looks at a log afterwards, around the way that the arm took.
@@ -250,11 +254,13 @@ def pooled(stages: Sequence[Sequence[Stage]]) -> list[Stage]:
 
 
 def guard_section(logs: Sequence[RunLog]) -> Section | None:
-    """What the motion guard did in served runs, and what it makes of the chunks of other 8-D logs; None without."""
+    """What the motion guard did in served runs, and what it makes of the chunks of other logs; None without.
+
+    A log is put through the guard in whatever layout it has, see `motion_of`.
+    """
     served = {log.path.name: served_interventions(log) for log in logs if log.path.is_dir()}
-    replayed = {
-        log.path.name: guarded(log) for log in logs if not log.path.is_dir() and log.layout == "xyz_quat_gripper"
-    }
+    motions = {log.path.name: motion_of(log) for log in logs if not log.path.is_dir()}
+    replayed = {name: guarded(motion) for name, motion in motions.items() if motion is not None}
     totals = {**served, **replayed}
     if not totals:
         return None
@@ -268,6 +274,8 @@ def guard_section(logs: Sequence[RunLog]) -> Section | None:
     body = paragraph(f"{text}; {pool.total() - refused} actions of the others were limited.")
     if replayed:
         box = f"a workspace of {BOX_MARGIN_M} m around the way that the arm took"
+        of_joints = any(motion is not None and motion.layout.has_joints for motion in motions.values())
+        box += ", and steps of a tenth of the way that each joint took" if of_joints else ""
         body += paragraph(
             f"Logs without a guard were put through it afterwards, with its default limits and {box}.", "dim"
         )
@@ -283,15 +291,56 @@ def _refused(counts: Counter[str]) -> int:
     return sum(count for limit, count in counts.items() if limit.startswith(REFUSED))
 
 
-def guarded(log: RunLog, settings: GuardSettings | None = None) -> Counter[str]:
-    """How often each limit would act on the chunks of a log, each starting at the measured pose."""
-    state = ActionLayout.of(POSE_GRIPPER[: log.states.shape[1]])
-    (positions,) = np.moveaxis(state.positions(log.states), 1, 0)
-    low, high = positions.min(axis=0) - BOX_MARGIN_M, positions.max(axis=0) + BOX_MARGIN_M
-    guard = MotionGuard((settings or GuardSettings()).within(low, high))
-    for step in log.steps:
+@dataclass(frozen=True)
+class LoggedMotion:
+    """What a log commands and measures, as the guard is asked about it.
+
+    Attributes:
+        layout: of both, rotations as quaternions.
+        chunks: (N, T, D) of the log.
+        measured: (N, D) before each chunk.
+    """
+
+    layout: ActionLayout
+    chunks: FloatArray
+    measured: FloatArray
+
+
+def motion_of(log: RunLog) -> LoggedMotion | None:
+    """What moves in a log; None where the guard cannot judge it.
+
+    It cannot where the layouts are not known, where not all that is commanded was measured, where a rotation is none,
+    and where no joint moved, from which no limit of a step would follow.
+    """
+    commanded, state = log.action_layout, log.state_layout
+    if not log.steps or commanded is None or state is None or not commanded.motion_columns:
+        return None
+    layout = commanded.with_rotations_as("quaternion")
+    measured = measured_as_action(log.states, state, layout)
+    moved = not layout.has_joints or bool(np.ptp(layout.joints(measured), axis=0).any())
+    if not moved or not np.isfinite(measured[:, list(layout.motion_columns)]).all():
+        return None
+    try:
+        chunks = log.actions if layout.names == commanded.names else commanded.converted(log.actions, layout)
+    except SpecError:
+        return None
+    return LoggedMotion(layout, chunks, measured)
+
+
+def guarded(motion: LoggedMotion, settings: GuardSettings | None = None) -> Counter[str]:
+    """How often each limit would act on the chunks of a log, each starting at what was measured.
+
+    Args:
+        motion: of the log.
+        settings: limits, the guard's own by default. What it takes from the range of training, a box and steps of
+            joints, follows from the way that the arm took.
+    """
+    low, high = motion.measured.min(axis=0), motion.measured.max(axis=0)
+    limits = MotionLimits.within(settings or GuardSettings(), motion.layout, low, high, BOX_MARGIN_M)
+    guard = MotionGuard(limits)
+    for chunk, start in zip(motion.chunks, motion.measured, strict=True):
         try:
-            guard.accept(guard.check(step.actions, step.state))
+            guard.accept(guard.check(chunk, start))
         except MotionRefusedError:
             continue  # counted by the guard
     return guard.totals

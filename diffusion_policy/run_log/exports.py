@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from diffusion_policy.commands import install_extra
 from diffusion_policy.images import decode_jpeg
 from diffusion_policy.run_log import RunLogError, read_log, write_inference_log
-from diffusion_policy.run_log.session_log import SessionLogError, read_image, read_lines
+from diffusion_policy.run_log.log import SINGLE_CAMERA
+from diffusion_policy.run_log.session_log import SessionLogError, newest_images, read_image, read_lines
 from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, SpecError
 from diffusion_policy.storage import whole_file, whole_folder
 
@@ -100,10 +101,14 @@ class _Numbers:
     """The layout and the cameras of a run.
 
     Attributes:
+        run: its folder.
+        meta: of the run.
         layout: layout of its states and actions.
         cameras: names of the cameras in exports; a single one is called "image".
     """
 
+    run: str | Path
+    meta: Mapping[str, Any]
     layout: ActionLayout
     cameras: tuple[str, ...]
 
@@ -114,18 +119,16 @@ class _Numbers:
         Raises:
             SessionLogError: meta.json names no layout or cameras.
         """
-        cameras = meta.get("cameras", ["image"])
+        cameras = meta.get("cameras", [SINGLE_CAMERA])
         try:
             layout = ActionLayout.of(meta.get("state_names", POSE_GRIPPER))
-            return cls(layout, ("image",) if len(cameras) == 1 else tuple(map(str, cameras)))
+            return cls(run, meta, layout, (SINGLE_CAMERA,) if len(cameras) == 1 else tuple(map(str, cameras)))
         except (SpecError, TypeError, AttributeError) as error:
             raise SessionLogError(f"{run}/meta.json: state_names or cameras are none ({error})") from error
 
     def newest(self, line: Mapping[str, Any]) -> dict[str, str]:
         """Returns the newest image of each camera, by its name."""
-        images = line["input"]["images"]
-        n_steps = len(images) // len(self.cameras)
-        return {camera: images[(index + 1) * n_steps - 1] for index, camera in enumerate(self.cameras)}
+        return newest_images(self.run, self.meta, line["input"]["images"])
 
 
 def _vlalab_meta(name: str, meta: Mapping[str, Any], n_steps: int, numbers: _Numbers) -> dict[str, Any]:

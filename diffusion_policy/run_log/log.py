@@ -26,6 +26,8 @@ _NAMED_LAYOUTS: dict[Layout, tuple[str, ...]] = {
     "xyz_quat_gripper": POSE_GRIPPER,
     "xyz_rotvec_width": ROTVEC_WIDTH,
 }
+# The name of the camera in logs of a single one, and in those of predecessors.
+SINGLE_CAMERA = "image"
 # The gripper of the older layout, in meters.
 _WIDTH = "width"
 NO_STEP = "the log holds no step"
@@ -49,14 +51,15 @@ class LogStep:
         state: (S,) measured pose, followed by the gripper if S is 8 (or 7 with a rotation vector).
         actions: (T, A) the policy's action chunk; ``actions[0]`` is the next command.
         timing: seconds by name of the event, as logged. Clocks of client and server are not synchronized.
-        jpeg: the newest camera frame, or None.
+        frames: the newest encoded frame of each camera, by its name; a single camera is called SINGLE_CAMERA. Empty
+            where the log holds none.
     """
 
     number: int
     state: FloatArray
     actions: FloatArray
     timing: Mapping[str, float] = field(default_factory=dict)
-    jpeg: bytes | None = None
+    frames: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,11 @@ class RunLog:
     def commands(self) -> FloatArray:
         """(N, A) the next command at each step: the first action of each chunk."""
         return self.actions[:, 0] if self.steps else np.zeros((0, 0))
+
+    @cached_property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras, in the order of the log."""
+        return tuple(dict.fromkeys(camera for step in self.steps for camera in step.frames))
 
     @cached_property
     def layout(self) -> Layout:

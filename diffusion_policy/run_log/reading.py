@@ -13,10 +13,20 @@ from typing import Any, NoReturn
 import numpy as np
 
 from diffusion_policy.listing import listed
-from diffusion_policy.run_log.log import FloatArray, LogStep, RunLog, RunLogError, check_same_dimensions
+from diffusion_policy.run_log.log import (
+    SINGLE_CAMERA,
+    FloatArray,
+    LogStep,
+    RunLog,
+    RunLogError,
+    check_same_dimensions,
+)
+from diffusion_policy.run_log.session_log import SessionLogError, newest_images
 
 # The largest log of the real robot holds 457 steps in 1.7 MB, images included.
 MAX_LOG_BYTES = 512 * 2**20
+# Entries of a step's input that hold the newest frame: of a single camera, and of each one by its name.
+FRAME, FRAMES = "image_base64", "images_base64"
 
 
 def read_log(path: str | Path) -> RunLog:
@@ -52,14 +62,18 @@ def read_log(path: str | Path) -> RunLog:
 def _read_folder(path: Path) -> dict[str, Any]:
     """Reads a run folder, one JSON line per step; an incomplete last line, and lines of other events, are left out."""
     try:
+        meta = _read_json(path / "meta.json")
         lines = [json.loads(line) for line in (path / "steps.jsonl").read_bytes().split(b"\n")[:-1]]
         steps = [line for line in lines if "action" in line]
         for observed in (step["input"] for step in steps):
-            newest = path / "images" / Path(observed["images"][-1]).name
-            observed["image_base64"] = base64.b64encode(newest.read_bytes()).decode("ascii")
+            newest = newest_images(path, meta, observed["images"])
+            files = {camera: path / "images" / Path(name).name for camera, name in newest.items()}
+            observed[FRAMES] = {camera: _base64(file.read_bytes()) for camera, file in files.items()}
+    except SessionLogError as error:
+        raise RunLogError(str(error)) from error
     except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
         raise RunLogError(f"{path}: no run's folder, or a line of steps.jsonl is none ({error!r})") from error
-    return {"meta": _read_json(path / "meta.json"), "steps": steps, "errors": _count_errors(lines)}
+    return {"meta": meta, "steps": steps, "errors": _count_errors(lines)}
 
 
 def _count_errors(lines: Sequence[Any]) -> dict[str, int]:
@@ -143,13 +157,24 @@ def _read_step(entry: Any, where: str) -> LogStep:
         _numbers(observed.get("state"), f"{where}.input.state", n_dims=1),
         _numbers(answered.get("values"), f"{where}.action.values", n_dims=2),
         {str(k): float(_numbers(v, f"{where}.timing.{k}", n_dims=0)) for k, v in timing.items() if v is not None},
-        _read_jpeg(observed.get("image_base64"), f"{where}.input.image_base64"),
+        _read_frames(observed, f"{where}.input"),
     )
 
 
-def _read_jpeg(value: Any, where: str) -> bytes | None:
-    if value is None:
-        return None
+def _read_frames(observed: Mapping[str, Any], where: str) -> dict[str, bytes]:
+    """Returns the encoded frame of each camera: of several, or of the only one."""
+    several = _mapping(observed.get(FRAMES, {}), f"{where}.{FRAMES}")
+    if several:
+        return {str(camera): _encoded(value, f"{where}.{FRAMES}.{camera}") for camera, value in several.items()}
+    only = observed.get(FRAME)
+    return {} if only is None else {SINGLE_CAMERA: _encoded(only, f"{where}.{FRAME}")}
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _encoded(value: Any, where: str) -> bytes:
     if not isinstance(value, str):
         raise RunLogError(f"{where}: is a {type(value).__name__}; expected base64 text of a JPEG")
     try:

@@ -32,6 +32,7 @@ import numpy as np
 from diffusion_policy.background_writer import BackgroundWriter
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.images import mime_suffix
+from diffusion_policy.run_log.log import SINGLE_CAMERA
 from diffusion_policy.spec import ImageArray
 from diffusion_policy.storage import content_key, write_bytes, write_json
 
@@ -176,6 +177,27 @@ def read_lines(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]
     if not isinstance(meta, dict) or not all(isinstance(line, dict) for line in found):
         raise SessionLogError(f"{folder}: meta.json or a line of steps.jsonl is no object")
     return meta, found
+
+
+def newest_images(folder: str | Path, meta: Mapping[str, Any], names: Sequence[Any]) -> dict[str, Any]:
+    """Returns the newest of the images that a line names for each camera, by camera; a single one is SINGLE_CAMERA.
+
+    Args:
+        folder: of the run, for messages.
+        meta: of the run; its `cameras` are in the order of the names.
+        names: as many of each camera, the oldest first: all of the first camera, then all of the second, and so on.
+
+    Raises:
+        SessionLogError: meta.json names no cameras, or the images are not as many of each.
+    """
+    cameras = meta.get("cameras", [SINGLE_CAMERA])
+    if not isinstance(cameras, list) or not cameras or not all(isinstance(camera, str) for camera in cameras):
+        raise SessionLogError(f"{folder}/meta.json: cameras is {cameras!r}; expected a list of names")
+    of_each, more = divmod(len(names), len(cameras))
+    if more or not of_each:
+        raise SessionLogError(f"{folder}: a step names {len(names)} images of {len(cameras)} cameras: {cameras}")
+    named = cameras if len(cameras) > 1 else [SINGLE_CAMERA]
+    return {camera: names[(number + 1) * of_each - 1] for number, camera in enumerate(named)}
 
 
 def read_image(folder: str | Path, name: Any) -> bytes:

@@ -216,8 +216,8 @@ def _convert(
         },
         "not_delivered": [step for step in kept if lines.get(step, {}).get("delivered") is False],
     }
-    images = [log.steps[row].jpeg for row in rows]
-    path = _write(directory / f"episode_{number:04d}", number, arrays, [image for image in images if image], marks)
+    frames = {camera: [log.steps[row].frames[camera] for row in rows] for camera in log.cameras}
+    path = _write(directory / f"episode_{number:04d}", number, arrays, frames, marks)
     return WrittenEpisode(path, len(rows), int(rows[0]), len(corrected))
 
 
@@ -230,9 +230,11 @@ def _check(log: RunLog) -> None:
         )
     if not log.steps or log.layout != "xyz_quat_gripper" or log.states.shape[1] != len(POSE_GRIPPER):
         raise RunLogError(f"{log.path}: its actions are {log.layout}; expected pose and gripper, xyz_quat_gripper")
-    missing = [step.number for step in log.steps if not step.jpeg]
+    cameras = set(log.cameras)
+    missing = [step.number for step in log.steps if not step.frames or set(step.frames) != cameras]
     if missing:
-        raise RunLogError(f"{log.path}: {len(missing)} steps have no image, the first is {missing[0]}")
+        of_each = " of each camera" if len(cameras) > 1 else ""
+        raise RunLogError(f"{log.path}: {len(missing)} steps have no image{of_each}, the first is {missing[0]}")
     check_unit_quaternions(_ONE_ARM.rotations(log.states), f"{log.path}: states")
 
 
@@ -245,20 +247,26 @@ def _times(log: RunLog) -> FloatArray:
 
 
 def _write(
-    folder: Path, number: int, arrays: Mapping[str, NDArray[Any]], images: Sequence[bytes], marks: Mapping[str, Any]
+    folder: Path,
+    number: int,
+    arrays: Mapping[str, NDArray[Any]],
+    frames: Mapping[str, Sequence[bytes]],
+    marks: Mapping[str, Any],
 ) -> Path:
     times = arrays["timestamp"]
     meta = {
         "episode_id": number,
         "duration": float(times[-1] - times[0]),
         "n_steps": len(times),
-        "n_images": len(images),
+        "n_images": sum(map(len, frames.values())),
         "data_shapes": {key: list(value.shape) for key, value in arrays.items()},
     }
     with whole_folder(folder) as aside:
-        (aside / "images").mkdir()
-        for index, image in enumerate(images):
-            (aside / "images" / f"frame_{index:04d}{mime_suffix(image)}").write_bytes(image)
+        for camera, images in frames.items():
+            at = aside / "images" / (camera if len(frames) > 1 else "")
+            at.mkdir(parents=True)
+            for index, image in enumerate(images):
+                (at / f"frame_{index:04d}{mime_suffix(image)}").write_bytes(image)
         (aside / "data.pkl").write_bytes(pickle.dumps(dict(arrays)))
         for name, content in (("meta.json", meta), ("marks.json", marks)):
             (aside / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_policy.run_log.log import LogStep, RunLogError, check_same_dimensions
+from diffusion_policy.run_log.reading import FRAME, FRAMES
 from diffusion_policy.storage import StorageError, write_new
 
 
@@ -56,8 +57,11 @@ def _step_entries(steps: Sequence[LogStep], directory: Path) -> list[dict[str, A
         if not (np.isfinite(step.state).all() and np.isfinite(step.actions).all()):
             raise RunLogError(f"{directory}: step {i} holds NaN or infinity; it was not logged as an action")
         observed: dict[str, Any] = {"state": step.state.tolist()}
-        if step.jpeg is not None:
-            observed["image_base64"] = base64.b64encode(step.jpeg).decode("ascii")
+        frames = {camera: base64.b64encode(frame).decode("ascii") for camera, frame in step.frames.items()}
+        if frames:
+            observed[FRAME] = next(iter(frames.values()))  # which readers of a single camera know
+        if len(frames) > 1:
+            observed[FRAMES] = frames
         entries.append(
             {
                 "step": step.number,

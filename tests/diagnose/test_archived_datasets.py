@@ -65,7 +65,9 @@ def test_a_run_brings_it_along(places: dict[str, Path], tmp_path: Path, form: st
 def test_a_log_leads_to_it(places: dict[str, Path], tmp_path: Path, form: str) -> None:
     jpeg = cv2.imencode(".jpg", np.zeros((18, 32, 3), np.uint8))[1].tobytes()
     pose = np.asarray([0.4, 0, 0.3, 1, 0, 0, 0, 1.0])
-    steps = [LogStep(i, pose, np.repeat(pose[None], 4, axis=0), {"timestamp": 0.1 * i}, jpeg) for i in range(3)]
+    steps = [
+        LogStep(i, pose, np.repeat(pose[None], 4, axis=0), {"timestamp": 0.1 * i}, {"image": jpeg}) for i in range(3)
+    ]
     log = write_inference_log(tmp_path, steps, {"dataset": str(places[form]), "episode": 0, "weights": "ema_model"})
     assert dataset_of_log(read_log(log)) == places[form]
 

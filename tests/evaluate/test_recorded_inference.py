@@ -43,7 +43,7 @@ def test_a_log_per_held_out_episode(tiny_checkpoint: Path, recorded_zarr: Path, 
         np.testing.assert_array_equal(log.states[:, :7], data["robot_eef_pose"][rows])
         np.testing.assert_array_equal(log.states[:, 7:], data["robot_gripper_state"][rows])
         assert log.step_period == pytest.approx(0.1, abs=1e-3)
-        frame = decode_jpeg(log.steps[3].jpeg or b"", "step 3").astype(int)
+        frame = decode_jpeg(log.steps[3].frames["image"], "step 3").astype(int)
         assert np.abs(frame - data["image"][episode * N_STEPS + 3]).mean() < 6, "RGB in, RGB out"
         judge(log)
     assert logs[0].meta["checkpoint_sha256"] == hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()

@@ -20,7 +20,7 @@ from diffusion_policy.diagnose.playback import dataset_of_log, playbacks_of_epis
 from diffusion_policy.report import ReportError, report_page
 from diffusion_policy.report.replay import replay_data
 from diffusion_policy.report.report_page import Sources, make_report, read_open_loop, write_report
-from diffusion_policy.report.sections_of_errors import guard_section, guarded, served_interventions
+from diffusion_policy.report.sections_of_errors import guard_section, guarded, motion_of, served_interventions
 from diffusion_policy.run_log import LogStep, RunLog, read_log, write_inference_log
 
 GRASP = [1.0] * 6 + [0.02] * 5 + [0.97] * 4
@@ -55,7 +55,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     buffer = ReplayBuffer.open(dataset)
     poses, actions = buffer["robot_eef_pose"][:13], buffer["action"][:13]
     steps = [
-        LogStep(i, np.append(poses[i], 1.0), np.repeat(actions[i][None], 4, axis=0), {"timestamp": 0.1 * i}, jpeg())
+        LogStep(
+            i,
+            np.append(poses[i], 1.0),
+            np.repeat(actions[i][None], 4, axis=0),
+            {"timestamp": 0.1 * i},
+            {"image": jpeg()},
+        )
         for i in range(13)
     ]
     over = write_inference_log(folder, steps, {"dataset": str(dataset), "episode": 0, "weights": "ema_model"})
@@ -186,7 +192,7 @@ def test_a_log_is_put_beside_the_recording_only_if_it_is_the_same(files: Files) 
     assert playback is not None
     assert playback.recorded is not None
     np.testing.assert_array_equal(playback.recorded, buffer["action"][:13, 7])
-    assert playback.frame(0) is not None
+    assert list(playback.frames(0)) == ["image"]
     assert dataset_of_log(log) == files.dataset
     other = RunLog(log.path, 3, {**log.meta, "episode": 2}, log.steps)
     holed = replace(log, steps=log.steps[:5] + log.steps[9:])
@@ -202,7 +208,7 @@ def test_a_log_is_put_beside_the_recording_only_if_it_is_the_same(files: Files) 
 def test_a_frame_that_does_not_decode_is_left_out(files: Files) -> None:
     playback = playbacks_of_log(read_log(files.server_log))[0]
     assert playback is not None
-    assert playback.frame(0) is None
+    assert playback.frames(0) == {}
 
 
 def test_a_recorded_episode_plays_what_was_commanded(files: Files) -> None:
@@ -213,16 +219,17 @@ def test_a_recorded_episode_plays_what_was_commanded(files: Files) -> None:
     np.testing.assert_allclose(playback.chunks[-1, -1], buffer["action"][24, :3])
     data = replay_data(playback, most_frames=5)
     assert data["steps"] == [0, 3, 6, 9]
-    assert data["frames"][0].startswith("data:image/jpeg;base64,")
+    assert data["cameras"] == ["image"]
+    assert data["frames"][0][0].startswith("data:image/jpeg;base64,")
 
 
 def test_the_guard_looks_at_logged_chunks(files: Files, tmp_path: Path) -> None:
     log = read_log(files.server_log)
-    assert guarded(log)["step distance"] == 0
+    assert guarded(motion_of(log))["step distance"] == 0
     jump = [LogStep(0, np.array([*pose(0), 1.0]), np.array([[0.39, 0.0, 0.2, *pose(0)[3:], 1.0]]))]
-    assert guarded(RunLog(tmp_path / "jump", 3, {}, (*jump,)))["step distance"] == 1
-    far = [LogStep(0, np.array([*pose(0), 1.0]), np.array([[0.3, 0.0, 0.2, *pose(0)[3:], 1.0]] * 2)), *jump * 2]
-    assert guarded(RunLog(tmp_path / "far", 3, {}, tuple(far))).total() == 2
+    assert guarded(motion_of(RunLog(tmp_path / "jump", 3, {}, (*jump,))))["step distance"] == 1
+    far = [LogStep(0, np.array([*pose(0), 1.0]), np.array([[0.3, 0.0, 0.2, *pose(0)[3:], 1.0]])), *jump * 2]
+    assert guarded(motion_of(RunLog(tmp_path / "far", 3, {}, tuple(far)))).total() == 2
 
 
 def test_what_a_server_logged_of_its_guard_is_counted(tmp_path: Path) -> None:
