@@ -9,6 +9,7 @@ Legend of shapes: B batch, T horizon, To observation steps, Ta executed steps, D
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -23,8 +24,9 @@ from diffusion_policy.spec import StepSpec
 Observations = Mapping[str, Tensor]
 Draw = Mapping[str, Tensor]
 # fast_engine: features by the frame and a denoiser of its own (`AcceleratedPolicy`), and so half precision;
-# warm_start: denoising may begin at the rest of the last answer; loss_weights: numbers of the action may count more.
-Capability = Literal["fast_engine", "warm_start", "loss_weights"]
+# warm_start: denoising may begin at the rest of the last answer; previous_chunk: an answer may be held to that rest;
+# loss_weights: numbers of the action may count more.
+Capability = Literal["fast_engine", "warm_start", "previous_chunk", "loss_weights"]
 
 
 class Policy(Protocol):
@@ -137,6 +139,19 @@ class NoiseScheduler(Protocol):
         """One denoising step."""
 
 
+@dataclass(frozen=True)
+class PreviousChunk:
+    """What of the last answer was still to be executed when the observation was made.
+
+    Attributes:
+        actions: (B, n, Da) in the dataset's units; the first is at the time of the answer's first executed step.
+        committed: how many of them will have been executed when the answer arrives.
+    """
+
+    actions: Tensor
+    committed: int
+
+
 @runtime_checkable
 class DenoisingPolicy(Protocol):
     """What only diffusion has; a policy without it has no sampler to choose and starts from no noise.
@@ -152,6 +167,19 @@ class DenoisingPolicy(Protocol):
     @property
     def sample_shape(self) -> tuple[int, int]:
         """(steps, S) of what is denoised."""
+
+    def continue_chunk(
+        self,
+        obs: Observations,
+        previous: PreviousChunk,
+        initial_noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        before_step: Callable[[], None] | None = None,
+    ) -> dict[str, Tensor]:
+        """As :meth:`Policy.predict_action`, going on where the last answer leads; committed steps come back equal.
+
+        ``policy.previous_chunk`` has the mathematics.
+        """
 
 
 class Denoiser(Protocol):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -19,8 +20,9 @@ from torch.nn import functional
 from diffusion_policy.model.diffusion.mask_generator import LowdimMaskGenerator
 from diffusion_policy.model.normalizer import LinearNormalizer
 from diffusion_policy.model.obs_encoder import IMAGE_FEATURES, ObsEncoder
-from diffusion_policy.policy.contract import Capability, Draw, NoiseScheduler, PolicyModule
+from diffusion_policy.policy.contract import Capability, Draw, NoiseScheduler, PolicyModule, PreviousChunk
 from diffusion_policy.policy.observation_batch import PolicyError, observation_batch
+from diffusion_policy.policy.previous_chunk import HeldChunk
 from diffusion_policy.spec import StepSpec, read_shape_meta
 
 RANDOM_CROPS = "its crops are random (eval_fixed_crop False)"
@@ -118,6 +120,8 @@ class DiffusionImagePolicy(PolicyModule):
 
     def lacks(self, capability: Capability) -> str | None:
         """Why it cannot do that; None if it can."""
+        if capability == "previous_chunk":
+            return None
         if capability == "loss_weights":
             reason = f"the sample holds features, too ({self.condition_option} False)"
             return None if self.observes_by_condition else reason
@@ -135,17 +139,13 @@ class DiffusionImagePolicy(PolicyModule):
 
     def camera_features(self, obs: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Per camera its features (B, 64) of the first observed step, as the denoiser gets them."""
-        features, start, found = self._features(obs, 1, generator, check_finite=True)[:, 0], 0, {}
-        for field in self.spec.obs:
-            width = IMAGE_FEATURES if field.kind == "rgb" else field.shape[0]
-            if field.kind == "rgb":
-                found[field.key] = features[:, start : start + width]
-            start += width
-        return found
+        features = self._features(obs, 1, generator, check_finite=True)[:, 0]
+        widths = [IMAGE_FEATURES if field.kind == "rgb" else field.shape[0] for field in self.spec.obs]
+        parts = zip(self.spec.obs, features.split(widths, dim=1), strict=True)
+        return {field.key: part for field, part in parts if field.kind == "rgb"}
 
     # ---- sampling ----
 
-    @torch.no_grad()
     def predict_action(
         self,
         obs: Mapping[str, Tensor],
@@ -170,6 +170,28 @@ class DiffusionImagePolicy(PolicyModule):
             PolicyError: an observation, the noise or the scheduler's setting does not fit.
             ModelError: there is no normalizer.
         """
+        return self._answer(obs, None, initial_noise, generator, before_step)
+
+    def continue_chunk(
+        self,
+        obs: Mapping[str, Tensor],
+        previous: PreviousChunk,
+        initial_noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        before_step: Callable[[], None] | None = None,
+    ) -> dict[str, Tensor]:
+        """As :meth:`predict_action`, held to what is still executed of the last answer; see ``previous_chunk``."""
+        return self._answer(obs, previous, initial_noise, generator, before_step)
+
+    @torch.no_grad()
+    def _answer(
+        self,
+        obs: Mapping[str, Tensor],
+        previous: PreviousChunk | None,
+        initial_noise: Tensor | None,
+        generator: torch.Generator | None,
+        before_step: Callable[[], None] | None,
+    ) -> dict[str, Tensor]:
         features = self._features(obs, self.n_obs_steps, generator, check_finite=True)
         shape = (len(features), *self.sample_shape)
         sample = self._initial_sample(shape, initial_noise, generator)
@@ -177,7 +199,8 @@ class DiffusionImagePolicy(PolicyModule):
         if not self.observes_by_condition:
             known[:, : self.n_obs_steps, self.action_dim :] = features
         cond = features if self.observes_by_condition else None
-        sample = self._denoise(sample, cond, known, mask, generator, before_step)
+        held = None if previous is None else self._held(previous, sample)
+        sample = self._denoise(sample, cond, known, mask, held, generator, before_step)
         action_pred = self.normalizer["action"].unnormalize(sample[..., : self.action_dim])
         executed = slice(self.first_executed, self.first_executed + self.n_action_steps)
         return {"action": action_pred[:, executed], "action_pred": action_pred}
@@ -188,6 +211,7 @@ class DiffusionImagePolicy(PolicyModule):
         cond: Tensor | None,
         known: Tensor,
         mask: Tensor,
+        held: HeldChunk | None,
         generator: torch.Generator | None,
         before_step: Callable[[], None] | None,
     ) -> Tensor:
@@ -203,9 +227,21 @@ class DiffusionImagePolicy(PolicyModule):
             if before_step is not None:
                 before_step()
             sample = torch.where(mask, known, sample)
-            prediction = self.model(sample, timestep, cond)
+            if held is None:
+                prediction = self._predict(timestep, cond, sample)
+            else:
+                prediction = held.guided(partial(self._predict, timestep, cond), timestep, sample)
             sample = scheduler.step(prediction, timestep, sample, generator=generator, **options).prev_sample
-        return torch.where(mask, known, sample)
+        sample = torch.where(mask, known, sample)
+        return sample if held is None else held.settled(sample)
+
+    def _predict(self, timestep: Tensor, cond: Tensor | None, sample: Tensor) -> Tensor:
+        prediction: Tensor = self.model(sample, timestep, cond)
+        return prediction
+
+    def _held(self, previous: PreviousChunk, sample: Tensor) -> HeldChunk:
+        known = self.normalizer["action"].normalize(previous.actions.to(self.device, self.dtype))
+        return HeldChunk(known, previous.committed, self.first_executed, sample, self.noise_scheduler)
 
     def _initial_sample(
         self, shape: tuple[int, ...], initial_noise: Tensor | None, generator: torch.Generator | None
@@ -335,9 +371,9 @@ class DiffusionImagePolicy(PolicyModule):
     # ---- options ----
 
     def _check_counts(self, *more: str) -> None:
-        for name in ("horizon", "n_obs_steps", "n_action_steps", *more):
-            if getattr(self, name) < 1:
-                raise PolicyError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        low = [name for name in ("horizon", "n_obs_steps", "n_action_steps", *more) if getattr(self, name) < 1]
+        if low:
+            raise PolicyError(f"{low[0]} is {getattr(self, low[0])}; expected 1 or more")
 
     def _check_options(self) -> None:
         """Refuse options that exclude each other, before anything is built."""

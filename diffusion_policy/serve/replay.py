@@ -8,7 +8,7 @@ have differed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from diffusion_policy.run_log.session_log import SessionLogError, read_image, re
 from diffusion_policy.serve.engine import Engine, Inference, PolicyEngine
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.stages import Stages
+from diffusion_policy.serve.transport.continuation import read_continuation
+from diffusion_policy.serve.transport.errors import ProtocolError
 from diffusion_policy.serve.transport.observations import STATE_NAMES, MessageForm, Observation
 from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, SpecError
 from diffusion_policy.tables import Shown, Table, as_texts
@@ -164,11 +166,13 @@ def _step(folder: str | Path, line: Mapping[str, Any], form: MessageForm) -> Log
         states = np.asarray(observed["states"], dtype=np.float64)
         images = tuple(read_image(folder, name) for name in observed["images"])
         observation = form.observation(images, states[:, : len(form.layout.names)], np.asarray(observed["timestamps"]))
+        continued = read_continuation(observed.get("continuation"), len(form.layout.names))
+        observation = replace(observation, continuation=continued)
         sequence = np.asarray(line["predicted"]["values"], dtype=np.float64)
         rest = None if remainder is None else np.asarray(remainder, dtype=np.float64)
         first, threads = line["predicted"]["first"], line.get("threads")
         return LoggedStep(line["step"], line["seed"], observation, rest, sequence, first, _usable_threads(threads))
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, ProtocolError) as error:
         raise SessionLogError(f"{folder}: step {line.get('step')} lacks what a replay needs ({error!r})") from error
 
 

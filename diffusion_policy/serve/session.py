@@ -286,7 +286,9 @@ class Session:
             line["predicted"] = {"values": loggable(inference.sequence), "first": inference.first}
             if not np.isfinite(inference.sequence).all():
                 raise MotionRefusedError("not finite", "the denoised sequence holds NaN or infinity")
-            seam = None if self._served is None else self._served.seam(inference.sequence, now, hz)
+            continued = observation.continuation
+            committed = continued.committed if continued is not None and continued.mode == "rtc" else 0
+            seam = None if self._served is None else self._served.seam(inference.sequence, now, hz, committed)
             with stages.measure("guard"):
                 executed = None if self._served is None else self._served.elapsed(now, hz)
                 state = observation.states[-1]

@@ -60,6 +60,8 @@ class EngineSettings:
         cached_frames: number of frames whose features are cached, by content; 0: none.
         seed: seed of the noise; request i of an episode draws from (seed, i).
         warm_start: share of the denoising steps that is skipped by starting from the remainder of the last chunk.
+        n_action_steps: steps of an answer; None: those of the policy. More than are executed leave the next answer
+            something to go on from ("previous_actions" of messages).
         threads: threads of torch; None: one for each core that other processes leave, chosen again while serving.
     """
 
@@ -74,15 +76,13 @@ class EngineSettings:
     cached_frames: int = 8
     seed: int = 0
     warm_start: float = 0.0
-    threads: Optional[int] = None  # noqa: UP045 - OmegaConf reads this form
+    n_action_steps: Optional[int] = None  # noqa: UP045 - OmegaConf reads this form
+    threads: Optional[int] = None  # noqa: UP045
 
     def __post_init__(self) -> None:
         """Refuses values with which no policy can run."""
-        _at_least(
-            self,
-            "engine",
-            {"cached_frames": 0, "seed": 0, "steps": 1} | ({} if self.threads is None else {"threads": 1}),
-        )
+        optional = {name: 1 for name in ("threads", "n_action_steps") if getattr(self, name) is not None}
+        _at_least(self, "engine", {"cached_frames": 0, "seed": 0, "steps": 1} | optional)
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise ServeError(
                 f"engine.device is {self.device!r}; expected cpu, cuda, or cuda:0 for the first of several"

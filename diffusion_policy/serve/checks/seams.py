@@ -68,12 +68,15 @@ class ServedChunk:
         """Returns the remaining actions (n, Da), aligned with a sequence that starts at a later observation."""
         return self.sequence[self.elapsed(timestamp, hz) :]
 
-    def seam(self, sequence: FloatArray, timestamp: float, hz: float) -> Seam | None:
-        """Returns the jump to the first action of a new sequence; None where this one had ended before."""
-        index = self.first + self.elapsed(timestamp, hz)
-        if index >= len(self.sequence):
+    def seam(self, sequence: FloatArray, timestamp: float, hz: float, committed: int = 0) -> Seam | None:
+        """Returns the jump to a new sequence, of which this many steps are this one's; None where this one had ended.
+
+        It is the jump at the new sequence's first own step.
+        """
+        index, own = self.first + self.elapsed(timestamp, hz) + committed, self.first + committed
+        if index >= len(self.sequence) or own >= len(sequence):
             return None
-        return measure_seam(self.sequence[index], sequence[self.first], self.layout)
+        return measure_seam(self.sequence[index], sequence[own], self.layout)
 
 
 def measure_seam(before: FloatArray, after: FloatArray, layout: ActionLayout = _POSE_AND_GRIPPER) -> Seam:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -26,14 +27,19 @@ from diffusion_policy.host_memory import keep_freed_memory
 from diffusion_policy.images import image_key
 from diffusion_policy.model.cpu.arithmetic import use_fast_layers
 from diffusion_policy.model.diffusion.noise_schedulers import DDPMScheduler
-from diffusion_policy.policy.contract import AcceleratedPolicy, Denoiser, Policy, RecordableDenoiser
+from diffusion_policy.policy.contract import AcceleratedPolicy, Denoiser, Policy, PreviousChunk, RecordableDenoiser
 from diffusion_policy.policy.observation_batch import observation_batch
+from diffusion_policy.policy.previous_chunk import HeldChunk
 from diffusion_policy.serve.engine.cuda_graph import GraphedDenoiser
+from diffusion_policy.serve.engine.served import answer_steps
 from diffusion_policy.serve.recent import Recent
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.spec import ImageArray
 
 logger = logging.getLogger(__name__)
+
+# Share of the denoising steps that a start from actions of the request skips, where engine.warm_start says none.
+CONTINUED_WARM_START = 0.5
 
 
 def is_cuda(device: torch.device) -> bool:
@@ -139,28 +145,41 @@ class FastPath:
         features: Tensor,
         noise: Tensor,
         generator: torch.Generator,
-        remainder: NDArray[np.float64] | None,
+        start: NDArray[np.float64] | None,
         before_step: Callable[[], None] = lambda: None,
+        previous: PreviousChunk | None = None,
     ) -> Tensor:
         """Features (To, Do) and noise (1, T, Da) -> actions (t, Da) in the dataset's units, t = ``denoised_steps``.
 
-        A remainder (n, Da) of the last sequence is noised to a later timestep, and denoising goes on from there; its
-        missing end repeats its last row, as a guess that is denoised like the rest. ``before_step`` is called
-        before each step; what it raises ends the loop.
+        A start (n, Da), the remainder of the last sequence, is noised to a later timestep, and denoising goes on from
+        there; its missing end repeats its last row, as a guess that is denoised like the rest. ``before_step`` is
+        called before each step; what it raises ends the loop. ``previous`` is held as ``policy.previous_chunk`` says.
         """
         policy, scheduler = self._policy, self._policy.noise_scheduler
         options = {} if policy.eta is None else {"eta": policy.eta}
         self._denoiser.set_condition(features)
         scheduler.set_timesteps(policy.num_inference_steps)
         sample, skipped = noise[:, : self.denoised_steps].to(policy.device), 0
-        if self._warm_start and remainder is not None and len(remainder):
-            skipped = int(self._warm_start * len(self._timesteps))
-            sample = self._noised(remainder, sample, self._timesteps[skipped])
+        if start is not None and len(start):
+            skipped = int((self._warm_start or CONTINUED_WARM_START) * len(self._timesteps))
+            sample = self._noised(start, sample, self._timesteps[skipped])
+        held = None if previous is None else self._held(previous, sample)
         for timestep in self._timesteps[skipped:]:
             before_step()
-            prediction = self._denoiser.predict(sample, timestep).clone()  # a multistep solver keeps it
+            if held is None:
+                prediction = self._predict(timestep, sample)
+            else:
+                prediction = held.guided(partial(self._predict, timestep), timestep, sample)
             sample = scheduler.step(prediction, timestep, sample, generator=generator, **options).prev_sample
-        return policy.normalizer["action"].unnormalize(sample)[0]
+        return policy.normalizer["action"].unnormalize(sample if held is None else held.settled(sample))[0]
+
+    def _predict(self, timestep: int, sample: Tensor) -> Tensor:
+        return self._denoiser.predict(sample, timestep).clone()  # a multistep solver keeps it
+
+    def _held(self, previous: PreviousChunk, sample: Tensor) -> HeldChunk:
+        policy = self._policy
+        known = policy.normalizer["action"].normalize(previous.actions.float())
+        return HeldChunk(known, previous.committed, policy.first_executed, sample, policy.noise_scheduler)
 
     def _noised(self, remainder: NDArray[np.float64], noise: Tensor, timestep: int) -> Tensor:
         """Returns the remainder, normalized and at the noise level of a timestep: (1, T, Da)."""
@@ -176,7 +195,7 @@ def _steps_to_denoise(policy: AcceleratedPolicy, settings: EngineSettings) -> in
     All of them where a step sees later ones, where the remainder is a start for the next chunk, where the sampler draws
     noise (in one draw for the whole sequence) or scales a sample by all of its numbers.
     """
-    needed = policy.n_obs_steps - 1 + policy.n_action_steps + 1
+    needed = policy.first_executed + answer_steps(policy, settings) + 1
     config = policy.noise_scheduler.config
     draws = (
         isinstance(policy.noise_scheduler, DDPMScheduler)

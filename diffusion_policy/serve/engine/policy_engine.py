@@ -14,11 +14,8 @@ and states are in the layout of messages (``wire``).
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import itertools
 import logging
-import platform
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,24 +28,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_policy.checkpoint import load_policy, read_checkpoint
-from diffusion_policy.commands import command
-from diffusion_policy.cpu import CpuTimes
+from diffusion_policy.cpu import CpuTimes, processor_name
 from diffusion_policy.images import resize_frame
 from diffusion_policy.model.cpu.arithmetic import multiplies_bf16
-from diffusion_policy.policy.contract import Policy, PolicyModule
+from diffusion_policy.policy.contract import DenoisingPolicy, PolicyModule, PreviousChunk
 from diffusion_policy.policy.default_sampler import Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.noise import window_noise
 from diffusion_policy.policy.quaternion_side import QuaternionSides
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.serve.engine.compute_threads import ComputeThreads
 from diffusion_policy.serve.engine.fast_path import FastPath
+from diffusion_policy.serve.engine.served import (
+    answer_steps,
+    check_served,
+    committed_actions,
+    continuations,
+    normalizer_hash,
+)
 from diffusion_policy.serve.engine.wire import Wire
 from diffusion_policy.serve.settings import EngineSettings, ServeError
 from diffusion_policy.serve.stages import Stages
+from diffusion_policy.serve.transport.continuation import CONTINUATIONS
 from diffusion_policy.serve.transport.images import decode_image
 from diffusion_policy.serve.transport.protocol import MessageForm, Observation
-from diffusion_policy.spec import POSE, POSE_GRIPPER, ImageArray, StepSpec, action_semantics, policy_observation
-from diffusion_policy.storage import file_sha256, sha256
+from diffusion_policy.spec import ImageArray, action_semantics, policy_observation
+from diffusion_policy.storage import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -129,10 +133,10 @@ class PolicyEngine:
     def __post_init__(self) -> None:
         spec = self.policy.spec
         self.wire = Wire(spec, self.semantics)
-        _check_served(self.wire, spec)
+        check_served(self.wire, spec)
         set_sampler(self.policy, self.settings.scheduler, self.settings.steps)
         self.n_obs_steps = self.policy.n_obs_steps
-        self.n_action_steps = self.policy.n_action_steps
+        self.n_action_steps = answer_steps(self.policy, self.settings)
         self.form = MessageForm(self.n_obs_steps, self.wire.layout, tuple(camera.key for camera in spec.rgb))
         self._sides = QuaternionSides(spec, self.policy.normalizer)
         self._decoders = ThreadPoolExecutor(self.n_obs_steps, "decode")  # frames of a request side by side
@@ -176,7 +180,7 @@ class PolicyEngine:
             "checkpoint_sha256": digest,
             "epoch": checkpoint.pickles.get("epoch"),
             "measured_with": None if trained is None else str(trained),
-            "normalizer_sha256": _normalizer_hash(policy),
+            "normalizer_sha256": normalizer_hash(policy),
             "trained_on": {name: provenance[name] for name in TRAINED_ON if name in provenance},
         }
         semantics = provenance.get("action_semantics")
@@ -196,16 +200,19 @@ class PolicyEngine:
         drawn = window_noise(self.policy, generator)
         noise = None if drawn is None else drawn[None]
         states = self._sides.turned(observation.states, self.wire.layout.arms)
+        previous = self._previous(observation, states)
         if self._fast is None:
-            sequence, encoded = self._answer_plainly(observation, noise, generator, stages), self.n_obs_steps
+            sequence, encoded = self._answer_plainly(observation, previous, noise, generator, stages), self.n_obs_steps
         else:
             assert noise is not None
             features, encoded = self._features(self._fast, observation, stages)
-            start = None if remainder is None else self.wire.policy_actions(remainder, states)
+            start = self._start(observation, remainder, states)
             with stages.measure("denoise"):
-                sequence = self._fast.denoise(features, noise, generator, start, stages.check)
+                sequence = self._fast.denoise(features, noise, generator, start, stages.check, previous)
         first = self.policy.first_executed
         chunk = self.wire.actions(sequence.double().cpu().numpy(), states)
+        if previous is not None:  # as they were sent, not as they came back through the policy's numbers
+            chunk[first : first + previous.committed] = committed_actions(observation)[: len(chunk) - first]
         return Inference(chunk[first : first + self.n_action_steps], chunk, first, encoded, torch.get_num_threads())
 
     def inspect(self, observation: Observation, seed: int) -> tuple[Prepared, Inference]:
@@ -232,8 +239,34 @@ class PolicyEngine:
                 known |= fast.encode(prepared, list(unseen))
         return torch.cat([features for key in keys if (features := known[key]) is not None]), len(unseen)
 
+    def _previous(self, observation: Observation, states: FloatArray) -> PreviousChunk | None:
+        """What the answer is to be held to, in the policy's numbers."""
+        continued = observation.continuation
+        if continued is None or continued.mode != "rtc":
+            return None
+        actions = torch.from_numpy(self._continued(continued.actions, states))
+        return PreviousChunk(actions[None], continued.committed)
+
+    def _start(self, observation: Observation, remainder: FloatArray | None, states: FloatArray) -> FloatArray | None:
+        """What denoising is to start from, in the policy's numbers: the request's, or the last answer's if set so."""
+        continued = observation.continuation
+        if continued is not None and continued.mode == "warm_start":
+            before = continued.actions[:1].repeat(self.policy.first_executed, axis=0)
+            return self._continued(np.concatenate([before, continued.actions]), states)
+        if remainder is None or not self.settings.warm_start:
+            return None
+        return self.wire.policy_actions(remainder, states)
+
+    def _continued(self, actions: FloatArray, states: FloatArray) -> FloatArray:
+        return self.wire.policy_actions(self._sides.turned(actions, self.wire.layout.arms), states)
+
     def _answer_plainly(
-        self, observation: Observation, noise: Tensor | None, generator: torch.Generator, stages: Stages
+        self,
+        observation: Observation,
+        previous: PreviousChunk | None,
+        noise: Tensor | None,
+        generator: torch.Generator,
+        stages: Stages,
     ) -> Tensor:
         """As training evaluates: the whole policy, nothing kept; (T, Da)."""
         with stages.measure("decode"):
@@ -242,8 +275,17 @@ class PolicyEngine:
             prepared = self.prepare(frames, self._sides.turned(observation.states, self.wire.layout.arms))
         with stages.measure("denoise"):
             batch = {key: torch.from_numpy(value)[None] for key, value in prepared.items()}
-            answer = self.policy.predict_action(batch, noise, generator, before_step=stages.check)
+            if previous is None:
+                answer = self.policy.predict_action(batch, noise, generator, before_step=stages.check)
+            else:
+                answer = self._denoising.continue_chunk(batch, previous, noise, generator, before_step=stages.check)
             return answer["action_pred"][0]
+
+    @property
+    def _denoising(self) -> DenoisingPolicy:
+        """The policy as one that goes on from previous actions, which it does not lack."""
+        assert isinstance(self.policy, DenoisingPolicy)
+        return self.policy
 
     def decode(self, observation: Observation, index: int) -> ImageArray:
         """The frame of one image of an observation, RGB; ProtocolError if it is none."""
@@ -344,50 +386,10 @@ class PolicyEngine:
             **self._image_sizes(),
             "action_semantics": action_semantics(layout.names, dict(zip(layout.names, layout.units, strict=True))),
             **self.form.metadata(),
+            CONTINUATIONS: continuations(self.policy, fast=self._fast is not None),
         }
 
     def _image_sizes(self) -> dict[str, Any]:
         """(width, height) of the policy's pictures; by camera where there are several."""
         sizes = {camera.key: list(camera.width_height) for camera in self.policy.spec.rgb}
         return {"image_size": next(iter(sizes.values()))} if len(sizes) == 1 else {"image_sizes": sizes}
-
-
-def _check_served(wire: Wire, spec: StepSpec) -> None:
-    """ServeError for a policy whose actions no guard can judge, or whose observations no message carries."""
-    layout, names = wire.layout, list(spec.action_names)
-    if not (layout.has_pose or layout.has_joints) or spec.action_names == POSE:
-        grow = command("finetune_from_7d_to_8d", "--old_ckpt", "SERVED.ckpt", "--new_ckpt", "GROWN.ckpt")
-        raise ServeError(
-            f"the policy's action is {names}; clients expect {list(POSE_GRIPPER)}. A 7-D pose "
-            f"policy grows a gripper: {grow}"
-        )
-    limited = {*layout.motion_columns, *layout.gripper_columns}
-    others = [name for column, name in enumerate(layout.names) if column not in limited]
-    if others:
-        raise ServeError(
-            f"the policy's action is {names}; the motion guard limits poses, joints and grippers, and has no limit for "
-            f"{others}. Train without them"
-        )
-    unknown = wire.unknown_keys
-    if unknown or not spec.rgb:
-        raise ServeError(
-            f"the policy reads the cameras {[camera.key for camera in spec.rgb]} and the states "
-            f"{[state.key for state in spec.low_dim]}; the protocol carries cameras, one at least, and "
-            f"{list(layout.names)}" + (f", which do not hold {unknown}" if unknown else "")
-        )
-
-
-def processor_name() -> str:
-    """The CPU's name: sums come out equal to the last bit on the same kind only."""
-    with contextlib.suppress(OSError):  # not on every system
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _normalizer_hash(policy: Policy) -> str:
-    """SHA-256 over the normalizer's names and numbers."""
-    numbers = sorted(policy.normalizer.state_dict().items())
-    named = ((name.encode(), value.detach().cpu().contiguous().numpy()) for name, value in numbers)
-    return sha256(*itertools.chain.from_iterable(named)).hex()

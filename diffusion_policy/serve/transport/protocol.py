@@ -140,6 +140,9 @@ def parse_observation(message: Mapping[str, Any], form: MessageForm, limits: Lim
     sent, intervention = message.get("send_timestamp"), message.get(INTERVENTION, False)
     if not isinstance(intervention, bool):
         raise ProtocolError("malformed", f"{INTERVENTION} is {type(intervention).__name__}; expected true or false")
+    continuation = read_continuation(message.get("continuation"), len(layout.names))
+    if continuation is not None:
+        _check_quaternions(continuation.actions, layout, "continuation.actions")
     images = tuple(_read_image(image, limits) for image in steps["images"])
     if form.is_pose_and_gripper:
         states = np.concatenate([poses, _numbers(steps["grippers"], (n_obs_steps, 1), "grippers")], axis=1)
@@ -149,7 +152,7 @@ def parse_observation(message: Mapping[str, Any], form: MessageForm, limits: Lim
         inspect=message.get("type") == "inspect",
         intervention=intervention,
         request_id=read_request_id(message.get(REQUEST_ID)),
-        continuation=read_continuation(message.get("continuation"), len(layout.names)),
+        continuation=continuation,
     )
 
 
