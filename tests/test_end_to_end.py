@@ -66,7 +66,7 @@ def test_real_recordings_and_a_real_checkpoint(shared_data: Path, reference_chec
     loaders = [
         f"{loader}.{setting}"
         for loader in ("dataloader", "val_dataloader")
-        for setting in ("batch_size=4", "num_workers=0", "persistent_workers=false")
+        for setting in ("batch_size=2", "num_workers=0", "persistent_workers=false")
     ]
     run(
         *("train.py", "--config-name=train_cogact_robot", f"task.dataset_path={dataset}", f"pretrained.path={grown}"),
@@ -77,7 +77,7 @@ def test_real_recordings_and_a_real_checkpoint(shared_data: Path, reference_chec
     assert (first["start"], first["fresh_tensors"]) == ("pretrained", 0)
     assert (last["global_step"], last["epoch"]) == (4, 1)
     checkpoint, logs, verdicts = tuned / "checkpoints" / "latest.ckpt", tmp_path / "logs", tmp_path / "verdicts.json"
-    everything = ("--episodes", "all", "--steps", 2, "--stride", 2)
+    everything = ("--episodes", "all", "--steps", 2, "--stride", 8)
     run("scripts/run_offline_inference.py", checkpoint, dataset, "--output", logs, *everything)
     run("scripts/validate_gripper.py", logs, "--json", verdicts, expect=None)
     judged = json.loads(verdicts.read_text())

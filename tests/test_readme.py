@@ -29,7 +29,13 @@ from diffusion_policy.serve.client import ServerError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # What turns the users' job into a matter of seconds; the commands are otherwise run as they stand.
-SMALL_POLICY = ["policy.n_layer=2", "policy.n_emb=32", "policy.crop_shape=[36,64]", "policy.num_inference_steps=2"]
+SMALL_POLICY = [
+    "++policy.encoder_width=16",
+    "policy.n_layer=2",
+    "policy.n_emb=32",
+    "policy.crop_shape=[36,64]",
+    "policy.num_inference_steps=2",
+]
 TRAINING = " ".join(
     [
         "training.debug=true",
