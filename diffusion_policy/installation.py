@@ -26,6 +26,7 @@ ENTRY_POINTS = {
     "dp-collect-corrections": "collect_corrections",
     "dp-compare": "compare_runs",
     "dp-convert": "convert_cogact_to_zarr",
+    "dp-convert-dataset": "convert_dataset",
     "dp-dagger": "dagger",
     "dp-demo": "demo",
     "dp-doctor": "doctor",

@@ -13,88 +13,25 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from diffusion_policy.command_line import Answer, Stopped, progress, run_command
-from diffusion_policy.errors import WorkspaceError
-from diffusion_policy.gripper_scale import add_gripper_scale
-from diffusion_policy.timestamps import add_timestamps
+from diffusion_policy.command_line import Answer, run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Both generations of the command line."""
-    from diffusion_policy.convert.settings import CHOICES
-    from diffusion_policy.dataset.image_codecs import LEVELS
+    from diffusion_policy.convert.arguments import add_conversion_arguments
 
-    add = parser.add_argument
-    add("--input", "--input_dir", required=True, help="folder that holds episode_0000/ and so on, or a "
-        "LeRobot dataset's (meta/info.json); or s3://BUCKET/...")  # fmt: skip
-    add("--output", "--output_zarr", required=True, help="dataset to make, or s3://BUCKET/...; refused if it exists")
-    add(
-        "--scratch", type=Path, metavar="DIR", help="unfinished work for an output that is a URL (default: in ~/.cache)"
+    add_conversion_arguments(
+        parser, "folder that holds episode_0000/ and so on, or a LeRobot dataset's (meta/info.json); or s3://BUCKET/..."
     )
-    add("--resolution", "--target_resolution", nargs=2, type=int, default=(320, 180), metavar=("WIDTH", "HEIGHT"),
-        help="size of the images in the dataset, pixels (default: 320 180)")  # fmt: skip
-    add("--start-episode", type=int, default=0, metavar="N", help="lowest episode number to convert (default: 0)")
-    add("--max-episodes", type=int, metavar="N", help="convert so many episodes from there on (default: all)")
-    add("--compressor", choices=LEVELS, default="blosc", help="codec of the images (default: blosc, lossless)")
-    add("--compression-level", type=int, metavar="L", help="effort of blosc (0-9, default 1), PSNR of jpeg2k in dB "
-        "(default 50), quality of jpeg (default 95) and jpegxl (default 90)")  # fmt: skip
-    add("--zarr-format", type=int, choices=(2, 3), default=2, help="format of the dataset (default: 2)")
-    add("--shard", type=int, metavar="FRAMES", help="frames in a file; needs --zarr-format 3 (default: 1)")
-    add("--workers", type=int, metavar="N", help="threads (default: one per core)")
-    add("--scheduler", metavar="tcp://HOST:PORT", help="decode on a Dask cluster whose workers see the same files")
-    add("--overwrite", action="store_true", help="replace an existing dataset once the new one is complete")
-    add("--resume", action="store_true", help="go on with an interrupted conversion")
-    add("--append", action="store_true", help="add recordings that are not there yet to an existing dataset")
-    for name, (choices, meaning) in CHOICES.items():
-        flag = "--" + name.replace("_", "-")
-        add(flag, choices=choices, default=choices[0], help=f"{meaning} (default: {choices[0]})")
-    add_gripper_scale(parser)
-    add_timestamps(parser)
-    add("--mapping", metavar="FILE", help="what the columns of a LeRobot dataset are: a file, or a name in "
-        "config/recordings (default: told by their names, else the file to fill in is printed)")  # fmt: skip
-    add("--split-at-gap", type=float, metavar="SECONDS", help="where steps are further apart than this, an episode "
-        "becomes two (default: gaps are left in)")  # fmt: skip
-    add("--gripper-lead", type=int, default=0, metavar="STEPS", help="bring the gripper's command forward (default: 0)")
 
 
 def work(arguments: argparse.Namespace) -> Answer:
     """Convert, and tell what became of the episodes and what the checks say of the dataset."""
-    from diffusion_policy.convert import ConversionSettings, convert
-    from diffusion_policy.convert.cluster import cluster
-    from diffusion_policy.convert.staging import finished_episodes
-    from diffusion_policy.dataset.image_codecs import image_codec
+    from diffusion_policy.convert.arguments import run_conversion
+    from diffusion_policy.diagnose.conversion_verdict import checked
 
-    options = vars(arguments)
-    codec = image_codec(options.pop("compressor"), options.pop("compression_level"))
-    renamed = {"source": options.pop("input"), "resolution": tuple(options.pop("resolution")), "codec": codec}
-    scheduler = options.pop("scheduler")
-    settings = ConversionSettings(**renamed, **options)
-    try:
-        with cluster(scheduler) as executor, progress("frames") as bar:
-            report = convert(settings, executor=executor, on_progress=bar)
-    except KeyboardInterrupt as error:
-        finished = finished_episodes(settings)
-        if finished is None:
-            raise
-        raise Stopped(f"{finished} episodes are kept in {settings.partial}", added=["--resume"]) from error
-    return Answer([*report.table(), *checked(report.output)])
-
-
-def checked(dataset: Path) -> list[str]:
-    """The verdict of the checks in a line, and the command that shows all of them; they decide no exit status here."""
-    from diffusion_policy.commands import command
-    from diffusion_policy.diagnose.inspection import inspect_conversion
-
-    verify = command("verify_converted_data", "--zarr-path", dataset)
-    try:
-        verdict = inspect_conversion(dataset).verdict()
-    except WorkspaceError as error:
-        verdict = f"The checks cannot read it: {error}"
-    except KeyboardInterrupt as error:
-        raise Stopped(f"{dataset} is whole, the checks had not ended", command=verify) from error
-    return [verdict, f"all checks, with every frame: {verify}"]
+    return run_conversion(arguments, checked)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -78,6 +78,9 @@ AT_WORK = {
     "convert_cogact_to_zarr.py": Case(
         CONVERSION, "convert.staging:Staging.finish:2", "1 episodes are kept in out.zarr.partial; go on with: "
     ),
+    "convert_dataset.py": Case(
+        CONVERSION, "convert.staging:Staging.finish:2", "1 episodes are kept in out.zarr.partial; go on with: "
+    ),
     "convert_logs_to_trajectories.py": Case("{served} --output out", "run_log.to_trajectories:_write"),
     "dagger.py": Case(
         "{policy} --dataset {dataset} --workdir out --referee kinematic --camera-size 64 36 --evaluation-scenes 1",

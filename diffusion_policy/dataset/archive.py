@@ -62,15 +62,13 @@ class Archive:
         return Archive, (self.path,)
 
     def root(self) -> str:
-        """The folder in the archive that is the dataset: "" or one at its top.
+        """The folder in the archive that is the dataset, as deep as it lies: "" where it is the archive itself.
 
         Raises:
-            DatasetError: no zarr group at either place, or several.
+            DatasetError: no zarr group, or several side by side.
         """
-        if any(name in self.sizes for name in ROOT_METADATA):
-            return ""
-        tops = {name.split("/", 1)[0] for name in self.sizes if "/" in name}
-        found = sorted(top for top in tops if any(f"{top}/{name}" in self.sizes for name in ROOT_METADATA))
+        groups = {name.rpartition("/")[0] for name in self.sizes if name.rpartition("/")[2] in ROOT_METADATA}
+        found = sorted(group for group in groups if not any(above in groups for above in _above(group)))
         if len(found) != 1:
             what = f"{len(found)} zarr groups ({', '.join(found[:3])})" if found else "no zarr group"
             raise DatasetError(f"{self.path}: the archive holds {what}; expected one dataset, data/ and meta/ in it")
@@ -177,6 +175,12 @@ class ArchiveStore(Store):
     async def set_partial_values(self, key_start_values: Iterable[Any]) -> None:
         """Refused."""
         raise DatasetError(f"{self.archive.path}: an archive is only read; unpack it to change it")
+
+
+def _above(folder: str) -> list[str]:
+    """The folders that hold a folder; the archive itself is ""."""
+    parts = folder.split("/") if folder else []
+    return ["/".join(parts[:n]) for n in range(len(parts))]
 
 
 def _is_within(name: str) -> bool:

@@ -4,7 +4,10 @@
     opening     the format of an input, told by looking at it
     cogact      CogACT trajectories (a folder an episode; `trajectory` opens and checks them)
     lerobot     LeRobot datasets, v3.0 and v2.1
-    mapping     what somebody says of columns whose names do not say it; `mapped` and `scales` apply it
+    zarr_sets   zarr datasets of others: public diffusion_policy sets, UMI, a zarr with videos
+    other_layouts   folders of CogACT's form whose arrays a mapping names
+    mapping     what somebody says of columns whose names do not say it; `mapped`, `scales` and `mapped_recording` apply
+                it, `question` asks for it
 
 No stage behind this room knows a format. A further one is a module that offers `contract.Recordings`, named in
 `opening`. Inputs are only read.

@@ -6,6 +6,8 @@
       gripper: {feature: action, columns: [gripper], scale: percent}
       joints: {feature: action, columns: [0, 1, 2, 3, 4, 5], unit: rad, names: [joint_1, ...]}
     cameras: {observation.images.front: image}
+    lead: 1                          # the command is what its columns hold so many steps later (default: 0)
+    hz: 10                           # rate of recordings without time stamps
 
 Columns are names of the feature, or numbers counted from 0; without them the whole feature is meant. With several arms
 there is one more level, whose keys are the arms' names (``left: {position: ...}``). ``cameras`` renames them and leaves
@@ -46,6 +48,8 @@ _UNITS = {
     "rotation": ("rad", "deg"),
     "joints": ("rad", "deg", "%"),
 }
+_ENTRIES = {"action", "state", "cameras", "lead", "hz"}
+_MOST_LEAD, _HIGHEST_HZ = 100, 1000
 _KEYS = {"feature", "columns", "unit", "as", "scale", "names"}
 _LARGEST = 1 << 20
 _READY = CONFIG / "recordings"
@@ -88,11 +92,15 @@ class RecordingMapping:
     Attributes:
         action, state: per arm (an empty name for the only one) its parts.
         cameras: name in the dataset by feature; None takes all.
+        lead: steps by which commands are recorded later than they apply: 1 where the next measurement is the command.
+        hz: rate of recordings without time stamps; None: not said.
     """
 
     action: Arms
     state: Arms
     cameras: Mapping[str, str] | None = None
+    lead: int = 0
+    hz: float | None = None
     content: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -138,9 +146,11 @@ def mapping_of(content: Any, where: str) -> RecordingMapping:
     Raises:
         MappingError: an entry is not as it must be; names it, in ``where``.
     """
-    if not isinstance(content, dict) or not content.keys() <= {"action", "state", "cameras"}:
+    if not isinstance(content, dict) or not content.keys() <= _ENTRIES:
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise MappingError(f"{where}: expected the entries action, state and (if wanted) cameras; found {found}")
+        raise MappingError(
+            f"{where}: expected the entries action, state and (if wanted) cameras, lead, hz; found {found}"
+        )
     if "action" not in content:
         raise MappingError(f"{where}: has no action; expected where the commands lie")
     cameras = content.get("cameras")
@@ -150,10 +160,17 @@ def mapping_of(content: Any, where: str) -> RecordingMapping:
         raise MappingError(f"{where}: cameras is {cameras!r}; expected names in the dataset by features")
     if cameras is not None and len(set(cameras.values())) != len(cameras):
         raise MappingError(f"{where}: cameras gives two features one name: {cameras}")
+    lead, hz = content.get("lead", 0), content.get("hz")
+    if not isinstance(lead, int) or isinstance(lead, bool) or not 0 <= lead <= _MOST_LEAD:
+        raise MappingError(f"{where}: lead is {lead!r}; expected steps, 0 to {_MOST_LEAD}")
+    if hz is not None and (not isinstance(hz, int | float) or isinstance(hz, bool) or not 0 < hz <= _HIGHEST_HZ):
+        raise MappingError(f"{where}: hz is {hz!r}; expected steps a second, above 0 and at most {_HIGHEST_HZ}")
     return RecordingMapping(
         action=_arms(content["action"], f"{where}: action"),
         state=_arms(content.get("state") or {}, f"{where}: state"),
         cameras=cameras,
+        lead=lead,
+        hz=None if hz is None else float(hz),
         content=content,
     )
 

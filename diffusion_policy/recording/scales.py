@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from diffusion_policy.gripper_scale import (
     parse_scale,
     parse_scales,
 )
+from diffusion_policy.recording.errors import RecordingError
 from diffusion_policy.recording.mapped import Column, MappedArrays
 
 Gripper = tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]
@@ -80,3 +82,53 @@ def scales_of(
     alone = declared and DeclaredScales(declared.measured or declared.command)
     found = find_scales(measured, starts=begun, declared=alone).command
     return FoundScales(found, found)
+
+
+def gripper_numbers(rows: Mapping[str, NDArray[Any]], command: Column | None, measured: Column | None) -> Gripper:
+    """The recorded numbers of a gripper by its columns; `rows` are (N, width) of each feature."""
+    found = [
+        None if column is None else rows[column.part.feature][:, column.at[0]].astype(np.float64)
+        for column in (command, measured)
+    ]
+    return found[0], found[1]
+
+
+def settled_scales(
+    arrays: MappedArrays,
+    declared: Mapping[str, DeclaredScales | None],
+    recorded: Callable[[], Mapping[str, Gripper]],
+    lengths: Sequence[int],
+    where: str,
+) -> GripperScales:
+    """The scale of each gripper: said, or found in the numbers of all episodes.
+
+    Args:
+        arrays: of the mapping.
+        declared: scales that somebody says, by name.
+        recorded: gives the numbers of each gripper in all episodes; asked for only where a scale is not said.
+        lengths: (E,) steps of the episodes.
+        where: for errors.
+
+    Raises:
+        RecordingError: one is not known; says which flag settles it.
+    """
+    numbers = recorded() if None in declared.values() else {}
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+    commanded, measured = {}, {}
+    for name, command, measurement in arrays.gripper_columns():
+        said = declared[name]
+        if said is None:
+            found = scales_of(numbers[name], None, starts)
+            if found.unknown:
+                raise RecordingError(
+                    f"{where}: {name} is {found.command.span}: {found.command.reason}; say what it is: "
+                    f"{found.advice()}, or scale in the mapping"
+                )
+            scales = (found.command.scale, None if found.measured is None else found.measured.scale)
+        else:
+            scales = (said.command, said.measured or said.command)
+        if command is not None and scales[0] is not None:
+            commanded[name] = scales[0]
+        if measurement is not None:
+            measured[name] = scales[1] or commanded[name]
+    return GripperScales(commanded, measured)

@@ -32,6 +32,7 @@ from diffusion_policy.spec.names import (
     ROTVEC_WIDTH,
     SEMANTICS_VERSION,
     UNITS,
+    default_names,
 )
 from diffusion_policy.spec.observations import ImageArray, policy_observation
 from diffusion_policy.spec.semantics import (
@@ -45,7 +46,7 @@ from diffusion_policy.spec.semantics import (
     told_layout,
     with_units,
 )
-from diffusion_policy.spec.steps import ObsField, StepSpec, default_names, read_shape_meta
+from diffusion_policy.spec.steps import ObsField, StepSpec, read_shape_meta
 from diffusion_policy.spec.transform import StepTransform
 
 __all__ = [

@@ -17,3 +17,9 @@ UNITS = {
 GRIPPER_OPEN = 1.0
 GRIPPER_CLOSED = 0.0
 SEMANTICS_VERSION = 1
+
+
+def default_names(width: int, prefix: str = "a") -> tuple[str, ...]:
+    """Names of an unnamed vector: pose for seven, pose and gripper for eight, gripper for one, else numbered."""
+    known = {len(POSE): POSE, len(POSE_GRIPPER): POSE_GRIPPER, 1: (GRIPPER,)}
+    return known.get(width) or tuple(f"{prefix}{i}" for i in range(width))

@@ -18,6 +18,7 @@ from diffusion_policy.spec.names import (
     POSE_GRIPPER,
     ROTVEC_WIDTH,
     SEMANTICS_VERSION,
+    default_names,
 )
 
 # Widths of a gripper in the older layout, in meters: 0.03-0.08 on the real robot; a sensor's zero may be off.
@@ -106,9 +107,10 @@ def _units_by_name(semantics: Mapping[str, Any], where: str) -> dict[str, str]:
 
 
 def told_layout(names: Sequence[str], minimum: Sequence[float], maximum: Sequence[float]) -> Layout:
-    """What numbers of these names and ranges are: names that only one layout has tell, else the ranges do."""
+    """What numbers of these names and ranges are: names that somebody gave them tell, else the ranges do."""
     layout = find_layout(names) if tuple(names) not in (POSE, POSE_GRIPPER, ROTVEC_WIDTH) else None
-    known = layout is not None and bool(layout.motion_columns or layout.has_gripper)
+    is_said = tuple(names) != default_names(len(names))
+    known = layout is not None and bool(layout.motion_columns or layout.has_gripper or is_said)
     return "named" if known else layout_from_range(minimum, maximum)
 
 

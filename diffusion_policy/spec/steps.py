@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from diffusion_policy.errors import SpecError
 from diffusion_policy.spec.action_layout import ActionLayout, unit_of
-from diffusion_policy.spec.names import GRIPPER, POSE, POSE_GRIPPER
+from diffusion_policy.spec.names import default_names
 from diffusion_policy.spec.rotations import ROTATIONS, Representation
 from diffusion_policy.spec.semantics import action_semantics, arms_of
 
@@ -220,9 +220,3 @@ def _read_units(action: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str,
         if unit and known not in (unit, "unknown"):
             raise SpecError(f"shape_meta.action.units says {name} is in {unit!r}; it is in {known!r} here")
     return found if any(found) else ()
-
-
-def default_names(width: int, prefix: str = "a") -> tuple[str, ...]:
-    """Names of an unnamed vector: pose for seven, pose and gripper for eight, gripper for one, else numbered."""
-    known = {len(POSE): POSE, len(POSE_GRIPPER): POSE_GRIPPER, 1: (GRIPPER,)}
-    return known.get(width) or tuple(f"{prefix}{i}" for i in range(width))

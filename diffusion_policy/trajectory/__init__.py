@@ -14,15 +14,23 @@ Nothing is written to an episode's folder, which may be in an object store ("s3:
 from diffusion_policy.trajectory.arrays import GRIPPERS, RECORDED
 from diffusion_policy.trajectory.errors import TrajectoryError
 from diffusion_policy.trajectory.frames import NO_IMAGE, SINGLE_CAMERA
-from diffusion_policy.trajectory.opening import Trajectory, find_trajectories, open_trajectory
+from diffusion_policy.trajectory.opening import (
+    OtherLayout,
+    Trajectory,
+    find_trajectories,
+    open_other_layout,
+    open_trajectory,
+)
 
 __all__ = [
     "GRIPPERS",
     "NO_IMAGE",
     "RECORDED",
     "SINGLE_CAMERA",
+    "OtherLayout",
     "Trajectory",
     "TrajectoryError",
     "find_trajectories",
+    "open_other_layout",
     "open_trajectory",
 ]

@@ -15,7 +15,7 @@ from diffusion_policy.geometry import check_unit_quaternions
 from diffusion_policy.gripper_scale import FLAG, DeclaredScales, FoundScale, find_scales
 from diffusion_policy.places import read_bytes
 from diffusion_policy.pose_check import pose_faults
-from diffusion_policy.spec import INTERVENTION, POSE, ActionLayout, SpecError, layout_from_range
+from diffusion_policy.spec import POSE, ActionLayout, SpecError, layout_from_range
 from diffusion_policy.timestamps import FLAG as TIMESTAMPS_FLAG
 from diffusion_policy.timestamps import TimestampUnit, timestamp_fault
 from diffusion_policy.trajectory.errors import TrajectoryError
@@ -34,6 +34,8 @@ RECORDED: dict[str, tuple[tuple[int, ...], str]] = {
 
 
 GRIPPERS = ("robot_gripper", "action_gripper")
+# That every layout of data.pkl has.
+_STEPS = ("timestamp", "image_index")
 # What data.pkl may hold beside plain containers and numbers.
 _ALLOWED: safe_pickle.Allowed = {
     **safe_pickle.NUMPY_GLOBALS,
@@ -48,12 +50,11 @@ _WRITTEN = {
 _KINDS = {"iubf": "numbers", "iuf": "numbers", "f": "floating-point numbers", "iub": "integers", "iu": "integers"}
 
 
-def read_arrays(path: Path, *, any_gripper: bool, unit: TimestampUnit | None) -> dict[str, NDArray[Any]]:
-    """The six arrays of data.pkl, each of its shape and kind, all of one length, all finite; and flags of intervention
-    (N,) as they are, where it has them.
+def read_pickle(path: Path) -> tuple[Path, dict[Any, Any]]:
+    """The dict in an episode's data.pkl, and the file.
 
     Raises:
-        TrajectoryError: data.pkl is no pickle, or an array is not as it must be.
+        TrajectoryError: data.pkl is no pickle, or holds something else.
         UnsafePickleError: it asks for anything but arrays of numbers.
     """
     file = path / "data.pkl"
@@ -72,18 +73,56 @@ def read_arrays(path: Path, *, any_gripper: bool, unit: TimestampUnit | None) ->
         raise safe_pickle.UnsafePickleError(f"{str(error).rstrip('.')}; expected {_EXPECTED}") from error
     if not isinstance(data, dict):
         raise TrajectoryError(f"{file}: holds a {type(data).__name__}; expected a dict of arrays")
+    return file, data
+
+
+def read_arrays(path: Path, *, any_gripper: bool, unit: TimestampUnit | None) -> dict[str, NDArray[Any]]:
+    """The six arrays of data.pkl, each of its shape and kind, all of one length, all finite; and flags of intervention
+    (N,) as they are, where it has them.
+
+    Raises:
+        TrajectoryError: data.pkl is no pickle, or an array is not as it must be.
+        UnsafePickleError: it asks for anything but arrays of numbers.
+    """
+    file, data = read_pickle(path)
     missing = [key for key in RECORDED if key not in data]
     if missing:
         raise TrajectoryError(f"{file}: lacks {', '.join(missing)}; it has {', '.join(sorted(map(str, data)))}")
-    arrays = {key: _read_array(data[key], key, file, any_gripper=any_gripper) for key in RECORDED}
+    return _of_one_length(
+        {key: _read_array(data[key], key, file, any_gripper=any_gripper) for key in RECORDED}, file, unit
+    )
+
+
+def read_other_arrays(path: Path, *, unit: TimestampUnit | None) -> dict[str, NDArray[Any]]:
+    """All arrays of data.pkl that have a number, or a row of numbers, for each step; time stamps in seconds.
+
+    Of an older layout, whose arrays a mapping names. Those of another length or kind are left out.
+
+    Raises:
+        TrajectoryError: timestamp or image_index is absent or not as it must be.
+        UnsafePickleError: data.pkl asks for anything but arrays of numbers.
+    """
+    file, data = read_pickle(path)
+    missing = [key for key in _STEPS if key not in data]
+    if missing:
+        raise TrajectoryError(f"{file}: lacks {', '.join(missing)}; it has {', '.join(sorted(map(str, data)))}")
+    steps = _of_one_length({key: _read_array(data[key], key, file, any_gripper=False) for key in _STEPS}, file, unit)
+    n = len(steps["timestamp"])
+    numbers = {
+        str(key): array.reshape(n, -1)
+        for key, array in data.items()
+        if isinstance(array, np.ndarray) and array.dtype.kind in "iubf" and array.ndim in (1, 2) and len(array) == n
+    }
+    return {**numbers, **steps}
+
+
+def _of_one_length(arrays: dict[str, NDArray[Any]], file: Path, unit: TimestampUnit | None) -> dict[str, NDArray[Any]]:
     lengths = {key: len(array) for key, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise TrajectoryError(f"{file}: lengths differ: {lengths}; expected one number of steps")
     if lengths["timestamp"] == 0:
         raise TrajectoryError(f"{file}: the episode has 0 steps")
-    arrays["timestamp"] = _seconds(arrays["timestamp"], file, unit)
-    flags = data.get(INTERVENTION)
-    return arrays if not isinstance(flags, np.ndarray) else {**arrays, INTERVENTION: flags}
+    return {**arrays, "timestamp": _seconds(arrays["timestamp"], file, unit)}
 
 
 def _seconds(stamps: NDArray[Any], file: Path, unit: TimestampUnit | None) -> NDArray[Any]:

@@ -16,7 +16,13 @@ from diffusion_policy.places import is_remote, place, reaching, read_bytes
 from diffusion_policy.pose_check import order_fault
 from diffusion_policy.spec import INTERVENTION, episode_number
 from diffusion_policy.timestamps import TimestampUnit
-from diffusion_policy.trajectory.arrays import check_poses, grippers, read_arrays, rotations_of
+from diffusion_policy.trajectory.arrays import (
+    check_poses,
+    grippers,
+    read_arrays,
+    read_other_arrays,
+    rotations_of,
+)
 from diffusion_policy.trajectory.errors import TrajectoryError
 from diffusion_policy.trajectory.frames import NO_IMAGE, SINGLE_CAMERA, check_image_index, image_notes, list_frames
 from diffusion_policy.trajectory.links import is_broken, refuse_broken
@@ -70,6 +76,29 @@ class Trajectory:
         return self.frames[camera][index]
 
 
+@dataclass(frozen=True)
+class OtherLayout:
+    """One recorded episode of N steps whose numbers mean what a mapping says.
+
+    Attributes:
+        path: its folder.
+        number: at the end of the folder's name.
+        numbers: (N, D) by name in data.pkl.
+        timestamp: (N,) seconds.
+        image_index: (N,) the frame's number shown at this step; -1 where there is none.
+        frames: per camera, the file of each frame number.
+        notes: what is odd, and harmless.
+    """
+
+    path: Path
+    number: int
+    numbers: Mapping[str, NDArray[Any]]
+    timestamp: NDArray[np.float64]
+    image_index: NDArray[np.int64]
+    frames: Mapping[str, Mapping[int, Path]]
+    notes: tuple[str, ...] = ()
+
+
 def find_trajectories(directory: Path | str) -> list[Path]:
     """Episode folders in a directory or below a URL, ordered by number, then name.
 
@@ -119,13 +148,8 @@ def open_trajectory(
         UnsafePickleError: data.pkl asks for anything but NumPy arrays of numbers.
         PlaceError: it lies in a store that cannot be reached.
     """
-    path = place(path)
-    number = _number(path)
-    refuse_broken(path)
-    if not is_remote(path) and path.is_file():
-        raise TrajectoryError(f"{path}: is a file; expected a folder that holds data.pkl and images/")
+    path, number = _episode(path)
     arrays = read_arrays(path, any_gripper=gripper_scale is not None, unit=timestamps)
-    n_steps = len(arrays["timestamp"])
     for key in ("robot_eef_pose", "action"):
         check_poses(arrays[key], f"{path}: {key}")
     order = order_fault(rotations_of(arrays["action"]), rotations_of(arrays["robot_eef_pose"]), "action")
@@ -133,11 +157,8 @@ def open_trajectory(
         raise TrajectoryError(f"{path}: {order}")
     command, measured = grippers(arrays, path, gripper_scale)
     image_index = arrays["image_index"].astype(np.int64)
-    with reaching(path):
-        frames = list_frames(path)
-    check_image_index(image_index, frames, path)
-    notes = [*_check_meta(path, number, n_steps, frames), *image_notes(image_index, frames)]
-    driven, odd = _driven(arrays.get(INTERVENTION), n_steps)
+    frames, notes = _frames_of(path, number, image_index)
+    driven, odd = _driven(arrays.get(INTERVENTION), len(image_index))
     return Trajectory(
         path=path,
         number=number,
@@ -161,6 +182,39 @@ def _driven(flags: NDArray[Any] | None, n_steps: int) -> tuple[NDArray[np.bool_]
         note = f"{INTERVENTION} is {flags.dtype} {flags.shape}, not {n_steps} times 0 or 1: it is not carried along"
         return None, [note]
     return flags.reshape(-1).astype(np.bool_), []
+
+
+def open_other_layout(path: Path | str, timestamps: TimestampUnit | None = None) -> OtherLayout:
+    """Open one episode whose arrays have other names or meanings, which a mapping says; see `open_trajectory`.
+
+    Raises:
+        TrajectoryError, UnsafePickleError, PlaceError: as `open_trajectory`.
+    """
+    path, number = _episode(path)
+    arrays = read_other_arrays(path, unit=timestamps)
+    image_index = arrays.pop("image_index").astype(np.int64)
+    timestamp = arrays.pop("timestamp").astype(np.float64)
+    return OtherLayout(path, number, arrays, timestamp, image_index, *_frames_of(path, number, image_index))
+
+
+def _episode(path: Path | str) -> tuple[Path, int]:
+    """The folder of an episode, and its number."""
+    found = place(path)
+    number = _number(found)
+    refuse_broken(found)
+    if not is_remote(found) and found.is_file():
+        raise TrajectoryError(f"{found}: is a file; expected a folder that holds data.pkl and images/")
+    return found, number
+
+
+def _frames_of(
+    path: Path, number: int, image_index: NDArray[np.int64]
+) -> tuple[dict[str, dict[int, Path]], tuple[str, ...]]:
+    """The frames of an episode by camera and number, and what is odd about them and about meta.json."""
+    with reaching(path):
+        frames = list_frames(path)
+    check_image_index(image_index, frames, path)
+    return frames, (*_check_meta(path, number, len(image_index), frames), *image_notes(image_index, frames))
 
 
 def _number(path: Path) -> int:

@@ -25,6 +25,8 @@ _CONTAINER = "mp4"
 # Packets of a video that stand for its content.
 _SAMPLED_PACKETS = 4
 _ROWS_AT_A_TIME = 32
+# Steps of a video that are decoded in one go.
+_STRETCH = 2048
 # Part of a step that time stamps of one frame differ by: those of steps are float32.
 _SAME_TIME = 1e-3
 
@@ -96,6 +98,11 @@ class VideoFrames:
     def at(self, steps: Sequence[int]) -> VideoFrames:
         """Those of some steps; increasing."""
         return replace(self, times=tuple(self.times[step] for step in steps), steps=tuple(steps))
+
+    def pieces(self, steps: Sequence[int], at_most: int) -> Iterator[VideoFrames]:
+        """Stretches of the video: frames from a key frame to the first wanted one are decoded in vain."""
+        size = at_most if at_most == 1 else _STRETCH
+        return (self.at(steps[start : start + size]) for start in range(0, len(steps), size))
 
     def sample_sha256(self) -> str:
         """Of the first packets from the first frame's time on, as they are encoded."""
@@ -219,6 +226,10 @@ class ColumnPictures:
     def at(self, steps: Sequence[int]) -> ColumnPictures:
         """Those of some steps; increasing."""
         return replace(self, rows=tuple(self.rows[step] for step in steps))
+
+    def pieces(self, steps: Sequence[int], at_most: int) -> Iterator[ColumnPictures]:
+        """So many pictures a piece."""
+        return (self.at(steps[start : start + at_most]) for start in range(0, len(steps), at_most))
 
     def sample_sha256(self) -> str:
         """Of the first picture."""

@@ -6,19 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from diffusion_policy.gripper_scale import labeled_scales
 from diffusion_policy.recording.lerobot.info import DEFAULTS, Feature, Info
-from diffusion_policy.recording.mapping import (
-    FLAG,
-    UNDECIDED,
-    MappingError,
-    RecordingMapping,
-    mapping_of,
-    ready_mappings,
-)
-from diffusion_policy.spec import GRIPPER, INTERVENTION, POSE, ActionLayout, SpecError
+from diffusion_policy.recording.mapping import MappingError, RecordingMapping, mapping_of
+from diffusion_policy.recording.question import guess, question
+from diffusion_policy.spec import GRIPPER, INTERVENTION, ActionLayout, SpecError
 from diffusion_policy.trajectory import SINGLE_CAMERA
 
 ACTIONS = ("action", "actions")
@@ -112,7 +104,7 @@ def _by_names(info: Info) -> RecordingMapping:
             continue
         said = None if feature is None else _said_by_names(feature)
         if said is None:
-            raise MappingError(_question(info))
+            raise _question(info)
         content[entry] = said
     return mapping_of(content, str(info.file))
 
@@ -151,61 +143,8 @@ def _said_by_names(feature: Feature) -> dict[str, Any] | None:
     return known[""] if set(known) == {""} else known
 
 
-def _question(info: Info) -> str:
+def _question(info: Info) -> MappingError:
     """The error that prints the mapping to fill in."""
-    vectors = {name: feature for name, feature in info.features.items() if name in features_of(info)}
-    content = {
-        "action": _guess(vectors, ACTIONS, "action"),
-        "state": _guess(vectors, STATES, "state"),
-    }
-    printed = yaml.safe_dump(
-        {key: value for key, value in content.items() if value}, sort_keys=False, default_flow_style=None, width=100
-    )
-    there = "; ".join(
-        f"{name}: {', '.join(feature.names) if len(feature.names) == feature.width else f'{feature.width} numbers'}"
-        for name, feature in vectors.items()
-    )
-    return (
-        f"{info.file}: names of features do not say what their numbers are ({there}). Say it with {FLAG} FILE, where "
-        f"FILE is this text with an answer for each {UNDECIDED!r} (docs/data.md), or with {FLAG} NAME of a known "
-        f"robot's ({', '.join(ready_mappings())}):\n\n{printed}"
-    )
-
-
-def _guess(vectors: Mapping[str, Feature], candidates: tuple[str, ...], word: str) -> dict[str, Any]:
-    """Parts of the likeliest feature, with what its names do not say left open."""
-    likely = [name for name in candidates if name in vectors] or [name for name in vectors if word in name]
-    if not likely:
-        return {}
-    feature = vectors[likely[0]]
-    columns: list[str | int] = (
-        list(feature.names) if len(feature.names) == feature.width else list(range(feature.width))
-    )
-    grippers = [column for column in columns if isinstance(column, str) and GRIPPER in column.lower()]
-    rest = [column for column in columns if column not in grippers]
-    parts: dict[str, Any] = {}
-    place, turn = _pose_columns(rest)
-    if place:
-        parts["position"] = {"feature": feature.name, "columns": place, "unit": UNDECIDED}
-    if turn:
-        parts["rotation"] = {"feature": feature.name, "columns": turn, "as": UNDECIDED}
-    joints = [column for column in rest if column not in (*place, *turn)]
-    if joints:
-        parts["joints"] = {"feature": feature.name, "columns": joints, "unit": UNDECIDED}
-    if len(grippers) == 1:
-        parts["gripper"] = {"feature": feature.name, "columns": grippers, "scale": UNDECIDED}
-    elif grippers:
-        parts["joints"] = {"feature": feature.name, "columns": columns, "unit": UNDECIDED}
-    return parts
-
-
-def _pose_columns(columns: list[str | int]) -> tuple[list[str | int], list[str | int]]:
-    """Columns that are called as a position and as a rotation are."""
-    place: list[str | int] = [column for column in columns if column in POSE[:3]]
-    if len(place) != len(POSE[:3]):
-        return [], []
-    for names in ({"rx", "ry", "rz"}, {"roll", "pitch", "yaw"}, set(POSE[3:])):
-        turn: list[str | int] = [column for column in columns if column in names]
-        if len(turn) == len(names):
-            return place, turn
-    return place, []
+    vectors = features_of(info)
+    content = {"action": guess(vectors, ACTIONS, "action"), "state": guess(vectors, STATES, "state")}
+    return question(str(info.file), content, vectors, "names of features do not say what their numbers are")
