@@ -273,7 +273,8 @@ def _check_known(filled: Tensor, key: str, what: str) -> None:
     if filled.is_floating_point() and torch.isnan(filled).any():
         raise AdaptError(
             f"{key}: no value is known for {what}; statistics of new dimensions come from a dataset that has them "
-            "(--dataset)"
+            "(--dataset), weights of a target that is only described, such as a config.json, from the rule's init: "
+            "zeros, {normal: 0.02} or {layer: 0.02}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Initialization of values that come from no source: zeros, normal, a copy of a slot, a mean, the target's own values.
+"""Initialization of values that come from no source: zeros, normal, a layer's, a slot's, a mean, the target's own.
 
 Random values are seeded by rule and key, so the same plan gives the same checkpoint, and model and EMA get the same
 values.
@@ -17,7 +17,7 @@ from torch import Tensor
 from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.slots import SlotMap
 
-Kind = Literal["zeros", "normal", "copy", "mean", "target"]
+Kind = Literal["zeros", "normal", "layer", "copy", "mean", "target"]
 SHORT_KINDS: tuple[Kind, ...] = ("zeros", "mean", "target")
 
 
@@ -26,11 +26,12 @@ class Init:
     """One kind of initialization.
 
     Attributes:
-        kind: "zeros"; "normal" (mean 0, standard deviation `std`); "copy" (of the source's slot `slot`); "mean" (over
-            the kept slots); "target" (the values of a freshly initialized target).
-        std: standard deviation of "normal".
+        kind: "zeros"; "normal" (mean 0, standard deviation `std`); "layer" (as transformers initialize a new layer:
+            matrices "normal", the scale of norms 1, biases 0); "copy" (of the source's slot `slot`); "mean" (over the
+            kept slots); "target" (the values of a freshly initialized target).
+        std: standard deviation of "normal" and of the matrices of "layer".
         slot: name of the slot that "copy" copies.
-        seed: seed of "normal".
+        seed: seed of what is random.
     """
 
     kind: Kind
@@ -43,6 +44,7 @@ class Init:
         return {
             "zeros": "zeros",
             "normal": f"normal(0, {self.std:g}), seed {self.seed}",
+            "layer": f"matrices normal(0, {self.std:g}), seed {self.seed}; norms 1, biases 0",
             "copy": f"copy of slot {self.slot}",
             "mean": "mean of the kept slots",
             "target": "as the target initializes it",
@@ -56,7 +58,21 @@ class Init:
             return torch.zeros_like(target)
         if self.kind == "normal":
             return self._normal(key, target)
+        if self.kind == "layer":
+            return self._layer(key, target)
         raise AdaptError(f"{key}: init {self.kind!r} needs slots of a source tensor; a fresh tensor has no source")
+
+    def _layer(self, key: str, target: Tensor) -> Tensor:
+        if key.endswith(".bias") and target.ndim == 1:
+            return torch.zeros_like(target)
+        if key.endswith(".weight") and target.ndim == 1:
+            return torch.ones_like(target)
+        if key.endswith(".weight"):
+            return self._normal(key, target)
+        raise AdaptError(
+            f"{key}: init 'layer' is for weights and biases, and this is neither ({tuple(target.shape)}); give "
+            "it a rule of its own"
+        )
 
     def background(self, key: str, source: Tensor, target: Tensor, slots: tuple[SlotMap, ...]) -> Tensor:
         """A tensor of the target's shape filled with this initialization; the caller then overwrites the kept slots."""
@@ -81,16 +97,18 @@ class Init:
 
 
 def read_init(value: Any, where: str, seed: int) -> Init:
-    """Parse an `init` entry: zeros, mean, target, {normal: std} or {copy: slot}; AdaptError for anything else."""
+    """Parse an `init` entry: zeros, mean, target, {normal: std}, {layer: std} or {copy: slot}; else AdaptError."""
     if isinstance(value, str) and value in SHORT_KINDS:
         return Init(value, seed=seed)
     if isinstance(value, Mapping) and len(value) == 1:
         ((kind, argument),) = value.items()
-        if kind == "normal" and isinstance(argument, int | float) and argument >= 0:
-            return Init("normal", std=float(argument), seed=seed)
+        if kind in ("normal", "layer") and isinstance(argument, int | float) and argument >= 0:
+            return Init("normal" if kind == "normal" else "layer", std=float(argument), seed=seed)
         if kind == "copy":
             return Init("copy", slot=str(argument))
-    raise AdaptError(f"{where}: init is {value!r}; expected zeros, mean, target, {{normal: 0.02}} or {{copy: slot}}")
+    raise AdaptError(
+        f"{where}: init is {value!r}; expected zeros, mean, target, {{normal: 0.02}}, {{layer: 0.02}} or {{copy: slot}}"
+    )
 
 
 def _with_width(shape: torch.Size, axis: int, width: int) -> list[int]:

@@ -57,6 +57,7 @@ def test_a_prefix_is_no_regular_expression() -> None:
         ({"rules": [{"grow": "a"}]}, "grow needs `init`"),
         ({"rules": [{"grow": "a", "init": "ones"}]}, "init is 'ones'; expected zeros, mean, target"),
         ({"rules": [{"grow": "a", "init": {"normal": -1}}]}, "init is {'normal': -1}"),
+        ({"rules": [{"fresh": "a", "init": {"layer": "x"}}]}, "init is {'layer': 'x'}"),
         (
             {"rules": [{"grow": "a", "init": "zeros", "axes": {"last": "b"}}]},
             "axes is .*expected {dimension: axis name}",
