@@ -15,7 +15,7 @@ import difflib
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,7 @@ class Checkpoint:
     run_state: dict[str, Any] | None = None
     provenance: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    others: Mapping[str, Any] = field(default_factory=dict)  # of another program's file: whatever is no weights
 
     def state_dict(self, which: str) -> dict[str, Tensor]:
         """The weights under a name, usually "model" or "ema_model".
@@ -117,7 +118,7 @@ def read_checkpoint(path: str | Path, *, wrapped: bool = False) -> Checkpoint:
     if not wrapped:
         _check_names(content["state_dicts"], path)
     cfg = config_of(content["cfg"], path)
-    state_dicts, notes = _in_float32(content["state_dicts"])
+    state_dicts, notes = in_float32(content["state_dicts"])
     if not {"run_state", "provenance"} & content.keys() and OmegaConf.select(cfg, "policy.color_jitter"):
         notes = (*notes, f"its config has policy.color_jitter: {JITTER_NOTE}")
     for note in notes:
@@ -147,7 +148,7 @@ def _check_names(state_dicts: Mapping[str, Mapping[str, Any]], path: Path) -> No
             )
 
 
-def _in_float32(state_dicts: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def in_float32(state_dicts: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Weights as float32, names that share a tensor sharing one still; and what was converted, in words."""
     made: dict[int, Tensor] = {}
     types: dict[str, dict[str, int]] = {}

@@ -26,7 +26,8 @@ from diffusion_policy.adapt.target import Target
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from diffusion_policy.progress import Progress, ProgressCounter, no_progress
 from diffusion_policy.shape_meta import step_spec_of
-from diffusion_policy.storage import file_sha256, write_bytes, write_json
+from diffusion_policy.storage import write_bytes, write_json
+from diffusion_policy.tensor_file import open_tensor_file
 
 State = dict[str, Tensor]
 Result = TypeVar("Result")
@@ -70,8 +71,11 @@ def adapt_checkpoint(
     refuse_overwriting(out, source.path, ledger_path, overwrite=overwrite)
     if target.cfg is None:
         raise AdaptError(f"{target.name} has no config, so no checkpoint can be made for it; name a config instead")
+    can_run = "policy" in source.cfg
+    if must_preserve and not can_run:
+        raise AdaptError(f"{source.path} holds no policy that can be run here, so nothing can be proven")
     plan = plan_checkpoint(source, target, rules)
-    done = step_counter(2 * len(plan.parts) + 2, on_progress)
+    done = step_counter((1 + can_run) * len(plan.parts) + 2, on_progress)
     before = {part: source.state_dicts[plan.origins[part]] for part in plan.parts}
     states = {part: done(apply_plan(plan.parts[part], state, target.state)) for part, state in before.items()}
     renamed = {part: {rules.renamed(key): tensor for key, tensor in state.items()} for part, state in before.items()}
@@ -79,11 +83,12 @@ def adapt_checkpoint(
     proofs = [
         done(prove(part, (source.cfg, renamed[part]), (target.cfg, state), action_names=called))
         for part, state in states.items()
+        if can_run
     ]
     if must_preserve and not all(proof.preserved for proof in proofs):
         raise AdaptError("nothing was written: " + "; ".join(proof.describe() for proof in proofs))
     ledger = replace(plan.ledger, notes=(*plan.ledger.notes, *(proof.describe() for proof in proofs)))
-    digest = file_sha256(source.path)
+    digest = open_tensor_file(source.path).sha256()
     provenance = _provenance(source, digest, target, rules, ledger, proofs)
     document = ledger_document(ledger, rules, source.path, digest)
     with written_with(ledger_path, document, out) as write_ledger:

@@ -19,11 +19,13 @@ from diffusion_policy.adapt.plan import Plan, describe_state, make_plan
 from diffusion_policy.adapt.rules import Rules
 from diffusion_policy.adapt.target import NORMALIZER, Target
 from diffusion_policy.checkpoint import Checkpoint
+from diffusion_policy.tensor_file import TensorInfo
 
 WEIGHTS = ("model", "ema_model")
 OPTIMIZER_RULE = "drop optimizer (a new run starts with a new optimizer: the old moments belong to other tensors)"
 COUNTERS = "counters (a new run starts at step 0)"
 RUN_RULE = "drop run state (a new run draws its own random numbers)"
+OTHERS_RULE = "drop what is no weights (optimizer, counters, settings and their like are of another program)"
 # The pickled entries of a checkpoint that starts a new run.
 NEW_RUN: Mapping[str, Any] = {"_output_dir": None, "global_step": 0, "epoch": 0}
 
@@ -76,6 +78,8 @@ def plan_checkpoint(source: Checkpoint, target: Target, rules: Rules) -> Checkpo
     if "optimizer" in source.state_dicts:
         others.append(_dropped_part("optimizer", source.state_dicts["optimizer"], OPTIMIZER_RULE))
     others.append(_counters(source))
+    if source.others:
+        others.append(_dropped_part("others", source.others, OTHERS_RULE))
     if source.run_state:
         others.append(_dropped_part("run_state", source.run_state, RUN_RULE))
     ledger = merged([*(plan.ledger for plan in plans.values()), *others])
@@ -113,6 +117,7 @@ def _dropped_part(part: str, content: Any, rule: str) -> Ledger:
     """Rows for the entries of a part that is dropped as a whole."""
     named = dict(_leaves(content))
     infos = describe_state({key: value for key, value in named.items() if isinstance(value, Tensor)})
+    infos |= {key: value for key, value in named.items() if isinstance(value, TensorInfo)}
     refs = [Ref(key, infos[key].shape, infos[key].storage) if key in infos else Ref(key) for key in named]
     entries = tuple(Entry(part, "dropped", rule, source=ref) for ref in refs)
     return Ledger(entries, {part: Count.of(refs)}, {})
@@ -139,7 +144,7 @@ def _leaves(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _holds_tensor(content: Any) -> bool:
-    return isinstance(content, Tensor) or any(_holds_tensor(child) for _, child in _children(content))
+    return isinstance(content, Tensor | TensorInfo) or any(_holds_tensor(child) for _, child in _children(content))
 
 
 def _children(content: Any) -> list[tuple[Any, Any]]:

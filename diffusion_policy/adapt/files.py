@@ -1,7 +1,8 @@
 """Opens sources and targets by the names that users give (files, configs, models), and plans or adapts a pair of them.
 
-A checkpoint of the policy is planned as a whole (live and averaged weights, optimizer, counters). Any other file of
-weights is one state dict, and the result of its adaptation is a file of weights as well.
+A checkpoint of the policy is planned as a whole (live and averaged weights, optimizer, counters), and so is another
+program's file if the target is a policy of this project, whose config the new checkpoint gets. With any other target a
+file of weights is one state dict, and the result of its adaptation is a file of weights as well.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from diffusion_policy.adapt.apply import (
     written_with,
 )
 from diffusion_policy.adapt.checkpoint_plan import plan_checkpoint
+from diffusion_policy.adapt.foreign import is_checkpoint, read_foreign
 from diffusion_policy.adapt.ledger import Count, Ledger, Ref
 from diffusion_policy.adapt.plan import make_plan
 from diffusion_policy.adapt.rules import Rules, read_rules
@@ -35,7 +37,7 @@ from diffusion_policy.adapt.target import (
     target_from_manifest,
     target_from_shapes,
 )
-from diffusion_policy.checkpoint import read_checkpoint
+from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
 from diffusion_policy.families.changes import parse_change, with_changes
 from diffusion_policy.families.definitions import DEFINITIONS, is_config, open_definition
 from diffusion_policy.progress import Progress, no_progress
@@ -45,6 +47,7 @@ from diffusion_policy.training_config import compose_config_file
 
 _ABSENT = object()
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".weights")
+CHECKPOINT_SUFFIX = ".ckpt"
 
 
 def open_target(
@@ -104,8 +107,8 @@ def plan_file(source: str | Path, target: Target, rules: Rules) -> Ledger:
         AdaptError: not everything is accounted for.
     """
     file = open_tensor_file(source)
-    if is_checkpoint(file):
-        return plan_checkpoint(read_checkpoint(source, wrapped=True), target, rules).ledger
+    if is_checkpoint(file) or target.cfg is not None:
+        return plan_checkpoint(_checkpoint(file), target, rules).ledger
     file.check_format()
     return make_plan(file.tensors, target.infos, rules, part="weights", target_axes=target.axes).ledger
 
@@ -127,9 +130,9 @@ def apply_file(
         AdaptError: as `adapt_checkpoint`; for files without a config also if `out` has no suffix of a weights file.
     """
     file, out = open_tensor_file(source), Path(out)
-    if is_checkpoint(file):
+    if is_checkpoint(file) or (target.cfg is not None and out.suffix == CHECKPOINT_SUFFIX):
         return adapt_checkpoint(
-            read_checkpoint(source, wrapped=True), target, rules, out,
+            _checkpoint(file), target, rules, out,
             ledger_path=ledger_path, must_preserve=must_preserve, overwrite=overwrite, on_progress=on_progress,
         )  # fmt: skip
     if must_preserve:
@@ -137,7 +140,8 @@ def apply_file(
             f"{source} is no checkpoint with a config, so its policy cannot be run and nothing can be proven"
         )
     if out.suffix not in WEIGHTS_SUFFIXES:
-        raise AdaptError(f"{out}: weights without a config are written as {', '.join(WEIGHTS_SUFFIXES)}")
+        whole = f"; a checkpoint with the target's config as {CHECKPOINT_SUFFIX}" if target.cfg is not None else ""
+        raise AdaptError(f"{out}: weights without a config are written as {', '.join(WEIGHTS_SUFFIXES)}{whole}")
     ledger_path = ledger_of(out, ledger_path)
     refuse_overwriting(out, Path(source), ledger_path, overwrite=overwrite)
     plan = make_plan(file.tensors, target.infos, rules, part="weights", target_axes=target.axes)
@@ -161,9 +165,9 @@ def apply_file(
     return plan.ledger
 
 
-def is_checkpoint(file: TensorFile) -> bool:
-    """Whether a file is a checkpoint of a policy, with config and weights."""
-    return isinstance(file.tree, Mapping) and {"cfg", "state_dicts"} <= file.tree.keys()
+def _checkpoint(file: TensorFile) -> Checkpoint:
+    """The checkpoint in a file, or the weights of another program's file as one."""
+    return read_checkpoint(file.path, wrapped=True) if is_checkpoint(file) else read_foreign(file)
 
 
 def rules_of(names: Sequence[str]) -> Rules:

@@ -14,11 +14,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_policy.adapt.carry_over import CarryOver, carry_over
+from diffusion_policy.adapt.foreign import is_checkpoint
 from diffusion_policy.adapt.ledger import Count, Ref
 from diffusion_policy.adapt.named_axes import policy_config
 from diffusion_policy.adapt.target import NORMALIZER
 from diffusion_policy.checkpoint import ACTION_SCALE, WEIGHTS, config_of
-from diffusion_policy.families import ENTRIES, Recognized, lerobot_diffusion, recognize
+from diffusion_policy.families import ENTRIES, Recognized, diffusion_policy_image, lerobot_diffusion, recognize
+from diffusion_policy.families.family import ABSENT, lookup
+from diffusion_policy.families.lerobot_statistics import PolicyStatistics, read_statistics
 from diffusion_policy.policy.registry import class_of_options
 from diffusion_policy.shape_meta import step_spec_of
 from diffusion_policy.spec import layout_from_range
@@ -26,6 +30,8 @@ from diffusion_policy.tables import Shown, Table, Text, numbers
 from diffusion_policy.tensor_file import TensorFile, TensorInfo, open_tensor_file
 from diffusion_policy.tensor_file.wrapped_names import Wrapping, wrapping_of
 
+# Action, observations and settings.
+Described = tuple[dict[str, Any], dict[str, str], dict[str, Any]]
 LAYOUTS = {
     "xyz_quat": "position and quaternion (xyzw), by the range of its numbers",
     "xyz_quat_gripper": "position, quaternion (xyzw) and gripper, by the range of its numbers",
@@ -70,6 +76,7 @@ class Inspection:
         provenance: the origin that a checkpoint of this project records.
         integrity: which checksums the file has and whether they were compared, as a sentence.
         wrapping: parts that wrappers such as torch.compile inserted into the names, and the rules that remove them.
+        carried: of another program's file, what a policy here can take over; None of a checkpoint of this project.
     """
 
     path: Path
@@ -85,6 +92,7 @@ class Inspection:
     provenance: Mapping[str, Any] | None
     integrity: str
     wrapping: Wrapping | None = None
+    carried: CarryOver | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -94,6 +102,7 @@ class Inspection:
             "groups": [group.to_json() for group in self.groups], "action": dict(self.action),
             "observations": dict(self.observations), "config": dict(self.config), "provenance": self.provenance,
             "integrity": self.integrity, "wrapping": None if self.wrapping is None else self.wrapping.describe(),
+            "carried": None if self.carried is None else self.carried.to_json(),
         }  # fmt: skip
 
     def table(self) -> list[Shown]:
@@ -125,6 +134,7 @@ class Inspection:
         facts.extend((f"observes {key}", what) for key, what in self.observations.items())
         if self.config:
             facts.append(("policy", ", ".join(f"{key} {value}" for key, value in self.config.items())))
+        facts.extend(self.carried.facts() if self.carried else ())
         adaptation = (self.provenance or {}).get("adaptation")
         if adaptation:
             source = adaptation["source"]
@@ -142,8 +152,15 @@ def inspect_file(path: str | Path) -> Inspection:
     file.check_format()
     found = recognize({name: info.shape for name, info in file.tensors.items()})
     tree = file.tree if isinstance(file.tree, Mapping) else {}
-    cfg = config_of(tree["cfg"], Path(path)) if {"cfg", "state_dicts"} <= tree.keys() else None
-    described = _policy(file, cfg) if cfg is not None and "policy" in cfg else _lerobot_policy(file, found)
+    cfg = config_of(tree["cfg"], Path(path)) if is_checkpoint(file) else None
+    if cfg is not None and "policy" in cfg:
+        described = _policy(file, cfg)
+        carried = None
+    else:
+        described = _lerobot_policy(file, found) or _workspace_policy(tree)
+        statistics = read_statistics(file) if _is_lerobot(found) else PolicyStatistics()
+        carried = carry_over(file, statistics)
+        described = _with_ranges(described, statistics)
     provenance = tree.get("provenance")
     return Inspection(
         path=Path(path),
@@ -159,15 +176,43 @@ def inspect_file(path: str | Path) -> Inspection:
         provenance=provenance if isinstance(provenance, Mapping) else None,
         integrity=file.integrity.describe(),
         wrapping=_wrapping(file, is_checkpoint=cfg is not None),
+        carried=carried,
     )
 
 
-def _lerobot_policy(
-    file: TensorFile, found: Recognized | None
-) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
-    """Action, observations and settings by the config.json in the folder of a LeRobot policy; empty for other files."""
-    if found is None or found.family is not lerobot_diffusion.FAMILY:
-        return {}, {}, {}
+def _is_lerobot(found: Recognized | None) -> bool:
+    return found is not None and found.family is lerobot_diffusion.FAMILY
+
+
+def _workspace_policy(tree: Mapping[str, Any]) -> Described:
+    """Action and observations by the shape_meta in a config, of diffusion_policy's workspaces or in Lightning's hyper-
+    parameters; empty where there is none.
+    """
+    for config in (tree.get("cfg"), tree.get("hyper_parameters"), tree):
+        meta = diffusion_policy_image.shape_meta_of(config)
+        if meta:
+            width, layout = diffusion_policy_image.action_layout(config, meta)
+            target = lookup(config, "policy._target_") if isinstance(config, Mapping) else ABSENT
+            settings = {"class": target} if isinstance(target, str) else {}
+            return {"names": [width], "layout": layout}, diffusion_policy_image.observations(meta), settings
+    return {}, {}, {}
+
+
+def _with_ranges(described: Described, statistics: PolicyStatistics) -> Described:
+    """The layout of the action by the range of its numbers, where a policy's files have it."""
+    numbers = statistics.features.get("action", {})
+    if not described[0] or not {"min", "max"} <= numbers.keys():
+        return described
+    low, high = numbers["min"].tolist(), numbers["max"].tolist()
+    layout = layout_from_range(low, high)
+    told = LAYOUTS[layout] if layout != "unknown" else f"{described[0]['layout']}; {LAYOUTS[layout]}"
+    return {**described[0], "layout": told, "min": low, "max": high}, described[1], described[2]
+
+
+def _lerobot_policy(file: TensorFile, found: Recognized | None) -> Described | None:
+    """Action, observations and settings by the config.json in the folder of a LeRobot policy; None for other files."""
+    if not _is_lerobot(found):
+        return None
     config = lerobot_diffusion.read_config(file.path if file.path.is_dir() else file.path.parent)
     if config is None:
         return {}, {}, {"config.json": "not in the folder of the weights: which defaults apply depends on the version"}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.diagnosis import Mismatch, Problems, explain
+from diffusion_policy.adapt.encoder_rules import with_copies
 from diffusion_policy.adapt.ledger import Count, Entry, Ledger, Ref
 from diffusion_policy.adapt.named_axes import NamedAxes
 from diffusion_policy.adapt.rules import FIRST, Rule, Rules
@@ -113,6 +114,7 @@ class _Planner:
         self.used_rules: set[int] = set()
         self.old_names: dict[str, str] = {}
         self.source = self._renamed(source)
+        self.rules = with_copies(rules, self.source, target)
         self.entries: list[Entry] = []
         self.deciding: dict[str, Rule] = {}
         self.used_sources: set[str] = set()
@@ -124,7 +126,8 @@ class _Planner:
         for key in self.source:
             if key not in self.used_sources:
                 self._decide_source(key)
-        self.problems.unused_rules.extend(str(rule) for rule in self.rules.rules if id(rule) not in self.used_rules)
+        unused = (rule for rule in self.rules.rules if id(rule) not in self.used_rules and not rule.is_rest)
+        self.problems.unused_rules.extend(map(str, unused))
         if self.problems:
             raise PlanError(explain(self.source, self.target, self.problems, self.axes[1]), self.problems)
         totals = (
@@ -195,12 +198,16 @@ class _Planner:
 
     def _decide_source(self, key: str) -> None:
         for rule in self.rules.decisions:
-            if rule.kind == "drop" and key not in self.target and rule.matches(key):
+            if rule.kind == "drop" and not self._is_wanted(key) and rule.matches(key):
                 self.used_rules.add(id(rule))
                 self._drop(key, str(rule))
                 return
         if key not in {mismatch.key for mismatch in self.problems.mismatched}:
             self.problems.unexpected.append(key)
+
+    def _is_wanted(self, key: str) -> bool:
+        """Whether the target has the name, and does not fill it from another tensor of the source."""
+        return key in self.target and (key not in self.deciding or self.deciding[key].source_name(key) == key)
 
     def _grow(self, rule: Rule, key: str, name: str) -> None:
         slots = self._slot_maps(rule, key, name)

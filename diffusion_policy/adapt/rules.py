@@ -21,10 +21,12 @@ A rules file is a YAML mapping::
       - copy: obs_encoder.obs_nets.wrist.*            # target names, filled from other source names
         from: obs_encoder.obs_nets.image.*
       - recompute: "*.pos_x"                          # buffers that follow from the target's config
+      - encoder: image                                # cameras of the target; becomes copies, part by part
+        from: camera0_rgb                             # optional where the source has one encoder, or one of that name
 
 Patterns are shell globs in which ``*`` also matches dots; each entry takes one pattern or a list. Renames are applied
 first, in order, to the source's names. Each name is decided by the first rule that applies; a rule without effect is an
-error.
+error, except `drop`, `fresh` and `strip` of ``*`` alone, the rest, which may be nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from diffusion_policy.adapt.slots import Names
 from diffusion_policy.installation import CONFIG
 from diffusion_policy.tensor_file.wrapped_names import PART
 
-Kind = Literal["rename", "drop", "fresh", "strip", "grow", "copy", "recompute"]
+Kind = Literal["rename", "drop", "fresh", "strip", "grow", "copy", "recompute", "encoder"]
 Weights = Literal["each", "model", "ema_model"]
 FIRST = "first"
 AS_TARGET = Init("target")
@@ -57,6 +59,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "grow": ("axes", "init", "from", "why"),
     "copy": ("from", "why"),
     "recompute": ("why",),
+    "encoder": ("from", "why"),
 }
 
 
@@ -83,6 +86,11 @@ class Rule:
     axes: Mapping[int, str] = field(default_factory=dict)
     init: Init = AS_TARGET
     why: str = ""
+
+    @property
+    def is_rest(self) -> bool:
+        """Whether it is for whatever other rules leave, which may be nothing."""
+        return self.patterns == ("*",) and self.kind in ("drop", "fresh", "strip")
 
     def matches(self, key: str) -> bool:
         """Whether one of the globs matches the name."""

@@ -11,7 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from diffusion_policy.families import groot_flat, groot_n1_5, lerobot_diffusion, robot_policy, vpt
+from diffusion_policy.families import (
+    diffusion_policy_image,
+    groot_flat,
+    groot_n1_5,
+    lerobot_diffusion,
+    robot_policy,
+    vpt,
+)
 from diffusion_policy.families.family import (
     ConstructionError,
     Family,
@@ -24,7 +31,15 @@ from diffusion_policy.families.family import (
 
 # Keys under which training code stores a state_dict; their content is opened, not renamed.
 ENTRIES = ("state_dicts", "state_dict", "model", "ema_model")
-FAMILIES = (*robot_policy.FAMILIES, vpt.FAMILY, groot_n1_5.FAMILY, *groot_flat.FAMILIES, lerobot_diffusion.FAMILY)
+# The first whose marker exists is chosen: image policies of diffusion_policy and UMI have this project's denoisers.
+FAMILIES = (
+    diffusion_policy_image.FAMILY,
+    *robot_policy.FAMILIES,
+    vpt.FAMILY,
+    groot_n1_5.FAMILY,
+    *groot_flat.FAMILIES,
+    lerobot_diffusion.FAMILY,
+)
 
 __all__ = ["FAMILIES", "ConstructionError", "Family", "FamilyError", "Impact", "Recognized", "Shapes", "recognize"]
 
@@ -52,7 +67,13 @@ def _recognized(family: Family, tensors: Mapping[str, Shape], prefix: str, strip
         if name.startswith(prefix):
             bare = name[len(prefix) :]
             own[stripped + bare if bare.partition(".")[0] in family.inside else bare] = shape
-    return Recognized(family, prefix, stripped, family.settings(own), _sentence(family, prefix, stripped))
+    sentence = _sentence(family, prefix, stripped)
+    try:
+        settings = family.settings(own)
+    except (KeyError, IndexError, ValueError, TypeError, ArithmeticError):
+        settings = {}
+        sentence += " Not all of it: tensors that tell its sizes are missing, or of other shapes."
+    return Recognized(family, prefix, stripped, settings, sentence)
 
 
 def _sentence(family: Family, prefix: str, stripped: str) -> str:

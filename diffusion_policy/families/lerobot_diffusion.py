@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from diffusion_policy.families.named_layers import Tensors, affine, linear, unde
 
 TYPE = "diffusion"
 RESNETS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
+MAX_TENSORS = 100_000
+MAX_JSON_BYTES = 2**24
 _STAGES = (64, 128, 256, 512)
 # Statistics that the model holds as buffers in versions before 0.4.
 STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
@@ -47,6 +50,8 @@ def read_config(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise FamilyError(f"{path}: it has {path.stat().st_size} bytes, more than {MAX_JSON_BYTES}")
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise FamilyError(f"{path}: cannot be read as a JSON configuration: {error}") from error
@@ -60,10 +65,12 @@ def shapes(config: Config) -> dict[str, Shape]:
         ConstructionError: a required key is missing or of the wrong type, or the backbone is not covered.
     """
     try:
-        found = dict(_tensors(config))
+        found = dict(islice(_tensors(config), MAX_TENSORS + 1))
         odd = [name for name, shape in found.items() if not all(type(size) is int and size > 0 for size in shape)]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ConstructionError(f"this config.json does not describe a diffusion policy: {error!r}", "") from error
+    if len(found) > MAX_TENSORS:
+        raise ConstructionError(f"this config.json describes more than {MAX_TENSORS} tensors", "")
     if odd:
         raise ConstructionError(f"this config.json does not describe a diffusion policy: {odd[0]} {found[odd[0]]}", "")
     return found

@@ -144,6 +144,9 @@ CONTENT_GLOBALS: Allowed = {
         for module in ("__builtin__", "builtins")
         for name in sorted(_TYPE_NAMES - {"bytes"})
     },
+    # As Python 3 calls `int` and `str` in protocol 2, which torch.save writes without dill.
+    ("__builtin__", "long"): "type int",
+    ("__builtin__", "unicode"): "type str",
 }
 """Allow-list of names in checkpoints, without those of tensors (which `torch_zip` adds)."""
 
