@@ -120,13 +120,19 @@ def become(
     environment: Mapping[str, str],
     streams: Sequence[int],
     ignored: Sequence[int],
-    session: int,
+    others: Sequence[int],
+    terminal: bool,
 ) -> None:
-    """Takes the place of a new interpreter that was started so. Ctrl-C comes to the session of the one that asked."""
+    """Takes the place of a new interpreter that was started so.
+
+    INTERRUPTED tells tests/interrupting to whom a terminal would send Ctrl-C: to `others`, and to this process, at
+    once, if that is in the foreground (`terminal`).
+    """
     os.setsid()
     os.chdir(cwd)
     os.environ.clear()
-    os.environ.update(environment, INTERRUPTED_SESSION=str(session))
+    os.environ.update(environment)
+    os.environ["INTERRUPTED"] = " ".join(map(str, [*others, *([-os.getpid()] if terminal else [])]))
     for descriptor, stream in enumerate(streams):
         os.dup2(stream, descriptor)
         os.close(stream)

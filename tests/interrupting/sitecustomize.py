@@ -24,7 +24,8 @@ def interrupted(function: Callable[..., Any]) -> Callable[..., Any]:
         nonlocal calls
         calls += 1
         if calls == int(NUMBER):
-            os.killpg(int(os.environ.get("INTERRUPTED_SESSION", os.getsid(0))), signal.SIGINT)
+            for pid in os.environ.get("INTERRUPTED", str(-os.getsid(0))).split():
+                os.kill(int(pid), signal.SIGINT)
         return function(*arguments, **options)
 
     return wrapped
