@@ -113,6 +113,8 @@ class Comparison:
             ranking -= {SUCCESS_RANK}
         if not self.same_tolerance:
             ranking -= {F1_RANK}
+        if len({None if other.motion is None else other.motion[1] for other in self.candidates}) > 1:
+            ranking -= {POSITION_RANK}  # millimeters, and the units of joints
         return sorted(ranking if self.comparable else ranking & {ROLLOUT_RANK})
 
     def rank(self, score: RunScore) -> tuple[float, ...]:
@@ -219,6 +221,8 @@ class Comparison:
             within = "" if best.tolerance is None else f" within {best.tolerance}"
             return f"it finds the gripper's events best (F1{within} {cell(best.f1)}, next {cell(second.f1)})"
         if decider == POSITION_RANK:
+            if best.position_mm is None:
+                return f"its joints are nearest ({best.motion_cell()}, next {second.motion_cell()})"
             return f"its positions are nearest ({cell(best.position_mm)} mm, next {cell(second.position_mm)})"
         return f"its validation loss is lowest ({cell(best.val_loss)}, next {cell(second.val_loss)})"
 

@@ -13,7 +13,7 @@ from diffusion_policy.diagnose.findings import Finding, diagnose, level_of
 from diffusion_policy.diagnose.training_findings import findings_of_run
 from diffusion_policy.intervals import Interval, wilson_interval
 from diffusion_policy.report.rollouts import NOT_ROLLED_OUT, Rollouts
-from diffusion_policy.run_folder.reading import RunFolder, is_finite
+from diffusion_policy.run_folder.reading import RunFolder, is_finite, motion_error, ranked_by
 
 # Figures that rank epochs of a run, and runs, in order, and which sign makes a larger one the better one.
 RANKED = (("test_success", 1), ("val_gripper_f1", 1), ("val_position_error_mm", -1), ("val_loss", -1))
@@ -41,9 +41,10 @@ class RunScore:
         tolerance: that F1 was measured within, "1 s"; None where it is not known.
         success: share of scenes done in closed loop while it was trained, and its 95 % interval.
         found, recorded, false_flips: gripper events of held-out episodes.
-        position_mm: mean error.
+        position_mm: mean error; None of a layout without a pose.
         val_loss: at that epoch, or the lowest one.
         rollouts: results of closed loop that were measured of its checkpoints.
+        motion: mean error of what moves, and its unit: positions, or joints where there is no pose.
     """
 
     run: RunFolder
@@ -58,6 +59,7 @@ class RunScore:
     success: float | None = None
     success_interval: Interval | None = None
     rollouts: Rollouts = NOT_ROLLED_OUT
+    motion: tuple[float, str] | None = None
 
     @property
     def checkpoint(self) -> Path | None:
@@ -95,7 +97,7 @@ class RunScore:
         share = self.rollouts.share
         done = None if share is None else share.count / share.of
         falling = [None if value is None else -value for value in (done, self.success, self.f1)]
-        return (*falling, self.position_mm, self.val_loss)
+        return (*falling, None if self.motion is None else self.motion[0], self.val_loss)
 
     def cells(self) -> list[str]:
         """The row of the table."""
@@ -110,9 +112,16 @@ class RunScore:
             f"{cell(self.f1)}{within}",
             found,
             "-" if self.false_flips is None else str(self.false_flips),
-            cell(self.position_mm),
+            self.motion_cell(),
             cell(self.val_loss),
         ]
+
+    def motion_cell(self) -> str:
+        """Error of what moves, with its unit where that is not the heading's."""
+        if self.motion is None or self.position_mm is not None:
+            return cell(self.position_mm)
+        error, unit = self.motion
+        return f"{cell(error)} {unit} (joints)".replace("  ", " ")
 
     def _success_cell(self) -> str:
         """Success of its rollouts; of another checkpoint than the best one with its name."""
@@ -138,13 +147,14 @@ class RunScore:
             "interval": None if self.interval is None else list(self.interval),
             "false_flips": self.false_flips,
             "position_error_mm": self.position_mm,
+            **({} if self.motion is None or self.position_mm is not None else {"joint_error": list(self.motion)}),
             "val_loss": self.val_loss,
             "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
         }
 
 
 def score_run(run: RunFolder, rollouts: Rollouts = NOT_ROLLED_OUT) -> RunScore:
-    """A run at its best measured epoch: highest F1, then lowest position error, then lowest validation loss.
+    """A run at its best measured epoch: highest F1, lowest position error (of joints without a pose), lowest loss.
 
     An epoch at which a figure is not defined is not ranked by it, as in `checkpoint.best`.
     """
@@ -155,10 +165,10 @@ def score_run(run: RunFolder, rollouts: Rollouts = NOT_ROLLED_OUT) -> RunScore:
         for line in run.metrics
         if figure(line, "val_gripper_f1") is None or figure(line, "val_gripper_tolerance_s") == tolerance
     ]
-    measured = [line for line in lines if any(figure(line, key) is not None for key, _ in RANKED)]
+    measured = [line for line in lines if any(_ranked(line, key) is not None for key, _ in RANKED)]
     if not measured:
         return RunScore(run, None, None, None, None, None, None, lowest, rollouts=rollouts)
-    line = max(measured, key=lambda line: [_rank(figure(line, key), sign) for key, sign in RANKED])
+    line = max(measured, key=lambda line: [_rank(_ranked(line, key), sign) for key, sign in RANKED])
     loss = figure(line, "val_loss")
     return RunScore(
         run,
@@ -173,7 +183,13 @@ def score_run(run: RunFolder, rollouts: Rollouts = NOT_ROLLED_OUT) -> RunScore:
         figure(line, "test_success"),
         _interval_of(line, "test_success"),
         rollouts,
+        motion_error(line),
     )
+
+
+def _ranked(line: Mapping[str, Any], key: str) -> float | None:
+    value = ranked_by(line, key)
+    return float(value) if is_finite(value) else None
 
 
 def figure(line: Mapping[str, Any], key: str) -> float | None:

@@ -20,7 +20,7 @@ from diffusion_policy.gripper_events import gripper_events
 from diffusion_policy.report import figures as plot
 from diffusion_policy.report.page import Section, grid, paragraph, picture, place, table
 from diffusion_policy.run_folder import SAMPLING_NAME
-from diffusion_policy.run_folder.reading import RunFolder
+from diffusion_policy.run_folder.reading import JOINT_ERRORS, RunFolder
 from diffusion_policy.spec.action_layout import is_gripper_name
 
 CLASSES = {"ok": "good", "note": "note", "warning": "doubt", "error": "bad"}
@@ -30,8 +30,6 @@ MOST_EVENT_FRAMES = 8
 STRIPS = 60
 MOST_FILES = 6
 MOST_SHARES = 40
-# Errors of joints that training measures, and their units.
-JOINT_ERRORS = {"val_joint_error_rad": "rad", "val_joint_error_deg": "degrees", "val_joint_error": ""}
 # Shares that training measures; of some it knows intervals.
 SHARES = {
     "success": "test_success",

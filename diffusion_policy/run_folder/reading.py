@@ -23,6 +23,9 @@ from diffusion_policy.run_folder.resuming import command_line, command_to_resume
 
 Metrics = dict[str, Any]
 Curve = list[tuple[int, float]]
+# Errors on held-out episodes: of positions in mm, and of joints by metric, each with its unit.
+POSITION_ERROR = "val_position_error_mm"
+JOINT_ERRORS = {"val_joint_error_rad": "rad", "val_joint_error_deg": "degrees", "val_joint_error": ""}
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,21 @@ def _without_invented(line: Metrics) -> Metrics:
     if line.get("val_gripper_events_recorded") != 0:
         return line
     return {key: value for key, value in line.items() if not key.startswith("val_gripper_f1")}
+
+
+def motion_error(metrics: Mapping[str, Any]) -> tuple[float, str] | None:
+    """Returns the held-out error by which what moves is ranked, and its unit; None where it was not measured.
+
+    That of positions in mm; of a layout without a pose that of its joints, in their own unit ("" where it is unknown).
+    """
+    units = {POSITION_ERROR: "mm", **JOINT_ERRORS}
+    return next(((float(metrics[key]), unit) for key, unit in units.items() if is_finite(metrics.get(key))), None)
+
+
+def ranked_by(metrics: Mapping[str, Any], key: str) -> Any:
+    """Returns a metric as epochs and checkpoints are ranked by it: for the position error, see `motion_error`."""
+    error = motion_error(metrics) if key == POSITION_ERROR else None
+    return metrics.get(key) if error is None else error[0]
 
 
 def is_finite(value: Any) -> bool:

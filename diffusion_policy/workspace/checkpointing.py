@@ -20,6 +20,7 @@ from torch import Tensor
 from diffusion_policy.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.run_folder import BEST, LATEST
+from diffusion_policy.run_folder.reading import JOINT_ERRORS, ranked_by
 from diffusion_policy.storage import link, rename
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.metrics import TOLERANCE, is_defined
@@ -34,7 +35,7 @@ class Ranking:
     """Orders checkpoints by metrics: the first key decides, the next ones break ties.
 
     A checkpoint for which a key was measured ranks above one for which it was not (validation with the sampler runs
-    every few epochs only).
+    every few epochs only). Of a layout without a pose, the joint error stands for the position error.
     """
 
     keys: tuple[str, ...]
@@ -54,7 +55,7 @@ class Ranking:
 
     def score(self, metrics: Mapping[str, Any]) -> Score:
         """Comparable: greater is better."""
-        return tuple(_key_score(metrics.get(key), mode) for key, mode in zip(self.keys, self.modes, strict=True))
+        return tuple(_key_score(ranked_by(metrics, key), mode) for key, mode in zip(self.keys, self.modes, strict=True))
 
     def measured(self, score: Score) -> bool:
         """Whether any of its keys was measured."""
@@ -220,7 +221,7 @@ class CheckpointFolder:
             self._kept[name] = score
             names.append(name)
         if self._improves(metrics):
-            wanted = {*self._best_ranking.keys, "epoch", "train_loss", TOLERANCE}
+            wanted = {*self._best_ranking.keys, *JOINT_ERRORS, "epoch", "train_loss", TOLERANCE}
             figures = {key: metrics[key] for key in sorted(wanted) if is_defined(metrics.get(key))}
             best = self._best_ranking.score(metrics)
             self._best = Best(best, figures, metrics.get("global_step"), self._measured_with)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy.env_runner.real_pusht_image_runner import RealPushTImageRunner
+from diffusion_policy.run_folder.reading import POSITION_ERROR
 from diffusion_policy.spec import arms_of
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.checkpointing import Ranking
@@ -62,6 +63,8 @@ def unmeasured(name: str, cfg: DictConfig, action_names: Sequence[str], *, held_
 def _lacking(name: str, action_names: Sequence[str]) -> str | None:
     """The part of an action (such as "gripper") that a metric needs and this action lacks; None if nothing lacks."""
     arms = arms_of(action_names)
+    if name == POSITION_ERROR and any(arm.joints for arm in arms):
+        return None  # without positions it is ranked by the joints' error
     parts = {
         "gripper": any(arm.gripper for arm in arms),
         "position": any(arm.position for arm in arms),

@@ -149,3 +149,20 @@ def test_a_run_that_does_nothing_in_closed_loop_is_ruled_out(tmp_path: Path, mai
         "second_run/checkpoints/best.ckpt: it is the only one that may be; do not deploy first_run: closed loop"
         in told["advice"]
     )
+
+
+def joints_only(folder: Path, error: float, unit: str = "rad") -> Path:
+    """A run of a layout without a pose and without a gripper."""
+    lines = [{key: value for key, value in line.items() if not key.startswith("val_")} for line in metrics()]
+    lines[-1] |= {f"val_joint_error_{unit}": error, "val_loss": 0.5 + error}
+    return write_run(folder, lines)
+
+
+def test_runs_without_a_pose_are_ranked_by_their_joints(tmp_path: Path, main: Main) -> None:
+    far, near = joints_only(tmp_path / "far", 0.2), joints_only(tmp_path / "near", 0.1)
+    told = told_of(main, far, near)
+    assert told["deploy"] == str(near / "checkpoints" / "best.ckpt")
+    assert "its joints are nearest (0.1 rad (joints), next 0.2 rad (joints))" in told["advice"]
+    assert [run["joint_error"] for run in told["runs"]] == [[0.2, "rad"], [0.1, "rad"]]
+    other = joints_only(tmp_path / "other", 0.05, "deg")
+    assert "validation loss is lowest" in told_of(main, near, other)["advice"], "units are not compared"

@@ -87,6 +87,17 @@ def test_best_is_told_by_the_first_key_and_then_by_the_next(tmp_path):
     assert checkpoints.best_metrics == {"epoch": 3, "error": 8.0, "f1": 0.2, "train_loss": 0.5}
 
 
+@pytest.mark.parametrize("joints", ["val_joint_error_rad", "val_joint_error_deg", "val_joint_error"])
+def test_without_a_pose_the_joints_decide_in_their_unit(tmp_path, joints):
+    best = [{"monitor_key": "val_position_error_mm", "mode": "min"}, {"monitor_key": "val_loss", "mode": "min"}]
+    checkpoints = folder(tmp_path, best=best)
+    saved = [save(checkpoints, i, 0.5, **{joints: error, "val_loss": i}) for i, error in enumerate((0.3, 0.1, 0.2))]
+    assert ["best.ckpt" in names.keep for names in saved] == [True, True, False]
+    assert checkpoints.best_metrics[joints] == 0.1
+    with_pose = [save(checkpoints, 3 + i, 0.5, val_position_error_mm=0.05 + i, **{joints: 9.0}) for i in range(2)]
+    assert ["best.ckpt" in names.keep for names in with_pose] == [True, False], "where there is a pose, it decides"
+
+
 def test_every_measurement_can_become_the_best(tmp_path):
     """Between two checkpoints, too; nothing is written for one that is not the best."""
     checkpoints = folder(tmp_path)
