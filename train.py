@@ -40,6 +40,8 @@ def train(cfg: DictConfig) -> None:
         with config_errors():
             workspace = get_class(cfg._target_)
         warn_of_data(cfg)
+        if STOP.signal is not None:  # a signal that came while something was imported may have been swallowed there
+            raise KeyboardInterrupt
         summary = workspace(cfg).run()
     except WorkspaceError as error:
         refuse(error)

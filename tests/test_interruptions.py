@@ -128,8 +128,8 @@ AT_WORK = {
 # All but those with processes or threads of their own: they also run in this process.
 OWN = {"demo.py", "dagger.py", "pretrain_demo_policy.py", "serve.py", "train.py", "check_parity.py"}
 HERE = [name for name in AT_WORK if name not in OWN and name.endswith(".py")]
-# These start a new interpreter; the others run, with all that they start, in copies of one that has everything loaded.
-FRESH = {"adapt.py", "serve.py", "train.py"}
+# This one starts a new interpreter; the others, and what they start, are copies of one that has everything loaded.
+FRESH = {"adapt.py"}
 
 # Further moments; "os:replace:N" is the one before the N-th file takes its place.
 FURTHER = {

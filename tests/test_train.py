@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import tiny_run
 import warm_process
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from diffusion_policy.training_config import ConfigError, check_overrides
 from diffusion_policy.workspace.summary import resume_command
@@ -160,6 +162,16 @@ def test_ctrl_c_before_the_first_update_and_a_second_one_say_what_is_left(tmp_pa
     said = capsys.readouterr().err
     assert "updates since its last checkpoint are lost\ngo on with: python train.py " in said
     assert f"training.resume=True hydra.run.dir={tmp_path}\n" in said
+
+
+def test_a_signal_that_a_library_swallowed_ends_the_start(tmp_path, monkeypatch, capsys):
+    train = runpy.run_path(str(REPOSITORY / "train.py"))["train"]
+    stop, where = train.__globals__["STOP"], OmegaConf.create({"runtime": {"output_dir": str(tmp_path)}})
+    monkeypatch.setattr(HydraConfig, "get", lambda: where)
+    monkeypatch.setitem(train.__globals__, "warn_of_data", lambda cfg: setattr(stop, "signal", signal.SIGTERM))
+    with pytest.raises(SystemExit, match="143"):
+        train(OmegaConf.create({"_target_": "builtins.dict"}))
+    assert capsys.readouterr().err.startswith("ended at once: nothing was saved")
 
 
 def test_a_finished_run_whose_numbers_cannot_be_read_stays_a_good_one(tmp_path, capsys):

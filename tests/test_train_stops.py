@@ -123,7 +123,9 @@ def test_a_terminal_that_is_closed_saves(dataset, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (signal.SIGTERM, signal.SIGHUP))]
+)
 def test_a_signal_while_a_run_starts_is_one_line(dataset, tmp_path, number):
     running = subprocess.Popen(command(dataset), stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     wait_for((tmp_path / "run" / ".hydra" / "overrides.yaml").is_file)

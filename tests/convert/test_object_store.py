@@ -37,6 +37,9 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 
 
+SOME_FORMATS = [pytest.param(o, id=n, marks=[pytest.mark.exhaustive] * (n == "3")) for n, o in FORMATS.items()]
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     with s3_server() as bucket:
@@ -89,7 +92,7 @@ def upload(folder: Path, url: str) -> str:
     return url
 
 
-@pytest.mark.parametrize("options", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("options", SOME_FORMATS)
 def test_from_a_store_to_a_store(home: str, source: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     url = upload(source, f"{home}/in")
     report = run(url, f"{home}/out.zarr", **options)
@@ -110,7 +113,7 @@ def test_zarr_opens_it_without_this_package(home: str, source: Path) -> None:
     assert root.attrs["conversion"]["totals"]["steps_kept"] == sum(LENGTHS)
 
 
-@pytest.mark.parametrize("options", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("options", SOME_FORMATS)
 def test_appending_sends_what_is_new(
     home: str, source: Path, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

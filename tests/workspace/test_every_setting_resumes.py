@@ -1,7 +1,8 @@
 """Law 6 for every setting: stopped at any update and resumed, a run equals one never stopped, to the bit.
 
 Configs are found in config/: a file that is added there is tested from then on. Keys and options that no file of a
-group sets have cases here, and one that appears in neither is found by the last tests.
+group sets have cases here, and one that appears in neither is found by the last tests. Experiments, which combine
+settings that are tried by themselves, but for one, and further places to keep a dataset's numbers are exhaustive ones.
 """
 
 import copy
@@ -50,6 +51,7 @@ GROUPS = sorted(
     if path.is_dir() and path.name not in ("adapt", "hydra", "env_runner", "simulator", "recordings")
 )
 FILES = sorted(f"{group}={path.stem}" for group in GROUPS for path in (tiny_run.CONFIG / group).glob("*.yaml"))
+EXPERIMENTS = [file for file in FILES if file.startswith("experiment=") and file != "experiment=finetune_8d"]
 
 # Settings that no file above sets, or not so: some draw random numbers, some decide who draws them, and when.
 CASES = {
@@ -128,6 +130,13 @@ CASES = {
         "sampler.steps=1",
     ),
 }
+FURTHER = (
+    "kept in memory, few episodes, tasks by weight, another seed",
+    "relative to the current pose, kept in memory",
+    "kept on the device, in their order",
+    "kept by the dataset, features in the sequence, looked at rarely",
+    "mapped by the dataset, workers started anew",
+)
 # Options and keys that draw nothing and decide nothing about who draws: what is computed, measured, kept and shown.
 NO_DRAWS = {
     "policy": "_target_ shape_meta noise_scheduler horizon n_action_steps n_obs_steps num_inference_steps crop_shape "
@@ -226,7 +235,11 @@ def shown():
     return []
 
 
-@pytest.mark.parametrize("choice", FILES)
+def further(values, are_further):
+    return [pytest.param(value, marks=[pytest.mark.exhaustive] * (value in are_further)) for value in values]
+
+
+@pytest.mark.parametrize("choice", further(FILES, EXPERIMENTS))
 def test_every_config_resumes_to_the_bit(choice, datasets, pose_checkpoint, grown_checkpoint, shown, tmp_path):
     cfg = stages_in_reach(settings(datasets, choice))
     width = cfg.task.shape_meta.action.shape[0]
@@ -240,7 +253,7 @@ def test_every_config_resumes_to_the_bit(choice, datasets, pose_checkpoint, grow
         shown.append(cfg)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", further(CASES, FURTHER))
 def test_every_setting_resumes_to_the_bit(case, datasets, tmp_path):
     assert_resumes(settings(datasets, *CASES[case]), case, tmp_path)
 

@@ -78,6 +78,7 @@ def assert_equal_runs(folder: Path, straight: Path) -> None:
             f"update:{HALF + 2}",
             ("training.checkpoint_every_steps=5", "training.cache=memory"),
             id="middle of an epoch, from a checkpoint in the middle of one",
+            marks=pytest.mark.exhaustive,
         ),
     ],
 )
