@@ -46,7 +46,7 @@ from diffusion_policy.report.sections_of_errors import (
 from diffusion_policy.run_folder.reading import RunFolder
 from diffusion_policy.storage import write_text
 
-__all__ = ["Sources", "Verdict", "conclude", "make_report", "read_open_loop", "write_report"]
+__all__ = ["Conclusion", "Sources", "conclude", "make_report", "read_open_loop", "write_report"]
 
 MOST_BYTES = 15 * 2**20
 WOULD = "on recordings the gripper would open and close"
@@ -56,14 +56,14 @@ EPISODES = 4
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Conclusion:
     """The sentence on top, and how it is colored: "good", "doubt" or "bad"."""
 
     level: str
     sentence: str
 
 
-def write_report(path: Path, sources: Sources, on_progress: Progress = no_progress) -> Verdict:
+def write_report(path: Path, sources: Sources, on_progress: Progress = no_progress) -> Conclusion:
     """Write the page beside its name, then rename; returns the verdict that stands on top.
 
     Raises:
@@ -77,8 +77,8 @@ def write_report(path: Path, sources: Sources, on_progress: Progress = no_progre
     return verdict
 
 
-def make_report(sources: Sources, on_progress: Progress = no_progress) -> tuple[Verdict, str]:
-    """The verdict and the page; `on_progress` is told of files that were opened, and how many there are."""
+def make_report(sources: Sources, on_progress: Progress = no_progress) -> tuple[Conclusion, str]:
+    """The conclusion and the page; `on_progress` is told of files that were opened, and how many there are."""
     if not sources:
         raise ReportError(
             "nothing to report on; give a dataset, a checkpoint, a run, logs, open-loop errors or closed loop"
@@ -147,8 +147,8 @@ def conclude(
     logs: Sequence[LogEvidence],
     run: RunFolder | None,
     rolled_out: Sequence[ClosedLoopEvidence] = (),
-) -> Verdict:
-    """The verdict: the cause if something is wrong, else what was found in closed loop, and of the gripper."""
+) -> Conclusion:
+    """The conclusion: the cause if something is wrong, else what was found in closed loop, and of the gripper."""
     diagnosis = examination.diagnosis
     cause = diagnosis.cause
     where = f"{cause.about}: " if cause is not None and len(logs) > 1 and cause in examination.groups["log"] else ""
@@ -157,7 +157,7 @@ def conclude(
     level = level_of(examination.findings)
     done = "" if cause is not None and cause.code == CLOSED_LOOP else _closed_loop_result(rolled_out)
     if level == "bad":
-        return Verdict("bad", f"{'Do not deploy it' if deploys else 'Do not train on it yet'}: {done}{text}.")
+        return Conclusion("bad", f"{'Do not deploy it' if deploys else 'Do not train on it yet'}: {done}{text}.")
     found = f"{done}{_opens_and_closes(logs, bool(rolled_out))}"
     fails = any(finding.trouble for finding in examination.groups.get("closed loop", ()))
     may = (
@@ -169,7 +169,7 @@ def conclude(
         if deploys
         else "It can be trained on"
     )
-    return Verdict(level, f"{may}{', with doubts' if level == 'doubt' else ''}: {found}{text}.")
+    return Conclusion(level, f"{may}{', with doubts' if level == 'doubt' else ''}: {found}{text}.")
 
 
 def _closed_loop_result(rolled_out: Sequence[ClosedLoopEvidence]) -> str:
@@ -196,13 +196,13 @@ def _opens_and_closes(logs: Sequence[LogEvidence], is_rolled_out: bool) -> str:
     return text
 
 
-def _lead(verdict: Verdict, examination: Examination) -> str:
+def _lead(conclusion: Conclusion, examination: Examination) -> str:
     cause = examination.diagnosis.cause
     remedy = f'<p class="dim">What to do: {escape(cause.remedy)}</p>' if cause is not None and cause.remedy else ""
     following = examination.next_command
     shown = f'<p class="dim">next: <code>{escape(following)}</code></p>' if following else ""
-    text = f"<p><strong>{escape(verdict.sentence)}</strong></p>"
-    return f'<div class="verdict {verdict.level}" role="status">{text}{remedy}{shown}</div>'
+    text = f"<p><strong>{escape(conclusion.sentence)}</strong></p>"
+    return f'<div class="verdict {conclusion.level}" role="status">{text}{remedy}{shown}</div>'
 
 
 def _verdicts(logs: Sequence[LogEvidence]) -> dict[str, str]:
