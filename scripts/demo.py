@@ -167,11 +167,14 @@ def verdict_table(work: Path, verdicts: Sequence[Mapping[str, Any]]) -> Table:
     """One held-out episode a row: what the expert commanded, what the policy does, and the verdict."""
     import numpy as np
 
-    from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+    from diffusion_policy.dataset.replay_buffer import ACTION_KEY, ReplayBuffer
+    from diffusion_policy.diagnose.playback import gripper_column
     from diffusion_policy.gripper_events import gripper_events
 
     dataset = ReplayBuffer.open(work / "tabletop.zarr")
-    commands = np.split(np.asarray(dataset["action"][:, -1]), dataset.episode_ends[:-1])
+    recorded = gripper_column(dataset, ACTION_KEY)
+    assert recorded is not None, "the demonstrations command a gripper"
+    commands = np.split(recorded, dataset.episode_ends[:-1])
     table = Table(
         "held-out episode", "expert's gripper", "policy's gripper", "ahead of the measured one", "verdict", framed=True
     )

@@ -6,9 +6,11 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+import pytest
+import source_trees
 from source_trees import REPOSITORY, python_files, walked, where
 
 PACKAGE = REPOSITORY / "diffusion_policy"
@@ -454,18 +456,33 @@ def columns_taken(nodes: Iterable[ast.AST]) -> set[int]:
     """Lines that take columns by number; names in capitals (POSE[3:]) are no actions."""
     taken = [node for node in nodes if isinstance(node, ast.Subscript)]
     actions = (node for node in taken if not (isinstance(node.value, ast.Name) and node.value.id.isupper()))
-    return {node.lineno for node in actions if is_column_of_action(node.slice)}
+    return {node.lineno for node in actions if is_column_of_action(node.slice) or is_last_of_dataset(node)}
+
+
+def is_last_of_dataset(node: ast.Subscript) -> bool:
+    """Whether it takes the last number of a dataset's actions: dataset["action"][:, -1]."""
+    of_dataset = isinstance(node.value, ast.Subscript) and ast.unparse(node.value.slice) in {"'action'", "ACTION_KEY"}
+    return of_dataset and isinstance(node.slice, ast.Tuple) and ast.unparse(node.slice.elts[-1]) == "-1"
 
 
 def test_columns_by_number_are_seen() -> None:
-    columns = ("a[..., :3]", "a[:, 3:7]", "a[..., -1]", "a[:, 7]", "state[:7]", "a[rows, :3]", "a[:, None, :7]")
+    columns = (
+        "a[..., :3]",
+        "a[:, 3:7]",
+        "a[..., -1]",
+        "a[:, 7]",
+        "state[:7]",
+        "a[rows, :3]",
+        "a[:, None, :7]",
+        "a['action'][:, -1]",
+    )
     others = ("POSE[3:]", "runs[:3]", "obs[:, -1]", "a[-1]", "a[:, 0]", "a[..., list(arm.position)]", "a[1:]", "a[...]")
     assert [text for text in (*columns, *others) if columns_taken(ast.walk(ast.parse(text)))] == list(columns)
 
 
 def test_no_column_of_an_action_by_number() -> None:
     offences = []
-    for path in python_files("diffusion_policy"):
+    for path in [*python_files("diffusion_policy", "scripts"), REPOSITORY / "train.py"]:
         if where(path).startswith(KNOW_COLUMNS):
             continue
         text = path.read_text()
@@ -541,3 +558,39 @@ def processor_time_of_children() -> float:
     """Seconds, of those that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+# What breaks a law, in a package that no list knows.
+PLANTED = [
+    (test_imports_point_down, "from diffusion_policy.serve import client"),
+    (test_files_and_functions_are_small, "\n" * (MAX_LINES + 1)),
+    (test_files_and_functions_are_small, "def long():\n" + "    pass\n" * MAX_FUNCTION_LINES),
+    (test_constructors_swallow_nothing, "class Policy:\n    def __init__(self, **options): pass"),
+    (test_weights_and_pickles_have_one_reader, "import torch\n\ntorch.load(path)"),
+    (test_weights_and_pickles_have_one_reader, "model.load_state_dict(state, strict=False)"),
+    (test_only_the_terminal_knows_how_results_are_drawn, "def table():\n    from rich.table import Table"),
+    (test_nothing_is_there_for_tests_only, "def alone(): pass"),
+    (test_files_come_to_be_in_one_way_and_have_one_hash, "import os\n\nos.replace(before, after)"),
+    (test_files_come_to_be_in_one_way_and_have_one_hash, "import hashlib\n\nhashlib.sha256(data)"),
+    (test_files_come_to_be_in_one_way_and_have_one_hash, "path.rename(other)"),
+    (test_numbers_that_are_said_once, "gripper_open = 0.7"),
+    (test_nothing_but_its_own_room_knows_a_policy_class, "NAME = 'DiffusionUnetHybridImagePolicy'"),
+    (test_no_column_of_an_action_by_number, "grippers = action[:, 7]"),
+]
+
+
+@pytest.mark.parametrize(("law", "text"), PLANTED, ids=[law.__name__.removeprefix("test_") for law, _ in PLANTED])
+def test_every_law_sees_an_offence(
+    law: Callable[[], None], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = tmp_path / "diffusion_policy" / "minecraft" / "new" / "planted.py"
+    planted.parent.mkdir(parents=True)
+    planted.write_text(text)
+    for name in ("train.py", "config", "scripts", "benchmarks"):
+        (tmp_path / name).touch() if name == "train.py" else (tmp_path / name).mkdir()
+    for module in (sys.modules[__name__], source_trees):
+        monkeypatch.setattr(module, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path / "diffusion_policy")
+    monkeypatch.setattr(sys.modules[__name__], "FOR_OTHER_PROGRAMS", ())
+    with pytest.raises(AssertionError, match=r"diffusion_policy/minecraft/new/planted\.py"):
+        law()
