@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,19 +36,21 @@ class Opened:
 
     Attributes:
         root: the group.
+        arrays: of its groups "data" and "meta" as they are when it is opened, by name; their metadata is read once.
         files: of it.
         where: its path or URL.
         archive: zip archive that holds it; None for a folder or a URL.
     """
 
     root: zarr.Group
+    arrays: Mapping[str, Mapping[str, zarr.Array[Any]]]
     files: Files
     where: str
     archive: Archive | None = None
 
     def faults(self, group: str) -> list[ChunkFault]:
         """What is wrong with the files of all arrays of a group, "data" or "meta"."""
-        return [fault for array in _arrays(self.root, group, self.where) for fault in chunk_faults(array, self.files)]
+        return [fault for array in self.arrays[group].values() for fault in chunk_faults(array, self.files)]
 
     def refuse(self, faults: Sequence[ChunkFault]) -> None:
         """Raise what the faults amount to; nothing without any.
@@ -96,10 +98,9 @@ def open_dataset(found: Path, mode: str) -> Opened:
         raise DatasetError(f"{found}: no zarr dataset there; {_todo(found)}") from error
     except _BAD_METADATA as error:
         raise _damaged_metadata(str(found), error) from error
-    for group in ("data", "meta"):
-        _arrays(root, group, str(found))
+    arrays = {group: _arrays(root, group, str(found)) for group in ("data", "meta")}
     files: Files = RemoteFiles(found) if is_remote(found) else LocalFiles(found)
-    return Opened(root, ArchiveFiles(archive) if archive else files, str(found), archive)
+    return Opened(root, arrays, ArchiveFiles(archive) if archive else files, str(found), archive)
 
 
 def is_dataset(path: Path) -> bool:
@@ -135,16 +136,16 @@ def check_attributes(opened: Opened, found: Path) -> None:
         )
 
 
-def _arrays(root: zarr.Group, group: str, where: str) -> list[zarr.Array[Any]]:
-    """The arrays of a group; none where there is no such group.
+def _arrays(root: zarr.Group, group: str, where: str) -> dict[str, zarr.Array[Any]]:
+    """The arrays of a group by name; none where there is no such group.
 
     Raises:
         DatasetError: metadata of the group or of an array in it is damaged.
     """
     try:
         found = root.get(group)
-        arrays = [array for _, array in found.arrays()] if isinstance(found, zarr.Group) else []
-        if not all(isinstance(array.metadata.attributes, dict) for array in arrays):
+        arrays = dict(found.arrays()) if isinstance(found, zarr.Group) else {}
+        if not all(isinstance(array.metadata.attributes, dict) for array in arrays.values()):
             raise TypeError("attributes that are no object")
     except _BAD_METADATA as error:
         raise _damaged_metadata(f"{where}/{group}", error) from error

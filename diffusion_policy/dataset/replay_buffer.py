@@ -87,7 +87,8 @@ class ReplayBuffer:
         self._declared_scale = gripper_scale
         self._opened = opened
         self._data = _group(root, "data", where)
-        ends = _group(root, "meta", where).get("episode_ends")
+        meta = _group(root, "meta", where) if opened is None else opened.arrays["meta"]
+        ends = meta.get("episode_ends")
         if not isinstance(ends, zarr.Array):
             raise DatasetError(f"{where}: has no meta/episode_ends; expected a converted dataset")
         self._ends = ends
@@ -151,7 +152,8 @@ class ReplayBuffer:
     @cached_property
     def _arrays(self) -> dict[str, zarr.Array[Any]]:
         """The arrays of data/ by name, whose metadata is read once."""
-        return {key: array.with_config(STORE_EVERY_CHUNK) for key, array in self._data.arrays()}
+        found = self._data.arrays() if self._opened is None else self._opened.arrays["data"].items()
+        return {key: array.with_config(STORE_EVERY_CHUNK) for key, array in found}
 
     @property
     def keys(self) -> tuple[str, ...]:
