@@ -128,17 +128,11 @@ def main() -> None:
             import hydra
 
             from diffusion_policy.resolvers import register_resolvers
-            from diffusion_policy.training_config import (
-                DEFAULT,
-                check_overrides,
-                completed_arguments,
-                follower_overrides,
-            )
+            from diffusion_policy.training_config import DEFAULT, checked_arguments, follower_overrides
 
             register_resolvers()
             sys.argv += follower_overrides()
-            check_overrides(sys.argv[1:], HOME)
-            sys.argv[1:] = completed_arguments(sys.argv[1:], HOME)
+            sys.argv[1:] = checked_arguments(sys.argv[1:], HOME)
             hydra.main(version_base="1.2", config_path=str(CONFIG), config_name=DEFAULT)(train)()
         except WorkspaceError as error:
             refuse(error)

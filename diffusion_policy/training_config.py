@@ -105,8 +105,9 @@ def compose_arguments(arguments: Sequence[str], home: Path = CONFIG.parent) -> D
         ConfigError: no such config, or an override that does not exist.
     """
     register_resolvers()
-    check_overrides(arguments, home)
-    parsed, _ = get_args_parser().parse_known_args(completed_arguments(arguments, home))
+    parsed, _ = get_args_parser().parse_known_args(list(arguments))
+    if not _is_left_to_hydra(parsed):
+        return complete(_checked(arguments, parsed, home)[1])[0]
     with initialize_config_dir(str(_folder_of(parsed, home)), version_base="1.2"):
         return complete(compose(parsed.config_name or DEFAULT, overrides=parsed.overrides))[0]
 
@@ -174,20 +175,13 @@ def config_errors() -> Iterator[None]:
         raise ConfigError(f"{what}; config/{DEFAULT}.yaml shows every setting with its default") from error
 
 
-def completed_arguments(arguments: Sequence[str], home: Path = CONFIG.parent) -> list[str]:
+def _completed(arguments: Sequence[str], parsed: Any, base: DictConfig, home: Path) -> list[str]:
     """The words of a command line, such that Hydra takes the settings and choices that its config lacks.
 
     For a config from elsewhere `pretrained.path=X` becomes `++pretrained.path=X`, `loss=plain` and `experiment=X`
     become `+loss=plain` and `+experiment=X`, and choices are looked up in config/ too.
-
-    Args:
-        arguments: of train.py.
-        home: what a relative --config-path is relative to.
     """
-    parsed, _ = get_args_parser().parse_known_args(list(arguments))
-    if _is_left_to_hydra(parsed):
-        return list(arguments)
-    base, folder = _composed(parsed, home), _folder_of(parsed, home)
+    folder = _folder_of(parsed, home)
     groups = {group: choice for group, choice in _groups().items() if group not in base}
     known = set(keys_of(default_config())) - set(keys_of(base))
     if not groups and not known:
@@ -245,21 +239,29 @@ def _composed(parsed: Any, home: Path) -> DictConfig:
             raise ConfigError(f"{folder / name}: {str(error).strip().splitlines()[0]}") from error
 
 
-def check_overrides(arguments: Sequence[str], home: Path = CONFIG.parent) -> None:
-    """Refuse what Hydra would refuse, naming the closest key; anything else is left to Hydra.
+def checked_arguments(arguments: Sequence[str], home: Path = CONFIG.parent) -> list[str]:
+    """The words of a command line, such that Hydra takes the settings and choices that its config lacks.
+
+    What Hydra would refuse is refused, naming the closest key; anything else is left to Hydra.
 
     Args:
-        arguments: of the command line of train.py.
+        arguments: of train.py.
         home: what a relative --config-path is relative to.
 
     Raises:
         ConfigError: a config, a key or a choice that does not exist, or no number where one is expected.
     """
     parsed, _ = get_args_parser().parse_known_args(list(arguments))
-    if _is_left_to_hydra(parsed):
-        return
+    return list(arguments) if _is_left_to_hydra(parsed) else _checked(arguments, parsed, home)[0]
+
+
+def _checked(arguments: Sequence[str], parsed: Any, home: Path) -> tuple[list[str], DictConfig]:
+    """As `checked_arguments`, and the config that Hydra makes of them."""
     base = _composed(parsed, home)
-    adapted, _ = get_args_parser().parse_known_args(completed_arguments(arguments, home))
+    words = _completed(arguments, parsed, base, home)
+    adapted, _ = get_args_parser().parse_known_args(words)
+    if not adapted.overrides:
+        return words, base
     with initialize_config_dir(str(_folder_of(parsed, home)), version_base="1.2"):
         try:
             composed = compose(parsed.config_name or DEFAULT, overrides=adapted.overrides)
@@ -268,6 +270,7 @@ def check_overrides(arguments: Sequence[str], home: Path = CONFIG.parent) -> Non
             raise ConfigError(_explain(error, parsed.overrides, known)) from error
     if parsed.overrides:
         _check_numbers(composed, complete(base)[0], parsed.overrides)
+    return words, composed
 
 
 def _check_numbers(composed: DictConfig, default: DictConfig, overrides: Sequence[str]) -> None:

@@ -24,8 +24,8 @@ from diffusion_policy.spec import read_shape_meta
 from diffusion_policy.training_config import (
     NEVER_FILLED,
     ConfigError,
+    checked_arguments,
     complete,
-    completed_arguments,
     compose_arguments,
     compose_training,
     config_errors,
@@ -198,7 +198,7 @@ def test_settings_that_their_config_lacks_are_taken_all_the_same(
     assert {key: OmegaConf.select(cfg, key) for key in expected} == expected
     words = [f"--config-path={theirs}", "--config-name", "train_theirs", "hydra.run.dir=/x", *overrides]
     assert compose_arguments(words) == cfg
-    parsed = get_args_parser().parse_args(completed_arguments(words))
+    parsed = get_args_parser().parse_args(checked_arguments(words))
     assert (parsed.config_path, parsed.config_name) == (str(theirs), "train_theirs")
     assert "hydra.run.dir=/x" in parsed.overrides
 
@@ -206,9 +206,9 @@ def test_settings_that_their_config_lacks_are_taken_all_the_same(
 def test_their_config_may_lie_in_our_folder(theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copied beside ours, so that --config-name finds it."""
     words = [f"--config-path={theirs}", "--config-name=train_theirs", "loss=gripper_events"]
-    assert "+loss=gripper_events" in completed_arguments(words)
+    assert "+loss=gripper_events" in checked_arguments(words)
     ours = ["--config-name=train_cogact_robot", "loss=gripper_events", "training.seed=1"]
-    assert completed_arguments(ours) == ours, "ours lacks nothing"
+    assert checked_arguments(ours) == ours, "ours lacks nothing"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import warm_process
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from diffusion_policy.training_config import ConfigError, check_overrides
+from diffusion_policy.training_config import ConfigError, checked_arguments
 from diffusion_policy.workspace.summary import resume_command
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -33,7 +33,7 @@ def train(*overrides, cwd):
 
 
 def check(*arguments):
-    check_overrides(arguments)
+    checked_arguments(arguments)
 
 
 @pytest.mark.slow
