@@ -4,6 +4,11 @@ The image encoder has a sixteenth of ResNet-18's parameters: at its own size mos
 reading and comparing them. Tests of the reference's policies and the whole way on real recordings have the full one.
 """
 
+import atexit
+import copy
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +59,12 @@ def episode(length: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def write_dataset(path: Path, lengths: tuple[int, ...] = (13, 12, 14, 12)) -> Path:
-    """A dataset of episodes of these lengths."""
+    """A dataset of episodes of these lengths: a copy of the one that is written once in a process."""
+    return shutil.copytree(_written(tuple(lengths)), path)
+
+
+@cache
+def _written(lengths: tuple[int, ...]) -> Path:
     layouts = {
         "image": image_layout(WIDTH, HEIGHT),
         "robot_eef_pose": low_dim_layout(POSE),
@@ -62,14 +72,24 @@ def write_dataset(path: Path, lengths: tuple[int, ...] = (13, 12, 14, 12)) -> Pa
         "action": low_dim_layout(POSE_GRIPPER),
         "timestamp": ArrayLayout((), np.float64),
     }
-    buffer = ReplayBuffer.create(path, layouts)
+    folder = tempfile.TemporaryDirectory(prefix="tiny_dataset_")
+    atexit.register(folder.cleanup)
+    buffer = ReplayBuffer.create(Path(folder.name) / "set.zarr", layouts)
     for seed, length in enumerate(lengths):
         buffer.append(episode(length, seed))
-    return path
+    return Path(buffer.where)
 
 
 def settings(dataset: Path, *overrides: str) -> DictConfig:
     """The config of a small run on that dataset."""
+    cfg = copy.deepcopy(_composed(overrides))
+    if not any("dataset_path" in override for override in overrides):
+        cfg.task.dataset_path = str(dataset)
+    return cfg
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
     register_resolvers()
     with initialize_config_dir(str(CONFIG), version_base="1.2"):
-        return compose("train_cogact_robot", overrides=[*OVERRIDES, f"task.dataset_path={dataset}", *overrides])
+        return compose("train_cogact_robot", overrides=[*OVERRIDES, "task.dataset_path=absent.zarr", *overrides])
