@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,14 @@ def signals_as_in_a_terminal() -> None:
 def environment_as_activated() -> None:
     """`python` is the interpreter that runs the tests, as after `source .venv/bin/activate`; messages say so."""
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """No test cuts the power, and flushing is most of the time that writing takes; who tests flushing patches it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", warm_process.leave_to_the_kernel)
+        yield
 
 
 @pytest.fixture(scope="session")
