@@ -60,6 +60,18 @@ class FakeEngine:
         return {"checkpoint": "fake.ckpt", "checkpoint_sha256": "0" * 64, "action_semantics": {"names": ["x"]}}
 
 
+class DescribedEngine(FakeEngine):
+    """Says what a control loop needs to know."""
+
+    def __init__(self, checkpoint: str = "fake.ckpt", sha256: str = "0" * 64) -> None:
+        super().__init__()
+        self._identity = {"checkpoint": checkpoint, "checkpoint_sha256": sha256}
+
+    def describe(self) -> dict[str, Any]:
+        counts = {"n_obs_steps": self.n_obs_steps, "n_action_steps": self.n_action_steps}
+        return {**super().describe(), **counts, **self._identity}
+
+
 class ServerThread:
     """A listening server in a thread of its own; leaving the block stops it in an orderly way."""
 

@@ -101,6 +101,7 @@ AT_WORK = {
     "finetune_7d_to_8d.sh": Case("cpu 1", "adapt.apply:prove"),
     "finetune_from_7d_to_8d.py": Case("--old_ckpt {pose} --new_ckpt new.ckpt", "adapt.apply:prove"),
     "inspect_cogact_data.py": Case("{recordings} --output-dir out", "diagnose.inspection:look_at_steps"),
+    "join_logs.py": Case("{arm_log} {served} --json out.json", "serve.joined_logs:join"),
     "make_demo_trajectories.py": Case(SMALL, "sim.recorder:_record:2", "1 of 3 episodes are kept in out; go on with: "),
     "pretrain_demo_policy.py": Case(
         "--workdir out --output new.ckpt", "sim.recorder:_write_frame:9", "interrupted at step 1 of 3"
@@ -111,6 +112,11 @@ AT_WORK = {
         "{policy} {dataset} --output out --episodes all --steps 1",
         "evaluate.recorded_inference:predict_chunks:3",
         "logs of 2 of 4 episodes are kept in out; go on with: ",
+    ),
+    "run_robot.py": Case(
+        "--replay {recordings}/episode_0000 --server {server} --log out",
+        "serve.client.control_loop:ControlLoop.tick:3",
+        "the arm was stopped, and what it was sent is kept in out/arm_",
     ),
     "serve.py": Case(
         "ckpt={policy} port=0 log.directory=out", "serve.server:_announce", "nothing was logged: nobody was served; "
@@ -126,7 +132,9 @@ AT_WORK = {
 }
 
 # All but those with processes or threads of their own: they also run in this process.
-OWN = {"demo.py", "dagger.py", "pretrain_demo_policy.py", "serve.py", "train.py", "check_parity.py"}
+OWN = {
+    "demo.py", "dagger.py", "pretrain_demo_policy.py", "serve.py", "train.py", "check_parity.py", "run_robot.py",
+}  # fmt: skip
 HERE = [name for name in AT_WORK if name not in OWN and name.endswith(".py")]
 # This one starts a new interpreter; the others, and what they start, are copies of one that has everything loaded.
 FRESH = {"adapt.py"}
@@ -228,6 +236,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
             "other_run": write_run(folder / "other_run"),
             "log": write_log(folder / "inference_log_20260108_171739.json", [1.0] * 5 + [0.0] * 5 + [1.0] * 5),
             "served": served,
+            "arm_log": write_arm_log(folder / "arm_20260108_171739.jsonl"),
             "server": f"127.0.0.1:{server.ports['line']}",
             "simulator": folder / "small.yaml",
             "training": shlex.join([*tiny_run.OVERRIDES, f"task.dataset_path={dataset}", "pretrained.path=null"]),
@@ -238,6 +247,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
 def never_stopped() -> dict[tuple[str, ...], tuple[int, list[str]]]:
     """Status and files of commands that nobody interrupted, by their words."""
     return {}
+
+
+def write_arm_log(path: Path) -> Path:
+    """A log of a control loop that requested nothing."""
+    path.write_text('{"event": "start", "format": "arm log", "version": 1, "clock_start": 0.0}\n')
+    return path
 
 
 def left_in(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""A simulator as the arm of the control loop, on a clock that passes only when the loop sleeps.
+"""A simulator as the arm of the control loop, in simulated or in real time.
 
 The environment takes one step for each of its periods that has passed, with what was commanded last; while the arm is
 held it is commanded to where it was measured, its grippers as last commanded.
@@ -7,17 +7,22 @@ held it is commanded to where it was measured, its grippers as last commanded.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.env_runner.simulator import Env, FloatArray, RawStep, Simulator, SimulatorError
 from diffusion_policy.serve.client.arm import Picture, Reading
-from diffusion_policy.serve.client.clock import VirtualClock
+from diffusion_policy.serve.client.clock import Clock
 from diffusion_policy.serve.engine.wire import Wire
+from diffusion_policy.shape_meta import step_spec_of
 from diffusion_policy.sim.recorder import encode_jpeg
 from diffusion_policy.spec import SpecError, StepSpec
 from diffusion_policy.spec.action_layout import is_gripper_name
+
+_MAX_STEPS = 1000
 
 
 class SimulatedArm:
@@ -43,7 +48,7 @@ class SimulatedArm:
     """
 
     def __init__(
-        self, simulator: Simulator, env: Env, spec: StepSpec, wire: Wire, clock: VirtualClock, seed: int, max_steps: int
+        self, simulator: Simulator, env: Env, spec: StepSpec, wire: Wire, clock: Clock, seed: int, max_steps: int
     ) -> None:
         self._simulator, self._env, self._spec, self._wire, self._clock = simulator, env, spec, wire, clock
         self._start, self._max_steps = clock.now(), max_steps
@@ -73,7 +78,7 @@ class SimulatedArm:
         self._target = None
 
     def stop(self) -> None:
-        """Nothing to stop: without the loop no time passes."""
+        """Nothing to stop: the environment takes steps only while it is observed."""
 
     @property
     def frames(self) -> Mapping[str, Any]:
@@ -107,3 +112,23 @@ class SimulatedArm:
         self.succeeded = self._simulator.succeeded(self.info, float(reward), terminated=bool(terminated))
         self.ended = bool(terminated or truncated or self.succeeded or self.steps >= self._max_steps)
         self.on_step()
+
+
+def open_simulated_arm(settings: Path, checkpoint: Path, clock: Clock, seed: int) -> tuple[SimulatedArm, float]:
+    """Returns the arm of a simulator for the policy of a checkpoint, and the simulator's rate.
+
+    Args:
+        settings: YAML of the simulator.
+        checkpoint: what is served; it says which observations the policy reads.
+        clock: of the loop; the episode begins now.
+        seed: of the scene.
+
+    Raises:
+        WorkspaceError: simulator and policy do not match, or one of them cannot be read.
+    """
+    simulator, opened = Simulator.load(settings), read_checkpoint(checkpoint)
+    spec = step_spec_of(opened.cfg)
+    simulator.check_policy(spec)
+    wire = Wire(spec, (opened.provenance or {}).get("action_semantics"))
+    arm = SimulatedArm(simulator, simulator.make(), spec, wire, clock, seed, _MAX_STEPS)
+    return arm, simulator.control_hz

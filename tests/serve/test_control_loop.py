@@ -292,6 +292,7 @@ def test_the_log_holds_what_was_sent(tmp_path: Path) -> None:
         about={"dry_run": False},
     )
     run_for(loop, clock, 1.0)
+    assert log.path is not None
     found = read_arm_log(log.path)
     assert (found.start["strategy"], found.start["control_hz"], found.start["policy_hz"]) == ("skip", 20.0, 10.0)
     assert found.start["settings"]["camera_max_ages_s"] == {"image": 0.2}
@@ -304,7 +305,13 @@ def test_the_log_holds_what_was_sent(tmp_path: Path) -> None:
     with log.path.open("ab") as file:
         file.write(b'{"event": "mo')
     assert read_arm_log(log.path) == found
-    assert ArmLog(tmp_path / "logs").path != log.path
+    other = ArmLog(tmp_path / "logs")
+    other.write({})
+    other.close()
+    assert other.path != log.path
+    (tmp_path / "file").touch()
+    with pytest.raises(ArmLogError, match="cannot be written there"):
+        ArmLog(tmp_path / "file" / "logs").write({})
 
 
 @pytest.mark.parametrize(

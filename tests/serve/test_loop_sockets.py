@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from loop_factory import NumericArm
-from serve_factory import FakeEngine, ServerThread, jpeg, settings
+from serve_factory import DescribedEngine, ServerThread, jpeg, settings
 
 from diffusion_policy.serve.client import (
     Asker,
@@ -32,18 +32,6 @@ from diffusion_policy.serve.client import (
 from diffusion_policy.serve.client.observation_buffer import AlignedObservation
 
 PATIENCE_S = 30.0  # on a busy machine; a test ends as soon as the arm moves again
-
-
-class DescribedEngine(FakeEngine):
-    """Says what a control loop needs to know."""
-
-    def __init__(self, checkpoint: str = "0" * 64) -> None:
-        super().__init__()
-        self.checkpoint = checkpoint
-
-    def describe(self) -> dict[str, Any]:
-        counts = {"n_obs_steps": self.n_obs_steps, "n_action_steps": self.n_action_steps}
-        return {**super().describe(), **counts, "checkpoint_sha256": self.checkpoint}
 
 
 class SeeingArm(NumericArm):
@@ -216,7 +204,7 @@ def test_a_server_that_is_killed_and_started_again() -> None:
 def test_another_policy_behind_the_same_address_is_not_obeyed() -> None:
     with (
         ServerThread(DescribedEngine(), settings()) as one,
-        ServerThread(DescribedEngine("1" * 64), settings()) as other,
+        ServerThread(DescribedEngine(sha256="1" * 64), settings()) as other,
     ):
         network = Network(one.ports["line"])
         with LineClient(port=network.port) as client:

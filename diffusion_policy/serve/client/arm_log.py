@@ -21,6 +21,7 @@ Legend of shapes: D numbers of an action.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Mapping
@@ -52,50 +53,53 @@ class LineSink(Protocol):
 
 
 class ArmLog:
-    """Writes a log in a thread of its own. Nothing is replaced: a file of the same second gets a number.
+    """Writes a log in a thread of its own, from its first line on. A name that is taken gets a number.
 
     Args:
-        directory: created if absent.
+        directory: created with the first line, if absent.
 
     Attributes:
-        path: of the file.
-
-    Raises:
-        ArmLogError: the file cannot be created.
+        path: of the file; None before the first line.
     """
 
     def __init__(self, directory: str | Path) -> None:
-        directory, name = Path(directory), f"arm_{datetime.now():%Y%m%d_%H%M%S}"
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            for number in itertools.count(1):
-                self.path = directory / (f"{name}.jsonl" if number == 1 else f"{name}_{number}.jsonl")
-                try:
-                    self._file = self.path.open("x", encoding="utf-8")
-                    break
-                except FileExistsError:
-                    continue
-        except OSError as error:
-            raise ArmLogError(f"{directory}: the arm's log cannot be written there ({error.strerror})") from error
-        self._writer = BackgroundWriter[Mapping[str, Any]](self._append, self._file.close, str(self.path), _CAPACITY)
-
-    @property
-    def stopped(self) -> str | None:
-        """Why the log stopped; None while it goes on."""
-        return self._writer.stopped
+        self.path: Path | None = None
+        self._directory = Path(directory)
+        self._writer: BackgroundWriter[Mapping[str, Any]] | None = None
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Queues one line."""
-        self._writer.put(line)
+        """Queues one line.
+
+        Raises:
+            ArmLogError: the file cannot be created; with the first line only.
+        """
+        if self._writer is None:
+            self._writer = self._opened()
+        dropped = {"dropped": self._writer.dropped} if self._writer.dropped else {}
+        self._writer.put({**line, **dropped})
 
     def close(self) -> None:
         """Writes what is queued, and closes the file."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
-    def _append(self, line: Mapping[str, Any]) -> None:
-        dropped = {"dropped": self._writer.dropped} if self._writer.dropped else {}
-        self._file.write(json.dumps({**line, **dropped}, allow_nan=False) + "\n")
-        self._file.flush()
+    def _opened(self) -> BackgroundWriter[Mapping[str, Any]]:
+        name = f"arm_{datetime.now():%Y%m%d_%H%M%S}"
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            for number in itertools.count(1):
+                self.path = self._directory / (f"{name}.jsonl" if number == 1 else f"{name}_{number}.jsonl")
+                with contextlib.suppress(FileExistsError):
+                    file = self.path.open("x", encoding="utf-8")
+                    break
+        except OSError as error:
+            raise ArmLogError(f"{self._directory}: the arm's log cannot be written there ({error.strerror})") from error
+
+        def append(line: Mapping[str, Any]) -> None:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+            file.flush()
+
+        return BackgroundWriter(append, file.close, str(self.path), _CAPACITY)
 
 
 class LinesInMemory:

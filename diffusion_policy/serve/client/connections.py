@@ -194,10 +194,10 @@ class LineClient(_Client):
         return self._socket
 
     def _disconnect(self) -> None:
-        if self._socket is not None:
+        opened, self._socket = self._socket, None  # another thread may be in a call, or closing, too
+        if opened is not None:
             self._lines.close()
-            self._socket.close()
-        self._socket = None
+            opened.close()
 
 
 class WebSocketClient(_Client):

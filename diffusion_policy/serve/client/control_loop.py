@@ -16,6 +16,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -103,7 +104,7 @@ class ControlLoop:
         self._strategy, self._settings = strategy, settings
         self._clock = RealClock() if clock is None else clock
         self._log: LineSink = LinesInMemory() if log is None else log
-        self._run_id = f"{time.time_ns():x}" if run_id is None else run_id
+        self._run_id = f"{datetime.now():%m%d%H%M%S}" if run_id is None else run_id
         self._about = {} if about is None else dict(about)
         self._buffer = ObservationBuffer(settings.buffer(form))
         self._gate = GripperGate(form.layout, settings.gripper_blocking_s)
@@ -124,9 +125,9 @@ class ControlLoop:
             Exception: an error of the program, of ``is_done``, or of the arm that is no ``ArmError``.
         """
         start = self._clock.now()
-        self._write_start(start)
         period, ticks = self._settings.period_s, 0
         try:
+            self._write_start(start)
             while not is_done():
                 self.tick()
                 due = math.floor((self._clock.now() - start) / period + 1e-6) + 1

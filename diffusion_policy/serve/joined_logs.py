@@ -1,0 +1,107 @@
+"""The log of an arm beside those of the server, joined by the requests' names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.run_log.session_log import read_lines
+from diffusion_policy.serve.client.arm_log import ArmLogContent
+from diffusion_policy.serve.transport.continuation import REQUEST_ID
+from diffusion_policy.tables import Column, Table, numbers
+
+
+@dataclass(frozen=True)
+class JoinedRequest:
+    """One request, as arm and server saw it; None where one of them has nothing.
+
+    Attributes:
+        request_id: its name.
+        time: seconds on the loop's clock when it was sent.
+        delay_ms: from there to the answer.
+        inference_ms: of the policy, on the server.
+        server: what the server's log has of it: "action", the code of an error, or "nothing".
+        outcome: "executed", "not executed", or the code of the error that the arm held for.
+        commands: control periods in which it was executed.
+        age_ms: of the oldest of these, since the capture of what it answers.
+        seam_mm, seam_deg: the jump from the chunk before.
+        interventions: what the motion guard changed.
+    """
+
+    request_id: str
+    time: float
+    delay_ms: float | None
+    inference_ms: float | None
+    server: str
+    outcome: str
+    commands: int
+    age_ms: float | None
+    seam_mm: float | None
+    seam_deg: float | None
+    interventions: int
+
+
+def join(log: ArmLogContent, runs: Sequence[Path]) -> list[JoinedRequest]:
+    """Joins an arm's log with the run folders of its server.
+
+    Raises:
+        WorkspaceError: a folder is no run's, or none of them has any of the requests.
+    """
+    served: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        served |= {line[REQUEST_ID]: line for line in read_lines(run)[1] if isinstance(line.get(REQUEST_ID), str)}
+    requests = log.of("request")
+    if requests and not served.keys() & {line["request_id"] for line in requests}:
+        names = ", ".join(str(run) for run in runs)
+        raise WorkspaceError(
+            f"{names}: none of the arm's {len(requests)} requests is there; expected the runs that the server logged "
+            "while the arm moved"
+        )
+    return [_joined(line, log, served.get(line["request_id"])) for line in requests]
+
+
+def _joined(request: dict[str, Any], log: ArmLogContent, line: dict[str, Any] | None) -> JoinedRequest:
+    name, sent = request["request_id"], request["time"]
+    answer, failed, moves = (
+        [found for found in log.of(event) if found["request_id"] == name] for event in ("answer", "error", "move")
+    )
+    seam = (answer[0]["seam"] if answer else None) or {}
+    timing = {} if line is None else line.get("timing", {})
+    spent = [timing[key] for key in ("infer_start", "infer_end") if isinstance(timing.get(key), float)]
+    return JoinedRequest(
+        request_id=name,
+        time=sent,
+        delay_ms=1000 * (answer[0]["time"] - sent) if answer else None,
+        inference_ms=1000 * (spent[1] - spent[0]) if len(spent) == 2 else None,
+        server="nothing" if line is None else str(line.get("code", "action")),
+        outcome="executed" if moves else str(failed[0]["code"]) if failed else "not executed",
+        commands=len(moves),
+        age_ms=1000 * max(move["age_s"] for move in moves) if moves else None,
+        seam_mm=seam.get("millimetres"),
+        seam_deg=seam.get("degrees"),
+        interventions=0 if line is None else sum(line.get("interventions", {}).values()),
+    )
+
+
+def joined_table(requests: Sequence[JoinedRequest]) -> Table:
+    """One row a request."""
+    caption = (
+        "s: when it was requested; answer, infer and age: milliseconds from request to answer, of inference, of the "
+        "oldest step executed; n: commands; mm, deg: seam; guard: what the motion guard changed"
+    )
+    columns = numbers("s", "answer", "infer", "n", "age", "mm", "deg", "guard")
+    table = Table(Column("request", whole=True), "server", "arm", *columns, caption=caption)
+    start = requests[0].time if requests else 0.0
+    for one in requests:
+        values = (one.delay_ms, one.inference_ms, one.commands, one.age_ms, one.seam_mm, one.seam_deg)
+        shown = [_shown(value) for value in values]
+        moment = f"{one.time - start:.2f}"
+        table.add(one.request_id, one.server, one.outcome, moment, *shown, str(one.interventions or ""))
+    return table
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,111 @@
+"""A recorded episode as the arm of the control loop: seen as it was recorded; nothing that it is told moves it.
+
+What the policy commands can thus be compared, at every moment, with what was commanded when the episode was recorded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.recording.contract import ArrayNames, Recording
+from diffusion_policy.recording.opening import open_recordings
+from diffusion_policy.serve.client.arm import Picture, Reading
+from diffusion_policy.serve.client.clock import Clock
+from diffusion_policy.serve.client.requester import PolicyForm
+from diffusion_policy.spec import SpecError
+from diffusion_policy.trajectory import NO_IMAGE
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass
+class RecordedArm:
+    """An episode that begins now. Implements ``serve.client.Arm``.
+
+    Attributes:
+        clock: of the loop.
+        states: (N, D) measured, in the order of the policy's messages.
+        times: (N,) seconds from the first step.
+        pictures: by camera, the encoded frame of each step; None where there is none.
+    """
+
+    clock: Clock
+    states: FloatArray
+    times: FloatArray
+    pictures: dict[str, list[Any]]
+    start: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start = self.clock.now()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last step is over."""
+        return self.clock.now() - self.start > self.times[-1]
+
+    def observe(self) -> Reading:
+        """Returns the step that was recorded last by now."""
+        step = max(0, int(np.searchsorted(self.times, self.clock.now() - self.start + 1e-9, side="right")) - 1)
+        shown = {}
+        for camera, frames in self.pictures.items():
+            seen = next((index for index in range(step, -1, -1) if frames[index] is not None), None)
+            if seen is not None:
+                shown[camera] = Picture(frames[seen], self.start + float(self.times[seen]))
+        return Reading(self.states[step], self.start + float(self.times[step]), shown)
+
+    def move(self, action: FloatArray) -> None:
+        """Nothing: it goes on as it was recorded."""
+
+    def hold(self, reason: str) -> None:
+        """Nothing."""
+
+    def stop(self) -> None:
+        """Nothing."""
+
+
+def open_recorded_arm(episode: Path, form: PolicyForm, clock: Clock) -> RecordedArm:
+    """Opens an episode of any format that the converter reads.
+
+    Args:
+        episode: its folder.
+        form: what the policy observes.
+        clock: of the loop; the episode begins now.
+
+    Raises:
+        WorkspaceError: it cannot be read, lacks a camera or a number that the policy observes, or takes no time.
+    """
+    recording = open_recordings(episode.parent).open(episode)
+    times = np.asarray(recording.timestamp - recording.timestamp[0], dtype=np.float64)
+    if len(times) < 2 or not (np.diff(times) > 0).all():
+        raise WorkspaceError(f"{episode}: its {len(times)} time stamps do not rise; expected two or more that do")
+    missing = sorted(set(form.cameras) - set(recording.frame_numbers))
+    if missing:
+        raise SpecError(f"{episode}: has the cameras {sorted(recording.frame_numbers)}; the policy sees {missing}, too")
+    states = _states(recording, recording.names, form, episode)
+    return RecordedArm(clock, states, times, {camera: _pictures(recording, camera) for camera in form.cameras})
+
+
+def _states(recording: Recording, names: ArrayNames, form: PolicyForm, episode: Path) -> FloatArray:
+    """(N, D) of the recorded numbers, by name."""
+    found = [names.state_column(name) for name in form.layout.names]
+    unknown = [name for name, place in zip(form.layout.names, found, strict=True) if place is None]
+    if unknown:
+        raise SpecError(f"{episode}: measured {list(names.states)}, without {unknown}; the policy's messages need it")
+    columns = [recording.states[place[0]][:, place[1]] for place in found if place is not None]
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def _pictures(recording: Recording, camera: str) -> list[Any]:
+    """The encoded frame of each step."""
+    steps = [step for step in range(recording.n_steps) if recording.image_index[step] != NO_IMAGE]
+    shown: list[Any] = [None] * recording.n_steps
+    pictures = (picture for frames in recording.frames(steps, camera, len(steps)) for picture in frames.pictures())
+    for step, picture in zip(steps, pictures, strict=True):
+        shown[step] = picture.content
+    return shown

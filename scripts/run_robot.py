@@ -1,0 +1,128 @@
+"""Run an arm with a served policy: the control loop, on the robot's computer.
+
+    python scripts/run_robot.py --arm my_robot:make_arm --server 10.0.0.2:8007 --dry-run     # computes, moves nothing
+    python scripts/run_robot.py --arm my_robot:make_arm --server 10.0.0.2:8007 --strategy skip --hz 50
+    python scripts/run_robot.py --simulator                  # the tabletop in real time, its server on this machine
+    python scripts/run_robot.py --replay EPISODE             # a recorded episode as the arm; nothing moves
+
+Holds the arm on any doubt, goes on by itself, and ends by Ctrl-C; what was sent to the arm is in the log that it names.
+Exit status: 0 ended by itself, 130 by Ctrl-C, 2 refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.installation import CONFIG
+
+if TYPE_CHECKING:
+    from diffusion_policy.serve.client import PolicyForm, RealClock
+    from diffusion_policy.serve.client.running import RunSettings
+
+TABLETOP = CONFIG / "simulator" / "tabletop.yaml"
+TOKEN = "DIFFUSION_POLICY_TOKEN"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    arm = parser.add_mutually_exclusive_group(required=True)
+    arm.add_argument("--arm", metavar="MODULE:FUNCTION", help="makes your robot's Arm of the policy's form")
+    arm.add_argument("--simulator", type=Path, nargs="?", const=TABLETOP, metavar="YAML", help="default: the tabletop")
+    arm.add_argument("--replay", type=Path, metavar="EPISODE", help="a recorded episode, in place of an arm")
+    parser.add_argument("--server", default="127.0.0.1:8007", metavar="HOST:PORT", help="or ws://HOST:PORT")
+    parser.add_argument("--strategy", default="skip", help="wait, skip (default), ensemble, warm_start or rtc")
+    parser.add_argument("--n-action-steps", type=int, metavar="N", help="steps of a chunk executed (default 6)")
+    parser.add_argument("--hz", type=float, help="commands a second (default 50; in simulators their own rate)")
+    parser.add_argument("--dry-run", action="store_true", help="compute and log; the arm is told nothing")
+    parser.add_argument("--seconds", type=float, help="end after so long")
+    parser.add_argument("--answer-timeout", type=float, default=1.0, metavar="S", help="then the arm holds (default 1)")
+    parser.add_argument("--max-action-age", type=float, default=2.0, metavar="S", help="oldest step (default 2)")
+    parser.add_argument(
+        "--camera-max-age", action="append", default=[], metavar="[CAMERA=]S", help="of the newest frame (default 0.3)"
+    )
+    parser.add_argument("--state-max-age", type=float, default=0.2, metavar="S", help="of the state (default 0.2)")
+    parser.add_argument("--longest-gap", type=float, metavar="S", help="of two commands (default 2.5 periods, 0.1 s)")
+    parser.add_argument("--gripper-blocking", type=float, default=0.0, metavar="S", help="how long a gripper moves")
+    parser.add_argument("--seed", type=int, default=100_000, help="of the simulator's scene")
+    parser.add_argument("--log", type=Path, default=Path("data/logs/arm"), metavar="DIR", help="of what was sent")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures of the run")
+
+
+def work(arguments: argparse.Namespace) -> Answer:
+    """Run the arm until it is done or stopped."""
+    from diffusion_policy.serve.client import PolicyForm, RealClock
+    from diffusion_policy.serve.client.loop_figures import LoopFigures
+    from diffusion_policy.serve.client.running import connect, run_arm
+
+    clock = RealClock()
+    with connect(arguments.server, os.environ.get(TOKEN)) as client:
+        form = PolicyForm.of(client.metadata)
+        arm, hz, is_done = arm_of(arguments, form, clock, client.metadata)
+        log, path = run_arm(arm, client, settings_of(arguments, hz), clock, is_done)
+    figures = LoopFigures.of(log)
+    shown = [f"{name:26}{value}" for name, value in figures.rows()]
+    outcome = {"succeeded": arm.succeeded} if arguments.simulator is not None else {}
+    shown += [f"{'task':26}{'done' if done else 'not done'}" for done in outcome.values()]
+    return Answer([*shown, f"log: {path}"], document={**figures.to_json(), **outcome, "log": str(path)})
+
+
+def arm_of(
+    arguments: argparse.Namespace, form: PolicyForm, clock: RealClock, metadata: Mapping[str, Any]
+) -> tuple[Any, float, Callable[[], bool]]:
+    """The arm, the rate at which it is commanded unless --hz says another, and whether it is done."""
+    if arguments.arm is not None:
+        from diffusion_policy.serve.client.running import make_arm
+
+        return make_arm(arguments.arm, form), 50.0, lambda: False
+    if arguments.replay is not None:
+        from diffusion_policy.serve.recorded_arm import open_recorded_arm
+
+        recorded = open_recorded_arm(arguments.replay, form, clock)
+        return recorded, form.control_hz, lambda: recorded.ended
+    from diffusion_policy.closed_loop.simulated_arm import open_simulated_arm
+
+    simulated, hz = open_simulated_arm(arguments.simulator, Path(metadata["checkpoint"]), clock, arguments.seed)
+    return simulated, hz, lambda: simulated.ended
+
+
+def settings_of(arguments: argparse.Namespace, hz: float) -> RunSettings:
+    """What the command line asks for; WorkspaceError where it makes no sense."""
+    from diffusion_policy.errors import WorkspaceError
+    from diffusion_policy.serve.client import LoopSettings
+    from diffusion_policy.serve.client.running import RunSettings
+
+    ages: dict[str, float] = {}
+    for word in arguments.camera_max_age:
+        camera, _, seconds = word.rpartition("=")
+        try:
+            ages[camera] = float(seconds)
+        except ValueError as error:
+            raise WorkspaceError(f"--camera-max-age {word}; expected seconds, or CAMERA=SECONDS") from error
+    loop = LoopSettings(
+        hz if arguments.hz is None else arguments.hz,
+        answer_timeout_s=arguments.answer_timeout,
+        max_action_age_s=arguments.max_action_age,
+        camera_max_age_s=ages.pop("", 0.3),
+        camera_max_ages_s=ages,
+        state_max_age_s=arguments.state_max_age,
+        longest_gap_s=arguments.longest_gap,
+        gripper_blocking_s=arguments.gripper_blocking,
+    )
+    return RunSettings(
+        loop, arguments.strategy, arguments.n_action_steps, arguments.dry_run, arguments.seconds, arguments.log
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(__doc__, add_arguments, work, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
