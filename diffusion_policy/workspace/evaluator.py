@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_policy.dataset.content_hash import content_sha256
 from diffusion_policy.dataset.joined_datasets import JoinedDatasets, dataset_paths
 from diffusion_policy.dataset.replay_buffer import TIMESTAMP_KEY
+from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes
 from diffusion_policy.gripper_events import control_period
 from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.policy.contract import PolicyModule
@@ -82,6 +83,7 @@ class Evaluator:
         held_out = np.flatnonzero(data.dataset.validation_episodes).tolist()
         self.sampler = read_sampler(OmegaConf.select(cfg, "sampler"), self._step_seconds(held_out))
         self._episodes: list[int] = held_out[: self.sampler.max_episodes]
+        self._recorded: dict[Policy, RecordedEpisodes] = {}
         self._undefined_reason: str | None = None
         self._runner: Any = None
         if cfg.training.rollout_every and processes.writes:
@@ -189,9 +191,11 @@ class Evaluator:
         return metrics
 
     def _predict(self, policy: Policy) -> list[EpisodePrediction]:
-        latency = int(self._cfg.n_latency_steps)
-        scale = OmegaConf.select(self._cfg, CONFIG_KEY, default=None)
-        return predict_episodes(policy, self._dataset, self._episodes, self.sampler, latency, scale)
+        if policy not in self._recorded:  # opening it again for every evaluation would take as long as a small one
+            latency = int(self._cfg.n_latency_steps)
+            scale = OmegaConf.select(self._cfg, CONFIG_KEY, default=None)
+            self._recorded[policy] = RecordedEpisodes(policy, self._dataset, latency, scale)
+        return predict_episodes(self._recorded[policy], self._episodes, self.sampler)
 
     def _active_features(self, policy: Policy) -> dict[str, int]:
         if not len(self._data.held_out):  # held-out episodes too short for a window

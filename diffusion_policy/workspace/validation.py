@@ -13,7 +13,7 @@ import contextlib
 import functools
 import math
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffusion_policy.dataset.gripper_columns import ScaleSetting
 from diffusion_policy.evaluate.open_loop import JOINT_ERRORS, score_chunks
 from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes, Sampling, predict_chunks
 from diffusion_policy.gripper_events import TOLERANCE_SECONDS, gripper_events, score_gripper_events
@@ -134,17 +133,11 @@ def deployed_sampler(policy: Policy, settings: SamplerSettings) -> Iterator[None
 
 
 def predict_episodes(
-    policy: Policy,
-    zarr_path: str | Sequence[str],
-    episodes: list[int],
-    settings: SamplerSettings,
-    n_latency_steps: int,
-    gripper_scale: ScaleSetting = None,
+    recorded: RecordedEpisodes, episodes: list[int], settings: SamplerSettings
 ) -> list[EpisodePrediction]:
-    """Run the policy over recorded episodes, one chunk every Ta steps, with noise that is fixed per step."""
-    predictions = []
+    """Run its policy over recorded episodes, one chunk every Ta steps, with noise that is fixed per step."""
+    predictions, policy = [], recorded.policy
     with evaluating(policy), deployed_sampler(policy, settings):
-        recorded = RecordedEpisodes(policy, zarr_path, n_latency_steps, gripper_scale)
         sampling = Sampling(settings.scheduler, settings.steps, VALIDATION_SEED)
         for episode in episodes:
             steps = recorded.steps(episode, policy.n_action_steps)

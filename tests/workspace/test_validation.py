@@ -9,6 +9,7 @@ import tiny_run
 import torch
 
 from diffusion_policy.checkpoint import build_policy
+from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes
 from diffusion_policy.spec import POSE, POSE_GRIPPER, ActionLayout
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.data import open_data, read_all_steps, window_rows
@@ -74,7 +75,7 @@ def test_the_deployed_sampler_is_taken_off_again(config, policy):
 
 
 def test_predicted_episodes_cover_every_step_once(config, policy):
-    (prediction,) = predict_episodes(policy, config.task.dataset_path, [2], config.sampler, 0)
+    (prediction,) = predict_episodes(RecordedEpisodes(policy, config.task.dataset_path), [2], config.sampler)
     assert prediction.predicted.shape == prediction.recorded.shape == (14, 8)
     expected = tiny_run.episode(14, 2)["action"]
     assert np.allclose(prediction.recorded, expected)
