@@ -539,6 +539,7 @@ REFUSED = {
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # at full size what the tests above try on small policies
 def test_reported_checkpoints(shared_data: Path, reference_checkpoint: Path, tmp_path: Path) -> None:
     script = shared_data / "trials" / "50_checkpoint_variants.py"
     files = sorted(write_trial(tmp_path / "files", script, reference_checkpoint).iterdir())
