@@ -24,7 +24,7 @@ class JoinedRequest:
         delay_ms: from there to the answer.
         inference_ms: of the policy, on the server.
         server: what the server's log has of it: "action", the code of an error, or "nothing".
-        outcome: "executed", "not executed", or the code of the error that the arm held for.
+        outcome: "moved", "unused", or the code of the error that the arm held for.
         commands: control periods in which it was executed.
         age_ms: of the oldest of these, since the capture of what it answers.
         seam_mm, seam_deg: the jump from the chunk before.
@@ -77,7 +77,7 @@ def _joined(request: dict[str, Any], log: ArmLogContent, line: dict[str, Any] | 
         delay_ms=1000 * (answer[0]["time"] - sent) if answer else None,
         inference_ms=1000 * (spent[1] - spent[0]) if len(spent) == 2 else None,
         server="nothing" if line is None else str(line.get("code", "action")),
-        outcome="executed" if moves else str(failed[0]["code"]) if failed else "not executed",
+        outcome="moved" if moves else str(failed[0]["code"]) if failed else "unused",
         commands=len(moves),
         age_ms=1000 * max(move["age_s"] for move in moves) if moves else None,
         seam_mm=seam.get("millimetres"),
@@ -93,7 +93,13 @@ def joined_table(requests: Sequence[JoinedRequest]) -> Table:
         "oldest step executed; n: commands; mm, deg: seam; guard: what the motion guard changed"
     )
     columns = numbers("s", "answer", "infer", "n", "age", "mm", "deg", "guard")
-    table = Table(Column("request", whole=True), "server", "arm", *columns, caption=caption)
+    table = Table(
+        Column("request", whole=True),
+        Column("server", whole=True),
+        Column("arm", whole=True),
+        *columns,
+        caption=caption,
+    )
     start = requests[0].time if requests else 0.0
     for one in requests:
         values = (one.delay_ms, one.inference_ms, one.commands, one.age_ms, one.seam_mm, one.seam_deg)

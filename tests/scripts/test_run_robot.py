@@ -82,7 +82,7 @@ def test_a_recording_is_replayed_and_both_logs_are_joined(
         time.sleep(0.1)
     joined = json.loads(out.read_text())
     assert joined["run"]["moves"] == found["moves"]
-    executed = [one for one in joined["requests"] if one["outcome"] == "executed"]
+    executed = [one for one in joined["requests"] if one["outcome"] == "moved"]
     assert executed
     assert all(one["server"] == "action" and one["inference_ms"] >= 0 for one in executed)
     assert all(one["delay_ms"] > 0 and one["age_ms"] is not None for one in executed)
