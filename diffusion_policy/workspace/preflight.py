@@ -1,9 +1,9 @@
-"""Whether a training run could start here, asked before anything is written: settings, device, datasets.
+"""Whether a training run could start here, asked before anything is written: settings, device, datasets, checkpoint.
 
     python -m diffusion_policy.workspace.preflight ARGUMENTS OF train.py
 
-The launchers ask it before they adapt a checkpoint. Exit status: 0 it could, 2 it could not, with one message, 128 + N
-ended by signal N.
+The launchers ask it before they adapt a checkpoint; of one that is not there yet nothing is asked. Exit status: 0 it
+could, 2 it could not, with one message, 128 + N ended by signal N.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from diffusion_policy.command_line import StopSignals, refuse, tell_stop
 from diffusion_policy.errors import WorkspaceError
@@ -23,17 +24,34 @@ def check_start(arguments: Sequence[str]) -> None:
         arguments: of its command line.
 
     Raises:
-        WorkspaceError: a setting that does not exist, a device that is not there, or a dataset that does not open.
+        WorkspaceError: a setting that does not exist, a device that is not there, a dataset that does not open, or a
+            checkpoint that the run would start from and that has other actions, settings or tensors.
     """
+    from diffusion_policy.adapt.starting_point import plan_pretrained
     from diffusion_policy.dataset.joined_datasets import dataset_paths  # these take a second, and may be interrupted
     from diffusion_policy.dataset.replay_buffer import ReplayBuffer
     from diffusion_policy.training_config import compose_arguments
     from diffusion_policy.workspace.processes import find_device
+    from diffusion_policy.workspace.start import decide_start
 
     cfg = compose_arguments(arguments)
     find_device(cfg.training.device)
     for path in dataset_paths(cfg.task.dataset.zarr_path):
         ReplayBuffer.open(path)
+    named = cfg.pretrained.path
+    if named is not None and Path(named).is_file():
+        start = decide_start(cfg, run_folder(arguments))
+        if start.origin == "pretrained" and start.path is not None:
+            plan_pretrained(start.path, cfg)
+
+
+def run_folder(arguments: Sequence[str]) -> Path | None:
+    """Returns the folder that the arguments name for the run; None: a new one."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    overrides = OverridesParser.create().parse_overrides([word for word in arguments if not word.startswith("-")])
+    named = [override.value() for override in overrides if override.key_or_group == "hydra.run.dir"]
+    return Path(str(named[-1])) if named else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

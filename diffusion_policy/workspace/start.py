@@ -56,8 +56,8 @@ class Start:
         return {"origin": self.origin, "checkpoint": self.path.name if self.path else None, "reason": self.reason}
 
 
-def decide_start(cfg: DictConfig, folder: Path) -> Start:
-    """Decide where to start, from the config and the files of the run folder; nothing is loaded.
+def decide_start(cfg: DictConfig, folder: Path | None) -> Start:
+    """Decide where to start, from the config and the files of the run folder (None: a new one); nothing is loaded.
 
     Raises:
         TrainingError: a requested checkpoint does not exist.
@@ -68,8 +68,8 @@ def decide_start(cfg: DictConfig, folder: Path) -> Start:
         if not path.is_file():
             raise TrainingError(f"training.resume={resume}: no checkpoint there; expected a .ckpt file or a run folder")
         return Start("own checkpoint", path, "training.resume names it")
-    own = folder / "checkpoints" / LATEST
-    if resume and own.is_file():
+    own = None if folder is None else folder / "checkpoints" / LATEST
+    if resume and own is not None and own.is_file():
         return Start("own checkpoint", own, "training.resume is true and the run folder has it")
     why_not_own = "the run folder has no checkpoint" if resume else "training.resume is false"
     if pretrained.path is None:

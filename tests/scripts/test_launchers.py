@@ -10,6 +10,8 @@ import tiny_run
 from hydra import compose, initialize_config_dir
 from script_parsers import refusal
 
+from diffusion_policy.commands import setting
+from diffusion_policy.installation import PRETRAINED
 from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.workspace import preflight
 
@@ -29,6 +31,8 @@ for word in "$@"; do
     previous=$word
 done
 """
+
+SHIPPED = PRETRAINED / "tabletop_7d.ckpt"
 
 
 @dataclass(frozen=True)
@@ -237,7 +241,14 @@ def test_preflight(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("training.device=cuda:7", "training.device=cuda:7: "),
         (f"task.dataset_path={tmp_path / 'absent.zarr'}", "no zarr dataset there"),
         ("training.num_epoch=3", "did you mean training.num_epochs?"),
+        (f"pretrained.path={SHIPPED}", "finetune_from_7d_to_8d.py"),
     ]:
         assert preflight.main([*fine, wrong]) == 2
         assert message in capsys.readouterr().err
+    assert preflight.main([*fine, f"pretrained.path={tmp_path / 'grown_later.ckpt'}"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["set.zarr"], "asking writes nothing"
+    own = tmp_path / "it's a run" / "checkpoints" / "latest.ckpt"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    resumed = [*fine, f"pretrained.path={SHIPPED}", setting("hydra.run.dir", own.parents[1])]
+    assert preflight.main(resumed) == 0, "a run that goes on starts from its own checkpoint"
