@@ -28,6 +28,7 @@ from torch import Tensor
 from diffusion_policy import safe_pickle
 from diffusion_policy.commands import command
 from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.hub import local_copy
 from diffusion_policy.policy import SCHEDULER_PATHS
 from diffusion_policy.policy.registry import POLICY_TARGETS, policy_class
 from diffusion_policy.resolvers import check_interpolations, register_resolvers
@@ -100,7 +101,7 @@ def read_checkpoint(path: str | Path, *, wrapped: bool = False) -> Checkpoint:
     """Read a checkpoint, the users' or our own. No code from it runs; its bytes are those that were written.
 
     Args:
-        path: of the file.
+        path: of the file; an address of a repository (``hf://USER/REPO/FILE``) is copied into the user's cache.
         wrapped: let names pass that a wrapper such as torch.compile has put a part into; for those that rename them.
 
     Raises:
@@ -109,7 +110,7 @@ def read_checkpoint(path: str | Path, *, wrapped: bool = False) -> Checkpoint:
         UnsafePickleError: its pickles ask for something that is not on the allow-list.
         InterpolationError: its config asks for more than references and sums.
     """
-    path = Path(path)
+    path = local_copy(path)
     try:
         content = read_torch(path).content
     except TensorFileError as error:

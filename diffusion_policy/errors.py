@@ -14,5 +14,9 @@ class SpecError(WorkspaceError, ValueError):
     """A step, a shape_meta or a set of semantics is not what it must be."""
 
 
+class PlaceError(WorkspaceError):
+    """A location that cannot be reached, or not in this environment."""
+
+
 class AdaptError(WorkspaceError):
     """Weights cannot be taken over as asked; says which, why, and what would settle it."""

@@ -1,4 +1,4 @@
-"""Locations of files: paths on this machine, and URLs of object stores ("s3://bucket/recordings").
+"""Locations of files: paths on this machine, and URLs of object stores ("s3://bucket/recordings", "hf://USER/REPO").
 
 A `pathlib.Path` is used as it is. A URL becomes a `upath.UPath`, which has the same interface and is based on fsspec;
 credentials and endpoint of the store come from the environment, as for every other fsspec program. Object stores have
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from diffusion_policy.commands import install_extra
-from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.errors import PlaceError
+from diffusion_policy.hub import answering, is_hub, library_errors, local_copy, pinned
 
 # "s3://bucket/key"; a Path turns it into "s3:/bucket/key".
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
@@ -27,10 +28,6 @@ _STORE_ERRORS = (
     ("aiohttp", ("ClientError",)),
 )
 _REASONS = ((PermissionError, "access is refused"), (FileNotFoundError, "it is not there"))
-
-
-class PlaceError(WorkspaceError):
-    """A location that cannot be reached, or not in this environment."""
 
 
 def place(path: Any) -> Path:
@@ -51,13 +48,18 @@ def place(path: Any) -> Path:
     if kind == "file":
         return Path("/" + rest)
     url = f"{kind}://{rest}"
+    extra = "cloud"
+    if kind == "hf":
+        url, extra = pinned(url), "hub"
+        if url.endswith(".zip"):
+            return local_copy(url)  # archives are read in place from a disk only
     try:
         from upath import UPath
 
         found = UPath(url)
         found.fs.invalidate_cache()
     except ImportError as error:
-        raise PlaceError(f"{url} needs a package ({error}): {install_extra('cloud')}") from error
+        raise PlaceError(f"{url} needs a package ({error}): {install_extra(extra)}") from error
     except ValueError as error:
         raise PlaceError(f"{url}: fsspec knows no URLs that start with {kind}:// ({error})") from error
     return cast(Path, found)
@@ -84,6 +86,10 @@ def reaching(path: Path | str) -> Iterator[None]:
     if isinstance(path, Path) or (isinstance(path, str) and _URL.fullmatch(path) is None):
         yield
         return
+    if is_hub(path):
+        with answering(path):
+            yield
+        return
     try:
         yield
     except _store_errors() as error:
@@ -96,7 +102,7 @@ def reaching(path: Path | str) -> Iterator[None]:
 
 def _store_errors() -> tuple[type[Exception], ...]:
     loaded = [(sys.modules[module], names) for module, names in _STORE_ERRORS if module in sys.modules]
-    return (OSError, *(getattr(module, name) for module, names in loaded for name in names))
+    return (OSError, *(getattr(module, name) for module, names in loaded for name in names), *library_errors())
 
 
 def read_bytes(file: Path) -> bytes:
@@ -137,9 +143,3 @@ def read_together(files: Sequence[Path]) -> Iterator[bytes]:
         with reaching(distinct[0]):
             raise
     return (found[paths[file]] for file in files)
-
-
-def local_cache() -> Path:
-    """Returns the user's cache folder (XDG), for unfinished uploads and copies of remote images."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "diffusion_policy"

@@ -227,6 +227,12 @@ def content_key(content: ReadableBuffer, kind: bytes = b"") -> bytes:
     return hashlib.blake2b(content, digest_size=_KEY_BYTES, key=kind).digest()
 
 
+def local_cache() -> Path:
+    """The user's cache folder (XDG), for unfinished uploads and copies of remote files."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "diffusion_policy"
+
+
 @contextmanager
 def _refused(path: Path) -> Iterator[None]:
     """The operating system's error, as one sentence about `path`."""

@@ -143,13 +143,13 @@ def apply_file(
         whole = f"; a checkpoint with the target's config as {CHECKPOINT_SUFFIX}" if target.cfg is not None else ""
         raise AdaptError(f"{out}: weights without a config are written as {', '.join(WEIGHTS_SUFFIXES)}{whole}")
     ledger_path = ledger_of(out, ledger_path)
-    refuse_overwriting(out, Path(source), ledger_path, overwrite=overwrite)
+    refuse_overwriting(out, file.path, ledger_path, overwrite=overwrite)
     plan = make_plan(file.tensors, target.infos, rules, part="weights", target_axes=target.axes)
     done = step_counter(4, on_progress)
     file.integrity.check()
     done(None)
     state = done(apply_plan(plan, _LazyTensors(file), target.state))
-    with written_with(ledger_path, ledger_document(plan.ledger, rules, source, file.sha256()), out) as write_ledger:
+    with written_with(ledger_path, ledger_document(plan.ledger, rules, file.path, file.sha256()), out) as write_ledger:
 
         def check(finished: Path) -> None:
             written = open_tensor_file(done(finished))

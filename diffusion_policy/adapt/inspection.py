@@ -152,7 +152,7 @@ def inspect_file(path: str | Path) -> Inspection:
     file.check_format()
     found = recognize({name: info.shape for name, info in file.tensors.items()})
     tree = file.tree if isinstance(file.tree, Mapping) else {}
-    cfg = config_of(tree["cfg"], Path(path)) if is_checkpoint(file) else None
+    cfg = config_of(tree["cfg"], file.path) if is_checkpoint(file) else None
     if cfg is not None and "policy" in cfg:
         described = _policy(file, cfg)
         carried = None
@@ -163,7 +163,7 @@ def inspect_file(path: str | Path) -> Inspection:
         described = _with_ranges(described, statistics)
     provenance = tree.get("provenance")
     return Inspection(
-        path=Path(path),
+        path=file.path,
         format=file.format,
         nbytes=sum({info.storage: info.nbytes for info in file.tensors.values()}.values()),
         family=_family(found, is_checkpoint=cfg is not None),

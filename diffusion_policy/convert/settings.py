@@ -13,9 +13,9 @@ from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec
 from diffusion_policy.dataset.replay_buffer import ZARR_FORMATS
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import parse_scales
-from diffusion_policy.places import is_remote, local_cache, place
+from diffusion_policy.places import is_remote, place
 from diffusion_policy.recording import Recordings, open_recordings, read_mapping
-from diffusion_policy.storage import sha256
+from diffusion_policy.storage import local_cache, sha256
 from diffusion_policy.timestamps import parse_timestamps
 
 CHOICES: dict[str, tuple[tuple[str, ...], str]] = {

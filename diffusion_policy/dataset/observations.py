@@ -29,9 +29,9 @@ from torch import Tensor
 from diffusion_policy.dataset.replay_buffer import DatasetError
 from diffusion_policy.dataset.sources import Frames, Source
 from diffusion_policy.dataset.windows import IndexArray
-from diffusion_policy.places import file_system, is_remote, local_cache, place, reaching
+from diffusion_policy.places import file_system, is_remote, place, reaching
 from diffusion_policy.spec import StepSpec, policy_observation
-from diffusion_policy.storage import sha256, whole_file
+from diffusion_policy.storage import local_cache, sha256, whole_file
 
 logger = logging.getLogger(__name__)
 

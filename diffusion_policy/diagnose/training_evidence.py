@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from diffusion_policy.dataset.joined_datasets import dataset_paths
 from diffusion_policy.dataset.opening import lies_there
 from diffusion_policy.diagnose import ReportError
+from diffusion_policy.errors import PlaceError
+from diffusion_policy.hub import local_copy
 from diffusion_policy.run_folder.reading import RunFolder
 from diffusion_policy.run_folder.resuming import command_line
 from diffusion_policy.shape_meta import find_step_spec
@@ -93,7 +94,7 @@ def look_at_config(
         dataset=", ".join(datasets) or None,
         dataset_exists=bool(datasets) and all(lies_there(path) for path in datasets),
         pretrained=pretrained,
-        pretrained_exists=pretrained is not None and Path(pretrained).is_file(),
+        pretrained_exists=pretrained is not None and _is_there(pretrained),
         load_weights=_select(config, "pretrained.load_weights") is not False,
         learning_rate=_number(_select(config, rate_setting(config))),
         rate_setting=rate_setting(config),
@@ -114,6 +115,14 @@ def config_of_run(run: RunFolder) -> ConfigEvidence | None:
     if run.config is None:
         return None
     return look_at_config(run.config, run.name, finished=True, started_with=run.started_with)
+
+
+def _is_there(checkpoint: str) -> bool:
+    """Whether a checkpoint is there: a file, or one of a repository that can be read."""
+    try:
+        return local_copy(checkpoint).is_file()
+    except PlaceError:
+        return False
 
 
 def _select(config: DictConfig, entry: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from diffusion_policy.hub import local_copy
 from diffusion_policy.safe_pickle import load
 from diffusion_policy.tensor_file.inert import CONTENT_GLOBALS, GYM3_GLOBALS, to_plain
 from diffusion_policy.tensor_file.integrity import RecordedHashes
@@ -19,15 +20,16 @@ from diffusion_policy.tensor_file.torch_zip import MAX_PICKLE_BYTES, TorchArchiv
 
 
 def open_tensor_file(path: str | Path) -> TensorFile:
-    """Open a file of named tensors, or the shards of a folder or an index.
+    """Open a file of named tensors, or the shards of a folder or an index, here or in a repository (``hf://``).
 
     Only headers are read: a file of several gigabytes opens in about a second.
 
     Raises:
+        PlaceError: a repository cannot be read.
         TensorFileError: absent, of an unsupported format (the message states which), damaged, or of absurd sizes.
         UnsafePickleError: its pickle names something that is not on the allow-list.
     """
-    path = Path(path)
+    path = local_copy(path)
     match kind_of(path):
         case "shards":
             return open_sharded(path)

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.adapt.starting_point import accepted_changes, check_actions, load_pretrained
+from diffusion_policy.hub import local_copy
 from diffusion_policy.resolvers import flat_config
 from diffusion_policy.run_folder import LATEST
 from diffusion_policy.workspace import TrainingError
@@ -76,7 +77,7 @@ def decide_start(cfg: DictConfig, folder: Path | None) -> Start:
         return Start("scratch", None, f"{why_not_own}, pretrained.path is not set")
     if not pretrained.load_weights:
         return Start("scratch", None, f"{why_not_own}, pretrained.load_weights is false: {pretrained.path} is ignored")
-    path = Path(pretrained.path)
+    path = local_copy(pretrained.path)
     if not path.is_file():
         raise TrainingError(
             f"pretrained.path={pretrained.path}: no such file; correct the path, or set pretrained.path=null to train "

@@ -1,0 +1,249 @@
+"""Repositories of the Hugging Face Hub as places to read from: ``hf://USER/REPO/FILE``, ``hf://datasets/USER/REPO/PATH``.
+
+An address may name a branch, a tag or a commit (``hf://USER/REPO@main/FILE``). Whatever it names is looked up once and
+read at that commit, so a branch that moves meanwhile changes nothing, and the commit is part of every address that is
+kept. Datasets are read where they are, through `places`; weights are copied into the user's cache and compared with the
+size and, of large files, the SHA-256 that the hub states. Nothing is ever written to a hub. What comes from it is as
+untrusted as any other file.
+
+The endpoint and the token come from the environment (HF_ENDPOINT, HF_TOKEN) or from ``hf auth login``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from diffusion_policy.commands import install_extra
+from diffusion_policy.errors import PlaceError
+from diffusion_policy.storage import file_sha256, local_cache, whole_file
+
+logger = logging.getLogger(__name__)
+
+SCHEME = "hf://"
+EXPECTED = "hf://USER/REPO/FILE, hf://datasets/USER/REPO/PATH, or either with @REVISION after REPO"
+LOGIN = "log in with `hf auth login` (formerly `huggingface-cli login`), or set HF_TOKEN"
+BLOCK = 2**20
+MAX_FILES = 1000
+# What is copied of a folder of weights.
+WEIGHTS = (".safetensors", ".json")
+
+_ADDRESS = re.compile(r"hf:/+(.+)", re.DOTALL)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_WRITES = ("put_file", "pipe_file", "cp_file", "rm", "_rm", "rm_file", "mkdir", "makedirs")
+# Errors of the libraries below that are not an OSError, by module; looked up only where the module is loaded.
+_ERRORS = (
+    ("httpx2", ("HTTPError",)), ("httpx", ("HTTPError",)), ("requests", ("RequestException",)),
+    ("huggingface_hub.errors", ("HFValidationError", "HfHubHTTPError")),
+)  # fmt: skip
+
+
+def is_hub(path: object) -> bool:
+    """Whether a path or text is an address of a hub; also one that `Path` has taken a slash from."""
+    return _ADDRESS.fullmatch(str(path)) is not None
+
+
+def pinned(address: object) -> str:
+    """The same address at the commit that it names now, ``hf://datasets/USER/REPO@COMMIT/PATH``.
+
+    Raises:
+        PlaceError: no such repository or revision, access refused, the hub cannot be reached, or huggingface_hub is
+            not installed.
+    """
+    match = _ADDRESS.fullmatch(str(address))
+    assert match is not None
+    url = SCHEME + match[1].rstrip("/")
+    with answering(url):
+        found = _file_system().resolve_path(match[1].rstrip("/"))
+        if not hasattr(found, "repo_id"):
+            raise PlaceError(f"{url}: it is no repository; expected {EXPECTED}")
+        commit = _commit(found.repo_type, found.repo_id, found.revision)
+    kind = "" if found.repo_type == "model" else f"{found.repo_type}s/"
+    return f"{SCHEME}{kind}{found.repo_id}@{commit}" + (f"/{found.path_in_repo}" if found.path_in_repo else "")
+
+
+def local_copy(path: str | Path) -> Path:
+    """A copy on this machine of a file of weights, or of a folder's weights, at an address; any other path as it is.
+
+    Copies are kept by commit and never change.
+
+    Raises:
+        PlaceError: it is not there, cannot be reached, is larger than the disk, or is not what the hub says it is.
+        StorageError: the disk refuses.
+    """
+    if not is_hub(path):
+        return Path(path)
+    address = pinned(path)
+    home = _home(address)
+    if home.is_file():
+        return home
+    hub, inside = _file_system(), address.removeprefix(SCHEME)
+    with answering(address):
+        entry = hub.info(inside)
+        is_folder = entry["type"] == "directory"
+        files = list(hub.find(inside, detail=True).values()) if is_folder else [entry]
+    wanted = [file for file in files if not is_folder or file["name"].endswith(WEIGHTS)]
+    if not wanted or len(wanted) > MAX_FILES:
+        raise PlaceError(f"{address}: {len(wanted)} files of weights in it; name one of its files or another folder")
+    _check_room(address, sum(int(file["size"]) for file in wanted), home)
+    for file in wanted:
+        _fetch(hub, file, _home(SCHEME + file["name"]))
+    return home
+
+
+def address_of(path: str | Path) -> str:
+    """The address that a copy of `local_copy` is from, with its commit; "" for any other path."""
+    try:
+        parts = Path(path).relative_to(_copies()).parts
+    except ValueError:
+        return ""
+    kind, user, repo, commit, *inside = (*parts, "", "", "", "")[: max(4, len(parts))]
+    return f"{SCHEME}{'' if kind == 'models' else f'{kind}/'}{'/'.join([user, f'{repo}@{commit}', *inside])}"
+
+
+@contextmanager
+def answering(address: object) -> Iterator[None]:
+    """Turns what a hub's library raises into one sentence about the address.
+
+    Raises:
+        PlaceError: there was such an error.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise PlaceError(f"{address} needs a package ({error}): {install_extra('hub')}") from error
+    except _answers() as error:
+        raise PlaceError(f"{address}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong and what to do, by the status of the hub's answer and the kind of error."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None and len(chain) < 8:
+        chain.append(cause)
+    kinds = {type(one).__name__ for one in chain}
+    status = next((code for one in chain if (code := getattr(getattr(one, "response", None), "status_code", 0))), 0)
+    if "GatedRepoError" in kinds or status == 403:
+        return f"the hub refuses access (403): accept the repository's terms on its page and {LOGIN}"
+    if "RevisionNotFoundError" in kinds:
+        return "the repository has no such revision; name a branch, a tag or a commit after @"
+    if status == 401:
+        return f"the hub refuses access (401): there is no such repository, or it is private; {LOGIN}"
+    if "RepositoryNotFoundError" in kinds:
+        return f"there is no such repository, or it is private; check the name, or {LOGIN}"
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file in the repository"
+    if isinstance(error, ValueError) and not isinstance(error, OSError):
+        return f"it is no address of a repository ({_first_line(error)}); expected {EXPECTED}"
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    what = f"{type(error).__name__}: {_first_line(error)}"
+    return f"the hub at {endpoint} cannot be reached, or broke off ({what}); try again"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:200]
+
+
+def _answers() -> tuple[type[Exception], ...]:
+    return (OSError, ValueError, *library_errors())
+
+
+def library_errors() -> tuple[type[Exception], ...]:
+    """Errors of the libraries that a hub is read with, where these are loaded."""
+    loaded = [(sys.modules[module], names) for module, names in _ERRORS if module in sys.modules]
+    return tuple(getattr(module, name) for module, names in loaded for name in names if hasattr(module, name))
+
+
+def _file_system() -> Any:
+    """The hub's file system, which reads only."""
+    import fsspec
+
+    kind = _read_only()
+    fsspec.register_implementation("hf", kind, clobber=True)  # what zarr and UPath open an address with
+    return kind()
+
+
+@cache
+def _read_only() -> Any:
+    """The class of the hub's file system, which raises where something would be written."""
+    from huggingface_hub import HfFileSystem
+
+    def opened(self: Any, path: str, mode: str = "rb", *arguments: Any, **options: Any) -> Any:
+        if mode != "rb":
+            _refuse(path)
+        return HfFileSystem._open(self, path, mode, *arguments, **options)
+
+    def refused(self: Any, path: Any, *arguments: Any, **options: Any) -> None:
+        _refuse(path)
+
+    return type("ReadOnlyHub", (HfFileSystem,), {"_open": opened, **dict.fromkeys(_WRITES, refused)})
+
+
+def _refuse(path: Any) -> None:
+    raise PlaceError(
+        f"{SCHEME}{path}: a hub is only read, nothing is uploaded; write into a folder, and upload it yourself into a "
+        "private repository: hf upload USER/REPO FOLDER"
+    )
+
+
+@cache
+def _commit(repo_type: str, repo_id: str, revision: str) -> str:
+    """The commit that a revision names, looked up once."""
+    if _COMMIT.fullmatch(revision):
+        return revision
+    from huggingface_hub import HfApi
+
+    commit = HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision).sha
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+        raise PlaceError(f"{SCHEME}{repo_id}: the hub names no commit for {revision!r}, but {commit!r}")
+    logger.info("%s%s: %s is read at commit %s", SCHEME, repo_id, revision, commit)
+    return commit
+
+
+def _fetch(hub: Any, file: dict[str, Any], path: Path) -> None:
+    """Copy one file and compare it with what the hub says of it."""
+    if path.is_file():
+        return
+    address, size = SCHEME + file["name"], int(file["size"])
+    with whole_file(path, shared=True) as temporary:
+        with answering(address), hub.open(file["name"], "rb", block_size=0) as remote, temporary.open("wb") as local:
+            left = size
+            while left >= 0 and (block := remote.read(BLOCK)):
+                left -= len(block)
+                local.write(block)
+        if left:
+            found = f"{size - left} of {size} bytes arrived" if left > 0 else f"more than its {size} bytes arrived"
+            raise PlaceError(f"{address}: {found}; the connection broke off, or the hub is wrong: try again")
+        lfs = file.get("lfs")
+        expected = (lfs.get("sha256") if isinstance(lfs, dict) else getattr(lfs, "sha256", None)) if lfs else None
+        if expected and file_sha256(temporary) != expected:
+            raise PlaceError(f"{address}: its SHA-256 is not {expected}, which the hub states: try again")
+
+
+def _check_room(address: str, size: int, home: Path) -> None:
+    folder = next(folder for folder in home.parents if folder.exists())
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise PlaceError(f"{address}: it has {size / 1e9:,.1f} GB, and {folder} has room for {free / 1e9:,.1f}")
+
+
+def _home(address: str) -> Path:
+    """Where the copy of an address with a commit is kept."""
+    parts = PurePosixPath(address.removeprefix(SCHEME)).parts
+    kind, rest = (parts[0], parts[1:]) if parts[0] in ("datasets", "spaces") else ("models", parts)
+    user, (repo, _, commit), inside = rest[0], rest[1].partition("@"), rest[2:]
+    if any(part in ("..", ".") or "\\" in part or "\0" in part for part in (user, repo, *inside)) or not commit:
+        raise PlaceError(f"{address}: its name leads out of its repository; it was refused")
+    return _copies().joinpath(kind, user, repo, commit, *inside)
+
+
+def _copies() -> Path:
+    return local_cache() / "hub"
