@@ -11,12 +11,12 @@ from study_plan import Cell, Plan, StudyError, read_plan
 from diffusion_policy.storage import write_json
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-PLANS = ("finetune_study.yaml", "finetune_study_small.yaml")
+PLANS = {name: read_plan(BENCHMARKS / name) for name in ("finetune_study.yaml", "finetune_study_small.yaml")}
 CELLS = [
     pytest.param(name, cell, id=f"{name}-{cell.arm.name}")
-    for name in PLANS
-    for cell in read_plan(BENCHMARKS / name).cells()
-    if cell.seed == 0 and cell.demonstrations == max(read_plan(BENCHMARKS / name).demonstrations)
+    for name, plan in PLANS.items()
+    for cell in plan.cells()
+    if cell.seed == 0 and cell.demonstrations == max(plan.demonstrations)
 ]
 
 
@@ -29,7 +29,7 @@ def plan_with(tmp_path: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize(("name", "cell"), CELLS)
 def test_every_arm_composes(name: str, cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = read_plan(BENCHMARKS / name)
+    plan = PLANS[name]
     monkeypatch.setattr(Runner, "dataset", lambda self, cell: tmp_path / "data.zarr")
     monkeypatch.setattr(Runner, "_adapted", lambda self, cell: tmp_path / "adapted.ckpt")
     cfg = Runner(plan, tmp_path).config(cell)
