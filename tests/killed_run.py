@@ -8,7 +8,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from diffusion_policy.workspace.start import LATEST
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
     TrainDiffusionTransformerHybridWorkspace,
 )
@@ -32,17 +31,12 @@ class KilledWorkspace(TrainDiffusionTransformerHybridWorkspace):
             outcome = make(batches, epoch, global_step)
             if outcome.global_step == int(number):
                 if kind == "update":
-                    self._wait_for_a_checkpoint()
+                    self._checkpoints.wait()  # what was saved before lies whole
                     die()
                 threading.Thread(target=self._die_while_writing, daemon=True).start()
             return outcome
 
         self._updates.make = make_and_die
-
-    def _wait_for_a_checkpoint(self):
-        """They are written meanwhile, on a busy machine for longer than an update takes."""
-        while not (self.output_dir / "checkpoints" / LATEST).exists():
-            time.sleep(0.01)
 
     def _die_while_writing(self):
         unfinished = self.output_dir / "checkpoints" / ".part.latest.ckpt"
@@ -60,8 +54,8 @@ def run_until_killed(cfg: DictConfig, folder: Path, when: str) -> None:
     Args:
         cfg: its settings.
         folder: of the run.
-        when: "update:N", after update N was made and a checkpoint stands, or "write:N", while the first checkpoint
-            after update N lies half written.
+        when: "update:N", right after update N was made and earlier checkpoints were written, or "write:N", while the
+            first checkpoint after update N lies half written.
     """
     run = KilledWorkspace(cfg, folder)
     run.when = when

@@ -17,6 +17,7 @@ from diffusion_policy.checkpoint import read_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WORKERS = ("dataloader.num_workers=2", "val_dataloader.num_workers=1")
+WITHOUT_WORKERS = ("dataloader.num_workers=0", "val_dataloader.num_workers=0")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
@@ -81,8 +82,8 @@ def test_sigterm_to_all_processes_saves_and_says_how_to_go_on(dataset, tmp_path)
 def test_sigterm_to_torchrun_and_all_below_it_saves(dataset, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     running = subprocess.Popen(
-        command(dataset, *TORCHRUN), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-        start_new_session=True, env=environment,
+        [*command(dataset, *TORCHRUN), *WITHOUT_WORKERS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=tmp_path, start_new_session=True, env=environment,
     )  # fmt: skip
     wait_for(lambda: has_updates(tmp_path))
     groups = {running.pid, *(int(row[0]) for row in all_below(running.pid))}

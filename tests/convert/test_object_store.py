@@ -186,8 +186,15 @@ def test_a_kill_at_any_moment_loses_nothing(home: str, source: Path, tmp_path: P
     assert not place(f"{output}.partial").exists()
 
 
-@pytest.mark.parametrize("append", [False, True], ids=["new", "append"])
-@pytest.mark.parametrize("moment", ["_send", "_withdraw"])
+@pytest.mark.parametrize(
+    ("append", "moment"),
+    [
+        pytest.param(False, "_send", id="new while it is sent"),
+        pytest.param(True, "_withdraw", id="appended before its metadata are sent"),
+        pytest.param(False, "_withdraw", id="new before it is sent", marks=pytest.mark.exhaustive),
+        pytest.param(True, "_send", id="appended while it is sent", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_an_interrupted_publication_is_finished(
     home: str, source: Path, tmp_path: Path, append: bool, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
