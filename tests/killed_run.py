@@ -2,12 +2,11 @@
 
 import os
 import signal
-import threading
-import time
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from diffusion_policy.workspace.start import LATEST
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
     TrainDiffusionTransformerHybridWorkspace,
 )
@@ -33,19 +32,19 @@ class KilledWorkspace(TrainDiffusionTransformerHybridWorkspace):
                 if kind == "update":
                     self._checkpoints.wait()  # what was saved before lies whole
                     die()
-                threading.Thread(target=self._die_while_writing, daemon=True).start()
+                os.replace = die_half_way
             return outcome
 
         self._updates.make = make_and_die
 
-    def _die_while_writing(self):
-        unfinished = self.output_dir / "checkpoints" / ".part.latest.ckpt"
-        before = unfinished.exists()
-        while True:
-            if unfinished.exists() and not before and unfinished.stat().st_size > 0:
-                die()
-            before = before and unfinished.exists()
-            time.sleep(0.0005)
+
+def die_half_way(unfinished: str | Path, path: str | Path) -> None:
+    """In the place of `os.replace`: half of the checkpoint has been written."""
+    size, names = Path(unfinished).stat().st_size, Path(unfinished).stat().st_nlink
+    if Path(path).name == LATEST and names == 1:
+        os.truncate(unfinished, size // 2)
+        die()
+    os.rename(unfinished, path)
 
 
 def run_until_killed(cfg: DictConfig, folder: Path, when: str) -> None:
