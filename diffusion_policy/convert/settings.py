@@ -27,6 +27,7 @@ CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "decode": (("exact", "fast"), "decode whole JPEGs, or at a part of their size (45 dB or more, half the time)"),
     "quaternion_sign": (("continuous", "keep"), "choose between q and -q so that no sign flips, or leave them"),
+    "null_actions": (("keep", "drop"), "ticks of a Minecraft recording without any action: kept, or left out, counted"),
     "gripper_command": (("recorded", "next-measured"), "the command as recorded, or what was measured a step later"),
 }
 """Settings that take one of a few words, the default first, and what they decide."""
@@ -59,6 +60,7 @@ class ConversionSettings:
         quaternion_sign: "continuous" chooses between q and -q so that neither steps nor episodes differ in sign without
             need; "keep" leaves them as recorded.
         gripper_command: "recorded", or "next-measured": the measured gripper of the next step.
+        null_actions: ticks without any action in recordings of Minecraft: "keep" them, or "drop" frame and action.
         gripper_lead: steps by which the gripper's command is brought forward.
         gripper_scale: that the gripper is recorded in where it is not 1 (open) and 0 (closed), as ``--gripper-scale``
             names it; the dataset holds 0 (closed) to 1 (open).
@@ -89,6 +91,7 @@ class ConversionSettings:
     decode: Literal["exact", "fast"] = "exact"
     quaternion_sign: Literal["continuous", "keep"] = "continuous"
     gripper_command: Literal["recorded", "next-measured"] = "recorded"
+    null_actions: Literal["keep", "drop"] = "keep"
     gripper_lead: int = 0
     gripper_scale: str | None = None
     timestamps: str | None = None
@@ -134,7 +137,11 @@ class ConversionSettings:
     def recordings(self) -> Recordings:
         """What the source holds, read as these settings say; see `open_recordings`."""
         return open_recordings(
-            self.source, gripper_scale=self.gripper_scale, timestamps=self.timestamps, mapping=self.mapping
+            self.source,
+            gripper_scale=self.gripper_scale,
+            timestamps=self.timestamps,
+            mapping=self.mapping,
+            null_actions=self.null_actions,
         )
 
     @cached_property
@@ -176,6 +183,7 @@ class ConversionSettings:
             "timestamps": self.timestamps,
             "split_at_gap": self.split_at_gap,
             **self.mapping_content,
+            **({} if self.null_actions == "keep" else {"null_actions": self.null_actions}),
         }
 
     def as_json(self) -> dict[str, Any]:

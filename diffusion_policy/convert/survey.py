@@ -22,7 +22,7 @@ from diffusion_policy.dataset.replay_buffer import ACTION_KEY, TIMESTAMP_KEY
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.images import FrameKind, mixture
 from diffusion_policy.places import PlaceError
-from diffusion_policy.recording import ArrayNames, Recording, image_runs
+from diffusion_policy.recording import FRAME_SIZE_KEY, ArrayNames, Recording, image_runs
 from diffusion_policy.spec import episode_number
 from diffusion_policy.trajectory import NO_IMAGE
 
@@ -83,6 +83,7 @@ def survey(settings: ConversionSettings, existing: Sequence[EpisodeEntry] = ()) 
         ConversionError: two episodes with one number, cameras or frames that differ, or nothing left to convert.
         PlaceError: the source lies in a store that cannot be reached.
     """
+    _check_size(settings)
     known = frozenset(entry.recording for entry in existing if entry.recording)
     folders = settings.recordings.find()
     _check_numbers(folders)
@@ -213,6 +214,17 @@ def _dropped_frames(recording: Recording, kept: tuple[tuple[int, int], ...]) -> 
         )
         for camera, numbers in recording.frame_numbers.items()
     }
+
+
+def _check_size(settings: ConversionSettings) -> None:
+    """Refuse another resolution than that of a format whose policies are trained on one."""
+    size = settings.recordings.account.get(FRAME_SIZE_KEY)
+    if size and tuple(size) != settings.resolution:
+        width, height = settings.resolution
+        raise ConversionError(
+            f"{settings.source}: resolution {width} {height}; policies of these recordings see {size[0]} x {size[1]} "
+            f"pixels: add --resolution {size[0]} {size[1]}"
+        )
 
 
 def _check_numbers(folders: list[Path]) -> None:

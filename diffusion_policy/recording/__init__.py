@@ -5,6 +5,7 @@
     cogact      CogACT trajectories (a folder an episode; `trajectory` opens and checks them)
     lerobot     LeRobot datasets, v3.0 and v2.1
     zarr_sets   zarr datasets of others: public diffusion_policy sets, UMI, a zarr with videos
+    minecraft   contractors' recordings of Minecraft, for VPT
     other_layouts   folders of CogACT's form whose arrays a mapping names
     mapping     what somebody says of columns whose names do not say it; `mapped`, `scales` and `mapped_recording` apply
                 it, `question` asks for it
@@ -14,6 +15,7 @@ No stage behind this room knows a format. A further one is a module that offers 
 """
 
 from diffusion_policy.recording.contract import (
+    FRAME_SIZE_KEY,
     ArrayNames,
     Frames,
     Picture,
@@ -26,6 +28,7 @@ from diffusion_policy.recording.mapping import read_mapping
 from diffusion_policy.recording.opening import open_recordings
 
 __all__ = [
+    "FRAME_SIZE_KEY",
     "ArrayNames",
     "Frames",
     "Picture",

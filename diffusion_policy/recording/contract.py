@@ -18,6 +18,9 @@ from diffusion_policy.dataset.told import Told
 from diffusion_policy.spec import ActionLayout, ImageArray
 from diffusion_policy.trajectory import NO_IMAGE
 
+FRAME_SIZE_KEY = "frame_size"
+"""In an account: [width, height] of the frames, of a format whose policies are trained on one size."""
+
 
 @dataclass(frozen=True)
 class Picture:

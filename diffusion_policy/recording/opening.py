@@ -8,8 +8,10 @@ from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.places import place
 from diffusion_policy.recording.cogact import CogActRecordings
 from diffusion_policy.recording.contract import Recordings
+from diffusion_policy.recording.errors import RecordingError
 from diffusion_policy.recording.lerobot.info import is_dataset
-from diffusion_policy.recording.mapping import read_mapping
+from diffusion_policy.recording.mapping import MappingError, read_mapping
+from diffusion_policy.recording.minecraft import MinecraftRecordings, NullActions, is_minecraft
 from diffusion_policy.recording.other_layouts import OtherLayoutRecordings
 from diffusion_policy.recording.zarr_sets.place import zarr_set
 from diffusion_policy.timestamps import parse_timestamps
@@ -21,19 +23,21 @@ def open_recordings(
     gripper_scale: str | None = None,
     timestamps: str | None = None,
     mapping: str | None = None,
+    null_actions: NullActions = "keep",
 ) -> Recordings:
     """The recordings of a folder or URL.
 
     Args:
-        source: a folder of episodes, a LeRobot dataset, or a zarr of others: a folder, a zip archive, or
-            replay_buffer.zarr with videos.
+        source: a folder of episodes, a LeRobot dataset, recordings of Minecraft, or a zarr of others: a folder, a zip
+            archive, or replay_buffer.zarr with videos.
         gripper_scale: of all their grippers where it is not 1 (open) and 0 (closed), as ``--gripper-scale`` names it.
         timestamps: what their time stamps are in where that is not seconds, as ``--timestamps`` names it.
         mapping: file, or name of one that comes with this package, that says what their columns are.
+        null_actions: of recordings of Minecraft, whether ticks without any action are kept.
 
     Raises:
         SpecError: no such scale or unit.
-        MappingError: a mapping that cannot be read, does not fit, or is missing.
+        MappingError: a mapping that cannot be read, does not fit, is missing, or is for another format.
         RecordingError: the folder's own description is not as it must be.
         DatasetError: a zarr that cannot be read.
         PlaceError: the URL's store cannot be reached.
@@ -44,6 +48,11 @@ def open_recordings(
         from diffusion_policy.recording.lerobot.recordings import LeRobotRecordings
 
         return LeRobotRecordings(found, said, gripper_scale, unit)
+    if is_minecraft(found):
+        _refuse_settings_of_others(found, gripper_scale, timestamps, mapping)
+        return MinecraftRecordings(found, null_actions)
+    if null_actions != "keep":
+        raise RecordingError(f"{found}: --null-actions is for recordings of Minecraft (NAME.jsonl beside NAME.mp4)")
     of_zarr = zarr_set(found)
     if of_zarr is not None:
         from diffusion_policy.recording.zarr_sets.recordings import ZarrRecordings
@@ -52,3 +61,11 @@ def open_recordings(
     if said is not None:
         return OtherLayoutRecordings(found, said, gripper_scale, unit)
     return CogActRecordings(found, parse_scales(gripper_scale), unit)
+
+
+def _refuse_settings_of_others(found: Path, *settings: str | None) -> None:
+    """Recordings of Minecraft say themselves what all their numbers are."""
+    flags = ("--gripper-scale", "--timestamps", "--mapping")
+    given = [f"{flag} {value}" for flag, value in zip(flags, settings, strict=True) if value is not None]
+    if given:
+        raise MappingError(f"{found}: recordings of Minecraft say what their numbers are; leave {', '.join(given)} out")

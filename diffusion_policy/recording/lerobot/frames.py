@@ -101,8 +101,13 @@ class VideoFrames:
 
     def pieces(self, steps: Sequence[int], at_most: int) -> Iterator[VideoFrames]:
         """Stretches of the video: frames from a key frame to the first wanted one are decoded in vain."""
-        size = at_most if at_most == 1 else _STRETCH
-        return (self.at(steps[start : start + size]) for start in range(0, len(steps), size))
+        starts = self.starts(len(steps), at_most)
+        return (self.at(steps[start : start + starts.step]) for start in starts)
+
+    @staticmethod
+    def starts(n_steps: int, at_most: int) -> range:
+        """Where pieces of so many steps begin."""
+        return range(0, n_steps, at_most if at_most == 1 else _STRETCH)
 
     def sample_sha256(self) -> str:
         """Of the first packets from the first frame's time on, as they are encoded."""
