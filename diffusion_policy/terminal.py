@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
@@ -16,15 +15,16 @@ from rich.text import Text as DrawnText
 from diffusion_policy.tables import Shown, Table, Text
 
 
-def show(shown: Shown | Sequence[Shown]) -> None:
-    """Prints results on stdout."""
-    console = Console()
+def show(shown: Shown | Sequence[Shown], console: Console | None = None) -> None:
+    """Prints results on stdout, or on a console."""
+    console = console or Console()
     for part in [shown] if isinstance(shown, str | Text | Table) else shown:
         if isinstance(part, str):
             console.print(part, markup=False, highlight=False, soft_wrap=True)
         else:
-            console.print(drawn(part), highlight=False, crop=False)
-    sys.stdout.flush()
+            whole = isinstance(part, Text) and part.whole  # rich folds a text whatever the text itself says
+            console.print(drawn(part), highlight=False, crop=False, soft_wrap=whole)
+    console.file.flush()
 
 
 def show_heading(title: str) -> None:

@@ -15,7 +15,7 @@ from diffusion_policy.geometry import check_unit_quaternions
 from diffusion_policy.gripper_scale import FLAG, DeclaredScales, FoundScale, find_scales
 from diffusion_policy.places import read_bytes
 from diffusion_policy.pose_check import pose_faults
-from diffusion_policy.spec import POSE, ActionLayout, SpecError, layout_from_range
+from diffusion_policy.spec import INTERVENTION, POSE, ActionLayout, SpecError, layout_from_range
 from diffusion_policy.timestamps import FLAG as TIMESTAMPS_FLAG
 from diffusion_policy.timestamps import TimestampUnit, timestamp_fault
 from diffusion_policy.trajectory.errors import TrajectoryError
@@ -88,9 +88,11 @@ def read_arrays(path: Path, *, any_gripper: bool, unit: TimestampUnit | None) ->
     missing = [key for key in RECORDED if key not in data]
     if missing:
         raise TrajectoryError(f"{file}: lacks {', '.join(missing)}; it has {', '.join(sorted(map(str, data)))}")
-    return _of_one_length(
+    arrays = _of_one_length(
         {key: _read_array(data[key], key, file, any_gripper=any_gripper) for key in RECORDED}, file, unit
     )
+    flags = data.get(INTERVENTION)
+    return arrays if not isinstance(flags, np.ndarray) else {**arrays, INTERVENTION: flags}
 
 
 def read_other_arrays(path: Path, *, unit: TimestampUnit | None) -> dict[str, NDArray[Any]]:

@@ -8,7 +8,7 @@ import pytest
 from trajectory_factory import write_trajectory
 
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
-from diffusion_policy.diagnose import inspection
+from diffusion_policy.diagnose import conversion_verdict
 
 Main = Callable[[list[str]], int]
 
@@ -61,7 +61,7 @@ def test_interrupted_while_the_checks_look(
     def interrupted(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inspection, "inspect_conversion", interrupted)
+    monkeypatch.setattr(conversion_verdict, "inspect_conversion", interrupted)
     output = tmp_path / "out.zarr"
     assert main(["--input", str(source), "--output", str(output), "--resolution", "32", "18"]) == 130
     line = capsys.readouterr().err.splitlines()[-1]
