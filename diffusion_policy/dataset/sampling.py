@@ -158,8 +158,8 @@ def _recorded(counts: Counter[str]) -> str:
     return "there are " + ", ".join(f"{name!r} ({count} episodes)" for name, count in named[:_LISTED]) + more
 
 
-def _numbers(values: Sequence[Any], said: Any) -> tuple[float, ...]:
+def _numbers(values: Sequence[Any], setting: Any) -> tuple[float, ...]:
     known = all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= _LARGEST for v in values)
     if not known or min(values, default=0) < 0 or sum(values) <= 0:
-        raise DatasetError(f"{SETTING}: weights are {said}; expected finite numbers, none negative, not all zero")
+        raise DatasetError(f"{SETTING}: weights are {setting}; expected finite numbers, none negative, not all zero")
     return tuple(float(value) for value in values)

@@ -1,4 +1,4 @@
-"""What recordings say beside their numbers: tasks, success, interventions. A dataset keeps it by episode."""
+"""What recordings tell besides their numbers: tasks, success, interventions. A dataset keeps it by episode."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ TASKS, SUCCESS, INTERVENTIONS = "tasks", "success", "interventions"
 
 @dataclass(frozen=True)
 class Told:
-    """What a recording says beside its numbers.
+    """What a recording tells besides its numbers.
 
     Attributes:
         tasks: what was to be done, in words, in the order in which it was done.
-        success: whether it succeeded; None where nobody said.
+        success: whether it succeeded; None where nobody told.
         interventions: steps at which a person drove in place of a policy, as [start, exclusive end]; None where the
             recording has no such flag.
     """
@@ -30,9 +30,9 @@ class Told:
     interventions: tuple[tuple[int, int], ...] | None = None
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any]) -> Told:
-        """The inverse of `as_json`; other entries do not matter, and what has another type counts as not said."""
-        tasks, success, written = (said.get(key) for key in (TASKS, SUCCESS, INTERVENTIONS))
+    def from_json(cls, entry: Mapping[str, Any]) -> Told:
+        """The inverse of `as_json`; other entries do not matter, and what has another type counts as absent."""
+        tasks, success, written = (entry.get(key) for key in (TASKS, SUCCESS, INTERVENTIONS))
         runs = [_run(value) for value in written] if isinstance(written, list | tuple) else [None]
         known = tuple(run for run in runs if run is not None)
         return cls(
@@ -47,18 +47,18 @@ class Told:
         return "; ".join(self.tasks)
 
     def as_json(self) -> dict[str, Any]:
-        """What was said, as plain JSON."""
-        said: dict[str, Any] = {}
+        """All of it, as plain JSON."""
+        entry: dict[str, Any] = {}
         if self.tasks:
-            said[TASKS] = list(self.tasks)
+            entry[TASKS] = list(self.tasks)
         if self.success is not None:
-            said[SUCCESS] = self.success
+            entry[SUCCESS] = self.success
         if self.interventions is not None:
-            said[INTERVENTIONS] = [list(run) for run in self.interventions]
-        return said
+            entry[INTERVENTIONS] = [list(run) for run in self.interventions]
+        return entry
 
     def within(self, start: int, end: int) -> Told:
-        """What is said of steps `start` to `end`, interventions counted from `start`."""
+        """What is told of steps `start` to `end`, interventions counted from `start`."""
         if self.interventions is None:
             return self
         inside = ((max(first, start) - start, min(last, end) - start) for first, last in self.interventions)

@@ -54,31 +54,31 @@ def read_marks(path: Path, sources: Sequence[ReplayBuffer], *, must_say: bool = 
         if path.stat().st_size > _MOST_BYTES:
             raise EditError(f"{path}: no marks (it has more than {_MOST_BYTES >> 20} MB); {expected}")
         found = json.loads(path.read_text(encoding="utf-8"))
-        words, said = found[DELETE], found.get(DATASETS)
+        words, named = found[DELETE], found.get(DATASETS)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EditError(f"{path}: no marks ({error!r}); {expected}") from error
     if not isinstance(words, list) or not all(isinstance(word, str | int) for word in words):
         raise EditError(f"{path}: no marks ({DELETE} is no list of numbers, ranges and hashes); {expected}")
     if not words:
         raise EditError(f"{path}: no episode is marked in it")
-    if said is not None or must_say:
-        _check_datasets(path, said, sources)
+    if named is not None or must_say:
+        _check_datasets(path, named, sources)
     return [str(word) for word in words]
 
 
-def _check_datasets(path: Path, said: Any, sources: Sequence[ReplayBuffer]) -> None:
-    known = isinstance(said, list) and all(isinstance(entry, dict) and "sha256" in entry for entry in said)
-    names = [str(entry.get("path", "a dataset")) for entry in said] if known else []
+def _check_datasets(path: Path, named: Any, sources: Sequence[ReplayBuffer]) -> None:
+    known = isinstance(named, list) and all(isinstance(entry, dict) and "sha256" in entry for entry in named)
+    names = [str(entry.get("path", "a dataset")) for entry in named] if known else []
     here = [buffer.where for buffer in sources]
     again = f"make the page of these again: {command('view_dataset', *here)}"
-    if not known or not said:
+    if not known or not named:
         raise EditError(f"{path}: does not say which datasets its marks are of ({DATASETS}); {again}")
-    if len(said) != len(sources):
+    if len(named) != len(sources):
         raise EditError(
             f"{path}: its marks count over {', '.join(names)}; these are {', '.join(here)}; give all of those, in "
             f"that order, or {again}"
         )
-    for entry, name, mark in zip(said, names, dataset_marks(sources), strict=True):
+    for entry, name, mark in zip(named, names, dataset_marks(sources), strict=True):
         if entry["sha256"] != mark["sha256"]:
             raise EditError(
                 f"{path}: its marks are of {name} with sha256 {str(entry['sha256'])[:12]}; {mark['path']} holds "

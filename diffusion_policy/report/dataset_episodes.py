@@ -20,7 +20,7 @@ from diffusion_policy.gripper_events import gripper_events
 from diffusion_policy.report.page import image_data
 from diffusion_policy.spec.action_layout import is_gripper_name
 
-# Steps of an episode that are drawn, beside those with a picture.
+# Steps of an episode that are drawn, besides those with a picture.
 DRAWN = 200
 # What the numbers of an episode take in the page, about.
 NUMBERS_BYTES = 50 * DRAWN

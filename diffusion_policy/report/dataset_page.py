@@ -1,7 +1,7 @@
 """The page of datasets: a list of episodes with findings, and of as many as fit frames, gripper, path, tasks and flags.
 
 It opens from disk and fetches nothing. Episodes that are marked on it are saved as a file that `edit_dataset.py` takes.
-What a page may hold is limited in megabytes; what was left out for that is said at its top.
+What a page may hold is limited in megabytes; what was left out for that stands at its top.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from diffusion_policy.storage import write_text
 MEGABYTES = 20.0
 # Of an episode, pictures of each camera: at most so many, and rather fewer episodes than fewer than so few.
 MOST_FRAMES, FEWEST_FRAMES = 120, 12
-# Bytes of a page beside what is in its episodes: style, program, findings.
+# Bytes of a page besides what is in its episodes: style, program, findings.
 _SKELETON = 60_000
 
 
@@ -91,7 +91,7 @@ class Filled:
 def write_dataset_page(
     path: Path, datasets: Sequence[Path], settings: PageSettings, on_progress: Progress = no_progress
 ) -> str:
-    """Write the page beside its name, then rename; returns what was made, in a sentence.
+    """Write the page under a temporary name, then rename it; returns what was made, in a sentence.
 
     Raises:
         ReportError: no room for the list of episodes, an episode that is not there, or a dataset without steps.

@@ -1,6 +1,7 @@
 """Datasets and runs go out as LeRobot sets, and come back equal; other people's checker accepts them."""
 
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -177,3 +178,35 @@ def test_another_checker_accepts_it(tmp_path: Path, made: Callable[[Path], Repla
     assert "FAIL" not in said, said
     for check in ("Metadata & Format Compliance", "Temporal Consistency", "Video Integrity", "Feature Consistency"):
         assert f"[PASS] {check}" in said
+
+
+# What LeRobot itself gives of each step, as an archive of arrays.
+READ_BY_LEROBOT = """
+import sys
+import numpy as np
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+dataset = LeRobotDataset("local/set", root=sys.argv[1])
+steps = [dataset[i] for i in range(len(dataset))]
+np.savez(sys.argv[2], **{key: np.stack([np.asarray(step[key]) for step in steps]) for key in steps[0]})
+"""
+
+
+def test_lerobot_itself_reads_the_same(tmp_path: Path) -> None:
+    python = os.environ.get("LEROBOT_PYTHON")
+    if not python:
+        pytest.skip("LEROBOT_PYTHON names no interpreter (one with lerobot 0.4 or newer, of another environment)")
+    before = flagged(tmp_path)
+    export_lerobot(DatasetEpisodes(Path(before.where)), tmp_path / "out", task="sort the parts")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    words = [python, "-c", READ_BY_LEROBOT, str(tmp_path / "out"), str(tmp_path / "read.npz")]
+    said = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr[-2000:]
+    read = np.load(tmp_path / "read.npz")
+    np.testing.assert_array_equal(read["action"], before.read("action"))
+    assert np.flatnonzero(read["intervention"]).tolist() == [13, 14, 15]
+    assert np.flatnonzero(read["next.success"]).tolist() == [25]
+    assert read["episode_index"].tolist() == [0] * 12 + [1] * 14
+    np.testing.assert_array_equal(read["timestamp"], (np.r_[0:12, 0:14] / 10).astype(np.float32))
+    for camera in before.cameras:
+        shown = np.moveaxis(read[f"observation.images.{camera}"], 1, -1) * 255
+        assert np.abs(shown - before[camera][:]).mean() < 4, "the codec's loss"

@@ -23,7 +23,7 @@ Harm = Callable[[Path], None]
 # What refusing one may take, bytes and kilobytes.
 DISK, MEMORY_KB = 1 << 20, 400_000
 # Limits of the reader, made small so that the files that break them are.
-MOST_ROWS, MOST_TEXT = 100_000, 1 << 20
+MOST_ROWS, MOST_TEXT, MOST_PICTURES = 100_000, 1 << 20, 4 << 20
 
 
 def info(**entries: Any) -> Harm:
@@ -71,7 +71,7 @@ def column(name: str, change: Callable[[Any], Any], table: str = "data/chunk-000
         found = pq.read_table(file)
         changed = change(found.column(name).to_pylist())
         found = found.drop_columns([name])
-        pq.write_table(found if changed is None else found.append_column(name, changed), file)
+        pq.write_table(found if changed is None else found.append_column(name, changed), file, compression="zstd")
 
     return harm
 
@@ -97,6 +97,18 @@ def huge_picture(root: Path) -> None:
     data = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
     change = column("picture", lambda rows: pa.array([{"bytes": data, "path": ""}] * len(rows)))
     change(root)
+
+
+def endless_pictures(rows: list[Any]) -> Any:
+    """Pictures of zeros, a few bytes of the file, that every row refers to."""
+    zeros = pa.DictionaryArray.from_arrays(pa.array([0] * len(rows), pa.int32()), pa.array([bytes(2 * MOST_PICTURES)]))
+    return pa.StructArray.from_arrays([zeros, pa.array([""] * len(rows))], names=["bytes", "path"])
+
+
+def endless_numbers(rows: list[Any]) -> Any:
+    """A row of millions of zeros."""
+    ends = [0, 8_000_000, *range(8_000_008, 8_000_000 + 8 * len(rows), 8)]
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(np.zeros(ends[-1], np.float32)))
 
 
 def playlist(root: Path) -> None:
@@ -202,6 +214,8 @@ HARMS: list[tuple[str, Harm, str]] = [
     ("a playlist", playlist, r"file-000.mp4: cannot be decoded"),
     ("empty video", content("*.mp4", lambda data: b""), r"file-000.mp4: cannot be decoded"),
     ("short video", smaller_halfway, r"file-000.mp4: no frame at 0\.[5-9].* which step \d shows"),
+    ("pictures without end", column("picture", endless_pictures), r"'picture' unpacks from \d+ to \d+ bytes"),
+    ("numbers without end", column("action", endless_numbers), r"column 'action' says 8000112 numbers in 15 rows of 8"),
     ("a picture too large", huge_picture, r"pixels; at most"),
     (
         "no picture",
@@ -222,6 +236,7 @@ def test_what_is_damaged_is_refused_by_name(
 ) -> None:
     monkeypatch.setattr(tables, "_MOST_ROWS", MOST_ROWS)
     monkeypatch.setattr(tables, "_MOST_TEXT", MOST_TEXT)
+    monkeypatch.setattr(tables, "_MOST_PICTURES", MOST_PICTURES)
     cameras = {"observation.images.front": (64, 48), "picture": (40, 30)}
     source = LeRobotSet(cameras=cameras).write(tmp_path / "set")
     harm(source)

@@ -13,7 +13,7 @@ from diffusion_policy.recording.errors import RecordingError
 from diffusion_policy.recording.lerobot.info import Info
 from diffusion_policy.recording.lerobot.tables import COPY_AGAIN, read_rows
 
-_MOST_LINES_BYTES = 1 << 30
+_MOST_LINES_BYTES = 64 << 20
 _HIGHEST = 10**6
 
 

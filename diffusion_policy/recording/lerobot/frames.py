@@ -16,7 +16,7 @@ from diffusion_policy.images import MAX_PIXELS
 from diffusion_policy.places import is_remote, reaching
 from diffusion_policy.recording.contract import Picture
 from diffusion_policy.recording.errors import RecordingError
-from diffusion_policy.recording.lerobot.tables import COPY_AGAIN, column_names, opened
+from diffusion_policy.recording.lerobot.tables import COPY_AGAIN, column_names, opened, pictures_at_a_time
 from diffusion_policy.spec import ImageArray
 from diffusion_policy.storage import sha256
 
@@ -24,7 +24,6 @@ from diffusion_policy.storage import sha256
 _CONTAINER = "mp4"
 # Packets of a video that stand for its content.
 _SAMPLED_PACKETS = 4
-_ROWS_AT_A_TIME = 32
 # Steps of a video that are decoded in one go.
 _STRETCH = 2048
 # Part of a step that time stamps of one frame differ by: those of steps are float32.
@@ -221,7 +220,8 @@ class ColumnPictures:
         with opened(self.file) as parquet:
             if self.column not in column_names(parquet):
                 raise RecordingError(f"{self.file}: has no column {self.column!r}, which meta/info.json declares")
-            for first, batch in _batches(parquet, self.column, self.rows[0], self.rows[-1]):
+            together = pictures_at_a_time(parquet, self.column, self.file)
+            for first, batch in _batches(parquet, self.column, self.rows[0], self.rows[-1], together):
                 while waiting and waiting[0] < first + len(batch):
                     yield self._picture(batch, waiting[0], waiting.pop(0) - first)
                 if not waiting:
@@ -253,14 +253,14 @@ class ColumnPictures:
         return Picture(self.file.with_name(f"{self.file.name}#{self.column}[{row}]"), content)
 
 
-def _batches(parquet: Any, column: str, first: int, last: int) -> Iterator[tuple[int, Any]]:
+def _batches(parquet: Any, column: str, first: int, last: int, together: int) -> Iterator[tuple[int, Any]]:
     """Batches of a column from the row group of row `first` to that of row `last`, each with its first row."""
     start = 0
     for group in range(parquet.metadata.num_row_groups):
         n_rows = parquet.metadata.row_group(group).num_rows
         if start <= last and start + n_rows > first:
             at = start
-            for batch in parquet.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=[column], use_threads=False):
+            for batch in parquet.iter_batches(together, row_groups=[group], columns=[column], use_threads=False):
                 yield at, batch.column(0)
                 at += batch.num_rows
         start += n_rows

@@ -18,6 +18,10 @@ COPY_AGAIN = "copy the file again from where it is whole"
 # Rows of a file, numbers of a column in memory, bytes of the texts of a file, and of those in memory at a time.
 _MOST_ROWS, _MOST_NUMBERS, _MOST_TEXT, _MOST_BATCH = 20_000_000, 400_000_000, 256 << 20, 1 << 30
 
+# Pictures are packed already: a column of more than so many bytes, so many times as large as in the file, holds none.
+_MOST_PICTURES, _MOST_TIMES = 256 << 20, 1000
+_ROWS_OF_PICTURES = 32
+
 
 @contextmanager
 def opened(file: Path) -> Iterator[Any]:
@@ -54,6 +58,27 @@ def _first_line(error: Exception) -> str:
 def column_names(parquet: Any) -> set[str]:
     """Names of the columns of an opened file."""
     return set(parquet.schema_arrow.names)
+
+
+def pictures_at_a_time(parquet: Any, name: str, file: Path) -> int:
+    """Rows of a column of pictures that may be in memory together, whatever they unpack to.
+
+    Raises:
+        RecordingError: the column unpacks to what no pictures are, such as zeros that every row refers to.
+    """
+    largest = 1
+    for group in range(parquet.metadata.num_row_groups):
+        columns = parquet.metadata.row_group(group)
+        for chunk in (columns.column(i) for i in range(columns.num_columns)):
+            if not chunk.path_in_schema.startswith(f"{name}."):
+                continue
+            size, packed = chunk.total_uncompressed_size, max(1, chunk.total_compressed_size)
+            if size > _MOST_PICTURES and size > _MOST_TIMES * packed:
+                raise RecordingError(
+                    f"{file}: column {name!r} unpacks from {packed} to {size} bytes, which no pictures do: {COPY_AGAIN}"
+                )
+            largest = max(largest, size)
+    return max(1, min(_ROWS_OF_PICTURES, _MOST_BATCH // largest))
 
 
 def read_numbers(file: Path, widths: Mapping[str, int]) -> dict[str, NDArray[Any]]:
