@@ -7,6 +7,7 @@ from typing import Any
 import numcodecs
 import numpy as np
 import zarr
+from made_once import made_once
 
 from diffusion_policy.dataset.content_hash import EPISODES
 from diffusion_policy.dataset.image_codecs import image_codec
@@ -57,6 +58,7 @@ def rows() -> dict[str, np.ndarray]:
     }
 
 
+@made_once
 def write(path: Path, form: str) -> Path:
     """A dataset of two episodes, 20 steps and two cameras."""
     options = dict(FORMS[form])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from made_once import made_once
 from omegaconf import OmegaConf
 from trajectory_factory import draw_frame, recorded_arrays
 
@@ -19,6 +20,7 @@ N_EPISODES = 4
 POLICY = "diffusion_policy.policy.diffusion_transformer_hybrid_image_policy.DiffusionTransformerHybridImagePolicy"
 
 
+@made_once
 def write_dataset(path: Path, width: int = 8) -> Path:
     """Episodes whose gripper opens, closes and opens; ``width`` 7 leaves the gripper out of the action."""
     names = POSE_GRIPPER[:width]

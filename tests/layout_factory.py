@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made_once import made_once
 from scipy.spatial.transform import Rotation
 
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer, image_layout, low_dim_layout
@@ -62,6 +63,7 @@ def low_dim_keys(kind: str) -> dict[str, tuple[str, ...]]:
     return {"joint_state": names[:7], "robot_gripper_state": ("gripper",)}
 
 
+@made_once
 def write(path: Path, kind: str, lengths: tuple[int, ...] = (13, 12, 14, 12), **change: Any) -> Path:
     """A dataset; ``change`` is a factor of named numbers ("gripper" of all arrays) by which they are stored."""
     names, keys = NAMES[kind], low_dim_keys(kind)

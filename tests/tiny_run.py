@@ -4,15 +4,13 @@ The image encoder has a sixteenth of ResNet-18's parameters: at its own size mos
 reading and comparing them. Tests of the reference's policies and the whole way on real recordings have the full one.
 """
 
-import atexit
 import copy
-import shutil
-import tempfile
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from hydra import compose, initialize_config_dir
+from made_once import made_once
 from omegaconf import DictConfig
 
 from diffusion_policy.dataset.replay_buffer import ArrayLayout, ReplayBuffer, image_layout, low_dim_layout
@@ -58,13 +56,9 @@ def episode(length: int, seed: int) -> dict[str, np.ndarray]:
     }
 
 
+@made_once
 def write_dataset(path: Path, lengths: tuple[int, ...] = (13, 12, 14, 12)) -> Path:
-    """A dataset of episodes of these lengths: a copy of the one that is written once in a process."""
-    return shutil.copytree(_written(tuple(lengths)), path)
-
-
-@cache
-def _written(lengths: tuple[int, ...]) -> Path:
+    """A dataset of episodes of these lengths."""
     layouts = {
         "image": image_layout(WIDTH, HEIGHT),
         "robot_eef_pose": low_dim_layout(POSE),
@@ -72,12 +66,10 @@ def _written(lengths: tuple[int, ...]) -> Path:
         "action": low_dim_layout(POSE_GRIPPER),
         "timestamp": ArrayLayout((), np.float64),
     }
-    folder = tempfile.TemporaryDirectory(prefix="tiny_dataset_")
-    atexit.register(folder.cleanup)
-    buffer = ReplayBuffer.create(Path(folder.name) / "set.zarr", layouts)
+    buffer = ReplayBuffer.create(path, layouts)
     for seed, length in enumerate(lengths):
         buffer.append(episode(length, seed))
-    return Path(buffer.where)
+    return path
 
 
 def settings(dataset: Path, *overrides: str) -> DictConfig:
