@@ -106,6 +106,8 @@ class CameraSettings:
         frozen_frames: number of consecutive equal images after which a camera counts as stopped, ...
         frozen_m: ... if the arm has moved at least so far meanwhile, meters, ...
         frozen_rad: ... or turned so far, radians.
+        max_lag_s: largest distance in time of a camera's newest frame from the newest step, of clients that tell it
+            (``camera_times``).
     """
 
     on_black: str = "warn"
@@ -114,6 +116,7 @@ class CameraSettings:
     frozen_frames: int = 5
     frozen_m: float = 0.03
     frozen_rad: float = 0.1
+    max_lag_s: float = 0.3
 
     def __post_init__(self) -> None:
         """Refuses unknown choices, and limits that every camera of a static scene would exceed."""
@@ -121,7 +124,7 @@ class CameraSettings:
             if getattr(self, name) not in ("warn", "refuse"):
                 raise ServeError(f"cameras.{name} is {getattr(self, name)!r}; expected 'warn' or 'refuse'")
         _at_least(self, "cameras", {"frozen_frames": 2})
-        for name in ("frozen_m", "frozen_rad"):
+        for name in ("frozen_m", "frozen_rad", "max_lag_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ServeError(f"cameras.{name} is {getattr(self, name)}; expected more than 0, finite")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from diffusion_policy.serve.engine.policy_engine import FloatArray
 from diffusion_policy.serve.transport.continuation import REQUEST_ID
+from diffusion_policy.serve.transport.observations import CAMERA_TIMES
 from diffusion_policy.serve.transport.protocol import Observation
 from diffusion_policy.serve.transport.request import Arrival
 from diffusion_policy.spec import INTERVENTION
@@ -27,6 +28,8 @@ def describe_observation(observation: Observation, arrival: Arrival) -> dict[str
     }
     if observation.intervention:
         measured[INTERVENTION] = True
+    if observation.camera_times:
+        measured[CAMERA_TIMES] = dict(observation.camera_times)
     if observation.continuation is not None:
         measured["continuation"] = observation.continuation.to_message()
     named = {} if observation.request_id is None else {REQUEST_ID: observation.request_id}

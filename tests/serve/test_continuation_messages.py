@@ -1,4 +1,4 @@
-"""The optional parts of an observation: a request's name, and the chunk that it continues."""
+"""The optional parts of an observation: a request's name, the times of its cameras, and the chunk that it continues."""
 
 import json
 from pathlib import Path
@@ -110,3 +110,48 @@ def test_a_server_takes_what_its_policy_has_and_refuses_the_rest_by_name(transpo
         ("step", None),
     ]
     assert lines[0]["input"]["continuation"] == {"mode": "rtc", "actions": [ROW] * 3, "committed": 2}
+
+
+@pytest.mark.parametrize(
+    "times", [[], {}, {"image": "now"}, {"image": None}, {"image": 0.1, "wrist": 0.1}, {"wrist": 0.1}]
+)
+def test_camera_times_are_seconds_of_each_camera(times: Any) -> None:
+    with pytest.raises(ProtocolError, match="camera_times"):
+        parsed(camera_times=times)
+    assert parsed(camera_times={"image": 0.1}).camera_times == {"image": 0.1}
+    assert parsed().camera_times == {}
+
+
+class TwoCameras(FakeEngine):
+    """Sees two of them."""
+
+    form = MessageForm(N_OBS, cameras=("front", "wrist"))
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "cameras": ["front", "wrist"]}
+
+
+@pytest.mark.parametrize("transport", ["line", "websocket"])
+def test_a_camera_that_lags_behind_is_named(transport: str, tmp_path: Path) -> None:
+    words = ["websocket_port=0", "cameras.max_lag_s=0.2"]
+    with ServerThread(TwoCameras(), settings(tmp_path, *words)) as server:
+        port = server.ports[transport]
+        client: Any = LineClient(port=port) if transport == "line" else WebSocketClient(f"ws://127.0.0.1:{port}")
+        with client:
+
+            def ask(step: int, wrist: float) -> Any:
+                images = {camera: [jpeg(step), jpeg(step + 1)] for camera in ("front", "wrist")}
+                times = [step / 10, (step + 1) / 10]
+                captured = {"front": times[1], "wrist": times[1] + wrist}
+                return client.infer(images, states=[ROW, ROW], timestamps=times, camera_times=captured)
+
+            assert len(ask(0, -0.15).actions) == N_ACTIONS
+            for wrist in (-0.25, 0.25):
+                with pytest.raises(
+                    ServerError, match=r"camera wrist: .* the limit is 0.2 s \(cameras.max_lag_s\)"
+                ) as caught:
+                    ask(1, wrist)
+                assert caught.value.code == "stale"
+            assert len(ask(2, 0.0).actions) == N_ACTIONS
+    lines = read_lines(next(tmp_path.iterdir()))[1]
+    assert lines[0]["input"]["camera_times"] == {"front": 0.1, "wrist": pytest.approx(-0.05)}

@@ -197,7 +197,9 @@ def test_a_server_that_is_killed_and_started_again() -> None:
             return bool(second) and run.loop.moves >= 2 and bool(second[0].host.robot_lock.holder)
 
         run.loop.run(run.until(restarts))
-        assert {line["reason"] for line in run.lines("hold")} <= {"waiting", "server_error"}
+        reasons = {line["reason"] for line in run.lines("hold")}
+        assert "server_error" in reasons
+        assert reasons <= {"waiting", "server_error", "camera_uneven"}, "the last, as this test kept the loop waiting"
         assert any(line["code"] in ("closed", "silent") for line in run.lines("error"))
 
 

@@ -62,6 +62,7 @@ def test_sources_at_their_own_rates_meet_at_the_policy_s_steps() -> None:
     np.testing.assert_allclose(found.timestamps, [newest - 0.1, newest])
     np.testing.assert_allclose(found.states[:, 0], found.timestamps, atol=1e-9)
     assert found.images == {"front": [b"front 0.833", b"front 0.933"], "wrist": [b"wrist 0.867", b"wrist 0.933"]}
+    assert found.captured_at == pytest.approx({"front": 28 / 30, "wrist": 14 / 15})
     assert found.ages_s == pytest.approx({"front": 0.99 - 29 / 30, "wrist": 0.99 - newest})
 
 

@@ -120,6 +120,7 @@ class CameraMonitor:
         Raises:
             ProtocolError: bad_image, oversized; or stale if the camera has stopped.
         """
+        self._check_lag(observation)
         keys = [image_key(image) for image in observation.images]
         known = {key: self._recent.get(key) for key in keys}
         unseen = {key: step for step, key in enumerate(keys) if known[key] is None}
@@ -131,6 +132,19 @@ class CameraMonitor:
         frames = tuple(decoded[key][0] if key in decoded else None for key in keys)
         warnings = [*self._check_image(pictures[-1]), *self._check_image_motion(observation, pictures)]
         return replace(observation, decoded=frames), warnings
+
+    def _check_lag(self, observation: Observation) -> None:
+        """Refuses a frame that does not belong to the newest step; ProtocolError (stale)."""
+        captured = observation.camera_times.get(self.name)
+        if captured is None:
+            return
+        lag, limit = float(observation.timestamps[-1]) - captured, self._settings.max_lag_s
+        if abs(lag) > limit:
+            raise ProtocolError(
+                "stale",
+                f"camera {self.name}: its newest frame was captured {lag:.3f} s before the newest step; the limit is "
+                f"{limit:g} s (cameras.max_lag_s)",
+            )
 
     def _decode(self, wanted: Sequence[tuple[Observation, int]]) -> list[tuple[ImageArray, ImageSummary]]:
         def decode(entry: tuple[Observation, int]) -> tuple[ImageArray, ImageSummary]:

@@ -124,6 +124,7 @@ class LineClient(_Client):
         states: ArrayLike | None = None,
         request_id: str | None = None,
         continuation: Continuation | None = None,
+        camera_times: Mapping[str, float] | None = None,
     ) -> Chunk:
         """Requests an action chunk.
 
@@ -133,12 +134,13 @@ class LineClient(_Client):
             states: (To, D) in place of poses and grippers, in the order of the metadata's ``state_names``.
             request_id: name of this request, by which logs of client and server are joined.
             continuation: what remains of the chunk under execution, for a policy that continues it.
+            camera_times: when the newest frame of each camera was captured, seconds on the clock of ``timestamps``.
 
         Raises:
             ServerError: there is no action: the server refuses or is unreachable, or arguments or reply are invalid.
         """
         asked = Asked.of(self.metadata)
-        extras = extra_entries(request_id, continuation)
+        extras = extra_entries(request_id, continuation, camera_times)
         message = observation(
             "observation", images, poses, grippers, timestamps, states=states, asked=asked, extras=extras
         )
@@ -224,12 +226,13 @@ class WebSocketClient(_Client):
         states: ArrayLike | None = None,
         request_id: str | None = None,
         continuation: Continuation | None = None,
+        camera_times: Mapping[str, float] | None = None,
     ) -> Chunk:
         """Requests an action chunk as :meth:`LineClient.infer`; images may also be raw RGB frames (H, W, 3) uint8."""
         asked = Asked.of(self.metadata)
         numbers = asked.numbers(poses, grippers, timestamps, states)
         frames = asked.frames(images, (bytes, np.ndarray), len(numbers["timestamps"]))
-        extras = extra_entries(request_id, continuation)
+        extras = extra_entries(request_id, continuation, camera_times)
         reply = self.ask({"type": "observation", "images": frames, "send_timestamp": time.time(), **numbers, **extras})
         return read_chunk(reply, "actions", asked.width)
 

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.serve.transport.continuation import REQUEST_ID, Continuation
-from diffusion_policy.serve.transport.observations import STATE_NAMES
+from diffusion_policy.serve.transport.observations import CAMERA_TIMES, STATE_NAMES
 from diffusion_policy.spec import POSE, POSE_GRIPPER
 
 Images = Sequence[Any] | Mapping[str, Sequence[Any]]
@@ -150,10 +150,15 @@ def observation(
     }
 
 
-def extra_entries(request_id: str | None, continuation: Continuation | None) -> dict[str, Any]:
+def extra_entries(
+    request_id: str | None, continuation: Continuation | None, camera_times: Mapping[str, float] | None
+) -> dict[str, Any]:
     """Returns the optional entries of an observation, as far as they are given."""
-    named = {} if request_id is None else {REQUEST_ID: request_id}
-    return named if continuation is None else {**named, "continuation": continuation.to_message()}
+    return {
+        **({} if request_id is None else {REQUEST_ID: request_id}),
+        **({} if continuation is None else {"continuation": continuation.to_message()}),
+        **({} if not camera_times else {CAMERA_TIMES: dict(camera_times)}),
+    }
 
 
 def _base64(images: Sequence[bytes]) -> list[str]:

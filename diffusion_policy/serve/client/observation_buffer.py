@@ -101,12 +101,14 @@ class AlignedObservation:
         states: (To, D) interpolated to them.
         images: To frames by camera, oldest first.
         ages_s: by camera, how old its newest frame is now.
+        captured_at: by camera, when the frame of the newest step was captured.
     """
 
     timestamps: FloatArray
     states: FloatArray
     images: Mapping[str, list[Any]]
     ages_s: Mapping[str, float]
+    captured_at: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def observed_at(self) -> float:
@@ -240,7 +242,8 @@ class ObservationBuffer:
         }
         states = np.stack([self._state(moment) for moment in times.tolist()])
         ages = {camera: now - track.times[-1] for camera, track in self._cameras.items()}
-        return AlignedObservation(times, states, images, ages)
+        captured = {camera: track.times[track.nearest(newest)] for camera, track in self._cameras.items()}
+        return AlignedObservation(times, states, images, ages, captured)
 
     def _frame(self, camera: str, track: _Track, moment: float) -> Any:
         index = track.nearest(moment)

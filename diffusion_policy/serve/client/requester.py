@@ -108,6 +108,7 @@ class Asker:
                 timestamps=seen.timestamps,
                 request_id=query.request_id,
                 continuation=query.continuation,
+                camera_times=seen.captured_at,
             )
         except ServerError as error:
             self._begins = self._begins or error.code in _LOST

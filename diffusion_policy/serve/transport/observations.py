@@ -8,8 +8,8 @@ Legend of shapes: To observation steps, D numbers of the layout, G grippers, K c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from diffusion_policy.serve.transport.continuation import Continuation
 from diffusion_policy.spec import POSE, POSE_GRIPPER, ActionLayout, ImageArray
 
 FloatArray = NDArray[np.float64]
+CAMERA_TIMES = "camera_times"  # of an observation: when the newest frame of each camera was captured
 STATE_NAMES = "state_names"  # of metadata: names of the numbers of ``states``, where these are carried
 _POSE_AND_GRIPPER = ActionLayout.of(POSE_GRIPPER)
 
@@ -40,6 +41,7 @@ class Observation:
         measured: (To, D) states of a layout that is no pose and gripper.
         request_id: the client's name of the request.
         continuation: what remains of the chunk that the arm is executing.
+        camera_times: when the newest frame of each camera was captured, on the clock of ``timestamps``; empty: unknown.
     """
 
     images: tuple[bytes | ImageArray, ...]
@@ -53,6 +55,7 @@ class Observation:
     measured: FloatArray | None = None
     request_id: str | None = None
     continuation: Continuation | None = None
+    camera_times: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def states(self) -> FloatArray:

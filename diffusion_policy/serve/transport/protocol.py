@@ -6,6 +6,7 @@
         "timestamps": [s ...], "send_timestamp": unix s}      <- {"type": "action", "action": [[8] ...]}
         optional: "intervention": true, a person drives in place of the policy (it is logged, and changes no answer)
                   "request_id": text, which the log and the answer repeat
+                  "camera_times": {camera: s}, when the newest frame of each was captured, on the clock of "timestamps"
                   "continuation": how the answer continues the chunk under execution, see ``transport.continuation``
                                                               <- {"type": "error", "code": ..., "message": ...}
 
@@ -41,6 +42,7 @@ from diffusion_policy.serve.transport.continuation import REQUEST_ID, read_conti
 from diffusion_policy.serve.transport.errors import ENDING as ENDING
 from diffusion_policy.serve.transport.errors import ErrorCode as ErrorCode
 from diffusion_policy.serve.transport.errors import ProtocolError as ProtocolError
+from diffusion_policy.serve.transport.observations import CAMERA_TIMES
 from diffusion_policy.serve.transport.observations import MessageForm as MessageForm
 from diffusion_policy.serve.transport.observations import Observation as Observation
 from diffusion_policy.spec import INTERVENTION, POSE, ActionLayout, ImageArray, SpecError
@@ -152,8 +154,20 @@ def parse_observation(message: Mapping[str, Any], form: MessageForm, limits: Lim
         inspect=message.get("type") == "inspect",
         intervention=intervention,
         request_id=read_request_id(message.get(REQUEST_ID)),
+        camera_times=_camera_times(message.get(CAMERA_TIMES), form),
         continuation=continuation,
     )
+
+
+def _camera_times(value: Any, form: MessageForm) -> dict[str, float]:
+    """Reads when the newest frame of each camera was captured; empty where the message does not say."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or set(value) != set(form.cameras):
+        found = sorted(map(str, value))[:8] if isinstance(value, dict) else type(value).__name__
+        raise ProtocolError("malformed", f"{CAMERA_TIMES} is {found}; expected seconds by camera: {form.cameras}")
+    times = _numbers([value[camera] for camera in form.cameras], (len(form.cameras),), CAMERA_TIMES)
+    return dict(zip(form.cameras, times.tolist(), strict=True))
 
 
 def _check_form(message: Mapping[str, Any], form: MessageForm) -> None:
