@@ -82,7 +82,7 @@ class EpisodeEntry:
 
 
 def entry_as_json(entry: EpisodeEntry) -> dict[str, Any]:
-    """An entry as plain JSON; without what its recording has not told."""
+    """An entry as plain JSON; without `told` where the recording declared nothing."""
     written = asdict(entry)
     if not entry.told:
         del written["told"]

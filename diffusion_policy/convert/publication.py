@@ -43,7 +43,7 @@ def announce(settings: ConversionSettings) -> None:
 
 
 def was_interrupted(settings: ConversionSettings) -> bool:
-    """Whether what lies at the output, and is no dataset, is what an unfinished conversion has sent of one."""
+    """Whether the output is no dataset yet, but what an unfinished conversion has sent of one."""
     with reaching(settings.output):
         return _mark(settings).is_file()
 
@@ -55,7 +55,7 @@ def finish_publication(settings: ConversionSettings, on_progress: Progress = no_
 
 
 def publish(settings: ConversionSettings, ledger: Any, on_progress: Progress = no_progress) -> None:
-    """Send the dataset that lies whole in `partial/dataset`, with its ledger.
+    """Send the finished dataset in `partial/dataset`, with its ledger.
 
     Raises:
         PlaceError: the store cannot be reached, or refuses; what is not sent yet can be sent later.

@@ -100,7 +100,7 @@ class Staging:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Hold the folder for this conversion alone; discard what lies in it unless it is to be resumed.
+        """Hold the folder for this conversion alone; discard its content unless it is to be resumed.
 
         Raises:
             ConversionError: another conversion writes there, or the work to resume was done with other settings.

@@ -62,7 +62,7 @@ class Archive:
         return Archive, (self.path,)
 
     def root(self) -> str:
-        """The folder in the archive that is the dataset, as deep as it lies: "" where it is the archive itself.
+        """The folder in the archive that is the dataset, at any depth: "" where it is the archive itself.
 
         Raises:
             DatasetError: no zarr group, or several side by side.

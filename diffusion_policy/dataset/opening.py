@@ -104,13 +104,13 @@ def open_dataset(found: Path, mode: str) -> Opened:
 
 
 def is_dataset(path: Path) -> bool:
-    """Whether a whole dataset, or at least a zarr group, lies there: in a folder or at a URL."""
+    """Whether there is a whole dataset, or at least a zarr group, in a folder or at a URL."""
     with reaching(path):
         return any((path / name).is_file() for name in ROOT_METADATA)
 
 
 def lies_there(path: str | Path) -> bool:
-    """Whether something lies where a run or a log says that a dataset does: a folder, an archive, a group at a URL.
+    """Whether there is anything where a run or a log names a dataset: a folder, an archive, a group at a URL.
 
     A store that cannot be reached has nothing.
     """

@@ -25,7 +25,7 @@ def recorded_frames(buffer: ReplayBuffer) -> dict[str, tuple[FrameKind, ...]]:
 
 
 def accepts_mixed_frames(buffer: ReplayBuffer) -> bool:
-    """Whether whoever converted it has said that its frames may differ."""
+    """Whether the conversion was allowed frames that differ (`--mixed-frames accept`)."""
     settings = _conversion(buffer).get("settings")
     return isinstance(settings, Mapping) and settings.get("mixed_frames") == "accept"
 

@@ -112,7 +112,7 @@ def recorded_sizes(buffer: ReplayBuffer, cameras: Sequence[str]) -> dict[str, tu
 
 
 def _stored_scale(buffer: ReplayBuffer) -> str | None:
-    """The scale of a gripper that is converted, as a flag names it; said in the log."""
+    """The scale of a gripper that is converted, as a flag names it; reported in the log."""
     each = buffer.scales_by_gripper.values()
     found = [one for scales in each for one in (scales.command, scales.measured) if one is not None]
     names = [one.scale.name for one in found if one.scale is not None]

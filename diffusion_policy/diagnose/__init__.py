@@ -7,4 +7,4 @@ from diffusion_policy.errors import WorkspaceError
 
 
 class ReportError(WorkspaceError, ValueError):
-    """Something to be reported on is not there, or is not what it was said to be."""
+    """An input of a report is not there, or is not what it was given as."""

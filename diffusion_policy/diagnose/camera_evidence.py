@@ -82,7 +82,7 @@ def look_at_cameras(
     Args:
         steps: with their cameras.
         traveled: (N,) meters that the arm has traveled up to each step.
-        on_progress: told the frames done and the frames there are.
+        on_progress: called with the frames done, and how many there are.
     """
     total = steps.n_steps * len(steps.cameras)
     blocks = [range(start, min(start + _TOGETHER, steps.n_steps)) for start in range(0, steps.n_steps, _TOGETHER)]

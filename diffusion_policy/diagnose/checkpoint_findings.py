@@ -34,7 +34,7 @@ class CheckpointAndDataset:
 
 
 def checkpoint_findings(evidence: CheckpointEvidence) -> list[Finding]:
-    """Everything that can be said of a checkpoint by itself, in the order in which to act on it."""
+    """All findings on a checkpoint by itself, in the order in which to act on them."""
     return run_checks(CHECKS, evidence)
 
 
@@ -204,7 +204,7 @@ def fits_dataset(both: CheckpointAndDataset) -> Finding | None:
 
 
 def normalizer_range(both: CheckpointAndDataset) -> Finding | None:
-    """Whether the data lies where the normalizer was fitted."""
+    """Whether the data is within the range that the normalizer was fitted to."""
     statistics, spec, data = both.checkpoint.statistics.get("action"), both.checkpoint.spec, both.dataset
     if statistics is None or spec is None or len(statistics.scale) != spec.action_dim:
         return None

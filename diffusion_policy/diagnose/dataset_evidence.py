@@ -194,7 +194,7 @@ def look_at_numbers(path: str | Path, gripper_scale: DeclaredScales | None = Non
 
 
 def look_at_recordings(steps: Steps) -> DatasetEvidence:
-    """The same of recordings that are not converted yet; of their frames nothing is said here (`camera_evidence`)."""
+    """The same of recordings that are not converted yet; their frames are not looked at here (`camera_evidence`)."""
     return DatasetEvidence(
         path=steps.where,
         keys=(*steps.numbers, *steps.cameras),

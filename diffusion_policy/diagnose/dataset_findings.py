@@ -33,12 +33,12 @@ FAULTS_SHOWN = 4
 
 
 def dataset_findings(evidence: DatasetEvidence) -> list[Finding]:
-    """Everything that can be said of a dataset by itself, in the order in which to act on it."""
+    """All findings on a dataset by itself, in the order in which to act on them."""
     return run_checks(CHECKS, evidence)
 
 
 def number_findings(evidence: DatasetEvidence) -> list[Finding]:
-    """What can be said of its numbers, whatever its frames and its size."""
+    """Findings on its numbers, whatever its frames and its size."""
     return run_checks([check for check in CHECKS if check not in (size, arrays, images, content, left_out)], evidence)
 
 

@@ -44,7 +44,7 @@ class DiskNeed:
 
 
 def disk_need(config: DictConfig | None, run: RunFolder | None) -> DiskNeed | None:
-    """Of a run that is there, else of one that the config would make; None where neither tells."""
+    """Of a run that is there, else of one that the config would make; None where neither is known."""
     config = run.config if config is None and run is not None else config
     if config is None:
         return None

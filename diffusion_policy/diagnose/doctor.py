@@ -134,7 +134,7 @@ def examine(
         gripper_scale: of datasets and logs whose gripper is not 0..1, as ``--gripper-scale`` names it; by default, of a
             dataset that needs it, what the run or the config was told.
         closed_loop: documents of closed-loop evaluations; by default those in the run's folder.
-        on_progress: told of files that were opened, and how many there are.
+        on_progress: called with the files opened, and how many there are.
 
     Raises:
         WorkspaceError: something that was named is not there or cannot be read.
@@ -182,7 +182,7 @@ def examine_sources(
 
 
 def _spec_of(opened: OpenedSources, config: tuple[Sequence[str], DictConfig] | None) -> StepSpec | None:
-    """Of the policy that is looked at: the checkpoint's, the config's, or the run's; None where none tells."""
+    """Of the policy that is looked at: the checkpoint's, the config's, or the run's; None where none has one."""
     weights = None if opened.checkpoint is None else opened.checkpoint.evidence
     if weights is not None and weights.spec is not None:
         return weights.spec

@@ -36,7 +36,7 @@ _REPLACED_BY_STEP_FINDINGS = {"images", "copycat-labels", "standing-still"}
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was inspected, what was seen, and what is to be said of it."""
+    """What was inspected, the evidence, and the findings."""
 
     steps: Steps
     summary: DatasetEvidence
@@ -126,7 +126,7 @@ def inspect_recordings(
 
     Args:
         directory: holds episode_0000/ and so on, or is a LeRobot dataset.
-        on_progress: told of the frames that are decoded.
+        on_progress: called with the frames decoded, and how many there are.
         gripper_scale: that the gripper is recorded in where it is not 0 and 1.
         timestamps: what time stamps are recorded in where that is not seconds.
         mapping: what their columns are, of a format whose columns have names.
@@ -151,7 +151,7 @@ def inspect_dataset(
     Args:
         path: of the dataset.
         checkpoint: of a policy to be trained further on it.
-        on_progress: told of the frames that are decoded.
+        on_progress: called with the frames decoded, and how many there are.
         gripper_scale: that the gripper is stored in where it is not 0..1.
 
     Raises:
@@ -188,7 +188,7 @@ def inspect_opened(
         faults: its lost frames, as `open_for_report` lists them.
         all_frames: whether every frame is read, and compared with the recorded hashes; else a few are looked at.
         checkpoint: of a policy to be trained further on it.
-        on_progress: told of the frames that are decoded.
+        on_progress: called with the frames decoded, and how many there are.
 
     Raises:
         ReportError: it has no action, or no step.

@@ -57,7 +57,7 @@ class Stage:
 
 
 def latency_stages(log: RunLog) -> tuple[Stage, ...]:
-    """The stages that a log tells of, in the order in which they happen; empty for logs without times."""
+    """The stages that a log times, in the order in which they happen; empty for logs without times."""
     timings = [step.timing for step in log.steps]
     found = []
     for name, begin, end in SERVER_STAGES:

@@ -23,7 +23,7 @@ ERROR_UNITS = {"position_mm": "mm", "rotation_deg": "degrees", "joint_rad": "rad
 
 
 def log_findings(evidence: LogEvidence) -> list[Finding]:
-    """Everything that can be said of a log."""
+    """All findings on a log."""
     return run_checks(CHECKS, evidence)
 
 

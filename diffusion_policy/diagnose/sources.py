@@ -104,7 +104,7 @@ def open_sources(
         given: what is named.
         told: the scale that a config says its datasets' gripper has; by default what the run was told.
         logs_of_run: whether the run's logs and the dataset that logs name are opened though nobody named them.
-        on_progress: told of files that were opened, and how many there are.
+        on_progress: called with the files opened, and how many there are.
 
     Raises:
         WorkspaceError: something that was named is not there or cannot be read.
@@ -136,7 +136,7 @@ def open_sources(
 
 
 def open_dataset(path: Path, text: str | None = None, told: str | None = None) -> OpenedDataset:
-    """A dataset whose gripper is said to be in a scale, or was told to be where its numbers do not say.
+    """A dataset; its gripper in the declared scale (`text`), or where numbers leave it open in the run's (`told`).
 
     Raises:
         DatasetError: no dataset there, or numbers of it are lost.

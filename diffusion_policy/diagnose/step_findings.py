@@ -31,7 +31,7 @@ _NAMED = 3
 
 
 def step_findings(evidence: StepEvidence) -> list[Finding]:
-    """Everything that can be said of the steps, in the order in which to act on it."""
+    """All findings on the steps, in the order in which to act on them."""
     return run_checks(CHECKS, evidence)
 
 

@@ -280,7 +280,7 @@ def _lost(faults: Sequence[ChunkFault], key: str) -> dict[int, str]:
 
 
 def finite(steps: Steps, key: str) -> FloatArray:
-    """(N, D) with zeros for NaN; rotations that are none become the identity, so that angles can be told."""
+    """(N, D) with zeros for NaN; rotations that are none become the identity, so that angles are defined."""
     values, layout = np.nan_to_num(steps.numbers[key]), steps.layout(key)
     if layout is None or not layout.labels("rotation"):
         return values

@@ -67,7 +67,7 @@ class ConfigEvidence:
         return command_line(self.started_with, *changes)
 
     def updates(self, n_windows: int | None) -> int | None:
-        """Updates that the run makes on so many windows; None if it cannot be told."""
+        """Updates that the run makes on so many windows; None if it is not known."""
         if not self.epochs or not self.batch_size:
             return None
         of_epoch = None if n_windows is None else math.ceil(n_windows / self.batch_size)

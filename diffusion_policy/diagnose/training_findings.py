@@ -40,7 +40,7 @@ class Planned:
 
 
 def config_findings(config: ConfigEvidence, dataset: DatasetEvidence | None = None) -> list[Finding]:
-    """What can be said before a run is started."""
+    """Findings before a run is started."""
     return run_checks(CONFIG_CHECKS, Planned(config, dataset))
 
 

@@ -110,7 +110,7 @@ def quaternions(data: DatasetEvidence) -> Finding | None:
 
 
 def quaternion_order(data: DatasetEvidence) -> Finding | None:
-    """Whether quaternions are scalar-last; where that cannot be told, where the tool points if they are."""
+    """Whether quaternions are scalar-last; where that is undecided, where the tool points if they are."""
     fault = _fault(data, "quaternion-order")
     if fault is not None:
         return Finding("quaternion-order", "error", fault.said, fault.remedy, reconvert(), data.path)

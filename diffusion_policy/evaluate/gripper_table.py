@@ -85,7 +85,7 @@ class GroupComparison:
 
 
 def short_name(file: str) -> str:
-    """What tells a log from the others: its date and time."""
+    """What distinguishes a log from the others: its date and time."""
     return Path(file).name.removeprefix("inference_log_").removesuffix(".json")
 
 

@@ -165,7 +165,7 @@ class Commands:
         return [(int(self.at[step]), kind) for step, kind in events]
 
     def when(self, step: int) -> str:
-        """The step of an event in words; between two where the log lacks what lies before it."""
+        """The step of an event in words; between two where the log lacks the step before it."""
         ((number, _),) = self.named([(step, "close")])
         if step and self.at[step] - self.at[step - 1] > 1:
             ((before, _),) = self.named([(step - 1, "close")])

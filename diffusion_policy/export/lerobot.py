@@ -59,7 +59,7 @@ def export_lerobot(
         task: what is to be done, in words, of episodes that do not say it.
         fps: steps a second; by default as the time stamps say. Times become frame number / fps.
         robot: what LeRobot calls robot_type.
-        on_progress: told of episodes.
+        on_progress: called with the episodes written, and how many there are.
 
     Raises:
         ExportError: the folder exists, an episode has no task, pyarrow is not installed, or a video cannot be encoded.

@@ -70,7 +70,7 @@ class GripperScale:
         return {"open": self.open, "closed": self.closed}
 
     def to_internal(self, values: ArrayLike) -> FloatArray:
-        """Values of any shape in this scale -> 0 closed .. 1 open; what lies beyond the ends stays beyond them."""
+        """Values of any shape in this scale -> 0 closed .. 1 open; values beyond the ends stay beyond them."""
         numbers = np.asarray(values, dtype=np.float64)
         return numbers if self.is_internal else (numbers - self.closed) / (self.open - self.closed)
 
@@ -88,7 +88,7 @@ INTERNAL = GripperScale("open1", GRIPPER_CLOSED, GRIPPER_OPEN)
 
 @dataclass(frozen=True)
 class DeclaredScales:
-    """What somebody said: of the command, and of the measurement where it was named by itself."""
+    """The declared scales: of the command, and of the measurement where it was named by itself."""
 
     command: GripperScale
     measured: GripperScale | None = None

@@ -179,7 +179,7 @@ class Comparison:
         return None if self.best is None else self.best.cause
 
     def advice(self) -> str:
-        """Which to take and why: recordings alone tell which to roll out, closed loop tells which to deploy."""
+        """Which to take and why: recordings alone show which to roll out, closed loop shows which to deploy."""
         if not self.comparable and not self.candidates:
             names = ", ".join(self.measured_otherwise)
             return (

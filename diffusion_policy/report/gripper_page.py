@@ -97,7 +97,7 @@ def _own_range(report: GripperReport) -> Thresholds:
 
 
 def _level(value: float, scale: Thresholds) -> float:
-    """Height of a command in the drawing, open at the top; what lies beyond the range is drawn at its end."""
+    """Height of a command in the drawing, open at the top; a command beyond the range is drawn at its end."""
     share = min(max((value - scale.middle) / scale.reach, -1.1), 1.1)
     return HIGH / 2 - share * (HIGH / 2 - 4)
 

@@ -185,7 +185,7 @@ def workspace(inspection: Inspection) -> Figure | None:
 
 
 def _events(inspection: Inspection, wanted: str, arm: str) -> list[int]:
-    """Steps at which an arm's gripper is told to open, or to close."""
+    """Steps at which an arm's gripper is commanded to open, or to close."""
     steps = inspection.steps
     command = steps.column(ACTION_KEY, f"{arm}.{GRIPPER}" if arm else GRIPPER)
     if command is None:

@@ -89,7 +89,7 @@ def _plot(name: str) -> str:
 
 
 def asset(name: str) -> Markup:
-    """Style or program that lies beside this file."""
+    """Style or program from the file of that name in this folder."""
     return Markup(files("diffusion_policy.report").joinpath(name).read_text(encoding="utf-8"))
 
 
@@ -100,7 +100,7 @@ def embedded(name: str, data: Any) -> str:
 
 
 def place(name: str, alt: str, height: int = 320) -> str:
-    """Room for a figure, with the text that stands for it where it cannot be seen."""
+    """Placeholder of a figure, with its text alternative."""
     return (
         f'<figure class="plot"><div id="{_plot(name)}" role="img" aria-label="{escape(alt, quote=True)}" '
         f'style="height:{height}px"></div><figcaption>{escape(alt)}</figcaption></figure>'

@@ -78,7 +78,7 @@ def write_report(path: Path, sources: Sources, on_progress: Progress = no_progre
 
 
 def make_report(sources: Sources, on_progress: Progress = no_progress) -> tuple[Conclusion, str]:
-    """The conclusion and the page; `on_progress` is told of files that were opened, and how many there are."""
+    """The conclusion and the page; `on_progress` is called with the files opened, and how many there are."""
     if not sources:
         raise ReportError(
             "nothing to report on; give a dataset, a checkpoint, a run, logs, open-loop errors or closed loop"
@@ -91,7 +91,7 @@ def make_report(sources: Sources, on_progress: Progress = no_progress) -> tuple[
 
 
 def _examined(opened: OpenedSources) -> tuple[Examination, Sequence[Finding]]:
-    """What the doctor says, and what open-loop errors say; and apart from it what is said of this machine.
+    """Findings of the doctor and on open-loop errors; and, apart from them, those on this machine.
 
     The machine that makes the page tells nothing of the policy. What shows more of a finding is never this page again.
     """
