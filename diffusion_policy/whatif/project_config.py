@@ -81,7 +81,8 @@ class PolicyDefinition:
             return key
         if isinstance(lookup(self.config, key), Mapping):
             raise FamilyError(f"{key!r} of {self.name} is a group; set one of its values")
-        raise FamilyError(f"{self.name} has no setting {key!r}; {closest(key, list(self.settings))}")
+        nearest = closest(key, list(self.settings))
+        raise FamilyError(f"{self.name} has no setting {key!r} (no code of the policy reads it); {nearest}")
 
     def spelling(self, path: str) -> str:
         """The path itself."""

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from measured_changes import OURS, changes_of
 from printed import printed
 
+from diffusion_policy.families.definitions import DEFINITIONS
 from diffusion_policy.families.family import FamilyError, Impact
 from diffusion_policy.whatif.config_change import what_if
+from diffusion_policy.whatif.project_config import project_configs
 from diffusion_policy.whatif.report import COUNTED
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "groot"
@@ -228,6 +230,16 @@ def test_vpt_in_other_sizes():
 def test_refusals(model: str, change: str, message: str):
     with pytest.raises(FamilyError, match=message):
         what_if(model, [change])
+
+
+@pytest.mark.parametrize("model", [*DEFINITIONS, *(name for name in project_configs() if name != "serve")])
+def test_a_key_that_no_code_reads_is_named_whatever_the_model(model: str):
+    """Isaac-GR00T#755: a key in a run's config looked as if it did something."""
+    for change in ("not_a_key_of_any_model=3", "~not_a_key_of_any_model"):
+        with pytest.raises(
+            FamilyError, match=r"'not_a_key_of_any_model' \(no code of the (model|policy) reads it\); the"
+        ):
+            what_if(model, [change])
 
 
 def test_one_value_may_change_once():
