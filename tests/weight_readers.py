@@ -22,6 +22,7 @@ from diffusion_policy.adapt.rules import Rules
 from diffusion_policy.adapt.target import target_from_config
 from diffusion_policy.checkpoint import build_policy, load_policy, write_checkpoint
 from diffusion_policy.closed_loop import evaluation
+from diffusion_policy.closed_loop.simulated_arm import open_simulated_arm
 from diffusion_policy.diagnose.checkpoint_evidence import look_at_checkpoint
 from diffusion_policy.env_runner.simulator import Simulator
 from diffusion_policy.errors import WorkspaceError
@@ -29,6 +30,7 @@ from diffusion_policy.evaluate.recorded_inference import open_recorded
 from diffusion_policy.installation import CONFIG
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
 from diffusion_policy.serve.checks.parity import check_parity
+from diffusion_policy.serve.client.clock import RealClock
 from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.tuning import Budget, Candidate, tune
@@ -137,6 +139,11 @@ READERS = [
         lambda world, path: open_recorded(path, world.dataset),
     ),
     Reader("closed loop", ("closed_loop.evaluation",), acting_policy),
+    Reader(
+        "arm in the simulator",
+        ("closed_loop.simulated_arm",),
+        lambda world, path: open_simulated_arm(TABLETOP, path, RealClock(), seed=0),
+    ),
     Reader("serve", ("serve.engine.policy_engine",), lambda world, path: PolicyEngine.open(path, EngineSettings())),
     Reader(
         "tune",
