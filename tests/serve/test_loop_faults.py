@@ -24,7 +24,6 @@ from diffusion_policy.serve.client import (
     make_strategy,
 )
 
-SEQUENCES = 10_000
 PERIOD, N_STEPS = 0.1, 4
 SETTINGS = LoopSettings(10.0, answer_timeout_s=0.35, max_action_age_s=1.0, camera_max_age_s=0.25, state_max_age_s=0.15)
 FORMS = {cameras: form(cameras) for cameras in (("image",), ("front", "wrist"))}
@@ -211,18 +210,19 @@ def violations(arm: FaultyArm, strategy: str) -> Iterator[str]:
         yield "the arm did not go on"
 
 
-def test_ten_thousand_sequences_of_faults() -> None:
+@pytest.mark.parametrize("sequences", [2_000, pytest.param(10_000, marks=pytest.mark.exhaustive)])
+def test_sequences_of_faults(sequences: int) -> None:
     kinds: set[str] = set()
     moved = held = 0
-    for seed in range(SEQUENCES):
+    for seed in range(sequences):
         arm, _, loop, strategy = run(seed)
         found = list(violations(arm, strategy))
         assert not found, f"seed {seed}, {strategy}, {arm.faults}: {found}"
         kinds |= {*arm.faults.arm.values(), *arm.faults.server.values()}
         moved, held = moved + loop.moves, held + sum(loop.holds.values())
     assert kinds == {*ARM_FAULTS, *SERVER_FAULTS}
-    assert moved > 3 * SEQUENCES
-    assert held > SEQUENCES
+    assert moved > 3 * sequences
+    assert held > sequences
 
 
 @pytest.mark.parametrize("fault", ["seen", "age", "doubt"])
