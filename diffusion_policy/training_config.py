@@ -43,6 +43,8 @@ NEVER_FILLED = frozenset({
 
 # The learning rate, under this project's name and under that of torch's constructor.
 RATES = ("optimizer.learning_rate", "optimizer.lr")
+# Hydra's flag of a folder that is looked into, too.
+_CONFIG_DIR = ("--config-dir", "-cd")
 # Built by constructors, whose own defaults count for options that are absent.
 FILLED_AS_A_WHOLE = frozenset({"ema"})
 
@@ -105,7 +107,8 @@ def compose_arguments(arguments: Sequence[str], home: Path = CONFIG.parent) -> D
         ConfigError: no such config, or an override that does not exist.
     """
     register_resolvers()
-    parsed, _ = get_args_parser().parse_known_args(list(arguments))
+    arguments = _located(arguments)
+    parsed, _ = get_args_parser().parse_known_args(arguments)
     if not _is_left_to_hydra(parsed):
         return complete(_checked(arguments, parsed, home)[1])[0]
     with initialize_config_dir(str(_folder_of(parsed, home)), version_base="1.2"):
@@ -195,6 +198,22 @@ def _completed(arguments: Sequence[str], parsed: Any, base: DictConfig, home: Pa
     return [*first, *added, *(adapted[word] for word in arguments if word in adapted)]
 
 
+def _located(arguments: Sequence[str]) -> list[str]:
+    """The words of a command line, with --config-path in place of a --config-dir that holds the config.
+
+    Hydra looks into the latter last, and would compose the one of the same name in config/.
+    """
+    words = list(arguments)
+    parsed, _ = get_args_parser().parse_known_args(words)
+    if parsed.config_dir is None or parsed.config_path is not None:
+        return words
+    folder, name = Path(parsed.config_dir).absolute(), parsed.config_name or DEFAULT
+    if not any((folder / file).is_file() for file in (f"{name}.yaml", name)):
+        return words
+    behind = [word for before, word in zip(["", *words], words, strict=False) if before not in _CONFIG_DIR]
+    return [f"--config-path={folder}", *(word for word in behind if word.partition("=")[0] not in _CONFIG_DIR)]
+
+
 def _accepted(override: str, groups: Mapping[str, str], known: set[str]) -> str:
     """An override in a form that a config without that entry takes."""
     key = override.partition("=")[0]
@@ -251,8 +270,9 @@ def checked_arguments(arguments: Sequence[str], home: Path = CONFIG.parent) -> l
     Raises:
         ConfigError: a config, a key or a choice that does not exist, or no number where one is expected.
     """
-    parsed, _ = get_args_parser().parse_known_args(list(arguments))
-    return list(arguments) if _is_left_to_hydra(parsed) else _checked(arguments, parsed, home)[0]
+    arguments = _located(arguments)
+    parsed, _ = get_args_parser().parse_known_args(arguments)
+    return arguments if _is_left_to_hydra(parsed) else _checked(arguments, parsed, home)[0]
 
 
 def _checked(arguments: Sequence[str], parsed: Any, home: Path) -> tuple[list[str], DictConfig]:

@@ -39,7 +39,7 @@ class MappedRecording:
     """One episode; see `recording.contract.Recording` for what each attribute is.
 
     Attributes:
-        files: that it lies in.
+        files: that hold it.
         numbers_sha256: of all that is read but frames.
         shown: by camera.
     """
@@ -73,7 +73,7 @@ class MappedRecording:
         return sha256(self.numbers_sha256.encode(), shown.encode()).hex()
 
     def fingerprint(self) -> str:
-        """Of its numbers, and of the files that it lies in."""
+        """Of its numbers, and of the files that hold it."""
         lines = [self.numbers_sha256]
         with reaching(self.path):
             for file in self.files:
@@ -160,7 +160,7 @@ def _check_poses(
 
 
 def numbers_sha256(rows: Rows, texts: Sequence[str] = ()) -> str:
-    """Of the numbers of an episode as they are recorded, and of what is said of it."""
+    """Of the numbers of an episode as they are recorded, and of its tasks."""
     parts: list[bytes] = []
     for name, values in sorted(rows.items()):
         parts += [f"{name} {values.dtype.str} {values.shape}\n".encode(), np.ascontiguousarray(values).tobytes()]

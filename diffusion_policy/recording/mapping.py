@@ -93,7 +93,7 @@ class RecordingMapping:
         action, state: per arm (an empty name for the only one) its parts.
         cameras: name in the dataset by feature; None takes all.
         lead: steps by which commands are recorded later than they apply: 1 where the next measurement is the command.
-        hz: rate of recordings without time stamps; None: not said.
+        hz: rate of recordings without time stamps; None: unknown.
     """
 
     action: Arms

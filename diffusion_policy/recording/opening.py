@@ -43,11 +43,11 @@ def open_recordings(
         PlaceError: the URL's store cannot be reached.
     """
     found, unit = place(source), parse_timestamps(timestamps)
-    said = None if mapping is None else read_mapping(mapping)
+    columns = None if mapping is None else read_mapping(mapping)
     if is_dataset(found):
         from diffusion_policy.recording.lerobot.recordings import LeRobotRecordings
 
-        return LeRobotRecordings(found, said, gripper_scale, unit)
+        return LeRobotRecordings(found, columns, gripper_scale, unit)
     if is_minecraft(found):
         _refuse_settings_of_others(found, gripper_scale, timestamps, mapping)
         return MinecraftRecordings(found, null_actions)
@@ -57,9 +57,9 @@ def open_recordings(
     if of_zarr is not None:
         from diffusion_policy.recording.zarr_sets.recordings import ZarrRecordings
 
-        return ZarrRecordings(of_zarr, said, gripper_scale, unit)
-    if said is not None:
-        return OtherLayoutRecordings(found, said, gripper_scale, unit)
+        return ZarrRecordings(of_zarr, columns, gripper_scale, unit)
+    if columns is not None:
+        return OtherLayoutRecordings(found, columns, gripper_scale, unit)
     return CogActRecordings(found, parse_scales(gripper_scale), unit)
 
 

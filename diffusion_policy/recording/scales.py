@@ -100,12 +100,12 @@ def settled_scales(
     lengths: Sequence[int],
     where: str,
 ) -> GripperScales:
-    """The scale of each gripper: said, or found in the numbers of all episodes.
+    """The scale of each gripper: declared, or found in the numbers of all episodes.
 
     Args:
         arrays: of the mapping.
         declared: scales that somebody says, by name.
-        recorded: gives the numbers of each gripper in all episodes; asked for only where a scale is not said.
+        recorded: gives the numbers of each gripper in all episodes; asked for only where a scale is not declared.
         lengths: (E,) steps of the episodes.
         where: for errors.
 
@@ -116,8 +116,8 @@ def settled_scales(
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
     commanded, measured = {}, {}
     for name, command, measurement in arrays.gripper_columns():
-        said = declared[name]
-        if said is None:
+        known = declared[name]
+        if known is None:
             found = scales_of(numbers[name], None, starts)
             if found.unknown:
                 raise RecordingError(
@@ -126,7 +126,7 @@ def settled_scales(
                 )
             scales = (found.command.scale, None if found.measured is None else found.measured.scale)
         else:
-            scales = (said.command, said.measured or said.command)
+            scales = (known.command, known.measured or known.command)
         if command is not None and scales[0] is not None:
             commanded[name] = scales[0]
         if measurement is not None:

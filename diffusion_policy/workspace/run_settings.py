@@ -13,6 +13,9 @@ from diffusion_policy.workspace.older_settings import with_present_keys
 
 logger = logging.getLogger(__name__)
 
+# How the class is called that configs of the predecessor for several GPUs name.
+_SEVERAL_GPUS = "WorkspaceDDP"
+
 
 def run_settings(cfg: DictConfig) -> DictConfig:
     """The settings of a run of this config: present keys, none absent; for whoever runs it or looks at it.
@@ -39,6 +42,22 @@ def settled(cfg: DictConfig) -> DictConfig:
         if jitter and (filled or "p" in jitter):
             logger.info("policy.color_jitter: %s; ~policy.color_jitter trains as it did", JITTER_NOTE)
         return debug_settings(cfg) if cfg.training.debug else cfg
+
+
+def batch_size_note(cfg: DictConfig, world_size: int) -> str | None:
+    """What the batch size of a config for several GPUs is here, where the predecessor's was per GPU; None of others.
+
+    Args:
+        cfg: of a run.
+        world_size: processes that train.
+    """
+    if not str(cfg._target_).endswith(_SEVERAL_GPUS):
+        return None
+    size = cfg.dataloader.batch_size
+    here = f"dataloader.batch_size={size} is that of one update over all processes; in the predecessor it was per GPU: "
+    if world_size > 1:
+        return f"{here}on {world_size} GPUs dataloader.batch_size={size * world_size} trains as it did"
+    return f"{here}what trained with it on N GPUs is dataloader.batch_size=N*{size}"
 
 
 def debug_settings(cfg: DictConfig) -> DictConfig:

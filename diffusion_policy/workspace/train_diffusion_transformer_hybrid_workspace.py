@@ -39,7 +39,7 @@ from diffusion_policy.workspace.metrics import MetricsLog, figure
 from diffusion_policy.workspace.optimization import Stages, make_optimizer, roles_of
 from diffusion_policy.workspace.processes import Processes, join_processes
 from diffusion_policy.workspace.progress import TrainingBar
-from diffusion_policy.workspace.run_settings import run_settings
+from diffusion_policy.workspace.run_settings import batch_size_note, run_settings
 from diffusion_policy.workspace.run_state import (
     RunState,
     TrainingProgress,
@@ -137,6 +137,9 @@ class TrainDiffusionTransformerHybridWorkspace:
         """Open the data, initialize models and optimizer, and open logs and checkpoints; wrong settings raise here."""
         cfg = self.cfg
         self._processes = processes
+        note = batch_size_note(cfg, processes.world_size)
+        if note is not None and processes.writes:
+            logger.info(note)
         self.output_dir = processes.from_first(self.output_dir)
         policies = [policy for policy in (self.model, self.ema_model) if policy is not None]
         self._data = open_data(cfg, processes, read_history(cfg, self.output_dir))

@@ -252,3 +252,66 @@ def test_preflight(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own.touch()
     resumed = [*fine, f"pretrained.path={SHIPPED}", setting("hydra.run.dir", own.parents[1])]
     assert preflight.main(resumed) == 0, "a run that goes on starts from its own checkpoint"
+
+
+# ---- several GPUs ----
+
+SEVERAL = "train_ddp.sh"
+
+
+def started(bench: Workbench, *arguments: str, **settings: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """What the launcher for several GPUs has to say, and the words with which it starts the processes."""
+    finished = subprocess.run(
+        ["bash", str(REPOSITORY / "train_scripts" / SEVERAL), *arguments],
+        env=bench.environment | settings, cwd=bench.folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    calls = bench.calls()
+    if finished.returncode == 0 and calls:
+        check, run = calls
+        assert check[:2] == ["-m", "diffusion_policy.workspace.preflight"]
+        assert check[2:] == run[run.index("train_ddp.py") + 1 :], "what is trained is what was checked"
+        return finished, run
+    return finished, []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "n", "words"),
+    [
+        ((), 8, ["--config-name=train_cogact_robot"]),
+        (("4",), 4, ["--config-name=train_cogact_robot"]),
+        (("4", "2,3,4,5", "training.seed=1"), 4, ["--config-name=train_cogact_robot", "training.seed=1"]),
+        (("2", "cpu"), 2, ["--config-name=train_cogact_robot", "training.device=cpu"]),
+        (("training.seed=1",), 8, ["--config-name=train_cogact_robot", "training.seed=1"]),
+    ],
+)
+def test_so_many_processes_train(bench: Workbench, arguments: tuple[str, ...], n: int, words: list[str]) -> None:
+    finished, run = started(bench, *arguments)
+    assert finished.returncode == 0, finished.stderr
+    assert run == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), "train_ddp.py", *words]
+
+
+def test_they_train_the_config_that_is_named(bench: Workbench) -> None:
+    _, run = started(bench, "2", CONFIG="train_theirs", CONFIG_DIR="/their configs")
+    assert run[-2:] == ["--config-dir=/their configs", "--config-name=train_theirs"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("0",), "N_GPUS is '0'"),
+        (("many",), "N_GPUS is 'many'"),
+        (("4", "first"), "GPU_IDS is 'first'"),
+        (("4", "0,1"), "GPU_IDS names 2 GPUs (0,1) for 4 processes"),
+    ],
+)
+def test_several_gpus_are_refused(bench: Workbench, arguments: tuple[str, ...], message: str) -> None:
+    finished, _ = started(bench, *arguments)
+    assert finished.returncode == 2
+    assert message in finished.stderr
+    assert bench.calls() == []
+
+
+def test_the_launcher_for_several_gpus_explains_itself(bench: Workbench) -> None:
+    finished, _ = started(bench, "-h")
+    assert finished.returncode == 0
+    assert all(word in finished.stdout for word in ("usage: bash train_scripts/", "GPU_IDS", "CONFIG", "Exit status"))

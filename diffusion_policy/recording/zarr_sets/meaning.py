@@ -64,7 +64,7 @@ def meaning_of(buffer: ReplayBuffer, mapping: RecordingMapping | None, videos: S
     Args:
         buffer: of it.
         mapping: what somebody says of its arrays.
-        videos: cameras of the videos beside it.
+        videos: cameras of its videos.
 
     Raises:
         MappingError: without a mapping: the one to fill in is printed. Or it names a camera that is none.
@@ -73,7 +73,7 @@ def meaning_of(buffer: ReplayBuffer, mapping: RecordingMapping | None, videos: S
     colored = [key for key in buffer.keys if is_color(buffer[key].shape)] + list(videos)
     if not colored:
         raise RecordingError(
-            f"{buffer.where}: has no color camera: no array (N, H, W, 3), and no videos/<episode>/<camera>.mp4 beside "
+            f"{buffer.where}: has no color camera: no array (N, H, W, 3), and no videos/<episode>/<camera>.mp4 with "
             "it; a policy needs one (an archive that holds the videos, too, must be unpacked)"
         )
     vectors = vectors_of(buffer)
@@ -137,10 +137,10 @@ def _parts(buffer: ReplayBuffer, name: str, feature: tuple[str, ...] | int) -> d
 def _umi(vectors: Vectors) -> dict[str, Any]:
     """Parts by UMI's names of arrays; of several robots, by robot."""
     arms: dict[str, dict[str, Any]] = {}
-    said = {"position": {"unit": "m"}, "rotation": {"as": "rotation_vector", "unit": "rad"}}
+    known = {"position": {"unit": "m"}, "rotation": {"as": "rotation_vector", "unit": "rad"}}
     for name in vectors:
         match = _UMI.fullmatch(name)
         if match is not None:
             kind = _UMI_PARTS[match.group(2)]
-            arms.setdefault(match.group(1), {})[kind] = {"feature": name, **said.get(kind, {"scale": UNDECIDED})}
+            arms.setdefault(match.group(1), {})[kind] = {"feature": name, **known.get(kind, {"scale": UNDECIDED})}
     return next(iter(arms.values())) if len(arms) == 1 else arms

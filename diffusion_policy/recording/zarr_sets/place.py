@@ -1,4 +1,4 @@
-"""Where a zarr dataset of others lies: alone, or beside a video for each episode and camera."""
+"""Where a zarr dataset of others is: alone, or with a video for each episode and camera."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class ZarrRecordings:
     """The episodes of a zarr dataset of others.
 
     Args:
-        found: where it lies.
+        found: where it is.
         mapping: what its arrays are; asked for where it is missing.
         gripper_scale: of all its grippers, as ``--gripper-scale`` names it; None: of the mapping, else found in the
             numbers.
@@ -83,13 +83,13 @@ class ZarrRecordings:
     @property
     def account(self) -> Mapping[str, Any]:
         """Format, and what became of each array, as plain JSON."""
-        said = self.meaning.mapping
+        mapping = self.meaning.mapping
         return {
             "format": f"zarr {self.buffer.root.metadata.zarr_format}",
-            "numbers": sorted(said.features),
+            "numbers": sorted(mapping.features),
             "cameras": dict(self.meaning.cameras),
             "colors": {name: f"0..{pixels.brightest}" for name, pixels in self._pixels.items()},
-            "command": f"{said.lead} steps ahead" if said.lead else "as recorded",
+            "command": f"{mapping.lead} steps ahead" if mapping.lead else "as recorded",
             "gripper_scales": self.scales.label,
             "left_out": dict(self.meaning.left_out),
         }

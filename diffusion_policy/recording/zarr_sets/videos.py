@@ -1,4 +1,4 @@
-"""Videos beside a zarr, as collectors of diffusion_policy write them: videos/<episode>/<camera>.mp4."""
+"""Videos of a zarr, as collectors of diffusion_policy write them: videos/<episode>/<camera>.mp4."""
 
 from __future__ import annotations
 
