@@ -2,13 +2,15 @@
 
 Everything but `training.precision` (float32, auto) is the same between the two runs of a seed: weights at the start,
 batches, noise. Seeds differ in all of these. The modes are equal within noise if the mean difference between the runs
-of one seed is below the spread of the seeds (standard deviation of the float32 runs). It runs on the CPU.
+of one seed is below the spread of the seeds (standard deviation of the float32 runs). It runs on the CPU;
+``gpu.py`` runs it on a GPU.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,7 @@ EPISODES = 12
 
 def compare_learning(folder: Path, n_epochs: int, fast: str, *, quick: bool) -> dict[str, Any]:
     """Train each mode with each seed; last figures of all runs, and a table. `fast` says what auto is here."""
-    recordings, dataset = folder / "trajectories", folder / "demo.zarr"
-    make_trajectories(recordings, 4 if quick else EPISODES, 0, (320, 180))
-    convert(ConversionSettings(source=recordings, output=dataset, resolution=(160, 90)))
+    dataset = demonstrations(folder, quick=quick)
     seeds = SEEDS[:1] if quick else SEEDS
     figures = {mode: [train(dataset, folder, mode, seed, n_epochs, quick) for seed in seeds] for mode in MODES}
     return {
@@ -51,13 +51,30 @@ def compare_learning(folder: Path, n_epochs: int, fast: str, *, quick: bool) -> 
     }
 
 
-def train(dataset: Path, folder: Path, mode: str, seed: int, n_epochs: int, quick: bool) -> dict[str, float]:
-    """One run; what was validated after its last epoch."""
+def demonstrations(folder: Path, *, quick: bool) -> Path:
+    """The dataset that all runs learn from."""
+    recordings, dataset = folder / "trajectories", folder / "demo.zarr"
+    make_trajectories(recordings, 4 if quick else EPISODES, 0, (320, 180))
+    convert(ConversionSettings(source=recordings, output=dataset, resolution=(160, 90)))
+    return dataset
+
+
+def train(
+    dataset: Path,
+    folder: Path,
+    mode: str,
+    seed: int,
+    n_epochs: int,
+    quick: bool,
+    device: str = "cpu",
+    words: Sequence[str] = (),
+) -> dict[str, float]:
+    """One run; what was validated after its last epoch. ``words`` are further settings."""
     register_resolvers()
     overrides = [
         "experiment=demo", f"task.dataset_path={dataset}", f"training.seed={seed}", f"training.precision={mode}",
         f"training.num_epochs={n_epochs}", f"training.max_train_steps={2 if quick else 'null'}", "checkpoint.topk.k=0",
-        "checkpoint.save_last_ckpt=false", "task.dataset.val_ratio=0.2",
+        "checkpoint.save_last_ckpt=false", "task.dataset.val_ratio=0.2", f"training.device={device}", *words,
     ]  # fmt: skip
     with initialize_config_dir(CONFIG, version_base="1.2"):
         cfg = compose("train_cogact_robot", overrides=overrides)

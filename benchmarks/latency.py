@@ -52,16 +52,19 @@ from diffusion_policy.serve.engine.compute_threads import ComputeThreads
 from diffusion_policy.serve.server import listening
 from diffusion_policy.serve.settings import EngineSettings, ServeSettings, read_settings
 from diffusion_policy.serve.stages import STAGES
+from diffusion_policy.serve.transport.continuation import Continuation
 from diffusion_policy.serve.transport.host import computing_thread
 from diffusion_policy.serve.transport.request import Reply
 
+CONTINUING = "float32, continuing"
 POSE = np.array([0.5, 0.0, 0.4, 1.0, 0.0, 0.0, 0.0])
 LOW = np.array([0.2, -0.3, 0.1, 0.95, -0.1, -0.1, -0.1, 0.0])
+EXECUTED_ON = np.tile([*POSE, 1.0], (8, 1))  # what is left of the chunk under execution
 HIGH = np.array([0.8, 0.3, 0.7, 1.05, 0.1, 0.1, 0.1, 1.0])
 
 
-def users_policy() -> DiffusionTransformerHybridImagePolicy:
-    """The users' settings, with random weights: time does not depend on what was learned."""
+def users_policy(*, small: bool = False) -> DiffusionTransformerHybridImagePolicy:
+    """The users' settings, with random weights: time does not depend on what was learned. ``small``: to try a run."""
     torch.manual_seed(0)
     low_dim = {"robot_eef_pose": 7, "robot_gripper_state": 1}
     policy = DiffusionTransformerHybridImagePolicy(
@@ -77,6 +80,9 @@ def users_policy() -> DiffusionTransformerHybridImagePolicy:
         crop_shape=(162, 288),
         obs_encoder_group_norm=True,
         eval_fixed_crop=True,
+        n_layer=1 if small else 8,
+        n_emb=64 if small else 256,
+        encoder_width=16 if small else 64,
     ).eval()
     limits = torch.from_numpy(np.stack([LOW, HIGH])).float()
     normalizer = LinearNormalizer()
@@ -88,18 +94,20 @@ def users_policy() -> DiffusionTransformerHybridImagePolicy:
 
 @dataclass
 class Candidate:
-    """One server, and what was measured of it."""
+    """One server, and what was measured of it; ``continuing``: each request continues a chunk (real-time chunking)."""
 
     name: str
     client: LineClient
     replies: list[Reply]
     stages: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     actions: dict[str, list[Any]] = field(default_factory=dict)
+    continuing: bool = False
 
     def ask(self, scenario: str, frames: Sequence[bytes], now: float) -> None:
         """One request of a scenario."""
+        asked = Continuation("rtc", EXECUTED_ON, len(EXECUTED_ON) // 2) if self.continuing else None
         start = time.perf_counter()
-        chunk = self.client.infer(frames, [POSE] * 2, [1, 1], [now - 0.1, now])
+        chunk = self.client.infer(frames, [POSE] * 2, [1, 1], [now - 0.1, now], continuation=asked)
         client_ms = (time.perf_counter() - start) * 1000
         while not self.replies or "log" not in self.replies[-1].stages.milliseconds:
             time.sleep(0.0005)
@@ -109,13 +117,13 @@ class Candidate:
 
 
 def serving(
-    name: str, options: EngineSettings, folder: Path, device: str, worker: ThreadPoolExecutor
+    name: str, options: EngineSettings, folder: Path, device: str, worker: ThreadPoolExecutor, *, small: bool = False
 ) -> AbstractContextManager[Candidate]:
     """A server of the users' policy in a thread, and a client of it."""
     options.device = device
 
     def open_engine() -> PolicyEngine:
-        engine = PolicyEngine(users_policy().to(device), options)
+        engine = PolicyEngine(users_policy(small=small).to(device), options)
         engine.warm_up()
         return engine
 
@@ -206,7 +214,13 @@ def report(candidates: Sequence[Candidate]) -> dict[str, Any]:
         table.add_row("times faster", *(f"{speedups[candidate.name]:.2f}" for candidate in candidates))
         console.print(table)
         found["scenarios"][scenario] = {"milliseconds": rows, "times_faster": speedups}
+        if CONTINUING in rows:
+            ratio = rows[CONTINUING]["total"][0] / rows["float32"]["total"][0]
+            found["scenarios"][scenario]["continuing_times_plain_request"] = ratio
+            console.print(f"{scenario}: a request that continues a chunk takes {ratio:.2f} times a plain one")
     for candidate in candidates[1:]:
+        if candidate.continuing:
+            continue
         apart = found["difference"][candidate.name] = difference(candidate, baseline)
         console.print(
             f"{candidate.name}: poses at most {apart['largest_in_pose']:.1e} from the baseline's; "
@@ -330,12 +344,14 @@ def _beside_a_plain_server(arguments: argparse.Namespace, device: torch.device) 
         kinds["bfloat16"] = EngineSettings(steps=arguments.steps, precision="bfloat16")
     else:
         Console().print("bfloat16 is left out: this device has no instructions for it, and would emulate it")
+    kinds[CONTINUING] = EngineSettings(steps=arguments.steps)
     worker = computing_thread()  # of all of them, as each would have one alone
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         candidates = [
             stack.enter_context(serving(name, options, Path(folder), arguments.device, worker))
             for name, options in kinds.items()
         ]
+        candidates[-1].continuing = True
         measure(candidates, 6 if arguments.quick else arguments.requests)
     return report(candidates)
 

@@ -1,0 +1,66 @@
+"""Benchmarks run through in their smallest form, and say what they leave out."""
+
+import json
+from pathlib import Path
+
+import chunk_strategies
+import gpu
+import numpy as np
+import pytest
+
+
+def test_the_gpu_benchmark_s_dry_run_measures_every_part(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    assert gpu.main(["--device", "cpu", "--dry-run", "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert set(found["training"]) == {name for name in gpu.TRAINING if "compiled" not in name}
+    assert all(row["samples_per_s"] > 0 for row in found["training"].values())
+    assert found["serving"]["float32, continuing"]["new frames"]["total"][0] > 0
+    assert all(np.isfinite(row["val_loss"]) for row in found["learning"].values())
+    assert found["left_out"] == []
+
+
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        gpu.main([])
+    assert ended.value.code == 2
+    assert "--dry-run tries all parts" in capsys.readouterr().err
+
+
+def test_without_time_variants_are_left_out_by_name(tmp_path: Path) -> None:
+    call = gpu.Call(gpu.argparse.Namespace(device="cpu", dry_run=False, minutes=0.0, json=None), tmp_path)
+    call.run("serving", "float32", dict)
+    assert call.found["left_out"] == ["serving: float32"]
+
+
+def row(cell: str, scene: int, success: bool, jerk: float = 1.0) -> dict[str, object]:
+    figures = {"steps": 50, "jerk": jerk, "seam_mm": 2.0, "seam_deg": 1.0, "idle": 0.1}
+    return {"cell": cell, "scene": scene, "success": success, **figures}
+
+
+def test_cells_are_compared_scene_by_scene() -> None:
+    rows = [row("skip, 0 ms", scene, success=True) for scene in range(8)]
+    rows += [row("skip, 400 ms", scene, success=scene < 2, jerk=3.0) for scene in range(8)]
+    found = chunk_strategies.summary(rows)["skip, 400 ms"]
+    assert (found["success"], found["scenes"]) == (2, 8)
+    against = found["against_no_latency"]
+    assert (against["lost"], against["gained"]) == (6, 0)
+    assert against["p"] < 0.05
+    assert against["jerk_difference"] == pytest.approx(2.0)
+
+
+def test_an_interrupted_study_goes_on_and_another_s_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.jsonl"
+    assert chunk_strategies.known(path, {"checkpoint": "a"}) == []
+    with path.open("a") as file:
+        file.write(json.dumps(row("skip, 0 ms", 0, success=True)) + "\n")
+    assert [found["scene"] for found in chunk_strategies.known(path, {"checkpoint": "a"})] == [0]
+    with pytest.raises(chunk_strategies.WorkspaceError, match="another study"):
+        chunk_strategies.known(path, {"checkpoint": "b"})
+
+
+def test_jerk_of_a_cubic_is_its_third_derivative() -> None:
+    times = np.arange(20) / 10
+    path = [np.array([0.1 * t**3, 0.0, 0.0]) for t in times]
+    assert chunk_strategies.jerk(path, 10.0) == pytest.approx(0.6)
