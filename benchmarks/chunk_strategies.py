@@ -205,7 +205,7 @@ def draw(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels = {"success": "success, % (95 % interval)", "jerk": "jerk, m/s³", "seam_mm": "seam, mm", "idle": "idle, %"}
+    panels = {"success": "success, % (95 % interval)", "jerk": "jerk, m/s^3", "seam_mm": "seam, mm", "idle": "idle, %"}
     figure, axes = pyplot.subplots(1, len(panels), figsize=(15, 4), layout="constrained")
     for shift, strategy in enumerate(STRATEGIES):
         points = {name: entry for name, entry in found.items() if name.startswith(f"{strategy},") and "+-" not in name}

@@ -1,0 +1,165 @@
+"""A policy as one ONNX graph, from observations to actions, for robots' computers that have no torch.
+
+The denoising loop is unrolled into the graph, with the scheduler's own steps. The sampler is DDIM without noise: what
+is random is the graph's input ``noise``, so an answer is a function of its inputs.
+
+Legend of shapes: To observation steps, T steps of a sample, S its width, Da action width.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffusion_policy.commands import install_extra
+from diffusion_policy.export.errors import ExportError
+from diffusion_policy.model.diffusion.noise_schedulers import DDIMScheduler
+from diffusion_policy.policy.contract import DenoisingPolicy, PolicyModule
+from diffusion_policy.policy.diffusion_image_policy import DiffusionImagePolicy
+from diffusion_policy.storage import whole_file, write_json
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+NOISE, ACTIONS = "noise", "actions"
+# How far the graph's actions may be from the policy's, in normalized actions: sums in another order.
+TOLERANCE = 1e-4
+_PROBES = 3
+
+
+class WholePolicy(nn.Module):
+    """Noise (1, T, S) and observations (1, To, ...), in the order of ``keys``, to actions (1, T, Da).
+
+    Images are floats in [0, 1] (C, H, W); states and actions are in the dataset's units.
+
+    Args:
+        policy: in eval mode, its sampler set.
+
+    Raises:
+        ExportError: the policy cannot be a graph; says why.
+    """
+
+    def __init__(self, policy: PolicyModule) -> None:
+        super().__init__()
+        if not isinstance(policy, DiffusionImagePolicy):
+            raise ExportError(f"{type(policy).__name__} does not denoise; expected a diffusion policy on images")
+        why_not = policy.lacks("fast_engine")
+        if why_not is not None:
+            raise ExportError(f"a graph needs features that depend on the frame alone, but of this policy {why_not}")
+        if not isinstance(policy.noise_scheduler, DDIMScheduler) or policy.eta:
+            raise ExportError(
+                f"the sampler is {type(policy.noise_scheduler).__name__} with eta {policy.eta}; expected DDIM without "
+                "noise, whose steps depend on nothing but their input"
+            )
+        self.policy = policy
+        policy.noise_scheduler.set_timesteps(policy.num_inference_steps)
+        self._timesteps = [int(timestep) for timestep in policy.noise_scheduler.timesteps]
+        self.keys = tuple(field.key for field in policy.spec.obs)
+
+    def forward(self, noise: Tensor, *obs: Tensor) -> Tensor:
+        """Actions (1, T, Da)."""
+        policy, scheduler = self.policy, self.policy.noise_scheduler
+        normalized = policy.normalizer.normalize(dict(zip(self.keys, obs, strict=True)))
+        frames = {key: value.flatten(0, 1) for key, value in normalized.items()}
+        cond = policy.obs_encoder(frames, None).unflatten(0, (-1, policy.n_obs_steps))
+        sample = noise
+        for timestep in self._timesteps:
+            prediction = policy.model(sample, torch.tensor(timestep), cond)
+            sample = scheduler.step(prediction, timestep, sample).prev_sample
+        actions: Tensor = policy.normalizer["action"].unnormalize(sample)
+        return actions
+
+    def inputs(self, seed: int) -> dict[str, Tensor]:
+        """Random inputs within the range of training."""
+        generator, policy = torch.Generator().manual_seed(seed), self.policy
+        found = {NOISE: torch.randn((1, *policy.sample_shape), generator=generator)}
+        for field in policy.spec.obs:
+            share = torch.rand((1, policy.n_obs_steps, *field.shape), generator=generator)
+            if field.kind != "rgb":
+                seen = policy.normalizer[field.key].get_input_stats()
+                share = seen["min"] + share * (seen["max"] - seen["min"])
+            found[field.key] = share
+        return found
+
+
+@dataclass(frozen=True)
+class ExportedPolicy:
+    """What was written.
+
+    Attributes:
+        path: of the graph.
+        difference: largest from the policy's own actions, in normalized actions, as ONNX Runtime computes it here.
+    """
+
+    path: Path
+    difference: float
+
+
+def export_onnx(policy: PolicyModule, path: Path, about: Mapping[str, Any]) -> ExportedPolicy:
+    """Write a policy as an ONNX graph, and beside it, as FILE.json, what its inputs and outputs are.
+
+    Args:
+        policy: on the CPU, in eval mode, its sampler set.
+        path: to be made.
+        about: written into FILE.json, too: of which checkpoint and sampler the graph is.
+
+    Raises:
+        ExportError: the policy cannot be exported, FILE exists, the packages are missing, or ONNX Runtime answers
+            other actions than the policy.
+        StorageError: the disk refuses.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f"{', '.join(missing)} not installed: {install_extra('onnx')}")
+    if path.exists():
+        raise ExportError(f"{path} exists; name another file, or delete it")
+    whole = WholePolicy(policy).eval()
+    example = whole.inputs(0)
+    with whole_file(path) as unfinished, torch.no_grad():
+        program = torch.export.export(whole, tuple(example.values()), strict=False)
+        graph = torch.onnx.export(
+            program, tuple(example.values()), input_names=list(example), output_names=[ACTIONS], dynamo=True,
+            verbose=False,
+        )  # fmt: skip
+        assert graph is not None
+        graph.save(str(unfinished))
+        difference = largest_difference(whole, unfinished)
+        if not difference <= TOLERANCE:
+            raise ExportError(
+                f"the graph's actions are {difference:.1e} from the policy's; at most {TOLERANCE} is sums"
+            )
+    shapes = {name: list(value.shape) for name, value in example.items()}
+    write_json(path.with_name(f"{path.name}.json"), {**about, **_meaning(whole, shapes), "difference": difference})
+    return ExportedPolicy(path, difference)
+
+
+def largest_difference(whole: WholePolicy, path: Path) -> float:
+    """How far ONNX Runtime's actions are from the policy's, in normalized actions; see ``TOLERANCE``."""
+    runtime = importlib.import_module("onnxruntime")
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    normalizer, largest = whole.policy.normalizer["action"], 0.0
+    for seed in range(1, 1 + _PROBES):
+        inputs = whole.inputs(seed)
+        (found,) = session.run([ACTIONS], {name: value.numpy() for name, value in inputs.items()})
+        ours = normalizer.normalize(whole(*inputs.values()))
+        largest = max(largest, float((normalizer.normalize(torch.from_numpy(np.array(found))) - ours).abs().max()))
+    return largest
+
+
+def _meaning(whole: WholePolicy, shapes: Mapping[str, list[int]]) -> dict[str, Any]:
+    policy = whole.policy
+    assert isinstance(policy, DenoisingPolicy)
+    rows = {field.key: list(field.names) or "RGB (C, H, W), floats in [0, 1]" for field in policy.spec.obs}
+    return {
+        "inputs": {name: {"shape": shape, "holds": rows.get(name, "normal noise")} for name, shape in shapes.items()},
+        "actions": list(policy.spec.action_names),
+        "first_executed": policy.first_executed,
+        "n_action_steps": policy.n_action_steps,
+        "relative": policy.spec.relative,
+    }
