@@ -33,6 +33,7 @@ ENTRY_POINTS = {
     "dp-edit": "edit_dataset",
     "dp-export": "export_run",
     "dp-export-dataset": "export_dataset",
+    "dp-export-policy": "export_policy",
     "dp-grow": "finetune_from_7d_to_8d",
     "dp-infer": "run_offline_inference",
     "dp-inspect": "inspect_cogact_data",

@@ -97,6 +97,7 @@ AT_WORK = {
         "{policy} {dataset} --steps 1 --samples 1 --json out.json", "evaluate.open_loop_report:_episode:2"
     ),
     "export_dataset.py": Case("{dataset} --lerobot out --task lift", "export.lerobot_writer:LeRobotWriter.add"),
+    "export_policy.py": Case("{policy} out.onnx", "export.onnx_policy:export_onnx"),
     "export_run.py": Case("{served} --vlalab out", "run_log.exports:_vlalab_step:2"),
     "finetune_7d_to_8d.sh": Case("cpu 1", "adapt.apply:prove"),
     "finetune_from_7d_to_8d.py": Case("--old_ckpt {pose} --new_ckpt new.ckpt", "adapt.apply:prove"),
