@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
 
 _LOCAL_HEADER, _SIGNATURE, _ENCRYPTED = struct.Struct("<4s22xHH"), b"PK\3\4", 1
+# Bytes that a deflated one unpacks to, at most.
+_MOST_DEFLATED, _LEAST = 1032, 64
+_METADATA = (".zgroup", ".zattrs", ".zarray", ".zmetadata", "zarr.json")
+# The ledger of a conversion is in the attributes: a kilobyte an episode.
+_LARGEST_METADATA = 2**28
 # Of these a group has one, by its format.
 ROOT_METADATA = (".zgroup", "zarr.json")
 
@@ -55,8 +60,22 @@ class Archive:
         outside = [name for name in self._records if not _is_within(name)]
         if outside:
             raise DatasetError(f"{path}: its record {outside[0]!r} has a name that leads out of it; it is not read")
+        self._refuse_lies(path.stat().st_size)
         self.sizes = {name: record.file_size for name, record in self._records.items()}
         self._file = path.open("rb")
+
+    def _refuse_lies(self, n_bytes: int) -> None:
+        """Sizes in the directory that the archive cannot have, and metadata that no dataset has."""
+        for name, record in self._records.items():
+            packed, unpacked = record.compress_size, record.file_size
+            most = packed if record.compress_type == zipfile.ZIP_STORED else _MOST_DEFLATED * packed + _LEAST
+            if record.header_offset + packed > n_bytes or unpacked > most:
+                raise DatasetError(
+                    f"{self.path}: a damaged or cut zip archive (its record {name} is said to have {packed} bytes, "
+                    f"unpacked {unpacked}); copy it again"
+                )
+            if name.rpartition("/")[2] in _METADATA and unpacked > _LARGEST_METADATA:
+                raise DatasetError(f"{self.path}: its record {name} has {unpacked} bytes; no metadata is so long")
 
     def __reduce__(self) -> tuple[type[Archive], tuple[Path]]:
         return Archive, (self.path,)

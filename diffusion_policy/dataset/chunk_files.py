@@ -24,16 +24,21 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
 
 from diffusion_policy.dataset.archive import Archive
 from diffusion_policy.dataset.image_codecs import ImageChunkCodec
+from diffusion_policy.dataset.limits import HEADER, unpacked_size
 from diffusion_policy.places import file_system
 
 # Bytes of a Blosc header; at 12 stands the length of the whole chunk (little-endian).
 _BLOSC_HEADER, _BLOSC_LENGTH = 16, slice(12, 16)
 _ABSENT = np.uint64(2**64 - 1)
+# Codecs whose bytes begin with what they unpack to.
+_SAYS_SIZE = ("blosc", "lz4", "zstd")
 # Codecs whose bytes end with a marker, without which they are read and the rest is filled with gray.
 _MARKED, _END_OF_IMAGE = ("imagecodecs_jpeg", "imagecodecs_jpeg2k"), b"\xff\xd9"
 # A packed chunk may be somewhat larger than its pixels, never this many times.
 _LARGEST = 4
 _NOT_THERE = "is not there"
+# Files of one array that are listed where they are absent.
+_MOST_ABSENT = 100_000
 
 
 @dataclass(frozen=True)
@@ -174,6 +179,12 @@ def chunk_faults(array: zarr.Array[Any], files: Files) -> list[ChunkFault]:
     grid = [math.ceil(n / size) for n, size in zip(array.shape, per_file, strict=True)]
     sizes, folder = files.sizes(array.path), array.path
     faults: list[ChunkFault] = []
+    n_files = math.prod(grid)
+    if n_files > len(sizes) + _MOST_ABSENT:  # to list them all would take for ever
+        first = (tuple(map(int, np.unravel_index(i, grid))) for i in range(len(sizes) + 1))
+        absent = next(at for at in first if array.metadata.encode_chunk_key(at) not in sizes)
+        others = f"{_NOT_THERE}, nor are {n_files - len(sizes) - 1} or more others of its {n_files}"
+        return [_fault(array, per_file, array.metadata.encode_chunk_key(absent), absent, others)]
     there: list[tuple[str, tuple[int, ...]]] = []
     exact, most = _expected_size(array, per_file)
     for at in itertools.product(*map(range, grid)):
@@ -226,17 +237,27 @@ def _looked_inside(
     if array.shards is not None:
         yield from _shards(array, files, names, sizes, there)
         return
-    codec = _codec_name(array) if files.are_at_hand else ""
-    if codec == "blosc":
-        for (name, _), header in zip(there, files.beginnings(names, _BLOSC_HEADER), strict=True):
-            length = int.from_bytes(header[_BLOSC_LENGTH], "little")
-            is_whole = len(header) == _BLOSC_HEADER and length == sizes[name]
-            yield None if is_whole else f"has {sizes[name]} bytes, its header says {length}"
-    elif codec in _MARKED:
+    codec = _codec_name(array)
+    if codec in _SAYS_SIZE and (files.are_at_hand or isinstance(files, ArchiveFiles)):
+        raw = None if array.filters else math.prod(array.chunks) * array.dtype.itemsize
+        for (name, _), header in zip(there, files.beginnings(names, HEADER), strict=True):
+            yield _of_header(codec, header, sizes[name], raw)
+    elif codec in _MARKED and files.are_at_hand:
         for ending in files.endings(names, len(_END_OF_IMAGE)):
             yield None if ending == _END_OF_IMAGE else "is cut off"
     else:
         yield from itertools.repeat(None, len(names))
+
+
+def _of_header(codec: str, header: bytes, size: int, raw: int | None) -> str | None:
+    """What the first bytes of a chunk say against it: its length, and how much it unpacks to."""
+    length = int.from_bytes(header[_BLOSC_LENGTH], "little")
+    if codec == "blosc" and (len(header) < _BLOSC_HEADER or length != size):
+        return f"has {size} bytes, its header says {length}"
+    unpacked = unpacked_size(codec, header)
+    if raw is not None and unpacked is not None and unpacked != raw:
+        return f"is said to unpack to {unpacked} bytes instead of {raw}"
+    return None
 
 
 def _codec_name(array: zarr.Array[Any]) -> str:

@@ -13,6 +13,7 @@ import zarr
 import zarr.errors
 
 from diffusion_policy.commands import command, python_code
+from diffusion_policy.dataset import bounded_codecs  # noqa: F401 (registers them)
 from diffusion_policy.dataset.archive import ROOT_METADATA, Archive, ArchiveStore
 from diffusion_policy.dataset.chunk_files import (
     ArchiveFiles,
@@ -24,10 +25,11 @@ from diffusion_policy.dataset.chunk_files import (
 )
 from diffusion_policy.dataset.content_hash import CONTENT_HASH, CONVERSION
 from diffusion_policy.dataset.errors import DatasetError
+from diffusion_policy.dataset.limits import refuse_absurd
 from diffusion_policy.places import PlaceError, is_remote, place, reaching, read_bytes
 
 # What zarr raises for metadata that is cut, is not JSON, or does not say what it must.
-_BAD_METADATA = (ValueError, KeyError, TypeError, AttributeError)
+_BAD_METADATA = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ def _arrays(root: zarr.Group, group: str, where: str) -> dict[str, zarr.Array[An
         arrays = dict(found.arrays()) if isinstance(found, zarr.Group) else {}
         if not all(isinstance(array.metadata.attributes, dict) for array in arrays.values()):
             raise TypeError("attributes that are no object")
+        for array in arrays.values():
+            refuse_absurd(array, f"{where}/{array.path}")
     except _BAD_METADATA as error:
         raise _damaged_metadata(f"{where}/{group}", error) from error
     return arrays

@@ -1,0 +1,71 @@
+"""General codecs whose packed bytes do not say how much they unpack to, in the way of numcodecs, with a limit to it."""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import zlib
+from typing import Any, Protocol
+
+import numcodecs
+from numcodecs.compat import ensure_contiguous_ndarray, ndarray_copy
+
+from diffusion_policy.dataset.limits import LARGEST_CHUNK
+
+
+class _Decompressor(Protocol):
+    @property
+    def eof(self) -> bool: ...
+
+    def decompress(self, data: Any, max_length: int, /) -> bytes: ...
+
+
+def _bounded(decompressor: _Decompressor, packed: Any, out: Any) -> Any:
+    content = decompressor.decompress(ensure_contiguous_ndarray(packed), LARGEST_CHUNK + 1)
+    if len(content) > LARGEST_CHUNK or not decompressor.eof:
+        raise ValueError(f"it is cut, or unpacks to more than {LARGEST_CHUNK} bytes")
+    return ndarray_copy(content, out)
+
+
+class BoundedZlib(numcodecs.Zlib):
+    """zlib."""
+
+    codec_id = "zlib"
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        """The unpacked bytes; ValueError if they are more than any chunk has."""
+        return _bounded(zlib.decompressobj(), buf, out)
+
+
+class BoundedGZip(numcodecs.GZip):
+    """gzip."""
+
+    codec_id = "gzip"
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        """The unpacked bytes; ValueError if they are more than any chunk has."""
+        return _bounded(zlib.decompressobj(wbits=16 + zlib.MAX_WBITS), buf, out)
+
+
+class BoundedBZ2(numcodecs.BZ2):
+    """bzip2."""
+
+    codec_id = "bz2"
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        """The unpacked bytes; ValueError if they are more than any chunk has."""
+        return _bounded(bz2.BZ2Decompressor(), buf, out)
+
+
+class BoundedLZMA(numcodecs.LZMA):
+    """LZMA."""
+
+    codec_id = "lzma"
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        """The unpacked bytes; ValueError if they are more than any chunk has."""
+        return _bounded(lzma.LZMADecompressor(format=self.format, filters=self.filters), buf, out)
+
+
+for _codec in (BoundedZlib, BoundedGZip, BoundedBZ2, BoundedLZMA):
+    numcodecs.register_codec(_codec)
