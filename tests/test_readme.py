@@ -21,6 +21,7 @@ import pytest
 import torch
 import warm_process
 from trajectory_factory import recorded_arrays, write_trajectory
+from zarr_factory import write_umi
 
 from diffusion_policy import checkpoint
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
@@ -78,6 +79,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "data" / "pretrained").mkdir()
     shutil.copy(REPOSITORY / "data" / "pretrained" / "tabletop_7d.ckpt", folder / "data" / "pretrained")
     write_pose_checkpoint(folder / "data" / "pretrained" / "cogact_7d.ckpt")
+    write_umi(folder / "cup.zarr.zip")
     return folder
 
 

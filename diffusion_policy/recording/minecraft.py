@@ -20,7 +20,7 @@ import numpy as np
 from diffusion_policy.images import decode_image
 from diffusion_policy.minecraft.actions import VPT_ACTION, MinecraftError
 from diffusion_policy.minecraft.contractor import SCREEN_HEIGHT, Played, read_lines
-from diffusion_policy.places import read_bytes
+from diffusion_policy.places import reaching, read_bytes
 from diffusion_policy.recording.contract import FRAME_SIZE_KEY, ArrayNames, Picture, Told
 from diffusion_policy.recording.errors import RecordingError
 from diffusion_policy.recording.lerobot.frames import VideoFrames, opened_video
@@ -181,10 +181,11 @@ class MinecraftRecordings:
 
 def is_minecraft(folder: Path) -> bool:
     """Whether a folder holds recordings of Minecraft: lines of JSON beside videos or folders of frames."""
-    return any(
-        file.with_suffix(".mp4").is_file() or (file.with_suffix("") / "frames").is_dir()
-        for file in folder.glob("*.jsonl")
-    )
+    with reaching(folder):
+        return any(
+            file.with_suffix(".mp4").is_file() or (file.with_suffix("") / "frames").is_dir()
+            for file in folder.glob("*.jsonl")
+        )
 
 
 def _read(file: Path) -> Played:

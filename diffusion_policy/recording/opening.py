@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffusion_policy.gripper_scale import parse_scales
-from diffusion_policy.places import place
+from diffusion_policy.places import is_remote, place
 from diffusion_policy.recording.cogact import CogActRecordings
 from diffusion_policy.recording.contract import Recordings
 from diffusion_policy.recording.errors import RecordingError
@@ -38,12 +38,14 @@ def open_recordings(
     Raises:
         SpecError: no such scale or unit.
         MappingError: a mapping that cannot be read, does not fit, is missing, or is for another format.
-        RecordingError: the folder's own description is not as it must be.
+        RecordingError: nothing is there, or the folder's own description is not as it must be.
         DatasetError: a zarr that cannot be read.
         PlaceError: the URL's store cannot be reached.
     """
     found, unit = place(source), parse_timestamps(timestamps)
     columns = None if mapping is None else read_mapping(mapping)
+    if not is_remote(found) and not found.exists() and not found.is_symlink():
+        raise RecordingError(f"{found}: is not there; expected a folder of recordings, or a zarr")
     if is_dataset(found):
         from diffusion_policy.recording.lerobot.recordings import LeRobotRecordings
 

@@ -133,6 +133,12 @@ def test_settings_of_robots_are_refused(grove: Path, setting: dict[str, str]):
         open_recordings(grove, **setting)
 
 
+@pytest.mark.parametrize("settings", [{}, {"mapping": "umi_zarr"}, {"null_actions": "drop"}], ids=str)
+def test_an_input_that_is_not_there_is_named(tmp_path: Path, settings: dict[str, Any]):
+    with pytest.raises(RecordingError, match=r"absent\.zarr\.zip: is not there"):
+        open_recordings(tmp_path / "absent.zarr.zip", **settings)
+
+
 def test_null_actions_are_a_setting_of_minecraft_alone(tmp_path: Path):
     with pytest.raises(RecordingError, match="--null-actions is for recordings of Minecraft"):
         open_recordings(tmp_path, null_actions="drop")
