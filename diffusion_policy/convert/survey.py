@@ -154,7 +154,7 @@ def plan_episode(recording: Recording, settings: ConversionSettings) -> Plan:
         source=recording.path.parent.name,
         recording=recording.content_sha256(),
         kept=kept,
-        steps=recording.n_steps,
+        steps=recording.n_recorded,
         dropped_steps=_dropped_steps(recording, kept),
         frames={camera: len(numbers) for camera, numbers in recording.frame_numbers.items()},
         dropped_frames=_dropped_frames(recording, kept),
@@ -201,7 +201,12 @@ def _dropped_steps(recording: Recording, kept: tuple[tuple[int, int], ...]) -> t
     dropped = [step for step in range(recording.n_steps) if step not in keeps]
     blind = [step for step in dropped if recording.image_index[step] == NO_IMAGE]
     late = [step for step in dropped if recording.image_index[step] != NO_IMAGE]
-    return (*runs(blind, "no image"), *runs(late, "its gripper command lies beyond the end"))
+    without = list(range(recording.n_steps, recording.n_recorded))
+    return (
+        *runs(blind, "no image"),
+        *runs(late, "its gripper command lies beyond the end"),
+        *runs(without, "it has no command"),
+    )
 
 
 def _dropped_frames(recording: Recording, kept: tuple[tuple[int, int], ...]) -> dict[str, tuple[Dropped, ...]]:

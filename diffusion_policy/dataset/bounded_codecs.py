@@ -1,14 +1,19 @@
-"""General codecs whose packed bytes do not say how much they unpack to, in the way of numcodecs, with a limit to it."""
+"""General codecs whose packed bytes do not say how much they unpack to, with a limit to it: of zarr formats 2 and 3."""
 
 from __future__ import annotations
 
+import asyncio
 import bz2
 import lzma
 import zlib
 from typing import Any, Protocol
 
 import numcodecs
+import zarr
 from numcodecs.compat import ensure_contiguous_ndarray, ndarray_copy
+from zarr.codecs import GzipCodec
+from zarr.core.buffer.cpu import as_numpy_array_wrapper
+from zarr.registry import register_codec
 
 from diffusion_policy.dataset.limits import LARGEST_CHUNK
 
@@ -67,5 +72,17 @@ class BoundedLZMA(numcodecs.LZMA):
         return _bounded(lzma.LZMADecompressor(format=self.format, filters=self.filters), buf, out)
 
 
+class BoundedGzipCodec(GzipCodec):
+    """gzip of format 3."""
+
+    def _decode_sync(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
+        return as_numpy_array_wrapper(BoundedGZip(self.level).decode, chunk_bytes, chunk_spec.prototype)
+
+    async def _decode_single(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
+        return await asyncio.to_thread(self._decode_sync, chunk_bytes, chunk_spec)
+
+
 for _codec in (BoundedZlib, BoundedGZip, BoundedBZ2, BoundedLZMA):
     numcodecs.register_codec(_codec)
+register_codec("gzip", BoundedGzipCodec)
+zarr.config.set({"codecs.gzip": f"{BoundedGzipCodec.__module__}.{BoundedGzipCodec.__qualname__}"})

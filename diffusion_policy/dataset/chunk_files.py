@@ -20,7 +20,7 @@ import google_crc32c
 import numcodecs
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 from diffusion_policy.dataset.archive import Archive
 from diffusion_policy.dataset.image_codecs import ImageChunkCodec
@@ -264,6 +264,8 @@ def _codec_name(array: zarr.Array[Any]) -> str:
     """What packs each chunk last, as numcodecs calls it; empty where that is nothing, or several codecs."""
     if len(array.compressors) == 1:
         codec = array.compressors[0]
+        if isinstance(codec, ZstdCodec):
+            return "zstd"
         return "blosc" if isinstance(codec, numcodecs.Blosc | BloscCodec) else str(getattr(codec, "codec_id", ""))
     serializer = array.serializer if array.metadata.zarr_format == 3 else None
     is_image = isinstance(serializer, ImageChunkCodec) and not array.compressors

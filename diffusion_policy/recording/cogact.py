@@ -66,6 +66,11 @@ class CogActRecording:
         return self.trajectory.n_steps
 
     @property
+    def n_recorded(self) -> int:
+        """N: every step has a command."""
+        return self.trajectory.n_steps
+
+    @property
     def names(self) -> ArrayNames:
         """Pose and gripper."""
         return _NAMES

@@ -97,6 +97,10 @@ class Recording(Protocol):
         """N."""
 
     @property
+    def n_recorded(self) -> int:
+        """N, and the steps after them that were recorded without a command."""
+
+    @property
     def names(self) -> ArrayNames:
         """The arrays, and what their numbers are: the same in all recordings of a folder."""
 

@@ -39,6 +39,7 @@ class MappedRecording:
     """One episode; see `recording.contract.Recording` for what each attribute is.
 
     Attributes:
+        n_recorded: N, and the steps after them that have no command.
         files: that hold it.
         numbers_sha256: of all that is read but frames.
         shown: by camera.
@@ -46,6 +47,7 @@ class MappedRecording:
 
     path: Path
     number: int
+    n_recorded: int
     names: ArrayNames
     states: Mapping[str, NDArray[np.float32]]
     action: NDArray[np.float32]

@@ -165,6 +165,7 @@ class MinecraftRecordings:
         return MappedRecording(
             path=path,
             number=episode_number(path.name) or 0,
+            n_recorded=len(ticks),
             names=ArrayNames({}, VPT_ACTION, {"camera_pitch": "deg", "camera_yaw": "deg"}),
             states={},
             action=action,

@@ -133,6 +133,7 @@ class OtherLayoutRecordings:
         return MappedRecording(
             path=path,
             number=found.number,
+            n_recorded=n + lead,
             names=arrays.names,
             states=states,
             action=action,

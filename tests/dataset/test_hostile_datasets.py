@@ -166,6 +166,34 @@ def test_streams_unpack_to_no_more_than_any_chunk_has(
         ReplayBuffer.open(root).read("robot0_eef_pos")
 
 
+def format_3(root: Path, codec: Any, **options: Any) -> Path:
+    """An episode of six steps in format 3, packed with this."""
+    group = zarr.open_group(str(root), mode="w", zarr_format=3)
+    pose = np.ones((6, 4), dtype=np.float32)
+    group.create_group("data").create_array("action", data=pose, chunks=(2, 4), compressors=codec, **options)
+    group.create_group("meta").create_array("episode_ends", data=np.array([6]), chunks=(1,))
+    return root
+
+
+@pytest.mark.parametrize("options", [{}, {"shards": (6, 4)}], ids=["chunks", "shards"])
+def test_so_do_those_of_format_3(tmp_path: Path, options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = format_3(tmp_path / "set.zarr", zarr.codecs.GzipCodec(), **options)
+    assert ReplayBuffer.open(root).read("action").all()
+    monkeypatch.setattr("diffusion_policy.dataset.bounded_codecs.LARGEST_CHUNK", 31)
+    with pytest.raises(DatasetError, match=r"data/action.* more than 31 bytes"):
+        ReplayBuffer.open(root).read("action")
+
+
+@pytest.mark.parametrize("codec", [zarr.codecs.ZstdCodec(), zarr.codecs.BloscCodec(cname="lz4")], ids=["zstd", "blosc"])
+def test_a_bomb_in_format_3_is_told_by_its_header(tmp_path: Path, codec: Any) -> None:
+    root = format_3(tmp_path / "set.zarr", codec)
+    ReplayBuffer.open(root)
+    packer = numcodecs.Zstd(1) if isinstance(codec, zarr.codecs.ZstdCodec) else numcodecs.Blosc()
+    (root / "data" / "action" / "c" / "0" / "0").write_bytes(packer.encode(BOMB))
+    with pytest.raises(DatasetError, match=f"is said to unpack to {N} bytes instead of 32"):
+        ReplayBuffer.open(root)
+
+
 @pytest.mark.parametrize("n", [1, 200, 255, 256, 300, 65_791, 65_792, 70_000, 2**24])
 @pytest.mark.parametrize("codec", [numcodecs.Blosc(), numcodecs.LZ4(), numcodecs.Zstd(1)], ids=lambda one: one.codec_id)
 def test_the_first_bytes_say_what_a_chunk_unpacks_to(codec: Any, n: int) -> None:

@@ -59,6 +59,8 @@ class NpzRecording:
     def n_steps(self) -> int:
         return len(self.arrays["time"])
 
+    n_recorded = n_steps  # every step has a command
+
     @property
     def states(self) -> Mapping[str, NDArray[np.float32]]:
         return {POSE_KEY: self.arrays["pose"], GRIPPER_KEY: self.arrays["gripper"][:, None]}

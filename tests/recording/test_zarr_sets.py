@@ -85,6 +85,10 @@ def test_umi_sets_become_poses_and_the_next_measurement_is_the_command(umi: Path
     np.testing.assert_allclose(found["timestamp"][:3], np.arange(3) / 59.94)
     assert set(report.account["left_out"]) == {"robot0_demo_start_pose", "robot0_demo_end_pose"}
     totals = report.totals()
+    assert (totals["steps_recorded"], totals["steps_kept"]) == (sum(LENGTHS), sum(LENGTHS) - len(LENGTHS))
+    assert [[(run.start, run.end) for run in entry.dropped_steps] for entry in report.kept] == [
+        [(n - 1, n)] for n in LENGTHS
+    ]
     assert (totals["frames_recorded"], totals["frames_kept"]) == (sum(LENGTHS), sum(LENGTHS) - len(LENGTHS))
     assert all("no command" in entry.notes[0] for entry in report.kept)
 

@@ -57,7 +57,7 @@ EXPERIMENTS = [file for file in FILES if file.startswith("experiment=") and file
 CASES = {
     "everything that draws": (
         "policy.eval_fixed_crop=False",
-        "+policy.color_jitter={brightness: 0.2, contrast: 0.2, saturation: 0.2, hue: 0.5}",
+        "+policy.color_jitter={brightness: 0.2, contrast: 0.2, saturation: 0.2, hue: 0.5, p: 0.8}",
         "policy.p_drop_emb=0.2",
         "policy.p_drop_attn=0.2",
         "observation_dropout.gripper=0.3",

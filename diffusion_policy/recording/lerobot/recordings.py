@@ -104,6 +104,7 @@ class LeRobotRecordings:
         return MappedRecording(
             path=path,
             number=episode_number(path.name) or 0,
+            n_recorded=episode.length,
             names=self.arrays.names,
             states=states,
             action=action,

@@ -117,6 +117,7 @@ class ZarrRecordings:
         return MappedRecording(
             path=path,
             number=number,
+            n_recorded=end - start,
             names=self.arrays.names,
             states=states,
             action=action,
