@@ -98,9 +98,9 @@ def write_bytes(path: str | Path, content: ReadableBuffer, *, flushed: bool = Tr
         temporary.write_bytes(content)
 
 
-def write_json(path: str | Path, content: Any) -> None:
-    """Write plain finite JSON, indented, as `write_text` does."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+def write_json(path: str | Path, content: Any, *, flushed: bool = True) -> None:
+    """Write plain finite JSON, indented, as `write_text` does; `flushed` as for `whole_file`."""
+    write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode("utf-8"), flushed=flushed)
 
 
 def write_new(paths: Iterable[Path], text: str) -> Path:

@@ -122,7 +122,7 @@ class SessionLog:
             "software": software_versions(),
             **self._meta,
         }
-        write_json(folder / "meta.json", meta)
+        write_json(folder / "meta.json", meta, flushed=False)  # a busy disk would keep the first lines waiting
         self._lines = (folder / "steps.jsonl").open("a", encoding="utf-8")
         self._bytes, self._images = 0, set()
         self.folders.append(folder)
