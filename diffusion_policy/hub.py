@@ -100,13 +100,24 @@ def local_copy(path: str | Path) -> Path:
 
 
 def address_of(path: str | Path) -> str:
-    """The address that a copy of `local_copy` is from, with its commit; "" for any other path."""
+    """The address that a copy of `local_copy` is from, or that an opened dataset is at; "" for any other path.
+
+    It has the commit that was read: of an address, what `pinned` returned must be given.
+    """
+    if match := _ADDRESS.fullmatch(str(path)):
+        return SCHEME + match[1]
     try:
         parts = Path(path).relative_to(_copies()).parts
     except ValueError:
         return ""
     kind, user, repo, commit, *inside = (*parts, "", "", "", "")[: max(4, len(parts))]
     return f"{SCHEME}{'' if kind == 'models' else f'{kind}/'}{'/'.join([user, f'{repo}@{commit}', *inside])}"
+
+
+def address_entry(path: str | Path) -> dict[str, str]:
+    """`address_of` as an entry of provenance, {"address": ...}; empty for what is not from a hub."""
+    address = address_of(path)
+    return {"address": address} if address else {}
 
 
 @contextmanager

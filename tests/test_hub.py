@@ -19,6 +19,7 @@ from hostile.assembling import Calls
 from hub_server import COMMITS, TOKEN, Hub, hub_server
 from omegaconf import OmegaConf
 
+import diffusion_policy.hub as hub_module
 from diffusion_policy.adapt.files import apply_file, open_target, rules_of
 from diffusion_policy.adapt.inspection import inspect_file
 from diffusion_policy.checkpoint import read_checkpoint
@@ -26,6 +27,12 @@ from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.errors import PlaceError, WorkspaceError
 from diffusion_policy.hub import address_of, local_copy, pinned
 from diffusion_policy.places import place
+from diffusion_policy.run_folder import LATEST, LOG_NAME
+from diffusion_policy.workspace import TrainingError
+from diffusion_policy.workspace.metrics import read_metrics
+from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
+    TrainDiffusionTransformerHybridWorkspace,
+)
 
 CHECKPOINT = "hf://lab/arm/weights/pose.ckpt"
 
@@ -40,15 +47,23 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: bytes) -> Iterator[Hub]:
     """A hub with one public checkpoint; caches of this process and of this user are new."""
-    import diffusion_policy.hub as module
-
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    module._commit.cache_clear()
+    hub_module._commit.cache_clear()
     with hub_server() as server:
         server.repository("models/lab/arm", {"weights/pose.ckpt": weights})
         yield server
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A dataset as a zip archive."""
+    folder = tmp_path_factory.mktemp("packed")
+    with zipfile.ZipFile(folder / "set.zarr.zip", "w") as archive:
+        for name, content in as_files(tiny_run.write_dataset(folder / "set.zarr")).items():
+            archive.writestr(name.removeprefix("set.zarr/"), content)
+    return (folder / "set.zarr.zip").read_bytes()
 
 
 def left_over(folder: Path) -> list[str]:
@@ -89,20 +104,44 @@ def test_training_starts_from_a_checkpoint_of_a_hub(hub: Hub, tmp_path: Path) ->
     assert address_of(start.path) == f"hf://lab/arm@{COMMITS[0]}/weights/pose.ckpt"  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
-def test_a_dataset_is_read_where_it_is(hub: Hub, tmp_path: Path, packed: bool) -> None:
+def as_files(folder: Path) -> dict[str, bytes]:
+    """The files of a folder as those of a repository, under the folder's name."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder.parent)): path.read_bytes() for path in files}
+
+
+def test_a_run_keeps_the_commits_that_it_read(hub: Hub, tmp_path: Path, packed: bytes) -> None:
+    demos = hub.repository("datasets/lab/demos", {"set.zarr.zip": packed})
+    demos.files[COMMITS[1]]["set.zarr.zip"] = packed
+    dataset, checkpoint = (f"hf://datasets/lab/demos@{COMMITS[0]}/set.zarr.zip", f"hf://lab/arm@{COMMITS[0]}/run.ckpt")
+    cfg = tiny_run.settings(tmp_path, "task.dataset_path=hf://datasets/lab/demos/set.zarr.zip", "training.num_epochs=1",
+                            "training.max_train_steps=1", "training.max_val_steps=1", "training.sample_every=0",
+                            "pretrained.path=hf://lab/arm/run.ckpt")  # fmt: skip
+    cfg.task.shape_meta = OmegaConf.to_container(cfg.task.shape_meta, resolve=True)
+    save_checkpoint(tmp_path / "run.ckpt", cfg)
+    hub.repositories["models/lab/arm"].files[COMMITS[0]]["run.ckpt"] = (tmp_path / "run.ckpt").read_bytes()
+    run = tmp_path / "run"
+    TrainDiffusionTransformerHybridWorkspace(cfg, run).run()
+    kept: Any = read_checkpoint(run / "checkpoints" / LATEST).provenance
+    assert kept["dataset_addresses"] == [dataset]
+    assert kept["pretrained"]["address"] == kept["start"]["address"] == checkpoint
+    first_line = read_metrics(run / LOG_NAME)[0]
+    assert (first_line["start_address"], first_line["dataset_addresses"]) == (checkpoint, [dataset])
+    demos.branches["main"] = COMMITS[1]
+    hub_module._commit.cache_clear()  # as in a new process
+    cfg.training.resume = True
+    with pytest.raises(TrainingError, match=rf"has read {dataset}; .*@{COMMITS[1]}/.*task\.dataset_path='{dataset}'"):
+        TrainDiffusionTransformerHybridWorkspace(cfg, run).run()
+
+
+@pytest.mark.parametrize("name", ["set.zarr", "set.zarr.zip"])
+def test_a_dataset_is_read_where_it_is(hub: Hub, tmp_path: Path, packed: bytes, name: str) -> None:
     local = tiny_run.write_dataset(tmp_path / "set.zarr")
-    name = "set.zarr.zip" if packed else "set.zarr"
-    if packed:
-        with zipfile.ZipFile(tmp_path / name, "w") as archive:
-            for file in sorted(path for path in local.rglob("*") if path.is_file()):
-                archive.write(file, file.relative_to(local))
-    home = tmp_path / name
-    files = [home] if packed else [path for path in home.rglob("*") if path.is_file()]
-    hub.repository("datasets/lab/demos", {str(file.relative_to(tmp_path)): file.read_bytes() for file in files})
+    files = {name: packed} if name.endswith(".zip") else as_files(local)
+    hub.repository("datasets/lab/demos", files)
     there, here = ReplayBuffer.open(f"hf://datasets/lab/demos/{name}"), ReplayBuffer.open(local)
     assert (there["action"][:] == here["action"][:]).all()
-    assert COMMITS[0] in there.where
+    assert address_of(there.where) == f"hf://datasets/lab/demos@{COMMITS[0]}/{name}"
 
 
 def test_nothing_is_uploaded(hub: Hub) -> None:
@@ -177,10 +216,8 @@ def test_a_file_of_a_hub_is_as_untrusted_as_any(hub: Hub, tmp_path: Path) -> Non
 
 
 def test_without_the_package_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    import diffusion_policy.hub as module
-
-    module._read_only.cache_clear()
+    hub_module._read_only.cache_clear()
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(PlaceError, match=r"needs a package .*pip install .*hub"):
         read_checkpoint(CHECKPOINT)
-    module._read_only.cache_clear()
+    hub_module._read_only.cache_clear()

@@ -24,7 +24,7 @@ from diffusion_policy.adapt.proof import Proof, prove
 from diffusion_policy.adapt.rules import Rules
 from diffusion_policy.adapt.target import Target
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from diffusion_policy.hub import address_of
+from diffusion_policy.hub import address_entry
 from diffusion_policy.progress import Progress, ProgressCounter, no_progress
 from diffusion_policy.shape_meta import step_spec_of
 from diffusion_policy.storage import write_bytes, write_json
@@ -134,14 +134,8 @@ def refuse_overwriting(out: Path, source: Path, ledger_path: Path, *, overwrite:
 
 def ledger_document(ledger: Ledger, rules: Rules, source: str | Path, sha256: str) -> dict[str, Any]:
     """The ledger as plain JSON, with the rules and the source's name and hash."""
-    origin = {"name": Path(source).name, "sha256": sha256, **_address(source)}
+    origin = {"name": Path(source).name, "sha256": sha256, **address_entry(source)}
     return {**ledger.to_json(), "rules": rules.to_json(), "source": origin}
-
-
-def _address(source: str | Path) -> dict[str, str]:
-    """Where a source from a hub is from, with its commit; empty for any other."""
-    address = address_of(source)
-    return {"address": address} if address else {}
 
 
 @contextmanager
@@ -175,7 +169,7 @@ def _provenance(
     source: Checkpoint, digest: str, target: Target, rules: Rules, ledger: Ledger, proofs: list[Proof]
 ) -> dict[str, Any]:
     origin: dict[str, Any] = {"name": source.path.name, "sha256": digest, "which": rules.weights}
-    origin |= _address(source.path)
+    origin |= address_entry(source.path)
     if source.provenance:
         origin["provenance"] = source.provenance
     adaptation = {

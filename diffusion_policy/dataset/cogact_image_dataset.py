@@ -30,6 +30,7 @@ from diffusion_policy.dataset.sampling import Share, read_sampling
 from diffusion_policy.dataset.sources import open_source
 from diffusion_policy.dataset.window_actions import WindowActions
 from diffusion_policy.dataset.windows import IndexArray, Mask, Windows, cut_windows, thin_episodes, validation_episodes
+from diffusion_policy.hub import address_of
 from diffusion_policy.model.normalizer import (
     LinearNormalizer,
     SingleFieldLinearNormalizer,
@@ -223,6 +224,11 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
     def where(self) -> str:
         """Paths of the datasets."""
         return ", ".join(source.path for source in self._sources)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Addresses of those that are read from a hub, each with the commit that is read."""
+        return tuple(filter(None, (address_of(source.path) for source in self._sources)))
 
     @property
     def frame_sizes(self) -> dict[str, list[tuple[int, int]]]:

@@ -24,6 +24,7 @@ from diffusion_policy.dataset.replay_buffer import ACTION_KEY, DatasetError, Rep
 from diffusion_policy.dataset.told import told_of
 from diffusion_policy.dataset.windows import IndexArray
 from diffusion_policy.gripper_scale import DeclaredScales
+from diffusion_policy.hub import address_of
 from diffusion_policy.pose_check import order_fault, pose_faults
 from diffusion_policy.spec import (
     POSE,
@@ -92,7 +93,7 @@ def open_source(path: str | Path, spec: StepSpec, gripper_scale: DeclaredScales 
     low_dim = {field.key: _named_columns(buffer, field.key, field.names) for field in spec.low_dim}
     _check_poses(action, low_dim, spec, buffer)
     return Source(
-        path=str(path),
+        path=address_of(buffer.where) or str(path),  # of a hub with the commit, for workers that open it again
         episode_ends=buffer.episode_ends,
         episode_names=episode_names(buffer),
         semantics=buffer.semantics,

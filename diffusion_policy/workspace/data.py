@@ -57,11 +57,14 @@ class Data:
     identities: tuple[EpisodeIdentity, ...]
 
     def figures(self) -> dict[str, Any]:
-        """For the first line of metrics: how many episodes are trained on and held out, and which are the latter."""
+        """For the first line of metrics: how many episodes are trained on and held out, which the latter are, and the
+        addresses of datasets from a hub.
+        """
         keys = sorted(identity.key for identity in self.split.held_out)
         digest = content_sha256(keys) if keys else None
         counts = {"episodes_trained": len(self.split.trained), "episodes_held_out": len(keys)}
-        return {**counts, "held_out_sha256": digest}
+        addresses = {"dataset_addresses": list(self.dataset.addresses)} if self.dataset.addresses else {}
+        return {**counts, "held_out_sha256": digest, **addresses}
 
     def shares(self) -> tuple[Share, ...]:
         """What each dataset or task comes to in an epoch; nothing where there is one, with no weight."""

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.adapt.starting_point import accepted_changes, check_actions, load_pretrained
-from diffusion_policy.hub import local_copy
+from diffusion_policy.hub import address_entry, local_copy
 from diffusion_policy.resolvers import flat_config
 from diffusion_policy.run_folder import LATEST
 from diffusion_policy.workspace import TrainingError
@@ -53,8 +53,9 @@ class Start:
     reason: str
 
     def to_json(self) -> dict[str, Any]:
-        """Entries of a checkpoint's provenance; only the file name of the path."""
-        return {"origin": self.origin, "checkpoint": self.path.name if self.path else None, "reason": self.reason}
+        """Entries of a checkpoint's provenance; only the file name of the path, and the address of one from a hub."""
+        name = self.path.name if self.path else None
+        return {"origin": self.origin, "checkpoint": name, "reason": self.reason, **address_entry(self.path or "")}
 
 
 def decide_start(cfg: DictConfig, folder: Path | None) -> Start:

@@ -13,6 +13,7 @@ from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.adapt.settings_fit import check_settings
 from diffusion_policy.adapt.starting_point import check_relative
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
+from diffusion_policy.hub import address_entry, address_of
 from diffusion_policy.model.diffusion.ema_model import EMAModel
 from diffusion_policy.policy.contract import PolicyModule
 from diffusion_policy.spec import check_semantics
@@ -53,9 +54,13 @@ class Initialization:
     _resumed: Checkpoint | None = field(default=None, repr=False)
 
     def figures(self) -> dict[str, Any]:
-        """Entries of the first line of metrics: start, and counts of inherited, grown and fresh tensors."""
+        """Entries of the first line of metrics: start, and counts of inherited, grown and fresh tensors.
+
+        With the address of a checkpoint from a hub, and the commit in it.
+        """
         counts = {} if self.ledger is None else describe_ledger(self.ledger)
-        return {"start": self.start.origin, **counts}
+        address = address_of(self.start.path or "")
+        return {"start": self.start.origin, **({"start_address": address} if address else {}), **counts}
 
     def make_ema(self, settings: DictConfig, averaged: Policy) -> EMAModel:
         """The EMA that updates `averaged`; in a resumed run its step counter continues."""
@@ -101,6 +106,8 @@ def initialize(cfg: DictConfig, folder: Path, model: Policy, ema_model: Policy |
     policies = [policy for policy in (model, ema_model) if policy is not None]
     choose_normalizer(cfg.normalizer, data.normalizer, model.spec, policies, pretrained=start.path is not None)
     provenance["start"] = start.to_json()
+    if data.dataset.addresses:
+        provenance["dataset_addresses"] = list(data.dataset.addresses)
     return Initialization(start, ledger, None, provenance)
 
 
@@ -114,6 +121,7 @@ def _resume(
             f"{path} was not written by this program: it lacks the EMA's step, the schedule and the position in the "
             f"data, so the run cannot be continued; start a new one from it with pretrained.path={path} in a new folder"
         )
+    _check_addresses(checkpoint, data)
     state = RunState.from_plain(checkpoint.run_state, str(path))
     for change in config_changes(checkpoint.cfg, cfg):
         logger.warning("the config differs from that of the run: %s", change)
@@ -135,6 +143,19 @@ def _resume(
     return Initialization(start, ledger, state, provenance, checkpoint)
 
 
+def _check_addresses(checkpoint: Checkpoint, data: Data) -> None:
+    """Refuse to go on with another commit of a dataset from a hub than the run has read."""
+    before = list((checkpoint.provenance or {}).get("dataset_addresses", data.dataset.addresses))
+    now = list(data.dataset.addresses)
+    if now and before != now:
+        wanted = f"[{','.join(before)}]" if len(before) > 1 else "".join(before)
+        raise TrainingError(
+            f"{checkpoint.path}: the run has read {', '.join(before)}; the config now names {', '.join(now)}. Resume "
+            f"with what it has read (task.dataset_path='{wanted}'), or start a new run: "
+            f"pretrained.path={checkpoint.path}"
+        )
+
+
 def _load(policy: Policy, checkpoint: Checkpoint, part: str) -> None:
     try:
         policy.load_state_dict(checkpoint.state_dict(part))
@@ -152,8 +173,8 @@ def _check_dataset_against(checkpoint: Checkpoint, data: Data) -> None:
 
 
 def _pretrained_provenance(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
-    """Provenance of the pretrained weights: name and hash of the file, and the adaptation that it records."""
-    provenance: dict[str, Any] = {"pretrained": {"name": path.name, "sha256": file_sha256(path)}}
+    """Provenance of the pretrained weights: name, hash and hub of the file, and the adaptation that it records."""
+    provenance: dict[str, Any] = {"pretrained": {"name": path.name, "sha256": file_sha256(path)} | address_entry(path)}
     adaptation = (checkpoint.provenance or {}).get("adaptation")
     if adaptation is not None:
         provenance["adaptation"] = adaptation
