@@ -1,7 +1,9 @@
 """Measure samplers on recorded data and this machine, and propose the cheapest that is good enough.
 
 python scripts/tune_inference.py latest.ckpt data/zarr/set.zarr --candidates ddim:4 ddim:8 ddim:16 ddim:8:0.5 ddpm:100
-A candidate is SCHEDULER:STEPS, or SCHEDULER:STEPS:WARM to start from the remainder of the last chunk.
+python scripts/tune_inference.py latest.ckpt data/zarr/set.zarr --simulator config/simulator/tabletop.yaml --scenes 40
+A candidate is SCHEDULER:STEPS, or SCHEDULER:STEPS:WARM to start from the remainder of the last chunk. With a simulator
+success in closed loop counts, too. The settings of the proposal are printed to be pasted.
 
 Exit status: 0 one is proposed, 1 none fits the budget, 2 cannot be measured.
 """
@@ -13,11 +15,19 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from diffusion_policy.command_line import Answer, progress, run_command
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_events import TOLERANCE_SECONDS
 from diffusion_policy.gripper_scale import add_gripper_scale
+from diffusion_policy.installation import CONFIG
+
+if TYPE_CHECKING:
+    from diffusion_policy.closed_loop.evaluation import Evaluation
+    from diffusion_policy.serve.settings import EngineSettings
+    from diffusion_policy.serve.tuning import Candidate
+    from diffusion_policy.tables import Shown, Table
 
 CANDIDATES = ["ddim:4", "ddim:6", "ddim:8", "ddim:10", "ddim:16", "ddim:50", "dpm-solver++:8", "ddim:8:0.5"]
 
@@ -40,24 +50,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--json", type=Path, metavar="OUT")
+    loop = parser.add_argument_group("success in closed loop, through the server")
+    loop.add_argument("--simulator", type=Path, metavar="YAML", help="such as config/simulator/tabletop.yaml")
+    loop.add_argument("--scenes", type=int, default=40, metavar="N", help="the same for all (default 40)")
+    loop.add_argument("--seed", type=int, default=100_000, help="of the first scene (default 100000)")
+    loop.add_argument("--latency", type=float, metavar="MS", help="injected (default: each candidate's median time)")
+    loop.add_argument("--strategy", metavar="NAME", help="by the control loop: wait, skip, ensemble, warm_start, rtc")
+    loop.add_argument("--budget-points", type=float, default=5.0, help="less success than the best (default 5)")
+    loop.add_argument("--serve-config", type=Path, default=CONFIG / "serve.yaml", metavar="YAML", help="of the server")
+    loop.add_argument("--set", dest="serve_words", action="append", default=[], metavar="KEY=VALUE", help="of it, too")
 
 
 def work(arguments: argparse.Namespace) -> Answer:
-    """Measure the candidates."""
+    """Measure the candidates on recorded data, then in the simulator, if there is one."""
+    from diffusion_policy.closed_loop.tuning import check_candidate, tune_in_closed_loop
     from diffusion_policy.evaluate.episode_choice import parse_episodes
     from diffusion_policy.serve.settings import EngineSettings
     from diffusion_policy.serve.tuning import Budget, parse_candidate, tune
 
     if not arguments.hz > 0:
         raise WorkspaceError(f"--hz is {arguments.hz}; expected more than 0")
+    evaluation = evaluation_of(arguments)
+    candidates = [parse_candidate(word) for word in arguments.candidates]
+    settings = EngineSettings(device=arguments.device, precision=arguments.precision)
+    if evaluation is not None:
+        check_candidate(arguments.checkpoint, evaluation, candidates[0], settings)
     with progress("requests") as show:
         logging.basicConfig(level=logging.INFO, format="%(message)s")  # above the bar
         report = tune(
             arguments.checkpoint,
             arguments.dataset,
-            [parse_candidate(word) for word in arguments.candidates],
+            candidates,
             Budget(arguments.budget_mm, arguments.budget_deg, arguments.stride / arguments.hz),
-            EngineSettings(device=arguments.device, precision=arguments.precision),
+            settings,
             parse_episodes(arguments.episodes),
             arguments.stride,
             arguments.hz,
@@ -65,7 +90,74 @@ def work(arguments: argparse.Namespace) -> Answer:
             arguments.gripper_scale,
             show,
         )
-    return Answer(report.table(), 0 if report.passed else 1, report.to_json())
+    if evaluation is None:
+        return answer_of(arguments, [report.table()], report.proposed, settings, report.to_json())
+    with progress("scenes") as show:
+        found = tune_in_closed_loop(
+            arguments.checkpoint,
+            report,
+            evaluation,
+            settings,
+            latency_ms=arguments.latency,
+            allowed_loss=arguments.budget_points / 100,
+            show=show,
+        )
+    return answer_of(arguments, [report.table(), found.table()], found.proposed, settings, found.to_json())
+
+
+def evaluation_of(arguments: argparse.Namespace) -> Evaluation | None:
+    """The closed loop that is asked for; None without --simulator. WorkspaceError where it makes no sense."""
+    if arguments.simulator is None:
+        if arguments.serve_words or arguments.strategy is not None or arguments.latency is not None:
+            raise WorkspaceError("--set, --strategy and --latency are for closed loop; add --simulator YAML")
+        return None
+    from diffusion_policy.closed_loop.evaluation import Evaluation
+    from diffusion_policy.env_runner.rollout import DEFAULT_ACTION_STEPS
+    from diffusion_policy.env_runner.simulator import Simulator
+
+    if arguments.scenes < 1:
+        raise WorkspaceError(f"--scenes is {arguments.scenes}; expected 1 or more")
+    if not 0 <= arguments.budget_points <= 100:
+        raise WorkspaceError(f"--budget-points is {arguments.budget_points}; expected 0 to 100")
+    return Evaluation(
+        Simulator.load(arguments.simulator),
+        arguments.scenes,
+        arguments.seed,
+        None if arguments.stride == DEFAULT_ACTION_STEPS else arguments.stride,
+        0.0 if arguments.latency is None else arguments.latency,
+        serve_config=arguments.serve_config,
+        serve_words=tuple(arguments.serve_words),
+        strategy=arguments.strategy,
+    )
+
+
+def answer_of(
+    arguments: argparse.Namespace,
+    tables: list[Table],
+    proposed: Candidate | None,
+    settings: EngineSettings,
+    document: dict[str, Any],
+) -> Answer:
+    """The tables and, of a proposal, the settings to paste."""
+    from diffusion_policy.commands import command
+    from diffusion_policy.tables import Text
+
+    if proposed is None:
+        return Answer(tables, 1, {**document, "serve_settings": None})
+    words = proposed.serve_words(settings)
+    config: tuple[object, ...] = ("--config", arguments.serve_config) if arguments.simulator is not None else ()
+    line = command("serve", *config, f"ckpt={arguments.checkpoint}", *words, *arguments.serve_words)
+    lines: list[str] = [
+        f"  {key}: {value}" for key, _, value in (word.removeprefix("engine.").partition("=") for word in words)
+    ]
+    shown: list[Shown] = [
+        "in the server's settings:",
+        "engine:",
+        *lines,
+        "or by its command line:",
+        Text(line, whole=True),
+    ]
+    return Answer([*tables, *shown], 0, {**document, "serve_settings": list(words)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -56,6 +56,11 @@ class Candidate:
         """The name in tables."""
         return f"{self.scheduler}-{self.steps}" + (f", warm {self.warm_start:g}" if self.warm_start else "")
 
+    def serve_words(self, settings: EngineSettings) -> tuple[str, ...]:
+        """Returns the settings of a server, ``engine.key=value``, that answers as the candidate was measured."""
+        values = {**asdict(self), "device": settings.device, "precision": settings.precision}
+        return tuple(f"engine.{key}={value}" for key, value in values.items())
+
 
 def parse_candidate(word: str) -> Candidate:
     """Parses "ddim:8" or "ddim:8:0.5"; WorkspaceError for anything else."""
@@ -155,15 +160,8 @@ class Tuning:
             caption += f"\ntraining measured the checkpoint with {self.trained_with}"
         if self.choice is not None:
             caption += f"\n{self.choice.note}"
-        head: tuple[str, ...] = (
-            "mm",
-            "deg",
-            f"F1 ({self.tolerance_s:.3g} s)",
-            "p50 ms",
-            "p95 ms",
-            "seam mm",
-            "seam deg",
-        )
+        head: tuple[str, ...] = ("mm", "deg", f"F1 ({self.tolerance_s:.3g} s)")
+        head += ("p50 ms", "p95 ms", "seam mm", "seam deg")
         unit = next((row.joint_unit for row in self.measured if row.joint_unit is not None), None)
         head += () if unit is None else (f"joint {unit}", f"seam {unit}")
         table = Table(Column(whole=True), *head, framed=True, caption=caption)
@@ -333,10 +331,7 @@ def tune(
     counted = ProgressCounter(on_progress, len(candidates) * len(requests))
     measured = []
     for candidate in candidates:
-        options = replace(
-            settings, scheduler=candidate.scheduler, steps=candidate.steps, warm_start=candidate.warm_start
-        )
-        engine = PolicyEngine(recorded.policy, options)
+        engine = PolicyEngine(recorded.policy, replace(settings, **asdict(candidate)))
         engine.warm_up()
         measured.append(measure(engine, requests, candidate, hz, tolerance_s=tolerance_s, on_requests=counted.add))
         logger.info("%s: %s mm, %.0f ms", candidate.name, _number(measured[-1].position_mm), measured[-1].p50_ms)
@@ -345,29 +340,38 @@ def tune(
 
 
 def propose(measured: Sequence[Measured], budget: Budget) -> Candidate | None:
-    """Returns the fastest candidate (p50) within the budget; None if there is none.
+    """Returns the fastest candidate (p50) of those ``within`` the budget; None if there is none."""
+    return fastest(within(measured, budget))
 
-    Gripper events count first: a candidate that loses events which the best one finds is never proposed, nor is one
+
+def fastest(rows: Sequence[Measured]) -> Candidate | None:
+    """Returns the candidate with the smallest median time; None of none."""
+    return min(rows, key=lambda row: row.p50_ms).candidate if rows else None
+
+
+def within(measured: Sequence[Measured], budget: Budget) -> list[Measured]:
+    """Returns the candidates within the budget.
+
+    Gripper events count first: a candidate that loses events which the best one finds is left out, as is one
     that makes up more than the best one does where no event is recorded. What is not defined is not ranked: a candidate
     without errors (it answers NaN) is out.
     """
     errors = _errors_that_count(measured)
     rows = [row for row in measured if all(getattr(row, name) is not None for name in errors)]
     if not rows:
-        return None
+        return []
     limits = {
         name: min(_known(getattr(row, name)) for row in rows) + _allowed(name, rows[0], budget) for name in errors
     }
     found = [row.event_f1 for row in rows if row.event_f1 is not None]
     events, made_up = max(found, default=None), min(row.false_events for row in rows)
-    fitting = [
+    return [
         row
         for row in rows
         if all(_known(getattr(row, name)) <= limit for name, limit in limits.items())
         and (row.false_events <= made_up if events is None else _known(row.event_f1) >= events - 1e-9)
         and row.p95_ms <= budget.period_s * 1000
     ]
-    return min(fitting, key=lambda row: row.p50_ms).candidate if fitting else None
 
 
 def _errors_that_count(measured: Sequence[Measured]) -> tuple[str, ...]:

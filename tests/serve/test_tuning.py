@@ -36,13 +36,18 @@ def test_the_door_measures_recorded_episodes(
     out = tmp_path / "tuning.json"
     assert main([*arguments, "--candidates", "ddim:2", "ddim:4:0.5", "--json", str(out)]) in (0, 1)
     assert "ddim-4, warm 0.5" in capsys.readouterr().out
-    found = json.loads(out.read_text())["measured"]
+    document = json.loads(out.read_text())
+    found = document["measured"]
+    assert (document["serve_settings"] is None) == (document["proposed"] is None)
+    assert "closed_loop" not in document
     assert [entry["candidate"]["steps"] for entry in found] == [2, 4]
     assert all(np.isfinite([entry["position_mm"], entry["seam_mm"], entry["p95_ms"]]).all() for entry in found)
     assert main([*arguments, "--candidates", "ddim"]) == 2
     assert main([*arguments, "--candidates", "euler:4"]) == 2
     assert main([*arguments[:2], "--hz", "0"]) == 2
     assert "--hz is 0.0; expected more than 0" in capsys.readouterr().err
+    assert main([*arguments, "--latency", "100"]) == 2
+    assert "add --simulator YAML" in capsys.readouterr().err
 
 
 def test_a_candidate_is_named_as_it_is_written() -> None:
