@@ -1,6 +1,8 @@
 """Packing of frames: exact where it must be, close where it says so, in both formats."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import cv2
@@ -67,3 +69,30 @@ def test_refuses_what_does_not_exist() -> None:
         image_codec("blosc", 10)
     with pytest.raises(CodecError, match="has no configuration"):
         ImageChunkCodec.from_dict({"name": ImageChunkCodec.NAME})
+
+
+READ_BY_ZARR_2 = """
+import sys, numpy, zarr
+from imagecodecs.numcodecs import register_codecs
+register_codecs()
+assert zarr.__version__.startswith("2."), zarr.__version__
+numpy.save(sys.argv[2], zarr.open(sys.argv[1], mode="r")["data/image"][:])
+"""
+
+
+@pytest.mark.parametrize("name", [name for name in LEVELS if name != "jpeg"])  # docs/data.md: jpeg does not open there
+def test_zarr_2_reads_the_frames_that_we_read(name: str, tmp_path: Path) -> None:
+    python = os.environ.get("ZARR2_PYTHON")
+    if not python:
+        pytest.skip("ZARR2_PYTHON names no interpreter (one with zarr<3 and imagecodecs, of another environment)")
+    group = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2)
+    array = create_array(group.create_group("data"), "image", image_layout(64, 36, image_codec(name)), len(FRAMES))
+    array[:] = FRAMES
+    words = [python, "-c", READ_BY_ZARR_2, str(tmp_path / "a.zarr"), str(tmp_path / "read.npy")]
+    said = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr[-2000:]
+    read = np.load(tmp_path / "read.npy")
+    if image_codec(name).lossless:
+        np.testing.assert_array_equal(read, FRAMES)
+    else:
+        assert cv2.PSNR(read, array[:]) > 45, "another release of the decoder may give other last bits"

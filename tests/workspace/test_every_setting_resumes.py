@@ -50,7 +50,8 @@ GROUPS = sorted(
     # rules of the adapter; where jobs are started; simulators, which have a case; mappings of the converter
     if path.is_dir() and path.name not in ("adapt", "hydra", "env_runner", "simulator", "recordings")
 )
-FILES = sorted(f"{group}={path.stem}" for group in GROUPS for path in (tiny_run.CONFIG / group).glob("*.yaml"))
+NAMED = sorted(f"{group}={path.stem}" for group in GROUPS for path in (tiny_run.CONFIG / group).glob("*.yaml"))
+FILES = [file for file in NAMED if file != "task=pusht"]  # a task of another dataset, with no setting of its own
 EXPERIMENTS = [file for file in FILES if file.startswith("experiment=") and file != "experiment=finetune_8d"]
 
 # Settings that no file above sets, or not so: some draw random numbers, some decide who draws them, and when.
