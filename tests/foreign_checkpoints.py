@@ -45,6 +45,7 @@ LEROBOT_CONFIG: dict[str, Any] = {
     "kernel_size": 5, "diffusion_step_embed_dim": 16, "use_film_scale_modulation": True,
 }  # fmt: skip
 LOW = [0.3, -0.2, 0.1, 0.85, -0.53, -0.05, -0.17, 0.0]
+MEAN = [0.5, 0.0, 0.3, 0.89, -0.43, 0.07, -0.06, 0.5]
 HIGH = [0.7, 0.2, 0.6, 0.93, -0.32, 0.18, 0.05, 1.0]
 
 
@@ -95,7 +96,7 @@ def lerobot_folder(folder: Path, *, processors: bool) -> Path:
         name = "policy_preprocessor_step_3_normalizer_processor.safetensors"
         step = {"registry_name": "normalizer_processor", "config": {}, "state_file": name}
         (policy / "policy_preprocessor.json").write_text(json.dumps({"name": "policy_preprocessor", "steps": [step]}))
-        whole = ends | {"mean": torch.full((8,), 0.3), "std": torch.full((8,), 0.1)}
+        whole = ends | {"mean": torch.tensor(MEAN), "std": torch.full((8,), 0.06)}
         state_of = {f"action.{kind}": tensor for kind, tensor in whole.items()}
         state_of |= {f"observation.state.{kind}": tensor[:7].clone() for kind, tensor in whole.items()}
         save_file(state_of, policy / name)

@@ -1,6 +1,7 @@
 """diffusion_policy.spec: what a step is, who may read shape_meta, and the one way in for observations."""
 
 import copy
+import math
 
 import cv2
 import numpy as np
@@ -122,6 +123,33 @@ def test_policy_observation_refuses(step: StepSpec) -> None:
 )
 def test_layouts_are_told_apart_by_their_numbers(low: list[float], high: list[float], layout: str) -> None:
     assert spec.layout_from_range(low, high) == layout
+
+
+LOW = [0.3, -0.2, 0.1, 0.85, -0.53, -0.05, -0.17, 0.0]
+MEAN = [0.5, 0.0, 0.3, 0.89, -0.43, 0.07, -0.06, 0.5]
+HIGH = [0.7, 0.2, 0.6, 0.93, -0.32, 0.18, 0.05, 1.0]
+QUATERNION = {"min": LOW, "max": HIGH, "mean": MEAN, "std": [0.06] * 8}
+ALL_AROUND = {"min": [-1.0] * 8, "max": [1.0] * 8}
+TOLD: dict[str, tuple[dict[str, list[float]], str]] = {
+    "all four": (QUATERNION, "squared norm is 1.00 on average"),
+    "of a pose alone": ({name: values[:7] for name, values in QUATERNION.items()}, "squared norm is 1.00 on average"),
+    "narrow ranges": ({"min": LOW, "max": HIGH}, "ranges allow norms of 0.91 to 1.10 only"),
+    "any rotation": ({**ALL_AROUND, "mean": [0.0] * 8, "std": [0.5] * 8}, "squared norm is 1.00 on average"),
+    "placeholder -1..1": (ALL_AROUND, ""),
+    "placeholder 0..1": ({"min": [0.0] * 8, "max": [1.0] * 8}, ""),
+    "placeholder with mean and std": ({**ALL_AROUND, "mean": [0.0] * 8, "std": [1.0] * 8}, ""),
+    "joints within a radian": ({"min": [-0.9] * 8, "max": [0.8] * 8, "mean": [0.1] * 8, "std": [0.3] * 8}, ""),
+    "a mean out of its range": ({**QUATERNION, "max": [0.5] * 8}, ""),
+    "no numbers": ({"min": [math.nan] * 8, "max": [math.nan] * 8}, ""),
+    "ten numbers": ({"min": [-1.0] * 10, "max": [1.0] * 10, "mean": [0.0] * 10, "std": [0.5] * 10}, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_a_quaternion_is_told_where_the_numbers_show_one(name: str) -> None:
+    statistics, words = TOLD[name]
+    told = spec.sign_of_quaternion(statistics)
+    assert words in told if words else not told
 
 
 def test_semantics_agree_between_pose_and_pose_with_gripper() -> None:

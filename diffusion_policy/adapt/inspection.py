@@ -25,7 +25,7 @@ from diffusion_policy.families.family import ABSENT, lookup
 from diffusion_policy.families.lerobot_statistics import PolicyStatistics, read_statistics
 from diffusion_policy.policy.registry import class_of_options
 from diffusion_policy.shape_meta import step_spec_of
-from diffusion_policy.spec import layout_from_range
+from diffusion_policy.spec import layout_from_range, sign_of_quaternion
 from diffusion_policy.tables import Shown, Table, Text, numbers
 from diffusion_policy.tensor_file import TensorFile, TensorInfo, open_tensor_file
 from diffusion_policy.tensor_file.wrapped_names import Wrapping, wrapping_of
@@ -199,14 +199,14 @@ def _workspace_policy(tree: Mapping[str, Any]) -> Described:
 
 
 def _with_ranges(described: Described, statistics: PolicyStatistics) -> Described:
-    """The layout of the action by the range of its numbers, where a policy's files have it."""
-    numbers = statistics.features.get("action", {})
-    if not described[0] or not {"min", "max"} <= numbers.keys():
+    """What the statistics of the action tell of its numbers, where a policy's files have them."""
+    found = statistics.features.get("action", {})
+    if not described[0] or not {"min", "max"} <= found.keys():
         return described
-    low, high = numbers["min"].tolist(), numbers["max"].tolist()
-    layout = layout_from_range(low, high)
-    told = LAYOUTS[layout] if layout != "unknown" else f"{described[0]['layout']}; {LAYOUTS[layout]}"
-    return {**described[0], "layout": told, "min": low, "max": high}, described[1], described[2]
+    told = sign_of_quaternion({name: tensor.tolist() for name, tensor in found.items()})
+    layout = f"{told}; {described[0]['layout']}" if told else described[0]["layout"]
+    ends = {name: found[name].tolist() for name in ("min", "max")}
+    return {**described[0], "layout": layout, **ends}, described[1], described[2]
 
 
 def _lerobot_policy(file: TensorFile, found: Recognized | None) -> Described | None:
@@ -223,7 +223,10 @@ def _lerobot_policy(file: TensorFile, found: Recognized | None) -> Described | N
     differing = [name for name in {**expected, **held} if expected.get(name) != held.get(name)]
     agrees = "describes these tensors" if not differing else f"differs in {len(differing)} tensors, as {differing[0]}"
     width = lerobot_diffusion.action_width(config)
-    action = {"names": [f"{width} numbers"], "layout": "no file of the policy names them; its dataset does"}
+    action = {
+        "names": [f"{width} numbers"],
+        "layout": "nothing in the policy's files says what they are; its dataset does",
+    }
     summary = {key: config[key] for key in lerobot_diffusion.SUMMARY if key in config}
     return action, lerobot_diffusion.observations(config), {"config.json": agrees, **summary}
 
@@ -270,7 +273,12 @@ def _policy(file: TensorFile, cfg: DictConfig) -> tuple[dict[str, Any], dict[str
     bounds = [f"state_dicts.model.{NORMALIZER}action.input_stats.{bound}" for bound in ("min", "max")]
     if all(name in file.tensors for name in bounds):
         low, high = (file.load(name).tolist() for name in bounds)
-        action |= {"layout": LAYOUTS[layout_from_range(low, high)], "min": low, "max": high}
+        informative = len({*low}) > 1 or len({*high}) > 1  # -1..1 or 0..1 in all are what a program writes for none
+        action |= {
+            "layout": LAYOUTS[layout_from_range(low, high) if informative else "unknown"],
+            "min": low,
+            "max": high,
+        }
     observations = {
         field.key: f"image {field.shape[2]}x{field.shape[1]}" if field.kind == "rgb" else " ".join(field.names)
         for field in spec.obs

@@ -87,7 +87,10 @@ def _sentence(family: Family, prefix: str, stripped: str) -> str:
     if not prefix:
         return f"{family.title}, under its own names."
     if set(prefix.rstrip(".").split(".")) <= set(ENTRIES):
-        return f"{family.title}, in the file's entry `{prefix.rstrip('.')}`: open that entry, not the whole file."
+        return (
+            f"{family.title}, in the file's entry `{prefix.rstrip('.')}`: plan and apply find it by themselves for a "
+            f"policy of this project; for another target, remove it with rename: {{prefix: '{prefix}', to: ''}}."
+        )
     wrapper = family.prefixes.get(prefix)
     added_by = f" of {wrapper}" if wrapper else ""
     fix = f"rename: {{prefix: '{prefix}', to: ''}}"

@@ -43,6 +43,7 @@ from diffusion_policy.spec.semantics import (
     find_layout,
     is_gripper_width,
     layout_from_range,
+    sign_of_quaternion,
     told_layout,
     with_units,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "layout_from_range",
     "policy_observation",
     "read_shape_meta",
+    "sign_of_quaternion",
     "told_layout",
     "with_units",
 ]

@@ -24,6 +24,9 @@ from diffusion_policy.spec.names import (
 # Widths of a gripper in the older layout, in meters: 0.03-0.08 on the real robot; a sensor's zero may be off.
 _GRIPPER_WIDTHS = (-0.01, 0.2)
 
+# Slack of a recorded quaternion's norm; and the norms that ranges may allow where nothing else is known.
+_NORM_SLACK, _NARROW = 0.02, (0.8, 1.25)
+
 # "named" is every layout that names tell and these words do not: ActionLayout says what it is.
 Layout = Literal["xyz_quat", "xyz_quat_gripper", "xyz_rotvec_width", "named", "unknown"]
 
@@ -131,6 +134,33 @@ def layout_from_range(minimum: Sequence[float], maximum: Sequence[float]) -> Lay
     return "unknown"
 
 
+def sign_of_quaternion(statistics: Mapping[str, Sequence[float]]) -> str:
+    """Why the numbers 4 to 7 of a vector of 7 or 8 without names look like a unit quaternion; "" if they do not.
+
+    With mean and std the test is sharp: over all steps, the mean of the squared norm is the sum of mean^2 + std^2, and
+    that is 1 for unit quaternions. Ranges alone tell it where they leave the norm little room. Ranges of -1..1 or 0..1,
+    which are also what a program writes that knows none, tell nothing; and nothing tells xyzw from wxyz.
+
+    Args:
+        statistics: (7,) or (8,) each: min and max, and mean and std where they are known.
+    """
+    numbers = {name: np.asarray(values, dtype=np.float64) for name, values in statistics.items()}
+    if any(values.shape not in ((7,), (8,)) or not np.isfinite(values).all() for values in numbers.values()):
+        return ""
+    part = {name: values[3:7] for name, values in numbers.items()}
+    nearest, farthest = _norms_within(part["min"], part["max"])
+    if nearest > 1 + _NORM_SLACK or farthest < 1 - _NORM_SLACK:
+        return ""
+    if {"mean", "std"} <= part.keys():
+        squares = float(np.sum(part["mean"] ** 2 + part["std"] ** 2))
+        is_inside = bool(((part["mean"] >= part["min"]) & (part["mean"] <= part["max"])).all())
+        likely, why = is_inside and abs(squares - 1) <= _NORM_SLACK, f"squared norm is {squares:.2f} on average"
+    else:
+        likely = nearest >= _NARROW[0] and farthest <= _NARROW[1]
+        why = f"ranges allow norms of {nearest:.2f} to {farthest:.2f} only"
+    return f"numbers 4 to 7 look like a unit quaternion: their {why}" if likely else ""
+
+
 def is_gripper_width(low: float, high: float) -> bool:
     """Whether a number that ranges from `low` to `high` can be the width of a gripper in meters."""
     return bool(low >= _GRIPPER_WIDTHS[0] and high <= _GRIPPER_WIDTHS[1])
@@ -138,9 +168,13 @@ def is_gripper_width(low: float, high: float) -> bool:
 
 def _holds_unit_quaternions(low: NDArray[np.float64], high: NDArray[np.float64]) -> bool:
     """Whether the unit sphere passes through a box of four ranges, and the box stays near it."""
-    nearest = np.where((low <= 0) & (high >= 0), 0.0, np.minimum(np.abs(low), np.abs(high)))
-    farthest = np.maximum(np.abs(low), np.abs(high))
+    nearest, farthest = _norms_within(low, high)
     shell = 1 - SERVED_NORM_SLACK, 1 + SERVED_NORM_SLACK
-    return bool(
-        np.linalg.norm(nearest) <= shell[1] and np.linalg.norm(farthest) >= shell[0] and farthest.max() <= shell[1]
-    )
+    largest = max(np.abs(low).max(), np.abs(high).max())
+    return bool(nearest <= shell[1] and farthest >= shell[0] and largest <= shell[1])
+
+
+def _norms_within(low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[float, float]:
+    """The least and the greatest norm of the vectors in a box."""
+    nearest = np.where((low <= 0) & (high >= 0), 0.0, np.minimum(np.abs(low), np.abs(high)))
+    return float(np.linalg.norm(nearest)), float(np.linalg.norm(np.maximum(np.abs(low), np.abs(high))))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapt_factory import policy_cfg
+from adapt_factory import policy_cfg, policy_state
 from foreign_checkpoints import HIGH, LOW, MAKERS, OUR_TRUNK, UMI, Maker, trunk
 from omegaconf import OmegaConf
 
@@ -17,7 +17,7 @@ from diffusion_policy.adapt.inspection import inspect_file
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.adapt.starting_point import plan_pretrained
 from diffusion_policy.adapt.target import Target
-from diffusion_policy.checkpoint import read_checkpoint
+from diffusion_policy.checkpoint import read_checkpoint, write_checkpoint
 
 FROM = "{{rules: [{{encoder: '*', from: {0}}}, {{strip: '*'}}, {{drop: '*'}}, {{fresh: '*'}}]}}"
 # Of each way that weights are found; the others are planned only, which takes a tenth of the time.
@@ -55,6 +55,7 @@ def test_each_is_named_and_its_weights_are_found(name: str, written: dict[str, P
     maker = MAKERS[name]
     found = inspect_file(written[name])
     assert maker.family in found.family
+    assert "open that entry" not in found.family
     assert found.carried is not None
     assert maker.container in found.carried.container
     assert found.carried.weights.startswith(f"{maker.live} live")
@@ -123,7 +124,8 @@ def test_the_statistics_of_lerobot_tell_the_layout_and_become_the_normalizer(
     name: str, written: dict[str, Path], tmp_path: Path
 ) -> None:
     found = inspect_file(written[name])
-    assert found.action["layout"] == "position, quaternion (xyzw) and gripper, by the range of its numbers"
+    assert found.action["layout"].startswith("numbers 4 to 7 look like a unit quaternion: their ")
+    assert found.action["layout"].endswith("nothing in the policy's files says what they are; its dataset does")
     assert found.carried is not None
     assert "statistics.observation.state.*" in found.carried.statistics
     OmegaConf.save(policy_cfg(8, {"image": {"shape": [3, 48, 64], "type": "rgb"}}), tmp_path / "eight.yaml")
@@ -136,6 +138,18 @@ def test_the_statistics_of_lerobot_tell_the_layout_and_become_the_normalizer(
     assert torch.allclose(torch.tensor(LOW) * scale + offset, torch.tensor(-1.0), atol=1e-5)
     assert torch.allclose(torch.tensor(HIGH) * scale + offset, torch.tensor(1.0), atol=1e-5)
     assert any("its min and max, mapped to -1..1" in note for note in ledger.notes)
+
+
+@pytest.mark.parametrize("ends", [(-1.0, 1.0), (0.0, 1.0)], ids=str)
+def test_ranges_that_no_data_gave_say_nothing_of_the_layout(ends: tuple[float, float], tmp_path: Path) -> None:
+    cfg = policy_cfg(8)
+    state = policy_state(cfg)
+    for end, name in zip(ends, ("min", "max"), strict=True):
+        state[f"normalizer.params_dict.action.input_stats.{name}"].fill_(end)
+    write_checkpoint(tmp_path / "a.ckpt", cfg=cfg, state_dicts={"model": state}, pickles={})
+    assert (
+        inspect_file(tmp_path / "a.ckpt").action["layout"] == "the range of its numbers does not determine the layout"
+    )
 
 
 def test_what_the_policy_cannot_take_over_is_said_with_the_reason(written: dict[str, Path]) -> None:
