@@ -249,6 +249,58 @@ def test_a_request_carries_what_will_be_executed_until_its_answer_comes(strategy
     assert [line["committed"] for line in log.lines if line["event"] == "request"][:2] == [None, 2]
 
 
+@dataclass
+class LaggingArm(NumericArm):
+    """Its camera shows what was 0.2 s ago."""
+
+    def observe(self) -> Reading:
+        seen = super().observe()
+        return Reading(seen.state, seen.measured_at, {"image": Picture(b"jpeg", self.clock.now() - 0.2)})
+
+
+@pytest.mark.parametrize("hz", [10.0, 40.0])
+def test_of_an_observation_before_the_takeover_what_was_executed_is_told(hz: float) -> None:
+    """Every chunk goes another way than the one before, whatever it was asked to continue."""
+    queries: list[Query] = []
+
+    def ask(query: Query) -> Chunk:
+        queries.append(query)
+        chunk = forward(query, 16)
+        chunk.actions[:, 1] += 0.01 * len(queries)
+        return chunk
+
+    loop, arm, clock, log = make_loop("rtc", 1, ask=ask, delay=lambda request: 0.1, arm=LaggingArm, control_hz=hz)
+    run_for(loop, clock, 4.0)
+    sent = {round(time, 3): action for time, action in arm.told if action is not None}
+    taken = [line["time"] for line in log.lines if line["event"] == "answer"]
+    compared = 0
+    for query in queries[3:-3]:
+        continued, seen = query.continuation, query.observation.observed_at
+        assert continued is not None
+        assert any(seen < time for time in taken)
+        for index in range(continued.committed):
+            last = round(seen + (index + 1) / 10 - 1 / hz, 3)  # of its step's commands
+            if last in sent:
+                np.testing.assert_allclose(continued.actions[index], sent[last], atol=1e-9)
+                compared += 1
+    assert compared > 20
+    assert {query.continuation.committed for query in queries[3:-3]} == {3}  # type: ignore[union-attr]
+
+
+def test_one_slow_answer_does_not_make_it_ask_earlier_and_is_still_reckoned_with() -> None:
+    committed: dict[str, list[int]] = {}
+    requests = {}
+    for name, first in (("even", 0.1), ("slow", 0.7)):
+        loop, _, clock, log = make_loop("rtc", delay=lambda request, first=first: 0.1 if request else first)
+        run_for(loop, clock, 3.0)
+        asked = [line for line in log.lines if line["event"] == "request"]
+        requests[name] = len(asked) / (3.0 - first)
+        committed[name] = [line["committed"] for line in asked]
+    assert requests["slow"] == pytest.approx(requests["even"], rel=0.2)
+    assert committed["even"][1:] == [1] * (len(committed["even"]) - 1)
+    assert min(committed["slow"][2:6]) > 4, "the rows that a slow answer would find executed are all committed"
+
+
 def test_a_gripper_that_moves_gets_no_other_command() -> None:
     def flutter(query: Query) -> Chunk:
         chunk = forward(query)

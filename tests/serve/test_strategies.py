@@ -8,6 +8,7 @@ from scipy.spatial.transform import Rotation
 
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.serve.client import STRATEGIES, Plan, TimedChunk, make_strategy
+from diffusion_policy.serve.client.command_history import CommandHistory
 from diffusion_policy.serve.client.strategies import Ensemble, Moment, mean_action
 from diffusion_policy.spec import POSE_GRIPPER, ActionLayout
 
@@ -29,6 +30,10 @@ def plan_of(one: TimedChunk, begun_at: float | None = None, x: float = 0.0) -> P
 
 def moment(now: float, still_since: float | None = None, x: float = 0.0) -> Moment:
     return Moment(now, now if still_since is None else still_since, row(x), LAYOUT)
+
+
+def nothing(starts_at: float, period_s: float) -> None:
+    """No step was executed before."""
 
 
 def x_at(plan: Plan, now: float, period: float) -> float | None:
@@ -77,9 +82,42 @@ def test_the_gripper_changes_when_its_step_is_commanded() -> None:
 
 def test_what_remains_of_a_plan() -> None:
     plan = plan_of(chunk(0.0, [0.1, 0.2, 0.3, 0.4]))
-    np.testing.assert_allclose(plan.remainder(0.1)[:, 0], [0.2, 0.3, 0.4])
-    np.testing.assert_allclose(plan.remainder(0.15)[:, 0], [0.25, 0.35])
-    assert plan.remainder(0.4).shape == (0, 8)
+    np.testing.assert_allclose(plan.remainder(0.1, nothing)[:, 0], [0.2, 0.3, 0.4])
+    np.testing.assert_allclose(plan.remainder(0.15, nothing)[:, 0], [0.25, 0.35])
+    assert plan.remainder(0.4, nothing).shape == (0, 8)
+    assert plan_of(chunk(0.0, [0.1, 0.2]), begun_at=0.17).remainder(0.0, nothing).shape == (0, 8), "it came too late"
+
+
+def test_what_was_executed_before_a_plan_began_comes_first_in_its_remainder() -> None:
+    """The chunk is for 7.0 s on and took over at 7.2 s, where the arm was at 0.9."""
+    plan = plan_of(chunk(7.0, [0.1, 0.2, 0.3, 0.4]), 7.2, x=0.9)
+    told = {7.0: 0.7, 7.1: 0.9}
+    rows = plan.remainder(6.9, lambda starts, period: row(told[time]) if (time := round(starts, 3)) in told else None)
+    np.testing.assert_allclose(rows[:, 0], [0.9, 0.7, 0.9, 0.3, 0.4])
+    between = plan.remainder(7.15, nothing)
+    np.testing.assert_allclose(between[:, 0], [(0.9 + 0.3) / 2, 0.35])
+    stood = plan_of(chunk(7.3, [0.1, 0.2]), 7.3, x=0.5)
+    np.testing.assert_allclose(stood.remainder(7.1, nothing)[:, 0], [0.5, 0.5, 0.1, 0.2])
+
+
+@pytest.mark.parametrize("hz", [10.0, 20.0, 30.0, 50.0])
+def test_the_history_tells_what_a_plan_told_the_arm(hz: float) -> None:
+    plan = plan_of(chunk(0.0, [0.1, 0.3, 0.2, 0.4], grippers=[1.0, 0.0, 0.0, 1.0]))
+    history = CommandHistory(LAYOUT, 1 / hz)
+    for tick in range(math.ceil(0.4 * hz)):
+        target = plan.target(tick / hz, 1 / hz)
+        assert target is not None
+        history.add(tick / hz, target.action)
+    for index in range(4):
+        found = history.step(index / 10, 0.1)
+        assert found is not None
+        assert found[0] == pytest.approx(plan.chunk.actions[index, 0])
+        assert found[7] == plan.chunk.actions[index, 7]
+    assert history.step(0.5, 0.1) is None, "not commanded yet"
+    history.add(0.9, row(1.0))
+    assert history.step(0.6, 0.1) is None, "it was held"
+    history.clear()
+    assert history.step(0.0, 0.1) is None
 
 
 # ---- strategies ----
@@ -110,7 +148,7 @@ def test_wait_asks_once_the_arm_is_at_rest() -> None:
     assert [strategy.wants(plan, now, 9.0) for now in (0.0, 0.1, 0.2)] == [False, False, True]
     assert strategy.observe_after(plan) == pytest.approx(0.2, abs=1e-5)
     assert strategy.wants(None, 0.0, 0.0)
-    assert strategy.continuation(plan, 0.1, 0.3) is None
+    assert strategy.continuation(plan, 0.1, 0.3, nothing) is None
 
 
 @pytest.mark.parametrize("name", ["skip", "warm_start", "rtc"])
@@ -126,15 +164,15 @@ def test_the_next_answer_is_to_come_when_its_turn_is(name: str) -> None:
 def test_a_continuation_is_what_remains_and_how_much_of_it_is_certain(mode: str) -> None:
     strategy = make_strategy(mode, 4)
     plan = plan_of(chunk(0.0, [0.1, 0.2, 0.3, 0.4, 0.5]))
-    found = strategy.continuation(plan, 0.1, 0.35)
+    found = strategy.continuation(plan, 0.1, 0.35, nothing)
     assert found is not None
     assert (found.mode, found.committed) == (mode, 3)
     np.testing.assert_allclose(found.actions[:, 0], [0.2, 0.3, 0.4, 0.5])
-    late = strategy.continuation(plan, 0.3, 9.0)
+    late = strategy.continuation(plan, 0.3, 9.0, nothing)
     assert late is not None
     assert late.committed == len(late.actions) == 2
-    assert strategy.continuation(plan, 0.5, 0.7) is None
-    assert strategy.continuation(None, 0.5, 0.7) is None
+    assert strategy.continuation(plan, 0.5, 0.7, nothing) is None
+    assert strategy.continuation(None, 0.5, 0.7, nothing) is None
 
 
 def test_an_ensemble_averages_what_is_for_the_same_time() -> None:

@@ -12,6 +12,7 @@ observed afterward. Nothing ends the loop but ``is_done`` and errors of the prog
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from diffusion_policy.serve.checks.seams import Seam, measure_seam
 from diffusion_policy.serve.client.arm import Arm, ArmError
 from diffusion_policy.serve.client.arm_log import FORMAT, VERSION, LineSink, LinesInMemory
 from diffusion_policy.serve.client.clock import Clock, RealClock
+from diffusion_policy.serve.client.command_history import CommandHistory
 from diffusion_policy.serve.client.gripper_gate import GripperGate
 from diffusion_policy.serve.client.loop_settings import LoopSettings
 from diffusion_policy.serve.client.messages import Chunk, ServerError
@@ -46,7 +48,7 @@ HoldReason = (
         "arm_error",  # the arm did not answer, or took no command
     ]
 )
-_DELAYS = 10  # of so many answers the longest is expected next
+_DELAYS = 10  # so many of the last answers tell when the next one comes
 
 
 class _Hold(NamedTuple):
@@ -108,6 +110,7 @@ class ControlLoop:
         self._about = {} if about is None else dict(about)
         self._buffer = ObservationBuffer(settings.buffer(form))
         self._gate = GripperGate(form.layout, settings.gripper_blocking_s)
+        self._history = CommandHistory(form.layout, settings.period_s)
         self._plan: Plan | None = None
         self._query: Query | None = None  # under way, and its answer will be executed
         self._sent_at, self._retry_at, self._still_since, self._last = -math.inf, -math.inf, -math.inf, math.nan
@@ -168,6 +171,7 @@ class ControlLoop:
         try:
             if gap < 0:
                 self._buffer.reset()
+                self._history.clear()
                 self._sent_at, self._retry_at, self._still_since = now, now, min(now, self._still_since)
                 raise DoubtError("clock", f"the loop's clock went back by {-gap:.3f} s")
             self._buffer.add(reading, now)
@@ -195,6 +199,7 @@ class ControlLoop:
             self._forget(now)
             return _Hold("arm_error", str(error))
         self.moves += 1
+        self._history.add(now, action)
         self._held, self._commanded, self._still_since = None, action, now + self._settings.period_s
         moved = {"event": "move", "time": now, "action": action.tolist(), "request_id": target.request_id}
         self._log.write({**moved, "step": target.step, "age_s": age})
@@ -220,9 +225,9 @@ class ControlLoop:
         """Starts a request, if the strategy wants one and none is under way; returns why the arm must hold."""
         if self._requester.is_busy or now < self._retry_at:
             return None
-        delay = max(self._delays, default=self._settings.expected_delay_s)
+        delays = self._delays or [self._settings.expected_delay_s]
         known = self._buffer.known_until
-        wanted = self._strategy.wants(self._plan, now, delay) and known > self._forgot_at
+        wanted = self._strategy.wants(self._plan, now, statistics.median_low(delays)) and known > self._forgot_at
         if not wanted or known < self._strategy.observe_after(self._plan):
             return None
         try:
@@ -230,7 +235,8 @@ class ControlLoop:
         except DoubtError as error:
             self._forget(now)
             return _Hold(error.code, str(error))
-        continued = self._strategy.continuation(self._plan, seen.observed_at, seen.observed_at + delay)
+        latest = seen.observed_at + max(delays)
+        continued = self._strategy.continuation(self._plan, seen.observed_at, latest, self._history.step)
         query = Query(f"{self._run_id}-{self._requests}", seen, continued)
         self._requests += 1
         self._query, self._name, self._sent_at, self._abandoned = query, query.request_id, now, False

@@ -10,6 +10,7 @@ Legend of shapes: n steps, D numbers of an action.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,8 @@ from diffusion_policy.serve.client.interpolation import interpolate
 from diffusion_policy.spec import ActionLayout
 
 FloatArray = NDArray[np.float64]
+# Tells the action (D,) that was executed as the step of a time and a duration; None: the arm was not commanded then.
+Executed = Callable[[float, float], FloatArray | None]
 # Rounding of times, in periods.
 _ROUNDING = 1e-6
 
@@ -105,36 +108,57 @@ class Plan:
 
     def target(self, now: float, control_period_s: float) -> Target | None:
         """Returns what is to be commanded at ``now`` for the end of the control period; None: nothing is left."""
-        first = self.first
-        if self.is_over(now) or first >= len(self.chunk.actions):
+        if self.is_over(now) or self.first >= len(self.chunk.actions):
             return None
-        reached = now + control_period_s
-        step = min(max(self._step_at(reached, -_ROUNDING), first), len(self.chunk.actions) - 1)
-        current = min(max(self._step_at(now, _ROUNDING), first), step)
+        step, action = self._reached(now + control_period_s)
+        return Target(self._with_grippers(action, now), step, self.observed_ats[step], self.chunk.request_id)
+
+    def action_at(self, moment: float) -> FloatArray | None:
+        """Returns its action (D,) for a time; None before the first or after the last."""
+        return value_at(self.chunk, self.layout, (moment - self.chunk.starts_at) / self.chunk.period_s)
+
+    def remainder(self, since: float, executed: Executed) -> FloatArray:
+        """Returns what was and will be executed (m, D) as the steps of times ``since``, one period later, and so on.
+
+        Args:
+            since: may lie before the plan's execution began.
+            executed: tells the steps that ended before it began. Where it knows of none the arm stood at ``start``.
+
+        Returns:
+            Actions up to the last whole step; none where the plan is over. A time between two steps has the action
+            between them.
+        """
+        period, rows = self.chunk.period_s, []
+        if self.first >= len(self.chunk.actions):
+            return np.empty((0, len(self.layout.names)))
+        for index in range(math.floor((self.ends_at - since) / period + _ROUNDING)):
+            starts = since + index * period
+            if starts + period > self.begun_at + _ROUNDING * period:
+                rows.append(self._with_grippers(self._reached(starts + period)[1], starts))
+            else:
+                known = executed(starts, period)
+                rows.append(self.start if known is None else known)
+        return np.array(rows).reshape(-1, len(self.layout.names))
+
+    def _reached(self, moment: float) -> tuple[int, FloatArray]:
+        """The step on the way to which the arm is at a time after the beginning, and the action (D,) until there."""
+        first = self.first
+        step = min(max(self._step_at(moment, -_ROUNDING), first), len(self.chunk.actions) - 1)
         origin, before = (
             (self.begun_at, self.start)
             if step == first
             else (self.chunk.starts_at + step * self.chunk.period_s, self.chunk.actions[step - 1])
         )
         ends = self.chunk.starts_at + (step + 1) * self.chunk.period_s
-        fraction = min(1.0, (reached - origin) / (ends - origin))
-        action = interpolate(self.layout, before, self.chunk.actions[step], fraction)
+        fraction = min(1.0, (moment - origin) / (ends - origin))
+        return step, interpolate(self.layout, before, self.chunk.actions[step], fraction)
+
+    def _with_grippers(self, action: FloatArray, now: float) -> FloatArray:
+        """The same action with the grippers that are commanded at a time: those of the step that has begun."""
+        current = min(max(self._step_at(now, _ROUNDING), self.first), len(self.chunk.actions) - 1)
         for column in self.layout.gripper_columns:
             action[column] = self.chunk.actions[current, column]
-        return Target(action, step, self.observed_ats[step], self.chunk.request_id)
-
-    def action_at(self, moment: float) -> FloatArray | None:
-        """Returns its action (D,) for a time; None before the first or after the last."""
-        return value_at(self.chunk, self.layout, (moment - self.chunk.starts_at) / self.chunk.period_s)
-
-    def remainder(self, since: float) -> FloatArray:
-        """Returns its actions (m, D) for the times ``since``, one period later, and so on; none where it is over.
-
-        A time between two steps has the action between them.
-        """
-        period = self.chunk.period_s
-        rows = [self.action_at(since + index * period) for index in range(len(self.chunk.actions))]
-        return np.array([row for row in rows if row is not None]).reshape(-1, len(self.layout.names))
+        return action
 
     def _step_at(self, moment: float, rounding: float) -> int:
         return math.floor((moment - self.chunk.starts_at) / self.chunk.period_s + rounding)

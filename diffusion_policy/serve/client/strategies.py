@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_events import CLIENT_THRESHOLD
-from diffusion_policy.serve.client.plan import Plan, TimedChunk, value_at
+from diffusion_policy.serve.client.plan import Executed, Plan, TimedChunk, value_at
 from diffusion_policy.serve.transport.continuation import Continuation, Mode
 from diffusion_policy.spec import ActionLayout
 
@@ -75,19 +75,22 @@ class ChunkStrategy(Protocol):
         Args:
             plan: under execution.
             now: seconds on the loop's clock.
-            delay_s: expected, from the capture of an observation to the arrival of its answer.
+            delay_s: usual, from the capture of an observation to the arrival of its answer.
         """
 
     def observe_after(self, plan: Plan | None) -> float:
         """Returns the earliest time at which what is sent may have been captured."""
 
-    def continuation(self, plan: Plan | None, observed_at: float, arrives_at: float) -> Continuation | None:
+    def continuation(
+        self, plan: Plan | None, observed_at: float, arrives_at: float, executed: Executed
+    ) -> Continuation | None:
         """Returns what a request carries of the plan; None: nothing.
 
         Args:
             plan: under execution.
             observed_at: the newest step of the observation.
-            arrives_at: when the answer is expected.
+            arrives_at: when the answer is expected at the latest.
+            executed: what was executed before the plan.
         """
 
     def merge(self, plan: Plan | None, chunk: TimedChunk, moment: Moment) -> Plan:
@@ -118,7 +121,9 @@ class _Replacing:
         """Anything fresh may be sent."""
         return -math.inf
 
-    def continuation(self, plan: Plan | None, observed_at: float, arrives_at: float) -> Continuation | None:
+    def continuation(
+        self, plan: Plan | None, observed_at: float, arrives_at: float, executed: Executed
+    ) -> Continuation | None:
         """Nothing."""
         return None
 
@@ -165,11 +170,13 @@ class Continuing(_Replacing):
         """That of its mode."""
         return str(self.mode)
 
-    def continuation(self, plan: Plan | None, observed_at: float, arrives_at: float) -> Continuation | None:
-        """The plan's steps from the observation on, and how many of them are executed before the answer arrives."""
+    def continuation(
+        self, plan: Plan | None, observed_at: float, arrives_at: float, executed: Executed
+    ) -> Continuation | None:
+        """What is executed from the observation on, and how many of them are executed before the answer arrives."""
         if plan is None or self.mode is None or plan.is_over(observed_at):
             return None
-        rows = plan.remainder(observed_at)
+        rows = plan.remainder(observed_at, executed)
         if not len(rows):
             return None
         committed = math.ceil((arrives_at - observed_at) / plan.chunk.period_s - _ROUNDING)
@@ -211,7 +218,9 @@ class Ensemble:
         """Something newer than the last time."""
         return -math.inf if plan is None else plan.sources[-1].observed_at + _ROUNDING
 
-    def continuation(self, plan: Plan | None, observed_at: float, arrives_at: float) -> Continuation | None:
+    def continuation(
+        self, plan: Plan | None, observed_at: float, arrives_at: float, executed: Executed
+    ) -> Continuation | None:
         """Nothing."""
         return None
 
