@@ -34,7 +34,7 @@ def work(arguments: argparse.Namespace) -> Answer:
     from diffusion_policy.diagnose.inspection import inspect_dataset
     from diffusion_policy.report.inspection_pictures import draw_pictures
 
-    with progress("frames") as bar:
+    with progress("frames read") as bar:
         inspection = inspect_dataset(arguments.zarr_path, arguments.checkpoint, bar, arguments.gripper_scale)
     pictures = [] if arguments.no_pictures else draw_pictures(inspection, arguments.output_dir)
     return Answer(inspection.table(pictures), inspection.exit_status, inspection.to_json())

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(arguments: argparse.Namespace) -> Answer:
     """Write the page."""
-    from diffusion_policy.report.dataset_page import PageSettings, numbers_of, write_dataset_page
+    from diffusion_policy.report.dataset_page import PageSettings, numbers_of, open_set, write_dataset_page
 
     output = arguments.output or Path(f"{arguments.inputs[0].name}.html")
     settings = PageSettings(
@@ -47,8 +47,12 @@ def work(arguments: argparse.Namespace) -> Answer:
         all_frames=arguments.all_frames,
         gripper_scale=arguments.gripper_scale,
     )
+    opened = []
+    for path in arguments.inputs:
+        with progress(f"{'frames read of' if settings.all_frames else 'checking'} {path.name}") as bar:
+            opened.append(open_set(path, settings, bar))
     with progress("episodes") as bar:
-        text = write_dataset_page(output, arguments.inputs, settings, bar)
+        text = write_dataset_page(output, opened, settings, bar)
     return Answer(f"{text}\n{output}")
 
 

@@ -21,6 +21,7 @@ from diffusion_policy import safe_pickle
 from diffusion_policy.dagger.corrections import CorrectionError
 from diffusion_policy.gripper_scale import DeclaredScales
 from diffusion_policy.places import read_bytes
+from diffusion_policy.recording.contract import true_runs
 from diffusion_policy.spec import INTERVENTION
 from diffusion_policy.storage import whole_folder
 from diffusion_policy.trajectory import NO_IMAGE, Trajectory, find_trajectories, open_trajectory
@@ -94,16 +95,10 @@ def marks_of(data: Any, n_steps: int, where: Path) -> NDArray[np.bool_]:
     return marks.reshape(-1).astype(np.bool_)
 
 
-def marked_runs(marks: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Returns the maximal runs of marked steps, as (start, exclusive end)."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], marks, [False]]).astype(np.int8)))
-    return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
-
-
 def _cut(recording: Trajectory, output: Path, number: int) -> Cut:
     file = recording.path / "data.pkl"
     data = safe_pickle.load(read_bytes(file), allowed=safe_pickle.NUMPY_GLOBALS, where=str(file))
-    runs = marked_runs(marks_of(data, recording.n_steps, recording.path))
+    runs = true_runs(marks_of(data, recording.n_steps, recording.path))
     long = [(start, end) for start, end in runs if end - start >= SHORTEST]
     names = []
     for at, (start, end) in enumerate(long):

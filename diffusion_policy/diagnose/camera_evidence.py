@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from diffusion_policy.diagnose.steps import Camera, Look, Steps
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.images import FrameKind, ImageNote, kinds_of
 from diffusion_policy.progress import Progress, no_progress
+from diffusion_policy.recording.contract import true_runs
 from diffusion_policy.storage import content_key
 
 THUMBNAIL = (80, 45)
@@ -119,7 +120,7 @@ def _judge(name: str, looks: list[FrameEvidence], steps: Steps, traveled: NDArra
     same = [bool(now) and now == before for before, now in itertools.pairwise(pictures)]
     repeated = np.asarray([False, *same])
     repeated[1:] &= steps.within
-    runs = runs_of_true(repeated)  # a stretch of one picture begins at the step before its first repetition
+    runs = true_runs(repeated)  # a stretch of one picture begins at the step before its first repetition
     distinct = [picture for picture, again in zip(pictures, repeated, strict=True) if picture and not again]
     kinds = kinds_of(look.kind for look in looks if look.kind is not None)
     return CameraEvidence(
@@ -138,10 +139,3 @@ def _judge(name: str, looks: list[FrameEvidence], steps: Steps, traveled: NDArra
             if end - start + 1 >= FROZEN_STEPS and traveled[end - 1] - traveled[start - 1] > FROZEN_METERS
         ),
     )
-
-
-def runs_of_true(flags: Iterable[bool] | NDArray[np.bool_]) -> list[StepRange]:
-    """(first, exclusive end) of each stretch of true flags."""
-    padded = np.concatenate([[False], np.asarray(list(flags), dtype=bool), [False]])
-    edges = np.flatnonzero(padded[1:] != padded[:-1])
-    return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]

@@ -40,6 +40,7 @@ class EpisodeSummary:
     Attributes:
         steps: how many.
         seconds: from the first to the last; None without time stamps.
+        events: how often its grippers are told to open or close.
         idle: stretches of its steps in which arm and gripper stand still.
         findings: the gravest first, then by step; at most MOST_LISTED.
         n_findings: of all.
@@ -47,6 +48,7 @@ class EpisodeSummary:
 
     steps: int
     seconds: float | None
+    events: int
     idle: tuple[StepRange, ...]
     findings: tuple[EpisodeFinding, ...]
     n_findings: int
@@ -78,7 +80,14 @@ def episode_summaries(inspection: Inspection, faults: Sequence[ChunkFault]) -> l
         if commands is not None and not one.events:
             found[episode].append(EpisodeFinding("note", "the gripper neither closes nor opens", (0, one.steps)))
     return [
-        EpisodeSummary(one.steps, one.seconds, one.idle, tuple(sorted(of_one, key=_order)[:MOST_LISTED]), len(of_one))
+        EpisodeSummary(
+            steps=one.steps,
+            seconds=one.seconds,
+            events=len(one.events),
+            idle=one.idle,
+            findings=tuple(sorted(of_one, key=_order)[:MOST_LISTED]),
+            n_findings=len(of_one),
+        )
         for one, of_one in zip(details.episodes, found, strict=True)
     ]
 

@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, TIMESTAMP_KEY, ReplayBuffer
-from diffusion_policy.diagnose.camera_evidence import CameraEvidence, StepRange, look_at_cameras, runs_of_true
+from diffusion_policy.diagnose.camera_evidence import CameraEvidence, StepRange, look_at_cameras
 from diffusion_policy.diagnose.copied_gripper import Copying, copying_of
 from diffusion_policy.diagnose.dataset_evidence import STILL_METERS, STILL_RADIANS
 from diffusion_policy.diagnose.steps import FloatArray, Steps, arm_steps, finite, steps_of_dataset
 from diffusion_policy.gripper_events import OPEN, Event, gripper_events, gripper_states
 from diffusion_policy.model.normalizer import SingleFieldLinearNormalizer
 from diffusion_policy.progress import Progress, no_progress
+from diffusion_policy.recording.contract import true_runs
 from diffusion_policy.timestamps import timestamp_fault
 
 # An arm that is told to be this much faster between two steps has jumped: a cut recording, or a tracker that slipped.
@@ -235,7 +236,7 @@ def _episodes(steps: Steps, still: NDArray[np.bool_], seconds: FloatArray) -> tu
                 seconds=None if times is None else float(elapsed[-1]),
                 events=tuple(sorted(events)),
                 open_share=None if states is None else float((states[:, part] == OPEN).mean()),
-                idle=tuple((a, b + 1) for a, b in runs_of_true(quiet) if elapsed[b] - elapsed[a] >= IDLE_SECONDS),
+                idle=tuple((a, b + 1) for a, b in true_runs(quiet) if elapsed[b] - elapsed[a] >= IDLE_SECONDS),
             )
         )
     return tuple(found)

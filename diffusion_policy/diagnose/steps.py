@@ -150,10 +150,11 @@ class Steps:
         """N."""
         return int(self.episode_ends[-1])
 
-    @property
-    def slices(self) -> list[slice]:
+    @cached_property
+    def slices(self) -> tuple[slice, ...]:
         """The steps of each episode."""
-        return [slice(int(a), int(b)) for a, b in zip([0, *self.episode_ends[:-1]], self.episode_ends, strict=True)]
+        ends = self.episode_ends.tolist()
+        return tuple(slice(first, end) for first, end in zip([0, *ends[:-1]], ends, strict=True))
 
     @property
     def within(self) -> NDArray[np.bool_]:

@@ -66,7 +66,6 @@ class EpisodeViews:
         """An episode in the list; its task is numbered in ``tasks``, which grows."""
         told = self._told[number]
         driven = None if told.interventions is None else sum(end - start for start, end in told.interventions)
-        events = [] if self._commands is None else [gripper_events(c) for c in self._command_of(number)]
         return {
             "name": self._steps.episode_names[number][:_LONGEST_TEXT],
             "source": source,
@@ -75,7 +74,7 @@ class EpisodeViews:
             "task": tasks.setdefault(told.task[:_LONGEST_TEXT], len(tasks)),
             "success": told.success,
             "driven": driven,
-            "events": sum(map(len, events)),
+            "events": summary.events,
             "level": summary.worst,
             "findings": [{**asdict(one), "text": one.text[:_LONGEST_TEXT]} for one in summary.findings],
             "more": summary.n_findings - len(summary.findings),

@@ -30,13 +30,16 @@ from diffusion_policy.storage import write_text
 MEGABYTES = 20.0
 # Of an episode, pictures of each camera: at most so many, and rather fewer episodes than fewer than so few.
 MOST_FRAMES, FEWEST_FRAMES = 120, 12
-# Bytes of a page besides what is in its episodes: style, program, findings.
-_SKELETON = 60_000
+# Bytes by which the sentences of a page grow with the numbers that they give.
+_SENTENCES = 1000
 
 
 @dataclass(frozen=True)
 class PageSettings:
     """What is shown.
+
+    Raises:
+        ReportError: nothing could be shown of that size.
 
     Attributes:
         episodes: numbers of those that are to have pictures, counted over all datasets; None: the ones with the gravest
@@ -52,6 +55,13 @@ class PageSettings:
     frames: int = MOST_FRAMES
     all_frames: bool = False
     gripper_scale: str | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.megabytes) or self.megabytes <= 0 or self.frames < 1:
+            raise ReportError(
+                f"a page of {self.megabytes:g} MB with {self.frames} frames an episode; expected more than 0 MB, and 1 "
+                "frame or more"
+            )
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ class Filled:
         shown: by number of the episode, the element with its pictures and numbers.
         frames: pictures that are in the page, of those that the shown episodes have.
         of_frames: the latter.
-        size: bytes of all elements.
+        size: bytes of all elements, and of their numbers in the list.
     """
 
     shown: dict[int, str] = field(default_factory=dict)
@@ -89,22 +99,21 @@ class Filled:
 
 
 def write_dataset_page(
-    path: Path, datasets: Sequence[Path], settings: PageSettings, on_progress: Progress = no_progress
+    path: Path, opened: Sequence[OpenedSet], settings: PageSettings, on_progress: Progress = no_progress
 ) -> str:
     """Write the page under a temporary name, then rename it; returns what was made, in a sentence.
 
+    Args:
+        path: of the page.
+        opened: the datasets, in the order in which their episodes are counted.
+        settings: what is shown.
+        on_progress: called with the episodes whose pictures are in the page, and how many are wanted.
+
     Raises:
-        ReportError: no room for the list of episodes, an episode that is not there, or a dataset without steps.
-        DatasetError: no dataset there, or numbers of it are lost.
+        ReportError: no room for the list of episodes, or an episode that is not there.
     """
-    if not math.isfinite(settings.megabytes) or settings.megabytes <= 0 or settings.frames < 1:
-        raise ReportError(
-            f"a page of {settings.megabytes:g} MB with {settings.frames} frames an episode; expected more than 0 MB, "
-            "and 1 frame or more"
-        )
-    opened = [_open(dataset, settings, on_progress) for dataset in datasets]
     index = _index(opened)
-    listed = len(embedded("dataset", index)) + _SKELETON
+    listed = len(_page(opened, index, Filled(), settings).encode()) + _SENTENCES
     budget = int(settings.megabytes * 2**20) - listed
     if budget < 0:
         need = math.ceil(listed / 2**20 * 10) / 10
@@ -114,10 +123,21 @@ def write_dataset_page(
         )
     filled = _fill(opened, settings, budget, on_progress)
     write_text(path, _page(opened, index, filled, settings))
-    return _sentence(index, filled)
+    return _sentence(opened, index, filled, settings)
 
 
-def _open(path: Path, settings: PageSettings, on_progress: Progress) -> OpenedSet:
+def open_set(path: Path, settings: PageSettings, on_progress: Progress = no_progress) -> OpenedSet:
+    """Open a dataset and look at it.
+
+    Args:
+        path: of the dataset.
+        settings: of the page that is to show it.
+        on_progress: called with the frames read, and how often one is to be read; never where only a few are.
+
+    Raises:
+        ReportError: it has no action, or no step.
+        DatasetError: no dataset there, or numbers of it are lost.
+    """
     buffer, faults = open_for_report(path, parse_scales(settings.gripper_scale))
     inspection = inspect_opened(path, buffer, faults, all_frames=settings.all_frames, on_progress=on_progress)
     return OpenedSet(buffer, inspection, episode_summaries(inspection, faults), EpisodeViews(buffer, inspection.steps))
@@ -146,10 +166,11 @@ def _fill(opened: Sequence[OpenedSet], settings: PageSettings, budget: int, on_p
         one, number = places[episode]
         view = one.views.view(number, one.summaries[number], frames)
         element = embedded(f"episode-{episode}", view.data)
-        if filled.size + len(element) > budget:
+        size = len(element) + len(f"{episode}, ")
+        if filled.size + size > budget:
             break
         filled.shown[episode] = element
-        filled.size += len(element)
+        filled.size += size
         filled.frames += view.frames
         filled.of_frames += view.of_frames
         on_progress(done, len(wanted))
@@ -200,23 +221,26 @@ def _page(opened: Sequence[OpenedSet], index: dict[str, Any], filled: Filled, se
         if settings.all_frames
         else "Every number and the size of every file was checked, of frames a few: --all-frames reads all of them."
     )
-    lead = paragraph(_sentence(index, filled)) + paragraph(looked, "dim") + paragraph(", ".join(paths), "dim")
+    said = _sentence(opened, index, filled, settings)
+    lead = paragraph(said) + paragraph(looked, "dim") + paragraph(", ".join(paths), "dim")
     return render(title, lead, sections, "dataset_page")
 
 
-def _sentence(index: dict[str, Any], filled: Filled) -> str:
+def _sentence(opened: Sequence[OpenedSet], index: dict[str, Any], filled: Filled, settings: PageSettings) -> str:
     episodes = index["episodes"]
     steps = sum(entry["steps"] for entry in episodes)
     found = sum(entry["level"] in ("error", "warning") for entry in episodes)
     text = f"{len(episodes)} episodes, {steps} steps; {found} with a warning or an error."
     if len(filled.shown) < len(episodes):
-        text += (
-            f" {len(filled.shown)} have pictures and curves, as many as were asked for or fit into the page's "
-            "size; the others are listed, and can be marked, too."
-        )
+        asked = settings.episodes is not None and len(filled.shown) == len(set(settings.episodes))
+        why = "those asked for" if asked else f"as many as fit into {settings.megabytes:g} MB (--max-megabytes)"
+        text += f" {len(filled.shown)} have pictures and curves, {why}; the others are listed, and can be marked, too."
     if filled.frames < filled.of_frames:
-        share = filled.frames / filled.of_frames
-        text += f" Of these, {filled.frames} of {filled.of_frames} frames are shown ({share:.0%}), scaled down."
+        share, widest = filled.frames / filled.of_frames, max(one.views.widest for one in opened)
+        text += (
+            f" Of these, {filled.frames} of {filled.of_frames} frames are shown ({share:.0%}), at most {widest} pixels "
+            "wide."
+        )
     return text
 
 

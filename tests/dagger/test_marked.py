@@ -8,7 +8,7 @@ import pytest
 
 from diffusion_policy import safe_pickle
 from diffusion_policy.dagger.corrections import CorrectionError
-from diffusion_policy.dagger.marked import cut_marked, marked_runs
+from diffusion_policy.dagger.marked import cut_marked
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.sim.recorder import make_trajectories
@@ -108,9 +108,3 @@ def test_the_output_is_not_mixed_with_something_else(source: Path, tmp_path: Pat
     with pytest.raises(CorrectionError, match="is not empty"):
         cut_marked(source, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
-
-
-def test_runs() -> None:
-    marks = np.array([1, 1, 0, 1, 0, 0, 1], dtype=bool)
-    assert marked_runs(marks) == [(0, 2), (3, 4), (6, 7)]
-    assert marked_runs(np.zeros(3, dtype=bool)) == []

@@ -10,6 +10,7 @@ from trajectory_factory import write_trajectory
 from diffusion_policy.convert import ConversionSettings, convert
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.dataset.told import Told, told_of
+from diffusion_policy.recording.contract import true_runs
 
 DRIVEN = np.isin(np.arange(12), [0, 1, 5, 6])
 SHOWN = np.where(np.arange(12) < 1, -1, np.arange(12))  # the first step shows no frame, and is left out
@@ -35,3 +36,8 @@ def test_what_a_person_drove_is_in_the_dataset(tmp_path: Path, flags: Any, told:
     assert told_of(ReplayBuffer.open(tmp_path / "out.zarr")) == (told,)
     is_flag = flags is None or told.interventions is not None
     assert any("not carried along" in note for note in report.kept[0].notes) != is_flag, "what is no flag is named"
+
+
+def test_runs_of_true_flags() -> None:
+    assert true_runs(np.array([1, 1, 0, 1, 0, 0, 1], dtype=bool)) == [(0, 2), (3, 4), (6, 7)]
+    assert true_runs(np.zeros(3, dtype=bool)) == true_runs(np.zeros(0, dtype=bool)) == []

@@ -21,7 +21,7 @@ from diffusion_policy.dataset.split import episode_identities
 from diffusion_policy.edit import EditError
 from diffusion_policy.edit.marks import dataset_marks, read_marks
 from diffusion_policy.report import ReportError
-from diffusion_policy.report.dataset_page import PageSettings, numbers_of, write_dataset_page
+from diffusion_policy.report.dataset_page import PageSettings, numbers_of, open_set, write_dataset_page
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LENGTHS = (13, 12, 14)
@@ -38,8 +38,13 @@ def held(page: Path, name: str) -> Any:
     return None if found is None else json.loads(found[1])
 
 
+def written(page: Path, *paths: Path, **settings: Any) -> str:
+    chosen = PageSettings(**settings)
+    return write_dataset_page(page, [open_set(path, chosen) for path in paths], chosen)
+
+
 def viewed(folder: Path, *paths: Path, **settings: Any) -> Path:
-    write_dataset_page(folder / "page.html", paths, PageSettings(**settings))
+    written(folder / "page.html", *paths, **settings)
     return folder / "page.html"
 
 
@@ -137,18 +142,19 @@ def test_findings_name_episode_and_steps(
 def test_a_page_has_a_size_and_says_what_it_left_out(tmp_path: Path) -> None:
     path = tiny_run.write_dataset(tmp_path / "many.zarr", lengths=(12,) * 24)
     page = tmp_path / "page.html"
-    said = write_dataset_page(page, [path], PageSettings(megabytes=0.25))
+    said = written(page, path, megabytes=0.25)
     listed = held(page, "dataset")
     assert page.stat().st_size < 0.25 * 2**20
     assert len(listed["episodes"]) == 24
     shown = len(listed["shown"])
     assert 1 < shown < 24
-    assert f"{shown} have pictures and curves" in said
+    assert f"{shown} have pictures and curves, as many as fit into 0.25 MB" in said
     assert html.escape(said) in page.read_text()
     assert np.ptp(listed["shown"]) > 12, "spread over the dataset"
-    said = write_dataset_page(page, [path], PageSettings(episodes=numbers_of(["3", "5-6"]), frames=4))
+    said = written(page, path, episodes=numbers_of(["3", "5-6"]), frames=4)
     assert held(page, "dataset")["shown"] == [3, 5, 6]
     assert held(page, "episode-5")["pictured"] == [0, 4, 7, 11]
+    assert "3 have pictures and curves, those asked for;" in said
     assert "12 of 36 frames are shown (33%)" in said
 
 

@@ -16,7 +16,7 @@ from diffusion_policy.adapt.files import open_target, plan_file, rules_of
 from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.evaluate.gripper_table import validate_logs
 from diffusion_policy.report.comparison import compare
-from diffusion_policy.report.dataset_page import PageSettings, write_dataset_page
+from diffusion_policy.report.dataset_page import PageSettings, open_set, write_dataset_page
 from diffusion_policy.report.gripper_page import write_page as write_gripper_page
 from diffusion_policy.report.ledger_page import write_page
 from diffusion_policy.report.report_page import Sources, write_report
@@ -84,7 +84,8 @@ def report_page(folder: Path) -> Path:
 def dataset_page(folder: Path) -> Path:
     dataset = write_dataset(folder / "a_dataset_with_quite_a_long_name_of_its_own.zarr")
     dataset_factory.tell(dataset, {"tasks": ["put the red block into the tray " * 9], "success": False}, {}, {}, {})
-    write_dataset_page(folder / "episodes.html", [dataset, dataset], PageSettings(frames=3))
+    few = PageSettings(frames=3)
+    write_dataset_page(folder / "episodes.html", [open_set(dataset, few), open_set(dataset, few)], few)
     return folder / "episodes.html"
 
 
