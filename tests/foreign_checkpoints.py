@@ -5,12 +5,17 @@ Each holds the same ResNet-18 of width 16, under the names of its program; `trun
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import dill
 import torch
@@ -138,6 +143,49 @@ def lightning(state: State, **entries: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@contextmanager
+def other_program() -> Iterator[ModuleType]:
+    """A program that is importable while a file is written: a class of settings, and Lightning's dictionary."""
+    module = ModuleType("other_program")
+    kinds: dict[str, Any] = {
+        "ModelConfig": type("ModelConfig", (), {"__module__": module.__name__}),
+        "Box": type("Box", (dict,), {"__module__": module.__name__}),
+        "Stages": type("Stages", (list,), {"__module__": module.__name__}),
+    }
+    parsing = ModuleType("lightning.fabric.utilities.data")
+    parsing.AttributeDict = type("AttributeDict", (dict,), {"__module__": parsing.__name__})  # type: ignore[attr-defined]
+    for name, kind in kinds.items():
+        setattr(module, name, kind)
+    packages = [ModuleType(name) for name in ("lightning", "lightning.fabric", "lightning.fabric.utilities")]
+    with mock.patch.dict(sys.modules, {each.__name__: each for each in (module, parsing, *packages)}):
+        yield module
+
+
+def with_classes(folder: Path, **options: Any) -> Path:
+    """Lightning's file of a program that keeps settings in classes of its own and of its libraries."""
+    state = {**under("model.encoder.", torchvision(trunk())), **network("model.")}
+    with other_program() as program:
+        model = program.ModelConfig()
+        model.width, model.weight = 64, torch.ones(2)
+        attributes = sys.modules["lightning.fabric.utilities.data"].AttributeDict
+        parameters = attributes(
+            shape_meta=UMI_META, model=model, kind=program.ModelConfig, box=program.Box(a=1),
+            stages=program.Stages([1, 2]),
+            args=argparse.Namespace(lr=1e-4, device=torch.device("cuda:0")), where=Path("/data/runs"),
+            typed=OmegaConf.structured(Typed), more=OmegaConf.create({"a": [1, "${more.b}"], "b": 2}),
+        )  # fmt: skip
+        torch.save(lightning(state, hyper_parameters=parameters), folder / "classes.ckpt", **options)
+    return folder / "classes.ckpt"
+
+
+@dataclass
+class Typed:
+    """A structured config, as Hydra's users declare them."""
+
+    lr: float = 0.1
+    name: str = "a"
+
+
 @dataclass(frozen=True)
 class Maker:
     """One format.
@@ -207,6 +255,10 @@ MAKERS: dict[str, Maker] = {
         saved(lambda: lightning({**under("model.encoder.", torchvision(trunk(seed=1))), **network("model."),
                                  **under("ema_model.encoder.", torchvision(trunk())), **network("ema_model.")})),
         NO_FAMILY, "PyTorch Lightning 2.4.0, epoch 3, global_step 1200", 62, 62,
+    ),
+    "lightning, classes": Maker(with_classes, NO_FAMILY, "PyTorch Lightning 2.4.0", 62),
+    "lightning, classes, before 1.6": Maker(
+        lambda folder: with_classes(folder, _use_new_zipfile_serialization=False), NO_FAMILY, "PyTorch Lightning", 62,
     ),
     "lightning, callback": Maker(
         saved(lambda: lightning(

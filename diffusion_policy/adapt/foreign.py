@@ -24,6 +24,7 @@ from diffusion_policy.commands import command
 from diffusion_policy.policy.registry import POLICY_TARGETS
 from diffusion_policy.tensor_file import TensorFile
 
+MAX_TEXT = 400
 NOT_RUN = "the source's policy is of another program and was not run: nothing is proven of what the new one computes"
 
 
@@ -72,16 +73,18 @@ def read_foreign(file: TensorFile) -> Checkpoint:
         cfg=OmegaConf.create({}),
         state_dicts=state_dicts,
         pickles={},
-        notes=(*notes, *statistics.notes, *_notes(found), NOT_RUN),
+        notes=(*notes, *statistics.notes, *_notes(file, found), NOT_RUN),
         others=found.rest,
     )
 
 
-def _notes(found: Weights) -> list[str]:
+def _notes(file: TensorFile, found: Weights) -> list[str]:
     place = repr(found.entry) if found.entry else "the top level"
     notes = [f"live weights are those of {place}: {len(found.live)}"]
     if found.average:
         notes.append(f"averaged weights are those of {found.average_entry!r}: {len(found.average)}")
+    if file.stand_ins:
+        notes.append(f"objects of other programs' classes were not read: {', '.join(file.stand_ins)[:MAX_TEXT]}")
     if found.unnamed:
         notes.append(f"{found.unnamed} tensors in lists have no names, so nothing tells which is which")
     return notes

@@ -8,7 +8,7 @@ compared; a file without checksums is not read as a whole.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from diffusion_policy.tables import Shown, Table, Text, numbers
 from diffusion_policy.tensor_file import TensorFile, TensorInfo, open_tensor_file
 from diffusion_policy.tensor_file.wrapped_names import Wrapping, wrapping_of
 
+MAX_CLASSES = 12  # that are listed on the terminal
 # Action, observations and settings.
 Described = tuple[dict[str, Any], dict[str, str], dict[str, Any]]
 LAYOUTS = {
@@ -76,6 +77,7 @@ class Inspection:
         provenance: the origin that a checkpoint of this project records.
         integrity: which checksums the file has and whether they were compared, as a sentence.
         wrapping: parts that wrappers such as torch.compile inserted into the names, and the rules that remove them.
+        stand_ins: how many objects of each class, of other programs, were not read.
         carried: of another program's file, what a policy here can take over; None of a checkpoint of this project.
     """
 
@@ -93,6 +95,7 @@ class Inspection:
     integrity: str
     wrapping: Wrapping | None = None
     carried: CarryOver | None = None
+    stand_ins: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -102,7 +105,7 @@ class Inspection:
             "groups": [group.to_json() for group in self.groups], "action": dict(self.action),
             "observations": dict(self.observations), "config": dict(self.config), "provenance": self.provenance,
             "integrity": self.integrity, "wrapping": None if self.wrapping is None else self.wrapping.describe(),
-            "carried": None if self.carried is None else self.carried.to_json(),
+            "stand_ins": dict(self.stand_ins), "carried": None if self.carried is None else self.carried.to_json(),
         }  # fmt: skip
 
     def table(self) -> list[Shown]:
@@ -124,6 +127,12 @@ class Inspection:
             ("family", self.family),
             ("top level", ", ".join(self.nesting[:12])),
         ]
+        if self.stand_ins:
+            told = ", ".join(f"{name} ({count})" for name, count in list(self.stand_ins.items())[:MAX_CLASSES])
+            more = len(self.stand_ins) - MAX_CLASSES
+            facts.append(
+                ("not read", f"objects of other programs' classes: {told}{f', {more} more' if more > 0 else ''}")
+            )
         if self.wrapping is not None:
             rules = " ".join(self.wrapping.rules)
             facts.append(("names", f"{self.wrapping.describe()}; removed by --rules {rules}"))
@@ -177,6 +186,7 @@ def inspect_file(path: str | Path) -> Inspection:
         integrity=file.integrity.describe(),
         wrapping=_wrapping(file, is_checkpoint=cfg is not None),
         carried=carried,
+        stand_ins=file.stand_ins,
     )
 
 

@@ -5,6 +5,7 @@ A pickle is a program. Python's unpickler imports the names in it and calls them
 from twenty bytes (a memo index of two billion). This package therefore has its own interpreter, which only knows the
 instructions that data needs. Names in the file are looked up in an allow-list given by the caller, whose values are
 constants, which are never called, or `Recipe` objects. An error that names the offending item refuses everything else.
+A caller that wants only some of a file may ask for stand-ins of other programs' classes, which hold nothing but a name.
 
 Limits: size of the file, number of instructions, size of integers, bytes allocated by recipes, and dictionary keys
 (flat ones only: a nested tuple can take exponential time to hash).
@@ -12,5 +13,15 @@ Limits: size of the file, number of instructions, size of integers, bytes alloca
 
 from diffusion_policy.safe_pickle.machine import Allowed, Recipe, UnsafePickleError, length_of_first, load
 from diffusion_policy.safe_pickle.numpy_recipes import NUMPY_GLOBALS
+from diffusion_policy.safe_pickle.stand_ins import OpaqueObject, StandIn
 
-__all__ = ["NUMPY_GLOBALS", "Allowed", "Recipe", "UnsafePickleError", "length_of_first", "load"]
+__all__ = [
+    "NUMPY_GLOBALS",
+    "Allowed",
+    "OpaqueObject",
+    "Recipe",
+    "StandIn",
+    "UnsafePickleError",
+    "length_of_first",
+    "load",
+]

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.safe_pickle.stand_ins import OpaqueObject, StandIn, may_be_data
 
 MAX_BYTES = 256 * 2**20
 MAX_INSTRUCTIONS = 2_000_000
@@ -52,6 +53,7 @@ def load(
     where: str,
     persistent_load: Callable[[Any], Any] | None = None,
     max_bytes: int = MAX_BYTES,
+    stand_ins: bool = False,
 ) -> Any:
     """Load the object of a pickle, made of plain containers and of objects made by `allowed`.
 
@@ -61,6 +63,9 @@ def load(
         where: name of the file, for messages.
         persistent_load: resolves references to external storage (PyTorch's tensors).
         max_bytes: the most bytes that are read.
+        stand_ins: put `StandIn` and `OpaqueObject` in the place of other programs' classes and of objects made of them
+            as data (by NEWOBJ). What is called, and any name of Python's own modules, of torch or of numpy, is
+            refused all the same.
 
     Raises:
         UnsafePickleError: a name that is not in `allowed`, an instruction that data does not need, a broken or too
@@ -69,7 +74,8 @@ def load(
     content = data if isinstance(data, bytes) else data.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise UnsafePickleError(f"{where}: the pickle is larger than {max_bytes} bytes, the most that is read from it.")
-    return _Machine(allowed, persistent_load, where, budget=4 * len(content) + 2**20).run(content)
+    machine = _Machine(allowed, persistent_load, where, budget=4 * len(content) + 2**20, stand_ins=stand_ins)
+    return machine.run(content)
 
 
 def length_of_first(data: bytes, where: str) -> int:
@@ -123,7 +129,16 @@ def _text_of_python_2(line: bytes) -> str:
 class _Machine:
     """The stack, memo and instructions of the pickle machine, without those that could run code."""
 
-    def __init__(self, allowed: Allowed, persistent_load: Callable[[Any], Any] | None, where: str, budget: int) -> None:
+    def __init__(
+        self,
+        allowed: Allowed,
+        persistent_load: Callable[[Any], Any] | None,
+        where: str,
+        budget: int,
+        *,
+        stand_ins: bool,
+    ) -> None:
+        self.stand_ins = stand_ins
         self.allowed = allowed
         self.persistent_load = persistent_load
         self.where = where
@@ -162,9 +177,15 @@ class _Machine:
     # names and calls
 
     def _find(self, module: Any, name: Any) -> None:
-        if not isinstance(module, str) or not isinstance(name, str) or (module, name) not in self.allowed:
-            raise self._refusal(f"the pickle asks for {module}.{name}"[:200] + ", which is not on the allow-list")
-        self.stack.append(self.allowed[(module, name)])
+        if isinstance(module, str) and isinstance(name, str) and (module, name) in self.allowed:
+            self.stack.append(self.allowed[(module, name)])
+        elif self.stand_ins and may_be_data(module, name):
+            self.stack.append(StandIn(f"{module}.{name}"))
+        else:
+            raise self._not_allowed(f"{module}.{name}")
+
+    def _not_allowed(self, name: str) -> UnsafePickleError:
+        return self._refusal(f"the pickle asks for {name}"[:200] + ", which is not on the allow-list")
 
     def find_global(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
@@ -179,9 +200,17 @@ class _Machine:
 
     def call(self, _: None) -> None:
         arguments, recipe = self.stack.pop(), self.stack.pop()
+        if isinstance(recipe, StandIn):
+            raise self._not_allowed(recipe.name)
         if not isinstance(recipe, Recipe) or type(arguments) is not tuple:
             raise self._refusal(f"the pickle calls a {type(recipe).__name__}, which is not a thing to call")
         self._push_made(recipe.build(*arguments))
+
+    def instantiate(self, _: None) -> None:
+        if len(self.stack) > 1 and isinstance(self.stack[-2], StandIn):
+            self.stack[-2:] = [OpaqueObject(self.stack[-2].name)]
+        else:
+            self.call(None)
 
     def refer(self, _: None) -> None:
         if self.persistent_load is None:
@@ -200,6 +229,8 @@ class _Machine:
 
     def set_state(self, _: None) -> None:
         state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, OpaqueObject):
+            return
         setter = next((setter for made, setter in self.setters if isinstance(target, made)), None)
         if setter is None:
             raise self._refusal(f"the pickle sets the state of a {type(target).__name__}, which has none")
@@ -245,6 +276,8 @@ class _Machine:
         self._extend(self._since_mark())
 
     def _extend(self, items: list[Any]) -> None:
+        if isinstance(self.stack[-1], OpaqueObject):
+            return
         if type(self.stack[-1]) is not list:
             raise self._refusal(f"the pickle appends to a {type(self.stack[-1]).__name__}")
         self.stack[-1].extend(items)
@@ -258,6 +291,8 @@ class _Machine:
 
     def _set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
+        if isinstance(target, OpaqueObject):
+            return
         if type(target) not in (dict, OrderedDict, defaultdict) or len(items) % 2:
             raise self._refusal(f"the pickle sets items of a {type(target).__name__}")
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -355,7 +390,8 @@ _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "GLOBAL": _Machine.find_global,
     "STACK_GLOBAL": _Machine.find_stack_global,
     "INST": _Machine.refuse_instance,
-    **dict.fromkeys(("REDUCE", "NEWOBJ"), _Machine.call),
+    "REDUCE": _Machine.call,
+    "NEWOBJ": _Machine.instantiate,
     "BUILD": _Machine.set_state,
     "BINPERSID": _Machine.refer,
 }

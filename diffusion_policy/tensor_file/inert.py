@@ -6,19 +6,27 @@ None of these libraries is imported to read a file. An OmegaConf container becom
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Any
 
 import numpy as np
 import torch
 
-from diffusion_policy.safe_pickle import NUMPY_GLOBALS, Allowed, Recipe
+from diffusion_policy.safe_pickle import NUMPY_GLOBALS, Allowed, OpaqueObject, Recipe, StandIn
 from diffusion_policy.tensor_file.opened import TensorFileError
 
 MAX_DEPTH = 64
 MAX_NODES = 500_000
 
 _TYPE_NAMES = frozenset({"dict", "list", "tuple", "str", "int", "float", "bool", "bytes", "set", "NoneType"})
+# Nodes of omegaconf that hold one value; those of typed configs are the later ones.
+_NODES = ("AnyNode", "StringNode", "IntegerNode", "FloatNode", "BooleanNode", "BytesNode", "PathNode")
+# Lightning's dictionary of hyperparameters, by the versions' names of its module.
+_ATTRIBUTE_DICTS = (
+    "lightning.fabric.utilities.data", "lightning_fabric.utilities.data", "pytorch_lightning.utilities.parsing",
+    "lightning.pytorch.utilities.parsing",
+)  # fmt: skip
+_PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
 _SCALARS = (str, int, float, bool, bytes, type(None))
 
 
@@ -32,19 +40,22 @@ class Inert:
         self.state: dict[str, Any] = {}
 
 
-def to_plain(content: Any, where: str) -> Any:
+def to_plain(content: Any, where: str, stand_ins: Counter[str] | None = None) -> Any:
     """The content as plain Python: `Inert` containers are unwrapped, tuples and lists kept, arrays become tensors.
+
+    Stand-ins become texts; how many there are of each class is added to `stand_ins`.
 
     Raises:
         TensorFileError: nested deeper than `MAX_DEPTH`, more than `MAX_NODES` entries once shared parts are counted
             each time they occur, or something that is not data.
     """
-    return _Plainer(where).of(content, MAX_DEPTH)
+    return _Plainer(where, Counter() if stand_ins is None else stand_ins).of(content, MAX_DEPTH)
 
 
 class _Plainer:
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, stand_ins: Counter[str]) -> None:
         self.where = where
+        self.stand_ins = stand_ins
         self.left = MAX_NODES
         self.arrays: dict[int, torch.Tensor] = {}
 
@@ -62,6 +73,9 @@ class _Plainer:
         if isinstance(value, (list, tuple, set, frozenset)):
             children = [self.of(child, depth - 1) for child in value]
             return tuple(children) if isinstance(value, tuple) else children
+        if isinstance(value, (StandIn, OpaqueObject)):
+            self.stand_ins[value.name] += 1
+            return f"{'class' if isinstance(value, StandIn) else 'object of'} {value.name}, not read"
         if isinstance(value, np.generic):
             return value.item()
         if isinstance(value, np.ndarray):
@@ -73,6 +87,8 @@ class _Plainer:
             return self.of(node.state.get("_content"), depth)
         if node.kind == "AnyNode":
             return self.of(node.state.get("_val"), depth)
+        if node.kind == "Namespace":
+            return self.of(node.state, depth)
         return self.of({"type": node.kind, **node.state}, depth)
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Any:
@@ -110,8 +126,26 @@ def _ordered_dict() -> OrderedDict[Any, Any]:
     return OrderedDict()
 
 
+def _empty_dict() -> dict[Any, Any]:
+    return {}
+
+
 def _default_dict(factory: Any = None) -> dict[Any, Any]:
     return {}
+
+
+def _path(*parts: Any) -> str:
+    """Replacement of pathlib's classes: the path as text."""
+    if not all(type(part) is str for part in parts):
+        raise ValueError("a path of parts that are no texts")
+    return "/".join(parts).replace("//", "/")
+
+
+def _device(kind: Any, index: Any = None) -> str:
+    """Replacement of `torch.device`: its name."""
+    if type(kind) is not str or type(index) not in (int, type(None)):
+        raise ValueError("a device that is not a name and a number")
+    return kind if index is None else f"{kind}:{index}"
 
 
 def _type_name(name: Any) -> str:
@@ -133,12 +167,17 @@ CONTENT_GLOBALS: Allowed = {
     ("collections", "defaultdict"): Recipe(_default_dict),
     ("typing", "Any"): "typing.Any",
     ("torch", "Size"): Recipe(_tuple),
+    ("torch", "device"): Recipe(_device),
     ("dill._dill", "_load_type"): Recipe(_type_name),
     ("omegaconf.base", "ContainerMetadata"): _inert("ContainerMetadata"),
     ("omegaconf.base", "Metadata"): _inert("Metadata"),
     ("omegaconf.dictconfig", "DictConfig"): _inert("DictConfig"),
     ("omegaconf.listconfig", "ListConfig"): _inert("ListConfig"),
-    ("omegaconf.nodes", "AnyNode"): _inert("AnyNode"),
+    **{("omegaconf.nodes", name): _inert("AnyNode") for name in _NODES},
+    **{(module, "AttributeDict"): Recipe(_empty_dict) for module in _ATTRIBUTE_DICTS},
+    ("argparse", "Namespace"): _inert("Namespace"),
+    ("types", "SimpleNamespace"): _inert("Namespace"),
+    **{(module, name): Recipe(_path) for module in ("pathlib", "pathlib._local") for name in _PATHS},
     **{
         (module, name): f"type {name}"
         for module in ("__builtin__", "builtins")

@@ -58,6 +58,7 @@ class TensorFile:
     loader: Callable[[str], torch.Tensor] = field(repr=False)
     integrity: Integrity = field(repr=False)
     metadata: Mapping[str, str] = field(default_factory=dict)  # safetensors' own notes; empty for other formats
+    stand_ins: Mapping[str, int] = field(default_factory=dict)  # objects that were not read, by their class
 
     def load(self, name: str) -> torch.Tensor:
         """The memory-mapped tensor of a dotted path, after its bytes were compared with their checksum.

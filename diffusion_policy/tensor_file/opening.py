@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from diffusion_policy.tensor_file.torch_zip import MAX_PICKLE_BYTES, TorchArchiv
 def open_tensor_file(path: str | Path) -> TensorFile:
     """Open a file of named tensors, or the shards of a folder or an index, here or in a repository (``hf://``).
 
-    Only headers are read: a file of several gigabytes opens in about a second.
+    Only headers are read: a file of several gigabytes opens in about a second. Objects of other programs' classes in a
+    file of PyTorch's are not read; `TensorFile.stand_ins` counts them.
 
     Raises:
         PlaceError: a repository cannot be read.
@@ -38,9 +40,9 @@ def open_tensor_file(path: str | Path) -> TensorFile:
         case "pickle":
             return _open_pickle(path)
         case "torch zip":
-            return _open_archive(path, "torch", read_torch_zip(path, check=False))
+            return _open_archive(path, "torch", read_torch_zip(path, check=False, stand_ins=True))
         case "torch legacy":
-            return _open_archive(path, "torch before 1.6", read_torch_legacy(path, check=False))
+            return _open_archive(path, "torch before 1.6", read_torch_legacy(path, check=False, stand_ins=True))
 
 
 def read_torch(path: Path) -> TorchArchive:
@@ -65,7 +67,8 @@ def _open_archive(path: Path, kind: str, archive: TorchArchive) -> TensorFile:
         archive.check((loaded[name],))
         return loaded[name]
 
-    return _described(path, kind, archive.content, loaded, archive.identities, load, archive)
+    file = _described(path, kind, archive.content, loaded, archive.identities, load, archive)
+    return replace(file, stand_ins=archive.stand_ins)
 
 
 def _open_pickle(path: Path) -> TensorFile:

@@ -8,6 +8,7 @@ no checksums in it; a SHA-256 recorded in another file of the folder is used.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,12 +24,13 @@ _COUNT_BYTES = 8
 Sizes = tuple[int, int]
 
 
-def read_torch_legacy(path: Path, *, check: bool = True) -> TorchArchive:
+def read_torch_legacy(path: Path, *, check: bool = True, stand_ins: bool = False) -> TorchArchive:
     """Open such a file; nothing in it is run.
 
     Args:
         path: of the file.
         check: compare it now with the SHA-256 that somebody recorded for it, if there is one.
+        stand_ins: read past objects of other programs' classes (`safe_pickle.load`).
 
     Raises:
         TensorFileError: cut off, damaged, or with sizes that cannot be right.
@@ -46,12 +48,15 @@ def read_torch_legacy(path: Path, *, check: bool = True) -> TorchArchive:
                 f"machine; expected {PROTOCOL}. Open it with the PyTorch that wrote it and save it again."
             )
         program = pickles.program()
-        sizes = _sizes_of(program, where)
+        sizes = _sizes_of(program, where, stand_ins=stand_ins)
         records = _records(file, pickles, sizes, size, where)
     tensors = Tensors(path, "", records)
     content = load(program, allowed={**CONTENT_GLOBALS, **tensors.recipes()}, where=where,
-                   persistent_load=lambda reference: tensors.storage(_reference(reference, where)))  # fmt: skip
-    archive = TorchArchive(to_plain(content, where), tensors.identities, RecordedHashes(path, (path,)), {})
+                   persistent_load=lambda reference: tensors.storage(_reference(reference, where)),
+                   stand_ins=stand_ins)  # fmt: skip
+    found: Counter[str] = Counter()
+    plain = to_plain(content, where, found)
+    archive = TorchArchive(plain, tensors.identities, RecordedHashes(path, (path,)), {}, found)
     if check:
         archive.check()
     return archive
@@ -91,7 +96,7 @@ def _reference(reference: Any, where: str) -> tuple[Any, ...]:
     return reference[:5]
 
 
-def _sizes_of(program: bytes, where: str) -> dict[str, Sizes]:
+def _sizes_of(program: bytes, where: str, *, stand_ins: bool) -> dict[str, Sizes]:
     """How many numbers of how many bytes each storage holds that the content refers to."""
     sizes: dict[str, Sizes] = {}
 
@@ -102,7 +107,7 @@ def _sizes_of(program: bytes, where: str) -> dict[str, Sizes]:
         sizes[key] = numel, kind.dtype.itemsize
 
     allowed: Allowed = {**CONTENT_GLOBALS, **tensor_globals(_no_tensor, _no_tensor, _no_tensor)}
-    load(program, allowed=allowed, where=where, persistent_load=note)
+    load(program, allowed=allowed, where=where, persistent_load=note, stand_ins=stand_ins)
     return sizes
 
 

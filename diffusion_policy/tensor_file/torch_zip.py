@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import struct
 import zipfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -83,12 +84,14 @@ class TorchArchive:
         identities: names the storage and view of each tensor, by `id`.
         integrity: what tells whether its bytes are those that were written.
         storages: the record that holds the bytes of each tensor, by `id`; empty where records have no checksums.
+        stand_ins: how many objects of each class, of other programs, were not read.
     """
 
     content: Any
     identities: dict[int, str]
     integrity: Records | RecordedHashes
     storages: dict[int, str]
+    stand_ins: Mapping[str, int] = field(default_factory=dict)
 
     def check(self, tensors: Iterable[torch.Tensor] | None = None) -> None:
         """Compare the bytes of some of its tensors, or of all that is in it, with what was written.
@@ -114,13 +117,14 @@ class TorchArchive:
         return next((path for path, tensor in tensors if self.storages.get(id(tensor)) == record), "")
 
 
-def read_torch_zip(path: Path, *, check: bool = True) -> TorchArchive:
+def read_torch_zip(path: Path, *, check: bool = True, stand_ins: bool = False) -> TorchArchive:
     """Open a file that `torch.save` wrote; nothing in it is run.
 
     Args:
         path: of the file.
         check: compare every record with its CRC-32 now. False: only those that are read at once; for those that look at
             names and shapes, or that call `TorchArchive.check` before they look at numbers.
+        stand_ins: read past objects of other programs' classes (`safe_pickle.load`).
 
     Raises:
         TensorFileError: not such an archive, damaged, or with sizes and names that cannot be right.
@@ -128,7 +132,7 @@ def read_torch_zip(path: Path, *, check: bool = True) -> TorchArchive:
     """
     for _ in range(ATTEMPTS):
         with path.open("rb") as file:
-            archive = _read(file, path)
+            archive = _read(file, path, stand_ins=stand_ins)
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 break
     else:
@@ -138,7 +142,7 @@ def read_torch_zip(path: Path, *, check: bool = True) -> TorchArchive:
     return archive
 
 
-def _read(file: BinaryIO, path: Path) -> TorchArchive:
+def _read(file: BinaryIO, path: Path, *, stand_ins: bool) -> TorchArchive:
     where = str(path)
     records = Records(file, where, _read_directory(file, where))
     root = _root(records.by_name, where)
@@ -151,8 +155,10 @@ def _read(file: BinaryIO, path: Path) -> TorchArchive:
     pickle = records.read(f"{root}data.pkl", MAX_PICKLE_BYTES)
     tensors = Tensors(path, f"{root}data/", records.by_name)
     allowed: Allowed = {**CONTENT_GLOBALS, **tensors.recipes()}
-    content = load(pickle, allowed=allowed, where=where, persistent_load=tensors.storage, max_bytes=MAX_PICKLE_BYTES)
-    return TorchArchive(to_plain(content, where), tensors.identities, records, tensors.records)
+    content = load(pickle, allowed=allowed, where=where, persistent_load=tensors.storage, max_bytes=MAX_PICKLE_BYTES,
+                   stand_ins=stand_ins)  # fmt: skip
+    found: Counter[str] = Counter()
+    return TorchArchive(to_plain(content, where, found), tensors.identities, records, tensors.records, found)
 
 
 def _read_at(file: BinaryIO, at: int, size: int) -> bytes:

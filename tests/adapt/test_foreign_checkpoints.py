@@ -18,6 +18,7 @@ from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.adapt.starting_point import plan_pretrained
 from diffusion_policy.adapt.target import Target
 from diffusion_policy.checkpoint import read_checkpoint, write_checkpoint
+from diffusion_policy.tensor_file import open_tensor_file
 
 FROM = "{{rules: [{{encoder: '*', from: {0}}}, {{strip: '*'}}, {{drop: '*'}}, {{fresh: '*'}}]}}"
 # Of each way that weights are found; the others are planned only, which takes a tenth of the time.
@@ -107,6 +108,24 @@ def test_the_encoder_is_taken_over_and_training_starts_from_it(
     start = plan_pretrained(tmp_path / "new.ckpt", goal.cfg)
     assert {entry.key for entry in start.of("copied", part="model")} >= keys
     assert start.of("fresh"), "training knows which tensors are untrained"
+
+
+@pytest.mark.parametrize("name", ["lightning, classes", "lightning, classes, before 1.6"])
+def test_objects_of_classes_that_are_not_here_are_listed_and_not_read(
+    name: str, written: dict[str, Path], goals: dict[tuple[str, ...], Target]
+) -> None:
+    found = inspect_file(written[name])
+    unread = {f"other_program.{kind}" for kind in ("ModelConfig", "Box", "Stages")}
+    assert unread <= found.stand_ins.keys()
+    assert found.stand_ins.keys() - unread <= {"foreign_checkpoints.Typed"}
+    assert found.stand_ins["other_program.ModelConfig"] == 2, "an object, and the class itself"
+    assert found.action["layout"].startswith("position (3)"), "a dictionary of Lightning's is read"
+    tree = open_tensor_file(written[name]).tree["hyper_parameters"]
+    assert tree["args"] == {"lr": 1e-4, "device": "cuda:0"}
+    assert (tree["where"], tree["more"]["b"]) == ("/data/runs", 2)
+    assert tree["typed"] == {"lr": 0.1, "name": "a"}
+    notes = plan_file(written[name], goals[()], rules_of(["image_encoder"])).notes
+    assert any("objects of other programs' classes were not read: other_program.ModelConfig" in note for note in notes)
 
 
 @pytest.mark.parametrize("name", ["umi, timm resnet", "lightning, twins"])

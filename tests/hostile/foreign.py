@@ -14,7 +14,7 @@ from typing import Any
 
 import foreign_checkpoints as others
 import torch
-from hostile.assembling import Calls, archive, assemble, text
+from hostile.assembling import Calls, archive, assemble, call, named, text
 from safetensors.torch import save_file
 
 Writer = Callable[[Path, str], Path]  # (folder, shell command that creates the canary) -> the file
@@ -28,6 +28,20 @@ def saved(content: Any, name: str = "hostile.pth") -> Writer:
         return folder / name
 
     return write
+
+
+def program(make: Callable[[str], bytes]) -> Writer:
+    """A pickle by hand as the hyperparameters of a file of Lightning's."""
+
+    def write(folder: Path, command: str) -> Path:
+        return archive(folder, assemble(b"}", text("hyper_parameters"), make(command), b"s"))
+
+    return write
+
+
+def stacked(module: str, name: str) -> bytes:
+    """A name by STACK_GLOBAL, which may have any letters."""
+    return text(module) + text(name) + b"\x93"
 
 
 def nested(levels: int) -> Writer:
@@ -108,6 +122,25 @@ REFUSED: dict[str, tuple[Writer, str]] = {
         saved(lambda command: others.lightning(ONE, hyper_parameters={"x": Calls(os.system, command)})),
         "asks for posix.system",
     ),
+    "hyper parameters that call what is not here": (
+        program(lambda command: call("other_program.load", text(command))), "asks for other_program.load"),
+    "a function that is not called": (program(lambda command: named("posix.system")), "asks for posix.system"),
+    "an object of a class of code": (
+        program(lambda command: named("subprocess.Popen") + text(command) + b"\x85\x81"), "asks for subprocess.Popen"),
+    "an object whose class is a part of one": (
+        program(lambda command: stacked("os.path", "os.system") + b")\x81"), "asks for os.path.os.system"),
+    "a name that is none": (program(lambda command: stacked("a b", "c()") + b")\x81"), r"asks for a b\.c\(\)"),
+    "a name of a megabyte": (program(lambda command: stacked("a" * 2**20, "c") + b")\x81"), "asks for aaa"),
+    "a class that is changed": (program(lambda _: named("other_program.C") + b"}b"), "sets the state of a StandIn"),
+    "an object as a key": (program(lambda command: b"}" + named("other_program.C") + b")\x81Ns"), "as a key"),
+    "a call in the state of an object": (
+        program(lambda command: named("other_program.C") + b")\x81" + call("posix.system", text(command)) + b"b"),
+        "asks for posix.system",
+    ),
+    "a call among the items of an object": (
+        program(lambda c: named("other_program.C") + b")\x81" + text("k") + call("posix.system", text(c)) + b"s"),
+        "asks for posix.system",
+    ),
     "statistics outside the folder": (processors("../model.safetensors"), "which is not in the same folder"),
     "statistics by an absolute path": (processors("/etc/passwd"), "which is not in the same folder"),
     "statistics by number": (processors(7), "which is not in the same folder"),
@@ -132,6 +165,10 @@ ODD_META = {"obs": {"x": {"shape": ["a"]}, "y": 3}, "action": {"shape": [10**150
 
 BORNE: dict[str, Writer] = {
     "keys that are no text": saved({"model": {0: torch.ones(1), (1, 2): torch.ones(1), None: torch.ones(1), 1.5: ONE}}),
+    "a class of nothing else": program(lambda command: named("other_program.C") + b")\x81}b"),
+    "many classes": program(
+        lambda command: b"]" + b"".join(named(f"other_program.C{n}") + b")\x81a" for n in range(20_000))
+    ),
     "empty keys": saved({"": {"": torch.ones(1), "a": {"": torch.ones(1)}}}),
     "names that move the cursor": saved({"state_dict": {"\x1b[2J\x1b[31mw\r\n": torch.ones(1)}}),
     "names of a megabyte": saved({"w" * 2**20: torch.ones(1)}),
