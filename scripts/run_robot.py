@@ -3,7 +3,7 @@
     python scripts/run_robot.py --arm my_robot:make_arm --server 10.0.0.2:8007 --dry-run     # computes, moves nothing
     python scripts/run_robot.py --arm my_robot:make_arm --server 10.0.0.2:8007 --strategy skip --hz 50
     python scripts/run_robot.py --simulator                  # the tabletop in real time, its server on this machine
-    python scripts/run_robot.py --replay EPISODE             # a recorded episode as the arm; nothing moves
+    python scripts/run_robot.py --replay EPISODE             # a recorded episode as the arm: compares, moves nothing
 
 Holds the arm on any doubt, goes on by itself, and ends by Ctrl-C; what was sent to the arm is in the log that it names.
 Exit status: 0 ended by itself, 130 by Ctrl-C, 2 refused.
@@ -67,8 +67,16 @@ def work(arguments: argparse.Namespace) -> Answer:
         log, path = run_arm(arm, client, settings_of(arguments, hz), clock, is_done)
     figures = LoopFigures.of(log)
     shown = [f"{name:26}{value}" for name, value in figures.rows()]
-    outcome = {"succeeded": arm.succeeded} if arguments.simulator is not None else {}
-    shown += [f"{'task':26}{'done' if done else 'not done'}" for done in outcome.values()]
+    outcome: dict[str, Any] = {}
+    if arguments.simulator is not None:
+        outcome["succeeded"] = arm.succeeded
+        shown.append(f"{'task':26}{'done' if arm.succeeded else 'not done'}")
+    if arguments.replay is not None:
+        from diffusion_policy.serve.replayed_commands import CommandComparison
+
+        compared = CommandComparison.of(log, arm.commands, arm.start)
+        outcome["against_recorded"] = compared.to_json()
+        shown += [f"{name:26}{value}" for name, value in compared.rows()]
     return Answer([*shown, f"log: {path}"], document={**figures.to_json(), **outcome, "log": str(path)})
 
 

@@ -1,6 +1,7 @@
 """A recorded episode as the arm of the control loop: seen as it was recorded; nothing that it is told moves it.
 
-What the policy commands can thus be compared, at every moment, with what was commanded when the episode was recorded.
+What the policy commands can thus be compared, at every moment, with what was commanded when the episode was recorded:
+``replayed_commands``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from diffusion_policy.recording.opening import open_recordings
 from diffusion_policy.serve.client.arm import Picture, Reading
 from diffusion_policy.serve.client.clock import Clock
 from diffusion_policy.serve.client.requester import PolicyForm
+from diffusion_policy.serve.replayed_commands import RecordedCommands
 from diffusion_policy.spec import SpecError
 from diffusion_policy.trajectory import NO_IMAGE
 
@@ -33,12 +35,14 @@ class RecordedArm:
         states: (N, D) measured, in the order of the policy's messages.
         times: (N,) seconds from the first step.
         pictures: by camera, the encoded frame of each step; None where there is none.
+        commands: what was commanded.
     """
 
     clock: Clock
     states: FloatArray
     times: FloatArray
     pictures: dict[str, list[Any]]
+    commands: RecordedCommands
     start: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,7 +92,8 @@ def open_recorded_arm(episode: Path, form: PolicyForm, clock: Clock) -> Recorded
     if missing:
         raise SpecError(f"{episode}: has the cameras {sorted(recording.frame_numbers)}; the policy sees {missing}, too")
     states = _states(recording, recording.names, form, episode)
-    return RecordedArm(clock, states, times, {camera: _pictures(recording, camera) for camera in form.cameras})
+    pictures = {camera: _pictures(recording, camera) for camera in form.cameras}
+    return RecordedArm(clock, states, times, pictures, RecordedCommands.of(recording, form.layout, times))
 
 
 def _states(recording: Recording, names: ArrayNames, form: PolicyForm, episode: Path) -> FloatArray:

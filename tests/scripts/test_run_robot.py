@@ -73,7 +73,14 @@ def test_a_recording_is_replayed_and_both_logs_are_joined(
     words = ["--replay", str(episode), "--strategy", "wait", "--n-action-steps", "3"]
     found = run(scripts, served, tmp_path, *words, *PATIENT)
     assert found["moves"] > 0
-    assert "request to answer" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "request to answer" in printed
+    compared = found["against_recorded"]
+    assert 0 < compared["commands"] <= found["moves"]
+    mean, largest = compared["position_mm"]
+    assert 0 < mean <= largest < 500
+    assert f"  position                mean {mean:.1f} mm, largest {largest:.1f} mm" in printed
+    assert f"  gripper                 {compared['gripper_agreement']:.1%} agree" in printed
     runs = [str(path) for path in served[1].iterdir()]
     out = tmp_path / "joined.json"
     deadline = time.monotonic() + 10
