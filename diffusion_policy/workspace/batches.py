@@ -75,7 +75,7 @@ class EpochOrder:
         """All batches of that epoch: each window once, or as the weights draw it (unless max_batches cuts it short)."""
         generator = torch.Generator().manual_seed(derived_seed(self.seed, _ORDER, epoch))
         if self.weights is not None:
-            order = torch.multinomial(self.weights, self.n_windows, replacement=True, generator=generator).tolist()
+            order = _drawn(self.weights, self.n_windows, generator)
         elif self.shuffle:
             order = torch.randperm(self.n_windows, generator=generator).tolist()
         else:
@@ -83,6 +83,20 @@ class EpochOrder:
         starts = range(0, len(self) * self.batch_size, self.batch_size)
         return [order[start : start + self.batch_size] for start in starts]
 
+
+def _drawn(weights: Tensor, count: int, generator: torch.Generator) -> list[int]:
+    """Numbers of windows, drawn with replacement as often as their weights (W,) say."""
+    if len(weights) <= MOST_CATEGORIES:
+        return list(torch.multinomial(weights, count, replacement=True, generator=generator).tolist())
+    reached = np.cumsum(weights.numpy(), dtype=np.float64)
+    # Below the sum, rounded or not: a window is found for each, and none whose weight is 0.
+    at = torch.rand(count, dtype=torch.float64, generator=generator).numpy() * reached[-1]
+    found = np.searchsorted(reached, np.minimum(at, np.nextafter(reached[-1], 0)), side="right")
+    return list(found.tolist())
+
+
+# What torch.multinomial draws from at most.
+MOST_CATEGORIES = 2**24
 
 _ORDER = 1  # stream numbers of derived_seed
 NOISE = 2

@@ -6,7 +6,14 @@ import torch
 from omegaconf import OmegaConf
 
 from diffusion_policy.workspace import TrainingError
-from diffusion_policy.workspace.batches import CachedBatches, EpochOrder, LoaderBatches, derived_seed, process_share
+from diffusion_policy.workspace.batches import (
+    MOST_CATEGORIES,
+    CachedBatches,
+    EpochOrder,
+    LoaderBatches,
+    derived_seed,
+    process_share,
+)
 
 CPU = torch.device("cpu")
 
@@ -63,6 +70,24 @@ def test_weights_say_how_often_windows_are_drawn():
     assert drawn.batches(3) == order(weights=weights, batch_size=11).batches(3) != drawn.batches(4)
     with pytest.raises(TrainingError, match="windows with weights are drawn at random"):
         order(weights=weights, shuffle=False)
+
+
+def test_more_windows_than_torch_draws_from_are_drawn_by_their_weights(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(RuntimeError, match="number of categories"):
+        torch.multinomial(torch.ones(1).expand(MOST_CATEGORIES + 1), 1, replacement=True)
+    weights = np.asarray([0.0, 0.6, 0.3, 0.0, 0.1, *[0.0] * 6])
+    generator = torch.Generator().manual_seed(derived_seed(7, 1, 0))
+    expected = torch.multinomial(torch.from_numpy(weights), 11, replacement=True, generator=generator).tolist()
+    monkeypatch.setattr("diffusion_policy.workspace.batches.MOST_CATEGORIES", 11)
+    assert flat(order(weights=weights).batches(0)) == expected, "as before, so that runs go on"
+    monkeypatch.setattr("diffusion_policy.workspace.batches.MOST_CATEGORIES", 10)
+    drawn = order(weights=weights)
+    counts = np.bincount(flat(batch for epoch in range(300) for batch in drawn.batches(epoch)), minlength=11)
+    np.testing.assert_allclose(counts / counts.sum(), weights, atol=0.045)  # five standard deviations
+    assert counts[weights == 0].sum() == 0
+    assert drawn.batches(3) == order(weights=weights).batches(3) != drawn.batches(4)
+    monkeypatch.setattr(torch, "rand", lambda count, **_: torch.ones(count, dtype=torch.float64))  # as if rounded up
+    assert set(flat(drawn.batches(0))) == {4}, "the last window with a weight"
 
 
 def test_max_batches_cuts_an_epoch_short():
