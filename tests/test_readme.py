@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import warm_process
+from predecessor_configs import write_configs
 from trajectory_factory import recorded_arrays, write_trajectory
 from zarr_factory import write_umi
 
@@ -69,13 +70,14 @@ def readme_commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `make demo` leaves a clone, with six short recordings and a small 7-D checkpoint."""
+    """As `make demo` leaves a clone, with six short recordings, a small 7-D checkpoint and older configs."""
     folder = tmp_path_factory.mktemp("readme")
     for name in ("scripts", "config", "train.py", "diffusion_policy", "benchmarks"):
         (folder / name).symlink_to(REPOSITORY / name)
     link_environment(folder / ".venv")
     for episode in range(6):
         write_trajectory(folder / "data" / "raw" / "trajectories", episode_id=episode, n_steps=20, size=(320, 180))
+    write_configs(folder / "old_repository" / "diffusion_policy" / "config")
     (folder / "data" / "pretrained").mkdir()
     shutil.copy(REPOSITORY / "data" / "pretrained" / "tabletop_7d.ckpt", folder / "data" / "pretrained")
     write_pose_checkpoint(folder / "data" / "pretrained" / "cogact_7d.ckpt")
