@@ -137,7 +137,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_DDP, "policy": {**_WIDE, "color_jitter": _JITTER}},
     ),
 }
-# The one that reads the older collector's videos, whose seven numbers are no pose and gripper of today.
+# The one whose dataset is the older collector's, whose seven numbers are no pose and gripper of today.
 OLDER_LAYOUT = "train_real_robot_7d"
 _WINDOWS = {
     "horizon": "${horizon}",

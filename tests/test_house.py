@@ -250,7 +250,6 @@ CALLED_FROM_OUTSIDE = {
     "by those who know VPT: methods of its agent and of its action distributions": {
         "from_weights", "get_action", "log_prob", "entropy", "kl",
     },
-    "by configs of the predecessor": {"RealPushTImageDataset"},
     "by those who train GR00T: which tensors its flags release": {"trainable"},
 }  # fmt: skip
 

@@ -1,19 +1,30 @@
-"""The predecessor's eight configs run as they are by --config-dir and --config-name; one is refused with what to do."""
+"""The predecessor's eight configs run as they are by --config-dir and --config-name."""
 
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import predecessor_configs
 import pytest
 import tiny_run
+import zarr_factory
+from dataset_factory import pack
 from hydra._internal.utils import get_args_parser
-from hydra.utils import get_class
+from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 from predecessor_configs import CONFIGS, OLDER_LAYOUT
 
+from diffusion_policy.checkpoint import load_policy
 from diffusion_policy.dataset.errors import DatasetError
+from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.errors import SpecError, WorkspaceError
+from diffusion_policy.evaluate.recorded_inference import open_recorded
+from diffusion_policy.serve.engine import PolicyEngine
+from diffusion_policy.serve.settings import EngineSettings, ServeError
 from diffusion_policy.training_config import checked_arguments, compose_arguments, default_config
+from diffusion_policy.workspace.older_settings import OLDER_DIFFERENCES, OLDER_POSE
 from diffusion_policy.workspace.run_settings import batch_size_note
 
 # Sizes, and a machine without GPU and wandb; nothing else.
@@ -45,6 +56,22 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_run.write_dataset(tmp_path_factory.mktemp("data") / "set.zarr", (13, 12))
 
 
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the older layout after a first run of the predecessor: the frames are in an archive in it."""
+    folder = tmp_path_factory.mktemp("older")
+    lengths = (13, 12)
+    pose = np.concatenate(zarr_factory.paths(lengths), axis=1)
+    arrays = {
+        "camera_0": zarr_factory.pictures(sum(lengths), (tiny_run.WIDTH, tiny_run.HEIGHT)),
+        "robot_eef_pose": pose,
+        "action": pose + np.eye(7)[0] / 100,
+        "timestamp": np.arange(sum(lengths)) / 10,
+    }
+    pack(zarr_factory.write(folder.parent / "unpacked.zarr", arrays, lengths), folder / f"{'5e' * 16}.zarr.zip")
+    return folder
+
+
 def words_of(folder: Path, name: str, *overrides: str) -> list[str]:
     return [f"--config-dir={folder}", "--config-name", name, *overrides]
 
@@ -63,6 +90,42 @@ def test_each_trains_two_updates(
     assert len((tmp_path / "logs.json.txt").read_text().splitlines()) >= 2
     said = [line for line in caplog.messages if "it was per GPU" in line]
     assert len(said) == ("ddp" in name)
+
+
+def older_run(folder: Path, cached: Path, target: Path, *overrides: str) -> Any:
+    words = words_of(folder, OLDER_LAYOUT, *SMALL, f"task.dataset_path={cached}", *overrides)
+    cfg = compose_arguments(words)
+    workspace = get_class(cfg._target_)(cfg, target)
+    assert workspace.run() is not None
+    return workspace
+
+
+def test_the_older_layout_trains_on_its_own_differences(
+    folder: Path, cached: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    workspace = older_run(folder, cached, tmp_path)
+    assert workspace.global_step == 2
+    assert "val_loss" in (tmp_path / "logs.json.txt").read_text()
+    assert "actions are dx dy dz drx dry drz dwidth; its policy is trained, and not served" in caplog.text
+    path = tmp_path / "checkpoints" / "latest.ckpt"
+    spec = load_policy(path).spec
+    assert (spec.action_names, spec.low_dim[0].names) == (OLDER_DIFFERENCES, OLDER_POSE)
+    commands = ReplayBuffer.open(next(cached.iterdir())).read("action").astype(np.float32)
+    wanted = np.diff(commands, axis=0, prepend=commands[:1])
+    wanted[13] = 0
+    dataset = instantiate(workspace.cfg.task.dataset)
+    np.testing.assert_array_equal(dataset._all_actions().numpy(), wanted)
+    with pytest.raises(ServeError, match="the policy's action is"):
+        PolicyEngine.open(path, EngineSettings())
+    with pytest.raises(WorkspaceError, match="expected names of positions, rotations, joints or grippers"):
+        open_recorded(path, next(cached.iterdir()))
+
+
+def test_differences_are_never_called_a_pose(folder: Path, cached: Path, tmp_path: Path) -> None:
+    words = words_of(folder, OLDER_LAYOUT, *SMALL, f"task.dataset_path={cached}")
+    cfg = compose_arguments([*words, f"+task.shape_meta.action.names={list(OLDER_POSE)}".replace("'", "")])
+    with pytest.raises(SpecError, match="differences are no poses"):
+        get_class(cfg._target_)(cfg, tmp_path).run()
 
 
 @pytest.mark.parametrize(("name", "n", "said"), [
@@ -93,13 +156,18 @@ def test_a_folder_without_that_config_only_adds_to_ours(folder: Path, tmp_path: 
     assert checked_arguments(words) == words
 
 
-def test_the_older_layout_is_refused_with_what_to_do(folder: Path, tmp_path: Path) -> None:
-    """Its seven numbers are rotation vector and width, and its actions differences, which no server here executes."""
-    cfg = compose_arguments(words_of(folder, OLDER_LAYOUT, *SMALL, f"task.dataset_path={tmp_path}"))
+@pytest.mark.parametrize("delta", [True, False])
+def test_poses_and_videos_without_a_cache_are_refused_with_what_to_do(
+    folder: Path, cached: Path, tmp_path: Path, delta: bool
+) -> None:
+    """Converted, they are poses with quaternions and grippers, which a server executes."""
+    tmp_path = tmp_path if delta else cached
+    words = (f"task.dataset_path={tmp_path}", f"task.dataset.delta_action={delta}")
+    cfg = compose_arguments(words_of(folder, OLDER_LAYOUT, *SMALL, *words))
     with pytest.raises(DatasetError) as caught:
         get_class(cfg._target_)(cfg, tmp_path / "run").run()
     said = re.sub(r"\s+", " ", str(caught.value))
     assert f"--input {tmp_path} --output" in said
     assert "--mapping rotation_vector_width" in said
     assert "train.py --config-name=train_cogact_robot" in said
-    assert OmegaConf.select(cfg, "task.dataset.delta_action")
+    assert OmegaConf.select(cfg, "task.dataset.delta_action") == delta

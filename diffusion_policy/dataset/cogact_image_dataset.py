@@ -27,8 +27,8 @@ from diffusion_policy.dataset.joined_datasets import dataset_paths
 from diffusion_policy.dataset.observations import prepare
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, DatasetError
 from diffusion_policy.dataset.sampling import Share, read_sampling
-from diffusion_policy.dataset.sources import open_source
-from diffusion_policy.dataset.window_actions import WindowActions
+from diffusion_policy.dataset.sources import Source, open_source
+from diffusion_policy.dataset.window_actions import WindowActions, with_differences
 from diffusion_policy.dataset.windows import IndexArray, Mask, Windows, cut_windows, thin_episodes, validation_episodes
 from diffusion_policy.hub import address_of
 from diffusion_policy.model.normalizer import (
@@ -67,8 +67,12 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
             rotation_6d_rows, rotation_6d_columns, or quaternion; None: everything is as recorded.
         relative_actions: every step of a window's actions is relative to its newest observed pose; grippers are not.
             Both are what `shape_meta.action` says of the policy (``rotation``, ``relative``).
+        action_differences: actions are the differences of an episode's successive recorded commands, column by column,
+            the first zero. Their names must say so: names of positions and rotations are refused.
+        names_from_shape_meta: arrays that carry no names have those of shape_meta, column by column.
 
     Attributes:
+        action_differences: as given.
         spec: what a step is, from shape_meta; as the policy has it (``spec.robot``: as it is recorded).
         episode_ends: (E,) int64, exclusive end of every episode, over all datasets.
         episode_names: (E,) as recorded.
@@ -105,16 +109,19 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         gripper_scale: ScaleSetting = None,
         rotation: str | None = None,
         relative_actions: bool = False,
+        action_differences: bool = False,
+        names_from_shape_meta: bool = False,
     ) -> None:
         self.spec = read_shape_meta(shape_meta)
         _check_conversions(self.spec, rotation, relative_actions)
         transform = StepTransform(self.spec)
         self.n_obs_steps = horizon if n_obs_steps is None else n_obs_steps
         self.n_latency_steps = n_latency_steps
+        self.action_differences = action_differences
         self._span = {"horizon": horizon + n_latency_steps, "pad_before": pad_before, "pad_after": pad_after}
-        paths = dataset_paths(zarr_path)
-        scales = scale_of_each(gripper_scale, len(paths))
-        recorded = [open_source(path, transform.robot, scale) for path, scale in zip(paths, scales, strict=True)]
+        recorded = _opened(dataset_paths(zarr_path), gripper_scale, transform.robot, is_named=not names_from_shape_meta)
+        if action_differences:
+            recorded = [with_differences(source, self.spec) for source in recorded]
         self._sources = [replace(source, low_dim=transform.observed(source.low_dim)) for source in recorded]
         self.gripper_scale = tuple(source.gripper_scale for source in self._sources if source.gripper_scale)
         self.semantics = next((source.semantics for source in self._sources if source.semantics), None)
@@ -127,13 +134,16 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         self._divide(np.concatenate(drawn))
         self._sampling = read_sampling(weights, self._sources)
         self._use(self.train_episodes)
-        if len(self) == 0:
-            raise DatasetError(
-                f"{self.where}: no window of {self._span['horizon']} steps (padded by {pad_before} "
-                f"before and {pad_after} after) fits into {self.train_episodes.sum()} training episodes"
-            )
+        self._refuse_no_window()
         self._observations = prepare(self.spec, self._sources, cache, device)
         self._actions = WindowActions(transform, recorded, device if cache == "device" else "cpu")
+
+    def _refuse_no_window(self) -> None:
+        if len(self) == 0:
+            raise DatasetError(
+                f"{self.where}: no window of {self._span['horizon']} steps (padded by {self._span['pad_before']} "
+                f"before and {self._span['pad_after']} after) fits into {self.train_episodes.sum()} training episodes"
+            )
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -273,6 +283,12 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
             raise DatasetError(f"no episode is called {', '.join(unknown)}; there are {_some(self.episode_names)}")
         wanted = [(only is None or name in only) and name not in exclude for name in self.episode_names]
         return np.asarray(wanted, dtype=bool)
+
+
+def _opened(paths: Sequence[str], scale: ScaleSetting, spec: StepSpec, *, is_named: bool) -> list[Source]:
+    """The datasets as recorded, each with its gripper's scale."""
+    scales = scale_of_each(scale, len(paths))
+    return [open_source(path, spec, one, is_named=is_named) for path, one in zip(paths, scales, strict=True)]
 
 
 def _check_conversions(spec: StepSpec, rotation: str | None, relative_actions: bool) -> None:

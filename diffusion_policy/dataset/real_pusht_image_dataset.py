@@ -1,8 +1,9 @@
 """The name under which the predecessor's first config knows its dataset: videos and a zarr, in an older layout.
 
 Its seven numbers are position, rotation vector and gripper width, and with `delta_action` the differences of successive
-commands, which no server of this project executes. Recordings of that layout are converted once, by declaration, to
-poses with quaternions and grippers of 0 to 1.
+commands, which no server of this project executes. Training on these differences reads the cache that the predecessor
+made of such a folder (`workspace.older_settings`), and then does not come here. Recordings of that layout are converted
+once, by declaration, to poses with quaternions and grippers of 0 to 1.
 """
 
 from __future__ import annotations

@@ -85,6 +85,7 @@ class ReplayBuffer:
         self.root = root
         self.where = where
         self._declared_scale = gripper_scale
+        self._declared_names: Mapping[str, Sequence[str]] = {}
         self._opened = opened
         self._data = _group(root, "data", where)
         meta = _group(root, "meta", where) if opened is None else opened.arrays["meta"]
@@ -102,6 +103,7 @@ class ReplayBuffer:
         *,
         mode: str = "r",
         gripper_scale: DeclaredScales | None = None,
+        names: Mapping[str, Sequence[str]] | None = None,
         check_files: bool = True,
     ) -> ReplayBuffer:
         """Open a dataset, in a folder, at a URL or in a zip archive, read-only by default.
@@ -110,6 +112,7 @@ class ReplayBuffer:
             path: of the dataset.
             mode: of zarr.
             gripper_scale: that its gripper is stored in, where somebody says so.
+            names: of the dimensions of arrays that carry none, by key; else their width tells them.
             check_files: whether an absent or cut chunk of data/ is refused, and lost attributes; who says no asks for
                 `file_faults`.
 
@@ -123,6 +126,7 @@ class ReplayBuffer:
             if mode == "r":
                 opened.refuse(opened.faults("meta"))
             buffer = cls(opened.root, str(found), gripper_scale, opened)
+            buffer._declared_names = names or {}
             if mode == "r" and check_files:
                 check_attributes(opened, found)
                 opened.refuse(buffer.file_faults())
@@ -227,11 +231,14 @@ class ReplayBuffer:
         return self._arrays[key]
 
     def names(self, key: str) -> tuple[str, ...]:
-        """Names of the dimensions of a vector array (N, D): its own, or by its width."""
+        """Names of the dimensions of a vector array (N, D): its own, else as declared, else by its width."""
         array = self[key]
         names = array.attrs.get("names")
         if isinstance(names, list):
             return tuple(map(str, names))
+        declared = tuple(self._declared_names.get(key, ()))
+        if len(declared) == array.shape[-1]:
+            return declared
         return default_names(array.shape[-1], prefix="a" if key == ACTION_KEY else f"{key}.")
 
     def columns(self, key: str, names: Sequence[str], lacking: str = "it lacks") -> NDArray[Any]:

@@ -74,15 +74,24 @@ class Source:
         return int(self.episode_ends[-1])
 
 
-def open_source(path: str | Path, spec: StepSpec, gripper_scale: DeclaredScales | None = None) -> Source:
+def open_source(
+    path: str | Path, spec: StepSpec, gripper_scale: DeclaredScales | None = None, *, is_named: bool = True
+) -> Source:
     """Open a dataset and check it against what a policy reads and predicts, as it is recorded (``StepSpec.robot``).
+
+    Args:
+        path: of the dataset.
+        spec: of a step.
+        gripper_scale: that its gripper is stored in, where somebody says so.
+        is_named: False: arrays of the width that the spec has, and without names, hold what it names, in its order.
 
     Raises:
         DatasetError: no dataset, no episode, a key or dimension missing, another image size, or numbers that are no
             poses (`pose_check`).
         SpecError: its numbers mean something else, or its gripper is in a scale that is not known.
     """
-    buffer = ReplayBuffer.open(path, gripper_scale=gripper_scale)
+    names = {} if is_named else {ACTION_KEY: spec.action_names, **{field.key: field.names for field in spec.low_dim}}
+    buffer = ReplayBuffer.open(path, gripper_scale=gripper_scale, names=names)
     if buffer.n_episodes == 0:
         raise DatasetError(f"{buffer.where}: has no episode")
     for camera in spec.rgb:

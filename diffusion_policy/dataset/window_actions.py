@@ -6,6 +6,7 @@ Legend: N steps in all, D numbers of a recorded action, Da of the policy's, B wi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from diffusion_policy.dataset.observations import gather
 from diffusion_policy.dataset.sources import Source
 from diffusion_policy.dataset.windows import IndexArray
-from diffusion_policy.spec import StepTransform
+from diffusion_policy.spec import SpecError, StepSpec, StepTransform, arms_of
 
 # Windows whose relative actions are computed at a time.
 _WINDOWS_AT_ONCE = 4096
@@ -55,6 +56,22 @@ class WindowActions:
             for part in _parts(len(steps))
         ]
         return torch.from_numpy(np.concatenate(parts).astype(np.float32)).to(self._device)
+
+
+def with_differences(source: Source, spec: StepSpec) -> Source:
+    """The dataset with differences of successive commands for actions; the first of an episode is zero.
+
+    Raises:
+        SpecError: the policy's action has names of a pose, joints or grippers, which a difference is not.
+    """
+    if any(arm.position or arm.rotation or arm.gripper or arm.joints for arm in arms_of(spec.action_names)):
+        raise SpecError(
+            f"task.dataset.action_differences: shape_meta.action.names are {list(spec.action_names)}; differences are "
+            "no poses, and executed as such they would move the arm to its base: name them dx, dy, ..."
+        )
+    differences = np.diff(source.action, axis=0, prepend=source.action[:1])
+    differences[source.episode_ends[:-1]] = 0
+    return replace(source, action=differences)
 
 
 def _parts(n: int) -> list[slice]:

@@ -82,7 +82,9 @@ class Evaluator:
         self._dataset: list[str] = dataset_paths(cfg.task.dataset.zarr_path)
         held_out = np.flatnonzero(data.dataset.validation_episodes).tolist()
         self.sampler = read_sampler(OmegaConf.select(cfg, "sampler"), self._step_seconds(held_out))
-        self._episodes: list[int] = held_out[: self.sampler.max_episodes]
+        # Differences are no motion whose error could be measured: of them there is the loss alone.
+        measured = [] if data.dataset.action_differences else held_out
+        self._episodes: list[int] = measured[: self.sampler.max_episodes]
         self._recorded: dict[Policy, RecordedEpisodes] = {}
         self._undefined_reason: str | None = None
         self._runner: Any = None

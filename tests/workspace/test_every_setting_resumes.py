@@ -144,7 +144,8 @@ NO_DRAWS = {
     "obs_encoder_group_norm n_layer n_cond_layers n_head n_emb causal_attn time_as_cond obs_as_cond eta "
     "pred_action_steps_only encoder_width encoder_stride encoder_activation",
     "task.dataset": "_target_ shape_meta zarr_path horizon pad_before pad_after n_obs_steps n_latency_steps val_ratio "
-    "device only_episodes gripper_scale rotation",
+    "device only_episodes gripper_scale rotation action_differences "
+    "names_from_shape_meta",
     "training": "device debug resume lr_scheduler lr_warmup_steps num_epochs rollout_every checkpoint_every "
     "checkpoint_every_steps val_every max_val_steps tqdm_interval_sec threads compile",
     "dataloader": "batch_size pin_memory",
