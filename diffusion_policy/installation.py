@@ -38,6 +38,7 @@ ENTRY_POINTS = {
     "dp-infer": "run_offline_inference",
     "dp-inspect": "inspect_cogact_data",
     "dp-join-logs": "join_logs",
+    "dp-load-vpt": "load_vpt",
     "dp-logs-to-trajectories": "convert_logs_to_trajectories",
     "dp-open-loop": "evaluate_open_loop",
     "dp-pretrain-demo": "pretrain_demo_policy",

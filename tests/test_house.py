@@ -248,7 +248,7 @@ CALLED_FROM_OUTSIDE = {
         "get_optimizer", "create_identity",
     },
     "by those who know VPT: methods of its agent and of its action distributions": {
-        "from_weights", "get_action", "log_prob", "entropy", "kl",
+        "get_action", "log_prob", "entropy", "kl",
     },
     "by those who train GR00T: which tensors its flags release": {"trainable"},
 }  # fmt: skip

@@ -381,7 +381,7 @@ def test_every_reader_refuses_a_damaged_file(
 def test_every_module_that_opens_weights_is_among_the_readers() -> None:
     covered = {module for reader in READERS for module in reader.modules}
     # Weights of other policies: tests/policy/test_vpt_policy.py, tests/hostile/foreign.py.
-    covered |= {"policy.vpt_policy", "families.lerobot_statistics"}
+    covered |= {"policy.vpt_policy", "policy.vpt_weights", "families.lerobot_statistics"}
     opening = set()
     for path in PACKAGE.rglob("*.py"):
         module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import tiny_run
+import torch
 import warm_process
 from evaluation_factory import write_dataset, write_tiny_checkpoint
 from log_factory import write_log
@@ -31,6 +32,8 @@ from trajectory_factory import write_trajectory
 
 from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.env_runner.tabletop_runner import SETTINGS
+from diffusion_policy.model.vpt.network import VPTSettings
+from diffusion_policy.policy.vpt_policy import MinecraftAgentPolicy
 from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.settings import read_settings
 from diffusion_policy.serve.transport.host import computing_thread
@@ -102,6 +105,7 @@ AT_WORK = {
     "finetune_7d_to_8d.sh": Case("cpu 1", "adapt.apply:prove"),
     "finetune_from_7d_to_8d.py": Case("--old_ckpt {pose} --new_ckpt new.ckpt", "adapt.apply:prove"),
     "inspect_cogact_data.py": Case("{recordings} --output-dir out", "diagnose.inspection:look_at_steps"),
+    "load_vpt.py": Case("{vpt} --json out.json", "policy.vpt_policy:load_weights"),
     "join_logs.py": Case("{arm_log} {served} --json out.json", "serve.joined_logs:join"),
     "make_demo_trajectories.py": Case(SMALL, "sim.recorder:_record:2", "1 of 3 episodes are kept in out; go on with: "),
     "pretrain_demo_policy.py": Case(
@@ -237,6 +241,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
             "other_run": write_run(folder / "other_run"),
             "log": write_log(folder / "inference_log_20260108_171739.json", [1.0] * 5 + [0.0] * 5 + [1.0] * 5),
             "served": served,
+            "vpt": write_vpt(folder / "tiny.weights"),
             "arm_log": write_arm_log(folder / "arm_20260108_171739.jsonl"),
             "server": f"127.0.0.1:{server.ports['line']}",
             "simulator": folder / "small.yaml",
@@ -279,6 +284,13 @@ def the_line(errors: str) -> str:
     (line,) = re.findall(r"^stopped by SIGINT.*$", errors, flags=re.MULTILINE)
     assert errors.endswith(f"{line}\n"), errors
     return line
+
+
+def write_vpt(path: Path) -> Path:
+    settings = VPTSettings(hidsize=16, impala_width=1, impala_chans=(2, 2, 2), n_recurrence_layers=1, attention_heads=2,
+                           attention_memory_size=8, timesteps=4, img_shape=(16, 16, 3))  # fmt: skip
+    torch.save(MinecraftAgentPolicy(settings).state_dict(), path)
+    return path
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from diffusion_policy.policy.vpt_policy import (
     VPTAgent,
     VPTError,
     load_weights,
+    read_model_file,
     read_settings,
     settings_of,
 )
@@ -257,6 +259,59 @@ def test_rot_is_refused_and_leaves_the_policy_as_it_is(tiny: MinecraftAgentPolic
     with pytest.raises(WorkspaceError, match="is not what was written"):
         load_weights(other, path)
     assert all(torch.equal(before[key], tensor) for key, tensor in other.state_dict().items())
+
+
+@needs_golden
+def test_a_model_file_tells_the_settings_and_is_compared_with_the_weights(tmp_path: Path):
+    kwargs = json.loads((SHARED / "kwargs.json").read_text())
+    told = read_model_file(SHARED / "tiny.model")
+    assert told == read_settings(kwargs["policy_kwargs"], kwargs["pi_head_kwargs"])
+    agent = VPTAgent.from_weights(SHARED / "tiny.weights", model=SHARED / "tiny.model")
+    assert agent.policy.settings == told
+    assert (agent.loaded.file_keys, agent.loaded.model_keys, len(agent.loaded.dropped)) == (107, 102, 5)
+
+
+def _model_file(path: Path, **changes: Any) -> Path:
+    kwargs = {
+        "hidsize": 16, "impala_width": 1, "impala_chans": [2, 2, 2], "n_recurrence_layers": 2, "attention_heads": 2,
+        "attention_memory_size": 8, "timesteps": 4, "img_shape": [16, 16, 3], **changes,
+    }  # fmt: skip
+    content = {"model": {"args": {"net": {"args": kwargs}, "pi_head_opts": {"temperature": "3.0"}}}}
+    path.write_bytes(pickle.dumps(content))
+    return path
+
+
+def test_a_model_file_of_another_size_is_refused(tiny: MinecraftAgentPolicy, tmp_path: Path):
+    torch.save(tiny.state_dict(), tmp_path / "a.weights")
+    right = _model_file(tmp_path / "right.model")
+    assert VPTAgent.from_weights(tmp_path / "a.weights", model=right).policy.settings.temperature == 3.0
+    for change in ({"hidsize": 32}, {"attention_heads": 4}, {"timesteps": 6}, {"n_recurrence_layers": 3}):
+        with pytest.raises(VPTError, match=r"the \.model file of another size"):
+            VPTAgent.from_weights(tmp_path / "a.weights", model=_model_file(tmp_path / "other.model", **change))
+
+
+class _Harm:
+    def __reduce__(self) -> Any:
+        return (print, ("harm",))
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ([], "no settings of a VPT policy"),
+        ({"model": 3}, "no settings of a VPT policy"),
+        ({"model": {"args": {"net": {"args": 5}, "pi_head_opts": {}}}}, "no settings of a VPT policy"),
+        ({"model": {"args": {"net": {"args": {"depth": 3}}, "pi_head_opts": {"temperature": 2}}}}, "no setting depth"),
+        ({"model": _Harm()}, "print"),
+    ],
+)
+def test_a_pickle_that_is_no_model_file_is_refused_and_runs_nothing(
+    content: Any, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "a.model").write_bytes(pickle.dumps(content))
+    with pytest.raises(WorkspaceError, match=found):
+        read_model_file(tmp_path / "a.model")
+    assert capsys.readouterr().out == ""
 
 
 def test_weights_of_another_size_are_refused(tiny: MinecraftAgentPolicy, tmp_path: Path):

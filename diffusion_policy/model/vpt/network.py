@@ -20,6 +20,8 @@ State = list[Memory]
 _LEAST_DEBIASING, _LEAST_VARIANCE = 1e-5, 0.01
 _BLOCK_CONV_NORM = (3**0.5 / 2**0.5) ** 0.5
 _DENSE_NORM = 1.4
+# By features, width of the convolutions, heads and blocks.
+_RELEASES = {(1024, 4, 8, 4): "1x", (2048, 8, 16, 4): "2x", (3072, 12, 24, 4): "3x"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class VPTSettings:
     def window(self) -> int:
         """Frames that a frame can see, itself included."""
         return self.attention_memory_size - self.timesteps
+
+    @property
+    def release(self) -> str:
+        """The release of this size, "1x", "2x" or "3x"; empty for none."""
+        return _RELEASES.get((self.hidsize, self.impala_width, self.attention_heads, self.n_recurrence_layers), "")
 
 
 class Recurrence(nn.Module):
