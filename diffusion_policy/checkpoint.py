@@ -28,7 +28,7 @@ from torch import Tensor
 from diffusion_policy import safe_pickle
 from diffusion_policy.commands import command
 from diffusion_policy.errors import WorkspaceError
-from diffusion_policy.hub import local_copy
+from diffusion_policy.hub import address_of, local_copy
 from diffusion_policy.policy import SCHEDULER_PATHS
 from diffusion_policy.policy.registry import POLICY_TARGETS, policy_class
 from diffusion_policy.resolvers import check_interpolations, register_resolvers
@@ -83,6 +83,11 @@ class Checkpoint:
     provenance: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     others: Mapping[str, Any] = field(default_factory=dict)  # of another program's file: whatever is no weights
+
+    @property
+    def where(self) -> str:
+        """Its path; of one that was copied from a hub, the address with the commit."""
+        return address_of(self.path) or str(self.path)
 
     def state_dict(self, which: str) -> dict[str, Tensor]:
         """The weights under a name, usually "model" or "ema_model".

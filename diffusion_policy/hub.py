@@ -178,6 +178,8 @@ def _file_system() -> Any:
     import fsspec
 
     kind = _read_only()
+    for library in ("httpx", "httpx2"):
+        logging.getLogger(library).setLevel(logging.WARNING)  # a line for each request
     fsspec.register_implementation("hf", kind, clobber=True)  # what zarr and UPath open an address with
     return kind()
 

@@ -28,6 +28,10 @@ from diffusion_policy.errors import PlaceError, WorkspaceError
 from diffusion_policy.hub import address_of, local_copy, pinned
 from diffusion_policy.places import place
 from diffusion_policy.run_folder import LATEST, LOG_NAME
+from diffusion_policy.serve.engine import PolicyEngine
+from diffusion_policy.serve.settings import EngineSettings
+from diffusion_policy.spec import POSE_GRIPPER
+from diffusion_policy.storage import file_sha256
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.metrics import read_metrics
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
@@ -40,7 +44,7 @@ CHECKPOINT = "hf://lab/arm/weights/pose.ckpt"
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("weights") / "pose.ckpt"
-    save_checkpoint(path, policy_cfg(), ("model",))
+    save_checkpoint(path, policy_cfg(POSE_GRIPPER))
     return path.read_bytes()
 
 
@@ -132,6 +136,12 @@ def test_a_run_keeps_the_commits_that_it_read(hub: Hub, tmp_path: Path, packed: 
     cfg.training.resume = True
     with pytest.raises(TrainingError, match=rf"has read {dataset}; .*@{COMMITS[1]}/.*task\.dataset_path='{dataset}'"):
         TrainDiffusionTransformerHybridWorkspace(cfg, run).run()
+
+
+def test_a_checkpoint_of_a_hub_is_served_and_named_with_its_commit(hub: Hub) -> None:
+    about = PolicyEngine.open(CHECKPOINT, EngineSettings(device="cpu")).describe()
+    assert about["checkpoint"] == f"hf://lab/arm@{COMMITS[0]}/weights/pose.ckpt"
+    assert about["checkpoint_sha256"] == file_sha256(local_copy(CHECKPOINT))
 
 
 @pytest.mark.parametrize("name", ["set.zarr", "set.zarr.zip"])

@@ -172,7 +172,7 @@ def _open_actor(checkpoint: Path, evaluation: Evaluation) -> Iterator[tuple[Acto
         logger.warning("%s: %s", checkpoint, note)
     policy = load_policy(opened, which=evaluation.weights, device=evaluation.device)
     set_sampler(policy, evaluation.scheduler, evaluation.steps)
-    identity = {"checkpoint": str(checkpoint), "checkpoint_sha256": file_sha256(checkpoint)}
+    identity = {"checkpoint": opened.where, "checkpoint_sha256": file_sha256(opened.path)}
     chosen = {key: getattr(evaluation, key) for key in ("weights", "scheduler", "steps")}
     yield PolicyActor(policy, evaluation.simulator, evaluation.seed), {**identity, **chosen}
 

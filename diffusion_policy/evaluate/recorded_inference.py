@@ -268,8 +268,8 @@ def run_recorded_inference(
     if note is not None:
         logger.warning(note)
     meta = {
-        "checkpoint": str(checkpoint_path),
-        "checkpoint_sha256": file_sha256(checkpoint_path),
+        "checkpoint": checkpoint.where,
+        "checkpoint_sha256": file_sha256(checkpoint.path),
         "weights": which,
         "scheduler": scheduler,
         "steps": steps,

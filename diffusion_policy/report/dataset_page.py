@@ -20,6 +20,7 @@ from diffusion_policy.diagnose.inspection import Inspection, inspect_opened
 from diffusion_policy.diagnose.steps import HeldNumbers, open_for_report
 from diffusion_policy.edit.marks import dataset_marks
 from diffusion_policy.gripper_scale import parse_scales
+from diffusion_policy.hub import is_hub
 from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.report import ReportError
 from diffusion_policy.report.dataset_episodes import NUMBERS_BYTES, EpisodeViews
@@ -210,7 +211,8 @@ def _page(opened: Sequence[OpenedSet], index: dict[str, Any], filled: Filled, se
     paths = [one.buffer.where for one in opened]
     title = ", ".join(Path(path).name for path in paths)
     marks = f"{Path(paths[0]).name}.marks.json"
-    edit = command("edit_dataset", *paths, "--delete-marked", marks, "--output", f"{paths[0]}.edited.zarr")
+    beside = Path(paths[0]).name if is_hub(paths[0]) else paths[0]  # nothing is written into a hub
+    edit = command("edit_dataset", *paths, "--delete-marked", marks, "--output", f"{beside}.edited.zarr")
     body = template("dataset.html").render(edit=edit)
     data = {**index, "marks": marks, "shown": sorted(filled.shown)}
     elements = "".join([embedded("dataset", data), *filled.shown.values()])

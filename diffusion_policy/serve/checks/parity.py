@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from diffusion_policy.checkpoint import load_policy
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes
+from diffusion_policy.hub import local_copy
 from diffusion_policy.policy.noise import window_noise
 from diffusion_policy.policy.robot_answer import robot_answer
 from diffusion_policy.policy.sampler import set_sampler
@@ -157,7 +158,7 @@ def check_parity(
         started = None if noise is None else noise[None]
         expected = robot_answer(policy, trained, initial_noise=started, generator=generator)["action"][0].numpy()
         differences.append(float(np.abs(wire.actions(expected) - array_from_json(reply["actions"])).max()))
-    digest = file_sha256(checkpoint)
+    digest = file_sha256(local_copy(checkpoint))
     _, height, width = policy.spec.rgb[0].shape
     return ParityReport(
         requests,

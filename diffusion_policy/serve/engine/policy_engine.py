@@ -170,13 +170,13 @@ class PolicyEngine:
         checkpoint = read_checkpoint(path)
         provenance = checkpoint.provenance or {}
         policy = load_policy(checkpoint, which=settings.weights, device=settings.device)
-        digest = file_sha256(path)
+        digest = file_sha256(checkpoint.path)
         trained = sampler_of_training(checkpoint.provenance, checkpoint.cfg)
         note = sampler_note(trained, Sampler(settings.scheduler, settings.steps))
         if note is not None:
             logger.warning("%s: %s", path, note)
         identity = {
-            "checkpoint": str(path),
+            "checkpoint": checkpoint.where,
             "checkpoint_sha256": digest,
             "epoch": checkpoint.pickles.get("epoch"),
             "measured_with": None if trained is None else str(trained),
