@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusion_policy.edit.plan import EditPlan
-from diffusion_policy.tables import Shown, Table, as_texts
+from diffusion_policy.tables import Shown, Table
 
 _SHOWN = 20
 
@@ -27,4 +27,4 @@ def table_of(plan: EditPlan, ledger: Mapping[str, Any] | None) -> list[Shown]:
         lines.append("nothing was written (--dry-run)")
     else:
         lines += [f"{ledger['output']}: written, with {ledger['output']}.edit.json", f"look at it: {ledger['next']}"]
-    return [*([table] if plan.left_out else []), *as_texts(lines)]
+    return [*([table] if plan.left_out else []), *lines]

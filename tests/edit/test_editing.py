@@ -196,6 +196,10 @@ def test_the_command_line_says_what_it_did(one: Path, tmp_path: Path, capsys: py
     assert not out.exists()
     assert main([str(one), "--delete", "1", "--output", str(out)]) == 0
     said = capsys.readouterr().out
+    (following,) = [line for line in said.splitlines() if line.startswith("look at it: ")]
+    assert following.endswith(f"verify_converted_data.py --zarr-path {tmp_path / 'out.zarr'}"), (
+        "on one line, to be pasted"
+    )
     assert "1 episodes of 2, 8 of 20 steps are kept" in said
     assert "nothing was written (--dry-run)" in said
     assert main([str(one), "--delete", "1", "--output", str(out)]) == 2
