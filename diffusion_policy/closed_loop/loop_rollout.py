@@ -137,15 +137,13 @@ def _episode(
         run_id=f"scene-{scene}",
         about={"scene": scene, "seed": seed},
     )
+    result: SceneResult | None = None
     try:
         loop.run(lambda: arm.ended)
-    except BaseException:
+        result = _result(simulator, arm, numbered, position, log.lines, limited)
+    finally:  # of an interrupted episode there is none
         if recorder is not None:
-            recorder.finish(None)
-        raise
-    result = _result(simulator, arm, numbered, position, log.lines, limited)
-    if recorder is not None:
-        recorder.finish(result)
+            recorder.finish(result)
     return LoopEpisode(result, log.lines, arm.path)
 
 
