@@ -19,7 +19,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ from diffusion_policy.env_runner.simulator import Simulator
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.installation import CONFIG, PRETRAINED
 from diffusion_policy.intervals import mcnemar_exact, paired_bootstrap, wilson_interval
-from diffusion_policy.serve.client import ServerError, VirtualClock
+from diffusion_policy.serve.client import VirtualClock
 from diffusion_policy.serve.client.strategies import STRATEGIES
 from diffusion_policy.serve.engine import processor_name
 from diffusion_policy.sim.expert import plan
@@ -132,21 +131,8 @@ def episodes(
                 continue
             settings.engine.seed = scene  # a session numbers its noise from here: equal in all cells of a scene
             conditions = LoopConditions(cell.strategy, EXECUTED, cell.delay, max_steps=max_steps)
-            yield scene, cell, figures(one_episode(simulator, actor, scene, conditions), simulator.control_hz)
-
-
-def one_episode(simulator: Simulator, actor: ServerActor, scene: int, conditions: LoopConditions) -> LoopEpisode:
-    """One episode in a session of its own, as soon as the server has let the one before go."""
-    for _ in range(100):
-        try:
             (episode,) = roll_out_in_loop(simulator, actor, {scene: FIRST_SEED + scene}, conditions)
-        except ServerError as error:
-            if error.code != "busy":
-                raise
-            time.sleep(0.1)
-        else:
-            return episode
-    raise WorkspaceError("the server has served another robot for 10 s; nothing else may ask it")
+            yield scene, cell, figures(episode, simulator.control_hz)
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -7,12 +7,14 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from layout_factory import CAMERAS, HEIGHT, NAMES, WIDTH, episode, low_dim_keys
 
 from diffusion_policy.env_runner.actors import ActionReply, ActionRequest
 from diffusion_policy.env_runner.simulator import InfoKeys, Simulator
+from diffusion_policy.gripper_events import CLIENT_THRESHOLD
 from diffusion_policy.sim.expert import plan
 from diffusion_policy.sim.tabletop_env import TabletopEnv
-from diffusion_policy.spec import POSE_GRIPPER, StepSpec, read_shape_meta
+from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, StepSpec, read_shape_meta
 
 SEED = 100_000
 SIZE = [64, 36]
@@ -85,6 +87,47 @@ def driver(**env: Any) -> Simulator:
         jpeg=False,
         info=InfoKeys(success="is_success"),
     )
+
+
+class Follower(gymnasium.Env[dict[str, Any], np.ndarray]):
+    """An arm of any layout that is where it was told to be; remembers where that was.
+
+    As in the tabletop quaternions may have any length, and grippers are open above one half.
+    """
+
+    told: list[np.ndarray] = []  # noqa: RUF012 - shared on purpose: tests look at it
+
+    def __init__(self, kind: str, length: int) -> None:
+        self.kind, self.length = kind, length
+        self.action_space = gymnasium.spaces.Box(-1e3, 1e3, (len(NAMES[kind]),), np.float64)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps, self.state = 0, episode(self.kind, 12, seed or 0)["state"][0]
+        return self._observe(), {}
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        layout = ActionLayout.of(NAMES[self.kind])
+        turns = layout.rotations(action)
+        turns = turns / np.linalg.norm(turns, axis=-1, keepdims=True)
+        self.steps, self.state = (
+            self.steps + 1,
+            layout.replaced(action, rotations=turns, grippers=layout.grippers(action) > CLIENT_THRESHOLD),
+        )
+        self.told.append(self.state)
+        return self._observe(), 0.0, False, self.steps >= self.length, {"success": False}
+
+    def _observe(self) -> dict[str, Any]:
+        names, rng = NAMES[self.kind], np.random.default_rng(self.steps)
+        frames = {name: rng.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8) for name in CAMERAS[self.kind]}
+        keys = low_dim_keys(self.kind).items()
+        return {**frames, **{key: self.state[[names.index(name) for name in entry]] for key, entry in keys}}
+
+
+def follower(kind: str, length: int) -> Simulator:
+    Follower.told.clear()
+    env = {"_target_": "closed_loop_factory.Follower", "kind": kind, "length": length}
+    return Simulator(env, {key: key for key in (*CAMERAS[kind], *low_dim_keys(kind))}, NAMES[kind])
 
 
 class Scripted:

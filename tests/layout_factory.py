@@ -8,7 +8,8 @@ from made_once import made_once
 from scipy.spatial.transform import Rotation
 
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer, image_layout, low_dim_layout
-from diffusion_policy.spec import POSE, POSE_GRIPPER, ActionLayout, action_semantics
+from diffusion_policy.spec import POSE, POSE_GRIPPER, ActionLayout, StepTransform, action_semantics, read_shape_meta
+from diffusion_policy.spec.rotations import Representation
 
 WIDTH, HEIGHT = 40, 36
 POSE_6D = ("x", "y", "z", "r11", "r12", "r13", "r21", "r22", "r23")
@@ -92,3 +93,24 @@ def shape_meta(kind: str, **action: Any) -> dict[str, Any]:
     }
     names = NAMES[kind]
     return {"obs": {**cameras, **low_dim}, "action": {"shape": [len(names)], "names": list(names), **action}}
+
+
+def trained_meta(kind: str, rotation: Representation | None = None, *, relative: bool = False) -> dict[str, Any]:
+    """As ``shape_meta``, of a policy that is trained with other rotations than recorded, or on relative actions."""
+    meta = shape_meta(kind, rotation=rotation, relative=relative)
+    if rotation is not None:
+        for entry in (meta["action"], *meta["obs"].values()):
+            if "names" in entry:
+                layout = ActionLayout.of(entry["names"]).with_rotations_as(rotation)
+                entry |= {"names": list(layout.names), "shape": [len(layout.names)]}
+    return meta
+
+
+def trained_arrays(kind: str, meta: dict[str, Any]) -> dict[str, np.ndarray]:
+    """(N, D) by key, the numbers that such a policy is trained on: what its normalizer is fitted to."""
+    transform, recorded, names = StepTransform(read_shape_meta(meta)), episode(kind, 12, 0), NAMES[kind]
+    observed = {
+        key: recorded["state"][:, [names.index(name) for name in entry]] for key, entry in low_dim_keys(kind).items()
+    }
+    chunks = transform.trained(recorded["action"][:, None], recorded["state"])
+    return {**transform.observed(observed), "action": chunks[:, 0]}

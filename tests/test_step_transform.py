@@ -8,21 +8,15 @@ import numpy as np
 import pytest
 
 from diffusion_policy.geometry import geodesic_distance
-from diffusion_policy.spec import ActionLayout, SpecError, StepSpec, StepTransform, read_shape_meta
-from diffusion_policy.spec.rotations import ROTATIONS
+from diffusion_policy.spec import SpecError, StepSpec, StepTransform, read_shape_meta
+from diffusion_policy.spec.rotations import ROTATIONS, Representation
 
 KINDS = [None, "rotation_6d_rows", "rotation_6d_columns", "rotation_vector", "quaternion"]
 
 
-def spec(kind: str, rotation: str | None, relative: bool) -> StepSpec:
+def spec(kind: str, rotation: Representation | None, relative: bool) -> StepSpec:
     """Of a policy whose names are in that representation; None: as recorded."""
-    meta = layout_factory.shape_meta(kind, rotation=rotation, relative=relative)
-    if rotation is not None:
-        for entry in (meta["action"], *meta["obs"].values()):
-            if "names" in entry:
-                layout = ActionLayout.of(entry["names"]).with_rotations_as(rotation)  # type: ignore[arg-type]
-                entry |= {"names": list(layout.names), "shape": [len(layout.names)]}
-    return read_shape_meta(meta)
+    return read_shape_meta(layout_factory.trained_meta(kind, rotation, relative=relative))
 
 
 def window(kind: str, seed: int = 0) -> tuple[np.ndarray, dict[str, np.ndarray]]:

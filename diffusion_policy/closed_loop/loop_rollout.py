@@ -8,6 +8,7 @@ Time is the simulator's, so any delay can be studied, and a run repeats itself e
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,11 +28,13 @@ from diffusion_policy.serve.client import (
     LinesInMemory,
     LoopSettings,
     Query,
+    ServerError,
     VirtualClock,
     make_strategy,
 )
 
 _EPOCH_S = 1000.0  # of the simulated clock at the beginning of an episode
+_SERVED_AGAIN_S = 10.0  # in which the server notices that its last client is gone
 
 
 @dataclass(frozen=True)
@@ -92,16 +95,28 @@ def roll_out_in_loop(
         recorder: returns the recorder of a scene's frames; None: they are not recorded.
 
     Raises:
-        WorkspaceError: simulator, policy and conditions do not match.
+        WorkspaceError: simulator, policy and conditions do not match, or another robot has the server.
     """
     simulator.check_policy(actor.spec)
     env = simulator.make()
     try:
-        with LineClient(port=actor.port, timeout=REPLY_TIMEOUT_S) as client:
+        with _connected(actor.port) as client:
             for scene, seed in scenes.items():
                 yield _episode(simulator, env, actor, client, (scene, seed), conditions, recorder(scene))
     finally:
         env.close()
+
+
+def _connected(port: int) -> LineClient:
+    """A client of the server, as soon as that has let the one before go; ServerError (busy) after a while."""
+    until = time.monotonic() + _SERVED_AGAIN_S
+    while True:
+        try:
+            return LineClient(port=port, timeout=REPLY_TIMEOUT_S)
+        except ServerError as error:
+            if error.code != "busy" or time.monotonic() > until:
+                raise
+        time.sleep(0.02)
 
 
 def _episode(

@@ -31,7 +31,7 @@ class SimulatedArm:
     Args:
         simulator: reads the environment's observations.
         env: the environment; it is reset with ``seed``.
-        spec: what the policy observes and commands.
+        spec: what the policy observes and commands, in the robot's numbers (``StepSpec.robot``).
         wire: the numbers of the policy's messages.
         clock: of the loop; the episode begins now.
         seed: of the scene.
@@ -127,7 +127,7 @@ def open_simulated_arm(settings: Path, checkpoint: Path, clock: Clock, seed: int
         WorkspaceError: simulator and policy do not match, or one of them cannot be read.
     """
     simulator, opened = Simulator.load(settings), read_checkpoint(checkpoint)
-    spec = step_spec_of(opened.cfg)
+    spec = step_spec_of(opened.cfg).robot
     simulator.check_policy(spec)
     wire = Wire(spec, (opened.provenance or {}).get("action_semantics"))
     arm = SimulatedArm(simulator, simulator.make(), spec, wire, clock, seed, _MAX_STEPS)
