@@ -88,16 +88,19 @@ class MineDojoSpace:
             the inventory (slot 5 = equip, slot 7 = k - 1), the nearest that MineDojo does, although it moves armor to
             the body and fails on an empty slot. "slot": slot 7 = k and nothing else, as a public guide writes it;
             MineDojo ignores slot 7 there, so this is a code to store actions in, not one to act with.
+        crafts: choices of slot 6; MineDojo has 244, the space of a public guide 4.
     """
 
     camera_interval: float = DEFAULT_INTERVAL
     hotbar: Hotbar = "equip"
+    crafts: int = N_CRAFTS
 
     def __post_init__(self) -> None:
         """Check the settings.
 
         Raises:
-            MinecraftError: the interval has no bin for no turn, or there is no such way to write a hotbar button.
+            MinecraftError: the interval has no bin for no turn, there is no such way to write a hotbar button, or no
+                such number of crafts.
         """
         if not 0 < self.camera_interval <= 180:
             raise MinecraftError(f"camera_interval is {self.camera_interval}; expected above 0 and at most 180 degrees")
@@ -108,6 +111,8 @@ class MineDojoSpace:
             )
         if self.hotbar not in ("equip", "slot"):
             raise MinecraftError(f"hotbar is {self.hotbar!r}; expected equip or slot")
+        if not 1 <= self.crafts <= N_CRAFTS:
+            raise MinecraftError(f"crafts is {self.crafts}; expected 1 to {N_CRAFTS}, the crafts of MineDojo")
 
     @property
     def middle(self) -> int:
@@ -118,7 +123,7 @@ class MineDojoSpace:
     def sizes(self) -> tuple[int, ...]:
         """Choices of each slot, as ``MultiDiscrete`` takes them."""
         bins = 2 * self.middle + 1
-        return (len(FORE_BACK), len(LEFT_RIGHT), len(POSTURE), bins, bins, len(FUNCTION), N_CRAFTS, N_INVENTORY)
+        return (len(FORE_BACK), len(LEFT_RIGHT), len(POSTURE), bins, bins, len(FUNCTION), self.crafts, N_INVENTORY)
 
     @property
     def no_op(self) -> IntArray:

@@ -25,8 +25,16 @@ from diffusion_policy.minecraft.minedojo import (
     to_simulator,
 )
 
-SPACES = [MineDojoSpace(), MineDojoSpace(hotbar="slot"), MineDojoSpace(0.1), MineDojoSpace(5, hotbar="slot")]
-spaces = pytest.mark.parametrize("space", SPACES, ids=lambda space: f"{space.camera_interval:g}-{space.hotbar}")
+SPACES = [
+    MineDojoSpace(),
+    MineDojoSpace(hotbar="slot"),
+    MineDojoSpace(0.1),
+    MineDojoSpace(5, hotbar="slot"),
+    MineDojoSpace(crafts=4),
+]
+spaces = pytest.mark.parametrize(
+    "space", SPACES, ids=lambda space: f"{space.camera_interval:g}-{space.hotbar}-{space.crafts}"
+)
 
 
 def _pressed(action) -> set[str]:
@@ -46,6 +54,17 @@ def test_the_default_is_minedojos_space():
     assert MineDojoSpace().sizes == (3, 3, 4, 25, 25, 8, 244, 36)
     np.testing.assert_array_equal(MineDojoSpace().no_op, [0, 0, 0, 12, 12, 0, 0, 0])
     assert MineDojoSpace(0.1).sizes[3:5] == (3601, 3601)
+
+
+def test_a_guides_variant_has_four_crafts():
+    space = MineDojoSpace(crafts=4)
+    assert space.sizes == (3, 3, 4, 25, 25, 8, 4, 36)
+    assert space.to_vpt([0, 0, 0, 12, 12, 4, 3, 0]).lost == ("craft 3",)
+    with pytest.raises(MinecraftError, match="slot 6 is 4"):
+        space.to_vpt([0, 0, 0, 12, 12, 4, 4, 0])
+    for crafts in (0, 245):
+        with pytest.raises(MinecraftError, match=f"crafts is {crafts}"):
+            MineDojoSpace(crafts=crafts)
 
 
 @spaces
