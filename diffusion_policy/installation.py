@@ -43,6 +43,7 @@ ENTRY_POINTS = {
     "dp-open-loop": "evaluate_open_loop",
     "dp-pretrain-demo": "pretrain_demo_policy",
     "dp-record-demo": "make_demo_trajectories",
+    "dp-record-grove": "record_grove",
     "dp-replay": "replay_log",
     "dp-report": "report",
     "dp-run-robot": "run_robot",

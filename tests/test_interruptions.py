@@ -111,6 +111,11 @@ AT_WORK = {
     "pretrain_demo_policy.py": Case(
         "--workdir out --output new.ckpt", "sim.recorder:_write_frame:9", "interrupted at step 1 of 3"
     ),
+    "record_grove.py": Case(
+        "--output out --task stone --episodes 2",
+        "minecraft.recorder:_record:2",
+        "1 of 2 episodes are kept in out; go on with: ",
+    ),
     "replay_log.py": Case("{served} --ckpt {policy} --json out.json", "serve.replay:_ask:2"),
     "report.py": Case("--dataset {dataset} --log {log} --out out.html", "report.report_page:_sections"),
     "run_offline_inference.py": Case(

@@ -21,7 +21,7 @@ from diffusion_policy.minecraft.expert import Expert
 from diffusion_policy.minecraft.grove import DEFAULT_MAX_STEPS
 from diffusion_policy.minecraft.view import IMAGE_HEIGHT, IMAGE_WIDTH, render
 from diffusion_policy.minecraft.world import TICK_SECONDS, World, draw_world, task_of
-from diffusion_policy.storage import whole_file, write_text
+from diffusion_policy.storage import whole_file, write_json, write_text
 from diffusion_policy.video_writer import VideoWriter
 
 _FIRST_MS = 1_767_225_600_000  # 2026-01-01 UTC; recordings of one seed are equal
@@ -36,8 +36,11 @@ def record_grove(
     task: str = "log",
     variation: float = 0.5,
     max_steps: int = DEFAULT_MAX_STEPS,
+    resume: bool = False,
 ) -> Iterator[Path]:
     """Records episodes of the scripted expert, one at a time, as the caller asks for the next.
+
+    Their settings are written to TASK_SEED.json, so that recordings of different settings do not mix.
 
     Args:
         folder: created if absent.
@@ -46,25 +49,49 @@ def record_grove(
         task: "log", "wool" or "stone".
         variation: 0 to 1, how much the expert pauses and how unevenly it turns.
         max_steps: within which it has to finish.
+        resume: whether episodes that are complete already are left as they are.
 
     Yields:
-        the path of each episode's .mp4, beside which its .jsonl lies.
+        the path of each episode's .mp4; its .jsonl has the same name.
 
     Raises:
-        MinecraftError: no such task, an episode is there already, or the expert did not finish in time.
+        MinecraftError: no such task, an episode exists already, it was recorded with other settings, or the expert did
+            not finish in time.
     """
-    chosen = task_of(task)
-    for index in range(episodes):
-        file = Path(folder) / f"{task}_{seed}_{index:04d}.mp4"
-        if file.exists() or file.with_suffix(".jsonl").exists():
-            raise MinecraftError(f"{file} exists already; name another folder, or another seed")
-        rng = np.random.default_rng([seed, index])
-        _record(file, draw_world(chosen, rng), Expert(rng, variation), max_steps)
+    chosen, files = task_of(task), grove_files(folder, episodes, seed, task)
+    if not resume:
+        for file in files:
+            if file.exists() or file.with_suffix(".jsonl").exists():
+                raise MinecraftError(f"{file} exists already; go on with --resume, or name another folder or seed")
+    note, settings = Path(folder) / f"{task}_{seed}.json", {"variation": variation, "max_steps": max_steps}
+    if note.exists():
+        _check_settings(note, settings)
+    for index, file in enumerate(files):
+        if not file.exists():
+            rng = np.random.default_rng([seed, index])
+            _record(file, draw_world(chosen, rng), Expert(rng, variation), max_steps)
+            write_json(note, settings)
         yield file
 
 
+def grove_files(folder: Path | str, episodes: int, seed: int, task: str) -> list[Path]:
+    """The .mp4 of each episode that ``record_grove`` writes. An episode is complete once this file exists."""
+    return [Path(folder) / f"{task}_{seed}_{index:04d}.mp4" for index in range(episodes)]
+
+
+def _check_settings(file: Path, settings: Mapping[str, Any]) -> None:
+    """Refuses settings other than those of the episodes that a folder holds."""
+    try:
+        former = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise MinecraftError(f"{file}: is not JSON ({error}); delete it to record anew in this folder") from error
+    if former != settings:
+        raise MinecraftError(
+            f"{file}: episodes were recorded with {former}, now it is {dict(settings)}; name another folder or seed"
+        )
+
+
 def _record(file: Path, world: World, expert: Expert, max_steps: int) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
     before: frozenset[str] = frozenset()
     # The lines first: a video without lines would be taken for a whole recording by its name.
