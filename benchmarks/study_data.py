@@ -16,7 +16,7 @@ from diffusion_policy import safe_pickle
 from diffusion_policy.checkpoint import NORMALIZER, WEIGHTS, read_checkpoint, write_checkpoint
 from diffusion_policy.convert import ConversionSettings, convert
 from diffusion_policy.sim.recorder import make_trajectories
-from diffusion_policy.storage import link, whole_folder
+from diffusion_policy.storage import atomic_folder, link
 
 Weights = dict[str, torch.Tensor]
 
@@ -39,7 +39,7 @@ def dataset_of(folder: Path, seed: int, episodes: int, labels: str) -> Path:
         return output
     recordings = folder / f"recordings_{seed}"
     if not recordings.is_dir():
-        with whole_folder(recordings) as aside:
+        with atomic_folder(recordings) as aside:
             make_trajectories(aside, episodes, FIRST_SEED + seed, FRAME, variation=VARIATION, referee="physics")
     source = recordings if labels == RECORDED else _copied(recordings, folder / f"copied_recordings_{seed}")
     command: Literal["next-measured", "recorded"] = "next-measured" if labels == NEXT_MEASURED else "recorded"
@@ -55,7 +55,7 @@ def _copied(recordings: Path, output: Path) -> Path:
     """The same recordings as a recorder writes them that stores the command as the measured gripper, too."""
     if output.is_dir():
         return output
-    with whole_folder(output) as aside:
+    with atomic_folder(output) as aside:
         for episode in sorted(path for path in recordings.iterdir() if path.is_dir()):
             made = aside / episode.name
             made.mkdir()

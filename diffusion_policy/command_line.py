@@ -7,15 +7,15 @@ A script declares its arguments, defines the function that does the work, and pa
         parser.add_argument("--json", type=Path, metavar="OUT")
 
     def work(arguments):
-        from diffusion_policy.some.room import function  # heavy imports come after the arguments are read
+        from diffusion_policy.some.package import function  # heavy imports come after the arguments are read
 
-        found = function(arguments.dataset)
-        return Answer(found.table(), found.exit_status, found.to_json())
+        result = function(arguments.dataset)
+        return CommandResult(result.table(), result.exit_status, result.to_json())
 
     def main(argv=None):
         return run_command(__doc__, add_arguments, work, argv)
 
-Exit status: that of the answer; 2 for an error, with one message on stderr; 128 + N ended by signal N (130: Ctrl-C),
+Exit status: that of the result; 2 for an error, with one message on stderr; 128 + N ended by signal N (130: Ctrl-C),
 with one line that states what was kept and which command continues; 141 the reader of the output has closed it.
 """
 
@@ -37,8 +37,9 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.moved import former_names
 from diffusion_policy.storage import write_json
-from diffusion_policy.tables import Shown
+from diffusion_policy.tables import Printable
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Environment variable of a command that another command runs, which then reports interruptions itself.
@@ -76,16 +77,16 @@ class Stopped(KeyboardInterrupt):
 
 
 @dataclass(frozen=True)
-class Answer:
+class CommandResult:
     """The result of a script.
 
     Attributes:
-        shown: printed on stdout, once.
+        output: printed on stdout, once.
         status: exit status.
         document: plain JSON, written to the file of `--json`.
     """
 
-    shown: Shown | Sequence[Shown] = ()
+    output: Printable | Sequence[Printable] = ()
     status: int = 0
     document: Any = None
 
@@ -93,16 +94,16 @@ class Answer:
 def run_command(
     description: str | None,
     add_arguments: Callable[[argparse.ArgumentParser], None],
-    work: Callable[[argparse.Namespace], Answer],
+    work: Callable[[argparse.Namespace], CommandResult],
     argv: Sequence[str] | None = None,
     *,
     outputs: Sequence[str] = (),
 ) -> int:
-    """Reads the arguments, does the work and prints its answer; returns the exit status.
+    """Reads the arguments, does the work and prints its result; returns the exit status.
 
     Args:
         description: printed by -h as it is: purpose, examples, exit statuses.
-        add_arguments: declares the arguments. The answer's document is written to the file of `--json`, if declared.
+        add_arguments: declares the arguments; with `--json`, the document of the result is written to its file.
         work: does the work. It must leave no unfinished file when it is interrupted.
         argv: arguments; None: those of the process.
         outputs: names of arguments that are output files, for the line about an interruption.
@@ -114,13 +115,13 @@ def run_command(
             add_arguments(parser)
             arguments = parser.parse_args(argv)
             before = {path: _signature(path) for path in _files(arguments, ("json", *outputs))}
-            answer = work(arguments)
-            if answer.document is not None and getattr(arguments, "json", None) is not None:
-                write_json(arguments.json, answer.document)
+            result = work(arguments)
+            if result.document is not None and getattr(arguments, "json", None) is not None:
+                write_json(arguments.json, result.document)
             from diffusion_policy.terminal import show  # after the arguments: -h needs none of it
 
-            show(answer.shown)
-            return answer.status
+            show(result.output)
+            return result.status
         except (KeyboardInterrupt, Exception) as error:
             # A library may turn an interruption into an error of its own.
             if stop.signal is not None or isinstance(error, KeyboardInterrupt):
@@ -276,3 +277,6 @@ def _signature(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns
+
+
+__getattr__ = former_names(__name__, {"Answer": "CommandResult"})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from diffusion_policy.moved import former_names
+
 
 class WorkspaceError(Exception):
     """What a user can act on: says what was found, what was expected, where, and what to do.
@@ -14,9 +16,12 @@ class SpecError(WorkspaceError, ValueError):
     """A step, a shape_meta or a set of semantics is not what it must be."""
 
 
-class PlaceError(WorkspaceError):
+class PathError(WorkspaceError):
     """A location that cannot be reached, or not in this environment."""
 
 
 class AdaptError(WorkspaceError):
     """Weights cannot be taken over as asked; says which, why, and what would settle it."""
+
+
+__getattr__ = former_names(__name__, {"PlaceError": "PathError"})

@@ -125,14 +125,16 @@ def order_of_events(
     Returns:
         "ahead": commanded first; "behind": measured first; "back": the measurement was in the new state all along.
     """
-    said, seen = np.asarray(chunks, dtype=np.float64), gripper_states(measured, band)
-    if said.ndim != 2 or len(said) != len(seen):
-        raise ValueError(f"chunks have shape {said.shape} for {len(seen)} measurements; expected (N, T)")
-    opens, closes = np.max(said, axis=1) >= band.open, np.min(said, axis=1) <= band.closed
+    commanded, measured_states = np.asarray(chunks, dtype=np.float64), gripper_states(measured, band)
+    if commanded.ndim != 2 or len(commanded) != len(measured_states):
+        raise ValueError(
+            f"chunks have shape {commanded.shape} for {len(measured_states)} measurements; expected (N, T)"
+        )
+    opens, closes = np.max(commanded, axis=1) >= band.open, np.min(commanded, axis=1) <= band.closed
     found: list[Order] = []
     since = 0
     for step, kind in events:
-        (old,) = np.nonzero(seen[since : step + 1] == (CLOSED if kind == "open" else OPEN))
+        (old,) = np.nonzero(measured_states[since : step + 1] == (CLOSED if kind == "open" else OPEN))
         asks = opens if kind == "open" else closes
         found.append("back" if not old.size else "ahead" if asks[since + old[-1]] else "behind")
         since = step

@@ -2,7 +2,7 @@
 
 An address may name a branch, a tag or a commit (``hf://USER/REPO@main/FILE``). Whatever it names is looked up once and
 read at that commit, so a branch that moves meanwhile changes nothing, and the commit is part of every address that is
-kept. Datasets are read where they are, through `places`; weights are copied into the user's cache and compared with the
+kept. Datasets are read where they are, through `paths`; weights are copied into the user's cache and compared with the
 size and, of large files, the SHA-256 that the hub states. Nothing is ever written to a hub. What comes from it is as
 untrusted as any other file.
 
@@ -23,8 +23,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diffusion_policy.commands import install_extra
-from diffusion_policy.errors import PlaceError
-from diffusion_policy.storage import file_sha256, local_cache, whole_file
+from diffusion_policy.errors import PathError
+from diffusion_policy.storage import atomic_file, file_sha256, local_cache
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def pinned(address: object) -> str:
     """The same address at the commit that it names now, ``hf://datasets/USER/REPO@COMMIT/PATH``.
 
     Raises:
-        PlaceError: no such repository or revision, access refused, the hub cannot be reached, or huggingface_hub is
+        PathError: no such repository or revision, access refused, the hub cannot be reached, or huggingface_hub is
             not installed.
     """
     match = _ADDRESS.fullmatch(str(address))
@@ -64,7 +64,7 @@ def pinned(address: object) -> str:
     with answering(url):
         found = _file_system().resolve_path(match[1].rstrip("/"))
         if not hasattr(found, "repo_id"):
-            raise PlaceError(f"{url}: it is no repository; expected {EXPECTED}")
+            raise PathError(f"{url}: it is no repository; expected {EXPECTED}")
         commit = _commit(found.repo_type, found.repo_id, found.revision)
     kind = "" if found.repo_type == "model" else f"{found.repo_type}s/"
     return f"{SCHEME}{kind}{found.repo_id}@{commit}" + (f"/{found.path_in_repo}" if found.path_in_repo else "")
@@ -76,7 +76,7 @@ def local_copy(path: str | Path) -> Path:
     Copies are kept by commit and never change.
 
     Raises:
-        PlaceError: it is not there, cannot be reached, is larger than the disk, or is not what the hub says it is.
+        PathError: it is not there, cannot be reached, is larger than the disk, or is not what the hub says it is.
         StorageError: the disk refuses.
     """
     if not is_hub(path):
@@ -92,8 +92,8 @@ def local_copy(path: str | Path) -> Path:
         files = list(hub.find(inside, detail=True).values()) if is_folder else [entry]
     wanted = [file for file in files if not is_folder or file["name"].endswith(WEIGHTS)]
     if not wanted or len(wanted) > MAX_FILES:
-        raise PlaceError(f"{address}: {len(wanted)} files of weights in it; name one of its files or another folder")
-    _check_room(address, sum(int(file["size"]) for file in wanted), home)
+        raise PathError(f"{address}: {len(wanted)} files of weights in it; name one of its files or another folder")
+    _check_free_space(address, sum(int(file["size"]) for file in wanted), home)
     for file in wanted:
         _fetch(hub, file, _home(SCHEME + file["name"]))
     return home
@@ -125,14 +125,14 @@ def answering(address: object) -> Iterator[None]:
     """Turns what a hub's library raises into one sentence about the address.
 
     Raises:
-        PlaceError: there was such an error.
+        PathError: there was such an error.
     """
     try:
         yield
     except ImportError as error:
-        raise PlaceError(f"{address} needs a package ({error}): {install_extra('hub')}") from error
+        raise PathError(f"{address} needs a package ({error}): {install_extra('hub')}") from error
     except _answers() as error:
-        raise PlaceError(f"{address}: {_reason(error)}") from error
+        raise PathError(f"{address}: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:
@@ -201,7 +201,7 @@ def _read_only() -> Any:
 
 
 def _refuse(path: Any) -> None:
-    raise PlaceError(
+    raise PathError(
         f"{SCHEME}{path}: a hub is only read, nothing is uploaded; write into a folder, and upload it yourself into a "
         "private repository: hf upload USER/REPO FOLDER"
     )
@@ -216,7 +216,7 @@ def _commit(repo_type: str, repo_id: str, revision: str) -> str:
 
     commit = HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision).sha
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
-        raise PlaceError(f"{SCHEME}{repo_id}: the hub names no commit for {revision!r}, but {commit!r}")
+        raise PathError(f"{SCHEME}{repo_id}: the hub names no commit for {revision!r}, but {commit!r}")
     logger.info("%s%s: %s is read at commit %s", SCHEME, repo_id, revision, commit)
     return commit
 
@@ -226,7 +226,7 @@ def _fetch(hub: Any, file: dict[str, Any], path: Path) -> None:
     if path.is_file():
         return
     address, size = SCHEME + file["name"], int(file["size"])
-    with whole_file(path, shared=True) as temporary:
+    with atomic_file(path, shared=True) as temporary:
         with answering(address), hub.open(file["name"], "rb", block_size=0) as remote, temporary.open("wb") as local:
             left = size
             while left >= 0 and (block := remote.read(BLOCK)):
@@ -234,18 +234,18 @@ def _fetch(hub: Any, file: dict[str, Any], path: Path) -> None:
                 local.write(block)
         if left:
             found = f"{size - left} of {size} bytes arrived" if left > 0 else f"more than its {size} bytes arrived"
-            raise PlaceError(f"{address}: {found}; the connection broke off, or the hub is wrong: try again")
+            raise PathError(f"{address}: {found}; the connection broke off, or the hub is wrong: try again")
         lfs = file.get("lfs")
         expected = (lfs.get("sha256") if isinstance(lfs, dict) else getattr(lfs, "sha256", None)) if lfs else None
         if expected and file_sha256(temporary) != expected:
-            raise PlaceError(f"{address}: its SHA-256 is not {expected}, which the hub states: try again")
+            raise PathError(f"{address}: its SHA-256 is not {expected}, which the hub states: try again")
 
 
-def _check_room(address: str, size: int, home: Path) -> None:
+def _check_free_space(address: str, size: int, home: Path) -> None:
     folder = next(folder for folder in home.parents if folder.exists())
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise PlaceError(f"{address}: it has {size / 1e9:,.1f} GB, and {folder} has room for {free / 1e9:,.1f}")
+        raise PathError(f"{address}: it has {size / 1e9:,.1f} GB, and {folder} has room for {free / 1e9:,.1f}")
 
 
 def _home(address: str) -> Path:
@@ -254,7 +254,7 @@ def _home(address: str) -> Path:
     kind, rest = (parts[0], parts[1:]) if parts[0] in ("datasets", "spaces") else ("models", parts)
     user, (repo, _, commit), inside = rest[0], rest[1].partition("@"), rest[2:]
     if any(part in ("..", ".") or "\\" in part or "\0" in part for part in (user, repo, *inside)) or not commit:
-        raise PlaceError(f"{address}: its name leads out of its repository; it was refused")
+        raise PathError(f"{address}: its name leads out of its repository; it was refused")
     return _copies().joinpath(kind, user, repo, commit, *inside)
 
 

@@ -1,7 +1,7 @@
-"""Modules that have moved, by their former names: programs and checkpoints that name them still find them.
+"""Former names of modules, classes and functions: programs and checkpoints that use them still work.
 
-`import diffusion_policy.cores` gives the module `diffusion_policy.cpu` itself, with a warning that says so.
-A name stands for what lies below it, too.
+`import diffusion_policy.cores` imports the module `diffusion_policy.cpu` itself, with a DeprecationWarning; the former
+name of a package covers its submodules. `former_names` does the same for names in a module.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 _PACKAGE = __name__.rpartition(".")[0]
 # Former name: present name, both below the package.
@@ -20,6 +21,10 @@ MOVED = {
     "adapt.families.project_config": "whatif.project_config",
     "adapt.families": "families",
     "adapt.layout": "adapt.named_axes",
+    "dataset.told": "dataset.episode_metadata",
+    "places": "paths",
+    "policy.quaternion_side": "policy.quaternion_hemisphere",
+    "policy.robot_answer": "policy.robot_action",
     "adapt.param_groups": "workspace.param_groups",
     "adapt.whatif": "whatif.config_change",
     "adapt.whatif_report": "whatif.report",
@@ -135,3 +140,20 @@ def install() -> None:
     """Let former names be found from now on, behind every other finder."""
     if not any(isinstance(finder, _MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(_MovedModules())
+
+
+def former_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """A module's `__getattr__` that returns its renamed classes and functions by their former names, with a warning.
+
+    Args:
+        module: `__name__` of the module.
+        names: former name: present name.
+    """
+
+    def renamed(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warnings.warn(f"{module}.{name} is now {names[name]}", DeprecationWarning, stacklevel=2)
+        return getattr(sys.modules[module], names[name])
+
+    return renamed

@@ -50,11 +50,11 @@ class PoseFault:
     """
 
     code: FaultCode
-    said: str
+    message: str
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.said}; {self.remedy}"
+        return f"{self.message}; {self.remedy}"
 
 
 def pose_faults(
@@ -115,8 +115,8 @@ def _position_faults(positions: FloatArray, what: str) -> list[PoseFault]:
     if reach <= FARTHEST_M:
         return []
     unit = "millimeters" if reach > 10 * FARTHEST_M else "centimeters or millimeters"
-    said = f"{what}: positions reach {reach:.0f}, which are no meters of an arm: {unit}?"
-    return [PoseFault("position-unit", said, "convert positions to meters")]
+    message = f"{what}: positions reach {reach:.0f}, which are no meters of an arm: {unit}?"
+    return [PoseFault("position-unit", message, "convert positions to meters")]
 
 
 def _quaternion_faults(quaternions: FloatArray, finite: Mask, at: _Places) -> list[PoseFault]:
@@ -124,8 +124,8 @@ def _quaternion_faults(quaternions: FloatArray, finite: Mask, at: _Places) -> li
     zero, off = finite & (norms < _ZERO_NORM), finite & (np.abs(norms - 1) > RECORDED_NORM_SLACK)
     faults = []
     if zero.any():
-        said = f"{at.what}: the quaternion is zero at {int(zero.sum())} of {at.n_steps} steps, {at.first(zero)}"
-        faults.append(PoseFault("zero-quaternion", said, "a lost measurement is no rotation: cut these steps"))
+        message = f"{at.what}: the quaternion is zero at {int(zero.sum())} of {at.n_steps} steps, {at.first(zero)}"
+        faults.append(PoseFault("zero-quaternion", message, "a lost measurement is no rotation: cut these steps"))
     off &= ~zero
     if not off.any():
         return faults
@@ -133,14 +133,14 @@ def _quaternion_faults(quaternions: FloatArray, finite: Mask, at: _Places) -> li
     low, high = float(norms[off].min()), float(norms[off].max())
     norm = f"{low:.3g}" if high - low < 1e-3 else f"{low:.3g} to {high:.3g}"
     if share <= 0.5:
-        said = (
+        message = (
             f"{at.what}: the quaternion's norm is {norm} at {int(off.sum())} of {at.n_steps} steps, {at.first(off)}; "
             f"expected 1 within {RECORDED_NORM_SLACK}"
         )
-        return [*faults, PoseFault("quaternion-norm", said, "these steps are no rotation: cut them")]
+        return [*faults, PoseFault("quaternion-norm", message, "these steps are no rotation: cut them")]
     kind = _kind_of_rotation(quaternions[finite & ~zero], norms[finite & ~zero])
-    said = f"{at.what}: numbers 4 to 7 have norm {norm}, so they are no unit quaternion: {kind}"
-    return [*faults, PoseFault("rotation", said, "convert rotations to quaternions x y z w")]
+    message = f"{at.what}: numbers 4 to 7 have norm {norm}, so they are no unit quaternion: {kind}"
+    return [*faults, PoseFault("rotation", message, "convert rotations to quaternions x y z w")]
 
 
 def _kind_of_rotation(numbers: FloatArray, norms: FloatArray) -> str:
@@ -172,11 +172,11 @@ def order_fault(action: ArrayLike, pose: ArrayLike, what: str) -> PoseFault | No
     reordered = min(_median_degrees(one, other) for one, other in zip(turned, (theirs, ours), strict=True))
     if as_is < _FAR_DEGREES or reordered > _NEAR_DEGREES:
         return None
-    said = (
+    message = (
         f"{what}: commanded and measured rotation are {as_is:.0f} degrees apart (median), and {reordered:.0f} if one "
         "of the two is scalar-first (w x y z)"
     )
-    return PoseFault("quaternion-order", said, "write both as x y z w")
+    return PoseFault("quaternion-order", message, "write both as x y z w")
 
 
 def _median_degrees(a: FloatArray, b: FloatArray) -> float:

@@ -23,8 +23,8 @@ from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.spec import SpecError, StepSpec, read_shape_meta
 
 # In the order in which they count; each refers to the next one in the configs of this project.
-PLACES = ("policy.shape_meta", "shape_meta", "task.shape_meta")
-DATASET_PLACE = "task.dataset.shape_meta"
+KEYS = ("policy.shape_meta", "shape_meta", "task.shape_meta")
+DATASET_KEY = "task.dataset.shape_meta"
 
 
 def step_spec_of(cfg: DictConfig) -> StepSpec:
@@ -35,15 +35,15 @@ def step_spec_of(cfg: DictConfig) -> StepSpec:
     """
     spec = find_step_spec(cfg)
     if spec is None:
-        raise SpecError(f"the config has no shape_meta; expected one of {', '.join(PLACES)}")
+        raise SpecError(f"the config has no shape_meta; expected one of {', '.join(KEYS)}")
     return spec
 
 
 def find_step_spec(cfg: DictConfig) -> StepSpec | None:
     """As :func:`step_spec_of`; None for a config that says it nowhere."""
-    found = _read(cfg, PLACES)
-    for place, other in itertools.pairwise(found):
-        _check_agreement(place, found[place], other, found[other], "they must say the same")
+    found = _read(cfg, KEYS)
+    for key, other in itertools.pairwise(found):
+        _check_agreement(key, found[key], other, found[other], "they must say the same")
     return next(iter(found.values()), None)
 
 
@@ -54,14 +54,12 @@ def trained_spec_of(cfg: DictConfig) -> StepSpec:
         SpecError: as there; or the dataset is asked for something else.
     """
     spec = step_spec_of(cfg)
-    for place, asked in _read(cfg, (DATASET_PLACE,)).items():
-        _check_agreement(
-            place, asked, list(_read(cfg, PLACES))[-1], spec, "the dataset must read what the policy predicts"
-        )
+    for key, asked in _read(cfg, (DATASET_KEY,)).items():
+        _check_agreement(key, asked, list(_read(cfg, KEYS))[-1], spec, "the dataset must read what the policy predicts")
     return spec
 
 
-def _read(cfg: DictConfig, places: tuple[str, ...]) -> dict[str, StepSpec]:
+def _read(cfg: DictConfig, keys: tuple[str, ...]) -> dict[str, StepSpec]:
     """Of the places that the config has, in order.
 
     Raises:
@@ -69,25 +67,25 @@ def _read(cfg: DictConfig, places: tuple[str, ...]) -> dict[str, StepSpec]:
     """
     register_resolvers()
     found = {}
-    for place in places:
+    for key in keys:
         try:
-            entry = OmegaConf.select(cfg, place)
+            entry = OmegaConf.select(cfg, key)
             meta: Any = None if entry is None else OmegaConf.to_container(entry, resolve=True)
         except OmegaConfBaseException as error:
-            raise SpecError(f"the config's {place} cannot be resolved: {str(error).splitlines()[0]}") from error
+            raise SpecError(f"the config's {key} cannot be resolved: {str(error).splitlines()[0]}") from error
         if meta is not None:
-            found[place] = read_shape_meta(meta)
+            found[key] = read_shape_meta(meta)
     return found
 
 
-def _check_agreement(place: str, spec: StepSpec, other: str, others: StepSpec, why: str) -> None:
+def _check_agreement(key: str, spec: StepSpec, other: str, others: StepSpec, why: str) -> None:
     if spec == others:
         return
     if spec.action_names != others.action_names:
-        said = f"actions {list(spec.action_names)} and {list(others.action_names)}"
+        difference = f"actions {list(spec.action_names)} and {list(others.action_names)}"
     else:
-        said = f"observations {_observed(spec)} and {_observed(others)}"
-    raise SpecError(f"{place} and {other} differ ({said}); {why}: leave {place} at ${{{other}}}")
+        difference = f"observations {_observed(spec)} and {_observed(others)}"
+    raise SpecError(f"{key} and {other} differ ({difference}); {why}: leave {key} at ${{{other}}}")
 
 
 def _observed(spec: StepSpec) -> list[str]:

@@ -3,9 +3,9 @@
 All other modules write through these functions, so that one reader of a folder tells what is unfinished by one name:
 ``.part.NAME``, or ``.PID.part.NAME`` where several processes may write ``NAME`` at a time.
 
-    whole_file, write_text, write_bytes, write_json   a file, replacing the former one
+    atomic_file, write_text, write_bytes, write_json   a file, replacing the former one
     write_new                                         a file under the first name that is free: nothing is replaced
-    whole_folder                                      a folder of files
+    atomic_folder                                      a folder of files
     link                                              a second name for a file that is there
     rename                                            another name for a file or folder that is there
     file_sha256, sha256                               what a file or bytes are, for good: for records
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.moved import former_names
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -55,7 +56,7 @@ def unfinished(path: str | Path, *, shared: bool = False) -> Path:
 
 
 @contextmanager
-def whole_file(path: str | Path, *, shared: bool = True, flushed: bool = True) -> Iterator[Path]:
+def atomic_file(path: str | Path, *, shared: bool = True, flushed: bool = True) -> Iterator[Path]:
     """A temporary name to write to, renamed to `path` when the block ends; nothing else is left behind.
 
     Its folder is made. What was written is on the disk, not only in memory, before it takes the former file's place.
@@ -93,13 +94,13 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_bytes(path: str | Path, content: ReadableBuffer, *, flushed: bool = True) -> None:
-    """As `write_text`, for bytes; `flushed` as for `whole_file`."""
-    with whole_file(path, flushed=flushed) as temporary:
+    """As `write_text`, for bytes; `flushed` as for `atomic_file`."""
+    with atomic_file(path, flushed=flushed) as temporary:
         temporary.write_bytes(content)
 
 
 def write_json(path: str | Path, content: Any, *, flushed: bool = True) -> None:
-    """Write plain finite JSON, indented, as `write_text` does; `flushed` as for `whole_file`."""
+    """Write plain finite JSON, indented, as `write_text` does; `flushed` as for `atomic_file`."""
     write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode("utf-8"), flushed=flushed)
 
 
@@ -136,7 +137,7 @@ def write_new(paths: Iterable[Path], text: str) -> Path:
 
 
 @contextmanager
-def whole_folder(path: str | Path, *, within: str | Path | None = None) -> Iterator[Path]:
+def atomic_folder(path: str | Path, *, within: str | Path | None = None) -> Iterator[Path]:
     """An empty folder to fill, which is renamed to `path` when the block ends, and removed if it raises.
 
     `path` must not exist, or be an empty folder. What a killed process left of it is removed first. A block that has
@@ -259,3 +260,6 @@ def _flush_folder(folder: Path) -> None:
     """Wait until a rename is on the disk: it is when its folder is."""
     with contextlib.suppress(OSError):  # some network file systems cannot; the file is in its place all the same
         _flush(folder)
+
+
+__getattr__ = former_names(__name__, {"whole_file": "atomic_file", "whole_folder": "atomic_folder"})

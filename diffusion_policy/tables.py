@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from diffusion_policy.moved import former_names
+
 
 class Text:
     """Text, folded at words to the width of the terminal or of its column.
@@ -18,9 +20,9 @@ class Text:
         whole: not folded, such as a command that is to be copied.
     """
 
-    def __init__(self, *parts: str | tuple[str, str], style: str = "", whole: bool = False):
+    def __init__(self, *parts: str | tuple[str, str], style: str = "", no_wrap: bool = False):
         self.parts = tuple((part, style) if isinstance(part, str) else part for part in parts)
-        self.whole = whole
+        self.no_wrap = no_wrap
 
     def __str__(self) -> str:
         return "".join(text for text, _ in self.parts)
@@ -39,7 +41,7 @@ class Column:
 
     title: str = ""
     right: bool = False
-    whole: bool = False
+    no_wrap: bool = False
     min_width: int | None = None
     max_width: int | None = None
 
@@ -80,9 +82,12 @@ class Table:
 
 
 # What is printed: a string as it is, with its own line breaks only; text and tables, fitted to the terminal.
-Shown = str | Text | Table
+Printable = str | Text | Table
 
 
 def as_texts(lines: Sequence[str], style: str = "") -> list[Text]:
     """Returns each line as text of one style."""
     return [Text(line, style=style) for line in lines]
+
+
+__getattr__ = former_names(__name__, {"Shown": "Printable"})

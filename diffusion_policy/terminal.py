@@ -12,18 +12,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as DrawnTable
 from rich.text import Text as DrawnText
 
-from diffusion_policy.tables import Shown, Table, Text
+from diffusion_policy.tables import Printable, Table, Text
 
 
-def show(shown: Shown | Sequence[Shown], console: Console | None = None) -> None:
+def show(shown: Printable | Sequence[Printable], console: Console | None = None) -> None:
     """Prints results on stdout, or on a console."""
     console = console or Console()
     for part in [shown] if isinstance(shown, str | Text | Table) else shown:
         if isinstance(part, str):
             console.print(part, markup=False, highlight=False, soft_wrap=True)
         else:
-            whole = isinstance(part, Text) and part.whole  # rich folds a text whatever the text itself says
-            console.print(drawn(part), highlight=False, crop=False, soft_wrap=whole)
+            no_wrap = isinstance(part, Text) and part.no_wrap  # rich folds a text whatever the text itself says
+            console.print(drawn(part), highlight=False, crop=False, soft_wrap=no_wrap)
     console.file.flush()
 
 
@@ -44,7 +44,7 @@ def drawn(part: Text | Table) -> RenderableType:
 
 def _text(text: Text) -> DrawnText:
     parts = [(words, style) for words, style in text.parts]
-    if not text.whole:
+    if not text.no_wrap:
         return DrawnText.assemble(*parts)
     return DrawnText.assemble(*parts, no_wrap=True, overflow="ignore")
 
@@ -60,7 +60,7 @@ def _table(table: Table) -> DrawnTable:
         found.add_column(
             DrawnText(column.title),
             justify="right" if column.right else "left",
-            no_wrap=column.whole,
+            no_wrap=column.no_wrap,
             overflow="fold",  # no part of a cell is cut off
             min_width=column.min_width,
             max_width=column.max_width,

@@ -56,12 +56,12 @@ class TimestampFault:
         flags: for a conversion, so that the stamps become seconds.
     """
 
-    said: str
+    message: str
     remedy: str
     flags: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.said}: {self.remedy}"
+        return f"{self.message}: {self.remedy}"
 
 
 def parse_timestamps(name: str | None) -> TimestampUnit | None:

@@ -31,7 +31,7 @@ def pixel_format(width: int, height: int) -> str:
 
 
 class VideoWriter:
-    """One MP4 that is being written, under the name that it is given: put it in a ``storage.whole_file``.
+    """One MP4 that is being written, under the name that it is given: put it in a ``storage.atomic_file``.
 
     Args:
         file: to be made.

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_policy.command_line import Answer, progress, run_command
+from diffusion_policy.command_line import CommandResult, progress, run_command
 from diffusion_policy.gripper_scale import add_gripper_scale
 
 if TYPE_CHECKING:
@@ -58,16 +58,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--json", metavar="OUT", help="also write the answer as JSON")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Inspect, ask what a change costs, or make the ledger, and perhaps the file."""
     from diffusion_policy.adapt.inspection import inspect_file
     from diffusion_policy.whatif.config_change import what_if
 
     if arguments.command == "whatif":
         report = what_if(arguments.model, arguments.set)
-        return Answer(report.table(), 0 if report.runs else 1, report.to_json())
+        return CommandResult(report.table(), 0 if report.runs else 1, report.to_json())
     answer = inspect_file(arguments.file) if arguments.command == "inspect" else _ledger(arguments)
-    return Answer(answer.table(), 0, answer.to_json())
+    return CommandResult(answer.table(), 0, answer.to_json())
 
 
 def _ledger(arguments: argparse.Namespace) -> Ledger:

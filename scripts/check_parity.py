@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import CommandResult, run_command
 from diffusion_policy.errors import WorkspaceError
 
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="OUT")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Compare what the server answers with the checkpoint's own way."""
     from diffusion_policy.serve.checks.parity import check_parity
     from diffusion_policy.serve.client import LineClient
@@ -38,7 +38,7 @@ def work(arguments: argparse.Namespace) -> Answer:
         raise WorkspaceError(f"--server {arguments.server}: expected HOST:PORT, such as 127.0.0.1:8007")
     with LineClient(host, int(port), arguments.token, timeout=60) as client:
         report = check_parity(arguments.ckpt, arguments.dataset, client, arguments.requests, arguments.encoding)
-    return Answer(report.table(), 0 if report.passed else 1, report.to_json())
+    return CommandResult(report.table(), 0 if report.passed else 1, report.to_json())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_policy.command_line import Answer, Stopped, progress, run_command
+from diffusion_policy.command_line import CommandResult, Stopped, progress, run_command
 from diffusion_policy.gripper_scale import add_gripper_scale
 from diffusion_policy.installation import CONFIG
 
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="go on with an interrupted collection")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Collect, and print the result."""
     from diffusion_policy.dagger.corrections import DOCUMENT, collect, read_collected
     from diffusion_policy.errors import WorkspaceError
@@ -69,10 +69,10 @@ def work(arguments: argparse.Namespace) -> Answer:
         done = read_collected(folder)
         kept = f"{len(done.results)} of {done.scenes} scenes are kept in {folder}"
         raise Stopped(kept, added=["--resume"]) from error
-    return Answer(summary(found, folder))
+    return CommandResult(summary(found, folder))
 
 
-def cut(arguments: argparse.Namespace) -> Answer:
+def cut(arguments: argparse.Namespace) -> CommandResult:
     """The corrections that a person made on a robot."""
     from diffusion_policy.dagger.marked import SHORTEST, cut_marked
     from diffusion_policy.gripper_scale import parse_scales
@@ -81,7 +81,7 @@ def cut(arguments: argparse.Namespace) -> Answer:
     cuts = cut_marked(arguments.marked, arguments.output, first_number=arguments.first_number, gripper_scale=scale)
     episodes, frames = sum(len(found.episodes) for found in cuts), sum(found.frames for found in cuts)
     short = sum(found.too_short for found in cuts)
-    return Answer(
+    return CommandResult(
         f"{episodes} corrections of {frames} steps from {len(cuts)} recordings in {arguments.output}\n"
         f"{short} marked parts left out, shorter than {SHORTEST} steps"
     )

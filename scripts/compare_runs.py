@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import CommandResult, run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", type=Path, metavar="OUT", help="write one self-contained page")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Compare the runs."""
     from diffusion_policy.report.comparison import compare
     from diffusion_policy.storage import write_text
@@ -35,7 +35,7 @@ def work(arguments: argparse.Namespace) -> Answer:
     comparison = compare(arguments.runs, arguments.closed_loop)
     if arguments.html:
         write_text(arguments.html, comparison.page())
-    return Answer(comparison.table(), 0 if comparison.best is not None else 1, comparison.to_json())
+    return CommandResult(comparison.table(), 0 if comparison.best is not None else 1, comparison.to_json())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import CommandResult, run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Convert, and tell what became of the episodes and what the checks say of the dataset."""
     from diffusion_policy.convert.arguments import run_conversion
     from diffusion_policy.diagnose.conversion_verdict import checked

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import CommandResult, run_command
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import add_gripper_scale, parse_scales
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corrections", type=Path, metavar="JSON", help="corrected actions by step, for one log")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Convert the logs."""
     from diffusion_policy.run_log.to_trajectories import convert_logs, read_corrections
 
@@ -33,7 +33,7 @@ def work(arguments: argparse.Namespace) -> Answer:
     corrections = read_corrections(arguments.corrections) if arguments.corrections else None
     episodes = convert_logs(arguments.logs, arguments.output, corrections, parse_scales(arguments.gripper_scale))
     lines = [f"{e.path}: {e.n_steps} steps, {e.left_out} left out, {e.corrected} corrected" for e in episodes]
-    return Answer("\n".join(lines))
+    return CommandResult("\n".join(lines))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

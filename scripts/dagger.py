@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_policy.command_line import Answer, Stopped, run_command
+from diffusion_policy.command_line import CommandResult, Stopped, run_command
 
 if TYPE_CHECKING:
     from diffusion_policy.dagger.rounds import Work
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", type=Path, metavar="OUT", help="write the table (also in DIR/rounds.json)")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Run the rounds; the table is written after each, and printed at the end."""
     from diffusion_policy.recipe import FinishedSteps
 
@@ -67,7 +67,7 @@ def work(arguments: argparse.Namespace) -> Answer:
         raise Stopped(ended.kept, added=["--resume"]) from error
 
 
-def played(loop: Work, ended: FinishedSteps) -> Answer:
+def played(loop: Work, ended: FinishedSteps) -> CommandResult:
     """The rounds, and the table of those that ran."""
     from diffusion_policy.dagger.rounds import document, rows_of, stages
     from diffusion_policy.dagger.table import rounds_table
@@ -80,14 +80,14 @@ def played(loop: Work, ended: FinishedSteps) -> Answer:
         for steps in stages(loop, number, ended):
             status = max(run_recipe(steps, ended).statuses, default=0)
             if status:
-                return Answer("a command failed; its message is above", status)
+                return CommandResult("a command failed; its message is above", status)
         new = rows_of(loop, number)
         if not new:
             show_line(f"round {number}: nothing to correct in {loop.plan.scenes} scenes; the loop ends here")
             break
         rows += new
         write_json(loop.folder / "rounds.json", document(loop, rows))
-    return Answer(rounds_table(rows), document=document(loop, rows))
+    return CommandResult(rounds_table(rows), document=document(loop, rows))
 
 
 def loop_of(arguments: argparse.Namespace) -> Work:

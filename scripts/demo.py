@@ -18,14 +18,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import CommandResult, run_command
 from diffusion_policy.commands import command
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.evaluate.verdicts import FORMER_VERDICTS, OPENS_AND_CLOSES
 from diffusion_policy.installation import PRETRAINED
 from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.recipe import RecipeResult, Step, prepare, run_recipe
-from diffusion_policy.tables import Shown, Table, Text
+from diffusion_policy.tables import Printable, Table, Text
 
 GOAL = 34 / 40  # of the scenes, for the policy that was grown and fine-tuned
 MARKER = ".made_by_demo"
@@ -123,7 +123,7 @@ def how_firm(verdicts: Sequence[Mapping[str, Any]]) -> str:
 
 def outcome(
     work: Path, rollouts: Mapping[str, Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]
-) -> list[Shown]:
+) -> list[Printable]:
     """What the files in ``work`` say was inherited, measured, commanded and done."""
     ledger = json.loads((work / "ledger.json").read_text())
     first, *_, last = (json.loads(line) for line in (work / "finetuned" / "logs.json.txt").read_text().splitlines())
@@ -202,7 +202,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="see every step run; far too little to learn from")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Run the recipe and print its results."""
     folder = arguments.workdir
     steps = recipe(folder, arguments.seed, quick=arguments.quick)
@@ -214,12 +214,12 @@ def work(arguments: argparse.Namespace) -> Answer:
     last = steps[len(played.statuses) - 1]
     if played.statuses[-1] not in last.accepted:
         failed = f"{last.title!r} failed with status {played.statuses[-1]}; its message is above"
-        return Answer(Text(failed, style="red"), played.statuses[-1])
+        return CommandResult(Text(failed, style="red"), played.statuses[-1])
     verdicts = json.loads((folder / "verdicts.json").read_text())
     names = ("pose", "finetuned", "scratch")
     rollouts = {name: json.loads((folder / f"rollouts_{name}.json").read_text()) for name in names}
     title, times = Text(headline(rollouts), style="bold"), Text(times_text(steps, played), style="dim")
-    return Answer(
+    return CommandResult(
         ["", title, "", *outcome(folder, rollouts, verdicts), "", times],
         played.statuses[[step.title for step in steps].index(JUDGING)],
     )

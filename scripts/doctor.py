@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, progress, run_command
+from diffusion_policy.command_line import CommandResult, progress, run_command
 from diffusion_policy.gripper_scale import add_gripper_scale
 
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write findings and diagnosis")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Examine what is given."""
     from diffusion_policy.diagnose.doctor import examine
     from diffusion_policy.evaluate.gripper_table import find_logs
@@ -52,7 +52,7 @@ def work(arguments: argparse.Namespace) -> Answer:
     options = {"gripper_scale": arguments.gripper_scale, "closed_loop": arguments.closed_loop}
     with progress("files") as show:
         examination = examine(*given, **options, on_progress=show)
-    return Answer(examination.table(), examination.exit_status, examination.to_json())
+    return CommandResult(examination.table(), examination.exit_status, examination.to_json())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

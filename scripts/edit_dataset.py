@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, progress, run_command
+from diffusion_policy.command_line import CommandResult, progress, run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="say what would be kept, and write nothing")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Plan the edit, print the plan, and write."""
     from diffusion_policy.dataset.replay_buffer import ReplayBuffer
     from diffusion_policy.diagnose.step_evidence import idle_ranges
@@ -60,10 +60,10 @@ def work(arguments: argparse.Namespace) -> Answer:
     if arguments.shortest is not None:
         plan = planning.drop_short(plan, arguments.shortest)
     if arguments.dry_run:
-        return Answer(table_of(plan, None))
+        return CommandResult(table_of(plan, None))
     with progress("steps") as bar:
         ledger = write_edited(plan, arguments.output, bar)
-    return Answer(table_of(plan, ledger))
+    return CommandResult(table_of(plan, ledger))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_policy.command_line import Answer, Stopped, progress, run_command
+from diffusion_policy.command_line import CommandResult, Stopped, progress, run_command
 from diffusion_policy.installation import CONFIG
 from diffusion_policy.policy import SCHEDULER_NAMES
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="run only the scenes that --json OUT does not hold yet")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Run the scenes; then the other checkpoint's, if there is one."""
     from diffusion_policy.closed_loop.pictures import draw_outcomes
     from diffusion_policy.closed_loop.tables import comparison_table, result_table
@@ -114,7 +114,7 @@ def work(arguments: argparse.Namespace) -> Answer:
         names = [str(path) if alike else path.name for path in (arguments.compare, arguments.checkpoint)]
         shown.append(comparison_table(comparison, *names))
         document["comparison"] = {"with": str(arguments.compare), **comparison.to_json()}
-    return Answer(shown, document=document)
+    return CommandResult(shown, document=document)
 
 
 def evaluation_of(arguments: argparse.Namespace) -> Evaluation:

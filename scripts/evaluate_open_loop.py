@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, progress, run_command
+from diffusion_policy.command_line import CommandResult, progress, run_command
 from diffusion_policy.gripper_events import TOLERANCE_SECONDS
 from diffusion_policy.gripper_scale import add_gripper_scale
 from diffusion_policy.policy import SCHEDULER_NAMES
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all numbers")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Evaluate the checkpoint, and the one to compare with."""
     from diffusion_policy.evaluate.episode_choice import parse_episodes
     from diffusion_policy.evaluate.open_loop_report import compare_open_loop, evaluate_open_loop
@@ -70,7 +70,7 @@ def work(arguments: argparse.Namespace) -> Answer:
     if differences:
         shown += comparison_table(differences, *(report.checkpoint for report in reports))
     document = {"reports": [report.to_json() for report in reports], "comparison": differences}
-    return Answer(shown, 1 if reports[-1].shortcomings() else 0, document)
+    return CommandResult(shown, 1 if reports[-1].shortcomings() else 0, document)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, progress, run_command
+from diffusion_policy.command_line import CommandResult, progress, run_command
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import add_gripper_scale, parse_scales
 
@@ -30,20 +30,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_gripper_scale(parser)
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Export, and say what was written."""
     if arguments.lerobot is None and arguments.zarr_zip is None:
         raise WorkspaceError("nothing is asked for; give --lerobot DIR, --zarr-zip FILE, or both")
     if arguments.fps is not None and not 0 < arguments.fps <= 1000:
         raise WorkspaceError(f"--fps is {arguments.fps}; expected steps a second, above 0 and at most 1000")
-    said: list[str] = []
+    lines: list[str] = []
     if arguments.zarr_zip is not None:
         from diffusion_policy.export.zarr_zip import export_zarr_zip
 
-        said.append(f"{export_zarr_zip(arguments.source, arguments.zarr_zip)}: packed, to be read in place")
+        lines.append(f"{export_zarr_zip(arguments.source, arguments.zarr_zip)}: packed, to be read in place")
     if arguments.lerobot is not None:
-        said.append(_to_lerobot(arguments))
-    return Answer("\n".join(said))
+        lines.append(_to_lerobot(arguments))
+    return CommandResult("\n".join(lines))
 
 
 def _to_lerobot(arguments: argparse.Namespace) -> str:
@@ -51,12 +51,12 @@ def _to_lerobot(arguments: argparse.Namespace) -> str:
     from diffusion_policy.export.episodes import DatasetEpisodes
     from diffusion_policy.export.lerobot import export_lerobot
     from diffusion_policy.export.run_logs import log_episodes
-    from diffusion_policy.places import place
+    from diffusion_policy.paths import as_path
 
     scale = parse_scales(arguments.gripper_scale)
     with tempfile.TemporaryDirectory() as scratch, progress("episodes") as bar:
-        if is_dataset(place(arguments.source)):
-            source = DatasetEpisodes(place(arguments.source), scale)
+        if is_dataset(as_path(arguments.source)):
+            source = DatasetEpisodes(as_path(arguments.source), scale)
         else:
             source = log_episodes([arguments.source], Path(scratch), scale)
         report = export_lerobot(

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import CommandResult, run_command
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
 
 SCHEDULER = "ddim"
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Export, and say how equal it is."""
     from diffusion_policy.checkpoint import load_policy
     from diffusion_policy.export.onnx_policy import export_onnx
@@ -45,7 +45,7 @@ def work(arguments: argparse.Namespace) -> Answer:
         "weights": arguments.weights, "scheduler": SCHEDULER, "steps": arguments.steps,
     }  # fmt: skip
     found = export_onnx(policy.eval(), arguments.output, about)
-    return Answer(
+    return CommandResult(
         f"{found.path}: {SCHEDULER}, {arguments.steps} steps; ONNX Runtime's actions are at most "
         f"{found.difference:.1e} from the policy's, of a range of 2"
     )

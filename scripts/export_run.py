@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import CommandResult, run_command
 from diffusion_policy.errors import WorkspaceError
 
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--project", metavar="NAME", help="of --vlalab (default: diffusion_policy)")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Export the run."""
     from diffusion_policy.run_log.exports import PROJECT, to_inference_log, to_rerun, to_vlalab
 
@@ -38,7 +38,7 @@ def work(arguments: argparse.Namespace) -> Answer:
         written = to_inference_log(arguments.run, arguments.inference_log)
     else:
         written = to_rerun(arguments.run, arguments.rerun)
-    return Answer(str(written))
+    return CommandResult(str(written))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

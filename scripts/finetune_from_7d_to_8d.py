@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from diffusion_policy.command_line import Answer, progress, run_command
+from diffusion_policy.command_line import CommandResult, progress, run_command
 from diffusion_policy.gripper_scale import add_gripper_scale
 
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing NEW_CKPT")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Grow the checkpoint, with its ledger."""
     from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
 
@@ -37,7 +37,7 @@ def work(arguments: argparse.Namespace) -> Answer:
             arguments.old_ckpt, arguments.new_ckpt, arguments.mode, arguments.dataset, ledger_path=arguments.ledger,
             overwrite=arguments.overwrite, gripper_scale=arguments.gripper_scale, on_progress=show,
         )  # fmt: skip
-    return Answer([*ledger.table(), f"wrote {arguments.new_ckpt}"])
+    return CommandResult([*ledger.table(), f"wrote {arguments.new_ckpt}"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

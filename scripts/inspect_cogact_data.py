@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, progress, run_command
+from diffusion_policy.command_line import CommandResult, progress, run_command
 from diffusion_policy.gripper_scale import add_gripper_scale
 from diffusion_policy.timestamps import add_timestamps
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", type=Path, metavar="OUT", help="write findings and evidence")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Inspect, and draw."""
     from diffusion_policy.diagnose.inspection import inspect_recordings
     from diffusion_policy.report.inspection_pictures import draw_pictures
@@ -43,7 +43,7 @@ def work(arguments: argparse.Namespace) -> Answer:
             arguments.directory, bar, arguments.gripper_scale, arguments.timestamps, arguments.mapping
         )
     pictures = [] if arguments.no_pictures else draw_pictures(inspection, arguments.output_dir)
-    return Answer(inspection.table(pictures), inspection.exit_status, inspection.to_json())
+    return CommandResult(inspection.table(pictures), inspection.exit_status, inspection.to_json())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import CommandResult, run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all numbers")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Join the logs."""
     from dataclasses import asdict
 
@@ -37,7 +37,7 @@ def work(arguments: argparse.Namespace) -> Answer:
     requests, figures = join(log, arguments.runs), LoopFigures.of(log)
     shown = [f"{name:26}{value}" for name, value in figures.rows()]
     document = {"run": figures.to_json(), "requests": [asdict(request) for request in requests]}
-    return Answer([*shown, joined_table(requests)], document=document)
+    return CommandResult([*shown, joined_table(requests)], document=document)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

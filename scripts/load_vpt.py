@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import CommandResult, run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the account as JSON")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Load, and tell what became of every tensor."""
     from dataclasses import asdict
 
@@ -44,7 +44,7 @@ def work(arguments: argparse.Namespace) -> Answer:
         f"{sum(parameter.numel() for parameter in agent.policy.parameters()):,} parameters",
         *(f"dropped by rule: {name}" for name in report.dropped),
     ]
-    return Answer(lines, document={"load": asdict(report), "settings": asdict(settings)})
+    return CommandResult(lines, document={"load": asdict(report), "settings": asdict(settings)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

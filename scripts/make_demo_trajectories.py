@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, Stopped, run_command
+from diffusion_policy.command_line import CommandResult, Stopped, run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted recording")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Record the episodes."""
     from diffusion_policy.sim.recorder import episode_folders, make_trajectories
 
@@ -59,7 +59,7 @@ def work(arguments: argparse.Namespace) -> Answer:
             raise
         kept_text = f"{kept} of {arguments.episodes} episodes are kept in {arguments.output}"
         raise Stopped(kept_text, added=["--resume"]) from error
-    return Answer(f"recorded {len(folders)} episodes in {arguments.output}")
+    return CommandResult(f"recorded {len(folders)} episodes in {arguments.output}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import CommandResult, run_command
 from diffusion_policy.recipe import Step, prepare, run_recipe
 
 MARKER = ".made_by_pretrain_demo_policy"
@@ -87,19 +87,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=7, help="of the demonstrations (default: 7)")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Run the commands and pack what they made."""
     folder = arguments.workdir
     steps = recipe(folder, arguments.episodes, arguments.seed, arguments.epochs)
     prepare(folder, MARKER)
     played = run_recipe(steps)
     if any(played.statuses):
-        return Answer(f"{steps[len(played.statuses) - 1].title!r} failed; its message is above", played.statuses[-1])
+        return CommandResult(
+            f"{steps[len(played.statuses) - 1].title!r} failed; its message is above", played.statuses[-1]
+        )
     run = folder / "run"
     provenance = origin(steps, run)
     pack(run / "checkpoints" / "latest.ckpt", arguments.output, provenance)
     size = arguments.output.stat().st_size / 1e6
-    return Answer(f"wrote {arguments.output}, {size:.1f} MB: {json.dumps(provenance['figures'])}")
+    return CommandResult(f"wrote {arguments.output}, {size:.1f} MB: {json.dumps(provenance['figures'])}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

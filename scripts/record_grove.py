@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, Stopped, progress, run_command
+from diffusion_policy.command_line import CommandResult, Stopped, progress, run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted recording")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Record the episodes."""
     from diffusion_policy.errors import WorkspaceError
     from diffusion_policy.minecraft.recorder import grove_files, record_grove
@@ -49,7 +49,7 @@ def work(arguments: argparse.Namespace) -> Answer:
         if not kept:
             raise
         raise Stopped(f"{kept} of {count} episodes are kept in {arguments.output}", added=["--resume"]) from error
-    return Answer(f"recorded {count} episodes of {arguments.task} in {arguments.output}")
+    return CommandResult(f"recorded {count} episodes of {arguments.task} in {arguments.output}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import CommandResult, run_command
 from diffusion_policy.policy import SCHEDULER_NAMES
 
 
@@ -27,14 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the comparison")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Recompute the run."""
     from diffusion_policy.serve.replay import replay
 
     wanted = {name: getattr(arguments, name) for name in ("scheduler", "steps", "device")}
     overrides = {name: value for name, value in wanted.items() if value is not None}
     comparison = replay(arguments.run, arguments.ckpt, overrides)
-    return Answer(comparison.table(), 0 if comparison.passed else 1, comparison.to_json())
+    return CommandResult(comparison.table(), 0 if comparison.passed else 1, comparison.to_json())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, progress, run_command
+from diffusion_policy.command_line import CommandResult, progress, run_command
 from diffusion_policy.gripper_scale import add_gripper_scale
 
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="HTML", help="the page to write")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Write the page."""
     from diffusion_policy.evaluate.gripper_table import find_logs
     from diffusion_policy.report.report_page import Sources, write_report
@@ -46,7 +46,7 @@ def work(arguments: argparse.Namespace) -> Answer:
     sources = Sources(*given, arguments.gripper_scale, tuple(arguments.closed_loop))
     with progress("files") as show:
         verdict = write_report(arguments.out, sources, show)
-    return Answer(f"{verdict.sentence}\n{arguments.out}", 1 if verdict.level == "bad" else 0)
+    return CommandResult(f"{verdict.sentence}\n{arguments.out}", 1 if verdict.level == "bad" else 0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, progress, run_command
+from diffusion_policy.command_line import CommandResult, progress, run_command
 from diffusion_policy.gripper_scale import add_gripper_scale
 from diffusion_policy.policy import SCHEDULER_NAMES
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", choices=["ema_model", "model"], default="ema_model")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Run the checkpoint over the episodes."""
     from diffusion_policy.evaluate.episode_choice import parse_episodes
     from diffusion_policy.evaluate.recorded_inference import run_recorded_inference
@@ -62,7 +62,7 @@ def work(arguments: argparse.Namespace) -> Answer:
             gripper_scale=arguments.gripper_scale,
             on_progress=show,
         )
-    return Answer(f"{len(logs)} logs in {arguments.output}")
+    return CommandResult(f"{len(logs)} logs in {arguments.output}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

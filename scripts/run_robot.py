@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import CommandResult, run_command
 from diffusion_policy.installation import CONFIG
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures of the run")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Run the arm until it is done or stopped."""
     from diffusion_policy.serve.client import PolicyForm, RealClock
     from diffusion_policy.serve.client.loop_figures import LoopFigures
@@ -77,7 +77,7 @@ def work(arguments: argparse.Namespace) -> Answer:
         compared = CommandComparison.of(log, arm.commands, arm.start)
         outcome["against_recorded"] = compared.to_json()
         shown += [f"{name:26}{value}" for name, value in compared.rows()]
-    return Answer([*shown, f"log: {path}"], document={**figures.to_json(), **outcome, "log": str(path)})
+    return CommandResult([*shown, f"log: {path}"], document={**figures.to_json(), **outcome, "log": str(path)})
 
 
 def arm_of(

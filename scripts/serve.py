@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import CommandResult, run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Serve until someone stops it."""
     from diffusion_policy.serve.server import serve_checkpoint
     from diffusion_policy.serve.settings import read_settings
@@ -35,7 +35,7 @@ def work(arguments: argparse.Namespace) -> Answer:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     flag = ["allow_unauthenticated=true"] if arguments.allow_unauthenticated else []
     serve_checkpoint(read_settings(arguments.config, [*arguments.settings, *flag]))
-    return Answer()
+    return CommandResult()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

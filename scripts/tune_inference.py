@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_policy.command_line import Answer, progress, run_command
+from diffusion_policy.command_line import CommandResult, progress, run_command
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_events import TOLERANCE_SECONDS
 from diffusion_policy.gripper_scale import add_gripper_scale
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from diffusion_policy.closed_loop.evaluation import Evaluation
     from diffusion_policy.serve.settings import EngineSettings
     from diffusion_policy.serve.tuning import Candidate
-    from diffusion_policy.tables import Shown, Table
+    from diffusion_policy.tables import Printable, Table
 
 CANDIDATES = ["ddim:4", "ddim:6", "ddim:8", "ddim:10", "ddim:16", "ddim:50", "dpm-solver++:8", "ddim:8:0.5"]
 
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     loop.add_argument("--set", dest="serve_words", action="append", default=[], metavar="KEY=VALUE", help="of it, too")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Measure the candidates on recorded data, then in the simulator, if there is one."""
     from diffusion_policy.closed_loop.tuning import check_candidate, tune_in_closed_loop
     from diffusion_policy.evaluate.episode_choice import parse_episodes
@@ -137,27 +137,27 @@ def answer_of(
     proposed: Candidate | None,
     settings: EngineSettings,
     document: dict[str, Any],
-) -> Answer:
+) -> CommandResult:
     """The tables and, of a proposal, the settings to paste."""
     from diffusion_policy.commands import command
     from diffusion_policy.tables import Text
 
     if proposed is None:
-        return Answer(tables, 1, {**document, "serve_settings": None})
+        return CommandResult(tables, 1, {**document, "serve_settings": None})
     words = proposed.serve_words(settings)
     config: tuple[object, ...] = ("--config", arguments.serve_config) if arguments.simulator is not None else ()
     line = command("serve", *config, f"ckpt={arguments.checkpoint}", *words, *arguments.serve_words)
     lines: list[str] = [
         f"  {key}: {value}" for key, _, value in (word.removeprefix("engine.").partition("=") for word in words)
     ]
-    shown: list[Shown] = [
+    shown: list[Printable] = [
         "in the server's settings:",
         "engine:",
         *lines,
         "or by its command line:",
-        Text(line, whole=True),
+        Text(line, no_wrap=True),
     ]
-    return Answer([*tables, *shown], 0, {**document, "serve_settings": list(words)})
+    return CommandResult([*tables, *shown], 0, {**document, "serve_settings": list(words)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, run_command
+from diffusion_policy.command_line import CommandResult, run_command
 from diffusion_policy.gripper_scale import add_gripper_scale, parse_scales
 
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_gripper_scale(parser)
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Judge the logs."""
     from diffusion_policy.evaluate.gripper_table import validate_logs
     from diffusion_policy.report.gripper_page import write_page
@@ -37,7 +37,7 @@ def work(arguments: argparse.Namespace) -> Answer:
         validation.write(arguments.json)
     if arguments.html is not None:
         write_page(arguments.html, validation)
-    return Answer(validation.table(), validation.exit_status)
+    return CommandResult(validation.table(), validation.exit_status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

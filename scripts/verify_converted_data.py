@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, progress, run_command
+from diffusion_policy.command_line import CommandResult, progress, run_command
 from diffusion_policy.gripper_scale import add_gripper_scale
 
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", type=Path, metavar="OUT", help="write findings and evidence")
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Inspect, and draw."""
     from diffusion_policy.diagnose.inspection import inspect_dataset
     from diffusion_policy.report.inspection_pictures import draw_pictures
@@ -37,7 +37,7 @@ def work(arguments: argparse.Namespace) -> Answer:
     with progress("frames read") as bar:
         inspection = inspect_dataset(arguments.zarr_path, arguments.checkpoint, bar, arguments.gripper_scale)
     pictures = [] if arguments.no_pictures else draw_pictures(inspection, arguments.output_dir)
-    return Answer(inspection.table(pictures), inspection.exit_status, inspection.to_json())
+    return CommandResult(inspection.table(pictures), inspection.exit_status, inspection.to_json())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

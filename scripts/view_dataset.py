@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, progress, run_command
+from diffusion_policy.command_line import CommandResult, progress, run_command
 from diffusion_policy.gripper_scale import add_gripper_scale
 
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_gripper_scale(parser)
 
 
-def work(arguments: argparse.Namespace) -> Answer:
+def work(arguments: argparse.Namespace) -> CommandResult:
     """Write the page."""
     from diffusion_policy.report.dataset_page import PageSettings, numbers_of, open_set, write_dataset_page
 
@@ -53,7 +53,7 @@ def work(arguments: argparse.Namespace) -> Answer:
             opened.append(open_set(path, settings, bar))
     with progress("episodes") as bar:
         text = write_dataset_page(output, opened, settings, bar)
-    return Answer(f"{text}\n{output}")
+    return CommandResult(f"{text}\n{output}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

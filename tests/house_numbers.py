@@ -32,7 +32,7 @@ WORDS = ("said", "beside", "lies", "Verdict", "Stage")
 STOP = re.compile(r"^\d+\. `(diffusion_policy[\w.]*):([\w.]+)`", re.MULTILINE)
 # Rows that say what the tree may not do, or how large it may get: in the document they are exact.
 LAWS = ("calls of print", "imports against the floors", "circles of imports",
-        "places outside policy/ and model/ that name a policy class", "stops of the four journeys")  # fmt: skip
+        "modules outside policy/ and model/ that name a policy class", "stops of the four journeys")  # fmt: skip
 # Rows that are to fall: the document may give more than there are.
 FALLING = ("action columns taken by number", "words")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -181,7 +181,7 @@ def _structure(paths: list[Path]) -> dict[str, str]:
     return {
         "imports against the floors": str(offences(house.test_imports_point_down)),
         "circles of imports": str(circles(paths)),
-        "places outside policy/ and model/ that name a policy class": str(second),
+        "modules outside policy/ and model/ that name a policy class": str(second),
         "action columns taken by number": f"{len(columns)} in {len(set(columns))} files",
         "stops of the four journeys": " / ".join(map(str, stops)),
         "words: " + " / ".join(WORDS): " / ".join(map(str, counts.values())),

@@ -40,7 +40,7 @@ class NumericArm:
     clock: VirtualClock
     cameras: tuple[str, ...] = ("image",)
     state: np.ndarray = field(default_factory=HOME.copy)
-    told: list[tuple[float, np.ndarray | None]] = field(default_factory=list)
+    sent: list[tuple[float, np.ndarray | None]] = field(default_factory=list)
     stopped: int = 0
 
     def observe(self) -> Reading:
@@ -49,17 +49,17 @@ class NumericArm:
 
     def move(self, action: np.ndarray) -> None:
         self.state = action.copy()
-        self.told.append((self.clock.now(), action.copy()))
+        self.sent.append((self.clock.now(), action.copy()))
 
     def hold(self, reason: str) -> None:
-        self.told.append((self.clock.now(), None))
+        self.sent.append((self.clock.now(), None))
 
     def stop(self) -> None:
         self.stopped += 1
 
     @property
     def xs(self) -> list[float | None]:
-        return [None if action is None else round(float(action[0]), 6) for _, action in self.told]
+        return [None if action is None else round(float(action[0]), 6) for _, action in self.sent]
 
 
 def forward(query: Query, n_steps: int = N_STEPS) -> Chunk:

@@ -19,7 +19,7 @@ from diffusion_policy.diagnose.steps import open_for_report, steps_of_dataset
 from diffusion_policy.diagnose.training_evidence import ConfigEvidence
 from diffusion_policy.env_runner.document import ClosedLoop
 from diffusion_policy.env_runner.results import SceneResult
-from diffusion_policy.gripper_scale import INTERNAL, DeclaredScales, FoundScale, FoundScales
+from diffusion_policy.gripper_scale import INTERNAL, DeclaredScales, ResolvedScale, ResolvedScales
 from diffusion_policy.spec import POSE, POSE_GRIPPER, ObsField, StepSpec, action_semantics
 
 LOW, HIGH = (0.2, -0.2, 0.1, 0.85, -0.5, -0.1, -0.1, 0.0), (0.7, 0.2, 0.6, 0.95, -0.3, 0.2, 0.1, 1.0)
@@ -43,7 +43,7 @@ DATASET = DatasetEvidence(
     still=0.1,
     command_distance_m=0.01,
     gripper=GRIPPER,
-    scales=FoundScales(FoundScale(INTERNAL, "labeled", 0.0, 1.0, "labeled")),
+    scales=ResolvedScales(ResolvedScale(INTERNAL, "labeled", 0.0, 1.0, "labeled")),
     tool_tilt=(10.0, 90.0),
     dropped=(0, 0),
     settings={},
@@ -206,10 +206,10 @@ ABOUT: dict[str, Any] = {
 def scenes_of(outcomes: str, seed: int = 100_000) -> list[SceneResult]:
     """A scene a letter: 1 success, c closed beside, d dropped."""
     reasons = {"1": None, "c": "closed beside", "d": "dropped"}
-    places = np.random.default_rng(0).uniform((0.4, 0.07), (0.54, 0.21), (len(outcomes), 2)).tolist()
+    positions = np.random.default_rng(0).uniform((0.4, 0.07), (0.54, 0.21), (len(outcomes), 2)).tolist()
     return [
         SceneResult(scene, seed + scene, outcome == "1", 60, reasons[outcome], outcome != "c", (x, y))
-        for scene, (outcome, (x, y)) in enumerate(zip(outcomes, places, strict=True))
+        for scene, (outcome, (x, y)) in enumerate(zip(outcomes, positions, strict=True))
     ]
 
 

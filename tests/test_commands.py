@@ -118,24 +118,24 @@ def fault_of_command(call: ast.Call) -> str | None:
 
 
 def test_printed_commands_are_taken_by_their_scripts() -> None:
-    faults = [(place, fault_of_command(call)) for place, call in calls("command")]
+    faults = [(where, fault_of_command(call)) for where, call in calls("command")]
     assert len(faults) > 40
     assert not [fault for fault in faults if fault[1] is not None]
 
 
 def test_printed_changes_of_a_training_run_exist() -> None:
     """Overrides that a plan found come starred; tests/adapt/test_policy_settings.py has those."""
-    called = [(place, words_of(call.args, optional=False)) for place, call in calls("again", "resumed")]
-    refusals = [(place, refusal("train", words)) for place, words in called]
+    called = [(where, words_of(call.args, optional=False)) for where, call in calls("again", "resumed")]
+    refusals = [(where, refusal("train", words)) for where, words in called]
     assert len(refusals) > 5
     assert not [refused for refused in refusals if refused[1] is not None]
 
 
 def test_printed_changes_of_a_conversion_exist() -> None:
-    called = [(place, words_of(call.args, optional=False)) for place, call in calls("reconvert")]
+    called = [(where, words_of(call.args, optional=False)) for where, call in calls("reconvert")]
     refusals = [
-        (place, why_refused("convert_cogact_to_zarr", ["--input", "in", "--output", "out", *words]))
-        for place, words in called
+        (where, why_refused("convert_cogact_to_zarr", ["--input", "in", "--output", "out", *words]))
+        for where, words in called
     ]
     assert refusals
     assert not [refused for refused in refusals if refused[1] is not None]
@@ -156,17 +156,17 @@ def faults_of_messages(path: Path) -> Iterator[str]:
     flags_of_all = frozenset(OTHERS).union(*map(flags_of, SCRIPTS))
     settings = known_settings() | set(keys_of(OmegaConf.structured(ServeSettings)))
     for line, text in spoken(path):
-        place = f"{where(path)}:{line}"
+        position = f"{where(path)}:{line}"
         raw = RAW.search(text) if path.stem not in ("commands", "installation") else None
         if raw is not None:
-            yield f"{place}: {raw[0]!r} is not tested; make command lines with diffusion_policy.commands"
+            yield f"{position}: {raw[0]!r} is not tested; make command lines with diffusion_policy.commands"
         if re.search(r"style=|var\(--|:root", text):
             continue
         if flags := set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) - flags_of_all:
-            yield f"{place}: no script has {sorted(flags)}"
+            yield f"{position}: no script has {sorted(flags)}"
         named = {*SETTING.findall(text), *CHOICE.findall(text)} if path.parent.name != "scripts" else set()
         if unknown := named - settings:
-            yield f"{place}: there is no setting {sorted(unknown)}"
+            yield f"{position}: there is no setting {sorted(unknown)}"
 
 
 def test_what_messages_name_exists() -> None:

@@ -39,7 +39,7 @@ FLOORS = {
     "tables": 0,
     "terminal": 0,
     "cpu": 0,
-    "places": 0,
+    "paths": 0,
     "hub": 0,
     "resolvers": 0,
     "video_writer": 0,
@@ -76,6 +76,7 @@ FLOORS = {
 FOUNDATIONS = {
     "errors",
     "listing",
+    "moved",
     "installation",
     "commands",
     "spec",

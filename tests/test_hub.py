@@ -24,9 +24,9 @@ from diffusion_policy.adapt.files import apply_file, open_target, rules_of
 from diffusion_policy.adapt.inspection import inspect_file
 from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
-from diffusion_policy.errors import PlaceError, WorkspaceError
+from diffusion_policy.errors import PathError, WorkspaceError
 from diffusion_policy.hub import address_of, local_copy, pinned
-from diffusion_policy.places import place
+from diffusion_policy.paths import as_path
 from diffusion_policy.run_folder import LATEST, LOG_NAME
 from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.settings import EngineSettings
@@ -155,7 +155,7 @@ def test_a_dataset_is_read_where_it_is(hub: Hub, tmp_path: Path, packed: bytes, 
 
 
 def test_nothing_is_uploaded(hub: Hub) -> None:
-    found = place("hf://lab/arm/new.zarr")
+    found = as_path("hf://lab/arm/new.zarr")
     for write in (
         lambda: found.fs.open(found.path, "wb"),  # type: ignore[attr-defined]
         lambda: found.fs.pipe_file(found.path, b"x"),  # type: ignore[attr-defined]
@@ -163,7 +163,7 @@ def test_nothing_is_uploaded(hub: Hub) -> None:
         lambda: found.fs.rm(found.path),  # type: ignore[attr-defined]
     ):
         with pytest.raises(
-            PlaceError, match=r"a hub is only read, nothing is uploaded; .*private repository: hf upload"
+            PathError, match=r"a hub is only read, nothing is uploaded; .*private repository: hf upload"
         ):
             write()
     assert {method for method, _ in hub.requests} <= {"GET", "HEAD", "POST"}
@@ -190,7 +190,7 @@ def test_what_goes_wrong_is_one_sentence_and_leaves_nothing(hub: Hub, tmp_path: 
     for fault, value in faults.items():
         setattr(hub.repositories["models/lab/arm"], fault, value)
     for opens in (read_checkpoint, inspect_file):
-        with pytest.raises(PlaceError, match=words) as caught:
+        with pytest.raises(PathError, match=words) as caught:
             opens(address)
         assert "\n" not in str(caught.value)
         assert "lab" in str(caught.value)
@@ -205,13 +205,13 @@ def test_a_token_opens_what_is_private(hub: Hub, monkeypatch: pytest.MonkeyPatch
 
 def test_a_hub_that_is_not_there(hub: Hub) -> None:
     hub.repositories.clear()
-    with pytest.raises(PlaceError, match="there is no such repository"):
-        place("hf://datasets/lab/demos/set.zarr")
+    with pytest.raises(PathError, match="there is no such repository"):
+        as_path("hf://datasets/lab/demos/set.zarr")
 
 
 def test_a_name_that_leads_out_of_the_repository(hub: Hub, tmp_path: Path) -> None:
     hub.repositories["models/lab/arm"].escape = "../../../../outside.safetensors"
-    with pytest.raises(PlaceError):
+    with pytest.raises(PathError):
         local_copy("hf://lab/arm/weights")
     assert not list(tmp_path.rglob("outside*"))
 
@@ -228,6 +228,6 @@ def test_a_file_of_a_hub_is_as_untrusted_as_any(hub: Hub, tmp_path: Path) -> Non
 def test_without_the_package_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     hub_module._read_only.cache_clear()
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(PlaceError, match=r"needs a package .*pip install .*hub"):
+    with pytest.raises(PathError, match=r"needs a package .*pip install .*hub"):
         read_checkpoint(CHECKPOINT)
     hub_module._read_only.cache_clear()

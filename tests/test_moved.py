@@ -1,7 +1,8 @@
-"""Modules that have moved are found by their former names, as the same module."""
+"""Former names of modules, classes and functions give the present ones, with a warning."""
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
@@ -42,3 +43,23 @@ def test_a_name_stands_for_what_lies_below_it(name: str, present: str | None) ->
 def test_an_unknown_module_is_still_unknown() -> None:
     with pytest.raises(ModuleNotFoundError, match="nowhere"):
         __import__("diffusion_policy.nowhere")
+
+
+@pytest.mark.parametrize(
+    ("module", "former", "present"),
+    [
+        ("command_line", "Answer", "CommandResult"),
+        ("errors", "PlaceError", "PathError"),
+        ("paths", "place", "as_path"),
+        ("storage", "whole_file", "atomic_file"),
+        ("dataset.episode_metadata", "Told", "EpisodeMetadata"),
+        ("policy.robot_action", "robot_answer", "predict_robot_action"),
+    ],
+)
+def test_a_renamed_class_or_function_is_found_by_its_former_name(module: str, former: str, present: str) -> None:
+    loaded = importlib.import_module(f"diffusion_policy.{module}")
+    with pytest.warns(DeprecationWarning, match=f"{former} is now {present}"):
+        found = getattr(loaded, former)
+    assert found is getattr(loaded, present)
+    with pytest.raises(AttributeError, match="has no attribute"):
+        getattr(loaded, former.lower() + "s")

@@ -83,14 +83,14 @@ KINDS: dict[str, tuple[Change, str, str]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_is_named(kind: str) -> None:
-    change, code, said = KINDS[kind]
+    change, code, message = KINDS[kind]
     numbers = turning()
     assert pose_faults(numbers, POSE_GRIPPER, "data/action") == ()
     change(numbers)
     (fault,) = pose_faults(numbers, POSE_GRIPPER, "data/action")
     assert fault.code == code
-    assert re.search(said, fault.said), fault.said
-    assert fault.said.startswith("data/action: ")
+    assert re.search(message, fault.message), fault.message
+    assert fault.message.startswith("data/action: ")
     assert fault.remedy
 
 
@@ -106,7 +106,7 @@ def test_steps_are_named_by_their_episode() -> None:
     numbers = turning()
     numbers[45, 3:7] = 0
     (fault,) = pose_faults(numbers, POSE_GRIPPER, "data/action", [20, 40, 60])
-    assert "first at step 5 of episode 2" in fault.said
+    assert "first at step 5 of episode 2" in fault.message
 
 
 def test_what_is_no_pose_is_checked_for_numbers_alone() -> None:

@@ -21,7 +21,7 @@ def refuse(*_: Any) -> None:
 
 
 def in_folder(path: Path) -> None:
-    with storage.whole_folder(path) as folder:
+    with storage.atomic_folder(path) as folder:
         (folder / "content").write_text("new")
 
 
@@ -57,12 +57,12 @@ def test_what_cannot_get_its_name_leaves_nothing(
 @pytest.mark.parametrize("shared", [True, False])
 def test_an_interrupted_file_keeps_the_former_one(shared: bool, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file.npy"
-    with storage.whole_file(path, shared=shared) as beside:
+    with storage.atomic_file(path, shared=shared) as beside:
         assert beside.suffix == ".npy"
         beside.write_bytes(b"former")
 
     def interrupted() -> None:
-        with storage.whole_file(path, shared=shared) as beside:
+        with storage.atomic_file(path, shared=shared) as beside:
             assert beside == storage.unfinished(path, shared=shared)
             beside.write_bytes(b"half")
             raise KeyboardInterrupt
@@ -91,7 +91,7 @@ def test_a_new_file_takes_the_first_free_name(tmp_path: Path) -> None:
 def test_a_folder_that_its_block_removed_does_not_come_to_be(tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / ".part.run").mkdir(parents=True)
     (tmp_path / "elsewhere" / ".part.run" / "left").write_text("by a kill")
-    with storage.whole_folder(tmp_path / "project" / "run", within=tmp_path / "elsewhere") as folder:
+    with storage.atomic_folder(tmp_path / "project" / "run", within=tmp_path / "elsewhere") as folder:
         assert list(folder.iterdir()) == []
         folder.rmdir()
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 from printed import printed
 
-from diffusion_policy.tables import Column, Shown, Table, Text
+from diffusion_policy.tables import Column, Printable, Table, Text
 
 COMMAND = "python scripts/verify_converted_data.py --zarr-path data/zarr/a_dataset_with_a_long_name.zarr --all"
 
 
 @pytest.mark.parametrize(
     "shown",
-    [COMMAND, Text(COMMAND, whole=True), Text("next: ", (COMMAND, "bold"), whole=True)],
+    [COMMAND, Text(COMMAND, no_wrap=True), Text("next: ", (COMMAND, "bold"), no_wrap=True)],
     ids=["str", "text", "parts"],
 )
 @pytest.mark.parametrize("width", [20, 80, 200])
-def test_a_command_is_on_one_line_whatever_the_width(shown: Shown, width: int):
+def test_a_command_is_on_one_line_whatever_the_width(shown: Printable, width: int):
     assert COMMAND in printed(shown, width)
 
 

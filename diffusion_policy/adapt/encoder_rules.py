@@ -75,15 +75,15 @@ def _matches(encoder: ImageEncoder, patterns: Sequence[str]) -> bool:
 def _parts(rule: Rule, origin: ImageEncoder, wanted: ImageEncoder, source: Infos, target: Infos) -> Iterator[Rule]:
     """A copy for each part of the network, under each of the names that the target has for it."""
     why = rule.why or f"the same network: {origin.describe()}"
-    for place in dict.fromkeys(name.partition(".")[0] for name in wanted.shapes):
-        theirs = _names(origin, place, source)
-        for index, ours in enumerate(_names(wanted, place, target)):
+    for part in dict.fromkeys(name.partition(".")[0] for name in wanted.shapes):
+        theirs = _names(origin, part, source)
+        for index, ours in enumerate(_names(wanted, part, target)):
             yield Rule("copy", (ours,), source=theirs[min(index, len(theirs) - 1)], why=why)
 
 
-def _names(encoder: ImageEncoder, place: str, infos: Infos) -> list[str]:
+def _names(encoder: ImageEncoder, part: str, infos: Infos) -> list[str]:
     """The pattern of a part's names; a second one where the encoder is registered twice."""
-    own = encoder.own_name(f"{place}.*")
+    own = encoder.own_name(f"{part}.*")
     twin = twin_prefix(encoder.prefix) + own.removeprefix(encoder.prefix)
     is_twin = twin != own and any(name.startswith(twin.removesuffix("*")) for name in infos)
     return [own, twin] if is_twin else [own]

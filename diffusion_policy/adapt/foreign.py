@@ -79,8 +79,8 @@ def read_foreign(file: TensorFile) -> Checkpoint:
 
 
 def _notes(file: TensorFile, found: Weights) -> list[str]:
-    place = repr(found.entry) if found.entry else "the top level"
-    notes = [f"live weights are those of {place}: {len(found.live)}"]
+    entry = repr(found.entry) if found.entry else "the top level"
+    notes = [f"live weights are those of {entry}: {len(found.live)}"]
     if found.average:
         notes.append(f"averaged weights are those of {found.average_entry!r}: {len(found.average)}")
     if file.stand_ins:

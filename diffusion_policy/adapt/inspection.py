@@ -26,7 +26,7 @@ from diffusion_policy.families.lerobot_statistics import PolicyStatistics, read_
 from diffusion_policy.policy.registry import class_of_options
 from diffusion_policy.shape_meta import step_spec_of
 from diffusion_policy.spec import layout_from_range, sign_of_quaternion
-from diffusion_policy.tables import Shown, Table, Text, numbers
+from diffusion_policy.tables import Printable, Table, Text, numbers
 from diffusion_policy.tensor_file import TensorFile, TensorInfo, open_tensor_file
 from diffusion_policy.tensor_file.wrapped_names import Wrapping, wrapping_of
 
@@ -108,7 +108,7 @@ class Inspection:
             "stand_ins": dict(self.stand_ins), "carried": None if self.carried is None else self.carried.to_json(),
         }  # fmt: skip
 
-    def table(self) -> list[Shown]:
+    def table(self) -> list[Printable]:
         """The inspection as a table for the terminal."""
         facts = Table("", "")
         for name, value in self._facts():
@@ -128,10 +128,10 @@ class Inspection:
             ("top level", ", ".join(self.nesting[:12])),
         ]
         if self.stand_ins:
-            told = ", ".join(f"{name} ({count})" for name, count in list(self.stand_ins.items())[:MAX_CLASSES])
+            classes = ", ".join(f"{name} ({count})" for name, count in list(self.stand_ins.items())[:MAX_CLASSES])
             more = len(self.stand_ins) - MAX_CLASSES
             facts.append(
-                ("not read", f"objects of other programs' classes: {told}{f', {more} more' if more > 0 else ''}")
+                ("not read", f"objects of other programs' classes: {classes}{f', {more} more' if more > 0 else ''}")
             )
         if self.wrapping is not None:
             rules = " ".join(self.wrapping.rules)
@@ -213,8 +213,8 @@ def _with_ranges(described: Described, statistics: PolicyStatistics) -> Describe
     found = statistics.features.get("action", {})
     if not described[0] or not {"min", "max"} <= found.keys():
         return described
-    told = sign_of_quaternion({name: tensor.tolist() for name, tensor in found.items()})
-    layout = f"{told}; {described[0]['layout']}" if told else described[0]["layout"]
+    sign = sign_of_quaternion({name: tensor.tolist() for name, tensor in found.items()})
+    layout = f"{sign}; {described[0]['layout']}" if sign else described[0]["layout"]
     ends = {name: found[name].tolist() for name in ("min", "max")}
     return {**described[0], "layout": layout, **ends}, described[1], described[2]
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.folding import fold
 from diffusion_policy.adapt.slots import SlotMap
-from diffusion_policy.tables import Shown, Table, Text, as_texts, numbers
+from diffusion_policy.tables import Printable, Table, Text, as_texts, numbers
 
 Action = Literal["copied", "grown", "recomputed", "fresh", "dropped"]
 ACTIONS: tuple[Action, ...] = ("copied", "grown", "recomputed", "fresh", "dropped")
@@ -233,7 +233,7 @@ class Ledger:
                 if counted != total:
                     raise AdaptError(f"ledger: the {side}'s {part} holds {total}, but the rows account for {counted}")
 
-    def table(self, lines: int = 12) -> list[Shown]:
+    def table(self, lines: int = 12) -> list[Printable]:
         """A table for the terminal: counts per part and action, then all rows but copies, long lists shortened."""
         return ledger_table(self, lines)
 
@@ -294,7 +294,7 @@ def _sum(counts: Iterable[Count]) -> Count:
     return Count(keys, tensors, parameters)
 
 
-def ledger_table(ledger: Ledger, lines: int) -> list[Shown]:
+def ledger_table(ledger: Ledger, lines: int) -> list[Printable]:
     """The table of a ledger for the terminal; `lines` names are listed per rule."""
     sums = Table("part", "", *numbers("keys", "tensors", "parameters"))
     for part in ledger.parts:
@@ -302,7 +302,7 @@ def ledger_table(ledger: Ledger, lines: int) -> list[Shown]:
             if count.keys:
                 counted = (f"{count.keys:,}", f"{count.tensors:,}", f"{count.parameters:,}")
                 sums.add(part, Text(action, style=STYLES[action]), *counted)
-    blocks: list[Shown] = [sums]
+    blocks: list[Printable] = [sums]
     rows: dict[tuple[str, str, str], list[Entry]] = {}
     for entry in ledger.of("grown", "recomputed", "fresh", "dropped"):
         rows.setdefault((entry.action, entry.rule, entry.init), []).append(entry)

@@ -27,7 +27,7 @@ from diffusion_policy.adapt.target import NORMALIZER, target_from_config
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.progress import Progress, no_progress
-from diffusion_policy.shape_meta import DATASET_PLACE, PLACES, step_spec_of
+from diffusion_policy.shape_meta import DATASET_KEY, KEYS, step_spec_of
 from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER, ActionLayout, layout_from_range
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def gripper_config(cfg: DictConfig) -> DictConfig:
     grown = copy.deepcopy(cfg)
     action = {"shape": [len(POSE_GRIPPER)], "names": list(POSE_GRIPPER)}
     with open_dict(grown):
-        for path in (*PLACES, DATASET_PLACE):
+        for path in (*KEYS, DATASET_KEY):
             section, _, entry = path.rpartition(".")
             holder = OmegaConf.select(grown, section) if section else grown
             # An interpolation such as ${task.shape_meta} resolves to the changed value.

@@ -69,7 +69,7 @@ def weights_of(file: TensorFile) -> Weights:
     if average:
         live = {name: path for name, path in live.items() if path not in average.values()}
     else:
-        average_entry, average = _beside(file.tree, entry, live)
+        average_entry, average = _average_of(file.tree, entry, live)
     taken = {*live.values(), *average.values()}
     unnamed = sum(info.name not in taken for info in _unnamed(file.tree))
     return Weights(entry, live, average_entry, average, dict(_rest(file.tree, taken)), unnamed)
@@ -106,7 +106,7 @@ def _inside(live: Names) -> tuple[str, Names]:
     return "", {}
 
 
-def _beside(tree: Any, entry: str, live: Names) -> tuple[str, Names]:
+def _average_of(tree: Any, entry: str, live: Names) -> tuple[str, Names]:
     """An average in an entry of its own, which may nest the names deeper."""
     if not live:
         return "", {}

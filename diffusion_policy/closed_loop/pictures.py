@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from diffusion_policy.env_runner.outcomes import ACROSS, AHEAD, Cells, cells, outcomes, with_position
 from diffusion_policy.env_runner.results import ResultError, SceneResult, success_of
-from diffusion_policy.storage import whole_file
+from diffusion_policy.storage import atomic_file
 
 _MARKERS = ("o", "X", "s", "^", "v", "D", "P", "<", ">")
 
@@ -41,7 +41,7 @@ def draw_outcomes(results: Sequence[SceneResult], title: str, path: Path) -> Non
     axes.set_title(f"{title}\nsuccess {success_of(with_position(results))}", fontsize=10)
     axes.set_aspect("equal")
     figure.legend(loc="outside right upper", fontsize=9, frameon=False)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
 
 

@@ -73,7 +73,7 @@ class ClosedLoopTuning:
         scenes = self.runs[0].scenes
         head = numbers("success (95 %)", "against the best", "p", "latency ms", "no action")
         title = f"closed loop, the same {scenes} scenes"
-        table = Table(Column(whole=True), *head, framed=True, title=title, caption="\n".join(self._notes()))
+        table = Table(Column(no_wrap=True), *head, framed=True, title=title, caption="\n".join(self._notes()))
         for row, run, found in zip(self.tuning.measured, self.runs, self.comparisons, strict=True):
             against = "best" if run is self.best[1] else _points(found)
             refused = sum(totals_of(result.refusals for result in run.results).values())

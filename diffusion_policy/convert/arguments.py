@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from diffusion_policy.command_line import Answer, Stopped, progress
+from diffusion_policy.command_line import CommandResult, Stopped, progress
 from diffusion_policy.gripper_scale import add_gripper_scale
 from diffusion_policy.timestamps import add_timestamps
 
@@ -55,7 +55,7 @@ def add_conversion_arguments(parser: argparse.ArgumentParser, source: str) -> No
     add("--gripper-lead", type=int, default=0, metavar="STEPS", help="bring the gripper's command forward (default: 0)")
 
 
-def run_conversion(arguments: argparse.Namespace, verdict_on: Callable[[Path], list[str]]) -> Answer:
+def run_conversion(arguments: argparse.Namespace, verdict_on: Callable[[Path], list[str]]) -> CommandResult:
     """Convert, and tell what became of the episodes.
 
     Args:
@@ -74,7 +74,7 @@ def run_conversion(arguments: argparse.Namespace, verdict_on: Callable[[Path], l
     scheduler, only_look = options.pop("scheduler"), options.pop("dry_run")
     settings = ConversionSettings(**renamed, **options)
     if only_look:
-        return Answer(preview(settings))
+        return CommandResult(preview(settings))
     try:
         with cluster(scheduler) as executor, progress("frames") as bar:
             report = convert(settings, executor=executor, on_progress=bar)
@@ -83,4 +83,4 @@ def run_conversion(arguments: argparse.Namespace, verdict_on: Callable[[Path], l
         if finished is None:
             raise
         raise Stopped(f"{finished} episodes are kept in {settings.partial}", added=["--resume"]) from error
-    return Answer([*report.table(), *verdict_on(report.output)])
+    return CommandResult([*report.table(), *verdict_on(report.output)])

@@ -36,6 +36,7 @@ from diffusion_policy.dataset.content_hash import (
     content_sha256,
     episode_sha256,
 )
+from diffusion_policy.dataset.episode_metadata import EpisodeMetadata
 from diffusion_policy.dataset.image_codecs import DECODER
 from diffusion_policy.dataset.replay_buffer import (
     ACTION_KEY,
@@ -46,8 +47,7 @@ from diffusion_policy.dataset.replay_buffer import (
     image_layout,
     low_dim_layout,
 )
-from diffusion_policy.dataset.told import Told
-from diffusion_policy.places import is_remote, place
+from diffusion_policy.paths import as_path, is_remote
 from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.recording import ArrayNames
 from diffusion_policy.spec import ActionLayout, action_semantics
@@ -69,7 +69,7 @@ def assemble(
     """Make the dataset of all staged episodes, behind those of an existing one, and put it in place with its ledger.
 
     Raises:
-        PlaceError: its place is a URL whose store cannot be reached; the dataset can be sent there later.
+        PathError: its place is a URL whose store cannot be reached; the dataset can be sent there later.
     """
     shutil.rmtree(settings.partial / "dataset", ignore_errors=True)
     writer = _Writer(_create(staged, settings, existing), staged[0].cameras)
@@ -211,7 +211,7 @@ def _stored_frames(
 
 def _describe(episode: StagedEpisode, rows: Rows, digests: Mapping[str, NDArray[np.uint8]]) -> list[dict[str, Any]]:
     """Name, number, recorded steps and hashes of each episode that a recording becomes; several if it is split."""
-    described, first, told = [], 0, Told.from_json(episode.entry.told)
+    described, first, metadata = [], 0, EpisodeMetadata.from_json(episode.entry.metadata)
     for start, end in episode.entry.kept:
         part = slice(first, first + end - start)
         first = part.stop
@@ -219,7 +219,7 @@ def _describe(episode: StagedEpisode, rows: Rows, digests: Mapping[str, NDArray[
         frames = {camera: [digest.tobytes() for digest in found[part]] for camera, found in digests.items()}
         hashes = {EPISODE_HASH: episode_sha256(numbers, frames), ARRAY_HASHES: array_sha256(numbers, frames)}
         named = {"name": episode.entry.name, "number": episode.entry.number, "recording": episode.entry.recording}
-        described.append({**named, "steps": [start, end], **told.within(start, end).as_json(), **hashes})
+        described.append({**named, "steps": [start, end], **metadata.within(start, end).as_json(), **hashes})
     return described
 
 
@@ -237,7 +237,7 @@ class _Writer:
 
     def add_existing(self, existing: ReplayBuffer) -> None:
         """All episodes of another dataset."""
-        home = place(existing.where)
+        home = as_path(existing.where)
         for camera, array in self._images.items():
             if is_remote(home):
                 leave_frames(home / "data" / camera, existing[camera], array)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from diffusion_policy.images import FEWEST_PIXELS, SAFE_PIXELS, DecodedImage, ImageError, decode_image, resize_frame
 from diffusion_policy.images.jpeg import jpeg_header, jpeg_size
-from diffusion_policy.places import read_bytes
+from diffusion_policy.paths import read_bytes
 from diffusion_policy.recording import Picture
 from diffusion_policy.spec import ImageArray
 from diffusion_policy.trajectory import TrajectoryError
@@ -52,7 +52,7 @@ def read_recorded(
 
     Raises:
         TrajectoryError: the file is gone, or as `decode_recorded` says.
-        PlaceError: its store cannot be reached.
+        PathError: its store cannot be reached.
     """
     try:
         data = read_bytes(file)

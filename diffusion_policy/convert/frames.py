@@ -89,7 +89,7 @@ def write_block(block: Block) -> BlockReport:
 
     Raises:
         TrajectoryError: a file is gone, cut, damaged or does not decode.
-        PlaceError: the files' store cannot be reached.
+        PathError: the files' store cannot be reached.
         OSError: the rows cannot be stored.
     """
     pictures = block.frames.pictures()

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_policy.images import FrameKind
-from diffusion_policy.tables import Shown, Table, as_texts
+from diffusion_policy.tables import Printable, Table, as_texts
+
+METADATA_KEY = "told"  # of an entry in the file; ledgers of all versions have this key
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class EpisodeEntry:
         psnr_db: per camera, the lowest measured agreement with the exact frame; absent where it is exact.
         split_at: steps of the recording that are followed by a gap at which it was split, and the seconds of each.
         notes: what is odd about the recording.
-        told: its tasks, success and interventions, of a format that has them.
+        metadata: tasks, success and interventions, in formats that have them; see `dataset.episode_metadata`.
     """
 
     name: str
@@ -69,7 +71,7 @@ class EpisodeEntry:
     psnr_db: Mapping[str, float] = field(default_factory=dict)
     split_at: tuple[tuple[int, float], ...] = ()
     notes: tuple[str, ...] = ()
-    told: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def n_kept(self) -> int:
@@ -82,16 +84,17 @@ class EpisodeEntry:
 
 
 def entry_as_json(entry: EpisodeEntry) -> dict[str, Any]:
-    """An entry as plain JSON; without `told` where the recording declared nothing."""
-    written = asdict(entry)
-    if not entry.told:
-        del written["told"]
+    """An entry as plain JSON; without the key of its metadata where the recording has none."""
+    written = {METADATA_KEY if name == "metadata" else name: value for name, value in asdict(entry).items()}
+    if not entry.metadata:
+        del written[METADATA_KEY]
     return written
 
 
 def entry_from_json(value: Mapping[str, Any]) -> EpisodeEntry:
     """The inverse of `entry_as_json` through JSON."""
     read = dict(value)
+    read["metadata"] = read.pop(METADATA_KEY, {})
     read["kept"] = tuple((start, end) for start, end in value["kept"])
     read["dropped_steps"] = tuple(Dropped(**run) for run in value["dropped_steps"])
     read["dropped_frames"] = {
@@ -116,8 +119,8 @@ class ConversionReport:
         settings: how it was made.
         tool: name and version of what made it.
         content_sha256: of everything in the dataset.
-        account: what is said of the input as a whole: its format, and what of it is left out; empty of folders of
-            trajectories, all of which becomes part of the dataset.
+        account: of the input as a whole: its format, and what was left out; empty for folders of trajectories, which
+            are converted completely.
     """
 
     output: Path
@@ -174,7 +177,7 @@ class ConversionReport:
             **({"recordings": dict(self.account)} if self.account else {}),
         }
 
-    def table(self) -> list[Shown]:
+    def table(self) -> list[Printable]:
         """What became of the source, to be printed: totals, and each episode that was left out or is odd."""
         totals = self.totals()
         lines = [

@@ -11,7 +11,7 @@ import zarr
 
 from diffusion_policy.convert.settings import ConversionSettings
 from diffusion_policy.dataset.frame_files import chunk_file
-from diffusion_policy.places import read_bytes
+from diffusion_policy.paths import read_bytes
 from diffusion_policy.storage import link, rename
 
 Frames = zarr.Array[Any]

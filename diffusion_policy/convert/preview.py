@@ -5,16 +5,16 @@ from __future__ import annotations
 from diffusion_policy.convert.ledger import ConversionReport
 from diffusion_policy.convert.settings import ConversionSettings
 from diffusion_policy.convert.survey import survey
-from diffusion_policy.tables import Shown
+from diffusion_policy.tables import Printable
 
 
-def preview(settings: ConversionSettings) -> list[Shown]:
+def preview(settings: ConversionSettings) -> list[Printable]:
     """The ledger as it would be, and the arrays of the dataset.
 
     Every episode is opened and checked, and the first frame of each camera decoded; the others are not.
 
     Raises:
-        ConversionError, TrajectoryError, PlaceError: as `convert`, before it writes anything.
+        ConversionError, TrajectoryError, PathError: as `convert`, before it writes anything.
     """
     found = survey(settings)
     plan = found.plans[0]
@@ -24,12 +24,12 @@ def preview(settings: ConversionSettings) -> list[Shown]:
     arrays = [f"data/{key}: {', '.join(names)}" for key, names in plan.names.states.items()]
     size = f"{settings.resolution[0]}x{settings.resolution[1]}"
     frames = [f"data/{name}: {size}, from {kind.width}x{kind.height}" for name, kind in plan.first_frames.items()]
-    told = [f"{key.replace('_', ' ')}: {value}" for key, value in account.items() if key != "left_out" and value]
+    totals = [f"{key.replace('_', ' ')}: {value}" for key, value in account.items() if key != "left_out" and value]
     return [
         *would_be.table(),
         f"data/action: {', '.join(plan.names.action)}",
         *arrays,
         *frames,
-        *told,
+        *totals,
         "nothing was written (--dry-run)",
     ]

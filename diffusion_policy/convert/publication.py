@@ -20,7 +20,7 @@ from typing import Any
 from diffusion_policy.convert.placement import PUBLICATION, SENT, remove_work
 from diffusion_policy.convert.settings import ConversionError, ConversionSettings
 from diffusion_policy.dataset.opening import is_dataset
-from diffusion_policy.places import file_system, reaching
+from diffusion_policy.paths import file_system, reaching
 from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.storage import write_json
 
@@ -36,7 +36,7 @@ def announce(settings: ConversionSettings) -> None:
     """Say beside the output that a conversion to it has begun: whoever may not write there learns it now.
 
     Raises:
-        PlaceError: the store cannot be reached, lacks the bucket, or refuses.
+        PathError: the store cannot be reached, lacks the bucket, or refuses.
     """
     with reaching(settings.output):
         _mark(settings).write_text(json.dumps({"unfinished": settings.as_json()}, indent=1) + "\n", encoding="utf-8")
@@ -58,7 +58,7 @@ def publish(settings: ConversionSettings, ledger: Any, on_progress: Progress = n
     """Send the finished dataset in `partial/dataset`, with its ledger.
 
     Raises:
-        PlaceError: the store cannot be reached, or refuses; what is not sent yet can be sent later.
+        PathError: the store cannot be reached, or refuses; what is not sent yet can be sent later.
     """
     write_json(settings.partial / "conversion.json", ledger)
     write_json(_plan_file(settings), {"adds": settings.append})

@@ -29,7 +29,7 @@ from diffusion_policy.convert.staging import StagedEpisode, Staging
 from diffusion_policy.convert.survey import Plan, Survey, survey
 from diffusion_policy.dataset.archive import Archive
 from diffusion_policy.dataset.opening import is_dataset
-from diffusion_policy.places import PlaceError, is_remote, reaching
+from diffusion_policy.paths import PathError, is_remote, reaching
 from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.trajectory import TrajectoryError
 
@@ -79,7 +79,7 @@ def convert(
             if not staged:
                 raise ConversionError(f"{settings.source}: every episode was left out; nothing is written")
             return assemble(staged, [*found.left_out, *stage.left_out], settings, existing, on_progress)
-    except PlaceError as error:
+    except PathError as error:
         raise ConversionError(f"{error}; finished episodes are kept in {settings.partial}: --resume goes on") from error
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""

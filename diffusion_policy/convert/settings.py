@@ -13,7 +13,7 @@ from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec
 from diffusion_policy.dataset.replay_buffer import ZARR_FORMATS
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import parse_scales
-from diffusion_policy.places import is_remote, place
+from diffusion_policy.paths import as_path, is_remote
 from diffusion_policy.recording import Recordings, open_recordings, read_mapping
 from diffusion_policy.storage import local_cache, sha256
 from diffusion_policy.timestamps import parse_timestamps
@@ -104,8 +104,8 @@ class ConversionSettings:
     scratch: Path | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "source", place(self.source))
-        object.__setattr__(self, "output", place(self.output))
+        object.__setattr__(self, "source", as_path(self.source))
+        object.__setattr__(self, "output", as_path(self.output))
         for name, (choices, _) in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConversionError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")

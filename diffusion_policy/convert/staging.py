@@ -37,7 +37,7 @@ from diffusion_policy.convert.survey import ACCEPT_MIXED, Plan, name_of
 from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, TIMESTAMP_KEY, create_array, image_layout
 from diffusion_policy.images import FrameKind, kinds_of, mixture
-from diffusion_policy.places import is_remote
+from diffusion_policy.paths import is_remote
 from diffusion_policy.recording import ArrayNames, Recording
 from diffusion_policy.storage import write_json
 from diffusion_policy.trajectory import TrajectoryError
@@ -104,7 +104,7 @@ class Staging:
 
         Raises:
             ConversionError: another conversion writes there, or the work to resume was done with other settings.
-            PlaceError: the output is a URL whose store cannot be reached, or refuses.
+            PathError: the output is a URL whose store cannot be reached, or refuses.
         """
         with self.locked():
             self._begin()

@@ -21,7 +21,7 @@ from diffusion_policy.convert.settings import ConversionError, ConversionSetting
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, TIMESTAMP_KEY
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.images import FrameKind, mixture
-from diffusion_policy.places import PlaceError
+from diffusion_policy.paths import PathError
 from diffusion_policy.recording import FRAME_SIZE_KEY, ArrayNames, Recording, image_runs
 from diffusion_policy.spec import episode_number
 from diffusion_policy.trajectory import NO_IMAGE
@@ -81,7 +81,7 @@ def survey(settings: ConversionSettings, existing: Sequence[EpisodeEntry] = ()) 
     Raises:
         TrajectoryError: a bad episode, unless they are to be skipped.
         ConversionError: two episodes with one number, cameras or frames that differ, or nothing left to convert.
-        PlaceError: the source lies in a store that cannot be reached.
+        PathError: the source lies in a store that cannot be reached.
     """
     _check_size(settings)
     known = frozenset(entry.recording for entry in existing if entry.recording)
@@ -101,7 +101,7 @@ def survey(settings: ConversionSettings, existing: Sequence[EpisodeEntry] = ()) 
             continue
         try:
             plan = plan_episode(settings.recordings.open(folder), settings)
-        except PlaceError:  # says nothing of the episode
+        except PathError:  # says nothing of the episode
             raise
         except WorkspaceError as error:
             if settings.on_error == "stop":
@@ -159,7 +159,7 @@ def plan_episode(recording: Recording, settings: ConversionSettings) -> Plan:
         frames={camera: len(numbers) for camera, numbers in recording.frame_numbers.items()},
         dropped_frames=_dropped_frames(recording, kept),
         split_at=gaps,
-        told=recording.told.as_json(),
+        metadata=recording.metadata.as_json(),
         notes=(*recording.notes, *(f"split after step {step}: {seconds:.3g} s to the next" for step, seconds in gaps)),
     )
     cameras = tuple(recording.frame_numbers)

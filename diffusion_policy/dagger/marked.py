@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from diffusion_policy import safe_pickle
 from diffusion_policy.dagger.corrections import CorrectionError
 from diffusion_policy.gripper_scale import DeclaredScales
-from diffusion_policy.places import read_bytes
+from diffusion_policy.paths import read_bytes
 from diffusion_policy.recording.contract import true_runs
 from diffusion_policy.spec import INTERVENTION
-from diffusion_policy.storage import whole_folder
+from diffusion_policy.storage import atomic_folder
 from diffusion_policy.trajectory import NO_IMAGE, Trajectory, find_trajectories, open_trajectory
 
 SHORTEST = 4  # steps; a shorter part is an accidental touch rather than a correction
@@ -63,7 +63,7 @@ def cut_marked(
     """
     if output.exists() and any(output.iterdir()):
         raise CorrectionError(f"{output} is not empty; name another folder")
-    with whole_folder(output) as aside:
+    with atomic_folder(output) as aside:
         cuts: list[Cut] = []
         for path in find_trajectories(source):
             number = first_number + sum(len(cut.episodes) for cut in cuts)

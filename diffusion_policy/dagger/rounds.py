@@ -30,7 +30,7 @@ from diffusion_policy.env_runner.results import SceneResult, compare, success_of
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.recipe import FinishedSteps, Step
 from diffusion_policy.run_folder import LATEST, LOG_NAME
-from diffusion_policy.storage import whole_folder, write_json
+from diffusion_policy.storage import atomic_folder, write_json
 from diffusion_policy.trajectory import find_trajectories
 
 CORRECTIONS, DEMONSTRATIONS = "corrections", "demonstrations"
@@ -166,7 +166,7 @@ class Work:
         """Copies the plan's dataset as the arm's initial one, unless the arm has one; it is never left incomplete."""
         target = self.dataset(arm)
         if not target.exists():
-            with whole_folder(target) as beside:
+            with atomic_folder(target) as beside:
                 shutil.copytree(self.plan.dataset, beside, dirs_exist_ok=True)
 
 

@@ -13,7 +13,7 @@ def rounds_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Returns a table with a row for each arm of each round; ``rows`` are those of ``rounds.rows_of``."""
     counted = ("demonstrations", "corrections", "updates")
     compared_with = ("against the round before", "against the other arm")
-    table = Table("round", Column("arm", whole=True), *counted, "success (95 %)", *compared_with, framed=True)
+    table = Table("round", Column("arm", no_wrap=True), *counted, "success (95 %)", *compared_with, framed=True)
     for row in rows:
         success = "-" if row["success"] is None else str(Share(row["success"]["count"], row["success"]["of"]))
         comparisons = [compared(row[key]) for key in ("before", "against_demonstrations")]

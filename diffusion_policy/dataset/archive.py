@@ -60,11 +60,11 @@ class Archive:
         outside = [name for name in self._records if not _is_within(name)]
         if outside:
             raise DatasetError(f"{path}: its record {outside[0]!r} has a name that leads out of it; it is not read")
-        self._refuse_lies(path.stat().st_size)
+        self._check_sizes(path.stat().st_size)
         self.sizes = {name: record.file_size for name, record in self._records.items()}
         self._file = path.open("rb")
 
-    def _refuse_lies(self, n_bytes: int) -> None:
+    def _check_sizes(self, n_bytes: int) -> None:
         """Sizes in the directory that the archive cannot have, and metadata that no dataset has."""
         for name, record in self._records.items():
             packed, unpacked = record.compress_size, record.file_size

@@ -25,7 +25,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, Zstd
 from diffusion_policy.dataset.archive import Archive
 from diffusion_policy.dataset.image_codecs import ImageChunkCodec
 from diffusion_policy.dataset.limits import HEADER, unpacked_size
-from diffusion_policy.places import file_system
+from diffusion_policy.paths import file_system
 
 # Bytes of a Blosc header; at 12 stands the length of the whole chunk (little-endian).
 _BLOSC_HEADER, _BLOSC_LENGTH = 16, slice(12, 16)
@@ -301,8 +301,8 @@ def _shards(
             for length, number, n, size in zip(array.shape, at, shards, array.chunks, strict=True)
         )
         absent = (entries[needed] == _ABSENT).all(axis=-1)
-        room = sizes[name] - n_bytes * is_last
-        beyond = ~absent & ((entries[needed] > room).any(axis=-1) | (entries[needed].sum(axis=-1) > room))
+        rows = sizes[name] - n_bytes * is_last
+        beyond = ~absent & ((entries[needed] > rows).any(axis=-1) | (entries[needed].sum(axis=-1) > rows))
         if absent.any():
             yield f"lacks {int(absent.sum())} of its {absent.size} chunks"
         else:

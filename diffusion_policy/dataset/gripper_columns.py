@@ -16,8 +16,8 @@ from diffusion_policy.gripper_scale import (
     CONFIG_KEY,
     INTERNAL,
     DeclaredScales,
-    FoundScale,
-    FoundScales,
+    ResolvedScale,
+    ResolvedScales,
     find_scales,
     labeled_scales,
     parse_scales,
@@ -75,7 +75,7 @@ def grippers_of(key: str, names: Sequence[str], action_key: str) -> tuple[str, .
 
 def scales_of_dataset(
     arrays: GripperArrays, action_key: str, state_key: str, declared: DeclaredScales | None
-) -> dict[str, FoundScales]:
+) -> dict[str, ResolvedScales]:
     """By name of the gripper ("gripper", "left.gripper"), the scales of its commands and measurements.
 
     Raises:
@@ -107,20 +107,20 @@ def _scales_of(
     command: NDArray[Any] | None,
     measured: NDArray[Any] | None,
     declared: DeclaredScales | None,
-) -> FoundScales:
+) -> ResolvedScales:
     """Of one gripper, (N,) commanded and measured; one of the two may be absent."""
     starts = np.concatenate([[0], arrays.episode_ends[:-1]]).astype(np.int64)
     labeled = labeled_scales(arrays.label, "its action_semantics")
     if command is not None:
         return find_scales(command, measured, starts=starts, declared=declared, labeled=labeled)
     assert measured is not None
-    alone = [said and DeclaredScales(said.measured or said.command) for said in (declared, labeled)]
+    alone = [scales and DeclaredScales(scales.measured or scales.command) for scales in (declared, labeled)]
     found = find_scales(measured, starts=starts, declared=alone[0], labeled=alone[1]).command
-    return FoundScales(found, found)
+    return ResolvedScales(found, found)
 
 
 def converted(
-    values: NDArray[Any], column: int, name: str, found: FoundScale, scales: FoundScales, where: str
+    values: NDArray[Any], column: int, name: str, found: ResolvedScale, scales: ResolvedScales, where: str
 ) -> NDArray[Any]:
     """Rows (N, D) with one column, the gripper of that name, as 0 closed .. 1 open.
 
@@ -140,7 +140,7 @@ def converted(
     return rows
 
 
-def internal_label(label: Mapping[str, Any] | None, found: Sequence[FoundScales]) -> dict[str, Any] | None:
+def internal_label(label: Mapping[str, Any] | None, found: Sequence[ResolvedScales]) -> dict[str, Any] | None:
     """What a dataset says of its numbers, as they are once its grippers are read as 0 closed .. 1 open."""
     if label is None:
         return None

@@ -29,9 +29,9 @@ from torch import Tensor
 from diffusion_policy.dataset.replay_buffer import DatasetError
 from diffusion_policy.dataset.sources import Frames, Source
 from diffusion_policy.dataset.windows import IndexArray
-from diffusion_policy.places import file_system, is_remote, place, reaching
+from diffusion_policy.paths import as_path, file_system, is_remote, reaching
 from diffusion_policy.spec import StepSpec, policy_observation
-from diffusion_policy.storage import local_cache, sha256, whole_file
+from diffusion_policy.storage import atomic_file, local_cache, sha256
 
 logger = logging.getLogger(__name__)
 
@@ -104,17 +104,17 @@ def prepare(
     n_steps = sum(source.n_steps for source in sources)
     home = torch.device("cpu" if cache == "memory" else device)
     size = n_steps * sum(_bytes(live).values())
-    _check_room(size, home, cache)
+    _check_free_space(size, home, cache)
     example = live.at(np.arange(1))
-    room = {
+    cached = {
         key: torch.empty((n_steps, *value.shape[1:]), dtype=value.dtype, device=home) for key, value in example.items()
     }
     for start in range(0, n_steps, _STEPS_AT_ONCE):
         steps = np.arange(start, min(start + _STEPS_AT_ONCE, n_steps))
         for key, value in live.at(steps).items():
-            room[key][start : start + len(steps)].copy_(value)
+            cached[key][start : start + len(steps)].copy_(value)
     logger.info("%d steps of observations, %.2f GB, are kept on %s", n_steps, size / 1e9, home)
-    return CachedObservations(room)
+    return CachedObservations(cached)
 
 
 def _bytes(live: LiveObservations) -> dict[str, int]:
@@ -122,7 +122,7 @@ def _bytes(live: LiveObservations) -> dict[str, int]:
     return {key: value.numel() * value.element_size() for key, value in live.at(np.arange(1)).items()}
 
 
-def _check_room(size: int, home: torch.device, cache: str) -> None:
+def _check_free_space(size: int, home: torch.device, cache: str) -> None:
     """Refuse what does not fit: a machine that swaps, or a GPU without room for the policy, fails later and worse."""
     if home.type == "cuda":
         if not torch.cuda.is_available():
@@ -147,7 +147,7 @@ def _mapped(live: LiveObservations, sources: Sequence[Source]) -> dict[str, Tens
     """Images in memory-mapped files next to the first dataset; low-dimensional keys, a few bytes a step, in memory."""
     n_steps = sum(source.n_steps for source in sources)
     every = np.arange(n_steps)
-    folder = _cache_folder(place(sources[0].path))
+    folder = _cache_folder(as_path(sources[0].path))
     folder.mkdir(parents=True, exist_ok=True)
     low_dim = {key: torch.from_numpy(values[every]) for key, values in live._low_dim.items()}
     with (folder / "lock").open("w") as lock:
@@ -176,12 +176,12 @@ def _mapped_images(
         if size > free:
             raise DatasetError(f"cache: mmap needs {size / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free")
         logger.info("writing %s, %.2f GB", file, size / 1e9)
-        with whole_file(file, shared=False) as temporary:
-            room = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        with atomic_file(file, shared=False) as temporary:
+            images = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
             for start in range(0, shape[0], _STEPS_AT_ONCE):
                 steps = np.arange(start, min(start + _STEPS_AT_ONCE, shape[0]))
-                room[start : start + len(steps)] = live.at(steps)[key].numpy()
-            room.flush()
+                images[start : start + len(steps)] = live.at(steps)[key].numpy()
+            images.flush()
     # Copy-on-write, since a tensor cannot be read-only; nothing writes to it.
     return torch.from_numpy(np.load(file, mmap_mode="c"))
 
@@ -190,7 +190,7 @@ def _identity(source: Source) -> tuple[Any, ...]:
     """Changes when the dataset does: its content hash, or for files without one when they were written."""
     if source.content:
         return (source.content, source.n_steps)
-    path = place(source.path)
+    path = as_path(source.path)
     if not is_remote(path):
         path = path.resolve()
         if path.is_file():  # an archive

@@ -26,7 +26,8 @@ from diffusion_policy.dataset.chunk_files import (
 from diffusion_policy.dataset.content_hash import CONTENT_HASH, CONVERSION
 from diffusion_policy.dataset.errors import DatasetError
 from diffusion_policy.dataset.limits import refuse_absurd
-from diffusion_policy.places import PlaceError, is_remote, place, reaching, read_bytes
+from diffusion_policy.moved import former_names
+from diffusion_policy.paths import PathError, as_path, is_remote, reaching, read_bytes
 
 # What zarr raises for metadata that is cut, is not JSON, or does not say what it must.
 _BAD_METADATA = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
@@ -111,15 +112,15 @@ def is_dataset(path: Path) -> bool:
         return any((path / name).is_file() for name in ROOT_METADATA)
 
 
-def lies_there(path: str | Path) -> bool:
+def dataset_exists(path: str | Path) -> bool:
     """Whether there is anything where a run or a log names a dataset: a folder, an archive, a group at a URL.
 
     A store that cannot be reached has nothing.
     """
     try:
-        found = place(path)
+        found = as_path(path)
         return is_dataset(found) if is_remote(found) else found.exists()
-    except PlaceError:
+    except PathError:
         return False
 
 
@@ -181,3 +182,6 @@ def _todo(found: Path) -> str:
 def _damaged_metadata(where: str, error: Exception) -> DatasetError:
     cause = str(error).splitlines()[0] if str(error) else type(error).__name__
     return DatasetError(f"{where}: its zarr metadata is damaged ({cause}); copy it again, or convert again")
+
+
+__getattr__ = former_names(__name__, {"lies_there": "dataset_exists"})

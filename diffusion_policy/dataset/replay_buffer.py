@@ -32,8 +32,8 @@ from diffusion_policy.dataset.errors import DatasetError
 from diffusion_policy.dataset.gripper_columns import converted, grippers_of, internal_label, scales_of_dataset
 from diffusion_policy.dataset.image_codecs import ImageCodec, image_codec, zarr_arguments
 from diffusion_policy.dataset.opening import Opened, check_attributes, open_dataset
-from diffusion_policy.gripper_scale import DeclaredScales, FoundScales
-from diffusion_policy.places import place, reaching
+from diffusion_policy.gripper_scale import DeclaredScales, ResolvedScales
+from diffusion_policy.paths import as_path, reaching
 from diffusion_policy.spec import default_names
 
 IMAGE_KEY = "image"
@@ -118,9 +118,9 @@ class ReplayBuffer:
 
         Raises:
             DatasetError: no dataset there, a file of it is absent or damaged, or its arrays and episodes disagree.
-            PlaceError: the URL's store cannot be reached.
+            PathError: the URL's store cannot be reached.
         """
-        found = place(path)
+        found = as_path(path)
         with reaching(found):
             opened = open_dataset(found, mode)
             if mode == "r":
@@ -191,7 +191,7 @@ class ReplayBuffer:
         return internal_label(self.label, tuple(self.scales_by_gripper.values()))
 
     @property
-    def gripper_scales(self) -> FoundScales | None:
+    def gripper_scales(self) -> ResolvedScales | None:
         """The scales that its (first) gripper is stored in; None without one.
 
         Raises:
@@ -200,7 +200,7 @@ class ReplayBuffer:
         return next(iter(self.scales_by_gripper.values()), None)
 
     @cached_property
-    def scales_by_gripper(self) -> dict[str, FoundScales]:
+    def scales_by_gripper(self) -> dict[str, ResolvedScales]:
         """The scales that each of its grippers is stored in, by name ("gripper", "left.gripper").
 
         Raises:
@@ -347,7 +347,7 @@ def _all_rows(array: zarr.Array[Any], where: str) -> NDArray[Any]:
 
     Raises:
         DatasetError: names the first file that does not unpack.
-        PlaceError: its store cannot be reached.
+        PathError: its store cannot be reached.
     """
     with reaching(where):
         try:

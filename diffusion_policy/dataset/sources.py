@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
 from diffusion_policy.cpu import usable_cores
+from diffusion_policy.dataset.episode_metadata import episode_metadata
 from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.dataset.recorded_frames import recorded_frames
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, DatasetError, ReplayBuffer
-from diffusion_policy.dataset.told import told_of
 from diffusion_policy.dataset.windows import IndexArray
 from diffusion_policy.gripper_scale import DeclaredScales
 from diffusion_policy.hub import address_of
@@ -111,7 +111,7 @@ def open_source(
         content=str(buffer.root.attrs.get("content_sha256", "")),
         gripper_scale=_stored_scale(buffer),
         frame_sizes=recorded_sizes(buffer, [camera.key for camera in spec.rgb]),
-        tasks=tuple(told.task for told in told_of(buffer)),
+        tasks=tuple(metadata.task for metadata in episode_metadata(buffer)),
     )
 
 
@@ -240,7 +240,7 @@ def _check_poses(
         order = order_fault(commanded[arm], measured[arm], where)
         faults += [] if order is None else [order]
     if faults:
-        others = "".join(f"; {fault.said}" for fault in faults[1:])
+        others = "".join(f"; {fault.message}" for fault in faults[1:])
         raise DatasetError(f"{buffer.where}: {faults[0]}{others}")
 
 

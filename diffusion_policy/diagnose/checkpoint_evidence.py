@@ -16,7 +16,7 @@ from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
 from diffusion_policy.dataset.split import Split, split_of
 from diffusion_policy.policy.registry import policy_classes
 from diffusion_policy.shape_meta import find_step_spec
-from diffusion_policy.spec import Layout, StepSpec, told_layout
+from diffusion_policy.spec import Layout, StepSpec, layout_of_statistics
 from diffusion_policy.spec.action_layout import is_gripper_name
 
 # Weights through which a sample leaves and enters the denoiser, by policy class.
@@ -114,7 +114,9 @@ def look_at_checkpoint(path: str | Path, checkpoint: Checkpoint | None = None) -
         expects_average=bool(OmegaConf.select(checkpoint.cfg, "training.use_ema", default=True)),
         average_distance=_distance(model, average),
         statistics=statistics,
-        layout="unknown" if action is None else told_layout(spec.action_names if spec else (), action.low, action.high),
+        layout="unknown"
+        if action is None
+        else layout_of_statistics(spec.action_names if spec else (), action.low, action.high),
         gripper_row=_gripper_row(average or model, spec),
         semantics=provenance.get("action_semantics"),
         start=(provenance.get("start") or {}).get("origin"),

@@ -102,10 +102,12 @@ def comparison_sentence(found: Comparison, first: str, second: str) -> str:
     """``B does 4 more of 40 than A (only B 8, only A 4; McNemar's exact test: p = 0.39)``."""
     scenes = found.both + found.only_first + found.only_second + found.neither
     more = found.only_second - found.only_first
-    told = f"{abs(more)} {'fewer' if more < 0 else 'more'} of {scenes} than" if more else f"as many of {scenes} as"
+    comparison = (
+        f"{abs(more)} {'fewer' if more < 0 else 'more'} of {scenes} than" if more else f"as many of {scenes} as"
+    )
     return (
-        f"{second} does {told} {first} (only {second} {found.only_second}, only {first} {found.only_first}; McNemar's "
-        f"exact test: p = {found.p_value:.2g})"
+        f"{second} does {comparison} {first} (only {second} {found.only_second}, only {first} {found.only_first}; "
+        f"McNemar's exact test: p = {found.p_value:.2g})"
     )
 
 

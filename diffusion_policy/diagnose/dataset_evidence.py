@@ -38,11 +38,11 @@ from diffusion_policy.diagnose.steps import (
     steps_of_dataset,
 )
 from diffusion_policy.gripper_events import GRIPPER_BAND, OPEN, UNDECIDED, gripper_events, gripper_states
-from diffusion_policy.gripper_scale import DeclaredScales, FoundScales
+from diffusion_policy.gripper_scale import DeclaredScales, ResolvedScales
 from diffusion_policy.images import FrameKind
-from diffusion_policy.places import place, reaching, read_bytes
+from diffusion_policy.paths import as_path, reaching, read_bytes
 from diffusion_policy.pose_check import PoseFault, order_fault, pose_faults, tilt_from_down, tool_axis
-from diffusion_policy.spec import ActionLayout, Layout, action_semantics, told_layout
+from diffusion_policy.spec import ActionLayout, Layout, action_semantics, layout_of_statistics
 from diffusion_policy.timestamps import TimestampFault, timestamp_fault
 
 EXPECTED_KEYS = (IMAGE_KEY, POSE_KEY, GRIPPER_KEY, ACTION_KEY)
@@ -145,7 +145,7 @@ class DatasetEvidence:
     still: float | None = None
     command_distance_m: float | None = None
     gripper: GripperEvidence | None = None
-    scales: FoundScales | None = None
+    scales: ResolvedScales | None = None
     faults: tuple[PoseFault, ...] = ()
     tool_tilt: tuple[float, float] | None = None
     dropped: tuple[int, int] | None = None
@@ -165,7 +165,7 @@ def evidence_of_dataset(
     path: str | Path, buffer: ReplayBuffer, steps: Steps, faults: Sequence[ChunkFault]
 ) -> DatasetEvidence:
     """The evidence of a dataset that is open: what `open_for_report` and `steps_of_dataset` made of it."""
-    dropped, settings = _conversion(place(path), buffer)
+    dropped, settings = _conversion(as_path(path), buffer)
     return DatasetEvidence(
         path=str(path),
         keys=buffer.keys,
@@ -213,7 +213,7 @@ def _measure(steps: Steps) -> dict[str, Any]:
         "action_names": steps.names[ACTION_KEY],
         "low": tuple(low.tolist()),
         "high": tuple(high.tolist()),
-        "layout": told_layout(steps.names[ACTION_KEY], low.tolist(), high.tolist()),
+        "layout": layout_of_statistics(steps.names[ACTION_KEY], low.tolist(), high.tolist()),
         "not_finite": not_finite,
         "gripper": _gripper(steps),
         "scales": steps.scales,
@@ -363,14 +363,14 @@ def _conversion(path: Path, buffer: ReplayBuffer) -> tuple[tuple[int, int] | Non
     """Episodes and steps left out, and the settings, from the ledger beside a dataset, else from the one inside it."""
     ledger = path.with_name(f"{path.name}.conversion.json")
     with reaching(ledger):
-        is_beside = ledger.is_file()
+        has_ledger = ledger.is_file()
     document: Any = buffer.root.attrs.get(CONVERSION)
-    if not is_beside and not (isinstance(document, Mapping) and "totals" in document):
+    if not has_ledger and not (isinstance(document, Mapping) and "totals" in document):
         return None, None
     try:
-        document = json.loads(read_bytes(ledger).decode("utf-8")) if is_beside else document
+        document = json.loads(read_bytes(ledger).decode("utf-8")) if has_ledger else document
         totals = document["totals"]
         return (totals["episodes_dropped"], totals["steps_recorded"] - totals["steps_kept"]), document["settings"]
     except (ValueError, KeyError, TypeError) as error:
-        where = ledger if is_beside else path
+        where = ledger if has_ledger else path
         raise ReportError(f"{where}: not the ledger of a conversion ({error}); convert again, or remove it") from error

@@ -100,7 +100,7 @@ def step_spacing(data: DatasetEvidence) -> Finding | None:
         return None
     if data.clock is not None:
         again = reconvert(*data.clock.flags)
-        return Finding("step-spacing", "error", data.clock.said, data.clock.remedy, again, data.path)
+        return Finding("step-spacing", "error", data.clock.message, data.clock.remedy, again, data.path)
     text = f"steps are {data.step_seconds:.3g} s apart"
     if data.step_seconds <= 0:
         return Finding("step-spacing", "error", f"{text}: time does not go on", "check the recorder", about=data.path)

@@ -13,7 +13,7 @@ from diffusion_policy.run_folder import LATEST
 from diffusion_policy.run_folder.reading import RunFolder
 
 # latest.ckpt, best.ckpt, and the one that is being written beside them.
-BESIDE_THE_BEST = 3
+OTHER_CHECKPOINTS = 3
 MOMENTS_OF_ADAM = 2
 
 
@@ -55,7 +55,7 @@ def disk_need(config: DictConfig | None, run: RunFolder | None) -> DiskNeed | No
     if not size:
         return None
     kept = OmegaConf.select(config, "checkpoint.topk.k", default=0) or 0
-    return DiskNeed(size, int(kept) + BESIDE_THE_BEST, sum(sizes.values()), source)
+    return DiskNeed(size, int(kept) + OTHER_CHECKPOINTS, sum(sizes.values()), source)
 
 
 def checkpoint_size(config: DictConfig) -> int | None:

@@ -31,7 +31,7 @@ from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.run_folder.reading import open_run
 from diffusion_policy.shape_meta import find_step_spec
 from diffusion_policy.spec import StepSpec
-from diffusion_policy.tables import Column, Shown, Table, Text
+from diffusion_policy.tables import Column, Printable, Table, Text
 
 STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
 # The group of what is said of the machine.
@@ -86,9 +86,9 @@ class Examination:
             "next_command": self.next_command,
         }
 
-    def table(self) -> list[Shown]:
+    def table(self) -> list[Printable]:
         """For the terminal: every finding, then the cause and the next command."""
-        table = Table(Column(whole=True), Column(whole=True), "")
+        table = Table(Column(no_wrap=True), Column(no_wrap=True), "")
         for name, group in self.groups.items():
             for i, finding in enumerate(group):
                 about = f" ({Path(finding.about).name})" if finding.about and finding.trouble else ""
@@ -104,7 +104,7 @@ def _conclusion(diagnosis: Diagnosis, following: str) -> list[Text]:
     if cause is not None and cause.remedy:
         lines.append(Text(f"What to do: {cause.remedy}"))
     if following:  # not folded, to be copied
-        lines.append(Text("next: ", (following, "bold"), whole=True))
+        lines.append(Text("next: ", (following, "bold"), no_wrap=True))
     if diagnosis.others:
         count = len(diagnosis.others)
         lines.append(Text(f"Then look at the other {count} finding{'s' if count > 1 else ''} above.", style="dim"))
@@ -139,10 +139,13 @@ def examine(
     Raises:
         WorkspaceError: something that was named is not there or cannot be read.
     """
-    told = None if config is None else OmegaConf.select(config[1], CONFIG_KEY, default=None)
+    config_scale = None if config is None else OmegaConf.select(config[1], CONFIG_KEY, default=None)
     given = Sources(tuple(datasets), checkpoint, run, tuple(logs), (), gripper_scale, tuple(closed_loop))
     opened = open_sources(
-        given, told=told if isinstance(told, str) else None, logs_of_run=False, on_progress=on_progress
+        given,
+        config_scale=config_scale if isinstance(config_scale, str) else None,
+        logs_of_run=False,
+        on_progress=on_progress,
     )
     return examine_sources(opened, config, outputs)
 

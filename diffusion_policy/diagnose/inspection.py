@@ -28,7 +28,7 @@ from diffusion_policy.diagnose.steps import Steps, open_for_report, steps_of_dat
 from diffusion_policy.diagnose.unit_findings import PLACEHOLDER, for_recordings
 from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.progress import Progress, no_progress, part_of
-from diffusion_policy.tables import Column, Shown, Table, Text, numbers
+from diffusion_policy.tables import Column, Printable, Table, Text, numbers
 
 # Findings of the summary that every frame and every step is looked at for here.
 _REPLACED_BY_STEP_FINDINGS = {"images", "copycat-labels", "standing-still"}
@@ -67,7 +67,7 @@ class Inspection:
             "details": asdict(self.details),
         }
 
-    def table(self, pictures: Sequence[Path] = ()) -> list[Shown]:
+    def table(self, pictures: Sequence[Path] = ()) -> list[Printable]:
         """For the terminal: counts, dimensions, findings, pictures that were drawn, verdict."""
         style = "green" if self.is_advisable else "red"
         dimensions, findings = _dimensions(self.details.dimensions), _findings(self.findings)
@@ -95,7 +95,7 @@ def _count(n: int, word: str) -> str:
 
 def _dimensions(dimensions: tuple[Dimension, ...]) -> Table:
     measured = numbers("lowest", "highest", "mean", "deviation", "normalized")
-    table = Table(Column("dimension", whole=True), *measured)
+    table = Table(Column("dimension", no_wrap=True), *measured)
     for one in dimensions:
         made = "constant: moved to 0" if one.is_constant else f"x {one.scale:.3g}"
         cells = (f"{value:.4f}" for value in (one.low, one.high, one.mean, one.deviation))
@@ -104,7 +104,7 @@ def _dimensions(dimensions: tuple[Dimension, ...]) -> Table:
 
 
 def _findings(findings: tuple[Finding, ...]) -> Table:
-    table = Table(Column(whole=True), "")
+    table = Table(Column(no_wrap=True), "")
     for finding in findings:
         parts = [(finding.evidence, "")]
         if finding.remedy:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.dataset.frame_files import FrameFiles
-from diffusion_policy.dataset.opening import lies_there
+from diffusion_policy.dataset.opening import dataset_exists
 from diffusion_policy.dataset.replay_buffer import (
     ACTION_KEY,
     GRIPPER_KEY,
@@ -91,13 +91,13 @@ def playbacks_of_log(log: RunLog, *datasets: ReplayBuffer) -> list[Playback]:
     is_internal = scales is not None and scales.command.is_internal
     grippers = {gripper.arm: gripper for gripper in log.grippers} if is_internal else {}
     positions = {} if state is None else _positions(state, log.states)
-    commanded, beside = _positions(layout, log.actions), _recording(log, datasets)
+    commanded, recording = _positions(layout, log.actions), _recording(log, datasets)
     seconds = None if log.step_period is None else (log.numbers - log.numbers[0]) / log.stride * log.step_period
     found = []
     for arm in layout.labels("position") or layout.labels("gripper"):
         gripper = grippers.get(arm)
-        recorded = None if beside is None or gripper is None else gripper_column(beside[0], ACTION_KEY, _of(arm))
-        way = None if beside is None else _recorded_positions(beside[0]).get(arm)
+        recorded = None if recording is None or gripper is None else gripper_column(recording[0], ACTION_KEY, _of(arm))
+        way = None if recording is None else _recorded_positions(recording[0]).get(arm)
         found.append(
             Playback(
                 name=_name(log.path.stem.removeprefix("inference_log_"), arm),
@@ -106,8 +106,8 @@ def playbacks_of_log(log: RunLog, *datasets: ReplayBuffer) -> list[Playback]:
                 chunks=commanded.get(arm),
                 chunk_grippers=None if gripper is None else gripper.chunks,
                 measured=None if gripper is None else gripper.measured,
-                recorded=None if recorded is None or beside is None else recorded[beside[1]],
-                recorded_positions=None if way is None or beside is None else way[beside[1]],
+                recorded=None if recording is None or recorded is None else recorded[recording[1]],
+                recorded_positions=None if way is None or recording is None else way[recording[1]],
                 seconds=seconds,
                 frames=lambda step: _decoded(log.steps[step].frames, f"{log.path}, step {step}"),
                 predicted=True,
@@ -221,7 +221,7 @@ def playbacks_of_episode(
 def dataset_of_log(log: RunLog) -> Path | None:
     """The dataset that a log says it was made over, if it is there."""
     named: Any = log.meta.get("dataset")
-    return Path(named) if isinstance(named, str) and lies_there(named) else None
+    return Path(named) if isinstance(named, str) and dataset_exists(named) else None
 
 
 def _steps(dataset: ReplayBuffer, episode: int) -> NDArray[np.int64]:

@@ -17,15 +17,15 @@ from diffusion_policy.convert.decoding import decode_picture
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, TIMESTAMP_KEY
 from diffusion_policy.diagnose.steps import Look, Steps
 from diffusion_policy.errors import WorkspaceError
-from diffusion_policy.gripper_scale import INTERNAL, FoundScale, FoundScales
+from diffusion_policy.gripper_scale import INTERNAL, ResolvedScale, ResolvedScales
 from diffusion_policy.images import DecodedImage
-from diffusion_policy.places import place
+from diffusion_policy.paths import as_path
 from diffusion_policy.recording import Picture, Recording, open_recordings
 from diffusion_policy.spec.action_layout import is_gripper_name
 from diffusion_policy.trajectory import NO_IMAGE, TrajectoryError
 
 # Grippers of recordings that open are 0 (closed) to 1 (open), or were converted to it.
-OPEN1_SCALES = FoundScales(*(FoundScale(INTERNAL, "labeled", 0.0, 1.0, "as recorded"),) * 2)
+OPEN1_SCALES = ResolvedScales(*(ResolvedScale(INTERNAL, "labeled", 0.0, 1.0, "as recorded"),) * 2)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def steps_of_recordings(
     numbers[ACTION_KEY] = np.concatenate([one.action for one in opened])
     numbers[TIMESTAMP_KEY] = np.concatenate([one.timestamp for one in opened])
     return Steps(
-        where=str(place(directory)),
+        where=str(as_path(directory)),
         numbers={key: values.astype(np.float64) for key, values in numbers.items()},
         names={**first.names.states, ACTION_KEY: first.names.action},
         episode_ends=np.cumsum([one.n_steps for one in opened]),

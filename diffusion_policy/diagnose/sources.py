@@ -94,7 +94,7 @@ class OpenedSources:
 def open_sources(
     given: Sources,
     *,
-    told: str | None = None,
+    config_scale: str | None = None,
     logs_of_run: bool = True,
     on_progress: Progress = no_progress,
 ) -> OpenedSources:
@@ -127,23 +127,23 @@ def open_sources(
     if not named and logs_of_run:
         found = (dataset_of_log(evidence.log) for evidence in looked)
         named = tuple({path: None for path in found if path is not None})
-    told = told or (run.gripper_scale if run is not None else None)
-    datasets = tuple(opened(open_dataset(path, given.gripper_scale, told)) for path in named)
+    config_scale = config_scale or (run.gripper_scale if run is not None else None)
+    datasets = tuple(opened(open_dataset(path, given.gripper_scale, config_scale)) for path in named)
     weights = None if checkpoint is None else opened(open_checkpoint(checkpoint))
     documents = tuple(document for path in given.open_loop for document in read_open_loop(path))
     rolled_out = opened(closed_loop_of(given.closed_loop, given.checkpoint, run))
     return OpenedSources(given, run, datasets, weights, looked, documents, rolled_out)
 
 
-def open_dataset(path: Path, text: str | None = None, told: str | None = None) -> OpenedDataset:
-    """A dataset; its gripper in the declared scale (`text`), or where numbers leave it open in the run's (`told`).
+def open_dataset(path: Path, text: str | None = None, config_scale: str | None = None) -> OpenedDataset:
+    """A dataset; its gripper in the declared scale (`text`), or where numbers are ambiguous the run's (`config_scale`).
 
     Raises:
         DatasetError: no dataset there, or numbers of it are lost.
         SpecError: an unknown scale, or one that the numbers contradict.
         ReportError: it has no action, or no step.
     """
-    buffer, faults = open_for_report(path, parse_scales(text), parse_scales(told))
+    buffer, faults = open_for_report(path, parse_scales(text), parse_scales(config_scale))
     steps = steps_of_dataset(buffer, faults)
     cameras = {key: camera for key, camera in steps.cameras.items() if isinstance(camera, ConvertedCamera)}
     return OpenedDataset(path, buffer, evidence_of_dataset(path, buffer, steps, faults), cameras)

@@ -187,8 +187,8 @@ def gaps(data: StepEvidence) -> Finding | None:
 def split_limit(times: Times) -> str:
     """Seconds for ``--split-at-gap`` that every gap is longer than, rounded down."""
     limit = GAP * times.median_s
-    places = 2 - math.floor(math.log10(limit))
-    return f"{math.floor(limit * 10**places) / 10**places:.{max(places, 0)}f}"
+    digits = 2 - math.floor(math.log10(limit))
+    return f"{math.floor(limit * 10**digits) / 10**digits:.{max(digits, 0)}f}"
 
 
 def idle(data: StepEvidence) -> Finding:

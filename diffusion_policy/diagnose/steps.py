@@ -26,7 +26,7 @@ from diffusion_policy.dataset.sources import episode_names
 from diffusion_policy.diagnose import ReportError
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.geometry import geodesic_distance
-from diffusion_policy.gripper_scale import DeclaredScales, FoundScales, GripperScale
+from diffusion_policy.gripper_scale import DeclaredScales, GripperScale, ResolvedScales
 from diffusion_policy.images import DecodedImage
 from diffusion_policy.spec import GRIPPER, ActionLayout, ImageArray, find_layout
 from diffusion_policy.spec.action_layout import is_gripper_name
@@ -123,11 +123,11 @@ class Steps:
     cameras: Mapping[str, Camera]
     refused: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
-    grippers: Mapping[str, FoundScales] = field(default_factory=dict)
+    grippers: Mapping[str, ResolvedScales] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def scales(self) -> FoundScales | None:
+    def scales(self) -> ResolvedScales | None:
         """Of the first gripper, or of the first whose scale is not known; None without one."""
         found = self.grippers.values()
         return next((scales for scales in found if scales.unknown), next(iter(found), None))
@@ -309,7 +309,7 @@ def arm_steps(layout: ActionLayout, values: FloatArray) -> tuple[FloatArray, Flo
     return meters.max(axis=1, initial=0.0), radians.max(axis=1, initial=0.0)
 
 
-def scale_of(scales: FoundScales | None, key: str) -> GripperScale | None:
+def scale_of(scales: ResolvedScales | None, key: str) -> GripperScale | None:
     """The scale of the commanded gripper, or of the measured one; None where it is not known."""
     if scales is None:
         return None

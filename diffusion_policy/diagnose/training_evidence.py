@@ -11,9 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_policy.dataset.joined_datasets import dataset_paths
-from diffusion_policy.dataset.opening import lies_there
+from diffusion_policy.dataset.opening import dataset_exists
 from diffusion_policy.diagnose import ReportError
-from diffusion_policy.errors import PlaceError
+from diffusion_policy.errors import PathError
 from diffusion_policy.hub import local_copy
 from diffusion_policy.run_folder.reading import RunFolder
 from diffusion_policy.run_folder.resuming import command_line
@@ -92,7 +92,7 @@ def look_at_config(
         name=name,
         spec=find_step_spec(config),
         dataset=", ".join(datasets) or None,
-        dataset_exists=bool(datasets) and all(lies_there(path) for path in datasets),
+        dataset_exists=bool(datasets) and all(dataset_exists(path) for path in datasets),
         pretrained=pretrained,
         pretrained_exists=pretrained is not None and _is_there(pretrained),
         load_weights=_select(config, "pretrained.load_weights") is not False,
@@ -121,7 +121,7 @@ def _is_there(checkpoint: str) -> bool:
     """Whether a checkpoint is there: a file, or one of a repository that can be read."""
     try:
         return local_copy(checkpoint).is_file()
-    except PlaceError:
+    except PathError:
         return False
 
 

@@ -55,8 +55,8 @@ def findings_of_run(run: RunFolder, data: DatasetEvidence | None = None) -> list
     evidence = config_of_run(run)
     if evidence is None:
         return found
-    told = {finding.code for finding in found}
-    return [finding for finding in config_findings(evidence, data) if finding.code not in told] + found
+    known = {finding.code for finding in found}
+    return [finding for finding in config_findings(evidence, data) if finding.code not in known] + found
 
 
 def paths(planned: Planned) -> Finding | None:

@@ -42,7 +42,7 @@ def action_shape(data: DatasetEvidence) -> Finding:
     text = f"actions are (N, {len(data.action_names)}): {' '.join(data.action_names)}"
     rotation = _fault(data, "rotation")
     if rotation is not None and data.layout != "xyz_rotvec_width":
-        return Finding("action-shape", "error", rotation.said, rotation.remedy, reconvert(), data.path)
+        return Finding("action-shape", "error", rotation.message, rotation.remedy, reconvert(), data.path)
     layout = find_layout(data.action_names)
     if data.layout == "named" and layout is not None:
         return _named_shape(data, layout, text)
@@ -74,7 +74,9 @@ def not_finite(data: DatasetEvidence) -> Finding:
     """NaN and infinity."""
     if data.not_finite:
         fault = _fault(data, "not-finite")
-        evidence = f"{data.not_finite} numbers are NaN or infinite" + (f": {fault.said}" if fault is not None else "")
+        evidence = f"{data.not_finite} numbers are NaN or infinite" + (
+            f": {fault.message}" if fault is not None else ""
+        )
         return Finding(
             "not-finite", "error", evidence, "convert again; it leaves such steps out", reconvert(), data.path
         )
@@ -85,7 +87,7 @@ def position_unit(data: DatasetEvidence) -> Finding | None:
     """Whether positions are meters of an arm."""
     fault = _fault(data, "position-unit")
     if fault is not None:
-        return Finding("position-unit", "error", fault.said, fault.remedy, reconvert(), data.path)
+        return Finding("position-unit", "error", fault.message, fault.remedy, reconvert(), data.path)
     layout = find_layout(data.action_names)
     columns = [column for arm in layout.arms for column in arm.position] if layout is not None else []
     if not columns:
@@ -98,7 +100,7 @@ def quaternions(data: DatasetEvidence) -> Finding | None:
     """Norms and signs."""
     if _fault(data, "rotation") is not None or data.quaternion_error is None:
         return None  # told by the layout, or there are none
-    faults = [fault.said for fault in data.faults if fault.code in ("zero-quaternion", "quaternion-norm")]
+    faults = [fault.message for fault in data.faults if fault.code in ("zero-quaternion", "quaternion-norm")]
     if faults:
         remedy = "these steps are no rotation: convert again without them"
         return Finding("quaternions", "error", "; ".join(faults), remedy, reconvert(), data.path)
@@ -113,7 +115,7 @@ def quaternion_order(data: DatasetEvidence) -> Finding | None:
     """Whether quaternions are scalar-last; where that is undecided, where the tool points if they are."""
     fault = _fault(data, "quaternion-order")
     if fault is not None:
-        return Finding("quaternion-order", "error", fault.said, fault.remedy, reconvert(), data.path)
+        return Finding("quaternion-order", "error", fault.message, fault.remedy, reconvert(), data.path)
     if data.tool_tilt is None or _fault(data, "rotation") is not None:
         return None
     as_read, scalar_first = data.tool_tilt

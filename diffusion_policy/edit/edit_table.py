@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusion_policy.edit.plan import EditPlan
-from diffusion_policy.tables import Shown, Table
+from diffusion_policy.tables import Printable, Table
 
 _SHOWN = 20
 
 
-def table_of(plan: EditPlan, ledger: Mapping[str, Any] | None) -> list[Shown]:
+def table_of(plan: EditPlan, ledger: Mapping[str, Any] | None) -> list[Printable]:
     """What is kept and left out; ``ledger`` of the dataset that was written, None where nothing was."""
     before = sum(buffer.n_steps for buffer in plan.sources)
     episodes = sum(buffer.n_episodes for buffer in plan.sources)

@@ -27,6 +27,7 @@ from diffusion_policy.dataset.content_hash import (
     episode_sha256,
     frame_digest,
 )
+from diffusion_policy.dataset.episode_metadata import EpisodeMetadata
 from diffusion_policy.dataset.frame_files import FrameFiles, chunk_file
 from diffusion_policy.dataset.image_codecs import image_codec
 from diffusion_policy.dataset.replay_buffer import (
@@ -37,11 +38,10 @@ from diffusion_policy.dataset.replay_buffer import (
     ReplayBuffer,
     create_array,
 )
-from diffusion_policy.dataset.told import Told
 from diffusion_policy.edit import LEDGER, EditError
 from diffusion_policy.edit.plan import EditPlan, Span
 from diffusion_policy.progress import Progress, no_progress
-from diffusion_policy.storage import link, whole_folder, write_json
+from diffusion_policy.storage import atomic_folder, link, write_json
 
 # Frames that are unpacked at a time.
 _FRAMES = 64
@@ -64,7 +64,7 @@ def write_edited(plan: EditPlan, output: Path, on_progress: Progress = no_progre
     if output.exists() or ledger_file(output).exists():
         raise EditError(f"{output}: something lies there already; it is not overwritten")
     check_one_dataset(plan.sources)
-    with whole_folder(output) as partial:
+    with atomic_folder(output) as partial:
         ledger = _write(plan, partial, output, on_progress)
     write_json(ledger_file(output), ledger)
     return ledger
@@ -120,7 +120,7 @@ def _write(plan: EditPlan, partial: Path, output: Path, on_progress: Progress) -
             _write_numbers(data, key, plan, numbers[key])
     described, row = [], 0
     for span in plan.kept:
-        digests = {camera: writer.place(span, row) for camera, writer in frames.items()}
+        digests = {camera: writer.write_span(span, row) for camera, writer in frames.items()}
         rows = {key: values[span.episode.source][span.rows] for key, values in numbers.items()}
         described.append(_describe(span, rows, digests))
         row += span.steps[1] - span.steps[0]
@@ -166,7 +166,7 @@ class _Frames:
             self._target = create_array(data, key, layout, n_steps)
         self._writer = FrameFiles(self._target)
 
-    def place(self, span: Span, row: int) -> list[bytes]:
+    def write_span(self, span: Span, row: int) -> list[bytes]:
         """Write the frames of a span to the rows from ``row`` on; returns the digests of the decoded frames."""
         source = span.episode.source
         digests: list[bytes] = []
@@ -198,14 +198,14 @@ def _describe(span: Span, rows: Mapping[str, NDArray[Any]], digests: Mapping[str
     recorded = described.get("steps")
     first = int(recorded[0]) if isinstance(recorded, list) and recorded else 0
     kept = {key: described[key] for key in ("name", "number", "recording") if key in described}
-    told = Told.from_json(described).within(*span.steps)
+    metadata = EpisodeMetadata.from_json(described).within(*span.steps)
     return {
         "name": span.episode.name,
         "number": span.episode.number,
         "recording": "",
         **kept,
         "steps": [first + span.steps[0], first + span.steps[1]],
-        **told.as_json(),
+        **metadata.as_json(),
         EPISODE_HASH: episode_sha256(rows, digests),
         ARRAY_HASHES: array_sha256(rows, digests),
     }

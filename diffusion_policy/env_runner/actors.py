@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from diffusion_policy.env_runner.simulator import FloatArray, RawStep, Simulator
 from diffusion_policy.policy.noise import initial_noise, noise_seed
-from diffusion_policy.policy.quaternion_side import QuaternionSides
-from diffusion_policy.policy.robot_answer import robot_answer
+from diffusion_policy.policy.quaternion_hemisphere import QuaternionHemispheres
+from diffusion_policy.policy.robot_action import predict_robot_action
 from diffusion_policy.spec import StepSpec, arms_of, policy_observation
 
 
@@ -98,7 +98,7 @@ class PolicyActor:
     def __init__(self, policy: ActingPolicy, simulator: Simulator, seed: int = 0) -> None:
         self.spec, self.n_obs_steps, self.n_action_steps = policy.spec.robot, policy.n_obs_steps, policy.n_action_steps
         self._policy, self._simulator, self._seed = policy, simulator, seed
-        self._sides = QuaternionSides(policy.spec, policy.normalizer)
+        self._sides = QuaternionHemispheres(policy.spec, policy.normalizer)
 
     def answer(self, requests: Sequence[ActionRequest]) -> list[ActionReply]:
         """Returns the policy's action chunks; one that holds NaN or infinity is refused."""
@@ -108,7 +108,7 @@ class PolicyActor:
         noise = initial_noise(self._policy, seeds)
         generator = torch.Generator(device=self._policy.device).manual_seed(seeds[0])
         with torch.inference_mode():
-            answer = robot_answer(self._policy, self._batch(requests), initial_noise=noise, generator=generator)
+            answer = predict_robot_action(self._policy, self._batch(requests), initial_noise=noise, generator=generator)
         actions: NDArray[np.float64] = answer["action"].double().cpu().numpy()
         return [
             ActionReply(chunk)

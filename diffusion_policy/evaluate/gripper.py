@@ -39,7 +39,7 @@ from diffusion_policy.evaluate.verdicts import (
     sweep_dead_bands,
 )
 from diffusion_policy.gripper_events import DeadBand, Event, EventScore, gripper_events, score_gripper_events
-from diffusion_policy.gripper_scale import DeclaredScales, FoundScales, GripperScale
+from diffusion_policy.gripper_scale import DeclaredScales, GripperScale, ResolvedScales
 from diffusion_policy.run_log import RunLog, RunLogError, read_log
 from diffusion_policy.run_log.log import LoggedGripper
 
@@ -204,7 +204,7 @@ def _worst(found: Mapping[str, GripperReport]) -> GripperReport:
 
 
 def _judge_gripper(
-    log: RunLog, gripper: LoggedGripper, scales: FoundScales, declared: DeclaredScales | None
+    log: RunLog, gripper: LoggedGripper, scales: ResolvedScales, declared: DeclaredScales | None
 ) -> GripperReport:
     facts = _facts(log, gripper, scales)
     if log.layout == "xyz_rotvec_width" and declared is None:
@@ -214,7 +214,7 @@ def _judge_gripper(
     return _of_command(log, gripper, scales.command.scale, scales, facts)
 
 
-def _facts(log: RunLog, logged: LoggedGripper | None, scales: FoundScales | None) -> dict[str, Any]:
+def _facts(log: RunLog, logged: LoggedGripper | None, scales: ResolvedScales | None) -> dict[str, Any]:
     """What stands in every report, whatever the verdict."""
     gripper = None if logged is None else logged.commands
     distinct = 0 if gripper is None else len(np.unique(gripper))
@@ -272,7 +272,7 @@ def _judged(commands: Commands, scale: Thresholds, log: RunLog) -> dict[str, Any
 
 
 def _of_command(
-    log: RunLog, gripper: LoggedGripper, scale: GripperScale, scales: FoundScales, facts: dict[str, Any]
+    log: RunLog, gripper: LoggedGripper, scale: GripperScale, scales: ResolvedScales, facts: dict[str, Any]
 ) -> GripperReport:
     measured, aside = gripper.measured, ""
     if scales.measured is not None and measured is not None:
@@ -291,7 +291,7 @@ def _of_command(
     return GripperReport(**facts | found | {"reason": found["reason"] + aside + _odd(log)})
 
 
-def _of_width(log: RunLog, gripper: LoggedGripper, scales: FoundScales, facts: dict[str, Any]) -> GripperReport:
+def _of_width(log: RunLog, gripper: LoggedGripper, scales: ResolvedScales, facts: dict[str, Any]) -> GripperReport:
     measured = gripper.measured
     if measured is not None and scales.measured is not None and scales.measured.is_internal:
         measured = WIDTH.of_share(measured)  # a measurement of 0..1 beside a command in meters
@@ -302,7 +302,9 @@ def _of_width(log: RunLog, gripper: LoggedGripper, scales: FoundScales, facts: d
     return GripperReport(**facts | found | unsaid | judged | {"verdict": "no gripper command", "reason": text})
 
 
-def _of_unknown_scale(log: RunLog, gripper: LoggedGripper, scales: FoundScales, facts: dict[str, Any]) -> GripperReport:
+def _of_unknown_scale(
+    log: RunLog, gripper: LoggedGripper, scales: ResolvedScales, facts: dict[str, Any]
+) -> GripperReport:
     command, copied, steps = scales.command, gripper.is_copied, counted(len(log.steps), "step")
     text = f"commands are {command.span} in {steps}: {command.reason}"
     verdict, text = UNKNOWN_SCALE, f"{text}; say which: {scales.advice()}"

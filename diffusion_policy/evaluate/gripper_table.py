@@ -14,7 +14,7 @@ from diffusion_policy.gripper_scale import DeclaredScales
 from diffusion_policy.intervals import difference_interval, probability_improved, wilson_interval
 from diffusion_policy.run_log import RunLogError
 from diffusion_policy.storage import write_json
-from diffusion_policy.tables import Column, Shown, Table, Text, as_texts
+from diffusion_policy.tables import Column, Printable, Table, Text, as_texts
 
 Entry = GripperReport | Unreadable
 
@@ -26,9 +26,9 @@ UNJUDGED: tuple[Verdict, ...] = ("no gripper command", "unknown scale", "every a
 _LIMIT = "commands show when the gripper would close; whether it then holds anything, only a rollout shows"
 _COLUMNS = (
     Column("log", min_width=15),
-    Column("steps", right=True, whole=True),
+    Column("steps", right=True, no_wrap=True),
     Column("verdict", max_width=22),
-    Column("firm", right=True, whole=True),
+    Column("firm", right=True, no_wrap=True),
     Column("evidence"),
 )
 
@@ -140,7 +140,7 @@ class Validation:
         """The sentences as one text."""
         return ". ".join(self.sentences())
 
-    def table(self) -> list[Shown]:
+    def table(self) -> list[Printable]:
         """For the terminal: one row a log, then the summary."""
         table = Table(*_COLUMNS)
         for entry in self.entries:

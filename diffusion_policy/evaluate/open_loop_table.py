@@ -7,13 +7,13 @@ from typing import Any
 
 from diffusion_policy.evaluate.open_loop import COPYCAT, HOLD, PHASES, POLICY, joint_error
 from diffusion_policy.evaluate.open_loop_report import COLUMNS, OpenLoopReport
-from diffusion_policy.tables import Shown, Table, Text, as_texts, numbers
+from diffusion_policy.tables import Printable, Table, Text, as_texts, numbers
 
 # Of these columns the larger number is the better one.
 _RISING = ("gripper_f1",)
 
 
-def open_loop_table(report: OpenLoopReport) -> list[Shown]:
+def open_loop_table(report: OpenLoopReport) -> list[Printable]:
     """One row a predictor; the policy by phase; events and spread; then what the policy does not beat, in red."""
     episodes = ", ".join(str(episode.episode) for episode in report.episodes)
     sampling, count = report.sampling, len(report.episodes[0].samples)
@@ -53,7 +53,7 @@ def _motion(report: OpenLoopReport) -> list[str]:
     return [column for column in report.columns if not column.startswith("gripper")]
 
 
-def _by_arm(report: OpenLoopReport) -> list[Shown]:
+def _by_arm(report: OpenLoopReport) -> list[Printable]:
     """The policy's errors of each arm, where there are several."""
     arms = report.scores[POLICY].per_arm()
     if not arms:
@@ -81,8 +81,8 @@ def _by_phase(report: OpenLoopReport) -> Table:
     return table
 
 
-def _in_words(report: OpenLoopReport) -> list[Shown]:
-    score, spread, beside = report.scores[POLICY], report.spread(), report.beside_copycat()
+def _in_words(report: OpenLoopReport) -> list[Printable]:
+    score, spread, copycat = report.scores[POLICY], report.spread(), report.beside_copycat()
     what, key, unit = "position", "position_mm", "mm"
     if "position_mm" not in report.columns and report.layout.has_joints:
         what, key, unit = "joints", joint_error(report.layout), report.layout.joint_unit
@@ -95,19 +95,19 @@ def _in_words(report: OpenLoopReport) -> list[Shown]:
         text.append(f"spread of the samples: {first} at the first action, {last} at the last{gripper}")
     if score.events is not None:
         text.append(f"gripper: {score.events.sentence()}")
-    if beside is not None:
+    if copycat is not None:
         against = report.scores[COPYCAT].means()["gripper_at_transitions"]
-        found = _finding("gripper_at_transitions", beside)
+        found = _finding("gripper_at_transitions", copycat)
         text.append(
             f"at transitions {_number(score.gripper_at_transitions)} of the gripper states are wrong, "
-            f"{_number(against)} of a copy of the measured gripper: {found} ({_interval(beside)})"
+            f"{_number(against)} of a copy of the measured gripper: {found} ({_interval(copycat)})"
         )
     return [*as_texts(text)]
 
 
 def comparison_table(
     differences: Mapping[str, Mapping[str, Any]], first: str = "first", second: str = "second"
-) -> list[Shown]:
+) -> list[Printable]:
     """The comparison; a difference whose interval holds 0 is called none."""
     table = _table("", "difference", "95 % interval", "finding")
     for column, entry in differences.items():

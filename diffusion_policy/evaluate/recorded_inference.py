@@ -38,7 +38,7 @@ from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.policy.contract import PolicyModule
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER, Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.noise import initial_noise
-from diffusion_policy.policy.robot_answer import robot_answer
+from diffusion_policy.policy.robot_action import predict_robot_action
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.progress import Progress, ProgressCounter, no_progress
 from diffusion_policy.run_log import LogStep, write_inference_log
@@ -191,7 +191,7 @@ def predict_chunks(
         obs = episodes.observations(batch)
         noise = initial_noise(policy, [_seed(sampling.seed, sample, step) for step in batch.tolist()])
         generator = torch.Generator().manual_seed(_seed(sampling.seed, sample, int(batch[0])))
-        answer = robot_answer(policy, obs, initial_noise=noise, generator=generator)
+        answer = predict_robot_action(policy, obs, initial_noise=noise, generator=generator)
         chunks.append(answer["action"].cpu().double().numpy())
         if policy.spec.rgb and sample == 0:
             cameras = [camera.key for camera in policy.spec.rgb]
@@ -355,8 +355,8 @@ def _check_layout(policy: PolicyModule, checkpoint_path: str | Path) -> None:
 
 def _scale_of_training(checkpoint: Checkpoint, zarr_path: str | Path) -> str | None:
     """The declaration that training was given, for a dataset whose gripper needs one."""
-    told = OmegaConf.select(checkpoint.cfg, CONFIG_KEY, default=None)
-    return told if isinstance(told, str) and JoinedDatasets(zarr_path).needs_gripper_scale else None
+    configured = OmegaConf.select(checkpoint.cfg, CONFIG_KEY, default=None)
+    return configured if isinstance(configured, str) and JoinedDatasets(zarr_path).needs_gripper_scale else None
 
 
 def _episode_log(

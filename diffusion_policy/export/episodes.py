@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_policy.dataset.episode_metadata import EpisodeMetadata, episode_metadata
 from diffusion_policy.dataset.errors import DatasetError
 from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, TIMESTAMP_KEY, ReplayBuffer
-from diffusion_policy.dataset.told import Told, told_of
 from diffusion_policy.gripper_scale import DeclaredScales
 from diffusion_policy.spec import ActionLayout
 
@@ -34,7 +34,7 @@ class Episode:
 
     state: NDArray[np.float32]
     action: NDArray[np.float32]
-    told: Told
+    metadata: EpisodeMetadata
     number: int
     first: int
 
@@ -60,7 +60,7 @@ class DatasetEpisodes:
 
     path: Path
     gripper_scale: DeclaredScales | None = None
-    told: Mapping[int, Told] = field(default_factory=dict)
+    metadata: Mapping[int, EpisodeMetadata] = field(default_factory=dict)
     buffer: ReplayBuffer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,8 +88,8 @@ class DatasetEpisodes:
     def units(self, names: tuple[str, ...]) -> list[str]:
         """The unit of each number; "unknown" where nothing says."""
         label = self.buffer.label or {}
-        said = dict(zip(label.get("names", ()), label.get("units", ()), strict=False))
-        return list(ActionLayout.of(names, {name: unit for name, unit in said.items() if unit != "unknown"}).units)
+        units = dict(zip(label.get("names", ()), label.get("units", ()), strict=False))
+        return list(ActionLayout.of(names, {name: unit for name, unit in units.items() if unit != "unknown"}).units)
 
     @property
     def rate(self) -> float:
@@ -128,9 +128,9 @@ class DatasetEpisodes:
         action = self.buffer.columns(ACTION_KEY, self.action_names)
         states = [self.buffer.columns(key, self.buffer.names(key)) for key in self.state_keys]
         state = np.concatenate(states, axis=1) if states else np.zeros((len(action), 0))
-        told, first = told_of(self.buffer), 0
+        metadata, first = episode_metadata(self.buffer), 0
         for number, end in enumerate(self.buffer.episode_ends.tolist()):
             rows = slice(first, end)
-            said = self.told.get(number, told[number])
-            yield Episode(state[rows].astype(np.float32), action[rows].astype(np.float32), said, number, first)
+            metadata_of = self.metadata.get(number, metadata[number])
+            yield Episode(state[rows].astype(np.float32), action[rows].astype(np.float32), metadata_of, number, first)
             first = end

@@ -16,7 +16,7 @@ from diffusion_policy.export.errors import ExportError
 from diffusion_policy.export.lerobot_writer import LeRobotWriter
 from diffusion_policy.export.videos import lowest_psnr
 from diffusion_policy.progress import Progress, no_progress
-from diffusion_policy.storage import whole_folder
+from diffusion_policy.storage import atomic_folder
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def export_lerobot(
         raise ExportError(f"LeRobot datasets need pyarrow: {install_extra('lerobot')}") from error
     if folder.exists():
         raise ExportError(f"{folder} exists; it is not replaced, choose another name")
-    with whole_folder(folder) as unfinished:
+    with atomic_folder(folder) as unfinished:
         writer = LeRobotWriter(unfinished, source, task, fps or source.rate)
         for episode in source:
             writer.add(episode)

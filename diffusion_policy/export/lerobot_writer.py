@@ -75,9 +75,9 @@ class LeRobotWriter:
         self._videos: dict[str, list[VideoWriter]] = {camera: [] for camera in self._sizes}
         self._pixels: dict[str, list[PixelCounts]] = {camera: [] for camera in self._sizes}
         self._tables: list[tuple[Path, Any]] = []
-        told = [episode.told for episode in self.source]
-        self._has_success = all(one.success is not None for one in told)
-        self._has_interventions = any(one.interventions is not None for one in told)
+        metadata = [episode.metadata for episode in self.source]
+        self._has_success = all(one.success is not None for one in metadata)
+        self._has_interventions = any(one.interventions is not None for one in metadata)
 
     def add(self, episode: Episode) -> None:
         """One episode.
@@ -123,7 +123,7 @@ class LeRobotWriter:
         return {camera: [video.file for video in videos] for camera, videos in self._videos.items()}
 
     def _text(self, episode: Episode) -> str:
-        text = episode.told.task or self.task
+        text = episode.metadata.task or self.task
         if not text:
             raise ExportError(
                 f"{self.source.path}: episode {episode.number} has no task, which LeRobot needs: say what is done with "
@@ -140,10 +140,10 @@ class LeRobotWriter:
         columns["action"] = episode.action
         if self._has_success:
             last = steps == episode.n_steps - 1
-            columns |= {"next.done": last, "next.success": last & bool(episode.told.success)}
+            columns |= {"next.done": last, "next.success": last & bool(episode.metadata.success)}
         if self._has_interventions:
             driven = np.zeros(episode.n_steps, dtype=bool)
-            for start, end in episode.told.interventions or ():
+            for start, end in episode.metadata.interventions or ():
                 driven[start:end] = True
             columns[INTERVENTION] = driven
         columns |= {"timestamp": (steps / self.fps).astype(np.float32), "frame_index": steps}

@@ -24,7 +24,7 @@ from diffusion_policy.export.errors import ExportError
 from diffusion_policy.model.diffusion.noise_schedulers import DDIMScheduler
 from diffusion_policy.policy.contract import DenoisingPolicy, PolicyModule
 from diffusion_policy.policy.diffusion_image_policy import DiffusionImagePolicy
-from diffusion_policy.storage import whole_file, write_json
+from diffusion_policy.storage import atomic_file, write_json
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 NOISE, ACTIONS = "noise", "actions"
@@ -121,7 +121,7 @@ def export_onnx(policy: PolicyModule, path: Path, about: Mapping[str, Any]) -> E
         raise ExportError(f"{path} exists; name another file, or delete it")
     whole = WholePolicy(policy).eval()
     example = whole.inputs(0)
-    with whole_file(path) as unfinished, torch.no_grad():
+    with atomic_file(path) as unfinished, torch.no_grad():
         program = torch.export.export(whole, tuple(example.values()), strict=False)
         graph = torch.onnx.export(
             program, tuple(example.values()), input_names=list(example), output_names=[ACTIONS], dynamo=True,

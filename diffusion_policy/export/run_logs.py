@@ -12,7 +12,7 @@ from diffusion_policy.convert import ConversionSettings, convert
 from diffusion_policy.export.episodes import DatasetEpisodes
 from diffusion_policy.gripper_scale import DeclaredScales
 from diffusion_policy.images import image_size
-from diffusion_policy.recording import Told, open_recordings
+from diffusion_policy.recording import EpisodeMetadata, open_recordings
 from diffusion_policy.recording.contract import true_runs
 from diffusion_policy.run_log.to_trajectories import convert_logs
 from diffusion_policy.spec import INTERVENTION
@@ -38,12 +38,12 @@ def log_episodes(logs: Sequence[Path], scratch: Path, gripper_scale: DeclaredSca
     size = image_size(picture.content) if isinstance(picture.content, bytes) else None
     settings = ConversionSettings(recordings, dataset, resolution=size or (320, 180), quaternion_sign="keep")
     kept = convert(settings).kept
-    told = {number: _told(recordings / entry.name) for number, entry in enumerate(kept)}
-    return DatasetEpisodes(dataset, told=told)
+    metadata = {number: _metadata(recordings / entry.name) for number, entry in enumerate(kept)}
+    return DatasetEpisodes(dataset, metadata=metadata)
 
 
-def _told(episode: Path) -> Told:
+def _metadata(episode: Path) -> EpisodeMetadata:
     """What a person drove, by the marks of a converted log: as the client said, or as its actions were corrected."""
     marks = json.loads((episode / "marks.json").read_text(encoding="utf-8"))
     driven = np.isin(marks["steps"], [*marks[INTERVENTION], *marks["corrected"]])
-    return Told(interventions=tuple(true_runs(driven)))
+    return EpisodeMetadata(interventions=tuple(true_runs(driven)))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.export.errors import ExportError
-from diffusion_policy.places import is_remote, place
-from diffusion_policy.storage import whole_file
+from diffusion_policy.paths import as_path, is_remote
+from diffusion_policy.storage import atomic_file
 
 
 def export_zarr_zip(dataset: Path, archive: Path) -> Path:
@@ -25,12 +25,15 @@ def export_zarr_zip(dataset: Path, archive: Path) -> Path:
     """
     if archive.exists():
         raise ExportError(f"{archive} exists; it is not replaced, choose another name")
-    folder = place(dataset)
+    folder = as_path(dataset)
     if is_remote(folder) or not folder.is_dir():
         raise ExportError(f"{dataset} is no folder of this machine; only those are packed")
     ReplayBuffer.open(folder)
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    with whole_file(archive) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED, allowZip64=True) as packed:
+    with (
+        atomic_file(archive) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as packed,
+    ):
         for file in files:
             packed.write(file, str(file.relative_to(folder)))
     return archive

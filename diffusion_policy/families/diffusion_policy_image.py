@@ -16,7 +16,7 @@ from diffusion_policy.families.family import ABSENT, Family, Shapes, lookup
 
 MAP = "obs_encoder.key_model_map."
 # Where configs have the shape_meta, and what nests it elsewhere.
-PLACES = ("policy.shape_meta", "shape_meta", "task.shape_meta")
+PATHS = ("policy.shape_meta", "shape_meta", "task.shape_meta")
 MAX_DIMENSIONS, MAX_SIDE = 8, 2**31
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _PARTS_6D = "position (3), rotation as two rows of its matrix (6), gripper width (1)"
@@ -36,8 +36,8 @@ def settings_from(tensors: Shapes) -> dict[str, Any]:
 
 def shape_meta_of(config: Any) -> Mapping[str, Any]:
     """The shape_meta of a config as plain data, references to other entries followed; empty if there is none."""
-    for place in PLACES:
-        found = _followed(config, place)
+    for path in PATHS:
+        found = _followed(config, path)
         if isinstance(found, Mapping) and isinstance(found.get("action"), Mapping):
             return found
     return {}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from diffusion_policy.families.family import Shape, Shapes
 
-# The part of each naming by its place in a Sequential.
+# The part of each naming by its index in a Sequential.
 PARTS: Mapping[str, str] = {
     "0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4",
 }  # fmt: skip
@@ -80,8 +80,8 @@ class ImageEncoder:
 
     def own_name(self, name: str) -> str:
         """The full name of a tensor, in this encoder's naming, given the name in a Sequential."""
-        place, _, rest = name.partition(".")
-        return f"{self.prefix}{place if self.naming == SEQUENTIAL else PARTS[place]}.{rest}"
+        part, _, rest = name.partition(".")
+        return f"{self.prefix}{part if self.naming == SEQUENTIAL else PARTS[part]}.{rest}"
 
     def describe(self) -> str:
         """Network, norm, channels and naming in one phrase."""
@@ -148,17 +148,17 @@ def _ends(name: str, tail: str) -> bool:
 
 
 def _resnet(shapes: Shapes, ordered: Sequence[str], prefix: str, naming: str) -> ImageEncoder | None:
-    """The ResNet whose first convolution is at the prefix; None if what is there is none."""
-    places = {(place if naming == SEQUENTIAL else part): place for place, part in PARTS.items()}
+    """The ResNet whose first convolution is at the prefix, or None."""
+    parts = {(index if naming == SEQUENTIAL else part): index for index, part in PARTS.items()}
     own: dict[str, Shape] = {}
     for index in range(bisect.bisect_left(ordered, prefix), len(ordered)):
         name = ordered[index]
         if not name.startswith(prefix):
             break
         head, _, rest = name[len(prefix) :].partition(".")
-        if head in places and rest:
-            own[f"{places[head]}.{rest}"] = tuple(shapes[name])
-    blocks = [{name.split(".")[1] for name in own if name.startswith(f"{place}.")} for place in "4567"]
+        if head in parts and rest:
+            own[f"{parts[head]}.{rest}"] = tuple(shapes[name])
+    blocks = [{name.split(".")[1] for name in own if name.startswith(f"{stage}.")} for stage in "4567"]
     if "4.0.conv1.weight" not in own or not all(number.isdigit() for block in blocks for number in block):
         return None
     counts = tuple(len(block) for block in blocks if block)

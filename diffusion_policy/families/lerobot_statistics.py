@@ -88,9 +88,9 @@ def _features(folder: Path) -> list[str]:
     return [str(key) for side in found if isinstance(side, Mapping) for key in side]
 
 
-def _by_feature(places: Mapping[str, tuple[TensorFile, str]]) -> dict[str, dict[str, Tensor]]:
+def _by_feature(stored: Mapping[str, tuple[TensorFile, str]]) -> dict[str, dict[str, Tensor]]:
     found: dict[str, dict[str, Tensor]] = {}
-    for name, (file, key) in places.items():
+    for name, (file, key) in stored.items():
         feature, _, kind = name.rpartition(".")
         info = file.tensors[key]
         if kind in ("min", "max", "mean", "std") and len(info.shape) == 1 and "float" in info.dtype:

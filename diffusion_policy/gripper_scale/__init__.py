@@ -6,7 +6,7 @@ shape tells. Whoever knows says it, by the names of ``names``: a flag (``--gripp
 (``{"open": 100, "closed": 0}``, and ``"measured": {...}`` in it where the measurement differs). Else ``finding`` looks.
 """
 
-from diffusion_policy.gripper_scale.finding import FoundScale, FoundScales, find_scales
+from diffusion_policy.gripper_scale.finding import ResolvedScale, ResolvedScales, find_scales
 from diffusion_policy.gripper_scale.names import (
     CONFIG_KEY,
     FLAG,
@@ -24,9 +24,9 @@ __all__ = [
     "FLAG",
     "INTERNAL",
     "DeclaredScales",
-    "FoundScale",
-    "FoundScales",
     "GripperScale",
+    "ResolvedScale",
+    "ResolvedScales",
     "add_gripper_scale",
     "find_scales",
     "labeled_scales",

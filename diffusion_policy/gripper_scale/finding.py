@@ -43,7 +43,7 @@ _DELAYS = 8
 
 
 @dataclass(frozen=True)
-class FoundScale:
+class ResolvedScale:
     """The scale of one column of gripper numbers, and how it is known.
 
     Attributes:
@@ -73,14 +73,14 @@ class FoundScale:
 
 
 @dataclass(frozen=True)
-class FoundScales:
+class ResolvedScales:
     """Of the command and of the measurement (None without one)."""
 
-    command: FoundScale
-    measured: FoundScale | None = None
+    command: ResolvedScale
+    measured: ResolvedScale | None = None
 
     @property
-    def unknown(self) -> tuple[tuple[str, FoundScale], ...]:
+    def unknown(self) -> tuple[tuple[str, ResolvedScale], ...]:
         """The columns whose scale is not known, with their names."""
         both = {"commanded gripper": self.command, "measured gripper": self.measured}
         return tuple((name, found) for name, found in both.items() if found is not None and found.scale is None)
@@ -100,7 +100,7 @@ class FoundScales:
         return self.flag(prefix) + (f" (or {', or '.join(others)})" if others else "")
 
 
-def _likeliest(found: FoundScale) -> str:
+def _likeliest(found: ResolvedScale) -> str:
     if found.scale is not None:
         return found.scale.name
     return found.candidates[0].name if found.candidates else "NAME"
@@ -166,7 +166,7 @@ def find_scales(
     starts: Sequence[int] | NDArray[np.int64] = (0,),
     declared: DeclaredScales | None = None,
     labeled: DeclaredScales | None = None,
-) -> FoundScales:
+) -> ResolvedScales:
     """The scales of a gripper's commands and measurements.
 
     Args:
@@ -182,15 +182,15 @@ def find_scales(
     first = np.asarray(starts, dtype=np.int64)
     ours = _column(command, first)
     theirs = None if measured is None else _column(measured, first)
-    said = declared or labeled
-    if said is None:
+    stated = declared or labeled
+    if stated is None:
         moves = 0.0 if measured is None else _moves_with(command, measured)
         return _without_a_word(ours, theirs, moves)
     origin: Origin = "declared" if declared is not None else "labeled"
-    beside = None
+    other = None
     if theirs is not None:
-        beside = _beside(said, ours, theirs, origin)
-    return FoundScales(_believed(said.command, ours, origin, "command"), beside)
+        other = _other_column(stated, ours, theirs, origin)
+    return ResolvedScales(_believed(stated.command, ours, origin, "command"), other)
 
 
 def _column(values: ArrayLike, starts: NDArray[np.int64]) -> _Column:
@@ -201,24 +201,24 @@ def _column(values: ArrayLike, starts: NDArray[np.int64]) -> _Column:
     return _Column(numbers[np.isfinite(numbers)], begun[np.isfinite(begun)])
 
 
-def _beside(said: DeclaredScales, ours: _Column, theirs: _Column, origin: Origin) -> FoundScale:
+def _other_column(stated: DeclaredScales, ours: _Column, theirs: _Column, origin: Origin) -> ResolvedScale:
     """The measurement's scale: named by itself, or the command's where it is alike, or as it shows itself."""
-    if said.measured is not None:
-        return _believed(said.measured, theirs, origin, "measurement")
-    alike = theirs.family in (ours.family, "near 0") or said.command.is_internal
-    if alike and _contradiction(said.command, theirs) is None:
-        return _believed(said.command, theirs, origin, "measurement")
+    if stated.measured is not None:
+        return _believed(stated.measured, theirs, origin, "measurement")
+    alike = theirs.family in (ours.family, "near 0") or stated.command.is_internal
+    if alike and _contradiction(stated.command, theirs) is None:
+        return _believed(stated.command, theirs, origin, "measurement")
     return _of_itself(theirs)
 
 
-def _believed(scale: GripperScale, column: _Column, origin: Origin, what: str) -> FoundScale:
+def _believed(scale: GripperScale, column: _Column, origin: Origin, what: str) -> ResolvedScale:
     against = _contradiction(scale, column)
     if against is None:
-        return FoundScale(scale, origin, *column.range, f"{origin} as {scale}")
+        return ResolvedScale(scale, origin, *column.range, f"{origin} as {scale}")
     if origin == "declared":
         names = " or ".join(candidate.name for candidate in _candidates(column))
         raise SpecError(f"gripper scale {scale}: the {what} is {against}; that looks like {names}")
-    return FoundScale(None, "unknown", *column.range, f"labeled {scale}, but it is {against}", _candidates(column))
+    return ResolvedScale(None, "unknown", *column.range, f"labeled {scale}, but it is {against}", _candidates(column))
 
 
 def _contradiction(scale: GripperScale, column: _Column) -> str | None:
@@ -232,33 +232,33 @@ def _contradiction(scale: GripperScale, column: _Column) -> str | None:
     return None
 
 
-def _without_a_word(ours: _Column, theirs: _Column | None, moves: float) -> FoundScales:
+def _without_a_word(ours: _Column, theirs: _Column | None, moves: float) -> ResolvedScales:
     """``moves``: how well the command agrees with the measurement, -1..1; 0 where that says nothing."""
     if theirs is None:
-        return FoundScales(_of_itself(ours))
-    beside = _of_itself(theirs)
-    opens_upwards = beside.scale is not None or theirs.family == "meters"
+        return ResolvedScales(_of_itself(ours))
+    other = _of_itself(theirs)
+    opens_upwards = other.scale is not None or theirs.family == "meters"
     if opens_upwards and abs(moves) >= _MOVES_WITH:
         turned = "with" if moves > 0 else "against"
         reason = f"{ours.family}, and it moves {turned} the measured gripper (correlation {moves:+.2f})"
         if ours.family in ("0..1", "-1..1"):
             scale = next(one for one in _candidates(ours) if (one.open > one.closed) == (moves > 0))
-            return FoundScales(FoundScale(scale, "found", *ours.range, reason), beside)
+            return ResolvedScales(ResolvedScale(scale, "found", *ours.range, reason), other)
         if moves < 0:
-            return FoundScales(_unknown(ours, reason), beside)
-    if beside.scale is not None and ours.is_within(_BEYOND) and ours.family != "meters":
+            return ResolvedScales(_unknown(ours, reason), other)
+    if other.scale is not None and ours.is_within(_BEYOND) and ours.family != "meters":
         reason = "0..1, as the measured gripper, which begins open"
-        return FoundScales(FoundScale(beside.scale, "found", *ours.range, reason), beside)
+        return ResolvedScales(ResolvedScale(other.scale, "found", *ours.range, reason), other)
     found = _of_itself(ours)
     if found.scale is not None and theirs.family == "near 0":  # a sensor that says nothing
-        beside = FoundScale(found.scale, "found", *theirs.range, "near 0 throughout, beside a command of 0..1")
-    return FoundScales(found, beside)
+        other = ResolvedScale(found.scale, "found", *theirs.range, "near 0 throughout, beside a command of 0..1")
+    return ResolvedScales(found, other)
 
 
-def _of_itself(column: _Column) -> FoundScale:
+def _of_itself(column: _Column) -> ResolvedScale:
     """What a column shows without the other."""
     if column.family == "0..1" and column.begins_high is not False:
-        return FoundScale(INTERNAL, "found", *column.range, "0..1, and it begins open if 1 is open")
+        return ResolvedScale(INTERNAL, "found", *column.range, "0..1, and it begins open if 1 is open")
     reasons: dict[Family, str] = {
         "meters": "it looks like a width in meters, of which the range does not tell the full opening",
         "0..1": "0..1, but it begins at 0: 1 may be open or closed",
@@ -272,8 +272,8 @@ def _of_itself(column: _Column) -> FoundScale:
     return _unknown(column, reasons.get(column.family, known))
 
 
-def _unknown(column: _Column, reason: str) -> FoundScale:
-    return FoundScale(None, "unknown", *column.range, reason, _candidates(column))
+def _unknown(column: _Column, reason: str) -> ResolvedScale:
+    return ResolvedScale(None, "unknown", *column.range, reason, _candidates(column))
 
 
 def _candidates(column: _Column) -> tuple[GripperScale, ...]:

@@ -21,7 +21,7 @@ from diffusion_policy.minecraft.expert import Expert
 from diffusion_policy.minecraft.grove import DEFAULT_MAX_STEPS
 from diffusion_policy.minecraft.view import IMAGE_HEIGHT, IMAGE_WIDTH, render
 from diffusion_policy.minecraft.world import TICK_SECONDS, World, draw_world, task_of
-from diffusion_policy.storage import whole_file, write_json, write_text
+from diffusion_policy.storage import atomic_file, write_json, write_text
 from diffusion_policy.video_writer import VideoWriter
 
 _FIRST_MS = 1_767_225_600_000  # 2026-01-01 UTC; recordings of one seed are equal
@@ -95,7 +95,7 @@ def _record(file: Path, world: World, expert: Expert, max_steps: int) -> None:
     lines: list[str] = []
     before: frozenset[str] = frozenset()
     # The lines first: a video without lines would be taken for a whole recording by its name.
-    with whole_file(file) as partial:
+    with atomic_file(file) as partial:
         video = VideoWriter(partial, (IMAGE_WIDTH, IMAGE_HEIGHT), 1 / TICK_SECONDS)
         while not world.done:
             if world.ticks >= max_steps:

@@ -17,11 +17,11 @@ No stage behind this room knows a format. A further one is a module that offers 
 from diffusion_policy.recording.contract import (
     FRAME_SIZE_KEY,
     ArrayNames,
+    EpisodeMetadata,
     Frames,
     Picture,
     Recording,
     Recordings,
-    Told,
     image_runs,
 )
 from diffusion_policy.recording.mapping import read_mapping
@@ -30,11 +30,11 @@ from diffusion_policy.recording.opening import open_recordings
 __all__ = [
     "FRAME_SIZE_KEY",
     "ArrayNames",
+    "EpisodeMetadata",
     "Frames",
     "Picture",
     "Recording",
     "Recordings",
-    "Told",
     "image_runs",
     "open_recordings",
     "read_mapping",

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from diffusion_policy.dataset.replay_buffer import GRIPPER_KEY, POSE_KEY
 from diffusion_policy.gripper_scale import DeclaredScales
-from diffusion_policy.places import reaching, read_bytes, read_together
-from diffusion_policy.recording.contract import ArrayNames, Picture, Told, true_runs
+from diffusion_policy.paths import reaching, read_bytes, read_together
+from diffusion_policy.recording.contract import ArrayNames, EpisodeMetadata, Picture, true_runs
 from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER
 from diffusion_policy.storage import sha256
 from diffusion_policy.timestamps import TimestampUnit
@@ -101,10 +101,10 @@ class CogActRecording:
         return {camera: files.keys() for camera, files in self.trajectory.frames.items()}
 
     @property
-    def told(self) -> Told:
+    def metadata(self) -> EpisodeMetadata:
         """What a person drove, where the recorder marked it; the format has no tasks."""
         driven = self.trajectory.intervention
-        return Told(interventions=None if driven is None else tuple(true_runs(driven)))
+        return EpisodeMetadata(interventions=None if driven is None else tuple(true_runs(driven)))
 
     @property
     def notes(self) -> tuple[str, ...]:

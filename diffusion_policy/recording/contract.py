@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_policy.dataset.told import Told
+from diffusion_policy.dataset.episode_metadata import EpisodeMetadata
 from diffusion_policy.spec import ActionLayout, ImageArray
 from diffusion_policy.trajectory import NO_IMAGE
 
@@ -50,7 +50,7 @@ class Frames(Protocol):
 
         Raises:
             TrajectoryError: a frame is not there, or does not decode.
-            PlaceError: its store cannot be reached.
+            PathError: its store cannot be reached.
         """
 
 
@@ -125,7 +125,7 @@ class Recording(Protocol):
         """Per camera, the numbers of the frames that were recorded."""
 
     @property
-    def told(self) -> Told:
+    def metadata(self) -> EpisodeMetadata:
         """Tasks and flags."""
 
     @property
@@ -156,7 +156,7 @@ class Recordings(Protocol):
 
         Raises:
             TrajectoryError: there is none.
-            PlaceError: its store cannot be reached.
+            PathError: its store cannot be reached.
         """
 
     def open(self, path: Path) -> Recording:
@@ -165,7 +165,7 @@ class Recordings(Protocol):
         Raises:
             TrajectoryError: it is not as it must be.
             WorkspaceError: of another kind, such as a pickle that asks for more than arrays.
-            PlaceError: its store cannot be reached.
+            PathError: its store cannot be reached.
         """
 
     @property

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY
-from diffusion_policy.places import reaching
+from diffusion_policy.paths import reaching
 from diffusion_policy.pose_check import order_fault, pose_faults
-from diffusion_policy.recording.contract import ArrayNames, Frames, Told
+from diffusion_policy.recording.contract import ArrayNames, EpisodeMetadata, Frames
 from diffusion_policy.recording.errors import RecordingError
 from diffusion_policy.recording.mapped import MappedArrays, values_of
 from diffusion_policy.recording.scales import GripperScales, gripper_numbers, scales_of
@@ -24,7 +24,7 @@ Rows = Mapping[str, NDArray[Any]]
 """(N, width) recorded numbers of each feature."""
 
 
-class Shown(Frames, Protocol):
+class CameraFrames(Frames, Protocol):
     """All frames that one camera shows in an episode."""
 
     def pieces(self, steps: Sequence[int], at_most: int) -> Iterator[Frames]:
@@ -52,13 +52,13 @@ class MappedRecording:
     states: Mapping[str, NDArray[np.float32]]
     action: NDArray[np.float32]
     timestamp: NDArray[np.float64]
-    told: Told
+    metadata: EpisodeMetadata
     image_index: NDArray[np.int64]
     frame_numbers: Mapping[str, Collection[int]]
     files: tuple[Path, ...]
     numbers_sha256: str
     notes: tuple[str, ...] = ()
-    shown: Mapping[str, Shown] = field(default_factory=dict, repr=False)
+    shown: Mapping[str, CameraFrames] = field(default_factory=dict, repr=False)
 
     @property
     def n_steps(self) -> int:

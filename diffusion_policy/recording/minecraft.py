@@ -20,8 +20,8 @@ import numpy as np
 from diffusion_policy.images import decode_image
 from diffusion_policy.minecraft.actions import VPT_ACTION, MinecraftError
 from diffusion_policy.minecraft.contractor import SCREEN_HEIGHT, Played, read_lines
-from diffusion_policy.places import reaching, read_bytes
-from diffusion_policy.recording.contract import FRAME_SIZE_KEY, ArrayNames, Picture, Told
+from diffusion_policy.paths import reaching, read_bytes
+from diffusion_policy.recording.contract import FRAME_SIZE_KEY, ArrayNames, EpisodeMetadata, Picture
 from diffusion_policy.recording.errors import RecordingError
 from diffusion_policy.recording.lerobot.frames import VideoFrames, opened_video
 from diffusion_policy.recording.mapped_recording import MappedRecording, numbers_sha256
@@ -170,7 +170,7 @@ class MinecraftRecordings:
             states={},
             action=action,
             timestamp=ticks / _HZ,
-            told=Told(),
+            metadata=EpisodeMetadata(),
             image_index=np.where(shown, np.arange(len(ticks)), -1),
             frame_numbers={_CAMERA: range(n_shown)},
             files=(lines, *files),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffusion_policy.gripper_scale import parse_scales
-from diffusion_policy.places import is_remote, place
+from diffusion_policy.paths import as_path, is_remote
 from diffusion_policy.recording.cogact import CogActRecordings
 from diffusion_policy.recording.contract import Recordings
 from diffusion_policy.recording.errors import RecordingError
@@ -13,7 +13,7 @@ from diffusion_policy.recording.lerobot.info import is_dataset
 from diffusion_policy.recording.mapping import MappingError, read_mapping
 from diffusion_policy.recording.minecraft import MinecraftRecordings, NullActions, is_minecraft
 from diffusion_policy.recording.other_layouts import OtherLayoutRecordings
-from diffusion_policy.recording.zarr_sets.place import zarr_set
+from diffusion_policy.recording.zarr_sets.zarr_set import zarr_set
 from diffusion_policy.timestamps import parse_timestamps
 
 
@@ -40,9 +40,9 @@ def open_recordings(
         MappingError: a mapping that cannot be read, does not fit, is missing, or is for another format.
         RecordingError: nothing is there, or the folder's own description is not as it must be.
         DatasetError: a zarr that cannot be read.
-        PlaceError: the URL's store cannot be reached.
+        PathError: the URL's store cannot be reached.
     """
-    found, unit = place(source), parse_timestamps(timestamps)
+    found, unit = as_path(source), parse_timestamps(timestamps)
     columns = None if mapping is None else read_mapping(mapping)
     if not is_remote(found) and not found.exists() and not found.is_symlink():
         raise RecordingError(f"{found}: is not there; expected a folder of recordings, or a zarr")

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_policy.places import read_bytes
+from diffusion_policy.paths import read_bytes
 from diffusion_policy.recording.cogact import PictureFiles
-from diffusion_policy.recording.contract import Told
+from diffusion_policy.recording.contract import EpisodeMetadata
 from diffusion_policy.recording.mapped import MappedArrays
 from diffusion_policy.recording.mapped_recording import (
     MappedRecording,
@@ -36,7 +36,7 @@ from diffusion_policy.trajectory import NO_IMAGE, OtherLayout, find_trajectories
 
 
 @dataclass(frozen=True)
-class ShownFiles:
+class FrameFiles:
     """Frames of one camera that lie one a file.
 
     Attributes:
@@ -125,7 +125,7 @@ class OtherLayoutRecordings:
         states, action = mapped_numbers(rows, arrays, self.scales, path, lead)
         n = len(action)
         shown = {
-            camera: ShownFiles(tuple(None if i == NO_IMAGE else files[int(i)] for i in found.image_index[:n]))
+            camera: FrameFiles(tuple(None if i == NO_IMAGE else files[int(i)] for i in found.image_index[:n]))
             for camera, files in found.frames.items()
         }
         frames = [file for files in found.frames.values() for file in files.values()]
@@ -138,7 +138,7 @@ class OtherLayoutRecordings:
             states=states,
             action=action,
             timestamp=found.timestamp[:n],
-            told=Told(),
+            metadata=EpisodeMetadata(),
             image_index=found.image_index[:n],
             frame_numbers={camera: files.keys() for camera, files in found.frames.items()},
             files=(path / "data.pkl", *frames),

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from diffusion_policy.gripper_scale import (
     DeclaredScales,
-    FoundScales,
     GripperScale,
+    ResolvedScales,
     find_scales,
     parse_scale,
     parse_scales,
@@ -54,16 +54,16 @@ def declared_scales(arrays: MappedArrays, flag: str | None) -> dict[str, Declare
 
 
 def _of_mapping(command: Column | None, measured: Column | None) -> DeclaredScales | None:
-    said = [column.part.scale for column in (command, measured) if column is not None]
-    scales = [parse_scale(scale) for scale in said if scale is not None]
-    if not scales or len(scales) < len(said):
+    declared = [column.part.scale for column in (command, measured) if column is not None]
+    scales = [parse_scale(scale) for scale in declared if scale is not None]
+    if not scales or len(scales) < len(declared):
         return None
     return DeclaredScales(scales[0], None if measured is None else scales[-1])
 
 
 def scales_of(
     gripper: Gripper, declared: DeclaredScales | None, starts: NDArray[np.int64] | None = None
-) -> FoundScales:
+) -> ResolvedScales:
     """The scales of one gripper's numbers.
 
     Args:
@@ -81,7 +81,7 @@ def scales_of(
     assert measured is not None
     alone = declared and DeclaredScales(declared.measured or declared.command)
     found = find_scales(measured, starts=begun, declared=alone).command
-    return FoundScales(found, found)
+    return ResolvedScales(found, found)
 
 
 def gripper_numbers(rows: Mapping[str, NDArray[Any]], command: Column | None, measured: Column | None) -> Gripper:

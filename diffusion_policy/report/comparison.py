@@ -22,12 +22,12 @@ from diffusion_policy.env_runner.results import Comparison as Paired
 from diffusion_policy.intervals import Interval
 from diffusion_policy.report import ReportError
 from diffusion_policy.report import figures as plot
-from diffusion_policy.report.page import Section, grid, paragraph, place, render, table
+from diffusion_policy.report.page import Section, grid, paragraph, plot_placeholder, render, table
 from diffusion_policy.report.rollouts import alike, pairs, rollouts_of
 from diffusion_policy.report.run_score import HEAD, RunScore, cell, score_run, share_cell
 from diffusion_policy.report.sections import findings_section
 from diffusion_policy.run_folder.reading import Curve, RunFolder, open_run
-from diffusion_policy.tables import Shown, Table, Text
+from diffusion_policy.tables import Printable, Table, Text
 
 # Settings that differ between any two runs and say nothing about them.
 INCIDENTAL = ("hydra.", "logging.", "training.resume", "multi_run.")
@@ -76,8 +76,8 @@ class Comparison:
         them.
         """
         digests = {score.run.first.get("held_out_sha256") for score in self.scores}
-        told = MEASURED_ON if None in digests else HOW_MANY
-        differing = tuple(name for name in told if name in self.differences)
+        compared_by = MEASURED_ON if None in digests else HOW_MANY
+        differing = tuple(name for name in compared_by if name in self.differences)
         return differing if None in digests or len(digests) == 1 else ("the held-out episodes", *differing)
 
     @property
@@ -242,7 +242,7 @@ class Comparison:
         shown = [n for n, title in enumerate(HEAD) if "success" not in title or any(row[n] != "-" for row in rows)]
         return [HEAD[n] for n in shown], [[row[n] for n in shown] for row in rows]
 
-    def table(self) -> list[Shown]:
+    def table(self) -> list[Printable]:
         """For the terminal: scores, settings that differ, advice."""
         head, rows = self._shown()
         scores = Table(*head)
@@ -268,26 +268,26 @@ class Comparison:
         body += "".join(paragraph(f"{sentence[0].upper()}{sentence[1:]}.") for sentence in self.pairs[0])
         rows = [[name, *map(str, values)] for name, values in self.differences.items()]
         settings = table(("setting", *(s.run.name for s in self.scores)), rows) if rows else "<p>no setting differs</p>"
-        drawn, places = {}, []
+        drawn, plots = {}, []
         for title, (key, unit) in CURVES.items():
             lines = {score.run.name: score.run.curve(key) for score in self.scores if score.run.curve(key)}
             if lines:
                 drawn[f"compare-{key}"] = plot.curves(title, lines, unit, logarithmic=key == "train_loss")
                 ends = ", ".join(f"{name} {curve[-1][1]:.3g}" for name, curve in lines.items())
-                places.append(place(f"compare-{key}", f"{title.lower()} at the end: {ends}"))
+                plots.append(plot_placeholder(f"compare-{key}", f"{title.lower()} at the end: {ends}"))
         for name, (key, title, alt) in SHARES.items():
             measured = {s.run.name: _with_interval(s.run, key) for s in self.scores if s.run.curve(key)}
             if measured:
                 drawn[name] = plot.shares(title, measured)
                 ends = ", ".join(f"{run} {curve[-1][1]:.2f}" for run, (curve, _, _) in measured.items())
-                places.append(place(name, f"{alt} at the end: {ends}"))
+                plots.append(plot_placeholder(name, f"{alt} at the end: {ends}"))
         findings = findings_section({score.run.name: score.findings for score in self.scores})
         level = "good" if self.sure else "doubt"
         lead = f'<div class="verdict {level}" role="status"><p><strong>{escape(self.advice())}</strong></p></div>'
         sections = [
             Section("scores", "Scores", body),
             Section("settings", "Settings that differ", settings),
-            Section("curves", "Curves over each other", grid(*places), drawn),
+            Section("curves", "Curves over each other", grid(*plots), drawn),
             findings,
         ]
         return render(f"Comparison of {len(self.scores)} runs", lead, sections)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_policy.dataset.episode_metadata import episode_metadata
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, TIMESTAMP_KEY, ReplayBuffer
-from diffusion_policy.dataset.told import told_of
 from diffusion_policy.diagnose.arm_paths import arm_paths, joint_paths
 from diffusion_policy.diagnose.episode_findings import EpisodeSummary
 from diffusion_policy.diagnose.steps import ConvertedCamera, FloatArray, Steps
@@ -55,7 +55,7 @@ class EpisodeViews:
 
     def __init__(self, buffer: ReplayBuffer, steps: Steps) -> None:
         self._steps = steps
-        self._told = told_of(buffer)
+        self._metadata = episode_metadata(buffer)
         self._paths = arm_paths(steps)
         self._commands, self._measured = steps.commanded_grippers(), steps.measured_grippers()
         self._joints, self._unit = ({}, "") if self._paths else joint_paths(steps)
@@ -64,15 +64,15 @@ class EpisodeViews:
 
     def entry(self, number: int, summary: EpisodeSummary, source: int, tasks: dict[str, int]) -> dict[str, Any]:
         """An episode in the list; its task is numbered in ``tasks``, which grows."""
-        told = self._told[number]
-        driven = None if told.interventions is None else sum(end - start for start, end in told.interventions)
+        metadata = self._metadata[number]
+        driven = None if metadata.interventions is None else sum(end - start for start, end in metadata.interventions)
         return {
             "name": self._steps.episode_names[number][:_LONGEST_TEXT],
             "source": source,
             "steps": summary.steps,
             "seconds": None if summary.seconds is None else _rounded(summary.seconds, 1),
-            "task": tasks.setdefault(told.task[:_LONGEST_TEXT], len(tasks)),
-            "success": told.success,
+            "task": tasks.setdefault(metadata.task[:_LONGEST_TEXT], len(tasks)),
+            "success": metadata.success,
             "driven": driven,
             "events": summary.events,
             "level": summary.worst,
@@ -82,7 +82,7 @@ class EpisodeViews:
 
     def view(self, number: int, summary: EpisodeSummary, frames: int) -> EpisodeView:
         """All of an episode that is shown, with at most so many pictures of each camera."""
-        part, told = self._steps.slices[number], self._told[number]
+        part, metadata = self._steps.slices[number], self._metadata[number]
         n = part.stop - part.start
         pictured = _spread(n, frames)
         at = np.unique(np.concatenate([_spread(n, DRAWN), pictured]))
@@ -98,7 +98,7 @@ class EpisodeViews:
             "unit": self._unit,
             "grippers": self._grippers(number, part, at),
             "idle": [list(run) for run in summary.idle],
-            "interventions": [list(run) for run in told.interventions or ()],
+            "interventions": [list(run) for run in metadata.interventions or ()],
         }
         return EpisodeView(data, len(pictured) * len(self.cameras), n * len(self.cameras))
 

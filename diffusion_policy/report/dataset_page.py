@@ -159,12 +159,12 @@ def _index(opened: Sequence[OpenedSet]) -> dict[str, Any]:
 
 def _fill(opened: Sequence[OpenedSet], settings: PageSettings, budget: int, on_progress: Progress) -> Filled:
     """The elements of as many episodes as fit, those that are wanted first."""
-    places = [(one, number) for one in opened for number in range(len(one.summaries))]
-    wanted = _wanted(opened, settings, len(places))
+    episodes_of = [(one, number) for one in opened for number in range(len(one.summaries))]
+    wanted = _wanted(opened, settings, len(episodes_of))
     frames = _frames_of_each(opened, settings, budget, len(wanted))
     filled = Filled()
     for done, episode in enumerate(wanted, 1):
-        one, number = places[episode]
+        one, number = episodes_of[episode]
         view = one.views.view(number, one.summaries[number], frames)
         element = embedded(f"episode-{episode}", view.data)
         size = len(element) + len(f"{episode}, ")
@@ -211,8 +211,8 @@ def _page(opened: Sequence[OpenedSet], index: dict[str, Any], filled: Filled, se
     paths = [one.buffer.where for one in opened]
     title = ", ".join(Path(path).name for path in paths)
     marks = f"{Path(paths[0]).name}.marks.json"
-    beside = Path(paths[0]).name if is_hub(paths[0]) else paths[0]  # nothing is written into a hub
-    edit = command("edit_dataset", *paths, "--delete-marked", marks, "--output", f"{beside}.edited.zarr")
+    base = Path(paths[0]).name if is_hub(paths[0]) else paths[0]  # nothing is written into a hub
+    edit = command("edit_dataset", *paths, "--delete-marked", marks, "--output", f"{base}.edited.zarr")
     body = template("dataset.html").render(edit=edit)
     data = {**index, "marks": marks, "shown": sorted(filled.shown)}
     elements = "".join([embedded("dataset", data), *filled.shown.values()])
@@ -223,8 +223,8 @@ def _page(opened: Sequence[OpenedSet], index: dict[str, Any], filled: Filled, se
         if settings.all_frames
         else "Every number and the size of every file was checked, of frames a few: --all-frames reads all of them."
     )
-    said = _sentence(opened, index, filled, settings)
-    lead = paragraph(said) + paragraph(looked, "dim") + paragraph(", ".join(paths), "dim")
+    sentence = _sentence(opened, index, filled, settings)
+    lead = paragraph(sentence) + paragraph(looked, "dim") + paragraph(", ".join(paths), "dim")
     return render(title, lead, sections, "dataset_page")
 
 

@@ -26,7 +26,7 @@ from diffusion_policy.gripper_events import gripper_events
 from diffusion_policy.report.figures import GOOD, MEASURED, OTHER, PREDICTED, RECORDED
 from diffusion_policy.spec import GRIPPER, ImageArray
 from diffusion_policy.spec.action_layout import is_gripper_name
-from diffusion_policy.storage import whole_file
+from diffusion_policy.storage import atomic_file
 
 # Episodes and moments of the contact sheet, and the size of its frames.
 SHEET_EPISODES, SHEET_MOMENTS, SHEET_FRAME = 6, 6, (240, 135)
@@ -144,8 +144,8 @@ def _curves(axes: Axes, steps: Steps, part: slice, times: FloatArray, wanted: Se
     for name, color in zip(wanted, itertools.cycle(_COLORS), strict=False):
         is_gripper = is_gripper_name(name)
         # Both lie on one another where a recorder writes one value as both.
-        beside = (_measured(steps, name), ":", MEASURED if is_gripper else color, None)
-        for values, line, drawn, label in ((steps.column(ACTION_KEY, name), "-", color, name), beside):
+        measured_curve = (_measured(steps, name), ":", MEASURED if is_gripper else color, None)
+        for values, line, drawn, label in ((steps.column(ACTION_KEY, name), "-", color, name), measured_curve):
             if values is not None:
                 shape = "steps-post" if is_gripper else "default"
                 axes.plot(times, values[part], line, lw=1.4, color=drawn, drawstyle=shape, label=label)
@@ -244,8 +244,8 @@ def _spread(n: int, at_most: int) -> list[int]:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    with whole_file(path) as beside:
-        FigureCanvasAgg(figure).print_figure(str(beside), dpi=100, format="png")
+    with atomic_file(path) as temporary:
+        FigureCanvasAgg(figure).print_figure(str(temporary), dpi=100, format="png")
     return path
 
 

@@ -84,7 +84,7 @@ def network_map(name: str, entries: Sequence[Entry]) -> Figure:
             root.add(entry.key.split("."), ref_of(entry).numel, index)
     boxes = list(framed(visible(root.collapsed(), entries)))
     leaves = [None if box.leaf is None else entries[box.leaf] for box in boxes]
-    told = [_hover_text(entry) if entry else box.label for entry, box in zip(leaves, boxes, strict=True)]
+    texts = [_hover_text(entry) if entry else box.label for entry, box in zip(leaves, boxes, strict=True)]
     figure = Figure(
         Treemap(
             ids=[str(number) for number in range(len(boxes))],
@@ -93,7 +93,7 @@ def network_map(name: str, entries: Sequence[Entry]) -> Figure:
             values=[0.0 if box.leaf is None else box.size for box in boxes],  # parts are the sums of what is in them
             branchvalues="remainder",
             customdata=[GROUP if entry is None else entry.action for entry in leaves],
-            hovertext=[escape(text, quote=False).replace("\n", "<br>") for text in told],
+            hovertext=[escape(text, quote=False).replace("\n", "<br>") for text in texts],
             hovertemplate="%{hovertext}<extra></extra>",
             textinfo="label",
             textposition="top left",

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from diffusion_policy.adapt.folding import fold
 from diffusion_policy.adapt.ledger import ACTIONS, Entry, Ledger
 from diffusion_policy.report.ledger_map import HEIGHT, network_map, ref_of
-from diffusion_policy.report.page import Section, place, render, template
+from diffusion_policy.report.page import Section, plot_placeholder, render, template
 from diffusion_policy.storage import write_text
 
 MAP = "ledger-map"
@@ -73,7 +73,9 @@ def _about(ledger: Ledger, title: str) -> dict[str, Any]:
             for action in ACTIONS
             if counts[action].keys
         ],
-        "map": Markup(place(MAP, "map of the network: boxes are tensors, colors what became of them", HEIGHT)),
+        "map": Markup(
+            plot_placeholder(MAP, "map of the network: boxes are tensors, colors what became of them", HEIGHT)
+        ),
         "rows": _rows(ledger),
         "notes": ledger.notes,
     }
@@ -85,8 +87,10 @@ def _rows(ledger: Ledger) -> list[dict[str, Any]]:
     parts: dict[tuple[str, ...], dict[str, None]] = {}
     for entry in ledger.of("grown", "recomputed", "fresh", "dropped"):
         shapes = " \u2192 ".join(str(list(ref.shape)) for ref in (entry.source, entry.target) if ref and ref.tensor)
-        told = "; ".join([*(slot.describe() for slot in entry.slots), *([f"new: {entry.init}"] if entry.init else [])])
-        row = (entry.action, entry.rule, told, shapes if entry.slots else "")
+        details = "; ".join(
+            [*(slot.describe() for slot in entry.slots), *([f"new: {entry.init}"] if entry.init else [])]
+        )
+        row = (entry.action, entry.rule, details, shapes if entry.slots else "")
         rows.setdefault(row, {})[entry.key] = None
         parts.setdefault(row, {})[entry.part] = None
     everything = {entry.key for entry in ledger}

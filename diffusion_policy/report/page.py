@@ -99,7 +99,7 @@ def embedded(name: str, data: Any) -> str:
     return f'<script type="application/json" id="data-{name}">{text}</script>'
 
 
-def place(name: str, alt: str, height: int = 320) -> str:
+def plot_placeholder(name: str, alt: str, height: int = 320) -> str:
     """Placeholder of a figure, with its text alternative."""
     return (
         f'<figure class="plot"><div id="{_plot(name)}" role="img" aria-label="{escape(alt, quote=True)}" '

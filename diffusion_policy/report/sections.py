@@ -18,7 +18,7 @@ from diffusion_policy.diagnose.playback import Playback, gripper_column
 from diffusion_policy.diagnose.steps import ConvertedCamera
 from diffusion_policy.gripper_events import gripper_events
 from diffusion_policy.report import figures as plot
-from diffusion_policy.report.page import Section, grid, paragraph, picture, place, table
+from diffusion_policy.report.page import Section, grid, paragraph, picture, plot_placeholder, table
 from diffusion_policy.run_folder import SAMPLING_NAME
 from diffusion_policy.run_folder.reading import JOINT_ERRORS, RunFolder
 from diffusion_policy.spec.action_layout import is_gripper_name
@@ -90,7 +90,7 @@ def data_section(
         )
     }
     alt = f"{len(data.lengths)} episodes of {min(data.lengths)} to {max(data.lengths)} steps"
-    parts = [place(f"lengths{suffix}", alt)]
+    parts = [plot_placeholder(f"lengths{suffix}", alt)]
     for name in filter(is_gripper_name, data.action_names):
         command = gripper_column(buffer, ACTION_KEY, name)
         if command is None:
@@ -101,7 +101,7 @@ def data_section(
         drawn[plotted] = plot.state_strips(f"Commanded {whose} (orange: closed)", strips)
         gripper = data.gripper
         closings = "" if gripper is None else f": {gripper.closings} closings, {gripper.openings} openings"
-        parts.append(place(plotted, f"when each episode's {whose} is commanded open or closed{closings}"))
+        parts.append(plot_placeholder(plotted, f"when each episode's {whose} is commanded open or closed{closings}"))
     ranges = table(("dimension", "lowest", "highest"), rows)
     body = (
         paragraph(f"{data.n_steps} steps in {len(data.lengths)} episodes, {spacing}; {data.path}")
@@ -139,7 +139,7 @@ def training_section(run: RunFolder) -> Section:
     drawn = {"loss": plot.curves("Loss (logarithmic)", loss, "loss", logarithmic=True, start=start)}
     ends = "; ".join(f"{name} ends at {curve[-1][1]:.3g}" for name, curve in loss.items())
     before = "" if start is None else f"; before the first update it is {start:.3g}"
-    parts = [place("loss", f"loss over updates: {ends}{before}")]
+    parts = [plot_placeholder("loss", f"loss over updates: {ends}{before}")]
     for name, title, unit, keys in (
         (
             "position",
@@ -164,7 +164,9 @@ def training_section(run: RunFolder) -> Section:
         )
         if lines:
             drawn[name] = plot.curves(title, lines, unit)
-            parts.append(place(name, f"{title.lower()}: {next(iter(lines.values()))[-1][1]:.3g} {unit} at the end"))
+            parts.append(
+                plot_placeholder(name, f"{title.lower()}: {next(iter(lines.values()))[-1][1]:.3g} {unit} at the end")
+            )
     _share_curves(run, drawn, parts)
     facts = [run.name, f"{run.updates} updates", f"started from: {run.first.get('start', 'unknown')}"]
     trained, held_out = (run.first.get(f"episodes_{name}") for name in ("trained", "held_out"))
@@ -212,7 +214,7 @@ def _share_curves(run: RunFolder, drawn: dict[str, Figure], parts: list[str]) ->
         if lines:
             drawn[name] = plot.shares(title, lines)
             values = ", ".join(f"{key} {curve[0][-1][1]:.2f}" for key, curve in lines.items())
-            parts.append(place(name, f"{alt} over updates; at the end {values}"))
+            parts.append(plot_placeholder(name, f"{alt} over updates; at the end {values}"))
 
 
 def _curves(run: RunFolder, keys: Mapping[str, str]) -> dict[str, Any]:
@@ -240,7 +242,7 @@ def gripper_section(playbacks: Sequence[Playback], verdicts: Mapping[str, str]) 
         verdict = verdicts.get(playback.name)
         parts.append(
             (paragraph(f"{playback.name}: {verdict}") if verdict else "")
-            + place(f"gripper-{i}", alt, 300)
+            + plot_placeholder(f"gripper-{i}", alt, 300)
             + _event_frames(playback, events)
         )
     hidden = len(playbacks) - MOST_TIMELINES

@@ -15,7 +15,7 @@ from diffusion_policy.env_runner.document import differing, summary_rows
 from diffusion_policy.env_runner.outcomes import outcomes, with_position
 from diffusion_policy.env_runner.results import success_of
 from diffusion_policy.report import figures as plot
-from diffusion_policy.report.page import Section, grid, paragraph, place, table
+from diffusion_policy.report.page import Section, grid, paragraph, plot_placeholder, table
 from diffusion_policy.storage import sha256
 
 MOST_VIDEOS = 4
@@ -46,7 +46,7 @@ def _picture(evidence: ClosedLoopEvidence, name: str, drawn: dict[str, Figure]) 
     results = with_position(evidence.found.results)
     drawn[name] = plot.outcomes(f"How scenes end: {success_of(results)}", results)
     counts = ", ".join(f"{outcome.kind} {len(outcome.scenes)}" for outcome in outcomes(results))
-    return place(
+    return plot_placeholder(
         name, f"every scene at its block's position: {counts}; cells tell how many of their scenes succeed", 460
     )
 

@@ -16,7 +16,7 @@ from diffusion_policy.diagnose.playback import Playback
 from diffusion_policy.evaluate.open_loop import HOLD, POLICY, measured_as_action
 from diffusion_policy.gripper_events import gripper_events
 from diffusion_policy.report import figures as plot
-from diffusion_policy.report.page import Section, grid, paragraph, place, table
+from diffusion_policy.report.page import Section, grid, paragraph, plot_placeholder, table
 from diffusion_policy.run_folder.reading import RunFolder
 from diffusion_policy.run_log import RunLog
 from diffusion_policy.run_log.session_log import read_lines
@@ -120,7 +120,7 @@ def _defined(score: Mapping[str, Any], key: str) -> Any:
 
 def _in_words(document: Mapping[str, Any]) -> list[str]:
     """Gripper events and the copycat; nothing of what an older file does not hold."""
-    events, beside = document["scores"][POLICY].get("events"), document.get("beside_copycat")
+    events, copycat = document["scores"][POLICY].get("events"), document.get("beside_copycat")
     text = []
     if events is not None:
         found, recorded = len(events["matched"]), len(events["matched"]) + len(events["missed"])
@@ -134,11 +134,11 @@ def _in_words(document: Mapping[str, Any]) -> list[str]:
             if recorded
             else f"Gripper: no event is recorded in these episodes, so F1 and recall are not defined; {made}."
         )
-    if beside is not None:
-        low, high = beside["interval"] or (None, None)
+    if copycat is not None:
+        low, high = copycat["interval"] or (None, None)
         interval = "one episode, no interval" if low is None else f"95 % interval {low:+.3g} to {high:+.3g}"
         text.append(
-            f"Wrong at transitions, beside a copy of the measured gripper: {beside['difference']:+.3g} ({interval})."
+            f"Wrong at transitions, beside a copy of the measured gripper: {copycat['difference']:+.3g} ({interval})."
         )
     return text
 
@@ -154,7 +154,7 @@ def _horizon(name: str, key: str, unit: str, document: Mapping[str, Any], drawn:
     alt = f"{title.lower()}: policy {ours[0]:.3g} at the first, {ours[-1]:.3g} at the last ({unit})"
     if spread is not None:
         alt += f"; samples lie {spread[0]:.2g} to {spread[-1]:.2g} apart"
-    return place(f"horizon-{name}", alt)
+    return plot_placeholder(f"horizon-{name}", alt)
 
 
 def _phases(name: str, scores: Mapping[str, Any], drawn: dict[str, Figure]) -> str:
@@ -171,7 +171,7 @@ def _phases(name: str, scores: Mapping[str, Any], drawn: dict[str, Figure]) -> s
     }
     drawn[name] = plot.bars(f"{what} error by phase", list(ours), series, unit)
     alt = f"{what.lower()} error by phase: " + ", ".join(f"{phase} {m[key]:.3g} {unit}" for phase, m in ours.items())
-    return place(name, alt, 260)
+    return plot_placeholder(name, alt, 260)
 
 
 def _marks(scores: Mapping[str, Any]) -> list[str]:
@@ -189,7 +189,9 @@ def horizon_section(run: RunFolder) -> Section | None:
         if values:
             title = f"{key.split('_')[0].capitalize()} error per step of the chunk"
             drawn[f"steps-{key}"] = plot.horizon_errors(title, {"held-out episodes": values}, unit)
-            parts.append(place(f"steps-{key}", f"{title.lower()}: {values[0]:.3g} to {values[-1]:.3g} {unit}"))
+            parts.append(
+                plot_placeholder(f"steps-{key}", f"{title.lower()}: {values[0]:.3g} to {values[-1]:.3g} {unit}")
+            )
     return Section("horizon", "Errors per horizon step", grid(*parts), drawn) if parts else None
 
 
@@ -215,7 +217,7 @@ def trajectory_section(playbacks: Sequence[Playback]) -> Section:
         drawn[f"trajectory-{i}"] = figure
         spans = " x ".join(f"{span * 100:.0f}" for span in np.ptp(playback.positions, axis=0))
         alt = f"way of the arm in {playback.name}, within {spans} cm, with {len(events)} gripper events"
-        parts.append(place(f"trajectory-{i}", alt, 460))
+        parts.append(plot_placeholder(f"trajectory-{i}", alt, 460))
     hidden = len(playbacks) - MOST_TRAJECTORIES
     text = "Drag to turn, scroll to zoom." + (f" {hidden} more are not shown." if hidden > 0 else "")
     return Section("trajectories", "Trajectories", paragraph(text, "dim") + grid(*parts), drawn)
@@ -239,7 +241,7 @@ def latency_section(stages: Sequence[Stage]) -> Section:
         "Stages of the server come from one clock. What crosses robot and server compares two clocks that nobody "
         "synchronized; values below 0 or above a minute cannot be true and are left out."
     )
-    body = place("latency", alt, 60 + 46 * len(stages)) + table(head, rows) + paragraph(note, "dim")
+    body = plot_placeholder("latency", alt, 60 + 46 * len(stages)) + table(head, rows) + paragraph(note, "dim")
     return Section("latency", "Latency by stage", body, {"latency": figure})
 
 
@@ -283,7 +285,7 @@ def guard_section(logs: Sequence[RunLog]) -> Section | None:
     drawn: dict[str, Figure] = {}
     if pool:
         drawn["guard"] = plot.bars("Interventions", limits, {"all logs": [pool[limit] for limit in limits]}, "count")
-        body += place("guard", "interventions by limit: " + ", ".join(f"{k} {pool[k]}" for k in limits), 280)
+        body += plot_placeholder("guard", "interventions by limit: " + ", ".join(f"{k} {pool[k]}" for k in limits), 280)
     return Section("guard", "Motion guard", body, drawn)
 
 

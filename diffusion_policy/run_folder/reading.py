@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_policy.dataset.joined_datasets import dataset_paths
-from diffusion_policy.dataset.opening import lies_there
+from diffusion_policy.dataset.opening import dataset_exists
 from diffusion_policy.dataset.sampling import Share
 from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.resolvers import check_interpolations, flat_config, register_resolvers
@@ -94,7 +94,7 @@ class RunFolder:
             named = OmegaConf.select(self.config, "task.dataset.zarr_path")
         except OmegaConfBaseException:
             return ()
-        return tuple(Path(path) for path in dataset_paths(named) if lies_there(path)) if named else ()
+        return tuple(Path(path) for path in dataset_paths(named) if dataset_exists(path)) if named else ()
 
     @property
     def updates(self) -> int:
@@ -126,8 +126,8 @@ class RunFolder:
     @property
     def gripper_scale(self) -> str | None:
         """That its datasets were declared to have; None where nothing was said, or something else of each."""
-        told = None if self.config is None else OmegaConf.select(self.config, CONFIG_KEY, default=None)
-        return told if isinstance(told, str) else None
+        configured = None if self.config is None else OmegaConf.select(self.config, CONFIG_KEY, default=None)
+        return configured if isinstance(configured, str) else None
 
     def flat_config(self) -> dict[str, Any]:
         """Settings by dotted name, references resolved where they can be."""

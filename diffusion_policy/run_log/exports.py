@@ -21,7 +21,7 @@ from diffusion_policy.run_log import RunLogError, read_log, write_inference_log
 from diffusion_policy.run_log.log import SINGLE_CAMERA
 from diffusion_policy.run_log.session_log import SessionLogError, newest_images, read_image, read_lines
 from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, SpecError
-from diffusion_policy.storage import whole_file, whole_folder
+from diffusion_policy.storage import atomic_file, atomic_folder
 
 FloatArray = NDArray[np.float64]
 PROJECT = "diffusion_policy"
@@ -74,7 +74,7 @@ def to_vlalab(run: str | Path, directory: str | Path, project: str = PROJECT) ->
     target = Path(directory) / project / run.name
     if target.exists():
         raise SessionLogError(f"{target} exists already; name another directory or project")
-    with whole_folder(target, within=directory) as aside:  # not in the project: there it would be listed
+    with atomic_folder(target, within=directory) as aside:  # not in the project: there it would be listed
         (aside / "artifacts" / "images").mkdir(parents=True)
         content = _vlalab_meta(run.name, meta, len(steps), _Numbers.of(run, meta))
         (aside / "meta.json").write_text(json.dumps(content, indent=1) + "\n")
@@ -194,7 +194,7 @@ def to_rerun(run: str | Path, path: str | Path) -> Path:
         raise SessionLogError(f"{path} exists already; name another file")
     meta, steps = _answered(Path(run))
     numbers = _Numbers.of(run, meta)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         recording = rerun.RecordingStream("diffusion_policy")
         recording.save(temporary)
         for line in steps:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.geometry import SERVED_NORM_SLACK
-from diffusion_policy.gripper_scale import INTERNAL, DeclaredScales, FoundScales, find_scales, labeled_scales
+from diffusion_policy.gripper_scale import INTERNAL, DeclaredScales, ResolvedScales, find_scales, labeled_scales
 from diffusion_policy.spec import POSE, POSE_GRIPPER, ROTVEC_WIDTH, ActionLayout, Layout, SpecError, is_gripper_width
 
 FloatArray = NDArray[np.float64]
@@ -171,7 +171,7 @@ class RunLog:
             for arm, column in _gripper_columns(layout).items()
         )
 
-    def gripper_scales(self, declared: DeclaredScales | None = None) -> FoundScales | None:
+    def gripper_scales(self, declared: DeclaredScales | None = None) -> ResolvedScales | None:
         """Returns the scales of the gripper's commands and measurements; None without a gripper command.
 
         All grippers of a robot have the same scale.
@@ -195,7 +195,7 @@ class RunLog:
         except SpecError as error:
             raise RunLogError(f"{self.path}: {error}") from error
 
-    def converted(self, scales: FoundScales) -> RunLog:
+    def converted(self, scales: ResolvedScales) -> RunLog:
         """Returns the log with its gripper converted to 0 closed .. 1 open, where the scales are known, and labeled so.
 
         Args:

@@ -41,7 +41,7 @@ from diffusion_policy.images import mime_suffix
 from diffusion_policy.run_log import RunLog, RunLogError, read_log
 from diffusion_policy.run_log.session_log import read_lines
 from diffusion_policy.spec import INTERVENTION, POSE, POSE_GRIPPER, ActionLayout
-from diffusion_policy.storage import whole_folder
+from diffusion_policy.storage import atomic_folder
 
 logger = logging.getLogger(__name__)
 
@@ -261,7 +261,7 @@ def _write(
         "n_images": sum(map(len, frames.values())),
         "data_shapes": {key: list(value.shape) for key, value in arrays.items()},
     }
-    with whole_folder(folder) as aside:
+    with atomic_folder(folder) as aside:
         for camera, images in frames.items():
             at = aside / "images" / (camera if len(frames) > 1 else "")
             at.mkdir(parents=True)

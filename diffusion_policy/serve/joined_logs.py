@@ -94,9 +94,9 @@ def joined_table(requests: Sequence[JoinedRequest]) -> Table:
     )
     columns = numbers("s", "answer", "infer", "n", "age", "mm", "deg", "guard")
     table = Table(
-        Column("request", whole=True),
-        Column("server", whole=True),
-        Column("arm", whole=True),
+        Column("request", no_wrap=True),
+        Column("server", no_wrap=True),
+        Column("arm", no_wrap=True),
         *columns,
         caption=caption,
     )

@@ -28,7 +28,7 @@ from diffusion_policy.serve.transport.continuation import read_continuation
 from diffusion_policy.serve.transport.errors import ProtocolError
 from diffusion_policy.serve.transport.observations import STATE_NAMES, MessageForm, Observation
 from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, SpecError
-from diffusion_policy.tables import Shown, Table, as_texts
+from diffusion_policy.tables import Printable, Table, as_texts
 
 FloatArray = NDArray[np.float64]
 
@@ -109,7 +109,7 @@ class ReplayReport:
             furthest.append(f"{self.furthest_joint:.2f} {self.joint_unit} of a joint")
         return f"{', '.join(mean)} on average", f"{', '.join(furthest)} at step {self.furthest_step}"
 
-    def table(self) -> list[Shown]:
+    def table(self) -> list[Printable]:
         """Returns a table for the terminal."""
         table = Table("", "", framed=True)
         mean, furthest = self._apart()

@@ -105,9 +105,9 @@ class CommandComparison:
         """
         layout, period = recorded.layout, 1 / log.start["control_hz"]
         pairs = [
-            (np.asarray(line["action"], dtype=np.float64)[list(recorded.columns)], told)
+            (np.asarray(line["action"], dtype=np.float64)[list(recorded.columns)], recorded_action)
             for line in log.of("move")
-            if (told := recorded.at(line["time"] - began_at, line["time"] - began_at + period)) is not None
+            if (recorded_action := recorded.at(line["time"] - began_at, line["time"] - began_at + period)) is not None
         ]
         ours, theirs = np.array(pairs).reshape(len(pairs), 2, len(layout.names)).transpose(1, 0, 2)
         moved = np.linalg.norm(layout.positions(ours) - layout.positions(theirs), axis=-1) * 1000

@@ -164,7 +164,7 @@ class Tuning:
         head += ("p50 ms", "p95 ms", "seam mm", "seam deg")
         unit = next((row.joint_unit for row in self.measured if row.joint_unit is not None), None)
         head += () if unit is None else (f"joint {unit}", f"seam {unit}")
-        table = Table(Column(whole=True), *head, framed=True, caption=caption)
+        table = Table(Column(no_wrap=True), *head, framed=True, caption=caption)
         for row in self.measured:
             numbers = (row.position_mm, row.rotation_deg, row.event_f1)
             errors, seams = ([_number(value) for value in values] for values in (numbers, (row.seam_mm, row.seam_deg)))

@@ -16,7 +16,7 @@ from diffusion_policy.sim.tasks import POSE_ONLY
 
 NEVER_CLOSED = "never closed"
 CLOSED_EARLY = "closed early"
-CLOSED_BESIDE = "closed beside"
+CLOSED_NEXT_TO_BLOCK = "closed beside"
 SHUT_ON_ARRIVAL = "shut on arrival"
 PUSHED = "pushed"
 DROPPED = "dropped"
@@ -26,7 +26,7 @@ TIMEOUT = "timeout"
 REASONS = (
     NEVER_CLOSED,
     CLOSED_EARLY,
-    CLOSED_BESIDE,
+    CLOSED_NEXT_TO_BLOCK,
     SHUT_ON_ARRIVAL,
     PUSHED,
     DROPPED,
@@ -125,4 +125,4 @@ class FailureMonitor:
             return PUSHED
         if attempt.arrivals and attempt.arrived_shut and attempt.was_far:
             return SHUT_ON_ARRIVAL
-        return CLOSED_EARLY if attempt.was_high else CLOSED_BESIDE
+        return CLOSED_EARLY if attempt.was_high else CLOSED_NEXT_TO_BLOCK

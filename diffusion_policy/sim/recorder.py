@@ -27,7 +27,7 @@ from diffusion_policy.sim.scene import PICK_AND_PLACE, STEP_SECONDS
 from diffusion_policy.sim.tabletop import Tabletop
 from diffusion_policy.sim.tasks import Progress, Task, task_of
 from diffusion_policy.spec import INTERVENTION, ImageArray
-from diffusion_policy.storage import file_sha256, whole_folder
+from diffusion_policy.storage import atomic_folder, file_sha256
 
 _JPEG_QUALITY = 95
 _FIRST_DAY = 1_767_225_600.0  # 2026-01-01 UTC; recordings of one seed are equal to the last byte
@@ -185,7 +185,7 @@ def record(
         key: [] for key in ("robot_eef_pose", "robot_gripper", "action", "action_gripper", "timestamp", "image_index")
     }
     start = _FIRST_DAY + 60.0 * index
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         (partial / "images").mkdir()
         for step, command in enumerate(commands):
             _write_frame(partial / "images" / f"frame_{step:04d}.jpg", camera.render(tabletop))

@@ -43,8 +43,8 @@ from diffusion_policy.spec.semantics import (
     find_layout,
     is_gripper_width,
     layout_from_range,
+    layout_of_statistics,
     sign_of_quaternion,
-    told_layout,
     with_units,
 )
 from diffusion_policy.spec.steps import ObsField, StepSpec, read_shape_meta
@@ -76,10 +76,10 @@ __all__ = [
     "find_layout",
     "is_gripper_width",
     "layout_from_range",
+    "layout_of_statistics",
     "policy_observation",
     "read_shape_meta",
     "sign_of_quaternion",
-    "told_layout",
     "with_units",
 ]
 

@@ -274,11 +274,11 @@ class ActionLayout:
 
     def describe(self) -> str:
         """What it is, in words: "position, quaternion (xyzw), gripper"; of several arms, each with its name."""
-        said = [f"{arm.name}: {_described(arm)}" if arm.name else _described(arm) for arm in self.arms]
+        parts = [f"{arm.name}: {_described(arm)}" if arm.name else _described(arm) for arm in self.arms]
         other = [name for index, name in enumerate(self.names) if index not in self._known]
         if other:
-            said.append(f"{len(other)} other numbers ({', '.join(other)})")
-        return "; ".join(part for part in said if part)
+            parts.append(f"{len(other)} other numbers ({', '.join(other)})")
+        return "; ".join(part for part in parts if part)
 
     @cached_property
     def _rotation_columns(self) -> frozenset[int]:
@@ -384,12 +384,12 @@ def _rotation_of(arm: str, parts: Mapping[str, int]) -> tuple[Representation | N
 
 
 def _described(arm: Arm) -> str:
-    said = ["position"] if arm.position else []
+    parts = ["position"] if arm.position else []
     if arm.representation is not None:
-        said.append(IN_WORDS[arm.representation])
+        parts.append(IN_WORDS[arm.representation])
     if arm.joints:
-        said.append(f"{len(arm.joints)} joints")
-    return ", ".join([*said, GRIPPER] if arm.gripper else said)
+        parts.append(f"{len(arm.joints)} joints")
+    return ", ".join([*parts, GRIPPER] if arm.gripper else parts)
 
 
 def _stacked(parts: Sequence[FloatArray], leading: tuple[int, ...], width: int) -> FloatArray:

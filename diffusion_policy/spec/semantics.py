@@ -38,8 +38,8 @@ def action_semantics(names: Sequence[str] = POSE_GRIPPER, units: Mapping[str, st
         names: of the numbers.
         units: of those whose unit their name does not tell, such as joints.
     """
-    said = [(units or {}).get(name) or unit_of(name) for name in names]
-    semantics: dict[str, Any] = {"version": SEMANTICS_VERSION, "names": list(names), "units": said}
+    listed = [(units or {}).get(name) or unit_of(name) for name in names]
+    semantics: dict[str, Any] = {"version": SEMANTICS_VERSION, "names": list(names), "units": listed}
     arms = arms_of(names, units)
     if any(arm.has_pose for arm in arms) or not any(arm.joints for arm in arms):
         semantics["pose"] = "absolute end-effector pose in the robot's base frame"
@@ -66,11 +66,11 @@ def arms_of(names: Sequence[str], units: Mapping[str, str] | None = None) -> tup
 
 def with_units(layout: ActionLayout, semantics: Mapping[str, Any] | None) -> ActionLayout:
     """The layout with the units that data or a checkpoint says, of numbers whose own unit is unknown."""
-    said = {} if semantics is None else _units_by_name(semantics, "action_semantics")
+    known = {} if semantics is None else _units_by_name(semantics, "action_semantics")
     return ActionLayout.of(
         layout.names,
         {
-            name: said.get(name, unit) if unit == "unknown" else unit
+            name: known.get(name, unit) if unit == "unknown" else unit
             for name, unit in zip(layout.names, layout.units, strict=True)
         },
     )
@@ -109,11 +109,11 @@ def _units_by_name(semantics: Mapping[str, Any], where: str) -> dict[str, str]:
     return dict(zip(names, units, strict=True))
 
 
-def told_layout(names: Sequence[str], minimum: Sequence[float], maximum: Sequence[float]) -> Layout:
+def layout_of_statistics(names: Sequence[str], minimum: Sequence[float], maximum: Sequence[float]) -> Layout:
     """What numbers of these names and ranges are: names that somebody gave them tell, else the ranges do."""
     layout = find_layout(names) if tuple(names) not in (POSE, POSE_GRIPPER, ROTVEC_WIDTH) else None
-    is_said = tuple(names) != default_names(len(names))
-    known = layout is not None and bool(layout.motion_columns or layout.has_gripper or is_said)
+    is_named = tuple(names) != default_names(len(names))
+    known = layout is not None and bool(layout.motion_columns or layout.has_gripper or is_named)
     return "named" if known else layout_from_range(minimum, maximum)
 
 

@@ -98,8 +98,8 @@ class StepSpec:
     @property
     def units(self) -> dict[str, str]:
         """Units that ``shape_meta`` says, by the name of the dimension."""
-        said = zip(self.action_names, self.action_units, strict=False)
-        return {name: unit for name, unit in said if unit}
+        units = zip(self.action_names, self.action_units, strict=False)
+        return {name: unit for name, unit in units if unit}
 
     def shape_meta(self) -> dict[str, Any]:
         """The mapping that :func:`read_shape_meta` reads as this."""
@@ -109,8 +109,8 @@ class StepSpec:
             if field.names:
                 obs[field.key]["names"] = list(field.names)
         action: dict[str, Any] = {"shape": [self.action_dim], "names": list(self.action_names)}
-        said = {"units": list(self.action_units), "rotation": self.rotation, "relative": self.relative}
-        return {"obs": obs, "action": {**action, **{key: value for key, value in said.items() if value}}}
+        declared = {"units": list(self.action_units), "rotation": self.rotation, "relative": self.relative}
+        return {"obs": obs, "action": {**action, **{key: value for key, value in declared.items() if value}}}
 
     @property
     def rgb(self) -> tuple[ObsField, ...]:

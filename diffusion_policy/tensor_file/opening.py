@@ -27,7 +27,7 @@ def open_tensor_file(path: str | Path) -> TensorFile:
     file of PyTorch's are not read; `TensorFile.stand_ins` counts them.
 
     Raises:
-        PlaceError: a repository cannot be read.
+        PathError: a repository cannot be read.
         TensorFileError: absent, of an unsupported format (the message states which), damaged, or of absurd sizes.
         UnsafePickleError: its pickle names something that is not on the allow-list.
     """

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from diffusion_policy.safe_pickle import UnsafePickleError
-from diffusion_policy.storage import StorageError, whole_file
+from diffusion_policy.storage import StorageError, atomic_file
 from diffusion_policy.tensor_file.opened import TensorFileError
 from diffusion_policy.tensor_file.torch_zip import read_torch_zip
 
@@ -34,7 +34,7 @@ def save_torch_zip(path: Path, content: dict[str, Any], check: Callable[[Path], 
     """
     try:
         path.parent.stat()  # a folder that is not there is a mistake in the path, and is not made
-        with whole_file(path, shared=False) as unfinished:
+        with atomic_file(path, shared=False) as unfinished:
             _write(unfinished, path, content)
             if check is not None:
                 check(unfinished)

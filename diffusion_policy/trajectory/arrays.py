@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from diffusion_policy import safe_pickle
 from diffusion_policy.geometry import check_unit_quaternions
-from diffusion_policy.gripper_scale import FLAG, DeclaredScales, FoundScale, find_scales
-from diffusion_policy.places import read_bytes
+from diffusion_policy.gripper_scale import FLAG, DeclaredScales, ResolvedScale, find_scales
+from diffusion_policy.paths import read_bytes
 from diffusion_policy.pose_check import pose_faults
 from diffusion_policy.spec import INTERVENTION, POSE, ActionLayout, SpecError, layout_from_range
 from diffusion_policy.timestamps import FLAG as TIMESTAMPS_FLAG
@@ -149,9 +149,9 @@ def _read_array(array: Any, key: str, file: Path, *, any_gripper: bool) -> NDArr
         found = f"{type(array).__name__}; expected a NumPy array"
         raise TrajectoryError(f"{file}: {key} is a {found}: write np.asarray({key}, np.{written})")
     if array.dtype.kind not in kinds or array.dtype == np.float16:
-        told = f", or say what they are with {FLAG} NAME" if key in GRIPPERS and array.dtype.kind == "f" else ""
+        hint = f", or say what they are with {FLAG} NAME" if key in GRIPPERS and array.dtype.kind == "f" else ""
         raise TrajectoryError(
-            f"{file}: {key} has dtype {array.dtype}; expected {_KINDS[kinds]}, such as {written}{told}"
+            f"{file}: {key} has dtype {array.dtype}; expected {_KINDS[kinds]}, such as {written}{hint}"
         )
     if array.ndim != 1 + len(shape) or array.shape[1:] != shape:
         expected = ", ".join(["N", *map(str, shape)])
@@ -214,6 +214,6 @@ def grippers(
     return command, measured
 
 
-def _internal(values: NDArray[Any], found: FoundScale) -> NDArray[np.float64]:
+def _internal(values: NDArray[Any], found: ResolvedScale) -> NDArray[np.float64]:
     assert found.scale is not None
     return found.scale.to_internal(values)

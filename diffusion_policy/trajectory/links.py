@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from diffusion_policy.places import is_remote
+from diffusion_policy.paths import is_remote
 from diffusion_policy.trajectory.errors import TrajectoryError
 
 

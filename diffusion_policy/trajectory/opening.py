@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.gripper_scale import DeclaredScales
-from diffusion_policy.places import is_remote, place, reaching, read_bytes
+from diffusion_policy.paths import as_path, is_remote, reaching, read_bytes
 from diffusion_policy.pose_check import order_fault
 from diffusion_policy.spec import INTERVENTION, episode_number
 from diffusion_policy.timestamps import TimestampUnit
@@ -107,9 +107,9 @@ def find_trajectories(directory: Path | str) -> list[Path]:
 
     Raises:
         TrajectoryError: no such directory, no episode in it, or an episode without a number in its name.
-        PlaceError: the URL's store cannot be reached.
+        PathError: the URL's store cannot be reached.
     """
-    directory = place(directory)
+    directory = as_path(directory)
     refuse_broken(directory)
     with reaching(directory):
         if not directory.is_dir():
@@ -146,7 +146,7 @@ def open_trajectory(
     Raises:
         TrajectoryError: the folder, its data.pkl, its meta.json or its frames are not as they must be.
         UnsafePickleError: data.pkl asks for anything but NumPy arrays of numbers.
-        PlaceError: it lies in a store that cannot be reached.
+        PathError: it lies in a store that cannot be reached.
     """
     path, number = _episode(path)
     arrays = read_arrays(path, any_gripper=gripper_scale is not None, unit=timestamps)
@@ -188,7 +188,7 @@ def open_other_layout(path: Path | str, timestamps: TimestampUnit | None = None)
     """Open one episode whose arrays have other names or meanings, which a mapping says; see `open_trajectory`.
 
     Raises:
-        TrajectoryError, UnsafePickleError, PlaceError: as `open_trajectory`.
+        TrajectoryError, UnsafePickleError, PathError: as `open_trajectory`.
     """
     path, number = _episode(path)
     arrays = read_other_arrays(path, unit=timestamps)
@@ -199,7 +199,7 @@ def open_other_layout(path: Path | str, timestamps: TimestampUnit | None = None)
 
 def _episode(path: Path | str) -> tuple[Path, int]:
     """The folder of an episode, and its number."""
-    found = place(path)
+    found = as_path(path)
     number = _number(found)
     refuse_broken(found)
     if not is_remote(found) and found.is_file():

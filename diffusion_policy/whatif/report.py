@@ -9,7 +9,7 @@ from typing import Any
 
 from diffusion_policy.families.changes import Change
 from diffusion_policy.families.family import ABSENT, Conflict, Impact, Shape
-from diffusion_policy.tables import Shown, Table, Text, numbers
+from diffusion_policy.tables import Printable, Table, Text, numbers
 
 COUNTED = ("loads", "shape_mismatch", "missing_new_init", "unexpected_dropped")
 LISTED = 8  # names of each kind shown in the table; the JSON has all
@@ -171,13 +171,13 @@ class WhatIfReport:
             **lists,
         }
 
-    def table(self) -> list[Shown]:
+    def table(self) -> list[Printable]:
         """A table for the terminal: impacts, counts, and the first tensors of each kind that does not load."""
         verdicts = Table("change", "verdict", "why", framed=True, title=f"what if: {self.title}")
         for one in self.verdicts:
             why = f"{one.why}\n{one.belief}" if one.belief else one.why
             verdicts.add(str(one.change), Text(str(one.verdict), style=_COLORS[one.verdict]), why)
-        rows: list[Shown] = [verdicts]
+        rows: list[Printable] = [verdicts]
         if self.comparison is None:
             return [*rows, Text(f"does not construct: {self.error}", style="red")]
         rows += [Text(f"cannot run: {conflict.reason}", style="red") for conflict in self.conflicts]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from diffusion_policy.dataset.opening import lies_there
+from diffusion_policy.dataset.opening import dataset_exists
 from diffusion_policy.workspace import TrainingError
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def _with_dataset(cfg: DictConfig) -> DictConfig:
 
 def _cache_of(path: str) -> str | None:
     """The zarr with frames that a dataset's path is, or that lies in its folder as the predecessor wrote it."""
-    if path.rstrip("/").endswith((".zarr", ".zip")) and lies_there(path):
+    if path.rstrip("/").endswith((".zarr", ".zip")) and dataset_exists(path):
         return path
     found = sorted(Path(path).glob("*.zarr.zip"))
     return str(found[0]) if len(found) == 1 else None

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from diffusion_policy.host_memory import keep_freed_memory
 from diffusion_policy.model.cpu.arithmetic import multiplies_bf16, use_fast_layers
 from diffusion_policy.model.diffusion.ema_model import EMAModel
-from diffusion_policy.storage import whole_file
+from diffusion_policy.storage import atomic_file
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import Batch
 from diffusion_policy.workspace.losses import BatchLoss, NoiseSampler
@@ -225,6 +225,6 @@ def write_dump(
         "batch": batch,
         "model": policy.state_dict(),
     }
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         torch.save(content, temporary)
     return path

@@ -24,7 +24,7 @@ from diffusion_policy.convert import ConversionError, ConversionReport, Conversi
 from diffusion_policy.convert.frames import Block, write_block
 from diffusion_policy.dataset.image_codecs import image_codec
 from diffusion_policy.dataset.replay_buffer import DatasetError, ReplayBuffer
-from diffusion_policy.places import PlaceError, file_system, place, read_bytes
+from diffusion_policy.paths import PathError, as_path, file_system, read_bytes
 from diffusion_policy.recording.cogact import PictureFiles
 from diffusion_policy.trajectory import TrajectoryError, open_trajectory
 
@@ -67,7 +67,7 @@ def run(source: Path | str, output: Path | str, **settings: Any) -> ConversionRe
 
 def objects(url: str) -> dict[str, str]:
     """What lies below a URL, and the MD5 of each; S3 tells it without sending the content."""
-    store, path = file_system(place(url))
+    store, path = file_system(as_path(url))
     found = store.find(path, detail=True)
     return {name.removeprefix(path): info["ETag"].strip('"') for name, info in found.items()}
 
@@ -87,7 +87,7 @@ def assert_same(url: str, folder: Path) -> None:
 
 
 def upload(folder: Path, url: str) -> str:
-    store, path = file_system(place(url))
+    store, path = file_system(as_path(url))
     store.put(str(folder), path, recursive=True)
     return url
 
@@ -99,9 +99,9 @@ def test_from_a_store_to_a_store(home: str, source: Path, tmp_path: Path, option
     local = run(source, tmp_path / "out.zarr", **options)
     assert report.content_sha256 == local.content_sha256
     assert objects(f"{home}/out.zarr") == files(tmp_path / "out.zarr")
-    assert not place(f"{home}/out.zarr.partial").exists()
+    assert not as_path(f"{home}/out.zarr.partial").exists()
     ledger = (tmp_path / "out.zarr.conversion.json").read_bytes()
-    assert read_bytes(place(f"{home}/out.zarr.conversion.json")) == ledger
+    assert read_bytes(as_path(f"{home}/out.zarr.conversion.json")) == ledger
     assert not list((tmp_path / "cache").rglob("*.partial"))
 
 
@@ -137,7 +137,7 @@ def test_an_existing_dataset_is_refused_or_replaced_whole(home: str, source: Pat
         run(source, output)
     with pytest.raises(ConversionError, match="is not a zarr dataset; it is not replaced"):
         run(source, upload(tmp_path / "in" / "episode_0002", f"{home}/thesis"), overwrite=True)
-    assert place(f"{home}/thesis/data.pkl").is_file()
+    assert as_path(f"{home}/thesis/data.pkl").is_file()
     run(source, output, overwrite=True, max_episodes=1, zarr_format=3)
     run(source, tmp_path / "one.zarr", max_episodes=1, zarr_format=3)
     assert_same(output, tmp_path / "one.zarr")
@@ -171,9 +171,9 @@ def test_a_kill_at_any_moment_loses_nothing(home: str, source: Path, tmp_path: P
         lines += process.stdout.readlines()
         process.stdout.close()
         sending += any(int(line.split()[1]) > sum(LENGTHS) for line in lines if line.strip())
-        if place(f"{output}/.zgroup").is_file():
+        if as_path(f"{output}/.zgroup").is_file():
             assert ReplayBuffer.open(output).n_steps == sum(LENGTHS)
-        elif place(f"{output}.partial").is_file():
+        elif as_path(f"{output}.partial").is_file():
             refused += 1
             with pytest.raises(DatasetError, match=r"a conversion to it is unfinished; .* goes on with --resume"):
                 ReplayBuffer.open(output)
@@ -183,7 +183,7 @@ def test_a_kill_at_any_moment_loses_nothing(home: str, source: Path, tmp_path: P
     whole = run(source, tmp_path / "whole.zarr")
     assert report.content_sha256 == whole.content_sha256
     assert_same(output, tmp_path / "whole.zarr")
-    assert not place(f"{output}.partial").exists()
+    assert not as_path(f"{output}.partial").exists()
 
 
 @pytest.mark.parametrize(
@@ -284,9 +284,9 @@ def test_nobody_at_the_address(source: Path, monkeypatch: pytest.MonkeyPatch) ->
         lambda: run("s3://robot/in", "out.zarr"),
         lambda: run(source, "s3://robot/out.zarr"),
         lambda: ReplayBuffer.open("s3://robot/out.zarr"),
-        lambda: read_bytes(place("s3://robot/in/episode_0000/data.pkl")),
+        lambda: read_bytes(as_path("s3://robot/in/episode_0000/data.pkl")),
     ):
-        with pytest.raises(PlaceError, match=r"s3://robot/.* cannot be reached .*AWS_ENDPOINT_URL"):
+        with pytest.raises(PathError, match=r"s3://robot/.* cannot be reached .*AWS_ENDPOINT_URL"):
             attempt()
     s3fs.S3FileSystem.clear_instance_cache()
 
@@ -307,7 +307,7 @@ def test_wrong_credentials(home: str, source: Path, monkeypatch: pytest.MonkeyPa
             lambda: run(source, f"{home}/other.zarr"),
             lambda: ReplayBuffer.open(f"{home}/out.zarr"),
         ):
-            with pytest.raises((PlaceError, ConversionError), match=r"cannot be reached .access is refused"):
+            with pytest.raises((PathError, ConversionError), match=r"cannot be reached .access is refused"):
                 attempt()
     finally:
         requests.post(f"{endpoint}/moto-api/reset-auth", data="inf", timeout=10)
@@ -333,11 +333,11 @@ def test_a_store_that_fails_is_no_bad_episode(
 
         patched.setattr(s3fs.S3FileSystem, "_cat_file", expired)
         s3fs.S3FileSystem.clear_instance_cache()
-        with pytest.raises((ConversionError, PlaceError), match=r"the token has expired"):
+        with pytest.raises((ConversionError, PathError), match=r"the token has expired"):
             run(url, tmp_path / "out.zarr", on_error="skip")
     s3fs.S3FileSystem.clear_instance_cache()
     assert not (tmp_path / "out.zarr").exists()
-    store, path = file_system(place(url))
+    store, path = file_system(as_path(url))
     store.pipe_file(path + file, b"damaged")
     report = run(url, tmp_path / "out.zarr", on_error="skip", resume=True)
     assert [(entry.name, "frame_0003.jpg" in str(entry.reason)) for entry in report.dropped] == [("episode_0001", True)]
@@ -364,24 +364,24 @@ def test_a_frame_that_vanishes_is_named(home: str, source: Path) -> None:
     ],
 )
 def test_what_a_place_is(server: str, text: Any, expected: str) -> None:
-    assert str(place(text)) == expected
-    assert place(place(text)) == place(text)
+    assert str(as_path(text)) == expected
+    assert as_path(as_path(text)) == as_path(text)
 
 
 def test_other_kinds_of_urls(source: Path, tmp_path: Path) -> None:
     pytest.importorskip("upath", reason="universal-pathlib is not installed (extra 'cloud')")
-    with pytest.raises(PlaceError, match=r"fsspec knows no URLs that start with ftq://"):
-        place("ftq://robot/in")
+    with pytest.raises(PathError, match=r"fsspec knows no URLs that start with ftq://"):
+        as_path("ftq://robot/in")
     report = run(source, "memory://robot/out.zarr", scratch=tmp_path / "scratch")
     assert report.n_steps == sum(LENGTHS)
-    assert place("memory://robot/out.zarr/.zgroup").is_file()
-    assert not place("memory://robot/out.zarr.partial").exists()
+    assert as_path("memory://robot/out.zarr/.zgroup").is_file()
+    assert not as_path("memory://robot/out.zarr.partial").exists()
 
 
 def test_the_package_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "upath", None)
-    with pytest.raises(PlaceError, match=r"s3://robot/in needs a package .*python -m pip install 's3fs"):
-        place("s3://robot/in")
+    with pytest.raises(PathError, match=r"s3://robot/in needs a package .*python -m pip install 's3fs"):
+        as_path("s3://robot/in")
 
 
 def test_scratch_is_for_urls(source: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_pose_that_is_none_is_named_with_its_arm(tmp_path: Path) -> None:
     numbers = layout_factory.episode("two arms", 20, 0)["action"]
     numbers[:, NAMES["two arms"].index("right.y")] *= 1000
     (fault,) = pose_faults(numbers, NAMES["two arms"], "data/action")
-    assert fault.said.startswith("data/action, right: positions reach")
+    assert fault.message.startswith("data/action, right: positions reach")
     path = layout_factory.write(tmp_path / "set.zarr", "two arms", right_y=1000.0)
     with pytest.raises(DatasetError, match=r"data/action, right: positions reach"):
         CogActImageDataset(layout_factory.shape_meta("two arms"), path)

@@ -15,7 +15,7 @@ from diffusion_policy.convert import ConversionSettings, convert
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.dataset.replay_buffer import DatasetError, ReplayBuffer
 from diffusion_policy.diagnose.inspection import inspect_dataset, inspect_recordings
-from diffusion_policy.places import file_system, place
+from diffusion_policy.paths import as_path, file_system
 from diffusion_policy.workspace.preflight import check_start
 
 SHAPE_META = {
@@ -29,14 +29,14 @@ SHAPE_META = {
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def url_and_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """The same recordings and dataset in a store ("in", "out.zarr") and in a folder."""
     folder = tmp_path_factory.mktemp("here")
     for number in range(2):
         write_trajectory(folder / "in", number, n_steps=12, size=(64, 36))
     with s3_server() as bucket:
         url = f"s3://{bucket}/there"
-        file_system(place(url))[0].put(str(folder / "in"), f"{bucket}/there/in", recursive=True)
+        file_system(as_path(url))[0].put(str(folder / "in"), f"{bucket}/there/in", recursive=True)
         for output in (folder / "out.zarr", f"{url}/out.zarr"):
             options = {"scratch": folder / "scratch"} if isinstance(output, str) else {}
             convert(ConversionSettings(folder / "in", output, (32, 18), workers=1, **options))  # type: ignore[arg-type]
@@ -45,10 +45,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
 
 @pytest.mark.parametrize("cache", ["none", "memory", "mmap"])
 def test_training_reads_the_same_samples(
-    places: tuple[str, Path], cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url_and_folder: tuple[str, Path], cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    url, folder = places
+    url, folder = url_and_folder
     there, here = (
         CogActImageDataset(SHAPE_META, path, 4, 1, 3, 2, cache=how)
         for path, how in ((f"{url}/out.zarr", cache), (folder / "out.zarr", "none"))
@@ -60,10 +60,10 @@ def test_training_reads_the_same_samples(
 
 
 def test_a_mapped_cache_notices_another_dataset_without_hashes(
-    places: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url_and_folder: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    url, _ = places
+    url, _ = url_and_folder
     root = ReplayBuffer.open(f"{url}/out.zarr", mode="r+").root
     attributes = root.attrs.asdict()
     del root.attrs["content_sha256"]
@@ -82,8 +82,8 @@ def said_of(details: object, home: str) -> str:
     return repr(replace(details, where="")).replace(home, "")  # type: ignore[type-var]
 
 
-def test_the_checks_find_the_same(places: tuple[str, Path]) -> None:
-    url, folder = places
+def test_the_checks_find_the_same(url_and_folder: tuple[str, Path]) -> None:
+    url, folder = url_and_folder
     for inspect, name in ((inspect_dataset, "out.zarr"), (inspect_recordings, "in")):
         there, here = inspect(f"{url}/{name}"), inspect(folder / name)  # type: ignore[operator]
         homes = zip((there, here), (url, str(folder)), strict=True)
@@ -96,19 +96,19 @@ def test_the_checks_find_the_same(places: tuple[str, Path]) -> None:
         assert said_of(there.details, url) == said_of(here.details, str(folder))
 
 
-def test_an_absent_dataset_is_named(places: tuple[str, Path]) -> None:
+def test_an_absent_dataset_is_named(url_and_folder: tuple[str, Path]) -> None:
     with pytest.raises(DatasetError, match=r"s3://robot/there/none\.zarr: no zarr dataset there"):
-        CogActImageDataset(SHAPE_META, f"{places[0]}/none.zarr")
+        CogActImageDataset(SHAPE_META, f"{url_and_folder[0]}/none.zarr")
 
 
 @pytest.mark.parametrize("form", ["2", "shards"])
-def test_a_lost_object_is_refused_before_training_begins(places: tuple[str, Path], form: str) -> None:
+def test_a_lost_object_is_refused_before_training_begins(url_and_folder: tuple[str, Path], form: str) -> None:
     """By the dataset that training builds first, and by the check that launchers make; with its name."""
-    url, folder = places
+    url, folder = url_and_folder
     target = f"{url}/{form}.zarr"
     options: dict[str, Any] = {"zarr_format": 3, "shard": 8} if form == "shards" else {}
     convert(ConversionSettings(folder / "in", folder / f"{form}.zarr", (32, 18), workers=1, **options))  # type: ignore[arg-type]
-    store, path = file_system(place(target))
+    store, path = file_system(as_path(target))
     store.put(str(folder / f"{form}.zarr"), path, recursive=True)
     CogActImageDataset(SHAPE_META, target, 4, 1, 3, 2)
     for array in ("data/image", "data/action", "meta/episode_ends"):

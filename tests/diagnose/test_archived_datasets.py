@@ -12,17 +12,17 @@ from report_factory import look_at_dataset, write_run
 from trajectory_factory import write_trajectory
 
 from diffusion_policy.convert import ConversionSettings, convert
-from diffusion_policy.dataset.opening import lies_there
+from diffusion_policy.dataset.opening import dataset_exists
 from diffusion_policy.diagnose.doctor import examine
 from diffusion_policy.diagnose.playback import dataset_of_log
-from diffusion_policy.places import file_system, place
+from diffusion_policy.paths import as_path, file_system
 from diffusion_policy.report.report_page import Sources, make_report
 from diffusion_policy.run_folder.reading import open_run
 from diffusion_policy.run_log import LogStep, read_log, write_inference_log
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A converted dataset whose conversion left something out: its folder, an archive of it, one with a top folder."""
     folder = tmp_path_factory.mktemp("data")
     for number in range(3):
@@ -35,12 +35,12 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("form", ["archive", "archive with a folder"])
-def test_evidence_and_findings_are_those_of_the_folder(places: dict[str, Path], form: str) -> None:
-    here, there = (examine(datasets=[places[name]]).groups["dataset"] for name in ("folder", form))
+def test_evidence_and_findings_are_those_of_the_folder(datasets: dict[str, Path], form: str) -> None:
+    here, there = (examine(datasets=[datasets[name]]).groups["dataset"] for name in ("folder", form))
     told = [(finding.code, finding.severity, finding.evidence) for finding in here]
     assert [(finding.code, finding.severity, finding.evidence) for finding in there] == told
     assert ("left-out", "note", "the conversion left out 1 episodes, 0 steps in all") in told
-    assert look_at_dataset(places[form]).settings == look_at_dataset(places["folder"]).settings
+    assert look_at_dataset(datasets[form]).settings == look_at_dataset(datasets["folder"]).settings
 
 
 def run_on(path: Path, dataset: str) -> Path:
@@ -53,41 +53,41 @@ def run_on(path: Path, dataset: str) -> Path:
 
 
 @pytest.mark.parametrize("form", ["folder", "archive"])
-def test_a_run_brings_it_along(places: dict[str, Path], tmp_path: Path, form: str) -> None:
-    run = open_run(run_on(tmp_path / "run", str(places[form])))
-    assert run.datasets == (places[form],)
+def test_a_run_brings_it_along(datasets: dict[str, Path], tmp_path: Path, form: str) -> None:
+    run = open_run(run_on(tmp_path / "run", str(datasets[form])))
+    assert run.datasets == (datasets[form],)
     assert "dataset" in {group for group, found in examine(run=run.path).groups.items() if found}
     _, page = make_report(Sources(run=run.path))
     assert 'id="data"' in page
 
 
 @pytest.mark.parametrize("form", ["folder", "archive"])
-def test_a_log_leads_to_it(places: dict[str, Path], tmp_path: Path, form: str) -> None:
+def test_a_log_leads_to_it(datasets: dict[str, Path], tmp_path: Path, form: str) -> None:
     jpeg = cv2.imencode(".jpg", np.zeros((18, 32, 3), np.uint8))[1].tobytes()
     pose = np.asarray([0.4, 0, 0.3, 1, 0, 0, 0, 1.0])
     steps = [
         LogStep(i, pose, np.repeat(pose[None], 4, axis=0), {"timestamp": 0.1 * i}, {"image": jpeg}) for i in range(3)
     ]
-    log = write_inference_log(tmp_path, steps, {"dataset": str(places[form]), "episode": 0, "weights": "ema_model"})
-    assert dataset_of_log(read_log(log)) == places[form]
+    log = write_inference_log(tmp_path, steps, {"dataset": str(datasets[form]), "episode": 0, "weights": "ema_model"})
+    assert dataset_of_log(read_log(log)) == datasets[form]
 
 
 def test_what_is_not_there_is_not_found(
-    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    datasets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in environment("http://127.0.0.1:9").items():
         monkeypatch.setenv(name, value)
-    assert not lies_there(tmp_path / "gone.zarr.zip")
-    assert not lies_there("nothing://nowhere/set.zarr")
-    assert not lies_there("s3://robot/set.zarr"), "no store can be reached there"
-    assert lies_there(places["archive"])
+    assert not dataset_exists(tmp_path / "gone.zarr.zip")
+    assert not dataset_exists("nothing://nowhere/set.zarr")
+    assert not dataset_exists("s3://robot/set.zarr"), "no store can be reached there"
+    assert dataset_exists(datasets["archive"])
 
 
-def test_a_dataset_at_a_url_is_found(places: dict[str, Path], tmp_path: Path) -> None:
+def test_a_dataset_at_a_url_is_found(datasets: dict[str, Path], tmp_path: Path) -> None:
     with s3_server() as bucket:
         url = f"s3://{bucket}/set.zarr"
-        assert not lies_there(url)
-        file_system(place(url))[0].put(str(places["folder"]), f"{bucket}/set.zarr", recursive=True)
-        assert lies_there(url)
+        assert not dataset_exists(url)
+        file_system(as_path(url))[0].put(str(datasets["folder"]), f"{bucket}/set.zarr", recursive=True)
+        assert dataset_exists(url)
         assert [str(path) for path in open_run(run_on(tmp_path / "run", url)).datasets] == ["s3:/robot/set.zarr"]
         assert look_at_dataset(url).dropped == (1, 0)

@@ -11,8 +11,8 @@ import dataset_factory
 import numpy as np
 import pytest
 
+from diffusion_policy.dataset.episode_metadata import EpisodeMetadata, episode_metadata
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
-from diffusion_policy.dataset.told import Told, told_of
 from diffusion_policy.dataset.verification import verify_content
 from diffusion_policy.edit import EditError
 from diffusion_policy.edit.plan import EditPlan, delete, drop_short, plan_of, split_at_gaps, trim_idle
@@ -210,6 +210,8 @@ def test_what_recordings_said_stays_with_their_steps(one: Path, tmp_path: Path):
     dataset_factory.tell(one, said, {"interventions": [["a", 2]], "success": "no"})
     still = [[(0, 5)], []]
     write_edited(trim_idle(plan_of([ReplayBuffer.open(one)]), 0.2, lambda buffer: still), tmp_path / "out.zarr")
-    told = told_of(ReplayBuffer.open(tmp_path / "out.zarr"))
-    assert told[0] == Told(("lift",), success=False, interventions=((1, 4),)), "counted from the first kept step"
-    assert told[1] == Told(), "what is no flag is not taken for one"
+    metadata = episode_metadata(ReplayBuffer.open(tmp_path / "out.zarr"))
+    assert metadata[0] == EpisodeMetadata(("lift",), success=False, interventions=((1, 4),)), (
+        "counted from the first kept step"
+    )
+    assert metadata[1] == EpisodeMetadata(), "what is no flag is not taken for one"

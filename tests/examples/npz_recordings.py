@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.dataset.replay_buffer import GRIPPER_KEY, POSE_KEY
-from diffusion_policy.recording import ArrayNames, Picture, Told
+from diffusion_policy.recording import ArrayNames, EpisodeMetadata, Picture
 from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER
 from diffusion_policy.trajectory import TrajectoryError
 
@@ -44,7 +44,7 @@ class NpzRecording:
     path: Path  # the archive's without its suffix: names end in their number
     arrays: Mapping[str, NDArray[Any]]
     names = ArrayNames({POSE_KEY: POSE, GRIPPER_KEY: (GRIPPER,)}, POSE_GRIPPER)
-    told = Told()
+    metadata = EpisodeMetadata()
     notes = ()
 
     @property

@@ -16,9 +16,9 @@ from serve_factory import FakeEngine, ServerThread, observation_message, setting
 from trajectory_factory import write_trajectory
 
 from diffusion_policy.convert import ConversionSettings, convert
+from diffusion_policy.dataset.episode_metadata import EpisodeMetadata, episode_metadata
 from diffusion_policy.dataset.errors import DatasetError
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
-from diffusion_policy.dataset.told import Told, told_of
 from diffusion_policy.export.episodes import DatasetEpisodes
 from diffusion_policy.export.errors import ExportError
 from diffusion_policy.export.lerobot import export_lerobot
@@ -81,10 +81,10 @@ def test_what_goes_out_comes_back_equal(tmp_path: Path, made: Callable[[Path], R
         error = np.abs(after[camera][:].astype(int) - before[camera][:].astype(int)).mean()
         assert error < 4, "the codec's loss"
         assert 25 < report.psnr_db[camera] < 99
-    told = [[one.told for one in DatasetEpisodes(Path(buffer.where))] for buffer in (before, after)]
-    assert [one.success for one in told[1]] == [one.success for one in told[0]]
-    assert [one.interventions for one in told[1]] == [one.interventions for one in told[0]]
-    assert all(one.tasks in (("sort the parts",), ("task 0",)) for one in told[1])
+    metadata = [[one.metadata for one in DatasetEpisodes(Path(buffer.where))] for buffer in (before, after)]
+    assert [one.success for one in metadata[1]] == [one.success for one in metadata[0]]
+    assert [one.interventions for one in metadata[1]] == [one.interventions for one in metadata[0]]
+    assert all(one.tasks in (("sort the parts",), ("task 0",)) for one in metadata[1])
 
 
 def test_tables_are_as_lerobot_reads_them(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_run_goes_out_with_what_a_person_drove(tmp_path: Path) -> None:
     assert rows.column("intervention").to_pylist() == [False, False, True, True, False, False]
     assert export([str(run), "--lerobot", str(tmp_path / "out"), "--task", "lift"]) == 2
     again = dataset(tmp_path / "out", tmp_path / "again.zarr")
-    assert told_of(again) == (Told(("lift",), interventions=((2, 4),)),), "and comes back"
+    assert episode_metadata(again) == (EpisodeMetadata(("lift",), interventions=((2, 4),)),), "and comes back"
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def of_served_config() -> Sampler:
     return Sampler(engine.scheduler, engine.steps)
 
 
-PLACES = {
+DEFAULTS = {
     "config of training": of_config,
     "training without the section": lambda: read_sampler(None, 0.1).sampler,
     "config of serving": of_served_config,
@@ -56,9 +56,9 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_every_default_is_the_same(place: str) -> None:
-    assert PLACES[place]() == DEFAULT_SAMPLER
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_every_default_is_the_same(name: str) -> None:
+    assert DEFAULTS[name]() == DEFAULT_SAMPLER
 
 
 @pytest.mark.parametrize("script", sorted((REPOSITORY / "scripts").glob("*.py")), ids=lambda path: path.stem)

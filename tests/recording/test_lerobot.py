@@ -62,7 +62,7 @@ def test_numbers_are_exact_and_frames_as_decoded(tmp_path: Path, recorded: LeRob
         frames = [frame for video in videos for frame in decode(video)] or recorded.frames(camera)
         np.testing.assert_array_equal(buffer[short][:], shrunk(frames), err_msg=camera)
     assert [entry.n_kept for entry in report.kept] == list(recorded.lengths)
-    assert all(entry.told["tasks"] == ["task 0"] for entry in report.kept)
+    assert all(entry.metadata["tasks"] == ["task 0"] for entry in report.kept)
 
 
 def test_two_layouts_of_the_same_recordings_have_the_same_content(tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ def test_tasks_success_and_interventions_are_carried_along(tmp_path: Path) -> No
     )
     report = run(recorded.write(tmp_path / "set"), tmp_path / "out.zarr")
     first, second = report.kept
-    assert first.told == {"tasks": ["task 1"], "success": True, "interventions": []}
-    assert second.told == {"tasks": ["task 0", "task 1"], "success": False, "interventions": [[2, 5]]}
+    assert first.metadata == {"tasks": ["task 1"], "success": True, "interventions": []}
+    assert second.metadata == {"tasks": ["task 0", "task 1"], "success": False, "interventions": [[2, 5]]}
     attributes = ReplayBuffer.open(tmp_path / "out.zarr").root.attrs
     assert attributes["episodes"][1]["interventions"] == [[2, 5]]  # type: ignore[index,call-overload]
     ledger = json.loads((tmp_path / "out.zarr.conversion.json").read_text())
@@ -251,8 +251,8 @@ def test_sets_that_lerobot_wrote(shared_data: Path, tmp_path: Path, name: str, m
         frames = [frame for video in videos for frame in decode(video)]
         np.testing.assert_array_equal(buffer[camera][:], shrunk(frames), err_msg=camera)
     if name == "pose8_one_camera":
-        assert [entry.told.get("success") for entry in report.kept] == [True, False, True]
-        assert report.kept[2].told["interventions"] == [[10, 17]]
+        assert [entry.metadata.get("success") for entry in report.kept] == [True, False, True]
+        assert report.kept[2].metadata["interventions"] == [[10, 17]]
 
 
 def test_depth_is_no_color_camera(shared_data: Path, tmp_path: Path) -> None:

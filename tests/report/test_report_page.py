@@ -268,8 +268,8 @@ def browser(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Br
 
 
 def test_every_section_and_figure_is_drawn_without_a_word_in_the_console(browser: Browser) -> None:
-    places = browser.evaluate("document.querySelectorAll('.plot > div').length")
-    assert places == int(browser.evaluate("document.documentElement.dataset.figures")) > 10
+    plots = browser.evaluate("document.querySelectorAll('.plot > div').length")
+    assert plots == int(browser.evaluate("document.documentElement.dataset.figures")) > 10
     assert browser.evaluate("[...document.querySelectorAll('.plot > div')].every(d => d.querySelector('.main-svg'))")
     flat = "[...document.querySelectorAll('section, .plot > div')].filter(e => e.getBoundingClientRect().height < 60)"
     assert browser.evaluate(f"{flat}.length") == 0

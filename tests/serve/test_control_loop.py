@@ -63,7 +63,7 @@ def test_others_move_on_while_the_policy_computes(strategy: str) -> None:
 def test_any_control_rate_goes_the_same_way(hz: float, strategy: str) -> None:
     loop, arm, clock, _ = make_loop(strategy, control_hz=hz, delay=lambda request: 0.05)
     run_for(loop, clock, 3.0)
-    moved = np.array([action[0] for _, action in arm.told if action is not None])
+    moved = np.array([action[0] for _, action in arm.sent if action is not None])
     steps = np.diff([0.5, *moved])
     assert steps.min() > -1e-9, "never back"
     assert steps.max() < 0.1 / hz * 2.01, "never more than twice the policy's speed"
@@ -127,8 +127,8 @@ def test_a_fault_of_the_arm_holds_it_at_once_and_is_over_with_it(fault: str, rea
     holds = [line for line in log.lines if line["event"] == "hold"]
     assert [line["reason"] for line in holds] == [reason]
     assert holds[0]["time"] == pytest.approx(100.5 + 0.4 * (fault == "slow"))
-    assert arm.told[5][1] is None
-    assert arm.told[6][1] is not None, "and it goes on"
+    assert arm.sent[5][1] is None
+    assert arm.sent[6][1] is not None, "and it goes on"
     requested = [line["observed_at"] for line in log.lines if line["event"] == "request"]
     after = next(line for line in log.lines if line["event"] == "move" and line["time"] > holds[0]["time"])
     assert max(at for at in requested if at <= after["time"]) > holds[0]["time"], "from what it saw afterward"
@@ -155,7 +155,7 @@ def test_a_camera_that_stops_holds_the_arm_until_it_is_back() -> None:
     assert hold["reason"] == "camera_stale"
     assert "camera wrist" in hold["message"]
     assert hold["time"] == pytest.approx(101.4), "the first period in which its newest frame is older than 0.3 s"
-    assert [time for time, action in arm.told if action is None] == pytest.approx([101.4 + i / 10 for i in range(6)])
+    assert [time for time, action in arm.sent if action is None] == pytest.approx([101.4 + i / 10 for i in range(6)])
 
 
 @pytest.mark.parametrize("code", ["late", "refused", "stale", "internal", "closed", "unreachable"])
@@ -238,7 +238,7 @@ def test_a_request_carries_what_will_be_executed_until_its_answer_comes(strategy
     loop, arm, clock, log = make_loop(strategy, ask=ask, delay=lambda request: 0.2)
     run_for(loop, clock, 3.0)
     assert queries[0].continuation is None
-    sent = {round(time, 3): action for time, action in arm.told if action is not None}
+    sent = {round(time, 3): action for time, action in arm.sent if action is not None}
     for query in queries[1:-1]:
         continued = query.continuation
         assert continued is not None
@@ -271,7 +271,7 @@ def test_of_an_observation_before_the_takeover_what_was_executed_is_told(hz: flo
 
     loop, arm, clock, log = make_loop("rtc", 1, ask=ask, delay=lambda request: 0.1, arm=LaggingArm, control_hz=hz)
     run_for(loop, clock, 4.0)
-    sent = {round(time, 3): action for time, action in arm.told if action is not None}
+    sent = {round(time, 3): action for time, action in arm.sent if action is not None}
     taken = [line["time"] for line in log.lines if line["event"] == "answer"]
     compared = 0
     for query in queries[3:-3]:
@@ -309,10 +309,10 @@ def test_a_gripper_that_moves_gets_no_other_command() -> None:
 
     loop, arm, clock, _ = make_loop("wait", 8, ask=flutter, gripper_blocking_s=0.25)
     run_for(loop, clock, 0.8)
-    assert [action[7] for _, action in arm.told] == [0] * 8, "closed first; open 0.1 s later is not taken"
+    assert [action[7] for _, action in arm.sent] == [0] * 8, "closed first; open 0.1 s later is not taken"
     loop, arm, clock, _ = make_loop("wait", 8, ask=flutter)
     run_for(loop, clock, 0.8)
-    assert [action[7] for _, action in arm.told] == [0, 1, 0, 0, 0, 0, 0, 0]
+    assert [action[7] for _, action in arm.sent] == [0, 1, 0, 0, 0, 0, 0, 0]
 
 
 def test_an_error_of_the_program_stops_the_arm() -> None:
@@ -351,7 +351,7 @@ def test_the_log_holds_what_was_sent(tmp_path: Path) -> None:
     assert (found.start["clock_start"], found.start["dry_run"]) == (50.0, False)
     moves = found.of("move")
     assert len(moves) == loop.moves
-    np.testing.assert_array_equal([move["action"] for move in moves], [a for _, a in arm.told if a is not None])
+    np.testing.assert_array_equal([move["action"] for move in moves], [a for _, a in arm.sent if a is not None])
     assert {move["request_id"] for move in moves} <= {line["request_id"] for line in found.of("answer")}
     assert found.lines[-1] == {"event": "end", "time": 51.0, "moves": loop.moves, "holds": {"waiting": 2}, "missed": 0}
     with log.path.open("ab") as file:
@@ -386,7 +386,7 @@ def test_what_is_no_log_is_refused(text: str, said: str, tmp_path: Path) -> None
 def test_times_of_the_loop_are_even(tmp_path: Path) -> None:
     loop, arm, clock, _ = make_loop(control_hz=50.0)
     run_for(loop, clock, 1.0)
-    assert {round(after - before, 9) for (before, _), (after, _) in pairwise(arm.told)} == {0.02}
+    assert {round(after - before, 9) for (before, _), (after, _) in pairwise(arm.sent)} == {0.02}
     assert N_STEPS == 8
     np.testing.assert_array_equal(HOME[3:7], [1, 0, 0, 0])
 

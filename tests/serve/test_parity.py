@@ -125,8 +125,8 @@ def test_a_live_server_is_compared_with_training(
     engine = kind.open(served_checkpoint, EngineSettings(steps=2))
     out = tmp_path / "parity.json"
     with ServerThread(engine, settings(None, "allow_inspection=true", "engine.steps=2")) as server:
-        place = f"127.0.0.1:{server.ports['line']}"
-        arguments = (recorded_zarr, "--ckpt", served_checkpoint, "--server", place, "--requests", 3)
+        address = f"127.0.0.1:{server.ports['line']}"
+        arguments = (recorded_zarr, "--ckpt", served_checkpoint, "--server", address, "--requests", 3)
         assert door(repository, *arguments, "--encoding", encoding, "--json", out) == status
     found = json.loads(out.read_text())
     assert {entry["key"]: entry["culprit"] for entry in found["keys"]} == {
@@ -143,9 +143,9 @@ def test_without_a_server_or_permission_there_is_no_verdict(
     assert door(repository, recorded_zarr, "--ckpt", served_checkpoint, "--server", "127.0.0.1:1") == 2
     engine = PolicyEngine.open(served_checkpoint, EngineSettings(steps=2))
     with ServerThread(engine, settings()) as server:
-        place = f"127.0.0.1:{server.ports['line']}"
-        assert door(repository, recorded_zarr, "--ckpt", served_checkpoint, "--server", place) == 2
-        assert door(repository, recorded_zarr, "--ckpt", served_checkpoint, "--server", place, "--requests", 0) == 2
+        address = f"127.0.0.1:{server.ports['line']}"
+        assert door(repository, recorded_zarr, "--ckpt", served_checkpoint, "--server", address) == 2
+        assert door(repository, recorded_zarr, "--ckpt", served_checkpoint, "--server", address, "--requests", 0) == 2
 
 
 def test_inputs_of_two_shapes_are_told_apart_and_can_be_written() -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from diffusion_policy.sim.expert import Command, plan
 from diffusion_policy.sim.failures import (
-    CLOSED_BESIDE,
     CLOSED_EARLY,
+    CLOSED_NEXT_TO_BLOCK,
     DROPPED,
     NEVER_CLOSED,
     NOT_RELEASED,
@@ -62,7 +62,7 @@ WAYS: dict[str, tuple[str, Change]] = {
         CLOSED_EARLY,
         lambda cs, close, release: with_grippers(cs, lambda s: int(not close - 9 <= s < release)),
     ),
-    "closes beside it": (CLOSED_BESIDE, lambda cs, close, release: moved(cs, 0.06, 0.0)),
+    "closes beside it": (CLOSED_NEXT_TO_BLOCK, lambda cs, close, release: moved(cs, 0.06, 0.0)),
     "lets go in the air": (
         DROPPED,
         lambda cs, close, release: with_grippers(cs, lambda s: int(not close <= s < release - 16)),
@@ -108,5 +108,5 @@ def test_a_corrected_try_counts_by_its_last() -> None:
     closing = next(step for step, command in enumerate(commands) if command.gripper == 0)
     beside = moved(commands[: closing + 8], 0.06, 0.0)
     dropped = with_grippers(commands, lambda step: int(not closing <= step < closing + 12))
-    assert reason(scene, beside, KINEMATIC) == CLOSED_BESIDE
+    assert reason(scene, beside, KINEMATIC) == CLOSED_NEXT_TO_BLOCK
     assert reason(scene, beside + dropped, KINEMATIC) == DROPPED

@@ -14,7 +14,7 @@ from diffusion_policy.adapt.starting_point import ActionsError, check_actions
 from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.evaluate.recorded_inference import Sampling, open_recorded, predict_chunks, run_recorded_inference
 from diffusion_policy.policy.noise import window_noise
-from diffusion_policy.policy.robot_answer import robot_answer
+from diffusion_policy.policy.robot_action import predict_robot_action
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.run_log import read_log
 from diffusion_policy.serve.engine import PolicyEngine
@@ -96,7 +96,7 @@ def test_the_server_answers_what_evaluation_measures(trained: Path, data: Path, 
     seen, states = recorded.observations(np.array([20])), recorded.logged_states(np.array([19, 20]))
     noise = window_noise(policy, torch.Generator().manual_seed(5))
     assert noise is not None
-    expected = robot_answer(policy, seen, initial_noise=noise[None])["action"][0].numpy()
+    expected = predict_robot_action(policy, seen, initial_noise=noise[None])["action"][0].numpy()
     frames = tuple(np.ascontiguousarray(np.moveaxis(frame, 0, -1)) for frame in seen["image"][0].numpy())
     asked = engine.form.observation(frames, states, np.array([0.0, 0.1]))
     found = engine.infer(asked, 5, None, Stages()).actions

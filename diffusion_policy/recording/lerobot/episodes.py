@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusion_policy.places import reaching, read_bytes
+from diffusion_policy.paths import reaching, read_bytes
 from diffusion_policy.recording.errors import RecordingError
 from diffusion_policy.recording.lerobot.info import Info
 from diffusion_policy.recording.lerobot.tables import COPY_AGAIN, read_rows
@@ -59,7 +59,7 @@ def read_episodes(info: Info) -> list[Episode]:
 
     Raises:
         RecordingError: a table is absent or damaged, or contradicts meta/info.json.
-        PlaceError: its store cannot be reached.
+        PathError: its store cannot be reached.
     """
     videos = [name for name, feature in info.features.items() if feature.dtype == "video"]
     rows = _rows_v3(info, videos) if info.is_v3 else _lines(info.root / "meta" / "episodes.jsonl")
@@ -67,10 +67,10 @@ def read_episodes(info: Info) -> list[Episode]:
     if not episodes:
         raise RecordingError(f"{info.root / 'meta'}: lists no episode: {COPY_AGAIN}")
     there = {"total_episodes": len(episodes), "total_frames": sum(episode.length for episode in episodes)}
-    for key, said in info.totals.items():
-        if said != there[key]:
+    for key, stated in info.totals.items():
+        if stated != there[key]:
             raise RecordingError(
-                f"{info.file}: {key} is {said}, the tables of episodes say {there[key]}: copy the dataset again, or, "
+                f"{info.file}: {key} is {stated}, the tables of episodes say {there[key]}: copy the dataset again, or, "
                 f"where its recorder was killed, write {there[key]} there"
             )
     return episodes
@@ -100,8 +100,10 @@ def _rows_v3(info: Info, videos: list[str]) -> Iterator[tuple[dict[str, Any], Pa
         files = sorted(folder.glob("*/*.parquet")) if folder.is_dir() else []
     if not files:
         raise RecordingError(f"{folder}: holds no table of episodes (chunk-000/file-000.parquet): {COPY_AGAIN}")
-    places = [f"videos/{key}/{what}" for key in videos for what in ("chunk_index", "file_index", "from_timestamp")]
-    columns = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index", *places]
+    columns_of_videos = [
+        f"videos/{key}/{what}" for key in videos for what in ("chunk_index", "file_index", "from_timestamp")
+    ]
+    columns = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index", *columns_of_videos]
     for file in files:
         yield from ((row, file) for row in read_rows(file, columns))
 
@@ -135,11 +137,11 @@ def _episode(row: Mapping[str, Any], number: int, info: Info, videos: list[str],
         )
     length = _index(row, "length", where, least=1, most=10**8)
     tasks = row.get("tasks") or ()
-    said = tuple(str(task) for task in tasks) if isinstance(tasks, list | tuple) else ()
+    texts = tuple(str(task) for task in tasks) if isinstance(tasks, list | tuple) else ()
     if not info.is_v3:
         indices = {"episode_chunk": index // info.chunks_size, "episode_index": index}
         stretches = {key: Stretch(info.video_file(key, **indices), 0.0) for key in videos}
-        return Episode(index, length, said, info.data_file(**indices), stretches)
+        return Episode(index, length, texts, info.data_file(**indices), stretches)
     data = {key: _index(row, f"data/{key}", where) for key in ("chunk_index", "file_index")}
     stretches = {}
     for key in videos:
@@ -151,7 +153,7 @@ def _episode(row: Mapping[str, Any], number: int, info: Info, videos: list[str],
                 f"{COPY_AGAIN}"
             )
         stretches[key] = Stretch(info.video_file(key, **at), float(start))
-    return Episode(index, length, said, info.data_file(**data), stretches)
+    return Episode(index, length, texts, info.data_file(**data), stretches)
 
 
 def _index(row: Mapping[str, Any], key: str, where: Path, least: int = 0, most: int = _HIGHEST) -> int:

@@ -13,7 +13,7 @@ import av.error
 import numpy as np
 
 from diffusion_policy.images import MAX_PIXELS
-from diffusion_policy.places import is_remote, reaching
+from diffusion_policy.paths import is_remote, reaching
 from diffusion_policy.recording.contract import Picture
 from diffusion_policy.recording.errors import RecordingError
 from diffusion_policy.recording.lerobot.tables import COPY_AGAIN, column_names, opened, pictures_at_a_time
@@ -36,7 +36,7 @@ def opened_video(file: Path) -> Iterator[Any]:
 
     Raises:
         RecordingError: it is absent, cut, damaged, no mp4, or has no picture that may be decoded.
-        PlaceError: its store cannot be reached.
+        PathError: its store cannot be reached.
     """
     try:
         with reaching(file), file.open("rb") if is_remote(file) else _nothing() as stream:
@@ -52,8 +52,8 @@ def opened_video(file: Path) -> Iterator[Any]:
                     )
                 yield container
     except (av.error.FFmpegError, ValueError, EOFError, MemoryError) as error:
-        said = getattr(error, "strerror", None) or str(error)
-        raise RecordingError(f"{file}: cannot be decoded ({said}): {COPY_AGAIN}") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RecordingError(f"{file}: cannot be decoded ({reason}): {COPY_AGAIN}") from error
     except OSError as error:
         raise RecordingError(f"{file}: cannot be read ({error.strerror or error}): {COPY_AGAIN}") from error
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusion_policy.places import reaching, read_bytes
+from diffusion_policy.paths import reaching, read_bytes
 from diffusion_policy.recording.errors import RecordingError
 
 INFO = Path("meta") / "info.json"
@@ -146,7 +146,7 @@ def read_info(root: Path) -> Info:
 
     Raises:
         RecordingError: it is absent, or an entry is not as it must be.
-        PlaceError: its store cannot be reached.
+        PathError: its store cannot be reached.
     """
     file = root / INFO
     found = read_json(file)
@@ -229,9 +229,11 @@ def _units(names: tuple[str, ...], found: Any) -> dict[str, str]:
 
 def _is_depth(entry: Mapping[str, Any]) -> bool:
     info = entry.get("info") or entry.get("video_info") or {}
-    said = isinstance(info, dict) and any(info.get(key) is True for key in ("is_depth_map", "video.is_depth_map"))
+    is_declared = isinstance(info, dict) and any(
+        info.get(key) is True for key in ("is_depth_map", "video.is_depth_map")
+    )
     channels = entry.get("shape")
-    return said or (isinstance(channels, list) and len(channels) == 3 and 1 in (channels[0], channels[-1]))
+    return is_declared or (isinstance(channels, list) and len(channels) == 3 and 1 in (channels[0], channels[-1]))
 
 
 def _template(text: Any, key: str, major: str, file: Path) -> str:

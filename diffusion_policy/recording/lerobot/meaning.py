@@ -102,20 +102,20 @@ def _by_names(info: Info) -> RecordingMapping:
         feature = next((info.features[name] for name in candidates if name in info.features), None)
         if feature is None and entry == "state":
             continue
-        said = None if feature is None else _said_by_names(feature)
-        if said is None:
+        declared = None if feature is None else _declared_by_names(feature)
+        if declared is None:
             raise _question(info)
-        content[entry] = said
+        content[entry] = declared
     return mapping_of(content, str(info.file))
 
 
-def _said_by_names(feature: Feature) -> dict[str, Any] | None:
+def _declared_by_names(feature: Feature) -> dict[str, Any] | None:
     """Arms and their parts where every name is one of this project's with a unit of its own; else None."""
     if len(feature.names) != feature.width or not feature.is_vector:
         return None
     try:
         layout = ActionLayout.of(feature.names, feature.units)
-        said = labeled_scales(None if feature.gripper is None else {GRIPPER: feature.gripper}, feature.name)
+        declared = labeled_scales(None if feature.gripper is None else {GRIPPER: feature.gripper}, feature.name)
     except SpecError:
         return None
     known: dict[str, Any] = {}
@@ -135,7 +135,7 @@ def _said_by_names(feature: Feature) -> dict[str, Any] | None:
             parts["joints"] = {"columns": [feature.names[i] for i in arm.joints], "unit": units.pop()}
         if arm.gripper:
             parts["gripper"] = {"columns": [feature.names[i] for i in arm.gripper]}
-            parts["gripper"] |= {} if said is None else {"scale": said.command.name}
+            parts["gripper"] |= {} if declared is None else {"scale": declared.command.name}
         n_known += len(arm.position) + len(arm.rotation) + len(arm.joints) + len(arm.gripper)
         known[arm.name] = {kind: {"feature": feature.name, **part} for kind, part in parts.items()}
     if n_known != feature.width:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_policy.recording.contract import Told, true_runs
+from diffusion_policy.recording.contract import EpisodeMetadata, true_runs
 from diffusion_policy.recording.errors import RecordingError
 from diffusion_policy.recording.lerobot.episodes import Episode, read_episodes, read_tasks
 from diffusion_policy.recording.lerobot.frames import ColumnPictures, VideoFrames
@@ -109,7 +109,7 @@ class LeRobotRecordings:
             states=states,
             action=action,
             timestamp=self._times(rows, path),
-            told=_told(rows, texts),
+            metadata=_metadata(rows, texts),
             image_index=np.arange(episode.length, dtype=np.int64),
             frame_numbers=dict.fromkeys(self.meaning.cameras, range(episode.length)),
             files=(episode.data_file, *videos),
@@ -200,7 +200,7 @@ def _as_rows(values: NDArray[Any]) -> NDArray[Any]:
     return values if values.ndim == 2 else values[:, None]
 
 
-def _told(rows: Rows, texts: tuple[str, ...]) -> Told:
+def _metadata(rows: Rows, texts: tuple[str, ...]) -> EpisodeMetadata:
     success = [bool(rows[name].any()) for name in SUCCESS if name in rows]
     driven = true_runs(rows[INTERVENTION].reshape(-1).astype(bool)) if INTERVENTION in rows else None
-    return Told(texts, any(success) if success else None, None if driven is None else tuple(driven))
+    return EpisodeMetadata(texts, any(success) if success else None, None if driven is None else tuple(driven))

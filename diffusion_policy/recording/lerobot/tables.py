@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.commands import install_extra
-from diffusion_policy.places import is_remote, reaching
+from diffusion_policy.paths import is_remote, reaching
 from diffusion_policy.recording.errors import RecordingError
 
 COPY_AGAIN = "copy the file again from where it is whole"
@@ -29,7 +29,7 @@ def opened(file: Path) -> Iterator[Any]:
 
     Raises:
         RecordingError: pyarrow is not installed, or the file is absent, cut, damaged or too large.
-        PlaceError: its store cannot be reached.
+        PathError: its store cannot be reached.
     """
     try:
         import pyarrow as pa
@@ -47,8 +47,8 @@ def opened(file: Path) -> Iterator[Any]:
     except (pa.ArrowException, EOFError, MemoryError, OverflowError, ValueError) as error:
         raise RecordingError(f"{file}: cannot be read as parquet ({_first_line(error)}): {COPY_AGAIN}") from error
     except OSError as error:
-        said = error.strerror or _first_line(error)
-        raise RecordingError(f"{file}: cannot be read ({said}): {COPY_AGAIN}") from error
+        reason = error.strerror or _first_line(error)
+        raise RecordingError(f"{file}: cannot be read ({reason}): {COPY_AGAIN}") from error
 
 
 def _first_line(error: Exception) -> str:

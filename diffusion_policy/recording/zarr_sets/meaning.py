@@ -130,8 +130,8 @@ def _parts(buffer: ReplayBuffer, name: str, feature: tuple[str, ...] | int) -> d
     if not isinstance(feature, int):
         return guess_parts(name, feature)
     rows = buffer.read(name).reshape(buffer.n_steps, -1)
-    told = layout_from_range(rows.min(axis=0).tolist(), rows.max(axis=0).tolist())
-    return guess_pose(name, feature, is_quaternion=told == "xyz_quat")
+    metadata = layout_from_range(rows.min(axis=0).tolist(), rows.max(axis=0).tolist())
+    return guess_pose(name, feature, is_quaternion=metadata == "xyz_quat")
 
 
 def _umi(vectors: Vectors) -> dict[str, Any]:

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from diffusion_policy.dataset.frame_files import chunk_file
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
-from diffusion_policy.places import is_remote
-from diffusion_policy.recording.contract import Told
+from diffusion_policy.paths import is_remote
+from diffusion_policy.recording.contract import EpisodeMetadata
 from diffusion_policy.recording.errors import RecordingError
 from diffusion_policy.recording.mapped import MappedArrays
 from diffusion_policy.recording.mapped_recording import (
+    CameraFrames,
     MappedRecording,
     Rows,
-    Shown,
     check_recorded,
     mapped_numbers,
     no_command,
@@ -35,8 +35,8 @@ from diffusion_policy.recording.scales import (
 )
 from diffusion_policy.recording.zarr_sets.frames import ArrayFrames, Pixels, pixels_of
 from diffusion_policy.recording.zarr_sets.meaning import TIMES, meaning_of, vectors_of
-from diffusion_policy.recording.zarr_sets.place import ZarrSet
 from diffusion_policy.recording.zarr_sets.videos import cameras_of, video_frames
+from diffusion_policy.recording.zarr_sets.zarr_set import ZarrSet
 from diffusion_policy.timestamps import FLAG, TimestampUnit, timestamp_fault
 
 # Episodes whose first frame is looked at to tell how colors are held.
@@ -122,7 +122,7 @@ class ZarrRecordings:
             states=states,
             action=action,
             timestamp=times[: end - start - lead],
-            told=Told(),
+            metadata=EpisodeMetadata(),
             image_index=np.arange(end - start - lead, dtype=np.int64),
             frame_numbers=dict.fromkeys(shown, range(end - start)),
             files=self._files(shown),
@@ -197,8 +197,8 @@ class ZarrRecordings:
 
     def _shown(
         self, number: int, start: int, end: int, times: NDArray[np.float64]
-    ) -> tuple[dict[str, Shown], list[str]]:
-        shown: dict[str, Shown] = {}
+    ) -> tuple[dict[str, CameraFrames], list[str]]:
+        shown: dict[str, CameraFrames] = {}
         notes: list[str] = []
         for name, key in self.meaning.cameras.items():
             if key in self._videos:
@@ -213,7 +213,7 @@ class ZarrRecordings:
             )  # fmt: skip
         return shown, notes
 
-    def _files(self, shown: Mapping[str, Shown]) -> tuple[Path, ...]:
+    def _files(self, shown: Mapping[str, CameraFrames]) -> tuple[Path, ...]:
         """Files whose change means that an episode has changed."""
         files: dict[Path, None] = {}
         for frames in shown.values():

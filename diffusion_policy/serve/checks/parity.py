@@ -23,7 +23,7 @@ from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes
 from diffusion_policy.hub import local_copy
 from diffusion_policy.policy.noise import window_noise
-from diffusion_policy.policy.robot_answer import robot_answer
+from diffusion_policy.policy.robot_action import predict_robot_action
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.serve.client import LineClient, observation
 from diffusion_policy.serve.client.messages import Asked
@@ -32,7 +32,7 @@ from diffusion_policy.serve.transport.protocol import array_from_json
 from diffusion_policy.spec import StepTransform, arms_of, default_names
 from diffusion_policy.spec.action_layout import Arm
 from diffusion_policy.storage import file_sha256
-from diffusion_policy.tables import Shown, Table, as_texts
+from diffusion_policy.tables import Printable, Table, as_texts
 
 Array = NDArray[Any]
 Images = dict[str, NDArray[np.uint8]]
@@ -91,7 +91,7 @@ class ParityReport:
             entry |= {name: entry[name] if np.isfinite(entry[name]) else None for name in ("largest", "mean")}
         return {**found, "passed": self.passed}
 
-    def table(self) -> list[Shown]:
+    def table(self) -> list[Printable]:
         """Returns a table for the terminal."""
         table = Table("input", "largest difference", "mean", "culprit", framed=True)
         for entry in self.keys:
@@ -156,7 +156,9 @@ def check_parity(
         generator = torch.Generator().manual_seed(reply["seed"])
         noise = window_noise(policy, generator)
         started = None if noise is None else noise[None]
-        expected = robot_answer(policy, trained, initial_noise=started, generator=generator)["action"][0].numpy()
+        expected = predict_robot_action(policy, trained, initial_noise=started, generator=generator)["action"][
+            0
+        ].numpy()
         differences.append(float(np.abs(wire.actions(expected) - array_from_json(reply["actions"])).max()))
     digest = file_sha256(local_copy(checkpoint))
     _, height, width = policy.spec.rgb[0].shape
@@ -292,7 +294,7 @@ IMAGE_MISTAKES: tuple[tuple[str, Callable[[Array], Array]], ...] = (
 def state_mistakes(arms: Sequence[Arm]) -> tuple[tuple[str, Callable[[Array], Array]], ...]:
     """Returns known mistakes in states (..., D) that hold these arms."""
     turns = [list(arm.rotation) for arm in arms if arm.representation == "quaternion"]
-    places = [column for arm in arms for column in arm.position]
+    columns = [column for arm in arms for column in arm.position]
 
     def quaternions(order: Sequence[int], sign: float = 1.0) -> Callable[[Array], Array]:
         def apply(states: Array) -> Array:
@@ -305,7 +307,7 @@ def state_mistakes(arms: Sequence[Arm]) -> tuple[tuple[str, Callable[[Array], Ar
 
     def in_millimeters(states: Array) -> Array:
         changed = states.copy()
-        changed[..., places] *= 1000.0
+        changed[..., columns] *= 1000.0
         return changed
 
     return (

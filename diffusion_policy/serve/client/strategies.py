@@ -231,8 +231,8 @@ class Ensemble:
         rows, observed = [], []
         for index, row in enumerate(new.actions):
             time = new.starts_at + index * new.period_s
-            said = [(one, value_at(one, moment.layout, (time - one.starts_at) / one.period_s)) for one in former]
-            given = [(one.observed_at, value) for one, value in said if value is not None]
+            previous = [(one, value_at(one, moment.layout, (time - one.starts_at) / one.period_s)) for one in former]
+            given = [(one.observed_at, value) for one, value in previous if value is not None]
             values = [value for _, value in given] + [row]
             rows.append(mean_action(moment.layout, values, np.exp(-self.decay * np.arange(len(values)))))
             observed.append(min([new.observed_at, *(seen for seen, _ in given)]))

@@ -34,7 +34,7 @@ from diffusion_policy.model.cpu.arithmetic import multiplies_bf16
 from diffusion_policy.policy.contract import DenoisingPolicy, PolicyModule, PreviousChunk
 from diffusion_policy.policy.default_sampler import Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.noise import window_noise
-from diffusion_policy.policy.quaternion_side import QuaternionSides
+from diffusion_policy.policy.quaternion_hemisphere import QuaternionHemispheres
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.serve.engine.compute_threads import ComputeThreads
 from diffusion_policy.serve.engine.fast_path import FastPath
@@ -138,7 +138,7 @@ class PolicyEngine:
         self.n_obs_steps = self.policy.n_obs_steps
         self.n_action_steps = answer_steps(self.policy, self.settings)
         self.form = MessageForm(self.n_obs_steps, self.wire.layout, tuple(camera.key for camera in spec.rgb))
-        self._sides = QuaternionSides(spec, self.policy.normalizer)
+        self._hemispheres = QuaternionHemispheres(spec, self.policy.normalizer)
         self._decoders = ThreadPoolExecutor(self.n_obs_steps, "decode")  # frames of a request side by side
         self._fast = FastPath.of(self.policy, self.settings) if self._takes_the_fast_path() else None
 
@@ -199,7 +199,7 @@ class PolicyEngine:
         generator = torch.Generator().manual_seed(seed)
         drawn = window_noise(self.policy, generator)
         noise = None if drawn is None else drawn[None]
-        states = self._sides.turned(observation.states, self.wire.layout.arms)
+        states = self._hemispheres.turned(observation.states, self.wire.layout.arms)
         previous = self._previous(observation, states)
         if self._fast is None:
             sequence, encoded = self._answer_plainly(observation, previous, noise, generator, stages), self.n_obs_steps
@@ -218,12 +218,12 @@ class PolicyEngine:
     def inspect(self, observation: Observation, seed: int) -> tuple[Prepared, Inference]:
         """The model's input, (To, ...) per key, beside the answer."""
         frames = [self.decode(observation, index) for index in range(len(observation.images))]
-        prepared = self.prepare(frames, self._sides.turned(observation.states, self.wire.layout.arms))
+        prepared = self.prepare(frames, self._hemispheres.turned(observation.states, self.wire.layout.arms))
         return prepared, self.infer(observation, seed, None, Stages())
 
     def _features(self, fast: FastPath, observation: Observation, stages: Stages) -> tuple[Tensor, int]:
         """(To, Do), and how many steps had to be encoded."""
-        states, n_steps = self._sides.turned(observation.states, self.wire.layout.arms), self.n_obs_steps
+        states, n_steps = self._hemispheres.turned(observation.states, self.wire.layout.arms), self.n_obs_steps
         views = [observation.images[step::n_steps] for step in range(n_steps)]  # of each step, by camera
         keys = [fast.key(images, state) for images, state in zip(views, states, strict=True)]
         known = {key: fast.known(key) for key in keys}
@@ -258,7 +258,7 @@ class PolicyEngine:
         return self.wire.policy_actions(remainder, states)
 
     def _continued(self, actions: FloatArray, states: FloatArray) -> FloatArray:
-        return self.wire.policy_actions(self._sides.turned(actions, self.wire.layout.arms), states)
+        return self.wire.policy_actions(self._hemispheres.turned(actions, self.wire.layout.arms), states)
 
     def _answer_plainly(
         self,
@@ -272,7 +272,7 @@ class PolicyEngine:
         with stages.measure("decode"):
             frames = [self.decode(observation, index) for index in range(len(observation.images))]
         with stages.measure("prepare"):
-            prepared = self.prepare(frames, self._sides.turned(observation.states, self.wire.layout.arms))
+            prepared = self.prepare(frames, self._hemispheres.turned(observation.states, self.wire.layout.arms))
         with stages.measure("denoise"):
             batch = {key: torch.from_numpy(value)[None] for key, value in prepared.items()}
             if previous is None:
@@ -321,7 +321,7 @@ class PolicyEngine:
 
         That is one outside the range by more than this share of it, or between two values where there were only these.
         """
-        observed, found = self.wire.observed(self._sides.turned(observation.states, self.wire.layout.arms)), []
+        observed, found = self.wire.observed(self._hemispheres.turned(observation.states, self.wire.layout.arms)), []
         for field_ in self.policy.spec.low_dim:
             low, high = self._range(field_.key)
             value = observed[field_.key][-1]

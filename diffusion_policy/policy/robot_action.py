@@ -12,10 +12,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from diffusion_policy.moved import former_names
 from diffusion_policy.spec import StepSpec, StepTransform
 
 
-class Answering(Protocol):
+class ActionPredictor(Protocol):
     """What is asked of a policy here."""
 
     spec: StepSpec
@@ -30,8 +31,8 @@ class Answering(Protocol):
         """Observations (B, To or more, ...) to actions (B, steps, Da) by name."""
 
 
-def robot_answer(
-    policy: Answering,
+def predict_robot_action(
+    policy: ActionPredictor,
     obs: Mapping[str, Tensor],
     initial_noise: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -65,3 +66,6 @@ def robot_answer(
         name: torch.from_numpy(transform.commanded(actions.double().cpu().numpy(), measured)).to(actions)
         for name, actions in answer.items()
     }
+
+
+__getattr__ = former_names(__name__, {"robot_answer": "predict_robot_action"})

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.geometry import align_quaternion_signs
+from diffusion_policy.moved import former_names
 from diffusion_policy.spec import ObsField, StepSpec, arms_of
 from diffusion_policy.spec.action_layout import Arm
 
 FloatArray = NDArray[np.float64]
 
 
-class QuaternionSide:
+class QuaternionHemisphere:
     """Turns observed quaternions to the side on which they were recorded.
 
     Args:
@@ -27,7 +28,7 @@ class QuaternionSide:
         self._mean = mean
 
     @classmethod
-    def of(cls, spec: StepSpec, normalizer: Any, arm: str = "") -> QuaternionSide:
+    def of(cls, spec: StepSpec, normalizer: Any, arm: str = "") -> QuaternionHemisphere:
         """The side of a policy, by the statistics in its normalizer; ``arm``: its name where there are several."""
         for entry in spec.low_dim:
             columns = quaternion_columns(entry, arm)
@@ -48,7 +49,7 @@ class QuaternionSide:
         return turned
 
 
-class QuaternionSides:
+class QuaternionHemispheres:
     """The sides of a policy's arms.
 
     Args:
@@ -58,13 +59,13 @@ class QuaternionSides:
 
     def __init__(self, spec: StepSpec, normalizer: Any) -> None:
         names = dict.fromkeys(arm.name for entry in spec.low_dim for arm in arms_of(entry.names))
-        self._sides = {name: QuaternionSide.of(spec, normalizer, name) for name in names}
+        self._hemispheres = {name: QuaternionHemisphere.of(spec, normalizer, name) for name in names}
 
     def turned(self, states: FloatArray, arms: Sequence[Arm]) -> FloatArray:
         """States (To, D) that hold these arms, each quaternion continuous and on its side; the others as they are."""
         for arm in arms:
-            if arm.representation == "quaternion" and arm.name in self._sides:
-                states = self._sides[arm.name].turned(states, arm.rotation)
+            if arm.representation == "quaternion" and arm.name in self._hemispheres:
+                states = self._hemispheres[arm.name].turned(states, arm.rotation)
         return states
 
 
@@ -72,3 +73,8 @@ def quaternion_columns(entry: ObsField, arm: str = "") -> list[int]:
     """Where the quaternion of an arm is in a low-dimensional entry, xyzw; empty if it has none."""
     named = (each for each in arms_of(entry.names) if each.name == arm and each.representation == "quaternion")
     return next((list(each.rotation) for each in named), [])
+
+
+__getattr__ = former_names(
+    __name__, {"QuaternionSide": "QuaternionHemisphere", "QuaternionSides": "QuaternionHemispheres"}
+)

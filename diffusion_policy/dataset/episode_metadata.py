@@ -9,13 +9,14 @@ from typing import Any
 
 from diffusion_policy.dataset.content_hash import EPISODES
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.moved import former_names
 
 # Keys of an episode's description in the dataset's attribute, and of the ledger of a conversion.
 TASKS, SUCCESS, INTERVENTIONS = "tasks", "success", "interventions"
 
 
 @dataclass(frozen=True)
-class Told:
+class EpisodeMetadata:
     """What a recording tells besides its numbers.
 
     Attributes:
@@ -30,7 +31,7 @@ class Told:
     interventions: tuple[tuple[int, int], ...] | None = None
 
     @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> Told:
+    def from_json(cls, entry: Mapping[str, Any]) -> EpisodeMetadata:
         """The inverse of `as_json`; other entries do not matter, and what has another type counts as absent."""
         tasks, success, written = (entry.get(key) for key in (TASKS, SUCCESS, INTERVENTIONS))
         runs = [_run(value) for value in written] if isinstance(written, list | tuple) else [None]
@@ -57,7 +58,7 @@ class Told:
             entry[INTERVENTIONS] = [list(run) for run in self.interventions]
         return entry
 
-    def within(self, start: int, end: int) -> Told:
+    def within(self, start: int, end: int) -> EpisodeMetadata:
         """What is told of steps `start` to `end`, interventions counted from `start`."""
         if self.interventions is None:
             return self
@@ -65,17 +66,22 @@ class Told:
         return replace(self, interventions=tuple((first, last) for first, last in inside if first < last))
 
 
-def told_of(buffer: ReplayBuffer) -> tuple[Told, ...]:
+def episode_metadata(buffer: ReplayBuffer) -> tuple[EpisodeMetadata, ...]:
     """(E,) what a dataset's conversion was told of its episodes; nothing in files of other programs."""
     described = buffer.root.attrs.get(EPISODES)
     if not isinstance(described, list) or len(described) != buffer.n_episodes:
-        return (Told(),) * buffer.n_episodes
+        return (EpisodeMetadata(),) * buffer.n_episodes
     lengths = [end - start for start, end in pairwise([0, *buffer.episode_ends.tolist()])]
-    found = (Told.from_json(entry) if isinstance(entry, Mapping) else Told() for entry in described)
-    return tuple(told.within(0, length) for told, length in zip(found, lengths, strict=True))
+    found = (
+        EpisodeMetadata.from_json(entry) if isinstance(entry, Mapping) else EpisodeMetadata() for entry in described
+    )
+    return tuple(metadata.within(0, length) for metadata, length in zip(found, lengths, strict=True))
 
 
 def _run(value: Any) -> tuple[int, int] | None:
     """A run of steps as it is written; None of anything else."""
     is_run = isinstance(value, list | tuple) and len(value) == 2 and all(type(step) is int for step in value)
     return (value[0], value[1]) if is_run else None
+
+
+__getattr__ = former_names(__name__, {"Told": "EpisodeMetadata", "told_of": "episode_metadata"})

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from diffusion_policy.commands import install_extra
-from diffusion_policy.errors import PlaceError
+from diffusion_policy.errors import PathError
 from diffusion_policy.hub import answering, is_hub, library_errors, local_copy, pinned
+from diffusion_policy.moved import former_names
 
 # "s3://bucket/key"; a Path turns it into "s3:/bucket/key".
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
@@ -30,14 +31,14 @@ _STORE_ERRORS = (
 _REASONS = ((PermissionError, "access is refused"), (FileNotFoundError, "it is not there"))
 
 
-def place(path: Any) -> Path:
+def as_path(path: Any) -> Path:
     """Returns a path on this machine, or in the object store that a URL names, without earlier cached listings.
 
     Args:
         path: a Path, a UPath or text.
 
     Raises:
-        PlaceError: the kind of URL is unknown, or the package that it needs is not installed.
+        PathError: the kind of URL is unknown, or the package that it needs is not installed.
     """
     if not isinstance(path, str | Path):
         return cast(Path, path)  # a UPath
@@ -59,9 +60,9 @@ def place(path: Any) -> Path:
         found = UPath(url)
         found.fs.invalidate_cache()
     except ImportError as error:
-        raise PlaceError(f"{url} needs a package ({error}): {install_extra(extra)}") from error
+        raise PathError(f"{url} needs a package ({error}): {install_extra(extra)}") from error
     except ValueError as error:
-        raise PlaceError(f"{url}: fsspec knows no URLs that start with {kind}:// ({error})") from error
+        raise PathError(f"{url}: fsspec knows no URLs that start with {kind}:// ({error})") from error
     return cast(Path, found)
 
 
@@ -81,7 +82,7 @@ def reaching(path: Path | str) -> Iterator[None]:
     """Turns errors of an object store into one sentence; errors of local files are not changed.
 
     Raises:
-        PlaceError: the store cannot be reached, refuses access, or lacks the bucket.
+        PathError: the store cannot be reached, refuses access, or lacks the bucket.
     """
     if isinstance(path, Path) or (isinstance(path, str) and _URL.fullmatch(path) is None):
         yield
@@ -94,7 +95,7 @@ def reaching(path: Path | str) -> Iterator[None]:
         yield
     except _store_errors() as error:
         cause = next((f"{reason}: {error}" for kind, reason in _REASONS if isinstance(error, kind)), str(error))
-        raise PlaceError(
+        raise PathError(
             f"{path} cannot be reached ({cause}); check the address, the bucket and the credentials in the "
             "environment (for s3: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or AWS_PROFILE)"
         ) from error
@@ -110,7 +111,7 @@ def read_bytes(file: Path) -> bytes:
 
     Raises:
         OSError: the file does not exist or (on this machine) cannot be read.
-        PlaceError: the object store cannot be reached.
+        PathError: the object store cannot be reached.
     """
     if not is_remote(file):
         return file.read_bytes()
@@ -143,3 +144,6 @@ def read_together(files: Sequence[Path]) -> Iterator[bytes]:
         with reaching(distinct[0]):
             raise
     return (found[paths[file]] for file in files)
+
+
+__getattr__ = former_names(__name__, {"place": "as_path", "PlaceError": "PathError"})

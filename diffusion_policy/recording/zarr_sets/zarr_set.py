@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_policy.dataset.opening import is_dataset
-from diffusion_policy.places import is_remote, reaching
+from diffusion_policy.paths import is_remote, reaching
 
 _BUFFERS = ("replay_buffer.zarr", "replay_buffer.zarr.zip")
 _VIDEOS = "videos"
