@@ -7,6 +7,9 @@ import chunk_strategies
 import gpu
 import numpy as np
 import pytest
+import vpt_forward
+
+from diffusion_policy.model.vpt.network import VPTSettings
 
 
 def test_the_gpu_benchmark_s_dry_run_measures_every_part(tmp_path: Path) -> None:
@@ -64,3 +67,13 @@ def test_jerk_of_a_cubic_is_its_third_derivative() -> None:
     times = np.arange(20) / 10
     path = [np.array([0.1 * t**3, 0.0, 0.0]) for t in times]
     assert chunk_strategies.jerk(path, 10.0) == pytest.approx(0.6)
+
+
+def test_vpt_written_out_answers_as_the_policy() -> None:
+    tiny = VPTSettings(
+        hidsize=16, impala_width=1, impala_chans=(2, 2, 2), n_recurrence_layers=2, attention_heads=2,
+        attention_memory_size=16, timesteps=8, img_shape=(16, 16, 3),
+    )  # fmt: skip
+    rows, furthest = vpt_forward.measure(tiny, rounds=2)
+    assert furthest < 1e-4
+    assert rows["plain"]["cpu_against_plain"] == 1
