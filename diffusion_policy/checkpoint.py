@@ -30,7 +30,7 @@ from diffusion_policy.commands import command
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.hub import address_of, local_copy
 from diffusion_policy.policy import SCHEDULER_PATHS
-from diffusion_policy.policy.registry import POLICY_TARGETS, policy_class
+from diffusion_policy.policy.registry import POLICY_TARGETS, described_weights, policy_class, with_a_place
 from diffusion_policy.resolvers import check_interpolations, register_resolvers
 from diffusion_policy.shape_meta import find_step_spec
 from diffusion_policy.tensor_file import TensorFileError, read_torch
@@ -89,6 +89,11 @@ class Checkpoint:
         """Its path; of one that was copied from a hub, the address with the commit."""
         return address_of(self.path) or str(self.path)
 
+    @property
+    def deployed(self) -> str:
+        """The name of the weights that are deployed: the averaged ones, where there are any."""
+        return next((which for which in reversed(WEIGHTS) if which in self.state_dicts), WEIGHTS[0])
+
     def state_dict(self, which: str) -> dict[str, Tensor]:
         """The weights under a name, usually "model" or "ema_model".
 
@@ -120,6 +125,9 @@ def read_checkpoint(path: str | Path, *, wrapped: bool = False) -> Checkpoint:
         content = read_torch(path).content
     except TensorFileError as error:
         raise CheckpointError(str(error)) from error
+    described = described_weights(content, str(path))
+    if described is not None:
+        content = {"cfg": dict(described.cfg), "state_dicts": {"model": described.state}}
     _check_layout(content, path)
     if not wrapped:
         _check_names(content["state_dicts"], path)
@@ -129,6 +137,9 @@ def read_checkpoint(path: str | Path, *, wrapped: bool = False) -> Checkpoint:
         notes = (*notes, f"its config has policy.color_jitter: {JITTER_NOTE}")
     for note in notes:
         logger.warning("%s: %s", path, note)
+    if described is not None:
+        logger.info("%s: %s", path, described.note)
+        notes = (*notes, described.note)
     return Checkpoint(
         path=path,
         cfg=cfg,
@@ -300,6 +311,7 @@ def load_policy(
     find_step_spec(checkpoint.cfg)
     with torch.device("meta"):  # an absurd size in the config must not take memory
         expected = _constructed(kind, options).state_dict()
+    state = with_a_place(state, policy_class(checkpoint.cfg.policy._target_).tensors)
     _check_fit(state, expected, f"{checkpoint.path}, {which}")
     policy = _constructed(kind, options)
     policy.load_state_dict(state, strict=True)

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from diffusion_policy.adapt import AdaptError
 from diffusion_policy.adapt.apply import apply_plan
 from diffusion_policy.adapt.ledger import Entry, Ledger, merged
-from diffusion_policy.adapt.named_axes import NamedAxes, follows_from_config, policy_axes
+from diffusion_policy.adapt.named_axes import NamedAxes, follows_from_config, policy_axes, policy_config
 from diffusion_policy.adapt.plan import Plan, PlanError, describe_state, make_plan
 from diffusion_policy.adapt.rules import Kind, Rule, Rules
 from diffusion_policy.adapt.target import NORMALIZER
 from diffusion_policy.checkpoint import Checkpoint
+from diffusion_policy.policy.registry import class_of_options, without_place
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,16 @@ def plan_inheritance(
         AdaptError: the weights do not fit, or cover too little.
     """
     named_axes = policy_axes(checkpoint.cfg) if "policy" in checkpoint.cfg else NamedAxes()
+    drops = _rules_of_class(checkpoint)
     plans: dict[str, Plan] = {}
     origins: dict[str, str] = {}
     for part, state in states.items():
         origin = origins[part] = part if part in checkpoint.state_dicts else "model"
         if origin not in checkpoint.state_dicts:
             raise AdaptError(f"{checkpoint.path} has {list(checkpoint.state_dicts)}; expected the weights 'model'")
-        plan = _plan_part(checkpoint.state_dicts[origin], state, part, origin, named_axes, min_coverage, recompute)
+        plan = _plan_part(
+            checkpoint.state_dicts[origin], state, part, origin, named_axes, min_coverage, recompute, drops
+        )
         covered = plan.ledger.coverage(part)
         if covered < min_coverage:
             raise AdaptError(
@@ -115,9 +119,18 @@ def _target(state: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> dict[s
     return {**{key: tensor for key, tensor in state.items() if not key.startswith(NORMALIZER)}, **entries}
 
 
+def _rules_of_class(checkpoint: Checkpoint) -> tuple[Rule, ...]:
+    """Rules that drop what files of the checkpoint's class may hold and no policy has."""
+    if "policy" not in checkpoint.cfg:
+        return ()
+    tensors = class_of_options(policy_config(checkpoint.cfg)).tensors
+    names = (name for state in checkpoint.state_dicts.values() for name in state)
+    return tuple(Rule("drop", (glob,), why=why) for glob, why in without_place(names, tensors))
+
+
 def _plan_part(
     source: Mapping[str, Tensor], state: Mapping[str, Tensor], part: str, origin: str, named_axes: NamedAxes,
-    min_coverage: float, recompute: bool,
+    min_coverage: float, recompute: bool, drops: tuple[Rule, ...],
 ) -> Plan:  # fmt: skip
     source_infos, target_infos = describe_state(source), describe_state(_target(state, source))
 
@@ -125,7 +138,7 @@ def _plan_part(
         return make_plan(source_infos, target_infos, rules, part=part, origin=origin, source_axes=named_axes)
 
     try:
-        return planned(Rules())
+        return planned(Rules("released files", drops))
     except PlanError as error:
         problems = error.problems
         mismatched = [mismatch.key for mismatch in problems.mismatched]
@@ -143,7 +156,10 @@ def _plan_part(
         if min_coverage >= 1 and any(keys for _, keys in groups):
             raise
         why = f"allowed by min_coverage {min_coverage:g}"
-        rules = [Rule(kind, tuple(keys), why="follows from the config") for kind, keys in (recomputed, dropped) if keys]
+        rules = [*drops]
+        rules += [
+            Rule(kind, tuple(keys), why="follows from the config") for kind, keys in (recomputed, dropped) if keys
+        ]
         rules += [Rule(kind, tuple(keys), why=why) for kind, keys in groups if keys]
         return planned(Rules("min_coverage", tuple(rules)))
 

@@ -71,6 +71,14 @@ POLICY: Mapping[str, ChangeEffect] = {
     "kernel_size": ChangeEffect(Scope.SIZE, "width of the denoiser's convolutions"),
     "diffusion_step_embed_dim": ChangeEffect(Scope.SIZE, "width of the embedded diffusion time"),
     "cond_predict_scale": ChangeEffect(Scope.SIZE, "FiLM parameters per channel"),
+    "hidsize": ChangeEffect(Scope.SIZE, "features of VPT's trunk"),
+    "impala_width": ChangeEffect(Scope.SIZE, "channels of VPT's convolutions"),
+    "impala_chans": ChangeEffect(Scope.SIZE, "channels of VPT's stacks"),
+    "n_recurrence_layers": ChangeEffect(Scope.SIZE, "blocks of attention"),
+    "attention_heads": ChangeEffect(Scope.SIZE, "rows of the relative bias, one set a head"),
+    "pointwise_ratio": ChangeEffect(Scope.SIZE, "width of a block's dense layers"),
+    "window": ChangeEffect(Scope.SIZE, "frames that attention reaches back"),
+    "temperature": ChangeEffect(Scope.FUNCTION, "log-probabilities are divided by another number"),
     "n_groups": ChangeEffect(Scope.FUNCTION, "the denoiser's norms use other groups of channels"),
     "obs_as_global_cond": ChangeEffect(Scope.FUNCTION, "observations enter the network elsewhere"),
     "n_head": ChangeEffect(Scope.FUNCTION, "the same attention matrices are split into other heads"),
@@ -180,7 +188,8 @@ def differences(trained: DictConfig, tensors: Shapes, cfg: DictConfig) -> list[D
     known = class_of_options(policy_config(cfg)).tensors
     if known.marker in tensors:
         old |= {f"policy.{key}": value for key, value in known.settings(tensors).items() if key in POLICY}
-    differing = [path for path in new if path in old and old[path] != new[path]]
+    free = {f"policy.{name}" for name in known.free}
+    differing = [path for path in new if path in old and old[path] != new[path] and path not in free]
     alike = _without_effect(old, new) if differing else set()
     plain = _plain(cfg)
     return [_difference(path, old, new, plain) for path in differing if path not in alike]

@@ -18,4 +18,5 @@ FAMILIES = tuple(
         settings=tensors.settings,
     )
     for tensors in (kind.tensors for kind in policy_classes())
+    if tensors.marker.startswith("model.")  # VPT's names are upstream's: `families.vpt`
 )

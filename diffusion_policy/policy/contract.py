@@ -23,6 +23,8 @@ from diffusion_policy.spec import StepSpec
 
 Observations = Mapping[str, Tensor]
 Draw = Mapping[str, Tensor]
+# What a recurrent policy remembers, by name, (B, ...) each.
+PolicyMemory = dict[str, Tensor]
 # fast_engine: features by the frame and a denoiser of its own (`AcceleratedPolicy`), and so half precision;
 # warm_start: denoising may begin at the rest of the last answer; previous_chunk: an answer may be held to that rest;
 # loss_weights: numbers of the action may count more.
@@ -179,6 +181,51 @@ class DenoisingPolicy(Protocol):
         """As :meth:`Policy.predict_action`, going on where the last answer leads; committed steps come back equal.
 
         ``policy.previous_chunk`` has the mathematics.
+        """
+
+
+@runtime_checkable
+class RecurrentPolicy(Protocol):
+    """What only a policy with a memory has, which answers with classes: it is trained on sequences in their order.
+
+    An action consists of factors, each one of n classes (of VPT, "buttons" and "camera"). A row of a batch is a stream
+    of frames; ``first`` (B, T) bool is true where an episode starts, and hides all that was before it, wherever in a
+    chunk that is. One chunk, its parts one after another, and its frames one at a time give the same.
+    """
+
+    def initial_memory(self, n: int) -> PolicyMemory:
+        """Before the first frame of n episodes."""
+
+    def log_probabilities(
+        self, obs: Observations, first: Tensor, memory: PolicyMemory
+    ) -> tuple[dict[str, Tensor], PolicyMemory]:
+        """Log-probabilities (B, T, n) of the classes by factor, and the memory after the chunk.
+
+        Args:
+            obs: per key (B, T, ...), images uint8.
+            first: (B, T).
+            memory: before the chunk.
+        """
+
+    def classes_of(self, action: Tensor, first: Tensor, memory: PolicyMemory) -> tuple[dict[str, Tensor], PolicyMemory]:
+        """Actions (B, T, Da) in the dataset's units -> class (B, T) int64 by factor, and the memory."""
+
+    def action_of(self, classes: Mapping[str, Tensor]) -> Tensor:
+        """Class (B, T) by factor -> actions (B, T, Da) in the dataset's units."""
+
+    def answer(
+        self, obs: Observations, first: Tensor, memory: PolicyMemory, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, PolicyMemory]:
+        """Actions (B, T, Da) for frames in order, and the memory after them; without gradients.
+
+        Args:
+            obs: per key (B, T, ...); T = 1 in a closed loop.
+            first: (B, T).
+            memory: of the frames before.
+            generator: actions are drawn with it; None: the most probable one.
+
+        Raises:
+            PolicyError: observations do not fit.
         """
 
 

@@ -5,18 +5,23 @@ A class is known by its path, since files name it by path (`policy._target_`), a
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from diffusion_policy.policy.observation_batch import PolicyError
 
 if TYPE_CHECKING:
     from diffusion_policy.policy.contract import PolicyModule
+    from diffusion_policy.policy.tensor_axes import Described, PolicyTensors
 
 POLICY_TARGETS = (
     "diffusion_policy.policy.diffusion_transformer_hybrid_image_policy.DiffusionTransformerHybridImagePolicy",
     "diffusion_policy.policy.diffusion_unet_hybrid_image_policy.DiffusionUnetHybridImagePolicy",
+    "diffusion_policy.policy.vpt_image_policy.VPTImagePolicy",
 )
 
 
@@ -45,3 +50,28 @@ def class_of_options(options: Mapping[str, Any]) -> type[PolicyModule]:
 def policy_classes() -> tuple[type[PolicyModule], ...]:
     """All of them."""
     return tuple(policy_class(target) for target in POLICY_TARGETS)
+
+
+def described_weights(content: Any, where: str) -> Described | None:
+    """Bare weights of a class whose shapes tell its options, with a config; None of anything else.
+
+    Raises:
+        WorkspaceError: they are such weights under other names; says what puts them right.
+    """
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        return None
+    asked = (kind.tensors.described for kind in policy_classes())
+    found = (ask(content, where) for ask in asked if ask is not None)
+    return next((one for one in found if one is not None), None)
+
+
+def without_place(names: Iterable[str], tensors: PolicyTensors) -> list[tuple[str, str]]:
+    """The (glob, why) of names that files of a class may hold and the policy has no place for, as far as they occur."""
+    names = list(names)
+    return [(glob, why) for glob, why in tensors.dropped if fnmatch.filter(names, glob)]
+
+
+def with_a_place(state: Mapping[str, Tensor], tensors: PolicyTensors) -> dict[str, Tensor]:
+    """A state dict without them."""
+    globs = [glob for glob, _ in without_place(state, tensors)]
+    return {name: value for name, value in state.items() if not any(fnmatch.fnmatchcase(name, glob) for glob in globs)}

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from diffusion_policy.model.obs_encoder import IMAGE_FEATURES
 from diffusion_policy.spec import StepSpec
 
@@ -34,6 +36,21 @@ class NamedTensor:
 
 
 @dataclass(frozen=True)
+class Described:
+    """Weights without a config, as a checkpoint has them.
+
+    Attributes:
+        cfg: that their shapes tell: `policy` and `shape_meta`.
+        state: the weights with the normalizer that goes with them.
+        note: what was made up, for people.
+    """
+
+    cfg: Mapping[str, Any]
+    state: dict[str, Tensor]
+    note: str
+
+
+@dataclass(frozen=True)
 class PolicyTensors:
     """What the tensors of one policy class are.
 
@@ -48,6 +65,9 @@ class PolicyTensors:
         slots: (options of the policy, spec) -> names of the slots along each axis.
         settings: settings that shapes tell.
         summary: options of the policy that say what it is, for whoever looks at a file.
+        free: options that do not touch what the weights compute, although their names matter to other classes.
+        dropped: (glob, why) of tensors that files of the class may hold and the policy has no place for.
+        described: (bare weights, where) -> a config for them, None of other weights; of a class whose files are bare.
     """
 
     name: str
@@ -60,6 +80,9 @@ class PolicyTensors:
     slots: Callable[[Mapping[str, Any], StepSpec], dict[str, Names]]
     settings: Callable[[Shapes], dict[str, Any]]
     summary: Names
+    free: Names = ()
+    dropped: tuple[tuple[str, str], ...] = ()
+    described: Callable[[Mapping[str, Tensor], str], Described | None] | None = None
 
 
 # Of every policy with the encoder and the normalizer of this project.

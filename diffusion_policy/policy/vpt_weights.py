@@ -13,8 +13,11 @@ from diffusion_policy.commands import command
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.model.vpt.network import VPTSettings
 from diffusion_policy.tensor_file import open_tensor_file
+from diffusion_policy.tensor_file.saving import save_torch_zip
 
 AUXILIARY = "aux_value_head."
+# Parts of the policy by their released names.
+RELEASED = ("net.", "pi_head.", "value_head.")
 # Upstream's arguments that do nothing there, or have one value in every release.
 _FIXED = {
     "attention_mask_style": "clipped_causal", "pointwise_use_activation": False, "recurrence_is_residual": True,
@@ -206,6 +209,28 @@ def load_weights(policy: nn.Module, path: str | Path, *, repair: bool = False) -
     file.integrity.check()
     policy.load_state_dict({name: file.load(named[name]) for name in own})
     return LoadReport(str(path), len(file.tensors), len(own), dropped, prefix)
+
+
+def check_free(path: Path) -> None:
+    """Refuse to replace a file.
+
+    Raises:
+        VPTError: there is one.
+    """
+    if path.exists():
+        raise VPTError(f"{path} exists; give another name")
+
+
+def write_weights(policy: nn.Module, path: Path) -> int:
+    """Write a policy's tensors as upstream writes them, by the released names and nothing else; returns how many.
+
+    Raises:
+        TensorFileError: it cannot be written.
+    """
+    state = policy.state_dict()
+    released = {name: state[name].detach().cpu() for name in state if name.startswith(RELEASED)}
+    save_torch_zip(path, released)
+    return len(released)
 
 
 def _why(

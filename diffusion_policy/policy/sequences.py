@@ -1,0 +1,49 @@
+"""Losses of policies with a memory, which answer with classes: the same for training, validation and PPO.
+
+Legend of shapes: B episodes, T frames, n classes of a factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_policy.policy.contract import PolicyMemory, RecurrentPolicy
+
+
+def surprise(found: Mapping[str, Tensor], classes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """-log p by factor, (B, T) each.
+
+    Args:
+        found: log-probabilities (B, T, n) by factor.
+        classes: (B, T) int64 by factor.
+    """
+    return {name: -found[name].gather(-1, classes[name][..., None])[..., 0] for name in found}
+
+
+def mean_of_valid(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean of (B, T) numbers where (B, T) bool ``valid`` says so; of all without it."""
+    return values.mean() if valid is None else values[valid].mean()
+
+
+def sequence_loss(
+    policy: RecurrentPolicy, batch: Mapping[str, Any], memory: PolicyMemory
+) -> tuple[Tensor, PolicyMemory]:
+    """The loss of behavior cloning of a chunk, and the memory after it.
+
+    The mean over frames of -log p, summed over the factors of the action. Gradients run through the chunk, and, unless
+    the memory is detached, through what it was made of.
+
+    Args:
+        policy: whose loss.
+        batch: "obs" (B, T, ...), "action" (B, T, Da), "first" (B, T) bool, true where an episode starts, and "valid"
+            (B, T) bool, which frames count; all without it.
+        memory: of these B episodes before the chunk.
+    """
+    found, memory = policy.log_probabilities(batch["obs"], batch["first"], memory)
+    classes, memory = policy.classes_of(batch["action"], batch["first"], memory)
+    total = torch.stack(list(surprise(found, classes).values())).sum(dim=0)
+    return mean_of_valid(total, batch.get("valid")), memory

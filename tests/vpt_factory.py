@@ -1,0 +1,57 @@
+"""Tiny policies of VPT, and what they see and do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffusion_policy.minecraft.actions import BUTTONS, VPT_ACTION
+from diffusion_policy.policy.vpt_image_policy import VPTImagePolicy
+
+SIDE = 16
+SIZES: dict[str, Any] = {
+    "hidsize": 16, "impala_width": 1, "impala_chans": [2, 2, 2], "n_recurrence_layers": 2, "attention_heads": 2,
+    "window": 8,
+}  # fmt: skip
+
+
+def shape_meta(side: int = SIDE) -> dict[str, Any]:
+    """One square camera, and VPT's actions."""
+    return {
+        "obs": {"pov": {"shape": [3, side, side], "type": "rgb"}},
+        "action": {"shape": [len(VPT_ACTION)], "names": list(VPT_ACTION)},
+    }
+
+
+def config(**options: Any) -> dict[str, Any]:
+    """The part of a config that describes a tiny policy."""
+    target = f"{VPTImagePolicy.__module__}.{VPTImagePolicy.__qualname__}"
+    policy = {"_target_": target, "shape_meta": shape_meta(), "horizon": 4, **SIZES, **options}
+    return {"shape_meta": shape_meta(), "policy": policy}
+
+
+def tiny_policy(seed: int = 0, **options: Any) -> VPTImagePolicy:
+    """A tiny policy whose memory matters: random weights, larger than those of a fresh one."""
+    torch.manual_seed(seed)
+    policy = VPTImagePolicy(shape_meta(), horizon=4, **{**SIZES, **options})
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if parameter.requires_grad and parameter.ndim > 1:
+                parameter.mul_(3 if "orc_block" in name else 1)
+    return policy.eval()
+
+
+def frames(episodes: int, steps: int, seed: int = 1) -> dict[str, torch.Tensor]:
+    """Observations {"pov": (B, T, 3, H, W) uint8}."""
+    generator = torch.Generator().manual_seed(seed)
+    return {"pov": torch.randint(0, 256, (episodes, steps, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)}
+
+
+def actions(*shape: int, seed: int = 2) -> torch.Tensor:
+    """Actions (*shape, 22): some buttons, and turns within VPT's range."""
+    random = np.random.default_rng(seed)
+    buttons = random.random((*shape, len(BUTTONS))) < 0.15
+    camera = random.uniform(-10, 10, (*shape, 2)) * (random.random((*shape, 1)) < 0.5)
+    return torch.from_numpy(np.concatenate([buttons, camera], axis=-1).astype(np.float32))
