@@ -58,11 +58,15 @@ FIGURES = ("steps", "jerk", "seam_mm", "seam_deg", "idle")
 
 @dataclass(frozen=True)
 class Cell:
-    """One strategy at one latency; ``jitter_ms``: each answer is uniformly so much earlier or later."""
+    """One strategy at one latency; ``jitter_ms``: each answer is uniformly so much earlier or later.
+
+    ``smoothing``: passes of the loop's filter.
+    """
 
     strategy: str
     latency_ms: float
     jitter_ms: float = 0.0
+    smoothing: int = 0
 
     def delay(self, scene: int, request: int) -> float:
         """Seconds from a request to its answer: the same for all strategies."""
@@ -71,14 +75,15 @@ class Cell:
 
     def __str__(self) -> str:
         jitter = f" +- {self.jitter_ms:g}" if self.jitter_ms else ""
-        return f"{self.strategy}, {self.latency_ms:g}{jitter} ms"
+        smoothing = f" smoothed {self.smoothing}" if self.smoothing else ""
+        return f"{self.strategy}{smoothing}, {self.latency_ms:g}{jitter} ms"
 
 
-def cells(strategies: Sequence[str], latencies: Sequence[float], jitter: float) -> list[Cell]:
+def cells(strategies: Sequence[str], latencies: Sequence[float], jitter: float, smoothing: int = 0) -> list[Cell]:
     """All strategies at all latencies, and with jitter at the latency in the middle."""
-    found = [Cell(strategy, latency) for latency in latencies for strategy in strategies]
+    found = [Cell(strategy, latency, smoothing=smoothing) for latency in latencies for strategy in strategies]
     middle = sorted(latencies)[len(latencies) // 2]
-    return found + [Cell(strategy, middle, jitter) for strategy in strategies if jitter and middle]
+    return found + [Cell(strategy, middle, jitter, smoothing) for strategy in strategies if jitter and middle]
 
 
 def jerk(path: Sequence[NDArray[np.float64]], hz: float) -> float:
@@ -130,7 +135,9 @@ def episodes(
                 yield scene, None, expert_figures(simulator, actor, FIRST_SEED + scene)
                 continue
             settings.engine.seed = scene  # a session numbers its noise from here: equal in all cells of a scene
-            conditions = LoopConditions(cell.strategy, EXECUTED, cell.delay, max_steps=max_steps)
+            conditions = LoopConditions(
+                cell.strategy, EXECUTED, cell.delay, max_steps=max_steps, smoothing=cell.smoothing
+            )
             (episode,) = roll_out_in_loop(simulator, actor, {scene: FIRST_SEED + scene}, conditions)
             yield scene, cell, figures(episode, simulator.control_hz)
 
@@ -193,9 +200,10 @@ def draw(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
     panels = {"success": "success, % (95 % interval)", "jerk": "jerk, m/s^3", "seam_mm": "seam, mm", "idle": "idle, %"}
     figure, axes = pyplot.subplots(1, len(panels), figsize=(15, 4), layout="constrained")
-    for shift, strategy in enumerate(STRATEGIES):
+    series = list(dict.fromkeys(name.partition(",")[0] for name in found if name != EXPERT))
+    for shift, strategy in enumerate(series):
         points = {name: entry for name, entry in found.items() if name.startswith(f"{strategy},") and "+-" not in name}
-        at = [float(name.split()[1]) + 4 * (shift - 2) for name in points]
+        at = [float(name.rpartition(", ")[2].split()[0]) + 4 * (shift - len(series) / 2) for name in points]
         for axis, key in zip(axes, panels, strict=True):
             if key == "success":
                 shares = [100 * entry["success"] / entry["scenes"] for entry in points.values()]
@@ -224,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--latencies", type=float, nargs="+", default=[0, 100, 200, 400], metavar="MS")
     parser.add_argument("--jitter", type=float, default=150, metavar="MS", help="at the latency in the middle; 0: none")
+    parser.add_argument("--smoothing", type=int, default=0, metavar="N", help="passes of the loop's filter")
     parser.add_argument("--referee", choices=("physics", "kinematic"), default="physics")
     parser.add_argument("--episodes", type=Path, metavar="OUT.jsonl", help="a line an episode; those it has are kept")
     parser.add_argument("--json", type=Path, metavar="OUT")
@@ -248,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def work(arguments: argparse.Namespace) -> int:
     """Run what is missing, then show all."""
     chosen, scenes, max_steps = (
-        cells(arguments.strategies, arguments.latencies, arguments.jitter),
+        cells(arguments.strategies, arguments.latencies, arguments.jitter, arguments.smoothing),
         arguments.scenes,
         1000,
     )

@@ -49,20 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--n-action-steps", type=int, metavar="N", help="steps of a chunk that are executed (default 6)"
     )
-    parser.add_argument(
-        "--latency", type=float, default=0.0, metavar="MS", help="injected: the world goes on meanwhile"
-    )
-    parser.add_argument(
-        "--strategy",
-        metavar="NAME",
-        help="runs the arm by the control loop (with --through-server): wait, skip, ensemble, warm_start, rtc",
-    )
-    parser.add_argument("--jitter", type=float, default=0.0, metavar="MS", help="of its latency, uniform")
-    parser.add_argument("--through-server", action="store_true", help="the real server, client and guard between")
-    parser.add_argument("--serve-config", type=Path, default=CONFIG / "serve.yaml", metavar="YAML", help="its settings")
-    parser.add_argument(
-        "--set", dest="serve_words", action="append", default=[], metavar="KEY=VALUE", help="a setting of the server"
-    )
+    add_loop_arguments(parser)
     parser.add_argument("--compare", type=Path, metavar="OTHER", help="a checkpoint, or what --json wrote of one")
     parser.add_argument("--weights", choices=["ema_model", "model"], default="ema_model")
     parser.add_argument("--scheduler", choices=SCHEDULER_NAMES, default=DEFAULT_SAMPLER.scheduler)
@@ -80,6 +67,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all numbers")
     parser.add_argument("--resume", action="store_true", help="run only the scenes that --json OUT does not hold yet")
+
+
+def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare those of latency, control loop and server."""
+    parser.add_argument(
+        "--latency", type=float, default=0.0, metavar="MS", help="injected: the world goes on meanwhile"
+    )
+    parser.add_argument(
+        "--strategy",
+        metavar="NAME",
+        help="runs the arm by the control loop (with --through-server): wait, skip, ensemble, warm_start, rtc, auto",
+    )
+    parser.add_argument(
+        "--smoothing", type=int, metavar="N", help="passes of its filter over a plan (default 2; 0: none)"
+    )
+    parser.add_argument("--jitter", type=float, default=0.0, metavar="MS", help="of its latency, uniform")
+    parser.add_argument("--through-server", action="store_true", help="the real server, client and guard between")
+    parser.add_argument("--serve-config", type=Path, default=CONFIG / "serve.yaml", metavar="YAML", help="its settings")
+    parser.add_argument(
+        "--set", dest="serve_words", action="append", default=[], metavar="KEY=VALUE", help="a setting of the server"
+    )
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
@@ -131,6 +139,8 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
         raise WorkspaceError("--set is for the server; add --through-server")
     if arguments.jitter and arguments.strategy is None:
         raise WorkspaceError("--jitter is for the control loop; add --strategy skip --through-server")
+    if arguments.smoothing is not None and arguments.strategy is None:
+        raise WorkspaceError("--smoothing is for the control loop; add --strategy auto --through-server")
     chosen: dict[str, Any] = {
         key: getattr(arguments, key) for key in ("task", "referee") if getattr(arguments, key) is not None
     }
@@ -154,6 +164,7 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
         tuple(arguments.serve_words),
         arguments.strategy,
         arguments.jitter,
+        arguments.smoothing,
     )
 
 

@@ -36,7 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arm.add_argument("--simulator", type=Path, nargs="?", const=TABLETOP, metavar="YAML", help="default: the tabletop")
     arm.add_argument("--replay", type=Path, metavar="EPISODE", help="a recorded episode, in place of an arm")
     parser.add_argument("--server", default="127.0.0.1:8007", metavar="HOST:PORT", help="or ws://HOST:PORT")
-    parser.add_argument("--strategy", default="skip", help="wait, skip (default), ensemble, warm_start or rtc")
+    parser.add_argument(
+        "--strategy", default="auto", help="wait, skip, ensemble, warm_start, rtc, or auto (default): rtc or else skip"
+    )
+    parser.add_argument(
+        "--smoothing", type=int, metavar="N", help="passes of the filter over a plan's steps (default 2; 0: none)"
+    )
     parser.add_argument("--n-action-steps", type=int, metavar="N", help="steps of a chunk executed (default 6)")
     parser.add_argument("--hz", type=float, help="commands a second (default 50; in simulators their own rate)")
     parser.add_argument("--dry-run", action="store_true", help="compute and log; the arm is told nothing")
@@ -102,7 +107,7 @@ def arm_of(
 def settings_of(arguments: argparse.Namespace, hz: float) -> RunSettings:
     """What the command line asks for; WorkspaceError where it makes no sense."""
     from diffusion_policy.errors import WorkspaceError
-    from diffusion_policy.serve.client import LoopSettings
+    from diffusion_policy.serve.client import DEFAULT_SMOOTHING, LoopSettings
     from diffusion_policy.serve.client.running import RunSettings
 
     ages: dict[str, float] = {}
@@ -121,6 +126,7 @@ def settings_of(arguments: argparse.Namespace, hz: float) -> RunSettings:
         state_max_age_s=arguments.state_max_age,
         longest_gap_s=arguments.longest_gap,
         gripper_blocking_s=arguments.gripper_blocking,
+        smoothing=DEFAULT_SMOOTHING if arguments.smoothing is None else arguments.smoothing,
     )
     return RunSettings(
         loop, arguments.strategy, arguments.n_action_steps, arguments.dry_run, arguments.seconds, arguments.log

@@ -25,6 +25,7 @@ from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER, Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.progress import Progress, no_progress
+from diffusion_policy.serve.client import DEFAULT_SMOOTHING
 from diffusion_policy.storage import file_sha256
 
 __all__ = ["ClosedLoop", "Evaluation", "check_same", "evaluate", "read_document"]
@@ -55,6 +56,7 @@ class Evaluation:
         strategy: runs the arm by the control loop with this chunk strategy, in simulated time, through the server;
             None: the environment is stepped between two answers.
         latency_jitter_ms: the control loop's latency is uniformly so much longer or shorter.
+        smoothing: passes of the control loop's filter over a plan's steps; None: ``DEFAULT_SMOOTHING``.
     """
 
     simulator: Simulator
@@ -72,6 +74,12 @@ class Evaluation:
     serve_words: tuple[str, ...] = ()
     strategy: str | None = None
     latency_jitter_ms: float = 0.0
+    smoothing: int | None = None
+
+    @property
+    def loop_smoothing(self) -> int:
+        """Passes of the filter in the control loop."""
+        return DEFAULT_SMOOTHING if self.smoothing is None else self.smoothing
 
     def scenes(self) -> dict[int, int]:
         """Maps the number of each scene to the seed of its environment."""
@@ -144,7 +152,13 @@ def _episodes(
         draw = np.random.default_rng((evaluation.seed, scene, request)).uniform(-1, 1)
         return max(0.0, evaluation.latency_ms + draw * evaluation.latency_jitter_ms) / 1000
 
-    conditions = LoopConditions(evaluation.strategy, settings.n_action_steps, delay, max_steps=settings.max_steps)
+    conditions = LoopConditions(
+        evaluation.strategy,
+        settings.n_action_steps,
+        delay,
+        max_steps=settings.max_steps,
+        smoothing=evaluation.loop_smoothing,
+    )
     for episode in roll_out_in_loop(evaluation.simulator, actor, scenes, conditions, recorder):
         yield episode.result
 
@@ -186,7 +200,11 @@ def _about(evaluation: Evaluation, actor: Actor, settings: RolloutSettings) -> d
         "n_action_steps": settings.n_action_steps,
         "seed": evaluation.seed,
         "latency_injected_ms": evaluation.latency_ms,
-        **({} if evaluation.strategy is None else {"strategy": evaluation.strategy}),
+        **(
+            {}
+            if evaluation.strategy is None
+            else {"strategy": evaluation.strategy, "smoothing": evaluation.loop_smoothing}
+        ),
         **({"latency_jitter_ms": evaluation.latency_jitter_ms} if evaluation.latency_jitter_ms else {}),
         "through_server": evaluation.through_server,
         "serve_settings": list(evaluation.serve_words),

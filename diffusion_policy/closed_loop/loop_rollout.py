@@ -30,6 +30,7 @@ from diffusion_policy.serve.client import (
     Query,
     ServerError,
     VirtualClock,
+    chosen_strategy,
     make_strategy,
 )
 
@@ -42,11 +43,12 @@ class LoopConditions:
     """How an arm is run.
 
     Attributes:
-        strategy: name of a chunk strategy.
+        strategy: name of a chunk strategy, or "auto", see ``serve.client.strategies.chosen_strategy``.
         n_action_steps: steps of a chunk that are executed before the next one is to take over.
         delay: seconds from the request to its answer, by scene and request.
         control_hz: commands a second; None: the simulator's rate.
         max_steps: steps of the environment after which an episode has failed.
+        smoothing: passes of the filter over a plan's steps, see ``serve.client.smoothing``.
     """
 
     strategy: str
@@ -54,12 +56,17 @@ class LoopConditions:
     delay: Callable[[int, int], float] = lambda scene, request: 0.0
     control_hz: float | None = None
     max_steps: int = 1000
+    smoothing: int = 0
 
     def settings(self, simulator: Simulator) -> LoopSettings:
         """Settings of the loop: limits that no simulated delay reaches, since it is the delay that is studied."""
         patience = 1e6
         return LoopSettings(
-            self.control_hz or simulator.control_hz, answer_timeout_s=patience, max_action_age_s=patience, retry_s=0.0
+            self.control_hz or simulator.control_hz,
+            answer_timeout_s=patience,
+            max_action_age_s=patience,
+            retry_s=0.0,
+            smoothing=self.smoothing,
         )
 
 
@@ -145,7 +152,7 @@ def _episode(
         arm,
         DelayedRequester(ask, clock, lambda request: conditions.delay(scene, request)),
         asker.form,
-        make_strategy(conditions.strategy, conditions.n_action_steps),
+        make_strategy(chosen_strategy(conditions.strategy, asker.form.continuations), conditions.n_action_steps),
         conditions.settings(simulator),
         clock=clock,
         log=log,

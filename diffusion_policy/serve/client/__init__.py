@@ -15,6 +15,7 @@
     requester           requests that do not keep the loop waiting
     strategies          what happens between two chunks: wait, skip, ensemble, warm_start, rtc
     plan                the steps to be executed, by absolute time
+    smoothing           a filter over them
     control_loop        moves the arm or holds it, in every control period
     arm_log             what was sent to the arm
 
@@ -27,7 +28,7 @@ from diffusion_policy.serve.client.arm_log import ArmLog, LinesInMemory, read_ar
 from diffusion_policy.serve.client.clock import Clock, RealClock, VirtualClock
 from diffusion_policy.serve.client.connections import LineClient, WebSocketClient
 from diffusion_policy.serve.client.control_loop import ControlLoop
-from diffusion_policy.serve.client.loop_settings import LoopSettings
+from diffusion_policy.serve.client.loop_settings import DEFAULT_SMOOTHING, LoopSettings
 from diffusion_policy.serve.client.messages import Chunk, ServerError, observation
 from diffusion_policy.serve.client.observation_buffer import (
     AlignedObservation,
@@ -37,10 +38,11 @@ from diffusion_policy.serve.client.observation_buffer import (
 )
 from diffusion_policy.serve.client.plan import Plan, TimedChunk
 from diffusion_policy.serve.client.requester import Asker, DelayedRequester, PolicyForm, Query, ThreadRequester
-from diffusion_policy.serve.client.strategies import STRATEGIES, ChunkStrategy, make_strategy
+from diffusion_policy.serve.client.strategies import STRATEGIES, ChunkStrategy, chosen_strategy, make_strategy
 from diffusion_policy.serve.transport.continuation import Continuation
 
 __all__ = [
+    "DEFAULT_SMOOTHING",
     "STRATEGIES",
     "AlignedObservation",
     "Arm",
@@ -70,6 +72,7 @@ __all__ = [
     "TimedChunk",
     "VirtualClock",
     "WebSocketClient",
+    "chosen_strategy",
     "make_strategy",
     "observation",
     "read_arm_log",

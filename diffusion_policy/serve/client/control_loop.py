@@ -34,6 +34,7 @@ from diffusion_policy.serve.client.messages import Chunk, ServerError
 from diffusion_policy.serve.client.observation_buffer import DoubtCode, DoubtError, ObservationBuffer
 from diffusion_policy.serve.client.plan import Plan, TimedChunk
 from diffusion_policy.serve.client.requester import PolicyForm, Query, Requester
+from diffusion_policy.serve.client.smoothing import smoothed
 from diffusion_policy.serve.client.strategies import ChunkStrategy, Moment
 
 FloatArray = NDArray[np.float64]
@@ -296,7 +297,8 @@ class ControlLoop:
         chunk = TimedChunk(seen, answer.actions, 1 / self._form.control_hz, seen, query.request_id)
         start = self._start()
         before = self._plan
-        plan = self._strategy.merge(before, chunk, Moment(now, self._still_since, start, layout))
+        merged = self._strategy.merge(before, chunk, Moment(now, self._still_since, start, layout))
+        plan = smoothed(merged, self._settings.smoothing)
         first = plan.first if plan.first < len(plan.chunk.actions) else None
         seam = self._seam(before, plan)
         self._plan = plan

@@ -10,6 +10,8 @@ from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.serve.client.observation_buffer import BufferSettings
 from diffusion_policy.serve.client.requester import PolicyForm
 
+DEFAULT_SMOOTHING = 2  # of commands that run an arm; docs/on_the_arm.md has what it does to jerk and success
+
 
 @dataclass(frozen=True)
 class LoopSettings:
@@ -27,6 +29,7 @@ class LoopSettings:
         gripper_blocking_s: how long the gripper takes to move; until then it gets no other command.
         retry_s: seconds between an error and the next request.
         expected_delay_s: from the capture of an observation to its answer, before any was measured.
+        smoothing: passes of the filter over the steps of a plan, see ``smoothing``; 0: the policy's own steps.
     """
 
     control_hz: float
@@ -39,6 +42,7 @@ class LoopSettings:
     gripper_blocking_s: float = 0.0
     retry_s: float = 0.1
     expected_delay_s: float = 0.0
+    smoothing: int = 0
 
     def __post_init__(self) -> None:
         """Refuses settings that mean nothing."""
@@ -48,6 +52,8 @@ class LoopSettings:
         for name in ("gripper_blocking_s", "retry_s", "expected_delay_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise WorkspaceError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        if self.smoothing < 0:
+            raise WorkspaceError(f"smoothing is {self.smoothing}; expected 0 or more passes")
         if not self.period_s < self.gap_s < math.inf:
             raise WorkspaceError(
                 f"longest_gap_s is {self.gap_s}; expected more than a control period, {self.period_s:g} s"

@@ -19,7 +19,7 @@ from diffusion_policy.serve.client.connections import LineClient, WebSocketClien
 from diffusion_policy.serve.client.control_loop import ControlLoop
 from diffusion_policy.serve.client.loop_settings import LoopSettings
 from diffusion_policy.serve.client.requester import Asker, PolicyForm, ThreadRequester
-from diffusion_policy.serve.client.strategies import make_strategy
+from diffusion_policy.serve.client.strategies import AUTO, chosen_strategy, make_strategy
 
 Client = LineClient | WebSocketClient
 # Of the first messages; the loop's own limit is ``answer_timeout_s`` (s).
@@ -56,7 +56,7 @@ class RunSettings:
 
     Attributes:
         loop: rates and limits.
-        strategy: name of the chunk strategy.
+        strategy: name of the chunk strategy, or "auto", see ``chosen_strategy``.
         n_action_steps: steps of a chunk that are executed; None: 6, or all of a shorter chunk, as in rollouts.
         dry_run: compute and log, do not move.
         seconds: after which the run ends by itself; None: never.
@@ -65,7 +65,7 @@ class RunSettings:
     """
 
     loop: LoopSettings
-    strategy: str = "skip"
+    strategy: str = AUTO
     n_action_steps: int | None = None
     dry_run: bool = False
     seconds: float | None = None
@@ -139,7 +139,8 @@ def run_arm(
     asker = Asker(client)
     metadata = client.metadata
     kept: dict[str, Any] = {key: metadata.get(key) for key in ("checkpoint", "checkpoint_sha256")}
-    strategy = make_strategy(settings.strategy, settings.steps(asker.form))
+    name = chosen_strategy(settings.strategy, asker.form.continuations)
+    strategy = make_strategy(name, settings.steps(asker.form))
     log = ArmLog(settings.log)
     loop = ControlLoop(
         DryRun(arm) if settings.dry_run else arm,

@@ -273,6 +273,20 @@ _MAKERS: dict[StrategyName, Callable[[int], ChunkStrategy]] = {
     "rtc": lambda n_action_steps: Continuing(n_action_steps, "rtc"),
 }
 STRATEGIES: tuple[StrategyName, ...] = tuple(_MAKERS)
+AUTO = "auto"
+
+
+def chosen_strategy(name: str, continuations: Sequence[str]) -> str:
+    """Returns the strategy that ``auto`` stands for, or the name itself.
+
+    Args:
+        name: one of ``STRATEGIES``, or ``auto``: rtc if the served policy can continue chunks by it, else skip
+            (docs/on_the_arm.md compares them).
+        continuations: kinds that the served policy offers.
+    """
+    if name != AUTO:
+        return name
+    return "rtc" if "rtc" in continuations else "skip"
 
 
 def make_strategy(name: str, n_action_steps: int) -> ChunkStrategy:
