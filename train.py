@@ -1,7 +1,7 @@
 """Entry point of training: `python train.py --config-name=train_cogact_robot task.dataset_path=data/zarr/mine.zarr`.
 
 Settings are Hydra overrides of config/; the head of each file there says what it is for. Exit status: 0 done, 2 refused
-with one sentence, 128 + N stopped by signal N (the checkpoint is saved and the command to go on is printed).
+with one sentence, 128 + N stopped by signal N (the checkpoint is saved and the command that continues it is printed).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def print_findings(folder: Path) -> None:
     try:
         table = examine_numbers(folder).table()
     except WorkspaceError as error:
-        sys.stderr.write(f"the run is finished, but nothing can be said of it: {error}\n")
+        sys.stderr.write(f"the run is finished, but its results cannot be read: {error}\n")
     else:
         show(table)
 
@@ -107,7 +107,7 @@ def end_at_once(folder: Path | None, number: signal.Signals | None = None) -> No
 
 
 def what_is_left(folder: Path | None) -> str:
-    """What a run that is ended leaves, and how to go on."""
+    """What an interrupted run has saved, and how to continue it."""
     from diffusion_policy.run_folder import LATEST
     from diffusion_policy.run_folder.resuming import resume_command
 

@@ -1,12 +1,12 @@
-"""Checkpoints of the robot policy: the users' file format, read without running code and written atomically.
+"""Checkpoints of the robot policy, in the reference's file format, read without running code and written atomically.
 
     {"cfg": DictConfig,
      "state_dicts": {"model": {...}, "ema_model": {...}, "optimizer": {...}},
      "pickles": {"_output_dir": ..., "global_step": ..., "epoch": ...},     # dill dumps of a text, an int, an int
-     "run_state": {...}, "provenance": {...}}                               # ours; the users' code base ignores them
+     "run_state": {...}, "provenance": {...}}                             # added here; the reference ignores them
 
-A checkpoint is untrusted: its pickle goes through `safe_pickle`, its config may refer to its own entries and do
-sums but nothing else, and only the classes of `policy.registry` and the samplers listed here are built from it.
+A checkpoint is untrusted: its pickle goes through `safe_pickle`, its config may refer to its own entries and use
+arithmetic, and only the classes of `policy.registry` and the samplers listed here are built.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ WEIGHTS = ("model", "ema_model")
 NORMALIZER = "normalizer."
 ACTION_SCALE = f"{NORMALIZER}params_dict.action.scale"
 SCHEDULER_TARGETS = tuple(SCHEDULER_PATHS[name] for name in ("ddpm", "ddim", "dpm-solver++"))
-# Sizes that take time or memory before any tensor can be compared with the file's.
+# Sizes that would take much time or memory before any tensor could be compared with the file.
 LARGEST = {"num_train_timesteps": 100_000, "num_inference_steps": 100_000, "n_layer": 1000, "n_cond_layers": 1000}
 
 
 JITTER_NOTE = (
-    "the public predecessor reads this setting, but its jitter never ran: its policies were trained without. Here it "
-    "runs, on the share `p` of the images, by default on all"
+    "the public predecessor reads this setting but never applied the jitter: its policies were trained without it. "
+    "Here it is applied to the share `p` of the images, by default to all"
 )
 
 
 class CheckpointError(WorkspaceError):
-    """A checkpoint that is absent, damaged, not one of the policy's, or that cannot be written or built.
+    """A checkpoint that is missing, damaged, not of this project's policies, or that cannot be written or built.
 
     Attributes:
-        command: the command line that puts it right; "" where none does.
+        command: the command that fixes it; "" if there is none.
     """
 
     def __init__(self, message: str, command: str = "") -> None:
@@ -70,9 +70,9 @@ class CheckpointError(WorkspaceError):
 
 @dataclass
 class Checkpoint:
-    """What a checkpoint file holds. Tensors are mapped from the file; names that share a tensor share one object.
+    """The content of a checkpoint file. Tensors are mapped from the file; names with shared storage share one tensor.
 
-    Weights are float32, whatever the file has; `notes` says what was converted.
+    Weights are float32, whatever dtype the file has; `notes` lists conversions.
     """
 
     path: Path
@@ -82,11 +82,11 @@ class Checkpoint:
     run_state: dict[str, Any] | None = None
     provenance: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
-    others: Mapping[str, Any] = field(default_factory=dict)  # of another program's file: whatever is no weights
+    others: Mapping[str, Any] = field(default_factory=dict)  # of another program's file: everything but weights
 
     @property
     def where(self) -> str:
-        """Its path; of one that was copied from a hub, the address with the commit."""
+        """The path; for a copy from a hub, the address with its commit."""
         return address_of(self.path) or str(self.path)
 
     @property
@@ -95,7 +95,7 @@ class Checkpoint:
         return next((which for which in reversed(WEIGHTS) if which in self.state_dicts), WEIGHTS[0])
 
     def state_dict(self, which: str) -> dict[str, Tensor]:
-        """The weights under a name, usually "model" or "ema_model".
+        """The weights named `which`, usually "model" or "ema_model".
 
         Raises:
             CheckpointError: not there; the message lists what is.
@@ -108,17 +108,17 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path, *, wrapped: bool = False) -> Checkpoint:
-    """Read a checkpoint, the users' or our own. No code from it runs; its bytes are those that were written.
+    """Read a checkpoint. No code in it is run; checksums of its records are verified.
 
     Args:
         path: of the file; an address of a repository (``hf://USER/REPO/FILE``) is copied into the user's cache.
-        wrapped: let names pass that a wrapper such as torch.compile has put a part into; for those that rename them.
+        wrapped: accept names with parts that a wrapper such as torch.compile inserted; for callers that rename them.
 
     Raises:
-        CheckpointError: absent, something else (named for what it is), damaged (a record of the archive fails its
+        CheckpointError: missing, another kind of file (which is named), damaged (a record of the archive fails its
             CRC-32), not of this layout, or with wrapped names.
-        UnsafePickleError: its pickles ask for something that is not on the allow-list.
-        InterpolationError: its config asks for more than references and sums.
+        UnsafePickleError: its pickles need something that is not on the allow-list.
+        InterpolationError: its config contains more than references and arithmetic.
     """
     path = local_copy(path)
     try:
@@ -152,21 +152,21 @@ def read_checkpoint(path: str | Path, *, wrapped: bool = False) -> Checkpoint:
 
 
 def _check_names(state_dicts: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Refuse names that nobody looks for, with the command that puts them right."""
+    """Refuse names with parts of a wrapper, with the command that removes them."""
     for which in WEIGHTS:
         wrapping = wrapping_of(state_dicts.get(which, ()), ACTION_SCALE)
         if wrapping is not None:
             out = path.with_name(f"{path.stem}.bare.ckpt")
             fix = command("adapt", "apply", path, "--target", path, "--rules", *wrapping.rules, "--out", out)
             raise CheckpointError(
-                f"{path}: in {which} {wrapping.describe()}; the weights are whole. Write them under their own names: "
+                f"{path}: in {which} {wrapping.describe()}; the weights are intact. Remove these parts from the names: "
                 f"{fix}",
                 fix,
             )
 
 
 def in_float32(state_dicts: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Weights as float32, names that share a tensor sharing one still; and what was converted, in words."""
+    """Weights as float32, with shared tensors still shared; and notes of what was converted."""
     made: dict[int, Tensor] = {}
     types: dict[str, dict[str, int]] = {}
     states: dict[str, Any] = dict(state_dicts)
@@ -208,24 +208,24 @@ def _check_layout(content: Any, path: Path) -> None:
 
 
 def _what_instead(content: Any) -> str:
-    """What a file of PyTorch's holds that is no checkpoint of the policy."""
+    """Describes the content of a PyTorch file that is not a checkpoint of a policy."""
     if not isinstance(content, dict):
         return f"a {type(content).__name__} that torch.save wrote"
     if "pytorch-lightning_version" in content:
-        return "a checkpoint of PyTorch Lightning, which keeps weights and no config of ours"
+        return "a checkpoint of PyTorch Lightning, with weights but no config of this project"
     if content and all(isinstance(value, Tensor) for value in content.values()):
-        return "a plain state_dict, weights without the config that tells what they are of"
+        return "a plain state_dict, weights without the config of their policy"
     if set(WEIGHTS) & content.keys():
-        return "weights one level too high, without a config"
+        return "a dictionary of tensors without a config"
     return "a file of another program"
 
 
 def config_of(content: Any, path: Path) -> DictConfig:
-    """The `cfg` entry of a file as a config, once it asks for nothing but references and sums.
+    """The `cfg` entry of a file as a config, after a check that it contains only references and arithmetic.
 
     Raises:
-        CheckpointError: it is no config.
-        InterpolationError: it asks for more.
+        CheckpointError: it is not a config.
+        InterpolationError: it contains more.
     """
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: its cfg is a {type(content).__name__}, not a config.")
@@ -252,15 +252,15 @@ def write_checkpoint(
     provenance: Mapping[str, Any] | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a checkpoint that the users' code base opens too; `path` is replaced as a whole or not at all.
+    """Write a checkpoint atomically, in a form that the reference reads too.
 
     `pickles` holds plain values ("_output_dir" text or None, "global_step", "epoch"). Everything but `cfg` must be
-    plain containers, numbers, text and tensors. Tensors are saved from the CPU, each once, whatever its names. `check`
-    is called with the finished file before it takes its place; if it raises, the file never does.
+    plain containers, numbers, text and tensors. Tensors are saved from the CPU, each once, however many names it has.
+    `check` is called with the finished temporary file; if it raises, `path` is not changed.
 
     Raises:
-        CheckpointError: something else was given, the config could not be read back, or writing failed (a full disk);
-            a file that was there before is then untouched.
+        CheckpointError: other content was given, the config could not be read back, or writing failed (a full disk);
+            an existing file is then untouched.
     """
     path = Path(path)
     portable = Portable()
@@ -283,8 +283,8 @@ def build_policy(cfg: DictConfig | Mapping[str, Any]) -> PolicyModule:
     """The policy that `cfg.policy` describes, with fresh weights and an empty normalizer.
 
     Raises:
-        CheckpointError: a class that is not one of ours or of diffusers' samplers, an option that the class does not
-            have (with the closest one), a missing option, or values that it refuses.
+        CheckpointError: a class that is neither in the registry nor a listed sampler, an option that the class does not
+            have (with the closest one), a missing option, or invalid values.
     """
     kind, options = _policy_options(cfg)
     return _constructed(kind, options)
@@ -293,23 +293,23 @@ def build_policy(cfg: DictConfig | Mapping[str, Any]) -> PolicyModule:
 def load_policy(
     source: str | Path | Checkpoint, which: str = "ema_model", device: str | torch.device = "cpu"
 ) -> PolicyModule:
-    """The policy of a checkpoint, the users' or our own, with the weights `which`, on `device`, in eval mode.
+    """The policy of a checkpoint with the weights `which`, on `device`, in eval mode.
 
     Args:
-        source: the file, or what `read_checkpoint` made of it.
+        source: the file, or the result of `read_checkpoint`.
         which: "model" or "ema_model".
-        device: where it is put.
+        device: of the policy.
 
     Raises:
         CheckpointError: see `read_checkpoint` and `build_policy`; or keys and shapes that differ from the config's, or
-            a device that is not there.
-        SpecError: the config says in two places differently what the policy reads and predicts.
+            a device that does not exist.
+        SpecError: the config has two different shape_meta.
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
     state = checkpoint.state_dict(which)
     kind, options = _policy_options(checkpoint.cfg)
     find_step_spec(checkpoint.cfg)
-    with torch.device("meta"):  # an absurd size in the config must not take memory
+    with torch.device("meta"):  # so that an absurd size in the config takes no memory
         expected = _constructed(kind, options).state_dict()
     state = with_a_place(state, policy_class(checkpoint.cfg.policy._target_).tensors)
     _check_fit(state, expected, f"{checkpoint.path}, {which}")
@@ -333,7 +333,7 @@ def _check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], wher
         if state[key].is_floating_point() != tensor.is_floating_point():
             raise CheckpointError(
                 f"{where}: {key} holds {state[key].dtype} where {tensor.dtype} is expected; quantized weights are not "
-                "read, use the checkpoint that they were made of."
+                "supported; use the checkpoint that they were made from."
             )
         if state[key].shape != tensor.shape:
             raise CheckpointError(

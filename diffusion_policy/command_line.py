@@ -16,7 +16,7 @@ A script declares its arguments, defines the function that does the work, and pa
         return run_command(__doc__, add_arguments, work, argv)
 
 Exit status: that of the result; 2 for an error, with one message on stderr; 128 + N ended by signal N (130: Ctrl-C),
-with one line that states what was kept and which command continues; 141 the reader of the output has closed it.
+with one line that states what was saved and which command continues; 141 the reader of the output has closed it.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ from diffusion_policy.storage import write_json
 from diffusion_policy.tables import Printable
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Environment variable of a command that another command runs, which then reports interruptions itself.
+# Environment variable: set for a command that another command runs, which then reports interruptions itself.
 _REPORTED_BY_CALLER = "DIFFUSION_POLICY_STOPS_ARE_TOLD"
 REFUSED = 2
 OUTPUT_CLOSED = 128 + signal.SIGPIPE
 
 
 class Stopped(KeyboardInterrupt):
-    """An interruption that states what was kept. Work with partial results raises it in place of KeyboardInterrupt.
+    """An interruption that states what was saved. Work with partial results raises it instead of KeyboardInterrupt.
 
     Args:
         kept: what is left of the work, such as "3 of 9 episodes are kept in DIR".
-        added: arguments with which the same command continues, such as "--resume"; of an option that is given twice
-            the last one counts.
+        added: arguments with which the same command continues, such as "--resume"; if an option is given twice,
+            the last one applies.
         done: arguments of the same command that are finished and left out.
         command: the command that continues, where it is a different one.
         number: the signal, where the work handles signals itself.
@@ -128,7 +128,7 @@ def run_command(
                 written = [path for path, signature in before.items() if _signature(path) != signature]
                 again = same_command(parser, argv)
                 if written and getattr(arguments, "overwrite", True) is False:
-                    again.append("--overwrite")  # without it what was written would be refused
+                    again.append("--overwrite")  # without it, the output that exists now would be refused
                 return _stopped(error, stop.signal, written, again)
             if isinstance(error, BrokenPipeError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still in the buffer

@@ -38,7 +38,7 @@ def script_words(script: str, launcher: Sequence[str] = ()) -> tuple[str, ...]:
 
     Args:
         script: as in `command`.
-        launcher: program that starts it in place of the interpreter, such as torchrun with its options.
+        launcher: program that starts it instead of the interpreter, such as torchrun with its options.
     """
     if IS_INSTALLED:
         names = {name: entry for entry, name in ENTRY_POINTS.items()}

@@ -1,4 +1,4 @@
-"""The error that every command catches, and the one of what does not mean what it must."""
+"""The base class of all errors that commands report, and the errors that several packages raise."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from diffusion_policy.moved import former_names
 
 
 class WorkspaceError(Exception):
-    """What a user can act on: says what was found, what was expected, where, and what to do.
+    """An error that a user can act on: its message states what was found, what was expected, where, and what to do.
 
-    Every error that this package raises for its input derives from it; the command lines catch exactly this.
+    Every error that this package raises for its input derives from this class; the command lines catch exactly it.
     """
 
 
 class SpecError(WorkspaceError, ValueError):
-    """A step, a shape_meta or a set of semantics is not what it must be."""
+    """A step, a shape_meta or stored semantics are invalid."""
 
 
 class PathError(WorkspaceError):
-    """A location that cannot be reached, or not in this environment."""
+    """A path or URL that cannot be reached, or not in this environment."""
 
 
 class AdaptError(WorkspaceError):
-    """Weights cannot be taken over as asked; says which, why, and what would settle it."""
+    """Weights cannot be adapted as requested; the message states which, why, and how to resolve it."""
 
 
 __getattr__ = former_names(__name__, {"PlaceError": "PathError"})

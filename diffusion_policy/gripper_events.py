@@ -218,7 +218,7 @@ class EventScore:
     def f1(self) -> float:
         """Harmonic mean of recall and precision, 2 matched / (recorded + predicted); NaN if nothing was recorded.
 
-        Without a recorded event there was nothing to find, and none of the predictors can be told from another by what
+        Without a recorded event there was nothing to find, so predictors cannot be compared by what
         they found; ``false`` counts what they made up.
         """
         predicted = len(self.matched) + len(self.false)
@@ -257,7 +257,7 @@ class EventScore:
     def to_json(self) -> dict[str, Any]:
         """Counts, offsets in steps and milliseconds, 95 % Wilson intervals of recall and precision.
 
-        None stands for what is not defined: shares of nothing and their intervals, a median of no offset.
+        None means undefined: shares of nothing and their intervals, a median of no offset.
         """
         offsets = self.offsets
         n_matched, n_missed, n_false = len(self.matched), len(self.missed), len(self.false)
@@ -321,7 +321,7 @@ def score_gripper_events(
     Args:
         predicted: (N,) one command for each recorded step.
         recorded: (N,)
-        tolerance_steps: the tolerance counted in steps, in place of ``tolerance_s``.
+        tolerance_steps: the tolerance counted in steps, instead of ``tolerance_s``.
         band: dead band of both.
         min_dwell: debounces the prediction only: a recording is what happened.
         step_seconds: between two steps, see ``control_period``; None without a clock, then ASSUMED_HZ counts.
@@ -351,7 +351,7 @@ def score_gripper_events(
 
 
 def _tolerance(given: int | None, tolerance_s: float, step_seconds: float | None) -> tuple[int, float]:
-    """In steps and in seconds; ``given`` is one in steps, in place of that in seconds."""
+    """In steps and in seconds; ``given`` is one in steps, instead of that in seconds."""
     if given is None:
         return tolerance_steps(step_seconds, tolerance_s), tolerance_s
     return given, given / ASSUMED_HZ if step_seconds is None else given * step_seconds

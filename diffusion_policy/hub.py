@@ -245,7 +245,7 @@ def _check_free_space(address: str, size: int, home: Path) -> None:
     folder = next(folder for folder in home.parents if folder.exists())
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise PathError(f"{address}: it has {size / 1e9:,.1f} GB, and {folder} has room for {free / 1e9:,.1f}")
+        raise PathError(f"{address}: it has {size / 1e9:,.1f} GB, and {folder} has {free / 1e9:,.1f} GB free")
 
 
 def _home(address: str) -> Path:

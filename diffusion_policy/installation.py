@@ -57,7 +57,7 @@ ENTRY_POINTS = {
 
 
 def script_path(script: str) -> Path:
-    """The file of a script by its name without suffix; `train` stands at the top of a checkout."""
+    """The file of a script by its name without suffix; `train` is at the top of a checkout."""
     folder = CHECKOUT if script == "train" and not IS_INSTALLED else SCRIPTS
     return folder / f"{script}.py"
 

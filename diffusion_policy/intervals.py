@@ -15,7 +15,7 @@ Interval = tuple[float, float]
 
 
 def defined(value: float) -> float | None:
-    """A number for JSON and tables; None for NaN, which stands for a share or a mean of nothing."""
+    """A number for JSON and tables; None for NaN, a share or a mean of nothing."""
     return None if math.isnan(value) else value
 
 

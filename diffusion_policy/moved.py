@@ -107,7 +107,7 @@ class _MovedModules(MetaPathFinder):
 
 
 class _PresentModule(Loader):
-    """Loads the module at its present name in place of a copy."""
+    """Loads the module at its present name instead of a copy."""
 
     def __init__(self, present: str):
         self._present = present

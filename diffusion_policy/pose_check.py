@@ -4,7 +4,7 @@ Two recorders agree on eight numbers and mean different things: Euler angles, de
 quaternions scalar-first. The shape tells nothing; norms and ranges mostly do. The converter, training, evaluation and
 the checks of data ask this one function; training starts only where it finds nothing.
 
-What cannot be told from numbers: quaternions that are scalar-first in the action and in the pose alike. A tool that
+Not detectable from numbers: quaternions that are scalar-first in the action and in the pose alike. A tool that
 points down under one order points aside, or up, under the other; ``tool_axis`` says where it points, so that a user
 sees it.
 
@@ -35,7 +35,7 @@ FARTHEST_M = 10.0
 _TURN = 7.0
 # Norms that hardly differ from one another are those of a scaled quaternion.
 _SAME_NORM = 0.05
-# Of quaternions in two orders: how far apart the two arrays are as they stand, and once one is reordered.
+# Of quaternions in two orders: how far apart the two arrays are as they are, and once one is reordered.
 _FAR_DEGREES, _NEAR_DEGREES = 40.0, 15.0
 
 
@@ -45,7 +45,7 @@ class PoseFault:
 
     Attributes:
         code: stable name.
-        said: what was found, with its numbers and where.
+        message: what was found, with its numbers and where.
         remedy: what to do.
     """
 

@@ -9,7 +9,7 @@ Progress = Callable[[int, int], None]
 
 
 def no_progress(done: int, total: int) -> None:
-    """The progress that nobody looks at."""
+    """A progress callback that does nothing."""
 
 
 class ProgressCounter:

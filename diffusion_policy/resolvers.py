@@ -197,7 +197,7 @@ class _Expansion:
 
 
 def _lookup(config: Any, path: tuple[str, ...]) -> Any:
-    """The entry at `path`, or None: whoever reads a dangling reference gets OmegaConf's own error."""
+    """The entry at `path`, or None: a dangling reference raises OmegaConf's own error when it is read."""
     for part in path:
         if isinstance(config, Mapping):
             config = next((value for key, value in config.items() if str(key) == part), None)

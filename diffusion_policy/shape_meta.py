@@ -4,7 +4,7 @@
     shape_meta
     task.shape_meta            where the configs of this project write it; the others refer to it
 
-The first that is there counts. In it, ``names`` count before those that a width stands for (``spec.default_names``).
+The first that exists counts. Its ``names`` take precedence over the defaults for its width (``spec.default_names``).
 
 ``task.dataset.shape_meta`` is what a dataset is asked for: it must agree where a run opens the dataset, and says
 nothing of a checkpoint's weights; files of the predecessor hold another one there. A dataset's own attributes say

@@ -1,15 +1,15 @@
 """Atomic writes: a file is written under a temporary name, flushed, then renamed; and hashes of files.
 
-All other modules write through these functions, so that one reader of a folder tells what is unfinished by one name:
+All other modules write through these functions, so that unfinished files can be recognized by their names:
 ``.part.NAME``, or ``.PID.part.NAME`` where several processes may write ``NAME`` at a time.
 
-    atomic_file, write_text, write_bytes, write_json   a file, replacing the former one
-    write_new                                         a file under the first name that is free: nothing is replaced
+    atomic_file, write_text, write_bytes, write_json   a file, replacing the old one
+    write_new                                         a file under the first free name; nothing is replaced
     atomic_folder                                      a folder of files
-    link                                              a second name for a file that is there
-    rename                                            another name for a file or folder that is there
-    file_sha256, sha256                               what a file or bytes are, for good: for records
-    content_key                                       whether bytes in memory are those of before; several times faster
+    link                                              a second name for an existing file
+    rename                                            another name for an existing file or folder
+    file_sha256, sha256                               hashes to be stored
+    content_key                                       a faster hash, for caches within one process
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _KEY_BYTES = 16
 
 
 class StorageError(WorkspaceError, OSError):
-    """A file cannot be written or read; says which and why.
+    """A file cannot be written or read.
 
     Attributes:
         refused: the file or folder that cannot be written; None of one that cannot be read.
@@ -44,12 +44,12 @@ class StorageError(WorkspaceError, OSError):
 
 
 def unfinished(path: str | Path, *, shared: bool = False) -> Path:
-    """The temporary name, in the folder of `path`, of an unfinished file, with the suffix of `path`.
+    """The temporary name of an unfinished file: in the folder of `path`, with the suffix of `path`.
 
     Args:
         path: of the finished file or folder.
-        shared: whether several processes may be writing it: each has a name of its own then. With one name, what a
-            killed process left is overwritten by the next.
+        shared: whether several processes may be writing it: each then has its own name. With a single name, the file
+            of a killed process is overwritten by the next one.
     """
     path = Path(path)
     return path.with_name(f".{os.getpid()}.part.{path.name}" if shared else f".part.{path.name}")
@@ -59,12 +59,13 @@ def unfinished(path: str | Path, *, shared: bool = False) -> Path:
 def atomic_file(path: str | Path, *, shared: bool = True, flushed: bool = True) -> Iterator[Path]:
     """A temporary name to write to, renamed to `path` when the block ends; nothing else is left behind.
 
-    Its folder is made. What was written is on the disk, not only in memory, before it takes the former file's place.
+    Its folder is created. The content is flushed to disk before it replaces the old file.
 
     Args:
         path: of the file.
-        shared: as for `unfinished`; False for large files with one writer, so that a kill does not cost their room.
-        flushed: False for the many small files of a log: a killed process costs none of them, a power failure may.
+        shared: as for `unfinished`; False for large files with one writer, so that killed processes leave one file at
+            most.
+        flushed: False for the many small files of a log: they survive a killed process, but maybe not a power failure.
 
     Raises:
         StorageError: the disk refuses.
@@ -85,7 +86,7 @@ def atomic_file(path: str | Path, *, shared: bool = True, flushed: bool = True) 
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replace a file as a whole, making its folder; an interrupted write leaves nothing behind.
+    """Replace a file atomically, creating its folder; an interrupted write leaves nothing behind.
 
     Raises:
         StorageError: the disk refuses.
@@ -105,7 +106,7 @@ def write_json(path: str | Path, content: Any, *, flushed: bool = True) -> None:
 
 
 def write_new(paths: Iterable[Path], text: str) -> Path:
-    """Write a file under the first of some names in one folder that is free, and return it; nothing is ever replaced.
+    """Write a file under the first free name of several in one folder, and return it; nothing is ever replaced.
 
     A link fails where a rename would replace, so two processes never get one name.
 
@@ -140,16 +141,16 @@ def write_new(paths: Iterable[Path], text: str) -> Path:
 def atomic_folder(path: str | Path, *, within: str | Path | None = None) -> Iterator[Path]:
     """An empty folder to fill, which is renamed to `path` when the block ends, and removed if it raises.
 
-    `path` must not exist, or be an empty folder. What a killed process left of it is removed first. A block that has
-    nothing to keep removes the folder itself; then none comes to be.
+    `path` must not exist, or be an empty folder. Leftovers of a killed process are removed first. If the
+    block removes the temporary folder itself, no folder is created.
 
     Args:
-        path: of the finished folder; the folders above it are made.
-        within: where it is filled; beside `path` by default. For readers that take each folder beside `path` for one
-            of theirs; on the same disk.
+        path: of the finished folder; the folders above it are created.
+        within: folder for the temporary folder, by default that of `path`; for readers that would take any
+            folder next to `path` for one of theirs. It must be on the same disk.
 
     Raises:
-        StorageError: the disk refuses the folder. Errors of the block pass as they are.
+        StorageError: the folder cannot be written. Errors of the block are not changed.
     """
     path = Path(path)
     temporary = unfinished(path if within is None else Path(within) / path.name)
@@ -167,7 +168,7 @@ def atomic_folder(path: str | Path, *, within: str | Path | None = None) -> Iter
 
 
 def link(path: str | Path, other: str | Path) -> None:
-    """Give a file a second name, replacing what had it; where the file system has no such thing, a copy.
+    """Give a file a second name, replacing an existing one; a copy where the file system has no hard links.
 
     Raises:
         StorageError: the disk refuses.
@@ -188,7 +189,7 @@ def link(path: str | Path, other: str | Path) -> None:
 
 
 def rename(path: str | Path, other: str | Path) -> None:
-    """Give a finished file or folder another name on the same disk; a file or empty folder of that name is replaced.
+    """Rename a finished file or folder on the same disk, replacing a file or an empty folder.
 
     Raises:
         StorageError: the disk refuses.
@@ -219,7 +220,7 @@ def sha256(*parts: ReadableBuffer) -> bytes:
 
 
 def content_key(content: ReadableBuffer, kind: bytes = b"") -> bytes:
-    """(16,) a key by which bytes in memory are known again: BLAKE2b (RFC 7693) of 128 bits.
+    """(16,) key that identifies bytes in memory: BLAKE2b (RFC 7693) of 128 bits.
 
     Args:
         content: the bytes.
@@ -236,7 +237,7 @@ def local_cache() -> Path:
 
 @contextmanager
 def _refused(path: Path) -> Iterator[None]:
-    """The operating system's error, as one sentence about `path`."""
+    """Turns the operating system's error into one sentence about `path`."""
     try:
         yield
     except StorageError:
@@ -257,8 +258,8 @@ def _flush(path: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Wait until a rename is on the disk: it is when its folder is."""
-    with contextlib.suppress(OSError):  # some network file systems cannot; the file is in its place all the same
+    """Wait until a rename is on the disk, by flushing its folder."""
+    with contextlib.suppress(OSError):  # some network file systems cannot do this; the file is renamed all the same
         _flush(folder)
 
 

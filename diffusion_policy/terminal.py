@@ -132,7 +132,7 @@ class ProgressBar:
         return self._bar.tasks[0].speed or 0.0
 
     def show_below(self, words: str) -> None:
-        """Shows a line of words below the bar, in place of the last one."""
+        """Shows a line of words below the bar, replacing the last one."""
         self._bar.words = words
 
     def start(self) -> None:

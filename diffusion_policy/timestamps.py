@@ -16,7 +16,7 @@ from diffusion_policy.spec import SpecError
 FLAG = "--timestamps"
 _PER_SECOND = {"seconds": 1.0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
 _RATE = "rate:"
-# Stamps from here on count from 1970 in that unit: as seconds they would lie beyond the year 5000.
+# Stamps from here on count from 1970 in that unit: as seconds they would be beyond the year 5000.
 _SINCE_1970 = (("nanoseconds", 1e17), ("microseconds", 1e14), ("milliseconds", 1e11))
 # No arm is recorded with so many seconds from step to step; the robot's period is a tenth of a second.
 _SLOWEST_SECONDS, _USUAL_SECONDS = 4.0, 0.1
@@ -31,7 +31,7 @@ class TimestampUnit:
     Attributes:
         name: as the flag says it.
         per_second: how many make a second; None where the stamps are lost.
-        hz: the rate that steps are counted at in place of lost stamps.
+        hz: the rate that steps are counted at instead of lost stamps.
     """
 
     name: str
@@ -51,7 +51,7 @@ class TimestampFault:
     """What keeps time stamps from being seconds.
 
     Attributes:
-        said: what was found and what was expected.
+        message: what was found and what was expected.
         remedy: what to do.
         flags: for a conversion, so that the stamps become seconds.
     """

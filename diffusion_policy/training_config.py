@@ -1,4 +1,4 @@
-"""The config of a training run: composed once, for whoever runs it, checks it or looks at it.
+"""The config of a training run: composed in one way to be run, checked or inspected.
 
 A misspelled override is an error before anything starts, with the key that was probably meant. A config from elsewhere,
 such as the public predecessor's, may lack settings that came later: they take the defaults of config/, and are named.
@@ -165,7 +165,7 @@ def config_errors() -> Iterator[None]:
     """Makes OmegaConf's errors one sentence that names the entry.
 
     Raises:
-        ConfigError: in place of them.
+        ConfigError: instead of them.
     """
     try:
         yield
@@ -199,7 +199,7 @@ def _completed(arguments: Sequence[str], parsed: Any, base: DictConfig, home: Pa
 
 
 def _located(arguments: Sequence[str]) -> list[str]:
-    """The words of a command line, with --config-path in place of a --config-dir that holds the config.
+    """The words of a command line, with --config-path instead of a --config-dir that holds the config.
 
     Hydra looks into the latter last, and would compose the one of the same name in config/.
     """
@@ -294,7 +294,7 @@ def _checked(arguments: Sequence[str], parsed: Any, home: Path) -> tuple[list[st
 
 
 def _check_numbers(composed: DictConfig, default: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuse an override that puts something else where a number stands; null may stand anywhere.
+    """Refuse an override that replaces a number by something else; null is allowed anywhere.
 
     Raises:
         ConfigError: the first such override.

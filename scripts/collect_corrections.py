@@ -6,7 +6,7 @@
 
 The episodes are recordings for the converter (`--append` adds them to the policy's dataset); every step of them is
 marked as an intervention. `scripts/dagger.py` is the whole loop. An interrupted collection keeps the
-scenes that are done; the same command with --resume goes on. Exit status: 0 collected, 2 refused, 130 interrupted.
+scenes that are done; the same command with --resume continues. Exit status: 0 collected, 2 refused, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add = parser.add_argument
     add("checkpoint", type=Path, nargs="?", metavar="CKPT", help="that is rolled out on the built-in tabletop")
-    add("--marked", type=Path, metavar="DIR", help="in place of CKPT: recordings in which a person took over")
+    add("--marked", type=Path, metavar="DIR", help="instead of CKPT: recordings in which a person took over")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for corrections.json and the episodes")
     add("--scenes", type=int, default=20, metavar="N", help="that are rolled out (default %(default)d)")
     add("--seed", type=int, default=300_000, help="of the first scene and of the noise (default %(default)d)")
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", default="cpu")
     add("--threads", type=int, help="compute threads (default: as many as other processes leave cores)")
     add_gripper_scale(parser)
-    add("--resume", action="store_true", help="go on with an interrupted collection")
+    add("--resume", action="store_true", help="continue an interrupted collection")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:

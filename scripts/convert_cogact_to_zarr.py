@@ -4,7 +4,7 @@ Example:
     python scripts/convert_cogact_to_zarr.py --input data/raw/trajectories --output data/zarr/out.zarr \
         --resolution 320 180 --start-episode 66 --max-episodes 36
 
-An interrupted conversion keeps the episodes that are finished; the same command with --resume goes on.
+An interrupted conversion keeps the episodes that are finished; the same command with --resume continues.
 Exit status: 0 converted, whatever the checks say at its end; 2 refused; 130 interrupted.
 """
 

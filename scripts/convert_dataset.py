@@ -7,7 +7,7 @@ Examples:
     python scripts/convert_dataset.py --input their_set.zarr --output data/zarr/theirs.zarr --mapping my.yaml --dry-run
 
 Without --mapping, an input whose arrays do not say what they are is refused with the mapping to fill in. --dry-run
-opens and checks every episode and writes nothing. An interrupted conversion goes on with --resume.
+opens and checks every episode and writes nothing. An interrupted conversion continues with --resume.
 Exit status: 0 converted, whatever the checks say at its end; 2 refused; 130 interrupted.
 """
 

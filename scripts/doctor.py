@@ -6,7 +6,7 @@
     python scripts/doctor.py --run data/outputs/... --log data/logs/inference_log_*.json
     python scripts/doctor.py --checkpoint tuned.ckpt --closed-loop closed_loop.json
 
-Exit status: 0 nothing forbids to go on (warnings may remain), 1 an error does, 2 bad input.
+Exit status: 0 no errors (there may be warnings), 1 errors, 2 bad input.
 """
 
 from __future__ import annotations

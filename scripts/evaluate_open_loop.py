@@ -1,4 +1,4 @@
-"""Errors of a checkpoint on held-out recorded episodes, beside baselines that it must beat.
+"""Errors of a checkpoint on held-out recorded episodes, compared with baselines that it must beat.
 
     python scripts/evaluate_open_loop.py data/outputs/.../latest.ckpt data/zarr/set.zarr
     python scripts/evaluate_open_loop.py new.ckpt data/zarr/set.zarr --against old.ckpt --json errors.json

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("directory", nargs="?", type=Path, default=Path("data/raw/trajectories"), metavar="DIR", help="folder or URL "
         "that holds episode_0000/ and so on, or a LeRobot dataset (default: data/raw/trajectories)")  # fmt: skip
     add("--mapping", metavar="FILE", help="what the columns of a LeRobot dataset are: a file, or a name in "
-        "config/recordings (default: told by their names, else the file to fill in is printed)")  # fmt: skip
+        "config/recordings (default: derived from their names, else a file to fill in is printed)")  # fmt: skip
     add_gripper_scale(parser)
     add_timestamps(parser)
     add("--output-dir", type=Path, default=Path(), metavar="DIR", help="where the pictures go (default: here)")

@@ -1,4 +1,4 @@
-"""What was sent to the arm beside what the server answered, request by request.
+"""What was sent to the arm and what the server answered, request by request.
 
     python scripts/join_logs.py data/logs/arm/arm_20260108_171739.jsonl data/logs/serve/run_20260108_171738
     python scripts/join_logs.py ARM_LOG RUN RUN --json joined.json

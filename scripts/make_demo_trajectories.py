@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--referee", default="kinematic", help="what moves the blocks: kinematic (the default) or physics"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted recording")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted recording")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:

@@ -5,8 +5,8 @@
     python scripts/run_robot.py --simulator                  # the tabletop in real time, its server on this machine
     python scripts/run_robot.py --replay EPISODE             # a recorded episode as the arm: compares, moves nothing
 
-Holds the arm on any doubt, goes on by itself, and ends by Ctrl-C; what was sent to the arm is in the log that it names.
-Exit status: 0 ended by itself, 130 by Ctrl-C, 2 refused.
+Holds the arm on any doubt, recovers by itself, and ends by Ctrl-C; what was sent to the arm is in the log that it
+names. Exit status: 0 ended by itself, 130 by Ctrl-C, 2 refused.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arm = parser.add_mutually_exclusive_group(required=True)
     arm.add_argument("--arm", metavar="MODULE:FUNCTION", help="makes your robot's Arm of the policy's form")
     arm.add_argument("--simulator", type=Path, nargs="?", const=TABLETOP, metavar="YAML", help="default: the tabletop")
-    arm.add_argument("--replay", type=Path, metavar="EPISODE", help="a recorded episode, in place of an arm")
+    arm.add_argument("--replay", type=Path, metavar="EPISODE", help="a recorded episode, instead of an arm")
     parser.add_argument("--server", default="127.0.0.1:8007", metavar="HOST:PORT", help="or ws://HOST:PORT")
     parser.add_argument(
         "--strategy", default="auto", help="wait, skip, ensemble, warm_start, rtc, or auto (default): rtc or else skip"
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--n-action-steps", type=int, metavar="N", help="steps of a chunk executed (default 6)")
     parser.add_argument("--hz", type=float, help="commands a second (default 50; in simulators their own rate)")
-    parser.add_argument("--dry-run", action="store_true", help="compute and log; the arm is told nothing")
+    parser.add_argument("--dry-run", action="store_true", help="compute and log; no command is sent to the arm")
     parser.add_argument("--seconds", type=float, help="end after so long")
     parser.add_argument("--answer-timeout", type=float, default=1.0, metavar="S", help="then the arm holds (default 1)")
     parser.add_argument("--max-action-age", type=float, default=2.0, metavar="S", help="oldest step (default 2)")

@@ -202,7 +202,7 @@ def test_wrapped_names_are_diagnosed(states, dataset: Path, tmp_path: Path, wrap
         small[part] = {key: t for key, t in small[part].items() if not key.startswith("obs_encoder.")}
     cfg = World(dataset, tmp_path).config(8)
     path = weight_readers.write(tmp_path / "it's wrapped.ckpt", cfg, changed(small, change, parts))
-    with pytest.raises(CheckpointError, match=r"names carry .*; the weights are whole") as caught:
+    with pytest.raises(CheckpointError, match=r"names carry .*; the weights are intact") as caught:
         load_policy(path)
     first = next(key for key, _ in (change(key, None) for key in small["model"]) if key not in small["model"])
     assert repr(first) in str(caught.value), "an example"

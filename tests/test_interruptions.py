@@ -129,7 +129,7 @@ AT_WORK = {
         "the arm was stopped, and what it was sent is kept in out/arm_",
     ),
     "serve.py": Case(
-        "ckpt={policy} port=0 log.directory=out", "serve.server:_announce", "nothing was logged: nobody was served; "
+        "ckpt={policy} port=0 log.directory=out", "serve.server:_announce", "nothing was logged: no client was served; "
     ),
     "train.py": Case("{training}", "workspace.updates:Updates.make:2", AFTER_UPDATES),
     "train_cogact_finetune.sh": Case("{training}", "workspace.updates:Updates.make:2", AFTER_UPDATES),

@@ -177,7 +177,7 @@ def test_a_signal_that_a_library_swallowed_ends_the_start(tmp_path, monkeypatch,
 def test_a_finished_run_whose_numbers_cannot_be_read_stays_a_good_one(tmp_path, capsys):
     runpy.run_path(str(REPOSITORY / "train.py"))["print_findings"](tmp_path / "nowhere")
     said = capsys.readouterr()
-    assert "the run is finished, but nothing can be said of it" in said.err
+    assert "the run is finished, but its results cannot be read" in said.err
     assert "nowhere" in said.err
 
 

@@ -157,7 +157,7 @@ def test_refuses_ambiguous_frames(tmp_path: Path) -> None:
     with pytest.raises(TrajectoryError, match="frame 0 is there twice"):
         open_trajectory(folder)
     (folder / "images" / "front" / "frame_0.jpg").rename(folder / "images" / "frame_0000.jpg")
-    with pytest.raises(TrajectoryError, match="frames lie both in it and in front/"):
+    with pytest.raises(TrajectoryError, match="frames are both in it and in front/"):
         open_trajectory(folder)
 
 

@@ -1,6 +1,6 @@
 """Turns `encoder` rules into copies: the trunk of another policy's image encoder, part by part, into the one here.
 
-Which of the source's encoders is meant is told by the rule's `from`, by a camera of the same name, or by there being
+Which of the source's encoders is meant follows from the rule's `from`, by a camera of the same name, or by there being
 only one; anything else is refused with the rules to choose from.
 """
 

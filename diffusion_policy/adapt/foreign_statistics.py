@@ -1,7 +1,7 @@
 """Statistics of other programs' policies as entries of this project's normalizer, for rules to copy.
 
 They are called ``statistics.FEATURE.scale`` and so on, never as the target's entries are: nothing in a policy's files
-says which of an action's numbers is which, so whoever writes the rule says it.
+says which of an action's numbers is which, so the author of the rule states it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     survey      open and check every episode before anything is decoded          (survey)
     frames      blocks of frames: decode, resize, pack                           (frames)
-    staging     finished episodes, beside the output; what --resume starts from  (staging)
+    staging     finished episodes, next to the output; what --resume starts from  (staging)
     assembly    staged episodes -> one dataset, renamed into place when whole    (assembly)
     ledger      every episode and frame of the source: kept or dropped, and why  (ledger)
 

@@ -39,7 +39,7 @@ def add_conversion_arguments(parser: argparse.ArgumentParser, source: str) -> No
     add("--workers", type=int, metavar="N", help="threads (default: one per core)")
     add("--scheduler", metavar="tcp://HOST:PORT", help="decode on a Dask cluster whose workers see the same files")
     add("--overwrite", action="store_true", help="replace an existing dataset once the new one is complete")
-    add("--resume", action="store_true", help="go on with an interrupted conversion")
+    add("--resume", action="store_true", help="continue an interrupted conversion")
     add("--append", action="store_true", help="add recordings that are not there yet to an existing dataset")
     add("--dry-run", action="store_true", help="open and check every episode, say what would become of it, and "
         "write nothing")  # fmt: skip
@@ -49,7 +49,7 @@ def add_conversion_arguments(parser: argparse.ArgumentParser, source: str) -> No
     add_gripper_scale(parser)
     add_timestamps(parser)
     add("--mapping", metavar="FILE", help="what the columns of recordings are: a file, or a name in config/recordings "
-        "(default: told by their names, else the file to fill in is printed)")  # fmt: skip
+        "(default: derived from their names, else a file to fill in is printed)")  # fmt: skip
     add("--split-at-gap", type=float, metavar="SECONDS", help="where steps are further apart than this, an episode "
         "becomes two (default: gaps are left in)")  # fmt: skip
     add("--gripper-lead", type=int, default=0, metavar="STEPS", help="bring the gripper's command forward (default: 0)")

@@ -1,8 +1,8 @@
 """Staged episodes -> one dataset, put in its place by a rename when it is whole (by `publication` in an object store).
 
 Frames are packed already: their files are linked into the dataset, not read again, so that this takes seconds. The
-staged ones, and an existing dataset that episodes are added to, stay untouched until the end; whoever is killed here
-assembles again.
+staged ones, and an existing dataset that episodes are added to, stay untouched until the end; a process that is killed
+here assembles again.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def arrays_of(cameras: Sequence[str], names: ArrayNames, settings: ConversionSet
 def _create(
     staged: Sequence[StagedEpisode], settings: ConversionSettings, existing: ExistingDataset | None
 ) -> ReplayBuffer:
-    """The empty dataset, with room for everything."""
+    """The empty dataset, with its arrays allocated."""
     n_steps = sum(episode.entry.n_kept for episode in staged) + (existing.buffer.n_steps if existing else 0)
     arrays = arrays_of(staged[0].cameras, staged[0].names, settings)
     target = settings.partial / "dataset"
@@ -155,7 +155,7 @@ def _hemisphere(
     settings: ConversionSettings,
     existing: ExistingDataset | None,
 ) -> Hemisphere | None:
-    """Where quaternions are turned to: as in the dataset that is there, else where most of them lie already."""
+    """The hemisphere to which quaternions are turned: that of the existing dataset, else the one with most of them."""
     if settings.quaternion_sign == "keep" or not layouts:
         return None
     if existing is not None:

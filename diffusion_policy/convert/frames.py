@@ -1,6 +1,6 @@
 """Blocks of frames: read, decode, resize, pack. The unit of parallel work; so many are in memory at a time.
 
-A block is frames of one camera of one episode: a few that lie one by one, or a stretch of a video. Whoever runs it
+A block is frames of one camera of one episode: a few image files, or a stretch of a video. A worker that runs it
 needs nothing but the block: threads of this process, other processes, or a cluster that sees the same files. Decoding
 and resizing release the interpreter's lock, so threads use all cores.
 """

@@ -5,9 +5,9 @@
     <out>.conversion.json       the ledger
     <out>/.zattrs .zgroup       (zarr.json in format 3) last: without it there is no group, and every reader refuses
 
-The dataset was assembled on this machine and stays there until all of it is sent; a conversion that was killed goes on
-with what is not sent yet. A dataset that is replaced is withdrawn when the new one is whole on this machine; one that
-episodes are added to, only while its metadata is exchanged.
+The dataset was assembled on this machine and stays there until all of it is sent; a conversion that was killed
+continues with what is not sent yet. A dataset that is replaced is withdrawn when the new one is whole on this machine;
+one that episodes are added to, only while its metadata is exchanged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SENT_TOGETHER, _SENT_AT_A_TIME = 64, 8
 
 
 def announce(settings: ConversionSettings) -> None:
-    """Say beside the output that a conversion to it has begun: whoever may not write there learns it now.
+    """Mark, next to the output, that a conversion to it has begun; fails early without write permission.
 
     Raises:
         PathError: the store cannot be reached, lacks the bucket, or refuses.

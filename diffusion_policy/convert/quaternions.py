@@ -17,7 +17,7 @@ from diffusion_policy.spec import ActionLayout
 
 
 def majority_hemisphere(quaternions: Iterable[NDArray[np.floating]]) -> NDArray[np.float64]:
-    """The direction (4,) about which rotations (N, 4) lie, with the sign that most of them were recorded with.
+    """The direction (4,) around which rotations (N, 4) cluster, with the sign that most of them were recorded with.
 
     The axis is the principal one of sum(q q^T), which does not depend on signs (Markley et al., "Averaging
     Quaternions", 2007).

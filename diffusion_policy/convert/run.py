@@ -80,12 +80,14 @@ def convert(
                 raise ConversionError(f"{settings.source}: every episode was left out; nothing is written")
             return assemble(staged, [*found.left_out, *stage.left_out], settings, existing, on_progress)
     except PathError as error:
-        raise ConversionError(f"{error}; finished episodes are kept in {settings.partial}: --resume goes on") from error
+        raise ConversionError(
+            f"{error}; finished episodes are kept in {settings.partial}: continue with --resume"
+        ) from error
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise ConversionError(
             f"{settings.output} cannot be made: {error.strerror or error}{where}; finished episodes are kept in "
-            f"{settings.partial}: put that right and go on with --resume"
+            f"{settings.partial}: fix the cause and continue with --resume"
         ) from error
 
 

@@ -34,7 +34,7 @@ CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 class ConversionError(WorkspaceError):
-    """A conversion that cannot begin or cannot go on: says why and what to do."""
+    """A conversion that cannot start or continue; the message states why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class ConversionSettings:
             format names them; read from their names by default.
         split_at_gap: seconds from a step to the next beyond which an episode becomes two; None leaves gaps in.
         overwrite: replace an existing dataset, once the new one is complete.
-        resume: go on with an unfinished conversion to the same output.
+        resume: continue an unfinished conversion to the same output.
         append: add episodes to an existing dataset.
         workers: threads; as many as there are cores by default.
         scratch: of an output that is a URL, the folder of this machine for its unfinished work; that of the user's
@@ -127,11 +127,11 @@ class ConversionSettings:
             raise ConversionError("append adds to a dataset and overwrite replaces it; give one of them")
         if self.scratch is not None and not is_remote(self.output):
             raise ConversionError(
-                f"scratch {self.scratch} is for outputs that are URLs; others are made beside {self.output}"
+                f"scratch {self.scratch} is for outputs that are URLs; others are written next to {self.output}"
             )
         source, output = self.source.resolve(), self.output.resolve()
         if source == output or output in source.parents or source in output.parents:
-            raise ConversionError(f"output {output} and input {source} lie in one another; choose another output")
+            raise ConversionError(f"output {output} and input {source} contain one another; choose another output")
 
     @cached_property
     def recordings(self) -> Recordings:
@@ -156,7 +156,7 @@ class ConversionSettings:
 
     @property
     def partial(self) -> Path:
-        """Folder of unfinished work: beside the output, and of this machine for one in an object store."""
+        """Folder of unfinished work: next to the output, or on this machine if the output is in an object store."""
         if not is_remote(self.output):
             return self.output.with_name(self.output.name + ".partial")
         key = sha256(str(self.output).encode()).hex()[:12]

@@ -73,7 +73,7 @@ class StagedEpisode:
 
 
 def finished_episodes(settings: ConversionSettings) -> int | None:
-    """How many episodes lie finished where a conversion with these settings goes on; None: there is none to go on with.
+    """How many finished episodes a conversion with these settings would resume from; None: nothing to resume.
 
     Those whose recordings have changed since count, too.
     """
@@ -153,7 +153,7 @@ class Staging:
         return StagedEpisode(folder, entry_from_json(found["entry"]), plan.cameras, plan.names)
 
     def begin(self, plan: Plan) -> list[Block]:
-        """Make room for an episode and cut it into blocks."""
+        """Allocate an episode and split it into blocks."""
         folder = self.path / plan.path.name
         (folder / "entry.json").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)

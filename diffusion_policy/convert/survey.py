@@ -42,7 +42,7 @@ class Plan:
     """An episode that takes part.
 
     Attributes:
-        path: its folder, or what stands for one.
+        path: its folder, or the equivalent of one.
         entry: its line in the ledger, with the steps that are kept.
         cameras: names of its cameras.
         names: its other arrays, and what their numbers are.
@@ -81,7 +81,7 @@ def survey(settings: ConversionSettings, existing: Sequence[EpisodeEntry] = ()) 
     Raises:
         TrajectoryError: a bad episode, unless they are to be skipped.
         ConversionError: two episodes with one number, cameras or frames that differ, or nothing left to convert.
-        PathError: the source lies in a store that cannot be reached.
+        PathError: the source is in a store that cannot be reached.
     """
     _check_size(settings)
     known = frozenset(entry.recording for entry in existing if entry.recording)
@@ -127,7 +127,7 @@ def plan_episode(recording: Recording, settings: ConversionSettings) -> Plan:
     """Decide which steps of an episode the dataset will hold.
 
     Raises:
-        ConversionError: steps without an image lie between steps with one, a camera bears the name of another array, no
+        ConversionError: steps without an image between steps with one, a camera has the name of another array, no
             step is left, or the measured gripper is to be the command and there is none.
         TrajectoryError: the first frame of a camera does not decode.
     """
@@ -204,7 +204,7 @@ def _dropped_steps(recording: Recording, kept: tuple[tuple[int, int], ...]) -> t
     without = list(range(recording.n_steps, recording.n_recorded))
     return (
         *runs(blind, "no image"),
-        *runs(late, "its gripper command lies beyond the end"),
+        *runs(late, "its gripper command is beyond the end"),
         *runs(without, "it has no command"),
     )
 

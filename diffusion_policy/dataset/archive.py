@@ -71,7 +71,7 @@ class Archive:
             most = packed if record.compress_type == zipfile.ZIP_STORED else _MOST_DEFLATED * packed + _LEAST
             if record.header_offset + packed > n_bytes or unpacked > most:
                 raise DatasetError(
-                    f"{self.path}: a damaged or cut zip archive (its record {name} is said to have {packed} bytes, "
+                    f"{self.path}: a damaged or cut zip archive (its record {name} claims {packed} bytes, "
                     f"unpacked {unpacked}); copy it again"
                 )
             if name.rpartition("/")[2] in _METADATA and unpacked > _LARGEST_METADATA:

@@ -2,7 +2,7 @@
 
 What a listing and a few bytes of each file show is looked at whenever a dataset is opened: that each chunk has its
 file, that raw chunks have their size, that Blosc chunks are as long as their header says, and that the index of a shard
-has its CRC-32C and names all of its chunks. What only decoding shows is found by whoever decodes (`verification`
+has its CRC-32C and names all of its chunks. What only decoding shows is found when chunks are decoded (`verification`
 decodes all).
 """
 
@@ -27,7 +27,7 @@ from diffusion_policy.dataset.image_codecs import ImageChunkCodec
 from diffusion_policy.dataset.limits import HEADER, unpacked_size
 from diffusion_policy.paths import file_system
 
-# Bytes of a Blosc header; at 12 stands the length of the whole chunk (little-endian).
+# Bytes of a Blosc header; at offset 12 is the length of the whole chunk (little-endian).
 _BLOSC_HEADER, _BLOSC_LENGTH = 16, slice(12, 16)
 _ABSENT = np.uint64(2**64 - 1)
 # Codecs whose bytes begin with what they unpack to.
@@ -256,7 +256,7 @@ def _of_header(codec: str, header: bytes, size: int, raw: int | None) -> str | N
         return f"has {size} bytes, its header says {length}"
     unpacked = unpacked_size(codec, header)
     if raw is not None and unpacked is not None and unpacked != raw:
-        return f"is said to unpack to {unpacked} bytes instead of {raw}"
+        return f"claims to unpack to {unpacked} bytes instead of {raw}"
     return None
 
 
@@ -306,4 +306,4 @@ def _shards(
         if absent.any():
             yield f"lacks {int(absent.sum())} of its {absent.size} chunks"
         else:
-            yield f"is cut: {int(beyond.sum())} of its chunks lie behind its end" if beyond.any() else None
+            yield f"is cut: {int(beyond.sum())} of its chunks are beyond its end" if beyond.any() else None

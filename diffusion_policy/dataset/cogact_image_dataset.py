@@ -57,7 +57,7 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         max_train_episodes: at most so many training episodes of each dataset, drawn at random.
         cache: where prepared observations are kept: none, memory, mmap or device (see `observations`).
         device: of cache: device.
-        weights: part of the draws that each dataset (a list) or each task (a mapping; "others" stands for those not
+        weights: part of the draws that each dataset (a list) or each task (a mapping; "others" for those not
             named) has; by number of windows if not given (see `sampling`).
         only_episodes: names ("episode_0066") of those that are used; all by default.
         exclude_episodes: names of episodes that are not used. Neither filter changes the validation split.
@@ -84,8 +84,8 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         sample_weights: (W,) float64, how often to draw each window; None where all count alike.
 
     Raises:
-        DatasetError: no dataset, a key or dimension missing, another image size, an unknown episode, no room for
-            the cache, or no window fits.
+        DatasetError: no dataset, a key or dimension missing, another image size, an unknown episode, no memory or disk
+            for the cache, or no window fits.
         SpecError: shape_meta is wrong, or the dataset's numbers mean something else.
     """
 
@@ -208,7 +208,7 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         return self._actions_of(windows, np.arange(len(windows))).flatten(0, 1).cpu()
 
     def hold_out(self, episodes: Mask) -> None:
-        """Hold these episodes (E,) out in place of those that were drawn; filters and thinning stay as they are.
+        """Hold these episodes (E,) out instead of those that were drawn; filters and thinning stay as they are.
 
         Raises:
             DatasetError: no window is left to train on.

@@ -21,8 +21,8 @@ class EpisodeMetadata:
 
     Attributes:
         tasks: what was to be done, in words, in the order in which it was done.
-        success: whether it succeeded; None where nobody told.
-        interventions: steps at which a person drove in place of a policy, as [start, exclusive end]; None where the
+        success: whether it succeeded; None if not recorded.
+        interventions: steps at which a person drove instead of a policy, as [start, exclusive end]; None where the
             recording has no such flag.
     """
 
@@ -59,7 +59,7 @@ class EpisodeMetadata:
         return entry
 
     def within(self, start: int, end: int) -> EpisodeMetadata:
-        """What is told of steps `start` to `end`, interventions counted from `start`."""
+        """The metadata of steps `start` to `end`, interventions counted from `start`."""
         if self.interventions is None:
             return self
         inside = ((max(first, start) - start, min(last, end) - start) for first, last in self.interventions)
@@ -67,7 +67,7 @@ class EpisodeMetadata:
 
 
 def episode_metadata(buffer: ReplayBuffer) -> tuple[EpisodeMetadata, ...]:
-    """(E,) what a dataset's conversion was told of its episodes; nothing in files of other programs."""
+    """(E,) metadata of a dataset's episodes; empty for files of other programs."""
     described = buffer.root.attrs.get(EPISODES)
     if not isinstance(described, list) or len(described) != buffer.n_episodes:
         return (EpisodeMetadata(),) * buffer.n_episodes

@@ -15,7 +15,7 @@ LARGEST_CHUNK = 2**31
 # Bytes of an array of numbers, which is read at once: a hundred million steps of ten.
 _MOST_NUMBERS = 2**33
 _MOST_AXES = 8
-# What numcodecs unpacks without running what is packed ("pickle" would), beside image codecs.
+# What numcodecs unpacks without running what is packed ("pickle" would), besides image codecs.
 _CODECS = frozenset({
     "adler32", "astype", "bitround", "blosc", "bz2", "categorize", "crc32", "crc32c", "delta", "fixedscaleoffset",
     "fletcher32", "gzip", "jenkins_lookup3", "lz4", "lzma", "packbits", "quantize", "shuffle", "zlib", "zstd",

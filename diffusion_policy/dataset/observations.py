@@ -92,7 +92,7 @@ def prepare(
     """Observations of all steps of the sources, cached as asked for.
 
     Raises:
-        DatasetError: no such cache, or not enough room for it.
+        DatasetError: no such cache, or not enough memory or disk for it.
     """
     live = LiveObservations(spec, sources)
     if cache not in CACHES:
@@ -123,7 +123,7 @@ def _bytes(live: LiveObservations) -> dict[str, int]:
 
 
 def _check_free_space(size: int, home: torch.device, cache: str) -> None:
-    """Refuse what does not fit: a machine that swaps, or a GPU without room for the policy, fails later and worse."""
+    """Refuse what does not fit: a machine that swaps, or a GPU without memory for the policy, fails later and worse."""
     if home.type == "cuda":
         if not torch.cuda.is_available():
             raise DatasetError("cache: device needs a GPU and none is there; use cache: mmap")

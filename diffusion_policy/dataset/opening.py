@@ -125,7 +125,7 @@ def dataset_exists(path: str | Path) -> bool:
 
 
 def check_attributes(opened: Opened, found: Path) -> None:
-    """Refuse a dataset of ours that has lost the attributes of its root; its ledger, beside it, still says it had some.
+    """Refuse a dataset of ours that has lost the attributes of its root; the ledger next to it still lists them.
 
     Raises:
         DatasetError: it has.
@@ -174,7 +174,7 @@ def _archive(found: Path, mode: str) -> Archive | None:
 
 def _todo(found: Path) -> str:
     if found.with_name(found.name + ".partial").exists():
-        return "a conversion to it is unfinished; the command that made it goes on with --resume"
+        return "a conversion to it is unfinished; run its command again with --resume"
     convert = command("convert_cogact_to_zarr", "--input", "TRAJECTORIES", "--output", found)
     return f"convert recordings to one first: {convert}"
 

@@ -6,7 +6,7 @@
 Attributes of the root carry what the numbers mean (`action_semantics`), and those of each array the `names` of its
 dimensions. Files that the reference wrote have neither, and chunks of many frames; they open all the same.
 
-A missing chunk of a zarr array reads as zeros. Writers here store every chunk, also one of zeros, and whoever opens a
+A missing chunk of a zarr array reads as zeros. Writers here store every chunk, also one of zeros, and a reader of a
 dataset is refused if a file of it is absent or cut (`chunk_files`): nothing is read in its place.
 """
 
@@ -136,17 +136,17 @@ class ReplayBuffer:
     def create(
         cls, path: Path | str, arrays: Mapping[str, ArrayLayout], *, zarr_format: int = 2, n_steps: int = 0
     ) -> ReplayBuffer:
-        """A new dataset without episodes, whose arrays have room for `n_steps`.
+        """A new dataset without episodes, with arrays allocated for `n_steps`.
 
         Raises:
-            DatasetError: something lies at `path` already, or a format that does not exist.
+            DatasetError: `path` exists already, or the format does not exist.
         """
         if zarr_format not in ZARR_FORMATS:
             raise DatasetError(f"no zarr format {zarr_format}; expected 2 or 3")
         try:
             root = zarr.open_group(str(path), mode="w-", zarr_format=zarr_format)  # type: ignore[arg-type]
         except (FileExistsError, zarr.errors.ContainsGroupError) as error:
-            raise DatasetError(f"{path}: something lies there already; it is not overwritten") from error
+            raise DatasetError(f"{path}: exists already; it is not overwritten") from error
         data = root.create_group("data")
         for key, layout in arrays.items():
             create_array(data, key, layout, n_steps)

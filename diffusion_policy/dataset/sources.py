@@ -54,7 +54,7 @@ class Source:
         gripper_scale: name of the scale that its gripper is stored in and converted from; None where it is 0..1.
         content: changes when the images do.
         frame_sizes: per camera, (width, height) of its pictures before a conversion resized them; empty where unknown.
-        tasks: (E,) what each episode was recorded for, in words; empty where nobody said.
+        tasks: (E,) what each episode was recorded for, in words; empty if not recorded.
     """
 
     path: str
@@ -245,7 +245,7 @@ def _check_poses(
 
 
 def _quaternions(numbers: NDArray[np.float32], names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-    """By arm, the rotations (N, 4) of a vector (N, D) that has them as quaternions beside a position."""
+    """By arm, the rotations (N, 4) of a vector (N, D) that has them as quaternions next to a position."""
     return {
         arm.name: numbers[:, list(arm.rotation)].astype(np.float64)
         for arm in arms_of(names)

@@ -1,7 +1,7 @@
 """Which episodes a policy was trained on and which were held out: identified by content, not by path.
 
 A dataset changes after a training: episodes are appended, its recordings are converted anew at another size, in another
-order, or together with others. So a checkpoint stores an identity of every episode, and whoever evaluates it compares
+order, or together with others. So a checkpoint stores an identity of every episode, and an evaluation compares
 these with the episodes at hand. An identity has up to three parts:
 
     sha256      of the converted episode, as the converter recorded it: equal means the same numbers and frames
@@ -29,7 +29,7 @@ from diffusion_policy.storage import sha256
 
 Status = Literal["held out", "trained", "unseen", "unknown"]
 STATUSES: tuple[Status, ...] = get_args(Status)
-# What is said of an episode.
+# Status of an episode.
 WORDS: dict[Status, str] = {
     "held out": "held out of training",
     "trained": "trained on",
@@ -199,7 +199,7 @@ class Split:
     Attributes:
         trained: on which the policy was trained.
         held_out: which were measured and never trained on.
-        unused: which the training set held beside these (left out by a filter, or beyond `max_train_episodes`).
+        unused: which the training set held besides these (left out by a filter, or beyond `max_train_episodes`).
         earlier: on which the weights had been trained before.
         earlier_known: whether that is all; False where the weights came from a checkpoint that does not say.
     """

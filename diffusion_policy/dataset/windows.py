@@ -1,8 +1,9 @@
 """Which steps a training sample consists of: pure index arithmetic, no data.
 
 A window is `horizon` consecutive steps of one episode. It may begin before the episode and end after it, by up to
-`pad_before` and `pad_after` steps; there the first or the last step stands in (so that the policy also learns to begin
-and to finish). Windows, their order and the validation split equal the reference's, so that old splits stay valid.
+`pad_before` and `pad_after` steps; there the first or the last step is repeated (so that the policy also learns to
+begin and to finish). Windows, their order and the validation split equal the reference's, so that old splits stay
+valid.
 
 Legend: E episodes, N steps of all episodes together, W windows.
 """

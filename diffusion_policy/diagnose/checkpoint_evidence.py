@@ -49,7 +49,7 @@ class CheckpointEvidence:
         expects_average: whether the config trains one.
         average_distance: |EMA - model| / |model| over all floating parameters; None if one is missing or widths differ.
         statistics: of the normalizer, by key.
-        layout: of the action, told from the normalizer's range.
+        layout: of the action, derived from the normalizer's ranges.
         gripper_row: largest weight of the head's gripper row in the deployed weights, the least of several grippers';
             None without a gripper.
         semantics: of the action, as stored.

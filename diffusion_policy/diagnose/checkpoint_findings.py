@@ -1,4 +1,4 @@
-"""Findings about a checkpoint, by itself and beside a dataset. Pure: evidence in, finding out."""
+"""Findings about a checkpoint, alone and together with a dataset; pure functions of the evidence."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def ema_weights(checkpoint: CheckpointEvidence) -> Finding:
     if checkpoint.average_distance is None:
         evidence = "EMA and model hold different tensors"
         return Finding("ema-weights", "error", evidence, "go back to a whole checkpoint", about=checkpoint.path)
-    text = f"the EMA lies {checkpoint.average_distance:.2g} of their size from the live weights"
+    text = f"the EMA differs from the live weights by {checkpoint.average_distance:.2g} of their norm"
     if checkpoint.average_distance > FAR_AVERAGE:
         evidence = f"{text}: it does not average them, so the pretrained weights were not loaded into it"
         remedy = "train again from the pretrained checkpoint; both models are filled or nothing starts"
@@ -191,7 +191,7 @@ def fits_dataset(both: CheckpointAndDataset) -> Finding | None:
         return Finding("checkpoint-fits-dataset", "error", evidence, remedy, grow, both.checkpoint.path)
     if both.checkpoint.semantics is not None:
         try:
-            check_semantics(data.semantics, both.checkpoint.semantics, f"{data.path} beside {both.checkpoint.path}")
+            check_semantics(data.semantics, both.checkpoint.semantics, f"{data.path} with {both.checkpoint.path}")
         except SpecError as error:
             return Finding("checkpoint-fits-dataset", "error", str(error), "wrong dataset", about=data.path)
     for field in spec.rgb:

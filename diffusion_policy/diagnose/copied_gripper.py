@@ -2,7 +2,7 @@
 
 A command that is measured at the very step that gives it is part of the policy's input, so a policy can learn to copy
 it, and never to decide. What a policy has learned is measured on its commands: `evaluate.verdicts` on those of a log,
-and beside the baseline that copies the measured gripper in `evaluate.open_loop`.
+and compared with the baseline that copies the measured gripper in `evaluate.open_loop`.
 """
 
 from __future__ import annotations

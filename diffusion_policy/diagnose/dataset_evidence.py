@@ -50,7 +50,7 @@ EXPECTED_KEYS = (IMAGE_KEY, POSE_KEY, GRIPPER_KEY, ACTION_KEY)
 LOOKED_AT = 24
 # Lost files that are named.
 LOST_SHOWN = 3
-# An arm that moves less than this between two steps, by position and angle, stands still.
+# An arm that moves less than this between two steps, by position and angle, is standing still.
 STILL_METERS, STILL_RADIANS = 5e-4, 2e-3
 # A frame whose brightest pixel is darker than this is black.
 BLACK = 8
@@ -60,7 +60,7 @@ UNEVEN = 0.5
 
 @dataclass(frozen=True)
 class GripperEvidence:
-    """The commanded gripper of a dataset, 1 = open, beside the measured one.
+    """The commanded gripper of a dataset, 1 = open, and the measured one.
 
     Attributes:
         low, high: of the commands.
@@ -95,7 +95,7 @@ class DatasetEvidence:
         action_names: (D,) of the action, by its own labels or by its width.
         low, high: (D,) range of the action.
         semantics: what the numbers mean, as the dataset says; None if it does not.
-        layout: what the action is, told from its range.
+        layout: what the action is, derived from its range.
         image_size: (width, height), None without images.
         missing_frames: files of frames, of all cameras, that are absent or cut.
         lost_files: the first of them, and what is wrong with each.
@@ -118,7 +118,7 @@ class DatasetEvidence:
         dropped: episodes and steps that the conversion left out; None without its ledger.
         settings: of the conversion; empty without its ledger.
         recorded: per camera, the kinds of frames that it was made from; empty without a ledger.
-        accepts_mixed: whether whoever converted it has said that these may differ.
+        accepts_mixed: whether the conversion was allowed to mix them.
         identities: (E,) by which a checkpoint knows its episodes; empty for recordings that are not converted yet.
         content: what comparing it with the hashes of its conversion gave; None: it was not compared.
     """
@@ -247,7 +247,7 @@ def _faults(steps: Steps) -> tuple[PoseFault, ...]:
 
 
 def _quaternions(steps: Steps, key: str, values: FloatArray | None = None) -> dict[str, FloatArray]:
-    """(N, 4) of each arm whose rotation is stored as a quaternion; of other values in place of those stored."""
+    """(N, 4) of each arm whose rotation is stored as a quaternion; of the given values instead of those stored."""
     layout = steps.layout(key)
     stored = steps.numbers[key] if values is None else values
     arms = () if layout is None else layout.arms
@@ -360,7 +360,7 @@ def _lost_files(faults: Sequence[ChunkFault]) -> tuple[str, ...]:
 
 
 def _conversion(path: Path, buffer: ReplayBuffer) -> tuple[tuple[int, int] | None, Mapping[str, Any] | None]:
-    """Episodes and steps left out, and the settings, from the ledger beside a dataset, else from the one inside it."""
+    """Episodes and steps left out, and the settings, from the ledger next to a dataset, else from the one inside it."""
     ledger = path.with_name(f"{path.name}.conversion.json")
     with reaching(ledger):
         has_ledger = ledger.is_file()

@@ -86,7 +86,7 @@ def command_is_absolute(data: DatasetEvidence) -> Finding | None:
     """Actions are absolute poses near the measured one: differences, or another frame, are not."""
     if data.command_distance_m is None:
         return None
-    text = f"commanded positions lie {data.command_distance_m * 1000:.0f} mm from the measured ones (median)"
+    text = f"commanded positions are {data.command_distance_m * 1000:.0f} mm from the measured ones (median)"
     if data.command_distance_m > FAR_COMMAND_M:
         evidence = f"{text}: relative actions, or another frame"
         remedy = "actions must be absolute poses in the frame of the measured pose"
@@ -95,7 +95,7 @@ def command_is_absolute(data: DatasetEvidence) -> Finding | None:
 
 
 def step_spacing(data: DatasetEvidence) -> Finding | None:
-    """Time between steps, beside the robot's."""
+    """Time between steps, compared with the robot's."""
     if data.step_seconds is None:
         return None
     if data.clock is not None:
@@ -103,7 +103,7 @@ def step_spacing(data: DatasetEvidence) -> Finding | None:
         return Finding("step-spacing", "error", data.clock.message, data.clock.remedy, again, data.path)
     text = f"steps are {data.step_seconds:.3g} s apart"
     if data.step_seconds <= 0:
-        return Finding("step-spacing", "error", f"{text}: time does not go on", "check the recorder", about=data.path)
+        return Finding("step-spacing", "error", f"{text}: time does not advance", "check the recorder", about=data.path)
     if abs(data.step_seconds / CONTROL_SECONDS - 1) > SPACING_SLACK:
         speed = data.step_seconds / CONTROL_SECONDS
         faster = f"{speed:.1f} times as fast as" if speed > 1 else f"at {speed:.0%} of the speed"
@@ -172,7 +172,7 @@ def dead_band(data: DatasetEvidence) -> Finding | None:
     band = f"open (>= {GRIPPER_BAND.open:g}) nor closed (<= {GRIPPER_BAND.closed:g})"
     text = f"{data.gripper.undecided:.1%} of the commands are neither {band}"
     if data.gripper.undecided > 0.02:
-        remedy = "a policy learns what lies between too; record a command of 0 or 1"
+        remedy = "a policy learns values between them too; record a command of 0 or 1"
         return Finding("dead-band", "warning", text, remedy, about=data.path)
     return ok("dead-band", text, data.path)
 
@@ -255,7 +255,7 @@ def left_out(data: DatasetEvidence) -> Finding | None:
     episodes, steps = data.dropped
     if episodes or steps:
         evidence = f"the conversion left out {episodes} episodes, {steps} steps in all"
-        where = "its ledger (.conversion.json beside the dataset, or the attribute conversion in it)"
+        where = "its ledger (.conversion.json next to the dataset, or the attribute conversion in it)"
         return Finding("left-out", "note", evidence, f"{where} says why", about=data.path)
     return ok("left-out", "the conversion left nothing out", data.path)
 

@@ -12,7 +12,7 @@ from diffusion_policy.checkpoint import CheckpointError, build_policy
 from diffusion_policy.run_folder import LATEST
 from diffusion_policy.run_folder.reading import RunFolder
 
-# latest.ckpt, best.ckpt, and the one that is being written beside them.
+# latest.ckpt, best.ckpt, and the one that is being written.
 OTHER_CHECKPOINTS = 3
 MOMENTS_OF_ADAM = 2
 
@@ -23,7 +23,7 @@ class DiskNeed:
 
     Attributes:
         size: bytes of one.
-        files: that lie there at once, at most.
+        files: that exist at a time, at most.
         there: bytes of those that are there already.
         source: where the size is known from.
     """
@@ -35,7 +35,10 @@ class DiskNeed:
 
     @property
     def needed(self) -> int:
-        """Bytes that must be free for the run to go on; at least one file, which is written before one is removed."""
+        """Bytes that must be free for the run to continue.
+
+        At least one file, which is written before one is removed.
+        """
         return max(self.size, self.size * self.files - self.there)
 
     def describe(self) -> str:

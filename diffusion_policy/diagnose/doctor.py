@@ -34,7 +34,7 @@ from diffusion_policy.spec import StepSpec
 from diffusion_policy.tables import Column, Printable, Table, Text
 
 STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
-# The group of what is said of the machine.
+# The group of findings on the machine.
 MACHINE = "environment"
 Groups = Mapping[str, Sequence[Finding]]
 
@@ -72,7 +72,7 @@ class Examination:
 
     @property
     def exit_status(self) -> int:
-        """0 nothing forbids to go on (warnings may remain), 1 an error does."""
+        """0 no errors (there may be warnings), 1 errors."""
         return exit_status(self.findings)
 
     def to_json(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def examine(
         logs: inference logs.
         outputs: where runs are written, to see how much disk is free.
         gripper_scale: of datasets and logs whose gripper is not 0..1, as ``--gripper-scale`` names it; by default, of a
-            dataset that needs it, what the run or the config was told.
+            dataset that needs it, the scale in the run's config.
         closed_loop: documents of closed-loop evaluations; by default those in the run's folder.
         on_progress: called with the files opened, and how many there are.
 

@@ -93,7 +93,7 @@ def packages(environment: Environment) -> Finding:
 
 
 def gpu(environment: Environment) -> Finding:
-    """Whether there is a GPU with room."""
+    """Whether there is a GPU with free memory."""
     if not environment.gpus:
         why = "torch was built without CUDA" if environment.cuda_build is None else "torch finds no CUDA device"
         evidence = f"no GPU ({why}), {environment.cores} CPU cores: a fine-tune of hours takes days"
@@ -130,7 +130,7 @@ def memory(environment: Environment) -> Finding | None:
 
 
 def disk(environment: Environment) -> Finding:
-    """Free disk, beside what the checkpoints of a run take."""
+    """Free disk, compared with what the checkpoints of a run need."""
     need = environment.disk_need
     text = f"{environment.disk / 2**30:.1f} GiB of disk are free"
     if need is not None:

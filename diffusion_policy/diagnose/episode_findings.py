@@ -40,7 +40,7 @@ class EpisodeSummary:
     Attributes:
         steps: how many.
         seconds: from the first to the last; None without time stamps.
-        events: how often its grippers are told to open or close.
+        events: how often its grippers are commanded to open or close.
         idle: stretches of its steps in which arm and gripper stand still.
         findings: the gravest first, then by step; at most MOST_LISTED.
         n_findings: of all.
@@ -150,7 +150,7 @@ def _runs(steps: Iterable[int]) -> Iterator[StepRange]:
 
 
 def _episodes_of(steps: Steps, rows: StepRange) -> Iterator[tuple[int, StepRange]]:
-    """The episodes that rows of the dataset lie in, with the steps of each."""
+    """The episodes that contain these rows of the dataset, with the steps of each."""
     first, last = (int(np.searchsorted(steps.episode_ends, row, side="right")) for row in (rows[0], rows[1] - 1))
     for episode in range(first, min(last, len(steps.episode_ends) - 1) + 1):
         part = steps.slices[episode]

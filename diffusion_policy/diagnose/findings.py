@@ -1,6 +1,6 @@
 """Findings: what was found, how bad it is, on what evidence, and what to do; and the cause behind what is seen.
 
-A check is a pure function from evidence to one finding, or None where it cannot be told. Doctor, page, comparison and
+A check is a pure function from evidence to one finding, or None where it does not apply. Doctor, page, comparison and
 the checks after a conversion all show these, in this order: environment, dataset, checkpoint, config, how they fit
 together, run, closed loop, log, open loop. What comes first is the likelier cause of what comes later.
 
@@ -140,7 +140,7 @@ def level_of(findings: Iterable[Finding]) -> Level:
 
 
 def exit_status(findings: Iterable[Finding]) -> int:
-    """Of doctor, inspect, verify and report: 0 nothing forbids to go on (warnings may remain), 1 an error does."""
+    """Of doctor, inspect, verify and report: 0 no errors (there may be warnings), 1 errors."""
     return 1 if level_of(findings) == "bad" else 0
 
 

@@ -69,7 +69,7 @@ def gravest_of_dataset(path: str | Path, declared: DeclaredScales | None = None,
     Args:
         path: of the dataset.
         declared: the scale of its gripper.
-        gripper: whether the policy commands one; else nothing is said of it.
+        gripper: whether the policy commands one; else it is not checked.
 
     Raises:
         DatasetError, SpecError, ReportError: it cannot be read, or its gripper contradicts what is declared.

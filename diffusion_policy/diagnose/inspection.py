@@ -1,6 +1,6 @@
 """The checks before anyone trains: of recordings, and of the dataset that is made from them.
 
-One `Inspection` holds what was seen and what is to be said of it; it prints as text, writes as JSON, and its steps are
+One `Inspection` holds measurements and findings; it prints as text, writes as JSON, and its steps are
 drawn by `inspection_pictures`.
 """
 

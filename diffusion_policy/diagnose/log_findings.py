@@ -94,7 +94,7 @@ def near(evidence: LogEvidence) -> Finding | None:
     """Whether commands are near the arm."""
     if evidence.command_distance_m is None:
         return None
-    text = f"the next command lies {evidence.command_distance_m * 1000:.0f} mm from the measured position (median)"
+    text = f"the next command is {evidence.command_distance_m * 1000:.0f} mm from the measured position (median)"
     if evidence.command_distance_m > FAR_COMMAND_M:
         remedy = "not the robot, frame or normalizer that it was trained with, or hardly trained"
         return Finding("log-near", "warning", text, remedy, about=evidence.name)

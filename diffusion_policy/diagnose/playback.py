@@ -1,6 +1,6 @@
 """Something that can be played back: a log of inferences, or a recorded episode, step by step; each arm by itself.
 
-A log that names the dataset and the episode it was made over is put beside the recording, if the measured poses show
+A log that names the dataset and the episode it was made over is shown with the recording, if the measured poses show
 that it is the same one: then predicted and recorded gripper commands can be compared at every step.
 
 Legend: N steps, T actions of a chunk.
@@ -81,7 +81,7 @@ class Playback:
 
 
 def playbacks_of_log(log: RunLog, *datasets: ReplayBuffer) -> list[Playback]:
-    """A log as a playback of each arm, beside its recording in the first dataset that holds it; none if nobody knows
+    """A log as a playback of each arm, with its recording from the first dataset that holds it; empty if it is unknown
     what its numbers are.
     """
     layout, state = log.action_layout, log.state_layout

@@ -1,4 +1,4 @@
-"""Policies that command a pose and no gripper: what is said of grippers is no advice for them."""
+"""Policies that command a pose and no gripper: findings on grippers do not apply to them."""
 
 from __future__ import annotations
 

@@ -102,8 +102,8 @@ def open_sources(
 
     Args:
         given: what is named.
-        told: the scale that a config says its datasets' gripper has; by default what the run was told.
-        logs_of_run: whether the run's logs and the dataset that logs name are opened though nobody named them.
+        told: the scale that a config says its datasets' gripper has; by default that of the run.
+        logs_of_run: whether the run's logs and the dataset that logs name are opened without being named.
         on_progress: called with the files opened, and how many there are.
 
     Raises:

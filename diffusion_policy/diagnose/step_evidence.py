@@ -22,7 +22,7 @@ from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.recording.contract import true_runs
 from diffusion_policy.timestamps import timestamp_fault
 
-# An arm that is told to be this much faster between two steps has jumped: a cut recording, or a tracker that slipped.
+# An arm that is commanded this much faster between two steps has jumped: a cut recording, or a tracker that slipped.
 JUMP_METERS_PER_SECOND, JUMP_DEGREES_PER_SECOND = 1.5, 180.0
 # Without timestamps: the robot's control period.
 DEFAULT_SECONDS = 0.1
@@ -101,7 +101,7 @@ class Times:
         median_s: seconds.
         jitter_ms: standard deviation of what is no gap.
         longest_s: seconds.
-        backwards: steps at which time does not go on.
+        backwards: steps at which time does not advance.
         gaps: (episode, step in it, seconds) of steps longer than GAP medians.
         are_seconds: whether nothing keeps the time stamps from being seconds (`timestamps`).
     """

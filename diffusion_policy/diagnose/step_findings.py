@@ -1,6 +1,6 @@
 """Findings about the steps of a dataset or of recordings. Pure: evidence in, finding out.
 
-Sums over a dataset are judged in `dataset_findings`; nothing is said twice.
+Sums over a dataset are judged in `dataset_findings`; nothing is reported twice.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def odd_frames(data: StepEvidence) -> Finding | None:
 
 
 def frozen_camera(data: StepEvidence) -> Finding | None:
-    """A camera that stops while the arm goes on."""
+    """A camera that stops while the arm moves."""
     if not data.cameras:
         return None
     frozen = [(camera, start, end) for camera in data.cameras for start, end in camera.frozen]
@@ -173,7 +173,7 @@ def gaps(data: StepEvidence) -> Finding | None:
     rate = f"{1 / times.median_s:.3g} Hz" if times.median_s > 0 else "no rate"
     text = f"{rate}, jitter {times.jitter_ms:.3g} ms, longest step {times.longest_s:.3g} s"
     if times.backwards:
-        evidence = f"{text}; time stands or goes back at {times.backwards} steps"
+        evidence = f"{text}; time stops or goes back at {times.backwards} steps"
         return Finding("gaps", "error", evidence, "check the recorder's clock", about=data.where)
     if times.gaps:
         listed = _some([f"{name} after step {step} ({seconds:.3g} s)" for name, step, seconds in times.gaps])

@@ -62,7 +62,7 @@ class Camera(Protocol):
         """
 
     def looks(self, steps: range, width: int, height: int) -> Iterator[Look]:
-        """Consecutive steps, in order: faster than one by one where frames lie in a video."""
+        """Consecutive steps, in order: faster than one by one where frames are in a video."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def open_for_report(
     Args:
         path: of the dataset.
         gripper_scale: that its gripper is stored in, where somebody says so now.
-        otherwise: the same where nobody does and its numbers do not tell.
+        otherwise: the fallback where neither a declaration nor its numbers decide it.
 
     Raises:
         DatasetError: no dataset there, or a file of numbers is absent or damaged.
@@ -247,7 +247,7 @@ def steps_of_dataset(buffer: ReplayBuffer, faults: Sequence[ChunkFault] = ()) ->
     """
     if ACTION_KEY not in buffer or buffer.n_steps == 0 or buffer[ACTION_KEY].ndim != 2:
         where, found = buffer.where, f"the arrays {list(buffer.keys)} and {buffer.n_steps} steps"
-        expected = f"actions (data/action) beside {POSE_KEY}, {GRIPPER_KEY} and images"
+        expected = f"actions (data/action) with {POSE_KEY}, {GRIPPER_KEY} and images"
         raise ReportError(f"{where}: has {found}; expected {expected}")
     arrays = {key: buffer[key] for key in buffer.keys}
     numbers = {key: buffer.read(key).astype(np.float64) for key, a in arrays.items() if a.ndim <= 2}

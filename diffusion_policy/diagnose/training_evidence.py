@@ -1,4 +1,4 @@
-"""What a config asks for, told before it is run."""
+"""What a config asks for, determined before it is run."""
 
 from __future__ import annotations
 

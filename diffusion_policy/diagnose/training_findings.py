@@ -194,7 +194,7 @@ def stopped(run: RunFolder) -> Finding | None:
         "failed": f"it ended with an error ({status['error']}) after",
     }.get(status["state"], "it has not ended (it is still running, or was killed):")
     evidence = f"{how} {updates} of about {status['of_updates']} updates, {epochs} of {status['of_epochs']} epochs"
-    return Finding("stopped", "warning", evidence, "go on with it", run.resumed(), run.name)
+    return Finding("stopped", "warning", evidence, "continue it", run.resumed(), run.name)
 
 
 def losses_finite(run: RunFolder) -> Finding | None:

@@ -17,13 +17,13 @@ from diffusion_policy.pose_check import FaultCode, PoseFault
 from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, find_layout
 
 # A tool that points down scalar-first, and far from it as the quaternions are read, was probably recorded so.
-# Stands in commands for recordings that lie nobody knows where.
+# Placeholder in commands for the unknown path of the recordings.
 PLACEHOLDER = "TRAJECTORIES"
 DOWN_DEGREES, ASIDE_DEGREES = 25.0, 40.0
 
 
 def reconvert(*flags: object) -> str:
-    """The command that converts the recordings, wherever they lie, to a new dataset."""
+    """The command that converts the recordings, to a new dataset."""
     return command("convert_cogact_to_zarr", "--input", PLACEHOLDER, "--output", "NEW.zarr", *flags)
 
 
@@ -99,7 +99,7 @@ def position_unit(data: DatasetEvidence) -> Finding | None:
 def quaternions(data: DatasetEvidence) -> Finding | None:
     """Norms and signs."""
     if _fault(data, "rotation") is not None or data.quaternion_error is None:
-        return None  # told by the layout, or there are none
+        return None  # known from the layout, or there are none
     faults = [fault.message for fault in data.faults if fault.code in ("zero-quaternion", "quaternion-norm")]
     if faults:
         remedy = "these steps are no rotation: convert again without them"

@@ -229,7 +229,7 @@ def _trimmed(span: Span, still: Sequence[Stretch], times: NDArray[np.float64], s
 
 def _times(buffer: ReplayBuffer) -> NDArray[np.float64]:
     if TIMESTAMP_KEY not in buffer:
-        raise EditError(f"{buffer.where}: has no data/{TIMESTAMP_KEY}, so seconds cannot be told")
+        raise EditError(f"{buffer.where}: has no data/{TIMESTAMP_KEY}, so seconds are unknown")
     return np.asarray(buffer.read(TIMESTAMP_KEY), dtype=np.float64)
 
 

@@ -62,7 +62,7 @@ def write_edited(plan: EditPlan, output: Path, on_progress: Progress = no_progre
     if not plan.kept:
         raise EditError("no step is left: nothing is written")
     if output.exists() or ledger_file(output).exists():
-        raise EditError(f"{output}: something lies there already; it is not overwritten")
+        raise EditError(f"{output}: exists already; it is not overwritten")
     check_one_dataset(plan.sources)
     with atomic_folder(output) as partial:
         ledger = _write(plan, partial, output, on_progress)

@@ -1,13 +1,13 @@
 """Does the policy command its gripper to close and to open? The verdict on one log, with its evidence in one line.
 
-How a verdict is decided, and what it does not say, stands in ``verdicts``. Commands in another scale than 0..1 are
+How a verdict is decided, and what it does not show: see ``verdicts``. Commands in another scale than 0..1 are
 converted where the scale is known (declared, labeled or found: ``gripper_scale``); else the verdict is "unknown scale".
 A log without a gripper command has the verdict "no gripper command"; where its numbers are rotation vector and gripper
 width, and no scale is declared, the width is judged in the same way under thresholds of its own (``width_verdict``).
 Of several arms each gripper is judged; the verdict of the log is the worst of theirs, and its reason names the arm.
 
-The naive check ("more than one distinct value, and it changes") stands beside it: it calls every one of these learned
-that is not constant.
+The naive check ("more than one distinct value, and it changes") is reported with it: it calls every one of these
+learned that is not constant.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class GripperReport:
             ``xyz_rotvec_width``); None without any gripper number.
         events: (step, "open" | "close") under the dead band, by the log's own numbers; empty without a gripper command
             of a known scale.
-        opens, closes: whether any command lies at or beyond the open or closed threshold; None without such a command.
+        opens, closes: whether any command is at or beyond the open or closed threshold; None without such a command.
         equals_measured_gripper: the command is the measurement at every step.
         naive: what the naive check says: its verdict, the distinct values and the changes it counts.
         duty_closed: share of decided steps in which the gripper is commanded closed.
@@ -94,7 +94,7 @@ class GripperReport:
             there is none.
         scale_origin: how the command's scale is known: "declared", "labeled", "found" or "unknown"; None without one.
         missing_steps: (first, last) number of each run of steps that the log lacks.
-        errors: how many messages the server answered with an error in place of an action, by code.
+        errors: how many messages the server answered with an error instead of an action, by code.
         oddities: what else is odd about the log, one sentence each.
         arms: the verdict of each arm's gripper; empty of a single arm, then not part of ``to_json``.
         commands: (N,) the gripper numbers of the log, to be drawn: 0..1 where their scale is known, else as logged; not
@@ -215,7 +215,7 @@ def _judge_gripper(
 
 
 def _facts(log: RunLog, logged: LoggedGripper | None, scales: ResolvedScales | None) -> dict[str, Any]:
-    """What stands in every report, whatever the verdict."""
+    """The part of every report that does not depend on the verdict."""
     gripper = None if logged is None else logged.commands
     distinct = 0 if gripper is None else len(np.unique(gripper))
     changes = 0 if gripper is None else int(np.count_nonzero(np.diff(gripper)))
@@ -250,7 +250,7 @@ def _name(scale: GripperScale | None) -> str | None:
 
 
 def _commands(log: RunLog, logged: LoggedGripper, scale: GripperScale | None, measured: FloatArray | None) -> Commands:
-    """The log's commands in 0..1 (as logged without a scale), beside a measurement in the same."""
+    """The log's commands in 0..1 (as logged without a scale), with a measurement in the same."""
     gripper = logged.chunks if scale is None else scale.to_internal(logged.chunks)
     return Commands(gripper[:, 0], gripper, measured, log.numbers, log.stride, logged.is_copied)
 
@@ -294,7 +294,7 @@ def _of_command(
 def _of_width(log: RunLog, gripper: LoggedGripper, scales: ResolvedScales, facts: dict[str, Any]) -> GripperReport:
     measured = gripper.measured
     if measured is not None and scales.measured is not None and scales.measured.is_internal:
-        measured = WIDTH.of_share(measured)  # a measurement of 0..1 beside a command in meters
+        measured = WIDTH.of_share(measured)  # a measurement of 0..1 with a command in meters
     found = _judged(_commands(log, gripper, None, measured), WIDTH, log)
     text = f"a width in meters, no 0..1 gripper: by its own thresholds {found['verdict']}; {found['reason']}{_odd(log)}"
     unsaid = {"events": (), "opens": None, "closes": None, "equals_measured_gripper": False}

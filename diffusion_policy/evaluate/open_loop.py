@@ -1,10 +1,10 @@
 """Errors of predicted chunks against recorded ones: millimeters, degrees, joints and gripper states; pure functions.
 
 Open loop means: the observation is the recorded one at every step, whatever was predicted before. Errors are shown per
-step of the chunk (far ones are harder), per phase of the task, and beside baselines that need no learning: a policy
-that does not beat them has learned nothing that the baseline does not know.
+step of the chunk (far ones are harder), per phase of the task, and compared with baselines that need no learning: a
+policy that does not beat them has learned nothing that the baseline does not know.
 
-What the numbers are, a layout says; of several arms an error is the mean over them, beside each arm's own. Where no
+A layout names the numbers; with several arms, errors are given per arm and as their mean. Where no
 layout is given, seven numbers are a pose and eight a pose and a gripper.
 
 Legend of shapes: N steps, T actions of a chunk, D action dimensions, G grippers, S numbers of a measured state.
@@ -33,14 +33,14 @@ PHASES: tuple[Phase, ...] = ("approach", "grasp", "move", "release")
 PHASE_STEPS = 5
 # A quaternion below this norm says nothing of a rotation.
 SMALLEST_NORM = 1e-6
-# Names of what is compared; "previous action" and "mean action" stand beside them.
+# Names of what is compared; "previous action" and "mean action" are added to them.
 POLICY, HOLD, COPYCAT = "policy", "hold pose", "copy the measured gripper"
 JOINT_ERRORS = {"rad": "joint_rad", "deg": "joint_deg"}
 """Names of the error of joints, by their unit; "joint" where that is another one or unknown."""
 
 
 def layout_of_width(width: int) -> ActionLayout:
-    """The layout of numbers that nobody named: seven are a pose, eight a pose and a gripper."""
+    """The default layout of unnamed numbers: seven are a pose, eight a pose and a gripper."""
     return ActionLayout.of(default_names(width))
 
 
@@ -106,7 +106,7 @@ def score_chunks(
     Args:
         predicted: NaN where a baseline says nothing.
         recorded: absolute actions; quaternions need not have norm 1.
-        inside: (N, T) which recorded actions lie inside their episode; all by default.
+        inside: (N, T) which recorded actions are inside their episode; all by default.
         layout: of the D numbers; by how many they are if not given.
 
     Raises:
@@ -189,7 +189,8 @@ def phases(recorded_gripper: ArrayLike, margin: int = PHASE_STEPS) -> NDArray[np
 def transition_error(predicted: ArrayLike, recorded: ArrayLike, inside: ArrayLike | None = None) -> float | None:
     """Share of wrong gripper states in chunks (N, T) during which the recorded gripper changes; None without such.
 
-    Elsewhere every copycat is right: these are the chunks that need a decision. States are told at CLIENT_THRESHOLD.
+    Elsewhere every copycat is right: these are the chunks that need a decision. The threshold of states is
+    CLIENT_THRESHOLD.
     """
     wants = np.asarray(recorded, dtype=np.float64) > CLIENT_THRESHOLD
     says = np.asarray(predicted, dtype=np.float64)
@@ -254,7 +255,7 @@ def baselines(
 
 
 def sample_spread(samples: ArrayLike, layout: ActionLayout | None = None) -> dict[str, Any]:
-    """How far S samples (S, N, T, D) of the same chunks lie apart: the policy's own uncertainty.
+    """How far S samples (S, N, T, D) of the same chunks are apart: the policy's own uncertainty.
 
     Root mean square distance of positions from their mean in mm, and standard deviation of the gripper and of joints;
     per horizon step. None for a single sample, and of what the layout lacks.

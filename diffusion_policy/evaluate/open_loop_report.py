@@ -1,4 +1,4 @@
-"""Open-loop evaluation of a checkpoint on held-out episodes, beside baselines that it must beat, and beside another.
+"""Open-loop evaluation of a checkpoint on held-out episodes, compared with baselines and with another checkpoint.
 
 The policy is sampled with the scheduler that will be deployed, several times at each step: the spread is its own
 uncertainty, the error that of one sample. Two checkpoints are compared by paired bootstrap over episodes, since steps

@@ -61,7 +61,7 @@ class EpisodeOpenLoop:
         episode: its number in the dataset.
         samples: (S, N, T, D) predicted chunks.
         recorded: (N, T, D) recorded ones.
-        inside: (N, T) which of them lie inside the episode.
+        inside: (N, T) which of them are inside the episode.
         measured: (N, M) state, usually pose and gripper.
         baselines: chunks (N, T, D) by name.
         step_seconds: between two steps, None if the dataset has no times.

@@ -1,4 +1,4 @@
-"""Open-loop errors for the terminal: beside baselines, by phase and step of the chunk, and two checkpoints compared."""
+"""Open-loop errors for the terminal: with baselines, by phase and step of the chunk, and two checkpoints compared."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a checkpoint would have done in recorded episodes: inference step by step, as the robot runs it.
 
 At every recorded step the policy sees that step and the ones before it, as training showed them (the episode's first
-step stands in before its beginning), and answers a chunk of actions. Nothing is fed back: the next observation is the
+step is repeated before its beginning), and answers a chunk of actions. Nothing is fed back: the next observation is the
 recorded one. A log per episode has the shape that the robot's server writes, so every reader of logs reads it.
 
 The initial noise is drawn per step from the seed and the step: the same whatever the batch size and the device.
@@ -111,7 +111,7 @@ class RecordedEpisodes:
         return list(choose_episodes(self.buffer, checkpoint, episodes).numbers)
 
     def recorded_chunks(self, steps: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Recorded actions (N, Ta, Da) from each step on, and (N, Ta) which of them lie inside the episode."""
+        """Recorded actions (N, Ta, Da) from each step on, and (N, Ta) which of them are inside the episode."""
         windows, n_executed = self._windows.windows, self.policy.n_action_steps
         inside = windows.start[steps][:, None] + np.arange(windows.horizon) < windows.high[steps][:, None]
         names = self.buffer.names(ACTION_KEY)
@@ -150,7 +150,7 @@ class RecordedEpisodes:
         keys = tuple(field.key for field in self.policy.spec.low_dim)
         if not keys:
             raise EvaluateError(
-                f"{self.where}: the policy reads no measured numbers, which stand beside actions of "
+                f"{self.where}: the policy reads no measured numbers, which come with actions of "
                 f"{self.layout.describe()}; name an array of them in shape_meta.obs"
             )
         return keys
@@ -299,7 +299,7 @@ def _meaning(recorded: RecordedEpisodes) -> dict[str, Any]:
 
 
 def _stopped(paths: Sequence[Path], choice: EpisodeChoice, out_dir: str | Path) -> KeyboardInterrupt:
-    """What was kept, and that the same command goes on with the episodes that are left."""
+    """What was saved, and that the same command continues with the remaining episodes."""
     if not paths:
         return KeyboardInterrupt()
     rest = map(str, choice.numbers[len(paths) :])
@@ -314,15 +314,15 @@ def open_recorded(
     which: str = "ema_model",
     gripper_scale: str | None = None,
 ) -> tuple[RecordedEpisodes, Checkpoint]:
-    """A checkpoint's policy beside recorded episodes that mean what it learned from.
+    """A checkpoint's policy and recorded episodes with the same semantics as its training data.
 
     Args:
         checkpoint_path: of the policy.
         zarr_path: the dataset.
         device: of the policy.
         which: "ema_model" or "model".
-        gripper_scale: that the dataset's gripper is stored in; where that is neither said here nor to be found in the
-            dataset, what training was told of its own dataset.
+        gripper_scale: that the dataset's gripper is stored in; where neither this nor the dataset states it,
+            the scale that was declared for training is used.
 
     Raises:
         EvaluateError: no such device, or the policy's action is not one that a log of this robot holds.
@@ -338,7 +338,7 @@ def open_recorded(
     recorded = RecordedEpisodes(policy, zarr_path, latency, scale)
     learned_from = (checkpoint.provenance or {}).get("action_semantics")
     if recorded.buffer.semantics is not None:
-        check_semantics(learned_from, recorded.buffer.semantics, f"{checkpoint_path} beside {zarr_path}")
+        check_semantics(learned_from, recorded.buffer.semantics, f"{checkpoint_path} with {zarr_path}")
     return recorded, checkpoint
 
 

@@ -5,7 +5,7 @@ shows; no verdict here says so. Decided in this order; the numbers are the const
 
 1. too short: fewer than MIN_STEPS steps and no change (every answer refused: none, because the server sent errors);
 2. pass-through of the measured gripper: the command equals the measurement at every step, to the last digit;
-3. unknown scale: the commands are in a unit that is neither told nor unmistakable (``gripper_scale``): nothing is said;
+3. unknown scale: the commands are in a unit that is neither declared nor unambiguous (``gripper_scale``): no verdict;
 4. never closes: no command at or below the closed threshold;  5. never opens: none at or above the open one;
 6. chatters: at least CHATTER_BOUNCES changes are undone within BOUNCE_STEPS steps, and the gripper changes at least
    once in CHATTER_STEPS_PER_EVENT steps. A few quick reversals around one grasp are hesitation: named, not condemned;

@@ -17,7 +17,7 @@ from diffusion_policy.gripper_scale import DeclaredScales
 from diffusion_policy.spec import ActionLayout
 
 _FRAMES_AT_A_TIME = 32
-# Rates are told as whole numbers of Hz where they are this near to one.
+# Rates are rounded to whole numbers of Hz within this distance.
 _WHOLE = 0.01
 
 
@@ -27,7 +27,7 @@ class Episode:
 
     Attributes:
         state, action: (N, D) float32; grippers 0 closed to 1 open.
-        told: tasks and flags.
+        metadata: tasks and flags.
         number: of it in the dataset, from 0 on.
         first: its first row in the dataset.
     """
@@ -51,7 +51,7 @@ class DatasetEpisodes:
     Args:
         path: of the dataset.
         gripper_scale: that its grippers are stored in, where somebody says so.
-        told: of episodes by number, what is to be said in place of what the dataset says.
+        metadata: by episode number, to be exported instead of the dataset's own.
 
     Raises:
         DatasetError: no dataset is there, it is damaged, or it has no episode, no action or no camera.

@@ -1,7 +1,7 @@
 """A LeRobot v3.0 dataset: numbers exact, H.264 video, tasks, flags, statistics, and what the numbers mean.
 
 After it is written, every video is decoded and compared with what went in: the number of frames must agree, and the
-lowest PSNR is told.
+lowest PSNR is reported.
 """
 
 from __future__ import annotations

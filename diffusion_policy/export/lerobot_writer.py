@@ -1,7 +1,7 @@
 """The files of a LeRobot v3.0 dataset, written episode by episode.
 
 Rows: a row group an episode. Videos: episode e begins at (frames before it in its file) / fps. Names, units and the
-gripper's ends stand in meta/info.json, where this project's reader finds them.
+gripper's ends are in meta/info.json, where this project's reader finds them.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class LeRobotWriter:
             self._tables[-1][1].close()
 
     def _encode(self, camera: str, episode: Episode) -> dict[str, Any]:
-        """Append an episode's frames to a camera's video; returns where they lie."""
+        """Append an episode's frames to a camera's video; returns where they are."""
         videos = self._videos[camera]
         if not videos or videos[-1].file.stat().st_size >= _VIDEO_MB << 20:
             if videos:

@@ -102,7 +102,7 @@ class ExportedPolicy:
 
 
 def export_onnx(policy: PolicyModule, path: Path, about: Mapping[str, Any]) -> ExportedPolicy:
-    """Write a policy as an ONNX graph, and beside it, as FILE.json, what its inputs and outputs are.
+    """Write a policy as an ONNX graph, and FILE.json, which describes its inputs and outputs.
 
     Args:
         policy: on the CPU, in eval mode, its sampler set.

@@ -43,7 +43,7 @@ def log_episodes(logs: Sequence[Path], scratch: Path, gripper_scale: DeclaredSca
 
 
 def _metadata(episode: Path) -> EpisodeMetadata:
-    """What a person drove, by the marks of a converted log: as the client said, or as its actions were corrected."""
+    """What a person drove, by the marks of a converted log: as flagged by the client, or as corrected afterwards."""
     marks = json.loads((episode / "marks.json").read_text(encoding="utf-8"))
     driven = np.isin(marks["steps"], [*marks[INTERVENTION], *marks["corrected"]])
     return EpisodeMetadata(interventions=tuple(true_runs(driven)))

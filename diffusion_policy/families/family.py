@@ -53,7 +53,7 @@ class Impact(StrEnum):
 
 
 class Unset(Enum):
-    """Markers in place of a value: a setting without a default, and a key that is not in the configuration."""
+    """Markers instead of a value: a setting without a default, and a key that is not in the configuration."""
 
     REQUIRED = "required"
     ABSENT = "(absent)"

@@ -1,4 +1,4 @@
-"""Finds image encoders among named tensors, whoever wrote them, and says which of another's tensors are which of ours.
+"""Finds image encoders among named tensors of any program, and maps their tensors to this project's.
 
 ResNets are the same network under two namings: torchvision and timm call the parts ``conv1``, ``bn1``, ``layer1`` to
 ``layer4``; robomimic, LeRobot and UMI put them into a Sequential, where they are 0, 1 and 4 to 7. Norms tell by their

@@ -251,7 +251,7 @@ def _without_a_word(ours: _Column, theirs: _Column | None, moves: float) -> Reso
         return ResolvedScales(ResolvedScale(other.scale, "found", *ours.range, reason), other)
     found = _of_itself(ours)
     if found.scale is not None and theirs.family == "near 0":  # a sensor that says nothing
-        other = ResolvedScale(found.scale, "found", *theirs.range, "near 0 throughout, beside a command of 0..1")
+        other = ResolvedScale(found.scale, "found", *theirs.range, "near 0 throughout, with a command of 0..1")
     return ResolvedScales(found, other)
 
 

@@ -9,7 +9,7 @@
     meters:0.03:0.08               closed at 0.03, open at 0.08, and so on
     range:CLOSED:OPEN              any other two numbers, such as range:850:0
 
-One name stands for command and measurement; ``COMMAND/MEASURED`` names both, for binary commands above a continuous
+One name covers command and measurement; ``COMMAND/MEASURED`` names both, for binary commands with a continuous
 measurement: ``signed_closed1/meters:0.08``.
 """
 

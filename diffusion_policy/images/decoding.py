@@ -190,7 +190,7 @@ def _reduction(size: tuple[int, int], wanted: tuple[int, int] | None, pixels: fl
 
 
 def _pixels(data: bytes, header: JpegHeader, reduction: int) -> tuple[ImageArray | None, str]:
-    """The pixels as they lie, at 1 / reduction of the size; or None and the first warning of libjpeg.
+    """The unrotated pixels, at 1 / reduction of the size; or None and the first warning of libjpeg.
 
     OpenCV fills what is damaged with gray without a word, so that it is asked for four colors only, after libjpeg.
     """

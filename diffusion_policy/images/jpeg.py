@@ -1,4 +1,4 @@
-"""The structure of a JPEG (ITU T.81, annex B): its header, where its end marker stands, EXIF orientation."""
+"""The structure of a JPEG (ITU T.81, annex B): its header, the position of its end marker, EXIF orientation."""
 
 from __future__ import annotations
 

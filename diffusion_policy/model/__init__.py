@@ -2,7 +2,7 @@
 
     images, states --> normalizer --> obs_encoder --> diffusion.transformer_for_diffusion --> action sequence
 
-Parameter names are a contract: users' files hold 319 of them. What a name must be is said where it is made.
+Parameter names are a contract: users' files hold 319 of them. Constraints on names are documented where they are made.
 """
 
 from diffusion_policy.errors import WorkspaceError

@@ -160,7 +160,7 @@ class LinearNormalizer(nn.Module):
         return {key: self[key].unnormalize(value) for key, value in x.items()}
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """Make room for the file's entries; torch then loads them like any other parameter."""
+        """Allocate the file's entries; torch then loads them like any other parameter."""
         start = f"{prefix}params_dict."
         entries: dict[str, dict[str, Tensor]] = {}
         for name, value in state_dict.items():

@@ -1,6 +1,6 @@
 """What a policy is, for everything that trains, adapts, serves or judges one.
 
-Nothing outside this room asks which class a policy is: it asks for what is here. A class is known by its entry in
+Code outside this package never checks the class of a policy; it uses this contract. A class is known by its entry in
 `registry`; that it keeps the contract, the type checker sees where the class derives from :class:`PolicyModule`.
 
 Legend of shapes: B batch, T horizon, To observation steps, Ta executed steps, Da action width, S width of a sample.

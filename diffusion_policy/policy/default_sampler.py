@@ -1,4 +1,4 @@
-"""The sampler of a policy that nobody chose one for; light to import, so that command lines can show it."""
+"""The sampler that is used when none is chosen; light to import, so that command lines can show it."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class DiffusionImagePolicy(PolicyModule):
         """The network (sample (B, t, S), timestep, cond (B, To, Do) or None) -> prediction (B, t, S)."""
 
     def _held_in_training(self, clean: Tensor, features: Tensor) -> Tensor:
-        """What stands in an inpainted sample (B, T, S) where it is known, while training."""
+        """Mask (B, T, S) of the known entries of an inpainted sample, in training."""
         return clean
 
     # ---- what is known, and what is to be denoised ----

@@ -46,7 +46,7 @@ class DiffusionTransformerHybridImagePolicy(DiffusionImagePolicy):
         n_obs_steps: To.
         num_inference_steps: denoising steps; None: as many as the scheduler trains with. May be set later.
         crop_shape: (h, w) of the image crop; None: whole images.
-        obs_encoder_group_norm: GroupNorm in place of BatchNorm; the EMA copy needs it.
+        obs_encoder_group_norm: GroupNorm instead of BatchNorm; the EMA copy needs it.
         eval_fixed_crop: center crop outside training; False crops at random there too, as the reference does.
         n_layer, n_cond_layers, n_head, n_emb, p_drop_emb, p_drop_attn, causal_attn, time_as_cond: the denoiser, see
             :class:`TransformerForDiffusion`.

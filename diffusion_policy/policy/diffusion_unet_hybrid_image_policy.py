@@ -43,7 +43,7 @@ class DiffusionUnetHybridImagePolicy(DiffusionImagePolicy):
         crop_shape: (h, w) of the image crop; None: whole images.
         diffusion_step_embed_dim, down_dims, kernel_size, n_groups, cond_predict_scale: the denoiser, see
             :class:`ConditionalUnet1D`.
-        obs_encoder_group_norm: GroupNorm in place of BatchNorm; the EMA copy needs it.
+        obs_encoder_group_norm: GroupNorm instead of BatchNorm; the EMA copy needs it.
         eval_fixed_crop: center crop outside training; False crops at random there too, as the reference does.
         color_jitter: see ``model.image_augmentation.ColorJitter``; after the crop, while training; None: off.
         eta: for schedulers that take it (DDIM: 0 deterministic, 1 as random as DDPM); None: the scheduler's default.

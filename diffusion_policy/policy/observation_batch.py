@@ -72,7 +72,7 @@ def _image(field: ObsField, value: Tensor) -> Tensor:
     if not ((value >= 0) & (value <= 1)).all():  # false for NaN too
         raise PolicyError(
             f"images {field.key!r} hold values from {value.min():.4g} to {value.max():.4g}; "
-            "floats must lie in [0, 1] (pass raw pixels as uint8)"
+            "floats must be in [0, 1] (pass raw pixels as uint8)"
         )
     return value.float()
 

@@ -1,4 +1,4 @@
-"""Real-time chunking for diffusion: an answer that goes on where the last one, still being executed, leads.
+"""Real-time chunking for diffusion: a chunk that continues the previous one, which is still being executed.
 
 While a policy computes, the arm executes on. The first steps of the new answer will have been executed by the old one
 when it arrives (committed), and the steps after them are planned by both. Black, Galliker and Levine (Real-Time
@@ -9,9 +9,9 @@ a denoising step predicts from x_t, is changed before the scheduler takes its st
     x0 <- x0 + a C e      e = w (y - x0), y previous steps; C e = (f(x_t + h e) - f(x_t)) / h, f: x_t to x0
     x0 <- w y + (1 - w) x0
 
-The second line is inpainting by the clean sample: where w = 1, x_t goes on as y at the scheduler's noise level, in the
-one noise that it has (DDIM) or drawn given y (DDPM). It leaves the steps beside y to the network, which often keeps to
-the way that its noise began, although y went another. The first line is the condition on y
+The second line is inpainting by the clean sample: where w = 1, x_t continues as y at the scheduler's noise level, in
+the one noise that it has (DDIM) or drawn given y (DDPM). It leaves the steps after y to the network, which often keeps
+to the way that its noise began, although y went another. The first line is the condition on y
 for all steps: by Tweedie's formula the covariance of the clean sample given x_t is proportional to the Jacobian of f,
 which is symmetric for the optimal f, so that the product with e, one pass of the network at a point nearby, says where
 y leads the other steps (pseudo-inverse guidance, Song et al. 2023, has the product from the other side, by a

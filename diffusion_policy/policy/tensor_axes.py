@@ -64,7 +64,7 @@ class PolicyTensors:
         named: tensors with named axes; the first match counts.
         slots: (options of the policy, spec) -> names of the slots along each axis.
         settings: settings that shapes tell.
-        summary: options of the policy that say what it is, for whoever looks at a file.
+        summary: options of the policy that say what it is, for people who inspect a file.
         free: options that do not touch what the weights compute, although their names matter to other classes.
         dropped: (glob, why) of tensors that files of the class may hold and the policy has no place for.
         described: (bare weights, where) -> a config for them, None of other weights; of a class whose files are bare.

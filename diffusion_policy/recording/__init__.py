@@ -1,7 +1,7 @@
 """Recorded episodes of any format, as the converter takes them in.
 
     contract    what a recording is: arrays, frames, content hash, what it says of its numbers, tasks and flags
-    opening     the format of an input, told by looking at it
+    opening     detects the format of an input
     cogact      CogACT trajectories (a folder an episode; `trajectory` opens and checks them)
     lerobot     LeRobot datasets, v3.0 and v2.1
     zarr_sets   zarr datasets of others: public diffusion_policy sets, UMI, a zarr with videos
@@ -10,7 +10,7 @@
     mapping     what somebody says of columns whose names do not say it; `mapped`, `scales` and `mapped_recording` apply
                 it, `question` asks for it
 
-No stage behind this room knows a format. A further one is a module that offers `contract.Recordings`, named in
+No later stage knows a format. To add one, write a module that offers `contract.Recordings`, named in
 `opening`. Inputs are only read.
 """
 

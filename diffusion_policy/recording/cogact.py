@@ -23,7 +23,7 @@ _NAMES = ArrayNames({POSE_KEY: POSE, GRIPPER_KEY: (GRIPPER,)}, POSE_GRIPPER)
 
 @dataclass(frozen=True)
 class PictureFiles:
-    """Frames that lie one a file.
+    """Frames in one file each.
 
     Attributes:
         files: one per step; the same file for steps that show the same frame.

@@ -27,7 +27,7 @@ class Picture:
     """One recorded frame on its way to the dataset.
 
     Attributes:
-        name: the file that it lies in, below the folder that holds the episode; of a file of many frames, with the
+        name: the file that holds it, below the folder that holds the episode; of a file of many frames, with the
             frame's number after a "#".
         content: a JPEG or PNG as recorded, or a decoded frame (H, W, 3) RGB uint8.
     """
@@ -138,7 +138,7 @@ class Recording(Protocol):
         Args:
             steps: increasing.
             camera: one of `frame_numbers`.
-            at_most: steps in a piece, of a format whose frames lie one by one; others cut as it suits them.
+            at_most: steps in a piece, of a format with one file a frame; others cut as it suits them.
         """
 
     def content_sha256(self) -> str:

@@ -1,4 +1,4 @@
-"""Episodes of every format whose numbers a mapping names: the same checks, the same hashes, whatever they lie in."""
+"""Episodes of every format whose numbers a mapping names: the same checks, the same hashes, whatever their files."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def mapped_numbers(
 
 
 def no_command(lead: int, n_steps: int) -> str:
-    """The note on steps at an episode's end whose command would lie beyond it."""
+    """The note on steps at an episode's end whose command would be beyond it."""
     which = "the last step has" if lead == 1 else f"the last {lead} steps have"
     return f"{which} no command, which is what is measured {lead} later: left out, of {n_steps} recorded"
 

@@ -30,7 +30,7 @@ from diffusion_policy.spec import SpecError
 
 FLAG = "--mapping"
 UNDECIDED = "?"
-"""What stands in a printed mapping where only the owner of the recordings knows."""
+"""Placeholder in a printed mapping for what only the owner of the recordings knows."""
 KINDS = ("position", "rotation", "joints", "gripper", "other")
 """Parts of an arm, in the order in which their numbers become those of an action."""
 ROTATIONS_AS = (
@@ -61,7 +61,7 @@ class MappingError(WorkspaceError):
 
 @dataclass(frozen=True)
 class Part:
-    """A part of an arm, and where its numbers lie.
+    """A part of an arm, and where its numbers are.
 
     Attributes:
         kind: one of KINDS.
@@ -152,7 +152,7 @@ def mapping_of(content: Any, where: str) -> RecordingMapping:
             f"{where}: expected the entries action, state and (if wanted) cameras, lead, hz; found {found}"
         )
     if "action" not in content:
-        raise MappingError(f"{where}: has no action; expected where the commands lie")
+        raise MappingError(f"{where}: has no action; expected the columns of the commands")
     cameras = content.get("cameras")
     if cameras is not None and not (
         isinstance(cameras, dict) and all(isinstance(name, str) for pair in cameras.items() for name in pair)

@@ -1,4 +1,4 @@
-"""The format of an input, told by looking at it."""
+"""Detects the format of an input."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def open_recordings(
         _refuse_settings_of_others(found, gripper_scale, timestamps, mapping)
         return MinecraftRecordings(found, null_actions)
     if null_actions != "keep":
-        raise RecordingError(f"{found}: --null-actions is for recordings of Minecraft (NAME.jsonl beside NAME.mp4)")
+        raise RecordingError(f"{found}: --null-actions is for recordings of Minecraft (NAME.jsonl next to NAME.mp4)")
     of_zarr = zarr_set(found)
     if of_zarr is not None:
         from diffusion_policy.recording.zarr_sets.recordings import ZarrRecordings

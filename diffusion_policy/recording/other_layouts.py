@@ -37,7 +37,7 @@ from diffusion_policy.trajectory import NO_IMAGE, OtherLayout, find_trajectories
 
 @dataclass(frozen=True)
 class FrameFiles:
-    """Frames of one camera that lie one a file.
+    """Frames of one camera, in one file each.
 
     Attributes:
         files: by step; None where a step shows none.
@@ -162,7 +162,7 @@ class OtherLayoutRecordings:
 
     @cached_property
     def scales(self) -> GripperScales:
-        """The scale of each gripper; the numbers of all episodes are read where nobody says it.
+        """The scale of each gripper; the numbers of all episodes are read where it is not declared.
 
         Raises:
             RecordingError: one is not known; says which flag settles it.

@@ -68,7 +68,7 @@ def scales_of(
 
     Args:
         gripper: its numbers.
-        declared: what is said of them.
+        declared: their declaration.
         starts: (E,) first steps of episodes; None of one episode.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Pages for people: one about a fine-tune, runs beside each other, a ledger, and gripper verdicts."""
+"""Pages for people: one about a fine-tune, a comparison of runs, a ledger, and gripper verdicts."""
 
 from diffusion_policy.diagnose import ReportError
 

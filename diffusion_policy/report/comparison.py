@@ -1,4 +1,4 @@
-"""Runs beside each other: settings that differ, curves over each other, gripper scores with intervals, which to deploy.
+"""Comparison of runs: settings that differ, curves over each other, gripper scores with intervals, which to deploy.
 
 The choice is made by success in closed loop where the runs were rolled out alike; then by what training measured with
 the deployed sampler, in the order of `checkpoint.best`: success in closed loop while training, gripper events found
@@ -169,7 +169,7 @@ class Comparison:
 
     @property
     def pairs(self) -> tuple[list[str], list[dict[str, Any]]]:
-        """Rollouts of the best run beside those of every other, in words and as plain JSON."""
+        """Rollouts of the best run compared with those of every other, in words and as plain JSON."""
         first = next((number for number, score in enumerate(self.scores) if score is self.best), None)
         return pairs([(score.run.name, score.rollouts) for score in self.scores], first)
 
@@ -305,7 +305,7 @@ def compare(paths: Sequence[Path], closed_loop: Sequence[Path] = ()) -> Comparis
 
     Args:
         paths: of the folders.
-        closed_loop: results of their checkpoints, besides those that lie in the folders.
+        closed_loop: results of their checkpoints, besides those in the folders.
 
     Raises:
         ReportError: fewer than two, one named twice, a folder that is no run, or a result that is of none of them.

@@ -1,7 +1,7 @@
 """The page of datasets: a list of episodes with findings, and of as many as fit frames, gripper, path, tasks and flags.
 
 It opens from disk and fetches nothing. Episodes that are marked on it are saved as a file that `edit_dataset.py` takes.
-What a page may hold is limited in megabytes; what was left out for that stands at its top.
+What a page may hold is limited in megabytes; what was left out for that is listed at its top.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def write_dataset_page(
         on_progress: called with the episodes whose pictures are in the page, and how many are wanted.
 
     Raises:
-        ReportError: no room for the list of episodes, or an episode that is not there.
+        ReportError: the list of episodes does not fit, or an episode does not exist.
     """
     index = _index(opened)
     listed = len(_page(opened, index, Filled(), settings).encode()) + _SENTENCES
@@ -189,7 +189,7 @@ def _frames_of_each(opened: Sequence[OpenedSet], settings: PageSettings, budget:
 
 
 def _wanted(opened: Sequence[OpenedSet], settings: PageSettings, n_episodes: int) -> list[int]:
-    """Numbers of episodes, in the order in which they get room."""
+    """Numbers of episodes, in the order in which they are included."""
     if settings.episodes is not None:
         unknown = [number for number in settings.episodes if not 0 <= number < n_episodes]
         if unknown:
@@ -202,7 +202,7 @@ def _wanted(opened: Sequence[OpenedSet], settings: PageSettings, n_episodes: int
 
 
 def _bit_reversed(count: int) -> list[int]:
-    """Ranks of numbers below `count`, so that the first few of them lie evenly between the others."""
+    """Ranks of numbers below `count`, ordered so that the first few are evenly spaced."""
     bits = max(1, (count - 1).bit_length())
     return [int(f"{number:0{bits}b}"[::-1], 2) for number in range(count)]
 

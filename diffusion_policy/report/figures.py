@@ -233,7 +233,7 @@ def trajectories(title: str, paths: Mapping[str, tuple[FloatArray, str, str]], c
 
 
 def _distance(paths: Mapping[str, tuple[FloatArray, str, str]]) -> float:
-    """How far the camera stands away: a long thin way needs more room than a cube."""
+    """Distance of the camera: a long thin path needs a larger one than a cube."""
     spans = np.ptp(np.concatenate([path for path, _, _ in paths.values()]), axis=0).clip(0.02)
     return 1.5 * max(1.0, float(spans.max() / np.cbrt(spans.prod())) / 1.25)
 

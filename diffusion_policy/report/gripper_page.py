@@ -113,9 +113,9 @@ def _numbers(report: GripperReport) -> dict[str, str]:
         "dwell": f"{', '.join(map(str, report.dwell_steps[:12])) or '-'} steps",
         "undone at once": f"{report.bounces} of {len(report.events or report.width_events)} changes",
         "flips": "no clock" if report.flips_per_minute is None else f"{report.flips_per_minute:.1f} a minute",
-        "undecided": _share(report.undecided, "of the commands lie in the dead band"),
+        "undecided": _share(report.undecided, "of the commands are in the dead band"),
         "margin": _share(report.margin, "of the way to the end of the range (median)"),
-        "beside the measured gripper": "not logged"
+        "and the measured gripper": "not logged"
         if report.leads_measurement is None
         else f"{report.leads_measurement} changes commanded before it was measured; the same state "
         f"{_share(report.agrees_with_measurement, 'of the time')}",

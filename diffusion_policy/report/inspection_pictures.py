@@ -143,7 +143,7 @@ def _curve_rows(steps: Steps) -> list[tuple[tuple[str, ...], str]]:
 def _curves(axes: Axes, steps: Steps, part: slice, times: FloatArray, wanted: Sequence[str]) -> None:
     for name, color in zip(wanted, itertools.cycle(_COLORS), strict=False):
         is_gripper = is_gripper_name(name)
-        # Both lie on one another where a recorder writes one value as both.
+        # The two coincide where a recorder writes one value as both.
         measured_curve = (_measured(steps, name), ":", MEASURED if is_gripper else color, None)
         for values, line, drawn, label in ((steps.column(ACTION_KEY, name), "-", color, name), measured_curve):
             if values is not None:

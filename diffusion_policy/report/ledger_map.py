@@ -1,7 +1,7 @@
 """The map of a network: nested boxes, one a tensor; areas are numbers of parameters, colors what became of them.
 
 What changed is usually a millionth of the network, so parts that changed as a whole are drawn at least large enough to
-be seen. Colors are named here and said in page.css, for light, dark and paper.
+be seen. Colors are named here and defined in page.css, for light, dark and paper.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The skeleton of every page: sections of text, tables, figures and frames, in one file that opens from disk.
 
-Report, comparison, ledger, gripper verdicts and the episodes of datasets are pages of this skeleton. HTML lies in
-templates/, style and behavior in page.css and page.js beside this file. Figures are Plotly's, whose program is put into
-a page with figures once. Nothing is fetched, ever: images are data, and a policy in the head of the page forbids the
-network.
+Report, comparison, ledger, gripper verdicts and the episodes of datasets are pages of this skeleton. HTML is in
+templates/, style and behavior in page.css and page.js next to this file. Figures are Plotly's, whose program is put
+into a page with figures once. Nothing is fetched, ever: images are data, and a policy in the head of the page forbids
+the network.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Section:
 
 
 def render(title: str, lead: str, sections: Sequence[Section], kind: str = "") -> str:
-    """The whole page; `lead` is HTML that stands above all sections, `kind` names its own style and program, if any."""
+    """The complete page; `lead` is HTML above all sections, `kind` names its own style and program, if any."""
     figures = {_plot(name): figure for section in sections for name, figure in section.figures.items()}
     drawn = {name: json.loads(figure.to_json()) for name, figure in figures.items()}
     return template("page.html").render(
@@ -79,7 +79,7 @@ def _environment() -> Environment:
 
 
 def template(name: str) -> Template:
-    """A template of the folder `templates` beside this file; text that is put into it is escaped."""
+    """A template of the folder `templates` next to this file; text that is put into it is escaped."""
     return _environment().get_template(name)
 
 
@@ -108,7 +108,7 @@ def plot_placeholder(name: str, alt: str, height: int = 320) -> str:
 
 
 def grid(*parts: str) -> str:
-    """Parts beside each other where there is room."""
+    """Parts side by side where they fit."""
     return f'<div class="grid">{"".join(parts)}</div>'
 
 

@@ -1,7 +1,7 @@
 """The page of a fine-tune, from whatever is given: a dataset, a checkpoint, a run, logs, open-loop errors, closed loop.
 
 A run brings along its dataset, its best checkpoint, the ledger of its weights, the logs and closed-loop results in its
-folder, as far as they are there. The verdict stands on top, in one sentence.
+folder, as far as they are there. The conclusion is on top, in one sentence.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Conclusion:
 
 
 def write_report(path: Path, sources: Sources, on_progress: Progress = no_progress) -> Conclusion:
-    """Write the page beside its name, then rename; returns the verdict that stands on top.
+    """Write the page atomically; returns the conclusion on top.
 
     Raises:
         ReportError: nothing was given, or the page became larger than MOST_BYTES.

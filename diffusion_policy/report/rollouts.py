@@ -1,4 +1,4 @@
-"""Closed-loop results of runs beside each other: those that were made alike, on the scenes that all of them met."""
+"""Comparison of closed-loop results of runs: those that were made alike, on the scenes that all of them met."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _on_shared_scenes(made: Sequence[Rollouts]) -> list[Rollouts]:
 
 
 def pairs(runs: Sequence[tuple[str, Rollouts]], first: int | None) -> tuple[list[str], list[dict[str, Any]]]:
-    """Every other run beside one of them: in words, and as plain JSON.
+    """Every other run compared with one of them: in words, and as plain JSON.
 
     Args:
         runs: names and what was rolled out of them.

@@ -222,7 +222,7 @@ def _curves(run: RunFolder, keys: Mapping[str, str]) -> dict[str, Any]:
 
 
 def gripper_section(playbacks: Sequence[Playback], verdicts: Mapping[str, str]) -> Section:
-    """A timeline of each log, predicted beside measured and recorded, with the frames at its events."""
+    """A timeline of each log, predicted, measured and recorded, with the frames at its events."""
     drawn: dict[str, Figure] = {}
     parts: list[str] = []
     for i, playback in enumerate(playbacks[:MOST_TIMELINES]):

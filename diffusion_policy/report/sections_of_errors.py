@@ -59,7 +59,7 @@ VALIDATED = {
 
 
 def open_loop_section(documents: Sequence[Mapping[str, Any]]) -> Section:
-    """Tables beside the baselines, what is not beaten, and errors per horizon step and phase."""
+    """Tables with the baselines, which of them are not beaten, and errors per horizon step and phase."""
     parts: list[str] = []
     drawn: dict[str, Figure] = {}
     for i, document in enumerate(documents):
@@ -138,7 +138,7 @@ def _in_words(document: Mapping[str, Any]) -> list[str]:
         low, high = copycat["interval"] or (None, None)
         interval = "one episode, no interval" if low is None else f"95 % interval {low:+.3g} to {high:+.3g}"
         text.append(
-            f"Wrong at transitions, beside a copy of the measured gripper: {copycat['difference']:+.3g} ({interval})."
+            f"Wrong at transitions, minus a copy of the measured gripper: {copycat['difference']:+.3g} ({interval})."
         )
     return text
 
@@ -153,7 +153,7 @@ def _horizon(name: str, key: str, unit: str, document: Mapping[str, Any], drawn:
     drawn[f"horizon-{name}"] = plot.horizon_errors(title, lines, unit, spread)
     alt = f"{title.lower()}: policy {ours[0]:.3g} at the first, {ours[-1]:.3g} at the last ({unit})"
     if spread is not None:
-        alt += f"; samples lie {spread[0]:.2g} to {spread[-1]:.2g} apart"
+        alt += f"; samples are {spread[0]:.2g} to {spread[-1]:.2g} apart"
     return plot_placeholder(f"horizon-{name}", alt)
 
 
@@ -196,7 +196,7 @@ def horizon_section(run: RunFolder) -> Section | None:
 
 
 def trajectory_section(playbacks: Sequence[Playback]) -> Section:
-    """Ways of arms in three dimensions, with predicted chunks and the places of gripper events; said to be none of
+    """Paths of arms in three dimensions, with predicted chunks and positions of gripper events; marked as no results of
     layouts without a position.
     """
     if not playbacks:

@@ -1,4 +1,4 @@
-"""A training run as it lies on disk: its config, its numbers, its checkpoints. Also folders of the users' code base.
+"""A training run on disk: its config, its numbers, its checkpoints. Also folders of the users' code base.
 
 RUN/.hydra/config.yaml, overrides.yaml     what was asked for
 RUN/logs.json.txt                          one JSON object a line

@@ -1,4 +1,4 @@
-"""Reads a training run as it lies on disk, also one of the users' code base."""
+"""Reads a training run from disk, also one of the users' code base."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RunFolder:
         closed_loop: documents of closed-loop evaluations in it.
         sampling: what each dataset or task comes to in an epoch; empty where all was one, and in older folders.
         started_with: arguments of its command line; empty where they were not kept.
-        status: how it stands: "state", "signal", "error", "epochs", "of_epochs", "updates", "of_updates"; None in
+        status: its state: "state", "signal", "error", "epochs", "of_epochs", "updates", "of_updates"; None in
             folders that do not say.
     """
 
@@ -66,7 +66,7 @@ class RunFolder:
         return command_line(kept, *changes)
 
     def resumed(self, *changes: str) -> str:
-        """The command line that goes on with this run."""
+        """The command line that continues this run."""
         return command_to_resume(self.started_with, self.path, *changes)
 
     @property
@@ -125,7 +125,7 @@ class RunFolder:
 
     @property
     def gripper_scale(self) -> str | None:
-        """That its datasets were declared to have; None where nothing was said, or something else of each."""
+        """That its datasets were declared to have; None without a declaration, or with different ones."""
         configured = None if self.config is None else OmegaConf.select(self.config, CONFIG_KEY, default=None)
         return configured if isinstance(configured, str) else None
 

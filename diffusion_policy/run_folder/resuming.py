@@ -1,4 +1,4 @@
-"""Command lines of a run: the one that made it, and the one that goes on with it. Loads nothing heavy."""
+"""Command lines of a run: the one that made it, and the one that continues it. Loads nothing heavy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def command_line(arguments: Sequence[str], *changes: str, launcher: Sequence[str
 
 
 def command_to_resume(arguments: Sequence[str], run: Path, *changes: str, launcher: Sequence[str] = ()) -> str:
-    """The command line that goes on with a run which was started with these arguments."""
+    """The command line that continues a run which was started with these arguments."""
     where = ("training.resume=True", setting("hydra.run.dir", run))
     return command_line(arguments, *where, *changes, launcher=launcher)
 
@@ -60,7 +60,7 @@ def resume_command(run: Path) -> str:
 
 
 def _launcher() -> list[str]:
-    """What starts train.py in place of the interpreter: torchrun tells its processes how many there are."""
+    """What starts train.py instead of the interpreter: torchrun tells its processes how many there are."""
     local, machines = (os.environ.get(name, "1") for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
     if (local, machines) == ("1", "1"):
         return []

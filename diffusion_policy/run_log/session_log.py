@@ -79,7 +79,7 @@ class SessionLog:
 
     @property
     def stopped(self) -> str | None:
-        """Why the log stopped; None while it goes on."""
+        """Why the log stopped; None while it is being written."""
         return self._writer.stopped
 
     def write(self, line: Mapping[str, Any], images: Images = ()) -> None:

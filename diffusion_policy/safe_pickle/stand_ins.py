@@ -2,7 +2,7 @@
 
 Lightning pickles hyperparameters as they are: dataclasses and configs of the training program. Whether a name is that
 of a class cannot be known without importing it. So only what is made like an object (NEWOBJ) is replaced, nothing that
-is called (REDUCE), which enums are; and no name of a module whose names stand for code.
+is called (REDUCE), which enums are; and no name of a module whose names denote code.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-# Modules whose names stand for code or for things that are made of code, whatever they are called with.
+# Modules whose names denote code, or create code from arguments.
 _OF_CODE = sys.stdlib_module_names | {
     "__builtin__", "cPickle", "commands", "copy_reg", "torch", "numpy", "dill", "cloudpickle",
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The log of an arm beside those of the server, joined by the requests' names."""
+"""The log of an arm and those of the server, joined by request id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recorded episode as the arm of the control loop: seen as it was recorded; nothing that it is told moves it.
+"""A recorded episode as the arm of the control loop: its observations are the recorded ones; commands do not move it.
 
 What the policy commands can thus be compared, at every moment, with what was commanded when the episode was recorded:
 ``replayed_commands``.
@@ -64,7 +64,7 @@ class RecordedArm:
         return Reading(self.states[step], self.start + float(self.times[step]), shown)
 
     def move(self, action: FloatArray) -> None:
-        """Nothing: it goes on as it was recorded."""
+        """Ignored: the recording continues."""
 
     def hold(self, reason: str) -> None:
         """Nothing."""

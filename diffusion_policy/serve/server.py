@@ -98,7 +98,7 @@ def _kept(host: Host) -> str:
         return "nothing was logged (log.directory is null)"
     runs = [str(folder) for folder in host.run_folders]
     if not runs:
-        return "nothing was logged: nobody was served"
+        return "nothing was logged: no client was served"
     several = f"{len(runs)} runs are" if len(runs) > 1 else "1 run is"
     listed = f"{runs[0]} to {Path(runs[-1]).name}" if len(runs) > 1 else runs[0]
     return f"{several} kept: {listed}; judge with: {command('validate_gripper', *runs[-1:])}"

@@ -61,7 +61,7 @@ class EngineSettings:
         seed: seed of the noise; request i of an episode draws from (seed, i).
         warm_start: share of the denoising steps that is skipped by starting from the remainder of the last chunk.
         n_action_steps: steps of an answer; None: those of the policy. More than are executed leave the next answer
-            something to go on from ("previous_actions" of messages).
+            the rest of the previous chunk ("previous_actions" of messages).
         threads: threads of torch; None: one for each core that other processes leave, chosen again while serving.
     """
 
@@ -157,7 +157,7 @@ class Traffic:
         messages_per_s: of one connection, over a second.
         message_s: from the first byte of a message to its last.
         idle_s: without a message; a robot that pauses longer reconnects.
-        linger_s: without a message after the session has ended; a client that goes on asking is served again.
+        linger_s: without a message after the session has ended; a client that sends another request is served again.
         errors_in_a_row: after which the session ends: the robot lock is free for others.
     """
 

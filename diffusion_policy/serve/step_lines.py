@@ -47,5 +47,5 @@ def without_step(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def loggable(sequence: FloatArray) -> list[list[float | None]]:
-    """Returns numbers (t, Da) for JSON, with None in place of NaN and infinity."""
+    """Returns numbers (t, Da) for JSON, with None instead of NaN and infinity."""
     return [[value if math.isfinite(value) else None for value in row] for row in sequence.tolist()]

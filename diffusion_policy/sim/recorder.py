@@ -103,7 +103,7 @@ def make_trajectories(
     existing = [folder for folder in folders if folder.exists()]
     if existing and not resume:
         raise WorkspaceError(
-            f"{existing[0]} exists already; name another directory, remove it, or go on with an interrupted recording "
+            f"{existing[0]} exists already; name another directory, remove it, or continue an interrupted recording "
             "by --resume"
         )
     beyond = episode_folders(directory, episodes + 1)[-1]

@@ -1,10 +1,10 @@
 """What one step of the robot *is*: keys, shapes, units, order and polarity.
 
-Every room reads this module and none restates it. It holds
+All packages use this one, and none repeats it. It holds
 
 * the names of action and state dimensions (``x y z qx qy qz qw gripper``): two layouts of seven numbers exist in this
   field, and only names tell them apart;
-* the layout of an action, which every other room asks instead of slicing one;
+* the layout of an action, which all other packages use instead of slicing;
 * the semantics that travel with data, as attributes of a dataset and entries of a checkpoint;
 * the only reader of ``shape_meta``;
 * the only code that turns raw camera frames and states into policy input, for training and serving alike.

@@ -1,6 +1,6 @@
-"""Which numbers of an action are whose position, rotation, gripper and joints, told from their names.
+"""Which numbers of an action are which arm's position, rotation, gripper and joints, derived from their names.
 
-Every room that looks into an action asks a layout; none slices one.
+Code that needs parts of an action uses a layout instead of slicing.
 
     layout = ActionLayout.of(("left.x", "left.y", "left.z", "left.r11", ..., "left.gripper", "right.x", ...))
     layout.positions(actions)      # (..., 2, 3) meters

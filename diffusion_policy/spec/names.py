@@ -4,7 +4,7 @@ from __future__ import annotations
 
 POSE = ("x", "y", "z", "qx", "qy", "qz", "qw")
 GRIPPER = "gripper"
-INTERVENTION = "intervention"  # of a recorded step, as in LeRobot: true where somebody drives in place of the policy
+INTERVENTION = "intervention"  # of a recorded step, as in LeRobot: true where a person drives instead of the policy
 POSE_GRIPPER = (*POSE, GRIPPER)
 ROTVEC_WIDTH = ("x", "y", "z", "rx", "ry", "rz", "width")
 

@@ -138,7 +138,7 @@ def sign_of_quaternion(statistics: Mapping[str, Sequence[float]]) -> str:
     """Why the numbers 4 to 7 of a vector of 7 or 8 without names look like a unit quaternion; "" if they do not.
 
     With mean and std the test is sharp: over all steps, the mean of the squared norm is the sum of mean^2 + std^2, and
-    that is 1 for unit quaternions. Ranges alone tell it where they leave the norm little room. Ranges of -1..1 or 0..1,
+    that is 1 for unit quaternions. Ranges alone show it where they restrict the norm enough. Ranges of -1..1 or 0..1,
     which are also what a program writes that knows none, tell nothing; and nothing tells xyzw from wxyz.
 
     Args:

@@ -1,8 +1,8 @@
 """Between the numbers of a policy and those of robots, recordings and logs: the one border of the two.
 
 A policy may be trained with rotations in another representation than they were recorded in (``StepSpec.rotation``), and
-with actions relative to the newest observed pose (``StepSpec.relative``). Whoever gives it observations, or takes its
-actions, goes through here; where a policy has neither, everything comes back as it was given.
+with actions relative to the newest observed pose (``StepSpec.relative``). All code that gives it observations, or takes
+its actions, goes through here; where a policy has neither, everything comes back as it was given.
 
 Legend of shapes: To observation steps, T steps of a chunk, D numbers of the robot's action, Da of the policy's.
 """
@@ -85,7 +85,8 @@ class StepTransform:
     def commanded(self, actions: ArrayLike, obs: Arrays) -> FloatArray:
         """Actions (..., T, Da) of the policy -> those (..., T, D) that a robot gets: absolute, quaternions xyzw.
 
-        Signs of quaternions go on from the newest observed one. A step that is not finite, or has no rotation, is NaN.
+        Signs of quaternions continue from the newest observed one. A step that is not finite, or has no rotation, is
+        NaN.
 
         Args:
             actions: as predicted.

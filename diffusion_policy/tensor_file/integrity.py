@@ -205,7 +205,7 @@ class RecordedHashes:
     def describe(self) -> str:
         """Which checksums are recorded, and whether they were compared, as a sentence."""
         if not self._recorded:
-            return "no checksum: neither the format nor a file beside it records one"
+            return "no checksum: neither the format nor a file next to it records one"
         by = ", ".join(dict.fromkeys(recorded.by.name for recorded in self._recorded.values()))
         if self._recorded.keys() <= self._compared:
             return f"has the SHA-256 recorded by {by}"

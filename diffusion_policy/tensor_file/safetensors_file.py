@@ -143,5 +143,5 @@ def _read_index(path: Path) -> tuple[Path, dict[str, str]]:
         if not name or Path(name).name != name or "\\" in name or "\0" in name:
             raise TensorFileError(f"{path.name}: it places {count} tensors in {name!r}, outside its own folder.")
         if not (path.parent / name).is_file():
-            raise TensorFileError(f"{path.name}: the shard {name!r} with {count} tensors is not beside it.")
+            raise TensorFileError(f"{path.name}: the shard {name!r} with {count} tensors is not next to it.")
     return path.parent, shard_of

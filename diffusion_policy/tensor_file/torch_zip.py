@@ -181,7 +181,7 @@ def _root(entries: dict[str, Record], where: str) -> str:
 
 
 def _read_directory(file: BinaryIO, where: str) -> dict[str, Record]:
-    """Where each entry's data lie, once the directory has been found credible."""
+    """Where each entry's data are, once the directory has passed its checks."""
     file_size = file.seek(0, 2)
     _check_directory_size(file, file_size, where)
     try:
@@ -238,7 +238,9 @@ def _locate(file: BinaryIO, info: zipfile.ZipInfo, file_size: int, where: str) -
     *_, name_length, extra_length = _LOCAL_HEADER.unpack(header)
     name = _read_at(file, info.header_offset + _LOCAL_HEADER.size, name_length)
     if name.decode("utf-8" if info.flag_bits & 0x800 else "cp437", "replace") != info.orig_filename:
-        raise TensorFileError(f"{where}: the zip entry {info.filename[:80]!r} is called {name[:80]!r} where it lies.")
+        raise TensorFileError(
+            f"{where}: the zip entry {info.filename[:80]!r} is called {name[:80]!r} in its local header."
+        )
     at = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     if at + info.file_size > file_size:
         raise TensorFileError(

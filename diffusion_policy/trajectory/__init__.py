@@ -5,7 +5,7 @@
       meta.json     n_steps, episode_id, ...: checked against the arrays where it is there
       images/       frame_0000.jpg ...; "Images/" in some sets; images/<camera>/frame_0000.jpg with several cameras
 
-Faults that would corrupt training unnoticed are errors: rotation vectors in place of quaternions, NaN, a gripper that
+Faults that would corrupt training unnoticed are errors: rotation vectors instead of quaternions, NaN, a gripper that
 is neither 0 nor 1, a step whose frame is missing, a broken link. Harmless irregularities (frames without a step, a
 frame of several steps) become notes. `data.pkl` is a pickle and is read by `safe_pickle`, which runs no code from it.
 Nothing is written to an episode's folder, which may be in an object store ("s3://bucket/recordings").

@@ -36,7 +36,7 @@ RECORDED: dict[str, tuple[tuple[int, ...], str]] = {
 GRIPPERS = ("robot_gripper", "action_gripper")
 # That every layout of data.pkl has.
 _STEPS = ("timestamp", "image_index")
-# What data.pkl may hold beside plain containers and numbers.
+# What data.pkl may hold besides plain containers and numbers.
 _ALLOWED: safe_pickle.Allowed = {
     **safe_pickle.NUMPY_GLOBALS,
     ("collections", "OrderedDict"): safe_pickle.Recipe(lambda: OrderedDict()),

@@ -1,4 +1,4 @@
-"""Recognizes other kinds of files in place of a pickle by their first bytes, with the remedy."""
+"""Recognizes other kinds of files where a pickle by their first bytes, with the remedy."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from diffusion_policy.trajectory.links import refuse_broken
 
 NO_IMAGE = -1
 SINGLE_CAMERA = "image"
-# Nothing but these may stand before or after the dot of a frame.
+# Allowed characters before and after the dot of a frame's name.
 _FRAME = re.compile(r"frame_(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 
 
@@ -41,7 +41,7 @@ def list_frames(path: Path) -> dict[str, dict[int, Path]]:
     several = {entry.name: _number_frames(entry.iterdir()) for entry in entries if entry.is_dir()}
     several = {camera: frames for camera, frames in several.items() if frames}
     if single and several:
-        raise TrajectoryError(f"{images}: frames lie both in it and in {', '.join(several)}/; expected one of the two")
+        raise TrajectoryError(f"{images}: frames are both in it and in {', '.join(several)}/; expected one of the two")
     if not single and not several:
         raise TrajectoryError(f"{images}: holds no frame (frame_0000.jpg and so on)")
     return several or {SINGLE_CAMERA: single}

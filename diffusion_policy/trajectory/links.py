@@ -26,7 +26,7 @@ def refuse_broken(path: Path) -> None:
     if path.is_symlink():
         target = os.readlink(path)
         raise TrajectoryError(
-            f"{path}: is a link to {target}, which cannot be reached ({reason}); mount the disk that it lies on, or "
+            f"{path}: is a link to {target}, which cannot be reached ({reason}); mount the disk that it is on, or "
             "replace the link by a copy"
         )
     raise TrajectoryError(f"{path}: cannot be reached ({reason}); mount its disk again, or copy it from elsewhere")

@@ -43,7 +43,7 @@ class Trajectory:
         image_index: (N,) int64, the frame's number shown at this step; -1 where there is none.
         frames: per camera, the file of each frame number; every frame that a step shows is there.
         notes: what is odd, and harmless.
-        intervention: (N,) bool, whether a person drove in place of a policy; None where nobody recorded it.
+        intervention: (N,) bool, whether a person drove instead of a policy; None if not recorded.
     """
 
     path: Path
@@ -146,7 +146,7 @@ def open_trajectory(
     Raises:
         TrajectoryError: the folder, its data.pkl, its meta.json or its frames are not as they must be.
         UnsafePickleError: data.pkl asks for anything but NumPy arrays of numbers.
-        PathError: it lies in a store that cannot be reached.
+        PathError: it is in a store that cannot be reached.
     """
     path, number = _episode(path)
     arrays = read_arrays(path, any_gripper=gripper_scale is not None, unit=timestamps)

@@ -213,7 +213,7 @@ def test_overwrite_replaces_datasets_only(tmp_path: Path, source: Path) -> None:
     with pytest.raises(ConversionError, match="is not a zarr dataset"):
         run(source, tmp_path / "thesis", overwrite=True)
     for output in (source, source / "out.zarr", tmp_path):
-        with pytest.raises(ConversionError, match="lie in one another"):
+        with pytest.raises(ConversionError, match="contain one another"):
             run(source, output, overwrite=True)
 
 
@@ -284,7 +284,7 @@ def test_gripper_command_rules(tmp_path: Path) -> None:
     report = run(tmp_path / "in", tmp_path / "measured.zarr", gripper_command="next-measured")
     commanded = ReplayBuffer.open(tmp_path / "measured.zarr")["action"][:, 7]
     np.testing.assert_array_equal(commanded, arrays["robot_gripper"][1:])
-    assert report.kept[0].dropped_steps[0].why == "its gripper command lies beyond the end"
+    assert report.kept[0].dropped_steps[0].why == "its gripper command is beyond the end"
     run(tmp_path / "in", tmp_path / "lead.zarr", gripper_lead=3)
     commanded = ReplayBuffer.open(tmp_path / "lead.zarr")["action"][:, 7]
     np.testing.assert_array_equal(commanded, arrays["action_gripper"][3:])

@@ -110,7 +110,7 @@ REFUSED: dict[str, tuple[Damage, str]] = {
     ),
     "frames in two layouts": (
         lambda folder: shutil.copytree(folder / "images", folder / "images" / "front"),
-        r"frames lie both in it and in front/",
+        r"frames are both in it and in front/",
     ),
     "data.pkl absent": (file("data.pkl", None), r"data\.pkl: cannot be read"),
     "data.pkl empty": (file("data.pkl", b""), r"data\.pkl"),

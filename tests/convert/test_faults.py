@@ -93,7 +93,7 @@ def test_a_disk_that_is_really_full_and_a_source_that_is_really_read_only(tmp_pa
     subprocess.run(command, cwd=tmp_path, check=True)
     said = {name: (tmp_path / f"{name}.txt").read_text() for name in ("full", "after", "before", "readonly")}
     assert "No space left on device" in said["full"]
-    assert "go on with --resume" in said["full"]
+    assert "continue with --resume" in said["full"]
     assert "status 2" in said["full"]
     assert said["after"].split() == ["out.zarr.partial", "disk/out.zarr.partial/episode_0000/entry.json"]
     assert len(set(said["before"].split())) == 1  # the finished episode was not written again
@@ -168,7 +168,7 @@ class BrokenExecutor(Executor):
 
 def test_workers_that_are_gone(tmp_path: Path) -> None:
     source = recorded(tmp_path / "in")
-    with pytest.raises(ConversionError, match=r"Connection reset by peer.*go on with --resume"):
+    with pytest.raises(ConversionError, match=r"Connection reset by peer.*continue with --resume"):
         convert(ConversionSettings(source, tmp_path / "out.zarr", (32, 18)), executor=BrokenExecutor())
     assert run(source, tmp_path / "out.zarr", resume=True).n_steps == 12
 

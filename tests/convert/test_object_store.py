@@ -175,7 +175,9 @@ def test_a_kill_at_any_moment_loses_nothing(home: str, source: Path, tmp_path: P
             assert ReplayBuffer.open(output).n_steps == sum(LENGTHS)
         elif as_path(f"{output}.partial").is_file():
             refused += 1
-            with pytest.raises(DatasetError, match=r"a conversion to it is unfinished; .* goes on with --resume"):
+            with pytest.raises(
+                DatasetError, match=r"a conversion to it is unfinished; run its command again with --resume"
+            ):
                 ReplayBuffer.open(output)
     assert refused
     assert sending

@@ -99,7 +99,7 @@ HARM: dict[str, tuple[Harm, str]] = {
         lambda root: (root / "data" / "robot0_eef_pos" / ".zarray").write_text("[" * 10**5 + "]" * 10**5),
         "metadata is damaged",
     ),
-    "a bomb of blosc": (chunk(numcodecs.Blosc().encode(BOMB)), f"is said to unpack to {N} bytes instead of 48"),
+    "a bomb of blosc": (chunk(numcodecs.Blosc().encode(BOMB)), f"claims to unpack to {N} bytes instead of 48"),
     "a bomb of lz4": (
         chunk(numcodecs.LZ4().encode(BOMB), compressor={"id": "lz4", "acceleration": 1}), f"unpack to {N} bytes"
     ),
@@ -190,7 +190,7 @@ def test_a_bomb_in_format_3_is_told_by_its_header(tmp_path: Path, codec: Any) ->
     ReplayBuffer.open(root)
     packer = numcodecs.Zstd(1) if isinstance(codec, zarr.codecs.ZstdCodec) else numcodecs.Blosc()
     (root / "data" / "action" / "c" / "0" / "0").write_bytes(packer.encode(BOMB))
-    with pytest.raises(DatasetError, match=f"is said to unpack to {N} bytes instead of 32"):
+    with pytest.raises(DatasetError, match=f"claims to unpack to {N} bytes instead of 32"):
         ReplayBuffer.open(root)
 
 

@@ -58,7 +58,7 @@ def test_refuses_an_episode_that_does_not_fit(tmp_path: Path) -> None:
 
 def test_create_refuses_what_is_there(tmp_path: Path) -> None:
     ReplayBuffer.create(tmp_path / "a.zarr", LAYOUT)
-    with pytest.raises(DatasetError, match="something lies there already"):
+    with pytest.raises(DatasetError, match="exists already"):
         ReplayBuffer.create(tmp_path / "a.zarr", LAYOUT)
     with pytest.raises(DatasetError, match="no zarr format 4"):
         ReplayBuffer.create(tmp_path / "b.zarr", LAYOUT, zarr_format=4)

@@ -65,7 +65,7 @@ PLANTED: list[tuple[str, str, dict[str, Any], str]] = [
     ("step-spacing", "warning", {"step_seconds": 0.8}, "8.0 times as fast as it was shown"),
     ("step-spacing", "warning", {"step_seconds": 0.05}, "at 50% of the speed"),
     ("step-spacing", "warning", {"uneven": 0.2}, "20% of them are off"),
-    ("step-spacing", "error", {"step_seconds": 0.0}, "time does not go on"),
+    ("step-spacing", "error", {"step_seconds": 0.0}, "time does not advance"),
     ("content", "note", {"identities": IDENTITIES}, "24 of its frames were looked at, and nothing was compared"),
     ("content", "note", compared(compared=0, not_compared="for a reason"), "not verified: for a reason; known is only"),
     (

@@ -75,7 +75,7 @@ PLANTED = [
     (jumping, "jumps", "warning", "1 jumps of the pose: robot_eef_pose of episode_0002 after step 11 .38. mm"),
     (turning, "jumps", "warning", "action of episode_0002 after step 11"),
     (pausing, "gaps", "warning", r"1 gaps: episode_0002 after step 19 \(5.1 s\)"),
-    (rewinding, "gaps", "error", "time stands or goes back at 1 steps"),
+    (rewinding, "gaps", "error", "time stops or goes back at 1 steps"),
     (idling, "idle", "note", "1 idle stretches, 27 of 60 steps, the longest 27 steps"),
 ]
 

@@ -124,7 +124,7 @@ def _two_entries(folder: Path, *, one_place: bool, claimed: int) -> Path:
     return path
 
 
-@case("'archive/data/1' is called b'archive/data/0' where it lies")
+@case("'archive/data/1' is called b'archive/data/0' in its local header")
 def entries_on_top_of_each_other(folder: Path, command: str) -> Path:
     return _two_entries(folder, one_place=True, claimed=8192)
 
@@ -323,8 +323,8 @@ CASES.extend(
 INDEXES: dict[str, tuple[bytes, str]] = {
     "shard_that_climbs": (b'{"weight_map": {"w": "../../secret.safetensors"}}', "outside its own folder"),
     "shard_with_an_absolute_path": (b'{"weight_map": {"w": "/etc/passwd"}}', "outside its own folder"),
-    "shard_that_is_the_parent": (b'{"weight_map": {"w": ".."}}', "is not beside it"),
-    "shard_that_is_missing": (b'{"weight_map": {"w": "model-1.safetensors"}}', "is not beside it"),
+    "shard_that_is_the_parent": (b'{"weight_map": {"w": ".."}}', "is not next to it"),
+    "shard_that_is_missing": (b'{"weight_map": {"w": "model-1.safetensors"}}', "is not next to it"),
     "shard_that_is_a_number": (b'{"weight_map": {"w": 1}}', "no weight_map"),
     "index_without_a_map": (b"[]", "no weight_map"),
     "index_that_is_not_json": (b'{"weight_map": {"w": ', "not valid JSON"),

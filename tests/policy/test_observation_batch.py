@@ -40,7 +40,7 @@ def test_bytes_and_unit_floats_are_the_same_image() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("image", torch.full((2, 2, 3, 4, 5), 255.0), r"hold values from 255 to 255; floats must lie in \[0, 1\]"),
+        ("image", torch.full((2, 2, 3, 4, 5), 255.0), r"hold values from 255 to 255; floats must be in \[0, 1\]"),
         ("image", torch.full((2, 2, 3, 4, 5), -0.01), "hold values from -0.01"),
         ("image", torch.full((2, 2, 3, 4, 5), math.nan), "hold values from nan"),
         ("image", torch.zeros(2, 2, 3, 4, 5, dtype=torch.int64), "are torch.int64; expected uint8, or floats"),

@@ -132,7 +132,7 @@ def test_open_loop_errors_are_told_in_words(files: Files) -> None:
     _, page = make_report(files.sources("open_loop"))
     assert "Gripper: 6 of 7 recorded events found in 2 samples (95 % interval 49%-97%), 0 early and 6 late" in page
     assert "beside a copy of the measured gripper: -0.3 (95 % interval -0.4 to -0.2)" in page
-    assert "samples lie 1 to 4 apart" in page
+    assert "samples are 1 to 4 apart" in page
 
 
 def test_errors_of_an_older_file_are_shown_without_what_it_lacks(files: Files, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_errors_of_an_older_file_are_shown_without_what_it_lacks(files: Files, t
     old = tmp_path / "old.json"
     old.write_text(json.dumps(document))
     _, page = make_report(Sources(open_loop=(old,)))
-    assert "samples lie" not in page
+    assert "samples are" not in page
     assert "position error per step of the chunk: policy 9 at the first" in page
 
 

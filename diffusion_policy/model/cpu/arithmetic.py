@@ -22,7 +22,7 @@ def use_fast_layers(model: nn.Module, *, frozen: bool = False) -> str | None:
 
     Args:
         model: whose layers are set.
-        frozen: its weights will not change from now on, and nobody asks for gradients.
+        frozen: its weights will not change from now on, and gradients are not needed.
 
     Returns:
         Why nothing was changed, or None if it was.

@@ -56,7 +56,7 @@ def kernel_points(weight: Tensor, tile: int, *, turned: bool = False) -> Tensor:
     if turned:
         matrix = matrix.flip(1)
     n_outputs = len(weight)
-    # One small product an output channel: as one product it is three times slower, since 9 numbers lie side by side.
+    # One small product an output channel: as one product it is three times slower, since 9 numbers are adjacent.
     return torch.bmm(matrix.expand(n_outputs, -1, -1), weight.reshape(n_outputs, -1, 9).mT).permute(1, 0, 2)
 
 
@@ -94,7 +94,7 @@ def patches_of(images: Tensor, size: int, stride: int, padding: int) -> Tensor:
     n, height, width, channels = padded.shape
     image, row, pixel, _ = padded.stride()
     shape = n, (height - size) // stride + 1, (width - size) // stride + 1, size, size * channels
-    # Pixels beside each other lie behind each other in memory.
+    # Neighboring pixels are consecutive in memory.
     return padded.as_strided(shape, (image, stride * row, stride * pixel, row, 1)).flatten(3).contiguous()
 
 
@@ -122,9 +122,9 @@ class _Winograd(torch.autograd.Function):
 class Convolution(nn.Conv2d):
     """Convolution without bias; `fast` makes it use what this module is about (float32 on a CPU only).
 
-    `frozen` says that the weights will not change and nobody asks for gradients: what depends on the weights alone is
+    `frozen` says that the weights will not change and gradients are not needed: what depends on the weights alone is
     computed once, and images are few, so that strided convolutions and those of the smallest maps become one product
-    of few rows each. An image's result does not depend on those beside it.
+    of few rows each. An image's result does not depend on the others in the batch.
     """
 
     def __init__(self, in_channels: int, channels: int, size: int, stride: int = 1, *, padding: int = 0) -> None:

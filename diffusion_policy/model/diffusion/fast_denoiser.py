@@ -12,7 +12,7 @@ from one denoising step to the next is computed once:
 
 On a CPU :class:`CompiledDenoiser` computes the same steps with the compiled kernels.
 
-With causal attention a step does not see later ones, so steps that nobody executes need not be denoised: ``rows``.
+With causal attention a step does not see later ones, so steps that are not executed need not be denoised: ``rows``.
 
 Legend of shapes: t action tokens, S = 1 + To condition tokens, E = n_emb, H heads, L layers, R = H * S. Batch is 1: one
 robot asks for one answer.
@@ -228,7 +228,7 @@ class FastDenoiser:
         return self.step(sample)
 
     def set_time(self, timestep: int) -> None:
-        """Put the time token of one of the timesteps beside the observations' tokens."""
+        """Put the time token of one of the timesteps next to the observations' tokens."""
         row = self._time_rows[timestep]
         self._keys[:, :, 0].copy_(self._time_keys[:, :, row])
         self._key_bias[..., 0].copy_(self._time_bias[..., row])
@@ -248,7 +248,7 @@ class FastDenoiser:
     def _normalize(self) -> None:
         """Each row of x to mean 0 and variance 1, as float32 and as it is multiplied.
 
-        A batch norm in training, whose channels are the rows: the one kernel for it that writes where it is told to.
+        A batch norm in training, whose channels are the rows: the one such kernel that has an output argument.
         """
         torch.native_batch_norm(
             self._x_view, None, None, None, None, training=True, momentum=0.0, eps=NORM_EPS, out=self._norm_out

@@ -155,7 +155,7 @@ class TransformerForDiffusion(PlacedModule):
         """Predict the noise in (B, t, input_dim) from the memory.
 
         A sequence shorter than the horizon holds the steps from the last observed one on (pred_action_steps_only), so
-        all observations lie in its past.
+        all observations are in its past.
         """
         assert self.decoder is not None, "a denoiser without a decoder has no memory"
         length = sample.shape[1]

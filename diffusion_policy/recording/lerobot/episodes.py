@@ -19,7 +19,7 @@ _HIGHEST = 10**6
 
 @dataclass(frozen=True)
 class Stretch:
-    """Where an episode lies in a video.
+    """The position of an episode in a video.
 
     Attributes:
         file: of the video.
@@ -39,7 +39,7 @@ class Episode:
         length: steps.
         tasks: in words.
         data_file: parquet file of its rows.
-        videos: per camera that is a video, where its frames lie.
+        videos: per camera that is a video, where its frames are.
     """
 
     index: int

@@ -20,9 +20,9 @@ from diffusion_policy.recording.lerobot.tables import COPY_AGAIN, column_names, 
 from diffusion_policy.spec import ImageArray
 from diffusion_policy.storage import sha256
 
-# FFmpeg is told what a file is: one that is something else in truth, such as a playlist of other files, is refused.
+# FFmpeg is given the format, so that another kind of file, such as a playlist of other files, is refused.
 _CONTAINER = "mp4"
-# Packets of a video that stand for its content.
+# Packets of a video that represent its content.
 _SAMPLED_PACKETS = 4
 # Steps of a video that are decoded in one go.
 _STRETCH = 2048

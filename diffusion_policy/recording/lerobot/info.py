@@ -1,4 +1,4 @@
-"""meta/info.json: the features of a LeRobot dataset, its rate, and where its files lie."""
+"""meta/info.json: the features of a LeRobot dataset, its rate, and where its files are."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Info:
         fps: steps a second.
         features: by name.
         chunks_size: episodes in a folder, of v2.
-        totals: counts of episodes and frames, of those that are said.
+        totals: counts of episodes and frames, as far as stated.
     """
 
     root: Path
@@ -221,7 +221,7 @@ def _names(found: Any) -> tuple[str, ...]:
 
 
 def _units(names: tuple[str, ...], found: Any) -> dict[str, str]:
-    """Units by name, of those that are said."""
+    """Units by name, as far as stated."""
     if not isinstance(found, list) or len(found) != len(names):
         return {}
     return {name: unit for name, unit in zip(names, found, strict=True) if isinstance(unit, str) and unit != "unknown"}

@@ -1,4 +1,7 @@
-"""What the features of a LeRobot dataset mean: said by a mapping, or by their names; asked for where neither says."""
+"""What the features of a LeRobot dataset mean: from a mapping or from their names.
+
+Refused with a mapping to fill in where neither states it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from diffusion_policy.trajectory import SINGLE_CAMERA
 ACTIONS = ("action", "actions")
 STATES = ("observation.state", "state")
 SUCCESS = ("next.success", "is_episode_successful")
-"""Flags of a step from which an episode's success is told."""
+"""Flags of a step that hold an episode's success."""
 _MOTOR = ".pos"
 _EPISODE_FLAGS = ("next.done", "next.truncated", "next.reward", "is_first", "is_last", "is_terminal", "reward", "done")
 _NOT_READ = "no entry of the mapping reads it"

@@ -110,7 +110,7 @@ class ArrayFrames:
         return replace(self, rows=tuple(self.rows[step] for step in steps))
 
     def pieces(self, steps: Sequence[int], at_most: int) -> Iterator[ArrayFrames]:
-        """So many frames that lie one a chunk, else those of one chunk, which is unpacked once for all of them."""
+        """So many frames that are one a chunk, else those of one chunk, which is unpacked once for all of them."""
         if self.per_chunk == 1 or at_most == 1:
             return (self.at(steps[start : start + at_most]) for start in range(0, len(steps), at_most))
         grouped = itertools.groupby(steps, lambda step: self.rows[step] // self.per_chunk)

@@ -130,7 +130,7 @@ class ArmGuard:
     def _limit_chunk(self, measured: Pose, previous: Pose, pose: Pose, interventions: Counter[str], step: int) -> Pose:
         """Returns the pose moved into the ball around the measured one.
 
-        Moving toward its center never lengthens the step from ``previous``, which lies within it.
+        Moving toward its center never lengthens the step from ``previous``, which is within it.
         """
         assert self._settings.max_chunk_m is not None
         assert self._settings.max_chunk_rad is not None

@@ -19,7 +19,7 @@
     control_loop        moves the arm or holds it, in every control period
     arm_log             what was sent to the arm
 
-Neither torch, zarr, diffusers nor OpenCV is imported, so ``pip install --no-deps diffusion-policy`` beside
+Neither torch, zarr, diffusers nor OpenCV is imported, so ``pip install --no-deps diffusion-policy`` next to
 ``numpy scipy msgpack websockets`` is all that a robot's computer needs (docs/on_the_arm.md).
 """
 

@@ -1,7 +1,7 @@
 """The log of a control loop: what was sent to the arm, when, and why nothing was.
 
 ``arm_YYYYMMDD_HHMMSS.jsonl`` holds one JSON object a line. Times are seconds of the loop's clock; the first line has
-one reading of it beside the unix time of the same moment.
+one reading of it and the unix time of the same moment.
 
     {"event": "start", "format": "arm log", "version": 1, "names": [D], "control_hz", "policy_hz", "strategy",
      "settings", "clock_start", "wall_start"}                                      and what the caller adds

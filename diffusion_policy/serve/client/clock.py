@@ -1,4 +1,4 @@
-"""The clock of the control loop: real time, or time that passes only when it is told to."""
+"""The clock of the control loop: real time, or time that advances only on request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Clock(Protocol):
 
 
 class RealClock:
-    """``time.monotonic``: it is not set by NTP or by hand. It stands still while the computer sleeps."""
+    """``time.monotonic``: it is not set by NTP or by hand. It stops while the computer sleeps."""
 
     def now(self) -> float:
         """Returns the time in seconds."""

@@ -131,7 +131,7 @@ class LineClient(_Client):
         Args:
             images: To encoded JPEGs, oldest first; for several cameras, a mapping of key to JPEGs.
             poses: (To, 7); grippers: (To, 1); timestamps: (To,) seconds on this machine's clock.
-            states: (To, D) in place of poses and grippers, in the order of the metadata's ``state_names``.
+            states: (To, D) instead of poses and grippers, in the order of the metadata's ``state_names``.
             request_id: name of this request, by which logs of client and server are joined.
             continuation: what remains of the chunk under execution, for a policy that continues it.
             camera_times: when the newest frame of each camera was captured, seconds on the clock of ``timestamps``.

@@ -30,7 +30,7 @@ class GripperGate:
         self._moves_until: dict[int, float] = dict.fromkeys(self._columns, -math.inf)
 
     def passed(self, action: FloatArray, now: float, measured: FloatArray) -> FloatArray:
-        """Returns the action (D,) with what the grippers are to be told now; the argument is not changed.
+        """Returns the action (D,) with the present gripper commands; the argument is not changed.
 
         Args:
             action: (D,) as planned.

@@ -58,7 +58,7 @@ class BufferSettings:
         camera_max_age_s: largest age of a camera's newest frame.
         camera_max_ages_s: the same of single cameras, by key, where it differs.
         state_max_age_s: largest age of the newest state.
-        max_skew_s: largest distance of a frame from the step that it stands for; None: one period.
+        max_skew_s: largest distance of a frame from the time of its step; None: one period.
     """
 
     layout: ActionLayout

@@ -56,7 +56,7 @@ class Target:
 
     Attributes:
         action: (D,) to be reached at the end of the control period.
-        step: index of the step on the way to which it lies.
+        step: index of the step that it leads to.
         observed_at: when that which the step answers was captured; of several observations the oldest.
         request_id: of the newest chunk that the step is from.
     """
@@ -121,7 +121,7 @@ class Plan:
         """Returns what was and will be executed (m, D) as the steps of times ``since``, one period later, and so on.
 
         Args:
-            since: may lie before the plan's execution began.
+            since: may be before the plan's execution began.
             executed: tells the steps that ended before it began. Where it knows of none the arm stood at ``start``.
 
         Returns:

@@ -27,7 +27,7 @@ _REPLY_TIMEOUT_S = 10.0
 
 
 class DryRun:
-    """An arm that observes and is told nothing: everything is computed and logged, nothing moves.
+    """An arm that observes and gets no commands: everything is computed and logged, nothing moves.
 
     Args:
         arm: the real one.
@@ -107,7 +107,7 @@ def make_arm(name: str, form: PolicyForm) -> Arm:
     """Imports and calls what makes an arm.
 
     Args:
-        name: ``MODULE:FUNCTION``; the module may lie in the present folder. The function takes the policy's form.
+        name: ``MODULE:FUNCTION``; the module may be in the current folder. The function takes the policy's form.
         form: what the policy observes and commands.
 
     Raises:

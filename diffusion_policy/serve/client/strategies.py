@@ -1,13 +1,13 @@
 """What happens between two chunks: when the next one is requested, and what is executed once it is there.
 
-    wait        executes n_action_steps, holds the arm, requests: it stands still while the policy computes
+    wait        executes n_action_steps, holds the arm, requests: it holds still while the policy computes
     skip        requests while the arm is moving; steps whose time has passed by the answer's arrival are left out
     ensemble    requests without a pause, and averages all chunks that have a step for the same time
     warm_start  as skip; the request carries what remains of the chunk, and denoising starts from there
     rtc         as skip; the steps that will have been executed by the answer's arrival are kept in the answer
 
 A strategy holds no state and knows no clock: the loop asks it. Time in which the arm stood still does not count as
-passed: a chunk is shifted by it, so the arm never jumps over steps that nobody executed.
+passed: a chunk is shifted by it, so the arm never jumps over steps that were not executed.
 
 Legend of shapes: n steps, D numbers of an action.
 """

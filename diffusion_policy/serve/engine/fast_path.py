@@ -151,7 +151,7 @@ class FastPath:
     ) -> Tensor:
         """Features (To, Do) and noise (1, T, Da) -> actions (t, Da) in the dataset's units, t = ``denoised_steps``.
 
-        A start (n, Da), the remainder of the last sequence, is noised to a later timestep, and denoising goes on from
+        A start (n, Da), the remainder of the last sequence, is noised to a later timestep, and denoising continues from
         there; its missing end repeats its last row, as a guess that is denoised like the rest. ``before_step`` is
         called before each step; what it raises ends the loop. ``previous`` is held as ``policy.previous_chunk`` says.
         """

@@ -98,7 +98,7 @@ class Engine(Protocol):
         """Answer one observation; ``remainder`` (n, Da), what the last sequence holds from now on, is a start."""
 
     def inspect(self, observation: Observation, seed: int) -> tuple[Prepared, Inference]:
-        """The model's input beside the answer."""
+        """The model's input, with the answer."""
 
     def outside_training(self, observation: Observation, margin: float) -> list[str]:
         """A sentence for each state that training never saw; ``margin``: share of the range by which it may be left."""
@@ -191,7 +191,7 @@ class PolicyEngine:
 
         Raises:
             ProtocolError: an image is too large or does not decode.
-            GivenUpError: nobody waits for the answer any more (``stages.check``, asked before each denoising step).
+            GivenUpError: the answer is no longer awaited (``stages.check``, asked before each denoising step).
             WorkspaceError: anything else that the policy cannot act on.
         """
         if self.threads is not None:
@@ -216,7 +216,7 @@ class PolicyEngine:
         return Inference(chunk[first : first + self.n_action_steps], chunk, first, encoded, torch.get_num_threads())
 
     def inspect(self, observation: Observation, seed: int) -> tuple[Prepared, Inference]:
-        """The model's input, (To, ...) per key, beside the answer."""
+        """The model's input, (To, ...) per key, with the answer."""
         frames = [self.decode(observation, index) for index in range(len(observation.images))]
         prepared = self.prepare(frames, self._hemispheres.turned(observation.states, self.wire.layout.arms))
         return prepared, self.infer(observation, seed, None, Stages())
@@ -283,7 +283,7 @@ class PolicyEngine:
 
     @property
     def _denoising(self) -> DenoisingPolicy:
-        """The policy as one that goes on from previous actions, which it does not lack."""
+        """The policy, typed as one that can continue previous actions."""
         assert isinstance(self.policy, DenoisingPolicy)
         return self.policy
 

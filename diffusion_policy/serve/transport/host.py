@@ -39,7 +39,7 @@ Send = Callable[[Reply], Awaitable[None]]
 # Iterations of the event loop before shutdown, in which messages that have arrived are read.
 _LAST_READS = 10
 # Framing or trust is lost: closed at once. After any other end of a session the connection stays open for a client
-# that goes on asking: the robot clients of the predecessor never reconnect.
+# that sends further requests: the robot clients of the predecessor never reconnect.
 CLOSING = frozenset({"oversized", "unauthorized"})
 
 

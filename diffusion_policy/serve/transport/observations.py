@@ -35,7 +35,7 @@ class Observation:
         grippers: (To, 1) float64, 1 = open; (To, 0) as above.
         timestamps: (To,) seconds on the client's clock.
         send_timestamp: unix seconds on the client's clock; None from the oldest clients.
-        inspect: asks for the model's input in place of an action; see ``inspection_reply``.
+        inspect: asks for the model's input instead of an action; see ``inspection_reply``.
         decoded: frames (H, W, 3) uint8 RGB of the images as far as they are decoded already; None for the others.
         intervention: a person drives at the newest step.
         measured: (To, D) states of a layout that is no pose and gripper.

@@ -4,14 +4,14 @@
     -> {"type": "hello", "token": ...}                        <- {"type": "metadata", ...}
     -> {"type": "observation", "images": [base64 JPEG, oldest first], "poses": [[7] ...], "grippers": [[1] ...],
         "timestamps": [s ...], "send_timestamp": unix s}      <- {"type": "action", "action": [[8] ...]}
-        optional: "intervention": true, a person drives in place of the policy (it is logged, and changes no answer)
+        optional: "intervention": true, a person drives instead of the policy (it is logged, and changes no answer)
                   "request_id": text, which the log and the answer repeat
                   "camera_times": {camera: s}, when the newest frame of each was captured, on the clock of "timestamps"
                   "continuation": how the answer continues the chunk under execution, see ``transport.continuation``
                                                               <- {"type": "error", "code": ..., "message": ...}
 
 That is the form of a policy whose action is a pose and a gripper, with one camera. For any other action, metadata holds
-"state_names": D names (rotations as quaternions, several arms as "left.x"), and in place of "poses" and "grippers" an
+"state_names": D names (rotations as quaternions, several arms as "left.x"), and instead of "poses" and "grippers" an
 observation carries "states": [[D] ...] in that order; so is each row of "action". Of several cameras ("cameras" in
 metadata) "images" is an object: {"front": [base64 JPEG, oldest first], "wrist": [...]}.
 

@@ -1,7 +1,7 @@
-"""The compiled functions of the C++ files beside it, with tensors for arguments.
+"""The compiled functions of the C++ files in this folder, with tensors for arguments.
 
 They are built when the package is installed, where a C++ compiler with OpenMP is at hand, and share torch's threads.
-Whoever uses them asks :func:`why_unavailable` first. All tensors are float32 (matrices may be bf16) on the CPU,
+Callers check :func:`why_unavailable` first. All tensors are float32 (matrices may be bf16) on the CPU,
 contiguous, channels last: images (N, H, W, C). Points are (Q, P, C): Q numbers of each of P tiles and C channels (see
 :mod:`convolution`).
 """
@@ -208,7 +208,7 @@ def prepare_product(
     ``then`` "add" adds it there instead, and "gelu" writes its GELU. With strips of bf16, x is rounded to bf16 as well,
     and K is a multiple of 16; sums are of float32.
 
-    For few rows: each matrix is read once, in the order in which it lies in memory. A row's sums do not depend on the
+    For few rows: each matrix is read once, in memory order. A row's sums do not depend on the
     number of rows.
     """
     *number, rows, depth = x.shape
@@ -294,7 +294,7 @@ def _to_points(name: str, images: Tensor, tile: int) -> Tensor:
 
 
 def write_output(points: Tensor, images: Tensor, tile: int) -> None:
-    """Write the images (N, H, W, K) that points (Q, P, K) stand for."""
+    """Write the images (N, H, W, K) of points (Q, P, K)."""
     n, height, width, channels = images.shape
     shape = (tile + 2) ** 2, n * -(-height // tile) * -(-width // tile), channels
     _library().output_pixels(
