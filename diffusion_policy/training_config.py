@@ -152,12 +152,17 @@ def rate_setting(cfg: DictConfig) -> str:
     return next((name for name in RATES if OmegaConf.select(cfg, name) is not None), RATES[0])
 
 
-@cache
 def default_config() -> DictConfig:
-    """The config that is trained when none is named, without overrides."""
+    """The config that is trained when none is named, without overrides; the same object each time, only to be read."""
+    return _shipped(DEFAULT)
+
+
+@cache
+def _shipped(name: str) -> DictConfig:
+    """A config of config/ without overrides."""
     register_resolvers()
     with initialize_config_dir(str(CONFIG), version_base="1.2"):
-        return compose(DEFAULT)
+        return compose(name)
 
 
 @contextmanager
@@ -251,11 +256,13 @@ def _composed(parsed: Any, home: Path) -> DictConfig:
         trains = re.compile("^_target_:", re.MULTILINE)
         configs = sorted(path.stem for path in folder.glob("*.yaml") if trains.search(path.read_text("utf-8")))
         raise ConfigError(f"--config-name={name}: no such config; there are {', '.join(configs) or 'none'} in {folder}")
-    with initialize_config_dir(str(folder), version_base="1.2"):
-        try:
+    try:
+        if folder == CONFIG:
+            return copy.deepcopy(_shipped(name))
+        with initialize_config_dir(str(folder), version_base="1.2"):
             return compose(name)
-        except HydraException as error:
-            raise ConfigError(f"{folder / name}: {str(error).strip().splitlines()[0]}") from error
+    except HydraException as error:
+        raise ConfigError(f"{folder / name}: {str(error).strip().splitlines()[0]}") from error
 
 
 def checked_arguments(arguments: Sequence[str], home: Path = CONFIG.parent) -> list[str]:

@@ -49,7 +49,7 @@ def recipe(work: Path, seed: int, *, quick: bool) -> list[Step]:
     from_grown = ("experiment=demo_finetune", f"pretrained.path={grown}", f"hydra.run.dir={tuned}")
     from_scratch = ("experiment=demo_scratch", f"hydra.run.dir={scratch}")
     infer = ("scripts/run_offline_inference.py", f"{tuned}/checkpoints/latest.ckpt", data, "--output", logs)
-    scenes_compared, scenes = (2, 2) if quick else (SCENES_COMPARED, SCENES)
+    scenes_compared, scenes = (1, 1) if quick else (SCENES_COMPARED, SCENES)
     pictures = ("--output", f"{work}/rollouts", "--picture", "--video", "2")
     paired = ("--compare", f"{work}/rollouts_finetuned.json")
     judge = ("scripts/validate_gripper.py", logs, "--json", f"{work}/verdicts.json")

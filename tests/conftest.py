@@ -1,5 +1,6 @@
 """Fixtures that every room's tests share."""
 
+import gc
 import lzma
 import os
 import shutil
@@ -35,6 +36,12 @@ def no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", warm_process.leave_to_the_kernel)
         yield
+
+
+def pytest_collection_finish() -> None:
+    """The tests and all modules stay to the end: no collection of garbage looks at them again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -22,10 +22,18 @@ def s3_server() -> Iterator[str]:
     urlopen(Request(f"{address}/moto-api/reset", method="POST")).close()
     with mock.patch.dict(os.environ, environment(address)):
         s3fs.S3FileSystem.clear_instance_cache()
+        patient()
         s3fs.S3FileSystem().mkdir("robot")
         yield "robot"
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
+
+
+def patient() -> None:
+    """On a busy machine a connection to loopback may take longer than the 5 s that s3fs allows."""
+    import s3fs
+
+    s3fs.S3FileSystem.connect_timeout = s3fs.S3FileSystem.read_timeout = 120
 
 
 def environment(endpoint: str, key: str = "somebody") -> dict[str, str]:

@@ -39,7 +39,7 @@ def test_made_recordings_to_verdict_and_rollout(tmp_path: Path) -> None:
     """The demo in its quick form: every step runs, and two updates have taught nothing, which it says."""
     work = tmp_path / "demo"
     printed = run("scripts/demo.py", "--quick", "--workdir", work, expect=1)
-    assert "Block in the tray: 0 of 2 scenes before, 0 of 2 after" in printed
+    assert "Block in the tray: 0 of 1 scenes before, 0 of 1 after" in printed
     assert "157 tensors inherited" in printed
     check_sums(json.loads((work / "ledger.json").read_text()))
     first, *_, last = metrics(work / "finetuned")
@@ -52,9 +52,10 @@ def test_made_recordings_to_verdict_and_rollout(tmp_path: Path) -> None:
     assert (verdict["generation"], verdict["layout"], verdict["action_dim"]) == (3, "xyz_quat_gripper", 8)
     assert verdict["equals_measured_gripper"] is False
     assert (work / "rollouts" / "outcomes.png").stat().st_size > 10_000
-    assert len(list((work / "rollouts").glob("*.mp4"))) == 2
+    assert len(list((work / "rollouts").glob("*.mp4"))) == 1
 
 
+@pytest.mark.exhaustive  # the way is the demo's; each stage has tests of its own on real recordings
 def test_real_recordings_and_a_real_checkpoint(shared_data: Path, reference_checkpoint: Path, tmp_path: Path) -> None:
     dataset, grown, tuned = tmp_path / "real.zarr", tmp_path / "grown.ckpt", tmp_path / "tuned"
     recordings = shared_data / "real_trajectories"

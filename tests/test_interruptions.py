@@ -148,6 +148,9 @@ OWN = {
 HERE = [name for name in AT_WORK if name not in OWN and name.endswith(".py")]
 # This one starts a new interpreter; the others, and what they start, are copies of one that has everything loaded.
 FRESH = {"adapt.py"}
+# Of those that also run in this process, these have one of their own by default: a new one, one with a pool, one with
+# a simulator. The rest is exhaustive.
+IN_A_PROCESS = {*FRESH, "convert_cogact_to_zarr.py", "evaluate_closed_loop.py"}
 
 # Further moments; "os:replace:N" is the one before the N-th file takes its place.
 FURTHER = {
@@ -298,8 +301,18 @@ def write_vpt(path: Path) -> Path:
     return path
 
 
+def every_script() -> list[Any]:
+    """Those that `test_the_printed_command_does_the_rest` interrupts here at the same moment are exhaustive."""
+    rest = set(HERE) - IN_A_PROCESS
+    return [pytest.param(path, marks=[pytest.mark.exhaustive] * (path.name in rest)) for path in SCRIPTS]
+
+
+def test_every_script_has_its_case() -> None:
+    assert {path.name for path in SCRIPTS} == set(AT_WORK)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("script", every_script(), ids=lambda path: path.name)
 def test_ctrl_c_at_work(script: Path, bench: dict[str, Any], tmp_path: Path) -> None:
     """In a process of its own, in a session of its own, as in a terminal."""
     case = AT_WORK[script.name]
@@ -357,6 +370,7 @@ def test_the_printed_command_does_the_rest(
         assert run(words) == 128 + signal.SIGINT
     line = the_line(capfd.readouterr().err)
     assert line.startswith(f"stopped by SIGINT: {case.says.format(**bench)}"), line
+    assert refusal_of_line(line.rpartition(" with: ")[2]) is None
     assert_nothing_half_written(tmp_path / "here", line)
     again = shlex.split(line.rpartition(" with: ")[2])
     found = run(again), names_of(tmp_path / "here")

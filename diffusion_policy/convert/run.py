@@ -239,7 +239,7 @@ class _Stage:
 
     def _take_in(self) -> None:
         done, _ = wait(self._pending, return_when=FIRST_COMPLETED)
-        for future in done:
+        for future in sorted(done, key=lambda future: future.exception() is not None):  # first what is whole
             episode, block = self._pending.pop(future)
             if episode.is_bad:
                 continue

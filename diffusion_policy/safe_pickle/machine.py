@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import ast
-import io
 import pickletools
+import struct
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.safe_pickle.instructions import instructions
 from diffusion_policy.safe_pickle.stand_ins import OpaqueObject, StandIn, may_be_data
 
 MAX_BYTES = 256 * 2**20
@@ -95,37 +95,6 @@ def length_of_first(data: bytes, where: str) -> int:
     raise UnsafePickleError(f"{where}: the pickle has more than {MAX_INSTRUCTIONS} instructions, or no end.")
 
 
-_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
-
-
-def _instructions(content: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int]]:
-    """(instruction, argument, offset) of each instruction, like `pickletools.genops`, with strings of Python 2."""
-    stream = io.BytesIO(content)
-    while True:
-        at = stream.tell()
-        code = stream.read(1)
-        opcode = _OPCODES.get(code.decode("latin1"))
-        if opcode is None:
-            raise ValueError(f"opcode {code!r} unknown" if code else "it ends without STOP")
-        if opcode.name == "STRING":
-            yield opcode, _text_of_python_2(stream.readline()), at
-        else:
-            yield opcode, None if opcode.arg is None else opcode.arg.reader(stream), at
-        if opcode.name == "STOP":
-            return
-
-
-def _text_of_python_2(line: bytes) -> str:
-    """A quoted byte string in the form of Python 2's protocol 0, one character per byte."""
-    try:
-        found = ast.literal_eval("b" + line.decode("ascii").strip())
-    except SyntaxError as error:
-        raise ValueError(f"a text {line[:20]!r} without its quotes") from error
-    if not isinstance(found, bytes):
-        raise ValueError(f"a text {line[:20]!r} without its quotes")
-    return found.decode("latin1")
-
-
 class _Machine:
     """The stack, memo and instructions of the pickle machine, without those that could run code."""
 
@@ -155,19 +124,19 @@ class _Machine:
     def run(self, content: bytes) -> Any:
         position = 0
         try:
-            for count, (opcode, argument, position) in enumerate(_instructions(content)):  # noqa: B007
+            for count, (name, argument, position) in enumerate(instructions(content)):  # noqa: B007
                 if count >= MAX_INSTRUCTIONS:
                     raise self._refusal(f"the pickle has more than {MAX_INSTRUCTIONS} instructions")
-                if opcode.name == "STOP":
+                if name == "STOP":
                     break
-                handler = _INSTRUCTIONS.get(opcode.name)
+                handler = _INSTRUCTIONS.get(name)
                 if handler is None:
-                    raise self._refusal(f"the pickle uses the instruction {opcode.name}, which data does not need")
+                    raise self._refusal(f"the pickle uses the instruction {name}, which data does not need")
                 handler(self, argument)
             return self.stack.pop()
         except NotPlainError as error:
             raise self._refusal(f"the pickle holds {error}") from error
-        except (IndexError, KeyError, TypeError, ValueError, OverflowError, ArithmeticError) as error:
+        except (IndexError, KeyError, TypeError, ValueError, OverflowError, ArithmeticError, struct.error) as error:
             reason = f"{type(error).__name__}: {error}"[:200]
             raise UnsafePickleError(f"{self.where}: the pickle is broken near byte {position} ({reason}).") from error
 
@@ -309,6 +278,8 @@ class _Machine:
         self.stack.append(frozenset(self._flat(item) for item in items))
 
     def _flat(self, key: Any) -> Any:
+        if type(key) in _KEY_TYPES:
+            return key
         parts = key if type(key) is tuple else (key,)
         if not all(type(part) in _KEY_TYPES for part in parts):
             raise self._refusal(f"the pickle uses a {type(key).__name__} as a key or set member, which is not plain")

@@ -27,7 +27,7 @@ _ATTRIBUTE_DICTS = (
     "lightning.pytorch.utilities.parsing",
 )  # fmt: skip
 _PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
-_SCALARS = (str, int, float, bool, bytes, type(None))
+_VALUES = frozenset({str, int, float, bool, bytes, type(None), torch.Tensor})
 
 
 class Inert:
@@ -64,15 +64,17 @@ class _Plainer:
         if self.left < 0 or depth < 0:
             limit = f"more than {MAX_NODES} entries" if depth >= 0 else f"more than {MAX_DEPTH} levels"
             raise TensorFileError(f"{self.where}: the content unfolds to {limit}; it was refused.")
-        if type(value) in _SCALARS or isinstance(value, torch.Tensor):
+        if type(value) in _VALUES:
             return value
-        if isinstance(value, Inert):
-            return self._opened(value, depth)
         if isinstance(value, dict):
             return {key: self.of(child, depth - 1) for key, child in value.items()}
         if isinstance(value, (list, tuple, set, frozenset)):
             children = [self.of(child, depth - 1) for child in value]
             return tuple(children) if isinstance(value, tuple) else children
+        if isinstance(value, Inert):
+            return self._opened(value, depth)
+        if isinstance(value, torch.Tensor):
+            return value
         if isinstance(value, (StandIn, OpaqueObject)):
             self.stand_ins[value.name] += 1
             return f"{'class' if isinstance(value, StandIn) else 'object of'} {value.name}, not read"

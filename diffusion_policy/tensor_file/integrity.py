@@ -137,10 +137,13 @@ class Records:
 def _in_threads(check: Callable[[Record], Any], records: Sequence[Record]) -> list[Any]:
     """The results of `check` for every record, computed by a few threads that each read adjacent records."""
     shares: list[list[Record]] = [[]]
+    size = 0  # of the last share
     for record in sorted(records, key=lambda record: record.at):
-        if sum(other.size for other in shares[-1]) >= SHARE:
+        if size >= SHARE:
             shares.append([])
+            size = 0
         shares[-1].append(record)
+        size += record.size
     threads = min(usable_cores(), MAX_THREADS, len(shares))
     if threads < 2:
         return [check(record) for record in records]

@@ -29,15 +29,18 @@ from diffusion_policy.recording.cogact import PictureFiles
 from diffusion_policy.trajectory import TrajectoryError, open_trajectory
 
 SIZE = (64, 36)
-LENGTHS = (5, 18, 4)
+LENGTHS = (5, 6, 3)
 FORMATS: dict[str, dict[str, Any]] = {
     "2": {},
     "3": {"zarr_format": 3},
-    "shards": {"zarr_format": 3, "shard": 16, "codec": image_codec("jpeg", 60)},
+    "shards": {"zarr_format": 3, "shard": 8, "codec": image_codec("jpeg", 60)},
 }
 
 
-SOME_FORMATS = [pytest.param(o, id=n, marks=[pytest.mark.exhaustive] * (n == "3")) for n, o in FORMATS.items()]
+def formats(*chosen: str) -> list[Any]:
+    """Those, and the others as exhaustive ones."""
+    marks = {name: [pytest.mark.exhaustive] * (name not in chosen) for name in FORMATS}
+    return [pytest.param(options, id=name, marks=marks[name]) for name, options in FORMATS.items()]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +95,7 @@ def upload(folder: Path, url: str) -> str:
     return url
 
 
-@pytest.mark.parametrize("options", SOME_FORMATS)
+@pytest.mark.parametrize("options", formats("2"))
 def test_from_a_store_to_a_store(home: str, source: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     url = upload(source, f"{home}/in")
     report = run(url, f"{home}/out.zarr", **options)
@@ -109,11 +112,11 @@ def test_zarr_opens_it_without_this_package(home: str, source: Path) -> None:
     run(source, f"{home}/out.zarr")
     root = zarr.open_group(f"{home}/out.zarr", mode="r")
     assert root["meta/episode_ends"][:].tolist() == np.cumsum(LENGTHS).tolist()
-    assert root["data/image"][20].any()
+    assert root["data/image"][10].any()
     assert root.attrs["conversion"]["totals"]["steps_kept"] == sum(LENGTHS)
 
 
-@pytest.mark.parametrize("options", SOME_FORMATS)
+@pytest.mark.parametrize("options", formats("shards"))
 def test_appending_sends_what_is_new(
     home: str, source: Path, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,31 +149,44 @@ def test_an_existing_dataset_is_refused_or_replaced_whole(home: str, source: Pat
 
 
 PROGRAM = """
-import sys
+import sys, threading
+from object_store import patient
 from diffusion_policy.convert import ConversionSettings, convert, publication
 
+patient()
 publication._SENT_TOGETHER = 4
-settings = ConversionSettings(sys.argv[1], sys.argv[2], (32, 18), workers=1, resume=True)
-convert(settings, on_progress=lambda done, total: print(done, total, flush=True))
+frames, stage, at = int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
+seen = []
+
+def report(done, total):
+    seen.append("sending" if total > frames else "decoding")
+    if seen.count(stage) == at:
+        print("held while", stage, flush=True)
+        threading.Event().wait()
+
+convert(ConversionSettings(sys.argv[1], sys.argv[2], (32, 18), workers=1, resume=True), on_progress=report)
 """
+MOMENTS = [("decoding", 1), ("any", 0), ("decoding", 2), ("sending", 1), ("any", 0), ("sending", 2)]
 
 
 @pytest.mark.slow
 def test_a_kill_at_any_moment_loses_nothing(home: str, source: Path, tmp_path: Path) -> None:
     """While it is decoded and while it is sent: what is there is whole or refused, and what was sent is not lost."""
     url, output = upload(source, f"{home}/in"), f"{home}/out.zarr"
-    moments, refused, sending = random.Random(3), 0, 0
-    for last in (0, 1, 2, 4, 5, 6):
-        words = [warm_process.python(), "-c", PROGRAM, url, output]
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    moments, refused, held = random.Random(3), 0, []
+    found = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    for stage, at in MOMENTS:
+        words = [warm_process.python(), "-c", PROGRAM, url, output, str(sum(LENGTHS)), stage, str(at)]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=found)
         assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(last)]
-        time.sleep(moments.uniform(0, 0.2))
+        if at:
+            held.append(process.stdout.readline())  # empty if it ended before that
+        else:
+            time.sleep(moments.uniform(0, 0.5))
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        lines += process.stdout.readlines()
+        process.stdout.read()  # to the end of the process that has it
         process.stdout.close()
-        sending += any(int(line.split()[1]) > sum(LENGTHS) for line in lines if line.strip())
         if as_path(f"{output}/.zgroup").is_file():
             assert ReplayBuffer.open(output).n_steps == sum(LENGTHS)
         elif as_path(f"{output}.partial").is_file():
@@ -180,7 +196,7 @@ def test_a_kill_at_any_moment_loses_nothing(home: str, source: Path, tmp_path: P
             ):
                 ReplayBuffer.open(output)
     assert refused
-    assert sending
+    assert "held while sending\n" in held
     report = run(url, output, resume=True)
     whole = run(source, tmp_path / "whole.zarr")
     assert report.content_sha256 == whole.content_sha256
@@ -316,7 +332,7 @@ def test_wrong_credentials(home: str, source: Path, monkeypatch: pytest.MonkeyPa
         s3fs.S3FileSystem.clear_instance_cache()
 
 
-@pytest.mark.parametrize("expires_at", ["/frame_", "/data.pkl"])
+@pytest.mark.parametrize("expires_at", ["/frame_", pytest.param("/data.pkl", marks=pytest.mark.exhaustive)])
 def test_a_store_that_fails_is_no_bad_episode(
     home: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expires_at: str
 ) -> None:

@@ -77,7 +77,7 @@ def test_a_lost_file_is_refused_by_name(whole: tuple[str, Path], tmp_path: Path,
 
 
 @pytest.mark.parametrize("array", ARRAYS)
-@pytest.mark.parametrize("share", [0.5, 0.95])
+@pytest.mark.parametrize("share", [0.5, pytest.param(0.95, marks=pytest.mark.exhaustive)])
 def test_a_cut_file_is_refused_by_name(whole: tuple[str, Path], tmp_path: Path, array: str, share: float) -> None:
     form, path = whole[0], shutil.copytree(whole[1], tmp_path / "set.zarr")
     file = a_file_of(path, array)

@@ -1,0 +1,112 @@
+"""The instructions of a pickle, one after the other, with their arguments.
+
+What checkpoints consist of (a hundred thousand of a few kinds) is decoded from the bytes where they are; anything else
+by `pickletools`, as its table says.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import pickletools
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
+# (content, offset of the argument) to (argument, offset behind it)
+_Reader = Callable[[bytes, int], tuple[Any, int]]
+
+
+def instructions(content: bytes) -> Iterator[tuple[str, Any, int]]:
+    """(name, argument, offset) of each instruction up to STOP, like `pickletools.genops`, with strings of Python 2.
+
+    Raises:
+        ValueError, IndexError, struct.error: broken or cut off.
+    """
+    at = 0
+    while at < len(content):
+        begun = at
+        name, read = _NAMES_AND_READERS[content[at]]
+        argument, at = (None, at + 1) if read is None else read(content, at + 1)
+        yield name, argument, begun
+        if name == "STOP":
+            return
+    raise ValueError("it ends without STOP")
+
+
+def _byte(content: bytes, at: int) -> tuple[int, int]:
+    return content[at], at + 1
+
+
+def _number(layout: str) -> _Reader:
+    form = struct.Struct(layout)
+
+    def read(content: bytes, at: int) -> tuple[Any, int]:
+        return form.unpack_from(content, at)[0], at + form.size
+
+    return read
+
+
+def _text(layout: str) -> _Reader:
+    """UTF-8 behind its length in bytes."""
+    form = struct.Struct(layout)
+
+    def read(content: bytes, at: int) -> tuple[str, int]:
+        (length,), begin = form.unpack_from(content, at), at + form.size
+        if length > len(content) - begin:
+            raise ValueError(f"a text of {length} bytes of which {len(content) - begin} remain")
+        return content[begin : begin + length].decode("utf-8", "surrogatepass"), begin + length
+
+    return read
+
+
+def _line(decode: Callable[[bytes], Any]) -> _Reader:
+    """An argument that ends with its line."""
+
+    def read(content: bytes, at: int) -> tuple[Any, int]:
+        end = content.find(b"\n", at) + 1 or len(content)
+        return decode(content[at:end]), end
+
+    return read
+
+
+def _text_of_python_2(line: bytes) -> str:
+    """A quoted byte string in the form of Python 2's protocol 0, one character per byte."""
+    try:
+        found = ast.literal_eval("b" + line.decode("ascii").strip())
+    except SyntaxError as error:
+        raise ValueError(f"a text {line[:20]!r} without its quotes") from error
+    if not isinstance(found, bytes):
+        raise ValueError(f"a text {line[:20]!r} without its quotes")
+    return found.decode("latin1")
+
+
+def _by_table(described: pickletools.ArgumentDescriptor) -> _Reader:
+    def read(content: bytes, at: int) -> tuple[Any, int]:
+        stream = io.BytesIO(content)  # shares the bytes
+        stream.seek(at)
+        return described.reader(stream), stream.tell()
+
+    return read
+
+
+_FREQUENT: dict[str, _Reader] = {
+    **dict.fromkeys(("BININT1", "BINPUT", "BINGET", "PROTO"), _byte),
+    **dict.fromkeys(("LONG_BINPUT", "LONG_BINGET"), _number("<I")),
+    "BININT": _number("<i"),
+    "BININT2": _number("<H"),
+    "BINFLOAT": _number(">d"),
+    "BINUNICODE": _text("<I"),
+    "SHORT_BINUNICODE": _text("<B"),
+    "STRING": _line(_text_of_python_2),
+}
+
+
+def _unknown(content: bytes, at: int) -> tuple[Any, int]:
+    raise ValueError(f"opcode {content[at - 1 : at]!r} unknown")
+
+
+_NAMES_AND_READERS: list[tuple[str, _Reader | None]] = [("", _unknown)] * 256
+for _opcode in pickletools.opcodes:
+    _reader = None if _opcode.arg is None else _FREQUENT.get(_opcode.name) or _by_table(_opcode.arg)
+    _NAMES_AND_READERS[ord(_opcode.code)] = (_opcode.name, _reader)
