@@ -41,6 +41,8 @@ NEVER_FILLED = frozenset({
 })  # fmt: skip
 
 
+# Workspaces whose configs are whole: what `config/` says of training on recordings is not theirs.
+WHOLE = ("diffusion_policy.workspace.train_vpt_ppo_workspace.TrainVPTPPOWorkspace",)
 # The learning rate, under this project's name and under that of torch's constructor.
 RATES = ("optimizer.learning_rate", "optimizer.lr")
 # Hydra's flag of a folder that is looked into, too.
@@ -117,6 +119,8 @@ def compose_arguments(arguments: Sequence[str], home: Path = CONFIG.parent) -> D
 
 def complete(cfg: DictConfig) -> tuple[DictConfig, tuple[str, ...]]:
     """A config with the defaults of config/ for settings that it lacks, and their names."""
+    if cfg.get("_target_") in WHOLE:
+        return cfg, ()
     filled: list[str] = []
     theirs, ours = (OmegaConf.to_container(config, resolve=False) for config in (cfg, default_config()))
     assert isinstance(theirs, dict)
@@ -189,6 +193,8 @@ def _completed(arguments: Sequence[str], parsed: Any, base: DictConfig, home: Pa
     For a config from elsewhere `pretrained.path=X` becomes `++pretrained.path=X`, `loss=plain` and `experiment=X`
     become `+loss=plain` and `+experiment=X`, and choices are looked up in config/ too.
     """
+    if base.get("_target_") in WHOLE:
+        return list(arguments)
     folder = _folder_of(parsed, home)
     groups = {group: choice for group, choice in _groups().items() if group not in base}
     known = set(keys_of(default_config())) - set(keys_of(base))

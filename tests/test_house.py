@@ -61,6 +61,7 @@ FLOORS = {
     "families": 2,
     "adapt": 3,
     "workspace": 3,
+    "ppo": 3,
     "serve": 3,
     "evaluate": 3,
     "export": 4,
@@ -91,7 +92,13 @@ FOUNDATIONS = {
     "terminal",
     "video_writer",
 }
-NEIGHBOURS = {("policy", "tensor_file"), ("workspace", "adapt"), ("workspace", "evaluate"), ("serve", "evaluate")}
+NEIGHBOURS = {
+    ("policy", "tensor_file"),
+    ("workspace", "adapt"),
+    ("workspace", "evaluate"),
+    ("workspace", "ppo"),
+    ("serve", "evaluate"),
+}
 
 WITHOUT_TORCH = [
     "diffusion_policy.spec",
@@ -248,9 +255,7 @@ CALLED_FROM_OUTSIDE = {
     "by those who know the public reference: methods of its policy and its normalizer": {
         "get_optimizer", "create_identity",
     },
-    "by those who know VPT: methods of its agent and of its action distributions": {
-        "get_action", "log_prob", "entropy", "kl",
-    },
+    "by those who know VPT: the method of its agent": {"get_action"},
     "by those who train GR00T: which tensors its flags release": {"trainable"},
 }  # fmt: skip
 

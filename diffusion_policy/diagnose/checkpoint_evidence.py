@@ -20,7 +20,12 @@ from diffusion_policy.spec import Layout, StepSpec, layout_of_statistics
 from diffusion_policy.spec.action_layout import is_gripper_name
 
 # Weights through which a sample leaves and enters the denoiser, by policy class.
-HEADS = tuple(kind.tensors.head for kind in policy_classes())
+# With a row for each number of the action; heads of classes have a row for each class.
+HEADS = tuple(
+    tensors.head
+    for tensors in (kind.tensors for kind in policy_classes())
+    if any(named.pattern == tensors.head and named.axes.get(0) == "sample" for named in tensors.named)
+)
 ENTRIES = tuple(kind.tensors.entry for kind in policy_classes())
 STATISTICS = "normalizer.params_dict."
 

@@ -22,9 +22,10 @@ from diffusion_policy.diagnose.environment import environment_findings, look_at_
 from diffusion_policy.diagnose.findings import SEVERITIES, Diagnosis, Finding, diagnose, exit_status, ok
 from diffusion_policy.diagnose.log_findings import log_findings
 from diffusion_policy.diagnose.pose_only import is_pose_only, without_grippers
+from diffusion_policy.diagnose.run_kinds import findings_of_run
 from diffusion_policy.diagnose.sources import OpenedSources, Sources, open_sources
 from diffusion_policy.diagnose.training_evidence import ConfigEvidence, look_at_config
-from diffusion_policy.diagnose.training_findings import config_findings, findings_of_run
+from diffusion_policy.diagnose.training_findings import config_findings
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.progress import Progress, no_progress

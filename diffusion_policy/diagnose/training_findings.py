@@ -10,7 +10,7 @@ from diffusion_policy.commands import command
 from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence
 from diffusion_policy.diagnose.findings import Finding, Severity, ok, run_checks
 from diffusion_policy.diagnose.recordings_gate import position_finding
-from diffusion_policy.diagnose.training_evidence import ConfigEvidence, config_of_run
+from diffusion_policy.diagnose.training_evidence import ConfigEvidence
 from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.model.obs_encoder import IMAGE_FEATURES
 from diffusion_policy.run_folder.reading import RunFolder
@@ -47,16 +47,6 @@ def config_findings(config: ConfigEvidence, dataset: DatasetEvidence | None = No
 def run_findings(run: RunFolder) -> list[Finding]:
     """What the numbers of a run say."""
     return run_checks(RUN_CHECKS, run)
-
-
-def findings_of_run(run: RunFolder, data: DatasetEvidence | None = None) -> list[Finding]:
-    """The config first, as the run was started with it; what the numbers say of the same is the better evidence."""
-    found = run_findings(run)
-    evidence = config_of_run(run)
-    if evidence is None:
-        return found
-    known = {finding.code for finding in found}
-    return [finding for finding in config_findings(evidence, data) if finding.code not in known] + found
 
 
 def paths(planned: Planned) -> Finding | None:

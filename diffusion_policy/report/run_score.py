@@ -10,7 +10,7 @@ from typing import Any
 
 from diffusion_policy.diagnose.closed_loop_findings import closed_loop_findings
 from diffusion_policy.diagnose.findings import Finding, diagnose, level_of
-from diffusion_policy.diagnose.training_findings import findings_of_run
+from diffusion_policy.diagnose.run_kinds import findings_of_run
 from diffusion_policy.intervals import Interval, wilson_interval
 from diffusion_policy.report.rollouts import NOT_ROLLED_OUT, Rollouts
 from diffusion_policy.run_folder.reading import RunFolder, is_finite, motion_error, ranked_by

@@ -65,14 +65,9 @@ def decide_start(cfg: DictConfig, folder: Path | None) -> Start:
         TrainingError: a requested checkpoint does not exist.
     """
     resume, pretrained = cfg.training.resume, cfg.pretrained
-    if isinstance(resume, str):
-        path = _checkpoint_in(Path(resume))
-        if not path.is_file():
-            raise TrainingError(f"training.resume={resume}: no checkpoint there; expected a .ckpt file or a run folder")
-        return Start("own checkpoint", path, "training.resume names it")
-    own = None if folder is None else folder / "checkpoints" / LATEST
-    if resume and own is not None and own.is_file():
-        return Start("own checkpoint", own, "training.resume is true and the run folder has it")
+    own = own_start(resume, folder)
+    if own is not None:
+        return own
     why_not_own = "the run folder has no checkpoint" if resume else "training.resume is false"
     if pretrained.path is None:
         return Start("scratch", None, f"{why_not_own}, pretrained.path is not set")
@@ -85,6 +80,23 @@ def decide_start(cfg: DictConfig, folder: Path | None) -> Start:
             "from scratch"
         )
     return Start("pretrained", path, why_not_own)
+
+
+def own_start(resume: bool | str, folder: Path | None) -> Start | None:
+    """Where a run goes on: `training.resume`, or the run folder's own checkpoint; None for a new run.
+
+    Raises:
+        TrainingError: a checkpoint that is named does not exist.
+    """
+    if isinstance(resume, str):
+        path = _checkpoint_in(Path(resume))
+        if not path.is_file():
+            raise TrainingError(f"training.resume={resume}: no checkpoint there; expected a .ckpt file or a run folder")
+        return Start("own checkpoint", path, "training.resume names it")
+    own = None if folder is None else folder / "checkpoints" / LATEST
+    if resume and own is not None and own.is_file():
+        return Start("own checkpoint", own, "training.resume is true and the run folder has it")
+    return None
 
 
 def _checkpoint_in(path: Path) -> Path:

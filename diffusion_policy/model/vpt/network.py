@@ -17,7 +17,7 @@ from diffusion_policy.model.vpt.layers import DownStack, ImageProcess, NormLinea
 
 State = list[Memory]
 # Of the running statistics of returns.
-_LEAST_DEBIASING, _LEAST_VARIANCE = 1e-5, 0.01
+_KEPT, _LEAST_DEBIASING, _LEAST_VARIANCE = 0.99999, 1e-5, 0.01
 _BLOCK_CONV_NORM = (3**0.5 / 2**0.5) ** 0.5
 _DENSE_NORM = 1.4
 # By features, width of the convolutions, heads and blocks.
@@ -154,6 +154,24 @@ class RunningReturns(nn.Module):
         bias = self.debiasing_term.clamp(min=_LEAST_DEBIASING)
         mean = self.running_mean / bias
         return mean, (self.running_mean_sq / bias - mean**2).clamp(min=_LEAST_VARIANCE)
+
+    @torch.no_grad()
+    def update(self, returns: Tensor) -> None:
+        """Count returns (B, T): their mean and mean square go into the averages, whatever their number.
+
+        The factor of what is kept is upstream's; debiased, the averages weigh the first hundred thousand calls alike.
+        """
+        for average, found in (
+            (self.running_mean, returns.mean()),
+            (self.running_mean_sq, returns.square().mean()),
+            (self.debiasing_term, 1.0),
+        ):
+            average.mul_(_KEPT).add_(found * (1 - _KEPT))
+
+    def normalize(self, returns: Tensor) -> Tensor:
+        """Returns in normalized units: the inverse of ``denormalize``."""
+        mean, variance = self.moments()
+        return (returns - mean) / variance.sqrt()
 
     def denormalize(self, values: Tensor) -> Tensor:
         """Values in units of returns."""

@@ -1,0 +1,49 @@
+"""Findings about a run by its kind: what it was trained on, recordings or the rewards of an environment."""
+
+from __future__ import annotations
+
+from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence
+from diffusion_policy.diagnose.findings import Finding, ok, run_checks
+from diffusion_policy.diagnose.training_evidence import config_of_run
+from diffusion_policy.diagnose.training_findings import checkpoints, config_findings, run_findings, stopped
+from diffusion_policy.run_folder.reading import RunFolder
+
+
+def findings_of_run(run: RunFolder, data: DatasetEvidence | None = None) -> list[Finding]:
+    """The config first, as the run was started with it; what the numbers say of the same is the better evidence.
+
+    Of reinforcement learning there are only numbers.
+    """
+    if run.curve("success_share") or "ppo" in (run.config or {}):
+        return run_checks(REINFORCEMENT_CHECKS, run)
+    found = run_findings(run)
+    evidence = config_of_run(run)
+    if evidence is None:
+        return found
+    known = {finding.code for finding in found}
+    return [finding for finding in config_findings(evidence, data) if finding.code not in known] + found
+
+
+def success_of_episodes(run: RunFolder) -> Finding | None:
+    """Whether the last episodes succeed more often than the first: by intervals that do not overlap."""
+    code, full = "reinforcement", run.flat_config().get("ppo.window_episodes", 0)
+    lines = [line for line in run.metrics if line.get("success_share") is not None]
+    if not lines:
+        remedy = "raise training.iterations or ppo.frames, or lower simulator.env.max_steps"
+        return Finding(code, "warning", "no episode ended while it played", remedy, about=run.name)
+    first = next((line for line in lines if line["window_episodes"] >= full), lines[0])
+    count = f"{first['window_episodes']:.0f}"
+    text = f"success in {_share(first)} of the first {count} episodes, {_share(lines[-1])} of the last"
+    if lines[-1]["success_high"] < first["success_low"]:
+        remedy = "lower optimizer.learning_rate or raise ppo.kl_coefficient; best.ckpt is from before"
+        return Finding(code, "warning", f"{text}: it unlearned", remedy, about=run.name)
+    if lines[-1]["success_low"] > first["success_high"]:
+        return ok(code, text, run.name)
+    return Finding(code, "note", f"{text}: no difference is shown", "play longer", about=run.name)
+
+
+def _share(line: dict[str, float]) -> str:
+    return f"{line['success_share']:.0%} (95 %: {line['success_low']:.0%} to {line['success_high']:.0%})"
+
+
+REINFORCEMENT_CHECKS = (stopped, success_of_episodes, checkpoints)

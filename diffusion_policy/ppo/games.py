@@ -1,0 +1,116 @@
+"""One environment of many: its episodes are seeded, and it can be brought back to where it was.
+
+A Gymnasium environment has no state to save. What is saved is how it came to be: the episode's seed and the actions
+since its reset. Made again they give the same state, if the environment is deterministic; the frame tells.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from diffusion_policy.env_runner.simulator import Simulator
+from diffusion_policy.ppo.outcomes import Outcome
+from diffusion_policy.spec import ImageArray, StepSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Played:
+    """What one action led to.
+
+    Attributes:
+        frame: (H, W, 3) uint8 RGB, seen after it, of the same episode.
+        reward: of it.
+        terminated: whether the episode ended because of what happened in it.
+        truncated: whether it was cut off.
+        outcome: of the episode, if it has ended.
+    """
+
+    frame: ImageArray
+    reward: float
+    terminated: bool
+    truncated: bool
+    outcome: Outcome | None
+
+
+class Game:
+    """An environment and the episode that is played in it.
+
+    Args:
+        simulator: makes it, and knows how it is read.
+        spec: of the policy: one camera, and the names of the action.
+        seed: of the run.
+        number: of this environment among those of the run.
+    """
+
+    def __init__(self, simulator: Simulator, spec: StepSpec, seed: int, number: int):
+        self._simulator, self._spec, self._seed, self.number = simulator, spec, seed, number
+        self._env = simulator.make()
+        self._episode = -1
+        self._actions: list[NDArray[np.float64]] = []
+        self._total = 0.0
+        self._camera = spec.rgb[0]
+
+    def reset(self) -> ImageArray:
+        """Start the next episode, and return its first frame (H, W, 3)."""
+        return self._start(self._episode + 1)
+
+    def step(self, action: NDArray[np.float64]) -> Played:
+        """Act.
+
+        Args:
+            action: (Da,) numbers in the order of ``spec.action_names``.
+        """
+        observation, reward, terminated, truncated, info = self._env.step(
+            self._simulator.to_env(action, self._spec.action_names)
+        )
+        self._actions.append(action)
+        self._total += float(reward)
+        outcome = None
+        if terminated or truncated:
+            success = self._simulator.succeeded(info, float(reward), terminated=terminated)
+            outcome = Outcome(self._total, len(self._actions), success)
+        return Played(self._frame(observation), float(reward), bool(terminated), bool(truncated), outcome)
+
+    def close(self) -> None:
+        """End the environment."""
+        self._env.close()
+
+    def to_plain(self) -> dict[str, Any]:
+        """The episode's number and its actions (n, Da) since its first frame."""
+        width = len(self._spec.action_names)
+        actions = np.stack(self._actions) if self._actions else np.zeros((0, width))
+        return {"episode": self._episode, "actions": torch.from_numpy(actions)}
+
+    def restore(self, plain: dict[str, Any], expected: ImageArray) -> ImageArray | None:
+        """Play an episode again up to where it was.
+
+        Args:
+            plain: what ``to_plain`` gave.
+            expected: (H, W, 3) the frame that was seen then.
+
+        Returns:
+            The frame; None where another one is seen now: the environment is not deterministic.
+        """
+        frame = self._start(int(plain["episode"]))
+        for action in plain["actions"].numpy():
+            frame = self.step(action).frame
+        return frame if np.array_equal(frame, expected) else None
+
+    def _start(self, episode: int) -> ImageArray:
+        self._episode, self._actions, self._total = episode, [], 0.0
+        drawn = np.random.SeedSequence([self._seed, self.number, episode]).generate_state(1)
+        observation, _ = self._env.reset(seed=int(drawn.item()))
+        return self._frame(observation)
+
+    def _frame(self, observation: Any) -> ImageArray:
+        frame = self._simulator.read_step(observation, self._spec)[self._camera.key]
+        width, height = self._camera.width_height
+        return frame if frame.shape[:2] == (height, width) else self._simulator.resized(frame, width, height)
