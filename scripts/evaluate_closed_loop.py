@@ -33,40 +33,29 @@ TABLETOP = CONFIG / "simulator" / "tabletop.yaml"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT")
-    parser.add_argument("--scenes", type=int, default=100, metavar="N", help="episodes (default 100)")
-    parser.add_argument(
-        "--seed", type=int, default=100_000, help="of the first scene and of the noise (default 100000)"
-    )
-    parser.add_argument("--referee", help="of the tabletop: physics (default) or kinematic, which is faster")
-    parser.add_argument(
-        "--task", help="of the tabletop: pick_and_place (default), two_in_order, distractors, pose_only"
-    )
-    parser.add_argument(
-        "--camera-size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="of the recordings (default 320 180)"
-    )
-    parser.add_argument("--simulator", type=Path, default=TABLETOP, metavar="YAML", help="another simulator's settings")
-    parser.add_argument(
-        "--n-action-steps", type=int, metavar="N", help="steps of a chunk that are executed (default 6)"
-    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="CKPT", help="a checkpoint, or VPT's .weights")
+    add("--scenes", type=int, default=100, metavar="N", help="episodes (default 100)")
+    add("--seed", type=int, default=100_000, help="of the first scene and of the noise (default 100000)")
+    add("--simulator", type=Path, default=TABLETOP, metavar="YAML", help="another simulator's settings")
+    add("--env", dest="env_words", action="append", default=[], metavar="KEY=VALUE", help="an argument of its env")
+    add("--referee", help="of the tabletop: physics (default) or kinematic, which is faster")
+    add("--task", help="of the tabletop: pick_and_place (default), two_in_order, distractors, pose_only")
+    add("--camera-size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="of the recordings (default 320 180)")
+    add("--n-action-steps", type=int, metavar="N", help="steps of a chunk that are executed (default 6)")
     add_loop_arguments(parser)
-    parser.add_argument("--compare", type=Path, metavar="OTHER", help="a checkpoint, or what --json wrote of one")
-    parser.add_argument("--weights", choices=["ema_model", "model"], default="ema_model")
-    parser.add_argument("--scheduler", choices=SCHEDULER_NAMES, default=DEFAULT_SAMPLER.scheduler)
-    parser.add_argument(
-        "--steps", type=int, default=DEFAULT_SAMPLER.steps, help="denoising steps (default %(default)d)"
-    )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="compute threads (default: as many as other processes leave cores)")
-    parser.add_argument(
-        "--output", type=Path, default=Path("data/closed_loop"), metavar="DIR", help="picture and videos"
-    )
-    parser.add_argument("--picture", action="store_true", help="draw outcomes over positions: DIR/outcomes.png")
-    parser.add_argument(
-        "--video", type=int, default=0, metavar="N", help="film the first N scenes: DIR/scene_0000_*.mp4"
-    )
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write all numbers")
-    parser.add_argument("--resume", action="store_true", help="run only the scenes that --json OUT does not hold yet")
+    add("--compare", type=Path, metavar="OTHER", help="a checkpoint, or what --json wrote of one")
+    add("--weights", choices=["ema_model", "model"], default="ema_model")
+    add("--scheduler", choices=SCHEDULER_NAMES, default=DEFAULT_SAMPLER.scheduler)
+    add("--steps", type=int, default=DEFAULT_SAMPLER.steps, help="denoising steps (default %(default)d)")
+    add("--greedy", action="store_true", help="of VPT: take the most probable actions, draw none")
+    add("--device", default="cpu", help="cpu (default), cuda:0; auto: cuda where there is one")
+    add("--threads", type=int, help="compute threads (default: as many as other processes leave cores)")
+    add("--output", type=Path, default=Path("data/closed_loop"), metavar="DIR", help="picture and videos")
+    add("--picture", action="store_true", help="draw outcomes over positions: DIR/outcomes.png")
+    add("--video", type=int, default=0, metavar="N", help="film the first N scenes: DIR/scene_0000_*.mp4")
+    add("--json", type=Path, metavar="OUT", help="write all numbers")
+    add("--resume", action="store_true", help="run only the scenes that --json OUT does not hold yet")
 
 
 def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +83,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
     """Run the scenes; then the other checkpoint's, if there is one."""
     from diffusion_policy.closed_loop.pictures import draw_outcomes
     from diffusion_policy.closed_loop.tables import comparison_table, result_table
+    from diffusion_policy.env_runner.outcomes import with_position
     from diffusion_policy.env_runner.results import compare
     from diffusion_policy.storage import write_json
 
@@ -104,10 +94,12 @@ def work(arguments: argparse.Namespace) -> CommandResult:
     if arguments.video:
         found.videos = video_files(found.results, arguments)
     document = found.to_json()
-    if arguments.picture:
+    if arguments.picture and with_position(found.results):
         picture = arguments.output / "outcomes.png"
         draw_outcomes(found.results, f"{arguments.checkpoint.name}, {evaluation.simulator.name}", picture)
         shown.append(f"picture: {picture}")
+    elif arguments.picture:
+        shown.append("picture: left out, since this simulator tells no position on a table (info.position)")
     if arguments.video:
         shown.append(f"videos: {arguments.output}")
     if arguments.compare:
@@ -141,9 +133,8 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
         raise WorkspaceError("--jitter is for the control loop; add --strategy skip --through-server")
     if arguments.smoothing is not None and arguments.strategy is None:
         raise WorkspaceError("--smoothing is for the control loop; add --strategy auto --through-server")
-    chosen: dict[str, Any] = {
-        key: getattr(arguments, key) for key in ("task", "referee") if getattr(arguments, key) is not None
-    }
+    chosen = env_arguments(arguments.env_words)
+    chosen |= {key: getattr(arguments, key) for key in ("task", "referee") if getattr(arguments, key) is not None}
     if arguments.camera_size is not None:
         chosen["image_size"] = arguments.camera_size
     simulator = Simulator.load(arguments.simulator, **chosen)
@@ -157,7 +148,7 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
         arguments.weights,
         arguments.scheduler,
         arguments.steps,
-        arguments.device,
+        found_device(arguments.device),
         arguments.threads,
         arguments.through_server,
         arguments.serve_config,
@@ -165,7 +156,35 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
         arguments.strategy,
         arguments.jitter,
         arguments.smoothing,
+        arguments.greedy,
     )
+
+
+def env_arguments(words: Sequence[str]) -> dict[str, Any]:
+    """Arguments of the environment, their values read as in a YAML file; WorkspaceError of a word without ``=``."""
+    import yaml
+
+    from diffusion_policy.errors import WorkspaceError
+
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise WorkspaceError(f"--env is {word!r}; expected KEY=VALUE, such as max_steps=200")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise WorkspaceError(f"--env {word}: the value cannot be read ({str(error).splitlines()[0]})") from error
+    return found
+
+
+def found_device(asked: str) -> str:
+    """The device to compute on; of ``auto`` cuda where there is one, else the CPU."""
+    if asked != "auto":
+        return asked
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
 def run(checkpoint: Path, evaluation: Evaluation, arguments: argparse.Namespace, kept_in: Path | None) -> ClosedLoop:

@@ -99,6 +99,7 @@ AT_WORK = {
     "evaluate_open_loop.py": Case(
         "{policy} {dataset} --steps 1 --samples 1 --json out.json", "evaluate.open_loop_report:_episode:2"
     ),
+    "evaluate_vpt_zero_shot.sh": Case("2 cpu 3 {vpt}", "env_runner.rollout:_Episode.execute:3"),
     "export_dataset.py": Case("{dataset} --lerobot out --task lift", "export.lerobot_writer:LeRobotWriter.add"),
     "export_policy.py": Case("{policy} out.onnx", "export.onnx_policy:export_onnx"),
     "export_run.py": Case("{served} --vlalab out", "run_log.exports:_vlalab_step:2"),

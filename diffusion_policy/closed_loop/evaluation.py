@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from diffusion_policy.checkpoint import load_policy, read_checkpoint
 from diffusion_policy.closed_loop.loop_rollout import LoopConditions, roll_out_in_loop
 from diffusion_policy.closed_loop.server_actor import ServerActor, serve_settings, served
 from diffusion_policy.cpu import choose_threads
-from diffusion_policy.env_runner.actors import Actor, PolicyActor
-from diffusion_policy.env_runner.document import ClosedLoop, check_same, read_document
+from diffusion_policy.env_runner.actors import ActingPolicy, Actor
+from diffusion_policy.env_runner.document import NO_SAMPLER, ClosedLoop, check_same, read_document
+from diffusion_policy.env_runner.memory_actor import MemoryActor, actor_of
 from diffusion_policy.env_runner.results import SceneResult
 from diffusion_policy.env_runner.rollout import FrameRecorder, RolloutSettings, default_action_steps, roll_out
 from diffusion_policy.env_runner.simulator import Simulator
 from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.policy.contract import DenoisingPolicy
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER, Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.progress import Progress, no_progress
@@ -34,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_STEPS = 1000
 _AT_ONCE = 16
+_UNSAMPLED: dict[str, Any] = {"scheduler": NO_SAMPLER, "steps": 1}
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Evaluation:
             None: the environment is stepped between two answers.
         latency_jitter_ms: the control loop's latency is uniformly so much longer or shorter.
         smoothing: passes of the control loop's filter over a plan's steps; None: ``DEFAULT_SMOOTHING``.
+        greedy: whether a policy of probabilities takes its most probable action, and draws none.
     """
 
     simulator: Simulator
@@ -75,6 +79,7 @@ class Evaluation:
     strategy: str | None = None
     latency_jitter_ms: float = 0.0
     smoothing: int | None = None
+    greedy: bool = False
 
     @property
     def loop_smoothing(self) -> int:
@@ -99,7 +104,7 @@ def evaluate(
     """Runs a checkpoint in all scenes.
 
     Args:
-        checkpoint: a checkpoint of the public reference code or of this project.
+        checkpoint: a checkpoint of the public reference code or of this project, or VPT's ``.weights``.
         evaluation: the settings.
         earlier: document of an interrupted evaluation; ``done`` are its scenes, which are not run again.
         show: called with (scenes ended, scenes in total).
@@ -116,7 +121,8 @@ def evaluate(
             1 if evaluation.through_server else _AT_ONCE,
             evaluation.latency_ms / 1000,
         )
-        about = {**described, **_about(evaluation, actor, settings)}
+        conditions = _about(evaluation, actor, settings)
+        about = {**described, **conditions, "notes": [*described.get("notes", ()), *conditions["notes"]]}
         if earlier:
             check_same(about, earlier, "the result to go on with")
         done = [result for result in done if result.scene < evaluation.n_scenes]
@@ -178,17 +184,29 @@ def _open_actor(checkpoint: Path, evaluation: Evaluation) -> Iterator[tuple[Acto
             yield actor, {key: about[key] for key in keys}
         return
     torch.set_num_threads(threads)
+    policy, described = _open_policy(checkpoint, evaluation)
+    acting = actor_of(policy, evaluation.simulator, evaluation.seed, greedy=evaluation.greedy)
+    if isinstance(acting, MemoryActor):
+        described["actions"] = "most probable" if evaluation.greedy else "drawn"
+    yield acting, described
+
+
+def _open_policy(checkpoint: Path, evaluation: Evaluation) -> tuple[ActingPolicy, dict[str, Any]]:
+    """Opens a checkpoint, and describes it for the result."""
     opened = read_checkpoint(checkpoint)
-    note = sampler_note(
-        sampler_of_training(opened.provenance, opened.cfg), Sampler(evaluation.scheduler, evaluation.steps)
-    )
-    if note is not None:
-        logger.warning("%s: %s", checkpoint, note)
-    policy = load_policy(opened, which=evaluation.weights, device=evaluation.device)
+    # Bare weights have no average beside them.
+    which = evaluation.weights if opened.pickles or len(opened.state_dicts) > 1 else next(iter(opened.state_dicts))
+    policy = load_policy(opened, which=which, device=evaluation.device)
+    sampled = _UNSAMPLED
+    if isinstance(policy, DenoisingPolicy):
+        runs = Sampler(evaluation.scheduler, evaluation.steps)
+        note = sampler_note(sampler_of_training(opened.provenance, opened.cfg), runs)
+        if note is not None:
+            logger.warning("%s: %s", checkpoint, note)
+        sampled = asdict(runs)
     set_sampler(policy, evaluation.scheduler, evaluation.steps)
     identity = {"checkpoint": opened.where, "checkpoint_sha256": file_sha256(opened.path)}
-    chosen = {key: getattr(evaluation, key) for key in ("weights", "scheduler", "steps")}
-    yield PolicyActor(policy, evaluation.simulator, evaluation.seed), {**identity, **chosen}
+    return policy, {**identity, "weights": which, **sampled, "notes": () if opened.pickles else opened.notes}
 
 
 def _about(evaluation: Evaluation, actor: Actor, settings: RolloutSettings) -> dict[str, Any]:

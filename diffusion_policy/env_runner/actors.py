@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from diffusion_policy.env_runner.simulator import FloatArray, RawStep, Simulator
 from diffusion_policy.policy.noise import initial_noise, noise_seed
 from diffusion_policy.policy.quaternion_hemisphere import QuaternionHemispheres
 from diffusion_policy.policy.robot_action import predict_robot_action
-from diffusion_policy.spec import StepSpec, arms_of, policy_observation
+from diffusion_policy.spec import ObsField, StepSpec, arms_of, policy_observation
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,36 @@ class PolicyActor:
         ]
 
     def _batch(self, requests: Sequence[ActionRequest]) -> dict[str, torch.Tensor]:
-        """Policy input (B, To, ...), prepared by the function that training uses."""
-        raw: dict[str, NDArray[Any]] = {}
-        for entry in self.spec.obs:
-            steps = [np.stack([step[entry.key] for step in request.history]) for request in requests]
-            if entry.kind == "rgb":
-                size = entry.width_height
-                steps = [np.stack([self._simulator.resized(frame, *size) for frame in frames]) for frames in steps]
-            else:
-                steps = [self._sides.turned(values, arms_of(entry.names)) for values in steps]
-            raw[entry.key] = np.stack(steps)
-        observed = policy_observation(self.spec, raw)
-        return {key: torch.from_numpy(value).to(self._policy.device) for key, value in observed.items()}
+        def turned(entry: ObsField, values: FloatArray) -> FloatArray:
+            return self._sides.turned(values, arms_of(entry.names))
+
+        return policy_input(self.spec, requests, self._simulator, self._policy.device, turned)
+
+
+def policy_input(
+    spec: StepSpec,
+    requests: Sequence[ActionRequest],
+    simulator: Simulator,
+    device: torch.device,
+    turned: Callable[[ObsField, FloatArray], FloatArray] = lambda entry, values: values,
+) -> dict[str, torch.Tensor]:
+    """Policy input (B, To, ...) of some requests, prepared by the function that training uses.
+
+    Args:
+        spec: of what the policy observes.
+        requests: of B episodes.
+        simulator: makes frames as small as the policy's.
+        device: of the policy.
+        turned: applied to the states (To, D) of each low-dimensional entry.
+    """
+    raw: dict[str, NDArray[Any]] = {}
+    for entry in spec.obs:
+        steps = [np.stack([step[entry.key] for step in request.history]) for request in requests]
+        if entry.kind == "rgb":
+            size = entry.width_height
+            steps = [np.stack([simulator.resized(frame, *size) for frame in frames]) for frames in steps]
+        else:
+            steps = [turned(entry, values) for values in steps]
+        raw[entry.key] = np.stack(steps)
+    observed = policy_observation(spec, raw)
+    return {key: torch.from_numpy(value).to(device) for key, value in observed.items()}

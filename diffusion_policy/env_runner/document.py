@@ -29,7 +29,8 @@ CONDITIONS = (
     "simulator", "n_action_steps", "seed", "latency_injected_ms", "latency_jitter_ms", "strategy", "through_server",
     "serve_settings",
 )  # fmt: skip
-_RESUME_KEYS = ("checkpoint_sha256", "weights", "scheduler", "steps", *CONDITIONS)
+_RESUME_KEYS = ("checkpoint_sha256", "weights", "scheduler", "steps", "actions", *CONDITIONS)
+NO_SAMPLER = "none"  # of a policy that does not denoise
 # Entries that every document has, and their types.
 _ENTRY_TYPES: dict[str, tuple[type, ...]] = {
     "checkpoint": (str,),
@@ -181,8 +182,8 @@ def conditions(found: ClosedLoop) -> str:
     about = found.about
     parts = [
         environment_summary(found),
-        f"{about['n_action_steps']} steps of a chunk executed",
-        f"{about['scheduler']} in {about['steps']} steps, {about['weights']}",
+        _executed(about),
+        f"{_sampling(about)}, {about['weights']}",
         "through the server and its guard" if about["through_server"] else "policy in process, no guard",
         f"chunk strategy {about['strategy']}" if about.get("strategy") else "",
         f"latency of {about['latency_injected_ms']:g} ms injected" if about["latency_injected_ms"] else "",
@@ -192,10 +193,22 @@ def conditions(found: ClosedLoop) -> str:
     return "; ".join(part for part in parts if part)
 
 
+def _executed(about: Mapping[str, Any]) -> str:
+    steps = about["n_action_steps"]
+    return "asked at every step" if steps == 1 else f"{steps} steps of a chunk executed"
+
+
+def _sampling(about: Mapping[str, Any]) -> str:
+    if about.get("actions") is not None:
+        return f"actions {about['actions']}"
+    return "no sampler" if about["scheduler"] == NO_SAMPLER else f"{about['scheduler']} in {about['steps']} steps"
+
+
 def environment_summary(found: ClosedLoop) -> str:
     """Returns simulator, task and referee in a few words."""
     about = found.about
-    where = str(about["simulator"]["env"]["_target_"]).rpartition(".")[2]
+    env = about["simulator"]["env"]
+    where = str(env.get("game") or str(env["_target_"]).rpartition(".")[2])
     named = f"{where}, {about['task']}" if about["task"] else where
     return f"{named}; referee {about['referee']}" if about["referee"] else named
 

@@ -21,7 +21,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from diffusion_policy.env_runner.actors import ActingPolicy, PolicyActor
+from diffusion_policy.env_runner.actors import ActingPolicy
+from diffusion_policy.env_runner.memory_actor import actor_of
 from diffusion_policy.env_runner.results import grasped_of, reasons_of, success_of
 from diffusion_policy.env_runner.rollout import RolloutSettings, default_action_steps, roll_out
 from diffusion_policy.env_runner.simulator import Simulator
@@ -82,7 +83,7 @@ class GymRunner:
 
         The policy must be in eval mode. Global random states stay as they are.
         """
-        actor = PolicyActor(policy, self.simulator, self.seed)
+        actor = actor_of(policy, self.simulator, self.seed)
         settings = RolloutSettings(default_action_steps(actor, self._asked), self._max_steps, self._at_once)
         scenes = {scene: self.seed + scene for scene in range(self.n_scenes)}
         results = list(roll_out(self.simulator, actor, scenes, settings))

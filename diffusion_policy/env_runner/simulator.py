@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import cv2
 import gymnasium
 import hydra
 import numpy as np
@@ -60,6 +61,8 @@ class Simulator:
         action: names of the numbers of the environment's action, in its order.
         absent: constant values, by name, of the numbers that the policy does not command.
         jpeg: whether frames go through JPEG, as recorded and served ones do.
+        resize: interpolation by which frames are made as small as the policy's: "area", as the converter does it for
+            robots, or "linear", as it does for Minecraft.
         control_hz: steps per second.
         info: keys of the environment's info.
     """
@@ -69,6 +72,7 @@ class Simulator:
     action: tuple[str, ...] = POSE_GRIPPER
     absent: Mapping[str, float] = field(default_factory=dict)
     jpeg: bool = True
+    resize: Literal["area", "linear"] = "area"
     control_hz: float = 10.0
     info: InfoKeys = InfoKeys()
 
@@ -97,6 +101,8 @@ class Simulator:
             raise SimulatorError(
                 f"simulator.info has the keys {sorted(info)}; expected {list(InfoKeys.__dataclass_fields__)}"
             )
+        if content.get("resize", "area") not in ("area", "linear"):
+            raise SimulatorError(f"simulator.resize is {content['resize']!r}; expected area or linear")
         content["action"] = tuple(content.get("action", POSE_GRIPPER))
         return cls(**content, info=InfoKeys(**info))
 
@@ -125,9 +131,10 @@ class Simulator:
 
     @property
     def name(self) -> str:
-        """A name for messages: the environment's class, its task and referee."""
+        """A name for messages: the environment's game or class, its task and referee."""
         chosen = [str(value) for key, value in self.env.items() if key in ("task", "referee")]
-        return " ".join([str(self.env["_target_"]).rpartition(".")[2], *chosen])
+        where = self.env.get("game") or str(self.env["_target_"]).rpartition(".")[2]
+        return " ".join([str(where), *chosen])
 
     def make(self) -> Env:
         """Creates an environment.
@@ -185,9 +192,11 @@ class Simulator:
         return step
 
     def resized(self, frame: ImageArray, width: int, height: int) -> ImageArray:
-        """Returns a frame as in the training set: JPEG-coded if ``jpeg``, then resized by area interpolation."""
+        """Returns a frame as in the training set: JPEG-coded if ``jpeg``, then resized by ``resize``."""
         if self.jpeg:
             frame = decode_jpeg(encode_jpeg(frame), "simulator")
+        if self.resize == "linear":
+            return np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
         return resize_frame(frame, width, height)
 
     def to_env(self, actions: FloatArray, names: tuple[str, ...]) -> FloatArray:
@@ -219,7 +228,8 @@ class Simulator:
 
     def describe(self) -> dict[str, Any]:
         """Returns the environment and its arguments as plain data, for results."""
-        return {"env": dict(self.env), "control_hz": self.control_hz, "jpeg": self.jpeg}
+        told = {"env": dict(self.env), "control_hz": self.control_hz, "jpeg": self.jpeg}
+        return told if self.resize == "area" else {**told, "resize": self.resize}
 
 
 def _found(observation: Any, path: str, key: str) -> Any:

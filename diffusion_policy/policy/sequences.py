@@ -24,6 +24,20 @@ def surprise(found: Mapping[str, Tensor], classes: Mapping[str, Tensor]) -> dict
     return {name: -found[name].gather(-1, classes[name][..., None])[..., 0] for name in found}
 
 
+def draw_classes(found: Mapping[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    """Class of each factor, (...) of log-probabilities (..., n): drawn, or the most probable without a generator.
+
+    Drawn by Gumbel's trick: the largest of log-probability and noise is a draw.
+    """
+    drawn = {}
+    for name, part in found.items():
+        if generator is not None:
+            uniform = torch.rand(part.shape, generator=generator, device=part.device)
+            part = part - torch.log(-torch.log(uniform.clamp(min=torch.finfo(part.dtype).tiny)))
+        drawn[name] = part.argmax(dim=-1)
+    return drawn
+
+
 def mean_of_valid(values: Tensor, valid: Tensor | None) -> Tensor:
     """Mean of (B, T) numbers where (B, T) bool ``valid`` says so; of all without it."""
     return values.mean() if valid is None else values[valid].mean()

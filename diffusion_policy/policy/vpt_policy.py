@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from diffusion_policy.minecraft.actions import N_BUTTONS, N_CAMERA, to_environment, to_factored
 from diffusion_policy.model.vpt.attention import Memory
 from diffusion_policy.model.vpt.network import ActionHeads, State, ValueHead, VPTNetwork, VPTSettings
+from diffusion_policy.policy.sequences import draw_classes
 from diffusion_policy.policy.vpt_weights import (
     LoadReport,
     VPTError,
@@ -115,13 +116,7 @@ class MinecraftAgentPolicy(nn.Module):
         self, log_probabilities: Mapping[str, Tensor], generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Actions (B, T, 1) by factor: drawn with the generator, or the most probable without one."""
-        drawn = {}
-        for name, part in log_probabilities.items():
-            if generator is not None:  # Gumbel's trick: the largest of log-probability and noise is a draw
-                uniform = torch.rand(part.shape, generator=generator, device=part.device)
-                part = part - torch.log(-torch.log(uniform.clamp(min=torch.finfo(part.dtype).tiny)))
-            drawn[name] = part.argmax(dim=-1)
-        return drawn
+        return draw_classes(log_probabilities, generator)
 
 
 class VPTAgent:

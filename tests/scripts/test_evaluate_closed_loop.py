@@ -6,9 +6,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+import vpt_factory
 from evaluation_factory import write_tiny_checkpoint
 
 from diffusion_policy.env_runner.tabletop_runner import SETTINGS
+from diffusion_policy.installation import CONFIG
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -83,6 +86,72 @@ def test_ctrl_c_keeps_what_has_ended_and_resume_goes_on(
     resumed = out.read_text()
     assert script.main(words) == 0
     assert out.read_text() == resumed
+
+
+@pytest.fixture(scope="module")
+def vpt_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as released: nothing but tensors."""
+    path = tmp_path_factory.mktemp("vpt") / "tiny.weights"
+    tensors = vpt_factory.tiny_policy().state_dict().items()
+    torch.save({name: tensor for name, tensor in tensors if not name.startswith("normalizer.")}, path)
+    return path
+
+
+@pytest.fixture
+def grove() -> list[str]:
+    short = ["--env", "max_steps=3", "--scenes", "2", "--threads", "1", "--device", "auto"]
+    return ["--simulator", str(CONFIG / "simulator" / "grove.yaml"), *short]
+
+
+def test_vpt_s_weights_play_in_the_grove(
+    script: ModuleType, vpt_weights: Path, grove: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    words = [str(vpt_weights), *grove, "--output", str(tmp_path), "--json"]
+    assert script.main([*words, str(one), "--picture", "--video", "1"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "success 0 of 2 (0-66 %)" in printed
+    assert "grove, log; asked at every step; actions drawn, model; policy in process" in printed
+    assert "picture: left out, since this simulator tells no position" in printed
+    assert "grasped" not in printed
+    document = json.loads(one.read_text())
+    assert (document["actions"], document["scheduler"], document["n_action_steps"]) == ("drawn", "none", 1)
+    assert document["simulator"]["env"]["max_steps"] == 3
+    assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".json", ".mp4"]
+    document["scenes"] = document["scenes"][:1]
+    other.write_text(json.dumps(document))
+    assert script.main([*words, str(other), "--resume", "--compare", str(one)]) == 0
+    assert json.loads(other.read_text())["scenes"] == json.loads(one.read_text())["scenes"]
+    assert script.main([*words, str(one), "--resume", "--greedy"]) == 2
+    assert "was made with another actions: 'drawn'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--through-server"], "it has a memory, and the server keeps none"),
+        (["--env", "task=juggle"], "no task 'juggle'"),
+        (["--env", "max_steps"], "--env is 'max_steps'; expected KEY=VALUE"),
+        (["--env", "game=[", "--task", "log"], "--env game=[: the value cannot be read"),
+        (["--env", "game=minedojo"], "MineDojo is not installed"),
+    ],
+)
+def test_what_vpt_cannot_do_is_refused_in_one_line(
+    script: ModuleType, vpt_weights: Path, grove: list[str], words: list[str], message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    through_server = ["--set", "engine.weights=model"] if "--through-server" in words else []
+    assert script.main([str(vpt_weights), *grove, *words, *through_server]) == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said
+    assert "\n" not in said
+
+
+def test_only_probabilities_can_be_greedy(
+    script: ModuleType, checkpoint: Path, quick: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main([str(checkpoint), *quick, "--greedy"]) == 2
+    assert "--greedy is for policies that give probabilities" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

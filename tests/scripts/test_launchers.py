@@ -254,6 +254,60 @@ def test_preflight(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert preflight.main(resumed) == 0, "a run that goes on starts from its own checkpoint"
 
 
+# ---- VPT as it is ----
+
+ZERO_SHOT = "evaluate_vpt_zero_shot.sh"
+
+
+def test_weights_play_as_they_are(bench: Workbench) -> None:
+    """The guide's command, from any folder, with a path that has a space; the words are those that the script takes."""
+    weights = bench.folder / "my model.weights"
+    weights.touch()
+    finished = bench.run(ZERO_SHOT, "1", "auto", "100", weights.name, "--greedy", OUT="my results", TASK="wool")
+    assert finished.returncode == 0, finished.stderr
+    (words,) = bench.calls()
+    assert words[0] == str(REPOSITORY / "scripts" / "evaluate_closed_loop.py")
+    assert words[1:4] == ["my model.weights", "--simulator", str(REPOSITORY / "config/simulator/grove.yaml")]
+    assert refusal("evaluate_closed_loop", words[1:]) is None
+    asked = dict(zip(words[4:-1:2], words[5:-1:2], strict=True)) | {"--env": words[5:8:2]}
+    assert asked == {
+        "--env": ["game=grove", "max_steps=100"], "--task": "wool", "--scenes": "1", "--seed": "100000",
+        "--device": "auto", "--output": "my results", "--video": "1", "--json": "my results/result.json",
+    }  # fmt: skip
+    assert words[-1] == "--greedy"
+
+
+def test_weights_are_found_in_the_environment_and_defaults_are_told(bench: Workbench) -> None:
+    assert bench.run(ZERO_SHOT, "9", VPT_WEIGHTS=bench.environment["OLD_CKPT"], GAME="minedojo").returncode == 0
+    (words,) = bench.calls()
+    assert {"game=minedojo", "max_steps=600", "harvest_milk", "data/vpt_zero_shot", "4"} <= set(words)
+    assert words[1] == bench.environment["OLD_CKPT"]
+    helped = bench.run(ZERO_SHOT, "-h")
+    assert helped.returncode == 0
+    assert all(word in helped.stdout for word in ("usage: bash scripts/", "GAME", "VPT_WEIGHTS", "Exit status"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        ((), {}, "EPISODES is ''; expected a positive number, such as: bash scripts/evaluate_vpt_zero_shot.sh 1"),
+        (("none",), {}, "EPISODES is 'none'"),
+        (("1", "gpu"), {}, "DEVICE is 'gpu'; expected auto, cpu, or cuda:0"),
+        (("1", "cpu", "0"), {}, "STEPS is '0'"),
+        (("1", "cpu", "9", "absent.weights"), {}, "no weights absent.weights; the README of openai/Video-Pre-Training"),
+        (("1",), {"GAME": "chess"}, "GAME is 'chess'; expected grove or minedojo"),
+        (("1",), {"SEED": "-1"}, "SEED is '-1'"),
+        (("1",), {"VIDEOS": "all"}, "VIDEOS is 'all'"),
+    ],
+)
+def test_playing_refuses(bench: Workbench, arguments: tuple[str, ...], settings: dict[str, str], message: str) -> None:
+    finished = bench.run(ZERO_SHOT, *arguments, **{"VPT_WEIGHTS": bench.environment["OLD_CKPT"]} | settings)
+    assert finished.returncode == 2
+    assert message in finished.stderr
+    assert bench.calls() == []
+    assert not (bench.folder / "data").exists()
+
+
 # ---- several GPUs ----
 
 SEVERAL = "train_ddp.sh"
