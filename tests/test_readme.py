@@ -51,7 +51,7 @@ TRAINING = " ".join(
 ON_A_SMALL_MACHINE = [
     (re.compile(r"(python train\.py .*)"), rf"\1 {TRAINING}"),
     (re.compile(r"(finetune_7d_to_8d\.sh) 0 200"), rf"\1 cpu 2 {TRAINING}"),
-    (re.compile(r"(evaluate_closed_loop\.py .*) --scenes 20"), r"\1 --scenes 2"),
+    (re.compile(r"(evaluate_closed_loop\.py .*) --scenes 20"), r"\1 --scenes 1"),
     (re.compile(r"EPOCHS=200 (bash scripts/train_cogact_finetune\.sh)"), rf"GPU=cpu EPOCHS=2 \1 {TRAINING}"),
 ]
 # So little training leaves quaternions of any length, which the guard refuses as it should.

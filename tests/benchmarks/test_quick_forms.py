@@ -12,6 +12,7 @@ import vpt_forward
 from diffusion_policy.model.vpt.network import VPTSettings
 
 
+@pytest.mark.exhaustive  # trains the policy at its full size
 def test_the_gpu_benchmark_s_dry_run_measures_every_part(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     assert gpu.main(["--device", "cpu", "--dry-run", "--json", str(out)]) == 0

@@ -30,6 +30,7 @@ from diffusion_policy.dataset.replay_buffer import DatasetError, ReplayBuffer
 
 SIZE = (64, 36)
 LENGTHS = (20, 33, 7, 40)
+SHARDS = {"zarr_format": 3, "shard": 16}
 
 
 class FailingExecutor(ThreadPoolExecutor):
@@ -150,7 +151,14 @@ def test_a_dataset_set_aside_is_given_back(tmp_path: Path, source: Path) -> None
     assert ReplayBuffer.open(output).n_episodes == 1
 
 
-@pytest.mark.parametrize("options", [{}, {"zarr_format": 3}, {"zarr_format": 3, "shard": 16}], ids=["2", "3", "shards"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="2"),
+        pytest.param({"zarr_format": 3}, id="3", marks=pytest.mark.exhaustive),
+        pytest.param(SHARDS, id="shards"),
+    ],
+)
 def test_appending_equals_converting_at_once(tmp_path: Path, source: Path, options: dict[str, Any]) -> None:
     output = tmp_path / "out.zarr"
     run(source, output, max_episodes=2, **options)
@@ -274,12 +282,11 @@ def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
 @pytest.mark.parametrize(
     ("options", "top", "name"),
     [
-        ({}, "", "it's a set.zarr.zip"),
-        ({}, "inside.zarr", "set.archive"),
-        ({"zarr_format": 3, "shard": 16}, "", "set.archive"),
-        ({"zarr_format": 3, "shard": 16}, "inside.zarr", "it's a set.zarr.zip"),
+        pytest.param({}, "", "it's a set.zarr.zip", id="2"),
+        pytest.param({}, "inside.zarr", "set.archive", id="2, with a folder", marks=pytest.mark.exhaustive),
+        pytest.param(SHARDS, "", "set.archive", id="shards", marks=pytest.mark.exhaustive),
+        pytest.param(SHARDS, "inside.zarr", "it's a set.zarr.zip", id="shards, with a folder"),
     ],
-    ids=["2", "2, with a folder", "shards", "shards, with a folder"],
 )
 def test_appending_to_an_archive_is_refused_and_the_way_out_runs(
     tmp_path: Path, source: Path, options: dict[str, Any], top: str, name: str

@@ -192,7 +192,7 @@ def test_each_round_starts_from_the_one_before_and_both_arms_are_alike(
 
 
 @pytest.mark.parametrize("afterwards", [False, True], ids=["under way", "ended, and not noted"])
-@pytest.mark.parametrize("stop_at", [0, 2, 3, 5])
+@pytest.mark.parametrize("stop_at", [2, 5, *(pytest.param(at, marks=pytest.mark.exhaustive) for at in (0, 3))])
 def test_killed_at_any_command_it_goes_on(
     stop_at: int, afterwards: bool, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,11 @@ def test_resumed_files_are_those_of_a_recording_that_was_not_interrupted(tmp_pat
     assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "resumed").rglob("*"))] == before
 
 
+@pytest.fixture(scope="module")
+def two_episodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_trajectories(tmp_path_factory.mktemp("two"), 2, seed=0, image_size=SIZE)[0].parent
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -94,13 +99,11 @@ def test_resumed_files_are_those_of_a_recording_that_was_not_interrupted(tmp_pat
     ],
     ids=str,
 )
-def test_a_recording_is_not_resumed_with_other_settings(tmp_path: Path, other: dict[str, Any]) -> None:
-    made: dict[str, Any] = {"episodes": 2, "seed": 0, "image_size": SIZE}
-    make_trajectories(tmp_path, **made)
-    before = files(tmp_path)
+def test_a_recording_is_not_resumed_with_other_settings(two_episodes: Path, other: dict[str, Any]) -> None:
+    before = files(two_episodes)
     with pytest.raises(WorkspaceError, match=r"episode_000[12]"):
-        make_trajectories(tmp_path, resume=True, **{**made, "episodes": 3, **other})
-    assert files(tmp_path) == before
+        make_trajectories(two_episodes, resume=True, **{"episodes": 3, "seed": 0, "image_size": SIZE, **other})
+    assert files(two_episodes) == before
 
 
 def test_what_an_interrupted_run_left_is_overwritten(tmp_path: Path) -> None:

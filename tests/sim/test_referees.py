@@ -73,7 +73,15 @@ def displaced(commands: list[Command], seed: int, millimeters: float) -> list[Co
 
 
 # docs/closed_loop.md says these figures, of 40 scenes: placed by physics, by the kinematic one, and equal outcomes.
-@pytest.mark.parametrize(("millimeters", "agreement"), [(8, 1.0), (15, 1.0), (25, 1.0), (35, 0.7)])
+@pytest.mark.parametrize(
+    ("millimeters", "agreement"),
+    [
+        pytest.param(8, 1.0, marks=pytest.mark.exhaustive),
+        (15, 1.0),
+        pytest.param(25, 1.0, marks=pytest.mark.exhaustive),
+        (35, 0.7),
+    ],
+)
 def test_displaced_poses_end_alike(millimeters: float, agreement: float) -> None:
     alike = []
     for seed in range(8):
@@ -139,7 +147,7 @@ def test_a_landing_finger_does_not_press_the_block_through_the_table() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variation", [0.5, 1.0])
+@pytest.mark.parametrize("variation", [pytest.param(0.5, marks=pytest.mark.exhaustive), 1.0])
 @pytest.mark.parametrize("task", TASKS)
 def test_the_varied_expert_succeeds_by_physics(task: str, variation: float) -> None:
     for seed in range(10):
