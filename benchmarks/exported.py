@@ -24,7 +24,7 @@ import torch
 from latency import users_policy  # type: ignore[import-not-found]
 
 from diffusion_policy.errors import WorkspaceError
-from diffusion_policy.export.onnx_policy import NOISE, WholePolicy, export_onnx
+from diffusion_policy.export.onnx_policy import NOISE, UnrolledPolicy, export_onnx
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.serve.engine import PolicyEngine, processor_name
 from diffusion_policy.serve.settings import EngineSettings
@@ -42,7 +42,7 @@ def engines(steps: int, folder: Path, *, small: bool) -> tuple[dict[str, Answer]
 
     policy = users_policy(small=small)
     set_sampler(policy, "ddim", steps)
-    whole = WholePolicy(policy)
+    whole = UnrolledPolicy(policy)
     found = export_onnx(policy, folder / "policy.onnx", {})
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

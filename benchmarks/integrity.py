@@ -142,7 +142,7 @@ def of_dataset(path: Path, name: str, repeats: int) -> dict[str, Any]:
 
 def compare(path: Path) -> None:
     found = verify_content(ReplayBuffer.open(path))
-    if not found.is_whole:
+    if not found.is_complete:
         raise SystemExit(f"{path}: {found.faults[:1]}")
 
 

@@ -163,8 +163,8 @@ def same_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) ->
     typed = list(sys.orig_argv)
     program = Path(sys.argv[0])
     if len(typed) > 1 and typed[1] == sys.argv[0] and program.suffix != ".py":  # an entry point, by its first line
-        found = shutil.which(program.name)
-        known = found is not None and Path(found).absolute() == program.absolute()
+        on_path = shutil.which(program.name)
+        known = on_path is not None and Path(on_path).absolute() == program.absolute()
         return [program.name if known else sys.argv[0], *typed[2:]]
     return typed
 

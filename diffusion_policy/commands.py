@@ -128,8 +128,8 @@ def _hydra_value(value: object) -> str:
 
 def _python() -> str:
     """Returns how this interpreter is called: `python` if that is found first, else its path."""
-    found = shutil.which("python")
-    if found is not None and Path(found).parent == Path(sys.executable).parent:
+    on_path = shutil.which("python")
+    if on_path is not None and Path(on_path).parent == Path(sys.executable).parent:
         return "python"
     return _from_here(Path(sys.executable))
 

@@ -131,14 +131,14 @@ def order_of_events(
             f"chunks have shape {commanded.shape} for {len(measured_states)} measurements; expected (N, T)"
         )
     opens, closes = np.max(commanded, axis=1) >= band.open, np.min(commanded, axis=1) <= band.closed
-    found: list[Order] = []
+    orders: list[Order] = []
     since = 0
     for step, kind in events:
         (old,) = np.nonzero(measured_states[since : step + 1] == (CLOSED if kind == "open" else OPEN))
         asks = opens if kind == "open" else closes
-        found.append("back" if not old.size else "ahead" if asks[since + old[-1]] else "behind")
+        orders.append("back" if not old.size else "ahead" if asks[since + old[-1]] else "behind")
         since = step
-    return tuple(found)
+    return tuple(orders)
 
 
 def tolerance_steps(step_seconds: float | None, tolerance_s: float = TOLERANCE_SECONDS) -> int:
@@ -286,13 +286,13 @@ class EventScore:
         if not self.recorded:
             return f"no event is recorded, so F1 and recall are not defined{counted}; {made}"
         interval, offsets = self._interval(len(self.matched), self.recorded), self.offsets
-        shown = "" if interval is None else f" (95 % interval {interval[0]:.0%}-{interval[1]:.0%})"
+        text = "" if interval is None else f" (95 % interval {interval[0]:.0%}-{interval[1]:.0%})"
         late, early = int((offsets > 0).sum()), int((offsets < 0).sum())
         middle = float(np.median(offsets)) if offsets.size else None
         clock = "" if self.step_seconds is None or middle is None else f", {middle * self.step_seconds * 1000:+.0f} ms"
         median = "" if middle is None else f" (median {middle:+.3g} steps{clock})"
         return (
-            f"{len(self.matched)} of {self.recorded} recorded events found{counted}{shown}: {early} early, "
+            f"{len(self.matched)} of {self.recorded} recorded events found{counted}{text}: {early} early, "
             f"{late} late{median}; {len(self.missed)} missed, {made}; found is within {self.tolerance}"
         )
 

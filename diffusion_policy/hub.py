@@ -62,12 +62,12 @@ def pinned(address: object) -> str:
     assert match is not None
     url = SCHEME + match[1].rstrip("/")
     with answering(url):
-        found = _file_system().resolve_path(match[1].rstrip("/"))
-        if not hasattr(found, "repo_id"):
+        resolved = _file_system().resolve_path(match[1].rstrip("/"))
+        if not hasattr(resolved, "repo_id"):
             raise PathError(f"{url}: it is no repository; expected {EXPECTED}")
-        commit = _commit(found.repo_type, found.repo_id, found.revision)
-    kind = "" if found.repo_type == "model" else f"{found.repo_type}s/"
-    return f"{SCHEME}{kind}{found.repo_id}@{commit}" + (f"/{found.path_in_repo}" if found.path_in_repo else "")
+        commit = _commit(resolved.repo_type, resolved.repo_id, resolved.revision)
+    kind = "" if resolved.repo_type == "model" else f"{resolved.repo_type}s/"
+    return f"{SCHEME}{kind}{resolved.repo_id}@{commit}" + (f"/{resolved.path_in_repo}" if resolved.path_in_repo else "")
 
 
 def local_copy(path: str | Path) -> Path:
@@ -233,8 +233,8 @@ def _fetch(hub: Any, file: dict[str, Any], path: Path) -> None:
                 left -= len(block)
                 local.write(block)
         if left:
-            found = f"{size - left} of {size} bytes arrived" if left > 0 else f"more than its {size} bytes arrived"
-            raise PathError(f"{address}: {found}; the connection broke off, or the hub is wrong: try again")
+            difference = f"{size - left} of {size} bytes arrived" if left > 0 else f"more than its {size} bytes arrived"
+            raise PathError(f"{address}: {difference}; the connection broke off, or the hub is wrong: try again")
         lfs = file.get("lfs")
         expected = (lfs.get("sha256") if isinstance(lfs, dict) else getattr(lfs, "sha256", None)) if lfs else None
         if expected and file_sha256(temporary) != expected:

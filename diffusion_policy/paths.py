@@ -57,13 +57,13 @@ def as_path(path: Any) -> Path:
     try:
         from upath import UPath
 
-        found = UPath(url)
-        found.fs.invalidate_cache()
+        remote = UPath(url)
+        remote.fs.invalidate_cache()
     except ImportError as error:
         raise PathError(f"{url} needs a package ({error}): {install_extra(extra)}") from error
     except ValueError as error:
         raise PathError(f"{url}: fsspec knows no URLs that start with {kind}:// ({error})") from error
-    return cast(Path, found)
+    return cast(Path, remote)
 
 
 def is_remote(path: Path) -> bool:
@@ -137,13 +137,13 @@ def read_together(files: Sequence[Path]) -> Iterator[bytes]:
     store, _ = file_system(distinct[0])
     paths = {file: file_system(file)[1] for file in distinct}
     try:
-        found = store.cat(list(paths.values()))
+        contents = store.cat(list(paths.values()))
     except FileNotFoundError:
         return (read_bytes(file) for file in files)  # its error names the missing file
     except _store_errors():
         with reaching(distinct[0]):
             raise
-    return (found[paths[file]] for file in files)
+    return (contents[paths[file]] for file in files)
 
 
 __getattr__ = former_names(__name__, {"place": "as_path", "PlaceError": "PathError"})

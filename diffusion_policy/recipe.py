@@ -59,12 +59,12 @@ class FinishedSteps:
         self._titles: list[str] = []
         if file.is_file():
             try:
-                found = json.loads(file.read_text(encoding="utf-8"))
+                stored = json.loads(file.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise WorkspaceError(f"{file}: is not JSON ({error}); expected the titles of commands") from error
-            if not isinstance(found, list) or not all(isinstance(title, str) for title in found):
+            if not isinstance(stored, list) or not all(isinstance(title, str) for title in stored):
                 raise WorkspaceError(f"{file}: expected a list of the titles of commands")
-            self._titles = found
+            self._titles = stored
 
     def __contains__(self, step: Step) -> bool:
         return step.title in self._titles

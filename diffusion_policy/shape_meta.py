@@ -41,10 +41,10 @@ def step_spec_of(cfg: DictConfig) -> StepSpec:
 
 def find_step_spec(cfg: DictConfig) -> StepSpec | None:
     """As :func:`step_spec_of`; None for a config that says it nowhere."""
-    found = _read(cfg, KEYS)
-    for key, other in itertools.pairwise(found):
-        _check_agreement(key, found[key], other, found[other], "they must say the same")
-    return next(iter(found.values()), None)
+    specs = _read(cfg, KEYS)
+    for key, other in itertools.pairwise(specs):
+        _check_agreement(key, specs[key], other, specs[other], "they must say the same")
+    return next(iter(specs.values()), None)
 
 
 def trained_spec_of(cfg: DictConfig) -> StepSpec:
@@ -66,7 +66,7 @@ def _read(cfg: DictConfig, keys: tuple[str, ...]) -> dict[str, StepSpec]:
         SpecError: one cannot be resolved or read.
     """
     register_resolvers()
-    found = {}
+    result = {}
     for key in keys:
         try:
             entry = OmegaConf.select(cfg, key)
@@ -74,8 +74,8 @@ def _read(cfg: DictConfig, keys: tuple[str, ...]) -> dict[str, StepSpec]:
         except OmegaConfBaseException as error:
             raise SpecError(f"the config's {key} cannot be resolved: {str(error).splitlines()[0]}") from error
         if meta is not None:
-            found[key] = read_shape_meta(meta)
-    return found
+            result[key] = read_shape_meta(meta)
+    return result
 
 
 def _check_agreement(key: str, spec: StepSpec, other: str, others: StepSpec, why: str) -> None:

@@ -50,14 +50,14 @@ def _text(text: Text) -> DrawnText:
 
 
 def _table(table: Table) -> DrawnTable:
-    found = DrawnTable(
+    result = DrawnTable(
         title=table.title or None, title_justify="left", caption=table.caption or None, pad_edge=table.framed
     )
     if not table.framed:
-        found.box = None
-    found.show_header = any(column.title for column in table.columns)
+        result.box = None
+    result.show_header = any(column.title for column in table.columns)
     for column in table.columns:
-        found.add_column(
+        result.add_column(
             DrawnText(column.title),
             justify="right" if column.right else "left",
             no_wrap=column.no_wrap,
@@ -67,9 +67,9 @@ def _table(table: Table) -> DrawnTable:
         )
     for number, row in enumerate(table.rows):
         if number in table.sections:
-            found.add_section()
-        found.add_row(*map(_text, row))
-    return found
+            result.add_section()
+        result.add_row(*map(_text, row))
+    return result
 
 
 class _WithWordsBelow(Progress):

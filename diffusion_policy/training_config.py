@@ -83,17 +83,17 @@ def compose_config_file(path: Path) -> DictConfig | None:
         ConfigError: it does not compose, or has no policy.
     """
     candidates = (path, CONFIG / path, CONFIG / f"{path}.yaml")
-    found = next((one for one in candidates if one.is_file() and one.suffix == ".yaml"), None)
-    if found is None:
+    file = next((one for one in candidates if one.is_file() and one.suffix == ".yaml"), None)
+    if file is None:
         return None
     register_resolvers()
     try:
-        with initialize_config_dir(str(found.parent.resolve()), version_base=None):
-            cfg = compose(found.stem)
+        with initialize_config_dir(str(file.parent.resolve()), version_base=None):
+            cfg = compose(file.stem)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"{found}: cannot be composed: {error}") from error
+        raise ConfigError(f"{file}: cannot be composed: {error}") from error
     if "policy" not in cfg:
-        raise ConfigError(f"{found}: has no `policy` section, so there is no model to change")
+        raise ConfigError(f"{file}: has no `policy` section, so there is no model to change")
     OmegaConf.set_struct(cfg, value=False)  # keys may be added
     return cfg
 

@@ -62,14 +62,16 @@ def work(arguments: argparse.Namespace) -> CommandResult:
         return cut(arguments)
     try:
         with progress("scenes") as show:
-            found = collect(arguments.checkpoint, collection_of(arguments), folder, resume=arguments.resume, show=show)
+            collected = collect(
+                arguments.checkpoint, collection_of(arguments), folder, resume=arguments.resume, show=show
+            )
     except KeyboardInterrupt as error:
         if not (folder / DOCUMENT).is_file():
             raise
         done = read_collected(folder)
         kept = f"{len(done.results)} of {done.scenes} scenes are kept in {folder}"
         raise Stopped(kept, added=["--resume"]) from error
-    return CommandResult(summary(found, folder))
+    return CommandResult(summary(collected, folder))
 
 
 def cut(arguments: argparse.Namespace) -> CommandResult:
@@ -108,15 +110,15 @@ def collection_of(arguments: argparse.Namespace) -> Collection:
     return Collection(evaluation, arguments.variation, arguments.per_scene, arguments.first_number)
 
 
-def summary(found: Collected, folder: Path) -> str:
+def summary(collected: Collected, folder: Path) -> str:
     """The result in three lines."""
-    lost = len(found.corrections) - len(found.episodes)
-    frames = sum(taken["frames"] for taken in found.episodes)
-    why = ", ".join(f"{why} {count}" for why, count in found.reasons.items()) or "nothing to correct"
+    lost = len(collected.corrections) - len(collected.episodes)
+    frames = sum(taken["frames"] for taken in collected.episodes)
+    why = ", ".join(f"{why} {count}" for why, count in collected.reasons.items()) or "nothing to correct"
     return "\n".join(
         [
-            f"the policy: {found.success}",
-            f"{len(found.episodes)} corrections of {frames} steps in {folder} ({why})",
+            f"the policy: {collected.success}",
+            f"{len(collected.episodes)} corrections of {frames} steps in {folder} ({why})",
             f"{lost} takeovers left out, since the expert failed too",
         ]
     )

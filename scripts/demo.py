@@ -91,10 +91,10 @@ def rollout_table(rollouts: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table("policy", "block in the tray", "95 % interval", "grasped", "what went wrong", framed=True)
     titles = {"pose": "7-D, as shipped", "finetuned": "grown to 8-D and fine-tuned", "scratch": "from scratch, as long"}
     for name, title in titles.items():
-        found = rollouts[name]
-        success, grasped = found["success"], found["grasped"]
+        rollout = rollouts[name]
+        success, grasped = rollout["success"], rollout["grasped"]
         low, high = success["interval"]
-        reasons = ", ".join(f"{reason} {count}" for reason, count in found["reasons"].items()) or "-"
+        reasons = ", ".join(f"{reason} {count}" for reason, count in rollout["reasons"].items()) or "-"
         share = f"{success['count']} of {success['of']}"
         table.add(title, share, f"{low:.0%}-{high:.0%}", f"{grasped['count']} of {grasped['of']}", reasons)
     return table

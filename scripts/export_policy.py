@@ -44,10 +44,10 @@ def work(arguments: argparse.Namespace) -> CommandResult:
         "checkpoint": str(arguments.checkpoint), "checkpoint_sha256": file_sha256(arguments.checkpoint),
         "weights": arguments.weights, "scheduler": SCHEDULER, "steps": arguments.steps,
     }  # fmt: skip
-    found = export_onnx(policy.eval(), arguments.output, about)
+    exported = export_onnx(policy.eval(), arguments.output, about)
     return CommandResult(
-        f"{found.path}: {SCHEDULER}, {arguments.steps} steps; ONNX Runtime's actions are at most "
-        f"{found.difference:.1e} from the policy's, of a range of 2"
+        f"{exported.path}: {SCHEDULER}, {arguments.steps} steps; ONNX Runtime's actions are at most "
+        f"{exported.difference:.1e} from the policy's, of a range of 2"
     )
 
 

@@ -52,19 +52,19 @@ def pack(source: Path, output: Path, provenance: dict[str, Any]) -> None:
 
     from diffusion_policy.checkpoint import NORMALIZER, read_checkpoint, write_checkpoint
 
-    found = read_checkpoint(source)
+    checkpoint = read_checkpoint(source)
     packed: dict[int, torch.Tensor] = {}
     weights = {}
-    for name, tensor in found.state_dict("ema_model").items():
+    for name, tensor in checkpoint.state_dict("ema_model").items():
         small = tensor.is_floating_point() and not name.startswith(NORMALIZER)
         weights[name] = packed.setdefault(id(tensor), tensor.half() if small else tensor)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_checkpoint(
         output,
-        cfg=found.cfg,
+        cfg=checkpoint.cfg,
         state_dicts={"model": weights, "ema_model": weights},
-        pickles=found.pickles,
-        provenance={**(found.provenance or {}), "pretraining": provenance},
+        pickles=checkpoint.pickles,
+        provenance={**(checkpoint.provenance or {}), "pretraining": provenance},
     )
 
 

@@ -93,7 +93,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
     if evaluation is None:
         return answer_of(arguments, [report.table()], report.proposed, settings, report.to_json())
     with progress("scenes") as show:
-        found = tune_in_closed_loop(
+        tuned = tune_in_closed_loop(
             arguments.checkpoint,
             report,
             evaluation,
@@ -102,7 +102,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
             allowed_loss=arguments.budget_points / 100,
             show=show,
         )
-    return answer_of(arguments, [report.table(), found.table()], found.proposed, settings, found.to_json())
+    return answer_of(arguments, [report.table(), tuned.table()], tuned.proposed, settings, tuned.to_json())
 
 
 def evaluation_of(arguments: argparse.Namespace) -> Evaluation | None:

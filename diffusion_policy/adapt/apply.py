@@ -186,13 +186,13 @@ def _check_written(file: Path, out: Path, plan: CheckpointPlan, states: Mapping[
     """Open the written file, which will become `out`, and compare it with the plan: totals, then every number."""
     written = read_checkpoint(file)
     for part, state in states.items():
-        found = written.state_dicts[part]
-        infos = describe_state(found).values()
+        written_back = written.state_dicts[part]
+        infos = describe_state(written_back).values()
         count = Count.of(Ref(info.name, info.shape, info.storage) for info in infos)
         planned = plan.ledger.target_totals[part]
         if count != planned:
             raise AdaptError(f"{out}: {part} holds {count} after writing; planned were {planned}")
-        differing = [key for key in state if not torch.equal(found[key], state[key])]
+        differing = [key for key in state if not torch.equal(written_back[key], state[key])]
         if differing:
             raise AdaptError(f"{out}: {part} differs from the plan after writing, at {differing[:5]}")
 

@@ -70,11 +70,11 @@ class CarryOver:
 
     def facts(self) -> list[tuple[str, str]]:
         """(title, text) of each line."""
-        found = [("written by", self.container), ("weights", self.weights)]
-        found.extend((f"encoder {encoder.name}", encoder.describe()) for encoder in self.encoders)
+        facts = [("written by", self.container), ("weights", self.weights)]
+        facts.extend((f"encoder {encoder.name}", encoder.describe()) for encoder in self.encoders)
         if not self.encoders:
-            found.append(("encoder", "none that is known, so nothing can be taken over by the rules image_encoder"))
-        return [*found, ("statistics", self.statistics)] if self.statistics else found
+            facts.append(("encoder", "none that is known, so nothing can be taken over by the rules image_encoder"))
+        return [*facts, ("statistics", self.statistics)] if self.statistics else facts
 
 
 def carry_over(file: TensorFile, statistics: PolicyStatistics) -> CarryOver:
@@ -123,5 +123,5 @@ def _report(encoder: ImageEncoder, file: TensorFile, *, several: bool) -> Encode
 def _statistics(statistics: PolicyStatistics) -> str:
     if not statistics.features:
         return ""
-    found = ", ".join(f"{PREFIX}{feature}.*" for feature in statistics.features)
-    return f"{found}, from {statistics.origin}: to be copied by a rule that says whose they become"
+    prefixes = ", ".join(f"{PREFIX}{feature}.*" for feature in statistics.features)
+    return f"{prefixes}, from {statistics.origin}: to be copied by a rule that says whose they become"

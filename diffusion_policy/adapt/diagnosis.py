@@ -126,13 +126,13 @@ def _wrapped(source: Infos, target: Infos, problems: Problems) -> str:
     """A wrapper inserted parts into the names, as a prefix or elsewhere."""
     missing = set(problems.missing)
     bare = {key: unwrapped(key) for key in problems.unexpected}
-    found = [key for key, name in bare.items() if name != key and name in missing]
-    if not found or len(found) < MIN_SHARE * len(missing):
+    wrapped = [key for key, name in bare.items() if name != key and name in missing]
+    if not wrapped or len(wrapped) < MIN_SHARE * len(missing):
         return ""
-    wrapping = wrapping_of(found, "")
+    wrapping = wrapping_of(wrapped, "")
     assert wrapping is not None
     return (
-        f"Wrapped names: {len(found)} of the {len(missing)} missing names are in the source; {wrapping.describe()}. "
+        f"Wrapped names: {len(wrapped)} of the {len(missing)} missing names are in the source; {wrapping.describe()}. "
         "Fix: --rules bare_weights, which removes such parts (rename: wrappers)."
     )
 
@@ -142,22 +142,22 @@ def _prefix(source: Infos, target: Infos, problems: Problems) -> str:
     best = ("", "", 0)
     missing = set(problems.missing)
     for prefix in _leading(problems.missing):
-        found = sum(1 for key in problems.unexpected if prefix + key in missing)
-        best = max(best, ("add", prefix, found), key=lambda item: item[2])
+        count = sum(1 for key in problems.unexpected if prefix + key in missing)
+        best = max(best, ("add", prefix, count), key=lambda item: item[2])
     for prefix in _leading(problems.unexpected):
-        found = sum(1 for key in problems.unexpected if key.startswith(prefix) and key[len(prefix) :] in missing)
-        best = max(best, ("remove", prefix, found), key=lambda item: item[2])
-    kind, prefix, found = best
-    if not found or found < MIN_SHARE * len(missing):
+        count = sum(1 for key in problems.unexpected if key.startswith(prefix) and key[len(prefix) :] in missing)
+        best = max(best, ("remove", prefix, count), key=lambda item: item[2])
+    kind, prefix, count = best
+    if not count or count < MIN_SHARE * len(missing):
         return ""
     if kind == "add":
         return (
-            f"A prefix is missing: {found} of the {len(missing)} missing names are in the source without {prefix!r}; "
+            f"A prefix is missing: {count} of the {len(missing)} missing names are in the source without {prefix!r}; "
             f"it was stripped, or the file contains only the inner module. "
             f"Rename them back, or load into the inner module: {prefix.rstrip('.')!r}."
         )
     return (
-        f"A superfluous prefix: {found} of the {len(missing)} missing names are in the source under {prefix!r}, "
+        f"A superfluous prefix: {count} of the {len(missing)} missing names are in the source under {prefix!r}, "
         f"as wrappers name them. Fix: rename: {{prefix: {prefix!r}, to: ''}}."
     )
 
@@ -166,8 +166,8 @@ def _renamed_group(source: Infos, target: Infos, problems: Problems) -> str:
     """A group of names was renamed as a whole: same suffixes, same shapes, another prefix."""
     source_groups = _groups(problems.unexpected, source)
     for new, wanted in sorted(_groups(problems.missing, target).items(), key=lambda item: -len(item[1])):
-        for old, found in source_groups.items():
-            if len(wanted) > 1 and wanted.items() <= found.items():
+        for old, shapes in source_groups.items():
+            if len(wanted) > 1 and wanted.items() <= shapes.items():
                 return (
                     f"A group was renamed: the {len(wanted)} missing names under {new!r} have the suffixes and shapes "
                     f"of the source's {old!r}. Fix: rename: {{prefix: {old + '.'!r}, to: {new + '.'!r}}}."
@@ -237,9 +237,9 @@ def _rename_rules(problems: Problems) -> list[dict[str, Any]]:
         if missing and len(stripped & missing) >= MIN_SHARE * len(missing):
             return [{"rename": {"prefix": prefix, "to": ""}}]
     for prefix in _leading(missing):
-        found = {key for key in unexpected if prefix + key in missing}
-        if missing and len(found) >= MIN_SHARE * len(missing):
-            heads = sorted({key.split(".", 1)[0] for key in found})
+        renamed = {key for key in unexpected if prefix + key in missing}
+        if missing and len(renamed) >= MIN_SHARE * len(missing):
+            heads = sorted({key.split(".", 1)[0] for key in renamed})
             return [{"rename": {"pattern": rf"^({'|'.join(heads)})\.", "to": rf"{prefix}\1."}}]
     return []
 
@@ -264,13 +264,13 @@ def _fit(mismatch: Mismatch, named_axes: NamedAxes) -> tuple[str, str, dict[str,
 
 def _leading(keys: Iterable[str]) -> list[str]:
     """Candidate prefixes: the first part and the first two parts of each name, with the dot."""
-    found: dict[str, None] = {}
+    heads: dict[str, None] = {}
     for key in keys:
         parts = key.split(".")
         for depth in (1, 2):
             if len(parts) > depth:
-                found[".".join(parts[:depth]) + "."] = None
-    return list(found)
+                heads[".".join(parts[:depth]) + "."] = None
+    return list(heads)
 
 
 def _groups(keys: Iterable[str], infos: Infos) -> dict[str, dict[str, Shape]]:

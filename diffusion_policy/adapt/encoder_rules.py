@@ -44,14 +44,14 @@ def _copies(rule: Rule, source: Infos, target: Infos) -> list[Rule]:
     if not wanted:
         cameras = ", ".join(encoder.camera for encoder in targets) or "no image encoder"
         raise AdaptError(f"{rule}: the target has no such camera; it has {cameras}")
-    found: list[Rule] = []
+    result: list[Rule] = []
     for encoder in wanted:
         origin = _chosen(rule, encoder, sources)
         fault = origin.unlike(encoder)
         if fault:
             raise AdaptError(f"the encoder of {origin.name} cannot become that of {encoder.camera}: {fault}")
-        found.extend(_parts(rule, origin, encoder, source, target))
-    return found
+        result.extend(_parts(rule, origin, encoder, source, target))
+    return result
 
 
 def _chosen(rule: Rule, wanted: ImageEncoder, sources: Sequence[ImageEncoder]) -> ImageEncoder:

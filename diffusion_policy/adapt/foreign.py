@@ -54,16 +54,16 @@ def read_foreign(file: TensorFile) -> Checkpoint:
         AdaptError: it has no weights with names.
         TensorFileError: its bytes are damaged.
     """
-    found = weights_of(file)
-    if not found.live:
+    weights = weights_of(file)
+    if not weights.live:
         raise AdaptError(
-            f"{file.path}: there are no weights with names in it ({found.describe()}); see what is in it: "
+            f"{file.path}: there are no weights with names in it ({weights.describe()}); see what is in it: "
             f"{command('adapt', 'inspect', file.path)}"
         )
     file.integrity.check()
-    states = {"model": _loaded(file, found.live)}
-    if found.average:
-        states["ema_model"] = _loaded(file, found.average)
+    states = {"model": _loaded(file, weights.live)}
+    if weights.average:
+        states["ema_model"] = _loaded(file, weights.average)
     state_dicts, notes = in_float32(states)
     statistics = statistics_of(file)
     for state in state_dicts.values():
@@ -73,20 +73,20 @@ def read_foreign(file: TensorFile) -> Checkpoint:
         cfg=OmegaConf.create({}),
         state_dicts=state_dicts,
         pickles={},
-        notes=(*notes, *statistics.notes, *_notes(file, found), NOT_RUN),
-        others=found.rest,
+        notes=(*notes, *statistics.notes, *_notes(file, weights), NOT_RUN),
+        others=weights.rest,
     )
 
 
-def _notes(file: TensorFile, found: Weights) -> list[str]:
-    entry = repr(found.entry) if found.entry else "the top level"
-    notes = [f"live weights are those of {entry}: {len(found.live)}"]
-    if found.average:
-        notes.append(f"averaged weights are those of {found.average_entry!r}: {len(found.average)}")
+def _notes(file: TensorFile, weights: Weights) -> list[str]:
+    entry = repr(weights.entry) if weights.entry else "the top level"
+    notes = [f"live weights are those of {entry}: {len(weights.live)}"]
+    if weights.average:
+        notes.append(f"averaged weights are those of {weights.average_entry!r}: {len(weights.average)}")
     if file.stand_ins:
         notes.append(f"objects of other programs' classes were not read: {', '.join(file.stand_ins)[:MAX_TEXT]}")
-    if found.unnamed:
-        notes.append(f"{found.unnamed} tensors in lists have no names, so nothing tells which is which")
+    if weights.unnamed:
+        notes.append(f"{weights.unnamed} tensors in lists have no names, so nothing tells which is which")
     return notes
 
 

@@ -41,8 +41,8 @@ def statistics_of(file: TensorFile) -> SourceStatistics:
     Raises:
         FamilyError, TensorFileError: their file is not what it must be.
     """
-    found = recognize({name: info.shape for name, info in file.tensors.items()})
-    if found is None or found.family is not lerobot_diffusion.FAMILY:
+    recognized = recognize({name: info.shape for name, info in file.tensors.items()})
+    if recognized is None or recognized.family is not lerobot_diffusion.FAMILY:
         return SourceStatistics()
     statistics = read_statistics(file)
     tensors: dict[str, Tensor] = {}

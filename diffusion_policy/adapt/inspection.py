@@ -159,15 +159,15 @@ def inspect_file(path: str | Path) -> Inspection:
     """
     file = open_tensor_file(path)
     file.check_format()
-    found = recognize({name: info.shape for name, info in file.tensors.items()})
+    recognized = recognize({name: info.shape for name, info in file.tensors.items()})
     tree = file.tree if isinstance(file.tree, Mapping) else {}
     cfg = config_of(tree["cfg"], file.path) if is_checkpoint(file) else None
     if cfg is not None and "policy" in cfg:
         described = _policy(file, cfg)
         carried = None
     else:
-        described = _lerobot_policy(file, found) or _workspace_policy(tree)
-        statistics = read_statistics(file) if _is_lerobot(found) else PolicyStatistics()
+        described = _lerobot_policy(file, recognized) or _workspace_policy(tree)
+        statistics = read_statistics(file) if _is_lerobot(recognized) else PolicyStatistics()
         carried = carry_over(file, statistics)
         described = _with_ranges(described, statistics)
     provenance = tree.get("provenance")
@@ -175,8 +175,8 @@ def inspect_file(path: str | Path) -> Inspection:
         path=file.path,
         format=file.format,
         nbytes=sum({info.storage: info.nbytes for info in file.tensors.values()}.values()),
-        family=_family(found, is_checkpoint=cfg is not None),
-        settings=found.settings if found else {},
+        family=_family(recognized, is_checkpoint=cfg is not None),
+        settings=recognized.settings if recognized else {},
         nesting=tuple(dict.fromkeys(name.split(".", 1)[0] for name in (tree or file.tensors))),
         groups=_groups(file),
         action=described[0],
@@ -190,8 +190,8 @@ def inspect_file(path: str | Path) -> Inspection:
     )
 
 
-def _is_lerobot(found: Recognized | None) -> bool:
-    return found is not None and found.family is lerobot_diffusion.FAMILY
+def _is_lerobot(recognized: Recognized | None) -> bool:
+    return recognized is not None and recognized.family is lerobot_diffusion.FAMILY
 
 
 def _workspace_policy(tree: Mapping[str, Any]) -> Described:
@@ -210,18 +210,18 @@ def _workspace_policy(tree: Mapping[str, Any]) -> Described:
 
 def _with_ranges(described: Described, statistics: PolicyStatistics) -> Described:
     """What the statistics of the action tell of its numbers, where a policy's files have them."""
-    found = statistics.features.get("action", {})
-    if not described[0] or not {"min", "max"} <= found.keys():
+    ranges = statistics.features.get("action", {})
+    if not described[0] or not {"min", "max"} <= ranges.keys():
         return described
-    sign = sign_of_quaternion({name: tensor.tolist() for name, tensor in found.items()})
+    sign = sign_of_quaternion({name: tensor.tolist() for name, tensor in ranges.items()})
     layout = f"{sign}; {described[0]['layout']}" if sign else described[0]["layout"]
-    ends = {name: found[name].tolist() for name in ("min", "max")}
+    ends = {name: ranges[name].tolist() for name in ("min", "max")}
     return {**described[0], "layout": layout, **ends}, described[1], described[2]
 
 
-def _lerobot_policy(file: TensorFile, found: Recognized | None) -> Described | None:
+def _lerobot_policy(file: TensorFile, recognized: Recognized | None) -> Described | None:
     """Action, observations and settings by the config.json in the folder of a LeRobot policy; None for other files."""
-    if not _is_lerobot(found):
+    if not _is_lerobot(recognized):
         return None
     config = lerobot_diffusion.read_config(file.path if file.path.is_dir() else file.path.parent)
     if config is None:
@@ -250,10 +250,10 @@ def _wrapping(file: TensorFile, *, is_checkpoint: bool) -> Wrapping | None:
     return next(filter(None, (wrapping_of(each, ACTION_SCALE) for each in names)), None)
 
 
-def _family(found: Recognized | None, *, is_checkpoint: bool) -> str:
-    if found is None:
+def _family(recognized: Recognized | None, *, is_checkpoint: bool) -> str:
+    if recognized is None:
         return "no known family"
-    return f"{found.family.title}, a checkpoint of it" if is_checkpoint else found.sentence
+    return f"{recognized.family.title}, a checkpoint of it" if is_checkpoint else recognized.sentence
 
 
 def _groups(file: TensorFile) -> tuple[TensorGroup, ...]:

@@ -111,8 +111,8 @@ class Entry:
         """Inverse of `to_json`."""
 
         def ref(side: str) -> Ref | None:
-            found = row.get(side)
-            return Ref(found["key"], tuple(found["shape"]), found["tensor"]) if found else None
+            entry = row.get(side)
+            return Ref(entry["key"], tuple(entry["shape"]), entry["tensor"]) if entry else None
 
         slots = tuple(SlotMap.from_json(slot) for slot in row.get("slots", ()))
         return cls(

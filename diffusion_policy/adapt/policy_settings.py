@@ -168,7 +168,7 @@ class Difference:
 
     def __str__(self) -> str:
         note = "" if self.effect.scope is Scope.SIZE else f": {self.effect.note}"
-        return f"{self.name} {_shown(self.trained)} (here {_shown(self.configured)}{note})"
+        return f"{self.name} {_formatted(self.trained)} (here {_formatted(self.configured)}{note})"
 
 
 def differences(trained: DictConfig, tensors: Shapes, cfg: DictConfig) -> list[Difference]:
@@ -202,21 +202,21 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
         AdaptError, SpecError: the config has no policy, or no valid observations.
     """
     policy = policy_config(cfg)
-    found = {"n_latency_steps": OmegaConf.select(cfg, "n_latency_steps", default=0)}
+    settings = {"n_latency_steps": OmegaConf.select(cfg, "n_latency_steps", default=0)}
     kind = class_of_options(policy)
-    found[TARGET] = f"{kind.__module__}.{kind.__qualname__}"
+    settings[TARGET] = f"{kind.__module__}.{kind.__qualname__}"
     for name, default in _defaults(kind).items():
         if name in POLICY and (name in policy or default is not inspect.Parameter.empty):
-            found[f"policy.{name}"] = policy.get(name, default)
+            settings[f"policy.{name}"] = policy.get(name, default)
     scheduler = policy.get("noise_scheduler")
     if isinstance(scheduler, Mapping):
-        found["policy.noise_scheduler._target_"] = scheduler.get("_target_")
+        settings["policy.noise_scheduler._target_"] = scheduler.get("_target_")
         for name, default in _defaults(_scheduler_class(scheduler)).items():
-            found[f"policy.noise_scheduler.{name}"] = scheduler.get(name, default)
-    if found.get("policy.num_inference_steps", 0) is None:
-        found["policy.num_inference_steps"] = found.get("policy.noise_scheduler.num_train_timesteps")
-    found |= dict(_observations(step_spec_of(cfg)))
-    return {path: list(value) if isinstance(value, tuple) else value for path, value in found.items()}
+            settings[f"policy.noise_scheduler.{name}"] = scheduler.get(name, default)
+    if settings.get("policy.num_inference_steps", 0) is None:
+        settings["policy.num_inference_steps"] = settings.get("policy.noise_scheduler.num_train_timesteps")
+    settings |= dict(_observations(step_spec_of(cfg)))
+    return {path: list(value) if isinstance(value, tuple) else value for path, value in settings.items()}
 
 
 def effect_of(path: str) -> ChangeEffect | None:
@@ -374,6 +374,6 @@ def _observations(spec: StepSpec) -> Iterator[tuple[str, Any]]:
             yield f"{path}.names", list(field.names)
 
 
-def _shown(value: Any) -> str:
+def _formatted(value: Any) -> str:
     """A value as it is written in a config."""
     return setting("", value)[1:]

@@ -79,16 +79,16 @@ def check_settings(
         logger.warning("%s: its config has no policy, so only sizes can be compared with this config's", where)
     elif unknown := unknown_settings(checkpoint.cfg):
         logger.warning("%s was trained with settings that this version does not know: %s", where, ", ".join(unknown))
-    found = differences(checkpoint.cfg, {key: tuple(tensor.shape) for key, tensor in state.items()}, cfg)
+    differing = differences(checkpoint.cfg, {key: tuple(tensor.shape) for key, tensor in state.items()}, cfg)
     refused = [
         difference
-        for difference in found
+        for difference in differing
         if (difference.effect.scope is Scope.FUNCTION and difference.name not in accepted)
         or (difference.effect.scope is Scope.SIZE and sizes)
     ]
     if refused:
-        raise SettingsError(where, refused, accepted, [each for each in found if each.effect.scope.free])
-    for difference in found:
+        raise SettingsError(where, refused, accepted, [each for each in differing if each.effect.scope.free])
+    for difference in differing:
         if difference.effect.scope is Scope.FUNCTION:
             logger.warning("%s was trained with %s; accepted by pretrained.accept", where, difference)
         else:

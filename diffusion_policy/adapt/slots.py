@@ -87,5 +87,5 @@ def numbered(width: int) -> Names:
 
 
 def _listed(names: Sequence[str], limit: int = 6) -> str:
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+    listed_names = ", ".join(names[:limit])
+    return listed_names if len(names) <= limit else f"{listed_names} and {len(names) - limit} more"

@@ -167,16 +167,16 @@ def check_relative(checkpoint: Checkpoint, spec: StepSpec) -> None:
 
 
 def _other_actions(where: str, names: tuple[str, ...], spec: StepSpec) -> ActionsError:
-    found = (
+    difference = (
         f"{where} predicts {len(names)} numbers {list(names)}, the task has {spec.action_dim} {list(spec.action_names)}"
     )
     task = _task_of(names)
     if set(names) < set(spec.action_names):
         grow = command("finetune_from_7d_to_8d", "--old_ckpt", where, "--new_ckpt", "GROWN.ckpt")
-        return ActionsError(f"{found}; grow it first: {grow}", grow)
+        return ActionsError(f"{difference}; grow it first: {grow}", grow)
     if task:
-        return ActionsError(f"{found}\nadd to the command: {task}", overrides=(task,))
-    return ActionsError(found)
+        return ActionsError(f"{difference}\nadd to the command: {task}", overrides=(task,))
+    return ActionsError(difference)
 
 
 def _task_of(action_names: tuple[str, ...]) -> str:

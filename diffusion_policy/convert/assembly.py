@@ -124,8 +124,8 @@ def _give_name(report: ConversionReport, settings: ConversionSettings, on_progre
 
 def _layouts(names: ArrayNames) -> dict[str, ActionLayout]:
     """What the numbers of each array with a rotation are."""
-    found = {key: ActionLayout.of(of, names.units) for key, of in {**names.states, ACTION_KEY: names.action}.items()}
-    return {key: layout for key, layout in found.items() if layout.labels("rotation")}
+    layouts = {key: ActionLayout.of(of, names.units) for key, of in {**names.states, ACTION_KEY: names.action}.items()}
+    return {key: layout for key, layout in layouts.items() if layout.labels("rotation")}
 
 
 def arrays_of(cameras: Sequence[str], names: ArrayNames, settings: ConversionSettings) -> dict[str, ArrayLayout]:
@@ -161,7 +161,7 @@ def _hemisphere(
     if existing is not None:
         return existing.hemisphere
     arms = {arm: None for layout in (layouts.get(ACTION_KEY), *layouts.values()) if layout for arm in _arms(layout)}
-    found = [
+    rotations = [
         majority_hemisphere(
             layout.rotations(rows[key])[:, _arms(layout).index(arm)]
             for rows in _all_rows(staged)
@@ -170,7 +170,7 @@ def _hemisphere(
         )
         for arm in arms
     ]
-    return found[0] if len(found) == 1 else np.stack(found)
+    return rotations[0] if len(rotations) == 1 else np.stack(rotations)
 
 
 def _arms(layout: ActionLayout) -> tuple[str, ...]:

@@ -73,9 +73,9 @@ class ExistingDataset:
             ConversionError: names the array that differs.
         """
         for key, wanted in {**names.states, ACTION_KEY: names.action}.items():
-            found = self.buffer.names(key) if key in self.buffer else ()
-            if found != wanted:
+            existing = self.buffer.names(key) if key in self.buffer else ()
+            if existing != wanted:
                 raise ConversionError(
                     f"{source}: data/{key} is {', '.join(wanted)}; {self.buffer.where} has "
-                    f"{', '.join(found) or 'no such array'}: convert it to a dataset of its own"
+                    f"{', '.join(existing) or 'no such array'}: convert it to a dataset of its own"
                 )

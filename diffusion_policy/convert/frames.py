@@ -94,7 +94,7 @@ def write_block(block: Block) -> BlockReport:
     """
     pictures = block.frames.pictures()
     digests: list[bytes] = []
-    found: list[FrameLook] = []
+    frame_looks: list[FrameLook] = []
     agreement: list[float] = []
     while len(digests) < len(block.frames):
         rows, looks, exact = _small_frames(block, pictures, len(block.frames) - len(digests))
@@ -103,9 +103,9 @@ def write_block(block: Block) -> BlockReport:
         files.write(first, rows)
         stored = rows if block.lossless else files.read(first, first + len(rows))
         digests += [frame_digest(row) for row in stored]
-        found += looks
+        frame_looks += looks
         agreement += _measured_psnr(block, rows, stored, exact)
-    return BlockReport(tuple(digests), tuple(found), min(agreement, default=None))
+    return BlockReport(tuple(digests), tuple(frame_looks), min(agreement, default=None))
 
 
 def look_again(packed: zarr.Array[Any], sources: zarr.Array[Any], first: int) -> tuple[NDArray[np.uint8], float]:

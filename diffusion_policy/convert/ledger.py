@@ -222,10 +222,10 @@ def frames_kept(entry: EpisodeEntry) -> int:
 
 def runs(numbers: list[int], why: str) -> tuple[Dropped, ...]:
     """Increasing numbers as runs of neighbors, all dropped for one reason."""
-    found: list[Dropped] = []
+    result: list[Dropped] = []
     for number in numbers:
-        if found and found[-1].end == number:
-            found[-1] = replace(found[-1], end=number + 1)
+        if result and result[-1].end == number:
+            result[-1] = replace(result[-1], end=number + 1)
         else:
-            found.append(Dropped(number, number + 1, why))
-    return tuple(found)
+            result.append(Dropped(number, number + 1, why))
+    return tuple(result)

@@ -16,9 +16,9 @@ def preview(settings: ConversionSettings) -> list[Printable]:
     Raises:
         ConversionError, TrajectoryError, PathError: as `convert`, before it writes anything.
     """
-    found = survey(settings)
-    plan = found.plans[0]
-    entries = sorted([*(one.entry for one in found.plans), *found.left_out], key=lambda entry: entry.number)
+    surveyed = survey(settings)
+    plan = surveyed.plans[0]
+    entries = sorted([*(one.entry for one in surveyed.plans), *surveyed.left_out], key=lambda entry: entry.number)
     account = settings.recordings.account
     would_be = ConversionReport(settings.output, tuple(entries), settings.content(), {}, "", account)
     arrays = [f"data/{key}: {', '.join(names)}" for key, names in plan.names.states.items()]

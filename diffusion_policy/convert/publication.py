@@ -102,7 +102,7 @@ def _remove_strangers(settings: ConversionSettings, names: Sequence[str]) -> Non
     """Remove what the replaced dataset has, or an interrupted conversion has sent, and the new one has not."""
     store, path = file_system(settings.output)
     mine = {f"{path}/{name}" for name in names}
-    strangers = [found for found in store.find(path) if found not in mine]
+    strangers = [path_in_store for path_in_store in store.find(path) if path_in_store not in mine]
     if strangers:
         store.rm(strangers)
 

@@ -66,19 +66,19 @@ def convert(
     existing = _existing(settings)
     if existing is not None and not settings.append:
         return existing.report
-    found = survey(settings, existing.report.kept if existing else ())
-    if existing is not None and not found.plans:
+    surveyed = survey(settings, existing.report.kept if existing else ())
+    if existing is not None and not surveyed.plans:
         return existing.report
     if existing is not None:
-        existing.check_same_names(found.plans[0].names, settings.source)
+        existing.check_same_names(surveyed.plans[0].names, settings.source)
     staging = Staging(settings)
     try:
         with staging.open(), _workers(settings, executor) as workers:
-            stage = _Stage(staging, workers, settings, found, on_progress)
+            stage = _Stage(staging, workers, settings, surveyed, on_progress)
             staged = stage.run()
             if not staged:
                 raise ConversionError(f"{settings.source}: every episode was left out; nothing is written")
-            return assemble(staged, [*found.left_out, *stage.left_out], settings, existing, on_progress)
+            return assemble(staged, [*surveyed.left_out, *stage.left_out], settings, existing, on_progress)
     except PathError as error:
         raise ConversionError(
             f"{error}; finished episodes are kept in {settings.partial}: continue with --resume"
@@ -195,13 +195,13 @@ class _Stage:
         staging: Staging,
         executor: Executor,
         settings: ConversionSettings,
-        found: Survey,
+        surveyed: Survey,
         on_progress: Progress,
     ) -> None:
         self.staging = staging
         self.executor = executor
         self.settings = settings
-        self.plans: Sequence[Plan] = found.plans
+        self.plans: Sequence[Plan] = surveyed.plans
         self.staged: dict[Path, StagedEpisode] = {}
         self.left_out: list[EpisodeEntry] = []
         self._pending: dict[Future[BlockReport], tuple[_Episode, Block]] = {}

@@ -85,8 +85,8 @@ def finished_episodes(settings: ConversionSettings) -> int | None:
 
 def _differing(file: Path, settings: ConversionSettings) -> list[str]:
     """Names of the settings in which unfinished work and a conversion differ."""
-    found, content = json.loads(file.read_text(encoding="utf-8")), settings.content()
-    return [key for key in {**found, **content} if found.get(key) != content.get(key)]
+    stored, content = json.loads(file.read_text(encoding="utf-8")), settings.content()
+    return [key for key in {**stored, **content} if stored.get(key) != content.get(key)]
 
 
 class Staging:
@@ -147,10 +147,10 @@ class Staging:
         file = folder / "entry.json"
         if not file.is_file():
             return None
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if found["fingerprint"] != plan.fingerprint:
+        state = json.loads(file.read_text(encoding="utf-8"))
+        if state["fingerprint"] != plan.fingerprint:
             return None
-        return StagedEpisode(folder, entry_from_json(found["entry"]), plan.cameras, plan.names)
+        return StagedEpisode(folder, entry_from_json(state["entry"]), plan.cameras, plan.names)
 
     def begin(self, plan: Plan) -> list[Block]:
         """Allocate an episode and split it into blocks."""

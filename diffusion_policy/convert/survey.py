@@ -178,8 +178,8 @@ def _check_names(recording: Recording, settings: ConversionSettings) -> None:
     grippers = [names.action[column] for column in names.action_layout.gripper_columns]
     unmeasured = [name for name in grippers if names.state_column(name) is None]
     if unmeasured or not grippers:
-        found = f"{', '.join(unmeasured)} is not measured" if unmeasured else "its action has no gripper"
-        raise ConversionError(f"{recording.path}: {found}; convert with --gripper-command recorded")
+        problem = f"{', '.join(unmeasured)} is not measured" if unmeasured else "its action has no gripper"
+        raise ConversionError(f"{recording.path}: {problem}; convert with --gripper-command recorded")
 
 
 def _gaps(recording: Recording, limit: float | None) -> tuple[tuple[int, float], ...]:

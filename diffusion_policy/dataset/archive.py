@@ -87,11 +87,11 @@ class Archive:
             DatasetError: no zarr group, or several side by side.
         """
         groups = {name.rpartition("/")[0] for name in self.sizes if name.rpartition("/")[2] in ROOT_METADATA}
-        found = sorted(group for group in groups if not any(above in groups for above in _above(group)))
-        if len(found) != 1:
-            what = f"{len(found)} zarr groups ({', '.join(found[:3])})" if found else "no zarr group"
+        roots = sorted(group for group in groups if not any(above in groups for above in _above(group)))
+        if len(roots) != 1:
+            what = f"{len(roots)} zarr groups ({', '.join(roots[:3])})" if roots else "no zarr group"
             raise DatasetError(f"{self.path}: the archive holds {what}; expected one dataset, data/ and meta/ in it")
-        return found[0]
+        return roots[0]
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         """A record, or a part of it; only whole records are compared with their CRC-32.

@@ -91,7 +91,7 @@ class LocalFiles:
 
     def sizes(self, folder: str) -> dict[str, int]:
         """See `Files`; a link that leads nowhere is no file."""
-        found: dict[str, int] = {}
+        result: dict[str, int] = {}
         waiting = [(str(self.root / folder), "")]
         while waiting:
             path, prefix = waiting.pop()
@@ -104,8 +104,8 @@ class LocalFiles:
                     if entry.is_dir():
                         waiting.append((entry.path, f"{prefix}{entry.name}/"))
                     elif entry.is_file():
-                        found[prefix + entry.name] = entry.stat().st_size
-        return found
+                        result[prefix + entry.name] = entry.stat().st_size
+        return result
 
     def beginnings(self, names: Sequence[str], n: int) -> Iterator[bytes]:
         """See `Files`."""
@@ -135,20 +135,20 @@ class RemoteFiles:
     def sizes(self, folder: str) -> dict[str, int]:
         """See `Files`."""
         path = f"{self._root}/{folder}"
-        found = self._store.find(path, detail=True)
-        return {name.removeprefix(f"{path}/"): int(entry["size"]) for name, entry in found.items()}
+        details = self._store.find(path, detail=True)
+        return {name.removeprefix(f"{path}/"): int(entry["size"]) for name, entry in details.items()}
 
     def beginnings(self, names: Sequence[str], n: int) -> Iterable[bytes]:
         """See `Files`."""
         paths = [f"{self._root}/{name}" for name in names]
-        found: list[bytes] = self._store.cat_ranges(paths, [0] * len(paths), [n] * len(paths))
-        return found
+        result: list[bytes] = self._store.cat_ranges(paths, [0] * len(paths), [n] * len(paths))
+        return result
 
     def endings(self, names: Sequence[str], n: int) -> Iterable[bytes]:
         """See `Files`."""
         paths = [f"{self._root}/{name}" for name in names]
-        found: list[bytes] = self._store.cat_ranges(paths, [-n] * len(paths), [None] * len(paths))
-        return found
+        result: list[bytes] = self._store.cat_ranges(paths, [-n] * len(paths), [None] * len(paths))
+        return result
 
 
 class ArchiveFiles:

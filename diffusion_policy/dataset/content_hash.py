@@ -37,7 +37,7 @@ def array_sha256(rows: Mapping[str, NDArray[Any]], frame_digests: Mapping[str, I
     """Hash of each array of an episode by key: of what it adds to `episode_sha256`."""
     parts = {key: _of_rows(key, values) for key, values in rows.items()}
     parts |= {key: _of_frames(key, digests) for key, digests in frame_digests.items()}
-    return {key: sha256(*found).hex() for key, found in sorted(parts.items())}
+    return {key: sha256(*part).hex() for key, part in sorted(parts.items())}
 
 
 def content_sha256(episodes: Sequence[str]) -> str:

@@ -72,10 +72,10 @@ def episode_metadata(buffer: ReplayBuffer) -> tuple[EpisodeMetadata, ...]:
     if not isinstance(described, list) or len(described) != buffer.n_episodes:
         return (EpisodeMetadata(),) * buffer.n_episodes
     lengths = [end - start for start, end in pairwise([0, *buffer.episode_ends.tolist()])]
-    found = (
+    entries = (
         EpisodeMetadata.from_json(entry) if isinstance(entry, Mapping) else EpisodeMetadata() for entry in described
     )
-    return tuple(metadata.within(0, length) for metadata, length in zip(found, lengths, strict=True))
+    return tuple(metadata.within(0, length) for metadata, length in zip(entries, lengths, strict=True))
 
 
 def _run(value: Any) -> tuple[int, int] | None:

@@ -115,35 +115,35 @@ def _scales_of(
         return find_scales(command, measured, starts=starts, declared=declared, labeled=labeled)
     assert measured is not None
     alone = [scales and DeclaredScales(scales.measured or scales.command) for scales in (declared, labeled)]
-    found = find_scales(measured, starts=starts, declared=alone[0], labeled=alone[1]).command
-    return ResolvedScales(found, found)
+    scale = find_scales(measured, starts=starts, declared=alone[0], labeled=alone[1]).command
+    return ResolvedScales(scale, scale)
 
 
 def converted(
-    values: NDArray[Any], column: int, name: str, found: ResolvedScale, scales: ResolvedScales, where: str
+    values: NDArray[Any], column: int, name: str, own: ResolvedScale, scales: ResolvedScales, where: str
 ) -> NDArray[Any]:
     """Rows (N, D) with one column, the gripper of that name, as 0 closed .. 1 open.
 
     Raises:
         SpecError: its scale is not known; says what was found and which declaration settles it.
     """
-    if found.scale is None:
+    if own.scale is None:
         raise SpecError(
-            f"{where}: its {name} is {found.span}: {found.reason}. A gripper is 0 (closed) to "
+            f"{where}: its {name} is {own.span}: {own.reason}. A gripper is 0 (closed) to "
             f"1 (open) here; say what this one is: {scales.advice()}, when training "
             f"{scales.flag(f'{CONFIG_KEY}=')}, or the attribute action_semantics (docs/data.md)"
         )
-    if found.scale.is_internal:
+    if own.scale.is_internal:
         return values
     rows: NDArray[Any] = values.astype(np.result_type(values.dtype, np.float32))
-    rows[:, column] = found.scale.to_internal(values[:, column])
+    rows[:, column] = own.scale.to_internal(values[:, column])
     return rows
 
 
-def internal_label(label: Mapping[str, Any] | None, found: Sequence[ResolvedScales]) -> dict[str, Any] | None:
+def internal_label(label: Mapping[str, Any] | None, resolved: Sequence[ResolvedScales]) -> dict[str, Any] | None:
     """What a dataset says of its numbers, as they are once its grippers are read as 0 closed .. 1 open."""
     if label is None:
         return None
-    if not found or any(scales.command.scale is None for scales in found) or GRIPPER not in label:
+    if not resolved or any(scales.command.scale is None for scales in resolved) or GRIPPER not in label:
         return dict(label)
     return {**label, GRIPPER: INTERNAL.label}

@@ -42,8 +42,8 @@ class _Sparse:
     def get_config(self) -> dict[str, Any]:
         """The codec's name and what makes it differ from one without arguments."""
         usual = vars(type(self)())
-        found: dict[str, Any] = super().get_config()  # type: ignore[misc]
-        return {key: value for key, value in found.items() if key == "id" or value != usual.get(key)}
+        config: dict[str, Any] = super().get_config()  # type: ignore[misc]
+        return {key: value for key, value in config.items() if key == "id" or value != usual.get(key)}
 
 
 class _Jpeg(_Sparse, imagecodecs.numcodecs.Jpeg):

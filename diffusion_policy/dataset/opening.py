@@ -86,24 +86,24 @@ class Opened:
         )
 
 
-def open_dataset(found: Path, mode: str) -> Opened:
+def open_dataset(path: Path, mode: str) -> Opened:
     """Open the zarr group of a dataset.
 
     Raises:
         DatasetError: there is none, its metadata is damaged, or it is a zip that is not read in place.
         OSError: it cannot be reached.
     """
-    archive = _archive(found, mode)
-    store: Any = str(found) if archive is None else ArchiveStore(archive)
+    archive = _archive(path, mode)
+    store: Any = str(path) if archive is None else ArchiveStore(archive)
     try:
         root = zarr.open_group(store, path=archive.root() if archive else None, mode=mode)  # type: ignore[arg-type]
     except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
-        raise DatasetError(f"{found}: no zarr dataset there; {_todo(found)}") from error
+        raise DatasetError(f"{path}: no zarr dataset there; {_todo(path)}") from error
     except _BAD_METADATA as error:
-        raise _damaged_metadata(str(found), error) from error
-    arrays = {group: _arrays(root, group, str(found)) for group in ("data", "meta")}
-    files: Files = RemoteFiles(found) if is_remote(found) else LocalFiles(found)
-    return Opened(root, arrays, ArchiveFiles(archive) if archive else files, str(found), archive)
+        raise _damaged_metadata(str(path), error) from error
+    arrays = {group: _arrays(root, group, str(path)) for group in ("data", "meta")}
+    files: Files = RemoteFiles(path) if is_remote(path) else LocalFiles(path)
+    return Opened(root, arrays, ArchiveFiles(archive) if archive else files, str(path), archive)
 
 
 def is_dataset(path: Path) -> bool:
@@ -118,23 +118,23 @@ def dataset_exists(path: str | Path) -> bool:
     A store that cannot be reached has nothing.
     """
     try:
-        found = as_path(path)
-        return is_dataset(found) if is_remote(found) else found.exists()
+        location = as_path(path)
+        return is_dataset(location) if is_remote(location) else location.exists()
     except PathError:
         return False
 
 
-def check_attributes(opened: Opened, found: Path) -> None:
+def check_attributes(opened: Opened, path: Path) -> None:
     """Refuse a dataset of ours that has lost the attributes of its root; the ledger next to it still lists them.
 
     Raises:
         DatasetError: it has.
     """
-    ledger = found.with_name(f"{found.name}.conversion.json")
+    ledger = path.with_name(f"{path.name}.conversion.json")
     if not opened.root.attrs.asdict() and ledger.is_file() and f'"{CONTENT_HASH}"'.encode() in read_bytes(ledger):
         name = ".zattrs" if opened.root.metadata.zarr_format == 2 else "zarr.json"
         raise DatasetError(
-            f"{found}/{name} is not there or empty: what its numbers mean is lost, and it carries no record of its "
+            f"{path}/{name} is not there or empty: what its numbers mean is lost, and it carries no record of its "
             f"conversion ({ledger.name} says it had one); copy it again from where it is whole, or convert again"
         )
 
@@ -146,8 +146,8 @@ def _arrays(root: zarr.Group, group: str, where: str) -> dict[str, zarr.Array[An
         DatasetError: metadata of the group or of an array in it is damaged.
     """
     try:
-        found = root.get(group)
-        arrays = dict(found.arrays()) if isinstance(found, zarr.Group) else {}
+        node = root.get(group)
+        arrays = dict(node.arrays()) if isinstance(node, zarr.Group) else {}
         if not all(isinstance(array.metadata.attributes, dict) for array in arrays.values()):
             raise TypeError("attributes that are no object")
         for array in arrays.values():
@@ -157,25 +157,25 @@ def _arrays(root: zarr.Group, group: str, where: str) -> dict[str, zarr.Array[An
     return arrays
 
 
-def _archive(found: Path, mode: str) -> Archive | None:
+def _archive(path: Path, mode: str) -> Archive | None:
     """The archive that a path is; None if it is none."""
-    if is_remote(found):
-        if found.suffix == ".zip":
-            raise DatasetError(f"{found}: zip archives are read in place from a disk only; copy it to this machine")
+    if is_remote(path):
+        if path.suffix == ".zip":
+            raise DatasetError(f"{path}: zip archives are read in place from a disk only; copy it to this machine")
         return None
-    if not found.is_file():
+    if not path.is_file():
         return None
-    if not zipfile.is_zipfile(found) and found.suffix != ".zip":
-        raise DatasetError(f"{found}: a file, and no zip archive; expected the folder of a zarr dataset, or its .zip")
+    if not zipfile.is_zipfile(path) and path.suffix != ".zip":
+        raise DatasetError(f"{path}: a file, and no zip archive; expected the folder of a zarr dataset, or its .zip")
     if mode != "r":
-        raise DatasetError(f"{found}: an archive is only read; unpack it to change it")
-    return Archive(found)
+        raise DatasetError(f"{path}: an archive is only read; unpack it to change it")
+    return Archive(path)
 
 
-def _todo(found: Path) -> str:
-    if found.with_name(found.name + ".partial").exists():
+def _todo(path: Path) -> str:
+    if path.with_name(path.name + ".partial").exists():
         return "a conversion to it is unfinished; run its command again with --resume"
-    convert = command("convert_cogact_to_zarr", "--input", "TRAJECTORIES", "--output", found)
+    convert = command("convert_cogact_to_zarr", "--input", "TRAJECTORIES", "--output", path)
     return f"convert recordings to one first: {convert}"
 
 

@@ -12,16 +12,18 @@ from diffusion_policy.images import FrameKind
 
 def recorded_frames(buffer: ReplayBuffer) -> dict[str, tuple[FrameKind, ...]]:
     """Per camera, the kinds of frames of each episode, as far as that is recorded."""
-    found: dict[str, list[FrameKind]] = defaultdict(list)
+    kinds_of_camera: dict[str, list[FrameKind]] = defaultdict(list)
     for episode in _episodes(buffer):
         sizes, kinds = episode.get("frame_size"), episode.get("frame_kinds")
         for camera, size in sizes.items() if isinstance(sizes, Mapping) else ():
             known = kinds.get(camera) if isinstance(kinds, Mapping) else None
             if isinstance(known, list) and known:
-                found[camera] += [FrameKind(**kind) for kind in known]
+                kinds_of_camera[camera] += [FrameKind(**kind) for kind in known]
             elif isinstance(size, list) and len(size) == 2:  # by a converter that did not look closer
-                found[camera].append(FrameKind(int(size[0]), int(size[1]), first=str(episode.get("name", ""))))
-    return {camera: tuple(frames) for camera, frames in found.items()}
+                kinds_of_camera[camera].append(
+                    FrameKind(int(size[0]), int(size[1]), first=str(episode.get("name", "")))
+                )
+    return {camera: tuple(frames) for camera, frames in kinds_of_camera.items()}
 
 
 def accepts_mixed_frames(buffer: ReplayBuffer) -> bool:

@@ -120,15 +120,15 @@ class ReplayBuffer:
             DatasetError: no dataset there, a file of it is absent or damaged, or its arrays and episodes disagree.
             PathError: the URL's store cannot be reached.
         """
-        found = as_path(path)
-        with reaching(found):
-            opened = open_dataset(found, mode)
+        location = as_path(path)
+        with reaching(location):
+            opened = open_dataset(location, mode)
             if mode == "r":
                 opened.refuse(opened.faults("meta"))
-            buffer = cls(opened.root, str(found), gripper_scale, opened)
+            buffer = cls(opened.root, str(location), gripper_scale, opened)
             buffer._declared_names = names or {}
             if mode == "r" and check_files:
-                check_attributes(opened, found)
+                check_attributes(opened, location)
                 opened.refuse(buffer.file_faults())
             return buffer
 
@@ -156,8 +156,8 @@ class ReplayBuffer:
     @cached_property
     def _arrays(self) -> dict[str, zarr.Array[Any]]:
         """The arrays of data/ by name, whose metadata is read once."""
-        found = self._data.arrays() if self._opened is None else self._opened.arrays["data"].items()
-        return {key: array.with_config(STORE_EVERY_CHUNK) for key, array in found}
+        items = self._data.arrays() if self._opened is None else self._opened.arrays["data"].items()
+        return {key: array.with_config(STORE_EVERY_CHUNK) for key, array in items}
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -182,8 +182,8 @@ class ReplayBuffer:
     @property
     def label(self) -> dict[str, Any] | None:
         """What the action's numbers mean as stored; None in files that do not declare it."""
-        found = self.root.attrs.get(SEMANTICS)
-        return dict(found) if isinstance(found, Mapping) else None
+        stored = self.root.attrs.get(SEMANTICS)
+        return dict(stored) if isinstance(stored, Mapping) else None
 
     @property
     def semantics(self) -> dict[str, Any] | None:

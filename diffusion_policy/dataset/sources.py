@@ -117,16 +117,18 @@ def open_source(
 
 def recorded_sizes(buffer: ReplayBuffer, cameras: Sequence[str]) -> dict[str, tuple[tuple[int, int], ...]]:
     """(width, height) of each camera's pictures before a conversion resized them, as far as that is recorded."""
-    found = {camera: {(kind.width, kind.height) for kind in kinds} for camera, kinds in recorded_frames(buffer).items()}
-    return {camera: tuple(sorted(sizes)) for camera, sizes in found.items() if camera in cameras}
+    sizes_of = {
+        camera: {(kind.width, kind.height) for kind in kinds} for camera, kinds in recorded_frames(buffer).items()
+    }
+    return {camera: tuple(sorted(sizes)) for camera, sizes in sizes_of.items() if camera in cameras}
 
 
 def _stored_scale(buffer: ReplayBuffer) -> str | None:
     """The scale of a gripper that is converted, as a flag names it; reported in the log."""
     each = buffer.scales_by_gripper.values()
-    found = [one for scales in each for one in (scales.command, scales.measured) if one is not None]
-    names = [one.scale.name for one in found if one.scale is not None]
-    if all(one.is_internal for one in found if one.scale is not None):
+    known_scales = [one for scales in each for one in (scales.command, scales.measured) if one is not None]
+    names = [one.scale.name for one in known_scales if one.scale is not None]
+    if all(one.is_internal for one in known_scales if one.scale is not None):
         return None
     name = "/".join(dict.fromkeys(names))
     logger.info("%s: its gripper is %s and read as 0 (closed) to 1 (open)", buffer.where, name)

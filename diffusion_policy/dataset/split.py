@@ -86,7 +86,7 @@ class EpisodeIdentity:
         """Inverse of `to_plain`; DatasetError for anything else, since checkpoints are untrusted."""
         try:
             steps = plain["steps"]
-            found = cls(
+            result = cls(
                 plain["name"],
                 plain["motion"],
                 plain["clock"],
@@ -96,10 +96,10 @@ class EpisodeIdentity:
             )
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise DatasetError(f"{where}: an episode of its split is not one ({error!r})") from error
-        texts = (found.name, found.motion, found.clock or "", found.sha256 or "", found.recording or "")
+        texts = (result.name, result.motion, result.clock or "", result.sha256 or "", result.recording or "")
         if not all(isinstance(text, str) for text in texts):
             raise DatasetError(f"{where}: an episode of its split is not named and hashed by texts")
-        return found
+        return result
 
 
 def _overlap(first: tuple[int, int] | None, second: tuple[int, int] | None) -> bool:
@@ -146,13 +146,13 @@ def _described(buffer: ReplayBuffer) -> list[dict[str, Any]]:
     if not isinstance(episodes, list) or len(episodes) != buffer.n_episodes:
         return [{"name": f"episode_{index:04d}"} for index in range(buffer.n_episodes)]
     recordings = _recordings(buffer)
-    found = []
+    result = []
     for index, episode in enumerate(episodes):
         entry = episode if isinstance(episode, Mapping) else {}
         name = str(entry.get("name", f"episode_{index:04d}"))
         steps = entry.get("steps")
         ranged = isinstance(steps, list) and len(steps) == 2 and all(isinstance(step, int) for step in steps)
-        found.append(
+        result.append(
             {
                 "name": name,
                 "sha256": _text(entry.get("sha256")),
@@ -160,7 +160,7 @@ def _described(buffer: ReplayBuffer) -> list[dict[str, Any]]:
                 "steps": (steps[0], steps[1]) if ranged and isinstance(steps, list) else None,
             }
         )
-    return found
+    return result
 
 
 def _recordings(buffer: ReplayBuffer) -> dict[str, str]:
@@ -236,14 +236,14 @@ class Split:
         return [status for identities in datasets for status in self._of_one(identities)]
 
     def _of_one(self, identities: Sequence[EpisodeIdentity]) -> list[Status]:
-        found: list[Status] = [
+        statuses: list[Status] = [
             "trained" if e in self._trained else "held out" if e in self._held_out else "unknown" for e in identities
         ]
         recorded = all(e.recording is not None for e in self.ever_trained)
         same_form = any(self.knows(e) for e in identities)
         return [
             "unseen" if status == "unknown" and (same_form or (recorded and e.recording is not None)) else status
-            for status, e in zip(found, identities, strict=True)
+            for status, e in zip(statuses, identities, strict=True)
         ]
 
     def to_plain(self) -> dict[str, Any]:

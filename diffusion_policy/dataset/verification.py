@@ -90,7 +90,7 @@ class Verification:
     other_decoder: str = ""
 
     @property
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether every episode was compared, and is what was written."""
         return self.compared == self.n_episodes and not self.faults
 
@@ -153,16 +153,16 @@ def verify_content(
     frames = {}
     for number, camera in enumerate(cameras):
         frames[camera] = _read_frames(buffer, camera, faults, part_of(on_progress, number, len(cameras)))
-    found = [*_of_the_whole(buffer, records)]
+    all_faults = [*_of_the_dataset(buffer, records)]
     for record in usable:
-        found += _of_an_episode(record, buffer, numbers, frames)
+        all_faults += _of_an_episode(record, buffer, numbers, frames)
     return Verification(
         n_episodes=len(records),
         compared=len(usable),
         n_frames=buffer.n_steps * len(cameras),
         arrays=tuple(f"data/{key}" for key in keys),
         cameras=tuple(f"data/{key}" for key in cameras),
-        faults=tuple(found),
+        faults=tuple(all_faults),
         not_compared=BEFORE_THE_CODEC if len(usable) < len(records) else "",
         other_decoder=_other_decoder(buffer),
     )
@@ -195,8 +195,8 @@ def _length(entry: Mapping[str, Any]) -> int | None:
 
 def _settings(buffer: ReplayBuffer, part: str) -> Mapping[str, Any]:
     conversion = buffer.root.attrs.get(CONVERSION)
-    found = conversion.get(part) if isinstance(conversion, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
+    stored = conversion.get(part) if isinstance(conversion, Mapping) else None
+    return stored if isinstance(stored, Mapping) else {}
 
 
 def _hashed_before_the_codec(buffer: ReplayBuffer) -> bool:
@@ -260,7 +260,7 @@ def _read_rows(files: FrameFiles, rows: range, lost: frozenset[int], digests: ND
     return trouble
 
 
-def _of_the_whole(buffer: ReplayBuffer, records: Sequence[_Record]) -> Iterator[ContentFault]:
+def _of_the_dataset(buffer: ReplayBuffer, records: Sequence[_Record]) -> Iterator[ContentFault]:
     """What of the record itself, and of where episodes end, does not agree."""
     whole = buffer.root.attrs.get(CONTENT_HASH)
     if whole != content_sha256([record.sha256 for record in records]):
@@ -283,10 +283,10 @@ def _of_an_episode(
     keys = _keys(record, buffer)
     rows = {key: numbers[key][record.rows] for key in keys if key in numbers}
     digests = {key: [digest.tobytes() for digest in frames[key].digests[record.rows]] for key in keys if key in frames}
-    found = array_sha256(rows, digests)
+    hashes = array_sha256(rows, digests)
     is_named = False
     for key in keys:
-        what = _trouble(record, key, found, frames)
+        what = _trouble(record, key, hashes, frames)
         if what:
             is_named = True
             yield ContentFault(record.name, f"data/{key}", what, record.span)
@@ -295,13 +295,13 @@ def _of_an_episode(
         yield ContentFault(record.name, what, DIFFERS, record.span)
 
 
-def _trouble(record: _Record, key: str, found: Mapping[str, str], frames: Mapping[str, _Frames]) -> str:
+def _trouble(record: _Record, key: str, hashes: Mapping[str, str], frames: Mapping[str, _Frames]) -> str:
     """What is wrong with an array of an episode; empty if it is what was written, or that was not recorded by array."""
-    if key not in found:
+    if key not in hashes:
         return "is not there"
     unread = frames[key].unread if key in frames else {}
     rows = [row for row in range(record.rows.start, record.rows.stop) if row in unread]
     if rows:
         others = f", and {len(rows) - 1} others" if len(rows) > 1 else ""
         return f"has frames that cannot be read: row {rows[0]}{others}"
-    return DIFFERS if record.arrays is not None and record.arrays[key] != found[key] else ""
+    return DIFFERS if record.arrays is not None and record.arrays[key] != hashes[key] else ""

@@ -18,14 +18,14 @@ def arm_paths(steps: Steps) -> dict[str, FloatArray]:
 
 def joint_paths(steps: Steps) -> tuple[dict[str, FloatArray], str]:
     """(N,) by name of the joint, measured or else commanded; and their unit."""
-    found: dict[str, FloatArray] = {}
+    paths: dict[str, FloatArray] = {}
     unit = "unknown"
     for key in (ACTION_KEY, *steps.measured_keys):
         layout = steps.layout(key)
         if layout is not None and layout.has_joints:
             unit = layout.joint_unit
-            found |= {layout.names[column]: steps.numbers[key][:, column] for column in layout.joint_columns}
-    return found, unit
+            paths |= {layout.names[column]: steps.numbers[key][:, column] for column in layout.joint_columns}
+    return paths, unit
 
 
 def _paths(steps: Steps, key: str) -> dict[str, FloatArray]:

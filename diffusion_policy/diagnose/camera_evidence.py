@@ -88,7 +88,7 @@ def look_at_cameras(
     total = steps.n_steps * len(steps.cameras)
     blocks = [range(start, min(start + _TOGETHER, steps.n_steps)) for start in range(0, steps.n_steps, _TOGETHER)]
     done = 0
-    found = []
+    cameras = []
     with ThreadPoolExecutor(usable_cores()) as pool:
         for name, camera in steps.cameras.items():
             looks: list[FrameEvidence] = []
@@ -96,8 +96,8 @@ def look_at_cameras(
                 looks += seen
                 done += len(seen)
                 on_progress(done, total)
-            found.append(_judge(name, looks, steps, traveled))
-    return tuple(found)
+            cameras.append(_judge(name, looks, steps, traveled))
+    return tuple(cameras)
 
 
 def _look(camera: Camera, steps: range) -> list[FrameEvidence]:

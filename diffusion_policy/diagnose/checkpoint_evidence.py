@@ -137,8 +137,8 @@ def _first(state: Mapping[str, Tensor], keys: Sequence[str]) -> Tensor | None:
 
 
 def _width(state: Mapping[str, Tensor], keys: Sequence[str], axis: int) -> int | None:
-    found = _first(state, keys)
-    return None if found is None else found.shape[axis]
+    tensor = _first(state, keys)
+    return None if tensor is None else tensor.shape[axis]
 
 
 def _statistics(state: Mapping[str, Tensor]) -> dict[str, Statistics]:

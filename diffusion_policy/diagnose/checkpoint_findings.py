@@ -54,10 +54,10 @@ def projection(checkpoint: CheckpointEvidence) -> Finding | None:
     if checkpoint.spec is None:
         return None
     widths = {
-        f"{part} {name}": found[i]
+        f"{part} {name}": n_columns[i]
         for i, part in enumerate(("model", "ema_model"))
-        for name, found in (("input", checkpoint.input_width), ("head", checkpoint.head_width))
-        if found[i] is not None
+        for name, n_columns in (("input", checkpoint.input_width), ("head", checkpoint.head_width))
+        if n_columns[i] is not None
     }
     wrong = {name: width for name, width in widths.items() if width != checkpoint.spec.action_dim}
     if wrong:

@@ -47,8 +47,8 @@ def copying_of(steps: Steps) -> Copying | None:
     command, measured = np.nan_to_num(command), np.nan_to_num(measured)
     delays: list[int | None] = []
     for part in steps.slices:
-        for commands, found in zip(command[part].T, measured[part].T, strict=True):
-            states = gripper_states(found)
+        for commands, positions in zip(command[part].T, measured[part].T, strict=True):
+            states = gripper_states(positions)
             for step, kind in gripper_events(commands):
                 there = np.flatnonzero((states[step:] == OPEN) == (kind == "open"))
                 delays.append(int(there[0]) if len(there) else None)

@@ -49,7 +49,7 @@ EXPECTED_KEYS = (IMAGE_KEY, POSE_KEY, GRIPPER_KEY, ACTION_KEY)
 # Frames of the dataset that are unpacked and looked at, evenly spread.
 LOOKED_AT = 24
 # Lost files that are named.
-LOST_SHOWN = 3
+LOST_LISTED = 3
 # An arm that moves less than this between two steps, by position and angle, is standing still.
 STILL_METERS, STILL_RADIANS = 5e-4, 2e-3
 # A frame whose brightest pixel is darker than this is black.
@@ -267,7 +267,7 @@ def _motion(numbers: Mapping[str, FloatArray], steps: Steps) -> dict[str, Any]:
     inside, keys = steps.within, steps.measured_keys
     vectors = ((key, np.nan_to_num(steps.numbers[key])) for key in (ACTION_KEY, *keys))
     quaternions = [q for key, values in vectors for q in _quaternions(steps, key, values).values()]
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "quaternion_error": max((_norm_error(q) for q in quaternions), default=None),
         "sign_flips": sum(int(((q[1:] * q[:-1]).sum(axis=1)[inside] < -0.5).sum()) for q in quaternions),
     }
@@ -275,14 +275,14 @@ def _motion(numbers: Mapping[str, FloatArray], steps: Steps) -> dict[str, Any]:
     moves = [move for key, layout in layouts.items() if (move := arm_steps(layout, numbers[key])) is not None]
     if moves and inside.any():
         still = [(meters < STILL_METERS) & (radians < STILL_RADIANS) for meters, radians in moves]
-        found["still"] = float(np.all(still, axis=0)[inside].mean())
+        result["still"] = float(np.all(still, axis=0)[inside].mean())
     measured = {arm: p for key, layout in layouts.items() for arm, p in _positions(layout, numbers[key]).items()}
     action = steps.layout(ACTION_KEY)
     commanded = {} if action is None else _positions(action, numbers[ACTION_KEY])
     away = [np.linalg.norm(commanded[arm] - measured[arm], axis=1) for arm in commanded if arm in measured]
     if away:
-        found["command_distance_m"] = max(float(np.median(meters)) for meters in away)
-    return found
+        result["command_distance_m"] = max(float(np.median(meters)) for meters in away)
+    return result
 
 
 def _norm_error(quaternions: FloatArray) -> float:
@@ -342,10 +342,10 @@ def _images(buffer: ReplayBuffer, steps: Steps, faults: Sequence[ChunkFault]) ->
     brightest = []
     for step in np.unique(np.linspace(0, buffer.n_steps - 1, LOOKED_AT).astype(int)):
         try:
-            found = steps.cameras[IMAGE_KEY].frame(int(step), width, height)
+            frame = steps.cameras[IMAGE_KEY].frame(int(step), width, height)
         except DatasetError:  # it does not unpack: `camera_evidence` says so, and which
             continue
-        brightest += [] if found is None else [int(found.frame.max())]
+        brightest += [] if frame is None else [int(frame.frame.max())]
     return {
         "image_size": (width, height),
         "missing_frames": len(faults),
@@ -356,7 +356,7 @@ def _images(buffer: ReplayBuffer, steps: Steps, faults: Sequence[ChunkFault]) ->
 
 
 def _lost_files(faults: Sequence[ChunkFault]) -> tuple[str, ...]:
-    return tuple(f"{fault.file} {fault.what}" for fault in faults[:LOST_SHOWN])
+    return tuple(f"{fault.file} {fault.what}" for fault in faults[:LOST_LISTED])
 
 
 def _conversion(path: Path, buffer: ReplayBuffer) -> tuple[tuple[int, int] | None, Mapping[str, Any] | None]:

@@ -29,7 +29,7 @@ FEW_EPISODES, FEW_CLOSINGS = 20, 20
 # Commands that equal the measurement at this share of the steps are copies of it.
 COPIED = 0.999
 # Of what is not as it was written, so many are named.
-FAULTS_SHOWN = 4
+FAULTS_LISTED = 4
 
 
 def dataset_findings(evidence: DatasetEvidence) -> list[Finding]:
@@ -205,22 +205,24 @@ def content(data: DatasetEvidence) -> Finding | None:
         )
         verify = command("verify_converted_data", "--zarr-path", data.path)
         return Finding("content", "note", evidence, "before a long training, compare all of it", verify, data.path)
-    found = data.content
-    if found.faults:
-        shown = "; ".join(map(str, found.faults[:FAULTS_SHOWN]))
-        others = f"; and {len(found.faults) - FAULTS_SHOWN} more" if len(found.faults) > FAULTS_SHOWN else ""
-        evidence = f"it is not what its conversion wrote: {shown}{others}"
-        if found.may_be_the_decoder:
-            evidence = f"{evidence}. Its frames were packed with a loss and unpacked by {found.other_decoder} then"
-            remedy = f"look at the frames, or verify with {found.other_decoder}: this one may give other last bits"
+    verified = data.content
+    if verified.faults:
+        listed_faults = "; ".join(map(str, verified.faults[:FAULTS_LISTED]))
+        others = f"; and {len(verified.faults) - FAULTS_LISTED} more" if len(verified.faults) > FAULTS_LISTED else ""
+        evidence = f"it is not what its conversion wrote: {listed_faults}{others}"
+        if verified.may_be_the_decoder:
+            evidence = f"{evidence}. Its frames were packed with a loss and unpacked by {verified.other_decoder} then"
+            remedy = f"look at the frames, or verify with {verified.other_decoder}: this one may give other last bits"
             return Finding("content", "warning", evidence, remedy, about=data.path)
         return Finding("content", "error", evidence, f"{again}: it is damaged, or was changed since", about=data.path)
-    if not found.compared:
-        evidence = f"not verified: {found.not_compared}; known is only that its files are there and unpack"
+    if not verified.compared:
+        evidence = f"not verified: {verified.not_compared}; known is only that its files are there and unpack"
         return Finding("content", "note", evidence, "convert again to have them recorded", reconvert(), data.path)
-    text = f"all frames and numbers of {found.compared} episodes are what the conversion wrote (SHA-256)"
-    if not found.is_whole:
-        evidence = f"{text}; {found.n_episodes - found.compared} episodes are not verified: {found.not_compared}"
+    text = f"all frames and numbers of {verified.compared} episodes are what the conversion wrote (SHA-256)"
+    if not verified.is_complete:
+        evidence = (
+            f"{text}; {verified.n_episodes - verified.compared} episodes are not verified: {verified.not_compared}"
+        )
         return Finding("content", "note", evidence, "convert again to have them recorded", reconvert(), data.path)
     return ok("content", text, data.path)
 

@@ -58,7 +58,7 @@ class Examination:
         cause = self.diagnosis.cause
         if cause is None or cause.command:
             return "" if cause is None else cause.command
-        group = next(name for name, found in self.groups.items() if cause in found)
+        group = next(name for name, findings in self.groups.items() if cause in findings)
         return self.looks.get(group, command("doctor"))
 
     @property
@@ -197,24 +197,24 @@ def _spec_of(opened: OpenedSources, config: tuple[Sequence[str], DictConfig] | N
 def _looks(opened: OpenedSources) -> dict[str, str]:
     """By group, the command line that shows what was examined."""
     datasets, checkpoint = [dataset.path for dataset in opened.datasets], opened.deployable
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     if datasets:
-        found["dataset"] = command("report", "--out", "report.html", "--dataset", *datasets)
+        result["dataset"] = command("report", "--out", "report.html", "--dataset", *datasets)
     if checkpoint is not None:
-        found["checkpoint"] = command("adapt", "inspect", checkpoint)
+        result["checkpoint"] = command("adapt", "inspect", checkpoint)
     if datasets and checkpoint is not None:
-        found["together"] = command(
+        result["together"] = command(
             "report", "--out", "report.html", "--dataset", *datasets, "--checkpoint", checkpoint
         )
     if opened.run is not None:
-        found["run"] = command("report", "--out", "report.html", "--run", opened.run.path)
+        result["run"] = command("report", "--out", "report.html", "--run", opened.run.path)
     if opened.closed_loop:
         documents = [evidence.path for evidence in opened.closed_loop]
-        found["closed loop"] = command("report", "--out", "report.html", "--closed-loop", *documents)
+        result["closed loop"] = command("report", "--out", "report.html", "--closed-loop", *documents)
     if opened.logs:
         logs = [evidence.log.path for evidence in opened.logs]
-        found["log"] = command("report", "--out", "report.html", "--log", *logs)
-    return found
+        result["log"] = command("report", "--out", "report.html", "--log", *logs)
+    return result
 
 
 def examine_numbers(run: Path) -> Examination:
@@ -231,11 +231,11 @@ def _config(
 ) -> list[Finding]:
     (name, *overrides), content = named
     evidence = look_at_config(content, name, started_with=(f"--config-name={name}", *overrides))
-    found = config_findings(evidence, data)
+    findings = config_findings(evidence, data)
     starts = [evidence.pretrained] if evidence.pretrained_exists and evidence.load_weights else []
     if weights is not None and weights.path not in starts:
         starts.append(weights.path)
-    return [*found, *(fits_config(path, content, evidence) for path in starts if path is not None)]
+    return [*findings, *(fits_config(path, content, evidence) for path in starts if path is not None)]
 
 
 def fits_config(path: str, content: DictConfig, evidence: ConfigEvidence) -> Finding:

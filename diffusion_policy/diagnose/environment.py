@@ -59,12 +59,12 @@ def look_at_environment(outputs: Path = Path(), need: DiskNeed | None = None) ->
     wanted = [Requirement(text) for text in requires(DISTRIBUTION) or []]
     needed = [requirement for requirement in wanted if requirement.marker is None or requirement.marker.evaluate()]
     versions = {requirement.name: _version(requirement.name) for requirement in needed}
-    found = ((requirement, versions[requirement.name]) for requirement in needed)
+    pairs = ((requirement, versions[requirement.name]) for requirement in needed)
     existing = next(folder for folder in (outputs.resolve(), *outputs.resolve().parents) if folder.is_dir())
     return Environment(
         python=platform.python_version(),
         versions=versions,
-        unmet=tuple(str(r) for r, has in found if has is None or not r.specifier.contains(has, prereleases=True)),
+        unmet=tuple(str(r) for r, has in pairs if has is None or not r.specifier.contains(has, prereleases=True)),
         cores=usable_cores(),
         memory=_free_memory(),
         disk=shutil.disk_usage(existing).free,

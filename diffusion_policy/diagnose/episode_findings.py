@@ -69,16 +69,16 @@ def episode_summaries(inspection: Inspection, faults: Sequence[ChunkFault]) -> l
     # Parts of one recording bear one name: here each episode is called by its number.
     numbered = replace(inspection.steps, episode_names=tuple(map(str, range(len(inspection.steps.slices)))), cameras={})
     details = look_at_steps(numbered)
-    found: list[list[EpisodeFinding]] = [[] for _ in numbered.slices]
+    findings: list[list[EpisodeFinding]] = [[] for _ in numbered.slices]
     for episode, finding in itertools.chain(_of_steps(details), _of_numbers(numbered)):
-        found[episode].append(finding)
+        findings[episode].append(finding)
     for rows, severity, text in itertools.chain(_of_files(inspection, faults), _of_cameras(inspection.details)):
         for episode, steps in _episodes_of(numbered, rows):
-            found[episode].append(EpisodeFinding(severity, text, steps))
+            findings[episode].append(EpisodeFinding(severity, text, steps))
     commands = numbered.commanded_grippers()
     for episode, one in enumerate(details.episodes):
         if commands is not None and not one.events:
-            found[episode].append(EpisodeFinding("note", "the gripper neither closes nor opens", (0, one.steps)))
+            findings[episode].append(EpisodeFinding("note", "the gripper neither closes nor opens", (0, one.steps)))
     return [
         EpisodeSummary(
             steps=one.steps,
@@ -88,7 +88,7 @@ def episode_summaries(inspection: Inspection, faults: Sequence[ChunkFault]) -> l
             findings=tuple(sorted(of_one, key=_order)[:MOST_LISTED]),
             n_findings=len(of_one),
         )
-        for one, of_one in zip(details.episodes, found, strict=True)
+        for one, of_one in zip(details.episodes, findings, strict=True)
     ]
 
 
@@ -145,8 +145,8 @@ def _of_cameras(details: StepEvidence) -> Iterator[tuple[StepRange, Severity, st
 def _runs(steps: Iterable[int]) -> Iterator[StepRange]:
     """Stretches of consecutive numbers."""
     for _, group in itertools.groupby(enumerate(steps), key=lambda pair: pair[1] - pair[0]):
-        found = [step for _, step in group]
-        yield found[0], found[-1] + 1
+        run = [step for _, step in group]
+        yield run[0], run[-1] + 1
 
 
 def _episodes_of(steps: Steps, rows: StepRange) -> Iterator[tuple[int, StepRange]]:

@@ -210,11 +210,11 @@ def diagnose(findings: Sequence[Finding]) -> Diagnosis:
 
 def distinct(findings: Iterable[Finding]) -> list[tuple[Finding, tuple[str, ...]]]:
     """Each thing that was found once, with the files that it was found in, in their order."""
-    found: dict[tuple[str, str], tuple[Finding, list[str]]] = {}
+    grouped: dict[tuple[str, str], tuple[Finding, list[str]]] = {}
     for finding in findings:
-        _, files = found.setdefault(_said(finding), (finding, []))
+        _, files = grouped.setdefault(_said(finding), (finding, []))
         files += [finding.about] if finding.about and finding.about not in files else []
-    return [(finding, tuple(files)) for finding, files in found.values()]
+    return [(finding, tuple(files)) for finding, files in grouped.values()]
 
 
 def _said(finding: Finding) -> tuple[str, str]:

@@ -77,8 +77,8 @@ def gravest_of_dataset(path: str | Path, declared: DeclaredScales | None = None,
     evidence = look_at_numbers(path, declared)
     if evidence.faults or (gripper and evidence.scales is not None and evidence.scales.unknown):
         return []
-    found = by_gravity(number_findings(evidence))
-    chosen = [finding for finding in found if gripper or finding.code not in OF_THE_GRIPPER]
+    findings = by_gravity(number_findings(evidence))
+    chosen = [finding for finding in findings if gripper or finding.code not in OF_THE_GRIPPER]
     lines = [finding.evidence + (f"; {finding.remedy}" if finding.remedy else "") for finding in chosen[:MOST]]
     return lines + ([f"and {_count(len(chosen) - MOST, 'more warning')}"] if len(chosen) > MOST else [])
 
@@ -97,10 +97,10 @@ def gravest_before_training(cfg: DictConfig) -> list[str]:
     gripper = any(map(is_gripper_name, step_spec_of(cfg).action_names))
     lines = []
     for path, declared in zip(paths, scales, strict=True):
-        found = gravest_of_dataset(path, declared, gripper=gripper)
+        gravest = gravest_of_dataset(path, declared, gripper=gripper)
         flag = [] if declared is None else ["--gripper-scale", declared.name]
-        lines += [f"{path}: {line}" for line in found]
+        lines += [f"{path}: {line}" for line in gravest]
         lines += (
-            [f"all that was found: {command('verify_converted_data', '--zarr-path', path, *flag)}"] if found else []
+            [f"all that was found: {command('verify_converted_data', '--zarr-path', path, *flag)}"] if gravest else []
         )
     return lines

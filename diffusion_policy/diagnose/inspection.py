@@ -136,8 +136,8 @@ def inspect_recordings(
         WorkspaceError: the description of all of them is not as it must be, or a mapping is missing.
     """
     steps = steps_of_recordings(directory, gripper_scale, timestamps, mapping)
-    found = _inspect(steps, look_at_recordings(steps), [], on_progress)
-    return replace(found, findings=tuple(for_recordings(found.findings, steps.where)))
+    inspection = _inspect(steps, look_at_recordings(steps), [], on_progress)
+    return replace(inspection, findings=tuple(for_recordings(inspection.findings, steps.where)))
 
 
 def inspect_dataset(

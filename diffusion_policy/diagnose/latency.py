@@ -59,14 +59,14 @@ class Stage:
 def latency_stages(log: RunLog) -> tuple[Stage, ...]:
     """The stages that a log times, in the order in which they happen; empty for logs without times."""
     timings = [step.timing for step in log.steps]
-    found = []
+    stages = []
     for name, begin, end in SERVER_STAGES:
-        found.append(_stage(name, [t[end] - t[begin] for t in timings if begin in t and end in t]))
+        stages.append(_stage(name, [t[end] - t[begin] for t in timings if begin in t and end in t]))
     for name, key in NAMED_STAGES:
         seconds = [t[key] for t in timings if key in t] + [t[f"{key}_ms"] / 1000 for t in timings if f"{key}_ms" in t]
-        if not any(stage is not None and stage.name == name for stage in found):
-            found.append(_stage(name, seconds))
-    return tuple(stage for stage in found if stage is not None)
+        if not any(stage is not None and stage.name == name for stage in stages):
+            stages.append(_stage(name, seconds))
+    return tuple(stage for stage in stages if stage is not None)
 
 
 def _stage(name: str, seconds: list[float]) -> Stage | None:

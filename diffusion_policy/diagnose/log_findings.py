@@ -184,12 +184,12 @@ def open_loop_findings(document: Mapping[str, Any], about: str = "") -> list[Fin
         evidence = f"{text}; it {shortcomings[0]}{more}"
         return [Finding("beats-baselines", "error", evidence, "do not deploy it; see the findings above", about=about)]
     unmeasured = "".join(f"; {sentence}" for sentence in document.get("unmeasured", ()))
-    found = [ok("beats-baselines", f"{text}; it beats every baseline{unmeasured}", about)]
+    result = [ok("beats-baselines", f"{text}; it beats every baseline{unmeasured}", about)]
     if ours.get("position_mm") is not None and ours.get("gripper_at_transitions") is not None:
-        found.append(
+        result.append(
             position_finding(ours["position_mm"], about, command("evaluate_closed_loop", about) if about else "")
         )
-    return found
+    return result
 
 
 CHECKS = (recorded_episode, answered, action, weights, near, unit_quaternions, in_time, gripper)

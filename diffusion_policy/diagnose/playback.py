@@ -93,12 +93,12 @@ def playbacks_of_log(log: RunLog, *datasets: ReplayBuffer) -> list[Playback]:
     positions = {} if state is None else _positions(state, log.states)
     commanded, recording = _positions(layout, log.actions), _recording(log, datasets)
     seconds = None if log.step_period is None else (log.numbers - log.numbers[0]) / log.stride * log.step_period
-    found = []
+    result = []
     for arm in layout.labels("position") or layout.labels("gripper"):
         gripper = grippers.get(arm)
         recorded = None if recording is None or gripper is None else gripper_column(recording[0], ACTION_KEY, _of(arm))
         way = None if recording is None else _recorded_positions(recording[0]).get(arm)
-        found.append(
+        result.append(
             Playback(
                 name=_name(log.path.stem.removeprefix("inference_log_"), arm),
                 length=len(log.steps),
@@ -113,7 +113,7 @@ def playbacks_of_log(log: RunLog, *datasets: ReplayBuffer) -> list[Playback]:
                 predicted=True,
             )
         )
-    return found
+    return result
 
 
 def _name(name: str, arm: str) -> str:
@@ -139,8 +139,8 @@ def _recorded_positions(dataset: ReplayBuffer, key: str = ACTION_KEY) -> dict[st
 
 def _recording(log: RunLog, datasets: Sequence[ReplayBuffer]) -> tuple[ReplayBuffer, NDArray[np.int64]] | None:
     """The dataset that a log was made over, and its steps (N,) there."""
-    found = ((dataset, recorded_steps(log, dataset)) for dataset in datasets)
-    return next(((dataset, steps) for dataset, steps in found if steps is not None), None)
+    candidates = ((dataset, recorded_steps(log, dataset)) for dataset in datasets)
+    return next(((dataset, steps) for dataset, steps in candidates if steps is not None), None)
 
 
 def recorded_steps(log: RunLog, dataset: ReplayBuffer) -> NDArray[np.int64] | None:
@@ -163,8 +163,8 @@ def recorded_steps(log: RunLog, dataset: ReplayBuffer) -> NDArray[np.int64] | No
 def _measured(dataset: ReplayBuffer, name: str) -> FloatArray | None:
     """(N,) the first measured number of that name; of the usual arrays first."""
     keys = (POSE_KEY, *(key for key in dataset.keys if key not in (POSE_KEY, ACTION_KEY)))
-    found = (dataset.stored_column(key, name) for key in keys)
-    return next((column.astype(np.float64) for column in found if column is not None), None)
+    columns = (dataset.stored_column(key, name) for key in keys)
+    return next((column.astype(np.float64) for column in columns if column is not None), None)
 
 
 def gripper_column(dataset: ReplayBuffer, key: str, name: str = GRIPPER) -> FloatArray | None:
@@ -172,8 +172,8 @@ def gripper_column(dataset: ReplayBuffer, key: str, name: str = GRIPPER) -> Floa
     column, scales = dataset.stored_column(key, name), dataset.scales_by_gripper.get(name)
     if column is None or scales is None:
         return None
-    found = scales.command if key == ACTION_KEY else scales.measured
-    return None if found is None or found.scale is None else found.scale.to_internal(column)
+    scale = scales.command if key == ACTION_KEY else scales.measured
+    return None if scale is None or scale.scale is None else scale.scale.to_internal(column)
 
 
 def playbacks_of_episode(
@@ -194,13 +194,13 @@ def playbacks_of_episode(
     measured = {arm: way for key in reversed(usual_first) for arm, way in _recorded_positions(dataset, key).items()}
     window = np.minimum(np.arange(len(steps))[:, None] + np.arange(RECORDED_CHUNK), len(steps) - 1)
     times = dataset.read(TIMESTAMP_KEY).astype(np.float64)[steps] if TIMESTAMP_KEY in dataset else None
-    found = []
+    result = []
     for arm in layout.labels("position") or layout.labels("gripper"):
         command = gripper_column(dataset, ACTION_KEY, _of(arm))
         keys = (GRIPPER_KEY, *(key for key in others if arm))
         seen = next((column for key in keys if (column := gripper_column(dataset, key, _of(arm))) is not None), None)
         way = measured.get(arm, commanded.get(arm))
-        found.append(
+        result.append(
             Playback(
                 name=_name(f"episode {episode}", arm),
                 length=len(steps),
@@ -215,7 +215,7 @@ def playbacks_of_episode(
                 predicted=False,
             )
         )
-    return found
+    return result
 
 
 def dataset_of_log(log: RunLog) -> Path | None:
@@ -225,8 +225,8 @@ def dataset_of_log(log: RunLog) -> Path | None:
 
 
 def _steps(dataset: ReplayBuffer, episode: int) -> NDArray[np.int64]:
-    found = episode_slices(dataset.episode_ends)[episode]
-    return np.arange(found.start, found.stop)
+    steps_of_episode = episode_slices(dataset.episode_ends)[episode]
+    return np.arange(steps_of_episode.start, steps_of_episode.stop)
 
 
 def _cameras(dataset: ReplayBuffer) -> dict[str, ConvertedCamera]:
@@ -235,15 +235,15 @@ def _cameras(dataset: ReplayBuffer) -> dict[str, ConvertedCamera]:
 
 def _reader(cameras: Mapping[str, ConvertedCamera], steps: NDArray[np.int64]) -> Callable[[int], dict[str, Frame]]:
     def read(step: int) -> dict[str, Frame]:
-        found = {name: camera.whole(int(steps[step])) for name, camera in cameras.items()}
-        return {name: frame for name, frame in found.items() if frame is not None}
+        frames = {name: camera.whole(int(steps[step])) for name, camera in cameras.items()}
+        return {name: frame for name, frame in frames.items() if frame is not None}
 
     return read
 
 
 def _decoded(encoded: Mapping[str, bytes], where: str) -> dict[str, Frame]:
-    found = {}
+    result = {}
     for camera, data in encoded.items():
         with suppress(SpecError):  # it does not decode
-            found[camera] = decode_jpeg(data, f"{where}, camera {camera}")
-    return found
+            result[camera] = decode_jpeg(data, f"{where}, camera {camera}")
+    return result

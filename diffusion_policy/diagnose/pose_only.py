@@ -35,4 +35,4 @@ def without_grippers(groups: Mapping[str, Sequence[Finding]], layouts: Sequence[
             return True
         return finding.code not in ABOUT_GRIPPERS and not (poses and finding.code in WIDTHS)
 
-    return {name: [finding for finding in found if concerns(finding)] for name, found in groups.items()}
+    return {name: [finding for finding in findings if concerns(finding)] for name, findings in groups.items()}

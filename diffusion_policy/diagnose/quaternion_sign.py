@@ -25,13 +25,13 @@ def quaternion_sign(checkpoint: CheckpointEvidence, dataset: DatasetEvidence) ->
     quaternions = [list(arm.rotation) for arm in arms if arm.representation == "quaternion"]
     if fitted is None or not quaternions or len(fitted.low) <= max(map(max, quaternions)):
         return None
-    found = []
+    signs = []
     for columns in quaternions:
         low, high, data_low, data_high = (
             np.asarray(end)[columns] for end in (fitted.low, fitted.high, dataset.low, dataset.high)
         )
-        found.append((_beyond(data_low, data_high, low, high), _beyond(-data_high, -data_low, low, high)))
-    as_is, turned = max(found, key=lambda both: both[0] - both[1])  # of the arm that fits the other sign best
+        signs.append((_beyond(data_low, data_high, low, high), _beyond(-data_high, -data_low, low, high)))
+    as_is, turned = max(signs, key=lambda both: both[0] - both[1])  # of the arm that fits the other sign best
     if turned + SLACK < as_is:
         evidence = (
             f"the checkpoint's normalizer was fitted on the other quaternion sign: the dataset reaches {as_is:.2f} "

@@ -125,8 +125,8 @@ def open_sources(
     scales = parse_scales(given.gripper_scale)
     looked = tuple(opened(look_at_log(path, scales)) for path in logs)
     if not named and logs_of_run:
-        found = (dataset_of_log(evidence.log) for evidence in looked)
-        named = tuple({path: None for path in found if path is not None})
+        named_by_logs = (dataset_of_log(evidence.log) for evidence in looked)
+        named = tuple({path: None for path in named_by_logs if path is not None})
     config_scale = config_scale or (run.gripper_scale if run is not None else None)
     datasets = tuple(opened(open_dataset(path, given.gripper_scale, config_scale)) for path in named)
     weights = None if checkpoint is None else opened(open_checkpoint(checkpoint))

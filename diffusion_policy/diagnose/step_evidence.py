@@ -178,8 +178,8 @@ def idle_ranges(buffer: ReplayBuffer) -> list[tuple[StepRange, ...]]:
 def _moves(steps: Steps) -> dict[str, tuple[FloatArray, FloatArray]]:
     """Of each array of poses or joints, meters and radians (N - 1,) from step to step."""
     layouts = {key: layout for key in (*steps.measured_keys, ACTION_KEY) if (layout := steps.layout(key)) is not None}
-    found = {key: arm_steps(layout, finite(steps, key)) for key, layout in layouts.items()}
-    return {key: move for key, move in found.items() if move is not None}
+    moves = {key: arm_steps(layout, finite(steps, key)) for key, layout in layouts.items()}
+    return {key: move for key, move in moves.items() if move is not None}
 
 
 def _motion(steps: Steps, moves: Mapping[str, tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, FloatArray]:
@@ -202,7 +202,7 @@ def _largest(meters: FloatArray, radians: FloatArray) -> tuple[float, float]:
 
 
 def _dimensions(steps: Steps) -> list[Dimension]:
-    found = []
+    result = []
     for key, names in sorted(steps.names.items()):
         values = np.nan_to_num(steps.numbers[key])
         fitted = SingleFieldLinearNormalizer.create_fit(values)
@@ -212,8 +212,8 @@ def _dimensions(steps: Steps) -> list[Dimension]:
             # A range of next to nothing is the one case in which the normalizer keeps scale 1.
             is_constant = bool(scales[i] == 1 and high[i] - low[i] < 1)
             numbers = (float(low[i]), float(high[i]), float(mean[i]), float(deviation[i]))
-            found.append(Dimension(key, name, *numbers, is_constant, scales[i]))
-    return found
+            result.append(Dimension(key, name, *numbers, is_constant, scales[i]))
+    return result
 
 
 def _episodes(steps: Steps, still: NDArray[np.bool_], seconds: FloatArray) -> tuple[EpisodeEvidence, ...]:
@@ -221,7 +221,7 @@ def _episodes(steps: Steps, still: NDArray[np.bool_], seconds: FloatArray) -> tu
     command = None if stored is None else np.nan_to_num(stored).T
     times = steps.numbers.get(TIMESTAMP_KEY)
     states = None if command is None else np.stack([gripper_states(values) for values in command])
-    found = []
+    episodes = []
     for name, part in zip(steps.episode_names, steps.slices, strict=True):
         between = slice(part.start, part.stop - 1)
         quiet = still[between].copy()
@@ -229,7 +229,7 @@ def _episodes(steps: Steps, still: NDArray[np.bool_], seconds: FloatArray) -> tu
             quiet &= (np.diff(states[:, part]) == 0).all(axis=0)
         elapsed = np.concatenate([[0.0], np.cumsum(seconds[between])])
         events = [] if command is None else [event for values in command for event in gripper_events(values[part])]
-        found.append(
+        episodes.append(
             EpisodeEvidence(
                 name=name,
                 steps=part.stop - part.start,
@@ -239,7 +239,7 @@ def _episodes(steps: Steps, still: NDArray[np.bool_], seconds: FloatArray) -> tu
                 idle=tuple((a, b + 1) for a, b in true_runs(quiet) if elapsed[b] - elapsed[a] >= IDLE_SECONDS),
             )
         )
-    return tuple(found)
+    return tuple(episodes)
 
 
 def _times(steps: Steps) -> Times | None:

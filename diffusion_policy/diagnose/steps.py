@@ -129,8 +129,8 @@ class Steps:
     @property
     def scales(self) -> ResolvedScales | None:
         """Of the first gripper, or of the first whose scale is not known; None without one."""
-        found = self.grippers.values()
-        return next((scales for scales in found if scales.unknown), next(iter(found), None))
+        resolved = self.grippers.values()
+        return next((scales for scales in resolved if scales.unknown), next(iter(resolved), None))
 
     def layout(self, key: str) -> ActionLayout | None:
         """What the numbers of a vector are; None where their names do not tell."""
@@ -183,8 +183,8 @@ class Steps:
     def _measured_gripper(self, name: str) -> FloatArray | None:
         """(N,) of one; under its bare name only in the array that is called after it."""
         others = (key for key in self.names if key not in (ACTION_KEY, GRIPPER_KEY) and name != GRIPPER)
-        found = (self.column(key, name) for key in (GRIPPER_KEY, *others))
-        return next((column for column in found if column is not None), None)
+        columns = (self.column(key, name) for key in (GRIPPER_KEY, *others))
+        return next((column for column in columns if column is not None), None)
 
     def position_in_episode(self, step: int) -> tuple[int, int]:
         """Number of the episode that a step belongs to, and its step within it."""
@@ -313,5 +313,5 @@ def scale_of(scales: ResolvedScales | None, key: str) -> GripperScale | None:
     """The scale of the commanded gripper, or of the measured one; None where it is not known."""
     if scales is None:
         return None
-    found = scales.command if key == ACTION_KEY or scales.measured is None else scales.measured
-    return found.scale
+    scale = scales.command if key == ACTION_KEY or scales.measured is None else scales.measured
+    return scale.scale

@@ -317,13 +317,12 @@ def gripper_events_found(run: RunFolder) -> Finding | None:
         return Finding("gripper-measured", "note", evidence, remedy, command, run.name)
     if f1 is None or not recorded:
         return None
-    found = int(run.last("val_gripper_events_found") or 0)
+    n_found = int(run.last("val_gripper_events_found") or 0)
     flips = int(run.last("val_gripper_false_flips") or 0)
-    low, high = wilson_interval(found, int(recorded))
-    text = (
-        f"{found} of {int(recorded)} held-out gripper events found (95 % interval {low:.0%}-{high:.0%}), {flips} false"
-    )
-    if not found:
+    low, high = wilson_interval(n_found, int(recorded))
+    share = f"(95 % interval {low:.0%}-{high:.0%})"
+    text = f"{n_found} of {int(recorded)} held-out gripper events found {share}, {flips} false"
+    if not n_found:
         return Finding(
             "gripper-verdict", "error", f"no recorded gripper event is predicted: {text}", "see above", about=run.name
         )

@@ -131,8 +131,8 @@ def polarity(data: DatasetEvidence) -> Finding | None:
     """The gripper's scale, and whether 1 is open: an arm that has nothing in its hand yet starts open."""
     gripper, scales = data.gripper, data.scales
     if scales is not None and scales.unknown:
-        name, found = scales.unknown[0]
-        evidence = f"the {name} is {found.span}: {found.reason}; expected 0 (closed) to 1 (open)"
+        name, scale = scales.unknown[0]
+        evidence = f"the {name} is {scale.span}: {scale.reason}; expected 0 (closed) to 1 (open)"
         flag = scales.flag("").strip()
         remedy = f"say what it is: {scales.advice()}, when training {scales.flag(f'{CONFIG_KEY}=')}"
         look = command("verify_converted_data", "--zarr-path", data.path, "--gripper-scale", flag)

@@ -53,8 +53,8 @@ def read_marks(path: Path, sources: Sequence[ReplayBuffer], *, must_say: bool = 
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise EditError(f"{path}: no marks (it has more than {_MOST_BYTES >> 20} MB); {expected}")
-        found = json.loads(path.read_text(encoding="utf-8"))
-        words, named = found[DELETE], found.get(DATASETS)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        words, named = content[DELETE], content.get(DATASETS)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EditError(f"{path}: no marks ({error!r}); {expected}") from error
     if not isinstance(words, list) or not all(isinstance(word, str | int) for word in words):

@@ -60,7 +60,7 @@ class Span:
         return slice(start + self.steps[0], start + self.steps[1])
 
     @property
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether it is all of its episode."""
         return self.steps == (0, self.episode.rows[1] - self.episode.rows[0])
 
@@ -106,8 +106,8 @@ def plan_of(sources: Sequence[ReplayBuffer]) -> EditPlan:
         described = recorded if isinstance(recorded, list) and len(recorded) == buffer.n_episodes else []
         ends = buffer.episode_ends.tolist()
         for i, rows in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-            found = described[i] if described and isinstance(described[i], Mapping) else {}
-            spans.append(Span(Episode(len(spans), index, rows, found), (0, rows[1] - rows[0])))
+            description = described[i] if described and isinstance(described[i], Mapping) else {}
+            spans.append(Span(Episode(len(spans), index, rows, description), (0, rows[1] - rows[0])))
     return EditPlan(tuple(sources), tuple(spans))
 
 
@@ -243,23 +243,23 @@ def _named(plan: EditPlan, word: str) -> dict[int, str]:
     as_range = _RANGE.fullmatch(word) if len(word) < 8 else None
     if as_range:
         first, last = int(as_range[1]), int(as_range[2] or as_range[1])
-        found = [number for number in numbers if first <= number <= last]
+        episodes = [number for number in numbers if first <= number <= last]
     elif _HASH.fullmatch(word):
         described = ((s.episode.number, str(s.episode.described.get(EPISODE_HASH, ""))) for s in plan.kept)
-        found = [number for number, digest in described if digest.startswith(word)]
+        episodes = [number for number, digest in described if digest.startswith(word)]
     else:
         expected = f"a number, a range such as 5-8, a hash, {DAMAGED} or @FILE"
         raise EditError(f"cannot tell which episodes {word!r} are; expected {expected}")
-    if not found:
+    if not episodes:
         raise EditError(
             f"no episode {word} of {len(set(numbers))} ({min(numbers, default=0)} to {max(numbers, default=0)})"
         )
-    return dict.fromkeys(found, f"chosen by {word}")
+    return dict.fromkeys(episodes, f"chosen by {word}")
 
 
 def _damaged(plan: EditPlan) -> dict[int, str]:
     """Episodes with files that are absent or cut, or with another content than was recorded."""
-    found: dict[int, str] = {}
+    result: dict[int, str] = {}
     for index, buffer in enumerate(plan.sources):
         faults = buffer.file_faults()
         episodes = [span.episode for span in plan.kept if span.episode.source == index]
@@ -268,5 +268,5 @@ def _damaged(plan: EditPlan) -> dict[int, str]:
         for (start, end), why in lost:
             for episode in episodes:
                 if start < episode.rows[1] and episode.rows[0] < end:
-                    found.setdefault(episode.number, why)
-    return found
+                    result.setdefault(episode.number, why)
+    return result

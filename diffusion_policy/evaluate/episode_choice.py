@@ -94,9 +94,9 @@ def _held_out(dataset: JoinedDatasets, checkpoint: Checkpoint, statuses: Sequenc
     wanted: Status
     if known:
         for wanted in ("held out", "unseen", "unknown"):
-            found = [number for number, status in enumerate(statuses) if status == wanted]
-            if found:
-                return found
+            result = [number for number, status in enumerate(statuses) if status == wanted]
+            if result:
+                return result
         raise EvaluateError(
             f"{checkpoint.path}: all {dataset.n_episodes} episodes of {dataset.where} were trained on, none was held "
             "out; ask for 'all' or for a list (--episodes all)"
@@ -121,7 +121,7 @@ def _note(
     checkpoint: Checkpoint,
 ) -> str:
     groups = {s: [n for n, status in zip(numbers, chosen, strict=True) if status == s] for s in STATUSES}
-    text = [f"{_episodes(found)} {WORDS[status]}" for status, found in groups.items() if found]
+    text = [f"{_episodes(episodes)} {WORDS[status]}" for status, episodes in groups.items() if episodes]
     if split is None:
         text[0] += f": {checkpoint.path.name} does not say which episodes it was trained on"
     elif groups["unknown"]:

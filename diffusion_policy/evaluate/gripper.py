@@ -191,16 +191,16 @@ def judge(log: RunLog, declared: DeclaredScales | None = None) -> GripperReport:
     scales = log.gripper_scales(declared)
     if scales is None:
         return _without_gripper(log, _facts(log, None, None))
-    found = {gripper.arm: _judge_gripper(log, gripper, scales, declared) for gripper in log.grippers}
-    return _worst(found) if len(found) > 1 else next(iter(found.values()))
+    reports = {gripper.arm: _judge_gripper(log, gripper, scales, declared) for gripper in log.grippers}
+    return _worst(reports) if len(reports) > 1 else next(iter(reports.values()))
 
 
-def _worst(found: Mapping[str, GripperReport]) -> GripperReport:
+def _worst(reports: Mapping[str, GripperReport]) -> GripperReport:
     """The report of the arm whose verdict is the worst; its reason names that arm, and the verdicts of the others."""
-    arm = min(found, key=lambda name: WORST_FIRST.index(found[name].verdict))
-    others = "".join(f"; {name}: {report.verdict}" for name, report in found.items() if name != arm)
-    arms = {name: report.verdict for name, report in found.items()}
-    return replace(found[arm], reason=f"{arm}: {found[arm].reason}{others}", arms=arms)
+    arm = min(reports, key=lambda name: WORST_FIRST.index(reports[name].verdict))
+    others = "".join(f"; {name}: {report.verdict}" for name, report in reports.items() if name != arm)
+    arms = {name: report.verdict for name, report in reports.items()}
+    return replace(reports[arm], reason=f"{arm}: {reports[arm].reason}{others}", arms=arms)
 
 
 def _judge_gripper(
@@ -284,22 +284,22 @@ def _of_command(
                 f"scale and was left aside: {scales.flag()}"
             )
     commands = _commands(log, gripper, scale, measured)
-    found = _judged(commands, COMMAND, log)
+    judged = _judged(commands, COMMAND, log)
     if not scale.is_internal:
         aside += f"; {scales.command.reason}, converted to 0..1"
     facts |= {"commands": tuple(commands.first.tolist())}
-    return GripperReport(**facts | found | {"reason": found["reason"] + aside + _odd(log)})
+    return GripperReport(**facts | judged | {"reason": judged["reason"] + aside + _odd(log)})
 
 
 def _of_width(log: RunLog, gripper: LoggedGripper, scales: ResolvedScales, facts: dict[str, Any]) -> GripperReport:
     measured = gripper.measured
     if measured is not None and scales.measured is not None and scales.measured.is_internal:
         measured = WIDTH.of_share(measured)  # a measurement of 0..1 with a command in meters
-    found = _judged(_commands(log, gripper, None, measured), WIDTH, log)
-    text = f"a width in meters, no 0..1 gripper: by its own thresholds {found['verdict']}; {found['reason']}{_odd(log)}"
+    width = _judged(_commands(log, gripper, None, measured), WIDTH, log)
+    text = f"a width in meters, no 0..1 gripper: by its own thresholds {width['verdict']}; {width['reason']}{_odd(log)}"
     unsaid = {"events": (), "opens": None, "closes": None, "equals_measured_gripper": False}
-    judged = {"width_verdict": found["verdict"], "width_events": found["events"]}
-    return GripperReport(**facts | found | unsaid | judged | {"verdict": "no gripper command", "reason": text})
+    judged = {"width_verdict": width["verdict"], "width_events": width["events"]}
+    return GripperReport(**facts | width | unsaid | judged | {"verdict": "no gripper command", "reason": text})
 
 
 def _of_unknown_scale(

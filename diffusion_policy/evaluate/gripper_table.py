@@ -194,7 +194,7 @@ def find_logs(paths: Iterable[Path]) -> list[Path]:
 def _logs_at(path: Path) -> list[Path]:
     if not path.is_dir() or (path / "steps.jsonl").is_file():
         return [path]
-    logs = sorted([*path.glob("inference_log_*.json"), *(found.parent for found in path.glob("*/steps.jsonl"))])
+    logs = sorted([*path.glob("inference_log_*.json"), *(file.parent for file in path.glob("*/steps.jsonl"))])
     if not logs:
         raise RunLogError(f"{path}: no log in this folder; expected inference_log_*.json, or folders with steps.jsonl")
     return logs

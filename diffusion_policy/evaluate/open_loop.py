@@ -86,7 +86,7 @@ class ChunkErrors:
 
     def select(self, rows: NDArray[np.bool_]) -> ChunkErrors:
         """The errors of some of the chunks, (N,) bool."""
-        values = {name: found[rows] for name, found in self.values.items()}
+        values = {name: array[rows] for name, array in self.values.items()}
         return ChunkErrors(values, {arm: errors.select(rows) for arm, errors in self.arms.items()})
 
     def means(self) -> dict[str, float | None]:
@@ -140,7 +140,7 @@ def _errors_of_arm(
     part = ActionLayout.of(units, units)
     ours, theirs = predicted[..., columns], recorded[..., columns]
     known = counts & np.isfinite(ours[..., list(part.motion_columns)]).all(axis=-1)
-    found = {}
+    result = {}
 
     def where(rows: NDArray[np.bool_], errors: FloatArray) -> FloatArray:
         values = np.full(counts.shape, np.nan)
@@ -149,18 +149,18 @@ def _errors_of_arm(
 
     if arm.position:
         (offsets,) = np.moveaxis(part.positions(ours[known]) - part.positions(theirs[known]), -2, 0)
-        found["position_mm"] = where(known, np.linalg.norm(offsets, axis=-1) * 1000)
+        result["position_mm"] = where(known, np.linalg.norm(offsets, axis=-1) * 1000)
     if arm.rotation:
         (turns,), (wanted,) = (np.moveaxis(part.rotations(values), -2, 0) for values in (ours, theirs))
         turned = known & _is_rotation(turns) & _is_rotation(wanted)
-        found["rotation_deg"] = where(turned, np.degrees(geodesic_distance(turns[turned], wanted[turned])))
+        result["rotation_deg"] = where(turned, np.degrees(geodesic_distance(turns[turned], wanted[turned])))
     if arm.joints:
         distance = np.abs(part.joints(ours[known]) - part.joints(theirs[known]))
-        found[joint_error(layout)] = where(known, distance.mean(axis=-1))
+        result[joint_error(layout)] = where(known, distance.mean(axis=-1))
     if arm.gripper:
         (offset,) = np.moveaxis(part.grippers(ours[counts]) - part.grippers(theirs[counts]), -1, 0)
-        found["gripper"] = where(counts, np.abs(offset))
-    return found
+        result["gripper"] = where(counts, np.abs(offset))
+    return result
 
 
 def _is_rotation(quaternions: FloatArray) -> NDArray[np.bool_]:
@@ -207,16 +207,16 @@ def measured_as_action(measured: FloatArray, state: ActionLayout, action: Action
     """
     rotations = {arm.name: arm for arm in action.arms if arm.representation is not None}
     both = [arm.name for arm in state.arms if arm.representation is not None and arm.name in rotations]
-    found = np.full((len(measured), len(action.names)), np.nan)
+    result = np.full((len(measured), len(action.names)), np.nan)
     for column, name in enumerate(action.names):
         if name in state.names:
-            found[:, column] = measured[:, state.names.index(name)]
+            result[:, column] = measured[:, state.names.index(name)]
     turns = state.rotations(measured)
     for arm in both:
         kind, columns = rotations[arm].representation, list(rotations[arm].rotation)
-        if kind is not None and np.isnan(found[:, columns]).any():
-            found[:, columns] = from_quaternions(turns[:, state.labels("rotation").index(arm)], kind)
-    return found
+        if kind is not None and np.isnan(result[:, columns]).any():
+            result[:, columns] = from_quaternions(turns[:, state.labels("rotation").index(arm)], kind)
+    return result
 
 
 def baselines(
@@ -242,7 +242,7 @@ def baselines(
     held[..., list(layout.motion_columns)] = kept[:, None, list(layout.motion_columns)]
     previous = np.full(recorded.shape, np.nan)
     previous[1:] = recorded[:-1, :1]
-    found = {
+    result = {
         HOLD: held,
         "previous action": previous,
         "mean action": np.broadcast_to(mean_action, (n_steps, n_actions, width)).copy(),
@@ -250,8 +250,8 @@ def baselines(
     if layout.has_gripper and np.isfinite(layout.grippers(kept)).any():
         copied = np.full(recorded.shape, np.nan)
         copied[..., list(layout.gripper_columns)] = layout.grippers(kept)[:, None]
-        found[COPYCAT] = copied
-    return found
+        result[COPYCAT] = copied
+    return result
 
 
 def sample_spread(samples: ArrayLike, layout: ActionLayout | None = None) -> dict[str, Any]:
@@ -262,19 +262,19 @@ def sample_spread(samples: ArrayLike, layout: ActionLayout | None = None) -> dic
     """
     drawn = np.asarray(samples, dtype=np.float64)
     layout = layout or layout_of_width(drawn.shape[-1])
-    found: dict[str, Any] = {"position_mm": None, "gripper": None}
+    result: dict[str, Any] = {"position_mm": None, "gripper": None}
     if len(drawn) < 2:
-        return found
+        return result
     offsets = drawn - drawn.mean(axis=0)
     if layout.labels("position"):
         squares = (layout.positions(offsets) ** 2).sum(axis=-1)
-        found["position_mm"] = (np.sqrt(squares.mean(axis=(0, 1)).mean(axis=-1)) * 1000).tolist()
+        result["position_mm"] = (np.sqrt(squares.mean(axis=(0, 1)).mean(axis=-1)) * 1000).tolist()
     if layout.has_gripper:
-        found["gripper"] = np.sqrt((layout.grippers(offsets) ** 2).mean(axis=(0, 1)).mean(axis=-1)).tolist()
+        result["gripper"] = np.sqrt((layout.grippers(offsets) ** 2).mean(axis=(0, 1)).mean(axis=-1)).tolist()
     if layout.has_joints:
         deviation = np.sqrt((layout.joints(offsets) ** 2).mean(axis=(0, 1)).mean(axis=-1))
-        found[joint_error(layout)] = deviation.tolist()
-    return found
+        result[joint_error(layout)] = deviation.tolist()
+    return result
 
 
 def _mean(values: FloatArray) -> float | None:

@@ -70,27 +70,27 @@ class OpenLoopReport:
     def shortcomings(self) -> list[str]:
         """Baselines that the policy does not beat, each as a sentence; the copycat first."""
         ours = self.scores[POLICY].means()
-        found = []
+        result = []
         for name, score in sorted(self.scores.items(), key=lambda entry: entry[0] != COPYCAT):
             for column, theirs in score.means().items():
                 value = ours[column]
                 if name == POLICY or column == "gripper_f1" or theirs is None or value is None or value < theirs:
                     continue
-                found.append(f"does not beat '{name}' in {COLUMNS[column]}: {value:.3g} against {theirs:.3g}")
-        return found
+                result.append(f"does not beat '{name}' in {COLUMNS[column]}: {value:.3g} against {theirs:.3g}")
+        return result
 
     def unmeasured(self) -> list[str]:
         """What these episodes cannot tell of the policy, each as a sentence."""
-        events, found = self.scores[POLICY].events, []
+        events, result = self.scores[POLICY].events, []
         if not self.layout.has_pose:
             joints = f"; joint errors in {self.layout.joint_unit}" if self.layout.has_joints else ""
-            found.append(f"no pose in this layout ({self.layout.describe()}){joints}")
+            result.append(f"no pose in this layout ({self.layout.describe()}){joints}")
         if events is not None and not events.recorded:
-            found.append(
+            result.append(
                 f"the gripper was not measured: no event is recorded in these {len(self.episodes)} episodes, so "
                 "neither F1 nor what is wrong at transitions is defined"
             )
-        return found
+        return result
 
     @property
     def layout(self) -> ActionLayout:

@@ -139,7 +139,7 @@ class PredictorScore:
 def score_episodes(episodes: Sequence[EpisodeOpenLoop]) -> dict[str, PredictorScore]:
     """Scores by predictor, over all episodes; samples of a step count as so many predictions."""
     labels = [_phases(episode) for episode in episodes]
-    found = {}
+    result = {}
     for name in episodes[0].predictors():
         parts = [
             _score(episode, chunks, label)
@@ -149,10 +149,10 @@ def score_episodes(episodes: Sequence[EpisodeOpenLoop]) -> dict[str, PredictorSc
         samples = len(parts) // len(episodes)
         joined = _join(parts, samples)
         per_episode = tuple(_join(parts[i : i + samples], samples).means() for i in range(0, len(parts), samples))
-        found[name] = PredictorScore(
+        result[name] = PredictorScore(
             joined.errors, joined.phase, joined.gripper_at_transitions, joined.events, per_episode
         )
-    return found
+    return result
 
 
 def _phases(episode: EpisodeOpenLoop) -> NDArray[np.str_]:

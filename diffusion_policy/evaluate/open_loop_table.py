@@ -76,7 +76,7 @@ def _by_phase(report: OpenLoopReport) -> Table:
     ours, held = report.scores[POLICY].per_phase(), report.scores[HOLD].per_phase()
     for phase in PHASES:
         means, still = ours[phase], held[phase]
-        moved = [_number(found[key]) for key in columns for found in (means, still)]
+        moved = [_number(scores[key]) for key in columns for scores in (means, still)]
         table.add(phase, *moved, _number(means["gripper"]))
     return table
 
@@ -97,10 +97,10 @@ def _in_words(report: OpenLoopReport) -> list[Printable]:
         text.append(f"gripper: {score.events.sentence()}")
     if copycat is not None:
         against = report.scores[COPYCAT].means()["gripper_at_transitions"]
-        found = _finding("gripper_at_transitions", copycat)
+        difference = _finding("gripper_at_transitions", copycat)
         text.append(
             f"at transitions {_number(score.gripper_at_transitions)} of the gripper states are wrong, "
-            f"{_number(against)} of a copy of the measured gripper: {found} ({_interval(copycat)})"
+            f"{_number(against)} of a copy of the measured gripper: {difference} ({_interval(copycat)})"
         )
     return [*as_texts(text)]
 

@@ -96,7 +96,11 @@ class LeRobotWriter:
             row |= self._encode(camera, episode)
             statistics[IMAGES + camera] = self._pixels[camera][-1].statistics()
         row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
-        row |= {f"stats/{name}/{what}": value for name, found in statistics.items() for what, value in found.items()}
+        row |= {
+            f"stats/{name}/{what}": value
+            for name, of_feature in statistics.items()
+            for what, value in of_feature.items()
+        }
         self._numbers.append(numbers)
         self._rows.append(row)
         self._n_steps += episode.n_steps
@@ -228,10 +232,10 @@ class LeRobotWriter:
 
     def _meaning(self, names: tuple[str, ...]) -> dict[str, Any]:
         """Units, and the ends of grippers, of the numbers of a feature."""
-        found: dict[str, Any] = {"units": self.source.units(names)}
+        result: dict[str, Any] = {"units": self.source.units(names)}
         if ActionLayout.of(names).has_gripper:
-            found["gripper"] = {"open": GRIPPER_OPEN, "closed": GRIPPER_CLOSED}
-        return found
+            result["gripper"] = {"open": GRIPPER_OPEN, "closed": GRIPPER_CLOSED}
+        return result
 
     def _video_info(self, width: int, height: int) -> dict[str, Any]:
         return {

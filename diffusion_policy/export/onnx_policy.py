@@ -33,7 +33,7 @@ TOLERANCE = 1e-4
 _PROBES = 3
 
 
-class WholePolicy(nn.Module):
+class UnrolledPolicy(nn.Module):
     """Noise (1, T, S) and observations (1, To, ...), in the order of ``keys``, to actions (1, T, Da).
 
     Images are floats in [0, 1] (C, H, W); states and actions are in the dataset's units.
@@ -78,14 +78,14 @@ class WholePolicy(nn.Module):
     def inputs(self, seed: int) -> dict[str, Tensor]:
         """Random inputs within the range of training."""
         generator, policy = torch.Generator().manual_seed(seed), self.policy
-        found = {NOISE: torch.randn((1, *policy.sample_shape), generator=generator)}
+        result = {NOISE: torch.randn((1, *policy.sample_shape), generator=generator)}
         for field in policy.spec.obs:
             share = torch.rand((1, policy.n_obs_steps, *field.shape), generator=generator)
             if field.kind != "rgb":
                 seen = policy.normalizer[field.key].get_input_stats()
                 share = seen["min"] + share * (seen["max"] - seen["min"])
-            found[field.key] = share
-        return found
+            result[field.key] = share
+        return result
 
 
 @dataclass(frozen=True)
@@ -119,41 +119,41 @@ def export_onnx(policy: PolicyModule, path: Path, about: Mapping[str, Any]) -> E
         raise ExportError(f"{', '.join(missing)} not installed: {install_extra('onnx')}")
     if path.exists():
         raise ExportError(f"{path} exists; name another file, or delete it")
-    whole = WholePolicy(policy).eval()
-    example = whole.inputs(0)
+    unrolled = UnrolledPolicy(policy).eval()
+    example = unrolled.inputs(0)
     with atomic_file(path) as unfinished, torch.no_grad():
-        program = torch.export.export(whole, tuple(example.values()), strict=False)
+        program = torch.export.export(unrolled, tuple(example.values()), strict=False)
         graph = torch.onnx.export(
             program, tuple(example.values()), input_names=list(example), output_names=[ACTIONS], dynamo=True,
             verbose=False,
         )  # fmt: skip
         assert graph is not None
         graph.save(str(unfinished))
-        difference = largest_difference(whole, unfinished)
+        difference = largest_difference(unrolled, unfinished)
         if not difference <= TOLERANCE:
             raise ExportError(
                 f"the graph's actions are {difference:.1e} from the policy's; at most {TOLERANCE} is sums"
             )
     shapes = {name: list(value.shape) for name, value in example.items()}
-    write_json(path.with_name(f"{path.name}.json"), {**about, **_meaning(whole, shapes), "difference": difference})
+    write_json(path.with_name(f"{path.name}.json"), {**about, **_meaning(unrolled, shapes), "difference": difference})
     return ExportedPolicy(path, difference)
 
 
-def largest_difference(whole: WholePolicy, path: Path) -> float:
+def largest_difference(unrolled: UnrolledPolicy, path: Path) -> float:
     """How far ONNX Runtime's actions are from the policy's, in normalized actions; see ``TOLERANCE``."""
     runtime = importlib.import_module("onnxruntime")
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    normalizer, largest = whole.policy.normalizer["action"], 0.0
+    normalizer, largest = unrolled.policy.normalizer["action"], 0.0
     for seed in range(1, 1 + _PROBES):
-        inputs = whole.inputs(seed)
-        (found,) = session.run([ACTIONS], {name: value.numpy() for name, value in inputs.items()})
-        ours = normalizer.normalize(whole(*inputs.values()))
-        largest = max(largest, float((normalizer.normalize(torch.from_numpy(np.array(found))) - ours).abs().max()))
+        inputs = unrolled.inputs(seed)
+        (actions,) = session.run([ACTIONS], {name: value.numpy() for name, value in inputs.items()})
+        ours = normalizer.normalize(unrolled(*inputs.values()))
+        largest = max(largest, float((normalizer.normalize(torch.from_numpy(np.array(actions))) - ours).abs().max()))
     return largest
 
 
-def _meaning(whole: WholePolicy, shapes: Mapping[str, list[int]]) -> dict[str, Any]:
-    policy = whole.policy
+def _meaning(unrolled: UnrolledPolicy, shapes: Mapping[str, list[int]]) -> dict[str, Any]:
+    policy = unrolled.policy
     assert isinstance(policy, DenoisingPolicy)
     rows = {field.key: list(field.names) or "RGB (C, H, W), floats in [0, 1]" for field in policy.spec.obs}
     return {

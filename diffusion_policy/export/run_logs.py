@@ -32,8 +32,8 @@ def log_episodes(logs: Sequence[Path], scratch: Path, gripper_scale: DeclaredSca
     """
     recordings, dataset = scratch / "recordings", scratch / "dataset.zarr"
     convert_logs(logs, recordings, None, gripper_scale)
-    found = open_recordings(recordings)
-    first = found.open(found.find()[0])
+    recorded = open_recordings(recordings)
+    first = recorded.open(recorded.find()[0])
     picture = next(next(first.frames([0], next(iter(first.frame_numbers)), 1)).pictures())
     size = image_size(picture.content) if isinstance(picture.content, bytes) else None
     settings = ConversionSettings(recordings, dataset, resolution=size or (320, 180), quaternion_sign="keep")

@@ -59,12 +59,12 @@ class PixelCounts:
         mean = shares @ values
         present = [values[row > 0] for row in self.levels]
         below = np.cumsum(shares, axis=1)
-        found: Mapping[str, Any] = {
+        channels_of: Mapping[str, Any] = {
             "min": [row.min() for row in present],
             "max": [row.max() for row in present],
             "mean": mean,
             "std": np.sqrt(np.maximum(shares @ values**2 - mean**2, 0)),
             **{name: [values[np.searchsorted(row, q)] for row in below - 1e-12] for name, q in QUANTILES.items()},
         }
-        nested = {name: [[[float(value)]] for value in channels] for name, channels in found.items()}
+        nested = {name: [[[float(value)]] for value in channels] for name, channels in channels_of.items()}
         return {**nested, "count": [self.n_frames]}

@@ -24,10 +24,10 @@ def lowest_psnr(files: Sequence[Path], frames: Iterable[NDArray[np.uint8]]) -> f
     lowest = _IDENTICAL_DB
     decoded = _decoded(files)
     for number, frame in enumerate(frames):
-        found = next(decoded, None)
-        if found is None or found.shape != frame.shape:
+        decoded_frame = next(decoded, None)
+        if decoded_frame is None or decoded_frame.shape != frame.shape:
             raise ExportError(f"{files[-1]}: frame {number} is lost in encoding; nothing was written")
-        lowest = min(lowest, float(cv2.PSNR(frame, found)))
+        lowest = min(lowest, float(cv2.PSNR(frame, decoded_frame)))
     if next(decoded, None) is not None:
         raise ExportError(f"{files[-1]}: holds more frames than went in; nothing was written")
     return lowest

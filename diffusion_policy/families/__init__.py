@@ -56,8 +56,8 @@ def recognize(tensors: Mapping[str, Shape]) -> Recognized | None:
 
 def _prefixes(tensors: Mapping[str, Shape], marker: str) -> list[str]:
     """The prefixes of names that end with the marker, the shortest first."""
-    found = {name.removesuffix(marker) for name in tensors if name == marker or name.endswith("." + marker)}
-    return sorted(found, key=lambda prefix: (len(prefix), prefix))
+    prefixes = {name.removesuffix(marker) for name in tensors if name == marker or name.endswith("." + marker)}
+    return sorted(prefixes, key=lambda prefix: (len(prefix), prefix))
 
 
 def _recognized(family: Family, tensors: Mapping[str, Shape], prefix: str, stripped: str) -> Recognized:

@@ -24,7 +24,7 @@ class Change:
     def __str__(self) -> str:
         if self.after is ABSENT:
             return f"~{self.spelling}"
-        return f"{self.spelling}: {_shown(self.before)} -> {_shown(self.after)}"
+        return f"{self.spelling}: {_formatted(self.before)} -> {_formatted(self.after)}"
 
 
 def parse_change(under: ModelUnderChange, text: str) -> Change:
@@ -76,7 +76,7 @@ def with_changes(config: Config, changes: Sequence[Change]) -> dict[str, Any]:
     return changed
 
 
-def _shown(value: object) -> str:
+def _formatted(value: object) -> str:
     """A value as it would be written in YAML."""
     if value is ABSENT:
         return "(absent)"

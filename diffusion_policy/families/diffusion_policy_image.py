@@ -27,31 +27,31 @@ _RELATIVE = {"relative": "relative to the current pose", "rel": "relative to the
 def settings_from(tensors: Shapes) -> dict[str, Any]:
     """Settings read from the shapes of the tensors."""
     cameras = dict.fromkeys(name.split(".")[2] for name in tensors if name.startswith(MAP))
-    found: dict[str, Any] = {"encoders": ", ".join(cameras) or "none"}
+    result: dict[str, Any] = {"encoders": ", ".join(cameras) or "none"}
     scale = tensors.get("normalizer.params_dict.action.scale")
     if scale is not None:
-        found["action_dim"] = scale[0]
-    return found
+        result["action_dim"] = scale[0]
+    return result
 
 
 def shape_meta_of(config: Any) -> Mapping[str, Any]:
     """The shape_meta of a config as plain data, references to other entries followed; empty if there is none."""
     for path in PATHS:
-        found = _followed(config, path)
-        if isinstance(found, Mapping) and isinstance(found.get("action"), Mapping):
-            return found
+        result = _followed(config, path)
+        if isinstance(result, Mapping) and isinstance(result.get("action"), Mapping):
+            return result
     return {}
 
 
 def observations(meta: Mapping[str, Any]) -> dict[str, str]:
     """Descriptions of the observations by key: "image 224x224" or "3 numbers"."""
-    found = {}
+    result = {}
     entries = meta.get("obs")
     for key, entry in entries.items() if isinstance(entries, Mapping) else ():
         shape = _shape(entry)
         is_image = isinstance(entry, Mapping) and entry.get("type") == "rgb" and len(shape) == 3
-        found[str(key)] = f"image {shape[2]}x{shape[1]}" if is_image else f"{math.prod(shape)} numbers"
-    return found
+        result[str(key)] = f"image {shape[2]}x{shape[1]}" if is_image else f"{math.prod(shape)} numbers"
+    return result
 
 
 def action_layout(config: Any, meta: Mapping[str, Any]) -> tuple[str, str]:

@@ -35,9 +35,9 @@ class Values:
 
         Raises ConstructionError where neither exists.
         """
-        found = lookup(self.config, path)
-        if found is not ABSENT:
-            return found
+        result = lookup(self.config, path)
+        if result is not ABSENT:
+            return result
         setting = self.settings[path]
         if not setting.has_default:
             raise ConstructionError(f"{path} is absent and the class has no default for it", path)

@@ -128,15 +128,15 @@ def conflicts(config: Config) -> list[Conflict]:
     if _vl_layers(value):
         pairs.append(("vl_self_attention's heads x head width", value.inner_width(VL), vl_heads,
                       "backbone_embedding_dim", features, ("backbone_embedding_dim",)))  # fmt: skip
-    found = [Conflict(*one) for one in disagreeing(pairs)]
+    result = [Conflict(*one) for one in disagreeing(pairs)]
     if value("use_alternate_vl_dit") and not value(DIT + "interleave_self_attention"):
         keys = ("use_alternate_vl_dit", DIT + "interleave_self_attention")
-        found.append(Conflict(keys, "the alternating DiT asserts interleave_self_attention when it runs"))
+        result.append(Conflict(keys, "the alternating DiT asserts interleave_self_attention when it runs"))
     horizon, longest = value("action_horizon"), value("max_seq_len")
     if value("add_pos_embed") and horizon > longest:
         reason = f"action_horizon {horizon} is longer than max_seq_len {longest}"
-        found.append(Conflict(("action_horizon", "max_seq_len"), reason))
-    return found
+        result.append(Conflict(("action_horizon", "max_seq_len"), reason))
+    return result
 
 
 def trainable(config: Config, names: Sequence[str]) -> list[str]:

@@ -158,19 +158,19 @@ def conflicts(config: Config) -> list[Conflict]:
 
 def _too_long(value: Values, head: Mapping[str, Any]) -> list[Conflict]:
     """Sequences that no longer fit their position embeddings."""
-    found, horizon = [], head["action_horizon"]
+    result, horizon = [], head["action_horizon"]
     if head["add_pos_embed"] and horizon > head["max_seq_len"]:
-        found.append(Conflict((HEAD + "action_horizon", HEAD + "max_seq_len"),
+        result.append(Conflict((HEAD + "action_horizon", HEAD + "max_seq_len"),
                            f"action_horizon {horizon} is longer than max_seq_len {head['max_seq_len']}"))  # fmt: skip
     positions = value(DIT + "max_num_positional_embeddings")
     length = 1 + head["num_target_vision_tokens"] + horizon
     if value(DIT + "positional_embeddings") == "sinusoidal" and length > positions:
-        found.append(Conflict(
+        result.append(Conflict(
             (DIT + "positional_embeddings", DIT + "max_num_positional_embeddings", HEAD + "num_target_vision_tokens",
              HEAD + "action_horizon"),
             f"the DiT's sequence of {length} tokens (1 state + future tokens + horizon) is longer than its {positions} "
             "position embeddings"))  # fmt: skip
-    return found
+    return result
 
 
 def trainable(config: Config, names: Sequence[str]) -> list[str]:

@@ -115,9 +115,11 @@ def image_encoders(shapes: Shapes) -> list[ImageEncoder]:
     Args:
         shapes: by full name. An encoder that is registered twice, as robomimic does, is found once.
     """
-    found = {encoder.prefix: encoder for encoder in _found(shapes)}
-    twins = {prefix for prefix in found if first_name_of_twin(prefix) in found and first_name_of_twin(prefix) != prefix}
-    return [encoder for prefix, encoder in found.items() if prefix not in twins]
+    encoders = {encoder.prefix: encoder for encoder in _found(shapes)}
+    twins = {
+        prefix for prefix in encoders if first_name_of_twin(prefix) in encoders and first_name_of_twin(prefix) != prefix
+    }
+    return [encoder for prefix, encoder in encoders.items() if prefix not in twins]
 
 
 def twin_prefix(prefix: str) -> str:

@@ -65,26 +65,26 @@ def shapes(config: Config) -> dict[str, Shape]:
         ConstructionError: a required key is missing or of the wrong type, or the backbone is not covered.
     """
     try:
-        found = dict(islice(_tensors(config), MAX_TENSORS + 1))
-        odd = [name for name, shape in found.items() if not all(type(size) is int and size > 0 for size in shape)]
+        result = dict(islice(_tensors(config), MAX_TENSORS + 1))
+        odd = [name for name, shape in result.items() if not all(type(size) is int and size > 0 for size in shape)]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ConstructionError(f"this config.json does not describe a diffusion policy: {error!r}", "") from error
-    if len(found) > MAX_TENSORS:
+    if len(result) > MAX_TENSORS:
         raise ConstructionError(f"this config.json describes more than {MAX_TENSORS} tensors", "")
     if odd:
-        raise ConstructionError(f"this config.json does not describe a diffusion policy: {odd[0]} {found[odd[0]]}", "")
-    return found
+        raise ConstructionError(f"this config.json does not describe a diffusion policy: {odd[0]} {result[odd[0]]}", "")
+    return result
 
 
 def observations(config: Config) -> dict[str, str]:
     """Descriptions of the observations by key: "image 96x96" or "8 numbers"."""
     features: Mapping[str, Mapping[str, Any]] = config.get("input_features") or {}
-    found = {}
+    result = {}
     for key, feature in features.items():
         shape: Sequence[int] = feature.get("shape") or []
         is_image = feature.get("type") == "VISUAL" and len(shape) == 3
-        found[str(key)] = f"image {shape[2]}x{shape[1]}" if is_image else f"{math.prod(shape)} numbers"
-    return found
+        result[str(key)] = f"image {shape[2]}x{shape[1]}" if is_image else f"{math.prod(shape)} numbers"
+    return result
 
 
 def action_width(config: Config) -> int:

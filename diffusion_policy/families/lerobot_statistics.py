@@ -84,15 +84,15 @@ def _state_file(folder: Path) -> str:
 
 def _features(folder: Path) -> list[str]:
     config: Mapping[str, Any] = read_config(folder) or {}
-    found = [config.get(side) for side in ("input_features", "output_features")]
-    return [str(key) for side in found if isinstance(side, Mapping) for key in side]
+    sections = [config.get(side) for side in ("input_features", "output_features")]
+    return [str(key) for side in sections if isinstance(side, Mapping) for key in side]
 
 
 def _by_feature(stored: Mapping[str, tuple[TensorFile, str]]) -> dict[str, dict[str, Tensor]]:
-    found: dict[str, dict[str, Tensor]] = {}
+    result: dict[str, dict[str, Tensor]] = {}
     for name, (file, key) in stored.items():
         feature, _, kind = name.rpartition(".")
         info = file.tensors[key]
         if kind in ("min", "max", "mean", "std") and len(info.shape) == 1 and "float" in info.dtype:
-            found.setdefault(feature, {})[kind] = file.load(key).to(torch.float32)
-    return found
+            result.setdefault(feature, {})[kind] = file.load(key).to(torch.float32)
+    return result

@@ -83,7 +83,7 @@ class ResolvedScales:
     def unknown(self) -> tuple[tuple[str, ResolvedScale], ...]:
         """The columns whose scale is not known, with their names."""
         both = {"commanded gripper": self.command, "measured gripper": self.measured}
-        return tuple((name, found) for name, found in both.items() if found is not None and found.scale is None)
+        return tuple((name, scale) for name, scale in both.items() if scale is not None and scale.scale is None)
 
     def flag(self, prefix: str = f"{FLAG} ") -> str:
         """What settles it: ``--gripper-scale NAME`` with the likeliest names."""
@@ -96,14 +96,14 @@ class ResolvedScales:
 
     def advice(self, prefix: str = f"{FLAG} ") -> str:
         """The flag, and the other names that the first unknown column may have."""
-        others = [scale.name for _, found in self.unknown[:1] for scale in found.candidates[1:]]
+        others = [scale.name for _, scale_of in self.unknown[:1] for scale in scale_of.candidates[1:]]
         return self.flag(prefix) + (f" (or {', or '.join(others)})" if others else "")
 
 
-def _likeliest(found: ResolvedScale) -> str:
-    if found.scale is not None:
-        return found.scale.name
-    return found.candidates[0].name if found.candidates else "NAME"
+def _likeliest(scale: ResolvedScale) -> str:
+    if scale.scale is not None:
+        return scale.scale.name
+    return scale.candidates[0].name if scale.candidates else "NAME"
 
 
 @dataclass(frozen=True)
@@ -249,10 +249,10 @@ def _without_a_word(ours: _Column, theirs: _Column | None, moves: float) -> Reso
     if other.scale is not None and ours.is_within(_BEYOND) and ours.family != "meters":
         reason = "0..1, as the measured gripper, which begins open"
         return ResolvedScales(ResolvedScale(other.scale, "found", *ours.range, reason), other)
-    found = _of_itself(ours)
-    if found.scale is not None and theirs.family == "near 0":  # a sensor that says nothing
-        other = ResolvedScale(found.scale, "found", *theirs.range, "near 0 throughout, with a command of 0..1")
-    return ResolvedScales(found, other)
+    command = _of_itself(ours)
+    if command.scale is not None and theirs.family == "near 0":  # a sensor that says nothing
+        other = ResolvedScale(command.scale, "found", *theirs.range, "near 0 throughout, with a command of 0..1")
+    return ResolvedScales(command, other)
 
 
 def _of_itself(column: _Column) -> ResolvedScale:
@@ -314,6 +314,6 @@ def _moves_with(command: ArrayLike, measured: ArrayLike) -> float:
         a, b = ours[: len(ours) - delay], theirs[delay:]
         known = np.isfinite(a) & np.isfinite(b)
         if known.sum() > 2 and a[known].std() > 0 and b[known].std() > 0:
-            found = float(np.corrcoef(a[known], b[known])[0, 1])
-            best = found if abs(found) > abs(best) else best
+            correlation = float(np.corrcoef(a[known], b[known])[0, 1])
+            best = correlation if abs(correlation) > abs(best) else best
     return best

@@ -120,10 +120,10 @@ def _component(entry: bytes) -> tuple[int, int, int]:
 def end_of_picture(data: bytes, scan_at: int) -> int | None:
     """Offset behind the end marker of the picture whose first scan starts there; None if it has no end marker."""
     at = scan_at
-    while (found := _MARKER_IN_DATA.search(data, at)) is not None:
-        if found.group() == END:
-            return found.end()
-        at = found.end() + max(int.from_bytes(data[found.end() : found.end() + 2], "big"), 2)
+    while (match := _MARKER_IN_DATA.search(data, at)) is not None:
+        if match.group() == END:
+            return match.end()
+        at = match.end() + max(int.from_bytes(data[match.end() : match.end() + 2], "big"), 2)
     return None
 
 

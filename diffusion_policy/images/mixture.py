@@ -39,12 +39,12 @@ class FrameKind:
 
 def kinds_of(frames: Iterable[FrameKind]) -> tuple[FrameKind, ...]:
     """The kinds that occur, each once, the most frequent first."""
-    found: dict[tuple[int, int, int], FrameKind] = {}
+    kinds: dict[tuple[int, int, int], FrameKind] = {}
     for one in frames:
         key = (one.width, one.height, one.orientation)
-        before = found.get(key)
-        found[key] = one if before is None else replace(before, count=before.count + one.count)
-    return tuple(sorted(found.values(), key=lambda kind: -kind.count))
+        before = kinds.get(key)
+        kinds[key] = one if before is None else replace(before, count=before.count + one.count)
+    return tuple(sorted(kinds.values(), key=lambda kind: -kind.count))
 
 
 def mixture(cameras: Mapping[str, Sequence[FrameKind]]) -> str | None:

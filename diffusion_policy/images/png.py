@@ -99,11 +99,11 @@ def check_png(data: bytes, header: PngHeader, where: str) -> Png:
     orientation, has_alpha, animated = 1, header.has_alpha, False
     packed: list[bytes] = []
     end, is_ended, is_cut = len(SIGNATURE), False, False
-    for at, kind, payload, is_whole in _chunks(data):
+    for at, kind, payload, is_complete in _chunks(data):
         if payload is None:
             is_cut = True
             break
-        if not is_whole and kind[:1].isupper():
+        if not is_complete and kind[:1].isupper():
             name = kind.decode("ascii", "replace")
             raise ImageError(f"{where}: a damaged PNG (its {name} chunk at byte {at} fails its CRC-32)")
         end = at + 12 + len(payload)
@@ -112,15 +112,15 @@ def check_png(data: bytes, header: PngHeader, where: str) -> Png:
         elif kind == b"IEND":
             is_ended = True
             break
-        orientation = exif_orientation(payload) if kind == b"eXIf" and is_whole else orientation
+        orientation = exif_orientation(payload) if kind == b"eXIf" and is_complete else orientation
         has_alpha = has_alpha or kind == b"tRNS"
         animated = animated or kind == b"acTL"
     if animated:
         raise ImageError(f"{where}: an animated PNG; expected one picture a file")
     missing = _missing_pixels(packed, header)
     if missing is not None:
-        found = f"the PNG is cut off after {len(data)} bytes" if is_cut else f"a damaged PNG: {missing}"
-        raise ImageError(f"{where}: {found}")
+        problem = f"the PNG is cut off after {len(data)} bytes" if is_cut else f"a damaged PNG: {missing}"
+        raise ImageError(f"{where}: {problem}")
     whole = data[:end] if is_ended else data[:end] + END
     return Png(whole, orientation, has_alpha, is_ended, len(data) - end)
 
@@ -140,14 +140,14 @@ def _chunks(data: bytes) -> Iterator[tuple[int, bytes, bytes | None, bool]]:
 
 def _missing_pixels(packed: Sequence[bytes], header: PngHeader) -> str | None:
     """What is wrong with the compressed pixels; None if they are all there."""
-    unpacker, found = zlib.decompressobj(), 0
+    unpacker, n_bytes = zlib.decompressobj(), 0
     try:
         for part in packed:
-            found += len(unpacker.decompress(part, header.raw_size + 1 - found))
-            if found > header.raw_size:
+            n_bytes += len(unpacker.decompress(part, header.raw_size + 1 - n_bytes))
+            if n_bytes > header.raw_size:
                 break
     except zlib.error as error:
         return f"its pixels do not unpack ({error})"
-    if found != header.raw_size or not unpacker.eof:
-        return f"its pixels unpack to {found} bytes, its header implies {header.raw_size}"
+    if n_bytes != header.raw_size or not unpacker.eof:
+        return f"its pixels unpack to {n_bytes} bytes, its header implies {header.raw_size}"
     return None

@@ -88,8 +88,8 @@ def _last_needed(interval: _Interval) -> int | None:
     enough = len(interval.data)
     pixels, warning = interval.decode(interval.data)
     while pixels is None:
-        found = _EXTRANEOUS.search(warning)
-        fewer = enough - int(found.group(1)) if found is not None else 0
+        match = _EXTRANEOUS.search(warning)
+        fewer = enough - int(match.group(1)) if match is not None else 0
         if not 0 < fewer < enough:
             return None
         enough = fewer
@@ -157,9 +157,9 @@ class _Blocks:
         last = 0xFF if used.endswith(b"\xff\x00") else used[-1]
         n_ones = next((n for n in range(7) if not last >> n & 1), 7)
         bits = "".join(f"{byte:08b}" for byte in stray.replace(b"\xff\x00", b"\xff"))
-        return any(self._are_whole("1" * n + bits) for n in range(n_ones + 1))
+        return any(self._are_complete("1" * n + bits) for n in range(n_ones + 1))
 
-    def _are_whole(self, bits: str) -> bool:
+    def _are_complete(self, bits: str) -> bool:
         at, n_mcus = 0, 0
         while True:
             left = bits[at:]
@@ -174,15 +174,15 @@ class _Blocks:
 
     def _block(self, bits: str, at: int, direct: int, alternating: int) -> int | None:
         """Offset of the bit behind a block; None if there is none (ITU T.81, F.2.2)."""
-        found = self._symbol(bits, at, direct)
-        if found is None:
+        symbol = self._symbol(bits, at, direct)
+        if symbol is None:
             return None
-        at, coefficient = found[0] + found[1], 1
+        at, coefficient = symbol[0] + symbol[1], 1
         while coefficient < 64:
-            found = self._symbol(bits, at, alternating)
-            if found is None:
+            symbol = self._symbol(bits, at, alternating)
+            if symbol is None:
                 return None
-            at, (run, size) = found[0], divmod(found[1], 16)
+            at, (run, size) = symbol[0], divmod(symbol[1], 16)
             if size == 0 and run != 15:
                 break
             at += size

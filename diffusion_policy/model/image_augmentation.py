@@ -100,8 +100,8 @@ class ColorJitter(nn.Module):
 
     def extra_repr(self) -> str:
         """The strengths, and the share of images where it is not all, for the printed model."""
-        shown = self.strengths if self.p == 1 else {**self.strengths, "p": self.p}
-        return ", ".join(f"{name}={number}" for name, number in shown.items())
+        strengths = self.strengths if self.p == 1 else {**self.strengths, "p": self.p}
+        return ", ".join(f"{name}={number}" for name, number in strengths.items())
 
 
 def shift_hue(rgb: Tensor, turns: Tensor) -> Tensor:

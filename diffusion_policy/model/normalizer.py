@@ -171,7 +171,7 @@ class LinearNormalizer(nn.Module):
             # A number that the file lacks gets a place all the same, so that torch reports it as missing.
             names, nothing = STATISTICS | {"offset", "scale"}, torch.empty(0)
             fields = {
-                key: {name: _constant(found.get(name, nothing)) for name in names} for key, found in entries.items()
+                key: {name: _constant(tensors.get(name, nothing)) for name in names} for key, tensors in entries.items()
             }
             self.params_dict = _ordered({key: _field(numbers) for key, numbers in fields.items()})
         super()._load_from_state_dict(state_dict, prefix, *args)

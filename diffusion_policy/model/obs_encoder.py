@@ -223,8 +223,10 @@ class ObsEncoder(nn.Module):
         for field in self.spec.obs:
             value = obs.get(field.key)
             if value is None or tuple(value.shape[1:]) != field.shape:
-                found = "is missing" if value is None else f"has shape {tuple(value.shape)}"
-                raise ModelError(f"observation {field.key!r} {found}; expected (N, {', '.join(map(str, field.shape))})")
+                problem = "is missing" if value is None else f"has shape {tuple(value.shape)}"
+                raise ModelError(
+                    f"observation {field.key!r} {problem}; expected (N, {', '.join(map(str, field.shape))})"
+                )
             features.append(self._encode_images(field.key, value, generator) if field.kind == "rgb" else value)
         return torch.cat(features, dim=-1)
 

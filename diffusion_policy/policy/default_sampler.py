@@ -33,9 +33,9 @@ def sampler_of_training(provenance: Mapping[str, Any] | None, cfg: Mapping[str, 
     measured: Any = provenance or {}
     for name in ("measured", "with"):
         measured = measured.get(name) if isinstance(measured, Mapping) else None
-    for found in (measured, (cfg or {}).get("sampler")):
-        if isinstance(found, Mapping):
-            scheduler, steps = found.get("scheduler"), found.get("steps")
+    for stored in (measured, (cfg or {}).get("sampler")):
+        if isinstance(stored, Mapping):
+            scheduler, steps = stored.get("scheduler"), stored.get("steps")
             if isinstance(scheduler, str) and isinstance(steps, int):
                 return Sampler(scheduler, steps)
     return None

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from diffusion_policy.model.diffusion.fast_denoiser import CompiledDenoiser, FastDenoiser, WholeDenoiser, is_foldable
+from diffusion_policy.model.diffusion.fast_denoiser import CompiledDenoiser, FastDenoiser, FullDenoiser, is_foldable
 from diffusion_policy.model.diffusion.transformer_for_diffusion import TransformerForDiffusion
 from diffusion_policy.model.obs_encoder import ACTIVATIONS, STRIDE, WIDTH
 from diffusion_policy.policy.contract import NoiseScheduler
@@ -166,7 +166,7 @@ class DiffusionTransformerHybridImagePolicy(DiffusionImagePolicy):
         """Whether the first steps can be denoised without the later ones."""
         return is_foldable(self.model) and self.causal_attn and not self.pred_action_steps_only
 
-    def make_denoiser(self, precision: str, rows: int | None) -> FastDenoiser | WholeDenoiser:
+    def make_denoiser(self, precision: str, rows: int | None) -> FastDenoiser | FullDenoiser:
         """The fastest denoiser for one robot that the model and the device allow.
 
         Args:
@@ -174,7 +174,7 @@ class DiffusionTransformerHybridImagePolicy(DiffusionImagePolicy):
             rows: denoise only so many first steps; None: all.
         """
         if not is_foldable(self.model):
-            return WholeDenoiser(self.model)
+            return FullDenoiser(self.model)
         kind = CompiledDenoiser if CompiledDenoiser.suits(self.model, precision) else FastDenoiser
         return kind(self.model, self.sequence_length, precision, rows)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffusion_policy.model.diffusion.conditional_unet1d import ConditionalUnet1D
-from diffusion_policy.model.diffusion.fast_denoiser import WholeDenoiser
+from diffusion_policy.model.diffusion.fast_denoiser import FullDenoiser
 from diffusion_policy.model.obs_encoder import ACTIVATIONS, STRIDE, WIDTH
 from diffusion_policy.policy.contract import NoiseScheduler
 from diffusion_policy.policy.diffusion_image_policy import DiffusionImagePolicy, crop_size
@@ -137,10 +137,10 @@ class DiffusionUnetHybridImagePolicy(DiffusionImagePolicy):
         """Whether the first steps can be denoised without the later ones: convolutions see both sides."""
         return False
 
-    def make_denoiser(self, precision: str, rows: int | None) -> WholeDenoiser:
+    def make_denoiser(self, precision: str, rows: int | None) -> FullDenoiser:
         """The denoiser for one robot: the network itself, in float32 whatever the precision of images."""
         assert rows is None, "every step sees later ones"
-        return WholeDenoiser(self.model)
+        return FullDenoiser(self.model)
 
     # ---- what learns ----
 

@@ -110,13 +110,13 @@ def _grippers(columns: Sequence[Column]) -> dict[str, Column]:
 
 
 def _columns(arms: Arms, features: Mapping[str, Sequence[str] | int], where: str) -> list[Column]:
-    found = []
+    result = []
     for arm, parts in arms.items():
         for part in parts:
             what = f"{where}.{arm}.{part.kind}" if arm else f"{where}.{part.kind}"
             at, recorded = _where(part, features, what)
-            found.append(Column(part, at, _named(part, arm, recorded, what)))
-    return found
+            result.append(Column(part, at, _named(part, arm, recorded, what)))
+    return result
 
 
 def _where(part: Part, features: Mapping[str, Sequence[str] | int], what: str) -> tuple[tuple[int, ...], list[str]]:

@@ -58,7 +58,7 @@ class MappedRecording:
     files: tuple[Path, ...]
     numbers_sha256: str
     notes: tuple[str, ...] = ()
-    shown: Mapping[str, CameraFrames] = field(default_factory=dict, repr=False)
+    camera_frames: Mapping[str, CameraFrames] = field(default_factory=dict, repr=False)
 
     @property
     def n_steps(self) -> int:
@@ -67,12 +67,14 @@ class MappedRecording:
 
     def frames(self, steps: Sequence[int], camera: str, at_most: int) -> Iterator[Frames]:
         """Pieces as the camera's storage suggests."""
-        return self.shown[camera].pieces(steps, at_most)
+        return self.camera_frames[camera].pieces(steps, at_most)
 
     def content_sha256(self) -> str:
         """Of its numbers and tasks, and of the beginning of what each camera shows."""
-        shown = "".join(f"{camera} {frames.sample_sha256()}\n" for camera, frames in sorted(self.shown.items()))
-        return sha256(self.numbers_sha256.encode(), shown.encode()).hex()
+        camera_frames = "".join(
+            f"{camera} {frames.sample_sha256()}\n" for camera, frames in sorted(self.camera_frames.items())
+        )
+        return sha256(self.numbers_sha256.encode(), camera_frames.encode()).hex()
 
     def fingerprint(self) -> str:
         """Of its numbers, and of the files that hold it."""

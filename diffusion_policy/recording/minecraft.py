@@ -176,7 +176,7 @@ class MinecraftRecordings:
             files=(lines, *files),
             numbers_sha256=numbers_sha256({"action": action, "tick": ticks}),
             notes=_notes(played, n_frames, self._null),
-            shown={_CAMERA: GameFrames(source.at(seen.tolist()), cursors)},
+            camera_frames={_CAMERA: GameFrames(source.at(seen.tolist()), cursors)},
         )
 
 

@@ -42,32 +42,34 @@ def open_recordings(
         DatasetError: a zarr that cannot be read.
         PathError: the URL's store cannot be reached.
     """
-    found, unit = as_path(source), parse_timestamps(timestamps)
+    location, unit = as_path(source), parse_timestamps(timestamps)
     columns = None if mapping is None else read_mapping(mapping)
-    if not is_remote(found) and not found.exists() and not found.is_symlink():
-        raise RecordingError(f"{found}: is not there; expected a folder of recordings, or a zarr")
-    if is_dataset(found):
+    if not is_remote(location) and not location.exists() and not location.is_symlink():
+        raise RecordingError(f"{location}: is not there; expected a folder of recordings, or a zarr")
+    if is_dataset(location):
         from diffusion_policy.recording.lerobot.recordings import LeRobotRecordings
 
-        return LeRobotRecordings(found, columns, gripper_scale, unit)
-    if is_minecraft(found):
-        _refuse_settings_of_others(found, gripper_scale, timestamps, mapping)
-        return MinecraftRecordings(found, null_actions)
+        return LeRobotRecordings(location, columns, gripper_scale, unit)
+    if is_minecraft(location):
+        _refuse_settings_of_others(location, gripper_scale, timestamps, mapping)
+        return MinecraftRecordings(location, null_actions)
     if null_actions != "keep":
-        raise RecordingError(f"{found}: --null-actions is for recordings of Minecraft (NAME.jsonl next to NAME.mp4)")
-    of_zarr = zarr_set(found)
+        raise RecordingError(f"{location}: --null-actions is for recordings of Minecraft (NAME.jsonl next to NAME.mp4)")
+    of_zarr = zarr_set(location)
     if of_zarr is not None:
         from diffusion_policy.recording.zarr_sets.recordings import ZarrRecordings
 
         return ZarrRecordings(of_zarr, columns, gripper_scale, unit)
     if columns is not None:
-        return OtherLayoutRecordings(found, columns, gripper_scale, unit)
-    return CogActRecordings(found, parse_scales(gripper_scale), unit)
+        return OtherLayoutRecordings(location, columns, gripper_scale, unit)
+    return CogActRecordings(location, parse_scales(gripper_scale), unit)
 
 
-def _refuse_settings_of_others(found: Path, *settings: str | None) -> None:
+def _refuse_settings_of_others(location: Path, *settings: str | None) -> None:
     """Recordings of Minecraft say themselves what all their numbers are."""
     flags = ("--gripper-scale", "--timestamps", "--mapping")
     given = [f"{flag} {value}" for flag, value in zip(flags, settings, strict=True) if value is not None]
     if given:
-        raise MappingError(f"{found}: recordings of Minecraft say what their numbers are; leave {', '.join(given)} out")
+        raise MappingError(
+            f"{location}: recordings of Minecraft say what their numbers are; leave {', '.join(given)} out"
+        )

@@ -117,34 +117,34 @@ class OtherLayoutRecordings:
             UnsafePickleError: its data.pkl asks for more than arrays.
             MappingError: the mapping does not fit it.
         """
-        found = open_other_layout(path, self._timestamps)
-        arrays = MappedArrays.of(self.mapping, _vectors(found), f"{path}/data.pkl")
-        rows = {name: found.numbers[name] for name in sorted(self.mapping.features)}
-        check_recorded({**rows, "timestamp": found.timestamp}, arrays, self._declared, path)
+        layout = open_other_layout(path, self._timestamps)
+        arrays = MappedArrays.of(self.mapping, _vectors(layout), f"{path}/data.pkl")
+        rows = {name: layout.numbers[name] for name in sorted(self.mapping.features)}
+        check_recorded({**rows, "timestamp": layout.timestamp}, arrays, self._declared, path)
         lead = self.mapping.lead
         states, action = mapped_numbers(rows, arrays, self.scales, path, lead)
         n = len(action)
-        shown = {
-            camera: FrameFiles(tuple(None if i == NO_IMAGE else files[int(i)] for i in found.image_index[:n]))
-            for camera, files in found.frames.items()
+        camera_frames = {
+            camera: FrameFiles(tuple(None if i == NO_IMAGE else files[int(i)] for i in layout.image_index[:n]))
+            for camera, files in layout.frames.items()
         }
-        frames = [file for files in found.frames.values() for file in files.values()]
+        frames = [file for files in layout.frames.values() for file in files.values()]
         left = no_command(lead, n + lead)
         return MappedRecording(
             path=path,
-            number=found.number,
+            number=layout.number,
             n_recorded=n + lead,
             names=arrays.names,
             states=states,
             action=action,
-            timestamp=found.timestamp[:n],
+            timestamp=layout.timestamp[:n],
             metadata=EpisodeMetadata(),
-            image_index=found.image_index[:n],
-            frame_numbers={camera: files.keys() for camera, files in found.frames.items()},
+            image_index=layout.image_index[:n],
+            frame_numbers={camera: files.keys() for camera, files in layout.frames.items()},
             files=(path / "data.pkl", *frames),
-            numbers_sha256=numbers_sha256({**rows, "timestamp": found.timestamp}),
-            notes=(*found.notes, left) if lead else found.notes,
-            shown=shown,
+            numbers_sha256=numbers_sha256({**rows, "timestamp": layout.timestamp}),
+            notes=(*layout.notes, left) if lead else layout.notes,
+            camera_frames=camera_frames,
         )
 
     @cached_property
@@ -180,5 +180,5 @@ class OtherLayoutRecordings:
         return settled_scales(self._arrays, self._declared, grippers, lengths, str(self.folder))
 
 
-def _vectors(found: OtherLayout) -> Vectors:
-    return {name: values.shape[1] for name, values in found.numbers.items()}
+def _vectors(layout: OtherLayout) -> Vectors:
+    return {name: values.shape[1] for name, values in layout.numbers.items()}

@@ -38,11 +38,11 @@ class GripperScales:
     @property
     def label(self) -> dict[str, str]:
         """The scales by name, as ``--gripper-scale`` takes them."""
-        found = {}
+        result = {}
         for name in {**self.commanded, **self.measured}:
             both = [scales[name].name for scales in (self.commanded, self.measured) if name in scales]
-            found[name] = "/".join(dict.fromkeys(both))
-        return found
+            result[name] = "/".join(dict.fromkeys(both))
+        return result
 
 
 def declared_scales(arrays: MappedArrays, flag: str | None) -> dict[str, DeclaredScales | None]:
@@ -80,17 +80,17 @@ def scales_of(
         return find_scales(command, measured, starts=begun, declared=declared)
     assert measured is not None
     alone = declared and DeclaredScales(declared.measured or declared.command)
-    found = find_scales(measured, starts=begun, declared=alone).command
-    return ResolvedScales(found, found)
+    scale = find_scales(measured, starts=begun, declared=alone).command
+    return ResolvedScales(scale, scale)
 
 
 def gripper_numbers(rows: Mapping[str, NDArray[Any]], command: Column | None, measured: Column | None) -> Gripper:
     """The recorded numbers of a gripper by its columns; `rows` are (N, width) of each feature."""
-    found = [
+    columns = [
         None if column is None else rows[column.part.feature][:, column.at[0]].astype(np.float64)
         for column in (command, measured)
     ]
-    return found[0], found[1]
+    return columns[0], columns[1]
 
 
 def settled_scales(
@@ -118,13 +118,13 @@ def settled_scales(
     for name, command, measurement in arrays.gripper_columns():
         known = declared[name]
         if known is None:
-            found = scales_of(numbers[name], None, starts)
-            if found.unknown:
+            scale = scales_of(numbers[name], None, starts)
+            if scale.unknown:
                 raise RecordingError(
-                    f"{where}: {name} is {found.command.span}: {found.command.reason}; say what it is: "
-                    f"{found.advice()}, or scale in the mapping"
+                    f"{where}: {name} is {scale.command.span}: {scale.command.reason}; say what it is: "
+                    f"{scale.advice()}, or scale in the mapping"
                 )
-            scales = (found.command.scale, None if found.measured is None else found.measured.scale)
+            scales = (scale.command.scale, None if scale.measured is None else scale.measured.scale)
         else:
             scales = (known.command, known.measured or known.command)
         if command is not None and scales[0] is not None:

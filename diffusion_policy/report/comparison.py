@@ -83,8 +83,8 @@ class Comparison:
     @property
     def candidates(self) -> list[RunScore]:
         """Runs that may be deployed and were measured; none if they were so on different episodes and scenes."""
-        found = [score for score in self.scores if score.measured and score.may_be_deployed]
-        return found if self.comparable or self.rolled_out_alike else []
+        scored = [score for score in self.scores if score.measured and score.may_be_deployed]
+        return scored if self.comparable or self.rolled_out_alike else []
 
     @property
     def rolled_out_alike(self) -> bool:
@@ -236,7 +236,7 @@ class Comparison:
             "advice": self.advice(),
         }
 
-    def _shown(self) -> tuple[list[str], list[list[str]]]:
+    def _selected_columns(self) -> tuple[list[str], list[list[str]]]:
         """Head and rows of the scores; without the columns of success that no run has."""
         rows = [score.cells() for score in self.scores]
         shown = [n for n, title in enumerate(HEAD) if "success" not in title or any(row[n] != "-" for row in rows)]
@@ -244,7 +244,7 @@ class Comparison:
 
     def table(self) -> list[Printable]:
         """For the terminal: scores, settings that differ, advice."""
-        head, rows = self._shown()
+        head, rows = self._selected_columns()
         scores = Table(*head)
         for score, row in zip(self.scores, rows, strict=True):
             scores.add(*row, style="bold" if score is self.best else "")
@@ -263,7 +263,7 @@ class Comparison:
     def page(self) -> str:
         """The same as one page, with curves over each other and the findings of each run."""
         marks = ["best" if score is self.best else "" for score in self.scores]
-        head, cells = self._shown()
+        head, cells = self._selected_columns()
         body = table(head, cells, "success of the checkpoint, all else at the best measured epoch of each run", marks)
         body += "".join(paragraph(f"{sentence[0].upper()}{sentence[1:]}.") for sentence in self.pairs[0])
         rows = [[name, *map(str, values)] for name, values in self.differences.items()]
@@ -317,7 +317,7 @@ def compare(paths: Sequence[Path], closed_loop: Sequence[Path] = ()) -> Comparis
     flat = [run.flat_config() for run in runs]
     names = sorted({name for settings in flat for name in settings if not name.startswith(INCIDENTAL)})
     values = {name: tuple(settings.get(name, "-") for settings in flat) for name in names}
-    differing = {name: found for name, found in values.items() if any(value != found[0] for value in found)}
+    differing = {name: of_runs for name, of_runs in values.items() if any(value != of_runs[0] for value in of_runs)}
     made = rollouts_of(runs, closed_loop)
     return Comparison(tuple(score_run(run, one) for run, one in zip(runs, made, strict=True)), differing)
 

@@ -231,8 +231,8 @@ def _page(opened: Sequence[OpenedSet], index: dict[str, Any], filled: Filled, se
 def _sentence(opened: Sequence[OpenedSet], index: dict[str, Any], filled: Filled, settings: PageSettings) -> str:
     episodes = index["episodes"]
     steps = sum(entry["steps"] for entry in episodes)
-    found = sum(entry["level"] in ("error", "warning") for entry in episodes)
-    text = f"{len(episodes)} episodes, {steps} steps; {found} with a warning or an error."
+    count = sum(entry["level"] in ("error", "warning") for entry in episodes)
+    text = f"{len(episodes)} episodes, {steps} steps; {count} with a warning or an error."
     if len(filled.shown) < len(episodes):
         asked = settings.episodes is not None and len(filled.shown) == len(set(settings.episodes))
         why = "those asked for" if asked else f"as many as fit into {settings.megabytes:g} MB (--max-megabytes)"
@@ -252,10 +252,10 @@ def numbers_of(words: Sequence[str]) -> list[int]:
     Raises:
         ReportError: another word.
     """
-    found: list[int] = []
+    result: list[int] = []
     for word in words:
         first, _, last = word.partition("-")
         if not first.isdecimal() or not (last or first).isdecimal() or len(word) > 20:
             raise ReportError(f"cannot tell which episodes {word!r} are; expected numbers and ranges, such as 3 or 5-8")
-        found += np.arange(int(first), min(int(last or first), int(first) + 10**6) + 1).tolist()
-    return found
+        result += np.arange(int(first), min(int(last or first), int(first) + 10**6) + 1).tolist()
+    return result

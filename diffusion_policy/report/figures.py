@@ -114,14 +114,14 @@ def gripper_timeline(playback: Playback, events: Sequence[Event], recorded_event
     name = "predicted command" if playback.predicted else "recorded command"
     if playback.commands is not None:
         line(figure, steps, playback.commands, name, PREDICTED)
-    for found, color, label in ((recorded_events, RECORDED, "recorded event"), (events, PREDICTED, "event")):
-        if found:
-            symbols = ["triangle-down" if kind == "close" else "triangle-up" for _, kind in found]
+    for marks, color, label in ((recorded_events, RECORDED, "recorded event"), (events, PREDICTED, "event")):
+        if marks:
+            symbols = ["triangle-down" if kind == "close" else "triangle-up" for _, kind in marks]
             figure.add_trace(
                 go.Scatter(
-                    x=[step for step, _ in found], y=[1.12 if label == "event" else -0.12] * len(found), name=label,
+                    x=[step for step, _ in marks], y=[1.12 if label == "event" else -0.12] * len(marks), name=label,
                     mode="markers", marker={"symbol": symbols, "size": 10, "color": color},
-                    hovertext=[kind for _, kind in found],
+                    hovertext=[kind for _, kind in marks],
                 )
             )  # fmt: skip
     figure.add_hrect(y0=GRIPPER_BAND.closed, y1=GRIPPER_BAND.open, fillcolor=RECORDED, opacity=0.12, line_width=0)
@@ -183,14 +183,14 @@ def state_strips(title: str, episodes: Sequence[FloatArray]) -> go.Figure:
 def outcomes(title: str, results: Sequence[SceneResult]) -> go.Figure:
     """Every scene at its block's position, colored by how it ended, over cells with their share of successes."""
     figure = base(title, ACROSS, AHEAD, hoverlabel={"namelength": -1})
-    found = cells(results)
+    grid = cells(results)
     counts = [
         [f"{done:.0f} of {total:.0f}" if total else "" for done, total in zip(*row, strict=True)]
-        for row in zip(found.done, found.total, strict=True)
+        for row in zip(grid.done, grid.total, strict=True)
     ]
-    shares = [[None if np.isnan(share) else float(share) for share in row] for row in found.share]
+    shares = [[None if np.isnan(share) else float(share) for share in row] for row in grid.share]
     shades = [[0, "rgba(139,146,156,0.10)"], [1, "rgba(42,157,111,0.55)"]]
-    middles = [(edges[:-1] + edges[1:]) / 2 for edges in (found.y, found.x)]
+    middles = [(edges[:-1] + edges[1:]) / 2 for edges in (grid.y, grid.x)]
     figure.add_trace(
         go.Heatmap(
             x=_plain(middles[0]), y=_plain(middles[1]), z=shares, zmin=0, zmax=1, colorscale=shades, showscale=False,

@@ -87,10 +87,10 @@ def contact_sheet(inspection: Inspection) -> Figure | None:
 
 def _frame(steps: Steps, camera: str, step: int) -> tuple[ImageArray | None, str]:
     try:
-        found = steps.cameras[camera].frame(step, *SHEET_FRAME)
+        frame = steps.cameras[camera].frame(step, *SHEET_FRAME)
     except WorkspaceError:
         return None, "does not decode"
-    return (None, "no image") if found is None else (found.frame, "")
+    return (None, "no image") if frame is None else (frame.frame, "")
 
 
 def action_curves(inspection: Inspection) -> Figure | None:
@@ -156,8 +156,8 @@ def _curves(axes: Axes, steps: Steps, part: slice, times: FloatArray, wanted: Se
 def _measured(steps: Steps, name: str) -> FloatArray | None:
     """(N,) a measured number; the bare gripper only of the array that is called after it."""
     usual = (GRIPPER_KEY,) if name == GRIPPER else (POSE_KEY, *steps.measured_keys, *sorted(steps.names))
-    found = (steps.column(key, name) for key in usual if key != ACTION_KEY)
-    return next((column for column in found if column is not None), None)
+    columns = (steps.column(key, name) for key in usual if key != ACTION_KEY)
+    return next((column for column in columns if column is not None), None)
 
 
 def workspace(inspection: Inspection) -> Figure | None:
@@ -190,8 +190,8 @@ def _events(inspection: Inspection, wanted: str, arm: str) -> list[int]:
     command = steps.column(ACTION_KEY, f"{arm}.{GRIPPER}" if arm else GRIPPER)
     if command is None:
         return []
-    found = ((part.start, gripper_events(np.nan_to_num(command[part]))) for part in steps.slices)
-    return [start + step for start, events in found for step, kind in events if kind == wanted]
+    by_episode = ((part.start, gripper_events(np.nan_to_num(command[part]))) for part in steps.slices)
+    return [start + step for start, events in by_episode for step, kind in events if kind == wanted]
 
 
 def episode_timeline(inspection: Inspection) -> Figure | None:

@@ -47,7 +47,7 @@ def replay_data(playback: Playback, most_frames: int) -> dict[str, Any]:
     stride = -(-len(playback) // max(most_frames, 1))
     steps = np.arange(0, len(playback), stride)
     frames = [playback.frames(int(step)) for step in steps]
-    cameras = list(dict.fromkeys(camera for found in frames for camera in found))
+    cameras = list(dict.fromkeys(camera for of_step in frames for camera in of_step))
     return {
         "total": len(playback),
         "steps": steps.tolist(),
@@ -58,7 +58,7 @@ def replay_data(playback: Playback, most_frames: int) -> dict[str, Any]:
         "recorded": None if playback.recorded is None else _rounded(playback.recorded[steps], 3),
         "seconds": None if playback.seconds is None else _rounded(playback.seconds[steps], 2),
         "cameras": cameras,
-        "frames": [[_image(found.get(camera)) for camera in cameras] for found in frames],
+        "frames": [[_image(of_step.get(camera)) for camera in cameras] for of_step in frames],
     }
 
 

@@ -105,8 +105,10 @@ def _examined(opened: OpenedSources) -> tuple[Examination, Sequence[Finding]]:
     if opened.logs:
         looks["log"] = command("validate_gripper", *(evidence.log.path for evidence in opened.logs))
     if documents:
-        found = [finding for document in documents for finding in open_loop_findings(document, document["checkpoint"])]
-        groups["open loop"] = found
+        findings = [
+            finding for document in documents for finding in open_loop_findings(document, document["checkpoint"])
+        ]
+        groups["open loop"] = findings
         looks["open loop"] = command("doctor", "--checkpoint", documents[0]["checkpoint"])
     return Examination(groups, looks), machine
 
@@ -115,12 +117,12 @@ def _sections(groups: Mapping[str, Sequence[Finding]], opened: OpenedSources) ->
     """Those that something was given for, in reading order."""
     run, logs = opened.run, opened.logs
     buffers = [dataset.buffer for dataset in opened.datasets]
-    played = [found for evidence in logs for found in playbacks_of_log(evidence.log, *buffers)]
+    played = [of_log for evidence in logs for of_log in playbacks_of_log(evidence.log, *buffers)]
     if not played and opened.datasets:
         first = opened.datasets[0]
         count = min(EPISODES, first.buffer.n_episodes)
         episodes = (playbacks_of_episode(first.buffer, episode, first.cameras) for episode in range(count))
-        played = [found for arms in episodes for found in arms]
+        played = [of_log for arms in episodes for of_log in arms]
     placed = [playback for playback in played if playback.positions is not None and playback.chunks is not None]
     gripping = [playback for playback in played if playback.commands is not None and (playback.predicted or not logs)]
     weights = None if opened.checkpoint is None else opened.checkpoint.evidence
@@ -158,7 +160,7 @@ def conclude(
     done = "" if cause is not None and cause.code == CLOSED_LOOP else _closed_loop_result(rolled_out)
     if level == "bad":
         return Conclusion("bad", f"{'Do not deploy it' if deploys else 'Do not train on it yet'}: {done}{text}.")
-    found = f"{done}{_opens_and_closes(logs, bool(rolled_out))}"
+    conclusion = f"{done}{_opens_and_closes(logs, bool(rolled_out))}"
     fails = any(finding.trouble for finding in examination.groups.get("closed loop", ()))
     may = (
         "It was rolled out"
@@ -169,7 +171,7 @@ def conclude(
         if deploys
         else "It can be trained on"
     )
-    return Conclusion(level, f"{may}{', with doubts' if level == 'doubt' else ''}: {found}{text}.")
+    return Conclusion(level, f"{may}{', with doubts' if level == 'doubt' else ''}: {conclusion}{text}.")
 
 
 def _closed_loop_result(rolled_out: Sequence[ClosedLoopEvidence]) -> str:
@@ -207,12 +209,12 @@ def _lead(conclusion: Conclusion, examination: Examination) -> str:
 
 def _verdicts(logs: Sequence[LogEvidence]) -> dict[str, str]:
     """By the name of the playback; of several arms of a log under each."""
-    found = {}
+    result = {}
     for evidence in logs:
         name, text = evidence.log.path.stem.removeprefix("inference_log_"), evidence.gripper
         for playback in [f"{name}, {arm}" for arm in text.arms] or [name]:
-            found[playback] = f"{text.verdict}; {text.reason}"
-    return found
+            result[playback] = f"{text.verdict}; {text.reason}"
+    return result
 
 
 def _title(sources: Sources) -> str:

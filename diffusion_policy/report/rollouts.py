@@ -66,13 +66,13 @@ def rollouts_of(runs: Sequence[RunFolder], documents: Sequence[Path] = ()) -> li
         at_hand = closed_loop_of(list(paths.values()), None, run) if paths else ()
         looked.append(tuple(e for e in at_hand if e.checkpoint is not None or e.path in run.closed_loop))
     for path in documents:
-        if not any(e.path.resolve() == path.resolve() and e.checkpoint for found in looked for e in found):
+        if not any(e.path.resolve() == path.resolve() and e.checkpoint for evidence in looked for e in evidence):
             raise ReportError(f"{path}: it is of no checkpoint of these runs; evaluate theirs, or leave it out")
-    choices = [decisive(found, run.deployable) for run, found in zip(runs, looked, strict=True)]
+    choices = [decisive(evidence, run.deployable) for run, evidence in zip(runs, looked, strict=True)]
     chosen = [max(own, key=lambda one: _shared_by(one, choices), default=None) for own in choices]
     made = [
-        Rollouts(found, one, () if one is None else tuple(one.found.results))
-        for found, one in zip(looked, chosen, strict=True)
+        Rollouts(evidence, one, () if one is None else tuple(one.found.results))
+        for evidence, one in zip(looked, chosen, strict=True)
     ]
     return _on_shared_scenes(made) if alike(made) else made
 
@@ -91,8 +91,8 @@ def alike(made: Sequence[Rollouts]) -> bool:
 def unlike(made: Sequence[Rollouts]) -> list[str]:
     """Which conditions those that were rolled out do not share."""
     chosen = [one.chosen for one in made if one.chosen is not None]
-    found = {key for other in chosen[1:] for key in differing(chosen[0].found.about, other.found.about)}
-    return sorted(found)
+    differences = {key for other in chosen[1:] for key in differing(chosen[0].found.about, other.found.about)}
+    return sorted(differences)
 
 
 def _shared_seeds(made: Sequence[Rollouts]) -> set[int]:
@@ -120,13 +120,13 @@ def pairs(runs: Sequence[tuple[str, Rollouts]], first: int | None) -> tuple[list
         if first is None or number == first:
             continue
         ours, theirs = runs[first][0], runs[number][0]
-        found, differ = compared(rolled[first], other), differing(rolled[first].found.about, other.found.about)
-        if found is None:
+        comparison, differ = compared(rolled[first], other), differing(rolled[first].found.about, other.found.about)
+        if comparison is None:
             why = f"another {', '.join(differ)}" if differ else "no scene that both met"
             text.append(f"{theirs} and {ours} were not rolled out in the same scenes ({why}): they are not compared")
         else:
             but = f"; not made alike (another {', '.join(differ)})" if differ else ""
-            text.append(f"in the same scenes {comparison_sentence(found, ours, theirs)}{but}")
-        counts = {"p_value": None} if found is None else found.to_json()
+            text.append(f"in the same scenes {comparison_sentence(comparison, ours, theirs)}{but}")
+        counts = {"p_value": None} if comparison is None else comparison.to_json()
         plain.append({"first": ours, "second": theirs, "differ": differ, **counts})
     return text, plain

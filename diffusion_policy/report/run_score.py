@@ -102,7 +102,7 @@ class RunScore:
     def cells(self) -> list[str]:
         """The row of the table."""
         interval = self.interval
-        found = "-" if interval is None else f"{self.found} of {self.recorded} ({interval[0]:.0%}-{interval[1]:.0%})"
+        recall = "-" if interval is None else f"{self.found} of {self.recorded} ({interval[0]:.0%}-{interval[1]:.0%})"
         within = "" if self.f1 is None or self.tolerance is None else f" ({self.tolerance})"
         return [
             self.run.name,
@@ -110,7 +110,7 @@ class RunScore:
             self._success_cell(),
             share_cell(self.success, self.success_interval),
             f"{cell(self.f1)}{within}",
-            found,
+            recall,
             "-" if self.false_flips is None else str(self.false_flips),
             self.motion_cell(),
             cell(self.val_loss),

@@ -193,7 +193,7 @@ def _shares(shares: Sequence[Share]) -> str:
 
 def _share_curves(run: RunFolder, drawn: dict[str, Figure], parts: list[str]) -> None:
     """Shares of scenes done in closed loop, and of gripper events found, with their intervals."""
-    found = {
+    curves = {
         name: (run.curve(key), run.curve(f"{key}_low"), run.curve(f"{key}_high"))
         for name, key in SHARES.items()
         if run.curve(key)
@@ -210,7 +210,7 @@ def _share_curves(run: RunFolder, drawn: dict[str, Figure], parts: list[str]) ->
             "gripper events found",
         ),
     ):
-        lines = {key: found[key] for key in of if key in found}
+        lines = {key: curves[key] for key in of if key in curves}
         if lines:
             drawn[name] = plot.shares(title, lines)
             values = ", ".join(f"{key} {curve[0][-1][1]:.2f}" for key, curve in lines.items())

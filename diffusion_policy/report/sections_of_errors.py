@@ -123,13 +123,13 @@ def _in_words(document: Mapping[str, Any]) -> list[str]:
     events, copycat = document["scores"][POLICY].get("events"), document.get("beside_copycat")
     text = []
     if events is not None:
-        found, recorded = len(events["matched"]), len(events["matched"]) + len(events["missed"])
+        matched, recorded = len(events["matched"]), len(events["matched"]) + len(events["missed"])
         made = f"{len(events['false'])} false, {events['bounces']} undone at once"
         low, high = events["recall_interval"] or (0.0, 1.0)
         offset = events["median_offset_steps"]
         median = "" if offset is None else f", median {offset:+.3g} steps"
         text.append(
-            f"Gripper: {found} of {recorded} recorded events found in {document['samples']} samples (95 % interval "
+            f"Gripper: {matched} of {recorded} recorded events found in {document['samples']} samples (95 % interval "
             f"{low:.0%}-{high:.0%}), {events['early']} early and {events['late']} late{median}; {made}."
             if recorded
             else f"Gripper: no event is recorded in these episodes, so F1 and recall are not defined; {made}."
@@ -212,7 +212,7 @@ def trajectory_section(playbacks: Sequence[Playback]) -> Section:
         figure = plot.trajectories(playback.name, paths, playback.chunks if playback.predicted else None)
         events = [] if playback.commands is None else gripper_events(playback.commands)
         for kind, symbol in (("close", "diamond"), ("open", "circle-open")):
-            points = playback.positions[[step for step, found in events if found == kind]]
+            points = playback.positions[[step for step, event in events if event == kind]]
             plot.mark_points(figure, points, f"{kind}s", plot.MEASURED, symbol)
         drawn[f"trajectory-{i}"] = figure
         spans = " x ".join(f"{span * 100:.0f}" for span in np.ptp(playback.positions, axis=0))
@@ -247,8 +247,8 @@ def latency_section(stages: Sequence[Stage]) -> Section:
 
 def pooled(stages: Sequence[Sequence[Stage]]) -> list[Stage]:
     """Stages of several logs together, by name, in the order of their first appearance."""
-    names = dict.fromkeys(stage.name for found in stages for stage in found)
-    parts = {name: [stage for found in stages for stage in found if stage.name == name] for name in names}
+    names = dict.fromkeys(stage.name for of_log in stages for stage in of_log)
+    parts = {name: [stage for of_log in stages for stage in of_log if stage.name == name] for name in names}
     return [
         Stage(name, np.concatenate([p.milliseconds for p in same]), sum(p.left_out for p in same))
         for name, same in parts.items()

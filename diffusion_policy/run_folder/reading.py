@@ -179,26 +179,26 @@ def _read_status(path: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        numbers = [int(found[key]) for key in ("epochs", "of_epochs", "updates", "of_updates")]
-        texts = [found[key] for key in ("state", "signal", "error")]
+        status = json.loads(path.read_text(encoding="utf-8"))
+        numbers = [int(status[key]) for key in ("epochs", "of_epochs", "updates", "of_updates")]
+        texts = [status[key] for key in ("state", "signal", "error")]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{path}: not as training writes it ({error!r}); remove it") from error
     if min(numbers) < 0 or not all(text is None or isinstance(text, str) for text in texts):
-        raise RunFolderError(f"{path}: not as training writes it ({found}); remove it")
-    return dict(found)
+        raise RunFolderError(f"{path}: not as training writes it ({status}); remove it")
+    return dict(status)
 
 
 def _read_sampling(path: Path) -> tuple[Share, ...]:
     if not path.is_file():
         return ()
     try:
-        found = [Share(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-        for share in found:
+        shares = [Share(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        for share in shares:
             str(share)  # all of its numbers are numbers
     except (OSError, ValueError, TypeError) as error:
         raise RunFolderError(f"{path}: not as training writes it ({error!r}); remove it") from error
-    return tuple(found)
+    return tuple(shares)
 
 
 def _read_metrics(path: Path) -> list[Metrics]:
@@ -206,7 +206,7 @@ def _read_metrics(path: Path) -> list[Metrics]:
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    found = []
+    result = []
     for number, line in enumerate(lines, 1):
         if not line.endswith("\n"):
             continue
@@ -216,8 +216,8 @@ def _read_metrics(path: Path) -> list[Metrics]:
             raise RunFolderError(f"{path}: line {number} is not JSON ({error})") from error
         if not isinstance(entry, dict):
             raise RunFolderError(f"{path}: line {number} holds a {type(entry).__name__}; expected an object")
-        found.append(_without_invented(entry))
-    return found
+        result.append(_without_invented(entry))
+    return result
 
 
 def _without_invented(line: Metrics) -> Metrics:

@@ -168,15 +168,15 @@ def read_lines(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]
         lines = (folder / "steps.jsonl").read_bytes().split(b"\n")
     except (OSError, ValueError) as error:
         raise SessionLogError(f"{folder} is no run's folder: {error}; expected meta.json and steps.jsonl") from error
-    found = []
+    parsed = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is incomplete, or empty
         try:
-            found.append(json.loads(line))
+            parsed.append(json.loads(line))
         except ValueError as error:
             raise SessionLogError(f"{folder}/steps.jsonl: line {number} is not JSON ({error})") from error
-    if not isinstance(meta, dict) or not all(isinstance(line, dict) for line in found):
+    if not isinstance(meta, dict) or not all(isinstance(line, dict) for line in parsed):
         raise SessionLogError(f"{folder}: meta.json or a line of steps.jsonl is no object")
-    return meta, found
+    return meta, parsed
 
 
 def newest_images(folder: str | Path, meta: Mapping[str, Any], names: Sequence[Any]) -> dict[str, Any]:

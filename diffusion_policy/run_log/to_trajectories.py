@@ -92,7 +92,7 @@ def convert_logs(
             logger.warning("%s: left out, none of its observations was answered: %s", log.path, log.why_empty)
             empty.append(f"{log.path}: {log.why_empty}")
         else:
-            with _whole_or_not(written, done, directory):
+            with _all_or_nothing(written, done, directory):
                 lines = _lines(log)
                 log = _in_internal_scale(log, gripper_scale)
                 _check_corrections(log, corrections or {})
@@ -105,7 +105,7 @@ def convert_logs(
 
 
 @contextlib.contextmanager
-def _whole_or_not(written: list[WrittenEpisode], done: Sequence[str | Path], directory: Path) -> Iterator[None]:
+def _all_or_nothing(written: list[WrittenEpisode], done: Sequence[str | Path], directory: Path) -> Iterator[None]:
     """Removes the episodes of an interrupted log, so that the same command continues with that log."""
     before = len(written)
     try:
@@ -127,17 +127,17 @@ def _check_corrections(log: RunLog, corrections: Mapping[int, Sequence[float]]) 
 def read_corrections(path: str | Path) -> dict[int, list[float]]:
     """Reads corrected actions by step number; RunLogError if the file has another format."""
     try:
-        found = {
+        result = {
             int(step): [float(value) for value in action] for step, action in json.loads(Path(path).read_text()).items()
         }
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RunLogError(f'{path}: expected a JSON object {{"step": [8 numbers]}} ({error})') from error
-    for step, action in found.items():
+    for step, action in result.items():
         if len(action) != len(POSE_GRIPPER) or not np.isfinite(action).all():
             raise RunLogError(
                 f"{path}: the action of step {step} is {action}; expected {len(POSE_GRIPPER)} finite numbers"
             )
-    return found
+    return result
 
 
 def _lines(log: RunLog) -> dict[int, dict[str, Any]]:
@@ -153,8 +153,8 @@ def _in_internal_scale(log: RunLog, declared: DeclaredScales | None) -> RunLog:
     if scales is None:
         return log
     if scales.unknown:
-        name, found = scales.unknown[0]
-        raise RunLogError(f"{log.path}: its {name} is {found.span}: {found.reason}; say which: {scales.advice()}")
+        name, scale = scales.unknown[0]
+        raise RunLogError(f"{log.path}: its {name} is {scale.span}: {scale.reason}; say which: {scales.advice()}")
     internal = scales.command.is_internal and (scales.measured is None or scales.measured.is_internal)
     return log if internal else log.converted(scales)
 

@@ -66,7 +66,7 @@ def join(log: ArmLogContent, runs: Sequence[Path]) -> list[JoinedRequest]:
 def _joined(request: dict[str, Any], log: ArmLogContent, line: dict[str, Any] | None) -> JoinedRequest:
     name, sent = request["request_id"], request["time"]
     answer, failed, moves = (
-        [found for found in log.of(event) if found["request_id"] == name] for event in ("answer", "error", "move")
+        [entry for entry in log.of(event) if entry["request_id"] == name] for event in ("answer", "error", "move")
     )
     seam = (answer[0]["seam"] if answer else None) or {}
     timing = {} if line is None else line.get("timing", {})
@@ -103,11 +103,11 @@ def joined_table(requests: Sequence[JoinedRequest]) -> Table:
     start = requests[0].time if requests else 0.0
     for one in requests:
         values = (one.delay_ms, one.inference_ms, one.commands, one.age_ms, one.seam_mm, one.seam_deg)
-        shown = [_shown(value) for value in values]
+        shown = [_formatted(value) for value in values]
         moment = f"{one.time - start:.2f}"
         table.add(one.request_id, one.server, one.outcome, moment, *shown, str(one.interventions or ""))
     return table
 
 
-def _shown(value: float | None) -> str:
+def _formatted(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -27,8 +27,8 @@ class Recent(Generic[Value]):
         self._values.move_to_end(key)
         return self._values[key]
 
-    def update(self, found: Mapping[bytes, Value]) -> None:
+    def update(self, entries: Mapping[bytes, Value]) -> None:
         """Keep values."""
-        self._values.update(found)
+        self._values.update(entries)
         while len(self._values) > self._capacity:
             self._values.popitem(last=False)

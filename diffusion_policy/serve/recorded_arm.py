@@ -98,11 +98,11 @@ def open_recorded_arm(episode: Path, form: PolicyForm, clock: Clock) -> Recorded
 
 def _states(recording: Recording, names: ArrayNames, form: PolicyForm, episode: Path) -> FloatArray:
     """(N, D) of the recorded numbers, by name."""
-    found = [names.state_column(name) for name in form.layout.names]
-    unknown = [name for name, place in zip(form.layout.names, found, strict=True) if place is None]
+    state_columns = [names.state_column(name) for name in form.layout.names]
+    unknown = [name for name, place in zip(form.layout.names, state_columns, strict=True) if place is None]
     if unknown:
         raise SpecError(f"{episode}: measured {list(names.states)}, without {unknown}; the policy's messages need it")
-    columns = [recording.states[place[0]][:, place[1]] for place in found if place is not None]
+    columns = [recording.states[place[0]][:, place[1]] for place in state_columns if place is not None]
     return np.stack(columns, axis=1).astype(np.float64)
 
 

@@ -93,19 +93,19 @@ class ReplayReport:
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON."""
-        found = asdict(self)
+        content = asdict(self)
         if self.joint_unit is None:
-            found = {name: value for name, value in found.items() if "joint" not in name}
-        return {**found, "passed": self.passed}
+            content = {name: value for name, value in content.items() if "joint" not in name}
+        return {**content, "passed": self.passed}
 
     def _apart(self) -> tuple[str, str]:
         """Returns how far the executed actions differ on average, and where most."""
         mean, furthest = [], []
         if self.furthest_mm is not None:
-            mean.append(f"{_shown(self.position_mm)} mm, {_shown(self.rotation_deg)} degrees")
+            mean.append(f"{_formatted(self.position_mm)} mm, {_formatted(self.rotation_deg)} degrees")
             furthest.append(f"{self.furthest_mm:.2f} mm")
         if self.furthest_joint is not None:
-            mean.append(f"{_shown(self.joints)} {self.joint_unit} of a joint")
+            mean.append(f"{_formatted(self.joints)} {self.joint_unit} of a joint")
             furthest.append(f"{self.furthest_joint:.2f} {self.joint_unit} of a joint")
         return f"{', '.join(mean)} on average", f"{', '.join(furthest)} at step {self.furthest_step}"
 
@@ -246,13 +246,13 @@ def _gripper_differences(
     layout: ActionLayout, before: FloatArray, after: FloatArray, numbers: Sequence[int]
 ) -> list[str]:
     """Returns ``event_differences`` of every gripper in commands (N, D), each with the name of its arm."""
-    found = []
+    result = []
     for arm, ours, theirs in zip(
         layout.labels("gripper"), layout.grippers(before).T, layout.grippers(after).T, strict=True
     ):
         differences = event_differences(ours, theirs, numbers)
-        found += [f"{arm} gripper: {sentence}" for sentence in differences] if arm else differences
-    return found
+        result += [f"{arm} gripper: {sentence}" for sentence in differences] if arm else differences
+    return result
 
 
 def _usable_threads(logged: Any) -> int | None:
@@ -267,7 +267,7 @@ def _ask(engine: Engine, step: LoggedStep) -> Inference:
     return engine.infer(step.observation, step.seed, step.remainder, Stages())
 
 
-def _shown(value: float | None) -> str:
+def _formatted(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
@@ -280,19 +280,19 @@ def _common(before: FloatArray, after: FloatArray) -> tuple[FloatArray, FloatArr
 def event_differences(before: FloatArray, after: FloatArray, numbers: Sequence[int]) -> list[str]:
     """Returns sentences on gripper events in commands (N,), as "B closes 3 steps earlier, at step 41 (A at 44)"."""
     ours, theirs = gripper_events(before), gripper_events(after)
-    found, unmatched = [], list(theirs)
+    differences, unmatched = [], list(theirs)
     for step, kind in ours:
         same_kind = [event for event in unmatched if event[1] == kind]
         if not same_kind:
-            found.append(f"B does not {kind} where A does, at step {numbers[step]}")
+            differences.append(f"B does not {kind} where A does, at step {numbers[step]}")
             continue
         nearest: Event = min(same_kind, key=lambda event: abs(event[0] - step))
         unmatched.remove(nearest)
         if nearest[0] != step:
             offset = numbers[nearest[0]] - numbers[step]
             word = "later" if offset > 0 else "earlier"
-            found.append(
+            differences.append(
                 f"B {kind}s {abs(offset)} step{'s' if abs(offset) > 1 else ''} {word}, at step {numbers[nearest[0]]} "
                 f"(A at {numbers[step]})"
             )
-    return found + [f"B {kind}s at step {numbers[step]}, where A does not" for step, kind in unmatched]
+    return differences + [f"B {kind}s at step {numbers[step]}, where A does not" for step, kind in unmatched]

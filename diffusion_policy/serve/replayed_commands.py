@@ -67,11 +67,11 @@ class RecordedCommands:
         if reached < self.times[1] - _ROUNDING or index >= len(self.times):
             return None
         before, start, end = self.actions[max(0, index - 2)], self.times[index - 1], self.times[index]
-        found = interpolate(self.layout, before, self.actions[index - 1], min(1.0, (reached - start) / (end - start)))
+        result = interpolate(self.layout, before, self.actions[index - 1], min(1.0, (reached - start) / (end - start)))
         given = max(0, int(np.searchsorted(self.times, now + _ROUNDING, side="right")) - 1)
         columns = list(self.layout.gripper_columns)
-        found[columns] = self.actions[given, columns]
-        return found
+        result[columns] = self.actions[given, columns]
+        return result
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,9 @@ class CommandComparison:
     def rows(self) -> list[tuple[str, str]]:
         """What is shown: names and values."""
         rows = [
-            ("position", _shown(self.position_mm, "mm")),
-            ("rotation", _shown(self.rotation_deg, "degrees")),
-            *([] if self.joint_unit is None else [("joints", _shown(self.joints, self.joint_unit))]),
+            ("position", _formatted(self.position_mm, "mm")),
+            ("rotation", _formatted(self.rotation_deg, "degrees")),
+            *([] if self.joint_unit is None else [("joints", _formatted(self.joints, self.joint_unit))]),
             ("gripper", _NOTHING if self.gripper_agreement is None else f"{self.gripper_agreement:.1%} agree"),
         ]
         return [("compared with recorded", f"{self.commands} commands"), *((f"  {name}", text) for name, text in rows)]
@@ -145,5 +145,5 @@ def _mean_and_largest(values: FloatArray) -> tuple[float, float] | None:
     return (float(values.mean()), float(values.max())) if values.size else None
 
 
-def _shown(pair: tuple[float, float] | None, unit: str) -> str:
+def _formatted(pair: tuple[float, float] | None, unit: str) -> str:
     return _NOTHING if pair is None else f"mean {pair[0]:.1f} {unit}, largest {pair[1]:.1f} {unit}"

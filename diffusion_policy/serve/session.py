@@ -51,7 +51,7 @@ from diffusion_policy.serve.transport.protocol import (
     action_reply,
     error_reply,
 )
-from diffusion_policy.serve.transport.request import Arrival, Reply, Request, Ticket
+from diffusion_policy.serve.transport.request import Arrival, PendingReply, Reply, Request
 from diffusion_policy.spec import GRIPPER
 
 logger = logging.getLogger(__name__)
@@ -143,23 +143,23 @@ class Session:
             "log_stopped": None if self._log is None else self._log.stopped,
         }
 
-    def answer(self, request: Request, behind: Callable[[], Sequence[Request]], ticket: Ticket) -> Reply:
+    def answer(self, request: Request, behind: Callable[[], Sequence[Request]], pending: PendingReply) -> Reply:
         """Reads a message and answers it. Never raises: every failure becomes an error reply here.
 
         ``behind`` returns the requests that arrived since; a newer observation among them supersedes this one. Runs in
         the server's one worker thread.
         """
         arrival = request.arrival
-        arrival.stages.wanted = lambda: not ticket.expired
+        arrival.stages.wanted = lambda: not pending.expired
         try:
             message = request.message()
-            if ticket.expired:  # while it waited for the worker: it takes no robot lock
+            if pending.expired:  # while it waited for the worker: it takes no robot lock
                 line = describe_observation(message, arrival) if isinstance(message, Observation) else {}
-                return self._give_up(ticket, arrival, line)
+                return self._give_up(pending, arrival, line)
             self._admit(message)
             if isinstance(message, Observation) and is_superseded(message, behind()):
                 return self._supersede(message, arrival)
-            reply = self._answer(message, arrival, ticket)
+            reply = self._answer(message, arrival, pending)
         except ProtocolError as error:
             return self.refuse(error.code, str(error), arrival)
         except WorkspaceError as error:
@@ -239,7 +239,7 @@ class Session:
         self._guard.reset()
         self._cameras.reset()
 
-    def _answer(self, message: Message, arrival: Arrival, ticket: Ticket) -> Reply:
+    def _answer(self, message: Message, arrival: Arrival, pending: PendingReply) -> Reply:
         match message:
             case Hello():
                 return Reply(self.metadata(), stages=arrival.stages)
@@ -254,7 +254,7 @@ class Session:
                 observation = self._engine.form.with_continued(observation, self._gripper.command.to_internal)
                 if observation.inspect:
                     return self._inspect(observation, arrival)
-                return self._act(observation, arrival, ticket)
+                return self._act(observation, arrival, pending)
 
     def _inspect(self, observation: Observation, arrival: Arrival) -> Reply:
         if not self._settings.allow_inspection:
@@ -264,7 +264,7 @@ class Session:
         content = {"inputs": inputs, "seed": seed, "actions": inference.actions}
         return Reply({"type": "inspection", **content}, stages=arrival.stages)
 
-    def _act(self, observation: Observation, arrival: Arrival, ticket: Ticket) -> Reply:
+    def _act(self, observation: Observation, arrival: Arrival, pending: PendingReply) -> Reply:
         """Answers an observation with an action; every failed check raises."""
         stages, hz, now = arrival.stages, self._settings.control_hz, float(observation.timestamps[-1])
         self._freshness.check_unit(observation, arrival.received)
@@ -298,9 +298,9 @@ class Session:
         except ProtocolError as error:
             return self._refuse_observation(error.code, str(error), arrival, line, observation)
         except GivenUpError:
-            return self._give_up(ticket, arrival, line, observation.images)
-        if not ticket.claim():
-            return self._give_up(ticket, arrival, line, observation.images)
+            return self._give_up(pending, arrival, line, observation.images)
+        if not pending.claim():
+            return self._give_up(pending, arrival, line, observation.images)
         self._served = ServedChunk(inference.sequence, inference.first, now, self._layout)
         self._guard.accept(guarded)
         if self._settings.engine.warm_start and remainder is not None:
@@ -326,9 +326,9 @@ class Session:
         message = "a newer observation was waiting when this one's turn came; only the newest is answered"
         return self._error("superseded", message, arrival, describe_observation(observation, arrival))
 
-    def _give_up(self, ticket: Ticket, arrival: Arrival, line: Mapping[str, Any], images: Images = ()) -> Reply:
+    def _give_up(self, pending: PendingReply, arrival: Arrival, line: Mapping[str, Any], images: Images = ()) -> Reply:
         """Returns a reply for the log only: the client already has its error, or is gone."""
-        reply = self._error("late", NOT_WAITED_FOR[ticket.outcome or "late"], arrival, without_step(line))
+        reply = self._error("late", NOT_WAITED_FOR[pending.outcome or "late"], arrival, without_step(line))
         reply.images, reply.withheld = images, True
         return reply
 
@@ -357,20 +357,20 @@ class Session:
 
     def _warnings(self, observation: Observation) -> list[str]:
         """Returns warnings about an observation; ProtocolError where the settings refuse it."""
-        found = self._engine.outside_training(observation, self._settings.range_margin)
+        result = self._engine.outside_training(observation, self._settings.range_margin)
         self._grippers.extend(self._layout.grippers(observation.states[-1]).tolist())
-        if self._settings.gripper_scale is None and any(f"{GRIPPER} is " in sentence for sentence in found):
+        if self._settings.gripper_scale is None and any(f"{GRIPPER} is " in sentence for sentence in result):
             advice = find_scales(self._grippers).advice("gripper_scale=")
-            found.append(f"if the robot's gripper is in another scale than 0 closed to 1 open, say which: {advice}")
-        if found and self._settings.on_unseen_state == "refuse":
-            raise ProtocolError("bad_state", "; ".join(found))
+            result.append(f"if the robot's gripper is in another scale than 0 closed to 1 open, say which: {advice}")
+        if result and self._settings.on_unseen_state == "refuse":
+            raise ProtocolError("bad_state", "; ".join(result))
         spacing = np.diff(observation.timestamps)
         period = 1 / self._settings.control_hz
         if spacing.size and np.abs(spacing / period - 1).max() > 0.5:
-            found.append(f"frames are {spacing.tolist()} s apart; expected {period:.3f} s")
+            result.append(f"frames are {spacing.tolist()} s apart; expected {period:.3f} s")
         if self._log is not None and self._log.stopped:
-            found.append(self._log.stopped)
-        return found
+            result.append(self._log.stopped)
+        return result
 
     def _log_warnings(self, warnings: Sequence[str]) -> None:
         """Logs each kind of warning once on the server, since old clients do not read them."""

@@ -359,14 +359,16 @@ def _nearest(key: str) -> str:
     last = key.rpartition(".")[2]
     by_last = {name.rpartition(".")[2]: name for name in reversed(names)}
     alike = [by_last[name] for name in difflib.get_close_matches(last, by_last, n=2, cutoff=0.6)]
-    found = dict.fromkeys(alike + difflib.get_close_matches(key, names, n=1, cutoff=0.7))
-    return f"; nearest: {', '.join(found)}" if found else f"; settings are {', '.join(names)}"
+    candidates = dict.fromkeys(alike + difflib.get_close_matches(key, names, n=1, cutoff=0.7))
+    return f"; nearest: {', '.join(candidates)}" if candidates else f"; settings are {', '.join(names)}"
 
 
 def _example(config: str | Path | None) -> str:
     """Returns a command that serves the newest checkpoint of a training run in this folder."""
     outputs = Path("data/outputs")
-    found = [path for depth in ("*", "*/*") for path in outputs.glob(f"{depth}/checkpoints/latest.ckpt")]
-    newest = max(found, key=lambda path: path.stat().st_mtime, default=outputs / "finetune/checkpoints/latest.ckpt")
+    checkpoints = [path for depth in ("*", "*/*") for path in outputs.glob(f"{depth}/checkpoints/latest.ckpt")]
+    newest = max(
+        checkpoints, key=lambda path: path.stat().st_mtime, default=outputs / "finetune/checkpoints/latest.ckpt"
+    )
     options = [] if config is None else ["--config", config]
     return f"For instance: {command('serve', *options, f'ckpt={newest}')}"

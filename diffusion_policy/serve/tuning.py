@@ -116,8 +116,8 @@ class Measured:
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON; entries of joints only where there are joints."""
-        found = asdict(self)
-        return {name: value for name, value in found.items() if self.joint_unit is not None or "joint" not in name}
+        content = asdict(self)
+        return {name: value for name, value in content.items() if self.joint_unit is not None or "joint" not in name}
 
 
 @dataclass(frozen=True)
@@ -199,14 +199,14 @@ class RecordedRequests:
         low = int(steps[0])
         observed = self._recorded.observations(steps)
         cameras = [observed[camera.key].numpy() for camera in self._recorded.policy.spec.rgb]  # (N, To, 3, H, W) each
-        found = []
+        result = []
         for row, step in enumerate(steps.tolist()):
             window = np.maximum(np.arange(step - self._n_obs + 1, step + 1), low)
             states = self.wire.recorded(self._recorded.logged_states(window), self._recorded.state_layout)
             frames = [np.ascontiguousarray(np.moveaxis(image, 0, -1)) for images in cameras for image in images[row]]
             times = (step - low + np.arange(1 - self._n_obs, 1)) / self._hz
-            found.append(self._form.observation(frames, states, times))
-        return found
+            result.append(self._form.observation(frames, states, times))
+        return result
 
     def score_events(self, number: int, chunks: NDArray[np.float64], tolerance_s: float) -> EventScore:
         """Scores gripper events of executed actions: ``stride`` actions of each chunk (N, Ta, D), then the next one.
@@ -363,8 +363,8 @@ def within(measured: Sequence[Measured], budget: Budget) -> list[Measured]:
     limits = {
         name: min(_known(getattr(row, name)) for row in rows) + _allowed(name, rows[0], budget) for name in errors
     }
-    found = [row.event_f1 for row in rows if row.event_f1 is not None]
-    events, made_up = max(found, default=None), min(row.false_events for row in rows)
+    scores = [row.event_f1 for row in rows if row.event_f1 is not None]
+    events, made_up = max(scores, default=None), min(row.false_events for row in rows)
     return [
         row
         for row in rows

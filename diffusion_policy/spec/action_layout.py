@@ -171,12 +171,12 @@ class ActionLayout:
         Quaternions come as they are, norm included; other representations as unit quaternions.
         """
         array = self._checked(values)
-        found = [
+        converted = [
             to_quaternions(array[..., list(arm.rotation)], arm.representation)
             for arm in self.arms
             if arm.representation is not None
         ]
-        return _stacked(found, array.shape[:-1], 4)
+        return _stacked(converted, array.shape[:-1], 4)
 
     def grippers(self, values: ArrayLike) -> FloatArray:
         """(..., D) -> (..., G), 0 closed to 1 open."""
@@ -239,10 +239,10 @@ class ActionLayout:
             raise SpecError(
                 f"{self.describe()} cannot be written as {target.describe()}; the two differ in their parts"
             )
-        found = np.empty((*array.shape[:-1], len(target.names)))
+        result = np.empty((*array.shape[:-1], len(target.names)))
         for column, name in enumerate(target.names):
             if column not in target._rotation_columns:
-                found[..., column] = array[..., self.names.index(name)]
+                result[..., column] = array[..., self.names.index(name)]
         for arm in target.arms:
             own = next(other for other in self.arms if other.name == arm.name)
             if arm.representation is None or own.representation is None:
@@ -250,8 +250,8 @@ class ActionLayout:
             turn = array[..., list(own.rotation)]
             if own.representation != arm.representation:
                 turn = from_quaternions(to_quaternions(turn, own.representation), arm.representation)
-            found[..., list(arm.rotation)] = turn
-        return found
+            result[..., list(arm.rotation)] = turn
+        return result
 
     def difference(self, base: ArrayLike, values: ArrayLike) -> FloatArray:
         """Actions relative to a base: poses in the base's own frame (inverse(base) * value), joints by subtraction.

@@ -161,8 +161,8 @@ def _check_rotation(rotation: Any, names: tuple[str, ...]) -> None:
     """Refuse a representation that the names of an action do not have."""
     if rotation not in ROTATIONS:
         raise SpecError(f"shape_meta.action.rotation is {rotation!r}; expected null or one of {', '.join(ROTATIONS)}")
-    found = {arm.representation for arm in arms_of(names) if arm.representation is not None}
-    if found != {rotation}:
+    representations = {arm.representation for arm in arms_of(names) if arm.representation is not None}
+    if representations != {rotation}:
         raise SpecError(
             f"shape_meta.action.rotation is {rotation}, whose numbers are called {' '.join(ROTATIONS[rotation])}; the "
             f"action's are {' '.join(names)}: name them so in the task's shape_meta (config/task/cogact_robot_10d.yaml "
@@ -214,9 +214,9 @@ def _read_units(action: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str,
         units = [units.get(name) for name in names]
     if not isinstance(units, Sequence) or isinstance(units, str) or len(units) != len(names):
         raise SpecError(f"shape_meta.action.units is {units!r}; expected {len(names)} units, or a mapping by name")
-    found = tuple("" if unit is None else str(unit) for unit in units)
-    for name, unit in zip(names, found, strict=True):
+    listed = tuple("" if unit is None else str(unit) for unit in units)
+    for name, unit in zip(names, listed, strict=True):
         known = unit_of(name)
         if unit and known not in (unit, "unknown"):
             raise SpecError(f"shape_meta.action.units says {name} is in {unit!r}; it is in {known!r} here")
-    return found if any(found) else ()
+    return listed if any(listed) else ()

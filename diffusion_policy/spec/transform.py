@@ -57,12 +57,12 @@ class StepTransform:
         Raises:
             SpecError: a pose has no rotation.
         """
-        found = dict(obs)
+        result = dict(obs)
         for ours, theirs in zip(self.policy.low_dim, self.robot.low_dim, strict=True):
             if ours != theirs and ours.key in obs:
                 values = ActionLayout.of(theirs.names).converted(obs[ours.key], ActionLayout.of(ours.names))
-                found[ours.key] = values.astype(obs[ours.key].dtype)
-        return found
+                result[ours.key] = values.astype(obs[ours.key].dtype)
+        return result
 
     def trained(self, actions: ArrayLike, state: ArrayLike | None) -> FloatArray:
         """Actions (..., T, D) of a recording -> those (..., T, Da) that the policy learns.
@@ -96,15 +96,15 @@ class StepTransform:
         if self.is_identity:
             return values
         usable = np.isfinite(values).all(axis=-1) & are_rotations(self.policy.layout.rotations(values)).all(axis=-1)
-        found = np.full((*values.shape[:-1], len(self.robot.action_names)), np.nan)
+        robot_actions = np.full((*values.shape[:-1], len(self.robot.action_names)), np.nan)
         sound = values[usable]
         if self.robot.action_names != self.policy.action_names:
             sound = self.policy.layout.converted(sound, self.robot.layout)
         if self.policy.relative:
-            start = np.broadcast_to(self.state(obs)[..., None, :], found.shape)
+            start = np.broadcast_to(self.state(obs)[..., None, :], robot_actions.shape)
             sound = self.robot.layout.integrate(start[usable], sound)
-        found[usable] = sound
-        return self._with_continuous_signs(found, obs)
+        robot_actions[usable] = sound
+        return self._with_continuous_signs(robot_actions, obs)
 
     def state(self, obs: Arrays) -> FloatArray:
         """(..., D) newest observed state in the robot's action layout; NaN where nothing is observed of a number.
@@ -113,21 +113,21 @@ class StepTransform:
             obs: of the robot, (..., To, D of the key).
         """
         leading = next(iter(obs[key].shape[:-2] for key in self._observed_by.values()), ())
-        found = np.full((*leading, len(self.robot.action_names)), np.nan)
+        result = np.full((*leading, len(self.robot.action_names)), np.nan)
         for column, name in enumerate(self.robot.action_names):
             key = self._observed_by.get(name)
             if key is not None:
-                found[..., column] = obs[key][..., -1, self.robot.field(key).names.index(name)]
-        return found
+                result[..., column] = obs[key][..., -1, self.robot.field(key).names.index(name)]
+        return result
 
     @cached_property
     def _observed_by(self) -> dict[str, str]:
         """By name of a number of the action, the observation key that has one of that name."""
-        found: dict[str, str] = {}
+        keys: dict[str, str] = {}
         for field in self.robot.low_dim:
             for name in field.names:
-                found.setdefault(name, field.key)
-        return {name: key for name, key in found.items() if name in self.robot.action_names}
+                keys.setdefault(name, field.key)
+        return {name: key for name, key in keys.items() if name in self.robot.action_names}
 
     @cached_property
     def _state_columns(self) -> tuple[int, ...]:

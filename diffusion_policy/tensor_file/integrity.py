@@ -148,7 +148,7 @@ def _in_threads(check: Callable[[Record], Any], records: Sequence[Record]) -> li
     if threads < 2:
         return [check(record) for record in records]
     with ThreadPoolExecutor(threads, "crc32") as pool:
-        return [found for share in pool.map(lambda share: list(map(check, share)), shares) for found in share]
+        return [checked for share in pool.map(lambda share: list(map(check, share)), shares) for checked in share]
 
 
 def _damage(where: str, faults: Sequence[str], total: int) -> str:
@@ -186,8 +186,8 @@ class RecordedHashes:
     @cached_property
     def _recorded(self) -> dict[Path, Recorded]:
         """The recorded hashes by file; `path` itself is the key of the common hash of all shards."""
-        found = {path: recorded_sha256(path) for path in dict.fromkeys((*self.files, self.path))}
-        return {path: recorded for path, recorded in found.items() if recorded is not None}
+        hashes = {path: recorded_sha256(path) for path in dict.fromkeys((*self.files, self.path))}
+        return {path: recorded for path, recorded in hashes.items() if recorded is not None}
 
     def check_file(self, file: Path) -> None:
         """Compare the file of a tensor; all files where only their common hash is recorded.
@@ -220,10 +220,10 @@ class RecordedHashes:
             if recorded is None or path in self._compared:
                 continue
             files = (path,) if path in self.files else self.files
-            found = sha256_of_shards({file: file_sha256(file) for file in files})
-            if found != recorded.sha256:
+            digest = sha256_of_shards({file: file_sha256(file) for file in files})
+            if digest != recorded.sha256:
                 raise TensorFileError(
-                    f"{path}: it is not what {recorded.by} recorded: its SHA-256 is {found}, recorded was "
+                    f"{path}: it is not what {recorded.by} recorded: its SHA-256 is {digest}, recorded was "
                     f"{recorded.sha256}. It is damaged or was replaced; copy or download it again, or remove "
                     f"{recorded.by.name} if it was replaced on purpose."
                 )
@@ -237,9 +237,9 @@ def recorded_sha256(path: Path) -> Recorded | None:
     a download by huggingface_hub, and the name of its cached blob.
     """
     for find in (_of_ledgers, _of_sums, _of_download, _of_blob):
-        found = find(path)
-        if found is not None:
-            return found
+        result = find(path)
+        if result is not None:
+            return result
     return None
 
 

@@ -30,7 +30,7 @@ ZIP_START = b"PK\x03\x04"
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 WEIGHT_SUFFIXES = (".ckpt", ".pt", ".pth", ".weights", ".safetensors", ".bin")
 
-_Found = tuple[str, str]  # what it is, what to do
+_Kind = tuple[str, str]  # what it is, what to do
 
 
 def kind_of(path: Path) -> Kind:
@@ -39,13 +39,13 @@ def kind_of(path: Path) -> Kind:
     Raises:
         TensorFileError: absent, not readable, or another kind of file; the message states its kind and the remedy.
     """
-    found = _path_fault(path)
-    if found is None and path.is_dir():
-        found = _folder(path)
-        if found is None:
+    fault = _path_fault(path)
+    if fault is None and path.is_dir():
+        fault = _folder(path)
+        if fault is None:
             return "shards"
-    if found is not None:
-        raise TensorFileError(_sentence(path, *found))
+    if fault is not None:
+        raise TensorFileError(_sentence(path, *fault))
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
@@ -55,16 +55,16 @@ def kind_of(path: Path) -> Kind:
         return "torch zip"
     if head[:1] == b"\x80" and head[2:].startswith(LEGACY_MAGIC):
         return "torch legacy"
-    found = _content(path, head)
-    if path.suffix == ".json" and (found is None or head.lstrip()[:1] in (b"{", b"[")):
+    fault = _content(path, head)
+    if path.suffix == ".json" and (fault is None or head.lstrip()[:1] in (b"{", b"[")):
         return "shards"
     has_header = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**40
-    if found is None and (has_header or path.suffix == ".safetensors"):
+    if fault is None and (has_header or path.suffix == ".safetensors"):
         return "safetensors"
     if head[:1] == b"\x80" and head[1:2] <= b"\x05":
         return "pickle"
-    if found is not None:
-        raise TensorFileError(_sentence(path, *found))
+    if fault is not None:
+        raise TensorFileError(_sentence(path, *fault))
     raise TensorFileError(
         f"{path}: it is none of the formats that are read: PyTorch's, safetensors, or a pickle of settings (it begins "
         f"with {head[:4]!r}); see what `file {shlex.quote(str(path))}` says of it, or {REMEDY}."
@@ -82,14 +82,14 @@ def foreign_zip(path: str, names: list[str]) -> str | None:
         path: path of the archive.
         names: names of its entries.
     """
-    found = _zip(path, names)
-    return None if found is None else _sentence(path, *found)
+    kind = _zip(path, names)
+    return None if kind is None else _sentence(path, *kind)
 
 
 # ---- before a byte is read ----
 
 
-def _path_fault(path: Path) -> _Found | None:
+def _path_fault(path: Path) -> _Kind | None:
     """Why a path cannot be opened (a URL, a broken link, a device); None for a file or a folder."""
     text = str(path)
     if re.match(r"[a-z0-9]{2,}:/", text):
@@ -123,7 +123,7 @@ def _in_folder(path: Path, tool: str) -> str:
     return f"(cd {shlex.quote(str(path.absolute().parent))} && {tool} {shlex.quote(path.name)})"
 
 
-def _folder(path: Path) -> _Found | None:
+def _folder(path: Path) -> _Kind | None:
     """The kind of a folder; None if it may contain shards of safetensors."""
     names = {entry.name for entry in path.iterdir()}
     latest = path / "checkpoints" / "latest.ckpt"
@@ -184,7 +184,7 @@ _PACKERS: tuple[tuple[bytes, str, str, Callable[[bytes], bytes]], ...] = (
 )
 
 
-def _content(path: Path, head: bytes) -> _Found | None:
+def _content(path: Path, head: bytes) -> _Kind | None:
     """The kind of an unsupported file by its first bytes; None if it is not recognized."""
     if not head:
         return "an empty file", REMEDY
@@ -219,7 +219,7 @@ def _is_tar(head: bytes) -> bool:
     return head[257:262] == b"ustar"
 
 
-def _tar(path: Path) -> _Found:
+def _tar(path: Path) -> _Kind:
     try:
         with tarfile.open(path, "r:") as archive:
             names = [member.name for _, member in zip(range(20), archive, strict=False)]
@@ -230,7 +230,7 @@ def _tar(path: Path) -> _Found:
     return f"a tar archive of {', '.join(names[:3]) or 'nothing'}", f"unpack it: tar -xf {shlex.quote(str(path))}"
 
 
-def _text(path: Path, head: bytes) -> _Found | None:
+def _text(path: Path, head: bytes) -> _Kind | None:
     """The kind of a text file; None if it is not a text."""
     text = _decoded(head)
     if text is None:
@@ -282,9 +282,9 @@ def _message(text: str) -> str:
         content = json.loads(text)
     except (ValueError, RecursionError):
         return ""
-    found = next((content[key] for key in ("message", "error", "detail") if content.get(key)), "") \
+    named_errors = next((content[key] for key in ("message", "error", "detail") if content.get(key)), "") \
         if isinstance(content, dict) else ""  # fmt: skip
-    return str(found)[:60] if isinstance(found, str) else ""
+    return str(named_errors)[:60] if isinstance(named_errors, str) else ""
 
 
 def _quoted(text: str) -> str:
@@ -292,7 +292,7 @@ def _quoted(text: str) -> str:
     return f" ({plain!a})" if plain else ""
 
 
-def _zip(path: str, names: list[str]) -> _Found | None:
+def _zip(path: str, names: list[str]) -> _Kind | None:
     """The kind of a zip archive that PyTorch did not write; None if it is not recognized."""
     weights = [name for name in names if Path(name).suffix in WEIGHT_SUFFIXES]
     quoted = shlex.quote(path)

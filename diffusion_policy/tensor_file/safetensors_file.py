@@ -68,15 +68,15 @@ def open_sharded(path: Path) -> TensorFile:
     for file in files:
         if kind_of(file) != "safetensors":
             raise TensorFileError(f"{index_path.name}: the shard {file.name} is not a safetensors file.")
-        found, _ = _read_header(file)
+        header, _ = _read_header(file)
         expected = {name for name, shard in shard_of.items() if shard == file.name}
-        if found.keys() != expected:
-            odd = sorted(found.keys() ^ expected)
+        if header.keys() != expected:
+            odd = sorted(header.keys() ^ expected)
             raise TensorFileError(
                 f"{index_path.name}: {file.name} does not hold the tensors that the index says; {len(odd)} differ, "
                 f"first {odd[0]!r}."
             )
-        headers.update(found)
+        headers.update(header)
     tensors = {name: headers[name] for name in shard_of}
     hashes = RecordedHashes(path, files)
 

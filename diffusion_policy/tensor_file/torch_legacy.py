@@ -54,9 +54,9 @@ def read_torch_legacy(path: Path, *, check: bool = True, stand_ins: bool = False
     content = load(program, allowed={**CONTENT_GLOBALS, **tensors.recipes()}, where=where,
                    persistent_load=lambda reference: tensors.storage(_reference(reference, where)),
                    stand_ins=stand_ins)  # fmt: skip
-    found: Counter[str] = Counter()
-    plain = to_plain(content, where, found)
-    archive = TorchArchive(plain, tensors.identities, RecordedHashes(path, (path,)), {}, found)
+    stand_in_classes: Counter[str] = Counter()
+    plain = to_plain(content, where, stand_in_classes)
+    archive = TorchArchive(plain, tensors.identities, RecordedHashes(path, (path,)), {}, stand_in_classes)
     if check:
         archive.check()
     return archive

@@ -157,8 +157,10 @@ def _read(file: BinaryIO, path: Path, *, stand_ins: bool) -> TorchArchive:
     allowed: Allowed = {**CONTENT_GLOBALS, **tensors.recipes()}
     content = load(pickle, allowed=allowed, where=where, persistent_load=tensors.storage, max_bytes=MAX_PICKLE_BYTES,
                    stand_ins=stand_ins)  # fmt: skip
-    found: Counter[str] = Counter()
-    return TorchArchive(to_plain(content, where, found), tensors.identities, records, tensors.records, found)
+    stand_in_classes: Counter[str] = Counter()
+    return TorchArchive(
+        to_plain(content, where, stand_in_classes), tensors.identities, records, tensors.records, stand_in_classes
+    )
 
 
 def _read_at(file: BinaryIO, at: int, size: int) -> bytes:

@@ -67,10 +67,10 @@ def wrapping_of(names: Iterable[str], anchor: str) -> Wrapping | None:
         anchor: a name that should be among them; if only longer names end with it, their beginning is a prefix.
     """
     plain = {name: unwrapped(name) for name in names}
-    found = tuple(dict.fromkeys(part for name in plain for part in PART.findall(name)))
+    parts = tuple(dict.fromkeys(part for name in plain for part in PART.findall(name)))
     longer = [name.removesuffix(anchor) for name in plain.values() if name.endswith(f".{anchor}")]
     prefix = longer[0] if longer and anchor not in plain.values() else ""
     if sum(name.startswith(prefix) for name in plain.values()) < MIN_SHARE * len(plain):
         prefix = ""
     carrying = [old for old, new in plain.items() if old != new or (prefix and new.startswith(prefix))]
-    return Wrapping(found, prefix, len(carrying), len(plain), carrying[0]) if carrying else None
+    return Wrapping(parts, prefix, len(carrying), len(plain), carrying[0]) if carrying else None

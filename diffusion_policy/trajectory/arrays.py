@@ -65,8 +65,8 @@ def read_pickle(path: Path) -> tuple[Path, dict[Any, Any]]:
         raise TrajectoryError(f"{file}: cannot be read ({error.strerror or error}); an episode needs it") from error
     foreign = what_it_is(content, file)
     if foreign is not None:
-        found, remedy = foreign
-        raise TrajectoryError(f"{file}: {found}; expected {_EXPECTED}: {remedy}")
+        kind, remedy = foreign
+        raise TrajectoryError(f"{file}: {kind}; expected {_EXPECTED}: {remedy}")
     try:
         data = safe_pickle.load(content, allowed=_ALLOWED, where=str(file))
     except safe_pickle.UnsafePickleError as error:
@@ -129,16 +129,16 @@ def _of_one_length(arrays: dict[str, NDArray[Any]], file: Path, unit: TimestampU
 
 def _seconds(stamps: NDArray[Any], file: Path, unit: TimestampUnit | None) -> NDArray[Any]:
     """Time stamps (N,) in seconds."""
-    found = stamps if unit is None else unit.seconds(stamps)
-    fault = timestamp_fault(found, f"{file}: timestamp" + ("" if unit is None else f", read as {unit.name}"))
+    result = stamps if unit is None else unit.seconds(stamps)
+    fault = timestamp_fault(result, f"{file}: timestamp" + ("" if unit is None else f", read as {unit.name}"))
     if fault is not None:  # of the wrong unit, the recorded numbers tell better
         raise TrajectoryError(str(timestamp_fault(stamps, f"{file}: timestamp") or fault))
-    if found.dtype.kind != "f":
+    if result.dtype.kind != "f":
         raise TrajectoryError(
-            f"{file}: timestamp has dtype {found.dtype}; expected floating-point numbers, such as float64, or say what "
-            f"they are with {TIMESTAMPS_FLAG} UNIT"
+            f"{file}: timestamp has dtype {result.dtype}; expected floating-point numbers, such as float64, or say "
+            f"what they are with {TIMESTAMPS_FLAG} UNIT"
         )
-    return found
+    return result
 
 
 def _read_array(array: Any, key: str, file: Path, *, any_gripper: bool) -> NDArray[Any]:
@@ -199,8 +199,8 @@ def grippers(
     except SpecError as error:
         raise TrajectoryError(f"{path}: {error}") from error
     if declared is not None:
-        for key, found in (("action_gripper", scales.command), ("robot_gripper", scales.measured)):
-            if found is None or found.scale is None:
+        for key, scale in (("action_gripper", scales.command), ("robot_gripper", scales.measured)):
+            if scale is None or scale.scale is None:
                 raise TrajectoryError(f"{path}: {key} is in a scale that is not known; say both: {scales.advice()}")
         assert scales.measured is not None
         return _internal(command, scales.command), _internal(measured, scales.measured)
@@ -214,6 +214,6 @@ def grippers(
     return command, measured
 
 
-def _internal(values: NDArray[Any], found: ResolvedScale) -> NDArray[np.float64]:
-    assert found.scale is not None
-    return found.scale.to_internal(values)
+def _internal(values: NDArray[Any], scale: ResolvedScale) -> NDArray[np.float64]:
+    assert scale.scale is not None
+    return scale.scale.to_internal(values)

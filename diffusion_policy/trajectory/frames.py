@@ -30,8 +30,8 @@ def list_frames(path: Path) -> dict[str, dict[int, Path]]:
     if len(folders) == 2 and folders[0].samefile(folders[1]):
         folders = folders[:1]
     if len(folders) != 1:
-        found = "neither images/ nor Images/" if not folders else "both images/ and Images/"
-        raise TrajectoryError(f"{path}: has {found}; expected one of them")
+        folders_found = "neither images/ nor Images/" if not folders else "both images/ and Images/"
+        raise TrajectoryError(f"{path}: has {folders_found}; expected one of them")
     (images,) = folders
     entries = sorted(images.iterdir())
     for entry in entries:

@@ -199,12 +199,12 @@ def open_other_layout(path: Path | str, timestamps: TimestampUnit | None = None)
 
 def _episode(path: Path | str) -> tuple[Path, int]:
     """The folder of an episode, and its number."""
-    found = as_path(path)
-    number = _number(found)
-    refuse_broken(found)
-    if not is_remote(found) and found.is_file():
-        raise TrajectoryError(f"{found}: is a file; expected a folder that holds data.pkl and images/")
-    return found, number
+    location = as_path(path)
+    number = _number(location)
+    refuse_broken(location)
+    if not is_remote(location) and location.is_file():
+        raise TrajectoryError(f"{location}: is a file; expected a folder that holds data.pkl and images/")
+    return location, number
 
 
 def _frames_of(

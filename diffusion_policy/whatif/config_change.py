@@ -64,13 +64,13 @@ def what_if(model: str | Path, changes: Sequence[str]) -> WhatIfReport:
 
 def open_model(model: str | Path) -> ModelUnderChange:
     """The model of that name or file; FamilyError lists the known ones."""
-    found = open_definition(model) or open_project_config(Path(model))
-    if found is None:
+    result = open_definition(model) or open_project_config(Path(model))
+    if result is None:
         known = [*DEFINITIONS, *project_configs()]
         raise FamilyError(
             f"no model or config {str(model)!r}; {closest(str(model), known)}; there are {', '.join(known)}"
         )
-    return found
+    return result
 
 
 def _report(under: ModelUnderChange, changes: Sequence[Change], refused: Sequence[ChangeImpact]) -> WhatIfReport:

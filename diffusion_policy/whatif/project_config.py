@@ -67,13 +67,13 @@ class PolicyDefinition:
     @cached_property
     def settings(self) -> dict[str, Setting]:
         """Every leaf of the config, and the policy's arguments that are not in it."""
-        found = {path: Setting("any", ABSENT) for path, _ in _leaves(self.config)}
+        result = {path: Setting("any", ABSENT) for path, _ in _leaves(self.config)}
         kind = class_of_options(lookup(self.config, "policy"))
         for argument in inspect.signature(kind).parameters.values():
             path = f"policy.{argument.name}"
             if not isinstance(lookup(self.config, path), Mapping):
-                found[path] = Setting("any", REQUIRED if argument.default is argument.empty else argument.default)
-        return found
+                result[path] = Setting("any", REQUIRED if argument.default is argument.empty else argument.default)
+        return result
 
     def locate(self, key: str) -> str:
         """`key` itself if it is a setting, else FamilyError with the closest one."""

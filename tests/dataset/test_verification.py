@@ -237,20 +237,20 @@ def test_one_hash_an_episode_names_the_episode(sets: Callable[[str], Path], tmp_
 def test_hashes_from_before_the_loss_are_not_taken_for_rot(sets: Callable[[str], Path], tmp_path: Path) -> None:
     path = without_arrays(shutil.copytree(sets("jpeg, shards"), tmp_path / "a.zarr"))
     found = verify(path)
-    assert (found.compared, found.faults, found.is_whole) == (0, (), False)
+    assert (found.compared, found.faults, found.is_complete) == (0, (), False)
     assert found.not_compared == verification.BEFORE_THE_CODEC
     path = shutil.copytree(sets("jpeg, shards"), tmp_path / "b.zarr")
     edit_episodes(path, lambda episodes: episodes[0].pop("arrays"))
     found = verify(path)
     assert (found.compared, found.n_episodes, found.faults) == (2, 3, ())
-    assert not found.is_whole
+    assert not found.is_complete
 
 
 @pytest.mark.parametrize("form", ["format 2", "shards", "of another writer"])
 def test_without_hashes_nothing_is_verified(tmp_path: Path, form: str) -> None:
     found = verify(write(tmp_path / "a.zarr", form))
     assert found == Verification(2, not_compared=verification.NO_HASHES)
-    assert not found.is_whole
+    assert not found.is_complete
 
 
 @pytest.mark.parametrize("entry", [None, {}, {"sha256": 3}, {"sha256": "0" * 64, "steps": [4]}, "x"])
@@ -267,7 +267,7 @@ def test_another_decoder_is_told_from_rot(
     """If all frames differ and other code unpacks them; not if some do, or numbers."""
     path = shutil.copytree(sets("jpeg, format 2"), tmp_path / "a.zarr")
     monkeypatch.setattr(verification, "DECODER", "another")
-    assert verify(path).is_whole
+    assert verify(path).is_complete
     frames = ReplayBuffer.open(path, mode="r+")["wrist"]
     frames[3] = 255 - frames[3]
     assert not verify(path).may_be_the_decoder

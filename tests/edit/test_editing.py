@@ -51,7 +51,7 @@ def test_what_is_kept_is_the_same_to_the_bit_and_verified_by_new_hashes(source: 
     assert edited.episode_ends.tolist() == [dataset_factory.N - 8]
     assert files_of(source) == before
     found = verify_content(edited)
-    assert found.is_whole
+    assert found.is_complete
     assert (found.compared, found.n_episodes) == (1, 1)
     assert [entry["why"] for entry in ledger["left_out"]] == ["chosen by 0"]
     assert json.loads(ledger_file(tmp_path / "out.zarr").read_text()) == ledger

@@ -10,7 +10,7 @@ from evaluation_factory import write_tiny_checkpoint
 from diffusion_policy.checkpoint import load_policy
 from diffusion_policy.export import onnx_policy
 from diffusion_policy.export.errors import ExportError
-from diffusion_policy.export.onnx_policy import NOISE, PACKAGES, WholePolicy, export_onnx
+from diffusion_policy.export.onnx_policy import NOISE, PACKAGES, UnrolledPolicy, export_onnx
 from diffusion_policy.policy.contract import PolicyModule
 from diffusion_policy.policy.sampler import set_sampler
 
@@ -28,26 +28,26 @@ def opened(checkpoint: Path, scheduler: str = "ddim") -> PolicyModule:
 
 def test_the_unrolled_loop_is_the_policy(checkpoint: Path) -> None:
     policy = opened(checkpoint)
-    whole = WholePolicy(policy)
-    inputs = whole.inputs(3)
-    obs = {key: inputs[key] for key in whole.keys}
+    unrolled = UnrolledPolicy(policy)
+    inputs = unrolled.inputs(3)
+    obs = {key: inputs[key] for key in unrolled.keys}
     expected = policy.predict_action(obs, initial_noise=inputs[NOISE])["action_pred"]
     with torch.no_grad():
-        torch.testing.assert_close(whole(*inputs.values()), expected, rtol=0, atol=0)
-        program = torch.export.export(whole, tuple(inputs.values()), strict=False)
+        torch.testing.assert_close(unrolled(*inputs.values()), expected, rtol=0, atol=0)
+        program = torch.export.export(unrolled, tuple(inputs.values()), strict=False)
         torch.testing.assert_close(program.module()(*inputs.values()), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("scheduler", ["ddpm", "dpm-solver++"])
 def test_other_samplers_are_refused(checkpoint: Path, scheduler: str) -> None:
     with pytest.raises(ExportError, match="expected DDIM without noise"):
-        WholePolicy(opened(checkpoint, scheduler))
+        UnrolledPolicy(opened(checkpoint, scheduler))
 
 
 def test_features_that_depend_on_more_than_the_frame_are_refused(tmp_path: Path) -> None:
     path = write_tiny_checkpoint(tmp_path / "random.ckpt", policy={"eval_fixed_crop": False})
     with pytest.raises(ExportError, match="its crops are random"):
-        WholePolicy(opened(path))
+        UnrolledPolicy(opened(path))
 
 
 def test_missing_packages_are_named(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,8 +202,10 @@ class ConditionalUnet1D(nn.Module):
             )
         width = 0 if cond is None else cond[:1].numel()
         if width != self.global_cond_dim or (cond is not None and len(cond) != len(sample)):
-            found = "missing" if cond is None else f"of shape {tuple(cond.shape)}"
-            raise ModelError(f"cond is {found}; expected {self.global_cond_dim} numbers for each of {len(sample)} rows")
+            problem = "missing" if cond is None else f"of shape {tuple(cond.shape)}"
+            raise ModelError(
+                f"cond is {problem}; expected {self.global_cond_dim} numbers for each of {len(sample)} rows"
+            )
 
 
 def _check_settings(embed: int, widths: Sequence[int], kernel_size: int, n_groups: int) -> None:

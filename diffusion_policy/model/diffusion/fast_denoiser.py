@@ -343,7 +343,7 @@ class CompiledDenoiser(FastDenoiser):
         return self._head.write(self._normed, self._output)[None]
 
 
-class WholeDenoiser:
+class FullDenoiser:
     """The same three calls for a model that cannot be folded: its condition changes as a whole with the time."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -39,8 +39,8 @@ __all__ = ["DDIMScheduler", "DDPMScheduler", "scheduler_class", "with_noise_leve
 def scheduler_class(path: str) -> type[Any]:
     """The class of that path in diffusers, as in `_target_`."""
     module, _, name = path.rpartition(".")
-    found: type[Any] = getattr(importlib.import_module(module), name)
-    return found
+    result: type[Any] = getattr(importlib.import_module(module), name)
+    return result
 
 
 def with_noise_levels_of(trained: Any, kind: type[Any]) -> Any:

@@ -178,8 +178,8 @@ class TransformerForDiffusion(PlacedModule):
         if sample.ndim != 3 or sample.shape[2] != width or not 1 <= sample.shape[1] <= longest:
             raise ModelError(f"sample has shape {tuple(sample.shape)}; expected (B, up to {longest}, {width})")
         if (cond is not None) != self.obs_as_cond:
-            found = "missing" if cond is None else "given"
-            raise ModelError(f"cond is {found}, but the denoiser was built with obs_as_cond {self.obs_as_cond}")
+            problem = "missing" if cond is None else "given"
+            raise ModelError(f"cond is {problem}, but the denoiser was built with obs_as_cond {self.obs_as_cond}")
         if cond is not None and self.cond_obs_emb is not None:
             expected = (len(sample), self.n_obs_steps, self.cond_obs_emb.in_features)
             if tuple(cond.shape) != expected:

@@ -149,28 +149,28 @@ def read_info(root: Path) -> Info:
         PathError: its store cannot be reached.
     """
     file = root / INFO
-    found = read_json(file)
-    if not isinstance(found, dict):
-        raise RecordingError(f"{file}: holds a {type(found).__name__}; expected an object: {_COPY_AGAIN}")
-    version = found.get("codebase_version")
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise RecordingError(f"{file}: holds a {type(content).__name__}; expected an object: {_COPY_AGAIN}")
+    version = content.get("codebase_version")
     if version not in _VERSIONS:
         raise RecordingError(
             f"{file}: codebase_version is {version!r}; expected one of {', '.join(_VERSIONS)}: convert it with the "
             "LeRobot release that wrote it"
         )
-    features = found.get("features")
+    features = content.get("features")
     if not isinstance(features, dict) or not features:
         raise RecordingError(f"{file}: features is {type(features).__name__}; expected an object with one entry each")
     major = version[:2]
     return Info(
         root=root,
         version=version,
-        fps=_rate(found.get("fps"), file),
+        fps=_rate(content.get("fps"), file),
         features={name: _feature(name, entry, file) for name, entry in features.items()},
-        chunks_size=_count(found.get("chunks_size", 1000), "chunks_size", file, least=1),
-        data_path=_template(found.get("data_path") or _DATA[major], "data_path", major, file),
-        video_path=_template(found.get("video_path") or _VIDEO[major], "video_path", major, file),
-        totals={key: _count(found[key], key, file) for key in _TOTALS if found.get(key) is not None},
+        chunks_size=_count(content.get("chunks_size", 1000), "chunks_size", file, least=1),
+        data_path=_template(content.get("data_path") or _DATA[major], "data_path", major, file),
+        video_path=_template(content.get("video_path") or _VIDEO[major], "video_path", major, file),
+        totals={key: _count(content[key], key, file) for key in _TOTALS if content.get(key) is not None},
     )
 
 

@@ -114,7 +114,9 @@ class LeRobotRecordings:
             frame_numbers=dict.fromkeys(self.meaning.cameras, range(episode.length)),
             files=(episode.data_file, *videos),
             numbers_sha256=numbers_sha256({name: rows[name] for name in self._numbers}, texts),
-            shown={name: self._shown(key, episode, rows, first) for name, key in self.meaning.cameras.items()},
+            camera_frames={
+                name: self._frames_of(key, episode, rows, first) for name, key in self.meaning.cameras.items()
+            },
         )
 
     @cached_property
@@ -188,7 +190,7 @@ class LeRobotRecordings:
             )
         return tuple(self._tasks[number] for number in numbers)
 
-    def _shown(self, key: str, episode: Episode, rows: Rows, first: int) -> VideoFrames | ColumnPictures:
+    def _frames_of(self, key: str, episode: Episode, rows: Rows, first: int) -> VideoFrames | ColumnPictures:
         if self.info.features[key].dtype == "image":
             return ColumnPictures(episode.data_file, key, tuple(range(first, first + episode.length)))
         stretch = episode.videos[key]

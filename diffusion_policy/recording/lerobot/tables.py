@@ -38,12 +38,12 @@ def opened(file: Path) -> Iterator[Any]:
         raise RecordingError(f"{file}: LeRobot datasets need pyarrow: {install_extra('lerobot')}") from error
     try:
         with reaching(file), file.open("rb") if is_remote(file) else open(file, "rb") as stream:
-            found = pq.ParquetFile(stream)
-            if found.metadata.num_rows > _MOST_ROWS:
+            table = pq.ParquetFile(stream)
+            if table.metadata.num_rows > _MOST_ROWS:
                 raise RecordingError(
-                    f"{file}: says {found.metadata.num_rows} rows; at most {_MOST_ROWS} are read: {COPY_AGAIN}"
+                    f"{file}: says {table.metadata.num_rows} rows; at most {_MOST_ROWS} are read: {COPY_AGAIN}"
                 )
-            yield found
+            yield table
     except (pa.ArrowException, EOFError, MemoryError, OverflowError, ValueError) as error:
         raise RecordingError(f"{file}: cannot be read as parquet ({_first_line(error)}): {COPY_AGAIN}") from error
     except OSError as error:
@@ -138,8 +138,8 @@ def _numbers(column: Any, name: str, width: int, file: Path) -> NDArray[Any]:
         raise RecordingError(f"{file}: column {name!r} holds {values.null_count} empty numbers: record them")
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type)):
         raise RecordingError(f"{file}: column {name!r} is {kind}; expected {expected}, as meta/info.json says")
-    found = values.to_numpy(zero_copy_only=False)
-    return np.ascontiguousarray(found.reshape(n_rows, width) if width else found.reshape(n_rows))
+    numbers = values.to_numpy(zero_copy_only=False)
+    return np.ascontiguousarray(numbers.reshape(n_rows, width) if width else numbers.reshape(n_rows))
 
 
 def _lengths_are(column: Any, width: int) -> bool:
@@ -159,15 +159,15 @@ def read_rows(file: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
         names = [name for name in parquet.schema_arrow.names if name in columns]
         # A dictionary may hold one long text that many rows refer to: few rows at a time, so that it is noticed.
         rows = max(1, min(1024, _MOST_BATCH // max(1, _unpacked(parquet, names, file))))
-        found: list[dict[str, Any]] = []
+        result: list[dict[str, Any]] = []
         n_signs = 0
         for batch in parquet.iter_batches(batch_size=rows, columns=names, use_threads=False):
             plain = batch.to_pylist()
             n_signs += sum(_signs(value) for row in plain for value in row.values())
             if n_signs > _MOST_TEXT:
                 raise RecordingError(f"{file}: unpacks to more than {_MOST_TEXT} bytes of text: {COPY_AGAIN}")
-            found += plain
-        return found
+            result += plain
+        return result
 
 
 def _signs(value: Any) -> int:

@@ -150,10 +150,10 @@ def pixels_of(array: zarr.Array[Any], rows: Sequence[int], where: str) -> Pixels
             "write the array anew as uint8"
         )
     try:
-        shown = [np.asarray(array[row]) for row in rows]
+        images = [np.asarray(array[row]) for row in rows]
     except (DatasetError, *UNPACKING) as error:
         raise RecordingError(f"{where} does not unpack ({error}): copy the dataset again") from error
-    low, high = min(float(one.min()) for one in shown), max(float(one.max()) for one in shown)
+    low, high = min(float(one.min()) for one in images), max(float(one.max()) for one in images)
     if not (low >= 0 and high <= 255 * (1 + _ROUNDED)):
         raise RecordingError(
             f"{where} holds numbers from {low:g} to {high:g}; expected colors of 0..255 or 0..1: write it anew as uint8"

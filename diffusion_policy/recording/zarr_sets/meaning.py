@@ -46,7 +46,7 @@ class Meaning:
 
 def vectors_of(buffer: ReplayBuffer) -> Vectors:
     """The arrays that are rows of numbers; rows of rows, such as keypoints, count as one row."""
-    found: dict[str, tuple[str, ...] | int] = {}
+    result: dict[str, tuple[str, ...] | int] = {}
     for key in buffer.keys:
         array = buffer[key]
         width = int(np.prod(array.shape[1:]))
@@ -54,8 +54,8 @@ def vectors_of(buffer: ReplayBuffer) -> Vectors:
             continue
         names = array.attrs.get("names")
         named = array.ndim == 2 and isinstance(names, list) and len(names) == width
-        found[key] = tuple(map(str, names)) if named and isinstance(names, list) else width
-    return found
+        result[key] = tuple(map(str, names)) if named and isinstance(names, list) else width
+    return result
 
 
 def meaning_of(buffer: ReplayBuffer, mapping: RecordingMapping | None, videos: Sequence[str] = ()) -> Meaning:

@@ -61,24 +61,26 @@ class ZarrRecordings:
 
     def __init__(
         self,
-        found: ZarrSet,
+        opened: ZarrSet,
         mapping: RecordingMapping | None = None,
         gripper_scale: str | None = None,
         timestamps: TimestampUnit | None = None,
     ) -> None:
-        if is_remote(found.root):
-            raise RecordingError(f"{found.root}: zarr datasets of others are read from a disk: copy it to this machine")
-        self.place = found
-        self.buffer = ReplayBuffer.open(found.store)
+        if is_remote(opened.root):
+            raise RecordingError(
+                f"{opened.root}: zarr datasets of others are read from a disk: copy it to this machine"
+            )
+        self.place = opened
+        self.buffer = ReplayBuffer.open(opened.store)
         if not self.buffer.n_episodes:
-            raise RecordingError(f"{found.root}: meta/episode_ends is empty: it holds no episode")
-        self._videos = [] if found.videos is None else cameras_of(found.videos)
+            raise RecordingError(f"{opened.root}: meta/episode_ends is empty: it holds no episode")
+        self._videos = [] if opened.videos is None else cameras_of(opened.videos)
         self.meaning = meaning_of(self.buffer, mapping, self._videos)
         self.arrays = MappedArrays.of(self.meaning.mapping, vectors_of(self.buffer), self.buffer.where)
         self._declared = declared_scales(self.arrays, gripper_scale)
         self._timestamps = timestamps
         self._starts = np.concatenate([[0], self.buffer.episode_ends[:-1]]).astype(int).tolist()
-        self._changed = found.store.stat().st_mtime_ns
+        self._changed = opened.store.stat().st_mtime_ns
 
     @property
     def account(self) -> Mapping[str, Any]:
@@ -111,7 +113,7 @@ class ZarrRecordings:
         lead = self.meaning.mapping.lead
         check_recorded({**rows, "timestamp": times}, self.arrays, self._declared, path)
         states, action = mapped_numbers(rows, self.arrays, self.scales, path, lead)
-        shown, notes = self._shown(number, start, end, times)
+        camera_frames, notes = self._frames_of(number, start, end, times)
         if lead:
             notes.append(no_command(lead, end - start))
         return MappedRecording(
@@ -124,11 +126,11 @@ class ZarrRecordings:
             timestamp=times[: end - start - lead],
             metadata=EpisodeMetadata(),
             image_index=np.arange(end - start - lead, dtype=np.int64),
-            frame_numbers=dict.fromkeys(shown, range(end - start)),
-            files=self._files(shown),
+            frame_numbers=dict.fromkeys(camera_frames, range(end - start)),
+            files=self._files(camera_frames),
             numbers_sha256=numbers_sha256({**rows, "timestamp": times}),
             notes=tuple(notes),
-            shown=shown,
+            camera_frames=camera_frames,
         )
 
     @cached_property
@@ -195,28 +197,28 @@ class ZarrRecordings:
             if key not in self._videos
         }
 
-    def _shown(
+    def _frames_of(
         self, number: int, start: int, end: int, times: NDArray[np.float64]
     ) -> tuple[dict[str, CameraFrames], list[str]]:
-        shown: dict[str, CameraFrames] = {}
+        camera_frames: dict[str, CameraFrames] = {}
         notes: list[str] = []
         for name, key in self.meaning.cameras.items():
             if key in self._videos:
                 assert self.place.videos is not None
-                shown[name], note = video_frames(self.place.videos, number, key, times)
+                camera_frames[name], note = video_frames(self.place.videos, number, key, times)
                 notes += [note] if note else []
                 continue
             array = self.buffer[key]
-            shown[name] = ArrayFrames(
+            camera_frames[name] = ArrayFrames(
                 self.place.root, self.place.store, self._changed, key, tuple(range(start, end)), self._pixels[name],
                 (array.shards or array.chunks)[0],
             )  # fmt: skip
-        return shown, notes
+        return camera_frames, notes
 
-    def _files(self, shown: Mapping[str, CameraFrames]) -> tuple[Path, ...]:
+    def _files(self, camera_frames: Mapping[str, CameraFrames]) -> tuple[Path, ...]:
         """Files whose change means that an episode has changed."""
         files: dict[Path, None] = {}
-        for frames in shown.values():
+        for frames in camera_frames.values():
             if not isinstance(frames, ArrayFrames):
                 files[frames.file] = None  # type: ignore[attr-defined]
             elif self.place.store.is_file():

@@ -22,10 +22,10 @@ def cameras_of(videos: Path) -> list[str]:
         RecordingError: it has no video.
     """
     folder = videos / "0"
-    found = sorted(file.stem for file in folder.glob("*.mp4") if _CAMERA.fullmatch(file.stem))
-    if not found:
+    names = sorted(file.stem for file in folder.glob("*.mp4") if _CAMERA.fullmatch(file.stem))
+    if not names:
         raise RecordingError(f"{folder}: holds no video (0.mp4 and so on); expected one a camera of the first episode")
-    return [f"{_PREFIX}{stem}" for stem in found]
+    return [f"{_PREFIX}{stem}" for stem in names]
 
 
 def video_frames(videos: Path, episode: int, camera: str, times: NDArray[np.float64]) -> tuple[VideoFrames, str | None]:

@@ -28,15 +28,15 @@ class ZarrSet:
     videos: Path | None = None
 
 
-def zarr_set(found: Path) -> ZarrSet | None:
+def zarr_set(path: Path) -> ZarrSet | None:
     """The zarr dataset that a path is; None if it is none."""
-    with reaching(found):
-        if not is_remote(found) and found.is_file():
-            return ZarrSet(found, found) if found.suffix == ".zip" or zipfile.is_zipfile(found) else None
-        if is_dataset(found):
-            return ZarrSet(found, found)
-        buffer = next((found / name for name in _BUFFERS if (found / name).exists()), None)
+    with reaching(path):
+        if not is_remote(path) and path.is_file():
+            return ZarrSet(path, path) if path.suffix == ".zip" or zipfile.is_zipfile(path) else None
+        if is_dataset(path):
+            return ZarrSet(path, path)
+        buffer = next((path / name for name in _BUFFERS if (path / name).exists()), None)
         if buffer is None:
             return None
-        videos = found / _VIDEOS
-        return ZarrSet(found, buffer, videos if videos.is_dir() else None)
+        videos = path / _VIDEOS
+        return ZarrSet(path, buffer, videos if videos.is_dir() else None)

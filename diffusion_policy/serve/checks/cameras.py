@@ -157,13 +157,13 @@ class CameraMonitor:
     def _check_image(self, picture: ImageSummary) -> list[str]:
         """Returns findings about one image."""
         width, height = picture.size
-        found = [f"camera {self.name}: the picture is {note}" for note in picture.notes if note in _WARNED_NOTES]
+        result = [f"camera {self.name}: the picture is {note}" for note in picture.notes if note in _WARNED_NOTES]
         if picture.level is not None:
             kind = "black" if picture.level < _NEARLY_UNIFORM else "of one color"
             message = (
                 f"camera {self.name}: the picture is {kind} (mean level {picture.level:.0f} of 255): covered, or dead?"
             )
-            found += self._find(self._settings.on_black, "bad_image", message)
+            result += self._find(self._settings.on_black, "bad_image", message)
         sizes = self._recorded or (() if self._read is None else (self._read,))
         if sizes and not any(_is_alike(picture.size, size) for size in sizes):
             known = " or ".join(f"{w}x{h}" for w, h in sizes)
@@ -175,8 +175,8 @@ class CameraMonitor:
                 )
             )
             message = f"camera {self.name}: the picture is {width}x{height}, of another shape {where}: it is squeezed"
-            found += self._find(self._settings.on_aspect, "bad_image", message)
-        return found
+            result += self._find(self._settings.on_aspect, "bad_image", message)
+        return result
 
     def _check_image_motion(self, observation: Observation, pictures: Sequence[ImageSummary]) -> list[str]:
         """Returns findings about images that repeat while the arm moves."""
@@ -259,9 +259,9 @@ class CameraMonitors:
         warnings: list[str] = []
         for index, monitor in enumerate(self._monitors):
             own = observation.images[index * n_steps : (index + 1) * n_steps]
-            checked, found = monitor.check(replace(observation, images=own))
+            checked, notes = monitor.check(replace(observation, images=own))
             frames += checked.decoded or ()
-            warnings += found
+            warnings += notes
         return replace(observation, decoded=tuple(frames)), warnings
 
 

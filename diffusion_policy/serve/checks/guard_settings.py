@@ -127,7 +127,7 @@ class GuardSettings:
 
     def describe(self) -> str:
         """Returns one sentence for the start-up message."""
-        box = f"workspace {_shown_box(self.workspace_low, self.workspace_high)} m ({self.on_workspace})"
+        box = f"workspace {_box_as_text(self.workspace_low, self.workspace_high)} m ({self.on_workspace})"
         return ", ".join((self.describe_poses(), box, self.describe_steps(), self.describe_grippers()))
 
     def describe_poses(self) -> str:
@@ -204,7 +204,7 @@ class MotionLimits:
         if self.boxes:
             parts.append(settings.describe_poses())
             parts += [
-                f"workspace {f'of {arm} ' if arm else ''}{_shown_box(*box)} m ({settings.on_workspace})"
+                f"workspace {f'of {arm} ' if arm else ''}{_box_as_text(*box)} m ({settings.on_workspace})"
                 for arm, box in self.boxes.items()
             ]
         for what, limits, choice in (
@@ -221,16 +221,16 @@ class MotionLimits:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the settings, with boxes of several arms and limits of joints."""
-        found = asdict(self.settings)
+        result = asdict(self.settings)
         if not self.joint_steps:
-            found = {name: value for name, value in found.items() if not name.endswith("_joint")}
+            result = {name: value for name, value in result.items() if not name.endswith("_joint")}
         else:
             limits = zip(self.joint_names, self.joint_steps, self.joint_chunks, strict=True)
-            found["joints"] = {name: {"max_step": step, "max_chunk": chunk} for name, step, chunk in limits}
-            found["joint_unit"] = self.layout.joint_unit
+            result["joints"] = {name: {"max_step": step, "max_chunk": chunk} for name, step, chunk in limits}
+            result["joint_unit"] = self.layout.joint_unit
         if len(self.boxes) > 1:
-            found["workspaces"] = {arm: {"low": low, "high": high} for arm, (low, high) in self.boxes.items()}
-        return found
+            result["workspaces"] = {arm: {"low": low, "high": high} for arm, (low, high) in self.boxes.items()}
+        return result
 
 
 def _joint_limits(
@@ -259,7 +259,7 @@ def _rounded(values: FloatArray) -> tuple[float, ...]:
     return tuple(float(f"{value:.4g}") for value in values.tolist())
 
 
-def _shown_box(low: Box | None, high: Box | None) -> str:
+def _box_as_text(low: Box | None, high: Box | None) -> str:
     first, last = (", ".join(map(str, edge or ("not set",))) for edge in (low, high))
     return f"({first}) to ({last})"
 

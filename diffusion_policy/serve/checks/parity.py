@@ -86,10 +86,10 @@ class ParityReport:
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON; differences of inputs of two shapes, which are infinite, are null."""
-        found = asdict(self)
-        for entry in found["keys"]:
+        content = asdict(self)
+        for entry in content["keys"]:
             entry |= {name: entry[name] if np.isfinite(entry[name]) else None for name in ("largest", "mean")}
-        return {**found, "passed": self.passed}
+        return {**content, "passed": self.passed}
 
     def table(self) -> list[Printable]:
         """Returns a table for the terminal."""
@@ -215,11 +215,11 @@ def compare_inputs(collected: ComparedInputs, arms: Mapping[str, Sequence[Arm]] 
         collected: of both sides.
         arms: whose poses the states hold, by key; by how many numbers they are if not given.
     """
-    found = []
+    differences = []
     for key in collected.trained:
         trained, served = np.stack(collected.trained[key]), np.stack(collected.served[key])
         if trained.shape != served.shape:
-            found.append(
+            differences.append(
                 KeyParity(key, float("inf"), float("inf"), f"shape {served.shape[1:]}, not {trained.shape[1:]}")
             )
             continue
@@ -234,8 +234,8 @@ def compare_inputs(collected: ComparedInputs, arms: Mapping[str, Sequence[Arm]] 
             if culprit is None and is_image and apart.mean() < JPEG_LEVELS:
                 culprit = "JPEG compression, or a slightly different resize"
             culprit = culprit or "unknown: none of the known mistakes explains it"
-        found.append(KeyParity(key, float(apart.max()), float(apart.mean()), culprit))
-    return tuple(found)
+        differences.append(KeyParity(key, float(apart.max()), float(apart.mean()), culprit))
+    return tuple(differences)
 
 
 def name_culprit(trained: Array, served: Array, mistakes: Sequence[tuple[str, Callable[[Array], Array]]]) -> str | None:

@@ -40,8 +40,8 @@ class Seam:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; "joints" only where there are some."""
-        found = asdict(self)
-        return found if self.joints is not None else {name: found[name] for name in found if name != "joints"}
+        content = asdict(self)
+        return content if self.joints is not None else {name: content[name] for name in content if name != "joints"}
 
 
 @dataclass(frozen=True)

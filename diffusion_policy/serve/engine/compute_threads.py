@@ -41,10 +41,10 @@ class ComputeThreads:
         if watched < MEASUREMENT_S:
             return
         if watched < OUTDATED_S:
-            found = choose_threads(None, self._since)
-            if found.count != self.count and found.count == self._proposed:
-                self._use(found)
-            self._proposed = found.count
+            choice = choose_threads(None, self._since)
+            if choice.count != self.count and choice.count == self._proposed:
+                self._use(choice)
+            self._proposed = choice.count
         self._since = CpuTimes.now()
 
     def _use(self, threads: Threads) -> None:

@@ -323,7 +323,7 @@ class PolicyEngine:
 
         That is one outside the range by more than this share of it, or between two values where there were only these.
         """
-        observed, found = self.wire.observed(self._hemispheres.turned(observation.states, self.wire.layout.arms)), []
+        observed, result = self.wire.observed(self._hemispheres.turned(observation.states, self.wire.layout.arms)), []
         for field_ in self.policy.spec.low_dim:
             low, high = self._range(field_.key)
             value = observed[field_.key][-1]
@@ -335,8 +335,8 @@ class PolicyEngine:
             )
             for i in np.flatnonzero(outside | between):
                 seen = f"only {low[i]:g} and {high[i]:g}" if between[i] else f"{low[i]:.4f} to {high[i]:.4f}"
-                found.append(f"{field_.key} {field_.names[i]} is {value[i]:.4f}; training saw {seen}")
-        return found
+                result.append(f"{field_.key} {field_.names[i]} is {value[i]:.4f}; training saw {seen}")
+        return result
 
     def action_range(self) -> tuple[FloatArray, FloatArray]:
         """(Da,) smallest and largest actions of training; of relative ones, those of the observed states."""

@@ -73,14 +73,14 @@ class Wire:
 
     def observed(self, states: FloatArray) -> dict[str, FloatArray]:
         """Measured states (n, W) -> (n, d) of each low-dimensional key."""
-        found = {}
+        result = {}
         for field in self._spec.low_dim:
             source = self._source(field)
             assert source is not None, f"{field.key} was found to be unknown before"
             columns = states[:, [self.layout.names.index(name) for name in source.names]]
             is_same = source.names == field.names
-            found[field.key] = columns if is_same else source.converted(columns, ActionLayout.of(field.names))
-        return found
+            result[field.key] = columns if is_same else source.converted(columns, ActionLayout.of(field.names))
+        return result
 
     def measured(self, observed: Mapping[str, NDArray[Any]]) -> FloatArray:
         """The inverse of ``observed``: (n, W) of the low-dimensional keys, (n, d) each.
@@ -125,7 +125,7 @@ class Wire:
             low, high: of the policy's actions.
             observed: smallest and largest by name of an observed number, which those of relative actions are.
         """
-        found = np.full((2, len(self.layout.names)), [[-1.0], [1.0]])
+        low_high = np.full((2, len(self.layout.names)), [[-1.0], [1.0]])
         if self._spec.relative:
             low, high = low.copy(), high.copy()
             for column in self.policy_layout.motion_columns:
@@ -133,8 +133,8 @@ class Wire:
         for column, name in enumerate(self.layout.names):
             if name in self.policy_layout.names:
                 index = self.policy_layout.names.index(name)
-                found[:, column] = low[index], high[index]
-        return found[0], found[1]
+                low_high[:, column] = low[index], high[index]
+        return low_high[0], low_high[1]
 
     def middle(self, low: FloatArray, high: FloatArray) -> FloatArray:
         """(W,) a state within a range of ``range``: poses and joints at its middle, grippers open."""

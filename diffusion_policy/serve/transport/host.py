@@ -30,7 +30,7 @@ from diffusion_policy.serve.settings import ServeSettings
 from diffusion_policy.serve.stages import Stages
 from diffusion_policy.serve.transport.inbox import Inbox
 from diffusion_policy.serve.transport.protocol import ErrorCode, ProtocolError
-from diffusion_policy.serve.transport.request import Arrival, Reply, Request, Ticket
+from diffusion_policy.serve.transport.request import Arrival, PendingReply, Reply, Request
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Connection:
         self._host = host
         self._inbox = Inbox(2 * host.settings.limits.message_bytes)
         self._reading: asyncio.Task[None] | None = None
-        self._ticket: Ticket | None = None  # of the request under way
+        self._pending: PendingReply | None = None  # of the request under way
         self._is_gone = False
         self._allowance = host.settings.traffic.messages_per_s
         self._last = self._active = time.monotonic()
@@ -92,7 +92,7 @@ class Connection:
         try:
             while True:
                 patience = self._patience_s - (time.monotonic() - self._active)
-                if patience <= 0 and self._ticket is None and not self._inbox.waiting:
+                if patience <= 0 and self._pending is None and not self._inbox.waiting:
                     raise SilenceError(f"silent for {self._patience_s} s")
                 # looked at again and again, for the session may come to rest meanwhile
                 done, _ = await asyncio.wait({waiting}, timeout=max(0.05, min(patience, traffic.linger_s)))
@@ -133,16 +133,16 @@ class Connection:
                 if last:
                     return
         except Exception:
-            self._expire_ticket()
+            self._expire_pending()
             raise
         finally:
             await self._inbox.close()
 
-    def _expire_ticket(self) -> None:
+    def _expire_pending(self) -> None:
         """Marks the client as gone, and expires the current request."""
         self._is_gone = True
-        if self._ticket is not None:
-            self._ticket.expire("gone")
+        if self._pending is not None:
+            self._pending.expire("gone")
 
     async def _answer(self, request: Request, send: Send) -> bool:
         """Answers one message and logs it; returns whether the connection continues.
@@ -150,17 +150,17 @@ class Connection:
         Raises:
             OSError: of ``send``, when the client is gone; logged as not delivered.
         """
-        self._ticket = ticket = Ticket()
+        self._pending = pending = PendingReply()
         if self._is_gone:
-            ticket.expire("gone")
+            pending.expire("gone")
         try:
             if request.refusal is not None:
                 reply = self.session.refuse(request.refusal.code, str(request.refusal), request.arrival)
             else:
-                reply = await self._host.reply(self.session, request, lambda: self._inbox.waiting, ticket)
+                reply = await self._host.reply(self.session, request, lambda: self._inbox.waiting, pending)
             return await self._deliver(reply, send)
         finally:
-            self._ticket, self._active = None, time.monotonic()
+            self._pending, self._active = None, time.monotonic()
 
     async def _deliver(self, reply: Reply, send: Send) -> bool:
         """Sends a reply, then logs it; returns whether the connection continues."""
@@ -252,7 +252,7 @@ class Host:
             self._connections.discard(connection)
 
     async def reply(
-        self, session: Session, request: Request, behind: Callable[[], tuple[Request, ...]], ticket: Ticket
+        self, session: Session, request: Request, behind: Callable[[], tuple[Request, ...]], pending: PendingReply
     ) -> Reply:
         """Returns the session's reply, or "late" after the deadline; a late answer is canceled, logged and never sent.
 
@@ -266,14 +266,14 @@ class Host:
         arrival.stages.add("wait", begun - arrival.received)
         if self.robot_lock.holder not in (None, session):
             return session.refuse("busy", "another robot is being served", arrival)
-        future = self._worker.submit(session.answer, request, behind, ticket)
+        future = self._worker.submit(session.answer, request, behind, pending)
         waiting = asyncio.wrap_future(future)
         await asyncio.wait({waiting}, timeout=self.settings.deadline_s)
-        ticket.expire("late")
-        if waiting.done() or not ticket.expired:
+        pending.expire("late")
+        if waiting.done() or not pending.expired:
             return await waiting
         late = session.refuse("late", f"no answer within {self.settings.deadline_s} s; no action", arrival)
-        late.withheld = ticket.outcome == "gone"
+        late.withheld = pending.outcome == "gone"
         late.line, late.stages = None, Stages()  # what the worker finds goes into the log, once it is done
         session.late = logged = threading.Event()
 

@@ -172,14 +172,14 @@ def _camera_times(value: Any, form: MessageForm) -> dict[str, float]:
 
 def _check_form(message: Mapping[str, Any], form: MessageForm) -> None:
     """Refuses a message for another policy; the error names what it carries and what is expected."""
-    n_obs_steps, found = form.n_obs_steps, [key for key in ("poses", "grippers", "states") if key in message]
-    if form.is_pose_and_gripper and found == ["states"]:
+    n_obs_steps, forms = form.n_obs_steps, [key for key in ("poses", "grippers", "states") if key in message]
+    if form.is_pose_and_gripper and forms == ["states"]:
         expected = f"poses ({n_obs_steps}, 7) and grippers ({n_obs_steps}, 1)"
-    elif not form.is_pose_and_gripper and "states" not in found:
+    elif not form.is_pose_and_gripper and "states" not in forms:
         expected = f"states ({n_obs_steps}, {len(form.layout.names)}): {' '.join(form.layout.names)}"
     else:
         return
-    raise ProtocolError("malformed", f"the message carries {' and '.join(found) or 'no state'}; expected {expected}")
+    raise ProtocolError("malformed", f"the message carries {' and '.join(forms) or 'no state'}; expected {expected}")
 
 
 def _image_lists(message: Mapping[str, Any], form: MessageForm) -> list[Any]:

@@ -74,7 +74,7 @@ class Reply:
     withheld: bool = False
 
 
-class Ticket:
+class PendingReply:
     """Decides once whether an answer is sent (the session claims it) or not (it is no longer awaited)."""
 
     def __init__(self) -> None:
