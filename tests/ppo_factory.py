@@ -15,7 +15,7 @@ from diffusion_policy.checkpoint import write_checkpoint
 from diffusion_policy.env_runner.simulator import Simulator
 from diffusion_policy.minecraft.actions import BUTTONS, MIDDLE, NULL, VPT_ACTION, Factored, to_joint
 from diffusion_policy.policy.vpt_image_policy import VPTImagePolicy
-from diffusion_policy.ppo.games import Game
+from diffusion_policy.ppo.games import Game, Shaping
 from diffusion_policy.ppo.settings import PPOSettings
 
 SIDE = 8
@@ -46,13 +46,13 @@ class CueEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         super().reset(seed=seed)
         self.ticks, self.red = 0, bool(self.np_random.random() < 0.5)
-        return self._observe(), {}
+        return self._observe(), {"success": False, "ticks": 0}
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         asked = self.ticks == self.wait
         right = asked and bool(action[VPT_ACTION.index("attack")] > 0.5) == self.red
         self.ticks += 1
-        return self._observe(), float(right), asked, self.ticks == self.cut_off, {"success": right}
+        return self._observe(), float(right), asked, self.ticks == self.cut_off, {"success": right, "ticks": self.ticks}
 
     def _observe(self) -> dict[str, np.ndarray]:
         frame = np.zeros((SIDE, SIDE, 3), np.uint8)
@@ -79,10 +79,10 @@ def cue_policy(seed: int = 0) -> VPTImagePolicy:
     return policy
 
 
-def games(policy: VPTImagePolicy, count: int, **env: Any) -> list[Game]:
+def games(policy: VPTImagePolicy, count: int, shaping: Shaping | None = None, **env: Any) -> list[Game]:
     """Environments of the task."""
     simulator = Simulator.read({**SIMULATOR, "env": {**SIMULATOR["env"], **env}})
-    return [Game(simulator, policy.spec, 0, number) for number in range(count)]
+    return [Game(simulator, policy.spec, 0, number, shaping) for number in range(count)]
 
 
 def write_policy(path: Path, policy: VPTImagePolicy | None = None) -> Path:

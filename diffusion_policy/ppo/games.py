@@ -6,7 +6,7 @@ since its reset. Made again they give the same state, if the environment is dete
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from diffusion_policy.env_runner.simulator import Simulator
+from diffusion_policy.ppo import PPOError
 from diffusion_policy.ppo.outcomes import Outcome
 from diffusion_policy.spec import ImageArray, StepSpec
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Played:
 
     Attributes:
         frame: (H, W, 3) uint8 RGB, seen after it, of the same episode.
-        reward: of it.
+        reward: of it, with what shaping adds.
         terminated: whether the episode ended because of what happened in it.
         truncated: whether it was cut off.
         outcome: of the episode, if it has ended.
@@ -40,6 +39,33 @@ class Played:
     outcome: Outcome | None
 
 
+@dataclass(frozen=True)
+class Shaping:
+    """Rewards for what leads to success, which leave the best policy as it is (Ng, Harada and Russell 1999).
+
+    To the reward of a step is added discount * potential(after) - potential(before); what is lost again is taken back,
+    and an episode that terminates ends at potential 0.
+
+    Attributes:
+        weights: of entries of the environment's info, whose sum is the potential.
+        discount: of the run's rewards.
+    """
+
+    weights: Mapping[str, float]
+    discount: float
+
+    def potential(self, info: Mapping[str, Any]) -> float:
+        """Of a state that info tells of.
+
+        Raises:
+            PPOError: it lacks an entry.
+        """
+        lacking = [name for name in self.weights if name not in info]
+        if lacking:
+            raise PPOError(f"ppo.shaping names {lacking}; the environment's info has {sorted(info)}")
+        return sum(weight * float(info[name]) for name, weight in self.weights.items())
+
+
 class Game:
     """An environment and the episode that is played in it.
 
@@ -48,10 +74,13 @@ class Game:
         spec: of the policy: one camera, and the names of the action.
         seed: of the run.
         number: of this environment among those of the run.
+        shaping: of rewards; None: they are the environment's.
     """
 
-    def __init__(self, simulator: Simulator, spec: StepSpec, seed: int, number: int):
+    def __init__(self, simulator: Simulator, spec: StepSpec, seed: int, number: int, shaping: Shaping | None = None):
         self._simulator, self._spec, self._seed, self.number = simulator, spec, seed, number
+        self._shaping = shaping or Shaping({}, 1.0)
+        self._potential = 0.0
         self._env = simulator.make()
         self._episode = -1
         self._actions: list[NDArray[np.float64]] = []
@@ -77,7 +106,9 @@ class Game:
         if terminated or truncated:
             success = self._simulator.succeeded(info, float(reward), terminated=terminated)
             outcome = Outcome(self._total, len(self._actions), success)
-        return Played(self._frame(observation), float(reward), bool(terminated), bool(truncated), outcome)
+        before, self._potential = self._potential, 0.0 if terminated else self._shaping.potential(info)
+        shaped = float(reward) + self._shaping.discount * self._potential - before
+        return Played(self._frame(observation), shaped, bool(terminated), bool(truncated), outcome)
 
     def close(self) -> None:
         """End the environment."""
@@ -107,7 +138,8 @@ class Game:
     def _start(self, episode: int) -> ImageArray:
         self._episode, self._actions, self._total = episode, [], 0.0
         drawn = np.random.SeedSequence([self._seed, self.number, episode]).generate_state(1)
-        observation, _ = self._env.reset(seed=int(drawn.item()))
+        observation, info = self._env.reset(seed=int(drawn.item()))
+        self._potential = self._shaping.potential(info)
         return self._frame(observation)
 
     def _frame(self, observation: Any) -> ImageArray:

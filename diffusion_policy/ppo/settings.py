@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from diffusion_policy.ppo import PPOError
@@ -29,6 +29,7 @@ class PPOSettings:
         max_gradient_norm: gradients are scaled down to it.
         value_warmup_iterations: at the start, in which the value head alone learns.
         normalize_advantages: to mean 0 and deviation 1 in each iteration.
+        shaping: weights of entries of the environment's info; see ``games.Shaping``.
         window_episodes: over how many episodes returns and successes are reported.
     """
 
@@ -47,6 +48,7 @@ class PPOSettings:
     max_gradient_norm: float = 5.0
     value_warmup_iterations: int = 0
     normalize_advantages: bool = True
+    shaping: Mapping[str, float] = field(default_factory=dict)
     window_episodes: int = 100
 
     @classmethod

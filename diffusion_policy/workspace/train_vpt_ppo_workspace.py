@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
 from diffusion_policy.cpu import CpuTimes
 from diffusion_policy.env_runner.simulator import Simulator
-from diffusion_policy.ppo.games import Game
+from diffusion_policy.ppo.games import Game, Shaping
 from diffusion_policy.ppo.learner import Learner, PretrainedPolicy
 from diffusion_policy.ppo.outcomes import LastEpisodes
 from diffusion_policy.ppo.rollouts import Collector
@@ -182,16 +182,20 @@ class TrainVPTPPOWorkspace:
         policy = self._policy.to(device).train()
         OmegaConf.update(cfg, "policy", pretrained.options, force_add=True)
         simulator.check_policy(policy.spec)
-        games = [Game(simulator, policy.spec, seed, number) for number in range(settings.environments)]
+        shaping = Shaping(settings.shaping, settings.discount)
+        games = [Game(simulator, policy.spec, seed, number, shaping) for number in range(settings.environments)]
         for game in games:
             stack.callback(game.close)
         self._collector = Collector(games, policy, derived_seed(seed, ACTING))
         self._frozen: PretrainedPolicy | None = None
         if settings.kl_coefficient:
             self._frozen = PretrainedPolicy(pretrained.policy().to(device), settings.environments)
+        learning = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        counts = [sum(parameter.numel() for parameter in some) for some in (learning, policy.parameters())]
+        logger.info("%d of the policy's %d numbers learn", *counts)
         rates = cfg.optimizer
         self._optimizer = torch.optim.AdamW(
-            [parameter for parameter in policy.parameters() if parameter.requires_grad],
+            learning,
             lr=rates.learning_rate,
             betas=tuple(rates.betas),
             weight_decay=rates.weight_decay,

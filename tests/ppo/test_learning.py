@@ -10,7 +10,10 @@ import pytest
 import torch
 from ppo_factory import cue_policy, games, settings
 
+from diffusion_policy.minecraft.actions import VPT_ACTION
 from diffusion_policy.policy.vpt_image_policy import VPTImagePolicy, as_state
+from diffusion_policy.ppo import PPOError
+from diffusion_policy.ppo.games import Shaping
 from diffusion_policy.ppo.learner import Learner, PretrainedPolicy
 from diffusion_policy.ppo.outcomes import LastEpisodes
 from diffusion_policy.ppo.rollouts import Collector, Rollout
@@ -141,3 +144,22 @@ def test_episodes_follow_from_seed_environment_and_number() -> None:
     shown = [np.stack([game.reset() for _ in range(12)]) for game in games(policy, 2)]
     assert not np.array_equal(*shown)
     assert np.array_equal(shown[0], np.stack([game.reset() for game in games(policy, 1) for _ in range(12)]))
+
+
+def test_shaped_rewards_add_up_to_what_the_environment_gives_less_the_first_potential() -> None:
+    """And what is reported of an episode is the environment's own."""
+    policy, discount = cue_policy(), 0.9
+    shaping = Shaping({"success": 0.5, "ticks": 0.25}, discount)
+    (plain,), (shaped,) = games(policy, 1), games(policy, 1, shaping=shaping)
+    attack = np.array([float(name == "attack") for name in VPT_ACTION])
+    for _ in range(3):
+        plain.reset()
+        shaped.reset()
+        played = [(plain.step(attack), shaped.step(attack)) for _ in range(4)]
+        rewards = np.array([[one.reward, other.reward] for one, other in played])
+        assert played[-1][0].outcome == played[-1][1].outcome
+        # ticks: 0 at first, and the potential of an end is 0
+        assert rewards[:, 1] == pytest.approx(rewards[:, 0] + [0.225, 0.2, 0.175, -0.75])
+        assert (discount ** np.arange(4)) @ (rewards[:, 1] - rewards[:, 0]) == pytest.approx(0)
+    with pytest.raises(PPOError, match=r"ppo.shaping names \['nearness'\]; the environment's info has"):
+        games(policy, 1, shaping=Shaping({"nearness": 1.0}, discount))[0].reset()
