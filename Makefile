@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-exhaustive lint bench clean help
+.PHONY: setup demo test test-exhaustive lint bench client-wheel clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test-exhaustive  the rest of those sweeps"
 	@echo "make lint             ruff (rules and format) and mypy"
 	@echo "make bench            every benchmark in its quick form"
+	@echo "make client-wheel     dist/diffusion_policy_client-*.whl, what a robot's computer installs"
 	@echo "make setup            the environment in .venv, from constraints.txt"
 
 setup: $(READY)
@@ -47,6 +48,9 @@ lint: $(READY)
 
 bench: $(READY)
 	@set -e; for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark --quick; done
+
+client-wheel: $(READY)
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist ./client
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -13,7 +13,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent
-IS_INSTALLED = (PACKAGE / "config").is_dir()
+IS_INSTALLED = (PACKAGE / "scripts").is_dir()
 CONFIG = (PACKAGE if IS_INSTALLED else CHECKOUT) / "config"
 SCRIPTS = (PACKAGE if IS_INSTALLED else CHECKOUT) / "scripts"
 PRETRAINED = (PACKAGE if IS_INSTALLED else CHECKOUT / "data") / "pretrained"

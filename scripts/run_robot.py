@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,14 +95,30 @@ def arm_of(
 
         return make_arm(arguments.arm, form), 50.0, lambda: False
     if arguments.replay is not None:
-        from diffusion_policy.serve.recorded_arm import open_recorded_arm
+        with whole_package("--replay"):
+            from diffusion_policy.serve.recorded_arm import open_recorded_arm
 
         recorded = open_recorded_arm(arguments.replay, form, clock)
         return recorded, form.control_hz, lambda: recorded.ended
-    from diffusion_policy.closed_loop.simulated_arm import open_simulated_arm
+    with whole_package("--simulator"):
+        from diffusion_policy.closed_loop.simulated_arm import open_simulated_arm
 
     simulated, hz = open_simulated_arm(arguments.simulator, Path(metadata["checkpoint"]), clock, arguments.seed)
     return simulated, hz, lambda: simulated.ended
+
+
+@contextmanager
+def whole_package(option: str) -> Iterator[None]:
+    """WorkspaceError for an option that a robot's computer lacks the modules of."""
+    from diffusion_policy.errors import WorkspaceError
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise WorkspaceError(
+            f"{option} needs {error.name}, which an installation for a robot's computer lacks: use --arm here, or "
+            f"{option} where the whole package is installed"
+        ) from error
 
 
 def settings_of(arguments: argparse.Namespace, hz: float) -> RunSettings:

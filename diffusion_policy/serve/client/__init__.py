@@ -19,8 +19,8 @@
     control_loop        moves the arm or holds it, in every control period
     arm_log             what was sent to the arm
 
-Neither torch, zarr, diffusers nor OpenCV is imported, so ``pip install --no-deps diffusion-policy`` next to
-``numpy scipy msgpack websockets`` is all that a robot's computer needs (docs/on_the_arm.md).
+Neither torch, zarr, diffusers nor OpenCV is imported. The wheel ``diffusion-policy-client`` (folder client/) holds this
+package with what it imports, and no more: what a robot's computer installs (docs/on_the_arm.md).
 """
 
 from diffusion_policy.serve.client.arm import Arm, ArmError, Picture, Reading
