@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from made_once import made_once
+from omegaconf import DictConfig
 
+from diffusion_policy.dataset.replay_buffer import ReplayBuffer, image_layout, low_dim_layout
 from diffusion_policy.minecraft.actions import BUTTONS, VPT_ACTION
 from diffusion_policy.policy.vpt_image_policy import VPTImagePolicy
+from diffusion_policy.training_config import compose_training
 
 SIDE = 16
 SIZES: dict[str, Any] = {
@@ -55,3 +60,33 @@ def actions(*shape: int, seed: int = 2) -> torch.Tensor:
     buttons = random.random((*shape, len(BUTTONS))) < 0.15
     camera = random.uniform(-10, 10, (*shape, 2)) * (random.random((*shape, 1)) < 0.5)
     return torch.from_numpy(np.concatenate([buttons, camera], axis=-1).astype(np.float32))
+
+
+OVERRIDES = (
+    f"task.image_shape=[3,{SIDE},{SIDE}]", "task.dataset.val_ratio=0.3", "horizon=4",
+    *(f"policy.{name}={value}".replace(" ", "") for name, value in SIZES.items()),
+    "training.device=cpu", "training.num_epochs=2", "optimizer.lr=0.003",
+    *(f"{loader}.{key}" for loader in ("dataloader", "val_dataloader") for key in ("batch_size=2", "num_workers=0")),
+)  # fmt: skip
+
+
+@made_once
+def write_dataset(path: Path, lengths: tuple[int, ...] = (9, 6, 11, 7, 5)) -> Path:
+    """Episodes of these lengths: a frame says with its brightness whether attack is pressed, and how far to turn."""
+    layouts = {"pov": image_layout(SIDE, SIDE), "action": low_dim_layout(VPT_ACTION)}
+    buffer = ReplayBuffer.create(path, layouts)
+    for seed, length in enumerate(lengths):
+        random = np.random.default_rng(seed)
+        presses = random.random(length) < 0.4
+        images = random.integers(0, 100, (length, SIDE, SIDE, 3)) + 150 * presses[:, None, None, None]
+        action = np.zeros((length, len(VPT_ACTION)), np.float32)
+        action[:, VPT_ACTION.index("attack")] = presses
+        action[:, VPT_ACTION.index("forward")] = ~presses
+        action[:, VPT_ACTION.index("camera_yaw")] = 3.2 * presses
+        buffer.append({"pov": images.astype(np.uint8), "action": action})
+    return path
+
+
+def settings(dataset: Path, *overrides: str) -> DictConfig:
+    """The config of a small run of cloning on that dataset."""
+    return compose_training("train_vpt_bc", [*OVERRIDES, f"task.dataset_path={dataset}", *overrides])

@@ -96,6 +96,7 @@ POLICY: Mapping[str, ChangeEffect] = {
     "n_action_steps": ChangeEffect(Scope.SAMPLING, "another slice of the predicted actions is executed"),
     "num_inference_steps": ChangeEffect(Scope.SAMPLING, "another number of denoising steps"),
     "eta": ChangeEffect(Scope.SAMPLING, "randomness of DDIM"),
+    "learns": ChangeEffect(Scope.TRAINING, "which part of the policy learns"),
     "p_drop_emb": ChangeEffect(Scope.TRAINING, "dropout"),
     "p_drop_attn": ChangeEffect(Scope.TRAINING, "dropout"),
     "color_jitter": ChangeEffect(Scope.TRAINING, "image augmentation in training"),

@@ -169,6 +169,14 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         obs = self._observations.at(self.windows.steps(index, self.n_obs_steps))
         return {"obs": obs, "action": self._actions_of(self.windows, index)}
 
+    def get_steps(self, steps: IndexArray) -> Sample:
+        """Any recorded steps (B, T), counted over all episodes: {"obs": {key: (B, T, ...)}, "action": (B, T, Da)}."""
+        return {"obs": self._observations.at(steps), "action": self.actions_at(steps)}
+
+    def actions_at(self, steps: IndexArray) -> Tensor:
+        """(B, T, Da) the actions of recorded steps (B, T); relative ones to the first step of each row."""
+        return self._actions.at(steps[:, 0], steps)
+
     @property
     def relative_actions(self) -> bool:
         """Whether the actions of a window depend on what it observes, and not only on their steps."""

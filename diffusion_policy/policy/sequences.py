@@ -38,6 +38,11 @@ def draw_classes(found: Mapping[str, Tensor], generator: torch.Generator | None 
     return drawn
 
 
+def divergence(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
+    """(B, T) KL divergence of ``one`` from ``other``, log-probabilities (B, T, n) by factor: the sum over factors."""
+    return torch.stack([(one[name].exp() * (one[name] - other[name])).sum(dim=-1) for name in one]).sum(dim=0)
+
+
 def mean_of_valid(values: Tensor, valid: Tensor | None) -> Tensor:
     """Mean of (B, T) numbers where (B, T) bool ``valid`` says so; of all without it."""
     return values.mean() if valid is None else values[valid].mean()

@@ -36,6 +36,7 @@ from diffusion_policy.policy.vpt_policy import MinecraftAgentPolicy
 from diffusion_policy.policy.vpt_tensors import TENSORS, identity, identity_normalizer
 from diffusion_policy.spec import StepSpec, read_shape_meta
 
+LEARNS = ("all", "heads")
 # Beyond these a config is no policy but a mistake, or worse.
 _MOST_BLOCKS, _MOST_WIDTH, _MOST_WINDOW = 64, 16_384, 65_536
 
@@ -54,6 +55,7 @@ class VPTImagePolicy(MinecraftAgentPolicy, PolicyModule):
             arguments; by default the 2x model.
         window: frames that a frame sees, itself included; upstream's attention_memory_size - timesteps.
         temperature: that logits are divided by.
+        learns: "all", or "heads": the trunk gets no gradient, and rests.
 
     Raises:
         PolicyError: another camera, other actions, or sizes that fit no policy.
@@ -75,9 +77,12 @@ class VPTImagePolicy(MinecraftAgentPolicy, PolicyModule):
         pointwise_ratio: int = VPTSettings.pointwise_ratio,
         window: int = VPTSettings.attention_memory_size - VPTSettings.timesteps,
         temperature: float = VPTSettings.temperature,
+        learns: str = LEARNS[0],
     ) -> None:
         spec = read_shape_meta(shape_meta)
         side = _checked_side(spec)
+        if learns not in LEARNS:
+            raise PolicyError(f"learns is {learns!r}; expected {' or '.join(LEARNS)}")
         if horizon < 1 or n_obs_steps < 1 or n_action_steps != 1:
             raise PolicyError(
                 f"horizon {horizon}, n_obs_steps {n_obs_steps}, n_action_steps {n_action_steps}; expected at least 1, "
@@ -94,6 +99,7 @@ class VPTImagePolicy(MinecraftAgentPolicy, PolicyModule):
         self.hidsize, self.impala_width, self.impala_chans = hidsize, impala_width, tuple(impala_chans)
         self.n_recurrence_layers, self.attention_heads = n_recurrence_layers, attention_heads
         self.pointwise_ratio, self.window, self.temperature = pointwise_ratio, window, temperature
+        self.learns = learns
         self.camera = spec.rgb[0].key
         self.normalizer = identity_normalizer(spec)
 
@@ -140,7 +146,8 @@ class VPTImagePolicy(MinecraftAgentPolicy, PolicyModule):
         if first.dtype != torch.bool or first.shape != frames.shape[:2]:
             raise PolicyError(f"first is {first.dtype} {tuple(first.shape)}; expected bool {tuple(frames.shape[:2])}")
         frames = frames.to(self.device).permute(0, 1, 3, 4, 2)
-        latent, state = self.net(frames, first.to(self.device), as_state(memory))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.learns == "all"):
+            latent, state = self.net(frames, first.to(self.device), as_state(memory))
         return latent, {**memory, **as_memory(state)}
 
     def log_probabilities(
@@ -213,7 +220,8 @@ class VPTImagePolicy(MinecraftAgentPolicy, PolicyModule):
 
     def parameter_groups(self, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
         """One group, of all that learns; the value head gets no gradient from cloning, and so rests."""
-        learning = [p for name, p in self.named_parameters() if p.requires_grad]
+        rests = () if self.learns == "all" else ("net.",)
+        learning = [p for name, p in self.named_parameters() if p.requires_grad and not name.startswith(rests)]
         betas = tuple(settings["betas"])
         return [{"params": learning, "lr": settings["lr"], "betas": betas, "weight_decay": settings["weight_decay"]}]
 

@@ -71,6 +71,10 @@ class EpochOrder:
         n_batches = -(-self.n_windows // self.batch_size)
         return n_batches if self.max_batches is None else min(n_batches, self.max_batches)
 
+    def settings(self) -> dict[str, Any]:
+        """What determines the order."""
+        return {"n_windows": self.n_windows, "batch_size": self.batch_size, "seed": self.seed, "batches": len(self)}
+
     def batches(self, epoch: int) -> list[list[int]]:
         """All batches of that epoch: each window once, or as the weights draw it (unless max_batches cuts it short)."""
         generator = torch.Generator().manual_seed(derived_seed(self.seed, _ORDER, epoch))
@@ -136,10 +140,32 @@ def process_share(n_windows: int, rank: int, world_size: int) -> range:
     return range(rank, n_windows, world_size)
 
 
+class Order(Protocol):
+    """The batches of every epoch: as many in each.
+
+    Attributes:
+        n_windows: windows that an epoch has; of sequences, frames.
+        batch_size: windows of a batch; of sequences, rows.
+        weights: (W,) how often each window is drawn; None: each once an epoch.
+    """
+
+    n_windows: int
+    batch_size: int
+    weights: Tensor | None
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+
+    def settings(self) -> dict[str, Any]:
+        """What determines the order."""
+
+
 class Batches(Protocol):
     """Gives the batches of an epoch, from a position in it."""
 
-    order: EpochOrder
+    @property
+    def order(self) -> Order:
+        """The order of its batches."""
 
     def epoch(self, epoch: int, first: int = 0, end: int | None = None) -> Iterator[Batch]:
         """The batches of that epoch from number `first` on, up to number `end`."""
@@ -155,13 +181,13 @@ class WindowDataset(Protocol):
         """Several windows at once, stacked."""
 
 
-class _Positioned(torch.utils.data.Sampler[list[int]]):
-    """What the loader's workers read: index lists of one epoch from one position on."""
+class Positioned(torch.utils.data.Sampler[Any]):
+    """What the loader's workers read: what the batches of one epoch consist of, from one position on."""
 
     def __init__(self) -> None:
-        self.lists: list[list[int]] = []
+        self.lists: Sequence[Any] = []
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self.lists)
 
     def __len__(self) -> int:
@@ -192,6 +218,26 @@ class _Worker:
         stop_only_with_parent(self.parent)
 
 
+def make_loader(
+    dataset: Dataset[Nested], position: Positioned, settings: DictConfig, device: torch.device
+) -> DataLoader[Nested]:
+    """A loader of whole batches, read by as many workers as `settings` ask for and the machine has cores."""
+    workers = min(int(settings.num_workers), usable_cores())
+    if workers < settings.num_workers:
+        logger.debug("%d loader workers instead of %d: as many as there are cores", workers, settings.num_workers)
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=position,
+        num_workers=workers,
+        pin_memory=bool(settings.pin_memory) and device.type == "cuda",
+        persistent_workers=bool(settings.persistent_workers) and workers > 0,
+        worker_init_fn=_Worker(os.getpid()) if workers else None,
+        # Without a generator of its own the loader would draw from the one that training draws from.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
 class LoaderBatches:
     """Batches read by a DataLoader; for datasets that do not fit into memory.
 
@@ -208,21 +254,8 @@ class LoaderBatches:
         world_size: int = 1,
     ):
         self.order, self.device, self.rank, self.world_size = order, device, rank, world_size
-        self._position = _Positioned()
-        workers = min(int(settings.num_workers), usable_cores())
-        if workers < settings.num_workers:
-            logger.debug("%d loader workers instead of %d: as many as there are cores", workers, settings.num_workers)
-        self._loader = DataLoader(
-            _WholeBatches(dataset),
-            batch_size=None,
-            sampler=self._position,
-            num_workers=workers,
-            pin_memory=bool(settings.pin_memory) and device.type == "cuda",
-            persistent_workers=bool(settings.persistent_workers) and workers > 0,
-            worker_init_fn=_Worker(os.getpid()) if workers else None,
-            # Without a generator of its own the loader would draw from the one that training draws from.
-            generator=torch.Generator().manual_seed(0),
-        )
+        self._position = Positioned()
+        self._loader = make_loader(_WholeBatches(dataset), self._position, settings, device)
 
     def epoch(self, epoch: int, first: int = 0, end: int | None = None) -> Iterator[Batch]:
         """The batches of that epoch from number `first` on, up to number `end`, on the device."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import torch
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -17,6 +18,7 @@ from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.dataset.content_hash import content_sha256
 from diffusion_policy.dataset.sampling import Share
 from diffusion_policy.dataset.split import EpisodeIdentity, Split
+from diffusion_policy.dataset.windows import Mask
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.model.normalizer import LinearNormalizer
 from diffusion_policy.run_folder import SAMPLING_NAME
@@ -26,6 +28,7 @@ from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import Batches, CachedBatches, EpochOrder, LoaderBatches, Nested
 from diffusion_policy.workspace.episode_roles import History, divide_episodes
 from diffusion_policy.workspace.processes import Processes
+from diffusion_policy.workspace.sequence_batches import SequenceBatches, SequenceOrder, kept_steps, spans
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class Data:
         normalizer: fitted to the dataset.
         split: which episodes are trained on and held out, for checkpoints.
         identities: (E,) of every episode of the dataset.
+        in_sequences: whether batches are chunks of episodes in their order, and their indices recorded steps.
     """
 
     dataset: CogActImageDataset
@@ -55,6 +59,7 @@ class Data:
     normalizer: LinearNormalizer
     split: Split
     identities: tuple[EpisodeIdentity, ...]
+    in_sequences: bool = False
 
     def figures(self) -> dict[str, Any]:
         """For the first line of metrics: how many episodes are trained on and held out, which the latter are, and the
@@ -90,23 +95,32 @@ class Data:
 
     def order(self) -> dict[str, Any]:
         """The settings that determine the order of the data."""
-        order = self.train.order
-        return {"n_windows": order.n_windows, "batch_size": order.batch_size, "seed": order.seed, "batches": len(order)}
+        return self.train.order.settings()
 
     def episodes_of(self, windows: list[int]) -> list[int]:
-        """Numbers of the episodes that training windows come from, each once."""
-        ends = torch.from_numpy(self.dataset.episode_ends)
-        high = torch.from_numpy(self.dataset.windows.high)[torch.tensor(windows, dtype=torch.long)]
-        return sorted(set(torch.searchsorted(ends, high).tolist()))
+        """Numbers of the episodes that training windows, or steps of sequences, come from, each once."""
+        ends, asked = torch.from_numpy(self.dataset.episode_ends), torch.tensor(windows, dtype=torch.long)
+        if self.in_sequences:
+            return sorted(set(torch.searchsorted(ends, asked, right=True).tolist()))
+        return sorted(set(torch.searchsorted(ends, torch.from_numpy(self.dataset.windows.high)[asked]).tolist()))
+
+    def batch_of(self, windows: list[int]) -> Nested:
+        """The data of training windows, or of steps of sequences."""
+        return (
+            self.dataset.get_steps(np.array(windows)[:, None]) if self.in_sequences else self.dataset.get_batch(windows)
+        )
 
 
-def open_data(cfg: DictConfig, processes: Processes, history: History | None = None) -> Data:
+def open_data(
+    cfg: DictConfig, processes: Processes, history: History | None = None, *, in_sequences: bool = False
+) -> Data:
     """Open the dataset of `task.dataset`.
 
     Args:
         cfg: of the run.
         processes: that share the work.
         history: which episodes the checkpoint that the run starts from knows; None: none.
+        in_sequences: whether episodes are read in their order, for a policy with a memory.
 
     Raises:
         DatasetError, SpecError: it is missing, lacks something, or means something else.
@@ -128,6 +142,19 @@ def open_data(cfg: DictConfig, processes: Processes, history: History | None = N
         "dataset %s: %d training windows, %d held out, of %d episodes",
         cfg.task.dataset.zarr_path, len(dataset), len(held_out), len(dataset.episode_ends),
     )  # fmt: skip
+    train: Batches
+    validation: Batches | None
+    if in_sequences:
+        train, validation = _sequences(cfg, processes, dataset)
+    else:
+        train, validation = _windows(cfg, processes, dataset, held_out)
+    return Data(dataset, held_out, train, validation, dataset.get_normalizer(), split, identities, in_sequences)
+
+
+def _windows(
+    cfg: DictConfig, processes: Processes, dataset: CogActImageDataset, held_out: CogActImageDataset
+) -> tuple[Batches, Batches | None]:
+    """Batches of windows, shuffled; and of held-out ones, in their order."""
     settings = cfg.training
     train_order = EpochOrder(
         len(dataset),
@@ -142,8 +169,35 @@ def open_data(cfg: DictConfig, processes: Processes, history: History | None = N
         validation_order = EpochOrder(
             len(held_out), cfg.val_dataloader.batch_size, seed=0, shuffle=False, max_batches=settings.max_val_steps
         )
-    train, validation = _batches(cfg, processes, dataset, held_out, train_order, validation_order)
-    return Data(dataset, held_out, train, validation, dataset.get_normalizer(), split, identities)
+    return _batches(cfg, processes, dataset, held_out, train_order, validation_order)
+
+
+def _sequences(
+    cfg: DictConfig, processes: Processes, dataset: CogActImageDataset
+) -> tuple[SequenceBatches, SequenceBatches | None]:
+    """Chunks of the training episodes, and of the held-out ones."""
+    if processes.world_size > 1:
+        raise TrainingError(
+            f"{processes.world_size} processes: a policy with a memory is trained by one; start one process"
+        )
+    if dataset.sample_weights is not None:
+        raise TrainingError("task.dataset.weights draws windows; sequences are read once each: set it to null")
+    device, home = processes.device, processes.device if cfg.training.cache == "device" else torch.device("cpu")
+    read = dataset.get_steps if cfg.training.cache == "none" else kept_steps(read_all_steps(cfg, home))
+
+    def batches(episodes: Mask, loader: DictConfig, most: int | None, seed: int) -> SequenceBatches | None:
+        found = spans(dataset, episodes)
+        if not found:
+            return None
+        order = SequenceOrder(
+            found, loader.batch_size, cfg.horizon, seed=seed, shuffle=bool(loader.shuffle), max_batches=most
+        )
+        return SequenceBatches(read, loader, order, device)
+
+    settings = cfg.training
+    train = batches(dataset.train_episodes, cfg.dataloader, settings.max_train_steps, settings.seed)
+    assert train is not None  # the dataset refuses to have no window
+    return train, batches(dataset.validation_episodes, cfg.val_dataloader, settings.max_val_steps, 0)
 
 
 def instantiate(settings: DictConfig, where: str, **more: Any) -> Any:

@@ -8,6 +8,7 @@ Legend of shapes: B batch, T horizon, Da action width.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from diffusion_policy.spec import GRIPPER_CLOSED, GRIPPER_OPEN
 from diffusion_policy.spec.action_layout import is_gripper_name
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import NOISE, Batch, derived_seed
+
+logger = logging.getLogger(__name__)
 
 GRIPPER_THRESHOLD = (GRIPPER_OPEN + GRIPPER_CLOSED) / 2
 HIDDEN_GRIPPER = GRIPPER_THRESHOLD  # neither open nor closed
@@ -129,6 +132,21 @@ class BatchLoss(nn.Module):
             raise TrainingError(f"loss weights need a policy that denoises actions alone; of this one {why_not}")
         if self.hide_share:
             self.policy.spec.field(self.hide_key)
+
+    memory: Mapping[str, Any] = {}  # nothing is carried from batch to batch
+
+    def at_update(self, global_step: int) -> None:
+        """All updates are alike."""
+
+    def announced(self) -> BatchLoss:
+        """Itself, once it has been logged what it weighs."""
+        if self.weighted:
+            logger.info(
+                "train_loss counts the gripper %g times and steps near its changes %g times; losses before the first "
+                "update and on held-out windows count all alike, so they are smaller",
+                self.gripper_weight, self.event_weight,
+            )  # fmt: skip
+        return self
 
     @property
     def weighted(self) -> bool:

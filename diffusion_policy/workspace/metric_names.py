@@ -27,6 +27,8 @@ GRIPPER_SCORES = tuple(
         "recall_high", "precision_low", "precision_high", "lag_steps", "lag_ms",
     )
 )  # fmt: skip
+# Of policies with a memory; those by button and by head are in the log, too.
+SEQUENCE_SCORES = ("val_accuracy_buttons", "val_accuracy_camera", "val_f1", "val_loss_buttons", "val_loss_camera")
 ROLLOUTS = tuple(
     f"test_{name}" for name in ("success", "success_low", "success_high", "grasped", "scenes", "n_action_steps")
 )
@@ -35,7 +37,7 @@ ROLLOUTS = tuple(
 def known_names(n_action_steps: int) -> list[str]:
     """Names of all metrics that a run may compute, except those of custom rollout runners."""
     by_step = [f"{name}_step_{i}" for name in MOTION_ERRORS.values() for i in range(1, n_action_steps + 1)]
-    validated = ["val_loss", *MOTION_ERRORS.values(), *GRIPPER_SCORES, ACTIVE_FEATURES]
+    validated = ["val_loss", *SEQUENCE_SCORES, *MOTION_ERRORS.values(), *GRIPPER_SCORES, ACTIVE_FEATURES]
     return [*ALWAYS, *validated, *(f"{name}_model" for name in validated), *by_step, TOLERANCE, *ROLLOUTS]
 
 
@@ -49,7 +51,7 @@ def unmeasured(name: str, cfg: DictConfig, action_names: Sequence[str], *, held_
         return "the task has no simulator" if is_real_robot(cfg) else None
     if not held_out:
         return "no episode is held out"
-    every = "val_every" if name.startswith("val_loss") else "sample_every"
+    every = "val_every" if name.startswith(("val_loss", *SEQUENCE_SCORES)) else "sample_every"
     if not cfg.training[every]:
         return f"training.{every} is {cfg.training[every]}"
     if every == "sample_every" and OmegaConf.select(cfg, "sampler.max_episodes") == 0:

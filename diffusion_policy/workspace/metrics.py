@@ -149,3 +149,10 @@ def _start_wandb(folder: Path, settings: DictConfig, config: DictConfig | None) 
     options = OmegaConf.to_container(settings, resolve=True)
     assert isinstance(options, dict)
     return wandb.init(dir=str(folder), config=plain, **{str(key): value for key, value in options.items()})
+
+
+def epoch_line(epoch: int, num_epochs: int, metrics: dict[str, Any]) -> str:
+    """An epoch for the log: number, main figures, rate."""
+    shown = ("train_loss", "val_loss", "val_position_error_mm", "val_rotation_error_deg", "val_gripper_f1")
+    figures = "  ".join(f"{key} {figure(key, metrics)}" for key in shown if key in metrics)
+    return f"epoch {epoch + 1}/{num_epochs}  {figures}  {metrics['samples_per_second']:.1f} samples/s"

@@ -43,12 +43,13 @@ def make_optimizer(
     settings: DictConfig,
     rates: DictConfig,
     roles: Mapping[str, Role],
-) -> torch.optim.AdamW:
+) -> torch.optim.Adam:
     """AdamW over the policy's parameter groups, split where learning rates differ.
 
     Args:
         policy: whose parameters learn.
-        settings: `optimizer` of the config.
+        settings: `optimizer` of the config; with `decoupled_weight_decay: false` weight decay is part of the gradient
+            (L2, torch's Adam).
         rates: `learning_rates` of the config: factors by kind and of the observation encoder, and the decay by layer.
         roles: from `roles_of`.
     """
@@ -67,7 +68,8 @@ def make_optimizer(
     for group in groups:
         if rates.obs_encoder != 1.0 and id(group["params"][0]) in encoder:
             group["lr"] *= rates.obs_encoder
-    return torch.optim.AdamW(groups, lr=rate, betas=groups[0]["betas"], fused=True)
+    kind = torch.optim.AdamW if settings.get("decoupled_weight_decay", True) else torch.optim.Adam
+    return kind(groups, lr=rate, betas=groups[0]["betas"], fused=True)
 
 
 def _split_at(groups: Groups, encoder: Collection[int]) -> Groups:
@@ -142,14 +144,23 @@ class Stages:
             parameter.grad = None
 
 
-def step_if_finite(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> Tensor:
+def step_if_finite(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], max_norm: float | None = None
+) -> Tensor:
     """Make the update unless its gradients hold NaN or infinity, without waiting for the device.
 
+    Args:
+        optimizer: makes it.
+        parameters: whose gradients count.
+        max_norm: longer gradients are scaled to this norm; None: none is.
+
     Returns:
-        The norm of all gradients, a scalar on the device; not finite if nothing was updated.
+        The norm of all gradients before they are scaled, a scalar on the device; not finite if nothing was updated.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
+    if max_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     optimizer.found_inf = (~torch.isfinite(norm)).to(torch.float32)  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -66,3 +66,13 @@ def debug_settings(cfg: DictConfig) -> DictConfig:
     once = {"checkpoint_every": 1, "val_every": 1, "sample_every": 1, "rollout_every": 1}
     OmegaConf.update(cfg, "training", {"num_epochs": 2, "max_train_steps": 3, "max_val_steps": 3, **once})
     return cfg
+
+
+def less_memory(cfg: DictConfig) -> str:
+    """What to do where a run ran out of memory."""
+    cache = "" if cfg.training.cache == "none" else f" Or set training.cache=none (now {cfg.training.cache})"
+    return (
+        f"out of memory on {cfg.training.device}: lower dataloader.batch_size (now {cfg.dataloader.batch_size}) and "
+        "raise training.gradient_accumulate_every by as much; if it was in a validation, lower "
+        f"val_dataloader.batch_size (now {cfg.val_dataloader.batch_size}).{cache}"
+    )

@@ -58,6 +58,7 @@ class RunState:
         ranking: which checkpoints were kept and what is best so far.
         data: what the order of the data depends on: windows, batch size, seed.
         threads: number of compute threads on a CPU; None on a GPU, and in files of older programs.
+        memory: what a policy with a memory, and the one it is held to, remember of their rows; empty of others.
     """
 
     progress: TrainingProgress
@@ -67,12 +68,16 @@ class RunState:
     ranking: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     threads: int | None = None
+    memory: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
         """Containers, numbers and tensors."""
-        return {"version": VERSION, **{entry.name: getattr(self, entry.name) for entry in fields(self)}} | {
+        entries = {entry.name: getattr(self, entry.name) for entry in fields(self)} | {
             "progress": asdict(self.progress)
         }
+        if not self.memory:
+            del entries["memory"]
+        return {"version": VERSION, **entries}
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any], where: str) -> RunState:

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_policy.checkpoint import build_policy
 from diffusion_policy.cpu import CpuTimes
 from diffusion_policy.dataset.split import SPLIT
+from diffusion_policy.policy.contract import PolicyModule, RecurrentPolicy
 from diffusion_policy.run_folder import LATEST
 from diffusion_policy.training_config import config_errors, rate_setting
 from diffusion_policy.workspace import TrainingError
@@ -35,11 +36,11 @@ from diffusion_policy.workspace.evaluator import Evaluator, is_due
 from diffusion_policy.workspace.interruption import StopRequest
 from diffusion_policy.workspace.losses import BatchLoss, NoiseSampler
 from diffusion_policy.workspace.metric_names import check_metric_names
-from diffusion_policy.workspace.metrics import MetricsLog, figure
+from diffusion_policy.workspace.metrics import MetricsLog, epoch_line
 from diffusion_policy.workspace.optimization import Stages, make_optimizer, roles_of
 from diffusion_policy.workspace.processes import Processes, join_processes
 from diffusion_policy.workspace.progress import TrainingBar
-from diffusion_policy.workspace.run_settings import batch_size_note, run_settings
+from diffusion_policy.workspace.run_settings import batch_size_note, less_memory, run_settings
 from diffusion_policy.workspace.run_state import (
     RunState,
     TrainingProgress,
@@ -49,6 +50,8 @@ from diffusion_policy.workspace.run_state import (
 )
 from diffusion_policy.workspace.run_status import RunStatus
 from diffusion_policy.workspace.schedule import make_schedule, plain_schedule, resume_rates, total_updates
+from diffusion_policy.workspace.sequence_evaluator import SequenceEvaluator
+from diffusion_policy.workspace.sequence_loss import SequenceLoss, reference_policy
 from diffusion_policy.workspace.summary import RunSummary
 from diffusion_policy.workspace.threads import set_compute_threads
 from diffusion_policy.workspace.updates import StepMetrics, StepMonitor, Updates, write_dump
@@ -106,7 +109,7 @@ class TrainDiffusionTransformerHybridWorkspace:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            raise TrainingError(_less_memory(self.cfg)) from error
+            raise TrainingError(less_memory(self.cfg)) from error
 
     def _run(self, stack: ExitStack) -> RunSummary | None:
         processes = stack.enter_context(join_processes(self.cfg.training.device))
@@ -142,16 +145,20 @@ class TrainDiffusionTransformerHybridWorkspace:
             logger.info(note)
         self.output_dir = processes.from_first(self.output_dir)
         policies = [policy for policy in (self.model, self.ema_model) if policy is not None]
-        self._data = open_data(cfg, processes, read_history(cfg, self.output_dir))
+        recurrent = isinstance(self.model, RecurrentPolicy)
+        self._data = open_data(cfg, processes, read_history(cfg, self.output_dir), in_sequences=recurrent)
         check_metric_names(cfg, self.model.spec.action_names, held_out=len(self._data.held_out) > 0)
+        built = copy.deepcopy(self.model) if recurrent and cfg.cloning.kl.weight else None
         self._initialization = initialize(cfg, self.output_dir, self.model, self.ema_model, self._data)
         self._set_compute_threads()
         for policy in policies:
             policy.to(processes.device)
         self.model.train()
+        self._loss = self._make_loss(built)
         self._make_updates(self._initialization)
         stack.callback(self._updates.release)
-        self._evaluator = Evaluator(cfg, self.output_dir, self._data, self.model, self.ema_model, processes)
+        kind = SequenceEvaluator if recurrent else Evaluator
+        self._evaluator = kind(cfg, self.output_dir, self._data, self.model, self.ema_model, processes)
         every = cfg.training.log_every or FETCH_EVERY[processes.device.type]
         self._monitor = StepMonitor(every, cfg.training.max_skipped_updates, processes, self.progress.skipped)
         state = self._initialization.run_state if processes.writes else None
@@ -188,6 +195,16 @@ class TrainDiffusionTransformerHybridWorkspace:
     def _total_updates(self) -> int:
         return total_updates(self.progress, len(self._data.train.order), self.cfg.training)
 
+    def _make_loss(self, built: PolicyModule | None) -> BatchLoss | SequenceLoss:
+        """The loss of the live policy; `built` is a copy without weights, for the policy that it is held to."""
+        cfg = self.cfg
+        if not self._data.in_sequences:
+            return BatchLoss(self.model, cfg.loss, cfg.observation_dropout, self._data.normalizer).announced()
+        reference = None
+        if built is not None:
+            reference = reference_policy(cfg, built, self._initialization.provenance)
+        return SequenceLoss(self.model, cfg, self._data.train.order.batch_size, reference)
+
     def _make_updates(self, initialization: Initialization) -> None:
         """Build optimizer, schedule, stages and EMA; in a resumed run, restore their state."""
         cfg, training, state = self.cfg, self.cfg.training, initialization.run_state
@@ -201,13 +218,9 @@ class TrainDiffusionTransformerHybridWorkspace:
             resume_generators(state, training.seed, self._processes.rank, self._processes.world_size)
         else:
             seed_process(training.seed, self._processes.rank)
-        loss = BatchLoss(self.model, cfg.loss, cfg.observation_dropout, self._data.normalizer)
-        if loss.weighted:
-            logger.info(
-                "train_loss counts the gripper %g times and steps near its changes %g times; losses before the first "
-                "update and on held-out windows count all alike, so they are smaller",
-                loss.gripper_weight, loss.event_weight,
-            )  # fmt: skip
+        loss = self._loss
+        if isinstance(loss, SequenceLoss) and state is not None:
+            loss.restore(state.memory)
         stages = Stages(cfg.stages, self.model, roles, optimizer)
         noise_sampler = NoiseSampler(self.model, training.seed, n_low_dim=len(loss.low_dim))
         self._updates = Updates(loss, optimizer, schedule, stages, ema, noise_sampler, training, self._processes)
@@ -229,7 +242,7 @@ class TrainDiffusionTransformerHybridWorkspace:
         metrics = {**closing, "train_loss": train_loss, "samples_per_second": rate}
         metrics |= self._evaluator.after_epoch(progress, train_loss, self._log, self._bar)
         self._write_line(metrics)
-        logger.info(_epoch_line(epoch, training.num_epochs, metrics))
+        logger.info(epoch_line(epoch, training.num_epochs, metrics))
         progress.epoch, progress.batch, progress.loss_sum, progress.windows = epoch + 1, 0, 0.0, 0
         progress.closing = None
         ended = progress.epoch == training.num_epochs
@@ -246,6 +259,7 @@ class TrainDiffusionTransformerHybridWorkspace:
         n_batches = len(self._data.train.order)
         batches = self._data.train.epoch(progress.epoch, progress.batch)
         for group in grouped(batches, training.gradient_accumulate_every):
+            self._loss.at_update(progress.global_step)
             result = self._updates.make(group, progress.epoch, progress.global_step)
             progress.global_step, progress.batch = result.global_step, group[-1].number + 1
             ended = progress.batch == n_batches
@@ -294,7 +308,7 @@ class TrainDiffusionTransformerHybridWorkspace:
             return
         where = ""
         if self._processes.writes:
-            batch = self._data.dataset.get_batch(metrics.result.windows)
+            batch = self._data.batch_of(metrics.result.windows)
             where = f"; {write_dump(self.output_dir, metrics, episodes, self.model, batch)} holds batch and weights"
         raise TrainingError(
             f"update {metrics.result.global_step}: loss {metrics.loss}, gradient norm {metrics.norm}; its windows come "
@@ -334,6 +348,7 @@ class TrainDiffusionTransformerHybridWorkspace:
             ranking=self._checkpoints.state(),
             data=self._data.order(),
             threads=self._threads,
+            memory=snapshot(self._loss.memory),
         )
         state_dicts: dict[str, Any] = {"model": self.model.state_dict()}
         if self.ema_model is not None:
@@ -373,18 +388,3 @@ def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 def out_of_memory(error: RuntimeError | MemoryError) -> bool:
     """Whether an error is raised for lack of GPU or main memory; for main memory, torch has no class of its own."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
-def _less_memory(cfg: DictConfig) -> str:
-    cache = "" if cfg.training.cache == "none" else f" Or set training.cache=none (now {cfg.training.cache})"
-    return (
-        f"out of memory on {cfg.training.device}: lower dataloader.batch_size (now {cfg.dataloader.batch_size}) and "
-        "raise training.gradient_accumulate_every by as much; if it was in a validation, lower "
-        f"val_dataloader.batch_size (now {cfg.val_dataloader.batch_size}).{cache}"
-    )
-
-
-def _epoch_line(epoch: int, num_epochs: int, metrics: dict[str, Any]) -> str:
-    shown = ("train_loss", "val_loss", "val_position_error_mm", "val_rotation_error_deg", "val_gripper_f1")
-    figures = "  ".join(f"{key} {figure(key, metrics)}" for key in shown if key in metrics)
-    return f"epoch {epoch + 1}/{num_epochs}  {figures}  {metrics['samples_per_second']:.1f} samples/s"

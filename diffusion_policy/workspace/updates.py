@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
@@ -26,6 +26,7 @@ from diffusion_policy.workspace.batches import Batch
 from diffusion_policy.workspace.losses import BatchLoss, NoiseSampler
 from diffusion_policy.workspace.optimization import Stages, step_if_finite
 from diffusion_policy.workspace.processes import Processes
+from diffusion_policy.workspace.sequence_loss import SequenceLoss
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,18 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision not in PRECISIONS:
         raise TrainingError(f"training.precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
     return torch.bfloat16 if precision == "bf16" or (precision == "auto" and multiplies_bf16(device)) else None
+
+
+def max_gradient_norm(settings: DictConfig) -> float | None:
+    """`training.max_gradient_norm`, to which longer gradients are scaled; None: they are taken as they are.
+
+    Raises:
+        TrainingError: it is not positive.
+    """
+    most = OmegaConf.select(settings, "max_gradient_norm", default=None)
+    if most is not None and not most > 0:
+        raise TrainingError(f"training.max_gradient_norm is {most}; expected above 0, or null")
+    return None if most is None else float(most)
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,7 @@ class Updates:
 
     def __init__(
         self,
-        loss: BatchLoss,
+        loss: BatchLoss | SequenceLoss,
         optimizer: torch.optim.Optimizer,
         schedule: LambdaLR,
         stages: Stages,
@@ -88,6 +101,7 @@ class Updates:
         self.policy, self.optimizer, self.schedule, self.stages = loss.policy, optimizer, schedule, stages
         self.ema, self.noise_sampler, self.processes = ema, noise_sampler, processes
         self._dtype = autocast_dtype(settings.precision, processes.device)
+        self._max_norm = max_gradient_norm(settings)
         if processes.device.type == "cpu":
             keep_freed_memory()
             if self._dtype is None and settings.precision == "auto" and not settings.compile:
@@ -133,7 +147,7 @@ class Updates:
             loss = self._backward(batch, epoch, part, last=number == len(batches))
             total += loss.detach() * part
         self.stages.drop_gradients()
-        norm = step_if_finite(self.optimizer, self._parameters)
+        norm = step_if_finite(self.optimizer, self._parameters, self._max_norm)
         lr = float(self.optimizer.param_groups[0]["lr"])
         self.schedule.step()
         if self.ema is not None:

@@ -18,7 +18,7 @@ from diffusion_policy.families import recognize
 from diffusion_policy.minecraft.actions import VPT_ACTION
 from diffusion_policy.policy.contract import DenoisingPolicy, RecurrentPolicy
 from diffusion_policy.policy.observation_batch import PolicyError
-from diffusion_policy.policy.sequences import sequence_loss
+from diffusion_policy.policy.sequences import divergence, sequence_loss
 from diffusion_policy.policy.vpt_image_policy import VPTImagePolicy
 from diffusion_policy.policy.vpt_policy import MinecraftAgentPolicy, VPTAgent
 from diffusion_policy.policy.vpt_weights import RELEASED
@@ -114,6 +114,13 @@ def test_padding_does_not_count() -> None:
         batch = {"obs": seen, "action": done, "first": first, "valid": valid}
         losses.append(sequence_loss(policy, batch, policy.initial_memory(2))[0])
     assert torch.equal(*losses)
+
+
+def test_divergence_is_zero_of_itself_and_positive_of_another() -> None:
+    found = [tiny_policy(seed).log_probabilities(frames(1, 3), starts([1, 0, 0]), tiny_policy().initial_memory(1))[0]
+             for seed in (0, 0, 1)]  # fmt: skip
+    assert torch.equal(divergence(found[0], found[1]), torch.zeros(1, 3))
+    assert (divergence(found[0], found[2]) > 0).all()
 
 
 # ---- files ----
