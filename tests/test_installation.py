@@ -1,5 +1,6 @@
 """The wheel, built and installed somewhere else: every command starts, and works in a folder that is no checkout."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -39,61 +40,79 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work / "site"
 
 
-def run(site: Path, folder: Path, command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a command of the installation in a folder, with nothing of the checkout on any path."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"PYTHONPATH": str(site), "PATH": f"{site / 'bin'}:{os.environ['PATH']}", "COLUMNS": "200"}
-    words = [str(site / "bin" / command), *map(str, arguments)]
-    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300)
-
-
-# Each command with --help in a copy of one process, which has loaded what many of them take: its output and status.
-HELPS = """
-import os, runpy, sys
-import hydra, numpy, omegaconf, rich.console, yaml
-for command in sys.argv[1:]:
+# Commands one after the other, each in a copy of one process that has loaded what most of them take; prints statuses.
+COMMANDS = """
+import json, os, runpy, sys
+import hydra, numpy, omegaconf, rich.console, torch, yaml, zarr
+for number, (folder, *words) in enumerate(json.loads(sys.argv[1])):
     copy = os.fork()
     if copy == 0:
-        printed = os.open(os.path.basename(command), os.O_WRONLY | os.O_CREAT)
-        os.dup2(printed, 1), os.dup2(printed, 2)
-        sys.argv = [command, "--help"]
-        sys.path[0] = os.path.dirname(command)
-        runpy.run_path(command, run_name="__main__")
-        sys.exit("it goes on after its help")
-    status = os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])
-    print(os.path.basename(command), status, flush=True)
+        for stream in (1, 2):
+            os.dup2(os.open(f"{number}.{stream}", os.O_WRONLY | os.O_CREAT), stream)
+        os.chdir(folder)
+        sys.argv = words
+        sys.path[0] = os.path.dirname(words[0])
+        runpy.run_path(words[0], run_name="__main__")
+        sys.exit("it goes on after its end")
+    print(os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]), flush=True)
 """
+HELPS = [(command, "--help") for command in ENTRY_POINTS]
+CONVERSION = ("dp-convert", "--input", "recorded", "--output", "set.zarr", "--resolution", "32", "18")
+NO_DATASET = ("dp-train", "task.dataset_path=absent.zarr", "training.device=cpu")
+NO_EXPERIMENT = ("dp-train", "experiment=quick_cpus")
+Ended = dict[tuple[str, ...], subprocess.CompletedProcess[str]]
 
 
-def test_every_command_helps(installed: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(installed), "COLUMNS": "200"}
-    commands = [str(installed / "bin" / command) for command in ENTRY_POINTS]
-    words = [sys.executable, "-c", HELPS, *commands]
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    statuses = dict(line.split() for line in done.stdout.splitlines())
-    assert list(statuses) == list(ENTRY_POINTS)
-    for command, status in statuses.items():
-        helped = (tmp_path / command).read_text()
-        assert status == "0", f"{command}: {helped}"
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Where the helps are asked for, which is empty, and where the other commands work."""
+    empty, work = tmp_path_factory.mktemp("empty"), tmp_path_factory.mktemp("work")
+    write_trajectory(work / "recorded", episode_id=0, n_steps=12, size=(64, 36))
+    return empty, work
+
+
+@pytest.fixture(scope="module")
+def ended(installed: Path, folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """The commands of the installation, by their words; they ran with nothing of the checkout on any path."""
+    said = tmp_path_factory.mktemp("said")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"PYTHONPATH": str(installed), "PATH": f"{installed / 'bin'}:{os.environ['PATH']}", "COLUMNS": "200"}
+    lines = [*HELPS, CONVERSION, NO_DATASET, NO_EXPERIMENT]
+    words = [
+        [str(folders[line not in HELPS]), str(installed / "bin" / command), *arguments]
+        for line in lines
+        for command, *arguments in [line]
+    ]
+    python = [sys.executable, "-c", COMMANDS, json.dumps(words)]
+    done = subprocess.run(python, cwd=said, env=environment, capture_output=True, text=True, check=True, timeout=600)
+    statuses = map(int, done.stdout.split())
+    printed = [((said / f"{number}.1").read_text(), (said / f"{number}.2").read_text()) for number in range(len(lines))]
+    return {
+        line: subprocess.CompletedProcess(line, status, *streams)
+        for line, status, streams in zip(lines, statuses, printed, strict=True)
+    }
+
+
+def test_every_command_helps(ended: Ended, folders: tuple[Path, Path]) -> None:
+    for line in HELPS:
+        command, helped = line[0], ended[line].stdout + ended[line].stderr
+        assert ended[line].returncode == 0, f"{command}: {helped}"
         assert "python scripts/" not in helped, f"{command} shows files that are not there"
         assert command == "dp-train" or helped.startswith(f"usage: {command} ")
-    assert {path.name for path in tmp_path.iterdir()} == set(ENTRY_POINTS), "help writes nothing"
+    assert not list(folders[0].iterdir()), "help writes nothing"
 
 
-def test_recordings_are_converted_and_looked_at(installed: Path, tmp_path: Path) -> None:
-    write_trajectory(tmp_path / "recorded", episode_id=0, n_steps=12, size=(64, 36))
-    converted = run(
-        installed, tmp_path, "dp-convert", "--input", "recorded", "--output", "set.zarr", "--resolution", 32, 18
-    )
+def test_recordings_are_converted_and_looked_at(ended: Ended, folders: tuple[Path, Path]) -> None:
+    converted = ended[CONVERSION]
     assert converted.returncode == 0, converted.stderr
-    assert ReplayBuffer.open(tmp_path / "set.zarr").n_steps == 12
+    assert ReplayBuffer.open(folders[1] / "set.zarr").n_steps == 12
     assert not list(REPOSITORY.glob("set.zarr*"))
 
 
-def test_configs_are_found_and_a_refusal_names_a_command_that_is_there(installed: Path, tmp_path: Path) -> None:
-    refused = run(installed, tmp_path, "dp-train", "task.dataset_path=absent.zarr", "training.device=cpu")
+def test_configs_are_found_and_a_refusal_names_a_command_that_is_there(ended: Ended) -> None:
+    refused = ended[NO_DATASET]
     assert refused.returncode == 2, refused.stderr
     assert "dp-convert --input TRAJECTORIES --output absent.zarr" in refused.stderr
-    misspelled = run(installed, tmp_path, "dp-train", "experiment=quick_cpus")
+    misspelled = ended[NO_EXPERIMENT]
     assert "there are " in misspelled.stderr
     assert "experiment=quick_cpu" in misspelled.stderr

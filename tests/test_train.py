@@ -45,7 +45,11 @@ def test_the_line_that_users_type_trains_into_a_dated_folder_and_can_be_interrup
         "training.num_epochs=200",
     ]
     running = subprocess.Popen(
-        command(*overrides), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path
+        [warm_process.python(), *command(*overrides)[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=tmp_path,
     )
     deadline = time.monotonic() + 200
     pattern = "data/outputs/*/*_train_diffusion_transformer_hybrid_cogact_robot_8d/logs.json.txt"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm_process
 from serve_factory import FakeEngine, OldClient, ServerThread, observation_message, settings, wait_until
 
 from diffusion_policy.serve.engine import PolicyEngine
@@ -137,13 +138,15 @@ def test_stopping_answers_the_request_under_way() -> None:
 
 
 @contextlib.contextmanager
-def served_process(repository: Path, checkpoint: Path, log: Path) -> Iterator[tuple[subprocess.Popen[str], int, str]]:
+def served_process(
+    repository: Path, checkpoint: Path, log: Path, python: str = sys.executable
+) -> Iterator[tuple[subprocess.Popen[str], int, str]]:
     """The door in a process of its own: the process, its port, and what it said until it listened."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     words = [f"ckpt={checkpoint}", f"port={port}", f"log.directory={log}", LOOSE, "max_age_s=30", "deadline_s=30"]
     process = subprocess.Popen(
-        [sys.executable, "scripts/serve.py", "--config", "config/serve.yaml", *words, "guard.on_workspace=clip"],
+        [python, "scripts/serve.py", "--config", "config/serve.yaml", *words, "guard.on_workspace=clip"],
         cwd=repository, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)},
     )  # fmt: skip
@@ -162,14 +165,14 @@ def served_process(repository: Path, checkpoint: Path, log: Path) -> Iterator[tu
 
 
 def test_sigterm_ends_the_process_in_order(repository: Path, served_checkpoint: Path, tmp_path: Path) -> None:
-    with served_process(repository, served_checkpoint, tmp_path) as (process, port, said):
+    with served_process(repository, served_checkpoint, tmp_path, warm_process.python()) as (process, port, said):
         assert "at most 0.04 m and 0.1 rad a step" in said, "the limits are said at the start"
         with OldClient(port) as client:
             client.send(observation_message())
             time.sleep(0.05)
             process.send_signal(signal.SIGTERM)
             assert client.receive()["type"] == "action"
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     (steps,) = tmp_path.glob("run_*/steps.jsonl")
     assert len(steps.read_text().splitlines()) == 1
 
