@@ -199,11 +199,11 @@ def draw(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     panels = {"success": "success, % (95 % interval)", "jerk": "jerk, m/s^3", "seam_mm": "seam, mm", "idle": "idle, %"}
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(15, 4), layout="constrained")
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(15, 4.4), layout="constrained")
     series = list(dict.fromkeys(name.partition(",")[0] for name in found if name != EXPERT))
     for shift, strategy in enumerate(series):
         points = {name: entry for name, entry in found.items() if name.startswith(f"{strategy},") and "+-" not in name}
-        at = [float(name.rpartition(", ")[2].split()[0]) + 4 * (shift - len(series) / 2) for name in points]
+        at = [float(name.rpartition(", ")[2].split()[0]) + 7 * (shift - (len(series) - 1) / 2) for name in points]
         for axis, key in zip(axes, panels, strict=True):
             if key == "success":
                 shares = [100 * entry["success"] / entry["scenes"] for entry in points.values()]
@@ -220,7 +220,7 @@ def draw(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         if key == "jerk" and EXPERT in found:
             axis.axhline(found[EXPERT]["jerk"], color="gray", linestyle="--", label="expert")
             axis.legend()
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(series))
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
 
