@@ -79,7 +79,7 @@ class Collector:
         self._generator = torch.Generator(self._device).manual_seed(seed)
         self._memory = policy.initial_memory(len(games))
         self._first = torch.ones(len(games), 1, dtype=torch.bool)
-        self._frames: Tensor | None = None  # (B, 1, H, W, 3), of the next action
+        self._frames = _stacked([game.reset() for game in games])  # (B, 1, H, W, 3), of the next action
 
     @torch.no_grad()
     def collect(self, frames: int, chunk_frames: int) -> Rollout:
@@ -89,8 +89,6 @@ class Collector:
             frames: T, of each environment.
             chunk_frames: at the start of each so many frames, the memory is kept.
         """
-        if self._frames is None:
-            self._frames = _stacked([game.reset() for game in self._games])
         seen: dict[str, list[Tensor]] = {}
         memories, outcomes = [], list[Outcome]()
         for number in range(frames):
@@ -118,7 +116,6 @@ class Collector:
 
     def _look(self, memory: PolicyMemory, rows: Sequence[int] | slice = slice(None)) -> Seen:
         """What the policy makes of the present frames of some rows."""
-        assert self._frames is not None
         frames, first = self._frames[rows].to(self._device), self._first[rows].to(self._device)
         return look(self._policy, frames, first, memory)
 
@@ -144,7 +141,6 @@ class Collector:
 
     def _advance(self, played: Sequence[Played]) -> None:
         """Start the next episode where one has ended."""
-        assert self._frames is not None
         for row, one in enumerate(played):
             if one.outcome is not None:
                 self._frames[row, 0] = torch.from_numpy(self._games[row].reset())

@@ -10,9 +10,17 @@ from pathlib import Path
 from diffusion_policy.commands import command
 from diffusion_policy.run_folder import LATEST
 from diffusion_policy.run_folder.resuming import resume_command
+from diffusion_policy.workspace.metrics import figure
 from diffusion_policy.workspace.run_state import TrainingProgress
 
 SIMULATOR_NAME = "simulator.yaml"
+# Figures of an iteration, in words.
+SHOWN = {
+    "kl_to_pretrained": "KL to the pretrained policy (nats a frame)",
+    "clip_share": "clipped share",
+    "explained_variance": "explained variance of returns",
+    "frames_per_second": "frames a second",
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,7 @@ class PPOSummary:
     Attributes:
         folder: of the run.
         iterations, updates, frames: made and played.
-        figures: of the last episodes; see `ppo.outcomes`.
+        figures: of the last iteration, and of the last episodes; see `ppo.learner` and `ppo.outcomes`.
         interrupted: the signal that ended the run, or None.
         next_command: to go on with: evaluation, or the rest of an interrupted run.
     """
@@ -62,10 +70,17 @@ class PPOSummary:
             [
                 f"finished {done}: {self.folder}",
                 f"in training, with drawn actions: {self._measured()}",
+                *self._last_iteration(),
                 f"checkpoint: {latest}",
                 f"measure it in closed loop, in episodes of its own: {self.next_command}",
             ]
         )
+
+    def _last_iteration(self) -> list[str]:
+        shown = [
+            f"{words} {figure(name, self.figures, '.3g')}" for name, words in SHOWN.items() if name in self.figures
+        ]
+        return [f"last iteration: {', '.join(shown)}"] if shown else []
 
     def _measured(self) -> str:
         if "success_share" not in self.figures:

@@ -87,6 +87,7 @@ class TrainVPTPPOWorkspace:
         self.output_dir = Path(HydraConfig.get().runtime.output_dir if output_dir is None else output_dir)
         self.progress = TrainingProgress()
         self._frames_played = 0
+        self._measured: dict[str, float] = {}  # of the last iteration
 
     def run(self) -> PPOSummary:
         """Train until `training.iterations` are done, or the run is asked to stop.
@@ -111,7 +112,7 @@ class TrainVPTPPOWorkspace:
                 self._save(CheckpointNames((LATEST,)))
                 status.stopped_by = stop.agreed
             self._checkpoints.wait(last=True)
-            figures = self._episodes.figures()
+            figures = self._measured | self._episodes.figures()
             return PPOSummary.of(self.output_dir, self.progress, self._frames_played, figures, stop.agreed)
 
     @property
@@ -241,6 +242,7 @@ class TrainVPTPPOWorkspace:
             "frames": self._frames_played, "frames_per_second": frames / (time.monotonic() - began),
             "lr": self.cfg.optimizer.learning_rate,
         }  # fmt: skip
+        self._measured = metrics
         self._log.write(metrics)
         self._bar.update(progress.global_step, progress.epoch - 1, figures["loss"], metrics["frames_per_second"])
         logger.info(_iteration_line(progress.epoch, self._iterations, metrics))

@@ -71,7 +71,7 @@ def open_pretrained(settings: DictConfig, before: dict[str, Any] | None = None) 
     account = f"{checkpoint.where}: {which}, {count} tensors ({numbers:,} numbers), missing 0, left over 0"
     options = OmegaConf.to_container(checkpoint.cfg.policy, resolve=True)
     assert isinstance(options, dict)
-    named_options = {str(name): value for name, value in options.items()}
+    named_options = {str(name): value for name, value in options.items()} | {"learns": "all"}  # whatever cloning did
     notes = "".join(f"; {note}" for note in checkpoint.notes)
     return PretrainedVPT(checkpoint, which, named_options, account + notes, {PRETRAINED: found})
 

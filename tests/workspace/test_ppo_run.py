@@ -20,6 +20,7 @@ from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.ppo.learner import Learner
 from diffusion_policy.run_folder.reading import open_run
 from diffusion_policy.training_config import compose_training
+from diffusion_policy.workspace.interruption import StopRequest
 from diffusion_policy.workspace.metrics import read_metrics
 from diffusion_policy.workspace.ppo_summary import PPOSummary
 from diffusion_policy.workspace.train_vpt_ppo_workspace import TrainVPTPPOWorkspace
@@ -76,6 +77,7 @@ def test_a_run_leaves_what_it_measured_and_a_checkpoint_that_opens_as_any_other(
     assert (checkpoint.provenance or {})["pretrained"]["name"] == "cloned.ckpt"
     said = str(summary)
     assert "success in" in said
+    assert "last iteration: KL to the pretrained policy (nats a frame)" in said
     assert f"evaluate_closed_loop.py {folder}/checkpoints/latest.ckpt --weights model" in said
     assert Simulator.load(folder / "simulator.yaml") == Simulator.read(SIMULATOR)
 
@@ -92,6 +94,17 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, call: int, what: Callable[[], Non
 
     original = Learner.learn
     monkeypatch.setattr(Learner, "learn", learn)
+
+
+def test_a_run_that_is_stopped_before_its_first_iteration_begins_there(
+    straight: tuple[Path, PPOSummary], pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = StopRequest.__enter__
+    with monkeypatch.context() as patched:
+        patched.setattr(StopRequest, "__enter__", lambda self: (original(self), signal.raise_signal(signal.SIGTERM))[0])
+        assert "stopped by SIGTERM after 0 iterations" in str(run(config(pretrained), tmp_path / "run"))
+    run(config(pretrained), tmp_path / "run")
+    assert_same_runs(tmp_path / "run", straight[0])
 
 
 @pytest.mark.parametrize("after", [1, 3])
