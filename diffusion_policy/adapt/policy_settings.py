@@ -78,6 +78,8 @@ POLICY: Mapping[str, ChangeEffect] = {
     "attention_heads": ChangeEffect(Scope.SIZE, "rows of the relative bias, one set a head"),
     "pointwise_ratio": ChangeEffect(Scope.SIZE, "width of a block's dense layers"),
     "window": ChangeEffect(Scope.SIZE, "frames that attention reaches back"),
+    "head": ChangeEffect(Scope.SIZE, "which head answers; each has tensors of its own"),
+    "camera_interval": ChangeEffect(Scope.SIZE, "choices of the camera's slots"),
     "temperature": ChangeEffect(Scope.FUNCTION, "log-probabilities are divided by another number"),
     "n_groups": ChangeEffect(Scope.FUNCTION, "the denoiser's norms use other groups of channels"),
     "obs_as_global_cond": ChangeEffect(Scope.FUNCTION, "observations enter the network elsewhere"),

@@ -25,10 +25,12 @@ from diffusion_policy.minecraft.actions import (
     to_factored,
     to_joint,
 )
+from diffusion_policy.minecraft.minedojo import DEFAULT_INTERVAL, MineDojoSpace
 from diffusion_policy.model.normalizer import LinearNormalizer
 from diffusion_policy.model.vpt.attention import Memory
 from diffusion_policy.model.vpt.network import State, VPTSettings
 from diffusion_policy.policy.contract import Capability, Draw, Observations, PolicyMemory, PolicyModule
+from diffusion_policy.policy.minedojo_head import MineDojoHead
 from diffusion_policy.policy.observation_batch import PolicyError
 from diffusion_policy.policy.sequences import sequence_loss
 from diffusion_policy.policy.tensor_axes import PolicyTensors
@@ -36,7 +38,8 @@ from diffusion_policy.policy.vpt_policy import MinecraftAgentPolicy
 from diffusion_policy.policy.vpt_tensors import TENSORS, identity, identity_normalizer
 from diffusion_policy.spec import StepSpec, read_shape_meta
 
-LEARNS = ("all", "heads")
+LEARNS, HEADS = ("all", "heads"), ("joint", "minedojo")
+_OWED = "camera_owed"  # degrees that rounding to the slots' interval left over
 # Beyond these a config is no policy but a mistake, or worse.
 _MOST_BLOCKS, _MOST_WIDTH, _MOST_WINDOW = 64, 16_384, 65_536
 
@@ -56,6 +59,9 @@ class VPTImagePolicy(MinecraftAgentPolicy, PolicyModule):
         window: frames that a frame sees, itself included; upstream's attention_memory_size - timesteps.
         temperature: that logits are divided by.
         learns: "all", or "heads": the trunk gets no gradient, and rests.
+        head: that learns and answers. "joint": VPT's own, two classes; "minedojo": one linear layer for each slot of
+            MineDojo, under names of its own (``minedojo_head``), while VPT's rests.
+        camera_interval: degrees between two choices of a slot of the camera.
 
     Raises:
         PolicyError: another camera, other actions, or sizes that fit no policy.
@@ -78,11 +84,14 @@ class VPTImagePolicy(MinecraftAgentPolicy, PolicyModule):
         window: int = VPTSettings.attention_memory_size - VPTSettings.timesteps,
         temperature: float = VPTSettings.temperature,
         learns: str = LEARNS[0],
+        head: str = HEADS[0],
+        camera_interval: float = DEFAULT_INTERVAL,
     ) -> None:
         spec = read_shape_meta(shape_meta)
         side = _checked_side(spec)
-        if learns not in LEARNS:
-            raise PolicyError(f"learns is {learns!r}; expected {' or '.join(LEARNS)}")
+        for name, value, known in (("learns", learns, LEARNS), ("head", head, HEADS)):
+            if value not in known:
+                raise PolicyError(f"{name} is {value!r}; expected {' or '.join(known)}")
         if horizon < 1 or n_obs_steps < 1 or n_action_steps != 1:
             raise PolicyError(
                 f"horizon {horizon}, n_obs_steps {n_obs_steps}, n_action_steps {n_action_steps}; expected at least 1, "
@@ -99,7 +108,8 @@ class VPTImagePolicy(MinecraftAgentPolicy, PolicyModule):
         self.hidsize, self.impala_width, self.impala_chans = hidsize, impala_width, tuple(impala_chans)
         self.n_recurrence_layers, self.attention_heads = n_recurrence_layers, attention_heads
         self.pointwise_ratio, self.window, self.temperature = pointwise_ratio, window, temperature
-        self.learns = learns
+        self.learns, self.head, self.camera_interval = learns, head, camera_interval
+        self.minedojo_head = MineDojoHead(hidsize, MineDojoSpace(camera_interval)) if head == "minedojo" else None
         self.camera = spec.rgb[0].key
         self.normalizer = identity_normalizer(spec)
 
@@ -132,7 +142,9 @@ class VPTImagePolicy(MinecraftAgentPolicy, PolicyModule):
     def initial_memory(self, n: int) -> PolicyMemory:
         """Of n episodes before their first frame: by block (n, 1, W) bool, keys and values (n, W, F)."""
         hidden = torch.zeros(n, 1, self.window, dtype=torch.bool, device=self.device)
-        return as_memory([Memory(hidden, block.keys, block.values) for block in self.initial_state(n)])
+        memory = as_memory([Memory(hidden, block.keys, block.values) for block in self.initial_state(n)])
+        owed = {} if self.minedojo_head is None else {_OWED: torch.zeros(n, 2, dtype=torch.float64)}
+        return {**memory, **owed}
 
     def _latent(self, obs: Observations, first: Tensor, memory: PolicyMemory) -> tuple[Tensor, PolicyMemory]:
         """(B, T, F) of frames (B, T, 3, H, W) uint8, and the memory after them."""
@@ -155,17 +167,26 @@ class VPTImagePolicy(MinecraftAgentPolicy, PolicyModule):
     ) -> tuple[dict[str, Tensor], PolicyMemory]:
         """Of each factor of the action; see `contract.RecurrentPolicy`."""
         latent, memory = self._latent(obs, first, memory)
+        if self.minedojo_head is not None:
+            return self.minedojo_head(latent), memory
         return {name: part[:, :, 0] for name, part in self.pi_head(latent).items()}, memory
 
     def classes_of(self, action: Tensor, first: Tensor, memory: PolicyMemory) -> tuple[dict[str, Tensor], PolicyMemory]:
         """Actions (B, T, 22) -> class of each factor (B, T) int64."""
         numbers = action.detach().cpu().numpy()
+        if self.minedojo_head is not None:
+            starts, owed = first.cpu().numpy(), memory[_OWED].cpu().numpy()
+            slots, left = self.minedojo_head.classes_of(numbers, starts, owed)
+            found = {name: torch.from_numpy(value).to(self.device) for name, value in slots.items()}
+            return found, {**memory, _OWED: torch.from_numpy(left)}
         split = len(BUTTONS)
         joint = to_joint(Factored((numbers[..., :split] > 0.5).astype(np.int64), quantize(numbers[..., split:])))
         return {name: torch.from_numpy(value).to(self.device) for name, value in joint.items()}, memory
 
     def action_of(self, classes: Mapping[str, Tensor]) -> Tensor:
         """Class of each factor (B, T) -> actions (B, T, 22) float32."""
+        if self.minedojo_head is not None:
+            return torch.from_numpy(self.minedojo_head.numbers_of(classes)).to(self.device)
         factored = to_factored({name: value.cpu().numpy() for name, value in classes.items()})
         numbers = np.concatenate([factored.buttons, degrees_of(factored.camera)], axis=-1)
         return torch.from_numpy(numbers.astype(np.float32)).to(self.device)

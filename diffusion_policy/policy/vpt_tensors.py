@@ -18,6 +18,7 @@ from diffusion_policy.policy.vpt_weights import AUXILIARY, check_trunk, prefix_o
 from diffusion_policy.spec import StepSpec, read_shape_meta
 
 _TARGET = "diffusion_policy.policy.vpt_image_policy.VPTImagePolicy"
+MINEDOJO = "minedojo_head."
 _FIRST = "img_process.cnn.stacks.0.firstconv.layer.weight"
 
 # Options that are read off a file's shapes under the same name; the window is the difference of two of upstream's.
@@ -34,7 +35,8 @@ def options_of(shapes: Shapes) -> dict[str, Any]:
     """
     found = settings_of(shapes)
     sizes = {name: value for name, value in asdict(found).items() if name in SIZES}
-    return {**sizes, "impala_chans": list(found.impala_chans), "window": found.window}
+    heads = {"head": "minedojo" if any(name.startswith(MINEDOJO) for name in shapes) else "joint"}
+    return {**sizes, "impala_chans": list(found.impala_chans), "window": found.window, **heads}
 
 
 def described(weights: Mapping[str, Tensor], where: str) -> Described | None:
@@ -90,7 +92,7 @@ TENSORS = PolicyTensors(
     named=SHARED_TENSORS,
     slots=lambda options, spec: {},
     settings=options_of,
-    summary=("horizon", "n_obs_steps", "n_action_steps", *SIZES, "window", "temperature"),
+    summary=("horizon", "n_obs_steps", "n_action_steps", *SIZES, "window", "temperature", "head"),
     free=("horizon", "n_obs_steps"),  # attention takes chunks of any length
     dropped=((f"{AUXILIARY}*", "a second value head, of reinforcement learning, which the policy does not have"),),
     described=described,

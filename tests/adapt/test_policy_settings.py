@@ -40,6 +40,7 @@ FREE = {
     "ema": "how the average follows", "dataloader": "how data is read", "val_dataloader": "how data is read",
     "optimizer": "how it is trained", "training": "how it is trained", "sampler": "how it is measured",
     "logging": "what is said", "checkpoint": "what is kept", "loss": "what is learned",
+    "cloning": "what is learned",
     "stages": "how it is trained", "learning_rates": "how it is trained", "observation_dropout": "how it is trained",
     "task.dataset_path": "the data", "task.dataset": "the data", "task.env_runner": "how it is measured",
     "task.shape_meta.action": "compared with the names of its numbers, see check_actions",
@@ -115,11 +116,15 @@ def changed(cfg: DictConfig, values: dict[str, Any]) -> DictConfig:
 
 def all_settings() -> list[str]:
     """Every key that a config of the project sets, and every argument of policy and schedulers that it does not."""
-    experiments = {path.stem for path in (CONFIG / "experiment").glob("*.yaml")} - {"vpt_grove_ppo"}  # of PPO's config
+    experiments = {path.stem for path in (CONFIG / "experiment").glob("*.yaml")} - {
+        "vpt_grove",
+        "vpt_grove_ppo",
+    }  # VPT's
     keys: set[str] = set()
     for chosen in ([], *([f"experiment={name}"] for name in sorted(experiments))):
         keys |= set(keys_of(compose_training(overrides=chosen)))
-    keys |= set(keys_of(compose_training("train_unet_cogact_robot")))
+    for name in ("train_unet_cogact_robot", "train_vpt_bc"):
+        keys |= set(keys_of(compose_training(name)))
     keys |= {f"policy.{name}" for kind in policy_classes() for name in inspect.signature(kind).parameters}
     return sorted(keys)
 

@@ -194,7 +194,8 @@ def test_a_runs_weights_are_written_as_upstream_reads_them(
         ({"n_recurrence_layers": 10**9}, "n_recurrence_layers is 1000000000; expected 1 to 64"),
         ({"temperature": 0.0}, "temperature is 0"),
         ({"impala_chans": [4, 4]}, "expected channels of three stacks"),
-        ({"head": "other"}, "head is not an option"),
+        ({"learns": "other"}, "expected all or heads"),
+        ({"heads": "joint"}, "heads is not an option"),
     ],
 )
 def test_options_that_fit_no_policy_are_refused(options: dict[str, Any], said: str) -> None:

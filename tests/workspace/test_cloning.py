@@ -378,6 +378,23 @@ def test_heads_learn_while_the_trunk_rests(dataset: Path, pretrained: Path, tmp_
     assert moved == {name for name in start if name.startswith("pi_head.")}
 
 
+def test_the_head_of_minedojo_is_fresh_beside_inherited_weights_and_measured_alike(
+    dataset: Path, pretrained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    overrides = (f"pretrained.path={pretrained}", "policy.head=minedojo", "policy.learns=heads")
+    with pytest.raises(WorkspaceError, match=r"policy\.head joint \(here minedojo\)"):
+        train(dataset, tmp_path / "refused", *overrides)
+    run = train(dataset, tmp_path / "run", *overrides, "pretrained.min_coverage=0.5", "stages=new_first")
+    assert "fresh 16 " in caplog.text
+    start, end = load_policy(pretrained, "model").state_dict(), run.model.state_dict()
+    assert all(torch.equal(start[name], end[name]) for name in start if name.startswith(RELEASED))
+    last = read_metrics(tmp_path / "run" / "logs.json.txt")[-1]
+    assert {"val_loss_fore_back", "val_accuracy_yaw", "val_accuracy_buttons", "val_f1_attack"} <= last.keys()
+    checkpoint = read_checkpoint(tmp_path / "run" / LATEST)
+    assert isinstance(load_policy(checkpoint, "model"), VPTImagePolicy)
+
+
 # ---- refusals ----
 
 

@@ -51,8 +51,9 @@ GROUPS = sorted(
     if path.is_dir() and path.name not in ("adapt", "hydra", "env_runner", "simulator", "recordings")
 )
 NAMED = sorted(f"{group}={path.stem}" for group in GROUPS for path in (tiny_run.CONFIG / group).glob("*.yaml"))
-# Tasks of other datasets; an experiment of PPO, whose runs have a test of their own.
-FILES = [file for file in NAMED if file not in ("task=pusht", "task=minecraft", "experiment=vpt_grove_ppo")]
+# Tasks of other datasets; experiments of VPT, whose runs have tests of their own.
+OF_OTHERS = ("task=pusht", "task=minecraft", "experiment=vpt_grove", "experiment=vpt_grove_ppo")
+FILES = [file for file in NAMED if file not in OF_OTHERS]
 # One experiment has the weights of the loss and the dropout of another file; layers' rates are groups as the ledger's.
 FURTHER_FILES = {
     *(file for file in FILES if file.startswith("experiment=") and file != "experiment=finetune_8d"),
