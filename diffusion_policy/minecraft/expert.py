@@ -17,6 +17,7 @@ _STILL = 0.35  # degrees: a smaller error is not corrected; half of the smallest
 _AHEAD = 25.0  # degrees of yaw within which it walks
 _SPRINTS_FROM = 6.0  # meters
 _STUCK_TICKS, _ASIDE_TICKS = 4, 14
+_STUCK_M = 0.02  # a tick; it walks ten times as far
 
 
 class Expert:
@@ -48,7 +49,8 @@ class Expert:
                 turn = turn * (world.task.target == "sheep")
         if abs(yaw) < _AHEAD and distance > near:
             pressed |= {"forward", "sprint"} if distance > _SPRINTS_FROM else {"forward"}
-        self._walk_around(world, pressed)
+        hidden = distance <= near and aimed is not None and aimed.material != world.task.target
+        self._walk_around(world, pressed, hidden=hidden and max(abs(pitch), abs(yaw)) < 1.0)
         return _action(pressed, np.where(np.abs(turn) < _STILL, 0.0, turn))
 
     def _pauses(self, world: World) -> bool:
@@ -65,9 +67,10 @@ class Expert:
         yaw = (math.degrees(math.atan2(-x, z)) - world.yaw + 180.0) % 360.0 - 180.0
         return math.degrees(math.atan2(-y, distance)) - world.pitch, yaw, distance
 
-    def _walk_around(self, world: World, pressed: set[str]) -> None:
-        """Step aside where something stands in the way."""
-        stood = "forward" in pressed and bool(np.allclose(world.position, self._before, atol=1e-3))
+    def _walk_around(self, world: World, pressed: set[str], *, hidden: bool) -> None:
+        """Step aside where something stands in the way, or hides a target that is near enough."""
+        moved = float(np.abs(world.position - self._before).max())
+        stood = hidden or ("forward" in pressed and moved < _STUCK_M)
         self._stood = self._stood + 1 if stood else 0
         self._before = world.position.copy()
         if self._stood >= _STUCK_TICKS and self._aside == 0:

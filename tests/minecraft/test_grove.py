@@ -45,6 +45,17 @@ def test_the_expert_finishes_every_seed_with_actions_that_vpt_can_say(task: str)
         assert world.done, seed
 
 
+@pytest.mark.parametrize("episode", [3, 22])
+def test_the_expert_gets_past_what_it_slides_along_and_what_hides_its_target(episode: int):
+    """A tree that it slid along a millimeter a tick, and a sheep that came to a rest before the rock."""
+    rng = np.random.default_rng([7, episode])
+    world, expert = draw_world(TASKS["stone"], rng), Expert(rng, 0.0)
+    while not world.done and world.ticks < 200:
+        action = expert.act(world)
+        world.step({name for name in BUTTONS if action[name]}, action["camera"])
+    assert world.done
+
+
 @tasks
 @spaces
 def test_equal_seeds_give_equal_episodes_and_other_seeds_others(task: str, kind: str):
