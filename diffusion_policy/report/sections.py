@@ -172,7 +172,7 @@ def training_section(run: RunFolder) -> Section:
     trained, held_out = (run.first.get(f"episodes_{name}") for name in ("trained", "held_out"))
     if trained is not None:
         facts.append(f"{trained} episodes trained on, {held_out} held out")
-    body = paragraph("; ".join(facts)) + _shares(run.sampling) + grid(*parts)
+    body = paragraph("; ".join(facts)) + _shares(run.sampling) + _actions(run) + grid(*parts)
     return Section("training", "Training", body, drawn)
 
 
@@ -189,6 +189,18 @@ def _shares(shares: Sequence[Share]) -> str:
     hidden = len(shares) - MOST_SHARES
     more = paragraph(f"{hidden} more are in {SAMPLING_NAME} of the run.", "dim") if hidden > 0 else ""
     return table(head, rows, "What an epoch is drawn from") + more
+
+
+def _actions(run: RunFolder) -> str:
+    """A table of held-out actions of classes, each score with those of two policies that see nothing; else nothing."""
+    names = [key.removesuffix("_previous") for line in run.metrics[-1:] for key in line if key.endswith("_previous")]
+    rows = [
+        [name.removeprefix("val_"), *("-" if value is None else f"{value:.3f}" for value in values)]
+        for name in names
+        if (values := [run.last(f"{name}{policy}") for policy in ("", "_majority", "_previous")])
+    ]
+    head = ("held-out actions", "policy", "always the most frequent", "as the frame before")
+    return table(head, rows, "Accuracies and F1 after the last epoch") if rows else ""
 
 
 def _share_curves(run: RunFolder, drawn: dict[str, Figure], parts: list[str]) -> None:

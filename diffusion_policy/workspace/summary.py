@@ -54,6 +54,8 @@ class RunSummary:
         following = None
         if interrupted is not None:
             following = resume_command(folder)
+        elif checkpoint is not None and "cloning" in cfg:  # of a policy with a memory, which plays episodes
+            following = command("report", "--run", folder, "--out", folder / "report.html")
         elif checkpoint is not None:
             dataset = dataset_paths(cfg.task.dataset.zarr_path)[0]
             following = command("run_offline_inference", checkpoint, dataset, "--output", folder / "logs")

@@ -89,4 +89,9 @@ def vpt_policy(checkpoint: Checkpoint, which: str) -> VPTImagePolicy:
             f"{checkpoint.path}: a checkpoint of {type(policy).__name__}; PPO takes VPT's policy, .weights or a "
             "checkpoint of train_vpt_bc"
         )
+    if policy.head != "joint":
+        raise TrainingError(
+            f"{checkpoint.path}: it acts with the head of policy.head={policy.head}; PPO improves VPT's own: clone "
+            "with policy.head=joint"
+        )
     return policy

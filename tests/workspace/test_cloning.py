@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from diffusion_policy.minecraft.actions import BUTTONS, Factored, quantize, to_j
 from diffusion_policy.policy.vpt_image_policy import VPTImagePolicy
 from diffusion_policy.policy.vpt_policy import MinecraftAgentPolicy, load_weights, settings_of
 from diffusion_policy.policy.vpt_weights import RELEASED, write_weights
+from diffusion_policy.report.comparison import compare
+from diffusion_policy.report.report_page import Sources, make_report
 from diffusion_policy.tensor_file import open_tensor_file
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import Batch
@@ -302,6 +305,16 @@ def test_held_out_episodes_are_measured_beside_policies_that_see_nothing(straigh
     measured = read_checkpoint(straight / LATEST).provenance["measured"]  # type: ignore[index]
     assert measured["with"]["episodes"] == 2
     assert measured["figures"]["val_loss"] == last["val_loss"]
+
+
+def test_its_page_and_its_comparison_have_the_held_out_actions(straight: Path, tmp_path: Path) -> None:
+    _, page = make_report(Sources(run=straight))
+    assert "always the most frequent" in page
+    assert "accuracy_camera_yaw" in page
+    shutil.copytree(straight, tmp_path / "again")
+    comparison = compare([straight, tmp_path / "again"])
+    last = read_metrics(straight / "logs.json.txt")[-1]
+    assert {score.val_loss for score in comparison.scores} == {last["val_loss"]}
 
 
 def test_a_run_opens_as_a_policy_and_starts_the_next(
