@@ -197,7 +197,7 @@ class PublicClient(OldClient):
         return [reply.get("code", reply["type"]) for reply in self.replies]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

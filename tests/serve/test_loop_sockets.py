@@ -124,7 +124,7 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(kind: str, server: ServerThread) -> Iterator[Running]:
+def running(kind: str, server: ServerThread, answer_timeout_s: float = 1.0) -> Iterator[Running]:
     network = Network(server.ports["line" if kind == "line" else "websocket"])
     client: Any = (
         LineClient(port=network.port, timeout=60)
@@ -134,7 +134,7 @@ def running(kind: str, server: ServerThread) -> Iterator[Running]:
     clock, log = RealClock(), LinesInMemory()
     arm, asker = SeeingArm(clock), Asker(client)  # type: ignore[arg-type]
     limits = LoopSettings(
-        20.0, answer_timeout_s=0.4, longest_gap_s=5.0, camera_max_age_s=5.0, state_max_age_s=5.0, max_action_age_s=5.0
+        20.0, answer_timeout_s, longest_gap_s=5.0, camera_max_age_s=5.0, state_max_age_s=5.0, max_action_age_s=5.0
     )
     requester = ThreadRequester(asker, asker.interrupt)
     loop = ControlLoop(arm, requester, asker.form, make_strategy("skip", 4), limits, clock=clock, log=log)
@@ -184,7 +184,7 @@ def test_a_server_that_is_killed_and_started_again() -> None:
     chosen = settings(None, f"port={port}", "traffic.linger_s=0.1")
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(ServerThread(DescribedEngine(), chosen))
-        run = stack.enter_context(running("line", first))
+        run = stack.enter_context(running("line", first, answer_timeout_s=PATIENCE_S))
         second: list[ServerThread] = []
 
         def restarts() -> bool:
