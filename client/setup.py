@@ -59,6 +59,9 @@ class BuildClient(build_py):
         """Run in place of setuptools' own, which would look for the package in this folder."""
         if self.editable_mode:
             raise SetupError("it is built from the sources above: install it without --editable")
+        if source_of(PACKAGE) is None:
+            raise SetupError(f"{ROOT} has no {PACKAGE}: build it in a checkout, by `pip wheel --no-deps ./client`")
+        shutil.rmtree(self.build_lib, ignore_errors=True)  # modules of an earlier build
         targets = {ROOT / file: Path(self.build_lib) / file for file in modules()}
         script = f"{SCRIPT}.py"
         targets[ROOT / "scripts" / script] = Path(self.build_lib) / PACKAGE / "scripts" / script

@@ -125,6 +125,9 @@ def test_the_wheel_holds_these_modules_and_the_command(computer: Path, tmp_path:
     for name in ("client", "diffusion_policy", "scripts"):
         shutil.copytree(REPOSITORY / name, source / name, ignore=ignored)
     shutil.copy2(REPOSITORY / "pyproject.toml", source)
+    gone = source / "client" / "build" / "lib" / "diffusion_policy" / "gone.py"
+    gone.parent.mkdir(parents=True)
+    gone.touch()  # by an earlier build
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = [*pip, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", str(tmp_path), str(source / "client")]
     subprocess.run(build, check=True)
@@ -139,3 +142,13 @@ def test_the_wheel_holds_these_modules_and_the_command(computer: Path, tmp_path:
         [str(site / "bin" / "dp-run-robot"), "-h"], env=environment, capture_output=True, text=True, check=True
     )
     assert helped.stdout.startswith("usage: dp-run-robot ")
+
+
+@pytest.mark.exhaustive
+def test_outside_a_checkout_no_empty_wheel_is_built(tmp_path: Path) -> None:
+    shutil.copytree(CLIENT, tmp_path / "client", ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    shutil.copy2(REPOSITORY / "pyproject.toml", tmp_path)
+    words = [sys.executable, "setup.py", "-q", "build_py"]
+    done = subprocess.run(words, cwd=tmp_path / "client", capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "build it in a checkout, by `pip wheel --no-deps ./client`" in done.stderr
