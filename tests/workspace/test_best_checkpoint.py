@@ -83,7 +83,9 @@ def test_a_measurement_between_two_checkpoints_becomes_the_best(straight):
     assert ranking["best_measured_with"] == measured["with"]
 
 
-@pytest.mark.parametrize("ends_at", [1, 3], ids=lambda epoch: f"in epoch {epoch}")
+@pytest.mark.parametrize(
+    "ends_at", [1, pytest.param(3, marks=pytest.mark.exhaustive)], ids=lambda epoch: f"in epoch {epoch}"
+)
 def test_a_killed_and_resumed_run_has_the_same_best(dataset, straight, tmp_path, ends_at):
     with pytest.raises(StoppedError):
         workspace(dataset, tmp_path, ends_at=ends_at).run()
