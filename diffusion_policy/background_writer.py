@@ -1,4 +1,4 @@
-"""Writes items in a thread of its own, so that a slow or full disk never delays who hands them over."""
+"""Writes items in a separate thread, so that a slow or full disk never delays the caller."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class BackgroundWriter(Generic[Item]):
     def close(self, timeout: float = 5.0) -> None:
         """Writes what is queued and ends the thread; waits no longer than ``timeout`` for a disk that hangs."""
         deadline = time.monotonic() + timeout
-        with contextlib.suppress(queue.Full):  # nobody takes from the queue of a writer that has stopped
+        with contextlib.suppress(queue.Full):  # the queue of a writer that has stopped is not emptied
             self._queue.put(None, timeout=0 if self.stopped else timeout)
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():

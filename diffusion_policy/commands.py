@@ -105,7 +105,7 @@ def install_extra(extra: str) -> str:
 
 
 def rebuild() -> str:
-    """Returns the command that rebuilds the compiled kernels of a checkout; empty where there are no sources."""
+    """Returns the command that rebuilds the compiled kernels of a checkout; empty if there are no sources."""
     return "" if IS_INSTALLED else pip_install("--no-build-isolation", "--no-deps", "--editable", str(CHECKOUT))
 
 

@@ -49,7 +49,7 @@ class CpuTimes:
     Attributes:
         wall: seconds on the monotonic clock.
         own: processor seconds of this process and of its children that have ended.
-        cores: maps processor number to (busy, idle) seconds since boot; empty where that is not known.
+        cores: maps processor number to (busy, idle) seconds since boot; empty if that is not known.
     """
 
     wall: float

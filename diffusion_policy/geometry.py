@@ -44,7 +44,7 @@ def align_quaternion_signs(quaternions: ArrayLike, reference: ArrayLike | None =
 def geodesic_distance(a: ArrayLike, b: ArrayLike) -> FloatArray:
     """Angle in radians of the rotation from a to b, both (..., 4) xyzw; 0 for q and -q. Norms need not be exactly 1.
 
-    NaN where one of the two is no rotation: zero, or not finite.
+    NaN if one of the two is no rotation: zero, or not finite.
     """
     first, second = np.broadcast_arrays(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
     one, other = first.reshape(-1, 4), second.reshape(-1, 4)

@@ -145,7 +145,7 @@ def tolerance_steps(step_seconds: float | None, tolerance_s: float = TOLERANCE_S
     """A tolerance in steps, at least one: a recording knows no better when its gripper moved.
 
     Args:
-        step_seconds: between two steps of the data; None where it has no clock, then ASSUMED_HZ counts.
+        step_seconds: between two steps of the data; None if it has no clock, then ASSUMED_HZ counts.
         tolerance_s: in seconds.
 
     Raises:
@@ -158,7 +158,7 @@ def tolerance_steps(step_seconds: float | None, tolerance_s: float = TOLERANCE_S
 
 
 def control_period(timestamps: ArrayLike | None) -> float | None:
-    """Median seconds between the steps of one episode, (N,) seconds; None where that is not a clock's.
+    """Median seconds between the steps of one episode, (N,) seconds; None if that is not a clock's.
 
     No timestamps, fewer than two of them, or a median that is not positive and finite.
     """
@@ -178,10 +178,10 @@ class EventScore:
         missed: recorded events without a prediction.
         false: predicted events without a recording.
         bounces: predicted events that the next one undoes within BOUNCE_STEPS.
-        step_seconds: length of a step; None where it is not known, or differs between the episodes.
+        step_seconds: length of a step; None if it is not known, or differs between the episodes.
         samples: predictions that were made of the same recording; the intervals are those of one.
         tolerance_s: how far apart a pair may be.
-        tolerance_steps: the same in steps; None where steps differ between the episodes.
+        tolerance_steps: the same in steps; None if steps differ between the episodes.
     """
 
     matched: tuple[tuple[int, int, EventKind], ...]

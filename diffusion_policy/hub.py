@@ -1,4 +1,4 @@
-"""Repositories of the Hugging Face Hub as places to read from: ``hf://USER/REPO/FILE``, ``hf://datasets/USER/REPO/PATH``.
+"""Reads from the Hugging Face Hub: ``hf://USER/REPO/FILE``, ``hf://datasets/USER/REPO/PATH``.
 
 An address may name a branch, a tag or a commit (``hf://USER/REPO@main/FILE``). Whatever it names is looked up once and
 read at that commit, so a branch that moves meanwhile changes nothing, and the commit is part of every address that is
@@ -76,7 +76,7 @@ def local_copy(path: str | Path) -> Path:
     Copies are kept by commit and never change.
 
     Raises:
-        PathError: it is not there, cannot be reached, is larger than the disk, or is not what the hub says it is.
+        PathError: it does not exist, cannot be reached, is larger than the disk, or is not what the hub says it is.
         StorageError: the disk refuses.
     """
     if not is_hub(path):

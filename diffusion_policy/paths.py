@@ -28,7 +28,7 @@ _STORE_ERRORS = (
     ("botocore.exceptions", ("BotoCoreError", "ClientError")),
     ("aiohttp", ("ClientError",)),
 )
-_REASONS = ((PermissionError, "access is refused"), (FileNotFoundError, "it is not there"))
+_REASONS = ((PermissionError, "access is refused"), (FileNotFoundError, "it does not exist"))
 
 
 def as_path(path: Any) -> Path:

@@ -69,7 +69,7 @@ def pose_faults(
         episode_ends: (E,) exclusive, so that a step is named by its episode.
     """
     numbers = np.asarray(vectors, dtype=np.float64)
-    at = _Places(what, len(numbers), episode_ends)
+    at = _StepNames(what, len(numbers), episode_ends)
     finite: Mask = np.asarray(np.isfinite(numbers).all(axis=1))
     faults = []
     if not finite.all():
@@ -87,13 +87,13 @@ def pose_faults(
         if arm.position:
             faults += _position_faults(sound[:, list(arm.position)], whose)
         if arm.representation == "quaternion":
-            at = _Places(whose, len(numbers), episode_ends)
+            at = _StepNames(whose, len(numbers), episode_ends)
             faults += _quaternion_faults(numbers[:, list(arm.rotation)], finite, at)
     return tuple(faults)
 
 
 @dataclass(frozen=True)
-class _Places:
+class _StepNames:
     """Names steps for a message."""
 
     what: str
@@ -119,7 +119,7 @@ def _position_faults(positions: FloatArray, what: str) -> list[PoseFault]:
     return [PoseFault("position-unit", message, "convert positions to meters")]
 
 
-def _quaternion_faults(quaternions: FloatArray, finite: Mask, at: _Places) -> list[PoseFault]:
+def _quaternion_faults(quaternions: FloatArray, finite: Mask, at: _StepNames) -> list[PoseFault]:
     norms = np.linalg.norm(np.where(finite[:, None], quaternions, 0), axis=1)
     zero, off = finite & (norms < _ZERO_NORM), finite & (np.abs(norms - 1) > RECORDED_NORM_SLACK)
     faults = []

@@ -30,7 +30,7 @@ class TimestampUnit:
 
     Attributes:
         name: as the flag says it.
-        per_second: how many make a second; None where the stamps are lost.
+        per_second: how many make a second; None if the stamps are lost.
         hz: the rate that steps are counted at instead of lost stamps.
     """
 

@@ -5,7 +5,7 @@ Example:
         --resolution 320 180 --start-episode 66 --max-episodes 36
 
 An interrupted conversion keeps the episodes that are finished; the same command with --resume continues.
-Exit status: 0 converted, whatever the checks say at its end; 2 refused; 130 interrupted.
+Exit status: 0 converted, whatever the checks at its end find; 2 refused; 130 interrupted.
 """
 
 from __future__ import annotations

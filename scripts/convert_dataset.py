@@ -8,7 +8,7 @@ Examples:
 
 Without --mapping, an input whose arrays do not say what they are is refused with the mapping to fill in. --dry-run
 opens and checks every episode and writes nothing. An interrupted conversion continues with --resume.
-Exit status: 0 converted, whatever the checks say at its end; 2 refused; 130 interrupted.
+Exit status: 0 converted, whatever the checks at its end find; 2 refused; 130 interrupted.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     python scripts/dagger.py latest.ckpt --dataset mine.zarr --marked data/raw/supervised --experiment finetune_8d
 
 Each round is a row: demonstrations, corrections, updates, success in closed loop with its Wilson interval, and a paired
-comparison with the round before in the same scenes. --control runs a second arm beside it: as many ordinary
+comparison with the round before in the same scenes. --control runs a second arm: as many ordinary
 demonstrations as there were corrections, and as many updates. Checkpoint and dataset are only read; everything is
 written into --workdir. Interrupted or killed, the same command with --resume goes on and makes nothing anew. Exit
 status: 0 all rounds ran, or there was nothing to correct any more; 2 refused; else that of the command that failed.

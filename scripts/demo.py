@@ -207,7 +207,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
     folder = arguments.workdir
     steps = recipe(folder, arguments.seed, quick=arguments.quick)
     if not (PRETRAINED / "tabletop_7d.ckpt").is_file():
-        absent = f"{PRETRAINED / 'tabletop_7d.ckpt'}: the pose policy is not there"
+        absent = f"{PRETRAINED / 'tabletop_7d.ckpt'}: the pose policy does not exist"
         raise WorkspaceError(f"{absent}; make it with {command('pretrain_demo_policy')}")
     prepare(folder, MARKER)
     played = run_recipe(steps)

@@ -79,8 +79,8 @@ def _loaded(arguments: argparse.Namespace) -> tuple[MinecraftAgentPolicy, dict[s
     policy = load_policy(checkpoint, which=checkpoint.deployed)
     if not isinstance(policy, MinecraftAgentPolicy):
         raise VPTError(f"{path}: a checkpoint of {type(policy).__name__}; expected one of VPT's policy")
-    said = f"{path}: a run's checkpoint, {checkpoint.deployed}, {len(policy.state_dict())} names"
-    return policy, {"path": str(path), "weights": checkpoint.deployed, "said": said}, ()
+    summary = f"{path}: a run's checkpoint, {checkpoint.deployed}, {len(policy.state_dict())} names"
+    return policy, {"path": str(path), "weights": checkpoint.deployed, "said": summary}, ()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

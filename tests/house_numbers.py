@@ -31,7 +31,7 @@ ACTIONS = re.compile(r"action|chunk|command|pose|state|predicted|recorded|held|d
 WORDS = ("said", "beside", "lies", "Verdict", "Stage")
 STOP = re.compile(r"^\d+\. `(diffusion_policy[\w.]*):([\w.]+)`", re.MULTILINE)
 # Rows that say what the tree may not do, or how large it may get: in the document they are exact.
-LAWS = ("calls of print", "imports against the floors", "circles of imports",
+LAWS = ("calls of print", "imports against the layers", "circles of imports",
         "modules outside policy/ and model/ that name a policy class", "stops of the four journeys")  # fmt: skip
 # Rows that are to fall: the document may give more than there are.
 FALLING = ("action columns taken by number", "words")
@@ -177,9 +177,9 @@ def _structure(paths: list[Path]) -> dict[str, str]:
     text = "\n".join(path.read_text(encoding="utf-8") for path in paths)
     counts = {word: len(re.findall(rf"\b{word}\b", text)) for word in WORDS}
     stops = [len(stops) for stops in journeys().values()]
-    second = offences(house.test_nothing_but_its_own_room_knows_a_policy_class)
+    second = offences(house.test_nothing_but_its_own_package_knows_a_policy_class)
     return {
-        "imports against the floors": str(offences(house.test_imports_point_down)),
+        "imports against the layers": str(offences(house.test_imports_point_down)),
         "circles of imports": str(circles(paths)),
         "modules outside policy/ and model/ that name a policy class": str(second),
         "action columns taken by number": f"{len(columns)} in {len(set(columns))} files",

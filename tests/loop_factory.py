@@ -10,13 +10,13 @@ import numpy as np
 
 from diffusion_policy.serve.client import (
     Chunk,
+    ChunkRequest,
     ControlLoop,
     DelayedRequester,
     LinesInMemory,
     LoopSettings,
     Picture,
     PolicyForm,
-    Query,
     Reading,
     VirtualClock,
     make_strategy,
@@ -35,7 +35,7 @@ def form(cameras: tuple[str, ...] = ("image",), continuations: tuple[str, ...] =
 
 @dataclass
 class NumericArm:
-    """Follows every command at once. What it was told is in ``told``: (time, action), None where it was held."""
+    """Follows every command at once. What it was told is in ``told``: (time, action), None if it was held."""
 
     clock: VirtualClock
     cameras: tuple[str, ...] = ("image",)
@@ -62,7 +62,7 @@ class NumericArm:
         return [None if action is None else round(float(action[0]), 6) for _, action in self.sent]
 
 
-def forward(query: Query, n_steps: int = N_STEPS) -> Chunk:
+def forward(query: ChunkRequest, n_steps: int = N_STEPS) -> Chunk:
     """Goes along x from where the arm was seen, a centimeter a step."""
     seen = query.observation
     actions = np.tile(seen.states[-1], (n_steps, 1))
@@ -73,7 +73,7 @@ def forward(query: Query, n_steps: int = N_STEPS) -> Chunk:
 def make_loop(
     strategy: str = "wait",
     n_action_steps: int = 4,
-    ask: Callable[[Query], Chunk] = forward,
+    ask: Callable[[ChunkRequest], Chunk] = forward,
     delay: Callable[[int], float] = lambda request: 0.0,
     arm: Callable[[VirtualClock], Any] = NumericArm,
     **settings: Any,

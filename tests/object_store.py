@@ -11,7 +11,7 @@ import pytest
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """Runs while in use; yields the name of a bucket that is there. Skips, saying so, without the extra packages."""
+    """Runs while in use; yields the name of a bucket that exists. Skips, saying so, without the extra packages."""
     server_module = pytest.importorskip("moto.server", reason="moto is not installed (extra 'dev')")
     s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed (extra 'cloud')")
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

@@ -99,7 +99,7 @@ def known_settings() -> frozenset[str]:
 
 
 def script_called(words: list[str]) -> tuple[str, list[str]] | None:
-    """The script that a command line runs, and its arguments; None where it runs none."""
+    """The script that a command line runs, and its arguments; None if it runs none."""
     for i, word in enumerate(words):
         name = Path(word).name
         if name == "train.py" or (Path(word).parent.name == "scripts" and name.removesuffix(".py") in SCRIPTS):

@@ -119,7 +119,7 @@ class OldClient:
             self.socket.sendall(data[start : start + piece])
 
     def receive(self) -> dict[str, Any] | None:
-        """The next reply; None where the server has closed the connection."""
+        """The next reply; None if the server has closed the connection."""
         line = self._lines.readline()
         return json.loads(line) if line else None
 

@@ -317,7 +317,7 @@ def test_own_policies_are_loaded_with_the_weights_asked_for(written, policy):
     assert not torch.equal(load_policy(written, "model").model.head.bias, model.model.head.bias)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a device that is not there")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a device that does not exist")
 def test_a_device_that_is_not_there(written):
     with pytest.raises(CheckpointError, match="cannot be put on the device 'cuda'"):
         load_policy(written, device="cuda")

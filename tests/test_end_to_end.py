@@ -1,7 +1,7 @@
 """The whole life on a CPU: recordings, dataset, 7-D training, growth, fine-tuning, inference, verdict.
 
 Once on recordings that the tabletop makes, and once on recordings of a real robot and a checkpoint of the reference,
-where those are at hand. Doors are called as users call them; only sizes are small.
+where those are at hand. Commands are called as users call them; only sizes are small.
 """
 
 import json
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 def run(*words: object, expect: int | None = 0) -> str:
-    """Run a door; returns what it printed. ``expect`` None: the judge's status, 0 learned or 1 not, both are fine."""
+    """Run a command; returns what it printed. ``expect`` None: status 0 or 1, as a judge ends."""
     finished = warm_process.run(words, REPOSITORY)
     statuses = (0, 1) if expect is None else (expect,)
     assert finished.returncode in statuses, f"{finished.args}\n{finished.stdout}\n{finished.stderr}"

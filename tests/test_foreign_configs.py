@@ -273,7 +273,7 @@ def test_it_is_a_note_of_the_ledger(dataset: Path, tmp_path: Path) -> None:
     assert any("never applied the jitter" in note for note in ledger.notes)
 
 
-# Readers in different rooms; the rest is exhaustive here, and opens files of other programs in test_foreign_weights.py.
+# Readers in different packages; the rest is exhaustive here; files of other programs: test_foreign_weights.py.
 OPENING = ("load", "adapt apply", "train pretrained.path", "train resume", "serve", "doctor")
 
 

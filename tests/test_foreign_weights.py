@@ -478,7 +478,7 @@ def test_places_that_are_no_files(tmp_path: Path) -> None:
     server.bind(str(tmp_path / "s.ckpt"))
     (tmp_path / "other.ckpt").write_bytes(b"x")
     cases = {
-        "link.ckpt": r"a link to /mnt/disk/latest\.ckpt, which is not there",
+        "link.ckpt": r"a link to /mnt/disk/latest\.ckpt, which does not exist",
         "annex.ckpt": "a git-annex pointer, .*git annex get annex.ckpt",
         "pipe.ckpt": "a pipe",
         "s.ckpt": "a socket",

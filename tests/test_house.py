@@ -2,10 +2,12 @@
 
 import ast
 import importlib
+import io
 import re
 import resource
 import subprocess
 import sys
+import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -15,8 +17,8 @@ from source_trees import REPOSITORY, python_files, walked, where
 
 PACKAGE = REPOSITORY / "diffusion_policy"
 
-# A module imports only from floors below, or from its own room.
-FLOORS = {
+# A module imports only from layers below, or from its own package.
+LAYERS = {
     "moved": 0,
     "background_writer": 0,
     "errors": 0,
@@ -73,7 +75,7 @@ FLOORS = {
     "diagnose": 4,
     "report": 5,
 }
-# Modules of floor 0 that others of floor 0 may build on, and the two rooms that training looks into.
+# Modules of layer 0 that others of layer 0 may build on, and the two packages that training looks into.
 FOUNDATIONS = {
     "errors",
     "listing",
@@ -129,11 +131,11 @@ OLD_IMPORT_PATHS = [
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 50
 MAX_HELP_SECONDS = 1.0
-# Names of rooms without a purpose.
+# Names of packages without a purpose.
 ATTIC = {"utils", "util", "common", "misc", "helpers", "base"}
 
 
-def imported_rooms(path: Path) -> Iterator[tuple[int, str]]:
+def imported_packages(path: Path) -> Iterator[tuple[int, str]]:
     for node in walked(path):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -142,31 +144,31 @@ def imported_rooms(path: Path) -> Iterator[tuple[int, str]]:
             names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
         for name in names:
             parts = name.split(".")
-            if parts[0] == "diffusion_policy" and len(parts) > 1 and parts[1] in FLOORS:
+            if parts[0] == "diffusion_policy" and len(parts) > 1 and parts[1] in LAYERS:
                 yield node.lineno, parts[1]
 
 
-def test_every_room_has_a_floor() -> None:
-    rooms = {path.stem for path in PACKAGE.iterdir() if path.name not in {"__init__.py", "__pycache__", "py.typed"}}
-    assert rooms <= FLOORS.keys(), f"rooms without a floor: {sorted(rooms - FLOORS.keys())}"
+def test_every_package_has_a_layer() -> None:
+    packages = {path.stem for path in PACKAGE.iterdir() if path.name not in {"__init__.py", "__pycache__", "py.typed"}}
+    assert packages <= LAYERS.keys(), f"packages without a layer: {sorted(packages - LAYERS.keys())}"
 
 
 def test_imports_point_down() -> None:
     offences = []
     for path in python_files("diffusion_policy"):
-        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if room == "__init__":
+        package = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if package == "__init__":
             continue
-        for line, other in imported_rooms(path):
+        for line, other in imported_packages(path):
             allowed = (
-                other == room
-                or FLOORS[other] < FLOORS[room]
-                or (other in FOUNDATIONS and FLOORS[room] == 0)
-                or (room, other) in NEIGHBOURS
+                other == package
+                or LAYERS[other] < LAYERS[package]
+                or (other in FOUNDATIONS and LAYERS[package] == 0)
+                or (package, other) in NEIGHBOURS
             )
             if not allowed:
-                offences.append(f"{where(path)}:{line}: {room} (floor {FLOORS[room]}) imports {other}")
-            if other == "workspace" and room != "workspace":
+                offences.append(f"{where(path)}:{line}: {package} (layer {LAYERS[package]}) imports {other}")
+            if other == "workspace" and package != "workspace":
                 offences.append(f"{where(path)}:{line}: Hydra finds workspaces by name; nothing imports them")
     assert not offences, "\n".join(offences)
 
@@ -252,11 +254,11 @@ CALLED_FROM_OUTSIDE = {
     "by Python: import, logging": {"create_module", "emit"},
     "by torch, which prints modules": {"extra_repr"},
     "by installed commands (setup.py)": {"run_entry_point"},
-    "by those who know the public reference: methods of its policy and its normalizer": {
+    "by whoever know the public reference: methods of its policy and its normalizer": {
         "get_optimizer", "create_identity",
     },
-    "by those who know VPT: the method of its agent": {"get_action"},
-    "by those who train GR00T: which tensors its flags release": {"trainable"},
+    "by whoever know VPT: the method of its agent": {"get_action"},
+    "by whoever train GR00T: which tensors its flags release": {"trainable"},
 }  # fmt: skip
 
 
@@ -384,8 +386,8 @@ def test_pages_have_one_skeleton() -> None:
     assert offences == ["diffusion_policy/report/templates/page.html", "diffusion_policy/tensor_file/kinds.py"]
 
 
-# Where a policy class may be named: its own rooms, and the names under which old files know a workspace.
-ROOMS_OF_POLICIES = (
+# Where a policy class may be named: its own packages, and the names under which old files know a workspace.
+POLICY_PACKAGES = (
     "diffusion_policy/policy/",
     "diffusion_policy/model/",
     "diffusion_policy/families/lerobot_diffusion.py",  # names of another program's tensors
@@ -396,12 +398,12 @@ NAMES_OF_POLICIES = re.compile(
 )
 
 
-def test_nothing_but_its_own_room_knows_a_policy_class() -> None:
+def test_nothing_but_its_own_package_knows_a_policy_class() -> None:
     """What trains, adapts, serves or judges a policy asks the contract and the registry, never for a class."""
     offences = [
         f"{where(path)}:{number}: {found[0]}; ask policy.contract or policy.registry"
         for path in [*python_files("diffusion_policy", "scripts"), REPOSITORY / "train.py"]
-        if not where(path).startswith(ROOMS_OF_POLICIES)
+        if not where(path).startswith(POLICY_PACKAGES)
         for number, line in enumerate(path.read_text().splitlines(), start=1)
         if (found := NAMES_OF_POLICIES.search(line))
     ]
@@ -409,8 +411,8 @@ def test_nothing_but_its_own_room_knows_a_policy_class() -> None:
 
 
 # All that a policy class consists of; the workspace's path is in its files, the loop behind it is the one that exists.
-PLACES_OF_A_POLICY = (
-    *ROOMS_OF_POLICIES,
+PATHS_OF_A_POLICY = (
+    *POLICY_PACKAGES,
     "config/",
     "docs/",
     "tests/",
@@ -419,10 +421,10 @@ PLACES_OF_A_POLICY = (
 )
 
 
-def test_a_second_policy_class_touches_nothing_but_its_places() -> None:
+def test_a_second_policy_class_touches_nothing_but_its_own_paths() -> None:
     """The policy with a UNet: no other file speaks of it."""
     speaking = [path for path in spoken_files() if re.search(r"unet", path.read_text(encoding="utf-8"), re.IGNORECASE)]
-    offences = [where(path) for path in speaking if not where(path).startswith(PLACES_OF_A_POLICY)]
+    offences = [where(path) for path in speaking if not where(path).startswith(PATHS_OF_A_POLICY)]
     assert not offences, f"{offences} speak of one policy class; ask policy.contract or policy.registry"
     assert len(speaking) >= 8, "the class, its tensors, its network, registry, config, rules, docs and tests"
 
@@ -533,14 +535,14 @@ def test_old_import_paths_resolve() -> None:
     for dotted in OLD_IMPORT_PATHS:
         module, name = dotted.rsplit(".", 1)
         if not isinstance(getattr(importlib.import_module(module), name, None), type):
-            offences.append(f"{dotted} is not there, and old checkpoints name it")
+            offences.append(f"{dotted} does not exist, and old checkpoints name it")
     assert not offences, "\n".join(offences)
 
 
-def test_light_rooms_do_not_load_torch() -> None:
+def test_light_packages_do_not_load_torch() -> None:
     program = f"import sys, {', '.join(WITHOUT_TORCH)}; sys.exit('torch' in sys.modules)"
     finished = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=False)
-    assert finished.returncode == 0, "one of the light rooms imports torch"
+    assert finished.returncode == 0, "one of the light packages imports torch"
 
 
 def test_entry_points_explain_themselves_in_a_second() -> None:
@@ -568,6 +570,45 @@ def processor_time_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
+# Words that a reader of the field stumbles over, with the term to use; whole words of prose, and parts of identifiers.
+RETIRED = {
+    "said": "stated, reported, declared",
+    "told": "derived from, reported, commanded",
+    "beside": "next to, with, compared with",
+    "lies": "is",
+    "whoever": "the caller, a reader, ...",
+    "asker": "client",
+    "ticket": "pending reply",
+    "door": "command, reader",
+}
+# Values of files, and former names that still import.
+STORED = {
+    "about to close beside", "closed beside", "a hotbar button beside attack, use or drop", "told", "Told", "Asker",
+    "dataset.told", "said",
+}  # fmt: skip
+PROSE = re.compile(rf"\b({'|'.join(RETIRED)})\b", re.IGNORECASE)
+# Python 3.12 has tokens of their own for the text in f-strings.
+TEXTS = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+PARTS_OF_NAMES = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+
+
+def test_retired_words_stay_out_of_names_and_prose() -> None:
+    offences = []
+    for path in [*python_files("diffusion_policy", "scripts"), REPOSITORY / "train.py"]:
+        text = path.read_text(encoding="utf-8")
+        if not PROSE.search(text) and not any(word in text.lower() for word in RETIRED):
+            continue
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            words: set[str] = set()
+            if token.type == tokenize.NAME:
+                words = {part.lower() for part in PARTS_OF_NAMES.findall(token.string)} & RETIRED.keys()
+            elif token.type in TEXTS and token.string.strip("\"'") not in STORED:
+                words = {match.lower() for match in PROSE.findall(token.string)}
+            line = f"{where(path)}:{token.start[0]}"
+            offences += [f"{line}: {token.string[:40]!r} has {word!r}; use {RETIRED[word]}" for word in sorted(words)]
+    assert not offences, "\n".join(offences)
+
+
 # What breaks a law, in a package that no list knows.
 PLANTED = [
     (test_imports_point_down, "from diffusion_policy.serve import client"),
@@ -582,8 +623,10 @@ PLANTED = [
     (test_files_come_to_be_in_one_way_and_have_one_hash, "import hashlib\n\nhashlib.sha256(data)"),
     (test_files_come_to_be_in_one_way_and_have_one_hash, "path.rename(other)"),
     (test_numbers_that_are_said_once, "gripper_open = 0.7"),
-    (test_nothing_but_its_own_room_knows_a_policy_class, "NAME = 'DiffusionUnetHybridImagePolicy'"),
+    (test_nothing_but_its_own_package_knows_a_policy_class, "NAME = 'DiffusionUnetHybridImagePolicy'"),
     (test_no_column_of_an_action_by_number, "grippers = action[:, 7]"),
+    (test_retired_words_stay_out_of_names_and_prose, "file_beside = None"),
+    (test_retired_words_stay_out_of_names_and_prose, "# whoever reads this"),
 ]
 
 

@@ -275,7 +275,7 @@ def left_in(folder: Path) -> list[str]:
 
 
 def assert_nothing_half_written(folder: Path, line: str) -> None:
-    """What is left lies where the line says, and is whole: nothing is hidden, or named as unfinished."""
+    """What is left lies where the line says, and is complete: nothing is hidden, or named as unfinished."""
     said = [word for word in re.split(r"[ ,;]+", line.partition(" with: ")[0]) if word]
     for name in left_in(folder):
         # a file may have one beside it that bears its name: new.ckpt.ledger.json

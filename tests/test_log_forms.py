@@ -89,7 +89,7 @@ def test_rerun_records_it(run: Path, tmp_path: Path) -> None:
         to_rerun(run, path)
 
 
-def test_the_doors(run: Path, tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands(run: Path, tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export = runpy.run_path(str(repository / "scripts" / "export_run.py"))["main"]
     assert export([str(run), "--vlalab", str(tmp_path / "lab")]) == 0
     assert str(tmp_path / "lab" / "diffusion_policy" / run.name) in capsys.readouterr().out

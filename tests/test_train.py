@@ -1,4 +1,4 @@
-"""The door of training, as it is typed."""
+"""The command for training, as it is typed."""
 
 import runpy
 import signal

@@ -154,7 +154,7 @@ def test_refuses_ambiguous_frames(tmp_path: Path) -> None:
     folder = write_trajectory(tmp_path, n_steps=3, size=SMALL, cameras=("front",))
     frame = (folder / "images" / "front" / "frame_0000.jpg").read_bytes()
     (folder / "images" / "front" / "frame_0.jpg").write_bytes(frame)
-    with pytest.raises(TrajectoryError, match="frame 0 is there twice"):
+    with pytest.raises(TrajectoryError, match="frame 0 occurs twice"):
         open_trajectory(folder)
     (folder / "images" / "front" / "frame_0.jpg").rename(folder / "images" / "frame_0000.jpg")
     with pytest.raises(TrajectoryError, match="frames are both in it and in front/"):

@@ -1,4 +1,4 @@
-"""The policy with a UNet through every door: grown from 7-D to 8-D, fine-tuned, resumed, served, judged offline."""
+"""The policy with a UNet through every command: grown from 7-D to 8-D, fine-tuned, resumed, served, judged offline."""
 
 import json
 import runpy

@@ -196,7 +196,7 @@ def _is_lerobot(recognized: Recognized | None) -> bool:
 
 def _workspace_policy(tree: Mapping[str, Any]) -> Described:
     """Action and observations by the shape_meta in a config, of diffusion_policy's workspaces or in Lightning's hyper-
-    parameters; empty where there is none.
+    parameters; empty if there is none.
     """
     for config in (tree.get("cfg"), tree.get("hyper_parameters"), tree):
         meta = diffusion_policy_image.shape_meta_of(config)

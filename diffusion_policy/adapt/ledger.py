@@ -227,8 +227,8 @@ class Ledger:
             twice = [key for key, times in Counter(ref.key for ref in filled).items() if times > 1]
             if twice:
                 raise AdaptError(f"ledger: {part} fills {twice} more than once")
-            sides = (("source", read, self.source_totals), ("target", filled, self.target_totals))
-            for side, refs, totals in sides:
+            both = (("source", read, self.source_totals), ("target", filled, self.target_totals))
+            for side, refs, totals in both:
                 counted, total = Count.of(refs), totals.get(part, Count())
                 if counted != total:
                     raise AdaptError(f"ledger: the {side}'s {part} holds {total}, but the rows account for {counted}")

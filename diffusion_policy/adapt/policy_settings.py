@@ -339,7 +339,7 @@ def _without_effect(old: Mapping[str, Any], new: Mapping[str, Any]) -> set[str]:
 
 
 def _levels(settings: Mapping[str, Any], section: str) -> torch.Tensor | None:
-    """Noise levels (alphas_cumprod) by diffusion time; None where the options are not valid."""
+    """Noise levels (alphas_cumprod) by diffusion time; None if the options are not valid."""
     kind = _scheduler_class({"_target_": settings.get(f"{section}_target_")})
     options = {name: settings[section + name] for name in LEVELS
                if section + name in settings and name in _defaults(kind)}  # fmt: skip

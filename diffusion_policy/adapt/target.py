@@ -53,7 +53,7 @@ class Target:
         name: for messages and the ledger.
         infos: names and shapes of its tensors.
         axes: names of the slots along the axes of its tensors.
-        build: makes the initial values, normalizer included; NaN where only shapes are known.
+        build: makes the initial values, normalizer included; NaN if only shapes are known.
         cfg: the config, if there is one.
         dataset: dataset of the statistics for the normalizer's new dimensions; "" without one.
         measured: names of the dimensions that the dataset has, by normalizer key.
@@ -172,7 +172,7 @@ def range_statistics(low: float, high: float) -> Statistics:
 def _normalizer_entries(
     spec: StepSpec, buffer: ReplayBuffer | None
 ) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]]]:
-    """All normalizer tensors of a spec, NaN where unknown, and the names of dimensions measured in the dataset."""
+    """All normalizer tensors of a spec, NaN if unknown, and the names of dimensions measured in the dataset."""
     vectors = {"action": spec.action_names, **{low_dim.key: low_dim.names for low_dim in spec.low_dim}}
     entries: dict[str, Tensor] = {}
     in_dataset: dict[str, tuple[str, ...]] = {}

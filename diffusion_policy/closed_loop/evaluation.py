@@ -194,7 +194,7 @@ def _open_actor(checkpoint: Path, evaluation: Evaluation) -> Iterator[tuple[Acto
 def _open_policy(checkpoint: Path, evaluation: Evaluation) -> tuple[ActingPolicy, dict[str, Any]]:
     """Opens a checkpoint, and describes it for the result."""
     opened = read_checkpoint(checkpoint)
-    # Bare weights have no average beside them.
+    # Bare weights have no average.
     which = evaluation.weights if opened.pickles or len(opened.state_dicts) > 1 else next(iter(opened.state_dicts))
     policy = load_policy(opened, which=which, device=evaluation.device)
     sampled = _UNSAMPLED

@@ -20,14 +20,14 @@ from diffusion_policy.env_runner.results import TIMEOUT, SceneResult
 from diffusion_policy.env_runner.rollout import FrameRecorder
 from diffusion_policy.env_runner.simulator import Env, FloatArray, Simulator
 from diffusion_policy.serve.client import (
-    Asker,
     Chunk,
+    ChunkRequest,
     ControlLoop,
     DelayedRequester,
     LineClient,
     LinesInMemory,
     LoopSettings,
-    Query,
+    PolicyClient,
     ServerError,
     VirtualClock,
     chosen_strategy,
@@ -140,10 +140,10 @@ def _episode(
     if recorder is not None:
         recording = recorder
         arm.on_step = lambda: recording.add(arm.frames[actor.spec.rgb[0].key], f"scene {scene}   step {arm.steps}")
-    asker, limited = Asker(client), Counter[str]()
+    policy_client, limited = PolicyClient(client), Counter[str]()
 
-    def ask(query: Query) -> Chunk:
-        chunk = asker(query)
+    def ask(query: ChunkRequest) -> Chunk:
+        chunk = policy_client(query)
         limited.update({str(name): int(count) for name, count in chunk.reply.get("interventions", {}).items()})
         return chunk
 
@@ -151,8 +151,10 @@ def _episode(
     loop = ControlLoop(
         arm,
         DelayedRequester(ask, clock, lambda request: conditions.delay(scene, request)),
-        asker.form,
-        make_strategy(chosen_strategy(conditions.strategy, asker.form.continuations), conditions.n_action_steps),
+        policy_client.form,
+        make_strategy(
+            chosen_strategy(conditions.strategy, policy_client.form.continuations), conditions.n_action_steps
+        ),
         conditions.settings(simulator),
         clock=clock,
         log=log,

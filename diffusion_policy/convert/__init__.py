@@ -3,10 +3,10 @@
     survey      open and check every episode before anything is decoded          (survey)
     frames      blocks of frames: decode, resize, pack                           (frames)
     staging     finished episodes, next to the output; what --resume starts from  (staging)
-    assembly    staged episodes -> one dataset, renamed into place when whole    (assembly)
+    assembly    staged episodes -> one dataset, renamed into place when complete    (assembly)
     ledger      every episode and frame of the source: kept or dropped, and why  (ledger)
 
-`run.convert` is the whole verb.
+`run.convert` is the entry point.
 """
 
 from diffusion_policy.convert.ledger import ConversionReport

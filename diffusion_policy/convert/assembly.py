@@ -1,4 +1,4 @@
-"""Staged episodes -> one dataset, put in its place by a rename when it is whole (by `publication` in an object store).
+"""Staged episodes -> one dataset, renamed into place when it is complete (sent by `publication` to an object store).
 
 Frames are packed already: their files are linked into the dataset, not read again, so that this takes seconds. The
 staged ones, and an existing dataset that episodes are added to, stay untouched until the end; a process that is killed
@@ -21,7 +21,7 @@ from diffusion_policy import __version__
 from diffusion_policy.convert.existing import HEMISPHERE, ExistingDataset
 from diffusion_policy.convert.frames import look_again
 from diffusion_policy.convert.ledger import ConversionReport, EpisodeEntry
-from diffusion_policy.convert.placement import leave_frames, place_frames, put_in_place
+from diffusion_policy.convert.placement import leave_frames, move_frames, move_into_place
 from diffusion_policy.convert.publication import publish
 from diffusion_policy.convert.quaternions import majority_hemisphere, turn_toward
 from diffusion_policy.convert.settings import ConversionSettings
@@ -66,10 +66,10 @@ def assemble(
     existing: ExistingDataset | None = None,
     on_progress: Progress = no_progress,
 ) -> ConversionReport:
-    """Make the dataset of all staged episodes, behind those of an existing one, and put it in place with its ledger.
+    """Make the dataset of all staged episodes, behind those of an existing one, and move it into place with its ledger.
 
     Raises:
-        PathError: its place is a URL whose store cannot be reached; the dataset can be sent there later.
+        PathError: its path is a URL whose store cannot be reached; the dataset can be sent there later.
     """
     shutil.rmtree(settings.partial / "dataset", ignore_errors=True)
     writer = _Writer(_create(staged, settings, existing), staged[0].cameras)
@@ -114,12 +114,12 @@ def assemble(
 
 
 def _give_name(report: ConversionReport, settings: ConversionSettings, on_progress: Progress) -> None:
-    """Put the dataset, which is whole, and its ledger in their places."""
+    """Move the complete dataset and its ledger into place."""
     if is_remote(settings.output):
         publish(settings, report.as_json(), on_progress)
     else:
         write_json(settings.ledger_file, report.as_json())
-        put_in_place(settings.partial / "dataset", settings)
+        move_into_place(settings.partial / "dataset", settings)
 
 
 def _layouts(names: ArrayNames) -> dict[str, ActionLayout]:
@@ -242,7 +242,7 @@ class _Writer:
             if is_remote(home):
                 leave_frames(home / "data" / camera, existing[camera], array)
             else:
-                place_frames(existing[camera], array, 0)
+                move_frames(existing[camera], array, 0)
         rows = self._arrays[TIMESTAMP_KEY].chunks[0]
         for start in range(0, existing.n_steps, rows):
             self._add_rows({key: np.asarray(existing[key][start : start + rows]) for key in self._arrays})
@@ -251,7 +251,7 @@ class _Writer:
     def add(self, rows: Rows, frames: Mapping[str, Any], lengths: Sequence[int]) -> None:
         """A staged recording that becomes episodes of these lengths; `frames` has the path of an array per camera."""
         for camera, path in frames.items():
-            place_frames(zarr.open_array(str(path), mode="r"), self._images[camera], self.n_rows)
+            move_frames(zarr.open_array(str(path), mode="r"), self._images[camera], self.n_rows)
         self._ends += [self.n_rows + int(end) for end in np.cumsum(lengths)]
         self._add_rows(rows)
 

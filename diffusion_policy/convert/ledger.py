@@ -40,7 +40,7 @@ class EpisodeEntry:
         recording: hash of its content (SHA-256 of data.pkl), which tells recordings apart whatever they are called.
         kept: its steps that the dataset holds, as [start, exclusive end]; empty if the episode was left out.
         reason: why it was left out; None if it was not.
-        steps: how many were recorded; None where data.pkl could not be read.
+        steps: how many were recorded; None if data.pkl could not be read.
         dropped_steps: those left out of a kept episode.
         frames: per camera, how many files there are.
         dropped_frames: per camera, frames that no kept step shows.

@@ -25,7 +25,7 @@ SETTINGS = "settings.json"
 MARKS = (SENT, PUBLICATION, SETTINGS)
 
 
-def place_frames(source: Frames, target: Frames, first: int) -> None:
+def move_frames(source: Frames, target: Frames, first: int) -> None:
     """Put all frames of one array into rows `first` and on of another: by a second name for their files if possible.
 
     A shard is a file of many frames. Where those of both arrays fall together they are linked, but for a last one that
@@ -55,7 +55,7 @@ def leave_frames(home: Path, source: Frames, target: Frames) -> None:
         file.write_bytes(read_bytes(home / last))
 
 
-def put_in_place(finished: Path, settings: ConversionSettings) -> None:
+def move_into_place(finished: Path, settings: ConversionSettings) -> None:
     """Rename the finished dataset to its name; one that is to be replaced is set aside until then."""
     replaced = settings.partial / "replaced"
     if settings.output.exists():
@@ -73,7 +73,7 @@ def remove_work(partial: Path) -> None:
 def clear_work(partial: Path) -> None:
     """Empty the folder of unfinished work, but for its lock.
 
-    What says that there is something to go on with goes first: whoever is killed here leaves rests that nobody takes
+    The files that mark resumable work are removed first, so that leftovers of a killed process are not mistaken
     for finished episodes, or for a dataset that is to be sent.
     """
     for mark in MARKS:

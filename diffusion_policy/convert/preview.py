@@ -1,4 +1,4 @@
-"""What a conversion would make of its input: the first look, without anything written."""
+"""A dry run: what a conversion would do, without writing anything."""
 
 from __future__ import annotations
 

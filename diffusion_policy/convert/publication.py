@@ -6,8 +6,8 @@
     <out>/.zattrs .zgroup       (zarr.json in format 3) last: without it there is no group, and every reader refuses
 
 The dataset was assembled on this machine and stays there until all of it is sent; a conversion that was killed
-continues with what is not sent yet. A dataset that is replaced is withdrawn when the new one is whole on this machine;
-one that episodes are added to, only while its metadata is exchanged.
+continues with what is not sent yet. A dataset that is replaced is withdrawn when the new one is complete on this
+machine; one that episodes are added to, only while its metadata is exchanged.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def was_interrupted(settings: ConversionSettings) -> bool:
 
 
 def finish_publication(settings: ConversionSettings, on_progress: Progress = no_progress) -> None:
-    """Send the rest of a dataset that was whole when its conversion was interrupted; nothing without one."""
+    """Send the rest of a dataset that was complete when its conversion was interrupted; nothing without one."""
     if _plan_file(settings).is_file():
         _publish(settings, on_progress)
 

@@ -42,8 +42,8 @@ def turn_toward(
         hemisphere: (4,) of one rotation, or (R, 4).
     """
     recorded = layout.rotations(poses)
-    sides = np.broadcast_to(hemisphere, recorded.shape[1:])
-    aligned = np.stack([align_quaternion_signs(recorded[:, i]) for i in range(len(sides))], axis=1)
-    aligned = np.where(np.einsum("nri,ri->r", aligned, sides)[:, None] < 0, -aligned, aligned)
+    means = np.broadcast_to(hemisphere, recorded.shape[1:])
+    aligned = np.stack([align_quaternion_signs(recorded[:, i]) for i in range(len(means))], axis=1)
+    aligned = np.where(np.einsum("nri,ri->r", aligned, means)[:, None] < 0, -aligned, aligned)
     turned = layout.replaced(poses, rotations=aligned).astype(poses.dtype)
     return turned, int((np.einsum("nri,nri->nr", aligned, recorded) < 0).sum())

@@ -1,4 +1,4 @@
-"""The whole conversion: survey, stage episode by episode, assemble."""
+"""The conversion: survey, stage episode by episode, assemble."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _refuse_archive(settings: ConversionSettings) -> None:
     if not is_remote(folder) and folder.exists():
         folder = folder.with_name(f"{folder.stem}.unpacked{folder.suffix}")
     if not settings.append:
-        raise ConversionError(f"{reason}; give the name of a folder, such as {folder}, and pack that when it is whole")
+        raise ConversionError(f"{reason}; name a folder, such as {folder}, and pack that when it is complete")
     if not is_there:
         raise ConversionError(f"{reason}; unpack it, and append to the folder")
     dataset = folder / Archive(output).root()
@@ -120,7 +120,7 @@ def _refuse_archive(settings: ConversionSettings) -> None:
 
 
 def _finish_interrupted(settings: ConversionSettings, on_progress: Progress) -> None:
-    """Put in its place what was whole when a conversion was killed, or give back what it was to replace."""
+    """Move into place what was complete when a conversion was killed, or restore what it was to replace."""
     if not is_remote(settings.output):
         restore_replaced(settings)
     elif settings.partial.exists():
@@ -239,7 +239,7 @@ class _Stage:
 
     def _take_in(self) -> None:
         done, _ = wait(self._pending, return_when=FIRST_COMPLETED)
-        for future in sorted(done, key=lambda future: future.exception() is not None):  # first what is whole
+        for future in sorted(done, key=lambda future: future.exception() is not None):  # first what is complete
             episode, block = self._pending.pop(future)
             if episode.is_bad:
                 continue

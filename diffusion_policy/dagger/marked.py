@@ -52,13 +52,13 @@ def cut_marked(
     """Writes every marked part of the recordings in a folder as an episode.
 
     Args:
-        source: folder of recordings, all with marks; one in which nobody took over gives no episode.
+        source: folder of recordings, all with marks; one without a takeover gives no episode.
         output: created if absent; must be empty. It is written completely or not at all.
         first_number: number of the first episode.
         gripper_scale: scale of the recordings, where it is not 1 (open) and 0 (closed); the episodes keep it.
 
     Raises:
-        CorrectionError: a recording has no marks or invalid ones; nobody ever took over; the output is not empty.
+        CorrectionError: a recording has no marks or invalid ones; there is no takeover; the output is not empty.
         TrajectoryError: a recording that cannot be trusted.
     """
     if output.exists() and any(output.iterdir()):

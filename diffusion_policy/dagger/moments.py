@@ -9,7 +9,7 @@ import numpy as np
 
 from diffusion_policy.dagger.watching import Trace
 
-CLOSING_BESIDE = "about to close beside"
+CLOSING_NEXT_TO_BLOCK = "about to close beside"
 SHUT_ON_NOTHING = "shut on nothing"
 LOST = "lost the block"
 PUSHED = "pushed the block"
@@ -62,7 +62,7 @@ def _closings_on_nothing(trace: Trace) -> Iterator[Takeover]:
         after = trace.states[step : step + _SHUT_WITHIN + 1]
         closes = wanted[step] and not wanted[step + 1]
         if closes and len(after) > _SHUT_WITHIN and not any(state.holds for state in after):
-            yield Takeover(max(step - _LEAD, 0), CLOSING_BESIDE)
+            yield Takeover(max(step - _LEAD, 0), CLOSING_NEXT_TO_BLOCK)
             yield Takeover(step + _SHUT_WITHIN, SHUT_ON_NOTHING)
 
 

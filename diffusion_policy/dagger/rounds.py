@@ -166,8 +166,8 @@ class Work:
         """Copies the plan's dataset as the arm's initial one, unless the arm has one; it is never left incomplete."""
         target = self.dataset(arm)
         if not target.exists():
-            with atomic_folder(target) as beside:
-                shutil.copytree(self.plan.dataset, beside, dirs_exist_ok=True)
+            with atomic_folder(target) as partial:
+                shutil.copytree(self.plan.dataset, partial, dirs_exist_ok=True)
 
 
 def evaluation(work: Work, arm: str, number: int) -> Step:

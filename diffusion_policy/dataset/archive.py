@@ -56,7 +56,7 @@ class Archive:
         if len(self._records) < len(records):
             names = [record.filename for record in records]
             twice = next(name for name in names if names.count(name) > 1)
-            raise DatasetError(f"{path}: its record {twice} is there twice; pack it again")
+            raise DatasetError(f"{path}: its record {twice} occurs twice; pack it again")
         outside = [name for name in self._records if not _is_within(name)]
         if outside:
             raise DatasetError(f"{path}: its record {outside[0]!r} has a name that leads out of it; it is not read")
@@ -150,7 +150,7 @@ class ArchiveStore(Store):
         return str(self.archive.path)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """The content of a record, or the part that is asked for; None if it is not there."""
+        """The content of a record, or the part that is asked for; None if it does not exist."""
         size = self.archive.sizes.get(key)
         if size is None:
             return None

@@ -1,6 +1,6 @@
 """Every file of a dataset must be there: a chunk that is absent reads as zeros, and a cut one may not read at all.
 
-What a listing and a few bytes of each file show is looked at whenever a dataset is opened: that each chunk has its
+What a listing and a few bytes of each file show is inspected whenever a dataset is opened: that each chunk has its
 file, that raw chunks have their size, that Blosc chunks are as long as their header says, and that the index of a shard
 has its CRC-32C and names all of its chunks. What only decoding shows is found when chunks are decoded (`verification`
 decodes all).
@@ -36,7 +36,7 @@ _SAYS_SIZE = ("blosc", "lz4", "zstd")
 _MARKED, _END_OF_IMAGE = ("imagecodecs_jpeg", "imagecodecs_jpeg2k"), b"\xff\xd9"
 # A packed chunk may be somewhat larger than its pixels, never this many times.
 _LARGEST = 4
-_NOT_THERE = "is not there"
+_NOT_THERE = "does not exist"
 # Files of one array that are listed where they are absent.
 _MOST_ABSENT = 100_000
 
@@ -50,7 +50,7 @@ class ChunkFault:
         file: name of the file within the dataset.
         what: is wrong with it.
         rows: (first, exclusive end) of the array's rows that it holds.
-        is_absent: whether the file is not there at all.
+        is_absent: whether the file does not exist at all.
     """
 
     key: str
@@ -233,7 +233,7 @@ def _looked_inside(
     sizes: dict[str, int],
     there: Sequence[tuple[str, tuple[int, ...]]],
 ) -> Iterator[str | None]:
-    """For each file that is there, what its first or last bytes say against it."""
+    """For each file that exists, what its first or last bytes say against it."""
     if array.shards is not None:
         yield from _shards(array, files, names, sizes, there)
         return
@@ -261,7 +261,7 @@ def _of_header(codec: str, header: bytes, size: int, raw: int | None) -> str | N
 
 
 def _codec_name(array: zarr.Array[Any]) -> str:
-    """What packs each chunk last, as numcodecs calls it; empty where that is nothing, or several codecs."""
+    """What packs each chunk last, as numcodecs calls it; empty if that is nothing, or several codecs."""
     if len(array.compressors) == 1:
         codec = array.compressors[0]
         if isinstance(codec, ZstdCodec):

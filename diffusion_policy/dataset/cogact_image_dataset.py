@@ -81,7 +81,7 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         windows: those of the episodes in use.
         train_episodes: (E,) bool.
         validation_episodes: (E,) bool.
-        sample_weights: (W,) float64, how often to draw each window; None where all count alike.
+        sample_weights: (W,) float64, how often to draw each window; None if all count alike.
 
     Raises:
         DatasetError: no dataset, a key or dimension missing, another image size, an unknown episode, no memory or disk
@@ -262,7 +262,7 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
 
     @property
     def sample_weights(self) -> NDArray[np.float64] | None:
-        """(W,) how often to draw each window, so that each dataset or task has its part; None where all count alike.
+        """(W,) how often to draw each window, so that each dataset or task has its part; None if all count alike.
 
         Raises:
             DatasetError: no window is left of any that has a part.

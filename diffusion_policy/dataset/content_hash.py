@@ -1,4 +1,4 @@
-"""What a dataset holds, as one number: equal hashes mean equal data, whatever the codec, chunks or zarr format.
+"""What a dataset holds, as one number: equal hashes mean equal data, regardless of the codec, chunks or zarr format.
 
 Each episode has a hash of its rows, the dataset one of these: a damaged episode can be named, and episodes can be added
 without reading the others again. It comes with a hash of each array of an episode, so that a damaged one is named,

@@ -22,7 +22,7 @@ class EpisodeMetadata:
     Attributes:
         tasks: what was to be done, in words, in the order in which it was done.
         success: whether it succeeded; None if not recorded.
-        interventions: steps at which a person drove instead of a policy, as [start, exclusive end]; None where the
+        interventions: steps at which a person drove instead of a policy, as [start, exclusive end]; None if the
             recording has no such flag.
     """
 

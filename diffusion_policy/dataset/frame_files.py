@@ -2,7 +2,7 @@
 
 That way costs more than the default codec does (docs/data.md). The short one is taken where it is the same: format 2, a
 local folder or a zip archive, a chunk that is one whole frame, a compressor and nothing else. Everywhere else zarr is
-asked. A frame whose file is not there is an error: there is nothing to read in its place.
+asked. A frame whose file does not exist is an error: nothing is read instead.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class FrameFiles:
             self._read(frames, first)
         except FileNotFoundError as error:
             raise DatasetError(
-                f"{self._array.store_path}: the file of row {error.args[-1]} is not there; the dataset is damaged: "
-                "copy it again from where it is whole, or convert again"
+                f"{self._array.store_path}: the file of row {error.args[-1]} does not exist; the dataset is damaged: "
+                "copy it again from an intact source, or convert again"
             ) from error
         except UNPACKING as error:  # of the codecs, and of an array that has another size
             rows = f"row {first}" if len(frames) == 1 else f"one of the rows {first} to {first + len(frames) - 1}"

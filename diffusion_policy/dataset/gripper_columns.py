@@ -1,6 +1,6 @@
 """Gripper columns of a dataset, read as 0 closed .. 1 open whatever scale they are stored in.
 
-Whoever reads a gripper by its name gets it in that scale, or an error that says which declaration is needed; nobody
+Reading a gripper by its name gives it in that scale, or an error that says which declaration is needed; nobody
 gets numbers of an unknown scale. N steps, D dimensions.
 """
 
@@ -43,10 +43,10 @@ class GripperArrays(Protocol):
         """Its ``action_semantics``, as stored."""
 
     def vector_names(self, key: str) -> tuple[str, ...]:
-        """Names of the dimensions of a vector array; empty where it is none, or is not there."""
+        """Names of the dimensions of a vector array; empty where it is none, or does not exist."""
 
     def stored_column(self, key: str, name: str) -> NDArray[Any] | None:
-        """(N,) one dimension of a vector array as stored; None where there is none of that name."""
+        """(N,) one dimension of a vector array as stored; None if there is none of that name."""
 
 
 def scale_of_each(setting: ScaleSetting, n_datasets: int) -> list[DeclaredScales | None]:

@@ -59,7 +59,7 @@ def _is_harmless(codec: str) -> bool:
 
 
 def unpacked_size(codec: str, beginning: bytes) -> int | None:
-    """Bytes that a chunk unpacks to, as its first bytes say; None where they do not.
+    """Bytes that a chunk unpacks to, as its first bytes say; None if they do not.
 
     Args:
         codec: as numcodecs calls it.

@@ -68,7 +68,7 @@ class Opened:
         others = f"; {len(faults)} of its files are absent or damaged" if len(faults) > 1 else ""
         raise DatasetError(
             f"{self.where}/{first.file}{rows} {first.what}{others}: nothing is read in its place. "
-            f"Copy the dataset again from where it is whole, or convert again{self._zeros(faults)}"
+            f"Copy the dataset again from an intact source, or convert again{self._zeros(faults)}"
         )
 
     def _zeros(self, faults: Sequence[ChunkFault]) -> str:
@@ -134,8 +134,8 @@ def check_attributes(opened: Opened, path: Path) -> None:
     if not opened.root.attrs.asdict() and ledger.is_file() and f'"{CONTENT_HASH}"'.encode() in read_bytes(ledger):
         name = ".zattrs" if opened.root.metadata.zarr_format == 2 else "zarr.json"
         raise DatasetError(
-            f"{path}/{name} is not there or empty: what its numbers mean is lost, and it carries no record of its "
-            f"conversion ({ledger.name} says it had one); copy it again from where it is whole, or convert again"
+            f"{path}/{name} is missing or empty: what its numbers mean is lost, and it carries no record of its "
+            f"conversion ({ledger.name} says it had one); copy it again from an intact source, or convert again"
         )
 
 

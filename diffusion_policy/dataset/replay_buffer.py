@@ -214,12 +214,12 @@ class ReplayBuffer:
         self.__dict__.pop("scales_by_gripper", None)
 
     def stored_column(self, key: str, name: str) -> NDArray[Any] | None:
-        """(N,) one dimension of a vector array as stored; None where there is none of that name."""
+        """(N,) one dimension of a vector array as stored; None if there is none of that name."""
         names = self.vector_names(key)
         return self.read(key)[:, names.index(name)] if name in names else None
 
     def vector_names(self, key: str) -> tuple[str, ...]:
-        """Names of the dimensions of a vector array (N, D); empty where it is none, or is not there."""
+        """Names of the dimensions of a vector array (N, D); empty where it is none, or does not exist."""
         return self.names(key) if key in self and self[key].ndim == 2 else ()
 
     def __contains__(self, key: str) -> bool:

@@ -51,9 +51,9 @@ class Source:
         semantics: what its action's numbers mean; None in files that do not declare it.
         action: (N, Da) float32, the columns that `spec` names.
         low_dim: per key (N, D) float32, likewise. A gripper is 0 closed .. 1 open in both.
-        gripper_scale: name of the scale that its gripper is stored in and converted from; None where it is 0..1.
+        gripper_scale: name of the scale that its gripper is stored in and converted from; None if it is 0..1.
         content: changes when the images do.
-        frame_sizes: per camera, (width, height) of its pictures before a conversion resized them; empty where unknown.
+        frame_sizes: per camera, (width, height) of its pictures before a conversion resized them; empty if unknown.
         tasks: (E,) what each episode was recorded for, in words; empty if not recorded.
     """
 

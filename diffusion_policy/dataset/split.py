@@ -51,7 +51,7 @@ class EpisodeIdentity:
     Attributes:
         name: as recorded, for people.
         motion: SHA-256 of its measured positions.
-        clock: SHA-256 of its timestamps; None where the dataset has none.
+        clock: SHA-256 of its timestamps; None if the dataset has none.
         sha256: of the converted episode; None if the dataset does not record it.
         recording: SHA-256 of the recording; None if the dataset does not record it.
         steps: of the recording, (first, exclusive end).

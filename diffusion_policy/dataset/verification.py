@@ -50,9 +50,9 @@ class ContentFault:
 
     Attributes:
         episode: name of the episode; empty where it is about all of them.
-        array: within the dataset, such as "data/image"; empty where only a hash of all arrays was recorded.
+        array: within the dataset, such as "data/image"; empty if only a hash of all arrays was recorded.
         what: is wrong with it.
-        rows: of the episode in the dataset, (first, exclusive end); None where it is about all of them.
+        rows: of the episode in the dataset, (first, exclusive end); None if it is about all of them.
     """
 
     episode: str
@@ -76,7 +76,7 @@ class Verification:
         arrays: that were compared, such as "data/action".
         cameras: those of them that hold frames.
         faults: in order of episodes.
-        not_compared: why the other episodes were not; empty where all were.
+        not_compared: why the other episodes were not; empty if all were.
         other_decoder: the one that unpacked lossy frames for their hashes, if it is not the one that did now.
     """
 
@@ -298,7 +298,7 @@ def _of_an_episode(
 def _trouble(record: _Record, key: str, hashes: Mapping[str, str], frames: Mapping[str, _Frames]) -> str:
     """What is wrong with an array of an episode; empty if it is what was written, or that was not recorded by array."""
     if key not in hashes:
-        return "is not there"
+        return "does not exist"
     unread = frames[key].unread if key in frames else {}
     rows = [row for row in range(record.rows.start, record.rows.stop) if row in unread]
     if rows:

@@ -7,4 +7,4 @@ from diffusion_policy.errors import WorkspaceError
 
 
 class ReportError(WorkspaceError, ValueError):
-    """An input of a report is not there, or is not what it was given as."""
+    """An input of a report does not exist, or is not what it was given as."""

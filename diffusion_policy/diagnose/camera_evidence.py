@@ -1,4 +1,4 @@
-"""What the frames of a camera show of it: which do not decode, are black, repeated or frozen. Every frame is looked at.
+"""What the frames of a camera show of it: which do not decode, are black, repeated or frozen. Every frame is inspected.
 
 Each is reduced to THUMBNAIL pixels, which a JPEG decoder does in a fraction of the time of a whole frame.
 """

@@ -46,8 +46,8 @@ class CheckpointEvidence:
 
     Attributes:
         path: of the file.
-        spec: what the policy reads and predicts, by the checkpoint's config; None where it does not say.
-        head_width, input_width: of the action projections, model then EMA; None where there is none.
+        spec: what the policy reads and predicts, by the checkpoint's config; None if it does not say.
+        head_width, input_width: of the action projections, model then EMA; None if there is none.
         epoch, updates: as pickled; None in files without.
         not_finite: tensors that hold NaN or infinity.
         has_average: whether ema_model is there.
@@ -62,7 +62,7 @@ class CheckpointEvidence:
         inherited: share of the parameters that came from another checkpoint, None if not stored.
         proofs: per part, whether growing it kept its function.
         split: the episodes that it was trained on; None if not stored.
-        ledger: where its weights came from, and the title of that; None where it does not say.
+        ledger: where its weights came from, and the title of that; None if it does not say.
     """
 
     path: str

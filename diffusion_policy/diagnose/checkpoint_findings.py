@@ -128,7 +128,7 @@ def ema_weights(checkpoint: CheckpointEvidence) -> Finding:
         if not checkpoint.expects_average:
             return ok("ema-weights", "trained without EMA", checkpoint.path)
         evidence = "it holds no ema_model, although its config trains one: the deployed weights are missing"
-        remedy = "deploy the live weights (--weights model), or go back to a whole checkpoint"
+        remedy = "deploy the live weights (--weights model), or go back to an intact checkpoint"
         return Finding("ema-weights", "error", evidence, remedy, about=checkpoint.path)
     if checkpoint.head_width[0] != checkpoint.head_width[1] or checkpoint.input_width[0] != checkpoint.input_width[1]:
         evidence = f"EMA and model predict {checkpoint.head_width[1]} and {checkpoint.head_width[0]} numbers"
@@ -136,7 +136,7 @@ def ema_weights(checkpoint: CheckpointEvidence) -> Finding:
         return Finding("ema-weights", "error", evidence, remedy, grow_command("ORIGINAL.ckpt"), checkpoint.path)
     if checkpoint.average_distance is None:
         evidence = "EMA and model hold different tensors"
-        return Finding("ema-weights", "error", evidence, "go back to a whole checkpoint", about=checkpoint.path)
+        return Finding("ema-weights", "error", evidence, "go back to an intact checkpoint", about=checkpoint.path)
     text = f"the EMA differs from the live weights by {checkpoint.average_distance:.2g} of their norm"
     if checkpoint.average_distance > FAR_AVERAGE:
         evidence = f"{text}: it does not average them, so the pretrained weights were not loaded into it"

@@ -18,5 +18,5 @@ def checked(dataset: Path) -> list[str]:
     except WorkspaceError as error:
         verdict = f"The checks cannot read it: {error}"
     except KeyboardInterrupt as error:
-        raise Stopped(f"{dataset} is whole, the checks had not ended", command=verify) from error
+        raise Stopped(f"{dataset} is complete, the checks had not ended", command=verify) from error
     return [verdict, f"all checks, with every frame: {verify}"]

@@ -40,7 +40,7 @@ class Copying:
 
 
 def copying_of(steps: Steps) -> Copying | None:
-    """Compares the commanded with the measured grippers; None where one of them is missing."""
+    """Compares the commanded with the measured grippers; None if one of them is missing."""
     command, measured = steps.commanded_grippers(), steps.measured_grippers()
     if command is None or measured is None:
         return None

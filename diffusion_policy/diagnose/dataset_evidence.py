@@ -68,7 +68,7 @@ class GripperEvidence:
         starting_open, starting_closed: episodes by the state they begin in.
         without_closing: numbers of the episodes that never close.
         equals_measured: share of steps at which command and measurement are the same number; None: nothing is measured.
-        leading: of the events, how many command a state the measurement is not in yet; None where none is measured.
+        leading: of the events, how many command a state the measurement is not in yet; None if none is measured.
         undecided: share of commands inside the dead band.
     """
 
@@ -111,7 +111,7 @@ class DatasetEvidence:
         command_distance_m: median distance between commanded and measured position at the same step.
         gripper: None without a gripper command.
         scales: in which its gripper is stored; None without one. ``gripper``, ``low`` and ``high`` are of 0 closed ..
-            1 open where the scale is known, and ``gripper`` is None where it is not.
+            1 open where the scale is known, and ``gripper`` is None if it is not.
         faults: what keeps its numbers from being poses (`pose_check`).
         tool_tilt: degrees between the tool's z axis and straight down (mean), with quaternions read scalar-last as they
             must be, and scalar-first; None without poses.

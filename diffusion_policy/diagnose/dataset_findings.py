@@ -182,7 +182,7 @@ def images(data: DatasetEvidence) -> Finding | None:
     if data.missing_frames:
         named = f": {', '.join(data.lost_files)}" if data.lost_files else ""
         evidence = f"{data.missing_frames} files of frames are not on disk, or cut{named}"
-        remedy = "copy the dataset again from where it is whole, or convert again: training refuses it"
+        remedy = "copy the dataset again from an intact source, or convert again: training refuses it"
         return Finding("images", "error", evidence, remedy, reconvert(), data.path)
     if data.image_size is None:
         return None
@@ -197,7 +197,7 @@ def content(data: DatasetEvidence) -> Finding | None:
     """Whether it is what its conversion wrote."""
     if not data.identities:
         return None
-    again = "copy the dataset again from where it is whole, or convert again"
+    again = "copy the dataset again from an intact source, or convert again"
     if data.content is None:
         evidence = (
             f"{data.looked_at} of its frames were looked at, and nothing was compared with the hashes that a "

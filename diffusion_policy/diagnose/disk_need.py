@@ -24,7 +24,7 @@ class DiskNeed:
     Attributes:
         size: bytes of one.
         files: that exist at a time, at most.
-        there: bytes of those that are there already.
+        there: bytes of those that exist already.
         source: where the size is known from.
     """
 
@@ -47,7 +47,7 @@ class DiskNeed:
 
 
 def disk_need(config: DictConfig | None, run: RunFolder | None) -> DiskNeed | None:
-    """Of a run that is there, else of one that the config would make; None where neither is known."""
+    """Of a run that exists, else of one that the config would make; None if neither is known."""
     config = run.config if config is None and run is not None else config
     if config is None:
         return None

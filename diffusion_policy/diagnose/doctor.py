@@ -1,4 +1,4 @@
-"""The doctor: goes through the known troubles in order, over whatever it is given, and ends with the cause."""
+"""The doctor: runs all checks on the given files, in order, and ends with the most likely cause."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def examine(
     closed_loop: Sequence[Path] = (),
     on_progress: Progress = no_progress,
 ) -> Examination:
-    """Examine whatever is given; a run brings its datasets and its checkpoint, as far as they are there.
+    """Examine whatever is given; a run brings its datasets and its checkpoint, as far as they exist.
 
     Args:
         datasets: converted datasets, of one policy.
@@ -138,7 +138,7 @@ def examine(
         on_progress: called with the files opened, and how many there are.
 
     Raises:
-        WorkspaceError: something that was named is not there or cannot be read.
+        WorkspaceError: something that was named does not exist or cannot be read.
     """
     config_scale = None if config is None else OmegaConf.select(config[1], CONFIG_KEY, default=None)
     given = Sources(tuple(datasets), checkpoint, run, tuple(logs), (), gripper_scale, tuple(closed_loop))
@@ -186,7 +186,7 @@ def examine_sources(
 
 
 def _spec_of(opened: OpenedSources, config: tuple[Sequence[str], DictConfig] | None) -> StepSpec | None:
-    """Of the policy that is looked at: the checkpoint's, the config's, or the run's; None where none has one."""
+    """Of the policy that is inspected: the checkpoint's, the config's, or the run's; None if none has one."""
     weights = None if opened.checkpoint is None else opened.checkpoint.evidence
     if weights is not None and weights.spec is not None:
         return weights.spec

@@ -34,7 +34,7 @@ class Environment:
         versions: of the packages that this project needs, None for one that is not installed.
         unmet: requirements that are not met, as they are written.
         cores: that this process may use.
-        memory: bytes that are free for programs; None where the system does not say.
+        memory: bytes that are free for programs; None if the system does not say.
         disk: free bytes where outputs go.
         gpus: name and free bytes of each.
         cuda_build: the CUDA that torch was built for; None for a build without.

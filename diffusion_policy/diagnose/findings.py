@@ -1,6 +1,6 @@
 """Findings: what was found, how bad it is, on what evidence, and what to do; and the cause behind what is seen.
 
-A check is a pure function from evidence to one finding, or None where it does not apply. Doctor, page, comparison and
+A check is a pure function from evidence to one finding, or None if it does not apply. Doctor, page, comparison and
 the checks after a conversion all show these, in this order: environment, dataset, checkpoint, config, how they fit
 together, run, closed loop, log, open loop. What comes first is the likelier cause of what comes later.
 
@@ -204,7 +204,7 @@ def diagnose(findings: Sequence[Finding]) -> Diagnosis:
         return Diagnosis(None)
     cause = candidates[0]
     explained = tuple(symptom for symptom in symptoms if _may_explain(cause, symptom))
-    rest = [finding for finding in trouble if _said(finding) != _said(cause) and finding not in explained]
+    rest = [finding for finding in trouble if _as_printed(finding) != _as_printed(cause) and finding not in explained]
     return Diagnosis(cause, explained, tuple(finding for finding, _ in distinct(rest)))
 
 
@@ -212,12 +212,12 @@ def distinct(findings: Iterable[Finding]) -> list[tuple[Finding, tuple[str, ...]
     """Each thing that was found once, with the files that it was found in, in their order."""
     grouped: dict[tuple[str, str], tuple[Finding, list[str]]] = {}
     for finding in findings:
-        _, files = grouped.setdefault(_said(finding), (finding, []))
+        _, files = grouped.setdefault(_as_printed(finding), (finding, []))
         files += [finding.about] if finding.about and finding.about not in files else []
     return [(finding, tuple(files)) for finding, files in grouped.values()]
 
 
-def _said(finding: Finding) -> tuple[str, str]:
+def _as_printed(finding: Finding) -> tuple[str, str]:
     return finding.code, finding.evidence
 
 

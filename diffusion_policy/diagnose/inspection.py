@@ -30,7 +30,7 @@ from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.progress import Progress, no_progress, part_of
 from diffusion_policy.tables import Column, Printable, Table, Text, numbers
 
-# Findings of the summary that every frame and every step is looked at for here.
+# Findings of the summary that every frame and every step is inspected for here.
 _REPLACED_BY_STEP_FINDINGS = {"images", "copycat-labels", "standing-still"}
 
 

@@ -129,7 +129,7 @@ def in_time(evidence: LogEvidence) -> Finding | None:
 
 
 def gripper(evidence: LogEvidence) -> Finding | None:
-    """The verdict; None where there is no answer to judge."""
+    """The verdict; None if there is no answer to judge."""
     report = evidence.gripper
     text = f"{report.verdict}: {report.reason}"
     if report.opens_and_closes:

@@ -48,14 +48,14 @@ class Playback:
     Attributes:
         name: of the log or the episode, and of the arm where there are several.
         length: N.
-        positions: (N, 3) measured, meters; None where the layout has no position.
+        positions: (N, 3) measured, meters; None if the layout has no position.
         chunks: (N, T, 3) positions that are commanded from each step on; None likewise.
         chunk_grippers: (N, T) gripper commands of the chunk, 1 = open; None without a 0..1 gripper.
         measured: (N,) gripper before the command, or None.
         recorded: (N,) gripper that was commanded in the recording, or None.
         recorded_positions: (N, 3) that were commanded in the recording, or None.
         seconds: (N,) since the first step, or None.
-        frames: images of a step by camera; without those that are not there or do not decode.
+        frames: images of a step by camera; without those that do not exist or do not decode.
         predicted: whether the commands are a policy's, not a recording's.
     """
 
@@ -219,7 +219,7 @@ def playbacks_of_episode(
 
 
 def dataset_of_log(log: RunLog) -> Path | None:
-    """The dataset that a log says it was made over, if it is there."""
+    """The dataset that a log says it was made over, if it exists."""
     named: Any = log.meta.get("dataset")
     return Path(named) if isinstance(named, str) and dataset_exists(named) else None
 

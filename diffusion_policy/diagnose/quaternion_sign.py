@@ -16,7 +16,7 @@ SLACK = 0.05
 def quaternion_sign(checkpoint: CheckpointEvidence, dataset: DatasetEvidence) -> Finding | None:
     """Compare the range of the dataset's quaternions, and of their negatives, with what the normalizer was fitted to.
 
-    None where either has no quaternions, or where neither sign fits better: that is another rotation, not another sign.
+    None if either has no quaternions, or where neither sign fits better: that is another rotation, not another sign.
     """
     fitted, layout = checkpoint.statistics.get("action"), find_layout(dataset.action_names)
     if checkpoint.spec is not None and checkpoint.spec.robot != checkpoint.spec:  # other rotations, or relative ones

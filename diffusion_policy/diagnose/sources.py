@@ -102,12 +102,12 @@ def open_sources(
 
     Args:
         given: what is named.
-        told: the scale that a config says its datasets' gripper has; by default that of the run.
+        config_scale: the scale that a config says its datasets' gripper has; by default that of the run.
         logs_of_run: whether the run's logs and the dataset that logs name are opened without being named.
         on_progress: called with the files opened, and how many there are.
 
     Raises:
-        WorkspaceError: something that was named is not there or cannot be read.
+        WorkspaceError: something that was named does not exist or cannot be read.
     """
     run = None if given.run is None else open_run(given.run)
     logs = given.logs or (run.logs if run is not None and logs_of_run else ())
@@ -150,7 +150,7 @@ def open_dataset(path: Path, text: str | None = None, config_scale: str | None =
 
 
 def open_checkpoint(path: Path) -> OpenedCheckpoint:
-    """A file that is there but is no checkpoint is a finding; one that is not there is bad input."""
+    """A file that exists but is no checkpoint is a finding; one that does not exist is bad input."""
     try:
         return OpenedCheckpoint(path, look_at_checkpoint(path))
     except CheckpointError as error:

@@ -267,7 +267,7 @@ def _named(steps: Steps, step: int) -> tuple[str, int]:
 
 def _jumps(steps: Steps, key: str, meters: FloatArray, radians: FloatArray, seconds: FloatArray) -> list[Jump]:
     usual = float(np.median(seconds)) if len(seconds) else DEFAULT_SECONDS
-    # Commands are given at an even pace, whatever the clock says of a hiccup.
+    # Commands are given at an even pace, even if the clock shows a hiccup.
     elapsed = np.where(seconds > 0, seconds, max(usual, 1e-3))
     degrees = np.degrees(radians)
     fast = (meters > JUMP_METERS_PER_SECOND * elapsed) | (degrees > JUMP_DEGREES_PER_SECOND * elapsed)

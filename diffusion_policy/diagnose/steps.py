@@ -133,13 +133,13 @@ class Steps:
         return next((scales for scales in resolved if scales.unknown), next(iter(resolved), None))
 
     def layout(self, key: str) -> ActionLayout | None:
-        """What the numbers of a vector are; None where their names do not tell."""
+        """What the numbers of a vector are; None if their names do not tell."""
         names = self.names.get(key, ())
         return find_layout(names, self.units) if names else None
 
     @property
     def measured_keys(self) -> tuple[str, ...]:
-        """Arrays in which arms are measured: the usual one where it is there, else all that hold poses or joints."""
+        """Arrays in which arms are measured: the usual one where it exists, else all that hold poses or joints."""
         if POSE_KEY in self.numbers:
             return (POSE_KEY,)
         layouts = {key: self.layout(key) for key in self.names if key != ACTION_KEY}
@@ -164,7 +164,7 @@ class Steps:
         return inside
 
     def column(self, key: str, name: str) -> FloatArray | None:
-        """(N,) one dimension of a vector; None where there is none of that name, or a gripper of an unknown scale."""
+        """(N,) one dimension of a vector; None if there is none of that name, or a gripper of an unknown scale."""
         if key not in self.numbers or name not in self.names[key]:
             return None
         if is_gripper_name(name) and scale_of(self.grippers.get(name), key) is None:
@@ -176,7 +176,7 @@ class Steps:
         return _stacked([self.column(ACTION_KEY, name) for name in self.names[ACTION_KEY] if is_gripper_name(name)])
 
     def measured_grippers(self) -> FloatArray | None:
-        """(N, G) measurements of the commanded grippers, in their order; None where one is not measured."""
+        """(N, G) measurements of the commanded grippers, in their order; None if one is not measured."""
         names = [name for name in self.names[ACTION_KEY] if is_gripper_name(name)]
         return _stacked([self._measured_gripper(name) for name in names])
 
@@ -296,7 +296,7 @@ def finite(steps: Steps, key: str) -> FloatArray:
 def arm_steps(layout: ActionLayout, values: FloatArray) -> tuple[FloatArray, FloatArray] | None:
     """How far vectors (N, D) are from one step to the next: meters and radians, (N - 1,) each.
 
-    Of several arms the one that moves most; joints turn as rotations do. None where nothing is known to move.
+    Of several arms the one that moves most; joints turn as rotations do. None if nothing is known to move.
     """
     positions, rotations = layout.positions(values), layout.rotations(values)
     meters = np.linalg.norm(np.diff(positions, axis=0), axis=-1)
@@ -310,7 +310,7 @@ def arm_steps(layout: ActionLayout, values: FloatArray) -> tuple[FloatArray, Flo
 
 
 def scale_of(scales: ResolvedScales | None, key: str) -> GripperScale | None:
-    """The scale of the commanded gripper, or of the measured one; None where it is not known."""
+    """The scale of the commanded gripper, or of the measured one; None if it is not known."""
     if scales is None:
         return None
     scale = scales.command if key == ACTION_KEY or scales.measured is None else scales.measured

@@ -32,9 +32,9 @@ class ConfigEvidence:
         dataset: path; None if the config names none.
         dataset_exists: whether something is there.
         pretrained: path of the checkpoint to start from, or None.
-        pretrained_exists: whether it is there.
+        pretrained_exists: whether it exists.
         load_weights: whether it is used.
-        learning_rate, warm_up, epochs, batch_size, steps_of_epoch: of the training; None where the config says nothing.
+        learning_rate, warm_up, epochs, batch_size, steps_of_epoch: of the training; None if the config says nothing.
         val_ratio: share of the episodes held out.
         device: to train on.
         device_exists: whether this machine has it.
@@ -111,7 +111,7 @@ def look_at_config(
 
 
 def config_of_run(run: RunFolder) -> ConfigEvidence | None:
-    """What the config of a run asked for; None where it was not kept."""
+    """What the config of a run asked for; None if it was not kept."""
     if run.config is None:
         return None
     return look_at_config(run.config, run.name, finished=True, started_with=run.started_with)

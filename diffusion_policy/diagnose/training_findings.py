@@ -50,7 +50,7 @@ def run_findings(run: RunFolder) -> list[Finding]:
 
 
 def paths(planned: Planned) -> Finding | None:
-    """Whether what the config names is there."""
+    """Whether what the config names exists."""
     config = planned.config
     if config.finished:
         return None
@@ -333,7 +333,7 @@ def gripper_events_found(run: RunFolder) -> Finding | None:
 
 
 def position_error(run: RunFolder) -> Finding | None:
-    """What held-out positions foretell of a policy that grasps; None where scenes were rolled out, which tell more."""
+    """What held-out positions foretell of a policy that grasps; None if scenes were rolled out, which tell more."""
     error = run.last("val_position_error_mm")
     if error is None or run.last("val_gripper_events_recorded") is None or run.last("test_success") is not None:
         return None

@@ -13,7 +13,7 @@ _SHOWN = 20
 
 
 def table_of(plan: EditPlan, ledger: Mapping[str, Any] | None) -> list[Printable]:
-    """What is kept and left out; ``ledger`` of the dataset that was written, None where nothing was."""
+    """What is kept and left out; ``ledger`` of the dataset that was written, None if nothing was."""
     before = sum(buffer.n_steps for buffer in plan.sources)
     episodes = sum(buffer.n_episodes for buffer in plan.sources)
     table = Table("left out", "steps", "why")

@@ -2,7 +2,7 @@
 
     {"delete": ["3", "5-8"], "datasets": [{"path": "a.zarr", "episodes": 12, "sha256": "..."}]}
 
-``datasets`` may be absent in a file that a person wrote; where it is there, the marks count for these datasets alone.
+``datasets`` may be absent in a file that a person wrote; where it exists, the marks count for these datasets alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _MOST_BYTES = 50 * 2**20
 def dataset_marks(sources: Sequence[ReplayBuffer]) -> list[dict[str, Any]]:
     """What a file of marks says of the datasets that its episodes are counted over, as plain JSON.
 
-    The hash is of the numbers, and where a conversion recorded them of the frames too, whatever the dataset is called.
+    The hash is of the numbers, and where a conversion recorded them of the frames too, whatever the dataset is
+    called.
     """
     return [
         {

@@ -98,7 +98,7 @@ class PolicyActor:
     def __init__(self, policy: ActingPolicy, simulator: Simulator, seed: int = 0) -> None:
         self.spec, self.n_obs_steps, self.n_action_steps = policy.spec.robot, policy.n_obs_steps, policy.n_action_steps
         self._policy, self._simulator, self._seed = policy, simulator, seed
-        self._sides = QuaternionHemispheres(policy.spec, policy.normalizer)
+        self._hemispheres = QuaternionHemispheres(policy.spec, policy.normalizer)
 
     def answer(self, requests: Sequence[ActionRequest]) -> list[ActionReply]:
         """Returns the policy's action chunks; one that holds NaN or infinity is refused."""
@@ -119,7 +119,7 @@ class PolicyActor:
 
     def _batch(self, requests: Sequence[ActionRequest]) -> dict[str, torch.Tensor]:
         def turned(entry: ObsField, values: FloatArray) -> FloatArray:
-            return self._sides.turned(values, arms_of(entry.names))
+            return self._hemispheres.turned(values, arms_of(entry.names))
 
         return policy_input(self.spec, requests, self._simulator, self._policy.device, turned)
 

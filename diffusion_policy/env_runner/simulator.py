@@ -228,8 +228,8 @@ class Simulator:
 
     def describe(self) -> dict[str, Any]:
         """Returns the environment and its arguments as plain data, for results."""
-        told = {"env": dict(self.env), "control_hz": self.control_hz, "jpeg": self.jpeg}
-        return told if self.resize == "area" else {**told, "resize": self.resize}
+        settings = {"env": dict(self.env), "control_hz": self.control_hz, "jpeg": self.jpeg}
+        return settings if self.resize == "area" else {**settings, "resize": self.resize}
 
 
 def _found(observation: Any, path: str, key: str) -> Any:

@@ -79,7 +79,7 @@ class GripperReport:
         dwell_steps: steps from each event to the next, the last one to the end.
         bounces: events undone within BOUNCE_STEPS.
         settled_events: events that remain when states must last longer than BOUNCE_STEPS.
-        flips_per_minute: None where the log has no clock.
+        flips_per_minute: None if the log has no clock.
         undecided: share of commands inside the dead band.
         margin: median distance of the commands from the middle of the band, 1 = at the end of the range.
         leads_measurement: events that a chunk commanded before they were measured (``events.order_of_events``); a
@@ -90,7 +90,7 @@ class GripperReport:
         width_verdict: verdict on a gripper width in meters under WIDTH_BAND; None for other layouts. The statistics are
             then those of the width.
         width_events: its events.
-        gripper_scale, measured_scale: names of the scales of command and measurement; None where they are not known, or
+        gripper_scale, measured_scale: names of the scales of command and measurement; None if they are not known, or
             there is none.
         scale_origin: how the command's scale is known: "declared", "labeled", "found" or "unknown"; None without one.
         missing_steps: (first, last) number of each run of steps that the log lacks.

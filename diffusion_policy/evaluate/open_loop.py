@@ -51,7 +51,7 @@ def joint_error(layout: ActionLayout) -> str:
 
 @dataclass(frozen=True)
 class ChunkErrors:
-    """Errors of N chunks; NaN where nothing was recorded or predicted, or a quaternion of norm 0 is no rotation.
+    """Errors of N chunks; NaN if nothing was recorded or predicted, or a quaternion of norm 0 is no rotation.
 
     Attributes:
         values: (N, T) each, by name: ``position_mm`` (distance), ``rotation_deg`` (geodesic angle; q and -q are the
@@ -104,7 +104,7 @@ def score_chunks(
     """Compare chunks (N, T, D) with what was recorded.
 
     Args:
-        predicted: NaN where a baseline says nothing.
+        predicted: NaN if a baseline says nothing.
         recorded: absolute actions; quaternions need not have norm 1.
         inside: (N, T) which recorded actions are inside their episode; all by default.
         layout: of the D numbers; by how many they are if not given.

@@ -56,7 +56,7 @@ class OpenLoopReport:
         episodes: what was predicted.
         sampling: how.
         scores: by predictor.
-        choice: whether the policy was trained on these episodes; None where it was not asked.
+        choice: whether the policy was trained on these episodes; None if it was not asked.
         sampler_note: a sentence if training measured the policy with another sampler.
     """
 
@@ -107,7 +107,7 @@ class OpenLoopReport:
         """Seconds that gripper F1 is measured within."""
         return self.episodes[0].tolerance_s
 
-    def beside_copycat(self) -> dict[str, Any] | None:
+    def against_copycat(self) -> dict[str, Any] | None:
         """Policy minus copycat, share of wrong gripper states at transitions, by episode; None without a gripper."""
         if COPYCAT not in self.scores:
             return None
@@ -130,7 +130,7 @@ class OpenLoopReport:
             "episodes": [episode.episode for episode in self.episodes],
             "scores": {name: score.to_json() for name, score in self.scores.items()},
             "spread": self.spread(),
-            "beside_copycat": self.beside_copycat(),
+            "beside_copycat": self.against_copycat(),
             "shortcomings": self.shortcomings(),
             "unmeasured": self.unmeasured(),
             "split": None if self.choice is None else self.choice.to_json(),

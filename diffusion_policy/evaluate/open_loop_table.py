@@ -82,7 +82,7 @@ def _by_phase(report: OpenLoopReport) -> Table:
 
 
 def _in_words(report: OpenLoopReport) -> list[Printable]:
-    score, spread, copycat = report.scores[POLICY], report.spread(), report.beside_copycat()
+    score, spread, copycat = report.scores[POLICY], report.spread(), report.against_copycat()
     what, key, unit = "position", "position_mm", "mm"
     if "position_mm" not in report.columns and report.layout.has_joints:
         what, key, unit = "joints", joint_error(report.layout), report.layout.joint_unit

@@ -4,7 +4,7 @@ At every recorded step the policy sees that step and the ones before it, as trai
 step is repeated before its beginning), and answers a chunk of actions. Nothing is fed back: the next observation is the
 recorded one. A log per episode has the shape that the robot's server writes, so every reader of logs reads it.
 
-The initial noise is drawn per step from the seed and the step: the same whatever the batch size and the device.
+The initial noise is drawn per step from the seed and the step: the same regardless of the batch size and the device.
 
 Legend: N steps of an episode, To observation steps, Ta executed actions, Da action dimensions.
 """
@@ -160,7 +160,7 @@ class RecordedEpisodes:
         return self.buffer.rows(TIMESTAMP_KEY)[steps] if TIMESTAMP_KEY in self.buffer else None
 
     def step_seconds(self, episode: int) -> float | None:
-        """Median seconds between the steps of an episode, by its own clock; None where it has none."""
+        """Median seconds between the steps of an episode, by its own clock; None if it has none."""
         return control_period(self.timestamps(self.steps(episode)))
 
 

@@ -127,7 +127,7 @@ class Commands:
     Attributes:
         first: (N,) the next command at each step.
         chunks: (N, T) all commands of each chunk.
-        measured: (N,) the gripper before each command, in the same scale; None where the log does not hold it, or its
+        measured: (N,) the gripper before each command, in the same scale; None if the log does not hold it, or its
             scale is not known.
         numbers: (N,) the steps' own numbers, rising; 0, 1, ... by default.
         stride: by how much they usually go up.

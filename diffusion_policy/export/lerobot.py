@@ -51,7 +51,7 @@ def export_lerobot(
     robot: str | None = None,
     on_progress: Progress = no_progress,
 ) -> ExportReport:
-    """Write a LeRobot v3.0 dataset; it appears under its name when it is whole.
+    """Write a LeRobot v3.0 dataset; it appears under its name when it is complete.
 
     Args:
         source: what is exported.

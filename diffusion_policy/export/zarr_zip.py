@@ -12,7 +12,7 @@ from diffusion_policy.storage import atomic_file
 
 
 def export_zarr_zip(dataset: Path, archive: Path) -> Path:
-    """Pack a dataset; the archive appears under its name when it is whole.
+    """Pack a dataset; the archive appears under its name when it is complete.
 
     Args:
         dataset: its folder.

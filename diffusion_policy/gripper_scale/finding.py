@@ -47,7 +47,7 @@ class ResolvedScale:
     """The scale of one column of gripper numbers, and how it is known.
 
     Attributes:
-        scale: None where it is not known.
+        scale: None if it is not known.
         origin: "declared" (flag or key), "labeled" (attribute), "found" (unmistakable), or "unknown".
         low, high: the range of the numbers; None without any.
         reason: in words, what speaks for it, or why it is not known.
@@ -149,7 +149,7 @@ class _Column:
 
     @property
     def begins_high(self) -> bool | None:
-        """Whether most episodes begin in the upper half of the range; None where the values hardly differ."""
+        """Whether most episodes begin in the upper half of the range; None if the values hardly differ."""
         if not self.starts.size or self.high - self.low < SLACK * max(1.0, abs(self.high)):
             return None
         return bool((self.starts > (self.low + self.high) / 2).mean() >= 0.5)

@@ -151,7 +151,7 @@ def add_gripper_scale(parser: argparse.ArgumentParser) -> None:
 
 
 def labeled_scales(semantics: Mapping[str, Any] | None, where: str) -> DeclaredScales | None:
-    """The scales that an ``action_semantics`` names in its ``gripper`` entry; None where it names none.
+    """The scales that an ``action_semantics`` names in its ``gripper`` entry; None if it names none.
 
     Raises:
         SpecError: the entry is not two different numbers, in ``where``.

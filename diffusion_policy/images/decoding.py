@@ -18,8 +18,8 @@ from diffusion_policy.spec import ImageArray
 
 # Largest picture that is decoded unless the caller says otherwise: an 8K frame has 33 million pixels.
 MAX_PIXELS = 100_000_000
-# Decoded pixels left for each one wanted, per side, that are enough whatever the picture (57 dB, as measured); and the
-# fewest, which spare half of the decoding again and are enough for pictures without much fine texture.
+# Decoded pixels left for each one wanted, per side, that are enough regardless of the picture (57 dB, as measured); and
+# the fewest, which spare half of the decoding again and are enough for pictures without much fine texture.
 SAFE_PIXELS, FEWEST_PIXELS = 2.0, 1.5
 # By which a JPEG can be reduced while it is decoded; odd eighths lack fast code in libjpeg-turbo and cost more.
 _REDUCTIONS = (8, 4, 2)

@@ -5,7 +5,7 @@
 
 Forward and back cancel each other, and so do left and right; of sprint and sneak, and of several hotbar slots, the last
 one wins; ``inventory`` overrides all others. One digit says whether the camera moves; if not, both of its bins are the
-middle one. An inventory action keeps the camera bins that were sampled beside it, as upstream's does.
+middle one. An inventory action keeps the camera bins that were sampled with it, as upstream's does.
 
 The camera is (pitch, yaw) in degrees a step, pitch downwards. It is quantized by the mu-law to 11 bins an axis.
 

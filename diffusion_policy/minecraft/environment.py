@@ -100,8 +100,8 @@ class MineDojoEnv(gymnasium.Env[Observation, Any]):
         success = bool(done and reward > 0)
         late = not done and self._steps >= self.max_steps
         failure = None if success or not (done or late) else "the task was not completed"
-        told = {**info, "success": success, "failure": failure, "ignored": lost}
-        return self._observe(observed), float(reward), bool(done), late, told
+        details = {**info, "success": success, "failure": failure, "ignored": lost}
+        return self._observe(observed), float(reward), bool(done), late, details
 
     def close(self) -> None:
         """Ends MineDojo's client."""

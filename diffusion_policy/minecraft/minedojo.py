@@ -84,7 +84,7 @@ class MineDojoSpace:
 
     Attributes:
         camera_interval: degrees between two bins of the camera; a divisor of 180, else no bin means no turn.
-        hotbar: how a hotbar button is written, which MineDojo does not have. "equip": equip what lies in that slot of
+        hotbar: how a hotbar button is written, which MineDojo does not have. "equip": equip what is in that slot of
             the inventory (slot 5 = equip, slot 7 = k - 1), the nearest that MineDojo does, although it moves armor to
             the body and fails on an empty slot. "slot": slot 7 = k and nothing else, as a public guide writes it;
             MineDojo ignores slot 7 there, so this is a code to store actions in, not one to act with.
@@ -135,7 +135,7 @@ class MineDojoSpace:
 
         Args:
             action: as VPT's agent gives it; absent buttons are up.
-            remainder: of this episode, carried from step to step; None: what rounding leaves over is lost, and said.
+            remainder: of this episode, carried from step to step; None: what rounding leaves over is lost.
 
         Raises:
             MinecraftError: a button that VPT does not have, or a camera that is not two finite numbers.

@@ -23,7 +23,7 @@ def score_actions(predicted: FloatArray, recorded: FloatArray) -> dict[str, floa
         accuracy_buttons (all 20 right), accuracy_camera (both bins right), accuracy_camera_pitch, accuracy_camera_yaw,
         f1_BUTTON, and f1: the mean over the buttons that were recorded; what is not defined is left out.
     """
-    (found, turned), (wanted, turns) = (_as_said(numbers) for numbers in (predicted, recorded))
+    (found, turned), (wanted, turns) = (_as_given(numbers) for numbers in (predicted, recorded))
     scores = {
         "accuracy_buttons": (found == wanted).all(axis=-1).mean(),
         "accuracy_camera": (turned == turns).all(axis=-1).mean(),
@@ -41,7 +41,7 @@ def score_actions(predicted: FloatArray, recorded: FloatArray) -> dict[str, floa
 
 def most_frequent(actions: FloatArray) -> FloatArray:
     """(22,) the most frequent combination of buttons, and the most frequent turn, of actions (N, 22)."""
-    joint = to_joint(Factored(*_as_said(actions)))
+    joint = to_joint(Factored(*_as_given(actions)))
     usual = {name: np.bincount(values).argmax() for name, values in joint.items()}
     buttons, camera = to_factored(usual)
     return np.concatenate([buttons, degrees_of(camera)])
@@ -54,7 +54,7 @@ def previous(actions: FloatArray, first: NDArray[np.bool_]) -> FloatArray:
     return before
 
 
-def _as_said(numbers: FloatArray) -> tuple[IntArray, IntArray]:
+def _as_given(numbers: FloatArray) -> tuple[IntArray, IntArray]:
     """Buttons (N, 20) of 0 and 1, and bins (N, 2), as the joint coding holds them."""
     factored = Factored((numbers[:, _BUTTONS] > 0.5).astype(np.int64), quantize(numbers[:, len(BUTTONS) :]))
     buttons, camera = to_factored(to_joint(factored))

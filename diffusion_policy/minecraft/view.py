@@ -79,7 +79,7 @@ def _ground_and_sky(eye: FloatArray, rays: FloatArray) -> tuple[FloatArray, Floa
 
 
 def _window(box: Box, eye: FloatArray, world: World) -> tuple[slice, slice] | None:
-    """Rows and columns of the picture that a box can cover; None if it is behind the player or beside the picture."""
+    """Rows and columns of the picture that a box can cover; None if it is behind the player or outside the picture."""
     corners = np.array(
         [
             [x, y, z]

@@ -138,7 +138,7 @@ class DiffusionUnetHybridImagePolicy(DiffusionImagePolicy):
         return False
 
     def make_denoiser(self, precision: str, rows: int | None) -> FullDenoiser:
-        """The denoiser for one robot: the network itself, in float32 whatever the precision of images."""
+        """The denoiser for one robot: the network itself, in float32 regardless of the precision of images."""
         assert rows is None, "every step sees later ones"
         return FullDenoiser(self.model)
 

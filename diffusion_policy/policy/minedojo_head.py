@@ -1,6 +1,6 @@
 """A head for MineDojo's slots: one linear layer each on VPT's latent, as a public guide builds it.
 
-It stands beside VPT's joint head, so that both can be compared on the same frames: slots are translated from and to
+It stands next to VPT's joint head, so that both can be compared on the same frames: slots are translated from and to
 VPT's 22 numbers by `minecraft.minedojo`. What a turn loses by rounding is carried to the next frame of its episode.
 
 Legend of shapes: B episodes, T frames, F features, n choices of a slot.

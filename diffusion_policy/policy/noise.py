@@ -1,4 +1,4 @@
-"""The noise that denoising starts from, drawn for each window by itself: equal for any batch and any device."""
+"""The noise that denoising starts from, drawn per window, so that it is equal for any batch and any device."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def window_noise(policy: object, generator: torch.Generator) -> Tensor | None:
 
 
 def initial_noise(policy: object, seeds: Sequence[int]) -> Tensor | None:
-    """Noise (B, T, width of a sample) of B windows, one seed each, drawn on the CPU whatever the device.
+    """Noise (B, T, width of a sample) of B windows, one seed each, drawn on the CPU regardless of the device.
 
     None if the policy starts from none.
     """

@@ -63,7 +63,7 @@ class HeldChunk:
 
     def __init__(self, known: Tensor, committed: int, first: int, sample: Tensor, scheduler: NoiseScheduler) -> None:
         batch, count, width = known.shape
-        room = sample.shape[1] - first
+        n_left = sample.shape[1] - first
         if batch != len(sample) or not 0 <= committed <= count or count < 1 or not known.isfinite().all():
             raise PolicyError(
                 f"previous actions are {tuple(known.shape)}, {committed} of them committed; expected "
@@ -77,8 +77,8 @@ class HeldChunk:
         self._corrected = frozenset(timesteps[: int(CORRECTED * len(timesteps))])
         rows, columns = slice(first, first + count), slice(0, width)
         self._known, self._weights = torch.zeros_like(sample), torch.zeros_like(sample)
-        self._known[:, rows, columns] = known[:, :room].to(sample)
-        self._weights[:, rows, columns] = overlap_weights(count, committed)[:room, None].to(sample)
+        self._known[:, rows, columns] = known[:, :n_left].to(sample)
+        self._weights[:, rows, columns] = overlap_weights(count, committed)[:n_left, None].to(sample)
         self._committed, self._held = self._weights == 1, self._weights > 0
         # Where the response is measured: at steps that no later one changes, also where only the first are denoised.
         self._measured = slice(first, first + max(committed, 1)), columns

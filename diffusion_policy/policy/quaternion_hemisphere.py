@@ -20,7 +20,7 @@ class QuaternionHemisphere:
     """Turns observed quaternions to the side on which they were recorded.
 
     Args:
-        mean: (4,) mean quaternion of training, xyzw; None where there is none, or where signs were mixed: nothing is
+        mean: (4,) mean quaternion of training, xyzw; None if there is none, or where signs were mixed: nothing is
             turned.
     """
 

@@ -167,9 +167,9 @@ class VPTAgent:
         check_trunk(path, named)
         settings = settings_of(named)
         if model is not None:
-            told = read_model_file(model)
-            check_settings(settings, told, model)
-            settings = told
+            from_file = read_model_file(model)
+            check_settings(settings, from_file, model)
+            settings = from_file
         agent = cls.__new__(cls)
         agent.device = torch.device(device)
         agent.policy = MinecraftAgentPolicy(settings).to(agent.device).eval()

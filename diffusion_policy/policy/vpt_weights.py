@@ -139,20 +139,22 @@ def read_model_file(path: str | Path) -> VPTSettings:
         ) from error
 
 
-def check_settings(found: VPTSettings, said: VPTSettings, path: str | Path) -> None:
+def check_settings(found: VPTSettings, from_file: VPTSettings, path: str | Path) -> None:
     """Check that weights have the size that a ``.model`` file says.
 
     Args:
         found: read off the weights' shapes.
-        said: by the ``.model`` file.
+        from_file: from the ``.model`` file.
         path: of that file.
 
     Raises:
         VPTError: they differ in what the shapes tell.
     """
-    untold = {"temperature", "attention_memory_size", "timesteps"}  # of the latter two only the difference is told
-    pairs = {field.name: (getattr(said, field.name), getattr(found, field.name)) for field in fields(VPTSettings)}
-    pairs = {name: pair for name, pair in pairs.items() if name not in untold} | {"window": (said.window, found.window)}
+    unstored = {"temperature", "attention_memory_size", "timesteps"}  # of the latter two only the difference is known
+    pairs = {field.name: (getattr(from_file, field.name), getattr(found, field.name)) for field in fields(VPTSettings)}
+    pairs = {name: pair for name, pair in pairs.items() if name not in unstored} | {
+        "window": (from_file.window, found.window)
+    }
     odd = [f"{name} {one} and not {other}" for name, (one, other) in pairs.items() if one != other]
     if odd:
         raise VPTError(f"{path} says {', '.join(odd)} as in the weights: it is the .model file of another size")

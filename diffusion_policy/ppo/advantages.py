@@ -14,7 +14,7 @@ def generalized_advantages(
 ) -> Tensor:
     """(B, T) advantages: the sum over k of (discount * lambda)^k times the error of the value at frame t + k.
 
-    The sum stops where an episode ends. How it ended is told by ``next_values``: 0 where it terminated, the value of
+    The sum stops where an episode ends. How it ended follows from ``next_values``: 0 where it terminated, the value of
     the last observation where it was only cut off, since there more would have followed.
 
     Args:

@@ -162,7 +162,7 @@ class Collector:
         }
 
     def restore(self, plain: dict[str, Any]) -> None:
-        """Inverse of ``to_plain``; environments that do not come back to their frame start a new episode, told."""
+        """Inverse of ``to_plain``; environments that do not come back to their frame start a new episode."""
         self._generator.set_state(plain["generator"])
         self._memory = {name: part.to(self._device) for name, part in plain["memory"].items()}
         self._first, self._frames = plain["first"].clone(), plain["frames"].clone()

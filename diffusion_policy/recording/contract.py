@@ -1,4 +1,4 @@
-"""What a recording is to the converter, whatever its format: a further format is one more module that offers this.
+"""The interface of recordings for the converter: a module for a new format implements it.
 
 Legend of shapes: N recorded steps, D numbers of an array.
 """
@@ -49,7 +49,7 @@ class Frames(Protocol):
         """A picture for each step; the same one (by its name) where steps show the same frame.
 
         Raises:
-            TrajectoryError: a frame is not there, or does not decode.
+            TrajectoryError: a frame does not exist, or does not decode.
             PathError: its store cannot be reached.
         """
 
@@ -74,7 +74,7 @@ class ArrayNames:
         return ActionLayout.of(self.action, self.units)
 
     def state_column(self, name: str) -> tuple[str, int] | None:
-        """The key and the column under which a number of the action is measured; None where it is not."""
+        """The key and the column under which a number of the action is measured; None if it is not."""
         for key, names in self.states.items():
             if name in names:
                 return key, names.index(name)
@@ -170,7 +170,7 @@ class Recordings(Protocol):
 
     @property
     def account(self) -> Mapping[str, Any]:
-        """What the ledger says of the input as a whole, as plain JSON; empty where there is nothing to say."""
+        """What the ledger says of the input as a whole, as plain JSON; empty if there is nothing to say."""
 
 
 def image_runs(image_index: NDArray[np.int64]) -> list[tuple[int, int]]:

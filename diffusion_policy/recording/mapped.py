@@ -68,7 +68,7 @@ class MappedArrays:
             where: for errors.
 
         Raises:
-            MappingError: a feature or a column is not there, or a part has another width.
+            MappingError: a feature or a column does not exist, or a part has another width.
         """
         states: dict[str, list[Column]] = {}
         for column in _columns(mapping.state, features, f"{where}: state"):
@@ -96,7 +96,7 @@ class MappedArrays:
         return ArrayNames({key: _names(columns) for key, columns in self.states.items()}, _names(self.action), units)
 
     def gripper_columns(self) -> list[tuple[str, Column | None, Column | None]]:
-        """The grippers by name: where each is commanded, and where it is measured; None where it is not."""
+        """The grippers by name: where each is commanded, and where it is measured; None if it is not."""
         commanded, measured = _grippers(self.action), _grippers(self.states.get(GRIPPER_KEY, ()))
         return [(name, commanded.get(name), measured.get(name)) for name in {**commanded, **measured}]
 

@@ -92,7 +92,7 @@ def check_recorded(rows: Rows, arrays: MappedArrays, declared: Mapping[str, Any]
     Args:
         rows: of one episode.
         arrays: what the mapping makes of them.
-        declared: scales of grippers that somebody says, by name; None where they are found.
+        declared: scales of grippers that somebody says, by name; None if they are found.
         path: of the episode, for errors.
 
     Raises:

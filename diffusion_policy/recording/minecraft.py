@@ -124,8 +124,8 @@ class MinecraftRecordings:
         stems = sorted(file.stem for file in folder.glob("*.jsonl"))
         numbers = [episode_number(stem) for stem in stems]
         # Names as contractors gave them end in a time of day, which two recordings may share.
-        told_apart = None not in numbers and len(set(numbers)) == len(numbers)
-        names = stems if told_apart else [f"{stem}_{index:04d}" for index, stem in enumerate(stems)]
+        is_unique = None not in numbers and len(set(numbers)) == len(numbers)
+        names = stems if is_unique else [f"{stem}_{index:04d}" for index, stem in enumerate(stems)]
         self._stems = {folder / name: stem for name, stem in zip(names, stems, strict=True)}
 
     @property
@@ -137,7 +137,7 @@ class MinecraftRecordings:
             "control_hz": _HZ,
             FRAME_SIZE_KEY: list(FRAME_SIZE),
             "null_actions": self._null,
-            "left_out": dict.fromkeys(lonely, "has no .jsonl beside it"),
+            "left_out": dict.fromkeys(lonely, "has no .jsonl next to it"),
         }
 
     def find(self) -> list[Path]:
@@ -181,7 +181,7 @@ class MinecraftRecordings:
 
 
 def is_minecraft(folder: Path) -> bool:
-    """Whether a folder holds recordings of Minecraft: lines of JSON beside videos or folders of frames."""
+    """Whether a folder holds recordings of Minecraft: lines of JSON next to videos or folders of frames."""
     with reaching(folder):
         return any(
             file.with_suffix(".mp4").is_file() or (file.with_suffix("") / "frames").is_dir()

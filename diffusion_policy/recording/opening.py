@@ -45,7 +45,7 @@ def open_recordings(
     location, unit = as_path(source), parse_timestamps(timestamps)
     columns = None if mapping is None else read_mapping(mapping)
     if not is_remote(location) and not location.exists() and not location.is_symlink():
-        raise RecordingError(f"{location}: is not there; expected a folder of recordings, or a zarr")
+        raise RecordingError(f"{location}: does not exist; expected a folder of recordings, or a zarr")
     if is_dataset(location):
         from diffusion_policy.recording.lerobot.recordings import LeRobotRecordings
 

@@ -40,7 +40,7 @@ class FrameFiles:
     """Frames of one camera, in one file each.
 
     Attributes:
-        files: by step; None where a step shows none.
+        files: by step; None if a step shows none.
     """
 
     files: tuple[Path | None, ...]

@@ -21,7 +21,7 @@ from diffusion_policy.recording.errors import RecordingError
 from diffusion_policy.recording.mapped import Column, MappedArrays
 
 Gripper = tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]
-"""(N,) commanded and (N,) measured numbers of a gripper; None where there are none."""
+"""(N,) commanded and (N,) measured numbers of a gripper; None if there are none."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class GripperScales:
 
 
 def declared_scales(arrays: MappedArrays, flag: str | None) -> dict[str, DeclaredScales | None]:
-    """What the flag, else the mapping, says of each gripper; None where neither says."""
+    """What the flag, else the mapping, says of each gripper; None if neither says."""
     return {
         name: parse_scales(flag) or _of_mapping(command, measured)
         for name, command, measured in arrays.gripper_columns()

@@ -327,7 +327,7 @@ def _with_interval(run: RunFolder, key: str) -> tuple[Curve, Curve, Curve]:
 
 
 def _paired(best: RunScore, second: RunScore) -> Paired | None:
-    """Rollouts of two runs on the scenes that both met; None where these are none."""
+    """Rollouts of two runs on the scenes that both met; None if these are none."""
     ours, theirs = best.rollouts.chosen, second.rollouts.chosen
     return None if ours is None or theirs is None else compared(theirs, ours)
 

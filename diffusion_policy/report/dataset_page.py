@@ -47,7 +47,7 @@ class PageSettings:
             findings, then others, evenly spread, as far as the page's size allows.
         megabytes: of the page, at most.
         frames: of an episode and camera, at most.
-        all_frames: whether every frame is looked at, and compared with the recorded hashes.
+        all_frames: whether every frame is inspected, and compared with the recorded hashes.
         gripper_scale: that grippers are stored in, where somebody says so.
     """
 
@@ -180,7 +180,7 @@ def _fill(opened: Sequence[OpenedSet], settings: PageSettings, budget: int, on_p
 
 def _frames_of_each(opened: Sequence[OpenedSet], settings: PageSettings, budget: int, n_wanted: int) -> int:
     """Frames of an episode and camera: as many as fit into the budget of those that are wanted, or of as many of them
-    as have room for a few frames each.
+    as can have a few frames each.
     """
     of_one = max(len(one.views.cameras) * one.views.picture_bytes() for one in opened)
     fewest = min(FEWEST_FRAMES, settings.frames)

@@ -71,7 +71,7 @@ def _row(report: GripperReport) -> dict[str, Any]:
 
 
 def _line(report: GripperReport) -> dict[str, Any] | None:
-    """The commands as a line over the dead band, in pixels; None where there is no gripper number."""
+    """The commands as a line over the dead band, in pixels; None if there is no gripper number."""
     if len(report.commands) < 2:
         return None
     scale = WIDTH if report.width_verdict is not None else COMMAND if report.gripper_scale else _own_range(report)

@@ -255,4 +255,4 @@ PICTURES: dict[str, Callable[[Inspection], Figure | None]] = {
     "workspace.png": workspace,
     "episode_timeline.png": episode_timeline,
 }
-"""Files, and what draws them; None where the set has nothing to be drawn so."""
+"""Files, and what draws them; None if the set has nothing to be drawn so."""

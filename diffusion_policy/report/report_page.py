@@ -1,7 +1,7 @@
 """The page of a fine-tune, from whatever is given: a dataset, a checkpoint, a run, logs, open-loop errors, closed loop.
 
 A run brings along its dataset, its best checkpoint, the ledger of its weights, the logs and closed-loop results in its
-folder, as far as they are there. The conclusion is on top, in one sentence.
+folder, as far as they exist. The conclusion is on top, in one sentence.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def write_report(path: Path, sources: Sources, on_progress: Progress = no_progre
 
     Raises:
         ReportError: nothing was given, or the page became larger than MOST_BYTES.
-        WorkspaceError: a source is not there or cannot be read.
+        WorkspaceError: a source does not exist or cannot be read.
     """
     verdict, page = make_report(sources, on_progress)
     if len(page) > MOST_BYTES:
@@ -193,8 +193,8 @@ def _opens_and_closes(logs: Sequence[LogEvidence], is_rolled_out: bool) -> str:
         if verdicts:
             count = verdicts.count(OPENS_AND_CLOSES)
             low, high = wilson_interval(count, len(verdicts))
-            untold = NOT_WHETHER if offline and not is_rolled_out else ""
-            text += f"{does} in {count} of {len(verdicts)} {unit} (95 % interval {low:.0%}-{high:.0%}){untold}; "
+            unstored = NOT_WHETHER if offline and not is_rolled_out else ""
+            text += f"{does} in {count} of {len(verdicts)} {unit} (95 % interval {low:.0%}-{high:.0%}){unstored}; "
     return text
 
 

@@ -40,7 +40,7 @@ class Rollouts:
         return success_of(self.results) if self.results else None
 
     def to_json(self) -> dict[str, Any] | None:
-        """Plain JSON; None where nothing was rolled out."""
+        """Plain JSON; None if nothing was rolled out."""
         if self.chosen is None or self.share is None:
             return None
         document, checkpoint = str(self.chosen.path), str(self.chosen.checkpoint)

@@ -32,13 +32,13 @@ HEAD = (
 
 @dataclass(frozen=True)
 class RunScore:
-    """What a run came to, at its best measured epoch; None where it was not measured or is not defined.
+    """What a run came to, at its best measured epoch; None if it was not measured or is not defined.
 
     Attributes:
         run: the run.
         update: of the best epoch.
         f1: of gripper events.
-        tolerance: that F1 was measured within, "1 s"; None where it is not known.
+        tolerance: that F1 was measured within, "1 s"; None if it is not known.
         success: share of scenes done in closed loop while it was trained, and its 95 % interval.
         found, recorded, false_flips: gripper events of held-out episodes.
         position_mm: mean error; None of a layout without a pose.
@@ -69,7 +69,7 @@ class RunScore:
 
     @property
     def interval(self) -> Interval | None:
-        """95 % Wilson interval of the share of events found; None where none is recorded."""
+        """95 % Wilson interval of the share of events found; None if none is recorded."""
         return wilson_interval(self.found or 0, self.recorded) if self.recorded else None
 
     @property
@@ -193,7 +193,7 @@ def _ranked(line: Mapping[str, Any], key: str) -> float | None:
 
 
 def figure(line: Mapping[str, Any], key: str) -> float | None:
-    """A figure of a line of metrics; None where it was not measured or is not defined."""
+    """A figure of a line of metrics; None if it was not measured or is not defined."""
     return float(line[key]) if is_finite(line.get(key)) else None
 
 

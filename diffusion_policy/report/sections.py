@@ -258,8 +258,8 @@ def gripper_section(playbacks: Sequence[Playback], verdicts: Mapping[str, str]) 
             + _event_frames(playback, events)
         )
     hidden = len(playbacks) - MOST_TIMELINES
-    more_said = paragraph(f"{hidden} more are not shown.", "dim") if hidden > 0 else ""
-    return Section("gripper", "Gripper", "".join(parts) + more_said, drawn)
+    hidden_note = paragraph(f"{hidden} more are not shown.", "dim") if hidden > 0 else ""
+    return Section("gripper", "Gripper", "".join(parts) + hidden_note, drawn)
 
 
 def _event_frames(playback: Playback, events: Sequence[tuple[int, str]]) -> str:

@@ -24,10 +24,10 @@ MOST_VIDEO_BYTES = 4 * 2**20
 
 
 def closed_loop_section(looked: Sequence[ClosedLoopEvidence]) -> Section:
-    """Each result, and those of the same scenes beside each other."""
+    """Each result, and those of the same scenes side by side."""
     drawn: dict[str, Figure] = {}
     parts: list[str] = []
-    room = MOST_VIDEO_BYTES
+    n_bytes_left = MOST_VIDEO_BYTES
     for number, evidence in enumerate(looked):
         heading = f"{evidence.of} ({evidence.path.name})" if len(looked) > 1 else evidence.of
         parts.append(f"<h3>{escape(heading)}</h3>")
@@ -36,9 +36,9 @@ def closed_loop_section(looked: Sequence[ClosedLoopEvidence]) -> Section:
         parts.append(table(("closed loop", "measured"), [list(row) for row in summary_rows(evidence.found)]))
         if with_position(evidence.found.results):
             parts.append(grid(_picture(evidence, f"outcomes-{number}", drawn)))
-        shown, room = _videos(evidence, room)
+        shown, n_bytes_left = _videos(evidence, n_bytes_left)
         parts.append(shown)
-    parts += [_beside(*pair) for pair in combinations(looked, 2)]
+    parts += [_side_by_side(*pair) for pair in combinations(looked, 2)]
     return Section("closed-loop", "Closed loop", "".join(parts), drawn)
 
 
@@ -51,18 +51,18 @@ def _picture(evidence: ClosedLoopEvidence, name: str, drawn: dict[str, Figure]) 
     )
 
 
-def _videos(evidence: ClosedLoopEvidence, room: int) -> tuple[str, int]:
-    """The videos beside the document that are still those it was written with, as far as there is room for them."""
+def _videos(evidence: ClosedLoopEvidence, n_bytes_left: int) -> tuple[str, int]:
+    """The videos next to the document that are unchanged since it was written, as far as they fit."""
     results = {result.scene: result for result in evidence.found.results}
     shown: list[str] = []
     named: list[str] = []
     for video in evidence.found.videos:
-        content = _content(evidence.path.parent / video.file, video.sha256, room)
+        content = _content(evidence.path.parent / video.file, video.sha256, n_bytes_left)
         outcome = results[video.scene].reason or "success" if video.scene in results else "unknown"
         if content is None or len(shown) == MOST_VIDEOS:
             named.append(video.file)
             continue
-        room -= len(content)
+        n_bytes_left -= len(content)
         data = base64.b64encode(content).decode("ascii")
         text = f"scene {video.scene}: {outcome}"
         shown.append(
@@ -71,7 +71,7 @@ def _videos(evidence: ClosedLoopEvidence, room: int) -> tuple[str, int]:
         )
     frames = f'<div class="frames">{"".join(shown)}</div>' if shown else ""
     left = paragraph(f"Not shown here: {', '.join(named)}, named from {evidence.path.parent}.", "dim") if named else ""
-    return frames + left, room
+    return frames + left, n_bytes_left
 
 
 def _content(path: Path, digest: str, most: int) -> bytes | None:
@@ -82,7 +82,7 @@ def _content(path: Path, digest: str, most: int) -> bytes | None:
     return content if sha256(content).hex() == digest else None
 
 
-def _beside(first: ClosedLoopEvidence, second: ClosedLoopEvidence) -> str:
+def _side_by_side(first: ClosedLoopEvidence, second: ClosedLoopEvidence) -> str:
     found = compared(first, second)
     if found is None:
         return ""

@@ -238,8 +238,8 @@ def latency_section(stages: Sequence[Stage]) -> Section:
     figure = plot.boxes("Latency by stage", {stage.name: stage.milliseconds for stage in stages}, "ms")
     alt = "latency by stage: " + ", ".join(f"{stage.name} {stage.quantiles()[0]:.3g} ms" for stage in stages)
     note = (
-        "Stages of the server come from one clock. What crosses robot and server compares two clocks that nobody "
-        "synchronized; values below 0 or above a minute cannot be true and are left out."
+        "Stages of the server come from one clock. What crosses robot and server compares two clocks that "
+        "are not synchronized; values below 0 or above a minute cannot be true and are left out."
     )
     body = plot_placeholder("latency", alt, 60 + 46 * len(stages)) + table(head, rows) + paragraph(note, "dim")
     return Section("latency", "Latency by stage", body, {"latency": figure})
@@ -309,7 +309,7 @@ class LoggedMotion:
 
 
 def motion_of(log: RunLog) -> LoggedMotion | None:
-    """What moves in a log; None where the guard cannot judge it.
+    """What moves in a log; None if the guard cannot judge it.
 
     It cannot where the layouts are not known, where not all that is commanded was measured, where a rotation is none,
     and where no joint moved, from which no limit of a step would follow.

@@ -34,13 +34,13 @@ class RunFolder:
 
     Attributes:
         path: of the folder.
-        config: as Hydra composed it; None where it was not kept.
+        config: as Hydra composed it; None if it was not kept.
         metrics: lines of the log, in order.
         checkpoints: by file name.
         logs: inference logs below it.
         closed_loop: documents of closed-loop evaluations in it.
-        sampling: what each dataset or task comes to in an epoch; empty where all was one, and in older folders.
-        started_with: arguments of its command line; empty where they were not kept.
+        sampling: what each dataset or task comes to in an epoch; empty if all was one, and in older folders.
+        started_with: arguments of its command line; empty if they were not kept.
         status: its state: "state", "signal", "error", "epochs", "of_epochs", "updates", "of_updates"; None in
             folders that do not say.
     """
@@ -116,7 +116,7 @@ class RunFolder:
 
     @property
     def tolerance(self) -> str | None:
-        """What gripper F1 was last measured within, "1 s"; older runs counted steps. None where that is not known."""
+        """What gripper F1 was last measured within, "1 s"; older runs counted steps. None if that is not known."""
         seconds = self.last("val_gripper_tolerance_s")
         steps = self.flat_config().get("sampler.tolerance_steps")
         if seconds is not None:
@@ -228,7 +228,7 @@ def _without_invented(line: Metrics) -> Metrics:
 
 
 def motion_error(metrics: Mapping[str, Any]) -> tuple[float, str] | None:
-    """Returns the held-out error by which what moves is ranked, and its unit; None where it was not measured.
+    """Returns the held-out error by which what moves is ranked, and its unit; None if it was not measured.
 
     That of positions in mm; of a layout without a pose that of its joints, in their own unit ("" where it is unknown).
     """

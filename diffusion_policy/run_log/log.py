@@ -69,7 +69,7 @@ class LoggedGripper:
     Attributes:
         arm: name of the arm; empty if there is only one.
         chunks: (N, T) commands of each chunk.
-        measured: (N,) measurement before each command, or None where the state does not hold it.
+        measured: (N,) measurement before each command, or None if the state does not hold it.
     """
 
     arm: str
@@ -137,7 +137,7 @@ class RunLog:
 
     @cached_property
     def action_layout(self) -> ActionLayout | None:
-        """The layout of the actions, by name; None where neither meta nor the numbers determine it."""
+        """The layout of the actions, by name; None if neither meta nor the numbers determine it."""
         names = _NAMED_LAYOUTS.get(self.layout)
         return self._named_layout or (None if names is None else ActionLayout.of(names))
 
@@ -161,7 +161,7 @@ class RunLog:
 
     @cached_property
     def grippers(self) -> tuple[LoggedGripper, ...]:
-        """The commanded grippers, each with its measurement; empty where no layout names one."""
+        """The commanded grippers, each with its measurement; empty if no layout names one."""
         layout = self.action_layout
         if not self.steps or layout is None:
             return ()
@@ -293,7 +293,7 @@ def missing_sentences(numbers: IntArray) -> list[str]:
 
 
 def _layout_of_names(names: Any, units: Any, width: int) -> ActionLayout | None:
-    """Returns the layout that a log's meta names; None where the names are unknown or of another number."""
+    """Returns the layout that a log's meta names; None if the names are unknown or of another number."""
     if not isinstance(names, list) or len(names) != width or not all(isinstance(name, str) for name in names):
         return None
     known = isinstance(units, list) and len(units) == width and all(isinstance(unit, str) for unit in units)

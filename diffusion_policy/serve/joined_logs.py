@@ -16,7 +16,7 @@ from diffusion_policy.tables import Column, Table, numbers
 
 @dataclass(frozen=True)
 class JoinedRequest:
-    """One request, as arm and server saw it; None where one of them has nothing.
+    """One request, as arm and server saw it; None if one of them has nothing.
 
     Attributes:
         request_id: its name.

@@ -34,7 +34,7 @@ class RecordedArm:
         clock: of the loop.
         states: (N, D) measured, in the order of the policy's messages.
         times: (N,) seconds from the first step.
-        pictures: by camera, the encoded frame of each step; None where there is none.
+        pictures: by camera, the encoded frame of each step; None if there is none.
         commands: what was commanded.
     """
 
@@ -99,10 +99,10 @@ def open_recorded_arm(episode: Path, form: PolicyForm, clock: Clock) -> Recorded
 def _states(recording: Recording, names: ArrayNames, form: PolicyForm, episode: Path) -> FloatArray:
     """(N, D) of the recorded numbers, by name."""
     state_columns = [names.state_column(name) for name in form.layout.names]
-    unknown = [name for name, place in zip(form.layout.names, state_columns, strict=True) if place is None]
+    unknown = [name for name, column in zip(form.layout.names, state_columns, strict=True) if column is None]
     if unknown:
         raise SpecError(f"{episode}: measured {list(names.states)}, without {unknown}; the policy's messages need it")
-    columns = [recording.states[place[0]][:, place[1]] for place in state_columns if place is not None]
+    columns = [recording.states[column[0]][:, column[1]] for column in state_columns if column is not None]
     return np.stack(columns, axis=1).astype(np.float64)
 
 

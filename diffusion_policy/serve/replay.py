@@ -62,7 +62,7 @@ class ReplayReport:
             bit must be equal, else a tolerance applies.
         bit_equal: number of steps whose sequence is bit-equal.
         largest: largest absolute difference of any number.
-        position_mm, rotation_deg: mean difference of the executed actions; None where no rotation is valid, or without
+        position_mm, rotation_deg: mean difference of the executed actions; None if no rotation is valid, or without
             a pose.
         furthest_step, furthest_mm: step at which the next commands' positions differ most, and distance; for joints
             without a pose the step, and None.

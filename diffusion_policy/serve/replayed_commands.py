@@ -76,7 +76,7 @@ class RecordedCommands:
 
 @dataclass(frozen=True)
 class CommandComparison:
-    """The differences; pairs are mean and largest. None where the policy or the recording commands nothing of the kind.
+    """The differences; pairs are mean and largest. None if the policy or the recording commands nothing of the kind.
 
     Attributes:
         commands: of the loop, M: those for which there are recorded ones.
@@ -112,8 +112,8 @@ class CommandComparison:
         ours, theirs = np.array(pairs).reshape(len(pairs), 2, len(layout.names)).transpose(1, 0, 2)
         moved = np.linalg.norm(layout.positions(ours) - layout.positions(theirs), axis=-1) * 1000
         turned = np.degrees(geodesic_distance(layout.rotations(ours), layout.rotations(theirs)))
-        sides = [layout.grippers(values) > CLIENT_THRESHOLD for values in (ours, theirs)]
-        agree = (sides[0] == sides[1]).all(axis=-1)
+        is_open = [layout.grippers(values) > CLIENT_THRESHOLD for values in (ours, theirs)]
+        agree = (is_open[0] == is_open[1]).all(axis=-1)
         return cls(
             len(pairs),
             _mean_and_largest(moved),

@@ -10,7 +10,7 @@ States and their transitions (docs/serving.md has a diagram):
     any     -- oversized, unauthorized, client gone or silent --> ENDED
 
 Every message gets exactly one reply. An action is sent only if all checks passed, and only if the server has not given
-up waiting for it: the ticket decides that once, so an answer that was reported as late is never sent later.
+up waiting for it: `PendingReply` decides that once, so an answer that was reported as late is never sent later.
 """
 
 from __future__ import annotations

@@ -89,15 +89,15 @@ class Budget:
 
 @dataclass(frozen=True)
 class Measured:
-    """Accuracy and inference time of a candidate; None where a value is not defined.
+    """Accuracy and inference time of a candidate; None if a value is not defined.
 
     Attributes:
         position_mm, rotation_deg: mean error of executed actions; None without a pose.
-        event_f1: of gripper events in the commands that a client executes, against the recorded ones; None where no
+        event_f1: of gripper events in the commands that a client executes, against the recorded ones; None if no
             event is recorded.
         false_events: events without a recorded one nearby.
         p50_ms, p95_ms: percentiles of inference time, decoding included.
-        seam_mm, seam_deg: median jump between chunks; None where requests are further apart than chunks are long.
+        seam_mm, seam_deg: median jump between chunks; None if requests are further apart than chunks are long.
         joint, seam_joint: the same for joints, in ``joint_unit``; None without joints.
     """
 
@@ -130,7 +130,7 @@ class Tuning:
         proposed: the fastest candidate within the budget.
         tolerance_s: tolerance of F1 in seconds.
         choice: the episodes, and whether the policy was trained on them.
-        trained_with: sampler with which training measured and chose the checkpoint; None where that is not recorded.
+        trained_with: sampler with which training measured and chose the checkpoint; None if that is not recorded.
     """
 
     measured: tuple[Measured, ...]

@@ -166,7 +166,7 @@ class ActionLayout:
         return _stacked([array[..., list(c)] for c in columns], array.shape[:-1], 3)
 
     def rotations(self, values: ArrayLike) -> FloatArray:
-        """(..., D) -> (..., R, 4) quaternions xyzw; NaN where a rotation is none (zero, or not finite).
+        """(..., D) -> (..., R, 4) quaternions xyzw; NaN if a rotation is none (zero, or not finite).
 
         Quaternions come as they are, norm included; other representations as unit quaternions.
         """
@@ -363,7 +363,7 @@ def _arm(name: str, parts: Mapping[str, int], units: Sequence[str]) -> Arm:
 
 
 def _whole(arm: str, parts: Mapping[str, int], wanted: Mapping[str, tuple[str, ...]]) -> tuple[int, ...]:
-    """Columns of the first of some sets of names that is there; none of it; or an error for a part of one."""
+    """Columns of the first of some sets of names that exists; none of it; or an error for a part of one."""
     for names in wanted.values():
         if set(names) <= parts.keys():
             return tuple(parts[name] for name in names)

@@ -31,7 +31,7 @@ _SHORTEST = 1e-6
 
 
 def to_quaternions(values: FloatArray, kind: Representation | None) -> FloatArray:
-    """Rotations (..., numbers of the representation) -> (..., 4) xyzw; NaN where they are none (zero, not finite).
+    """Rotations (..., numbers of the representation) -> (..., 4) xyzw; NaN if they are none (zero, not finite).
 
     Quaternions come back as they are, norm included.
     """
@@ -52,7 +52,7 @@ def to_quaternions(values: FloatArray, kind: Representation | None) -> FloatArra
 
 
 def _orthonormal(six: FloatArray, *, transpose: bool) -> FloatArray:
-    """Matrices (N, 3, 3) whose first two rows span those of (N, 6), by Gram-Schmidt; NaN where they span no plane."""
+    """Matrices (N, 3, 3) whose first two rows span those of (N, 6), by Gram-Schmidt; NaN if they span no plane."""
     with np.errstate(invalid="ignore", divide="ignore"):
         first = _unit_length(six[:, :3])
         second = _unit_length(six[:, 3:] - (first * six[:, 3:]).sum(axis=1, keepdims=True) * first)

@@ -203,7 +203,7 @@ def _read_names(entry: Mapping[str, Any], width: int, where: str, prefix: str) -
 
 
 def _read_units(action: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, ...]:
-    """(Da,) units, "" where none is given; empty where none is given at all."""
+    """(Da,) units, "" where none is given; empty if none is given at all."""
     units = action.get("units")
     if units is None:
         return ()

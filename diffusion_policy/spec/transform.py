@@ -107,7 +107,7 @@ class StepTransform:
         return self._with_continuous_signs(robot_actions, obs)
 
     def state(self, obs: Arrays) -> FloatArray:
-        """(..., D) newest observed state in the robot's action layout; NaN where nothing is observed of a number.
+        """(..., D) newest observed state in the robot's action layout; NaN if nothing is observed of a number.
 
         Args:
             obs: of the robot, (..., To, D of the key).

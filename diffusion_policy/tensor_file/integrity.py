@@ -64,7 +64,7 @@ class Records:
         self.where = where
         self.by_name = dict(records)
         self._pending = {name: record for name, record in records.items() if record.size}
-        # PyTorch leaves the field 0 in every record when told not to compute it (`set_crc32_options(False)`).
+        # PyTorch leaves the field 0 in every record when asked not to compute it (`set_crc32_options(False)`).
         self.has_checksums = not self._pending or any(record.crc for record in self._pending.values())
 
     def read(self, name: str, limit: int) -> bytes:

@@ -98,7 +98,7 @@ def _path_fault(path: Path) -> _Kind | None:
         target = str(path.readlink())
         if ".git/annex/" in target:
             return "a git-annex pointer", f"fetch its content: {_in_folder(path, 'git annex get')}"
-        return f"a link to {target}, which is not there", "is the disk mounted? copy the file itself"
+        return f"a link to {target}, which does not exist", "is the disk mounted? copy the file itself"
     try:
         mode = path.stat().st_mode
     except OSError as error:

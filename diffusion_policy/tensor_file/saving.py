@@ -33,7 +33,7 @@ def save_torch_zip(path: Path, content: dict[str, Any], check: Callable[[Path], 
             untouched and the unfinished one is removed.
     """
     try:
-        path.parent.stat()  # a folder that is not there is a mistake in the path, and is not made
+        path.parent.stat()  # a folder that does not exist is a mistake in the path, and is not made
         with atomic_file(path, shared=False) as unfinished:
             _write(unfinished, path, content)
             if check is not None:

@@ -83,7 +83,7 @@ class TorchArchive:
         content: plain Python with mapped tensors.
         identities: names the storage and view of each tensor, by `id`.
         integrity: what tells whether its bytes are those that were written.
-        storages: the record that holds the bytes of each tensor, by `id`; empty where records have no checksums.
+        storages: the record that holds the bytes of each tensor, by `id`; empty if records have no checksums.
         stand_ins: how many objects of each class, of other programs, were not read.
     """
 
@@ -195,7 +195,7 @@ def _read_directory(file: BinaryIO, where: str) -> dict[str, Record]:
     for info in infos:
         _check_entry(info, where)
         if info.filename in entries:
-            raise TensorFileError(f"{where}: the zip entry {info.filename!r} is there twice.")
+            raise TensorFileError(f"{where}: the zip entry {info.filename!r} occurs twice.")
         entries[info.filename] = _locate(file, info, file_size, where)
     total = sum(entry.size for entry in entries.values())
     if total > file_size:

@@ -2,7 +2,7 @@
 
     episode_0007/
       data.pkl      dict of NumPy arrays with N entries each (RECORDED)
-      meta.json     n_steps, episode_id, ...: checked against the arrays where it is there
+      meta.json     n_steps, episode_id, ...: checked against the arrays where it exists
       images/       frame_0000.jpg ...; "Images/" in some sets; images/<camera>/frame_0000.jpg with several cameras
 
 Faults that would corrupt training unnoticed are errors: rotation vectors instead of quaternions, NaN, a gripper that

@@ -22,7 +22,7 @@ def list_frames(path: Path) -> dict[str, dict[int, Path]]:
     """Per camera, the file of each frame number.
 
     Raises:
-        TrajectoryError: no frames, two sets of them, a frame that is there twice, or a link that leads nowhere.
+        TrajectoryError: no frames, two sets of them, a frame that occurs twice, or a link that leads nowhere.
     """
     for name in ("images", "Images"):
         refuse_broken(path / name)
@@ -56,13 +56,13 @@ def _number_frames(files: Iterable[Path]) -> dict[int, Path]:
         refuse_broken(file)
         number = int(match.group(1))
         if number in frames:
-            raise TrajectoryError(f"{file}: frame {number} is there twice, also as {frames[number].name}")
+            raise TrajectoryError(f"{file}: frame {number} occurs twice, also as {frames[number].name}")
         frames[number] = file
     return dict(sorted(frames.items()))
 
 
 def check_image_index(index: NDArray[np.int64], frames: Mapping[str, Mapping[int, Path]], path: Path) -> None:
-    """Raises TrajectoryError: `image_index` (N,) names a frame that is not there, or none at all."""
+    """Raises TrajectoryError: `image_index` (N,) names a frame that does not exist, or none at all."""
     wrong = np.flatnonzero(index < NO_IMAGE)
     if wrong.size:
         raise TrajectoryError(f"{path}: image_index is {index[wrong[0]]} at step {wrong[0]}; expected a frame or -1")

@@ -129,7 +129,7 @@ class WhatIfReport:
 
     @property
     def counts(self) -> dict[str, dict[str, Any]]:
-        """Counts by tensors and by elements; empty where the model cannot be constructed."""
+        """Counts by tensors and by elements; empty if the model cannot be constructed."""
         return self.comparison.counts() if self.comparison else {}
 
     @property

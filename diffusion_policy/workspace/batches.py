@@ -27,7 +27,7 @@ from diffusion_policy.workspace.interruption import block_stop_signals_in_childr
 
 logger = logging.getLogger(__name__)
 
-Nested = dict[str, Any]
+TensorTree = dict[str, Any]
 
 
 def derived_seed(seed: int, *stream: int) -> int:
@@ -119,7 +119,7 @@ class Batch:
         number: of the batch in its epoch.
     """
 
-    data: Nested
+    data: TensorTree
     indices: Sequence[int]
     share: Sequence[int]
     number: int
@@ -177,7 +177,7 @@ class WindowDataset(Protocol):
     def __len__(self) -> int:
         """Windows."""
 
-    def get_batch(self, indices: Sequence[int]) -> Nested:
+    def get_batch(self, indices: Sequence[int]) -> TensorTree:
         """Several windows at once, stacked."""
 
 
@@ -195,12 +195,12 @@ class Positioned(torch.utils.data.Sampler[Any]):
 
 
 @dataclass(frozen=True)
-class _WholeBatches(Dataset[Nested]):
+class _WholeBatches(Dataset[TensorTree]):
     """A dataset whose items are batches: observations are prepared once a batch, not once a window."""
 
     windows: WindowDataset
 
-    def __getitem__(self, indices: Sequence[int]) -> Nested:
+    def __getitem__(self, indices: Sequence[int]) -> TensorTree:
         return self.windows.get_batch(indices)
 
 
@@ -219,8 +219,8 @@ class _Worker:
 
 
 def make_loader(
-    dataset: Dataset[Nested], position: Positioned, settings: DictConfig, device: torch.device
-) -> DataLoader[Nested]:
+    dataset: Dataset[TensorTree], position: Positioned, settings: DictConfig, device: torch.device
+) -> DataLoader[TensorTree]:
     """A loader of whole batches, read by as many workers as `settings` ask for and the machine has cores."""
     workers = min(int(settings.num_workers), usable_cores())
     if workers < settings.num_workers:
@@ -284,7 +284,7 @@ class CachedBatches:
 
     def __init__(
         self,
-        steps: Nested,
+        steps: TensorTree,
         obs_rows: Tensor,
         action_rows: Tensor,
         order: EpochOrder,
@@ -304,13 +304,13 @@ class CachedBatches:
             own = torch.tensor([indices[i] for i in share] or indices[:1]).to(self._obs_rows.device)
             yield Batch(to_device(self._gather(own), self.device), indices, share, number)
 
-    def _gather(self, windows: Tensor) -> Nested:
+    def _gather(self, windows: Tensor) -> TensorTree:
         obs_rows, action_rows = self._obs_rows[windows], self._action_rows[windows]
         obs = {key: steps[obs_rows] for key, steps in self._steps["obs"].items()}
         return {"obs": obs, "action": self._steps["action"][action_rows]}
 
 
-def to_device(data: Nested, device: torch.device) -> Nested:
+def to_device(data: TensorTree, device: torch.device) -> TensorTree:
     """A nested batch on the device; copies from pinned memory do not wait."""
     return {
         key: to_device(value, device) if isinstance(value, dict) else value.to(device, non_blocking=True)

@@ -295,7 +295,7 @@ class CheckpointFolder:
                 self._restore(before)
             message = f"the checkpoint could not be saved, the previous one is kept: {error}"
             if last:
-                raise TrainingError(f"{message}; make room and resume from it") from error
+                raise TrainingError(f"{message}; free disk space and resume from it") from error
             logger.error(message)
 
     def close(self) -> None:
@@ -337,7 +337,7 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         return "by a program that does not say how"
     names = dict.fromkeys((*before, *after))
     changed = [name for name in names if before.get(name) != after.get(name)]
-    return "; ".join(f"{n}: {before.get(n, 'not said')} -> {after.get(n, 'not said')}" for n in changed)
+    return "; ".join(f"{n}: {before.get(n, 'not stated')} -> {after.get(n, 'not stated')}" for n in changed)
 
 
 def snapshot(state: Any) -> Any:

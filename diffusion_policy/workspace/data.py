@@ -25,7 +25,7 @@ from diffusion_policy.run_folder import SAMPLING_NAME
 from diffusion_policy.shape_meta import trained_spec_of
 from diffusion_policy.storage import write_json
 from diffusion_policy.workspace import TrainingError
-from diffusion_policy.workspace.batches import Batches, CachedBatches, EpochOrder, LoaderBatches, Nested
+from diffusion_policy.workspace.batches import Batches, CachedBatches, EpochOrder, LoaderBatches, TensorTree
 from diffusion_policy.workspace.episode_roles import History, divide_episodes
 from diffusion_policy.workspace.processes import Processes
 from diffusion_policy.workspace.sequence_batches import SequenceBatches, SequenceOrder, kept_steps, spans
@@ -104,7 +104,7 @@ class Data:
             return sorted(set(torch.searchsorted(ends, asked, right=True).tolist()))
         return sorted(set(torch.searchsorted(ends, torch.from_numpy(self.dataset.windows.high)[asked]).tolist()))
 
-    def batch_of(self, windows: list[int]) -> Nested:
+    def batch_of(self, windows: list[int]) -> TensorTree:
         """The data of training windows, or of steps of sequences."""
         return (
             self.dataset.get_steps(np.array(windows)[:, None]) if self.in_sequences else self.dataset.get_batch(windows)
@@ -241,7 +241,7 @@ def _batches(
     return train, CachedBatches(*_cached(held_out, steps, home), validation_order, device, rank, world_size)
 
 
-def _cached(dataset: CogActImageDataset, steps: Nested, home: torch.device) -> tuple[Nested, Tensor, Tensor]:
+def _cached(dataset: CogActImageDataset, steps: TensorTree, home: torch.device) -> tuple[TensorTree, Tensor, Tensor]:
     """Cached steps, and which rows of them each window observes and acts in; relative actions are kept by window."""
     observed, acted = window_rows(dataset)
     if not dataset.relative_actions:
@@ -251,7 +251,7 @@ def _cached(dataset: CogActImageDataset, steps: Nested, home: torch.device) -> t
     return {"obs": steps["obs"], "action": actions.flatten(0, 1)}, observed, rows
 
 
-def read_all_steps(cfg: DictConfig, home: torch.device) -> Nested:
+def read_all_steps(cfg: DictConfig, home: torch.device) -> TensorTree:
     """Every recorded step once, {"obs": {key: (N, ...)}, "action": (N, Da)}, in memory or on the device.
 
     Read as windows of one step, so that the observations take the same way in as those of any window.
@@ -261,7 +261,7 @@ def read_all_steps(cfg: DictConfig, home: torch.device) -> Nested:
         val_ratio=0.0, max_train_episodes=None, only_episodes=None, exclude_episodes=(),
     )  # fmt: skip
     first = single.get_batch([0])
-    steps: Nested = {
+    steps: TensorTree = {
         "obs": {key: _allocate(value, len(single), home) for key, value in first["obs"].items()},
         "action": _allocate(first["action"], len(single), home),
     }

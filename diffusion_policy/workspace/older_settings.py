@@ -65,7 +65,7 @@ def _with_dataset(cfg: DictConfig) -> DictConfig:
 
 
 def _cache_of(path: str) -> str | None:
-    """The zarr with frames that a dataset's path is, or that lies in its folder as the predecessor wrote it."""
+    """The zarr with frames that a dataset's path is, or that is in its folder as the predecessor wrote it."""
     if path.rstrip("/").endswith((".zarr", ".zip")) and dataset_exists(path):
         return path
     found = sorted(Path(path).glob("*.zarr.zip"))

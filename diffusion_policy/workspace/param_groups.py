@@ -1,6 +1,6 @@
 """What the ledger means for training: which parameters are inherited, grown or fresh, who learns when and how fast.
 
-A grown tensor is one parameter with old and new slots, so learning rates and freezing cannot be told apart by parameter
+A grown tensor is one parameter with old and new slots, so learning rates and freezing cannot be set by parameter
 alone: `OldSlots` keeps the old slots where they are while the new ones learn.
 """
 

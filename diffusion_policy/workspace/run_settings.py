@@ -18,7 +18,7 @@ _SEVERAL_GPUS = "WorkspaceDDP"
 
 
 def run_settings(cfg: DictConfig) -> DictConfig:
-    """The settings of a run of this config: present keys, none absent; for whoever runs it or looks at it.
+    """The settings of a run of this config: present keys, none absent.
 
     Raises:
         TrainingError: a former and a present key say the same thing twice.

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.dataset.windows import IndexArray, Mask
 from diffusion_policy.workspace import TrainingError
-from diffusion_policy.workspace.batches import Batch, Nested, Positioned, derived_seed, make_loader, to_device
+from diffusion_policy.workspace.batches import Batch, Positioned, TensorTree, derived_seed, make_loader, to_device
 from diffusion_policy.workspace.interruption import block_stop_signals_in_children
 
 _SEQUENCES = 5  # stream number of derived_seed
@@ -128,16 +128,16 @@ def _stream(row: Sequence[tuple[int, int]], length: int) -> tuple[IndexArray, Ma
 
 
 @dataclass(frozen=True)
-class _Chunks(Dataset[Nested]):
+class _Chunks(Dataset[TensorTree]):
     """A dataset whose items are the data of chunks.
 
     Attributes:
         read: recorded steps (R, T) -> {"obs": {key: (R, T, ...)}, "action": (R, T, Da)}.
     """
 
-    read: Callable[[IndexArray], Nested]
+    read: Callable[[IndexArray], TensorTree]
 
-    def __getitem__(self, chunk: Chunk) -> Nested:
+    def __getitem__(self, chunk: Chunk) -> TensorTree:
         masks = {"first": torch.from_numpy(chunk.first), "valid": torch.from_numpy(chunk.valid)}
         return {**self.read(chunk.steps), **masks}
 
@@ -153,7 +153,7 @@ class SequenceBatches:
     """
 
     def __init__(
-        self, read: Callable[[IndexArray], Nested], settings: DictConfig, order: SequenceOrder, device: torch.device
+        self, read: Callable[[IndexArray], TensorTree], settings: DictConfig, order: SequenceOrder, device: torch.device
     ):
         self.order, self.device = order, device
         self._position = Positioned()
@@ -170,10 +170,10 @@ class SequenceBatches:
             yield Batch(to_device(data, self.device), steps, range(len(steps)), number)
 
 
-def kept_steps(steps: Nested) -> Callable[[IndexArray], Nested]:
+def kept_steps(steps: TensorTree) -> Callable[[IndexArray], TensorTree]:
     """Reads steps (R, T) out of tensors that hold each recorded step once (`data.read_all_steps`)."""
 
-    def read(wanted: IndexArray) -> Nested:
+    def read(wanted: IndexArray) -> TensorTree:
         rows = torch.from_numpy(wanted).to(steps["action"].device)
         return {"obs": {key: kept[rows] for key, kept in steps["obs"].items()}, "action": steps["action"][rows]}
 

@@ -169,7 +169,7 @@ def _check_dataset_against(checkpoint: Checkpoint, data: Data) -> None:
     """Check that the actions of checkpoint and dataset have the same meaning."""
     semantics = (checkpoint.provenance or {}).get("action_semantics")
     if semantics is not None and data.dataset.semantics is not None:
-        check_semantics(data.dataset.semantics, semantics, f"the dataset beside {checkpoint.path}")
+        check_semantics(data.dataset.semantics, semantics, f"the dataset with {checkpoint.path}")
 
 
 def _pretrained_provenance(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The doors of the adapter: inspect, plan, apply, and what each refuses."""
+"""The commands of the adapter: inspect, plan, apply, and what each refuses."""
 
 import json
 import re
@@ -21,11 +21,11 @@ from diffusion_policy.checkpoint import Checkpoint
 from diffusion_policy.report.ledger_map import VISIBLE, Node, framed, network_map
 from diffusion_policy.report.ledger_page import page, write_page
 
-Door = Callable[[Sequence[str]], int]
+ScriptMain = Callable[[Sequence[str]], int]
 
 
-def door(repository: Path, name: str) -> Door:
-    main: Door = runpy.run_path(str(repository / "scripts" / f"{name}.py"))["main"]
+def script_main(repository: Path, name: str) -> ScriptMain:
+    main: ScriptMain = runpy.run_path(str(repository / "scripts" / f"{name}.py"))["main"]
     return main
 
 
@@ -139,10 +139,10 @@ def test_plain_weights_are_adapted_to_plain_weights(tmp_path: Path) -> None:
         apply_file(tmp_path / "old.pt", target, rules_of([str(tmp_path / "t.yaml")]), tmp_path / "x.pt")
 
 
-def test_the_door_plans_applies_and_reports(
+def test_the_command_plans_applies_and_reports(
     repository: Path, pose_checkpoint: Checkpoint, eight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main = door(repository, "adapt")
+    main = script_main(repository, "adapt")
     common = [str(pose_checkpoint.path), "--target", str(eight), "--rules", "pose_to_gripper"]
     report, html, out = tmp_path / "l.json", tmp_path / "l.html", tmp_path / "new.ckpt"
     assert main(["plan", *common, "--json", str(report), "--page", str(html)]) == 0
@@ -160,17 +160,17 @@ def test_the_door_plans_applies_and_reports(
     assert "- model.input_emb.weight" in printed.err
 
 
-def test_the_door_asks_what_if(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main = door(repository, "adapt")
+def test_the_command_asks_what_if(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = script_main(repository, "adapt")
     assert main(["whatif", "vpt_1x", "--set", "hidsize=2048"]) in (0, 1)
     assert main(["whatif", "nothing", "--set", "a=1"]) == 2
     assert "no model or config 'nothing'" in capsys.readouterr().err
 
 
-def test_the_old_door(
+def test_the_former_command(
     repository: Path, pose_checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main = door(repository, "finetune_from_7d_to_8d")
+    main = script_main(repository, "finetune_from_7d_to_8d")
     arguments = ["--old_ckpt", str(pose_checkpoint.path), "--new_ckpt", str(tmp_path / "pretrained" / "new.ckpt")]
     assert main([*arguments, "--ledger", str(tmp_path / "ledger.json")]) == 0
     assert (tmp_path / "ledger.json").exists()

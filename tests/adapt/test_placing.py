@@ -29,7 +29,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(params=["checkpoint", "weights"])
 def work(request: pytest.FixtureRequest, small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Work:
-    """Each kind of file: makes `out` of its source; takes what the doors take alike."""
+    """Each kind of file: makes `out` of its source; takes what the commands take alike."""
     if request.param == "checkpoint":
         return lambda out, **options: grow_7d_to_8d(small.path, out, **options)
     folder = tmp_path_factory.mktemp("weights")

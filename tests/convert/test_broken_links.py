@@ -16,7 +16,7 @@ NOWHERE = "/not-mounted/disk"
 
 
 def to_nowhere(name: str) -> Callable[[Path], None]:
-    """Replaces a file or folder of the episode ("" for the episode itself) by a link into a disk that is not there."""
+    """Replaces a file or folder of the episode ("" for the episode itself) by a link to a missing disk."""
 
     def damage(episode: Path) -> None:
         file = episode / name

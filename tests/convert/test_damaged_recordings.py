@@ -1,6 +1,6 @@
 """Every kind of damage that a recording can have, through the whole converter: an error, or a line in the ledger.
 
-`stop` ends with the error, `skip` converts the sound episodes and says in the ledger why the other one is not there;
+`stop` ends with the error, `skip` converts the sound episodes and says in the ledger why the other one does not exist;
 what is odd but harmless is converted and noted.
 """
 
@@ -94,7 +94,7 @@ REFUSED: dict[str, tuple[Damage, str]] = {
         r"differ in aspect ratio: 64x36 \(5, .*48x64 \(1, the first episode_0001/images/frame_0003\.jpg\); .*--mixed",
     ),
     "frame absent": (file("images/frame_0003.jpg", None), r"step 3 shows frame 3, which .* does not hold"),
-    "frame there twice": (file("images/frame_3.jpg", b""), r"frame 3 is there twice"),
+    "frame there twice": (file("images/frame_3.jpg", b""), r"frame 3 occurs twice"),
     "frame that leads nowhere": (
         lambda folder: (
             (folder / "images/frame_0003.jpg").unlink(),

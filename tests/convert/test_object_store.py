@@ -171,7 +171,7 @@ MOMENTS = [("decoding", 1), ("any", 0), ("decoding", 2), ("sending", 1), ("any",
 
 @pytest.mark.slow
 def test_a_kill_at_any_moment_loses_nothing(home: str, source: Path, tmp_path: Path) -> None:
-    """While it is decoded and while it is sent: what is there is whole or refused, and what was sent is not lost."""
+    """While it is decoded and while it is sent: what is there is complete or refused, and what was sent is not lost."""
     url, output = upload(source, f"{home}/in"), f"{home}/out.zarr"
     moments, refused, held = random.Random(3), 0, []
     found = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}

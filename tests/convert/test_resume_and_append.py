@@ -1,4 +1,4 @@
-"""Killed, resumed, appended to: nothing is lost, nothing is done twice, nothing is there before it is whole."""
+"""Killed, resumed, appended to: nothing is lost, nothing is done twice, nothing is there before it is complete."""
 
 import errno
 import fcntl

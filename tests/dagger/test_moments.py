@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_policy.dagger.moments import (
-    CLOSING_BESIDE,
+    CLOSING_NEXT_TO_BLOCK,
     LOST,
     OUT_OF_TIME,
     PUSHED,
@@ -37,7 +37,7 @@ def trace(
 
 def test_closing_on_nothing_is_seen_before_and_after() -> None:
     found = takeovers(trace(shut=range(20, 40)), succeeded=False, at_most=2)
-    assert found == [Takeover(16, CLOSING_BESIDE), Takeover(28, SHUT_ON_NOTHING)]
+    assert found == [Takeover(16, CLOSING_NEXT_TO_BLOCK), Takeover(28, SHUT_ON_NOTHING)]
 
 
 def test_a_closing_that_holds_is_none() -> None:
@@ -81,7 +81,7 @@ def test_a_failure_without_a_known_error_is_taken_over_at_its_end() -> None:
 def test_the_first_ones_are_taken_and_they_are_apart() -> None:
     erring = trace(shut=range(20, 40), pushed_at=18)
     assert takeovers(erring, succeeded=False, at_most=3) == [
-        Takeover(16, CLOSING_BESIDE),
+        Takeover(16, CLOSING_NEXT_TO_BLOCK),
         Takeover(28, SHUT_ON_NOTHING),
     ]
-    assert takeovers(erring, succeeded=False, at_most=1) == [Takeover(16, CLOSING_BESIDE)]
+    assert takeovers(erring, succeeded=False, at_most=1) == [Takeover(16, CLOSING_NEXT_TO_BLOCK)]

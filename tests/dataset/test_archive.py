@@ -129,7 +129,7 @@ def without(archive: Path, name: str) -> Path:
 @pytest.mark.parametrize("name", ["data/wrist/7.0.0.0", "data/action/0.0", "meta/episode_ends/0"])
 def test_a_lost_record_is_refused_by_name(tmp_path: Path, name: str) -> None:
     archive = pack(write(tmp_path / "set.zarr", "format 2"), tmp_path / "set.zarr.zip")
-    with pytest.raises(DatasetError, match=f"kept.zarr.zip/{name} .*is not there") as caught:
+    with pytest.raises(DatasetError, match=f"kept.zarr.zip/{name} .*does not exist") as caught:
         training(without(archive, name))
     assert "write the zeros" not in str(caught.value)
 
@@ -169,7 +169,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda archive: archive.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
         "a damaged or cut zip",
     ),
-    "a record twice": (twice, "its record data/action/0.0 is there twice"),
+    "a record twice": (twice, "its record data/action/0.0 occurs twice"),
     "no dataset": (no_dataset, "holds no zarr group; expected one dataset"),
     "two datasets": (two_datasets, r"holds 2 zarr groups \(a.zarr, b.zarr\)"),
     "another method": (another_method, "packed by another method than deflate"),

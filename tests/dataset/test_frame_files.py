@@ -38,7 +38,7 @@ def test_a_frame_whose_file_is_not_there_is_not_made_up(tmp_path: Path) -> None:
     array = make(tmp_path / "a.zarr")
     FrameFiles(array).write(0, FRAMES[:2])
     np.testing.assert_array_equal(FrameFiles(array).read(0, 2), FRAMES[:2])
-    with pytest.raises(DatasetError, match=r"a\.zarr/image: the file of row 2 is not there"):
+    with pytest.raises(DatasetError, match=r"a\.zarr/image: the file of row 2 does not exist"):
         FrameFiles(array).read(0, 3)
 
 

@@ -74,11 +74,11 @@ N = 2**23
 BOMB = bytes(N)
 HARM: dict[str, tuple[Harm, str]] = {
     "rows without end": (array(shape=[10**13, 3]), "bytes of numbers"),
-    "frames without end": (frames_without_end, "is not there, nor are .* others of its 2500000000000"),
+    "frames without end": (frames_without_end, "does not exist, nor are .* others of its 2500000000000"),
     "rows beyond any number": (array(shape=[10**30, 3], chunks=[10**29, 3]), "metadata is damaged|at most"),
     "columns without end": (array(shape=[21, 10**12], chunks=[4, 10**12]), "at most 2147483648 are unpacked"),
     "a chunk of terabytes": (array(shape=[10**12, 3], chunks=[10**12, 3]), "at most 2147483648 are unpacked"),
-    "numbers of terabytes": (array(shape=[10**12, 3], chunks=[10**8, 3]), "bytes of numbers|is not there"),
+    "numbers of terabytes": (array(shape=[10**12, 3], chunks=[10**8, 3]), "bytes of numbers|does not exist"),
     "no rows in a chunk": (array(chunks=[0, 3]), "metadata is damaged|has chunks of 0"),
     "less than no rows": (array(shape=[-21, 3]), "metadata is damaged"),
     "many axes": (array(shape=[1] * 60, chunks=[1] * 60), "metadata is damaged|has chunks of"),

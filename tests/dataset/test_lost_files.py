@@ -1,4 +1,4 @@
-"""No file of a dataset may be absent or cut: whoever opens it is refused, with the file's name, and nothing is made up.
+"""No file of a dataset may be absent or cut: opening it names the file and is refused.
 
 Each way in which a file is lost, in each array, in each form that a dataset has.
 """
@@ -68,7 +68,7 @@ def test_a_lost_file_is_refused_by_name(whole: tuple[str, Path], tmp_path: Path,
         file = a_file_of(path, array)
         content = file.read_bytes()
         LOSSES[loss](file)
-        what = "is empty" if loss == "empty" else "is not there"
+        what = "is empty" if loss == "empty" else "does not exist"
         with pytest.raises(DatasetError, match=rf"{file}.* {what}.*: nothing is read in its place"):
             ReplayBuffer.open(path)
         file.rmdir() if file.is_dir() else file.unlink(missing_ok=True)
@@ -161,7 +161,7 @@ def test_no_reader_goes_on(tmp_path: Path, reader: str, array: str) -> None:
     READERS[reader](path)
     file = a_file_of(path, array)
     file.unlink()
-    with pytest.raises(DatasetError, match=rf"{file}.* is not there"):
+    with pytest.raises(DatasetError, match=rf"{file}.* does not exist"):
         READERS[reader](path)
 
 
@@ -175,7 +175,7 @@ def test_the_checks_list_lost_frames_and_go_on(tmp_path: Path, array: str) -> No
     inspection = inspect_dataset(path)
     assert inspection.exit_status == 1
     (found,) = [finding for finding in inspection.findings if finding.code == "images"]
-    assert f"2 files of frames are not on disk, or cut: data/{array}/3.0.0.0 is not there" in found.evidence
+    assert f"2 files of frames are not on disk, or cut: data/{array}/3.0.0.0 does not exist" in found.evidence
     assert all(not camera.black for camera in inspection.details.cameras), "a lost frame is no black one"
 
 
@@ -183,7 +183,7 @@ def test_the_checks_list_lost_frames_and_go_on(tmp_path: Path, array: str) -> No
 def test_the_checks_refuse_lost_numbers(tmp_path: Path, array: str) -> None:
     path = write(tmp_path / "set.zarr", "format 2")
     a_file_of(path, array).unlink()
-    with pytest.raises(DatasetError, match=f"data/{array}/.* is not there"):
+    with pytest.raises(DatasetError, match=f"data/{array}/.* does not exist"):
         inspect_dataset(path)
 
 
@@ -217,7 +217,7 @@ def test_lost_attributes_of_a_converted_dataset_are_noticed(tmp_path: Path) -> N
     (tmp_path / "set.zarr.conversion.json").write_text(json.dumps({"content_sha256": "x"}))
     ReplayBuffer.open(path)
     (path / ".zattrs").unlink()
-    with pytest.raises(DatasetError, match=r"set\.zarr/\.zattrs is not there or empty"):
+    with pytest.raises(DatasetError, match=r"set\.zarr/\.zattrs is missing or empty"):
         ReplayBuffer.open(path)
 
 

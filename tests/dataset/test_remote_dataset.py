@@ -117,10 +117,10 @@ def test_a_lost_object_is_refused_before_training_begins(url_and_folder: tuple[s
         content = store.cat_file(lost)
         store.rm_file(lost)
         name = lost.removeprefix(f"{path}/")
-        with pytest.raises(DatasetError, match=rf"^{target}/{name}.* is not there: nothing is read in its place"):
+        with pytest.raises(DatasetError, match=rf"^{target}/{name}.* does not exist: nothing is read in its place"):
             CogActImageDataset(SHAPE_META, target, 4, 1, 3, 2)
         if array == "data/image":
-            with pytest.raises(DatasetError, match=rf"{name}.* is not there"):
+            with pytest.raises(DatasetError, match=rf"{name}.* does not exist"):
                 check_start([f"task.dataset_path={target}", "training.device=cpu"])
         store.pipe_file(lost, content)
     if form == "shards":

@@ -214,7 +214,7 @@ def test_an_array_that_is_gone_is_named(sets: Callable[[str], Path], tmp_path: P
     path = shutil.copytree(sets("none, format 2"), tmp_path / "a.zarr")
     shutil.rmtree(path / "data" / "wrist")
     assert [str(fault) for fault in verify(path).faults] == [
-        f"data/wrist of episode_000{number} is not there" for number in range(3)
+        f"data/wrist of episode_000{number} does not exist" for number in range(3)
     ]
 
 

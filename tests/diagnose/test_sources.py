@@ -100,7 +100,7 @@ def test_progress_counts_the_files(sources: Sources) -> None:
 
 
 def test_lost_frames_are_left_out_of_the_page(tmp_path: Path) -> None:
-    """A frame that is not there is not drawn as a black one, and its loss is the finding."""
+    """A frame that does not exist is not drawn as a black one, and its loss is the finding."""
     dataset = write_dataset(tmp_path / "set.zarr")
     (dataset / "data" / "image" / "0.0.0.0").unlink()
     verdict, page = make_report(Sources((dataset,)))

@@ -1,4 +1,4 @@
-"""A dataset and a checkpoint, made once for the tests of this room."""
+"""A dataset and a checkpoint, made once for the tests of this package."""
 
 from pathlib import Path
 

@@ -31,7 +31,7 @@ def look_at_repeats(log: RunLog) -> RepeatEvidence:
 
 
 def repeats(evidence: RepeatEvidence) -> Finding | None:
-    """Pure: evidence in, finding out; None where it does not apply."""
+    """Pure: evidence in, finding out; None if it does not apply."""
     if evidence.answers < 2:
         return None
     found = f"at most {evidence.longest} of {evidence.answers} answers in a row are equal"

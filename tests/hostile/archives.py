@@ -149,7 +149,7 @@ def entry_with_a_drive(folder: Path, command: str) -> Path:
     return archive(folder, EMPTY, {"C:\\windows\\x": b"x"})
 
 
-@case("is there twice")
+@case("occurs twice")
 def entry_that_is_there_twice(folder: Path, command: str) -> Path:
     path = archive(folder, EMPTY, {"archive/data/0": bytes(32), "archive/data/1": bytes(32)})
     path.write_bytes(path.read_bytes().replace(b"archive/data/1", b"archive/data/0"))
@@ -191,17 +191,17 @@ def pipe_that_never_answers(folder: Path, command: str) -> Path:
     return path
 
 
-@case("an empty file", door="tensors")
+@case("an empty file", reader="tensors")
 def empty_file(folder: Path, command: str) -> Path:
     return plain_file(folder, "hostile.pt", b"")
 
 
-@case("a web page", door="tensors")
+@case("a web page", reader="tensors")
 def page_of_text(folder: Path, command: str) -> Path:
     return plain_file(folder, "hostile.pt", b"<html>404 not found</html>")
 
 
-@case("a text that begins with", door="checkpoint")
+@case("a text that begins with", reader="checkpoint")
 def checkpoint_that_is_text(folder: Path, command: str) -> Path:
     return plain_file(folder, "hostile.ckpt", f"#!/bin/sh\n{command}\n".encode())
 
@@ -293,14 +293,14 @@ def safetensors(folder: Path, header: Any, claimed: int | None = None, content: 
     return plain_file(folder, "hostile.safetensors", struct.pack("<Q", length) + data + content)
 
 
-@case("claims a header of 2147483648 bytes", door="tensors")
+@case("claims a header of 2147483648 bytes", reader="tensors")
 def header_of_2_gigabytes(folder: Path, command: str) -> Path:
     path = safetensors(folder, b"{", claimed=2**31)
     os.truncate(path, 2**31 + 16)
     return path
 
 
-@case("claims a header of 18446744073709551615 bytes", door="tensors")
+@case("claims a header of 18446744073709551615 bytes", reader="tensors")
 def header_of_16_exabytes(folder: Path, command: str) -> Path:
     return safetensors(folder, b"{}", claimed=2**64 - 1)
 

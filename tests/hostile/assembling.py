@@ -18,12 +18,12 @@ import torch
 
 @dataclass(frozen=True)
 class Case:
-    """One hostile file: how it is written, what must be in the refusal, and through which door it comes."""
+    """One hostile file: how it is written, what must be in the refusal, and through which reader it comes."""
 
     name: str
     write: Callable[[Path, str], Path]  # (folder, shell command that creates the canary) -> the file
     refusal: str
-    door: str = "checkpoint"  # "checkpoint", "policy" or "tensors"
+    reader: str = "checkpoint"  # "checkpoint", "policy" or "tensors"
 
 
 Writer = Callable[[Path, str], Path]
@@ -32,9 +32,9 @@ Writer = Callable[[Path, str], Path]
 def entering(cases: list[Case]) -> Callable[..., Callable[[Writer], Writer]]:
     """A decorator that enters a function into a part of the corpus under its own name."""
 
-    def case(refusal: str, door: str = "checkpoint") -> Callable[[Writer], Writer]:
+    def case(refusal: str, reader: str = "checkpoint") -> Callable[[Writer], Writer]:
         def enter(write: Writer) -> Writer:
-            cases.append(Case(write.__name__, write, refusal, door))
+            cases.append(Case(write.__name__, write, refusal, reader))
             return write
 
         return enter

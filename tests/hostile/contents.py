@@ -49,14 +49,14 @@ def object_with_setstate(folder: Path, command: str) -> Path:
     return saved(folder, checkpoint_with(run_state={"waits": Waits()}))
 
 
-@case("hostile.model: the pickle asks for posix.system", door="tensors")
+@case("hostile.model: the pickle asks for posix.system", reader="tensors")
 def vpt_settings_that_call(folder: Path, command: str) -> Path:
     path = folder / "hostile.model"
     path.write_bytes(pickle.dumps({"model": {"args": Calls(os.system, command)}}))
     return path
 
 
-@case("asks for gym3.types.Wrapper", door="tensors")
+@case("asks for gym3.types.Wrapper", reader="tensors")
 def vpt_settings_of_another_class(folder: Path, command: str) -> Path:
     path = folder / "hostile.model"
     path.write_bytes(assemble(call("gym3.types.Wrapper", text(command))))
@@ -136,8 +136,8 @@ CONFIGS: dict[str, tuple[Callable[[str], Any], str, str]] = {
 }
 
 
-def _config_case(name: str, make: Callable[[str], Any], refusal: str, door: str) -> Case:
-    return Case(name, lambda folder, command: with_cfg(folder, make(command)), refusal, door)
+def _config_case(name: str, make: Callable[[str], Any], refusal: str, reader: str) -> Case:
+    return Case(name, lambda folder, command: with_cfg(folder, make(command)), refusal, reader)
 
 
 CASES.extend(_config_case(name, *entry) for name, entry in CONFIGS.items())

@@ -20,7 +20,7 @@ from diffusion_policy.checkpoint import load_policy, read_checkpoint
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.tensor_file import open_tensor_file
 
-DOORS = {"checkpoint": read_checkpoint, "policy": load_policy, "tensors": open_tensor_file}
+READERS = {"checkpoint": read_checkpoint, "policy": load_policy, "tensors": open_tensor_file}
 MOST_MEMORY = 200 * 2**20
 MOST_SECONDS = 10.0
 CASES = [*programs.CASES, *contents.CASES, *archives.CASES]
@@ -68,7 +68,7 @@ def test_is_refused_and_nothing_runs(name, folder, canary):
     path = case.write(folder, command(canary))
     memory, started = peak_memory(), time.process_time()
     with pytest.raises(WorkspaceError, match=case.refusal) as caught:
-        DOORS[case.door](path)
+        READERS[case.reader](path)
     assert time.process_time() - started < MOST_SECONDS
     assert peak_memory() - memory < MOST_MEMORY
     assert not canary.exists()
@@ -90,7 +90,7 @@ def test_the_canary_sings_for_the_usual_way_of_loading(name, folder, canary):
     assert canary.exists()
 
 
-def test_an_extension_code_that_some_library_registered_opens_no_door(folder, canary):
+def test_an_extension_code_that_some_library_registered_opens_no_reader(folder, canary):
     copyreg.add_extension("posix", "system", 1)
     try:
         path = BY_NAME["extension_registry"].write(folder, command(canary))

@@ -109,7 +109,7 @@ def test_lines_without_a_frame_and_frames_without_a_line_are_told(grove: Path, t
     assert (more.steps, more.n_kept) == (len(lines) + 2, len(lines))
     assert fewer.n_kept == len(lines) - 3
     assert "3 frames after the last line are not used" in fewer.notes
-    assert report.account["left_out"] == {"lonely.mp4": "has no .jsonl beside it"}
+    assert report.account["left_out"] == {"lonely.mp4": "has no .jsonl next to it"}
 
 
 def test_the_cursor_is_drawn_where_a_window_is_open():
@@ -135,7 +135,7 @@ def test_settings_of_robots_are_refused(grove: Path, setting: dict[str, str]):
 
 @pytest.mark.parametrize("settings", [{}, {"mapping": "umi_zarr"}, {"null_actions": "drop"}], ids=str)
 def test_an_input_that_is_not_there_is_named(tmp_path: Path, settings: dict[str, Any]):
-    with pytest.raises(RecordingError, match=r"absent\.zarr\.zip: is not there"):
+    with pytest.raises(RecordingError, match=r"absent\.zarr\.zip: does not exist"):
         open_recordings(tmp_path / "absent.zarr.zip", **settings)
 
 

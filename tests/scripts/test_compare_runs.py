@@ -1,4 +1,4 @@
-"""The door of comparisons."""
+"""The command for comparisons."""
 
 import json
 import re

@@ -16,7 +16,7 @@ from diffusion_policy.spec import POSE
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def door(name: str) -> ModuleType:
+def script_main(name: str) -> ModuleType:
     """A script as a module."""
     spec = importlib.util.spec_from_file_location(name, REPOSITORY / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -25,9 +25,9 @@ def door(name: str) -> ModuleType:
     return module
 
 
-demo = door("demo")
-make_demo_trajectories = door("make_demo_trajectories")
-pretrain_demo_policy = door("pretrain_demo_policy")
+demo = script_main("demo")
+make_demo_trajectories = script_main("make_demo_trajectories")
+pretrain_demo_policy = script_main("pretrain_demo_policy")
 
 SHIPPED = REPOSITORY / "data" / "pretrained" / "tabletop_7d.ckpt"
 EVENTS = [[10, "close"], [20, "open"]]
@@ -151,7 +151,7 @@ def test_a_missing_pose_policy_is_an_error_with_the_command(
     assert not (tmp_path / "demo").exists()
 
 
-def test_recording_is_a_door(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recording_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--output", str(tmp_path), "--episodes", "1", "--resolution", "64", "36"]
     assert make_demo_trajectories.main(arguments) == 0
     assert (tmp_path / "episode_0000" / "data.pkl").is_file()

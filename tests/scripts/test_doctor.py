@@ -1,4 +1,4 @@
-"""The door of the doctor: the guide's three troubles, from files to the cause and the next command."""
+"""The command for the doctor: the guide's three troubles, from files to the cause and the next command."""
 
 import json
 import runpy

@@ -1,4 +1,4 @@
-"""The door of open-loop errors: what it prints, in which color, and its exit status."""
+"""The command for open-loop errors: what it prints, in which color, and its exit status."""
 
 import json
 import runpy

@@ -1,4 +1,4 @@
-"""The door to the checks of recordings."""
+"""The command for the checks of recordings."""
 
 import json
 import runpy
@@ -46,7 +46,7 @@ def test_status_says_whether_to_train(
     assert "Do not train on it yet: 1 error" in capsys.readouterr().out
     assert (tmp_path / "sample_images.png").is_file()
     assert main(["nowhere", "--no-pictures"]) == 2
-    assert "error: nowhere: is not there" in capsys.readouterr().err
+    assert "error: nowhere: does not exist" in capsys.readouterr().err
 
 
 def test_lerobot_datasets_are_inspected_like_folders(

@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ADAPT_AND_TRAIN = "finetune_7d_to_8d.sh"
 TRAIN = "train_cogact_finetune.sh"
 
-# Stands in for the interpreter: notes its arguments, one call a line, and does what the doors would leave behind.
+# Stands in for the interpreter: notes its arguments, one call a line, and does what the commands would leave behind.
 FAKE_PYTHON = """#!/usr/bin/env bash
 printf '%s|' "$@" >> "$CALLS"; echo >> "$CALLS"
 [[ "$1" != "${FAIL_AT:-}" ]] || exit 7

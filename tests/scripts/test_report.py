@@ -1,4 +1,4 @@
-"""The door of the page."""
+"""The command for the page."""
 
 import runpy
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""The doors from a checkpoint to logs, and to open-loop errors."""
+"""The commands from a checkpoint to logs, and to open-loop errors."""
 
 import json
 import runpy
@@ -16,7 +16,7 @@ from diffusion_policy.run_log import read_log
 from diffusion_policy.serve import tuning
 from diffusion_policy.serve.settings import EngineSettings
 
-Door = Callable[[Sequence[str]], int]
+ScriptMain = Callable[[Sequence[str]], int]
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +25,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return str(write_tiny_checkpoint(folder / "latest.ckpt")), str(write_dataset(folder / "set.zarr"))
 
 
-def door(repository: Path, name: str) -> Door:
+def script_main(repository: Path, name: str) -> ScriptMain:
     return runpy.run_path(str(repository / "scripts" / name))["main"]
 
 
 def test_logs_are_written(
     repository: Path, inputs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main = door(repository, "run_offline_inference.py")
+    main = script_main(repository, "run_offline_inference.py")
     assert main([*inputs, "--output", str(tmp_path), "--episodes", "0", "1", "--steps", "1", "--stride", "4"]) == 0
     assert sorted(read_log(path).meta["episode"] for path in tmp_path.glob("inference_log_*.json")) == [0, 1]
     assert "2 logs in" in capsys.readouterr().out
@@ -41,7 +41,7 @@ def test_logs_are_written(
 def test_bad_input_is_one_line(
     repository: Path, inputs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main = door(repository, "run_offline_inference.py")
+    main = script_main(repository, "run_offline_inference.py")
     assert main([*inputs, "--output", str(tmp_path), "--episodes", "some"]) == 2
     assert "error: --episodes some: expected held-out" in capsys.readouterr().err
     assert main([str(tmp_path / "absent.ckpt"), inputs[1], "--output", str(tmp_path)]) == 2
@@ -51,7 +51,7 @@ def test_bad_input_is_one_line(
 def test_open_loop(
     repository: Path, inputs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main = door(repository, "evaluate_open_loop.py")
+    main = script_main(repository, "evaluate_open_loop.py")
     out = tmp_path / "errors.json"
     arguments = [*inputs, "--steps", "1", "--samples", "1", "--against", inputs[0], "--json", str(out)]
     assert main(arguments) == 1, "a policy with random weights beats nothing"
@@ -73,7 +73,7 @@ def test_an_interruption_says_what_was_kept_and_its_command_does_the_rest(
     monkeypatch: pytest.MonkeyPatch,
     after: int,
 ) -> None:
-    main, write = door(repository, "run_offline_inference.py"), recorded_inference.write_inference_log
+    main, write = script_main(repository, "run_offline_inference.py"), recorded_inference.write_inference_log
     written: list[Path] = []
 
     def interrupted(*arguments: object) -> Path:
@@ -119,7 +119,7 @@ def test_an_interruption_of_what_writes_at_its_end_starts_anew(
 
     monkeypatch.setattr(module, name, interrupted)
     out = tmp_path / "out.json"
-    assert door(repository, script)([*inputs, *options, "--json", str(out)]) == 130
+    assert script_main(repository, script)([*inputs, *options, "--json", str(out)]) == 130
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("stopped by SIGINT: nothing was written; start it again with: ")
     assert not out.exists()

@@ -1,4 +1,4 @@
-"""The door of gripper verdicts."""
+"""The command for gripper verdicts."""
 
 import json
 import runpy

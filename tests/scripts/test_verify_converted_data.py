@@ -1,4 +1,4 @@
-"""The door to the checks of a converted dataset."""
+"""The command for the checks of a converted dataset."""
 
 import json
 import runpy

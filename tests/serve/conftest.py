@@ -1,4 +1,4 @@
-"""A checkpoint to serve, made once for the tests of this room."""
+"""A checkpoint to serve, made once for the tests of this package."""
 
 from pathlib import Path
 

@@ -15,11 +15,11 @@ from diffusion_policy.serve.client import (
     ArmError,
     ArmLog,
     Chunk,
+    ChunkRequest,
     ControlLoop,
     DelayedRequester,
     LoopSettings,
     Picture,
-    Query,
     Reading,
     ServerError,
     VirtualClock,
@@ -160,9 +160,9 @@ def test_a_camera_that_stops_holds_the_arm_until_it_is_back() -> None:
 
 @pytest.mark.parametrize("code", ["late", "refused", "stale", "internal", "closed", "unreachable"])
 def test_an_error_of_the_server_holds_the_arm_until_the_next_answer(code: str) -> None:
-    asked: list[Query] = []
+    asked: list[ChunkRequest] = []
 
-    def ask(query: Query) -> Chunk:
+    def ask(query: ChunkRequest) -> Chunk:
         asked.append(query)
         if len(asked) == 2:
             raise ServerError(code, "for the test")
@@ -229,9 +229,9 @@ def test_a_policy_without_the_continuation_is_refused_before_anything_moves() ->
 
 @pytest.mark.parametrize("strategy", ["warm_start", "rtc"])
 def test_a_request_carries_what_will_be_executed_until_its_answer_comes(strategy: str) -> None:
-    queries: list[Query] = []
+    queries: list[ChunkRequest] = []
 
-    def ask(query: Query) -> Chunk:
+    def ask(query: ChunkRequest) -> Chunk:
         queries.append(query)
         return forward(query)
 
@@ -261,9 +261,9 @@ class LaggingArm(NumericArm):
 @pytest.mark.parametrize("hz", [10.0, 40.0])
 def test_of_an_observation_before_the_takeover_what_was_executed_is_told(hz: float) -> None:
     """Every chunk goes another way than the one before, whatever it was asked to continue."""
-    queries: list[Query] = []
+    queries: list[ChunkRequest] = []
 
-    def ask(query: Query) -> Chunk:
+    def ask(query: ChunkRequest) -> Chunk:
         queries.append(query)
         chunk = forward(query, 16)
         chunk.actions[:, 1] += 0.01 * len(queries)
@@ -302,7 +302,7 @@ def test_one_slow_answer_does_not_make_it_ask_earlier_and_is_still_reckoned_with
 
 
 def test_a_gripper_that_moves_gets_no_other_command() -> None:
-    def flutter(query: Query) -> Chunk:
+    def flutter(query: ChunkRequest) -> Chunk:
         chunk = forward(query)
         chunk.actions[:, 7] = [0, 1, 0, 0, 0, 0, 0, 0]
         return chunk
@@ -316,7 +316,7 @@ def test_a_gripper_that_moves_gets_no_other_command() -> None:
 
 
 def test_an_error_of_the_program_stops_the_arm() -> None:
-    def ask(query: Query) -> Chunk:
+    def ask(query: ChunkRequest) -> Chunk:
         raise RuntimeError("a mistake")
 
     loop, arm, clock, log = make_loop(ask=ask)

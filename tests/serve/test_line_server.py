@@ -141,7 +141,7 @@ def test_stopping_answers_the_request_under_way() -> None:
 def served_process(
     repository: Path, checkpoint: Path, log: Path, python: str = sys.executable
 ) -> Iterator[tuple[subprocess.Popen[str], int, str]]:
-    """The door in a process of its own: the process, its port, and what it said until it listened."""
+    """The server in a separate process: the process, its port, and what it said until it listened."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     words = [f"ckpt={checkpoint}", f"port={port}", f"log.directory={log}", LOOSE, "max_age_s=30", "deadline_s=30"]

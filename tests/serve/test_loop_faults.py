@@ -13,11 +13,11 @@ from diffusion_policy.serve.client import (
     STRATEGIES,
     ArmError,
     Chunk,
+    ChunkRequest,
     ControlLoop,
     LoopSettings,
     Picture,
     PolicyForm,
-    Query,
     Reading,
     ServerError,
     VirtualClock,
@@ -140,7 +140,7 @@ class FaultyServer:
     is_busy: bool = False
     is_wrong: bool = False
 
-    def start(self, query: Query) -> None:
+    def start(self, query: ChunkRequest) -> None:
         assert not self.is_busy
         fault = self.faults.server.get(self.count, "")
         self.count, self.is_busy = self.count + 1, True

@@ -14,14 +14,14 @@ from loop_factory import NumericArm
 from serve_factory import DescribedEngine, ServerThread, jpeg, settings
 
 from diffusion_policy.serve.client import (
-    Asker,
     Chunk,
+    ChunkRequest,
     ControlLoop,
     LineClient,
     LinesInMemory,
     LoopSettings,
     Picture,
-    Query,
+    PolicyClient,
     Reading,
     RealClock,
     ServerError,
@@ -132,12 +132,12 @@ def running(kind: str, server: ServerThread, answer_timeout_s: float = 1.0) -> I
         else WebSocketClient(f"ws://127.0.0.1:{network.port}", timeout=60)
     )
     clock, log = RealClock(), LinesInMemory()
-    arm, asker = SeeingArm(clock), Asker(client)  # type: ignore[arg-type]
+    arm, policy_client = SeeingArm(clock), PolicyClient(client)  # type: ignore[arg-type]
     limits = LoopSettings(
         20.0, answer_timeout_s, longest_gap_s=5.0, camera_max_age_s=5.0, state_max_age_s=5.0, max_action_age_s=5.0
     )
-    requester = ThreadRequester(asker, asker.interrupt)
-    loop = ControlLoop(arm, requester, asker.form, make_strategy("skip", 4), limits, clock=clock, log=log)
+    requester = ThreadRequester(policy_client, policy_client.interrupt)
+    loop = ControlLoop(arm, requester, policy_client.form, make_strategy("skip", 4), limits, clock=clock, log=log)
     try:
         yield Running(loop, arm, log, network)
     finally:
@@ -210,17 +210,17 @@ def test_another_policy_behind_the_same_address_is_not_obeyed() -> None:
     ):
         network = Network(one.ports["line"])
         with LineClient(port=network.port) as client:
-            asker = Asker(client)
+            policy_client = PolicyClient(client)
             images = {"image": [jpeg(0), jpeg(1)]}
             states = np.tile([0.5, 0.0, 0.3, 1.0, 0.0, 0.0, 0.0, 1.0], (2, 1))
-            query = Query("a", AlignedObservation(np.array([0.0, 0.1]), states, images, {"image": 0.0}))
-            assert isinstance(asker(query), Chunk)
+            query = ChunkRequest("a", AlignedObservation(np.array([0.0, 0.1]), states, images, {"image": 0.0}))
+            assert isinstance(policy_client(query), Chunk)
             network.cut()
             network.fault, network._port = "", other.ports["line"]
             codes = []
             for _ in range(4):
                 with pytest.raises(ServerError) as caught:
-                    asker(query)
+                    policy_client(query)
                 codes.append(caught.value.code)
                 time.sleep(0.06)
             assert codes[0] in ("closed", "silent")

@@ -29,7 +29,7 @@ from diffusion_policy.spec import POSE, ActionLayout, ImageArray, resize_frame
 STATE_MISTAKES = state_mistakes(ActionLayout.of(POSE).arms)
 
 
-def door(repository: Path, *arguments: object) -> int:
+def script_main(repository: Path, *arguments: object) -> int:
     main = runpy.run_path(str(repository / "scripts" / "check_parity.py"))["main"]
     return int(main([str(argument) for argument in arguments]))
 
@@ -127,7 +127,7 @@ def test_a_live_server_is_compared_with_training(
     with ServerThread(engine, settings(None, "allow_inspection=true", "engine.steps=2")) as server:
         address = f"127.0.0.1:{server.ports['line']}"
         arguments = (recorded_zarr, "--ckpt", served_checkpoint, "--server", address, "--requests", 3)
-        assert door(repository, *arguments, "--encoding", encoding, "--json", out) == status
+        assert script_main(repository, *arguments, "--encoding", encoding, "--json", out) == status
     found = json.loads(out.read_text())
     assert {entry["key"]: entry["culprit"] for entry in found["keys"]} == {
         "image": said, "robot_eef_pose": None, "robot_gripper_state": None
@@ -140,12 +140,15 @@ def test_a_live_server_is_compared_with_training(
 def test_without_a_server_or_permission_there_is_no_verdict(
     served_checkpoint: Path, recorded_zarr: Path, repository: Path
 ) -> None:
-    assert door(repository, recorded_zarr, "--ckpt", served_checkpoint, "--server", "127.0.0.1:1") == 2
+    assert script_main(repository, recorded_zarr, "--ckpt", served_checkpoint, "--server", "127.0.0.1:1") == 2
     engine = PolicyEngine.open(served_checkpoint, EngineSettings(steps=2))
     with ServerThread(engine, settings()) as server:
         address = f"127.0.0.1:{server.ports['line']}"
-        assert door(repository, recorded_zarr, "--ckpt", served_checkpoint, "--server", address) == 2
-        assert door(repository, recorded_zarr, "--ckpt", served_checkpoint, "--server", address, "--requests", 0) == 2
+        assert script_main(repository, recorded_zarr, "--ckpt", served_checkpoint, "--server", address) == 2
+        assert (
+            script_main(repository, recorded_zarr, "--ckpt", served_checkpoint, "--server", address, "--requests", 0)
+            == 2
+        )
 
 
 def test_inputs_of_two_shapes_are_told_apart_and_can_be_written() -> None:

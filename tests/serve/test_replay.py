@@ -60,7 +60,7 @@ def test_other_steps_and_other_checkpoints_are_compared_and_not_judged(served_ch
     assert not replay(run, other).same_settings
 
 
-def test_the_door_says_whether_the_log_is_reproduced(
+def test_the_command_says_whether_the_log_is_reproduced(
     served_checkpoint: Path, tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main = runpy.run_path(str(repository / "scripts" / "replay_log.py"))["main"]

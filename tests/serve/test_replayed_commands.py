@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from trajectory_factory import write_trajectory
 
 from diffusion_policy.recording.contract import ArrayNames
-from diffusion_policy.serve.client import Chunk, Query
+from diffusion_policy.serve.client import Chunk, ChunkRequest
 from diffusion_policy.serve.client.arm_log import ArmLogContent
 from diffusion_policy.serve.recorded_arm import RecordedArm, open_recorded_arm
 from diffusion_policy.serve.replayed_commands import CommandComparison, RecordedCommands
@@ -32,7 +32,7 @@ def replayed(episode: Path, hz: float, change: Callable[[np.ndarray], np.ndarray
         arms.append(open_recorded_arm(episode, form(), clock))
         return arms[0]
 
-    def ask(query: Query) -> Chunk:
+    def ask(query: ChunkRequest) -> Chunk:
         times = query.observation.observed_at + np.arange(N_STEPS) / 10
         steps = np.clip(np.round((times - arms[0].start) * 10).astype(int), 0, 39)
         return Chunk(change(arms[0].commands.actions[steps].copy()), times)

@@ -172,7 +172,7 @@ def test_a_robot_without_power_frees_the_slot_even_with_an_answer_on_its_way() -
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 15_000
 
 
-def test_an_open_door_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_open_server_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "diffusion_policy")
     with ServerThread(FakeEngine(), settings(None, "host=0.0.0.0", "allow_unauthenticated=true")) as server:
         with OldClient(server.ports["line"]) as client:
@@ -189,7 +189,7 @@ def test_a_clock_that_jumps_to_the_end_of_time_is_survived() -> None:
         assert client.ask(observation_message(2))["code"] == "stale"
 
 
-def test_a_token_file_that_is_gone_neither_opens_nor_breaks_the_door(tmp_path: Path) -> None:
+def test_a_token_file_that_is_gone_neither_opens_nor_stops_the_server(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret")
     with ServerThread(FakeEngine(), settings(None, f"token_file={tmp_path / 'token'}")) as server:
         (tmp_path / "token").unlink()

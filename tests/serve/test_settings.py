@@ -1,4 +1,4 @@
-"""diffusion_policy.serve.settings: a misspelt key, an open door or an impossible value is an error at the start."""
+"""diffusion_policy.serve.settings: a misspelt key, an open server or an impossible value is an error at the start."""
 
 import dataclasses
 import math
@@ -198,7 +198,7 @@ def test_a_token_file_without_a_token(tmp_path: Path) -> None:
         read_settings(None, ["ckpt=a", f"token_file={tmp_path / 'absent'}"]).token()
 
 
-def test_the_door_refuses_before_anything_is_loaded(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_refuses_before_anything_is_loaded(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main = runpy.run_path(str(repository / "scripts" / "serve.py"))["main"]
     assert main(["ckpt=absent.ckpt", "host=0.0.0.0"]) == 2
     assert "everybody on that network could move the arm" in capsys.readouterr().err

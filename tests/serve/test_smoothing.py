@@ -6,7 +6,7 @@ from loop_factory import HOME, LAYOUT, forward, make_loop, run_for
 
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.geometry import geodesic_distance
-from diffusion_policy.serve.client import Chunk, LoopSettings, Query, chosen_strategy
+from diffusion_policy.serve.client import Chunk, ChunkRequest, LoopSettings, chosen_strategy
 from diffusion_policy.serve.client.plan import Plan, TimedChunk
 from diffusion_policy.serve.client.smoothing import smoothed
 
@@ -70,7 +70,7 @@ def test_steps_that_are_over_and_grippers_are_left_alone_and_rotations_stay_rota
 
 
 def test_the_loop_smooths_what_it_commands() -> None:
-    def jagged(query: Query) -> Chunk:
+    def jagged(query: ChunkRequest) -> Chunk:
         chunk = forward(query)
         chunk.actions[::2, 1] += 0.004
         return chunk

@@ -28,7 +28,7 @@ def test_gripper_events_come_first() -> None:
     assert propose([row(4, 5.0, 30, f1=0.5), row(16, 5.0, 90)], Budget()) == Candidate("ddim", 16)
 
 
-def test_the_door_measures_recorded_episodes(
+def test_the_command_measures_recorded_episodes(
     served_checkpoint: Path, recorded_zarr: Path, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main = runpy.run_path(str(repository / "scripts" / "tune_inference.py"))["main"]

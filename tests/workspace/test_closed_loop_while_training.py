@@ -1,4 +1,4 @@
-"""Closed loop while a policy trains: success chooses best.ckpt, whatever the simulator, and training is the same."""
+"""Closed loop while a policy trains: success chooses best.ckpt in any simulator, and training is the same."""
 
 import json
 

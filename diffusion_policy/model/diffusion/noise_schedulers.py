@@ -1,7 +1,7 @@
 """The noise schedulers of diffusers, loaded without what nothing here uses, and one made with another's noise levels.
 
 The first import of diffusers would load torch's compiler, for a decorator of its own models: half of the time that a
-command takes to start. diffusers does without where the compiler is not there, which is what it is told here.
+command takes to start. diffusers works without the compiler, so it is hidden while diffusers is imported.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ class TransformerForDiffusion(PlacedModule):
             memory,
             tgt_mask=None if self.mask is None else self.mask[:length, :length],
             memory_mask=None if self.memory_mask is None else self.memory_mask[first : first + length],
-            # Said here, so that torch does not compare the mask on the device at each call.
+            # Stated here, so that torch does not compare the mask on the device at each call.
             tgt_is_causal=self.causal_attn,
         )
         return self.head(self.ln_f(x))

@@ -34,7 +34,7 @@ _FIELDS = {
     "v2": {"episode_chunk", "episode_index", "video_key"},
 }
 _TOTALS = ("total_episodes", "total_frames")
-_COPY_AGAIN = "copy the dataset again from where it is whole"
+_COPY_AGAIN = "copy the dataset again from an intact source"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Feature:
         name: of it.
         dtype: as written: of NumPy, "string", "video", "image" or "language".
         shape: of one step; (H, W, C) or (C, H, W) of a camera.
-        names: of the numbers of a vector; empty where nothing says.
+        names: of the numbers of a vector; empty if nothing says.
         is_depth: whether it is a camera of distances.
         units: of numbers by name, where the dataset says them (info.units, which this project writes).
         gripper: the numbers that mean open and closed, where the dataset says them (info.gripper).
@@ -211,7 +211,7 @@ def _feature(name: str, entry: Any, file: Path) -> Feature:
 
 
 def _names(found: Any) -> tuple[str, ...]:
-    """Names of a vector: a list, or an object with one ({"motors": [...]}); empty where nothing says."""
+    """Names of a vector: a list, or an object with one ({"motors": [...]}); empty if nothing says."""
     if isinstance(found, dict):
         lists = [value for value in found.values() if isinstance(value, list)]
         found = lists[0] if len(lists) == 1 else list(found)

@@ -14,7 +14,7 @@ from diffusion_policy.commands import install_extra
 from diffusion_policy.paths import is_remote, reaching
 from diffusion_policy.recording.errors import RecordingError
 
-COPY_AGAIN = "copy the file again from where it is whole"
+COPY_AGAIN = "copy the file again from an intact source"
 # Rows of a file, numbers of a column in memory, bytes of the texts of a file, and of those in memory at a time.
 _MOST_ROWS, _MOST_NUMBERS, _MOST_TEXT, _MOST_BATCH = 20_000_000, 400_000_000, 256 << 20, 1 << 30
 
@@ -150,7 +150,7 @@ def _lengths_are(column: Any, width: int) -> bool:
 
 
 def read_rows(file: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of a small table with texts, such as tasks, as plain values; columns that are not there are left out.
+    """Rows of a small table with texts, such as tasks, as plain values; columns that do not exist are left out.
 
     Raises:
         RecordingError: as `opened`, or its texts are too large.

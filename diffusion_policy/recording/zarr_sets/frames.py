@@ -102,7 +102,7 @@ class ArrayFrames:
         except (DatasetError, *UNPACKING) as error:
             raise RecordingError(
                 f"{self.root}/data/{self.key}: one of the rows {first} to {end - 1} does not unpack ({error}): copy "
-                "the dataset again from where it is whole"
+                "the dataset again from an intact source"
             ) from error
 
     def at(self, steps: Sequence[int]) -> ArrayFrames:

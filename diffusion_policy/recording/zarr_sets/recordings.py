@@ -39,7 +39,7 @@ from diffusion_policy.recording.zarr_sets.videos import cameras_of, video_frames
 from diffusion_policy.recording.zarr_sets.zarr_set import ZarrSet
 from diffusion_policy.timestamps import FLAG, TimestampUnit, timestamp_fault
 
-# Episodes whose first frame is looked at to tell how colors are held.
+# Episodes whose first frame is inspected to tell how colors are held.
 _LOOKED_AT = 32
 
 
@@ -70,7 +70,7 @@ class ZarrRecordings:
             raise RecordingError(
                 f"{opened.root}: zarr datasets of others are read from a disk: copy it to this machine"
             )
-        self.place = opened
+        self.zarr_set = opened
         self.buffer = ReplayBuffer.open(opened.store)
         if not self.buffer.n_episodes:
             raise RecordingError(f"{opened.root}: meta/episode_ends is empty: it holds no episode")
@@ -98,13 +98,13 @@ class ZarrRecordings:
 
     def find(self) -> list[Path]:
         """Names of the episodes below the dataset, in order."""
-        return [self.place.root / f"episode_{number:06d}" for number in range(self.buffer.n_episodes)]
+        return [self.zarr_set.root / f"episode_{number:06d}" for number in range(self.buffer.n_episodes)]
 
     def open(self, path: Path) -> MappedRecording:
         """Open and check an episode.
 
         Raises:
-            RecordingError: its numbers are none to train on, or a video is not there.
+            RecordingError: its numbers are none to train on, or a video does not exist.
         """
         number = int(path.name.rpartition("_")[2])
         start, end = self._starts[number], int(self.buffer.episode_ends[number])
@@ -157,7 +157,7 @@ class ZarrRecordings:
 
     @cached_property
     def _stamps(self) -> NDArray[Any] | None:
-        """(N,) of all episodes as recorded; None where there are none."""
+        """(N,) of all episodes as recorded; None if there are none."""
         key = next((key for key in TIMES if key in self.buffer), None)
         if key is None:
             return None
@@ -175,7 +175,7 @@ class ZarrRecordings:
             rate = hz if unit is None else unit.hz
             if rate is None:
                 raise RecordingError(
-                    f"{self.place.root}: has no time stamps (data/{TIMES[0]}); say how many steps a second were "
+                    f"{self.zarr_set.root}: has no time stamps (data/{TIMES[0]}); say how many steps a second were "
                     f"recorded: {FLAG} rate:10, or hz: 10 in the mapping"
                 )
             return np.arange(end - start) / rate
@@ -204,13 +204,14 @@ class ZarrRecordings:
         notes: list[str] = []
         for name, key in self.meaning.cameras.items():
             if key in self._videos:
-                assert self.place.videos is not None
-                camera_frames[name], note = video_frames(self.place.videos, number, key, times)
+                assert self.zarr_set.videos is not None
+                camera_frames[name], note = video_frames(self.zarr_set.videos, number, key, times)
                 notes += [note] if note else []
                 continue
             array = self.buffer[key]
             camera_frames[name] = ArrayFrames(
-                self.place.root, self.place.store, self._changed, key, tuple(range(start, end)), self._pixels[name],
+                self.zarr_set.root, self.zarr_set.store, self._changed, key,
+                tuple(range(start, end)), self._pixels[name],
                 (array.shards or array.chunks)[0],
             )  # fmt: skip
         return camera_frames, notes
@@ -221,8 +222,8 @@ class ZarrRecordings:
         for frames in camera_frames.values():
             if not isinstance(frames, ArrayFrames):
                 files[frames.file] = None  # type: ignore[attr-defined]
-            elif self.place.store.is_file():
-                files[self.place.store] = None
+            elif self.zarr_set.store.is_file():
+                files[self.zarr_set.store] = None
             else:
                 array = self.buffer[frames.key]
                 chunks = dict.fromkeys(row // frames.per_chunk for row in frames.rows)

@@ -20,7 +20,7 @@ class ZarrSet:
     Attributes:
         root: what was asked for.
         store: the zarr: `root`, or replay_buffer.zarr in it.
-        videos: holds <episode>/<camera>.mp4; None where frames are in the zarr.
+        videos: holds <episode>/<camera>.mp4; None if frames are in the zarr.
     """
 
     root: Path

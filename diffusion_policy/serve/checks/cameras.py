@@ -72,7 +72,7 @@ class CameraMonitor:
     Args:
         name: name of the camera, for messages.
         settings: limits, and whether a finding warns or refuses.
-        recorded: (width, height) of the images of the training set before resizing; empty where not known.
+        recorded: (width, height) of the images of the training set before resizing; empty if not known.
         read: (width, height) of the policy's input, or None.
         max_pixels: size limit of one image.
         n_frames: number of images of an observation, which are decoded in parallel.

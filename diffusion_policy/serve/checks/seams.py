@@ -69,7 +69,7 @@ class ServedChunk:
         return self.sequence[self.elapsed(timestamp, hz) :]
 
     def seam(self, sequence: FloatArray, timestamp: float, hz: float, committed: int = 0) -> Seam | None:
-        """Returns the jump to a new sequence, of which this many steps are this one's; None where this one had ended.
+        """Returns the jump to a new sequence, of which this many steps are this one's; None if this one had ended.
 
         It is the jump at the new sequence's first own step.
         """

@@ -23,6 +23,7 @@ Neither torch, zarr, diffusers nor OpenCV is imported. The wheel ``diffusion-pol
 package with what it imports, and no more: what a robot's computer installs (docs/on_the_arm.md).
 """
 
+from diffusion_policy.moved import former_names
 from diffusion_policy.serve.client.arm import Arm, ArmError, Picture, Reading
 from diffusion_policy.serve.client.arm_log import ArmLog, LinesInMemory, read_arm_log
 from diffusion_policy.serve.client.clock import Clock, RealClock, VirtualClock
@@ -37,7 +38,13 @@ from diffusion_policy.serve.client.observation_buffer import (
     ObservationBuffer,
 )
 from diffusion_policy.serve.client.plan import Plan, TimedChunk
-from diffusion_policy.serve.client.requester import Asker, DelayedRequester, PolicyForm, Query, ThreadRequester
+from diffusion_policy.serve.client.requester import (
+    ChunkRequest,
+    DelayedRequester,
+    PolicyClient,
+    PolicyForm,
+    ThreadRequester,
+)
 from diffusion_policy.serve.client.strategies import STRATEGIES, ChunkStrategy, chosen_strategy, make_strategy
 from diffusion_policy.serve.transport.continuation import Continuation
 
@@ -48,9 +55,9 @@ __all__ = [
     "Arm",
     "ArmError",
     "ArmLog",
-    "Asker",
     "BufferSettings",
     "Chunk",
+    "ChunkRequest",
     "ChunkStrategy",
     "Clock",
     "Continuation",
@@ -63,8 +70,8 @@ __all__ = [
     "ObservationBuffer",
     "Picture",
     "Plan",
+    "PolicyClient",
     "PolicyForm",
-    "Query",
     "Reading",
     "RealClock",
     "ServerError",
@@ -77,3 +84,5 @@ __all__ = [
     "observation",
     "read_arm_log",
 ]
+
+__getattr__ = former_names(__name__, {"Asker": "PolicyClient", "Query": "ChunkRequest"})

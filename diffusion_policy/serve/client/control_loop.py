@@ -33,7 +33,7 @@ from diffusion_policy.serve.client.loop_settings import LoopSettings
 from diffusion_policy.serve.client.messages import Chunk, ServerError
 from diffusion_policy.serve.client.observation_buffer import DoubtCode, DoubtError, ObservationBuffer
 from diffusion_policy.serve.client.plan import Plan, TimedChunk
-from diffusion_policy.serve.client.requester import PolicyForm, Query, Requester
+from diffusion_policy.serve.client.requester import ChunkRequest, PolicyForm, Requester
 from diffusion_policy.serve.client.smoothing import smoothed
 from diffusion_policy.serve.client.strategies import ChunkStrategy, Moment
 
@@ -113,7 +113,7 @@ class ControlLoop:
         self._gate = GripperGate(form.layout, settings.gripper_blocking_s)
         self._history = CommandHistory(form.layout, settings.period_s)
         self._plan: Plan | None = None
-        self._query: Query | None = None  # under way, and its answer will be executed
+        self._query: ChunkRequest | None = None  # under way, and its answer will be executed
         self._sent_at, self._retry_at, self._still_since, self._last = -math.inf, -math.inf, -math.inf, math.nan
         self._forgot_at = -math.inf
         self._abandoned = False
@@ -238,7 +238,7 @@ class ControlLoop:
             return _Hold(error.code, str(error))
         latest = seen.observed_at + max(delays)
         continued = self._strategy.continuation(self._plan, seen.observed_at, latest, self._history.step)
-        query = Query(f"{self._run_id}-{self._requests}", seen, continued)
+        query = ChunkRequest(f"{self._run_id}-{self._requests}", seen, continued)
         self._requests += 1
         self._query, self._name, self._sent_at, self._abandoned = query, query.request_id, now, False
         committed = None if continued is None else continued.committed
@@ -278,7 +278,7 @@ class ControlLoop:
         failed = {"event": "error", "request_id": self._name, "time": now}
         self._log.write({**failed, "code": code, "message": message})
 
-    def _checked(self, answer: Chunk, query: Query) -> Chunk | ServerError:
+    def _checked(self, answer: Chunk, query: ChunkRequest) -> Chunk | ServerError:
         """Refuses a chunk that is not for what was observed."""
         period = 1 / self._form.control_hz
         expected = query.observation.observed_at + period * np.arange(len(answer.actions))
@@ -290,7 +290,7 @@ class ControlLoop:
             return ServerError("malformed", "the answer holds a quaternion that is no rotation")
         return answer
 
-    def _take_over(self, answer: Chunk, query: Query, now: float) -> None:
+    def _take_over(self, answer: Chunk, query: ChunkRequest, now: float) -> None:
         """Turns an answer into the plan."""
         seen, layout = query.observation.observed_at, self._form.layout
         self._delays.append(now - seen)

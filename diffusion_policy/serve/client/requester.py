@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_policy.moved import former_names
 from diffusion_policy.serve.client.clock import Clock
 from diffusion_policy.serve.client.connections import LineClient, WebSocketClient
 from diffusion_policy.serve.client.messages import Asked, Chunk, ServerError
@@ -63,7 +64,7 @@ class PolicyForm:
 
 
 @dataclass(frozen=True)
-class Query:
+class ChunkRequest:
     """One request.
 
     Attributes:
@@ -77,7 +78,7 @@ class Query:
     continuation: Continuation | None = None
 
 
-class Asker:
+class PolicyClient:
     """Asks a server, waiting for its answer. An episode begins with the first query, and after every lost connection.
 
     Args:
@@ -90,7 +91,7 @@ class Asker:
         self._begins = True
         self.form = PolicyForm.of(client.metadata)
 
-    def __call__(self, query: Query) -> Chunk:
+    def __call__(self, query: ChunkRequest) -> Chunk:
         """Returns the answer.
 
         Raises:
@@ -137,7 +138,7 @@ class Requester(Protocol):
     def is_busy(self) -> bool:
         """Whether a request is under way, abandoned or not."""
 
-    def start(self, query: Query) -> None:
+    def start(self, query: ChunkRequest) -> None:
         """Starts a request; none must be under way."""
 
     def poll(self) -> Chunk | ServerError | None:
@@ -158,7 +159,7 @@ class ThreadRequester:
         interrupt: ends a call of ``ask``; called from the loop's thread.
     """
 
-    def __init__(self, ask: Callable[[Query], Chunk], interrupt: Callable[[], None]) -> None:
+    def __init__(self, ask: Callable[[ChunkRequest], Chunk], interrupt: Callable[[], None]) -> None:
         self._ask, self._interrupt = ask, interrupt
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="request")
         self._future: Future[Chunk] | None = None
@@ -168,7 +169,7 @@ class ThreadRequester:
         """Whether a request is under way."""
         return self._future is not None
 
-    def start(self, query: Query) -> None:
+    def start(self, query: ChunkRequest) -> None:
         """Starts a request."""
         assert self._future is None, "one request at a time"
         self._future = self._worker.submit(self._ask, query)
@@ -203,7 +204,7 @@ class DelayedRequester:
         delay: seconds from the start of the i-th request to its answer.
     """
 
-    def __init__(self, ask: Callable[[Query], Chunk], clock: Clock, delay: Callable[[int], float]) -> None:
+    def __init__(self, ask: Callable[[ChunkRequest], Chunk], clock: Clock, delay: Callable[[int], float]) -> None:
         self._ask, self._clock, self._delay = ask, clock, delay
         self._count = 0
         self._answer: Chunk | ServerError | None = None
@@ -214,7 +215,7 @@ class DelayedRequester:
         """Whether a request is under way."""
         return self._answer is not None
 
-    def start(self, query: Query) -> None:
+    def start(self, query: ChunkRequest) -> None:
         """Computes the answer."""
         assert self._answer is None, "one request at a time"
         self._ready_at = self._clock.now() + self._delay(self._count)
@@ -239,3 +240,6 @@ class DelayedRequester:
     def close(self) -> None:
         """Forgets the answer."""
         self._answer = None
+
+
+__getattr__ = former_names(__name__, {"Asker": "PolicyClient", "Query": "ChunkRequest"})

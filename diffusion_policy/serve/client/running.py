@@ -18,7 +18,7 @@ from diffusion_policy.serve.client.clock import Clock
 from diffusion_policy.serve.client.connections import LineClient, WebSocketClient
 from diffusion_policy.serve.client.control_loop import ControlLoop
 from diffusion_policy.serve.client.loop_settings import LoopSettings
-from diffusion_policy.serve.client.requester import Asker, PolicyForm, ThreadRequester
+from diffusion_policy.serve.client.requester import PolicyClient, PolicyForm, ThreadRequester
 from diffusion_policy.serve.client.strategies import AUTO, chosen_strategy, make_strategy
 
 Client = LineClient | WebSocketClient
@@ -136,16 +136,16 @@ def run_arm(
         Stopped: by Ctrl-C or a signal; says where the log is.
         WorkspaceError: settings and policy do not match, or the log cannot be written.
     """
-    asker = Asker(client)
+    policy_client = PolicyClient(client)
     metadata = client.metadata
     kept: dict[str, Any] = {key: metadata.get(key) for key in ("checkpoint", "checkpoint_sha256")}
-    name = chosen_strategy(settings.strategy, asker.form.continuations)
-    strategy = make_strategy(name, settings.steps(asker.form))
+    name = chosen_strategy(settings.strategy, policy_client.form.continuations)
+    strategy = make_strategy(name, settings.steps(policy_client.form))
     log = ArmLog(settings.log)
     loop = ControlLoop(
         DryRun(arm) if settings.dry_run else arm,
-        ThreadRequester(asker, asker.interrupt),
-        asker.form,
+        ThreadRequester(policy_client, policy_client.interrupt),
+        policy_client.form,
         strategy,
         settings.loop,
         clock=clock,

@@ -19,9 +19,9 @@ from diffusion_policy.storage import sha256
 
 def answer_steps(policy: Policy, settings: EngineSettings) -> int:
     """How many steps an answer has: as the settings say, or as the policy does; ServeError beyond its horizon."""
-    chosen, room = settings.n_action_steps, policy.sequence_length - policy.first_executed
-    if chosen is not None and chosen > room:
-        raise ServeError(f"engine.n_action_steps is {chosen}; the policy predicts {room} steps from now on")
+    chosen, n_predicted = settings.n_action_steps, policy.sequence_length - policy.first_executed
+    if chosen is not None and chosen > n_predicted:
+        raise ServeError(f"engine.n_action_steps is {chosen}; the policy predicts {n_predicted} steps from now on")
     return policy.n_action_steps if chosen is None else chosen
 
 

@@ -56,7 +56,7 @@ class Continuation:
 
 
 def read_continuation(entry: Any, width: int) -> Continuation | None:
-    """Reads the untrusted entry of an observation; None where there is none.
+    """Reads the untrusted entry of an observation; None if there is none.
 
     Args:
         entry: as decoded.

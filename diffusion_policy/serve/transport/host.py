@@ -260,7 +260,7 @@ class Host:
             session: whose message it is.
             request: the message.
             behind: what waits behind it by now; called from the worker thread.
-            ticket: of this answer; expires if the client hangs up.
+            pending: decides whether this answer is sent; expires if the client hangs up.
         """
         arrival, begun = request.arrival, time.monotonic()
         arrival.stages.add("wait", begun - arrival.received)

@@ -73,7 +73,7 @@ def _is_free(host: str, port: int, others: Collection[int]) -> bool:
 
 
 def holder_of(port: int) -> str | None:
-    """Returns the process that listens on a port, as "process 12 (its command line)"; None where it is not known."""
+    """Returns the process that listens on a port, as "process 12 (its command line)"; None if it is not known."""
     sockets = set(_listening(port))
     for folder in PROC.glob("[0-9]*"):
         with contextlib.suppress(OSError):  # other users' processes, and those that end just now

@@ -160,7 +160,7 @@ def parse_observation(message: Mapping[str, Any], form: MessageForm, limits: Lim
 
 
 def _camera_times(value: Any, form: MessageForm) -> dict[str, float]:
-    """Reads when the newest frame of each camera was captured; empty where the message does not say."""
+    """Reads when the newest frame of each camera was captured; empty if the message does not say."""
     if value is None:
         return {}
     if not isinstance(value, dict) or set(value) != set(form.cameras):

@@ -91,7 +91,7 @@ class PendingReply:
         return self.outcome in ("late", "gone")
 
     def expire(self, why: Literal["late", "gone"] = "late") -> bool:
-        """Expires the ticket; returns whether it was not claimed before."""
+        """Marks the answer as no longer awaited; returns whether it was not claimed before."""
         return self._decide(why)
 
     def _decide(self, outcome: Outcome) -> bool:
