@@ -1,11 +1,12 @@
-"""Roll a policy out on the tabletop, and record what the expert does from where it failed or hesitated.
+"""Roll a policy out, and record what the expert does from where it failed or hesitated; in the grove, all it would do.
 
     python scripts/collect_corrections.py data/demo/finetuned/checkpoints/latest.ckpt --output data/corrections
     python scripts/collect_corrections.py latest.ckpt --output data/corrections --scenes 40 --task distractors
+    python scripts/collect_corrections.py vpt.ckpt --simulator grove --task log --output data/corrections
     python scripts/collect_corrections.py --marked data/raw/supervised --output data/corrections     # a person's
 
-The episodes are recordings for the converter (`--append` adds them to the policy's dataset); every step of them is
-marked as an intervention. `scripts/dagger.py` is the whole loop. An interrupted collection keeps the
+The episodes are recordings for the converter (`--append` adds them to the policy's dataset); on the tabletop every step
+of them is marked as an intervention. `scripts/dagger.py` is the whole loop. An interrupted collection keeps the
 scenes that are done; the same command with --resume continues. Exit status: 0 collected, 2 refused, 130 interrupted.
 """
 
@@ -24,20 +25,30 @@ from diffusion_policy.installation import CONFIG
 if TYPE_CHECKING:
     from diffusion_policy.dagger.corrections import Collected, Collection
 
-TABLETOP = CONFIG / "simulator" / "tabletop.yaml"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add = parser.add_argument
-    add("checkpoint", type=Path, nargs="?", metavar="CKPT", help="that is rolled out on the built-in tabletop")
+    add("checkpoint", type=Path, nargs="?", metavar="CKPT", help="that is rolled out")
     add("--marked", type=Path, metavar="DIR", help="instead of CKPT: recordings in which a person took over")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for corrections.json and the episodes")
     add("--scenes", type=int, default=20, metavar="N", help="that are rolled out (default %(default)d)")
     add("--seed", type=int, default=300_000, help="of the first scene and of the noise (default %(default)d)")
-    add("--task", default="pick_and_place", help="pick_and_place (default), two_in_order, distractors, pose_only")
-    add("--referee", default="physics", help="physics (default) or kinematic, which is faster")
+    add("--simulator", default="tabletop", metavar="NAME", help="tabletop (default), or grove for VPT")
+    add(
+        "--task",
+        help="pick_and_place (default), two_in_order, distractors, pose_only; grove: log (default), wool, stone",
+    )
+    add("--referee", default="physics", help="of the tabletop: physics (default) or kinematic, which is faster")
     add("--camera-size", type=int, nargs=2, default=(320, 180), metavar=("WIDTH", "HEIGHT"), help="(default 320 180)")
+    add(
+        "--env",
+        dest="env_words",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an argument of its environment",
+    )
     add("--variation", type=float, default=0.3, help="of the expert: 0 to 1 (default %(default)g)")
     add("--per-scene", type=int, default=2, metavar="N", help="takeovers of a scene at most (default %(default)d)")
     add("--first-number", type=int, default=0, metavar="N", help="of the episodes (default %(default)d)")
@@ -93,14 +104,20 @@ def collection_of(arguments: argparse.Namespace) -> Collection:
     """What the command line asks for; WorkspaceError where it makes no sense."""
     from diffusion_policy.closed_loop.evaluation import Evaluation
     from diffusion_policy.dagger.corrections import Collection
-    from diffusion_policy.env_runner.simulator import Simulator
+    from diffusion_policy.dagger.simulator_commands import DEFAULT_TASKS, TABLETOP
+    from diffusion_policy.env_runner.simulator import Simulator, read_arguments
     from diffusion_policy.errors import WorkspaceError
 
     if arguments.scenes < 1:
         raise WorkspaceError(f"--scenes is {arguments.scenes}; expected 1 or more")
-    chosen = {"task": arguments.task, "referee": arguments.referee, "image_size": list(arguments.camera_size)}
+    if arguments.simulator not in DEFAULT_TASKS:
+        raise WorkspaceError(f"--simulator is {arguments.simulator!r}; expected {' or '.join(DEFAULT_TASKS)}")
+    chosen = read_arguments(arguments.env_words)
+    chosen["task"] = arguments.task or DEFAULT_TASKS[arguments.simulator]
+    if arguments.simulator == TABLETOP:
+        chosen |= {"referee": arguments.referee, "image_size": list(arguments.camera_size)}
     evaluation = Evaluation(
-        Simulator.load(TABLETOP, **chosen),
+        Simulator.load(CONFIG / "simulator" / f"{arguments.simulator}.yaml", **chosen),
         arguments.scenes,
         arguments.seed,
         arguments.n_action_steps,

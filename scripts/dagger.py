@@ -2,6 +2,7 @@
 
     python scripts/dagger.py data/demo/finetuned/checkpoints/latest.ckpt --dataset data/demo/tabletop.zarr
     python scripts/dagger.py latest.ckpt --dataset tabletop.zarr --rounds 2 --control --json dagger.json
+    python scripts/dagger.py vpt.ckpt --dataset vpt.zarr --simulator grove --task log --scenes 30 20
     python scripts/dagger.py latest.ckpt --dataset mine.zarr --marked data/raw/supervised --experiment finetune_8d
 
 Each round is a row: demonstrations, corrections, updates, success in closed loop with its Wilson interval, and a paired
@@ -29,22 +30,31 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CKPT", help="of 8-D actions; the loop starts from its average")
+    add("checkpoint", type=Path, metavar="CKPT", help="of 8-D actions (the loop starts from its average), or of VPT's")
     add("--dataset", type=Path, required=True, metavar="ZARR", help="what it was trained on; copied, never changed")
     add("--workdir", type=Path, default=Path("data/dagger"), metavar="DIR", help="(default data/dagger)")
     add("--rounds", type=int, metavar="N", help="(default 2; with --marked 1)")
-    add("--scenes", type=int, default=20, metavar="N", help="rolled out in a round (default %(default)d)")
+    add(
+        "--scenes",
+        type=int,
+        nargs="+",
+        default=[20],
+        metavar="N",
+        help="rolled out in a round, or in each (default 20)",
+    )
     add("--updates", type=int, default=400, metavar="N", help="of a round, at least (default %(default)d)")
     add("--evaluation-scenes", type=int, default=40, metavar="N", help="(default %(default)d)")
     add("--seed", type=int, default=300_000, help="of the first scene that is corrected (default %(default)d)")
     add("--evaluation-seed", type=int, default=100_000, help="of the first scene evaluated (default %(default)d)")
     add("--control-seed", type=int, default=400_000, help="of the control's demonstrations (default %(default)d)")
-    add("--task", default="pick_and_place", help="pick_and_place (default), two_in_order, distractors")
-    add("--referee", default="physics", help="physics (default) or kinematic, which is faster")
+    add("--simulator", default="tabletop", metavar="NAME", help="tabletop (default), or grove for VPT")
+    add("--task", help="pick_and_place (default), two_in_order, distractors; of the grove log (default), wool, stone")
+    add("--env", action="append", default=[], metavar="KEY=VALUE", help="an argument of the simulator's environment")
+    add("--referee", default="physics", help="of the tabletop: physics (default) or kinematic, which is faster")
     add("--camera-size", type=int, nargs=2, default=(320, 180), metavar=("WIDTH", "HEIGHT"), help="(default 320 180)")
     add("--variation", type=float, default=0.3, help="of the expert: 0 to 1 (default %(default)g)")
     add("--n-action-steps", type=int, metavar="N", help="steps of a chunk that are executed (default 6)")
-    add("--experiment", default="demo_finetune", help="of config/experiment, for fine-tuning (default %(default)s)")
+    add("--experiment", help="of config/experiment, for fine-tuning (default demo_finetune; of the grove none)")
     add("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="a setting of train.py")
     add("--control", action="store_true", help="a second arm: as many ordinary demonstrations, as many updates")
     add("--marked", metavar="DIR", help="in place of rollouts: a robot's recordings in which a person took over")
@@ -83,7 +93,7 @@ def played(loop: Work, ended: FinishedSteps) -> CommandResult:
                 return CommandResult("a command failed; its message is above", status)
         new = rows_of(loop, number)
         if not new:
-            show_line(f"round {number}: nothing to correct in {loop.plan.scenes} scenes; the loop ends here")
+            show_line(f"round {number}: nothing to correct in {loop.plan.scenes_of(number)} scenes; the loop ends here")
             break
         rows += new
         write_json(loop.folder / "rounds.json", document(loop, rows))
@@ -93,10 +103,16 @@ def played(loop: Work, ended: FinishedSteps) -> CommandResult:
 def loop_of(arguments: argparse.Namespace) -> Work:
     """What the command line asks for; WorkspaceError where it makes no sense."""
     from diffusion_policy.dagger.rounds import RoundPlan, Work
+    from diffusion_policy.dagger.simulator_commands import DEFAULT_TASKS, DEMO_EXPERIMENT, TABLETOP
 
     options = {**vars(arguments), "checkpoint": str(arguments.checkpoint), "dataset": str(arguments.dataset)}
     if arguments.rounds is None:
-        options["rounds"] = 2 if arguments.marked is None else 1
+        options["rounds"] = max(len(arguments.scenes), 2 if arguments.marked is None else 1)
+    options["task"] = arguments.task or DEFAULT_TASKS.get(arguments.simulator, "")
+    options["scenes"] = arguments.scenes[0] if len(arguments.scenes) == 1 else tuple(arguments.scenes)
+    options["env"] = tuple(arguments.env)
+    if arguments.simulator == TABLETOP and arguments.experiment is None:
+        options["experiment"] = DEMO_EXPERIMENT
     chosen = {name: options[name] for name in RoundPlan.__dataclass_fields__}
     camera, settings = tuple(arguments.camera_size), tuple(arguments.settings)
     return Work(arguments.workdir, RoundPlan(**{**chosen, "camera_size": camera, "settings": settings}))

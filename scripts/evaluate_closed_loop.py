@@ -120,7 +120,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
     """What the command line asks for; WorkspaceError where it makes no sense."""
     from diffusion_policy.closed_loop.evaluation import Evaluation
-    from diffusion_policy.env_runner.simulator import Simulator
+    from diffusion_policy.env_runner.simulator import Simulator, read_arguments
     from diffusion_policy.errors import WorkspaceError
 
     if arguments.scenes < 1:
@@ -133,7 +133,7 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
         raise WorkspaceError("--jitter is for the control loop; add --strategy skip --through-server")
     if arguments.smoothing is not None and arguments.strategy is None:
         raise WorkspaceError("--smoothing is for the control loop; add --strategy auto --through-server")
-    chosen = env_arguments(arguments.env_words)
+    chosen = read_arguments(arguments.env_words)
     chosen |= {key: getattr(arguments, key) for key in ("task", "referee") if getattr(arguments, key) is not None}
     if arguments.camera_size is not None:
         chosen["image_size"] = arguments.camera_size
@@ -158,24 +158,6 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
         arguments.smoothing,
         arguments.greedy,
     )
-
-
-def env_arguments(words: Sequence[str]) -> dict[str, Any]:
-    """Arguments of the environment, their values read as in a YAML file; WorkspaceError of a word without ``=``."""
-    import yaml
-
-    from diffusion_policy.errors import WorkspaceError
-
-    found = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not key or not equals:
-            raise WorkspaceError(f"--env is {word!r}; expected KEY=VALUE, such as max_steps=200")
-        try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise WorkspaceError(f"--env {word}: the value cannot be read ({str(error).splitlines()[0]})") from error
-    return found
 
 
 def found_device(asked: str) -> str:

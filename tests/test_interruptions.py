@@ -124,6 +124,11 @@ AT_WORK = {
         "evaluate.recorded_inference:predict_chunks:3",
         "logs of 2 of 4 episodes are kept in out; go on with: ",
     ),
+    "run_dagger_iteration.sh": Case(
+        "--task log --continue-from {vpt} --iterations 1 --workdir out --env max_steps=3 --evaluation-scenes 1",
+        "closed_loop.evaluation:roll_out",
+        "0 commands have ended and are kept in out; interrupted: Evaluate the start; go on with: ",
+    ),
     "run_robot.py": Case(
         "--replay {recordings}/episode_0000 --server {server} --log out",
         "serve.client.control_loop:ControlLoop.tick:3",

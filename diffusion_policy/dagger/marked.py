@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy import safe_pickle
-from diffusion_policy.dagger.corrections import CorrectionError
+from diffusion_policy.dagger.teacher import CorrectionError
 from diffusion_policy.gripper_scale import DeclaredScales
 from diffusion_policy.paths import read_bytes
 from diffusion_policy.recording.contract import true_runs

@@ -2,10 +2,12 @@
 
 A work folder holds
 
-    plan.json             the plan; --resume refuses a different one done.json             the commands that have ended
-    start.json            closed-loop evaluation of the initial checkpoint corrections/, demonstrations/     one arm of
-    the experiment each: data.zarr, and for each round N recorded_N/, run_N/
-                          and closed_loop_N.json
+    plan.json             the plan; --resume refuses a different one
+    done.json             the commands that have ended
+    start.json            closed-loop evaluation of the initial checkpoint
+    corrections/, demonstrations/
+                          one arm of the experiment each: data.zarr, and for each round N recorded_N/, run_N/ and
+                          closed_loop_N.json
     rounds.json           the table of results
 
 The arm ``demonstrations`` is the control: in each round it gets as many ordinary demonstrations as the other arm gets
@@ -25,18 +27,20 @@ from typing import Any
 
 from diffusion_policy.convert.existing import ExistingDataset
 from diffusion_policy.dagger.corrections import read_collected
+from diffusion_policy.dagger.simulator_commands import COMMANDS, TABLETOP, SimulatorCommands, option_words
 from diffusion_policy.env_runner.document import read_document
 from diffusion_policy.env_runner.results import SceneResult, compare, success_of
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.recipe import FinishedSteps, Step
 from diffusion_policy.run_folder import LATEST, LOG_NAME
 from diffusion_policy.storage import atomic_folder, write_json
-from diffusion_policy.trajectory import find_trajectories
 
 CORRECTIONS, DEMONSTRATIONS = "corrections", "demonstrations"
 TABLE_VERSION = 1
 _NUMBERS_A_ROUND = 1000  # the episodes of round N are numbered from N times this number
 _EPOCHS_A_CHECKPOINT = 5  # epochs that a killed fine-tuning run loses at most
+# Of plans that were written before these settings were.
+_BEFORE: Mapping[str, Any] = {"simulator": TABLETOP, "env": []}
 _SHARE_OF_AN_EPOCH = 0.5  # of the initial dataset; held-out episodes and ends of episodes give no windows
 
 
@@ -49,26 +53,28 @@ class RoundPlan:
     """The plan of a loop.
 
     Attributes:
-        checkpoint, dataset: a policy of 8-D actions, and its training data; both are only read.
+        checkpoint, dataset: a policy of 8-D actions, or of VPT's, and its training data; both are only read.
         rounds: number of rounds.
-        scenes: scenes rolled out in a round.
+        scenes: scenes rolled out in a round; several numbers: of one round each.
         updates: updates of a round; equal in both arms.
         evaluation_scenes: number of scenes in which every checkpoint is evaluated.
         seed: seed of the first scene that is rolled out to be corrected.
         evaluation_seed: seed of the first scene of the evaluation.
         control_seed: seed of the control's demonstrations.
         task, referee, camera_size, variation, n_action_steps: settings of rollouts and demonstrations.
-        experiment: name in config/experiment, for fine-tuning.
+        experiment: name in config/experiment, for fine-tuning; None: the simulator's own.
         settings: further settings of train.py.
         control: whether the control arm runs, too.
         marked: a folder of a robot's recordings in which a person took over, in place of rollouts; then there is one
             round, and no closed-loop evaluation.
+        simulator: "tabletop" or "grove", of ``simulator_commands.COMMANDS``.
+        env: arguments of its environment as KEY=VALUE.
     """
 
     checkpoint: str
     dataset: str
     rounds: int = 2
-    scenes: int = 20
+    scenes: int | tuple[int, ...] = 20
     updates: int = 400
     evaluation_scenes: int = 40
     seed: int = 300_000
@@ -79,10 +85,12 @@ class RoundPlan:
     camera_size: tuple[int, int] = (320, 180)
     variation: float = 0.3
     n_action_steps: int | None = None
-    experiment: str = "demo_finetune"
+    experiment: str | None = None
     settings: tuple[str, ...] = ()
     control: bool = False
     marked: str | None = None
+    simulator: str = TABLETOP
+    env: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.marked is not None and (self.control or self.rounds != 1):
@@ -90,12 +98,18 @@ class RoundPlan:
                 "--marked is one round of a robot's recordings: give --rounds 1 and no --control; the next one starts "
                 "from the checkpoint and the dataset that this one leaves"
             )
-        for name in ("rounds", "scenes", "updates", "evaluation_scenes"):
+        if self.simulator not in COMMANDS:
+            raise RoundError(f"simulator is {self.simulator!r}; expected {' or '.join(COMMANDS)}")
+        for name in ("rounds", "updates", "evaluation_scenes"):
             if getattr(self, name) < 1:
                 raise RoundError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if isinstance(self.scenes, tuple) and len(self.scenes) != self.rounds:
+            raise RoundError(f"scenes are of {len(self.scenes)} rounds; expected one number, or {self.rounds}")
+        if min(map(self.scenes_of, range(1, self.rounds + 1))) < 1:
+            raise RoundError(f"scenes is {self.scenes}; expected 1 or more")
         ranges = {
             "evaluation": range(self.evaluation_seed, self.evaluation_seed + self.evaluation_scenes),
-            "corrected rollouts": range(self.seed, self.seed + self.rounds * self.scenes),
+            "corrected rollouts": range(self.seed, self.first_seed(self.rounds + 1)),
             "the control's demonstrations": range(self.control_seed, self.control_seed + self.rounds + 1),
         }
         names = list(ranges)
@@ -107,6 +121,19 @@ class RoundPlan:
                         f"the scenes of {one} ({first.start} to {first.stop - 1}) and of {other} ({second.start} to "
                         f"{second.stop - 1}) overlap; choose seeds that are further apart"
                     )
+
+    @property
+    def commands(self) -> SimulatorCommands:
+        """What commands need to know of the simulator."""
+        return COMMANDS[self.simulator](self)
+
+    def scenes_of(self, number: int) -> int:
+        """Scenes that are rolled out in a round, from 1."""
+        return self.scenes[number - 1] if isinstance(self.scenes, tuple) else self.scenes
+
+    def first_seed(self, number: int) -> int:
+        """Seed of the first scene that is rolled out in a round."""
+        return self.seed + sum(self.scenes_of(past) for past in range(1, number))
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -153,7 +180,7 @@ class Work:
         file = self.folder / "plan.json"
         if resume and file.is_file():
             found = json.loads(file.read_text(encoding="utf-8"))
-            differing = [key for key in asked if found.get(key) != asked[key]]
+            differing = [key for key in asked if found.get(key, _BEFORE.get(key)) != asked[key]]
             if differing:
                 key = differing[0]
                 raise RoundError(f"{file}: {key} is {found.get(key)!r}; here it is {asked[key]!r}")
@@ -175,8 +202,13 @@ def evaluation(work: Work, arm: str, number: int) -> Step:
     plan, out = work.plan, work.closed_loop(arm, number)
     words = ["scripts/evaluate_closed_loop.py", str(work.checkpoint(arm, number))]
     words += ["--scenes", str(plan.evaluation_scenes), "--seed", str(plan.evaluation_seed)]
-    words += ["--task", plan.task, "--referee", plan.referee, "--camera-size", *map(str, plan.camera_size)]
-    words += [*_executed(plan), "--json", str(out), *(["--resume"] if out.is_file() else [])]
+    words += [
+        *plan.commands.evaluating(),
+        *_executed(plan),
+        "--json",
+        str(out),
+        *(["--resume"] if out.is_file() else []),
+    ]
     name = "the start" if number == 0 else f"round {number}, {arm}"
     return Step(f"Evaluate {name}", tuple(words))
 
@@ -184,7 +216,6 @@ def evaluation(work: Work, arm: str, number: int) -> Step:
 def gathering(work: Work, arm: str, number: int) -> Step:
     """Returns the command that records the episodes of a round."""
     plan, out = work.plan, work.recorded(arm, number)
-    camera = list(map(str, plan.camera_size))
     first = ("--first-number", str(_NUMBERS_A_ROUND * number))
     if plan.marked is not None:
         scale = ExistingDataset.open(Path(plan.dataset)).report.settings["gripper_scale"]
@@ -192,26 +223,23 @@ def gathering(work: Work, arm: str, number: int) -> Step:
         return Step(f"Round {number}: cut out what is marked", (*words, *(["--gripper-scale", scale] if scale else [])))
     if arm == DEMONSTRATIONS:
         count = len(read_collected(work.recorded(CORRECTIONS, number)).episodes)
-        words = ["scripts/make_demo_trajectories.py", "--output", str(out), "--episodes", str(count)]
-        words += ["--seed", str(plan.control_seed + number), "--resolution", *camera, "--task", plan.task]
-        words += ["--variation", str(plan.variation), "--referee", plan.referee]
+        words = plan.commands.demonstrating(out, count, plan.control_seed + number)
         return Step(f"Round {number}, {arm}: record as many", tuple(words))
     words = ["scripts/collect_corrections.py", str(work.checkpoint(arm, number - 1)), "--output", str(out)]
-    words += ["--scenes", str(plan.scenes), "--seed", str(plan.seed + (number - 1) * plan.scenes)]
-    words += ["--task", plan.task, "--referee", plan.referee, "--camera-size", *camera]
-    words += ["--variation", str(plan.variation), *first, *_executed(plan), "--resume"]
+    words += ["--scenes", str(plan.scenes_of(number)), "--seed", str(plan.first_seed(number))]
+    words += [*plan.commands.correcting(), "--variation", str(plan.variation), *first, *_executed(plan), "--resume"]
     return Step(f"Round {number}, {arm}: roll out, and correct", tuple(words))
 
 
 def learning(work: Work, arm: str, number: int) -> list[Step]:
     """Returns the commands that add a round's episodes to the dataset and fine-tune on the whole dataset."""
     plan, data = work.plan, work.dataset(arm)
-    add = ("scripts/convert_cogact_to_zarr.py", "--input", str(work.recorded(arm, number)), "--output", str(data))
+    add = (plan.commands.script, "--input", str(work.recorded(arm, number)), "--output", str(data))
     epochs, batches = split_updates(plan)
     train = [
         *training_words(plan, data),
         f"pretrained.path={work.checkpoint(arm, number - 1)}",
-        "pretrained.which=ema_model",
+        *plan.commands.starts_from,
         f"hydra.run.dir={work.run(arm, number)}",
         f"training.num_epochs={epochs}",
         f"training.max_train_steps={batches}",
@@ -220,15 +248,16 @@ def learning(work: Work, arm: str, number: int) -> list[Step]:
         "training.resume=True",
     ]
     return [
-        Step(f"Round {number}, {arm}: add to the dataset", (*add, *conversion_words(data), "--append", "--resume")),
+        Step(
+            f"Round {number}, {arm}: add to the dataset", (*add, *conversion_words(plan, data), "--append", "--resume")
+        ),
         Step(f"Round {number}, {arm}: fine-tune", tuple(train)),
     ]
 
 
 def training_words(plan: RoundPlan, data: Path) -> list[str]:
     """Returns the arguments that all fine-tuning runs of the loop share."""
-    start = ["train.py", "--config-name=train_cogact_robot", f"experiment={plan.experiment}"]
-    return [*start, f"task.dataset_path={data}", *plan.settings]
+    return ["train.py", *plan.commands.training(), f"task.dataset_path={data}", *plan.settings]
 
 
 def split_updates(plan: RoundPlan) -> tuple[int, int]:
@@ -240,12 +269,12 @@ def split_updates(plan: RoundPlan) -> tuple[int, int]:
 
     cfg = compose_arguments(training_words(plan, Path(plan.dataset))[1:])
     frames = int(ExistingDataset.open(Path(plan.dataset)).buffer.episode_ends[-1])
-    whole = max(1, math.floor(_SHARE_OF_AN_EPOCH * frames / int(cfg.dataloader.batch_size)))
+    whole = max(1, math.floor(_SHARE_OF_AN_EPOCH * frames / plan.commands.frames_an_update(cfg)))
     epochs = math.ceil(plan.updates / whole)
     return epochs, math.ceil(plan.updates / epochs)
 
 
-def conversion_words(data: Path) -> list[str]:
+def conversion_words(plan: RoundPlan, data: Path) -> list[str]:
     """Returns the converter's settings that a dataset was made with, as command-line arguments."""
     made = ExistingDataset.open(data).report.settings
     words = ["--resolution", *map(str, made["resolution"]), "--compressor", str(made["codec"])]
@@ -255,14 +284,8 @@ def conversion_words(data: Path) -> list[str]:
         "--shard": made["shard"],
         "--gaps": made["gaps"],
         "--decode": made["decode"],
-        "--quaternion-sign": made["quaternion_sign"],
-        "--gripper-command": made["gripper_command"],
-        "--gripper-scale": made["gripper_scale"],
-        "--gripper-lead": made["gripper_lead"],
     }
-    for name, value in options.items():
-        words += [] if value is None else [name, str(value)]
-    return words
+    return [*words, *option_words(options), *plan.commands.converting(made)]
 
 
 def _executed(plan: RoundPlan) -> list[str]:
@@ -317,7 +340,7 @@ def rows_of(work: Work, number: int) -> list[dict[str, Any]]:
 def _row(work: Work, arm: str, number: int) -> dict[str, Any]:
     """Returns the result of a round as plain data, read from the files that its commands wrote."""
     content = ExistingDataset.open(work.dataset(arm)) if number else ExistingDataset.open(Path(work.plan.dataset))
-    gathered = [len(find_trajectories(work.recorded(arm, past))) for past in range(1, number + 1)]
+    gathered = [work.plan.commands.recorded(work.recorded(arm, past)) for past in range(1, number + 1)]
     ends = [*content.buffer.episode_ends.tolist()]
     # An arm's dataset holds the rounds in order, so the row of a round can be computed after later rounds, too.
     at_start = len(ExistingDataset.open(Path(work.plan.dataset)).buffer.episode_ends)

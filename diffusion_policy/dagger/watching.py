@@ -119,6 +119,6 @@ def tabletop_of(env: Env) -> TabletopEnv:
     """
     if not isinstance(env.unwrapped, TabletopEnv):
         raise WorkspaceError(
-            f"the simulator is a {type(env.unwrapped).__name__}; the scripted expert knows the built-in tabletop only"
+            f"the simulator is a {type(env.unwrapped).__name__}; experts know the built-in tabletop and the grove"
         )
     return env.unwrapped

@@ -5,7 +5,7 @@ These settings hold everything that differs between simulators; ``config/simulat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -230,6 +230,24 @@ class Simulator:
         """Returns the environment and its arguments as plain data, for results."""
         settings = {"env": dict(self.env), "control_hz": self.control_hz, "jpeg": self.jpeg}
         return settings if self.resize == "area" else {**settings, "resize": self.resize}
+
+
+def read_arguments(words: Sequence[str]) -> dict[str, Any]:
+    """Arguments of an environment from words KEY=VALUE, the values read as in a YAML file.
+
+    Raises:
+        SimulatorError: a word is something else.
+    """
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise SimulatorError(f"--env is {word!r}; expected KEY=VALUE, such as max_steps=200")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SimulatorError(f"--env {word}: the value cannot be read ({str(error).splitlines()[0]})") from error
+    return found
 
 
 def _found(observation: Any, path: str, key: str) -> Any:

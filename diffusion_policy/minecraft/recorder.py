@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffusion_policy.minecraft.actions import MinecraftError, pressed_buttons
 from diffusion_policy.minecraft.contractor import DEGREES_PER_PIXEL, KEYS, MOUSE_BUTTONS
@@ -91,24 +92,50 @@ def _check_settings(file: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
+class EpisodeWriter:
+    """The video and the lines of one episode, tick by tick.
+
+    Args:
+        video: to be written, under the name that it is given.
+    """
+
+    def __init__(self, video: Path) -> None:
+        self._video = VideoWriter(video, (IMAGE_WIDTH, IMAGE_HEIGHT), 1 / TICK_SECONDS)
+        self._lines: list[str] = []
+        self._before: frozenset[str] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def add(self, world: World, frame: NDArray[np.uint8], action: Mapping[str, Any]) -> None:
+        """What is seen, (160, 256, 3), and what is done then: all buttons, and the camera (2,) in degrees."""
+        self._video.write(frame)
+        pressed, camera = pressed_buttons(action)
+        self._lines.append(json.dumps(_line(world, pressed, pressed - self._before, camera)))
+        self._before = pressed
+
+    def close(self) -> str:
+        """Ends the video, and returns the lines as a text."""
+        self._video.close()
+        return "\n".join(self._lines) + "\n"
+
+    def abandon(self) -> None:
+        """Ends the recording; the file is not a video."""
+        self._video.abandon()
+
+
 def _record(file: Path, world: World, expert: Expert, max_steps: int) -> None:
-    lines: list[str] = []
-    before: frozenset[str] = frozenset()
     # The lines first: a video without lines would be taken for a whole recording by its name.
     with atomic_file(file) as partial:
-        video = VideoWriter(partial, (IMAGE_WIDTH, IMAGE_HEIGHT), 1 / TICK_SECONDS)
+        episode = EpisodeWriter(partial)
         while not world.done:
             if world.ticks >= max_steps:
-                video.abandon()
+                episode.abandon()
                 raise MinecraftError(f"{file}: the expert did not finish {world.task.name} in {max_steps} steps")
             action = expert.act(world)
-            video.write(render(world))
-            pressed, camera = pressed_buttons(action)
-            lines.append(json.dumps(_line(world, pressed, pressed - before, camera)))
-            world.step(pressed, camera)
-            before = pressed
-        video.close()
-        write_text(file.with_suffix(".jsonl"), "\n".join(lines) + "\n")
+            episode.add(world, render(world), action)
+            world.step(*pressed_buttons(action))
+        write_text(file.with_suffix(".jsonl"), episode.close())
 
 
 def _line(

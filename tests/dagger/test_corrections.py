@@ -12,7 +12,7 @@ from evaluation_factory import write_tiny_checkpoint
 
 from diffusion_policy import safe_pickle
 from diffusion_policy.closed_loop.evaluation import Evaluation
-from diffusion_policy.dagger import corrections
+from diffusion_policy.dagger import corrections, tabletop_teacher
 from diffusion_policy.dagger.corrections import (
     Collected,
     Collection,
@@ -106,7 +106,7 @@ def test_killed_after_any_takeover_it_goes_on_to_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole, calls = corrections.record, []
+    whole, calls = tabletop_teacher.record, []
 
     def killed(*arguments, **options):
         calls.append(arguments[0])
@@ -115,11 +115,11 @@ def test_killed_after_any_takeover_it_goes_on_to_the_same(
             raise KeyboardInterrupt
         return done
 
-    monkeypatch.setattr(corrections, "record", killed)
+    monkeypatch.setattr(tabletop_teacher, "record", killed)
     monkeypatch.setattr(corrections, "_AT_ONCE", 1)
     with pytest.raises(KeyboardInterrupt):
         collect(checkpoint, small(), tmp_path)
-    monkeypatch.setattr(corrections, "record", whole)
+    monkeypatch.setattr(tabletop_teacher, "record", whole)
     again = collect(checkpoint, small(), tmp_path, resume=True)
     assert again.corrections == collected[1].corrections
     for taken in again.episodes:
@@ -147,8 +147,8 @@ def test_the_command_collects_and_says_what(
 def test_where_the_expert_fails_too_nothing_is_kept(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = corrections.plan_on
-    monkeypatch.setattr(corrections, "plan_on", lambda *words: plan(*words)[:5])
+    plan = tabletop_teacher.plan_on
+    monkeypatch.setattr(tabletop_teacher, "plan_on", lambda *words: plan(*words)[:5])
     found = collect(checkpoint, small(), tmp_path)
     assert found.corrections
     assert not found.episodes
@@ -171,7 +171,7 @@ def test_settings_that_make_no_sense(change: dict[str, object], message: str, ch
 
 
 def test_another_simulator_has_no_expert(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(WorkspaceError, match="is a Driver; the scripted expert knows the built-in tabletop only"):
+    with pytest.raises(WorkspaceError, match="is a Driver; experts know the built-in tabletop and the grove"):
         collect(checkpoint, Collection(Evaluation(driver(), 1)), tmp_path)
 
 

@@ -13,13 +13,23 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from script_parsers import refusal
 from trajectory_factory import write_trajectory
 
 from diffusion_policy import recipe, safe_pickle
 from diffusion_policy.convert import ConversionSettings, convert
 from diffusion_policy.dagger import rounds
 from diffusion_policy.dagger.corrections import DOCUMENT, Collected
-from diffusion_policy.dagger.rounds import RoundError, RoundPlan, Work, conversion_words, learning, split_updates
+from diffusion_policy.dagger.rounds import (
+    RoundError,
+    RoundPlan,
+    Work,
+    conversion_words,
+    evaluation,
+    gathering,
+    learning,
+    split_updates,
+)
 from diffusion_policy.dagger.table import compared
 from diffusion_policy.dataset.image_codecs import image_codec
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
@@ -315,7 +325,14 @@ def test_the_dataset_s_own_settings_are_appended_with(made: dict[str, object], t
         record(tmp_path / name, number, at=100.0 * number)
     data = tmp_path / "data.zarr"
     convert(ConversionSettings(tmp_path / "first", data, resolution=(40, 36), workers=1, **made))
-    words = ["--input", str(tmp_path / "second"), "--output", str(data), *conversion_words(data), "--append"]
+    words = [
+        "--input",
+        str(tmp_path / "second"),
+        "--output",
+        str(data),
+        *conversion_words(RoundPlan("a.ckpt", str(data)), data),
+        "--append",
+    ]
     assert door("convert_cogact_to_zarr").main(words) == 0
     assert len(ReplayBuffer.open(data).episode_ends) == 2
 
@@ -327,6 +344,56 @@ def test_settings_of_training_are_passed_on(dataset: Path, tmp_path: Path) -> No
     work.copy_dataset("corrections")
     _, train = learning(work, "corrections", 1)
     assert {"optimizer.learning_rate=0.001", "experiment=finetune_8d"} <= set(train.words)
+
+
+@pytest.mark.parametrize("simulator", ["tabletop", "grove"])
+def test_commands_are_those_that_the_scripts_take(
+    simulator: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all commands of a round, in either simulator, and how an episode of the grove is cut short."""
+    monkeypatch.setattr(rounds, "split_updates", lambda plan: (1, plan.updates))
+    task, config = ("wool", "train_vpt_bc") if simulator == "grove" else ("distractors", "train_cogact_robot")
+    plan = RoundPlan("a.ckpt", str(dataset), task=task, simulator=simulator, env=("max_steps=9",), scenes=(3, 2))
+    work = Work(tmp_path, plan)
+    for arm in ("corrections", "demonstrations"):
+        work.copy_dataset(arm)
+    (tmp_path / "corrections" / "recorded_2").mkdir()
+    taken = {"scene": 0, "seed": 0, "step": 3, "why": "stood still", "episode": "episode_2000", "frames": 14}
+    (tmp_path / "corrections" / "recorded_2" / DOCUMENT).write_text(json.dumps(Collected({}, 0, [], [taken]).to_json()))
+    gathered = gathering(work, "corrections", 2)
+    steps = [evaluation(work, "corrections", 1), gathered, gathering(work, "demonstrations", 2)]
+    for arm in ("corrections", "demonstrations"):
+        steps += learning(work, arm, 2)
+    for step in steps:
+        script, *words = step.words
+        if Path(script).stem == "train":
+            assert f"--config-name={config}" in words
+        else:
+            assert refusal(Path(script).stem, words) is None, step.words
+    assert (value(gathered.words, "--scenes"), value(gathered.words, "--seed")) == ("2", "300003")
+    assert all("max_steps=9" in step.words for step in steps[:2])
+    assert all(task in step.words for step in steps[:3])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scenes": (3,)}, "scenes are of 1 rounds; expected one number, or 2"),
+        ({"scenes": (3, 0)}, "expected 1 or more"),
+        ({"simulator": "chess"}, "simulator is 'chess'; expected tabletop or grove"),
+    ],
+)
+def test_plans_that_make_no_sense(change: dict[str, object], message: str) -> None:
+    with pytest.raises(RoundError, match=message):
+        RoundPlan("a.ckpt", "a.zarr", **change)
+
+
+def test_a_loop_of_before_there_was_a_grove_goes_on(dataset: Path, tmp_path: Path) -> None:
+    work = Work(tmp_path, RoundPlan("a.ckpt", str(dataset)))
+    work.begin(resume=False)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps({k: v for k, v in plan.items() if k not in ("simulator", "env")}))
+    work.begin(resume=True)
 
 
 def test_ended_commands_survive_the_process(tmp_path: Path) -> None:

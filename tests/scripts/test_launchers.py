@@ -308,6 +308,64 @@ def test_playing_refuses(bench: Workbench, arguments: tuple[str, ...], settings:
     assert not (bench.folder / "data").exists()
 
 
+# ---- rounds of corrections ----
+
+ITERATIONS = "run_dagger_iteration.sh"
+ITERATION = ("--task", "log", "--continue-from", "a run.ckpt", "--iterations")
+
+
+def test_the_guide_s_split_of_episodes(bench: Workbench) -> None:
+    """50 demonstrations where there is no dataset, then rounds of 30, 20 and so on; the words are the scripts' own."""
+    (bench.folder / "a run.ckpt").touch()
+    finished = bench.run(
+        ITERATIONS, *ITERATION, "3", "--control", "--set", "training.device=cpu", DATASET="my data.zarr"
+    )
+    assert finished.returncode == 0, finished.stderr
+    record, convert, dagger = bench.calls()
+    for words in (record, convert, dagger):
+        assert refusal(Path(words[0]).stem, words[1:]) is None
+    assert record[1:7] == ["--output", "my data_recordings", "--task", "log", "--episodes", "50"]
+    assert convert[1:5] == ["--input", "my data_recordings", "--output", "my data.zarr"]
+    assert dagger[1:13] == [
+        "a run.ckpt", "--dataset", "my data.zarr", "--simulator", "grove", "--task", "log", "--rounds", "3", "--scenes",
+        "30", "20",
+    ]  # fmt: skip
+    assert dagger[13:] == ["20", "--workdir", "data/dagger_log", "--control", "--set", "training.device=cpu"]
+
+
+def test_a_dataset_that_is_there_is_taken(bench: Workbench) -> None:
+    (bench.folder / "a run.ckpt").touch()
+    assert bench.run(ITERATIONS, *ITERATION, "1", EPISODES="4").returncode == 0
+    (dagger,) = bench.calls()
+    assert dagger[1:4] == ["a run.ckpt", "--dataset", bench.environment["DATASET"]]
+    assert dagger[8:12] == ["--rounds", "1", "--scenes", "4"]
+    helped = bench.run(ITERATIONS, "-h")
+    assert helped.returncode == 0
+    assert all(word in helped.stdout for word in ("usage: bash scripts/", "BASE_EPISODES", "Exit status"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        ((), {}, "--task is ''; expected log, wool or stone"),
+        (("--task", "chess"), {}, "--task is 'chess'"),
+        (("--task", "log"), {}, "--continue-from names the checkpoint"),
+        (("--task", "log", "--continue-from"), {}, "--continue-from needs a value"),
+        (("--task", "log", "--continue-from", "absent.ckpt"), {}, "no checkpoint absent.ckpt"),
+        (("--task", "log", "--continue-from", "old.ckpt", "--iterations", "0"), {}, "--iterations is '0'"),
+        (("--task", "log", "--continue-from", "old.ckpt"), {"EPISODES": "30,20"}, "EPISODES is '30,20'"),
+        (("--task", "log", "--continue-from", "old.ckpt"), {"BASE_EPISODES": "few"}, "BASE_EPISODES is 'few'"),
+    ],
+)
+def test_iterating_refuses(
+    bench: Workbench, arguments: tuple[str, ...], settings: dict[str, str], message: str
+) -> None:
+    finished = bench.run(ITERATIONS, *arguments, **settings)
+    assert finished.returncode == 2
+    assert message in finished.stderr
+    assert bench.calls() == []
+
+
 # ---- several GPUs ----
 
 SEVERAL = "train_ddp.sh"

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Iterations of DAgger for VPT in the grove. See usage below, or -h.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: bash scripts/run_dagger_iteration.sh --task TASK --continue-from CKPT --iterations N [OPTION...]
+
+Rounds of scripts/dagger.py in the grove, by a guide's command: roll VPT out, label what it meets with the expert's actions,
+add that to the data, clone on all of it, evaluate; a table of the rounds at the end.
+TASK: log, wool, stone. CKPT: of a train_vpt_bc run, or a .weights file. N: rounds (default 1). OPTION: of
+scripts/dagger.py, such as --control, --updates 400, --set training.device=cpu, or --resume after an interruption.
+
+Settings, from the environment; relative paths start where you are:
+  DATASET        what CKPT was cloned from    data/grove/TASK.zarr; where absent, it is made of
+  BASE_EPISODES  demonstrations               50
+  EPISODES       rolled out in each round     30 20, the guide's; 20 in further rounds
+  WORKDIR        where everything is kept     data/dagger_TASK
+  PYTHON         interpreter                  the repository's .venv/bin/python, else python
+
+Exit status: 0 all rounds ran; 2 refused; else that of the command that failed.
+TEXT
+}
+
+refuse() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+TASK= CKPT= ROUNDS=1
+OPTIONS=()
+while (($#)); do
+    case "$1" in
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        --task | --continue-from | --iterations)
+            (($# > 1)) || refuse "$1 needs a value"
+            case "$1" in
+                --task) TASK=$2 ;;
+                --continue-from) CKPT=$2 ;;
+                --iterations) ROUNDS=$2 ;;
+            esac
+            shift 2
+            ;;
+        *)
+            OPTIONS+=("$1")
+            shift
+            ;;
+    esac
+done
+[[ "$TASK" =~ ^(log|wool|stone)$ ]] || refuse "--task is '$TASK'; expected log, wool or stone"
+[[ -n "$CKPT" ]] || refuse "--continue-from names the checkpoint to start from; make one with:" \
+    "python train.py --config-name=train_vpt_bc task.dataset_path=data/grove/$TASK.zarr"
+[[ -f "$CKPT" ]] || refuse "no checkpoint $CKPT"
+[[ "$ROUNDS" =~ ^[1-9][0-9]*$ ]] || refuse "--iterations is '$ROUNDS'; expected a positive number"
+
+DATASET=${DATASET:-data/grove/$TASK.zarr}
+BASE_EPISODES=${BASE_EPISODES:-50}
+EPISODES=${EPISODES:-30 20}
+WORKDIR=${WORKDIR:-data/dagger_$TASK}
+if [[ -z "${PYTHON:-}" ]]; then
+    PYTHON=python
+    [[ ! -x "$ROOT/.venv/bin/python" ]] || PYTHON=$ROOT/.venv/bin/python
+fi
+[[ "$BASE_EPISODES" =~ ^[1-9][0-9]*$ ]] || refuse "BASE_EPISODES is '$BASE_EPISODES'; expected a positive number"
+[[ "$EPISODES" =~ ^[1-9][0-9]*(\ [1-9][0-9]*)*$ ]] || refuse "EPISODES is '$EPISODES'; expected numbers, such as '30 20'"
+read -ra SCENES <<<"$EPISODES"
+while ((${#SCENES[@]} < ROUNDS)); do SCENES+=(20); done
+
+if [[ ! -e "$DATASET" ]]; then
+    RECORDINGS=${DATASET%.zarr}_recordings
+    "$PYTHON" "$ROOT/scripts/record_grove.py" --output "$RECORDINGS" --task "$TASK" --episodes "$BASE_EPISODES" --resume
+    "$PYTHON" "$ROOT/scripts/convert_dataset.py" --input "$RECORDINGS" --output "$DATASET" --resolution 128 128 --resume
+fi
+exec "$PYTHON" "$ROOT/scripts/dagger.py" "$CKPT" --dataset "$DATASET" --simulator grove --task "$TASK" \
+    --rounds "$ROUNDS" --scenes "${SCENES[@]:0:ROUNDS}" --workdir "$WORKDIR" ${OPTIONS[@]+"${OPTIONS[@]}"}
