@@ -7,11 +7,14 @@ import logging
 import os
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import tiny_run
 import torch
 import weight_readers
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from source_trees import walked
 from weight_readers import READERS, Reader, World
@@ -20,6 +23,8 @@ from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.tensor_file import TensorFileError, open_tensor_file
 from diffusion_policy.tensor_file import integrity as integrity_module
 from diffusion_policy.tensor_file.torch_zip import read_torch_zip
+from diffusion_policy.workspace.train_vpt_ppo_workspace import TrainVPTPPOWorkspace
+from diffusion_policy.workspace.vpt_start import open_pretrained
 
 PACKAGE = Path(__file__).resolve().parents[1] / "diffusion_policy"
 OPENERS = {"read_checkpoint", "load_policy", "open_tensor_file", "read_torch_zip", "read_torch"}
@@ -378,10 +383,26 @@ def test_every_reader_refuses_a_damaged_file(
         assert written == ["damaged.ckpt"], damage
 
 
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_reinforcement_learning_refuses_a_damaged_file(damage: Any, files: dict[int, Path], tmp_path: Path) -> None:
+    """Where it starts, and where it goes on."""
+    path = tmp_path / "damaged.ckpt"
+    path.write_bytes(files[8].read_bytes())
+    damage(path)
+    resumed = SimpleNamespace(cfg=OmegaConf.create({"training": {"resume": str(path)}}), output_dir=tmp_path)
+    for read in (
+        lambda: open_pretrained(OmegaConf.create({"path": str(path), "which": None})),
+        lambda: TrainVPTPPOWorkspace._resumed_checkpoint(resumed),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(WorkspaceError, match=r"it is damaged|truncated"):
+            read()
+
+
 def test_every_module_that_opens_weights_is_among_the_readers() -> None:
     covered = {module for reader in READERS for module in reader.modules}
     # Weights of other policies: tests/policy/test_vpt_policy.py, tests/hostile/foreign.py.
     covered |= {"policy.vpt_policy", "policy.vpt_weights", "families.lerobot_statistics"}
+    covered |= {"workspace.vpt_start", "workspace.train_vpt_ppo_workspace"}  # the test above
     opening = set()
     for path in PACKAGE.rglob("*.py"):
         module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
