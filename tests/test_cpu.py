@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,13 +25,15 @@ class Machine:
         self.groups.mkdir()
         monkeypatch.setattr(cores, "PROC", self.proc)
         monkeypatch.setattr(cores, "CGROUPS", self.groups)
-        monkeypatch.setattr(cores.time, "sleep", lambda seconds: None)
+        # Stand-ins of this module alone: threads that other tests left go on with the real clock.
+        monkeypatch.setattr(cores, "os", SimpleNamespace(**vars(os)))
+        monkeypatch.setattr(cores, "time", SimpleNamespace(sleep=lambda seconds: None, monotonic=time.monotonic))
         for name in cores.EXPLICIT:
             monkeypatch.delenv(name, raising=False)
         self._monkeypatch = monkeypatch
 
     def allow(self, *numbers: int) -> None:
-        self._monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(numbers), raising=False)
+        self._monkeypatch.setattr(cores.os, "sched_getaffinity", lambda pid: set(numbers), raising=False)
 
     def passes(self, *loads: dict[str, float], seconds: float = 1.0, own: float = 0.0) -> CpuTimes:
         """Times before; /proc/stat and the clock say that since then each core did what its load says."""
@@ -40,7 +44,7 @@ class Machine:
         (self.proc / "stat").write_text("\n".join([*lines, "ctxt 1"]) + "\n")
         before = CpuTimes(10.0, 5.0, dict.fromkeys(range(len(loads)), self._at_first()))
         self._monkeypatch.setattr(cores.time, "monotonic", lambda: 10.0 + seconds)
-        self._monkeypatch.setattr(os, "times", lambda: (5.0 + own, 0.0, 0.0, 0.0, 0.0))
+        self._monkeypatch.setattr(cores.os, "times", lambda: (5.0 + own, 0.0, 0.0, 0.0, 0.0))
         return before
 
     @staticmethod
@@ -89,7 +93,7 @@ def test_own_work_is_not_others_work(machine: Machine):
 
 def test_a_niced_process_does_not_push_other_niced_ones_aside(machine: Machine, monkeypatch: pytest.MonkeyPatch):
     machine.allow(0, 1)
-    monkeypatch.setattr(os, "nice", lambda increment: 10)
+    monkeypatch.setattr(cores.os, "nice", lambda increment: 10)
     assert choose_threads(since=machine.passes({"nice": 1.0}, {"nice": 1.0})).count == 1
 
 
@@ -138,7 +142,7 @@ def test_what_the_user_says_goes_first(machine, monkeypatch: pytest.MonkeyPatch,
 
 def test_the_load_average_takes_the_place_of_what_is_not_counted(machine: Machine, monkeypatch: pytest.MonkeyPatch):
     machine.allow(0, 1, 2, 3)
-    monkeypatch.setattr(os, "getloadavg", lambda: (2.2, 9, 9))
+    monkeypatch.setattr(cores.os, "getloadavg", lambda: (2.2, 9, 9))
     stopped = machine.passes({}, {}, {}, {})  # a sandbox that counts nothing
     assert choose_threads(since=stopped).count == 2
     (machine.proc / "stat").unlink()
@@ -147,7 +151,7 @@ def test_the_load_average_takes_the_place_of_what_is_not_counted(machine: Machin
     def none() -> tuple[float, float, float]:
         raise OSError
 
-    monkeypatch.setattr(os, "getloadavg", none)
+    monkeypatch.setattr(cores.os, "getloadavg", none)
     assert choose_threads(since=stopped).count == 4
 
 
