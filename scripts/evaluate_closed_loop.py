@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--n-action-steps", type=int, metavar="N", help="steps of a chunk that are executed (default 6)")
     add_loop_arguments(parser)
     add("--compare", type=Path, metavar="OTHER", help="a checkpoint, or what --json wrote of one")
-    add("--weights", choices=["ema_model", "model"], default="ema_model")
+    add("--weights", choices=["ema_model", "model"], help="(default ema_model; model of a file that has no average)")
     add("--scheduler", choices=SCHEDULER_NAMES, default=DEFAULT_SAMPLER.scheduler)
     add("--steps", type=int, default=DEFAULT_SAMPLER.steps, help="denoising steps (default %(default)d)")
     add("--greedy", action="store_true", help="of VPT: take the most probable actions, draw none")

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_STEPS = 1000
 _AT_ONCE = 16
+_AVERAGE = "ema_model"
 _UNSAMPLED: dict[str, Any] = {"scheduler": NO_SAMPLER, "steps": 1}
 
 
@@ -49,7 +50,7 @@ class Evaluation:
         seed: seed of the first scene's environment (scene i: seed + i), and of the noise.
         n_action_steps: steps of a chunk that are executed; None: ``rollout.DEFAULT_ACTION_STEPS``.
         latency_ms: injected latency; for so long the simulation goes on while a reply is awaited.
-        weights: "ema_model" or "model".
+        weights: "ema_model" or "model"; None: the average, or the live weights of a checkpoint that keeps none.
         scheduler, steps: the sampler, as ``set_sampler`` takes them; with a server its settings decide.
         device: "cpu", "cuda:0", ...
         threads: threads of torch; None: as many as there are cores that other processes leave.
@@ -68,7 +69,7 @@ class Evaluation:
     seed: int = 100_000
     n_action_steps: int | None = None
     latency_ms: float = 0.0
-    weights: str = "ema_model"
+    weights: str | None = None
     scheduler: str = DEFAULT_SAMPLER.scheduler
     steps: int = DEFAULT_SAMPLER.steps
     device: str = "cpu"
@@ -174,7 +175,7 @@ def _open_actor(checkpoint: Path, evaluation: Evaluation) -> Iterator[tuple[Acto
     """Opens the actor, and yields it with its description for the result."""
     threads = choose_threads(evaluation.threads).count
     if evaluation.through_server:
-        chosen = {key: getattr(evaluation, key) for key in ("device", "weights", "seed")}
+        chosen = {"device": evaluation.device, "weights": evaluation.weights or _AVERAGE, "seed": evaluation.seed}
         words = [f"engine.{key}={value}" for key, value in chosen.items()]
         settings = serve_settings(checkpoint, evaluation.serve_config, [*words, *evaluation.serve_words])
         settings.engine.threads = settings.engine.threads or threads
@@ -194,8 +195,8 @@ def _open_actor(checkpoint: Path, evaluation: Evaluation) -> Iterator[tuple[Acto
 def _open_policy(checkpoint: Path, evaluation: Evaluation) -> tuple[ActingPolicy, dict[str, Any]]:
     """Opens a checkpoint, and describes it for the result."""
     opened = read_checkpoint(checkpoint)
-    # Bare weights have no average.
-    which = evaluation.weights if opened.pickles or len(opened.state_dicts) > 1 else next(iter(opened.state_dicts))
+    # Behavior cloning keeps no average unless it is asked to, and bare weights have none; the result names them.
+    which = evaluation.weights or (_AVERAGE if _AVERAGE in opened.state_dicts else "model")
     policy = load_policy(opened, which=which, device=evaluation.device)
     sampled = _UNSAMPLED
     if isinstance(policy, DenoisingPolicy):

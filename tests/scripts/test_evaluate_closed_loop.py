@@ -10,6 +10,7 @@ import torch
 import vpt_factory
 from evaluation_factory import write_tiny_checkpoint
 
+from diffusion_policy.checkpoint import read_checkpoint, write_checkpoint
 from diffusion_policy.env_runner.tabletop_runner import SETTINGS
 from diffusion_policy.installation import CONFIG
 
@@ -124,6 +125,19 @@ def test_vpt_s_weights_play_in_the_grove(
     assert json.loads(other.read_text())["scenes"] == json.loads(one.read_text())["scenes"]
     assert script.main([*words, str(one), "--resume", "--greedy"]) == 2
     assert "was made with another actions: 'drawn'" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_an_average_is_judged_by_its_live_weights(
+    script: ModuleType, checkpoint: Path, quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = read_checkpoint(checkpoint)
+    state_dicts = {"model": opened.state_dicts["model"]}
+    live = tmp_path / "live.ckpt"
+    write_checkpoint(live, cfg=opened.cfg, state_dicts=state_dicts, pickles=opened.pickles)
+    assert script.main([str(live), *quick, "--scenes", "1"]) == 0
+    assert "ddim in 2 steps, model;" in " ".join(capsys.readouterr().out.split())
+    assert script.main([str(live), *quick, "--scenes", "1", "--weights", "ema_model"]) == 2
+    assert "it holds no 'ema_model'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
