@@ -34,16 +34,16 @@ def success_of_episodes(run: RunFolder) -> Finding | None:
     first = next((line for line in lines if line["window_episodes"] >= full), lines[0])
     count = f"{first['window_episodes']:.0f}"
     text = f"success in {_share(first)} of the first {count} episodes, {_share(lines[-1])} of the last"
-    if lines[-1]["success_high"] < first["success_low"]:
+    if lines[-1]["success_share_high"] < first["success_share_low"]:
         remedy = "lower optimizer.learning_rate or raise ppo.kl_coefficient; best.ckpt is from before"
         return Finding(code, "warning", f"{text}: it unlearned", remedy, about=run.name)
-    if lines[-1]["success_low"] > first["success_high"]:
+    if lines[-1]["success_share_low"] > first["success_share_high"]:
         return ok(code, text, run.name)
     return Finding(code, "note", f"{text}: no difference is shown", "play longer", about=run.name)
 
 
 def _share(line: dict[str, float]) -> str:
-    return f"{line['success_share']:.0%} (95 %: {line['success_low']:.0%} to {line['success_high']:.0%})"
+    return f"{line['success_share']:.0%} (95 %: {line['success_share_low']:.0%} to {line['success_share_high']:.0%})"
 
 
 REINFORCEMENT_CHECKS = (stopped, success_of_episodes, checkpoints)

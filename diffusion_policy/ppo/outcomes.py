@@ -56,8 +56,8 @@ class LastEpisodes:
             "episode_return": sum(outcome.total for outcome in self._kept) / number,
             "episode_frames": sum(outcome.frames for outcome in self._kept) / number,
             "success_share": successes / number,
-            "success_low": low,
-            "success_high": high,
+            "success_share_low": low,
+            "success_share_high": high,
         }
 
     def to_plain(self) -> dict[str, Any]:

@@ -34,6 +34,7 @@ MOST_SHARES = 40
 SHARES = {
     "success": "test_success",
     "grasped": "test_grasped",
+    "played": "success_share",
     "recall": "val_gripper_recall",
     "precision": "val_gripper_precision",
     "f1": "val_gripper_f1",
@@ -136,10 +137,13 @@ def training_section(run: RunFolder) -> Section:
     loss = _curves(
         run, {"training": "train_loss", "held out, averaged": "val_loss", "held out, live": "val_loss_model"}
     )
-    drawn = {"loss": plot.curves("Loss (logarithmic)", loss, "loss", logarithmic=True, start=start)}
-    ends = "; ".join(f"{name} ends at {curve[-1][1]:.3g}" for name, curve in loss.items())
-    before = "" if start is None else f"; before the first update it is {start:.3g}"
-    parts = [plot_placeholder("loss", f"loss over updates: {ends}{before}")]
+    drawn: dict[str, Figure] = {}
+    parts: list[str] = []
+    if loss:  # reinforcement learning has none that tells anything
+        drawn["loss"] = plot.curves("Loss (logarithmic)", loss, "loss", logarithmic=True, start=start)
+        ends = "; ".join(f"{name} ends at {curve[-1][1]:.3g}" for name, curve in loss.items())
+        before = "" if start is None else f"; before the first update it is {start:.3g}"
+        parts.append(plot_placeholder("loss", f"loss over updates: {ends}{before}"))
     for name, title, unit, keys in (
         (
             "position",
@@ -157,11 +161,12 @@ def training_section(run: RunFolder) -> Section:
             ("joints", "Joint error of held-out episodes", unit, (key, f"{key}_model"))
             for key, unit in JOINT_ERRORS.items()
         ),
+        ("kl", "KL divergence from the pretrained policy", "nats a frame", ("kl_to_pretrained",)),
+        ("value", "Variance of returns that the value head explains", "", ("explained_variance",)),
         ("rate", "Learning rate", "", ("lr",)),
     ):
-        lines = _curves(
-            run, dict(zip(("averaged", "live") if len(keys) > 1 else ("learning rate",), keys, strict=True))
-        )
+        names = ("averaged", "live") if len(keys) > 1 else (title.lower(),)
+        lines = _curves(run, dict(zip(names, keys, strict=True)))
         if lines:
             drawn[name] = plot.curves(title, lines, unit)
             parts.append(
@@ -215,6 +220,12 @@ def _share_curves(run: RunFolder, drawn: dict[str, Figure], parts: list[str]) ->
     within = "" if run.tolerance is None else f" (found is within {run.tolerance})"
     for name, of, title, alt in (
         ("success", ("success", "grasped"), f"Closed loop while training, 95 % interval{how}", "closed loop"),
+        (
+            "played",
+            ("played",),
+            "Success of the last episodes played in training, 95 % interval",
+            "success in training",
+        ),
         (
             "gripper-scores",
             ("recall", "precision", "f1"),

@@ -86,7 +86,9 @@ class PPOSummary:
         if "success_share" not in self.figures:
             return "no episode ended, so nothing is known of its success"
         figures = self.figures
-        share, low, high = (f"{figures[name]:.0%}" for name in ("success_share", "success_low", "success_high"))
+        share, low, high = (
+            f"{figures[name]:.0%}" for name in ("success_share", "success_share_low", "success_share_high")
+        )
         return (
             f"success in {share} of the last {figures['window_episodes']:.0f} episodes (95 %: {low} to {high}), "
             f"mean return {figures['episode_return']:.3g}"

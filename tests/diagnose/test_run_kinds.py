@@ -15,7 +15,7 @@ from diffusion_policy.run_folder.reading import RunFolder
 
 def line(update: int, won: int, of: int) -> dict[str, Any]:
     low, high = wilson_interval(won, of)
-    figures = {"success_share": won / of, "success_low": low, "success_high": high}
+    figures = {"success_share": won / of, "success_share_low": low, "success_share_high": high}
     return {"global_step": update, "window_episodes": of, **figures}
 
 

@@ -93,7 +93,7 @@ def test_successes_are_of_the_last_episodes_with_their_interval() -> None:
     episodes.add(Outcome(float(won), 10, won) for won in (True, True, False, False, False, True))
     found = episodes.figures()
     assert (found["episodes"], found["window_episodes"], found["success_share"]) == (6, 4, 0.25)
-    assert (found["success_low"], found["success_high"]) == wilson_interval(1, 4)
+    assert (found["success_share_low"], found["success_share_high"]) == wilson_interval(1, 4)
     again = LastEpisodes(4)
     again.restore(episodes.to_plain())
     assert again.figures() == found

@@ -18,6 +18,7 @@ from diffusion_policy.checkpoint import load_policy, read_checkpoint
 from diffusion_policy.env_runner.simulator import Simulator
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.ppo.learner import Learner
+from diffusion_policy.report.sections import training_section
 from diffusion_policy.run_folder.reading import open_run
 from diffusion_policy.training_config import compose_training
 from diffusion_policy.workspace.interruption import StopRequest
@@ -60,7 +61,7 @@ def test_a_run_leaves_what_it_measured_and_a_checkpoint_that_opens_as_any_other(
     folder, summary = straight
     lines = read_metrics(folder / "logs.json.txt")
     assert [line["global_step"] for line in lines] == [4, 8, 12, 16]  # two passes over six chunks, three an update
-    for name in ("success_share", "success_low", "episode_return", "explained_variance", "frames_per_second"):
+    for name in ("success_share", "success_share_low", "episode_return", "explained_variance", "frames_per_second"):
         assert name in lines[-1]
     assert "kl_to_pretrained" not in lines[0], "the value head warmed up"
     assert lines[-1]["kl_coefficient"] == pytest.approx(0.2 * 0.9995**2)
@@ -79,6 +80,8 @@ def test_a_run_leaves_what_it_measured_and_a_checkpoint_that_opens_as_any_other(
     assert "success in" in said
     assert "last iteration: KL to the pretrained policy (nats a frame)" in said
     assert f"evaluate_closed_loop.py {folder}/checkpoints/latest.ckpt --weights model" in said
+    page = training_section(opened)
+    assert set(page.figures) == {"kl", "value", "rate", "played"}
     assert Simulator.load(folder / "simulator.yaml") == Simulator.read(SIMULATOR)
 
 
