@@ -35,7 +35,8 @@ class BuildPackage(build_py):
             target.write_text(as_installed(file.read_text(encoding="utf-8")), encoding="utf-8")
             shutil.copystat(file, target)
         (package / "pretrained").mkdir(exist_ok=True)
-        shutil.copy2(ROOT / "data" / "pretrained" / "tabletop_7d.ckpt", package / "pretrained")
+        for name in ("tabletop_7d.ckpt", "grove_vpt.weights", "grove_vpt.weights.json"):
+            shutil.copy2(ROOT / "data" / "pretrained" / name, package / "pretrained")
 
 
 def as_installed(text):

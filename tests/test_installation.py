@@ -16,7 +16,9 @@ from diffusion_policy.installation import ENTRY_POINTS
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCES = ("diffusion_policy", "config", "scripts")
 FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "train.py", "constraints.txt")
-POSE_POLICY = "data/pretrained/tabletop_7d.ckpt"
+SHIPPED = tuple(
+    f"data/pretrained/{name}" for name in ("tabletop_7d.ckpt", "grove_vpt.weights", "grove_vpt.weights.json")
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         shutil.copytree(REPOSITORY / name, work / "source" / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    for name in (*FILES, POSE_POLICY):
+    for name in (*FILES, *SHIPPED):
         (work / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(REPOSITORY / name, work / "source" / name)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]

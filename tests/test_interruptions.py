@@ -91,6 +91,7 @@ AT_WORK = {
         "0 commands have ended and are kept in out; interrupted: Evaluate the start; go on with: ",
     ),
     "demo.py": Case("--quick --workdir out", "closed_loop.evaluation:roll_out", "interrupted at step 1 of 11"),
+    "demo_vpt.py": Case("--quick --workdir out", "closed_loop.evaluation:roll_out", "interrupted at step 2 of 6"),
     "doctor.py": Case("--dataset {dataset} --checkpoint {policy} --json out.json", "diagnose.sources:open_checkpoint"),
     "edit_dataset.py": Case("{dataset} --delete 0 --output out.zarr", "edit.write:_describe:2"),
     "evaluate_closed_loop.py": Case(
@@ -116,6 +117,9 @@ AT_WORK = {
         "--output out --task stone --episodes 2",
         "minecraft.recorder:_record:2",
         "1 of 2 episodes are kept in out; go on with: ",
+    ),
+    "pretrain_demo_vpt.py": Case(
+        "--workdir out --output new.weights --episodes 1", "minecraft.recorder:_record", "interrupted at step 1 of 4"
     ),
     "replay_log.py": Case("{served} --ckpt {policy} --json out.json", "serve.replay:_ask:2"),
     "report.py": Case("--dataset {dataset} --log {log} --out out.html", "report.report_page:_sections"),
@@ -149,7 +153,8 @@ AT_WORK = {
 
 # All but those with processes or threads of their own: they also run in this process.
 OWN = {
-    "demo.py", "dagger.py", "pretrain_demo_policy.py", "serve.py", "train.py", "check_parity.py", "run_robot.py",
+    "demo.py", "demo_vpt.py", "dagger.py", "pretrain_demo_policy.py", "pretrain_demo_vpt.py",
+    "serve.py", "train.py", "check_parity.py", "run_robot.py",
 }  # fmt: skip
 HERE = [name for name in AT_WORK if name not in OWN and name.endswith(".py")]
 # This one starts a new interpreter; the others, and what they start, are copies of one that has everything loaded.
