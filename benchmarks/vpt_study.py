@@ -85,9 +85,9 @@ def train(work: Path, arm: str, seed: int, *, quick: bool) -> tuple[str, ...]:
             "policy.learns=heads",
         ),
     }
-    size = ("training.num_epochs=1", "training.max_train_steps=2") if quick else (f"training.num_epochs={EPOCHS}",)
-    words = ("train.py", "--config-name=train_vpt_bc", "experiment=vpt_grove", f"task.dataset_path={data(work)}")
-    return (*words, *options[arm], f"training.seed={seed}", "training.threads=1", *size)
+    length = ("training.num_epochs=1", "training.max_train_steps=2") if quick else (f"training.num_epochs={EPOCHS}",)
+    clone = ("train.py", "--config-name=train_vpt_bc", "experiment=vpt_grove", f"task.dataset_path={data(work)}")
+    return (*clone, *options[arm], f"training.seed={seed}", "training.threads=1", *length)
 
 
 def play(policy: str, work: Path, arm: str, seed: int, *, quick: bool) -> tuple[str, ...]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from diffusion_policy.commands import command
 from diffusion_policy.convert.survey import ACCEPT_MIXED
 from diffusion_policy.dataset.replay_buffer import IMAGE_KEY, TIMESTAMP_KEY
 from diffusion_policy.diagnose.dataset_evidence import EXPECTED_KEYS, DatasetEvidence
 from diffusion_policy.diagnose.findings import FAR_COMMAND_M, Finding, ok, run_checks
+from diffusion_policy.diagnose.minecraft_findings import buttons_and_camera, is_minecraft, ticks
 from diffusion_policy.diagnose.unit_findings import (
     action_shape,
     not_finite,
@@ -30,16 +33,24 @@ FEW_EPISODES, FEW_CLOSINGS = 20, 20
 COPIED = 0.999
 # Of what is not as it was written, so many are named.
 FAULTS_LISTED = 4
+Check = Callable[[DatasetEvidence], Finding | None]
 
 
 def dataset_findings(evidence: DatasetEvidence) -> list[Finding]:
     """All findings on a dataset by itself, in the order in which to act on them."""
-    return run_checks(CHECKS, evidence)
+    return run_checks(checks_of(evidence), evidence)
+
+
+def checks_of(evidence: DatasetEvidence) -> Sequence[Check]:
+    """The checks that mean something for its actions: a robot's, or a game's."""
+    return MINECRAFT_CHECKS if is_minecraft(evidence) else CHECKS
 
 
 def number_findings(evidence: DatasetEvidence) -> list[Finding]:
     """Findings on its numbers, whatever its frames and its size."""
-    return run_checks([check for check in CHECKS if check not in (size, arrays, images, content, left_out)], evidence)
+    return run_checks(
+        [check for check in checks_of(evidence) if check not in (size, arrays, images, content, left_out)], evidence
+    )
 
 
 def size(data: DatasetEvidence) -> Finding:
@@ -283,3 +294,4 @@ CHECKS = (
     standing_still,
     left_out,
 )
+MINECRAFT_CHECKS = (size, buttons_and_camera, not_finite, ticks, images, content, recorded_frames, left_out)

@@ -16,6 +16,7 @@ from diffusion_policy.dataset.replay_buffer import ACTION_KEY
 from diffusion_policy.diagnose.camera_evidence import CameraEvidence
 from diffusion_policy.diagnose.dataset_findings import reconvert
 from diffusion_policy.diagnose.findings import Finding, Severity, ok, run_checks
+from diffusion_policy.diagnose.minecraft_findings import are_minecraft
 from diffusion_policy.diagnose.step_evidence import GAP, StepEvidence, Times
 from diffusion_policy.images import mixture
 from diffusion_policy.spec import find_layout
@@ -32,7 +33,8 @@ _NAMED = 3
 
 def step_findings(evidence: StepEvidence) -> list[Finding]:
     """All findings on the steps, in the order in which to act on them."""
-    return run_checks(CHECKS, evidence)
+    of_robots = OF_ROBOTS if are_minecraft(evidence) else ()
+    return run_checks([check for check in CHECKS if check not in of_robots], evidence)
 
 
 def recordings(data: StepEvidence) -> Finding | None:
@@ -282,3 +284,5 @@ CHECKS = (
     class_balance,
     idle,
 )
+# A player looks at one place while it works, turns at once, and waits for what it breaks.
+OF_ROBOTS = (frozen_camera, repeated_frames, jumps, idle)

@@ -1,0 +1,50 @@
+"""Datasets of VPT's actions are judged by what their numbers are, and not as a robot's poses."""
+
+from dataclasses import replace
+
+import pytest
+
+from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence
+from diffusion_policy.diagnose.dataset_findings import dataset_findings, number_findings
+from diffusion_policy.diagnose.step_evidence import Dimension, StepEvidence
+from diffusion_policy.diagnose.step_findings import step_findings
+from diffusion_policy.minecraft.actions import VPT_ACTION
+
+PLAYED = DatasetEvidence(
+    path="log.zarr", keys=("pov", "action", "timestamp"), lengths=(80,) * 30, action_names=VPT_ACTION,
+    low=(0.0,) * 20 + (-10.0,) * 2, high=(1.0,) * 20 + (10.0,) * 2, semantics=None, layout="named", image_size=(128, 128), step_seconds=0.05,
+)  # fmt: skip
+
+
+def codes(severity: str, evidence: DatasetEvidence) -> list[str]:
+    return [finding.code for finding in dataset_findings(evidence) if finding.severity == severity]
+
+
+def test_what_was_played_well_gives_no_trouble_and_no_word_of_a_robot() -> None:
+    assert codes("warning", PLAYED) == codes("error", PLAYED) == []
+    text = " ".join(finding.evidence for finding in [*dataset_findings(PLAYED), *number_findings(PLAYED)])
+    assert not any(word in text for word in ("robot", "gripper", "pose", "joint"))
+
+
+@pytest.mark.parametrize(
+    ("change", "severity", "code"),
+    [
+        ({"step_seconds": 0.1}, "warning", "step-spacing"),
+        ({"high": (3.0,) + (1.0,) * 19 + (10.0,) * 2}, "error", "action-shape"),
+        ({"low": (0.0,) * 20 + (-10.0, -360.0)}, "error", "action-shape"),
+        ({"not_finite": 3}, "error", "not-finite"),
+        ({"lengths": (80,) * 3}, "warning", "size"),
+    ],
+)
+def test_what_is_wrong_is_said(change: dict[str, object], severity: str, code: str) -> None:
+    assert codes(severity, replace(PLAYED, **change)) == [code]
+
+
+def test_steps_are_not_judged_as_a_robots() -> None:
+    dimensions = tuple(
+        Dimension("action", name, 0.0, 1.0, 0.5, 0.5, is_constant=False, scale=1.0) for name in VPT_ACTION
+    )
+    played = StepEvidence("log.zarr", dimensions, (), {}, {}, None, None, (), None, ())
+    assert not {"idle", "jumps", "frozen-camera"} & {finding.code for finding in step_findings(played)}
+    others = replace(played, dimensions=dimensions[:8])
+    assert "idle" in {finding.code for finding in step_findings(others)}
