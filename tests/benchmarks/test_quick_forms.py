@@ -8,6 +8,7 @@ import gpu
 import numpy as np
 import pytest
 import vpt_forward
+import vpt_study
 
 from diffusion_policy.model.vpt.network import VPTSettings
 
@@ -78,3 +79,24 @@ def test_vpt_written_out_answers_as_the_policy() -> None:
     rows, furthest = vpt_forward.measure(tiny, rounds=2)
     assert furthest < 1e-4
     assert rows["plain"]["cpu_against_plain"] == 1
+
+
+def test_the_study_of_vpt_trains_and_plays_every_arm_and_seed_alike(tmp_path: Path) -> None:
+    steps = vpt_study.steps_of(tmp_path, vpt_study.ARMS, 2, quick=False)
+    played = [step.words for step in steps if step.script == "evaluate_closed_loop"]
+    assert len(played) == 1 + 2 * (len(vpt_study.ARMS) - 1)
+    assert len({words[2 : words.index("--json")] for words in played}) == 1, "the same episodes"
+    trained = [step.words for step in steps if step.script == "train"]
+    assert len({words[-1] for words in trained}) == len(trained), "a run folder each"
+    clones = [words for words in trained if "--config-name=train_vpt_bc" in words]
+    assert all(f"training.num_epochs={vpt_study.EPOCHS}" in words for words in clones), "as many updates"
+
+
+@pytest.mark.exhaustive  # a dozen commands, each a process
+def test_the_study_of_vpt_runs_through(tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    assert vpt_study.main([str(tmp_path / "work"), "--quick", "--json", str(out)]) == 0
+    found = json.loads(out.read_text())["arms"]
+    assert set(found) == set(vpt_study.ARMS)
+    assert all(entry["of"] == 2 for entry in found.values())
+    assert len(found["scratch"]["against_cloned"]) == 1

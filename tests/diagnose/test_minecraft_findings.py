@@ -11,9 +11,17 @@ from diffusion_policy.diagnose.step_findings import step_findings
 from diffusion_policy.minecraft.actions import VPT_ACTION
 
 PLAYED = DatasetEvidence(
-    path="log.zarr", keys=("pov", "action", "timestamp"), lengths=(80,) * 30, action_names=VPT_ACTION,
-    low=(0.0,) * 20 + (-10.0,) * 2, high=(1.0,) * 20 + (10.0,) * 2, semantics=None, layout="named", image_size=(128, 128), step_seconds=0.05,
-)  # fmt: skip
+    path="log.zarr",
+    keys=("pov", "action", "timestamp"),
+    lengths=(80,) * 30,
+    action_names=VPT_ACTION,
+    low=(0.0,) * 20 + (-10.0,) * 2,
+    high=(1.0,) * 20 + (10.0,) * 2,
+    semantics=None,
+    layout="named",
+    image_size=(128, 128),
+    step_seconds=0.05,
+)
 
 
 def codes(severity: str, evidence: DatasetEvidence) -> list[str]:
