@@ -60,10 +60,10 @@ def played(policy: str, work: Path, name: str, *, quick: bool) -> tuple[str, ...
 
 
 def outcome(work: Path) -> list[Any]:
-    """What was measured: held-out accuracies beside trivial policies, and episodes played."""
+    """What was measured: held-out accuracies compared with trivial policies, and episodes played."""
     lines = [json.loads(line) for line in (work / "clone" / "logs.json.txt").read_text().splitlines()]
     last = next(line for line in reversed(lines) if "val_accuracy_buttons" in line)
-    facts = Table("held-out actions told right", "the clone", "most frequent", "the action before", framed=True)
+    facts = Table("held-out actions right", "the clone", "most frequent", "the action before", framed=True)
     for head in ("buttons", "camera"):
         key = f"val_accuracy_{head}"
         facts.add(head, *(f"{last[name]:.0%}" for name in (key, f"{key}_majority", f"{key}_previous")))
