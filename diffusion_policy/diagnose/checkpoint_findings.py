@@ -14,6 +14,7 @@ from diffusion_policy.diagnose.dataset_findings import reconvert
 from diffusion_policy.diagnose.findings import Finding, Severity, ok, run_checks
 from diffusion_policy.diagnose.pose_only import is_pose_only
 from diffusion_policy.diagnose.quaternion_sign import quaternion_sign
+from diffusion_policy.minecraft.actions import VPT_ACTION
 from diffusion_policy.spec import POSE, SpecError, check_semantics
 from diffusion_policy.spec.action_layout import is_gripper_name
 
@@ -208,6 +209,8 @@ def normalizer_range(both: CheckpointAndDataset) -> Finding | None:
     statistics, spec, data = both.checkpoint.statistics.get("action"), both.checkpoint.spec, both.dataset
     if statistics is None or spec is None or len(statistics.scale) != spec.action_dim:
         return None
+    if spec.action_names == VPT_ACTION:
+        return ok("normaliser-range", "classes of actions are not normalized", data.path)
     if spec.relative:
         evidence = "the checkpoint's actions are relative to the current pose, so their range is not the dataset's"
         return Finding("normaliser-range", "note", evidence, "nothing to do: training compares them", about=data.path)

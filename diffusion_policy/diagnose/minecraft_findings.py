@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence
 from diffusion_policy.diagnose.findings import Finding, ok
 from diffusion_policy.diagnose.step_evidence import StepEvidence
 from diffusion_policy.diagnose.unit_findings import reconvert
-from diffusion_policy.minecraft.actions import VPT_ACTION
+from diffusion_policy.minecraft.actions import N_BUTTONS, N_CAMERA, VPT_ACTION
 from diffusion_policy.minecraft.world import TICK_SECONDS
+from diffusion_policy.run_folder.reading import RunFolder
 
 SLACK = 0.05  # of a tick
+UNIFORM_LOSS = math.log(N_BUTTONS) + math.log(N_CAMERA)  # of a policy that holds every joint action for as likely
 
 
 def is_minecraft(data: DatasetEvidence) -> bool:
@@ -20,6 +24,11 @@ def is_minecraft(data: DatasetEvidence) -> bool:
 def are_minecraft(data: StepEvidence) -> bool:
     """The same, of its steps."""
     return tuple(part.name for part in data.dimensions if part.key == "action") == VPT_ACTION
+
+
+def is_minecraft_run(run: RunFolder) -> bool:
+    """Whether a run's policy has VPT's actions."""
+    return tuple(run.flat_config().get("shape_meta.action.names") or ()) == VPT_ACTION
 
 
 def buttons_and_camera(data: DatasetEvidence) -> Finding:

@@ -9,9 +9,11 @@ import numpy as np
 from diffusion_policy.commands import command
 from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence
 from diffusion_policy.diagnose.findings import Finding, Severity, ok, run_checks
+from diffusion_policy.diagnose.minecraft_findings import UNIFORM_LOSS, is_minecraft_run
 from diffusion_policy.diagnose.recordings_gate import position_finding
 from diffusion_policy.diagnose.training_evidence import ConfigEvidence
 from diffusion_policy.intervals import wilson_interval
+from diffusion_policy.minecraft.actions import VPT_ACTION
 from diffusion_policy.model.obs_encoder import IMAGE_FEATURES
 from diffusion_policy.run_folder.reading import RunFolder
 from diffusion_policy.spec import POSE_GRIPPER, find_layout
@@ -81,6 +83,8 @@ def config_action(planned: Planned) -> Finding | None:
             config.again("task=cogact_robot_7d"),
             config.name,
         )
+    if names == VPT_ACTION:
+        return ok("config-action", f"{text}: VPT's buttons and camera", config.name)
     layout = find_layout(names)
     if names != POSE_GRIPPER and layout is not None and layout.has_gripper:
         return ok("config-action", f"{text}: {layout.describe()}", config.name)
@@ -227,8 +231,9 @@ def loss_before_first_update(run: RunFolder) -> Finding | None:
     if loss is None:
         return None
     text = f"the loss before the first update is {loss:.3f}"
-    if run.first.get("start") == "pretrained" and loss > KNOWS_NOTHING:
-        evidence = f"{text}: the pretrained weights know nothing of this data (1 is knowing nothing)"
+    nothing = UNIFORM_LOSS if is_minecraft_run(run) else 1.0
+    if run.first.get("start") == "pretrained" and loss > KNOWS_NOTHING * nothing:
+        evidence = f"{text}: the pretrained weights know nothing of this data ({nothing:.3g} is knowing nothing)"
         remedy = "are they trained weights, and is it the robot, frame and normalizer that they were trained with?"
         look = command("doctor", "--run", run.path)
         return Finding("loss-before-first-update", "warning", evidence, remedy, look, run.name)
@@ -270,7 +275,8 @@ def loss_falls(run: RunFolder) -> Finding | None:
     tenth = max(1, len(losses) // 10)
     first, last = float(losses[:tenth].mean()), float(losses[-tenth:].mean())
     text = f"the training loss went from {first:.3g} to {last:.3g}"
-    if first > KNOWS_NOTHING / 2 and last > FALLEN * first:
+    nothing = UNIFORM_LOSS if is_minecraft_run(run) else 1.0
+    if first > nothing * KNOWS_NOTHING / 2 and last > FALLEN * first:
         evidence = f"the loss does not fall: {first:.3g} at first, {last:.3g} at last"
         return Finding("loss-does-not-fall", "error", evidence, "look at the findings above", about=run.name)
     if last > first / FALLEN:

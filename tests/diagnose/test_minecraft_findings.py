@@ -1,14 +1,19 @@
 """Datasets of VPT's actions are judged by what their numbers are, and not as a robot's poses."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence
 from diffusion_policy.diagnose.dataset_findings import dataset_findings, number_findings
+from diffusion_policy.diagnose.minecraft_findings import UNIFORM_LOSS
 from diffusion_policy.diagnose.step_evidence import Dimension, StepEvidence
 from diffusion_policy.diagnose.step_findings import step_findings
+from diffusion_policy.diagnose.training_findings import loss_before_first_update
 from diffusion_policy.minecraft.actions import VPT_ACTION
+from diffusion_policy.run_folder.reading import RunFolder
 
 PLAYED = DatasetEvidence(
     path="log.zarr",
@@ -46,6 +51,18 @@ def test_what_was_played_well_gives_no_trouble_and_no_word_of_a_robot() -> None:
 )
 def test_what_is_wrong_is_said(change: dict[str, object], severity: str, code: str) -> None:
     assert codes(severity, replace(PLAYED, **change)) == [code]
+
+
+def test_a_clone_is_not_measured_by_a_denoisers_loss_nor_sent_to_a_robots_task(tmp_path: Path) -> None:
+    def run_of(loss: float) -> RunFolder:
+        first = {"global_step": 0, "train_loss_before_first_update": loss, "start": "pretrained"}
+        return RunFolder(tmp_path, OmegaConf.create({"shape_meta": {"action": {"names": list(VPT_ACTION)}}}), (first,))
+
+    assert pytest.approx(13.86, abs=0.01) == UNIFORM_LOSS
+    for loss, severity in ((2.4, "ok"), (13.0, "warning")):
+        found = loss_before_first_update(run_of(loss))
+        assert found is not None
+        assert found.severity == severity
 
 
 def test_steps_are_not_judged_as_a_robots() -> None:
