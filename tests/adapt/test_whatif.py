@@ -13,6 +13,7 @@ from printed import printed
 
 from diffusion_policy.families.definitions import DEFINITIONS
 from diffusion_policy.families.family import FamilyError, Impact
+from diffusion_policy.installation import CONFIG
 from diffusion_policy.whatif.config_change import what_if
 from diffusion_policy.whatif.project_config import project_configs
 from diffusion_policy.whatif.report import COUNTED
@@ -232,7 +233,16 @@ def test_refusals(model: str, change: str, message: str):
         what_if(model, [change])
 
 
-@pytest.mark.parametrize("model", [*DEFINITIONS, *(name for name in project_configs() if name != "serve")])
+MODELS = [name for name in project_configs() if "\npolicy:" in (CONFIG / f"{name}.yaml").read_text()]
+
+
+@pytest.mark.parametrize("model", sorted(set(project_configs()) - set(MODELS) - {"serve"}))
+def test_a_config_without_a_policy_of_its_own_is_refused_by_name(model: str):
+    with pytest.raises(FamilyError, match="has no `policy` section, so there is no model to change"):
+        what_if(model, ["a=1"])
+
+
+@pytest.mark.parametrize("model", [*DEFINITIONS, *MODELS])
 def test_a_key_that_no_code_reads_is_named_whatever_the_model(model: str):
     """Isaac-GR00T#755: a key in a run's config looked as if it did something."""
     for change in ("not_a_key_of_any_model=3", "~not_a_key_of_any_model"):

@@ -44,7 +44,7 @@ def test_the_recipe_uses_the_scripts_of_the_readme() -> None:
 
 def test_each_step_reads_what_an_earlier_one_wrote() -> None:
     words = [" ".join(step.words) for step in demo.recipe(Path("work"), seed=0, quick=True)]
-    assert f"evaluate_closed_loop.py {SHIPPED} --scenes 2" in words[0]
+    assert f"evaluate_closed_loop.py {SHIPPED} --scenes 1" in words[0]
     assert "--output work/trajectories" in words[1]
     assert "--input work/trajectories --output work/tabletop.zarr" in words[2]
     assert f"--old_ckpt {SHIPPED} --new_ckpt work/grown.ckpt" in words[3]
