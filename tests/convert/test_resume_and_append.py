@@ -318,7 +318,7 @@ def test_no_conversion_writes_an_archive(tmp_path: Path, source: Path, flags: di
         pack(tmp_path / "made.zarr", archive)
     before = state_of(tmp_path)
     with pytest.raises(
-        ConversionError, match=rf"never written; give the name of a folder, such as {tmp_path}/set\.zarr,"
+        ConversionError, match=rf"never written; name a folder, such as {tmp_path}/set\.zarr,"
     ):
         run(source, archive, **flags)
     assert state_of(tmp_path) == before
