@@ -240,7 +240,7 @@ def test_a_misspelled_override_of_theirs_is_one_sentence(theirs: Path, words: Se
 
 
 def test_configs_that_are_not_there_or_do_not_compose(theirs: Path) -> None:
-    with pytest.raises(ConfigError, match="no such config; there are train_cogact_robot, .*train_unet_cogact_robot, .*in"):
+    with pytest.raises(ConfigError, match=r"no such config; there are train_cogact_robot, .*train_unet_cogact_robot"):
         compose_training("train_theirs")
     with pytest.raises(ConfigError, match="no such config; there are train_theirs in"):
         compose_arguments([f"--config-path={theirs}", "--config-name=other"])
