@@ -317,8 +317,6 @@ def test_no_conversion_writes_an_archive(tmp_path: Path, source: Path, flags: di
         run(source, tmp_path / "made.zarr", max_episodes=1)
         pack(tmp_path / "made.zarr", archive)
     before = state_of(tmp_path)
-    with pytest.raises(
-        ConversionError, match=rf"never written; name a folder, such as {tmp_path}/set\.zarr,"
-    ):
+    with pytest.raises(ConversionError, match=rf"never written; name a folder, such as {tmp_path}/set\.zarr,"):
         run(source, archive, **flags)
     assert state_of(tmp_path) == before
