@@ -15,7 +15,6 @@ Every command is printed; what has ended is kept, and the same command goes on. 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.installation import CONFIG, PRETRAINED
 from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.recipe import FinishedSteps, Step, run_recipe
+from diffusion_policy.run_folder.reading import open_run
 from diffusion_policy.serve.engine import processor_name
 from diffusion_policy.storage import file_sha256, write_json
 from diffusion_policy.tables import Table
@@ -120,9 +120,8 @@ def read(path: Path) -> list[SceneResult]:
 
 def accuracies(run: Path) -> dict[str, float]:
     """Held-out accuracies of a run's last validation; none of a run that does not clone."""
-    log = run / "logs.json.txt"
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    last: dict[str, Any] = next((line for line in reversed(lines) if "val_accuracy_buttons" in line), {})
+    lines = reversed(open_run(run).metrics) if run.is_dir() else ()
+    last: Mapping[str, Any] = next((line for line in lines if "val_accuracy_buttons" in line), {})
     return {key: value for key, value in last.items() if key.startswith("val_accuracy_")}
 
 

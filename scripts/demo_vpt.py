@@ -61,12 +61,14 @@ def played(policy: str, work: Path, name: str, *, quick: bool) -> tuple[str, ...
 
 def outcome(work: Path) -> list[Any]:
     """What was measured: held-out accuracies compared with trivial policies, and episodes played."""
-    lines = [json.loads(line) for line in (work / "clone" / "logs.json.txt").read_text().splitlines()]
-    last = next(line for line in reversed(lines) if "val_accuracy_buttons" in line)
+    from diffusion_policy.run_folder.reading import open_run
+
+    run = open_run(work / "clone")
     facts = Table("held-out actions right", "the clone", "most frequent", "the action before", framed=True)
     for head in ("buttons", "camera"):
         key = f"val_accuracy_{head}"
-        facts.add(head, *(f"{last[name]:.0%}" for name in (key, f"{key}_majority", f"{key}_previous")))
+        shares = run.newest((key, f"{key}_majority", f"{key}_previous")).values()
+        facts.add(head, *(f"{share:.0%}" for share in shares))
     table = Table("log task", "done", "95 % interval", "median ticks", framed=True)
     for title, name in (("as loaded", "zero_shot"), ("cloned", "cloned")):
         table.add(title, *row(json.loads((work / f"{name}.json").read_text())))

@@ -72,8 +72,9 @@ def origin(steps: Sequence[Step], run: Path) -> dict[str, Any]:
     """Where the weights come from: commands, versions, last figures of the run."""
     from importlib.metadata import version
 
-    lines = [json.loads(line) for line in (run / "logs.json.txt").read_text().splitlines()]
-    figures = {name: next((line[name] for line in reversed(lines) if name in line), None) for name in FIGURES}
+    from diffusion_policy.run_folder.reading import open_run
+
+    figures = open_run(run).newest(FIGURES)
     versions = {name: version(name) for name in ("torch", "diffusers", "numpy", "opencv-python")}
     return {"commands": [" ".join(step.words) for step in steps], "figures": figures, "versions": versions}
 

@@ -49,9 +49,10 @@ def pack(run: Path, output: Path) -> None:
 
 def origin(folder: Path, steps: Sequence[Step]) -> dict[str, Any]:
     """Where the weights come from: the commands, with WORKDIR for the folder, and the last figures of the run."""
-    lines = [json.loads(line) for line in (folder / "run" / "logs.json.txt").read_text().splitlines()]
-    figures = {name: next((line[name] for line in reversed(lines) if name in line), None) for name in FIGURES}
-    return {"commands": [" ".join(step.words).replace(str(folder), "WORKDIR") for step in steps], "figures": figures}
+    from diffusion_policy.run_folder.reading import open_run
+
+    commands = [" ".join(step.words).replace(str(folder), "WORKDIR") for step in steps]
+    return {"commands": commands, "figures": open_run(folder / "run").newest(FIGURES)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,13 +15,18 @@ from diffusion_policy.policy.contract import PolicyMemory, RecurrentPolicy
 
 
 def surprise(found: Mapping[str, Tensor], classes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """-log p by factor, (B, T) each.
+    """-log p by factor, (...) each.
 
     Args:
-        found: log-probabilities (B, T, n) by factor.
-        classes: (B, T) int64 by factor.
+        found: log-probabilities (..., n) by factor.
+        classes: (...) int64 by factor.
     """
     return {name: -found[name].gather(-1, classes[name][..., None])[..., 0] for name in found}
+
+
+def total_surprise(found: Mapping[str, Tensor], classes: Mapping[str, Tensor]) -> Tensor:
+    """(...) -log p of the action, the sum over its factors; see :func:`surprise`."""
+    return torch.stack(list(surprise(found, classes).values())).sum(dim=0)
 
 
 def draw_classes(found: Mapping[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -39,7 +44,7 @@ def draw_classes(found: Mapping[str, Tensor], generator: torch.Generator | None 
 
 
 def divergence(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
-    """(B, T) KL divergence of ``one`` from ``other``, log-probabilities (B, T, n) by factor: the sum over factors."""
+    """(...) KL divergence of ``one`` from ``other``, log-probabilities (..., n) by factor: the sum over factors."""
     return torch.stack([(one[name].exp() * (one[name] - other[name])).sum(dim=-1) for name in one]).sum(dim=0)
 
 
@@ -64,5 +69,4 @@ def sequence_loss(
     """
     found, memory = policy.log_probabilities(batch["obs"], batch["first"], memory)
     classes, memory = policy.classes_of(batch["action"], batch["first"], memory)
-    total = torch.stack(list(surprise(found, classes).values())).sum(dim=0)
-    return mean_of_valid(total, batch.get("valid")), memory
+    return mean_of_valid(total_surprise(found, classes), batch.get("valid")), memory

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from diffusion_policy.minecraft.actions import N_BUTTONS, N_CAMERA, to_environment, to_factored
 from diffusion_policy.model.vpt.attention import Memory
 from diffusion_policy.model.vpt.network import ActionHeads, State, ValueHead, VPTNetwork, VPTSettings
-from diffusion_policy.policy.sequences import draw_classes
+from diffusion_policy.policy.sequences import divergence, draw_classes, total_surprise
 from diffusion_policy.policy.vpt_weights import (
     LoadReport,
     VPTError,
@@ -98,10 +98,7 @@ class MinecraftAgentPolicy(nn.Module):
 
     def log_prob(self, log_probabilities: Mapping[str, Tensor], action: Mapping[str, Tensor]) -> Tensor:
         """(B, T) log-probability of actions (B, T, 1) by factor: the sum of both factors, as upstream counts it."""
-        chosen = (
-            log_probabilities[name].gather(-1, action[name][..., None]).squeeze(-1).sum(dim=-1) for name in FACTORS
-        )
-        return torch.stack(list(chosen)).sum(dim=0)
+        return -total_surprise(log_probabilities, action).squeeze(-1)
 
     def entropy(self, log_probabilities: Mapping[str, Tensor]) -> Tensor:
         """(B, T) entropy, the sum over both factors."""
@@ -109,8 +106,7 @@ class MinecraftAgentPolicy(nn.Module):
 
     def kl(self, one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
         """(B, T, 1) KL divergence of ``one`` from ``other``, the sum over both factors."""
-        parts = [(one[name].exp() * (one[name] - other[name])).sum(dim=-1) for name in FACTORS]
-        return torch.stack(parts).sum(dim=0)
+        return divergence(one, other)
 
     def sample(
         self, log_probabilities: Mapping[str, Tensor], generator: torch.Generator | None = None

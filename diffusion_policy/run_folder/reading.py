@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,10 @@ class RunFolder:
         """The newest value of a figure."""
         curve = self.curve(key)
         return curve[-1][1] if curve else None
+
+    def newest(self, keys: Iterable[str]) -> dict[str, Any]:
+        """The newest recorded value of each figure, as the log has it; None where it has none."""
+        return {key: next((line[key] for line in reversed(self.metrics) if key in line), None) for key in keys}
 
     @property
     def tolerance(self) -> str | None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from diffusion_policy.adapt.starting_point import load_pretrained
 from diffusion_policy.hub import local_copy
 from diffusion_policy.policy.contract import PolicyMemory, PolicyModule, RecurrentPolicy
-from diffusion_policy.policy.sequences import divergence, mean_of_valid, surprise
+from diffusion_policy.policy.sequences import divergence, mean_of_valid, total_surprise
 from diffusion_policy.storage import file_sha256
 from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.processes import find_device
@@ -88,7 +88,7 @@ class SequenceLoss(nn.Module):
         policy, first, valid = self._recurrent, data["first"], data["valid"]
         found, memory = policy.log_probabilities(data["obs"], first, self.memory["policy"])
         classes, memory = policy.classes_of(data["action"], first, memory)
-        losses = torch.stack(list(surprise(found, classes).values())).sum(dim=0)
+        losses = total_surprise(found, classes)
         if self._null_weight != 1.0:
             is_null = torch.stack([part == self._null[name] for name, part in classes.items()]).all(dim=0)
             losses = torch.where(is_null, self._null_weight * losses, losses)
