@@ -26,16 +26,16 @@ from diffusion_policy.tables import Table, Text
 
 MARKER = ".made_by_demo_vpt"
 WEIGHTS = PRETRAINED / "grove_vpt.weights"
-EPISODES, PLAYED = 30, 20
+EPISODES, PLAYED, EPOCHS = 30, 20, 10
 MOST_TICKS = 200  # of an episode that is played; the expert needs 79 at the median, 174 at most
 
 
 def recipe(work: Path, seed: int, *, quick: bool) -> list[Step]:
     """The commands, in order; ``quick`` makes them so small that nothing can be learned."""
     recordings, data, run = (f"{work}/{name}" for name in ("recordings", "log.zarr", "clone"))
-    size = ("training.num_epochs=1", "training.max_train_steps=2") if quick else ()
+    size = ("training.num_epochs=1", "training.max_train_steps=2") if quick else (f"training.num_epochs={EPOCHS}",)
     record = ("--task", "log", "--episodes", "2" if quick else str(EPISODES), "--seed", str(seed), "--variation", "0")
-    train = ("train.py", "--config-name=train_vpt_bc", "experiment=vpt_grove_finetune", f"task.dataset_path={data}")
+    train = ("train.py", "--config-name=train_vpt_bc", "experiment=vpt_grove", f"task.dataset_path={data}")
     start = (f"pretrained.path={WEIGHTS}", f"hydra.run.dir={run}", f"training.seed={seed}")
     compared = ("--compare", f"{work}/zero_shot.json", "--output", f"{work}/played", "--video", "2")
     return [
