@@ -148,6 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--quick", action="store_true", help="one seed, two updates, two short episodes: learns nothing"
     )
     arguments = parser.parse_args(argv)
+    if arguments.seeds < 1:
+        parser.error(f"--seeds is {arguments.seeds}; expected 1 or more")
     seeds = 1 if arguments.quick else arguments.seeds
     arguments.work.mkdir(parents=True, exist_ok=True)
     try:

@@ -147,6 +147,17 @@ def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(done, total, after=f"{bar.per_second:.0f}/s")
 
 
+def seed_number(word: str) -> int:
+    """A seed, as the type of an argument: random generators and environments take none below 0.
+
+    Raises:
+        ArgumentTypeError: it is not a whole number, or below 0.
+    """
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word!r}; expected a whole number, 0 or more")
+    return int(word)
+
+
 def refuse(error: WorkspaceError | OSError) -> int:
     """Writes the message of an error to stderr; returns its exit status."""
     text = str(error)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_policy.command_line import CommandResult, Stopped, progress, run_command
+from diffusion_policy.command_line import CommandResult, Stopped, progress, run_command, seed_number
 from diffusion_policy.gripper_scale import add_gripper_scale
 from diffusion_policy.installation import CONFIG
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--marked", type=Path, metavar="DIR", help="instead of CKPT: recordings in which a person took over")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for corrections.json and the episodes")
     add("--scenes", type=int, default=20, metavar="N", help="that are rolled out (default %(default)d)")
-    add("--seed", type=int, default=300_000, help="of the first scene and of the noise (default %(default)d)")
+    add("--seed", type=seed_number, default=300_000, help="of the first scene and of the noise (default %(default)d)")
     add("--simulator", default="tabletop", metavar="NAME", help="tabletop (default), or grove for VPT")
     add(
         "--task",

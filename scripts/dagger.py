@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_policy.command_line import CommandResult, Stopped, run_command
+from diffusion_policy.command_line import CommandResult, Stopped, run_command, seed_number
 
 if TYPE_CHECKING:
     from diffusion_policy.dagger.rounds import Work
@@ -44,9 +44,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--updates", type=int, default=400, metavar="N", help="of a round, at least (default %(default)d)")
     add("--evaluation-scenes", type=int, default=40, metavar="N", help="(default %(default)d)")
-    add("--seed", type=int, default=300_000, help="of the first scene that is corrected (default %(default)d)")
-    add("--evaluation-seed", type=int, default=100_000, help="of the first scene evaluated (default %(default)d)")
-    add("--control-seed", type=int, default=400_000, help="of the control's demonstrations (default %(default)d)")
+    add("--seed", type=seed_number, default=300_000, help="of the first scene that is corrected (default %(default)d)")
+    add(
+        "--evaluation-seed",
+        type=seed_number,
+        default=100_000,
+        help="of the first scene evaluated (default %(default)d)",
+    )
+    add(
+        "--control-seed",
+        type=seed_number,
+        default=400_000,
+        help="of the control's demonstrations (default %(default)d)",
+    )
     add("--simulator", default="tabletop", metavar="NAME", help="tabletop (default), or grove for VPT")
     add("--task", help="pick_and_place (default), two_in_order, distractors; of the grove log (default), wool, stone")
     add("--env", action="append", default=[], metavar="KEY=VALUE", help="an argument of the simulator's environment")

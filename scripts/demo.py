@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_policy.command_line import CommandResult, run_command
+from diffusion_policy.command_line import CommandResult, run_command, seed_number
 from diffusion_policy.commands import command
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.evaluate.verdicts import FORMER_VERDICTS, OPENS_AND_CLOSES
@@ -198,7 +198,7 @@ def events_text(events: Sequence[Sequence[Any]]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--workdir", type=Path, default=Path("data/demo"), help="made anew (default: data/demo)")
-    parser.add_argument("--seed", type=int, default=0, help="of the episodes and of training (default: 0)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the episodes and of training (default: 0)")
     parser.add_argument("--quick", action="store_true", help="see every step run; far too little to learn from")
 
 

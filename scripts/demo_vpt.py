@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_policy.command_line import CommandResult, run_command
+from diffusion_policy.command_line import CommandResult, run_command, seed_number
 from diffusion_policy.commands import command
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.installation import CONFIG, PRETRAINED
@@ -87,7 +87,7 @@ def row(document: Mapping[str, Any]) -> list[str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--workdir", type=Path, default=Path("data/demo_vpt"), help="made anew (default data/demo_vpt)")
-    parser.add_argument("--seed", type=int, default=0, help="of the recordings and of training (default 0)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the recordings and of training (default 0)")
     parser.add_argument("--quick", action="store_true", help="see every step run; far too little to learn from")
 
 

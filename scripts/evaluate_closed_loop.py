@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_policy.command_line import CommandResult, Stopped, progress, run_command
+from diffusion_policy.command_line import CommandResult, Stopped, progress, run_command, seed_number
 from diffusion_policy.installation import CONFIG
 from diffusion_policy.policy import SCHEDULER_NAMES
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", type=Path, metavar="CKPT", help="a checkpoint, or VPT's .weights")
     add("--scenes", type=int, default=100, metavar="N", help="episodes (default 100)")
-    add("--seed", type=int, default=100_000, help="of the first scene and of the noise (default 100000)")
+    add("--seed", type=seed_number, default=100_000, help="of the first scene and of the noise (default 100000)")
     add("--simulator", type=Path, default=TABLETOP, metavar="YAML", help="another simulator's settings")
     add("--env", dest="env_words", action="append", default=[], metavar="KEY=VALUE", help="an argument of its env")
     add("--referee", help="of the tabletop: physics (default) or kinematic, which is faster")

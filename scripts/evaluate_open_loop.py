@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import CommandResult, progress, run_command
+from diffusion_policy.command_line import CommandResult, progress, run_command, seed_number
 from diffusion_policy.gripper_events import TOLERANCE_SECONDS
 from diffusion_policy.gripper_scale import add_gripper_scale
 from diffusion_policy.policy import SCHEDULER_NAMES
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tolerance", type=float, default=TOLERANCE_SECONDS, metavar="SECONDS",
         help="how far a predicted gripper event may be from a recorded one (default %(default)g)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--seed", type=seed_number, default=42)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all numbers")
 

@@ -13,14 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import CommandResult, Stopped, run_command
+from diffusion_policy.command_line import CommandResult, Stopped, run_command, seed_number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--output", required=True, type=Path, help="folder for episode_0000/ and so on")
     parser.add_argument("--episodes", type=int, default=16, help="how many (default: 16)")
-    parser.add_argument("--seed", type=int, default=0, help="equal seeds make equal files (default: 0)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="equal seeds make equal files (default: 0)")
     parser.add_argument(
         "--resolution", type=int, nargs=2, default=(640, 360), metavar=("WIDTH", "HEIGHT"), help="(default: 640 360)"
     )

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_policy.command_line import CommandResult, run_command
+from diffusion_policy.command_line import CommandResult, run_command, seed_number
 from diffusion_policy.recipe import Step, prepare, run_recipe
 
 MARKER = ".made_by_pretrain_demo_policy"
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", type=Path, default=Path("data/demo_pretraining"), help="made anew")
     parser.add_argument("--episodes", type=int, default=400, help="demonstrations (default: 400)")
     parser.add_argument("--epochs", type=int, default=12, help="passes over them (default: 12)")
-    parser.add_argument("--seed", type=int, default=7, help="of the demonstrations (default: 7)")
+    parser.add_argument("--seed", type=seed_number, default=7, help="of the demonstrations (default: 7)")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:

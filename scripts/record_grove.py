@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import CommandResult, Stopped, progress, run_command
+from diffusion_policy.command_line import CommandResult, Stopped, progress, run_command, seed_number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder for TASK_SEED_0000.mp4, .jsonl and so on")
     parser.add_argument("--task", default="log", help="log (the default), wool or stone")
     parser.add_argument("--episodes", type=int, default=30, help="how many (default: 30)")
-    parser.add_argument("--seed", type=int, default=0, help="equal seeds make equal episodes (default: 0)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="equal seeds make equal episodes (default: 0)")
     parser.add_argument(
         "--variation", type=float, default=0.5, help="0 (always the same) to 1: pauses, uneven turns (default: 0.5)"
     )

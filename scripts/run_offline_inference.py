@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_policy.command_line import CommandResult, progress, run_command
+from diffusion_policy.command_line import CommandResult, progress, run_command, seed_number
 from diffusion_policy.gripper_scale import add_gripper_scale
 from diffusion_policy.policy import SCHEDULER_NAMES
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=int, default=DEFAULT_SAMPLER.steps, help="denoising steps (default %(default)d)"
     )
     parser.add_argument("--stride", type=int, default=1, help="an inference every so many recorded steps")
-    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--seed", type=seed_number, default=42)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--weights", choices=["ema_model", "model"], default="ema_model")
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_policy.command_line import CommandResult, run_command
+from diffusion_policy.command_line import CommandResult, run_command, seed_number
 from diffusion_policy.installation import CONFIG
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state-max-age", type=float, default=0.2, metavar="S", help="of the state (default 0.2)")
     parser.add_argument("--longest-gap", type=float, metavar="S", help="of two commands (default 2.5 periods, 0.1 s)")
     parser.add_argument("--gripper-blocking", type=float, default=0.0, metavar="S", help="how long a gripper moves")
-    parser.add_argument("--seed", type=int, default=100_000, help="of the simulator's scene")
+    parser.add_argument("--seed", type=seed_number, default=100_000, help="of the simulator's scene")
     parser.add_argument("--log", type=Path, default=Path("data/logs/arm"), metavar="DIR", help="of what was sent")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures of the run")
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_policy.command_line import CommandResult, progress, run_command
+from diffusion_policy.command_line import CommandResult, progress, run_command, seed_number
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_events import TOLERANCE_SECONDS
 from diffusion_policy.gripper_scale import add_gripper_scale
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     loop = parser.add_argument_group("success in closed loop, through the server")
     loop.add_argument("--simulator", type=Path, metavar="YAML", help="such as config/simulator/tabletop.yaml")
     loop.add_argument("--scenes", type=int, default=40, metavar="N", help="the same for all (default 40)")
-    loop.add_argument("--seed", type=int, default=100_000, help="of the first scene (default 100000)")
+    loop.add_argument("--seed", type=seed_number, default=100_000, help="of the first scene (default 100000)")
     loop.add_argument("--latency", type=float, metavar="MS", help="injected (default: each candidate's median time)")
     loop.add_argument("--strategy", metavar="NAME", help="by the control loop: wait, skip, ensemble, warm_start, rtc")
     loop.add_argument("--budget-points", type=float, default=5.0, help="less success than the best (default 5)")

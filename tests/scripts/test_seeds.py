@@ -1,0 +1,46 @@
+"""Every --seed of every script is a whole number, 0 or more, and refused in one line otherwise."""
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from diffusion_policy.command_line import seed_number
+
+SCRIPTS = sorted((Path(__file__).resolve().parents[2] / "scripts").glob("*.py"))
+
+
+def parser_of(script: Path) -> argparse.ArgumentParser:
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    parser = argparse.ArgumentParser()
+    if hasattr(module, "add_arguments"):
+        module.add_arguments(parser)
+    return parser
+
+
+def test_every_seed_is_checked() -> None:
+    seeds = {
+        f"{script.stem} {action.option_strings[0]}": action.type
+        for script in SCRIPTS
+        if "--" in script.read_text()
+        for action in parser_of(script)._actions
+        if any(option.endswith("seed") for option in action.option_strings)
+    }
+    assert len(seeds) >= 15
+    assert [name for name, kind in seeds.items() if kind is not seed_number] == []
+
+
+@pytest.mark.parametrize("word", ["-1", "1.5", "nan", "", "x", "1e3"])
+def test_what_is_no_seed_is_refused_in_one_line(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=seed_number)
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args([f"--seed={word}"])
+    assert ended.value.code == 2
+    assert f"argument --seed: {word!r}; expected a whole number, 0 or more" in capsys.readouterr().err
+    assert parser.parse_args(["--seed", "0"]).seed == 0
