@@ -37,7 +37,7 @@ def train(cfg: DictConfig) -> None:
 
     summary = None
     try:
-        with config_errors():
+        with config_errors(cfg):
             workspace = get_class(cfg._target_)
         warn_of_data(cfg)
         if STOP.signal is not None:  # a signal that came while something was imported may have been swallowed there
@@ -66,7 +66,7 @@ def warn_of_data(cfg: DictConfig) -> None:
     from diffusion_policy.training_config import config_errors
 
     try:
-        with config_errors():
+        with config_errors(cfg):
             found = gravest_before_training(cfg)
         for line in found:
             logger.warning("data: %s", line)

@@ -1,8 +1,8 @@
 """The config of a training run: composed in one way to be run, checked or inspected.
 
 A misspelled override is an error before anything starts, with the key that was probably meant. A config from elsewhere,
-such as the public predecessor's, may lack settings that came later: they take the defaults of config/, and are named.
-What a policy is (task, policy, horizon) is never filled in.
+such as the public predecessor's, may lack settings that came later: they take the defaults of the file in config/ that
+trains the same policy, and are named. What a policy is (task, policy, horizon) is never filled in.
 """
 
 from __future__ import annotations
@@ -37,17 +37,13 @@ logger = logging.getLogger(__name__)
 # What a policy is and what it is trained on: absent there, they are missing, not a matter of defaults.
 NEVER_FILLED = frozenset({
     "_target_", "task", "shape_meta", "policy", "horizon", "n_obs_steps", "n_action_steps", "dataset_obs_steps",
-    "obs_as_cond", "past_action_visible", "keypoint_visible_rate",
+    "obs_as_cond", "past_action_visible", "keypoint_visible_rate", "simulator",
 })  # fmt: skip
-
-
-# Workspaces whose configs are whole: what `config/` says of training on recordings is not theirs.
-WHOLE = ("diffusion_policy.workspace.train_vpt_ppo_workspace.TrainVPTPPOWorkspace",)
 # The learning rate, under this project's name and under that of torch's constructor.
 RATES = ("optimizer.learning_rate", "optimizer.lr")
 # Hydra's flag of a folder that is looked into, too.
 _CONFIG_DIR = ("--config-dir", "-cd")
-# Built by constructors, whose own defaults count for options that are absent.
+# Built by constructors, as any section with a `_target_`: their own defaults count for options that are absent.
 FILLED_AS_A_WHOLE = frozenset({"ema"})
 
 
@@ -118,16 +114,19 @@ def compose_arguments(arguments: Sequence[str], home: Path = CONFIG.parent) -> D
 
 
 def complete(cfg: DictConfig) -> tuple[DictConfig, tuple[str, ...]]:
-    """A config with the defaults of config/ for settings that it lacks, and their names."""
-    if cfg.get("_target_") in WHOLE:
-        return cfg, ()
+    """A config with the defaults of `defaults_of` for settings that it lacks, and their names.
+
+    Options of an optimizer are its policy's: those of another policy are not filled in.
+    """
+    base = _shipped(defaults_of(cfg))
     filled: list[str] = []
-    theirs, ours = (OmegaConf.to_container(config, resolve=False) for config in (cfg, default_config()))
+    theirs, ours = (OmegaConf.to_container(config, resolve=False) for config in (cfg, base))
     assert isinstance(theirs, dict)
     assert isinstance(ours, dict)
-    _fill(theirs, {key: value for key, value in ours.items() if key not in NEVER_FILLED}, "", filled)
+    foreign = {"optimizer"} if _policy_of(cfg) != _policy_of(base) else frozenset()
+    _fill(theirs, {key: value for key, value in ours.items() if key not in NEVER_FILLED | foreign}, "", filled)
     task = theirs.get("task")
-    if isinstance(task, dict) and "env_runner" not in task:
+    if isinstance(task, dict) and "env_runner" not in task and "task" in ours:
         task["env_runner"] = copy.deepcopy(ours["task"]["env_runner"])
         filled.append("task.env_runner")
     if not filled:
@@ -137,18 +136,38 @@ def complete(cfg: DictConfig) -> tuple[DictConfig, tuple[str, ...]]:
     return completed, tuple(filled)
 
 
+def defaults_of(cfg: DictConfig) -> str:
+    """Which file of config/ has the defaults for a config: that of its policy, else its workspace, else the default."""
+    return next((_families()[one] for one in (_policy_of(cfg), cfg.get("_target_")) if one in _families()), DEFAULT)
+
+
+@cache
+def _families() -> dict[str, str]:
+    """Classes of policies and workspaces, and which config of config/ trains them; the default config comes first."""
+    named: dict[str, str] = {}
+    for name in (DEFAULT, *_training_configs(CONFIG)):
+        written = OmegaConf.load(CONFIG / f"{name}.yaml")
+        assert isinstance(written, DictConfig)
+        for target in filter(None, (_policy_of(written), written.get("_target_"))):
+            named.setdefault(target, name)
+    return named
+
+
+def _policy_of(cfg: DictConfig) -> str | None:
+    """The class of a config's policy; None where it names none."""
+    policy = cfg.get("policy")
+    return policy.get("_target_") if isinstance(policy, DictConfig) else None
+
+
 def _fill(theirs: dict[Any, Any], ours: Mapping[Any, Any], prefix: str, filled: list[str]) -> None:
     for key, value in ours.items():
         if key not in theirs:
             theirs[key] = copy.deepcopy(value)
             filled.append(f"{prefix}{key}")
-        elif isinstance(value, dict) and isinstance(theirs[key], dict) and not _is_built(key, theirs[key]):
+        elif key in FILLED_AS_A_WHOLE or not isinstance(value, dict) or not isinstance(theirs[key], dict):
+            continue
+        elif "_target_" not in theirs[key]:
             _fill(theirs[key], value, f"{prefix}{key}.", filled)
-
-
-def _is_built(key: str, section: Mapping[Any, Any]) -> bool:
-    """Whether a constructor's own defaults count for options that are absent."""
-    return key in FILLED_AS_A_WHOLE or "_target_" in section
 
 
 def rate_setting(cfg: DictConfig) -> str:
@@ -156,22 +175,20 @@ def rate_setting(cfg: DictConfig) -> str:
     return next((name for name in RATES if OmegaConf.select(cfg, name) is not None), RATES[0])
 
 
-def default_config() -> DictConfig:
-    """The config that is trained when none is named, without overrides; the same object each time, only to be read."""
-    return _shipped(DEFAULT)
-
-
 @cache
 def _shipped(name: str) -> DictConfig:
-    """A config of config/ without overrides."""
+    """A config of config/ without overrides; the same object each time, only to be read."""
     register_resolvers()
     with initialize_config_dir(str(CONFIG), version_base="1.2"):
         return compose(name)
 
 
 @contextmanager
-def config_errors() -> Iterator[None]:
+def config_errors(cfg: DictConfig) -> Iterator[None]:
     """Makes OmegaConf's errors one sentence that names the entry.
+
+    Args:
+        cfg: that is read meanwhile; the sentence names the file that shows its settings.
 
     Raises:
         ConfigError: instead of them.
@@ -184,7 +201,7 @@ def config_errors() -> Iterator[None]:
             what = f"the config has no {error.full_key}"
         elif error.full_key:
             what = f"{error.full_key}: {what}"
-        raise ConfigError(f"{what}; config/{DEFAULT}.yaml shows every setting with its default") from error
+        raise ConfigError(f"{what}; config/{defaults_of(cfg)}.yaml shows every setting with its default") from error
 
 
 def _completed(arguments: Sequence[str], parsed: Any, base: DictConfig, home: Path) -> list[str]:
@@ -193,11 +210,9 @@ def _completed(arguments: Sequence[str], parsed: Any, base: DictConfig, home: Pa
     For a config from elsewhere `pretrained.path=X` becomes `++pretrained.path=X`, `loss=plain` and `experiment=X`
     become `+loss=plain` and `+experiment=X`, and choices are looked up in config/ too.
     """
-    if base.get("_target_") in WHOLE:
-        return list(arguments)
-    folder = _folder_of(parsed, home)
-    groups = {group: choice for group, choice in _groups().items() if group not in base}
-    known = set(keys_of(default_config())) - set(keys_of(base))
+    folder, defaults = _folder_of(parsed, home), defaults_of(base)
+    groups = {group: choice for group, choice in _groups(defaults).items() if group not in base}
+    known = set(keys_of(_shipped(defaults))) - set(keys_of(base))
     if not groups and not known:
         return list(arguments)
     adapted = {override: _accepted(override, groups, known) for override in parsed.overrides}
@@ -234,11 +249,11 @@ def _accepted(override: str, groups: Mapping[str, str], known: set[str]) -> str:
 
 
 @cache
-def _groups() -> dict[str, str]:
-    """The groups of settings of the default config, and which choice it takes."""
-    listed = OmegaConf.load(CONFIG / f"{DEFAULT}.yaml").defaults
+def _groups(name: str) -> dict[str, str]:
+    """The groups of settings of a config of config/, and which choice it takes."""
+    listed = OmegaConf.load(CONFIG / f"{name}.yaml").defaults
     pairs = [pair for entry in listed if isinstance(entry, DictConfig) for pair in entry.items()]
-    return {str(group): str(choice) for group, choice in pairs if group not in ("task", "experiment")}
+    return {str(group): str(choice) for group, choice in pairs if group not in NEVER_FILLED | {"experiment"}}
 
 
 def _is_left_to_hydra(parsed: Any) -> bool:
@@ -259,9 +274,8 @@ def _composed(parsed: Any, home: Path) -> DictConfig:
     """
     folder, name = _folder_of(parsed, home), parsed.config_name or DEFAULT
     if not (folder / f"{name}.yaml").is_file() and not (folder / name).is_file():
-        trains = re.compile("^_target_:", re.MULTILINE)
-        configs = sorted(path.stem for path in folder.glob("*.yaml") if trains.search(path.read_text("utf-8")))
-        raise ConfigError(f"--config-name={name}: no such config; there are {', '.join(configs) or 'none'} in {folder}")
+        there = ", ".join(_training_configs(folder)) or "none"
+        raise ConfigError(f"--config-name={name}: no such config; there are {there} in {folder}")
     try:
         if folder == CONFIG:
             return copy.deepcopy(_shipped(name))
@@ -269,6 +283,14 @@ def _composed(parsed: Any, home: Path) -> DictConfig:
             return compose(name)
     except HydraException as error:
         raise ConfigError(f"{folder / name}: {str(error).strip().splitlines()[0]}") from error
+
+
+def _training_configs(folder: Path) -> list[str]:
+    """Names of the configs in a folder that name a workspace, or begin with one of the same folder that does."""
+    texts = {path.stem: path.read_text("utf-8") for path in sorted(folder.glob("*.yaml"))}
+    trains = {name for name, text in texts.items() if re.search("^_target_:", text, re.MULTILINE)}
+    begins = {name for name, text in texts.items() if trains & set(re.findall(r"^ *- ([\w-]+) *$", text, re.MULTILINE))}
+    return sorted(trains | begins)
 
 
 def checked_arguments(arguments: Sequence[str], home: Path = CONFIG.parent) -> list[str]:

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import tiny_run
 import torch
 import weight_readers
 import yaml
+from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 from reference_config import REFERENCE_KEYS
@@ -22,6 +24,7 @@ from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.installation import CONFIG
 from diffusion_policy.spec import read_shape_meta
 from diffusion_policy.training_config import (
+    DEFAULT,
     NEVER_FILLED,
     ConfigError,
     checked_arguments,
@@ -29,7 +32,7 @@ from diffusion_policy.training_config import (
     compose_arguments,
     compose_training,
     config_errors,
-    default_config,
+    defaults_of,
     keys_of,
 )
 from diffusion_policy.workspace.data import open_data
@@ -79,7 +82,7 @@ def predecessors(full: DictConfig) -> DictConfig:
 
 def start(cfg: DictConfig) -> None:
     """All that a run needs of its config before it loads weights."""
-    with config_errors(), join_processes("cpu") as processes:
+    with config_errors(cfg), join_processes("cpu") as processes:
         cfg = settled(cfg)
         with torch.device("meta"):
             build_policy(cfg)
@@ -105,10 +108,11 @@ def test_the_predecessors_config_trains_and_what_it_lacked_is_said(full: DictCon
     assert written.notes == (), "of our own runs the jitter did run"
 
 
+OURS = compose_training()
 # Sections that the predecessor has are not newer, whatever came into them; what the policy sees is no setting.
 NEWER = [
     key
-    for key in sorted(set(keys_of(default_config())) - set(REFERENCE_KEYS))
+    for key in sorted(set(keys_of(OURS)) - set(REFERENCE_KEYS))
     if not any(known.startswith(f"{key}.") for known in REFERENCE_KEYS)
     and (not key.startswith("task.shape_meta") or key.endswith(".names"))
 ]
@@ -129,10 +133,9 @@ def first_of_each_section(keys: Sequence[str]) -> list[Any]:
 
 @pytest.mark.parametrize("key", first_of_each_section(FILLED))
 def test_a_newer_setting_that_is_absent_takes_its_default(key: str) -> None:
-    ours = default_config()
-    completed, filled = complete(without(ours, key))
+    completed, filled = complete(without(OURS, key))
     assert filled == (key,)
-    assert OmegaConf.to_container(completed, resolve=False) == OmegaConf.to_container(ours, resolve=False)
+    assert OmegaConf.to_container(completed, resolve=False) == OmegaConf.to_container(OURS, resolve=False)
 
 
 @pytest.mark.parametrize("key", [key for key in NEWER if key not in FILLED])
@@ -161,6 +164,55 @@ def test_an_entry_of_the_predecessors_that_is_absent_is_filled_or_named(full: Di
 
 def test_nothing_is_filled_where_nothing_is_absent(full: DictConfig) -> None:
     assert complete(full) == (full, ())
+
+
+def shipped() -> list[tuple[str, ...]]:
+    """Words of a command for every config that ships: those that train, and each experiment as its head says."""
+    configs = sorted(path.stem for path in CONFIG.glob("train_*.yaml"))
+    experiments = sorted((CONFIG / "experiment").glob("*.yaml"))
+    trains = [re.search(r"--config-name=(\w+)", path.read_text()) for path in experiments]
+    names = [DEFAULT if found is None else found[1] for found in trains]
+    alone = [(f"--config-name={name}",) for name in configs]
+    return alone + [
+        (f"--config-name={name}", f"experiment={path.stem}") for name, path in zip(names, experiments, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("words", shipped(), ids=" ".join)
+def test_a_config_that_ships_lacks_nothing_and_gains_nothing(words: tuple[str, ...]) -> None:
+    """As a run composes it: no default of another policy comes into it, and its command line is left as it is."""
+    assert checked_arguments(words) == list(words)
+    with initialize_config_dir(str(CONFIG), version_base="1.2"):
+        cfg = compose(words[0].partition("=")[2], overrides=list(words[1:]))
+    assert complete(cfg) == (cfg, ())
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIG.glob("train_*.yaml")))
+def test_absent_sections_are_those_of_the_config_with_the_same_policy(name: str) -> None:
+    cfg = compose_training(name)
+    assert defaults_of(cfg) == name.removesuffix("_with_expert_warmstart")
+    kept = {key: value for key, value in cfg.items() if key in NEVER_FILLED}
+    completed, filled = complete(OmegaConf.create(kept))
+    assert set(filled) == set(cfg) - set(kept)
+    base = compose_training(defaults_of(cfg))
+    for key in filled:
+        assert OmegaConf.to_container(completed, resolve=False)[key] == OmegaConf.to_container(base, resolve=False)[key]  # type: ignore[index,call-overload]
+
+
+def test_a_policy_of_elsewhere_takes_the_settings_of_its_workspace_and_an_optimizer_of_its_own(
+    full: DictConfig,
+) -> None:
+    cfg = without(without(full, "optimizer.learning_rate"), "training.cache")
+    cfg.policy._target_ = "elsewhere.Policy"
+    completed, filled = complete(cfg)
+    assert filled == ("training.cache",)
+    assert "learning_rate" not in completed.optimizer
+
+
+def test_a_missing_entry_is_looked_up_in_the_config_of_its_policy() -> None:
+    cfg = compose_training("train_vpt_bc")
+    with pytest.raises(ConfigError, match=r"no policy\.window; config/train_vpt_bc\.yaml shows"), config_errors(cfg):
+        _ = without(cfg, "policy.window").policy["window"]
 
 
 # ---- the command line ----
@@ -240,7 +292,7 @@ def test_a_misspelled_override_of_theirs_is_one_sentence(theirs: Path, words: Se
 
 
 def test_configs_that_are_not_there_or_do_not_compose(theirs: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no such config; there are train_cogact_robot, .*train_unet_cogact_robot"):
+    with pytest.raises(ConfigError, match=r"there are train_cogact_robot, .*train_unet_cogact_robot, train_vpt"):
         compose_training("train_theirs")
     with pytest.raises(ConfigError, match="no such config; there are train_theirs in"):
         compose_arguments([f"--config-path={theirs}", "--config-name=other"])
@@ -292,8 +344,3 @@ def test_every_reader_opens_their_newest_checkpoints(dataset: Path, tmp_path: Pa
             reader.read(world, path)
         return
     reader.read(world, path)
-
-
-def test_the_default_config_is_the_one_in_the_folder() -> None:
-    assert default_config() == compose_training()
-    assert (CONFIG / "train_cogact_robot.yaml").is_file()

@@ -23,7 +23,7 @@ from diffusion_policy.errors import SpecError, WorkspaceError
 from diffusion_policy.evaluate.recorded_inference import open_recorded
 from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.settings import EngineSettings, ServeError
-from diffusion_policy.training_config import checked_arguments, compose_arguments, default_config
+from diffusion_policy.training_config import checked_arguments, compose_arguments, compose_training
 from diffusion_policy.workspace.older_settings import OLDER_DIFFERENCES, OLDER_POSE
 from diffusion_policy.workspace.run_settings import batch_size_note
 
@@ -82,7 +82,7 @@ def test_each_trains_two_updates(
 ) -> None:
     cfg = compose_arguments(words_of(folder, name, *SMALL, f"task.dataset_path={dataset}"))
     assert cfg.task_name == CONFIGS[name][0], "theirs, not the one of the same name in config/"
-    assert cfg.pretrained == default_config().pretrained
+    assert cfg.pretrained == compose_training().pretrained
     with caplog.at_level(logging.INFO):
         summary = get_class(cfg._target_)(cfg, tmp_path).run()
     assert summary is not None

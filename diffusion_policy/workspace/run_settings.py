@@ -33,15 +33,22 @@ def settled(cfg: DictConfig) -> DictConfig:
     Raises:
         ConfigError: it lacks what no default can stand for.
     """
-    with config_errors():
-        cfg, filled = complete(cfg)
-        if filled:
-            names = ", ".join(filled)
-            logger.info("the config lacks %d settings, which take this version's defaults: %s", len(filled), names)
+    with config_errors(cfg):
+        lacked = cfg
+        cfg = completed(cfg)
         jitter = OmegaConf.select(cfg, "policy.color_jitter")
-        if jitter and (filled or "p" in jitter):
+        if jitter and (cfg is not lacked or "p" in jitter):
             logger.info("policy.color_jitter: %s; ~policy.color_jitter trains as it did", JITTER_NOTE)
         return debug_settings(cfg) if cfg.training.debug else cfg
+
+
+def completed(cfg: DictConfig) -> DictConfig:
+    """A config with this version's defaults for settings that it lacks, which are logged; itself if it lacks none."""
+    whole, filled = complete(cfg)
+    if filled:
+        names = ", ".join(filled)
+        logger.info("the config lacks %d settings, which take this version's defaults: %s", len(filled), names)
+    return whole
 
 
 def batch_size_note(cfg: DictConfig, world_size: int) -> str | None:

@@ -104,7 +104,7 @@ class TrainDiffusionTransformerHybridWorkspace:
             WorkspaceError: the run cannot start with these settings, or cannot continue.
         """
         try:
-            with config_errors(), ExitStack() as stack:
+            with config_errors(self.cfg), ExitStack() as stack:
                 return self._run(stack)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):

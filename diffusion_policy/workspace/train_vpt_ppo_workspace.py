@@ -40,6 +40,7 @@ from diffusion_policy.workspace.metrics import MetricsLog, figure
 from diffusion_policy.workspace.ppo_summary import SIMULATOR_NAME, PPOSummary
 from diffusion_policy.workspace.processes import Processes, join_processes
 from diffusion_policy.workspace.progress import TrainingBar
+from diffusion_policy.workspace.run_settings import completed
 from diffusion_policy.workspace.run_state import (
     RunState,
     TrainingProgress,
@@ -83,7 +84,7 @@ class TrainVPTPPOWorkspace:
 
     def __init__(self, cfg: DictConfig, output_dir: str | Path | None = None):
         self._begun = CpuTimes.now()
-        self.cfg = copy.deepcopy(cfg)
+        self.cfg = completed(copy.deepcopy(cfg))
         self.output_dir = Path(HydraConfig.get().runtime.output_dir if output_dir is None else output_dir)
         self.progress = TrainingProgress()
         self._frames_played = 0
@@ -95,7 +96,7 @@ class TrainVPTPPOWorkspace:
         Raises:
             WorkspaceError: the run cannot start with these settings, or cannot continue.
         """
-        with config_errors(), ExitStack() as stack:
+        with config_errors(self.cfg), ExitStack() as stack:
             processes = stack.enter_context(join_processes(self.cfg.training.device))
             if processes.world_size > 1:
                 raise TrainingError(

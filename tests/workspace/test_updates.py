@@ -317,7 +317,7 @@ def test_learning_rates_by_role_and_by_layer(config):
 def test_an_option_that_the_optimizer_lacks_is_named(config):
     del config.optimizer.betas
     policy = policy_with_normalizer(config)
-    with pytest.raises(ConfigError, match=r"the config has no optimizer\.betas"), config_errors():
+    with pytest.raises(ConfigError, match=r"the config has no optimizer\.betas"), config_errors(config):
         make_optimizer(policy, config.optimizer, config.learning_rates, roles_of(policy, None))
 
 
