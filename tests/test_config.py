@@ -31,6 +31,17 @@ def test_every_choice_composes_and_resolves(choice):
     assert read_shape_meta(config.task.shape_meta) == read_shape_meta(config.task.dataset.shape_meta)
 
 
+@pytest.mark.parametrize("path", sorted(CONFIG.glob("train_*.yaml")), ids=lambda path: path.stem)
+def test_an_experiment_has_the_last_word(path):
+    assert OmegaConf.load(path).defaults[-1] == {"experiment": None}, "what follows it overrides its settings"
+
+
+def test_the_experiment_of_reinforcement_learning_overrides_the_warm_start():
+    with initialize_config_dir(str(CONFIG), version_base="1.2"):
+        config = compose("train_ppo_from_vpt_with_expert_warmstart", overrides=["experiment=vpt_grove_ppo"])
+    assert config.ppo.value_warmup_iterations == 5
+
+
 @pytest.mark.parametrize("path", sorted(CONFIG.glob("task/*.yaml")) + sorted(CONFIG.glob("experiment/*.yaml")), ids=str)
 def test_every_task_and_experiment_opens_with_its_command_and_what_to_expect(path):
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]

@@ -11,7 +11,7 @@ from diffusion_policy.ppo import PPOError
 
 @dataclass(frozen=True)
 class PPOSettings:
-    """What an iteration collects and learns; ``config/train_ppo_from_vpt.yaml`` explains each.
+    """What an iteration collects and learns; ``config/ppo/from_vpt.yaml`` explains each.
 
     Attributes:
         environments: B, played side by side.
