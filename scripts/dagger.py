@@ -74,9 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(arguments: argparse.Namespace) -> CommandResult:
     """Run the rounds; the table is written after each, and printed at the end."""
+    from diffusion_policy.dagger.rounds import first_training
     from diffusion_policy.recipe import FinishedSteps
+    from diffusion_policy.workspace.preflight import check_start
 
     loop = loop_of(arguments)
+    check_start(first_training(loop.plan))  # asked now, not after minutes of rollouts
     loop.begin(resume=arguments.resume)
     ended = FinishedSteps(loop.folder / "done.json")
     try:

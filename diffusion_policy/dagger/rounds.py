@@ -260,6 +260,12 @@ def training_words(plan: RoundPlan, data: Path) -> list[str]:
     return ["train.py", *plan.commands.training(), f"task.dataset_path={data}", *plan.settings]
 
 
+def first_training(plan: RoundPlan) -> list[str]:
+    """Returns arguments of train.py by which to check, before any rollout, that training could start."""
+    words = training_words(plan, Path(plan.dataset))[1:]
+    return [*words, f"pretrained.path={plan.checkpoint}", *plan.commands.starts_from]
+
+
 def split_updates(plan: RoundPlan) -> tuple[int, int]:
     """Returns (epochs, updates per epoch) with a product of ``plan.updates`` or slightly more, for every dataset.
 

@@ -274,6 +274,19 @@ def test_a_command_that_fails_ends_the_loop_with_its_status(
     assert not (tmp_path / "work" / "done.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("training.device=cuda:99", "training.device=cuda:99: "), ("training.devise=cpu", "training.devise")],
+)
+def test_what_training_would_refuse_is_refused_before_any_rollout(
+    setting: str, message: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["start.ckpt", "--dataset", str(dataset), "--workdir", str(tmp_path / "work"), *SMALL, "--set", setting]
+    assert dagger.main(words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
 def test_another_loop_is_not_gone_on_with(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
