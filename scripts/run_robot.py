@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TABLETOP = CONFIG / "simulator" / "tabletop.yaml"
 TOKEN = "DIFFUSION_POLICY_TOKEN"
+ARM_HZ = 50.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,13 +94,13 @@ def arm_of(
     if arguments.arm is not None:
         from diffusion_policy.serve.client.running import make_arm
 
-        return make_arm(arguments.arm, form), 50.0, lambda: False
+        return make_arm(arguments.arm, form), ARM_HZ, lambda: False
     if arguments.replay is not None:
         with whole_package("--replay"):
             from diffusion_policy.serve.recorded_arm import open_recorded_arm
 
         recorded = open_recorded_arm(arguments.replay, form, clock)
-        return recorded, form.control_hz, lambda: recorded.ended
+        return recorded, ARM_HZ, lambda: recorded.ended  # slower, and frames between two looks would be missed
     with whole_package("--simulator"):
         from diffusion_policy.closed_loop.simulated_arm import open_simulated_arm
 

@@ -24,6 +24,7 @@ from diffusion_policy.spec import SpecError
 from diffusion_policy.trajectory import NO_IMAGE
 
 FloatArray = NDArray[np.float64]
+_ROUNDING = 1e-6  # seconds; unix times are known to a quarter of it
 
 
 @dataclass
@@ -55,7 +56,7 @@ class RecordedArm:
 
     def observe(self) -> Reading:
         """Returns the step that was recorded last by now."""
-        step = max(0, int(np.searchsorted(self.times, self.clock.now() - self.start + 1e-9, side="right")) - 1)
+        step = max(0, int(np.searchsorted(self.times, self.clock.now() - self.start + _ROUNDING, side="right")) - 1)
         shown = {}
         for camera, frames in self.pictures.items():
             seen = next((index for index in range(step, -1, -1) if frames[index] is not None), None)

@@ -18,7 +18,8 @@ from evaluation_factory import write_tiny_checkpoint
 from serve_factory import DescribedEngine, ServerThread, jpeg, settings
 from trajectory_factory import write_trajectory
 
-from diffusion_policy.serve.client import STRATEGIES, read_arm_log
+from diffusion_policy.serve import client
+from diffusion_policy.serve.client import STRATEGIES, DelayedRequester, VirtualClock, read_arm_log, running
 from diffusion_policy.serve.client.control_loop import HoldReason
 from diffusion_policy.serve.client.observation_buffer import DoubtCode
 
@@ -36,12 +37,19 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     """The address of a server that leaves the arm where it is, and its folder of logs."""
     folder = tmp_path_factory.mktemp("run_robot")
     engine = DescribedEngine(str(write_tiny_checkpoint(folder / "latest.ckpt")))
-    with ServerThread(engine, settings(folder / "runs")) as server:
+    with ServerThread(engine, settings(folder / "runs", "max_age_s=3600")) as server:  # its clock is the machine's
         yield f"127.0.0.1:{server.ports['line']}", folder / "runs"
 
 
-# On a busy machine.
-PATIENT = shlex.split("--answer-timeout 20 --max-action-age 30 --camera-max-age 9 --state-max-age 9 --longest-gap 9")
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
+    """The loop's: time passes while the loop sleeps, and an answer takes 50 ms of it, however busy the machine is."""
+    passing = VirtualClock(start=1000.0)
+    monkeypatch.setattr(client, "RealClock", lambda: passing)
+    monkeypatch.setattr(
+        running, "ThreadRequester", lambda ask, interrupt: DelayedRequester(ask, passing, lambda request: 0.05)
+    )
+    return passing
 
 
 def run(scripts: dict[str, Main], served: tuple[str, Path], folder: Path, *words: str) -> dict[str, Any]:
@@ -52,27 +60,31 @@ def run(scripts: dict[str, Main], served: tuple[str, Path], folder: Path, *words
     return {**document, "start": read_arm_log(document["log"]).start}
 
 
-def test_the_simulator_runs_in_real_time(
-    scripts: dict[str, Main], served: tuple[str, Path], tmp_path: Path, repository: Path
+def test_the_simulator_is_an_arm(
+    scripts: dict[str, Main], served: tuple[str, Path], clock: VirtualClock, tmp_path: Path, repository: Path
 ) -> None:
     tabletop = (repository / "config" / "simulator" / "tabletop.yaml").read_text()
     small = tabletop.replace("image_size: [320, 180]", "image_size: [64, 36]\n  max_steps: 15")
     (tmp_path / "small.yaml").write_text(small.replace("referee: physics", "referee: kinematic"))
-    found = run(scripts, served, tmp_path, "--simulator", str(tmp_path / "small.yaml"), *PATIENT)
-    assert found["moves"] > 0
-    assert 1.4 < found["seconds"] < 30
+    found = run(scripts, served, tmp_path, "--simulator", str(tmp_path / "small.yaml"))
+    assert (found["moves"], found["holds"], found["missed"]) == (15, {"waiting": 1}, 0)
+    assert found["seconds"] == pytest.approx(1.6)
     assert found["succeeded"] is False
     assert (found["start"]["strategy"], found["start"]["control_hz"]) == ("skip", 10.0)
     assert found["start"]["checkpoint"].endswith("latest.ckpt")
 
 
 def test_a_recording_is_replayed_and_both_logs_are_joined(
-    scripts: dict[str, Main], served: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scripts: dict[str, Main],
+    served: tuple[str, Path],
+    clock: VirtualClock,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     episode = write_trajectory(tmp_path / "raw", 0, 12, (64, 36))
     words = ["--replay", str(episode), "--strategy", "wait", "--n-action-steps", "3"]
-    found = run(scripts, served, tmp_path, *words, *PATIENT)
-    assert found["moves"] > 0
+    found = run(scripts, served, tmp_path, *words)
+    assert (found["moves"], found["holds"], found["missed"]) == (42, {"waiting": 13}, 0)
     printed = capsys.readouterr().out
     assert "request to answer" in printed
     compared = found["against_recorded"]
@@ -105,7 +117,8 @@ def test_a_recording_is_replayed_and_both_logs_are_joined(
 class FakeLab:
     """Drivers whose calls are remembered."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: VirtualClock) -> None:
+        self.clock = clock
         self.calls: list[str] = []
         self.position = np.array([0.5, 0.0, 0.3])
 
@@ -125,17 +138,23 @@ class FakeLab:
 
     def camera(self, key: str) -> Any:
         assert key == "image"
-        return SimpleNamespace(latest=lambda: (jpeg(int(time.monotonic() * 10) % 50, (64, 36)), time.monotonic()))
+        return SimpleNamespace(latest=lambda: (jpeg(int(self.clock.now() * 10) % 50, (64, 36)), self.clock.now()))
 
 
 @pytest.mark.parametrize("dry", [False, True])
 def test_the_example_s_arm_is_moved_and_in_a_dry_run_is_not(
-    dry: bool, scripts: dict[str, Main], served: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dry: bool,
+    scripts: dict[str, Main],
+    served: tuple[str, Path],
+    clock: VirtualClock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lab = FakeLab()
+    lab = FakeLab(clock)
+    monkeypatch.setattr("examples.franka_pose_interface.time", SimpleNamespace(monotonic=clock.now))
     monkeypatch.setitem(sys.modules, "my_lab", lab)  # type: ignore[arg-type]
     words = ["--arm", "examples.franka_pose_interface:make_arm", "--seconds", "1.5", "--gripper-blocking", "0.5"]
-    found = run(scripts, served, tmp_path, *words, *PATIENT, *(["--dry-run"] if dry else []))
+    found = run(scripts, served, tmp_path, *words, *(["--dry-run"] if dry else []))
     assert found["start"]["dry_run"] is dry
     assert found["start"]["control_hz"] == 50.0
     assert found["moves"] > 5

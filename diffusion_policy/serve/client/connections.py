@@ -22,10 +22,12 @@ from websockets.sync.client import ClientConnection, connect
 from diffusion_policy.serve.client.messages import (
     Asked,
     Chunk,
+    Frames,
     Images,
+    Measured,
     ServerError,
     extra_entries,
-    observation,
+    line_observation,
     read_chunk,
 )
 from diffusion_policy.serve.transport.arrays import pack, unpack
@@ -38,9 +40,15 @@ _RETRY_S = 0.5
 
 
 class _Client:
-    """The base of both clients: reconnects, and reads chunks."""
+    """The base of both clients: asks for chunks, and reconnects.
+
+    Attributes:
+        metadata: the server's description of itself (units, horizon, rate, limits, checkpoint).
+    """
 
     metadata: dict[str, Any]
+    _PICTURES: tuple[type, ...]  # that a message takes
+    _ACTIONS: str  # the key of a reply's actions
 
     def __init__(self) -> None:
         self._tried = -math.inf
@@ -50,8 +58,46 @@ class _Client:
         """Starts an episode; ServerError as for :meth:`infer`."""
         self.ask({"type": "reset"})
 
+    def infer(
+        self,
+        images: Images,
+        poses: ArrayLike | None = None,
+        grippers: ArrayLike | None = None,
+        timestamps: ArrayLike | None = None,
+        *,
+        states: ArrayLike | None = None,
+        request_id: str | None = None,
+        continuation: Continuation | None = None,
+        camera_times: Mapping[str, float] | None = None,
+    ) -> Chunk:
+        """Requests an action chunk.
+
+        Args:
+            images: To encoded JPEGs, oldest first, by WebSocket also raw RGB frames (H, W, 3) uint8; of several
+                cameras a mapping of key to images.
+            poses: (To, 7) meters and quaternion xyzw, robot base frame.
+            grippers: (To, 1), 1 = open.
+            timestamps: (To,) seconds on this machine's clock.
+            states: (To, D) instead of poses and grippers, in the order of the metadata's ``state_names``.
+            request_id: name of this request, by which logs of client and server are joined.
+            continuation: what remains of the chunk under execution, for a policy that continues it.
+            camera_times: when the newest frame of each camera was captured, seconds on the clock of ``timestamps``.
+
+        Raises:
+            ServerError: there is no action: the server refuses or is unreachable, or arguments or reply are invalid.
+        """
+        asked = Asked.of(self.metadata)
+        measured = asked.numbers(poses, grippers, timestamps, states)
+        frames = asked.frames(images, self._PICTURES, len(measured["timestamps"]))
+        reply = self.ask(self._observation(frames, measured, extra_entries(request_id, continuation, camera_times)))
+        return read_chunk(reply, self._ACTIONS, asked.width)
+
     def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Sends a message and returns the reply."""
+        raise NotImplementedError
+
+    def _observation(self, frames: Frames, measured: Measured, extras: Mapping[str, Any]) -> dict[str, Any]:
+        """The message of an observation that was checked."""
         raise NotImplementedError
 
     def _disconnect(self) -> None:
@@ -99,12 +145,12 @@ class LineClient(_Client):
         token: token, if the server requires one.
         timeout: seconds to wait for a reply.
 
-    Attributes:
-        metadata: the server's description of itself (units, horizon, rate, limits, checkpoint).
-
     Raises:
         ServerError: the server is unreachable or busy, or the token is wrong.
     """
+
+    _PICTURES = (bytes,)
+    _ACTIONS = "action"
 
     def __init__(
         self, host: str = "127.0.0.1", port: int = DEFAULT_PORT, token: str | None = None, timeout: float = 5.0
@@ -114,37 +160,8 @@ class LineClient(_Client):
         self._socket: socket.socket | None = None
         self._connect()
 
-    def infer(
-        self,
-        images: Images,
-        poses: ArrayLike | None = None,
-        grippers: ArrayLike | None = None,
-        timestamps: ArrayLike | None = None,
-        *,
-        states: ArrayLike | None = None,
-        request_id: str | None = None,
-        continuation: Continuation | None = None,
-        camera_times: Mapping[str, float] | None = None,
-    ) -> Chunk:
-        """Requests an action chunk.
-
-        Args:
-            images: To encoded JPEGs, oldest first; for several cameras, a mapping of key to JPEGs.
-            poses: (To, 7); grippers: (To, 1); timestamps: (To,) seconds on this machine's clock.
-            states: (To, D) instead of poses and grippers, in the order of the metadata's ``state_names``.
-            request_id: name of this request, by which logs of client and server are joined.
-            continuation: what remains of the chunk under execution, for a policy that continues it.
-            camera_times: when the newest frame of each camera was captured, seconds on the clock of ``timestamps``.
-
-        Raises:
-            ServerError: there is no action: the server refuses or is unreachable, or arguments or reply are invalid.
-        """
-        asked = Asked.of(self.metadata)
-        extras = extra_entries(request_id, continuation, camera_times)
-        message = observation(
-            "observation", images, poses, grippers, timestamps, states=states, asked=asked, extras=extras
-        )
-        return read_chunk(self.ask(message), "action", asked.width)
+    def _observation(self, frames: Frames, measured: Measured, extras: Mapping[str, Any]) -> dict[str, Any]:
+        return line_observation("observation", frames, measured, extras)
 
     def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Sends a message and returns the reply; ServerError if it is an error or does not come."""
@@ -205,9 +222,17 @@ class LineClient(_Client):
 class WebSocketClient(_Client):
     """The second transport: msgpack over WebSocket, arrays without base64.
 
+    Args:
+        uri: such as ws://10.0.0.2:8008.
+        token: token, if the server requires one.
+        timeout: seconds to wait for a reply.
+
     Raises:
         ServerError: as :class:`LineClient`.
     """
+
+    _PICTURES = (bytes, np.ndarray)
+    _ACTIONS = "actions"
 
     def __init__(self, uri: str, token: str | None = None, timeout: float = 5.0) -> None:
         super().__init__()
@@ -216,25 +241,8 @@ class WebSocketClient(_Client):
         self._socket: ClientConnection | None = None
         self._connect()
 
-    def infer(
-        self,
-        images: Images,
-        poses: ArrayLike | None = None,
-        grippers: ArrayLike | None = None,
-        timestamps: ArrayLike | None = None,
-        *,
-        states: ArrayLike | None = None,
-        request_id: str | None = None,
-        continuation: Continuation | None = None,
-        camera_times: Mapping[str, float] | None = None,
-    ) -> Chunk:
-        """Requests an action chunk as :meth:`LineClient.infer`; images may also be raw RGB frames (H, W, 3) uint8."""
-        asked = Asked.of(self.metadata)
-        numbers = asked.numbers(poses, grippers, timestamps, states)
-        frames = asked.frames(images, (bytes, np.ndarray), len(numbers["timestamps"]))
-        extras = extra_entries(request_id, continuation, camera_times)
-        reply = self.ask({"type": "observation", "images": frames, "send_timestamp": time.time(), **numbers, **extras})
-        return read_chunk(reply, "actions", asked.width)
+    def _observation(self, frames: Frames, measured: Measured, extras: Mapping[str, Any]) -> dict[str, Any]:
+        return {"type": "observation", "images": frames, "send_timestamp": time.time(), **measured, **extras}
 
     def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Sends a message and returns the reply; ServerError if it is an error or does not come."""

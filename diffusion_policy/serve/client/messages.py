@@ -20,6 +20,9 @@ from diffusion_policy.serve.transport.observations import CAMERA_TIMES, STATE_NA
 from diffusion_policy.spec import POSE, POSE_GRIPPER
 
 Images = Sequence[Any] | Mapping[str, Sequence[Any]]
+# Images and measured values of an observation that were checked: as ``Asked.frames`` and ``Asked.numbers`` return them.
+Frames = list[Any] | dict[str, list[Any]]
+Measured = dict[str, NDArray[np.float64]]
 
 
 class ServerError(WorkspaceError):
@@ -83,7 +86,7 @@ class Asked:
         grippers: ArrayLike | None,
         timestamps: ArrayLike | None,
         states: ArrayLike | None,
-    ) -> dict[str, NDArray[np.float64]]:
+    ) -> Measured:
         """Returns the measured values by key of the message; ServerError where they are not what the server expects."""
         if self.state_names is None and states is not None and poses is None and grippers is None:
             checked = _numbers({"timestamps": timestamps, "states": states}, self.width)
@@ -102,7 +105,7 @@ class Asked:
         checked = _numbers({"timestamps": timestamps, "poses": poses, "grippers": grippers}, self.width)
         return {name: checked[name] for name in ("poses", "grippers", "timestamps")}
 
-    def frames(self, images: Images, kinds: tuple[type, ...], count: int) -> list[Any] | dict[str, list[Any]]:
+    def frames(self, images: Images, kinds: tuple[type, ...], count: int) -> Frames:
         """Returns one image for each timestamp, by camera where there are several; ServerError otherwise."""
         if len(self.cameras) == 1:
             only = (
@@ -140,13 +143,17 @@ def observation(
         ServerError: the values are not an observation as the server expects it; nothing is sent.
     """
     numbers = asked.numbers(poses, grippers, timestamps, states)
-    frames = asked.frames(images, (bytes,), len(numbers["timestamps"]))
+    return line_observation(kind, asked.frames(images, (bytes,), len(numbers["timestamps"])), numbers, extras or {})
+
+
+def line_observation(kind: str, frames: Frames, measured: Measured, extras: Mapping[str, Any]) -> dict[str, Any]:
+    """Builds the same message of what was checked; images are encoded JPEGs or PNGs."""
     return {
         "type": kind,
         "images": _base64(frames) if isinstance(frames, list) else {key: _base64(own) for key, own in frames.items()},
-        **{name: value.tolist() for name, value in numbers.items()},
+        **{name: value.tolist() for name, value in measured.items()},
         "send_timestamp": time.time(),
-        **(extras or {}),
+        **extras,
     }
 
 
@@ -165,12 +172,12 @@ def _base64(images: Sequence[bytes]) -> list[str]:
     return [base64.b64encode(image).decode("ascii") for image in images]
 
 
-def _numbers(given: Mapping[str, ArrayLike | None], width: int) -> dict[str, NDArray[np.float64]]:
+def _numbers(given: Mapping[str, ArrayLike | None], width: int) -> Measured:
     """Checks timestamps (To,), which come first, poses (To, 7), grippers (To, 1) or states (To, D): all are finite.
 
     ServerError otherwise.
     """
-    found: dict[str, NDArray[np.float64]] = {}
+    found: Measured = {}
     for name, value in given.items():
         try:
             array = np.asarray(value, dtype=np.float64)
