@@ -1,155 +1,184 @@
 """What the server's own kernels earn beside general runtimes: the same answers from several engines, in turn.
 
-    python benchmarks/exported.py [--quick] [--rounds N] [--steps 10] [--threads 1] [--only NAME...] [--json OUT]
+    python benchmarks/exported.py [--quick] [--rounds N] [--steps 10] [--threads 1 2] [--only NAME...] [--json OUT]
 
     plain      the policy itself, by torch
     engine     the server's engine
     continuing the server's engine, each request holding on to what is left of a chunk (real-time chunking)
     onnx       the exported graph in ONNX Runtime (scripts/export_policy.py); needs the extra: onnx
+    aoti       the same graph compiled by torch's AOTInductor; needs a C++ compiler, and minutes to compile
 
-The users' policy (random weights) answers two new frames. Milliseconds by wall clock and of processor time, medians; a
-busy machine disturbs the latter less. Frames are given as the policy reads them, so nothing is decoded or resized.
-A graph whose actions are further than 1e-4 from the policy's (normalized) is refused, as on export.
+The users' policy (random weights) answers two new frames. Each engine has a process of its own (`exported_engine.py`),
+so that neither threads nor memory are another's, and is asked in turn with the others. Milliseconds by wall clock (p50,
+p95) and of processor time (median, and the median of ratios to the engine's in the same round); a busy machine disturbs
+the latter less. Memory is the most that the process had; seconds to load begin with its imports. Frames are given as
+the policy reads them, so nothing is decoded or resized. A graph whose actions are further than 1e-4 from the policy's
+(normalized) is refused, as on export.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib.util
+import json
 import os
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from latency import EXECUTED_ON, users_policy  # type: ignore[import-not-found]
 
-from diffusion_policy.export.onnx_policy import NOISE, PACKAGES, UnrolledPolicy, export_onnx
-from diffusion_policy.policy.sampler import set_sampler
-from diffusion_policy.serve.engine import PolicyEngine, processor_name
-from diffusion_policy.serve.settings import EngineSettings
-from diffusion_policy.serve.stages import Stages
-from diffusion_policy.serve.transport.continuation import Continuation
+from diffusion_policy.cpu import processor_name
 from diffusion_policy.storage import write_json
-from diffusion_policy.tables import Table
+from diffusion_policy.tables import Column, Table
 from diffusion_policy.terminal import show
 
-Answer = Callable[[int], Any]
-NAMES = ("plain", "engine", "continuing", "onnx")
+NAMES = ("plain", "engine", "continuing", "onnx", "aoti")
+GRAPHS = ("onnx", "aoti")
+TOLERANCE = 1e-4  # as on export
+PROGRAM = Path(__file__).with_name("exported_engine.py")
 
 
 def missing(name: str) -> str | None:
     """Why there is no such engine on this machine; None: there is."""
-    absent = [package for package in PACKAGES if importlib.util.find_spec(package) is None] if name == "onnx" else []
-    return f"{', '.join(absent)} not installed" if absent else None
+    if name == "onnx":
+        packages = ("onnx", "onnxscript", "onnxruntime")
+        absent = [package for package in packages if importlib.util.find_spec(package) is None]
+        return f"{', '.join(absent)} not installed" if absent else None
+    if name == "aoti" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        return "no C++ compiler: neither CXX nor g++"
+    return None
 
 
-def server_s(engine: PolicyEngine, continued: Continuation | None, request: int) -> Any:
-    """The answer of the server's engine to two new frames."""
-    rng = np.random.default_rng(request)
-    frames = [rng.integers(0, 256, (180, 320, 3), dtype=np.uint8) for _ in range(engine.n_obs_steps)]
-    states = np.tile(engine.wire.middle(*engine.action_range()), (engine.n_obs_steps, 1))
-    observation = engine.form.observation(frames, states, np.arange(engine.n_obs_steps) / 10)
-    observation = dataclasses.replace(observation, continuation=continued)
-    return engine.infer(observation, request, None, Stages())
+class Engine:
+    """An engine in its own process. Use as a context.
+
+    Attributes:
+        ready: what it told when it was.
+    """
+
+    def __init__(self, words: Sequence[str], threads: int) -> None:
+        self._words = " ".join(words)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self._process = subprocess.Popen(
+            [sys.executable, str(PROGRAM), "answer", *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.ready = self._told()
+
+    def answer(self, request: int) -> dict[str, float]:
+        """Lets it answer a request; returns what that took."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{request}\n")
+        self._process.stdin.flush()
+        return self._told()
+
+    def _told(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"an engine ended with status {self._process.wait()}: {self._words}")
+        found: dict[str, float] = json.loads(line)
+        return found
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
-def onnx(unrolled: UnrolledPolicy, folder: Path, threads: int) -> tuple[Answer, float]:
-    """ONNX Runtime, and how far its actions are from the policy's."""
-    import onnxruntime
-
-    found = export_onnx(unrolled.policy, folder / "policy.onnx", {})
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(found.path), options)
-
-    def answer(request: int) -> Any:
-        return session.run(None, {name: value.numpy() for name, value in unrolled.inputs(request).items()})
-
-    return answer, found.difference
-
-
-def engines(
-    names: Sequence[str], steps: int, threads: int, folder: Path, *, small: bool
-) -> tuple[dict[str, Answer], dict[str, float]]:
-    """By name what answers request number i, and how far the runtimes' actions are from the policy's."""
-    policy = users_policy(small=small)
-    set_sampler(policy, "ddim", steps)
-    unrolled = UnrolledPolicy(policy).eval()
-    server = PolicyEngine(users_policy(small=small), EngineSettings(steps=steps, cached_frames=0, threads=threads))
-    held = Continuation("rtc", EXECUTED_ON, len(EXECUTED_ON) // 2)
-
-    def plain(request: int) -> Any:
-        inputs = unrolled.inputs(request)
-        return policy.predict_action({key: inputs[key] for key in unrolled.keys}, initial_noise=inputs[NOISE])
-
-    answers: dict[str, Answer] = {
-        "plain": plain, "engine": partial(server_s, server, None), "continuing": partial(server_s, server, held)
-    }  # fmt: skip
-    apart: dict[str, float] = {}
-    if "onnx" in names:
-        answers["onnx"], apart["onnx"] = onnx(unrolled, folder, threads)
-    return {name: answers[name] for name in names}, apart
+def make(name: str, words: Sequence[str], threads: int) -> dict[str, float]:
+    """Makes a graph; SystemExit where its actions are not the policy's."""
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), "make", name, *words],
+        capture_output=True,  # pages of notes, if all is well
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+    )
+    if done.returncode:
+        raise SystemExit(f"{done.stderr}{name}: it could not be made")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    if not found["largest_difference"] <= TOLERANCE:
+        raise SystemExit(f"{name}: its actions are {found['largest_difference']:.1e} from the policy's; at most 1e-4")
+    return found
 
 
-def measure(answers: dict[str, Answer], rounds: int) -> dict[str, dict[str, float]]:
-    """Medians, taking turns; the first two rounds warm up."""
-    wall: dict[str, list[float]] = {name: [] for name in answers}
-    cpu: dict[str, list[float]] = {name: [] for name in answers}
-    for request in range(rounds + 2):
-        for name, answer in answers.items():
-            start, used = time.perf_counter(), time.process_time()
-            answer(request)
-            wall[name].append(1000 * (time.perf_counter() - start))
-            cpu[name].append(1000 * (time.process_time() - used))
-    rows = {
-        name: {"ms": statistics.median(wall[name][2:]), "cpu_ms": statistics.median(cpu[name][2:])} for name in answers
-    }
-    if "engine" in rows:
-        for name in answers:
-            pairs = zip(cpu[name][2:], cpu["engine"][2:], strict=True)
-            rows[name]["cpu_times_engine"] = statistics.median(ours / engine for ours, engine in pairs)
+def measure(names: Sequence[str], rounds: int, steps: int, threads: int, *, small: bool) -> dict[str, dict[str, Any]]:
+    """Every engine with a number of threads; the first two rounds warm up."""
+    options = ["--steps", str(steps), "--threads", str(threads), *(["--small"] if small else [])]
+    answers: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        rows: dict[str, dict[str, Any]] = {}
+        for name in names:
+            rows[name] = make(name, [folder, *options], threads) if name in GRAPHS else {}
+        engines = {name: stack.enter_context(Engine([name, folder, *options], threads)) for name in names}
+        for request in range(rounds + 2):
+            for name, engine in engines.items():
+                answers[name].append(engine.answer(request))
+    for name, row in rows.items():
+        taken = answers[name][2:]
+        row |= engines[name].ready
+        row["ms"] = np.percentile([one["ms"] for one in taken], (50, 95)).round(2).tolist()
+        row["cpu_ms"] = statistics.median(one["cpu_ms"] for one in taken)
+        row["peak_mb"] = taken[-1]["peak_mb"]
+        if "engine" in names:
+            pairs = zip(taken, answers["engine"][2:], strict=True)
+            row["cpu_times_engine"] = statistics.median(ours["cpu_ms"] / its["cpu_ms"] for ours, its in pairs)
     return rows
+
+
+def table_of(rows: dict[str, dict[str, Any]], title: str) -> Table:
+    """What was measured with a number of threads."""
+    heads = ("p50 ms", "p95 ms", "CPU ms", "times engine's", "MB", "load s", "make s", "CPU s", "off by")
+    table = Table(Column(no_wrap=True), *heads, title=title)
+    for name, row in rows.items():
+        ratio = f"{row['cpu_times_engine']:.2f}" if "cpu_times_engine" in row else "-"
+        cells = [f"{row['ms'][0]:.1f}", f"{row['ms'][1]:.1f}", f"{row['cpu_ms']:.1f}", ratio, f"{row['peak_mb']:.0f}"]
+        made = ["-", "-", "-"]
+        if name in GRAPHS:
+            made = [f"{row['make_s']:.0f}", f"{row['make_cpu_s']:.0f}", f"{row['largest_difference']:.1e}"]
+        table.add(name, *cells, f"{row['load_s']:.1f}", *made)
+    return table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small policy, three rounds")
+    parser.add_argument(
+        "--quick", action="store_true", help="a small policy, two steps, three rounds, nothing compiled"
+    )
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--steps", type=int, default=10, help="DDIM steps")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="one after another (default: 1 2)")
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help="of these engines")
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
-    load = os.getloadavg()[0]
-    wanted = arguments.only or NAMES
+    wanted = arguments.only or [name for name in NAMES if not (arguments.quick and name == "aoti")]
     left_out = {name: why for name in wanted if (why := missing(name)) is not None}
-    with tempfile.TemporaryDirectory() as folder:
-        names = [name for name in wanted if name not in left_out]
-        answers, apart = engines(names, arguments.steps, arguments.threads, Path(folder), small=arguments.quick)
-        rows = measure(answers, 3 if arguments.quick else arguments.rounds)
-    title = f"{processor_name()}, {arguments.threads} threads, load {load:.1f}"
-    table = Table("", "ms", "CPU ms", "CPU, times the engine's", "off by", title=title)
-    for name, row in rows.items():
-        ratio = row.get("cpu_times_engine")
-        off = f"{apart[name]:.1e}" if name in apart else "-"
-        table.add(name, f"{row['ms']:.1f}", f"{row['cpu_ms']:.1f}", "-" if ratio is None else f"{ratio:.2f}", off)
-    show([table, *(f"left out: {name}: {why}" for name, why in left_out.items())])
+    names = [name for name in wanted if name not in left_out]
+    steps, rounds = (2, 3) if arguments.quick else (arguments.steps, arguments.rounds)
+    found: dict[str, Any] = {}
+    for threads in arguments.threads:
+        load = os.getloadavg()[0]
+        rows = measure(names, rounds, steps, threads, small=arguments.quick)
+        found[str(threads)] = {"load": [load, os.getloadavg()[0]], "rows": rows}
+        show([table_of(rows, f"{processor_name()}, threads: {threads}, load {load:.1f}")])
+    show([f"left out: {name}: {why}" for name, why in left_out.items()])
     if arguments.json:
-        write_json(
-            arguments.json,
-            {"processor": processor_name(), "steps": arguments.steps, "threads": arguments.threads,
-             "rounds": arguments.rounds, "torch": torch.__version__, "load": [load, os.getloadavg()[0]],
-             "largest_difference": apart, "left_out": left_out, "rows": rows},
-        )  # fmt: skip
+        packages = {name: version(name) for name in ("torch", "onnxruntime") if importlib.util.find_spec(name)}
+        about = {"processor": processor_name(), "packages": packages, "steps": steps, "rounds": rounds}
+        write_json(arguments.json, {**about, "left_out": left_out, "threads": found})
     return 0
 
 
