@@ -1,9 +1,10 @@
-"""Measure samplers on recorded data and this machine, and propose the cheapest that is good enough.
+"""Measure samplers and chunk strategies on recorded data and this machine; propose the cheapest that is good enough.
 
-python scripts/tune_inference.py latest.ckpt data/zarr/set.zarr --candidates ddim:4 ddim:8 ddim:16 ddim:8:0.5 ddpm:100
+python scripts/tune_inference.py latest.ckpt data/zarr/set.zarr --candidates ddim:4 ddim:8 ddim:8:rtc ddpm:100
 python scripts/tune_inference.py latest.ckpt data/zarr/set.zarr --simulator config/simulator/tabletop.yaml --scenes 40
-A candidate is SCHEDULER:STEPS, or SCHEDULER:STEPS:WARM to start from the remainder of the last chunk. With a simulator
-success in closed loop counts, too. The settings of the proposal are printed to be pasted.
+A candidate is SCHEDULER:STEPS; with :WARM, a number, the server starts from the remainder of its last chunk; with :rtc
+or :warm_start the requests carry what the arm executes meanwhile, as run_robot.py --strategy does. With a simulator
+success in closed loop counts, too. Settings of server and control loop are printed to be pasted.
 
 Exit status: 0 one is proposed, 1 none fits the budget, 2 cannot be measured.
 """
@@ -25,11 +26,11 @@ from diffusion_policy.installation import CONFIG
 
 if TYPE_CHECKING:
     from diffusion_policy.closed_loop.evaluation import Evaluation
+    from diffusion_policy.serve.candidates import Candidate
     from diffusion_policy.serve.settings import EngineSettings
-    from diffusion_policy.serve.tuning import Candidate
     from diffusion_policy.tables import Printable, Table
 
-CANDIDATES = ["ddim:4", "ddim:6", "ddim:8", "ddim:10", "ddim:16", "ddim:50", "dpm-solver++:8", "ddim:8:0.5"]
+PLAIN_STRATEGY = "skip"  # of the control loop, for a candidate that continues no chunk
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,10 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("checkpoint", type=Path, metavar="CKPT")
     parser.add_argument("dataset", type=Path, metavar="ZARR")
-    parser.add_argument("--candidates", nargs="+", default=CANDIDATES, metavar="SCHEDULER:STEPS[:WARM]")
+    parser.add_argument("--candidates", nargs="+", metavar="SCHEDULER:STEPS[:WARM|:rtc|:warm_start]",
+        help="default: eight samplers, and two of them that continue chunks")  # fmt: skip
     parser.add_argument("--episodes", nargs="+", default=["held-out"], help="held-out (default), all, or numbers")
     add_gripper_scale(parser)
     parser.add_argument("--stride", type=int, default=6, help="steps executed before the client asks again")
+    parser.add_argument("--delay-steps", type=int, default=1, metavar="N",
+        help="steps that the arm executes from an observation to its answer (default 1)")  # fmt: skip
     parser.add_argument("--hz", type=float, default=10.0, help="control rate")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE_SECONDS, metavar="SECONDS",
         help="how far a predicted gripper event may be from a recorded one (default %(default)g)")  # fmt: skip
@@ -65,16 +69,19 @@ def work(arguments: argparse.Namespace) -> CommandResult:
     """Measure the candidates on recorded data, then in the simulator, if there is one."""
     from diffusion_policy.closed_loop.tuning import check_candidate, tune_in_closed_loop
     from diffusion_policy.evaluate.episode_choice import parse_episodes
+    from diffusion_policy.serve.candidates import DEFAULT_CANDIDATES, parse_candidate
     from diffusion_policy.serve.settings import EngineSettings
-    from diffusion_policy.serve.tuning import Budget, parse_candidate, tune
+    from diffusion_policy.serve.tuning import Budget, tune
 
     if not arguments.hz > 0:
         raise WorkspaceError(f"--hz is {arguments.hz}; expected more than 0")
-    evaluation = evaluation_of(arguments)
-    candidates = [parse_candidate(word) for word in arguments.candidates]
+    words = arguments.candidates
+    candidates = None if words is None else [parse_candidate(word) for word in words]
+    evaluation = evaluation_of(arguments, candidates)
     settings = EngineSettings(device=arguments.device, precision=arguments.precision)
     if evaluation is not None:
-        check_candidate(arguments.checkpoint, evaluation, candidates[0], settings)
+        first = parse_candidate(DEFAULT_CANDIDATES[0]) if candidates is None else candidates[0]
+        check_candidate(arguments.checkpoint, evaluation, first, settings)
     with progress("requests") as show:
         logging.basicConfig(level=logging.INFO, format="%(message)s")  # above the bar
         report = tune(
@@ -89,6 +96,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
             arguments.tolerance,
             arguments.gripper_scale,
             show,
+            arguments.delay_steps,
         )
     if evaluation is None:
         return answer_of(arguments, [report.table()], report.proposed, settings, report.to_json())
@@ -105,8 +113,11 @@ def work(arguments: argparse.Namespace) -> CommandResult:
     return answer_of(arguments, [report.table(), tuned.table()], tuned.proposed, settings, tuned.to_json())
 
 
-def evaluation_of(arguments: argparse.Namespace) -> Evaluation | None:
-    """The closed loop that is asked for; None without --simulator. WorkspaceError where it makes no sense."""
+def evaluation_of(arguments: argparse.Namespace, candidates: list[Candidate] | None) -> Evaluation | None:
+    """The closed loop that is asked for; None without --simulator. WorkspaceError where it makes no sense.
+
+    If one of the candidates continues chunks, the others run by the control loop, too: they are compared.
+    """
     if arguments.simulator is None:
         if arguments.serve_words or arguments.strategy is not None or arguments.latency is not None:
             raise WorkspaceError("--set, --strategy and --latency are for closed loop; add --simulator YAML")
@@ -119,6 +130,7 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation | None:
         raise WorkspaceError(f"--scenes is {arguments.scenes}; expected 1 or more")
     if not 0 <= arguments.budget_points <= 100:
         raise WorkspaceError(f"--budget-points is {arguments.budget_points}; expected 0 to 100")
+    in_loop = candidates is None or any(candidate.continues for candidate in candidates)
     return Evaluation(
         Simulator.load(arguments.simulator),
         arguments.scenes,
@@ -127,7 +139,7 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation | None:
         0.0 if arguments.latency is None else arguments.latency,
         serve_config=arguments.serve_config,
         serve_words=tuple(arguments.serve_words),
-        strategy=arguments.strategy,
+        strategy=arguments.strategy or (PLAIN_STRATEGY if in_loop else None),
     )
 
 
@@ -143,10 +155,12 @@ def answer_of(
     from diffusion_policy.tables import Text
 
     if proposed is None:
-        return CommandResult(tables, 1, {**document, "serve_settings": None})
+        return CommandResult(tables, 1, {**document, "serve_settings": None, "strategy": None})
     words = proposed.serve_words(settings)
     config: tuple[object, ...] = ("--config", arguments.serve_config) if arguments.simulator is not None else ()
     line = command("serve", *config, f"ckpt={arguments.checkpoint}", *words, *arguments.serve_words)
+    strategy = proposed.continues or arguments.strategy or PLAIN_STRATEGY
+    robot = ("--arm", "my_robot:make_arm", "--strategy", strategy, "--n-action-steps", str(arguments.stride))
     lines: list[str] = [
         f"  {key}: {value}" for key, _, value in (word.removeprefix("engine.").partition("=") for word in words)
     ]
@@ -156,8 +170,10 @@ def answer_of(
         *lines,
         "or by its command line:",
         Text(line, no_wrap=True),
+        "and on the robot's computer:",
+        Text(command("run_robot", *robot), no_wrap=True),
     ]
-    return CommandResult([*tables, *shown], 0, {**document, "serve_settings": list(words)})
+    return CommandResult([*tables, *shown], 0, {**document, "serve_settings": list(words), "strategy": strategy})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

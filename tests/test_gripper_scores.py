@@ -21,10 +21,12 @@ from diffusion_policy.evaluate.open_loop_report import (
 from diffusion_policy.evaluate.open_loop_table import open_loop_table
 from diffusion_policy.evaluate.recorded_inference import Sampling
 from diffusion_policy.gripper_events import gripper_events, score_gripper_events
+from diffusion_policy.serve.candidates import Candidate
 from diffusion_policy.serve.engine import Inference
 from diffusion_policy.serve.engine.wire import Wire
+from diffusion_policy.serve.recorded_requests import RecordedRequests
 from diffusion_policy.serve.transport.protocol import Observation
-from diffusion_policy.serve.tuning import Budget, Candidate, RecordedRequests, Tuning, measure, propose
+from diffusion_policy.serve.tuning import Budget, Tuning, measure, propose
 from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, StepSpec
 from diffusion_policy.workspace.validation import EpisodePrediction, gripper_scores
 

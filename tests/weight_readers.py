@@ -29,11 +29,12 @@ from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.evaluate.recorded_inference import open_recorded
 from diffusion_policy.installation import CONFIG
 from diffusion_policy.model.normalizer import LinearNormalizer, get_image_range_normalizer
+from diffusion_policy.serve.candidates import Candidate
 from diffusion_policy.serve.checks.parity import check_parity
 from diffusion_policy.serve.client.clock import RealClock
 from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.settings import EngineSettings
-from diffusion_policy.serve.tuning import Budget, Candidate, tune
+from diffusion_policy.serve.tuning import Budget, tune
 from diffusion_policy.workspace import checkpointing
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
     TrainDiffusionTransformerHybridWorkspace,

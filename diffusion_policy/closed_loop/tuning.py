@@ -1,4 +1,4 @@
-"""Candidates of the sampler in closed loop, on the same scenes: which of them are good enough at the task itself.
+"""Candidates of a tuning in closed loop, on the same scenes: which of them are good enough at the task itself.
 
 Each is run by the runner of ``evaluate``, through the real server, with an injected latency: by default the median
 inference time that was measured on this machine, so that a slow sampler acts as late as it would on the arm.
@@ -15,8 +15,9 @@ from diffusion_policy.closed_loop.evaluation import ClosedLoop, Evaluation, eval
 from diffusion_policy.env_runner.results import Comparison, compare, success_of, totals_of
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.progress import Progress, no_progress, part_of
+from diffusion_policy.serve.candidates import Candidate
 from diffusion_policy.serve.settings import EngineSettings
-from diffusion_policy.serve.tuning import Candidate, Measured, Tuning, fastest, within
+from diffusion_policy.serve.tuning import Measured, Tuning, fastest, within
 from diffusion_policy.tables import Column, Table, numbers
 
 ALLOWED_LOSS = 0.05  # of success
@@ -141,9 +142,10 @@ def tune_in_closed_loop(
 
 
 def evaluation_of_candidate(evaluation: Evaluation, candidate: Candidate, settings: EngineSettings) -> Evaluation:
-    """Returns the evaluation of one candidate, through the server."""
+    """Returns the evaluation of one candidate, through the server; one that continues chunks needs the control loop."""
     words = (*evaluation.serve_words, *candidate.serve_words(settings))
-    return replace(evaluation, through_server=True, serve_words=words, device=settings.device)
+    strategy = candidate.continues or evaluation.strategy
+    return replace(evaluation, through_server=True, serve_words=words, device=settings.device, strategy=strategy)
 
 
 def check_candidate(checkpoint: Path, evaluation: Evaluation, candidate: Candidate, settings: EngineSettings) -> None:

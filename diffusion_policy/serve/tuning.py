@@ -1,9 +1,10 @@
-"""Tuning of the sampler: error on recorded data against inference time on this machine.
+"""Tuning of sampler and chunk strategy: error on recorded data against inference time on this machine.
 
-Every setting answers the same recorded observations in order, as requests of a client: at every ``stride``-th step of
+Every candidate answers the same recorded observations in order, as requests of a client: at every ``stride``-th step of
 an episode, each with its preceding frames. So jumps between chunks are those that the arm would make, and a warm start
-has a remainder. The proposal is the fastest setting whose error is within a budget of the best one, and whose slow
-answers (p95) still fit the time between two requests.
+has a remainder. An answer takes over ``delay_steps`` after its observation; until then the chunk before is executed,
+also where the requests carry none of it. The proposal is the fastest candidate whose error is within a budget of the
+best one, and whose slow answers (p95) still fit the time between two requests.
 
 Legend of shapes: N requests, Ta executed actions, D action dimensions, in the layout of messages.
 """
@@ -26,50 +27,25 @@ from numpy.typing import NDArray
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.evaluate.episode_choice import EpisodeChoice, choose_episodes
 from diffusion_policy.evaluate.open_loop import joint_error, score_chunks
-from diffusion_policy.evaluate.recorded_inference import RecordedEpisodes, open_recorded
-from diffusion_policy.gripper_events import TOLERANCE_SECONDS, EventScore, score_gripper_events
+from diffusion_policy.evaluate.recorded_inference import open_recorded
+from diffusion_policy.gripper_events import TOLERANCE_SECONDS, EventScore
 from diffusion_policy.intervals import defined
+from diffusion_policy.policy.contract import PolicyModule
 from diffusion_policy.policy.default_sampler import Sampler, sampler_of_training
 from diffusion_policy.progress import Progress, ProgressCounter, no_progress
+from diffusion_policy.serve.candidates import DEFAULT_CANDIDATES, Candidate, parse_candidate
 from diffusion_policy.serve.checks.cameras import joint_units_in_a_radian
 from diffusion_policy.serve.checks.seams import Seam, ServedChunk
 from diffusion_policy.serve.engine import PolicyEngine
-from diffusion_policy.serve.engine.wire import Wire
+from diffusion_policy.serve.recorded_requests import RecordedRequests
 from diffusion_policy.serve.settings import EngineSettings
 from diffusion_policy.serve.stages import Stages
-from diffusion_policy.serve.transport.protocol import MessageForm, Observation
+from diffusion_policy.serve.transport.continuation import Continuation
+from diffusion_policy.serve.transport.protocol import Observation
+from diffusion_policy.spec import ActionLayout
 from diffusion_policy.tables import Column, Table
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A setting of the sampler."""
-
-    scheduler: str
-    steps: int
-    warm_start: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """The name in tables."""
-        return f"{self.scheduler}-{self.steps}" + (f", warm {self.warm_start:g}" if self.warm_start else "")
-
-    def serve_words(self, settings: EngineSettings) -> tuple[str, ...]:
-        """Returns the settings of a server, ``engine.key=value``, that answers as the candidate was measured."""
-        values = {**asdict(self), "device": settings.device, "precision": settings.precision}
-        return tuple(f"engine.{key}={value}" for key, value in values.items())
-
-
-def parse_candidate(word: str) -> Candidate:
-    """Parses "ddim:8" or "ddim:8:0.5"; WorkspaceError for anything else."""
-    scheduler, *numbers = word.split(":")
-    try:
-        steps, warm = int(numbers[0]), float(numbers[1]) if len(numbers) > 1 else 0.0
-    except (IndexError, ValueError) as error:
-        raise WorkspaceError(f"candidate {word!r}; expected SCHEDULER:STEPS or SCHEDULER:STEPS:WARM") from error
-    return Candidate(scheduler, steps, warm)
 
 
 @dataclass(frozen=True)
@@ -97,7 +73,8 @@ class Measured:
             event is recorded.
         false_events: events without a recorded one nearby.
         p50_ms, p95_ms: percentiles of inference time, decoding included.
-        seam_mm, seam_deg: median jump between chunks; None if requests are further apart than chunks are long.
+        seam_mm, seam_deg: median jump from a chunk to the next where that takes over; None if the former one has
+            ended by then.
         joint, seam_joint: the same for joints, in ``joint_unit``; None without joints.
     """
 
@@ -131,6 +108,8 @@ class Tuning:
         tolerance_s: tolerance of F1 in seconds.
         choice: the episodes, and whether the policy was trained on them.
         trained_with: sampler with which training measured and chose the checkpoint; None if that is not recorded.
+        delay_steps: steps from an observation to its answer's taking over.
+        left_out: default candidates that the policy does not have, with the reason.
     """
 
     measured: tuple[Measured, ...]
@@ -139,6 +118,8 @@ class Tuning:
     tolerance_s: float = TOLERANCE_SECONDS
     choice: EpisodeChoice | None = None
     trained_with: Sampler | None = None
+    delay_steps: int = 0
+    left_out: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -156,6 +137,8 @@ class Tuning:
         caption = "nothing fits the budget" if self.proposed is None else f"proposed: {self.proposed.name}"
         if all(row.event_f1 is None for row in self.measured):
             caption += "; no gripper event is recorded in these episodes, so events chose nothing"
+        caption += f"\nanswers take over {self.delay_steps} step(s) after their observation"
+        caption += "".join(f"\nleft out: {reason}" for reason in self.left_out)
         if self.trained_with is not None:
             caption += f"\ntraining measured the checkpoint with {self.trained_with}"
         if self.choice is not None:
@@ -177,61 +160,6 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-class RecordedRequests:
-    """Recorded episodes as requests of a client, with the recorded actions.
-
-    Attributes:
-        wire: conversion between the policy's numbers and those of messages.
-    """
-
-    def __init__(self, recorded: RecordedEpisodes, numbers: Sequence[int], n_obs_steps: int, stride: int, hz: float):
-        self._recorded, self._n_obs, self._hz = recorded, n_obs_steps, hz
-        self.wire = Wire(recorded.policy.spec.robot, recorded.buffer.semantics)
-        self._form = MessageForm(n_obs_steps, self.wire.layout)
-        self.stride, self.numbers = stride, tuple(numbers)
-        self.episodes = [recorded.steps(episode, stride) for episode in self.numbers]
-
-    def __len__(self) -> int:
-        return sum(len(steps) for steps in self.episodes)
-
-    def observations(self, steps: NDArray[np.int64]) -> list[Observation]:
-        """Returns the requests at these steps of one episode, with timestamps at the control rate."""
-        low = int(steps[0])
-        observed = self._recorded.observations(steps)
-        cameras = [observed[camera.key].numpy() for camera in self._recorded.policy.spec.rgb]  # (N, To, 3, H, W) each
-        result = []
-        for row, step in enumerate(steps.tolist()):
-            window = np.maximum(np.arange(step - self._n_obs + 1, step + 1), low)
-            states = self.wire.recorded(self._recorded.logged_states(window), self._recorded.state_layout)
-            frames = [np.ascontiguousarray(np.moveaxis(image, 0, -1)) for images in cameras for image in images[row]]
-            times = (step - low + np.arange(1 - self._n_obs, 1)) / self._hz
-            result.append(self._form.observation(frames, states, times))
-        return result
-
-    def score_events(self, number: int, chunks: NDArray[np.float64], tolerance_s: float) -> EventScore:
-        """Scores gripper events of executed actions: ``stride`` actions of each chunk (N, Ta, D), then the next one.
-
-        Where a chunk is shorter than the stride its last command is held. Events of several grippers are combined;
-        without a gripper there are none.
-        """
-        recorded, _ = self.recorded(self._recorded.steps(number))
-        within = np.minimum(np.arange(self.stride), chunks.shape[1] - 1)
-        layout = self.wire.layout
-        wanted = layout.grippers(recorded[:, 0]).T
-        commands = layout.grippers(chunks[:, within].reshape(-1, chunks.shape[-1])[: len(recorded)]).T
-        seconds = self._recorded.step_seconds(number)
-        scores = [
-            score_gripper_events(*pair, step_seconds=seconds, tolerance_s=tolerance_s)
-            for pair in zip(commands, wanted, strict=True)
-        ]
-        return functools.reduce(operator.add, scores) if scores else EventScore((), (), (), 0, seconds)
-
-    def recorded(self, steps: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Returns recorded actions (N, Ta, D), and (N, Ta) which of them are inside the episode."""
-        chunks, inside = self._recorded.recorded_chunks(steps)
-        return self.wire.actions(chunks), inside
-
-
 def measure(
     engine: PolicyEngine,
     requests: RecordedRequests,
@@ -240,8 +168,9 @@ def measure(
     seed: int = 0,
     tolerance_s: float = TOLERANCE_SECONDS,
     on_requests: Callable[[int], None] = lambda n_requests: None,
+    delay_steps: int = 0,
 ) -> Measured:
-    """Answers every request with an engine that uses the candidate's sampler, and measures the answers."""
+    """Answers every request with an engine that uses the candidate's sampler, and measures what is executed."""
     ours, theirs, inside, scores, times = [], [], [], [], []
     seams: list[Seam] = []
     for number, steps in zip(requests.numbers, requests.episodes, strict=True):
@@ -249,25 +178,54 @@ def measure(
         served: ServedChunk | None = None
         for step, observation in zip(steps.tolist(), requests.observations(steps), strict=True):
             now = float(observation.timestamps[-1])
+            rest = chunks[-1][requests.stride :] if chunks else None
+            asked = observation if rest is None else _continuing(observation, candidate, rest, delay_steps)
             start = time.perf_counter()
             remainder = None if served is None else served.remainder(now, hz)
-            answer = engine.infer(observation, seed * 1_000_003 + step, remainder, Stages())
+            answer = engine.infer(asked, seed * 1_000_003 + step, remainder, Stages())
             times.append((time.perf_counter() - start) * 1000)
-            seam = None if served is None else served.seam(answer.sequence, now, hz)
+            seam = None if served is None else served.seam(answer.sequence, now, hz, delay_steps)
             seams += [] if seam is None else [seam]
             served = ServedChunk(answer.sequence, answer.first, now, requests.wire.layout)
-            chunks.append(answer.actions)
+            chunks.append(answer.actions if rest is None else _executed(answer.actions, rest, delay_steps))
             on_requests(1)
         recorded, within = requests.recorded(steps)
         ours.append(np.stack(chunks))
         theirs.append(recorded)
         inside.append(within)
         scores.append(requests.score_events(number, ours[-1], tolerance_s))
-    predicted = np.concatenate(ours)
-    finite = bool(np.isfinite(predicted).all())  # what answers NaN has no error and no score, at any step
+    truth = (np.concatenate(theirs), np.concatenate(inside))
     score = functools.reduce(operator.add, scores)
-    layout, truth = requests.wire.layout, (np.concatenate(theirs), np.concatenate(inside))
-    errors = score_chunks(predicted, *truth, layout=layout).means() if finite else {}
+    return _measured(candidate, np.concatenate(ours), truth, score, times, seams, requests.wire.layout)
+
+
+def _continuing(
+    observation: Observation, candidate: Candidate, rest: NDArray[np.float64], delay_steps: int
+) -> Observation:
+    """The request as the candidate's client sends it, with what remains (n, D) of the chunk before."""
+    if candidate.continues is None:
+        return observation
+    continuation = Continuation(candidate.continues, rest, min(delay_steps, len(rest)))
+    return replace(observation, continuation=continuation)
+
+
+def _executed(actions: NDArray[np.float64], rest: NDArray[np.float64], delay_steps: int) -> NDArray[np.float64]:
+    """(Ta, D) what is executed from an observation on: its answer, but until that takes over the chunk before."""
+    return np.concatenate([rest[:delay_steps], actions[min(delay_steps, len(rest)) :]])[: len(actions)]
+
+
+def _measured(
+    candidate: Candidate,
+    executed: NDArray[np.float64],
+    truth: tuple[NDArray[np.float64], NDArray[np.bool_]],
+    score: EventScore,
+    times: Sequence[float],
+    seams: Sequence[Seam],
+    layout: ActionLayout,
+) -> Measured:
+    """The row of a candidate; what answers NaN has no error and no score, at any step."""
+    finite = bool(np.isfinite(executed).all())
+    errors = score_chunks(executed, *truth, layout=layout).means() if finite else {}
     p50, p95 = np.percentile(times, (50, 95))
     return Measured(
         candidate,
@@ -293,7 +251,7 @@ def _median(values: Sequence[float | None]) -> float | None:
 def tune(
     checkpoint: str | Path,
     zarr_path: str | Path,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[Candidate] | None,
     budget: Budget,
     settings: EngineSettings,
     episodes: str | Sequence[int] | None = None,
@@ -302,13 +260,14 @@ def tune(
     tolerance_s: float = TOLERANCE_SECONDS,
     gripper_scale: str | None = None,
     on_progress: Progress = no_progress,
+    delay_steps: int = 0,
 ) -> Tuning:
     """Measures all candidates and proposes one.
 
     Args:
         checkpoint: to be served.
         zarr_path: recorded data.
-        candidates: at least one.
+        candidates: at least one; None: ``DEFAULT_CANDIDATES`` without those that the policy does not have.
         budget: what is good enough.
         settings: device, precision and threads; sampler and warm start are the candidates'.
         episodes: "held-out" (default), "all", or numbers; see `episode_choice.choose_episodes`.
@@ -317,26 +276,46 @@ def tune(
         tolerance_s: seconds that a predicted gripper event may be away from a recorded one.
         gripper_scale: that the dataset's gripper is stored in, see `open_recorded`.
         on_progress: called with the requests answered, and those of all candidates.
+        delay_steps: steps that the arm executes of the chunk before, from an observation to its answer.
 
     Raises:
         WorkspaceError: the checkpoint, the dataset, the choice of episodes or a candidate does not fit.
     """
-    if not candidates or stride < 1:
-        raise WorkspaceError(f"{len(candidates)} candidates and a stride of {stride}; expected at least one of both")
+    for what, found, least in (
+        ("number of candidates", 1 if candidates is None else len(candidates), 1),
+        ("stride", stride, 1),
+        ("delay", delay_steps, 0),
+    ):
+        if found < least:
+            raise WorkspaceError(f"the {what} is {found}; expected {least} or more")
     if not 0 < tolerance_s < math.inf:
         raise WorkspaceError(f"the tolerance of gripper events is {tolerance_s} s; expected a positive number")
     recorded, opened = open_recorded(checkpoint, zarr_path, settings.device, settings.weights, gripper_scale)
     choice = choose_episodes(recorded.buffer, opened, episodes)
+    chosen, left_out = _possible(candidates, recorded.policy, settings, stride)
     requests = RecordedRequests(recorded, choice.numbers, recorded.policy.n_obs_steps, stride, hz)
-    counted = ProgressCounter(on_progress, len(candidates) * len(requests))
+    counted = ProgressCounter(on_progress, len(chosen) * len(requests))
     measured = []
-    for candidate in candidates:
-        engine = PolicyEngine(recorded.policy, replace(settings, **asdict(candidate)))
+    for candidate in chosen:
+        engine = PolicyEngine(recorded.policy, replace(settings, **candidate.engine))
         engine.warm_up()
-        measured.append(measure(engine, requests, candidate, hz, tolerance_s=tolerance_s, on_requests=counted.add))
+        measured.append(measure(engine, requests, candidate, hz, 0, tolerance_s, counted.add, delay_steps))
         logger.info("%s: %s mm, %.0f ms", candidate.name, _number(measured[-1].position_mm), measured[-1].p50_ms)
     trained = sampler_of_training(opened.provenance, opened.cfg)
-    return Tuning(tuple(measured), budget, propose(measured, budget), tolerance_s, choice, trained)
+    proposed = propose(measured, budget)
+    return Tuning(tuple(measured), budget, proposed, tolerance_s, choice, trained, delay_steps, left_out)
+
+
+def _possible(
+    candidates: Sequence[Candidate] | None, policy: PolicyModule, settings: EngineSettings, stride: int
+) -> tuple[list[Candidate], tuple[str, ...]]:
+    """What is measured, and why not the other defaults; WorkspaceError for a named candidate that cannot be."""
+    asked = [parse_candidate(word) for word in DEFAULT_CANDIDATES] if candidates is None else candidates
+    reasons = {one: why for one in asked if (why := one.why_not(policy, settings, stride)) is not None}
+    if candidates is not None:
+        for candidate, reason in reasons.items():
+            raise WorkspaceError(f"candidate {candidate.name}: {reason}")
+    return [one for one in asked if one not in reasons], tuple(f"{one.name}: {why}" for one, why in reasons.items())
 
 
 def propose(measured: Sequence[Measured], budget: Budget) -> Candidate | None:

@@ -12,8 +12,9 @@ from diffusion_policy.closed_loop.tuning import ClosedLoopTuning
 from diffusion_policy.env_runner.document import ClosedLoop
 from diffusion_policy.env_runner.results import SceneResult
 from diffusion_policy.env_runner.tabletop_runner import SETTINGS
+from diffusion_policy.serve.candidates import Candidate
 from diffusion_policy.serve.settings import read_settings
-from diffusion_policy.serve.tuning import Budget, Candidate, Measured, Tuning
+from diffusion_policy.serve.tuning import Budget, Measured, Tuning
 
 
 def measured(steps: int, mm: float, ms: float) -> Measured:
@@ -76,7 +77,14 @@ def test_the_door_measures_success_and_prints_settings_to_paste(
     checkpoint = write_tiny_checkpoint(tmp_path / "latest.ckpt")
     small = SETTINGS.read_text().replace("image_size: [320, 180]", "image_size: [64, 36]\n  max_steps: 8")
     (tmp_path / "small.yaml").write_text(small.replace("referee: physics", "referee: kinematic"))
-    given = [str(checkpoint), str(write_dataset(tmp_path / "set.zarr")), "--candidates", "ddim:2", "ddim:1:0.5"]
+    given = [
+        str(checkpoint),
+        str(write_dataset(tmp_path / "set.zarr")),
+        "--candidates",
+        "ddim:2",
+        "ddim:1:0.5",
+        "ddim:1:rtc",
+    ]
     loop = ["--episodes", "0", "--stride", "2", "--hz", "0.1", "--simulator", str(tmp_path / "small.yaml")]
     out = tmp_path / "out.json"
     words = ["--scenes", "2", "--set", "guard.max_step_m=0.5", "--budget-mm", "1e9", "--budget-deg", "180"]
@@ -84,20 +92,23 @@ def test_the_door_measures_success_and_prints_settings_to_paste(
     printed = capsys.readouterr().out
     assert "closed loop, the same 2 scenes" in printed
     document = json.loads(out.read_text())
-    first, second = document["closed_loop"]["candidates"]
-    assert [scene["seed"] for scene in first["scenes"]] == [scene["seed"] for scene in second["scenes"]]
-    assert [run["latency_injected_ms"] for run in (first, second)] == [row["p50_ms"] for row in document["measured"]]
+    runs = first, second, _ = document["closed_loop"]["candidates"]
+    assert len({tuple(scene["seed"] for scene in run["scenes"]) for run in runs}) == 1
+    assert [run["latency_injected_ms"] for run in runs] == [row["p50_ms"] for row in document["measured"]]
+    assert [run["strategy"] for run in runs] == ["skip", "skip", "rtc"]
     assert (first["scheduler"], second["steps"], second["warm_start"]) == ("ddim", 1, 0.5)
     assert first["n_action_steps"] == 2
     assert first["against_best"]["neither"] == 2
     line = next(line for line in printed.splitlines() if "ckpt=" in line)
     engine = read_settings(None, [word for word in shlex.split(line) if "=" in word]).engine
-    assert {"scheduler": engine.scheduler, "steps": engine.steps, "warm_start": engine.warm_start} == (
-        document["proposed"]
-    )
+    proposed = document["proposed"]
+    continues = proposed.pop("continues")
+    assert {"scheduler": engine.scheduler, "steps": engine.steps, "warm_start": engine.warm_start} == proposed
+    assert f"--strategy {continues or 'skip'} --n-action-steps 2" in printed
+    assert document["strategy"] == (continues or "skip")
     assert f"  steps: {engine.steps}" in printed.splitlines()
     for word, value, message in (
-        ("--stride", "99", "n_action_steps is 99"),
+        ("--stride", "99", "none remains to be continued after 99"),
         ("--scenes", "0", "--scenes is 0"),
         ("--budget-points", "101", "expected 0 to 100"),
         ("--set", "guard.max_step=1", "guard.max_step"),

@@ -30,8 +30,9 @@ from diffusion_policy.evaluate.recorded_inference import Sampling, run_recorded_
 from diffusion_policy.evaluate.writing import EvaluateError
 from diffusion_policy.report.report_page import Sources, make_report
 from diffusion_policy.run_log import read_log
+from diffusion_policy.serve.candidates import Candidate
 from diffusion_policy.serve.settings import EngineSettings
-from diffusion_policy.serve.tuning import Budget, Candidate, tune
+from diffusion_policy.serve.tuning import Budget, tune
 from diffusion_policy.spec import POSE, POSE_GRIPPER
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
     TrainDiffusionTransformerHybridWorkspace,

@@ -17,9 +17,10 @@ from diffusion_policy.closed_loop.evaluation import Evaluation
 from diffusion_policy.evaluate.open_loop_report import evaluate_open_loop
 from diffusion_policy.evaluate.recorded_inference import Sampling, run_recorded_inference
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER, Sampler, sampler_note, sampler_of_training
+from diffusion_policy.serve.candidates import DEFAULT_CANDIDATES, Candidate, parse_candidate
 from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.settings import EngineSettings, read_settings
-from diffusion_policy.serve.tuning import Budget, Candidate, parse_candidate, tune
+from diffusion_policy.serve.tuning import Budget, tune
 from diffusion_policy.workspace.sampler_settings import read_sampler
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -68,9 +69,11 @@ def test_scripts_that_take_a_sampler_have_the_same_default(script: Path) -> None
     names.get("add_arguments", lambda parser: None)(parser)
     if {"--scheduler", "--steps"} <= set(parser._option_string_actions) and parser.get_default("scheduler"):
         assert Sampler(parser.get_default("scheduler"), parser.get_default("steps")) == DEFAULT_SAMPLER
-    if "CANDIDATES" in names:
-        default = Candidate(DEFAULT_SAMPLER.scheduler, DEFAULT_SAMPLER.steps)
-        assert default in [parse_candidate(word) for word in names["CANDIDATES"]]
+
+
+def test_the_default_sampler_is_a_candidate_of_tuning() -> None:
+    default = Candidate(DEFAULT_SAMPLER.scheduler, DEFAULT_SAMPLER.steps)
+    assert default in [parse_candidate(word) for word in DEFAULT_CANDIDATES]
 
 
 def test_configs_of_experiments_leave_the_sampler_alone() -> None:

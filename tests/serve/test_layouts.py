@@ -21,13 +21,14 @@ from diffusion_policy.run_log import RunLogError, read_log
 from diffusion_policy.run_log.exports import to_inference_log, to_rerun, to_vlalab
 from diffusion_policy.run_log.session_log import SessionLogError
 from diffusion_policy.run_log.to_trajectories import convert_logs
+from diffusion_policy.serve.candidates import Candidate
 from diffusion_policy.serve.checks.parity import check_parity
 from diffusion_policy.serve.client import Chunk, LineClient, ServerError, WebSocketClient
 from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.replay import replay
 from diffusion_policy.serve.settings import EngineSettings, ServeError
 from diffusion_policy.serve.stages import Stages
-from diffusion_policy.serve.tuning import Budget, Candidate, tune
+from diffusion_policy.serve.tuning import Budget, tune
 from diffusion_policy.spec import POSE, POSE_GRIPPER, ActionLayout, action_semantics
 
 KINDS = tuple(NAMES)

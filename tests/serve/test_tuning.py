@@ -3,13 +3,23 @@
 import json
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.gripper_events import EventScore
+from diffusion_policy.serve import tuning
+from diffusion_policy.serve.candidates import DEFAULT_CANDIDATES, Candidate, parse_candidate
 from diffusion_policy.serve.checks.seams import ServedChunk, measure_seam
-from diffusion_policy.serve.tuning import Budget, Candidate, Measured, parse_candidate, propose
+from diffusion_policy.serve.engine import Inference
+from diffusion_policy.serve.settings import EngineSettings
+from diffusion_policy.serve.transport.protocol import MessageForm, Observation
+from diffusion_policy.serve.tuning import Budget, Measured, measure, propose, tune
+from diffusion_policy.spec import POSE_GRIPPER, ActionLayout
 
 
 def row(steps: int, mm: float, ms: float, f1: float = 1.0) -> Measured:
@@ -34,13 +44,16 @@ def test_the_command_measures_recorded_episodes(
     main = runpy.run_path(str(repository / "scripts" / "tune_inference.py"))["main"]
     arguments = [str(served_checkpoint), str(recorded_zarr), "--episodes", "0", "--stride", "2", "--hz", "0.1"]
     out = tmp_path / "tuning.json"
-    assert main([*arguments, "--candidates", "ddim:2", "ddim:4:0.5", "--json", str(out)]) in (0, 1)
-    assert "ddim-4, warm 0.5" in capsys.readouterr().out
+    candidates = ["ddim:2", "ddim:4:0.5", "ddim:3:rtc", "ddim:5:warm_start"]
+    assert main([*arguments, "--candidates", *candidates, "--json", str(out)]) in (0, 1)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("ddim-4, warm 0.5", "ddim-3, rtc", "ddim-5, warm_start"))
     document = json.loads(out.read_text())
     found = document["measured"]
-    assert (document["serve_settings"] is None) == (document["proposed"] is None)
+    assert (document["serve_settings"] is None) == (document["proposed"] is None) == (document["strategy"] is None)
     assert "closed_loop" not in document
-    assert [entry["candidate"]["steps"] for entry in found] == [2, 4]
+    assert [entry["candidate"]["steps"] for entry in found] == [2, 4, 3, 5]
+    assert document["delay_steps"] == 1
     assert all(np.isfinite([entry["position_mm"], entry["seam_mm"], entry["p95_ms"]]).all() for entry in found)
     assert main([*arguments, "--candidates", "ddim"]) == 2
     assert main([*arguments, "--candidates", "euler:4"]) == 2
@@ -53,8 +66,70 @@ def test_the_command_measures_recorded_episodes(
 def test_a_candidate_is_named_as_it_is_written() -> None:
     assert parse_candidate("ddim:8:0.5") == Candidate("ddim", 8, 0.5)
     assert parse_candidate("ddpm:100").name == "ddpm-100"
-    with pytest.raises(WorkspaceError, match="expected SCHEDULER:STEPS"):
-        parse_candidate("ddim:many")
+    assert parse_candidate("ddim:8:rtc") == Candidate("ddim", 8, continues="rtc")
+    for word in ("ddim:many", "ddim:8:hurry", "ddim:8:0.5:rtc", "ddim:8:rtc:rtc"):
+        with pytest.raises(WorkspaceError, match=r"expected SCHEDULER:STEPS\[:WARM\|:rtc"):
+            parse_candidate(word)
+
+
+class Counting:
+    """An engine whose answer to request n has n in every number of its four steps; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Observation] = []
+
+    def infer(self, observation: Observation, seed: int, remainder: object, stages: object) -> Inference:
+        self.asked.append(observation)
+        actions = np.full((4, 8), float(len(self.asked)))
+        return Inference(actions, actions, 0, 0)
+
+
+@pytest.mark.parametrize("mode", [None, "rtc", "warm_start"])
+def test_until_an_answer_takes_over_the_chunk_before_is_executed(mode: str | None) -> None:
+    wire = SimpleNamespace(layout=ActionLayout.of(POSE_GRIPPER))
+    form = MessageForm(1, wire.layout)
+    executed: list[NDArray[np.float64]] = []
+
+    def score_events(number: int, chunks: NDArray[np.float64], tolerance_s: float) -> EventScore:
+        executed.append(chunks[:, :, 0])
+        return EventScore((), (), (), 0, 0.1)
+
+    def observations(steps: NDArray[np.int64]) -> list[Observation]:
+        frames = [np.zeros((4, 4, 3), dtype=np.uint8)]
+        return [form.observation(frames, np.eye(8)[3:4], np.array([step / 10])) for step in steps.tolist()]
+
+    requests = SimpleNamespace(
+        numbers=(0,), episodes=[np.arange(0, 9, 3)], stride=3, wire=wire, observations=observations,
+        recorded=lambda steps: (np.ones((3, 4, 8)), np.ones((3, 4), dtype=bool)), score_events=score_events,
+    )  # fmt: skip
+    engine, candidate = Counting(), Candidate("ddim", 2, continues=mode)  # type: ignore[arg-type]
+    row = measure(engine, requests, candidate, 10.0, delay_steps=2)  # type: ignore[arg-type]
+    # One step of a chunk of four is left after three, so the second step of delay has none of the chunk before.
+    assert executed[0].tolist() == [[1, 1, 1, 1], [1, 2, 2, 2], [2, 3, 3, 3]]
+    assert row.seam_mm is None, "the chunk before has ended when the answer takes over"
+    first, *others = [one.continuation for one in engine.asked]
+    assert first is None
+    for number, one in enumerate(others, start=1):
+        assert (one is None) == (mode is None)
+        if one is not None:
+            assert (one.mode, one.committed, one.actions.tolist()) == (mode, 1, [[float(number)] * 8])
+
+
+def test_what_a_policy_lacks_is_refused_if_named_and_told_if_a_default(
+    served_checkpoint: Path, recorded_zarr: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "DEFAULT_CANDIDATES", ("ddim:1", "ddim:1:rtc", "ddim:1:warm_start"))
+    given: dict[str, Any] = {"budget": Budget(), "settings": EngineSettings(), "episodes": [0], "stride": 4}
+    found = tune(served_checkpoint, recorded_zarr, None, **given)
+    assert [row.candidate.name for row in found.measured] == ["ddim-1"]
+    assert [reason.partition(":")[0] for reason in found.left_out] == ["ddim-1, rtc", "ddim-1, warm_start"]
+    assert "left out: ddim-1, rtc: of an answer's 4 steps none remains" in found.table().caption
+    with pytest.raises(WorkspaceError, match="candidate ddim-1, rtc: of an answer's 4 steps"):
+        tune(served_checkpoint, recorded_zarr, [Candidate("ddim", 1, continues="rtc")], **given)
+    for name, value in (("stride", 0), ("delay_steps", -1), ("candidates", [])):
+        with pytest.raises(WorkspaceError, match=r"expected [01] or more"):
+            tune(served_checkpoint, recorded_zarr, **{"candidates": None, **given, name: value})
+    assert all(parse_candidate(word) for word in DEFAULT_CANDIDATES)
 
 
 def test_seams_compare_what_would_have_come_next_with_what_comes() -> None:

@@ -23,7 +23,7 @@ from diffusion_policy.serve.transport.errors import ProtocolError
 
 FloatArray = NDArray[np.float64]
 Mode = Literal["warm_start", "rtc"]
-MODES: tuple[str, ...] = get_args(Mode)
+MODES: tuple[Mode, ...] = get_args(Mode)
 CONTINUATIONS = "continuations"  # of metadata: modes that the server has
 REQUEST_ID = "request_id"  # of an observation: text of the client's, in its own log, the server's log and the answer
 # Rows and characters that a message may hold; a horizon is 8 to 64 steps.
