@@ -20,10 +20,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusion_policy.commands import in_grove
 from diffusion_policy.env_runner.document import read_document
 from diffusion_policy.env_runner.results import SceneResult, compare
 from diffusion_policy.errors import WorkspaceError
-from diffusion_policy.installation import CONFIG, PRETRAINED
+from diffusion_policy.installation import PRETRAINED
 from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.recipe import FinishedSteps, Step, run_recipe
 from diffusion_policy.run_folder.reading import open_run
@@ -93,7 +94,7 @@ def train(work: Path, arm: str, seed: int, *, quick: bool) -> tuple[str, ...]:
 def play(policy: str, work: Path, arm: str, seed: int, *, quick: bool) -> tuple[str, ...]:
     """The words that play a policy in the episodes that all share."""
     ticks, count = (20, 2) if quick else (MOST_TICKS, SCENES)
-    words = ("scripts/evaluate_closed_loop.py", policy, "--simulator", str(CONFIG / "simulator" / "grove.yaml"))
+    words = ("scripts/evaluate_closed_loop.py", policy, *in_grove())
     limits = ("--env", f"max_steps={ticks}", "--scenes", str(count), "--weights", "model", "--threads", "1")
     return (*words, *limits, "--json", f"{work}/{arm}_{seed}.json")
 

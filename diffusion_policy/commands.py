@@ -47,6 +47,11 @@ def script_words(script: str, launcher: Sequence[str] = ()) -> tuple[str, ...]:
     return (*(launcher or (_python(),)), _from_here(script_path(script)))
 
 
+def in_grove() -> tuple[str, ...]:
+    """Returns the options of evaluate_closed_loop.py by which a policy of VPT plays in the grove."""
+    return ("--simulator", _from_here(CONFIG / "simulator" / "grove.yaml"))
+
+
 def setting(key: str, value: object) -> str:
     """Returns a Hydra override, `key=value`, that Hydra parses to that value; `command` quotes it for bash.
 

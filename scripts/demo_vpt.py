@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_policy.command_line import CommandResult, run_command, seed_number
-from diffusion_policy.commands import command
+from diffusion_policy.commands import command, in_grove
 from diffusion_policy.errors import WorkspaceError
-from diffusion_policy.installation import CONFIG, PRETRAINED
+from diffusion_policy.installation import PRETRAINED
 from diffusion_policy.recipe import Step, prepare, run_recipe
 from diffusion_policy.tables import Table, Text
 
@@ -54,7 +54,7 @@ def recipe(work: Path, seed: int, *, quick: bool) -> list[Step]:
 def played(policy: str, work: Path, name: str, *, quick: bool) -> tuple[str, ...]:
     """The words that play a policy in the episodes that all share."""
     ticks, count = (20, 2) if quick else (MOST_TICKS, PLAYED)
-    words = ("scripts/evaluate_closed_loop.py", policy, "--simulator", str(CONFIG / "simulator" / "grove.yaml"))
+    words = ("scripts/evaluate_closed_loop.py", policy, *in_grove())
     limits = ("--env", f"max_steps={ticks}", "--scenes", str(count), "--weights", "model")
     return (*words, *limits, "--json", f"{work}/{name}.json")
 

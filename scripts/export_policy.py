@@ -33,12 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(arguments: argparse.Namespace) -> CommandResult:
     """Export, and say how equal it is."""
-    from diffusion_policy.checkpoint import load_policy
+    from diffusion_policy.checkpoint import load_policy, read_checkpoint
     from diffusion_policy.export.onnx_policy import export_onnx
+    from diffusion_policy.policy.registry import refuse_memory
     from diffusion_policy.policy.sampler import set_sampler
     from diffusion_policy.storage import file_sha256
 
-    policy = load_policy(arguments.checkpoint, which=arguments.weights)
+    checkpoint = read_checkpoint(arguments.checkpoint)
+    refuse_memory(checkpoint.cfg.policy, checkpoint.path)
+    policy = load_policy(checkpoint, which=arguments.weights)
     set_sampler(policy, SCHEDULER, arguments.steps)
     about = {
         "checkpoint": str(arguments.checkpoint), "checkpoint_sha256": file_sha256(arguments.checkpoint),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from diffusion_policy.spec import POSE, POSE_GRIPPER, ROTVEC_WIDTH, ActionLayout, SpecError
+from diffusion_policy.minecraft.actions import VPT_ACTION
+from diffusion_policy.spec import POSE, POSE_GRIPPER, ROTVEC_WIDTH, ActionLayout, SpecError, action_semantics, is_game
 from diffusion_policy.spec.rotations import ROTATIONS, Representation
 
 ROWS, COLUMNS = ROTATIONS["rotation_6d_rows"], ROTATIONS["rotation_6d_columns"]
@@ -156,3 +157,16 @@ def test_other_numbers_and_other_widths_are_said() -> None:
         layout.grippers(np.zeros(4))
     with pytest.raises(SpecError, match="differ from each other"):
         ActionLayout.of(("x", "x"))
+
+
+def test_what_a_games_player_does_is_no_arms() -> None:
+    """Turns in degrees are no joints, and `hotbar.1` is no arm of that name."""
+    game = ActionLayout.of(VPT_ACTION, {"camera_pitch": "deg", "camera_yaw": "deg"})
+    assert game.is_game
+    assert game.arms == game.motion_columns == game.gripper_columns == ()
+    assert game.describe() == "20 buttons, camera pitch and yaw in degrees"
+    assert game.units[-2:] == ("deg", "deg")
+    assert ActionLayout.of(VPT_ACTION).units == game.units
+    semantics = action_semantics(VPT_ACTION)
+    assert not {"pose", "quaternion_order", "gripper"} & semantics.keys()
+    assert not any(is_game(names) for names in LAYOUTS.values())

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
-from diffusion_policy.installation import CONFIG
+from diffusion_policy.commands import in_grove
 from diffusion_policy.trajectory import find_trajectories
 
 GROVE, TABLETOP = "grove", "tabletop"
@@ -137,13 +137,7 @@ class GroveCommands:
 
     def evaluating(self) -> list[str]:
         """The simulator's settings and the task."""
-        return [
-            "--simulator",
-            str(CONFIG / "simulator" / "grove.yaml"),
-            "--task",
-            self._plan.task,
-            *_env_words(self._plan),
-        ]
+        return [*in_grove(), "--task", self._plan.task, *_env_words(self._plan)]
 
     def correcting(self) -> list[str]:
         """The same, by the simulator's name."""

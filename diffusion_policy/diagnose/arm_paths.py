@@ -1,4 +1,4 @@
-"""Where each arm is at every step of a dataset or of recordings.
+"""Where each arm is at every step of a dataset or of recordings; what a game's player presses and turns.
 
 Legend: N steps.
 """
@@ -6,9 +6,11 @@ Legend: N steps.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY
 from diffusion_policy.diagnose.steps import FloatArray, Steps, finite
+from diffusion_policy.spec import CAMERA_TURN, is_game
 
 
 def arm_paths(steps: Steps) -> dict[str, FloatArray]:
@@ -26,6 +28,20 @@ def joint_paths(steps: Steps) -> tuple[dict[str, FloatArray], str]:
             unit = layout.joint_unit
             paths |= {layout.names[column]: steps.numbers[key][:, column] for column in layout.joint_columns}
     return paths, unit
+
+
+def buttons(steps: Steps) -> dict[str, NDArray[np.bool_]]:
+    """(N,) where each button of a game's player is held down, of those that ever are; none of an arm's actions."""
+    layout, numbers = steps.layout(ACTION_KEY), steps.numbers[ACTION_KEY]
+    names = layout.names if layout is not None and layout.is_game else ()
+    held = {name: numbers[:, i] > 0.5 for i, name in enumerate(names) if name not in CAMERA_TURN}
+    return {name: down for name, down in held.items() if down.any()}
+
+
+def camera_turns(steps: Steps) -> dict[str, FloatArray]:
+    """(N,) degrees of a game's player, downwards and to the right; none of an arm's actions."""
+    names = steps.names[ACTION_KEY]
+    return {name: steps.numbers[ACTION_KEY][:, names.index(name)] for name in CAMERA_TURN if is_game(names)}
 
 
 def _paths(steps: Steps, key: str) -> dict[str, FloatArray]:

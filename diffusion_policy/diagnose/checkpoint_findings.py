@@ -14,8 +14,7 @@ from diffusion_policy.diagnose.dataset_findings import reconvert
 from diffusion_policy.diagnose.findings import Finding, Severity, ok, run_checks
 from diffusion_policy.diagnose.pose_only import is_pose_only
 from diffusion_policy.diagnose.quaternion_sign import quaternion_sign
-from diffusion_policy.minecraft.actions import VPT_ACTION
-from diffusion_policy.spec import POSE, SpecError, check_semantics
+from diffusion_policy.spec import POSE, SpecError, check_semantics, is_game
 from diffusion_policy.spec.action_layout import is_gripper_name
 
 # Averaged weights this far from the live ones, relative to their size, do not average them.
@@ -87,6 +86,8 @@ def gripper_statistics(checkpoint: CheckpointEvidence) -> Finding | None:
         remedy = "it cannot be grown by shape: start from a checkpoint of quaternion poses"
         return Finding("gripper-statistics", "error", evidence, remedy, about=checkpoint.path)
     names = checkpoint.spec.action_names
+    if is_game(names):
+        return None
     if len(action.low) != len(names):
         evidence = f"the normalizer has {len(action.low)} action dimensions, the config {len(names)}"
         grow = grow_command("ORIGINAL.ckpt", "DATASET.zarr")
@@ -199,7 +200,7 @@ def fits_dataset(both: CheckpointAndDataset) -> Finding | None:
         if data.image_size is not None and field.key in data.keys and field.width_height != data.image_size:
             width, height = field.width_height
             evidence = f"the checkpoint sees {width} x {height} pixels, the dataset has {data.image_size}"
-            again = reconvert("--resolution", width, height)
+            again = reconvert("--resolution", width, height, names=data.action_names)
             return Finding("checkpoint-fits-dataset", "error", evidence, "convert at its size", again, data.path)
     return ok("checkpoint-fits-dataset", "checkpoint and dataset have the same actions and images", data.path)
 
@@ -209,7 +210,7 @@ def normalizer_range(both: CheckpointAndDataset) -> Finding | None:
     statistics, spec, data = both.checkpoint.statistics.get("action"), both.checkpoint.spec, both.dataset
     if statistics is None or spec is None or len(statistics.scale) != spec.action_dim:
         return None
-    if spec.action_names == VPT_ACTION:
+    if spec.layout.is_game:
         return ok("normaliser-range", "classes of actions are not normalized", data.path)
     if spec.relative:
         evidence = "the checkpoint's actions are relative to the current pose, so their range is not the dataset's"

@@ -11,6 +11,7 @@ from diffusion_policy.diagnose.closed_loop_evidence import ClosedLoopEvidence, d
 from diffusion_policy.diagnose.findings import Finding, ok
 from diffusion_policy.env_runner.document import ClosedLoop, environment_summary
 from diffusion_policy.env_runner.results import REFUSED_BY_GUARD, reasons_of
+from diffusion_policy.env_runner.simulator import words_for
 from diffusion_policy.sim.tasks import POSE_ONLY
 from diffusion_policy.spec import GRIPPER
 
@@ -76,9 +77,8 @@ def of_another(evidence: ClosedLoopEvidence) -> Finding:
     about = evidence.found.about
     text = f"closed loop: {evidence.path.name} is not counted: it is of another checkpoint ({about['checkpoint']})"
     checkpoint = evidence.among[0]
-    again = command(
-        "evaluate_closed_loop", checkpoint, "--json", evidence.path.with_name(f"closed_loop_{checkpoint.stem}.json")
-    )
+    simulator, result = words_for(about["simulator"]), evidence.path.with_name(f"closed_loop_{checkpoint.stem}.json")
+    again = "" if simulator is None else command("evaluate_closed_loop", checkpoint, *simulator, "--json", result)
     remedy = f"its SHA-256 begins {about['checkpoint_sha256'][:12]}; evaluate {checkpoint.name}"
     return Finding("closed-loop-checkpoint", "note", text, remedy, again, evidence.path.name)
 

@@ -194,7 +194,7 @@ def images(data: DatasetEvidence) -> Finding | None:
         named = f": {', '.join(data.lost_files)}" if data.lost_files else ""
         evidence = f"{data.missing_frames} files of frames are not on disk, or cut{named}"
         remedy = "copy the dataset again from an intact source, or convert again: training refuses it"
-        return Finding("images", "error", evidence, remedy, reconvert(), data.path)
+        return Finding("images", "error", evidence, remedy, reconvert(names=data.action_names), data.path)
     if data.image_size is None:
         return None
     text = "{} x {} pixels".format(*data.image_size)
@@ -209,6 +209,7 @@ def content(data: DatasetEvidence) -> Finding | None:
     if not data.identities:
         return None
     again = "copy the dataset again from an intact source, or convert again"
+    convert = reconvert(names=data.action_names)
     if data.content is None:
         evidence = (
             f"{data.looked_at} of its frames were looked at, and nothing was compared with the hashes that a "
@@ -228,13 +229,13 @@ def content(data: DatasetEvidence) -> Finding | None:
         return Finding("content", "error", evidence, f"{again}: it is damaged, or was changed since", about=data.path)
     if not verified.compared:
         evidence = f"not verified: {verified.not_compared}; known is only that its files are there and unpack"
-        return Finding("content", "note", evidence, "convert again to have them recorded", reconvert(), data.path)
+        return Finding("content", "note", evidence, "convert again to have them recorded", convert, data.path)
     text = f"all frames and numbers of {verified.compared} episodes are what the conversion wrote (SHA-256)"
     if not verified.is_complete:
         evidence = (
             f"{text}; {verified.n_episodes - verified.compared} episodes are not verified: {verified.not_compared}"
         )
-        return Finding("content", "note", evidence, "convert again to have them recorded", reconvert(), data.path)
+        return Finding("content", "note", evidence, "convert again to have them recorded", convert, data.path)
     return ok("content", text, data.path)
 
 
@@ -248,7 +249,8 @@ def recorded_frames(data: DatasetEvidence) -> Finding | None:
         remedy = "each was turned upright and stretched to one size, as was asked for"
         return Finding("frame-sizes", "warning", evidence, remedy, about=data.path)
     remedy = f"they were stretched to one size; {ACCEPT_MIXED}"
-    return Finding("frame-sizes", "error", evidence, remedy, reconvert("--mixed-frames", "accept"), data.path)
+    convert = reconvert("--mixed-frames", "accept", names=data.action_names)
+    return Finding("frame-sizes", "error", evidence, remedy, convert, data.path)
 
 
 def standing_still(data: DatasetEvidence) -> Finding | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_policy.dataset.chunk_files import ChunkFault
-from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.dataset.replay_buffer import ACTION_KEY, ReplayBuffer
 from diffusion_policy.dataset.verification import verify_content
 from diffusion_policy.diagnose.checkpoint_evidence import look_at_checkpoint
 from diffusion_policy.diagnose.checkpoint_findings import together_findings
@@ -28,6 +28,7 @@ from diffusion_policy.diagnose.steps import Steps, open_for_report, steps_of_dat
 from diffusion_policy.diagnose.unit_findings import PLACEHOLDER, for_recordings
 from diffusion_policy.gripper_scale import parse_scales
 from diffusion_policy.progress import Progress, no_progress, part_of
+from diffusion_policy.spec import is_game
 from diffusion_policy.tables import Column, Printable, Table, Text, numbers
 
 # Findings of the summary that every frame and every step is inspected for here.
@@ -80,9 +81,11 @@ class Inspection:
         events = [len(episode.events) for episode in self.details.episodes]
         lines = [
             f"{self.steps.where}: {_count(len(lengths), 'episode')}, {sum(lengths)} steps; shortest {min(lengths)}, "
-            f"longest {max(lengths)}, mean {sum(lengths) / len(lengths):.0f}",
-            f"gripper events by episode: {' '.join(map(str, events[:40]))}{' ...' if len(events) > 40 else ''}",
+            f"longest {max(lengths)}, mean {sum(lengths) / len(lengths):.0f}"
         ]
+        if not is_game(self.details.action_names):
+            more = " ..." if len(events) > 40 else ""
+            lines.append(f"gripper events by episode: {' '.join(map(str, events[:40]))}{more}")
         for camera in self.details.cameras:
             sizes = ", ".join(f"{width} x {height}" for width, height in camera.sizes) or "no frame decodes"
             lines.append(f"camera {camera.name}: {sizes}; {camera.shown} frames, {camera.repeated} repeated")
@@ -94,12 +97,13 @@ def _count(n: int, word: str) -> str:
 
 
 def _dimensions(dimensions: tuple[Dimension, ...]) -> Table:
-    measured = numbers("lowest", "highest", "mean", "deviation", "normalized")
+    classes = is_game([one.name for one in dimensions if one.key == ACTION_KEY])  # of actions are not normalized
+    measured = numbers("lowest", "highest", "mean", "deviation", *([] if classes else ["normalized"]))
     table = Table(Column("dimension", no_wrap=True), *measured)
     for one in dimensions:
         made = "constant: moved to 0" if one.is_constant else f"x {one.scale:.3g}"
         cells = (f"{value:.4f}" for value in (one.low, one.high, one.mean, one.deviation))
-        table.add(f"{one.key}.{one.name}", *cells, made)
+        table.add(f"{one.key}.{one.name}", *cells, *([] if classes else [made]))
     return table
 
 

@@ -8,48 +8,53 @@ from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence
 from diffusion_policy.diagnose.findings import Finding, ok
 from diffusion_policy.diagnose.step_evidence import StepEvidence
 from diffusion_policy.diagnose.unit_findings import reconvert
-from diffusion_policy.minecraft.actions import N_BUTTONS, N_CAMERA, VPT_ACTION
+from diffusion_policy.minecraft.actions import N_BUTTONS, N_CAMERA
 from diffusion_policy.minecraft.world import TICK_SECONDS
 from diffusion_policy.run_folder.reading import RunFolder
+from diffusion_policy.spec import CAMERA_TURN, is_game
 
 SLACK = 0.05  # of a tick
 UNIFORM_LOSS = math.log(N_BUTTONS) + math.log(N_CAMERA)  # of a policy that holds every joint action for as likely
 
 
 def is_minecraft(data: DatasetEvidence) -> bool:
-    """Whether its actions are VPT's."""
-    return data.action_names == VPT_ACTION
+    """Whether its actions are those of a game's player, as VPT's are."""
+    return is_game(data.action_names)
 
 
 def are_minecraft(data: StepEvidence) -> bool:
     """The same, of its steps."""
-    return tuple(part.name for part in data.dimensions if part.key == "action") == VPT_ACTION
+    return is_game(data.action_names)
 
 
 def is_minecraft_run(run: RunFolder) -> bool:
-    """Whether a run's policy has VPT's actions."""
-    return tuple(run.flat_config().get("shape_meta.action.names") or ()) == VPT_ACTION
+    """The same, of a run's policy."""
+    return is_game(run.flat_config().get("shape_meta.action.names") or ())
 
 
 def buttons_and_camera(data: DatasetEvidence) -> Finding:
     """Whether actions are buttons of 0 or 1 and turns of at most half a circle."""
-    buttons, turns = slice(0, len(VPT_ACTION) - 2), slice(len(VPT_ACTION) - 2, None)
-    outside = [
-        name
-        for name, low, high in zip(VPT_ACTION[buttons], data.low[buttons], data.high[buttons], strict=True)
-        if low < 0 or high > 1
-    ]
-    outside += [
-        name
-        for name, low, high in zip(VPT_ACTION[turns], data.low[turns], data.high[turns], strict=True)
-        if low < -180 or high > 180
-    ]
+    limits = {name: (-180, 180) if name in CAMERA_TURN else (0, 1) for name in data.action_names}
+    ranges = zip(limits.items(), data.low, data.high, strict=True)
+    outside = [name for (name, (least, most)), low, high in ranges if low < least or high > most]
     if outside:
         evidence = (
             f"{', '.join(outside)} beyond what VPT's actions are: buttons 0 or 1, turns -180 to 180 degrees a tick"
         )
-        return Finding("action-shape", "error", evidence, "check the recordings", reconvert(), data.path)
-    return ok("action-shape", "actions are VPT's: 20 buttons, and pitch and yaw in degrees a tick", data.path)
+        convert = reconvert(names=data.action_names)
+        return Finding("action-shape", "error", evidence, "check the recordings", convert, data.path)
+    text = f"actions are VPT's: {len(limits) - len(CAMERA_TURN)} buttons, and pitch and yaw in degrees a tick"
+    return ok("action-shape", text, data.path)
+
+
+def never_pressed(data: StepEvidence) -> Finding:
+    """Buttons that a clone of it will not press either."""
+    highest = {one.name: one.high for one in data.dimensions if one.key == "action" and one.name not in CAMERA_TURN}
+    unused = [name for name, high in highest.items() if not high]
+    if unused:
+        evidence = f"never pressed in it: {', '.join(unused)}; what is cloned from it will hardly press them"
+        return Finding("never-pressed", "note", evidence, "see that the task needs none of them", about=data.where)
+    return ok("never-pressed", "every button is pressed somewhere", data.where)
 
 
 def ticks(data: DatasetEvidence) -> Finding | None:

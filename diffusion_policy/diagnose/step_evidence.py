@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, TIMESTAMP_KEY, ReplayBuffer
+from diffusion_policy.diagnose import ReportError
 from diffusion_policy.diagnose.camera_evidence import CameraEvidence, StepRange, look_at_cameras
 from diffusion_policy.diagnose.copied_gripper import Copying, copying_of
 from diffusion_policy.diagnose.dataset_evidence import STILL_METERS, STILL_RADIANS
@@ -20,6 +21,7 @@ from diffusion_policy.gripper_events import OPEN, Event, gripper_events, gripper
 from diffusion_policy.model.normalizer import SingleFieldLinearNormalizer
 from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.recording.contract import true_runs
+from diffusion_policy.spec import is_game
 from diffusion_policy.timestamps import timestamp_fault
 
 # An arm that is commanded this much faster between two steps has jumped: a cut recording, or a tracker that slipped.
@@ -142,6 +144,11 @@ class StepEvidence:
     copying: Copying | None
     cameras: tuple[CameraEvidence, ...]
 
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Of the numbers of an action."""
+        return tuple(one.name for one in self.dimensions if one.key == ACTION_KEY)
+
 
 def look_at_steps(steps: Steps, on_progress: Progress = no_progress) -> StepEvidence:
     """Gather the evidence; decodes every frame, at a part of its size."""
@@ -152,7 +159,7 @@ def look_at_steps(steps: Steps, on_progress: Progress = no_progress) -> StepEvid
     return StepEvidence(
         where=steps.where,
         dimensions=tuple(_dimensions(steps)),
-        episodes=_episodes(steps, (meters < STILL_METERS) & (radians < STILL_RADIANS), seconds),
+        episodes=_episodes(steps, (meters < STILL_METERS) & (radians < STILL_RADIANS) & bool(moves), seconds),
         refused=dict(steps.refused),
         notes=dict(steps.notes),
         times=_times(steps),
@@ -167,10 +174,18 @@ def idle_ranges(buffer: ReplayBuffer) -> list[tuple[StepRange, ...]]:
     """Of each episode of a dataset, the stretches of at least IDLE_SECONDS in which arm and gripper stand still.
 
     Raises:
-        ReportError: it has no action, or no step.
+        ReportError: it has no action, or no step, or nothing in it moves an arm.
     """
     steps = steps_of_dataset(buffer)
-    meters, radians = _motion(steps, _moves(steps))
+    moves = _moves(steps)
+    if not moves:
+        drop = "; convert with --null-actions drop to leave out ticks in which nothing is done"
+        names = steps.names[ACTION_KEY]
+        raise ReportError(
+            f"{steps.where}: a step is {' '.join(names)}, in which no arm moves or stands still; expected poses or "
+            f"joints{drop if is_game(names) else ''}"
+        )
+    meters, radians = _motion(steps, moves)
     still = (meters < STILL_METERS) & (radians < STILL_RADIANS)
     return [episode.idle for episode in _episodes(steps, still, _seconds(steps))]
 

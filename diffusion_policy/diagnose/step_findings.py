@@ -12,11 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from diffusion_policy.convert.survey import ACCEPT_MIXED
-from diffusion_policy.dataset.replay_buffer import ACTION_KEY
 from diffusion_policy.diagnose.camera_evidence import CameraEvidence
 from diffusion_policy.diagnose.dataset_findings import reconvert
 from diffusion_policy.diagnose.findings import Finding, Severity, ok, run_checks
-from diffusion_policy.diagnose.minecraft_findings import are_minecraft
+from diffusion_policy.diagnose.minecraft_findings import are_minecraft, never_pressed
 from diffusion_policy.diagnose.step_evidence import GAP, StepEvidence, Times
 from diffusion_policy.images import mixture
 from diffusion_policy.spec import find_layout
@@ -33,8 +32,9 @@ _NAMED = 3
 
 def step_findings(evidence: StepEvidence) -> list[Finding]:
     """All findings on the steps, in the order in which to act on them."""
-    of_robots = OF_ROBOTS if are_minecraft(evidence) else ()
-    return run_checks([check for check in CHECKS if check not in of_robots], evidence)
+    if are_minecraft(evidence):
+        return run_checks([*(check for check in CHECKS if check not in OF_ROBOTS), never_pressed], evidence)
+    return run_checks(CHECKS, evidence)
 
 
 def recordings(data: StepEvidence) -> Finding | None:
@@ -49,7 +49,7 @@ def recordings(data: StepEvidence) -> Finding | None:
             severity,
             evidence,
             "repair or leave them out",
-            reconvert("--on-error", "skip"),
+            reconvert("--on-error", "skip", names=data.action_names),
             data.where,
         )
     if data.notes:
@@ -72,7 +72,7 @@ def undecodable(data: StepEvidence) -> Finding | None:
             "error",
             evidence,
             "leave out their episodes",
-            reconvert("--on-error", "skip"),
+            reconvert("--on-error", "skip", names=data.action_names),
             data.where,
         )
     return ok("undecodable", f"all {shown} frames decode", data.where)
@@ -83,7 +83,8 @@ def frame_sizes(data: StepEvidence) -> Finding | None:
     mixed = mixture({camera.name: camera.kinds for camera in data.cameras})
     if mixed is None:
         return None
-    return Finding("frame-sizes", "error", mixed, ACCEPT_MIXED, reconvert("--mixed-frames", "accept"), data.where)
+    convert = reconvert("--mixed-frames", "accept", names=data.action_names)
+    return Finding("frame-sizes", "error", mixed, ACCEPT_MIXED, convert, data.where)
 
 
 def odd_frames(data: StepEvidence) -> Finding | None:
@@ -151,7 +152,7 @@ def jumps(data: StepEvidence) -> Finding | None:
         return None
     meters, degrees = data.largest_step
     text = f"the longest step is {meters * 1000:.0f} mm, the largest turn {degrees:.1f} degrees"
-    layout = find_layout([one.name for one in data.dimensions if one.key == ACTION_KEY])
+    layout = find_layout(data.action_names)
     if layout is not None and not layout.labels("position"):
         text = f"the largest turn of a joint from step to step is {degrees:.1f} degrees; no pose in this layout"
     if data.jumps:
@@ -182,7 +183,8 @@ def gaps(data: StepEvidence) -> Finding | None:
         evidence = f"{text}; {len(times.gaps)} gaps: {listed}"
         limit = split_limit(times)
         remedy = f"split those episodes there when converting: --split-at-gap {limit}"
-        return Finding("gaps", "warning", evidence, remedy, reconvert("--split-at-gap", limit), data.where)
+        convert = reconvert("--split-at-gap", limit, names=data.action_names)
+        return Finding("gaps", "warning", evidence, remedy, convert, data.where)
     return ok("gaps", f"{text}, no gaps", data.where)
 
 
@@ -285,4 +287,4 @@ CHECKS = (
     idle,
 )
 # A player looks at one place while it works, turns at once, and waits for what it breaks.
-OF_ROBOTS = (frozen_camera, repeated_frames, jumps, idle)
+OF_ROBOTS = (frozen_camera, repeated_frames, jumps, constant_dimensions, idle)

@@ -6,17 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffusion_policy.commands import command
+from diffusion_policy.commands import DEFAULT_CONFIG, command, setting
 from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence
 from diffusion_policy.diagnose.findings import Finding, Severity, ok, run_checks
 from diffusion_policy.diagnose.minecraft_findings import UNIFORM_LOSS, is_minecraft_run
 from diffusion_policy.diagnose.recordings_gate import position_finding
 from diffusion_policy.diagnose.training_evidence import ConfigEvidence
 from diffusion_policy.intervals import wilson_interval
-from diffusion_policy.minecraft.actions import VPT_ACTION
 from diffusion_policy.model.obs_encoder import IMAGE_FEATURES
 from diffusion_policy.run_folder.reading import RunFolder
-from diffusion_policy.spec import POSE_GRIPPER, find_layout
+from diffusion_policy.spec import POSE_GRIPPER, find_layout, is_game
 from diffusion_policy.training_config import RATES
 
 # Learning rates of Adam outside these taught no released policy of this kind.
@@ -75,17 +74,15 @@ def config_action(planned: Planned) -> Finding | None:
     text = f"the config predicts {config.spec.action_dim} numbers"
     if data is not None and not set(names) <= set(data.action_names):
         evidence = f"size mismatch: {text}, the dataset's actions have {len(data.action_names)}"
-        return Finding(
-            "config-action",
-            "error",
-            evidence,
-            "set task= to the dataset's",
-            config.again("task=cogact_robot_7d"),
-            config.name,
-        )
-    if names == VPT_ACTION:
-        return ok("config-action", f"{text}: VPT's buttons and camera", config.name)
+        remedy, again = "set task= to the dataset's", config.again("task=cogact_robot_7d")
+        if is_game(data.action_names) != is_game(names):
+            kind = "train_vpt_bc" if is_game(data.action_names) else DEFAULT_CONFIG
+            remedy = "take the config of what the dataset holds"
+            again = command("train", f"--config-name={kind}", setting("task.dataset_path", data.path))
+        return Finding("config-action", "error", evidence, remedy, again, config.name)
     layout = find_layout(names)
+    if layout is not None and layout.is_game:
+        return ok("config-action", f"{text}: {layout.describe()}", config.name)
     if names != POSE_GRIPPER and layout is not None and layout.has_gripper:
         return ok("config-action", f"{text}: {layout.describe()}", config.name)
     if names != POSE_GRIPPER:

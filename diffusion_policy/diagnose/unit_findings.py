@@ -6,7 +6,7 @@ What is an error here is what training refuses, by the same checks (`pose_check`
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from diffusion_policy.commands import command
@@ -14,16 +14,25 @@ from diffusion_policy.diagnose.dataset_evidence import DatasetEvidence
 from diffusion_policy.diagnose.findings import Finding, ok
 from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.pose_check import FaultCode, PoseFault
-from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, find_layout
+from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, find_layout, is_game
 
 # A tool that points down scalar-first, and far from it as the quaternions are read, was probably recorded so.
 # Placeholder in commands for the unknown path of the recordings.
 PLACEHOLDER = "TRAJECTORIES"
+VPT_PIXELS = 128  # width and height of a frame
 DOWN_DEGREES, ASIDE_DEGREES = 25.0, 40.0
 
 
-def reconvert(*flags: object) -> str:
-    """The command that converts the recordings, to a new dataset."""
+def reconvert(*flags: object, names: Sequence[str] = ()) -> str:
+    """The command that converts the recordings, to a new dataset.
+
+    Args:
+        flags: of the converter.
+        names: of the action; a game's frames are as large as VPT sees them.
+    """
+    if is_game(names):
+        size = (VPT_PIXELS, VPT_PIXELS)
+        return command("convert_dataset", "--input", PLACEHOLDER, "--output", "NEW.zarr", "--resolution", *size, *flags)
     return command("convert_cogact_to_zarr", "--input", PLACEHOLDER, "--output", "NEW.zarr", *flags)
 
 
@@ -78,7 +87,12 @@ def not_finite(data: DatasetEvidence) -> Finding:
             f": {fault.message}" if fault is not None else ""
         )
         return Finding(
-            "not-finite", "error", evidence, "convert again; it leaves such steps out", reconvert(), data.path
+            "not-finite",
+            "error",
+            evidence,
+            "convert again; it leaves such steps out",
+            reconvert(names=data.action_names),
+            data.path,
         )
     return ok("not-finite", "every number is finite", data.path)
 

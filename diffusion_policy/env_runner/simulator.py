@@ -5,6 +5,7 @@ These settings hold everything that differs between simulators; ``config/simulat
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.images import decode_jpeg, resize_frame
+from diffusion_policy.installation import CONFIG
 from diffusion_policy.sim.recorder import encode_jpeg
 from diffusion_policy.spec import POSE_GRIPPER, ImageArray, SpecError, StepSpec
 
@@ -230,6 +232,22 @@ class Simulator:
         """Returns the environment and its arguments as plain data, for results."""
         settings = {"env": dict(self.env), "control_hz": self.control_hz, "jpeg": self.jpeg}
         return settings if self.resize == "area" else {**settings, "resize": self.resize}
+
+
+def words_for(described: Mapping[str, Any]) -> list[str] | None:
+    """Options of evaluate_closed_loop.py that make an environment again; None if no file of config/simulator makes it.
+
+    Args:
+        described: what ``Simulator.describe`` returned.
+    """
+    env = described.get("env") or {}
+    for path in sorted((CONFIG / "simulator").glob("*.yaml")):
+        shipped = Simulator.load(path).env
+        if shipped["_target_"] == env.get("_target_"):
+            changed = {key: value for key, value in env.items() if value != shipped.get(key)}
+            words = (word for key, value in changed.items() for word in ("--env", f"{key}={json.dumps(value)}"))
+            return ["--simulator", str(path), *words]
+    return None
 
 
 def read_arguments(words: Sequence[str]) -> dict[str, Any]:

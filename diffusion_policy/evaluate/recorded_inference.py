@@ -38,6 +38,7 @@ from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.policy.contract import PolicyModule
 from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER, Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.noise import initial_noise
+from diffusion_policy.policy.registry import refuse_memory
 from diffusion_policy.policy.robot_action import predict_robot_action
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.progress import Progress, ProgressCounter, no_progress
@@ -331,6 +332,7 @@ def open_recorded(
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise EvaluateError(f"device is {device!r}, but no CUDA device is at hand; use --device cpu")
     checkpoint = read_checkpoint(checkpoint_path)
+    refuse_memory(checkpoint.cfg.policy, checkpoint.path)
     policy = load_policy(checkpoint, which=which, device=device)
     _check_layout(policy, checkpoint_path)
     latency = int(OmegaConf.select(checkpoint.cfg, "n_latency_steps", default=0))

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_policy.errors import WorkspaceError
+from diffusion_policy.spec.names import CAMERA_TURN
 
 IntArray = NDArray[np.int64]
 BUTTONS = (
@@ -28,7 +29,7 @@ BUTTONS = (
     *(f"hotbar.{slot}" for slot in range(1, 10)),
 )  # fmt: skip
 # Names of an action as numbers: the buttons, 0 or 1, then degrees a step.
-VPT_ACTION = (*BUTTONS, "camera_pitch", "camera_yaw")
+VPT_ACTION = (*BUTTONS, *CAMERA_TURN)
 # Digits of the joint number, the most significant first; the first choice of each is none of the buttons.
 GROUPS: dict[str, tuple[str, ...]] = {
     "hotbar": ("none", *(f"hotbar.{slot}" for slot in range(1, 10))),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from diffusion_policy.commands import command, in_grove
 from diffusion_policy.policy.observation_batch import PolicyError
 
 if TYPE_CHECKING:
@@ -45,6 +46,26 @@ def class_of_options(options: Mapping[str, Any]) -> type[PolicyModule]:
     """
     target = options.get("_target_")
     return policy_class(target if target in POLICY_TARGETS else POLICY_TARGETS[0])
+
+
+def refuse_memory(options: Mapping[str, Any], where: object) -> None:
+    """Refuse a policy that remembers frames, for readers that ask for the answer to one observation.
+
+    Args:
+        options: its `policy` section.
+        where: the checkpoint.
+
+    Raises:
+        PolicyError: it does; has the command that plays it.
+    """
+    from diffusion_policy.policy.contract import RecurrentPolicy
+
+    if issubclass(class_of_options(options), RecurrentPolicy):
+        play = command("evaluate_closed_loop", where, *in_grove())
+        raise PolicyError(
+            f"{where}: its policy remembers the frames since its episode began, and here observations are answered one "
+            f"by one; play it: {play}"
+        )
 
 
 def policy_classes() -> tuple[type[PolicyModule], ...]:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from diffusion_policy.dataset.episode_metadata import episode_metadata
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, TIMESTAMP_KEY, ReplayBuffer
-from diffusion_policy.diagnose.arm_paths import arm_paths, joint_paths
+from diffusion_policy.diagnose.arm_paths import arm_paths, buttons, camera_turns, joint_paths
 from diffusion_policy.diagnose.episode_findings import EpisodeSummary
 from diffusion_policy.diagnose.steps import ConvertedCamera, FloatArray, Steps
 from diffusion_policy.gripper_events import gripper_events
+from diffusion_policy.recording.contract import true_runs
 from diffusion_policy.report.page import image_data
 from diffusion_policy.spec.action_layout import is_gripper_name
 
@@ -58,7 +59,8 @@ class EpisodeViews:
         self._metadata = episode_metadata(buffer)
         self._paths = arm_paths(steps)
         self._commands, self._measured = steps.commanded_grippers(), steps.measured_grippers()
-        self._joints, self._unit = ({}, "") if self._paths else joint_paths(steps)
+        self._lines, self._title = _lines_of(steps)
+        self._buttons = buttons(steps)
         self.cameras = {name: one for name, one in steps.cameras.items() if isinstance(one, ConvertedCamera)}
         self.widest = WIDEST if len(self.cameras) < 2 else NARROWER
 
@@ -94,8 +96,9 @@ class EpisodeViews:
             "pictured": pictured.tolist(),
             "pictures": pictures,
             "arms": [{"name": arm, "positions": _listed(path[part][at], 4)} for arm, path in self._paths.items()],
-            "joints": [{"name": name, "values": _listed(values[part][at], 4)} for name, values in self._joints.items()],
-            "unit": self._unit,
+            "lines": [{"name": name, "values": _listed(values[part][at], 4)} for name, values in self._lines.items()],
+            "title": self._title,
+            "buttons": [{"name": name, "held": true_runs(down[part])} for name, down in self._buttons.items()],
             "grippers": self._grippers(number, part, at),
             "idle": [list(run) for run in summary.idle],
             "interventions": [list(run) for run in metadata.interventions or ()],
@@ -136,6 +139,15 @@ class EpisodeViews:
     def _picture(self, camera: str, row: int) -> str | None:
         frame = self.cameras[camera].whole(row)
         return None if frame is None else image_data(frame, self.widest)
+
+
+def _lines_of(steps: Steps) -> tuple[dict[str, FloatArray], str]:
+    """What is drawn over the steps where no arm has a path, and its title."""
+    turns = camera_turns(steps)
+    if turns:
+        return turns, "turns of the camera (degrees a step)"
+    joints, unit = ({}, "") if arm_paths(steps) else joint_paths(steps)
+    return joints, f"joints ({unit})"
 
 
 def _spread(n: int, at_most: int) -> NDArray[np.int64]:

@@ -100,7 +100,7 @@ const known = (values) => values.map((value, i) => [i, value]).filter(([, value]
 // A command holds until the next one.
 const held = (values) => known(values).flatMap(([i, value], k, all) => (k ? [[i, all[k - 1][1]], [i, value]] : [[i, value]]));
 
-// Grippers over time, or joints where nothing grips; above them what a person drove, and where something was found.
+// Grippers over time, or joints where nothing grips, or turns of a camera; above them what a person drove, and where something was found.
 function timeline(svg, box, title, lines, spans, events) {
   const last = Math.max(view.total - 1, 1);
   const across = (step) => box.x + (step / last) * box.width;
@@ -141,16 +141,35 @@ function drawTimelines(episode) {
     if (gripper.measured) lines.push({ values: gripper.measured, stroke: MEASURED, width: 1.5 });
     return [`${gripper.name} (top: open)`, lines, gripper.events];
   });
-  if (view.joints.length) {
+  if (view.lines.length) {
     const color = (i) => COLORS[i % COLORS.length];
-    const lines = view.joints.map((joint, i) => ({ name: joint.name, values: joint.values, stroke: color(i), width: 1.5 }));
-    drawn.push([`joints (${view.unit})`, lines, []]);
+    const lines = view.lines.map((line, i) => ({ name: line.name, values: line.values, stroke: color(i), width: 1.5 }));
+    drawn.push([view.title, lines, []]);
   }
   if (!drawn.length) drawn.push(["no gripper of a known scale", [], []]);
-  const height = drawn.length * 92;
-  const svg = shape(root, "svg", { viewBox: `0 0 760 ${height}`, role: "img", "aria-label": "grippers and joints over the steps" });
+  const high = view.buttons.length * ROW, height = high + drawn.length * 92;
+  const svg = shape(root, "svg", { viewBox: `0 0 760 ${height}`, role: "img", "aria-label": "what is commanded over the steps" });
+  drawButtons(svg);
+  for (const of of ["arm", "player"]) {
+    for (const item of part(".legend").querySelectorAll(`[data-of="${of}"]`)) item.hidden = (of === "player") !== (high > 0);
+  }
   return drawn.map(([title, lines, events], i) =>
-    timeline(svg, { x: 1, y: 1 + i * 92, width: 758, height: 88 }, title, lines, spans, events));
+    timeline(svg, { x: 1, y: high + 1 + i * 92, width: 758, height: 88 }, title, lines, spans, events));
+}
+
+const ROW = 17;
+
+// What a game's player holds down, a row for each button.
+function drawButtons(svg) {
+  const across = (step) => 1 + (step / Math.max(view.total - 1, 1)) * 758;
+  view.buttons.forEach((button, i) => {
+    const y = i * ROW;
+    for (const [start, end] of button.held) {
+      shape(svg, "rect", { x: across(start), y: y + 1, width: Math.max(across(end - 1) - across(start), 3), height: ROW - 3, fill: PREDICTED, "fill-opacity": 0.5 });
+    }
+    const text = shape(svg, "text", { x: 6, y: y + 12, fill: "currentColor", "font-size": 12 });
+    text.textContent = button.name;
+  });
 }
 
 function drawPaths() {
@@ -200,6 +219,8 @@ function spokenStep(i) {
     const command = gripper.command[i], measured = gripper.measured?.[i];
     if (command !== null) said.push(`${gripper.name} commanded ${command.toFixed(2)}${measured == null ? "" : `, measured ${measured.toFixed(2)}`}`);
   }
+  const down = view.buttons.filter((button) => button.held.some(([start, end]) => start <= view.at[i] && view.at[i] < end));
+  if (down.length) said.push(`held down: ${down.map((button) => button.name).join(", ")}`);
   if (view.interventions.some(([start, end]) => start <= view.at[i] && view.at[i] < end)) said.push("a person drives");
   return said.join("; ");
 }

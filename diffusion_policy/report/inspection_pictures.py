@@ -18,11 +18,12 @@ from matplotlib.figure import Figure
 
 from diffusion_policy.command_line import Stopped
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY
-from diffusion_policy.diagnose.arm_paths import arm_paths
+from diffusion_policy.diagnose.arm_paths import arm_paths, buttons
 from diffusion_policy.diagnose.inspection import Inspection
 from diffusion_policy.diagnose.steps import FloatArray, Steps
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.gripper_events import gripper_events
+from diffusion_policy.recording.contract import true_runs
 from diffusion_policy.report.figures import GOOD, MEASURED, OTHER, PREDICTED, RECORDED
 from diffusion_policy.spec import GRIPPER, ImageArray
 from diffusion_policy.spec.action_layout import is_gripper_name
@@ -198,7 +199,7 @@ def episode_timeline(inspection: Inspection) -> Figure | None:
     """Every episode as a bar: light where the gripper is commanded open, dark where closed; pauses, jumps and gaps."""
     steps, details = inspection.steps, inspection.details
     shown = _spread(len(details.episodes), TIMELINE_EPISODES)
-    commands = steps.commanded_grippers()
+    commands, pressed = steps.commanded_grippers(), buttons(steps)
     figure = Figure(figsize=(10, 1.3 + 0.22 * len(shown)), layout="constrained")
     axes = figure.subplots()
     for row, episode in enumerate(shown):
@@ -208,16 +209,18 @@ def episode_timeline(inspection: Inspection) -> Figure | None:
         for start, end in itertools.pairwise(edges):
             state = _UNKNOWN if commands is None else _CLOSED if closed[start] else _OPEN
             axes.barh(row, end - start, left=start, height=0.8, color=state)
-        for start, end in seen.idle:
+        for start, end in (
+            seen.idle if not pressed else true_runs(~np.any(steps.numbers[ACTION_KEY][part] != 0, axis=1))
+        ):
             axes.barh(row, end - start, left=start, height=0.8, color="none", hatch="////", edgecolor=RECORDED, lw=0)
         for marker, at in (("x", _at(details.jumps, seen.name)), ("|", _gaps(inspection, seen.name))):
             axes.plot(at, [row] * len(at), marker, color="#d1495b", ms=6, ls="")
     axes.set_yticks(range(len(shown)), [steps.episode_names[episode] for episode in shown], fontsize=7)
     axes.invert_yaxis()
     axes.set(xlabel="step")
-    axes.set_title(
-        "dark: gripper commanded closed; hatched: idle; red x: jump of the pose; red bar: gap in time", fontsize=9
-    )
+    robot = "dark: gripper commanded closed; hatched: idle; red x: jump of the pose; red bar: gap in time"
+    title = "hatched: nothing is pressed and nothing turns; red bar: gap in time" if pressed else robot
+    axes.set_title(title, fontsize=9)
     return figure
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from diffusion_policy.errors import SpecError, WorkspaceError
 from diffusion_policy.spec.action_layout import ActionLayout
 from diffusion_policy.spec.names import (
+    CAMERA_TURN,
     GRIPPER,
     GRIPPER_CLOSED,
     GRIPPER_OPEN,
@@ -41,6 +42,7 @@ from diffusion_policy.spec.semantics import (
     arms_of,
     check_semantics,
     find_layout,
+    is_game,
     is_gripper_width,
     layout_from_range,
     layout_of_statistics,
@@ -51,6 +53,7 @@ from diffusion_policy.spec.steps import ObsField, StepSpec, read_shape_meta
 from diffusion_policy.spec.transform import StepTransform
 
 __all__ = [
+    "CAMERA_TURN",
     "GRIPPER",
     "GRIPPER_CLOSED",
     "GRIPPER_OPEN",
@@ -74,6 +77,7 @@ __all__ = [
     "default_names",
     "episode_number",
     "find_layout",
+    "is_game",
     "is_gripper_width",
     "layout_from_range",
     "layout_of_statistics",

@@ -1,7 +1,5 @@
 """Which numbers of an action are which arm's position, rotation, gripper and joints, derived from their names.
 
-Code that needs parts of an action uses a layout instead of slicing.
-
     layout = ActionLayout.of(("left.x", "left.y", "left.z", "left.r11", ..., "left.gripper", "right.x", ...))
     layout.positions(actions)      # (..., 2, 3) meters
     layout.rotations(actions)      # (..., 2, 4) quaternions xyzw, whatever representation the action has
@@ -17,6 +15,7 @@ Names are bare where there is one arm and begin with the arm's name and a dot wh
     r11 r21 r31 r12 r22 r32    the same as the first two columns
     gripper                    0 closed to 1 open; other scales are converted on reading (``gripper_scale``)
     joint_1 joint_2 ...        joints, in the unit that is declared; also LeRobot's names (``elbow_flex.pos``)
+    camera_pitch camera_yaw    turns of a game's camera, degrees: a player's action, all else in it buttons, and no arm
 
 Legend of shapes: D numbers of an action; P, R, G, J of its positions, rotations, grippers, joints.
 """
@@ -33,7 +32,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_policy.errors import SpecError
-from diffusion_policy.spec.names import GRIPPER, POSE, UNITS
+from diffusion_policy.spec.names import CAMERA_TURN, GRIPPER, POSE, UNITS
 from diffusion_policy.spec.rotations import (
     IN_WORDS,
     ROTATIONS,
@@ -108,12 +107,19 @@ class ActionLayout:
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
-        """The arms, in the order of their first number."""
+        """The arms, in the order of their first number; none in a game."""
+        if self.is_game:
+            return ()
         grouped: dict[str, dict[str, int]] = {}
         for index, name in enumerate(self.names):
             arm, part = _split(name)
             grouped.setdefault(arm, {})[part] = index
         return tuple(_arm(name, parts, self.units) for name, parts in grouped.items())
+
+    @property
+    def is_game(self) -> bool:
+        """Whether it is what a game's player does: buttons, and the turns of a camera."""
+        return set(CAMERA_TURN) <= set(self.names)
 
     @property
     def has_pose(self) -> bool:
@@ -274,10 +280,12 @@ class ActionLayout:
 
     def describe(self) -> str:
         """What it is, in words: "position, quaternion (xyzw), gripper"; of several arms, each with its name."""
+        if self.is_game:
+            return f"{len(self.names) - len(CAMERA_TURN)} buttons, camera pitch and yaw in degrees"
         parts = [f"{arm.name}: {_described(arm)}" if arm.name else _described(arm) for arm in self.arms]
-        other = [name for index, name in enumerate(self.names) if index not in self._known]
+        other = sorted({*range(len(self.names))} - {*self.motion_columns, *self.gripper_columns})
         if other:
-            parts.append(f"{len(other)} other numbers ({', '.join(other)})")
+            parts.append(f"{len(other)} other numbers ({', '.join(self.names[index] for index in other)})")
         return "; ".join(part for part in parts if part)
 
     @cached_property
@@ -289,10 +297,6 @@ class ActionLayout:
         """What another layout must have, too: the arms with a rotation, and every other name."""
         others = (name for column, name in enumerate(self.names) if column not in self._rotation_columns)
         return frozenset(self.labels("rotation")), frozenset(others)
-
-    @cached_property
-    def _known(self) -> frozenset[int]:
-        return frozenset((*self.motion_columns, *self.gripper_columns))
 
     def _relative(self, base: ArrayLike, values: ArrayLike, *, inverse: bool) -> FloatArray:
         start, array = self._checked(base), self._checked(values).copy()

@@ -40,8 +40,10 @@ def action_semantics(names: Sequence[str] = POSE_GRIPPER, units: Mapping[str, st
     """
     listed = [(units or {}).get(name) or unit_of(name) for name in names]
     semantics: dict[str, Any] = {"version": SEMANTICS_VERSION, "names": list(names), "units": listed}
-    arms = arms_of(names, units)
-    if any(arm.has_pose for arm in arms) or not any(arm.joints for arm in arms):
+    layout = find_layout(names, units)
+    arms = () if layout is None else layout.arms
+    is_other = layout is not None and (layout.has_joints or layout.is_game)
+    if any(arm.has_pose for arm in arms) or not is_other:
         semantics["pose"] = "absolute end-effector pose in the robot's base frame"
     if any(arm.representation == "quaternion" for arm in arms):
         semantics["quaternion_order"] = "xyzw"
@@ -56,6 +58,12 @@ def find_layout(names: Sequence[str], units: Mapping[str, str] | None = None) ->
         return ActionLayout.of(names, units)
     except SpecError:
         return None
+
+
+def is_game(names: Sequence[str]) -> bool:
+    """Whether a vector is what a game's player does, and no robot's action."""
+    layout = find_layout(names)
+    return layout is not None and layout.is_game
 
 
 def arms_of(names: Sequence[str], units: Mapping[str, str] | None = None) -> tuple[Arm, ...]:

@@ -11,9 +11,12 @@ from diffusion_policy.diagnose.dataset_findings import dataset_findings, number_
 from diffusion_policy.diagnose.minecraft_findings import UNIFORM_LOSS
 from diffusion_policy.diagnose.step_evidence import Dimension, StepEvidence
 from diffusion_policy.diagnose.step_findings import step_findings
-from diffusion_policy.diagnose.training_findings import loss_before_first_update
+from diffusion_policy.diagnose.training_evidence import look_at_config
+from diffusion_policy.diagnose.training_findings import Planned, config_action, loss_before_first_update
 from diffusion_policy.minecraft.actions import VPT_ACTION
 from diffusion_policy.run_folder.reading import RunFolder
+from diffusion_policy.spec import POSE_GRIPPER
+from diffusion_policy.training_config import compose_training
 
 PLAYED = DatasetEvidence(
     path="log.zarr",
@@ -63,6 +66,20 @@ def test_a_clone_is_not_measured_by_a_denoisers_loss_nor_sent_to_a_robots_task(t
         found = loss_before_first_update(run_of(loss))
         assert found is not None
         assert found.severity == severity
+
+
+@pytest.mark.parametrize(("config", "names", "other"), [
+    ("train_vpt_bc", POSE_GRIPPER, "train_cogact_robot"), ("train_cogact_robot", VPT_ACTION, "train_vpt_bc"),
+])  # fmt: skip
+def test_a_config_of_the_other_kind_is_replaced_by_the_one_that_fits(
+    config: str, names: tuple[str, ...], other: str
+) -> None:
+    ends = {"low": (0.0,) * len(names), "high": (1.0,) * len(names)}
+    evidence = look_at_config(compose_training(config), config)
+    found = config_action(Planned(evidence, replace(PLAYED, action_names=names, **ends)))
+    assert found is not None
+    assert found.severity == "error"
+    assert f"--config-name={other} task.dataset_path=log.zarr" in found.command
 
 
 def test_steps_are_not_judged_as_a_robots() -> None:

@@ -143,7 +143,7 @@ def test_a_checkpoint_without_an_average_is_judged_by_its_live_weights(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--through-server"], "it has a memory, and the server keeps none"),
+        (["--through-server"], "remembers the frames since its episode began"),
         (["--env", "task=juggle"], "no task 'juggle'"),
         (["--env", "max_steps"], "--env is 'max_steps'; expected KEY=VALUE"),
         (["--env", "game=[", "--task", "log"], "--env game=[: the value cannot be read"),

@@ -31,10 +31,11 @@ from diffusion_policy.checkpoint import load_policy, read_checkpoint
 from diffusion_policy.cpu import CpuTimes, processor_name
 from diffusion_policy.images import resize_frame
 from diffusion_policy.model.cpu.arithmetic import multiplies_bf16
-from diffusion_policy.policy.contract import DenoisingPolicy, PolicyModule, PreviousChunk, RecurrentPolicy
+from diffusion_policy.policy.contract import DenoisingPolicy, PolicyModule, PreviousChunk
 from diffusion_policy.policy.default_sampler import Sampler, sampler_note, sampler_of_training
 from diffusion_policy.policy.noise import window_noise
 from diffusion_policy.policy.quaternion_hemisphere import QuaternionHemispheres
+from diffusion_policy.policy.registry import refuse_memory
 from diffusion_policy.policy.sampler import set_sampler
 from diffusion_policy.serve.engine.compute_threads import ComputeThreads
 from diffusion_policy.serve.engine.fast_path import FastPath
@@ -169,9 +170,8 @@ class PolicyEngine:
         since = CpuTimes.now()
         checkpoint = read_checkpoint(path)
         provenance = checkpoint.provenance or {}
+        refuse_memory(checkpoint.cfg.policy, checkpoint.path)
         policy = load_policy(checkpoint, which=settings.weights, device=settings.device)
-        if isinstance(policy, RecurrentPolicy):
-            raise ServeError(f"{path}: it has a memory, and the server keeps none; evaluate_closed_loop.py runs it")
         digest = file_sha256(checkpoint.path)
         trained = sampler_of_training(checkpoint.provenance, checkpoint.cfg)
         note = sampler_note(trained, Sampler(settings.scheduler, settings.steps))

@@ -1,0 +1,104 @@
+"""Every script on a dataset and a checkpoint of VPT: what it says is true of them, or it says why it refuses them."""
+
+import json
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+import vpt_factory
+from omegaconf import OmegaConf
+from script_parsers import script_called
+
+from diffusion_policy.checkpoint import write_checkpoint
+from diffusion_policy.dataset.replay_buffer import ReplayBuffer
+from diffusion_policy.diagnose import ReportError
+from diffusion_policy.diagnose.arm_paths import buttons, camera_turns, joint_paths
+from diffusion_policy.diagnose.step_evidence import idle_ranges, look_at_steps
+from diffusion_policy.diagnose.steps import steps_of_dataset
+from diffusion_policy.installation import script_path
+
+OF_ROBOTS = re.compile(r"\b(gripper|robot|pose|joint|arm)s?\b", re.IGNORECASE)
+READ = {
+    "doctor": "--dataset DATA --checkpoint CKPT",
+    "edit_dataset": "DATA --output OUT.zarr --delete 1",
+    "export_dataset": "DATA --zarr-zip OUT.zarr.zip",
+    "report": "--dataset DATA --checkpoint CKPT --out OUT.html",
+    "verify_converted_data": "--zarr-path DATA --output-dir OUT",
+    "view_dataset": "DATA --output OUT.html",
+}
+REFUSED = {
+    "evaluate_open_loop": "CKPT DATA",
+    "export_policy": "CKPT OUT.onnx",
+    "run_offline_inference": "CKPT DATA --output OUT",
+    "serve": "ckpt=CKPT",
+    "tune_inference": "CKPT DATA",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return vpt_factory.write_dataset(tmp_path_factory.mktemp("data") / "log.zarr")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "latest.ckpt"
+    weights = {"model": vpt_factory.tiny_policy().state_dict()}
+    write_checkpoint(path, cfg=OmegaConf.create(vpt_factory.config()), state_dicts=weights, pickles={})
+    return path
+
+
+def run(script: str, words: str, places: dict[str, Path]) -> int:
+    for name, path in places.items():
+        words = words.replace(name, str(path))
+    return int(runpy.run_path(str(script_path(script)))["main"](words.split()))
+
+
+@pytest.mark.parametrize("script", READ)
+def test_a_script_that_reads_it_says_nothing_of_robots(
+    script: str, data: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(script, READ[script], {"DATA": data, "CKPT": checkpoint, "OUT": tmp_path / "out"})
+    printed = capsys.readouterr()
+    assert not OF_ROBOTS.search(printed.out + printed.err), printed.out
+    if script == "report":
+        page = re.sub(r"<(script|style).*?</\1>|<[^>]*>", " ", (tmp_path / "out.html").read_text(), flags=re.DOTALL)
+        assert not OF_ROBOTS.search(page)
+    if script == "view_dataset":
+        (first,) = re.findall(r'id="data-episode-0">(.*?)</script>', (tmp_path / "out.html").read_text())
+        shown = json.loads(first)
+        assert [button["name"] for button in shown["buttons"]] == ["attack", "forward"]
+        assert [line["name"] for line in shown["lines"]] == ["camera_pitch", "camera_yaw"]
+        assert not shown["idle"]
+
+
+@pytest.mark.parametrize("script", REFUSED)
+def test_a_script_that_asks_for_single_answers_names_the_command_that_plays(
+    script: str, data: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(script, REFUSED[script], {"DATA": data, "CKPT": checkpoint, "OUT": tmp_path / "out"}) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "remembers the frames since its episode began" in said
+    named, words = script_called(shlex.split(said.rpartition("play it: ")[2]))
+    assert run(named, shlex.join([*words, "--scenes", "1", "--env", "max_steps=2"]), {}) == 0
+
+
+def test_standing_still_is_not_trimmed_where_no_arm_stands(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("edit_dataset", "DATA --output OUT --trim-idle 1", {"DATA": data, "OUT": tmp_path / "out.zarr"}) == 2
+    assert "--null-actions drop" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_steps_of_a_game_are_buttons_and_turns_and_nothing_of_an_arm(data: Path) -> None:
+    buffer = ReplayBuffer.open(data)
+    steps = steps_of_dataset(buffer)
+    assert set(buttons(steps)) == {"attack", "forward"}
+    assert set(camera_turns(steps)) == {"camera_pitch", "camera_yaw"}
+    assert joint_paths(steps)[0] == {}
+    assert all(not episode.idle for episode in look_at_steps(steps).episodes)
+    with pytest.raises(ReportError, match="no arm moves or stands still"):
+        idle_ranges(buffer)
