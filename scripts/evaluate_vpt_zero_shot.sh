@@ -4,12 +4,13 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: bash scripts/evaluate_vpt_zero_shot.sh EPISODES [DEVICE] [STEPS] [WEIGHTS] [OPTION...]
+usage: bash scripts/evaluate_vpt_zero_shot.sh [EPISODES] [DEVICE] [STEPS] [WEIGHTS] [OPTION...]
 
-Play EPISODES with VPT's weights, without training: success with its interval, why episodes failed, and their videos.
-DEVICE: auto (default: cuda where there is one), cpu, cuda:0. STEPS of an episode at most (default 600, half a minute).
-WEIGHTS: a .weights file or a checkpoint (default: VPT_WEIGHTS, else data/pretrained/foundation-model-1x.weights of the
-repository). OPTION: of scripts/evaluate_closed_loop.py, such as --greedy, or --resume after an interruption.
+Play EPISODES (default 10) with VPT's weights, without training: success with its interval, why episodes failed, and their
+videos. DEVICE: auto (default: cuda where there is one), cpu, cuda:0. STEPS of an episode at most (default 1200, a minute).
+WEIGHTS: a .weights file or a checkpoint (default: VPT_WEIGHTS, else data/pretrained/vpt/rl-from-early-game-2x.weights, else
+data/pretrained/foundation-model-1x.weights; the small ones that ship, data/pretrained/grove_vpt.weights, only when named).
+OPTION: of scripts/evaluate_closed_loop.py, such as --greedy, or --resume after an interruption.
 
 Settings, from the environment; relative paths start where you are:
   GAME         grove, or minedojo where it is installed    grove
@@ -36,10 +37,10 @@ case "${1:-}" in
 esac
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-EPISODES=${1:-}
+EPISODES=${1:-10}
 DEVICE=${2:-auto}
-STEPS=${3:-600}
-WEIGHTS=${4:-${VPT_WEIGHTS:-$ROOT/data/pretrained/foundation-model-1x.weights}}
+STEPS=${3:-1200}
+WEIGHTS=${4:-${VPT_WEIGHTS:-}}
 shift $(($# < 4 ? $# : 4))
 GAME=${GAME:-grove}
 SEED=${SEED:-100000}
@@ -59,8 +60,17 @@ case "$GAME" in
     minedojo) TASK=${TASK:-harvest_milk} ;;
     *) refuse "GAME is '$GAME'; expected grove or minedojo" ;;
 esac
-[[ -f "$WEIGHTS" ]] || refuse "no weights $WEIGHTS; the README of openai/Video-Pre-Training lists the files: name one" \
-    "as the fourth argument or in VPT_WEIGHTS"
+case "$WEIGHTS" in
+    true) refuse "DEBUG_ACTIONS is 'true'; actions are not printed here, and VIDEOS=$EPISODES films every episode" ;;
+    false) WEIGHTS=${VPT_WEIGHTS:-} ;; # the guide's fourth argument, and its default
+esac
+RELEASED=data/pretrained/vpt/rl-from-early-game-2x.weights
+for file in "$RELEASED" "$ROOT/$RELEASED" "$ROOT/data/pretrained/foundation-model-1x.weights"; do
+    [[ -n "$WEIGHTS" || ! -f "$file" ]] || WEIGHTS=$file
+done
+[[ -f "$WEIGHTS" ]] || refuse "no weights ${WEIGHTS:-$RELEASED}; the README of openai/Video-Pre-Training lists the files:" \
+    "name one as the fourth argument or in VPT_WEIGHTS, or play the small ones that ship with the project:" \
+    "bash $ROOT/scripts/evaluate_vpt_zero_shot.sh $EPISODES $DEVICE $STEPS $ROOT/data/pretrained/grove_vpt.weights"
 VIDEOS=${VIDEOS:-$((EPISODES < 4 ? EPISODES : 4))}
 [[ "$VIDEOS" =~ ^[0-9]+$ ]] || refuse "VIDEOS is '$VIDEOS'; expected a number, 0 or more"
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import gymnasium
@@ -50,6 +53,32 @@ def make_minecraft(
     return MineDojoEnv(task, spaces, camera_interval, max_steps)
 
 
+@contextmanager
+def _minedojo_errors(task: str) -> Iterator[None]:
+    """Makes what MineDojo raises while it starts one sentence.
+
+    Raises:
+        MinecraftError: instead.
+    """
+    instead = "take game=grove, which needs nothing"
+    try:
+        yield
+    except ImportError as error:
+        absent = error.name == "minedojo"
+        found = "MineDojo is not installed" if absent else f"MineDojo is there and cannot be imported ({error})"
+        needs = "it needs JDK 8, gym 0.21 and a build of its Minecraft client: https://docs.minedojo.org"
+        raise MinecraftError(f"{found}; {needs}; or {instead}") from error
+    except (AttributeError, TypeError) as error:
+        raise MinecraftError(
+            f"this MineDojo has another interface than version 0.1 ({error}); install that one, or {instead}"
+        ) from error
+    except (KeyError, ValueError, AssertionError) as error:
+        raise MinecraftError(f"MineDojo does not start its task {task!r}: {error}") from error
+    except (OSError, EOFError, RuntimeError) as error:
+        java = "" if shutil.which("java") else ", and there is no java on PATH (it needs JDK 8)"
+        raise MinecraftError(f"MineDojo's Minecraft does not start: {error}{java}; or {instead}") from error
+
+
 class MineDojoEnv(gymnasium.Env[Observation, Any]):
     """A task of MineDojo under Gymnasium's interface and the spaces of ``GroveEnv``.
 
@@ -62,19 +91,12 @@ class MineDojoEnv(gymnasium.Env[Observation, Any]):
 
     def __init__(self, task: str, spaces: Spaces, camera_interval: float, max_steps: int) -> None:
         self.slots = MineDojoSpace(camera_interval)
-        try:
+        self._task = task
+        with _minedojo_errors(task):
             import minedojo  # type: ignore[import-not-found]
-        except ImportError as error:
-            raise MinecraftError(
-                "MineDojo is not installed (it needs JDK 8 and a build of its Minecraft client: "
-                "https://docs.minedojo.org); take game=grove, which needs nothing"
-            ) from error
-        try:
-            self._game = minedojo.make(
-                task_id=task, image_size=(IMAGE_HEIGHT, IMAGE_WIDTH), cam_interval=camera_interval
-            )
-        except (KeyError, ValueError, AssertionError) as error:
-            raise MinecraftError(f"MineDojo does not start its task {task!r}: {error}") from error
+
+            size = (IMAGE_HEIGHT, IMAGE_WIDTH)
+            self._game = minedojo.make(task_id=task, image_size=size, cam_interval=camera_interval)
         self.spaces, self.max_steps, self._steps = spaces, max_steps, 0
         self._owed = CameraRemainder()
         self.observation_space, self.action_space = make_spaces(spaces, self.slots)
@@ -86,11 +108,13 @@ class MineDojoEnv(gymnasium.Env[Observation, Any]):
         super().reset(seed=seed)
         if options:
             raise MinecraftError(f"options are {sorted(options)}; MineDojo takes none")
-        if seed is not None:
-            self._game.seed(seed)
         self._steps = 0
         self._owed.reset()
-        return self._observe(self._game.reset()), {"success": False, "ignored": ()}
+        with _minedojo_errors(self._task):  # Minecraft starts here
+            if seed is not None:
+                self._game.seed(seed)
+            observed = self._game.reset()
+        return self._observe(observed), {"success": False, "ignored": ()}
 
     def step(self, action: ArrayLike) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """One step of MineDojo."""

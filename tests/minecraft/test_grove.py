@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from diffusion_policy.env_runner.simulator import Simulator
+from diffusion_policy.installation import CONFIG
 from diffusion_policy.minecraft.actions import BUTTONS, VPT_ACTION, MinecraftError, degrees_of
 from diffusion_policy.minecraft.environment import make_minecraft
 from diffusion_policy.minecraft.expert import Expert
@@ -205,3 +207,41 @@ def test_minedojos_own_space_goes_through_as_it_is(monkeypatch: pytest.MonkeyPat
     observation, _ = env.reset()
     assert observation["rgb"].shape == (3, 160, 256)
     assert [env.step(MineDojoSpace().no_op)[3] for _ in range(2)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("error", "at_reset", "said"),
+    [
+        (ModuleNotFoundError("No module named 'gym'", name="gym"), False, "cannot be imported (No module named 'gym')"),
+        (AttributeError("module 'minedojo' has no attribute 'make'"), False, "another interface than version 0.1"),
+        (TypeError("make() got an unexpected keyword argument 'cam_interval'"), False, "another interface than"),
+        (AssertionError("no such task"), False, "does not start its task 'harvest_milk': no such task"),
+        (
+            FileNotFoundError("java"),
+            True,
+            "Minecraft does not start: java, and there is no java on PATH (it needs JDK 8)",
+        ),
+        (
+            EOFError("the client ended"),
+            True,
+            "Minecraft does not start: the client ended, and there is no java on PATH",
+        ),
+    ],
+)
+def test_a_minedojo_that_does_not_work_is_one_sentence(
+    error: Exception, at_reset: bool, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version, a package that it needs, Java: through the settings that every command reads."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    module = ModuleType("minedojo")
+    module.make = (lambda **settings: _OldGym(**settings)) if at_reset else fail  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "minedojo", module)
+    monkeypatch.setattr(_OldGym, "reset", fail)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(MinecraftError) as caught:
+        Simulator.load(CONFIG / "simulator" / "grove.yaml", game="minedojo", task="harvest_milk").make().reset(seed=1)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -280,21 +280,40 @@ def test_weights_play_as_they_are(bench: Workbench) -> None:
 def test_weights_are_found_in_the_environment_and_defaults_are_told(bench: Workbench) -> None:
     assert bench.run(ZERO_SHOT, "9", VPT_WEIGHTS=bench.environment["OLD_CKPT"], GAME="minedojo").returncode == 0
     (words,) = bench.calls()
-    assert {"game=minedojo", "max_steps=600", "harvest_milk", "data/vpt_zero_shot", "4"} <= set(words)
+    assert {"game=minedojo", "max_steps=1200", "harvest_milk", "data/vpt_zero_shot", "4"} <= set(words)
     assert words[1] == bench.environment["OLD_CKPT"]
     helped = bench.run(ZERO_SHOT, "-h")
     assert helped.returncode == 0
     assert all(word in helped.stdout for word in ("usage: bash scripts/", "GAME", "VPT_WEIGHTS", "Exit status"))
 
 
+def test_the_guide_s_file_is_found_and_what_ships_is_played_only_when_named(bench: Workbench) -> None:
+    """Its command without arguments: ten episodes of 1200 steps, `false` for printing no actions."""
+    released = bench.folder / "data/pretrained/vpt/rl-from-early-game-2x.weights"
+    refused = bench.run(ZERO_SHOT)
+    assert refused.returncode == 2
+    line = refused.stderr.rpartition("ship with the project: ")[2]
+    released.parent.mkdir(parents=True)
+    released.touch()
+    for arguments in ((), ("10", "auto", "1200", "false")):
+        assert bench.run(ZERO_SHOT, *arguments).returncode == 0
+    first, second = bench.calls()
+    assert first == second
+    assert first[1] == str(released.relative_to(bench.folder))
+    assert {"max_steps=1200", "10"} <= set(first)
+    subprocess.run(["bash", "-c", line], env=bench.environment, cwd=bench.folder, check=True)
+    assert bench.calls()[-1][1:] == [str(PRETRAINED / "grove_vpt.weights"), *first[2:]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "settings", "message"),
     [
-        ((), {}, "EPISODES is ''; expected a positive number, such as: bash scripts/evaluate_vpt_zero_shot.sh 1"),
         (("none",), {}, "EPISODES is 'none'"),
         (("1", "gpu"), {}, "DEVICE is 'gpu'; expected auto, cpu, or cuda:0"),
         (("1", "cpu", "0"), {}, "STEPS is '0'"),
         (("1", "cpu", "9", "absent.weights"), {}, "no weights absent.weights; the README of openai/Video-Pre-Training"),
+        (("1", "cpu", "9", "true"), {}, "DEBUG_ACTIONS is 'true'; actions are not printed here, and VIDEOS=1"),
+        ((), {"VPT_WEIGHTS": ""}, "no weights data/pretrained/vpt/rl-from-early-game-2x.weights; the README"),
         (("1",), {"GAME": "chess"}, "GAME is 'chess'; expected grove or minedojo"),
         (("1",), {"SEED": "-1"}, "SEED is '-1'"),
         (("1",), {"VIDEOS": "all"}, "VIDEOS is 'all'"),
@@ -333,6 +352,20 @@ def test_the_guide_s_split_of_episodes(bench: Workbench) -> None:
     assert dagger[13:] == ["20", "--workdir", "data/dagger_log", "--control", "--set", "training.device=cpu"]
 
 
+def test_further_options_of_the_guide_are_those_of_dagger(bench: Workbench) -> None:
+    words = "--continue-from old.ckpt --task harvest_1_log --iterations 2 --collect-episodes 5 --eval-episodes 7"
+    finished = bench.run(ITERATIONS, *words.split(), "--max-steps", "99", "--device", "cuda:1", "--updates", "9")
+    assert finished.returncode == 0, finished.stderr
+    assert "harvest_1_log is a task of MineDojo; here the grove's log task is played" in finished.stderr
+    (dagger,) = bench.calls()
+    assert refusal("dagger", dagger[1:]) is None
+    said = " ".join(dagger[4:])
+    assert said == (
+        "--simulator grove --task log --rounds 2 --scenes 5 5 --workdir data/dagger_log --evaluation-scenes 7 "
+        "--env max_steps=99 --updates 9 --set training.device=cuda:1"
+    )
+
+
 def test_a_dataset_that_is_there_is_taken(bench: Workbench) -> None:
     (bench.folder / "a run.ckpt").touch()
     assert bench.run(ITERATIONS, *ITERATION, "1", EPISODES="4").returncode == 0
@@ -347,7 +380,17 @@ def test_a_dataset_that_is_there_is_taken(bench: Workbench) -> None:
 @pytest.mark.parametrize(
     ("arguments", "settings", "message"),
     [
-        ((), {}, "--task is ''; expected log, wool or stone"),
+        ((), {}, "--continue-from names the checkpoint"),
+        (("--task",), {}, "--task needs a value"),
+        (("--eval-episodes", "few"), {}, "--eval-episodes is 'few'; expected a positive number"),
+        (("--dagger-epochs", "30"), {}, "a round here makes the same number of updates, --updates 400"),
+        (("--skip-eval",), {}, "make them few, --eval-episodes 10"),
+        (("--skip-collect",), {}, "go on with the same command and --resume"),
+        (("--start-iteration", "2"), {}, "go on with the same command and --resume"),
+        (("--clean-restart",), {}, "begin in another folder, WORKDIR=data/dagger_again"),
+        (("--failure-window", "10"), {}, "no frames are chosen"),
+        (("--random-sample-rate", "0.1"), {}, "no frames are chosen"),
+        (("--continue-from", "old.ckpt", "--device", "mps"), {}, "--device is 'mps'; expected auto, cpu, or cuda:0"),
         (("--task", "chess"), {}, "--task is 'chess'"),
         (("--task", "log"), {}, "--continue-from names the checkpoint"),
         (("--task", "log", "--continue-from"), {}, "--continue-from needs a value"),

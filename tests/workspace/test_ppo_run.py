@@ -162,6 +162,12 @@ def test_what_cannot_start_is_refused(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_a_game_that_is_not_installed_is_one_sentence(pretrained: Path, tmp_path: Path) -> None:
+    words = [*TINY, f"pretrained.path={pretrained}", "simulator.env.game=minedojo", "simulator.env.task=harvest_milk"]
+    with pytest.raises(WorkspaceError, match="MineDojo is not installed; it needs JDK 8"):
+        run(compose_training("train_ppo_from_vpt", words), tmp_path / "run")
+
+
 def test_a_run_is_not_resumed_near_another_policy_or_with_other_environments(pretrained: Path, tmp_path: Path) -> None:
     run(config(pretrained, "training.iterations=1"), tmp_path / "run")
     other = write_policy(tmp_path / "other.ckpt", cue_policy(seed=1))
