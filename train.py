@@ -1,6 +1,6 @@
 """Entry point of training: `python train.py --config-name=train_cogact_robot task.dataset_path=data/zarr/mine.zarr`.
 
-Settings are Hydra overrides of config/; the head of each file there says what it is for. Exit status: 0 done, 2 refused
+Settings are Hydra overrides of config/; the head of each file there states its purpose. Exit status: 0 done, 2 refused
 with one sentence, 128 + N stopped by signal N (the checkpoint is saved and the command that continues it is printed).
 """
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 STOP = StopSignals(keep=True)
 
-HOME = Path(__file__).resolve().parent  # what Hydra takes a relative --config-path to be relative to
+HOME = Path(__file__).resolve().parent  # the folder that Hydra resolves a relative --config-path from
 
 logger = logging.getLogger("train")
 
 
 def train(cfg: DictConfig) -> None:
-    """Build the workspace that the config names and run it."""
+    """Builds the workspace that the config names, and runs it."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.utils import get_class
 
@@ -40,7 +40,7 @@ def train(cfg: DictConfig) -> None:
         with config_errors(cfg):
             workspace = get_class(cfg._target_)
         warn_of_data(cfg)
-        if STOP.signal is not None:  # a signal that came while something was imported may have been swallowed there
+        if STOP.signal is not None:  # a signal that came during an import may have been swallowed there
             raise KeyboardInterrupt
         summary = workspace(cfg).run()
     except WorkspaceError as error:
@@ -56,9 +56,9 @@ def train(cfg: DictConfig) -> None:
 
 
 def warn_of_data(cfg: DictConfig) -> None:
-    """Log the gravest that the data shows, before the first update; the first process does.
+    """Logs the gravest findings about the data before the first update, in the first process.
 
-    What cannot be read is refused by the run itself, with its reason.
+    Data that cannot be read is refused by the run itself, with the reason.
     """
     if int(os.environ.get("RANK", "0")):
         return
@@ -71,19 +71,19 @@ def warn_of_data(cfg: DictConfig) -> None:
         for line in found:
             logger.warning("data: %s", line)
     except WorkspaceError as error:
-        logger.debug("the data cannot be looked at: %s", error)
+        logger.debug("the data cannot be inspected: %s", error)
 
 
 def print_summary(text: str) -> None:
-    """The end of a run on the terminal, lines not folded, to be copied."""
+    """Prints the end of a run to the terminal, with unfolded lines that can be copied."""
     from diffusion_policy.terminal import show_line
 
     show_line(text)
 
 
 def print_findings(folder: Path) -> None:
-    """Print the doctor's findings of a finished run and write its page; the run succeeds even if that fails."""
-    from diffusion_policy.diagnose.doctor import examine_numbers  # takes a second, which a refusal need not wait for
+    """Prints the doctor's findings on a finished run and writes its page; the run succeeds even if that fails."""
+    from diffusion_policy.diagnose.doctor import examine_numbers  # takes a second, which a refusal should not wait for
     from diffusion_policy.terminal import show
 
     try:
@@ -95,11 +95,11 @@ def print_findings(folder: Path) -> None:
 
 
 def end_at_once(folder: Path | None, number: signal.Signals | None = None) -> None:
-    """A signal before the first update, or a second one: say what is left of the run and leave with its status.
+    """Handles a signal before the first update, or a second one: prints what is left of the run, and exits.
 
     Args:
-        folder: of the run; None: it has none yet.
-        number: the signal; None: Ctrl-C.
+        folder: folder of the run; None if it has none yet.
+        number: the signal; None for Ctrl-C.
     """
     if os.environ.get("RANK", "0") == "0":
         sys.stderr.write(f"ended at once: {what_is_left(folder)}\n")
@@ -107,7 +107,7 @@ def end_at_once(folder: Path | None, number: signal.Signals | None = None) -> No
 
 
 def what_is_left(folder: Path | None) -> str:
-    """What an interrupted run has saved, and how to continue it."""
+    """Returns what an interrupted run has saved, and how to continue it."""
     from diffusion_policy.run_folder import LATEST
     from diffusion_policy.run_folder.resuming import resume_command
 
@@ -117,12 +117,12 @@ def what_is_left(folder: Path | None) -> str:
 
 
 def refuse(error: WorkspaceError) -> None:
-    """Print the error and exit with status 2."""
+    """Prints the error and exits with status 2."""
     sys.exit(write_refusal(error))
 
 
 def main() -> None:
-    """Check what is asked for, then hand over to Hydra, which composes the config and calls `train`."""
+    """Checks the request, then hands over to Hydra, which composes the config and calls `train`."""
     with STOP:
         try:
             import hydra

@@ -1,11 +1,11 @@
-"""How long and how much memory an adaptation of a checkpoint of the users' size takes.
+"""Time and memory that adapting a checkpoint of the users' size takes.
 
     python benchmarks/adapt.py [--quick] [--json OUT]
 
 A checkpoint of the released size (n_layer 8, n_emb 256, ResNet-18; live and averaged weights, optimizer; 323 MB) is
 made, then inspected, planned, and grown from 7 to 8 action dimensions, which includes the proof, the source's hash, the
-write and the comparison of what was written. Each runs in a process of its own; times are without the imports, memory
-is the peak above that of the imports. --quick uses small layers (the ResNet stays).
+write and the comparison of the written file. Each runs in its own process; times exclude the imports, memory
+is the peak above that after the imports. --quick uses small layers (the ResNet stays).
 
 Goals on two cores: growing under 5 s and at most 1.3 times the file in memory; inspecting under 1 s.
 """
@@ -94,7 +94,7 @@ TASKS: dict[str, Callable[[Path], Any]] = {"inspect": inspect_file, "plan": plan
 
 
 def measure(task: str, path: Path) -> dict[str, float]:
-    """Run one task here; seconds, and the peak of memory above what the imports took."""
+    """Runs one task in this process; returns seconds, and peak memory above that after the imports."""
     before = resource.getrusage(resource.RUSAGE_SELF)
     started = time.perf_counter()
     TASKS[task](path)

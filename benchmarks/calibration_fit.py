@@ -1,6 +1,6 @@
-"""How well a figure of recordings foretells success in closed loop: thresholds, and their errors on runs left out.
+"""How well a figure from recordings predicts success in closed loop: thresholds, and their errors on runs left out.
 
-Checkpoints of one run are alike, so a threshold is fitted without the run that it is tried on. A policy succeeds here
+Checkpoints of one run are alike, so a threshold is fitted without the run that it is tested on. A policy succeeds here
 if it does the task in at least half of its scenes.
 
 Legend: P policies.
@@ -24,11 +24,11 @@ SUCCEEDS = 0.5
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure by which policies are told apart.
+    """A figure that separates good policies from bad ones.
 
     Attributes:
-        name: in the results.
-        title: for people.
+        name: name in the results.
+        title: title for display.
         larger: whether a larger value is better.
     """
 
@@ -42,21 +42,21 @@ class Figure:
 
 
 def ranks(values: FloatArray) -> FloatArray:
-    """(P,) ranks from 0, equal values sharing their mean."""
+    """Returns (P,) ranks from 0, equal values sharing their mean."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     return np.asarray((ends - (counts + 1) / 2)[inverse], dtype=np.float64)
 
 
 def rank_correlation(first: FloatArray, second: FloatArray) -> float | None:
-    """Spearman's; None where one of them does not vary."""
+    """Returns Spearman's rank correlation; None if one of them does not vary."""
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
     return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
 
 
 def area(values: FloatArray, good: BoolArray, *, larger: bool) -> float | None:
-    """Chance that a policy that succeeds has a better figure than one that fails (0.5: it tells nothing)."""
+    """Returns the chance that a policy that succeeds has a better figure than one that fails (0.5: no information)."""
     n_good, n_bad = int(good.sum()), int((~good).sum())
     if not n_good or not n_bad:
         return None
@@ -65,9 +65,9 @@ def area(values: FloatArray, good: BoolArray, *, larger: bool) -> float | None:
 
 
 def fit_threshold(values: FloatArray, good: BoolArray, figure: Figure) -> float | None:
-    """The threshold with the fewest wrong answers, amid its neighbors; None where there is nothing to tell apart.
+    """Returns the threshold with the fewest wrong answers, midway between values; None if there is nothing to separate.
 
-    Of equally good ones the strictest: a "yes" that fails costs more than a "no" that would have succeeded.
+    Of equally good thresholds, the strictest: a "yes" that fails costs more than a "no" that would have succeeded.
     """
     if good.all() or not good.any():
         return None
@@ -81,7 +81,7 @@ def fit_threshold(values: FloatArray, good: BoolArray, figure: Figure) -> float 
 
 
 def left_out(values: FloatArray, good: BoolArray, runs: Sequence[str], figure: Figure) -> BoolArray | None:
-    """(P,) what a threshold says that was fitted to the other runs; None where one cannot be fitted."""
+    """Returns (P,) answers of thresholds fitted to the other runs; None if one cannot be fitted."""
     said = np.zeros(len(values), dtype=bool)
     names = np.asarray(runs)
     for run in dict.fromkeys(runs):
@@ -94,7 +94,7 @@ def left_out(values: FloatArray, good: BoolArray, runs: Sequence[str], figure: F
 
 
 def errors(said: BoolArray, good: BoolArray) -> dict[str, Any]:
-    """How often a "yes" fails and a "no" succeeds, with 95 % Wilson intervals over policies."""
+    """Returns how often a "yes" fails and a "no" succeeds, with 95 % Wilson intervals over policies."""
     return {
         "yes": int(said.sum()),
         "yes_that_fail": _share(int((said & ~good).sum()), int(said.sum())),
@@ -114,7 +114,7 @@ def _share(count: int, of: int) -> dict[str, Any]:
 
 
 def judge_figure(figure: Figure, values: FloatArray, success: FloatArray, runs: Sequence[str]) -> dict[str, Any]:
-    """All that is known of one figure: correlation, area, threshold, and its errors on runs left out."""
+    """Returns correlation, area, threshold, and errors on runs left out, for one figure."""
     good = success >= SUCCEEDS
     said = left_out(values, good, runs, figure)
     return {

@@ -1,4 +1,4 @@
-"""Success in closed loop over what recordings show, a dot for every policy."""
+"""Success in closed loop against figures from recordings, with a dot for every policy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ YES, NO, BROKEN = "#0072B2", "#D55E00", "#999999"
 
 
 def draw(found: dict[str, Any], figures: Sequence[Any], path: Path) -> None:
-    """Six figures, each policy a dot: by verdict, those that were broken on purpose apart."""
+    """Draws six figures with a dot for each policy, by verdict; policies broken on purpose are marked separately."""
     titles = {figure.name: figure.title for figure in figures}
     drawing = Drawing(figsize=(12, 7), layout="constrained")
     panels = drawing.subplots(2, 3).flat

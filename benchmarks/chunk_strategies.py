@@ -3,12 +3,12 @@
     python benchmarks/chunk_strategies.py CKPT [--scenes N] [--episodes OUT.jsonl] [--json OUT] [--picture OUT.png]
     python benchmarks/chunk_strategies.py CKPT --quick
 
-The tabletop is run by the control loop of the robot's client, through the real server, on a clock that is the
-simulator's: latency is injected, so how fast this machine computes changes nothing. All cells meet the same scenes with
-the same noise. One line an episode goes to --episodes; the same command goes on where it was interrupted.
+The tabletop is run by the control loop of the robot's client, through the real server, on the
+simulator's clock: latency is injected, so this machine's speed does not matter. All cells use the same scenes with
+the same noise. One line per episode is written to --episodes; the same command continues an interrupted benchmark.
 
-Jerk is the root mean square of the third difference of measured positions; the expert's is that of its demonstration of
-the same scene. Seams are between the command that was due and the one that takes over. Idle is the share of control
+Jerk is the root mean square of the third difference of measured positions; the expert's is that of its demonstration in
+the same scene. Seams are between the command that was due and the one that replaces it. Idle is the share of control
 periods in which the arm held.
 """
 
@@ -45,10 +45,10 @@ from diffusion_policy.storage import file_sha256, write_json
 from diffusion_policy.tables import Table
 from diffusion_policy.terminal import show
 
-EXECUTED, ANSWERED = 8, 15  # steps of a chunk: executed before the next takes over, and answered
+EXECUTED, ANSWERED = 8, 15  # steps of a chunk: executed before the next one takes over, and answered
 EXPERT = "expert"
 FIRST_SEED = 100_000
-# A guard that never engages: a policy is studied, not its limits. The answer's real time is nobody's concern here.
+# A guard that never engages, since the policy is studied, not its limits. The real time of an answer does not matter.
 GUARD = (
     "guard.max_step_m=1.0", "guard.max_step_rad=3.1", "guard.max_chunk_m=10.0", "guard.max_chunk_rad=3.1",
     "guard.on_workspace=clip", "guard.workspace_low=[-9,-9,-9]", "guard.workspace_high=[9,9,9]", "deadline_s=1e6",
@@ -58,7 +58,7 @@ FIGURES = ("steps", "jerk", "seam_mm", "seam_deg", "idle")
 
 @dataclass(frozen=True)
 class Cell:
-    """One strategy at one latency; ``jitter_ms``: each answer is uniformly so much earlier or later.
+    """One strategy at one latency; ``jitter_ms``: each answer is uniformly up to this much earlier or later.
 
     ``smoothing``: passes of the loop's filter.
     """
@@ -69,7 +69,7 @@ class Cell:
     smoothing: int = 0
 
     def delay(self, scene: int, request: int) -> float:
-        """Seconds from a request to its answer: the same for all strategies."""
+        """Returns the seconds from a request to its answer, the same for all strategies."""
         draw = np.random.default_rng((scene, request)).uniform(-1, 1)
         return max(0.0, self.latency_ms + draw * self.jitter_ms) / 1000
 
@@ -80,20 +80,20 @@ class Cell:
 
 
 def cells(strategies: Sequence[str], latencies: Sequence[float], jitter: float, smoothing: int = 0) -> list[Cell]:
-    """All strategies at all latencies, and with jitter at the latency in the middle."""
+    """Returns all strategies at all latencies, and with jitter at the middle latency."""
     found = [Cell(strategy, latency, smoothing=smoothing) for latency in latencies for strategy in strategies]
     middle = sorted(latencies)[len(latencies) // 2]
     return found + [Cell(strategy, middle, jitter, smoothing) for strategy in strategies if jitter and middle]
 
 
 def jerk(path: Sequence[NDArray[np.float64]], hz: float) -> float:
-    """Root mean square jerk of measured states (steps, D), whose first three are positions in meters: m/s^3."""
+    """Returns the RMS jerk of measured states (steps, D), whose first three are positions in meters: m/s^3."""
     positions = np.asarray(path)[:, :3]
     return float(np.sqrt((np.diff(positions, n=3, axis=0) ** 2).sum(axis=1).mean()) * hz**3)
 
 
 def figures(episode: LoopEpisode, hz: float) -> dict[str, Any]:
-    """What is kept of an episode."""
+    """Returns what is kept of an episode."""
     lines = episode.lines
     seams = [line["seam"] for line in lines if line["event"] == "answer" and line.get("seam")]
     (end,) = [line for line in lines if line["event"] == "end"]
@@ -112,7 +112,7 @@ def figures(episode: LoopEpisode, hz: float) -> dict[str, Any]:
 
 
 def expert_figures(simulator: Simulator, actor: ServerActor, seed: int) -> dict[str, Any]:
-    """The expert's demonstration of a scene, measured as the policy is."""
+    """Returns figures of the expert's demonstration in a scene, measured like the policy's."""
     env, clock = simulator.make(), VirtualClock(0.0)
     assert isinstance(env, TabletopEnv)
     arm = SimulatedArm(simulator, env, actor.spec, actor.wire, clock, seed, max_steps=1000)
@@ -127,14 +127,14 @@ def expert_figures(simulator: Simulator, actor: ServerActor, seed: int) -> dict[
 def episodes(
     checkpoint: Path, simulator: Simulator, wanted: Sequence[tuple[int, Cell | None]], max_steps: int
 ) -> Iterator[tuple[int, Cell | None, dict[str, Any]]]:
-    """Runs what is wanted, in order: a scene in a cell, or None for the expert."""
+    """Runs the requested episodes in order: a scene in a cell, or None for the expert."""
     settings = serve_settings(checkpoint, None, [f"engine.n_action_steps={ANSWERED}", "engine.threads=1", *GUARD])
     with served(settings, simulator) as (actor, _):
         for scene, cell in wanted:
             if cell is None:
                 yield scene, None, expert_figures(simulator, actor, FIRST_SEED + scene)
                 continue
-            settings.engine.seed = scene  # a session numbers its noise from here: equal in all cells of a scene
+            settings.engine.seed = scene  # seeds the session's noise, equal in all cells of a scene
             conditions = LoopConditions(
                 cell.strategy, EXECUTED, cell.delay, max_steps=max_steps, smoothing=cell.smoothing
             )
@@ -143,7 +143,7 @@ def episodes(
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """By cell: success with its interval, means of the figures, and the same scenes compared with other cells."""
+    """Returns, by cell, success with its interval, mean figures, and comparisons with other cells by scene."""
     by_cell: dict[str, dict[int, Mapping[str, Any]]] = {}
     for row in rows:
         by_cell.setdefault(row["cell"], {})[row["scene"]] = row
@@ -159,7 +159,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def one_cell(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over the scenes of a cell; steps over those that succeeded."""
+    """Returns means over the scenes of a cell; for steps, over those that succeeded."""
     won = sum(row["success"] for row in rows)
     entry: dict[str, Any] = {"scenes": len(rows), "success": won, "interval": wilson_interval(won, len(rows))}
     for name in FIGURES:
@@ -169,7 +169,7 @@ def one_cell(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def compared(before: Mapping[int, Mapping[str, Any]], after: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """Two cells over the scenes that both have run: success by McNemar's test, and the difference of their jerks."""
+    """Compares two cells on their common scenes: success by McNemar's test, and the difference of their jerks."""
     scenes = sorted(before.keys() & after.keys())
     pairs = [(before[scene], after[scene]) for scene in scenes]
     lost, gained = (sum(a["success"] > b["success"] for a, b in order) for order in (pairs, [p[::-1] for p in pairs]))
@@ -181,7 +181,7 @@ def compared(before: Mapping[int, Mapping[str, Any]], after: Mapping[int, Mappin
 
 
 def table(found: Mapping[str, Mapping[str, Any]], hz: float) -> Table:
-    """One cell a row."""
+    """Returns a table with a row per cell."""
     shown = Table("cell", "success", "95 %", "jerk, m/s^3", "seam, mm", "seam, deg", "idle, %", "s to success")
     for name, entry in found.items():
         low, high = entry["interval"]
@@ -192,7 +192,7 @@ def table(found: Mapping[str, Mapping[str, Any]], hz: float) -> Table:
 
 
 def draw(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Success, jerk, seam and idle time over latency, a line a strategy."""
+    """Draws success, jerk, seam and idle time over latency, with a line per strategy."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -227,14 +227,24 @@ def draw(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, nargs="?", metavar="CKPT", help="--quick: default, one that fails")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        nargs="?",
+        metavar="CKPT",
+        help="checkpoint to study (with --quick, by default one that fails)",
+    )
     parser.add_argument("--scenes", type=int, default=100, metavar="N")
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--latencies", type=float, nargs="+", default=[0, 100, 200, 400], metavar="MS")
-    parser.add_argument("--jitter", type=float, default=150, metavar="MS", help="at the latency in the middle; 0: none")
+    parser.add_argument(
+        "--jitter", type=float, default=150, metavar="MS", help="jitter at the middle latency; 0 for none"
+    )
     parser.add_argument("--smoothing", type=int, default=0, metavar="N", help="passes of the loop's filter")
     parser.add_argument("--referee", choices=("physics", "kinematic"), default="physics")
-    parser.add_argument("--episodes", type=Path, metavar="OUT.jsonl", help="a line an episode; those it has are kept")
+    parser.add_argument(
+        "--episodes", type=Path, metavar="OUT.jsonl", help="file with a line per episode; existing ones are kept"
+    )
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--picture", type=Path, metavar="OUT.png")
     parser.add_argument("--quick", action="store_true", help="one scene of 20 steps in four cells")
@@ -255,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def work(arguments: argparse.Namespace) -> int:
-    """Run what is missing, then show all."""
+    """Runs the missing episodes, then shows all."""
     chosen, scenes, max_steps = (
         cells(arguments.strategies, arguments.latencies, arguments.jitter, arguments.smoothing),
         arguments.scenes,
@@ -291,7 +301,7 @@ def work(arguments: argparse.Namespace) -> int:
 
 
 def known(path: Path | None, about: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Episodes that a file holds already; it is begun where there is none. WorkspaceError for another study's file."""
+    """Returns the episodes already in a file, which is created if missing; WorkspaceError for another study's file."""
     if path is None:
         return []
     if not path.exists():

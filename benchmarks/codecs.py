@@ -1,10 +1,10 @@
-"""What each way to pack frames costs: size on disk, time to write, time to read one frame at random.
+"""The cost of each way to pack frames: size on disk, time to write, time to read a random frame.
 
     python benchmarks/codecs.py [--quick] [--recordings DIR] [--frames N] [--json OUT]
 
-Frames are 320x180, from recordings (real ones, if there are some) or drawn. Format 3 comes with one file a frame and
-with shards. Times are of one process that writes and reads as the converter and a dataset do: medians, in milliseconds
-a frame, and in parentheses how many times those of `none` in format 2.
+Frames are 320x180, from recordings (real ones, if available) or drawn. Format 3 is measured with one file per frame and
+with shards. Times are for one process that writes and reads like the converter and a dataset: medians, in milliseconds
+per frame and, in parentheses, relative to `none` in format 2.
 """
 
 from __future__ import annotations
@@ -93,10 +93,10 @@ def measure(path: Path, frames: NDArray[np.uint8], name: str, zarr_format: int, 
 
 
 def report(found: Sequence[dict[str, Any]], frames: NDArray[np.uint8]) -> float:
-    """Print the table; returns the peak memory in MB."""
+    """Prints the table; returns the peak memory in MB."""
     console = Console()
     plain = next(row for row in found if row["codec"] == "none" and row["zarr_format"] == 2)
-    table = Table("codec", "zarr format", "kB a frame", "files", "write ms", "random read ms", "lowest PSNR dB")
+    table = Table("codec", "zarr format", "kB per frame", "files", "write ms", "random read ms", "lowest PSNR dB")
     for row in found:
         where = f"{row['zarr_format']}, shards of {row['shard']}" if row["shard"] else str(row["zarr_format"])
         measured = [

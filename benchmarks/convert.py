@@ -1,12 +1,12 @@
-"""How fast recordings become a dataset, against the loop that everybody writes first.
+"""How fast recordings are converted to a dataset, compared with the loop that everybody writes first.
 
     python benchmarks/convert.py [--quick] [--episodes N] [--steps N] [--rounds N] [--json OUT]
 
 Both convert the same 1920x1080 JPEGs to 320x180 in one call, in turn, several rounds: the loop decodes, resizes and
-appends episode by episode in one process; the converter runs exact and fast. Rates are medians of frames per second, by
-the wall clock and by seconds of CPU (what one core would do alone, whatever else the machine is busy with); ratios are
-medians of those within a round. Decoding alone is the limit. Memory is the peak of a process that converts and does
-nothing else, for these episodes and for ones ten times as long.
+appends episode by episode in one process; the converter runs in exact and fast mode. Rates are medians of frames per
+second, by wall clock and by CPU seconds (the rate of one core, whatever else the machine is busy with); ratios are
+medians of the ratios within a round. Decoding alone is the limit. Memory is the peak of a process that only converts,
+for these episodes and for episodes ten times as long.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def decode_only(source: Path) -> None:
 
 
 def plain_loop(source: Path, output: Path) -> None:
-    """Decode, resize, append: one process, one episode after another."""
+    """Decodes, resizes and appends in one process, one episode after another."""
     group = zarr.open_group(str(output), mode="w", zarr_format=2)
     options = zarr_arguments(image_codec(), 2)
     array = group.create_array(
@@ -64,7 +64,7 @@ def plain_loop(source: Path, output: Path) -> None:
 
 
 def measure(run: Callable[[], Any], n_frames: int) -> tuple[float, float, Any]:
-    """Frames per second by the wall clock and by CPU seconds, and what the run returned."""
+    """Returns frames per second by wall clock and by CPU seconds, and what the run returned."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = run()
     return n_frames / (time.perf_counter() - wall), n_frames / (time.process_time() - cpu), result
@@ -84,7 +84,7 @@ def peak_mb(source: Path, output: Path, decode: str) -> float:
 
 
 def compare(source: Path, out: Path, n_frames: int, n_rounds: int) -> tuple[dict[str, dict[str, float]], float]:
-    """Per way its median rates and ratio to the loop, and the lowest PSNR of fast decoding."""
+    """Returns each way's median rates and ratio to the loop, and the lowest PSNR of fast decoding."""
 
     def converted(**options: Any) -> ConversionReport:
         return convert(ConversionSettings(source, out / "made.zarr", (WIDTH, HEIGHT), overwrite=True, **options))

@@ -1,12 +1,12 @@
-"""How fast training samples come, against the access pattern that the reference has.
+"""How fast training samples are read, compared with the reference's access pattern.
 
     python benchmarks/dataset.py [--quick] [--steps N] [--batches N] [--json OUT]
 
-All read the same dataset (320x180, one frame a chunk, Blosc) in one call, in this process without workers: windows of
-16 steps with 2 observed, in random order, in batches of 64; rates are those of the median batch. The reference's
-pattern is a Python loop over samples, each a slice of the zarr array put into a window-sized array, made float32 and
-divided by 255. Memory is what is resident and not a mapped file, after each run; the mapped cache lies in the system's
-page cache instead.
+All ways read the same dataset (320x180, one frame per chunk, Blosc) in one call, in this process without workers:
+windows of 16 steps with 2 observed, in random order, in batches of 64; rates are those of the median batch. The
+reference's pattern is a Python loop over samples, each a slice of the zarr array copied into a window-sized array,
+converted to float32 and divided by 255. Memory is resident memory without mapped files, after each run; the mapped
+cache is in the system's page cache instead.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SHAPE_META: dict[str, dict[str, Any]] = {
 
 
 def write_dataset(path: Path, n_steps: int, shard: int | None = None) -> None:
-    """One frame a file in format 2, or in shards of so many in format 3."""
+    """Writes a dataset with one frame per file in format 2, or in shards of `shard` frames in format 3."""
     layout = {
         "image": image_layout(WIDTH, HEIGHT, shard=shard),
         "robot_eef_pose": low_dim_layout(POSE),
@@ -68,7 +68,7 @@ def write_dataset(path: Path, n_steps: int, shard: int | None = None) -> None:
 
 
 def reference_batches(path: Path, dataset: CogActImageDataset) -> Iterator[dict[str, Any]]:
-    """Sample after sample: slice, pad to the window, float32, divide; then stack."""
+    """Yields batches made sample by sample: slice, pad to the window, convert to float32, divide; then stack."""
     data = {key: ReplayBuffer.open(path)[key] for key in (*SHAPE_META["obs"], "action")}
     held = {key: np.asarray(array[:]) for key, array in data.items() if key != "image"}
 
@@ -113,7 +113,7 @@ def own_batches(dataset: CogActImageDataset) -> Iterator[Any]:
 
 
 def loaded(dataset: CogActImageDataset) -> Iterator[Any]:
-    """What a DataLoader of another training script gets: single samples, collated."""
+    """Yields what another training script's DataLoader gets: single samples, collated."""
     order = torch.utils.data.RandomSampler(dataset, replacement=True, num_samples=10**6)
     return iter(torch.utils.data.DataLoader(dataset, batch_size=BATCH, sampler=order))
 
@@ -121,7 +121,7 @@ def loaded(dataset: CogActImageDataset) -> Iterator[Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="600 steps, 5 batches")
-    parser.add_argument("--steps", type=int, default=4000, help="steps of the dataset; 20000 are 3.4 GB of pixels")
+    parser.add_argument("--steps", type=int, default=4000, help="steps in the dataset; 20000 are 3.4 GB of pixels")
     parser.add_argument("--batches", type=int, default=30)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         def make(cache: str) -> CogActImageDataset:
             dataset = CogActImageDataset(SHAPE_META, path, HORIZON, 1, 7, OBSERVED, cache=cache)
-            os.sync()  # a cache file that is still being written would be timed too
+            os.sync()  # otherwise the writing of a cache file would be timed as well
             return dataset
 
         runs: dict[str, Callable[[], Iterator[Any]]] = {

@@ -1,8 +1,8 @@
-"""Whether the fast mode learns what float32 learns: the demo's 8-D task from scratch, three seeds each.
+"""Whether the fast mode learns what float32 learns: the demo's 8-D task from scratch, with three seeds each.
 
-Everything but `training.precision` (float32, auto) is the same between the two runs of a seed: weights at the start,
-batches, noise. Seeds differ in all of these. The modes are equal within noise if the mean difference between the runs
-of one seed is below the spread of the seeds (standard deviation of the float32 runs). It runs on the CPU;
+Everything except `training.precision` (float32, auto) is the same in the two runs of a seed: initial weights,
+batches and noise, all of which differ between seeds. The modes are equal within noise if the mean difference between
+the runs of one seed is below the spread of the seeds (standard deviation of the float32 runs). It runs on the CPU;
 ``gpu.py`` runs it on a GPU.
 """
 
@@ -38,7 +38,7 @@ EPISODES = 12
 
 
 def compare_learning(folder: Path, n_epochs: int, fast: str, *, quick: bool) -> dict[str, Any]:
-    """Train each mode with each seed; last figures of all runs, and a table. `fast` says what auto is here."""
+    """Trains each mode with each seed; returns the last figures of all runs, and a table. `fast` describes auto."""
     dataset = demonstrations(folder, quick=quick)
     seeds = SEEDS[:1] if quick else SEEDS
     figures = {mode: [train(dataset, folder, mode, seed, n_epochs, quick) for seed in seeds] for mode in MODES}
@@ -52,7 +52,7 @@ def compare_learning(folder: Path, n_epochs: int, fast: str, *, quick: bool) -> 
 
 
 def demonstrations(folder: Path, *, quick: bool) -> Path:
-    """The dataset that all runs learn from."""
+    """Returns the dataset that all runs learn from."""
     recordings, dataset = folder / "trajectories", folder / "demo.zarr"
     make_trajectories(recordings, 4 if quick else EPISODES, 0, (320, 180))
     convert(ConversionSettings(source=recordings, output=dataset, resolution=(160, 90)))
@@ -69,7 +69,7 @@ def train(
     device: str = "cpu",
     words: Sequence[str] = (),
 ) -> dict[str, float]:
-    """One run; what was validated after its last epoch. ``words`` are further settings."""
+    """Trains one run; returns its validation after the last epoch. ``words`` are further settings."""
     register_resolvers()
     overrides = [
         "experiment=demo", f"task.dataset_path={dataset}", f"training.seed={seed}", f"training.precision={mode}",
@@ -85,7 +85,7 @@ def train(
 
 
 def table(figures: dict[str, list[dict[str, float]]], n_epochs: int, fast: str) -> Table:
-    """Means over seeds, the spread between seeds in each mode, and the difference of the modes, seed by seed."""
+    """Returns means over seeds, the spread of seeds in each mode, and the difference of the modes, seed by seed."""
     n_seeds = len(next(iter(figures.values())))
     title = f"{n_epochs} epochs, {n_seeds} seeds; auto is {fast}"
     found = Table("", "float32", "auto", "spread, float32", "spread, auto", "difference", "by seed", title=title)

@@ -1,10 +1,10 @@
-"""What the server's own kernels earn beside general runtimes: the same answers from several engines, in turn.
+"""What the server's own kernels gain over general runtimes: the same answers from several engines, in turn.
 
     python benchmarks/exported.py [--quick] [--rounds N] [--steps 10] [--threads 1 2] [--only NAME...] [--json OUT]
 
     plain      the policy itself, by torch
     engine     the server's engine
-    continuing the server's engine, each request holding on to what is left of a chunk (real-time chunking)
+    continuing the server's engine, each request continuing the rest of a chunk (real-time chunking)
     onnx       the exported graph in ONNX Runtime (scripts/export_policy.py); needs the extra: onnx
     aoti       the same graph compiled by torch's AOTInductor; needs a C++ compiler, and minutes to compile
 

@@ -1,12 +1,13 @@
-"""Does fine-tuning a 7-D pose policy to 8-D pay, and which way of it: arms, seeds, numbers of demonstrations.
+"""Whether and how fine-tuning a 7-D pose policy to 8-D pays off: arms, seeds, numbers of demonstrations.
 
     python benchmarks/finetune_study.py --plan benchmarks/finetune_study_small.yaml --workdir data/study --json OUT
-    python benchmarks/finetune_study.py --workdir data/study     # the full one: finetune_study.yaml, for a GPU
-    python benchmarks/finetune_study.py --quick                  # every step once, far too little to learn from
+    python benchmarks/finetune_study.py --workdir data/study     # the full study: finetune_study.yaml, for a GPU
+    python benchmarks/finetune_study.py --quick                  # every step once, with far too little to learn from
 
-Every arm of a seed trains on the same demonstrations, is measured on the same held-out ones and meets the same scenes
-of the physics referee. What is finished lies in the work folder, so the same command goes on with an interrupted study;
-a plan that was changed needs a new folder. `verdict_calibration.py` asks the same results what predicts success.
+Every arm of a seed trains on the same demonstrations, is measured on the same held-out ones and rolled out in the same
+scenes with the physics referee. Finished results are kept in the work folder, so the same command continues an
+interrupted study; a changed plan needs a new folder. `verdict_calibration.py` uses the same results to find what
+predicts success.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ PLAN_KEPT = "plan.sha256"
 
 
 def quick(plan: Plan) -> Plan:
-    """The arms that start from the study's own source, with two updates and one scene."""
+    """Returns the arms that start from the study's own source, with two updates and one scene."""
     return dataclasses.replace(
         plan,
         seeds=plan.seeds[:1],
@@ -52,7 +53,7 @@ def quick(plan: Plan) -> Plan:
 
 
 def run(plan: Plan, folder: Path, console: Console, *, so_far: bool = False) -> dict[str, Any]:
-    """All cells that have no result yet (with ``so_far``: none); then the study as plain JSON.
+    """Runs all cells without a result (with ``so_far``, none); returns the study as plain JSON.
 
     Raises:
         StudyError: the folder holds another study.
@@ -81,7 +82,7 @@ def _check_same(plan: Plan, folder: Path) -> None:
 
 
 def finals_table(study: dict[str, Any]) -> Table:
-    """What each arm ends with."""
+    """Returns the final figures of each arm."""
     table = Table(
         "demonstrations", "arm", "seeds", "success (95 %)", "by seed", "minus scratch (95 %)", "loss", "position mm",
         "first step mm", "gripper F1", title="after the last update",
@@ -113,7 +114,7 @@ def _difference(found: dict[str, Any] | None) -> str:
 
 
 def reach_table(study: dict[str, Any]) -> Table:
-    """Updates, and core-minutes, to what scratch ends with: median over seeds."""
+    """Returns updates, and core-minutes, needed to reach scratch's final figures: medians over seeds."""
     names = (*REACHED, "success")
     table = Table("demonstrations", "arm", *names, title="updates (core-minutes) to what scratch ends with, median")
     for count, arm in dict.fromkeys((row["demonstrations"], row["arm"]) for row in study["reach"]):
@@ -129,7 +130,7 @@ def reach_table(study: dict[str, Any]) -> Table:
 
 
 def claims_table(study: dict[str, Any]) -> Table:
-    """The guide's claims."""
+    """Returns the guide's claims."""
     table = Table("the guide says", "verdict", "evidence", title="claims of the public guide")
     for claim in study["claims"]:
         table.add_row(claim["claim"], claim["verdict"], claim["evidence"])
@@ -140,8 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plan", type=Path, default=HERE / "finetune_study.yaml", metavar="YAML")
     parser.add_argument("--workdir", type=Path, default=Path("data/finetune_study"), metavar="DIR")
-    parser.add_argument("--quick", action="store_true", help="one seed, two updates, one scene; in a folder of its own")
-    parser.add_argument("--so-far", action="store_true", help="run nothing; tables of what an interrupted study holds")
+    parser.add_argument("--quick", action="store_true", help="one seed, two updates, one scene; in a separate folder")
+    parser.add_argument("--so-far", action="store_true", help="run nothing; show tables of an interrupted study")
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="draw curves and final success there")
     arguments = parser.parse_args(argv)
@@ -160,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(str(error), style="red", markup=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on")
+        console.print("interrupted; the same command continues")
         return 130
     for table in (finals_table(study), reach_table(study), claims_table(study)):
         console.print(table)

@@ -1,17 +1,17 @@
 """Every figure that needs a GPU, in one call of at most eight minutes.
 
-    python benchmarks/gpu.py --json OUT           # on a machine that holds torch and this project's other dependencies
-    python benchmarks/gpu.py --device cpu --dry-run --json OUT       # the same parts, so small that they say nothing
+    python benchmarks/gpu.py --json OUT           # on a machine with torch and this project's other dependencies
+    python benchmarks/gpu.py --device cpu --dry-run --json OUT       # the same parts, too small to be meaningful
 
-    training   samples a second and memory at batch 128: float32 and bf16, batches gathered on the device
+    training   samples per second and memory at batch 128: float32 and bf16, batches gathered on the device
                (training.cache=device) and on the host, with and without training.compile
     serving    p50, p95 and p99 of a request: plain path, fast path with and without CUDA graphs, bfloat16, and one
                that continues the chunk under execution
     learning   whether bf16 learns what float32 learns: the demo's task, two seeds each
 
-Parts are made in this order, each variant by itself; one that fails is reported with its error, and one for which no
-time is left is named in "left_out". The document is written after every variant, so a call that is cut off keeps what
-it had. Nothing is downloaded. Exit status: 0 all measured, 1 something failed or was left out, 2 there is no GPU.
+Parts are measured in this order, each variant by itself; one that fails is reported with its error, and one for which
+no time is left is named in "left_out". The document is written after every variant, so a call that is cut off keeps
+what it had. Nothing is downloaded. Exit status: 0 all measured, 1 something failed or was left out, 2 there is no GPU.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ SERVING: dict[str, dict[str, Any]] = {
     "float32, compiled": {"compile": True},
 }
 SEEDS = (0, 1)
-# Seconds that a variant may need at most; it is left out where less is left. A GPU's, with room for compilation.
+# Most seconds that a variant may need on a GPU, including compilation; it is left out if less time is left.
 LONGEST_S = {"training": 60.0, "serving": 60.0, "learning": 50.0}
 
 
 class Call:
-    """What is measured in this call, and how much of its time is left.
+    """The measurements of this call, and the time that is left.
 
     Args:
-        arguments: of the command line.
-        folder: for data and runs.
+        arguments: arguments of the command line.
+        folder: folder for data and runs.
     """
 
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
@@ -76,7 +76,7 @@ class Call:
         }  # fmt: skip
 
     def run(self, part: str, variant: str, work: Callable[[], dict[str, Any]]) -> None:
-        """Measure one variant, and write all that there is."""
+        """Measures one variant, and writes all results so far."""
         rows = self.found.setdefault(part, {})
         if self._until - time.monotonic() < LONGEST_S[part] and not self.dry:
             self.found["left_out"].append(f"{part}: {variant}")
@@ -92,7 +92,7 @@ class Call:
 
 
 def training_rate(call: Call, dataset: Path, batch: int, rounds: int, words: Sequence[str]) -> dict[str, Any]:
-    """Samples a second of the median update, and memory."""
+    """Returns samples per second of the median update, and memory."""
     small = SMALL if call.dry else ()
     with ExitStack() as stack:
         cfg = settings(dataset, batch, str(call.device), *words, *small)
@@ -114,7 +114,7 @@ def training_rate(call: Call, dataset: Path, batch: int, rounds: int, words: Seq
 
 
 def request_times(call: Call, options: dict[str, Any], requests: int, *, continuing: bool) -> dict[str, Any]:
-    """Percentiles by stage of requests with two new frames, and with one that is known."""
+    """Returns percentiles by stage for requests with two new frames, and with one that is cached."""
     worker = computing_thread()
     steps = 2 if call.dry else 10
     settings_ = EngineSettings(steps=steps, **options)
@@ -130,13 +130,13 @@ def request_times(call: Call, options: dict[str, Any], requests: int, *, continu
 
 
 def learned(call: Call, dataset: Path, mode: str, seed: int) -> dict[str, Any]:
-    """What a run of the demo's task was validated at."""
+    """Returns the validation of a run on the demo's task."""
     epochs = 1 if call.dry else 12
     return dict(train(dataset, call.folder, mode, seed, epochs, call.dry, str(call.device), SMALL if call.dry else ()))
 
 
 def parts(call: Call) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
-    """All that is to be measured, in order."""
+    """Yields everything to be measured, in order."""
     batch, rounds, requests = (2, 2, 1) if call.dry else (128, 30, 60)
     dataset = call.folder / "bench.zarr"
     write_dataset(dataset, 300 if call.dry else 2048)
@@ -156,13 +156,15 @@ def parts(call: Call) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--minutes", type=float, default=8.0, help="of the whole call (default 8)")
-    parser.add_argument("--dry-run", "--quick", action="store_true", help="see every part run; its figures say nothing")
+    parser.add_argument("--minutes", type=float, default=8.0, help="minutes for the whole call (default 8)")
+    parser.add_argument(
+        "--dry-run", "--quick", action="store_true", help="run every part; the figures are not meaningful"
+    )
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments = parser.parse_args(argv)
     if torch.device(arguments.device).type == "cuda" and not torch.cuda.is_available():
         if not arguments.dry_run:
-            said = "torch.cuda.is_available() is false: no GPU is at hand; --dry-run tries all parts on the CPU"
+            said = "torch.cuda.is_available() is false: no GPU is available; --dry-run tries all parts on the CPU"
             parser.exit(2, said + "\n")
         arguments.device = "cpu"
     with tempfile.TemporaryDirectory() as folder:
@@ -175,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def show_found(found: dict[str, Any]) -> None:
-    """Print what was measured, a line a variant."""
+    """Prints what was measured, one line per variant."""
     from diffusion_policy.terminal import show
 
     lines = [f"{found['device']}, torch {found['torch']}"]

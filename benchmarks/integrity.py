@@ -1,13 +1,13 @@
-"""What knowing that nothing is lost or rotten costs: when a checkpoint is opened, when a training starts, and in full.
+"""The cost of integrity checks: when a checkpoint is opened, when training starts, and in full.
 
     python benchmarks/integrity.py [--quick] [--json OUT] [--repeats 7] [--frames 20000] [FILE]
 
-A checkpoint of the released size (323 MB, made here, or FILE) is opened without and with the comparison of each record
-with its CRC-32. A dataset of 20,000 frames of 320x180 (3.46 GB of pixels, made here; its files are names of those of
-256 different frames) is opened without and with the look at all of its files, one frame a file and in shards of 256;
-then every frame and number is compared with its hash, once. The ways take turns, from a warm page cache. Beside the
-seconds that pass stand those of the processor, which other programs change less. --quick uses small layers (the ResNet
-stays) and 600 frames.
+A checkpoint of the released size (323 MB, made here, or FILE) is opened with and without comparing each record
+to its CRC-32. A dataset of 20,000 frames of 320x180 (3.46 GB of pixels, made here; its files are hard
+links to those of 256 different frames) is opened with and without the check of all of its files, stored as one file per
+frame and in shards of 256; then every frame and number is compared with its hash, once. The variants take turns, with a
+warm page cache. Next to wall-clock seconds, the tables give processor seconds, which other programs affect less.
+--quick uses small layers (the ResNet stays) and 600 frames.
 
 Goals on two cores: at most 0.3 s more for the checkpoint, and 2 s more for the dataset.
 """
@@ -55,14 +55,14 @@ Taken = dict[str, dict[str, float]]
 
 
 def seconds(task: Callable[[], Any]) -> tuple[float, float]:
-    """That pass, and of the processor."""
+    """Returns wall-clock and processor seconds."""
     started, busy = time.perf_counter(), time.process_time()
     task()
     return time.perf_counter() - started, time.process_time() - busy
 
 
 def measure(ways: Ways, repeats: int) -> Taken:
-    """Median and least seconds of each, and of the processor; they take turns, so that a busy moment hits all."""
+    """Returns median and least wall-clock and processor seconds of each; they take turns, which evens out load."""
     for way in ways.values():
         way()
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
@@ -95,7 +95,7 @@ def of_checkpoint(path: Path, repeats: int) -> dict[str, Any]:
 
 
 def grow(path: Path, n_frames: int) -> None:
-    """Make a dataset of `DISTINCT` frames one of many, in no time: more names for its files, its numbers again."""
+    """Extends a dataset of `DISTINCT` frames at once: by hard links to its files, and by repeating its numbers."""
     buffer = ReplayBuffer.open(path, mode="r+")
     for key in buffer.keys:
         rows = None if key in buffer.cameras else np.resize(buffer.read(key), (n_frames, *buffer[key].shape[1:]))
@@ -114,7 +114,7 @@ def grow(path: Path, n_frames: int) -> None:
 
 
 def record_hashes(path: Path) -> None:
-    """Give a dataset the hashes that a conversion would have recorded."""
+    """Gives a dataset the hashes that a conversion would have recorded."""
     buffer = ReplayBuffer.open(path, mode="r+")
     numbers = {key: buffer.read(key) for key in buffer.keys if key not in buffer.cameras}
     digests = [frame_digest(frame) for frame in np.asarray(buffer["image"][:DISTINCT])]
@@ -155,10 +155,10 @@ def show(console: Console, part: Mapping[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="a checkpoint at hand")
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="an existing checkpoint")
     parser.add_argument("--quick", action="store_true", help="small layers, 600 frames")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--frames", type=int, default=20_000, help="of the dataset")
+    parser.add_argument("--frames", type=int, default=20_000, help="frames in the dataset")
     parser.add_argument("--json", metavar="OUT", help="also write the numbers as JSON")
     arguments = parser.parse_args(argv)
     n_frames = 600 if arguments.quick else arguments.frames

@@ -1,10 +1,10 @@
-"""Adds a training run to what `verdict_calibration.py` is fitted to: its checkpoint, and copies broken on purpose.
+"""Adds a training run to the data of `verdict_calibration.py`: its checkpoint, and copies broken on purpose.
 
     python benchmarks/judge_run.py "demo" data/demo/finetuned data/demo/tabletop.zarr --json OUT
     python benchmarks/verdict_calibration.py STUDY.json --also OUT
 
-The scenes, the number of steps executed and the ways to break a policy are those of the study's plan, and what is
-written has the form of its results. OUT is added to if it is there.
+The scenes, the number of steps executed and the ways to break a policy are those of the study's plan, and the output
+has the form of its results. OUT is extended if it exists.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def records(name: str, run: Path, dataset: Path, plan: Plan, *, broken: bool) -> list[dict[str, Any]]:
-    """The judged checkpoint of a run, and with ``broken`` its copies that are broken on purpose."""
+    """Judges the checkpoint of a run and, with ``broken``, copies that are broken on purpose."""
     checkpoint = run / "checkpoints" / "latest.ckpt"
     found = read_checkpoint(checkpoint)
     trained = len(((found.provenance or {}).get("split") or {}).get("trained", ()))
@@ -52,9 +52,11 @@ def records(name: str, run: Path, dataset: Path, plan: Plan, *, broken: bool) ->
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", help="of the run, in tables")
+    parser.add_argument("name", nargs="?", help="name of the run, in tables")
     parser.add_argument("run", type=Path, nargs="?", help="its folder")
-    parser.add_argument("dataset", type=Path, nargs="?", metavar="ZARR", help="with the episodes that it held out")
+    parser.add_argument(
+        "dataset", type=Path, nargs="?", metavar="ZARR", help="dataset with the episodes that it held out"
+    )
     parser.add_argument("--plan", type=Path, default=HERE / "finetune_study_small.yaml", metavar="YAML")
     parser.add_argument("--broken", action="store_true", help="also judge copies that are broken on purpose")
     parser.add_argument("--quick", action="store_true", help="does nothing: there is no run to judge")

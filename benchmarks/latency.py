@@ -1,16 +1,17 @@
-"""How long a robot waits for its actions, stage by stage, beside a plain server of the same policy.
+"""How long a robot waits for its actions, stage by stage, compared with a plain server of the same policy.
 
     python benchmarks/latency.py [--quick] [--requests N] [--steps 10] [--device cpu] [--json OUT]
-    python benchmarks/latency.py --busy [N]     # beside N processes that compute all the time; default: one per core
+    python benchmarks/latency.py --busy [N]     # next to N processes that compute all the time (default: one per core)
 
 One process, one policy of the users' size (ResNet-18 on 162x288 crops, 8 layers of width 256, horizon 16), 1280x720
-JPEGs over real sockets. The baseline runs ``predict_action`` on every request: both frames encoded, the whole network
-at each denoising step. Requests alternate between the servers, so both see the same machine; seeds are equal, so the
-actions must be, too. "new frames": the client executes six steps and asks again. "one shared": it asks at every step.
-Milliseconds, from the message's first byte to the reply's last; "client" is the round trip that the robot sees.
+JPEGs over real sockets. The baseline runs ``predict_action`` on every request: both frames are encoded, and the whole
+network runs at each denoising step. Requests alternate between the servers, so both see the same machine; seeds are
+equal, so the actions must be as well. "new frames": the client executes six steps between requests. "one shared": it
+requests at every step. Times are in milliseconds, from the message's first byte to the reply's last; "client" is the
+round trip that the robot sees.
 
-With --busy the machine is one that others use. A client asks every 0.6 s under the server's default deadline and age;
-what is counted is how many observations are answered with an action, by number of compute threads: as many as the
+With --busy, other processes use the machine. A client asks every 0.6 s under the server's default deadline and age;
+the benchmark counts how many observations are answered with an action, by number of compute threads: as many as the
 server chooses, all cores, and one.
 """
 
@@ -64,7 +65,7 @@ HIGH = np.array([0.8, 0.3, 0.7, 1.05, 0.1, 0.1, 0.1, 1.0])
 
 
 def users_policy(*, small: bool = False) -> DiffusionTransformerHybridImagePolicy:
-    """The users' settings, with random weights: time does not depend on what was learned. ``small``: to try a run."""
+    """Returns a policy with the users' settings and random weights, which do not affect time; ``small`` for trials."""
     torch.manual_seed(0)
     low_dim = {"robot_eef_pose": 7, "robot_gripper_state": 1}
     policy = DiffusionTransformerHybridImagePolicy(
@@ -94,7 +95,7 @@ def users_policy(*, small: bool = False) -> DiffusionTransformerHybridImagePolic
 
 @dataclass
 class Candidate:
-    """One server, and what was measured of it; ``continuing``: each request continues a chunk (real-time chunking)."""
+    """One server and its measurements; ``continuing``: each request continues a chunk (real-time chunking)."""
 
     name: str
     client: LineClient
@@ -104,7 +105,7 @@ class Candidate:
     continuing: bool = False
 
     def ask(self, scenario: str, frames: Sequence[bytes], now: float) -> None:
-        """One request of a scenario."""
+        """Sends one request of a scenario."""
         asked = Continuation("rtc", EXECUTED_ON, len(EXECUTED_ON) // 2) if self.continuing else None
         start = time.perf_counter()
         chunk = self.client.infer(frames, [POSE] * 2, [1, 1], [now - 0.1, now], continuation=asked)
@@ -119,7 +120,7 @@ class Candidate:
 def serving(
     name: str, options: EngineSettings, folder: Path, device: str, worker: ThreadPoolExecutor, *, small: bool = False
 ) -> AbstractContextManager[Candidate]:
-    """A server of the users' policy in a thread, and a client of it."""
+    """Yields a server of the users' policy in a thread, with a client."""
     options.device = device
 
     def open_engine() -> PolicyEngine:
@@ -134,7 +135,7 @@ def serving(
 def serving_engine(
     name: str, engine: Engine, words: Sequence[str], worker: ThreadPoolExecutor | None = None
 ) -> Iterator[Candidate]:
-    """A server in a thread, and a client of it; ``words`` are settings."""
+    """Yields a server in a thread, with a client; ``words`` are settings."""
     patient = ["ckpt=random", "port=0", "deadline_s=60", "max_age_s=1e6", "traffic.messages_per_s=1e6"]
     loose = ["guard.quaternion_tolerance=0.9", "guard.on_workspace=clip"]
     settings: ServeSettings = read_settings(None, [*patient, *loose, *words])
@@ -158,7 +159,7 @@ def serving_engine(
 
 
 def measure(candidates: Sequence[Candidate], n_requests: int) -> None:
-    """Alternate between the servers; the first two requests of a scenario warm up and are left out."""
+    """Alternates between the servers; the first two requests of a scenario warm up and are left out."""
     encoded = [
         cv2.imencode(".jpg", scene(i, 0, (1280, 720)), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes() for i in range(40)
     ]
@@ -176,7 +177,7 @@ def measure(candidates: Sequence[Candidate], n_requests: int) -> None:
 
 
 def percentiles(candidate: Candidate, scenario: str) -> dict[str, list[float]]:
-    """p50, p95 and p99 of each stage and of the whole, milliseconds."""
+    """Returns p50, p95 and p99 of each stage and of the whole, in milliseconds."""
     rows = candidate.stages[scenario]
     return {
         name: [round(float(value), 3) for value in np.percentile([row.get(name, 0.0) for row in rows], (50, 95, 99))]
@@ -185,7 +186,7 @@ def percentiles(candidate: Candidate, scenario: str) -> dict[str, list[float]]:
 
 
 def difference(candidate: Candidate, baseline: Candidate) -> dict[str, float]:
-    """How far actions lie from the baseline's: poses (median and largest), and gripper commands that are others."""
+    """Returns how far actions are from the baseline's: poses (median and largest), and differing gripper commands."""
     pairs = [(candidate.actions[name], baseline.actions[name]) for name in baseline.actions]
     ours, theirs = (np.concatenate([np.stack(pair[side]) for pair in pairs]) for side in (0, 1))
     mm = np.linalg.norm(ours[..., :3] - theirs[..., :3], axis=-1) * 1000
@@ -202,7 +203,7 @@ def difference(candidate: Candidate, baseline: Candidate) -> dict[str, float]:
 
 
 def report(candidates: Sequence[Candidate]) -> dict[str, Any]:
-    """Print the tables; returns the numbers."""
+    """Prints the tables; returns the numbers."""
     console, baseline = Console(), candidates[0]
     found: dict[str, Any] = {"scenarios": {}, "difference": {}}
     for scenario in baseline.stages:
@@ -226,14 +227,14 @@ def report(candidates: Sequence[Candidate]) -> dict[str, Any]:
             f"{candidate.name}: poses at most {apart['largest_in_pose']:.1e} from the baseline's; "
             f"{apart['median_mm']:.3f} mm and {apart['median_degrees']:.3f} degrees by median, at most "
             f"{apart['largest_mm']:.3f} mm and {apart['largest_degrees']:.3f} degrees; "
-            f"{apart['other_gripper_commands']} of {apart['gripper_commands']} gripper commands are others"
+            f"{apart['other_gripper_commands']} of {apart['gripper_commands']} gripper commands differ"
         )
     return found
 
 
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """So many processes that compute all the time."""
+    """Runs `count` processes that compute all the time."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -244,7 +245,7 @@ def busy_processes(count: int) -> Iterator[None]:
 
 
 def measure_busy(n_busy: int, n_requests: int, steps: int) -> dict[str, Any]:
-    """Answered observations and round trips by number of threads, beside busy processes."""
+    """Measures answered observations and round trips by number of threads, next to busy processes."""
     found: dict[str, Any] = {}
     with busy_processes(n_busy), tempfile.TemporaryDirectory() as folder:
         time.sleep(1.0)
@@ -256,7 +257,7 @@ def measure_busy(n_busy: int, n_requests: int, steps: int) -> dict[str, Any]:
                 engine.warm_up()
                 return engine
 
-            worker = computing_thread()  # the one before has ended with its server
+            worker = computing_thread()  # the previous one has ended with its server
             engine = worker.submit(open_engine).result()
             words = [f"log.directory={Path(folder) / name}", "deadline_s=1.0", "max_age_s=0.5"]
             with serving_engine(name, engine, words, worker) as candidate:
@@ -265,7 +266,7 @@ def measure_busy(n_busy: int, n_requests: int, steps: int) -> dict[str, Any]:
 
 
 def ask_on_time(client: LineClient, n_requests: int, period_s: float = 0.6) -> dict[str, Any]:
-    """One observation every ``period_s``; what came of each, and the round trips of the answered, milliseconds."""
+    """Sends one observation every ``period_s``; returns outcomes, and round trips in milliseconds."""
     encoded = [cv2.imencode(".jpg", scene(i, 0, (1280, 720)))[1].tobytes() for i in range(40)]
     outcomes: Counter[str] = Counter()
     trips = []
@@ -286,8 +287,8 @@ def ask_on_time(client: LineClient, n_requests: int, period_s: float = 0.6) -> d
 
 
 def report_busy(found: Mapping[str, Any], n_busy: int) -> None:
-    """Print the table of ``measure_busy``."""
-    table = Table(f"beside {n_busy} busy processes", "threads", "answered", "other outcomes", "p50 / p95 / p99 ms")
+    """Prints the table of ``measure_busy``."""
+    table = Table(f"next to {n_busy} busy processes", "threads", "answered", "other outcomes", "p50 / p95 / p99 ms")
     for name, row in found.items():
         others = {code: count for code, count in row["outcomes"].items() if code != "answered"}
         trips = "-" if row["client_ms"] is None else " / ".join(f"{ms:.0f}" for ms in row["client_ms"])
@@ -308,7 +309,7 @@ def _about_machine(device: torch.device, steps: int) -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    """The processor's name and the vector instructions that torch uses."""
+    """Returns the processor's name and the vector instructions that torch uses."""
     return f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
@@ -319,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=10, help="DDIM steps")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, metavar="OUT")
-    parser.add_argument("--busy", type=int, nargs="?", const=0, metavar="N", help="beside N busy processes")
+    parser.add_argument("--busy", type=int, nargs="?", const=0, metavar="N", help="measure next to N busy processes")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
     if arguments.busy is not None:
@@ -345,7 +346,7 @@ def _beside_a_plain_server(arguments: argparse.Namespace, device: torch.device) 
     else:
         Console().print("bfloat16 is left out: this device has no instructions for it, and would emulate it")
     kinds[CONTINUING] = EngineSettings(steps=arguments.steps)
-    worker = computing_thread()  # of all of them, as each would have one alone
+    worker = computing_thread()  # shared by all of them, as each would have one alone
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         candidates = [
             stack.enter_context(serving(name, options, Path(folder), arguments.device, worker))

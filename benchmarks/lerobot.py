@@ -1,12 +1,12 @@
-"""How fast videos of a LeRobot dataset become frames, against PyAV's own loop, per core.
+"""How fast videos of a LeRobot dataset are decoded to frames, compared with PyAV's own loop, per core.
 
     python benchmarks/lerobot.py [--quick] [--json OUT] [--repeats 5] [FILE.mp4]
 
-One video (640x480 at 30 Hz, H.264 with a key frame every second frame, as LeRobot's recorder cuts them; made here, or
+One video (640x480 at 30 Hz, H.264 with a key frame every second frame, as LeRobot's recorder writes them; made here, or
 FILE) is decoded from its first frame to its last by PyAV alone (each frame to an RGB array, one thread), by this
 project's reader, which finds each frame by its time, and by the converter's block, which also resizes to 320x180 and
-packs. The ways take turns in one process; rates are frames a second of processor time, so per core. Episodes of 300
-steps are read one after the other, each from its own key frame on. --quick uses 300 frames of 320x240.
+packs. The ways take turns in one process; rates are frames per second of processor time, so per core. Episodes of 300
+steps are read in sequence, each from its own key frame on. --quick uses 300 frames of 320x240.
 
 Goal: the reader at 0.9 of PyAV's own rate or more.
 """
@@ -39,7 +39,7 @@ SMALL = (320, 180)
 
 
 def write_video(file: Path, n_frames: int, size: tuple[int, int]) -> None:
-    """A moving square over noise, which keeps the decoder as busy as a camera does."""
+    """Writes a video of a moving square over noise, which keeps the decoder as busy as a camera does."""
     width, height = size
     noise = np.random.default_rng(0).integers(0, 40, (height, width, 3), dtype=np.uint8)
     video = VideoWriter(file, size, FPS)
@@ -58,18 +58,18 @@ def plain(file: Path) -> int:
 
 
 def episodes(n_frames: int, file: Path) -> list[VideoFrames]:
-    """The frames of a video as episodes."""
+    """Returns the frames of a video as episodes."""
     whole = VideoFrames(file, tuple(np.arange(n_frames) / FPS), tuple(range(n_frames)), 1 / FPS)
     return [whole.at(range(start, min(start + EPISODE, n_frames))) for start in range(0, n_frames, EPISODE)]
 
 
 def read(parts: Sequence[VideoFrames]) -> int:
-    """Ours, frames thrown away."""
+    """Reads all frames with our reader, and discards them."""
     return sum(1 for part in parts for _ in part.pictures())
 
 
 def converted(parts: Sequence[VideoFrames], folder: Path) -> int:
-    """The converter's blocks: resized and packed, too."""
+    """Runs the converter's blocks, which also resize and pack."""
     group = zarr.open_group(str(folder / "frames.zarr"), mode="w", zarr_format=2)
     array = create_array(group, "image", image_layout(*SMALL), sum(map(len, parts)))
     start = 0
@@ -80,7 +80,7 @@ def converted(parts: Sequence[VideoFrames], folder: Path) -> int:
 
 
 def measure(file: Path, folder: Path, repeats: int) -> dict[str, list[float]]:
-    """Frames a second of processor time, by way; the ways take turns."""
+    """Returns frames per second of processor time by way; the ways take turns."""
     n_frames = plain(file)
     parts = episodes(n_frames, file)
     ways: dict[str, Callable[[], int]] = {
@@ -98,7 +98,7 @@ def measure(file: Path, folder: Path, repeats: int) -> dict[str, list[float]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE.mp4")
     parser.add_argument("--quick", action="store_true")
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_video(file, *((300, (320, 240)) if arguments.quick else (900, (640, 480))))
         rates = measure(file, Path(name), arguments.repeats)
     medians = {way: statistics.median(found) for way, found in rates.items()}
-    table = Table("way", "frames a CPU second", "of PyAV's own", title=f"goal of the reader: {GOAL}")
+    table = Table("way", "frames per CPU second", "of PyAV's own", title=f"goal of the reader: {GOAL}")
     for way, rate in medians.items():
         table.add_row(way, f"{rate:.0f}", f"{rate / medians['PyAV']:.2f}")
     Console().print(table)

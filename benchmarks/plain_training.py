@@ -1,8 +1,8 @@
-"""A training step as the reference describes it, float32 and eager: what ours is measured against.
+"""A training step as the reference describes it, float32 and eager, as the baseline for ours.
 
-It uses our network's layers (the arithmetic is the same) and nothing else of the training code: samples are read one by
-one from the zarr array and made float32 on the host, crops are cut image by image, AdamW and EMA are torch's and a
-Python loop's defaults, and the loss is waited for at each step.
+It uses our network's layers (the arithmetic is the same) but none of our training code: samples are read one by
+one from the zarr array and converted to float32 on the host, crops are cut image by image, AdamW and EMA are torch's
+defaults and a Python loop, and each step waits for the loss.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class PlainTraining:
             yield from self._loader
 
     def step(self) -> float:
-        """One update; its loss."""
+        """Makes one update; returns its loss."""
         batch = self.data()
         features = self.encode(batch)
         action = self.policy.normalizer["action"].normalize(batch["action"])
@@ -100,11 +100,11 @@ class PlainTraining:
         return loss.item()
 
     def data(self) -> Batch:
-        """The next batch, on the device."""
+        """Returns the next batch, on the device."""
         return {key: value.to(self.device, non_blocking=True) for key, value in next(self._batches).items()}
 
     def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """(B, To, Do) features of randomly cropped images and states."""
+        """Returns (B, To, Do) features of randomly cropped images and states."""
         obs = self.policy.normalizer.normalize({key: value for key, value in batch.items() if key != "action"})
         flat = {key: value.flatten(0, 1) for key, value in obs.items()}
         images = flat["image"]
@@ -119,7 +119,7 @@ class PlainTraining:
         return features.reshape(len(batch["action"]), -1, features.shape[-1])
 
     def denoise(self, noisy: Tensor, times: Tensor, features: Tensor) -> Tensor:
-        """The predicted noise."""
+        """Returns the predicted noise."""
         return self.policy.model(noisy, times, features)
 
     def backward(self, loss: Tensor) -> None:
@@ -127,14 +127,14 @@ class PlainTraining:
         loss.backward()
 
     def optimize(self) -> None:
-        """AdamW and its schedule."""
+        """Applies AdamW and its schedule."""
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
 
     @torch.no_grad()
     def average(self) -> None:
-        """EMA, parameter by parameter."""
+        """Updates the EMA, parameter by parameter."""
         decay = min(0.9999, 1 - (1 + self.global_step) ** -0.75)
         for mean, live in zip(self.average_policy.parameters(), self.policy.parameters(), strict=True):
             if live.requires_grad:
@@ -143,6 +143,6 @@ class PlainTraining:
                 mean.copy_(live)
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """One line of JSON."""
+        """Writes one line of JSON."""
         self._log.write(json.dumps(dict(line)) + "\n")
         self._log.flush()

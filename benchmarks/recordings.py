@@ -14,7 +14,7 @@ SIZE = (1920, 1080)
 
 
 def scene(step: int, seed: int, size: tuple[int, int] = SIZE) -> NDArray[np.uint8]:
-    """A BGR frame: a lit table with texture, objects, an arm that moves, and the sensor's noise."""
+    """Returns a BGR frame: a lit table with texture, objects, an arm that moves, and the sensor's noise."""
     width, height = size
     rng = np.random.default_rng(seed)
     coarse = rng.integers(90, 170, (9, 16, 3), dtype=np.uint8)
@@ -33,7 +33,7 @@ def scene(step: int, seed: int, size: tuple[int, int] = SIZE) -> NDArray[np.uint
 
 
 def write_recordings(directory: Path, n_episodes: int, n_steps: int, n_distinct: int = 12) -> int:
-    """Write episodes of which `n_distinct` frames differ; returns the bytes of all JPEGs."""
+    """Writes episodes with `n_distinct` different frames; returns the bytes of all JPEGs."""
     quality = [cv2.IMWRITE_JPEG_QUALITY, 95]
     drawn = [cv2.imencode(".jpg", scene(10 * i, seed=0), quality)[1].tobytes() for i in range(n_distinct)]
     total = 0

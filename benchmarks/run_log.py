@@ -1,11 +1,11 @@
-"""Whether writing the log of a run holds up a robot's answers.
+"""Whether writing a run's log delays a robot's answers.
 
     python benchmarks/run_log.py [--quick] [--requests N] [--json OUT]
 
-Three servers of an engine that answers at once, so that what is left is the server itself: without a log, with one,
+Three servers of an engine that answers at once, so only the server itself is measured: without a log, with one,
 and with one on a disk that takes 0.2 s for every line. Requests with two 1280x720 JPEGs alternate between them.
-Milliseconds of the round trip that the robot sees. "not written" are lines that a disk slower than the robot has cost,
-those included that still waited 5 s after the end of the session.
+Times are milliseconds of the round trip that the robot sees. "not written" are lines lost to a disk slower than the
+robot, including those still waiting 5 s after the end of the session.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SLOW_WRITE_S = 0.2
 
 
 class StillEngine:
-    """Answers that the arm stays where it is."""
+    """Answers with actions that keep the arm where it is."""
 
     n_obs_steps = 2
     n_action_steps = 8
@@ -69,7 +69,7 @@ class SlowLog(SessionLog):
 
 
 def measure(candidates: Sequence[Candidate], n_requests: int) -> dict[str, list[float]]:
-    """Round trips in milliseconds, in turn; the first two of each are left out."""
+    """Returns round trips in milliseconds, taken in turn; the first two of each are left out."""
     quality = [cv2.IMWRITE_JPEG_QUALITY, 95]
     frames = [cv2.imencode(".jpg", scene(i, 0, (1280, 720)), quality)[1].tobytes() for i in range(8)]
     found: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
@@ -83,7 +83,7 @@ def measure(candidates: Sequence[Candidate], n_requests: int) -> dict[str, list[
 
 
 def lines_in(folder: Path) -> int:
-    """Whole lines in a log."""
+    """Returns the number of complete lines in a log."""
     return sum(path.read_bytes().count(b"\n") for path in folder.glob("run_*/steps.jsonl"))
 
 

@@ -1,9 +1,10 @@
-"""How many control steps a second the tabletop takes, with and without its camera, under both referees.
+"""How many control steps per second the tabletop makes, with and without its camera, with both referees.
 
     python benchmarks/simulator.py [--quick] [--episodes N] [--json OUT]
 
 One process, one thread: the expert's plan of each episode is played through ``TabletopEnv``, whose observation holds a
-320x180 frame, and through the tabletop alone. Best of the episodes, so that a busy machine shows least; medians beside.
+320x180 frame, and through the tabletop alone. The best episode is reported, which a busy machine affects least, next to
+the median.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def with_frames(env: TabletopEnv, commands: Sequence[Command]) -> None:
 
 
 def steps_per_second(task: str, referee: str, episodes: int) -> dict[str, float]:
-    """Best and median over the episodes."""
+    """Returns the best and median over the episodes."""
     env = TabletopEnv(task, referee, FRAME)
     rates: dict[str, list[float]] = {"alone": [], "with_frames": []}
     for seed in range(episodes):

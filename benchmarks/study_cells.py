@@ -1,6 +1,6 @@
-"""One training of a study, and what its checkpoints do on recordings and in closed loop; each result is a JSON file.
+"""One training of a study, and its checkpoints' results on recordings and in closed loop; each result is a JSON file.
 
-What has its file is not done again, so an interrupted study goes on where it was.
+Results that have a file are not computed again, so an interrupted study continues where it was.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Runner:
     """Runs the cells of a plan in a folder.
 
     Args:
-        plan: what.
-        folder: where data, runs and results go.
+        plan: the study's plan.
+        folder: folder for data, runs and results.
     """
 
     def __init__(self, plan: Plan, folder: Path):
@@ -51,7 +51,7 @@ class Runner:
     # ---- training ----
 
     def trained(self, cell: Cell) -> Path:
-        """The run folder of a cell; trained first if it is not yet. `training.json` in it holds its curves."""
+        """Returns the run folder of a cell, training it first if needed. `training.json` in it holds its curves."""
         run: Path = self.folder / "runs" / cell.name
         if not (run / "training.json").is_file():
             shutil.rmtree(run, ignore_errors=True)
@@ -59,7 +59,7 @@ class Runner:
         return run
 
     def config(self, cell: Cell) -> DictConfig:
-        """The training's config."""
+        """Returns the training's config."""
         plan, arm = self.plan, cell.arm
         episodes = max(plan.demonstrations) + plan.held_out
         where = [
@@ -74,7 +74,7 @@ class Runner:
         return cfg
 
     def _rhythm(self, updates: int) -> list[str]:
-        """An "epoch" is the updates between two measurements, whatever the number of demonstrations."""
+        """Returns settings that make an "epoch" the updates between two measurements, whatever the demonstrations."""
         plan = self.plan
         return [
             f"training.max_train_steps={plan.look_every}", f"training.num_epochs={updates // plan.look_every}",
@@ -119,7 +119,7 @@ class Runner:
         }
 
     def source_loss(self, seed: int) -> float:
-        """Held-out loss of the 7-D source on the poses of a seed's demonstrations."""
+        """Returns the held-out loss of the 7-D source on the poses of a seed's demonstrations."""
         plan, kept = self.plan, self.folder / "runs" / f"source-seed{seed}"
         if not (kept / "training.json").is_file():
             shutil.rmtree(kept, ignore_errors=True)
@@ -139,7 +139,7 @@ class Runner:
     # ---- judging ----
 
     def judged(self, cell: Cell) -> None:
-        """Put the cell's checkpoints through recordings and scenes; those of earlier updates are then removed."""
+        """Judges the cell's checkpoints on recordings and in scenes; those of earlier updates are then removed."""
         plan = self.plan
         for update in plan.judged_at:
             result = self.result(cell, update)
@@ -160,13 +160,13 @@ class Runner:
                 checkpoint.unlink()
 
     def result(self, cell: Cell, update: int, how: str | None = None) -> Path:
-        """Where the result of a checkpoint goes."""
+        """Returns where the result of a checkpoint is written."""
         broken = "" if how is None else "-" + "_".join(how.replace("%", "percent").split())
         return self.folder / "results" / f"{cell.name}-{update:05d}{broken}.json"
 
     def _judge(self, cell: Cell, checkpoint: Path, result: Path, update: int, how: str | None = None) -> None:
         if not checkpoint.is_file():
-            raise StudyError(f"{checkpoint} is not there any more; remove {checkpoint.parents[1]} to train it again")
+            raise StudyError(f"{checkpoint} does not exist any more; remove {checkpoint.parents[1]} to train it again")
         last = update == self.plan.updates and how is None
         curves = read_metrics(self.trained(cell) / "logs.json.txt")
         measured = next(line for line in curves if line["global_step"] == update and "val_loss" in line)
@@ -186,7 +186,7 @@ class Runner:
 
 
 def scenes_of(plan: Plan, n_scenes: int) -> Evaluation:
-    """The closed loop of a plan."""
+    """Returns the closed-loop evaluation of a plan."""
     return Evaluation(
         Simulator.load(CONFIG / "simulator" / "tabletop.yaml"),
         n_scenes,
@@ -198,7 +198,7 @@ def scenes_of(plan: Plan, n_scenes: int) -> Evaluation:
 
 
 def judgment(checkpoint: Path, dataset: Path, evaluation: Evaluation) -> dict[str, Any]:
-    """What a checkpoint does on the recordings that it held out, and in scenes."""
+    """Returns a checkpoint's results on its held-out recordings, and in scenes."""
     begun = time.process_time()
     report = evaluate_open_loop(checkpoint, dataset, samples=1, device=evaluation.device)
     loop = evaluate(checkpoint, evaluation)
@@ -211,7 +211,7 @@ def judgment(checkpoint: Path, dataset: Path, evaluation: Evaluation) -> dict[st
 
 
 def open_loop(report: OpenLoopReport) -> dict[str, Any]:
-    """The policy's figures on held-out recordings."""
+    """Returns the policy's figures on held-out recordings."""
     score = report.scores[POLICY]
     return {
         **score.means(),
@@ -222,7 +222,7 @@ def open_loop(report: OpenLoopReport) -> dict[str, Any]:
 
 
 def verdicts(report: OpenLoopReport) -> list[dict[str, Any]]:
-    """What `validate_gripper.py` says of the commands, one log an episode."""
+    """Returns the verdicts of `validate_gripper.py` on the commands, one log per episode."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for episode in report.episodes:
@@ -239,7 +239,7 @@ def verdicts(report: OpenLoopReport) -> list[dict[str, Any]]:
 
 
 def steps_of(episode: EpisodeOpenLoop) -> list[LogStep]:
-    """An episode as a log holds it."""
+    """Returns an episode as the steps of a log."""
     return [
         LogStep(number, state, chunk)
         for number, (state, chunk) in enumerate(zip(episode.measured, episode.samples[0], strict=True))
@@ -247,7 +247,7 @@ def steps_of(episode: EpisodeOpenLoop) -> list[LogStep]:
 
 
 def closed_loop(loop: ClosedLoop) -> dict[str, Any]:
-    """Success by scene, and why it failed."""
+    """Returns success by scene, and reasons for failure."""
     document = loop.to_json()
     scenes = [int(scene["success"]) for scene in document["scenes"]]
     return {"success": sum(scenes), "of": len(scenes), "scenes": scenes, "reasons": document["reasons"]}

@@ -21,18 +21,18 @@ from diffusion_policy.storage import atomic_folder, link
 Weights = dict[str, torch.Tensor]
 
 FRAME, RESOLUTION = (320, 180), (160, 90)
-VARIATION = 0.3  # of the expert, as in the demo
+VARIATION = 0.3  # variation of the expert, as in the demo
 FIRST_SEED = 1000  # the shipped policy saw demonstrations of another seed
 
 
 def dataset_of(folder: Path, seed: int, episodes: int, labels: str) -> Path:
-    """The converted demonstrations of a seed; recorded and converted if they are not there yet.
+    """Returns the converted demonstrations of a seed, recording and converting them first if needed.
 
     Args:
-        folder: of the study's data.
-        seed: of the study.
-        episodes: recorded, those that are held out included.
-        labels: of study_plan.LABELS.
+        folder: folder of the study's data.
+        seed: seed in the study.
+        episodes: number recorded, including those held out.
+        labels: one of study_plan.LABELS.
     """
     output = folder / f"{labels}_{seed}.zarr"
     if output.is_dir():
@@ -52,7 +52,7 @@ def dataset_of(folder: Path, seed: int, episodes: int, labels: str) -> Path:
 
 
 def _copied(recordings: Path, output: Path) -> Path:
-    """The same recordings as a recorder writes them that stores the command as the measured gripper, too."""
+    """Copies recordings as written by a recorder that also stores the command as the measured gripper."""
     if output.is_dir():
         return output
     with atomic_folder(output) as aside:
@@ -69,7 +69,7 @@ def _copied(recordings: Path, output: Path) -> Path:
 
 
 def tamper(source: Path, how: str, output: Path) -> None:
-    """Write a copy of a policy that is broken in one of TAMPERINGS."""
+    """Writes a copy of a policy, broken in one of the ways of TAMPERINGS."""
     found = read_checkpoint(source)
     for which in WEIGHTS:
         TAMPERINGS[how](found.state_dict(which))
@@ -83,21 +83,21 @@ def tamper(source: Path, how: str, output: Path) -> None:
 
 
 def _blind(weights: Weights) -> None:
-    """Nothing that the camera shows changes the features: the last projection is zero."""
+    """Makes the features independent of the camera: the last projection is zero."""
     for name in ("weight", "bias"):
         key = f"obs_encoder.obs_nets.image.nets.3.{name}"
         weights[key] = torch.zeros_like(weights[key])
 
 
 def _shifted(weights: Weights, meters: float) -> None:
-    """Commanded x is off: position = (normalized - offset) / scale."""
+    """Shifts the commanded x: position = (normalized - offset) / scale."""
     offset = weights[f"{_ACTION}offset"].clone()
     offset[0] -= meters * weights[f"{_ACTION}scale"][0]
     weights[f"{_ACTION}offset"] = offset
 
 
 def _stretched(weights: Weights, factor: float) -> None:
-    """Commanded positions are in another unit."""
+    """Changes the unit of commanded positions."""
     scale = weights[f"{_ACTION}scale"].clone()
     scale[:3] /= factor
     weights[f"{_ACTION}scale"] = scale
@@ -110,4 +110,4 @@ TAMPERINGS: dict[str, Callable[[Weights], None]] = {
     "x off by 40 mm": functools.partial(_shifted, meters=0.04),
     "positions 10 % too large": functools.partial(_stretched, factor=1.1),
 }
-"""What a user may meet: a camera that nobody looks through, a mount that was moved, a unit that is another one."""
+"""Faults that a user may encounter: an ignored camera, a mount that was moved, a wrong unit."""

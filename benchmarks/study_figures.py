@@ -24,7 +24,7 @@ PANELS = {
 
 
 def draw_curves(study: dict[str, Any], arms: Sequence[str], path: Path) -> None:
-    """Four figures over updates, a row for each number of demonstrations: mean over seeds, and their range."""
+    """Draws four figures over updates, in a row for each number of demonstrations: means and ranges over seeds."""
     counts = sorted({training["demonstrations"] for training in study["trainings"]})
     figure = Figure(figsize=(13, 2.9 * len(counts) + 0.5), layout="constrained")
     axes = figure.subplots(len(counts), len(PANELS), squeeze=False, sharex=True)
@@ -46,7 +46,7 @@ def draw_curves(study: dict[str, Any], arms: Sequence[str], path: Path) -> None:
 
 
 def _values(study: dict[str, Any], arm: str, count: int, name: str) -> dict[int, list[float]]:
-    """Of all seeds, by update."""
+    """Returns the values of all seeds, by update."""
     found: dict[int, list[float]] = {}
     if name == "success":
         for record in study["records"]:
@@ -72,7 +72,7 @@ def _band(panel: Axes, values: dict[int, list[float]], label: str, color: str) -
 
 
 def draw_success(study: dict[str, Any], path: Path) -> None:
-    """Final success of every arm with its interval, and each seed as a dot."""
+    """Draws the final success of every arm with its interval, and each seed as a dot."""
     rows = sorted(study["finals"], key=lambda row: (row["demonstrations"], row["success"]["count"]))
     figure = Figure(figsize=(8.5, 0.34 * len(rows) + 1.2), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""What `finetune_study.py` runs: a YAML file read into arms and cells; whatever does not fit is refused by name."""
+"""What `finetune_study.py` runs: a YAML file read into arms and cells; invalid entries are refused by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LABELS = (RECORDED, COPIED, NEXT_MEASURED)
 
 
 class StudyError(WorkspaceError):
-    """The study's file asks for something that does not exist or cannot be run; says what and where."""
+    """The study's file asks for something that does not exist or cannot be run; the message says what and where."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,15 @@ class Arm:
     """One way to train.
 
     Attributes:
-        name: as tables show it.
+        name: name in tables.
         start: scratch, strip or grow; the latter two adapt the study's source.
-        labels: of the demonstrations: as recorded; copied: the measured gripper *is* the command, as some recorders
-            write it; next-measured: the same recordings, converted with --gripper-command next-measured.
-        overrides: of the training config, as on the command line.
-        set: entries of the composed config that the command line has no words for, such as stages.0.steps.
-        source: another checkpoint to adapt than the study's; None: that one.
-        demonstrations, seeds: with which the arm is run; None: with all of the study's.
+        labels: labels of the demonstrations: as recorded; copied: the measured gripper *is* the command, as some
+            recorders write it; next-measured: the same recordings, converted with --gripper-command next-measured.
+        overrides: overrides of the training config, as on the command line.
+        set: entries of the composed config that cannot be set on the command line, such as stages.0.steps.
+        source: checkpoint to adapt instead of the study's; None for the study's.
+        demonstrations, seeds: numbers of demonstrations and seeds that the arm is run with; None for all of the
+            study's.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Scenes:
-    """Of the closed loop: the last checkpoint of a cell meets ``last`` scenes, earlier ones the first ``along``."""
+    """Closed-loop scenes: ``last`` for a cell's last checkpoint, the first ``along`` for earlier ones."""
 
     along: int
     last: int
@@ -55,7 +56,7 @@ class Scenes:
     n_action_steps: int = 8
 
     def of(self, *, last: bool) -> int:
-        """How many scenes a checkpoint meets."""
+        """Returns the number of scenes for a checkpoint."""
         return self.last if last else self.along
 
 
@@ -69,7 +70,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its folder and files."""
+        """The name of its folder and files."""
         words = "".join(letter if letter.isalnum() else " " for letter in self.arm.name).split()
         return f"{'_'.join(words)}-{self.demonstrations}-seed{self.seed}"
 
@@ -80,16 +81,17 @@ class Plan:
 
     Attributes:
         source: the 7-D checkpoint that arms start from.
-        device, threads: of training and evaluation; no threads: as many as other processes leave cores.
-        seeds: of demonstrations and training.
-        demonstrations: how many are trained on.
-        held_out: demonstrations of each seed that are only measured on.
-        updates: of each training; it is measured every ``look_every`` of them, with the sampler at every second time.
-        judged_at: after which updates a checkpoint goes through recordings and scenes; multiples of look_every.
-        scenes: of the closed loop.
-        overrides: of every arm's training config.
-        arms: what is compared.
-        tampered_from: names of arms whose last checkpoints, of the most demonstrations, are also judged after each of
+        device, threads: of training and evaluation; threads None for one per core that other processes leave free.
+        seeds: seeds of demonstrations and training.
+        demonstrations: numbers of demonstrations to train on.
+        held_out: number of demonstrations of each seed that are only measured on.
+        updates: number of updates of each training; it is measured every ``look_every`` of them, with the sampler at
+            every second time.
+        judged_at: updates after which a checkpoint is judged on recordings and in scenes; multiples of look_every.
+        scenes: scenes of the closed loop.
+        overrides: overrides of every arm's training config.
+        arms: the arms to compare.
+        tampered_from: names of arms whose last checkpoints, with the most demonstrations, are also judged after each of
             study_data.TAMPERINGS.
     """
 
@@ -114,7 +116,7 @@ class Plan:
         if wrong or self.updates not in self.judged_at:
             raise StudyError(
                 f"judged_at is {list(self.judged_at)}; expected odd multiples of {self.look_every} up to "
-                f"{self.updates}, the last of them included"
+                f"{self.updates}, including the last one"
             )
         names = [arm.name for arm in self.arms]
         unknown = set(self.tampered_from) - set(names)
@@ -126,9 +128,9 @@ class Plan:
         return update == self.updates or update // self.look_every % 2 == 1
 
     def cells(self) -> list[Cell]:
-        """All trainings, seed by seed, so that a study that was stopped holds whole comparisons.
+        """Returns all trainings, seed by seed, so that a stopped study contains complete comparisons.
 
-        Arms of some seeds only come last.
+        Arms with only some of the seeds come last.
         """
         cells = [
             Cell(arm, count, seed)
@@ -141,10 +143,10 @@ class Plan:
 
 
 def read_plan(path: Path) -> Plan:
-    """A study from its file.
+    """Reads a study from its file.
 
     Raises:
-        StudyError: a key that does not exist, one that is missing, or values that do not fit together.
+        StudyError: an unknown key, a missing one, or values that do not fit together.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

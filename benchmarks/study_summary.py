@@ -1,7 +1,7 @@
-"""What a study shows: final figures by arm, how soon an arm reaches what scratch ends with, and the guide's claims.
+"""The results of a study: final figures by arm, how soon an arm reaches scratch's, and the guide's claims.
 
-Success is over all scenes of all seeds; seeds differ in demonstrations and training, so the range over seeds stands
-beside every mean. Two arms are compared scene by scene: the unit is a scene, its success the mean over the seeds.
+Success is over all scenes of all seeds; seeds differ in demonstrations and training, so the range over seeds is given
+with every mean. Two arms are compared scene by scene: the unit is a scene, its success the mean over the seeds.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ Record = dict[str, Any]
 
 
 class Reached(NamedTuple):
-    """When a goal is reached: after ``update`` (None: never), not yet after ``not_yet``; between, nobody looked."""
+    """When a goal is reached: after ``update`` (None: never), not yet after ``not_yet``; unknown in between."""
 
     update: int | None
     not_yet: int
 
 
 SCRATCH = "scratch"
-F1_LEARNED = 0.9  # from when on the gripper counts as learned
+F1_LEARNED = 0.9  # from this value on, the gripper counts as learned
 NEAR = 2.0  # times the old loss
-# Figures of a training by which scratch is to be reached, and whether larger is better.
+# Figures of a training in which scratch is to be reached, and whether larger is better.
 REACHED = {"val_loss": False, "val_position_error_mm": False, "val_gripper_f1": True}
 TRUE, FALSE, NOT_MEASURABLE = "true here", "false here", "not measurable here"
 
 
 def collect(folder: Path, plan: Plan) -> dict[str, Any]:
-    """Everything that a study left: its trainings and its judged checkpoints, as plain JSON."""
+    """Returns everything in a study's folder, its trainings and judged checkpoints, as plain JSON."""
     trainings = []
     for cell in plan.cells():
         kept = folder / "runs" / cell.name / "training.json"
@@ -50,7 +50,7 @@ def collect(folder: Path, plan: Plan) -> dict[str, Any]:
 
 
 def finals(records: Iterable[Record]) -> dict[tuple[str, int], list[Record]]:
-    """The last checkpoints by arm and number of demonstrations, in order of their seeds."""
+    """Returns the last checkpoints by arm and number of demonstrations, in order of their seeds."""
     found: dict[tuple[str, int], list[Record]] = {}
     for record in sorted(records, key=lambda r: (r["demonstrations"], r["seed"])):
         if record["last"]:
@@ -59,7 +59,7 @@ def finals(records: Iterable[Record]) -> dict[tuple[str, int], list[Record]]:
 
 
 def outcome(records: Sequence[Record]) -> dict[str, Any]:
-    """Success of several seeds together, and each figure's mean and range over them."""
+    """Returns the success of several seeds together, and each figure's mean and range over them."""
     done, of = (sum(record["closed_loop"][name] for record in records) for name in ("success", "of"))
     figures = {
         "val_loss": [record["validation"]["val_loss"] for record in records],
@@ -77,7 +77,7 @@ def outcome(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def spread(values: Sequence[float | None]) -> dict[str, float] | None:
-    """Mean and range; None where a value is not defined."""
+    """Returns mean and range; None if a value is not defined."""
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return None
@@ -85,7 +85,7 @@ def spread(values: Sequence[float | None]) -> dict[str, float] | None:
 
 
 def total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
-    """Sums by name, the largest first."""
+    """Returns sums by name, the largest first."""
     found: dict[str, int] = {}
     for count in counts:
         for name, number in count.items():
@@ -94,7 +94,7 @@ def total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
 
 
 def difference(first: Sequence[Record], second: Sequence[Record]) -> dict[str, Any] | None:
-    """Success of the second minus the first over the scenes and seeds that both have; None without any."""
+    """Returns success of the second minus the first over common scenes and seeds; None without any."""
     theirs = {record["seed"]: record["closed_loop"]["scenes"] for record in first}
     pairs = [(theirs[r["seed"]], r["closed_loop"]["scenes"]) for r in second if r["seed"] in theirs]
     if not pairs:
@@ -105,7 +105,7 @@ def difference(first: Sequence[Record], second: Sequence[Record]) -> dict[str, A
 
 
 def reached(training: Record, target: Record) -> dict[str, Reached]:
-    """After how many updates a training is first at least as good as another one ends."""
+    """Returns after how many updates a training is first at least as good as another one's end."""
     goal = target["curves"][-1]
     found = {}
     for name, larger in REACHED.items():
@@ -116,7 +116,7 @@ def reached(training: Record, target: Record) -> dict[str, Reached]:
 
 
 def first_of(good: dict[int, bool]) -> Reached:
-    """The first update that is good, and the one that was measured before it."""
+    """Returns the first update that is good, and the one measured before it."""
     updates = sorted(good)
     first = next((update for update in updates if good[update]), None)
     earlier = [update for update in updates if first is None or update < first]
@@ -124,14 +124,14 @@ def first_of(good: dict[int, bool]) -> Reached:
 
 
 def success_reached(records: Sequence[Record], goal: Record) -> Reached:
-    """The first judged checkpoint whose success over shared scenes is at least the goal's."""
+    """Returns the first judged checkpoint whose success over shared scenes is at least the goal's."""
     loops = {record["update"]: record["closed_loop"] for record in records}
     scenes = goal["closed_loop"]["scenes"]
     return first_of({update: loop["success"] >= sum(scenes[: loop["of"]]) for update, loop in loops.items()})
 
 
 def reach_table(study: Record) -> list[Record]:
-    """By arm, demonstrations and seed: updates and core-minutes to what scratch of the same seed ends with."""
+    """Returns, by arm, demonstrations and seed, updates and core-minutes to scratch's final figures."""
     trainings = {(t["arm"], t["demonstrations"], t["seed"]): t for t in study["trainings"]}
     judged: dict[tuple[str, int, int], list[Record]] = {}
     for record in study["records"]:
@@ -166,12 +166,12 @@ def reach_table(study: Record) -> list[Record]:
 
 
 def claims(study: Record) -> list[Record]:
-    """What the public guide says of fine-tuning, and what this study says of it."""
+    """Returns what the public guide claims about fine-tuning, and what this study finds."""
     return [saves_two_thirds(study), starts_near(study), gripper_between(study)]
 
 
 def saves_two_thirds(study: Record) -> Record:
-    """Whether fine-tuning is where scratch ends after a third of the updates, by every measured figure."""
+    """Whether fine-tuning reaches scratch's final figures after a third of the updates, by every measured figure."""
     evidence, told = [], set()
     for arm in ("strip", "grow"):
         chosen = [row for row in study["reach"] if row["arm"] == arm]
@@ -187,7 +187,7 @@ def saves_two_thirds(study: Record) -> Record:
 
 
 def within_a_third(row: Record, name: str) -> bool | None:
-    """Whether a figure of scratch was reached in a third of the updates; None: between two measurements."""
+    """Whether a figure of scratch was reached in a third of the updates; None if it was between two measurements."""
     update, not_yet, third = row["updates"][name], row["not_yet"][name], row["of_updates"] / 3
     if update is not None and update <= third:
         return True
@@ -231,7 +231,7 @@ def gripper_between(study: Record) -> Record:
 
 
 def summarize(study: Record) -> Record:
-    """The tables, as plain JSON beside what they are made of."""
+    """Returns the tables as plain JSON, with the data that they are made from."""
     last = finals(study["records"])
     study["reach"] = reach_table(study)
     study["finals"] = [
@@ -249,7 +249,7 @@ def summarize(study: Record) -> Record:
 
 
 def median_or_never(values: Sequence[int | float | None], shown: Callable[[float], str]) -> str:
-    """Median of several seeds, "never" where most did not get there."""
+    """Returns the median of several seeds; "never" if most did not get there."""
     known = sorted(value if value is not None else float("inf") for value in values)
     if not known:
         return "-"

@@ -1,22 +1,22 @@
-"""How fast training is, against a plain float32 loop written to the reference's description.
+"""How fast training is, compared with a plain float32 loop written to the reference's description.
 
     python benchmarks/train_step.py [--quick] [--compile] [--batch N] [--rounds N] [--json OUT]
-    python benchmarks/train_step.py --saving      # what a checkpoint costs a run that goes on
+    python benchmarks/train_step.py --saving      # what a checkpoint costs a running training
     python benchmarks/train_step.py --learning    # the fast mode learns what float32 learns: three seeds, demo task
-    python benchmarks/train_step.py --busy [N]    # by number of compute threads, alone and beside N busy processes
+    python benchmarks/train_step.py --busy [N]    # by number of compute threads, alone and next to N busy processes
 
-The users' model (18.9 million parameters, two 162x288 crops a window) on a generated dataset of 320x180 frames, batch
+The users' model (18.9 million parameters, two 162x288 crops per window) on a generated dataset of 320x180 frames, batch
 16 on a CPU and 128 on a GPU. The fast mode is training.precision=auto: bf16 where the device multiplies it, else (on a
-CPU) float32 with the compiled kernels. All variants live in this process and take turns, one update each a round, so
-that a busy machine slows all of them; the baseline's turns have the C library's memory as it settles by itself. Rates
-are those of the median update; beside them stand the fastest update and the CPU time of the median one, which a busy
-machine disturbs less (CPU time best with OMP_NUM_THREADS=1: waiting threads spin). The load of the machine is in the
-title. Parts are timed in further updates, with the device waited for at each border. Memory is what weights, average,
-optimiser and gradients take, and the most that an update adds to it.
+CPU) float32 with the compiled kernels. All variants run in this process and take turns, one update each per round, so
+that a busy machine slows all of them; the baseline's turns use the C library's own memory thresholds. Rates
+are those of the median update, given with the fastest update and the CPU time of the median one, which a busy
+machine disturbs less (measure CPU time with OMP_NUM_THREADS=1, since waiting threads spin). The machine's load is in
+the title. Parts are timed in further updates, with a device synchronization at each boundary. Memory is what weights,
+average, optimizer and gradients take, and the most that an update adds to it.
 
 With --busy one model in the fast mode makes its updates in turn with as many threads as a run would choose at that
-moment, with all cores and with one; first as the machine is, then beside N processes that compute all the time
-(default: one per core). Seconds are those of the median update; the cores that others used are in the table.
+moment, with all cores and with one; first on the machine as it is, then next to N processes that compute all the time
+(default: one per core). Seconds are those of the median update; the table shows the cores that others used.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ from diffusion_policy.workspace.updates import autocast_dtype
 
 CONFIG = str(Path(__file__).resolve().parents[1] / "config")
 PARTS = ("data", "encoder", "denoiser", "backward", "optimiser", "EMA", "logging")
-RECIPE_WINDOWS = 18_000  # of the fine-tune that the goals are stated for
+RECIPE_WINDOWS = 18_000  # windows of the fine-tune that the goals are stated for
 
 
 class Trainer(Protocol):
@@ -72,10 +72,10 @@ class Trainer(Protocol):
         """One update."""
 
     def part_owners(self) -> list[tuple[Any, str, str]]:
-        """(object, name of its method, part) of what is timed."""
+        """Returns (object, name of its method, part) for what is timed."""
 
     def tensors(self) -> list[torch.Tensor]:
-        """What it keeps between updates."""
+        """Returns the tensors that it keeps between updates."""
 
 
 class Plain(PlainTraining):
@@ -142,7 +142,7 @@ class Ours:
 
 
 def kept(model: torch.nn.Module, average: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """Weights, average, gradients (one for each weight that learns) and moments."""
+    """Returns weights, average, gradients (one for each weight that learns) and moments."""
     moments = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     gradients = [p for p in model.parameters() if p.requires_grad]
     return [*model.parameters(), *average.parameters(), *gradients, *moments]
@@ -162,14 +162,14 @@ def settings(dataset: Path, batch: int, device: str, *overrides: str) -> DictCon
 
 
 def finish(device: torch.device) -> None:
-    """Wait for the device."""
+    """Waits for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 @contextmanager
 def timed_parts(trainer: Trainer, device: torch.device) -> Iterator[dict[str, float]]:
-    """Seconds by part while it lasts."""
+    """Yields seconds by part, measured while the context lasts."""
     seconds: dict[str, float] = defaultdict(float)
 
     def timed(method: Callable[..., Any], part: str) -> Callable[..., Any]:
@@ -199,7 +199,7 @@ def timed_parts(trainer: Trainer, device: torch.device) -> Iterator[dict[str, fl
 
 
 class PeakMemory:
-    """The most memory that was added while it was entered, in bytes: the GPU's, else this process's own."""
+    """The peak memory added while it is entered, in bytes: the GPU's, otherwise this process's."""
 
     def __init__(self, device: torch.device):
         self._device, self.added = device, 0
@@ -235,7 +235,7 @@ class PeakMemory:
 
 @contextmanager
 def freed_memory_given_back() -> Iterator[None]:
-    """The thresholds that glibc moves to by itself when blocks as large as ours are freed."""
+    """Sets the thresholds that glibc adopts by itself when blocks as large as ours are freed."""
     set_malloc(MMAP_THRESHOLD, 32 << 20)
     set_malloc(TRIM_THRESHOLD, 64 << 20)
     yield
@@ -243,14 +243,14 @@ def freed_memory_given_back() -> Iterator[None]:
 
 
 def measure(trainers: dict[str, Trainer], batch: int, rounds: int, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Rate, parts and memory of each, taking turns."""
+    """Returns rate, parts and memory of each trainer, taking turns."""
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     cpu: dict[str, list[float]] = {name: [] for name in trainers}
     added: dict[str, int] = {}
-    for name, trainer in trainers.items():  # warm up: compilation, autotuning, optimiser state
+    for name, trainer in trainers.items():  # warm up: compilation, autotuning, optimizer state
         trainer.step()
         if device.type == "cpu":
-            ctypes.CDLL(None).malloc_trim(0)  # what is free counts again when it is used
+            ctypes.CDLL(None).malloc_trim(0)  # freed memory counts again when it is used
         with PeakMemory(device) as memory:
             trainer.step()
             finish(device)
@@ -310,7 +310,7 @@ def compare_speed(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
 
 
 def fast_mode(device: torch.device) -> str:
-    """What training.precision=auto is on this device."""
+    """Returns what training.precision=auto means on this device."""
     if autocast_dtype("auto", device) is not None:
         return "bf16"
     return "float32, compiled kernels" if device.type == "cpu" else "float32"
@@ -323,7 +323,7 @@ def device_name(device: torch.device) -> str:
 
 
 def measure_saving(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Seconds that one checkpoint takes from training, and how much memory it needs."""
+    """Measures the seconds that one checkpoint takes from training, and the memory it needs."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     batch = arguments.batch or (128 if device.type == "cuda" else 4 if arguments.quick else 16)
     write_dataset(folder / "bench.zarr", max(300, 4 * batch))
@@ -362,7 +362,7 @@ def measure_saving(arguments: argparse.Namespace, folder: Path) -> dict[str, Any
 
 
 def measure_busy(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Seconds of an update by number of compute threads, as the machine is and beside busy processes."""
+    """Measures seconds per update by number of compute threads, on the machine as it is and next to busy processes."""
     batch, rounds = arguments.batch or (4 if arguments.quick else 16), arguments.rounds or (2 if arguments.quick else 5)
     write_dataset(folder / "bench.zarr", max(300, 4 * batch))
     n_busy, mode = arguments.busy or usable_cores(), fast_mode(torch.device("cpu"))
@@ -378,7 +378,7 @@ def measure_busy(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def updates_by_threads(trainer: Trainer, rounds: int) -> dict[str, dict[str, Any]]:
-    """Wall-clock and processor seconds of the median update, taking turns; threads and others' cores of every turn."""
+    """Returns wall-clock and CPU seconds of the median update, in turn; threads and others' cores of every turn."""
     turns: dict[str, list[tuple[float, float, int, float | None]]] = defaultdict(list)
     for _ in range(rounds):
         for name, asked in {"chosen": None, "all cores": usable_cores(), "one": 1}.items():
@@ -400,7 +400,7 @@ def updates_by_threads(trainer: Trainer, rounds: int) -> dict[str, dict[str, Any
 
 def busy_table(result: dict[str, Any]) -> Table:
     title = f"{result['processor']}, {result['cores']} cores, batch {result['batch']}, {result['mode']}"
-    table = Table("", "threads", "threads used", "s an update", "CPU s", "cores that others used", title=title)
+    table = Table("", "threads", "threads used", "s per update", "CPU s", "cores that others used", title=title)
     for where, rows in result.items():
         if isinstance(rows, dict):
             for name in ("chosen", "all cores", "one"):
@@ -439,12 +439,14 @@ def figures_table(result: dict[str, Any], title: str) -> Table:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="batch 4, two rounds")
-    parser.add_argument("--batch", type=int, help="windows of an update")
+    parser.add_argument("--batch", type=int, help="windows per update")
     parser.add_argument("--rounds", type=int, help="updates of each variant, or checkpoints, or epochs with --learning")
     parser.add_argument("--compile", action="store_true", help="also ours with training.compile=true")
     parser.add_argument("--saving", action="store_true", help="measure checkpoints instead")
     parser.add_argument("--learning", action="store_true", help="compare what is learned instead")
-    parser.add_argument("--busy", type=int, nargs="?", const=0, metavar="N", help="by threads, beside N busy processes")
+    parser.add_argument(
+        "--busy", type=int, nargs="?", const=0, metavar="N", help="measure by threads, next to N busy processes"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
     console = Console(width=180)
@@ -459,7 +461,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(busy_table(result))
         elif arguments.saving:
             result = measure_saving(arguments, Path(name))
-            console.print(figures_table(result, "one checkpoint while training goes on"))
+            console.print(figures_table(result, "one checkpoint during training"))
         else:
             result = compare_speed(arguments, Path(name))
             console.print(speed_table(result))

@@ -1,10 +1,11 @@
-"""What recordings foretell of closed loop: verdict, gripper F1 and open-loop errors against success.
+"""What recordings predict about closed loop: verdict, gripper F1 and open-loop errors against success.
 
-    python benchmarks/verdict_calibration.py                       # of the committed study
+    python benchmarks/verdict_calibration.py                       # for the committed study
     python benchmarks/verdict_calibration.py STUDY.json --also RUNS.json --json OUT --figure PNG
 
-STUDY.json is what `finetune_study.py --json` wrote: policies of all qualities, along their trainings and broken on
-purpose, each judged on held-out recordings and in scenes of the physics referee. `judge_run.py` adds others.
+STUDY.json is the output of `finetune_study.py --json`: policies of all qualities, from all stages of training and
+broken on purpose, each judged on held-out recordings and in scenes with the physics referee. `judge_run.py` adds
+others.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ FIGURES = (
 
 
 def policies(study: dict[str, Any]) -> list[dict[str, Any]]:
-    """One entry for every judged policy: its run, its success, its figures."""
+    """Returns one entry for every judged policy: its run, its success, its figures."""
     found = []
     for record in study["records"]:
         loop, logs, measured = record["closed_loop"], record["logs"], record["open_loop"]
@@ -81,7 +82,7 @@ def policies(study: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def calibrate(study: dict[str, Any]) -> dict[str, Any]:
-    """Figures against success; verdicts against success; the policies themselves."""
+    """Returns figures against success, verdicts against success, and the policies themselves."""
     found = policies(study)
     success = np.array([policy["success"] for policy in found])
     good = success >= SUCCEEDS
@@ -110,13 +111,13 @@ def calibrate(study: dict[str, Any]) -> dict[str, Any]:
 
 
 def _success_of(found: Sequence[dict[str, Any]], key: str) -> dict[str, Any]:
-    """Mean success of the policies of which the verdict says yes."""
+    """Returns the mean success of the policies with a positive verdict."""
     shares = [policy["success"] for policy in found if policy[key]]
     return {"mean_success_of_yes": float(np.mean(shares)) if shares else None}
 
 
 def after_verdict(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of the policies whose logs all open and close: what a further figure tells."""
+    """Returns what a further figure shows among policies whose logs all open and close."""
     rows = [policy for policy in found if policy["yes"]]
     told = {}
     for figure in FIGURES:
@@ -129,9 +130,9 @@ def after_verdict(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
-    """For the terminal."""
+    """Returns tables for the terminal."""
     title = f"{found['policies']} policies of {found['runs']} runs, {found['succeed']} of them succeed"
-    verdicts = Table("verdict", "says yes", "yes that fail (95 %)", "no that succeed (95 %)", title=title)
+    verdicts = Table("verdict", "yes", "yes that fail (95 %)", "no that succeed (95 %)", title=title)
     for name, entry in found["verdicts"].items():
         shares = (_shown(entry[key]) for key in ("yes_that_fail", "no_that_succeed"))
         verdicts.add_row(name, str(entry["yes"]), *shares)
@@ -139,7 +140,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
     for name, figures in (("all policies", found["figures"]), ("after 'opens and closes'", found["after_verdict"])):
         table = Table(
             "figure", "rank correlation", "area", "threshold", "yes that fail", "no that succeed",
-            title=f"{name}: threshold fitted without the run that it is tried on",
+            title=f"{name}: threshold fitted without the run that it is tested on",
         )  # fmt: skip
         for entry in figures.values():
             numbers = (_number(entry[key]) for key in ("rank_correlation", "area", "threshold"))
@@ -164,15 +165,15 @@ def _shown(share: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, nargs="?", default=RESULTS / "finetune_study.json", metavar="STUDY.json")
-    parser.add_argument("--also", type=Path, nargs="+", default=[], metavar="JSON", help="what judge_run.py wrote")
-    parser.add_argument("--quick", action="store_true", help="the same: it takes a second")
+    parser.add_argument("--also", type=Path, nargs="+", default=[], metavar="JSON", help="output of judge_run.py")
+    parser.add_argument("--quick", action="store_true", help="has no effect: it takes only a second")
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--figure", type=Path, metavar="PNG")
     arguments = parser.parse_args(argv)
     console = Console()
     if not arguments.study.is_file():
         made = "python benchmarks/finetune_study.py --json OUT"
-        console.print(f"{arguments.study} is not there; make it with: {made}", style="red", soft_wrap=True)
+        console.print(f"{arguments.study} does not exist; make it with: {made}", style="red", soft_wrap=True)
         return 2
     study, *others = (json.loads(path.read_text(encoding="utf-8")) for path in (arguments.study, *arguments.also))
     found = calibrate({**study, "records": study["records"] + [r for other in others for r in other["records"]]})

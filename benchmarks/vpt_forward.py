@@ -1,12 +1,12 @@
-"""How long a frame takes VPT, one at a time with its memory, in float32.
+"""How long VPT takes for a frame, one at a time with its memory, in float32.
 
     python benchmarks/vpt_forward.py [--quick] [--size 1x|2x|3x] [--rounds N] [--threads N] [--note TEXT] [--json OUT]
 
-Random weights of a release's size; both read the same tensors and answer the same frames, in turn, in one call. The
-baseline is the network written out with torch's functions, frames channels first, every frame attending over keys that
-are kept as lists and concatenated. Seconds are medians by the wall clock and by CPU time, which tells what two quiet
-cores would do where other programs run beside. The goal is 0.87 s a frame of the 2x model on two cores, which was
-measured of upstream's program. Memory is the peak of the process, weights included.
+Weights are random, of a release's size; both ways read the same tensors and answer the same frames, in turn, in one
+call. The baseline is the network written out with torch's functions, channels first, each frame attending over keys
+that are kept as lists and concatenated. Seconds are medians by wall clock and by CPU time, which shows what two idle
+cores would do if other programs are running. The goal is 0.87 s per frame for the 2x model on two cores, which was
+measured for upstream's program. Memory is the peak of the process, including weights.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Plain:
         self.memory: Remembered = [([], []) for _ in range(settings.n_recurrence_layers)]
 
     def __call__(self, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """(128, 128, 3) uint8 -> log-probabilities of camera (121,) and buttons (8641,)."""
+        """Maps (128, 128, 3) uint8 to log-probabilities of camera (121,) and buttons (8641,)."""
         images = (frame.permute(2, 0, 1).float() / 255)[None].contiguous()
         for number in range(3):
             images = self.stack(f"net.img_process.cnn.stacks.{number}", images, first=number == 0)
@@ -113,13 +113,13 @@ class Ours:
         self.first = torch.zeros(1, 1, dtype=torch.bool)
 
     def __call__(self, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """(128, 128, 3) uint8 -> log-probabilities of camera (121,) and buttons (8641,)."""
+        """Maps (128, 128, 3) uint8 to log-probabilities of camera (121,) and buttons (8641,)."""
         (found, _, _), self.memory = self.policy({"img": frame[None, None]}, self.first, self.memory)
         return found["camera"][0, 0, 0], found["buttons"][0, 0, 0]
 
 
 def timed(answer: Callable[[Tensor], Any], frame: Tensor) -> tuple[float, float, Any]:
-    """Seconds by the wall clock and of CPU time, and the answer."""
+    """Returns seconds by wall clock and of CPU time, and the answer."""
     wall, cpu = time.perf_counter(), time.process_time()
     found = answer(frame)
     return time.perf_counter() - wall, time.process_time() - cpu, found
@@ -127,7 +127,7 @@ def timed(answer: Callable[[Tensor], Any], frame: Tensor) -> tuple[float, float,
 
 @torch.inference_mode()
 def measure(settings: VPTSettings, rounds: int) -> tuple[dict[str, dict[str, float]], float]:
-    """Per way its medians and fastest, and the largest difference of log-probabilities."""
+    """Returns each way's medians and fastest times, and the largest difference of log-probabilities."""
     torch.manual_seed(0)
     policy = MinecraftAgentPolicy(settings).eval()
     ways: dict[str, Callable[[Tensor], Any]] = {"plain": Plain(policy.state_dict(), settings), "ours": Ours(policy)}
@@ -164,14 +164,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", choices=tuple(SIZES), default="2x")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--note", default="", help="kept beside the figures: what else the machine was doing")
+    parser.add_argument("--note", default="", help="note to store with the figures: what else the machine was doing")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
     size, rounds = ("1x", 3) if arguments.quick else (arguments.size, arguments.rounds)
     torch.set_num_threads(arguments.threads)
     rows, furthest = measure(SIZES[size], rounds)
     console = Console()
-    table = Table(f"{size}, a frame", "s, median", "s, fastest", "CPU s, median", "CPU against plain")
+    table = Table(f"{size}, per frame", "s, median", "s, fastest", "CPU s, median", "CPU against plain")
     for name, row in rows.items():
         kinds = ("wall_s", "fastest_wall_s", "cpu_s", "cpu_against_plain")
         table.add_row(name, *(f"{row[kind]:.3f}" for kind in kinds))

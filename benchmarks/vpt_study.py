@@ -1,4 +1,4 @@
-"""What public guides promise of VPT, measured in the grove with a small VPT: arms, seeds, the same episodes for all.
+"""What public guides promise about VPT, measured in the grove with a small VPT: arms, seeds, the same episodes for all.
 
     python benchmarks/vpt_study.py WORK [--arms cloned scratch] [--seeds 3] [--json OUT]
     python benchmarks/vpt_study.py WORK --quick
@@ -6,10 +6,10 @@
     zero_shot   the weights that ship, which know wool and stone, play the log task
     cloned      50 episodes of the expert, from these weights
     scratch     as many updates from random weights
-    slots       a linear head for each of MineDojo's slots on the frozen trunk, as a public guide builds it
+    slots       a linear head for each of MineDojo's slots on the frozen trunk, as in a public guide
     ppo         the cloned policy improves by its own rewards (experiment=vpt_grove_ppo, fewer iterations)
 
-Every command is printed; what has ended is kept, and the same command goes on. Training runs on one thread.
+Every command is printed; finished results are kept, and the same command continues. Training runs on one thread.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ EPISODES, SCENES, MOST_TICKS, EPOCHS, ITERATIONS = 50, 40, 200, 6, 15
 
 
 def steps_of(work: Path, arms: Sequence[str], seeds: int, *, quick: bool) -> list[Step]:
-    """The commands, in order: recordings, then arm by arm and seed by seed."""
+    """Returns the commands, in order: recordings, then arm by arm and seed by seed."""
     episodes = 3 if quick else EPISODES
     record = ("--task", "log", "--episodes", str(episodes), "--variation", "0", "--resume")
     resolution = ("--resolution", "128", "128")
@@ -68,7 +68,7 @@ def data(work: Path) -> str:
 
 
 def train(work: Path, arm: str, seed: int, *, quick: bool) -> tuple[str, ...]:
-    """The words that train an arm."""
+    """Returns the command that trains an arm."""
     if arm == "ppo":
         start = f"pretrained.path={work}/cloned_{seed}/checkpoints/latest.ckpt"
         count = 1 if quick else ITERATIONS
@@ -92,7 +92,7 @@ def train(work: Path, arm: str, seed: int, *, quick: bool) -> tuple[str, ...]:
 
 
 def play(policy: str, work: Path, arm: str, seed: int, *, quick: bool) -> tuple[str, ...]:
-    """The words that play a policy in the episodes that all share."""
+    """Returns the command that plays a policy in the episodes that all share."""
     ticks, count = (20, 2) if quick else (MOST_TICKS, SCENES)
     words = ("scripts/evaluate_closed_loop.py", policy, *in_grove())
     limits = ("--env", f"max_steps={ticks}", "--scenes", str(count), "--weights", "model", "--threads", "1")
@@ -100,7 +100,7 @@ def play(policy: str, work: Path, arm: str, seed: int, *, quick: bool) -> tuple[
 
 
 def summary(work: Path, arms: Sequence[str], seeds: int) -> dict[str, Any]:
-    """By arm: episodes done by seed, all together with the interval, and against the cloned policies scene by scene."""
+    """Returns, by arm, episodes done by seed, in total, and compared with the cloned policies by scene."""
     found: dict[str, Any] = {}
     for arm in arms:
         results = [read(work / f"{arm}_{seed}.json") for seed in range(1 if arm == "zero_shot" else seeds)]
@@ -115,19 +115,19 @@ def summary(work: Path, arms: Sequence[str], seeds: int) -> dict[str, Any]:
 
 
 def read(path: Path) -> list[SceneResult]:
-    """The scenes of a closed-loop result."""
+    """Returns the scenes of a closed-loop result."""
     return read_document(path)[1]
 
 
 def accuracies(run: Path) -> dict[str, float]:
-    """Held-out accuracies of a run's last validation; none of a run that does not clone."""
+    """Returns held-out accuracies of a run's last validation; empty for a run that does not clone."""
     lines = reversed(open_run(run).metrics) if run.is_dir() else ()
     last: Mapping[str, Any] = next((line for line in lines if "val_accuracy_buttons" in line), {})
     return {key: value for key, value in last.items() if key.startswith("val_accuracy_")}
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One arm a row."""
+    """Returns a table with a row per arm."""
     shown = Table("arm", "done by seed", "together", "95 %", "buttons right", "camera right")
     for arm, entry in found.items():
         low, high = entry["interval"]
@@ -141,7 +141,7 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path, metavar="WORK", help="folder of runs and results; what has ended is kept")
+    parser.add_argument("work", type=Path, metavar="WORK", help="folder of runs and results; finished ones are kept")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="OUT")

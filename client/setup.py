@@ -1,4 +1,4 @@
-"""Builds the wheel for a robot's computer from the sources of the whole package: what its command imports, no more."""
+"""Builds the wheel for a robot's computer from the sources of the whole package: only what its command imports."""
 
 import ast
 import shutil
@@ -11,7 +11,7 @@ from setuptools.errors import SetupError
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "diffusion_policy"
 SCRIPT = "run_robot"
-# What is imported when it is needed: by the script, by its messages, and by an arm of one's own.
+# Modules that are imported on demand: by the script, by its messages, and by a user's own arm.
 ROOTS = (
     "serve.client",
     "serve.client.running",
@@ -23,14 +23,14 @@ ROOTS = (
 
 
 def source_of(module):
-    """The file of a module of the package; None: it is none."""
+    """Returns the file of a module of the package; None if it is not one."""
     path = ROOT.joinpath(*module.split("."))
     found = (path / "__init__.py", path.with_suffix(".py"))
     return next((file for file in found if file.is_file()), None) if module.split(".")[0] == PACKAGE else None
 
 
 def imported_by(file):
-    """Names that a file imports as it is loaded: not in functions, and not for types alone."""
+    """Returns the names that a file imports when loaded, not those in functions or only for types."""
     for statement in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(statement, ast.Import):
             yield from (alias.name for alias in statement.names)
@@ -40,7 +40,7 @@ def imported_by(file):
 
 
 def modules():
-    """The files that are needed, sorted, relative to the checkout."""
+    """Returns the required files, sorted, relative to the checkout."""
     found, waiting = set(), [f"{PACKAGE}.{root}" for root in ROOTS]
     while waiting:
         module = waiting.pop()
@@ -56,11 +56,11 @@ class BuildClient(build_py):
     """Copies the modules and the script."""
 
     def run(self):
-        """Run in place of setuptools' own, which would look for the package in this folder."""
+        """Runs in place of setuptools' own command, which would look for the package in this folder."""
         if self.editable_mode:
-            raise SetupError("it is built from the sources above: install it without --editable")
+            raise SetupError("the wheel is built from the sources of the parent folder: install it without --editable")
         if source_of(PACKAGE) is None:
-            raise SetupError(f"{ROOT} has no {PACKAGE}: build it in a checkout, by `pip wheel --no-deps ./client`")
+            raise SetupError(f"{ROOT} has no {PACKAGE}: build it in a checkout with `pip wheel --no-deps ./client`")
         shutil.rmtree(self.build_lib, ignore_errors=True)  # modules of an earlier build
         targets = {ROOT / file: Path(self.build_lib) / file for file in modules()}
         script = f"{SCRIPT}.py"
@@ -70,12 +70,12 @@ class BuildClient(build_py):
             shutil.copy2(source, target)
 
     def get_source_files(self):
-        """Of this folder there are none."""
+        """Returns no files, since there are none in this folder."""
         return []
 
 
 def version():
-    """The whole package's."""
+    """Returns the version of the whole package."""
     import tomllib
 
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]

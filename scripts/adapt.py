@@ -1,12 +1,12 @@
-"""Say what would be loaded of a file of weights, why the rest would not, and what a config change costs; then do it.
+"""Show what would be loaded from a file of weights, why the rest would not, and what a config change costs; then do it.
 
     python scripts/adapt.py inspect FILE
     python scripts/adapt.py plan SOURCE --target TARGET --rules pose_to_gripper --page ledger.html
     python scripts/adapt.py apply OLD.ckpt --target OLD.ckpt --set policy.n_layer=10 --rules more_layers --out NEW.ckpt
     python scripts/adapt.py whatif groot_n1_5 --set vl_self_attention_cfg.num_layers=8
 
-TARGET: a training config, a checkpoint (with --set: its config, changed), a JSON manifest {name: shape}, a GR00T
-config.json, or a model such as `vpt`. Rules: files, or names of config/adapt. Exit status: 0 everything is accounted
+TARGET: a training config, a checkpoint (with --set, its config changed), a JSON manifest {name: shape}, a GR00T
+config.json, or a model such as `vpt`. Rules: files, or names in config/adapt. Exit status: 0 everything is accounted
 for (whatif: the model runs), 1 the model cannot run, 2 refused.
 """
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the four commands."""
+    """Declares the four commands."""
     commands = parser.add_subparsers(dest="command", required=True)
-    inspect = commands.add_parser("inspect", help="what is in a file")
+    inspect = commands.add_parser("inspect", help="show what is in a file")
     inspect.add_argument("file")
-    plan = commands.add_parser("plan", help="the ledger of an adaptation; nothing is written but reports")
-    apply = commands.add_parser("apply", help="the same, then write the new file and check it")
+    plan = commands.add_parser("plan", help="show the ledger of an adaptation; only reports are written")
+    apply = commands.add_parser("apply", help="do the same, then write the new file and check it")
     for command in (plan, apply):
         command.add_argument("source")
         command.add_argument("--target", required=True)
@@ -44,14 +44,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="CHANGE",
             help="change TARGET's config: a.b=v, +a.b=v",
         )
-        command.add_argument("--dataset", metavar="ZARR", help="statistics of new dimensions come from this dataset")
+        command.add_argument(
+            "--dataset", metavar="ZARR", help="take the statistics of new dimensions from this dataset"
+        )
         add_gripper_scale(command)
         command.add_argument("--page", metavar="HTML", help="also write the ledger as a map of the network")
     apply.add_argument("--out", required=True)
-    apply.add_argument("--ledger", metavar="JSON", help="where the ledger goes (default: OUT.ledger.json)")
+    apply.add_argument("--ledger", metavar="JSON", help="where to write the ledger (default: OUT.ledger.json)")
     apply.add_argument("--must-preserve", action="store_true", help="refuse if shared action dimensions change")
     apply.add_argument("--overwrite", action="store_true", help="replace an existing OUT")
-    whatif = commands.add_parser("whatif", help="what a config change costs a pretrained model")
+    whatif = commands.add_parser("whatif", help="show what a config change costs a pretrained model")
     whatif.add_argument("model", help="a training config, vpt, groot_n1_5, groot_n1_6 or groot_n1_7")
     whatif.add_argument("--set", nargs="+", action="extend", required=True, metavar="CHANGE", help="a.b=v, or ~a.b")
     for command in (inspect, plan, apply, whatif):
@@ -59,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Inspect, ask what a change costs, or make the ledger, and perhaps the file."""
+    """Inspects, finds what a change costs, or makes the ledger and, with apply, the file."""
     from diffusion_policy.adapt.inspection import inspect_file
     from diffusion_policy.whatif.config_change import what_if
 
@@ -90,7 +92,7 @@ def _ledger(arguments: argparse.Namespace) -> Ledger:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv, outputs=("out", "ledger", "page"))
 
 

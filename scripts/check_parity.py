@@ -1,4 +1,4 @@
-"""Push recorded frames through a live server, and compare model inputs and actions with training's way.
+"""Send recorded frames through a live server, and compare model inputs and actions with those of training.
 
 python scripts/serve.py ckpt=latest.ckpt allow_inspection=true
 python scripts/check_parity.py data/zarr/set.zarr --ckpt latest.ckpt --server 127.0.0.1:8007
@@ -18,18 +18,20 @@ from diffusion_policy.errors import WorkspaceError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     parser.add_argument("dataset", type=Path, metavar="ZARR")
     parser.add_argument("--ckpt", type=Path, required=True, help="the checkpoint that is served")
     parser.add_argument("--server", default="127.0.0.1:8007", metavar="HOST:PORT")
-    parser.add_argument("--token", help="if the server wants one")
+    parser.add_argument("--token", help="token, if the server requires one")
     parser.add_argument("--requests", type=int, default=8)
-    parser.add_argument("--encoding", choices=[".png", ".jpg"], default=".png", help=".jpg shows what compression does")
+    parser.add_argument(
+        "--encoding", choices=[".png", ".jpg"], default=".png", help=".jpg shows the effect of compression"
+    )
     parser.add_argument("--json", type=Path, metavar="OUT")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Compare what the server answers with the checkpoint's own way."""
+    """Compares the server's answers with the checkpoint's own."""
     from diffusion_policy.serve.checks.parity import check_parity
     from diffusion_policy.serve.client import LineClient
 
@@ -42,7 +44,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv)
 
 

@@ -1,4 +1,4 @@
-"""Roll a policy out, and record what the expert does from where it failed or hesitated; in the grove, all it would do.
+"""Roll a policy out, and record what the expert does where it failed or hesitated; in the grove, all it would do.
 
     python scripts/collect_corrections.py data/demo/finetuned/checkpoints/latest.ckpt --output data/corrections
     python scripts/collect_corrections.py latest.ckpt --output data/corrections --scenes 40 --task distractors
@@ -6,8 +6,8 @@
     python scripts/collect_corrections.py --marked data/raw/supervised --output data/corrections     # a person's
 
 The episodes are recordings for the converter (`--append` adds them to the policy's dataset); on the tabletop every step
-of them is marked as an intervention. `scripts/dagger.py` is the whole loop. An interrupted collection keeps the
-scenes that are done; the same command with --resume continues. Exit status: 0 collected, 2 refused, 130 interrupted.
+of them is marked as an intervention. `scripts/dagger.py` runs the whole loop. An interrupted collection keeps the
+finished scenes; the same command with --resume continues. Exit status: 0 collected, 2 refused, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -27,19 +27,24 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     add = parser.add_argument
-    add("checkpoint", type=Path, nargs="?", metavar="CKPT", help="that is rolled out")
+    add("checkpoint", type=Path, nargs="?", metavar="CKPT", help="checkpoint to roll out")
     add("--marked", type=Path, metavar="DIR", help="instead of CKPT: recordings in which a person took over")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for corrections.json and the episodes")
-    add("--scenes", type=int, default=20, metavar="N", help="that are rolled out (default %(default)d)")
-    add("--seed", type=seed_number, default=300_000, help="of the first scene and of the noise (default %(default)d)")
+    add("--scenes", type=int, default=20, metavar="N", help="scenes to roll out (default %(default)d)")
+    add(
+        "--seed",
+        type=seed_number,
+        default=300_000,
+        help="seed of the first scene and of the noise (default %(default)d)",
+    )
     add("--simulator", default="tabletop", metavar="NAME", help="tabletop (default), or grove for VPT")
     add(
         "--task",
         help="pick_and_place (default), two_in_order, distractors, pose_only; grove: log (default), wool, stone",
     )
-    add("--referee", default="physics", help="of the tabletop: physics (default) or kinematic, which is faster")
+    add("--referee", default="physics", help="the tabletop's referee: physics (default) or kinematic, which is faster")
     add("--camera-size", type=int, nargs=2, default=(320, 180), metavar=("WIDTH", "HEIGHT"), help="(default 320 180)")
     add(
         "--env",
@@ -49,18 +54,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="an argument of its environment",
     )
-    add("--variation", type=float, default=0.3, help="of the expert: 0 to 1 (default %(default)g)")
-    add("--per-scene", type=int, default=2, metavar="N", help="takeovers of a scene at most (default %(default)d)")
-    add("--first-number", type=int, default=0, metavar="N", help="of the episodes (default %(default)d)")
+    add("--variation", type=float, default=0.3, help="variation of the expert, 0 to 1 (default %(default)g)")
+    add("--per-scene", type=int, default=2, metavar="N", help="most takeovers per scene (default %(default)d)")
+    add("--first-number", type=int, default=0, metavar="N", help="number of the first episode (default %(default)d)")
     add("--n-action-steps", type=int, metavar="N", help="steps of a chunk that are executed (default 6)")
     add("--device", default="cpu")
-    add("--threads", type=int, help="compute threads (default: as many as other processes leave cores)")
+    add("--threads", type=int, help="compute threads (default: one per core that other processes leave free)")
     add_gripper_scale(parser)
     add("--resume", action="store_true", help="continue an interrupted collection")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Collect, and print the result."""
+    """Collects corrections, and prints the result."""
     from diffusion_policy.dagger.corrections import DOCUMENT, collect, read_collected
     from diffusion_policy.errors import WorkspaceError
 
@@ -86,7 +91,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def cut(arguments: argparse.Namespace) -> CommandResult:
-    """The corrections that a person made on a robot."""
+    """Extracts the corrections that a person made on a robot."""
     from diffusion_policy.dagger.marked import SHORTEST, cut_marked
     from diffusion_policy.gripper_scale import parse_scales
 
@@ -101,7 +106,7 @@ def cut(arguments: argparse.Namespace) -> CommandResult:
 
 
 def collection_of(arguments: argparse.Namespace) -> Collection:
-    """What the command line asks for; WorkspaceError where it makes no sense."""
+    """Returns the collection that the command line requests; raises WorkspaceError if it makes no sense."""
     from diffusion_policy.closed_loop.evaluation import Evaluation
     from diffusion_policy.dagger.corrections import Collection
     from diffusion_policy.dagger.simulator_commands import DEFAULT_TASKS, TABLETOP
@@ -128,7 +133,7 @@ def collection_of(arguments: argparse.Namespace) -> Collection:
 
 
 def summary(collected: Collected, folder: Path) -> str:
-    """The result in three lines."""
+    """Returns the result in three lines."""
     lost = len(collected.corrections) - len(collected.episodes)
     frames = sum(taken["frames"] for taken in collected.episodes)
     why = ", ".join(f"{why} {count}" for why, count in collected.reasons.items()) or "nothing to correct"
@@ -136,13 +141,13 @@ def summary(collected: Collected, folder: Path) -> str:
         [
             f"the policy: {collected.success}",
             f"{len(collected.episodes)} corrections of {frames} steps in {folder} ({why})",
-            f"{lost} takeovers left out, since the expert failed too",
+            f"{lost} takeovers left out because the expert failed too",
         ]
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv)
 
 

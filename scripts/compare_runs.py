@@ -1,9 +1,9 @@
-"""Compare training runs: settings that differ, curves over each other, success and scores, and which to deploy.
+"""Compare training runs: differing settings, overlaid curves, success and scores, and which run to deploy.
 
     python scripts/compare_runs.py data/outputs/2026.01.08/10.11.12_* --html comparison.html
     python scripts/compare_runs.py RUN_A RUN_B --closed-loop rollouts_a.json rollouts_b.json
 
-Results of closed loop in a run's folder (closed_loop*.json) count without being named. Exit status: 0 a run can be
+Closed-loop results in a run's folder (closed_loop*.json) are used without being named. Exit status: 0 a run can be
 recommended, 1 none can, 2 bad input.
 """
 
@@ -18,17 +18,17 @@ from diffusion_policy.command_line import CommandResult, run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of training runs, two or more")
     parser.add_argument(
-        "--closed-loop", nargs="+", type=Path, default=[], metavar="JSON", help="of evaluate_closed_loop.py"
+        "--closed-loop", nargs="+", type=Path, default=[], metavar="JSON", help="results of evaluate_closed_loop.py"
     )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all numbers")
     parser.add_argument("--html", type=Path, metavar="OUT", help="write one self-contained page")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Compare the runs."""
+    """Compares the runs."""
     from diffusion_policy.report.comparison import compare
     from diffusion_policy.storage import write_text
 
@@ -39,7 +39,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv, outputs=("html",))
 
 

@@ -4,8 +4,8 @@ Example:
     python scripts/convert_cogact_to_zarr.py --input data/raw/trajectories --output data/zarr/out.zarr \
         --resolution 320 180 --start-episode 66 --max-episodes 36
 
-An interrupted conversion keeps the episodes that are finished; the same command with --resume continues.
-Exit status: 0 converted, whatever the checks at its end find; 2 refused; 130 interrupted.
+An interrupted conversion keeps the finished episodes; the same command with --resume continues.
+Exit status: 0 converted, whatever the checks at the end find; 2 refused; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from diffusion_policy.command_line import CommandResult, run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Both generations of the command line."""
+    """Declares both generations of the command line."""
     from diffusion_policy.convert.arguments import add_conversion_arguments
 
     add_conversion_arguments(
-        parser, "folder that holds episode_0000/ and so on, or a LeRobot dataset's (meta/info.json); or s3://BUCKET/..."
+        parser, "folder with episode_0000/ and so on, or a LeRobot dataset's (meta/info.json), or s3://BUCKET/..."
     )
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Convert, and tell what became of the episodes and what the checks say of the dataset."""
+    """Converts, and reports what became of the episodes and what the checks found."""
     from diffusion_policy.convert.arguments import run_conversion
     from diffusion_policy.diagnose.conversion_verdict import checked
 
@@ -35,7 +35,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv)
 
 

@@ -6,10 +6,10 @@
     python scripts/dagger.py latest.ckpt --dataset mine.zarr --marked data/raw/supervised --experiment finetune_8d
 
 Each round is a row: demonstrations, corrections, updates, success in closed loop with its Wilson interval, and a paired
-comparison with the round before in the same scenes. --control runs a second arm: as many ordinary
+comparison with the previous round in the same scenes. --control runs a second arm: as many ordinary
 demonstrations as there were corrections, and as many updates. Checkpoint and dataset are only read; everything is
-written into --workdir. Interrupted or killed, the same command with --resume goes on and makes nothing anew. Exit
-status: 0 all rounds ran, or there was nothing to correct any more; 2 refused; else that of the command that failed.
+written into --workdir. After an interruption the same command with --resume continues and repeats nothing. Exit
+status: 0 all rounds ran, or nothing was left to correct; 2 refused; otherwise that of the command that failed.
 """
 
 from __future__ import annotations
@@ -28,52 +28,52 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CKPT", help="of 8-D actions (the loop starts from its average), or of VPT's")
+    add("checkpoint", type=Path, metavar="CKPT", help="with 8-D actions (the loop starts from its average), or VPT's")
     add("--dataset", type=Path, required=True, metavar="ZARR", help="what it was trained on; copied, never changed")
-    add("--workdir", type=Path, default=Path("data/dagger"), metavar="DIR", help="(default data/dagger)")
-    add("--rounds", type=int, metavar="N", help="(default 2; with --marked 1)")
+    add("--workdir", type=Path, default=Path("data/dagger"), metavar="DIR", help="output folder (default data/dagger)")
+    add("--rounds", type=int, metavar="N", help="number of rounds (default 2; with --marked 1)")
     add(
         "--scenes",
         type=int,
         nargs="+",
         default=[20],
         metavar="N",
-        help="rolled out in a round, or in each (default 20)",
+        help="scenes per round, one number or one for each round (default 20)",
     )
-    add("--updates", type=int, default=400, metavar="N", help="of a round, at least (default %(default)d)")
+    add("--updates", type=int, default=400, metavar="N", help="least updates per round (default %(default)d)")
     add("--evaluation-scenes", type=int, default=40, metavar="N", help="(default %(default)d)")
-    add("--seed", type=seed_number, default=300_000, help="of the first scene that is corrected (default %(default)d)")
+    add("--seed", type=seed_number, default=300_000, help="seed of the first scene to correct (default %(default)d)")
     add(
         "--evaluation-seed",
         type=seed_number,
         default=100_000,
-        help="of the first scene evaluated (default %(default)d)",
+        help="seed of the first scene to evaluate (default %(default)d)",
     )
     add(
         "--control-seed",
         type=seed_number,
         default=400_000,
-        help="of the control's demonstrations (default %(default)d)",
+        help="seed of the control's demonstrations (default %(default)d)",
     )
     add("--simulator", default="tabletop", metavar="NAME", help="tabletop (default), or grove for VPT")
-    add("--task", help="pick_and_place (default), two_in_order, distractors; of the grove log (default), wool, stone")
+    add("--task", help="pick_and_place (default), two_in_order, distractors; in the grove log (default), wool, stone")
     add("--env", action="append", default=[], metavar="KEY=VALUE", help="an argument of the simulator's environment")
-    add("--referee", default="physics", help="of the tabletop: physics (default) or kinematic, which is faster")
+    add("--referee", default="physics", help="the tabletop's referee: physics (default) or kinematic, which is faster")
     add("--camera-size", type=int, nargs=2, default=(320, 180), metavar=("WIDTH", "HEIGHT"), help="(default 320 180)")
-    add("--variation", type=float, default=0.3, help="of the expert: 0 to 1 (default %(default)g)")
+    add("--variation", type=float, default=0.3, help="variation of the expert, 0 to 1 (default %(default)g)")
     add("--n-action-steps", type=int, metavar="N", help="steps of a chunk that are executed (default 6)")
-    add("--experiment", help="of config/experiment, for fine-tuning (default demo_finetune; of the grove none)")
+    add("--experiment", help="in config/experiment, for fine-tuning (default demo_finetune; none in the grove)")
     add("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="a setting of train.py")
-    add("--control", action="store_true", help="a second arm: as many ordinary demonstrations, as many updates")
-    add("--marked", metavar="DIR", help="in place of rollouts: a robot's recordings in which a person took over")
-    add("--resume", action="store_true", help="go on with what is in --workdir")
+    add("--control", action="store_true", help="also run a second arm with as many ordinary demonstrations and updates")
+    add("--marked", metavar="DIR", help="instead of rollouts: a robot's recordings in which a person took over")
+    add("--resume", action="store_true", help="continue the work in --workdir")
     add("--json", type=Path, metavar="OUT", help="write the table (also in DIR/rounds.json)")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Run the rounds; the table is written after each, and printed at the end."""
+    """Runs the rounds; the table is written after each, and printed at the end."""
     from diffusion_policy.dagger.rounds import first_training
     from diffusion_policy.recipe import FinishedSteps
     from diffusion_policy.workspace.preflight import check_start
@@ -91,7 +91,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def played(loop: Work, ended: FinishedSteps) -> CommandResult:
-    """The rounds, and the table of those that ran."""
+    """Runs the rounds, and returns the table of those that ran."""
     from diffusion_policy.dagger.rounds import document, rows_of, stages
     from diffusion_policy.dagger.table import rounds_table
     from diffusion_policy.recipe import run_recipe
@@ -114,7 +114,7 @@ def played(loop: Work, ended: FinishedSteps) -> CommandResult:
 
 
 def loop_of(arguments: argparse.Namespace) -> Work:
-    """What the command line asks for; WorkspaceError where it makes no sense."""
+    """Returns the loop that the command line requests; raises WorkspaceError if it makes no sense."""
     from diffusion_policy.dagger.rounds import RoundPlan, Work
     from diffusion_policy.dagger.simulator_commands import DEFAULT_TASKS, DEMO_EXPERIMENT, TABLETOP
 
@@ -132,7 +132,7 @@ def loop_of(arguments: argparse.Namespace) -> Work:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv)
 
 

@@ -1,12 +1,12 @@
-"""The whole way on data it makes itself: a pose policy that cannot grasp learns when to close, and then it grasps.
+"""The whole path on data it generates: a pose policy that cannot grasp learns when to close, and then grasps.
 
     python scripts/demo.py
 
 The pose policy (7-D) ships with the project (scripts/pretrain_demo_policy.py made it). The demo rolls it out, grows it
 to 8-D, fine-tunes it on 30 demonstrations of a steady expert, trains the same network from scratch for as long, and
-rolls all of them out in the same scenes before the physics referee. Every command is printed first; those between
+rolls all of them out in the same scenes with the physics referee. Every command is printed first; those between
 recording and rollout are the README's recipe with other paths. Exit status: 0 the gripper opens and closes in every
-held-out episode, 1 the verdict is another one, else the status of the command that failed.
+held-out episode, 1 the verdict differs, otherwise the status of the command that failed.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from diffusion_policy.intervals import wilson_interval
 from diffusion_policy.recipe import RecipeResult, Step, prepare, run_recipe
 from diffusion_policy.tables import Printable, Table, Text
 
-GOAL = 34 / 40  # of the scenes, for the policy that was grown and fine-tuned
+GOAL = 34 / 40  # share of the scenes that the grown and fine-tuned policy should succeed in
 MARKER = ".made_by_demo"
 DEMONSTRATIONS, SCENES = 30, 40
-SCENES_COMPARED = 20  # of the same, for the policies that it is compared with
+SCENES_COMPARED = 20  # of these scenes, for the policies that it is compared with
 JUDGING = "Judge the gripper's commands"
-EXECUTED = 8  # steps of a chunk; chosen in scenes of other seeds, in which 6 did worse
+EXECUTED = 8  # steps of a chunk; chosen in scenes with other seeds, where 6 did worse
 
 
 def recipe(work: Path, seed: int, *, quick: bool) -> list[Step]:
-    """The commands, in order; ``quick`` makes them so small that nothing can be learned."""
+    """Returns the commands, in order; ``quick`` makes them too small to learn anything."""
     data, grown, logs, ledger = (f"{work}/{name}" for name in ("tabletop.zarr", "grown.ckpt", "logs", "ledger.json"))
     recordings, scratch, tuned = (f"{work}/{name}" for name in ("trajectories", "scratch", "finetuned"))
     size = ("training.num_epochs=1", "training.max_train_steps=2") if quick else ()
@@ -64,22 +64,22 @@ def recipe(work: Path, seed: int, *, quick: bool) -> list[Step]:
         Step("Fine-tune it", (*train, *from_grown, *size)),
         Step("Train the same network from scratch", (*train, *from_scratch, *size)),
         Step("Roll out the fine-tuned policy", rollout(tuned, work, "finetuned", scenes, *pictures)),
-        Step("Roll out the one from scratch", rollout(scratch, work, "scratch", scenes_compared, *paired)),
-        Step("Run the fine-tuned policy over held-out episodes", infer),
+        Step("Roll out the policy from scratch", rollout(scratch, work, "scratch", scenes_compared, *paired)),
+        Step("Run the fine-tuned policy on held-out episodes", infer),
         Step(JUDGING, judge, accepted=(0, 1)),
         Step("Put all of it on one page", page, accepted=(0, 1)),
     ]
 
 
 def rollout(policy: str, work: Path, name: str, scenes: int, *options: str) -> tuple[str, ...]:
-    """The words that roll a checkpoint, or the latest one of a run folder, out in the scenes that all share."""
+    """Returns the command that rolls out a checkpoint, or a run folder's latest one, in the scenes that all share."""
     checkpoint = policy if policy.endswith(".ckpt") else f"{policy}/checkpoints/latest.ckpt"
     words = ("scripts/evaluate_closed_loop.py", checkpoint, "--scenes", str(scenes), "--n-action-steps", str(EXECUTED))
     return (*words, "--json", f"{work}/rollouts_{name}.json", *options)
 
 
 def headline(rollouts: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the rollouts show."""
+    """Returns what the rollouts show."""
     before, after = (rollouts[name]["success"] for name in ("pose", "finetuned"))
     return (
         f"Block in the tray: {before['count']} of {before['of']} scenes before, {after['count']} of {after['of']} after"
@@ -87,7 +87,7 @@ def headline(rollouts: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def rollout_table(rollouts: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One policy a row, in the same scenes: success with its interval, grasps, and why it failed."""
+    """Returns a row per policy, in the same scenes: success with its interval, grasps, and reasons for failure."""
     table = Table("policy", "block in the tray", "95 % interval", "grasped", "what went wrong", framed=True)
     titles = {"pose": "7-D, as shipped", "finetuned": "grown to 8-D and fine-tuned", "scratch": "from scratch, as long"}
     for name, title in titles.items():
@@ -101,30 +101,30 @@ def rollout_table(rollouts: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def is_good(verdict: Mapping[str, Any]) -> bool:
-    """Whether the gripper opens and closes in a log; in files of earlier versions, too."""
+    """Whether the gripper opens and closes in a log, including files of earlier versions."""
     return FORMER_VERDICTS.get(verdict["verdict"], verdict["verdict"]) == OPENS_AND_CLOSES
 
 
 def leading(verdicts: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-    """Changes that were commanded before they were measured (0 where that was not judged), and all changes."""
+    """Returns the number of changes commanded before they were measured (0 if not judged), and of all changes."""
     return sum(verdict["leads_measurement"] or 0 for verdict in verdicts), sum(len(v["events"]) for v in verdicts)
 
 
 def how_firm(verdicts: Sequence[Mapping[str, Any]]) -> str:
-    """What the verdicts show, how firmly, and what they do not."""
+    """Returns what the verdicts show, how firmly, and what they do not show."""
     count, (ahead, events) = sum(map(is_good, verdicts)), leading(verdicts)
     low, high = wilson_interval(count, len(verdicts))
     return (
         f"opens and closes in {count} of {len(verdicts)} held-out episodes (95 % interval {low:.0%}-{high:.0%}), "
-        f"{ahead} of {events} changes before they were measured.\nThat is when it would close; whether it then holds "
-        "anything, the rollouts show"
+        f"{ahead} of {events} changes before they were measured.\nThat is when it would close; the rollouts show "
+        "whether it then holds anything"
     )
 
 
 def outcome(
     work: Path, rollouts: Mapping[str, Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]
 ) -> list[Printable]:
-    """What the files in ``work`` say was inherited, measured, commanded and done."""
+    """Returns what was inherited, measured, commanded and done, from the files in ``work``."""
     ledger = json.loads((work / "ledger.json").read_text())
     first, *_, last = (json.loads(line) for line in (work / "finetuned" / "logs.json.txt").read_text().splitlines())
     facts = Table("", "")
@@ -139,23 +139,21 @@ def outcome(
     facts.add("gripper", how_firm(verdicts))
     facts.add("goal", goal_text(rollouts["finetuned"]["success"]))
     facts.add("look at", f"{work}/report.html: one page with all of it; videos in {work}/rollouts")
-    referee = (
-        f"Rollouts before the physics referee, {rollouts['finetuned']['n_action_steps']} steps of a chunk executed"
-    )
+    referee = f"Rollouts with the physics referee, {rollouts['finetuned']['n_action_steps']} steps of a chunk executed"
     return [facts, "", referee, rollout_table(rollouts), "", "On recordings", verdict_table(work, verdicts)]
 
 
 def goal_text(success: Mapping[str, Any]) -> str:
-    """Whether the fine-tuned policy reached what this demo is to reach, and whether the count can tell."""
+    """Returns whether the fine-tuned policy reached the demo's goal, and whether the count can tell."""
     reached, (low, high) = success["count"] / success["of"], success["interval"]
     if reached >= GOAL:
         return f"{GOAL:.0%} of the scenes: reached"
-    held = "its interval holds it" if low <= GOAL <= high else "its interval does not hold it"
+    held = "its interval contains it" if low <= GOAL <= high else "its interval does not contain it"
     return f"{GOAL:.0%} of the scenes: not reached ({success['count']} of {success['of']}; {held})"
 
 
 def weights_line(first: Mapping[str, Any], ledger: Mapping[str, Any]) -> str:
-    """What the fine-tune started from."""
+    """Returns what the fine-tuning started from."""
     return (
         f"{first['inherited_tensors']} tensors inherited ({first['inherited_parameters']:,} numbers), "
         f"{first['grown_tensors']} grown ({first['grown_parameters']} new numbers), {first['fresh_tensors']} fresh; "
@@ -164,7 +162,7 @@ def weights_line(first: Mapping[str, Any], ledger: Mapping[str, Any]) -> str:
 
 
 def verdict_table(work: Path, verdicts: Sequence[Mapping[str, Any]]) -> Table:
-    """One held-out episode a row: what the expert commanded, what the policy does, and the verdict."""
+    """Returns a row per held-out episode: the expert's commands, the policy's, and the verdict."""
     import numpy as np
 
     from diffusion_policy.dataset.replay_buffer import ACTION_KEY, ReplayBuffer
@@ -191,19 +189,21 @@ def verdict_table(work: Path, verdicts: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def events_text(events: Sequence[Sequence[Any]]) -> str:
-    """[(19, "close"), (49, "open")] as "close 19, open 49": kinds and steps."""
+    """Formats [(19, "close"), (49, "open")] as "close 19, open 49"."""
     return ", ".join(f"{kind} {step}" for step, kind in events) or "never moves"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
-    parser.add_argument("--workdir", type=Path, default=Path("data/demo"), help="made anew (default: data/demo)")
-    parser.add_argument("--seed", type=seed_number, default=0, help="of the episodes and of training (default: 0)")
-    parser.add_argument("--quick", action="store_true", help="see every step run; far too little to learn from")
+    """Declares the arguments."""
+    parser.add_argument(
+        "--workdir", type=Path, default=Path("data/demo"), help="folder for everything, recreated (default: data/demo)"
+    )
+    parser.add_argument("--seed", type=seed_number, default=0, help="seed of the episodes and of training (default: 0)")
+    parser.add_argument("--quick", action="store_true", help="run every step, with far too little to learn from")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Run the recipe and print its results."""
+    """Runs the recipe and prints its results."""
     folder = arguments.workdir
     steps = recipe(folder, arguments.seed, quick=arguments.quick)
     if not (PRETRAINED / "tabletop_7d.ckpt").is_file():
@@ -226,14 +226,14 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def times_text(steps: Sequence[Step], played: RecipeResult) -> str:
-    """Where the time went."""
+    """Returns where the time went."""
     slowest = max(range(len(steps)), key=played.seconds.__getitem__)
     longest = played.seconds[slowest]
     return f"{sum(played.seconds):.0f} s, of which {longest:.0f} s: {steps[slowest].title.lower()}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv)
 
 

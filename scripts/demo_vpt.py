@@ -1,11 +1,11 @@
-"""VPT on data it makes itself: load pretrained weights, play without training, clone an expert, play again.
+"""VPT on data it generates: load pretrained weights, play without training, clone an expert, play again.
 
     python scripts/demo_vpt.py
 
 The weights ship with the project (scripts/pretrain_demo_vpt.py made them): a small VPT that has cloned the grove's wool
 and stone tasks and has never seen the log task. The demo loads them, plays the log task as they are, clones 30 episodes
 of the scripted expert, and plays the same episodes again. Every command is printed first. Exit status: 0 all commands
-ran, else the status of the command that failed.
+ran, otherwise the status of the command that failed.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from diffusion_policy.tables import Table, Text
 MARKER = ".made_by_demo_vpt"
 WEIGHTS = PRETRAINED / "grove_vpt.weights"
 EPISODES, PLAYED, EPOCHS = 30, 20, 10
-MOST_TICKS = 200  # of an episode that is played; the expert needs 79 at the median, 174 at most
+MOST_TICKS = 200  # of a played episode; the expert needs 79 in the median, 174 at most
 
 
 def recipe(work: Path, seed: int, *, quick: bool) -> list[Step]:
-    """The commands, in order; ``quick`` makes them so small that nothing can be learned."""
+    """Returns the commands, in order; ``quick`` makes them too small to learn anything."""
     recordings, data, run = (f"{work}/{name}" for name in ("recordings", "log.zarr", "clone"))
     size = ("training.num_epochs=1", "training.max_train_steps=2") if quick else (f"training.num_epochs={EPOCHS}",)
     record = ("--task", "log", "--episodes", "2" if quick else str(EPISODES), "--seed", str(seed), "--variation", "0")
@@ -52,7 +52,7 @@ def recipe(work: Path, seed: int, *, quick: bool) -> list[Step]:
 
 
 def played(policy: str, work: Path, name: str, *, quick: bool) -> tuple[str, ...]:
-    """The words that play a policy in the episodes that all share."""
+    """Returns the command that plays a policy in the episodes that all share."""
     ticks, count = (20, 2) if quick else (MOST_TICKS, PLAYED)
     words = ("scripts/evaluate_closed_loop.py", policy, *in_grove())
     limits = ("--env", f"max_steps={ticks}", "--scenes", str(count), "--weights", "model")
@@ -60,7 +60,7 @@ def played(policy: str, work: Path, name: str, *, quick: bool) -> tuple[str, ...
 
 
 def outcome(work: Path) -> list[Any]:
-    """What was measured: held-out accuracies compared with trivial policies, and episodes played."""
+    """Returns what was measured: held-out accuracies compared with trivial policies, and episodes played."""
     from diffusion_policy.run_folder.reading import open_run
 
     run = open_run(work / "clone")
@@ -76,7 +76,7 @@ def outcome(work: Path) -> list[Any]:
 
 
 def row(document: Mapping[str, Any]) -> list[str]:
-    """Counts of a closed-loop result."""
+    """Returns the counts of a closed-loop result."""
     success = document["success"]
     low, high = success["interval"]
     ticks = sorted(scene["steps"] for scene in document["scenes"] if scene["success"])
@@ -85,14 +85,21 @@ def row(document: Mapping[str, Any]) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
-    parser.add_argument("--workdir", type=Path, default=Path("data/demo_vpt"), help="made anew (default data/demo_vpt)")
-    parser.add_argument("--seed", type=seed_number, default=0, help="of the recordings and of training (default 0)")
-    parser.add_argument("--quick", action="store_true", help="see every step run; far too little to learn from")
+    """Declares the arguments."""
+    parser.add_argument(
+        "--workdir",
+        type=Path,
+        default=Path("data/demo_vpt"),
+        help="folder for everything, recreated (default data/demo_vpt)",
+    )
+    parser.add_argument(
+        "--seed", type=seed_number, default=0, help="seed of the recordings and of training (default 0)"
+    )
+    parser.add_argument("--quick", action="store_true", help="run every step, with far too little to learn from")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Run the recipe and print its results."""
+    """Runs the recipe and prints its results."""
     if not WEIGHTS.is_file():
         raise WorkspaceError(f"{WEIGHTS}: the weights are missing; make them with {command('pretrain_demo_vpt')}")
     folder = arguments.workdir
@@ -107,7 +114,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv)
 
 

@@ -1,4 +1,4 @@
-"""Go through the known troubles of a fine-tune in order, and end with the cause and the next command.
+"""Check for the known troubles of a fine-tune in order, and end with the cause and the next command.
 
     python scripts/doctor.py                                        # this machine
     python scripts/doctor.py --dataset data/zarr/set.zarr --checkpoint grown.ckpt
@@ -21,23 +21,23 @@ from diffusion_policy.gripper_scale import add_gripper_scale
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     parser.add_argument("--dataset", nargs="+", type=Path, default=[], metavar="ZARR", help="converted datasets")
     parser.add_argument("--checkpoint", type=Path, metavar="CKPT", help="a checkpoint of the policy")
     parser.add_argument(
-        "--config", nargs="+", metavar="NAME", help="a config of config/, then overrides as for train.py"
+        "--config", nargs="+", metavar="NAME", help="a config in config/, then overrides as for train.py"
     )
-    parser.add_argument("--run", type=Path, metavar="DIR", help="folder of a training run; brings its files along")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="folder of a training run; adds its files")
     parser.add_argument("--log", nargs="+", type=Path, default=[], metavar="LOG", help="logs, or folders of them")
     parser.add_argument(
-        "--closed-loop", nargs="+", type=Path, default=[], metavar="JSON", help="of evaluate_closed_loop.py"
+        "--closed-loop", nargs="+", type=Path, default=[], metavar="JSON", help="results of evaluate_closed_loop.py"
     )
     add_gripper_scale(parser)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write findings and diagnosis")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Examine what is given."""
+    """Examines what is given."""
     from diffusion_policy.diagnose.doctor import examine
     from diffusion_policy.evaluate.gripper_table import find_logs
     from diffusion_policy.training_config import compose_training
@@ -56,7 +56,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv)
 
 

@@ -1,13 +1,13 @@
-"""Make a dataset out of others: leave episodes out, split at gaps, trim standing still, lay several end to end.
+"""Make a dataset from others: leave episodes out, split at gaps, trim idle steps, concatenate several.
 
     python scripts/edit_dataset.py data/zarr/a.zarr --delete 3 5-8 damaged --output data/zarr/b.zarr
     python scripts/edit_dataset.py data/zarr/a.zarr --delete-marked a.zarr.marks.json --output data/zarr/b.zarr
     python scripts/edit_dataset.py data/zarr/a.zarr data/zarr/b.zarr --split-at-gap 1 --output data/zarr/c.zarr
 
-Episodes are named by number (counted over all inputs, from 0), range, hash (8 digits or more), "damaged" (files that
-are absent or cut, or content that is not what was recorded), or @MARKS.json ({"delete": ["3", "5-8"]}). Marks that the
-page of view_dataset.py saved are refused for any other dataset. Inputs stay as they are. OUTPUT.edit.json accounts for
-every step. Exit status: 0 written, 2 refused.
+Episodes are named by number (over all inputs, from 0), range, hash (8 digits or more), "damaged" (with files that
+are missing or truncated, or content that differs from what was recorded), or @MARKS.json ({"delete": ["3", "5-8"]}).
+Marks saved by the page of view_dataset.py are refused for any other dataset. Inputs stay as they are. OUTPUT.edit.json
+accounts for every step. Exit status: 0 written, 2 refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from diffusion_policy.command_line import CommandResult, progress, run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     add = parser.add_argument
     add("inputs", nargs="+", metavar="ZARR", help="datasets: folders, zips or URLs")
     add("--output", required=True, type=Path, metavar="ZARR", help="the new dataset; nothing is overwritten")
@@ -31,15 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split-at-gap",
         type=float,
         metavar="SECONDS",
-        help="two episodes of one where the clock pauses for longer",
+        help="split an episode where the clock pauses for longer",
     )
-    add("--trim-idle", type=float, metavar="SECONDS", help="of standing still that stay at both ends of an episode")
-    add("--shortest", type=int, metavar="STEPS", help="leave out what has fewer steps after all that")
-    add("--dry-run", action="store_true", help="say what would be kept, and write nothing")
+    add(
+        "--trim-idle", type=float, metavar="SECONDS", help="keep at most this much idle time at both ends of an episode"
+    )
+    add("--shortest", type=int, metavar="STEPS", help="leave out episodes with fewer steps after all that")
+    add("--dry-run", action="store_true", help="show what would be kept, and write nothing")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Plan the edit, print the plan, and write."""
+    """Plans the edit, prints the plan, and writes the dataset."""
     from diffusion_policy.dataset.replay_buffer import ReplayBuffer
     from diffusion_policy.diagnose.step_evidence import idle_ranges
     from diffusion_policy.edit import plan as planning
@@ -67,7 +69,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv)
 
 

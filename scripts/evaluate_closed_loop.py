@@ -1,11 +1,11 @@
-"""A checkpoint in a simulator: how often it does the task, with an interval, and what goes wrong where it does not.
+"""Evaluate a checkpoint in a simulator: how often it does the task, with an interval, and what goes wrong otherwise.
 
     python scripts/evaluate_closed_loop.py data/outputs/.../latest.ckpt
     python scripts/evaluate_closed_loop.py latest.ckpt --scenes 40 --json closed_loop.json --picture --video 4
     python scripts/evaluate_closed_loop.py latest.ckpt --compare best.ckpt       # the same scenes, paired
     python scripts/evaluate_closed_loop.py latest.ckpt --through-server --set guard.max_step_m=0.08 --latency 200
 
-An interrupted evaluation with --json keeps the scenes that have ended; the same command with --resume goes on. Exit
+An interrupted evaluation with --json keeps the finished scenes; the same command with --resume continues. Exit
 status: 0 measured, 2 refused, 130 interrupted.
 """
 
@@ -32,47 +32,57 @@ TABLETOP = CONFIG / "simulator" / "tabletop.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     add = parser.add_argument
     add("checkpoint", type=Path, metavar="CKPT", help="a checkpoint, or VPT's .weights")
     add("--scenes", type=int, default=100, metavar="N", help="episodes (default 100)")
-    add("--seed", type=seed_number, default=100_000, help="of the first scene and of the noise (default 100000)")
+    add("--seed", type=seed_number, default=100_000, help="seed of the first scene and of the noise (default 100000)")
     add("--simulator", type=Path, default=TABLETOP, metavar="YAML", help="another simulator's settings")
     add("--env", dest="env_words", action="append", default=[], metavar="KEY=VALUE", help="an argument of its env")
-    add("--referee", help="of the tabletop: physics (default) or kinematic, which is faster")
-    add("--task", help="of the tabletop: pick_and_place (default), two_in_order, distractors, pose_only")
-    add("--camera-size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="of the recordings (default 320 180)")
+    add("--referee", help="the tabletop's referee: physics (default) or kinematic, which is faster")
+    add("--task", help="the tabletop's task: pick_and_place (default), two_in_order, distractors, pose_only")
+    add(
+        "--camera-size",
+        type=int,
+        nargs=2,
+        metavar=("WIDTH", "HEIGHT"),
+        help="size of the recordings' frames (default 320 180)",
+    )
     add("--n-action-steps", type=int, metavar="N", help="steps of a chunk that are executed (default 6)")
     add_loop_arguments(parser)
-    add("--compare", type=Path, metavar="OTHER", help="a checkpoint, or what --json wrote of one")
-    add("--weights", choices=["ema_model", "model"], help="(default ema_model; model of a file that has no average)")
+    add("--compare", type=Path, metavar="OTHER", help="a checkpoint, or the --json result of one")
+    add(
+        "--weights",
+        choices=["ema_model", "model"],
+        help="weights to evaluate (default ema_model; model if the file has no average)",
+    )
     add("--scheduler", choices=SCHEDULER_NAMES, default=DEFAULT_SAMPLER.scheduler)
     add("--steps", type=int, default=DEFAULT_SAMPLER.steps, help="denoising steps (default %(default)d)")
-    add("--greedy", action="store_true", help="of VPT: take the most probable actions, draw none")
-    add("--device", default="cpu", help="cpu (default), cuda:0; auto: cuda where there is one")
-    add("--threads", type=int, help="compute threads (default: as many as other processes leave cores)")
-    add("--output", type=Path, default=Path("data/closed_loop"), metavar="DIR", help="picture and videos")
+    add("--greedy", action="store_true", help="for VPT: take the most probable actions instead of sampling")
+    add("--device", default="cpu", help="cpu (default), cuda:0; auto: cuda if available")
+    add("--threads", type=int, help="compute threads (default: one per core that other processes leave free)")
+    add("--output", type=Path, default=Path("data/closed_loop"), metavar="DIR", help="folder for picture and videos")
     add("--picture", action="store_true", help="draw outcomes over positions: DIR/outcomes.png")
     add("--video", type=int, default=0, metavar="N", help="film the first N scenes: DIR/scene_0000_*.mp4")
     add("--json", type=Path, metavar="OUT", help="write all numbers")
-    add("--resume", action="store_true", help="run only the scenes that --json OUT does not hold yet")
+    add("--resume", action="store_true", help="run only the scenes that are not yet in --json OUT")
 
 
 def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare those of latency, control loop and server."""
+    """Declares the arguments of latency, control loop and server."""
     parser.add_argument(
-        "--latency", type=float, default=0.0, metavar="MS", help="injected: the world goes on meanwhile"
+        "--latency", type=float, default=0.0, metavar="MS", help="injected latency, during which the world continues"
     )
     parser.add_argument(
         "--strategy",
         metavar="NAME",
-        help="runs the arm by the control loop (with --through-server): wait, skip, ensemble, warm_start, rtc, auto",
+        help="the control loop's strategy (with --through-server): wait, skip, ensemble, warm_start, rtc, auto",
     )
     parser.add_argument(
-        "--smoothing", type=int, metavar="N", help="passes of its filter over a plan (default 2; 0: none)"
+        "--smoothing", type=int, metavar="N", help="passes of the loop's filter over a plan (default 2; 0 for none)"
     )
-    parser.add_argument("--jitter", type=float, default=0.0, metavar="MS", help="of its latency, uniform")
-    parser.add_argument("--through-server", action="store_true", help="the real server, client and guard between")
+    parser.add_argument("--jitter", type=float, default=0.0, metavar="MS", help="uniform jitter of the latency")
+    parser.add_argument("--through-server", action="store_true", help="run through the real server, client and guard")
     parser.add_argument("--serve-config", type=Path, default=CONFIG / "serve.yaml", metavar="YAML", help="its settings")
     parser.add_argument(
         "--set", dest="serve_words", action="append", default=[], metavar="KEY=VALUE", help="a setting of the server"
@@ -80,7 +90,7 @@ def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Run the scenes; then the other checkpoint's, if there is one."""
+    """Runs the scenes, then the other checkpoint's, if there is one."""
     from diffusion_policy.closed_loop.pictures import draw_outcomes
     from diffusion_policy.closed_loop.tables import comparison_table, result_table
     from diffusion_policy.env_runner.outcomes import with_position
@@ -99,13 +109,13 @@ def work(arguments: argparse.Namespace) -> CommandResult:
         draw_outcomes(found.results, f"{arguments.checkpoint.name}, {evaluation.simulator.name}", picture)
         shown.append(f"picture: {picture}")
     elif arguments.picture:
-        shown.append("picture: left out, since this simulator tells no position on a table (info.position)")
+        shown.append("picture: left out, since this simulator reports no position on a table (info.position)")
     if arguments.video:
         shown.append(f"videos: {arguments.output}")
     if arguments.compare:
         if other is None:
             if arguments.json:
-                write_json(arguments.json, document)  # the other one takes as long
+                write_json(arguments.json, document)  # the other checkpoint takes as long
             second = run(arguments.compare, evaluation, arguments, None)
             shown += ["", str(arguments.compare), result_table(second)]
             other = second.results
@@ -118,7 +128,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
-    """What the command line asks for; WorkspaceError where it makes no sense."""
+    """Returns the evaluation that the command line requests; raises WorkspaceError if it makes no sense."""
     from diffusion_policy.closed_loop.evaluation import Evaluation
     from diffusion_policy.env_runner.simulator import Simulator, read_arguments
     from diffusion_policy.errors import WorkspaceError
@@ -126,7 +136,7 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
     if arguments.scenes < 1:
         raise WorkspaceError(f"--scenes is {arguments.scenes}; expected 1 or more")
     if arguments.resume and arguments.json is None:
-        raise WorkspaceError("--resume needs --json OUT: it goes on with the scenes that OUT holds")
+        raise WorkspaceError("--resume needs --json OUT: it continues with the scenes in OUT")
     if arguments.serve_words and not arguments.through_server:
         raise WorkspaceError("--set is for the server; add --through-server")
     if arguments.jitter and arguments.strategy is None:
@@ -161,7 +171,7 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
 
 
 def found_device(asked: str) -> str:
-    """The device to compute on; of ``auto`` cuda where there is one, else the CPU."""
+    """Returns the device to compute on; for ``auto``, cuda if available, else the CPU."""
     if asked != "auto":
         return asked
     import torch
@@ -213,10 +223,10 @@ def video_files(results: Sequence[SceneResult], arguments: argparse.Namespace) -
 
 
 def readable(path: Path, evaluation: Evaluation) -> list[SceneResult] | None:
-    """The scenes of a result to compare with; None for a checkpoint, which is to be run.
+    """Returns the scenes of a result to compare with; None for a checkpoint, which must be run.
 
     Raises:
-        WorkspaceError: it is neither, or a result of other scenes.
+        WorkspaceError: it is neither, or a result on other scenes.
     """
     from diffusion_policy.checkpoint import read_checkpoint
     from diffusion_policy.env_runner.document import check_same, read_document
@@ -231,7 +241,7 @@ def readable(path: Path, evaluation: Evaluation) -> list[SceneResult] | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv)
 
 

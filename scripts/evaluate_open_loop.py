@@ -1,4 +1,4 @@
-"""Errors of a checkpoint on held-out recorded episodes, compared with baselines that it must beat.
+"""Measure a checkpoint's errors on held-out recorded episodes, compared with baselines that it must beat.
 
     python scripts/evaluate_open_loop.py data/outputs/.../latest.ckpt data/zarr/set.zarr
     python scripts/evaluate_open_loop.py new.ckpt data/zarr/set.zarr --against old.ckpt --json errors.json
@@ -21,7 +21,7 @@ from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     parser.add_argument("checkpoint", type=Path, metavar="CKPT")
     parser.add_argument("dataset", type=Path, metavar="ZARR")
     parser.add_argument("--against", type=Path, metavar="CKPT", help="another checkpoint to compare with")
@@ -33,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=int, default=DEFAULT_SAMPLER.steps, help="denoising steps (default %(default)d)"
     )
     parser.add_argument("--tolerance", type=float, default=TOLERANCE_SECONDS, metavar="SECONDS",
-        help="how far a predicted gripper event may be from a recorded one (default %(default)g)")  # fmt: skip
+        help="seconds between a predicted and a recorded gripper event that match (default %(default)g)")  # fmt: skip
     parser.add_argument("--seed", type=seed_number, default=42)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all numbers")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Evaluate the checkpoint, and the one to compare with."""
+    """Evaluates the checkpoint, and the one to compare with."""
     from diffusion_policy.evaluate.episode_choice import parse_episodes
     from diffusion_policy.evaluate.open_loop_report import compare_open_loop, evaluate_open_loop
     from diffusion_policy.evaluate.open_loop_table import comparison_table, open_loop_table
@@ -74,7 +74,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv)
 
 

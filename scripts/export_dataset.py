@@ -1,4 +1,4 @@
-"""Export a dataset, or logged runs, for other tools; what is exported stays as it is.
+"""Export a dataset, or logged runs, for other tools; the source is not changed.
 
 python scripts/export_dataset.py data/zarr/cogact.zarr --lerobot out/my_set --task "put the block into the tray"
 python scripts/export_dataset.py RUN --lerobot out/my_set --task "..."     # a logged run, with interventions
@@ -19,23 +19,23 @@ from diffusion_policy.gripper_scale import add_gripper_scale, parse_scales
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     add = parser.add_argument
-    add("source", type=Path, metavar="DATASET", help="a dataset (.zarr, .zarr.zip, URL), a run's folder or its log")
+    add("source", type=Path, metavar="DATASET", help="a dataset (.zarr, .zarr.zip, URL), a run folder or a log")
     add("--lerobot", type=Path, metavar="DIR", help="write a LeRobot v3.0 dataset (extra: lerobot)")
     add("--zarr-zip", type=Path, metavar="FILE", help="pack the dataset into one archive, which is read in place")
-    add("--task", metavar="TEXT", help="of --lerobot: what is done, in words, where the dataset does not say it")
-    add("--fps", type=float, metavar="HZ", help="of --lerobot: steps a second (default: as the time stamps say)")
-    add("--robot", metavar="NAME", help="of --lerobot: the robot's type")
+    add("--task", metavar="TEXT", help="for --lerobot: task description, if the dataset has none")
+    add("--fps", type=float, metavar="HZ", help="for --lerobot: steps per second (default: from the time stamps)")
+    add("--robot", metavar="NAME", help="for --lerobot: the robot's type")
     add_gripper_scale(parser)
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Export, and say what was written."""
+    """Exports, and reports what was written."""
     if arguments.lerobot is None and arguments.zarr_zip is None:
-        raise WorkspaceError("nothing is asked for; give --lerobot DIR, --zarr-zip FILE, or both")
+        raise WorkspaceError("nothing to export; give --lerobot DIR, --zarr-zip FILE, or both")
     if arguments.fps is not None and not 0 < arguments.fps <= 1000:
-        raise WorkspaceError(f"--fps is {arguments.fps}; expected steps a second, above 0 and at most 1000")
+        raise WorkspaceError(f"--fps is {arguments.fps}; expected steps per second, above 0 and at most 1000")
     lines: list[str] = []
     if arguments.zarr_zip is not None:
         from diffusion_policy.export.zarr_zip import export_zarr_zip
@@ -71,7 +71,7 @@ def _to_lerobot(arguments: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv)
 
 

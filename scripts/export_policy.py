@@ -1,10 +1,10 @@
-"""Export a policy for a robot's computer without torch: one ONNX graph from observations to actions.
+"""Export a policy for a robot computer without torch: one ONNX graph from observations to actions.
 
 python scripts/export_policy.py latest.ckpt policy.onnx                          # needs the extra: onnx
 python scripts/export_policy.py latest.ckpt policy.onnx --steps 16
 
-The whole denoising loop (DDIM) is in the graph; the noise that it starts from is an input. ONNX Runtime's answers are
-compared with the policy's before the file gets its name. policy.onnx.json says what inputs and outputs hold. Exit
+The whole denoising loop (DDIM) is in the graph; the starting noise is an input. ONNX Runtime's answers are
+compared with the policy's before the file gets its name. policy.onnx.json describes inputs and outputs. Exit
 status: 0 written, 2 refused.
 """
 
@@ -22,9 +22,9 @@ SCHEDULER = "ddim"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     parser.add_argument("checkpoint", type=Path, metavar="CKPT")
-    parser.add_argument("output", type=Path, metavar="FILE.onnx", help="to be made, with FILE.onnx.json")
+    parser.add_argument("output", type=Path, metavar="FILE.onnx", help="file to write, with FILE.onnx.json")
     parser.add_argument("--weights", choices=["ema_model", "model"], default="ema_model")
     parser.add_argument(
         "--steps", type=int, default=DEFAULT_SAMPLER.steps, help="denoising steps (default %(default)d)"
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Export, and say how equal it is."""
+    """Exports, and reports how closely the graph matches."""
     from diffusion_policy.checkpoint import load_policy, read_checkpoint
     from diffusion_policy.export.onnx_policy import export_onnx
     from diffusion_policy.policy.registry import refuse_memory
@@ -50,12 +50,12 @@ def work(arguments: argparse.Namespace) -> CommandResult:
     exported = export_onnx(policy.eval(), arguments.output, about)
     return CommandResult(
         f"{exported.path}: {SCHEDULER}, {arguments.steps} steps; ONNX Runtime's actions are at most "
-        f"{exported.difference:.1e} from the policy's, of a range of 2"
+        f"{exported.difference:.1e} from the policy's, in a range of 2"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv)
 
 

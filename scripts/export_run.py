@@ -1,4 +1,4 @@
-"""Export a logged run for other tools; the run itself stays as it is.
+"""Export a logged run for other tools; the run itself is not changed.
 
 python scripts/export_run.py RUN --inference-log data/logs     # the predecessor's inference_log_*.json
 python scripts/export_run.py RUN --vlalab vlalab_runs          # a run directory of VLA-Lab
@@ -17,23 +17,23 @@ from diffusion_policy.errors import WorkspaceError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     kinds = parser.add_mutually_exclusive_group(required=True)
     kinds.add_argument("--inference-log", type=Path, metavar="DIR")
     kinds.add_argument("--vlalab", type=Path, metavar="DIR")
     kinds.add_argument("--rerun", type=Path, metavar="FILE")
-    parser.add_argument("--project", metavar="NAME", help="of --vlalab (default: diffusion_policy)")
+    parser.add_argument("--project", metavar="NAME", help="project name for --vlalab (default: diffusion_policy)")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Export the run."""
+    """Exports the run."""
     from diffusion_policy.run_log.exports import PROJECT, to_inference_log, to_rerun, to_vlalab
 
     if arguments.vlalab is not None:
         written = to_vlalab(arguments.run, arguments.vlalab, arguments.project or PROJECT)
     elif arguments.project is not None:
-        raise WorkspaceError("--project belongs to --vlalab")
+        raise WorkspaceError("--project only applies to --vlalab")
     elif arguments.inference_log is not None:
         written = to_inference_log(arguments.run, arguments.inference_log)
     else:
@@ -42,7 +42,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv)
 
 

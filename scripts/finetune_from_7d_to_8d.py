@@ -1,4 +1,4 @@
-"""Make an 8-D (pose and gripper) checkpoint of a 7-D (pose) one, ready to be fine-tuned.
+"""Make an 8-D (pose and gripper) checkpoint from a 7-D (pose) one, ready to be fine-tuned.
 
     python scripts/finetune_from_7d_to_8d.py --old_ckpt data/pretrained/cogact_7d.ckpt \
         --new_ckpt data/pretrained/cogact_7d_to_8d_init.ckpt
@@ -17,19 +17,19 @@ from diffusion_policy.gripper_scale import add_gripper_scale
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     parser.add_argument("--old_ckpt", required=True, help="7-D checkpoint (x y z qx qy qz qw); never written to")
     parser.add_argument("--new_ckpt", required=True, help="8-D checkpoint to write")
     parser.add_argument("--mode", choices=("grow", "strip"), default="grow",
-                        help="grow: keep what the action projections know, proven; strip: start them anew")  # fmt: skip
+                        help="grow: keep the action projections, with proof; strip: reinitialize them")  # fmt: skip
     parser.add_argument("--dataset", metavar="ZARR", help="take the gripper's normalizer entry from this dataset")
     add_gripper_scale(parser)
-    parser.add_argument("--ledger", metavar="JSON", help="where the ledger goes (default: NEW_CKPT.ledger.json)")
+    parser.add_argument("--ledger", metavar="JSON", help="where to write the ledger (default: NEW_CKPT.ledger.json)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing NEW_CKPT")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Grow the checkpoint, with its ledger."""
+    """Grows the checkpoint, with its ledger."""
     from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
 
     with progress("stages") as show:
@@ -41,7 +41,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv, outputs=("new_ckpt", "ledger"))
 
 

@@ -1,13 +1,13 @@
-"""Load VPT's weights and print what was loaded, what was dropped, and the size that the file has.
+"""Load VPT's weights and print what was loaded, what was dropped, and the model size in the file.
 
     python scripts/load_vpt.py rl-from-early-game-2x.weights
     python scripts/load_vpt.py foundation-model-1x.weights --model foundation-model-1x.model
     python scripts/load_vpt.py fine_tuned.weights --repair
     python scripts/load_vpt.py RUN/checkpoints/latest.ckpt --out mine.weights
 
-The weights go into a policy of the size that the file's shapes tell; all of them do, or none. --out writes them as
-upstream writes them, a plain state dict under the released names, also those of a run's checkpoint (its average, where
-there is one). Exit status: 0 loaded, 2 refused, with the reason and what would settle it.
+The weights are loaded into a policy of the size given by the file's shapes, all of them or none. --out writes them as
+upstream does, as a plain state dict under the released names, including those of a run's checkpoint (its average, if
+there is one). Exit status: 0 loaded, 2 refused, with the reason and the remedy.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     parser.add_argument(
-        "weights", type=Path, help="a .weights file of OpenAI's or fine-tuned from it, or a run's checkpoint"
+        "weights", type=Path, help="a .weights file from OpenAI or fine-tuned from one, or a run's checkpoint"
     )
     parser.add_argument("--model", type=Path, help="the .model file of that size; its settings are compared")
     parser.add_argument(
-        "--repair", action="store_true", help="take off a prefix that a wrapper put before every name (module.policy.)"
+        "--repair", action="store_true", help="strip a prefix that a wrapper put before every name (module.policy.)"
     )
-    parser.add_argument("--out", type=Path, metavar="NEW.weights", help="write the policy's weights, a new file")
+    parser.add_argument("--out", type=Path, metavar="NEW.weights", help="write the policy's weights to a new file")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the account as JSON")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Load, tell what became of every tensor, and perhaps write the weights."""
+    """Loads, reports what became of every tensor and, if requested, writes the weights."""
     from dataclasses import asdict
 
     from diffusion_policy.policy.vpt_weights import check_free, write_weights
@@ -49,7 +49,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
     settings = policy.settings
     lines = [
         account["said"],
-        f"size: {settings.release or 'of its own'} (hidsize {settings.hidsize}, {settings.n_recurrence_layers} blocks, "
+        f"size: {settings.release or 'custom'} (hidsize {settings.hidsize}, {settings.n_recurrence_layers} blocks, "
         f"{settings.attention_heads} heads, impala_width {settings.impala_width}, window {settings.window}), "
         f"{sum(parameter.numel() for parameter in policy.parameters()):,} parameters",
         *(f"dropped by rule: {name}" for name in dropped),
@@ -60,7 +60,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def _loaded(arguments: argparse.Namespace) -> tuple[MinecraftAgentPolicy, dict[str, Any], Sequence[str]]:
-    """The policy of a weights file or of a run's checkpoint, the account of its load, and names that were dropped."""
+    """Returns the policy in a weights file or a run's checkpoint, the account of loading it, and the dropped names."""
     from dataclasses import asdict
 
     from diffusion_policy.adapt.foreign import is_checkpoint
@@ -84,7 +84,7 @@ def _loaded(arguments: argparse.Namespace) -> tuple[MinecraftAgentPolicy, dict[s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv)
 
 

@@ -3,7 +3,7 @@
 python scripts/make_demo_trajectories.py --output data/demo/trajectories --episodes 16
 python scripts/make_demo_trajectories.py --output data/varied --task distractors --variation 1 --referee physics
 
-An interrupted recording keeps the episodes that are whole; the same command with --resume records the others.
+An interrupted recording keeps the complete episodes; the same command with --resume records the others.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from diffusion_policy.command_line import CommandResult, Stopped, run_command, s
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     parser.add_argument("--output", required=True, type=Path, help="folder for episode_0000/ and so on")
-    parser.add_argument("--episodes", type=int, default=16, help="how many (default: 16)")
+    parser.add_argument("--episodes", type=int, default=16, help="number of episodes (default: 16)")
     parser.add_argument("--seed", type=seed_number, default=0, help="equal seeds make equal files (default: 0)")
     parser.add_argument(
         "--resolution", type=int, nargs=2, default=(640, 360), metavar=("WIDTH", "HEIGHT"), help="(default: 640 360)"
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pick_and_place (the default), two_in_order, distractors, or pose_only: the gripper stays open",
     )
     parser.add_argument(
-        "--variation", type=float, default=0.0, help="0 (always the same, the default) to 1 (as people differ)"
+        "--variation", type=float, default=0.0, help="0 (always the same, the default) to 1 (as much as people vary)"
     )
     parser.add_argument(
         "--referee", default="kinematic", help="what moves the blocks: kinematic (the default) or physics"
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Record the episodes."""
+    """Records the episodes."""
     from diffusion_policy.sim.recorder import episode_folders, make_trajectories
 
     try:
@@ -63,7 +63,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv)
 
 

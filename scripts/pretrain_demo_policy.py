@@ -2,9 +2,9 @@
 
     python scripts/pretrain_demo_policy.py --output data/pretrained/tabletop_7d.ckpt
 
-It knows the way to the block and to the tray, and cannot command the gripper: the commands of its demonstrations are
-cut to the pose. The average of the weights is packed, in float16 and once for model and average, with the commands and
-versions it comes from. About 40 minutes on one core. Exit status: 0 written, else that of the command that failed.
+It knows the way to the block and to the tray, but cannot command the gripper: the commands of its demonstrations are
+cut to the pose. The average of the weights is packed in float16, once for model and average, with the commands and
+versions that made it. About 40 minutes on one core. Exit status: 0 written, otherwise that of the command that failed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FIGURES = ("global_step", "train_loss", "val_loss", "val_position_error_mm", "va
 
 
 def recipe(folder: Path, episodes: int, seed: int, epochs: int) -> list[Step]:
-    """The commands, in order."""
+    """Returns the commands, in order."""
     recordings, dataset, run = (f"{folder}/{name}" for name in ("trajectories", "poses.zarr", "run"))
     record = ("scripts/make_demo_trajectories.py", "--output", recordings, "--episodes", str(episodes))
     scenes = ("--seed", str(seed), "--resolution", "320", "180", "--task", "pick_and_place", "--variation", "0")
@@ -44,7 +44,7 @@ def recipe(folder: Path, episodes: int, seed: int, epochs: int) -> list[Step]:
 
 
 def pack(source: Path, output: Path, provenance: dict[str, Any]) -> None:
-    """Write the average of a run's checkpoint as a small one: the same tensors for model and average, in float16.
+    """Writes the average of a run's checkpoint as a small one: the same tensors for model and average, in float16.
 
     The normalizer stays in float32: its offsets are positions, which float16 would move by half a millimeter.
     """
@@ -69,7 +69,7 @@ def pack(source: Path, output: Path, provenance: dict[str, Any]) -> None:
 
 
 def origin(steps: Sequence[Step], run: Path) -> dict[str, Any]:
-    """Where the weights come from: commands, versions, last figures of the run."""
+    """Returns where the weights come from: commands, versions, last figures of the run."""
     from importlib.metadata import version
 
     from diffusion_policy.run_folder.reading import open_run
@@ -80,16 +80,16 @@ def origin(steps: Sequence[Step], run: Path) -> dict[str, Any]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     parser.add_argument("--output", type=Path, default=Path("data/pretrained/tabletop_7d.ckpt"))
     parser.add_argument("--workdir", type=Path, default=Path("data/demo_pretraining"), help="made anew")
     parser.add_argument("--episodes", type=int, default=400, help="demonstrations (default: 400)")
     parser.add_argument("--epochs", type=int, default=12, help="passes over them (default: 12)")
-    parser.add_argument("--seed", type=seed_number, default=7, help="of the demonstrations (default: 7)")
+    parser.add_argument("--seed", type=seed_number, default=7, help="seed of the demonstrations (default: 7)")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Run the commands and pack what they made."""
+    """Runs the commands and packs what they made."""
     folder = arguments.workdir
     steps = recipe(folder, arguments.episodes, arguments.seed, arguments.epochs)
     prepare(folder, MARKER)
@@ -106,7 +106,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv, outputs=["output"])
 
 

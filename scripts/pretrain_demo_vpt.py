@@ -2,8 +2,8 @@
 
     python scripts/pretrain_demo_vpt.py --output data/pretrained/grove_vpt.weights
 
-The weights are packed in float16 under the released names, a flat state dict as upstream's, with OUTPUT.json: the
-commands and figures they come from. About 15 minutes on one core. Exit status: 0 written, else that of the command
+The weights are packed in float16 under the released names, a flat state dict like upstream's, with OUTPUT.json: the
+commands and figures behind them. About 15 minutes on one core. Exit status: 0 written, otherwise that of the command
 that failed.
 """
 
@@ -25,7 +25,7 @@ FIGURES = ("global_step", "train_loss", "val_loss", "val_accuracy_buttons", "val
 
 
 def recipe(folder: Path, episodes: int, seed: int, epochs: int) -> list[Step]:
-    """The commands, in order."""
+    """Returns the commands, in order."""
     recordings, data, run = (f"{folder}/{name}" for name in ("recordings", "data.zarr", "run"))
     record = ("scripts/record_grove.py", "--output", recordings, "--episodes", str(episodes), "--seed", str(seed))
     convert = ("scripts/convert_dataset.py", "--input", recordings, "--output", data, "--resolution", "128", "128")
@@ -38,7 +38,7 @@ def recipe(folder: Path, episodes: int, seed: int, epochs: int) -> list[Step]:
 
 
 def pack(run: Path, output: Path) -> None:
-    """Write the weights of a run's last checkpoint in float16."""
+    """Writes the weights of a run's last checkpoint in float16."""
     from diffusion_policy.checkpoint import load_policy
     from diffusion_policy.policy.vpt_weights import write_weights
 
@@ -48,7 +48,7 @@ def pack(run: Path, output: Path) -> None:
 
 
 def origin(folder: Path, steps: Sequence[Step]) -> dict[str, Any]:
-    """Where the weights come from: the commands, with WORKDIR for the folder, and the last figures of the run."""
+    """Returns where the weights come from: the commands, with WORKDIR for the folder, and the run's last figures."""
     from diffusion_policy.run_folder.reading import open_run
 
     commands = [" ".join(step.words).replace(str(folder), "WORKDIR") for step in steps]
@@ -56,16 +56,16 @@ def origin(folder: Path, steps: Sequence[Step]) -> dict[str, Any]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     parser.add_argument("--output", type=Path, default=Path("data/pretrained/grove_vpt.weights"))
     parser.add_argument("--workdir", type=Path, default=Path("data/demo_vpt_pretraining"), help="made anew")
-    parser.add_argument("--episodes", type=int, default=100, help="of each task (default 100)")
+    parser.add_argument("--episodes", type=int, default=100, help="episodes of each task (default 100)")
     parser.add_argument("--epochs", type=int, default=10, help="passes over them (default 10)")
-    parser.add_argument("--seed", type=seed_number, default=7, help="of the recordings (default 7)")
+    parser.add_argument("--seed", type=seed_number, default=7, help="seed of the recordings (default 7)")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Run the commands and pack what they made."""
+    """Runs the commands and packs what they made."""
     from diffusion_policy.storage import write_json
 
     folder = arguments.workdir
@@ -82,7 +82,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv, outputs=["output"])
 
 

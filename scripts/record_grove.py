@@ -1,9 +1,9 @@
-"""Record demonstrations of the scripted expert in the grove, as OpenAI's contractors recorded theirs (MP4, JSON lines).
+"""Record demonstrations of the scripted expert in the grove, in the format of OpenAI's contractors (MP4, JSON lines).
 
     python scripts/record_grove.py --output data/grove/recordings --task log --episodes 30
     python scripts/convert_dataset.py --input data/grove/recordings --output data/grove/log.zarr --resolution 128 128
 
-An interrupted recording keeps the episodes that are complete; the same command with --resume records the others.
+An interrupted recording keeps the complete episodes; the same command with --resume records the others.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from diffusion_policy.command_line import CommandResult, Stopped, progress, run_
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     parser.add_argument("--output", required=True, type=Path, help="folder for TASK_SEED_0000.mp4, .jsonl and so on")
     parser.add_argument("--task", default="log", help="log (the default), wool or stone")
-    parser.add_argument("--episodes", type=int, default=30, help="how many (default: 30)")
+    parser.add_argument("--episodes", type=int, default=30, help="number of episodes (default: 30)")
     parser.add_argument("--seed", type=seed_number, default=0, help="equal seeds make equal episodes (default: 0)")
     parser.add_argument(
         "--variation", type=float, default=0.5, help="0 (always the same) to 1: pauses, uneven turns (default: 0.5)"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted recording")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted recording")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Record the episodes."""
+    """Records the episodes."""
     from diffusion_policy.errors import WorkspaceError
     from diffusion_policy.minecraft.recorder import grove_files, record_grove
 
@@ -53,7 +53,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv)
 
 

@@ -1,4 +1,4 @@
-"""Recompute the actions of a logged run and compare.
+"""Recompute the actions of a logged run, and compare them with the log.
 
 python scripts/replay_log.py data/logs/serve/run_20260108_171739 --ckpt latest.ckpt
 python scripts/replay_log.py RUN --ckpt other.ckpt --steps 4
@@ -18,7 +18,7 @@ from diffusion_policy.policy import SCHEDULER_NAMES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument("--ckpt", type=Path, required=True, help="the log's own checkpoint, or another")
     parser.add_argument("--scheduler", choices=SCHEDULER_NAMES, help="default: the log's")
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Recompute the run."""
+    """Recomputes the run."""
     from diffusion_policy.serve.replay import replay
 
     wanted = {name: getattr(arguments, name) for name in ("scheduler", "steps", "device")}
@@ -38,7 +38,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv)
 
 

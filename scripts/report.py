@@ -1,11 +1,11 @@
-"""One self-contained page about a fine-tune: verdict, findings, closed loop, data, ledger, curves, errors, replay.
+"""Write one page about a fine-tune, in one file: verdict, findings, closed loop, data, ledger, curves, errors, replay.
 
     python scripts/report.py --run data/outputs/... --out report.html
     python scripts/report.py --dataset data/zarr/set.zarr --out data.html
     python scripts/report.py --log data/logs/inference_log_*.json --open-loop errors.json --out report.html
     python scripts/report.py --checkpoint tuned.ckpt --closed-loop closed_loop.json --out report.html
 
-Sections appear for what is given; a run brings its datasets, best checkpoint, closed-loop results and logs along. Exit
+Sections appear for what is given; a run adds its datasets, best checkpoint, closed-loop results and logs. Exit
 status: 0 the verdict is good or has doubts, 1 it is bad, 2 bad input.
 """
 
@@ -21,23 +21,23 @@ from diffusion_policy.gripper_scale import add_gripper_scale
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     parser.add_argument("--dataset", nargs="+", type=Path, default=[], metavar="ZARR", help="converted datasets")
     parser.add_argument("--checkpoint", type=Path, metavar="CKPT", help="a checkpoint of the policy")
     parser.add_argument("--run", type=Path, metavar="DIR", help="folder of a training run")
     parser.add_argument("--log", nargs="+", type=Path, default=[], metavar="LOG", help="logs, or folders of them")
     parser.add_argument(
-        "--open-loop", nargs="+", type=Path, default=[], metavar="JSON", help="of evaluate_open_loop.py"
+        "--open-loop", nargs="+", type=Path, default=[], metavar="JSON", help="results of evaluate_open_loop.py"
     )
     parser.add_argument(
-        "--closed-loop", nargs="+", type=Path, default=[], metavar="JSON", help="of evaluate_closed_loop.py"
+        "--closed-loop", nargs="+", type=Path, default=[], metavar="JSON", help="results of evaluate_closed_loop.py"
     )
     add_gripper_scale(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="HTML", help="the page to write")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Write the page."""
+    """Writes the page."""
     from diffusion_policy.evaluate.gripper_table import find_logs
     from diffusion_policy.report.report_page import Sources, write_report
 
@@ -50,7 +50,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv, outputs=("out",))
 
 

@@ -1,4 +1,4 @@
-"""Run a checkpoint over recorded episodes as the robot would, and write an inference log for each.
+"""Run a checkpoint on recorded episodes as the robot would, and write an inference log for each.
 
 python scripts/run_offline_inference.py data/outputs/.../latest.ckpt data/zarr/set.zarr --output data/logs
 python scripts/validate_gripper.py data/logs
@@ -19,10 +19,10 @@ from diffusion_policy.policy.default_sampler import DEFAULT_SAMPLER
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     parser.add_argument("checkpoint", type=Path, metavar="CKPT")
     parser.add_argument("dataset", type=Path, metavar="ZARR")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the logs go")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where to write the logs")
     parser.add_argument(
         "--episodes",
         nargs="+",
@@ -35,14 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=int, default=DEFAULT_SAMPLER.steps, help="denoising steps (default %(default)d)"
     )
-    parser.add_argument("--stride", type=int, default=1, help="an inference every so many recorded steps")
+    parser.add_argument("--stride", type=int, default=1, help="recorded steps per inference (default %(default)d)")
     parser.add_argument("--seed", type=seed_number, default=42)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--weights", choices=["ema_model", "model"], default="ema_model")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Run the checkpoint over the episodes."""
+    """Runs the checkpoint on the episodes."""
     from diffusion_policy.evaluate.episode_choice import parse_episodes
     from diffusion_policy.evaluate.recorded_inference import run_recorded_inference
 
@@ -66,7 +66,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv)
 
 

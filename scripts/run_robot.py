@@ -5,7 +5,7 @@
     python scripts/run_robot.py --simulator                  # the tabletop in real time, its server on this machine
     python scripts/run_robot.py --replay EPISODE             # a recorded episode as the arm: compares, moves nothing
 
-Holds the arm on any doubt, recovers by itself, and ends by Ctrl-C; what was sent to the arm is in the log that it
+Holds the arm when in doubt, recovers by itself, and ends with Ctrl-C; what was sent to the arm is in the log that it
 names. Exit status: 0 ended by itself, 130 by Ctrl-C, 2 refused.
 """
 
@@ -32,37 +32,53 @@ ARM_HZ = 50.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     arm = parser.add_mutually_exclusive_group(required=True)
-    arm.add_argument("--arm", metavar="MODULE:FUNCTION", help="makes your robot's Arm of the policy's form")
+    arm.add_argument("--arm", metavar="MODULE:FUNCTION", help="returns your robot's Arm, given the policy's form")
     arm.add_argument("--simulator", type=Path, nargs="?", const=TABLETOP, metavar="YAML", help="default: the tabletop")
     arm.add_argument("--replay", type=Path, metavar="EPISODE", help="a recorded episode, instead of an arm")
-    parser.add_argument("--server", default="127.0.0.1:8007", metavar="HOST:PORT", help="or ws://HOST:PORT")
     parser.add_argument(
-        "--strategy", default="auto", help="wait, skip, ensemble, warm_start, rtc, or auto (default): rtc or else skip"
+        "--server", default="127.0.0.1:8007", metavar="HOST:PORT", help="the server's address, or ws://HOST:PORT"
     )
     parser.add_argument(
-        "--smoothing", type=int, metavar="N", help="passes of the filter over a plan's steps (default 2; 0: none)"
+        "--strategy",
+        default="auto",
+        help="wait, skip, ensemble, warm_start, rtc, or auto (default): rtc if possible, else skip",
+    )
+    parser.add_argument(
+        "--smoothing", type=int, metavar="N", help="passes of the filter over a plan's steps (default 2; 0 for none)"
     )
     parser.add_argument("--n-action-steps", type=int, metavar="N", help="steps of a chunk executed (default 6)")
-    parser.add_argument("--hz", type=float, help="commands a second (default 50; in simulators their own rate)")
+    parser.add_argument("--hz", type=float, help="commands per second (default 50; in simulators their own rate)")
     parser.add_argument("--dry-run", action="store_true", help="compute and log; no command is sent to the arm")
-    parser.add_argument("--seconds", type=float, help="end after so long")
+    parser.add_argument("--seconds", type=float, help="end after this time")
     parser.add_argument("--answer-timeout", type=float, default=1.0, metavar="S", help="then the arm holds (default 1)")
-    parser.add_argument("--max-action-age", type=float, default=2.0, metavar="S", help="oldest step (default 2)")
+    parser.add_argument("--max-action-age", type=float, default=2.0, metavar="S", help="of executed steps (default 2)")
     parser.add_argument(
-        "--camera-max-age", action="append", default=[], metavar="[CAMERA=]S", help="of the newest frame (default 0.3)"
+        "--camera-max-age",
+        action="append",
+        default=[],
+        metavar="[CAMERA=]S",
+        help="largest age of the newest frame (default 0.3)",
     )
-    parser.add_argument("--state-max-age", type=float, default=0.2, metavar="S", help="of the state (default 0.2)")
-    parser.add_argument("--longest-gap", type=float, metavar="S", help="of two commands (default 2.5 periods, 0.1 s)")
-    parser.add_argument("--gripper-blocking", type=float, default=0.0, metavar="S", help="how long a gripper moves")
-    parser.add_argument("--seed", type=seed_number, default=100_000, help="of the simulator's scene")
-    parser.add_argument("--log", type=Path, default=Path("data/logs/arm"), metavar="DIR", help="of what was sent")
+    parser.add_argument(
+        "--state-max-age", type=float, default=0.2, metavar="S", help="largest age of the state (default 0.2)"
+    )
+    parser.add_argument(
+        "--longest-gap", type=float, metavar="S", help="longest gap between commands (default 2.5 periods, 0.1 s)"
+    )
+    parser.add_argument(
+        "--gripper-blocking", type=float, default=0.0, metavar="S", help="time that a gripper movement blocks the arm"
+    )
+    parser.add_argument("--seed", type=seed_number, default=100_000, help="seed of the simulator's scene")
+    parser.add_argument(
+        "--log", type=Path, default=Path("data/logs/arm"), metavar="DIR", help="folder for the log of what was sent"
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures of the run")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Run the arm until it is done or stopped."""
+    """Runs the arm until it is done or stopped."""
     from diffusion_policy.serve.client import PolicyForm, RealClock
     from diffusion_policy.serve.client.loop_figures import LoopFigures
     from diffusion_policy.serve.client.running import connect, run_arm
@@ -90,7 +106,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 def arm_of(
     arguments: argparse.Namespace, form: PolicyForm, clock: RealClock, metadata: Mapping[str, Any]
 ) -> tuple[Any, float, Callable[[], bool]]:
-    """The arm, the rate at which it is commanded unless --hz says another, and whether it is done."""
+    """Yields the arm and the rate at which it is commanded unless --hz sets another."""
     if arguments.arm is not None:
         from diffusion_policy.serve.client.running import make_arm
 
@@ -110,20 +126,20 @@ def arm_of(
 
 @contextmanager
 def whole_package(option: str) -> Iterator[None]:
-    """WorkspaceError for an option that a robot's computer lacks the modules of."""
+    """Raises WorkspaceError for an option whose modules are missing on a robot's computer."""
     from diffusion_policy.errors import WorkspaceError
 
     try:
         yield
     except ModuleNotFoundError as error:
         raise WorkspaceError(
-            f"{option} needs {error.name}, which an installation for a robot's computer lacks: use --arm here, or "
+            f"{option} needs {error.name}, which the installation for a robot's computer lacks: use --arm here, or "
             f"{option} where the whole package is installed"
         ) from error
 
 
 def settings_of(arguments: argparse.Namespace, hz: float) -> RunSettings:
-    """What the command line asks for; WorkspaceError where it makes no sense."""
+    """Returns the settings that the command line requests; raises WorkspaceError if they make no sense."""
     from diffusion_policy.errors import WorkspaceError
     from diffusion_policy.serve.client import DEFAULT_SMOOTHING, LoopSettings
     from diffusion_policy.serve.client.running import RunSettings
@@ -152,7 +168,7 @@ def settings_of(arguments: argparse.Namespace, hz: float) -> RunSettings:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv)
 
 

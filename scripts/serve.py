@@ -3,7 +3,7 @@
 python scripts/serve.py --config config/serve.yaml ckpt=data/outputs/finetune/checkpoints/latest.ckpt
 python scripts/serve.py ckpt=latest.ckpt engine.steps=8 guard.max_step_m=0.02 websocket_port=8008
 
-Prints the limits that are in force, then listens until SIGTERM or Ctrl-C, closes the log and says which runs are kept.
+Prints the limits in force, listens until SIGTERM or Ctrl-C, then closes the log and prints which runs are kept.
 Other settings: config/serve.yaml. Exit status: 0 ended by SIGTERM, 130 by Ctrl-C, 2 refused.
 """
 
@@ -19,16 +19,16 @@ from diffusion_policy.command_line import CommandResult, run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
-    parser.add_argument("--config", type=Path, metavar="YAML", help="config/serve.yaml, or one of your own")
+    """Declares the arguments."""
+    parser.add_argument("--config", type=Path, metavar="YAML", help="config/serve.yaml, or your own file")
     parser.add_argument(
-        "--allow-unauthenticated", action="store_true", help="let clients without a token in, on any address"
+        "--allow-unauthenticated", action="store_true", help="admit clients without a token on any address"
     )
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Serve until someone stops it."""
+    """Serves until stopped."""
     from diffusion_policy.serve.server import serve_checkpoint
     from diffusion_policy.serve.settings import read_settings
 
@@ -39,7 +39,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv)
 
 

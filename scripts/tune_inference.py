@@ -4,9 +4,9 @@ python scripts/tune_inference.py latest.ckpt data/zarr/set.zarr --candidates ddi
 python scripts/tune_inference.py latest.ckpt data/zarr/set.zarr --simulator config/simulator/tabletop.yaml --scenes 40
 A candidate is SCHEDULER:STEPS; with :WARM, a number, the server starts from the remainder of its last chunk; with :rtc
 or :warm_start the requests carry what the arm executes meanwhile, as run_robot.py --strategy does. With a simulator
-success in closed loop counts, too. Settings of server and control loop are printed to be pasted.
+success in closed loop counts as well. Settings of server and control loop are printed, ready to paste.
 
-Exit status: 0 one is proposed, 1 none fits the budget, 2 cannot be measured.
+Exit status: 0 a candidate is proposed, 1 none fits the budget, 2 cannot be measured.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PLAIN_STRATEGY = "skip"  # of the control loop, for a candidate that continues n
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     from diffusion_policy.serve.settings import PRECISIONS
 
     parser.add_argument("checkpoint", type=Path, metavar="CKPT")
@@ -48,25 +48,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="steps that the arm executes from an observation to its answer (default 1)")  # fmt: skip
     parser.add_argument("--hz", type=float, default=10.0, help="control rate")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE_SECONDS, metavar="SECONDS",
-        help="how far a predicted gripper event may be from a recorded one (default %(default)g)")  # fmt: skip
-    parser.add_argument("--budget-mm", type=float, default=1.0, help="more position error than the best")
-    parser.add_argument("--budget-deg", type=float, default=0.5, help="more rotation error than the best")
+        help="seconds between a predicted and a recorded gripper event that match (default %(default)g)")  # fmt: skip
+    parser.add_argument(
+        "--budget-mm", type=float, default=1.0, help="allowed position error beyond the best candidate's"
+    )
+    parser.add_argument(
+        "--budget-deg", type=float, default=0.5, help="allowed rotation error beyond the best candidate's"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--json", type=Path, metavar="OUT")
     loop = parser.add_argument_group("success in closed loop, through the server")
-    loop.add_argument("--simulator", type=Path, metavar="YAML", help="such as config/simulator/tabletop.yaml")
-    loop.add_argument("--scenes", type=int, default=40, metavar="N", help="the same for all (default 40)")
-    loop.add_argument("--seed", type=seed_number, default=100_000, help="of the first scene (default 100000)")
-    loop.add_argument("--latency", type=float, metavar="MS", help="injected (default: each candidate's median time)")
-    loop.add_argument("--strategy", metavar="NAME", help="by the control loop: wait, skip, ensemble, warm_start, rtc")
-    loop.add_argument("--budget-points", type=float, default=5.0, help="less success than the best (default 5)")
-    loop.add_argument("--serve-config", type=Path, default=CONFIG / "serve.yaml", metavar="YAML", help="of the server")
-    loop.add_argument("--set", dest="serve_words", action="append", default=[], metavar="KEY=VALUE", help="of it, too")
+    loop.add_argument(
+        "--simulator", type=Path, metavar="YAML", help="a simulator, such as config/simulator/tabletop.yaml"
+    )
+    loop.add_argument(
+        "--scenes", type=int, default=40, metavar="N", help="scenes, the same for all candidates (default 40)"
+    )
+    loop.add_argument("--seed", type=seed_number, default=100_000, help="seed of the first scene (default 100000)")
+    loop.add_argument(
+        "--latency", type=float, metavar="MS", help="injected latency (default: each candidate's median time)"
+    )
+    loop.add_argument(
+        "--strategy", metavar="NAME", help="strategy of the control loop: wait, skip, ensemble, warm_start, rtc"
+    )
+    loop.add_argument(
+        "--budget-points", type=float, default=5.0, help="allowed loss of success compared with the best (default 5)"
+    )
+    loop.add_argument(
+        "--serve-config", type=Path, default=CONFIG / "serve.yaml", metavar="YAML", help="the server's settings"
+    )
+    loop.add_argument(
+        "--set", dest="serve_words", action="append", default=[], metavar="KEY=VALUE", help="a setting of the server"
+    )
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Measure the candidates on recorded data, then in the simulator, if there is one."""
+    """Measures the candidates on recorded data, then in the simulator, if there is one."""
     from diffusion_policy.closed_loop.tuning import check_candidate, tune_in_closed_loop
     from diffusion_policy.evaluate.episode_choice import parse_episodes
     from diffusion_policy.serve.candidates import DEFAULT_CANDIDATES, parse_candidate
@@ -150,7 +168,7 @@ def answer_of(
     settings: EngineSettings,
     document: dict[str, Any],
 ) -> CommandResult:
-    """The tables and, of a proposal, the settings to paste."""
+    """Returns the tables and, for a proposal, the settings to paste."""
     from diffusion_policy.commands import command
     from diffusion_policy.tables import Text
 
@@ -168,7 +186,7 @@ def answer_of(
         "in the server's settings:",
         "engine:",
         *lines,
-        "or by its command line:",
+        "or on its command line:",
         Text(line, no_wrap=True),
         "and on the robot's computer:",
         Text(command("run_robot", *robot), no_wrap=True),
@@ -177,7 +195,7 @@ def answer_of(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv)
 
 

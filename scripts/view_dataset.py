@@ -1,10 +1,10 @@
-"""Look at the episodes of a dataset on one page: frames, gripper, path, tasks, findings; and mark those to delete.
+"""View the episodes of a dataset on one page: frames, gripper, path, tasks, findings; and mark those to delete.
 
     python scripts/view_dataset.py data/zarr/cogact.zarr --output cogact.html
     python scripts/view_dataset.py data/zarr/a.zarr data/zarr/b.zarr.zip --episodes 3 5-8 --output few.html
 
-The page opens from disk. Episodes that are marked on it are saved as a file for edit_dataset.py --delete-marked. A page
-has a size: episodes whose pictures do not fit are listed all the same. Exit status: 0 written, 2 bad input.
+The page opens from disk. Episodes marked on it are saved to a file for edit_dataset.py --delete-marked. A page's
+size is limited: episodes whose pictures do not fit are still listed. Exit status: 0 written, 2 bad input.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from diffusion_policy.gripper_scale import add_gripper_scale
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declares the arguments."""
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, metavar="ZARR", help="datasets: folders, zips or URLs")
     add("--output", type=Path, metavar="HTML", help="the page to write (default: named after the dataset, here)")
@@ -27,16 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--episodes",
         nargs="+",
         metavar="N",
-        help="those with pictures: numbers, ranges (over all inputs, from 0)",
+        help="episodes to show with pictures: numbers, ranges (over all inputs, from 0)",
     )
-    add("--frames", type=int, default=120, metavar="N", help="pictures of an episode and camera (default: at most 120)")
+    add("--frames", type=int, default=120, metavar="N", help="most pictures per episode and camera (default: 120)")
     add("--max-megabytes", type=float, default=20.0, metavar="MB", help="size of the page (default: 20)")
-    add("--all-frames", action="store_true", help="read every frame, as verify_converted_data.py does")
+    add("--all-frames", action="store_true", help="read every frame, like verify_converted_data.py")
     add_gripper_scale(parser)
 
 
 def work(arguments: argparse.Namespace) -> CommandResult:
-    """Write the page."""
+    """Writes the page."""
     from diffusion_policy.report.dataset_page import PageSettings, numbers_of, open_set, write_dataset_page
 
     output = arguments.output or Path(f"{arguments.inputs[0].name}.html")
@@ -57,7 +57,7 @@ def work(arguments: argparse.Namespace) -> CommandResult:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return run_command(__doc__, add_arguments, work, argv, outputs=("output",))
 
 

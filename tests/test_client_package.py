@@ -151,4 +151,4 @@ def test_outside_a_checkout_no_empty_wheel_is_built(tmp_path: Path) -> None:
     words = [sys.executable, "setup.py", "-q", "build_py"]
     done = subprocess.run(words, cwd=tmp_path / "client", capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert "build it in a checkout, by `pip wheel --no-deps ./client`" in done.stderr
+    assert "build it in a checkout with `pip wheel --no-deps ./client`" in done.stderr

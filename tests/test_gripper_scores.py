@@ -189,7 +189,7 @@ def test_tables_say_within_what_and_show_what_is_not_defined() -> None:
     nothing = measure(engine, requests, Candidate("ddim", 8), 10.0)  # type: ignore[arg-type]
     shown = " ".join(printed(Tuning((nothing,), Budget(), propose([nothing], Budget())).table()).split())
     assert "F1 (1 s)" in shown
-    assert "no gripper event is recorded in these episodes, so events chose nothing" in shown
+    assert "no gripper event is recorded in these episodes, so events did not affect the choice" in shown
 
 
 def test_a_candidate_is_never_ranked_by_what_is_not_defined() -> None:

@@ -95,7 +95,7 @@ def test_the_commands(run: Path, tmp_path: Path, repository: Path, capsys: pytes
     assert str(tmp_path / "lab" / "diffusion_policy" / run.name) in capsys.readouterr().out
     assert export([str(run), "--vlalab", str(tmp_path / "lab"), "--project", "../out"]) == 2
     assert export([str(run), "--rerun", str(tmp_path / "a.rrd"), "--project", "x"]) == 2
-    assert "--project belongs to --vlalab" in capsys.readouterr().err
+    assert "--project only applies to --vlalab" in capsys.readouterr().err
     assert export([str(tmp_path), "--vlalab", str(tmp_path / "lab")]) == 2
     convert = runpy.run_path(str(repository / "scripts" / "convert_logs_to_trajectories.py"))["main"]
     assert convert([str(run), "--output", str(tmp_path / "data")]) == 0
@@ -174,7 +174,7 @@ def test_logs_that_training_cannot_use_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(RunLogError, match="steps have no image, the first is 0"):
         convert_logs([write_log(tmp_path / "a.json", [1.0, 0.0])], tmp_path)
-    with pytest.raises(RunLogError, match="xyz_rotvec_width; expected pose and gripper"):
+    with pytest.raises(RunLogError, match="xyz_rotvec_width; expected a pose and a gripper"):
         convert_logs([write_log(tmp_path / "b.json", [0.05, 0.05], 1, layout="rotvec")], tmp_path)
     wandering = write_log(tmp_path / "c.json", [0.5, 0.5], 3)
     with pytest.raises(RunLogError, match="never clearly open or closed"):
@@ -194,7 +194,7 @@ def test_logs_in_another_scale_become_episodes_of_ours_once_it_is_declared(tmp_p
     for step in content["steps"]:
         step["input"]["image_base64"] = FRAME
     log.write_text(json.dumps(content))
-    with pytest.raises(RunLogError, match=r"its commanded gripper is .*; say which: --gripper-scale"):
+    with pytest.raises(RunLogError, match=r"its commanded gripper is .*; declare it: --gripper-scale"):
         convert_logs([log], tmp_path / "refused")
     (episode,) = convert_logs([log], tmp_path / "out", gripper_scale=parse_scales(name))
     opened = open_trajectory(episode.path)
@@ -212,13 +212,13 @@ def test_a_log_is_cut_where_steps_are_missing(tmp_path: Path, caplog: pytest.Log
     log.write_text(json.dumps(content))
     episodes = convert_logs([log], tmp_path / "out")
     assert [episode.n_steps for episode in episodes] == [22, 15]
-    assert f"steps {first + 22}-{first + 29} are missing (8 of 45); it is cut there" in caplog.text
+    assert f"steps {first + 22}-{first + 29} are missing (8 of 45); it is split there" in caplog.text
     marks = json.loads((episodes[1].path / "marks.json").read_text())
     assert marks["steps"] == list(range(first + 30, first + 45))
 
 
 def test_a_correction_of_a_step_that_is_not_there_is_refused(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunLogError, match=r"corrections name the steps \[41\], which it does not have"):
+    with pytest.raises(RunLogError, match=r"corrections name steps \[41\], which it does not have"):
         convert_logs([run], tmp_path, {1: [0.5, 0, 0.3, 1, 0, 0, 0, 0], 41: [0.5, 0, 0.3, 1, 0, 0, 0, 0]})
     unclear = write_log(tmp_path / "inference_log.json", [0.5, 1.0, 1.0], 3)
     with pytest.raises(

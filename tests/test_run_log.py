@@ -91,18 +91,18 @@ def test_a_clock_that_stands_still_gives_no_period(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("not json", r"not whole JSON, Expecting value at line 1, column 1"),
+        ("not json", r"not valid JSON, Expecting value at line 1, column 1"),
         (json.dumps(document(COMMANDS))[:-40], r"the file is torn: it ends at line 1"),
         (json.dumps(document(COMMANDS))[:400], r"the file is torn: it ends at line 1"),
         ("", r"the file is torn"),
         ("[" * 100_000, r"not a log \(maximum recursion|the file is torn"),
         ("[1, 2]", r"holds a list; expected an object"),
-        ({"history": []}, r"no inference log; it has the entries \['history'\]"),
+        ({"history": []}, r"not an inference log; it has the entries \['history'\]"),
         ({"steps": {}}, r"steps: is \{\}; expected a list"),
         ({"steps": [3]}, r"steps\[0\]: is 3; expected an object"),
         ({"meta": [], "steps": []}, r"meta: is \[\]; expected an object"),
-        ('{"steps": [NaN]}', r"holds NaN, which is no number"),
-        ('{"steps": [-Infinity]}', r"holds -Infinity, which is no number"),
+        ('{"steps": [NaN]}', r"holds NaN, which is not a number"),
+        ('{"steps": [-Infinity]}', r"holds -Infinity, which is not a number"),
         ('{"steps": [' + "9" * 5000 + "]}", r"not a log"),
     ],
 )
@@ -152,7 +152,7 @@ def broken(generation: int, *place: str | int, value: Any) -> dict[str, Any]:
         ),
         (broken(3, "steps", 0, "input", "image_base64", value=7), r"image_base64: is a int; expected base64"),
         (broken(3, "steps", 0, "input", "image_base64", value="%%"), r"image_base64: not base64"),
-        (broken(1, "outputs", 1, "step", value=5), r"outputs\[1\] is of step 5, inputs\[1\] of step 1"),
+        (broken(1, "outputs", 1, "step", value=5), r"outputs\[1\] has step 5, inputs\[1\] has step 1"),
         (broken(1, "inputs", value=[]), r"4 outputs for 0 inputs"),
     ],
 )
@@ -215,7 +215,7 @@ def test_an_existing_log_is_never_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("steps", "meta", "message"),
     [
-        ([], {}, "a run without a step"),
+        ([], {}, "the run has no step"),
         ([LogStep(0, np.full(8, np.nan), np.zeros((8, 8)))], {}, "step 0 holds NaN or infinity"),
         ([LogStep(0, np.zeros(8), np.zeros((8, 8))), LogStep(1, np.zeros(7), np.zeros((8, 8)))], {}, "state of step 1"),
         ([LogStep(0, np.zeros(8), np.zeros((8, 8)))], {"bad": float("inf")}, "not plain finite JSON"),

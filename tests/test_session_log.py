@@ -54,7 +54,7 @@ def test_the_reader_of_all_logs_reads_it(tmp_path: Path) -> None:
     assert log.layout == "xyz_quat_gripper"
     assert log.step_period is not None
     (run / "steps.jsonl").write_text('{"action": 1}\n')
-    with pytest.raises(RunLogError, match="no run's folder, or a line of steps"):
+    with pytest.raises(RunLogError, match="not a run folder, or a line of steps"):
         read_log(run)
 
 
@@ -67,9 +67,9 @@ def test_a_torn_last_line_is_left_out_and_an_earlier_one_is_named(tmp_path: Path
     steps.write_bytes(steps.read_bytes().replace(b'{"step": 1', b'{"step" 1', 1))
     with pytest.raises(SessionLogError, match="line 2 is not JSON"):
         read_lines(run)
-    with pytest.raises(SessionLogError, match="is no run's folder"):
+    with pytest.raises(SessionLogError, match="is not a run folder"):
         read_lines(tmp_path)
-    with pytest.raises(SessionLogError, match="is no image of this run"):
+    with pytest.raises(SessionLogError, match="is not an image of this run"):
         read_image(run, "../secret.jpg")
     with pytest.raises(SessionLogError, match="cannot be read"):
         read_image(run, "images/absent.jpg")

@@ -140,7 +140,7 @@ def test_a_page_and_the_checks_say_what_the_layout_has(way: tuple[str, Way]) -> 
     )
     _, page = make_report(sources)
     assert (NO_POSE in page, "joints (rad)" in page, "position (mm)" in page) == (joints, joints, not joints)
-    assert ("No position is among the numbers of these actions" in page) == joints
+    assert ("These actions have no position" in page) == joints
     assert ("errors of each arm" in page, "right gripper (orange: closed)" in page) == (name == "two arms",) * 2
 
 

@@ -1,10 +1,10 @@
-"""Recorded trajectories -> dataset: in parallel, in bounded memory, resumable, with an account of every frame.
+"""Converts recorded trajectories to a dataset: parallel, in bounded memory, resumable, with every frame accounted for.
 
-    survey      open and check every episode before anything is decoded          (survey)
-    frames      blocks of frames: decode, resize, pack                           (frames)
-    staging     finished episodes, next to the output; what --resume starts from  (staging)
-    assembly    staged episodes -> one dataset, renamed into place when complete    (assembly)
-    ledger      every episode and frame of the source: kept or dropped, and why  (ledger)
+    survey      opens and checks every episode before anything is decoded          (survey)
+    frames      decodes, resizes and packs blocks of frames                           (frames)
+    staging     finished episodes, next to the output, from which --resume continues  (staging)
+    assembly    makes one dataset of staged episodes, renamed into place when complete    (assembly)
+    ledger      accounts for every episode and frame of the source: kept or dropped, and why  (ledger)
 
 `run.convert` is the entry point.
 """

@@ -1,8 +1,8 @@
-"""Staged episodes -> one dataset, renamed into place when it is complete (sent by `publication` to an object store).
+"""Makes one dataset of staged episodes, renamed into place when complete (`publication` sends it to an object store).
 
-Frames are packed already: their files are linked into the dataset, not read again, so that this takes seconds. The
-staged ones, and an existing dataset that episodes are added to, stay untouched until the end; a process that is killed
-here assembles again.
+Frames are already packed: their files are linked into the dataset, not read again, so this takes seconds. The
+staged files, and an existing dataset to which episodes are added, stay untouched until the end; a process killed
+here assembles again when it is resumed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from diffusion_policy.storage import write_json
 
 TOOL = {"name": "diffusion-policy", "version": __version__, "decoder": DECODER}
 Rows = Mapping[str, NDArray[Any]]
-# (4,) of one arm, else (R, 4), a row for each rotation of the action.
+# (4,) for one arm, otherwise (R, 4), a row for each rotation in the action.
 Hemisphere = NDArray[np.float64]
 
 
@@ -66,7 +66,7 @@ def assemble(
     existing: ExistingDataset | None = None,
     on_progress: Progress = no_progress,
 ) -> ConversionReport:
-    """Make the dataset of all staged episodes, behind those of an existing one, and move it into place with its ledger.
+    """Makes a dataset of all staged episodes, after those of an existing one, and moves it into place with its ledger.
 
     Raises:
         PathError: its path is a URL whose store cannot be reached; the dataset can be sent there later.
@@ -114,7 +114,7 @@ def assemble(
 
 
 def _give_name(report: ConversionReport, settings: ConversionSettings, on_progress: Progress) -> None:
-    """Move the complete dataset and its ledger into place."""
+    """Moves the complete dataset and its ledger into place."""
     if is_remote(settings.output):
         publish(settings, report.as_json(), on_progress)
     else:
@@ -123,13 +123,13 @@ def _give_name(report: ConversionReport, settings: ConversionSettings, on_progre
 
 
 def _layouts(names: ArrayNames) -> dict[str, ActionLayout]:
-    """What the numbers of each array with a rotation are."""
+    """Returns the layout of each array with a rotation."""
     layouts = {key: ActionLayout.of(of, names.units) for key, of in {**names.states, ACTION_KEY: names.action}.items()}
     return {key: layout for key, layout in layouts.items() if layout.labels("rotation")}
 
 
 def arrays_of(cameras: Sequence[str], names: ArrayNames, settings: ConversionSettings) -> dict[str, ArrayLayout]:
-    """The arrays of a dataset with these cameras and names."""
+    """Returns the arrays of a dataset with these cameras and names."""
     width, height = settings.resolution
     return {
         **{camera: image_layout(width, height, settings.codec, settings.shard) for camera in cameras},
@@ -142,7 +142,7 @@ def arrays_of(cameras: Sequence[str], names: ArrayNames, settings: ConversionSet
 def _create(
     staged: Sequence[StagedEpisode], settings: ConversionSettings, existing: ExistingDataset | None
 ) -> ReplayBuffer:
-    """The empty dataset, with its arrays allocated."""
+    """Creates the empty dataset, with its arrays allocated."""
     n_steps = sum(episode.entry.n_kept for episode in staged) + (existing.buffer.n_steps if existing else 0)
     arrays = arrays_of(staged[0].cameras, staged[0].names, settings)
     target = settings.partial / "dataset"
@@ -155,7 +155,7 @@ def _hemisphere(
     settings: ConversionSettings,
     existing: ExistingDataset | None,
 ) -> Hemisphere | None:
-    """The hemisphere to which quaternions are turned: that of the existing dataset, else the one with most of them."""
+    """Returns the hemisphere to turn quaternions to: the existing dataset's, otherwise the one with most of them."""
     if settings.quaternion_sign == "keep" or not layouts:
         return None
     if existing is not None:
@@ -184,7 +184,7 @@ def _all_rows(staged: Sequence[StagedEpisode]) -> Iterator[Rows]:
 def _turn(
     rows: Rows, layouts: Mapping[str, ActionLayout], hemisphere: Hemisphere | None
 ) -> tuple[Rows, dict[str, int]]:
-    """The rows with the dataset's quaternion signs, and how many each array had flipped."""
+    """Returns the rows with the dataset's quaternion signs, and how many were flipped in each array."""
     if hemisphere is None:
         return rows, {}
     turned = {key: turn_toward(rows[key], layout, hemisphere) for key, layout in layouts.items()}
@@ -194,9 +194,9 @@ def _turn(
 def _stored_frames(
     episode: StagedEpisode, buffer: ReplayBuffer, first: int, settings: ConversionSettings
 ) -> tuple[dict[str, NDArray[np.uint8]], dict[str, float]]:
-    """Digests (n, 32) of an episode's frames as a reader gets them, and their lowest PSNR, per camera.
+    """Returns digests (n, 32) of an episode's frames as a reader gets them, and their lowest PSNR, per camera.
 
-    Staged frames are as they will be read, unless they are packed by a codec that loses something only now, in shards.
+    Staged frames are as they will be read, unless a lossy codec packs them only now, in shards.
     """
     digests = {camera: episode.digests(camera) for camera in episode.cameras}
     psnr_db = dict(episode.entry.psnr_db)
@@ -210,7 +210,7 @@ def _stored_frames(
 
 
 def _describe(episode: StagedEpisode, rows: Rows, digests: Mapping[str, NDArray[np.uint8]]) -> list[dict[str, Any]]:
-    """Name, number, recorded steps and hashes of each episode that a recording becomes; several if it is split."""
+    """Returns name, number, recorded steps and hashes of each episode that a recording becomes (several if split)."""
     described, first, metadata = [], 0, EpisodeMetadata.from_json(episode.entry.metadata)
     for start, end in episode.entry.kept:
         part = slice(first, first + end - start)
@@ -224,7 +224,7 @@ def _describe(episode: StagedEpisode, rows: Rows, digests: Mapping[str, NDArray[
 
 
 class _Writer:
-    """Fills a dataset episode by episode; low-dimensional rows are written a chunk at a time."""
+    """Fills a dataset episode by episode; low-dimensional rows are written one chunk at a time."""
 
     def __init__(self, buffer: ReplayBuffer, cameras: Sequence[str]) -> None:
         self.buffer = buffer
@@ -236,7 +236,7 @@ class _Writer:
         self._ends: list[int] = []
 
     def add_existing(self, existing: ReplayBuffer) -> None:
-        """All episodes of another dataset."""
+        """Adds all episodes of another dataset."""
         home = as_path(existing.where)
         for camera, array in self._images.items():
             if is_remote(home):
@@ -249,14 +249,14 @@ class _Writer:
         self._ends += existing.episode_ends.tolist()
 
     def add(self, rows: Rows, frames: Mapping[str, Any], lengths: Sequence[int]) -> None:
-        """A staged recording that becomes episodes of these lengths; `frames` has the path of an array per camera."""
+        """Adds a staged recording as episodes of these lengths; `frames` has the path of an array per camera."""
         for camera, path in frames.items():
             move_frames(zarr.open_array(str(path), mode="r"), self._images[camera], self.n_rows)
         self._ends += [self.n_rows + int(end) for end in np.cumsum(lengths)]
         self._add_rows(rows)
 
     def finish(self) -> None:
-        """Write what waits, and where the episodes end."""
+        """Writes what is still buffered, and where the episodes end."""
         self._flush()
         self.buffer.set_episode_ends(np.asarray(self._ends, dtype=np.int64))
 

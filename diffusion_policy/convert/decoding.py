@@ -1,4 +1,4 @@
-"""One recorded frame: read, decoded, made small. The decoder and its judgment are those of the server (`images`)."""
+"""Reads, decodes and resizes one recorded frame, with the server's decoder and its checks (`images`)."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ __all__ = [
 ]
 
 Decode = Literal["exact", "fast"]
-# PSNR of two images without a difference, in dB.
+# PSNR of two equal images, in dB.
 IDENTICAL_DB = 99.0
 
 
 def read_frame(
     file: Path, width: int, height: int, decode: Decode = "exact", pixels: float = SAFE_PIXELS
 ) -> tuple[ImageArray, tuple[int, int]]:
-    """A frame (height, width, 3) RGB, and (width, height) of the file; see `read_recorded`."""
+    """Returns a frame (height, width, 3) RGB, and (width, height) of the file; see `read_recorded`."""
     decoded = read_recorded(file, width, height, decode, pixels)
     return decoded.frame, decoded.size
 
@@ -48,10 +48,10 @@ def read_frame(
 def read_recorded(
     file: Path, width: int, height: int, decode: Decode = "exact", pixels: float = SAFE_PIXELS
 ) -> DecodedImage:
-    """The frame of `decode_recorded` from its file.
+    """Reads a frame from its file; see `decode_recorded`.
 
     Raises:
-        TrajectoryError: the file is gone, or as `decode_recorded` says.
+        TrajectoryError: the file is missing; or see `decode_recorded`.
         PathError: its store cannot be reached.
     """
     try:
@@ -64,7 +64,7 @@ def read_recorded(
 def decode_frame(
     data: bytes, where: str, width: int, height: int, decode: Decode = "exact", pixels: float = SAFE_PIXELS
 ) -> tuple[ImageArray, tuple[int, int]]:
-    """The frame of `decode_recorded`, and (width, height) as recorded."""
+    """Returns the frame of `decode_recorded`, and (width, height) as recorded."""
     decoded = decode_recorded(data, where, width, height, decode, pixels)
     return decoded.frame, decoded.size
 
@@ -72,18 +72,18 @@ def decode_frame(
 def decode_recorded(
     data: bytes, where: str, width: int, height: int, decode: Decode = "exact", pixels: float = SAFE_PIXELS
 ) -> DecodedImage:
-    """A recorded frame, resized to (height, width, 3) by area interpolation.
+    """Returns a recorded frame, resized to (height, width, 3) by area interpolation.
 
     Args:
-        data: JPEG or 8-bit PNG.
+        data: a JPEG or 8-bit PNG.
         where: its name, for errors.
-        width: wanted.
-        height: wanted.
+        width: target width.
+        height: target height.
         decode: "fast" lets the JPEG decoder scale down first.
-        pixels: of "fast", how many decoded pixels must be left for each one wanted, per side.
+        pixels: for "fast", how many decoded pixels must remain per target pixel, per side.
 
     Raises:
-        TrajectoryError: it is cut, damaged inside, or not what a color camera writes.
+        TrajectoryError: it is truncated or damaged, or not what a color camera writes.
     """
     wanted = (width, height) if decode == "fast" else None
     try:
@@ -96,7 +96,7 @@ def decode_recorded(
 def decode_picture(
     picture: Picture, width: int, height: int, decode: Decode = "exact", pixels: float = SAFE_PIXELS
 ) -> DecodedImage:
-    """The frame of a picture as `decode_recorded` gives it; one that comes decoded is only resized."""
+    """Returns the frame of a picture as in `decode_recorded`; one that is already decoded is only resized."""
     if isinstance(picture.content, bytes):
         return decode_recorded(picture.content, str(picture.name), width, height, decode, pixels)
     size = (picture.content.shape[1], picture.content.shape[0])
@@ -104,5 +104,5 @@ def decode_picture(
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of two images in dB; 99 if they are equal."""
+    """Returns the peak signal-to-noise ratio of two images in dB; 99 if they are equal."""
     return min(float(cv2.PSNR(a, b)), IDENTICAL_DB)

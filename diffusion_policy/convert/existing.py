@@ -1,4 +1,4 @@
-"""A dataset that an earlier conversion made: what `--append` builds on, and how `--resume` knows that all is done."""
+"""A dataset that an earlier conversion made: `--append` adds to it, and `--resume` detects by it that all is done."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ExistingDataset:
         buffer: the dataset, read-only.
         report: its ledger.
         episodes: one mapping per episode: name, number, steps and hash.
-        hemisphere: (4,) that its quaternions point to, (R, 4) of several arms; None if their signs were kept.
+        hemisphere: (4,) hemisphere of its quaternions, (R, 4) with several arms; None if their signs were kept.
     """
 
     buffer: ReplayBuffer
@@ -35,16 +35,16 @@ class ExistingDataset:
 
     @classmethod
     def open(cls, path: Path) -> ExistingDataset:
-        """Open a dataset that this converter made.
+        """Opens a dataset that this converter made.
 
         Raises:
-            ConversionError: it carries no record of a conversion.
-            DatasetError: it is no dataset, or a file of it is absent or cut.
+            ConversionError: it has no record of a conversion.
+            DatasetError: it is not a dataset, or one of its files is missing or truncated.
         """
         buffer = ReplayBuffer.open(path, check_files=False)
         attributes = buffer.root.attrs.asdict()
         if not {CONVERSION, EPISODES, HEMISPHERE} <= attributes.keys():
-            raise ConversionError(f"{path} carries no record of its conversion; convert its recordings anew")
+            raise ConversionError(f"{path} has no record of its conversion; convert its recordings again")
         buffer.refuse(buffer.file_faults())
         hemisphere = attributes[HEMISPHERE]
         return cls(
@@ -55,10 +55,10 @@ class ExistingDataset:
         )
 
     def check_same_content(self, settings: ConversionSettings) -> None:
-        """Refuse to add episodes made in another way.
+        """Refuses to add episodes made with other settings.
 
         Raises:
-            ConversionError: names the settings that differ.
+            ConversionError: some settings differ; the message names them.
         """
         wanted = {"mapping": None, **settings.content(), "quaternion_sign": settings.quaternion_sign}
         differing = [key for key, value in wanted.items() if self.report.settings.get(key) != value]
@@ -67,15 +67,15 @@ class ExistingDataset:
             raise ConversionError(f"{settings.output} was made with other settings: {found}; append with the same ones")
 
     def check_same_names(self, names: ArrayNames, source: Path) -> None:
-        """Refuse to add recordings whose arrays are others.
+        """Refuses to add recordings with different arrays.
 
         Raises:
-            ConversionError: names the array that differs.
+            ConversionError: an array differs; the message names it.
         """
         for key, wanted in {**names.states, ACTION_KEY: names.action}.items():
             existing = self.buffer.names(key) if key in self.buffer else ()
             if existing != wanted:
                 raise ConversionError(
                     f"{source}: data/{key} is {', '.join(wanted)}; {self.buffer.where} has "
-                    f"{', '.join(existing) or 'no such array'}: convert it to a dataset of its own"
+                    f"{', '.join(existing) or 'no such array'}: convert it to a separate dataset"
                 )

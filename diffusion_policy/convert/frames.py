@@ -1,7 +1,7 @@
-"""Blocks of frames: read, decode, resize, pack. The unit of parallel work; so many are in memory at a time.
+"""Blocks of frames: read, decode, resize, pack. They are the unit of parallel work; a bounded number is in memory.
 
-A block is frames of one camera of one episode: a few image files, or a stretch of a video. A worker that runs it
-needs nothing but the block: threads of this process, other processes, or a cluster that sees the same files. Decoding
+A block holds frames of one camera in one episode: a few image files, or a stretch of a video. Its worker
+needs only the block, and may be a thread, another process, or on a cluster that can access the same files. Decoding
 and resizing release the interpreter's lock, so threads use all cores.
 """
 
@@ -33,22 +33,22 @@ from diffusion_policy.recording import Frames, Picture
 from diffusion_policy.spec import ImageArray
 
 FRAMES_IN_BLOCK = 32
-# How close to exact the first frame of a block must be: 45 dB are promised of all, and with the fewest pixels they
-# differ more from one another. What is not close enough with more pixels either is decoded whole.
+# How close to exact the first frame of a block must be: 45 dB are promised for all, and with the fewest pixels they
+# vary more. If more pixels are not close enough either, the block is decoded whole.
 _TRUSTED_DB = ((FEWEST_PIXELS, 47.0), (SAFE_PIXELS, 46.0))
 
 
 @dataclass(frozen=True)
 class Block:
-    """Frames of one camera to be put into rows `start` and on of an array.
+    """Frames of one camera, to be written to an array from row `start` on.
 
     Attributes:
-        frames: one per row.
-        array: path of the zarr array that takes them.
+        frames: the frames, one per row.
+        array: path of the zarr array to write to.
         start: first row.
-        width, height: to resize to, pixels.
+        width, height: target size, pixels.
         decode: "exact" or "fast".
-        lossless: whether the array gives back what is written; if not, it is read back and measured.
+        lossless: whether the array is lossless; if not, it is read back and measured.
     """
 
     frames: Frames
@@ -62,7 +62,7 @@ class Block:
 
 @dataclass(frozen=True)
 class FrameLook:
-    """Result of examining one file: its kind, and its peculiarities."""
+    """The result of examining one file: its kind and oddities."""
 
     file: Path
     kind: FrameKind
@@ -71,12 +71,12 @@ class FrameLook:
 
 @dataclass(frozen=True)
 class BlockReport:
-    """What was written.
+    """What was written for a block.
 
     Attributes:
-        digests: SHA-256 of each row as a reader gets it.
-        looks: of each file, in order.
-        psnr_db: lowest agreement with the exact frame over the rows that were measured; None if exact by construction.
+        digests: SHA-256 of each row as read back.
+        looks: the look at each file, in order.
+        psnr_db: lowest PSNR compared with the exact frame over the measured rows; None if exact by construction.
     """
 
     digests: tuple[bytes, ...]
@@ -85,10 +85,10 @@ class BlockReport:
 
 
 def write_block(block: Block) -> BlockReport:
-    """Decode, resize and store the frames of a block.
+    """Decodes, resizes and stores the frames of a block.
 
     Raises:
-        TrajectoryError: a file is gone, cut, damaged or does not decode.
+        TrajectoryError: a file is missing, truncated or damaged, or does not decode.
         PathError: the files' store cannot be reached.
         OSError: the rows cannot be stored.
     """
@@ -109,15 +109,15 @@ def write_block(block: Block) -> BlockReport:
 
 
 def look_again(packed: zarr.Array[Any], sources: zarr.Array[Any], first: int) -> tuple[NDArray[np.uint8], float]:
-    """What a codec that loses something has made of frames that were packed only now, in rows `first` and on.
+    """Measures what a lossy codec made of frames that were packed only now, from row `first` on.
 
     Args:
-        packed: array that took them.
-        sources: (n, H, W, 3) as they were before.
-        first: row of the first of them in `packed`.
+        packed: the array with the packed frames.
+        sources: (n, H, W, 3) the frames before packing.
+        first: row of the first frame in `packed`.
 
     Returns:
-        (n, 32) SHA-256 of each as a reader gets it, and the lowest PSNR of one with what it was, in dB.
+        (n, 32) SHA-256 of each frame as read back, and the lowest PSNR compared with the original, in dB.
     """
     before, after = FrameFiles(sources), FrameFiles(packed)
     digests, lowest = [], IDENTICAL_DB
@@ -130,16 +130,16 @@ def look_again(packed: zarr.Array[Any], sources: zarr.Array[Any], first: int) ->
 
 
 def look_of(decoded: DecodedImage, file: Path) -> FrameLook:
-    """What is kept of a decoded file."""
+    """Returns what is kept about a decoded file."""
     return FrameLook(file, FrameKind(*decoded.size, decoded.orientation), decoded.notes)
 
 
 def _small_frames(
     block: Block, pictures: Iterator[Picture], n_left: int
 ) -> tuple[NDArray[np.uint8], tuple[FrameLook, ...], ImageArray | None]:
-    """The next rows of a block, a look at each of their pictures, and with "fast" the first as "exact" would make it.
+    """Yields the next rows of a block, a look at each picture and, for "fast", the first row decoded as in "exact".
 
-    What comes decoded is exact whatever is asked for.
+    Pictures that are already decoded are exact in either mode.
     """
     rows = np.empty((min(n_left, FRAMES_IN_BLOCK), block.height, block.width, 3), dtype=np.uint8)
     decode, pixels, exact = block.decode, SAFE_PIXELS, None
@@ -158,7 +158,7 @@ def _small_frames(
 
 
 def _spared(data: bytes, where: str, exact: ImageArray) -> tuple[Decode, float]:
-    """How a block is decoded, by a frame of it and its exact picture: with as few pixels as come close enough."""
+    """Decides from one frame and its exact picture how to decode a block: with the fewest pixels that suffice."""
     height, width = exact.shape[:2]
     for pixels, wanted_db in _TRUSTED_DB:
         quick, _ = decode_frame(data, where, width, height, "fast", pixels)
@@ -170,7 +170,7 @@ def _spared(data: bytes, where: str, exact: ImageArray) -> tuple[Decode, float]:
 def _measured_psnr(
     block: Block, rows: NDArray[np.uint8], stored: NDArray[np.uint8], exact: ImageArray | None
 ) -> list[float]:
-    """Of all rows for a codec that loses something; of the first row of the block for fast decoding."""
+    """Returns the PSNR over all rows for a lossy codec, or of the block's first row for fast decoding."""
     measured = [] if block.lossless else [psnr(row, kept) for row, kept in zip(rows, stored, strict=True)]
     if exact is not None:
         measured.append(psnr(exact, stored[0]))

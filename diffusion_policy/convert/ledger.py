@@ -11,17 +11,17 @@ from typing import Any
 from diffusion_policy.images import FrameKind
 from diffusion_policy.tables import Printable, Table, as_texts
 
-METADATA_KEY = "told"  # of an entry in the file; ledgers of all versions have this key
+METADATA_KEY = "told"  # key of an entry in the file, the same in ledgers of all versions
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A run of steps or frames of an episode that the dataset does not hold.
+    """A run of steps or frames of an episode that is not in the dataset.
 
     Attributes:
-        start: first of them; for frames, their number.
+        start: the first step; for frames, the number of the first.
         end: exclusive end.
-        why: in a few words.
+        why: the reason, in a few words.
     """
 
     start: int
@@ -34,23 +34,23 @@ class EpisodeEntry:
     """What became of one episode folder.
 
     Attributes:
-        name: of the folder.
-        number: at the end of it.
-        source: name of the folder that holds it.
-        recording: hash of its content (SHA-256 of data.pkl), which tells recordings apart whatever they are called.
-        kept: its steps that the dataset holds, as [start, exclusive end]; empty if the episode was left out.
+        name: name of the folder.
+        number: the number at the end of the name.
+        source: name of the folder that contains it.
+        recording: hash of its content (SHA-256 of data.pkl), which identifies recordings whatever they are called.
+        kept: its steps in the dataset, as [start, exclusive end]; empty if the episode was left out.
         reason: why it was left out; None if it was not.
-        steps: how many were recorded; None if data.pkl could not be read.
-        dropped_steps: those left out of a kept episode.
-        frames: per camera, how many files there are.
-        dropped_frames: per camera, frames that no kept step shows.
-        frame_size: per camera, (width, height) as recorded, of most of its frames.
-        frame_kinds: per camera, the kinds of its frames that the dataset shows, the most frequent first.
-        frame_notes: per camera, how many of these frames are odd, by what is odd about them.
-        flipped: how many quaternions of the pose and the action changed sign.
-        psnr_db: per camera, the lowest measured agreement with the exact frame; absent where it is exact.
-        split_at: steps of the recording that are followed by a gap at which it was split, and the seconds of each.
-        notes: what is odd about the recording.
+        steps: number of recorded steps; None if data.pkl could not be read.
+        dropped_steps: steps left out of a kept episode.
+        frames: per camera, number of files.
+        dropped_frames: per camera, frames shown by no kept step.
+        frame_size: per camera, (width, height) of most of its frames, as recorded.
+        frame_kinds: per camera, the kinds of its frames in the dataset, the most frequent first.
+        frame_notes: per camera, number of these frames that are odd, by what is odd about them.
+        flipped: number of quaternions of pose and action that changed sign.
+        psnr_db: per camera, the lowest PSNR compared with the exact frame; absent if exact.
+        split_at: steps before gaps at which the recording was split, with the seconds of each gap.
+        notes: irregularities of the recording.
         metadata: tasks, success and interventions, in formats that have them; see `dataset.episode_metadata`.
     """
 
@@ -75,16 +75,16 @@ class EpisodeEntry:
 
     @property
     def n_kept(self) -> int:
-        """Steps of it that the dataset holds."""
+        """Number of its steps in the dataset."""
         return sum(end - start for start, end in self.kept)
 
     def left_out(self, reason: str) -> EpisodeEntry:
-        """The entry of the same episode, left out."""
+        """Returns an entry for the same episode, left out."""
         return replace(self, kept=(), reason=reason, dropped_steps=(), dropped_frames={}, flipped={}, psnr_db={})
 
 
 def entry_as_json(entry: EpisodeEntry) -> dict[str, Any]:
-    """An entry as plain JSON; without the key of its metadata where the recording has none."""
+    """Returns an entry as plain JSON, without the metadata key if the recording has no metadata."""
     written = {METADATA_KEY if name == "metadata" else name: value for name, value in asdict(entry).items()}
     if not entry.metadata:
         del written[METADATA_KEY]
@@ -111,16 +111,16 @@ def entry_from_json(value: Mapping[str, Any]) -> EpisodeEntry:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What a conversion did.
+    """The report of a conversion.
 
     Attributes:
         output: the dataset.
         episodes: one entry per episode folder of the source, in order.
-        settings: how it was made.
-        tool: name and version of what made it.
-        content_sha256: of everything in the dataset.
-        account: of the input as a whole: its format, and what was left out; empty for folders of trajectories, which
-            are converted completely.
+        settings: settings of the conversion.
+        tool: name and version of the program that made it.
+        content_sha256: hash of everything in the dataset.
+        account: information on the input as a whole: format, and what was left out; empty for folders of trajectories,
+            which are converted completely.
     """
 
     output: Path
@@ -132,21 +132,21 @@ class ConversionReport:
 
     @property
     def kept(self) -> tuple[EpisodeEntry, ...]:
-        """Episodes that the dataset holds."""
+        """Episodes in the dataset."""
         return tuple(entry for entry in self.episodes if entry.reason is None)
 
     @property
     def dropped(self) -> tuple[EpisodeEntry, ...]:
-        """Episodes that it does not."""
+        """Episodes that are not in the dataset."""
         return tuple(entry for entry in self.episodes if entry.reason is not None)
 
     @property
     def n_steps(self) -> int:
-        """Steps in the dataset."""
+        """Number of steps in the dataset."""
         return sum(entry.n_kept for entry in self.episodes)
 
     def totals(self) -> dict[str, Any]:
-        """Sums over the episodes, as plain JSON."""
+        """Returns sums over the episodes, as plain JSON."""
         flipped, noted = Counter[str](), Counter[str]()
         for entry in self.episodes:
             flipped.update(entry.flipped)
@@ -167,7 +167,7 @@ class ConversionReport:
         }
 
     def as_json(self) -> dict[str, Any]:
-        """The ledger, as plain JSON."""
+        """Returns the ledger as plain JSON."""
         return {
             "tool": dict(self.tool),
             "settings": dict(self.settings),
@@ -178,7 +178,7 @@ class ConversionReport:
         }
 
     def table(self) -> list[Printable]:
-        """What became of the source, to be printed: totals, and each episode that was left out or is odd."""
+        """Returns what became of the source, for printing: totals, and each episode that was left out or is odd."""
         totals = self.totals()
         lines = [
             f"{self.output}: {totals['episodes_kept']} of {totals['episodes']} episodes, {totals['steps_kept']} of "
@@ -186,14 +186,14 @@ class ConversionReport:
         ]
         flipped = sum(totals["quaternions_flipped"].values())
         if flipped:
-            lines.append(f"quaternions whose sign was changed: {flipped}")
+            lines.append(f"quaternions with changed sign: {flipped}")
         if totals["gaps_split"]:
             lines.append(f"gaps at which an episode was split: {totals['gaps_split']}")
         lines += [f"frames accepted with a note: {n} with {what}" for what, n in totals["frames_noted"].items()]
-        lines += [f"not carried along: {name}: {why}" for name, why in self.account.get("left_out", {}).items()]
+        lines += [f"not carried over: {name}: {why}" for name, why in self.account.get("left_out", {}).items()]
         measured = [value for entry in self.kept for value in entry.psnr_db.values()]
         if measured:
-            lines.append(f"lowest PSNR against the exact frame: {min(measured):.1f} dB")
+            lines.append(f"lowest PSNR compared with the exact frame: {min(measured):.1f} dB")
         table = Table("episode", "what became of it")
         for entry in self.episodes:
             remarks = [entry.reason] if entry.reason is not None else entry.notes
@@ -215,13 +215,13 @@ def report_from_json(output: Path, value: Mapping[str, Any]) -> ConversionReport
 
 
 def frames_kept(entry: EpisodeEntry) -> int:
-    """How many of an episode's frame files the dataset shows."""
+    """Returns how many of an episode's frame files are in the dataset."""
     dropped = sum(run.end - run.start for runs in entry.dropped_frames.values() for run in runs)
     return sum(entry.frames.values()) - dropped
 
 
 def runs(numbers: list[int], why: str) -> tuple[Dropped, ...]:
-    """Increasing numbers as runs of neighbors, all dropped for one reason."""
+    """Returns increasing numbers as runs of neighbors, all dropped for one reason."""
     result: list[Dropped] = []
     for number in numbers:
         if result and result[-1].end == number:

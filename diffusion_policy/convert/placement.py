@@ -1,4 +1,4 @@
-"""Packed frames change their place without being unpacked; a finished dataset gets its name."""
+"""Moves packed frames without unpacking them, and finished datasets into place."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from diffusion_policy.storage import link, rename
 
 Frames = zarr.Array[Any]
 
-# Files of the folder of unfinished work.
+# Files in the folder of unfinished work.
 LOCK = "lock"
 SENT = "sent"
 PUBLICATION = "publication.json"
 SETTINGS = "settings.json"
-# In the order in which they may go: without SENT all is sent again, without PUBLICATION nothing is.
+# In order of removal: without SENT everything is sent again, without PUBLICATION nothing is.
 MARKS = (SENT, PUBLICATION, SETTINGS)
 
 
 def move_frames(source: Frames, target: Frames, first: int) -> None:
-    """Put all frames of one array into rows `first` and on of another: by a second name for their files if possible.
+    """Puts all frames of one array into another from row `first` on, by hard links to their files if possible.
 
-    A shard is a file of many frames. Where those of both arrays fall together they are linked, but for a last one that
-    is not full: more frames will be added to it, so it is copied. Frames that come one a file are packed into shards.
+    A shard is a file of many frames. Where the shards of both arrays coincide they are linked, except for a last one
+    that
+    is not full: more frames will be added to it, so it is copied. Frames with one file each are packed into shards.
     """
     per_file = target.chunks[0] if target.shards is None else target.shards[0]
     if source.shards == target.shards and first % per_file == 0:
@@ -43,9 +44,9 @@ def move_frames(source: Frames, target: Frames, first: int) -> None:
 
 
 def leave_frames(home: Path, source: Frames, target: Frames) -> None:
-    """Frames of a dataset in an object store that episodes are added to: they stay there.
+    """Leaves the frames of a dataset in an object store in place when episodes are added to it.
 
-    Only a last shard that is not full is fetched from `home`, the place of the array, since frames are added to it.
+    Only a last shard that is not full is fetched from `home`, the array's location, since frames are added to it.
     """
     per_file = target.chunks[0] if target.shards is None else target.shards[0]
     if source.shape[0] % per_file:
@@ -56,7 +57,7 @@ def leave_frames(home: Path, source: Frames, target: Frames) -> None:
 
 
 def move_into_place(finished: Path, settings: ConversionSettings) -> None:
-    """Rename the finished dataset to its name; one that is to be replaced is set aside until then."""
+    """Renames the finished dataset to its name; a dataset to be replaced is set aside until then."""
     replaced = settings.partial / "replaced"
     if settings.output.exists():
         rename(settings.output, replaced)
@@ -65,13 +66,13 @@ def move_into_place(finished: Path, settings: ConversionSettings) -> None:
 
 
 def remove_work(partial: Path) -> None:
-    """Remove the folder of unfinished work."""
+    """Removes the folder of unfinished work."""
     clear_work(partial)
     shutil.rmtree(partial)
 
 
 def clear_work(partial: Path) -> None:
-    """Empty the folder of unfinished work, but for its lock.
+    """Empties the folder of unfinished work except for its lock.
 
     The files that mark resumable work are removed first, so that leftovers of a killed process are not mistaken
     for finished episodes, or for a dataset that is to be sent.
@@ -86,7 +87,7 @@ def clear_work(partial: Path) -> None:
 
 
 def restore_replaced(settings: ConversionSettings) -> None:
-    """Give back a dataset that was set aside by a conversion which was killed before the new one had its name."""
+    """Restores a dataset set aside by a conversion that was killed before the new one was in place."""
     replaced = settings.partial / "replaced"
     if replaced.exists() and not settings.output.exists():
         rename(replaced, settings.output)

@@ -9,12 +9,12 @@ from diffusion_policy.tables import Printable
 
 
 def preview(settings: ConversionSettings) -> list[Printable]:
-    """The ledger as it would be, and the arrays of the dataset.
+    """Returns the ledger as it would be, and the arrays of the dataset.
 
-    Every episode is opened and checked, and the first frame of each camera decoded; the others are not.
+    Every episode is opened and checked, and the first frame of each camera is decoded, but no others.
 
     Raises:
-        ConversionError, TrajectoryError, PathError: as `convert`, before it writes anything.
+        ConversionError, TrajectoryError, PathError: as raised by `convert` before it writes anything.
     """
     surveyed = survey(settings)
     plan = surveyed.plans[0]

@@ -1,13 +1,13 @@
-"""A finished dataset goes to an object store, where nothing can be renamed: piece by piece, what makes it one last.
+"""Sends a finished dataset to an object store, where nothing can be renamed: what makes it a dataset is sent last.
 
-    <out>.partial               from the beginning of a conversion to its end: it is unfinished
+    <out>.partial               present while a conversion is unfinished
     <out>/data/ <out>/meta/     chunks, then the metadata of the arrays
     <out>.conversion.json       the ledger
     <out>/.zattrs .zgroup       (zarr.json in format 3) last: without it there is no group, and every reader refuses
 
 The dataset was assembled on this machine and stays there until all of it is sent; a conversion that was killed
-continues with what is not sent yet. A dataset that is replaced is withdrawn when the new one is complete on this
-machine; one that episodes are added to, only while its metadata is exchanged.
+continues with what is not yet sent. A dataset being replaced is withdrawn when the new one is complete on this
+machine; a dataset being extended, only while its metadata is exchanged.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from diffusion_policy.paths import file_system, reaching
 from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.storage import write_json
 
-# Those of a group make it one and are sent last, in this order.
+# Metadata files that make a group; they are sent last, in this order.
 _ROOT_METADATA = (".zattrs", ".zgroup", "zarr.json")
 _METADATA = {".zarray", *_ROOT_METADATA}
-# Files sent between two notes of what is sent, and at a time: shards of 25 MB must fit into memory.
+# Files sent between two notes of progress, and at the same time; shards of 25 MB must fit into memory.
 _SENT_TOGETHER, _SENT_AT_A_TIME = 64, 8
-"""Called with the frames (then the files to be sent) done, and how many there are."""
+"""Called with the number of frames (then of files to be sent) done, and the total."""
 
 
 def announce(settings: ConversionSettings) -> None:
-    """Mark, next to the output, that a conversion to it has begun; fails early without write permission.
+    """Marks, next to the output, that a conversion to it has begun; fails early without write permission.
 
     Raises:
         PathError: the store cannot be reached, lacks the bucket, or refuses.
@@ -43,22 +43,22 @@ def announce(settings: ConversionSettings) -> None:
 
 
 def was_interrupted(settings: ConversionSettings) -> bool:
-    """Whether the output is no dataset yet, but what an unfinished conversion has sent of one."""
+    """Whether the output is not yet a dataset but the part that an unfinished conversion has sent."""
     with reaching(settings.output):
         return _mark(settings).is_file()
 
 
 def finish_publication(settings: ConversionSettings, on_progress: Progress = no_progress) -> None:
-    """Send the rest of a dataset that was complete when its conversion was interrupted; nothing without one."""
+    """Sends the rest of a dataset that was complete when its conversion was interrupted, if there is one."""
     if _plan_file(settings).is_file():
         _publish(settings, on_progress)
 
 
 def publish(settings: ConversionSettings, ledger: Any, on_progress: Progress = no_progress) -> None:
-    """Send the finished dataset in `partial/dataset`, with its ledger.
+    """Sends the finished dataset in `partial/dataset`, with its ledger.
 
     Raises:
-        PathError: the store cannot be reached, or refuses; what is not sent yet can be sent later.
+        PathError: the store cannot be reached, or refuses; the rest can be sent later.
     """
     write_json(settings.partial / "conversion.json", ledger)
     write_json(_plan_file(settings), {"adds": settings.append})
@@ -90,7 +90,7 @@ def _publish(settings: ConversionSettings, on_progress: Progress) -> None:
 
 
 def _withdraw(settings: ConversionSettings) -> None:
-    """Delete the metadata that make the output readable as a dataset."""
+    """Deletes the metadata that make the output readable as a dataset."""
     store, path = file_system(settings.output)
     store.invalidate_cache()
     for name in reversed(_ROOT_METADATA):
@@ -99,7 +99,7 @@ def _withdraw(settings: ConversionSettings) -> None:
 
 
 def _remove_strangers(settings: ConversionSettings, names: Sequence[str]) -> None:
-    """Remove what the replaced dataset has, or an interrupted conversion has sent, and the new one has not."""
+    """Removes files of the replaced dataset or an interrupted conversion that the new dataset does not have."""
     store, path = file_system(settings.output)
     mine = {f"{path}/{name}" for name in names}
     strangers = [path_in_store for path_in_store in store.find(path) if path_in_store not in mine]
@@ -108,7 +108,7 @@ def _remove_strangers(settings: ConversionSettings, names: Sequence[str]) -> Non
 
 
 def _send(settings: ConversionSettings, names: Sequence[str], on_progress: Progress) -> None:
-    """Send chunks; what is sent is noted on this machine."""
+    """Sends chunks, and records on this machine what was sent."""
     store, path = file_system(settings.output)
     journal = settings.partial / SENT
     sent = set(journal.read_text(encoding="utf-8").splitlines()) if journal.is_file() else set()
@@ -124,15 +124,15 @@ def _send(settings: ConversionSettings, names: Sequence[str], on_progress: Progr
 
 
 def check_can_be_added_to(settings: ConversionSettings) -> None:
-    """Refuse to add to a dataset whose metadata another machine was exchanging when it was interrupted.
+    """Refuses to add to a dataset if another machine was interrupted while exchanging its metadata.
 
     Raises:
-        ConversionError: there is none, but an unfinished conversion.
+        ConversionError: there is only an unfinished conversion.
     """
     if not is_dataset(settings.output) and was_interrupted(settings):
         raise ConversionError(
-            f"{settings.output}: a conversion to it was interrupted on another machine or with another --scratch; go "
-            "on there, or convert everything anew with --overwrite"
+            f"{settings.output}: a conversion to it was interrupted on another machine or with another --scratch; "
+            "continue it there, or convert everything again with --overwrite"
         )
 
 

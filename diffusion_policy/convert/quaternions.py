@@ -1,8 +1,8 @@
-"""One sign for each rotation: q and -q are the same, and a network that sees both must learn everything twice.
+"""One sign for each rotation: q and -q are the same rotation, and a network that sees both must learn everything twice.
 
-Within an episode each quaternion is given the sign nearer to the one before it; then the episode as a whole is
-turned toward the hemisphere in which most of the dataset was recorded, so that as little as possible is changed.
-Flipped components also stretch the range that the normalizer is fitted to, from the motion's to [-1, 1].
+Within an episode each quaternion gets the sign that is nearer to the previous one; then the episode as a whole is
+turned toward the hemisphere in which most of the dataset was recorded, so that as few as possible change.
+Flips also stretch the range that the normalizer is fitted to, from the motion's range to [-1, 1].
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from diffusion_policy.spec import ActionLayout
 
 
 def majority_hemisphere(quaternions: Iterable[NDArray[np.floating]]) -> NDArray[np.float64]:
-    """The direction (4,) around which rotations (N, 4) cluster, with the sign that most of them were recorded with.
+    """Returns the direction (4,) around which rotations (N, 4) cluster, with the sign that most were recorded with.
 
     The axis is the principal one of sum(q q^T), which does not depend on signs (Markley et al., "Averaging
     Quaternions", 2007).
@@ -34,12 +34,12 @@ def majority_hemisphere(quaternions: Iterable[NDArray[np.floating]]) -> NDArray[
 def turn_toward(
     poses: NDArray[np.float32], layout: ActionLayout, hemisphere: NDArray[np.float64]
 ) -> tuple[NDArray[np.float32], int]:
-    """Poses with continuous quaternion signs, each rotation on the side of its hemisphere, and how many flipped.
+    """Returns poses with continuous quaternion signs, each rotation in its hemisphere, and how many were flipped.
 
     Args:
-        poses: (N, D).
-        layout: of its D numbers; R of its rotations.
-        hemisphere: (4,) of one rotation, or (R, 4).
+        poses: (N, D) poses.
+        layout: layout of the D numbers, with R rotations.
+        hemisphere: (4,) for one rotation, or (R, 4).
     """
     recorded = layout.rotations(poses)
     means = np.broadcast_to(hemisphere, recorded.shape[1:])

@@ -35,31 +35,32 @@ from diffusion_policy.trajectory import TrajectoryError
 
 logger = logging.getLogger(__name__)
 
-# What ledgers say nothing of that were written before there was a choice.
+# Values of settings in ledgers that predate these settings.
 _NOT_RECORDED_EARLIER = {"mixed_frames": "refuse", "timestamps": None, "split_at_gap": None}
-# Blocks handed out per worker: enough to keep it busy, few enough to bound memory.
+# Blocks in flight per worker: enough to keep it busy, few enough to bound memory.
 _BLOCKS_AHEAD = 2
 
 
 def convert(
     settings: ConversionSettings, *, executor: Executor | None = None, on_progress: Progress = no_progress
 ) -> ConversionReport:
-    """Convert recorded trajectories to a dataset.
+    """Converts recorded trajectories to a dataset.
 
-    Resuming a conversion that is finished, and appending recordings that are all there, change nothing.
+    Resuming a finished conversion, or appending recordings that are all present, changes nothing.
 
-    The source is only read. The output appears under its name when it is complete, never before.
+    The source is only read. The output appears under its name only when it is complete.
 
     Args:
-        settings: what to do.
-        executor: runs the blocks of frames; threads of this process by default. Its workers must see the same files.
-        on_progress: called after every block; for an output that is a URL, then of the files that are sent there.
+        settings: the settings of the conversion.
+        executor: runs the blocks of frames; threads of this process by default. Its workers must have access to the
+            same files.
+        on_progress: called after every block and, if the output is a URL, for the files then sent there.
 
     Raises:
-        ConversionError: the output exists, nothing is to be converted, the disk is full, or a store cannot be reached.
+        ConversionError: the output exists, there is nothing to convert, the disk is full, or a store cannot be reached.
         DatasetError: there is no dataset to append to.
         TrajectoryError: a bad episode, unless they are to be skipped.
-        UnsafePickleError: a data.pkl that asks for more than arrays, unless such episodes are to be skipped.
+        UnsafePickleError: a data.pkl asks for more than arrays, unless such episodes are to be skipped.
     """
     _refuse_archive(settings)
     _finish_interrupted(settings, on_progress)
@@ -92,10 +93,10 @@ def convert(
 
 
 def _refuse_archive(settings: ConversionSettings) -> None:
-    """Refuse to write into a zip archive, or to give its name to a folder; nothing has been touched yet.
+    """Refuses to write into a zip archive, or to give a folder its name, before anything is touched.
 
     Raises:
-        ConversionError: says how to unpack it.
+        ConversionError: the output is an archive; the message tells how to unpack it.
         DatasetError: the archive is damaged.
     """
     output = settings.output
@@ -114,13 +115,13 @@ def _refuse_archive(settings: ConversionSettings) -> None:
         raise ConversionError(f"{reason}; unpack it, and append to the folder")
     dataset = folder / Archive(output).root()
     raise ConversionError(
-        f"{reason}, so nothing can be appended. Unpack it: {unpack(output, folder)}; then give this command "
-        f"--output {shlex.quote(str(dataset))}, and pack that folder again if an archive is wanted"
+        f"{reason}, so nothing can be appended. Unpack it: {unpack(output, folder)}; then run this command with "
+        f"--output {shlex.quote(str(dataset))}, and pack that folder again if you want an archive"
     )
 
 
 def _finish_interrupted(settings: ConversionSettings, on_progress: Progress) -> None:
-    """Move into place what was complete when a conversion was killed, or restore what it was to replace."""
+    """Moves into place what was complete when a conversion was killed, or restores what it was to replace."""
     if not is_remote(settings.output):
         restore_replaced(settings)
     elif settings.partial.exists():
@@ -129,10 +130,10 @@ def _finish_interrupted(settings: ConversionSettings, on_progress: Progress) -> 
 
 
 def _existing(settings: ConversionSettings) -> ExistingDataset | None:
-    """The dataset to append to, or the one that a conversion to be resumed has finished; None to begin or to replace.
+    """Returns the dataset to append to, or the finished one of a resumed conversion; None to begin or replace.
 
     Raises:
-        ConversionError: something else is there, or there is nothing to append to.
+        ConversionError: the output is something else, or there is nothing to append to.
     """
     output = settings.output
     if settings.append:
@@ -147,7 +148,7 @@ def _existing(settings: ConversionSettings) -> ExistingDataset | None:
     if not is_dataset(output):
         if is_remote(output) and was_interrupted(settings):
             return None
-        raise ConversionError(f"{output} exists and is not a zarr dataset; it is not replaced, choose another name")
+        raise ConversionError(f"{output} exists and is not a zarr dataset; it is not replaced; choose another name")
     if settings.overwrite:
         return None
     if settings.resume:
@@ -163,7 +164,7 @@ def _existing(settings: ConversionSettings) -> ExistingDataset | None:
 
 @contextmanager
 def _workers(settings: ConversionSettings, executor: Executor | None) -> Iterator[Executor]:
-    """The given executor, or threads; OpenCV's own threads would only compete with these."""
+    """Yields the given executor, or threads; OpenCV's own threads would only compete with these."""
     if executor is not None:
         yield executor
         return
@@ -179,7 +180,7 @@ def _workers(settings: ConversionSettings, executor: Executor | None) -> Iterato
 
 @dataclass
 class _Episode:
-    """An episode on its way."""
+    """An episode in progress."""
 
     plan: Plan
     n_blocks: int
@@ -188,7 +189,7 @@ class _Episode:
 
 
 class _Stage:
-    """Keeps the workers busy with blocks, in order of episodes, and takes in what they report."""
+    """Keeps the workers busy with blocks, in order of episodes, and collects their reports."""
 
     def __init__(
         self,
@@ -210,7 +211,7 @@ class _Stage:
         self._done = 0
 
     def run(self) -> list[StagedEpisode]:
-        """Stage every episode; those that turn out bad are left out, or end the conversion."""
+        """Stages every episode; bad ones are left out, or end the conversion."""
         try:
             for episode, block in self._blocks():
                 while len(self._pending) >= _BLOCKS_AHEAD * self.settings.n_workers:
@@ -239,7 +240,7 @@ class _Stage:
 
     def _take_in(self) -> None:
         done, _ = wait(self._pending, return_when=FIRST_COMPLETED)
-        for future in sorted(done, key=lambda future: future.exception() is not None):  # first what is complete
+        for future in sorted(done, key=lambda future: future.exception() is not None):  # completed blocks first
             episode, block = self._pending.pop(future)
             if episode.is_bad:
                 continue

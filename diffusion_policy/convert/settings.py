@@ -1,4 +1,4 @@
-"""What a conversion is asked to do."""
+"""The settings of a conversion."""
 
 from __future__ import annotations
 
@@ -19,18 +19,24 @@ from diffusion_policy.storage import local_cache, sha256
 from diffusion_policy.timestamps import parse_timestamps
 
 CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
-    "on_error": (("stop", "skip"), "at a bad episode: end with an error, or leave it out and say so in the ledger"),
-    "gaps": (("refuse", "split"), "steps without an image amid others: the episode is bad, or becomes two"),
+    "on_error": (("stop", "skip"), "at a bad episode: end with an error, or leave it out and note it in the ledger"),
+    "gaps": (
+        ("refuse", "split"),
+        "steps without an image in the middle of an episode: refuse the episode, or split it",
+    ),
     "mixed_frames": (
         ("refuse", "accept"),
         "frames of several sizes, aspect ratios or EXIF orientations in one set: end with an error, or stretch each",
     ),
-    "decode": (("exact", "fast"), "decode whole JPEGs, or at a part of their size (45 dB or more, half the time)"),
+    "decode": (("exact", "fast"), "decode JPEGs at full size, or at a fraction of it (45 dB or more, half the time)"),
     "quaternion_sign": (("continuous", "keep"), "choose between q and -q so that no sign flips, or leave them"),
-    "null_actions": (("keep", "drop"), "ticks of a Minecraft recording without any action: kept, or left out, counted"),
-    "gripper_command": (("recorded", "next-measured"), "the command as recorded, or what was measured a step later"),
+    "null_actions": (
+        ("keep", "drop"),
+        "ticks of a Minecraft recording without any action: keep them, or leave them out and count them",
+    ),
+    "gripper_command": (("recorded", "next-measured"), "the command as recorded, or the measurement one step later"),
 }
-"""Settings that take one of a few words, the default first, and what they decide."""
+"""Settings with a few possible values, the default first, and what they decide."""
 
 
 class ConversionError(WorkspaceError):
@@ -42,39 +48,39 @@ class ConversionSettings:
     """One conversion.
 
     Attributes:
-        source: folder that holds the episodes, or its URL in an object store.
-        output: the dataset to make, or its URL.
+        source: folder with the episodes, or its URL in an object store.
+        output: the dataset to create, or its URL.
         resolution: (width, height) of its images, pixels.
-        start_episode: lowest episode number that takes part.
-        max_episodes: how many episodes take part, from there on in order of number; all by default. Bad ones that are
+        start_episode: lowest episode number to convert.
+        max_episodes: number of episodes to convert, from there on in order of number; all by default. Bad ones that are
             skipped count.
         codec: how frames are packed.
         zarr_format: 2 or 3.
-        shard: frames in a file (format 3 only); None for one file a frame.
-        on_error: "stop" at a bad episode, or "skip" it and say so in the ledger.
+        shard: frames per file (format 3 only); None for one file per frame.
+        on_error: "stop" at a bad episode, or "skip" it and note it in the ledger.
         gaps: steps without an image at the beginning or end of an episode are left out; with such steps in between,
             "refuse" the episode, or "split" it there in two.
         mixed_frames: frames of one camera that differ in size, aspect ratio or EXIF orientation: "refuse" the
             episode or the set, or "accept" them; each is turned upright and stretched to the resolution.
         decode: "exact", the full image, or "fast", with the JPEG decoder's own down-scaling.
-        quaternion_sign: "continuous" chooses between q and -q so that neither steps nor episodes differ in sign without
-            need; "keep" leaves them as recorded.
+        quaternion_sign: "continuous" chooses between q and -q so that signs differ neither between steps nor between
+            episodes without need; "keep" leaves them as recorded.
         gripper_command: "recorded", or "next-measured": the measured gripper of the next step.
         null_actions: ticks without any action in recordings of Minecraft: "keep" them, or "drop" frame and action.
-        gripper_lead: steps by which the gripper's command is brought forward.
-        gripper_scale: that the gripper is recorded in where it is not 1 (open) and 0 (closed), as ``--gripper-scale``
-            names it; the dataset holds 0 (closed) to 1 (open).
-        timestamps: what time stamps are recorded in where that is not seconds, as ``--timestamps`` names it; the
+        gripper_lead: number of steps by which gripper commands are issued earlier.
+        gripper_scale: scale in which the gripper is recorded, if not 1 (open) and 0 (closed), as in
+            ``--gripper-scale``; the dataset holds 0 (closed) to 1 (open).
+        timestamps: unit in which time stamps are recorded, if not seconds, as in ``--timestamps``; the
             dataset holds seconds.
-        mapping: file, or name of one that comes with this package, that says what the columns of recordings are whose
-            format names them; read from their names by default.
-        split_at_gap: seconds from a step to the next beyond which an episode becomes two; None leaves gaps in.
+        mapping: a mapping file, or the name of one that comes with this package, for recordings whose format names
+            their columns; by default derived from these names.
+        split_at_gap: seconds between steps beyond which an episode is split; None leaves gaps in.
         overwrite: replace an existing dataset, once the new one is complete.
         resume: continue an unfinished conversion to the same output.
         append: add episodes to an existing dataset.
-        workers: threads; as many as there are cores by default.
-        scratch: of an output that is a URL, the folder of this machine for its unfinished work; that of the user's
-            caches by default.
+        workers: number of threads; by default one per core.
+        scratch: if the output is a URL, the local folder for unfinished work; by default in the user's
+            cache folder.
     """
 
     source: Path
@@ -124,10 +130,10 @@ class ConversionSettings:
         if self.shard is not None and (self.zarr_format == 2 or self.shard < 1):
             raise ConversionError(f"shards of {self.shard} frames: they need zarr format 3 and at least 1 frame")
         if self.append and self.overwrite:
-            raise ConversionError("append adds to a dataset and overwrite replaces it; give one of them")
+            raise ConversionError("append adds to a dataset and overwrite replaces it; choose one of them")
         if self.scratch is not None and not is_remote(self.output):
             raise ConversionError(
-                f"scratch {self.scratch} is for outputs that are URLs; others are written next to {self.output}"
+                f"scratch {self.scratch} is only for outputs that are URLs; this one is written next to {self.output}"
             )
         source, output = self.source.resolve(), self.output.resolve()
         if source == output or output in source.parents or source in output.parents:
@@ -135,7 +141,7 @@ class ConversionSettings:
 
     @cached_property
     def recordings(self) -> Recordings:
-        """What the source holds, read as these settings say; see `open_recordings`."""
+        """Returns the source's recordings, read with these settings; see `open_recordings`."""
         return open_recordings(
             self.source,
             gripper_scale=self.gripper_scale,
@@ -146,17 +152,17 @@ class ConversionSettings:
 
     @cached_property
     def mapping_content(self) -> dict[str, Any]:
-        """The mapping as plain JSON, under its name among the settings; nothing without one."""
+        """Returns the mapping as plain JSON, under its name among the settings; empty without one."""
         return {} if self.mapping is None else {"mapping": read_mapping(self.mapping).content}
 
     @property
     def n_workers(self) -> int:
-        """Threads to use; the cores that this process may run on, by default."""
+        """Number of threads to use; by default the cores that this process may run on."""
         return self.workers or usable_cores()
 
     @property
     def partial(self) -> Path:
-        """Folder of unfinished work: next to the output, or on this machine if the output is in an object store."""
+        """The folder of unfinished work: next to the output, or on this machine if the output is in an object store."""
         if not is_remote(self.output):
             return self.output.with_name(self.output.name + ".partial")
         key = sha256(str(self.output).encode()).hex()[:12]
@@ -168,7 +174,7 @@ class ConversionSettings:
         return self.output.with_name(self.output.name + ".conversion.json")
 
     def content(self) -> dict[str, Any]:
-        """What decides the content of each episode, as plain JSON: equal content can be resumed and appended to."""
+        """Returns the settings that decide an episode's content, as plain JSON: resuming and appending need these."""
         return {
             "resolution": list(self.resolution),
             "codec": self.codec.name,
@@ -187,7 +193,7 @@ class ConversionSettings:
         }
 
     def as_json(self) -> dict[str, Any]:
-        """All that a reader of the dataset may want to know of how it was made, as plain JSON."""
+        """Returns what a reader of the dataset may want to know about how it was made, as plain JSON."""
         return {
             "source": self.source.resolve().name,
             "start_episode": self.start_episode,

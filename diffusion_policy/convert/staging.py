@@ -1,10 +1,10 @@
-"""Finished episodes, staged next to the output: what an interrupted conversion resumes from.
+"""Finished episodes, staged next to the output, from which an interrupted conversion resumes.
 
-    <output>.partial/          (for an output in an object store: in the scratch folder of this machine)
-      settings.json          what decides the content of an episode
+    <output>.partial/          (in the local scratch folder, if the output is in an object store)
+      settings.json          the settings that decide an episode's content
       episode_0007/
-        frames.zarr/<camera>   kept frames, packed as in the dataset
-        rows.npz               kept rows of the other arrays, and a digest per frame
+        frames.zarr/<camera>   the kept frames, packed as in the dataset
+        rows.npz               the kept rows of the other arrays, and a digest per frame
         entry.json             written last: the episode is finished
       dataset/               see assembly
 
@@ -58,24 +58,24 @@ class StagedEpisode:
     names: ArrayNames
 
     def rows(self) -> dict[str, NDArray[Any]]:
-        """Kept rows of each array but the images."""
+        """Returns the kept rows of each array except the images."""
         with np.load(self.folder / "rows.npz") as rows:
             return {key: rows[key] for key in rows.files if not key.startswith(_DIGESTS)}
 
     def digests(self, camera: str) -> NDArray[np.uint8]:
-        """(n, 32) SHA-256 of each kept frame."""
+        """Returns (n, 32) SHA-256 of each kept frame."""
         with np.load(self.folder / "rows.npz") as rows:
             return np.asarray(rows[_DIGESTS + camera])
 
     def frames(self, camera: str) -> Path:
-        """The zarr array of a camera's kept frames."""
+        """Returns the path of the zarr array of a camera's kept frames."""
         return self.folder / "frames.zarr" / camera
 
 
 def finished_episodes(settings: ConversionSettings) -> int | None:
-    """How many finished episodes a conversion with these settings would resume from; None: nothing to resume.
+    """Returns how many finished episodes a conversion with these settings would resume from; None without any.
 
-    Those whose recordings have changed since count, too.
+    Episodes whose recordings have changed since are counted as well.
     """
     file = settings.partial / SETTINGS
     if not file.is_file() or _differing(file, settings):
@@ -84,7 +84,7 @@ def finished_episodes(settings: ConversionSettings) -> int | None:
 
 
 def _differing(file: Path, settings: ConversionSettings) -> list[str]:
-    """Names of the settings in which unfinished work and a conversion differ."""
+    """Returns the names of the settings in which unfinished work and a conversion differ."""
     stored, content = json.loads(file.read_text(encoding="utf-8")), settings.content()
     return [key for key in {**stored, **content} if stored.get(key) != content.get(key)]
 
@@ -95,15 +95,15 @@ class Staging:
     def __init__(self, settings: ConversionSettings) -> None:
         self.settings = settings
         self.path = settings.partial
-        # A shard can only be packed when all its frames are known; until then its frames wait, unchanged, one a file.
+        # A shard can only be packed when all its frames are known; until then its frames wait unpacked, one per file.
         self.codec: ImageCodec = settings.codec if settings.shard is None else image_codec("blosc")
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Hold the folder for this conversion alone; discard its content unless it is to be resumed.
+        """Locks the folder for this conversion; discards its content unless it is to be resumed.
 
         Raises:
-            ConversionError: another conversion writes there, or the work to resume was done with other settings.
+            ConversionError: another conversion is writing there, or the work to resume was done with other settings.
             PathError: the output is a URL whose store cannot be reached, or refuses.
         """
         with self.locked():
@@ -114,14 +114,14 @@ class Staging:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this conversion alone."""
+        """Locks the folder for this conversion."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / LOCK).open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ConversionError(
-                    f"{self.path}: another conversion writes there; wait for it or stop it"
+                    f"{self.path}: another conversion is writing there; wait for it or stop it"
                 ) from error
             yield
 
@@ -131,8 +131,8 @@ class Staging:
             differing = _differing(file, self.settings)
             if differing:
                 raise ConversionError(
-                    f"{self.path} was begun with other settings ({', '.join(differing)}); resume with the same "
-                    "ones, or start anew without --resume"
+                    f"{self.path} was started with other settings ({', '.join(differing)}); resume with the same "
+                    "ones, or start over without --resume"
                 )
             return
         for leftover in self.path.iterdir():
@@ -142,7 +142,7 @@ class Staging:
         write_json(file, self.settings.content())
 
     def finished(self, plan: Plan) -> StagedEpisode | None:
-        """The episode, if it was finished earlier and its source has not changed since."""
+        """Returns the episode, if it was finished earlier and its source has not changed since."""
         folder = self.path / plan.path.name
         file = folder / "entry.json"
         if not file.is_file():
@@ -153,7 +153,7 @@ class Staging:
         return StagedEpisode(folder, entry_from_json(state["entry"]), plan.cameras, plan.names)
 
     def begin(self, plan: Plan) -> list[Block]:
-        """Allocate an episode and split it into blocks."""
+        """Allocates an episode and splits it into blocks."""
         folder = self.path / plan.path.name
         (folder / "entry.json").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
@@ -181,7 +181,7 @@ class Staging:
         return blocks
 
     def finish(self, plan: Plan, reports: Mapping[Block, BlockReport]) -> StagedEpisode:
-        """Note that all blocks of an episode are written.
+        """Records that all blocks of an episode are written.
 
         Raises:
             TrajectoryError: its frames differ in size or orientation, and mixed ones are not accepted.
@@ -228,10 +228,10 @@ def _first_row(item: tuple[Block, BlockReport]) -> int:
 
 
 def recorded_rows(recording: Recording, steps: list[int], settings: ConversionSettings) -> Rows:
-    """Rows of the dataset's low-dimensional arrays at these steps, quaternions as recorded.
+    """Returns rows of the dataset's low-dimensional arrays at these steps, with quaternions as recorded.
 
-    `gripper_command` and `gripper_lead` say which command a step is given; the survey has dropped the steps at the end
-    that would have none, and refused recordings whose gripper is not measured where that is to be the command.
+    `gripper_command` and `gripper_lead` decide which command a step gets; the survey has dropped steps at the end
+    that would have none, and refused recordings without a measured gripper if that is to be the command.
     """
     at = np.asarray(steps)
     states, action = recording.states, recording.action

@@ -1,7 +1,7 @@
-"""The first look at the source: which episodes take part, whether each can be trusted, which of its steps are kept.
+"""The survey of the source: which episodes are converted, whether each is valid, and which of its steps are kept.
 
-Only the first frame of each episode is decoded here, so that a bad episode is known within seconds and not after half
-an hour of decoding. An opened episode is forgotten at once; what stays is a `Plan` of a few hundred bytes for each.
+Only the first frame of each episode is decoded here, so a bad episode is found within seconds, not after half
+an hour of decoding. An opened episode is released at once; only a `Plan` of a few hundred bytes is kept.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ logger = logging.getLogger(__name__)
 ALREADY_THERE = "already in the dataset"
 NOT_SELECTED = "not selected"
 ACCEPT_MIXED = (
-    "convert each kind by itself, or stretch all of them to one size with --mixed-frames accept (EXIF is applied)"
+    "convert each kind separately, or stretch all of them to one size with --mixed-frames accept (EXIF is applied)"
 )
-# A frame is decoded so small, pixels, where only its kind is asked for.
+# Size in pixels at which a frame is decoded if only its kind is needed.
 _THUMBNAIL = (80, 45)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """An episode that takes part.
+    """An episode to convert.
 
     Attributes:
         path: its folder, or the equivalent of one.
-        entry: its line in the ledger, with the steps that are kept.
+        entry: its entry in the ledger, with the kept steps.
         cameras: names of its cameras.
-        names: its other arrays, and what their numbers are.
-        fingerprint: of names, sizes and times of the files it consists of.
-        first_frames: per camera, the kind of the first frame that it shows.
+        names: its other arrays, and the names of their numbers.
+        fingerprint: fingerprint of the names, sizes and times of its files.
+        first_frames: per camera, the kind of its first frame.
     """
 
     path: Path
@@ -60,27 +60,27 @@ class Plan:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the source holds: episodes that take part, and entries of those that do not."""
+    """The content of the source: plans of episodes to convert, and entries of the others."""
 
     plans: tuple[Plan, ...]
     left_out: tuple[EpisodeEntry, ...]
 
 
 def name_of(file: Path, plan: Plan) -> str:
-    """A file of an episode as the ledger names it, beginning with the episode's folder."""
+    """Returns the name of an episode's file in the ledger, beginning with the episode's folder."""
     return str(file.relative_to(plan.path.parent))
 
 
 def survey(settings: ConversionSettings, existing: Sequence[EpisodeEntry] = ()) -> Survey:
-    """Open and check every episode that takes part.
+    """Opens and checks every episode to convert.
 
     Args:
-        settings: of the conversion.
-        existing: episodes that are in the dataset already.
+        settings: settings of the conversion.
+        existing: episodes that are already in the dataset.
 
     Raises:
-        TrajectoryError: a bad episode, unless they are to be skipped.
-        ConversionError: two episodes with one number, cameras or frames that differ, or nothing left to convert.
+        TrajectoryError: an episode is bad, unless bad ones are to be skipped.
+        ConversionError: two episodes have the same number, cameras or frames differ, or nothing is left to convert.
         PathError: the source is in a store that cannot be reached.
     """
     _check_size(settings)
@@ -101,7 +101,7 @@ def survey(settings: ConversionSettings, existing: Sequence[EpisodeEntry] = ()) 
             continue
         try:
             plan = plan_episode(settings.recordings.open(folder), settings)
-        except PathError:  # says nothing of the episode
+        except PathError:  # not a fault of the episode
             raise
         except WorkspaceError as error:
             if settings.on_error == "stop":
@@ -124,21 +124,21 @@ def _left_out(folder: Path, reason: str) -> EpisodeEntry:
 
 
 def plan_episode(recording: Recording, settings: ConversionSettings) -> Plan:
-    """Decide which steps of an episode the dataset will hold.
+    """Decides which steps of an episode the dataset will hold.
 
     Raises:
-        ConversionError: steps without an image between steps with one, a camera has the name of another array, no
-            step is left, or the measured gripper is to be the command and there is none.
+        ConversionError: steps in the middle have no image, a camera has the name of another array, no
+            step is left, or the gripper is to be commanded as measured but is not measured.
         TrajectoryError: the first frame of a camera does not decode.
     """
     _check_names(recording, settings)
     spans = image_runs(recording.image_index)
     if len(spans) > 1 and settings.gaps == "refuse":
         raise ConversionError(
-            f"{recording.path}: steps {spans[0][1]} to {spans[1][0] - 1} have no image, steps before and after have; "
-            "--gaps split makes two episodes of it"
+            f"{recording.path}: steps {spans[0][1]} to {spans[1][0] - 1} have no image, but steps before and after do; "
+            "--gaps split makes it two episodes"
         )
-    # The command that a step is given may be recorded only steps later: the last ones have none.
+    # A step's command may be recorded some steps later, so the last steps have none.
     ahead = settings.gripper_lead + (settings.gripper_command == "next-measured")
     gaps = _gaps(recording, settings.split_at_gap)
     edges = [0, *(step + 1 for step, _ in gaps), recording.n_steps]
@@ -168,11 +168,11 @@ def plan_episode(recording: Recording, settings: ConversionSettings) -> Plan:
 
 
 def _check_names(recording: Recording, settings: ConversionSettings) -> None:
-    """Cameras that bear the name of another array, and a gripper that is not measured where that is to be commanded."""
+    """Refuses cameras named like another array, and an unmeasured gripper if it is to be commanded as measured."""
     names = recording.names
     clashing = {*names.states, ACTION_KEY, TIMESTAMP_KEY}.intersection(recording.frame_numbers)
     if clashing:
-        raise ConversionError(f"{recording.path}: camera {clashing.pop()!r} bears the name of another array; rename it")
+        raise ConversionError(f"{recording.path}: camera {clashing.pop()!r} has the name of another array; rename it")
     if settings.gripper_command != "next-measured":
         return
     grippers = [names.action[column] for column in names.action_layout.gripper_columns]
@@ -183,7 +183,7 @@ def _check_names(recording: Recording, settings: ConversionSettings) -> None:
 
 
 def _gaps(recording: Recording, limit: float | None) -> tuple[tuple[int, float], ...]:
-    """Each step that is followed by a gap of more than `limit` seconds, and its seconds."""
+    """Returns each step that is followed by a gap of more than `limit` seconds, and the gap's seconds."""
     if limit is None:
         return ()
     seconds = np.diff(recording.timestamp)
@@ -204,7 +204,7 @@ def _dropped_steps(recording: Recording, kept: tuple[tuple[int, int], ...]) -> t
     without = list(range(recording.n_steps, recording.n_recorded))
     return (
         *runs(blind, "no image"),
-        *runs(late, "its gripper command is beyond the end"),
+        *runs(late, "its gripper command would be beyond the end"),
         *runs(without, "it has no command"),
     )
 
@@ -222,7 +222,7 @@ def _dropped_frames(recording: Recording, kept: tuple[tuple[int, int], ...]) -> 
 
 
 def _check_size(settings: ConversionSettings) -> None:
-    """Refuse another resolution than that of a format whose policies are trained on one."""
+    """Refuses a resolution that differs from the one that the format's policies are trained on."""
     size = settings.recordings.account.get(FRAME_SIZE_KEY)
     if size and tuple(size) != settings.resolution:
         width, height = settings.resolution
@@ -236,11 +236,11 @@ def _check_numbers(folders: list[Path]) -> None:
     numbers = Counter(episode_number(folder.name) for folder in folders)
     twice = [folder.name for folder in folders if numbers[episode_number(folder.name)] > 1]
     if twice:
-        raise ConversionError(f"{folders[0].parent}: two episodes have one number: {', '.join(twice)}; rename one")
+        raise ConversionError(f"{folders[0].parent}: two episodes have the same number: {', '.join(twice)}; rename one")
 
 
 def _check_frames(plans: Sequence[Plan], existing: Sequence[EpisodeEntry], settings: ConversionSettings) -> None:
-    """Every episode against the others by its first frame; the frames of each are compared when all are decoded."""
+    """Compares episodes by their first frames; the frames within each are compared when all are decoded."""
     cameras: dict[str, list[FrameKind]] = defaultdict(list)
     for entry in existing:
         for camera, (width, height) in entry.frame_size.items():

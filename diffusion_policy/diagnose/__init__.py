@@ -1,10 +1,10 @@
-"""What is found of data, configs, checkpoints, runs and logs: evidence, findings about it, and the doctor.
+"""Findings about data, configs, checkpoints, runs and logs: the evidence, its findings, and the doctor.
 
-`*_evidence` looks at one subject and keeps numbers; `*_findings` are pure functions from evidence to findings.
+`*_evidence` reads one subject into numbers; `*_findings` holds pure functions from evidence to findings.
 """
 
 from diffusion_policy.errors import WorkspaceError
 
 
 class ReportError(WorkspaceError, ValueError):
-    """An input of a report does not exist, or is not what it was given as."""
+    """An input of a report does not exist, or is not of the expected kind."""

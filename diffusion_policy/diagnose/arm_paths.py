@@ -14,12 +14,12 @@ from diffusion_policy.spec import CAMERA_TURN, is_game
 
 
 def arm_paths(steps: Steps) -> dict[str, FloatArray]:
-    """(N, 3) meters by name of the arm: measured positions, or the commanded ones of an arm that is not measured."""
+    """Returns (N, 3) meters by arm name: measured positions, or commanded ones where an arm is not measured."""
     return {arm: path for key in (ACTION_KEY, *steps.measured_keys) for arm, path in _paths(steps, key).items()}
 
 
 def joint_paths(steps: Steps) -> tuple[dict[str, FloatArray], str]:
-    """(N,) by name of the joint, measured or else commanded; and their unit."""
+    """Returns (N,) by joint name, measured or otherwise commanded, and their unit."""
     paths: dict[str, FloatArray] = {}
     unit = "unknown"
     for key in (ACTION_KEY, *steps.measured_keys):

@@ -1,6 +1,6 @@
-"""What the frames of a camera show of it: which do not decode, are black, repeated or frozen. Every frame is inspected.
+"""A camera's frames: which ones do not decode, or are black, repeated or frozen. Every frame is inspected.
 
-Each is reduced to THUMBNAIL pixels, which a JPEG decoder does in a fraction of the time of a whole frame.
+Each is reduced to THUMBNAIL pixels, which a JPEG decoder does in a fraction of the time that a whole frame takes.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from diffusion_policy.storage import content_key
 THUMBNAIL = (80, 45)
 # A frame whose brightest pixel is darker than this is black.
 BLACK = 8
-# A camera that gives one picture for so many steps, while the arm travels so far, is frozen.
+# A camera is frozen if it gives one picture for this many steps while the arm travels this far.
 FROZEN_STEPS, FROZEN_METERS = 5, 0.02
 
-# Steps that one thread looks at, one after the other.
+# Number of steps that one thread inspects in sequence.
 _TOGETHER = 32
 
 StepRange = tuple[int, int]
@@ -37,7 +37,7 @@ StepRange = tuple[int, int]
 
 @dataclass(frozen=True)
 class FrameEvidence:
-    """One frame; `trouble` says why it does not decode, and the rest is empty then, and where there is no frame."""
+    """One frame. `trouble` is why it does not decode; the rest is empty then, and where there is no frame."""
 
     digest: bytes = b""
     brightest: int = 0
@@ -51,16 +51,16 @@ class CameraEvidence:
     """The frames of a camera. Steps are counted over all episodes.
 
     Attributes:
-        name: of the camera.
+        name: the camera's name.
         sizes: (width, height) that occur.
-        kinds: of frames that occur, the most frequent first.
-        notes: how many steps show an odd frame, by what is odd about it.
+        kinds: formats of frames that occur, the most frequent first.
+        notes: number of steps whose frame is odd, by what is odd about it.
         shown: steps with a frame.
-        undecodable: steps whose frame does not decode, and why.
+        undecodable: steps whose frame does not decode, with the reason.
         black: steps with a black frame.
-        repeated: steps that show the same picture as the step before.
-        elsewhere: steps that show a picture which another step shows, but not the one before.
-        frozen: (first, exclusive end) of each stretch of one picture in which the arm moves.
+        repeated: steps that show the same picture as the previous step.
+        elsewhere: steps that show the same picture as another step that is not the previous one.
+        frozen: (first, exclusive end) of each stretch that shows one picture while the arm moves.
     """
 
     name: str
@@ -78,12 +78,12 @@ class CameraEvidence:
 def look_at_cameras(
     steps: Steps, traveled: NDArray[np.float64], on_progress: Progress = no_progress
 ) -> tuple[CameraEvidence, ...]:
-    """Look at every frame, on all cores.
+    """Inspects every frame, on all cores.
 
     Args:
-        steps: with their cameras.
+        steps: the steps, with their cameras.
         traveled: (N,) meters that the arm has traveled up to each step.
-        on_progress: called with the frames done, and how many there are.
+        on_progress: called with the number of frames done, and the total.
     """
     total = steps.n_steps * len(steps.cameras)
     blocks = [range(start, min(start + _TOGETHER, steps.n_steps)) for start in range(0, steps.n_steps, _TOGETHER)]
@@ -115,12 +115,12 @@ def _seen(look: Look) -> FrameEvidence:
 
 
 def _judge(name: str, looks: list[FrameEvidence], steps: Steps, traveled: NDArray[np.float64]) -> CameraEvidence:
-    # A black frame is reported as black, not as a copy of other black ones.
+    # A black frame is reported as black, not as a copy of other black frames.
     pictures = [look.digest if look.brightest >= BLACK else b"" for look in looks]
     same = [bool(now) and now == before for before, now in itertools.pairwise(pictures)]
     repeated = np.asarray([False, *same])
     repeated[1:] &= steps.within
-    runs = true_runs(repeated)  # a stretch of one picture begins at the step before its first repetition
+    runs = true_runs(repeated)  # a stretch of one picture begins one step before its first repetition
     distinct = [picture for picture, again in zip(pictures, repeated, strict=True) if picture and not again]
     kinds = kinds_of(look.kind for look in looks if look.kind is not None)
     return CameraEvidence(

@@ -1,4 +1,4 @@
-"""What a checkpoint shows of itself: widths, statistics, averaged weights, where they came from. No code of it runs."""
+"""Evidence from a checkpoint: widths, statistics, averaged weights and their origin. None of its code is run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from diffusion_policy.spec import Layout, StepSpec, layout_of_statistics
 from diffusion_policy.spec.action_layout import is_gripper_name
 
 # Weights through which a sample leaves and enters the denoiser, by policy class.
-# With a row for each number of the action; heads of classes have a row for each class.
+# These have a row for each number of the action; classification heads have a row for each class.
 HEADS = tuple(
     tensors.head
     for tensors in (kind.tensors for kind in policy_classes())
@@ -32,7 +32,7 @@ STATISTICS = "normalizer.params_dict."
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the normalizer knows of one key, (D,) each."""
+    """The normalizer's statistics of one key, (D,) each."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -45,24 +45,25 @@ class CheckpointEvidence:
     """A checkpoint in a few numbers.
 
     Attributes:
-        path: of the file.
-        spec: what the policy reads and predicts, by the checkpoint's config; None if it does not say.
-        head_width, input_width: of the action projections, model then EMA; None if there is none.
-        epoch, updates: as pickled; None in files without.
+        path: path of the file.
+        spec: what the policy reads and predicts, from the checkpoint's config; None if not given there.
+        head_width, input_width: widths of the action projections, model then EMA; None if absent.
+        epoch, updates: as stored; None if absent.
         not_finite: tensors that hold NaN or infinity.
-        has_average: whether ema_model is there.
+        has_average: whether it holds ema_model.
         expects_average: whether the config trains one.
-        average_distance: |EMA - model| / |model| over all floating parameters; None if one is missing or widths differ.
-        statistics: of the normalizer, by key.
-        layout: of the action, derived from the normalizer's ranges.
-        gripper_row: largest weight of the head's gripper row in the deployed weights, the least of several grippers';
-            None without a gripper.
-        semantics: of the action, as stored.
+        average_distance: |EMA - model| / |model| over all floating-point parameters; None if one is missing or widths
+            differ.
+        statistics: statistics of the normalizer, by key.
+        layout: layout of the action, derived from the normalizer's ranges.
+        gripper_row: largest weight of the head's gripper row in the deployed weights, the smallest over several
+            grippers; None without a gripper.
+        semantics: semantics of the action, as stored.
         start: how training started, as stored: "pretrained", "scratch", "own checkpoint", or None.
         inherited: share of the parameters that came from another checkpoint, None if not stored.
         proofs: per part, whether growing it kept its function.
         split: the episodes that it was trained on; None if not stored.
-        ledger: where its weights came from, and the title of that; None if it does not say.
+        ledger: the ledger of its weights' origin, and its title; None if not stored.
     """
 
     path: str
@@ -87,12 +88,12 @@ class CheckpointEvidence:
 
 
 def look_at_checkpoint(path: str | Path, checkpoint: Checkpoint | None = None) -> CheckpointEvidence:
-    """Gather the evidence; reads every tensor once.
+    """Gathers the evidence; every tensor is read once.
 
     Raises:
         CheckpointError: absent, damaged or of another kind.
-        DatasetError: the episodes that it says it was trained on are none.
-        SpecError: its config says in two places differently what its policy reads and predicts.
+        DatasetError: its record of the training episodes is invalid.
+        SpecError: two places in its config contradict each other on what its policy reads and predicts.
     """
     checkpoint = checkpoint or read_checkpoint(path)
     model = checkpoint.state_dicts.get("model", {})
@@ -152,7 +153,7 @@ def _statistics(state: Mapping[str, Tensor]) -> dict[str, Statistics]:
 
 
 def _is_mask(key: str) -> bool:
-    """Attention masks hold minus infinity where nothing is to be looked at."""
+    """Whether a tensor is an attention mask, which holds minus infinity at masked positions."""
     return key.endswith("mask")
 
 
@@ -182,7 +183,7 @@ def _gripper_row(state: Mapping[str, Tensor], spec: StepSpec | None) -> float | 
 
 
 def _ledger(provenance: Mapping[str, Any]) -> tuple[Ledger, str] | None:
-    """Of its adaptation, else of what training inherited."""
+    """Returns the ledger of its adaptation, otherwise that of the weights that training inherited."""
     adaptation = provenance.get("adaptation") or {}
     if "ledger" in adaptation:
         source = (adaptation.get("source") or {}).get("name", "its source")
@@ -194,7 +195,7 @@ def _ledger(provenance: Mapping[str, Any]) -> tuple[Ledger, str] | None:
 
 
 def _inherited(ledger: Mapping[str, Any] | None) -> float | None:
-    """Share of the live model's parameters in tensors that were copied or grown."""
+    """Returns the share of the live model's parameters in tensors that were copied or grown."""
     counts = (ledger or {}).get("counts", {}).get("model")
     if not counts:
         return None

@@ -17,9 +17,9 @@ from diffusion_policy.diagnose.quaternion_sign import quaternion_sign
 from diffusion_policy.spec import POSE, SpecError, check_semantics, is_game
 from diffusion_policy.spec.action_layout import is_gripper_name
 
-# Averaged weights this far from the live ones, relative to their size, do not average them.
+# Averaged weights this far from the live ones, relative to their norm, are not their average.
 FAR_AVERAGE = 0.5
-# Normalized data beyond 1 by so much is worth a warning, and beyond this an error.
+# Normalized data beyond the first limit is a warning, beyond the second an error.
 SLACK, FAR_OUT = 0.1, 3.0
 # Dimensions that vary less than this, in meters or quaternion units, are constant.
 FLAT = 1e-4
@@ -34,23 +34,23 @@ class CheckpointAndDataset:
 
 
 def checkpoint_findings(evidence: CheckpointEvidence) -> list[Finding]:
-    """All findings on a checkpoint by itself, in the order in which to act on them."""
+    """Returns all findings about a checkpoint by itself, in the order in which to act on them."""
     return run_checks(CHECKS, evidence)
 
 
 def together_findings(checkpoint: CheckpointEvidence, dataset: DatasetEvidence) -> list[Finding]:
-    """Whether a checkpoint and a dataset fit."""
+    """Whether a checkpoint and a dataset fit each other."""
     return run_checks(TOGETHER, CheckpointAndDataset(checkpoint, dataset))
 
 
 def grow_command(path: str, dataset: str | None = None) -> str:
-    """The command that grows a 7-D checkpoint to 8-D."""
+    """Returns the command that grows a 7-D checkpoint to 8-D."""
     data = () if dataset is None else ("--dataset", dataset)
     return command("finetune_from_7d_to_8d", "--old_ckpt", path, "--new_ckpt", "GROWN.ckpt", *data)
 
 
 def projection(checkpoint: CheckpointEvidence) -> Finding | None:
-    """Whether the action projections have the width that the config says, in model and EMA alike."""
+    """Whether the action projections have the width given in the config, in both model and EMA."""
     if checkpoint.spec is None:
         return None
     widths = {
@@ -62,14 +62,14 @@ def projection(checkpoint: CheckpointEvidence) -> Finding | None:
     wrong = {name: width for name, width in widths.items() if width != checkpoint.spec.action_dim}
     if wrong:
         listed = ", ".join(f"{name} {width}" for name, width in wrong.items())
-        evidence = f"the projection was not adapted: the config says {checkpoint.spec.action_dim} numbers, {listed}"
-        remedy = "make it again from the original checkpoint"
+        evidence = f"the projection was not adapted: the config has {checkpoint.spec.action_dim} numbers, {listed}"
+        remedy = "adapt the original checkpoint again"
         return Finding("projection", "error", evidence, remedy, grow_command("ORIGINAL.ckpt"), checkpoint.path)
     return ok("projection", f"{checkpoint.spec.action_dim} numbers in every projection", checkpoint.path)
 
 
 def weights_finite(checkpoint: CheckpointEvidence) -> Finding:
-    """NaN and infinity in the weights."""
+    """Whether the weights are free of NaN and infinity."""
     if checkpoint.not_finite:
         evidence = f"{len(checkpoint.not_finite)} tensors hold NaN or infinity, such as {checkpoint.not_finite[0]}"
         return Finding("weights-finite", "error", evidence, "go back to an earlier checkpoint", about=checkpoint.path)
@@ -77,13 +77,13 @@ def weights_finite(checkpoint: CheckpointEvidence) -> Finding:
 
 
 def gripper_statistics(checkpoint: CheckpointEvidence) -> Finding | None:
-    """Whether the normalizer knows the gripper as closed and as open."""
+    """Whether the normalizer was fitted to a gripper that is both closed and open."""
     action = checkpoint.statistics.get("action")
     if action is None or checkpoint.spec is None:
         return None
     if checkpoint.layout == "xyz_rotvec_width":
-        evidence = "its action statistics are those of rotation vector and gripper width, not of a quaternion pose"
-        remedy = "it cannot be grown by shape: start from a checkpoint of quaternion poses"
+        evidence = "its action statistics are those of a rotation vector and gripper width, not of a quaternion pose"
+        remedy = "it cannot be grown by shape; start from a checkpoint with quaternion poses"
         return Finding("gripper-statistics", "error", evidence, remedy, about=checkpoint.path)
     names = checkpoint.spec.action_names
     if is_game(names):
@@ -97,9 +97,9 @@ def gripper_statistics(checkpoint: CheckpointEvidence) -> Finding | None:
         return ok("gripper-statistics", "no gripper among its actions", checkpoint.path)
     spans = [f"{action.low[i]:.3g} to {action.high[i]:.3g}" for i in grippers]
     named = [f"{span} ({names[i]})" for i, span in zip(grippers, spans, strict=True)]
-    text = f"the normalizer knows gripper commands of {', '.join(spans if len(spans) == 1 else named)}"
+    text = f"the normalizer was fitted to gripper commands of {', '.join(spans if len(spans) == 1 else named)}"
     if any(action.high[i] - action.low[i] < FLAT for i in grippers):
-        evidence = f"{text}: it was fitted where the gripper never moved, and answers that number"
+        evidence = f"{text}: the gripper never moved there, so the policy always answers that number"
         remedy = "take the gripper's entry from a dataset that grasps, or train with normalizer=refit"
         return Finding(
             "gripper-statistics", "error", evidence, remedy, grow_command("ORIGINAL.ckpt", "DATASET.zarr"),
@@ -114,18 +114,18 @@ def gripper_row(checkpoint: CheckpointEvidence) -> Finding | None:
         return None
     if checkpoint.gripper_row == 0:
         if not checkpoint.updates or checkpoint.start is None:
-            evidence = "the gripper's output is new and says nothing yet"
+            evidence = "the gripper's output is new and not trained yet"
             train = command("train", "experiment=finetune_8d", setting("pretrained.path", checkpoint.path))
             return Finding("gripper-row", "note", evidence, "fine-tune it", train, checkpoint.path)
         evidence = f"the gripper's output is still zero after {checkpoint.updates} updates: it was never trained"
-        remedy = "is the gripper in the loss, and its rows not frozen?"
+        remedy = "check that the loss includes the gripper and that its rows are not frozen"
         return Finding("gripper-row", "error", evidence, remedy, about=checkpoint.path)
     text = f"the gripper's output has weights up to {checkpoint.gripper_row:.3g}"
     return ok("gripper-row", text, checkpoint.path)
 
 
 def ema_weights(checkpoint: CheckpointEvidence) -> Finding:
-    """Whether the averaged weights, which are deployed, are there and average the live ones."""
+    """Whether the averaged weights, which are deployed, exist and are an average of the live ones."""
     if not checkpoint.has_average:
         if not checkpoint.expects_average:
             return ok("ema-weights", "trained without EMA", checkpoint.path)
@@ -142,7 +142,7 @@ def ema_weights(checkpoint: CheckpointEvidence) -> Finding:
     text = f"the EMA differs from the live weights by {checkpoint.average_distance:.2g} of their norm"
     if checkpoint.average_distance > FAR_AVERAGE:
         evidence = f"{text}: it does not average them, so the pretrained weights were not loaded into it"
-        remedy = "train again from the pretrained checkpoint; both models are filled or nothing starts"
+        remedy = "train again from the pretrained checkpoint; training now loads both models or refuses to start"
         return Finding("ema-weights", "error", evidence, remedy, about=checkpoint.path)
     return ok("ema-weights", text, checkpoint.path)
 
@@ -152,7 +152,7 @@ def start(checkpoint: CheckpointEvidence) -> Finding | None:
     if checkpoint.start is None:
         return None
     if checkpoint.start == "scratch" and is_pose_only(checkpoint.spec):
-        return ok("start", "trained from scratch, as policies are that others are grown from", checkpoint.path)
+        return ok("start", "trained from scratch, as expected of a policy that others are grown from", checkpoint.path)
     if checkpoint.start == "scratch":
         evidence = "trained from scratch: no pretrained weights were loaded"
         remedy = "if it was meant to be fine-tuned, set pretrained.path and a new run folder"
@@ -170,8 +170,8 @@ def adaptation(checkpoint: CheckpointEvidence) -> Finding | None:
         return None
     broken = [part for part, preserved in checkpoint.proofs.items() if not preserved]
     if broken:
-        evidence = f"growing changed what {' and '.join(broken)} predict(s): the proof in the file says so"
-        remedy = "if that was not meant (strip, fresh rules), grow it again"
+        evidence = f"growing changed the predictions of {' and '.join(broken)}, according to the proof in the file"
+        remedy = "unless that was intended (strip, fresh rules), grow it again"
         return Finding("adaptation", "warning", evidence, remedy, grow_command("ORIGINAL.ckpt"), checkpoint.path)
     text = f"growing kept the function of {' and '.join(checkpoint.proofs)}, proven"
     return ok("adaptation", text, checkpoint.path)
@@ -189,7 +189,7 @@ def fits_dataset(both: CheckpointAndDataset) -> Finding | None:
         )
         grows = spec.action_names == POSE and set(POSE) < set(data.action_names)
         grow = grow_command(both.checkpoint.path, data.path) if grows else ""
-        remedy = "grow the checkpoint" if grows else "use a dataset and a checkpoint of the same actions"
+        remedy = "grow the checkpoint" if grows else "use a dataset and a checkpoint with the same actions"
         return Finding("checkpoint-fits-dataset", "error", evidence, remedy, grow, both.checkpoint.path)
     if both.checkpoint.semantics is not None:
         try:
@@ -199,7 +199,7 @@ def fits_dataset(both: CheckpointAndDataset) -> Finding | None:
     for field in spec.rgb:
         if data.image_size is not None and field.key in data.keys and field.width_height != data.image_size:
             width, height = field.width_height
-            evidence = f"the checkpoint sees {width} x {height} pixels, the dataset has {data.image_size}"
+            evidence = f"the checkpoint reads images of {width} x {height} pixels, the dataset has {data.image_size}"
             again = reconvert("--resolution", width, height, names=data.action_names)
             return Finding("checkpoint-fits-dataset", "error", evidence, "convert at its size", again, data.path)
     return ok("checkpoint-fits-dataset", "checkpoint and dataset have the same actions and images", data.path)
@@ -211,9 +211,11 @@ def normalizer_range(both: CheckpointAndDataset) -> Finding | None:
     if statistics is None or spec is None or len(statistics.scale) != spec.action_dim:
         return None
     if spec.layout.is_game:
-        return ok("normaliser-range", "classes of actions are not normalized", data.path)
+        return ok("normaliser-range", "action classes are not normalized", data.path)
     if spec.relative:
-        evidence = "the checkpoint's actions are relative to the current pose, so their range is not the dataset's"
+        evidence = (
+            "the checkpoint's actions are relative to the current pose, so their range differs from the dataset's"
+        )
         return Finding("normaliser-range", "note", evidence, "nothing to do: training compares them", about=data.path)
     names = [name for name in spec.action_names if name in data.action_names]
     worst_name, worst = "", 0.0
@@ -228,14 +230,14 @@ def normalizer_range(both: CheckpointAndDataset) -> Finding | None:
             f"{worst_name} is {data.low[j]:.3g} to {data.high[j]:.3g} in the dataset, {statistics.low[i]:.3g} to "
             f"{statistics.high[i]:.3g} in the checkpoint's normalizer: normalized up to {worst:.2f}, expected 1"
         )
-        remedy = "another robot, frame or task than the checkpoint's? if the data is meant, train with normalizer=refit"
+        remedy = "is this the checkpoint's robot, frame and task? if the data is right, train with normalizer=refit"
         severity: Severity = "error" if worst > FAR_OUT else "warning"
         return Finding("normaliser-range", severity, evidence, remedy, "", data.path)
     return ok("normaliser-range", f"normalized data reaches {worst:.2f} (1 expected)", data.path)
 
 
 def sign_of_quaternions(both: CheckpointAndDataset) -> Finding | None:
-    """Whether the data has q where the checkpoint knows -q."""
+    """Whether the data has q where the checkpoint was trained with -q."""
     return quaternion_sign(both.checkpoint, both.dataset)
 
 
@@ -245,13 +247,13 @@ def training_episodes(both: CheckpointAndDataset) -> Finding | None:
     if not identities:
         return None
     if split is None:
-        evidence = "its episodes may have been trained on: the checkpoint does not say which ones it was trained on"
-        remedy = "call no error on them held-out, unless you know that they were not"
+        evidence = "its episodes may have been trained on: the checkpoint does not record its training episodes"
+        remedy = "do not call an error on them held-out unless you know that they were held out"
         return Finding("split", "note", evidence, remedy, about=both.dataset.path)
     statuses = split.statuses([identities])
     evidence = f"of its {len(statuses)} episodes: {words_of(statuses)}"
     if not {"held out", "unseen"} & set(statuses):
-        remedy = "nothing in it can tell learning from memorizing: evaluate on other episodes"
+        remedy = "it cannot tell learning from memorizing: evaluate on other episodes"
         return Finding("split", "note", evidence, remedy, about=both.dataset.path)
     return ok("split", evidence, both.dataset.path)
 

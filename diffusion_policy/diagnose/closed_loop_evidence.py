@@ -1,4 +1,4 @@
-"""What a closed-loop result shows, and which of the checkpoints at hand it is of."""
+"""Evidence from closed-loop results, and which of the given checkpoints each belongs to."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class ClosedLoopEvidence:
     """One result.
 
     Attributes:
-        path: of the document.
-        found: what it holds.
-        checkpoint: the file that it was made of, by content; None if that is none of those at hand.
-        among: the checkpoints at hand; without any, nothing is known of which it is of.
+        path: path of the document.
+        found: its content.
+        checkpoint: the evaluated file, identified by content; None if it is not among the given ones.
+        among: the given checkpoints; if empty, the result's checkpoint is not identified.
     """
 
     path: Path
@@ -30,7 +30,7 @@ class ClosedLoopEvidence:
 
     @property
     def counts(self) -> bool:
-        """Whether it says something of the checkpoints at hand: at least one scene, of one of them."""
+        """Whether it counts for the given checkpoints: it has at least one scene, of one of them."""
         return bool(self.found.results) and (self.checkpoint is not None or not self.among)
 
     @property
@@ -40,24 +40,24 @@ class ClosedLoopEvidence:
 
     @property
     def sha256(self) -> str:
-        """Of the checkpoint."""
+        """SHA-256 of the checkpoint."""
         return str(self.found.about["checkpoint_sha256"])
 
     @property
     def of(self) -> str:
-        """What it is of, in a word."""
+        """What it is a result of, in a word."""
         return Path(self.found.about["checkpoint"]).name if self.checkpoint is None else self.checkpoint.name
 
 
 def look_at_closed_loop(paths: Sequence[Path], checkpoints: Sequence[Path] = ()) -> tuple[ClosedLoopEvidence, ...]:
-    """Read documents of ``evaluate_closed_loop.py --json``, and find the checkpoint of each by its SHA-256.
+    """Reads documents of ``evaluate_closed_loop.py --json`` and finds the checkpoint of each by its SHA-256.
 
     Args:
-        paths: of the documents.
-        checkpoints: at hand, the likeliest first; read only as far as it takes.
+        paths: paths of the documents.
+        checkpoints: the candidates, likeliest first; read only until all are identified.
 
     Raises:
-        ResultError: a document cannot be read, or is something else.
+        ResultError: a document cannot be read, or is not such a document.
         StorageError: a checkpoint cannot be read.
     """
     digests: dict[Path, str] = {}
@@ -76,9 +76,9 @@ def look_at_closed_loop(paths: Sequence[Path], checkpoints: Sequence[Path] = ())
 
 
 def decisive(looked: Sequence[ClosedLoopEvidence], deployable: Path | None = None) -> list[ClosedLoopEvidence]:
-    """The results of the checkpoint to deploy, those of most scenes first.
+    """Returns the results of the checkpoint to deploy, those with the most scenes first.
 
-    Where that one was not rolled out, those of the one that was and succeeds most surely; empty without any.
+    If it was not rolled out, returns those of the checkpoint that succeeds most surely; empty if there is none.
     """
     counting = [evidence for evidence in looked if evidence.counts]
     chosen = [evidence for evidence in counting if evidence.checkpoint and evidence.checkpoint == deployable]
@@ -89,7 +89,7 @@ def decisive(looked: Sequence[ClosedLoopEvidence], deployable: Path | None = Non
 
 
 def compared(first: ClosedLoopEvidence, second: ClosedLoopEvidence) -> Comparison | None:
-    """Two results on the scenes that both met; None where these are none, or of other simulators or referees."""
+    """Compares two results on their common scenes; None if there are none, or simulators or referees differ."""
     if differing(first.found.about, second.found.about, scenes_only=True):
         return None
     try:
@@ -99,7 +99,7 @@ def compared(first: ClosedLoopEvidence, second: ClosedLoopEvidence) -> Compariso
 
 
 def comparison_sentence(found: Comparison, first: str, second: str) -> str:
-    """``B does 4 more of 40 than A (only B 8, only A 4; McNemar's exact test: p = 0.39)``."""
+    """Returns a sentence: ``B does 4 more of 40 than A (only B 8, only A 4; McNemar's exact test: p = 0.39)``."""
     scenes = found.both + found.only_first + found.only_second + found.neither
     more = found.only_second - found.only_first
     comparison = (
@@ -114,7 +114,7 @@ def comparison_sentence(found: Comparison, first: str, second: str) -> str:
 def closed_loop_of(
     paths: Sequence[Path], checkpoint: Path | None, run: RunFolder | None
 ) -> tuple[ClosedLoopEvidence, ...]:
-    """Closed-loop results, those named or else those in the run's folder, of the checkpoint or else the run's.
+    """Returns closed-loop results: the given ones or those in the run's folder, for the given checkpoint or the run's.
 
     Raises:
         ResultError: a document cannot be read, or is something else.

@@ -1,4 +1,4 @@
-"""Findings about closed loop: whether the task is done, in how many scenes, and of which checkpoint that is."""
+"""Findings about closed loop: whether the task is done, in how many scenes, and by which checkpoint."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from diffusion_policy.sim.tasks import POSE_ONLY
 from diffusion_policy.spec import GRIPPER
 
 CLOSED_LOOP = "closed-loop"
-# A policy whose share of scenes is surely smaller fails more often than not.
+# A policy whose success share is surely smaller than this fails more often than not.
 HALF = 0.5
-# An interval that is wider tells little.
+# An interval wider than this says little.
 WIDE = 0.4
 
 
 def closed_loop_findings(looked: Sequence[ClosedLoopEvidence], deployable: Path | None = None) -> list[Finding]:
-    """Of every result, in their order; those of other checkpoints than the one to deploy are notes.
+    """Returns findings on every result, in order; results of checkpoints other than the one to deploy are notes.
 
-    Where the policy does the task under some of the conditions, a failure under others is a warning.
+    If the policy does the task under some conditions, a failure under others is a warning.
     """
     deciding = decisive(looked, deployable)
     judged = {evidence.path: task_done(evidence) for evidence in looked if evidence.counts}
@@ -42,14 +42,14 @@ def closed_loop_findings(looked: Sequence[ClosedLoopEvidence], deployable: Path 
 
 
 def success_sentence(evidence: ClosedLoopEvidence) -> str:
-    """``26 of 40 scenes (95 % interval 50-78 %) of TabletopEnv, pick_and_place; referee physics``."""
+    """Returns ``26 of 40 scenes (95 % interval 50-78 %) of TabletopEnv, pick_and_place; referee physics``."""
     share, (low, high) = evidence.success, evidence.success.interval
     measured_in = environment_summary(evidence.found)
     return f"{share.count} of {share.of} scenes (95 % interval {low:.0%}-{high:.0%}; {measured_in})"
 
 
 def task_done(evidence: ClosedLoopEvidence) -> Finding:
-    """In how many scenes the policy does the task, and why not in the others."""
+    """In how many scenes the policy does the task, and why it fails in the others."""
     found, share, (low, high) = evidence.found, evidence.success, evidence.success.interval
     reasons = ", ".join(f"{reason} {count}" for reason, count in reasons_of(found.results).items())
     text = f"closed loop: {evidence.of} does the task in {success_sentence(evidence)}"
@@ -71,11 +71,11 @@ def task_done(evidence: ClosedLoopEvidence) -> Finding:
 
 
 def of_another(evidence: ClosedLoopEvidence) -> Finding:
-    """A result that says nothing of the checkpoints at hand."""
+    """A note on a result that does not count for the given checkpoints."""
     if not evidence.found.results:
         return Finding(CLOSED_LOOP, "note", "closed loop: no scene has ended", about=evidence.path.name)
     about = evidence.found.about
-    text = f"closed loop: {evidence.path.name} is not counted: it is of another checkpoint ({about['checkpoint']})"
+    text = f"closed loop: {evidence.path.name} is not counted: it belongs to another checkpoint ({about['checkpoint']})"
     checkpoint = evidence.among[0]
     simulator, result = words_for(about["simulator"]), evidence.path.with_name(f"closed_loop_{checkpoint.stem}.json")
     again = "" if simulator is None else command("evaluate_closed_loop", checkpoint, *simulator, "--json", result)
@@ -84,7 +84,7 @@ def of_another(evidence: ClosedLoopEvidence) -> Finding:
 
 
 def _cannot_grasp(found: ClosedLoop) -> bool:
-    """Whether a policy without a gripper was asked for more than to move."""
+    """Whether a policy without a gripper was evaluated on a task that needs one."""
     held = any(str(note).startswith(f"the policy commands no {GRIPPER}:") for note in found.about["notes"])
     return held and found.about["task"] != POSE_ONLY
 
@@ -92,5 +92,5 @@ def _cannot_grasp(found: ClosedLoop) -> bool:
 def _remedy(found: ClosedLoop) -> str:
     most = next(iter(reasons_of(found.results)), "")
     if most == REFUSED_BY_GUARD:
-        return "the guard gave no action: look at what it refused, and at its limits"
+        return "the guard let no action through: look at what it refused, and at its limits"
     return "look at where it fails and at the videos (evaluate_closed_loop --video), and record demonstrations there"

@@ -1,4 +1,4 @@
-"""What the checks say of a dataset that was converted just now."""
+"""The verdict of the checks on a dataset that was just converted."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from diffusion_policy.errors import WorkspaceError
 
 
 def checked(dataset: Path) -> list[str]:
-    """The verdict of the checks in a line, and the command that shows all of them; they decide no exit status here."""
+    """Returns the verdict in one line and the command that shows all checks; they do not affect the exit status."""
     verify = command("verify_converted_data", "--zarr-path", dataset)
     try:
         verdict = inspect_conversion(dataset).verdict()
     except WorkspaceError as error:
         verdict = f"The checks cannot read it: {error}"
     except KeyboardInterrupt as error:
-        raise Stopped(f"{dataset} is complete, the checks had not ended", command=verify) from error
+        raise Stopped(f"{dataset} is complete, but the checks had not finished", command=verify) from error
     return [verdict, f"all checks, with every frame: {verify}"]

@@ -1,8 +1,8 @@
-"""Whether the commanded gripper can be copied from the measured one: the one measure of it in recorded data.
+"""Whether the commanded gripper can be copied from the measured one: the one measure of this in recorded data.
 
-A command that is measured at the very step that gives it is part of the policy's input, so a policy can learn to copy
-it, and never to decide. What a policy has learned is measured on its commands: `evaluate.verdicts` on those of a log,
-and compared with the baseline that copies the measured gripper in `evaluate.open_loop`.
+If a command is already measured at the step that gives it, it is part of the policy's input, so a policy can learn to
+copy it and never to decide. What a policy has learned is measured on its own commands: `evaluate.verdicts` judges those
+of a log, and `evaluate.open_loop` compares them with the baseline that copies the measured gripper.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class Copying:
     """Commanded and measured grippers of recorded steps, over all episodes.
 
     Attributes:
-        equal_steps: steps at which both are the same number, of every gripper.
-        transitions: events of the commanded grippers.
-        equal_transitions: of these, how many are measured at the very step that commands them.
+        equal_steps: number of steps at which both are equal for every gripper.
+        transitions: number of events of the commanded grippers.
+        equal_transitions: how many of these are measured at the very step that commands them.
         first_measured: steps from a command to its measurement, for each transition that is measured at all.
-        equal_share: share of the numbers that are the same, over steps and grippers.
+        equal_share: share of the numbers that are equal, over steps and grippers.
     """
 
     equal_steps: int
@@ -35,7 +35,7 @@ class Copying:
 
     @property
     def leading(self) -> int:
-        """Transitions that are not measured yet at the step that commands them: what a copy gets wrong."""
+        """Transitions that are not yet measured at the step that commands them, which a copy gets wrong."""
         return self.transitions - self.equal_transitions
 
 

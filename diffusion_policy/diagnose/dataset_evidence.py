@@ -1,6 +1,6 @@
-"""What a dataset shows of itself: the numbers that findings about data are made from.
+"""Evidence from a dataset: the numbers that findings about data are based on.
 
-Everything is read once; of the images only a few frames are unpacked.
+Everything is read once; only a few image frames are unpacked.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from diffusion_policy.spec import ActionLayout, Layout, action_semantics, layout
 from diffusion_policy.timestamps import TimestampFault, timestamp_fault
 
 EXPECTED_KEYS = (IMAGE_KEY, POSE_KEY, GRIPPER_KEY, ACTION_KEY)
-# Frames of the dataset that are unpacked and looked at, evenly spread.
+# Number of frames that are unpacked and inspected, evenly spread.
 LOOKED_AT = 24
-# Lost files that are named.
+# Number of lost files that are named.
 LOST_LISTED = 3
 # An arm that moves less than this between two steps, by position and angle, is standing still.
 STILL_METERS, STILL_RADIANS = 5e-4, 2e-3
@@ -63,12 +63,13 @@ class GripperEvidence:
     """The commanded gripper of a dataset, 1 = open, and the measured one.
 
     Attributes:
-        low, high: of the commands.
+        low, high: range of the commands.
         closings, openings: events under the dead band, over all episodes.
-        starting_open, starting_closed: episodes by the state they begin in.
+        starting_open, starting_closed: number of episodes that begin in each state.
         without_closing: numbers of the episodes that never close.
-        equals_measured: share of steps at which command and measurement are the same number; None: nothing is measured.
-        leading: of the events, how many command a state the measurement is not in yet; None if none is measured.
+        equals_measured: share of steps at which command and measurement are the same number; None if nothing is
+            measured.
+        leading: number of events that command a state not yet measured at that step; None if nothing is measured.
         undecided: share of commands inside the dead band.
     """
 
@@ -89,38 +90,38 @@ class DatasetEvidence:
     """A dataset in numbers; E episodes, D action dimensions.
 
     Attributes:
-        path: of the dataset.
+        path: path of the dataset.
         keys: arrays under data/.
         lengths: (E,) steps of each episode.
-        action_names: (D,) of the action, by its own labels or by its width.
+        action_names: (D,) from the action's own labels or from its width.
         low, high: (D,) range of the action.
-        semantics: what the numbers mean, as the dataset says; None if it does not.
-        layout: what the action is, derived from its range.
+        semantics: what the numbers mean, as stored in the dataset; None if not stored.
+        layout: the action's layout, derived from its range.
         image_size: (width, height), None without images.
-        missing_frames: files of frames, of all cameras, that are absent or cut.
-        lost_files: the first of them, and what is wrong with each.
-        black_frames: of those looked at.
-        looked_at: frames that were unpacked.
-        not_finite: NaN and infinite numbers in low-dimensional arrays.
-        quaternion_error: largest distance of a quaternion's norm from 1, action and pose; None without quaternions.
-        sign_flips: steps from q to nearly -q within an episode, action and pose.
+        missing_frames: number of frame files, of all cameras, that are absent or truncated.
+        lost_files: the first of them, with what is wrong with each.
+        black_frames: number of black frames among those inspected.
+        looked_at: number of frames that were unpacked.
+        not_finite: number of NaN and infinite values in low-dimensional arrays.
+        quaternion_error: largest distance of a quaternion's norm from 1, in action and pose; None without quaternions.
+        sign_flips: number of steps from q to nearly -q within an episode, in action and pose.
         step_seconds: median time between steps, None without times.
-        clock: what keeps the time stamps from being seconds.
+        clock: why the time stamps cannot be seconds, if they cannot.
         uneven: share of steps whose time differs from the median by more than UNEVEN of it.
         still: share of steps in which the measured pose does not change; None without measured poses.
         command_distance_m: median distance between commanded and measured position at the same step.
         gripper: None without a gripper command.
-        scales: in which its gripper is stored; None without one. ``gripper``, ``low`` and ``high`` are of 0 closed ..
-            1 open where the scale is known, and ``gripper`` is None if it is not.
-        faults: what keeps its numbers from being poses (`pose_check`).
-        tool_tilt: degrees between the tool's z axis and straight down (mean), with quaternions read scalar-last as they
-            must be, and scalar-first; None without poses.
-        dropped: episodes and steps that the conversion left out; None without its ledger.
-        settings: of the conversion; empty without its ledger.
+        scales: scales in which its gripper is stored; None without one. ``gripper``, ``low`` and ``high`` are converted
+            to 0 closed .. 1 open where the scale is known; ``gripper`` is None if it is not.
+        faults: why its numbers cannot be poses, if they cannot (`pose_check`).
+        tool_tilt: mean angle between the tool's z axis and straight down in degrees, with quaternions read scalar-last,
+            as they should be, and scalar-first; None without poses.
+        dropped: number of episodes and steps that the conversion left out; None without its ledger.
+        settings: settings of the conversion; empty without its ledger.
         recorded: per camera, the kinds of frames that it was made from; empty without a ledger.
         accepts_mixed: whether the conversion was allowed to mix them.
-        identities: (E,) by which a checkpoint knows its episodes; empty for recordings that are not converted yet.
-        content: what comparing it with the hashes of its conversion gave; None: it was not compared.
+        identities: (E,) by which a checkpoint identifies its episodes; empty for recordings not yet converted.
+        content: result of comparing it with the hashes of its conversion; None if not compared.
     """
 
     path: str
@@ -157,14 +158,14 @@ class DatasetEvidence:
 
     @property
     def n_steps(self) -> int:
-        """Steps of all episodes."""
+        """Number of steps in all episodes."""
         return sum(self.lengths)
 
 
 def evidence_of_dataset(
     path: str | Path, buffer: ReplayBuffer, steps: Steps, faults: Sequence[ChunkFault]
 ) -> DatasetEvidence:
-    """The evidence of a dataset that is open: what `open_for_report` and `steps_of_dataset` made of it."""
+    """Returns the evidence of an open dataset, from the results of `open_for_report` and `steps_of_dataset`."""
     dropped, settings = _conversion(as_path(path), buffer)
     return DatasetEvidence(
         path=str(path),
@@ -181,7 +182,7 @@ def evidence_of_dataset(
 
 
 def look_at_numbers(path: str | Path, gripper_scale: DeclaredScales | None = None) -> DatasetEvidence:
-    """The evidence without that of the frames, which takes a fraction of a second; see `look_at_dataset`."""
+    """Returns the evidence without the frames, in a fraction of a second; see `look_at_dataset`."""
     buffer = ReplayBuffer.open(path, gripper_scale=gripper_scale)
     return DatasetEvidence(
         path=str(path),
@@ -194,7 +195,7 @@ def look_at_numbers(path: str | Path, gripper_scale: DeclaredScales | None = Non
 
 
 def look_at_recordings(steps: Steps) -> DatasetEvidence:
-    """The same of recordings that are not converted yet; their frames are not looked at here (`camera_evidence`)."""
+    """Returns the same for recordings not yet converted; their frames are not inspected here (`camera_evidence`)."""
     return DatasetEvidence(
         path=steps.where,
         keys=(*steps.numbers, *steps.cameras),
@@ -225,12 +226,12 @@ def _measure(steps: Steps) -> dict[str, Any]:
 
 
 def episode_slices(ends: NDArray[np.int64]) -> list[slice]:
-    """The steps of each episode, from exclusive ends (E,)."""
+    """Returns the steps of each episode, from exclusive ends (E,)."""
     return [slice(int(low), int(high)) for low, high in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def _faults(steps: Steps) -> tuple[PoseFault, ...]:
-    """What training refuses, by the same check."""
+    """Returns the faults that training refuses, found by the same check."""
     keys = (ACTION_KEY, *steps.measured_keys)
     faults = [
         fault
@@ -247,7 +248,7 @@ def _faults(steps: Steps) -> tuple[PoseFault, ...]:
 
 
 def _quaternions(steps: Steps, key: str, values: FloatArray | None = None) -> dict[str, FloatArray]:
-    """(N, 4) of each arm whose rotation is stored as a quaternion; of the given values instead of those stored."""
+    """Returns (N, 4) for each arm whose rotation is stored as a quaternion, from the stored or the given values."""
     layout = steps.layout(key)
     stored = steps.numbers[key] if values is None else values
     arms = () if layout is None else layout.arms
@@ -255,7 +256,7 @@ def _quaternions(steps: Steps, key: str, values: FloatArray | None = None) -> di
 
 
 def _tool_tilt(steps: Steps) -> tuple[float, float] | None:
-    """Of the first arm that has a quaternion."""
+    """Returns the tilt of the first arm that has a quaternion."""
     for key in (*steps.measured_keys, ACTION_KEY):
         for quaternions in _quaternions(steps, key, finite(steps, key)).values():
             axes = [tool_axis(quaternions, scalar_first=scalar_first) for scalar_first in (False, True)]
@@ -290,7 +291,7 @@ def _norm_error(quaternions: FloatArray) -> float:
 
 
 def _positions(layout: ActionLayout, values: FloatArray) -> dict[str, FloatArray]:
-    """(N, 3) of each arm."""
+    """Returns (N, 3) positions of each arm."""
     return dict(zip(layout.labels("position"), np.moveaxis(layout.positions(values), 1, 0), strict=True))
 
 
@@ -306,7 +307,7 @@ def _times(timestamps: FloatArray | None, steps: Steps) -> dict[str, Any]:
 
 
 def _gripper(steps: Steps) -> GripperEvidence | None:
-    """Of all grippers together; an episode starts open if all of them do, and closes if one of them does."""
+    """Summarizes all grippers; an episode starts open if all of them do, and closes if any of them does."""
     stored = steps.commanded_grippers()
     if stored is None:
         return None
@@ -343,7 +344,7 @@ def _images(buffer: ReplayBuffer, steps: Steps, faults: Sequence[ChunkFault]) ->
     for step in np.unique(np.linspace(0, buffer.n_steps - 1, LOOKED_AT).astype(int)):
         try:
             frame = steps.cameras[IMAGE_KEY].frame(int(step), width, height)
-        except DatasetError:  # it does not unpack: `camera_evidence` says so, and which
+        except DatasetError:  # it does not unpack, which `camera_evidence` reports
             continue
         brightest += [] if frame is None else [int(frame.frame.max())]
     return {
@@ -360,7 +361,7 @@ def _lost_files(faults: Sequence[ChunkFault]) -> tuple[str, ...]:
 
 
 def _conversion(path: Path, buffer: ReplayBuffer) -> tuple[tuple[int, int] | None, Mapping[str, Any] | None]:
-    """Episodes and steps left out, and the settings, from the ledger next to a dataset, else from the one inside it."""
+    """Returns episodes and steps left out, and the settings, from the ledger next to the dataset or else inside it."""
     ledger = path.with_name(f"{path.name}.conversion.json")
     with reaching(ledger):
         has_ledger = ledger.is_file()
@@ -373,4 +374,4 @@ def _conversion(path: Path, buffer: ReplayBuffer) -> tuple[tuple[int, int] | Non
         return (totals["episodes_dropped"], totals["steps_recorded"] - totals["steps_kept"]), document["settings"]
     except (ValueError, KeyError, TypeError) as error:
         where = ledger if has_ledger else path
-        raise ReportError(f"{where}: not the ledger of a conversion ({error}); convert again, or remove it") from error
+        raise ReportError(f"{where}: not a conversion ledger ({error}); convert again, or remove it") from error

@@ -23,47 +23,47 @@ from diffusion_policy.gripper_events import GRIPPER_BAND
 from diffusion_policy.images import mixture
 from diffusion_policy.spec import SpecError, action_semantics, check_semantics, find_layout
 
-# The robot executes one action in 0.1 s.
+# The robot executes one action every 0.1 s.
 CONTROL_SECONDS = 0.1
-# A dataset recorded at another rate than this far from the robot's moves the arm too fast or too slowly.
+# A dataset whose rate differs from the robot's by more than this factor moves the arm too fast or too slowly.
 SPACING_SLACK = 0.25
-# Sets of fewer episodes or closings than these taught no released policy; the real set has 153 episodes.
+# No released policy was trained on fewer episodes or closings than these; the real set has 153 episodes.
 FEW_EPISODES, FEW_CLOSINGS = 20, 20
-# Commands that equal the measurement at this share of the steps are copies of it.
+# Commands that equal the measurement at this share of the steps count as copies of it.
 COPIED = 0.999
-# Of what is not as it was written, so many are named.
+# Number of differences from what was written that are named.
 FAULTS_LISTED = 4
 Check = Callable[[DatasetEvidence], Finding | None]
 
 
 def dataset_findings(evidence: DatasetEvidence) -> list[Finding]:
-    """All findings on a dataset by itself, in the order in which to act on them."""
+    """Returns all findings about a dataset by itself, in the order in which to act on them."""
     return run_checks(checks_of(evidence), evidence)
 
 
 def checks_of(evidence: DatasetEvidence) -> Sequence[Check]:
-    """The checks that mean something for its actions: a robot's, or a game's."""
+    """Returns the checks that apply to its actions: a robot's or a game's."""
     return MINECRAFT_CHECKS if is_minecraft(evidence) else CHECKS
 
 
 def number_findings(evidence: DatasetEvidence) -> list[Finding]:
-    """Findings on its numbers, whatever its frames and its size."""
+    """Returns findings about its numbers alone, not its frames or size."""
     return run_checks(
         [check for check in checks_of(evidence) if check not in (size, arrays, images, content, left_out)], evidence
     )
 
 
 def size(data: DatasetEvidence) -> Finding:
-    """Whether there is enough of it."""
+    """Whether there is enough data."""
     text = f"{len(data.lengths)} episodes, {data.n_steps} steps ({min(data.lengths)} to {max(data.lengths)} each)"
     if len(data.lengths) < FEW_EPISODES:
-        return Finding("size", "warning", f"{text}: few", "record more episodes of the task", about=data.path)
+        return Finding("size", "warning", f"{text}: too few", "record more episodes of the task", about=data.path)
     return ok("size", text, data.path)
 
 
 def arrays(data: DatasetEvidence) -> Finding:
-    """Whether the arrays that training reads are there."""
-    if data.layout == "named":  # its arms are measured, and its cameras called, as its policy says
+    """Whether the arrays that training reads exist."""
+    if data.layout == "named":  # its policy defines how arms are measured and what cameras are called
         return ok("arrays", f"data/{', data/'.join(data.keys)}", data.path)
     missing = [key for key in EXPECTED_KEYS if key not in data.keys]
     cameras = [key for key in data.keys if key not in (*EXPECTED_KEYS, TIMESTAMP_KEY)]
@@ -71,15 +71,15 @@ def arrays(data: DatasetEvidence) -> Finding:
         evidence = f"the cameras are called {', '.join(cameras)}"
         return Finding("arrays", "note", evidence, "name them in shape_meta.obs instead of image", about=data.path)
     if missing:
-        remedy = f"convert again, or take {', '.join(missing)} out of shape_meta"
+        remedy = f"convert again, or remove {', '.join(missing)} from shape_meta"
         return Finding("arrays", "error", f"no data/{', data/'.join(missing)}", remedy, reconvert(), data.path)
     return ok("arrays", f"data/{', data/'.join(data.keys)}", data.path)
 
 
 def semantics(data: DatasetEvidence) -> Finding:
-    """Whether the numbers mean what this project's do."""
+    """Whether the numbers follow this project's conventions."""
     if data.semantics is None:
-        evidence = "it does not say what its numbers mean; read as meters, quaternion xyzw, gripper 1 = open"
+        evidence = "its numbers are not labeled; read as meters, quaternion xyzw, gripper 1 = open"
         return Finding("semantics", "note", evidence, "convert again to have it labeled", reconvert(), data.path)
     try:
         check_semantics(data.semantics, action_semantics(data.action_names), data.path)
@@ -94,7 +94,7 @@ def semantics(data: DatasetEvidence) -> Finding:
 
 
 def command_is_absolute(data: DatasetEvidence) -> Finding | None:
-    """Actions are absolute poses near the measured one: differences, or another frame, are not."""
+    """Whether actions are absolute poses near the measured ones, and not differences or in another frame."""
     if data.command_distance_m is None:
         return None
     text = f"commanded positions are {data.command_distance_m * 1000:.0f} mm from the measured ones (median)"
@@ -118,7 +118,7 @@ def step_spacing(data: DatasetEvidence) -> Finding | None:
     if abs(data.step_seconds / CONTROL_SECONDS - 1) > SPACING_SLACK:
         speed = data.step_seconds / CONTROL_SECONDS
         faster = f"{speed:.1f} times as fast as" if speed > 1 else f"at {speed:.0%} of the speed"
-        evidence = f"{text}, the robot executes one in {CONTROL_SECONDS} s: it will move {faster} it was shown"
+        evidence = f"{text}, the robot executes one every {CONTROL_SECONDS} s: it will move {faster} the demonstration"
         remedy = f"record at the robot's rate, or serve at the recorded one (control_hz={1 / data.step_seconds:.3g})"
         return Finding("step-spacing", "warning", evidence, remedy, about=data.path)
     if data.uneven > 0.05:
@@ -128,7 +128,7 @@ def step_spacing(data: DatasetEvidence) -> Finding | None:
 
 
 def closings(data: DatasetEvidence) -> Finding | None:
-    """Whether there is enough to learn closing from."""
+    """Whether there are enough closings to learn from."""
     gripper = data.gripper
     if gripper is None:
         return None
@@ -145,12 +145,12 @@ def closings(data: DatasetEvidence) -> Finding | None:
         return Finding("closings", "warning", evidence, remedy, about=data.path)
     if never > len(data.lengths) / 4:
         evidence = f"{text}{without}"
-        return Finding("closings", "note", evidence, "leave out episodes that were broken off", about=data.path)
+        return Finding("closings", "note", evidence, "leave out episodes that were aborted", about=data.path)
     return ok("closings", text + without, data.path)
 
 
 def copycat_labels(data: DatasetEvidence) -> Finding | None:
-    """Whether the command can be copied from the measured gripper instead of decided."""
+    """Whether the policy can copy the command from the measured gripper instead of deciding it."""
     gripper = data.gripper
     if gripper is None or gripper.equals_measured is None:
         return None
@@ -158,12 +158,12 @@ def copycat_labels(data: DatasetEvidence) -> Finding | None:
     text = f"command and measured gripper are equal at {gripper.equals_measured:.1%} of the steps"
     lead = f"{gripper.leading} of {events} events command a state that is not measured yet"
     if not events:
-        return ok("copycat-labels", f"{text}; without an event this tells nothing", data.path)
+        return ok("copycat-labels", f"{text}; without an event this shows nothing", data.path)
     if gripper.equals_measured >= COPIED and not gripper.leading:
-        evidence = f"{text}, at transitions too: a policy can copy its input and never decide to close"
+        evidence = f"{text}, also at transitions: a policy can copy its input and never decide to close"
         remedy = (
-            "take the command from the next measurement, or some steps early (--gripper-lead), or hide the input now "
-            "and then while training (observation_dropout=gripper)"
+            "take the command from the next measurement, or some steps early (--gripper-lead), or hide the input "
+            "at times during training (observation_dropout=gripper)"
         )
         return Finding(
             "copycat-labels",
@@ -177,58 +177,62 @@ def copycat_labels(data: DatasetEvidence) -> Finding | None:
 
 
 def dead_band(data: DatasetEvidence) -> Finding | None:
-    """Whether commands say open or closed, or something between."""
+    """Whether commands are clearly open or closed, or in between."""
     if data.gripper is None:
         return None
     band = f"open (>= {GRIPPER_BAND.open:g}) nor closed (<= {GRIPPER_BAND.closed:g})"
     text = f"{data.gripper.undecided:.1%} of the commands are neither {band}"
     if data.gripper.undecided > 0.02:
-        remedy = "a policy learns values between them too; record a command of 0 or 1"
+        remedy = "a policy also learns the values in between; record commands of 0 or 1"
         return Finding("dead-band", "warning", text, remedy, about=data.path)
     return ok("dead-band", text, data.path)
 
 
 def images(data: DatasetEvidence) -> Finding | None:
-    """Lost and black frames."""
+    """Whether frames are lost or black."""
     if data.missing_frames:
         named = f": {', '.join(data.lost_files)}" if data.lost_files else ""
-        evidence = f"{data.missing_frames} files of frames are not on disk, or cut{named}"
+        evidence = f"{data.missing_frames} frame files are missing or truncated{named}"
         remedy = "copy the dataset again from an intact source, or convert again: training refuses it"
         return Finding("images", "error", evidence, remedy, reconvert(names=data.action_names), data.path)
     if data.image_size is None:
         return None
     text = "{} x {} pixels".format(*data.image_size)
     if data.black_frames:
-        evidence = f"{text}; {data.black_frames} of the {data.looked_at} frames looked at are black"
-        return Finding("images", "warning", evidence, "look at the recording: the camera was off", about=data.path)
-    return ok("images", f"{text}; none of {data.looked_at} frames looked at is black", data.path)
+        evidence = f"{text}; {data.black_frames} of the {data.looked_at} inspected frames are black"
+        return Finding("images", "warning", evidence, "check the recording: the camera was off", about=data.path)
+    return ok("images", f"{text}; none of {data.looked_at} inspected frames is black", data.path)
 
 
 def content(data: DatasetEvidence) -> Finding | None:
-    """Whether it is what its conversion wrote."""
+    """Whether the dataset is still what its conversion wrote."""
     if not data.identities:
         return None
     again = "copy the dataset again from an intact source, or convert again"
     convert = reconvert(names=data.action_names)
     if data.content is None:
         evidence = (
-            f"{data.looked_at} of its frames were looked at, and nothing was compared with the hashes that a "
+            f"{data.looked_at} of its frames were inspected, and nothing was compared with the hashes that a "
             "conversion records"
         )
         verify = command("verify_converted_data", "--zarr-path", data.path)
-        return Finding("content", "note", evidence, "before a long training, compare all of it", verify, data.path)
+        return Finding("content", "note", evidence, "before a long training run, compare all of it", verify, data.path)
     verified = data.content
     if verified.faults:
         listed_faults = "; ".join(map(str, verified.faults[:FAULTS_LISTED]))
         others = f"; and {len(verified.faults) - FAULTS_LISTED} more" if len(verified.faults) > FAULTS_LISTED else ""
         evidence = f"it is not what its conversion wrote: {listed_faults}{others}"
         if verified.may_be_the_decoder:
-            evidence = f"{evidence}. Its frames were packed with a loss and unpacked by {verified.other_decoder} then"
-            remedy = f"look at the frames, or verify with {verified.other_decoder}: this one may give other last bits"
+            evidence = (
+                f"{evidence}. Its frames were lossily packed, and were unpacked by {verified.other_decoder} at the time"
+            )
+            remedy = (
+                f"look at the frames, or verify with {verified.other_decoder}: this decoder may differ in the last bits"
+            )
             return Finding("content", "warning", evidence, remedy, about=data.path)
         return Finding("content", "error", evidence, f"{again}: it is damaged, or was changed since", about=data.path)
     if not verified.compared:
-        evidence = f"not verified: {verified.not_compared}; known is only that its files are there and unpack"
+        evidence = f"not verified: {verified.not_compared}; all that is known is that its files exist and unpack"
         return Finding("content", "note", evidence, "convert again to have them recorded", convert, data.path)
     text = f"all frames and numbers of {verified.compared} episodes are what the conversion wrote (SHA-256)"
     if not verified.is_complete:
@@ -240,13 +244,13 @@ def content(data: DatasetEvidence) -> Finding | None:
 
 
 def recorded_frames(data: DatasetEvidence) -> Finding | None:
-    """Whether the frames it was made from had one size and one orientation, by the converter's check."""
+    """Whether its source frames had one size and orientation, by the converter's check."""
     mixed = mixture(data.recorded)
     if mixed is None:
         return None
     evidence = f"before the conversion, {mixed}"
     if data.accepts_mixed:
-        remedy = "each was turned upright and stretched to one size, as was asked for"
+        remedy = "each was turned upright and stretched to one size, as requested"
         return Finding("frame-sizes", "warning", evidence, remedy, about=data.path)
     remedy = f"they were stretched to one size; {ACCEPT_MIXED}"
     convert = reconvert("--mixed-frames", "accept", names=data.action_names)
@@ -254,24 +258,24 @@ def recorded_frames(data: DatasetEvidence) -> Finding | None:
 
 
 def standing_still(data: DatasetEvidence) -> Finding | None:
-    """How much of it teaches the policy to stay where it is."""
+    """How much of the data teaches the policy to stay where it is."""
     if data.still is None:
         return None
     text = f"the arm stands still in {data.still:.0%} of the steps"
     if data.still > 0.5:
-        return Finding("standing-still", "note", text, "cut pauses: a policy learns to wait from them", about=data.path)
+        return Finding("standing-still", "note", text, "cut pauses: from them a policy learns to wait", about=data.path)
     return ok("standing-still", text, data.path)
 
 
 def left_out(data: DatasetEvidence) -> Finding | None:
-    """What the conversion could not use."""
+    """What the conversion left out."""
     if data.dropped is None:
         return None
     episodes, steps = data.dropped
     if episodes or steps:
         evidence = f"the conversion left out {episodes} episodes, {steps} steps in all"
         where = "its ledger (.conversion.json next to the dataset, or the attribute conversion in it)"
-        return Finding("left-out", "note", evidence, f"{where} says why", about=data.path)
+        return Finding("left-out", "note", evidence, f"{where} has the reasons", about=data.path)
     return ok("left-out", "the conversion left nothing out", data.path)
 
 

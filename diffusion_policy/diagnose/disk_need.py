@@ -1,4 +1,4 @@
-"""How much disk a run needs for its checkpoints: their real size where there are some, else what the config makes."""
+"""How much disk a run needs for its checkpoints: from existing ones, otherwise estimated from the config."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MOMENTS_OF_ADAM = 2
 
 @dataclass(frozen=True)
 class DiskNeed:
-    """What the checkpoints of a run take.
+    """The disk space that a run's checkpoints take.
 
     Attributes:
-        size: bytes of one.
-        files: that exist at a time, at most.
-        there: bytes of those that exist already.
-        source: where the size is known from.
+        size: bytes of one checkpoint.
+        files: largest number that exist at a time.
+        there: bytes of those that already exist.
+        source: where the size comes from.
     """
 
     size: int
@@ -37,7 +37,7 @@ class DiskNeed:
     def needed(self) -> int:
         """Bytes that must be free for the run to continue.
 
-        At least one file, which is written before one is removed.
+        At least one file: a new one is written before an old one is removed.
         """
         return max(self.size, self.size * self.files - self.there)
 
@@ -47,14 +47,14 @@ class DiskNeed:
 
 
 def disk_need(config: DictConfig | None, run: RunFolder | None) -> DiskNeed | None:
-    """Of a run that exists, else of one that the config would make; None if neither is known."""
+    """Returns the need of an existing run, otherwise of the config's future run; None if neither is known."""
     config = run.config if config is None and run is not None else config
     if config is None:
         return None
     sizes = {name: path.stat().st_size for name, path in run.checkpoints.items()} if run is not None else {}
-    size, source = sizes.get(LATEST) or max(sizes.values(), default=0), "as those that it has"
+    size, source = sizes.get(LATEST) or max(sizes.values(), default=0), "as its existing ones"
     if not size:
-        size, source = checkpoint_size(config) or 0, "weights, average and moments of the optimizer"
+        size, source = checkpoint_size(config) or 0, "weights, average and optimizer moments"
     if not size:
         return None
     kept = OmegaConf.select(config, "checkpoint.topk.k", default=0) or 0
@@ -62,14 +62,14 @@ def disk_need(config: DictConfig | None, run: RunFolder | None) -> DiskNeed | No
 
 
 def checkpoint_size(config: DictConfig) -> int | None:
-    """Bytes of a checkpoint that training this config writes; None if it describes no policy of ours."""
+    """Returns the bytes of a checkpoint that this config's training writes; None if its policy is not one of ours."""
     try:
-        with torch.device("meta"):  # a size, no memory
+        with torch.device("meta"):  # only its size; no memory is allocated
             policy = build_policy(config)
         averaged = OmegaConf.select(config, "training.use_ema", default=True)
     except (CheckpointError, OmegaConfBaseException):
         return None
-    # Each once, whatever its names; so they are saved.
+    # Each tensor counts once, under however many names, as it is saved.
     weights = sum(_bytes(tensor) for tensor in (*policy.parameters(), *policy.buffers()))
     learning = sum(_bytes(parameter) for parameter in policy.parameters() if parameter.requires_grad)
     return weights * (2 if averaged else 1) + MOMENTS_OF_ADAM * learning

@@ -35,18 +35,18 @@ from diffusion_policy.spec import StepSpec
 from diffusion_policy.tables import Column, Printable, Table, Text
 
 STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
-# The group of findings on the machine.
+# The group of findings about the machine.
 MACHINE = "environment"
 Groups = Mapping[str, Sequence[Finding]]
 
 
 @dataclass(frozen=True)
 class Examination:
-    """Findings by what they are about, in the order in which to act on them.
+    """Findings by subject, in the order in which to act on them.
 
     Attributes:
         groups: findings by group.
-        looks: by group, the command line that shows what its findings were found in.
+        looks: by group, the command line that shows its subject.
     """
 
     groups: Groups
@@ -54,7 +54,7 @@ class Examination:
 
     @property
     def next_command(self) -> str:
-        """The command line of the cause; where it has none, the one that shows what the cause was found in."""
+        """The command line of the cause; if it has none, the one that shows the cause's subject."""
         cause = self.diagnosis.cause
         if cause is None or cause.command:
             return "" if cause is None else cause.command
@@ -63,7 +63,7 @@ class Examination:
 
     @property
     def findings(self) -> list[Finding]:
-        """All, in order."""
+        """All findings, in order."""
         return [finding for group in self.groups.values() for finding in group]
 
     @property
@@ -123,22 +123,22 @@ def examine(
     closed_loop: Sequence[Path] = (),
     on_progress: Progress = no_progress,
 ) -> Examination:
-    """Examine whatever is given; a run brings its datasets and its checkpoint, as far as they exist.
+    """Examines whatever is given; a run adds its datasets and its checkpoint, if they exist.
 
     Args:
         datasets: converted datasets, of one policy.
-        checkpoint: of the policy.
-        config: its name with overrides, as words, and its content.
+        checkpoint: the policy's checkpoint.
+        config: name with overrides, as words, and content of a config.
         run: folder of a training run.
         logs: inference logs.
-        outputs: where runs are written, to see how much disk is free.
-        gripper_scale: of datasets and logs whose gripper is not 0..1, as ``--gripper-scale`` names it; by default, of a
-            dataset that needs it, the scale in the run's config.
+        outputs: where runs are written, to check the free disk space.
+        gripper_scale: scale of datasets and logs whose gripper is not 0..1, as in ``--gripper-scale``; by default, for
+            a dataset that needs it, the scale in the run's config.
         closed_loop: documents of closed-loop evaluations; by default those in the run's folder.
-        on_progress: called with the files opened, and how many there are.
+        on_progress: called with the number of files opened, and the total.
 
     Raises:
-        WorkspaceError: something that was named does not exist or cannot be read.
+        WorkspaceError: something given does not exist or cannot be read.
     """
     config_scale = None if config is None else OmegaConf.select(config[1], CONFIG_KEY, default=None)
     given = Sources(tuple(datasets), checkpoint, run, tuple(logs), (), gripper_scale, tuple(closed_loop))
@@ -154,7 +154,7 @@ def examine(
 def examine_sources(
     opened: OpenedSources, config: tuple[Sequence[str], DictConfig] | None = None, outputs: Path = Path()
 ) -> Examination:
-    """The same of what is open already; nothing is opened again."""
+    """Does the same for sources that are already open; nothing is opened again."""
     run, checkpoint = opened.run, opened.deployable
     need = disk_need(None if config is None else config[1], run)
     machine = look_at_environment(outputs if run is None else run.path, need)
@@ -169,7 +169,7 @@ def examine_sources(
         groups["checkpoint"] += [] if weights is None else checkpoint_findings(weights)
     if weights is not None and looked:
         groups["together"] = [finding for data in looked for finding in together_findings(weights, data)]
-    # A plan sees several as one with the episodes of all.
+    # A plan treats several datasets as one with all their episodes.
     data = replace(looked[0], lengths=tuple(length for each in looked for length in each.lengths)) if looked else None
     if config is not None:
         groups["config"] = _config(config, data, weights)
@@ -186,7 +186,7 @@ def examine_sources(
 
 
 def _spec_of(opened: OpenedSources, config: tuple[Sequence[str], DictConfig] | None) -> StepSpec | None:
-    """Of the policy that is inspected: the checkpoint's, the config's, or the run's; None if none has one."""
+    """Returns the spec of the checkpoint, the config or the run, in this order; None if none has one."""
     weights = None if opened.checkpoint is None else opened.checkpoint.evidence
     if weights is not None and weights.spec is not None:
         return weights.spec
@@ -195,7 +195,7 @@ def _spec_of(opened: OpenedSources, config: tuple[Sequence[str], DictConfig] | N
 
 
 def _looks(opened: OpenedSources) -> dict[str, str]:
-    """By group, the command line that shows what was examined."""
+    """Returns, by group, the command line that shows what was examined."""
     datasets, checkpoint = [dataset.path for dataset in opened.datasets], opened.deployable
     result: dict[str, str] = {}
     if datasets:
@@ -218,10 +218,10 @@ def _looks(opened: OpenedSources) -> dict[str, str]:
 
 
 def examine_numbers(run: Path) -> Examination:
-    """What config and numbers of a run say; neither dataset nor checkpoint is opened.
+    """Examines only the config and numbers of a run; neither dataset nor checkpoint is opened.
 
     Raises:
-        ReportError: no run there, or a torn config or log.
+        ReportError: there is no run, or its config or log is torn.
     """
     return Examination({"run": findings_of_run(open_run(run))})
 
@@ -239,7 +239,7 @@ def _config(
 
 
 def fits_config(path: str, content: DictConfig, evidence: ConfigEvidence) -> Finding:
-    """Whether a run of a config could start from a checkpoint: what `train.py` plans, and refuses, with its words."""
+    """Whether a run of a config can start from a checkpoint: `train.py`'s own plan, and its error if it refuses."""
     code, about = "checkpoint-fits-config", evidence.name
     try:
         ledger = plan_pretrained(Path(path), content)
@@ -247,7 +247,7 @@ def fits_config(path: str, content: DictConfig, evidence: ConfigEvidence) -> Fin
         again = evidence.again(setting("pretrained.path", path), *error.overrides) if error.overrides else ""
         return Finding(code, "error", error.found, error.remedy, again, about)
     except ActionsError as error:
-        remedy = "grow the checkpoint" if error.command else "take the task of the checkpoint"
+        remedy = "grow the checkpoint" if error.command else "use the checkpoint's task"
         again = evidence.again(setting("pretrained.path", path), *error.overrides) if error.overrides else error.command
         return Finding(code, "error", f"size mismatch: {error}", remedy, again, about)
     except WorkspaceError as error:

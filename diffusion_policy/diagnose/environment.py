@@ -1,4 +1,4 @@
-"""What this machine offers: versions, GPU, memory, disk; and findings about them."""
+"""What this machine offers (versions, GPU, memory, disk), and findings about it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from diffusion_policy.diagnose.findings import Finding, ok, run_checks
 from diffusion_policy.model.cpu import kernels
 
 DISTRIBUTION = "diffusion-policy"
-# Where neither a run nor a config is at hand: eight checkpoints of the users' model (weights, average, optimizer).
+# Default without a run or config: eight checkpoints of the users' model (weights, average, optimizer).
 DISK_NEEDED = 8 * 323_000_000
-# Loader workers and the model together.
+# For loader workers and the model together.
 MEMORY_NEEDED = 4 * 2**30
 GPU_NEEDED = 6 * 2**30
 
@@ -30,16 +30,16 @@ class Environment:
     """A machine.
 
     Attributes:
-        python: version.
-        versions: of the packages that this project needs, None for one that is not installed.
-        unmet: requirements that are not met, as they are written.
-        cores: that this process may use.
-        memory: bytes that are free for programs; None if the system does not say.
+        python: Python's version.
+        versions: versions of the packages that this project needs; None for one that is not installed.
+        unmet: requirements that are not met, as written in the package's metadata.
+        cores: number of cores that this process may use.
+        memory: bytes free for programs; None if the system does not report them.
         disk: free bytes where outputs go.
         gpus: name and free bytes of each.
         cuda_build: the CUDA that torch was built for; None for a build without.
         no_kernels: why the compiled kernels cannot be used; None if they can.
-        disk_need: what the checkpoints of the run in question take; None: no run is in question.
+        disk_need: disk space that the checkpoints of the given run take; None without a run.
     """
 
     python: str
@@ -55,7 +55,7 @@ class Environment:
 
 
 def look_at_environment(outputs: Path = Path(), need: DiskNeed | None = None) -> Environment:
-    """Gather it; `outputs` is where runs will be written, and `need` what one takes there."""
+    """Examines this machine; `outputs` is where runs will be written, and `need` the space that one takes there."""
     wanted = [Requirement(text) for text in requires(DISTRIBUTION) or []]
     needed = [requirement for requirement in wanted if requirement.marker is None or requirement.marker.evaluate()]
     versions = {requirement.name: _version(requirement.name) for requirement in needed}
@@ -96,17 +96,21 @@ def gpu(environment: Environment) -> Finding:
     """Whether there is a GPU with free memory."""
     if not environment.gpus:
         why = "torch was built without CUDA" if environment.cuda_build is None else "torch finds no CUDA device"
-        evidence = f"no GPU ({why}), {environment.cores} CPU cores: a fine-tune of hours takes days"
-        return Finding("gpu", "note", evidence, "fine for tests and small data; else train where a GPU is")
+        evidence = f"no GPU ({why}), {environment.cores} CPU cores: fine-tuning that takes hours on a GPU takes days"
+        return Finding(
+            "gpu", "note", evidence, "fine for tests and small data; otherwise train on a machine with a GPU"
+        )
     listed = ", ".join(f"{name} with {free / 2**30:.0f} GiB free" for name, free in environment.gpus)
     if max(free for _, free in environment.gpus) < GPU_NEEDED:
         evidence = f"{listed}: less than {GPU_NEEDED >> 30} GiB"
-        return Finding("gpu", "warning", evidence, "end what holds it (nvidia-smi), or lower dataloader.batch_size")
+        return Finding(
+            "gpu", "warning", evidence, "end the process that uses it (nvidia-smi), or lower dataloader.batch_size"
+        )
     return ok("gpu", f"{listed}, {environment.cores} CPU cores")
 
 
 def compiled_kernels(environment: Environment) -> Finding:
-    """What a CPU needs to train and serve at its speed."""
+    """Whether the compiled kernels can be used, which a CPU needs for its full speed."""
     if environment.no_kernels is None:
         return ok("kernels", "the compiled kernels can be used: a CPU trains and serves about twice as fast with them")
     evidence = f"no compiled kernels ({environment.no_kernels}): a CPU trains and serves about half as fast"
@@ -122,7 +126,7 @@ def memory(environment: Environment) -> Finding | None:
         return None
     text = f"{environment.memory / 2**30:.1f} GiB of memory are free"
     if environment.memory < MEMORY_NEEDED:
-        remedy = "fewer loader workers, and training.cache=none"
+        remedy = "use fewer loader workers, and training.cache=none"
         return Finding(
             "memory", "warning", text, remedy, command("train", "dataloader.num_workers=2", "training.cache=none")
         )
@@ -130,13 +134,13 @@ def memory(environment: Environment) -> Finding | None:
 
 
 def disk(environment: Environment) -> Finding:
-    """Free disk, compared with what the checkpoints of a run need."""
+    """Whether the free disk space suffices for a run's checkpoints."""
     need = environment.disk_need
     text = f"{environment.disk / 2**30:.1f} GiB of disk are free"
     if need is not None:
         text = f"{text}; {need.describe()}"
     if environment.disk < (DISK_NEEDED if need is None else need.needed):
-        remedy = "free some: a run keeps several checkpoints; lower checkpoint.topk.k"
+        remedy = "free some, or lower checkpoint.topk.k: a run keeps several checkpoints"
         return Finding("disk", "error", text, remedy, command("train", "checkpoint.topk.k=1"))
     return ok("disk", text)
 
@@ -149,7 +153,7 @@ def _version(name: str) -> str | None:
 
 
 def _free_memory() -> int | None:
-    """What the kernel says is available without swapping."""
+    """Returns the memory that the kernel reports as available without swapping."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.is_file():
         return None

@@ -1,4 +1,4 @@
-"""What the checks of a dataset found, episode by episode, with the steps: where to look, and what to leave out."""
+"""The findings of a dataset's checks by episode and step: where to look, and what to leave out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffusion_policy.diagnose.inspection import Inspection
 from diffusion_policy.diagnose.step_evidence import StepEvidence, StepRange, look_at_steps
 from diffusion_policy.diagnose.steps import Steps
 
-# Findings of one episode that are listed; a torn one may have thousands.
+# Number of findings listed per episode; a torn one may have thousands.
 MOST_LISTED = 8
 
 
@@ -23,9 +23,9 @@ class EpisodeFinding:
     """Something that was found in one episode.
 
     Attributes:
-        severity: as a `Finding` has it.
+        severity: as in `Finding`.
         text: what was found, with its numbers.
-        steps: of the episode, (first, exclusive end).
+        steps: the episode's steps, (first, exclusive end).
     """
 
     severity: Severity
@@ -38,12 +38,12 @@ class EpisodeSummary:
     """One episode, as the checks see it.
 
     Attributes:
-        steps: how many.
-        seconds: from the first to the last; None without time stamps.
+        steps: number of steps.
+        seconds: from the first step to the last; None without time stamps.
         events: how often its grippers are commanded to open or close.
         idle: stretches of its steps in which arm and gripper stand still.
         findings: the gravest first, then by step; at most MOST_LISTED.
-        n_findings: of all.
+        n_findings: number of all findings.
     """
 
     steps: int
@@ -60,13 +60,13 @@ class EpisodeSummary:
 
 
 def episode_summaries(inspection: Inspection, faults: Sequence[ChunkFault]) -> list[EpisodeSummary]:
-    """(E,) of the episodes of a dataset.
+    """Returns (E,) summaries of a dataset's episodes.
 
     Args:
-        inspection: of the dataset; only what it looked at is reported.
+        inspection: inspection of the dataset; only what it covered is reported.
         faults: its lost frames, as `open_for_report` lists them.
     """
-    # Parts of one recording bear one name: here each episode is called by its number.
+    # Parts of one recording share its name, so episodes are identified by number here.
     numbered = replace(inspection.steps, episode_names=tuple(map(str, range(len(inspection.steps.slices)))), cameras={})
     details = look_at_steps(numbered)
     findings: list[list[EpisodeFinding]] = [[] for _ in numbered.slices]
@@ -97,7 +97,7 @@ def _order(finding: EpisodeFinding) -> tuple[int, int]:
 
 
 def _of_steps(details: StepEvidence) -> Iterator[tuple[int, EpisodeFinding]]:
-    """Jumps, gaps of the clock and standing still; episodes bear their numbers as names."""
+    """Yields jumps, clock gaps and idle stretches; episodes have their numbers as names."""
     for jump in details.jumps:
         far = f"{jump.metres:.3g} m" if jump.metres >= 1e-3 else f"{jump.degrees:.0f} degrees"
         text = f"{jump.key} jumps by {far} in {jump.seconds:.2g} s"
@@ -111,7 +111,7 @@ def _of_steps(details: StepEvidence) -> Iterator[tuple[int, EpisodeFinding]]:
 
 
 def _of_numbers(steps: Steps) -> Iterator[tuple[int, EpisodeFinding]]:
-    """Numbers that are none."""
+    """Yields values that are not finite."""
     for key, values in steps.numbers.items():
         lost = ~np.isfinite(values if values.ndim == 1 else values.sum(axis=1))
         for episode, part in enumerate(steps.slices):
@@ -122,7 +122,7 @@ def _of_numbers(steps: Steps) -> Iterator[tuple[int, EpisodeFinding]]:
 
 
 def _of_files(inspection: Inspection, faults: Sequence[ChunkFault]) -> Iterator[tuple[StepRange, Severity, str]]:
-    """Frames that are lost, and content that is not what was written; rows of the dataset."""
+    """Yields lost frames, and content that is not what was written, by rows of the dataset."""
     for fault in faults:
         yield fault.rows, "error", f"{fault.file} {fault.what}"
     content = inspection.summary.content
@@ -132,25 +132,29 @@ def _of_files(inspection: Inspection, faults: Sequence[ChunkFault]) -> Iterator[
 
 
 def _of_cameras(details: StepEvidence) -> Iterator[tuple[StepRange, Severity, str]]:
-    """What frames show, of an inspection that looked at all of them; rows of the dataset."""
+    """Yields what the frames show, by rows of the dataset; for an inspection of all frames."""
     for camera in details.cameras:
         for step, why in camera.undecodable:
             yield (step, step + 1), "error", f"{camera.name}: {why}"
         for start, end in _runs(camera.black):
             yield (start, end), "warning", f"{camera.name} is black for {end - start} steps"
         for start, end in camera.frozen:
-            yield (start, end), "warning", f"{camera.name} shows one picture for {end - start} steps; the arm moves"
+            yield (
+                (start, end),
+                "warning",
+                f"{camera.name} shows one picture for {end - start} steps while the arm moves",
+            )
 
 
 def _runs(steps: Iterable[int]) -> Iterator[StepRange]:
-    """Stretches of consecutive numbers."""
+    """Yields stretches of consecutive numbers."""
     for _, group in itertools.groupby(enumerate(steps), key=lambda pair: pair[1] - pair[0]):
         run = [step for _, step in group]
         yield run[0], run[-1] + 1
 
 
 def _episodes_of(steps: Steps, rows: StepRange) -> Iterator[tuple[int, StepRange]]:
-    """The episodes that contain these rows of the dataset, with the steps of each."""
+    """Yields the episodes that contain these rows of the dataset, with the steps of each."""
     first, last = (int(np.searchsorted(steps.episode_ends, row, side="right")) for row in (rows[0], rows[1] - 1))
     for episode in range(first, min(last, len(steps.episode_ends) - 1) + 1):
         part = steps.slices[episode]

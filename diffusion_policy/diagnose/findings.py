@@ -1,8 +1,8 @@
-"""Findings: what was found, how bad it is, on what evidence, and what to do; and the cause behind what is seen.
+"""Findings: what was found, how bad it is, on what evidence, and what to do; and the cause behind the symptoms.
 
 A check is a pure function from evidence to one finding, or None if it does not apply. Doctor, page, comparison and
-the checks after a conversion all show these, in this order: environment, dataset, checkpoint, config, how they fit
-together, run, closed loop, log, open loop. What comes first is the likelier cause of what comes later.
+the checks after a conversion all show findings, in this order: environment, dataset, checkpoint, config, how they fit
+together, run, closed loop, log, open loop. An earlier finding is the likelier cause of a later one.
 
 Some findings are symptoms ("the loss does not fall"): `diagnose` looks for the finding that explains them.
 """
@@ -17,11 +17,11 @@ Severity = Literal["ok", "note", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("ok", "note", "warning", "error")
 Evidence = TypeVar("Evidence")
 
-# A position that is commanded this far from where the arm is, at most of the steps, is no target for the next step: it
-# would take 2 m/s within a step of 0.1 s. Of recordings and of logs.
+# A position commanded this far from the arm at most of the steps cannot be a target for the next step, since it
+# would take 2 m/s at steps of 0.1 s. For recordings and logs.
 FAR_COMMAND_M = 0.2
 
-# What a symptom may come from, the likeliest first; codes of findings.
+# Possible causes of each symptom, the likeliest first, as codes of findings.
 EXPLAINS: dict[str, tuple[str, ...]] = {
     "size-mismatch": (
         "projection",
@@ -94,7 +94,7 @@ OF_ONE_LOG = "log-"
 SYMPTOMS = {
     "size-mismatch": "the sizes do not match",
     "loss-does-not-fall": "the loss does not fall",
-    "gripper-verdict": "the gripper is not commanded to close and to open",
+    "gripper-verdict": "the gripper is not commanded to close and open",
     "closed-loop": "the task is not done in closed loop",
     "beats-baselines": "baselines are not beaten",
 }
@@ -102,15 +102,15 @@ SYMPTOMS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
         code: stable name of the check.
-        severity: "ok", "note" (worth knowing), "warning" (may be the cause), "error" (is wrong).
+        severity: "ok", "note" (worth knowing), "warning" (may be the cause), "error" (something is wrong).
         evidence: what was found, with its numbers.
         remedy: what to do; empty if there is nothing to do.
         command: the next command line, where there is one.
-        about: file that it is about.
+        about: the file that it concerns.
     """
 
     code: str
@@ -134,23 +134,23 @@ Level = Literal["good", "doubt", "bad"]
 
 
 def level_of(findings: Iterable[Finding]) -> Level:
-    """The one answer to whether it may be deployed, or trained on: bad with an error, doubtful with a warning."""
+    """The one answer to whether a subject may be deployed or trained on: bad with an error, doubtful with a warning."""
     severities = {finding.severity for finding in findings}
     return "bad" if "error" in severities else "doubt" if "warning" in severities else "good"
 
 
 def exit_status(findings: Iterable[Finding]) -> int:
-    """Of doctor, inspect, verify and report: 0 no errors (there may be warnings), 1 errors."""
+    """The exit status of doctor, inspect, verify and report: 0 no errors (there may be warnings), 1 errors."""
     return 1 if level_of(findings) == "bad" else 0
 
 
 def ok(code: str, evidence: str, about: str = "") -> Finding:
-    """A finding that all is well."""
+    """Returns a finding that nothing is wrong."""
     return Finding(code, "ok", evidence, about=about)
 
 
 def run_checks(checks: Iterable[Callable[[Evidence], Finding | None]], evidence: Evidence) -> list[Finding]:
-    """What the checks find, in their order."""
+    """Returns what the checks find, in their order."""
     return [finding for finding in (check(evidence) for check in checks) if finding is not None]
 
 
@@ -160,7 +160,7 @@ class Diagnosis:
 
     Attributes:
         cause: the finding to act on; None if there is no trouble.
-        explains: symptoms that the cause may be behind.
+        explains: symptoms that the cause may explain.
         others: further trouble.
     """
 
@@ -174,15 +174,15 @@ class Diagnosis:
             return "no trouble found"
         *most, last = dict.fromkeys(SYMPTOMS[symptom.code] for symptom in self.explains) or [""]
         seen = f"{', '.join(most)} and {last}" if most else last
-        likely = "is" if self.cause.severity == "error" else "is likely to be"
+        likely = "is" if self.cause.severity == "error" else "is probably"
         return self.cause.evidence + (f"; it {likely} why {seen}" if seen else "")
 
 
 def diagnose(findings: Sequence[Finding]) -> Diagnosis:
-    """The finding to act on first.
+    """Finds the finding to act on first.
 
-    An error that is no symptom comes first; then that a run was stopped before its end; then what may explain a
-    symptom, by EXPLAINS; then the symptom itself; then a warning.
+    In this order: an error that is not a symptom; a run that was stopped before its end; a finding that may explain a
+    symptom, by EXPLAINS; the symptom itself; a warning.
     """
     trouble = [finding for finding in findings if finding.trouble]
     symptoms = [finding for finding in trouble if finding.code in EXPLAINS]
@@ -209,7 +209,7 @@ def diagnose(findings: Sequence[Finding]) -> Diagnosis:
 
 
 def distinct(findings: Iterable[Finding]) -> list[tuple[Finding, tuple[str, ...]]]:
-    """Each thing that was found once, with the files that it was found in, in their order."""
+    """Returns each distinct finding once, with the files that it was found in, in their order."""
     grouped: dict[tuple[str, str], tuple[Finding, list[str]]] = {}
     for finding in findings:
         _, files = grouped.setdefault(_as_printed(finding), (finding, []))
@@ -222,6 +222,6 @@ def _as_printed(finding: Finding) -> tuple[str, str]:
 
 
 def _may_explain(finding: Finding, symptom: Finding) -> bool:
-    """What is found in one log explains nothing in another."""
+    """Whether they may be related: a finding in one log explains nothing in another."""
     same = finding.about == symptom.about or not finding.code.startswith(OF_ONE_LOG)
     return finding.code in EXPLAINS[symptom.code] and same

@@ -1,4 +1,4 @@
-"""The gravest of what was found of data, for who reads one line: at the end of a check, at the start of training."""
+"""The gravest findings about data, in one line: shown at the end of a check and at the start of training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffusion_policy.gripper_scale import CONFIG_KEY, DeclaredScales
 from diffusion_policy.shape_meta import step_spec_of
 from diffusion_policy.spec.action_layout import is_gripper_name
 
-# Of warnings, by what they cost on the robot: what changes the motion first, then what changes the gripper.
+# Order of warnings by their cost on the robot: first what changes the motion, then what changes the gripper.
 GRAVITY = (
     "step-spacing",
     "command-is-absolute",
@@ -36,7 +36,7 @@ MOST = 4
 
 
 def by_gravity(findings: Iterable[Finding]) -> list[Finding]:
-    """Errors and warnings, the gravest first."""
+    """Returns errors and warnings, the gravest first."""
     trouble = [finding for finding in findings if finding.trouble]
     return sorted(trouble, key=lambda finding: (finding.severity != "error", _rank(finding)))
 
@@ -46,12 +46,12 @@ def _rank(finding: Finding) -> int:
 
 
 def verdict_of(findings: Sequence[Finding]) -> str:
-    """What was found: how many errors and warnings, and the gravest of them."""
+    """Returns how many errors and warnings were found, and the gravest of them."""
     trouble = by_gravity(findings)
     errors = sum(finding.severity == "error" for finding in trouble)
     warnings = len(trouble) - errors
     if not trouble:
-        return "Nothing was found that speaks against training on it."
+        return "Nothing was found that argues against training on it."
     counted = ", ".join(_count(n, word) for n, word in ((errors, "error"), (warnings, "warning")) if n)
     lead = "Do not train on it yet" if errors else "No error was found"
     return f"{lead}: {counted}. The gravest: {trouble[0].evidence}."
@@ -62,17 +62,17 @@ def _count(n: int, word: str) -> str:
 
 
 def gravest_of_dataset(path: str | Path, declared: DeclaredScales | None = None, *, gripper: bool = True) -> list[str]:
-    """The gravest that the numbers of a dataset say, one line each; nothing of one that training refuses anyway.
+    """Returns the gravest findings about a dataset's numbers, one line each; empty if training refuses it anyway.
 
-    Frames are not looked at.
+    Frames are not inspected.
 
     Args:
-        path: of the dataset.
+        path: path of the dataset.
         declared: the scale of its gripper.
-        gripper: whether the policy commands one; else it is not checked.
+        gripper: whether the policy commands one; otherwise it is not checked.
 
     Raises:
-        DatasetError, SpecError, ReportError: it cannot be read, or its gripper contradicts what is declared.
+        DatasetError, SpecError, ReportError: it cannot be read, or its gripper contradicts the declaration.
     """
     evidence = look_at_numbers(path, declared)
     if evidence.faults or (gripper and evidence.scales is not None and evidence.scales.unknown):
@@ -84,10 +84,10 @@ def gravest_of_dataset(path: str | Path, declared: DeclaredScales | None = None,
 
 
 def gravest_before_training(cfg: DictConfig) -> list[str]:
-    """The gravest of the datasets that a config trains on, and the command that shows all of it; empty if nothing is.
+    """Returns the gravest findings about a config's datasets, and the command that shows all; empty if there are none.
 
     Raises:
-        WorkspaceError: a dataset cannot be read, or its numbers are not what they must be.
+        WorkspaceError: a dataset cannot be read, or its numbers are invalid.
     """
     zarr_path = OmegaConf.select(cfg, "task.dataset.zarr_path", default=None)
     if zarr_path is None:
@@ -100,7 +100,5 @@ def gravest_before_training(cfg: DictConfig) -> list[str]:
         gravest = gravest_of_dataset(path, declared, gripper=gripper)
         flag = [] if declared is None else ["--gripper-scale", declared.name]
         lines += [f"{path}: {line}" for line in gravest]
-        lines += (
-            [f"all that was found: {command('verify_converted_data', '--zarr-path', path, *flag)}"] if gravest else []
-        )
+        lines += [f"all findings: {command('verify_converted_data', '--zarr-path', path, *flag)}"] if gravest else []
     return lines

@@ -1,4 +1,4 @@
-"""The checks before anyone trains: of recordings, and of the dataset that is made from them.
+"""The checks before training: of recordings, and of the dataset that is made from them.
 
 One `Inspection` holds measurements and findings; it prints as text, writes as JSON, and its steps are
 drawn by `inspection_pictures`.
@@ -31,7 +31,7 @@ from diffusion_policy.progress import Progress, no_progress, part_of
 from diffusion_policy.spec import is_game
 from diffusion_policy.tables import Column, Printable, Table, Text, numbers
 
-# Findings of the summary that every frame and every step is inspected for here.
+# Findings of the summary that are replaced here by an inspection of every frame and step.
 _REPLACED_BY_STEP_FINDINGS = {"images", "copycat-labels", "standing-still"}
 
 
@@ -46,16 +46,16 @@ class Inspection:
 
     @property
     def is_advisable(self) -> bool:
-        """Whether nothing forbids to train on it: no finding is an error."""
+        """Whether nothing forbids training on it: no finding is an error."""
         return exit_status(self.findings) == 0
 
     @property
     def exit_status(self) -> int:
-        """0 nothing forbids to train on it (warnings may remain), 1 an error does."""
+        """0 if nothing forbids training on it (warnings may remain), 1 if an error does."""
         return exit_status(self.findings)
 
     def verdict(self) -> str:
-        """What was found, in one or two sentences: how many, and the gravest."""
+        """What was found, in one or two sentences: the number of findings, and the gravest."""
         return verdict_of(self.findings)
 
     def to_json(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Inspection:
         }
 
     def table(self, pictures: Sequence[Path] = ()) -> list[Printable]:
-        """For the terminal: counts, dimensions, findings, pictures that were drawn, verdict."""
+        """Returns output for the terminal: counts, dimensions, findings, pictures that were drawn, verdict."""
         style = "green" if self.is_advisable else "red"
         dimensions, findings = _dimensions(self.details.dimensions), _findings(self.findings)
         drawn = [Text(f"drawn: {', '.join(map(str, pictures))}")] if pictures else []
@@ -126,18 +126,18 @@ def inspect_recordings(
     timestamps: str | None = None,
     mapping: str | None = None,
 ) -> Inspection:
-    """Inspect recordings of any format; nothing of them is changed.
+    """Inspects recordings of any format; they are not changed.
 
     Args:
         directory: holds episode_0000/ and so on, or is a LeRobot dataset.
-        on_progress: called with the frames decoded, and how many there are.
-        gripper_scale: that the gripper is recorded in where it is not 0 and 1.
-        timestamps: what time stamps are recorded in where that is not seconds.
-        mapping: what their columns are, of a format whose columns have names.
+        on_progress: called with the number of frames decoded, and the total.
+        gripper_scale: scale in which the gripper is recorded, where it is not 0 and 1.
+        timestamps: unit in which time stamps are recorded, where it is not seconds.
+        mapping: what each column holds, for a format with named columns.
 
     Raises:
-        TrajectoryError: no recordings there, or none that opens.
-        WorkspaceError: the description of all of them is not as it must be, or a mapping is missing.
+        TrajectoryError: there are no recordings, or none can be opened.
+        WorkspaceError: their common description is invalid, or a mapping is missing.
     """
     steps = steps_of_recordings(directory, gripper_scale, timestamps, mapping)
     inspection = _inspect(steps, look_at_recordings(steps), [], on_progress)
@@ -150,16 +150,16 @@ def inspect_dataset(
     on_progress: Progress = no_progress,
     gripper_scale: str | None = None,
 ) -> Inspection:
-    """Inspect a converted dataset, and whether a checkpoint's statistics fit it.
+    """Inspects a converted dataset, and whether a checkpoint's statistics fit it.
 
     Args:
-        path: of the dataset.
-        checkpoint: of a policy to be trained further on it.
-        on_progress: called with the frames decoded, and how many there are.
-        gripper_scale: that the gripper is stored in where it is not 0..1.
+        path: path of the dataset.
+        checkpoint: checkpoint of a policy to be trained further on it.
+        on_progress: called with the number of frames decoded, and the total.
+        gripper_scale: scale in which the gripper is stored, where it is not 0..1.
 
     Raises:
-        DatasetError, ReportError: no dataset there, or one without actions or steps.
+        DatasetError, ReportError: there is no dataset, or it has no actions or steps.
         CheckpointError: the checkpoint cannot be read.
     """
     buffer, faults = open_for_report(path, parse_scales(gripper_scale))
@@ -167,10 +167,10 @@ def inspect_dataset(
 
 
 def inspect_conversion(path: Path) -> Inspection:
-    """Inspect a dataset that was converted just now: what `inspect_dataset` says, but of a few of its frames only.
+    """Inspects a dataset that was just converted, like `inspect_dataset` but with only a few of its frames.
 
     Raises:
-        DatasetError, ReportError: no dataset there, or one without actions or steps.
+        DatasetError, ReportError: there is no dataset, or it has no actions or steps.
     """
     return inspect_opened(path, *open_for_report(path, None), all_frames=False)
 
@@ -184,15 +184,15 @@ def inspect_opened(
     checkpoint: Path | None = None,
     on_progress: Progress = no_progress,
 ) -> Inspection:
-    """Inspect a dataset that is open.
+    """Inspects an open dataset.
 
     Args:
-        path: of the dataset.
-        buffer: the dataset, with what is known of its grippers.
+        path: path of the dataset.
+        buffer: the dataset, with the known scales of its grippers.
         faults: its lost frames, as `open_for_report` lists them.
-        all_frames: whether every frame is read, and compared with the recorded hashes; else a few are looked at.
-        checkpoint: of a policy to be trained further on it.
-        on_progress: called with the frames decoded, and how many there are.
+        all_frames: whether every frame is read and compared with the recorded hashes; otherwise only a few are read.
+        checkpoint: checkpoint of a policy to be trained further on it.
+        on_progress: called with the number of frames decoded, and the total.
 
     Raises:
         ReportError: it has no action, or no step.

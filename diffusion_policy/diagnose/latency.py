@@ -1,8 +1,8 @@
-"""Where the time goes in a log: stages of one inference, from stamps of one clock at a time.
+"""Where the time goes in a log: the stages of one inference, each from time stamps of a single clock.
 
-Clocks of robot and server are not synchronized, and early logs hold absolute times where they mean differences; a
-stage is measured only between two stamps of the server, or where the log names a difference; whatever is negative or
-longer than a minute is left out, and counted.
+Clocks of robot and server are not synchronized, and early logs hold absolute times where they mean differences. So a
+stage is measured only between two stamps of the server, or where the log names a difference. Values that are negative
+or longer than a minute are left out, and counted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from diffusion_policy.serve.stages import STAGES
 FloatArray = NDArray[np.float64]
 
 LONGEST_SECONDS = 60.0
-# Name of the stage, its beginning and its end; all stamped by the server.
+# Name of each stage, its beginning and its end, all stamped by the server.
 SERVER_STAGES = (
     ("wait for its turn", "server_recv", "process_start"),
     ("decode and resize", "process_start", "infer_start"),
@@ -27,9 +27,9 @@ SERVER_STAGES = (
     ("all of the server", "server_recv", "send_timestamp"),
 )
 INFERENCE = "inference"
-# Differences that logs name themselves; across clocks, hence named as such.
+# Differences that logs contain; those across two clocks are labeled as such.
 NAMED_STAGES = (
-    *((name, name) for name in STAGES),  # of the server of this project, in milliseconds
+    *((name, name) for name in STAGES),  # from this project's server, in milliseconds
     (INFERENCE, "inference_latency"),
     ("transport (two clocks)", "transport_latency"),
     ("total (two clocks)", "total_latency"),
@@ -41,9 +41,9 @@ class Stage:
     """Latencies of one stage.
 
     Attributes:
-        name: of the stage.
-        milliseconds: (N,) those that can be true.
-        left_out: how many could not.
+        name: name of the stage.
+        milliseconds: (N,) plausible values.
+        left_out: number of implausible values.
     """
 
     name: str

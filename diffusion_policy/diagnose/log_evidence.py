@@ -1,4 +1,4 @@
-"""What an inference log shows: the gripper's verdict, and the numbers that other findings are made from."""
+"""Evidence from an inference log: the gripper's verdict, and the numbers that other findings are based on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LogEvidence:
     """One log.
 
     Attributes:
-        log: as read; its gripper as 0..1 where its scale is known.
+        log: the log as read, its gripper as 0..1 where its scale is known.
         gripper: the verdict.
         command_distance_m: median distance of the first action from the measured position; None without positions.
         quaternion_error: largest distance of a predicted quaternion's norm from 1; None for other layouts.
@@ -33,22 +33,22 @@ class LogEvidence:
 
     @property
     def name(self) -> str:
-        """Of the file."""
+        """Name of the file."""
         return self.log.path.name
 
     @property
     def offline(self) -> bool:
-        """Whether it is of recorded episodes, not of the robot."""
+        """Whether it was made from recorded episodes, not on the robot."""
         return "dataset" in self.log.meta
 
 
 def look_at_log(path: str | Path, declared: DeclaredScales | None = None) -> LogEvidence:
-    """Read and judge a log, whose gripper may be declared to be in another scale; RunLogError if it cannot be read."""
+    """Reads and judges a log; the scale of its gripper may be declared. Raises RunLogError if it cannot be read."""
     return evidence_of(read_log(path), declared)
 
 
 def evidence_of(log: RunLog, declared: DeclaredScales | None = None) -> LogEvidence:
-    """The evidence that a log gives."""
+    """Returns the evidence of a log."""
     verdict, scales = judge(log, declared), log.gripper_scales(declared)
     if scales is not None and scales.command.scale is not None and not scales.command.is_internal:
         log = log.converted(scales)
@@ -56,7 +56,7 @@ def evidence_of(log: RunLog, declared: DeclaredScales | None = None) -> LogEvide
 
 
 def _command_distance(log: RunLog) -> float | None:
-    """Metres; of several arms that of the farthest."""
+    """Returns meters; with several arms, for the farthest one."""
     action, state = log.action_layout, log.state_layout
     if not log.steps or action is None or state is None:
         return None

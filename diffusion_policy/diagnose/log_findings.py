@@ -15,7 +15,7 @@ from diffusion_policy.evaluate.verdicts import ALL_REFUSED
 from diffusion_policy.geometry import SERVED_NORM_SLACK
 from diffusion_policy.run_log.log import SUPERSEDED
 
-# Seconds that the client's six actions at 10 Hz last: inference must be done by then.
+# Seconds that the client's six actions last at 10 Hz; inference must be done by then.
 CHUNK_SECONDS = 0.6
 FIRM = 0.7
 MANY_REFUSED = 0.1
@@ -23,12 +23,12 @@ ERROR_UNITS = {"position_mm": "mm", "rotation_deg": "degrees", "joint_rad": "rad
 
 
 def log_findings(evidence: LogEvidence) -> list[Finding]:
-    """All findings on a log."""
+    """Returns all findings about a log."""
     return run_checks(CHECKS, evidence)
 
 
 def action(evidence: LogEvidence) -> Finding | None:
-    """Whether actions are pose and gripper."""
+    """Whether actions are a pose and a gripper."""
     log = evidence.log
     if not log.steps:
         return None
@@ -44,22 +44,24 @@ def action(evidence: LogEvidence) -> Finding | None:
         text += "" if layout.has_pose else "; no pose in this layout"
         if layout.has_gripper:
             return ok("log-action", text, evidence.name)
-        return Finding("log-action", "warning", text, "the served policy commands no gripper", about=evidence.name)
+        return Finding(
+            "log-action", "warning", text, "the served policy does not command a gripper", about=evidence.name
+        )
     text = f"actions have {width} numbers ({log.layout.replace('_', ' ')}), expected 8"
-    remedy = "the served policy commands no 0..1 gripper: grow its checkpoint, or serve another"
+    remedy = "the served policy does not command a 0..1 gripper: grow its checkpoint, or serve another"
     grow = command("finetune_from_7d_to_8d", "--old_ckpt", "SERVED.ckpt", "--new_ckpt", "GROWN.ckpt")
     return Finding("log-action", "warning", text, remedy, grow, evidence.name)
 
 
 def recorded_episode(evidence: LogEvidence) -> Finding | None:
-    """Whether the policy was trained on the recorded episode that it was run over; None for logs of a robot."""
+    """Whether the policy was trained on the recorded episode that it ran on; None for logs of a robot."""
     if not evidence.offline:
         return None
     status = read_status(evidence.log.meta.get("split"))
     text = f"recorded episode {evidence.log.meta.get('episode', '')}: {WORDS[status]}"
     if status in ("held out", "unseen"):
         return ok("log-split", text, evidence.name)
-    remedy = "what it does there may be memorized: run it over held-out episodes"
+    remedy = "what it does there may be memorized: run it on held-out episodes"
     return Finding("log-split", "note", text, remedy, about=evidence.name)
 
 
@@ -85,9 +87,9 @@ def weights(evidence: LogEvidence) -> Finding | None:
     if served is None:
         return None
     if served != "ema_model":
-        text = f"the weights {served} were run, not the averaged ones"
-        return Finding("log-weights", "note", text, "run ema_model, which is what is deployed", about=evidence.name)
-    return ok("log-weights", "the averaged weights were run", evidence.name)
+        text = f"the weights {served} were used, not the averaged ones"
+        return Finding("log-weights", "note", text, "use ema_model, which is what is deployed", about=evidence.name)
+    return ok("log-weights", "the averaged weights were used", evidence.name)
 
 
 def near(evidence: LogEvidence) -> Finding | None:
@@ -96,13 +98,13 @@ def near(evidence: LogEvidence) -> Finding | None:
         return None
     text = f"the next command is {evidence.command_distance_m * 1000:.0f} mm from the measured position (median)"
     if evidence.command_distance_m > FAR_COMMAND_M:
-        remedy = "not the robot, frame or normalizer that it was trained with, or hardly trained"
+        remedy = "the robot, frame or normalizer differs from training, or the policy is hardly trained"
         return Finding("log-near", "warning", text, remedy, about=evidence.name)
     return ok("log-near", text, evidence.name)
 
 
 def unit_quaternions(evidence: LogEvidence) -> Finding | None:
-    """Norms of predicted quaternions."""
+    """Whether predicted quaternions have unit norm."""
     if evidence.quaternion_error is None:
         return None
     error = evidence.quaternion_error
@@ -129,17 +131,17 @@ def in_time(evidence: LogEvidence) -> Finding | None:
 
 
 def gripper(evidence: LogEvidence) -> Finding | None:
-    """The verdict; None if there is no answer to judge."""
+    """The gripper verdict; None if there is no answer to judge."""
     report = evidence.gripper
     text = f"{report.verdict}: {report.reason}"
     if report.opens_and_closes:
         if report.firmness is not None and report.firmness < FIRM:
-            evidence_text = f"{text}; but only {report.firmness:.0%} of the dead bands agree"
+            evidence_text = f"{text}, but only {report.firmness:.0%} of the dead bands agree"
             return Finding("gripper-verdict", "note", evidence_text, "look at its timeline", about=evidence.name)
         ahead = report.leads_measurement
         if ahead is not None and 2 * ahead < len(report.events):
-            evidence_text = f"{text}; most of its changes only repeat what is measured"
-            remedy = "hide the measured gripper now and then while training (observation_dropout=gripper)"
+            evidence_text = f"{text}; most of its changes only repeat the measured gripper"
+            remedy = "hide the measured gripper at times during training (observation_dropout=gripper)"
             return Finding("gripper-verdict", "note", evidence_text, remedy, about=evidence.name)
         return ok("gripper-verdict", text, evidence.name)
     if report.verdict == ALL_REFUSED:
@@ -151,27 +153,27 @@ def gripper(evidence: LogEvidence) -> Finding | None:
 
 
 REMEDIES = {
-    "pass-through of the measured gripper": "the server copies what it measures: serve a policy of eight numbers",
+    "pass-through of the measured gripper": "the server copies the measured gripper: serve a policy with eight numbers",
     "follows the measured gripper": (
-        "it repeats the measured gripper: hide it now and then while training (observation_dropout=gripper), and look "
+        "it repeats the measured gripper: hide it at times during training (observation_dropout=gripper), and look "
         "for labels that can be copied (doctor --dataset)"
     ),
     "never closes": "doctor the dataset and the checkpoint that it was served from: --dataset, --checkpoint",
     "never opens": "doctor the dataset and the checkpoint that it was served from: --dataset, --checkpoint",
-    "chatters": "require a dwell of the gripper in the motion guard (gripper_min_dwell), or train longer",
+    "chatters": "set a minimum dwell of the gripper in the motion guard (gripper_min_dwell), or train longer",
     "no gripper command": "grow the checkpoint to eight numbers",
 }
 
 
 def _episodes_of(document: Mapping[str, Any]) -> str:
-    """How many episodes errors are of, and whether the policy was trained on them."""
+    """Returns how many episodes the errors cover, and whether the policy was trained on them."""
     episodes = ((document.get("split") or {}).get("episodes") or {}).values()
     statuses = [read_status(status) for status in episodes] or [read_status(None)] * len(document["episodes"])
     return f"{len(statuses)} episode{'s' if len(statuses) > 1 else ''} ({words_of(statuses)})"
 
 
 def open_loop_findings(document: Mapping[str, Any], about: str = "") -> list[Finding]:
-    """Whether a policy beats what needs no learning, and is near enough to grasp.
+    """Whether a policy beats baselines without learning, and comes near enough to grasp.
 
     `document` is a report of scripts/evaluate_open_loop.py.
     """

@@ -14,7 +14,9 @@ from diffusion_policy.run_folder.reading import RunFolder
 from diffusion_policy.spec import CAMERA_TURN, is_game
 
 SLACK = 0.05  # of a tick
-UNIFORM_LOSS = math.log(N_BUTTONS) + math.log(N_CAMERA)  # of a policy that holds every joint action for as likely
+UNIFORM_LOSS = math.log(N_BUTTONS) + math.log(
+    N_CAMERA
+)  # loss of a policy for which every joint action is equally likely
 
 
 def is_minecraft(data: DatasetEvidence) -> bool:

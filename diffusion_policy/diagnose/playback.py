@@ -1,7 +1,7 @@
-"""Something that can be played back: a log of inferences, or a recorded episode, step by step; each arm by itself.
+"""Playback, step by step and separately for each arm, of an inference log or a recorded episode.
 
-A log that names the dataset and the episode it was made over is shown with the recording, if the measured poses show
-that it is the same one: then predicted and recorded gripper commands can be compared at every step.
+A log that names the dataset and episode that it was made on is shown with the recording if the measured poses show
+that they match; then predicted and recorded gripper commands can be compared at every step.
 
 Legend: N steps, T actions of a chunk.
 """
@@ -35,27 +35,27 @@ from diffusion_policy.spec import GRIPPER, ActionLayout, SpecError, find_layout
 FloatArray = NDArray[np.float64]
 Frame = NDArray[np.uint8]
 
-# Actions of a recorded episode that are drawn as if they were a chunk.
+# Number of actions of a recorded episode that are drawn as if they were a chunk.
 RECORDED_CHUNK = 8
-# A log's measured positions are those of a recording if they are this near, in meters.
+# A log's measured positions count as those of a recording within this distance, in meters.
 SAME_METERS = 1e-3
 
 
 @dataclass(frozen=True)
 class Playback:
-    """N steps of one arm.
+    """The playback of N steps of one arm.
 
     Attributes:
-        name: of the log or the episode, and of the arm where there are several.
+        name: name of the log or episode, and of the arm where there are several.
         length: N.
         positions: (N, 3) measured, meters; None if the layout has no position.
-        chunks: (N, T, 3) positions that are commanded from each step on; None likewise.
+        chunks: (N, T, 3) positions commanded from each step on; None likewise.
         chunk_grippers: (N, T) gripper commands of the chunk, 1 = open; None without a 0..1 gripper.
-        measured: (N,) gripper before the command, or None.
-        recorded: (N,) gripper that was commanded in the recording, or None.
-        recorded_positions: (N, 3) that were commanded in the recording, or None.
-        seconds: (N,) since the first step, or None.
-        frames: images of a step by camera; without those that do not exist or do not decode.
+        measured: (N,) measured gripper before the command, or None.
+        recorded: (N,) gripper command in the recording, or None.
+        recorded_positions: (N, 3) positions commanded in the recording, or None.
+        seconds: (N,) time since the first step, or None.
+        frames: returns the images of a step by camera, without those that are missing or do not decode.
         predicted: whether the commands are a policy's, not a recording's.
     """
 
@@ -81,8 +81,9 @@ class Playback:
 
 
 def playbacks_of_log(log: RunLog, *datasets: ReplayBuffer) -> list[Playback]:
-    """A log as a playback of each arm, with its recording from the first dataset that holds it; empty if it is unknown
-    what its numbers are.
+    """Returns a playback of each of a log's arms, with the recording from the first dataset that holds it.
+
+    Empty if the meaning of the log's numbers is unknown.
     """
     layout, state = log.action_layout, log.state_layout
     if not log.steps or layout is None:
@@ -126,25 +127,25 @@ def _of(arm: str) -> str:
 
 
 def _positions(layout: ActionLayout, values: FloatArray) -> dict[str, FloatArray]:
-    """(..., 3) of each arm."""
+    """Returns (..., 3) positions of each arm."""
     return dict(zip(layout.labels("position"), np.moveaxis(layout.positions(values), -2, 0), strict=True))
 
 
 def _recorded_positions(dataset: ReplayBuffer, key: str = ACTION_KEY) -> dict[str, FloatArray]:
-    """(N, 3) of each arm, commanded at each step of a dataset, or measured."""
+    """Returns (N, 3) positions of each arm at each step of a dataset, commanded or measured."""
     names = dataset.vector_names(key)
     layout = find_layout(names) if names else None
     return {} if layout is None else _positions(layout, dataset.read(key).astype(np.float64))
 
 
 def _recording(log: RunLog, datasets: Sequence[ReplayBuffer]) -> tuple[ReplayBuffer, NDArray[np.int64]] | None:
-    """The dataset that a log was made over, and its steps (N,) there."""
+    """Returns the dataset that a log was made on, and its steps (N,) there."""
     candidates = ((dataset, recorded_steps(log, dataset)) for dataset in datasets)
     return next(((dataset, steps) for dataset, steps in candidates if steps is not None), None)
 
 
 def recorded_steps(log: RunLog, dataset: ReplayBuffer) -> NDArray[np.int64] | None:
-    """(N,) the dataset's steps that a log was made over, None if it was not made over this dataset."""
+    """Returns (N,) the steps of the dataset that a log was made on; None if it was made on another dataset."""
     episode, layout = log.meta.get("episode"), log.state_layout
     if type(episode) is not int or not 0 <= episode < dataset.n_episodes or layout is None:
         return None
@@ -161,14 +162,14 @@ def recorded_steps(log: RunLog, dataset: ReplayBuffer) -> NDArray[np.int64] | No
 
 
 def _measured(dataset: ReplayBuffer, name: str) -> FloatArray | None:
-    """(N,) the first measured number of that name; of the usual arrays first."""
+    """Returns (N,) the first measured number of that name, looking in the usual arrays first."""
     keys = (POSE_KEY, *(key for key in dataset.keys if key not in (POSE_KEY, ACTION_KEY)))
     columns = (dataset.stored_column(key, name) for key in keys)
     return next((column.astype(np.float64) for column in columns if column is not None), None)
 
 
 def gripper_column(dataset: ReplayBuffer, key: str, name: str = GRIPPER) -> FloatArray | None:
-    """(N,) commanded or measured gripper of a dataset, 1 = open; None without one whose scale is known."""
+    """Returns (N,) commanded or measured gripper of a dataset, 1 = open; None if absent or its scale is unknown."""
     column, scales = dataset.stored_column(key, name), dataset.scales_by_gripper.get(name)
     if column is None or scales is None:
         return None
@@ -179,12 +180,12 @@ def gripper_column(dataset: ReplayBuffer, key: str, name: str = GRIPPER) -> Floa
 def playbacks_of_episode(
     dataset: ReplayBuffer, episode: int, cameras: Mapping[str, ConvertedCamera] | None = None
 ) -> list[Playback]:
-    """A recorded episode as a playback of each arm: its chunks are what was commanded from each step on.
+    """Returns a playback of each arm of a recorded episode; its chunks are the recorded commands from each step on.
 
     Args:
-        dataset: that holds it.
+        dataset: the dataset that holds it.
         episode: its number.
-        cameras: that know which frames are lost; None: all are there.
+        cameras: the cameras, which know the lost frames; None if none are lost.
     """
     steps, layout = _steps(dataset, episode), find_layout(dataset.names(ACTION_KEY))
     if layout is None:
@@ -219,7 +220,7 @@ def playbacks_of_episode(
 
 
 def dataset_of_log(log: RunLog) -> Path | None:
-    """The dataset that a log says it was made over, if it exists."""
+    """Returns the dataset that a log names as its source, if it exists."""
     named: Any = log.meta.get("dataset")
     return Path(named) if isinstance(named, str) and dataset_exists(named) else None
 

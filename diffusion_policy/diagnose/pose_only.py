@@ -1,4 +1,4 @@
-"""Policies that command a pose and no gripper: findings on grippers do not apply to them."""
+"""Policies that command a pose but no gripper, to which findings on grippers do not apply."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from diffusion_policy.diagnose.gravest import OF_THE_GRIPPER
 from diffusion_policy.spec import StepSpec
 from diffusion_policy.spec.action_layout import is_gripper_name
 
-# Of a dataset, a run and logs. Numbers that cannot be read are an error for every policy.
+# Gripper findings of a dataset, a run and logs. Numbers that cannot be read are an error for every policy.
 ABOUT_GRIPPERS = (*OF_THE_GRIPPER, "copycat-delays", "gripper-verdict", "gripper-measured")
-# Wrong in number, unless a pose is all that is wanted.
+# Findings on the action's width, which is right if only a pose is wanted.
 WIDTHS = ("action-shape", "log-action")
 POSE_LAYOUT = "xyz_quat"
 
@@ -22,11 +22,11 @@ def is_pose_only(spec: StepSpec | None) -> bool:
 
 
 def without_grippers(groups: Mapping[str, Sequence[Finding]], layouts: Sequence[str]) -> dict[str, list[Finding]]:
-    """The findings without those about grippers.
+    """Returns the findings without those about grippers.
 
     Args:
-        groups: findings by what they are about.
-        layouts: of the actions of datasets and logs; where all are poses, their width is right.
+        groups: findings by subject.
+        layouts: layouts of the actions of datasets and logs; if all are poses, their width is right.
     """
     poses = all(layout == POSE_LAYOUT for layout in layouts)
 

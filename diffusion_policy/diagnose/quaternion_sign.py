@@ -1,4 +1,4 @@
-"""Whether a checkpoint was trained with q where a dataset has -q: the same rotations, far outside what it knows."""
+"""Whether a checkpoint was trained with q where a dataset has -q: the same rotations, far outside its range."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SLACK = 0.05
 
 
 def quaternion_sign(checkpoint: CheckpointEvidence, dataset: DatasetEvidence) -> Finding | None:
-    """Compare the range of the dataset's quaternions, and of their negatives, with what the normalizer was fitted to.
+    """Compares the range of the dataset's quaternions, and of their negatives, with the normalizer's range.
 
-    None if either has no quaternions, or where neither sign fits better: that is another rotation, not another sign.
+    None if either has no quaternions, or if neither sign fits better: then the rotations differ, not their sign.
     """
     fitted, layout = checkpoint.statistics.get("action"), find_layout(dataset.action_names)
     if checkpoint.spec is not None and checkpoint.spec.robot != checkpoint.spec:  # other rotations, or relative ones
@@ -31,22 +31,26 @@ def quaternion_sign(checkpoint: CheckpointEvidence, dataset: DatasetEvidence) ->
             np.asarray(end)[columns] for end in (fitted.low, fitted.high, dataset.low, dataset.high)
         )
         signs.append((_beyond(data_low, data_high, low, high), _beyond(-data_high, -data_low, low, high)))
-    as_is, turned = max(signs, key=lambda both: both[0] - both[1])  # of the arm that fits the other sign best
+    as_is, turned = max(signs, key=lambda both: both[0] - both[1])  # the arm that fits the other sign best
     if turned + SLACK < as_is:
         evidence = (
-            f"the checkpoint's normalizer was fitted on the other quaternion sign: the dataset reaches {as_is:.2f} "
-            f"beyond what it knows, with the signs turned {turned:.2f}"
+            f"the checkpoint's normalizer was fitted on the other quaternion sign: the dataset exceeds "
+            f"its range by {as_is:.2f}, with flipped signs by {turned:.2f}"
         )
         remedy = (
-            "convert with --append to the set that the checkpoint was trained on, or with --quaternion-sign keep if "
-            "its signs were kept; else normalizer=refit"
+            "convert with --append to the checkpoint's training set, or with --quaternion-sign keep if "
+            "the signs in that set were kept; otherwise train with normalizer=refit"
         )
         return Finding("quaternion-sign", "warning", evidence, remedy, about=checkpoint.path)
     if as_is + SLACK < turned:
-        return ok("quaternion-sign", "the dataset has the quaternion sign that the checkpoint knows", checkpoint.path)
+        return ok(
+            "quaternion-sign",
+            "the dataset has the quaternion sign that the checkpoint was trained with",
+            checkpoint.path,
+        )
     return None
 
 
 def _beyond(data_low: np.ndarray, data_high: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
-    """How far a box reaches out of another, at most."""
+    """Returns how far a box reaches outside another, at most."""
     return float(max(0.0, (low - data_low).max(), (data_high - high).max()))

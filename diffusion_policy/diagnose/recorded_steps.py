@@ -1,4 +1,4 @@
-"""Every step of recordings of any format, before they are converted: what `steps_of_dataset` gives of a dataset.
+"""Every step of recordings of any format, before they are converted: the counterpart of `steps_of_dataset`.
 
 Legend: N steps of all recordings.
 """
@@ -24,7 +24,7 @@ from diffusion_policy.recording import Picture, Recording, open_recordings
 from diffusion_policy.spec.action_layout import is_gripper_name
 from diffusion_policy.trajectory import NO_IMAGE, TrajectoryError
 
-# Grippers of recordings that open are 0 (closed) to 1 (open), or were converted to it.
+# Grippers of opened recordings are 0 (closed) to 1 (open), or were converted to it.
 OPEN1_SCALES = ResolvedScales(*(ResolvedScale(INTERNAL, "labeled", 0.0, 1.0, "as recorded"),) * 2)
 
 
@@ -33,22 +33,22 @@ class RecordedCamera:
     """Frames of one camera as they were recorded.
 
     Attributes:
-        name: of the camera.
-        recordings: that have it, one after the other.
+        name: the camera's name.
+        recordings: the recordings that have it, in order.
     """
 
     name: str
     recordings: Sequence[Recording]
 
     def frame(self, step: int, width: int, height: int) -> DecodedImage | None:
-        """See `Camera.frame`; decoded at a part of its size where that is enough."""
+        """See `Camera.frame`; decoded at reduced size where that suffices."""
         (look,) = self.looks(range(step, step + 1), width, height)
         if isinstance(look.image, WorkspaceError):
             raise look.image
         return look.image
 
     def looks(self, steps: range, width: int, height: int) -> Iterator[Look]:
-        """See `Camera.looks`; a video is decoded once, and again from each frame on that does not decode."""
+        """See `Camera.looks`; a video is decoded once, restarting after each frame that does not decode."""
         start = steps.start
         while start < steps.stop:
             recording, first = self._recording_of(start)
@@ -64,7 +64,7 @@ class RecordedCamera:
                 start += 1
 
     def _run(self, recording: Recording, steps: range, width: int, height: int) -> Iterator[Look]:
-        """Of steps of a recording that all show a frame, up to the first that cannot be read."""
+        """Yields the frames of steps that all show one, up to the first that cannot be read."""
         done = 0
         try:
             for piece in recording.frames(list(steps), self.name, len(steps)):
@@ -75,7 +75,7 @@ class RecordedCamera:
             yield Look(f"{recording.path}, step {steps[done]}", error)
 
     def _recording_of(self, step: int) -> tuple[Recording, int]:
-        """The recording that a step belongs to, and its first step."""
+        """Returns the recording that a step belongs to, and its first step."""
         number = int(np.searchsorted(self._ends, step, side="right"))
         return self.recordings[number], int(self._ends[number - 1]) if number else 0
 
@@ -94,17 +94,17 @@ def _look(picture: Picture, width: int, height: int) -> Look:
 def steps_of_recordings(
     directory: Path, gripper_scale: str | None = None, timestamps: str | None = None, mapping: str | None = None
 ) -> Steps:
-    """Of recordings in a folder or below a URL; those that do not open are listed with the reason.
+    """Reads the recordings in a folder or below a URL; those that cannot be opened are listed with the reason.
 
     Args:
         directory: holds recordings of one format.
-        gripper_scale: that their grippers are recorded in where it is not 1 (open) and 0 (closed).
-        timestamps: what time stamps are recorded in where that is not seconds.
-        mapping: what their columns are, of a format whose columns have names; see `open_recordings`.
+        gripper_scale: scale in which their grippers are recorded, where it is not 1 (open) and 0 (closed).
+        timestamps: unit in which time stamps are recorded, where it is not seconds.
+        mapping: what each column holds, for a format with named columns; see `open_recordings`.
 
     Raises:
-        TrajectoryError: no recordings there, or none that opens.
-        WorkspaceError: the description of all of them is not as it must be, or a mapping is missing.
+        TrajectoryError: there are no recordings, or none can be opened.
+        WorkspaceError: their common description is invalid, or a mapping is missing.
     """
     opened: list[Recording] = []
     refused: dict[str, str] = {}
@@ -116,7 +116,9 @@ def steps_of_recordings(
         except WorkspaceError as error:
             refused[path.name] = str(error)
     if not opened:
-        raise TrajectoryError(f"none of the {len(paths)} recordings opens; the first: {next(iter(refused.values()))}")
+        raise TrajectoryError(
+            f"none of the {len(paths)} recordings can be opened; the first: {next(iter(refused.values()))}"
+        )
     first = opened[0]
     cameras = [name for name in first.frame_numbers if all(name in one.frame_numbers for one in opened)]
     numbers = {key: np.concatenate([one.states[key] for one in opened]) for key in first.states}

@@ -1,8 +1,8 @@
-"""What recordings foretell of success in closed loop, and how often they err; thresholds that the advice rests on.
+"""What errors on recordings predict about closed-loop success, and how often the prediction is wrong.
 
-`benchmarks/verdict_calibration.py` fitted them to policies of all qualities in the built-in simulator, with the runs
-left out that they are tried on; docs/evaluation.md has the table. Another task forgives other errors, so nothing here
-is more than a note, and where scenes were rolled out these count instead.
+`benchmarks/verdict_calibration.py` fitted the threshold to policies of all qualities in the built-in simulator, leaving
+out the runs that it was tested on; docs/evaluation.md has the table. Another task may forgive other errors, so nothing
+here is more than a note, and where scenes were rolled out those count instead.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LARGEST_POSITION_MM = 17.6
 
 @dataclass(frozen=True)
 class Mispredicted:
-    """So many of so many policies for which what was foretold did not come true."""
+    """How many of how many policies did not turn out as predicted."""
 
     wrong: int
     of: int
@@ -27,14 +27,14 @@ class Mispredicted:
         return f"{self.wrong} of {self.of}"
 
 
-# Policies that did the task in fewer than half of the scenes, of those that were foretold to succeed by ...
+# Policies that did the task in fewer than half of the scenes, among those predicted to succeed by ...
 OPEN_AND_CLOSE_BUT_FAIL = Mispredicted(55, 73)  # ... every log opening and closing
 NEAR_BUT_FAIL = Mispredicted(1, 7)  # ... a smaller position error, by a threshold fitted without them
-FAR_BUT_SUCCEED = Mispredicted(12, 71)  # and those that did it in more, in spite of a larger error
+FAR_BUT_SUCCEED = Mispredicted(12, 71)  # and policies that did it in more than half, despite a larger error
 
 
 def position_finding(error_mm: float, about: str, look: str = "") -> Finding:
-    """Whether positions are near enough for the gripper to meet what it is to hold, as far as recordings tell.
+    """Whether positions are accurate enough for the gripper to reach its object, as far as recordings tell.
 
     Args:
         error_mm: mean position error over the steps of a chunk on held-out episodes.
@@ -43,9 +43,9 @@ def position_finding(error_mm: float, about: str, look: str = "") -> Finding:
     """
     text = f"held-out position error {error_mm:.3g} mm"
     if error_mm <= LARGEST_POSITION_MM:
-        odds = f"{NEAR_BUT_FAIL} policies that were judged so failed all the same in the simulator"
+        odds = f"{NEAR_BUT_FAIL} policies judged so failed in the simulator nevertheless"
         return ok(POSITION_ERROR, f"{text}, at most {LARGEST_POSITION_MM:g}; {odds}", about)
-    odds = f"only {FAR_BUT_SUCCEED} policies that were judged so did the task in the simulator"
+    odds = f"only {FAR_BUT_SUCCEED} policies judged so did the task in the simulator"
     remedy = (
         f"a gripper that opens and closes in every log is not enough: {OPEN_AND_CLOSE_BUT_FAIL} such policies failed; "
         "train longer or on more demonstrations, then roll it out"

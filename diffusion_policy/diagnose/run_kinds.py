@@ -1,4 +1,4 @@
-"""Findings about a run by its kind: what it was trained on, recordings or the rewards of an environment."""
+"""Findings about a run by its kind: trained on recordings, or on the rewards of an environment."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from diffusion_policy.run_folder.reading import RunFolder
 
 
 def findings_of_run(run: RunFolder, data: DatasetEvidence | None = None) -> list[Finding]:
-    """The config first, as the run was started with it; what the numbers say of the same is the better evidence.
+    """Returns findings about the config, then the numbers; where both cover a point, the numbers are kept.
 
-    Of reinforcement learning there are only numbers.
+    Reinforcement learning has only numbers.
     """
     if run.curve("success_share") or "ppo" in (run.config or {}):
         return run_checks(REINFORCEMENT_CHECKS, run)
@@ -25,17 +25,17 @@ def findings_of_run(run: RunFolder, data: DatasetEvidence | None = None) -> list
 
 
 def success_of_episodes(run: RunFolder) -> Finding | None:
-    """Whether the last episodes succeed more often than the first: by intervals that do not overlap."""
+    """Whether the last episodes succeed more often than the first, by intervals that do not overlap."""
     code, full = "reinforcement", run.flat_config().get("ppo.window_episodes", 0)
     lines = [line for line in run.metrics if line.get("success_share") is not None]
     if not lines:
         remedy = "raise training.iterations or ppo.frames, or lower simulator.env.max_steps"
-        return Finding(code, "warning", "no episode ended while it played", remedy, about=run.name)
+        return Finding(code, "warning", "no episode ended during training", remedy, about=run.name)
     first = next((line for line in lines if line["window_episodes"] >= full), lines[0])
     count = f"{first['window_episodes']:.0f}"
     text = f"success in {_share(first)} of the first {count} episodes, {_share(lines[-1])} of the last"
     if lines[-1]["success_share_high"] < first["success_share_low"]:
-        remedy = "lower optimizer.learning_rate or raise ppo.kl_coefficient; best.ckpt is from before"
+        remedy = "lower optimizer.learning_rate or raise ppo.kl_coefficient; best.ckpt dates from before"
         return Finding(code, "warning", f"{text}: it unlearned", remedy, about=run.name)
     if lines[-1]["success_share_low"] > first["success_share_high"]:
         return ok(code, text, run.name)

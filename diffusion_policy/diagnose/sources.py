@@ -1,4 +1,4 @@
-"""What report and doctor are given, each file opened once: what was seen in it, and what sections draw from it."""
+"""The inputs of report and doctor, each file opened once: the evidence in it, and what sections draw from it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from diffusion_policy.run_folder.reading import RunFolder, open_run
 
 @dataclass(frozen=True)
 class Sources:
-    """What the page is made of; every part may be missing. ``gripper_scale``: of datasets and logs, where declared."""
+    """The inputs of a page; each may be missing. ``gripper_scale`` is the declared scale of datasets and logs."""
 
     datasets: tuple[Path, ...] = ()
     checkpoint: Path | None = None
@@ -36,20 +36,20 @@ class Sources:
     closed_loop: tuple[Path, ...] = ()
 
     def __bool__(self) -> bool:
-        """Whether anything is given."""
+        """Whether any input is given."""
         files = (self.datasets, self.checkpoint, self.run, self.logs, self.open_loop, self.closed_loop)
         return any(files)
 
 
 @dataclass(frozen=True)
 class OpenedDataset:
-    """A dataset.
+    """An open dataset.
 
     Attributes:
-        path: of it.
+        path: the dataset's path.
         buffer: its arrays; numbers are read once.
-        evidence: what was seen.
-        cameras: their frames, with those that are lost.
+        evidence: the evidence gathered from it.
+        cameras: its cameras, which know the lost frames.
     """
 
     path: Path
@@ -60,12 +60,12 @@ class OpenedDataset:
 
 @dataclass(frozen=True)
 class OpenedCheckpoint:
-    """A checkpoint.
+    """An open checkpoint.
 
     Attributes:
-        path: of it.
-        evidence: what was seen; None for a file that is none.
-        trouble: why it is none.
+        path: the checkpoint's path.
+        evidence: the evidence gathered from it; None if the file is not a checkpoint.
+        trouble: the finding that it is not a checkpoint.
     """
 
     path: Path
@@ -75,7 +75,7 @@ class OpenedCheckpoint:
 
 @dataclass(frozen=True)
 class OpenedSources:
-    """All that was given, and what a run brought along."""
+    """All given inputs, and those that a run added."""
 
     given: Sources
     run: RunFolder | None = None
@@ -87,7 +87,7 @@ class OpenedSources:
 
     @property
     def deployable(self) -> Path | None:
-        """The checkpoint that is named, or else the run's."""
+        """The given checkpoint, or otherwise the run's."""
         return None if self.checkpoint is None else self.checkpoint.path
 
 
@@ -98,16 +98,16 @@ def open_sources(
     logs_of_run: bool = True,
     on_progress: Progress = no_progress,
 ) -> OpenedSources:
-    """Open every file once; a run brings its datasets, its checkpoint, its closed loop and its logs.
+    """Opens every file once; a run adds its datasets, checkpoint, closed-loop results and logs.
 
     Args:
-        given: what is named.
-        config_scale: the scale that a config says its datasets' gripper has; by default that of the run.
-        logs_of_run: whether the run's logs and the dataset that logs name are opened without being named.
-        on_progress: called with the files opened, and how many there are.
+        given: the named inputs.
+        config_scale: the gripper scale that a config gives for its datasets; by default the run's.
+        logs_of_run: whether to open the run's logs, and the dataset that logs name, even if not given.
+        on_progress: called with the number of files opened, and the total.
 
     Raises:
-        WorkspaceError: something that was named does not exist or cannot be read.
+        WorkspaceError: something given does not exist or cannot be read.
     """
     run = None if given.run is None else open_run(given.run)
     logs = given.logs or (run.logs if run is not None and logs_of_run else ())
@@ -136,10 +136,10 @@ def open_sources(
 
 
 def open_dataset(path: Path, text: str | None = None, config_scale: str | None = None) -> OpenedDataset:
-    """A dataset; its gripper in the declared scale (`text`), or where numbers are ambiguous the run's (`config_scale`).
+    """Opens a dataset; its gripper scale is the declared one (`text`), or the run's (`config_scale`) if ambiguous.
 
     Raises:
-        DatasetError: no dataset there, or numbers of it are lost.
+        DatasetError: there is no dataset, or some of its numbers are lost.
         SpecError: an unknown scale, or one that the numbers contradict.
         ReportError: it has no action, or no step.
     """
@@ -150,7 +150,7 @@ def open_dataset(path: Path, text: str | None = None, config_scale: str | None =
 
 
 def open_checkpoint(path: Path) -> OpenedCheckpoint:
-    """A file that exists but is no checkpoint is a finding; one that does not exist is bad input."""
+    """Opens a checkpoint; a file that is not one becomes a finding, a missing file is an error."""
     try:
         return OpenedCheckpoint(path, look_at_checkpoint(path))
     except CheckpointError as error:
@@ -163,10 +163,10 @@ def open_checkpoint(path: Path) -> OpenedCheckpoint:
 
 
 def read_open_loop(path: Path) -> list[Mapping[str, Any]]:
-    """Reports of scripts/evaluate_open_loop.py --json.
+    """Reads reports of scripts/evaluate_open_loop.py --json.
 
     Raises:
-        ReportError: not there, or something else.
+        ReportError: the file is missing, or is not such a report.
     """
     try:
         reports = json.loads(path.read_text(encoding="utf-8"))["reports"]

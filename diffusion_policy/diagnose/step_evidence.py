@@ -1,6 +1,6 @@
-"""What all steps of a dataset or of recordings show, dimension by dimension and episode by episode.
+"""Evidence from all steps of a dataset or of recordings, by dimension and by episode.
 
-`dataset_evidence` sums a dataset up; here is what one looks at before a day of recording is trained on.
+`dataset_evidence` summarizes a dataset; this is the detail to check before training on a day of recordings.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from diffusion_policy.recording.contract import true_runs
 from diffusion_policy.spec import is_game
 from diffusion_policy.timestamps import timestamp_fault
 
-# An arm that is commanded this much faster between two steps has jumped: a cut recording, or a tracker that slipped.
+# An arm that moves this much faster between two steps has jumped: a cut recording, or a tracker that slipped.
 JUMP_METERS_PER_SECOND, JUMP_DEGREES_PER_SECOND = 1.5, 180.0
-# Without timestamps: the robot's control period.
+# The robot's control period, assumed without time stamps.
 DEFAULT_SECONDS = 0.1
-# A stretch of standing still is idle from this length on.
+# A stretch without motion counts as idle from this length on.
 IDLE_SECONDS = 1.0
 # A step this many times as long as the median one is a gap in the recording.
 GAP = 3.0
-# A dimension that the normalizer stretches this much has hardly any range: what it shows may be noise.
+# A dimension that the normalizer stretches this much has hardly any range, and may be mere noise.
 STRETCHED = 100.0
 
 
@@ -41,10 +41,10 @@ class Dimension:
     """One number of a vector, over all steps.
 
     Attributes:
-        key, name: of the array, and of the number in it.
+        key, name: names of the array, and of the number in it.
         low, high, mean, deviation: in its unit.
-        is_constant: whether the normalizer does not stretch it, because its range is next to nothing.
-        scale: by which the normalizer multiplies it.
+        is_constant: whether the normalizer does not stretch it, because its range is negligible.
+        scale: factor by which the normalizer multiplies it.
     """
 
     key: str
@@ -58,13 +58,13 @@ class Dimension:
 
     @property
     def is_nearly_constant(self) -> bool:
-        """Whether a range of hardly anything is stretched to [-1, 1]."""
+        """Whether a tiny range is stretched to [-1, 1]."""
         return not self.is_constant and self.scale > STRETCHED
 
 
 @dataclass(frozen=True)
 class Jump:
-    """From a step of an episode to the next; which array, how far, and how fast."""
+    """A jump from one step of an episode to the next: in which array, how far, and in what time."""
 
     episode: str
     step: int
@@ -80,10 +80,10 @@ class EpisodeEvidence:
 
     Attributes:
         name: as recorded.
-        steps: how many.
+        steps: number of steps.
         seconds: from the first step to the last; None without times.
-        events: of the commanded gripper, (step in the episode, "open" | "close").
-        open_share: of the steps that command an open gripper; None without a gripper.
+        events: events of the commanded gripper, (step in the episode, "open" | "close").
+        open_share: share of the steps that command an open gripper; None without a gripper.
         idle: stretches of its steps in which the arm stands still and the gripper keeps its state.
     """
 
@@ -97,15 +97,15 @@ class EpisodeEvidence:
 
 @dataclass(frozen=True)
 class Times:
-    """Time from step to step within episodes.
+    """Times from step to step within episodes.
 
     Attributes:
-        median_s: seconds.
-        jitter_ms: standard deviation of what is no gap.
-        longest_s: seconds.
-        backwards: steps at which time does not advance.
+        median_s: median, seconds.
+        jitter_ms: standard deviation, without the gaps.
+        longest_s: longest, seconds.
+        backwards: number of steps at which time does not advance.
         gaps: (episode, step in it, seconds) of steps longer than GAP medians.
-        are_seconds: whether nothing keeps the time stamps from being seconds (`timestamps`).
+        are_seconds: whether the time stamps can be seconds (`timestamps`).
     """
 
     median_s: float
@@ -118,15 +118,15 @@ class Times:
 
 @dataclass(frozen=True)
 class StepEvidence:
-    """All of it.
+    """The evidence from all steps.
 
     Attributes:
-        where: dataset or folder.
+        where: the dataset or folder.
         dimensions: of action and low-dimensional observations.
         episodes: in order.
-        refused: recordings that do not open, and why.
-        notes: of odd recordings.
-        times: None without timestamps, or where no episode has two steps.
+        refused: recordings that cannot be opened, with the reason.
+        notes: notes on odd recordings.
+        times: times between steps; None without time stamps, or where no episode has two steps.
         largest_step: (meters, degrees) between two measured poses; None without poses.
         jumps: of measured and commanded poses.
         copying: None without a measured or a commanded gripper.
@@ -151,7 +151,7 @@ class StepEvidence:
 
 
 def look_at_steps(steps: Steps, on_progress: Progress = no_progress) -> StepEvidence:
-    """Gather the evidence; decodes every frame, at a part of its size."""
+    """Gathers the evidence; decodes every frame, at reduced size."""
     seconds = _seconds(steps)
     moves = _moves(steps)
     meters, radians = _motion(steps, moves)
@@ -171,7 +171,7 @@ def look_at_steps(steps: Steps, on_progress: Progress = no_progress) -> StepEvid
 
 
 def idle_ranges(buffer: ReplayBuffer) -> list[tuple[StepRange, ...]]:
-    """Of each episode of a dataset, the stretches of at least IDLE_SECONDS in which arm and gripper stand still.
+    """Returns, by episode, the stretches of at least IDLE_SECONDS in which arm and gripper stand still.
 
     Raises:
         ReportError: it has no action, or no step, or nothing in it moves an arm.
@@ -191,14 +191,14 @@ def idle_ranges(buffer: ReplayBuffer) -> list[tuple[StepRange, ...]]:
 
 
 def _moves(steps: Steps) -> dict[str, tuple[FloatArray, FloatArray]]:
-    """Of each array of poses or joints, meters and radians (N - 1,) from step to step."""
+    """Returns, for each array of poses or joints, (N - 1,) meters and radians from step to step."""
     layouts = {key: layout for key in (*steps.measured_keys, ACTION_KEY) if (layout := steps.layout(key)) is not None}
     moves = {key: arm_steps(layout, finite(steps, key)) for key, layout in layouts.items()}
     return {key: move for key, move in moves.items() if move is not None}
 
 
 def _motion(steps: Steps, moves: Mapping[str, tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, FloatArray]:
-    """The measured motion, else the commanded one, else none; of several arms that of the one that moves most."""
+    """Returns the measured motion, or the commanded one, or none; with several arms, of the one that moves most."""
     looked_at = [move for key, move in moves.items() if key != ACTION_KEY] or list(moves.values())
     if not looked_at:
         return np.zeros(steps.n_steps - 1), np.zeros(steps.n_steps - 1)
@@ -207,7 +207,7 @@ def _motion(steps: Steps, moves: Mapping[str, tuple[FloatArray, FloatArray]]) ->
 
 
 def _seconds(steps: Steps) -> FloatArray:
-    """(N - 1,) time from step to step."""
+    """Returns (N - 1,) seconds from step to step."""
     times = steps.numbers.get(TIMESTAMP_KEY)
     return np.full(steps.n_steps - 1, DEFAULT_SECONDS) if times is None else np.diff(np.nan_to_num(times))
 
@@ -224,7 +224,7 @@ def _dimensions(steps: Steps) -> list[Dimension]:
         scales = fitted.params_dict["scale"].tolist()
         low, high, mean, deviation = (part(values, axis=0) for part in (np.min, np.max, np.mean, np.std))
         for i, name in enumerate(names):
-            # A range of next to nothing is the one case in which the normalizer keeps scale 1.
+            # A negligible range is the only case in which the normalizer keeps scale 1.
             is_constant = bool(scales[i] == 1 and high[i] - low[i] < 1)
             numbers = (float(low[i]), float(high[i]), float(mean[i]), float(deviation[i]))
             result.append(Dimension(key, name, *numbers, is_constant, scales[i]))
@@ -282,7 +282,7 @@ def _named(steps: Steps, step: int) -> tuple[str, int]:
 
 def _jumps(steps: Steps, key: str, meters: FloatArray, radians: FloatArray, seconds: FloatArray) -> list[Jump]:
     usual = float(np.median(seconds)) if len(seconds) else DEFAULT_SECONDS
-    # Commands are given at an even pace, even if the clock shows a hiccup.
+    # Commands are issued at an even pace even if the clock hiccups.
     elapsed = np.where(seconds > 0, seconds, max(usual, 1e-3))
     degrees = np.degrees(radians)
     fast = (meters > JUMP_METERS_PER_SECOND * elapsed) | (degrees > JUMP_DEGREES_PER_SECOND * elapsed)

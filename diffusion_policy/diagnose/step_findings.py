@@ -1,6 +1,6 @@
 """Findings about the steps of a dataset or of recordings. Pure: evidence in, finding out.
 
-Sums over a dataset are judged in `dataset_findings`; nothing is reported twice.
+Totals over a dataset are judged in `dataset_findings`; nothing is reported twice.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from diffusion_policy.images import mixture
 from diffusion_policy.spec import find_layout
 from diffusion_policy.spec.action_layout import is_gripper_name
 
-# More bad recordings than this share, and something is wrong with the recorder.
+# If more than this share of the recordings is bad, something is wrong with the recorder.
 MANY = 0.1
-# A class that so small a share of the steps belongs to is hardly learned.
+# A class with a smaller share of the steps than this is hardly learned.
 RARE = 0.05
-# Steps spent idle that are worth a word.
+# A share of idle steps above this is reported.
 MUCH_IDLE = 0.25
 _NAMED = 3
 
@@ -38,11 +38,11 @@ def step_findings(evidence: StepEvidence) -> list[Finding]:
 
 
 def recordings(data: StepEvidence) -> Finding | None:
-    """Recordings that the converter refuses, or that are odd."""
+    """Whether the converter refuses recordings, or some are odd."""
     total = len(data.refused) + len(data.episodes)
     if data.refused:
         listed = _some([f"{name} ({why})" for name, why in data.refused.items()])
-        evidence = f"{len(data.refused)} of {total} recordings do not open: {listed}"
+        evidence = f"{len(data.refused)} of {total} recordings cannot be opened: {listed}"
         severity: Severity = "error" if len(data.refused) > MANY * total else "warning"
         return Finding(
             "recordings",
@@ -60,7 +60,7 @@ def recordings(data: StepEvidence) -> Finding | None:
 
 
 def undecodable(data: StepEvidence) -> Finding | None:
-    """Frames that do not decode."""
+    """Whether all frames decode."""
     bad = [(camera.name, step, why) for camera in data.cameras for step, why in camera.undecodable]
     shown = sum(camera.shown for camera in data.cameras)
     if not shown:
@@ -79,7 +79,7 @@ def undecodable(data: StepEvidence) -> Finding | None:
 
 
 def frame_sizes(data: StepEvidence) -> Finding | None:
-    """Frames of one camera have one size and one orientation: the converter refuses others by the same check."""
+    """Whether each camera's frames share one size and orientation, which the converter requires by the same check."""
     mixed = mixture({camera.name: camera.kinds for camera in data.cameras})
     if mixed is None:
         return None
@@ -88,7 +88,7 @@ def frame_sizes(data: StepEvidence) -> Finding | None:
 
 
 def odd_frames(data: StepEvidence) -> Finding | None:
-    """Frames that are accepted though something about them is odd."""
+    """Whether frames are accepted although something about them is odd."""
     noted = Counter[str]()
     for camera in data.cameras:
         noted.update(camera.notes)
@@ -99,7 +99,7 @@ def odd_frames(data: StepEvidence) -> Finding | None:
 
 
 def frozen_camera(data: StepEvidence) -> Finding | None:
-    """A camera that stops while the arm moves."""
+    """Whether a camera stops while the arm moves."""
     if not data.cameras:
         return None
     frozen = [(camera, start, end) for camera in data.cameras for start, end in camera.frozen]
@@ -107,23 +107,23 @@ def frozen_camera(data: StepEvidence) -> Finding | None:
     if frozen:
         worst, start, end = max(frozen, key=lambda one: one[2] - one[1])
         evidence = (
-            f"the picture stands still for {steps} steps in which the arm moves; the longest: camera {worst.name}, "
+            f"the picture does not change for {steps} steps in which the arm moves; longest: camera {worst.name}, "
             f"steps {start} to {end - 1}"
         )
         severity: Severity = "error" if steps > MANY * sum(camera.shown for camera in data.cameras) else "warning"
         return Finding("frozen-camera", severity, evidence, "leave out those episodes", about=data.where)
-    return ok("frozen-camera", "no camera stands still while the arm moves", data.where)
+    return ok("frozen-camera", "no camera stops while the arm moves", data.where)
 
 
 def repeated_frames(data: StepEvidence) -> Finding | None:
-    """Steps that show a picture that was shown before."""
+    """Whether steps repeat an earlier picture."""
     if not data.cameras:
         return None
     repeated, elsewhere = (sum(getattr(c, name) for c in data.cameras) for name in ("repeated", "elsewhere"))
-    text = f"{repeated} frames repeat the one before, {elsewhere} are copies of frames elsewhere"
+    text = f"{repeated} frames repeat the previous one, {elsewhere} are copies of frames elsewhere"
     shown = max(1, sum(camera.shown for camera in data.cameras))
     if elsewhere > MANY * shown:
-        evidence = f"{text}: is an episode there twice?"
+        evidence = f"{text}: does an episode occur twice?"
         return Finding("repeated-frames", "warning", evidence, "leave out one of the two", about=data.where)
     if repeated > MANY * shown:
         evidence = f"{text}: the camera is slower than the recorder, or nothing moves"
@@ -132,7 +132,7 @@ def repeated_frames(data: StepEvidence) -> Finding | None:
 
 
 def black_frames(data: StepEvidence) -> Finding | None:
-    """Black frames, by camera."""
+    """Whether frames are black, by camera."""
     black = [camera for camera in data.cameras if camera.black]
     if not black:
         return None
@@ -147,7 +147,7 @@ def _blackness(camera: CameraEvidence) -> float:
 
 
 def jumps(data: StepEvidence) -> Finding | None:
-    """Poses further apart than an arm goes in the time."""
+    """Whether poses are further apart than an arm can move in the time."""
     if data.largest_step is None:
         return None
     meters, degrees = data.largest_step
@@ -164,19 +164,19 @@ def jumps(data: StepEvidence) -> Finding | None:
             ]
         )
         evidence = f"{len(data.jumps)} jumps of the pose: {listed}"
-        return Finding("jumps", "warning", evidence, "look there: a cut, or a lost arm", about=data.where)
+        return Finding("jumps", "warning", evidence, "check there for a cut or lost tracking", about=data.where)
     return ok("jumps", text, data.where)
 
 
 def gaps(data: StepEvidence) -> Finding | None:
-    """Clock: rate, jitter, gaps."""
+    """The clock's rate, jitter and gaps."""
     times = data.times
-    if times is None or not times.are_seconds:  # of other units, `step_spacing` tells
+    if times is None or not times.are_seconds:  # `step_spacing` reports other units
         return None
     rate = f"{1 / times.median_s:.3g} Hz" if times.median_s > 0 else "no rate"
     text = f"{rate}, jitter {times.jitter_ms:.3g} ms, longest step {times.longest_s:.3g} s"
     if times.backwards:
-        evidence = f"{text}; time stops or goes back at {times.backwards} steps"
+        evidence = f"{text}; time stops or runs backwards at {times.backwards} steps"
         return Finding("gaps", "error", evidence, "check the recorder's clock", about=data.where)
     if times.gaps:
         listed = _some([f"{name} after step {step} ({seconds:.3g} s)" for name, step, seconds in times.gaps])
@@ -189,25 +189,25 @@ def gaps(data: StepEvidence) -> Finding | None:
 
 
 def split_limit(times: Times) -> str:
-    """Seconds for ``--split-at-gap`` that every gap is longer than, rounded down."""
+    """Returns a value in seconds for ``--split-at-gap`` that every gap exceeds, rounded down."""
     limit = GAP * times.median_s
     digits = 2 - math.floor(math.log10(limit))
     return f"{math.floor(limit * 10**digits) / 10**digits:.{max(digits, 0)}f}"
 
 
 def idle(data: StepEvidence) -> Finding:
-    """Stretches in which nothing happens."""
+    """How many steps are in stretches in which nothing happens."""
     stretches = [end - start for episode in data.episodes for start, end in episode.idle]
     total = sum(episode.steps for episode in data.episodes)
     text = f"{len(stretches)} idle stretches, {sum(stretches)} of {total} steps"
     if sum(stretches) > MUCH_IDLE * total:
         evidence = f"{text}, the longest {max(stretches)} steps"
-        return Finding("idle", "note", evidence, "cut pauses: a policy learns to wait from them", about=data.where)
+        return Finding("idle", "note", evidence, "cut pauses: from them a policy learns to wait", about=data.where)
     return ok("idle", text, data.where)
 
 
 def constant_dimensions(data: StepEvidence) -> Finding:
-    """Dimensions without range, and what the normalizer makes of them."""
+    """Whether dimensions lack range, and how the normalizer treats them."""
     constant = [
         f"{d.key}.{d.name} = {d.mean:.4g}" for d in data.dimensions if d.is_constant and not is_gripper_name(d.name)
     ]
@@ -222,13 +222,13 @@ def constant_dimensions(data: StepEvidence) -> Finding:
     if nearly:
         text.append(f"nearly constant: {', '.join(nearly)}; their noise is learned as if it were motion")
     if text:
-        remedy = "see that the task needs no more range there than was recorded"
+        remedy = "make sure that the task needs no more range there than was recorded"
         return Finding("constant-dimensions", "note", "; ".join(text), remedy, about=data.where)
     return ok("constant-dimensions", "every dimension has a range", data.where)
 
 
 def class_balance(data: StepEvidence) -> Finding | None:
-    """Open and closed, over all steps."""
+    """Shares of open and closed gripper over all steps."""
     shares = [(episode.open_share, episode.steps) for episode in data.episodes if episode.open_share is not None]
     if not shares:
         return None
@@ -245,7 +245,7 @@ def class_balance(data: StepEvidence) -> Finding | None:
 
 
 def copycat_delays(data: StepEvidence) -> Finding | None:
-    """How often a command is measured at the step that gives it: then the policy's input gives its answer away."""
+    """How often a command is measured at the step that gives it, so that the policy's input reveals its answer."""
     copying = data.copying
     if copying is None or not copying.transitions:
         return None
@@ -259,7 +259,7 @@ def copycat_delays(data: StepEvidence) -> Finding | None:
     if copying.equal_transitions > copying.transitions / 2:
         remedy = (
             "bring the command forward (--gripper-command next-measured, or --gripper-lead STEPS), or hide the "
-            "measured gripper while training: observation_dropout=gripper"
+            "measured gripper during training: observation_dropout=gripper"
         )
         command = reconvert("--gripper-command", "next-measured")
         return Finding("copycat-delays", "warning", text, remedy, command, data.where)

@@ -1,6 +1,6 @@
-"""Every step of a converted dataset, or of the recordings it is made from, in one form: what checks of data look at.
+"""Every step of a converted dataset, or of its recordings, in one form for the checks of data.
 
-Numbers are held, frames are read when asked for. Arrays go by the names that a dataset gives them.
+Numbers are kept in memory, frames are read on demand. Arrays are named as in a dataset.
 
 Legend: N steps, E episodes, D dimensions.
 """
@@ -33,18 +33,19 @@ from diffusion_policy.spec.action_layout import is_gripper_name
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-# A quaternion shorter than this is no rotation.
+# A quaternion shorter than this is not a rotation.
 _SHORTEST = 0.5
 _RADIANS = {"rad": 1.0, "deg": np.pi / 180}
 
 
 @dataclass(frozen=True)
 class Look:
-    """The frame of a step.
+    """The frame of one step.
 
     Attributes:
-        file: what it is called: its file, or its row of a dataset.
-        image: resized to (height, width, 3) RGB, with how it is stored; None if there is none; why it does not decode.
+        file: its file, or its row of a dataset.
+        image: the frame resized to (height, width, 3) RGB, with its stored form; None if absent; the error if it does
+            not decode.
     """
 
     file: str
@@ -55,19 +56,19 @@ class Camera(Protocol):
     """The frames of one camera, one for each of N steps."""
 
     def frame(self, step: int, width: int, height: int) -> DecodedImage | None:
-        """The frame of a step, resized to (height, width, 3) RGB, and how it is stored; None if there is none.
+        """Returns the frame of a step, resized to (height, width, 3) RGB, with its stored form; None if absent.
 
         Raises:
             WorkspaceError: it does not decode.
         """
 
     def looks(self, steps: range, width: int, height: int) -> Iterator[Look]:
-        """Consecutive steps, in order: faster than one by one where frames are in a video."""
+        """Yields consecutive steps in order, which is faster than one by one where frames are in a video."""
 
 
 @dataclass(frozen=True)
 class ConvertedCamera:
-    """Frames of a dataset; `lost` says of steps whose file is absent or cut what is wrong with it."""
+    """Frames of a dataset; `lost` maps steps whose file is missing or truncated to what is wrong with it."""
 
     frames: FrameFiles
     lost: Mapping[int, str] = field(default_factory=dict)
@@ -90,7 +91,7 @@ class ConvertedCamera:
                 yield Look(f"step {step}", error)
 
     def whole(self, step: int) -> ImageArray | None:
-        """The frame (H, W, 3) of a step as it is stored; None if it is lost or does not unpack."""
+        """Returns the frame (H, W, 3) of a step as stored; None if it is lost or does not unpack."""
         try:
             return None if step in self.lost else self.frames.read(step, step + 1)[0]
         except DatasetError:
@@ -99,20 +100,20 @@ class ConvertedCamera:
 
 @dataclass(frozen=True)
 class Steps:
-    """All steps of a dataset, or of all recordings that open.
+    """All steps of a dataset, or of all recordings that can be opened.
 
     Attributes:
-        where: the dataset, or the folder of the recordings.
-        numbers: (N, D) or (N,) by key of the dataset, as stored: may hold NaN.
+        where: the dataset, or the folder of recordings.
+        numbers: (N, D) or (N,) by key of the dataset, as stored; may hold NaN.
         names: (D,) of each vector.
         episode_ends: (E,) exclusive.
         episode_names: (E,) as recorded.
         cameras: by key of the dataset.
-        refused: recordings that do not open, and why.
-        notes: of each recording that is odd, and why.
-        grippers: by name, in which scales each gripper is stored. In ``numbers`` it is 0 closed .. 1 open where that is
-            known.
-        units: of numbers whose name does not tell, as the dataset says.
+        refused: recordings that cannot be opened, with the reason.
+        notes: for each odd recording, what is odd.
+        grippers: by name, the scales in which each gripper is stored; in ``numbers`` it is 0 closed .. 1 open where
+            these are known.
+        units: units stored in the dataset, for numbers whose name does not give one.
     """
 
     where: str
@@ -128,18 +129,18 @@ class Steps:
 
     @property
     def scales(self) -> ResolvedScales | None:
-        """Of the first gripper, or of the first whose scale is not known; None without one."""
+        """The scales of the first gripper whose scale is unknown, else of the first gripper; None without one."""
         resolved = self.grippers.values()
         return next((scales for scales in resolved if scales.unknown), next(iter(resolved), None))
 
     def layout(self, key: str) -> ActionLayout | None:
-        """What the numbers of a vector are; None if their names do not tell."""
+        """Returns the layout of a vector; None if its names do not define one."""
         names = self.names.get(key, ())
         return find_layout(names, self.units) if names else None
 
     @property
     def measured_keys(self) -> tuple[str, ...]:
-        """Arrays in which arms are measured: the usual one where it exists, else all that hold poses or joints."""
+        """Arrays of measured arms: the usual one if it exists, otherwise all that hold poses or joints."""
         if POSE_KEY in self.numbers:
             return (POSE_KEY,)
         layouts = {key: self.layout(key) for key in self.names if key != ACTION_KEY}
@@ -158,13 +159,13 @@ class Steps:
 
     @property
     def within(self) -> NDArray[np.bool_]:
-        """(N - 1,) whether the way from a step to the next stays within an episode."""
+        """(N - 1,) whether a step and the next are in the same episode."""
         inside = np.ones(self.n_steps - 1, dtype=bool)
         inside[self.episode_ends[:-1] - 1] = False
         return inside
 
     def column(self, key: str, name: str) -> FloatArray | None:
-        """(N,) one dimension of a vector; None if there is none of that name, or a gripper of an unknown scale."""
+        """Returns (N,) one dimension of a vector; None if absent, or if a gripper's scale is unknown."""
         if key not in self.numbers or name not in self.names[key]:
             return None
         if is_gripper_name(name) and scale_of(self.grippers.get(name), key) is None:
@@ -172,41 +173,41 @@ class Steps:
         return self.numbers[key][:, self.names[key].index(name)]
 
     def commanded_grippers(self) -> FloatArray | None:
-        """(N, G) commands; None without a gripper, or where the scale of one is not known."""
+        """Returns (N, G) commands; None without a gripper, or if the scale of one is unknown."""
         return _stacked([self.column(ACTION_KEY, name) for name in self.names[ACTION_KEY] if is_gripper_name(name)])
 
     def measured_grippers(self) -> FloatArray | None:
-        """(N, G) measurements of the commanded grippers, in their order; None if one is not measured."""
+        """Returns (N, G) measurements of the commanded grippers, in their order; None if one is not measured."""
         names = [name for name in self.names[ACTION_KEY] if is_gripper_name(name)]
         return _stacked([self._measured_gripper(name) for name in names])
 
     def _measured_gripper(self, name: str) -> FloatArray | None:
-        """(N,) of one; under its bare name only in the array that is called after it."""
+        """Returns (N,) one gripper; its bare name counts only in the array named after it."""
         others = (key for key in self.names if key not in (ACTION_KEY, GRIPPER_KEY) and name != GRIPPER)
         columns = (self.column(key, name) for key in (GRIPPER_KEY, *others))
         return next((column for column in columns if column is not None), None)
 
     def position_in_episode(self, step: int) -> tuple[int, int]:
-        """Number of the episode that a step belongs to, and its step within it."""
+        """Returns the number of a step's episode, and the step within it."""
         episode = int(np.searchsorted(self.episode_ends, step, side="right"))
         return episode, step - self.slices[episode].start
 
 
 def _stacked(columns: Sequence[FloatArray | None]) -> FloatArray | None:
-    """(N, G) of columns (N,); None if there is none, or one is absent."""
+    """Returns (N, G) from columns (N,); None if there are none, or one is absent."""
     known = [column for column in columns if column is not None]
     return np.stack(known, axis=1) if known and len(known) == len(columns) else None
 
 
 class HeldNumbers(ReplayBuffer):
-    """A dataset whose numbers are read once and held, for checks and pictures that look at them again and again."""
+    """A dataset whose numbers are read once and kept in memory, for checks and pictures that use them repeatedly."""
 
     @cached_property
     def _held(self) -> dict[str, NDArray[Any]]:
         return {}
 
     def read(self, key: str) -> NDArray[Any]:
-        """See `ReplayBuffer.read`; of a vector or a column the same read-only array every time."""
+        """See `ReplayBuffer.read`; returns the same read-only array for a vector or column every time."""
         if self[key].ndim > 2:
             return super().read(key)
         if key not in self._held:
@@ -218,15 +219,15 @@ class HeldNumbers(ReplayBuffer):
 def open_for_report(
     path: Path | str, gripper_scale: DeclaredScales | None = None, otherwise: DeclaredScales | None = None
 ) -> tuple[HeldNumbers, list[ChunkFault]]:
-    """Open a dataset that is to be reported on, though frames of it are lost; these are listed.
+    """Opens a dataset for a report, even if frames of it are lost; these are listed.
 
     Args:
-        path: of the dataset.
-        gripper_scale: that its gripper is stored in, where somebody says so now.
-        otherwise: the fallback where neither a declaration nor its numbers decide it.
+        path: path of the dataset.
+        gripper_scale: scale in which its gripper is stored, if declared now.
+        otherwise: scale to use where neither a declaration nor its numbers decide it.
 
     Raises:
-        DatasetError: no dataset there, or a file of numbers is absent or damaged.
+        DatasetError: there is no dataset, or a file of numbers is missing or damaged.
         SpecError: its gripper contradicts the declared scale.
     """
     buffer = HeldNumbers.open(path, gripper_scale=gripper_scale, check_files=False)
@@ -240,7 +241,7 @@ def open_for_report(
 
 
 def steps_of_dataset(buffer: ReplayBuffer, faults: Sequence[ChunkFault] = ()) -> Steps:
-    """Of a converted dataset; `faults` are the lost frames that `open_for_report` lists.
+    """Returns the steps of a converted dataset; `faults` are the lost frames that `open_for_report` lists.
 
     Raises:
         ReportError: it has no action, or no step.
@@ -281,7 +282,7 @@ def _lost(faults: Sequence[ChunkFault], key: str) -> dict[int, str]:
 
 
 def finite(steps: Steps, key: str) -> FloatArray:
-    """(N, D) with zeros for NaN; rotations that are none become the identity, so that angles are defined."""
+    """Returns (N, D) with zeros for NaN, and the identity for invalid rotations, so that angles are defined."""
     values, layout = np.nan_to_num(steps.numbers[key]), steps.layout(key)
     if layout is None or not layout.labels("rotation"):
         return values
@@ -294,9 +295,9 @@ def finite(steps: Steps, key: str) -> FloatArray:
 
 
 def arm_steps(layout: ActionLayout, values: FloatArray) -> tuple[FloatArray, FloatArray] | None:
-    """How far vectors (N, D) are from one step to the next: meters and radians, (N - 1,) each.
+    """Returns how far vectors (N, D) move from each step to the next: meters and radians, (N - 1,) each.
 
-    Of several arms the one that moves most; joints turn as rotations do. None if nothing is known to move.
+    With several arms, for the one that moves most; joints count as rotations. None if nothing is known to move.
     """
     positions, rotations = layout.positions(values), layout.rotations(values)
     meters = np.linalg.norm(np.diff(positions, axis=0), axis=-1)
@@ -310,7 +311,7 @@ def arm_steps(layout: ActionLayout, values: FloatArray) -> tuple[FloatArray, Flo
 
 
 def scale_of(scales: ResolvedScales | None, key: str) -> GripperScale | None:
-    """The scale of the commanded gripper, or of the measured one; None if it is not known."""
+    """Returns the scale of the commanded or measured gripper; None if unknown."""
     if scales is None:
         return None
     scale = scales.command if key == ACTION_KEY or scales.measured is None else scales.measured

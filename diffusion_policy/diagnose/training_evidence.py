@@ -1,4 +1,4 @@
-"""What a config asks for, determined before it is run."""
+"""Evidence from a config, gathered before it is run."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ from diffusion_policy.training_config import RATES, rate_setting
 
 @dataclass(frozen=True)
 class ConfigEvidence:
-    """The settings that runs fail by.
+    """The settings that runs fail on.
 
     Attributes:
-        name: of the config, with its overrides; or the run folder.
+        name: name of the config with its overrides, or of the run folder.
         spec: what the policy reads and predicts.
-        dataset: path; None if the config names none.
-        dataset_exists: whether something is there.
+        dataset: path of the dataset; None if the config names none.
+        dataset_exists: whether that path exists.
         pretrained: path of the checkpoint to start from, or None.
         pretrained_exists: whether it exists.
         load_weights: whether it is used.
-        learning_rate, warm_up, epochs, batch_size, steps_of_epoch: of the training; None if the config says nothing.
+        learning_rate, warm_up, epochs, batch_size, steps_of_epoch: settings of training; None where the config gives
+            none.
         val_ratio: share of the episodes held out.
-        device: to train on.
+        device: the device to train on.
         device_exists: whether this machine has it.
-        finished: whether it is the config of a run that was made, whose files may have moved since.
+        finished: whether it is the config of a past run, whose files may have moved since.
         started_with: words of the command line that trains it.
         rate_setting: the entry that holds the learning rate.
     """
@@ -63,11 +64,11 @@ class ConfigEvidence:
     rate_setting: str = RATES[0]
 
     def again(self, *changes: str) -> str:
-        """The command line that trains this config with other settings."""
+        """Returns the command line that trains this config with changed settings."""
         return command_line(self.started_with, *changes)
 
     def updates(self, n_windows: int | None) -> int | None:
-        """Updates that the run makes on so many windows; None if it is not known."""
+        """Returns the number of updates that the run makes on this many windows; None if unknown."""
         if not self.epochs or not self.batch_size:
             return None
         of_epoch = None if n_windows is None else math.ceil(n_windows / self.batch_size)
@@ -78,7 +79,7 @@ class ConfigEvidence:
 def look_at_config(
     config: DictConfig, name: str, *, finished: bool = False, started_with: tuple[str, ...] = ()
 ) -> ConfigEvidence:
-    """Gather the evidence.
+    """Gathers the evidence.
 
     Raises:
         ReportError: an entry cannot be resolved.
@@ -111,14 +112,14 @@ def look_at_config(
 
 
 def config_of_run(run: RunFolder) -> ConfigEvidence | None:
-    """What the config of a run asked for; None if it was not kept."""
+    """Returns the evidence from a run's config; None if it was not kept."""
     if run.config is None:
         return None
     return look_at_config(run.config, run.name, finished=True, started_with=run.started_with)
 
 
 def _is_there(checkpoint: str) -> bool:
-    """Whether a checkpoint is there: a file, or one of a repository that can be read."""
+    """Whether a checkpoint exists: as a file, or in a repository that can be read."""
     try:
         return local_copy(checkpoint).is_file()
     except PathError:

@@ -18,23 +18,23 @@ from diffusion_policy.run_folder.reading import RunFolder
 from diffusion_policy.spec import POSE_GRIPPER, find_layout, is_game
 from diffusion_policy.training_config import RATES
 
-# Learning rates of Adam outside these taught no released policy of this kind.
+# No released policy of this kind was trained by Adam with a learning rate outside these.
 LOWEST_RATE, HIGHEST_RATE = 1e-6, 1e-3
-# Predicting noise of variance 1 with nothing costs 1; weights that know the task cost a few hundredths.
+# Predicting nothing for noise of variance 1 has a loss of 1; weights that know the task reach a few hundredths.
 KNOWS_NOTHING = 0.7
 FEW_UPDATES = 500
 # The loss has fallen if the last tenth of it is below this share of the first tenth.
 FALLEN = 0.9
-# An average whose loss is so many times that of the live weights does not follow them.
+# An average whose loss is this many times that of the live weights does not follow them.
 LAGGING = 1.5
 POOR_F1 = 0.5
-# Fewer image features in use are worth a note: a choice, not a measurement.
+# Fewer image features in use than this are reported; the number is a choice, not a measurement.
 FEW_FEATURES = 8
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A config, and the dataset it would be run on where that is at hand."""
+    """A config, and the dataset that it would be run on, if available."""
 
     config: ConfigEvidence
     dataset: DatasetEvidence | None = None
@@ -46,12 +46,12 @@ def config_findings(config: ConfigEvidence, dataset: DatasetEvidence | None = No
 
 
 def run_findings(run: RunFolder) -> list[Finding]:
-    """What the numbers of a run say."""
+    """Findings about the numbers of a run."""
     return run_checks(RUN_CHECKS, run)
 
 
 def paths(planned: Planned) -> Finding | None:
-    """Whether what the config names exists."""
+    """Whether the files that the config names exist."""
     config = planned.config
     if config.finished:
         return None
@@ -62,7 +62,7 @@ def paths(planned: Planned) -> Finding | None:
     if config.pretrained is not None and config.load_weights and not config.pretrained_exists:
         evidence = f"there is no checkpoint at {config.pretrained}"
         return Finding("paths", "error", evidence, "correct pretrained.path", about=config.name)
-    return ok("paths", "the dataset and the checkpoint it names are there", config.name)
+    return ok("paths", "the dataset and the checkpoint that it names exist", config.name)
 
 
 def config_action(planned: Planned) -> Finding | None:
@@ -88,7 +88,7 @@ def config_action(planned: Planned) -> Finding | None:
     if names != POSE_GRIPPER:
         evidence = f"{text}: {' '.join(names)}; without a gripper the client keeps it open"
         again = config.again("task=cogact_robot_8d")
-        return Finding("config-action", "warning", evidence, "take the 8-D task", again, config.name)
+        return Finding("config-action", "warning", evidence, "use the 8-D task", again, config.name)
     return ok("config-action", f"{text}: pose and gripper", config.name)
 
 
@@ -110,7 +110,7 @@ def config_start(planned: Planned) -> Finding | None:
 
 
 def learning_rate(planned: Planned) -> Finding | None:
-    """Whether the learning rate is one that trains."""
+    """Whether the learning rate is in a usable range."""
     config = planned.config
     if config.learning_rate is None:
         return None
@@ -119,7 +119,7 @@ def learning_rate(planned: Planned) -> Finding | None:
         evidence = f"{text}, outside {LOWEST_RATE:g} to {HIGHEST_RATE:g}"
         reference = config.rate_setting == "optimizer.lr"
         again = config.again("optimizer.lr=1e-4") if reference else config.again("optimizer.learning_rate=1e-4")
-        return Finding("learning-rate", "error", evidence, "1e-4 trains this policy", again, config.name)
+        return Finding("learning-rate", "error", evidence, "use 1e-4, which trains this policy", again, config.name)
     return ok("learning-rate", text, config.name)
 
 
@@ -151,34 +151,34 @@ def few_updates(planned: Planned) -> Finding | None:
 
 
 def held_out(planned: Planned) -> Finding:
-    """Whether anything is held out to measure on."""
+    """Whether anything is held out for measurements."""
     config = planned.config
     if config.val_ratio <= 0:
-        evidence = "no episode is held out: nothing will tell learning from memorizing"
+        evidence = "no episode is held out: nothing can tell learning from memorizing"
         again = config.again("task.dataset.val_ratio=0.1")
         return Finding("held-out", "warning", evidence, "hold a tenth out", again, config.name)
     return ok("held-out", f"{config.val_ratio:.0%} of the episodes are held out", config.name)
 
 
 def device(planned: Planned) -> Finding | None:
-    """Whether the device is there."""
+    """Whether the device exists."""
     config = planned.config
     if config.finished:
         return None
     if not config.device_exists:
-        evidence = f"training.device is {config.device}, but this machine shows no CUDA device"
+        evidence = f"training.device is {config.device}, but torch finds no CUDA device"
         again = config.again("training.device=cpu")
-        return Finding("device", "error", evidence, "train on the CPU, or mend the driver", again, config.name)
+        return Finding("device", "error", evidence, "train on the CPU, or repair the driver", again, config.name)
     return ok("device", f"training.device is {config.device}", config.name)
 
 
 def stopped(run: RunFolder) -> Finding | None:
-    """Whether it made all of its epochs; where not, its other numbers say what an unfinished run learned."""
+    """Whether it completed all of its epochs; if not, its other numbers describe an unfinished run."""
     status = run.status
     if status is None:
         return None
     if not run.unfinished:
-        return ok("stopped", f"it made all of its {status['of_epochs']} epochs", run.name)
+        return ok("stopped", f"it completed all of its {status['of_epochs']} epochs", run.name)
     updates, epochs = max(run.updates, status["updates"]), status["epochs"]
     how = {
         "stopped": f"it was stopped{' by ' + status['signal'] if status['signal'] else ''} after",
@@ -189,11 +189,11 @@ def stopped(run: RunFolder) -> Finding | None:
 
 
 def losses_finite(run: RunFolder) -> Finding | None:
-    """NaN in the loss is written as null."""
+    """Whether the losses are finite; NaN is logged as null."""
     losses = [line["train_loss"] for line in run.metrics if "train_loss" in line]
     if not losses:
         evidence = "it has no training loss: not one update was logged"
-        return Finding("not-finite", "error", evidence, "look at train.log for why it stopped", about=run.name)
+        return Finding("not-finite", "error", evidence, "see train.log for why it stopped", about=run.name)
     bad = sum(loss is None for loss in losses)
     if bad:
         evidence = f"{bad} of {len(losses)} training losses are not finite"
@@ -204,7 +204,7 @@ def losses_finite(run: RunFolder) -> Finding | None:
 
 
 def run_start(run: RunFolder) -> Finding | None:
-    """Whether the weights that were asked for were loaded."""
+    """Whether the requested weights were loaded."""
     origin = run.first.get("start")
     asked = run.flat_config().get("pretrained.path")
     if origin is None:
@@ -217,28 +217,30 @@ def run_start(run: RunFolder) -> Finding | None:
     counts = {name: run.first.get(f"{name}_parameters") for name in ("inherited", "grown", "fresh")}
     listed = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count is not None)
     if (counts["fresh"] or 0) > (counts["inherited"] or 0):
-        evidence = f"most of its parameters start anew: {listed}"
+        evidence = f"most of its parameters are newly initialized: {listed}"
         return Finding("start", "warning", evidence, "look at the ledger: which rule leaves them out?", about=run.name)
     return ok("start", f"it started from: {origin}; parameters: {listed}", run.name)
 
 
 def loss_before_first_update(run: RunFolder) -> Finding | None:
-    """What the starting weights know of the data."""
+    """What the loss before the first update shows about the starting weights."""
     loss = run.first.get("train_loss_before_first_update")
     if loss is None:
         return None
     text = f"the loss before the first update is {loss:.3f}"
     nothing = UNIFORM_LOSS if is_minecraft_run(run) else 1.0
     if run.first.get("start") == "pretrained" and loss > KNOWS_NOTHING * nothing:
-        evidence = f"{text}: the pretrained weights know nothing of this data ({nothing:.3g} is knowing nothing)"
-        remedy = "are they trained weights, and is it the robot, frame and normalizer that they were trained with?"
+        evidence = f"{text}: the pretrained weights know nothing about this data ({nothing:.3g} is knowing nothing)"
+        remedy = (
+            "check that the weights are trained ones, and that robot, frame and normalizer are those of their training"
+        )
         look = command("doctor", "--run", run.path)
         return Finding("loss-before-first-update", "warning", evidence, remedy, look, run.name)
     return ok("loss-before-first-update", text, run.name)
 
 
 def rate_reached(run: RunFolder) -> Finding | None:
-    """Whether the learning rate that was asked for was reached."""
+    """Whether the configured learning rate was reached."""
     wanted = next((rate for name in RATES if (rate := run.flat_config().get(name)) is not None), None)
     rates = [rate for _, rate in run.curve("lr")]
     if not isinstance(wanted, (int, float)) or not rates or run.unfinished:
@@ -254,7 +256,7 @@ def rate_reached(run: RunFolder) -> Finding | None:
 
 
 def enough_updates(run: RunFolder) -> Finding | None:
-    """Whether it ran long enough."""
+    """Whether the run was long enough."""
     if run.unfinished:
         return None
     if run.updates < FEW_UPDATES:
@@ -274,7 +276,7 @@ def loss_falls(run: RunFolder) -> Finding | None:
     text = f"the training loss went from {first:.3g} to {last:.3g}"
     nothing = UNIFORM_LOSS if is_minecraft_run(run) else 1.0
     if first > nothing * KNOWS_NOTHING / 2 and last > FALLEN * first:
-        evidence = f"the loss does not fall: {first:.3g} at first, {last:.3g} at last"
+        evidence = f"the loss does not fall: {first:.3g} at first, {last:.3g} in the end"
         return Finding("loss-does-not-fall", "error", evidence, "look at the findings above", about=run.name)
     if last > first / FALLEN:
         return Finding("loss-does-not-fall", "warning", f"{text}: it rises", "lower the learning rate", about=run.name)
@@ -295,7 +297,7 @@ def average_follows(run: RunFolder) -> Finding | None:
 
 
 def overfitting(run: RunFolder) -> Finding | None:
-    """Whether the validation loss rises again; success may rise all the same, so it is only a note."""
+    """Whether the validation loss rises again; success may still improve, so it is only a note."""
     curve = run.curve("val_loss")
     if not curve and run.unfinished:
         return None
@@ -311,10 +313,10 @@ def overfitting(run: RunFolder) -> Finding | None:
 
 
 def gripper_events_found(run: RunFolder) -> Finding | None:
-    """Whether recorded events were found in held-out episodes."""
+    """Whether the recorded gripper events of held-out episodes were predicted."""
     f1, recorded = run.last("val_gripper_f1"), run.last("val_gripper_events_recorded")
     if recorded == 0:
-        evidence = "the gripper was not measured: no event is recorded in the held-out episodes, so F1 is not defined"
+        evidence = "the gripper was not measured: the held-out episodes contain no event, so F1 is not defined"
         remedy = "hold out episodes that grasp: another task.dataset.seed, or a larger task.dataset.val_ratio"
         command = run.again("task.dataset.val_ratio=0.2")
         return Finding("gripper-measured", "note", evidence, remedy, command, run.name)
@@ -336,7 +338,7 @@ def gripper_events_found(run: RunFolder) -> Finding | None:
 
 
 def position_error(run: RunFolder) -> Finding | None:
-    """What held-out positions foretell of a policy that grasps; None if scenes were rolled out, which tell more."""
+    """What held-out position errors predict about grasping; None if scenes were rolled out: better evidence."""
     error = run.last("val_position_error_mm")
     if error is None or run.last("val_gripper_events_recorded") is None or run.last("test_success") is not None:
         return None
@@ -345,27 +347,27 @@ def position_error(run: RunFolder) -> Finding | None:
 
 
 def sight(run: RunFolder) -> Finding | None:
-    """Whether what the policy makes of its images depends on them."""
+    """Whether the policy's image features depend on its images."""
     features = run.last("val_image_features")
     if features is None:
         return None
-    stuck = "features that their ReLU holds at zero for every image stay there"
+    stuck = "features that their ReLU keeps at zero for every image stay there"
     way, again = "without it", run.again("++policy.encoder_activation=none")
-    if run.first.get("inherited_parameters"):  # weights that were trained with the ReLU need it
+    if run.first.get("inherited_parameters"):  # weights trained with the ReLU need it
         way, again = "with a slower encoder", run.again("learning_rates.obs_encoder=0.1")
     if features == 0:
         evidence = "the policy sees nothing: no image feature changes between held-out frames"
-        remedy = f"{stuck}; train anew {way}"
+        remedy = f"{stuck}; train again {way}"
         return Finding("sight", "error", evidence, remedy, again, run.name)
     if features < FEW_FEATURES:
         evidence = f"only {features:.0f} of {IMAGE_FEATURES} image features change between held-out frames"
-        remedy = f"watch val_image_features: {stuck}; if more of them do, train anew {way}"
+        remedy = f"watch val_image_features: {stuck}; if more of them do, train again {way}"
         return Finding("sight", "note", evidence, remedy, again, run.name)
     return ok("sight", f"{features:.0f} of {IMAGE_FEATURES} image features change between held-out frames", run.name)
 
 
 def checkpoints(run: RunFolder) -> Finding:
-    """Whether there is something to deploy."""
+    """Whether there is a checkpoint to deploy."""
     if run.deployable is None:
         evidence = "it holds neither best.ckpt nor latest.ckpt"
         return Finding("checkpoints", "error", evidence, "it was stopped before the first was saved", about=run.name)

@@ -1,6 +1,6 @@
-"""Findings about what the numbers of a dataset are: layout, units, rotations, the gripper's scale. Pure.
+"""Findings about the meaning of a dataset's numbers: layout, units, rotations, the gripper's scale. Pure.
 
-What is an error here is what training refuses, by the same checks (`pose_check`, `gripper_scale`).
+Errors here are what training refuses, by the same checks (`pose_check`, `gripper_scale`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from diffusion_policy.gripper_scale import CONFIG_KEY
 from diffusion_policy.pose_check import FaultCode, PoseFault
 from diffusion_policy.spec import POSE_GRIPPER, ActionLayout, find_layout, is_game
 
-# A tool that points down scalar-first, and far from it as the quaternions are read, was probably recorded so.
+# If the tool points down when quaternions are read scalar-first, and far from it otherwise, they probably are.
 # Placeholder in commands for the unknown path of the recordings.
 PLACEHOLDER = "TRAJECTORIES"
 VPT_PIXELS = 128  # width and height of a frame
@@ -37,7 +37,7 @@ def reconvert(*flags: object, names: Sequence[str] = ()) -> str:
 
 
 def for_recordings(findings: Iterable[Finding], directory: str) -> list[Finding]:
-    """The same findings, whose commands convert the recordings in that folder."""
+    """Returns the same findings, with commands that convert the recordings in that folder."""
     known = shlex.join(["--input", directory])
     return [replace(one, command=one.command.replace(f"--input {PLACEHOLDER}", known)) for one in findings]
 
@@ -47,7 +47,7 @@ def _fault(data: DatasetEvidence, *codes: FaultCode) -> PoseFault | None:
 
 
 def action_shape(data: DatasetEvidence) -> Finding:
-    """Whether actions are (N, 8): pose and gripper."""
+    """Whether actions are (N, 8): a pose and a gripper."""
     text = f"actions are (N, {len(data.action_names)}): {' '.join(data.action_names)}"
     rotation = _fault(data, "rotation")
     if rotation is not None and data.layout != "xyz_rotvec_width":
@@ -63,24 +63,24 @@ def action_shape(data: DatasetEvidence) -> Finding:
     if data.layout == "xyz_quat_gripper":
         return ok("action-shape", text, data.path)
     if data.layout == "xyz_quat":
-        evidence = f"{text}: a pose without gripper; a policy trained on it commands none"
-        return Finding("action-shape", "warning", evidence, "convert to eight numbers a step", reconvert(), data.path)
+        evidence = f"{text}: a pose without a gripper; a policy trained on it commands none"
+        return Finding("action-shape", "warning", evidence, "convert to eight numbers per step", reconvert(), data.path)
     if data.layout == "xyz_rotvec_width":
-        evidence = f"{text}: they look like rotation vector and gripper width, not a quaternion"
+        evidence = f"{text}: they look like a rotation vector and gripper width, not a quaternion"
         return Finding("action-shape", "error", evidence, "record with the current recorder", about=data.path)
     return Finding("action-shape", "error", f"{text}; expected (N, 8)", "convert again", reconvert(), data.path)
 
 
 def _named_shape(data: DatasetEvidence, layout: ActionLayout, text: str) -> Finding:
-    """Actions of another layout than pose and gripper, by their names."""
+    """The shape of actions with a layout other than pose and gripper, by their names."""
     if layout.has_gripper:
         return ok("action-shape", f"{text}: {layout.describe()}", data.path)
-    evidence = f"{text}: {layout.describe()}, without gripper; a policy trained on it commands none"
-    return Finding("action-shape", "warning", evidence, "add the gripper's command", about=data.path)
+    evidence = f"{text}: {layout.describe()}, without a gripper; a policy trained on it commands none"
+    return Finding("action-shape", "warning", evidence, "add the gripper command", about=data.path)
 
 
 def not_finite(data: DatasetEvidence) -> Finding:
-    """NaN and infinity."""
+    """Whether every number is finite."""
     if data.not_finite:
         fault = _fault(data, "not-finite")
         evidence = f"{data.not_finite} numbers are NaN or infinite" + (
@@ -98,7 +98,7 @@ def not_finite(data: DatasetEvidence) -> Finding:
 
 
 def position_unit(data: DatasetEvidence) -> Finding | None:
-    """Whether positions are meters of an arm."""
+    """Whether positions are plausible for an arm, in meters."""
     fault = _fault(data, "position-unit")
     if fault is not None:
         return Finding("position-unit", "error", fault.message, fault.remedy, reconvert(), data.path)
@@ -107,16 +107,16 @@ def position_unit(data: DatasetEvidence) -> Finding | None:
     if not columns:
         return None
     reach = max(abs(end[column]) for end in (data.low, data.high) for column in columns)
-    return ok("position-unit", f"commanded positions lie within {reach:.2f} m of the base", data.path)
+    return ok("position-unit", f"commanded positions are within {reach:.2f} m of the base", data.path)
 
 
 def quaternions(data: DatasetEvidence) -> Finding | None:
-    """Norms and signs."""
+    """Norms and signs of quaternions."""
     if _fault(data, "rotation") is not None or data.quaternion_error is None:
         return None  # known from the layout, or there are none
     faults = [fault.message for fault in data.faults if fault.code in ("zero-quaternion", "quaternion-norm")]
     if faults:
-        remedy = "these steps are no rotation: convert again without them"
+        remedy = "the rotation at these steps is invalid: convert again without them"
         return Finding("quaternions", "error", "; ".join(faults), remedy, reconvert(), data.path)
     if data.sign_flips:
         evidence = f"quaternions jump from q to -q at {data.sign_flips} steps: the same rotation, far apart in numbers"
@@ -126,7 +126,7 @@ def quaternions(data: DatasetEvidence) -> Finding | None:
 
 
 def quaternion_order(data: DatasetEvidence) -> Finding | None:
-    """Whether quaternions are scalar-last; where that is undecided, where the tool points if they are."""
+    """Whether quaternions are scalar-last; if undecided, where the tool points if they are."""
     fault = _fault(data, "quaternion-order")
     if fault is not None:
         return Finding("quaternion-order", "error", fault.message, fault.remedy, reconvert(), data.path)
@@ -138,17 +138,17 @@ def quaternion_order(data: DatasetEvidence) -> Finding | None:
         evidence = f"{text}, read as w x y z {scalar_first:.0f}: are the quaternions scalar-first?"
         remedy = "compare with a frame; if they are, write them as x y z w"
         return Finding("quaternion-order", "warning", evidence, remedy, reconvert(), data.path)
-    return ok("quaternion-order", f"{text}; norms cannot tell the order, so see that this is so", data.path)
+    return ok("quaternion-order", f"{text}; norms cannot show the order, so check that this is right", data.path)
 
 
 def polarity(data: DatasetEvidence) -> Finding | None:
-    """The gripper's scale, and whether 1 is open: an arm that has nothing in its hand yet starts open."""
+    """The gripper's scale, and whether 1 is open: an arm that holds nothing yet starts open."""
     gripper, scales = data.gripper, data.scales
     if scales is not None and scales.unknown:
         name, scale = scales.unknown[0]
         evidence = f"the {name} is {scale.span}: {scale.reason}; expected 0 (closed) to 1 (open)"
         flag = scales.flag("").strip()
-        remedy = f"say what it is: {scales.advice()}, when training {scales.flag(f'{CONFIG_KEY}=')}"
+        remedy = f"declare it: {scales.advice()}, in training {scales.flag(f'{CONFIG_KEY}=')}"
         look = command("verify_converted_data", "--zarr-path", data.path, "--gripper-scale", flag)
         return Finding("polarity", "error", evidence, remedy, look, data.path)
     if gripper is None:

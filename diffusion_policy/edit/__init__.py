@@ -1,6 +1,6 @@
-"""Makes datasets from datasets: episodes are deleted, split at gaps, trimmed and joined, with a complete ledger.
+"""Makes datasets from datasets: deletes episodes, splits them at gaps, trims and joins, with a complete ledger.
 
-The sources are only read. The result is a separate dataset with hashes of its content; its ledger records the origin of
+The sources are only read. The result is a separate dataset with content hashes; its ledger records the origin of
 each of its steps, and the reason for each step of the sources that was left out.
 """
 
@@ -10,4 +10,4 @@ LEDGER = "edit"  # attribute of the dataset's root, and suffix of the ledger fil
 
 
 class EditError(WorkspaceError, ValueError):
-    """An edit that cannot be made as asked for."""
+    """An edit cannot be made as requested."""

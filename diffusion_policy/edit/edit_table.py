@@ -1,4 +1,4 @@
-"""An edit for the terminal."""
+"""An edit as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHOWN = 20
 
 
 def table_of(plan: EditPlan, ledger: Mapping[str, Any] | None) -> list[Printable]:
-    """What is kept and left out; ``ledger`` of the dataset that was written, None if nothing was."""
+    """Returns what is kept and left out; ``ledger`` is the written dataset's, None if nothing was written."""
     before = sum(buffer.n_steps for buffer in plan.sources)
     episodes = sum(buffer.n_episodes for buffer in plan.sources)
     table = Table("left out", "steps", "why")

@@ -1,8 +1,8 @@
-"""Files of marked episodes, as the page of a dataset saves them: which episodes, and of which datasets.
+"""Files of marked episodes, as saved by a dataset's page: the episodes, and the datasets that they belong to.
 
     {"delete": ["3", "5-8"], "datasets": [{"path": "a.zarr", "episodes": 12, "sha256": "..."}]}
 
-``datasets`` may be absent in a file that a person wrote; where it exists, the marks count for these datasets alone.
+``datasets`` may be absent in a file written by hand; if present, the marks apply only to these datasets.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from diffusion_policy.dataset.split import episode_identities
 from diffusion_policy.edit import EditError
 
 DELETE, DATASETS = "delete", "datasets"
-# A file of marks is read whole; one of a million marks has 10 MB.
+# A file of marks is read whole; a million marks take 10 MB.
 _MOST_BYTES = 50 * 2**20
 
 
 def dataset_marks(sources: Sequence[ReplayBuffer]) -> list[dict[str, Any]]:
-    """What a file of marks says of the datasets that its episodes are counted over, as plain JSON.
+    """Returns a file of marks' entry on the datasets over which its episodes are numbered, as plain JSON.
 
-    The hash is of the numbers, and where a conversion recorded them of the frames too, whatever the dataset is
+    The hash covers the numbers and, if a conversion recorded their hashes, the frames, whatever the dataset is
     called.
     """
     return [
@@ -40,26 +40,28 @@ def dataset_marks(sources: Sequence[ReplayBuffer]) -> list[dict[str, Any]]:
 
 
 def read_marks(path: Path, sources: Sequence[ReplayBuffer], *, must_say: bool = False) -> list[str]:
-    """The words of a file of marks, each a number, a range or a hash of episodes.
+    """Reads the words of a file of marks, each a number, a range or a hash of episodes.
 
     Args:
-        path: of the file.
+        path: path of the file.
         sources: the datasets that are edited, in order.
-        must_say: whether a file that does not say which datasets it is about is refused.
+        must_say: whether a file that does not name its datasets is refused.
 
     Raises:
-        EditError: no such file, something else in it, no mark, or marks of other datasets.
+        EditError: the file is missing or invalid, or has no marks or those of other datasets.
     """
-    expected = f'expected JSON such as {{"{DELETE}": ["3", "5-8"]}}, as the page of view_dataset.py saves it'
+    expected = f'expected JSON such as {{"{DELETE}": ["3", "5-8"]}}, as saved by the page of view_dataset.py'
     try:
         if path.stat().st_size > _MOST_BYTES:
-            raise EditError(f"{path}: no marks (it has more than {_MOST_BYTES >> 20} MB); {expected}")
+            raise EditError(f"{path}: not a file of marks (it has more than {_MOST_BYTES >> 20} MB); {expected}")
         content = json.loads(path.read_text(encoding="utf-8"))
         words, named = content[DELETE], content.get(DATASETS)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise EditError(f"{path}: no marks ({error!r}); {expected}") from error
+        raise EditError(f"{path}: not a file of marks ({error!r}); {expected}") from error
     if not isinstance(words, list) or not all(isinstance(word, str | int) for word in words):
-        raise EditError(f"{path}: no marks ({DELETE} is no list of numbers, ranges and hashes); {expected}")
+        raise EditError(
+            f"{path}: not a file of marks ({DELETE} is not a list of numbers, ranges and hashes); {expected}"
+        )
     if not words:
         raise EditError(f"{path}: no episode is marked in it")
     if named is not None or must_say:
@@ -71,17 +73,17 @@ def _check_datasets(path: Path, named: Any, sources: Sequence[ReplayBuffer]) -> 
     known = isinstance(named, list) and all(isinstance(entry, dict) and "sha256" in entry for entry in named)
     names = [str(entry.get("path", "a dataset")) for entry in named] if known else []
     here = [buffer.where for buffer in sources]
-    again = f"make the page of these again: {command('view_dataset', *here)}"
+    again = f"recreate the page of these: {command('view_dataset', *here)}"
     if not known or not named:
-        raise EditError(f"{path}: does not say which datasets its marks are of ({DATASETS}); {again}")
+        raise EditError(f"{path}: does not name the datasets of its marks ({DATASETS}); {again}")
     if len(named) != len(sources):
         raise EditError(
-            f"{path}: its marks count over {', '.join(names)}; these are {', '.join(here)}; give all of those, in "
-            f"that order, or {again}"
+            f"{path}: its marks count over {', '.join(names)}; these are {', '.join(here)}; give all of those "
+            f"in that order, or {again}"
         )
     for entry, name, mark in zip(named, names, dataset_marks(sources), strict=True):
         if entry["sha256"] != mark["sha256"]:
             raise EditError(
-                f"{path}: its marks are of {name} with sha256 {str(entry['sha256'])[:12]}; {mark['path']} holds "
+                f"{path}: its marks belong to {name} with sha256 {str(entry['sha256'])[:12]}; {mark['path']} holds "
                 f"something else ({mark['sha256'][:12]}); {again}"
             )

@@ -1,4 +1,4 @@
-"""Plans an edit: a list of the spans of steps that are kept, which one operation after the other reduces."""
+"""Plans an edit: a list of the spans of steps that are kept, which each operation reduces further."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Episode:
     """One episode of a source.
 
     Attributes:
-        number: counted over all sources, from 0.
-        source: which of them.
-        rows: its steps in the source, (first, exclusive end).
-        described: what the source's conversion recorded of it; empty where it did not.
+        number: number over all sources, from 0.
+        source: the source's index.
+        rows: its rows in the source, (first, exclusive end).
+        described: the record of it by the source's conversion; empty if there is none.
     """
 
     number: int
@@ -42,32 +42,32 @@ class Episode:
 
     @property
     def name(self) -> str:
-        """As recorded, for people."""
+        """Its recorded name, for messages."""
         return str(self.described.get("name", f"episode {self.number}"))
 
 
 @dataclass(frozen=True)
 class Span:
-    """Steps of an episode that are kept: (first, exclusive end), counted in the episode."""
+    """Steps of an episode that are kept: (first, exclusive end), counted within the episode."""
 
     episode: Episode
     steps: Stretch
 
     @property
     def rows(self) -> slice:
-        """The same steps, counted in the source."""
+        """The same steps, as rows of the source."""
         start = self.episode.rows[0]
         return slice(start + self.steps[0], start + self.steps[1])
 
     @property
     def is_complete(self) -> bool:
-        """Whether it is all of its episode."""
+        """Whether it covers its whole episode."""
         return self.steps == (0, self.episode.rows[1] - self.episode.rows[0])
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Steps of an episode that are left out, and why."""
+    """Steps of an episode that are left out, with the reason."""
 
     episode: Episode
     steps: Stretch
@@ -85,11 +85,11 @@ class EditPlan:
 
     @property
     def n_steps(self) -> int:
-        """Steps that are kept."""
+        """Number of steps that are kept."""
         return sum(span.steps[1] - span.steps[0] for span in self.kept)
 
     def without(self, gone: Iterable[LeftOut], kept: Iterable[Span], operation: str) -> EditPlan:
-        """The plan after an operation."""
+        """Returns the plan after an operation."""
         return replace(
             self,
             kept=tuple(kept),
@@ -99,7 +99,7 @@ class EditPlan:
 
 
 def plan_of(sources: Sequence[ReplayBuffer]) -> EditPlan:
-    """All episodes of the datasets, one dataset after the other."""
+    """Returns a plan of all episodes of the datasets, one dataset after the other."""
     spans: list[Span] = []
     for index, buffer in enumerate(sources):
         recorded = buffer.root.attrs.get(EPISODES)
@@ -112,16 +112,17 @@ def plan_of(sources: Sequence[ReplayBuffer]) -> EditPlan:
 
 
 def delete(plan: EditPlan, chosen: Sequence[str]) -> EditPlan:
-    """Leave out episodes.
+    """Leaves out episodes.
 
     Args:
-        plan: so far.
+        plan: the plan so far.
         chosen: numbers ("3"), ranges ("5-8", both ends), hashes (8 digits or more), "damaged" (those with a file that
-            is absent or cut, or whose content is not what their conversion recorded), or "@FILE" (see `marks`).
+            is missing or truncated, or whose content differs from what their conversion recorded), or "@FILE" (see
+            `marks`).
 
     Raises:
-        EditError: a word that is none of these, or that no episode fits; a file of marks that cannot be read, or is
-            of other datasets.
+        EditError: a word is none of these, or fits no episode; or a file of marks cannot be read, or belongs
+            to other datasets.
     """
     words = [word for chose in chosen for word in _words(chose, plan.sources)]
     reasons: dict[int, str] = {}
@@ -132,20 +133,20 @@ def delete(plan: EditPlan, chosen: Sequence[str]) -> EditPlan:
 
 
 def delete_marked(plan: EditPlan, path: Path) -> EditPlan:
-    """Leave out the episodes that were marked on the page of these datasets.
+    """Leaves out the episodes that were marked on the page of these datasets.
 
     Raises:
-        EditError: the file cannot be read, does not say which datasets it is of, or is of others.
+        EditError: the file cannot be read, does not name its datasets, or belongs to others.
     """
     reasons: dict[int, str] = {}
-    every = plan_of(plan.sources)  # some of them may be left out already
+    every = plan_of(plan.sources)  # some of them may already be left out
     for word in read_marks(path, plan.sources, must_say=True):
         reasons |= dict.fromkeys(_named(every, word), f"marked in {path.name}")
     return _without(plan, reasons, f"delete what is marked in {path}")
 
 
 def _without(plan: EditPlan, reasons: Mapping[int, str], operation: str) -> EditPlan:
-    """The plan without these episodes, by number."""
+    """Returns the plan without these episodes, by number."""
     gone = [
         LeftOut(span.episode, span.steps, reasons[span.episode.number])
         for span in plan.kept
@@ -156,7 +157,7 @@ def _without(plan: EditPlan, reasons: Mapping[int, str], operation: str) -> Edit
 
 
 def split_at_gaps(plan: EditPlan, seconds: float) -> EditPlan:
-    """Split episodes where two steps are more than so many seconds apart; no step is left out.
+    """Splits episodes where two steps are more than `seconds` apart; no step is left out.
 
     Raises:
         EditError: not a positive number of seconds, or a dataset without time stamps.
@@ -174,18 +175,18 @@ def split_at_gaps(plan: EditPlan, seconds: float) -> EditPlan:
 
 
 def trim_idle(plan: EditPlan, seconds: float, idle: Callable[[ReplayBuffer], Sequence[Sequence[Stretch]]]) -> EditPlan:
-    """Shorten idle steps at both ends of every episode to at most so many seconds.
+    """Shortens idle stretches at both ends of every episode to at most `seconds`.
 
     Args:
         plan: the plan so far.
-        seconds: duration of idle steps that are kept.
-        idle: gives, by episode of a dataset, the stretches of steps in which arm and gripper stand still.
+        seconds: duration of idle steps to keep.
+        idle: returns, by episode of a dataset, the stretches of steps in which arm and gripper stand still.
 
     Raises:
         EditError: a negative number of seconds, or a dataset without time stamps.
     """
     if not 0 <= seconds < float("inf"):
-        raise EditError(f"{seconds} s of standing still are to stay; expected 0 or more")
+        raise EditError(f"{seconds} s of idle steps to keep; expected 0 or more")
     stretches = [idle(buffer) for buffer in plan.sources]
     first = {span.episode.source: span.episode.number for span in reversed(plan_of(plan.sources).kept)}
     kept, gone = [], []
@@ -200,17 +201,17 @@ def trim_idle(plan: EditPlan, seconds: float, idle: Callable[[ReplayBuffer], Seq
 
 
 def drop_short(plan: EditPlan, shortest: int) -> EditPlan:
-    """Leave out spans of fewer steps.
+    """Leaves out spans of fewer steps.
 
     Raises:
-        EditError: fewer than one step.
+        EditError: `shortest` is less than one step.
     """
     if shortest < 1:
-        raise EditError(f"the shortest episode is to have {shortest} steps; expected 1 or more")
+        raise EditError(f"the shortest length of an episode is {shortest} steps; expected 1 or more")
     gone = [span for span in plan.kept if span.steps[1] - span.steps[0] < shortest]
     kept = [span for span in plan.kept if span.steps[1] - span.steps[0] >= shortest]
     dropped = [LeftOut(span.episode, span.steps, f"fewer than {shortest} steps") for span in gone]
-    return plan.without(dropped, kept, f"leave out what has fewer than {shortest} steps")
+    return plan.without(dropped, kept, f"leave out episodes of fewer than {shortest} steps")
 
 
 def _trimmed(span: Span, still: Sequence[Stretch], times: NDArray[np.float64], seconds: float) -> Stretch:
@@ -238,7 +239,7 @@ def _words(chosen: str, sources: Sequence[ReplayBuffer]) -> list[str]:
 
 
 def _named(plan: EditPlan, word: str) -> dict[int, str]:
-    """Numbers of the episodes that a word names, with the reason."""
+    """Returns the numbers of the episodes that a word names, with the reason."""
     numbers = [span.episode.number for span in plan.kept]
     as_range = _RANGE.fullmatch(word) if len(word) < 8 else None
     if as_range:
@@ -249,7 +250,7 @@ def _named(plan: EditPlan, word: str) -> dict[int, str]:
         episodes = [number for number, digest in described if digest.startswith(word)]
     else:
         expected = f"a number, a range such as 5-8, a hash, {DAMAGED} or @FILE"
-        raise EditError(f"cannot tell which episodes {word!r} are; expected {expected}")
+        raise EditError(f"{word!r} does not name episodes; expected {expected}")
     if not episodes:
         raise EditError(
             f"no episode {word} of {len(set(numbers))} ({min(numbers, default=0)} to {max(numbers, default=0)})"
@@ -258,7 +259,7 @@ def _named(plan: EditPlan, word: str) -> dict[int, str]:
 
 
 def _damaged(plan: EditPlan) -> dict[int, str]:
-    """Episodes with files that are absent or cut, or with another content than was recorded."""
+    """Returns episodes with missing or truncated files, or whose content differs from what was recorded."""
     result: dict[int, str] = {}
     for index, buffer in enumerate(plan.sources):
         faults = buffer.file_faults()

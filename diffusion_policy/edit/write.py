@@ -1,4 +1,4 @@
-"""Writes the dataset of a plan: numbers are copied, and frames keep their encoded bytes if each is a file of its own.
+"""Writes the dataset of a plan: numbers are copied, and frames stored in one file each keep their encoded bytes.
 
 Frames in other storage (shards, chunks of many frames, archives, object stores) are decoded and losslessly encoded
 again: decoded frames are equal to the bit.
@@ -43,21 +43,21 @@ from diffusion_policy.edit.plan import EditPlan, Span
 from diffusion_policy.progress import Progress, no_progress
 from diffusion_policy.storage import atomic_folder, link, write_json
 
-# Frames that are unpacked at a time.
+# Number of frames unpacked at a time.
 _FRAMES = 64
-# Attributes that must be the same in datasets that become one, and that the result has, too.
+# Attributes that must be equal in datasets to be joined, and that the result keeps.
 _SHARED_ATTRIBUTES = (SEMANTICS, HEMISPHERE)
 
 
 def write_edited(plan: EditPlan, output: Path, on_progress: Progress = no_progress) -> dict[str, Any]:
-    """Write the dataset of a plan and its ledger (also as a file next to it); returns the ledger.
+    """Writes the dataset of a plan and its ledger (also as a file next to it); returns the ledger.
 
     The dataset is written under a temporary name next to ``output`` and renamed when it is complete; an interrupted
     edit leaves nothing.
 
     Raises:
         EditError: no step is kept, ``output`` exists, or the sources cannot be joined in one dataset.
-        DatasetError: a frame or number that is kept cannot be read.
+        DatasetError: a frame or number to be kept cannot be read.
     """
     if not plan.kept:
         raise EditError("no step is left: nothing is written")
@@ -71,15 +71,15 @@ def write_edited(plan: EditPlan, output: Path, on_progress: Progress = no_progre
 
 
 def ledger_file(output: Path) -> Path:
-    """The path of the ledger of an edited dataset."""
+    """Returns the path of an edited dataset's ledger."""
     return output.with_name(f"{output.name}.{LEDGER}.json")
 
 
 def check_one_dataset(sources: Sequence[ReplayBuffer]) -> None:
-    """Refuse to join datasets whose arrays differ in type, shape or meaning.
+    """Refuses to join datasets whose arrays differ in type, shape or meaning.
 
     Raises:
-        EditError: names the array or attribute, and both datasets.
+        EditError: they differ; the message names the array or attribute, and both datasets.
     """
     first, *others = sources
     for other in others:
@@ -167,7 +167,7 @@ class _Frames:
         self._writer = FrameFiles(self._target)
 
     def write_span(self, span: Span, row: int) -> list[bytes]:
-        """Write the frames of a span to the rows from ``row`` on; returns the digests of the decoded frames."""
+        """Writes the frames of a span to the rows from ``row`` on; returns the digests of the decoded frames."""
         source = span.episode.source
         digests: list[bytes] = []
         for start in range(span.rows.start, span.rows.stop, _FRAMES):
@@ -193,7 +193,7 @@ def _packing(array: zarr.Array[Any]) -> str:
 
 
 def _describe(span: Span, rows: Mapping[str, NDArray[Any]], digests: Mapping[str, Sequence[bytes]]) -> dict[str, Any]:
-    """An episode as conversions describe theirs: steps are those of the recording, where it is known."""
+    """Describes an episode as conversions do; steps are those of the recording, if known."""
     described = span.episode.described
     recorded = described.get("steps")
     first = int(recorded[0]) if isinstance(recorded, list) and recorded else 0

@@ -1,8 +1,8 @@
 """Which recorded episodes a checkpoint is evaluated on, and whether it was trained on them.
 
 A checkpoint of this project stores the episodes of its training (`dataset.split`), so they are recognized in a dataset
-that was appended to, converted anew or joined. One that does not, or a dataset whose episodes cannot be recognized,
-leaves it open: then nothing here is called held out.
+that was appended to, reconverted or joined. If the checkpoint does not store them, or the dataset's episodes cannot be
+recognized, nothing here is called held out.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class EpisodeChoice:
     """Episodes to evaluate on.
 
     Attributes:
-        numbers: of the dataset, in order.
-        statuses: whether the policy was trained on each of them, as far as the checkpoint tells.
-        note: the same in a sentence, with the reason where it is not known.
+        numbers: numbers of the episodes in the dataset, in order.
+        statuses: whether the policy was trained on each of them, as far as the checkpoint shows.
+        note: the same in a sentence, with the reason if it is unknown.
     """
 
     numbers: tuple[int, ...]
@@ -38,20 +38,20 @@ class EpisodeChoice:
     note: str
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON: the status of each episode by its number, and the sentence."""
+        """Returns plain JSON: the status of each episode by its number, and the sentence."""
         named = {str(number): status for number, status in zip(self.numbers, self.statuses, strict=True)}
         return {"episodes": named, "note": self.note}
 
 
 def episode_statuses(dataset: JoinedDatasets, split: Split | None) -> list[Status]:
-    """Of every episode of a dataset; "unknown" for all without a split."""
+    """Returns the status of every episode of a dataset; "unknown" for all without a split."""
     if split is None:
         return ["unknown"] * dataset.n_episodes
     return split.statuses([episode_identities(buffer) for buffer in dataset.buffers])
 
 
 def parse_episodes(words: Sequence[str]) -> str | list[int]:
-    """The episodes that a command line names: "held-out", "all", or numbers; EvaluateError for anything else."""
+    """Returns the episodes named on a command line: "held-out", "all", or numbers; EvaluateError for anything else."""
     if len(words) == 1 and words[0] in (HELD_OUT, ALL):
         return words[0]
     if not all(word.isdecimal() for word in words):
@@ -62,14 +62,14 @@ def parse_episodes(words: Sequence[str]) -> str | list[int]:
 def choose_episodes(
     dataset: JoinedDatasets, checkpoint: Checkpoint, episodes: str | Sequence[int] | None = None
 ) -> EpisodeChoice:
-    """Choose episodes, and say what the policy knows of them.
+    """Chooses episodes, and states whether the policy was trained on them.
 
     Args:
         dataset: recorded episodes.
-        checkpoint: of the policy.
-        episodes: "held-out" (or None): those that its training held out; where the dataset has none of them, those
-            that were not in the training set; where that is not known, those that its config would hold out. "all",
-            or numbers.
+        checkpoint: the policy's checkpoint.
+        episodes: "held-out" (or None): those that its training held out; if the dataset has none of them, those
+            that were not in the training set; if that is unknown, those that its config would hold out. "all",
+            or episode numbers.
 
     Raises:
         EvaluateError: a number is out of range, or every episode was trained on.
@@ -123,14 +123,14 @@ def _note(
     groups = {s: [n for n, status in zip(numbers, chosen, strict=True) if status == s] for s in STATUSES}
     text = [f"{_episodes(episodes)} {WORDS[status]}" for status, episodes in groups.items() if episodes]
     if split is None:
-        text[0] += f": {checkpoint.path.name} does not say which episodes it was trained on"
+        text[0] += f": {checkpoint.path.name} does not record which episodes it was trained on"
     elif groups["unknown"]:
         text[-1] += ": the episodes of this dataset cannot be recognized"
     new = [number for number, status in enumerate(statuses) if status == "unseen" and number not in numbers]
     if new:
         text.append(f"{_episodes(new)}, not evaluated, {WORDS['unseen']}")
     if split is not None and not split.earlier_known and groups["held out"]:
-        text.append("the checkpoint that training started from does not say which episodes it had been trained on")
+        text.append("the checkpoint that training started from does not record which episodes it had been trained on")
     return "; ".join(text)
 
 

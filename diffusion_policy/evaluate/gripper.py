@@ -1,13 +1,14 @@
-"""Does the policy command its gripper to close and to open? The verdict on one log, with its evidence in one line.
+"""Whether the policy commands its gripper to close and open: the verdict on one log, with its evidence in one line.
 
-How a verdict is decided, and what it does not show: see ``verdicts``. Commands in another scale than 0..1 are
-converted where the scale is known (declared, labeled or found: ``gripper_scale``); else the verdict is "unknown scale".
-A log without a gripper command has the verdict "no gripper command"; where its numbers are rotation vector and gripper
-width, and no scale is declared, the width is judged in the same way under thresholds of its own (``width_verdict``).
-Of several arms each gripper is judged; the verdict of the log is the worst of theirs, and its reason names the arm.
+For how a verdict is decided, and what it does not show, see ``verdicts``. Commands in a scale other than 0..1 are
+converted if the scale is known (declared, labeled or found: ``gripper_scale``); otherwise the verdict is "unknown
+scale". A log without a gripper command has the verdict "no gripper command"; if its numbers are a rotation vector and a
+gripper width, and no scale is declared, the width is judged in the same way with its own thresholds
+(``width_verdict``). With several arms each gripper is judged; the log's verdict is the worst of theirs, and its reason
+names the arm.
 
-The naive check ("more than one distinct value, and it changes") is reported with it: it calls every one of these
-learned that is not constant.
+The naive check ("more than one distinct value, and it changes") is reported as well; it calls every gripper learned
+that is not constant.
 """
 
 from __future__ import annotations
@@ -61,44 +62,44 @@ _DECIMALS = 6
 
 @dataclass(frozen=True)
 class GripperReport:
-    """What one log shows of the gripper; ``to_json`` holds every attribute under its name.
+    """What one log shows about the gripper; ``to_json`` holds every attribute under its name.
 
     Attributes:
         file: name of the log.
-        verdict: see the module's text.
+        verdict: see the module's docstring.
         reason: the evidence in one line.
-        generation, layout, steps, action_dim, images: what the log is.
-        gripper_min, gripper_max, distinct_values: of the commands, in the log's unit (a width in meters for
+        generation, layout, steps, action_dim, images: properties of the log.
+        gripper_min, gripper_max, distinct_values: statistics of the commands, in the log's unit (a width in meters for
             ``xyz_rotvec_width``); None without any gripper number.
         events: (step, "open" | "close") under the dead band, by the log's own numbers; empty without a gripper command
             of a known scale.
         opens, closes: whether any command is at or beyond the open or closed threshold; None without such a command.
-        equals_measured_gripper: the command is the measurement at every step.
-        naive: what the naive check says: its verdict, the distinct values and the changes it counts.
+        equals_measured_gripper: whether the command equals the measurement at every step.
+        naive: result of the naive check: its verdict, and the distinct values and changes that it counts.
         duty_closed: share of decided steps in which the gripper is commanded closed.
-        dwell_steps: steps from each event to the next, the last one to the end.
-        bounces: events undone within BOUNCE_STEPS.
-        settled_events: events that remain when states must last longer than BOUNCE_STEPS.
-        flips_per_minute: None if the log has no clock.
+        dwell_steps: number of steps from each event to the next, and from the last to the end.
+        bounces: number of events undone within BOUNCE_STEPS.
+        settled_events: number of events that remain when states must last longer than BOUNCE_STEPS.
+        flips_per_minute: flips per minute; None if the log has no clock.
         undecided: share of commands inside the dead band.
         margin: median distance of the commands from the middle of the band, 1 = at the end of the range.
-        leads_measurement: events that a chunk commanded before they were measured (``events.order_of_events``); a
-            policy that only ever follows the measurement has 0. None without a measurement.
-        agrees_with_measurement: share of steps at which commanded and measured state are the same.
+        leads_measurement: number of events that a chunk commanded before they were measured
+            (``events.order_of_events``); a policy that only ever follows the measurement has 0. None without a
+            measurement.
+        agrees_with_measurement: share of steps at which the commanded and measured states agree.
         sweep: events and verdict under each dead band of the scale's sweep.
         firmness: share of those bands that give this verdict; None without a sweep.
         width_verdict: verdict on a gripper width in meters under WIDTH_BAND; None for other layouts. The statistics are
             then those of the width.
-        width_events: its events.
-        gripper_scale, measured_scale: names of the scales of command and measurement; None if they are not known, or
-            there is none.
+        width_events: events of the width.
+        gripper_scale, measured_scale: names of the scales of command and measurement; None if unknown or absent.
         scale_origin: how the command's scale is known: "declared", "labeled", "found" or "unknown"; None without one.
-        missing_steps: (first, last) number of each run of steps that the log lacks.
-        errors: how many messages the server answered with an error instead of an action, by code.
-        oddities: what else is odd about the log, one sentence each.
-        arms: the verdict of each arm's gripper; empty of a single arm, then not part of ``to_json``.
-        commands: (N,) the gripper numbers of the log, to be drawn: 0..1 where their scale is known, else as logged; not
-            part of ``to_json``. Of several arms those of the one that the verdict is of.
+        missing_steps: (first, last) step number of each gap in the log.
+        errors: number of messages answered with an error instead of an action, by code.
+        oddities: other irregularities of the log, one sentence each.
+        arms: the verdict of each arm's gripper; empty, and not in ``to_json``, with a single arm.
+        commands: (N,) the log's gripper numbers, for drawing: 0..1 if their scale is known, otherwise as logged; not
+            in ``to_json``. With several arms, those of the arm that the verdict is about.
     """
 
     file: str
@@ -141,16 +142,16 @@ class GripperReport:
 
     @property
     def opens_and_closes(self) -> bool:
-        """Whether the gripper is commanded to close and to open by the policy's own decision, and stays so."""
+        """Whether the policy commands the gripper to close and open by its own decision, without chattering."""
         return self.verdict == OPENS_AND_CLOSES
 
     @property
     def learned(self) -> bool:
-        """The former name of `opens_and_closes`."""
+        """Former name of `opens_and_closes`."""
         return self.opens_and_closes
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; events are [step, kind]."""
+        """Returns plain JSON; events are [step, kind]."""
         named = {**asdict(self), "events": [list(event) for event in self.events]}
         del named["commands"]
         if not self.arms:
@@ -166,12 +167,12 @@ class Unreadable:
     reason: str
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, with the keys that every entry has."""
+        """Returns plain JSON, with the keys that every entry has."""
         return {"file": self.file, "verdict": "unreadable", "reason": self.reason}
 
 
 def judge_file(path: str | Path, declared: DeclaredScales | None = None) -> GripperReport | Unreadable:
-    """Read and judge one log; a log that cannot be read becomes an entry that says why, and hides no other."""
+    """Reads and judges one log; one that cannot be read becomes an entry with the reason and does not affect others."""
     try:
         return judge(read_log(path), declared)
     except RunLogError as error:
@@ -179,14 +180,14 @@ def judge_file(path: str | Path, declared: DeclaredScales | None = None) -> Grip
 
 
 def judge(log: RunLog, declared: DeclaredScales | None = None) -> GripperReport:
-    """Judge the gripper of one log.
+    """Judges the gripper of one log.
 
     Args:
-        log: of any generation.
-        declared: in which scale its gripper is, where somebody says so.
+        log: a log of any generation.
+        declared: scale of its gripper, if declared.
 
     Raises:
-        RunLogError: its numbers contradict what was declared.
+        RunLogError: its numbers contradict the declared scale.
     """
     scales = log.gripper_scales(declared)
     if scales is None:
@@ -196,7 +197,7 @@ def judge(log: RunLog, declared: DeclaredScales | None = None) -> GripperReport:
 
 
 def _worst(reports: Mapping[str, GripperReport]) -> GripperReport:
-    """The report of the arm whose verdict is the worst; its reason names that arm, and the verdicts of the others."""
+    """Returns the report of the arm with the worst verdict; its reason names that arm and the other verdicts."""
     arm = min(reports, key=lambda name: WORST_FIRST.index(reports[name].verdict))
     others = "".join(f"; {name}: {report.verdict}" for name, report in reports.items() if name != arm)
     arms = {name: report.verdict for name, report in reports.items()}
@@ -215,7 +216,7 @@ def _judge_gripper(
 
 
 def _facts(log: RunLog, logged: LoggedGripper | None, scales: ResolvedScales | None) -> dict[str, Any]:
-    """The part of every report that does not depend on the verdict."""
+    """Returns the part of a report that does not depend on the verdict."""
     gripper = None if logged is None else logged.commands
     distinct = 0 if gripper is None else len(np.unique(gripper))
     changes = 0 if gripper is None else int(np.count_nonzero(np.diff(gripper)))
@@ -250,13 +251,13 @@ def _name(scale: GripperScale | None) -> str | None:
 
 
 def _commands(log: RunLog, logged: LoggedGripper, scale: GripperScale | None, measured: FloatArray | None) -> Commands:
-    """The log's commands in 0..1 (as logged without a scale), with a measurement in the same."""
+    """Returns the log's commands in 0..1 (as logged if the scale is unknown), and the measurement likewise."""
     gripper = logged.chunks if scale is None else scale.to_internal(logged.chunks)
     return Commands(gripper[:, 0], gripper, measured, log.numbers, log.stride, logged.is_copied)
 
 
 def _judged(commands: Commands, scale: Thresholds, log: RunLog) -> dict[str, Any]:
-    """Verdict, events and statistics under a scale's thresholds, by the names of ``GripperReport``."""
+    """Returns verdict, events and statistics under a scale's thresholds, named as in ``GripperReport``."""
     verdict, sweep = decide(commands, scale.band), sweep_dead_bands(commands, scale)
     return {
         "verdict": verdict,
@@ -281,7 +282,7 @@ def _of_command(
         if known is None:
             aside = (
                 f"; the measured gripper ({scales.measured.span}) is in an unknown "
-                f"scale and was left aside: {scales.flag()}"
+                f"scale and was ignored: {scales.flag()}"
             )
     commands = _commands(log, gripper, scale, measured)
     judged = _judged(commands, COMMAND, log)
@@ -294,9 +295,11 @@ def _of_command(
 def _of_width(log: RunLog, gripper: LoggedGripper, scales: ResolvedScales, facts: dict[str, Any]) -> GripperReport:
     measured = gripper.measured
     if measured is not None and scales.measured is not None and scales.measured.is_internal:
-        measured = WIDTH.of_share(measured)  # a measurement of 0..1 with a command in meters
+        measured = WIDTH.of_share(measured)  # a measurement in 0..1 with a command in meters
     width = _judged(_commands(log, gripper, None, measured), WIDTH, log)
-    text = f"a width in meters, no 0..1 gripper: by its own thresholds {width['verdict']}; {width['reason']}{_odd(log)}"
+    text = (
+        f"a width in meters, not a 0..1 gripper: by its own thresholds {width['verdict']}; {width['reason']}{_odd(log)}"
+    )
     unsaid = {"events": (), "opens": None, "closes": None, "equals_measured_gripper": False}
     judged = {"width_verdict": width["verdict"], "width_events": width["events"]}
     return GripperReport(**facts | width | unsaid | judged | {"verdict": "no gripper command", "reason": text})
@@ -307,7 +310,7 @@ def _of_unknown_scale(
 ) -> GripperReport:
     command, copied, steps = scales.command, gripper.is_copied, counted(len(log.steps), "step")
     text = f"commands are {command.span} in {steps}: {command.reason}"
-    verdict, text = UNKNOWN_SCALE, f"{text}; say which: {scales.advice()}"
+    verdict, text = UNKNOWN_SCALE, f"{text}; declare it: {scales.advice()}"
     if copied and len(log.steps) >= MIN_STEPS:
         copy = f"the command equals the measured gripper at all {steps}: it is copied, not decided"
         verdict, text = PASS_THROUGH, f"{copy}; {text}"
@@ -323,7 +326,7 @@ def _of_unknown_scale(
 
 
 def _odd(log: RunLog) -> str:
-    """Missing steps and refused messages, behind a reason."""
+    """Returns missing steps and refused messages, to append to a reason."""
     return "".join(f"; {oddity}" for oddity in log.oddities)
 
 
@@ -339,7 +342,7 @@ def _without_gripper(log: RunLog, facts: Mapping[str, Any]) -> GripperReport:
     elif log.layout == "named" and log.action_layout is not None:
         text = f"{log.commands.shape[1]} numbers without a gripper: {log.action_layout.describe()}"
     else:
-        text = f"{log.commands.shape[1]} numbers a command that fit no known layout"
+        text = f"{log.commands.shape[1]} numbers per command that fit no known layout"
     return GripperReport(
         **facts, verdict=verdict, reason=text + _odd(log), events=(), opens=None, closes=None,
         equals_measured_gripper=False,

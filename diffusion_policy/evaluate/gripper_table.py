@@ -18,12 +18,12 @@ from diffusion_policy.tables import Column, Printable, Table, Text, as_texts
 
 Entry = GripperReport | Unreadable
 
-# Below this probability a difference between groups is not called one.
+# A difference between groups below this probability is not claimed.
 _SURE = 0.95
-# These say nothing of when a policy would close its gripper.
+# Verdicts that say nothing about when a policy would close its gripper.
 UNJUDGED: tuple[Verdict, ...] = ("no gripper command", "unknown scale", "every answer refused", "too short")
-# What every verdict on commands leaves open.
-_LIMIT = "commands show when the gripper would close; whether it then holds anything, only a rollout shows"
+# What no verdict on commands can show.
+_LIMIT = "commands show when the gripper would close; only a rollout shows whether it then holds anything"
 _COLUMNS = (
     Column("log", min_width=15),
     Column("steps", right=True, no_wrap=True),
@@ -47,11 +47,11 @@ class GroupComparison:
 
     @property
     def probability(self) -> float | None:
-        """Posterior probability that the gripper improved, see ``intervals.probability_improved``; None unmeasured."""
+        """Posterior probability of an improvement, see ``intervals.probability_improved``; None if unmeasured."""
         return probability_improved(self.before, self.after) if self.measured else None
 
     def to_json(self) -> dict[str, Any]:
-        """Counts and intervals, plain JSON; "learned" is the former name of "opens and closes". None: no log counts."""
+        """Returns counts and intervals as plain JSON; "learned" is the former name of "opens and closes"."""
         return {
             "before": _share(self.before),
             "after": _share(self.after),
@@ -62,7 +62,7 @@ class GroupComparison:
 
     @property
     def finding(self) -> str:
-        """What can be claimed at 95 %."""
+        """The claim that can be made at 95 %."""
         if self.probability is not None and self.probability >= _SURE:
             return "the gripper improved"
         if self.probability is not None and self.probability <= 1 - _SURE:
@@ -70,14 +70,14 @@ class GroupComparison:
         return "no difference can be claimed"
 
     def sentence(self) -> str:
-        """The comparison in words."""
+        """Returns the comparison in words."""
         low, high = difference_interval(self.before, self.after)
         counts = (
             f"it opens and closes in {self.before[0]} of {self.before[1]} logs before, {self.after[0]} of "
             f"{self.after[1]} after"
         )
         if self.probability is None:
-            return f"{self.finding}: {counts}; a group without a log that counts has no share"
+            return f"{self.finding}: {counts}; a group in which no log counts has no share"
         return (
             f"{self.finding}: {counts}; difference {low:+.0%} to {high:+.0%}, probability of improvement "
             f"{self.probability:.1%}"
@@ -85,7 +85,7 @@ class GroupComparison:
 
 
 def short_name(file: str) -> str:
-    """What distinguishes a log from the others: its date and time."""
+    """Returns what distinguishes a log from others: its date and time."""
     return Path(file).name.removeprefix("inference_log_").removesuffix(".json")
 
 
@@ -96,25 +96,25 @@ def _share(counts: tuple[int, int]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Validation:
-    """Verdicts on all logs asked for, and the comparison with a group before, if one was given."""
+    """Verdicts on all given logs, and the comparison with an earlier group, if given."""
 
     entries: tuple[Entry, ...]
     before: tuple[Entry, ...] = ()
 
     @property
     def exit_status(self) -> int:
-        """0 the gripper opens and closes in every log, 1 not in one, 2 one (of either group) could not be read."""
+        """0 if the gripper opens and closes in every log, 1 if not, 2 if a log (of either group) could not be read."""
         if any(isinstance(entry, Unreadable) for entry in (*self.entries, *self.before)):
             return 2
         return 0 if all(isinstance(entry, GripperReport) and entry.opens_and_closes for entry in self.entries) else 1
 
     @property
     def comparison(self) -> GroupComparison | None:
-        """Of ``entries`` against ``before``; None without the latter."""
+        """The comparison of ``entries`` with ``before``; None without the latter."""
         return GroupComparison(_count(self.before), _count(self.entries)) if self.before else None
 
     def sentences(self) -> list[str]:
-        """Shares with their interval, the other verdicts, and the comparison; one sentence each."""
+        """Returns shares with their interval, the other verdicts, and the comparison, one sentence each."""
         count, judged = _count(self.entries)
         low, high = wilson_interval(count, judged)
         reports = [entry for entry in self.entries if isinstance(entry, GripperReport)]
@@ -137,11 +137,11 @@ class Validation:
         return [*text, self.comparison.sentence()] if self.comparison else text
 
     def summary(self) -> str:
-        """The sentences as one text."""
+        """Returns the sentences as one text."""
         return ". ".join(self.sentences())
 
     def table(self) -> list[Printable]:
-        """For the terminal: one row a log, then the summary."""
+        """Returns output for the terminal: one row per log, then the summary."""
         table = Table(*_COLUMNS)
         for entry in self.entries:
             name, steps, verdict, firm, evidence = _cells(entry)
@@ -150,10 +150,10 @@ class Validation:
         return [table, *as_texts(self.sentences())]
 
     def write(self, path: Path) -> None:
-        """Write the verdicts as JSON; StorageError if the disk refuses.
+        """Writes the verdicts as JSON; raises StorageError if the disk refuses.
 
-        A list with one object a log; with a group to compare with, an object with both lists (``logs``, ``before``) and
-        the ``comparison``.
+        A list with one object per log or, with a group to compare with, an object with both lists (``logs``,
+        ``before``) and the ``comparison``.
         """
         logs = [entry.to_json() for entry in self.entries]
         before = [entry.to_json() for entry in self.before]
@@ -165,12 +165,12 @@ class Validation:
 def validate_logs(
     paths: Sequence[Path], before: Sequence[Path] = (), declared: DeclaredScales | None = None
 ) -> Validation:
-    """Judge logs, or all logs of folders (see ``find_logs``).
+    """Judges logs, or all logs in folders (see ``find_logs``).
 
     Args:
-        paths: of logs and folders.
+        paths: paths of logs and folders.
         before: a second group to compare with.
-        declared: the scale of the grippers in all of them, where somebody says so.
+        declared: the scale of the grippers in all of them, if declared.
 
     Raises:
         RunLogError: a folder holds no log. A log that cannot be read is an entry, not an error.
@@ -183,7 +183,7 @@ def _judge_all(paths: Iterable[Path], declared: DeclaredScales | None) -> tuple[
 
 
 def find_logs(paths: Iterable[Path]) -> list[Path]:
-    """The logs that paths name: each a file, a run's folder of this server, or a folder that holds such.
+    """Returns the logs at these paths: each a file, a run folder of this server, or a folder that holds such.
 
     Raises:
         RunLogError: a folder without a log.

@@ -1,11 +1,11 @@
 """Errors of predicted chunks against recorded ones: millimeters, degrees, joints and gripper states; pure functions.
 
-Open loop means: the observation is the recorded one at every step, whatever was predicted before. Errors are shown per
-step of the chunk (far ones are harder), per phase of the task, and compared with baselines that need no learning: a
-policy that does not beat them has learned nothing that the baseline does not know.
+Open loop means that the observation at every step is the recorded one, whatever was predicted before. Errors are given
+per step of the chunk (later ones are harder), per phase of the task, and next to baselines that need no learning: a
+policy that does not beat a baseline has learned nothing beyond it.
 
-A layout names the numbers; with several arms, errors are given per arm and as their mean. Where no
-layout is given, seven numbers are a pose and eight a pose and a gripper.
+A layout names the numbers; with several arms, errors are given per arm and as their mean. If no
+layout is given, seven numbers are a pose, and eight a pose and a gripper.
 
 Legend of shapes: N steps, T actions of a chunk, D action dimensions, G grippers, S numbers of a measured state.
 """
@@ -29,35 +29,35 @@ FloatArray = NDArray[np.float64]
 Phase = Literal["approach", "grasp", "move", "release"]
 PHASES: tuple[Phase, ...] = ("approach", "grasp", "move", "release")
 
-# A grasp or a release is what happens within so many steps of its event: half a second at the robot's 10 Hz.
+# A grasp or release comprises the steps within this many steps of its event: half a second at the robot's 10 Hz.
 PHASE_STEPS = 5
-# A quaternion below this norm says nothing of a rotation.
+# A quaternion below this norm does not define a rotation.
 SMALLEST_NORM = 1e-6
-# Names of what is compared; "previous action" and "mean action" are added to them.
+# Names of predictors; "previous action" and "mean action" are added to them.
 POLICY, HOLD, COPYCAT = "policy", "hold pose", "copy the measured gripper"
 JOINT_ERRORS = {"rad": "joint_rad", "deg": "joint_deg"}
-"""Names of the error of joints, by their unit; "joint" where that is another one or unknown."""
+"""Names of the joint error by unit; "joint" if the unit is another one or unknown."""
 
 
 def layout_of_width(width: int) -> ActionLayout:
-    """The default layout of unnamed numbers: seven are a pose, eight a pose and a gripper."""
+    """Returns the default layout of unnamed numbers: seven are a pose, eight a pose and a gripper."""
     return ActionLayout.of(default_names(width))
 
 
 def joint_error(layout: ActionLayout) -> str:
-    """What the error of its joints is called."""
+    """Returns the name of its joint error."""
     return JOINT_ERRORS.get(layout.joint_unit, "joint")
 
 
 @dataclass(frozen=True)
 class ChunkErrors:
-    """Errors of N chunks; NaN if nothing was recorded or predicted, or a quaternion of norm 0 is no rotation.
+    """Errors of N chunks; NaN where nothing was recorded or predicted, or where a quaternion has norm 0.
 
     Attributes:
         values: (N, T) each, by name: ``position_mm`` (distance), ``rotation_deg`` (geodesic angle; q and -q are the
-            same), ``gripper`` (absolute difference of the command), and of a layout with joints `joint_error` (mean
-            absolute difference). Means over arms; all NaN of what the layout lacks.
-        arms: the errors of each arm, where there are several.
+            same), ``gripper`` (absolute difference of the command), and for a layout with joints `joint_error` (mean
+            absolute difference). Means over arms; NaN for what the layout lacks.
+        arms: the errors of each arm, if there are several.
     """
 
     values: Mapping[str, FloatArray]
@@ -80,37 +80,37 @@ class ChunkErrors:
 
     @classmethod
     def joined(cls, parts: Sequence[ChunkErrors]) -> ChunkErrors:
-        """Errors of one layout, one after another."""
+        """Concatenates errors of one layout."""
         values = {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}
         return cls(values, {arm: cls.joined([part.arms[arm] for part in parts]) for arm in parts[0].arms})
 
     def select(self, rows: NDArray[np.bool_]) -> ChunkErrors:
-        """The errors of some of the chunks, (N,) bool."""
+        """Returns the errors of the chunks selected by (N,) bool."""
         values = {name: array[rows] for name, array in self.values.items()}
         return ChunkErrors(values, {arm: errors.select(rows) for arm, errors in self.arms.items()})
 
     def means(self) -> dict[str, float | None]:
-        """Mean over all recorded entries; None without one."""
+        """Returns means over all recorded entries; None without one."""
         return {name: _mean(values) for name, values in self.values.items()}
 
     def per_horizon_step(self) -> dict[str, list[float | None]]:
-        """Mean at each of the T steps of the chunk."""
+        """Returns means at each of the T steps of the chunk."""
         return {name: [_mean(column) for column in values.T] for name, values in self.values.items()}
 
 
 def score_chunks(
     predicted: ArrayLike, recorded: ArrayLike, inside: ArrayLike | None = None, layout: ActionLayout | None = None
 ) -> ChunkErrors:
-    """Compare chunks (N, T, D) with what was recorded.
+    """Compares chunks (N, T, D) with the recorded ones.
 
     Args:
-        predicted: NaN if a baseline says nothing.
-        recorded: absolute actions; quaternions need not have norm 1.
+        predicted: predicted actions; NaN where a baseline predicts nothing.
+        recorded: recorded absolute actions; quaternions need not have norm 1.
         inside: (N, T) which recorded actions are inside their episode; all by default.
-        layout: of the D numbers; by how many they are if not given.
+        layout: layout of the D numbers; inferred from D if not given.
 
     Raises:
-        ValueError: shapes differ, or D is not the layout's.
+        ValueError: shapes differ, or D does not fit the layout.
     """
     ours, theirs = np.asarray(predicted, dtype=np.float64), np.asarray(recorded, dtype=np.float64)
     widths = (7, 8) if layout is None else (len(layout.names),)
@@ -134,7 +134,7 @@ def score_chunks(
 def _errors_of_arm(
     layout: ActionLayout, arm: Arm, predicted: FloatArray, recorded: FloatArray, counts: NDArray[np.bool_]
 ) -> dict[str, FloatArray]:
-    """Errors (N, T) of what the arm has, by name; a motion that is not known as a whole has none."""
+    """Returns errors (N, T) of what the arm has, by name; partially known motions have none."""
     columns = [*arm.position, *arm.rotation, *arm.joints, *arm.gripper]
     units = {layout.names[column]: layout.unit(column) for column in columns}
     part = ActionLayout.of(units, units)
@@ -168,10 +168,10 @@ def _is_rotation(quaternions: FloatArray) -> NDArray[np.bool_]:
 
 
 def phases(recorded_gripper: ArrayLike, margin: int = PHASE_STEPS) -> NDArray[np.str_]:
-    """Phase of each of N steps of an episode, from the events of its recorded gripper (N,), or of several (N, G).
+    """Returns the phase of each of N steps of an episode, from the events of its recorded gripper (N,) or (N, G).
 
-    Within ``margin`` steps of a closing: grasp, of an opening: release; otherwise move while one is closed and approach
-    while all are open. Where both are near, the nearer event counts.
+    Within ``margin`` steps of a closing it is grasp, of an opening release; otherwise move while one is closed,
+    approach while all are open. If both are near, the nearer event counts.
     """
     values = np.asarray(recorded_gripper, dtype=np.float64)
     grippers = values.reshape(len(values), -1).T
@@ -187,9 +187,9 @@ def phases(recorded_gripper: ArrayLike, margin: int = PHASE_STEPS) -> NDArray[np
 
 
 def transition_error(predicted: ArrayLike, recorded: ArrayLike, inside: ArrayLike | None = None) -> float | None:
-    """Share of wrong gripper states in chunks (N, T) during which the recorded gripper changes; None without such.
+    """Returns the share of wrong gripper states in chunks (N, T) where the recorded gripper changes; None without any.
 
-    Elsewhere every copycat is right: these are the chunks that need a decision. The threshold of states is
+    In other chunks every copycat is right; these are the ones that need a decision. The threshold of states is
     CLIENT_THRESHOLD.
     """
     wants = np.asarray(recorded, dtype=np.float64) > CLIENT_THRESHOLD
@@ -201,9 +201,9 @@ def transition_error(predicted: ArrayLike, recorded: ArrayLike, inside: ArrayLik
 
 
 def measured_as_action(measured: FloatArray, state: ActionLayout, action: ActionLayout) -> FloatArray:
-    """Measured states (N, S) as the actions (N, D) that would keep them; NaN in what is not measured.
+    """Converts measured states (N, S) to the actions (N, D) that would keep them; NaN for what is not measured.
 
-    Rotations may be measured in another representation than they are commanded in.
+    Rotations may be measured and commanded in different representations.
     """
     rotations = {arm.name: arm for arm in action.arms if arm.representation is not None}
     both = [arm.name for arm in state.arms if arm.representation is not None and arm.name in rotations]
@@ -226,14 +226,14 @@ def baselines(
     layout: ActionLayout | None = None,
     state: ActionLayout | None = None,
 ) -> dict[str, FloatArray]:
-    """What needs no learning, as chunks (N, T, D); NaN in what a baseline says nothing about.
+    """Returns the predictions that need no learning, as chunks (N, T, D); NaN where a baseline predicts nothing.
 
     Args:
         recorded: (N, T, D) chunks of consecutive steps of one episode.
         measured: (N, S) state at each step.
-        mean_action: (D,) over episodes that are not evaluated.
-        layout: of the D numbers; by how many they are if not given.
-        state: of the S numbers, likewise.
+        mean_action: (D,) mean over episodes that are not evaluated.
+        layout: layout of the D numbers; inferred from D if not given.
+        state: layout of the S numbers, likewise.
     """
     n_steps, n_actions, width = recorded.shape
     layout, state = layout or layout_of_width(width), state or layout_of_width(measured.shape[1])
@@ -255,10 +255,10 @@ def baselines(
 
 
 def sample_spread(samples: ArrayLike, layout: ActionLayout | None = None) -> dict[str, Any]:
-    """How far S samples (S, N, T, D) of the same chunks are apart: the policy's own uncertainty.
+    """Returns the spread of S samples (S, N, T, D) of the same chunks: the policy's own uncertainty.
 
-    Root mean square distance of positions from their mean in mm, and standard deviation of the gripper and of joints;
-    per horizon step. None for a single sample, and of what the layout lacks.
+    Root mean square distance of positions from their mean in mm, and standard deviation of the gripper and of joints,
+    per horizon step. None for a single sample, and for what the layout lacks.
     """
     drawn = np.asarray(samples, dtype=np.float64)
     layout = layout or layout_of_width(drawn.shape[-1])

@@ -1,8 +1,8 @@
 """Open-loop evaluation of a checkpoint on held-out episodes, compared with baselines and with another checkpoint.
 
-The policy is sampled with the scheduler that will be deployed, several times at each step: the spread is its own
-uncertainty, the error that of one sample. Two checkpoints are compared by paired bootstrap over episodes, since steps
-of one episode are not independent.
+The policy is sampled with the scheduler that will be deployed, several times at each step; the spread of the samples is
+its own uncertainty, the error is that of a single sample. Two checkpoints are compared by paired bootstrap over
+episodes, since steps of one episode are not independent.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class OpenLoopReport:
 
     Attributes:
         checkpoint: its path.
-        episodes: what was predicted.
-        sampling: how.
-        scores: by predictor.
-        choice: whether the policy was trained on these episodes; None if it was not asked.
-        sampler_note: a sentence if training measured the policy with another sampler.
+        episodes: the evaluated episodes, with predictions.
+        sampling: how chunks were sampled.
+        scores: scores by predictor.
+        choice: whether the policy was trained on these episodes; None if that was not determined.
+        sampler_note: a note if training measured the policy with another sampler.
     """
 
     checkpoint: str
@@ -80,7 +80,7 @@ class OpenLoopReport:
         return result
 
     def unmeasured(self) -> list[str]:
-        """What these episodes cannot tell of the policy, each as a sentence."""
+        """What these episodes cannot show about the policy, each as a sentence."""
         events, result = self.scores[POLICY].events, []
         if not self.layout.has_pose:
             joints = f"; joint errors in {self.layout.joint_unit}" if self.layout.has_joints else ""
@@ -88,13 +88,13 @@ class OpenLoopReport:
         if events is not None and not events.recorded:
             result.append(
                 f"the gripper was not measured: no event is recorded in these {len(self.episodes)} episodes, so "
-                "neither F1 nor what is wrong at transitions is defined"
+                "neither F1 nor the share wrong at transitions is defined"
             )
         return result
 
     @property
     def layout(self) -> ActionLayout:
-        """What the numbers of an action are."""
+        """The layout of an action."""
         return self.episodes[0].layout
 
     @property
@@ -104,22 +104,22 @@ class OpenLoopReport:
 
     @property
     def tolerance_s(self) -> float:
-        """Seconds that gripper F1 is measured within."""
+        """Tolerance of gripper F1 in seconds."""
         return self.episodes[0].tolerance_s
 
     def against_copycat(self) -> dict[str, Any] | None:
-        """Policy minus copycat, share of wrong gripper states at transitions, by episode; None without a gripper."""
+        """Returns policy minus copycat: wrong gripper states at transitions, by episode; None without a gripper."""
         if COPYCAT not in self.scores:
             return None
         pair = (self.scores[COPYCAT].per_episode, self.scores[POLICY].per_episode)
         return _paired(*pair, "gripper_at_transitions")
 
     def spread(self) -> dict[str, Any]:
-        """Spread of the samples over all steps, see ``sample_spread``."""
+        """Returns the spread of the samples over all steps, see ``sample_spread``."""
         return sample_spread(np.concatenate([episode.samples for episode in self.episodes], axis=1), self.layout)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the arrays, as plain JSON."""
+        """Returns everything but the arrays as plain JSON."""
         return {
             "checkpoint": self.checkpoint,
             "scheduler": self.sampling.scheduler,
@@ -150,7 +150,7 @@ def evaluate_open_loop(
     on_progress: Progress = no_progress,
     gripper_scale: str | None = None,
 ) -> OpenLoopReport:
-    """Evaluate a checkpoint on recorded episodes.
+    """Evaluates a checkpoint on recorded episodes.
 
     Args:
         checkpoint_path: any checkpoint of the reference or of this project.
@@ -160,12 +160,13 @@ def evaluate_open_loop(
         samples: noise samples at each step.
         device: "cpu", "cuda:0", ...
         which: "ema_model" or "model".
-        tolerance_s: seconds that a predicted gripper event may be away from a recorded one.
-        on_progress: called with the steps done, and those of all samples of all episodes.
-        gripper_scale: that the dataset's gripper is stored in, see `open_recorded`; errors are of 0 closed .. 1 open.
+        tolerance_s: allowed time between a predicted gripper event and a recorded one, seconds.
+        on_progress: called with the number of steps done, and the total over all samples and episodes.
+        gripper_scale: scale in which the dataset's gripper is stored, see `open_recorded`; errors are in 0 closed .. 1
+            open.
 
     Raises:
-        WorkspaceError: of the checkpoint, the dataset, their meaning, or the choice of episodes.
+        WorkspaceError: the checkpoint, the dataset, their semantics or the choice of episodes is invalid.
     """
     if samples < 1:
         raise EvaluateError(f"samples is {samples}; expected 1 or more")
@@ -174,7 +175,9 @@ def evaluate_open_loop(
     sampling = sampling or Sampling()
     recorded, checkpoint = open_recorded(checkpoint_path, zarr_path, device, which, gripper_scale)
     if recorded.policy.spec.action_names == ROTVEC_WIDTH:
-        raise EvaluateError(f"{checkpoint_path}: predicts rotation vectors; open-loop errors are of quaternion poses")
+        raise EvaluateError(
+            f"{checkpoint_path}: predicts rotation vectors; open-loop errors are defined for quaternion poses"
+        )
     set_sampler(recorded.policy, sampling.scheduler, sampling.steps)
     choice = choose_episodes(recorded.buffer, checkpoint, episodes)
     mean_action = _mean_action(recorded, choice.numbers)
@@ -191,7 +194,7 @@ def evaluate_open_loop(
 
 
 def _mean_action(recorded: RecordedEpisodes, left_out: Sequence[int]) -> FloatArray:
-    """(D,) over the episodes that are not evaluated; over all if none is left."""
+    """Returns (D,) the mean over episodes that are not evaluated; over all if none is left."""
     others = [episode for episode in range(recorded.n_episodes) if episode not in left_out]
     steps = np.concatenate([recorded.steps(episode) for episode in others or range(recorded.n_episodes)])
     return recorded.recorded_chunks(steps)[0][:, 0].mean(axis=0)
@@ -218,19 +221,19 @@ def _episode(
 
 
 def compare_open_loop(first: OpenLoopReport, second: OpenLoopReport) -> dict[str, dict[str, Any]]:
-    """Second minus first, per number of the table: mean over episodes and its 95 % paired bootstrap interval.
+    """Returns second minus first for each number of the table: mean over episodes, and 95 % paired bootstrap interval.
 
-    A number that is not defined in both of an episode says nothing of it; one that is defined in none is left out.
+    An episode counts for a number only if both define it; a number defined in no episode is left out.
 
     Raises:
-        EvaluateError: the reports are of different episodes, or their F1 is measured within different times.
+        EvaluateError: the reports cover different episodes, or their F1 tolerances differ.
     """
     ours, theirs = ([episode.episode for episode in report.episodes] for report in (first, second))
     if ours != theirs:
-        raise EvaluateError(f"compared on different episodes, {ours} and {theirs}; evaluate both on the same")
+        raise EvaluateError(f"the episodes differ, {ours} and {theirs}; evaluate both on the same ones")
     if first.tolerance_s != second.tolerance_s:
         raise EvaluateError(
-            f"gripper F1 within {first.tolerance_s:.3g} s and within {second.tolerance_s:.3g} s are not compared"
+            f"gripper F1 within {first.tolerance_s:.3g} s and within {second.tolerance_s:.3g} s cannot be compared"
         )
     compared = {
         column: _paired(first.scores[POLICY].per_episode, second.scores[POLICY].per_episode, column)
@@ -244,7 +247,7 @@ def compare_open_loop(first: OpenLoopReport, second: OpenLoopReport) -> dict[str
 def _paired(
     first: Sequence[Mapping[str, float | None]], second: Sequence[Mapping[str, float | None]], column: str
 ) -> dict[str, Any] | None:
-    """Second minus first of one number, paired by episode; None if no episode has it in both."""
+    """Returns second minus first of one number, paired by episode; None if no episode has it in both."""
     both = [(a.get(column), b.get(column)) for a, b in zip(first, second, strict=True)]
     pairs = [(a, b) for a, b in both if a is not None and b is not None]
     if not pairs:

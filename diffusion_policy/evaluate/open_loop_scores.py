@@ -1,6 +1,6 @@
 """Scores of one predictor over whole episodes: errors of its chunks, by phase and arm, and events of its grippers.
 
-Legend of shapes: N steps, S samples, T actions of a chunk, D action dimensions, M numbers of a measured state.
+Legend of shapes: N steps, S samples, T actions in a chunk, D action dimensions, M numbers in a measured state.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ COLUMNS = {
     "gripper_at_transitions": "wrong at transitions",
     "gripper_f1": "events F1",
 }
-"""Numbers of a predictor and their headings; `columns_of` a layout are some of them."""
+"""Names of a predictor's numbers, with headings; `columns_of` selects those of a layout."""
 
 
 def columns_of(layout: ActionLayout) -> list[str]:
-    """What is measured of this layout, by the names of COLUMNS: no pose where it has none, joints where it has some."""
+    """Returns the names from COLUMNS that apply to a layout: poses and joints only if it has them."""
     lacking = [name for name in ("joint_rad", "joint_deg", "joint") if name != joint_error(layout)]
     if not layout.has_joints:
         lacking.append(joint_error(layout))
@@ -55,18 +55,18 @@ def columns_of(layout: ActionLayout) -> list[str]:
 
 @dataclass(frozen=True)
 class EpisodeOpenLoop:
-    """One episode, as arrays: N steps, S samples, T actions of a chunk, D dimensions.
+    """One episode, as arrays: N steps, S samples, T actions in a chunk, D dimensions.
 
     Attributes:
         episode: its number in the dataset.
         samples: (S, N, T, D) predicted chunks.
-        recorded: (N, T, D) recorded ones.
-        inside: (N, T) which of them are inside the episode.
+        recorded: (N, T, D) recorded chunks.
+        inside: (N, T) whether each recorded action is inside the episode.
         measured: (N, M) state, usually pose and gripper.
         baselines: chunks (N, T, D) by name.
-        step_seconds: between two steps, None if the dataset has no times.
-        tolerance_s: seconds that a predicted gripper event may be away from a recorded one.
-        action, state: layouts of the D and M numbers; by how many they are if not given.
+        step_seconds: time between two steps; None if the dataset has no times.
+        tolerance_s: allowed time between a predicted gripper event and a recorded one, seconds.
+        action, state: layouts of the D and M numbers; inferred from D and M if not given.
     """
 
     episode: int
@@ -82,16 +82,16 @@ class EpisodeOpenLoop:
 
     @property
     def layout(self) -> ActionLayout:
-        """What the D numbers of an action are."""
+        """The layout of the D numbers of an action."""
         return self.action or layout_of_width(self.recorded.shape[-1])
 
     @property
     def state_layout(self) -> ActionLayout:
-        """What the M numbers of a state are."""
+        """The layout of the M numbers of a state."""
         return self.state or layout_of_width(self.measured.shape[-1])
 
     def predictors(self) -> dict[str, list[FloatArray]]:
-        """Chunks by predictor: the policy's samples, and each baseline as one sample."""
+        """Returns chunks by predictor: the policy's samples, and each baseline as one sample."""
         return {POLICY: list(self.samples), **{name: [chunks] for name, chunks in self.baselines.items()}}
 
 
@@ -106,15 +106,15 @@ class PredictorScore:
     per_episode: tuple[Mapping[str, float | None], ...]
 
     def per_phase(self) -> dict[str, dict[str, float | None]]:
-        """Mean errors of the chunks that begin in each phase."""
+        """Returns mean errors of the chunks that begin in each phase."""
         return {phase: self.errors.select(self.phase == phase).means() for phase in PHASES}
 
     def per_arm(self) -> dict[str, dict[str, float | None]]:
-        """Mean errors of each arm; empty of a single one."""
+        """Returns mean errors of each arm; empty with a single arm."""
         return {arm: errors.means() for arm, errors in self.errors.arms.items()}
 
     def means(self) -> dict[str, float | None]:
-        """The numbers of the table, by the names of its columns; None of what is not measured."""
+        """Returns the numbers of the table, by column name; None for what is not measured."""
         errors = self.errors.means()
         del errors["gripper"]
         return {
@@ -124,7 +124,7 @@ class PredictorScore:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Means, per horizon step, per phase, of each arm if there are several, and gripper events; plain JSON."""
+        """Returns plain JSON: means (also per horizon step, phase, and arm if there are several) and gripper events."""
         arms = {"per_arm": self.per_arm()} if self.errors.arms else {}
         return {
             **self.means(),
@@ -137,7 +137,7 @@ class PredictorScore:
 
 
 def score_episodes(episodes: Sequence[EpisodeOpenLoop]) -> dict[str, PredictorScore]:
-    """Scores by predictor, over all episodes; samples of a step count as so many predictions."""
+    """Returns scores by predictor over all episodes; each sample of a step counts as a prediction."""
     labels = [_phases(episode) for episode in episodes]
     result = {}
     for name in episodes[0].predictors():
@@ -156,7 +156,7 @@ def score_episodes(episodes: Sequence[EpisodeOpenLoop]) -> dict[str, PredictorSc
 
 
 def _phases(episode: EpisodeOpenLoop) -> NDArray[np.str_]:
-    """Phases by the recorded commands, or by the measured grippers where the action has none; else of no name."""
+    """Returns phases from the commanded grippers, or the measured ones if the action has none; else empty names."""
     layout, state = episode.layout, episode.state_layout
     if not (layout.has_gripper or state.has_gripper):
         return np.full(len(episode.recorded), "")
@@ -189,7 +189,7 @@ def _score(episode: EpisodeOpenLoop, chunks: FloatArray, labels: NDArray[np.str_
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Of those that are defined."""
+    """Returns the mean of the defined values."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 

@@ -9,12 +9,12 @@ from diffusion_policy.evaluate.open_loop import COPYCAT, HOLD, PHASES, POLICY, j
 from diffusion_policy.evaluate.open_loop_report import COLUMNS, OpenLoopReport
 from diffusion_policy.tables import Printable, Table, Text, as_texts, numbers
 
-# Of these columns the larger number is the better one.
+# In these columns larger is better.
 _RISING = ("gripper_f1",)
 
 
 def open_loop_table(report: OpenLoopReport) -> list[Printable]:
-    """One row a predictor; the policy by phase; events and spread; then what the policy does not beat, in red."""
+    """Returns a row per predictor; the policy by phase; events and spread; then, in red, what it does not beat."""
     episodes = ", ".join(str(episode.episode) for episode in report.episodes)
     sampling, count = report.sampling, len(report.episodes[0].samples)
     text = f"episodes {episodes}; {sampling.scheduler}, {sampling.steps} steps, {count} noise samples at each step"
@@ -49,12 +49,12 @@ def _predictors(report: OpenLoopReport) -> Table:
 
 
 def _motion(report: OpenLoopReport) -> list[str]:
-    """Errors of what moves the arm, by the names of COLUMNS."""
+    """Returns the names from COLUMNS of errors in the arm's motion."""
     return [column for column in report.columns if not column.startswith("gripper")]
 
 
 def _by_arm(report: OpenLoopReport) -> list[Printable]:
-    """The policy's errors of each arm, where there are several."""
+    """Returns the policy's errors of each arm, if there are several."""
     arms = report.scores[POLICY].per_arm()
     if not arms:
         return []
@@ -65,12 +65,12 @@ def _by_arm(report: OpenLoopReport) -> list[Printable]:
 
 
 def heading(column: str, tolerance_s: float | None) -> str:
-    """Of a column of numbers; that of F1 names what it is measured within."""
+    """Returns the heading of a column; that of F1 names the tolerance."""
     return COLUMNS[column] + (f" ({tolerance_s:.3g} s)" if column == "gripper_f1" and tolerance_s is not None else "")
 
 
 def _by_phase(report: OpenLoopReport) -> Table:
-    """Where in the task the errors are, and how much of them standing still would make."""
+    """Returns where in the task the errors are, and what holding the pose would score."""
     columns = _motion(report)
     table = _table("phase", *(text for column in columns for text in (heading(column, None), f"({HOLD})")), "gripper")
     ours, held = report.scores[POLICY].per_phase(), report.scores[HOLD].per_phase()
@@ -108,7 +108,7 @@ def _in_words(report: OpenLoopReport) -> list[Printable]:
 def comparison_table(
     differences: Mapping[str, Mapping[str, Any]], first: str = "first", second: str = "second"
 ) -> list[Printable]:
-    """The comparison; a difference whose interval holds 0 is called none."""
+    """Returns the comparison; a difference whose interval contains 0 is not claimed."""
     table = _table("", "difference", "95 % interval", "finding")
     for column, entry in differences.items():
         cells = (f"{entry['difference']:+.3g}", _interval(entry), _finding(column, entry))

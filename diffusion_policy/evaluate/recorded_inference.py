@@ -1,10 +1,11 @@
 """What a checkpoint would have done in recorded episodes: inference step by step, as the robot runs it.
 
-At every recorded step the policy sees that step and the ones before it, as training showed them (the episode's first
-step is repeated before its beginning), and answers a chunk of actions. Nothing is fed back: the next observation is the
-recorded one. A log per episode has the shape that the robot's server writes, so every reader of logs reads it.
+At every recorded step the policy sees that step and the ones before it, as in training (the episode's first
+step is repeated before its beginning), and answers with a chunk of actions. Nothing is fed back: the next observation
+is the recorded one. Each episode gives a log in the robot server's format, so every reader of logs can read it.
 
-The initial noise is drawn per step from the seed and the step: the same regardless of the batch size and the device.
+The initial noise is drawn per step from the seed and the step number, so it does not depend on the batch size or the
+device.
 
 Legend: N steps of an episode, To observation steps, Ta executed actions, Da action dimensions.
 """
@@ -54,7 +55,7 @@ JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class Sampling:
-    """How chunks are drawn; ``scheduler`` and ``steps`` as ``set_sampler`` takes them."""
+    """How chunks are drawn; ``scheduler`` and ``steps`` as in ``set_sampler``."""
 
     scheduler: str = DEFAULT_SAMPLER.scheduler
     steps: int = DEFAULT_SAMPLER.steps
@@ -63,7 +64,7 @@ class Sampling:
 
 
 class RecordedEpisodes:
-    """A dataset as one window per recorded step: what a policy sees there, and the chunk that was recorded there."""
+    """A dataset as one window per recorded step: what a policy sees at the step, and the chunk recorded from it on."""
 
     def __init__(
         self,
@@ -72,10 +73,11 @@ class RecordedEpisodes:
         n_latency_steps: int = 0,
         gripper_scale: ScaleSetting = None,
     ):
-        """Open the dataset, or several as one, for this policy; ``gripper_scale`` as `CogActImageDataset` takes it.
+        """Opens the dataset, or several as one, for this policy; ``gripper_scale`` as in `CogActImageDataset`.
 
         Raises:
-            DatasetError, SpecError: no dataset, or not what the policy reads (keys, sizes, meaning of the numbers).
+            DatasetError, SpecError: there is no dataset, or it does not fit the policy (keys, sizes, meaning of the
+                numbers).
         """
         before, after = policy.n_obs_steps - 1, policy.n_action_steps - 1
         self.policy = policy
@@ -95,16 +97,16 @@ class RecordedEpisodes:
 
     @property
     def n_episodes(self) -> int:
-        """Episodes of the dataset."""
+        """Number of episodes in the dataset."""
         return self.buffer.n_episodes
 
     def steps(self, episode: int, stride: int = 1) -> NDArray[np.int64]:
-        """Every ``stride``-th step of an episode, counted over the whole dataset."""
+        """Returns every ``stride``-th step of an episode, counted over the whole dataset."""
         low = int(self.buffer.episode_ends[episode - 1]) if episode else 0
         return np.arange(low, int(self.buffer.episode_ends[episode]), stride)
 
     def choose(self, episodes: str | Sequence[int] | None, checkpoint: Checkpoint) -> list[int]:
-        """Episode numbers, see `episode_choice.choose_episodes`.
+        """Returns episode numbers, see `episode_choice.choose_episodes`.
 
         Raises:
             EvaluateError: no episode was held out, or a number is out of range.
@@ -112,7 +114,7 @@ class RecordedEpisodes:
         return list(choose_episodes(self.buffer, checkpoint, episodes).numbers)
 
     def recorded_chunks(self, steps: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Recorded actions (N, Ta, Da) from each step on, and (N, Ta) which of them are inside the episode."""
+        """Returns recorded actions (N, Ta, Da) from each step on, and (N, Ta) whether each is inside the episode."""
         windows, n_executed = self._windows.windows, self.policy.n_action_steps
         inside = windows.start[steps][:, None] + np.arange(windows.horizon) < windows.high[steps][:, None]
         names = self.buffer.names(ACTION_KEY)
@@ -121,47 +123,47 @@ class RecordedEpisodes:
         return actions[windows.steps(steps)[:, -n_executed:]], inside[:, -n_executed:]
 
     def observations(self, steps: NDArray[np.int64]) -> dict[str, torch.Tensor]:
-        """What the robot measures at these steps: {key: (N, To, ...)}, through the one way in."""
+        """Returns the robot's observations at these steps, {key: (N, To, ...)}, by the same path as in training."""
         return dict(self._windows.get_batch(steps)["obs"])
 
     def logged_states(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(N, M) measured numbers of `state_layout`: usually pose, then gripper (0 closed .. 1 open)."""
+        """Returns (N, M) measured numbers of `state_layout`: usually pose, then gripper (0 closed .. 1 open)."""
         parts = [self.buffer.rows(key).astype(np.float64)[steps] for key in self._state_keys]
         return np.concatenate(parts, axis=1)
 
     @cached_property
     def layout(self) -> ActionLayout:
-        """What the numbers of an action are; units of joints are those that the dataset gives."""
+        """The layout of an action, with the joint units given by the dataset."""
         return with_units(self.policy.spec.robot.layout, self.buffer.semantics)
 
     @cached_property
     def state_layout(self) -> ActionLayout:
-        """What the numbers of `logged_states` are."""
+        """The layout of `logged_states`."""
         names = [name for key in self._state_keys for name in self.buffer.names(key)]
-        if len(set(names)) < len(names):  # of two arrays that call their numbers alike
+        if len(set(names)) < len(names):  # two arrays have numbers of the same name
             names = [f"{key}.{name}" for key in self._state_keys for name in self.buffer.names(key)]
         return with_units(ActionLayout.of(names), self.buffer.semantics)
 
     @property
     def _state_keys(self) -> tuple[str, ...]:
-        """Measured pose and gripper of a single arm that is commanded by its pose; else what the policy reads."""
+        """Returns the measured pose and gripper of a single arm commanded by pose; otherwise what the policy reads."""
         arms = self.layout.arms
         if [arm.name for arm in arms] == [""] and not self.layout.has_joints:
             return POSE_KEY, GRIPPER_KEY
         keys = tuple(field.key for field in self.policy.spec.low_dim)
         if not keys:
             raise EvaluateError(
-                f"{self.where}: the policy reads no measured numbers, which come with actions of "
+                f"{self.where}: the policy reads no measured numbers, which are needed with actions of "
                 f"{self.layout.describe()}; name an array of them in shape_meta.obs"
             )
         return keys
 
     def timestamps(self, steps: NDArray[np.int64]) -> NDArray[np.float64] | None:
-        """(N,) seconds, or None if the dataset holds no times."""
+        """Returns (N,) seconds, or None if the dataset has no times."""
         return self.buffer.rows(TIMESTAMP_KEY)[steps] if TIMESTAMP_KEY in self.buffer else None
 
     def step_seconds(self, episode: int) -> float | None:
-        """Median seconds between the steps of an episode, by its own clock; None if it has none."""
+        """Returns the median seconds between the steps of an episode, by its own clock; None if it has none."""
         return control_period(self.timestamps(self.steps(episode)))
 
 
@@ -172,14 +174,14 @@ def predict_chunks(
     sample: int = 0,
     on_steps: Callable[[int], None] = lambda n_steps: None,
 ) -> tuple[NDArray[np.float64], list[dict[str, bytes]]]:
-    """What the policy answers at these steps of the dataset.
+    """Computes the policy's answers at these steps of the dataset.
 
     Args:
-        episodes: with the policy, whose sampler is set.
-        steps: (N,) counted over the whole dataset.
-        sampling: the seed and the batch size are used.
-        sample: which noise, for several samples of the same steps.
-        on_steps: called with the number of steps that were answered since the last call.
+        episodes: the episodes, with a policy whose sampler is set.
+        steps: (N,) step numbers, counted over the whole dataset.
+        sampling: seed and batch size; the rest is not used.
+        sample: number of the sample, which selects the noise.
+        on_steps: called with the number of steps answered since the last call.
 
     Returns:
         chunks (N, Ta, Da) in the dataset's units, and the newest frames of each step by camera, as JPEG (none without
@@ -204,10 +206,10 @@ def predict_chunks(
 
 
 def check_finite(chunks: NDArray[np.float64], checkpoint: str | Path, episode: int) -> None:
-    """Refuse answers (..., N, Ta, Da) of a policy that are not numbers: no error and no score is defined for them.
+    """Refuses answers (..., N, Ta, Da) that are not finite, for which no error or score is defined.
 
     Raises:
-        EvaluateError: names the first step of the episode.
+        EvaluateError: an answer is not finite; names the first such step of the episode.
     """
     n_answers = chunks.shape[-3]
     finite = np.isfinite(chunks).all(axis=(-2, -1)).reshape(-1, n_answers)
@@ -234,7 +236,7 @@ def run_recorded_inference(
     gripper_scale: str | None = None,
     on_progress: Progress = no_progress,
 ) -> list[Path]:
-    """Run a checkpoint over recorded episodes and write one log of the third generation for each.
+    """Runs a checkpoint on recorded episodes and writes one log of the third generation for each.
 
     Args:
         checkpoint_path: any checkpoint of the reference or of this project.
@@ -244,17 +246,18 @@ def run_recorded_inference(
         scheduler: "ddim", "ddpm" or "dpm-solver++".
         steps: denoising steps.
         device: "cpu", "cuda:0", ...
-        seed: of the noise.
-        stride: one inference every so many recorded steps.
+        seed: seed of the noise.
+        stride: number of recorded steps per inference.
         which: "ema_model" or "model".
-        gripper_scale: that the dataset's gripper is stored in, see `open_recorded`; logs hold 0 closed .. 1 open.
-        on_progress: called with the inferences made, and those of all episodes.
+        gripper_scale: scale in which the dataset's gripper is stored, see `open_recorded`; logs hold 0 closed .. 1
+            open.
+        on_progress: called with the number of inferences done, and the total.
 
     Returns:
         the logs, in the order of the episodes.
 
     Raises:
-        WorkspaceError: of the checkpoint, the dataset, their meaning, or the choice of episodes.
+        WorkspaceError: the checkpoint, the dataset, their semantics or the choice of episodes is invalid.
         Stopped: interrupted after some of the logs were written.
     """
     if stride < 1:
@@ -293,14 +296,14 @@ def run_recorded_inference(
 
 
 def _meaning(recorded: RecordedEpisodes) -> dict[str, Any]:
-    """What the numbers of a log are; those of its states where they are not pose and gripper."""
+    """Returns the semantics of a log's numbers, with the states' names if these are not a pose and a gripper."""
     layout, names = recorded.layout, recorded.state_layout.names
     semantics = action_semantics(layout.names, dict(zip(layout.names, layout.units, strict=True)))
     return {"action_semantics": semantics, **({} if names == POSE_GRIPPER else {"state_names": list(names)})}
 
 
 def _stopped(paths: Sequence[Path], choice: EpisodeChoice, out_dir: str | Path) -> KeyboardInterrupt:
-    """What was saved, and that the same command continues with the remaining episodes."""
+    """Returns an interruption that states what was saved, and that the same command continues with the rest."""
     if not paths:
         return KeyboardInterrupt()
     rest = map(str, choice.numbers[len(paths) :])
@@ -315,22 +318,22 @@ def open_recorded(
     which: str = "ema_model",
     gripper_scale: str | None = None,
 ) -> tuple[RecordedEpisodes, Checkpoint]:
-    """A checkpoint's policy and recorded episodes with the same semantics as its training data.
+    """Opens a checkpoint's policy, and recorded episodes with the same semantics as its training data.
 
     Args:
-        checkpoint_path: of the policy.
-        zarr_path: the dataset.
-        device: of the policy.
+        checkpoint_path: path of the policy's checkpoint.
+        zarr_path: path of the dataset.
+        device: device of the policy.
         which: "ema_model" or "model".
-        gripper_scale: that the dataset's gripper is stored in; where neither this nor the dataset states it,
+        gripper_scale: scale in which the dataset's gripper is stored; if neither this nor the dataset states it,
             the scale that was declared for training is used.
 
     Raises:
-        EvaluateError: no such device, or the policy's action is not one that a log of this robot holds.
-        CheckpointError, DatasetError, SpecError: of the files and their meaning.
+        EvaluateError: there is no such device, or a log cannot hold the policy's actions.
+        CheckpointError, DatasetError, SpecError: the files or their semantics are invalid.
     """
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise EvaluateError(f"device is {device!r}, but no CUDA device is at hand; use --device cpu")
+        raise EvaluateError(f"device is {device!r}, but no CUDA device is available; use --device cpu")
     checkpoint = read_checkpoint(checkpoint_path)
     refuse_memory(checkpoint.cfg.policy, checkpoint.path)
     policy = load_policy(checkpoint, which=which, device=device)
@@ -345,7 +348,7 @@ def open_recorded(
 
 
 def _check_layout(policy: PolicyModule, checkpoint_path: str | Path) -> None:
-    """Refuse actions of which nothing is known that could be judged."""
+    """Refuses actions none of whose numbers is known and can be judged."""
     text = f"{checkpoint_path}: its action is {list(policy.spec.action_names)}"
     try:
         layout = policy.spec.robot.layout
@@ -356,7 +359,7 @@ def _check_layout(policy: PolicyModule, checkpoint_path: str | Path) -> None:
 
 
 def _scale_of_training(checkpoint: Checkpoint, zarr_path: str | Path) -> str | None:
-    """The declaration that training was given, for a dataset whose gripper needs one."""
+    """Returns the scale declared for training, for a dataset whose gripper needs a declaration."""
     configured = OmegaConf.select(checkpoint.cfg, CONFIG_KEY, default=None)
     return configured if isinstance(configured, str) and JoinedDatasets(zarr_path).needs_gripper_scale else None
 
@@ -379,12 +382,12 @@ def _episode_log(
 
 
 def _seed(seed: int, sample: int, step: int) -> int:
-    """One seed of three, such that neighboring ones share no noise."""
+    """Combines three numbers into one seed, such that neighboring ones share no noise."""
     return int(np.random.SeedSequence([seed, sample, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _jpeg(image: NDArray[Any]) -> bytes:
-    """(3, H, W) uint8 RGB as JPEG."""
+    """Encodes (3, H, W) uint8 RGB as JPEG."""
     bgr = cv2.cvtColor(np.ascontiguousarray(np.moveaxis(image, 0, -1)), cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     return bytes(encoded.tobytes())

@@ -1,20 +1,22 @@
-"""The verdict on a sequence of gripper commands: how it is decided, in which words, and how firm it is.
+"""The verdict on a sequence of gripper commands: how it is decided and worded, and how firm it is.
 
-A log shows *when* a policy commands its gripper to close and to open. Whether it then holds anything, only a rollout
-shows; no verdict here says so. Decided in this order; the numbers are the constants below:
+A log shows *when* a policy commands its gripper to close and open. Only a rollout shows whether it then holds
+anything; no verdict here claims it. Verdicts are decided in this order; the numbers are the constants below:
 
-1. too short: fewer than MIN_STEPS steps and no change (every answer refused: none, because the server sent errors);
+1. too short: fewer than MIN_STEPS steps and no change ("every answer refused": no step at all, only errors);
 2. pass-through of the measured gripper: the command equals the measurement at every step, to the last digit;
 3. unknown scale: the commands are in a unit that is neither declared nor unambiguous (``gripper_scale``): no verdict;
-4. never closes: no command at or below the closed threshold;  5. never opens: none at or above the open one;
+4. never closes: no command at or below the closed threshold;  5. never opens: none at or above the open threshold;
 6. chatters: at least CHATTER_BOUNCES changes are undone within BOUNCE_STEPS steps, and the gripper changes at least
    once in CHATTER_STEPS_PER_EVENT steps. A few quick reversals around one grasp are hesitation: named, not condemned;
-7. follows the measured gripper: it changes after the measurement did, and not one change was commanded, anywhere in a
-   chunk, before. Somebody else closed the gripper, or the recording did, and the policy repeats it;
-8. opens and closes: it closes or opens by its own decision, and stays so. Earlier versions called this "learned".
+7. follows the measured gripper: it changes after the measurement does, and no change was commanded before that anywhere
+in a
+   chunk. Someone else closed the gripper, or the recording did, and the policy repeats it;
+8. opens and closes: it closes or opens by its own decision and does not chatter. Earlier versions called this
+"learned".
 
-Pure functions on arrays. N steps, T actions of a chunk; a command of 1 is open, 0 closed, a width is in meters. Steps
-are counted by the log's own numbers: what a log lacks has passed all the same.
+Pure functions on arrays. N steps, T actions in a chunk; a command of 1 is open, 0 closed; a width is in meters. Steps
+are counted by the log's own numbers, so steps missing from a log still count as time.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ OPENS_AND_CLOSES: Verdict = "opens and closes"
 PASS_THROUGH: Verdict = "pass-through of the measured gripper"
 UNKNOWN_SCALE: Verdict = "unknown scale"
 ALL_REFUSED: Verdict = "every answer refused"
-# Of several grippers the first of these that one of them has is the log's.
+# With several grippers, the log's verdict is the first of these that any of them has.
 WORST_FIRST: tuple[Verdict, ...] = (
     PASS_THROUGH,
     "follows the measured gripper",
@@ -73,10 +75,10 @@ WORST_FIRST: tuple[Verdict, ...] = (
     ALL_REFUSED,
     OPENS_AND_CLOSES,
 )
-# Verdicts of files that earlier versions wrote, by the names of today.
+# Verdicts in files that earlier versions wrote, with their present names.
 FORMER_VERDICTS: dict[str, Verdict] = {"learned": OPENS_AND_CLOSES}
 
-# 4 s at six executed actions of 10 Hz a step. Of the 58 real logs of 8-D models none is shorter.
+# 4 s at six executed actions per step and 10 Hz. None of the 58 real logs of 8-D models is shorter.
 MIN_STEPS = 5
 # Fewer steps than this are weak evidence that a gripper would never close; the reason says so.
 WEAK_STEPS = 20
@@ -87,13 +89,13 @@ CHATTER_STEPS_PER_EVENT = 20
 
 @dataclass(frozen=True)
 class Thresholds:
-    """How numbers of one kind of gripper are read.
+    """How to read the numbers of one kind of gripper.
 
     Attributes:
         band: the thresholds.
-        sweep: other thresholds, from no dead band to nearly the whole range, under which a verdict is asked again.
+        sweep: other thresholds, from no dead band to nearly the whole range, under which the verdict is repeated.
         reach: distance from the middle of the band to the end of the range.
-        unit: behind a number; empty for a command of 0..1.
+        unit: unit to append to a number; empty for a command in 0..1.
     """
 
     band: DeadBand
@@ -103,11 +105,11 @@ class Thresholds:
 
     @property
     def middle(self) -> float:
-        """Between open and closed."""
+        """The middle between open and closed."""
         return (self.band.open + self.band.closed) / 2
 
     def of_share(self, shares: FloatArray) -> FloatArray:
-        """0 closed .. 1 open, (N,) -> this scale."""
+        """Converts (N,) from 0 closed .. 1 open to this scale."""
         return self.middle + (2 * shares - 1) * self.reach
 
 
@@ -116,21 +118,21 @@ def _bands(middle: float, halves: Sequence[float]) -> tuple[DeadBand, ...]:
 
 
 COMMAND = Thresholds(GRIPPER_BAND, _bands(0.5, (0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45)), 0.5)
-# The real gripper commands 0.03 to 0.08 m.
+# The real gripper's commands are 0.03 to 0.08 m.
 WIDTH = Thresholds(WIDTH_BAND, _bands(0.05, (0, 0.0025, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.0175)), 0.03, " m")
 
 
 @dataclass(frozen=True)
 class Commands:
-    """What a log says of one gripper, in a scale whose thresholds are known.
+    """A log's numbers for one gripper, in a scale with known thresholds.
 
     Attributes:
         first: (N,) the next command at each step.
         chunks: (N, T) all commands of each chunk.
-        measured: (N,) the gripper before each command, in the same scale; None if the log does not hold it, or its
-            scale is not known.
+        measured: (N,) the gripper before each command, in the same scale; None if not logged or its
+            scale is unknown.
         numbers: (N,) the steps' own numbers, rising; 0, 1, ... by default.
-        stride: by how much they usually go up.
+        stride: their usual increment.
         copied: whether the command is the measurement at every step, as logged.
     """
 
@@ -143,29 +145,29 @@ class Commands:
 
     @property
     def at(self) -> IntArray:
-        """(N,) when each step was, in inferences since the first: what the log lacks is counted."""
+        """(N,) the time of each step, in inferences since the first, including missing steps."""
         numbers = np.arange(len(self.first)) if self.numbers is None else self.numbers
         return (numbers - numbers[:1].sum()) // self.stride
 
     @property
     def duration(self) -> int:
-        """Steps from the first to the last, those that the log lacks included."""
+        """Number of steps from the first to the last, including missing ones."""
         return int(self.at[-1]) + 1 if len(self.first) else 0
 
     def events(self, band: DeadBand) -> list[Event]:
-        """Changes of the commanded state, by position in the log."""
+        """Returns changes of the commanded state, by position in the log."""
         return gripper_events(self.first, band.open, band.closed)
 
     def named(self, events: Sequence[Event]) -> tuple[Event, ...]:
-        """Events by the log's own numbers."""
+        """Returns events by the log's own step numbers."""
         return tuple((step if self.numbers is None else int(self.numbers[step]), kind) for step, kind in events)
 
     def timed(self, events: Sequence[Event]) -> list[Event]:
-        """Events by when they were (`at`)."""
+        """Returns events by their time (`at`)."""
         return [(int(self.at[step]), kind) for step, kind in events]
 
     def when(self, step: int) -> str:
-        """The step of an event in words; between two where the log lacks the step before it."""
+        """Returns the step of an event in words: between two steps if the log lacks the one before it."""
         ((number, _),) = self.named([(step, "close")])
         if step and self.at[step] - self.at[step - 1] > 1:
             ((before, _),) = self.named([(step - 1, "close")])
@@ -173,14 +175,14 @@ class Commands:
         return f"at step {number}"
 
     def order(self, band: DeadBand) -> tuple[Order, ...] | None:
-        """Of each event, whether it was commanded before it was measured; None without a measurement."""
+        """Returns for each event whether it was commanded before it was measured; None without a measurement."""
         if self.measured is None:
             return None
         return order_of_events(self.events(band), self.chunks, self.measured, band)
 
 
 def decide(commands: Commands, band: DeadBand) -> Verdict:
-    """The verdict on commands whose scale is known, in the order of the module's text."""
+    """Returns the verdict on commands whose scale is known, in the order of the module's docstring."""
     events, values = commands.events(band), commands.first
     if len(values) < MIN_STEPS and not events:
         return "too short"
@@ -200,7 +202,7 @@ def decide(commands: Commands, band: DeadBand) -> Verdict:
 
 
 def sweep_dead_bands(commands: Commands, scale: Thresholds) -> tuple[dict[str, Any], ...]:
-    """Events and verdict under each dead band of the scale's sweep."""
+    """Returns events and verdict under each dead band of the scale's sweep."""
     return tuple(
         {
             "open": band.open,
@@ -213,13 +215,13 @@ def sweep_dead_bands(commands: Commands, scale: Thresholds) -> tuple[dict[str, A
 
 
 def reason(verdict: Verdict, commands: Commands, scale: Thresholds) -> str:
-    """The evidence in one line."""
+    """Returns the evidence in one line."""
     values, events = commands.first, commands.events(scale.band)
     steps = counted(len(values), "step")
     weak = ", too few to be sure" if len(values) < WEAK_STEPS else ""
     span = f"{values.min():.3f}-{values.max():.3f}{scale.unit}"
     if verdict == "too short":
-        return f"{steps} without a change; at least {MIN_STEPS} are needed to say anything"
+        return f"{steps} without a change; a verdict needs at least {MIN_STEPS}"
     if verdict == PASS_THROUGH:
         return f"the command equals the measured gripper at all {steps}: it is copied, not decided"
     if verdict == "never closes":
@@ -238,7 +240,7 @@ def reason(verdict: Verdict, commands: Commands, scale: Thresholds) -> str:
 
 
 def _sequence_of_events(commands: Commands, events: Sequence[Event], band: DeadBand) -> str:
-    """What a gripper that opens and closes does, and when."""
+    """Returns what a gripper that opens and closes does, and when."""
     first = next((step for step, kind in events if kind == "close"), None)
     opening = "starts closed" if first is None else f"closes {commands.when(first)}"
     following = next((step for step, kind in events if kind == "open" and (first is None or step > first)), None)
@@ -251,12 +253,12 @@ def _sequence_of_events(commands: Commands, events: Sequence[Event], band: DeadB
 
 
 def counted(count: int, noun: str) -> str:
-    """A number and its noun."""
+    """Returns a number and its noun."""
     return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
 def statistics(commands: Commands, scale: Thresholds, step_period: float | None) -> dict[str, Any]:
-    """The numbers behind a verdict, by the names that ``GripperReport`` gives them."""
+    """Returns the numbers behind a verdict, named as in ``GripperReport``."""
     values, band = commands.first, scale.band
     states, events = gripper_states(values, band), commands.events(band)
     decided = states[states != UNDECIDED]

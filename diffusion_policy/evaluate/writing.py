@@ -6,4 +6,4 @@ from diffusion_policy.errors import WorkspaceError
 
 
 class EvaluateError(WorkspaceError, ValueError):
-    """An evaluation cannot be made as asked for."""
+    """An evaluation cannot be made as requested."""

@@ -28,7 +28,7 @@ class Episode:
     Attributes:
         state, action: (N, D) float32; grippers 0 closed to 1 open.
         metadata: tasks and flags.
-        number: of it in the dataset, from 0 on.
+        number: its number in the dataset, from 0.
         first: its first row in the dataset.
     """
 
@@ -49,13 +49,13 @@ class DatasetEpisodes:
     """The episodes of a dataset, in order.
 
     Args:
-        path: of the dataset.
-        gripper_scale: that its grippers are stored in, where somebody says so.
-        metadata: by episode number, to be exported instead of the dataset's own.
+        path: path of the dataset.
+        gripper_scale: scale in which its grippers are stored, if declared.
+        metadata: metadata by episode number, to be exported instead of the dataset's own.
 
     Raises:
-        DatasetError: no dataset is there, it is damaged, or it has no episode, no action or no camera.
-        SpecError: the scale of a gripper is not known.
+        DatasetError: there is no dataset, it is damaged, or it has no episode, no action or no camera.
+        SpecError: the scale of a gripper is unknown.
     """
 
     path: Path
@@ -70,30 +70,30 @@ class DatasetEpisodes:
 
     @property
     def action_names(self) -> tuple[str, ...]:
-        """Of the action's numbers."""
+        """Names of the action's numbers."""
         return self.buffer.names(ACTION_KEY)
 
     @property
     def state_keys(self) -> tuple[str, ...]:
-        """Arrays of what was measured, in the order in which their numbers become those of the state."""
+        """Keys of the measured arrays, in the order of their numbers in the state."""
         keys = [key for key in self.buffer.keys if key != ACTION_KEY and self.buffer.vector_names(key)]
         order = ("robot_eef_pose", "robot_joints")
         return tuple(sorted(keys, key=lambda key: (order.index(key) if key in order else len(order), key)))
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """Of the state's numbers."""
+        """Names of the state's numbers."""
         return tuple(name for key in self.state_keys for name in self.buffer.names(key))
 
     def units(self, names: tuple[str, ...]) -> list[str]:
-        """The unit of each number; "unknown" where nothing says."""
+        """Returns the unit of each number; "unknown" if not given."""
         label = self.buffer.label or {}
         units = dict(zip(label.get("names", ()), label.get("units", ()), strict=False))
         return list(ActionLayout.of(names, {name: unit for name, unit in units.items() if unit != "unknown"}).units)
 
     @property
     def rate(self) -> float:
-        """Steps a second, of the median step.
+        """Steps per second, from the median step.
 
         Raises:
             DatasetError: there are no time stamps, or they do not increase.
@@ -103,7 +103,7 @@ class DatasetEpisodes:
         steps = np.delete(np.diff(stamps), ends[:-1] - 1) if len(stamps) > 1 else stamps
         period = float(np.median(steps)) if len(steps) else 0.0
         if period <= 0:
-            raise DatasetError(f"{self.path}: its time stamps tell no rate; say it with --fps HZ")
+            raise DatasetError(f"{self.path}: its time stamps give no rate; set it with --fps HZ")
         hz = 1 / period
         return round(hz) if abs(hz - round(hz)) <= _WHOLE * hz and round(hz) > 0 else round(hz, 3)
 
@@ -112,14 +112,14 @@ class DatasetEpisodes:
         return {camera: (self.buffer[camera].shape[2], self.buffer[camera].shape[1]) for camera in self.buffer.cameras}
 
     def frames(self, camera: str, episode: Episode) -> Iterator[NDArray[np.uint8]]:
-        """The frames (H, W, 3) RGB of an episode."""
+        """Yields the frames (H, W, 3) RGB of an episode."""
         files = FrameFiles(self.buffer[camera])
         end = episode.first + episode.n_steps
         for start in range(episode.first, end, _FRAMES_AT_A_TIME):
             yield from files.read(start, min(start + _FRAMES_AT_A_TIME, end))
 
     def all_frames(self, camera: str) -> Iterator[NDArray[np.uint8]]:
-        """The frames of all episodes, one after the other."""
+        """Yields the frames of all episodes in order."""
         files = FrameFiles(self.buffer[camera])
         for start in range(0, self.buffer.n_steps, _FRAMES_AT_A_TIME):
             yield from files.read(start, min(start + _FRAMES_AT_A_TIME, self.buffer.n_steps))

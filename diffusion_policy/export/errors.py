@@ -6,4 +6,4 @@ from diffusion_policy.errors import WorkspaceError
 
 
 class ExportError(WorkspaceError):
-    """What cannot be exported: says why and what to do."""
+    """Something cannot be exported; the message gives the reason and the remedy."""

@@ -1,6 +1,6 @@
-"""A LeRobot v3.0 dataset: numbers exact, H.264 video, tasks, flags, statistics, and what the numbers mean.
+"""A LeRobot v3.0 dataset: numbers exact, H.264 video, tasks, flags, statistics, and the meaning of the numbers.
 
-After it is written, every video is decoded and compared with what went in: the number of frames must agree, and the
+After it is written, every video is decoded and compared with its input: the number of frames must agree, and the
 lowest PSNR is reported.
 """
 
@@ -25,8 +25,8 @@ class ExportReport:
 
     Attributes:
         folder: the dataset.
-        episodes, steps: how many.
-        psnr_db: per camera, the lowest agreement of a decoded frame with what went in.
+        episodes, steps: numbers of episodes and steps.
+        psnr_db: per camera, the lowest PSNR of a decoded frame compared with its input.
     """
 
     folder: Path
@@ -51,15 +51,15 @@ def export_lerobot(
     robot: str | None = None,
     on_progress: Progress = no_progress,
 ) -> ExportReport:
-    """Write a LeRobot v3.0 dataset; it appears under its name when it is complete.
+    """Writes a LeRobot v3.0 dataset; it appears under its name when it is complete.
 
     Args:
-        source: what is exported.
-        folder: to be made.
-        task: what is to be done, in words, of episodes that do not say it.
-        fps: steps a second; by default as the time stamps say. Times become frame number / fps.
-        robot: what LeRobot calls robot_type.
-        on_progress: called with the episodes written, and how many there are.
+        source: the episodes to export.
+        folder: folder to create.
+        task: task description for episodes without one.
+        fps: steps per second; by default from the time stamps. Times become frame number / fps.
+        robot: LeRobot's robot_type.
+        on_progress: called with the number of episodes written, and the total.
 
     Raises:
         ExportError: the folder exists, an episode has no task, pyarrow is not installed, or a video cannot be encoded.
@@ -71,7 +71,7 @@ def export_lerobot(
     except ImportError as error:
         raise ExportError(f"LeRobot datasets need pyarrow: {install_extra('lerobot')}") from error
     if folder.exists():
-        raise ExportError(f"{folder} exists; it is not replaced, choose another name")
+        raise ExportError(f"{folder} exists; it is not replaced: choose another name")
     with atomic_folder(folder) as unfinished:
         writer = LeRobotWriter(unfinished, source, task, fps or source.rate)
         for episode in source:

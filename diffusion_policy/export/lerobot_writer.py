@@ -1,7 +1,7 @@
 """The files of a LeRobot v3.0 dataset, written episode by episode.
 
-Rows: a row group an episode. Videos: episode e begins at (frames before it in its file) / fps. Names, units and the
-gripper's ends are in meta/info.json, where this project's reader finds them.
+Rows: one row group per episode. Videos: episode e begins at (frames before it in its file) / fps. Names, units and the
+gripper's end values are in meta/info.json, where this project's reader finds them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from diffusion_policy.video_writer import CODEC, SEEKABLE, VideoWriter, pixel_fo
 IMAGES = "observation.images."
 _DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
-# Files in a folder, and megabytes after which a new file is begun.
+# Number of files in a folder, and megabytes after which a new file is begun.
 _CHUNK, _DATA_MB, _VIDEO_MB = 1000, 100, 200
-# Frames of an episode that its statistics look at.
+# Number of an episode's frames used for its statistics.
 _LOOKED_AT = 100
 _TASKS_ARE_AN_INDEX = {
     "index_columns": ["task"],
@@ -55,10 +55,10 @@ class LeRobotWriter:
     """Writes episode by episode; numbers are kept for the statistics of the whole.
 
     Attributes:
-        folder: to be made.
-        source: what is exported.
-        task: of episodes that do not say theirs.
-        fps: steps a second.
+        folder: folder to create.
+        source: the episodes to export.
+        task: task for episodes without one.
+        fps: steps per second.
     """
 
     folder: Path
@@ -80,7 +80,7 @@ class LeRobotWriter:
         self._has_interventions = any(one.interventions is not None for one in metadata)
 
     def add(self, episode: Episode) -> None:
-        """One episode.
+        """Adds one episode.
 
         Raises:
             ExportError: it has no task.
@@ -106,7 +106,7 @@ class LeRobotWriter:
         self._n_steps += episode.n_steps
 
     def finish(self, robot: str | None) -> dict[str, list[Path]]:
-        """Write the tables of meta/; returns the videos of each camera, in order."""
+        """Writes the tables of meta/; returns the videos of each camera, in order."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -130,13 +130,13 @@ class LeRobotWriter:
         text = episode.metadata.task or self.task
         if not text:
             raise ExportError(
-                f"{self.source.path}: episode {episode.number} has no task, which LeRobot needs: say what is done with "
+                f"{self.source.path}: episode {episode.number} has no task, which LeRobot requires: describe it with "
                 '--task "..."'
             )
         return text
 
     def _columns(self, episode: Episode, task: int) -> dict[str, NDArray[Any]]:
-        """Rows of the data table, by feature."""
+        """Returns the rows of the data table, by feature."""
         steps = np.arange(episode.n_steps)
         columns: dict[str, NDArray[Any]] = {}
         if episode.state.shape[1]:
@@ -155,7 +155,7 @@ class LeRobotWriter:
         return columns | {"task_index": np.full(episode.n_steps, task)}
 
     def _write_rows(self, numbers: Mapping[str, NDArray[Any]]) -> int:
-        """Append a row group, in a new file where the last one is full; returns the file's number."""
+        """Appends a row group, in a new file if the last one is full; returns the file's number."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -174,7 +174,7 @@ class LeRobotWriter:
             self._tables[-1][1].close()
 
     def _encode(self, camera: str, episode: Episode) -> dict[str, Any]:
-        """Append an episode's frames to a camera's video; returns where they are."""
+        """Appends an episode's frames to a camera's video; returns where they are."""
         videos = self._videos[camera]
         if not videos or videos[-1].file.stat().st_size >= _VIDEO_MB << 20:
             if videos:
@@ -231,7 +231,7 @@ class LeRobotWriter:
         }
 
     def _meaning(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """Units, and the ends of grippers, of the numbers of a feature."""
+        """Returns the units of a feature's numbers, and the end values of grippers."""
         result: dict[str, Any] = {"units": self.source.units(names)}
         if ActionLayout.of(names).has_gripper:
             result["gripper"] = {"open": GRIPPER_OPEN, "closed": GRIPPER_CLOSED}

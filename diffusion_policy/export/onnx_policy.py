@@ -1,7 +1,7 @@
-"""A policy as one ONNX graph, from observations to actions, for robots' computers that have no torch.
+"""A policy as one ONNX graph, from observations to actions, for robot computers without torch.
 
 The denoising loop is unrolled into the graph, with the scheduler's own steps. The sampler is DDIM without noise: what
-is random is the graph's input ``noise``, so an answer is a function of its inputs.
+is random is the graph's input ``noise``, so the output is a function of the inputs.
 
 Legend of shapes: To observation steps, T steps of a sample, S its width, Da action width.
 """
@@ -28,21 +28,21 @@ from diffusion_policy.storage import atomic_file, write_json
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 NOISE, ACTIONS = "noise", "actions"
-# How far the graph's actions may be from the policy's, in normalized actions: sums in another order.
+# How far the graph's actions may be from the policy's, in normalized units, since sums differ in order.
 TOLERANCE = 1e-4
 _PROBES = 3
 
 
 class UnrolledPolicy(nn.Module):
-    """Noise (1, T, S) and observations (1, To, ...), in the order of ``keys``, to actions (1, T, Da).
+    """Maps noise (1, T, S) and observations (1, To, ...), in the order of ``keys``, to actions (1, T, Da).
 
     Images are floats in [0, 1] (C, H, W); states and actions are in the dataset's units.
 
     Args:
-        policy: in eval mode, its sampler set.
+        policy: the policy, in eval mode and with its sampler set.
 
     Raises:
-        ExportError: the policy cannot be a graph; says why.
+        ExportError: the policy cannot be a graph; the message says why.
     """
 
     def __init__(self, policy: PolicyModule) -> None:
@@ -51,7 +51,9 @@ class UnrolledPolicy(nn.Module):
             raise ExportError(f"{type(policy).__name__} does not denoise; expected a diffusion policy on images")
         why_not = policy.lacks("fast_engine")
         if why_not is not None:
-            raise ExportError(f"a graph needs features that depend on the frame alone, but of this policy {why_not}")
+            raise ExportError(
+                f"a graph needs features that depend on the frame alone, which this policy lacks: {why_not}"
+            )
         if not isinstance(policy.noise_scheduler, DDIMScheduler) or policy.eta:
             raise ExportError(
                 f"the sampler is {type(policy.noise_scheduler).__name__} with eta {policy.eta}; expected DDIM without "
@@ -76,7 +78,7 @@ class UnrolledPolicy(nn.Module):
         return actions
 
     def inputs(self, seed: int) -> dict[str, Tensor]:
-        """Random inputs within the range of training."""
+        """Returns random inputs within the training range."""
         generator, policy = torch.Generator().manual_seed(seed), self.policy
         result = {NOISE: torch.randn((1, *policy.sample_shape), generator=generator)}
         for field in policy.spec.obs:
@@ -90,11 +92,12 @@ class UnrolledPolicy(nn.Module):
 
 @dataclass(frozen=True)
 class ExportedPolicy:
-    """What was written.
+    """An exported policy.
 
     Attributes:
-        path: of the graph.
-        difference: largest from the policy's own actions, in normalized actions, as ONNX Runtime computes it here.
+        path: path of the graph.
+        difference: largest difference from the policy's own actions, in normalized units, with ONNX Runtime on this
+            machine.
     """
 
     path: Path
@@ -102,15 +105,15 @@ class ExportedPolicy:
 
 
 def export_onnx(policy: PolicyModule, path: Path, about: Mapping[str, Any]) -> ExportedPolicy:
-    """Write a policy as an ONNX graph, and FILE.json, which describes its inputs and outputs.
+    """Writes a policy as an ONNX graph, and FILE.json, which describes its inputs and outputs.
 
     Args:
-        policy: on the CPU, in eval mode, its sampler set.
-        path: to be made.
-        about: written into FILE.json, too: of which checkpoint and sampler the graph is.
+        policy: the policy, on the CPU, in eval mode and with its sampler set.
+        path: file to create.
+        about: also written into FILE.json: the graph's checkpoint and sampler.
 
     Raises:
-        ExportError: the policy cannot be exported, FILE exists, the packages are missing, or ONNX Runtime answers
+        ExportError: the policy cannot be exported, FILE exists, the packages are missing, or ONNX Runtime gives
             other actions than the policy.
         StorageError: the disk refuses.
     """
@@ -132,7 +135,7 @@ def export_onnx(policy: PolicyModule, path: Path, about: Mapping[str, Any]) -> E
         difference = largest_difference(unrolled, unfinished)
         if not difference <= TOLERANCE:
             raise ExportError(
-                f"the graph's actions are {difference:.1e} from the policy's; at most {TOLERANCE} is sums"
+                f"the graph's actions are {difference:.1e} from the policy's; at most {TOLERANCE} is explained by sums"
             )
     shapes = {name: list(value.shape) for name, value in example.items()}
     write_json(path.with_name(f"{path.name}.json"), {**about, **_meaning(unrolled, shapes), "difference": difference})
@@ -140,7 +143,7 @@ def export_onnx(policy: PolicyModule, path: Path, about: Mapping[str, Any]) -> E
 
 
 def largest_difference(unrolled: UnrolledPolicy, path: Path) -> float:
-    """How far ONNX Runtime's actions are from the policy's, in normalized actions; see ``TOLERANCE``."""
+    """Returns how far ONNX Runtime's actions are from the policy's, in normalized units; see ``TOLERANCE``."""
     runtime = importlib.import_module("onnxruntime")
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     normalizer, largest = unrolled.policy.normalizer["action"], 0.0

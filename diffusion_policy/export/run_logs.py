@@ -1,4 +1,4 @@
-"""Logged runs, on their way to other formats: recordings first, then a dataset, by the converter itself."""
+"""Logged runs as episodes for other formats: first recordings, then a dataset, made by the converter itself."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from diffusion_policy.spec import INTERVENTION
 
 
 def log_episodes(logs: Sequence[Path], scratch: Path, gripper_scale: DeclaredScales | None = None) -> DatasetEpisodes:
-    """The episodes of logged runs, frames at the size in which they were logged, with what a person drove.
+    """Returns the episodes of logged runs, with frames at the logged size and the steps that a person drove.
 
     Args:
-        logs: runs' folders, or inference logs with images.
-        scratch: an empty folder for the recordings and the dataset on the way.
-        gripper_scale: of the logs' grippers, where it is not 0..1 and they do not say so.
+        logs: run folders, or inference logs with images.
+        scratch: an empty folder for the intermediate recordings and dataset.
+        gripper_scale: scale of the logs' grippers, if it is neither 0..1 nor labeled.
 
     Raises:
-        RunLogError: a log cannot be read, or is none that data can be made of.
+        RunLogError: a log cannot be read, or cannot be converted to data.
         ConversionError: its frames differ in size.
     """
     recordings, dataset = scratch / "recordings", scratch / "dataset.zarr"
@@ -43,7 +43,7 @@ def log_episodes(logs: Sequence[Path], scratch: Path, gripper_scale: DeclaredSca
 
 
 def _metadata(episode: Path) -> EpisodeMetadata:
-    """What a person drove, by the marks of a converted log: as flagged by the client, or as corrected afterwards."""
+    """Returns the steps that a person drove, from a converted log's marks: flagged by the client or corrected later."""
     marks = json.loads((episode / "marks.json").read_text(encoding="utf-8"))
     driven = np.isin(marks["steps"], [*marks[INTERVENTION], *marks["corrected"]])
     return EpisodeMetadata(interventions=tuple(true_runs(driven)))

@@ -1,6 +1,6 @@
-"""Statistics of features as LeRobot keeps them: of each episode, and of the whole dataset from all of its numbers.
+"""Statistics of features in LeRobot's form: of each episode, and of the whole dataset from all of its numbers.
 
-LeRobot itself merges quantiles as means over episodes; these are those of the numbers. Pictures are in 0..1.
+LeRobot itself averages quantiles over episodes; here they are those of all numbers. Pictures are in 0..1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LEVELS = 256
 
 
 def number_statistics(values: NDArray[Any]) -> dict[str, list[Any]]:
-    """Of numbers (N, D), as plain JSON: lists of D, and `count` of one."""
+    """Returns statistics of numbers (N, D) as plain JSON: lists of D values, and `count` with one."""
     numbers = values.astype(np.float64)
     quantiles = np.quantile(numbers, list(QUANTILES.values()), axis=0)
     return {
@@ -36,7 +36,7 @@ class PixelCounts:
 
     Attributes:
         levels: (3, 256).
-        n_frames: that were looked at.
+        n_frames: number of frames counted.
     """
 
     levels: NDArray[np.int64]
@@ -49,11 +49,11 @@ class PixelCounts:
 
     @classmethod
     def sum(cls, counts: Sequence[PixelCounts]) -> PixelCounts:
-        """Of all frames together."""
+        """Returns the counts over all frames together."""
         return cls(np.sum([one.levels for one in counts], axis=0), sum(one.n_frames for one in counts))
 
     def statistics(self) -> dict[str, list[Any]]:
-        """As plain JSON, exact from the counts: [[[r]], [[g]], [[b]]] in 0..1."""
+        """Returns plain JSON, exact from the counts: [[[r]], [[g]], [[b]]] in 0..1."""
         values = np.arange(_LEVELS) / (_LEVELS - 1)
         shares = self.levels / self.levels.sum(axis=1, keepdims=True)
         mean = shares @ values

@@ -1,4 +1,4 @@
-"""How near videos come to the frames that went in."""
+"""How close videos are to their input frames."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _IDENTICAL_DB = 99.0
 
 
 def lowest_psnr(files: Sequence[Path], frames: Iterable[NDArray[np.uint8]]) -> float:
-    """Over all frames of videos, one after the other, the lowest PSNR with what went in, in dB; 99 of equal ones.
+    """Returns the lowest PSNR of all frames of videos, in order, compared with their input, in dB; 99 if equal.
 
     Raises:
-        ExportError: the videos do not have as many frames as went in.
+        ExportError: the videos do not have as many frames as their input.
     """
     lowest = _IDENTICAL_DB
     decoded = _decoded(files)
     for number, frame in enumerate(frames):
         decoded_frame = next(decoded, None)
         if decoded_frame is None or decoded_frame.shape != frame.shape:
-            raise ExportError(f"{files[-1]}: frame {number} is lost in encoding; nothing was written")
+            raise ExportError(f"{files[-1]}: frame {number} was lost in encoding; nothing was written")
         lowest = min(lowest, float(cv2.PSNR(frame, decoded_frame)))
     if next(decoded, None) is not None:
-        raise ExportError(f"{files[-1]}: holds more frames than went in; nothing was written")
+        raise ExportError(f"{files[-1]}: holds more frames than its input; nothing was written")
     return lowest
 
 

@@ -1,4 +1,4 @@
-"""A dataset in one zip archive: its files as they are, stored and not compressed again, so that it is read in place."""
+"""A dataset in one zip archive: its files are stored as they are, not compressed again, so it can be read in place."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from diffusion_policy.storage import atomic_file
 
 
 def export_zarr_zip(dataset: Path, archive: Path) -> Path:
-    """Pack a dataset; the archive appears under its name when it is complete.
+    """Packs a dataset; the archive appears under its name when it is complete.
 
     Args:
-        dataset: its folder.
-        archive: to be made.
+        dataset: the dataset's folder.
+        archive: the archive to create.
 
     Raises:
-        ExportError: the archive exists, or the dataset is no folder of this machine.
-        DatasetError: it is no dataset, or a file of it is absent or damaged.
+        ExportError: the archive exists, or the dataset is not a local folder.
+        DatasetError: it is not a dataset, or one of its files is missing or damaged.
         StorageError: the disk refuses.
     """
     if archive.exists():
-        raise ExportError(f"{archive} exists; it is not replaced, choose another name")
+        raise ExportError(f"{archive} exists; it is not replaced: choose another name")
     folder = as_path(dataset)
     if is_remote(folder) or not folder.is_dir():
-        raise ExportError(f"{dataset} is no folder of this machine; only those are packed")
+        raise ExportError(f"{dataset} is not a local folder; only local folders can be packed")
     ReplayBuffer.open(folder)
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     with (

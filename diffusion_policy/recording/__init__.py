@@ -1,16 +1,17 @@
-"""Recorded episodes of any format, as the converter takes them in.
+"""Recorded episodes of any format, as the converter reads them.
 
-    contract    what a recording is: arrays, frames, content hash, what it says of its numbers, tasks and flags
+    contract    what a recording is: arrays, frames, content hash, meaning of its numbers, tasks and flags
     opening     detects the format of an input
-    cogact      CogACT trajectories (a folder an episode; `trajectory` opens and checks them)
+    cogact      CogACT trajectories (one folder per episode; `trajectory` opens and checks them)
     lerobot     LeRobot datasets, v3.0 and v2.1
-    zarr_sets   zarr datasets of others: public diffusion_policy sets, UMI, a zarr with videos
+    zarr_sets   zarr datasets from elsewhere: public diffusion_policy sets, UMI, a zarr with videos
     minecraft   contractors' recordings of Minecraft, for VPT
-    other_layouts   folders of CogACT's form whose arrays a mapping names
-    mapping     what somebody says of columns whose names do not say it; `mapped`, `scales` and `mapped_recording` apply
+    other_layouts   folders in CogACT's form with other arrays, which a mapping names
+    mapping     the declared meaning of columns whose names do not give it; `mapped`, `scales` and `mapped_recording`
+    apply
                 it, `question` asks for it
 
-No later stage knows a format. To add one, write a module that offers `contract.Recordings`, named in
+No later stage depends on the format. To add one, write a module that implements `contract.Recordings`, and name it in
 `opening`. Inputs are only read.
 """
 

@@ -1,4 +1,4 @@
-"""CogACT trajectories as recordings: a folder an episode, with data.pkl and a file a frame."""
+"""CogACT trajectories as recordings: one folder per episode, with data.pkl and one file per frame."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NAMES = ArrayNames({POSE_KEY: POSE, GRIPPER_KEY: (GRIPPER,)}, POSE_GRIPPER)
 
 @dataclass(frozen=True)
 class PictureFiles:
-    """Frames in one file each.
+    """Frames with one file each.
 
     Attributes:
         files: one per step; the same file for steps that show the same frame.
@@ -46,7 +46,7 @@ class PictureFiles:
 
 @dataclass(frozen=True)
 class CogActRecording:
-    """One CogACT trajectory; see `recording.contract.Recording` for what each attribute is."""
+    """One CogACT trajectory; see `recording.contract.Recording` for the attributes."""
 
     trajectory: Trajectory
 
@@ -57,7 +57,7 @@ class CogActRecording:
 
     @property
     def number(self) -> int:
-        """At the end of the folder's name."""
+        """The number at the end of the folder's name."""
         return self.trajectory.number
 
     @property
@@ -67,12 +67,12 @@ class CogActRecording:
 
     @property
     def n_recorded(self) -> int:
-        """N: every step has a command."""
+        """N, since every step has a command."""
         return self.trajectory.n_steps
 
     @property
     def names(self) -> ArrayNames:
-        """Pose and gripper."""
+        """The names of pose and gripper."""
         return _NAMES
 
     @property
@@ -97,31 +97,31 @@ class CogActRecording:
 
     @property
     def frame_numbers(self) -> Mapping[str, Collection[int]]:
-        """Per camera, the numbers of its files."""
+        """The numbers of each camera's files."""
         return {camera: files.keys() for camera, files in self.trajectory.frames.items()}
 
     @property
     def metadata(self) -> EpisodeMetadata:
-        """What a person drove, where the recorder marked it; the format has no tasks."""
+        """Which steps a person drove, if the recorder marked them; the format has no tasks."""
         driven = self.trajectory.intervention
         return EpisodeMetadata(interventions=None if driven is None else tuple(true_runs(driven)))
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is odd, and harmless."""
+        """Harmless irregularities."""
         return self.trajectory.notes
 
     def frames(self, steps: Sequence[int], camera: str, at_most: int) -> Iterator[PictureFiles]:
-        """The files of these steps, so many a piece."""
+        """Yields the files of these steps, `at_most` at a time."""
         files = [self.trajectory.frame_path(step, camera) for step in steps]
         return (PictureFiles(tuple(files[start : start + at_most])) for start in range(0, len(files), at_most))
 
     def content_sha256(self) -> str:
-        """SHA-256 of data.pkl."""
+        """Returns the SHA-256 of data.pkl."""
         return sha256(read_bytes(self.path / "data.pkl")).hex()
 
     def fingerprint(self) -> str:
-        """Of data.pkl and of every frame."""
+        """Returns a fingerprint of data.pkl and every frame."""
         lines = []
         frames = (file for files in self.trajectory.frames.values() for file in files.values())
         with reaching(self.path):
@@ -133,12 +133,12 @@ class CogActRecording:
 
 @dataclass(frozen=True)
 class CogActRecordings:
-    """The trajectories of a folder, or below a URL.
+    """The trajectories in a folder or below a URL.
 
     Attributes:
         folder: holds episode_0000/ and so on.
-        gripper_scale: that their grippers are recorded in where it is not 1 (open) and 0 (closed).
-        timestamps: what their time stamps are recorded in where that is not seconds.
+        gripper_scale: scale in which their grippers are recorded, if not 1 (open) and 0 (closed).
+        timestamps: unit in which their time stamps are recorded, if not seconds.
     """
 
     folder: Path
@@ -147,13 +147,13 @@ class CogActRecordings:
 
     @property
     def account(self) -> Mapping[str, object]:
-        """Nothing: all that there is becomes part of the dataset."""
+        """Empty: everything becomes part of the dataset."""
         return {}
 
     def find(self) -> list[Path]:
-        """As `find_trajectories`."""
+        """See `find_trajectories`."""
         return find_trajectories(self.folder)
 
     def open(self, path: Path) -> CogActRecording:
-        """As `open_trajectory`."""
+        """See `open_trajectory`."""
         return CogActRecording(open_trajectory(path, self.gripper_scale, self.timestamps))

@@ -1,6 +1,6 @@
-"""The interface of recordings for the converter: a module for a new format implements it.
+"""The interface between recordings and the converter, which a module for a new format implements.
 
-Legend of shapes: N recorded steps, D numbers of an array.
+Legend of shapes: N recorded steps, D numbers in a row of an array.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from diffusion_policy.spec import ActionLayout, ImageArray
 from diffusion_policy.trajectory import NO_IMAGE
 
 FRAME_SIZE_KEY = "frame_size"
-"""In an account: [width, height] of the frames, of a format whose policies are trained on one size."""
+"""Key of an account: [width, height] of the frames, for a format whose policies are trained on one size."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Picture:
     """One recorded frame on its way to the dataset.
 
     Attributes:
-        name: the file that holds it, below the folder that holds the episode; of a file of many frames, with the
+        name: its file, relative to the folder that holds the episode; for a file with many frames, with the
             frame's number after a "#".
         content: a JPEG or PNG as recorded, or a decoded frame (H, W, 3) RGB uint8.
     """
@@ -37,16 +37,16 @@ class Picture:
 
 
 class Frames(Protocol):
-    """Frames of one camera at some steps of an episode, in order of the steps.
+    """Frames of one camera at some steps of an episode, in step order.
 
-    It is hashable and travels to other threads, processes and machines, which see the same files.
+    Objects are hashable and are sent to other threads, processes and machines, which see the same files.
     """
 
     def __len__(self) -> int:
-        """How many steps."""
+        """The number of steps."""
 
     def pictures(self) -> Iterator[Picture]:
-        """A picture for each step; the same one (by its name) where steps show the same frame.
+        """Yields a picture for each step, the same one (by name) for steps that show the same frame.
 
         Raises:
             TrajectoryError: a frame does not exist, or does not decode.
@@ -56,12 +56,12 @@ class Frames(Protocol):
 
 @dataclass(frozen=True)
 class ArrayNames:
-    """The arrays of numbers that a recording becomes in the dataset, and what their numbers are.
+    """The arrays that a recording becomes in the dataset, and the names of their numbers.
 
     Attributes:
-        states: per key of the dataset, the names of what was measured.
-        action: names of what was commanded.
-        units: of names whose unit the name itself does not tell.
+        states: by key of the dataset, the names of measured numbers.
+        action: names of commanded numbers.
+        units: units of names that do not themselves give one.
     """
 
     states: Mapping[str, tuple[str, ...]]
@@ -70,11 +70,11 @@ class ArrayNames:
 
     @cached_property
     def action_layout(self) -> ActionLayout:
-        """What the numbers of the action are."""
+        """The layout of the action."""
         return ActionLayout.of(self.action, self.units)
 
     def state_column(self, name: str) -> tuple[str, int] | None:
-        """The key and the column under which a number of the action is measured; None if it is not."""
+        """Returns the key and column under which a number of the action is measured; None if it is not measured."""
         for key, names in self.states.items():
             if name in names:
                 return key, names.index(name)
@@ -82,15 +82,15 @@ class ArrayNames:
 
 
 class Recording(Protocol):
-    """One recorded episode of N steps, checked, without its frames decoded."""
+    """One recorded episode of N steps, checked, but with its frames not decoded."""
 
     @property
     def path(self) -> Path:
-        """Names the episode: its folder, or of a format that has none, a name below the folder that holds it."""
+        """The episode's name: its folder or, in a format without one, a name below the folder that holds it."""
 
     @property
     def number(self) -> int:
-        """At the end of its name; episodes are ordered by it."""
+        """The number at the end of its name, by which episodes are ordered."""
 
     @property
     def n_steps(self) -> int:
@@ -98,19 +98,19 @@ class Recording(Protocol):
 
     @property
     def n_recorded(self) -> int:
-        """N, and the steps after them that were recorded without a command."""
+        """N, plus the steps after them that were recorded without a command."""
 
     @property
     def names(self) -> ArrayNames:
-        """The arrays, and what their numbers are: the same in all recordings of a folder."""
+        """The arrays and the names of their numbers, the same in all recordings of a folder."""
 
     @property
     def states(self) -> Mapping[str, NDArray[np.float32]]:
-        """(N, D) what was measured, by key of the dataset; grippers 0 closed to 1 open, quaternions xyzw."""
+        """(N, D) measured numbers, by key of the dataset; grippers 0 closed to 1 open, quaternions xyzw."""
 
     @property
     def action(self) -> NDArray[np.float32]:
-        """(N, D) what was commanded, in the same conventions."""
+        """(N, D) commands, in the same conventions."""
 
     @property
     def timestamp(self) -> NDArray[np.float64]:
@@ -122,7 +122,7 @@ class Recording(Protocol):
 
     @property
     def frame_numbers(self) -> Mapping[str, Collection[int]]:
-        """Per camera, the numbers of the frames that were recorded."""
+        """The numbers of the recorded frames, by camera."""
 
     @property
     def metadata(self) -> EpisodeMetadata:
@@ -130,29 +130,30 @@ class Recording(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is odd about it, and harmless."""
+        """Harmless irregularities."""
 
     def frames(self, steps: Sequence[int], camera: str, at_most: int) -> Iterator[Frames]:
-        """The frames of these steps, which all show one, in pieces to be decoded one by one.
+        """Yields the frames of these steps, which all show one, in pieces to be decoded one by one.
 
         Args:
-            steps: increasing.
-            camera: one of `frame_numbers`.
-            at_most: steps in a piece, of a format with one file a frame; others cut as it suits them.
+            steps: step numbers, increasing.
+            camera: one of the cameras in `frame_numbers`.
+            at_most: largest number of steps in a piece, for formats with one file per frame; others cut as it suits
+                them.
         """
 
     def content_sha256(self) -> str:
-        """Tells recordings apart, whatever they are called."""
+        """Returns a hash that identifies the recording, whatever it is called."""
 
     def fingerprint(self) -> str:
-        """Changes when a file of the recording does: of names, sizes and times of modification."""
+        """Returns a fingerprint of the files' names, sizes and modification times, which changes when a file does."""
 
 
 class Recordings(Protocol):
-    """What an input holds: episodes of one format, found by looking at it."""
+    """The episodes of an input, all in one format."""
 
     def find(self) -> list[Path]:
-        """The `path` of each episode, ordered by number, then name.
+        """Returns the `path` of each episode, ordered by number, then name.
 
         Raises:
             TrajectoryError: there is none.
@@ -160,25 +161,25 @@ class Recordings(Protocol):
         """
 
     def open(self, path: Path) -> Recording:
-        """Open and check an episode.
+        """Opens and checks an episode.
 
         Raises:
-            TrajectoryError: it is not as it must be.
-            WorkspaceError: of another kind, such as a pickle that asks for more than arrays.
+            TrajectoryError: it is invalid.
+            WorkspaceError: another kind of error, such as a pickle that asks for more than arrays.
             PathError: its store cannot be reached.
         """
 
     @property
     def account(self) -> Mapping[str, Any]:
-        """What the ledger says of the input as a whole, as plain JSON; empty if there is nothing to say."""
+        """The ledger's entry on the input as a whole, as plain JSON; empty if there is nothing to report."""
 
 
 def image_runs(image_index: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Longest runs of steps that all show a frame, as (start, exclusive end)."""
+    """Returns the longest runs of steps that all show a frame, as (start, exclusive end)."""
     return true_runs(image_index != NO_IMAGE)
 
 
 def true_runs(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Longest runs of steps whose flag (N,) is true, as (start, exclusive end)."""
+    """Returns the longest runs of steps whose flag (N,) is true, as (start, exclusive end)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
     return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]

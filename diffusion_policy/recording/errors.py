@@ -1,4 +1,4 @@
-"""The error of recordings that are not what their format says."""
+"""The error for recordings that violate their format."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from diffusion_policy.trajectory import TrajectoryError
 
 
 class RecordingError(TrajectoryError):
-    """A recording, or a folder of them, is not as it must be: says file, column and what to do."""
+    """A recording, or a folder of them, is invalid; the message names file, column and remedy."""

@@ -1,4 +1,4 @@
-"""Columns of recordings -> the dataset's arrays, as a mapping says."""
+"""Converts columns of recordings to the dataset's arrays, as a mapping defines."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _REPRESENTATIONS: dict[str, Representation] = {
     "rotation_6d_rows": "rotation_6d_rows",
     "rotation_6d_columns": "rotation_6d_columns",
 }
-# Names of joints that are kept: without an arm before a dot, or as LeRobot writes motors.
+# Joint names that are kept: those without an arm before a dot, or in LeRobot's form for motors.
 _PLAIN = re.compile(r"[A-Za-z0-9_]+(\.pos)?")
 
 
 @dataclass(frozen=True)
 class Column:
-    """Some numbers of a feature that become numbers of one array.
+    """Columns of a feature that become numbers of one array.
 
     Attributes:
-        part: what they are.
+        part: the part of the arm that they describe.
         at: their columns in the feature.
-        names: what they are called in the dataset; as many as they become.
+        names: their names in the dataset, one for each resulting number.
     """
 
     part: Part
@@ -60,12 +60,12 @@ class MappedArrays:
 
     @classmethod
     def of(cls, mapping: RecordingMapping, features: Mapping[str, Sequence[str] | int], where: str) -> MappedArrays:
-        """Fit a mapping to features.
+        """Fits a mapping to features.
 
         Args:
-            mapping: what somebody says of them.
-            features: names of each one's numbers, or how many there are where they have no names.
-            where: for errors.
+            mapping: the mapping.
+            features: names of each feature's numbers, or their count if they have no names.
+            where: location, for errors.
 
         Raises:
             MappingError: a feature or a column does not exist, or a part has another width.
@@ -86,7 +86,7 @@ class MappedArrays:
 
     @property
     def names(self) -> ArrayNames:
-        """The arrays of the dataset, and what their numbers are."""
+        """The arrays of the dataset, and the names of their numbers."""
         units = {
             name: column.part.unit
             for column in (*self.action, *(column for columns in self.states.values() for column in columns))
@@ -96,7 +96,7 @@ class MappedArrays:
         return ArrayNames({key: _names(columns) for key, columns in self.states.items()}, _names(self.action), units)
 
     def gripper_columns(self) -> list[tuple[str, Column | None, Column | None]]:
-        """The grippers by name: where each is commanded, and where it is measured; None if it is not."""
+        """The grippers by name, with the columns of their command and measurement, each None if absent."""
         commanded, measured = _grippers(self.action), _grippers(self.states.get(GRIPPER_KEY, ()))
         return [(name, commanded.get(name), measured.get(name)) for name in {**commanded, **measured}]
 
@@ -120,7 +120,7 @@ def _columns(arms: Arms, features: Mapping[str, Sequence[str] | int], where: str
 
 
 def _where(part: Part, features: Mapping[str, Sequence[str] | int], what: str) -> tuple[tuple[int, ...], list[str]]:
-    """Columns of a part in its feature, and their names there."""
+    """Returns the columns of a part in its feature, and their names there."""
     feature = features.get(part.feature)
     if feature is None:
         raise MappingError(f"{what}: there is no feature {part.feature!r}; there are {', '.join(features)}")
@@ -155,14 +155,14 @@ def _named(part: Part, arm: str, recorded: Sequence[str], what: str) -> tuple[st
 def values_of(
     columns: Sequence[Column], rows: Mapping[str, NDArray[Any]], scales: Mapping[str, GripperScale]
 ) -> NDArray[np.float32]:
-    """(N, D) float32 of an array.
+    """Returns (N, D) float32 values of an array.
 
     Args:
-        columns: of it.
+        columns: the array's columns.
         rows: (N, width) of each feature.
-        scales: of grippers by their names in the dataset.
+        scales: scales of grippers, by their names in the dataset.
 
-    Numbers that need no conversion come as they are recorded.
+    Numbers that need no conversion are returned as recorded.
     """
     parts = [_converted(column, rows[column.part.feature][:, list(column.at)], scales) for column in columns]
     return np.concatenate(parts, axis=1).astype(np.float32, copy=False)

@@ -1,4 +1,4 @@
-"""Episodes of every format whose numbers a mapping names: the same checks, the same hashes, whatever their files."""
+"""Episodes of all formats whose numbers a mapping names, with the same checks and hashes whatever their files."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ class CameraFrames(Frames, Protocol):
     """All frames that one camera shows in an episode."""
 
     def pieces(self, steps: Sequence[int], at_most: int) -> Iterator[Frames]:
-        """The frames of these steps in pieces, cut as it suits them; of one step where `at_most` is 1."""
+        """Yields the frames of these steps in pieces of suitable size; of one step if `at_most` is 1."""
 
     def sample_sha256(self) -> str:
-        """Of the beginning, as it is stored."""
+        """Returns the SHA-256 of the beginning, as stored."""
 
 
 @dataclass(frozen=True)
 class MappedRecording:
-    """One episode; see `recording.contract.Recording` for what each attribute is.
+    """One episode; see `recording.contract.Recording` for the attributes.
 
     Attributes:
-        n_recorded: N, and the steps after them that have no command.
-        files: that hold it.
-        numbers_sha256: of all that is read but frames.
-        shown: by camera.
+        n_recorded: N, plus the steps after them that have no command.
+        files: the files that hold it.
+        numbers_sha256: hash of all that is read except frames.
+        shown: the frames shown, by camera.
     """
 
     path: Path
@@ -66,18 +66,18 @@ class MappedRecording:
         return len(self.timestamp)
 
     def frames(self, steps: Sequence[int], camera: str, at_most: int) -> Iterator[Frames]:
-        """Pieces as the camera's storage suggests."""
+        """Yields pieces that suit the camera's storage."""
         return self.camera_frames[camera].pieces(steps, at_most)
 
     def content_sha256(self) -> str:
-        """Of its numbers and tasks, and of the beginning of what each camera shows."""
+        """Returns the hash of its numbers, its tasks, and the beginning of each camera's frames."""
         camera_frames = "".join(
             f"{camera} {frames.sample_sha256()}\n" for camera, frames in sorted(self.camera_frames.items())
         )
         return sha256(self.numbers_sha256.encode(), camera_frames.encode()).hex()
 
     def fingerprint(self) -> str:
-        """Of its numbers, and of the files that hold it."""
+        """Returns a fingerprint of its numbers and the files that hold it."""
         lines = [self.numbers_sha256]
         with reaching(self.path):
             for file in self.files:
@@ -87,16 +87,16 @@ class MappedRecording:
 
 
 def check_recorded(rows: Rows, arrays: MappedArrays, declared: Mapping[str, Any], path: Path) -> None:
-    """Check recorded numbers before anything is made of them.
+    """Checks recorded numbers before they are used.
 
     Args:
-        rows: of one episode.
-        arrays: what the mapping makes of them.
-        declared: scales of grippers that somebody says, by name; None if they are found.
-        path: of the episode, for errors.
+        rows: rows of one episode.
+        arrays: the arrays that the mapping derives from them.
+        declared: declared scales of grippers, by name; None if they are to be found.
+        path: path of the episode, for errors.
 
     Raises:
-        RecordingError: numbers that are none, or grippers beyond their declared scale.
+        RecordingError: numbers that are not finite, or grippers outside their declared scale.
     """
     for name, values in rows.items():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -113,22 +113,22 @@ def check_recorded(rows: Rows, arrays: MappedArrays, declared: Mapping[str, Any]
 def mapped_numbers(
     rows: Rows, arrays: MappedArrays, scales: GripperScales, path: Path, lead: int = 0
 ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]:
-    """What was measured, by key of the dataset, and what was commanded, as N - lead steps.
+    """Returns measured numbers, by key of the dataset, and commands, for N - lead steps.
 
     Args:
-        rows: of one episode of N steps.
-        arrays: what the mapping makes of them.
-        scales: of the grippers.
-        path: of the episode, for errors.
-        lead: the command of a step is what its columns hold so many steps later.
+        rows: rows of one episode of N steps.
+        arrays: the arrays that the mapping derives from them.
+        scales: scales of the grippers.
+        path: path of the episode, for errors.
+        lead: number of steps by which the command columns are recorded later than they apply.
 
     Raises:
-        RecordingError: poses that are none.
+        RecordingError: invalid poses.
     """
     n = len(next(iter(rows.values()))) - lead
     if n < 1:
         raise RecordingError(
-            f"{path}: {n + lead} steps; with commands {lead} steps ahead at least {lead + 1} are needed: leave it out"
+            f"{path}: {n + lead} steps; with commands {lead} steps ahead, at least {lead + 1} are needed: leave it out"
         )
     now = {name: values[:n] for name, values in rows.items()}
     then = {name: values[lead:] for name, values in rows.items()}
@@ -139,9 +139,9 @@ def mapped_numbers(
 
 
 def no_command(lead: int, n_steps: int) -> str:
-    """The note on steps at an episode's end whose command would be beyond it."""
+    """Returns the note on steps at an episode's end whose command would be beyond it."""
     which = "the last step has" if lead == 1 else f"the last {lead} steps have"
-    return f"{which} no command, which is what is measured {lead} later: left out, of {n_steps} recorded"
+    return f"{which} no command, which is the measurement {lead} later: left out, of {n_steps} recorded"
 
 
 def _check_poses(
@@ -164,7 +164,7 @@ def _check_poses(
 
 
 def numbers_sha256(rows: Rows, texts: Sequence[str] = ()) -> str:
-    """Of the numbers of an episode as they are recorded, and of its tasks."""
+    """Returns the hash of an episode's numbers as recorded, and of its tasks."""
     parts: list[bytes] = []
     for name, values in sorted(rows.items()):
         parts += [f"{name} {values.dtype.str} {values.shape}\n".encode(), np.ascontiguousarray(values).tobytes()]

@@ -1,4 +1,4 @@
-"""A mapping file: which columns of other people's recordings are whose position, rotation, gripper and joints.
+"""A mapping file: which columns of foreign recordings hold each arm's position, rotation, gripper and joints.
 
     action:                          # and state: the same
       position: {feature: action, columns: [x, y, z], unit: m}
@@ -6,12 +6,12 @@
       gripper: {feature: action, columns: [gripper], scale: percent}
       joints: {feature: action, columns: [0, 1, 2, 3, 4, 5], unit: rad, names: [joint_1, ...]}
     cameras: {observation.images.front: image}
-    lead: 1                          # the command is what its columns hold so many steps later (default: 0)
+    lead: 1                          # the command columns are recorded this many steps later (default: 0)
     hz: 10                           # rate of recordings without time stamps
 
-Columns are names of the feature, or numbers counted from 0; without them the whole feature is meant. With several arms
-there is one more level, whose keys are the arms' names (``left: {position: ...}``). ``cameras`` renames them and leaves
-out those that it does not list; without it all color cameras are taken.
+Columns are names in the feature, or numbers counted from 0; without them the whole feature is used. With several arms
+there is another level, whose keys are the arms' names (``left: {position: ...}``). ``cameras`` renames cameras and
+leaves out those that it does not list; without it all color cameras are used.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from diffusion_policy.spec import SpecError
 
 FLAG = "--mapping"
 UNDECIDED = "?"
-"""Placeholder in a printed mapping for what only the owner of the recordings knows."""
+"""Placeholder in a printed mapping for what only the recordings' owner knows."""
 KINDS = ("position", "rotation", "joints", "gripper", "other")
-"""Parts of an arm, in the order in which their numbers become those of an action."""
+"""Parts of an arm, in the order of their numbers in an action."""
 ROTATIONS_AS = (
     "quaternion_xyzw",
     "quaternion_wxyz",
@@ -56,21 +56,21 @@ _READY = CONFIG / "recordings"
 
 
 class MappingError(WorkspaceError):
-    """A mapping that cannot be read or does not fit: says which entry and what to write."""
+    """A mapping cannot be read or does not fit; the message names the entry and what to write."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of an arm, and where its numbers are.
+    """A part of an arm, and the location of its numbers.
 
     Attributes:
         kind: one of KINDS.
-        feature: of the recordings.
-        columns: of it, by name or number; None for all.
-        unit: of a position, of angles or of joints.
+        feature: feature of the recordings.
+        columns: columns of the feature, by name or number; None for all.
+        unit: unit of a position, of angles or of joints.
         rotation: one of ROTATIONS_AS.
-        scale: of a gripper, as ``--gripper-scale`` names it; None: found in the numbers.
-        names: what joints and others are to be called; None: as in the recordings.
+        scale: scale of a gripper, as in ``--gripper-scale``; None to find it in the numbers.
+        names: names for joints and others; None for those in the recordings.
     """
 
     kind: str
@@ -87,13 +87,13 @@ Arms = Mapping[str, tuple[Part, ...]]
 
 @dataclass(frozen=True)
 class RecordingMapping:
-    """All that a mapping says.
+    """The content of a mapping.
 
     Attributes:
-        action, state: per arm (an empty name for the only one) its parts.
-        cameras: name in the dataset by feature; None takes all.
+        action, state: the parts of each arm (by an empty name for a single one).
+        cameras: name in the dataset by feature; None to take all.
         lead: steps by which commands are recorded later than they apply: 1 where the next measurement is the command.
-        hz: rate of recordings without time stamps; None: unknown.
+        hz: rate of recordings without time stamps; None if unknown.
     """
 
     action: Arms
@@ -105,20 +105,20 @@ class RecordingMapping:
 
     @property
     def features(self) -> set[str]:
-        """Those that are read for numbers."""
+        """The features that are read for numbers."""
         return {part.feature for arms in (self.action, self.state) for parts in arms.values() for part in parts}
 
 
 def ready_mappings() -> list[str]:
-    """Names of the mappings that come with this package."""
+    """Returns the names of the mappings that come with this package."""
     return sorted(path.stem for path in _READY.glob("*.yaml"))
 
 
 def read_mapping(name: str | Path) -> RecordingMapping:
-    """The mapping of a file, or of one that comes with this package by its name.
+    """Reads a mapping from a file, or one that comes with this package by name.
 
     Raises:
-        MappingError: there is none, or an entry is not as it must be.
+        MappingError: there is none, or an entry is invalid.
     """
     file = Path(name)
     if not file.is_file() and file.name == str(name) and (_READY / f"{file.name}.yaml").is_file():
@@ -136,15 +136,15 @@ def read_mapping(name: str | Path) -> RecordingMapping:
             f"{', '.join(ready_mappings())}"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise MappingError(f"{file}: no YAML ({str(error)[:300]})") from error
+        raise MappingError(f"{file}: not YAML ({str(error)[:300]})") from error
     return mapping_of(content, str(file))
 
 
 def mapping_of(content: Any, where: str) -> RecordingMapping:
-    """The mapping of parsed YAML.
+    """Returns the mapping in parsed YAML.
 
     Raises:
-        MappingError: an entry is not as it must be; names it, in ``where``.
+        MappingError: an entry is invalid; the message names it and ``where``.
     """
     if not isinstance(content, dict) or not content.keys() <= _ENTRIES:
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
@@ -157,14 +157,14 @@ def mapping_of(content: Any, where: str) -> RecordingMapping:
     if cameras is not None and not (
         isinstance(cameras, dict) and all(isinstance(name, str) for pair in cameras.items() for name in pair)
     ):
-        raise MappingError(f"{where}: cameras is {cameras!r}; expected names in the dataset by features")
+        raise MappingError(f"{where}: cameras is {cameras!r}; expected names in the dataset by feature")
     if cameras is not None and len(set(cameras.values())) != len(cameras):
-        raise MappingError(f"{where}: cameras gives two features one name: {cameras}")
+        raise MappingError(f"{where}: cameras gives two features the same name: {cameras}")
     lead, hz = content.get("lead", 0), content.get("hz")
     if not isinstance(lead, int) or isinstance(lead, bool) or not 0 <= lead <= _MOST_LEAD:
         raise MappingError(f"{where}: lead is {lead!r}; expected steps, 0 to {_MOST_LEAD}")
     if hz is not None and (not isinstance(hz, int | float) or isinstance(hz, bool) or not 0 < hz <= _HIGHEST_HZ):
-        raise MappingError(f"{where}: hz is {hz!r}; expected steps a second, above 0 and at most {_HIGHEST_HZ}")
+        raise MappingError(f"{where}: hz is {hz!r}; expected steps per second, above 0 and at most {_HIGHEST_HZ}")
     return RecordingMapping(
         action=_arms(content["action"], f"{where}: action"),
         state=_arms(content.get("state") or {}, f"{where}: state"),
@@ -197,7 +197,7 @@ def _part(kind: str, content: Any, where: str) -> Part:
         raise MappingError(f"{where} is {content!r}; expected feature and some of {', '.join(sorted(_KEYS))}")
     open_questions = [key for key, value in content.items() if value == UNDECIDED]
     if open_questions:
-        raise MappingError(f"{where}.{open_questions[0]} is {UNDECIDED!r}: say what it is: {_choices(kind)}")
+        raise MappingError(f"{where}.{open_questions[0]} is {UNDECIDED!r}: fill it in: {_choices(kind)}")
     columns, names = content.get("columns"), content.get("names")
     if columns is not None and not (
         isinstance(columns, list)
@@ -232,7 +232,7 @@ def _part(kind: str, content: Any, where: str) -> Part:
 
 def _choices(kind: str) -> str:
     if kind == "rotation":
-        return f"as: one of {', '.join(ROTATIONS_AS)}; unit: rad or deg, of angles"
+        return f"as: one of {', '.join(ROTATIONS_AS)}; unit: rad or deg, for angles"
     if kind == "gripper":
         return "scale: open1 (0..1, 1 is open), closed1, percent, percent_closed, meters:0.08 and so on (docs/data.md)"
     return f"unit: one of {', '.join(_UNITS.get(kind, ('any',)))}"

@@ -1,9 +1,9 @@
-"""Recordings of Minecraft for VPT: contractors' videos with a line of JSON a tick, or the same with a folder of frames.
+"""Recordings of Minecraft for VPT: contractors' videos with a line of JSON per tick, or a folder of frames instead.
 
-    NAME.mp4 and NAME.jsonl            as OpenAI's contractors recorded
-    NAME/frames/0000.png and NAME.jsonl    the same with a picture a tick, in order of their names
+    NAME.mp4 and NAME.jsonl            as recorded by OpenAI's contractors
+    NAME/frames/0000.png and NAME.jsonl    the same with a picture per tick, in order of their names
 
-A step holds the frame as VPT was trained on it, 128 x 128 by linear interpolation with the cursor drawn where a window
+A step holds the frame as in VPT's training, 128 x 128 by linear interpolation with the cursor drawn while a window
 is open, and its action: 20 buttons and the camera in degrees, in the order of ``actions.VPT_ACTION``.
 """
 
@@ -34,13 +34,13 @@ _CAMERA = "pov"
 _HZ = 20.0
 _PICTURES = (".png", ".jpg", ".jpeg")
 _MOST_BYTES = 1 << 30
-# An arrow with its tip at the origin, 16 pixels high: white with a dark edge, as a mouse's cursor.
+# An arrow with its tip at the origin, 16 pixels high: white with a dark edge, like a mouse cursor.
 _ARROW = np.array([[0, 0], [0, 14], [3, 11], [6, 16], [8, 15], [6, 10], [10, 10]], np.float32)
 
 
 @dataclass(frozen=True)
 class FrameFiles:
-    """Frames that lie one a file.
+    """Frames stored in one file each.
 
     Attributes:
         files: by step.
@@ -49,7 +49,7 @@ class FrameFiles:
     files: tuple[Path, ...]
 
     def at(self, steps: Sequence[int]) -> FrameFiles:
-        """Those of some steps."""
+        """Returns the frames of some steps."""
         return FrameFiles(tuple(self.files[step] for step in steps))
 
     def pictures(self) -> Iterator[Picture]:
@@ -61,17 +61,17 @@ class FrameFiles:
                 raise RecordingError(f"{file}: cannot be read ({error.strerror or error})") from error
 
     def sample_sha256(self) -> str:
-        """Of the first file."""
+        """Returns the SHA-256 of the first file."""
         return sha256(read_bytes(self.files[0])).hex()
 
 
 @dataclass(frozen=True)
 class GameFrames:
-    """Frames as VPT sees them.
+    """Frames as seen by VPT.
 
     Attributes:
-        source: as they are recorded.
-        cursors: (n,) where the cursor is, in pixels of a screen 720 high; None where none is shown.
+        source: the frames as recorded.
+        cursors: (n,) cursor positions, in pixels of a screen 720 high; None where none is shown.
     """
 
     source: VideoFrames | FrameFiles
@@ -81,14 +81,14 @@ class GameFrames:
         return len(self.cursors)
 
     def pictures(self) -> Iterator[Picture]:
-        """The frames, decoded, with their cursors, at the size of training; see `recording.contract.Frames`."""
+        """Yields the frames, decoded, with their cursors, at the training size; see `recording.contract.Frames`."""
         for picture, cursor in zip(self.source.pictures(), self.cursors, strict=True):
             content = picture.content
             frame = decode_image(content, str(picture.name)).frame if isinstance(content, bytes) else content
             yield Picture(picture.name, game_frame(frame, cursor))
 
     def pieces(self, steps: Sequence[int], at_most: int) -> Iterator[GameFrames]:
-        """Stretches of a video, or so many pictures a piece."""
+        """Yields stretches of a video, or `at_most` pictures at a time."""
         in_video = isinstance(self.source, VideoFrames)
         starts = VideoFrames.starts(len(steps), at_most) if in_video else range(0, len(steps), at_most)
         for start in starts:
@@ -96,12 +96,12 @@ class GameFrames:
             yield GameFrames(self.source.at(some), tuple(self.cursors[step] for step in some))
 
     def sample_sha256(self) -> str:
-        """Of the beginning of what is recorded."""
+        """Returns the SHA-256 of the beginning of the recording."""
         return self.source.sample_sha256()
 
 
 def game_frame(frame: ImageArray, cursor: tuple[float, float] | None = None) -> ImageArray:
-    """A recorded frame (H, W, 3) RGB at the size of training (128, 128, 3), with a cursor where one is shown."""
+    """Returns a recorded frame (H, W, 3) RGB at the training size (128, 128, 3), with a cursor if one is shown."""
     if cursor is not None:
         scale = len(frame) / SCREEN_HEIGHT
         arrow = np.round(_ARROW + np.array(cursor, np.float32) * scale).astype(np.int32)
@@ -112,28 +112,28 @@ def game_frame(frame: ImageArray, cursor: tuple[float, float] | None = None) -> 
 
 
 class MinecraftRecordings:
-    """The recordings of a folder.
+    """The recordings in a folder.
 
     Args:
         folder: holds NAME.jsonl and, for each, NAME.mp4 or NAME/frames/.
-        null_actions: "keep" ticks without any action, or "drop" frame and action, as upstream's reader does.
+        null_actions: "keep" ticks without any action, or "drop" their frame and action, like upstream's reader.
     """
 
     def __init__(self, folder: Path, null_actions: NullActions = "keep") -> None:
         self._folder, self._null = folder, null_actions
         stems = sorted(file.stem for file in folder.glob("*.jsonl"))
         numbers = [episode_number(stem) for stem in stems]
-        # Names as contractors gave them end in a time of day, which two recordings may share.
+        # Names given by contractors end in a time of day, which two recordings may share.
         is_unique = None not in numbers and len(set(numbers)) == len(numbers)
         names = stems if is_unique else [f"{stem}_{index:04d}" for index, stem in enumerate(stems)]
         self._stems = {folder / name: stem for name, stem in zip(names, stems, strict=True)}
 
     @property
     def account(self) -> Mapping[str, Any]:
-        """Format, rate, size of the frames, and what is done with ticks without action."""
+        """Format, rate, frame size, and treatment of ticks without an action."""
         lonely = sorted(file.name for file in self._folder.glob("*.mp4") if not file.with_suffix(".jsonl").exists())
         return {
-            "format": "Minecraft, a line of JSON a tick",
+            "format": "Minecraft, a line of JSON per tick",
             "control_hz": _HZ,
             FRAME_SIZE_KEY: list(FRAME_SIZE),
             "null_actions": self._null,
@@ -141,14 +141,14 @@ class MinecraftRecordings:
         }
 
     def find(self) -> list[Path]:
-        """Names of the recordings, in order of number."""
+        """Returns the names of the recordings, in order of number."""
         return sorted(self._stems, key=lambda path: (episode_number(path.name) or 0, path.name))
 
     def open(self, path: Path) -> MappedRecording:
-        """Open and check a recording.
+        """Opens and checks a recording.
 
         Raises:
-            RecordingError: lines or frames are not as they must be.
+            RecordingError: lines or frames are invalid.
         """
         stem = self._folder / self._stems[path]
         lines = stem.with_name(f"{stem.name}.jsonl")
@@ -192,7 +192,9 @@ def is_minecraft(folder: Path) -> bool:
 def _read(file: Path) -> Played:
     try:
         if file.stat().st_size > _MOST_BYTES:
-            raise RecordingError(f"{file}: {file.stat().st_size} bytes; expected at most {_MOST_BYTES}, a line a tick")
+            raise RecordingError(
+                f"{file}: {file.stat().st_size} bytes; expected at most {_MOST_BYTES}, one line per tick"
+            )
         with file.open("r", encoding="utf-8", errors="replace") as opened:
             return read_lines(opened, str(file))
     except MinecraftError as error:
@@ -202,7 +204,7 @@ def _read(file: Path) -> Played:
 
 
 def _frames_of(stem: Path) -> tuple[VideoFrames | FrameFiles, int, list[Path]]:
-    """The frames of a recording, how many there are, and their files."""
+    """Returns the frames of a recording, their number, and their files."""
     video = stem.with_name(f"{stem.name}.mp4")
     if video.is_file():
         times = _frame_times(video)
@@ -217,7 +219,7 @@ def _frames_of(stem: Path) -> tuple[VideoFrames | FrameFiles, int, list[Path]]:
 
 
 def _frame_times(file: Path) -> tuple[float, ...]:
-    """Seconds at which the frames of a video are shown, in order, without decoding them."""
+    """Returns the times in seconds at which a video's frames are shown, in order, without decoding them."""
     with opened_video(file) as container:
         video = container.streams.video[0]
         stamps = sorted(packet.pts for packet in container.demux(video) if packet.pts is not None)
@@ -230,7 +232,7 @@ def _cursor(played: Played, tick: int) -> tuple[float, float] | None:
 
 
 def _notes(played: Played, n_frames: int, null_actions: NullActions) -> tuple[str, ...]:
-    """What is odd about a recording, and harmless."""
+    """Returns harmless irregularities of a recording."""
     found: list[str] = []
     if played.null.any():
         what = "kept" if null_actions == "keep" else "left out with their frames"
@@ -238,7 +240,7 @@ def _notes(played: Played, n_frames: int, null_actions: NullActions) -> tuple[st
     if n_frames > len(played):
         found.append(f"{n_frames - len(played)} frames after the last line are not used")
     if played.stuck:
-        found.append(f"attack was down from the start: up for {played.stuck} ticks")
+        found.append(f"attack was down from the start: released for {played.stuck} ticks")
     windows = int((~np.isnan(played.cursor[:, 0])).sum())
     if windows:
         found.append(f"a window is open in {windows} ticks: the cursor is drawn")

@@ -25,21 +25,21 @@ def open_recordings(
     mapping: str | None = None,
     null_actions: NullActions = "keep",
 ) -> Recordings:
-    """The recordings of a folder or URL.
+    """Finds the recordings in a folder or at a URL.
 
     Args:
-        source: a folder of episodes, a LeRobot dataset, recordings of Minecraft, or a zarr of others: a folder, a zip
+        source: a folder of episodes, a LeRobot dataset, recordings of Minecraft, or a foreign zarr: a folder, a zip
             archive, or replay_buffer.zarr with videos.
-        gripper_scale: of all their grippers where it is not 1 (open) and 0 (closed), as ``--gripper-scale`` names it.
-        timestamps: what their time stamps are in where that is not seconds, as ``--timestamps`` names it.
-        mapping: file, or name of one that comes with this package, that says what their columns are.
-        null_actions: of recordings of Minecraft, whether ticks without any action are kept.
+        gripper_scale: scale of all their grippers, if not 1 (open) and 0 (closed), as in ``--gripper-scale``.
+        timestamps: unit of their time stamps, if not seconds, as in ``--timestamps``.
+        mapping: a mapping file, or the name of one that comes with this package, that defines their columns.
+        null_actions: for recordings of Minecraft, whether ticks without any action are kept.
 
     Raises:
         SpecError: no such scale or unit.
         MappingError: a mapping that cannot be read, does not fit, is missing, or is for another format.
-        RecordingError: nothing is there, or the folder's own description is not as it must be.
-        DatasetError: a zarr that cannot be read.
+        RecordingError: there is nothing, or the folder's own description is invalid.
+        DatasetError: a zarr cannot be read.
         PathError: the URL's store cannot be reached.
     """
     location, unit = as_path(source), parse_timestamps(timestamps)
@@ -66,10 +66,8 @@ def open_recordings(
 
 
 def _refuse_settings_of_others(location: Path, *settings: str | None) -> None:
-    """Recordings of Minecraft say themselves what all their numbers are."""
+    """Refuses settings that recordings of Minecraft make redundant, since they define all their numbers."""
     flags = ("--gripper-scale", "--timestamps", "--mapping")
     given = [f"{flag} {value}" for flag, value in zip(flags, settings, strict=True) if value is not None]
     if given:
-        raise MappingError(
-            f"{location}: recordings of Minecraft say what their numbers are; leave {', '.join(given)} out"
-        )
+        raise MappingError(f"{location}: recordings of Minecraft define their numbers; omit {', '.join(given)}")

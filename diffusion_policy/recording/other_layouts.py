@@ -1,4 +1,4 @@
-"""Folders of CogACT's form whose data.pkl holds other arrays, or the same with other numbers, as a mapping says."""
+"""Folders in CogACT's form whose data.pkl holds other arrays, or other numbers, as defined by a mapping."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ class FrameFiles:
         return len(self.files)
 
     def pictures(self) -> Iterator[Any]:
-        """Of all steps that show one; see `recording.contract.Frames`."""
+        """Yields the pictures of all steps that show one; see `recording.contract.Frames`."""
         return self._some(range(len(self.files))).pictures()
 
     def pieces(self, steps: Sequence[int], at_most: int) -> Iterator[PictureFiles]:
-        """So many frames a piece."""
+        """Yields `at_most` frames at a time."""
         return (self._some(steps[start : start + at_most]) for start in range(0, len(steps), at_most))
 
     def sample_sha256(self) -> str:
-        """Of the first frame's file."""
+        """Returns the SHA-256 of the first frame's file."""
         return sha256(read_bytes(next(file for file in self.files if file is not None))).hex()
 
     def _some(self, steps: Sequence[int]) -> PictureFiles:
@@ -65,17 +65,17 @@ class FrameFiles:
 
 
 class OtherLayoutRecordings:
-    """The episodes of a folder.
+    """The episodes in a folder.
 
     Args:
         folder: holds episode_0000/ and so on.
-        mapping: what the arrays of their data.pkl are.
-        gripper_scale: of all their grippers, as ``--gripper-scale`` names it; None: of the mapping, else found in the
-            numbers.
-        timestamps: what their time stamps are in where that is not seconds.
+        mapping: the mapping of the arrays in their data.pkl.
+        gripper_scale: scale of all their grippers, as in ``--gripper-scale``; None to use the mapping's, or find it in
+            the numbers.
+        timestamps: unit of their time stamps, if not seconds.
 
     Raises:
-        MappingError: the mapping has a rate, or does not fit the first episode that opens.
+        MappingError: the mapping has a rate, or does not fit the first valid episode.
     """
 
     def __init__(
@@ -86,7 +86,9 @@ class OtherLayoutRecordings:
         timestamps: TimestampUnit | None = None,
     ) -> None:
         if mapping.hz is not None or mapping.cameras is not None:
-            raise MappingError(f"{folder}: the mapping says cameras or hz; folders of episodes have both: leave it out")
+            raise MappingError(
+                f"{folder}: the mapping has cameras or hz, which folders of episodes define themselves: omit them"
+            )
         self.folder = folder
         self.mapping = mapping
         self._gripper_scale = gripper_scale
@@ -94,7 +96,7 @@ class OtherLayoutRecordings:
 
     @property
     def account(self) -> Mapping[str, Any]:
-        """Format, and what became of each array, as plain JSON."""
+        """The format, and what became of each array, as plain JSON."""
         used = self.mapping.features
         unread = "no entry of the mapping reads it"
         return {
@@ -106,14 +108,14 @@ class OtherLayoutRecordings:
         }
 
     def find(self) -> list[Path]:
-        """As `find_trajectories`."""
+        """See `find_trajectories`."""
         return find_trajectories(self.folder)
 
     def open(self, path: Path) -> MappedRecording:
-        """Open and check an episode.
+        """Opens and checks an episode.
 
         Raises:
-            TrajectoryError: it is not as it must be.
+            TrajectoryError: it is invalid.
             UnsafePickleError: its data.pkl asks for more than arrays.
             MappingError: the mapping does not fit it.
         """
@@ -162,10 +164,10 @@ class OtherLayoutRecordings:
 
     @cached_property
     def scales(self) -> GripperScales:
-        """The scale of each gripper; the numbers of all episodes are read where it is not declared.
+        """The scale of each gripper; unless declared, it is found by reading the numbers of all episodes.
 
         Raises:
-            RecordingError: one is not known; says which flag settles it.
+            RecordingError: one is unknown; the message names the flag that settles it.
         """
         if None not in self._declared.values():
             return settled_scales(self._arrays, self._declared, dict, [1], str(self.folder))

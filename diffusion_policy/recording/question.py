@@ -1,4 +1,4 @@
-"""The mapping that is missing, as text with an open answer for all that only the owner of the recordings knows."""
+"""A missing mapping, printed as text with blanks for what only the recordings' owner knows."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from diffusion_policy.recording.mapping import (
 from diffusion_policy.spec import GRIPPER, POSE
 
 Vectors = Mapping[str, tuple[str, ...] | int]
-"""Features that are rows of numbers: the names of the numbers, or how many there are where they have no names."""
-# Rows without names, by width: exclusive ends of the columns of a position and of a rotation behind it; a gripper last.
+"""Features that are rows of numbers: the names of the numbers, or their count if they have no names."""
+# Rows without names, by width: exclusive ends of the columns of a position and of the rotation after it; a gripper is
+# last.
 _POSE_WIDTHS = {6: (3, 6), 7: (3, 6), 8: (3, 7), 9: (3, 9), 10: (3, 9)}
 
 
 def question(where: str, content: Mapping[str, Any], vectors: Vectors, what: str) -> MappingError:
-    """The error that prints a mapping to fill in.
+    """Returns the error that prints a mapping to fill in.
 
     Args:
         where: the dataset.
-        content: the mapping, with UNDECIDED for what is open.
-        vectors: what there is.
-        what: the reason, such as "names of features do not say what their numbers are".
+        content: the mapping, with UNDECIDED for blanks.
+        vectors: the features available.
+        what: the reason, such as "the names of features do not define their numbers".
     """
     kept = {key: value for key, value in content.items() if value}
     printed = yaml.safe_dump(kept, sort_keys=False, default_flow_style=None, width=100)
@@ -41,8 +42,8 @@ def question(where: str, content: Mapping[str, Any], vectors: Vectors, what: str
     fitting = [name for name in ready_mappings() if _fits(name, vectors)]
     known = f"{', '.join(fitting)} reads columns that are here" if fitting else f"one of {', '.join(ready_mappings())}"
     return MappingError(
-        f"{where}: {what} ({there}). Say it with {FLAG} FILE, where FILE is this text with an answer for each "
-        f"{UNDECIDED!r} (docs/data.md), or with {FLAG} NAME of a known robot's ({known}):\n\n{printed}"
+        f"{where}: {what} ({there}). Declare it with {FLAG} FILE, where FILE is this text with an answer for each "
+        f"{UNDECIDED!r} (docs/data.md), or with {FLAG} NAME for a known robot ({known}):\n\n{printed}"
     )
 
 
@@ -55,19 +56,19 @@ def _fits(name: str, vectors: Vectors) -> bool:
 
 
 def guess(vectors: Vectors, candidates: Sequence[str], word: str) -> dict[str, Any]:
-    """Parts of the likeliest feature, with what its names do not say left open.
+    """Guesses the parts of the likeliest feature, with blanks for what its names do not define.
 
     Args:
-        vectors: what there is.
-        candidates: features that are looked for first.
-        word: that the name of any other has in it.
+        vectors: the features available.
+        candidates: features that are preferred.
+        word: a word that the name of any other feature must contain.
     """
     likely = [name for name in candidates if name in vectors] or [name for name in vectors if word in name]
     return guess_parts(likely[0], vectors[likely[0]]) if likely else {}
 
 
 def guess_parts(name: str, feature: tuple[str, ...] | int) -> dict[str, Any]:
-    """Parts of one feature, with what its names do not say left open."""
+    """Guesses the parts of one feature, with blanks for what its names do not define."""
     columns: list[str | int] = list(range(feature)) if isinstance(feature, int) else list(feature)
     grippers = [column for column in columns if isinstance(column, str) and GRIPPER in column.lower()]
     rest = [column for column in columns if column not in grippers]
@@ -88,12 +89,12 @@ def guess_parts(name: str, feature: tuple[str, ...] | int) -> dict[str, Any]:
 
 
 def guess_pose(name: str, width: int, *, is_quaternion: bool) -> dict[str, Any]:
-    """Parts of rows without names, as most recorders of poses lay them out.
+    """Guesses the parts of rows without names, in the order that most recorders of poses use.
 
     Args:
-        name: of the feature.
-        width: numbers of a row.
-        is_quaternion: of seven, whether the last four have norm 1.
+        name: name of the feature.
+        width: numbers in a row.
+        is_quaternion: for seven numbers, whether the last four have norm 1.
     """
     columns = list(range(width))
     if width not in _POSE_WIDTHS:
@@ -109,7 +110,7 @@ def guess_pose(name: str, width: int, *, is_quaternion: bool) -> dict[str, Any]:
 
 
 def _pose_columns(columns: list[str | int]) -> tuple[list[str | int], list[str | int]]:
-    """Columns that are called as a position and as a rotation are."""
+    """Returns the columns named like a position and those named like a rotation."""
     position: list[str | int] = [column for column in columns if column in POSE[:3]]
     if len(position) != len(POSE[:3]):
         return [], []

@@ -1,4 +1,4 @@
-"""The scales of a dataset's grippers: declared, of the mapping, or found in the numbers of all its episodes."""
+"""The scales of a dataset's grippers: declared, given in the mapping, or found in the numbers of all its episodes."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from diffusion_policy.recording.errors import RecordingError
 from diffusion_policy.recording.mapped import Column, MappedArrays
 
 Gripper = tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]
-"""(N,) commanded and (N,) measured numbers of a gripper; None if there are none."""
+"""(N,) commanded and (N,) measured numbers of a gripper, each None if absent."""
 
 
 @dataclass(frozen=True)
 class GripperScales:
-    """Of each gripper, by its name in the dataset.
+    """The scales of each gripper, by its name in the dataset.
 
     Attributes:
-        commanded, measured: its scales.
+        commanded, measured: scales of command and measurement.
     """
 
     commanded: Mapping[str, GripperScale]
@@ -37,7 +37,7 @@ class GripperScales:
 
     @property
     def label(self) -> dict[str, str]:
-        """The scales by name, as ``--gripper-scale`` takes them."""
+        """Returns the scales by name, in the form of ``--gripper-scale``."""
         result = {}
         for name in {**self.commanded, **self.measured}:
             both = [scales[name].name for scales in (self.commanded, self.measured) if name in scales]
@@ -46,7 +46,7 @@ class GripperScales:
 
 
 def declared_scales(arrays: MappedArrays, flag: str | None) -> dict[str, DeclaredScales | None]:
-    """What the flag, else the mapping, says of each gripper; None if neither says."""
+    """Returns the scale of each gripper from the flag, else from the mapping; None if neither gives one."""
     return {
         name: parse_scales(flag) or _of_mapping(command, measured)
         for name, command, measured in arrays.gripper_columns()
@@ -64,15 +64,15 @@ def _of_mapping(command: Column | None, measured: Column | None) -> DeclaredScal
 def scales_of(
     gripper: Gripper, declared: DeclaredScales | None, starts: NDArray[np.int64] | None = None
 ) -> ResolvedScales:
-    """The scales of one gripper's numbers.
+    """Returns the scales of one gripper's numbers.
 
     Args:
-        gripper: its numbers.
-        declared: their declaration.
-        starts: (E,) first steps of episodes; None of one episode.
+        gripper: the gripper's numbers.
+        declared: the declared scales.
+        starts: (E,) first steps of episodes; None for a single episode.
 
     Raises:
-        SpecError: the numbers contradict what is declared.
+        SpecError: the numbers contradict the declared scale.
     """
     begun = np.zeros(1, dtype=np.int64) if starts is None else starts
     command, measured = gripper
@@ -85,7 +85,7 @@ def scales_of(
 
 
 def gripper_numbers(rows: Mapping[str, NDArray[Any]], command: Column | None, measured: Column | None) -> Gripper:
-    """The recorded numbers of a gripper by its columns; `rows` are (N, width) of each feature."""
+    """Returns the recorded numbers of a gripper, from its columns; `rows` are (N, width) of each feature."""
     columns = [
         None if column is None else rows[column.part.feature][:, column.at[0]].astype(np.float64)
         for column in (command, measured)
@@ -100,17 +100,17 @@ def settled_scales(
     lengths: Sequence[int],
     where: str,
 ) -> GripperScales:
-    """The scale of each gripper: declared, or found in the numbers of all episodes.
+    """Returns the scale of each gripper: declared, or found in the numbers of all episodes.
 
     Args:
-        arrays: of the mapping.
-        declared: scales that somebody says, by name.
-        recorded: gives the numbers of each gripper in all episodes; asked for only where a scale is not declared.
-        lengths: (E,) steps of the episodes.
-        where: for errors.
+        arrays: the mapping's arrays.
+        declared: declared scales, by name.
+        recorded: returns the numbers of each gripper in all episodes; called only if a scale is not declared.
+        lengths: (E,) lengths of the episodes.
+        where: location, for errors.
 
     Raises:
-        RecordingError: one is not known; says which flag settles it.
+        RecordingError: one is unknown; the message names the flag that settles it.
     """
     numbers = recorded() if None in declared.values() else {}
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
@@ -121,7 +121,7 @@ def settled_scales(
             scale = scales_of(numbers[name], None, starts)
             if scale.unknown:
                 raise RecordingError(
-                    f"{where}: {name} is {scale.command.span}: {scale.command.reason}; say what it is: "
+                    f"{where}: {name} is {scale.command.span}: {scale.command.reason}; declare it: "
                     f"{scale.advice()}, or scale in the mapping"
                 )
             scales = (scale.command.scale, None if scale.measured is None else scale.measured.scale)

@@ -1,11 +1,11 @@
-"""Comparison of runs: settings that differ, curves over each other, gripper scores with intervals, which to deploy.
+"""Comparison of runs: differing settings, overlaid curves, gripper scores with intervals, and which run to deploy.
 
-The choice is made by success in closed loop where the runs were rolled out alike; then by what training measured with
-the deployed sampler, in the order of `checkpoint.best`: success in closed loop while training, gripper events found
-(F1) in held-out episodes, position error, validation loss. What is not defined in one of the runs ranks none of them:
-the next figure does. It is only called a difference if McNemar's test says so of scenes that both met, or the Wilson
-intervals of the share that decides do not overlap; runs that were measured on other episodes are never ranked by it,
-F1 of other tolerances and success in other simulators are not compared.
+Runs are ranked by success in closed loop if they were rolled out alike; then by what training measured with the
+deployed sampler, in the order of `checkpoint.best`: success in closed loop during training, gripper events found (F1)
+in held-out episodes, position error, validation loss. A figure that is not defined for one of the runs ranks none of
+them; the next one does. A difference counts only if McNemar's test on common scenes confirms it, or the Wilson
+intervals of the deciding share do not overlap. Runs measured on different episodes are not ranked by those figures, and
+F1 with different tolerances or success in different simulators is not compared.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from diffusion_policy.report.sections import findings_section
 from diffusion_policy.run_folder.reading import Curve, RunFolder, open_run
 from diffusion_policy.tables import Printable, Table, Text
 
-# Settings that differ between any two runs and say nothing about them.
+# Settings that differ between any two runs and have no bearing on the comparison.
 INCIDENTAL = ("hydra.", "logging.", "training.resume", "multi_run.")
-# Measured on the same episodes, if these settings agree.
+# Runs were measured on the same episodes if these settings agree.
 HOW_MANY = ("sampler.max_episodes",)
 MEASURED_ON = ("task.dataset.zarr_path", "task.dataset.val_ratio", "task.dataset.seed", *HOW_MANY)
-# Places among the figures that rank.
+# Positions of these figures in the ranking.
 ROLLOUT_RANK, SUCCESS_RANK, F1_RANK, POSITION_RANK = range(4)
-# A difference of paired rollouts that chance makes less often than this is one.
+# A difference of paired rollouts counts if its p-value is below this.
 LEVEL = 0.05
 CURVES = {
     "Training loss (logarithmic)": ("train_loss", "loss"),
@@ -48,7 +48,7 @@ CURVES = {
 }
 SHARES = {
     "compare-success": (
-        "test_success", "Success in closed loop while training, 95 % intervals", "share of scenes done while training",
+        "test_success", "Success in closed loop during training, 95 % intervals", "scenes done during training",
     ),
     "compare-recall": (
         "val_gripper_recall", "Gripper events found, 95 % intervals", "share of recorded gripper events found",
@@ -70,10 +70,10 @@ class Comparison:
 
     @property
     def measured_otherwise(self) -> tuple[str, ...]:
-        """What makes the measured episodes different ones.
+        """Why the measured episodes differ, if they do.
 
-        Runs tell their held-out episodes by content; where one is older and does not, the settings count that chose
-        them.
+        Runs identify their held-out episodes by content. If an older run does not, the settings that chose the episodes
+        are compared.
         """
         digests = {score.run.first.get("held_out_sha256") for score in self.scores}
         compared_by = MEASURED_ON if None in digests else HOW_MANY
@@ -82,29 +82,29 @@ class Comparison:
 
     @property
     def candidates(self) -> list[RunScore]:
-        """Runs that may be deployed and were measured; none if they were so on different episodes and scenes."""
+        """Measured runs that may be deployed; none if they were measured on different episodes and scenes."""
         scored = [score for score in self.scores if score.measured and score.may_be_deployed]
         return scored if self.comparable or self.rolled_out_alike else []
 
     @property
     def rolled_out_alike(self) -> bool:
-        """Whether all that have a checkpoint were rolled out under the same conditions, in the same scenes."""
+        """Whether all runs with a checkpoint were rolled out under the same conditions, in the same scenes."""
         made = [score.rollouts for score in self.scores if score.checkpoint is not None]
         return bool(made) and all(one.chosen for one in made) and alike(made)
 
     @property
     def ruled_out(self) -> list[tuple[RunScore, Finding]]:
-        """Runs with a checkpoint of which report and doctor say that they must not be deployed, and why."""
+        """Runs with a checkpoint that must not be deployed according to report and doctor, and why."""
         causes = [(score, score.cause) for score in self.scores if score.checkpoint is not None]
         return [(score, cause) for score, cause in causes if cause is not None and not score.may_be_deployed]
 
     @property
     def same_tolerance(self) -> bool:
-        """Whether the F1 of all candidates are of one measure."""
+        """Whether the F1 scores of all candidates have the same tolerance."""
         return len({score.tolerance for score in self.candidates if score.f1 is not None}) <= 1
 
     def _ranking(self) -> list[int]:
-        """Places of the figures by which the candidates are ranked: those that all have, of one measure."""
+        """Returns the positions of the figures that rank the candidates: those that all have, measured alike."""
         columns = list(zip(*(other.figures() for other in self.candidates), strict=True))
         ranking = {number for number, column in enumerate(columns) if all(value is not None for value in column)}
         if not alike([other.rollouts for other in self.candidates]):
@@ -114,22 +114,22 @@ class Comparison:
         if not self.same_tolerance:
             ranking -= {F1_RANK}
         if len({None if other.motion is None else other.motion[1] for other in self.candidates}) > 1:
-            ranking -= {POSITION_RANK}  # millimeters, and the units of joints
+            ranking -= {POSITION_RANK}  # millimeters cannot be compared with units of joints
         return sorted(ranking if self.comparable else ranking & {ROLLOUT_RANK})
 
     def rank(self, score: RunScore) -> tuple[float, ...]:
-        """Of a candidate, by the figures that all candidates have; smaller is better."""
+        """Returns a candidate's sort key, from the figures that all candidates have; smaller is better."""
         figures = score.figures()
         return tuple(value for value in (figures[number] for number in self._ranking()) if value is not None)
 
     def _decider(self, best: RunScore, second: RunScore) -> int | None:
-        """Place of the first figure of the ranking in which two runs differ; None if they are equal."""
+        """Returns the position of the first ranking figure in which two runs differ; None if they are equal."""
         ours, theirs = best.figures(), second.figures()
         return next((number for number in self._ranking() if ours[number] != theirs[number]), None)
 
     @property
     def best(self) -> RunScore | None:
-        """The run to deploy; None if no figure was measured of all that could be deployed, on the same episodes."""
+        """The run to deploy; None if no figure was measured for all deployable runs on the same episodes."""
         candidates = self.candidates
         if not candidates or not self.rank(candidates[0]):
             return None
@@ -137,20 +137,20 @@ class Comparison:
 
     @property
     def second(self) -> RunScore | None:
-        """The next best of the candidates; None if there is no other."""
+        """The second-best candidate; None if there is no other."""
         others = [score for score in self.candidates if score is not self.best]
         return min(others, key=self.rank) if others else None
 
     @property
     def sure(self) -> bool:
-        """Whether the best run is better by more than chance, and without trouble of its own."""
+        """Whether the best run is better by more than chance, and has no findings against it."""
         best, second = self.best, self.second
         return best is not None and second is not None and self._apart(best, second) and self.trouble is None
 
     def _apart(self, best: RunScore, second: RunScore) -> bool:
-        """Whether the share that decides differs by more than chance.
+        """Whether the deciding share differs by more than chance.
 
-        Scenes that both met, by McNemar's test; else the intervals of scenes done, or of events found, do not overlap.
+        By McNemar's test on common scenes; otherwise if the intervals of scenes done, or events found, do not overlap.
         """
         decider, paired = self._decider(best, second), _paired(best, second)
         if decider == ROLLOUT_RANK and paired is not None:
@@ -160,7 +160,7 @@ class Comparison:
         return self.same_tolerance and _apart(best.interval, second.interval)
 
     def _unsure(self, best: RunScore, second: RunScore) -> str:
-        """Why a difference may be none."""
+        """Returns why a difference may not be real."""
         if self._decider(best, second) == ROLLOUT_RANK:
             return "though this may be chance"
         if best.success is None and (best.interval is None or second.interval is None):
@@ -169,17 +169,17 @@ class Comparison:
 
     @property
     def pairs(self) -> tuple[list[str], list[dict[str, Any]]]:
-        """Rollouts of the best run compared with those of every other, in words and as plain JSON."""
+        """Returns the best run's rollouts compared with those of every other run, in words and as plain JSON."""
         first = next((number for number, score in enumerate(self.scores) if score is self.best), None)
         return pairs([(score.run.name, score.rollouts) for score in self.scores], first)
 
     @property
     def trouble(self) -> Finding | None:
-        """What is wrong with the best run."""
+        """The gravest finding about the best run."""
         return None if self.best is None else self.best.cause
 
     def advice(self) -> str:
-        """Which to take and why: recordings alone show which to roll out, closed loop shows which to deploy."""
+        """Returns which run to take and why: recordings alone show which to roll out, closed loop which to deploy."""
         if not self.comparable and not self.candidates:
             names = ", ".join(self.measured_otherwise)
             return (
@@ -191,9 +191,9 @@ class Comparison:
                 score, cause = self.ruled_out[0]
                 return f"None can be chosen: do not deploy {score.run.name}: {cause.evidence}."
             if len(self.candidates) > 1:
-                return "None can be chosen: no figure was measured of all of them."
+                return "None can be chosen: no figure was measured for all of them."
             return "None can be chosen: no run has both a checkpoint and a measurement on held-out episodes."
-        doubt = f"; but first look at this: {troubled.evidence}" if troubled is not None else ""
+        doubt = f", but first look at this: {troubled.evidence}" if troubled is not None else ""
         if second is None:
             why = "it is the only run with a checkpoint and a measurement on held-out episodes"
             if self.ruled_out:
@@ -201,14 +201,16 @@ class Comparison:
                 why = f"it is the only one that may be; do not deploy {score.run.name}: {cause.evidence}"
             return f"{_take(best)}: {why}{doubt}."
         sure = "clearly" if self._apart(best, second) else self._unsure(best, second)
-        other = "" if self.same_tolerance else "; their gripper F1 are of different tolerances and were not compared"
+        other = (
+            "" if self.same_tolerance else "; their gripper F1 scores have different tolerances and were not compared"
+        )
         if self._decider(best, second) is None:
-            why = "no figure that both have tells it from the next one"
+            why = "no figure that both have separates it from the next one"
             return f"{_take(best)}: {why}{other}{doubt}."
         return f"{_take(best)}: {self._reason(best, second)}, {sure}{other}{doubt}."
 
     def _reason(self, best: RunScore, second: RunScore) -> str:
-        """The first figure of the ranking in which they differ."""
+        """Returns a clause on the first ranking figure in which they differ."""
         decider, paired = self._decider(best, second), _paired(best, second)
         if decider == ROLLOUT_RANK and paired is not None:
             test = f"McNemar's exact test: p = {paired.p_value:.2g}"
@@ -222,8 +224,8 @@ class Comparison:
             return f"it finds the gripper's events best (F1{within} {cell(best.f1)}, next {cell(second.f1)})"
         if decider == POSITION_RANK:
             if best.position_mm is None:
-                return f"its joints are nearest ({best.motion_cell()}, next {second.motion_cell()})"
-            return f"its positions are nearest ({cell(best.position_mm)} mm, next {cell(second.position_mm)})"
+                return f"its joint error is lowest ({best.motion_cell()}, next {second.motion_cell()})"
+            return f"its position error is lowest ({cell(best.position_mm)} mm, next {cell(second.position_mm)})"
         return f"its validation loss is lowest ({cell(best.val_loss)}, next {cell(second.val_loss)})"
 
     def to_json(self) -> dict[str, Any]:
@@ -237,13 +239,13 @@ class Comparison:
         }
 
     def _selected_columns(self) -> tuple[list[str], list[list[str]]]:
-        """Head and rows of the scores; without the columns of success that no run has."""
+        """Returns head and rows of the scores, without success columns that are empty for all runs."""
         rows = [score.cells() for score in self.scores]
         shown = [n for n, title in enumerate(HEAD) if "success" not in title or any(row[n] != "-" for row in rows)]
         return [HEAD[n] for n in shown], [[row[n] for n in shown] for row in rows]
 
     def table(self) -> list[Printable]:
-        """For the terminal: scores, settings that differ, advice."""
+        """Returns output for the terminal: scores, differing settings, advice."""
         head, rows = self._selected_columns()
         scores = Table(*head)
         for score, row in zip(self.scores, rows, strict=True):
@@ -261,10 +263,12 @@ class Comparison:
         ]
 
     def page(self) -> str:
-        """The same as one page, with curves over each other and the findings of each run."""
+        """Returns the same as one page, with overlaid curves and the findings of each run."""
         marks = ["best" if score is self.best else "" for score in self.scores]
         head, cells = self._selected_columns()
-        body = table(head, cells, "success of the checkpoint, all else at the best measured epoch of each run", marks)
+        body = table(
+            head, cells, "success of the checkpoint; everything else at the best measured epoch of each run", marks
+        )
         body += "".join(paragraph(f"{sentence[0].upper()}{sentence[1:]}.") for sentence in self.pairs[0])
         rows = [[name, *map(str, values)] for name, values in self.differences.items()]
         settings = table(("setting", *(s.run.name for s in self.scores)), rows) if rows else "<p>no setting differs</p>"
@@ -287,28 +291,28 @@ class Comparison:
         sections = [
             Section("scores", "Scores", body),
             Section("settings", "Settings that differ", settings),
-            Section("curves", "Curves over each other", grid(*plots), drawn),
+            Section("curves", "Overlaid curves", grid(*plots), drawn),
             findings,
         ]
         return render(f"Comparison of {len(self.scores)} runs", lead, sections)
 
 
 def _take(best: RunScore) -> str:
-    """What to do with the best; recordings alone are no reason to deploy it."""
+    """Returns what to do with the best run; recordings alone are not a reason to deploy it."""
     if best.success is None and best.rollouts.chosen is None:
         return f"On recordings alone, first roll out {best.checkpoint}"
     return f"Deploy {best.checkpoint}"
 
 
 def compare(paths: Sequence[Path], closed_loop: Sequence[Path] = ()) -> Comparison:
-    """Compare run folders.
+    """Compares run folders.
 
     Args:
-        paths: of the folders.
-        closed_loop: results of their checkpoints, besides those in the folders.
+        paths: paths of the run folders.
+        closed_loop: results of their checkpoints, in addition to those in the folders.
 
     Raises:
-        ReportError: fewer than two, one named twice, a folder that is no run, or a result that is of none of them.
+        ReportError: fewer than two runs, one named twice, a folder that is not a run, or a result of none of them.
         ResultError: a result cannot be read.
     """
     if len({path.resolve() for path in paths}) < 2 or len({path.resolve() for path in paths}) < len(paths):
@@ -327,7 +331,7 @@ def _with_interval(run: RunFolder, key: str) -> tuple[Curve, Curve, Curve]:
 
 
 def _paired(best: RunScore, second: RunScore) -> Paired | None:
-    """Rollouts of two runs on the scenes that both met; None if these are none."""
+    """Returns the rollouts of two runs on their common scenes; None if there are none."""
     ours, theirs = best.rollouts.chosen, second.rollouts.chosen
     return None if ours is None or theirs is None else compared(theirs, ours)
 

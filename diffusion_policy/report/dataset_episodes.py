@@ -1,4 +1,4 @@
-"""What the page of a dataset shows of an episode: pictures of each camera, grippers, paths or joints, flags, findings.
+"""What a dataset's page shows of an episode: pictures of each camera, grippers, paths or joints, flags, findings.
 
 Legend: N steps of the dataset, n steps of an episode.
 """
@@ -21,25 +21,25 @@ from diffusion_policy.recording.contract import true_runs
 from diffusion_policy.report.page import image_data
 from diffusion_policy.spec.action_layout import is_gripper_name
 
-# Steps of an episode that are drawn, besides those with a picture.
+# Number of steps of an episode that are drawn, in addition to those with a picture.
 DRAWN = 200
-# What the numbers of an episode take in the page, about.
+# Approximate bytes that the numbers of an episode take in the page.
 NUMBERS_BYTES = 50 * DRAWN
-# Pictures are at most so wide: of one camera, and of several.
+# Largest width of a picture, with one camera and with several.
 WIDEST, NARROWER = 320, 240
-# Steps whose pictures tell how large one is.
+# Number of steps whose pictures are used to estimate the size of one.
 _SAMPLED = 5
 _LONGEST_TEXT = 300
 
 
 @dataclass(frozen=True)
 class EpisodeView:
-    """An episode for the page's program.
+    """An episode, for the page's script.
 
     Attributes:
-        data: plain JSON.
-        frames: pictures in it.
-        of_frames: pictures that the episode has.
+        data: the episode as plain JSON.
+        frames: number of pictures in it.
+        of_frames: number of pictures that the episode has.
     """
 
     data: dict[str, Any]
@@ -51,7 +51,7 @@ class EpisodeViews:
     """The episodes of one dataset.
 
     Attributes:
-        cameras: by name, those of the dataset.
+        cameras: the dataset's cameras, by name.
     """
 
     def __init__(self, buffer: ReplayBuffer, steps: Steps) -> None:
@@ -65,7 +65,7 @@ class EpisodeViews:
         self.widest = WIDEST if len(self.cameras) < 2 else NARROWER
 
     def entry(self, number: int, summary: EpisodeSummary, source: int, tasks: dict[str, int]) -> dict[str, Any]:
-        """An episode in the list; its task is numbered in ``tasks``, which grows."""
+        """Returns an episode's entry in the list; a new task is added to ``tasks`` with the next number."""
         metadata = self._metadata[number]
         driven = None if metadata.interventions is None else sum(end - start for start, end in metadata.interventions)
         return {
@@ -83,7 +83,7 @@ class EpisodeViews:
         }
 
     def view(self, number: int, summary: EpisodeSummary, frames: int) -> EpisodeView:
-        """All of an episode that is shown, with at most so many pictures of each camera."""
+        """Returns all that is shown of an episode, with at most ``frames`` pictures of each camera."""
         part, metadata = self._steps.slices[number], self._metadata[number]
         n = part.stop - part.start
         pictured = _spread(n, frames)
@@ -106,14 +106,14 @@ class EpisodeViews:
         return EpisodeView(data, len(pictured) * len(self.cameras), n * len(self.cameras))
 
     def picture_bytes(self) -> float:
-        """What a picture takes in the page, by a few of them; 0 without a camera."""
+        """Bytes that a picture takes in the page, estimated from a few; 0 without a camera."""
         rows = np.linspace(0, self._steps.n_steps - 1, _SAMPLED).astype(int).tolist()
         sampled = [self._picture(camera, row) for camera in self.cameras for row in rows]
         sizes = [len(picture) for picture in sampled if picture is not None]
         return float(np.mean(sizes)) if sizes else 0.0
 
     def _command_of(self, number: int) -> FloatArray:
-        """(G, n) commands of each gripper."""
+        """Returns (G, n) commands of each gripper."""
         assert self._commands is not None
         return np.nan_to_num(self._commands[self._steps.slices[number]]).T
 
@@ -151,7 +151,7 @@ def _lines_of(steps: Steps) -> tuple[dict[str, FloatArray], str]:
 
 
 def _spread(n: int, at_most: int) -> NDArray[np.int64]:
-    """Steps of n, evenly spread, with the first and the last."""
+    """Returns steps below n, evenly spread, including the first and the last."""
     return np.unique(np.linspace(0, n - 1, min(n, at_most)).round().astype(np.int64))
 
 
@@ -160,7 +160,7 @@ def _rounded(value: float, decimals: int) -> float | None:
 
 
 def _listed(values: FloatArray, decimals: int) -> list[Any]:
-    """Rounded; None for a number that is not finite, and for a vector with one."""
+    """Returns rounded values; None for a number that is not finite, or a vector that holds one."""
     known = np.asarray(np.isfinite(values.reshape(len(values), -1)).all(axis=1))
     rounded = np.round(np.where(np.isfinite(values), values, 0.0), decimals).tolist()
     return [value if is_known else None for value, is_known in zip(rounded, known.tolist(), strict=True)]

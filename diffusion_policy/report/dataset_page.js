@@ -1,5 +1,5 @@
 "use strict";
-// Episodes of datasets: the list, the one that is looked at, and marks. `read`, `shape`, `panel`, `pointsOf` are page.js's.
+// Episodes of datasets: the list, the selected one, and marks. `read`, `shape`, `panel`, `pointsOf` are from page.js.
 
 const dataset = read("dataset");
 const shownNumbers = new Set(dataset.shown), marked = new Set();
@@ -93,14 +93,14 @@ function save() {
 
 addEventListener("beforeunload", (event) => { if (marked.size && !saved) event.preventDefault(); });
 
-// ---- the episode that is looked at -----------------------------------------------------------------------------------
+// ---- the selected episode --------------------------------------------------------------------------------------------
 
 const known = (values) => values.map((value, i) => [i, value]).filter(([, value]) => value !== null);
 
 // A command holds until the next one.
 const held = (values) => known(values).flatMap(([i, value], k, all) => (k ? [[i, all[k - 1][1]], [i, value]] : [[i, value]]));
 
-// Grippers over time, or joints where nothing grips, or turns of a camera; above them what a person drove, and where something was found.
+// Grippers over time, or joints without a gripper, or turns of a camera; behind them what a person drove, and findings.
 function timeline(svg, box, title, lines, spans, events) {
   const last = Math.max(view.total - 1, 1);
   const across = (step) => box.x + (step / last) * box.width;
@@ -178,7 +178,7 @@ function drawPaths() {
   return view.arms.flatMap((arm) => {
     const whose = arm.name ? `${arm.name}: ` : "";
     if (arm.positions.includes(null)) {
-      add(root, "p", `${whose}positions hold numbers that are not finite: no path is drawn`, "dim");
+      add(root, "p", `${whose}positions are not all finite, so no path is drawn`, "dim");
       return [];
     }
     const svg = shape(root, "svg", { viewBox: "0 0 760 262", role: "img", "aria-label": `${whose}path of the end effector` });
@@ -210,19 +210,19 @@ function drawCameras() {
 
 function spokenStep(i) {
   const seconds = view.seconds?.[i], time = seconds == null ? "" : `, ${seconds.toFixed(1)} s`;
-  const said = [`step ${view.at[i]} of ${view.total}${time}`];
+  const texts = [`step ${view.at[i]} of ${view.total}${time}`];
   for (const arm of view.arms) {
     const at = arm.positions[i];
-    if (at) said.push(`${arm.name || "arm"} at ${at.map((value) => value.toFixed(3)).join(", ")} m`);
+    if (at) texts.push(`${arm.name || "arm"} at ${at.map((value) => value.toFixed(3)).join(", ")} m`);
   }
   for (const gripper of view.grippers) {
     const command = gripper.command[i], measured = gripper.measured?.[i];
-    if (command !== null) said.push(`${gripper.name} commanded ${command.toFixed(2)}${measured == null ? "" : `, measured ${measured.toFixed(2)}`}`);
+    if (command !== null) texts.push(`${gripper.name} commanded ${command.toFixed(2)}${measured == null ? "" : `, measured ${measured.toFixed(2)}`}`);
   }
   const down = view.buttons.filter((button) => button.held.some(([start, end]) => start <= view.at[i] && view.at[i] < end));
-  if (down.length) said.push(`held down: ${down.map((button) => button.name).join(", ")}`);
-  if (view.interventions.some(([start, end]) => start <= view.at[i] && view.at[i] < end)) said.push("a person drives");
-  return said.join("; ");
+  if (down.length) texts.push(`held down: ${down.map((button) => button.name).join(", ")}`);
+  if (view.interventions.some(([start, end]) => start <= view.at[i] && view.at[i] < end)) texts.push("a person drives");
+  return texts.join("; ");
 }
 
 function showStep(i) {

@@ -1,7 +1,7 @@
-"""The page of datasets: a list of episodes with findings, and of as many as fit frames, gripper, path, tasks and flags.
+"""The page of datasets: all episodes with findings; for as many as fit, frames, gripper, path, tasks and flags.
 
-It opens from disk and fetches nothing. Episodes that are marked on it are saved as a file that `edit_dataset.py` takes.
-What a page may hold is limited in megabytes; what was left out for that is listed at its top.
+It opens from disk and fetches nothing. Episodes marked on it are saved to a file that `edit_dataset.py` reads.
+The size of a page is limited in megabytes; what was left out for that reason is listed at the top.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from diffusion_policy.report.sections import CLASSES, findings_section
 from diffusion_policy.storage import write_text
 
 MEGABYTES = 20.0
-# Of an episode, pictures of each camera: at most so many, and rather fewer episodes than fewer than so few.
+# Most pictures of each camera per episode, and fewest: rather than fewer than that, fewer episodes are shown.
 MOST_FRAMES, FEWEST_FRAMES = 120, 12
-# Bytes by which the sentences of a page grow with the numbers that they give.
+# Bytes reserved for the numbers inserted into the sentences of a page.
 _SENTENCES = 1000
 
 
@@ -40,15 +40,15 @@ class PageSettings:
     """What is shown.
 
     Raises:
-        ReportError: nothing could be shown of that size.
+        ReportError: nothing could be shown at that size.
 
     Attributes:
-        episodes: numbers of those that are to have pictures, counted over all datasets; None: the ones with the gravest
-            findings, then others, evenly spread, as far as the page's size allows.
-        megabytes: of the page, at most.
-        frames: of an episode and camera, at most.
-        all_frames: whether every frame is inspected, and compared with the recorded hashes.
-        gripper_scale: that grippers are stored in, where somebody says so.
+        episodes: episodes to show with pictures, numbered over all datasets; None for the ones with the gravest
+            findings, then others, evenly spread, as the page's size allows.
+        megabytes: largest size of the page.
+        frames: largest number of frames per episode and camera.
+        all_frames: whether every frame is inspected and compared with the recorded hashes.
+        gripper_scale: scale in which grippers are stored, if declared.
     """
 
     episodes: Sequence[int] | None = None
@@ -60,20 +60,20 @@ class PageSettings:
     def __post_init__(self) -> None:
         if not math.isfinite(self.megabytes) or self.megabytes <= 0 or self.frames < 1:
             raise ReportError(
-                f"a page of {self.megabytes:g} MB with {self.frames} frames an episode; expected more than 0 MB, and 1 "
+                f"a page of {self.megabytes:g} MB with {self.frames} frames per episode; expected more than 0 MB and 1 "
                 "frame or more"
             )
 
 
 @dataclass(frozen=True)
 class OpenedSet:
-    """One dataset, looked at.
+    """One opened and inspected dataset.
 
     Attributes:
         buffer: its arrays; numbers are read once.
-        inspection: what was found.
-        summaries: (E,) of its episodes.
-        views: what the page shows of them.
+        inspection: the findings.
+        summaries: (E,) summaries of its episodes.
+        views: what the page shows of the episodes.
     """
 
     buffer: HeldNumbers
@@ -84,12 +84,12 @@ class OpenedSet:
 
 @dataclass
 class Filled:
-    """Episodes of a page, with what they take.
+    """The episodes with pictures in a page, and their size.
 
     Attributes:
         shown: by number of the episode, the element with its pictures and numbers.
-        frames: pictures that are in the page, of those that the shown episodes have.
-        of_frames: the latter.
+        frames: number of pictures in the page.
+        of_frames: number of pictures that the shown episodes have.
         size: bytes of all elements, and of their numbers in the list.
     """
 
@@ -102,13 +102,13 @@ class Filled:
 def write_dataset_page(
     path: Path, opened: Sequence[OpenedSet], settings: PageSettings, on_progress: Progress = no_progress
 ) -> str:
-    """Write the page under a temporary name, then rename it; returns what was made, in a sentence.
+    """Writes the page atomically; returns a sentence on what it holds.
 
     Args:
-        path: of the page.
-        opened: the datasets, in the order in which their episodes are counted.
+        path: path of the page.
+        opened: the datasets, in the order in which their episodes are numbered.
         settings: what is shown.
-        on_progress: called with the episodes whose pictures are in the page, and how many are wanted.
+        on_progress: called with the number of episodes whose pictures are in the page, and the number wanted.
 
     Raises:
         ReportError: the list of episodes does not fit, or an episode does not exist.
@@ -119,8 +119,8 @@ def write_dataset_page(
     if budget < 0:
         need = math.ceil(listed / 2**20 * 10) / 10
         raise ReportError(
-            f"the list of {len(index['episodes'])} episodes alone takes {need:g} MB of the page's "
-            f"{settings.megabytes:g}; give it more with --max-megabytes {math.ceil(need)}"
+            f"the list of {len(index['episodes'])} episodes alone takes {need:g} of the page's "
+            f"{settings.megabytes:g} MB; raise the limit with --max-megabytes {math.ceil(need)}"
         )
     filled = _fill(opened, settings, budget, on_progress)
     write_text(path, _page(opened, index, filled, settings))
@@ -128,16 +128,16 @@ def write_dataset_page(
 
 
 def open_set(path: Path, settings: PageSettings, on_progress: Progress = no_progress) -> OpenedSet:
-    """Open a dataset and look at it.
+    """Opens and inspects a dataset.
 
     Args:
-        path: of the dataset.
-        settings: of the page that is to show it.
-        on_progress: called with the frames read, and how often one is to be read; never where only a few are.
+        path: path of the dataset.
+        settings: settings of the page that will show it.
+        on_progress: called with the number of frames read, and the total; never if only a few are read.
 
     Raises:
         ReportError: it has no action, or no step.
-        DatasetError: no dataset there, or numbers of it are lost.
+        DatasetError: there is no dataset, or some of its numbers are lost.
     """
     buffer, faults = open_for_report(path, parse_scales(settings.gripper_scale))
     inspection = inspect_opened(path, buffer, faults, all_frames=settings.all_frames, on_progress=on_progress)
@@ -145,7 +145,7 @@ def open_set(path: Path, settings: PageSettings, on_progress: Progress = no_prog
 
 
 def _index(opened: Sequence[OpenedSet]) -> dict[str, Any]:
-    """What the page lists: every episode of every dataset, numbered as `edit_dataset.py` numbers them."""
+    """Returns the page's list: every episode of every dataset, numbered as in `edit_dataset.py`."""
     tasks: dict[str, int] = {}
     episodes = [
         one.views.entry(number, summary, source, tasks)
@@ -158,7 +158,7 @@ def _index(opened: Sequence[OpenedSet]) -> dict[str, Any]:
 
 
 def _fill(opened: Sequence[OpenedSet], settings: PageSettings, budget: int, on_progress: Progress) -> Filled:
-    """The elements of as many episodes as fit, those that are wanted first."""
+    """Returns the elements of as many episodes as fit, in order of preference."""
     episodes_of = [(one, number) for one in opened for number in range(len(one.summaries))]
     wanted = _wanted(opened, settings, len(episodes_of))
     frames = _frames_of_each(opened, settings, budget, len(wanted))
@@ -179,8 +179,9 @@ def _fill(opened: Sequence[OpenedSet], settings: PageSettings, budget: int, on_p
 
 
 def _frames_of_each(opened: Sequence[OpenedSet], settings: PageSettings, budget: int, n_wanted: int) -> int:
-    """Frames of an episode and camera: as many as fit into the budget of those that are wanted, or of as many of them
-    as can have a few frames each.
+    """Returns how many frames to show per episode and camera.
+
+    As many as the budget allows for all wanted episodes, or for as many of them as can have a few frames each.
     """
     of_one = max(len(one.views.cameras) * one.views.picture_bytes() for one in opened)
     fewest = min(FEWEST_FRAMES, settings.frames)
@@ -189,11 +190,11 @@ def _frames_of_each(opened: Sequence[OpenedSet], settings: PageSettings, budget:
 
 
 def _wanted(opened: Sequence[OpenedSet], settings: PageSettings, n_episodes: int) -> list[int]:
-    """Numbers of episodes, in the order in which they are included."""
+    """Returns the numbers of episodes in the order in which they are included."""
     if settings.episodes is not None:
         unknown = [number for number in settings.episodes if not 0 <= number < n_episodes]
         if unknown:
-            raise ReportError(f"no episode {unknown[0]}; there are {n_episodes}, counted from 0 over all datasets")
+            raise ReportError(f"no episode {unknown[0]}; there are {n_episodes}, numbered from 0 over all datasets")
         return list(dict.fromkeys(settings.episodes))
     summaries = [summary for one in opened for summary in one.summaries]
     troubled = {"error": 0, "warning": 1}
@@ -202,7 +203,7 @@ def _wanted(opened: Sequence[OpenedSet], settings: PageSettings, n_episodes: int
 
 
 def _bit_reversed(count: int) -> list[int]:
-    """Ranks of numbers below `count`, ordered so that the first few are evenly spaced."""
+    """Returns the numbers below `count`, ordered so that the first few are evenly spaced."""
     bits = max(1, (count - 1).bit_length())
     return [int(f"{number:0{bits}b}"[::-1], 2) for number in range(count)]
 
@@ -221,7 +222,7 @@ def _page(opened: Sequence[OpenedSet], index: dict[str, Any], filled: Filled, se
     looked = (
         "Every frame was read and compared with the hashes that the conversion recorded."
         if settings.all_frames
-        else "Every number and the size of every file was checked, of frames a few: --all-frames reads all of them."
+        else "Every number and every file's size was checked, but only a few frames: --all-frames reads all of them."
     )
     sentence = _sentence(opened, index, filled, settings)
     lead = paragraph(sentence) + paragraph(looked, "dim") + paragraph(", ".join(paths), "dim")
@@ -235,8 +236,10 @@ def _sentence(opened: Sequence[OpenedSet], index: dict[str, Any], filled: Filled
     text = f"{len(episodes)} episodes, {steps} steps; {count} with a warning or an error."
     if len(filled.shown) < len(episodes):
         asked = settings.episodes is not None and len(filled.shown) == len(set(settings.episodes))
-        why = "those asked for" if asked else f"as many as fit into {settings.megabytes:g} MB (--max-megabytes)"
-        text += f" {len(filled.shown)} have pictures and curves, {why}; the others are listed, and can be marked, too."
+        why = "the requested ones" if asked else f"as many as fit into {settings.megabytes:g} MB (--max-megabytes)"
+        text += (
+            f" {len(filled.shown)} have pictures and curves, {why}; the others are listed and can be marked as well."
+        )
     if filled.frames < filled.of_frames:
         share, widest = filled.frames / filled.of_frames, max(one.views.widest for one in opened)
         text += (
@@ -247,15 +250,15 @@ def _sentence(opened: Sequence[OpenedSet], index: dict[str, Any], filled: Filled
 
 
 def numbers_of(words: Sequence[str]) -> list[int]:
-    """Numbers of episodes as the command line names them: "3", "5-8".
+    """Returns episode numbers from their form on the command line: "3", "5-8".
 
     Raises:
-        ReportError: another word.
+        ReportError: a word has another form.
     """
     result: list[int] = []
     for word in words:
         first, _, last = word.partition("-")
         if not first.isdecimal() or not (last or first).isdecimal() or len(word) > 20:
-            raise ReportError(f"cannot tell which episodes {word!r} are; expected numbers and ranges, such as 3 or 5-8")
+            raise ReportError(f"{word!r} does not name episodes; expected numbers and ranges, such as 3 or 5-8")
         result += np.arange(int(first), min(int(last or first), int(first) + 10**6) + 1).tolist()
     return result

@@ -1,4 +1,4 @@
-"""Plotly figures of the page, from arrays. Colors of axes and text are set by the page, for light and dark alike."""
+"""Plotly figures from arrays. The page sets the colors of axes and text, for light and dark themes."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from diffusion_policy.gripper_events import GRIPPER_BAND, Event
 FloatArray = NDArray[np.float64]
 Curve = Sequence[tuple[int, float]]
 
-# Tell apart by eye and in print, on white and on black: blue, orange, green, purple, and gray for what was recorded.
+# Distinguishable on screen and in print, on white and on black: blue, orange, green, purple; gray for recordings.
 PREDICTED, MEASURED, GOOD, OTHER, RECORDED = "#2f86d1", "#e07b1a", "#2a9d6f", "#a06cd5", "#8b929c"
 PALETTE = (PREDICTED, MEASURED, GOOD, OTHER, "#d1495b", "#5fa8a8", "#b59a3b", RECORDED)
 SYMBOLS = ("circle", "x", "square", "triangle-up", "triangle-down", "diamond", "cross", "star", "hexagon")
 DASHES = ("solid", "dash", "dot", "dashdot")
-# Chunks that are drawn in three dimensions, evenly spread.
+# Number of chunks drawn in three dimensions, evenly spread.
 DRAWN_CHUNKS = 40
-# What is shorter is drawn as this.
+# Shorter latencies are drawn as this.
 SHORTEST_MS = 0.01
 
 
 def base(title: str, x: str = "", y: str = "", **layout: Any) -> go.Figure:
-    """An empty figure with titled axes."""
+    """Returns an empty figure with titled axes."""
     figure = go.Figure()
     figure.update_layout(
         title={"text": title, "font": {"size": 14}, "x": 0.01, "y": 0.97},
@@ -64,7 +64,7 @@ def line(
 def curves(
     title: str, lines: Mapping[str, Curve], unit: str, *, logarithmic: bool = False, start: float | None = None
 ) -> go.Figure:
-    """Figures of training over updates; `start` is the value before the first update."""
+    """Draws training curves over updates; `start` is the value before the first update."""
     figure = base(title, "update", unit)
     for i, (name, curve) in enumerate(lines.items()):
         steps, values = [step for step, _ in curve], [value for _, value in curve]
@@ -83,7 +83,7 @@ def curves(
 
 
 def shares(title: str, lines: Mapping[str, tuple[Curve, Curve, Curve]]) -> go.Figure:
-    """Shares over updates with their 95 % intervals: name -> (value, low, high); no bar where there is no interval."""
+    """Draws shares over updates with 95 % intervals: name -> (value, low, high); no bar where no interval is known."""
     figure = base(title, "update", "share")
     for i, (name, (middle, low, high)) in enumerate(lines.items()):
         color = PALETTE[i % len(PALETTE)]
@@ -104,7 +104,7 @@ def shares(title: str, lines: Mapping[str, tuple[Curve, Curve, Curve]]) -> go.Fi
 
 
 def gripper_timeline(playback: Playback, events: Sequence[Event], recorded_events: Sequence[Event]) -> go.Figure:
-    """Commanded, measured and recorded gripper over steps, with the dead band and the events."""
+    """Draws the commanded, measured and recorded gripper over steps, with the dead band and the events."""
     figure = base(playback.name, "step", "gripper (1 = open)")
     steps = np.arange(len(playback))
     if playback.recorded is not None:
@@ -132,9 +132,9 @@ def gripper_timeline(playback: Playback, events: Sequence[Event], recorded_event
 def horizon_errors(
     title: str, lines: Mapping[str, Sequence[float | None]], unit: str, spread: Sequence[float] | None = None
 ) -> go.Figure:
-    """Errors at each step of the chunk; a line without a number is left out, and keeps its color for other figures.
+    """Draws errors at each step of the chunk; an empty line is left out but keeps its color for other figures.
 
-    `spread`, of the samples of one step, is drawn dashed.
+    `spread`, the spread between samples of one step, is dotted.
     """
     figure = base(title, "step of the chunk", unit)
     for i, (name, values) in enumerate(lines.items()):
@@ -156,7 +156,7 @@ def bars(title: str, x: Sequence[str], series: Mapping[str, Sequence[float | Non
 
 
 def boxes(title: str, series: Mapping[str, FloatArray], unit: str) -> go.Figure:
-    """Distributions of milliseconds on a logarithmic axis, one row each, the first on top."""
+    """Draws distributions of milliseconds on a logarithmic axis, one row each, the first on top."""
     figure = base(title, unit, "", showlegend=False)
     for i, (name, values) in enumerate(reversed(list(series.items()))):
         color = PALETTE[(len(series) - 1 - i) % len(PALETTE)]
@@ -168,7 +168,7 @@ def boxes(title: str, series: Mapping[str, FloatArray], unit: str) -> go.Figure:
 
 
 def state_strips(title: str, episodes: Sequence[FloatArray]) -> go.Figure:
-    """One row an episode: where its gripper is commanded open, between, or closed."""
+    """Draws one row per episode: where its gripper is commanded open, in between, or closed."""
     longest = max(len(values) for values in episodes)
     rows = [[round(float(v), 2) for v in values] + [None] * (longest - len(values)) for values in episodes]
     figure = base(title, "step", "episode", showlegend=False)
@@ -181,7 +181,7 @@ def state_strips(title: str, episodes: Sequence[FloatArray]) -> go.Figure:
 
 
 def outcomes(title: str, results: Sequence[SceneResult]) -> go.Figure:
-    """Every scene at its block's position, colored by how it ended, over cells with their share of successes."""
+    """Draws every scene at its block's position, colored by its outcome, over cells with their share of successes."""
     figure = base(title, ACROSS, AHEAD, hoverlabel={"namelength": -1})
     grid = cells(results)
     counts = [
@@ -207,14 +207,16 @@ def outcomes(title: str, results: Sequence[SceneResult]) -> go.Figure:
                 x=_plain(y), y=_plain(x), name=name, mode="markers", marker=marker, hovertext=scenes, hoverinfo="text"
             )
         )
-    figure.update_xaxes(autorange="reversed", constrain="domain")  # y points left in the robot's frame: as it sees it
+    figure.update_xaxes(
+        autorange="reversed", constrain="domain"
+    )  # drawn from the robot's view, in whose frame y points left
     figure.update_yaxes(scaleanchor="x", constrain="domain")
     figure.update_layout(hovermode="closest")
     return figure
 
 
 def trajectories(title: str, paths: Mapping[str, tuple[FloatArray, str, str]], chunks: FloatArray | None) -> go.Figure:
-    """Paths in three dimensions: name -> ((N, 3), color, dash); chunks (N, T, 3) as thin lines."""
+    """Draws paths in three dimensions: name -> ((N, 3), color, dash); chunks (N, T, 3) as thin lines."""
     figure = go.Figure()
     if chunks is not None:
         chosen = chunks[np.unique(np.linspace(0, len(chunks) - 1, DRAWN_CHUNKS).astype(int))]
@@ -233,13 +235,13 @@ def trajectories(title: str, paths: Mapping[str, tuple[FloatArray, str, str]], c
 
 
 def _distance(paths: Mapping[str, tuple[FloatArray, str, str]]) -> float:
-    """Distance of the camera: a long thin path needs a larger one than a cube."""
+    """Returns the camera's distance; a long thin path needs a larger one than a cube."""
     spans = np.ptp(np.concatenate([path for path, _, _ in paths.values()]), axis=0).clip(0.02)
     return 1.5 * max(1.0, float(spans.max() / np.cbrt(spans.prod())) / 1.25)
 
 
 def mark_points(figure: go.Figure, points: FloatArray, name: str, color: str, symbol: str) -> None:
-    """Markers in three dimensions."""
+    """Adds markers in three dimensions."""
     if len(points):
         x, y, z = (_plain(column) for column in points.T)
         marker = {"size": 5, "color": color, "symbol": symbol}
@@ -257,6 +259,6 @@ def _path(
 
 
 def _plain(values: Any) -> list[Any]:
-    """Rounded to what a screen shows; NaN as gaps."""
+    """Returns values rounded to what a screen shows, with NaN as gaps."""
     array = np.asarray([np.nan if value is None else value for value in values], dtype=np.float64)
     return [None if not np.isfinite(value) else float(f"{value:.5g}") for value in array]

@@ -1,4 +1,4 @@
-"""Verdicts on many logs as one self-contained page: the commands of each drawn, and what the verdict rests on."""
+"""Verdicts on many logs as one self-contained page: each log's commands, drawn, and the basis of its verdict."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _POINTS = 440
 
 
 def write_page(path: str | Path, validation: Validation) -> None:
-    """Write the verdicts as one page; StorageError if the disk refuses."""
+    """Writes the verdicts as one page; raises StorageError if the disk refuses."""
     write_text(path, verdict_page(validation))
 
 
 def verdict_page(validation: Validation) -> str:
-    """The page: the summary, then a table for each group of logs."""
+    """Returns the page: the summary, then a table for each group of logs."""
     entries, before = validation.entries, validation.before
     groups = {"after": entries, "before": before} if before else {"logs": entries}
     text = "".join(paragraph(f"{sentence[:1].upper()}{sentence[1:]}.") for sentence in validation.sentences())
@@ -71,7 +71,7 @@ def _row(report: GripperReport) -> dict[str, Any]:
 
 
 def _line(report: GripperReport) -> dict[str, Any] | None:
-    """The commands as a line over the dead band, in pixels; None if there is no gripper number."""
+    """Returns the commands as a line over the dead band, in pixels; None without a gripper."""
     if len(report.commands) < 2:
         return None
     scale = WIDTH if report.width_verdict is not None else COMMAND if report.gripper_scale else _own_range(report)
@@ -90,14 +90,14 @@ def _line(report: GripperReport) -> dict[str, Any] | None:
 
 
 def _own_range(report: GripperReport) -> Thresholds:
-    """Of commands whose scale is not known: from their lowest to their highest, without a dead band."""
+    """Returns a range for commands whose scale is unknown: from lowest to highest, without a dead band."""
     low, high = min(report.commands), max(report.commands)
     middle = (low + high) / 2
     return Thresholds(DeadBand(middle, middle), (), max((high - low) / 2, 1e-9))
 
 
 def _level(value: float, scale: Thresholds) -> float:
-    """Height of a command in the drawing, open at the top; a command beyond the range is drawn at its end."""
+    """Returns the height of a command in the drawing, open at the top; commands are clipped to the range."""
     share = min(max((value - scale.middle) / scale.reach, -1.1), 1.1)
     return HIGH / 2 - share * (HIGH / 2 - 4)
 
@@ -112,12 +112,12 @@ def _numbers(report: GripperReport) -> dict[str, str]:
         "closed": _share(report.duty_closed, "of the time"),
         "dwell": f"{', '.join(map(str, report.dwell_steps[:12])) or '-'} steps",
         "undone at once": f"{report.bounces} of {len(report.events or report.width_events)} changes",
-        "flips": "no clock" if report.flips_per_minute is None else f"{report.flips_per_minute:.1f} a minute",
+        "flips": "no clock" if report.flips_per_minute is None else f"{report.flips_per_minute:.1f} per minute",
         "undecided": _share(report.undecided, "of the commands are in the dead band"),
         "margin": _share(report.margin, "of the way to the end of the range (median)"),
         "and the measured gripper": "not logged"
         if report.leads_measurement is None
-        else f"{report.leads_measurement} changes commanded before it was measured; the same state "
+        else f"{report.leads_measurement} changes commanded before they were measured; the same state "
         f"{_share(report.agrees_with_measurement, 'of the time')}",
         "other dead bands": "; ".join(
             f"{entry['closed']:g}-{entry['open']:g} {entry['verdict']} ({entry['events']} changes)"

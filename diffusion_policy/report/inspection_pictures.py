@@ -1,4 +1,4 @@
-"""Pictures of recordings or of a dataset, to be looked at before training: one file each, by the names in PICTURES.
+"""Pictures of recordings or of a dataset, to check before training: one file each, named in PICTURES.
 
 Drawn without a display. Colors are those of the report's page.
 """
@@ -29,7 +29,7 @@ from diffusion_policy.spec import GRIPPER, ImageArray
 from diffusion_policy.spec.action_layout import is_gripper_name
 from diffusion_policy.storage import atomic_file
 
-# Episodes and moments of the contact sheet, and the size of its frames.
+# Rows (episodes) and columns (moments) of the contact sheet, and the size of its frames.
 SHEET_EPISODES, SHEET_MOMENTS, SHEET_FRAME = 6, 6, (240, 135)
 CURVE_EPISODES = 3
 TIMELINE_EPISODES = 60
@@ -40,11 +40,11 @@ _COLORS = (PREDICTED, MEASURED, GOOD, OTHER, "#d1495b", "#5fa8a8", "#b59a3b")
 
 
 def draw_pictures(inspection: Inspection, folder: Path) -> list[Path]:
-    """Write every picture that can be drawn; returns their files.
+    """Writes every picture that can be drawn, and returns the files.
 
     Raises:
         StorageError: the folder cannot be written to.
-        Stopped: interrupted after some were written.
+        Stopped: interrupted after some files were written.
     """
     written: list[Path] = []
     try:
@@ -60,7 +60,7 @@ def draw_pictures(inspection: Inspection, folder: Path) -> list[Path]:
 
 
 def contact_sheet(inspection: Inspection) -> Figure | None:
-    """Frames of episodes spread over the set, a row each, from their first step to their last; the first camera."""
+    """Draws the first camera's frames of episodes spread over the set, one row each, from first to last step."""
     steps = inspection.steps
     if not steps.cameras:
         return None
@@ -95,7 +95,7 @@ def _frame(steps: Steps, camera: str, step: int) -> tuple[ImageArray | None, str
 
 
 def action_curves(inspection: Inspection) -> Figure | None:
-    """Commanded and measured poses or joints over time, and grippers with their events, of those with most events."""
+    """Draws poses or joints and gripper events over time, commanded and measured, of the episodes with most events."""
     steps = inspection.steps
     counts = [len(episode.events) for episode in inspection.details.episodes]
     chosen = sorted(np.argsort(counts, kind="stable")[::-1][:CURVE_EPISODES].tolist())
@@ -122,7 +122,7 @@ def action_curves(inspection: Inspection) -> Figure | None:
 
 
 def _curve_rows(steps: Steps) -> list[tuple[tuple[str, ...], str]]:
-    """Names of the numbers that are drawn together, and their unit: of each arm position, rotation, joints, gripper."""
+    """Returns names of numbers drawn together, and their unit: each arm's position, rotation, joints, gripper."""
     layout = steps.layout(ACTION_KEY)
     if layout is None:
         return []
@@ -144,7 +144,7 @@ def _curve_rows(steps: Steps) -> list[tuple[tuple[str, ...], str]]:
 def _curves(axes: Axes, steps: Steps, part: slice, times: FloatArray, wanted: Sequence[str]) -> None:
     for name, color in zip(wanted, itertools.cycle(_COLORS), strict=False):
         is_gripper = is_gripper_name(name)
-        # The two coincide where a recorder writes one value as both.
+        # The two coincide if a recorder writes one value for both.
         measured_curve = (_measured(steps, name), ":", MEASURED if is_gripper else color, None)
         for values, line, drawn, label in ((steps.column(ACTION_KEY, name), "-", color, name), measured_curve):
             if values is not None:
@@ -155,14 +155,14 @@ def _curves(axes: Axes, steps: Steps, part: slice, times: FloatArray, wanted: Se
 
 
 def _measured(steps: Steps, name: str) -> FloatArray | None:
-    """(N,) a measured number; the bare gripper only of the array that is called after it."""
+    """Returns (N,) a measured number; the bare name "gripper" counts only in the array named after it."""
     usual = (GRIPPER_KEY,) if name == GRIPPER else (POSE_KEY, *steps.measured_keys, *sorted(steps.names))
     columns = (steps.column(key, name) for key in usual if key != ACTION_KEY)
     return next((column for column in columns if column is not None), None)
 
 
 def workspace(inspection: Inspection) -> Figure | None:
-    """Where each arm has been, from above, from the front and from the side, and where its gripper closes and opens."""
+    """Draws where each arm has been, from above, front and side, and where its gripper closes and opens."""
     steps = inspection.steps
     ways = arm_paths(steps)
     if not ways:
@@ -172,7 +172,7 @@ def workspace(inspection: Inspection) -> Figure | None:
     for row, (arm, position) in zip(figure.subplots(len(ways), 3, squeeze=False), sorted(ways.items()), strict=True):
         for axes, (across, up, title) in zip(row, views, strict=True):
             x, y = position[:, across], position[:, up]
-            # The lightest blue is one step: a place visited once is to be seen, too.
+            # The lightest blue is one step, so that a place visited once is visible too.
             picture = axes.hist2d(x, y, bins=BINS, cmap="Blues", cmin=1, norm=LogNorm(vmin=0.3))[3]
             for kind, color, marker in (("close", MEASURED, "v"), ("open", GOOD, "^")):
                 at = _events(inspection, kind, arm)
@@ -186,7 +186,7 @@ def workspace(inspection: Inspection) -> Figure | None:
 
 
 def _events(inspection: Inspection, wanted: str, arm: str) -> list[int]:
-    """Steps at which an arm's gripper is commanded to open, or to close."""
+    """Returns the steps at which an arm's gripper is commanded to open, or to close."""
     steps = inspection.steps
     command = steps.column(ACTION_KEY, f"{arm}.{GRIPPER}" if arm else GRIPPER)
     if command is None:
@@ -196,7 +196,7 @@ def _events(inspection: Inspection, wanted: str, arm: str) -> list[int]:
 
 
 def episode_timeline(inspection: Inspection) -> Figure | None:
-    """Every episode as a bar: light where the gripper is commanded open, dark where closed; pauses, jumps and gaps."""
+    """Draws every episode as a bar (light: gripper commanded open; dark: closed) with pauses, jumps and gaps."""
     steps, details = inspection.steps, inspection.details
     shown = _spread(len(details.episodes), TIMELINE_EPISODES)
     commands, pressed = steps.commanded_grippers(), buttons(steps)
@@ -242,7 +242,7 @@ def _times(steps: Steps, episode: int) -> FloatArray:
 
 
 def _spread(n: int, at_most: int) -> list[int]:
-    """Numbers below n, evenly spread."""
+    """Returns numbers below n, evenly spread."""
     return np.unique(np.linspace(0, n - 1, min(n, at_most)).astype(int)).tolist()
 
 
@@ -258,4 +258,4 @@ PICTURES: dict[str, Callable[[Inspection], Figure | None]] = {
     "workspace.png": workspace,
     "episode_timeline.png": episode_timeline,
 }
-"""Files, and what draws them; None if the set has nothing to be drawn so."""
+"""Files, and the functions that draw them, which return None if the set has nothing to draw."""

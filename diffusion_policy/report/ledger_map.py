@@ -1,6 +1,6 @@
-"""The map of a network: nested boxes, one a tensor; areas are numbers of parameters, colors what became of them.
+"""The map of a network: nested boxes, one per tensor; area is the number of parameters, color what became of them.
 
-What changed is usually a millionth of the network, so parts that changed as a whole are drawn at least large enough to
+Often only a millionth of the network changed, so parts that changed as a whole are drawn at least large enough to
 be seen. Colors are named here and defined in page.css, for light, dark and paper.
 """
 
@@ -17,10 +17,10 @@ from diffusion_policy.adapt.ledger import Entry, Ref
 HEIGHT = 620
 # A part that changed as a whole takes at least this share of the map.
 VISIBLE = 0.012
-# A part gets a frame with its name if it takes at least this share: below, the frame would fill it.
+# A part gets a frame with its name if it takes at least this share; in a smaller one, the frame would fill it.
 FRAMED = 0.015
 GROUP = "group"
-"""Color of what is no tensor."""
+"""Color of boxes that are not tensors."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Node:
     children: dict[str, Node] = field(default_factory=dict)
 
     def add(self, path: Sequence[str], size: float, leaf: int) -> None:
-        """Put a leaf at the end of a path."""
+        """Puts a leaf at the end of a path."""
         self.size += size
         if not path:
             self.children[f"{leaf}"] = Node("", size, leaf)
@@ -41,19 +41,19 @@ class Node:
         self.children.setdefault(path[0], Node(path[0])).add(path[1:], size, leaf)
 
     def leaves(self) -> Iterator[int]:
-        """All leaves below, and this one if it is one."""
+        """Yields all leaves below, or this node if it is a leaf."""
         if self.leaf is not None:
             yield self.leaf
         for child in self.children.values():
             yield from child.leaves()
 
     def scaled(self, factor: float) -> Node:
-        """The same tree with all sizes multiplied."""
+        """Returns the same tree with all sizes multiplied."""
         children = {name: child.scaled(factor) for name, child in self.children.items()}
         return Node(self.name, self.size * factor, self.leaf, children)
 
     def collapsed(self) -> Node:
-        """The same tree without inner nodes of a single child; their names are joined."""
+        """Returns the same tree without single-child inner nodes, whose names are joined."""
         children = {name: child.collapsed() for name, child in self.children.items()}
         if len(children) == 1:
             (only,) = children.values()
@@ -63,7 +63,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Box:
-    """One box of the map: `leaf` is an index, None of a part; `parent` is that of the box around it, -1 of none."""
+    """One box of the map: `leaf` is an index, None for a part; `parent` is the enclosing box's index, -1 for none."""
 
     label: str
     size: float
@@ -72,12 +72,12 @@ class Box:
 
 
 def joined(*names: str) -> str:
-    """A dotted name of those that are not empty."""
+    """Returns the names that are not empty, joined by dots."""
     return ".".join(name for name in names if name)
 
 
 def network_map(name: str, entries: Sequence[Entry]) -> Figure:
-    """The map of a network, one entry a tensor; each box says its name, shape, rule and slots when it is pointed at."""
+    """Returns the map of a network, one entry per tensor; hovering over a box shows its name, shape, rule and slots."""
     root = Node(name)
     for index, entry in enumerate(entries):
         if ref_of(entry).numel:
@@ -90,7 +90,7 @@ def network_map(name: str, entries: Sequence[Entry]) -> Figure:
             ids=[str(number) for number in range(len(boxes))],
             labels=[escape(box.label, quote=False) for box in boxes],
             parents=["" if box.parent < 0 else str(box.parent) for box in boxes],
-            values=[0.0 if box.leaf is None else box.size for box in boxes],  # parts are the sums of what is in them
+            values=[0.0 if box.leaf is None else box.size for box in boxes],  # a part is the sum of its contents
             branchvalues="remainder",
             customdata=[GROUP if entry is None else entry.action for entry in leaves],
             hovertext=[escape(text, quote=False).replace("\n", "<br>") for text in texts],
@@ -108,7 +108,7 @@ def network_map(name: str, entries: Sequence[Entry]) -> Figure:
 
 
 def visible(root: Node, entries: Sequence[Entry]) -> Node:
-    """The tree with every part that changed as a whole, the largest such parts, at least VISIBLE of the network."""
+    """Returns the tree with each largest part that changed as a whole scaled to at least VISIBLE of the network."""
     smallest = VISIBLE * root.size
 
     def enlarged(node: Node) -> Node:
@@ -124,7 +124,7 @@ def visible(root: Node, entries: Sequence[Entry]) -> Node:
 
 
 def framed(root: Node) -> Iterator[Box]:
-    """Boxes of a tree, outer ones first. What a part without a frame holds bears the part's name before its own."""
+    """Yields the boxes of a tree, outer ones first. Inside a part without a frame, names are prefixed with its own."""
     boxes: list[Box] = []
 
     def put(node: Node, parent: int, prefix: str) -> None:
@@ -141,7 +141,7 @@ def framed(root: Node) -> Iterator[Box]:
 
 
 def ref_of(entry: Entry) -> Ref:
-    """The tensor that an entry is of: the new one if there is one."""
+    """Returns the tensor of an entry: the new one if there is one."""
     ref = entry.target or entry.source
     assert ref is not None
     return ref

@@ -1,6 +1,6 @@
-"""The ledger as a page, or as a part of one: a map of the network, and what each rule changed.
+"""The ledger as a page, or as part of one: a map of the network, and what each rule changed.
 
-A page is one file that fetches nothing, to attach to a run.
+A page is a single file that fetches nothing, to attach to a run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from diffusion_policy.storage import write_text
 
 MAP = "ledger-map"
 MEANING = {
-    "copied": "as it was",
+    "copied": "unchanged",
     "grown": "old slots kept, new ones added",
     "recomputed": "follows from the config",
     "fresh": "starts anew",
@@ -28,12 +28,12 @@ MEANING = {
 
 
 def write_page(path: str | Path, ledger: Ledger, title: str) -> None:
-    """Write the page; StorageError if the disk refuses."""
+    """Writes the page; raises StorageError if the disk refuses."""
     write_text(path, page(ledger, title))
 
 
 def page(ledger: Ledger, title: str) -> str:
-    """The page as HTML. The map shows the live weights; the averaged ones follow the same rules."""
+    """Returns the page as HTML. The map shows the live weights; the averaged ones follow the same rules."""
     shown: Any = template("ledger.html").make_module(_about(ledger, title))
     sections = [
         Section("network", "What became of the network", shown.summary(), _figures(ledger)),
@@ -45,7 +45,7 @@ def page(ledger: Ledger, title: str) -> str:
 
 
 def ledger_section(ledger: Ledger, title: str) -> Section:
-    """The same as a part of another page."""
+    """Returns the same as a section of another page."""
     shown: Any = template("ledger.html").make_module(_about(ledger, title))
     return Section("ledger", "Where the weights came from", shown.part_of_page(), _figures(ledger))
 
@@ -55,7 +55,7 @@ def _figures(ledger: Ledger) -> dict[str, Any]:
 
 
 def _about(ledger: Ledger, title: str) -> dict[str, Any]:
-    """What the template is filled with."""
+    """Returns the values that fill the template."""
     part = ledger.parts[0]
     sums, counts = ledger.parameters(part), ledger.counts(part)
     total = sum(sums.values())
@@ -82,7 +82,7 @@ def _about(ledger: Ledger, title: str) -> dict[str, Any]:
 
 
 def _rows(ledger: Ledger) -> list[dict[str, Any]]:
-    """One row for what one rule did alike: tensors of the same shapes and slots together, their names folded."""
+    """Returns a row for each rule and like result: tensors of equal shapes and slots together, their names folded."""
     rows: dict[tuple[str, ...], dict[str, None]] = {}
     parts: dict[tuple[str, ...], dict[str, None]] = {}
     for entry in ledger.of("grown", "recomputed", "fresh", "dropped"):
@@ -108,7 +108,7 @@ def _rows(ledger: Ledger) -> list[dict[str, Any]]:
 
 
 def _distinct(entries: tuple[Entry, ...]) -> list[Entry]:
-    """One entry per tensor: a tensor of two names is drawn once."""
+    """Returns one entry per tensor; a tensor with two names is drawn once."""
     return list({(entry.action == "dropped", ref_of(entry).tensor): entry for entry in reversed(entries)}.values())[
         ::-1
     ]

@@ -1,5 +1,5 @@
 "use strict";
-// Draws the figures in the colours of the reader's theme, and runs the replays. Data lies in elements "data-...".
+// Draws the figures in the colors of the reader's theme, and runs the replays. Data is in elements "data-...".
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const read = (name) => JSON.parse(document.getElementById(`data-${name}`)?.textContent ?? "{}");
@@ -26,7 +26,7 @@ function themed(layout, isDark) {
 
 const figures = read("figures");
 
-// The boxes of a map bear the names of their colors; what these are, the style sheet says.
+// The boxes of a map hold the names of their colors, which the style sheet defines.
 function colored(trace) {
   if (trace.type !== "treemap") return trace;
   const style = getComputedStyle(document.documentElement);
@@ -36,7 +36,7 @@ function colored(trace) {
   return { ...trace, marker, textfont };
 }
 
-// Room above a figure for as many rows as its legend takes at this width, so that it does not lie on the title.
+// Room above a figure for as many rows as its legend takes at this width, so that it does not cover the title.
 function withLegend(layout, data, width) {
   const names = data.filter((trace) => trace.name && trace.type !== "heatmap").map((trace) => trace.name);
   if (names.length < 2 || layout.showlegend === false || layout.scene || !layout.margin) return layout;
@@ -77,7 +77,7 @@ function shape(parent, kind, attributes) {
 
 const pointsOf = (list) => list.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join(" ");
 
-// A panel that shows two of the three coordinates at one scale, over everything that is ever shown.
+// A panel that shows two of the three coordinates at one scale that fits everything shown.
 function panel(svg, data, box, axes, title) {
   const [a, b] = axes;
   const all = [...data.positions, ...data.chunks.flat()];
@@ -143,18 +143,18 @@ function strip(svg, data, box) {
 function spoken(data, step) {
   const [x, y, z] = data.positions[step].map((v) => v.toFixed(3));
   const time = data.seconds ? `, ${data.seconds[step].toFixed(1)} s` : "";
-  const said = [`step ${data.steps[step]} of ${data.total}${time}`, `arm at ${x}, ${y}, ${z} m`];
+  const texts = [`step ${data.steps[step]} of ${data.total}${time}`, `arm at ${x}, ${y}, ${z} m`];
   if (data.grippers) {
     const command = data.grippers[step][0];
     const state = command >= 0.7 ? "open" : command <= 0.3 ? "closed" : "undecided";
-    said.push(`gripper command ${command.toFixed(2)} (${state})`);
-    if (data.recorded) said.push(`recorded ${data.recorded[step].toFixed(0)}`);
-    else if (data.measured) said.push(`measured ${data.measured[step].toFixed(2)}`);
+    texts.push(`gripper command ${command.toFixed(2)} (${state})`);
+    if (data.recorded) texts.push(`recorded ${data.recorded[step].toFixed(0)}`);
+    else if (data.measured) texts.push(`measured ${data.measured[step].toFixed(2)}`);
   }
-  return said.join("; ");
+  return texts.join("; ");
 }
 
-// The frame of each camera, one below the other; "no frame" where a step has none.
+// The frame of each camera, stacked; "no frame" where a step has none.
 function framesOf(holder, data) {
   const named = data.cameras.length > 1;
   const places = (data.cameras.length ? data.cameras : [""]).map((camera) => {

@@ -1,9 +1,9 @@
 """The skeleton of every page: sections of text, tables, figures and frames, in one file that opens from disk.
 
 Report, comparison, ledger, gripper verdicts and the episodes of datasets are pages of this skeleton. HTML is in
-templates/, style and behavior in page.css and page.js next to this file. Figures are Plotly's, whose program is put
-into a page with figures once. Nothing is fetched, ever: images are data, and a policy in the head of the page forbids
-the network.
+templates/; style and behavior are in page.css and page.js next to this file. Figures are Plotly's, whose script is
+included once in a page with figures. Nothing is ever fetched: images are data URIs, and a policy in the page's head
+forbids network access.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Section:
     Attributes:
         anchor: its id.
         title: its heading.
-        body: HTML; text in it is escaped already.
-        figures: Plotly figures that `body` has places for, by id.
+        body: HTML, with its text already escaped.
+        figures: Plotly figures by id, for the placeholders in `body`.
     """
 
     anchor: str
@@ -53,7 +53,7 @@ class Section:
 
 
 def render(title: str, lead: str, sections: Sequence[Section], kind: str = "") -> str:
-    """The complete page; `lead` is HTML above all sections, `kind` names its own style and program, if any."""
+    """Returns the complete page; `lead` is HTML above all sections, `kind` names the page's own style and script."""
     figures = {_plot(name): figure for section in sections for name, figure in section.figures.items()}
     drawn = {name: json.loads(figure.to_json()) for name, figure in figures.items()}
     return template("page.html").render(
@@ -70,7 +70,7 @@ def render(title: str, lead: str, sections: Sequence[Section], kind: str = "") -
 
 @cache
 def _environment() -> Environment:
-    # Whatever comes from a file is escaped; what is HTML already says so as Markup.
+    # Text from files is escaped; what is already HTML is passed as Markup.
     loader = PackageLoader("diffusion_policy.report")
     return Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -79,28 +79,28 @@ def _environment() -> Environment:
 
 
 def template(name: str) -> Template:
-    """A template of the folder `templates` next to this file; text that is put into it is escaped."""
+    """Returns a template from the folder `templates` next to this file; inserted text is escaped."""
     return _environment().get_template(name)
 
 
 def _plot(name: str) -> str:
-    """Id of a figure's place; sections have ids of their own."""
+    """Returns the id of a figure's placeholder; sections have ids of their own."""
     return f"plot-{name}"
 
 
 def asset(name: str) -> Markup:
-    """Style or program from the file of that name in this folder."""
+    """Returns the style or script in the file of that name in this folder."""
     return Markup(files("diffusion_policy.report").joinpath(name).read_text(encoding="utf-8"))
 
 
 def embedded(name: str, data: Any) -> str:
-    """Data for the page's program; no text in it can end the element."""
+    """Returns data for the page's script; no text in it can end the element."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return f'<script type="application/json" id="data-{name}">{text}</script>'
 
 
 def plot_placeholder(name: str, alt: str, height: int = 320) -> str:
-    """Placeholder of a figure, with its text alternative."""
+    """Returns the placeholder of a figure, with its text alternative."""
     return (
         f'<figure class="plot"><div id="{_plot(name)}" role="img" aria-label="{escape(alt, quote=True)}" '
         f'style="height:{height}px"></div><figcaption>{escape(alt)}</figcaption></figure>'
@@ -108,12 +108,12 @@ def plot_placeholder(name: str, alt: str, height: int = 320) -> str:
 
 
 def grid(*parts: str) -> str:
-    """Parts side by side where they fit."""
+    """Returns parts side by side where they fit."""
     return f'<div class="grid">{"".join(parts)}</div>'
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", marks: Sequence[str] = ()) -> str:
-    """A table; cells are text and are escaped here. `marks` are classes of the rows."""
+    """Returns a table; cells are text and are escaped here. `marks` are classes of the rows."""
     classes = list(marks) + [""] * (len(rows) - len(marks))
     heading = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     body = "".join(
@@ -127,12 +127,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "",
 
 
 def paragraph(text: str, kind: str = "") -> str:
-    """Text as a paragraph."""
+    """Returns text as a paragraph."""
     return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
 
 
 def image_data(frame: NDArray[np.uint8], widest: int = WIDEST_FRAME) -> str:
-    """An RGB frame (H, W, 3) as a data URI, JPEG, at most so wide."""
+    """Returns an RGB frame (H, W, 3) as a JPEG data URI, at most `widest` pixels wide."""
     height, width = frame.shape[:2]
     if width > widest:
         frame = resize_frame(frame, widest, max(1, round(height * widest / width)))
@@ -141,6 +141,6 @@ def image_data(frame: NDArray[np.uint8], widest: int = WIDEST_FRAME) -> str:
 
 
 def picture(frame: NDArray[np.uint8], alt: str, caption: str = "") -> str:
-    """A frame with its caption."""
+    """Returns a frame with its caption."""
     text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f'<figure class="frame"><img src="{image_data(frame)}" alt="{escape(alt, quote=True)}">{text}</figure>'

@@ -1,5 +1,6 @@
-"""The interactive replay: a slider over the frames of logs and episodes, with the chunk drawn from above and from the
-side. No camera calibration is known, so nothing is drawn into the frames.
+"""The interactive replay: a slider over the frames of logs and episodes, with the chunk drawn from above and the side.
+
+No camera calibration is known, so nothing is drawn into the frames.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from numpy.typing import NDArray
 from diffusion_policy.diagnose.playback import Frame, Playback
 from diffusion_policy.report.page import Section, embedded, image_data, paragraph
 
-# Frames in the page, over all replays: about 10 kB each.
+# Number of frames in the page over all replays, about 10 kB each.
 FRAMES = 320
 MOST_REPLAYS = 6
 FRAME_WIDTH = 320
 
 
 def replay_section(playbacks: Sequence[Playback]) -> Section:
-    """A replay of each of the first few playbacks; a long one shows every second, third, ... step."""
+    """Returns a replay of each of the first few playbacks; a long one shows only every second, third, ... step."""
     shown = playbacks[:MOST_REPLAYS]
     data = {f"r{i}": replay_data(playback, FRAMES // len(shown)) for i, playback in enumerate(shown)}
     options = "".join(f'<option value="r{i}">{escape(playback.name)}</option>' for i, playback in enumerate(shown))
     choice = f'<p><label>Show <select class="which">{options}</select></label></p>'
     text = (
         "Move the slider, or focus it and use the arrow keys. Blue is the chunk from this step on: hollow dots open "
-        "the gripper, filled ones close it. Gray is the way the arm took; the ring is where it is."
+        "the gripper, filled ones close it. Gray is the arm's path; the ring is its current position."
     )
     more = f" {len(playbacks) - len(shown)} more are not shown." if len(playbacks) > len(shown) else ""
     legend = (
@@ -41,7 +42,7 @@ def replay_section(playbacks: Sequence[Playback]) -> Section:
 
 
 def replay_data(playback: Playback, most_frames: int) -> dict[str, Any]:
-    """What the page's program needs of one playback."""
+    """Returns the data of one playback for the page's script."""
     assert playback.positions is not None
     assert playback.chunks is not None
     stride = -(-len(playback) // max(most_frames, 1))

@@ -1,7 +1,7 @@
-"""The page of a fine-tune, from whatever is given: a dataset, a checkpoint, a run, logs, open-loop errors, closed loop.
+"""The page of a fine-tune, from whatever is given: dataset, checkpoint, run, logs, open-loop errors, closed loop.
 
-A run brings along its dataset, its best checkpoint, the ledger of its weights, the logs and closed-loop results in its
-folder, as far as they exist. The conclusion is on top, in one sentence.
+A run adds its dataset, its best checkpoint, the ledger of its weights, and the logs and closed-loop results in its
+folder, if they exist. The conclusion is at the top, in one sentence.
 """
 
 from __future__ import annotations
@@ -51,23 +51,23 @@ __all__ = ["Conclusion", "Sources", "conclude", "make_report", "read_open_loop",
 MOST_BYTES = 15 * 2**20
 WOULD = "on recordings the gripper would open and close"
 NOT_WHETHER = ", which tells when it would close, not whether it grasps"
-# Recorded episodes that are played back where no log is given.
+# Number of recorded episodes that are played back if no log is given.
 EPISODES = 4
 
 
 @dataclass(frozen=True)
 class Conclusion:
-    """The sentence on top, and how it is colored: "good", "doubt" or "bad"."""
+    """The sentence at the top, and its color: "good", "doubt" or "bad"."""
 
     level: str
     sentence: str
 
 
 def write_report(path: Path, sources: Sources, on_progress: Progress = no_progress) -> Conclusion:
-    """Write the page atomically; returns the conclusion on top.
+    """Writes the page atomically; returns the conclusion at its top.
 
     Raises:
-        ReportError: nothing was given, or the page became larger than MOST_BYTES.
+        ReportError: nothing was given, or the page would exceed MOST_BYTES.
         WorkspaceError: a source does not exist or cannot be read.
     """
     verdict, page = make_report(sources, on_progress)
@@ -78,7 +78,7 @@ def write_report(path: Path, sources: Sources, on_progress: Progress = no_progre
 
 
 def make_report(sources: Sources, on_progress: Progress = no_progress) -> tuple[Conclusion, str]:
-    """The conclusion and the page; `on_progress` is called with the files opened, and how many there are."""
+    """Returns the conclusion and the page; `on_progress` gets the number of files opened, and the total."""
     if not sources:
         raise ReportError(
             "nothing to report on; give a dataset, a checkpoint, a run, logs, open-loop errors or closed loop"
@@ -91,9 +91,9 @@ def make_report(sources: Sources, on_progress: Progress = no_progress) -> tuple[
 
 
 def _examined(opened: OpenedSources) -> tuple[Examination, Sequence[Finding]]:
-    """Findings of the doctor and on open-loop errors; and, apart from them, those on this machine.
+    """Returns the doctor's findings and those on open-loop errors and, separately, those on this machine.
 
-    The machine that makes the page tells nothing of the policy. What shows more of a finding is never this page again.
+    The machine that makes the page has no bearing on the policy. No finding refers back to this page for details.
     """
     groups, documents = dict(examine_sources(opened).groups), opened.open_loop
     machine = groups.pop(MACHINE)
@@ -114,7 +114,7 @@ def _examined(opened: OpenedSources) -> tuple[Examination, Sequence[Finding]]:
 
 
 def _sections(groups: Mapping[str, Sequence[Finding]], opened: OpenedSources) -> list[Section]:
-    """Those that something was given for, in reading order."""
+    """Returns the sections with content, in reading order."""
     run, logs = opened.run, opened.logs
     buffers = [dataset.buffer for dataset in opened.datasets]
     played = [of_log for evidence in logs for of_log in playbacks_of_log(evidence.log, *buffers)]
@@ -150,7 +150,7 @@ def conclude(
     run: RunFolder | None,
     rolled_out: Sequence[ClosedLoopEvidence] = (),
 ) -> Conclusion:
-    """The conclusion: the cause if something is wrong, else what was found in closed loop, and of the gripper."""
+    """Returns the conclusion: the cause if something is wrong, otherwise results in closed loop and of the gripper."""
     diagnosis = examination.diagnosis
     cause = diagnosis.cause
     where = f"{cause.about}: " if cause is not None and len(logs) > 1 and cause in examination.groups["log"] else ""
@@ -175,16 +175,16 @@ def conclude(
 
 
 def _closed_loop_result(rolled_out: Sequence[ClosedLoopEvidence]) -> str:
-    """In how many scenes the task is done; of the result with the most."""
+    """Returns in how many scenes the task is done, from the result with the most scenes."""
     return (
         f"in closed loop {rolled_out[0].of} does the task in {success_sentence(rolled_out[0])}; " if rolled_out else ""
     )
 
 
 def _opens_and_closes(logs: Sequence[LogEvidence], is_rolled_out: bool) -> str:
-    """In how many logs the gripper is commanded to close and to open, of those that can tell.
+    """Returns in how many logs the gripper is commanded to close and open, among those that can show it.
 
-    On recordings that is when it would; whether it then holds anything, they do not tell.
+    Recordings show only when it would; they do not show whether it then holds anything.
     """
     judged = [evidence for evidence in logs if evidence.gripper.verdict not in UNJUDGED]
     text = ""
@@ -208,7 +208,7 @@ def _lead(conclusion: Conclusion, examination: Examination) -> str:
 
 
 def _verdicts(logs: Sequence[LogEvidence]) -> dict[str, str]:
-    """By the name of the playback; of several arms of a log under each."""
+    """Returns verdicts by playback name; those of a log with several arms under each arm's."""
     result = {}
     for evidence in logs:
         name, text = evidence.log.path.stem.removeprefix("inference_log_"), evidence.gripper

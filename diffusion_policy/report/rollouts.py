@@ -1,4 +1,4 @@
-"""Comparison of closed-loop results of runs: those that were made alike, on the scenes that all of them met."""
+"""Comparison of runs by closed-loop results that were made alike, on their common scenes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from diffusion_policy.run_folder.reading import RunFolder
 
 @dataclass(frozen=True)
 class Rollouts:
-    """What was rolled out of a run.
+    """The rollouts of a run.
 
     Attributes:
-        looked: every result that is at hand.
-        chosen: by which it is compared with other runs; None: its checkpoints were not rolled out.
-        results: the scenes that count; where runs were rolled out alike, those that all of them met.
+        looked: every result of the run.
+        chosen: the result by which it is compared with other runs; None if its checkpoints were not rolled out.
+        results: the scenes that count; if runs were rolled out alike, those that they have in common.
     """
 
     looked: tuple[ClosedLoopEvidence, ...] = ()
@@ -36,11 +36,11 @@ class Rollouts:
 
     @property
     def share(self) -> Share | None:
-        """Of the scenes that count; None without one."""
+        """The share of successes among the scenes that count; None without a scene."""
         return success_of(self.results) if self.results else None
 
     def to_json(self) -> dict[str, Any] | None:
-        """Plain JSON; None if nothing was rolled out."""
+        """Returns plain JSON; None if nothing was rolled out."""
         if self.chosen is None or self.share is None:
             return None
         document, checkpoint = str(self.chosen.path), str(self.chosen.checkpoint)
@@ -52,13 +52,13 @@ NOT_ROLLED_OUT = Rollouts()
 
 
 def rollouts_of(runs: Sequence[RunFolder], documents: Sequence[Path] = ()) -> list[Rollouts]:
-    """Of each run, the results in its folder and those of the documents that are of its checkpoints.
+    """Returns, for each run, the results in its folder and the given ones that belong to its checkpoints.
 
-    Where several were made of a run, it is compared by one that was made as those of most other runs.
+    A run with several results is compared by one that was made under the same conditions as most other runs'.
 
     Raises:
-        ReportError: a document is of no checkpoint of these runs.
-        ResultError: one cannot be read, or is something else.
+        ReportError: a document does not belong to any checkpoint of these runs.
+        ResultError: a document cannot be read, or is not a result.
     """
     looked = []
     for run in runs:
@@ -67,7 +67,7 @@ def rollouts_of(runs: Sequence[RunFolder], documents: Sequence[Path] = ()) -> li
         looked.append(tuple(e for e in at_hand if e.checkpoint is not None or e.path in run.closed_loop))
     for path in documents:
         if not any(e.path.resolve() == path.resolve() and e.checkpoint for evidence in looked for e in evidence):
-            raise ReportError(f"{path}: it is of no checkpoint of these runs; evaluate theirs, or leave it out")
+            raise ReportError(f"{path}: it belongs to no checkpoint of these runs; evaluate theirs, or leave it out")
     choices = [decisive(evidence, run.deployable) for run, evidence in zip(runs, looked, strict=True)]
     chosen = [max(own, key=lambda one: _shared_by(one, choices), default=None) for own in choices]
     made = [
@@ -78,18 +78,18 @@ def rollouts_of(runs: Sequence[RunFolder], documents: Sequence[Path] = ()) -> li
 
 
 def _shared_by(one: ClosedLoopEvidence, choices: Sequence[Sequence[ClosedLoopEvidence]]) -> int:
-    """How many runs have a result that was made as this one."""
+    """Returns how many runs have a result that was made under the same conditions as this one."""
     return sum(any(not differing(one.found.about, other.found.about) for other in own) for own in choices)
 
 
 def alike(made: Sequence[Rollouts]) -> bool:
-    """Whether those that were rolled out were so under the same conditions, and met a scene that all of them met."""
+    """Whether the rolled-out runs share their conditions and at least one scene."""
     chosen = [one.chosen for one in made if one.chosen is not None]
     return not unlike(made) and (not chosen or bool(_shared_seeds(made)))
 
 
 def unlike(made: Sequence[Rollouts]) -> list[str]:
-    """Which conditions those that were rolled out do not share."""
+    """Returns the conditions that the rolled-out runs do not share."""
     chosen = [one.chosen for one in made if one.chosen is not None]
     differences = {key for other in chosen[1:] for key in differing(chosen[0].found.about, other.found.about)}
     return sorted(differences)
@@ -106,11 +106,11 @@ def _on_shared_scenes(made: Sequence[Rollouts]) -> list[Rollouts]:
 
 
 def pairs(runs: Sequence[tuple[str, Rollouts]], first: int | None) -> tuple[list[str], list[dict[str, Any]]]:
-    """Every other run compared with one of them: in words, and as plain JSON.
+    """Compares every other run with one of them, in words and as plain JSON.
 
     Args:
-        runs: names and what was rolled out of them.
-        first: place of the one that others are compared with; None, or one that was not rolled out: the first that was.
+        runs: names and rollouts of the runs.
+        first: index of the run to compare with; if None or not rolled out, the first run that was.
     """
     rolled = {number: one.chosen for number, (_, one) in enumerate(runs) if one.chosen is not None}
     first = first if first in rolled else next(iter(rolled), None)
@@ -122,7 +122,7 @@ def pairs(runs: Sequence[tuple[str, Rollouts]], first: int | None) -> tuple[list
         ours, theirs = runs[first][0], runs[number][0]
         comparison, differ = compared(rolled[first], other), differing(rolled[first].found.about, other.found.about)
         if comparison is None:
-            why = f"another {', '.join(differ)}" if differ else "no scene that both met"
+            why = f"another {', '.join(differ)}" if differ else "no common scene"
             text.append(f"{theirs} and {ours} were not rolled out in the same scenes ({why}): they are not compared")
         else:
             but = f"; not made alike (another {', '.join(differ)})" if differ else ""

@@ -1,4 +1,4 @@
-"""What a run came to: its figures at the best measured epoch, by which runs are compared."""
+"""The score of a run: its figures at the best measured epoch, by which runs are compared."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from diffusion_policy.intervals import Interval, wilson_interval
 from diffusion_policy.report.rollouts import NOT_ROLLED_OUT, Rollouts
 from diffusion_policy.run_folder.reading import RunFolder, is_finite, motion_error, ranked_by
 
-# Figures that rank epochs of a run, and runs, in order, and which sign makes a larger one the better one.
+# Figures that rank epochs of a run, and runs, in order; multiplied by the sign, larger is better.
 RANKED = (("test_success", 1), ("val_gripper_f1", 1), ("val_position_error_mm", -1), ("val_loss", -1))
 HEAD = (
     "run",
     "updates",
     "success",
-    "success while training",
+    "success during training",
     "F1 (within)",
     "events found (95 % interval)",
     "false flips",
@@ -32,19 +32,19 @@ HEAD = (
 
 @dataclass(frozen=True)
 class RunScore:
-    """What a run came to, at its best measured epoch; None if it was not measured or is not defined.
+    """The figures of a run at its best measured epoch; None if not measured or not defined.
 
     Attributes:
         run: the run.
-        update: of the best epoch.
-        f1: of gripper events.
-        tolerance: that F1 was measured within, "1 s"; None if it is not known.
-        success: share of scenes done in closed loop while it was trained, and its 95 % interval.
-        found, recorded, false_flips: gripper events of held-out episodes.
-        position_mm: mean error; None of a layout without a pose.
-        val_loss: at that epoch, or the lowest one.
-        rollouts: results of closed loop that were measured of its checkpoints.
-        motion: mean error of what moves, and its unit: positions, or joints where there is no pose.
+        update: update of the best epoch.
+        f1: F1 of gripper events.
+        tolerance: tolerance of F1, such as "1 s"; None if unknown.
+        success: share of scenes done in closed loop during training, with its 95 % interval.
+        found, recorded, false_flips: numbers of gripper events in held-out episodes.
+        position_mm: mean error; None for a layout without a pose.
+        val_loss: validation loss at that epoch, or the lowest one.
+        rollouts: closed-loop results of its checkpoints.
+        motion: mean error of positions, or of joints without a pose, and its unit.
     """
 
     run: RunFolder
@@ -63,44 +63,44 @@ class RunScore:
 
     @property
     def checkpoint(self) -> Path | None:
-        """What to deploy: the checkpoint that was rolled out, best.ckpt where both were; else as of the run."""
+        """The checkpoint to deploy: the one rolled out, best.ckpt if both were; otherwise the run's deployable one."""
         chosen = self.rollouts.chosen
         return self.run.deployable if chosen is None else chosen.checkpoint
 
     @property
     def interval(self) -> Interval | None:
-        """95 % Wilson interval of the share of events found; None if none is recorded."""
+        """95 % Wilson interval of the share of events found; None if no event is recorded."""
         return wilson_interval(self.found or 0, self.recorded) if self.recorded else None
 
     @property
     def measured(self) -> bool:
-        """Whether any figure is defined by which runs are ranked."""
+        """Whether any figure that ranks runs is defined."""
         return any(value is not None for value in self.figures())
 
     @property
     def may_be_deployed(self) -> bool:
-        """Whether it has a checkpoint, and nothing forbids to deploy it."""
+        """Whether it has a checkpoint, and nothing forbids deploying it."""
         return self.checkpoint is not None and level_of(self.findings) != "bad"
 
     @cached_property
     def findings(self) -> list[Finding]:
-        """What doctor and report say of it."""
+        """The findings of doctor and report about it."""
         return [*findings_of_run(self.run), *closed_loop_findings(self.rollouts.looked, self.run.deployable)]
 
     @property
     def cause(self) -> Finding | None:
-        """What is wrong with it."""
+        """The cause if something is wrong with it."""
         return diagnose(self.findings).cause
 
     def figures(self) -> tuple[float | None, ...]:
-        """By which runs are ranked: success of rollouts, then in the order of RANKED; smaller is better."""
+        """The figures that rank runs: success of rollouts, then in the order of RANKED; smaller is better."""
         share = self.rollouts.share
         done = None if share is None else share.count / share.of
         falling = [None if value is None else -value for value in (done, self.success, self.f1)]
         return (*falling, None if self.motion is None else self.motion[0], self.val_loss)
 
     def cells(self) -> list[str]:
-        """The row of the table."""
+        """The row of the score table."""
         interval = self.interval
         recall = "-" if interval is None else f"{self.found} of {self.recorded} ({interval[0]:.0%}-{interval[1]:.0%})"
         within = "" if self.f1 is None or self.tolerance is None else f" ({self.tolerance})"
@@ -117,14 +117,14 @@ class RunScore:
         ]
 
     def motion_cell(self) -> str:
-        """Error of what moves, with its unit where that is not the heading's."""
+        """Returns the motion error, with its unit where it differs from the heading's."""
         if self.motion is None or self.position_mm is not None:
             return cell(self.position_mm)
         error, unit = self.motion
         return f"{cell(error)} {unit} (joints)".replace("  ", " ")
 
     def _success_cell(self) -> str:
-        """Success of its rollouts; of another checkpoint than the best one with its name."""
+        """Returns the success of its rollouts, with the checkpoint's name if it is not the best one."""
         if self.rollouts.share is None or self.checkpoint is None:
             return "-"
         return f"{self.rollouts.share}" + (
@@ -154,12 +154,12 @@ class RunScore:
 
 
 def score_run(run: RunFolder, rollouts: Rollouts = NOT_ROLLED_OUT) -> RunScore:
-    """A run at its best measured epoch: highest F1, lowest position error (of joints without a pose), lowest loss.
+    """Scores a run at its best measured epoch: highest F1, lowest position (or else joint) error, lowest loss.
 
-    An epoch at which a figure is not defined is not ranked by it, as in `checkpoint.best`.
+    As in `checkpoint.best`, an epoch is not ranked by a figure that is not defined for it.
     """
     lowest = min((value for _, value in run.curve("val_loss")), default=None)
-    tolerance = run.last("val_gripper_tolerance_s")  # F1 of before it was changed are of another measure
+    tolerance = run.last("val_gripper_tolerance_s")  # F1 from before a change of the tolerance cannot be compared
     lines = [
         line
         for line in run.metrics
@@ -193,7 +193,7 @@ def _ranked(line: Mapping[str, Any], key: str) -> float | None:
 
 
 def figure(line: Mapping[str, Any], key: str) -> float | None:
-    """A figure of a line of metrics; None if it was not measured or is not defined."""
+    """Returns a figure from a line of metrics; None if not measured or not defined."""
     return float(line[key]) if is_finite(line.get(key)) else None
 
 
@@ -212,12 +212,12 @@ def _count(line: Mapping[str, Any], key: str) -> int | None:
 
 
 def share_cell(value: float | None, interval: Interval | None = None) -> str:
-    """A share with its interval, for a table; "-" where it was not measured."""
+    """Returns a share with its interval, for a table; "-" if not measured."""
     if value is None:
         return "-"
     return f"{value:.0%}" + ("" if interval is None else f" ({interval[0]:.0%}-{interval[1]:.0%})")
 
 
 def cell(value: float | None) -> str:
-    """A number for a table; "-" where it was not measured."""
+    """Returns a number for a table; "-" if not measured."""
     return "-" if value is None else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""The sections of the page, each from what it is given; see report_page.py for which appear."""
+"""The sections of the page; report_page.py chooses which of them appear."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MOST_EVENT_FRAMES = 8
 STRIPS = 60
 MOST_FILES = 6
 MOST_SHARES = 40
-# Shares that training measures; of some it knows intervals.
+# Shares that training measures, some with intervals.
 SHARES = {
     "success": "test_success",
     "grasped": "test_grasped",
@@ -42,7 +42,7 @@ SHARES = {
 
 
 def findings_section(groups: Mapping[str, Sequence[Finding]]) -> Section:
-    """Every finding, the troubled ones first in each group; those that are well are folded."""
+    """Returns every finding, warnings and errors first in each group; passed checks are folded."""
     parts = []
     for name, group in groups.items():
         once = distinct(group)
@@ -69,7 +69,7 @@ def _findings(findings: Sequence[tuple[Finding, Sequence[str]]]) -> str:
 
 
 def _in_files(files: Sequence[str]) -> str:
-    """Names of the files that something was found in; nothing where there is only one to be found in."""
+    """Returns the names of the files that something was found in; empty if there is only one candidate."""
     names = [Path(file).name for file in files]
     more = f" and {len(names) - MOST_FILES} more" if len(names) > MOST_FILES else ""
     return f' <span class="dim">({escape(", ".join(names[:MOST_FILES]))}{more})</span>' if names else ""
@@ -78,7 +78,7 @@ def _in_files(files: Sequence[str]) -> str:
 def data_section(
     data: DatasetEvidence, buffer: ReplayBuffer, cameras: Mapping[str, ConvertedCamera], number: int = 0
 ) -> Section:
-    """Sizes, ranges, the gripper of every episode, and a few frames; `number` counts the datasets of a page."""
+    """Returns sizes, ranges, the gripper of every episode and a few frames; `number` counts the datasets of a page."""
     suffix = f"-{number + 1}" if number else ""
     spacing = "unknown" if data.step_seconds is None else f"{data.step_seconds:.3g} s between steps"
     rows = [
@@ -132,14 +132,14 @@ def _sample_frames(buffer: ReplayBuffer, cameras: Mapping[str, ConvertedCamera])
 
 
 def training_section(run: RunFolder) -> Section:
-    """Losses, with the one before the first update, pose errors, the gripper's events, the learning rate."""
+    """Returns losses (including before the first update), pose errors, gripper events and the learning rate."""
     start = run.first.get("train_loss_before_first_update")
     loss = _curves(
         run, {"training": "train_loss", "held out, averaged": "val_loss", "held out, live": "val_loss_model"}
     )
     drawn: dict[str, Figure] = {}
     parts: list[str] = []
-    if loss:  # reinforcement learning has none that tells anything
+    if loss:  # reinforcement learning has no meaningful loss
         drawn["loss"] = plot.curves("Loss (logarithmic)", loss, "loss", logarithmic=True, start=start)
         ends = "; ".join(f"{name} ends at {curve[-1][1]:.3g}" for name, curve in loss.items())
         before = "" if start is None else f"; before the first update it is {start:.3g}"
@@ -161,8 +161,8 @@ def training_section(run: RunFolder) -> Section:
             ("joints", "Joint error of held-out episodes", unit, (key, f"{key}_model"))
             for key, unit in JOINT_ERRORS.items()
         ),
-        ("kl", "KL divergence from the pretrained policy", "nats a frame", ("kl_to_pretrained",)),
-        ("value", "Variance of returns that the value head explains", "", ("explained_variance",)),
+        ("kl", "KL divergence from the pretrained policy", "nats per frame", ("kl_to_pretrained",)),
+        ("value", "Variance of returns explained by the value head", "", ("explained_variance",)),
         ("rate", "Learning rate", "", ("lr",)),
     ):
         names = ("averaged", "live") if len(keys) > 1 else (title.lower(),)
@@ -182,7 +182,7 @@ def training_section(run: RunFolder) -> Section:
 
 
 def _shares(shares: Sequence[Share]) -> str:
-    """A table of how often the windows of each dataset or task are drawn; nothing where there was one."""
+    """Returns a table of how often each dataset's or task's windows are drawn; empty if there was only one."""
     if not shares:
         return ""
     rows = [
@@ -190,26 +190,26 @@ def _shares(shares: Sequence[Share]) -> str:
          f"{share.share:.1%}", f"{share.repeats:.2f}"]
         for share in shares[:MOST_SHARES]
     ]  # fmt: skip
-    head = (shares[0].by, "windows", "weight", "share of samples", "times an epoch")
+    head = (shares[0].by, "windows", "weight", "share of samples", "times per epoch")
     hidden = len(shares) - MOST_SHARES
     more = paragraph(f"{hidden} more are in {SAMPLING_NAME} of the run.", "dim") if hidden > 0 else ""
     return table(head, rows, "What an epoch is drawn from") + more
 
 
 def _actions(run: RunFolder) -> str:
-    """A table of held-out actions of classes, each score with those of two policies that see nothing; else nothing."""
+    """Returns a table of scores on held-out action classes, with those of two blind policies; empty without classes."""
     names = [key.removesuffix("_previous") for line in run.metrics[-1:] for key in line if key.endswith("_previous")]
     rows = [
         [name.removeprefix("val_"), *("-" if value is None else f"{value:.3f}" for value in values)]
         for name in names
         if (values := [run.last(f"{name}{policy}") for policy in ("", "_majority", "_previous")])
     ]
-    head = ("held-out actions", "policy", "always the most frequent", "as the frame before")
+    head = ("held-out actions", "policy", "always the most frequent", "same as the previous frame")
     return table(head, rows, "Accuracies and F1 after the last epoch") if rows else ""
 
 
 def _share_curves(run: RunFolder, drawn: dict[str, Figure], parts: list[str]) -> None:
-    """Shares of scenes done in closed loop, and of gripper events found, with their intervals."""
+    """Draws the shares of scenes done in closed loop and of gripper events found, with their intervals."""
     curves = {
         name: (run.curve(key), run.curve(f"{key}_low"), run.curve(f"{key}_high"))
         for name, key in SHARES.items()
@@ -219,7 +219,7 @@ def _share_curves(run: RunFolder, drawn: dict[str, Figure], parts: list[str]) ->
     how = "".join(f", {count:.0f} {unit}" for unit, count in counts.items() if count is not None)
     within = "" if run.tolerance is None else f" (found is within {run.tolerance})"
     for name, of, title, alt in (
-        ("success", ("success", "grasped"), f"Closed loop while training, 95 % interval{how}", "closed loop"),
+        ("success", ("success", "grasped"), f"Closed loop during training, 95 % interval{how}", "closed loop"),
         (
             "played",
             ("played",),
@@ -245,7 +245,7 @@ def _curves(run: RunFolder, keys: Mapping[str, str]) -> dict[str, Any]:
 
 
 def gripper_section(playbacks: Sequence[Playback], verdicts: Mapping[str, str]) -> Section:
-    """A timeline of each log, predicted, measured and recorded, with the frames at its events."""
+    """Returns each log's gripper timeline (predicted, measured and recorded), with the frames at its events."""
     drawn: dict[str, Figure] = {}
     parts: list[str] = []
     for i, playback in enumerate(playbacks[:MOST_TIMELINES]):
@@ -287,5 +287,5 @@ def _event_frames(playback: Playback, events: Sequence[tuple[int, str]]) -> str:
 
 
 def _of_camera(name: str, cameras: Collection[str]) -> str:
-    """The name of a camera behind a caption, where there are several."""
+    """Returns the name of a camera to append to a caption, if there are several."""
     return f", {name}" if len(cameras) > 1 else ""

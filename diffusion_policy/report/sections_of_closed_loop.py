@@ -1,4 +1,4 @@
-"""The section of the page about closed loop: success with its interval, failures, where they are, and videos."""
+"""The section of the page about closed loop: success with its interval, failures and their positions, and videos."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from diffusion_policy.report.page import Section, grid, paragraph, plot_placehol
 from diffusion_policy.storage import sha256
 
 MOST_VIDEOS = 4
-# Of the videos of a page together; what is beyond is named.
+# Limit on the total size of a page's videos; further ones are only named.
 MOST_VIDEO_BYTES = 4 * 2**20
 
 
 def closed_loop_section(looked: Sequence[ClosedLoopEvidence]) -> Section:
-    """Each result, and those of the same scenes side by side."""
+    """Returns each result, and comparisons of those with common scenes."""
     drawn: dict[str, Figure] = {}
     parts: list[str] = []
     n_bytes_left = MOST_VIDEO_BYTES
@@ -32,7 +32,7 @@ def closed_loop_section(looked: Sequence[ClosedLoopEvidence]) -> Section:
         heading = f"{evidence.of} ({evidence.path.name})" if len(looked) > 1 else evidence.of
         parts.append(f"<h3>{escape(heading)}</h3>")
         if not evidence.counts and evidence.among:
-            parts.append(paragraph("Of a checkpoint that is not at hand; it is not counted.", "dim"))
+            parts.append(paragraph("Of a checkpoint that was not given; it is not counted.", "dim"))
         parts.append(table(("closed loop", "measured"), [list(row) for row in summary_rows(evidence.found)]))
         if with_position(evidence.found.results):
             parts.append(grid(_picture(evidence, f"outcomes-{number}", drawn)))
@@ -47,12 +47,12 @@ def _picture(evidence: ClosedLoopEvidence, name: str, drawn: dict[str, Figure]) 
     drawn[name] = plot.outcomes(f"How scenes end: {success_of(results)}", results)
     counts = ", ".join(f"{outcome.kind} {len(outcome.scenes)}" for outcome in outcomes(results))
     return plot_placeholder(
-        name, f"every scene at its block's position: {counts}; cells tell how many of their scenes succeed", 460
+        name, f"every scene at its block's position: {counts}; cells show how many of their scenes succeed", 460
     )
 
 
 def _videos(evidence: ClosedLoopEvidence, n_bytes_left: int) -> tuple[str, int]:
-    """The videos next to the document that are unchanged since it was written, as far as they fit."""
+    """Returns the videos next to the document that are unchanged since it was written, as far as they fit."""
     results = {result.scene: result for result in evidence.found.results}
     shown: list[str] = []
     named: list[str] = []
@@ -70,12 +70,12 @@ def _videos(evidence: ClosedLoopEvidence, n_bytes_left: int) -> tuple[str, int]:
             f'src="data:video/mp4;base64,{data}"></video><figcaption>{escape(text)}</figcaption></figure>'
         )
     frames = f'<div class="frames">{"".join(shown)}</div>' if shown else ""
-    left = paragraph(f"Not shown here: {', '.join(named)}, named from {evidence.path.parent}.", "dim") if named else ""
+    left = paragraph(f"Not shown here: {', '.join(named)} in {evidence.path.parent}.", "dim") if named else ""
     return frames + left, n_bytes_left
 
 
 def _content(path: Path, digest: str, most: int) -> bytes | None:
-    """A file's bytes; None if it is not there, too large, or not the one of that SHA-256."""
+    """Returns a file's bytes; None if it is missing, too large, or has another SHA-256."""
     if not path.is_file() or path.stat().st_size > most:
         return None
     content = path.read_bytes()

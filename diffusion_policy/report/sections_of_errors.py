@@ -1,4 +1,4 @@
-"""The sections of the page about how far off a policy is, how fast, and what the motion guard makes of it."""
+"""The sections of the page about a policy's errors, its latency, and the effect of the motion guard."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from diffusion_policy.spec import ActionLayout, SpecError
 FloatArray = NDArray[np.float64]
 
 MOST_TRAJECTORIES = 4
-# Workspace of a guard that looks at a log afterwards, around the way that the arm took.
+# Margin of the workspace around the arm's path, for a guard applied to a log afterwards.
 BOX_MARGIN_M = 0.1
 REFUSED = "refused: "
 COLUMNS = (
@@ -40,14 +40,14 @@ COLUMNS = (
 )
 
 
-# Errors by the names that open-loop evaluation and training give them, and their units.
+# Errors by their names in open-loop evaluation and training, and their units.
 UNITS = {
     "position_mm": "mm",
     "rotation_deg": "degrees",
     "joint_rad": "rad",
     "joint_deg": "degrees",
     "joint": "",
-    "gripper": "difference of the command",
+    "gripper": "difference in the command",
 }
 VALIDATED = {
     "position_error_mm": "mm",
@@ -59,14 +59,14 @@ VALIDATED = {
 
 
 def open_loop_section(documents: Sequence[Mapping[str, Any]]) -> Section:
-    """Tables with the baselines, which of them are not beaten, and errors per horizon step and phase."""
+    """Returns tables with the baselines, those that are not beaten, and errors per horizon step and phase."""
     parts: list[str] = []
     drawn: dict[str, Figure] = {}
     for i, document in enumerate(documents):
         scores = document["scores"]
         columns = [(key, title) for key, title in COLUMNS if key not in _unmeasured(scores)]
         rows = [[name, *(_cell(_defined(score, key)) for key, _ in columns)] for name, score in scores.items()]
-        sampler = f"{document['scheduler']}, {document['steps']} steps, {document['samples']} samples a step"
+        sampler = f"{document['scheduler']}, {document['steps']} steps, {document['samples']} samples per step"
         caption = f"{document['checkpoint']}; episodes {document['episodes']}; {sampler}"
         within = f" ({document['tolerance_s']:.3g} s)" if "tolerance_s" in document else ""
         head = ["predictor", *(title + (within if key == "gripper_f1" else "") for key, title in columns)]
@@ -90,13 +90,13 @@ def open_loop_section(documents: Sequence[Mapping[str, Any]]) -> Section:
 
 
 def _unmeasured(scores: Mapping[str, Any]) -> set[str]:
-    """Errors of motion that no predictor has: the layout of the actions lacks what they are of."""
+    """Returns the motion errors that no predictor has, since the action layout lacks what they measure."""
     motions = [key for key in UNITS if key != "gripper"]
     return {key for key in motions if all(score.get(key) is None for score in scores.values())}
 
 
 def _arms(scores: Mapping[str, Any]) -> str:
-    """The policy's errors of each arm; nothing of a single one."""
+    """Returns the policy's errors by arm; empty with a single arm."""
     arms: Mapping[str, Any] = scores[POLICY].get("per_arm") or {}
     if not arms:
         return ""
@@ -106,20 +106,20 @@ def _arms(scores: Mapping[str, Any]) -> str:
 
 
 def _about_episodes(document: Mapping[str, Any]) -> list[str]:
-    """Whether the policy was trained on these episodes, and whether it was chosen with this sampler."""
+    """Returns whether the policy was trained on these episodes, and whether it was chosen with this sampler."""
     note = (document.get("split") or {}).get("note") or "It is not known whether the policy was trained on them."
     return [f"Episodes: {note}", *([document["sampler_note"]] if document.get("sampler_note") else [])]
 
 
 def _defined(score: Mapping[str, Any], key: str) -> Any:
-    """A number of a predictor; older files hold an F1 of 1 where no event is recorded."""
+    """Returns a predictor's number; older files hold an F1 of 1 where no event is recorded."""
     events = score.get("events")
     nothing = events is not None and not events["matched"] and not events["missed"]
     return None if key == "gripper_f1" and nothing else score.get(key)
 
 
 def _in_words(document: Mapping[str, Any]) -> list[str]:
-    """Gripper events and the copycat; nothing of what an older file does not hold."""
+    """Returns sentences on gripper events and the copycat, without what an older file lacks."""
     events, copycat = document["scores"][POLICY].get("events"), document.get("beside_copycat")
     text = []
     if events is not None:
@@ -179,7 +179,7 @@ def _marks(scores: Mapping[str, Any]) -> list[str]:
 
 
 def horizon_section(run: RunFolder) -> Section | None:
-    """Errors per horizon step as training validated them; None if it did not."""
+    """Returns the errors per horizon step from training's validation; None if there was none."""
     drawn: dict[str, Figure] = {}
     parts: list[str] = []
     for key, unit in VALIDATED.items():
@@ -196,11 +196,12 @@ def horizon_section(run: RunFolder) -> Section | None:
 
 
 def trajectory_section(playbacks: Sequence[Playback]) -> Section:
-    """Paths of arms in three dimensions, with predicted chunks and positions of gripper events; marked as no results of
-    layouts without a position.
+    """Returns paths of arms in three dimensions, with predicted chunks and positions of gripper events.
+
+    For layouts without a position, the section only states that.
     """
     if not playbacks:
-        text = "No position is among the numbers of these actions: no way of the arm is drawn, and none is replayed."
+        text = "These actions have no position, so no path of the arm is drawn or replayed."
         return Section("trajectories", "Trajectories", paragraph(text))
     drawn: dict[str, Figure] = {}
     parts: list[str] = []
@@ -216,7 +217,7 @@ def trajectory_section(playbacks: Sequence[Playback]) -> Section:
             plot.mark_points(figure, points, f"{kind}s", plot.MEASURED, symbol)
         drawn[f"trajectory-{i}"] = figure
         spans = " x ".join(f"{span * 100:.0f}" for span in np.ptp(playback.positions, axis=0))
-        alt = f"way of the arm in {playback.name}, within {spans} cm, with {len(events)} gripper events"
+        alt = f"path of the arm in {playback.name}, within {spans} cm, with {len(events)} gripper events"
         parts.append(plot_placeholder(f"trajectory-{i}", alt, 460))
     hidden = len(playbacks) - MOST_TRAJECTORIES
     text = "Drag to turn, scroll to zoom." + (f" {hidden} more are not shown." if hidden > 0 else "")
@@ -224,7 +225,7 @@ def trajectory_section(playbacks: Sequence[Playback]) -> Section:
 
 
 def latency_section(stages: Sequence[Stage]) -> Section:
-    """Where the time goes."""
+    """Returns the section that shows where the time goes."""
     rows = [
         [
             stage.name,
@@ -238,15 +239,15 @@ def latency_section(stages: Sequence[Stage]) -> Section:
     figure = plot.boxes("Latency by stage", {stage.name: stage.milliseconds for stage in stages}, "ms")
     alt = "latency by stage: " + ", ".join(f"{stage.name} {stage.quantiles()[0]:.3g} ms" for stage in stages)
     note = (
-        "Stages of the server come from one clock. What crosses robot and server compares two clocks that "
-        "are not synchronized; values below 0 or above a minute cannot be true and are left out."
+        "Stages of the server come from one clock. Stages between robot and server compare two clocks that "
+        "are not synchronized; values below 0 or above a minute are implausible and left out."
     )
     body = plot_placeholder("latency", alt, 60 + 46 * len(stages)) + table(head, rows) + paragraph(note, "dim")
     return Section("latency", "Latency by stage", body, {"latency": figure})
 
 
 def pooled(stages: Sequence[Sequence[Stage]]) -> list[Stage]:
-    """Stages of several logs together, by name, in the order of their first appearance."""
+    """Merges the stages of several logs by name, in the order of their first appearance."""
     names = dict.fromkeys(stage.name for of_log in stages for stage in of_log)
     parts = {name: [stage for of_log in stages for stage in of_log if stage.name == name] for name in names}
     return [
@@ -256,9 +257,9 @@ def pooled(stages: Sequence[Sequence[Stage]]) -> list[Stage]:
 
 
 def guard_section(logs: Sequence[RunLog]) -> Section | None:
-    """What the motion guard did in served runs, and what it makes of the chunks of other logs; None without.
+    """Returns what the motion guard did in served runs and would do to other logs' chunks; None without either.
 
-    A log is put through the guard in whatever layout it has, see `motion_of`.
+    A log goes through the guard in its own layout, see `motion_of`.
     """
     served = {log.path.name: served_interventions(log) for log in logs if log.path.is_dir()}
     motions = {log.path.name: motion_of(log) for log in logs if not log.path.is_dir()}
@@ -268,18 +269,18 @@ def guard_section(logs: Sequence[RunLog]) -> Section | None:
         return None
     pool = sum(totals.values(), Counter[str]())
     limits = sorted(pool)
-    # A refused chunk of a served run is no step of its log.
+    # A refused chunk of a served run is not a step of its log.
     lengths = {log.path.name: len(log.steps) + _refused(served.get(log.path.name, Counter())) for log in logs}
     rows = [[name, str(lengths[name]), *(str(c[limit]) for limit in limits)] for name, c in totals.items()]
     refused = _refused(pool)
     text = f"Of {sum(lengths[name] for name in totals)} chunks {refused} were refused"
     body = paragraph(f"{text}; {pool.total() - refused} actions of the others were limited.")
     if replayed:
-        box = f"a workspace of {BOX_MARGIN_M} m around the way that the arm took"
+        box = f"a workspace of {BOX_MARGIN_M} m around the arm's path"
         of_joints = any(motion is not None and motion.layout.has_joints for motion in motions.values())
-        box += ", and steps of a tenth of the way that each joint took" if of_joints else ""
+        box += ", and steps of a tenth of each joint's range in the log" if of_joints else ""
         body += paragraph(
-            f"Logs without a guard were put through it afterwards, with its default limits and {box}.", "dim"
+            f"Logs without a guard were passed through it afterwards, with its default limits and {box}.", "dim"
         )
     body += table(("log", "chunks", *limits), rows)
     drawn: dict[str, Figure] = {}
@@ -295,12 +296,12 @@ def _refused(counts: Counter[str]) -> int:
 
 @dataclass(frozen=True)
 class LoggedMotion:
-    """What a log commands and measures, as the guard is asked about it.
+    """A log's commands and measurements, as input of the guard.
 
     Attributes:
-        layout: of both, rotations as quaternions.
-        chunks: (N, T, D) of the log.
-        measured: (N, D) before each chunk.
+        layout: layout of both, rotations as quaternions.
+        chunks: (N, T, D) the log's chunks.
+        measured: (N, D) state before each chunk.
     """
 
     layout: ActionLayout
@@ -309,10 +310,10 @@ class LoggedMotion:
 
 
 def motion_of(log: RunLog) -> LoggedMotion | None:
-    """What moves in a log; None if the guard cannot judge it.
+    """Returns the motion in a log; None if the guard cannot judge it.
 
-    It cannot where the layouts are not known, where not all that is commanded was measured, where a rotation is none,
-    and where no joint moved, from which no limit of a step would follow.
+    It cannot if the layouts are unknown, if not all that is commanded was measured, if a rotation is invalid, or if no
+    joint moved, so that no step limit can be derived.
     """
     commanded, state = log.action_layout, log.state_layout
     if not log.steps or commanded is None or state is None or not commanded.motion_columns:
@@ -330,12 +331,12 @@ def motion_of(log: RunLog) -> LoggedMotion | None:
 
 
 def guarded(motion: LoggedMotion, settings: GuardSettings | None = None) -> Counter[str]:
-    """How often each limit would act on the chunks of a log, each starting at what was measured.
+    """Counts how often each limit would act on the chunks of a log, each starting at the measured state.
 
     Args:
-        motion: of the log.
-        settings: limits, the guard's own by default. What it takes from the range of training, a box and steps of
-            joints, follows from the way that the arm took.
+        motion: the log's motion.
+        settings: limits, by default the guard's own. The box and joint steps, which normally come from the training
+            range, are derived from the arm's path.
     """
     low, high = motion.measured.min(axis=0), motion.measured.max(axis=0)
     limits = MotionLimits.within(settings or GuardSettings(), motion.layout, low, high, BOX_MARGIN_M)
@@ -349,7 +350,7 @@ def guarded(motion: LoggedMotion, settings: GuardSettings | None = None) -> Coun
 
 
 def served_interventions(log: RunLog) -> Counter[str]:
-    """What the guard did while a run was served, by its own lines."""
+    """Counts what the guard did while a run was served, from the log's lines."""
     _, lines = read_lines(log.path)
     counts = Counter[str]()
     for line in lines:

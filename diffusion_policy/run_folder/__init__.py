@@ -1,12 +1,12 @@
-"""A training run on disk: its config, its numbers, its checkpoints. Also folders of the users' code base.
+"""A training run on disk: its config, numbers and checkpoints; also run folders of the users' code base.
 
-RUN/.hydra/config.yaml, overrides.yaml     what was asked for
-RUN/logs.json.txt                          one JSON object a line
+RUN/.hydra/config.yaml, overrides.yaml     the requested settings
+RUN/logs.json.txt                          one JSON object per line
 RUN/status.json                            under way, stopped, failed or finished; absent in older folders
-RUN/sampling.json                          how often each dataset or task is drawn, where there are several
+RUN/sampling.json                          how often each dataset or task is drawn, if there are several
 RUN/checkpoints/*.ckpt                     latest, best, and the best few
-RUN/closed_loop*.json, closed_loop/*.json  what evaluate_closed_loop.py --json wrote of its checkpoints
-RUN/logs/inference_log_*.json              what the policy did in held-out episodes, if that was run
+RUN/closed_loop*.json, closed_loop/*.json  results of evaluate_closed_loop.py --json for its checkpoints
+RUN/logs/inference_log_*.json              the policy's actions in held-out episodes, if it was run on them
 """
 
 from diffusion_policy.errors import WorkspaceError
@@ -19,4 +19,4 @@ SAMPLING_NAME = "sampling.json"
 
 
 class RunFolderError(WorkspaceError, ValueError):
-    """No run there, or a file of it is torn or of something else."""
+    """There is no run, or one of its files is torn or has another format."""

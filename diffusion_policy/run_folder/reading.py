@@ -1,4 +1,4 @@
-"""Reads a training run from disk, also one of the users' code base."""
+"""Reads a training run from disk, including runs of the users' code base."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from diffusion_policy.run_folder.resuming import command_line, command_to_resume
 
 Metrics = dict[str, Any]
 Curve = list[tuple[int, float]]
-# Errors on held-out episodes: of positions in mm, and of joints by metric, each with its unit.
+# Metrics of held-out errors: of positions in mm, and of joints, each metric with its unit.
 POSITION_ERROR = "val_position_error_mm"
 JOINT_ERRORS = {"val_joint_error_rad": "rad", "val_joint_error_deg": "degrees", "val_joint_error": ""}
 
@@ -33,16 +33,16 @@ class RunFolder:
     """One run.
 
     Attributes:
-        path: of the folder.
-        config: as Hydra composed it; None if it was not kept.
+        path: path of the folder.
+        config: the config as composed by Hydra; None if it was not kept.
         metrics: lines of the log, in order.
-        checkpoints: by file name.
-        logs: inference logs below it.
+        checkpoints: checkpoints by file name.
+        logs: inference logs in it.
         closed_loop: documents of closed-loop evaluations in it.
-        sampling: what each dataset or task comes to in an epoch; empty if all was one, and in older folders.
+        sampling: share of each dataset or task in an epoch; empty if there was only one, and in older folders.
         started_with: arguments of its command line; empty if they were not kept.
-        status: its state: "state", "signal", "error", "epochs", "of_epochs", "updates", "of_updates"; None in
-            folders that do not say.
+        status: the run's state: "state", "signal", "error", "epochs", "of_epochs", "updates", "of_updates"; None in
+            older folders.
     """
 
     path: Path
@@ -57,26 +57,26 @@ class RunFolder:
 
     @property
     def unfinished(self) -> bool:
-        """Whether it is known to have made fewer epochs than it was to make."""
+        """Whether it is known to have completed fewer epochs than planned."""
         return self.status is not None and self.status["state"] != "finished"
 
     def again(self, *changes: str) -> str:
-        """The command line that makes this run again with other settings, in a folder of its own."""
+        """Returns the command line that repeats this run with changed settings, in a new folder."""
         kept = [word for word in self.started_with if setting_of(word) not in ("hydra.run.dir", "training.resume")]
         return command_line(kept, *changes)
 
     def resumed(self, *changes: str) -> str:
-        """The command line that continues this run."""
+        """Returns the command line that continues this run."""
         return command_to_resume(self.started_with, self.path, *changes)
 
     @property
     def name(self) -> str:
-        """What the run is called: its folder, by date and name."""
+        """The run's name: its folder, by date and name."""
         return self.path.name if len(self.path.name) > 6 else "/".join(self.path.parts[-2:])
 
     @property
     def first(self) -> Metrics:
-        """The line before the first update; empty in logs of the users' code base."""
+        """The log line before the first update; empty in logs of the users' code base."""
         head = self.metrics[0] if self.metrics else {}
         return head if "train_loss_before_first_update" in head else {}
 
@@ -87,7 +87,7 @@ class RunFolder:
 
     @property
     def datasets(self) -> tuple[Path, ...]:
-        """The datasets that it was trained on, those that are still there."""
+        """The datasets that it was trained on and that still exist."""
         if self.config is None:
             return ()
         try:
@@ -102,7 +102,7 @@ class RunFolder:
         return int(self.metrics[-1].get("global_step", 0)) if self.metrics else 0
 
     def curve(self, key: str) -> Curve:
-        """(update, value) of one figure, where it was finite."""
+        """Returns (update, value) of one figure where it was finite."""
         return [
             (int(line["global_step"]), float(line[key]))
             for line in self.metrics
@@ -110,17 +110,17 @@ class RunFolder:
         ]
 
     def last(self, key: str) -> float | None:
-        """The newest value of a figure."""
+        """Returns the newest value of a figure."""
         curve = self.curve(key)
         return curve[-1][1] if curve else None
 
     def newest(self, keys: Iterable[str]) -> dict[str, Any]:
-        """The newest recorded value of each figure, as the log has it; None where it has none."""
+        """Returns the newest recorded value of each figure, as logged; None if not logged."""
         return {key: next((line[key] for line in reversed(self.metrics) if key in line), None) for key in keys}
 
     @property
     def tolerance(self) -> str | None:
-        """What gripper F1 was last measured within, "1 s"; older runs counted steps. None if that is not known."""
+        """The last tolerance of gripper F1, such as "1 s"; older runs counted steps. None if unknown."""
         seconds = self.last("val_gripper_tolerance_s")
         steps = self.flat_config().get("sampler.tolerance_steps")
         if seconds is not None:
@@ -129,25 +129,25 @@ class RunFolder:
 
     @property
     def gripper_scale(self) -> str | None:
-        """That its datasets were declared to have; None without a declaration, or with different ones."""
+        """The scale declared for its datasets; None without a declaration, or with different ones."""
         configured = None if self.config is None else OmegaConf.select(self.config, CONFIG_KEY, default=None)
         return configured if isinstance(configured, str) else None
 
     def flat_config(self) -> dict[str, Any]:
-        """Settings by dotted name, references resolved where they can be."""
+        """Returns settings by dotted name, with references resolved where possible."""
         return {} if self.config is None else flat_config(self.config)
 
 
 def open_run(path: str | Path) -> RunFolder:
-    """Open a run folder.
+    """Opens a run folder.
 
     Raises:
-        RunFolderError: no run there, or a torn config or log.
+        RunFolderError: there is no run, or its config or log is torn.
     """
     path = Path(path)
     config_file = path / ".hydra" / "config.yaml"
     if not path.is_dir() or not (config_file.is_file() or (path / LOG_NAME).is_file()):
-        raise RunFolderError(f"{path}: no run there; expected a folder with .hydra/config.yaml and {LOG_NAME}")
+        raise RunFolderError(f"{path}: not a run; expected a folder with .hydra/config.yaml and {LOG_NAME}")
     return RunFolder(
         path=path,
         config=read_config(config_file) if config_file.is_file() else None,
@@ -162,11 +162,11 @@ def open_run(path: str | Path) -> RunFolder:
 
 
 def read_config(path: Path) -> DictConfig:
-    """A config file of a run, whose interpolations are references and sums only.
+    """Reads a run's config file, in which interpolations may only be references and sums.
 
     Raises:
-        RunFolderError: not there, or no config.
-        InterpolationError: it asks for more than that.
+        RunFolderError: the file is missing or is not a config.
+        InterpolationError: it contains other interpolations.
     """
     try:
         config = OmegaConf.load(path)
@@ -199,14 +199,14 @@ def _read_sampling(path: Path) -> tuple[Share, ...]:
     try:
         shares = [Share(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
         for share in shares:
-            str(share)  # all of its numbers are numbers
+            str(share)  # fails unless its numbers are numbers
     except (OSError, ValueError, TypeError) as error:
         raise RunFolderError(f"{path}: not as training writes it ({error!r}); remove it") from error
     return tuple(shares)
 
 
 def _read_metrics(path: Path) -> list[Metrics]:
-    """Whole lines of a log; the last one may have been cut short by a kill."""
+    """Reads the complete lines of a log; the last one may have been cut short by a kill."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
@@ -225,27 +225,27 @@ def _read_metrics(path: Path) -> list[Metrics]:
 
 
 def _without_invented(line: Metrics) -> Metrics:
-    """The line without the F1 of 1 that older programs wrote where no gripper event is recorded."""
+    """Returns the line without the F1 of 1 that older programs wrote if no gripper event was recorded."""
     if line.get("val_gripper_events_recorded") != 0:
         return line
     return {key: value for key, value in line.items() if not key.startswith("val_gripper_f1")}
 
 
 def motion_error(metrics: Mapping[str, Any]) -> tuple[float, str] | None:
-    """Returns the held-out error by which what moves is ranked, and its unit; None if it was not measured.
+    """Returns the held-out motion error used for ranking, and its unit; None if it was not measured.
 
-    That of positions in mm; of a layout without a pose that of its joints, in their own unit ("" where it is unknown).
+    This is the position error in mm or, for a layout without a pose, the joint error in its own unit ("" if unknown).
     """
     units = {POSITION_ERROR: "mm", **JOINT_ERRORS}
     return next(((float(metrics[key]), unit) for key, unit in units.items() if is_finite(metrics.get(key))), None)
 
 
 def ranked_by(metrics: Mapping[str, Any], key: str) -> Any:
-    """Returns a metric as epochs and checkpoints are ranked by it: for the position error, see `motion_error`."""
+    """Returns a metric's value for ranking epochs and checkpoints; for the position error, see `motion_error`."""
     error = motion_error(metrics) if key == POSITION_ERROR else None
     return metrics.get(key) if error is None else error[0]
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a figure of a line was measured and is defined."""
+    """Whether a figure was measured and is defined."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,4 +1,4 @@
-"""Command lines of a run: the one that made it, and the one that continues it. Loads nothing heavy."""
+"""Command lines of a run: the one that started it, and the one that continues it. No heavy imports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffusion_policy.run_folder import RunFolderError
 
 
 def started_with(run: Path) -> tuple[str, ...]:
-    """Arguments of a run's command line, as Hydra keeps them in .hydra/; empty where it did not.
+    """Returns the arguments of a run's command line from .hydra/; empty if Hydra did not store them.
 
     Raises:
         RunFolderError: hydra.yaml or overrides.yaml is not as Hydra writes it.
@@ -31,25 +31,25 @@ def started_with(run: Path) -> tuple[str, ...]:
 
 
 def setting_of(word: str) -> str:
-    """Which setting an override is of: `optimizer.learning_rate` for `+optimizer.learning_rate=1e-4`."""
+    """Returns the setting that an override changes: `optimizer.learning_rate` for `+optimizer.learning_rate=1e-4`."""
     return word.lstrip("+~").partition("=")[0]
 
 
 def command_line(arguments: Sequence[str], *changes: str, launcher: Sequence[str] = ()) -> str:
-    """A command line of train.py in which changes take the place of what it says of the same settings."""
+    """Returns a command line of train.py in which changes replace arguments for the same settings."""
     changed = {setting_of(change) for change in changes}
     kept = [word for word in arguments if "=" not in word or setting_of(word) not in changed]
     return shlex.join([*script_words("train", launcher), *kept, *changes])
 
 
 def command_to_resume(arguments: Sequence[str], run: Path, *changes: str, launcher: Sequence[str] = ()) -> str:
-    """The command line that continues a run which was started with these arguments."""
+    """Returns the command line that continues a run that was started with these arguments."""
     where = ("training.resume=True", setting("hydra.run.dir", run))
     return command_line(arguments, *where, *changes, launcher=launcher)
 
 
 def resume_command(run: Path) -> str:
-    """The command that continues the run of this process: its own config and overrides.
+    """Returns the command that continues this process's run, with its config and overrides.
 
     Under torchrun it starts as many processes; with several machines, each needs its launcher's rendezvous options too.
 
@@ -60,7 +60,7 @@ def resume_command(run: Path) -> str:
 
 
 def _launcher() -> list[str]:
-    """What starts train.py instead of the interpreter: torchrun tells its processes how many there are."""
+    """Returns what starts train.py in place of the interpreter; torchrun passes the number of processes to each."""
     local, machines = (os.environ.get(name, "1") for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
     if (local, machines) == ("1", "1"):
         return []

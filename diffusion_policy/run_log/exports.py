@@ -1,6 +1,6 @@
 """Exports of a run folder for other tools: the predecessor's log, VLA-Lab's run directory, Rerun.
 
-Exports are written to a temporary name, then renamed, and never replace anything. The run itself is not changed.
+Exports are written under a temporary name, then renamed, and never replace anything. The run itself is not changed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from diffusion_policy.storage import atomic_file, atomic_folder
 FloatArray = NDArray[np.float64]
 PROJECT = "diffusion_policy"
 _SERVER_CLOCKS = ("server_recv", "infer_start", "infer_end")
-# Stages that add up to an inference, for tools that have one number for it.
+# Stages that add up to one inference, for tools that store a single number for it.
 _EXTRA = ("checkpoint_sha256", "scheduler", "steps", "guard", "state_names")
 _INFERENCE = ("decode_ms", "prepare_ms", "encode_ms", "denoise_ms")
 
@@ -49,9 +49,9 @@ def to_inference_log(run: str | Path, directory: str | Path) -> Path:
 
 
 def _predecessor_timing(timing: Mapping[str, float], offset: float) -> dict[str, float]:
-    """Returns the timing entries of the predecessor: unix times (they are monotonic here), and seconds of inference.
+    """Returns the predecessor's timing entries: Unix times (this log's are monotonic), and inference seconds.
 
-    Transport and total latency are left out: they were differences of the client's and the server's clock.
+    Transport and total latency are left out: they were differences between the client's and the server's clocks.
     """
     moved = {name: value + offset if name in _SERVER_CLOCKS else value for name, value in timing.items()}
     return {**moved, "inference_latency": sum(timing.get(stage, 0.0) for stage in _INFERENCE) / 1000}
@@ -60,21 +60,22 @@ def _predecessor_timing(timing: Mapping[str, float], offset: float) -> dict[str,
 def to_vlalab(run: str | Path, directory: str | Path, project: str = PROJECT) -> Path:
     """Writes a run directory of VLA-Lab (meta.json, steps.jsonl, artifacts/images/), named like the run; returns it.
 
-    VLA-Lab lists DIRECTORY/PROJECT/RUN. Its timestamps are unix times: the server's monotonic times are shifted by the
-    difference of both clocks in meta.json. The client's times are left out, since VLA-Lab would subtract them.
+    VLA-Lab lists DIRECTORY/PROJECT/RUN. Its timestamps are Unix times, so the server's monotonic times are shifted by
+    the difference between the two clocks in meta.json. The client's times are left out, since VLA-Lab would subtract
+    them.
 
     Raises:
-        SessionLogError: the run cannot be read, none of its messages was answered, the project's name is not that of
+        SessionLogError: the run cannot be read, none of its messages was answered, the project's name cannot be that of
             a folder, or the export exists already.
     """
     run = Path(run).resolve()
     meta, steps = _answered(run)
     if Path(project).name != project or project.startswith("."):
-        raise SessionLogError(f"project {project!r}; expected the name of one folder, without a dot before it")
+        raise SessionLogError(f"project {project!r}; expected the name of one folder that does not start with a dot")
     target = Path(directory) / project / run.name
     if target.exists():
         raise SessionLogError(f"{target} exists already; name another directory or project")
-    with atomic_folder(target, within=directory) as aside:  # not in the project: there it would be listed
+    with atomic_folder(target, within=directory) as aside:  # not in the project, where it would be listed
         (aside / "artifacts" / "images").mkdir(parents=True)
         content = _vlalab_meta(run.name, meta, len(steps), _Numbers.of(run, meta))
         (aside / "meta.json").write_text(json.dumps(content, indent=1) + "\n")
@@ -88,7 +89,7 @@ def to_vlalab(run: str | Path, directory: str | Path, project: str = PROJECT) ->
 
 
 def _answered(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Reads meta.json and the lines of a run that were answered with an action; SessionLogError if there are none."""
+    """Reads meta.json and the lines of a run that were answered with an action; raises SessionLogError without any."""
     meta, lines = read_lines(run)
     steps = [line for line in lines if "action" in line]
     if not steps:
@@ -101,8 +102,8 @@ class _Numbers:
     """The layout and the cameras of a run.
 
     Attributes:
-        run: its folder.
-        meta: of the run.
+        run: the run's folder.
+        meta: the run's meta.json.
         layout: layout of its states and actions.
         cameras: names of the cameras in exports; a single one is called "image".
     """
@@ -124,7 +125,7 @@ class _Numbers:
             layout = ActionLayout.of(meta.get("state_names", POSE_GRIPPER))
             return cls(run, meta, layout, (SINGLE_CAMERA,) if len(cameras) == 1 else tuple(map(str, cameras)))
         except (SpecError, TypeError, AttributeError) as error:
-            raise SessionLogError(f"{run}/meta.json: state_names or cameras are none ({error})") from error
+            raise SessionLogError(f"{run}/meta.json: state_names or cameras are invalid ({error})") from error
 
     def newest(self, line: Mapping[str, Any]) -> dict[str, str]:
         """Returns the newest image of each camera, by its name."""

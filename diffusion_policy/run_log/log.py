@@ -26,9 +26,9 @@ _NAMED_LAYOUTS: dict[Layout, tuple[str, ...]] = {
     "xyz_quat_gripper": POSE_GRIPPER,
     "xyz_rotvec_width": ROTVEC_WIDTH,
 }
-# The name of the camera in logs of a single one, and in those of predecessors.
+# The camera's name in logs with a single camera, and in predecessors' logs.
 SINGLE_CAMERA = "image"
-# The gripper of the older layout, in meters.
+# The gripper in the older layout, in meters.
 _WIDTH = "width"
 NO_STEP = "the log holds no step"
 # The error code of an observation that a newer one has replaced; it is not a fault.
@@ -50,9 +50,9 @@ class LogStep:
         number: number of the step in the log.
         state: (S,) measured pose, followed by the gripper if S is 8 (or 7 with a rotation vector).
         actions: (T, A) the policy's action chunk; ``actions[0]`` is the next command.
-        timing: seconds by name of the event, as logged. Clocks of client and server are not synchronized.
-        frames: the newest encoded frame of each camera, by its name; a single camera is called SINGLE_CAMERA. Empty
-            where the log holds none.
+        timing: time in seconds by name of the event, as logged. Clocks of client and server are not synchronized.
+        frames: the newest encoded frame of each camera, by name; a single camera is called SINGLE_CAMERA. Empty
+            if the log holds none.
     """
 
     number: int
@@ -109,7 +109,7 @@ class RunLog:
 
     @cached_property
     def actions(self) -> FloatArray:
-        """(N, T, A) all chunks; (0, 0, 0) of an empty log."""
+        """(N, T, A) all chunks; (0, 0, 0) for an empty log."""
         return np.stack([step.actions for step in self.steps]) if self.steps else np.zeros((0, 0, 0))
 
     @cached_property
@@ -129,7 +129,7 @@ class RunLog:
 
     @cached_property
     def layout(self) -> Layout:
-        """The kind of layout of the actions: as named in meta's action semantics, else inferred from the commands."""
+        """The kind of action layout: as named in meta's action semantics, otherwise inferred from the commands."""
         named = self._named_layout
         if named is None:
             return layout_of_commands(self.commands)
@@ -143,7 +143,7 @@ class RunLog:
 
     @cached_property
     def state_layout(self) -> ActionLayout | None:
-        """The layout of the states: as named in meta, else that of the actions, else inferred from their number."""
+        """The state layout: as named in meta, otherwise that of the actions, otherwise inferred from the width."""
         width = self.states.shape[1]
         layout = _layout_of_names(self.meta.get("state_names"), None, width)
         if layout is None and self.action_layout is not None and len(self.action_layout.names) == width:
@@ -177,7 +177,7 @@ class RunLog:
         All grippers of a robot have the same scale.
 
         Args:
-            declared: scales given by the user; else the log's own ``action_semantics`` count, else the numbers.
+            declared: scales given by the user; otherwise the log's ``action_semantics`` decide, otherwise the numbers.
 
         Raises:
             RunLogError: the numbers contradict the declared scale, or the log's label is not a scale.
@@ -196,10 +196,10 @@ class RunLog:
             raise RunLogError(f"{self.path}: {error}") from error
 
     def converted(self, scales: ResolvedScales) -> RunLog:
-        """Returns the log with its gripper converted to 0 closed .. 1 open, where the scales are known, and labeled so.
+        """Returns the log with its gripper converted to, and labeled as, 0 closed .. 1 open where the scales are known.
 
         Args:
-            scales: scales of this log; that of the commands must be known.
+            scales: scales of this log; the commands' must be known.
         """
         command, measured = scales.command.scale, None if scales.measured is None else scales.measured.scale
         assert command is not None
@@ -220,7 +220,7 @@ class RunLog:
 
     @cached_property
     def numbers(self) -> IntArray:
-        """(N,) numbers of the steps; their positions (0, 1, ...) where the numbers are not increasing."""
+        """(N,) numbers of the steps; their positions (0, 1, ...) if the numbers do not increase."""
         numbers = np.array([step.number for step in self.steps], dtype=np.int64)
         return numbers if (np.diff(numbers) > 0).all() else np.arange(len(self.steps), dtype=np.int64)
 
@@ -239,7 +239,7 @@ class RunLog:
         """Irregularities of the log, one sentence each: missing steps, step numbers that do not increase."""
         sentences = missing_sentences(self.numbers)
         if len(self.steps) > 1 and not (np.diff([step.number for step in self.steps]) > 0).all():
-            sentences.append("step numbers repeat or go back; steps are counted by their position")
+            sentences.append("step numbers repeat or go back, so steps are counted by position")
         if refused := {code: count for code, count in self.errors.items() if code != SUPERSEDED}:
             total = sum(refused.values())
             codes = ", ".join(f"{count} {code}" for code, count in sorted(refused.items(), key=lambda item: -item[1]))
@@ -269,7 +269,7 @@ class RunLog:
 
 
 def usual_stride(numbers: IntArray) -> int:
-    """Returns the increment of increasing step numbers (N,) where none is missing: the smallest that is not rare."""
+    """Returns the increment of increasing step numbers (N,) where no step is missing: the smallest that is not rare."""
     steps = Counter(np.diff(numbers).tolist())
     return int(min(step for step, count in steps.items() if 10 * count >= steps.total())) if steps else 1
 
@@ -293,7 +293,7 @@ def missing_sentences(numbers: IntArray) -> list[str]:
 
 
 def _layout_of_names(names: Any, units: Any, width: int) -> ActionLayout | None:
-    """Returns the layout that a log's meta names; None if the names are unknown or of another number."""
+    """Returns the layout that a log's meta names; None if the names are unknown or do not match the width."""
     if not isinstance(names, list) or len(names) != width or not all(isinstance(name, str) for name in names):
         return None
     known = isinstance(units, list) and len(units) == width and all(isinstance(unit, str) for unit in units)
@@ -312,15 +312,15 @@ def _gripper_columns(layout: ActionLayout) -> dict[str, int]:
 
 
 def layout_of_commands(commands: FloatArray) -> Layout:
-    """Tell the layout of commands (N, A): the last four numbers of a quaternion pose have norm 1, a width is 3-8 cm."""
+    """Infers the layout of commands (N, A): a pose's last four numbers form a unit quaternion, a width is 3-8 cm."""
     if len(commands) == 0 or commands.shape[1] not in (len(POSE), len(POSE_GRIPPER)):
         return "unknown"
     layout = ActionLayout.of(POSE_GRIPPER[: commands.shape[1]])
     norms = np.linalg.norm(layout.rotations(commands)[:, 0], axis=1)
     if commands.shape[1] == len(POSE_GRIPPER):
-        # Served poses were once smoothed component by component: single norms of 0.81-1.16, their median near 1.
+        # Served poses were once smoothed component by component: some norms are 0.81-1.16, with a median near 1.
         return "xyz_quat_gripper" if abs(np.median(norms) - 1) <= SERVED_NORM_SLACK else "unknown"
-    if (np.abs(norms - 1) <= SERVED_NORM_SLACK).all():  # of seven numbers, the last four say so at every step
+    if (np.abs(norms - 1) <= SERVED_NORM_SLACK).all():  # with seven numbers, the last four show it at every step
         return "xyz_quat"
     width = commands[:, ROTVEC_WIDTH.index(_WIDTH)]
     return "xyz_rotvec_width" if is_gripper_width(width.min(), width.max()) else "unknown"

@@ -25,7 +25,7 @@ from diffusion_policy.run_log.session_log import SessionLogError, newest_images
 
 # The largest log of the real robot holds 457 steps in 1.7 MB, images included.
 MAX_LOG_BYTES = 512 * 2**20
-# Entries of a step's input that hold the newest frame: of a single camera, and of each one by its name.
+# Entries of a step's input that hold the newest frame: of a single camera, or of each camera by name.
 FRAME, FRAMES = "image_base64", "images_base64"
 
 
@@ -51,7 +51,7 @@ def read_log(path: str | Path) -> RunLog:
         steps = [_read_step(entry, f"{path}: steps[{i}]") for i, entry in enumerate(entries)]
     else:
         raise RunLogError(
-            f"{path}: no inference log; it has the entries [{listed(map(repr, sorted(document)))}], "
+            f"{path}: not an inference log; it has the entries [{listed(map(repr, sorted(document)))}], "
             "expected 'steps' or both 'inputs' and 'outputs'"
         )
     check_same_dimensions(steps, path)
@@ -72,12 +72,12 @@ def _read_folder(path: Path) -> dict[str, Any]:
     except SessionLogError as error:
         raise RunLogError(str(error)) from error
     except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
-        raise RunLogError(f"{path}: no run's folder, or a line of steps.jsonl is none ({error!r})") from error
+        raise RunLogError(f"{path}: not a run folder, or a line of steps.jsonl is invalid ({error!r})") from error
     return {"meta": meta, "steps": steps, "errors": _count_errors(lines)}
 
 
 def _count_errors(lines: Sequence[Any]) -> dict[str, int]:
-    """Counts errors by code; of many in a row the server logs only some, each with the count so far."""
+    """Counts errors by code; of many in a row, the server logs only some, each with the count so far."""
     counts: Counter[str] = Counter()
     before = 0
     for line in lines:
@@ -107,7 +107,7 @@ def _read_json(path: Path) -> Any:
         raise RunLogError(f"{path}: not UTF-8 text at byte {error.start}; expected a JSON log") from error
 
     def refuse(constant: str) -> NoReturn:
-        raise RunLogError(f"{path}: holds {constant}, which is no number; expected finite numbers")
+        raise RunLogError(f"{path}: holds {constant}, which is not a number; expected finite numbers")
 
     try:
         return json.loads(text, parse_constant=refuse)
@@ -115,7 +115,7 @@ def _read_json(path: Path) -> Any:
         torn = (
             "the file is torn: it ends" if error.pos >= len(text.rstrip()) or "Unterminated" in error.msg else error.msg
         )
-        raise RunLogError(f"{path}: not whole JSON, {torn} at line {error.lineno}, column {error.colno}") from error
+        raise RunLogError(f"{path}: not valid JSON, {torn} at line {error.lineno}, column {error.colno}") from error
     except (RecursionError, ValueError) as error:
         if isinstance(error, RunLogError):
             raise
@@ -136,7 +136,7 @@ def _read_parallel_lists(document: Mapping[str, Any], where: str) -> tuple[list[
         answered = _mapping(answer, f"{where}: outputs[{i}]")
         number = _step_number(observed, f"{where}: inputs[{i}]")
         if _step_number(answered, f"{where}: outputs[{i}]") != number:
-            raise RunLogError(f"{where}: outputs[{i}] is of step {answered['step']}, inputs[{i}] of step {number}")
+            raise RunLogError(f"{where}: outputs[{i}] has step {answered['step']}, inputs[{i}] has step {number}")
         state = _numbers(observed.get("state"), f"{where}: inputs[{i}].state", n_dims=1)
         steps.append(
             LogStep(number, state, _numbers(answered.get("action"), f"{where}: outputs[{i}].action", n_dims=2))
@@ -162,7 +162,7 @@ def _read_step(entry: Any, where: str) -> LogStep:
 
 
 def _read_frames(observed: Mapping[str, Any], where: str) -> dict[str, bytes]:
-    """Returns the encoded frame of each camera: of several, or of the only one."""
+    """Returns the encoded frame of each camera, or of the only one."""
     several = _mapping(observed.get(FRAMES, {}), f"{where}.{FRAMES}")
     if several:
         return {str(camera): _encoded(value, f"{where}.{FRAMES}.{camera}") for camera, value in several.items()}
@@ -219,7 +219,7 @@ def _numbers(value: Any, where: str, n_dims: int | None = None) -> FloatArray:
 
 
 def _holds_bool(value: Any) -> bool:
-    """NumPy reads a ``true`` between numbers as 1.0; JSON's true is not a number."""
+    """Whether a list holds a boolean, which NumPy would read as a number."""
     return any(map(_holds_bool, value)) if isinstance(value, list) else isinstance(value, bool)
 
 

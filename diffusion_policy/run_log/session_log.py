@@ -5,11 +5,11 @@
       steps.jsonl          one line per step or event; SIGKILL loses at most the last line
       images/<hash>.jpg    images as received, each once; raw frames as PNG
 
-Writing never delays an answer: lines are queued after the answer was sent, and when the disk is slower than the robot,
+Writing never delays an answer: lines are queued after the answer was sent, and if the disk is slower than the robot,
 steps are left out and counted. When a write fails, the log stops and reports it; the robot is served as before. Beyond
 ``max_bytes`` the run continues in a new folder. Nothing is deleted.
 
-Times are seconds of the server's monotonic clock; those that start with ``client_`` are of the client's clock. The two
+Times are in seconds on the server's monotonic clock; those starting with ``client_`` are on the client's. The two
 are never subtracted. ``wall_start`` in meta.json is a reading of the wall clock at the same moment as
 ``monotonic_start``. ``run_log.read_log`` reads a folder; this module writes it, and reads what only a replay needs.
 """
@@ -54,7 +54,7 @@ class SessionLog:
     """The log of one session; folders and files are created with its first line.
 
     Args:
-        directory: folder of the run folders.
+        directory: folder in which run folders are created.
         meta: plain JSON; start time, clocks and versions are added.
         max_bytes: size limit of one run folder.
         capacity: number of lines that may wait.
@@ -122,7 +122,7 @@ class SessionLog:
             "software": software_versions(),
             **self._meta,
         }
-        write_json(folder / "meta.json", meta, flushed=False)  # a busy disk would keep the first lines waiting
+        write_json(folder / "meta.json", meta, flushed=False)  # a busy disk would delay the first lines
         self._lines = (folder / "steps.jsonl").open("a", encoding="utf-8")
         self._bytes, self._images = 0, set()
         self.folders.append(folder)
@@ -167,15 +167,15 @@ def read_lines(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         lines = (folder / "steps.jsonl").read_bytes().split(b"\n")
     except (OSError, ValueError) as error:
-        raise SessionLogError(f"{folder} is no run's folder: {error}; expected meta.json and steps.jsonl") from error
+        raise SessionLogError(f"{folder} is not a run folder: {error}; expected meta.json and steps.jsonl") from error
     parsed = []
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is incomplete, or empty
+    for number, line in enumerate(lines[:-1], start=1):  # text after the last newline is incomplete or empty
         try:
             parsed.append(json.loads(line))
         except ValueError as error:
             raise SessionLogError(f"{folder}/steps.jsonl: line {number} is not JSON ({error})") from error
     if not isinstance(meta, dict) or not all(isinstance(line, dict) for line in parsed):
-        raise SessionLogError(f"{folder}: meta.json or a line of steps.jsonl is no object")
+        raise SessionLogError(f"{folder}: meta.json or a line of steps.jsonl is not an object")
     return meta, parsed
 
 
@@ -183,12 +183,13 @@ def newest_images(folder: str | Path, meta: Mapping[str, Any], names: Sequence[A
     """Returns the newest of the images that a line names for each camera, by camera; a single one is SINGLE_CAMERA.
 
     Args:
-        folder: of the run, for messages.
-        meta: of the run; its `cameras` are in the order of the names.
-        names: as many of each camera, the oldest first: all of the first camera, then all of the second, and so on.
+        folder: folder of the run, for messages.
+        meta: meta.json of the run; its `cameras` are in the order of the names.
+        names: equally many for each camera, the oldest first: all of the first camera, then all of the second, and so
+            on.
 
     Raises:
-        SessionLogError: meta.json names no cameras, or the images are not as many of each.
+        SessionLogError: meta.json names no cameras, or their numbers of images differ.
     """
     cameras = meta.get("cameras", [SINGLE_CAMERA])
     if not isinstance(cameras, list) or not cameras or not all(isinstance(camera, str) for camera in cameras):
@@ -203,7 +204,7 @@ def newest_images(folder: str | Path, meta: Mapping[str, Any], names: Sequence[A
 def read_image(folder: str | Path, name: Any) -> bytes:
     """Reads an image that a line names; SessionLogError if it does not exist or is outside the run folder."""
     if not isinstance(name, str) or Path(name).parent != Path("images"):
-        raise SessionLogError(f"{folder}: {name!r} is no image of this run; expected images/<hash>.jpg")
+        raise SessionLogError(f"{folder}: {name!r} is not an image of this run; expected images/<hash>.jpg")
     try:
         return (Path(folder) / name).read_bytes()
     except OSError as error:

@@ -7,14 +7,14 @@ and trained on:
 * ``marks.json`` in the episode's folder lists the steps at which the guard intervened (``interventions``) or a person
   drove (``intervention``, as the client reported), whose actions were corrected, or never reached the network
   (``not_delivered``);
-* corrections, a JSON file of ``{"step": [8 numbers]}``, replace actions, by the log's step numbers; data.pkl then holds
+* corrections, a JSON file of ``{"step": [8 numbers]}``, replace actions by the log's step number; data.pkl then holds
   ``intervention``, true where the action is a person's.
 
 Nothing is invented: a log without an image, with a rotation vector, or with a gripper of unknown scale is refused. A
-gripper between open and closed counts as its last clear state; steps before the first clear one are left out and
+gripper between open and closed counts as its last clear state; steps before the first clear state are left out and
 counted.
 
-Legend of shapes: N steps; states and actions are (N, 8), pose then gripper.
+Legend of shapes: N steps; states and actions are (N, 8), pose followed by gripper.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ from diffusion_policy.storage import atomic_folder
 logger = logging.getLogger(__name__)
 
 FloatArray = NDArray[np.float64]
-_ONE_ARM = ActionLayout.of(POSE_GRIPPER)  # all that a CogACT trajectory holds
+_ONE_ARM = ActionLayout.of(POSE_GRIPPER)  # all that a CogACT trajectory can hold
 
 
 @dataclass(frozen=True)
 class WrittenEpisode:
-    """An episode written from a log: folder, number of steps, of steps left out, and of corrected actions."""
+    """An episode written from a log: folder, and numbers of steps, of steps left out and of corrected actions."""
 
     path: Path
     n_steps: int
@@ -73,7 +73,7 @@ def convert_logs(
         logs: the logs to convert.
         directory: folder of the episodes.
         corrections: actions by step number, for one log.
-        gripper_scale: scale of the logs' grippers, where it is not 0..1 and not labeled; corrections are in 0..1.
+        gripper_scale: scale of the logs' grippers, if it is neither 0..1 nor labeled; corrections are in 0..1.
 
     Raises:
         Stopped: interrupted; the episodes of earlier logs are kept.
@@ -121,7 +121,7 @@ def _all_or_nothing(written: list[WrittenEpisode], done: Sequence[str | Path], d
 def _check_corrections(log: RunLog, corrections: Mapping[int, Sequence[float]]) -> None:
     absent = sorted(set(corrections) - {step.number for step in log.steps})
     if absent:
-        raise RunLogError(f"{log.path}: corrections name the steps {absent}, which it does not have")
+        raise RunLogError(f"{log.path}: corrections name steps {absent}, which it does not have")
 
 
 def read_corrections(path: str | Path) -> dict[int, list[float]]:
@@ -146,7 +146,7 @@ def _lines(log: RunLog) -> dict[int, dict[str, Any]]:
 
 
 def _in_internal_scale(log: RunLog, declared: DeclaredScales | None) -> RunLog:
-    """Returns the log with its gripper as 0 closed .. 1 open; RunLogError if its scale is not known."""
+    """Returns the log with its gripper as 0 closed .. 1 open; raises RunLogError if its scale is unknown."""
     if log.layout != "xyz_quat_gripper":
         return log  # refused later, with its layout in the message
     scales = log.gripper_scales(declared)
@@ -154,15 +154,15 @@ def _in_internal_scale(log: RunLog, declared: DeclaredScales | None) -> RunLog:
         return log
     if scales.unknown:
         name, scale = scales.unknown[0]
-        raise RunLogError(f"{log.path}: its {name} is {scale.span}: {scale.reason}; say which: {scales.advice()}")
+        raise RunLogError(f"{log.path}: its {name} is {scale.span}: {scale.reason}; declare it: {scales.advice()}")
     internal = scales.command.is_internal and (scales.measured is None or scales.measured.is_internal)
     return log if internal else log.converted(scales)
 
 
 def _episodes(log: RunLog, lines: Mapping[int, Mapping[str, Any]]) -> list[RunLog]:
-    """Splits the log where the client sent a reset, since another scene follows, and where steps are missing."""
+    """Splits the log at resets from the client, after which another scene follows, and at missing steps."""
     if log.missing:
-        logger.warning("%s: %s; it is cut there", log.path, log.oddities[0])
+        logger.warning("%s: %s; it is split there", log.path, log.oddities[0])
     gap_ends = {last for _, last in log.missing}
     gaps = list(accumulate(int(number - log.stride in gap_ends) for number in log.numbers.tolist()))
     scenes = [lines[step.number].get("episode") if lines else None for step in log.steps]
@@ -194,7 +194,7 @@ def _convert(
     lost = [step for step in corrected if step not in kept]
     if lost:
         raise RunLogError(
-            f"{log.path}: the steps {lost} are corrected, but left out: the gripper is first clear at step {kept[0]}"
+            f"{log.path}: steps {lost} are corrected, but left out: the gripper is first clear at step {kept[0]}"
         )
     arrays: dict[str, NDArray[Any]] = {
         "robot_eef_pose": log.states[rows, : len(POSE)].astype(np.float32),
@@ -222,14 +222,14 @@ def _convert(
 
 
 def _check(log: RunLog) -> None:
-    """Refuses what the converter would refuse later, and names the log."""
+    """Refuses what the converter would refuse later, with an error that names the log."""
     if log.steps and log.layout == "named" and log.action_layout is not None:
         raise RunLogError(
             f"{log.path}: its actions are {log.action_layout.describe()}; a CogACT trajectory holds the pose and the "
-            "gripper of one arm, so this log cannot become one"
+            "gripper of one arm, so this log cannot be converted"
         )
     if not log.steps or log.layout != "xyz_quat_gripper" or log.states.shape[1] != len(POSE_GRIPPER):
-        raise RunLogError(f"{log.path}: its actions are {log.layout}; expected pose and gripper, xyz_quat_gripper")
+        raise RunLogError(f"{log.path}: its actions are {log.layout}; expected a pose and a gripper, xyz_quat_gripper")
     cameras = set(log.cameras)
     missing = [step.number for step in log.steps if not step.frames or set(step.frames) != cameras]
     if missing:
@@ -239,11 +239,11 @@ def _check(log: RunLog) -> None:
 
 
 def _times(log: RunLog) -> FloatArray:
-    """Returns times (N,) in seconds, of one clock of the log."""
+    """Returns times (N,) in seconds, from one of the log's clocks."""
     for clock in ("client_obs", "timestamp", "infer_start", "process_start", "server_recv"):
         if all(clock in step.timing for step in log.steps):
             return np.array([step.timing[clock] for step in log.steps])
-    raise RunLogError(f"{log.path}: no clock has stamped every step")
+    raise RunLogError(f"{log.path}: no clock has a time for every step")
 
 
 def _write(

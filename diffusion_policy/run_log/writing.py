@@ -23,10 +23,11 @@ def write_inference_log(
     """Writes a log of the third generation to a temporary file, then links it to its name; logs are never replaced.
 
     Args:
-        directory: created if absent.
-        steps: at least one; all with the same S, T and A.
+        directory: target folder, created if absent.
+        steps: at least one step; all with the same S, T and A.
         meta: JSON values; should name the ``checkpoint``. ``start_time`` is added from ``start`` unless it is given.
-        start: start of the run, now by default. The name contains it to the second; if taken, the next free second.
+        start: start of the run, now by default. It is part of the name, to the second; if that is taken, the next free
+            second is used.
 
     Returns:
         the file's path.
@@ -50,16 +51,16 @@ def write_inference_log(
 
 def _step_entries(steps: Sequence[LogStep], directory: Path) -> list[dict[str, Any]]:
     if not steps:
-        raise RunLogError(f"{directory}: a run without a step; nothing to log")
+        raise RunLogError(f"{directory}: the run has no step, so there is nothing to log")
     check_same_dimensions(steps, directory)
     entries = []
     for i, step in enumerate(steps):
         if not (np.isfinite(step.state).all() and np.isfinite(step.actions).all()):
-            raise RunLogError(f"{directory}: step {i} holds NaN or infinity; it was not logged as an action")
+            raise RunLogError(f"{directory}: step {i} holds NaN or infinity and cannot be logged as an action")
         observed: dict[str, Any] = {"state": step.state.tolist()}
         frames = {camera: base64.b64encode(frame).decode("ascii") for camera, frame in step.frames.items()}
         if frames:
-            observed[FRAME] = next(iter(frames.values()))  # which readers of a single camera know
+            observed[FRAME] = next(iter(frames.values()))  # read by programs that know only a single camera
         if len(frames) > 1:
             observed[FRAMES] = frames
         entries.append(

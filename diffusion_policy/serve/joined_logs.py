@@ -1,4 +1,4 @@
-"""The log of an arm and those of the server, joined by request id."""
+"""The arm's log and the server's logs, joined by request id."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from diffusion_policy.tables import Column, Table, numbers
 
 @dataclass(frozen=True)
 class JoinedRequest:
-    """One request, as arm and server saw it; None if one of them has nothing.
+    """One request as the arm and the server saw it; a field is None where its log has no value.
 
     Attributes:
-        request_id: its name.
+        request_id: the id that both logs share.
         time: seconds on the loop's clock when it was sent.
-        delay_ms: from there to the answer.
-        inference_ms: of the policy, on the server.
-        server: what the server's log has of it: "action", the code of an error, or "nothing".
+        delay_ms: from ``time`` to the answer.
+        inference_ms: time that the policy took on the server.
+        server: what the server's log has for it: "action", the code of an error, or "nothing".
         outcome: "moved", "unused", or the code of the error that the arm held for.
-        commands: control periods in which it was executed.
-        age_ms: of the oldest of these, since the capture of what it answers.
-        seam_mm, seam_deg: the jump from the chunk before.
+        commands: number of control periods in which its actions were executed.
+        age_ms: age of the oldest of these actions, from the capture of the observation that it answers.
+        seam_mm, seam_deg: the jump from the previous chunk.
         interventions: what the motion guard changed.
     """
 
@@ -48,7 +48,7 @@ def join(log: ArmLogContent, runs: Sequence[Path]) -> list[JoinedRequest]:
     """Joins an arm's log with the run folders of its server.
 
     Raises:
-        WorkspaceError: a folder is no run's, or none of them has any of the requests.
+        WorkspaceError: a folder is not a run folder, or none of them has any of the requests.
     """
     served: dict[str, dict[str, Any]] = {}
     for run in runs:
@@ -57,7 +57,7 @@ def join(log: ArmLogContent, runs: Sequence[Path]) -> list[JoinedRequest]:
     if requests and not served.keys() & {line["request_id"] for line in requests}:
         names = ", ".join(str(run) for run in runs)
         raise WorkspaceError(
-            f"{names}: none of the arm's {len(requests)} requests is there; expected the runs that the server logged "
+            f"{names}: none of the arm's {len(requests)} requests is in them; expected the runs that the server logged "
             "while the arm moved"
         )
     return [_joined(line, log, served.get(line["request_id"])) for line in requests]
@@ -87,7 +87,7 @@ def _joined(request: dict[str, Any], log: ArmLogContent, line: dict[str, Any] | 
 
 
 def joined_table(requests: Sequence[JoinedRequest]) -> Table:
-    """One row a request."""
+    """One row per request."""
     caption = (
         "s: when it was requested; answer, infer and age: milliseconds from request to answer, of inference, of the "
         "oldest step executed; n: commands; mm, deg: seam; guard: what the motion guard changed"

@@ -1,4 +1,4 @@
-"""What was worked out of the latest pictures, found again by a key."""
+"""A cache of what was computed from the latest pictures, by key."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Value = TypeVar("Value")
 
 
 class Recent(Generic[Value]):
-    """The values that were stored or asked for last; the one that was not for longest goes first.
+    """The most recently used values; the least recently used one is evicted first.
 
     Args:
-        capacity: how many are kept.
+        capacity: number of values that are kept.
     """
 
     def __init__(self, capacity: int) -> None:

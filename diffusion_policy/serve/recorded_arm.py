@@ -1,6 +1,6 @@
 """A recorded episode as the arm of the control loop: its observations are the recorded ones; commands do not move it.
 
-What the policy commands can thus be compared, at every moment, with what was commanded when the episode was recorded:
+The policy's commands can thus be compared, at every moment, with those given when the episode was recorded: see
 ``replayed_commands``.
 """
 
@@ -32,11 +32,11 @@ class RecordedArm:
     """An episode that begins now. Implements ``serve.client.Arm``.
 
     Attributes:
-        clock: of the loop.
-        states: (N, D) measured, in the order of the policy's messages.
+        clock: the loop's clock.
+        states: (N, D) measured states, in the order of the policy's messages.
         times: (N,) seconds from the first step.
-        pictures: by camera, the encoded frame of each step; None if there is none.
-        commands: what was commanded.
+        pictures: by camera, the encoded frame of each step, None for a step without one.
+        commands: the recorded commands.
     """
 
     clock: Clock
@@ -55,7 +55,7 @@ class RecordedArm:
         return self.clock.now() - self.start > self.times[-1]
 
     def observe(self) -> Reading:
-        """Returns the step that was recorded last by now."""
+        """Returns the latest recorded step at the current time."""
         step = max(0, int(np.searchsorted(self.times, self.clock.now() - self.start + _ROUNDING, side="right")) - 1)
         shown = {}
         for camera, frames in self.pictures.items():
@@ -78,27 +78,28 @@ def open_recorded_arm(episode: Path, form: PolicyForm, clock: Clock) -> Recorded
     """Opens an episode of any format that the converter reads.
 
     Args:
-        episode: its folder.
+        episode: the episode's folder.
         form: what the policy observes.
-        clock: of the loop; the episode begins now.
+        clock: the loop's clock; the episode begins now.
 
     Raises:
-        WorkspaceError: it cannot be read, lacks a camera or a number that the policy observes, or takes no time.
+        WorkspaceError: it cannot be read, lacks a camera or a number that the policy observes, or its time stamps do
+            not rise.
     """
     recording = open_recordings(episode.parent).open(episode)
     times = np.asarray(recording.timestamp - recording.timestamp[0], dtype=np.float64)
     if len(times) < 2 or not (np.diff(times) > 0).all():
-        raise WorkspaceError(f"{episode}: its {len(times)} time stamps do not rise; expected two or more that do")
+        raise WorkspaceError(f"{episode}: its {len(times)} time stamps do not rise; expected at least two, rising")
     missing = sorted(set(form.cameras) - set(recording.frame_numbers))
     if missing:
-        raise SpecError(f"{episode}: has the cameras {sorted(recording.frame_numbers)}; the policy sees {missing}, too")
+        raise SpecError(f"{episode}: has cameras {sorted(recording.frame_numbers)}; the policy also needs {missing}")
     states = _states(recording, recording.names, form, episode)
     pictures = {camera: _pictures(recording, camera) for camera in form.cameras}
     return RecordedArm(clock, states, times, pictures, RecordedCommands.of(recording, form.layout, times))
 
 
 def _states(recording: Recording, names: ArrayNames, form: PolicyForm, episode: Path) -> FloatArray:
-    """(N, D) of the recorded numbers, by name."""
+    """Returns (N, D) recorded states, found by name."""
     state_columns = [names.state_column(name) for name in form.layout.names]
     unknown = [name for name, column in zip(form.layout.names, state_columns, strict=True) if column is None]
     if unknown:

@@ -1,6 +1,6 @@
-"""Replays logs: the same observations and seeds again, with the same policy or with another.
+"""Replays logs: answers the same observations with the same seeds again, by the same policy or another.
 
-With the log's own checkpoint and settings every sequence must be reproduced: bit for bit on a CPU of the same kind,
+With the log's own checkpoint and settings every sequence must be reproduced: bit for bit on the same kind of CPU, and
 within a tolerance elsewhere. With another checkpoint, scheduler or number of steps a replay shows how its actions would
 have differed.
 """
@@ -32,7 +32,7 @@ from diffusion_policy.tables import Printable, Table, as_texts
 
 FloatArray = NDArray[np.float64]
 
-# For equal settings on another kind of processor, which adds up in another order.
+# For equal settings on another kind of processor, which sums in another order.
 TOLERANCE = 1e-4
 SAME = ("checkpoint_sha256", "weights", "scheduler", "steps", "precision", "warm_start")
 SAME_MACHINE = ("processor", "device", "fast", "software")
@@ -58,15 +58,16 @@ class ReplayReport:
     Attributes:
         steps: number of recomputed steps.
         same_settings: whether checkpoint, sampler and precision are those of the log.
-        same_machine: whether processor, threads and software are those of the log, and the device is a CPU: then every
-            bit must be equal, else a tolerance applies.
+        same_machine: whether processor, threads and software are those of the log and the device is a CPU; if so, every
+            bit must be equal, otherwise a tolerance applies.
         bit_equal: number of steps whose sequence is bit-equal.
         largest: largest absolute difference of any number.
         position_mm, rotation_deg: mean difference of the executed actions; None if no rotation is valid, or without
             a pose.
-        furthest_step, furthest_mm: step at which the next commands' positions differ most, and distance; for joints
-            without a pose the step, and None.
-        differences: sentences on steps that the log lacks, and on gripper events that moved, appeared or vanished.
+        furthest_step, furthest_mm: the step at which the positions of the next commands differ most, and by how much;
+            for joints without a pose, the step and None.
+        differences: sentences about steps missing from the log, and about gripper events that moved, appeared or
+            vanished.
         joints, furthest_joint, joint_unit: the same for joints, in their unit; None without joints.
     """
 
@@ -86,7 +87,7 @@ class ReplayReport:
 
     @property
     def passed(self) -> bool:
-        """Whether the log is reproduced; with another policy or settings always true."""
+        """Whether the log is reproduced; always true with another policy or other settings."""
         if not self.same_settings:
             return True
         return self.bit_equal == self.steps if self.same_machine else self.largest <= TOLERANCE
@@ -123,7 +124,7 @@ class ReplayReport:
             ("furthest apart", furthest),
         ):
             table.add(name, value)
-        demanded = "not equal to the last bit on the same machine" if self.same_machine else f"beyond {TOLERANCE:.0e}"
+        demanded = "not bit-equal on the same machine" if self.same_machine else f"beyond {TOLERANCE:.0e}"
         verdict = "the log is reproduced" if self.passed else f"NOT reproduced: {demanded}"
         return [table, *as_texts([*self.differences, verdict if self.same_settings else "compared"])]
 
@@ -132,10 +133,11 @@ def read_steps(folder: str | Path) -> tuple[dict[str, Any], list[LoggedStep]]:
     """Reads the answered observations of a run.
 
     Raises:
-        SessionLogError: not a run folder; older logs hold neither seeds nor all frames, so they cannot be replayed.
+        SessionLogError: not a run folder, or an older log, which holds neither seeds nor all frames and cannot be
+            replayed.
     """
     if Path(folder).is_file():
-        raise SessionLogError(f"{folder}: a log of a predecessor; it holds no seeds, so nothing can be recomputed")
+        raise SessionLogError(f"{folder}: a log of an earlier server; it holds no seeds, so nothing can be recomputed")
     meta, lines = read_lines(folder)
     form = logged_form(folder, meta)
     steps = [_step(folder, line, form) for line in lines if "action" in line]
@@ -204,7 +206,7 @@ def replay(folder: str | Path, checkpoint: str | Path, overrides: Mapping[str, A
 
 
 def compare(steps: Sequence[LoggedStep], engine: Engine, *, same_settings: bool, same_machine: bool) -> ReplayReport:
-    """Answers the logged observations with an engine, and compares the answers with the logged ones."""
+    """Answers the logged observations with an engine and compares its answers with the logged ones."""
     frames, layout = len(steps[0].observation.timestamps), engine.form.layout
     if frames != engine.n_obs_steps:
         raise SessionLogError(f"the log's observations have {frames} frames, this policy reads {engine.n_obs_steps}")
@@ -256,12 +258,12 @@ def _gripper_differences(
 
 
 def _usable_threads(logged: Any) -> int | None:
-    """Returns a logged number of threads if this machine has so many cores, else None."""
+    """Returns a logged number of threads if this machine has that many cores, else None."""
     return logged if isinstance(logged, int) and 1 <= logged <= usable_cores() else None
 
 
 def _ask(engine: Engine, step: LoggedStep) -> Inference:
-    """Answers a step with its logged number of threads, since another number adds up in another order."""
+    """Answers a step with its logged number of threads, since another number of threads sums in another order."""
     if step.threads is not None:
         torch.set_num_threads(step.threads)
     return engine.infer(step.observation, step.seed, step.remainder, Stages())
@@ -272,13 +274,13 @@ def _formatted(value: float | None) -> str:
 
 
 def _common(before: FloatArray, after: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Returns the steps that both denoised: the executed ones, and more where a setting needs more."""
+    """Returns the steps that both denoised: the executed ones, and more where a setting needs them."""
     rows = min(len(before), len(after))
     return before[:rows], after[:rows]
 
 
 def event_differences(before: FloatArray, after: FloatArray, numbers: Sequence[int]) -> list[str]:
-    """Returns sentences on gripper events in commands (N,), as "B closes 3 steps earlier, at step 41 (A at 44)"."""
+    """Returns sentences on gripper events in commands (N,), like "B closes 3 steps earlier, at step 41 (A at 44)"."""
     ours, theirs = gripper_events(before), gripper_events(after)
     differences, unmatched = [], list(theirs)
     for step, kind in ours:

@@ -1,7 +1,7 @@
-"""How far what the control loop commanded in a recorded episode is from what was commanded when it was recorded.
+"""How far the control loop's commands in a recorded episode are from the commands given when it was recorded.
 
-Both are compared where they lead: a command with where the recorded ones, each reached when the next one was given, led
-to at the end of its control period. Grippers are compared as commanded at its beginning.
+Both are compared by where they lead. A recorded command is reached when the next one is given; a command of the loop is
+compared with the recorded path at the end of its control period. Grippers are compared as commanded at its beginning.
 
 Legend of shapes: N recorded steps, M commands of the loop, D numbers of an action.
 """
@@ -27,12 +27,12 @@ _ROUNDING = 1e-6  # seconds
 
 @dataclass(frozen=True)
 class RecordedCommands:
-    """What was commanded in an episode.
+    """The commands recorded in an episode.
 
     Attributes:
-        layout: of what both the policy and the recording command, rotations as quaternions.
-        columns: of the policy's action, in the order of ``layout``.
-        actions: (N, numbers of ``layout``).
+        layout: layout of the numbers that both the policy and the recording command, rotations as quaternions.
+        columns: columns of the policy's action, in the order of ``layout``.
+        actions: (N, numbers of ``layout``) commands.
         times: (N,) when they were commanded, seconds from the first step.
     """
 
@@ -43,7 +43,7 @@ class RecordedCommands:
 
     @classmethod
     def of(cls, recording: Recording, layout: ActionLayout, times: FloatArray) -> RecordedCommands:
-        """Reads them; parts of the policy's ``layout`` (such as a rotation) not recorded whole are left out."""
+        """Reads them; parts of the policy's ``layout`` (such as a rotation) not recorded completely are left out."""
         recorded = recording.names.action_layout
         written = recorded.with_rotations_as("quaternion")
         kept: set[int] = set()
@@ -59,9 +59,9 @@ class RecordedCommands:
         return cls(shared, columns, actions[:, [written.names.index(name) for name in shared.names]], times)
 
     def at(self, now: float, reached: float) -> FloatArray | None:
-        """Returns where they led to at ``reached``, with the grippers of ``now`` (numbers of ``layout``,).
+        """Returns (numbers of ``layout``,): poses or joints at time ``reached``, grippers commanded at ``now``.
 
-        None before the first one was reached, and after the last one was given.
+        None before the first command was reached, and after the last one was given.
         """
         index = int(np.searchsorted(self.times, reached - _ROUNDING))  # step index - 1 is reached at times[index]
         if reached < self.times[1] - _ROUNDING or index >= len(self.times):
@@ -76,13 +76,13 @@ class RecordedCommands:
 
 @dataclass(frozen=True)
 class CommandComparison:
-    """The differences; pairs are mean and largest. None if the policy or the recording commands nothing of the kind.
+    """The differences, as pairs of mean and largest; None for a kind that the policy or the recording does not command.
 
     Attributes:
-        commands: of the loop, M: those for which there are recorded ones.
+        commands: M, the number of the loop's commands for which there are recorded ones.
         position_mm: between positions.
         rotation_deg: between rotations, geodesic.
-        joints: of a joint, in ``joint_unit``.
+        joints: differences of a joint, in ``joint_unit``.
         gripper_agreement: share of commands in which every gripper is commanded to the same side of half open.
         joint_unit: None without joints.
     """
@@ -96,11 +96,11 @@ class CommandComparison:
 
     @classmethod
     def of(cls, log: ArmLogContent, recorded: RecordedCommands, began_at: float) -> CommandComparison:
-        """Compares the commands in a log.
+        """Compares the commands in a log with the recorded ones.
 
         Args:
-            log: of the loop; also of a dry run.
-            recorded: of the episode that was its arm.
+            log: the loop's log; a dry run's serves as well.
+            recorded: the commands of the episode that served as its arm.
             began_at: time of the episode's first step on the loop's clock.
         """
         layout, period = recorded.layout, 1 / log.start["control_hz"]
@@ -128,7 +128,7 @@ class CommandComparison:
         return asdict(self)
 
     def rows(self) -> list[tuple[str, str]]:
-        """What is shown: names and values."""
+        """Returns the names and values to show."""
         rows = [
             ("position", _formatted(self.position_mm, "mm")),
             ("rotation", _formatted(self.rotation_deg, "degrees")),

@@ -28,11 +28,11 @@ Ports = dict[str, int]
 
 
 def serve_checkpoint(settings: ServeSettings) -> None:
-    """Loads a checkpoint, warms up, and serves until SIGTERM, SIGINT or SIGHUP; the current request is finished.
+    """Loads a checkpoint, warms up, and serves until SIGTERM, SIGINT or SIGHUP; the current request is still answered.
 
     Raises:
         Stopped: ended by SIGINT or SIGHUP; the log is closed.
-        WorkspaceError: the settings, the ports, the log's folder, the checkpoint or its policy do not allow serving.
+        WorkspaceError: settings, ports, log folder, checkpoint or policy do not allow serving.
     """
     settings.token()  # before the checkpoint is loaded, so that a wrong setting is refused at once
     check_ports(settings)
@@ -46,7 +46,7 @@ def serve_checkpoint(settings: ServeSettings) -> None:
 
 
 def _check_log_folder(log: LogSettings) -> None:
-    """Creates the folder of the logs and checks that it is writable."""
+    """Creates the log folder and checks that it is writable."""
     if log.directory is None:
         return
     try:
@@ -64,7 +64,7 @@ async def serve(engine: Engine, settings: ServeSettings, worker: ThreadPoolExecu
     """Serves until SIGTERM, SIGINT or SIGHUP; a second signal ends the process at once.
 
     Returns:
-        what an interruption kept; None after SIGTERM, the usual way to end a server.
+        what was kept, after an interruption; None after SIGTERM, the usual way to end a server.
 
     Raises:
         ServeError: a port is taken.
@@ -85,7 +85,7 @@ async def serve(engine: Engine, settings: ServeSettings, worker: ThreadPoolExecu
     async with listening(engine, settings, worker=worker) as (host, ports):
         _announce(host, ports)
         number = await stop
-        logger.info("stopping: the request under way is answered, the log is written")
+        logger.info("stopping: answering the current request and writing the log")
     if number != signal.SIGTERM:
         return Stopped(_kept(host), number=number)
     logger.info("stopped; %s", _kept(host))
@@ -93,7 +93,7 @@ async def serve(engine: Engine, settings: ServeSettings, worker: ThreadPoolExecu
 
 
 def _kept(host: Host) -> str:
-    """Returns a sentence about the logs of the served runs."""
+    """Returns a sentence about the logs that were kept."""
     if host.settings.log.directory is None:
         return "nothing was logged (log.directory is null)"
     runs = [str(folder) for folder in host.run_folders]
@@ -111,7 +111,7 @@ async def listening(
     on_answer: Callable[[Reply], None] = lambda reply: None,
     worker: ThreadPoolExecutor | None = None,
 ) -> AsyncIterator[tuple[Host, Ports]]:
-    """Runs both transports within its block, then shuts down in order; ports are "line" and perhaps "websocket".
+    """Runs the transports within its block, then shuts down in order. Yields the ports: "line" and perhaps "websocket".
 
     Raises:
         ServeError: a port cannot be listened on.
@@ -148,12 +148,12 @@ def _announce(host: Host, ports: Ports) -> None:
     recorded = about.get("trained_on", {}).get("gripper_scale")
     if recorded and settings.gripper_scale is None:
         logger.warning(
-            "the recordings' gripper was in the scale %s; clients are expected to speak 0 (closed) to 1 (open). If "
-            "this robot speaks as they did, say so: gripper_scale=%s",
+            "the recordings' gripper used the scale %s; clients are expected to use 0 (closed) to 1 (open). If "
+            "this robot uses the recordings' scale, set gripper_scale=%s",
             ", ".join(recorded),
             recorded[0],
         )
     logger.info("log: %s", settings.log.directory or "none")
     if not settings.is_local and settings.allow_unauthenticated:
-        logger.warning("anybody who reaches %s can move the arm: allow_unauthenticated is on", settings.host)
+        logger.warning("anyone who can reach %s can move the arm: allow_unauthenticated is on", settings.host)
     logger.info("listening on %s", ", ".join(f"{settings.host}:{port} ({kind})" for kind, port in ports.items()))

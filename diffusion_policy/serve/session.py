@@ -60,7 +60,7 @@ NOT_WAITED_FOR = {"late": "its answer was not waited for", "gone": "its client h
 
 
 class RobotLock:
-    """The lock on the robot: the first session with a valid message holds it until the session ends or rests."""
+    """The lock on the robot; the first session with a valid message holds it until it ends or rests."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -88,15 +88,15 @@ class Session:
         engine: the policy.
         settings: deadline, limits, rates.
         guard: motion guard of this session.
-        robot_lock: lock on the robot, shared by all sessions of a server.
-        log: log of this session; None: nothing is logged.
-        token: token that a hello must name; None: no token is required.
-        authorized: whether the transport has checked the token already.
+        robot_lock: lock on the robot, shared by all of the server's sessions.
+        log: log of this session; None to log nothing.
+        token: token that a hello must give; None if none is required.
+        authorized: whether the transport has already checked the token.
 
     Attributes:
         ended: whether its connection is closed.
         resting: whether it has released the lock after an error that ends a session, with its connection still open.
-        late: event that is set once the last late message is in the log; None if there was none.
+        late: event that is set once the last late answer is in the log; None if there was none.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Session:
         arrival.stages.wanted = lambda: not pending.expired
         try:
             message = request.message()
-            if pending.expired:  # while it waited for the worker: it takes no robot lock
+            if pending.expired:  # it expired while waiting for the worker, and must not take the robot lock
                 line = describe_observation(message, arrival) if isinstance(message, Observation) else {}
                 return self._give_up(pending, arrival, line)
             self._admit(message)
@@ -166,7 +166,7 @@ class Session:
             return self.refuse("bad_state", str(error), arrival)
         except Exception:  # the only broad one: after any failure the arm must get no action
             if self._is_logged():
-                logger.exception("session failed; it ends")
+                logger.exception("the session failed and ends")
             return self.refuse("internal", "the server failed on this message; its log says why", arrival)
         if reply.message["type"] != "error":
             self._errors_in_a_row = 0
@@ -185,7 +185,7 @@ class Session:
         return self._error(code, message, arrival, {"in_a_row": self._errors_in_a_row} | (line or {}), ends=ends)
 
     def _is_logged(self) -> bool:
-        """Whether an error is logged: the first ones, then the 32nd, 64th, ..., so that errors fill no disk."""
+        """Whether an error is logged: the first ones, then the 32nd, 64th, ..., so that errors cannot fill the disk."""
         count = self._errors_in_a_row
         return count <= self._settings.traffic.errors_in_a_row or count.bit_count() == 1
 
@@ -196,7 +196,7 @@ class Session:
         return Reply(error_reply(code, message), ends, {**event, **times_of(arrival), **line}, stages=arrival.stages)
 
     def record(self, reply: Reply, *, delivered: bool) -> None:
-        """Logs a reply after it was sent, or failed to be; rejected connections are in no run's log."""
+        """Logs a reply after it was sent or could not be sent; rejected connections are not logged."""
         if self._log is None or reply.line is None or reply.line.get("code") in ("busy", "unauthorized"):
             return
         if not self._is_logged():
@@ -220,7 +220,7 @@ class Session:
     # ---- inside ----
 
     def _admit(self, message: Message) -> None:
-        """Checks the token, then takes the robot lock; ProtocolError if either is refused."""
+        """Checks the token, then takes the robot lock; raises ProtocolError if either is refused."""
         if isinstance(message, Hello) and self._token is not None and message.token is not None:
             if not hmac.compare_digest(message.token.encode("utf-8", "surrogatepass"), self._token.encode()):
                 raise ProtocolError("unauthorized", "wrong token")
@@ -265,7 +265,7 @@ class Session:
         return Reply({"type": "inspection", **content}, stages=arrival.stages)
 
     def _act(self, observation: Observation, arrival: Arrival, pending: PendingReply) -> Reply:
-        """Answers an observation with an action; every failed check raises."""
+        """Answers an observation with an action; every failed check raises an error."""
         stages, hz, now = arrival.stages, self._settings.control_hz, float(observation.timestamps[-1])
         self._freshness.check_unit(observation, arrival.received)
         began = self._freshness.new_episode(observation, arrival.received)
@@ -316,18 +316,18 @@ class Session:
     def _refuse_observation(
         self, code: ErrorCode, message: str, arrival: Arrival, line: dict[str, Any], observation: Observation
     ) -> Reply:
-        """Refuses an observation, which is logged for inspection but does not count as a step."""
+        """Refuses an observation; it is logged for inspection but does not count as a step."""
         reply = self.refuse(code, message, arrival, without_step(line))
         reply.images = observation.images
         return reply
 
     def _supersede(self, observation: Observation, arrival: Arrival) -> Reply:
-        """Refuses a superseded observation; this is no fault of the client and does not count as one of its errors."""
+        """Refuses a superseded observation; this is not the client's fault and does not count as one of its errors."""
         message = "a newer observation was waiting when this one's turn came; only the newest is answered"
         return self._error("superseded", message, arrival, describe_observation(observation, arrival))
 
     def _give_up(self, pending: PendingReply, arrival: Arrival, line: Mapping[str, Any], images: Images = ()) -> Reply:
-        """Returns a reply for the log only: the client already has its error, or is gone."""
+        """Returns a reply for the log only: the client has already received an error, or is gone."""
         reply = self._error("late", NOT_WAITED_FOR[pending.outcome or "late"], arrival, without_step(line))
         reply.images, reply.withheld = images, True
         return reply
@@ -356,12 +356,12 @@ class Session:
         }
 
     def _warnings(self, observation: Observation) -> list[str]:
-        """Returns warnings about an observation; ProtocolError where the settings refuse it."""
+        """Returns warnings about an observation; raises ProtocolError where the settings refuse it."""
         result = self._engine.outside_training(observation, self._settings.range_margin)
         self._grippers.extend(self._layout.grippers(observation.states[-1]).tolist())
         if self._settings.gripper_scale is None and any(f"{GRIPPER} is " in sentence for sentence in result):
             advice = find_scales(self._grippers).advice("gripper_scale=")
-            result.append(f"if the robot's gripper is in another scale than 0 closed to 1 open, say which: {advice}")
+            result.append(f"if the robot's gripper uses a scale other than 0 closed to 1 open, declare it: {advice}")
         if result and self._settings.on_unseen_state == "refuse":
             raise ProtocolError("bad_state", "; ".join(result))
         spacing = np.diff(observation.timestamps)
@@ -381,7 +381,7 @@ class Session:
                 logger.warning("warning to the client: %s", warning)
 
     def _describe(self, observation: Observation, arrival: Arrival) -> dict[str, Any]:
-        """Returns the log line of a step, as far as it is known before the policy has run."""
+        """Returns the log line of a step, as far as it is known before the policy runs."""
         seed = noise_seed(self._settings.engine.seed, self._episode, self._requests)
         self._requests += 1
         return {

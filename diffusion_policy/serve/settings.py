@@ -1,4 +1,4 @@
-"""All settings of the server, with their meaning; ``config/serve.yaml`` shows the defaults.
+"""All settings of the server, with their meanings; ``config/serve.yaml`` shows the defaults.
 
 A misspelled key, a missing checkpoint or a value of the wrong type is an error before anything is loaded.
 """
@@ -52,17 +52,18 @@ class EngineSettings:
         device: "cpu", "cuda:0", ...
         scheduler: "ddim", "ddpm" or "dpm-solver++".
         steps: denoising steps.
-        precision: "float32", or "bfloat16" for the convolutions and the denoiser's large products, fast where the
-            device has instructions for it.
-        fast: False runs ``predict_action`` as training does, without any cache; so do policies that need it.
-        compile: torch.compile for the convolutions; its warm-up takes a minute.
-        cuda_graphs: on a CUDA device, launch a denoising step as one graph; without effect elsewhere.
-        cached_frames: number of frames whose features are cached, by content; 0: none.
+        precision: "float32", or "bfloat16" for the convolutions and the denoiser's large products, which is faster
+            where the device has instructions for it.
+        fast: False runs ``predict_action`` as training does, without any cache; policies that require it run this way
+            anyway.
+        compile: use torch.compile for the convolutions; its warm-up takes a minute.
+        cuda_graphs: on a CUDA device, launch each denoising step as one graph; no effect elsewhere.
+        cached_frames: number of frames whose features are cached, by content; 0 for none.
         seed: seed of the noise; request i of an episode draws from (seed, i).
-        warm_start: share of the denoising steps that is skipped by starting from the remainder of the last chunk.
-        n_action_steps: steps of an answer; None: those of the policy. More than are executed leave the next answer
-            the rest of the previous chunk ("previous_actions" of messages).
-        threads: threads of torch; None: one for each core that other processes leave, chosen again while serving.
+        warm_start: share of the denoising steps skipped by starting from the remainder of the last chunk.
+        n_action_steps: number of actions in an answer; None for the policy's own. If it exceeds those executed, the
+            next answer can use the rest of the previous chunk ("previous_actions" in messages).
+        threads: torch's threads; None for one per core that other processes leave free, updated while serving.
     """
 
     weights: str = "ema_model"
@@ -80,7 +81,7 @@ class EngineSettings:
     threads: Optional[int] = None  # noqa: UP045
 
     def __post_init__(self) -> None:
-        """Refuses values with which no policy can run."""
+        """Refuses values that no policy can run with."""
         optional = {name: 1 for name in ("threads", "n_action_steps") if getattr(self, name) is not None}
         _at_least(self, "engine", {"cached_frames": 0, "seed": 0, "steps": 1} | optional)
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
@@ -101,12 +102,12 @@ class CameraSettings:
 
     Attributes:
         on_black: "warn" or "refuse" an image that is black or of one color.
-        on_aspect: "warn" or "refuse" an image of another aspect ratio than in training.
-        on_frozen: "warn" or "refuse" a camera that has stopped.
+        on_aspect: "warn" or "refuse" an image whose aspect ratio differs from training.
+        on_frozen: "warn" or "refuse" a camera whose image has stopped changing.
         frozen_frames: number of consecutive equal images after which a camera counts as stopped, ...
-        frozen_m: ... if the arm has moved at least so far meanwhile, meters, ...
-        frozen_rad: ... or turned so far, radians.
-        max_lag_s: largest distance in time of a camera's newest frame from the newest step, of clients that tell it
+        frozen_m: ... if the arm has moved at least this far meanwhile, meters, ...
+        frozen_rad: ... or turned this far, radians.
+        max_lag_s: largest time between a camera's newest frame and the newest step, for clients that send frame times
             (``camera_times``).
     """
 
@@ -134,9 +135,9 @@ class LogSettings:
     """Settings of the run log.
 
     Attributes:
-        directory: folder of the run folders; None: no log.
+        directory: folder in which run folders are created; None for no log.
         max_bytes: beyond this size, images included, a run continues in a new folder.
-        queue: steps that may wait to be written; beyond it steps are left out of the log, and counted.
+        queue: number of steps that may wait to be written; further steps are left out of the log, and counted.
     """
 
     directory: Optional[str] = "data/logs/serve"  # noqa: UP045
@@ -144,7 +145,7 @@ class LogSettings:
     queue: int = 64
 
     def __post_init__(self) -> None:
-        """Refuses an unbounded queue, or folders that can hold nothing."""
+        """Refuses an unbounded queue, and a size that leaves no room for a step."""
         _at_least(self, "log", {"max_bytes": 1, "queue": 1})
 
 
@@ -153,12 +154,13 @@ class Traffic:
     """Limits on connections.
 
     Attributes:
-        connections: connections open at once, the robot's and those that are answered "busy".
-        messages_per_s: of one connection, over a second.
-        message_s: from the first byte of a message to its last.
-        idle_s: without a message; a robot that pauses longer reconnects.
-        linger_s: without a message after the session has ended; a client that sends another request is served again.
-        errors_in_a_row: after which the session ends: the robot lock is free for others.
+        connections: connections open at once, including those that are answered "busy".
+        messages_per_s: messages of one connection within a second.
+        message_s: time from the first byte of a message to its last.
+        idle_s: time without a message; a robot that pauses longer must reconnect.
+        linger_s: time without a message after an error that ended the session; a client that sends one meanwhile is
+            served again.
+        errors_in_a_row: errors in a row after which the session ends and the robot lock is free for others.
     """
 
     connections: int = 8
@@ -169,7 +171,7 @@ class Traffic:
     errors_in_a_row: int = 20
 
     def __post_init__(self) -> None:
-        """Refuses numbers with which no robot could be served."""
+        """Refuses numbers that would prevent any robot from being served."""
         _at_least(self, "traffic", {"connections": 1, "messages_per_s": 1, "errors_in_a_row": 1})
         for name in ("messages_per_s", "message_s", "idle_s", "linger_s"):
             if not 0 < getattr(self, name) < math.inf:
@@ -184,18 +186,18 @@ class ServeSettings:
         ckpt: the checkpoint.
         host, port: of the line protocol.
         websocket_port: of the second transport; None: off.
-        token_file: a file whose first line new clients must know; None: no token.
-        allow_unauthenticated: lets old clients in, who have no token, on an address other than the loopback.
+        token_file: a file whose first line is the token that new clients must send; None for no token.
+        allow_unauthenticated: admits old clients, which have no token, on an address other than the loopback.
         allow_inspection: answers "inspect" with the model's input, for scripts/check_parity.py.
-        deadline_s: seconds to answer an observation; later there is an error and no action.
+        deadline_s: seconds within which an observation is answered; after that, an error is sent and no action.
         max_age_s: how much older an observation may be than the episode's freshest one on arrival; see ``freshness``.
         control_hz: rate at which the client executes actions.
-        range_margin: observations further outside the training range than this share of it cause a warning.
-        workspace_margin_m: the workspace box is the training range of actions, widened by this, unless
-            ``guard.workspace_low`` and ``guard.workspace_high`` say otherwise.
+        range_margin: observations outside the training range by more than this share of it cause a warning.
+        workspace_margin_m: the workspace box is the range of the training actions, widened by this margin, unless
+            ``guard.workspace_low`` and ``guard.workspace_high`` override it.
         on_unseen_state: "warn" or "refuse" a measured state outside the training range.
-        gripper_scale: of the robot's gripper, where it is not 0 (closed) to 1 (open): a name of ``gripper_scale``, or
-            COMMAND/MEASURED. Measurements and commands are converted.
+        gripper_scale: scale of the robot's gripper, where it is not 0 (closed) to 1 (open): a name from
+            ``gripper_scale``, or COMMAND/MEASURED. Measurements and commands are converted.
         cameras: checks of images.
         guard: the motion limits.
     """
@@ -259,13 +261,13 @@ class ServeSettings:
         """The shared token.
 
         Raises:
-            ServeError: the file cannot be read or is empty; or an address that others reach has neither a token nor
+            ServeError: the file cannot be read or is empty; or an address that others can reach has neither a token nor
                 ``allow_unauthenticated``.
         """
         if self.token_file is None:
             if not self.is_local and not self.allow_unauthenticated:
                 raise ServeError(
-                    f"host is {self.host}: everybody on that network could move the arm. Keep 127.0.0.1 and use an SSH "
+                    f"host is {self.host}: anyone on that network could move the arm. Keep 127.0.0.1 and use an SSH "
                     "tunnel, or set token_file (new clients), or --allow-unauthenticated (old clients)"
                 )
             return None
@@ -297,7 +299,7 @@ def read_settings(config: str | Path | None, overrides: Sequence[str] = ()) -> S
         raise ServeError(f"ckpt: missing mandatory value; which checkpoint is to be served? {_example(config)}")
     try:
         settings = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, RecursionError) as error:  # an interpolation that leads nowhere
+    except (OmegaConfBaseException, RecursionError) as error:  # an interpolation that cannot be resolved
         key = getattr(error, "full_key", None)
         raise ServeError(f"{f'{key}: ' if key else ''}{str(error).splitlines()[0]}") from error
     assert isinstance(settings, ServeSettings)
@@ -326,7 +328,7 @@ def _merge(settings: DictConfig, read: Callable[[], Any], where: str) -> DictCon
 def _read_yaml(config: str | Path) -> Any:
     if not Path(config).is_file():
         shipped = CONFIG / "serve.yaml"
-        raise ServeError(f"{config}: No such file; leave --config out for the defaults, which {shipped} shows")
+        raise ServeError(f"{config}: No such file; omit --config for the defaults, which are in {shipped}")
     return OmegaConf.load(config)
 
 
@@ -341,7 +343,7 @@ def _check_word(word: str) -> None:
         hint = f"did you mean {shlex.quote(f'ckpt={word}')}?"
     else:
         hint = "such as ckpt=latest.ckpt, engine.steps=8"
-    raise ServeError(f"{word!r} sets nothing; expected KEY=VALUE, {hint}")
+    raise ServeError(f"{word!r} is not a setting; expected KEY=VALUE, {hint}")
 
 
 def setting_names() -> list[str]:

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# In order. receive: first to last byte of a message; wait: until it is processed; parse: JSON and base64; log: queuing
-# the step for its thread.
+# In order. receive: first to last byte of a message; wait: until processing starts; parse: JSON and base64; log:
+# queuing the step for its thread.
 STAGES = ("receive", "wait", "parse", "decode", "prepare", "encode", "denoise", "guard", "reply", "log")
 
 

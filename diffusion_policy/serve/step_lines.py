@@ -1,4 +1,4 @@
-"""Log lines of steps, as far as they are known before the policy has run."""
+"""Log lines of steps, as far as they are known before the policy runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffusion_policy.spec import INTERVENTION
 
 
 def describe_observation(observation: Observation, arrival: Arrival) -> dict[str, Any]:
-    """Returns states and times; times of the client's and of the server's clock are logged, and never subtracted."""
+    """Returns states and times; times on the client's and the server's clocks are logged but never subtracted."""
     states = observation.states
     times = times_of(arrival)
     times["timing"]["client_obs"] = float(observation.timestamps[-1])
@@ -37,7 +37,7 @@ def describe_observation(observation: Observation, arrival: Arrival) -> dict[str
 
 
 def times_of(arrival: Arrival) -> dict[str, Any]:
-    """Returns the timing entry that every line has."""
+    """Returns the timing entry that every log line has."""
     return {"timing": {"server_recv": arrival.received}}
 
 

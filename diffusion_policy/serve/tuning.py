@@ -54,7 +54,7 @@ class Budget:
 
     Attributes:
         position_mm: allowed mean position error beyond that of the best candidate.
-        rotation_deg: allowed mean rotation error beyond that of the best candidate; of joints, too.
+        rotation_deg: the same for mean rotation error, and for angles of joints.
         period_s: time between two requests: executed steps over the control rate.
     """
 
@@ -92,7 +92,7 @@ class Measured:
     joint_unit: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain JSON; entries of joints only where there are joints."""
+        """Returns plain JSON; joint entries only where there are joints."""
         content = asdict(self)
         return {name: value for name, value in content.items() if self.joint_unit is not None or "joint" not in name}
 
@@ -136,7 +136,7 @@ class Tuning:
         """Returns a table for the terminal."""
         caption = "nothing fits the budget" if self.proposed is None else f"proposed: {self.proposed.name}"
         if all(row.event_f1 is None for row in self.measured):
-            caption += "; no gripper event is recorded in these episodes, so events chose nothing"
+            caption += "; no gripper event is recorded in these episodes, so events did not affect the choice"
         caption += f"\nanswers take over {self.delay_steps} step(s) after their observation"
         caption += "".join(f"\nleft out: {reason}" for reason in self.left_out)
         if self.trained_with is not None:
@@ -265,13 +265,13 @@ def tune(
     """Measures all candidates and proposes one.
 
     Args:
-        checkpoint: to be served.
+        checkpoint: the checkpoint to serve.
         zarr_path: recorded data.
         candidates: at least one; None: ``DEFAULT_CANDIDATES`` without those that the policy does not have.
         budget: what is good enough.
         settings: device, precision and threads; sampler and warm start are the candidates'.
         episodes: "held-out" (default), "all", or numbers; see `episode_choice.choose_episodes`.
-        stride: steps that a client executes before it asks again.
+        stride: steps that a client executes between requests.
         hz: control rate.
         tolerance_s: seconds that a predicted gripper event may be away from a recorded one.
         gripper_scale: that the dataset's gripper is stored in, see `open_recorded`.
@@ -324,16 +324,16 @@ def propose(measured: Sequence[Measured], budget: Budget) -> Candidate | None:
 
 
 def fastest(rows: Sequence[Measured]) -> Candidate | None:
-    """Returns the candidate with the smallest median time; None of none."""
+    """Returns the candidate with the smallest median time; None if there are no rows."""
     return min(rows, key=lambda row: row.p50_ms).candidate if rows else None
 
 
 def within(measured: Sequence[Measured], budget: Budget) -> list[Measured]:
     """Returns the candidates within the budget.
 
-    Gripper events count first: a candidate that loses events which the best one finds is left out, as is one
-    that makes up more than the best one does where no event is recorded. What is not defined is not ranked: a candidate
-    without errors (it answers NaN) is out.
+    Gripper events count first: a candidate is out if it loses events that the best one finds, or, where no event is
+    recorded, if it invents more than the best one does. Undefined values are not ranked: a candidate without errors (it
+    answers NaN) is out.
     """
     errors = _errors_that_count(measured)
     rows = [row for row in measured if all(getattr(row, name) is not None for name in errors)]
@@ -361,13 +361,13 @@ def _errors_that_count(measured: Sequence[Measured]) -> tuple[str, ...]:
 
 
 def _allowed(name: str, row: Measured, budget: Budget) -> float:
-    """Returns by how much a mean error may exceed the best one."""
+    """Returns how much a mean error may exceed the best one."""
     if name != "joint":
         return float(getattr(budget, name))
     return math.radians(budget.rotation_deg) * joint_units_in_a_radian(row.joint_unit or "unknown")
 
 
 def _known(value: float | None) -> float:
-    """Returns a value that is known to be defined; F1 is defined for all candidates or none."""
+    """Returns a value that must be defined; F1 is defined for all candidates or for none."""
     assert value is not None
     return value

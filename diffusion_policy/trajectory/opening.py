@@ -179,7 +179,7 @@ def _driven(flags: NDArray[Any] | None, n_steps: int) -> tuple[NDArray[np.bool_]
     if flags is None:
         return None, []
     if flags.size != n_steps or flags.dtype.kind not in "biu" or not np.isin(flags, (0, 1)).all():
-        note = f"{INTERVENTION} is {flags.dtype} {flags.shape}, not {n_steps} times 0 or 1: it is not carried along"
+        note = f"{INTERVENTION} is {flags.dtype} {flags.shape}, not {n_steps} times 0 or 1: it is not carried over"
         return None, [note]
     return flags.reshape(-1).astype(np.bool_), []
 

@@ -53,7 +53,7 @@ def test_arms_differ_in_what_they_say(tmp_path: Path) -> None:
     ("changes", "told"),
     [
         ({"updates": 290}, "multiple of look_every"),
-        ({"judged_at": [40, 120]}, "the last of them included"),
+        ({"judged_at": [40, 120]}, "including the last one"),
         ({"judged_at": [30, 280]}, "odd multiples of 40"),
         ({"judged_at": [80, 280]}, "odd multiples of 40"),
         ({"tampered_from": ["nobody"]}, "tampered_from among them"),

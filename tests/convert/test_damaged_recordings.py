@@ -246,7 +246,9 @@ def test_two_episodes_with_one_number(tmp_path: Path) -> None:
     write_trajectory(tmp_path / "in", 1, n_steps=STEPS, size=SIZE)
     shutil.copytree(tmp_path / "in" / "episode_0001", tmp_path / "in" / "episode_1")
     for on_error in ("stop", "skip"):
-        with pytest.raises(ConversionError, match="two episodes have one number: episode_0001, episode_1; rename one"):
+        with pytest.raises(
+            ConversionError, match="two episodes have the same number: episode_0001, episode_1; rename one"
+        ):
             run(tmp_path / "in", tmp_path / "out.zarr", on_error=on_error)
 
 

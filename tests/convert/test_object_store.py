@@ -276,7 +276,7 @@ def test_two_conversions_here_do_not_share_a_url(home: str, source: Path) -> Non
     settings.partial.mkdir(parents=True)
     with (settings.partial / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ConversionError, match="another conversion writes there"):
+        with pytest.raises(ConversionError, match="another conversion is writing there"):
             run(source, f"{home}/out.zarr")
 
 
@@ -403,5 +403,5 @@ def test_the_package_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_scratch_is_for_urls(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConversionError, match=r"scratch .* is for outputs that are URLs"):
+    with pytest.raises(ConversionError, match=r"scratch .* is only for outputs that are URLs"):
         run(source, tmp_path / "out.zarr", scratch=tmp_path)

@@ -116,7 +116,7 @@ def test_an_episode_that_changed_is_done_again(tmp_path: Path, source: Path) -> 
 def test_work_begun_with_other_settings_is_not_mixed_in(tmp_path: Path, source: Path) -> None:
     with pytest.raises(ConversionError):
         convert(settings(source, tmp_path / "out.zarr"), executor=FailingExecutor(after=4))
-    with pytest.raises(ConversionError, match=r"begun with other settings \(resolution\)"):
+    with pytest.raises(ConversionError, match=r"started with other settings \(resolution\)"):
         run(source, tmp_path / "out.zarr", resume=True, resolution=(16, 9))
     run(source, tmp_path / "out.zarr", resolution=(16, 9))
     assert ReplayBuffer.open(tmp_path / "out.zarr")["image"].shape[1:3] == (9, 16)
@@ -136,7 +136,7 @@ def test_two_conversions_do_not_share_an_output(tmp_path: Path, source: Path) ->
     partial.mkdir()
     with (partial / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ConversionError, match="another conversion writes there"):
+        with pytest.raises(ConversionError, match="another conversion is writing there"):
             run(source, tmp_path / "out.zarr")
 
 
@@ -200,10 +200,10 @@ def test_appending_refuses_what_does_not_match(tmp_path: Path, source: Path) -> 
     run(source, tmp_path / "out.zarr", max_episodes=1)
     with pytest.raises(ConversionError, match=r"made with other settings: .'resolution': "):
         run(source, tmp_path / "out.zarr", append=True, resolution=(16, 9))
-    with pytest.raises(ConversionError, match="give one of them"):
+    with pytest.raises(ConversionError, match="choose one of them"):
         run(source, tmp_path / "out.zarr", append=True, overwrite=True)
     ReplayBuffer.open(tmp_path / "out.zarr", mode="r+").root.attrs.clear()
-    with pytest.raises(ConversionError, match="carries no record of its conversion"):
+    with pytest.raises(ConversionError, match="has no record of its conversion"):
         run(source, tmp_path / "out.zarr", append=True)
 
 
@@ -301,7 +301,7 @@ def test_appending_to_an_archive_is_refused_and_the_way_out_runs(
     with pytest.raises(ConversionError, match="a zip archive is read in place, never written") as caught:
         run(source, archive, append=True, **options)
     assert state_of(tmp_path) == before
-    unpacking, rest = str(caught.value).split("Unpack it: ")[1].split("; then give this command --output ")
+    unpacking, rest = str(caught.value).split("Unpack it: ")[1].split("; then run this command with --output ")
     subprocess.run(["bash", "-c", unpacking], check=True)
     assert not any(archive.with_suffix("").iterdir() if not top else ())
     folder = Path(shlex.split(rest.split(", and pack")[0])[0])

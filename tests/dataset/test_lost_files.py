@@ -175,7 +175,7 @@ def test_the_checks_list_lost_frames_and_go_on(tmp_path: Path, array: str) -> No
     inspection = inspect_dataset(path)
     assert inspection.exit_status == 1
     (found,) = [finding for finding in inspection.findings if finding.code == "images"]
-    assert f"2 files of frames are not on disk, or cut: data/{array}/3.0.0.0 does not exist" in found.evidence
+    assert f"2 frame files are missing or truncated: data/{array}/3.0.0.0 does not exist" in found.evidence
     assert all(not camera.black for camera in inspection.details.cameras), "a lost frame is no black one"
 
 

@@ -19,19 +19,19 @@ ALWAYS_OPEN = Statistics((*STATISTICS.low[:7], 1.0), STATISTICS.high, STATISTICS
 NARROW = Statistics(STATISTICS.low[:7], STATISTICS.high[:7], STATISTICS.scale[:7], STATISTICS.offset[:7])
 
 PLANTED: list[tuple[str, str, dict[str, Any], str]] = [
-    ("projection", "error", {"head_width": (7, 7)}, "not adapted: the config says 8 numbers, model head 7"),
+    ("projection", "error", {"head_width": (7, 7)}, "not adapted: the config has 8 numbers, model head 7"),
     ("weights-finite", "error", {"not_finite": ("model.model.head.weight",)}, "1 tensors hold NaN"),
-    ("gripper-statistics", "error", {"statistics": {"action": ALWAYS_OPEN}}, "fitted where the gripper never moved"),
+    ("gripper-statistics", "error", {"statistics": {"action": ALWAYS_OPEN}}, "the gripper never moved there"),
     ("gripper-statistics", "error", {"statistics": {"action": NARROW}}, "7 action dimensions, the config 8"),
     ("gripper-statistics", "error", {"layout": "xyz_rotvec_width"}, "rotation vector and gripper width"),
     ("gripper-row", "error", {"gripper_row": 0.0}, "still zero after 5000 updates: it was never trained"),
-    ("gripper-row", "note", {"gripper_row": 0.0, "updates": 0}, "says nothing yet"),
+    ("gripper-row", "note", {"gripper_row": 0.0, "updates": 0}, "not trained yet"),
     ("ema-weights", "error", {"has_average": False}, "no ema_model, although its config trains one"),
     ("ema-weights", "error", {"head_width": (8, 7), "spec": None}, "predict 7 and 8 numbers"),
     ("ema-weights", "error", {"average_distance": None}, "different tensors"),
     ("ema-weights", "error", {"average_distance": 1.2}, "the pretrained weights were not loaded into it"),
     ("start", "warning", {"start": "scratch"}, "trained from scratch"),
-    ("adaptation", "warning", {"proofs": {"model": True, "ema_model": False}}, "growing changed what ema_model"),
+    ("adaptation", "warning", {"proofs": {"model": True, "ema_model": False}}, "changed the predictions of ema_model"),
 ]
 
 

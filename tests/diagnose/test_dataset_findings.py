@@ -39,11 +39,11 @@ ROTTEN = tuple(ContentFault(f"episode_{number:04d}", "data/image", DIFFERS) for 
 PLANTED: list[tuple[str, str, dict[str, Any], str]] = [
     ("size", "warning", {"lengths": (100,) * 5}, "5 episodes, 500 steps"),
     ("arrays", "error", {"keys": ("action", "image")}, "no data/robot_eef_pose, data/robot_gripper_state"),
-    ("action-shape", "warning", {"action_names": POSE, "layout": "xyz_quat"}, "a pose without gripper"),
+    ("action-shape", "warning", {"action_names": POSE, "layout": "xyz_quat"}, "a pose without a gripper"),
     ("action-shape", "error", {"action_names": POSE, "layout": "xyz_rotvec_width"}, "gripper width, not a quaternion"),
     ("action-shape", "error", {"action_names": POSE[:6], "layout": "unknown"}, r"\(N, 6\).*expected \(N, 8\)"),
     ("action-shape", "error", {"layout": "unknown"}, "not those of meters, a unit quaternion"),
-    ("semantics", "note", {"semantics": None}, "does not say what its numbers mean"),
+    ("semantics", "note", {"semantics": None}, "its numbers are not labeled"),
     ("semantics", "error", {"semantics": {**action_semantics(), "quaternion_order": "wxyz"}}, "quaternion_order"),
     ("semantics", "error", {"semantics": {**action_semantics(), "gripper": {"open": 0.0, "closed": 1.0}}}, "gripper"),
     ("not-finite", "error", {"not_finite": 3}, "3 numbers are NaN"),
@@ -62,12 +62,17 @@ PLANTED: list[tuple[str, str, dict[str, Any], str]] = [
     ("closings", "note", {"gripper": replace(GRIPPER, without_closing=tuple(range(20)))}, "20 of 40 episodes never"),
     ("copycat-labels", "warning", {"gripper": replace(GRIPPER, equals_measured=1.0, leading=0)}, "copy its input"),
     ("dead-band", "warning", {"gripper": replace(GRIPPER, undecided=0.2)}, "20.0% of the commands are neither"),
-    ("step-spacing", "warning", {"step_seconds": 0.8}, "8.0 times as fast as it was shown"),
+    ("step-spacing", "warning", {"step_seconds": 0.8}, "8.0 times as fast as the demonstration"),
     ("step-spacing", "warning", {"step_seconds": 0.05}, "at 50% of the speed"),
     ("step-spacing", "warning", {"uneven": 0.2}, "20% of them are off"),
     ("step-spacing", "error", {"step_seconds": 0.0}, "time does not advance"),
-    ("content", "note", {"identities": IDENTITIES}, "24 of its frames were looked at, and nothing was compared"),
-    ("content", "note", compared(compared=0, not_compared="for a reason"), "not verified: for a reason; known is only"),
+    ("content", "note", {"identities": IDENTITIES}, "24 of its frames were inspected, and nothing was compared"),
+    (
+        "content",
+        "note",
+        compared(compared=0, not_compared="for a reason"),
+        "not verified: for a reason; all that is known is that its files exist",
+    ),
     (
         "content",
         "note",
@@ -77,9 +82,9 @@ PLANTED: list[tuple[str, str, dict[str, Any], str]] = [
     ("content", "error", compared(faults=ROTTEN[7:8]), "wrote: data/image of episode_0007 is not what was written$"),
     ("content", "error", compared(faults=ROTTEN), "episode_0003 is not what was written; and 36 more$"),
     ("content", "error", compared(faults=ROTTEN[1:], other_decoder="older"), "episode_0001.*; and 35 more$"),
-    ("content", "warning", compared(faults=ROTTEN, other_decoder="older"), "unpacked by older then"),
-    ("images", "error", {"missing_frames": 2}, "2 files of frames are not on disk"),
-    ("images", "warning", {"black_frames": 3}, "3 of the 24 frames looked at are black"),
+    ("content", "warning", compared(faults=ROTTEN, other_decoder="older"), "unpacked by older at the time"),
+    ("images", "error", {"missing_frames": 2}, "2 frame files are missing"),
+    ("images", "warning", {"black_frames": 3}, "3 of the 24 inspected frames are black"),
     ("standing-still", "note", {"still": 0.7}, "stands still in 70%"),
     ("left-out", "note", {"dropped": (2, 250)}, "2 episodes, 250 steps"),
 ]
@@ -185,7 +190,7 @@ def test_the_ledger_of_the_conversion_is_read(tmp_path: Path) -> None:
     assert data.dropped == (1, 9)
     assert data.settings == {"gripper_lead": 2}
     ledger.write_text("{}")
-    with pytest.raises(ReportError, match="not the ledger of a conversion"):
+    with pytest.raises(ReportError, match="not a conversion ledger"):
         look_at_dataset(path)
 
 

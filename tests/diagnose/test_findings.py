@@ -19,9 +19,7 @@ def test_a_warning_that_explains_a_symptom_is_the_cause_of_it() -> None:
     assert diagnosis.cause is WARM_UP
     assert diagnosis.explains == (FLAT,)
     assert diagnosis.others == (FEW,)
-    assert diagnosis.sentence() == (
-        "the learning rate was hardly reached; it is likely to be why the loss does not fall"
-    )
+    assert diagnosis.sentence() == "the learning rate was hardly reached; it is probably why the loss does not fall"
 
 
 def test_an_error_comes_before_what_explains_a_symptom() -> None:
@@ -41,7 +39,7 @@ def test_a_cause_may_explain_several_symptoms() -> None:
     baselines = Finding("beats-baselines", "error", "does not beat hold pose")
     sentence = diagnose([WARM_UP, FLAT, gripper, baselines]).sentence()
     assert sentence.endswith(
-        "why the loss does not fall, the gripper is not commanded to close and to open and baselines are not beaten"
+        "why the loss does not fall, the gripper is not commanded to close and open and baselines are not beaten"
     )
 
 

@@ -16,16 +16,16 @@ from diffusion_policy.diagnose.findings import Finding, exit_status, ok
 from diffusion_policy.diagnose.gravest import by_gravity, gravest_before_training, verdict_of
 from diffusion_policy.spec import SpecError
 
-SLOW = Finding("step-spacing", "warning", "it will move 8.0 times as fast as it was shown", "serve slower")
+SLOW = Finding("step-spacing", "warning", "it will move 8.0 times as fast as the demonstration", "serve slower")
 FEW = Finding("size", "warning", "5 episodes: few", "record more")
 ZERO = Finding("quaternions", "error", "the quaternion is zero at 3 steps", "cut them")
 NOTE = Finding("idle", "note", "3 idle stretches")
 
 
 def test_the_verdict_is_what_was_found() -> None:
-    assert verdict_of([ok("size", "many"), NOTE]) == "Nothing was found that speaks against training on it."
+    assert verdict_of([ok("size", "many"), NOTE]) == "Nothing was found that argues against training on it."
     assert verdict_of([FEW, SLOW, NOTE]) == (
-        "No error was found: 2 warnings. The gravest: it will move 8.0 times as fast as it was shown."
+        "No error was found: 2 warnings. The gravest: it will move 8.0 times as fast as the demonstration."
     )
     assert verdict_of([FEW, ZERO, SLOW]) == (
         "Do not train on it yet: 1 error, 2 warnings. The gravest: the quaternion is zero at 3 steps."
@@ -51,10 +51,10 @@ def slow(tmp_path: Path) -> Path:
 def test_before_training_the_gravest_comes_first(slow: Path) -> None:
     first, *more, last = gravest_before_training(tiny_run.settings(slow))
     assert first.startswith(f"{slow}: steps are 0.8 s apart")
-    assert "it will move 8.0 times as fast as it was shown; record at the robot's rate, or serve at" in first
+    assert "it will move 8.0 times as fast as the demonstration; record at the robot's rate, or serve at" in first
     assert "control_hz=1.25" in first
     assert any("closes 4 times" in line for line in more)
-    assert last.startswith("all that was found: ")
+    assert last.startswith("all findings: ")
     assert f"verify_converted_data.py --zarr-path {slow}" in last
     poses = gravest_before_training(tiny_run.settings(slow, "task=cogact_robot_7d"))
     assert not any("closes" in line for line in poses), "a pose policy has no gripper"
@@ -87,7 +87,7 @@ def test_train_says_it_in_its_first_process(
     cfg = tiny_run.settings(slow)
     with caplog.at_level(logging.WARNING, logger="train"):
         train.warn_of_data(cfg)
-        assert "8.0 times as fast as it was shown" in caplog.text
+        assert "8.0 times as fast as the demonstration" in caplog.text
         caplog.clear()
         monkeypatch.setenv("RANK", "1")
         train.warn_of_data(cfg)

@@ -75,7 +75,7 @@ PLANTED = [
     (jumping, "jumps", "warning", "1 jumps of the pose: robot_eef_pose of episode_0002 after step 11 .38. mm"),
     (turning, "jumps", "warning", "action of episode_0002 after step 11"),
     (pausing, "gaps", "warning", r"1 gaps: episode_0002 after step 19 \(5.1 s\)"),
-    (rewinding, "gaps", "error", "time stops or goes back at 1 steps"),
+    (rewinding, "gaps", "error", "time stops or runs backwards at 1 steps"),
     (idling, "idle", "note", "1 idle stretches, 27 of 60 steps, the longest 27 steps"),
 ]
 
@@ -146,10 +146,10 @@ def test_bad_recordings_are_named(tmp_path: Path) -> None:
     (tmp_path / "episode_0001" / "data.pkl").unlink()
     finding = only(inspect_recordings(tmp_path).findings, "recordings")
     assert finding.severity == "error"
-    assert "1 of 3 recordings do not open: episode_0001" in finding.evidence
+    assert "1 of 3 recordings cannot be opened: episode_0001" in finding.evidence
     for number in (0, 2):
         (tmp_path / f"episode_000{number}" / "data.pkl").unlink()
-    with pytest.raises(TrajectoryError, match="none of the 3 recordings opens; the first"):
+    with pytest.raises(TrajectoryError, match="none of the 3 recordings can be opened; the first"):
         inspect_recordings(tmp_path)
 
 
@@ -182,7 +182,7 @@ def spoil(folder: Path, trouble: str) -> None:
         ("cut", "undecodable", "error", "1 of 90 frames do not decode: .*frame_0007.jpg: the JPEG is cut off"),
         ("black", "black-frames", "error", "camera image is black at 30 of 90 steps"),
         ("frozen", "frozen-camera", "error", "for 12 steps in which the arm moves; .* steps 38 to 49"),
-        ("twice", "repeated-frames", "warning", "30 are copies of frames elsewhere: is an episode there twice"),
+        ("twice", "repeated-frames", "warning", "30 are copies of frames elsewhere: does an episode occur twice"),
         ("size", "frame-sizes", "error", "160x90"),
     ],
 )
@@ -217,7 +217,7 @@ def test_a_damaged_dataset(tmp_path: Path) -> None:
     inspection = inspect_dataset(path)
     assert not inspection.is_advisable
     assert "data/image/31.0.0.0 has 24 bytes" in only(inspection.findings, "undecodable").evidence
-    assert "2 files of frames are not on disk, or cut: " in only(inspection.findings, "images").evidence
+    assert "2 frame files are missing or truncated: " in only(inspection.findings, "images").evidence
     assert only(inspection.findings, "not-finite").severity == "error"
     json.dumps(inspection.to_json(), allow_nan=False)
     draw_pictures(inspection, tmp_path / "pictures")

@@ -40,7 +40,7 @@ def test_a_sound_log_has_no_trouble(good: LogEvidence) -> None:
         ([0.01] * 30, {}, "error", "never opens"),
         ([1.0] * 10 + [0.0] * 10, {"measured": [1.0] * 10 + [0.0] * 10}, "error", "pass-through"),
         ([0.98] * 10 + [0.0] * 10, {"measured": [1.0] * 10 + [0.0] * 10}, "error", "follows the measured gripper"),
-        (ECHO, {"measured": [*ECHO[:4], 1.0, *ECHO[5:]]}, "note", "most of its changes only repeat what is measured"),
+        (ECHO, {"measured": [*ECHO[:4], 1.0, *ECHO[5:]]}, "note", "of its changes only repeat the measured gripper"),
         (CHATTER, {}, "warning", "chatters"),
         ([1.0] * 3, {}, "note", "too short"),
         ([1.0] * 20 + [0.28] * 5 + [0.72] * 9, {}, "note", "only 50% of the dead bands agree"),

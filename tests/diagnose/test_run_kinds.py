@@ -49,4 +49,4 @@ def test_successes_are_compared_by_their_intervals(
 
 def test_a_run_in_which_no_episode_ended_says_so() -> None:
     found = findings_of_run(run({"global_step": 4, "episodes": 0.0, "window_episodes": 0.0}))
-    assert (found[0].severity, found[0].evidence) == ("warning", "no episode ended while it played")
+    assert (found[0].severity, found[0].evidence) == ("warning", "no episode ended during training")

@@ -59,7 +59,7 @@ def test_a_run_that_has_not_made_its_epochs_is_diagnosed_as_that(tmp_path: Path,
 
 def test_a_finished_run_and_one_that_does_not_say_are_judged_by_their_numbers(tmp_path: Path) -> None:
     finished = run_findings(open_run(with_status(tmp_path / "finished", state="finished", epochs=100)))
-    assert only(finished, "stopped").evidence == "it made all of its 100 epochs"
+    assert only(finished, "stopped").evidence == "it completed all of its 100 epochs"
     older = run_findings(open_run(write_run(tmp_path / "older one", EARLY)))
     assert "stopped" not in {finding.code for finding in older}
     assert only(older, "warm-up").severity == "warning"
@@ -168,7 +168,7 @@ def test_the_disk_that_a_run_needs_is_what_its_checkpoints_take(dataset: Path, t
     assert found.size == real
     assert found.needed == max(real, 5 * real - found.there) < planned.needed
     finding = only(environment_findings(look_at_environment(tmp_path, found)), "disk")
-    assert f"a run keeps up to 5 checkpoints of {real / 1e6:.0f} MB (as those that it has)" in finding.evidence
+    assert f"a run keeps up to 5 checkpoints of {real / 1e6:.0f} MB (as its existing ones)" in finding.evidence
 
 
 @pytest.mark.parametrize(("averaged", "share"), [(True, 4), (False, 3)])

@@ -45,7 +45,7 @@ RUNS: list[tuple[str, str, list[dict[str, Any]], str, str]] = [
     ("not-finite", "error", spoiled(train_loss=None), "", "1 of 20 training losses are not finite"),
     ("not-finite", "error", metrics()[:1], "", "not one update was logged"),
     ("start", "error", metrics(start="scratch"), "pretrained:\n  path: grown.ckpt\n", "from scratch, although"),
-    ("start", "warning", metrics(fresh_parameters=5000), "", "start anew"),
+    ("start", "warning", metrics(fresh_parameters=5000), "", "are newly initialized"),
     ("loss-before-first-update", "warning", metrics(train_loss_before_first_update=1.1), "", "know nothing"),
     ("warm-up", "warning", [{**line, "lr": 1e-6} for line in metrics()], "", "only reached 1e-06 of 0.0001"),
     ("few-updates", "warning", metrics(updates=100), "", "only 100 updates"),
@@ -160,7 +160,7 @@ def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="no run there"):
+    with pytest.raises(RunFolderError, match="not a run;"):
         open_run(tmp_path)
     broken = write_run(tmp_path / "broken")
     (broken / "logs.json.txt").write_text("{]\n")

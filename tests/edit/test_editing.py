@@ -139,9 +139,9 @@ def test_a_hash_names_an_episode(one: Path, tmp_path: Path):
     ("words", "message"),
     [
         (["7"], r"no episode 7 of 2 \(0 to 1\)"),
-        (["first"], "cannot tell which episodes 'first' are"),
+        (["first"], "'first' does not name episodes"),
         (["deadbeef"], "no episode deadbeef"),
-        (["@absent.json"], "no marks"),
+        (["@absent.json"], "not a file of marks"),
     ],
 )
 def test_episodes_that_are_not_there_are_refused(one: Path, words: list[str], message: str):
@@ -166,7 +166,7 @@ def test_numbers_that_mean_nothing_are_refused(one: Path, operation: Callable[[E
 @pytest.mark.parametrize("text", ["{", "[]", '{"delete": 3}', '{"keep": ["1"]}'])
 def test_marks_that_are_none_are_refused(one: Path, tmp_path: Path, text: str):
     (tmp_path / "marks.json").write_text(text)
-    with pytest.raises(EditError, match="no marks"):
+    with pytest.raises(EditError, match="not a file of marks"):
         delete(plan_of([ReplayBuffer.open(one)]), [f"@{tmp_path / 'marks.json'}"])
 
 

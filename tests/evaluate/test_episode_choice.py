@@ -180,7 +180,7 @@ def test_where_it_cannot_be_told_nothing_is_called_held_out(trained: Trained, tm
     old = read_checkpoint(without(trained.checkpoint, tmp_path / "old.ckpt", "split"))
     choice = choose_episodes(JoinedDatasets(trained.folder / "set.zarr"), old)
     assert set(choice.numbers) == trained.held_out, "those that its config would hold out"
-    assert choice.note.endswith("may have been trained on: old.ckpt does not say which episodes it was trained on")
+    assert choice.note.endswith("may have been trained on: old.ckpt does not record which episodes it was trained on")
     both = JoinedDatasets([converted(tmp_path, (20, 21)), trained.folder / "set.zarr"])
     drawn = choose_episodes(both, old).numbers
     assert {number - 2 for number in drawn if number >= 2} == trained.held_out, (

@@ -132,9 +132,7 @@ def test_layouts_without_a_gripper_command(tmp_path: Path) -> None:
     )
     assert found.width_events == ((2, "close"), (4, "open"))
     assert found.width_verdict == "opens and closes"
-    assert (
-        "a width in meters, no 0..1 gripper: by its own thresholds opens and closes; closes at step 2" in found.reason
-    )
+    assert "meters, not a 0..1 gripper: by its own thresholds opens and closes; closes at step 2" in found.reason
     assert (found.duty_closed, found.dwell_steps) == (pytest.approx(2 / 5), (2, 1))
     assert (
         "1 command a gripper width: by its own thresholds 1 of them open and close" in validate_logs([path]).summary()
@@ -153,7 +151,7 @@ def test_layouts_without_a_gripper_command(tmp_path: Path) -> None:
     for step in poses["steps"]:
         step["action"]["values"] = [row[:3] for row in step["action"]["values"]]
     path.write_text(json.dumps(poses))
-    assert "3 numbers a command that fit no known layout" in judge_file(path).reason
+    assert "3 numbers per command that fit no known layout" in judge_file(path).reason
     path.write_text('{"steps": []}')
     assert judge_file(path).verdict == "too short"
 

@@ -188,7 +188,7 @@ def test_numbers_that_go_back_are_told(tmp_path: Path) -> None:
     path.write_text(json.dumps(content))
     found = judged(path)
     assert found.events == ((20, "close"), (35, "open"))
-    assert "step numbers repeat or go back; steps are counted by their position" in found.reason
+    assert "step numbers repeat or go back, so steps are counted by position" in found.reason
 
 
 def test_trial_of_signed_commands(trial: Callable[..., Path]) -> None:

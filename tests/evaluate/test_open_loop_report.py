@@ -117,7 +117,7 @@ def test_one_episode_claims_nothing(report: OpenLoopReport) -> None:
     found = compare_open_loop(first, second)
     assert (found["position_mm"]["interval"], found["position_mm"]["differs"]) == (None, False)
     assert "one episode: no interval" in printed(comparison_table(found))
-    with pytest.raises(EvaluateError, match=r"compared on different episodes, \[0\] and \[0, 1, 2, 3\]"):
+    with pytest.raises(EvaluateError, match=r"the episodes differ, \[0\] and \[0, 1, 2, 3\]"):
         compare_open_loop(first, report)
 
 

@@ -133,7 +133,7 @@ def test_refuses_unknown_words_and_absent_devices(tiny_checkpoint: Path, recorde
     with pytest.raises(EvaluateError, match="--episodes 1 two: expected held-out, all, or episode numbers"):
         parse_episodes(["1", "two"])
     if not torch.cuda.is_available():
-        with pytest.raises(EvaluateError, match="no CUDA device is at hand"):
+        with pytest.raises(EvaluateError, match="no CUDA device is available"):
             open_recorded(tiny_checkpoint, recorded_zarr, device="cuda:0")
 
 

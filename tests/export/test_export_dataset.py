@@ -138,7 +138,7 @@ def test_a_run_goes_out_with_what_a_person_drove(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda folder: {}, "episode 0 has no task, which LeRobot needs"),
+        (lambda folder: {}, "episode 0 has no task, which LeRobot requires"),
         (lambda folder: (folder / "out").mkdir() or {"task": "x"}, "out exists; it is not replaced"),
     ],
     ids=["no task", "exists"],

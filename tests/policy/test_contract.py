@@ -146,11 +146,11 @@ def test_it_learns(policy: PolicyModule) -> None:
 
 def test_it_is_served_by_the_plain_engine(policy: PolicyModule, caplog: pytest.LogCaptureFixture) -> None:
     engine = PolicyEngine(policy, EngineSettings(steps=3))
-    assert "served by the plain path: of this policy there is no fast_engine" in caplog.text
+    assert "served by the plain path: there is no fast_engine" in caplog.text
     answer = engine.infer(parsed(), 0, None, Stages())
     expected = policy.predict_action({"robot_eef_pose": torch.zeros(1, 2, 7)})["action"][0]
     np.testing.assert_array_equal(answer.actions, expected.double().numpy())
-    with pytest.raises(ServeError, match="need the fast path, but of this policy there is no fast_engine"):
+    with pytest.raises(ServeError, match="need the fast path; this policy has none: there is no fast_engine"):
         PolicyEngine(policy, EngineSettings(steps=3, warm_start=0.5))
 
 

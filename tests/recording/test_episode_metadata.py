@@ -35,7 +35,7 @@ def test_what_a_person_drove_is_in_the_dataset(tmp_path: Path, flags: Any, metad
     report = convert(ConversionSettings(tmp_path / "in", tmp_path / "out.zarr", resolution=(32, 18), workers=1))
     assert episode_metadata(ReplayBuffer.open(tmp_path / "out.zarr")) == (metadata,)
     is_flag = flags is None or metadata.interventions is not None
-    assert any("not carried along" in note for note in report.kept[0].notes) != is_flag, "what is no flag is named"
+    assert any("not carried over" in note for note in report.kept[0].notes) != is_flag, "what is no flag is named"
 
 
 def test_runs_of_true_flags() -> None:

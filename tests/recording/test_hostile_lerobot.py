@@ -140,13 +140,17 @@ def lists(rows: list[Any]) -> Any:
 
 HARMS: list[tuple[str, Harm, str]] = [
     ("no object", content("info.json", lambda data: b"[1]"), r"info.json: holds a list; expected an object"),
-    ("no JSON", content("info.json", lambda data: data[:-40]), r"info.json: no JSON"),
-    ("deep JSON", content("info.json", lambda data: b"[" * 200_000), r"info.json: no JSON"),
+    ("no JSON", content("info.json", lambda data: data[:-40]), r"info.json: not JSON"),
+    ("deep JSON", content("info.json", lambda data: b"[" * 200_000), r"info.json: not JSON"),
     ("another version", info(codebase_version="v9.9"), r"info.json: codebase_version is 'v9.9'"),
     ("no rate", info(fps=0), r"info.json: fps is 0"),
     ("rate as text", info(fps="10"), r"info.json: fps is '10'"),
     ("absurd episodes", info(total_episodes=10**30), r"info.json: total_episodes is 10+; expected a whole number"),
-    ("more frames than there are", info(total_frames=10**8), r"info.json: total_frames is 100000000, the tables .* 15"),
+    (
+        "more frames than there are",
+        info(total_frames=10**8),
+        r"info.json: total_frames is 100000000, but the tables .* 15",
+    ),
     (
         "leaves the folder",
         info(data_path="../../{chunk_index}/{file_index}.parquet"),
@@ -157,10 +161,10 @@ HARMS: list[tuple[str, Harm, str]] = [
         info(video_path="/etc/{video_key}{chunk_index}{file_index}"),
         r"video_path .* leaves the dataset",
     ),
-    ("attribute in a template", info(data_path="{chunk_index.__class__}"), r"data_path .* its field .* is not known"),
+    ("attribute in a template", info(data_path="{chunk_index.__class__}"), r"data_path .* its field .* is unknown"),
     ("endless padding", info(data_path="{chunk_index:0999999999d}"), r"data_path .* its field 'chunk_index'"),
     ("camera that leaves", feature("../../evil", dtype="video", shape=[4, 4, 3]), r"a feature is called '../../evil'"),
-    ("absurd width", feature("action", shape=[10**12]), r"feature 'action' has 1000000000000 numbers a step"),
+    ("absurd width", feature("action", shape=[10**12]), r"feature 'action' has 1000000000000 numbers per step"),
     ("negative shape", feature("action", shape=[-8]), r"feature 'action' has shape \[-8\]"),
     ("no dtype", feature("action", dtype=7), r"feature 'action' has no dtype"),
     (
@@ -174,7 +178,7 @@ HARMS: list[tuple[str, Harm, str]] = [
         r"file-000.parquet: cannot be read",
     ),
     ("damaged parquet", content("data/**/*.parquet", lambda d: d[:60] + bytes(400) + d[460:]), r"file-000.parquet: "),
-    ("rows without end", bomb, r"file-000.parquet: says 100001 rows; at most"),
+    ("rows without end", bomb, r"file-000.parquet: claims 100001 rows; at most"),
     ("texts without end", texts, r"tasks.parquet: unpacks to more than \d+ bytes of text"),
     ("no rows", removed("data/**/*.parquet"), r"file-000.parquet: cannot be read .No such file"),
     ("no column", column("action", lambda rows: None), r"file-000.parquet: has no column 'action'"),
@@ -213,9 +217,13 @@ HARMS: list[tuple[str, Harm, str]] = [
     ("cut video", content("*.mp4", lambda data: data[: len(data) // 2]), r"file-000.mp4: cannot be decoded"),
     ("a playlist", playlist, r"file-000.mp4: cannot be decoded"),
     ("empty video", content("*.mp4", lambda data: b""), r"file-000.mp4: cannot be decoded"),
-    ("short video", smaller_halfway, r"file-000.mp4: no frame at 0\.[5-9].* which step \d shows"),
+    ("short video", smaller_halfway, r"file-000.mp4: no frame at 0\.[5-9].* the time of step \d"),
     ("pictures without end", column("picture", endless_pictures), r"'picture' unpacks from \d+ to \d+ bytes"),
-    ("numbers without end", column("action", endless_numbers), r"column 'action' says 8000112 numbers in 15 rows of 8"),
+    (
+        "numbers without end",
+        column("action", endless_numbers),
+        r"column 'action' claims 8000112 numbers in 15 rows of 8",
+    ),
     ("a picture too large", huge_picture, r"pixels; at most"),
     (
         "no picture",

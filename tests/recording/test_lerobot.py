@@ -109,7 +109,7 @@ def test_resume_and_append_go_by_content(tmp_path: Path) -> None:
     assert run(first, tmp_path / "whole.zarr", resume=True).content_sha256 == whole
     names = [f"left.{name}" for name in recorded_names()]
     other = LeRobotSet(lengths=(8,), state=poses(8, 5), action=poses(8, 5), names=names).write(tmp_path / "other")
-    with pytest.raises(ConversionError, match=r"data/robot_eef_pose is left.x.*convert it to a dataset of its own"):
+    with pytest.raises(ConversionError, match=r"data/robot_eef_pose is left.x.*convert it to a separate dataset"):
         run(other, tmp_path / "out.zarr", append=True)
 
 
@@ -209,7 +209,7 @@ def test_names_that_do_not_say_it_are_asked_for_with_a_mapping_to_fill_in(tmp_pa
     printed = str(refused.value).split("\n\n", 1)[1]
     mapping = tmp_path / "mapping.yaml"
     mapping.write_text(printed)
-    with pytest.raises(MappingError, match=r"action.position.unit is '\?': say what it is"):
+    with pytest.raises(MappingError, match=r"action.position.unit is '\?': fill it in"):
         run(source, tmp_path / "out.zarr", mapping=str(mapping))
     filled = printed.replace("unit: '?'", "unit: m").replace("as: '?'", "as: euler_xyz")
     mapping.write_text(filled.replace("scale: '?'", "scale: meters:0.08"))

@@ -129,7 +129,7 @@ def test_another_size_is_refused_with_the_flag(grove: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("setting", [{"gripper_scale": "percent"}, {"timestamps": "milliseconds"}, {"mapping": "umi"}])
 def test_settings_of_robots_are_refused(grove: Path, setting: dict[str, str]):
-    with pytest.raises(MappingError, match="leave --"):
+    with pytest.raises(MappingError, match="omit --"):
         open_recordings(grove, **setting)
 
 

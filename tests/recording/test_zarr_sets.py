@@ -132,12 +132,12 @@ def test_colors_of_every_form_are_the_same_frames(form: str, tmp_path: Path) -> 
 
 
 BAD_COLORS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
-    "-1..1": (lambda frames: frames.astype(np.float32) / 127.5 - 1, "from -1 to .* expected colors of 0..255 or 0..1"),
+    "-1..1": (lambda frames: frames.astype(np.float32) / 127.5 - 1, "from -1 to .* expected colors in 0..255 or 0..1"),
     "16 bits": (lambda frames: frames.astype(np.uint16), "dtype uint16; expected uint8"),
     "NaN": (lambda frames: np.where(frames == 5, np.nan, frames).astype(np.float32), "numbers from nan to nan"),
     "beyond, later": (
         lambda frames: np.concatenate([frames[:1] / 255, frames[1:].astype(float)]).astype(np.float32),
-        "expected 0 to 1, as the first frames have them",
+        "expected 0 to 1, as in the first frames",
     ),
     "one channel": (lambda frames: frames[..., :1], "no color camera"),
     "no frames": (lambda frames: frames[:, 0, 0], "no color camera"),
@@ -170,7 +170,7 @@ def test_older_recordings_become_quaternion_and_gripper(collected: Path, tmp_pat
     videos = [decode(source / "videos" / str(episode) / "0.mp4") for episode in range(len(LENGTHS))]
     shown = [frame for video in videos for frame in video[::frames_a_step]]
     np.testing.assert_array_equal(ReplayBuffer.open(tmp_path / "out.zarr")["image"][:], np.stack(shown))
-    assert ("found by time" in str([entry.notes for entry in report.kept])) == (frames_a_step > 1)
+    assert ("nearest in time" in str([entry.notes for entry in report.kept])) == (frames_a_step > 1)
 
 
 def test_a_video_with_fewer_frames_than_steps_is_refused(collected: Path, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_video_with_fewer_frames_than_steps_is_refused(collected: Path, tmp_pa
     source = zarr_factory.write_collected(tmp_path / "in")
     short = zarr_factory.write_collected(tmp_path / "short", tuple(n - 2 for n in LENGTHS))
     (short / "videos" / "1" / "0.mp4").replace(source / "videos" / "1" / "0.mp4")
-    with pytest.raises(RecordingError, match=r"videos/1/0.mp4: no frame at .* which step"):
+    with pytest.raises(RecordingError, match=r"videos/1/0.mp4: no frame at .* the time of step"):
         run(source, tmp_path / "out.zarr", "rotation_vector_width")
     report = run(source, tmp_path / "out.zarr", "rotation_vector_width", on_error="skip")
     assert [entry.name for entry in report.dropped] == ["episode_000001"]
@@ -201,7 +201,7 @@ def test_without_a_mapping_the_one_to_fill_in_is_printed(
     name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     source = request.getfixturevalue(name)
-    with pytest.raises(MappingError, match="nothing says what its arrays are") as caught:
+    with pytest.raises(MappingError, match="nothing defines its arrays") as caught:
         convert(ConversionSettings(source, tmp_path / "out.zarr"))
     said, _, printed = str(caught.value).partition("\n\n")
     fitting = {"umi": "umi_zarr", "pusht": "pusht_zarr", "collected": "rotation_vector_width"}[name]
@@ -220,7 +220,7 @@ def as_file(folder: Path, content: Any) -> Path:
 
 def test_what_training_reads_as_it_is_is_not_converted(tmp_path: Path) -> None:
     dataset = tiny_run.write_dataset(tmp_path / "set.zarr", (5,))
-    with pytest.raises(RecordingError, match="in the layout that training reads: nothing is to be converted"):
+    with pytest.raises(RecordingError, match="already in the layout that training reads"):
         convert(ConversionSettings(dataset, tmp_path / "out.zarr"))
 
 
@@ -231,10 +231,10 @@ UNFIT: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no such column": ({"action": {"other": {"feature": "action", "columns": [2]}}}, "action has no column 2"),
     "a picture": ({"action": {"other": {"feature": "img"}}}, "no feature 'img'"),
-    "no such camera": ({"cameras": {"image": "image"}}, "camera 'image' is no color camera; there are img"),
+    "no such camera": ({"cameras": {"image": "image"}}, "camera 'image' is not a color camera; there are img"),
     "lead": ({"lead": -1}, "lead is -1; expected steps, 0 to 100"),
-    "rate": ({"hz": 0}, "hz is 0; expected steps a second"),
-    "longer than an episode": ({"lead": 7}, "7 steps; with commands 7 steps ahead at least 8"),
+    "rate": ({"hz": 0}, "hz is 0; expected steps per second"),
+    "longer than an episode": ({"lead": 7}, "7 steps; with commands 7 steps ahead, at least 8"),
 }
 
 
@@ -297,7 +297,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(
     assert "3 of 3 episodes" in said
     assert "data/action: x, y, z, qx, qy, qz, qw, gripper" in said
     assert "data/image: 12x10, from 24x20" in said
-    assert "not carried along: robot0_demo_end_pose" in said
+    assert "not carried over: robot0_demo_end_pose" in said
     assert list(tmp_path.iterdir()) == []
     assert main([*words, "12", "10"]) == 0
     assert ReplayBuffer.open(tmp_path / "out.zarr").n_episodes == len(LENGTHS)

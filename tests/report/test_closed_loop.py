@@ -168,7 +168,7 @@ def test_the_page_shows_outcomes_conditions_and_pairs(tmp_path: Path) -> None:
         "<td>26 of 40 (50-78 %)</td>",
         "<td>closed beside 10, dropped 4</td>",
         "8 steps of a chunk executed; ddim in 8 steps, ema_model; policy in process, no guard; latency of 200 ms",
-        "success 26, closed beside 10, dropped 4; cells tell",
+        "success 26, closed beside 10, dropped 4; cells show",
         "best.ckpt does 16 more of 40 than old.ckpt (only best.ckpt 16, only old.ckpt 0; McNemar&#x27;s exact test: "
         "p = 3.1e-05); made with another n_action_steps, latency_injected_ms.",
     ):
@@ -218,10 +218,10 @@ def test_success_while_training_is_a_curve(tmp_path: Path, monkeypatch: pytest.M
     }  # fmt: skip
     lines = [{**line, **measured} if "val_loss" in line else line for line in metrics()]
     _, page = make_report(Sources(run=write_run(tmp_path / "some_run", lines)))
-    assert "Closed loop while training, 95 % interval, 20 scenes, 6 steps of a chunk executed" in page
+    assert "Closed loop during training, 95 % interval, 20 scenes, 6 steps of a chunk executed" in page
     assert "closed loop over updates; at the end success 0.30, grasped 0.40" in page
     _, without = make_report(Sources(run=write_run(tmp_path / "other_run")))
-    assert "Closed loop while training" not in without
+    assert "Closed loop during training" not in without
 
 
 @pytest.fixture(scope="module")

@@ -154,7 +154,7 @@ def test_a_page_has_a_size_and_says_what_it_left_out(tmp_path: Path) -> None:
     said = written(page, path, episodes=numbers_of(["3", "5-6"]), frames=4)
     assert held(page, "dataset")["shown"] == [3, 5, 6]
     assert held(page, "episode-5")["pictured"] == [0, 4, 7, 11]
-    assert "3 have pictures and curves, those asked for;" in said
+    assert "3 have pictures and curves, the requested ones;" in said
     assert "12 of 36 frames are shown (33%)" in said
 
 
@@ -163,7 +163,7 @@ def test_a_page_has_a_size_and_says_what_it_left_out(tmp_path: Path) -> None:
     [
         ({"megabytes": 0.02}, r"the list of 3 episodes alone takes .*--max-megabytes 1"),
         ({"megabytes": float("nan")}, "a page of nan MB"),
-        ({"frames": 0}, "with 0 frames an episode"),
+        ({"frames": 0}, "with 0 frames per episode"),
         ({"episodes": [3]}, "no episode 3; there are 3"),
     ],
     ids=["small", "nan", "no frame", "no episode"],
@@ -172,7 +172,7 @@ def test_what_makes_no_page_is_refused(one: Path, tmp_path: Path, settings: dict
     with pytest.raises(ReportError, match=says):
         viewed(tmp_path, one, **settings)
     assert not (tmp_path / "page.html").exists()
-    with pytest.raises(ReportError, match="cannot tell which episodes"):
+    with pytest.raises(ReportError, match="does not name episodes"):
         numbers_of(["2-x"])
 
 
@@ -183,7 +183,7 @@ def test_marks_are_of_one_dataset(one: Path, tmp_path: Path) -> None:
     file.write_text(json.dumps({"delete": ["1"], "datasets": dataset_marks([buffer])}))
     assert read_marks(file, [buffer], must_say=True) == ["1"]
     for sources, says in (
-        ([other], "its marks are of .*one.zarr"),
+        ([other], "its marks belong to .*one.zarr"),
         ([buffer, other], "its marks count over .*one.zarr"),
     ):
         with pytest.raises(EditError, match=says) as refused:
@@ -195,15 +195,15 @@ def test_marks_are_of_one_dataset(one: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('{"delete": ["1"]}', "does not say which datasets"),
-        ('{"delete": ["1"], "datasets": []}', "does not say which datasets"),
-        ('{"delete": ["1"], "datasets": [3]}', "does not say which datasets"),
+        ('{"delete": ["1"]}', "does not name the datasets"),
+        ('{"delete": ["1"], "datasets": []}', "does not name the datasets"),
+        ('{"delete": ["1"], "datasets": [3]}', "does not name the datasets"),
         ('{"delete": []}', "no episode is marked"),
-        ('{"delete": "12"}', "no list of numbers"),
-        ('{"delete": [[1]]}', "no list of numbers"),
-        ("[1]", "no marks"),
-        ("[" * 100_000, "no marks"),
-        ("\x00", "no marks"),
+        ('{"delete": "12"}', "not a list of numbers"),
+        ('{"delete": [[1]]}', "not a list of numbers"),
+        ("[1]", "not a file of marks"),
+        ("[" * 100_000, "not a file of marks"),
+        ("\x00", "not a file of marks"),
     ],
 )
 def test_what_is_no_file_of_marks_is_refused(one: Path, tmp_path: Path, text: str, says: str) -> None:
@@ -255,4 +255,4 @@ def test_episodes_marked_in_a_browser_are_deleted(
     assert ReplayBuffer.open(tmp_path / "edited.zarr").episode_ends.tolist() == [13, 27]
     again = [str(tmp_path / "edited.zarr"), "--delete-marked", str(marks), "--output", str(tmp_path / "twice.zarr")]
     assert edit(again) == 2, "the numbers of these marks are those of another dataset"
-    assert "its marks are of" in capsys.readouterr().err
+    assert "its marks belong to" in capsys.readouterr().err

@@ -49,7 +49,7 @@ def test_success_of_the_same_scenes_decides(tmp_path: Path, main: Main, capsys: 
     assert told["runs"][1]["closed_loop"]["count"] == 30
     assert "In the same scenes run_poor does 12 fewer of 40 than run_good" in told["page"]
     assert "<td>30 of 40 (60-86 %)</td>" in told["page"]
-    assert "success while training" not in told["page"], "a column that no run has"
+    assert "success during training" not in told["page"], "a column that no run has"
     assert "30 of 40" in capsys.readouterr().out
 
 
@@ -140,7 +140,7 @@ def test_results_elsewhere_are_named_and_must_be_of_these_runs(
     assert [run["closed_loop"]["count"] for run in told["runs"]] == [18, 30]
     stranger = closed_loop(tmp_path / "stranger.json", GOOD, checkpoint_sha256="0" * 64)
     assert main([*map(str, runs), "--closed-loop", str(stranger)]) == 2
-    assert "stranger.json: it is of no checkpoint of these runs" in capsys.readouterr().err
+    assert "stranger.json: it belongs to no checkpoint of these runs" in capsys.readouterr().err
 
 
 def test_a_run_that_does_nothing_in_closed_loop_is_ruled_out(tmp_path: Path, main: Main) -> None:
@@ -162,7 +162,7 @@ def test_runs_without_a_pose_are_ranked_by_their_joints(tmp_path: Path, main: Ma
     far, near = joints_only(tmp_path / "far", 0.2), joints_only(tmp_path / "near", 0.1)
     told = told_of(main, far, near)
     assert told["deploy"] == str(near / "checkpoints" / "best.ckpt")
-    assert "its joints are nearest (0.1 rad (joints), next 0.2 rad (joints))" in told["advice"]
+    assert "its joint error is lowest (0.1 rad (joints), next 0.2 rad (joints))" in told["advice"]
     assert [run["joint_error"] for run in told["runs"]] == [[0.2, "rad"], [0.1, "rad"]]
     other = joints_only(tmp_path / "other", 0.05, "deg")
     assert "validation loss is lowest" in told_of(main, near, other)["advice"], "units are not compared"

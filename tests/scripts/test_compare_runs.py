@@ -54,7 +54,7 @@ def test_position_breaks_a_tie(tmp_path: Path, main: Main) -> None:
     runs = [write_run(tmp_path / f"run_at_{mm}", scored(18, 0.9, mm)) for mm in (12.0, 7.0)]
     out = tmp_path / "out.json"
     assert main([*map(str, runs), "--json", str(out)]) == 0
-    assert "its positions are nearest (7 mm, next 12)" in json.loads(out.read_text())["advice"]
+    assert "its position error is lowest (7 mm, next 12)" in json.loads(out.read_text())["advice"]
 
 
 def test_runs_on_other_episodes_are_not_ranked(tmp_path: Path, main: Main) -> None:
@@ -82,7 +82,7 @@ def test_bad_input_is_refused(tmp_path: Path, main: Main, capsys: pytest.Capture
     assert main([run, run]) == 2
     assert "expected two or more different ones" in capsys.readouterr().err
     assert main([run, str(tmp_path)]) == 2
-    assert "no run there" in capsys.readouterr().err
+    assert "not a run;" in capsys.readouterr().err
 
 
 def test_no_run_was_measured(tmp_path: Path, main: Main) -> None:
@@ -111,7 +111,7 @@ def test_what_is_not_defined_ranks_no_run(tmp_path: Path, main: Main) -> None:
     """A run without an F1 is neither better nor worse by it: the next figure that both have decides."""
     nothing = {"val_gripper_f1": None, "val_gripper_recall": None, "val_position_error_mm": 5.0}
     told = compared(main, tmp_path, scored(19, 0.95, 9.0), changed(metrics(), **nothing))
-    assert "run_1/checkpoints/best.ckpt: its positions are nearest (5 mm, next 9)" in told["advice"]
+    assert "run_1/checkpoints/best.ckpt: its position error is lowest (5 mm, next 9)" in told["advice"]
     assert told["runs"][1]["gripper_f1"] is None
 
 
@@ -125,7 +125,7 @@ def test_an_f1_of_one_without_an_event_is_none(tmp_path: Path, main: Main) -> No
     )
     assert [run["gripper_f1"] for run in told["runs"]] == [None, None]
     assert [run["interval"] for run in told["runs"]] == [None, None]
-    assert "run_1/checkpoints/best.ckpt: its positions are nearest (6 mm, next 7)" in told["advice"]
+    assert "run_1/checkpoints/best.ckpt: its position error is lowest (6 mm, next 7)" in told["advice"]
     assert "no gripper event was measured that could tell them apart" in told["advice"]
 
 
@@ -142,8 +142,8 @@ def test_runs_of_other_tolerances_are_not_compared_by_f1(tmp_path: Path, main: M
     wide = changed(scored(20, 1.0, 9.0), val_gripper_tolerance_s=2.0)
     told = compared(main, tmp_path, wide, changed(scored(15, 0.7, 5.0), val_gripper_tolerance_s=1.0))
     assert [run["gripper_tolerance"] for run in told["runs"]] == ["2 s", "1 s"]
-    assert "its positions are nearest (5 mm, next 9)" in told["advice"]
-    assert "their gripper F1 are of different tolerances and were not compared" in told["advice"]
+    assert "its position error is lowest (5 mm, next 9)" in told["advice"]
+    assert "their gripper F1 scores have different tolerances and were not compared" in told["advice"]
     assert "clearly" not in told["advice"]
 
 
@@ -172,7 +172,7 @@ def test_episodes_are_the_same_by_content_wherever_they_lie(
 
 def test_equal_runs_are_called_equal(tmp_path: Path, main: Main) -> None:
     told = compared(main, tmp_path, scored(18, 0.9), scored(18, 0.9))
-    assert "no figure that both have tells it from the next one." in told["advice"]
+    assert "no figure that both have separates it from the next one." in told["advice"]
 
 
 def test_success_in_closed_loop_comes_first_where_all_measured_it(tmp_path: Path, main: Main) -> None:

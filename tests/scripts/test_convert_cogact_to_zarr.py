@@ -65,6 +65,6 @@ def test_interrupted_while_the_checks_look(
     output = tmp_path / "out.zarr"
     assert main(["--input", str(source), "--output", str(output), "--resolution", "32", "18"]) == 130
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith(f"stopped by SIGINT: {output} is complete, the checks had not ended; go on with: ")
+    assert line.startswith(f"stopped by SIGINT: {output} is complete, but the checks had not finished; go on with: ")
     assert line.endswith(f"verify_converted_data.py --zarr-path {output}")
     assert ReplayBuffer.open(output).n_steps == 12

@@ -114,7 +114,7 @@ def test_gripper_always_open_from_labels_that_can_be_copied(tmp_path: Path, main
     assert "copycat-labels" in codes(out, "dataset")
     assert codes(out, "log") == ["gripper-verdict"]
     diagnosis = json.loads(out.read_text())["diagnosis"]
-    assert diagnosis.endswith("it is likely to be why the gripper is not commanded to close and to open")
+    assert diagnosis.endswith("it is probably why the gripper is not commanded to close and open")
 
 
 def test_a_config_is_examined_before_it_is_run(

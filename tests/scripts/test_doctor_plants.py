@@ -152,7 +152,7 @@ DATASETS = [
     ("closings", never_closing, "the gripper closes 0 times"),
     ("copycat-labels", copied, "a policy can copy its input and never decide to close"),
     ("dead-band", half_open, "of the commands are neither open (>= 0.7) nor closed (<= 0.3)"),
-    ("step-spacing", slow, "steps are 0.8 s apart, the robot executes one in 0.1 s"),
+    ("step-spacing", slow, "steps are 0.8 s apart, the robot executes one every 0.1 s"),
 ]
 
 
@@ -166,7 +166,7 @@ def test_why_the_gripper_is_always_open(
     told = doctor("--dataset", dataset, "--log", log)
     assert told["cause"]["code"] == code
     assert says in told["cause"]["evidence"]
-    assert told["diagnosis"].endswith("why the gripper is not commanded to close and to open")
+    assert told["diagnosis"].endswith("why the gripper is not commanded to close and open")
     assert told["next_command"].startswith("python scripts/")
 
 
@@ -191,8 +191,8 @@ def test_a_normalizer_that_never_saw_the_gripper_move(tmp_path: Path, sound: Sou
     path = write_policy(tmp_path / "constant.ckpt", low=[-9] * 7 + [1.0])
     told = doctor("--checkpoint", path, "--dataset", sound.dataset, "--log", write_log(tmp_path / "log", [0.99] * 30))
     assert told["cause"]["code"] == "gripper-statistics"
-    assert "it was fitted where the gripper never moved" in told["diagnosis"]
-    assert told["diagnosis"].endswith("it is why the gripper is not commanded to close and to open")
+    assert "the gripper never moved there" in told["diagnosis"]
+    assert told["diagnosis"].endswith("it is why the gripper is not commanded to close and open")
 
 
 def from_scratch(parts: dict) -> None:
@@ -253,7 +253,7 @@ def test_the_live_weights_were_served(tmp_path: Path, doctor: Doctor) -> None:
     log.write_text(json.dumps(document))
     (finding,) = [f for f in doctor("--log", log)["groups"]["log"] if f["code"] == "log-weights"]
     assert finding["severity"] == "note"
-    assert "the weights model were run, not the averaged ones" in finding["evidence"]
+    assert "the weights model were used, not the averaged ones" in finding["evidence"]
 
 
 def overrides(dataset: Path) -> list[str]:
@@ -312,7 +312,7 @@ def hydra_of(run: Path, dataset: Path) -> None:
 
 
 RUNS = [
-    ("loss-does-not-fall", "warm-up", {"lr": 0.0}, {}, "it is likely to be why the loss does not fall"),
+    ("loss-does-not-fall", "warm-up", {"lr": 0.0}, {}, "it is probably why the loss does not fall"),
     ("loss-does-not-fall", "loss-before-first-update", {}, {"train_loss_before_first_update": 1.1}, "know nothing"),
     ("sight", "sight", {"val_image_features": 0}, {}, "the policy sees nothing"),
     ("not-finite", "not-finite", {"train_loss": None}, {}, "training losses are not finite"),

@@ -113,7 +113,7 @@ def test_vpt_s_weights_play_in_the_grove(
     printed = " ".join(capsys.readouterr().out.split())
     assert "success 0 of 2 (0-66 %)" in printed
     assert "grove, log; asked at every step; actions drawn, model; policy in process" in printed
-    assert "picture: left out, since this simulator tells no position" in printed
+    assert "picture: left out, since this simulator reports no position" in printed
     assert "grasped" not in printed
     document = json.loads(one.read_text())
     assert (document["actions"], document["scheduler"], document["n_action_steps"]) == ("drawn", "none", 1)

@@ -31,9 +31,9 @@ def never_closing(arrays: dict[str, Any]) -> None:
 
 # What is done to the recordings, the exit status of all checks, and how the verdict begins and goes on.
 KINDS: dict[str, tuple[int, Change | None, int, str, str]] = {
-    "good": (22, None, 0, "Nothing was found that speaks against training on it.", ""),
+    "good": (22, None, 0, "Nothing was found that argues against training on it.", ""),
     "few": (3, None, 0, "No error was found: ", "the gripper closes 3 times"),
-    "slow": (22, slower, 0, "No error was found: 1 warning. ", "it will move 8.0 times as fast as it was shown"),
+    "slow": (22, slower, 0, "No error was found: 1 warning. ", "it will move 8.0 times as fast as the demonstration"),
     "another frame": (22, elsewhere, 1, "Do not train on it yet: 1 error. ", "mm from the measured ones"),
     "never closing": (22, never_closing, 1, "Do not train on it yet: 1 error", "the gripper closes 0 times"),
 }

@@ -59,14 +59,14 @@ SHOWN: dict[str, tuple[dict[str, Any], str | None]] = {
     "dark, with something in it": (two(lambda step: scene(step) // 8), None),
     "4:3": (
         two(lambda step: scene(step, (640, 480))),
-        "the picture is 640x480, of another shape than the policy reads (320x180; ",
+        "the picture is 640x480, a shape other than the policy reads (320x180; ",
     ),
     "portrait": (two(lambda step: scene(step, (180, 320))), "the picture is 180x320"),
     "square": (two(lambda step: scene(step, (256, 256))), "the picture is 256x256"),
     "nearly 16:9": (two(lambda step: scene(step, (848, 480))), None),
     "larger": (two(lambda step: scene(step, (1280, 720))), None),
     "gray": (two(lambda step: cv2.cvtColor(scene(step), cv2.COLOR_BGR2GRAY)), "the picture is gray"),
-    "the same twice": (two(lambda step: scene(0)), "frames of different times are the same picture"),
+    "the same twice": (two(lambda step: scene(0)), "frames of different times show the same picture"),
     "the same at one time": (two(lambda step: scene(0)) | {"timestamps": [0.1, 0.1]}, None),
 }
 
@@ -236,7 +236,7 @@ def test_a_picture_is_told_from_another_by_its_pixels_not_by_its_bytes() -> None
 TRIAL_60 = {
     "a_good": ("action", None), "b_png": ("action", None), "c_rgba": ("action", None),
     "d_datauri": ("bad_image", "data:"), "e_newlines": ("bad_image", "newline"),
-    "f_urlsafe": ("bad_image", "url-safe"), "g_padded": ("action", None),
+    "f_urlsafe": ("bad_image", "URL-safe"), "g_padded": ("action", None),
     "h_damaged_zeroed": ("bad_image", "damaged"), "i_damaged_lost": ("bad_image", "damaged"), "j_stray": (None, None),
     "k_16bit": ("bad_image", "16-bit"), "l_webp": ("bad_image", "WebP"), "m_4to3": ("action", "640x480"),
     "n_portrait": ("action", "180x320"), "o_black": ("action", "black"),

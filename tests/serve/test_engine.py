@@ -343,6 +343,6 @@ def test_a_policy_without_a_gripper_is_not_served(tmp_path: Path) -> None:
 
 def test_an_absent_device_is_refused(served_checkpoint: Path) -> None:
     if torch.cuda.is_available():
-        pytest.skip("a CUDA device is at hand")
+        pytest.skip("a CUDA device is available")
     with pytest.raises(ServeError, match="no CUDA device"):
         opened(served_checkpoint, device="cuda:0")

@@ -40,7 +40,7 @@ def test_beside_a_drift_a_late_message_is_still_late(ppm: float) -> None:
     ages(freshness, np.stack([server, server * (1 - ppm * 1e-6)], axis=1))
     now = 3600.0
     for lag in (0.6, 1.0, 5.0):
-        with pytest.raises(ProtocolError, match=r"older than the freshest.*reset begins anew") as caught:
+        with pytest.raises(ProtocolError, match=r"older than the freshest.*send reset to begin") as caught:
             freshness.check(seen(now * (1 - ppm * 1e-6)), now + lag)
         assert caught.value.code == "stale"
     assert freshness.check(seen((now + 6) * (1 - ppm * 1e-6)), now + 6) < 0.01, "what was refused moved nothing"
@@ -108,7 +108,7 @@ def test_frames_around_a_pause_are_not_taken_for_milliseconds() -> None:
     freshness.new_episode(seen(10.0), 10.0)
     paused = SimpleNamespace(timestamps=np.array([10.0, 110.0]))
     freshness.check_unit(paused, 110.0)
-    with pytest.raises(ProtocolError, match="are milliseconds; expected seconds"):
+    with pytest.raises(ProtocolError, match="are in milliseconds; expected seconds"):
         freshness.check_unit(paused, 10.6)
 
 
@@ -128,7 +128,7 @@ def test_a_clock_that_begins_anew_after_a_pause_is_another_episode() -> None:
         assert follow(freshness, 100 + now, now) == (None, None)
     began, refused = follow(freshness, 110.0, 0.1)  # openpi's reset() sends nothing
     assert began is not None
-    assert "the client's clock began anew, 5.300 s before" in began
+    assert "the client's clock restarted, 5.300 s before" in began
     assert refused is None
     assert follow(freshness, 110.6, 0.7) == (None, None)
 
@@ -171,4 +171,4 @@ def test_the_session_says_that_an_episode_began_and_forgets_the_last_chunk() -> 
         replies = [client.ask(observation_message(step)) for step in range(AGREEING)]
         assert [reply.get("code", "action") for reply in replies] == ["stale"] * (AGREEING - 1) + ["action"]
         assert replies[-1]["seam"] is None
-        assert "a new episode begins: the client's clock began anew" in replies[-1]["warnings"][0]
+        assert "a new episode begins: the client's clock restarted" in replies[-1]["warnings"][0]

@@ -61,8 +61,8 @@ def test_a_port_in_time_wait_is_free() -> None:
     ("words", "match"),
     [
         (["port=8123", "websocket_port=8123"], "are both 8123"),
-        (["host=nowhere.invalid", "allow_unauthenticated=true"], "no name that this machine knows"),
-        (["host=192.0.2.1", "allow_unauthenticated=true"], "no address of this machine"),
+        (["host=nowhere.invalid", "allow_unauthenticated=true"], "does not resolve on this machine"),
+        (["host=192.0.2.1", "allow_unauthenticated=true"], "not an address of this machine"),
     ],
 )
 def test_what_can_never_be_listened_on(words: list[str], match: str) -> None:

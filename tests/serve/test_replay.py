@@ -74,7 +74,7 @@ def test_the_command_says_whether_the_log_is_reproduced(
     lines[0]["predicted"]["values"][1][0] += 1e-6
     steps.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert main(arguments) == 1
-    assert "NOT reproduced: not equal to the last bit on the same machine" in capsys.readouterr().out
+    assert "NOT reproduced: not bit-equal on the same machine" in capsys.readouterr().out
     meta = json.loads((run / "meta.json").read_text())
     (run / "meta.json").write_text(json.dumps({**meta, "processor": "another, 64 threads"}))
     assert main(arguments) == 0, "elsewhere a tolerance holds"

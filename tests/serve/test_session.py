@@ -178,7 +178,7 @@ def test_an_open_server_is_warned_about(caplog: pytest.LogCaptureFixture) -> Non
         with OldClient(server.ports["line"]) as client:
             assert client.ask(observation_message())["type"] == "action"
         _announce(server.host, server.ports)
-    assert "anybody who reaches 0.0.0.0 can move the arm" in caplog.text
+    assert "anyone who can reach 0.0.0.0 can move the arm" in caplog.text
     assert "limits: at most 0.04 m and 0.1 rad a step (clip)" in caplog.text
 
 

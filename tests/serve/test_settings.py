@@ -201,6 +201,6 @@ def test_a_token_file_without_a_token(tmp_path: Path) -> None:
 def test_the_command_refuses_before_anything_is_loaded(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main = runpy.run_path(str(repository / "scripts" / "serve.py"))["main"]
     assert main(["ckpt=absent.ckpt", "host=0.0.0.0"]) == 2
-    assert "everybody on that network could move the arm" in capsys.readouterr().err
+    assert "anyone on that network could move the arm" in capsys.readouterr().err
     assert main(["ckpt=absent.ckpt", "port=0", "log.directory=null"]) == 2
     assert "there is no such checkpoint file" in capsys.readouterr().err

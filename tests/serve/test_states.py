@@ -104,7 +104,7 @@ def test_or_refused_by_setting() -> None:
     with ServerThread(Binary(), settings(None, "on_unseen_state=refuse")) as server, server.client() as client:
         reply = client.ask(observation_message(0, grippers=[[0.08]] * 2))
         assert reply["code"] == "bad_state"
-        assert "is 0.0800; training saw only 0 and 1; if the robot's gripper is in another scale" in reply["message"]
+        assert "is 0.0800; training saw only 0 and 1; if the robot's gripper uses a scale other" in reply["message"]
         assert client.ask(observation_message(1))["type"] == "action"
 
 

@@ -111,7 +111,7 @@ def test_raw_frames_and_png_give_the_same_actions(served_checkpoint: Path) -> No
         ({b"__ndarray__": True, b"data": b"12", b"dtype": "<f4", b"shape": [2**40]}, "does not fit its bytes"),
         ({b"__ndarray__": True, b"data": b"12", b"dtype": "<f4", b"shape": [-1]}, "has the shape"),
         ({b"__ndarray__": True, b"data": b"12", b"dtype": ["<f4"], b"shape": [1]}, "expected numbers"),
-        ({b"__npgeneric__": True, b"data": "text", b"dtype": "<f4"}, "not one msgpack message"),
+        ({b"__npgeneric__": True, b"data": "text", b"dtype": "<f4"}, "not a single msgpack message"),
     ],
 )
 def test_arrays_from_the_network_are_numbers_of_their_size(entry: dict[bytes, object], match: str) -> None:
@@ -120,7 +120,7 @@ def test_arrays_from_the_network_are_numbers_of_their_size(entry: dict[bytes, ob
 
 
 def test_msgpack_that_is_none_is_refused_and_objects_are_not_sent() -> None:
-    with pytest.raises(ProtocolError, match="not one msgpack message"):
+    with pytest.raises(ProtocolError, match="not a single msgpack message"):
         unpack(b"\xc1")
     with pytest.raises(TypeError, match="cannot be sent"):
         pack({"a": np.array([object()])})

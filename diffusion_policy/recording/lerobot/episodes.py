@@ -1,4 +1,4 @@
-"""Which rows of which file, and which stretch of which video, an episode is."""
+"""The rows of a file, and the stretches of videos, that make up an episode."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Stretch:
     """The position of an episode in a video.
 
     Attributes:
-        file: of the video.
+        file: the video.
         start: seconds at which its first step is shown.
     """
 
@@ -32,14 +32,14 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode, as the tables in meta/ say.
+    """One episode, as listed in the tables in meta/.
 
     Attributes:
-        index: its number.
-        length: steps.
-        tasks: in words.
-        data_file: parquet file of its rows.
-        videos: per camera that is a video, where its frames are.
+        index: the episode's number.
+        length: number of steps.
+        tasks: task descriptions.
+        data_file: parquet file with its rows.
+        videos: position of its frames, by camera stored as video.
     """
 
     index: int
@@ -50,12 +50,12 @@ class Episode:
 
     @property
     def name(self) -> str:
-        """As v2 calls its file: episode_000007."""
+        """The name of its file in v2: episode_000007."""
         return f"episode_{self.index:06d}"
 
 
 def read_episodes(info: Info) -> list[Episode]:
-    """The episodes of a dataset, in order.
+    """Returns the episodes of a dataset, in order.
 
     Raises:
         RecordingError: a table is absent or damaged, or contradicts meta/info.json.
@@ -70,14 +70,14 @@ def read_episodes(info: Info) -> list[Episode]:
     for key, stated in info.totals.items():
         if stated != there[key]:
             raise RecordingError(
-                f"{info.file}: {key} is {stated}, the tables of episodes say {there[key]}: copy the dataset again, or, "
-                f"where its recorder was killed, write {there[key]} there"
+                f"{info.file}: {key} is {stated}, but the tables of episodes have {there[key]}: copy it again or, "
+                f"if its recorder was killed, write {there[key]} there"
             )
     return episodes
 
 
 def read_tasks(info: Info) -> dict[int, str]:
-    """What is to be done, in words, by task_index.
+    """Returns the task descriptions by task_index.
 
     Raises:
         RecordingError: the table is absent or damaged.
@@ -89,7 +89,7 @@ def read_tasks(info: Info) -> dict[int, str]:
     for row in rows:
         index, text = row.get("task_index"), row.get("task", row.get("__index_level_0__"))
         if not isinstance(index, int) or not isinstance(text, str):
-            raise RecordingError(f"{file}: a row is {str(row)[:200]}; expected task_index, a number, and task, a text")
+            raise RecordingError(f"{file}: a row is {str(row)[:200]}; expected task_index (a number) and task (a text)")
         tasks[index] = text
     return tasks
 
@@ -122,7 +122,7 @@ def _lines(file: Path) -> Iterator[tuple[dict[str, Any], Path]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise RecordingError(f"{file}: line {number} is no JSON ({error}): {COPY_AGAIN}") from error
+            raise RecordingError(f"{file}: line {number} is not JSON ({error}): {COPY_AGAIN}") from error
         if not isinstance(row, dict):
             raise RecordingError(f"{file}: line {number} holds a {type(row).__name__}; expected an object")
         yield row, file

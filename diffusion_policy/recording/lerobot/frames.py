@@ -1,4 +1,4 @@
-"""Frames of a LeRobot dataset: of videos, decoded one after the other, and of pictures in a parquet column."""
+"""Frames of a LeRobot dataset: from videos, decoded in sequence, and from pictures in a parquet column."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from diffusion_policy.recording.lerobot.tables import COPY_AGAIN, column_names, 
 from diffusion_policy.spec import ImageArray
 from diffusion_policy.storage import sha256
 
-# FFmpeg is given the format, so that another kind of file, such as a playlist of other files, is refused.
+# FFmpeg is given the format, so that it refuses any other kind of file, such as a playlist of other files.
 _CONTAINER = "mp4"
 # Packets of a video that represent its content.
 _SAMPLED_PACKETS = 4
-# Steps of a video that are decoded in one go.
+# Number of steps of a video that are decoded in one go.
 _STRETCH = 2048
-# Part of a step that time stamps of one frame differ by: those of steps are float32.
+# Fraction of a step by which time stamps of the same frame may differ, since those of steps are float32.
 _SAME_TIME = 1e-3
 
 
 @contextmanager
 def opened_video(file: Path) -> Iterator[Any]:
-    """The container of an mp4, by PyAV; its errors, also those of decoding, name the file.
+    """Opens an mp4's container with PyAV; errors, including those of decoding, name the file.
 
     Raises:
-        RecordingError: it is absent, cut, damaged, no mp4, or has no picture that may be decoded.
+        RecordingError: it is missing, truncated, damaged or not an mp4, or has no picture that may be decoded.
         PathError: its store cannot be reached.
     """
     try:
@@ -70,8 +70,8 @@ class VideoFrames:
     Attributes:
         file: an mp4.
         times: (n,) seconds in the file, increasing.
-        steps: (n,) of the episode, for messages.
-        period: seconds from a step to the next; a frame further than half of it from its time is none.
+        steps: (n,) steps of the episode, for messages.
+        period: seconds from a step to the next; a frame further than half a period from its time does not count.
     """
 
     file: Path
@@ -83,7 +83,7 @@ class VideoFrames:
         return len(self.times)
 
     def pictures(self) -> Iterator[Picture]:
-        """The frames, decoded from the key frame before the first on; see `recording.contract.Frames`."""
+        """Yields the frames, decoded from the key frame before the first one on; see `recording.contract.Frames`."""
         with opened_video(self.file) as container:
             video = container.streams.video[0]
             _seek(container, video, self.times[0])
@@ -95,21 +95,21 @@ class VideoFrames:
             yield from wanted.rest()
 
     def at(self, steps: Sequence[int]) -> VideoFrames:
-        """Those of some steps; increasing."""
+        """Returns the frames of some steps, in increasing order."""
         return replace(self, times=tuple(self.times[step] for step in steps), steps=tuple(steps))
 
     def pieces(self, steps: Sequence[int], at_most: int) -> Iterator[VideoFrames]:
-        """Stretches of the video: frames from a key frame to the first wanted one are decoded in vain."""
+        """Yields stretches of the video; each costs the decoding from a key frame to its first wanted frame."""
         starts = self.starts(len(steps), at_most)
         return (self.at(steps[start : start + starts.step]) for start in starts)
 
     @staticmethod
     def starts(n_steps: int, at_most: int) -> range:
-        """Where pieces of so many steps begin."""
+        """Returns where pieces of `at_most` steps begin."""
         return range(0, n_steps, at_most if at_most == 1 else _STRETCH)
 
     def sample_sha256(self) -> str:
-        """Of the first packets from the first frame's time on, as they are encoded."""
+        """Returns the SHA-256 of the first packets from the first frame's time on, as encoded."""
         packets: list[bytes] = []
         with opened_video(self.file) as container:
             video = container.streams.video[0]
@@ -133,7 +133,7 @@ def _seconds(frame: Any, video: Any) -> float | None:
 
 
 class _Wanted:
-    """Chooses for each wanted time the nearer of two neighboring frames, and turns only those into pixels."""
+    """Chooses the nearer of two neighboring frames for each wanted time, and converts only those to pixels."""
 
     def __init__(self, frames: VideoFrames, width: int, height: int) -> None:
         self._frames = frames
@@ -148,7 +148,7 @@ class _Wanted:
         return self._next == len(self._frames.times)
 
     def up_to(self, frame: Any, seconds: float | None) -> Iterator[Picture]:
-        """The pictures that are known once this frame was decoded."""
+        """Yields the pictures that are determined once this frame is decoded."""
         if seconds is None or (self._before is not None and seconds <= self._before[1]):
             return
         times = self._frames.times
@@ -158,15 +158,15 @@ class _Wanted:
             chosen, at = before if before is not None and is_nearer else (frame, seconds)
             yield self._found(chosen, at)
         self._before = (frame, seconds)
-        # What is at its time within a part of a step needs no look at the next one.
+        # A frame within a fraction of a step of its time need not be compared with the next one.
         while not self.is_complete and 0 < times[self._next] - seconds < _SAME_TIME * self._frames.period:
             yield self._found(frame, seconds)
 
     def rest(self) -> Iterator[Picture]:
-        """The pictures of the last frame.
+        """Yields the pictures of the last frame.
 
         Raises:
-            RecordingError: the video ends before.
+            RecordingError: the video ends earlier.
         """
         while not self.is_complete:
             if self._before is None:
@@ -177,8 +177,8 @@ class _Wanted:
         wanted, step = self._frames.times[self._next], self._frames.steps[self._next]
         if abs(wanted - at) > self._frames.period / 2:
             raise RecordingError(
-                f"{self._frames.file}: no frame at {wanted:.4f} s, which step {step} shows; the nearest is at {at:.4f} "
-                f"s: the video is cut, or its time stamps are not those of the steps: {COPY_AGAIN}"
+                f"{self._frames.file}: no frame at {wanted:.4f} s, the time of step {step}; the nearest is at {at:.4f} "
+                f"s: the video is truncated, or its time stamps do not match the steps': {COPY_AGAIN}"
             )
         self._next += 1
         if self._picture is None or self._picture[0] != at:
@@ -188,10 +188,10 @@ class _Wanted:
 
     def _rgb(self, frame: Any) -> ImageArray:
         if frame.is_corrupt:
-            raise RecordingError(f"{self._frames.file}: a frame that is shown is damaged inside: {COPY_AGAIN}")
+            raise RecordingError(f"{self._frames.file}: a frame in use is damaged: {COPY_AGAIN}")
         if (frame.width, frame.height) != self._size:
             raise RecordingError(
-                f"{self._frames.file}: a frame is {frame.width}x{frame.height} pixels amid ones of {self._size[0]}x"
+                f"{self._frames.file}: a frame is {frame.width}x{frame.height} pixels among frames of {self._size[0]}x"
                 f"{self._size[1]}: record the camera again, or convert without this episode"
             )
         return np.asarray(frame.to_ndarray(format="rgb24"))
@@ -202,9 +202,9 @@ class ColumnPictures:
     """Encoded pictures in a parquet column of {bytes, path}.
 
     Attributes:
-        file: of the rows.
-        column: of the camera.
-        rows: (n,) of the file, increasing.
+        file: the file with the rows.
+        column: the camera's column.
+        rows: (n,) rows of the file, increasing.
     """
 
     file: Path
@@ -215,7 +215,7 @@ class ColumnPictures:
         return len(self.rows)
 
     def pictures(self) -> Iterator[Picture]:
-        """The pictures, in order; see `recording.contract.Frames`."""
+        """Yields the pictures, in order; see `recording.contract.Frames`."""
         waiting = list(self.rows)
         with opened(self.file) as parquet:
             if self.column not in column_names(parquet):
@@ -229,15 +229,15 @@ class ColumnPictures:
         raise RecordingError(f"{self.file}: ends before row {waiting[0]}: {COPY_AGAIN}")
 
     def at(self, steps: Sequence[int]) -> ColumnPictures:
-        """Those of some steps; increasing."""
+        """Returns the pictures of some steps, in increasing order."""
         return replace(self, rows=tuple(self.rows[step] for step in steps))
 
     def pieces(self, steps: Sequence[int], at_most: int) -> Iterator[ColumnPictures]:
-        """So many pictures a piece."""
+        """Yields `at_most` pictures at a time."""
         return (self.at(steps[start : start + at_most]) for start in range(0, len(steps), at_most))
 
     def sample_sha256(self) -> str:
-        """Of the first picture."""
+        """Returns the SHA-256 of the first picture."""
         picture = next(ColumnPictures(self.file, self.column, self.rows[:1]).pictures())
         assert isinstance(picture.content, bytes)
         return sha256(picture.content).hex()
@@ -254,7 +254,7 @@ class ColumnPictures:
 
 
 def _batches(parquet: Any, column: str, first: int, last: int, together: int) -> Iterator[tuple[int, Any]]:
-    """Batches of a column from the row group of row `first` to that of row `last`, each with its first row."""
+    """Yields batches of a column from the row group of row `first` to that of row `last`, each with its first row."""
     start = 0
     for group in range(parquet.metadata.num_row_groups):
         n_rows = parquet.metadata.row_group(group).num_rows

@@ -17,9 +17,9 @@ INFO = Path("meta") / "info.json"
 DEFAULTS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 """Features that every dataset has."""
 _VERSIONS = ("v2.0", "v2.1", "v3.0")
-# Bytes of a description, and numbers that no count of a dataset reaches.
+# Largest size of a description in bytes, and numbers that no count in a dataset reaches.
 _LARGEST_JSON, _MOST, _HIGHEST_FPS = 64 << 20, 10**9, 1000.0
-# Numbers of a vector: 100 joints are 100.
+# Largest number of values in a vector: 100 joints are 100.
 _WIDEST = 100_000
 _DATA = {
     "v3": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
@@ -42,13 +42,13 @@ class Feature:
     """One feature.
 
     Attributes:
-        name: of it.
-        dtype: as written: of NumPy, "string", "video", "image" or "language".
-        shape: of one step; (H, W, C) or (C, H, W) of a camera.
-        names: of the numbers of a vector; empty if nothing says.
-        is_depth: whether it is a camera of distances.
-        units: of numbers by name, where the dataset says them (info.units, which this project writes).
-        gripper: the numbers that mean open and closed, where the dataset says them (info.gripper).
+        name: the feature's name.
+        dtype: as written: a NumPy type, "string", "video", "image" or "language".
+        shape: shape of one step; (H, W, C) or (C, H, W) for a camera.
+        names: names of a vector's numbers; empty if not given.
+        is_depth: whether it is a depth camera.
+        units: units of numbers by name, if the dataset gives them (info.units, which this project writes).
+        gripper: the numbers that mean open and closed, if the dataset gives them (info.gripper).
     """
 
     name: str
@@ -61,30 +61,30 @@ class Feature:
 
     @property
     def is_camera(self) -> bool:
-        """Whether it is a camera, of colors or of distances."""
+        """Whether it is a camera, for color or depth."""
         return self.dtype in ("video", "image")
 
     @property
     def width(self) -> int:
-        """Numbers of one step."""
+        """Number of values in one step."""
         return math.prod(self.shape)
 
     @property
     def is_vector(self) -> bool:
-        """Whether a step is a number, or a row of numbers."""
+        """Whether a step is a number or a row of numbers."""
         return self.dtype.startswith(("float", "int", "uint", "bool")) and len(self.shape) <= 1
 
 
 @dataclass(frozen=True)
 class Info:
-    """What meta/info.json says.
+    """The content of meta/info.json.
 
     Attributes:
         root: the dataset's folder, or its URL.
         version: "v2.0", "v2.1" or "v3.0".
-        fps: steps a second.
+        fps: steps per second.
         features: by name.
-        chunks_size: episodes in a folder, of v2.
+        chunks_size: episodes per folder, in v2.
         totals: counts of episodes and frames, as far as stated.
     """
 
@@ -108,19 +108,19 @@ class Info:
         return self.version.startswith("v3")
 
     def data_file(self, **indices: int) -> Path:
-        """A file of rows by its indices (chunk_index and file_index, of v2 episode_chunk and episode_index)."""
+        """Returns a file of rows by its indices (chunk_index and file_index; in v2 episode_chunk and episode_index)."""
         return self.root / self.data_path.format(video_key="", **indices)
 
     def video_file(self, camera: str, **indices: int) -> Path:
-        """A file of frames of a camera."""
+        """Returns a file with a camera's frames."""
         return self.root / self.video_path.format(video_key=camera, **indices)
 
 
 def read_json(file: Path) -> Any:
-    """A JSON file of a dataset.
+    """Reads a JSON file of a dataset.
 
     Raises:
-        RecordingError: it is absent, too large, or no JSON.
+        RecordingError: it is missing, too large, or not JSON.
     """
     try:
         with reaching(file):
@@ -132,7 +132,7 @@ def read_json(file: Path) -> Any:
     except OSError as error:
         raise RecordingError(f"{file}: cannot be read ({error.strerror or error}): {_COPY_AGAIN}") from error
     except (ValueError, RecursionError) as error:
-        raise RecordingError(f"{file}: no JSON ({error}): {_COPY_AGAIN}") from error
+        raise RecordingError(f"{file}: not JSON ({error}): {_COPY_AGAIN}") from error
 
 
 def is_dataset(folder: Path) -> bool:
@@ -142,10 +142,10 @@ def is_dataset(folder: Path) -> bool:
 
 
 def read_info(root: Path) -> Info:
-    """The description of a dataset.
+    """Reads the description of a dataset.
 
     Raises:
-        RecordingError: it is absent, or an entry is not as it must be.
+        RecordingError: it is missing, or an entry is invalid.
         PathError: its store cannot be reached.
     """
     file = root / INFO
@@ -176,7 +176,7 @@ def read_info(root: Path) -> Info:
 
 def _rate(fps: Any, file: Path) -> float:
     if not isinstance(fps, int | float) or isinstance(fps, bool) or not 0 < fps <= _HIGHEST_FPS:
-        raise RecordingError(f"{file}: fps is {fps!r}; expected steps a second, above 0 and at most {_HIGHEST_FPS:g}")
+        raise RecordingError(f"{file}: fps is {fps!r}; expected steps per second, above 0 and at most {_HIGHEST_FPS:g}")
     return float(fps)
 
 
@@ -206,12 +206,14 @@ def _feature(name: str, entry: Any, file: Path) -> Feature:
         gripper=info["gripper"] if isinstance(info.get("gripper"), dict) else None,
     )
     if not feature.is_camera and feature.width > _WIDEST:
-        raise RecordingError(f"{file}: feature {name!r} has {feature.width} numbers a step; at most {_WIDEST} are read")
+        raise RecordingError(
+            f"{file}: feature {name!r} has {feature.width} numbers per step; at most {_WIDEST} are read"
+        )
     return feature
 
 
 def _names(found: Any) -> tuple[str, ...]:
-    """Names of a vector: a list, or an object with one ({"motors": [...]}); empty if nothing says."""
+    """Returns the names of a vector: from a list, or an object with one ({"motors": [...]}); empty if not given."""
     if isinstance(found, dict):
         lists = [value for value in found.values() if isinstance(value, list)]
         found = lists[0] if len(lists) == 1 else list(found)
@@ -221,7 +223,7 @@ def _names(found: Any) -> tuple[str, ...]:
 
 
 def _units(names: tuple[str, ...], found: Any) -> dict[str, str]:
-    """Units by name, as far as stated."""
+    """Returns units by name, as far as stated."""
     if not isinstance(found, list) or len(found) != len(names):
         return {}
     return {name: unit for name, unit in zip(names, found, strict=True) if isinstance(unit, str) and unit != "unknown"}
@@ -237,14 +239,14 @@ def _is_depth(entry: Mapping[str, Any]) -> bool:
 
 
 def _template(text: Any, key: str, major: str, file: Path) -> str:
-    """A template of file names that stays below the dataset's folder, whatever is filled in."""
+    """Returns a template of file names that stays below the dataset's folder whatever is filled in."""
     remedy = f"expected one such as {_DATA[major] if key == 'data_path' else _VIDEO[major]}"
     if not isinstance(text, str) or len(text) > 1000:
-        raise RecordingError(f"{file}: {key} is no text; {remedy}")
+        raise RecordingError(f"{file}: {key} is not text; {remedy}")
     try:
         fields = [(name, form, how) for _, name, form, how in string.Formatter().parse(text) if name is not None]
     except ValueError as error:
-        raise RecordingError(f"{file}: {key} is {text!r}, no template ({error}); {remedy}") from error
+        raise RecordingError(f"{file}: {key} is {text!r}, not a template ({error}); {remedy}") from error
     odd = [
         name
         for name, form, how in fields
@@ -252,6 +254,6 @@ def _template(text: Any, key: str, major: str, file: Path) -> str:
     ]
     outside = Path(text).is_absolute() or ".." in Path(text).parts or "\\" in text or "\0" in text or ":/" in text
     if odd or outside:
-        what = f"its field {odd[0]!r} is not known" if odd else "it leaves the dataset's folder"
+        what = f"its field {odd[0]!r} is unknown" if odd else "it leaves the dataset's folder"
         raise RecordingError(f"{file}: {key} is {text!r}: {what}; {remedy}")
     return text

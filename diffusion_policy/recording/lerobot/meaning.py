@@ -1,6 +1,6 @@
-"""What the features of a LeRobot dataset mean: from a mapping or from their names.
+"""What the features of a LeRobot dataset mean: taken from a mapping or from their names.
 
-Refused with a mapping to fill in where neither states it.
+If neither states it, the dataset is refused with a mapping to fill in.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _NOT_READ = "no entry of the mapping reads it"
 
 @dataclass(frozen=True)
 class Meaning:
-    """What is read of a dataset.
+    """What is read from a dataset.
 
     Attributes:
-        mapping: of its numbers.
-        cameras: feature by name in the dataset.
+        mapping: mapping of its numbers.
+        cameras: features by the camera's name in the dataset.
         flags: features of success and intervention.
-        left_out: features that do not become part of the dataset, and why.
+        left_out: features that do not become part of the dataset, with the reason.
     """
 
     mapping: RecordingMapping
@@ -43,7 +43,7 @@ class Meaning:
 
 
 def features_of(info: Info) -> dict[str, tuple[str, ...] | int]:
-    """The vectors among the features: names of the numbers, or how many there are where they have no names."""
+    """Returns the vectors among the features: names of their numbers, or their count if they have no names."""
     return {
         name: feature.names if len(feature.names) == feature.width else feature.width
         for name, feature in info.features.items()
@@ -52,10 +52,11 @@ def features_of(info: Info) -> dict[str, tuple[str, ...] | int]:
 
 
 def meaning_of(info: Info, mapping: RecordingMapping | None) -> Meaning:
-    """What is read of a dataset, by a mapping or by the names of its features.
+    """Decides what is read from a dataset, by a mapping or by the names of its features.
 
     Raises:
-        MappingError: names do not say enough; the mapping to fill in is printed. Or there is no color camera.
+        MappingError: names do not define the numbers, and the mapping to fill in is printed; or there is no color
+            camera.
     """
     mapping = mapping or _by_names(info)
     cameras = _cameras(info, mapping)
@@ -71,7 +72,7 @@ def _cameras(info: Info, mapping: RecordingMapping) -> dict[str, str]:
         bad = [feature for feature in mapping.cameras if feature not in colored]
         if bad:
             raise MappingError(
-                f"{info.file}: the mapping's camera {bad[0]!r} is no color camera; there are {', '.join(colored)}"
+                f"{info.file}: the mapping's camera {bad[0]!r} is not a color camera; there are {', '.join(colored)}"
             )
         return {name: feature for feature, name in mapping.cameras.items()}
     if not colored:
@@ -84,21 +85,21 @@ def _cameras(info: Info, mapping: RecordingMapping) -> dict[str, str]:
 
 def _why(feature: Feature) -> str:
     if feature.is_depth:
-        return "a camera of distances: policies here read colors"
+        return "a depth camera: policies here read color"
     if feature.is_camera:
         return "the mapping does not list this camera"
     if feature.dtype == "language" or feature.dtype == "string":
-        return "language: policies here read none; tasks are in the ledger"
+        return "language, which policies here do not read; tasks are in the ledger"
     if feature.name in _EPISODE_FLAGS:
-        return "a flag that the end of an episode tells, too"
+        return "a flag that the end of an episode gives as well"
     return _NOT_READ
 
 
 def _by_names(info: Info) -> RecordingMapping:
-    """The mapping that the names of `action` and `observation.state` say.
+    """Returns the mapping defined by the names of `action` and `observation.state`.
 
     Raises:
-        MappingError: they do not say enough.
+        MappingError: they do not define the numbers.
     """
     content: dict[str, Any] = {}
     for entry, candidates in (("action", ACTIONS), ("state", STATES)):
@@ -113,7 +114,7 @@ def _by_names(info: Info) -> RecordingMapping:
 
 
 def _declared_by_names(feature: Feature) -> dict[str, Any] | None:
-    """Arms and their parts where every name is one of this project's with a unit of its own; else None."""
+    """Returns arms and their parts if every name is one of this project's that implies its unit, else None."""
     if len(feature.names) != feature.width or not feature.is_vector:
         return None
     try:
@@ -147,7 +148,7 @@ def _declared_by_names(feature: Feature) -> dict[str, Any] | None:
 
 
 def _question(info: Info) -> MappingError:
-    """The error that prints the mapping to fill in."""
+    """Returns the error that prints the mapping to fill in."""
     vectors = features_of(info)
     content = {"action": guess(vectors, ACTIONS, "action"), "state": guess(vectors, STATES, "state")}
-    return question(str(info.file), content, vectors, "names of features do not say what their numbers are")
+    return question(str(info.file), content, vectors, "the names of features do not define their numbers")

@@ -1,4 +1,4 @@
-"""A LeRobot dataset as recordings: its episodes, opened one by one and checked as those of every other format."""
+"""A LeRobot dataset as recordings: its episodes are opened one by one and checked like those of every other format."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from diffusion_policy.spec import INTERVENTION, episode_number
 from diffusion_policy.timestamps import TimestampUnit, timestamp_fault
 
 _INDICES = ("timestamp", "frame_index", "episode_index", "task_index")
-# Seconds by which recorded times may differ from those of an even rate: float32 rounds them.
+# Seconds by which recorded times may differ from an even rate, since float32 rounds them.
 _ROUNDED = 1e-3
 
 
@@ -39,15 +39,15 @@ class LeRobotRecordings:
     """The episodes of a LeRobot dataset.
 
     Args:
-        root: its folder, or its URL.
-        mapping: what its columns are; None: read from the names of its features.
-        gripper_scale: of all its grippers, as ``--gripper-scale`` names it; None: of the mapping, else found in the
-            numbers.
-        timestamps: what its time stamps are in where that is not seconds.
+        root: the dataset's folder or URL.
+        mapping: mapping of its columns; None to derive it from the names of its features.
+        gripper_scale: scale of all its grippers, as in ``--gripper-scale``; None to use the mapping's, or find it in
+            the numbers.
+        timestamps: unit of its time stamps, if not seconds.
 
     Raises:
-        RecordingError: a table of meta/ is not as it must be.
-        MappingError: the mapping does not fit, or is missing; then the one to fill in is printed.
+        RecordingError: a table in meta/ is invalid.
+        MappingError: the mapping does not fit, or is missing; if missing, the one to fill in is printed.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class LeRobotRecordings:
         self.info = read_info(root)
         if mapping is not None and (mapping.lead or mapping.hz):
             raise MappingError(
-                f"{self.info.file}: the mapping says lead or hz; LeRobot datasets have commands and a rate: "
-                "leave both out"
+                f"{self.info.file}: the mapping has lead or hz, but LeRobot datasets have commands and a rate: "
+                "omit both"
             )
         self.meaning = meaning_of(self.info, mapping)
         self.arrays = MappedArrays.of(self.meaning.mapping, features_of(self.info), str(self.info.file))
@@ -74,7 +74,7 @@ class LeRobotRecordings:
 
     @property
     def account(self) -> Mapping[str, Any]:
-        """Format, rate, and what became of each feature, as plain JSON."""
+        """The format, rate, and what became of each feature, as plain JSON."""
         return {
             "format": f"LeRobot {self.info.version}",
             "control_hz": self.info.fps,
@@ -85,14 +85,14 @@ class LeRobotRecordings:
         }
 
     def find(self) -> list[Path]:
-        """Names of the episodes below the dataset's folder, in order."""
+        """Returns the names of the episodes below the dataset's folder, in order."""
         return list(self._episodes)
 
     def open(self, path: Path) -> MappedRecording:
-        """Open and check an episode.
+        """Opens and checks an episode.
 
         Raises:
-            RecordingError: its rows are not as its tables say, or its numbers are none to train on.
+            RecordingError: its rows contradict its tables, or its numbers cannot be trained on.
         """
         episode = self._episodes[path]
         first, rows = self._rows_of(episode)
@@ -124,13 +124,13 @@ class LeRobotRecordings:
         """The scale of each gripper.
 
         Raises:
-            RecordingError: one is not known; says which flag settles it.
+            RecordingError: one is unknown; the message names the flag that settles it.
         """
         lengths = [one.length for one in self._episodes.values()]
         return settled_scales(self.arrays, self._declared, self._all_grippers, lengths, str(self.info.file))
 
     def _all_grippers(self) -> dict[str, Gripper]:
-        """The recorded numbers of each gripper in all episodes."""
+        """Returns the recorded numbers of each gripper in all episodes."""
         columns = self.arrays.gripper_columns()
         features = {column.part.feature for _, *both in columns for column in both if column is not None}
         widths = {name: self._width(name) for name in sorted(features)}
@@ -140,7 +140,7 @@ class LeRobotRecordings:
         return {name: gripper_numbers(joined, command, measured) for name, command, measured in columns}
 
     def _rows_of(self, episode: Episode) -> tuple[int, Rows]:
-        """The first row of an episode in its file, and its rows."""
+        """Returns the index of an episode's first row in its file, and its rows."""
         if self._read is None or self._read[0] != episode.data_file:
             names = [*self._numbers, *self.meaning.flags]
             widths = {name: self._width(name) for name in names} | dict.fromkeys(_INDICES, 0)
@@ -150,7 +150,7 @@ class LeRobotRecordings:
         if len(at) != episode.length or (len(at) and at[-1] - at[0] + 1 != len(at)):
             raise RecordingError(
                 f"{file}: column 'episode_index' has {len(at)} rows of episode {episode.index}; expected "
-                f"{episode.length} in one run, as the tables of episodes say: {COPY_AGAIN}"
+                f"{episode.length} in one run, as listed in the tables of episodes: {COPY_AGAIN}"
             )
         rows = {name: values[at[0] : at[-1] + 1] for name, values in table.items()}
         if not np.array_equal(rows["frame_index"], np.arange(episode.length)):
@@ -162,12 +162,12 @@ class LeRobotRecordings:
         return int(at[0]), named
 
     def _width(self, name: str) -> int:
-        """Numbers of a row as a table is asked for them: 0 of what is stored as plain numbers."""
+        """Returns the numbers per row to request from a table: 0 for what is stored as plain numbers."""
         feature = self.info.features[name]
         return feature.width if feature.width > 1 else 0
 
     def _times(self, rows: Rows, path: Path) -> NDArray[np.float64]:
-        """(N,) seconds: those of the dataset's rate where the recorded ones are these, rounded."""
+        """Returns (N,) seconds: those of the dataset's rate if the recorded ones are these, rounded."""
         if self._timestamps is not None:
             return self._timestamps.seconds(rows["timestamp"])
         recorded = rows["timestamp"].astype(np.float64)
@@ -180,13 +180,13 @@ class LeRobotRecordings:
         return recorded
 
     def _texts(self, rows: Rows, episode: Episode) -> tuple[str, ...]:
-        """Tasks in the order in which they are done."""
+        """Returns the tasks in the order in which they are done."""
         numbers = dict.fromkeys(int(number) for number in rows["task_index"])
         unknown = [number for number in numbers if number not in self._tasks]
         if unknown:
             raise RecordingError(
-                f"{episode.data_file}: column 'task_index' is {unknown[0]} in episode {episode.index}, which the table "
-                f"of tasks in {self.info.root / 'meta'} does not have: {COPY_AGAIN}"
+                f"{episode.data_file}: column 'task_index' is {unknown[0]} in episode {episode.index}, not in the "
+                f"table of tasks in {self.info.root / 'meta'}: {COPY_AGAIN}"
             )
         return tuple(self._tasks[number] for number in numbers)
 

@@ -1,4 +1,4 @@
-"""Parquet files of a dataset: looked at before they are read, so that no file takes more memory than it may."""
+"""Parquet files of a dataset, inspected before they are read so that no file takes more memory than allowed."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from diffusion_policy.paths import is_remote, reaching
 from diffusion_policy.recording.errors import RecordingError
 
 COPY_AGAIN = "copy the file again from an intact source"
-# Rows of a file, numbers of a column in memory, bytes of the texts of a file, and of those in memory at a time.
+# Limits: rows in a file, numbers of a column in memory, bytes of text in a file, and of text in memory at a time.
 _MOST_ROWS, _MOST_NUMBERS, _MOST_TEXT, _MOST_BATCH = 20_000_000, 400_000_000, 256 << 20, 1 << 30
 
-# Pictures are packed already: a column of more than so many bytes, so many times as large as in the file, holds none.
+# Pictures are already packed: a column above this size that unpacks by more than this factor cannot hold pictures.
 _MOST_PICTURES, _MOST_TIMES = 256 << 20, 1000
 _ROWS_OF_PICTURES = 32
 
 
 @contextmanager
 def opened(file: Path) -> Iterator[Any]:
-    """A parquet file as pyarrow opens it; its errors name the file.
+    """Opens a parquet file with pyarrow; errors name the file.
 
     Raises:
-        RecordingError: pyarrow is not installed, or the file is absent, cut, damaged or too large.
+        RecordingError: pyarrow is not installed, or the file is missing, truncated, damaged or too large.
         PathError: its store cannot be reached.
     """
     try:
@@ -41,7 +41,7 @@ def opened(file: Path) -> Iterator[Any]:
             table = pq.ParquetFile(stream)
             if table.metadata.num_rows > _MOST_ROWS:
                 raise RecordingError(
-                    f"{file}: says {table.metadata.num_rows} rows; at most {_MOST_ROWS} are read: {COPY_AGAIN}"
+                    f"{file}: claims {table.metadata.num_rows} rows; at most {_MOST_ROWS} are read: {COPY_AGAIN}"
                 )
             yield table
     except (pa.ArrowException, EOFError, MemoryError, OverflowError, ValueError) as error:
@@ -56,15 +56,15 @@ def _first_line(error: Exception) -> str:
 
 
 def column_names(parquet: Any) -> set[str]:
-    """Names of the columns of an opened file."""
+    """Returns the names of the columns of an opened file."""
     return set(parquet.schema_arrow.names)
 
 
 def pictures_at_a_time(parquet: Any, name: str, file: Path) -> int:
-    """Rows of a column of pictures that may be in memory together, whatever they unpack to.
+    """Returns how many rows of a picture column may be in memory together, whatever they unpack to.
 
     Raises:
-        RecordingError: the column unpacks to what no pictures are, such as zeros that every row refers to.
+        RecordingError: the column unpacks to what cannot be pictures, such as zeros that every row refers to.
     """
     largest = 1
     for group in range(parquet.metadata.num_row_groups):
@@ -82,14 +82,14 @@ def pictures_at_a_time(parquet: Any, name: str, file: Path) -> int:
 
 
 def read_numbers(file: Path, widths: Mapping[str, int]) -> dict[str, NDArray[Any]]:
-    """Columns of numbers: (rows,) of those of width 0, (rows, width) of vectors, as they are stored.
+    """Reads columns of numbers as stored: (rows,) for width 0, (rows, width) for vectors.
 
     Args:
         file: a parquet file.
-        widths: numbers of one row, by column; 0 of a plain number.
+        widths: numbers in one row, by column; 0 for a plain number.
 
     Raises:
-        RecordingError: as `opened`; or a column is absent, of another type or width, or has empty places.
+        RecordingError: see `opened`; or a column is missing, has another type or width, or has empty entries.
     """
     with opened(file) as parquet:
         absent = [name for name in widths if name not in column_names(parquet)]
@@ -104,7 +104,7 @@ def read_numbers(file: Path, widths: Mapping[str, int]) -> dict[str, NDArray[Any
 
 
 def _check_size(parquet: Any, name: str, width: int, file: Path) -> None:
-    """Before a column is read: as many numbers as its rows and its width say."""
+    """Checks, before a column is read, that it has as many numbers as its rows and width imply."""
     metadata = parquet.metadata
     n_values = 0
     for group in range(metadata.num_row_groups):
@@ -113,8 +113,8 @@ def _check_size(parquet: Any, name: str, width: int, file: Path) -> None:
         n_values += sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.split(".list.")[0] == name)
     if metadata.num_rows * width > _MOST_NUMBERS or n_values > max(metadata.num_rows * width, metadata.num_rows):
         raise RecordingError(
-            f"{file}: column {name!r} says {n_values} numbers in {metadata.num_rows} rows of {width}; at most "
-            f"{_MOST_NUMBERS}, and {width} a row, are read: {COPY_AGAIN}"
+            f"{file}: column {name!r} claims {n_values} numbers in {metadata.num_rows} rows of {width}; at most "
+            f"{_MOST_NUMBERS}, and {width} per row, are read: {COPY_AGAIN}"
         )
 
 
@@ -127,17 +127,17 @@ def _numbers(column: Any, name: str, width: int, file: Path) -> NDArray[Any]:
     if values.null_count:
         raise RecordingError(f"{file}: column {name!r} is empty at {values.null_count} of {n_rows} rows: record them")
     is_list = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind)
-    expected = f"{width} numbers a row" if width else "a number a row"
+    expected = f"{width} numbers per row" if width else "one number per row"
     if is_list:
         values = values.flatten()
         if len(values) != n_rows * max(width, 1) or not _lengths_are(column, max(width, 1)):
             raise RecordingError(f"{file}: column {name!r} has rows of other lengths; expected {expected}")
     elif width > 1:
-        raise RecordingError(f"{file}: column {name!r} is {kind}; expected {expected}, as meta/info.json says")
+        raise RecordingError(f"{file}: column {name!r} is {kind}; expected {expected}, as in meta/info.json")
     if values.null_count:
         raise RecordingError(f"{file}: column {name!r} holds {values.null_count} empty numbers: record them")
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type)):
-        raise RecordingError(f"{file}: column {name!r} is {kind}; expected {expected}, as meta/info.json says")
+        raise RecordingError(f"{file}: column {name!r} is {kind}; expected {expected}, as in meta/info.json")
     numbers = values.to_numpy(zero_copy_only=False)
     return np.ascontiguousarray(numbers.reshape(n_rows, width) if width else numbers.reshape(n_rows))
 
@@ -150,14 +150,14 @@ def _lengths_are(column: Any, width: int) -> bool:
 
 
 def read_rows(file: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of a small table with texts, such as tasks, as plain values; columns that do not exist are left out.
+    """Reads the rows of a small table with texts, such as tasks, as plain values; missing columns are left out.
 
     Raises:
-        RecordingError: as `opened`, or its texts are too large.
+        RecordingError: see `opened`; or its texts are too large.
     """
     with opened(file) as parquet:
         names = [name for name in parquet.schema_arrow.names if name in columns]
-        # A dictionary may hold one long text that many rows refer to: few rows at a time, so that it is noticed.
+        # A dictionary may hold one long text that many rows refer to; reading few rows at a time detects it.
         rows = max(1, min(1024, _MOST_BATCH // max(1, _unpacked(parquet, names, file))))
         result: list[dict[str, Any]] = []
         n_signs = 0
@@ -177,7 +177,7 @@ def _signs(value: Any) -> int:
 
 
 def _unpacked(parquet: Any, names: Sequence[str], file: Path) -> int:
-    """Bytes of the largest column chunk of these columns, as its metadata says."""
+    """Returns the bytes of the largest chunk of these columns, according to its metadata."""
     largest, metadata = 0, parquet.metadata
     for group in range(metadata.num_row_groups):
         columns = metadata.row_group(group)

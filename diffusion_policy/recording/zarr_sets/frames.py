@@ -1,4 +1,4 @@
-"""Frames of a zarr array of others: of any chunks, uint8 or numbers of 0..1 or 0..255, channels first or last."""
+"""Frames of a foreign zarr array: any chunks, uint8 or numbers in 0..1 or 0..255, channels first or last."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from diffusion_policy.spec import ImageArray
 from diffusion_policy.storage import sha256
 
 _COLORS = 3
-# Rounding of numbers that were computed as float32, relative to the brightest one.
+# Rounding error of numbers computed as float32, relative to the brightest one.
 _ROUNDED = 1e-5
 
 
@@ -33,7 +33,7 @@ class Pixels:
     """How an array holds colors.
 
     Attributes:
-        brightest: the number that is full brightness: 255 or 1.
+        brightest: the number for full brightness: 255 or 1.
         channels_first: whether a frame is (3, H, W).
     """
 
@@ -41,7 +41,7 @@ class Pixels:
     channels_first: bool
 
     def frame(self, values: NDArray[Any], where: str) -> ImageArray:
-        """(H, W, 3) uint8 of the recorded numbers of one frame.
+        """Converts the recorded numbers of one frame to (H, W, 3) uint8.
 
         Raises:
             RecordingError: a number is not within 0 and the brightest.
@@ -52,8 +52,8 @@ class Pixels:
         low, high = float(frame.min()), float(frame.max())
         if not (low >= -_ROUNDED * self.brightest and high <= self.brightest * (1 + _ROUNDED)):
             raise RecordingError(
-                f"{where}: numbers from {low:g} to {high:g}; expected 0 to {self.brightest}, as the first frames have "
-                "them: write the array anew as uint8"
+                f"{where}: numbers from {low:g} to {high:g}; expected 0 to {self.brightest}, as in the first "
+                "frames: rewrite the array as uint8"
             )
         scaled = frame.astype(np.float64) * (255 / self.brightest)
         return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
@@ -65,11 +65,11 @@ class ArrayFrames:
 
     Attributes:
         root: the dataset's path, for names.
-        store: of the zarr.
-        changed: when the store was written, so that what is read anew is not what was read before.
-        key: of the array in data/.
-        rows: of the array, increasing.
-        pixels: how it holds colors.
+        store: store of the zarr.
+        changed: when the store was written, so that a rewritten store is read again.
+        key: key of the array in data/.
+        rows: rows of the array, increasing.
+        pixels: how the array holds colors.
         per_chunk: rows in a chunk.
     """
 
@@ -85,7 +85,7 @@ class ArrayFrames:
         return len(self.rows)
 
     def pictures(self) -> Iterator[Picture]:
-        """The frames in order, a chunk at a time; see `recording.contract.Frames`."""
+        """Yields the frames in order, a chunk at a time; see `recording.contract.Frames`."""
         array = _array(self.store, self.key, self.changed)
         for _, group in itertools.groupby(self.rows, lambda row: row // self.per_chunk):
             rows = list(group)
@@ -101,53 +101,53 @@ class ArrayFrames:
             return np.asarray(array[first:end])
         except (DatasetError, *UNPACKING) as error:
             raise RecordingError(
-                f"{self.root}/data/{self.key}: one of the rows {first} to {end - 1} does not unpack ({error}): copy "
+                f"{self.root}/data/{self.key}: one of rows {first} to {end - 1} does not unpack ({error}): copy "
                 "the dataset again from an intact source"
             ) from error
 
     def at(self, steps: Sequence[int]) -> ArrayFrames:
-        """Those of some steps; increasing."""
+        """Returns the frames of some steps, in increasing order."""
         return replace(self, rows=tuple(self.rows[step] for step in steps))
 
     def pieces(self, steps: Sequence[int], at_most: int) -> Iterator[ArrayFrames]:
-        """So many frames that are one a chunk, else those of one chunk, which is unpacked once for all of them."""
+        """Yields `at_most` frames if each is a chunk, otherwise those of one chunk, which is unpacked only once."""
         if self.per_chunk == 1 or at_most == 1:
             return (self.at(steps[start : start + at_most]) for start in range(0, len(steps), at_most))
         grouped = itertools.groupby(steps, lambda step: self.rows[step] // self.per_chunk)
         return (self.at(list(group)) for _, group in grouped)
 
     def sample_sha256(self) -> str:
-        """Of the first frame."""
+        """Returns the SHA-256 of the first frame."""
         picture = next(replace(self, rows=self.rows[:1]).pictures())
         return sha256(np.ascontiguousarray(picture.content).tobytes()).hex()
 
 
 @lru_cache(maxsize=16)
 def _array(store: Path, key: str, changed: int) -> zarr.Array[Any]:
-    """An array, opened once by each process; `changed` tells stores apart that were written one after another."""
+    """Opens an array once per process; `changed` distinguishes a rewritten store."""
     array = open_dataset(store, "r").root[f"data/{key}"]
     assert isinstance(array, zarr.Array), changed
     return array
 
 
 def is_color(shape: tuple[int, ...]) -> bool:
-    """Whether an array of this shape is frames (N, H, W, 3) or (N, 3, H, W) that may be decoded."""
+    """Whether an array of this shape can be frames (N, H, W, 3) or (N, 3, H, W) of an allowed size."""
     return len(shape) == 4 and _COLORS in (shape[-1], shape[1]) and np.prod(shape[1:]) <= _COLORS * MAX_PIXELS
 
 
 def pixels_of(array: zarr.Array[Any], rows: Sequence[int], where: str) -> Pixels:
-    """How an array holds colors, found in some of its rows.
+    """Returns how an array holds colors, found from some of its rows.
 
     Raises:
-        RecordingError: numbers that are no colors.
+        RecordingError: its numbers are not colors.
     """
     channels_first = array.shape[-1] != _COLORS
     if array.dtype == np.uint8:
         return Pixels(255, channels_first)
     if array.dtype.kind != "f":
         raise RecordingError(
-            f"{where} has dtype {array.dtype}; expected uint8, or floating-point numbers of 0..255 or 0..1: "
-            "write the array anew as uint8"
+            f"{where} has dtype {array.dtype}; expected uint8, or floating-point numbers in 0..255 or 0..1: "
+            "rewrite the array as uint8"
         )
     try:
         images = [np.asarray(array[row]) for row in rows]
@@ -156,6 +156,6 @@ def pixels_of(array: zarr.Array[Any], rows: Sequence[int], where: str) -> Pixels
     low, high = min(float(one.min()) for one in images), max(float(one.max()) for one in images)
     if not (low >= 0 and high <= 255 * (1 + _ROUNDED)):
         raise RecordingError(
-            f"{where} holds numbers from {low:g} to {high:g}; expected colors of 0..255 or 0..1: write it anew as uint8"
+            f"{where} holds numbers from {low:g} to {high:g}; expected colors in 0..255 or 0..1: rewrite it as uint8"
         )
     return Pixels(255 if high > 1 + _ROUNDED else 1, channels_first)

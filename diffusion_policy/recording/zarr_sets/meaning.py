@@ -1,4 +1,4 @@
-"""What the arrays of a zarr dataset mean: a mapping says it; without one it is asked for, as text to fill in."""
+"""What the arrays of a zarr dataset mean: defined by a mapping, which is printed to fill in if it is missing."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from diffusion_policy.spec import POSE, POSE_GRIPPER, layout_from_range
 from diffusion_policy.trajectory import SINGLE_CAMERA
 
 TIMES = ("timestamp", "timestamps")
-# Numbers of a row that is a vector, not a picture of distances.
+# Most numbers in a row that is a vector and not a depth image.
 _WIDEST = 1024
 _STATES = ("state", POSE_KEY, "agent_pos")
 # UMI's names of a robot's arrays: robot0_eef_pos, robot0_eef_rot_axis_angle, robot0_gripper_width.
 _UMI = re.compile(r"(robot\d+)_(eef_pos|eef_rot_axis_angle|gripper_width)")
 _UMI_PARTS = {"eef_pos": "position", "eef_rot_axis_angle": "rotation", "gripper_width": "gripper"}
-# The layout that training reads as it is: arrays and their widths.
+# The layout that training reads directly: arrays and their widths.
 _OURS = {ACTION_KEY: (len(POSE_GRIPPER),), POSE_KEY: (len(POSE),), GRIPPER_KEY: (1,)}
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What is read of a dataset.
+    """What is read from a dataset.
 
     Attributes:
-        mapping: of its numbers.
-        cameras: array, or camera of its videos, by name in the dataset that is made.
-        left_out: arrays that do not become part of it, and why.
+        mapping: mapping of its numbers.
+        cameras: array or video camera, by name in the converted dataset.
+        left_out: arrays that do not become part of it, with the reason.
     """
 
     mapping: RecordingMapping
@@ -45,7 +45,7 @@ class Meaning:
 
 
 def vectors_of(buffer: ReplayBuffer) -> Vectors:
-    """The arrays that are rows of numbers; rows of rows, such as keypoints, count as one row."""
+    """Returns the arrays that are rows of numbers; rows of rows, such as keypoints, count as one row."""
     result: dict[str, tuple[str, ...] | int] = {}
     for key in buffer.keys:
         array = buffer[key]
@@ -59,31 +59,31 @@ def vectors_of(buffer: ReplayBuffer) -> Vectors:
 
 
 def meaning_of(buffer: ReplayBuffer, mapping: RecordingMapping | None, videos: Sequence[str] = ()) -> Meaning:
-    """What is read of a dataset.
+    """Decides what is read from a dataset.
 
     Args:
-        buffer: of it.
-        mapping: what somebody says of its arrays.
-        videos: cameras of its videos.
+        buffer: the dataset.
+        mapping: the mapping of its arrays, if given.
+        videos: the cameras of its videos.
 
     Raises:
-        MappingError: without a mapping: the one to fill in is printed. Or it names a camera that is none.
+        MappingError: the mapping is missing, and the one to fill in is printed; or it names a camera that is not one.
         RecordingError: there is no camera, or nothing to convert.
     """
     colored = [key for key in buffer.keys if is_color(buffer[key].shape)] + list(videos)
     if not colored:
         raise RecordingError(
             f"{buffer.where}: has no color camera: no array (N, H, W, 3), and no videos/<episode>/<camera>.mp4 with "
-            "it; a policy needs one (an archive that holds the videos, too, must be unpacked)"
+            "it; a policy needs one (an archive that also holds the videos must be unpacked)"
         )
     vectors = vectors_of(buffer)
     if mapping is None:
         if IMAGE_KEY in colored and all(key in buffer and buffer[key].shape[1:] == _OURS[key] for key in _OURS):
             raise RecordingError(
-                f"{buffer.where}: is in the layout that training reads: nothing is to be converted. If its numbers "
-                f"mean something else than x y z qx qy qz qw and gripper, say so with a mapping"
+                f"{buffer.where}: is already in the layout that training reads. If its numbers "
+                f"mean something other than x y z qx qy qz qw and gripper, declare them with a mapping"
             )
-        raise question(buffer.where, _content(buffer, vectors, colored), vectors, "nothing says what its arrays are")
+        raise question(buffer.where, _content(buffer, vectors, colored), vectors, "nothing defines its arrays")
     chosen = _cameras(buffer.where, mapping, colored)
     used = {*mapping.features, *chosen.values(), *TIMES}
     left_out = {key: _why(buffer, key) for key in (*buffer.keys, *videos) if key not in used}
@@ -96,7 +96,7 @@ def _cameras(where: str, mapping: RecordingMapping, colored: list[str]) -> dict[
     bad = [name for name in mapping.cameras if name not in colored]
     if bad:
         raise MappingError(
-            f"{where}: the mapping's camera {bad[0]!r} is no color camera; there are {', '.join(colored)}"
+            f"{where}: the mapping's camera {bad[0]!r} is not a color camera; there are {', '.join(colored)}"
         )
     return {name: key for key, name in mapping.cameras.items()}
 
@@ -110,14 +110,14 @@ def _why(buffer: ReplayBuffer, key: str) -> str:
 
 
 def _content(buffer: ReplayBuffer, vectors: Vectors, colored: list[str]) -> dict[str, Any]:
-    """The mapping to fill in."""
+    """Returns the mapping to fill in."""
     action = next((name for name in (ACTION_KEY, *vectors) if name in vectors and ACTION_KEY in name), None)
     states = [name for name in _STATES if name in vectors and name != action]
     measured = _umi(vectors) or (_parts(buffer, states[0], vectors[states[0]]) if states else {})
     content: dict[str, Any] = {"action": {}, "state": measured}
     if action is not None:
         content["action"] = _parts(buffer, action, vectors[action])
-    elif measured:  # what is measured is what is commanded a step earlier
+    elif measured:  # the measurement is taken as the command of the step before
         content |= {"action": copy.deepcopy(measured), "lead": 1}
     content["cameras"] = {name: SINGLE_CAMERA if len(colored) == 1 else name for name in colored}
     if not any(key in buffer for key in TIMES):
@@ -126,7 +126,7 @@ def _content(buffer: ReplayBuffer, vectors: Vectors, colored: list[str]) -> dict
 
 
 def _parts(buffer: ReplayBuffer, name: str, feature: tuple[str, ...] | int) -> dict[str, Any]:
-    """Parts of one array, by its names or else by its width."""
+    """Guesses the parts of one array, by its names or otherwise by its width."""
     if not isinstance(feature, int):
         return guess_parts(name, feature)
     rows = buffer.read(name).reshape(buffer.n_steps, -1)
@@ -135,7 +135,7 @@ def _parts(buffer: ReplayBuffer, name: str, feature: tuple[str, ...] | int) -> d
 
 
 def _umi(vectors: Vectors) -> dict[str, Any]:
-    """Parts by UMI's names of arrays; of several robots, by robot."""
+    """Returns parts by UMI's array names; with several robots, by robot."""
     arms: dict[str, dict[str, Any]] = {}
     known = {"position": {"unit": "m"}, "rotation": {"as": "rotation_vector", "unit": "rad"}}
     for name in vectors:

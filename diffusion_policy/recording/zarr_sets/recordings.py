@@ -1,4 +1,4 @@
-"""A zarr dataset of others as recordings: its episodes, opened one by one and checked as every other format's."""
+"""A foreign zarr dataset as recordings: its episodes are opened one by one and checked like every other format's."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ from diffusion_policy.recording.zarr_sets.videos import cameras_of, video_frames
 from diffusion_policy.recording.zarr_sets.zarr_set import ZarrSet
 from diffusion_policy.timestamps import FLAG, TimestampUnit, timestamp_fault
 
-# Episodes whose first frame is inspected to tell how colors are held.
+# Number of episodes whose first frame is inspected to find how colors are stored.
 _LOOKED_AT = 32
 
 
 class ZarrRecordings:
-    """The episodes of a zarr dataset of others.
+    """The episodes of a foreign zarr dataset.
 
     Args:
-        found: where it is.
-        mapping: what its arrays are; asked for where it is missing.
-        gripper_scale: of all its grippers, as ``--gripper-scale`` names it; None: of the mapping, else found in the
-            numbers.
-        timestamps: what its time stamps are in where that is not seconds.
+        found: its location.
+        mapping: mapping of its arrays; if missing and needed, it is printed to fill in.
+        gripper_scale: scale of all its grippers, as in ``--gripper-scale``; None to use the mapping's, or find it in
+            the numbers.
+        timestamps: unit of its time stamps, if not seconds.
 
     Raises:
-        DatasetError: it is no dataset, or a file of it is absent or damaged.
+        DatasetError: it is not a dataset, or one of its files is missing or damaged.
         RecordingError: it has no camera, or no episode.
-        MappingError: the mapping does not fit, or is missing; then the one to fill in is printed.
+        MappingError: the mapping does not fit, or is missing; if missing, the one to fill in is printed.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ZarrRecordings:
     ) -> None:
         if is_remote(opened.root):
             raise RecordingError(
-                f"{opened.root}: zarr datasets of others are read from a disk: copy it to this machine"
+                f"{opened.root}: foreign zarr datasets can only be read from disk: copy it to this machine"
             )
         self.zarr_set = opened
         self.buffer = ReplayBuffer.open(opened.store)
@@ -84,7 +84,7 @@ class ZarrRecordings:
 
     @property
     def account(self) -> Mapping[str, Any]:
-        """Format, and what became of each array, as plain JSON."""
+        """The format, and what became of each array, as plain JSON."""
         mapping = self.meaning.mapping
         return {
             "format": f"zarr {self.buffer.root.metadata.zarr_format}",
@@ -97,14 +97,14 @@ class ZarrRecordings:
         }
 
     def find(self) -> list[Path]:
-        """Names of the episodes below the dataset, in order."""
+        """Returns the names of the episodes below the dataset, in order."""
         return [self.zarr_set.root / f"episode_{number:06d}" for number in range(self.buffer.n_episodes)]
 
     def open(self, path: Path) -> MappedRecording:
-        """Open and check an episode.
+        """Opens and checks an episode.
 
         Raises:
-            RecordingError: its numbers are none to train on, or a video does not exist.
+            RecordingError: its numbers cannot be trained on, or a video does not exist.
         """
         number = int(path.name.rpartition("_")[2])
         start, end = self._starts[number], int(self.buffer.episode_ends[number])
@@ -138,7 +138,7 @@ class ZarrRecordings:
         """The scale of each gripper.
 
         Raises:
-            RecordingError: one is not known; says which flag settles it.
+            RecordingError: one is unknown; the message names the flag that settles it.
         """
         lengths = np.diff(self.buffer.episode_ends, prepend=0).tolist()
         return settled_scales(self.arrays, self._declared, self._all_grippers, lengths, self.buffer.where)
@@ -151,13 +151,13 @@ class ZarrRecordings:
 
     @cached_property
     def _rows(self) -> Rows:
-        """(N, width) of each feature that is read, of all episodes."""
+        """(N, width) rows of each feature that is read, over all episodes."""
         n = self.buffer.n_steps
         return {name: self.buffer.read(name).reshape(n, -1) for name in sorted(self.meaning.mapping.features)}
 
     @cached_property
     def _stamps(self) -> NDArray[Any] | None:
-        """(N,) of all episodes as recorded; None if there are none."""
+        """(N,) time stamps of all episodes as recorded; None if there are none."""
         key = next((key for key in TIMES if key in self.buffer), None)
         if key is None:
             return None
@@ -175,8 +175,8 @@ class ZarrRecordings:
             rate = hz if unit is None else unit.hz
             if rate is None:
                 raise RecordingError(
-                    f"{self.zarr_set.root}: has no time stamps (data/{TIMES[0]}); say how many steps a second were "
-                    f"recorded: {FLAG} rate:10, or hz: 10 in the mapping"
+                    f"{self.zarr_set.root}: has no time stamps (data/{TIMES[0]}); give the number of steps recorded "
+                    f"per second: {FLAG} rate:10, or hz: 10 in the mapping"
                 )
             return np.arange(end - start) / rate
         stamps = self._stamps[start:end]
@@ -217,7 +217,7 @@ class ZarrRecordings:
         return camera_frames, notes
 
     def _files(self, camera_frames: Mapping[str, CameraFrames]) -> tuple[Path, ...]:
-        """Files whose change means that an episode has changed."""
+        """Returns the files whose change means that an episode has changed."""
         files: dict[Path, None] = {}
         for frames in camera_frames.values():
             if not isinstance(frames, ArrayFrames):

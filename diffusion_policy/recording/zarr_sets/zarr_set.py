@@ -1,4 +1,4 @@
-"""Where a zarr dataset of others is: alone, or with a video for each episode and camera."""
+"""The location of a foreign zarr dataset: alone, or with a video for each episode and camera."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ZarrSet:
     """A dataset.
 
     Attributes:
-        root: what was asked for.
+        root: the requested path.
         store: the zarr: `root`, or replay_buffer.zarr in it.
         videos: holds <episode>/<camera>.mp4; None if frames are in the zarr.
     """
@@ -29,7 +29,7 @@ class ZarrSet:
 
 
 def zarr_set(path: Path) -> ZarrSet | None:
-    """The zarr dataset that a path is; None if it is none."""
+    """Returns the zarr dataset at a path; None if there is none."""
     with reaching(path):
         if not is_remote(path) and path.is_file():
             return ZarrSet(path, path) if path.suffix == ".zip" or zipfile.is_zipfile(path) else None

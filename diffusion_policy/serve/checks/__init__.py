@@ -1,1 +1,1 @@
-"""The checks between a camera and a policy, and between a policy and an arm: each may refuse, and says why."""
+"""The checks between camera and policy, and between policy and arm; each may refuse, and gives its reason."""

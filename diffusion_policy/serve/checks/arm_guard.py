@@ -26,7 +26,7 @@ class MotionRefusedError(WorkspaceError):
 
 
 class Pose(NamedTuple):
-    """Position (3,) in meters and rotation (4,) xyzw; zero and the identity where an arm has none."""
+    """Position (3,) in meters and rotation (4,) xyzw; zero and the identity where an arm lacks one."""
 
     position: FloatArray
     rotation: FloatArray
@@ -52,7 +52,7 @@ class ArmGuard:
         self._unit = limits.layout.joint_unit
 
     def make_unit(self, actions: FloatArray, current: FloatArray) -> None:
-        """Normalizes the quaternions of a chunk (T, D) in place, with the signs of the measured one (D,).
+        """Normalizes the quaternions of a chunk (T, D) in place, with the signs of the measured quaternions (D,).
 
         Raises:
             MotionRefusedError: a norm is too far from 1.
@@ -76,10 +76,10 @@ class ArmGuard:
 
         Args:
             measured: (D,) at the start of the chunk.
-            previous: (D,) the action before, already limited.
-            action: its quaternions have unit norm.
+            previous: (D,) the previous action, already limited.
+            action: the action to limit, whose quaternions have unit norm.
             interventions: counts the changes by limit.
-            step: step of the chunk, for messages.
+            step: index in the chunk, for messages.
 
         Raises:
             MotionRefusedError: a limit that refuses was exceeded.
@@ -110,7 +110,7 @@ class ArmGuard:
         return self._settings.action_scale * (1 - self._settings.smoothing)
 
     def _limit_step(self, previous: Pose, wanted: Pose, interventions: Counter[str], step: int) -> Pose:
-        """Returns the pose on the way to the wanted one that scale, smoothing and step limits allow."""
+        """Returns the pose on the way to the wanted one, as far as scale, smoothing and step limits allow."""
         fraction = self._fraction
         meters = fraction * float(np.linalg.norm(wanted.position - previous.position))
         radians = fraction * float(geodesic_distance(previous.rotation, wanted.rotation))
@@ -130,7 +130,7 @@ class ArmGuard:
     def _limit_chunk(self, measured: Pose, previous: Pose, pose: Pose, interventions: Counter[str], step: int) -> Pose:
         """Returns the pose moved into the ball around the measured one.
 
-        Moving toward its center never lengthens the step from ``previous``, which is within it.
+        Moving toward the center never lengthens the step from ``previous``, which is inside the ball.
         """
         assert self._settings.max_chunk_m is not None
         assert self._settings.max_chunk_rad is not None
@@ -153,7 +153,7 @@ class ArmGuard:
         return Pose(position, align_quaternion_signs(rotation[None], reference=previous.rotation)[0])
 
     def _limit_workspace(self, previous: Pose, pose: Pose, interventions: Counter[str], step: int) -> Pose:
-        """Returns the pose moved into the box; from outside of it by steps within the step limit."""
+        """Returns the pose moved into the box; an arm outside it returns in steps within the step limit."""
         if self._box is None:
             return pose
         inside = np.clip(pose.position, *self._box)
@@ -178,7 +178,7 @@ class ArmGuard:
         interventions: Counter[str],
         step: int,
     ) -> FloatArray:
-        """Returns joints (J,): all steps are scaled equally, then each joint is clipped around its measurement."""
+        """Returns joints (J,): all steps scaled by the same factor, then each joint clipped around its measurement."""
         moves = self._fraction * (wanted - previous)
         lengths = np.abs(moves)
         for index in np.flatnonzero(lengths > self._joint_steps * (1 + 1e-9)):
@@ -205,7 +205,7 @@ class ArmGuard:
 def _part_of_the_way(start: Pose, end: Pose, position: float, rotation: float) -> Pose:
     """Returns the pose at these fractions of the way between two: on a line, and on a geodesic of SO(3)."""
     reached = end.rotation
-    if rotation != 1.0:  # else nothing is shortened
+    if rotation != 1.0:  # otherwise nothing is shortened
         first = Rotation.from_quat(start.rotation)
         turn = (first.inv() * Rotation.from_quat(end.rotation)).as_rotvec()
         reached = (first * Rotation.from_rotvec(rotation * turn)).as_quat()

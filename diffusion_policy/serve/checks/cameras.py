@@ -1,8 +1,8 @@
-"""Camera checks while serving: each image is decoded once, and checked before the policy gets it.
+"""Camera checks while serving: each image is decoded once and checked before it reaches the policy.
 
-Damaged images, other formats and 16-bit depth are refused by the decoder (``images``), as the converter refuses them.
-Decoded images may still be useless: a stopped camera repeats the same image, a covered one sends a black image, another
-camera may have another aspect ratio, which resizing would distort. Each camera is checked separately.
+Damaged images, unsupported formats and 16-bit depth are refused by the decoder (``images``), as the converter refuses
+them. Decoded images may still be useless: a stopped camera repeats the same image, a covered one sends a black image,
+and another camera may have a different aspect ratio, which resizing would distort. Each camera is checked separately.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from diffusion_policy.storage import content_key
 FloatArray = NDArray[np.float64]
 Size = tuple[int, int]
 
-# Sampling stride in pixels that suffices to distinguish images, and a black one from a dark one.
+# Sampling stride in pixels, fine enough to tell images apart, and a black image from a dark one.
 _STRIDE = 8
 # Range of gray levels (of 255), per channel, that holds 98 % of the pixels of an image without content.
 _NEARLY_UNIFORM = 10
 # Relative difference below which two aspect ratios count as equal: 848x480 is used for 16:9.
 _ASPECT_SLACK = 0.03
 # Joint motion that counts as a radian, by unit; percent of a range of about half a turn. Unknown units count as
-# radians, so that a camera that repeats an image is more likely refused than accepted.
+# radians, so that a camera that repeats an image is refused rather than accepted.
 _JOINT_UNITS_IN_A_RADIAN = {"deg": 180 / np.pi, "%": 100 / np.pi}
-# Notes of the decoder that cause a warning, since they change the policy's input.
+# Decoder notes that cause a warning, since they change the policy's input.
 _WARNED_NOTES = (ImageNote.GRAY, ImageNote.CMYK, ImageNote.TURNED)
 
 
@@ -48,7 +48,7 @@ class ImageSummary:
         content: hash of its pixels (every ``_STRIDE``-th); equal for equal images in any encoding.
         size: (width, height).
         level: mean gray level 0..255 if it is nearly uniform, else None.
-        notes: notes of the decoder.
+        notes: the decoder's notes.
     """
 
     content: bytes
@@ -72,12 +72,12 @@ class CameraMonitor:
     Args:
         name: name of the camera, for messages.
         settings: limits, and whether a finding warns or refuses.
-        recorded: (width, height) of the images of the training set before resizing; empty if not known.
+        recorded: (width, height) of the training set's images before resizing; empty if not known.
         read: (width, height) of the policy's input, or None.
         max_pixels: size limit of one image.
-        n_frames: number of images of an observation, which are decoded in parallel.
-        layout: layout of the states of observations.
-        where: name of its images in messages.
+        n_frames: number of images in an observation, which are decoded in parallel.
+        layout: layout of the observations' states.
+        where: what its images are called in messages.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class CameraMonitor:
         self._recorded, self._read = tuple(recorded), read
         self._max_pixels = max_pixels
         self._decoders = ThreadPoolExecutor(n_frames, "decode")
-        self._recent: Recent[ImageSummary] = Recent(4 * n_frames)  # by the received bytes
+        self._recent: Recent[ImageSummary] = Recent(4 * n_frames)  # keyed by the received bytes
         self.reset()
 
     def reset(self) -> None:
@@ -171,10 +171,10 @@ class CameraMonitor:
                 f"than in training ({known})"
                 if self._recorded
                 else (
-                    f"than the policy reads ({known}; what its training's pictures were, the checkpoint does not say)"
+                    f"than the policy reads ({known}; the checkpoint does not record the size of its training pictures)"
                 )
             )
-            message = f"camera {self.name}: the picture is {width}x{height}, of another shape {where}: it is squeezed"
+            message = f"camera {self.name}: the picture is {width}x{height}, a shape other {where}: it is squeezed"
             result += self._find(self._settings.on_aspect, "bad_image", message)
         return result
 
@@ -194,7 +194,7 @@ class CameraMonitor:
             return self._find(limits.on_frozen, "stale", message)
         contents = [picture.content for picture in pictures]
         again = any(a == b and s < t for a, b, s, t in zip(contents, contents[1:], times, times[1:], strict=False))
-        return [f"camera {self.name}: frames of different times are the same picture"] if again else []
+        return [f"camera {self.name}: frames of different times show the same picture"] if again else []
 
     def _follow(self, time: float, state: FloatArray, picture: ImageSummary) -> None:
         """Updates the count of equal images with one frame, in order of time; state (D,)."""
@@ -253,7 +253,7 @@ class CameraMonitors:
             monitor.close()
 
     def check(self, observation: Observation) -> tuple[Observation, list[str]]:
-        """Checks the images of all cameras, as :meth:`CameraMonitor.check`."""
+        """Checks the images of all cameras, see :meth:`CameraMonitor.check`."""
         n_steps = len(observation.timestamps)
         frames: list[ImageArray | None] = []
         warnings: list[str] = []
@@ -266,7 +266,7 @@ class CameraMonitors:
 
 
 class Motion:
-    """Motion of the arms since a reference state; the largest of several counts.
+    """Motion of the arms since a reference state; of several, the largest motion counts.
 
     Args:
         layout: layout of the states.
@@ -293,7 +293,7 @@ class Motion:
         self._joints = float(joints.max(initial=self._joints))
 
     def is_far(self, meters: float, radians: float) -> bool:
-        """Whether an arm has moved at least so far; motion of a joint counts as rotation."""
+        """Whether an arm has moved at least this far; motion of a joint counts as rotation."""
         joint = radians * joint_units_in_a_radian(self._layout.joint_unit)
         return self._meters >= meters or self._radians >= radians or self._joints >= joint
 

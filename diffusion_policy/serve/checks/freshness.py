@@ -4,9 +4,9 @@ The client's timestamp and the server's receive time differ by the offset of the
 difference so far is the offset plus the smallest delay; the excess over it is how much longer a message took than the
 fastest one. This is the only comparison of the two clocks.
 
-The offset drifts: a crystal is off by up to 100 ppm, NTP slews a clock by up to 500 (``MAX_DRIFT``). So the smallest
-difference may rise at that rate between accepted observations. A delay that grows so slowly (0.5 s in a quarter of an
-hour) cannot be distinguished from drift; refused observations do not count.
+The offset drifts: a crystal is off by up to 100 ppm, and NTP slews a clock by up to 500 ppm (``MAX_DRIFT``). So the
+smallest difference may rise at that rate between accepted observations. A delay that grows that slowly (0.5 s in a
+quarter of an hour) cannot be distinguished from drift; refused observations do not count.
 
 A clock that was set back (a second episode without a reset, a restart, NTP) is accepted after a pause, or once
 consecutive observations agree on the new time. Until then observations are stale.
@@ -29,13 +29,13 @@ PAUSE_S = 2.0
 # Number of consecutive observations that must agree on an earlier time; a single old frame does not suffice.
 AGREEING = 3
 UNITS = {"milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
-# Seconds since 1970 reach this in the year 5138; in a finer unit they are beyond it today. The last end is the year
-# 5138 in nanoseconds.
+# Time since 1970 in seconds reaches this in the year 5138; in a finer unit it is already beyond it. The last limit is
+# the year 5138 in nanoseconds.
 _UNIX_LIMIT = 1e11
 
 
 class _Candidate(NamedTuple):
-    """An earlier clock on which observations agree: last timestamp, its offset, and number of observations."""
+    """An earlier clock that observations agree on: last timestamp, its offset, and number of observations."""
 
     stamp: float
     difference: float
@@ -46,7 +46,7 @@ def _check_unit(timestamps: NDArray[np.float64], period_s: float, silence: float
     """Refuses times (To,) that are not seconds in float64; the error names their unit.
 
     A finer unit is recognized by the size of a time since 1970, or by the spacing of frames that are ``period_s``
-    apart; after a pause of that length, a large spacing may be correct.
+    apart; after a pause of that length, a large spacing may be genuine.
     """
     newest, spacing = abs(float(timestamps[-1])), float(np.diff(timestamps).max(initial=0.0))
     apart = (u for u, n in UNITS.items() if 0.3 <= spacing / (period_s * n) <= 3)
@@ -55,7 +55,7 @@ def _check_unit(timestamps: NDArray[np.float64], period_s: float, silence: float
     unit = unit or next(since_1970, None)
     if unit is not None:
         shown = ", ".join(f"{time:.12g}" for time in timestamps)
-        raise ProtocolError("bad_state", f"timestamps ({shown}) are {unit}; expected seconds")
+        raise ProtocolError("bad_state", f"timestamps ({shown}) are in {unit}; expected seconds")
     with np.errstate(over="ignore"):
         narrow = timestamps.astype(np.float32)
         resolution = float(np.spacing(narrow[-1]))
@@ -68,7 +68,7 @@ def _check_unit(timestamps: NDArray[np.float64], period_s: float, silence: float
 
 
 class Freshness:
-    """Refuses observations that are older than the last one, or much later than the fastest.
+    """Refuses observations that are older than the last one, or delayed much longer than the fastest.
 
     Args:
         max_age_s: largest excess delay over the fastest message of the episode.
@@ -117,7 +117,7 @@ class Freshness:
         if (silence > PAUSE_S and back > self.max_age_s) or self._agrees(stamp, received - stamp):
             self.reset()
             self._last_received = received
-            return f"a new episode begins: the client's clock began anew, {back:.3f} s before the newest observation"
+            return f"a new episode begins: the client's clock restarted, {back:.3f} s before the newest observation"
         return None
 
     def _agrees(self, stamp: float, difference: float) -> bool:
@@ -128,12 +128,12 @@ class Freshness:
         return self._candidate.agreeing >= AGREEING
 
     def check(self, observation: Observation, received: float, now: float | None = None) -> float:
-        """Returns by how many seconds an observation is older than the episode's freshest one was on arrival.
+        """Returns how much older, in seconds, an observation is than the episode's freshest one was on arrival.
 
         Args:
-            observation: its newest timestamp counts, seconds on the client's clock.
-            received: seconds on the server's monotonic clock.
-            now: time of processing on the same clock; None: as received.
+            observation: judged by its newest timestamp, seconds on the client's clock.
+            received: time of arrival, seconds on the server's monotonic clock.
+            now: time of processing on the same clock; None for the time of arrival.
 
         Raises:
             ProtocolError: stale.
@@ -142,8 +142,8 @@ class Freshness:
         if self._newest is not None and stamp < self._newest:
             raise ProtocolError(
                 "stale",
-                f"observed at {stamp:.3f} s, after one of {self._newest:.3f} s: an old frame, or the client's clock "
-                "was set back or began anew; send reset for a new episode",
+                f"observed at {stamp:.3f} s, after one at {self._newest:.3f} s: an old frame, or the client's clock "
+                "was set back or restarted; send reset for a new episode",
             )
         offset = difference = received - stamp
         if self._offset is not None:
@@ -151,12 +151,12 @@ class Freshness:
         waited = 0.0 if now is None else now - received
         age = difference - offset + waited
         if age > self.max_age_s:
-            self._updated = received  # what is refused is no evidence of a drift
+            self._updated = received  # a refused observation is not evidence of drift
             waiting = f", {waited:.3f} s of it waiting for its turn" if waited > 0.001 else ""
             raise ProtocolError(
                 "stale",
                 f"{age:.3f} s older than the freshest of this episode was on arrival{waiting}; limit {self.max_age_s} "
-                "s. Slower cameras or network, or the client's clock was set back: reset begins anew",
+                "s. Slower cameras or network, or the client's clock was set back: send reset to begin a new episode",
             )
         self._newest, self._offset, self._updated = stamp, offset, received
         return age

@@ -1,13 +1,13 @@
 """Settings of the motion guard, and the limits that follow from them for a layout.
 
-Defaults for the step limits are those of the predecessor's robot configuration: 0.04 m and 0.1 rad a step. The public
+The step limits default to those of the predecessor's robot configuration: 0.04 m and 0.1 rad per step. The public
 robot client commands all steps of a chunk at once and so drives the arm toward the last one: the limit over the whole
-chunk is what bounds that jump. Its default is CHUNK_STEPS steps of full length, half of what eight could add up to; of
-4,734 chunks in the logs of a real robot's 8-D policies 95 % stay within it in meters and 98 % in radians.
+chunk bounds that jump. Its default is CHUNK_STEPS steps of full length, half of what eight could add up to; of
+4,734 chunks in the logs of a real robot's 8-D policies, 95 % stay within it in meters and 98 % in radians.
 
-Joints have no such measurement: unless a limit is set, a step is at most JOINT_SHARE of the range that training saw of
-the joint, and a chunk CHUNK_STEPS of those. The share is a choice: with it a joint takes ten steps, a second at 10 Hz,
-for all of its range.
+Joints have no such measurement: unless a limit is set, a step is at most JOINT_SHARE of the range that training saw for
+the joint, and a chunk CHUNK_STEPS of those. The share is a choice: a joint takes ten steps, one second at 10 Hz,
+to cross its range.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from diffusion_policy.spec import ActionLayout
 
 CHUNK_STEPS = 4
 JOINT_SHARE = 0.1
-# Of the widest range, for a joint that moved less in training, or not at all.
+# Share of the widest range, the least that a joint gets that moved less in training, or not at all.
 _NARROWEST = 0.1
 
 FloatArray = NDArray[np.float64]
@@ -40,24 +40,25 @@ class GuardSettings:
     Attributes:
         max_step_m: largest distance between consecutive positions, meters.
         max_step_rad: largest geodesic angle between consecutive orientations, radians.
-        max_chunk_m: largest distance of any position of a chunk from the measured one, meters; None: CHUNK_STEPS times
-            ``max_step_m``, filled in.
-        max_chunk_rad: largest geodesic angle of any orientation of a chunk from the measured one, radians; None:
-            CHUNK_STEPS times ``max_step_rad``, filled in.
-        max_step_joint: largest step of any joint, in the joints' unit; None: JOINT_SHARE of each one's training range.
-        max_chunk_joint: largest distance of any joint from where it was measured, in the same unit; None: CHUNK_STEPS
-            times the step's.
-        workspace_low: lowest x y z in meters, robot base frame; None: to be filled in by :meth:`within`.
-        workspace_high: highest x y z in meters; None as above.
+        max_chunk_m: largest distance of any position in a chunk from the measured one, meters; None for CHUNK_STEPS
+            times ``max_step_m``.
+        max_chunk_rad: largest geodesic angle of any orientation in a chunk from the measured one, radians; None for
+            CHUNK_STEPS times ``max_step_rad``.
+        max_step_joint: largest step of any joint, in the joints' unit; None for JOINT_SHARE of each joint's training
+            range.
+        max_chunk_joint: largest distance of any joint from its measurement, in the same unit; None for CHUNK_STEPS
+            times the step limit.
+        workspace_low: lowest x y z in meters, robot base frame; None until :meth:`within` fills it in.
+        workspace_high: highest x y z in meters; None likewise.
         on_step: "clip" or "refuse" a step that is too long.
         on_chunk: "clip" or "refuse" a pose too far from the measured one.
         on_workspace: "clip" or "refuse" a position outside the box.
-        quaternion_tolerance: a norm further than this from 1 is refused; nearer ones are normalized.
+        quaternion_tolerance: a quaternion whose norm is further than this from 1 is refused; others are normalized.
         action_scale: fraction of each step that is executed, position and rotation alike; 1 changes nothing.
         smoothing: weight of the previous action in (0, 1) (lerp for positions, slerp for orientations); 0 is off.
         gripper_open: commands at or above it open.
-        gripper_closed: commands at or below it close; between the two the last command holds, and before the first
-            one the measured state.
+        gripper_closed: commands at or below it close; between the two the last command holds and, before the first
+            one, the measured state.
         gripper_min_dwell: actions for which a gripper command holds before it may change again.
     """
 
@@ -118,7 +119,7 @@ class GuardSettings:
                 raise WorkspaceError(f"motion guard: {name} is {limit}; expected more than 0, finite, or null")
 
     def within(self, low: Sequence[float] | FloatArray, high: Sequence[float] | FloatArray) -> GuardSettings:
-        """Returns the limits with this box, x y z in meters, where none is set."""
+        """Returns the settings with this box, x y z in meters, unless they already have one."""
         return replace(
             self,
             workspace_low=_corner(low) if self.workspace_low is None else self.workspace_low,
@@ -151,11 +152,11 @@ class GuardSettings:
 
 @dataclass(frozen=True)
 class MotionLimits:
-    """The limits in force for a layout: a box for each arm with a position, a step and a chunk for each joint.
+    """The limits in force for a layout: a box for each arm with a position, step and chunk limits for each joint.
 
     Attributes:
-        layout: of actions, rotations as quaternions.
-        settings: with a box where one arm has a position.
+        layout: layout of actions, rotations as quaternions.
+        settings: the settings, with a box where exactly one arm has a position.
         boxes: lowest and highest x y z in meters, by arm's name.
         joint_steps: (J,) largest steps, by ``layout.joint_columns``, in the joints' unit.
         joint_chunks: (J,) largest distances from the measured joints, as above.
@@ -174,13 +175,13 @@ class MotionLimits:
         """Derives the limits from settings and the training range.
 
         Args:
-            settings: a box that is set holds for every arm.
-            layout: rotations as quaternions.
-            low, high: (D,) range of actions, in the order of the layout.
-            margin_m: by which the range of positions is widened to a box.
+            settings: the settings; a box in them applies to every arm.
+            layout: layout of actions, rotations as quaternions.
+            low, high: (D,) range of the training actions, in the order of the layout.
+            margin_m: margin by which the range of positions is widened to a box.
 
         Raises:
-            WorkspaceError: no joint moved in training, and no limit of a step is set.
+            WorkspaceError: no joint moved in training and no step limit is set.
         """
         lows, highs = layout.positions(low) - margin_m, layout.positions(high) + margin_m
         completed = [settings.within(*corners) for corners in zip(lows, highs, strict=True)]
@@ -245,8 +246,8 @@ def _joint_limits(
         widest = float(ranges.max())
         if not 0 < widest < np.inf:
             raise WorkspaceError(
-                f"motion guard: training saw the joints {[layout.names[c] for c in layout.joint_columns]} move by "
-                f"{widest}, so no limit follows; set guard.max_step_joint, in {layout.joint_unit}"
+                f"motion guard: in training the joints {[layout.names[c] for c in layout.joint_columns]} moved by "
+                f"{widest}, from which no limit can be derived; set guard.max_step_joint, in {layout.joint_unit}"
             )
         steps = JOINT_SHARE * np.maximum(ranges, _NARROWEST * widest)
     chunks = CHUNK_STEPS * steps

@@ -1,16 +1,16 @@
 """The motion guard: limits of an action chunk between policy and arm.
 
-Every action is absolute: of each arm a pose (meters, quaternion xyzw) or joints, and a gripper command (1 = open). The
-guard checks the whole chunk before any of it is sent: numbers must be finite and quaternions near unit norm; then each
-step of each arm is held within a distance of the one before it, measured in meters, in radians on SO(3) and in the
-joints' unit, within a workspace box, and all of the chunk within a distance of what was measured (``arm_guard``);
-gripper commands are debounced. A limit either clips (the action is moved to the limit) or refuses (no action is sent).
-Interventions are counted and reported, by name of the arm, where there are several, and of the joint.
+Every action is absolute: for each arm a pose (meters, quaternion xyzw) or joints, and a gripper command (1 = open). The
+guard checks the whole chunk before any of it is sent. Numbers must be finite and quaternions near unit norm. Each step
+of each arm is limited to a distance from the previous one, in meters, in radians on SO(3) and in the joints' unit; to a
+workspace box; and, over the whole chunk, to a distance from the measured state (``arm_guard``). Gripper commands are
+debounced. A limit either clips (the action is moved to the limit) or refuses (no action is sent). Interventions are
+counted and reported by limit, with the names of the joint and, where there are several, of the arm.
 
-:meth:`MotionGuard.check` changes no state; only :meth:`MotionGuard.accept`, for a chunk that is sent, does. So a late
-answer does not affect later ones.
+:meth:`MotionGuard.check` changes no state; only :meth:`MotionGuard.accept`, called for a chunk that is sent, does. So a
+late answer does not affect later ones.
 
-Legend of shapes: T actions of a chunk, D numbers of an action, G grippers.
+Legend of shapes: T actions in a chunk, D numbers in an action, G grippers.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class MotionGuard:
     """Checks and limits the chunks of one session, and keeps its gripper commands between them.
 
     Args:
-        limits: in force; settings alone are those of a pose and a gripper.
+        limits: the limits in force; bare settings are taken as limits for one pose and a gripper.
 
     Raises:
         WorkspaceError: the settings hold no workspace box.
@@ -92,13 +92,13 @@ class MotionGuard:
         executed: int | None = None,
         gripper: float | Sequence[float] | FloatArray | None = None,
     ) -> GuardedChunk:
-        """Limits a chunk (T, D) that starts from the measured state.
+        """Limits a chunk that starts from the measured state.
 
         Args:
-            chunk: in the order of the layout.
-            current: (D,) measured, in the same order; grippers at its end may be left out.
-            executed: how many actions of the last accepted chunk the arm has carried out; all of them if None.
-            gripper: (G,) measured: each stays as it is until its first clear command.
+            chunk: (T, D), in the order of the layout.
+            current: (D,) measured state, in the same order; grippers at its end may be omitted.
+            executed: how many actions of the last accepted chunk the arm has carried out; None for all of them.
+            gripper: (G,) measured grippers; each keeps its state until its first clear command.
 
         Raises:
             MotionRefusedError: nothing of this chunk may be executed.
@@ -113,7 +113,7 @@ class MotionGuard:
             raise
 
     def accept(self, guarded: GuardedChunk) -> None:
-        """Stores the gripper commands of a chunk that is sent, and counts its interventions."""
+        """Stores the gripper commands of a chunk that is sent and counts its interventions."""
         self._holds = guarded.holds
         self.totals.update(guarded.interventions)
 
@@ -150,7 +150,7 @@ class MotionGuard:
     def _debounce(
         self, name: str, hold: GripperHold, command: float, measured: float | None, *, interventions: Counter[str]
     ) -> GripperHold:
-        """Returns the gripper after dead band and dwell: open or closed once either was commanded or measured."""
+        """Returns the command after dead band and dwell; open or closed once either was commanded or measured."""
         wanted = self._clear_state(command)
         if wanted is None:
             wanted = measured if hold.command is None else hold.command
@@ -170,6 +170,6 @@ class MotionGuard:
 
 def _of_pose_and_gripper(settings: GuardSettings) -> MotionLimits:
     if settings.workspace_low is None or settings.workspace_high is None:
-        raise WorkspaceError("motion guard: workspace_low and workspace_high are not set; see GuardSettings.within")
+        raise WorkspaceError("motion guard: workspace_low and workspace_high are not set; set both")
     box = settings.workspace_low, settings.workspace_high
     return MotionLimits(ActionLayout.of(POSE_GRIPPER), settings, {"": box})

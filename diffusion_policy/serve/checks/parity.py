@@ -1,8 +1,8 @@
-"""Parity of serving and training: recorded frames through both, and the cause of a difference.
+"""Parity of serving and training: sends recorded frames through both, and finds the cause of a difference.
 
 Recorded frames are sent to a live server as "inspect" requests; it replies with the model's input and the actions. The
 same frames are loaded through the dataset. Where the inputs differ, known mistakes are applied to the training side,
-and the one that explains the difference is reported. Frames are sent as PNG, to test only the server, or as JPEG, to
+and the one that explains the difference is reported. Frames are sent as PNG, to test the server alone, or as JPEG, to
 measure the effect of the robot's compression.
 """
 
@@ -37,12 +37,12 @@ from diffusion_policy.tables import Printable, Table, as_texts
 Array = NDArray[Any]
 Images = dict[str, NDArray[np.uint8]]
 
-# Input values: one gray level, and the last digits of float32.
+# Tolerances of input values: one gray level, and the last digits of float32.
 IMAGE_TOLERANCE, STATE_TOLERANCE = 1.0, 1e-6
 ACTION_TOLERANCE = 1e-3
-# JPEG of quality 75 and better stays within this mean difference of gray levels on camera images.
+# JPEG at quality 75 or better stays within this mean difference of gray levels on camera images.
 JPEG_LEVELS = 6.0
-# Camera pixels per side for each pixel of a recorded frame; difference of a block's rim from its mean in gray levels.
+# Camera pixels per side for each pixel of a recorded frame; difference in gray levels of a block's rim from its mean.
 ENLARGED, RIM = 4, 6
 # Larger frames would not fit the limits of a message, and are sent as they are.
 MAX_ENLARGED_PIXELS = 640 * 360
@@ -68,7 +68,7 @@ class ParityReport:
         requests: number of requests.
         keys: results by observation key.
         action_difference: largest difference of executed actions; None without a checkpoint.
-        same_checkpoint: whether the server serves the file it was compared with; None without one.
+        same_checkpoint: whether the server serves the given checkpoint; None without one.
         resize_tested: whether frames were sent larger than the policy's, so that the server had to resize them.
     """
 
@@ -80,12 +80,12 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether inputs are equal, and actions as far as they were compared."""
+        """Whether inputs are equal, and actions too if they were compared."""
         actions = self.action_difference is None or self.action_difference <= ACTION_TOLERANCE
         return actions and all(entry.culprit is None for entry in self.keys) and self.same_checkpoint is not False
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain JSON; differences of inputs of two shapes, which are infinite, are null."""
+        """Returns plain JSON; infinite differences, of inputs whose shapes differ, are null."""
         content = asdict(self)
         for entry in content["keys"]:
             entry |= {name: entry[name] if np.isfinite(entry[name]) else None for name in ("largest", "mean")}
@@ -100,9 +100,9 @@ class ParityReport:
         if self.action_difference is not None:
             lines.append(f"actions differ by at most {self.action_difference:.2e}")
         if not self.resize_tested:
-            lines.append("frames were sent at the policy's own size: the server's resize was not tested")
+            lines.append("frames were sent at the policy's own size, so the server's resize was not tested")
         if self.same_checkpoint is False:
-            lines.append("the server serves another checkpoint than the one given")
+            lines.append("the server does not serve the given checkpoint")
         return [table, *as_texts(lines)]
 
 
@@ -116,7 +116,7 @@ class ComparedInputs:
     def add(self, trained: dict[str, Array], served: dict[str, Array]) -> None:
         """Adds the inputs (To, ...) of one request by key; WorkspaceError if the keys of the two sides differ."""
         if trained.keys() != served.keys():
-            raise WorkspaceError(f"the server's policy reads {sorted(served)}, the dataset gives {sorted(trained)}")
+            raise WorkspaceError(f"the server's policy reads {sorted(served)}; the dataset gives {sorted(trained)}")
         for key, value in trained.items():
             self.trained.setdefault(key, []).append(value)
             self.served.setdefault(key, []).append(served[key])
@@ -125,13 +125,13 @@ class ComparedInputs:
 def check_parity(
     checkpoint: str | Path, zarr_path: str | Path, client: LineClient, requests: int = 8, encoding: str = ".png"
 ) -> ParityReport:
-    """Sends recorded frames to a live server, and compares its inputs with those of training.
+    """Sends recorded frames to a live server and compares its inputs with those of training.
 
     Args:
         checkpoint: the file that the server should be serving.
         zarr_path: recorded data.
-        client: connected; the server must allow inspection.
-        requests: spread over the dataset.
+        client: a connected client; the server must allow inspection.
+        requests: number of requests, spread over the dataset.
         encoding: ".png" or ".jpg".
 
     Raises:
@@ -185,14 +185,14 @@ def _request(
 
 
 def is_enlarged(height: int, width: int, encoding: str) -> bool:
-    """Whether a frame is sent at a camera's size, so that the server's resize is tested, too."""
+    """Whether a frame is sent at a camera's size, so that the server's resize is tested as well."""
     return encoding == ".png" and height * width <= MAX_ENLARGED_PIXELS  # JPEG would change the blocks
 
 
 def enlarge(frame: Array) -> Array:
     """Returns a frame (H, W, 3) at ENLARGED times its size; area interpolation restores the original exactly.
 
-    In a block of 4 x 4 the 12 pixels of the rim are darker by n, the 4 in its center brighter by 3 n.
+    In each 4 x 4 block the 12 pixels of the rim are darker by n and the 4 in the center brighter by 3 n.
     """
     rim = np.minimum(RIM, np.minimum(frame, (255 - frame) // 3)).astype(np.uint8)
     large, darker = (value.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1) for value in (frame, rim))
@@ -212,8 +212,8 @@ def compare_inputs(collected: ComparedInputs, arms: Mapping[str, Sequence[Arm]] 
     """Compares inputs (To, ...) by key, and names the mistake that explains a difference.
 
     Args:
-        collected: of both sides.
-        arms: whose poses the states hold, by key; by how many numbers they are if not given.
+        collected: inputs of both sides.
+        arms: the arms whose poses the states hold, by key; if not given, inferred from the number of values.
     """
     differences = []
     for key in collected.trained:
@@ -239,7 +239,7 @@ def compare_inputs(collected: ComparedInputs, arms: Mapping[str, Sequence[Arm]] 
 
 
 def name_culprit(trained: Array, served: Array, mistakes: Sequence[tuple[str, Callable[[Array], Array]]]) -> str | None:
-    """Returns the mistake that, applied to the training side, explains the server's input best; None if none does."""
+    """Returns the mistake that, applied to the training side, best explains the server's input; None if none does."""
     before = np.abs(trained.astype(np.float64) - served).mean()
     left = [(float(np.abs(apply(trained).astype(np.float64) - served).mean()), name) for name, apply in mistakes]
     distance, name = min(left)
@@ -247,7 +247,7 @@ def name_culprit(trained: Array, served: Array, mistakes: Sequence[tuple[str, Ca
 
 
 def _each(change: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """Applies a change of frames (H, W, 3) to a stack (..., 3, H, W)."""
+    """Returns a function that applies a change of frames (H, W, 3) to a stack (..., 3, H, W)."""
 
     def apply(images: Array) -> Array:
         frames = np.moveaxis(images.reshape(-1, *images.shape[-3:]), 1, -1)
@@ -258,7 +258,7 @@ def _each(change: Callable[[Array], Array]) -> Callable[[Array], Array]:
 
 
 def _resized(interpolation: int) -> Callable[[Array], Array]:
-    """Returns a function that resizes the sent frame with another interpolation."""
+    """Returns a function that resizes the sent frame with a given interpolation."""
     return _each(lambda frame: cv2.resize(enlarge(frame), frame.shape[1::-1], interpolation=interpolation))
 
 

@@ -24,13 +24,13 @@ _POSE_AND_GRIPPER = ActionLayout.of(POSE_GRIPPER)
 
 @dataclass(frozen=True)
 class Seam:
-    """The jump at the start of a chunk; of several arms, grippers or joints the largest. None: the action has none.
+    """The jump at the start of a chunk, the largest over arms, grippers or joints; None for what the action lacks.
 
     Attributes:
-        millimetres: between positions.
-        degrees: between rotations, geodesic.
-        gripper: by how much the command differs.
-        joints: in the joints' unit.
+        millimetres: distance between positions.
+        degrees: geodesic angle between rotations.
+        gripper: difference of the gripper commands.
+        joints: difference of the joints, in their unit.
     """
 
     millimetres: float | None
@@ -39,7 +39,7 @@ class Seam:
     joints: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; "joints" only where there are some."""
+        """Returns plain JSON; "joints" only where the action has some."""
         content = asdict(self)
         return content if self.joints is not None else {name: content[name] for name in content if name != "joints"}
 
@@ -49,10 +49,10 @@ class ServedChunk:
     """A denoised sequence of which a part was served.
 
     Attributes:
-        sequence: (T, Da), before the guard.
+        sequence: (T, Da) the denoised sequence, before the guard.
         first: row of ``sequence`` that belongs to ``timestamp``.
-        timestamp: of the newest observation, seconds on the client's clock.
-        layout: of its actions, rotations as quaternions.
+        timestamp: time of the newest observation, seconds on the client's clock.
+        layout: layout of its actions, rotations as quaternions.
     """
 
     sequence: FloatArray
@@ -61,17 +61,17 @@ class ServedChunk:
     layout: ActionLayout = _POSE_AND_GRIPPER
 
     def elapsed(self, timestamp: float, hz: float) -> int:
-        """Returns the number of control steps of the client between two of its own times."""
-        return max(0, round(min((timestamp - self.timestamp) * hz, len(self.sequence))))  # beyond its end: its end
+        """Returns the number of the client's control steps between two times on its clock."""
+        return max(0, round(min((timestamp - self.timestamp) * hz, len(self.sequence))))  # at most to its end
 
     def remainder(self, timestamp: float, hz: float) -> FloatArray:
         """Returns the remaining actions (n, Da), aligned with a sequence that starts at a later observation."""
         return self.sequence[self.elapsed(timestamp, hz) :]
 
     def seam(self, sequence: FloatArray, timestamp: float, hz: float, committed: int = 0) -> Seam | None:
-        """Returns the jump to a new sequence, of which this many steps are this one's; None if this one had ended.
+        """Returns the jump to a new sequence at its first uncommitted step; None if this one had ended by then.
 
-        It is the jump at the new sequence's first own step.
+        The first ``committed`` steps of the new sequence repeat this one's.
         """
         index, own = self.first + self.elapsed(timestamp, hz) + committed, self.first + committed
         if index >= len(self.sequence) or own >= len(sequence):

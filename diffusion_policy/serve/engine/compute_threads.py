@@ -1,7 +1,7 @@
 """The number of compute threads: chosen when the checkpoint is loaded, and again between requests.
 
-Threads of one product wait for each other, so on cores that others use, two are slower than one (``cores``). A robot's
-computer is such a machine, and not at all times.
+Threads of one product wait for each other, so two threads are slower than one on cores that others use (``cores``). A
+robot's computer is often busy in this way, but not always.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from diffusion_policy.cpu import CpuTimes, Threads, choose_threads
 
 logger = logging.getLogger(__name__)
 
-# Seconds of measurement of other processes between two choices; a much longer measurement is outdated.
+# Seconds for which other processes are measured between two choices; a much longer measurement is outdated.
 MEASUREMENT_S, OUTDATED_S = 2.0, 30.0
 
 
 class ComputeThreads:
-    """The number of torch's threads, in the one thread that computes; every method is called there.
+    """The number of torch's threads, set in the one thread that computes; every method must be called from it.
 
     Args:
-        asked: ``engine.threads``; None: as many as there are cores that other processes leave.
-        since: start of the measurement of other processes.
+        asked: ``engine.threads``; None for as many as there are cores that other processes leave free.
+        since: when the measurement of other processes began.
     """
 
     def __init__(self, asked: int | None, since: CpuTimes) -> None:

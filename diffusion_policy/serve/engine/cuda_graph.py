@@ -1,8 +1,8 @@
 """A denoising step as a CUDA graph: recorded once, then launched as a whole.
 
-One step is about two hundred kernels of microseconds each; launched one by one, the CPU that launches them is the
+One step is about two hundred kernels of microseconds each; when they are launched one by one, the CPU is the
 bottleneck. A graph replays them in one call, on the memory that they were recorded with. The inputs of a call (sample,
-condition, time) are written to that memory before.
+condition, time) are first written to that memory.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from torch import Tensor
 
 from diffusion_policy.policy.contract import RecordableDenoiser
 
-# Kernels are chosen and workspaces taken in the first calls, which must not be recorded.
+# The first calls choose kernels and allocate workspaces, so they must not be recorded.
 _WARM_UP_CALLS = 3
 
 
 class GraphedDenoiser:
-    """A denoiser on a CUDA device, its step replayed as a graph.
+    """A denoiser on a CUDA device whose step is replayed as a graph.
 
     Args:
         denoiser: on a CUDA device; its timesteps are set.
-        timestep: one of them, to record with; a replay takes the time from memory, so any of them may follow.
+        timestep: any of them, to record with; a replay reads the time from memory, so it works for all of them.
 
     Raises:
         RuntimeError: the step cannot be recorded on this device.

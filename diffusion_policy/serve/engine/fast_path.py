@@ -1,13 +1,14 @@
 """Accelerated inference of a policy for one robot: earlier results are reused.
 
-* A step's features are kept by its content (image and state), so a frame that two requests share is encoded once.
-* The denoiser's condition is folded once a request, its time token once for all (``model.diffusion.fast_denoiser``).
-* Steps of the sequence that no executed one depends on are not denoised (causal attention, samplers without noise).
-* Convolutions run in the memory layout that suits them, in bfloat16 if asked for; the spatial softmax, whose sums
+* A step's features are kept by its content (image and state), so a frame shared by two requests is encoded once.
+* The denoiser's condition is folded once per request, its time tokens once and for all
+(``model.diffusion.fast_denoiser``). * Steps of the sequence that no executed step depends on are not denoised (causal
+attention, samplers without noise). * Convolutions run in the memory layout that suits them, in bfloat16 if asked for;
+the spatial softmax, whose sums
   decide where a keypoint is, stays float32.
 * On a CUDA device a denoising step is one CUDA graph (``cuda_graph``).
 
-The policy itself is not changed: its plain ``predict_action`` remains the measure of what is computed here.
+The policy itself is not changed; its plain ``predict_action`` remains the reference for what is computed here.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from diffusion_policy.spec import ImageArray
 
 logger = logging.getLogger(__name__)
 
-# Share of the denoising steps that a start from actions of the request skips, where engine.warm_start says none.
+# Share of the denoising steps skipped when a request brings actions to start from and engine.warm_start is not set.
 CONTINUED_WARM_START = 0.5
 
 
@@ -48,14 +49,14 @@ def is_cuda(device: torch.device) -> bool:
 
 
 class FastPath:
-    """The accelerated halves of ``predict_action``: :meth:`encode` and :meth:`denoise`.
+    """The two accelerated halves of ``predict_action``: :meth:`encode` and :meth:`denoise`.
 
-    The policy must not lack the fast engine: its features depend on the frame alone, and are a condition.
+    The policy must support the fast engine: its features depend on the frame alone and serve as a condition.
     """
 
     @classmethod
     def of(cls, policy: Policy, settings: EngineSettings) -> FastPath:
-        """For any policy that does not lack it."""
+        """Builds the fast path of any policy that supports it."""
         assert policy.lacks("fast_engine") is None
         return cls(cast(AcceleratedPolicy, policy), settings)
 
@@ -71,7 +72,7 @@ class FastPath:
         self._denoiser = self._build_denoiser(settings)
 
     def _settled(self, camera: str, settings: EngineSettings) -> tuple[Any, Any]:
-        """A camera's convolutions, in the layout and precision asked for, and what follows them."""
+        """Returns a camera's convolutions, in the configured layout and precision, and the layers after them."""
         core: Any = self._policy.obs_encoder.obs_nets[camera]
         backbone = copy.deepcopy(core.backbone).to(dtype=self._dtype, memory_format=torch.channels_last)
         if self._policy.device.type == "cpu":
@@ -101,13 +102,15 @@ class FastPath:
         try:
             return GraphedDenoiser(denoiser, self._timesteps[0])
         except RuntimeError as error:
-            logger.warning("a denoising step cannot be recorded as a CUDA graph; its kernels are launched: %s", error)
+            logger.warning(
+                "a denoising step cannot be recorded as a CUDA graph; kernels are launched one by one: %s", error
+            )
             return denoiser
 
     # ---- features ----
 
     def key(self, images: Sequence[bytes | ImageArray], state: NDArray[np.float64]) -> bytes:
-        """What a step's features depend on, as a short key: one image a camera, and the state."""
+        """Returns a short key of all that a step's features depend on: one image per camera, and the state."""
         return b"".join(map(image_key, images)) + state.tobytes()
 
     def known(self, key: bytes) -> Tensor | None:
@@ -116,10 +119,10 @@ class FastPath:
 
     @torch.no_grad()
     def encode(self, prepared: Mapping[str, NDArray[Any]], keys: Sequence[bytes]) -> dict[bytes, Tensor]:
-        """Features (1, Do) by key of n steps of policy input (n, ...); they are kept.
+        """Returns features (1, Do) by key for n steps of policy input (n, ...), and caches them.
 
-        Convolutions take all n at once, which changes no bit of a result; what follows is done one by one, since
-        products of other sizes may sum in another order.
+        Convolutions process all n at once, which changes no bit of a result. The layers after them run one step at a
+        time, since products of other sizes may sum in another order.
         """
         policy, encoder = self._policy, self._policy.obs_encoder
         tensors = {name: torch.from_numpy(value)[:, None] for name, value in prepared.items()}
@@ -149,11 +152,11 @@ class FastPath:
         before_step: Callable[[], None] = lambda: None,
         previous: PreviousChunk | None = None,
     ) -> Tensor:
-        """Features (To, Do) and noise (1, T, Da) -> actions (t, Da) in the dataset's units, t = ``denoised_steps``.
+        """Denoises noise (1, T, Da) given features (To, Do): actions (t, Da) in dataset units, t = ``denoised_steps``.
 
         A start (n, Da), the remainder of the last sequence, is noised to a later timestep, and denoising continues from
-        there; its missing end repeats its last row, as a guess that is denoised like the rest. ``before_step`` is
-        called before each step; what it raises ends the loop. ``previous`` is held as ``policy.previous_chunk`` says.
+        there; its missing end repeats its last row, a guess that is denoised like the rest. ``before_step`` is
+        called before each step; what it raises ends the loop. For ``previous`` see ``policy.previous_chunk``.
         """
         policy, scheduler = self._policy, self._policy.noise_scheduler
         options = {} if policy.eta is None else {"eta": policy.eta}
@@ -174,7 +177,7 @@ class FastPath:
         return policy.normalizer["action"].unnormalize(sample if held is None else held.settled(sample))[0]
 
     def _predict(self, timestep: int, sample: Tensor) -> Tensor:
-        return self._denoiser.predict(sample, timestep).clone()  # a multistep solver keeps it
+        return self._denoiser.predict(sample, timestep).clone()  # a multistep solver keeps a reference to it
 
     def _held(self, previous: PreviousChunk, sample: Tensor) -> HeldChunk:
         policy = self._policy
@@ -190,10 +193,10 @@ class FastPath:
 
 
 def _steps_to_denoise(policy: AcceleratedPolicy, settings: EngineSettings) -> int:
-    """How many steps of the sequence must be denoised: those executed, and the one that the next chunk's seam needs.
+    """Returns how many steps of the sequence must be denoised: those executed, and one more for the next chunk's seam.
 
-    All of them where a step sees later ones, where the remainder is a start for the next chunk, where the sampler draws
-    noise (in one draw for the whole sequence) or scales a sample by all of its numbers.
+    It is all of them where a step sees later ones, where the remainder is a start for the next chunk, or where the
+    sampler draws noise (in one draw for the whole sequence) or scales a sample by a statistic of all its numbers.
     """
     needed = policy.first_executed + answer_steps(policy, settings) + 1
     config = policy.noise_scheduler.config

@@ -3,10 +3,10 @@
     images --decode--> RGB --resize, policy_observation--> input --encode--> features --denoise--> actions
                        '--------- prepare ----------'       (kept by content)
 
-``prepare`` is what training does to its frames (``images.resize_frame``, ``spec.policy_observation``), plus the one
-thing that a dataset does beforehand: quaternions are turned to the side on which they were recorded.
+``prepare`` does what training does to its frames (``images.resize_frame``, ``spec.policy_observation``), plus the one
+thing that a dataset does beforehand: it turns quaternions to the hemisphere in which they were recorded.
 
-A feature does not depend on whether its neighbor was known, so a log can be replayed to the last bit.
+A feature does not depend on whether its neighbor was cached, so a log can be replayed to the last bit.
 
 Legend of shapes: To observation steps, T horizon, Ta executed steps, Da action dimensions, Do feature width. Actions
 and states are in the layout of messages (``wire``).
@@ -59,13 +59,13 @@ logger = logging.getLogger(__name__)
 
 FloatArray = NDArray[np.float64]
 Prepared = dict[str, NDArray[Any]]
-# What a checkpoint says of the recordings it was trained on: (width, height) of pictures by camera, gripper scales.
+# What a checkpoint records about its training recordings: (width, height) of pictures by camera, gripper scales.
 TRAINED_ON = ("frame_sizes", "gripper_scale")
 # A state that never moved in training may be off by this much: meters, or a quaternion's component.
 RANGE_EPSILON = 0.005
-# A state of two values may be off by this share of their distance.
+# A state that took two values in training may be off by this share of their distance.
 BINARY_SLACK = 0.01
-# By this share, the variance of float32 numbers may miss that of two values; a thousandth of values between would, too.
+# The variance of float32 numbers may miss that of two values by this share, as it does if a thousandth are between.
 TWO_VALUES_SLACK = 1e-3
 
 
@@ -74,11 +74,11 @@ class Inference:
     """The policy's answer, before any guard.
 
     Attributes:
-        actions: (Ta, Da) float64, from now on.
-        sequence: (t, Da) all that was denoised: T steps, or on the fast path those that are executed and one more.
+        actions: (Ta, Da) float64, from the current step on.
+        sequence: (t, Da) all denoised steps: T, or on the fast path the executed ones and one more.
         first: index in ``sequence`` of ``actions[0]``.
-        encoded: how many frames had to be encoded; the others were known.
-        threads: how many computed it; 0: not known.
+        encoded: how many frames had to be encoded; the others were cached.
+        threads: number of threads that computed it; 0 if unknown.
     """
 
     actions: FloatArray
@@ -89,23 +89,23 @@ class Inference:
 
 
 class Engine(Protocol):
-    """What a session needs of a policy."""
+    """What a session needs from a policy."""
 
     n_obs_steps: int
     n_action_steps: int
     form: MessageForm
 
     def infer(self, observation: Observation, seed: int, remainder: FloatArray | None, stages: Stages) -> Inference:
-        """Answer one observation; ``remainder`` (n, Da), what the last sequence holds from now on, is a start."""
+        """Answer one observation; ``remainder`` (n, Da), the rest of the last sequence, can serve as a start."""
 
     def inspect(self, observation: Observation, seed: int) -> tuple[Prepared, Inference]:
-        """The model's input, with the answer."""
+        """The model's input, together with the answer."""
 
     def outside_training(self, observation: Observation, margin: float) -> list[str]:
-        """A sentence for each state that training never saw; ``margin``: share of the range by which it may be left."""
+        """A sentence for each state that training never saw; it may leave the range by the share ``margin``."""
 
     def action_range(self) -> tuple[FloatArray, FloatArray]:
-        """(Da,) smallest and largest actions of training."""
+        """(Da,) smallest and largest actions in training."""
 
     def describe(self) -> dict[str, Any]:
         """What a client and a log should know: hashes, scheduler, steps, names, units."""
@@ -116,12 +116,12 @@ class PolicyEngine:
     """The engine of a checkpoint; see :meth:`open`.
 
     Attributes:
-        policy: in eval mode, its sampler set.
-        settings: how it is run.
-        max_pixels: of one image.
-        identity: what :meth:`describe` says of the checkpoint.
-        threads: judged again before each answer; None: torch's number stays as it is.
-        semantics: of the checkpoint's actions: units that neither names nor ``shape_meta`` tell, such as joints'.
+        policy: the policy, in eval mode and with its sampler set.
+        settings: how the policy is run.
+        max_pixels: size limit of one image.
+        identity: the part of :meth:`describe` about the checkpoint.
+        threads: chosen again before each answer; None leaves torch's number as it is.
+        semantics: units of the checkpoint's actions that neither names nor ``shape_meta`` give, such as joints'.
     """
 
     policy: PolicyModule
@@ -140,11 +140,11 @@ class PolicyEngine:
         self.n_action_steps = answer_steps(self.policy, self.settings)
         self.form = MessageForm(self.n_obs_steps, self.wire.layout, tuple(camera.key for camera in spec.rgb))
         self._hemispheres = QuaternionHemispheres(spec, self.policy.normalizer)
-        self._decoders = ThreadPoolExecutor(self.n_obs_steps, "decode")  # frames of a request side by side
+        self._decoders = ThreadPoolExecutor(self.n_obs_steps, "decode")  # decodes the frames of a request in parallel
         self._fast = FastPath.of(self.policy, self.settings) if self._takes_the_fast_path() else None
 
     def _takes_the_fast_path(self) -> bool:
-        """Whether it is asked for and possible; ServeError where an option needs it and the policy cannot take it."""
+        """Whether it is requested and possible; raises ServeError if an option needs what the policy lacks."""
         if self.settings.precision == "bfloat16" and not multiplies_bf16(self.policy.device):
             logger.warning(
                 "engine.precision is bfloat16, but this device has no instructions for it: emulated, it is many times "
@@ -154,19 +154,21 @@ class PolicyEngine:
         if not self.settings.fast or why_not is None:
             return self.settings.fast
         if self.settings.warm_start or self.settings.precision != "float32":
-            raise ServeError(f"engine.warm_start and engine.precision need the fast path, but of this policy {why_not}")
-        logger.warning("served by the plain path: of this policy %s", why_not)
+            raise ServeError(
+                f"engine.warm_start and engine.precision need the fast path; this policy has none: {why_not}"
+            )
+        logger.warning("served by the plain path: %s", why_not)
         return False
 
     @classmethod
     def open(cls, path: str | Path, settings: EngineSettings, max_pixels: int = 4096 * 2160) -> PolicyEngine:
-        """Load a checkpoint as everywhere (``checkpoint.load_policy``), and hash it.
+        """Loads and hashes a checkpoint, with the loader used everywhere (``checkpoint.load_policy``).
 
         Raises:
             WorkspaceError: the checkpoint cannot be read, or its policy cannot be served.
         """
         if torch.device(settings.device).type == "cuda" and not torch.cuda.is_available():
-            raise ServeError(f"engine.device is {settings.device!r}, but no CUDA device is at hand")
+            raise ServeError(f"engine.device is {settings.device!r}, but no CUDA device is available")
         since = CpuTimes.now()
         checkpoint = read_checkpoint(path)
         provenance = checkpoint.provenance or {}
@@ -189,7 +191,7 @@ class PolicyEngine:
         return cls(policy, settings, max_pixels, identity, ComputeThreads(settings.threads, since), semantics)
 
     def infer(self, observation: Observation, seed: int, remainder: FloatArray | None, stages: Stages) -> Inference:
-        """Answer one observation; equal for equal observation, seed and remainder.
+        """Answers one observation; the answer is the same for the same observation, seed and remainder.
 
         Raises:
             ProtocolError: an image is too large or does not decode.
@@ -213,18 +215,18 @@ class PolicyEngine:
                 sequence = self._fast.denoise(features, noise, generator, start, stages.check, previous)
         first = self.policy.first_executed
         chunk = self.wire.actions(sequence.double().cpu().numpy(), states)
-        if previous is not None:  # as they were sent, not as they came back through the policy's numbers
+        if previous is not None:  # as sent, without the rounding of a conversion to the policy's numbers and back
             chunk[first : first + previous.committed] = committed_actions(observation)[: len(chunk) - first]
         return Inference(chunk[first : first + self.n_action_steps], chunk, first, encoded, torch.get_num_threads())
 
     def inspect(self, observation: Observation, seed: int) -> tuple[Prepared, Inference]:
-        """The model's input, (To, ...) per key, with the answer."""
+        """Returns the model's input, (To, ...) per key, together with the answer."""
         frames = [self.decode(observation, index) for index in range(len(observation.images))]
         prepared = self.prepare(frames, self._hemispheres.turned(observation.states, self.wire.layout.arms))
         return prepared, self.infer(observation, seed, None, Stages())
 
     def _features(self, fast: FastPath, observation: Observation, stages: Stages) -> tuple[Tensor, int]:
-        """(To, Do), and how many steps had to be encoded."""
+        """Returns features (To, Do), and how many steps had to be encoded."""
         states, n_steps = self._hemispheres.turned(observation.states, self.wire.layout.arms), self.n_obs_steps
         views = [observation.images[step::n_steps] for step in range(n_steps)]  # of each step, by camera
         keys = [fast.key(images, state) for images, state in zip(views, states, strict=True)]
@@ -242,7 +244,7 @@ class PolicyEngine:
         return torch.cat([features for key in keys if (features := known[key]) is not None]), len(unseen)
 
     def _previous(self, observation: Observation, states: FloatArray) -> PreviousChunk | None:
-        """What the answer is to be held to, in the policy's numbers."""
+        """Returns the actions that constrain the answer, in the policy's numbers."""
         continued = observation.continuation
         if continued is None or continued.mode != "rtc":
             return None
@@ -250,7 +252,7 @@ class PolicyEngine:
         return PreviousChunk(actions[None], continued.committed)
 
     def _start(self, observation: Observation, remainder: FloatArray | None, states: FloatArray) -> FloatArray | None:
-        """What denoising is to start from, in the policy's numbers: the request's, or the last answer's if set so."""
+        """Returns the actions that denoising starts from: the request's or, if so configured, the last answer's."""
         continued = observation.continuation
         if continued is not None and continued.mode == "warm_start":
             before = continued.actions[:1].repeat(self.policy.first_executed, axis=0)
@@ -270,7 +272,7 @@ class PolicyEngine:
         generator: torch.Generator,
         stages: Stages,
     ) -> Tensor:
-        """As training evaluates: the whole policy, nothing kept; (T, Da)."""
+        """Returns (T, Da), computed as in training's evaluation: the whole policy, with nothing cached."""
         with stages.measure("decode"):
             frames = [self.decode(observation, index) for index in range(len(observation.images))]
         with stages.measure("prepare"):
@@ -290,13 +292,13 @@ class PolicyEngine:
         return self.policy
 
     def decode(self, observation: Observation, index: int) -> ImageArray:
-        """The frame of one image of an observation, RGB; ProtocolError if it is none."""
+        """Returns one image of an observation as an RGB frame; raises ProtocolError if it cannot be decoded."""
         if observation.decoded is not None and (frame := observation.decoded[index]) is not None:
             return frame
         return decode_image(observation.images[index], self.max_pixels, f"images[{index}]")
 
     def prepare(self, frames: Sequence[ImageArray], states: FloatArray) -> Prepared:
-        """Frames of any size and states (n, Da) -> policy input (n, ...), by the way that training takes, too.
+        """Converts frames of any size and states (n, Da) to policy input (n, ...), by the same path as training.
 
         The frames are n of the first camera, then n of the next.
         """
@@ -307,7 +309,7 @@ class PolicyEngine:
         return policy_observation(self.policy.spec, raw)
 
     def warm_up(self, requests: int = 3) -> None:
-        """Answer a gray image at the middle of the training range, so that the first robot does not wait longer."""
+        """Answers a gray image at the middle of the training range, so that the first robot does not wait longer."""
         sizes = [camera.width_height[::-1] for camera in self.policy.spec.rgb]
         frames = [np.full((*size, 3), 128, dtype=np.uint8) for size in sizes]
         states = np.tile(self.wire.middle(*self.action_range()), (self.n_obs_steps, 1))
@@ -321,7 +323,7 @@ class PolicyEngine:
     def outside_training(self, observation: Observation, margin: float) -> list[str]:
         """A sentence for each state that training never saw.
 
-        That is one outside the range by more than this share of it, or between two values where there were only these.
+        Such a state is outside the range by more than ``margin`` of it, or between the only two values it took.
         """
         observed, result = self.wire.observed(self._hemispheres.turned(observation.states, self.wire.layout.arms)), []
         for field_ in self.policy.spec.low_dim:
@@ -339,7 +341,7 @@ class PolicyEngine:
         return result
 
     def action_range(self) -> tuple[FloatArray, FloatArray]:
-        """(Da,) smallest and largest actions of training; of relative ones, those of the observed states."""
+        """(Da,) smallest and largest actions in training; for relative actions, those of the observed states."""
         observed: dict[str, tuple[float, float]] = {}
         for field_ in self.policy.spec.low_dim:
             observed |= dict(zip(field_.names, zip(*self._range(field_.key), strict=True), strict=True))
@@ -355,8 +357,8 @@ class PolicyEngine:
     def _has_two_values(self, key: str) -> NDArray[np.bool_]:
         """(D,) whether training saw nothing but the smallest and the largest value.
 
-        Of all numbers with a range and a mean, only those have the largest variance, (max - mean) (mean - min)
-        (Bhatia and Davis, 2000), so four statistics tell.
+        Of all distributions with a given range and mean, only those have the largest variance, (max - mean) (mean -
+        min) (Bhatia and Davis, 2000), so four statistics suffice.
         """
         low, high = self._range(key)
         mean, deviation = self._statistic(key, "mean"), self._statistic(key, "std")
@@ -365,7 +367,7 @@ class PolicyEngine:
 
     def describe(self) -> dict[str, Any]:
         """What a client and a log should know."""
-        threads = torch.get_num_threads() if self.threads is None else self.threads.count  # torch's is of each thread
+        threads = torch.get_num_threads() if self.threads is None else self.threads.count  # torch's is per thread
         layout = self.wire.layout
         return {
             **self.identity,

@@ -2,7 +2,7 @@
 
 Where a policy has quaternions, nothing is converted. Its observations are selected by name from the measured states.
 
-Legend of shapes: n steps, D numbers of the policy's action, W of a message's, d of an observed key.
+Legend of shapes: n steps, D numbers in the policy's action, W in a message's, d in an observed key.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Wire:
     """The numbers of one policy's messages.
 
     Args:
-        spec: of the policy.
-        semantics: ``action_semantics`` of data or a checkpoint: units that neither names nor the spec tell.
+        spec: the policy's step.
+        semantics: ``action_semantics`` of data or a checkpoint: units that neither names nor the spec give.
 
     Attributes:
-        policy_layout: of the policy's actions.
-        layout: of states and actions in messages and logs.
+        policy_layout: layout of the policy's actions.
+        layout: layout of states and actions in messages and logs.
     """
 
     def __init__(self, spec: StepSpec, semantics: Mapping[str, Any] | None = None) -> None:
@@ -43,20 +43,20 @@ class Wire:
 
     @cached_property
     def motion_names(self) -> frozenset[str]:
-        """Names of all that moves an arm, in the policy's layout and in that of messages."""
+        """Names of all numbers that move an arm, in the policy's layout and in that of messages."""
         return frozenset(
             layout.names[column] for layout in (self.policy_layout, self.layout) for column in layout.motion_columns
         )
 
     def actions(self, values: FloatArray, states: FloatArray | None = None) -> FloatArray:
-        """Actions (n, D) of the policy as messages carry them, (n, W): absolute; not finite where the policy's are.
+        """Converts the policy's actions (n, D) to absolute ones of messages (n, W); non-finite rows stay so.
 
         Args:
             values: as predicted.
-            states: (To, W) measured; relative actions are relative to the newest, and need it.
+            states: (To, W) measured states; required by relative actions, which are relative to the newest.
 
         Raises:
-            SpecError: a rotation is none.
+            SpecError: a rotation is invalid.
         """
         converted = values if self._is_same else self.policy_layout.converted(values, self.layout)
         if not self._spec.relative:
@@ -72,18 +72,18 @@ class Wire:
         return values if self._is_same else self.layout.converted(values, self.policy_layout)
 
     def observed(self, states: FloatArray) -> dict[str, FloatArray]:
-        """Measured states (n, W) -> (n, d) of each low-dimensional key."""
+        """Converts measured states (n, W) to (n, d) for each low-dimensional key."""
         result = {}
         for field in self._spec.low_dim:
             source = self._source(field)
-            assert source is not None, f"{field.key} was found to be unknown before"
+            assert source is not None, f"{field.key} was already found to be unknown"
             columns = states[:, [self.layout.names.index(name) for name in source.names]]
             is_same = source.names == field.names
             result[field.key] = columns if is_same else source.converted(columns, ActionLayout.of(field.names))
         return result
 
     def measured(self, observed: Mapping[str, NDArray[Any]]) -> FloatArray:
-        """The inverse of ``observed``: (n, W) of the low-dimensional keys, (n, d) each.
+        """The inverse of ``observed``: converts the low-dimensional keys, (n, d) each, to (n, W).
 
         Raises:
             SpecError: no key holds one of the names.
@@ -99,7 +99,7 @@ class Wire:
         return self._ordered(known, "the policy's observation")
 
     def recorded(self, states: FloatArray, layout: ActionLayout) -> FloatArray:
-        """Recorded states (n, S) of a layout of their own, as messages carry them: (n, W).
+        """Converts recorded states (n, S), in a layout of their own, to those of messages (n, W).
 
         Raises:
             SpecError: the layout lacks one of the names.
@@ -109,7 +109,7 @@ class Wire:
         return self._ordered(dict(zip(source.names, values.T, strict=True)), "what was recorded")
 
     def _ordered(self, known: Mapping[str, FloatArray], where: str) -> FloatArray:
-        """(n, W) of named columns (n,)."""
+        """Returns (n, W) from named columns (n,)."""
         missing = [name for name in self.layout.names if name not in known]
         if missing:
             carried = "a pose and a gripper" if self.layout.names == POSE_GRIPPER else self.layout.describe()
@@ -119,11 +119,11 @@ class Wire:
     def range(
         self, low: FloatArray, high: FloatArray, observed: Mapping[str, tuple[float, float]]
     ) -> tuple[FloatArray, FloatArray]:
-        """(W,) smallest and largest actions of (D,) of the policy; -1 and 1 of a quaternion that it does not have.
+        """Returns (W,) smallest and largest actions from the policy's (D,); -1 and 1 for a quaternion that it lacks.
 
         Args:
-            low, high: of the policy's actions.
-            observed: smallest and largest by name of an observed number, which those of relative actions are.
+            low, high: range of the policy's actions.
+            observed: smallest and largest value of each observed number by name, used for relative actions.
         """
         low_high = np.full((2, len(self.layout.names)), [[-1.0], [1.0]])
         if self._spec.relative:
@@ -137,7 +137,7 @@ class Wire:
         return low_high[0], low_high[1]
 
     def middle(self, low: FloatArray, high: FloatArray) -> FloatArray:
-        """(W,) a state within a range of ``range``: poses and joints at its middle, grippers open."""
+        """Returns a state (W,) within what ``range`` returns: poses and joints at its middle, grippers open."""
         middle = (low + high) / 2
         turns = self.layout.rotations(middle)
         norms = np.linalg.norm(turns, axis=-1, keepdims=True)
@@ -149,12 +149,12 @@ class Wire:
         return self.layout.names == self.policy_layout.names
 
     def _source(self, field: ObsField) -> ActionLayout | None:
-        """The numbers of messages that an observed key is made from; None if they do not carry them all."""
+        """Returns the message numbers that an observed key is made from; None if messages do not carry them all."""
         known = frozenset(self.layout.names)
         if known.issuperset(field.names):
             return ActionLayout(field.names)
         try:
             source = ActionLayout.of(field.names).with_rotations_as("quaternion")
-        except SpecError:  # a part of a rotation, or of a position
+        except SpecError:  # only part of a rotation, or of a position
             return None
         return source if known.issuperset(source.names) else None

@@ -1,8 +1,8 @@
 """NumPy arrays in msgpack, in the format of openpi's clients, read with bounds checks.
 
 An array is a map with the *bytes* keys ``__ndarray__`` (true), ``data``, ``dtype``, ``shape``; a scalar has
-``__npgeneric__`` in their place. Objects, structures and complex numbers are refused, and so is a shape that does not
-fit its bytes.
+``__npgeneric__`` instead of ``__ndarray__``. Objects, structures and complex numbers are refused, as is a shape that
+does not fit its bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def unpack(data: bytes) -> Any:
     except ProtocolError:
         raise
     except (msgpack.UnpackException, ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
-        raise ProtocolError("malformed", f"not one msgpack message: {error}") from error
+        raise ProtocolError("malformed", f"not a single msgpack message: {error}") from error
 
 
 def _pack_array(value: Any) -> Any:

@@ -2,12 +2,12 @@
 
     "continuation": {"mode": "rtc", "actions": [[D] ...], "committed": 4}
 
-Row i of ``actions`` is what remains of the chunk under execution for the time of the newest observation plus i control
-periods, as row i of the answer's ``action`` is. The first ``committed`` rows will have been executed when the answer
-arrives. A server whose policy has no such mode answers ``unsupported``; ``continuations`` of its metadata names those
-that it has. Nothing falls back to a plain request.
+Row i of ``actions`` is what remains of the chunk under execution at the newest observation's time plus i control
+periods, like row i of the answer's ``action``. The first ``committed`` rows will have been executed when the answer
+arrives. A server whose policy lacks the mode answers ``unsupported``; its metadata lists the modes that it has in
+``continuations``. There is no fallback to a plain request.
 
-Legend of shapes: m remaining steps, D numbers of an action as messages carry it.
+Legend of shapes: m remaining steps, D numbers in an action of a message.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from diffusion_policy.serve.transport.errors import ProtocolError
 FloatArray = NDArray[np.float64]
 Mode = Literal["warm_start", "rtc"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-CONTINUATIONS = "continuations"  # of metadata: modes that the server has
-REQUEST_ID = "request_id"  # of an observation: text of the client's, in its own log, the server's log and the answer
+CONTINUATIONS = "continuations"  # in metadata: modes that the server has
+REQUEST_ID = "request_id"  # in an observation: a text chosen by the client, repeated in both logs and in the answer
 # Rows and characters that a message may hold; a horizon is 8 to 64 steps.
 _MOST_ROWS = 1024
 _LONGEST_ID = 64
@@ -51,7 +51,7 @@ class Continuation:
         return {"mode": self.mode, "actions": self.actions.tolist(), "committed": self.committed}
 
     def with_actions(self, actions: FloatArray) -> Continuation:
-        """Returns the same continuation of other actions (m, D)."""
+        """Returns the same continuation with other actions (m, D)."""
         return replace(self, actions=actions)
 
 
@@ -59,11 +59,11 @@ def read_continuation(entry: Any, width: int) -> Continuation | None:
     """Reads the untrusted entry of an observation; None if there is none.
 
     Args:
-        entry: as decoded.
+        entry: the decoded entry.
         width: D.
 
     Raises:
-        ProtocolError: malformed, or bad_state for NaN and infinity.
+        ProtocolError: malformed, or bad_state for NaN or infinity.
     """
     if entry is None:
         return None
@@ -74,7 +74,7 @@ def read_continuation(entry: Any, width: int) -> Continuation | None:
     if isinstance(rows, np.ndarray):
         rows = rows.tolist()
     if not isinstance(rows, list) or not 0 < len(rows) <= _MOST_ROWS:
-        raise ProtocolError("malformed", f"continuation.actions is no list of 1 to {_MOST_ROWS} actions")
+        raise ProtocolError("malformed", f"continuation.actions is not a list of 1 to {_MOST_ROWS} actions")
     if not all(isinstance(row, list) and len(row) == width and all(map(_is_number, row)) for row in rows):
         raise ProtocolError("malformed", f"continuation.actions holds a row that is not {width} numbers")
     if type(committed) is not int or not 0 <= committed <= len(rows):
@@ -89,7 +89,7 @@ def read_continuation(entry: Any, width: int) -> Continuation | None:
 
 
 def read_request_id(value: Any) -> str | None:
-    """Reads a client's name of its request, printable ASCII; ProtocolError (malformed) otherwise."""
+    """Reads the client's id of a request, printable ASCII; raises ProtocolError (malformed) otherwise."""
     if value is None:
         return None
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_ID or not (value.isascii() and value.isprintable()):
@@ -107,7 +107,7 @@ def check_supported(continuation: Continuation | None, supported: Collection[str
         offered = " and ".join(sorted(supported)) or "none"
         raise ProtocolError(
             "unsupported",
-            f"the served policy cannot continue a chunk by {continuation.mode}; it offers {offered}: ask without a "
+            f"the served policy cannot continue a chunk by {continuation.mode}; it offers {offered}. Ask without a "
             "continuation (chunk strategy skip or ensemble)",
         )
 

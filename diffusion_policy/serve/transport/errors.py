@@ -10,14 +10,14 @@ ErrorCode = Literal[
     "malformed",  # not one JSON object a line, or fields of the wrong type
     "oversized",  # more bytes or pixels than the limits allow
     "unknown_type",  # a message type this server does not know
-    "wrong_frames",  # not n_obs_steps images, poses, grippers and timestamps, or other cameras
+    "wrong_frames",  # not n_obs_steps images, poses, grippers and timestamps, or the wrong cameras
     "bad_image",  # does not decode
-    "bad_state",  # NaN, or a quaternion that is none
-    "stale",  # older than the limit, or older than the one before
+    "bad_state",  # NaN, or an invalid quaternion
+    "stale",  # older than the limit, or than the previous observation
     "superseded",  # a newer observation was waiting when its turn came
     "late",  # the answer took longer than its deadline, or the client was gone by then
     "rate",  # more messages a second than the limits allow
-    "refused",  # the motion guard lets nothing of the chunk out
+    "refused",  # the motion guard refused the chunk
     "unsupported",  # a continuation that the served policy lacks
     "busy",  # another robot is being served
     "unauthorized",  # no token, or a wrong one

@@ -36,10 +36,10 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Send = Callable[[Reply], Awaitable[None]]
-# Iterations of the event loop before shutdown, in which messages that have arrived are read.
+# Iterations of the event loop before shutdown, to read messages that have already arrived.
 _LAST_READS = 10
-# Framing or trust is lost: closed at once. After any other end of a session the connection stays open for a client
-# that sends further requests: the robot clients of the predecessor never reconnect.
+# After these framing or trust is lost, and the connection is closed at once. After any other end of a session the
+# connection stays open for a client that sends further requests: the robot clients of the predecessor never reconnect.
 CLOSING = frozenset({"oversized", "unauthorized"})
 
 
@@ -55,7 +55,7 @@ class Connection:
         self._host = host
         self._inbox = Inbox(2 * host.settings.limits.message_bytes)
         self._reading: asyncio.Task[None] | None = None
-        self._pending: PendingReply | None = None  # of the request under way
+        self._pending: PendingReply | None = None  # of the current request
         self._is_gone = False
         self._allowance = host.settings.traffic.messages_per_s
         self._last = self._active = time.monotonic()
@@ -64,11 +64,11 @@ class Connection:
         """Reads and answers messages until the client is gone, the connection is closed, or the server stops.
 
         Args:
-            receive: the next message of the transport; a request with a refusal is its last.
-            send: a reply to the client.
+            receive: returns the transport's next message; a request with a refusal is its last.
+            send: sends a reply to the client.
 
         Raises:
-            Exception: whatever ended ``receive`` (the client is gone, or stuck), or an OSError of ``send``.
+            Exception: whatever ended ``receive`` (the client is gone or stuck), or an OSError from ``send``.
         """
         self._reading = asyncio.create_task(self._read(receive))
         try:
@@ -77,7 +77,7 @@ class Connection:
                     break
             else:
                 if not self._host.stopping.is_set():
-                    await self._reading  # raises what ended it
+                    await self._reading  # raises the error that ended it
         finally:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
@@ -94,7 +94,7 @@ class Connection:
                 patience = self._patience_s - (time.monotonic() - self._active)
                 if patience <= 0 and self._pending is None and not self._inbox.waiting:
                     raise SilenceError(f"silent for {self._patience_s} s")
-                # looked at again and again, for the session may come to rest meanwhile
+                # checked repeatedly, since the session may come to rest meanwhile
                 done, _ = await asyncio.wait({waiting}, timeout=max(0.05, min(patience, traffic.linger_s)))
                 if done:
                     return waiting.result()
@@ -111,7 +111,7 @@ class Connection:
         return traffic.linger_s if self.session.resting else traffic.idle_s
 
     def _is_too_fast(self) -> bool:
-        """Counts one message; whether it exceeds the rate (a token bucket of one second of messages)."""
+        """Counts one message and returns whether it exceeds the rate (a token bucket of one second of messages)."""
         rate, now = self._host.settings.traffic.messages_per_s, time.monotonic()
         self._allowance = min(rate, self._allowance + (now - self._last) * rate) - 1
         self._last = now
@@ -139,7 +139,7 @@ class Connection:
             await self._inbox.close()
 
     def _expire_pending(self) -> None:
-        """Marks the client as gone, and expires the current request."""
+        """Marks the client as gone and expires the current request."""
         self._is_gone = True
         if self._pending is not None:
             self._pending.expire("gone")
@@ -168,7 +168,7 @@ class Connection:
             await self._send_and_log(reply, send)
         except (TypeError, ValueError, OverflowError):  # it cannot be encoded, so nothing was sent
             logger.exception("a reply cannot be encoded; the session ends")
-            failed = "the server failed on this message; its log says why"
+            failed = "the server failed on this message; its log has the reason"
             reply = self.session.refuse("internal", failed, Arrival(time.monotonic()))
             await self._send_and_log(reply, send)
         return reply.message.get("code") not in CLOSING
@@ -188,7 +188,8 @@ class Connection:
 def computing_thread() -> ThreadPoolExecutor:
     """Returns the executor with the one thread that computes, from loading the checkpoint to the last answer.
 
-    OpenMP creates a thread pool for every computing thread. Once there are more threads than cores, they no longer spin
+    OpenMP creates a thread pool for every computing thread. Once there are more threads than cores, threads stop
+    spinning
     between products: a second computing thread, even an idle one, makes denoising on a CPU several times slower
     (libgomp's throttled spin count).
     """
@@ -202,7 +203,7 @@ class Host:
         engine: the policy, warmed up.
         settings: all settings; the guard's workspace is completed from the engine's training range.
         on_answer: called with every reply and its stages once it is logged, for measurements.
-        worker: the thread that computes, see :func:`computing_thread`; None: one of the host's own.
+        worker: the thread that computes, see :func:`computing_thread`; None to let the host create one.
     """
 
     def __init__(
@@ -258,9 +259,9 @@ class Host:
 
         Args:
             session: whose message it is.
-            request: the message.
-            behind: what waits behind it by now; called from the worker thread.
-            pending: decides whether this answer is sent; expires if the client hangs up.
+            request: the message to answer.
+            behind: returns the requests waiting behind it; called from the worker thread.
+            pending: decides whether this answer is sent; it expires if the client hangs up.
         """
         arrival, begun = request.arrival, time.monotonic()
         arrival.stages.add("wait", begun - arrival.received)
@@ -274,7 +275,7 @@ class Host:
             return await waiting
         late = session.refuse("late", f"no answer within {self.settings.deadline_s} s; no action", arrival)
         late.withheld = pending.outcome == "gone"
-        late.line, late.stages = None, Stages()  # what the worker finds goes into the log, once it is done
+        late.line, late.stages = None, Stages()  # the worker logs its result once it is done
         session.late = logged = threading.Event()
 
         def record(finished: Future[Reply]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from diffusion_policy.serve.transport.protocol import Observation, ProtocolError, Reset
 from diffusion_policy.serve.transport.request import Request
 
-# Bytes that count for a message besides its own, so that a flood of empty ones is bounded, too.
+# Bytes charged for a message in addition to its own, so that a flood of empty ones is bounded as well.
 _OVERHEAD_BYTES = 1024
 
 
@@ -21,7 +21,7 @@ class Inbox:
     """Requests in the order of their arrival.
 
     Args:
-        max_bytes: that may wait; one message always may.
+        max_bytes: limit on the waiting bytes; one message may always wait.
     """
 
     def __init__(self, max_bytes: int) -> None:

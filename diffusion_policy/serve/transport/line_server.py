@@ -1,8 +1,8 @@
 """The line protocol over TCP, the protocol of all existing robot clients (``protocol``).
 
 The server only replies. A vanished client is detected by keep-alive probes within about 15 s, one that stops in the
-middle of a message by ``traffic.message_s``, a silent one by ``traffic.idle_s``. A client that has closed its side of
-the connection is gone and gets no action.
+middle of a message by ``traffic.message_s``, and a silent one by ``traffic.idle_s``. A client that has closed its side
+of the connection is gone and gets no action.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from diffusion_policy.serve.transport.request import Arrival, Reply, Request
 
 logger = logging.getLogger(__name__)
 
-# The last one, in milliseconds, is for a client that vanished with an answer on its way: no probes are sent then.
+# The last one, in milliseconds, is for a client that vanished while an answer was in flight, when no probes are sent.
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 2), ("TCP_USER_TIMEOUT", 15_000))
 
 
 async def start_line_server(host: Host) -> asyncio.Server:
-    """Starts to listen on the port of the settings, or on a free one for 0."""
+    """Starts to listen on the port of the settings, or on a free one if it is 0."""
     settings = host.settings
     return await asyncio.start_server(
         functools.partial(_serve, host), settings.host, settings.port, limit=settings.limits.message_bytes
@@ -50,7 +50,7 @@ async def _serve(host: Host, reader: asyncio.StreamReader, writer: asyncio.Strea
                 await connection.serve(functools.partial(_receive, host, connection, reader), send)
         except asyncio.IncompleteReadError as error:
             logger.info("%s hung up%s", peer, " in the middle of a message" if error.partial else "")
-        except OSError as error:  # also: silent, or stuck, for too long
+        except OSError as error:  # also if it was silent or stuck for too long
             logger.info("%s is gone: %s", peer, error or type(error).__name__)
         finally:
             writer.close()

@@ -19,8 +19,8 @@ from diffusion_policy.serve.transport.continuation import Continuation
 from diffusion_policy.spec import POSE, POSE_GRIPPER, ActionLayout, ImageArray
 
 FloatArray = NDArray[np.float64]
-CAMERA_TIMES = "camera_times"  # of an observation: when the newest frame of each camera was captured
-STATE_NAMES = "state_names"  # of metadata: names of the numbers of ``states``, where these are carried
+CAMERA_TIMES = "camera_times"  # in an observation: when the newest frame of each camera was captured
+STATE_NAMES = "state_names"  # in metadata: names of the numbers in ``states``, where observations carry these
 _POSE_AND_GRIPPER = ActionLayout.of(POSE_GRIPPER)
 
 
@@ -36,12 +36,13 @@ class Observation:
         timestamps: (To,) seconds on the client's clock.
         send_timestamp: unix seconds on the client's clock; None from the oldest clients.
         inspect: asks for the model's input instead of an action; see ``inspection_reply``.
-        decoded: frames (H, W, 3) uint8 RGB of the images as far as they are decoded already; None for the others.
-        intervention: a person drives at the newest step.
-        measured: (To, D) states of a layout that is no pose and gripper.
-        request_id: the client's name of the request.
+        decoded: frames (H, W, 3) uint8 RGB of the images that are already decoded; None for the others.
+        intervention: whether a person drives at the newest step.
+        measured: (To, D) states, where the layout is not a pose and a gripper.
+        request_id: the client's id of the request.
         continuation: what remains of the chunk that the arm is executing.
-        camera_times: when the newest frame of each camera was captured, on the clock of ``timestamps``; empty: unknown.
+        camera_times: when the newest frame of each camera was captured, on the clock of ``timestamps``; empty if
+            unknown.
     """
 
     images: tuple[bytes | ImageArray, ...]
@@ -59,7 +60,7 @@ class Observation:
 
     @property
     def states(self) -> FloatArray:
-        """(To, D) of each step, in the order of the layout: by default (To, 8), ``spec.POSE_GRIPPER``."""
+        """(To, D) states in the order of the layout: by default (To, 8), ``spec.POSE_GRIPPER``."""
         return np.concatenate([self.poses, self.grippers], axis=1) if self.measured is None else self.measured
 
 
@@ -68,8 +69,8 @@ class MessageForm:
     """The form of the observations for one policy.
 
     Attributes:
-        n_obs_steps: To.
-        layout: of states and actions, rotations as quaternions.
+        n_obs_steps: To, the number of steps in an observation.
+        layout: layout of states and actions, rotations as quaternions.
         cameras: the policy's image keys, in its order.
     """
 

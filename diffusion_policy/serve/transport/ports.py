@@ -13,7 +13,7 @@ from pathlib import Path
 from diffusion_policy.serve.settings import ServeError, ServeSettings
 
 PROC = Path("/proc")
-# Number of ports above a taken one among which a free one is searched.
+# Number of ports above a taken one that are searched for a free one.
 _LOOK = 100
 _LISTENS = "0A"  # state of a socket in /proc/net/tcp (proc_pid_net(5), include/net/tcp_states.h)
 
@@ -40,15 +40,15 @@ def check_ports(settings: ServeSettings) -> None:
 def _try(host: str, port: int) -> None:
     family, kind, protocol, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server: a port in TIME_WAIT is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a port in TIME_WAIT is free
         probe.bind(address)
         probe.listen(1)
 
 
 def why_not(host: str, name: str, port: int, error: OSError, others: Collection[int] = ()) -> str:
-    """Returns why the server cannot listen on a port, and what to do."""
+    """Returns why the server cannot listen on a port, and the remedy."""
     if isinstance(error, socket.gaierror):
-        return f"host {host!r} is no name that this machine knows ({error.strerror}); expected one of its own addresses"
+        return f"host {host!r} does not resolve on this machine ({error.strerror}); expected one of its own addresses"
     if error.errno == errno.EADDRINUSE:
         holder = holder_of(port)
         by = f" by {holder}" if holder else ""
@@ -56,7 +56,7 @@ def why_not(host: str, name: str, port: int, error: OSError, others: Collection[
         instead = f", or serve on a free port: {name}={free}" if free is not None else ""
         return f"{name} {port} on {host} is taken{by}; stop that{instead}"
     if error.errno == errno.EADDRNOTAVAIL:
-        return f"host {host} is no address of this machine; expected 127.0.0.1, or one that `hostname -I` shows"
+        return f"host {host} is not an address of this machine; expected 127.0.0.1, or one that `hostname -I` shows"
     if error.errno == errno.EACCES:
         return f"{name} {port} is not allowed for this user; expected 1024 or more, such as {name}={port + 8000}"
     return f"{name} {port} on {host}: {error.strerror or error}"
@@ -73,10 +73,10 @@ def _is_free(host: str, port: int, others: Collection[int]) -> bool:
 
 
 def holder_of(port: int) -> str | None:
-    """Returns the process that listens on a port, as "process 12 (its command line)"; None if it is not known."""
+    """Returns the process that listens on a port, as "process 12 (its command line)"; None if unknown."""
     sockets = set(_listening(port))
     for folder in PROC.glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # other users' processes, and those that end just now
+        with contextlib.suppress(OSError):  # other users' processes, and those that have just ended
             for link in (folder / "fd").iterdir():
                 if str(link.readlink()) in sockets:
                     words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")

@@ -1,10 +1,10 @@
-"""The line protocol of the existing robot clients: one JSON object a line over TCP, UTF-8, "\\n" at the end.
+"""The line protocol of the existing robot clients: one JSON object per line over TCP, UTF-8, "\\n" at the end.
 
     -> {"type": "reset"}                                      <- {"type": "reset_ack"}
     -> {"type": "hello", "token": ...}                        <- {"type": "metadata", ...}
     -> {"type": "observation", "images": [base64 JPEG, oldest first], "poses": [[7] ...], "grippers": [[1] ...],
         "timestamps": [s ...], "send_timestamp": unix s}      <- {"type": "action", "action": [[8] ...]}
-        optional: "intervention": true, a person drives instead of the policy (it is logged, and changes no answer)
+        optional: "intervention": true, a person drives instead of the policy (logged; the answer does not change)
                   "request_id": text, which the log and the answer repeat
                   "camera_times": {camera: s}, when the newest frame of each was captured, on the clock of "timestamps"
                   "continuation": how the answer continues the chunk under execution, see ``transport.continuation``
@@ -12,8 +12,8 @@
 
 That is the form of a policy whose action is a pose and a gripper, with one camera. For any other action, metadata holds
 "state_names": D names (rotations as quaternions, several arms as "left.x"), and instead of "poses" and "grippers" an
-observation carries "states": [[D] ...] in that order; so is each row of "action". Of several cameras ("cameras" in
-metadata) "images" is an object: {"front": [base64 JPEG, oldest first], "wrist": [...]}.
+observation carries "states": [[D] ...] in that order, which each row of "action" follows too. With several cameras
+("cameras" in metadata) "images" is an object: {"front": [base64 JPEG, oldest first], "wrist": [...]}.
 
 Old clients never send "hello", read one line per observation, hold their pose when its type is not "action", and ignore
 fields they do not know. "inspect" is an observation that is answered with the model's input and no action, where the
@@ -55,9 +55,9 @@ class Limits:
     """Limits on the size of a message.
 
     Attributes:
-        message_bytes: of one line.
-        image_bytes: of one encoded image.
-        image_pixels: of one image, read from its header before it is decoded.
+        message_bytes: size of one line.
+        image_bytes: size of one encoded image.
+        image_pixels: pixels of one image, read from its header before it is decoded.
     """
 
     message_bytes: int = 16 * 2**20
@@ -87,22 +87,25 @@ Message = Reset | Hello | Observation
 
 
 def parse_line(line: bytes, form: MessageForm, limits: Limits) -> Message:
-    """Parses one line of a client.
+    """Parses one line from a client.
 
     Raises:
-        ProtocolError: with the code for the client.
+        ProtocolError: the line is refused; its code is sent to the client.
     """
     if len(line) > limits.message_bytes:
         raise ProtocolError("oversized", f"message of {len(line)} bytes; at most {limits.message_bytes} are read")
     try:
         message = json.loads(line, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:  # also: not UTF-8, or an integer of thousands of digits
-        raise ProtocolError("malformed", f"not one JSON object a line: {error}") from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # also: not UTF-8, or an integer of thousands of digits
+        raise ProtocolError("malformed", f"not one JSON object per line: {error}") from error
     return parse_message(message, form, limits)
 
 
 def parse_message(message: Any, form: MessageForm, limits: Limits) -> Message:
-    """Parses a decoded message of either transport; ProtocolError with the code for the client."""
+    """Parses a decoded message of either transport; raises ProtocolError with the code for the client."""
     if not isinstance(message, dict):
         raise ProtocolError("malformed", f"expected an object, found {type(message).__name__}")
     kind = message.get("type")
@@ -138,7 +141,7 @@ def parse_observation(message: Mapping[str, Any], form: MessageForm, limits: Lim
         _check_quaternions(states, layout, "states")
     timestamps = _numbers(steps["timestamps"], (n_obs_steps,), "timestamps")
     if (np.diff(timestamps) < 0).any():
-        raise ProtocolError("bad_state", f"timestamps {timestamps.tolist()} run backwards; oldest first is expected")
+        raise ProtocolError("bad_state", f"timestamps {timestamps.tolist()} run backwards; expected oldest first")
     sent, intervention = message.get("send_timestamp"), message.get(INTERVENTION, False)
     if not isinstance(intervention, bool):
         raise ProtocolError("malformed", f"{INTERVENTION} is {type(intervention).__name__}; expected true or false")
@@ -160,7 +163,7 @@ def parse_observation(message: Mapping[str, Any], form: MessageForm, limits: Lim
 
 
 def _camera_times(value: Any, form: MessageForm) -> dict[str, float]:
-    """Reads when the newest frame of each camera was captured; empty if the message does not say."""
+    """Reads the capture time of each camera's newest frame; empty if the message has none."""
     if value is None:
         return {}
     if not isinstance(value, dict) or set(value) != set(form.cameras):
@@ -206,7 +209,7 @@ def _check_quaternions(states: NDArray[np.float64], layout: ActionLayout, key: s
 
 
 def _refuse_constant(name: str) -> float:
-    raise ProtocolError("bad_state", f"{name} is no number an arm can be at")
+    raise ProtocolError("bad_state", f"{name} is not a position that an arm can be at")
 
 
 def _sequence(value: Any, key: str, n_obs_steps: int, kind: str | None = None) -> list[Any]:
@@ -226,7 +229,7 @@ def _numbers(values: Sequence[Any], shape: tuple[int, ...], key: str, names: Seq
     try:
         array = np.array(values, dtype=np.float64)
     except (ValueError, TypeError, OverflowError) as error:
-        raise ProtocolError("malformed", f"{key} is no table of numbers: {error}") from error
+        raise ProtocolError("malformed", f"{key} is not a table of numbers: {error}") from error
     if array.shape != shape:
         listed = f": {' '.join(names)}" if names else ""
         raise ProtocolError("malformed", f"{key} has shape {array.shape}; expected {shape}{listed}")
@@ -259,7 +262,7 @@ def _read_image(image: Any, limits: Limits) -> bytes | ImageArray:
 def _why_not_base64(text: str) -> str | None:
     """Describes what violates the standard base64 alphabet (RFC 4648, section 4); None if only the padding is wrong."""
     if text.startswith("data:"):
-        return f"it begins with the prefix {text.partition(',')[0][:40]!r}; expected what follows the comma"
+        return f"it begins with the prefix {text.partition(',')[0][:40]!r}; expected only what follows the comma"
     odd = re.search(r"[^A-Za-z0-9+/=]", text)
     if odd is None:
         return None
@@ -268,7 +271,7 @@ def _why_not_base64(text: str) -> str | None:
         kind = "a newline" if sign in "\r\n" else "white space"
         return f"it holds {kind} {where}; expected one line without any"
     if sign in "-_":
-        return f"it holds {sign!r} {where}, of the url-safe alphabet; expected the standard one, with + and /"
+        return f"it holds {sign!r} {where}, from the URL-safe alphabet; expected the standard one, with + and /"
     return f"it holds {sign!r} {where}; expected letters, digits, +, / and ="
 
 

@@ -16,7 +16,7 @@ Outcome = Literal["claimed", "late", "gone"]
 
 @dataclass
 class Arrival:
-    """The time when a message was complete, on the server's monotonic clock, and its stages so far."""
+    """When a message was complete, on the server's monotonic clock, and its stages so far."""
 
     received: float
     stages: Stages = field(default_factory=Stages)
@@ -28,8 +28,8 @@ class Request:
     Args:
         read: parses what the transport received; raises ProtocolError.
         arrival: when the message was complete.
-        size: bytes that it occupies while it waits.
-        refusal: why it is not parsed (too many messages, too many bytes); None: it is parsed.
+        size: bytes that it occupies while waiting.
+        refusal: why it is not parsed (too many messages, too many bytes); None if it is to be parsed.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Request:
         """Returns the message; the first call parses it, in the stage "parse".
 
         Raises:
-            ProtocolError: at every call, if it is not a valid message.
+            ProtocolError: on every call, if it is not a valid message.
         """
         if self.refusal is not None:
             raise self.refusal
@@ -61,7 +61,7 @@ class Request:
 
 @dataclass
 class Reply:
-    """A reply, its log line, which is written once it was sent, and whether the session ends.
+    """A reply, its log line (written once the reply was sent), and whether the session ends.
 
     ``withheld``: the reply is no longer awaited, so it is only logged.
     """

@@ -34,7 +34,7 @@ _TOO_BIG = 1009  # the close code with which ``websockets`` itself answers more 
 
 
 async def start_websocket_server(host: Host) -> Server:
-    """Starts to listen on ``websocket_port``; a dead peer is detected by pings."""
+    """Starts listening on ``websocket_port``; a dead peer is detected by pings."""
     settings = host.settings
     return await serve_websocket(
         functools.partial(_serve, host),
