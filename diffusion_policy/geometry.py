@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial.transform import Rotation
 
 from diffusion_policy.errors import SpecError
 
@@ -46,6 +45,8 @@ def geodesic_distance(a: ArrayLike, b: ArrayLike) -> FloatArray:
 
     NaN if one of the two is no rotation: zero, or not finite.
     """
+    from scipy.spatial.transform import Rotation  # takes long to import, and help needs none
+
     first, second = np.broadcast_arrays(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
     one, other = first.reshape(-1, 4), second.reshape(-1, 4)
     rotations = np.isfinite(one).all(axis=1) & np.isfinite(other).all(axis=1) & one.any(axis=1) & other.any(axis=1)

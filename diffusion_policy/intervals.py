@@ -6,12 +6,19 @@ Few episodes make bold claims; every share in a report carries its interval. All
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special  # scipy.stats would take longer to import than a hundred logs to judge
 
 Interval = tuple[float, float]
+
+
+def _special() -> Any:
+    """SciPy's functions, which help needs not; scipy.stats takes longer to import than a hundred logs to judge."""
+    from scipy import special
+
+    return special
 
 
 def defined(value: float) -> float | None:
@@ -23,7 +30,7 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
     """Interval of a share (Wilson 1927); (0, 1) without a trial."""
     if trials == 0:
         return 0.0, 1.0
-    z = float(special.ndtri((1 + confidence) / 2))
+    z = float(_special().ndtri((1 + confidence) / 2))
     center = successes + z**2 / 2
     reach = z * (successes * (trials - successes) / trials + z**2 / 4) ** 0.5
     low, high = (center - reach) / (trials + z**2), (center + reach) / (trials + z**2)
@@ -47,6 +54,7 @@ def probability_improved(before: tuple[int, int], after: tuple[int, int]) -> flo
     """
     (s0, n0), (s1, n1) = before, after
     quantiles = (np.arange(20_000) + 0.5) / 20_000
+    special = _special()
     shares_after = special.betaincinv(s1 + 0.5, n1 - s1 + 0.5, quantiles)
     return float(special.betainc(s0 + 0.5, n0 - s0 + 0.5, shares_after).mean())
 
@@ -74,4 +82,4 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     discordant = only_first + only_second
     if discordant == 0:
         return 1.0
-    return min(1.0, 2 * float(special.bdtr(min(only_first, only_second), discordant, 0.5)))
+    return min(1.0, 2 * float(_special().bdtr(min(only_first, only_second), discordant, 0.5)))

@@ -14,7 +14,7 @@ SOURCE = re.compile(r"[\w./*-]+\.(?:py|md|yaml|sh|cpp|toml|css|js)")
 FOLDER = re.compile(r"(?:diffusion_policy|config|scripts|tests|benchmarks|docs)/(?:[\w-]+/)*[\w-]*")
 NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?:\(\))?")
 # Names of other projects, and of what is in their files.
-OF_OTHERS = {"droid", "umi", "train_real_robot_7d", "peft", "base_layer", "lora_A", "shadow_params"}
+OF_OTHERS = {"droid", "umi", "train_real_robot_7d", "peft", "base_layer", "lora_A", "shadow_params", "TMPDIR"}
 
 
 def backticked(text: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -42,11 +43,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work / "site"
 
 
-# Commands one after the other, each in a copy of one process that has loaded what most of them take; prints statuses.
+# Commands one after the other, each in a copy of one process that has loaded what is named; prints statuses. A copy
+# ends without dismantling its modules, which would take longer than most of these commands.
 COMMANDS = """
-import json, os, runpy, sys
-import hydra, numpy, omegaconf, rich.console, torch, yaml, zarr
-for number, (folder, *words) in enumerate(json.loads(sys.argv[1])):
+import importlib, json, os, runpy, sys
+loaded, commands = json.loads(sys.argv[1])
+for name in loaded:
+    importlib.import_module(name)
+for number, (folder, *words) in enumerate(commands):
     copy = os.fork()
     if copy == 0:
         for stream in (1, 2):
@@ -54,10 +58,24 @@ for number, (folder, *words) in enumerate(json.loads(sys.argv[1])):
         os.chdir(folder)
         sys.argv = words
         sys.path[0] = os.path.dirname(words[0])
-        runpy.run_path(words[0], run_name="__main__")
-        sys.exit("it goes on after its end")
+        status = 120  # it goes on after its end
+        try:
+            runpy.run_path(words[0], run_name="__main__")
+        except SystemExit as ended:
+            status = ended.code or 0
+            if isinstance(status, str):
+                print(status, file=sys.stderr)
+                status = 1
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            status = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     print(os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]), flush=True)
 """
+FOR_HELP = ("numpy", "omegaconf", "rich.console", "yaml")
+FOR_WORK = ("hydra", "numpy", "omegaconf", "rich.console", "torch", "yaml", "zarr")
 HELPS = [(command, "--help") for command in ENTRY_POINTS]
 CONVERSION = ("dp-convert", "--input", "recorded", "--output", "set.zarr", "--resolution", "32", "18")
 NO_DATASET = ("dp-train", "task.dataset_path=absent.zarr", "training.device=cpu")
@@ -76,23 +94,27 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def ended(installed: Path, folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """The commands of the installation, by their words; they ran with nothing of the checkout on any path."""
-    said = tmp_path_factory.mktemp("said")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"PYTHONPATH": str(installed), "PATH": f"{installed / 'bin'}:{os.environ['PATH']}", "COLUMNS": "200"}
-    lines = [*HELPS, CONVERSION, NO_DATASET, NO_EXPERIMENT]
-    words = [
-        [str(folders[line not in HELPS]), str(installed / "bin" / command), *arguments]
-        for line in lines
-        for command, *arguments in [line]
-    ]
-    python = [sys.executable, "-c", COMMANDS, json.dumps(words)]
-    done = subprocess.run(python, cwd=said, env=environment, capture_output=True, text=True, check=True, timeout=600)
-    statuses = map(int, done.stdout.split())
-    printed = [((said / f"{number}.1").read_text(), (said / f"{number}.2").read_text()) for number in range(len(lines))]
-    return {
-        line: subprocess.CompletedProcess(line, status, *streams)
-        for line, status, streams in zip(lines, statuses, printed, strict=True)
-    }
+
+    def run(lines: Sequence[tuple[str, ...]], folder: Path, loaded: Sequence[str]) -> Ended:
+        said = tmp_path_factory.mktemp("said")
+        words = [[str(folder), str(installed / "bin" / command), *arguments] for command, *arguments in lines]
+        python = [sys.executable, "-c", COMMANDS, json.dumps([loaded, words])]
+        done = subprocess.run(
+            python, cwd=said, env=environment, capture_output=True, text=True, check=True, timeout=600
+        )
+        statuses = map(int, done.stdout.split())
+        printed = [
+            ((said / f"{number}.1").read_text(), (said / f"{number}.2").read_text()) for number in range(len(lines))
+        ]
+        return {
+            line: subprocess.CompletedProcess(line, status, *streams)
+            for line, status, streams in zip(lines, statuses, printed, strict=True)
+        }
+
+    empty, work = folders
+    return run(HELPS, empty, FOR_HELP) | run([CONVERSION, NO_DATASET, NO_EXPERIMENT], work, FOR_WORK)
 
 
 def test_every_command_helps(ended: Ended, folders: tuple[Path, Path]) -> None:

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from diffusion_policy.dataset.replay_buffer import GRIPPER_KEY, POSE_KEY
 from diffusion_policy.gripper_scale import GripperScale
 from diffusion_policy.recording.contract import ArrayNames
 from diffusion_policy.recording.mapping import WIDTHS, Arms, MappingError, Part, RecordingMapping
 from diffusion_policy.spec import GRIPPER, POSE, SpecError
-from diffusion_policy.spec.rotations import Representation, to_quaternions
+from diffusion_policy.spec.rotations import Representation, rotation_class, to_quaternions
 
 JOINTS_KEY = "robot_joints"
 OTHER_KEY = "robot_state"
@@ -189,5 +188,5 @@ def _quaternions(values: NDArray[Any], part: Part) -> NDArray[Any]:
     if part.unit == "deg":
         numbers = np.radians(numbers)
     if part.rotation == "euler_xyz":
-        return np.asarray(Rotation.from_euler("xyz", numbers).as_quat())
+        return np.asarray(rotation_class().from_euler("xyz", numbers).as_quat())
     return to_quaternions(numbers, _REPRESENTATIONS[str(part.rotation)])

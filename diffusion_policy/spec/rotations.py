@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from diffusion_policy.errors import SpecError
 from diffusion_policy.spec.names import POSE
@@ -30,6 +29,13 @@ IN_WORDS = {
 _SHORTEST = 1e-6
 
 
+def rotation_class() -> Any:
+    """SciPy's class of rotations; importing it takes as long as all else that the help of a command needs."""
+    from scipy.spatial.transform import Rotation
+
+    return Rotation
+
+
 def to_quaternions(values: FloatArray, kind: Representation | None) -> FloatArray:
     """Rotations (..., numbers of the representation) -> (..., 4) xyzw; NaN if they are none (zero, not finite).
 
@@ -42,12 +48,12 @@ def to_quaternions(values: FloatArray, kind: Representation | None) -> FloatArra
     finite = np.isfinite(flat).all(axis=1)
     if kind == "rotation_vector":
         if finite.any():
-            quaternions[finite] = Rotation.from_rotvec(flat[finite]).as_quat()
+            quaternions[finite] = rotation_class().from_rotvec(flat[finite]).as_quat()
     else:
         matrices = _orthonormal(flat, transpose=kind == "rotation_6d_columns")
         finite &= np.isfinite(matrices).all(axis=(1, 2))
         if finite.any():
-            quaternions[finite] = Rotation.from_matrix(matrices[finite]).as_quat()
+            quaternions[finite] = rotation_class().from_matrix(matrices[finite]).as_quat()
     return quaternions.reshape(*values.shape[:-1], 4)
 
 
@@ -98,4 +104,4 @@ def scipy_rotation(quaternions: FloatArray) -> Any:
     sound = are_rotations(flat)
     if not sound.all():
         raise SpecError(f"{flat[np.flatnonzero(~sound)[0]]} is no rotation; expected a unit quaternion")
-    return Rotation.from_quat(flat)
+    return rotation_class().from_quat(flat)
