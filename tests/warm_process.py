@@ -172,6 +172,17 @@ def start_warm(program: str) -> None:
     subprocess.Popen.__init__ = start  # type: ignore[method-assign]
 
 
+def look_at_configs() -> None:
+    """Composes the config that most commands compose, so that its grammar, files and interpolations are known."""
+    from omegaconf import OmegaConf
+    from parsed_once import parse_interpolations_once
+
+    from diffusion_policy.training_config import compose_training
+
+    parse_interpolations_once()
+    OmegaConf.to_container(compose_training(overrides=["training.seed=0"]), resolve=True)
+
+
 def leave_to_the_kernel(descriptor: int) -> None:
     """In place of `os.fsync`: no test cuts the power, and flushing is most of the time that writing takes."""
 
@@ -189,6 +200,7 @@ if __name__ == "__main__":
     for name in LOADED:
         __import__(name)
     os.fsync = leave_to_the_kernel  # type: ignore[assignment]
+    look_at_configs()
     gc.freeze()
     socket_path, warm_program = sys.argv[1:]
     request = requested(socket_path)
