@@ -1,5 +1,7 @@
 """Fixtures that all tests share."""
 
+import contextlib
+import fcntl
 import gc
 import lzma
 import os
@@ -17,18 +19,44 @@ from parsed_once import parse_interpolations_once
 REPOSITORY = Path(__file__).resolve().parents[1]
 IN_MEMORY = Path("/dev/shm")
 NEEDED = 4 << 30  # bytes; a run holds about half a gigabyte at a time
+FOLDERS = "of_a_test_run_"
 
 
-def pytest_configure() -> None:
-    """Temporary files are in memory where it has room: making and removing half a million small ones takes minutes.
+def pytest_configure(config: pytest.Config) -> None:
+    """All temporary files of a run but pytest's own are in one folder, which is removed at its end.
+
+    A folder that a killed run left is removed by the next one: nobody holds its lock.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    place = where_temporary_files_go()
+    for left in place.glob(f"{FOLDERS}*"):
+        with contextlib.suppress(OSError), (left / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=FOLDERS, dir=place))
+    lock = (folder / "lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = str(place)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+
+    def remove() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
+
+    config.add_cleanup(remove)
+
+
+def where_temporary_files_go() -> Path:
+    """In memory where it has room: to make and remove half a million small files takes minutes on a disk.
 
     TMPDIR, if it is set, is respected. Programs that tests write are executed, which containers may forbid there.
     """
     if "TMPDIR" in os.environ or not os.access(IN_MEMORY, os.W_OK):
-        return
+        return Path(tempfile.gettempdir())
     mounted = os.statvfs(IN_MEMORY)
-    if mounted.f_bavail * mounted.f_frsize >= NEEDED and not mounted.f_flag & os.ST_NOEXEC:
-        os.environ["TMPDIR"] = tempfile.tempdir = str(IN_MEMORY)
+    fits = mounted.f_bavail * mounted.f_frsize >= NEEDED and not mounted.f_flag & os.ST_NOEXEC
+    return IN_MEMORY if fits else Path(tempfile.gettempdir())
 
 
 @pytest.fixture(scope="session", autouse=True)
